@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Drover: copy-on-write disk images. Open a disk, read it, write it, ask where its bytes live.
+ *
+ * Conventions of every function here
+ *  - Offsets, lengths and sizes are bytes, unless a name says otherwise.
+ *  - The result is 0 or a negative errno value. The text of a failure is in the last argument,
+ *    which may be NULL; it names the file, the offset and what was expected.
+ *  - The library never prints, never exits and never aborts on bad input.
+ *  - One struct dr_disk may be used from many threads at once, except in dr_close().
+ */
+#ifndef DROVER_DROVER_H
+#define DROVER_DROVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DR_API __attribute__((visibility("default")))
+
+/* What went wrong. Owned by the caller; initialise with DR_ERROR_INIT, reuse freely. The first
+ * failure stays until it is reset. */
+struct dr_error {
+    int errnum;      /* positive errno value, 0 = nothing failed */
+    char text[2048]; /* one line, no newline at its end */
+};
+#define DR_ERROR_INIT \
+    {                 \
+        0, ""         \
+    }
+
+/* "MAJOR.MINOR.PATCH" of the library in use. Never NULL. */
+DR_API const char *dr_version(void);
+
+/* ------------------------------------------------------------------ opening */
+
+struct dr_disk; /* an open disk: a chain of images, the top one first */
+
+enum dr_open_flag {
+    DR_OPEN_RDWR = 1 << 0,        /* writable top image; the others are always read-only */
+    DR_OPEN_NO_BACKING = 1 << 1,  /* only the top image; what it does not hold reads as zeros */
+    DR_OPEN_FORCE_SHARE = 1 << 2, /* read even while somebody writes; excludes RDWR */
+    DR_OPEN_NO_FLUSH = 1 << 3,    /* dr_flush() writes metadata but asks no disk to be durable */
+    DR_OPEN_NO_LOCK = 1 << 4,     /* take no locks at all (file systems without them) */
+    DR_OPEN_ANY_PATH = 1 << 5,    /* names found inside images may point anywhere */
+    DR_OPEN_NO_CHECK_ID =
+        1 << 6, /* accept a parent whose content id does not match (repair tools) */
+    DR_OPEN_NO_RECOVER = 1 << 7, /* RDWR: fail with -EUCLEAN instead of recovering an image that was
+                                    not closed */
+    DR_OPEN_UNCHANGED = 1 << 8,  /* RDWR: the caller promises that no byte readable at the top
+                                    changes; content ids stay (rebase, stream) */
+    DR_OPEN_DIRECT = 1 << 9,     /* advise: do not keep the host's page cache */
+};
+
+struct dr_open_options {
+    const char *format;             /* of the top image; NULL = find out (raw if nothing fits) */
+    unsigned flags;                 /* enum dr_open_flag */
+    const char *const *allow_paths; /* NULL or NULL-terminated: directories, besides an image's own,
+                                       in which backing files may be; added to the environment's
+                                       DROVER_ALLOW_PATH (':' between) and /etc/drover/allow-paths
+                                       (one a line) */
+    const char *backing;        /* NULL, or a path to use instead of the recorded backing name */
+    const char *backing_format; /* with backing; NULL = find out */
+};
+
+/* Open the disk at path. options may be NULL: read-only, defaults. On success *disk is the caller's
+ * and ends with dr_close(). -EBUSY/-EAGAIN: locked by somebody; -EACCES: a name inside the image
+ * points where it must not; -EINVAL: not an image of that format; -ESTALE: a parent changed. */
+DR_API int dr_open(const char *path, const struct dr_open_options *options, struct dr_disk **disk,
+                   struct dr_error *err);
+
+/* Flush, settle the image's "being written" mark, unlock, free. The handle is gone whatever the
+ * result; a failure means that the last writes may be lost. NULL is allowed. */
+DR_API int dr_close(struct dr_disk *disk, struct dr_error *err);
+
+DR_API uint64_t dr_size(const struct dr_disk *disk);
+DR_API bool dr_writable(const struct dr_disk *disk);
+
+/* The chain, top first. index 0 is the top; NULL past the base. The strings live until the chain
+ * changes or the disk is closed. */
+DR_API size_t dr_chain_length(const struct dr_disk *disk);
+DR_API const char *dr_image_path(const struct dr_disk *disk, size_t index);
+DR_API const char *dr_image_format(const struct dr_disk *disk, size_t index);
+DR_API uint64_t dr_image_size(const struct dr_disk *disk, size_t index);
+/* The backing name as recorded in the image at index, or NULL. */
+DR_API const char *dr_image_backing_name(const struct dr_disk *disk, size_t index);
+
+/* ------------------------------------------------------------------ data */
+
+enum dr_io_flag {
+    DR_FUA = 1 << 0,       /* durable when the call returns */
+    DR_MAY_UNMAP = 1 << 1, /* dr_zero: space may be given back */
+    DR_EXPLICIT =
+        1 << 2, /* dr_zero: the top image itself must say zero, even where its parent does */
+};
+
+/* All of [off, off+len) must lie inside the disk, else -EINVAL and nothing is done. len 0 is fine.
+ * Byte granularity. After a failed write each 512-byte sector is old or new. */
+DR_API int dr_pread(struct dr_disk *disk, void *buf, uint64_t off, size_t len,
+                    struct dr_error *err);
+DR_API int dr_pwrite(struct dr_disk *disk, const void *buf, uint64_t off, size_t len,
+                     unsigned flags, struct dr_error *err);
+DR_API int dr_zero(struct dr_disk *disk, uint64_t off, uint64_t len, unsigned flags,
+                   struct dr_error *err);
+/* The guest no longer needs these bytes; they read as zeros or as before, never as the parent's. */
+DR_API int dr_discard(struct dr_disk *disk, uint64_t off, uint64_t len, struct dr_error *err);
+/* Everything written so far is durable. After a failed flush every later one fails too (-EIO): the
+ * kernel has dropped the data; close and open again. */
+DR_API int dr_flush(struct dr_disk *disk, struct dr_error *err);
+
+/* ------------------------------------------------------------------ where bytes live */
+
+enum dr_extent_flag {
+    DR_EXTENT_ALLOCATED = 1 << 0, /* some image of the chain provides it (qemu-img: "present") */
+    DR_EXTENT_ZERO = 1 << 1,      /* reads as zeros */
+    DR_EXTENT_DATA = 1 << 2,      /* takes space in a file */
+    DR_EXTENT_OFFSET = 1 << 3, /* file and host_off are valid: the bytes stand there as they are */
+    DR_EXTENT_CODED = 1 << 4,  /* compressed */
+};
+
+struct dr_extent_status {
+    uint64_t off, len; /* guest range */
+    unsigned flags;    /* enum dr_extent_flag */
+    unsigned depth;    /* index in the chain of the image that answers */
+    const char *file;  /* with OFFSET: lives until the disk is closed */
+    uint64_t host_off;
+};
+
+/* What stands at off. 0 < status->len <= len. The longest answer that costs no data read. */
+DR_API int dr_block_status(struct dr_disk *disk, uint64_t off, uint64_t len,
+                           struct dr_extent_status *status, struct dr_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

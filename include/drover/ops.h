@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Drover: what can be done with whole disks. Each operation takes a struct of options that may be
+ * all zero but for the names, opens what it needs, and closes it again. All of them are crash-safe:
+ * killed or cut off anywhere, the disks involved open and read as before or as after, and doing it
+ * again finishes the job. A refusal comes before anything is changed. Not thread-safe per struct;
+ * different operations may run in different threads.
+ */
+#ifndef DROVER_OPS_H
+#define DROVER_OPS_H
+
+#include "drover/drover.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Shared by all long operations. */
+struct dr_job {
+    /* Called from one thread at a time, at most about 20 times a second and once at the end. bytes
+     * of work, total may grow. Non-zero: stop, the operation fails with -ECANCELED. */
+    int (*progress)(void *user, uint64_t done, uint64_t total);
+    void *user;
+    uint64_t rate;             /* bytes a second, 0 = as fast as it goes */
+    unsigned workers;          /* threads, 0 = one a processor, at most 16 */
+    const volatile int *stop;  /* NULL, or set non-zero (a signal handler may) to cancel */
+    const volatile int *pause; /* NULL, or non-zero: hold on */
+    /* Notices that are not failures (warnings, what was decided). NULL = drop them. */
+    void (*message)(void *user, const char *text);
+};
+
+/* One NAME=VALUE of -o. Tables end by count. */
+struct dr_pair {
+    const char *name, *value;
+};
+
+/* ------------------------------------------------------------------ create */
+
+struct dr_create_options {
+    const char *format; /* required */
+    uint64_t size;      /* 0 with a backing = the backing's */
+    bool has_size;
+    const struct dr_pair *pairs;
+    size_t n_pairs;
+    const char *backing; /* as it is to be recorded: relative to path's directory */
+    const char *backing_format;
+    bool unsafe;     /* do not open the backing (size is needed then) */
+    bool no_replace; /* -EEXIST instead of taking an existing image's place */
+    unsigned flags;  /* enum dr_open_flag that matter: NO_FLUSH, NO_LOCK, ANY_PATH */
+};
+/* An existing file at path is replaced only when the new image is complete. */
+DR_API int dr_create(const char *path, const struct dr_create_options *options,
+                     struct dr_error *err);
+
+/* ------------------------------------------------------------------ convert */
+
+struct dr_convert_options {
+    const struct dr_open_options *source; /* how to open each source; NULL = defaults */
+    const char *out_format;               /* NULL = raw */
+    const struct dr_pair *pairs;
+    size_t n_pairs;
+    const char *backing; /* -B: the target keeps only what differs from this (must equal the
+                            source's view where the source's layers above it say nothing) */
+    const char *backing_format;
+    bool no_create;       /* -n: the target exists and is written over */
+    bool target_is_zero;  /* with no_create: it reads as zeros already */
+    uint64_t sparse_size; /* -S: runs of zeros at least this long are not written; 0 = none, write
+                             all; default by DR_CONVERT_SPARSE_DEFAULT */
+    bool salvage;         /* unreadable source ranges become zeros, with a message */
+    bool compress;
+    bool unsafe_target; /* -t unsafe: no fsync at the end */
+    bool compare_backing_unsafe;
+    unsigned target_flags; /* enum dr_open_flag for the target */
+};
+#define DR_CONVERT_SPARSE_DEFAULT 4096
+
+/* n sources, one after another, make one target disk. */
+DR_API int dr_convert(const char *const *sources, size_t n, const char *target,
+                      const struct dr_convert_options *options, const struct dr_job *job,
+                      struct dr_error *err);
+
+/* ------------------------------------------------------------------ compare */
+
+struct dr_compare_result {
+    bool same;
+    bool size_differs; /* the common part may still be the same; the longer one's rest must be zeros
+                        */
+    uint64_t mismatch_off;  /* first difference, if !same */
+    bool strict_allocation; /* strict: they differ only in what is allocated, at mismatch_off */
+    unsigned failed; /* after a failure: 1 or 2 = which disk could not be read or opened, else 0 */
+};
+DR_API int dr_compare(struct dr_disk *a, struct dr_disk *b, bool strict, const struct dr_job *job,
+                      struct dr_compare_result *result, struct dr_error *err);
+
+/* ------------------------------------------------------------------ rebase, stream, commit */
+
+struct dr_rebase_options {
+    struct dr_open_options open; /* of the overlay; flags RDWR is implied */
+    const char *backing;         /* "" = none (flatten); as it is to be recorded */
+    const char *backing_format;
+    bool unsafe;      /* -u: only rewrite the name */
+    bool force;       /* -u: even if the parent is missing, itself, a loop or no image */
+    bool drop_equal;  /* afterwards give up what equals the new parent */
+    bool force_share; /* -U on the new parent */
+    bool dry_run;
+};
+DR_API int dr_rebase(const char *path, const struct dr_rebase_options *options,
+                     const struct dr_job *job, struct dr_error *err);
+
+struct dr_stream_options {
+    struct dr_open_options open;
+    const char *base; /* a member of the chain that stays the parent; NULL = none stays */
+};
+DR_API int dr_stream(const char *path, const struct dr_stream_options *options,
+                     const struct dr_job *job, struct dr_error *err);
+
+struct dr_commit_options {
+    struct dr_open_options open;
+    const char *base; /* -b: a member of the chain; NULL = the immediate parent */
+    bool keep;        /* -d: do not empty the overlay afterwards */
+    bool force;       /* even if other images name the base */
+    /* Further directories to search for images that name the same base (its own and the overlay's
+     * always are) */
+};
+DR_API int dr_commit(const char *path, const struct dr_commit_options *options,
+                     const struct dr_job *job, struct dr_error *err);
+
+/* ------------------------------------------------------------------ snapshots of formats without
+ * internal ones */
+
+/* Make a new child of path; it is the new active disk. name: file name or NULL = X-000001.ext with
+ * the lowest free number. *active: its path, malloc'ed. */
+DR_API int dr_snapshot_create(const char *path, const char *name,
+                              const struct dr_open_options *options, char **active,
+                              struct dr_error *err);
+
+struct dr_tree_node {
+    char *path;
+    char *format;
+    uint64_t size, disk_size;
+    char *problem; /* NULL, or why this image does not open with its parent */
+    bool asked;    /* the image the question was about */
+    size_t parent; /* index in the array, SIZE_MAX = a root */
+};
+/* All images in path's directory that belong to the same family: ancestors, descendants, siblings.
+ * Parents stand before children. free with dr_tree_free. */
+DR_API int dr_tree(const char *path, const struct dr_open_options *options,
+                   struct dr_tree_node **nodes, size_t *n, struct dr_error *err);
+DR_API void dr_tree_free(struct dr_tree_node *nodes, size_t n);
+
+/* ------------------------------------------------------------------ info, check, recover, resize
+ */
+
+/* As `qemu-img info --output=json` prints: one object, or with chain an array of them, top first.
+ * *json is malloc'ed. */
+DR_API int dr_info(const char *path, const struct dr_open_options *options, bool chain, char **json,
+                   struct dr_error *err);
+
+enum dr_repair { DR_REPAIR_NONE = 0, DR_REPAIR_LEAKS = 1, DR_REPAIR_ALL = 3 };
+/* As `qemu-img check --output=json`. report gets a line a finding. -ENOTSUP: the format has nothing
+ * to check. */
+DR_API int dr_check(const char *path, const struct dr_open_options *options, unsigned repair,
+                    void (*report)(void *user, const char *line), void *user, char **json,
+                    struct dr_error *err);
+
+/* Say what was interrupted at path (through report, a line each) and, unless dry_run, finish or
+ * undo it. *found = how many things there were. */
+DR_API int dr_recover(const char *path, const struct dr_open_options *options, bool dry_run,
+                      void (*report)(void *user, const char *line), void *user, unsigned *found,
+                      struct dr_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

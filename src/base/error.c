@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "base/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+const char *dr_version(void)
+{
+    return DR_VERSION;
+}
+
+static bool error_is_free(const struct dr_error *err)
+{
+    return err && err->errnum == 0;
+}
+
+int dr_fail(struct dr_error *err, int errnum, const char *fmt, ...)
+{
+    if (error_is_free(err)) {
+        va_list ap;
+        va_start(ap, fmt);
+        vsnprintf(err->text, sizeof(err->text), fmt, ap);
+        va_end(ap);
+        err->errnum = errnum;
+    }
+    return -errnum;
+}
+
+int dr_fail_errno(struct dr_error *err, int errnum, const char *fmt, ...)
+{
+    if (error_is_free(err)) {
+        char reason[128];
+        va_list ap;
+        va_start(ap, fmt);
+        int n = vsnprintf(err->text, sizeof(err->text), fmt, ap);
+        va_end(ap);
+        size_t used = n < 0 ? 0 : (size_t)n;
+        if (used < sizeof(err->text))
+            snprintf(err->text + used, sizeof(err->text) - used, ": %s",
+                     strerror_r(errnum, reason, sizeof(reason)));
+        err->errnum = errnum;
+    }
+    return -errnum;
+}
+
+int dr_prefix(struct dr_error *err, const char *fmt, ...)
+{
+    if (!err || err->errnum == 0)
+        return -EIO;
+    char old[sizeof(err->text)];
+    memcpy(old, err->text, sizeof(old));
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vsnprintf(err->text, sizeof(err->text), fmt, ap);
+    va_end(ap);
+    size_t used = n < 0 ? 0 : (size_t)n;
+    if (used < sizeof(err->text))
+        snprintf(err->text + used, sizeof(err->text) - used, ": %s", old);
+    return -err->errnum;
+}
+
+void dr_error_reset(struct dr_error *err)
+{
+    if (err) {
+        err->errnum = 0;
+        err->text[0] = '\0';
+    }
+}

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Images, chains and disks, for the core, the operations and the drivers.
+ *
+ *   dr_image   one format driver over its files: one layer. Refcounted.
+ *   dr_chain   images linked by backing, top first. Immutable, refcounted.
+ *   dr_disk    what the public API hands out: a gate and the present chain.
+ */
+#ifndef DR_CORE_CORE_H
+#define DR_CORE_CORE_H
+
+#include <pthread.h>
+
+#include "base/error.h"
+#include "core/pages.h"
+#include "formats/format.h"
+
+#define DR_CHAIN_MAX 256 /* depth bound of a chain */
+
+struct dr_cache;   /* pages.c */
+struct dr_ranges;  /* inflight.c */
+struct dr_flusher; /* flush.c */
+
+enum dr_need_kind { DR_NEED_NONE, DR_NEED_PAGE, DR_NEED_FLUSH, DR_NEED_BEGIN };
+
+struct dr_need {
+    enum dr_need_kind kind;
+    unsigned file;
+    uint64_t off;
+};
+
+struct dr_image {
+    const struct dr_format *fmt;
+    void *state; /* the driver's */
+    struct dr_fs *fs;
+    char *path;             /* as given or resolved; for messages and for names next to it */
+    struct dr_file **files; /* [0] is the file at path */
+    unsigned n_files;
+    uint64_t size;  /* guest bytes */
+    unsigned flags; /* enum dr_open_flag as they hold for this image */
+    bool writable;
+    bool unclean;         /* set by open: was not closed after writing */
+    char *backing_name;   /* as recorded, NULL = none */
+    char *backing_format; /* as recorded, NULL = not recorded */
+
+    /* the core's own */
+    _Atomic unsigned refs;
+    pthread_mutex_t lock; /* page edits; never held across I/O */
+    struct dr_need need;  /* what the last -EAGAIN wants; under lock */
+    struct dr_cache *cache;
+    struct dr_ranges *ranges;
+    struct dr_flusher *flusher;
+    pthread_mutex_t begin_lock; /* one begin_write at a time */
+    _Atomic unsigned begun;     /* bit 0: begin_write done, bit 1: done with changes */
+    const struct dr_gate *gate; /* which names it may open; open.c; valid during open only */
+};
+
+struct dr_chain {
+    _Atomic unsigned refs;
+    size_t n;
+    struct dr_image *images[]; /* top first; each holds a reference */
+};
+
+/* ------------------------------------------------------------------ images (image.c, open.c) */
+
+/* For drivers, during open: open a further file of the image (extent, data file). name as recorded:
+ * resolved against the image's directory, must lie inside that directory's tree once links are
+ * followed (invariant 6). The file gets the image's access mode and locks and is appended to
+ * files[]. */
+int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index,
+                       struct dr_error *err);
+
+struct dr_image *dr_image_ref(struct dr_image *image);
+/* The last reference closes: flush and end_write first if it was written (a failure is in err).
+ * NULL allowed. */
+int dr_image_unref(struct dr_image *image, struct dr_error *err);
+
+/* One image without its chain. format NULL = probe. flags: enum dr_open_flag. */
+int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
+                  struct dr_image **image, struct dr_error *err);
+
+/* A frozen image becomes writable (commit into a parent) and frozen again. The caller is its only
+ * writer. */
+int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err);
+int dr_image_freeze(struct dr_image *image, struct dr_error *err);
+
+/* Call a [page] callback until it has what it needs: `while ((r = cb()) == -EAGAIN) r =
+ * dr_image_satisfy()`. Called with image->lock held; drops it for the I/O; holds it again on
+ * return. off: the guest offset at hand. */
+int dr_image_satisfy(struct dr_image *image, uint64_t off, struct dr_error *err);
+
+/* What this image alone has; fmt->map with pages loaded as needed. Takes the lock itself. */
+int dr_image_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
+                 struct dr_error *err);
+
+/* begin_write if this open has not done it yet (for this kind of change). */
+int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err);
+
+/* Flush in the one right order (flush.c): data, then metadata by levels, each durable before the
+ * next. Also what was freed before comes back to use. */
+int dr_image_flush(struct dr_image *image, struct dr_error *err);
+
+/* Which format is the file at path? Never reads more than 4 KiB. */
+int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const struct dr_format **fmt,
+             struct dr_error *err);
+const struct dr_format *dr_format_find(const char *name); /* NULL = none */
+const struct dr_format *dr_format_at(size_t i);           /* NULL past the end; raw is last */
+/* Tests only: one more driver, first in the order. Not thread-safe. */
+void dr_format_register(const struct dr_format *fmt);
+
+/* ------------------------------------------------------------------ chains (chain.c) */
+
+/* Takes over the references in images[]. NULL = out of memory (references are dropped). */
+struct dr_chain *dr_chain_new(struct dr_image *const *images, size_t n);
+struct dr_chain *dr_chain_ref(struct dr_chain *chain);
+int dr_chain_unref(struct dr_chain *chain, struct dr_error *err);
+
+/* The chain above its index `first`: images[first..]; shares the images. NULL = out of memory. */
+struct dr_chain *dr_chain_tail(struct dr_chain *chain, size_t first);
+
+/* Where bytes live, seen through images[first..]. A place stays valid (is not reused) until
+ * dr_place_done. */
+struct dr_place {
+    struct dr_extent ext; /* HOLE: nobody has it; it reads as zeros */
+    size_t owner; /* index of the image that answers; n for HOLE; for bytes past a parent's end the
+                     image that ends (kind ZERO, past_end set) */
+    bool past_end;
+    struct dr_image *pinned; /* private */
+    unsigned ticket;         /* private */
+};
+
+/* off + len <= images[first]->size. A shorter image below ends the look-up: what is past its end is
+ * zero, whatever lies deeper. */
+int dr_chain_map(struct dr_chain *chain, size_t first, uint64_t off, uint64_t len,
+                 struct dr_place *place, struct dr_error *err);
+/* As dr_chain_map over images[first..last) only: HOLE when none of those has it. */
+int dr_chain_map_part(struct dr_chain *chain, size_t first, size_t last, uint64_t off, uint64_t len,
+                      struct dr_place *place, struct dr_error *err);
+void dr_place_done(struct dr_place *place);
+
+/* Shorten a DATA place to what the host's file really has: *zero = the bytes there are a hole of
+ * the file (read as zeros, unread); ext.len is cut to the run. Changes nothing for other kinds. */
+int dr_place_sparse(struct dr_place *place, bool *zero, struct dr_error *err);
+
+/* ------------------------------------------------------------------ I/O (io.c: the only data
+ * mover)
+ *
+ * `at` is the image of the chain that is read from / written to; what it does not hold comes from
+ * images[at+1..]. Ranges past an image's size: read → zeros for at > 0 callers that asked through a
+ * shorter parent is done by map; here off + len <= images[at]->size or -EINVAL. */
+int dr_chain_read(struct dr_chain *chain, size_t at, void *buf, uint64_t off, size_t len,
+                  struct dr_error *err);
+/* Like read, but what lies past the end of images[at] is zeros. */
+int dr_chain_read_padded(struct dr_chain *chain, size_t at, void *buf, uint64_t off, size_t len,
+                         struct dr_error *err);
+int dr_chain_write(struct dr_chain *chain, size_t at, const void *buf, uint64_t off, size_t len,
+                   struct dr_error *err);
+/* flags: DR_MAY_UNMAP, DR_EXPLICIT. */
+int dr_chain_zero(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len, unsigned flags,
+                  struct dr_error *err);
+int dr_chain_discard(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                     struct dr_error *err);
+/* Write buf, but only where images[at] is (still) a HOLE, looked at under the unit's lock. buf NULL
+ * = zeros. */
+int dr_chain_fill(struct dr_chain *chain, size_t at, const void *buf, uint64_t off, uint64_t len,
+                  struct dr_error *err);
+/* Make [off, off+len) a HOLE of images[at], whole units only (partial units at the edges are left
+ * alone): what is below shows. For commit (emptying) and drop-equal. -ENOTSUP. */
+int dr_chain_drop(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                  struct dr_error *err);
+/* Copy [src_off, +len) of src's file bytes, a DATA place of another chain, without passing through
+ * memory, where images[at] is written whole units at a time; *copied may be less than len;
+ * -ENOTSUP: read and write. */
+int dr_chain_copy_from(struct dr_chain *chain, size_t at, uint64_t off, struct dr_file *src,
+                       uint64_t src_off, uint64_t len, uint64_t *copied, struct dr_error *err);
+/* Write one coded unit (convert -c): in_len coded bytes that decode to [off, off+len). */
+int dr_chain_write_coded(struct dr_chain *chain, size_t at, const void *coded, uint32_t coded_len,
+                         uint64_t off, uint64_t len, struct dr_error *err);
+/* Every dirty image of images[at..], deepest first. */
+int dr_chain_flush(struct dr_chain *chain, size_t at, struct dr_error *err);
+
+/* ------------------------------------------------------------------ disks (disk.c) */
+
+struct dr_disk {
+    struct dr_fs *fs;
+    pthread_mutex_t gate_lock;
+    pthread_cond_t gate_cond;
+    struct dr_chain *chain; /* swapped only with the gate closed and drained */
+    unsigned inside;        /* requests past the gate */
+    bool closed;
+    unsigned flags;
+};
+
+/* As dr_open, on any file system. */
+int dr_open_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+               struct dr_disk **disk, struct dr_error *err);
+/* Pass the gate: the chain stays until dr_disk_leave. */
+struct dr_chain *dr_disk_enter(struct dr_disk *disk);
+void dr_disk_leave(struct dr_disk *disk);
+/* Close the gate, wait for the requests inside, swap, open. Takes over the reference; the old chain
+ * is unref'ed. */
+int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *err);
+
+/* Is a file at path, named by the image at from (real paths), allowed? The text says how to allow
+ * it. */
+int dr_gate_check(struct dr_fs *fs, const char *from, const char *path,
+                  const struct dr_open_options *options, struct dr_error *err);
+
+#endif

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The metadata page cache: 4 KiB pages of an image's files, with levels and sealing (invariant 1).
+ *
+ * Every function here that takes an image is called with image->lock held, and none does I/O,
+ * unless it says otherwise. Only dirty 512-byte sectors of a page are ever written, so a page may
+ * share its 4 KiB with guest data.
+ *
+ * Levels, written ascending with a flush between: 0 unreferenced (new tables, raised counts),
+ * 1 allocation roots, 2 links, 3 header switch. Guest data is flushed before level 2.
+ */
+#ifndef DR_CORE_PAGES_H
+#define DR_CORE_PAGES_H
+
+#include "formats/format.h"
+
+#define DR_PAGE_SIZE   4096u
+#define DR_PAGE_LEVELS 4
+
+/* The page that holds byte off of files[file]. -EAGAIN: it is not in memory; return that. The
+ * pointer is good until the lock is dropped, unless the page is pinned. */
+int dr_page_get(struct dr_image *image, unsigned file, uint64_t off, struct dr_page **page);
+
+/* The page's present bytes from off (a file offset inside the page) to the page's end. Bytes behind
+ * the end of the file are 0. */
+const uint8_t *dr_page_at(const struct dr_page *page, uint64_t off);
+
+/* Every byte of the file from the page's start up to the returned offset is zero, as far as is
+ * known without I/O: the page's own start if it is not all zero. Beyond the page only when the file
+ * has a hole there and no metadata of this image was edited since the page came in. */
+uint64_t dr_page_zero_until(const struct dr_image *image, const struct dr_page *page);
+
+/* Keep the page and guarantee that dr_page_put at this level cannot fail. -EAGAIN: return it (dirty
+ * at a higher level: a flush comes first). -ENOMEM. Pins nest. A page is at one level at a time. */
+int dr_page_pin(struct dr_image *image, struct dr_page *page, unsigned level);
+void dr_page_unpin(struct dr_image *image, struct dr_page *page);
+
+/* A pinned page of zeros that is not read from the file (a new table); dirty in full at level when
+ * put. */
+int dr_page_new(struct dr_image *image, unsigned file, uint64_t off, unsigned level,
+                struct dr_page **page);
+
+/* Overwrite bytes of a pinned page. Cannot fail; goes to a clone while the page is sealed. */
+void dr_page_put(struct dr_image *image, struct dr_page *page, uint64_t off, const void *bytes,
+                 size_t len);
+
+/* Ask the core to call begin_write before trying again. Returns -EAGAIN. */
+int dr_need_begin(struct dr_image *image);
+
+/* Forget clean, unpinned pages of a file range (the driver rewrote it by dr_file_pwrite). */
+void dr_page_forget(struct dr_image *image, unsigned file, uint64_t off, uint64_t len);
+
+/* Nothing points to this place any more once the present dirty metadata is durable: fmt->release
+ * will be called then (invariant 2). On lack of memory the place leaks, which check -r mends. */
+void dr_free_later(struct dr_image *image, struct dr_freed freed);
+
+#endif

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The contract between the core and a format driver. Drivers map, the core moves bytes.
+ *
+ * A driver answers questions about metadata pages that the core has loaded for it, and edits those
+ * pages. It never copies guest data. Callbacks marked [page] run with the image lock held, do no
+ * I/O and may return -EAGAIN after dr_page_get(), dr_page_pin() or dr_need_begin() said so: the
+ * core does what is needed outside the lock and calls again with the same arguments. All others may
+ * do I/O on the image's files through dr_file_*; the core calls at most one of them at a time per
+ * image and none while a [page] callback runs, unless said otherwise.
+ */
+#ifndef DR_FORMATS_FORMAT_H
+#define DR_FORMATS_FORMAT_H
+
+#include <jansson.h>
+
+#include "storage/storage.h"
+
+struct dr_image;
+struct dr_page;
+
+/* ------------------------------------------------------------------ extents */
+
+enum dr_kind {
+    DR_HOLE,  /* this image has nothing here: ask the backing image, or zeros */
+    DR_ZERO,  /* this image says zeros, whatever the backing has */
+    DR_DATA,  /* the bytes stand in file at host */
+    DR_CODED, /* the bytes are part of a coded (compressed) unit */
+};
+
+struct dr_extent {
+    enum dr_kind kind;
+    uint64_t len;         /* guest bytes from the asked offset on that this answer covers, > 0 */
+    struct dr_file *file; /* DATA, CODED: one of the image's files */
+    uint64_t host;        /* DATA: where the byte at the asked offset is; CODED: first coded byte */
+    uint32_t host_len;    /* CODED: number of coded bytes (an upper bound is fine) */
+    uint32_t unit;        /* CODED: guest bytes the unit decodes to */
+    uint32_t inner;       /* CODED: the asked offset's place in the decoded unit */
+    bool in_place;        /* DATA: may be overwritten where it is */
+    bool flat;            /* DATA: holes of the file are this image's zeros (raw, flat extents) */
+};
+
+/* ------------------------------------------------------------------ reservations */
+
+enum dr_want { DR_WANT_DATA, DR_WANT_ZERO, DR_WANT_HOLE, DR_WANT_CODED };
+
+enum dr_todo {
+    DR_TODO_WRITE,     /* write the guest bytes [off, off+len) at host, and pad zeros behind them */
+    DR_TODO_ZERO_HOST, /* make [host, host+len+pad) zero in the file, giving space back */
+    DR_TODO_NOTHING,   /* just publish */
+};
+
+#define DR_RESERVATION_PAGES 8
+
+struct dr_reservation {
+    uint64_t off, len; /* guest range that publish makes visible: contains what was asked for, lies
+                          inside the unit; the core fills head and tail from this same chain */
+    struct dr_file *file; /* WRITE, ZERO_HOST */
+    uint64_t host;
+    uint64_t pad; /* WRITE: zeros to write behind len, up to the end of the last unit's space */
+    enum dr_todo todo;
+    enum dr_want want;
+    /* the driver's own, from reserve to publish or cancel */
+    struct dr_page *pages[DR_RESERVATION_PAGES];
+    uint64_t priv[6];
+};
+
+/* A place in a file that nothing points to any more. */
+struct dr_freed {
+    struct dr_file *file;
+    uint64_t host, len;
+};
+
+/* ------------------------------------------------------------------ creating, changing the parent
+ */
+
+struct dr_option {
+    const char *name, *value;
+};
+
+struct dr_create_params {
+    uint64_t size;                   /* bytes */
+    const struct dr_option *options; /* what -o gave; names the driver does not know: -EINVAL */
+    size_t n_options;
+    struct dr_image
+        *backing; /* open, or NULL (no backing, or an unsafe create without opening it) */
+    const char *backing_name;    /* as it is to be recorded; NULL = none */
+    const char *backing_format;  /* NULL = not given */
+    const struct dr_image *like; /* snapshot: take geometry and subformat from this one; or NULL */
+    unsigned file_flags;         /* enum dr_file_flag to add when opening the new files */
+};
+
+/* One row a -o option; the table ends with a NULL name. */
+struct dr_option_help {
+    const char *name, *type, *help; /* type: "str" "size" "bool (on/off)" "num" */
+};
+
+enum dr_set_backing_flag {
+    DR_TRY =
+        1 << 0, /* only find out whether it would work: space, charset, permission; write nothing */
+    DR_FORMAT_ONLY = 1 << 1,
+};
+
+/* ------------------------------------------------------------------ info, check */
+
+struct dr_check_result {         /* the numbers of qemu-img check */
+    uint64_t corruptions, leaks; /* leaks in bytes / cluster_size */
+    uint64_t corruptions_fixed, leaks_fixed;
+    uint64_t check_errors;
+    uint64_t image_end_offset;
+    uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
+    bool has_clusters;
+    /* each finding as a line; never NULL while check runs */
+    void (*report)(void *user, const char *line);
+    void *user;
+};
+
+enum dr_check_flag { DR_CHECK_FIX_LEAKS = 1, DR_CHECK_FIX_ALL = 3 };
+
+/* ------------------------------------------------------------------ the driver */
+
+enum dr_format_flag {
+    DR_FORMAT_BACKING = 1 << 0, /* can have a backing image */
+    DR_FORMAT_WRITE = 1 << 1,
+    DR_FORMAT_CREATE = 1 << 2,
+    DR_FORMAT_CONTENT_ID =
+        1 << 3, /* children notice when a parent changed: commit must repair them */
+    DR_FORMAT_NO_PROBE = 1 << 4, /* raw: what is left when nothing else fits */
+};
+
+struct dr_format {
+    const char *name;
+    unsigned flags; /* enum dr_format_flag */
+    const struct dr_option_help *create_options;
+    const char *snapshot_suffix; /* external snapshot names: "vmdk" → X-000001.vmdk */
+
+    /* buf: the first len bytes of the file (up to 4 KiB, fewer if it is shorter). 0 = not mine,
+     * else the higher the surer (100 = magic number). No I/O. */
+    int (*probe)(const uint8_t *buf, size_t len, const char *path);
+
+    /* image->files[0] is open. Read and check header and geometry; open further files through
+     * dr_image_open_file(); set image->size, state, backing_name, backing_format (malloc'ed),
+     * unclean. Nothing is written, however unclean. On failure the core calls close. */
+    int (*open)(struct dr_image *image, struct dr_error *err);
+    /* Free state (may be NULL or half made). The core closes the files. */
+    void (*close)(struct dr_image *image);
+
+    /* Make a new, complete, durable image at path (all names O_EXCL); on failure leave nothing
+     * behind. */
+    int (*create)(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
+                  struct dr_error *err);
+
+    /* Which range must be locked before reserve; pure geometry. [*uoff, *uoff + *ulen) contains
+     * off, its end may pass image->size. */
+    void (*unit)(const struct dr_image *image, uint64_t off, uint64_t *uoff, uint64_t *ulen);
+
+    /* [page] What this image alone has at off; 0 < ext->len <= len; as long as the loaded page
+     * tells (and dr_page_zero_until). off + len <= image->size. Damaged entries: -EIO naming file
+     * and offset. */
+    int (*map)(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
+               struct dr_error *err);
+
+    /* Check a page (len <= 4096 bytes at off of file) as it enters the cache. Optional. */
+    int (*vet)(struct dr_image *image, struct dr_file *file, uint64_t off, const uint8_t *page,
+               size_t len, struct dr_error *err);
+
+    /* [page] off, len inside one unit, locked exclusively by the caller. Pin and privatise every
+     * page that publish touches. host_len: for CODED, the bytes needed. -ENOTSUP: for ZERO "write
+     * zeros as DATA", for HOLE/CODED "cannot". -ENOSPC: the format has no room. */
+    int (*reserve)(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                   uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
+    /* Image lock held, no I/O, cannot fail. What loses its last reference goes to dr_free_later().
+     */
+    void (*publish)(struct dr_image *image, struct dr_reservation *r);
+    void (*cancel)(struct dr_image *image, struct dr_reservation *r);
+    /* Image lock held: the removal is durable and nobody maps the place any more: lower the count,
+     * reuse. True: the core punches the range out of the file first (done outside the lock before
+     * the call). */
+    void (*release)(struct dr_image *image, const struct dr_freed *freed);
+
+    /* Pure CPU, no lock. decode: coded bytes → exactly out_len bytes. encode: the size used in out,
+     * or -ENOTSUP when it does not shrink into out_cap. */
+    int (*decode)(struct dr_image *image, const uint8_t *in, size_t in_len, uint8_t *out,
+                  size_t out_len, struct dr_error *err);
+    int64_t (*encode)(struct dr_image *image, const uint8_t *in, size_t in_len, uint64_t guest_off,
+                      uint8_t *out, size_t out_cap);
+    /* End of a sequential format: tables, footer. Optional. */
+    int (*finish)(struct dr_image *image, struct dr_error *err);
+
+    /* Before the first write of an open (DR_OPEN_UNCHANGED in image->flags: the view stays), and
+     * again whenever reserve asked by dr_need_begin(): mark the image as being written, durably.
+     * changes: the guest's view is about to change (first such call: new content id). off: the
+     * guest offset at hand. Runs while [page] callbacks of other threads may run: guard what they
+     * read. */
+    int (*begin_write)(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err);
+    /* All metadata is durable, no write is in flight: unmark, durably. Idempotent. */
+    int (*end_write)(struct dr_image *image, struct dr_error *err);
+
+    /* parent: open image or NULL (none, or unsafe without opening). name: as it is to be recorded,
+     * NULL = no parent. The caller has flushed. One sector or one dr_replace; durable on return. */
+    int (*set_backing)(struct dr_image *image, const struct dr_image *parent, const char *name,
+                       const char *format, unsigned flags, struct dr_error *err);
+    /* The n-th place (from 0) where the recorded backing image may be; *path malloc'ed. -ENOENT: no
+     * more. Absent: only the recorded name, relative to the image's directory. */
+    int (*backing_candidate)(const struct dr_image *image, unsigned n, char **path,
+                             struct dr_error *err);
+    /* Is this the parent the image was made on? -ESTALE with a message that names both ids, both
+     * files and the way out. parent->writable state does not matter. Absent: anything is. */
+    int (*check_backing)(const struct dr_image *image, const struct dr_image *parent,
+                         struct dr_error *err);
+
+    /* Formats with content ids (DR_FORMAT_CONTENT_ID), for commit and recover: protocols.md "VMDK,
+     * Commit". next_id: the id the parent gets while `child` is being committed into it. set_id
+     * makes it so, durably, with the unclean mark; set_parent_id rewrites only the child's record
+     * of its parent's id. */
+    uint32_t (*id)(const struct dr_image *image);
+    uint32_t (*parent_id)(const struct dr_image *image);
+    uint32_t (*commit_id)(const struct dr_image *parent, const struct dr_image *child);
+    int (*set_id)(struct dr_image *image, uint32_t id, struct dr_error *err);
+    int (*set_parent_id)(struct dr_image *image, uint32_t id, struct dr_error *err);
+
+    /* Write-open of an unclean image: metadata only, idempotent, before anything else is written.
+     */
+    int (*recover)(struct dr_image *image, struct dr_error *err);
+    /* New size; the caller has zeroed / dropped what must not show. -ENOTSUP. */
+    int (*resize)(struct dr_image *image, uint64_t size, struct dr_error *err);
+    /* Cut what no table points to off the end of the files (commit has emptied the image).
+     * Optional. */
+    int (*trim)(struct dr_image *image, struct dr_error *err);
+    /* Add what is special to the format to data (qemu-img info's format-specific "data"). Also sets
+     * *cluster_size (0 = none). */
+    int (*info)(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
+    int (*check)(struct dr_image *image, unsigned fix, struct dr_check_result *result,
+                 struct dr_error *err);
+};
+
+extern const struct dr_format dr_format_raw;
+extern const struct dr_format dr_format_vmdk;
+
+#endif

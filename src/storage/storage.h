@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Storage: bytes in a container. A dr_fs opens, names and removes files; a dr_file reads and
+ * writes one. Knows nothing of disk-image formats.
+ *
+ * Thread safety: everything on an open dr_file may be called from many threads. The file's
+ * reference count and the process-wide table are protected inside.
+ * Errors: 0 or -errno, text in err; every text names the file and, where there is one, the offset.
+ */
+#ifndef DR_STORAGE_STORAGE_H
+#define DR_STORAGE_STORAGE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "drover/drover.h"
+
+struct dr_file;
+struct dr_fs;
+
+/* Which object a path leads to; two paths with equal ids are the same file. */
+struct dr_file_id {
+    uint64_t dev, ino;
+};
+
+/* ------------------------------------------------------------------ locks */
+
+/* What a user of a file does (use) and what it tolerates of others: as QEMU's permissions; bit i is
+ * byte 100+i for use, byte 200+i for "not shared". */
+enum dr_perm {
+    DR_PERM_READ = 1 << 0, /* consistent read */
+    DR_PERM_WRITE = 1 << 1,
+    DR_PERM_WRITE_UNCHANGED = 1 << 2,
+    DR_PERM_RESIZE = 1 << 3,
+    DR_PERM_ALL = 15,
+};
+
+/* ------------------------------------------------------------------ open flags */
+
+enum dr_file_flag {
+    DR_FILE_RDWR = 1 << 0,   /* excludes every other writer and every reader that does not share */
+    DR_FILE_CREATE = 1 << 1, /* make it, -EEXIST if something has the name; implies RDWR */
+    DR_FILE_FORCE_SHARE = 1 << 2, /* read although somebody writes */
+    DR_FILE_NO_LOCK = 1 << 3,     /* no lock bytes at all, not even between users in this process */
+    DR_FILE_NO_FLUSH = 1 << 4,    /* dr_file_flush does nothing (cache=unsafe) */
+    DR_FILE_DIRECT = 1 << 5,      /* drop from the host's page cache after use (advice) */
+    DR_FILE_TRUNCATE = 1 << 6,    /* with RDWR: cut to 0 after the lock is taken; with CREATE: take
+                                     over an    existing regular file instead of -EEXIST */
+};
+
+/* ------------------------------------------------------------------ files */
+
+/* What kind of bytes a range of a container is. */
+enum dr_file_extent {
+    DR_FILE_DATA,
+    DR_FILE_HOLE, /* reads as zeros and takes no space */
+};
+
+enum dr_file_zero_flag {
+    DR_FILE_ZERO_PUNCH = 1 << 0, /* give the space back if the container can */
+    DR_FILE_ZERO_FAST = 1 << 1,  /* -ENOTSUP rather than writing zeros byte by byte */
+};
+
+struct dr_file_ops {
+    const char *name;
+    void (*close)(struct dr_file *f);
+    /* Up to len bytes at off; the number read, short only at the end of the file; or -errno. */
+    ssize_t (*pread)(struct dr_file *f, void *buf, uint64_t off, size_t len);
+    /* All of iov at off, growing the file; 0 or -errno. On failure any part may have been written,
+     * each 512-byte sector old or new. May modify iov. */
+    int (*pwritev)(struct dr_file *f, struct iovec *iov, int n, uint64_t off);
+    int (*extent)(struct dr_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
+                  uint64_t *run); /* optional: absent = all DATA */
+    /* Zeros in [off, off+len), growing the file if it ends inside; -ENOTSUP: the wrapper writes
+     * zeros. */
+    int (*zero)(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags);
+    int (*truncate)(struct dr_file *f, uint64_t size);
+    int (*flush)(struct dr_file *f);
+    /* Copy without passing through this process: reflink or copy_file_range. The number of bytes
+     * copied (> 0), or -ENOTSUP/-EXDEV/-EINVAL: use read and write. src has the same ops. Optional.
+     */
+    ssize_t (*copy)(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uint64_t src_off,
+                    uint64_t len);
+    /* Re-open for writing behind the same object, exchanging locks as docs/formats/protocols say.
+     */
+    int (*upgrade)(struct dr_file *f, struct dr_error *err);
+    int (*downgrade)(struct dr_file *f, struct dr_error *err); /* back to a reader's locks */
+    int (*lock)(struct dr_file *f, unsigned use, unsigned unshared, struct dr_error *err);
+};
+
+/* Base of every implementation's own struct (first member). */
+struct dr_file {
+    const struct dr_file_ops *ops;
+    struct dr_fs *fs;
+    struct dr_file_id id;
+    char *path;           /* as opened; for messages and for naming things next to it */
+    unsigned flags;       /* enum dr_file_flag of the present state */
+    unsigned atomic_size; /* bytes written all or nothing: 512 */
+    bool block_device;
+    _Atomic uint64_t size;   /* bytes; kept by the wrappers */
+    _Atomic bool dirty;      /* written since the last successful flush began */
+    _Atomic int flush_error; /* sticky: negative errno of the first failed flush */
+    /* owned by the process-wide table (file.c) */
+    unsigned refs, writers, sharers;
+    struct dr_file *next;
+};
+
+/* Open path. The same object comes back for the same file: then the new user's wishes are checked
+ * against the present users as another process's would be (a writer excludes readers that do not
+ * share and other writers; message has the words: Failed to get "write" lock / Failed to get shared
+ * "write" lock). RDWR over a file that this process has open read-only only by FORCE_SHARE users
+ * upgrades it. Directories, FIFOs and sockets are refused (-EISDIR/-EINVAL) without blocking. */
+int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
+                 struct dr_error *err);
+struct dr_file *dr_file_ref(struct dr_file *f);
+void dr_file_unref(struct dr_file *f); /* NULL allowed; the last one closes */
+
+/* The one user of this object becomes a writer / a reader again (commit into a frozen parent).
+ * Fails, changing nothing, if anybody else, in this process or another, uses the file unshared. */
+int dr_file_upgrade(struct dr_file *f, struct dr_error *err);
+int dr_file_downgrade(struct dr_file *f, struct dr_error *err);
+
+/* Exactly len bytes, or an error: -EIO with "ends at" when the file is shorter. */
+int dr_file_pread(struct dr_file *f, void *buf, uint64_t off, size_t len, struct dr_error *err);
+/* As far as the file goes, the rest of buf is zeroed; *got (may be NULL) = bytes that came from it.
+ */
+int dr_file_pread_short(struct dr_file *f, void *buf, uint64_t off, size_t len, size_t *got,
+                        struct dr_error *err);
+int dr_file_pwrite(struct dr_file *f, const void *buf, uint64_t off, size_t len,
+                   struct dr_error *err);
+/* n <= 1024. iov is used up. */
+int dr_file_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off,
+                    struct dr_error *err);
+/* Zeros in [off, off+len); beyond the end of the file it grows (sparsely). */
+int dr_file_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags,
+                 struct dr_error *err);
+/* The kind at off and for how long (0 < *run <= len). Past the end of the file: HOLE. */
+int dr_file_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
+                   uint64_t *run, struct dr_error *err);
+int dr_file_truncate(struct dr_file *f, uint64_t size, struct dr_error *err);
+/* Durable, unless nothing was written since the last flush or NO_FLUSH. A failure is sticky. */
+int dr_file_flush(struct dr_file *f, struct dr_error *err);
+/* *copied > 0, or -ENOTSUP (silently, err untouched): read and write instead. */
+int dr_file_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uint64_t src_off,
+                 uint64_t len, uint64_t *copied, struct dr_error *err);
+/* Re-read the size from the container (another process may have grown it). */
+int dr_file_refresh_size(struct dr_file *f, struct dr_error *err);
+
+static inline uint64_t dr_file_size(const struct dr_file *f)
+{
+    return atomic_load(&f->size);
+}
+
+/* ------------------------------------------------------------------ file systems */
+
+struct dr_fs_ops {
+    int (*open)(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
+                struct dr_error *err); /* no table, no sharing: file.c adds them */
+    int (*identify)(struct dr_fs *fs, const char *path, struct dr_file_id *id,
+                    struct dr_error *err);
+    int (*rename)(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err);
+    int (*unlink)(struct dr_fs *fs, const char *path, struct dr_error *err);
+    /* Make the names in the directory that holds path durable. */
+    int (*sync_dir)(struct dr_fs *fs, const char *path, struct dr_error *err);
+    /* Names (not paths) in dir, any order, without . and ..; stops when each() returns non-zero and
+     * returns that. */
+    int (*list)(struct dr_fs *fs, const char *dir, int (*each)(void *user, const char *name),
+                void *user, struct dr_error *err);
+    /* Owner, group, mode, ACL and security labels of from onto to; what the caller may not set is
+     * left, the mode never gets wider than from's. */
+    int (*copy_attrs)(struct dr_fs *fs, struct dr_file *from, struct dr_file *to,
+                      struct dr_error *err);
+    /* Bytes that may still be written in the file system that holds path's directory. */
+    int (*free_space)(struct dr_fs *fs, const char *path, uint64_t *bytes, struct dr_error *err);
+    /* Absolute, without links, "." and "..". *out is malloc'ed. */
+    int (*realpath)(struct dr_fs *fs, const char *path, char **out, struct dr_error *err);
+};
+
+struct dr_fs {
+    const struct dr_fs_ops *ops;
+};
+
+/* The operating system's. Never NULL, never freed. */
+struct dr_fs *dr_fs_posix(void);
+
+/* A file system in memory (tests, scratch). Flat names with '/' in them are fine; directories exist
+ * by being named. Starts empty; free ends it and needs all its files closed. (memory.c) */
+struct dr_fs *dr_fs_memory_new(void);
+void dr_fs_memory_free(struct dr_fs *fs);
+
+/* ------------------------------------------------------------------ path helpers (path.c);
+ * malloc'ed results, NULL = out of memory. Only '/' separates. */
+
+char *dr_path_dirname(const char *path);                   /* "." if there is none */
+const char *dr_path_basename(const char *path);            /* points into path */
+char *dr_path_join(const char *dir, const char *name);     /* name absolute → name */
+char *dr_path_sibling(const char *path, const char *name); /* join(dirname(path), name) */
+/* real lies in the tree of directory dir; both as realpath gives them. "/a/bc" is not in "/a/b". */
+bool dr_path_inside(const char *dir, const char *real);
+
+/* ------------------------------------------------------------------ replacing a file
+ * (core/replace.c)
+ *
+ * dr_replace: the only way anything here renames over something. The new content stands, complete
+ * and durable, under a temporary name in the same directory; it has the old file's owner, mode,
+ * labels and lock bytes; then rename, then the directory is made durable. Killed anywhere: the old
+ * file or the new one, and perhaps a temporary file that `recover` knows by its name. */
+
+/* Called with the temporary file open for writing; fills it. Need not flush. */
+typedef int (*dr_replace_fill)(void *user, struct dr_file *tmp, struct dr_error *err);
+
+/* old: the open file whose name is taken over, or NULL to make path new (-EEXIST if it exists). On
+ * success *fresh (may be NULL) is the new file, open RDWR and locked as old was; old is still open,
+ * without a name. */
+int dr_replace(struct dr_fs *fs, const char *path, struct dr_file *old, dr_replace_fill fill,
+               void *user, struct dr_file **fresh, struct dr_error *err);
+
+/* "dir/.NAME.drover-XXXXXX": is name such a leftover, and of which file? */
+bool dr_replace_is_leftover(const char *name, char **of);
+
+#endif
