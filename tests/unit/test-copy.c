@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The copy engine alone: no image, no file. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "ops/copy.h"
+
+#define MAX_ITEMS 4096
+
+struct bench {
+    unsigned n_items, given;
+    unsigned fail_next_at, fail_work_at, fail_emit_at, enough_at; /* item index + 1; 0 = never */
+    _Atomic unsigned in_next, in_emit, worked, emitted;
+    bool next_overlapped, emit_overlapped;
+    unsigned order[MAX_ITEMS];
+    _Atomic unsigned char seen[MAX_ITEMS];
+    uint8_t *buffers[64]; /* distinct buffers met */
+    unsigned n_buffers;
+    pthread_mutex_t lock;
+    volatile int *stop_flag;
+    unsigned stop_at; /* emitted items after which *stop_flag is set */
+};
+
+static int b_next(void *user, struct dr_copy_item *item, struct dr_error *err)
+{
+    struct bench *b = user;
+    if (atomic_fetch_add(&b->in_next, 1) != 0)
+        b->next_overlapped = true;
+    int r = 0;
+    if (b->fail_next_at && b->given + 1 == b->fail_next_at) {
+        r = dr_fail(err, EIO, "next broke");
+    } else if (b->given < b->n_items) {
+        item->off = b->given++;
+        item->len = 10;
+        r = 1;
+    }
+    atomic_fetch_sub(&b->in_next, 1);
+    return r;
+}
+
+static void note_buffer(struct bench *b, uint8_t *buf)
+{
+    pthread_mutex_lock(&b->lock);
+    unsigned i = 0;
+    while (i < b->n_buffers && b->buffers[i] != buf)
+        i++;
+    if (i == b->n_buffers && i < 64)
+        b->buffers[b->n_buffers++] = buf;
+    pthread_mutex_unlock(&b->lock);
+}
+
+static int b_work(void *user, struct dr_copy_item *item, uint8_t *const *buf, struct dr_error *err)
+{
+    struct bench *b = user;
+    note_buffer(b, buf[0]);
+    memset(buf[0], (int)(item->off & 0xff), 4096);
+    memset(buf[1], (int)(item->off >> 8), 4096);
+    atomic_fetch_add(&b->worked, 1);
+    if (b->fail_work_at && item->off + 1 == b->fail_work_at)
+        return dr_fail(err, ENOSPC, "work broke at %u", (unsigned)item->off);
+    if (b->enough_at && item->off + 1 == b->enough_at)
+        return 7;
+    return 0;
+}
+
+static int b_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf, struct dr_error *err)
+{
+    struct bench *b = user;
+    if (atomic_fetch_add(&b->in_emit, 1) != 0)
+        b->emit_overlapped = true;
+    /* somebody else's bytes in our buffer would show here */
+    int r = 0;
+    if (buf[0][0] != (item->off & 0xff) || buf[0][4095] != (item->off & 0xff) ||
+        buf[1][17] != (item->off >> 8))
+        r = dr_fail(err, EILSEQ, "buffer of item %u was overwritten", (unsigned)item->off);
+    unsigned n = atomic_fetch_add(&b->emitted, 1);
+    b->order[n] = (unsigned)item->off;
+    atomic_fetch_add(&b->seen[item->off], 1);
+    if (b->stop_flag && n + 1 == b->stop_at)
+        *b->stop_flag = 1;
+    if (b->fail_emit_at && item->off + 1 == b->fail_emit_at)
+        r = dr_fail(err, EPIPE, "emit broke");
+    atomic_fetch_sub(&b->in_emit, 1);
+    return r;
+}
+
+static struct bench *new_bench(unsigned items)
+{
+    struct bench *b = calloc(1, sizeof(*b));
+    assert_non_null(b);
+    b->n_items = items;
+    pthread_mutex_init(&b->lock, NULL);
+    return b;
+}
+
+static struct dr_copy_policy policy_of(struct bench *b)
+{
+    return (struct dr_copy_policy){.user = b,
+                                   .next = b_next,
+                                   .work = b_work,
+                                   .emit = b_emit,
+                                   .buffers = 2,
+                                   .buffer_size = 4096,
+                                   .total = (uint64_t)b->n_items * 10};
+}
+
+static void each_item_is_emitted_once(void **state)
+{
+    (void)state;
+    for (unsigned workers = 1; workers <= 5; workers += 2) {
+        for (int ordered = 0; ordered <= 1; ordered++) {
+            struct bench *b = new_bench(1500);
+            struct dr_copy_policy p = policy_of(b);
+            p.ordered = ordered;
+            struct dr_job job = {.workers = workers};
+            struct dr_error err = DR_ERROR_INIT;
+            assert_int_equal(dr_copy_run(&p, &job, &err), 0);
+            assert_string_equal(err.text, "");
+            assert_int_equal(b->emitted, 1500);
+            for (unsigned i = 0; i < 1500; i++)
+                assert_int_equal(b->seen[i], 1);
+            assert_false(b->next_overlapped);
+            free(b);
+        }
+    }
+}
+
+static void ordered_emit_keeps_the_order_one_at_a_time(void **state)
+{
+    (void)state;
+    struct bench *b = new_bench(3000);
+    struct dr_copy_policy p = policy_of(b);
+    p.ordered = true;
+    struct dr_job job = {.workers = 4};
+    assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
+    assert_int_equal(b->emitted, 3000);
+    for (unsigned i = 0; i < 3000; i++)
+        assert_int_equal(b->order[i], i);
+    assert_false(b->emit_overlapped);
+    free(b);
+}
+
+static void one_worker_stays_on_the_calling_thread(void **state)
+{
+    (void)state;
+    struct bench *b = new_bench(100);
+    struct dr_copy_policy p = policy_of(b);
+    struct dr_job job = {.workers = 1};
+    assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
+    assert_int_equal(b->n_buffers, 1);
+    for (unsigned i = 0; i < 100; i++)
+        assert_int_equal(b->order[i], i);
+    free(b);
+}
+
+static void buffers_are_as_many_as_workers_whatever_the_length(void **state)
+{
+    (void)state;
+    struct bench *b = new_bench(4000);
+    struct dr_copy_policy p = policy_of(b);
+    struct dr_job job = {.workers = 3};
+    assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
+    assert_in_range(b->n_buffers, 1, 3);
+    for (unsigned i = 0; i < b->n_buffers; i++)
+        assert_int_equal((uintptr_t)b->buffers[i] % 4096, 0);
+    b->n_buffers = 0;
+    b->given = 0;
+    b->emitted = 0;
+    p.ordered = true;
+    assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
+    assert_in_range(b->n_buffers, 1, 6);
+    free(b);
+}
+
+static void first_failure_stops_everything(void **state)
+{
+    (void)state;
+    for (int ordered = 0; ordered <= 1; ordered++) {
+        for (int where = 0; where < 3; where++) {
+            struct bench *b = new_bench(4000);
+            b->fail_next_at = where == 0 ? 40 : 0;
+            b->fail_work_at = where == 1 ? 40 : 0;
+            b->fail_emit_at = where == 2 ? 40 : 0;
+            struct dr_copy_policy p = policy_of(b);
+            p.ordered = ordered;
+            struct dr_job job = {.workers = 3};
+            struct dr_error err = DR_ERROR_INIT;
+            static const int want[] = {-EIO, -ENOSPC, -EPIPE};
+            static const char *const text[] = {"next broke", "work broke at 39", "emit broke"};
+            assert_int_equal(dr_copy_run(&p, &job, &err), want[where]);
+            assert_string_equal(err.text, text[where]);
+            assert_int_equal(err.errnum, -want[where]);
+            assert_true(b->emitted < 4000);
+            if (ordered)
+                for (unsigned i = 0; i < b->emitted; i++)
+                    assert_int_equal(b->order[i], i);
+            free(b);
+        }
+    }
+}
+
+static void enough_is_not_a_failure(void **state)
+{
+    (void)state;
+    struct bench *b = new_bench(4000);
+    b->enough_at = 100;
+    struct dr_copy_policy p = policy_of(b);
+    struct dr_job job = {.workers = 2};
+    struct dr_error err = DR_ERROR_INIT;
+    assert_int_equal(dr_copy_run(&p, &job, &err), 7);
+    assert_int_equal(err.errnum, 0);
+    assert_true(b->emitted < 4000);
+    free(b);
+}
+
+static void stop_flag_cancels(void **state)
+{
+    (void)state;
+    volatile int stop = 0;
+    struct bench *b = new_bench(4000);
+    b->stop_flag = &stop;
+    b->stop_at = 10;
+    struct dr_copy_policy p = policy_of(b);
+    struct dr_job job = {.workers = 2, .stop = &stop};
+    struct dr_error err = DR_ERROR_INIT;
+    assert_int_equal(dr_copy_run(&p, &job, &err), -ECANCELED);
+    assert_int_equal(err.errnum, ECANCELED);
+    assert_in_range(b->emitted, 10, 12); /* what was under way may end */
+    free(b);
+}
+
+/* ------------------------------------------------------------------ time */
+
+struct fake_time {
+    uint64_t now, slept;
+    unsigned sleeps;
+    volatile int *clear; /* set to 0 after some sleeps */
+};
+
+static uint64_t fake_now(void *user)
+{
+    return ((struct fake_time *)user)->now;
+}
+
+static void fake_sleep(void *user, uint64_t ns)
+{
+    struct fake_time *t = user;
+    t->now += ns;
+    t->slept += ns;
+    if (++t->sleeps == 5 && t->clear)
+        *t->clear = 0;
+}
+
+static void rate_spreads_the_items(void **state)
+{
+    (void)state;
+    struct bench *b = new_bench(1000); /* 10 bytes each */
+    struct fake_time t = {.now = 12345};
+    struct dr_copy_clock clock = {fake_now, fake_sleep, &t};
+    struct dr_copy_policy p = policy_of(b);
+    p.clock = &clock;
+    struct dr_job job = {.workers = 1, .rate = 2000};
+    assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
+    /* 10000 bytes at 2000 a second; the first item waits for nobody */
+    assert_in_range(t.slept, 4990000000u, 5000000000u);
+    free(b);
+}
+
+static void pause_holds_until_cleared(void **state)
+{
+    (void)state;
+    volatile int pause = 1;
+    struct bench *b = new_bench(10);
+    struct fake_time t = {.clear = &pause};
+    struct dr_copy_clock clock = {fake_now, fake_sleep, &t};
+    struct dr_copy_policy p = policy_of(b);
+    p.clock = &clock;
+    struct dr_job job = {.workers = 1, .pause = &pause};
+    assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
+    assert_int_equal(t.sleeps, 5);
+    assert_int_equal(b->emitted, 10);
+    free(b);
+}
+
+static void paused_job_can_be_stopped(void **state)
+{
+    (void)state;
+    volatile int pause = 1, stop = 1;
+    struct bench *b = new_bench(10);
+    struct fake_time t = {0};
+    struct dr_copy_clock clock = {fake_now, fake_sleep, &t};
+    struct dr_copy_policy p = policy_of(b);
+    p.clock = &clock;
+    struct dr_job job = {.workers = 2, .pause = &pause, .stop = &stop};
+    assert_int_equal(dr_copy_run(&p, &job, NULL), -ECANCELED);
+    assert_int_equal(b->worked, 0);
+    free(b);
+}
+
+struct seen_progress {
+    unsigned calls;
+    uint64_t last, total;
+    bool went_back;
+    uint64_t cancel_above;
+    struct fake_time *time;
+};
+
+static int on_progress(void *user, uint64_t done, uint64_t total)
+{
+    struct seen_progress *s = user;
+    s->calls++;
+    if (done < s->last)
+        s->went_back = true;
+    s->last = done;
+    s->total = total;
+    return s->cancel_above && done > s->cancel_above;
+}
+
+/* Each look at the clock lets a millisecond pass. */
+static uint64_t ticking_now(void *user)
+{
+    return ((struct fake_time *)user)->now += 1000000;
+}
+
+static void progress_is_rare_and_ends_at_the_total(void **state)
+{
+    (void)state;
+    struct bench *b = new_bench(1000);
+    struct fake_time t = {0};
+    struct dr_copy_clock clock = {ticking_now, fake_sleep, &t};
+    struct seen_progress s = {0};
+    struct dr_copy_policy p = policy_of(b);
+    p.clock = &clock;
+    struct dr_job job = {.workers = 1, .progress = on_progress, .user = &s};
+    assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
+    assert_int_equal(s.last, 10000);
+    assert_int_equal(s.total, 10000);
+    assert_false(s.went_back);
+    assert_in_range(s.calls, 15, 25); /* 1000 ms / 50 ms, and the last */
+    free(b);
+}
+
+static void progress_can_cancel(void **state)
+{
+    (void)state;
+    struct bench *b = new_bench(1000);
+    struct fake_time t = {0};
+    struct dr_copy_clock clock = {ticking_now, fake_sleep, &t};
+    struct seen_progress s = {.cancel_above = 3000};
+    struct dr_copy_policy p = policy_of(b);
+    p.clock = &clock;
+    struct dr_job job = {.workers = 1, .progress = on_progress, .user = &s};
+    assert_int_equal(dr_copy_run(&p, &job, NULL), -ECANCELED);
+    assert_true(b->emitted < 1000);
+    free(b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(each_item_is_emitted_once),
+        cmocka_unit_test(ordered_emit_keeps_the_order_one_at_a_time),
+        cmocka_unit_test(one_worker_stays_on_the_calling_thread),
+        cmocka_unit_test(buffers_are_as_many_as_workers_whatever_the_length),
+        cmocka_unit_test(first_failure_stops_everything),
+        cmocka_unit_test(enough_is_not_a_failure),
+        cmocka_unit_test(stop_flag_cancels),
+        cmocka_unit_test(rate_spreads_the_items),
+        cmocka_unit_test(pause_holds_until_cleared),
+        cmocka_unit_test(paused_job_can_be_stopped),
+        cmocka_unit_test(progress_is_rare_and_ends_at_the_total),
+        cmocka_unit_test(progress_can_cancel),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
