@@ -175,6 +175,11 @@ struct dr_fs_ops {
     int (*free_space)(struct dr_fs *fs, const char *path, uint64_t *bytes, struct dr_error *err);
     /* Absolute, without links, "." and "..". *out is malloc'ed. */
     int (*realpath)(struct dr_fs *fs, const char *path, char **out, struct dr_error *err);
+    /* A new directory for this user alone (-EEXIST if the name is taken) / an empty one goes away.
+     * New images are made under their final names in such a directory and then moved. Optional:
+     * absent = directories exist by being named. */
+    int (*mkdir)(struct dr_fs *fs, const char *path, struct dr_error *err);
+    int (*rmdir)(struct dr_fs *fs, const char *path, struct dr_error *err);
 };
 
 struct dr_fs {
