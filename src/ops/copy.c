@@ -142,7 +142,8 @@ static void sleep_slice(struct run *run, uint64_t ns)
 
 static void wait_while_paused(struct run *run)
 {
-    while (run->job && run->job->pause && *run->job->pause && may_go_on(run))
+    while (run->job && run->job->pause && __atomic_load_n(run->job->pause, __ATOMIC_RELAXED) &&
+           may_go_on(run))
         sleep_slice(run, SLICE_NS);
 }
 

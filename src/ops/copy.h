@@ -62,7 +62,7 @@ unsigned dr_copy_workers(const struct dr_job *job);
 /* True when the job was told to stop. */
 static inline bool dr_job_stopped(const struct dr_job *job)
 {
-    return job && job->stop && *job->stop;
+    return job && job->stop && __atomic_load_n(job->stop, __ATOMIC_RELAXED);
 }
 
 /* A notice that is not a failure. */
