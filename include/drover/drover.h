@@ -35,6 +35,26 @@ struct dr_error {
 /* "MAJOR.MINOR.PATCH" of the library in use. Never NULL. */
 DR_API const char *dr_version(void);
 
+/* ------------------------------------------------------------------ formats */
+
+struct dr_format_info {
+    const char *name;
+    bool can_write, can_create;
+    bool can_back; /* its images may have a backing image */
+};
+
+/* The formats this library knows, index from 0 on. -ENOENT: no more. The strings live forever. */
+DR_API int dr_format_list(size_t index, struct dr_format_info *info);
+
+struct dr_create_option {
+    const char *name, *type, *help; /* type: "str" "size" "bool (on/off)" "num" */
+    const char *initial;            /* what holds when it is not given, or NULL */
+};
+
+/* What may be given as NAME=VALUE when an image of this format is created, index from 0 on.
+ * -ENOENT: no more; -EINVAL: no such format. */
+DR_API int dr_format_option(const char *format, size_t index, struct dr_create_option *option);
+
 /* ------------------------------------------------------------------ opening */
 
 struct dr_disk; /* an open disk: a chain of images, the top one first */

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the public API tells about formats. */
+#include "core/core.h"
+
+DR_API int dr_format_list(size_t index, struct dr_format_info *info)
+{
+    const struct dr_format *fmt = dr_format_at(index);
+
+    if (!fmt)
+        return -ENOENT;
+    *info = (struct dr_format_info){
+        .name = fmt->name,
+        .can_write = fmt->flags & DR_FORMAT_WRITE,
+        .can_create = fmt->flags & DR_FORMAT_CREATE,
+        .can_back = fmt->flags & DR_FORMAT_BACKING,
+    };
+    return 0;
+}
+
+DR_API int dr_format_option(const char *format, size_t index, struct dr_create_option *option)
+{
+    const struct dr_format *fmt = dr_format_find(format);
+
+    if (!fmt)
+        return -EINVAL;
+    for (const struct dr_option_help *o = fmt->create_options; o && o->name; o++) {
+        if (index-- == 0) {
+            *option = (struct dr_create_option){o->name, o->type, o->help, NULL};
+            return 0;
+        }
+    }
+    return -ENOENT;
+}
