@@ -30,9 +30,9 @@ static inline void dr_cleanup_unlock(pthread_mutex_t **m)
 #define DR_JOIN_(a, b) a##b
 #define DR_JOIN(a, b)  DR_JOIN_(a, b)
 /* Lock until the end of the scope. */
-#define DR_LOCK_SCOPE(mutex)                                                                   \
-    __attribute__((cleanup(dr_cleanup_unlock))) pthread_mutex_t *DR_JOIN(dr_held_, __LINE__) = \
-        (pthread_mutex_lock(mutex), (mutex))
+#define DR_LOCK_SCOPE(mutex)                                                      \
+    __attribute__((cleanup(dr_cleanup_unlock), unused)) pthread_mutex_t *DR_JOIN( \
+        dr_held_, __LINE__) = (pthread_mutex_lock(mutex), (mutex))
 
 /* Hand an owned pointer on: the guard of the scope then frees nothing. */
 #define DR_STEAL(p)                     \
