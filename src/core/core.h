@@ -9,6 +9,8 @@
 #define DR_CORE_CORE_H
 
 #include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "core/pages.h"
@@ -51,7 +53,6 @@ struct dr_image {
     struct dr_flusher *flusher;
     pthread_mutex_t begin_lock; /* one begin_write at a time */
     _Atomic unsigned begun;     /* bit 0: begin_write done, bit 1: done with changes */
-    const struct dr_gate *gate; /* which names it may open; open.c; valid during open only */
 };
 
 struct dr_chain {
@@ -135,6 +136,8 @@ int dr_chain_map(struct dr_chain *chain, size_t first, uint64_t off, uint64_t le
 /* As dr_chain_map over images[first..last) only: HOLE when none of those has it. */
 int dr_chain_map_part(struct dr_chain *chain, size_t first, size_t last, uint64_t off, uint64_t len,
                       struct dr_place *place, struct dr_error *err);
+/* Do not write to, drop from or flush a chain while holding a place of it: the flush waits for the
+ * place. */
 void dr_place_done(struct dr_place *place);
 
 /* Shorten a DATA place to what the host's file really has: *zero = the bytes there are a hole of

@@ -34,6 +34,10 @@ uint64_t dr_page_zero_until(const struct dr_image *image, const struct dr_page *
 int dr_page_pin(struct dr_image *image, struct dr_page *page, unsigned level);
 void dr_page_unpin(struct dr_image *image, struct dr_page *page);
 
+/* The level at which the page waits to be written, or -1: it has no edits that are not on their way
+ * already. */
+int dr_page_dirty_level(const struct dr_page *page);
+
 /* A pinned page of zeros that is not read from the file (a new table); dirty in full at level when
  * put. */
 int dr_page_new(struct dr_image *image, unsigned file, uint64_t off, unsigned level,

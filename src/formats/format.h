@@ -125,6 +125,8 @@ enum dr_format_flag {
     DR_FORMAT_CONTENT_ID =
         1 << 3, /* children notice when a parent changed: commit must repair them */
     DR_FORMAT_NO_PROBE = 1 << 4, /* raw: what is left when nothing else fits */
+    DR_FORMAT_PUNCH_FREED =
+        1 << 5, /* the core punches what is freed out of the file before release */
 };
 
 struct dr_format {
@@ -172,9 +174,9 @@ struct dr_format {
      */
     void (*publish)(struct dr_image *image, struct dr_reservation *r);
     void (*cancel)(struct dr_image *image, struct dr_reservation *r);
-    /* Image lock held: the removal is durable and nobody maps the place any more: lower the count,
-     * reuse. True: the core punches the range out of the file first (done outside the lock before
-     * the call). */
+    /* Image lock held, no I/O: the removal is durable and nobody maps the place any more: lower the
+     * count, reuse. With DR_FORMAT_PUNCH_FREED the range was punched out of the file before.
+     * Optional. */
     void (*release)(struct dr_image *image, const struct dr_freed *freed);
 
     /* Pure CPU, no lock. decode: coded bytes → exactly out_len bytes. encode: the size used in out,

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The open gate (invariant 6): which files a name found inside an image may lead to. */
+#include <stdio.h>
+
+#include "core/internal.h"
+
+#define ENV_ALLOW    "DROVER_ALLOW_PATH"
+#define SYSTEM_ALLOW "/etc/drover/allow-paths"
+
+static int gate_add(struct dr_gate *gate, const char *dir, struct dr_error *err)
+{
+    char *real = NULL;
+    if (*dir == '\0')
+        return 0;
+    if (gate->fs->ops->realpath(gate->fs, dir, &real, NULL) < 0)
+        return 0; /* a directory that is not there allows nothing */
+    size_t n = 0;
+    while (gate->allowed && gate->allowed[n])
+        n++;
+    char **grown = realloc(gate->allowed, (n + 2) * sizeof(char *));
+    if (!grown) {
+        free(real);
+        return dr_fail(err, ENOMEM, "%s: out of memory", dir);
+    }
+    grown[n] = real;
+    grown[n + 1] = NULL;
+    gate->allowed = grown;
+    return 0;
+}
+
+static int gate_add_environment(struct dr_gate *gate, struct dr_error *err)
+{
+    const char *env = getenv(ENV_ALLOW);
+    CLEANUP_FREE char *list = strdup(env ? env : "");
+    if (!list)
+        return dr_fail(err, ENOMEM, "out of memory");
+    char *rest = list, *dir;
+    int r = 0;
+    while (r == 0 && (dir = strsep(&rest, ":")))
+        r = gate_add(gate, dir, err);
+    return r;
+}
+
+static int gate_add_system(struct dr_gate *gate, struct dr_error *err)
+{
+    FILE *f = fopen(SYSTEM_ALLOW, "re");
+    char line[4096];
+    int r = 0;
+    while (f && r == 0 && fgets(line, sizeof(line), f)) {
+        line[strcspn(line, "\r\n")] = '\0';
+        if (line[0] == '/')
+            r = gate_add(gate, line, err);
+    }
+    if (f)
+        fclose(f);
+    return r;
+}
+
+int dr_gate_make(struct dr_gate *gate, struct dr_fs *fs, const struct dr_open_options *options,
+                 struct dr_error *err)
+{
+    *gate = (struct dr_gate){.fs = fs, .any = options->flags & DR_OPEN_ANY_PATH};
+    int r = 0;
+    for (size_t i = 0; r == 0 && options->allow_paths && options->allow_paths[i]; i++)
+        r = gate_add(gate, options->allow_paths[i], err);
+    if (r == 0)
+        r = gate_add_environment(gate, err);
+    if (r == 0 && fs == dr_fs_posix())
+        r = gate_add_system(gate, err);
+    if (r < 0)
+        dr_gate_clear(gate);
+    return r;
+}
+
+void dr_gate_clear(struct dr_gate *gate)
+{
+    for (size_t i = 0; gate->allowed && gate->allowed[i]; i++)
+        free(gate->allowed[i]);
+    free(gate->allowed);
+    gate->allowed = NULL;
+}
+
+/* Does real lie in the tree of the directory that path is in? path may be a link: both directories
+ * count. */
+int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool *inside,
+                     struct dr_error *err)
+{
+    CLEANUP_FREE char *own = NULL;
+    const char *from[2] = {path, NULL};
+    *inside = false;
+    int r = fs->ops->realpath(fs, path, &own, err);
+    from[1] = own;
+    for (int i = 0; r == 0 && i < 2 && !*inside; i++) {
+        CLEANUP_FREE char *dir = dr_path_dirname(from[i]);
+        CLEANUP_FREE char *real_dir = NULL;
+        if (!dir)
+            return dr_fail(err, ENOMEM, "%s: out of memory", path);
+        r = fs->ops->realpath(fs, dir, &real_dir, err);
+        *inside = r == 0 && dr_path_inside(real_dir, real);
+    }
+    return r;
+}
+
+int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
+                 struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL;
+    bool inside;
+    if (gate->any)
+        return 0;
+    int r = gate->fs->ops->realpath(gate->fs, path, &real, err);
+    if (r == 0)
+        r = dr_gate_own_tree(gate->fs, from, real, &inside, err);
+    if (r < 0 || inside)
+        return r;
+    for (size_t i = 0; gate->allowed && gate->allowed[i]; i++)
+        if (dr_path_inside(gate->allowed[i], real))
+            return 0;
+    CLEANUP_FREE char *dir = dr_path_dirname(real);
+    return dr_fail(err, EACCES,
+                   "%s: refuses to open its backing file %s: it is outside the image's directory; "
+                   "allow it with --allow-path %s, or in " ENV_ALLOW " or " SYSTEM_ALLOW,
+                   from, real, dir ? dir : "DIR");
+}
+
+int dr_gate_check(struct dr_fs *fs, const char *from, const char *path,
+                  const struct dr_open_options *options, struct dr_error *err)
+{
+    static const struct dr_open_options defaults;
+    struct dr_gate gate;
+    int r = dr_gate_make(&gate, fs, options ? options : &defaults, err);
+    if (r < 0)
+        return r;
+    r = dr_gate_pass(&gate, from, path, err);
+    dr_gate_clear(&gate);
+    return r;
+}

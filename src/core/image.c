@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* One image: a driver over its files, from open to close. */
+#include "core/internal.h"
+
+static void image_free(struct dr_image *image)
+{
+    if (image->fmt && image->fmt->close)
+        image->fmt->close(image);
+    for (unsigned i = 0; i < image->n_files; i++)
+        dr_file_unref(image->files[i]);
+    free(image->files);
+    dr_cache_free(image->cache);
+    dr_ranges_free(image->ranges);
+    dr_flusher_free(image->flusher);
+    pthread_mutex_destroy(&image->lock);
+    pthread_mutex_destroy(&image->begin_lock);
+    free(image->path);
+    free(image->backing_name);
+    free(image->backing_format);
+    free(image);
+}
+
+static struct dr_image *image_new(struct dr_fs *fs, const char *path, unsigned flags)
+{
+    struct dr_image *image = calloc(1, sizeof(*image));
+    if (!image)
+        return NULL;
+    pthread_mutex_init(&image->lock, NULL);
+    pthread_mutex_init(&image->begin_lock, NULL);
+    atomic_store(&image->refs, 1);
+    image->fs = fs;
+    image->flags = flags;
+    image->writable = flags & DR_OPEN_RDWR;
+    image->path = strdup(path);
+    image->cache = dr_cache_new();
+    image->ranges = dr_ranges_new();
+    image->flusher = dr_flusher_new();
+    if (!image->path || !image->cache || !image->ranges || !image->flusher) {
+        image_free(image);
+        return NULL;
+    }
+    return image;
+}
+
+static unsigned image_file_flags(unsigned flags)
+{
+    unsigned file_flags = 0;
+    if (flags & DR_OPEN_RDWR)
+        file_flags |= DR_FILE_RDWR;
+    if (flags & DR_OPEN_FORCE_SHARE)
+        file_flags |= DR_FILE_FORCE_SHARE;
+    if (flags & DR_OPEN_NO_LOCK)
+        file_flags |= DR_FILE_NO_LOCK;
+    if (flags & DR_OPEN_NO_FLUSH)
+        file_flags |= DR_FILE_NO_FLUSH;
+    if (flags & DR_OPEN_DIRECT)
+        file_flags |= DR_FILE_DIRECT;
+    return file_flags;
+}
+
+/* Takes over the file on success. */
+static int image_add_file(struct dr_image *image, struct dr_file *file, struct dr_error *err)
+{
+    struct dr_file **files = realloc(image->files, (image->n_files + 1) * sizeof(struct dr_file *));
+    if (!files)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    image->files = files;
+    image->files[image->n_files++] = file;
+    return 0;
+}
+
+static int image_open_path(struct dr_image *image, const char *path, struct dr_error *err)
+{
+    struct dr_file *file;
+    int r = dr_file_open(image->fs, path, image_file_flags(image->flags), &file, err);
+    if (r < 0)
+        return r;
+    r = image_add_file(image, file, err);
+    if (r < 0)
+        dr_file_unref(file);
+    return r;
+}
+
+/* ------------------------------------------------------------------ further files */
+
+static int image_file_allowed(struct dr_image *image, const char *name, const char *full,
+                              struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL;
+    bool inside;
+    if (image->flags & DR_OPEN_ANY_PATH)
+        return 0;
+    int r = image->fs->ops->realpath(image->fs, full, &real, err);
+    if (r < 0)
+        return dr_prefix(err, "%s: cannot open its extent \"%s\"", image->path, name);
+    r = dr_gate_own_tree(image->fs, image->path, real, &inside, err);
+    if (r < 0 || inside)
+        return r;
+    return dr_fail(err, EACCES,
+                   "%s: refuses to open its extent \"%s\" (%s): extents must be in the image's own "
+                   "directory; move the file there",
+                   image->path, name, real);
+}
+
+int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index,
+                       struct dr_error *err)
+{
+    CLEANUP_FREE char *full = dr_path_sibling(image->path, name);
+    if (!full)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    int r = image_file_allowed(image, name, full, err);
+    if (r == 0)
+        r = image_open_path(image, full, err);
+    if (r == 0)
+        *index = image->n_files - 1;
+    return r;
+}
+
+/* ------------------------------------------------------------------ open, close */
+
+static int image_recover(struct dr_image *image, struct dr_error *err)
+{
+    if (!image->writable || !image->unclean)
+        return 0;
+    if (image->flags & DR_OPEN_NO_RECOVER)
+        return dr_fail(err, EUCLEAN, "%s: was not closed properly; `drover recover` repairs it",
+                       image->path);
+    int r = image->fmt->recover ? image->fmt->recover(image, err) : 0;
+    if (r == 0)
+        image->unclean = false;
+    return r;
+}
+
+static int image_open_driver(struct dr_image *image, const struct dr_format *fmt,
+                             struct dr_error *err)
+{
+    if (image->writable && !(fmt->flags & DR_FORMAT_WRITE))
+        return dr_fail(err, EROFS, "%s: %s images can only be read", image->path, fmt->name);
+    image->fmt = fmt;
+    int r = fmt->open(image, err);
+    if (r == 0)
+        r = image_recover(image, err);
+    return r;
+}
+
+static int probe_file(struct dr_file *file, const char *path, const struct dr_format **fmt,
+                      struct dr_error *err)
+{
+    uint8_t head[4096];
+    size_t got;
+    int r = dr_file_pread_short(file, head, 0, sizeof(head), &got, err);
+    if (r < 0)
+        return r;
+    int best = 0;
+    const struct dr_format *candidate;
+    *fmt = dr_format_find("raw");
+    for (size_t i = 0; (candidate = dr_format_at(i)); i++) {
+        int score = candidate->flags & DR_FORMAT_NO_PROBE ? 0 : candidate->probe(head, got, path);
+        if (score > best) {
+            best = score;
+            *fmt = candidate;
+        }
+    }
+    return *fmt ? 0 : dr_fail(err, EINVAL, "%s: no known image format", path);
+}
+
+int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const struct dr_format **fmt,
+             struct dr_error *err)
+{
+    struct dr_file *file;
+    int r = dr_file_open(fs, path, file_flags, &file, err);
+    if (r < 0)
+        return r;
+    r = probe_file(file, path, fmt, err);
+    dr_file_unref(file);
+    return r;
+}
+
+int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
+                  struct dr_image **out, struct dr_error *err)
+{
+    const struct dr_format *fmt = format ? dr_format_find(format) : NULL;
+    if (format && !fmt)
+        return dr_fail(err, EINVAL, "%s: unknown format \"%s\"", path, format);
+    if ((flags & DR_OPEN_RDWR) && (flags & DR_OPEN_FORCE_SHARE))
+        return dr_fail(err, EINVAL, "%s: writing and sharing with other writers exclude each other",
+                       path);
+    struct dr_image *image = image_new(fs, path, flags);
+    if (!image)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    int r = image_open_path(image, path, err);
+    if (r == 0 && !fmt)
+        r = probe_file(image->files[0], path, &fmt, err);
+    if (r == 0)
+        r = image_open_driver(image, fmt, err);
+    if (r < 0) {
+        image_free(image);
+        return r;
+    }
+    *out = image;
+    return 0;
+}
+
+struct dr_image *dr_image_ref(struct dr_image *image)
+{
+    atomic_fetch_add(&image->refs, 1);
+    return image;
+}
+
+/* Releasing what was freed may dirty pages again (lowered counts): so more than one round. */
+static int flush_all(struct dr_image *image, struct dr_error *err)
+{
+    for (int round = 0; round < 8; round++) {
+        int r = dr_image_flush(image, err);
+        if (r < 0)
+            return r;
+        pthread_mutex_lock(&image->lock);
+        bool dirty = dr_cache_dirty(image->cache) != 0;
+        pthread_mutex_unlock(&image->lock);
+        if (!dirty)
+            return 0;
+    }
+    return 0;
+}
+
+/* After a failed flush the unclean mark stays: the next write-open recovers. */
+static int image_settle(struct dr_image *image, struct dr_error *err)
+{
+    if (!image->writable)
+        return 0;
+    int r = flush_all(image, err);
+    if (r == 0 && atomic_load(&image->begun) && image->fmt->end_write)
+        r = image->fmt->end_write(image, err);
+    if (r == 0)
+        atomic_store(&image->begun, 0);
+    return r;
+}
+
+int dr_image_unref(struct dr_image *image, struct dr_error *err)
+{
+    if (!image || atomic_fetch_sub(&image->refs, 1) != 1)
+        return 0;
+    int r = image_settle(image, err);
+    image_free(image);
+    return r;
+}
+
+/* ------------------------------------------------------------------ thaw, freeze */
+
+static void downgrade_files(struct dr_image *image, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        dr_file_downgrade(image->files[i], NULL);
+}
+
+int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err)
+{
+    if (image->writable)
+        return 0;
+    if (!(image->fmt->flags & DR_FORMAT_WRITE))
+        return dr_fail(err, EROFS, "%s: %s images can only be read", image->path, image->fmt->name);
+    for (unsigned i = 0; i < image->n_files; i++) {
+        int r = dr_file_upgrade(image->files[i], err);
+        if (r < 0) {
+            downgrade_files(image, i);
+            return r;
+        }
+    }
+    image->flags |= DR_OPEN_RDWR | (unchanged ? DR_OPEN_UNCHANGED : 0);
+    image->writable = true;
+    int r = image_recover(image, err);
+    if (r < 0) {
+        image->writable = false;
+        downgrade_files(image, image->n_files);
+    }
+    return r;
+}
+
+int dr_image_freeze(struct dr_image *image, struct dr_error *err)
+{
+    if (!image->writable)
+        return 0;
+    int r = image_settle(image, err);
+    if (r < 0)
+        return r;
+    image->writable = false;
+    image->flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
+    downgrade_files(image, image->n_files);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ driving the driver */
+
+int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err)
+{
+    unsigned wanted = changes ? 3 : 1;
+    if ((atomic_load(&image->begun) & wanted) == wanted)
+        return 0;
+    DR_LOCK_SCOPE(&image->begin_lock);
+    if ((atomic_load(&image->begun) & wanted) == wanted)
+        return 0;
+    int r = image->fmt->begin_write ? image->fmt->begin_write(image, off, changes, err) : 0;
+    if (r == 0)
+        atomic_fetch_or(&image->begun, wanted);
+    return r;
+}
+
+static int begin_again(struct dr_image *image, uint64_t off, struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&image->begin_lock);
+    if (!image->fmt->begin_write)
+        return dr_fail(err, EINVAL, "%s: the %s driver asks for what it does not have", image->path,
+                       image->fmt->name);
+    return image->fmt->begin_write(image, off, !(image->flags & DR_OPEN_UNCHANGED), err);
+}
+
+int dr_image_satisfy(struct dr_image *image, uint64_t off, struct dr_error *err)
+{
+    struct dr_need need = image->need;
+    image->need.kind = DR_NEED_NONE;
+    pthread_mutex_unlock(&image->lock);
+    int r;
+    switch (need.kind) {
+    case DR_NEED_PAGE:
+        r = dr_cache_load(image, need, err);
+        break;
+    case DR_NEED_FLUSH:
+        r = dr_image_flush(image, err);
+        break;
+    case DR_NEED_BEGIN:
+        r = begin_again(image, off, err);
+        break;
+    default:
+        r = dr_fail(err, EINVAL, "%s: the %s driver wants to be called again but not why",
+                    image->path, image->fmt->name);
+    }
+    pthread_mutex_lock(&image->lock);
+    return r;
+}
+
+int dr_image_map_locked(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
+                        struct dr_error *err)
+{
+    for (;;) {
+        *ext = (struct dr_extent){.kind = DR_HOLE};
+        int r = image->fmt->map(image, off, len, ext, err);
+        if (r == -EAGAIN)
+            r = dr_image_satisfy(image, off, err);
+        else if (r == 0)
+            break;
+        if (r < 0)
+            return r;
+    }
+    if (ext->len > 0 && ext->len <= len)
+        return 0;
+    return dr_fail(err, EIO, "%s: the %s driver answers %llu bytes to a question about %llu",
+                   image->path, image->fmt->name, (unsigned long long)ext->len,
+                   (unsigned long long)len);
+}
+
+int dr_image_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
+                 struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&image->lock);
+    return dr_image_map_locked(image, off, len, ext, err);
+}

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the files of src/core share among themselves and nobody else needs. */
+#ifndef DR_CORE_INTERNAL_H
+#define DR_CORE_INTERNAL_H
+
+#include "base/cleanup.h"
+#include "core/core.h"
+
+/* ------------------------------------------------------------------ inflight.c */
+
+struct dr_ranges *dr_ranges_new(void);
+void dr_ranges_free(struct dr_ranges *ranges);
+
+/* A held or awaited range; lives on the stack of the thread that holds it. */
+struct dr_range {
+    uint64_t off, len;
+    bool exclusive;
+    struct dr_range *prev, *next;
+};
+/* Waits, first come first served, until no earlier range conflicts (overlap, one of them
+ * exclusive). */
+void dr_range_lock(struct dr_ranges *ranges, struct dr_range *range, uint64_t off, uint64_t len,
+                   bool exclusive);
+void dr_range_unlock(struct dr_ranges *ranges, struct dr_range *range);
+
+/* Readers and in-place writers stand in an epoch from before map until after their I/O. */
+unsigned dr_epoch_enter(struct dr_ranges *ranges);
+void dr_epoch_leave(struct dr_ranges *ranges, unsigned ticket);
+/* Wait until everybody who entered before the call has left. One caller at a time. */
+void dr_epoch_drain(struct dr_ranges *ranges);
+
+/* ------------------------------------------------------------------ pages.c */
+
+struct dr_cache *dr_cache_new(void);
+void dr_cache_free(struct dr_cache *cache);
+
+/* Load what need names and put it into the cache. image->lock not held. */
+int dr_cache_load(struct dr_image *image, struct dr_need need, struct dr_error *err);
+
+/* Dirty pages that wait (not sealed). image->lock held. */
+size_t dr_cache_dirty(const struct dr_cache *cache);
+
+/* Flush: seal all dirty pages; write the sealed ones of one level (image->lock NOT held; *wrote =
+ * there were any); at the end forget them (ok) or make them dirty again. */
+void dr_cache_seal(struct dr_cache *cache);
+int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, struct dr_error *err);
+void dr_cache_unseal(struct dr_cache *cache, bool ok);
+
+/* ------------------------------------------------------------------ flush.c */
+
+struct dr_flusher *dr_flusher_new(void);
+void dr_flusher_free(struct dr_flusher *flusher);
+
+/* ------------------------------------------------------------------ image.c */
+
+/* dr_image_map with image->lock held; drops it while it loads pages. */
+int dr_image_map_locked(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
+                        struct dr_error *err);
+
+/* ------------------------------------------------------------------ gate.c */
+
+struct dr_gate {
+    struct dr_fs *fs;
+    bool any;       /* DR_OPEN_ANY_PATH */
+    char **allowed; /* real paths of directories, NULL-terminated */
+};
+int dr_gate_make(struct dr_gate *gate, struct dr_fs *fs, const struct dr_open_options *options,
+                 struct dr_error *err);
+void dr_gate_clear(struct dr_gate *gate);
+/* May the image at `from` open the backing file at path? */
+int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
+                 struct dr_error *err);
+int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool *inside,
+                     struct dr_error *err);
+
+/* ------------------------------------------------------------------ open.c */
+
+int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+                  struct dr_chain **chain, struct dr_error *err);
+
+#endif
