@@ -1,0 +1,44 @@
+#!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# The shape of the source tree: licence lines, sizes of files, and that includes point one way
+# (cli -> ops -> core -> formats, storage -> base). usage: rooms.sh SOURCE_DIR
+set -eu
+cd "$1"
+bad=0
+complain() {
+    echo "$*"
+    bad=1
+}
+
+for f in $(find src include tests fuzz examples -name '*.[ch]'); do
+    head -1 "$f" | grep -q 'SPDX-License-Identifier: LGPL-2.1-or-later' ||
+        complain "$f: the first line is not the licence's"
+    lines=$(wc -l <"$f")
+    [ "$lines" -le 1000 ] || complain "$f: $lines lines"
+done
+
+# Which rooms each may include. Drivers need the core's own types and its pages, nothing else of it.
+allowed() {
+    case $1 in
+    base) echo 'base/|drover/drover\.h' ;;
+    storage) echo 'base/|storage/|drover/drover\.h' ;;
+    formats) echo 'base/|storage/|formats/|core/core\.h|core/pages\.h|drover/drover\.h' ;;
+    core) echo 'base/|storage/|formats/format\.h|core/|drover/' ;;
+    ops) echo 'base/|storage/|formats/format\.h|core/core\.h|core/pages\.h|ops/|drover/' ;;
+    cli) echo 'base/|cli/|drover/' ;;
+    esac
+}
+for room in base storage formats core ops cli; do
+    # Names without a slash stand next to the file.
+    wrong=$(grep -rnE '^#include "[^"]*/' "src/$room" --include='*.[ch]' |
+        grep -vE "#include \"($(allowed "$room"))" || true)
+    [ -z "$wrong" ] || complain "$room includes what it must not:
+$wrong"
+done
+
+# A format's name has no business outside its folder, the registry, and the command's help.
+wrong=$(grep -rnE 'strcmp\([^)]*"(vmdk|qcow2|add-cow|raw)"' src/core src/ops src/storage --include='*.c' || true)
+[ -z "$wrong" ] || complain "decided by a format's name:
+$wrong"
+[ "$(find src -name '*.c' | wc -l)" -gt 5 ] || complain "this is not the source tree"
+exit $bad
