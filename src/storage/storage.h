@@ -9,6 +9,7 @@
 #ifndef DR_STORAGE_STORAGE_H
 #define DR_STORAGE_STORAGE_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -46,7 +47,9 @@ enum dr_file_flag {
     DR_FILE_NO_FLUSH = 1 << 4,    /* dr_file_flush does nothing (cache=unsafe) */
     DR_FILE_DIRECT = 1 << 5,      /* drop from the host's page cache after use (advice) */
     DR_FILE_TRUNCATE = 1 << 6,    /* with RDWR: cut to 0 after the lock is taken; with CREATE: take
-                                     over an    existing regular file instead of -EEXIST */
+                                     over an existing regular file (or block device, which is not
+                                     cut) instead of -EEXIST */
+    DR_FILE_PRIVATE = 1 << 7,     /* with CREATE: nobody but the owner may open it */
 };
 
 /* ------------------------------------------------------------------ files */
@@ -77,6 +80,8 @@ struct dr_file_ops {
     int (*zero)(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags);
     int (*truncate)(struct dr_file *f, uint64_t size);
     int (*flush)(struct dr_file *f);
+    /* The container's size now. Optional: absent = the size never changes by itself. */
+    int (*get_size)(struct dr_file *f, uint64_t *size);
     /* Copy without passing through this process: reflink or copy_file_range. The number of bytes
      * copied (> 0), or -ENOTSUP/-EXDEV/-EINVAL: use read and write. src has the same ops. Optional.
      */
@@ -86,17 +91,20 @@ struct dr_file_ops {
      */
     int (*upgrade)(struct dr_file *f, struct dr_error *err);
     int (*downgrade)(struct dr_file *f, struct dr_error *err); /* back to a reader's locks */
+    /* Hold exactly these, whatever was held before; on failure what was held stays. 0, 0 = nothing,
+     * cannot fail. All three optional: absent = nobody outside this process can open the file. */
     int (*lock)(struct dr_file *f, unsigned use, unsigned unshared, struct dr_error *err);
 };
 
-/* Base of every implementation's own struct (first member). */
+/* Base of every implementation's own struct (first member). open fills in all up to size; path is
+ * malloc'ed and freed by close. */
 struct dr_file {
     const struct dr_file_ops *ops;
     struct dr_fs *fs;
     struct dr_file_id id;
-    char *path;           /* as opened; for messages and for naming things next to it */
-    unsigned flags;       /* enum dr_file_flag of the present state */
-    unsigned atomic_size; /* bytes written all or nothing: 512 */
+    char *path;             /* as opened; for messages and for naming things next to it */
+    _Atomic unsigned flags; /* enum dr_file_flag of the present state */
+    unsigned atomic_size;   /* bytes written all or nothing: 512 */
     bool block_device;
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
@@ -104,6 +112,7 @@ struct dr_file {
     /* owned by the process-wide table (file.c) */
     unsigned refs, writers, sharers;
     struct dr_file *next;
+    pthread_mutex_t flush_lock; /* who flushes second waits for the first */
 };
 
 /* Open path. The same object comes back for the same file: then the new user's wishes are checked
@@ -160,6 +169,8 @@ struct dr_fs_ops {
     int (*identify)(struct dr_fs *fs, const char *path, struct dr_file_id *id,
                     struct dr_error *err);
     int (*rename)(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err);
+    /* As rename, but -EEXIST if something has the name. */
+    int (*rename_new)(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err);
     int (*unlink)(struct dr_fs *fs, const char *path, struct dr_error *err);
     /* Make the names in the directory that holds path durable. */
     int (*sync_dir)(struct dr_fs *fs, const char *path, struct dr_error *err);

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What every container gets from its wrappers: bounds, the size, whole transfers, sticky flushes.
+ * No lock is taken on the way of reads and writes. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "storage/storage.h"
+
+#define MAX_SIZE ((uint64_t)INT64_MAX)
+
+/* ------------------------------------------------------------------ helpers */
+
+static int check_range(const struct dr_file *f, uint64_t off, uint64_t len, struct dr_error *err)
+{
+    if (dr_inside(off, len, MAX_SIZE))
+        return 0;
+    return dr_fail(err, EFBIG, "%s: %" PRIu64 " bytes at offset %" PRIu64 " are beyond any file",
+                   f->path, len, off);
+}
+
+static int check_writable(const struct dr_file *f, struct dr_error *err)
+{
+    if (f->flags & DR_FILE_RDWR)
+        return 0;
+    return dr_fail(err, EBADF, "%s: not open for writing", f->path);
+}
+
+static int check_write(const struct dr_file *f, uint64_t off, uint64_t len, struct dr_error *err)
+{
+    int r = check_writable(f, err);
+    return r ? r : check_range(f, off, len, err);
+}
+
+static void grow_size(struct dr_file *f, uint64_t end)
+{
+    uint64_t size = f->size;
+    while (size < end && !atomic_compare_exchange_weak(&f->size, &size, end))
+        ;
+}
+
+/* After the change, so that a flush that runs meanwhile does not take the mark away unseen. The
+ * look first keeps the cache line shared between writers. */
+static void mark_dirty(struct dr_file *f)
+{
+    if (!f->dirty)
+        f->dirty = true;
+}
+
+/* Any part of a failed write may be there. */
+static int write_failed(struct dr_file *f, int r, const char *what, uint64_t off, uint64_t len,
+                        struct dr_error *err)
+{
+    uint64_t size;
+    mark_dirty(f);
+    if (f->ops->get_size && f->ops->get_size(f, &size) == 0)
+        grow_size(f, size); /* never smaller: others may be appending */
+    return dr_fail_errno(err, -r, "%s: cannot %s %" PRIu64 " bytes at offset %" PRIu64, f->path,
+                         what, len, off);
+}
+
+/* ------------------------------------------------------------------ read */
+
+static ssize_t read_some(struct dr_file *f, void *buf, uint64_t off, size_t len,
+                         struct dr_error *err)
+{
+    ssize_t n = f->ops->pread(f, buf, off, len);
+    if (n < 0)
+        return dr_fail_errno(err, (int)-n, "%s: cannot read %zu bytes at offset %" PRIu64, f->path,
+                             len, off);
+    return n;
+}
+
+int dr_file_pread(struct dr_file *f, void *buf, uint64_t off, size_t len, struct dr_error *err)
+{
+    int r = check_range(f, off, len, err);
+    if (r || !len)
+        return r;
+    ssize_t n = read_some(f, buf, off, len, err);
+    if (n < 0)
+        return (int)n;
+    if ((size_t)n < len)
+        return dr_fail(err, EIO, "%s: ends at %" PRIu64 ", expected %zu bytes at offset %" PRIu64,
+                       f->path, n ? off + (uint64_t)n : dr_file_size(f), len, off);
+    return 0;
+}
+
+int dr_file_pread_short(struct dr_file *f, void *buf, uint64_t off, size_t len, size_t *got,
+                        struct dr_error *err)
+{
+    size_t have = 0;
+    if (len && dr_inside(off, len, MAX_SIZE)) {
+        ssize_t n = read_some(f, buf, off, len, err);
+        if (n < 0)
+            return (int)n;
+        have = (size_t)n;
+    }
+    if (have < len)
+        memset((char *)buf + have, 0, len - have);
+    if (got)
+        *got = have;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ write */
+
+static int write_iov(struct dr_file *f, struct iovec *iov, int n, uint64_t off, uint64_t len,
+                     struct dr_error *err)
+{
+    int r = check_write(f, off, len, err);
+    if (r || !len)
+        return r;
+    r = f->ops->pwritev(f, iov, n, off);
+    if (r)
+        return write_failed(f, r, "write", off, len, err);
+    grow_size(f, off + len);
+    mark_dirty(f);
+    return 0;
+}
+
+int dr_file_pwrite(struct dr_file *f, const void *buf, uint64_t off, size_t len,
+                   struct dr_error *err)
+{
+    struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};
+    return write_iov(f, &iov, 1, off, len, err);
+}
+
+int dr_file_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off, struct dr_error *err)
+{
+    uint64_t len = 0;
+    for (int i = 0; i < n; i++)
+        if (dr_add_overflow(len, iov[i].iov_len, &len))
+            return dr_fail(err, EINVAL, "%s: a write of more bytes than there are", f->path);
+    return write_iov(f, iov, n, off, len, err);
+}
+
+/* ------------------------------------------------------------------ zero */
+
+#define ZERO_PIECE  (64u << 10)
+#define ZERO_PIECES 32
+
+static int write_zeros(struct dr_file *f, uint64_t off, uint64_t len, struct dr_error *err)
+{
+    static const uint8_t zeros[ZERO_PIECE];
+    struct iovec iov[ZERO_PIECES];
+    while (len) {
+        uint64_t todo = dr_min(len, (uint64_t)ZERO_PIECE * ZERO_PIECES), left = todo;
+        int n = 0;
+        for (; left; n++) {
+            iov[n].iov_base = (void *)zeros;
+            iov[n].iov_len = (size_t)dr_min(left, ZERO_PIECE);
+            left -= iov[n].iov_len;
+        }
+        int r = write_iov(f, iov, n, off, todo, err);
+        if (r)
+            return r;
+        off += todo;
+        len -= todo;
+    }
+    return 0;
+}
+
+/* What is past the end needs no zeros, only a new end. One byte written there, not a truncate: that
+ * could cut off what another thread appends meanwhile. */
+static int grow_to(struct dr_file *f, uint64_t end, struct dr_error *err)
+{
+    uint8_t zero = 0;
+    return end > dr_file_size(f) ? dr_file_pwrite(f, &zero, end - 1, 1, err) : 0;
+}
+
+static int write_zeros_sparsely(struct dr_file *f, uint64_t off, uint64_t len, struct dr_error *err)
+{
+    uint64_t size = dr_file_size(f);
+    int r = 0;
+    if (off < size)
+        r = write_zeros(f, off, dr_min(len, size - off), err);
+    return r ? r : grow_to(f, off + len, err);
+}
+
+int dr_file_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags,
+                 struct dr_error *err)
+{
+    int r = check_write(f, off, len, err);
+    if (r || !len)
+        return r;
+    r = f->ops->zero ? f->ops->zero(f, off, len, flags) : -ENOTSUP;
+    if (r == -ENOTSUP && !(flags & DR_FILE_ZERO_FAST))
+        return write_zeros_sparsely(f, off, len, err);
+    if (r == -ENOTSUP)
+        return dr_fail(err, ENOTSUP,
+                       "%s: cannot zero %" PRIu64 " bytes at offset %" PRIu64
+                       " without writing them",
+                       f->path, len, off);
+    if (r)
+        return write_failed(f, r, "zero", off, len, err);
+    grow_size(f, off + len);
+    mark_dirty(f);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ extents and size */
+
+int dr_file_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
+                   uint64_t *run, struct dr_error *err)
+{
+    uint64_t size = dr_file_size(f);
+    *kind = DR_FILE_HOLE;
+    *run = len;
+    if (off >= size)
+        return 0;
+    len = dr_min(len, size - off);
+    *kind = DR_FILE_DATA;
+    *run = len;
+    int r = f->ops->extent ? f->ops->extent(f, off, len, kind, run) : 0;
+    if (r)
+        return dr_fail_errno(err, -r, "%s: cannot find data or holes at offset %" PRIu64, f->path,
+                             off);
+    return 0;
+}
+
+int dr_file_truncate(struct dr_file *f, uint64_t size, struct dr_error *err)
+{
+    int r = check_write(f, size, 0, err);
+    if (r)
+        return r;
+    r = f->ops->truncate(f, size);
+    if (r)
+        return dr_fail_errno(err, -r, "%s: cannot change the size to %" PRIu64, f->path, size);
+    f->size = size;
+    mark_dirty(f);
+    return 0;
+}
+
+int dr_file_refresh_size(struct dr_file *f, struct dr_error *err)
+{
+    uint64_t size;
+    if (!f->ops->get_size)
+        return 0;
+    int r = f->ops->get_size(f, &size);
+    if (r)
+        return dr_fail_errno(err, -r, "%s: cannot get the size", f->path);
+    f->size = size;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ flush */
+
+static int flush_locked(struct dr_file *f, struct dr_error *err)
+{
+    if (f->flush_error)
+        return dr_fail(err, EIO,
+                       "%s: an earlier flush failed (%s): what was written is lost, open it again",
+                       f->path, strerrordesc_np(-f->flush_error));
+    if (!atomic_exchange(&f->dirty, false))
+        return 0;
+    int r = f->ops->flush(f);
+    if (!r)
+        return 0;
+    f->flush_error = r;
+    return dr_fail_errno(err, -r, "%s: cannot flush", f->path);
+}
+
+int dr_file_flush(struct dr_file *f, struct dr_error *err)
+{
+    if (f->flags & DR_FILE_NO_FLUSH)
+        return 0;
+    /* Clean may mean that another thread's flush is under way: wait for it. */
+    pthread_mutex_lock(&f->flush_lock);
+    int r = flush_locked(f, err);
+    pthread_mutex_unlock(&f->flush_lock);
+    return r;
+}
+
+/* ------------------------------------------------------------------ copy */
+
+static bool means_unsupported(ssize_t r)
+{
+    return r == -ENOTSUP || r == -EXDEV || r == -EINVAL || r == -ENOSYS || r == 0;
+}
+
+int dr_file_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uint64_t src_off,
+                 uint64_t len, uint64_t *copied, struct dr_error *err)
+{
+    *copied = 0;
+    int r = check_write(dst, dst_off, len, err);
+    if (!r)
+        r = check_range(src, src_off, len, err);
+    if (r)
+        return r;
+    if (!dst->ops->copy || dst->ops != src->ops || !len)
+        return -ENOTSUP;
+    ssize_t n = dst->ops->copy(dst, dst_off, src, src_off, len);
+    if (means_unsupported(n))
+        return -ENOTSUP;
+    if (n < 0)
+        return write_failed(dst, (int)n, "copy", dst_off, len, err);
+    *copied = (uint64_t)n;
+    grow_size(dst, dst_off + *copied);
+    mark_dirty(dst);
+    return 0;
+}

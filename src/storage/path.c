@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "storage/storage.h"
+
+char *dr_path_dirname(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash)
+        return strdup(".");
+    while (slash > path && slash[-1] == '/')
+        slash--;
+    return slash == path ? strdup("/") : strndup(path, (size_t)(slash - path));
+}
+
+const char *dr_path_basename(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+char *dr_path_join(const char *dir, const char *name)
+{
+    if (name[0] == '/' || dir[0] == '\0')
+        return strdup(name);
+    size_t d = strlen(dir), n = strlen(name);
+    bool slash = dir[d - 1] != '/';
+    char *out = malloc(d + slash + n + 1);
+    if (!out)
+        return NULL;
+    memcpy(out, dir, d);
+    if (slash)
+        out[d] = '/';
+    memcpy(out + d + slash, name, n + 1);
+    return out;
+}
+
+char *dr_path_sibling(const char *path, const char *name)
+{
+    if (name[0] == '/' || !strchr(path, '/'))
+        return strdup(name);
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    return dir ? dr_path_join(dir, name) : NULL;
+}
+
+bool dr_path_inside(const char *dir, const char *real)
+{
+    size_t n = strlen(dir);
+    while (n && dir[n - 1] == '/')
+        n--;
+    return strncmp(dir, real, n) == 0 && real[n] == '/' && real[n + 1] != '\0';
+}

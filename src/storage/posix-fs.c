@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The operating system's file systems: names, attributes, space. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/statvfs.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "storage/posix.h"
+
+struct dr_file_id posix_id(const struct stat *st)
+{
+    if (S_ISBLK(st->st_mode))
+        return (struct dr_file_id){.dev = st->st_rdev, .ino = UINT64_MAX};
+    return (struct dr_file_id){.dev = st->st_dev, .ino = st->st_ino};
+}
+
+/* ------------------------------------------------------------------ open */
+
+int posix_check_type(const char *path, const struct stat *st, struct dr_error *err)
+{
+    if (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode))
+        return 0;
+    if (S_ISDIR(st->st_mode))
+        return dr_fail(err, EISDIR, "%s: is a directory, not a file or block device", path);
+    const char *what = S_ISFIFO(st->st_mode)   ? "pipe"
+                       : S_ISSOCK(st->st_mode) ? "socket"
+                       : S_ISCHR(st->st_mode)  ? "character device"
+                                               : "special file";
+    return dr_fail(err, EINVAL, "%s: is a %s, not a file or block device", path, what);
+}
+
+static int open_fd(const char *path, unsigned flags)
+{
+    /* O_NONBLOCK: the open of a pipe with nobody at its other end would wait for ever. */
+    int how = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (flags & DR_FILE_RDWR ? O_RDWR : O_RDONLY);
+    if (flags & DR_FILE_CREATE)
+        how |= O_CREAT | (flags & DR_FILE_TRUNCATE ? 0 : O_EXCL);
+    int fd;
+    do
+        fd = open(path, how, flags & DR_FILE_PRIVATE ? 0600 : 0666);
+    while (fd < 0 && errno == EINTR);
+    if (fd < 0)
+        return -errno;
+    fcntl(fd, F_SETFL, 0); /* it was for the open only */
+    return fd;
+}
+
+static int fill_in(struct posix_file *p, struct dr_fs *fs, const char *path, const struct stat *st,
+                   struct dr_error *err)
+{
+    struct dr_file *f = &p->base;
+    int sector = 512;
+    f->ops = &posix_file_ops;
+    f->fs = fs;
+    f->id = posix_id(st);
+    f->atomic_size = 512;
+    f->block_device = S_ISBLK(st->st_mode);
+    f->size = (uint64_t)st->st_size;
+    f->path = strdup(path);
+    if (!f->path)
+        return dr_fail_errno(err, ENOMEM, "Could not open '%s'", path);
+    if (f->block_device) {
+        off_t end = lseek(p->fd, 0, SEEK_END);
+        if (end < 0 || ioctl(p->fd, BLKSSZGET, &sector) < 0)
+            return dr_fail_errno(err, errno, "%s: cannot get the size of the device", path);
+        f->size = (uint64_t)end;
+    }
+    p->sector = (uint32_t)sector;
+    p->block = st->st_blksize >= 512 ? (uint32_t)st->st_blksize : 4096;
+    return 0;
+}
+
+static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
+                      struct dr_error *err)
+{
+    struct stat st;
+    /* Looked at before: merely opening some devices does something. Looked at again below. */
+    int r = stat(path, &st) == 0 && !(flags & DR_FILE_CREATE && !(flags & DR_FILE_TRUNCATE))
+                ? posix_check_type(path, &st, err)
+                : 0;
+    if (r)
+        return r;
+    CLEANUP_CLOSE int fd = open_fd(path, flags);
+    if (fd < 0)
+        return dr_fail_errno(err, -fd, "Could not %s '%s'",
+                             flags & DR_FILE_CREATE ? "create" : "open", path);
+    if (fstat(fd, &st))
+        return dr_fail_errno(err, errno, "Could not open '%s'", path);
+    r = posix_check_type(path, &st, err);
+    if (r)
+        return r;
+    struct posix_file *p = calloc(1, sizeof(*p));
+    if (!p)
+        return dr_fail_errno(err, ENOMEM, "Could not open '%s'", path);
+    p->fd = fd;
+    r = fill_in(p, fs, path, &st, err);
+    if (r) {
+        free(p->base.path);
+        free(p);
+        return r;
+    }
+    p->inode_dirty = flags & DR_FILE_CREATE;
+    *file = &p->base;
+    fd = -1;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ names */
+
+static int posix_identify(struct dr_fs *fs, const char *path, struct dr_file_id *id,
+                          struct dr_error *err)
+{
+    struct stat st;
+    (void)fs;
+    if (stat(path, &st))
+        return dr_fail_errno(err, errno, "Could not open '%s'", path);
+    *id = posix_id(&st);
+    return 0;
+}
+
+static int rename_failed(int e, const char *from, const char *to, struct dr_error *err)
+{
+    return dr_fail_errno(err, e, "Could not rename '%s' to '%s'", from, to);
+}
+
+static int posix_rename(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err)
+{
+    (void)fs;
+    return rename(from, to) ? rename_failed(errno, from, to, err) : 0;
+}
+
+/* Where the kernel or the file system cannot rename without replacing, a second link can. */
+static int posix_rename_new(struct dr_fs *fs, const char *from, const char *to,
+                            struct dr_error *err)
+{
+    (void)fs;
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
+        return 0;
+    if (errno != EINVAL && errno != ENOSYS)
+        return rename_failed(errno, from, to, err);
+    if (link(from, to))
+        return rename_failed(errno, from, to, err);
+    unlink(from);
+    return 0;
+}
+
+static int posix_unlink(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    (void)fs;
+    return unlink(path) ? dr_fail_errno(err, errno, "Could not remove '%s'", path) : 0;
+}
+
+static int posix_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    (void)fs;
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    if (!dir)
+        return dr_fail_errno(err, ENOMEM, "%s: cannot make the name durable", path);
+    CLEANUP_CLOSE int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return dr_fail_errno(err, errno, "Could not open directory '%s'", dir);
+    /* EINVAL: a file system without anything to make durable here. */
+    if (fsync(fd) && errno != EINVAL)
+        return dr_fail_errno(err, errno, "%s: cannot make the directory durable", dir);
+    return 0;
+}
+
+static void close_dir(DIR **d)
+{
+    if (*d)
+        closedir(*d);
+}
+
+static int posix_list(struct dr_fs *fs, const char *dir, int (*each)(void *user, const char *name),
+                      void *user, struct dr_error *err)
+{
+    (void)fs;
+    __attribute__((cleanup(close_dir))) DIR *d = opendir(dir);
+    if (!d)
+        return dr_fail_errno(err, errno, "Could not open directory '%s'", dir);
+    int r = 0;
+    struct dirent *e;
+    while (!r && (errno = 0, e = readdir(d)))
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+            r = each(user, e->d_name);
+    if (!r && errno)
+        return dr_fail_errno(err, errno, "Could not read directory '%s'", dir);
+    return r;
+}
+
+/* ------------------------------------------------------------------ attributes */
+
+static bool wanted_label(const char *name)
+{
+    /* The last two describe this inode's content and nobody else's. */
+    return strncmp(name, "security.", 9) == 0 && strcmp(name, "security.ima") != 0 &&
+           strcmp(name, "security.evm") != 0;
+}
+
+static void copy_xattr(int from, int to, const char *name)
+{
+    char value[4096];
+    ssize_t n = fgetxattr(from, name, value, sizeof(value));
+    /* What may not be set, or is not known there, is left. */
+    if (n >= 0)
+        (void)!fsetxattr(to, name, value, (size_t)n, 0);
+}
+
+static void copy_labels(int from, int to)
+{
+    ssize_t n = flistxattr(from, NULL, 0);
+    if (n <= 0)
+        return;
+    size_t room = (size_t)n;
+    CLEANUP_FREE char *names = malloc(room);
+    if (!names || (n = flistxattr(from, names, room)) <= 0)
+        return;
+    for (const char *p = names; p < names + n; p += strlen(p) + 1)
+        if (wanted_label(p))
+            copy_xattr(from, to, p);
+}
+
+/* Bits that would give rights to another owner or group than they were meant for go. */
+static mode_t narrowed_mode(const struct stat *want, const struct stat *have)
+{
+    mode_t mode = want->st_mode & 07777;
+    if (have->st_gid != want->st_gid) {
+        mode_t other = mode & 07;
+        mode &= ~(mode_t)S_ISGID & ~((~other & 07) << 3);
+    }
+    if (have->st_uid != want->st_uid)
+        mode &= ~(mode_t)S_ISUID;
+    return mode;
+}
+
+static int posix_copy_attrs(struct dr_fs *fs, struct dr_file *from, struct dr_file *to,
+                            struct dr_error *err)
+{
+    (void)fs;
+    int in = posix_file(from)->fd, out = posix_file(to)->fd;
+    struct stat want, have;
+    if (fstat(in, &want))
+        return dr_fail_errno(err, errno, "%s: cannot get owner and mode", from->path);
+    /* What may not be set is left; the mode makes up for it. */
+    if (fchown(out, want.st_uid, want.st_gid))
+        (void)!fchown(out, (uid_t)-1, want.st_gid);
+    if (fstat(out, &have) || fchmod(out, narrowed_mode(&want, &have)))
+        return dr_fail_errno(err, errno, "%s: cannot set the mode", to->path);
+    if (have.st_gid == want.st_gid)
+        copy_xattr(in, out, "system.posix_acl_access");
+    copy_labels(in, out);
+    posix_file(to)->inode_dirty = true;
+    to->dirty = true;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ space, real names */
+
+static int posix_free_space(struct dr_fs *fs, const char *path, uint64_t *bytes,
+                            struct dr_error *err)
+{
+    (void)fs;
+    struct statvfs st;
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    if (!dir)
+        return dr_fail_errno(err, ENOMEM, "%s: cannot get the free space", path);
+    if (statvfs(dir, &st))
+        return dr_fail_errno(err, errno, "%s: cannot get the free space", dir);
+    if (__builtin_mul_overflow((uint64_t)st.f_bavail, (uint64_t)st.f_frsize, bytes))
+        *bytes = UINT64_MAX;
+    return 0;
+}
+
+static int posix_realpath(struct dr_fs *fs, const char *path, char **out, struct dr_error *err)
+{
+    (void)fs;
+    *out = realpath(path, NULL);
+    return *out ? 0 : dr_fail_errno(err, errno, "Could not open '%s'", path);
+}
+
+struct dr_fs *dr_fs_posix(void)
+{
+    static const struct dr_fs_ops ops = {
+        .open = posix_open,
+        .identify = posix_identify,
+        .rename = posix_rename,
+        .rename_new = posix_rename_new,
+        .unlink = posix_unlink,
+        .sync_dir = posix_sync_dir,
+        .list = posix_list,
+        .copy_attrs = posix_copy_attrs,
+        .free_space = posix_free_space,
+        .realpath = posix_realpath,
+    };
+    static struct dr_fs fs = {.ops = &ops};
+    return &fs;
+}

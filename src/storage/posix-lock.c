@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Lock bytes as QEMU's: byte 100+i "I use i", byte 200+i "I do not share i", all OFD read locks;
+ * whether somebody else holds one is asked with a write lock that is only tested, which works on a
+ * read-only descriptor too. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "storage/posix.h"
+
+#define USE_BYTE      100
+#define UNSHARED_BYTE 200
+#define N_PERMS       4
+
+static const char *const perm_names[N_PERMS] = {"consistent read", "write", "write unchanged",
+                                                "resize"};
+
+static int set_bytes(int fd, short type, off_t start, off_t len)
+{
+    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
+    int r;
+    do
+        r = fcntl(fd, F_OFD_SETLK, &fl);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+static int set_group(int fd, short type, off_t base, unsigned bits)
+{
+    int r = 0;
+    for (unsigned i = 0; i < N_PERMS && !r; i++)
+        if (bits & (1u << i))
+            r = set_bytes(fd, type, base + (off_t)i, 1);
+    return r;
+}
+
+static void drop(int fd, unsigned use, unsigned unshared)
+{
+    set_group(fd, F_UNLCK, USE_BYTE, use);
+    set_group(fd, F_UNLCK, UNSHARED_BYTE, unshared);
+}
+
+/* Does another description hold the byte? A failure to ask counts as no: the file system that has
+ * no locks was found out when setting ours. */
+static bool held_by_other(int fd, off_t byte)
+{
+    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    return fcntl(fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK;
+}
+
+static int conflict(const struct dr_file *f, const char *shared, unsigned i, struct dr_error *err)
+{
+    return dr_fail(err, EBUSY,
+                   "%s: Failed to get %s\"%s\" lock. Is another process using the image [%s]?",
+                   f->path, shared, perm_names[i], f->path);
+}
+
+static int test(const struct dr_file *f, int fd, unsigned use, unsigned unshared,
+                struct dr_error *err)
+{
+    for (unsigned i = 0; i < N_PERMS; i++)
+        if ((use & (1u << i)) && held_by_other(fd, UNSHARED_BYTE + (off_t)i))
+            return conflict(f, "", i, err);
+    for (unsigned i = 0; i < N_PERMS; i++)
+        if ((unshared & (1u << i)) && held_by_other(fd, USE_BYTE + (off_t)i))
+            return conflict(f, "shared ", i, err);
+    return 0;
+}
+
+static bool no_locks_here(int r)
+{
+    return r == -ENOLCK || r == -EOPNOTSUPP || r == -EINVAL || r == -ENOSYS;
+}
+
+static int cannot_set(const struct dr_file *f, int r, unsigned use, struct dr_error *err)
+{
+    if (!no_locks_here(r))
+        return dr_fail_errno(err, -r, "%s: Failed to set lock bytes", f->path);
+    if (!(use & (DR_PERM_WRITE | DR_PERM_RESIZE)))
+        return 0; /* reading is safe enough */
+    return dr_fail(err, ENOLCK,
+                   "%s: this file system cannot lock files, so a second writer would go unnoticed: "
+                   "writing is refused unless locking is turned off",
+                   f->path);
+}
+
+/* Set the bytes, then look at those of others: of two that come at once at least one sees the
+ * other. On a conflict the new bytes are dropped again. */
+static int take(const struct dr_file *f, int fd, unsigned use, unsigned unshared,
+                struct dr_error *err)
+{
+    int r = set_group(fd, F_RDLCK, USE_BYTE, use);
+    if (!r)
+        r = set_group(fd, F_RDLCK, UNSHARED_BYTE, unshared);
+    r = r ? cannot_set(f, r, use, err) : test(f, fd, use, unshared, err);
+    if (r)
+        drop(fd, use, unshared);
+    return r;
+}
+
+int posix_lock(struct dr_file *f, unsigned use, unsigned unshared, struct dr_error *err)
+{
+    struct posix_file *p = posix_file(f);
+    if (!use && !unshared) {
+        set_bytes(p->fd, F_UNLCK, USE_BYTE, UNSHARED_BYTE - USE_BYTE + N_PERMS);
+    } else {
+        int r = take(f, p->fd, use & ~p->use, unshared & ~p->unshared, err);
+        if (r)
+            return r;
+        drop(p->fd, p->use & ~use, p->unshared & ~unshared);
+    }
+    p->use = use;
+    p->unshared = unshared;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ another access mode */
+
+static bool same_file(int fd, const struct dr_file *f)
+{
+    struct stat st;
+    if (fstat(fd, &st))
+        return false;
+    struct dr_file_id id = posix_id(&st);
+    return id.dev == f->id.dev && id.ino == f->id.ino;
+}
+
+/* A new description of the same inode, whatever its name is by now. */
+static int reopen(const struct dr_file *f, int access)
+{
+    char link[64];
+    int flags = access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", ((const struct posix_file *)f)->fd);
+    int fd = open(link, flags);
+    if (fd < 0 && (errno == ENOENT || errno == ENOTDIR))
+        fd = open(f->path, flags);
+    if (fd < 0)
+        return -errno;
+    fcntl(fd, F_SETFL, 0); /* O_NONBLOCK was for the open only */
+    if (same_file(fd, f))
+        return fd;
+    close(fd);
+    return -ESTALE;
+}
+
+/* The descriptor's number keeps its meaning for reads that are under way; the old description, and
+ * with it its lock bytes, goes in the same instant. */
+static int exchange(struct posix_file *p, int fresh)
+{
+    int r;
+    do
+        r = dup3(fresh, p->fd, O_CLOEXEC);
+    while (r < 0 && (errno == EINTR || errno == EBUSY));
+    return r < 0 ? -errno : 0;
+}
+
+int posix_upgrade(struct dr_file *f, struct dr_error *err)
+{
+    struct posix_file *p = posix_file(f);
+    unsigned use = DR_PERM_READ | DR_PERM_WRITE | DR_PERM_RESIZE;
+    unsigned unshared = DR_PERM_WRITE | DR_PERM_RESIZE;
+    bool locks = !(f->flags & DR_FILE_NO_LOCK);
+    CLEANUP_CLOSE int fd = reopen(f, O_RDWR);
+    if (fd < 0)
+        return dr_fail_errno(err, -fd, "%s: cannot open for writing", f->path);
+    if (locks) {
+        /* Our own "not shared" would stop our own "use". */
+        set_group(p->fd, F_UNLCK, UNSHARED_BYTE, p->unshared);
+        int r = take(f, fd, use, unshared, err);
+        if (r) {
+            set_group(p->fd, F_RDLCK, UNSHARED_BYTE, p->unshared);
+            return r;
+        }
+    }
+    int r = exchange(p, fd);
+    if (r) {
+        drop(fd, use, unshared);
+        set_group(p->fd, F_RDLCK, UNSHARED_BYTE, p->unshared);
+        return dr_fail_errno(err, -r, "%s: cannot open for writing", f->path);
+    }
+    p->use = locks ? use : 0;
+    p->unshared = locks ? unshared : 0;
+    return 0;
+}
+
+/* "Not shared" is held throughout, by one description or the other, so no writer gets between and
+ * nothing need be tested. Where a read-only description cannot be had the old one serves on. */
+int posix_downgrade(struct dr_file *f, struct dr_error *err)
+{
+    struct posix_file *p = posix_file(f);
+    CLEANUP_CLOSE int fd = reopen(f, O_RDONLY);
+    unsigned use = p->use & DR_PERM_READ;
+    (void)err;
+    if (fd >= 0 && set_group(fd, F_RDLCK, USE_BYTE, use) == 0 &&
+        set_group(fd, F_RDLCK, UNSHARED_BYTE, p->unshared) == 0 && exchange(p, fd) == 0) {
+        p->use = use;
+        return 0;
+    }
+    drop(p->fd, p->use & ~use, 0);
+    p->use = use;
+    return 0;
+}

@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Regular files and block devices: the bytes. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "storage/posix.h"
+
+static bool not_supported(int e)
+{
+    return e == EOPNOTSUPP || e == ENOSYS || e == EINVAL || e == ENOTTY || e == ENODEV;
+}
+
+static void posix_close(struct dr_file *f)
+{
+    close(posix_file(f)->fd);
+    free(f->path);
+    free(f);
+}
+
+/* ------------------------------------------------------------------ read and write */
+
+/* Advice only: what the host keeps of these bytes is not needed again. */
+static void drop_cache(struct dr_file *f, uint64_t off, uint64_t len)
+{
+    if (f->flags & DR_FILE_DIRECT)
+        posix_fadvise(posix_file(f)->fd, (off_t)off, (off_t)len, POSIX_FADV_DONTNEED);
+}
+
+static ssize_t posix_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
+{
+    int fd = posix_file(f)->fd;
+    size_t done = 0;
+    while (done < len) {
+        ssize_t n = pread(fd, (char *)buf + done, len - done, (off_t)(off + done));
+        if (n == 0)
+            break;
+        if (n > 0)
+            done += (size_t)n;
+        else if (errno != EINTR)
+            return -errno;
+    }
+    drop_cache(f, off, len);
+    return (ssize_t)done;
+}
+
+/* Leaves what is still to be written. */
+static void skip_written(struct iovec **iov, int *n, size_t written)
+{
+    while (*n && written >= (*iov)->iov_len) {
+        written -= (*iov)->iov_len;
+        (*iov)++;
+        (*n)--;
+    }
+    if (written) {
+        (*iov)->iov_base = (char *)(*iov)->iov_base + written;
+        (*iov)->iov_len -= written;
+    }
+}
+
+static int posix_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off)
+{
+    int fd = posix_file(f)->fd;
+    skip_written(&iov, &n, 0);
+    while (n) {
+        ssize_t w = n == 1 ? pwrite(fd, iov->iov_base, iov->iov_len, (off_t)off)
+                           : pwritev(fd, iov, n < IOV_MAX ? n : IOV_MAX, (off_t)off);
+        if (w < 0 && errno == EINTR)
+            continue;
+        if (w < 0)
+            return -errno;
+        if (w == 0)
+            return -ENOSPC; /* the end of a device */
+        off += (uint64_t)w;
+        skip_written(&iov, &n, (size_t)w);
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ holes */
+
+static int posix_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
+                        uint64_t *run)
+{
+    struct posix_file *p = posix_file(f);
+    if (f->block_device || p->no_seek)
+        return 0;
+    off_t next = lseek(p->fd, (off_t)off, SEEK_DATA);
+    if (next < 0 && errno != ENXIO) {
+        p->no_seek = not_supported(errno);
+        return p->no_seek ? 0 : -errno;
+    }
+    if (next < 0 || (uint64_t)next > off) {
+        *kind = DR_FILE_HOLE;
+        *run = next < 0 ? len : dr_min(len, (uint64_t)next - off);
+        return 0;
+    }
+    next = lseek(p->fd, (off_t)off, SEEK_HOLE);
+    /* Not behind off: the file changed meanwhile; DATA is always a safe answer. */
+    if (next > 0 && (uint64_t)next > off)
+        *run = dr_min(len, (uint64_t)next - off);
+    return 0;
+}
+
+/* 0, -ENOTSUP (remembered in *lacks), or -errno. */
+static int try_fallocate(struct dr_file *f, int mode, uint64_t off, uint64_t len,
+                         _Atomic bool *lacks)
+{
+    if (lacks && *lacks)
+        return -ENOTSUP;
+    int r;
+    do
+        r = fallocate(posix_file(f)->fd, mode, (off_t)off, (off_t)len);
+    while (r < 0 && errno == EINTR);
+    if (r == 0)
+        return 0;
+    if (!not_supported(errno))
+        return -errno;
+    if (lacks)
+        *lacks = true;
+    return -ENOTSUP;
+}
+
+static int punch(struct dr_file *f, uint64_t off, uint64_t len)
+{
+    return try_fallocate(f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, len,
+                         &posix_file(f)->no_punch);
+}
+
+static int zero_range(struct dr_file *f, uint64_t off, uint64_t len)
+{
+    return try_fallocate(f, FALLOC_FL_ZERO_RANGE, off, len, &posix_file(f)->no_zero_range);
+}
+
+/* Growing by a byte written at the end never cuts what another thread appends; ftruncate could. */
+static int write_last_zero(struct dr_file *f, uint64_t end)
+{
+    char zero = 0;
+    struct iovec iov = {.iov_base = &zero, .iov_len = 1};
+    return posix_pwritev(f, &iov, 1, end - 1);
+}
+
+/* [off, off+len) ends inside the file or is all there is to its end. */
+static int zero_inside(struct dr_file *f, uint64_t off, uint64_t len, bool give_back)
+{
+    int r = give_back ? punch(f, off, len) : -ENOTSUP;
+    if (r != -ENOTSUP)
+        return r;
+    r = zero_range(f, off, len);
+    if (r != -ENOTSUP || give_back)
+        return r;
+    /* tmpfs: the space is given back and taken again. */
+    r = punch(f, off, len);
+    return r ? r : try_fallocate(f, 0, off, len, NULL);
+}
+
+static int zero_regular(struct dr_file *f, uint64_t off, uint64_t len, bool give_back)
+{
+    uint64_t size = dr_file_size(f), end = off + len;
+    int r = 0;
+    if (off < size)
+        r = zero_inside(f, off, dr_min(len, size - off), give_back);
+    return r || end <= size ? r : write_last_zero(f, end);
+}
+
+static int write_zero_edge(struct dr_file *f, uint64_t off, uint64_t len)
+{
+    char zeros[4096] = {0};
+    while (len) {
+        struct iovec iov = {.iov_base = zeros, .iov_len = (size_t)dr_min(len, sizeof(zeros))};
+        uint64_t n = iov.iov_len;
+        int r = posix_pwritev(f, &iov, 1, off);
+        if (r)
+            return r;
+        off += n;
+        len -= n;
+    }
+    return 0;
+}
+
+/* Devices take whole logical blocks. In the kernel zero_range writes zeros where the device has no
+ * command for it, which is slow: not with FAST. */
+static int zero_device(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags)
+{
+    uint64_t unit = posix_file(f)->sector, end = off + len;
+    uint64_t first = dr_round_up(off, unit), last = dr_round_down(end, unit);
+    if (end > dr_file_size(f))
+        return -ENOSPC;
+    if (first >= last)
+        return -ENOTSUP;
+    int r = flags & DR_FILE_ZERO_PUNCH ? punch(f, first, last - first) : -ENOTSUP;
+    if (r == -ENOTSUP && !(flags & DR_FILE_ZERO_FAST))
+        r = zero_range(f, first, last - first);
+    if (!r && first > off)
+        r = write_zero_edge(f, off, first - off);
+    if (!r && end > last)
+        r = write_zero_edge(f, last, end - last);
+    return r;
+}
+
+static int posix_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags)
+{
+    if (f->block_device)
+        return zero_device(f, off, len, flags);
+    return zero_regular(f, off, len, flags & DR_FILE_ZERO_PUNCH);
+}
+
+/* ------------------------------------------------------------------ size and flush */
+
+static int posix_truncate(struct dr_file *f, uint64_t size)
+{
+    if (f->block_device)
+        return size == dr_file_size(f) ? 0 : -ENOTSUP;
+    int r;
+    do
+        r = ftruncate(posix_file(f)->fd, (off_t)size);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+static int posix_get_size(struct dr_file *f, uint64_t *size)
+{
+    off_t end = lseek(posix_file(f)->fd, 0, SEEK_END);
+    if (end < 0)
+        return -errno;
+    *size = (uint64_t)end;
+    return 0;
+}
+
+static int posix_flush(struct dr_file *f)
+{
+    struct posix_file *p = posix_file(f);
+    bool whole = atomic_exchange(&p->inode_dirty, false);
+    if (whole ? fsync(p->fd) : fdatasync(p->fd))
+        return -errno;
+    drop_cache(f, 0, 0);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ copy */
+
+static bool clone_fits(const struct posix_file *dst, uint64_t dst_off, const struct posix_file *src,
+                       uint64_t src_off, uint64_t len)
+{
+    return !dst->base.block_device && !src->base.block_device && !dst->no_clone &&
+           dst_off % dst->block == 0 && src_off % dst->block == 0 && len % dst->block == 0;
+}
+
+/* A reflink shares the blocks: no byte moves. */
+static bool clone_range(struct posix_file *dst, uint64_t dst_off, struct posix_file *src,
+                        uint64_t src_off, uint64_t len)
+{
+    struct file_clone_range range = {
+        .src_fd = src->fd, .src_offset = src_off, .src_length = len, .dest_offset = dst_off};
+    if (!clone_fits(dst, dst_off, src, src_off, len))
+        return false;
+    if (ioctl(dst->fd, FICLONERANGE, &range) == 0)
+        return true;
+    /* EINVAL may be about this range (the end of src); the others are about the file system. */
+    dst->no_clone = errno == EOPNOTSUPP || errno == EXDEV || errno == ENOTTY || errno == ENOSYS;
+    return false;
+}
+
+static ssize_t posix_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src,
+                          uint64_t src_off, uint64_t len)
+{
+    struct posix_file *d = posix_file(dst), *s = posix_file(src);
+    off64_t in = (off64_t)src_off, out = (off64_t)dst_off;
+    if (clone_range(d, dst_off, s, src_off, len))
+        return (ssize_t)len;
+    if (dst->block_device || src->block_device || d->no_copy)
+        return -ENOTSUP;
+    ssize_t n;
+    do
+        n = copy_file_range(s->fd, &in, d->fd, &out, (size_t)len, 0);
+    while (n < 0 && errno == EINTR);
+    if (n >= 0)
+        return n ? n : -EINVAL;
+    int e = errno;
+    if (e == EXDEV || e == EOPNOTSUPP || e == ENOSYS)
+        d->no_copy = true;
+    bool unable = d->no_copy || e == EBADF || e == ETXTBSY || e == EPERM || e == EOVERFLOW;
+    return unable ? -ENOTSUP : -e;
+}
+
+const struct dr_file_ops posix_file_ops = {
+    .name = "posix",
+    .close = posix_close,
+    .pread = posix_pread,
+    .pwritev = posix_pwritev,
+    .extent = posix_extent,
+    .zero = posix_zero,
+    .truncate = posix_truncate,
+    .flush = posix_flush,
+    .get_size = posix_get_size,
+    .copy = posix_copy,
+    .upgrade = posix_upgrade,
+    .downgrade = posix_downgrade,
+    .lock = posix_lock,
+};
