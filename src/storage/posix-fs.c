@@ -159,6 +159,18 @@ static int posix_unlink(struct dr_fs *fs, const char *path, struct dr_error *err
     return unlink(path) ? dr_fail_errno(err, errno, "Could not remove '%s'", path) : 0;
 }
 
+static int posix_mkdir(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    (void)fs;
+    return mkdir(path, 0700) ? dr_fail_errno(err, errno, "Could not create '%s'", path) : 0;
+}
+
+static int posix_rmdir(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    (void)fs;
+    return rmdir(path) ? dr_fail_errno(err, errno, "Could not remove '%s'", path) : 0;
+}
+
 static int posix_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
     (void)fs;
@@ -300,6 +312,8 @@ struct dr_fs *dr_fs_posix(void)
         .copy_attrs = posix_copy_attrs,
         .free_space = posix_free_space,
         .realpath = posix_realpath,
+        .mkdir = posix_mkdir,
+        .rmdir = posix_rmdir,
     };
     static struct dr_fs fs = {.ops = &ops};
     return &fs;
