@@ -53,16 +53,6 @@ void dr_free_later(struct dr_image *image, struct dr_freed freed)
     list->items[list->n++] = freed;
 }
 
-static bool image_is_quiet(const struct dr_image *image)
-{
-    if (dr_cache_dirty(image->cache) || image->flusher->freed.n)
-        return false;
-    for (unsigned i = 0; i < image->n_files; i++)
-        if (atomic_load(&image->files[i]->dirty) || atomic_load(&image->files[i]->flush_error))
-            return false;
-    return true;
-}
-
 static int flush_files(struct dr_image *image, struct dr_error *err)
 {
     int result = 0;
@@ -166,8 +156,6 @@ int dr_image_flush(struct dr_image *image, struct dr_error *err)
     DR_LOCK_SCOPE(&image->lock);
     if (flusher->sticky)
         return flush_failed_before(image, flusher->sticky, err);
-    if (!flusher->running && image_is_quiet(image))
-        return 0;
     uint64_t wanted = flusher->started + 1;
     while (flusher->running && flusher->done < wanted)
         pthread_cond_wait(&flusher->done_cond, &image->lock);
