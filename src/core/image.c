@@ -253,6 +253,12 @@ static void downgrade_files(struct dr_image *image, unsigned n)
         dr_file_downgrade(image->files[i], NULL);
 }
 
+static void image_set_frozen(struct dr_image *image)
+{
+    image->writable = false;
+    image->flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
+}
+
 int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err)
 {
     if (image->writable)
@@ -270,7 +276,7 @@ int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err)
     image->writable = true;
     int r = image_recover(image, err);
     if (r < 0) {
-        image->writable = false;
+        image_set_frozen(image);
         downgrade_files(image, image->n_files);
     }
     return r;
@@ -283,8 +289,7 @@ int dr_image_freeze(struct dr_image *image, struct dr_error *err)
     int r = image_settle(image, err);
     if (r < 0)
         return r;
-    image->writable = false;
-    image->flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
+    image_set_frozen(image);
     downgrade_files(image, image->n_files);
     return 0;
 }
