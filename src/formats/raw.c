@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* raw: the file is the disk. No magic, no metadata; what is left when nothing else fits. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "core/core.h"
+
+/* No unit of its own: this only says how wide a lock a zeroing takes. */
+#define RAW_UNIT 65536u
+
+/* One write of "full" preallocation. */
+#define RAW_FULL_STEP (1u << 20)
+
+static int raw_probe(const uint8_t *buf, size_t len, const char *path)
+{
+    (void)buf;
+    (void)len;
+    (void)path;
+    return 0;
+}
+
+static int raw_open(struct dr_image *image, struct dr_error *err)
+{
+    uint64_t size = dr_file_size(image->files[0]);
+    if (size > INT64_MAX)
+        return dr_fail(err, EFBIG, "%s: %llu bytes are more than a disk can have", image->path,
+                       (unsigned long long)size);
+    image->size = size;
+    return 0;
+}
+
+static void raw_close(struct dr_image *image)
+{
+    (void)image;
+}
+
+static void raw_unit(const struct dr_image *image, uint64_t off, uint64_t *uoff, uint64_t *ulen)
+{
+    (void)image;
+    *uoff = dr_round_down(off, RAW_UNIT);
+    *ulen = RAW_UNIT;
+}
+
+static int raw_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
+                   struct dr_error *err)
+{
+    (void)err;
+    *ext = (struct dr_extent){
+        .kind = DR_DATA,
+        .len = len,
+        .file = image->files[0],
+        .host = off,
+        .in_place = true,
+        .flat = true,
+    };
+    return 0;
+}
+
+static int raw_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                       uint32_t host_len, struct dr_reservation *r, struct dr_error *err)
+{
+    (void)host_len;
+    (void)err;
+    if (want == DR_WANT_HOLE || want == DR_WANT_CODED)
+        return -ENOTSUP; /* every byte of a raw image is its own */
+    *r = (struct dr_reservation){
+        .off = off,
+        .len = len,
+        .file = image->files[0],
+        .host = off,
+        .todo = want == DR_WANT_ZERO ? DR_TODO_ZERO_HOST : DR_TODO_WRITE,
+        .want = want,
+    };
+    return 0;
+}
+
+static void raw_settle(struct dr_image *image, struct dr_reservation *r)
+{
+    (void)image;
+    (void)r;
+}
+
+static int raw_resize(struct dr_image *image, uint64_t size, struct dr_error *err)
+{
+    int r = dr_file_truncate(image->files[0], size, err);
+    if (r == 0)
+        image->size = size;
+    return r;
+}
+
+static int raw_info(struct dr_image *image, json_t *data, uint64_t *cluster_size,
+                    struct dr_error *err)
+{
+    (void)image;
+    (void)data;
+    (void)err;
+    *cluster_size = 0;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ create */
+
+enum raw_preallocation { RAW_OFF, RAW_FALLOC, RAW_FULL };
+
+static const struct dr_option_help raw_create_options[] = {
+    {"preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"},
+    {NULL, NULL, NULL},
+};
+
+static int raw_option(const struct dr_option *option, enum raw_preallocation *mode,
+                      struct dr_error *err)
+{
+    static const char *const names[] = {"off", "falloc", "full"};
+    if (strcmp(option->name, "preallocation") != 0)
+        return dr_fail(err, EINVAL, "raw: unknown create option '%s'", option->name);
+    for (unsigned i = 0; i < 3; i++)
+        if (strcmp(option->value, names[i]) == 0) {
+            *mode = (enum raw_preallocation)i;
+            return 0;
+        }
+    return dr_fail(err, EINVAL,
+                   "raw: preallocation=%s is none of the allowed values off, falloc, full",
+                   option->value);
+}
+
+static int raw_write_zeros(struct dr_file *f, uint64_t size, struct dr_error *err)
+{
+    CLEANUP_FREE void *zeros = calloc(1, RAW_FULL_STEP);
+    if (!zeros)
+        return dr_fail_errno(err, ENOMEM, "%s", f->path);
+    for (uint64_t off = 0; off < size; off += RAW_FULL_STEP) {
+        int r = dr_file_pwrite(f, zeros, off, (size_t)dr_min(RAW_FULL_STEP, size - off), err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int raw_fill(struct dr_file *f, uint64_t size, enum raw_preallocation mode,
+                    struct dr_error *err)
+{
+    int r = 0;
+    if (mode == RAW_FULL)
+        r = raw_write_zeros(f, size, err);
+    else if (mode == RAW_FALLOC && size > 0)
+        r = dr_file_zero(f, 0, size, 0, err);
+    if (r == 0 && dr_file_size(f) != size)
+        r = dr_file_truncate(f, size, err);
+    return r < 0 ? r : dr_file_flush(f, err);
+}
+
+static int raw_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
+                      struct dr_error *err)
+{
+    enum raw_preallocation mode = RAW_OFF;
+    for (size_t i = 0; i < params->n_options; i++) {
+        int r = raw_option(&params->options[i], &mode, err);
+        if (r < 0)
+            return r;
+    }
+    if (params->backing_name)
+        return dr_fail(err, EINVAL, "%s: a raw image cannot have a backing file", path);
+    if (params->size > INT64_MAX - 511)
+        return dr_fail(err, EFBIG, "%s: %llu bytes are more than a disk can have", path,
+                       (unsigned long long)params->size);
+
+    struct dr_file *f;
+    int r = dr_file_open(fs, path, DR_FILE_CREATE | params->file_flags, &f, err);
+    if (r < 0)
+        return r;
+    r = raw_fill(f, dr_round_up(params->size, 512), mode, err);
+    dr_file_unref(f);
+    if (r == 0 && !(params->file_flags & DR_FILE_NO_FLUSH))
+        r = fs->ops->sync_dir(fs, path, err);
+    if (r < 0)
+        fs->ops->unlink(fs, path, NULL);
+    return r;
+}
+
+const struct dr_format dr_format_raw = {
+    .name = "raw",
+    .flags = DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_NO_PROBE,
+    .create_options = raw_create_options,
+    .snapshot_suffix = "raw",
+    .probe = raw_probe,
+    .open = raw_open,
+    .close = raw_close,
+    .create = raw_create,
+    .unit = raw_unit,
+    .map = raw_map,
+    .reserve = raw_reserve,
+    .publish = raw_settle,
+    .cancel = raw_settle,
+    .resize = raw_resize,
+    .info = raw_info,
+};
