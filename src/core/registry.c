@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Which formats there are. Adding one is one line here. */
-#include <strings.h>
-
 #include "core/internal.h"
 
 static const struct dr_format *extra; /* tests */
 
 static const struct dr_format *const formats[] = {
-    &dr_format_vmdk, &dr_format_raw, /* last: what is left when nothing else fits */
+    &dr_format_raw, /* last: what is left when nothing else fits */
 };
 
 void dr_format_register(const struct dr_format *fmt)
