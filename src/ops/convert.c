@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* convert: several disks, one after another, into one. A new target is made aside and takes its
+ * name when it is complete. */
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+struct convert {
+    struct dr_fs *fs;
+    const struct dr_convert_options *o;
+    const struct dr_job *job;
+    struct dr_disk **sources;
+    size_t n;
+    uint64_t total;
+    const char *target;      /* as given */
+    struct dr_disk *backing; /* -B */
+    char *backing_path;
+    struct dr_disk *out;
+    struct dr_new_image fresh; /* when it is new */
+    bool is_new;
+};
+
+/* ------------------------------------------------------------------ sources */
+
+static int open_sources(struct convert *c, const char *const *names, size_t n, struct dr_error *err)
+{
+    c->sources = calloc(n, sizeof(struct dr_disk *));
+    if (!c->sources)
+        return dr_fail(err, ENOMEM, "out of memory for %zu sources", n);
+    for (; c->n < n; c->n++) {
+        int r = dr_open_fs(c->fs, names[c->n], c->o->source, &c->sources[c->n], err);
+        if (r < 0)
+            return r;
+        if (dr_add_overflow(c->total, dr_size(c->sources[c->n]), &c->total))
+            return dr_fail(err, EFBIG, "%s: the sources together are too large", names[c->n]);
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ the target */
+
+static unsigned target_flags(const struct convert *c)
+{
+    return DR_OPEN_RDWR | c->o->target_flags | (c->o->unsafe_target ? DR_OPEN_NO_FLUSH : 0u);
+}
+
+static const char *backing_format(const struct convert *c)
+{
+    if (!c->backing || c->o->backing_format)
+        return c->o->backing_format;
+    return dr_image_format(c->backing, 0);
+}
+
+static int open_out(struct convert *c, const char *path, const char *format, unsigned flags,
+                    struct dr_error *err)
+{
+    struct dr_open_options open = {
+        .format = format,
+        .flags = target_flags(c) | flags,
+        .backing = c->backing_path,
+        .backing_format = c->backing_path ? backing_format(c) : NULL,
+    };
+    return dr_open_fs(c->fs, path, &open, &c->out, err);
+}
+
+static int open_existing(struct convert *c, struct dr_error *err)
+{
+    int r = open_out(c, c->target, c->o->out_format, 0, err);
+    if (r == 0 && dr_size(c->out) < c->total)
+        r = dr_fail(err, ENOSPC, "%s: holds %llu bytes, the source has %llu", c->target,
+                    (unsigned long long)dr_size(c->out), (unsigned long long)c->total);
+    return r;
+}
+
+static int open_backing(struct convert *c, struct dr_error *err)
+{
+    struct dr_open_options open = {
+        .format = c->o->backing_format,
+        .flags = c->o->target_flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH),
+    };
+    c->backing_path = dr_ops_resolve(c->target, c->o->backing);
+    if (!c->backing_path)
+        return dr_fail(err, ENOMEM, "%s: out of memory", c->target);
+    int r = dr_gate_check(c->fs, c->target, c->backing_path, &open, err);
+    return r < 0 ? r : dr_open_fs(c->fs, c->backing_path, &open, &c->backing, err);
+}
+
+static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_error *err)
+{
+    int r = dr_new_create(c->fs, c->fresh.path, fmt, c->total, c->o->pairs, c->o->n_pairs,
+                          c->backing ? c->backing->chain->images[0] : NULL, c->o->backing,
+                          backing_format(c), target_flags(c), err);
+    if (r < 0)
+        return r;
+    /* its names will be right when it has moved; the backing was let through by its gate */
+    return open_out(c, c->fresh.path, fmt->name, DR_OPEN_UNCHANGED, err);
+}
+
+static bool is_block_device(struct convert *c)
+{
+    CLEANUP_FILE struct dr_file *file = NULL;
+    return dr_file_open(c->fs, c->target, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &file, NULL) ==
+               0 &&
+           file->block_device;
+}
+
+static int make_target(struct convert *c, struct dr_error *err)
+{
+    if (c->o->no_create || is_block_device(c))
+        return open_existing(c, err);
+    unsigned need = DR_FORMAT_CREATE | (c->o->backing ? DR_FORMAT_BACKING : 0u);
+    const struct dr_format *fmt = dr_ops_format(c->o->out_format, need, err);
+    if (!fmt)
+        return err ? -err->errnum : -EINVAL;
+    int r = dr_new_begin(&c->fresh, c->fs, c->target, false, target_flags(c), err);
+    if (r < 0)
+        return r;
+    c->is_new = true;
+    return create_out(c, fmt, err);
+}
+
+/* ------------------------------------------------------------------ what differs from -B */
+
+struct diff {
+    struct dr_pair_walk pair; /* a = source, b = what the target shows already */
+    struct dr_chain *dst;
+    uint64_t step;
+};
+
+static int diff_next(void *user, struct dr_copy_item *item, struct dr_error *err)
+{
+    return dr_pair_next(&((struct diff *)user)->pair, item, err);
+}
+
+static int diff_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                     struct dr_error *err)
+{
+    return dr_pair_read(&((struct diff *)user)->pair, item, buf, err);
+}
+
+static int diff_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                     struct dr_error *err)
+{
+    const struct diff *d = user;
+    int r = 0;
+    uint64_t at = dr_pair_differs(item, buf, 0, d->step);
+    while (at < item->len && r == 0) {
+        uint64_t n = dr_min(d->step, item->len - at);
+        if (item->kind == DR_ITEM_READ_B || dr_is_zero(buf[0] + at, (size_t)n))
+            r = dr_chain_zero(d->dst, 0, item->off + at, n, DR_MAY_UNMAP, err);
+        else
+            r = dr_chain_write(d->dst, 0, buf[0] + at, item->off + at, (size_t)n, err);
+        at = dr_pair_differs(item, buf, at + n, d->step);
+    }
+    return r;
+}
+
+static int copy_difference(struct convert *c, struct dr_chain *src, struct dr_chain *dst,
+                           struct dr_error *err)
+{
+    struct diff d = {.dst = dst, .step = dr_stock_block(dst, 0, DR_CONVERT_SPARSE_DEFAULT)};
+    d.pair.size = c->total;
+    dr_walk_init(&d.pair.a, src, 0, src->n, c->total);
+    dr_walk_init(&d.pair.b, c->backing->chain, 0, c->backing->chain->n, c->total);
+    struct dr_copy_policy policy = {
+        .user = &d,
+        .next = diff_next,
+        .work = diff_work,
+        .emit = diff_emit,
+        .buffers = 2,
+        .buffer_size = DR_STOCK_BUFFER,
+        .total = c->total,
+    };
+    return dr_copy_run(&policy, c->job, err);
+}
+
+/* Which layer of the source is the new backing? n if none. */
+static size_t member_of(const struct dr_chain *chain, const struct dr_image *image)
+{
+    size_t i = 0;
+    while (i < chain->n && !dr_ops_same_id(chain->images[i]->files[0]->id, image->files[0]->id))
+        i++;
+    return i;
+}
+
+/* ------------------------------------------------------------------ copying */
+
+static void transfer_init(const struct convert *c, struct dr_transfer *t, struct dr_chain *src,
+                          struct dr_chain *dst, uint64_t shift)
+{
+    *t = (struct dr_transfer){
+        .dst = dst,
+        .shift = shift,
+        .sparse = c->o->sparse_size,
+        .all = c->o->sparse_size == 0 && !c->backing,
+        .hole_is_zero = !c->backing,
+        .write_zeros = c->backing || (!c->is_new && !c->o->target_is_zero),
+        .zero_flags = DR_MAY_UNMAP,
+        .salvage = c->o->salvage,
+        .to_file = c->o->sparse_size == 0,
+        .job = c->job,
+    };
+    uint64_t lowest = c->o->sparse_size ? c->o->sparse_size : DR_CONVERT_SPARSE_DEFAULT;
+    lowest = dr_min(dr_max(lowest, 512), DR_CONVERT_SPARSE_DEFAULT);
+    t->block = dr_stock_block(dst, 0, lowest);
+    dr_walk_init(&t->walk, src, 0, src->n, src->images[0]->size);
+}
+
+static int copy_above(struct convert *c, struct dr_chain *src, struct dr_chain *dst, size_t last,
+                      struct dr_error *err)
+{
+    struct dr_transfer t;
+    transfer_init(c, &t, src, dst, 0);
+    t.walk.last = last;
+    return dr_transfer_run(&t, c->total, c->job, err);
+}
+
+static int copy_with_backing(struct convert *c, struct dr_error *err)
+{
+    struct dr_chain *src = c->sources[0]->chain, *dst = c->out->chain;
+    if (c->n > 1)
+        return dr_fail(err, EINVAL, "%s: a backing file goes with one source only", c->target);
+    size_t k = member_of(src, c->backing->chain->images[0]);
+    if (k > 0 && k < src->n)
+        return copy_above(c, src, dst, k, err);
+    if (c->o->compare_backing_unsafe)
+        return copy_above(c, src, dst, 1, err);
+    return copy_difference(c, src, dst, err);
+}
+
+/* Progress over several sources: what the earlier ones had is added. */
+struct part {
+    const struct dr_job *outer;
+    uint64_t before, total;
+};
+
+static int part_progress(void *user, uint64_t done, uint64_t total)
+{
+    const struct part *p = user;
+    (void)total;
+    return p->outer->progress(p->outer->user, p->before + done, p->total);
+}
+
+static void part_message(void *user, const char *text)
+{
+    const struct part *p = user;
+    p->outer->message(p->outer->user, text);
+}
+
+static int copy_plain(struct convert *c, struct dr_error *err)
+{
+    struct part part = {.outer = c->job, .total = c->total};
+    int r = 0;
+    for (size_t i = 0; i < c->n && r == 0; i++) {
+        struct dr_transfer t;
+        struct dr_job job = c->job ? *c->job : (struct dr_job){0};
+        job.progress = job.progress ? part_progress : NULL;
+        job.message = job.message ? part_message : NULL;
+        job.user = &part;
+        transfer_init(c, &t, c->sources[i]->chain, c->out->chain, part.before);
+        r = dr_transfer_run(&t, dr_size(c->sources[i]), &job, err);
+        part.before += dr_size(c->sources[i]);
+    }
+    return r;
+}
+
+/* What must fit is known only when all is written; else the need may turn out smaller. */
+static int check_space(struct convert *c, struct dr_error *err)
+{
+    uint64_t need = 0, part = 0, room = dr_ops_free_space(c->fs, c->target);
+    if (!c->is_new)
+        return 0;
+    for (size_t i = 0; i < c->n; i++) {
+        struct dr_transfer t;
+        transfer_init(c, &t, c->sources[i]->chain, c->out->chain, 0);
+        int r = c->o->salvage ? 0 : dr_transfer_measure(&t, &part, err);
+        if (r < 0)
+            return r;
+        need += t.all ? dr_size(c->sources[i]) : part;
+    }
+    if (need <= room)
+        return 0;
+    if (c->o->sparse_size == 0)
+        return dr_fail(err, ENOSPC, "%s: needs %llu bytes, its file system has %llu free",
+                       c->target, (unsigned long long)need, (unsigned long long)room);
+    dr_job_message(c->job, "%s: may need up to %llu bytes, its file system has %llu free",
+                   c->target, (unsigned long long)need, (unsigned long long)room);
+    return 0;
+}
+
+static int run(struct convert *c, const char *const *names, size_t n, struct dr_error *err)
+{
+    int r = open_sources(c, names, n, err);
+    if (r == 0 && c->o->backing)
+        r = open_backing(c, err);
+    if (r == 0)
+        r = make_target(c, err);
+    if (r == 0)
+        r = check_space(c, err);
+    if (r == 0)
+        r = c->backing ? copy_with_backing(c, err) : copy_plain(c, err);
+    if (r == 0)
+        r = dr_ops_close(&c->out, err);
+    if (r == 0 && c->is_new)
+        r = dr_new_publish(&c->fresh, err);
+    return r;
+}
+
+static void clean_up(struct convert *c)
+{
+    dr_ops_close(&c->out, NULL);
+    dr_new_abandon(&c->fresh);
+    dr_ops_close(&c->backing, NULL);
+    for (size_t i = 0; i < c->n; i++)
+        dr_ops_close(&c->sources[i], NULL);
+    free(c->sources);
+    free(c->backing_path);
+}
+
+int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const char *target,
+                  const struct dr_convert_options *options, const struct dr_job *job,
+                  struct dr_error *err)
+{
+    struct dr_convert_options o =
+        options ? *options : (struct dr_convert_options){.sparse_size = DR_CONVERT_SPARSE_DEFAULT};
+    o.out_format = o.out_format ? o.out_format : "raw";
+    o.backing = o.backing && *o.backing ? o.backing : NULL;
+    if (n == 0)
+        return dr_fail(err, EINVAL, "%s: nothing to convert", target);
+    if (o.compress)
+        return dr_fail(err, ENOTSUP, "Compression not supported for file format '%s'",
+                       o.out_format);
+    struct convert c = {.fs = fs, .o = &o, .job = job, .target = target};
+    int r = run(&c, sources, n, err);
+    clean_up(&c);
+    return r;
+}
+
+int dr_convert(const char *const *sources, size_t n, const char *target,
+               const struct dr_convert_options *options, const struct dr_job *job,
+               struct dr_error *err)
+{
+    return dr_convert_fs(dr_fs_posix(), sources, n, target, options, job, err);
+}

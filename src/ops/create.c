@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* create: make a new image, with or without a backing image. */
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+/* The backing image as the new one will see it: named relative to where that will stand. */
+static int open_backing(struct dr_fs *fs, const char *path, const struct dr_create_options *o,
+                        struct dr_disk **disk, struct dr_error *err)
+{
+    struct dr_open_options open = {
+        .format = o->backing_format,
+        .flags = o->flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH),
+    };
+    CLEANUP_FREE char *where = dr_ops_resolve(path, o->backing);
+    if (!where)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    int r = dr_gate_check(fs, path, where, &open, err);
+    if (r < 0)
+        return r;
+    r = dr_open_fs(fs, where, &open, disk, err);
+    return r < 0 ? dr_prefix(err, "%s: Could not open backing file", path) : 0;
+}
+
+static int choose_size(const char *path, const struct dr_create_options *o,
+                       const struct dr_disk *backing, uint64_t *size, struct dr_error *err)
+{
+    if (!o->has_size && o->size == 0 && !backing)
+        return dr_fail(err, EINVAL, "%s: Image creation needs a size parameter", path);
+    *size = o->has_size || o->size ? o->size : dr_size(backing);
+    return 0;
+}
+
+int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_options *o,
+                 struct dr_error *err)
+{
+    CLEANUP_DISK struct dr_disk *backing = NULL;
+    CLEANUP_NEW struct dr_new_image fresh = {0};
+    const char *name = o->backing && *o->backing ? o->backing : NULL;
+    unsigned need = DR_FORMAT_CREATE | (name ? DR_FORMAT_BACKING : 0u);
+    const struct dr_format *fmt = dr_ops_format(o->format, need, err);
+    uint64_t size = 0;
+
+    if (!fmt)
+        return err ? -err->errnum : -EINVAL;
+    int r = name && !o->unsafe ? open_backing(fs, path, o, &backing, err) : 0;
+    if (r == 0)
+        r = choose_size(path, o, backing, &size, err);
+    if (r == 0)
+        r = dr_new_begin(&fresh, fs, path, o->no_replace, o->flags, err);
+    if (r < 0)
+        return r;
+    const char *backing_format = o->backing_format || !backing ? o->backing_format
+                                                               : dr_image_format(backing, 0);
+    r = dr_new_create(fs, fresh.path, fmt, size, o->pairs, o->n_pairs,
+                      backing ? backing->chain->images[0] : NULL, name, backing_format, o->flags,
+                      err);
+    return r < 0 ? r : dr_new_publish(&fresh, err);
+}
+
+int dr_create(const char *path, const struct dr_create_options *options, struct dr_error *err)
+{
+    return dr_create_fs(dr_fs_posix(), path, options, err);
+}

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* info and check: what qemu-img prints about an image, as JSON in its order of keys. */
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+static inline void cleanup_json(json_t **j)
+{
+    json_decref(*j);
+}
+#define CLEANUP_JSON __attribute__((cleanup(cleanup_json)))
+
+static json_t *number(uint64_t v)
+{
+    return json_integer((json_int_t)v);
+}
+
+/* Takes over value; a name that is not UTF-8 leaves the key out rather than failing. */
+static void put(json_t *object, const char *key, json_t *value)
+{
+    if (value)
+        json_object_set_new(object, key, value);
+}
+
+static void put_text(json_t *object, const char *key, const char *text)
+{
+    if (text)
+        put(object, key, json_string(text));
+}
+
+/* The text of a value is the caller's. */
+static int dump(const json_t *value, char **json, struct dr_error *err)
+{
+    *json = json_dumps(value, JSON_INDENT(4));
+    return *json ? 0 : dr_fail(err, ENOMEM, "out of memory for the description");
+}
+
+/* ------------------------------------------------------------------ info */
+
+/* The bytes of the name may be anything: JSON wants UTF-8. */
+static void put_path(json_t *object, const char *key, const char *path)
+{
+    json_t *value = json_string(path);
+    if (!value) {
+        CLEANUP_FREE char *plain = strdup(path);
+        for (char *p = plain; p && *p; p++)
+            if ((unsigned char)*p >= 0x80)
+                *p = '?';
+        value = plain ? json_string(plain) : NULL;
+    }
+    put(object, key, value);
+}
+
+static int put_backing(json_t *object, const struct dr_image *image, struct dr_error *err)
+{
+    if (!image->backing_name)
+        return 0;
+    CLEANUP_FREE char *full = NULL;
+    int r = dr_ops_backing_path(image, &full, err);
+    if (r < 0 && r != -ENOENT)
+        return r;
+    if (!full)
+        full = dr_ops_resolve(image->path, image->backing_name);
+    if (full)
+        put_path(object, "full-backing-filename", full);
+    put_path(object, "backing-filename", image->backing_name);
+    return 0;
+}
+
+static int specific(struct dr_image *image, json_t **out, uint64_t *cluster, struct dr_error *err)
+{
+    *out = NULL;
+    *cluster = 0;
+    if (!image->fmt->info)
+        return 0;
+    CLEANUP_JSON json_t *data = json_object();
+    int r = image->fmt->info(image, data, cluster, err);
+    if (r < 0 || json_object_size(data) == 0)
+        return r;
+    *out = json_object();
+    put_text(*out, "type", image->fmt->name);
+    put(*out, "data", json_incref(data));
+    return 0;
+}
+
+static int describe(struct dr_image *image, json_t **out, struct dr_error *err)
+{
+    CLEANUP_JSON json_t *o = json_object();
+    CLEANUP_JSON json_t *data = NULL;
+    uint64_t cluster, disk;
+    int r = specific(image, &data, &cluster, err);
+    if (r == 0)
+        r = dr_ops_disk_size(image, &disk, err);
+    if (r < 0)
+        return r;
+    put_text(o, "backing-filename-format", image->backing_name ? image->backing_format : NULL);
+    put(o, "virtual-size", number(image->size));
+    put_path(o, "filename", image->path);
+    if (cluster)
+        put(o, "cluster-size", number(cluster));
+    put_text(o, "format", image->fmt->name);
+    put(o, "actual-size", number(disk));
+    if (data)
+        put(o, "format-specific", json_incref(data));
+    r = put_backing(o, image, err);
+    put(o, "dirty-flag", json_boolean(image->unclean));
+    if (r == 0)
+        *out = json_incref(o);
+    return r;
+}
+
+int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+               bool chain, char **json, struct dr_error *err)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    CLEANUP_JSON json_t *all = json_array();
+    struct dr_open_options open = options ? *options : (struct dr_open_options){0};
+    if (!chain)
+        open.flags |= DR_OPEN_NO_BACKING;
+    int r = dr_open_fs(fs, path, &open, &disk, err);
+    for (size_t i = 0; r == 0 && i < disk->chain->n; i++) {
+        json_t *one = NULL;
+        r = describe(disk->chain->images[i], &one, err);
+        if (one)
+            json_array_append_new(all, one);
+    }
+    if (r < 0)
+        return r;
+    return dump(chain ? all : json_array_get(all, 0), json, err);
+}
+
+int dr_info(const char *path, const struct dr_open_options *options, bool chain, char **json,
+            struct dr_error *err)
+{
+    return dr_info_fs(dr_fs_posix(), path, options, chain, json, err);
+}
+
+/* ------------------------------------------------------------------ check */
+
+static void put_number(json_t *o, const char *key, uint64_t v)
+{
+    if (v)
+        put(o, key, number(v));
+}
+
+static json_t *check_report(const struct dr_image *image, const struct dr_check_result *c)
+{
+    json_t *o = json_object();
+    put_number(o, "image-end-offset", c->image_end_offset);
+    put_number(o, "compressed-clusters", c->compressed_clusters);
+    put_number(o, "total-clusters", c->has_clusters ? c->total_clusters : 0);
+    put_number(o, "corruptions-fixed", c->corruptions_fixed);
+    put_number(o, "corruptions", c->corruptions);
+    put(o, "check-errors", number(c->check_errors));
+    put_number(o, "leaks-fixed", c->leaks_fixed);
+    put_number(o, "leaks", c->leaks);
+    put_number(o, "allocated-clusters", c->has_clusters ? c->allocated_clusters : 0);
+    put_path(o, "filename", image->path);
+    put_text(o, "format", image->fmt->name);
+    put_number(o, "fragmented-clusters", c->has_clusters ? c->fragmented_clusters : 0);
+    return o;
+}
+
+static void drop_line(void *user, const char *line)
+{
+    (void)user;
+    (void)line;
+}
+
+/* After a repair what is left is counted afresh, as qemu-img does. */
+static int check_image(struct dr_image *image, unsigned repair, struct dr_check_result *c,
+                       struct dr_error *err)
+{
+    int r = image->fmt->check(image, repair, c, err);
+    if (r < 0 || repair == 0 || (c->corruptions_fixed == 0 && c->leaks_fixed == 0))
+        return r;
+    struct dr_check_result again = {.report = drop_line};
+    r = image->fmt->check(image, 0, &again, err);
+    again.corruptions_fixed = c->corruptions_fixed;
+    again.leaks_fixed = c->leaks_fixed;
+    *c = again;
+    return r;
+}
+
+int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+                unsigned repair, void (*report)(void *user, const char *line), void *user,
+                char **json, struct dr_error *err)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    struct dr_open_options open = options ? *options : (struct dr_open_options){0};
+    open.flags |=
+        DR_OPEN_NO_BACKING; /* a broken parent must not keep the child from being seen to */
+    if (repair)
+        open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
+    int r = dr_open_fs(fs, path, &open, &disk, err);
+    if (r < 0)
+        return r;
+    struct dr_image *image = disk->chain->images[0];
+    if (!image->fmt->check)
+        return dr_fail(err, ENOTSUP, "This image format does not support checks");
+    struct dr_check_result result = {.report = report ? report : drop_line, .user = user};
+    r = check_image(image, repair, &result, err);
+    if (r < 0)
+        return r;
+    CLEANUP_JSON json_t *o = check_report(image, &result);
+    r = dump(o, json, err);
+    int closed = dr_ops_close(&disk, err);
+    return r < 0 ? r : closed;
+}
+
+int dr_check(const char *path, const struct dr_open_options *options, unsigned repair,
+             void (*report)(void *user, const char *line), void *user, char **json,
+             struct dr_error *err)
+{
+    return dr_check_fs(dr_fs_posix(), path, options, repair, report, user, json, err);
+}

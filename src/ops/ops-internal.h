@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The operations on any file system, for tests on a made one, and what they share. */
+#ifndef DR_OPS_INTERNAL_H
+#define DR_OPS_INTERNAL_H
+
+#include "ops/stock.h"
+
+/* ------------------------------------------------------------------ as in drover/ops.h */
+
+int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_options *options,
+                 struct dr_error *err);
+int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const char *target,
+                  const struct dr_convert_options *options, const struct dr_job *job,
+                  struct dr_error *err);
+int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
+                 const struct dr_job *job, struct dr_error *err);
+int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *options,
+                 const struct dr_job *job, struct dr_error *err);
+int dr_commit_fs(struct dr_fs *fs, const char *path, const struct dr_commit_options *options,
+                 const struct dr_job *job, struct dr_error *err);
+int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
+                          const struct dr_open_options *options, char **active,
+                          struct dr_error *err);
+int dr_tree_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+               struct dr_tree_node **nodes, size_t *n, struct dr_error *err);
+int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+               bool chain, char **json, struct dr_error *err);
+int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+                unsigned repair, void (*report)(void *user, const char *line), void *user,
+                char **json, struct dr_error *err);
+int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+                  bool dry_run, void (*report)(void *user, const char *line), void *user,
+                  unsigned *found, struct dr_error *err);
+
+/* ------------------------------------------------------------------ new images (newimage.c)
+ *
+ * A new image is made, complete, under its own name in a private directory next to its place
+ * (".NAME.drover.new-XXXXXX"), and then moved: the other files first, the one that was asked for
+ * last. Until then nothing under the final names has changed. */
+
+struct dr_new_image {
+    struct dr_fs *fs;
+    char *final;         /* where it will stand, links followed */
+    char *dir;           /* the private directory, NULL = not made */
+    char *path;          /* dir/NAME: where it is made */
+    struct dr_file *old; /* what has the place now, locked against other users; or NULL */
+    bool durable;        /* make the names durable */
+};
+
+/* flags: enum dr_open_flag: NO_LOCK, NO_FLUSH. On failure nothing is left; else end with
+ * dr_new_publish or dr_new_abandon. */
+int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, bool no_replace,
+                 unsigned flags, struct dr_error *err);
+/* The image is closed and complete: move it to its place. Ends n, whatever the result. */
+int dr_new_publish(struct dr_new_image *n, struct dr_error *err);
+/* Remove what was made. Does nothing after an end. */
+void dr_new_abandon(struct dr_new_image *n);
+/* Is name such a private directory, and for which file? *of is malloc'ed. */
+bool dr_new_is_leftover(const char *name, char **of);
+/* Move what stands in the private directory dir to the places next to final / remove it all. */
+int dr_new_move_all(struct dr_fs *fs, const char *dir, const char *final, bool durable,
+                    struct dr_error *err);
+int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err);
+
+/* Create an image by its driver at path (a private place); backing may be NULL. */
+int dr_new_create(struct dr_fs *fs, const char *path, const struct dr_format *fmt, uint64_t size,
+                  const struct dr_pair *pairs, size_t n_pairs, struct dr_image *backing,
+                  const char *backing_name, const char *backing_format, unsigned flags,
+                  struct dr_error *err);
+
+/* ------------------------------------------------------------------ directories of images (scan.c)
+ *
+ * What each file of some directories is, without locks and without parents. Files that are no image
+ * of a format with a magic number are listed as raw, unopened. */
+
+struct dr_scan_entry {
+    char *path;
+    struct dr_file_id id;
+    const struct dr_format *fmt; /* NULL = it is none that opens, problem says why */
+    uint64_t size, disk_size;
+    bool unclean;
+    char *backing_name; /* as recorded, or NULL */
+    char *backing_path; /* where that is, or NULL: nowhere */
+    struct dr_file_id backing_id;
+    char *problem;
+};
+
+struct dr_scan {
+    struct dr_scan_entry *all;
+    size_t n;
+};
+
+/* Add the files of dir that are not in the scan yet. */
+int dr_scan_dir(struct dr_scan *s, struct dr_fs *fs, const char *dir,
+                const struct dr_open_options *options, struct dr_error *err);
+/* Add the one file at path. */
+int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
+                 const struct dr_open_options *options, struct dr_error *err);
+void dr_scan_free(struct dr_scan *s);
+/* The entry of this file, or n. */
+size_t dr_scan_find(const struct dr_scan *s, struct dr_file_id id);
+/* Does the entry name the file of this id as its parent? */
+static inline bool dr_scan_is_child(const struct dr_scan_entry *e, struct dr_file_id parent)
+{
+    return e->backing_path && e->backing_id.dev == parent.dev && e->backing_id.ino == parent.ino;
+}
+
+/* ------------------------------------------------------------------ small things (util.c) */
+
+/* The format by this name, or a failure that lists the ones there are. need: enum dr_format_flag.
+ */
+const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr_error *err);
+/* enum dr_file_flag for enum dr_open_flag, as far as new files are concerned. */
+unsigned dr_ops_file_flags(unsigned open_flags);
+/* Malloc'ed list of names in a directory, sorted; free with dr_ops_free_names. */
+int dr_ops_list(struct dr_fs *fs, const char *dir, char ***names, size_t *n, struct dr_error *err);
+void dr_ops_free_names(char **names, size_t n);
+/* Bytes free next to path; UINT64_MAX when that is not known. */
+uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path);
+/* Bytes that the image's files take in the file system. */
+int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *err);
+/* Where the image's recorded backing is, malloc'ed; -ENOENT with *path NULL: it has none or it is
+ * nowhere. */
+int dr_ops_backing_path(const struct dr_image *image, char **path, struct dr_error *err);
+/* name as recorded in an image at path → where that is. */
+char *dr_ops_resolve(const char *path, const char *name);
+/* Which image of the chain does the user mean by name? As a path, as a name in the top image's
+ * directory, or as it is recorded. chain->n = none. */
+size_t dr_ops_member(const struct dr_chain *chain, const char *name);
+/* The name under which an image at path records the file at target: relative if it can be.
+ * Malloc'ed, NULL = out of memory. */
+char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target);
+static inline bool dr_ops_same_id(struct dr_file_id a, struct dr_file_id b)
+{
+    return a.dev == b.dev && a.ino == b.ino;
+}
+
+static inline void dr_cleanup_disk(struct dr_disk **disk)
+{
+    if (*disk)
+        dr_close(*disk, NULL);
+}
+static inline void dr_cleanup_file(struct dr_file **file)
+{
+    dr_file_unref(*file);
+}
+static inline void dr_cleanup_image(struct dr_image **image)
+{
+    dr_image_unref(*image, NULL);
+}
+static inline void dr_cleanup_new(struct dr_new_image *n)
+{
+    dr_new_abandon(n);
+}
+#define CLEANUP_DISK  __attribute__((cleanup(dr_cleanup_disk)))
+#define CLEANUP_FILE  __attribute__((cleanup(dr_cleanup_file)))
+#define CLEANUP_IMAGE __attribute__((cleanup(dr_cleanup_image)))
+#define CLEANUP_NEW   __attribute__((cleanup(dr_cleanup_new)))
+
+/* Close a disk whose closing may fail, and forget it. */
+static inline int dr_ops_close(struct dr_disk **disk, struct dr_error *err)
+{
+    struct dr_disk *d = *disk;
+    *disk = NULL;
+    return d ? dr_close(d, err) : 0;
+}
+
+#endif

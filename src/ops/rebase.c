@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* rebase: give an image another parent without changing a byte that reads through it.
+ *
+ * Everything that can be refused is refused first. Then what the old parents show and the new ones
+ * do not is filled into the image, all of it is made durable, and only then the name is switched.
+ * Killed at any point the image reads the same, and doing it again goes on: what was filled is no
+ * hole any more. */
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+struct rebase {
+    struct dr_fs *fs;
+    const struct dr_rebase_options *o;
+    const struct dr_job *job;
+    const char *path, *name; /* name NULL = no parent */
+    char *where;             /* of the new parent */
+    struct dr_disk *disk;    /* the overlay on its old parents */
+    struct dr_disk *parent;  /* the new parents when they are not among the old ones */
+    struct dr_chain *above;  /* the chain that starts with the new parent, or NULL */
+    size_t above_first;
+};
+
+static struct dr_image *overlay(const struct rebase *rb)
+{
+    return rb->disk->chain->images[0];
+}
+
+static struct dr_image *new_parent(const struct rebase *rb)
+{
+    return rb->above ? rb->above->images[rb->above_first] : NULL;
+}
+
+/* ------------------------------------------------------------------ what may be refused */
+
+static int open_overlay(struct rebase *rb, unsigned more, struct dr_error *err)
+{
+    struct dr_open_options open = rb->o->open;
+    /* a rehearsal needs no more than reading */
+    open.flags |= more | (rb->o->dry_run ? 0u : DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
+    int r = dr_open_fs(rb->fs, rb->path, &open, &rb->disk, err);
+    if (r < 0)
+        return r;
+    const struct dr_format *fmt = overlay(rb)->fmt;
+    if (!(fmt->flags & DR_FORMAT_BACKING) || !fmt->set_backing)
+        return dr_fail(err, ENOTSUP, "%s: %s images have no backing file to change", rb->path,
+                       fmt->name);
+    return 0;
+}
+
+/* The new parent may be one of the old ones: then its images are there already. */
+static int find_in_chain(struct rebase *rb, struct dr_error *err)
+{
+    struct dr_file_id id;
+    int r = rb->fs->ops->identify(rb->fs, rb->where, &id, err);
+    if (r < 0)
+        return dr_prefix(err, "%s: the new backing file", rb->path);
+    struct dr_chain *chain = rb->disk->chain;
+    if (dr_ops_same_id(overlay(rb)->files[0]->id, id))
+        return dr_fail(err, ELOOP, "%s: cannot be its own backing file", rb->path);
+    for (size_t i = 1; i < chain->n; i++)
+        if (dr_ops_same_id(chain->images[i]->files[0]->id, id)) {
+            rb->above = chain;
+            rb->above_first = i;
+        }
+    return 0;
+}
+
+static int refuse_loop(const struct rebase *rb, const struct dr_chain *chain, struct dr_error *err)
+{
+    for (size_t i = 0; i < chain->n; i++)
+        if (dr_ops_same_id(chain->images[i]->files[0]->id, overlay(rb)->files[0]->id))
+            return dr_fail(err, ELOOP, "%s: is itself a backing file of %s: a loop", rb->path,
+                           rb->where);
+    return 0;
+}
+
+/* Locks would refuse the overlay as its own ancestor too, but could not say why. */
+static int look_for_loop(const struct rebase *rb, const struct dr_open_options *as,
+                         struct dr_error *err)
+{
+    struct dr_open_options open = *as;
+    open.flags |= DR_OPEN_NO_LOCK | DR_OPEN_FORCE_SHARE;
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    int r = dr_open_fs(rb->fs, rb->where, &open, &disk, err);
+    if (r < 0)
+        return dr_prefix(err, "%s: cannot open the new backing file", rb->path);
+    return refuse_loop(rb, disk->chain, err);
+}
+
+static int open_parent(struct rebase *rb, struct dr_error *err)
+{
+    struct dr_open_options open = rb->o->open;
+    open.format = rb->o->backing_format;
+    open.backing = open.backing_format = NULL;
+    open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_BACKING);
+    open.flags |= rb->o->force_share ? DR_OPEN_FORCE_SHARE : 0u;
+    int r = dr_gate_check(rb->fs, rb->path, rb->where, &open, err);
+    if (r == 0)
+        r = find_in_chain(rb, err);
+    if (r < 0 || rb->above)
+        return r;
+    r = look_for_loop(rb, &open, err);
+    if (r < 0)
+        return r;
+    r = dr_open_fs(rb->fs, rb->where, &open, &rb->parent, err);
+    if (r < 0)
+        return dr_prefix(err, "%s: cannot open the new backing file", rb->path);
+    rb->above = rb->parent->chain;
+    return 0;
+}
+
+static const char *recorded_format(const struct rebase *rb)
+{
+    if (!rb->name || rb->o->backing_format || !new_parent(rb))
+        return rb->name ? rb->o->backing_format : NULL;
+    return new_parent(rb)->fmt->name;
+}
+
+static int set_backing(struct rebase *rb, unsigned flags, struct dr_error *err)
+{
+    struct dr_image *image = overlay(rb);
+    return image->fmt->set_backing(image, new_parent(rb), rb->name, recorded_format(rb), flags,
+                                   err);
+}
+
+static void warn_about_sizes(const struct rebase *rb)
+{
+    const struct dr_image *parent = new_parent(rb);
+    if (parent && parent->size != overlay(rb)->size)
+        dr_job_message(rb->job, "%s has %llu bytes, its new backing file %s %llu", rb->path,
+                       (unsigned long long)overlay(rb)->size, parent->path,
+                       (unsigned long long)parent->size);
+}
+
+/* ------------------------------------------------------------------ the copy */
+
+struct fill {
+    struct dr_pair_walk pair; /* a = old view, b = new view, mask = the overlay itself */
+    struct dr_chain *chain;
+    uint64_t step;
+};
+
+static void fill_init(struct fill *f, const struct rebase *rb)
+{
+    struct dr_chain *old = rb->disk->chain;
+    uint64_t size = overlay(rb)->size;
+    *f = (struct fill){.chain = old, .step = dr_stock_block(old, 0, 4096)};
+    f->pair.size = size;
+    f->pair.masked = true;
+    dr_walk_init(&f->pair.mask, old, 0, 1, size);
+    dr_walk_init(&f->pair.a, old, 1, old->n, size);
+    dr_walk_init(&f->pair.b, rb->above, rb->above_first, rb->above ? rb->above->n : 0, size);
+}
+
+static int fill_next(void *user, struct dr_copy_item *item, struct dr_error *err)
+{
+    return dr_pair_next(&((struct fill *)user)->pair, item, err);
+}
+
+static int fill_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                     struct dr_error *err)
+{
+    return dr_pair_read(&((struct fill *)user)->pair, item, buf, err);
+}
+
+/* From at on, how many steps in a row differ? */
+static uint64_t differing_until(const struct dr_copy_item *item, uint8_t *const *buf, uint64_t at,
+                                uint64_t step)
+{
+    while (at < item->len && dr_pair_differs(item, buf, at, step) == at)
+        at += dr_min(step, item->len - at);
+    return at;
+}
+
+static int fill_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                     struct dr_error *err)
+{
+    const struct fill *f = user;
+    int r = 0;
+    uint64_t at = dr_pair_differs(item, buf, 0, f->step);
+    while (at < item->len && r == 0) {
+        uint64_t end = differing_until(item, buf, at, f->step);
+        const uint8_t *old = item->kind == DR_ITEM_READ_B ? NULL : buf[0] + at;
+        r = dr_chain_fill(f->chain, 0, old, item->off + at, end - at, err);
+        at = dr_pair_differs(item, buf, end, f->step);
+    }
+    return r;
+}
+
+static int copy(struct rebase *rb, struct dr_error *err)
+{
+    struct fill f;
+    fill_init(&f, rb);
+    struct dr_copy_policy policy = {
+        .user = &f,
+        .next = fill_next,
+        .work = fill_work,
+        .emit = fill_emit,
+        .buffers = 2,
+        .buffer_size = DR_STOCK_BUFFER,
+        .total = f.pair.size,
+    };
+    return dr_copy_run(&policy, rb->job, err);
+}
+
+/* How much the copy may have to fill at most, from metadata alone. */
+static int measure(struct rebase *rb, uint64_t *bytes, struct dr_error *err)
+{
+    struct fill f;
+    struct dr_copy_item item = {0};
+    int r;
+    fill_init(&f, rb);
+    *bytes = 0;
+    while ((r = dr_pair_next(&f.pair, &item, err)) > 0)
+        *bytes += item.len;
+    return r;
+}
+
+static int check_space(struct rebase *rb, struct dr_error *err)
+{
+    uint64_t need, room = dr_ops_free_space(rb->fs, rb->path);
+    int r = measure(rb, &need, err);
+    if (r < 0)
+        return r;
+    /* with no new parent all of it stays, but for zeros that take space in the old one */
+    if (need > room && !rb->above)
+        return dr_fail(err, ENOSPC, "%s: needs up to %llu bytes, its file system has %llu free",
+                       rb->path, (unsigned long long)need, (unsigned long long)room);
+    if (need > room || rb->o->dry_run)
+        dr_job_message(rb->job, "%s: up to %llu bytes have to be copied, %llu are free", rb->path,
+                       (unsigned long long)need, (unsigned long long)room);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ giving up what is equal */
+
+struct drop {
+    struct dr_pair_walk pair; /* a = the image's own, b = what its parents show */
+    struct dr_chain *chain;
+    uint64_t size, unit;
+};
+
+/* Items are whole units of the image: HOLE is passed over, all else is looked at. */
+static int drop_next(void *user, struct dr_copy_item *item, struct dr_error *err)
+{
+    struct drop *d = user;
+    struct dr_walk *own = &d->pair.mask;
+    while (d->pair.pos < d->size) {
+        uint64_t off = d->pair.pos;
+        int r = dr_walk_to(own, off, err);
+        if (r < 0)
+            return r;
+        uint64_t end = dr_min(d->size, dr_round_down(off, DR_STOCK_BUFFER) + DR_STOCK_BUFFER);
+        bool hole = own->run.kind == DR_RUN_HOLE;
+        if (hole)
+            end = dr_min(d->size, own->run.end);
+        d->pair.pos = end;
+        if (hole) {
+            item->passed += end - off;
+            continue;
+        }
+        item->off = off;
+        item->len = end - off;
+        item->kind = DR_ITEM_READ_TWO;
+        return 1;
+    }
+    return 0;
+}
+
+static int drop_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                     struct dr_error *err)
+{
+    struct drop *d = user;
+    int r = dr_chain_read(d->chain, 0, buf[0], item->off, (size_t)item->len, err);
+    if (r == 0)
+        r = dr_chain_read_padded(d->chain, 1, buf[1], item->off, (size_t)item->len, err);
+    return r;
+}
+
+static int drop_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                     struct dr_error *err)
+{
+    struct drop *d = user;
+    int r = 0;
+    for (uint64_t at = 0; at < item->len && r == 0;) {
+        uint64_t n = dr_round_down(item->off + at, d->unit) + d->unit - (item->off + at);
+        n = dr_min(n, item->len - at);
+        if (memcmp(buf[0] + at, buf[1] + at, (size_t)n) == 0)
+            r = dr_chain_drop(d->chain, 0, item->off + at, n, err);
+        at += n;
+    }
+    return r;
+}
+
+static int drop_equal(struct rebase *rb, struct dr_error *err)
+{
+    struct dr_chain *chain = rb->disk->chain;
+    if (chain->n < 2)
+        return 0;
+    struct drop d = {.chain = chain, .size = overlay(rb)->size};
+    d.unit = dr_stock_block(chain, 0, 512);
+    dr_walk_init(&d.pair.mask, chain, 0, 1, d.size);
+    struct dr_copy_policy policy = {
+        .user = &d,
+        .next = drop_next,
+        .work = drop_work,
+        .emit = drop_emit,
+        .buffers = 2,
+        .buffer_size = DR_STOCK_BUFFER,
+        .total = d.size,
+    };
+    int r = dr_copy_run(&policy, rb->job, err);
+    if (r == 0)
+        r = dr_chain_flush(chain, 0, err);
+    return r < 0 ? dr_prefix(err, "%s: is rebased, but what equals the parent stays", rb->path) : 0;
+}
+
+/* The image on its new parents, as anybody would open it now. */
+static int reopen(struct rebase *rb, struct dr_error *err)
+{
+    struct dr_open_options open = rb->o->open;
+    open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
+    open.backing = open.backing_format = NULL;
+    rb->above = NULL;
+    int r = dr_ops_close(&rb->disk, err);
+    int p = dr_ops_close(&rb->parent, err);
+    if (r < 0 || p < 0)
+        return r < 0 ? r : p;
+    return dr_open_fs(rb->fs, rb->path, &open, &rb->disk, err);
+}
+
+/* ------------------------------------------------------------------ the two ways */
+
+static int switch_parent(struct rebase *rb, struct dr_error *err)
+{
+    int r = dr_chain_flush(rb->disk->chain, 0, err);
+    if (r == 0)
+        r = set_backing(rb, 0, err);
+    if (r == 0)
+        r = dr_chain_flush(rb->disk->chain, 0, err);
+    return r;
+}
+
+static int rebase_safe(struct rebase *rb, struct dr_error *err)
+{
+    int r = open_overlay(rb, 0, err);
+    if (r == 0 && rb->name)
+        r = open_parent(rb, err);
+    if (r == 0)
+        r = set_backing(rb, DR_TRY, err);
+    if (r == 0)
+        r = check_space(rb, err);
+    if (r < 0 || rb->o->dry_run)
+        return r;
+    warn_about_sizes(rb);
+    r = copy(rb, err);
+    if (r == 0)
+        r = switch_parent(rb, err);
+    if (r == 0 && rb->o->drop_equal && rb->name)
+        r = reopen(rb, err);
+    if (r == 0 && rb->o->drop_equal && rb->name)
+        r = drop_equal(rb, err);
+    return r;
+}
+
+/* With force: take what can be had of the parent, its id, and do without if there is none. */
+static void open_parent_forced(struct rebase *rb)
+{
+    struct dr_open_options open = rb->o->open;
+    open.format = rb->o->backing_format;
+    open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
+    open.flags |= DR_OPEN_NO_BACKING | DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
+    struct dr_file_id id;
+    if (rb->fs->ops->identify(rb->fs, rb->where, &id, NULL) < 0 ||
+        dr_ops_same_id(id, overlay(rb)->files[0]->id))
+        return;
+    if (dr_open_fs(rb->fs, rb->where, &open, &rb->parent, NULL) == 0)
+        rb->above = rb->parent->chain;
+}
+
+static int rebase_unsafe(struct rebase *rb, struct dr_error *err)
+{
+    int r = open_overlay(rb, DR_OPEN_NO_BACKING, err);
+    if (r < 0)
+        return r;
+    if (rb->name && rb->o->force)
+        open_parent_forced(rb);
+    else if (rb->name)
+        r = open_parent(rb, err);
+    if (r == 0)
+        r = set_backing(rb, DR_TRY, err);
+    if (r < 0 || rb->o->dry_run)
+        return r;
+    warn_about_sizes(rb);
+    return switch_parent(rb, err);
+}
+
+int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
+                 const struct dr_job *job, struct dr_error *err)
+{
+    struct rebase rb = {.fs = fs, .o = options, .job = job, .path = path};
+    rb.name = options->backing && *options->backing ? options->backing : NULL;
+    if (rb.name) {
+        rb.where = dr_ops_resolve(path, rb.name);
+        if (!rb.where)
+            return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    }
+    int r = options->unsafe ? rebase_unsafe(&rb, err) : rebase_safe(&rb, err);
+    int closed = dr_ops_close(&rb.disk, r == 0 ? err : NULL);
+    dr_ops_close(&rb.parent, NULL);
+    free(rb.where);
+    return r < 0 ? r : closed;
+}
+
+int dr_rebase(const char *path, const struct dr_rebase_options *options, const struct dr_job *job,
+              struct dr_error *err)
+{
+    return dr_rebase_fs(dr_fs_posix(), path, options, job, err);
+}

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+/* Looking on must neither wait for a writer nor keep one out. */
+#define LOOK_ON (DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK)
+
+size_t dr_scan_find(const struct dr_scan *s, struct dr_file_id id)
+{
+    size_t i = 0;
+    while (i < s->n && !dr_ops_same_id(s->all[i].id, id))
+        i++;
+    return i;
+}
+
+static void clear_entry(struct dr_scan_entry *e)
+{
+    free(e->path);
+    free(e->backing_name);
+    free(e->backing_path);
+    free(e->problem);
+}
+
+void dr_scan_free(struct dr_scan *s)
+{
+    for (size_t i = 0; i < s->n; i++)
+        clear_entry(&s->all[i]);
+    free(s->all);
+    *s = (struct dr_scan){0};
+}
+
+static void look_at_backing(struct dr_scan_entry *e, const struct dr_image *image)
+{
+    struct dr_fs *fs = image->fs;
+    if (!image->backing_name)
+        return;
+    e->backing_name = strdup(image->backing_name);
+    if (dr_ops_backing_path(image, &e->backing_path, NULL) == 0 &&
+        fs->ops->identify(fs, e->backing_path, &e->backing_id, NULL) < 0)
+        free(DR_STEAL(e->backing_path));
+}
+
+static void look_inside(struct dr_scan_entry *e, struct dr_fs *fs, unsigned flags)
+{
+    CLEANUP_IMAGE struct dr_image *image = NULL;
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_image_open(fs, e->path, e->fmt->name, flags, &image, &why);
+    if (r < 0) {
+        e->fmt = NULL;
+        e->problem = strdup(why.text);
+        return;
+    }
+    e->size = image->size;
+    e->unclean = image->unclean;
+    dr_ops_disk_size(image, &e->disk_size, NULL);
+    look_at_backing(e, image);
+}
+
+int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
+                 const struct dr_open_options *options, struct dr_error *err)
+{
+    unsigned flags = LOOK_ON | (options ? options->flags & DR_OPEN_ANY_PATH : 0u);
+    struct dr_scan_entry e = {0};
+    if (fs->ops->identify(fs, path, &e.id, NULL) < 0 || dr_scan_find(s, e.id) < s->n ||
+        dr_probe(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &e.fmt, NULL) < 0)
+        return 0; /* gone, seen, a directory, not ours to read */
+    struct dr_scan_entry *more = realloc(s->all, (s->n + 1) * sizeof(*more));
+    if (more)
+        s->all = more;
+    e.path = strdup(path);
+    if (!more || !e.path) {
+        free(e.path);
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    }
+    if (!(e.fmt->flags & DR_FORMAT_NO_PROBE))
+        look_inside(&e, fs, flags);
+    s->all[s->n++] = e;
+    return 0;
+}
+
+int dr_scan_dir(struct dr_scan *s, struct dr_fs *fs, const char *dir,
+                const struct dr_open_options *options, struct dr_error *err)
+{
+    char **names;
+    size_t n;
+    int r = dr_ops_list(fs, dir, &names, &n, err);
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        CLEANUP_FREE char *path = strcmp(dir, ".") == 0 ? strdup(names[i])
+                                                        : dr_path_join(dir, names[i]);
+        r = path ? dr_scan_file(s, fs, path, options, err)
+                 : dr_fail(err, ENOMEM, "%s: out of memory", dir);
+    }
+    if (names)
+        dr_ops_free_names(names, n);
+    return r;
+}

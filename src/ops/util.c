@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr_error *err)
+{
+    const struct dr_format *fmt = dr_format_find(name);
+    if (!fmt) {
+        dr_fail(err, EINVAL, "Unknown file format '%s'", name);
+        return NULL;
+    }
+    if ((need & DR_FORMAT_BACKING) && !(fmt->flags & DR_FORMAT_BACKING)) {
+        dr_fail(err, ENOTSUP, "Backing file not supported for file format '%s'", name);
+        return NULL;
+    }
+    if ((fmt->flags & need) != need || ((need & DR_FORMAT_CREATE) && !fmt->create)) {
+        dr_fail(err, ENOTSUP, "Format driver '%s' does not support image creation", name);
+        return NULL;
+    }
+    return fmt;
+}
+
+unsigned dr_ops_file_flags(unsigned open_flags)
+{
+    return (open_flags & DR_OPEN_NO_LOCK ? DR_FILE_NO_LOCK : 0) |
+           (open_flags & DR_OPEN_NO_FLUSH ? DR_FILE_NO_FLUSH : 0) |
+           (open_flags & DR_OPEN_DIRECT ? DR_FILE_DIRECT : 0);
+}
+
+/* ------------------------------------------------------------------ directories */
+
+struct names {
+    char **all;
+    size_t n;
+};
+
+static int add_name(void *user, const char *name)
+{
+    struct names *names = user;
+    char **more = realloc(names->all, (names->n + 1) * sizeof(*more));
+    if (!more)
+        return -ENOMEM;
+    names->all = more;
+    more[names->n] = strdup(name);
+    return more[names->n] ? (names->n++, 0) : -ENOMEM;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+int dr_ops_list(struct dr_fs *fs, const char *dir, char ***names, size_t *n, struct dr_error *err)
+{
+    struct names found = {NULL, 0};
+    *names = NULL;
+    *n = 0;
+    int r = fs->ops->list(fs, dir, add_name, &found, err);
+    if (r != 0) {
+        dr_ops_free_names(found.all, found.n);
+        return r == -ENOMEM ? dr_fail(err, ENOMEM, "%s: out of memory", dir) : r;
+    }
+    if (found.n > 1)
+        qsort(found.all, found.n, sizeof(*found.all), by_name);
+    *names = found.all;
+    *n = found.n;
+    return 0;
+}
+
+void dr_ops_free_names(char **names, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        free(names[i]);
+    free(names);
+}
+
+/* ------------------------------------------------------------------ space */
+
+uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path)
+{
+    uint64_t bytes;
+    if (!fs->ops->free_space || fs->ops->free_space(fs, path, &bytes, NULL) < 0)
+        return UINT64_MAX;
+    return bytes;
+}
+
+static int file_disk_size(struct dr_file *file, uint64_t *bytes, struct dr_error *err)
+{
+    struct stat st;
+    if (file->fs == dr_fs_posix() && stat(file->path, &st) == 0) {
+        *bytes += (uint64_t)st.st_blocks * 512;
+        return 0;
+    }
+    uint64_t size = dr_file_size(file), run;
+    for (uint64_t off = 0; off < size; off += run) {
+        enum dr_file_extent kind;
+        int r = dr_file_extent(file, off, size - off, &kind, &run, err);
+        if (r < 0)
+            return r;
+        *bytes += kind == DR_FILE_DATA ? run : 0;
+    }
+    return 0;
+}
+
+int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *err)
+{
+    *bytes = 0;
+    int r = 0;
+    for (unsigned i = 0; i < image->n_files && r == 0; i++)
+        r = file_disk_size(image->files[i], bytes, err);
+    return r;
+}
+
+/* ------------------------------------------------------------------ backing names */
+
+char *dr_ops_resolve(const char *path, const char *name)
+{
+    return dr_path_sibling(path, name);
+}
+
+static bool exists(struct dr_fs *fs, const char *path)
+{
+    struct dr_file_id id;
+    return fs->ops->identify(fs, path, &id, NULL) == 0;
+}
+
+int dr_ops_backing_path(const struct dr_image *image, char **path, struct dr_error *err)
+{
+    *path = NULL;
+    if (!image->backing_name)
+        return -ENOENT;
+    if (!image->fmt->backing_candidate) {
+        *path = dr_ops_resolve(image->path, image->backing_name);
+        if (!*path)
+            return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+        if (exists(image->fs, *path))
+            return 0;
+        free(DR_STEAL(*path));
+        return -ENOENT;
+    }
+    for (unsigned i = 0;; i++) {
+        int r = image->fmt->backing_candidate(image, i, path, err);
+        if (r < 0)
+            return r;
+        if (exists(image->fs, *path))
+            return 0;
+        free(DR_STEAL(*path));
+    }
+}
+
+size_t dr_ops_member(const struct dr_chain *chain, const char *name)
+{
+    struct dr_fs *fs = chain->images[0]->fs;
+    CLEANUP_FREE char *beside = dr_ops_resolve(chain->images[0]->path, name);
+    const char *ways[] = {name, beside};
+    for (size_t w = 0; w < 2; w++) {
+        struct dr_file_id id;
+        if (!ways[w] || fs->ops->identify(fs, ways[w], &id, NULL) < 0)
+            continue;
+        for (size_t i = 0; i < chain->n; i++)
+            if (dr_ops_same_id(chain->images[i]->files[0]->id, id))
+                return i;
+    }
+    for (size_t i = 0; i + 1 < chain->n; i++)
+        if (chain->images[i]->backing_name && strcmp(chain->images[i]->backing_name, name) == 0)
+            return i + 1;
+    return chain->n;
+}
+
+/* From directory `from` to `to`, both real: "../x/". */
+static char *relative(const char *from, const char *to, const char *name)
+{
+    size_t same = 0, i = 0, ups = 0;
+    for (; from[i] && from[i] == to[i]; i++)
+        if (from[i] == '/')
+            same = i;
+    if ((!from[i] || from[i] == '/') && (!to[i] || to[i] == '/'))
+        same = i;
+    for (const char *p = from + same; *p; p++)
+        ups += p[0] == '/' && p[1];
+    const char *rest = to + same + (to[same] == '/');
+    char *out = malloc(ups * 3 + strlen(rest) + strlen(name) + 2);
+    if (!out)
+        return NULL;
+    char *end = out;
+    for (size_t u = 0; u < ups; u++)
+        end = stpcpy(end, "../");
+    if (*rest)
+        end = stpcpy(stpcpy(end, rest), "/");
+    strcpy(end, name);
+    return out;
+}
+
+char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target)
+{
+    CLEANUP_FREE char *from = NULL, *to = NULL, *real_from = NULL, *real_to = NULL;
+    from = dr_path_dirname(path);
+    to = dr_path_dirname(target);
+    if (!from || !to)
+        return NULL;
+    if (strcmp(from, to) == 0)
+        return strdup(dr_path_basename(target));
+    if (fs->ops->realpath(fs, from, &real_from, NULL) < 0 ||
+        fs->ops->realpath(fs, to, &real_to, NULL) < 0)
+        return strdup(target);
+    return relative(real_from, real_to, dr_path_basename(target));
+}
