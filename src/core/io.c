@@ -302,7 +302,9 @@ struct change {
     unsigned zero_flags;
 };
 
-static enum action choose_action(const struct change *c, const struct dr_extent *ext, bool whole)
+/* len: of the piece at hand; the extent may end inside it. */
+static enum action choose_action(const struct change *c, const struct dr_extent *ext, uint64_t len,
+                                 bool whole)
 {
     bool in_place = ext->kind == DR_DATA && ext->in_place;
     switch (c->mode) {
@@ -311,11 +313,11 @@ static enum action choose_action(const struct change *c, const struct dr_extent 
     case MODE_FILL:
         return ext->kind == DR_HOLE ? ACT_RESERVE : ACT_SKIP;
     case MODE_ZERO:
-        if (ext->kind == DR_ZERO)
+        if (ext->kind == DR_ZERO && ext->len >= len)
             return ACT_SKIP;
         return in_place && (ext->flat || !whole) ? ACT_IN_PLACE : ACT_RESERVE;
     case MODE_DROP:
-        return ext->kind == DR_HOLE || !whole ? ACT_SKIP : ACT_RESERVE;
+        return (ext->kind == DR_HOLE && ext->len >= len) || !whole ? ACT_SKIP : ACT_RESERVE;
     default:
         return ACT_RESERVE;
     }
@@ -404,13 +406,15 @@ static int collect(struct batch *batch, const struct change *c, uint64_t off, ui
         uint64_t uoff, ulen;
         image->fmt->unit(image, cur, &uoff, &ulen);
         uint64_t len = dr_min(uoff + ulen, limit) - cur;
-        if (c->mode != MODE_DROP || ext.kind == DR_HOLE) /* a unit is dropped with all it holds */
-            len = dr_min(len, ext.len);
         bool whole = cur == uoff && (len == ulen || cur + len == image->size);
-        enum action action = choose_action(c, &ext, whole);
+        /* What is dropped, zeroed or coded as a whole unit may be a mixture (sub-units). */
+        if (!whole || c->mode == MODE_WRITE || c->mode == MODE_FILL)
+            len = dr_min(len, ext.len);
+        whole = cur == uoff && (len == ulen || cur + len == image->size);
+        enum action action = choose_action(c, &ext, len, whole);
         if (action != ACT_RESERVE) {
             if (batch->n == 0)
-                *step = (struct step){.action = action, .ext = ext, .done = len};
+                *step = (struct step){.action = action, .ext = ext, .done = dr_min(len, ext.len)};
             if (batch->n == 0 && (action == ACT_IN_PLACE || c->mode == MODE_FILL))
                 step->done = dr_min(ext.len, limit - cur);
             return 0;
@@ -420,7 +424,8 @@ static int collect(struct batch *batch, const struct change *c, uint64_t off, ui
         r = reserve_piece(batch, c, cur, len, err);
         if (r == -ENOTSUP && c->mode == MODE_ZERO && ext.kind == DR_DATA && ext.in_place) {
             if (batch->n == 0)
-                *step = (struct step){.action = ACT_IN_PLACE, .ext = ext, .done = len};
+                *step =
+                    (struct step){.action = ACT_IN_PLACE, .ext = ext, .done = dr_min(len, ext.len)};
             return 0;
         }
         if (r < 0)

@@ -44,7 +44,7 @@ static int parent_format(const struct opening *o, const char *path, const char *
         return 0;
     const struct dr_format *found;
     int r = dr_probe(o->fs, path, DR_FILE_FORCE_SHARE, &found, err);
-    if (r == 0 && strcmp(found->name, "raw") != 0)
+    if (r == 0 && !(found->flags & DR_FORMAT_NO_PROBE))
         return dr_fail(
             err, EINVAL,
             "%s: does not record the format of its backing file %s, which looks like %s; "

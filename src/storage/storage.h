@@ -226,13 +226,17 @@ bool dr_path_inside(const char *dir, const char *real);
 /* Called with the temporary file open for writing; fills it. Need not flush. */
 typedef int (*dr_replace_fill)(void *user, struct dr_file *tmp, struct dr_error *err);
 
-/* old: the open file whose name is taken over, or NULL to make path new (-EEXIST if it exists). On
- * success *fresh (may be NULL) is the new file, open RDWR and locked as old was; old is still open,
- * without a name. */
+/* old: the open file whose name is taken over (-ESTALE if path leads elsewhere by now; links are
+ * followed), or NULL to make path new (-EEXIST if it exists). On success *fresh (may be NULL) is
+ * the new file, open RDWR and locked as a writer unless old has no locks; old is still open,
+ * without a name. After a failure *fresh is NULL and nothing has changed, with one exception: where
+ * only the directory could not be made durable, *fresh is the new file, which has the name, and
+ * whose flushes fail. */
 int dr_replace(struct dr_fs *fs, const char *path, struct dr_file *old, dr_replace_fill fill,
                void *user, struct dr_file **fresh, struct dr_error *err);
 
-/* "dir/.NAME.drover-XXXXXX": is name such a leftover, and of which file? */
+/* "dir/.NAME.drover-XXXXXX": is name such a leftover, and of which file ("dir/NAME", malloc'ed; of
+ * may be NULL)? */
 bool dr_replace_is_leftover(const char *name, char **of);
 
 #endif

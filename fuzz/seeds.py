@@ -1,0 +1,113 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Writes the inputs that fuzzing starts from, small and readable as code: seeds.py DIRECTORY makes
+DIRECTORY/TARGET/NAME. Inputs that the fuzzer found and that are worth keeping go to corpus/TARGET/."""
+import os
+import struct
+import sys
+
+SECTOR = 512
+GRAIN = 8  # sectors
+
+
+def descriptor(extents, kind="monolithicSparse", cid="8b4f0210", parent="ffffffff", hint=None, more=""):
+    text = f"# Disk DescriptorFile\nversion=1\nCID={cid}\nparentCID={parent}\ncreateType=\"{kind}\"\n"
+    if hint is not None:
+        text += f'parentFileNameHint="{hint}"\n'
+    text += "\n# Extent description\n" + "".join(e + "\n" for e in extents)
+    text += "\n# The Disk Data Base\n#DDB\n\n" + more
+    text += 'ddb.virtualHWVersion = "4"\nddb.geometry.cylinders = "0"\nddb.geometry.heads = "16"\n'
+    return (text + 'ddb.geometry.sectors = "63"\nddb.adapterType = "ide"\n').encode()
+
+
+def sparse(text, capacity, grains, version=1, flags=3, gtes=512, unclean=0, magic=b"KDMV", tail=0):
+    """A hosted sparse extent: header, descriptor, RGD and its tables, GD and its tables, grains.
+    grains: {grain number: None (zero grain) or a fill byte}"""
+    desc_sectors = 20 if text is not None else 0
+    n_tables = -(-capacity // (GRAIN * gtes))
+    gt_sectors = -(-gtes * 4 // SECTOR)
+    gd_sectors = -(-n_tables * 4 // SECTOR)
+    rgd = 1 + desc_sectors
+    gd = rgd + gd_sectors + n_tables * gt_sectors
+    overhead = -(-(gd + gd_sectors + n_tables * gt_sectors) // GRAIN) * GRAIN
+    header = struct.pack("<4sIIQQQQIQQQBBBBBH", magic, version, flags, capacity, GRAIN,
+                         1 if desc_sectors else 0, desc_sectors, gtes, rgd, gd, overhead, unclean,
+                         10, 32, 13, 10, 0)
+    out = bytearray(header.ljust(SECTOR, b"\0"))
+    if desc_sectors:
+        out += text.ljust(desc_sectors * SECTOR, b"\0")
+    entries = [0] * (n_tables * gtes)
+    data, at = b"", overhead
+    for number, fill in sorted(grains.items()):
+        if fill is None:
+            entries[number] = 1
+        else:
+            entries[number] = at
+            data += bytes([fill]) * (GRAIN * SECTOR)
+            at += GRAIN
+    for start in (rgd, gd):
+        first = start + gd_sectors
+        directory = b"".join(struct.pack("<I", first + i * gt_sectors) for i in range(n_tables))
+        out += directory.ljust(gd_sectors * SECTOR, b"\0")
+        for i in range(n_tables):
+            table = b"".join(struct.pack("<I", e) for e in entries[i * gtes:(i + 1) * gtes])
+            out += table.ljust(gt_sectors * SECTOR, b"\0")
+    out = out.ljust(overhead * SECTOR, b"\0") + data
+    return bytes(out[:len(out) - tail])
+
+
+def images():
+    one = descriptor(['RW 61 SPARSE "disk.vmdk"'])
+    yield "empty", b""
+    yield "raw", b"not an image\n" * 100
+    yield "sparse", sparse(one, 61, {0: 0x11, 2: 0x22, 7: 0x33})
+    yield "zero-grains", sparse(one, 61, {0: 0x11, 1: None, 2: None}, version=2, flags=7)
+    yield "unclean", sparse(one, 61, {0: 0x11, 3: 0x22}, unclean=1)
+    yield "no-copy", sparse(one, 61, {0: 0x11}, flags=1)
+    yield "cut-grain", sparse(one, 61, {0: 0x11, 7: 0x33}, tail=3000)
+    yield "cut-table", sparse(one, 61, {}, tail=2500)
+    yield "two-tables", sparse(descriptor(['RW 9000 SPARSE "disk.vmdk"']), 9000, {0: 1, 600: 2, 1124: 3})
+    yield "unfinished", sparse(one, 61, {0: 0x11}, magic=b"kdmv")
+    yield "cowd", b"COWD" + bytes(2044)
+    mark = b"\n--8<--\n"
+    extent = sparse(None, 61, {0: 0x11, 7: 0x33})
+    split = descriptor(['RW 61 SPARSE "extent.vmdk"'], "twoGbMaxExtentSparse")
+    yield "split", split + mark[1:] + extent
+    mixed = ['RW 61 SPARSE "extent.vmdk"', 'RW 100 FLAT "flat.raw" 3', "RW 10 ZERO",
+             'RDONLY 8 FLAT "flat.raw" 120']
+    yield "mixed", descriptor(mixed, "custom") + mark[1:] + extent
+    yield "flat", descriptor(['RW 128 FLAT "flat.raw" 0'], "monolithicFlat")
+    yield "vmfs", descriptor(['RW 128 VMFS "flat.raw"'], "vmfs")
+    yield "outside", descriptor(['RW 128 FLAT "../flat.raw" 0'], "monolithicFlat")
+    yield "itself", descriptor(['RW 1 FLAT "disk.vmdk" 0'], "monolithicFlat")
+    yield "child-of-itself", descriptor(['RW 128 FLAT "flat.raw" 0'], "monolithicFlat",
+                                        parent="8b4f0210", hint="disk.vmdk")
+    yield "child", sparse(descriptor(['RW 61 SPARSE "disk.vmdk"'], parent="12345678", hint="flat.raw"),
+                          61, {1: 0x44})
+
+
+def descriptors():
+    yield "plain", descriptor(['RW 61 SPARSE "disk.vmdk"'])
+    yield "child", descriptor(['RW 61 SPARSE "a b.vmdk"'], cid="1", parent="abcdef01", hint="../p\\q.vmdk")
+    yield "crlf", descriptor(['RW 61 SPARSE "disk.vmdk"']).replace(b"\n", b"\r\n")
+    yield "odd-spaces", (b"# Disk DescriptorFile \n version = 1 \nCID =fffffffe\nparentcid= FFFFFFFF\n"
+                         b"CREATETYPE=vmfs\nRw  61\tsparse  \"x\"   \n\n")
+    yield "tracking", descriptor(['RW 61 VMFS "x-flat.vmdk" 0'], "vmfs",
+                                 more='changeTrackPath="x-ctk.vmdk"\nddb.longContentID = "00ff"\n')
+    yield "many", descriptor([f'RW {n} FLAT "f{n}" {n}' for n in range(1, 40)], "twoGbMaxExtentFlat")
+    yield "huge-numbers", descriptor(['RW 18446744073709551615 FLAT "x" 99999999999999999999'])
+    yield "no-quote", descriptor(['RW 61 SPARSE "disk.vmdk'])
+    yield "twice", descriptor(['RW 1 ZERO'], hint="a", more='parentFileNameHint="b"\nCID=00000001\n')
+    yield "encoding", descriptor(['RW 1 ZERO'], more='encoding="UTF-8"\n') + "ä".encode() + b"\xff\0rest"
+
+
+def main():
+    for target, inputs in (("image", images()), ("vmdk-descriptor", descriptors())):
+        directory = os.path.join(sys.argv[1], target)
+        os.makedirs(directory, exist_ok=True)
+        for name, content in inputs:
+            with open(os.path.join(directory, name), "wb") as f:
+                f.write(content)
+
+
+main()

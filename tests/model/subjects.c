@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "toy.h"
+
+#define KIB 1024u
+#define MIB (1024u * KIB)
+
+#define VMDK(kind) .format = "vmdk", .n_pairs = 1, .pairs = {{"subformat", kind}}
+#define VMDK_ZEROED(kind) \
+    .format = "vmdk", .n_pairs = 2, .pairs = {{"subformat", kind}, {"zeroed_grain", "on"}}
+
+const struct subject model_subjects[] = {
+    {.name = "toy", .format = "toy", .size = 1 * MIB},
+    {.name = "toy-odd", .format = "toy", .size = 700 * KIB + 1234},
+    {.name = "toy-data-file",
+     .format = "toy",
+     .size = 1 * MIB,
+     .n_pairs = 1,
+     .pairs = {{"data_file", "top.data"}}},
+    {.name = "toy-small-tables",
+     .format = "toy",
+     .size = 1 * MIB,
+     .n_pairs = 1,
+     .pairs = {{"l2_entries", "4"}}},
+    {.name = "toy-snapshot", .format = "toy", .size = 512 * KIB, .snapshot = true},
+    {.name = "toy-over-raw",
+     .format = "toy",
+     .size = 1 * MIB,
+     .base_format = "raw",
+     .base_size = 1 * MIB},
+    {.name = "toy-over-shorter",
+     .format = "toy",
+     .size = 1 * MIB,
+     .base_format = "toy",
+     .base_size = 500 * KIB + 700},
+    {.name = "toy-over-longer",
+     .format = "toy",
+     .size = 600 * KIB + 3,
+     .base_format = "toy",
+     .base_size = 1 * MIB,
+     .n_pairs = 1,
+     .pairs = {{"data_file", "top.data"}}},
+    {.name = "raw", .format = "raw", .size = 1 * MIB},
+    {.name = "raw-odd", .format = "raw", .size = 300 * KIB + 3 * 512},
+    {.name = "vmdk-sparse", .size = 2 * MIB, VMDK("monolithicSparse")},
+    {.name = "vmdk-sparse-odd", .size = 1 * MIB + 7 * 512, VMDK("monolithicSparse")},
+    {.name = "vmdk-zeroed", .size = 2 * MIB, VMDK_ZEROED("monolithicSparse")},
+    {.name = "vmdk-split", .size = 2 * MIB, VMDK("twoGbMaxExtentSparse")},
+    {.name = "vmdk-uneven", .size = 2 * MIB, VMDK("twoGbMaxExtentSparse"), .uneven = true},
+    {.name = "vmdk-flat", .size = 1 * MIB, VMDK("monolithicFlat")},
+    {.name = "vmdk-split-flat", .size = 1 * MIB, VMDK("twoGbMaxExtentFlat")},
+    {.name = "vmdk-over-vmdk",
+     .size = 2 * MIB,
+     .base_format = "vmdk",
+     .base_size = 2 * MIB,
+     VMDK("monolithicSparse")},
+    {.name = "vmdk-over-shorter",
+     .size = 2 * MIB,
+     .base_format = "vmdk",
+     .base_size = 1 * MIB + 5 * 512,
+     VMDK_ZEROED("monolithicSparse")},
+    {.name = "vmdk-over-longer",
+     .size = 1 * MIB + 9 * 512,
+     .base_format = "vmdk",
+     .base_size = 2 * MIB,
+     VMDK("twoGbMaxExtentSparse")},
+    {.name = "vmdk-uneven-over-vmdk",
+     .size = 2 * MIB,
+     .base_format = "vmdk",
+     .base_size = 2 * MIB,
+     VMDK_ZEROED("twoGbMaxExtentSparse"),
+     .uneven = true},
+};
+const size_t model_n_subjects = sizeof(model_subjects) / sizeof(model_subjects[0]);
+
+static const char *with_suffix(char *buf, size_t n, const char *stem, const char *format)
+{
+    snprintf(buf, n, "%s.%s", stem, format);
+    return buf;
+}
+
+const char *subject_top(const struct subject *s)
+{
+    static _Thread_local char path[64];
+    return with_suffix(path, sizeof(path), MODEL_TOP, s->format);
+}
+
+const char *subject_base(const struct subject *s)
+{
+    static _Thread_local char path[64];
+    return with_suffix(path, sizeof(path), MODEL_BASE, s->base_format);
+}
+
+/* ------------------------------------------------------------------ making images */
+
+int model_create(struct dr_fs *fs, const char *format, const char *path, uint64_t size,
+                 const struct dr_pair *pairs, size_t n, const char *backing,
+                 const char *backing_format, struct dr_error *err)
+{
+    const struct dr_format *fmt = dr_format_find(format);
+    struct dr_option options[4];
+    struct dr_image *parent = NULL;
+    assert_non_null(fmt);
+    for (size_t i = 0; i < n; i++)
+        options[i] = (struct dr_option){pairs[i].name, pairs[i].value};
+    struct dr_create_params p = {.size = size, .options = options, .n_options = n};
+    CLEANUP_FREE char *where = backing ? dr_path_sibling(path, backing) : NULL;
+    int r = backing ? dr_image_open(fs, where, backing_format, 0, &parent, err) : 0;
+    p.backing = parent;
+    p.backing_name = backing;
+    p.backing_format = backing_format;
+    if (!r)
+        r = fmt->create(fs, path, &p, err);
+    dr_image_unref(parent, NULL);
+    return r;
+}
+
+static void must(int r, const struct subject *s, const char *what, const struct dr_error *err)
+{
+    if (r)
+        MODEL_FAIL(s, "%s: %d %s", what, r, err->text);
+}
+
+/* Extents in the order of the disk; the sizes are in sectors and end inside grains of the whole. */
+static const unsigned uneven_sectors[] = {128, 8, 1000, 257, 1, 2702};
+
+static void make_extent(const struct subject *s, struct dr_fs *fs, unsigned i, char *line, size_t n)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    char path[64];
+    snprintf(path, sizeof(path), "dir/e%u.vmdk", i);
+    struct dr_pair pairs[2] = {{"subformat", "twoGbMaxExtentSparse"}, {"zeroed_grain", "on"}};
+    must(model_create(fs, "vmdk", path, uneven_sectors[i] * 512ull, pairs, s->n_pairs, NULL, NULL,
+                      &err),
+         s, "create an extent", &err);
+    must(fs->ops->unlink(fs, path, &err), s, "unlink", &err);
+    snprintf(line, n, "RW %u SPARSE \"e%u-s001.vmdk\"\n", uneven_sectors[i], i);
+}
+
+/* The lines of an embedded or textual descriptor for key; "" if it has none. */
+static void parent_lines(const struct subject *s, struct dr_fs *fs, char *out, size_t n)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_image *base;
+    out[0] = 0;
+    if (!s->base_format)
+        return;
+    must(dr_image_open(fs, subject_base(s), NULL, 0, &base, &err), s, "open the base", &err);
+    snprintf(out, n, "parentFileNameHint=\"base.vmdk\"\n");
+    char id[32];
+    snprintf(id, sizeof(id), "parentCID=%08x\n", base->fmt->id(base));
+    memmove(out + strlen(id), out, strlen(out) + 1);
+    memcpy(out, id, strlen(id));
+    dr_image_unref(base, NULL);
+}
+
+static void make_uneven(const struct subject *s, struct dr_fs *fs)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    char text[2048], parent[200], line[100];
+    parent_lines(s, fs, parent, sizeof(parent));
+    int n = snprintf(text, sizeof(text),
+                     "# Disk DescriptorFile\nversion=1\nCID=12345678\n%s"
+                     "createType=\"twoGbMaxExtentSparse\"\n\n# Extent description\n",
+                     parent[0] ? parent : "parentCID=ffffffff\n");
+    for (unsigned i = 0; i < 6; i++) {
+        make_extent(s, fs, i, line, sizeof(line));
+        n += snprintf(text + n, sizeof(text) - (size_t)n, "%s", line);
+    }
+    n += snprintf(text + n, sizeof(text) - (size_t)n,
+                  "\n# The Disk Data Base \n#DDB\n\nddb.adapterType = \"ide\"\n"
+                  "ddb.geometry.cylinders = \"4\"\nddb.geometry.heads = \"16\"\n"
+                  "ddb.geometry.sectors = \"63\"\nddb.virtualHWVersion = \"4\"\n");
+    struct dr_file *f;
+    must(dr_file_open(fs, subject_top(s), DR_FILE_CREATE, &f, &err), s, "descriptor", &err);
+    must(dr_file_pwrite(f, text, 0, (size_t)n, &err), s, "descriptor", &err);
+    must(dr_file_flush(f, &err), s, "descriptor", &err);
+    dr_file_unref(f);
+    must(fs->ops->sync_dir(fs, subject_top(s), &err), s, "sync the directory", &err);
+}
+
+/* Random runs of data, zeros and nothing. */
+static void scribble(const struct subject *s, struct dr_fs *fs, const char *path,
+                     const char *format, struct rnd *rnd, struct shadow *view, unsigned n)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_open_options o = {.format = format, .flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    must(dr_open_fs(fs, path, &o, &disk, &err), s, "open to scribble", &err);
+    CLEANUP_FREE uint8_t *buf = malloc(64 * KIB);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t len = 1 + rnd_below(rnd, dr_min(64 * KIB, view->size));
+        uint64_t off = rnd_below(rnd, view->size - len + 1);
+        rnd_fill(rnd, buf, len);
+        shadow_write(view, off, buf, len);
+        must(dr_pwrite(disk, buf, off, len, 0, &err), s, "scribble", &err);
+    }
+    must(dr_close(disk, &err), s, "close after scribbling", &err);
+}
+
+static void make_base(const struct subject *s, struct dr_fs *fs, struct rnd *rnd,
+                      struct shadow *base)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    shadow_init(base, s->base_size);
+    must(model_create(fs, s->base_format, subject_base(s), s->base_size, NULL, 0, NULL, NULL, &err),
+         s, "create the base", &err);
+    scribble(s, fs, subject_base(s), s->base_format, rnd, base, 24);
+}
+
+void subject_make(const struct subject *s, struct dr_fs *fs, struct rnd *rnd, struct shadow *view,
+                  uint8_t **below)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct shadow base = {0};
+    shadow_init(view, s->size);
+    if (fs->ops->mkdir)
+        fs->ops->mkdir(fs, "dir", NULL);
+    if (s->base_format) {
+        make_base(s, fs, rnd, &base);
+        shadow_write(view, 0, base.now, dr_min(base.size, view->size));
+    }
+    if (below) {
+        *below = malloc(s->size + 1);
+        memcpy(*below, view->now, s->size);
+    }
+    shadow_free(&base);
+    if (s->uneven)
+        make_uneven(s, fs);
+    else
+        must(model_create(fs, s->format, subject_top(s), s->size, s->pairs, s->n_pairs,
+                          s->base_format ? dr_path_basename(subject_base(s)) : NULL, s->base_format,
+                          &err),
+             s, "create the top", &err);
+    if (s->snapshot) {
+        scribble(s, fs, subject_top(s), s->format, rnd, view, 12);
+        must(toy_snapshot(fs, subject_top(s), &err), s, "snapshot", &err);
+    }
+    shadow_flushed(view);
+}
+
+/* ------------------------------------------------------------------ opening, looking */
+
+int model_open(struct dr_fs *fs, const struct subject *s, unsigned flags, struct dr_disk **disk,
+               struct dr_error *err)
+{
+    struct dr_open_options o = {.format = s->format, .flags = flags};
+    return dr_open_fs(fs, subject_top(s), &o, disk, err);
+}
+
+uint8_t *model_read_all(struct dr_fs *fs, const char *path, const char *format, uint64_t *size,
+                        struct dr_error *err)
+{
+    struct dr_open_options o = {.format = format};
+    struct dr_disk *disk;
+    if (dr_open_fs(fs, path, &o, &disk, err))
+        return NULL;
+    *size = dr_size(disk);
+    uint8_t *buf = malloc(*size + 1);
+    int r = dr_pread(disk, buf, 0, *size, err);
+    dr_close(disk, NULL);
+    if (!r)
+        return buf;
+    free(buf);
+    return NULL;
+}
+
+static void check_line(void *user, const char *line)
+{
+    (void)user;
+    if (getenv("DROVER_VERBOSE"))
+        print_message("check: %s\n", line);
+}
+
+int model_check(struct dr_fs *fs, const struct subject *s, unsigned fix,
+                struct dr_check_result *result, struct dr_error *err)
+{
+    struct dr_image *image;
+    *result = (struct dr_check_result){.report = check_line};
+    int r = dr_image_open(fs, subject_top(s), s->format, fix ? DR_OPEN_RDWR : 0, &image, err);
+    if (r)
+        return r;
+    r = image->fmt->check ? image->fmt->check(image, fix, result, err) : 0;
+    if (r == -ENOTSUP)
+        r = 0;
+    int closed = dr_image_unref(image, err);
+    return r ? r : closed;
+}
+
+/* ------------------------------------------------------------------ running */
+
+uint64_t model_seed(void)
+{
+    const char *e = getenv("DROVER_SEED");
+    return e ? strtoull(e, NULL, 0) : 20091211;
+}
+
+unsigned model_length(unsigned n)
+{
+    const char *e = getenv("DROVER_SOAK");
+    unsigned long times = e ? strtoul(e, NULL, 0) : 1;
+    return n * (unsigned)(times ? times : 1);
+}
+
+const char *model_only(void)
+{
+    return getenv("DROVER_ONLY");
+}
+
+static bool model_wants(const struct subject *s, bool (*takes)(const struct subject *s))
+{
+    if (!dr_format_find(s->format) || (takes && !takes(s)))
+        return false;
+    return !model_only() || strstr(s->name, model_only());
+}
+
+int model_run(const char *group, void (*test)(void **state), bool (*takes)(const struct subject *s))
+{
+    struct CMUnitTest *tests = calloc(model_n_subjects, sizeof(*tests));
+    size_t n = 0;
+    if (!dr_format_find("toy"))
+        dr_format_register(&dr_format_toy);
+    for (size_t i = 0; i < model_n_subjects; i++)
+        if (model_wants(&model_subjects[i], takes))
+            tests[n++] =
+                (struct CMUnitTest){.name = model_subjects[i].name,
+                                    .test_func = test,
+                                    .initial_state = (void *)(uintptr_t)&model_subjects[i]};
+    int r = _cmocka_run_group_tests(group, tests, n, NULL, NULL);
+    free(tests);
+    return r;
+}

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The page cache and the flush order, through a driver that maps nothing but owns a metadata file.
+ * A file system in front of the one in memory writes down what happens. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "core/internal.h"
+
+#define PAGE DR_PAGE_SIZE
+
+static char journal[4096]; /* what reached the file, one word an event */
+static struct dr_image *edit_during_flush;
+static int fail_flush;
+
+/* ------------------------------------------------------------------ a file that writes a journal
+ */
+
+static const struct dr_file_ops *real_ops;
+
+static int noting_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off)
+{
+    char word[64];
+    uint64_t len = 0;
+    for (int i = 0; i < n; i++)
+        len += iov[i].iov_len;
+    snprintf(word, sizeof(word), "w%llu+%llu ", (unsigned long long)off, (unsigned long long)len);
+    strcat(journal, word);
+    return real_ops->pwritev(f, iov, n, off);
+}
+
+static void put_byte(struct dr_image *image, uint64_t off, uint8_t byte, unsigned level)
+{
+    struct dr_page *page;
+    struct dr_error err = DR_ERROR_INIT;
+    pthread_mutex_lock(&image->lock);
+    for (;;) {
+        int r = dr_page_get(image, 0, off, &page);
+        if (r == 0)
+            r = dr_page_pin(image, page, level);
+        if (r == 0)
+            break;
+        assert_int_equal(r, -EAGAIN);
+        assert_int_equal(dr_image_satisfy(image, 0, &err), 0);
+    }
+    dr_page_put(image, page, off, &byte, 1);
+    dr_page_unpin(image, page);
+    pthread_mutex_unlock(&image->lock);
+}
+
+static int noting_flush(struct dr_file *f)
+{
+    strcat(journal, "f ");
+    if (fail_flush && --fail_flush == 0)
+        return -EIO;
+    struct dr_image *image = edit_during_flush;
+    edit_during_flush = NULL;
+    if (image)
+        put_byte(image, 0, 0x99, 2);
+    return real_ops->flush(f);
+}
+
+static struct dr_file_ops noting_ops;
+
+/* ------------------------------------------------------------------ a driver */
+
+static int fake_probe(const uint8_t *buf, size_t len, const char *path)
+{
+    (void)buf, (void)len, (void)path;
+    return 0;
+}
+
+static int fake_open(struct dr_image *image, struct dr_error *err)
+{
+    (void)err;
+    image->size = 1 << 20;
+    return 0;
+}
+
+static const struct dr_format fake = {
+    .name = "fake", .flags = DR_FORMAT_WRITE, .probe = fake_probe, .open = fake_open};
+
+struct world {
+    struct dr_fs *fs;
+    struct dr_image *image;
+};
+
+static int setup(void **state)
+{
+    static struct world w;
+    struct dr_file *f;
+    struct dr_error err = DR_ERROR_INIT;
+    w.fs = dr_fs_memory_new();
+    assert_int_equal(dr_file_open(w.fs, "/m", DR_FILE_CREATE, &f, &err), 0);
+    assert_int_equal(dr_file_truncate(f, 64 * PAGE, &err), 0);
+    assert_int_equal(dr_file_pwrite(f, "abc", 20 * PAGE, 3, &err), 0);
+    assert_int_equal(dr_file_flush(f, &err), 0);
+    dr_file_unref(f);
+    dr_format_register(&fake);
+    assert_int_equal(dr_image_open(w.fs, "/m", "fake", DR_OPEN_RDWR, &w.image, &err), 0);
+    f = w.image->files[0];
+    real_ops = f->ops;
+    noting_ops = *f->ops;
+    noting_ops.pwritev = noting_pwritev;
+    noting_ops.flush = noting_flush;
+    f->ops = &noting_ops;
+    journal[0] = '\0';
+    fail_flush = 0;
+    *state = &w;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct world *w = *state;
+    dr_image_unref(w->image, NULL);
+    dr_format_register(NULL);
+    dr_fs_memory_free(w->fs);
+    return 0;
+}
+
+static uint8_t stored_byte(struct world *w, uint64_t off)
+{
+    uint8_t byte;
+    assert_int_equal(dr_file_pread(w->image->files[0], &byte, off, 1, NULL), 0);
+    return byte;
+}
+
+static int flush(struct world *w)
+{
+    return dr_image_flush(w->image, NULL);
+}
+
+/* ------------------------------------------------------------------ tests */
+
+static void levels_go_out_in_order_with_a_flush_between(void **state)
+{
+    struct world *w = *state;
+    put_byte(w->image, 0 * PAGE, 1, 2);
+    put_byte(w->image, 1 * PAGE, 2, 0);
+    put_byte(w->image, 2 * PAGE, 3, 3);
+    put_byte(w->image, 3 * PAGE, 4, 1);
+    assert_int_equal(dr_file_pwrite(w->image->files[0], "data", 40 * PAGE, 4, NULL), 0);
+    assert_int_equal(flush(w), 0);
+    assert_string_equal(journal, "w163840+4 f w4096+512 f w12288+512 f w0+512 f w8192+512 f ");
+}
+
+static void only_dirty_sectors_are_written(void **state)
+{
+    struct world *w = *state;
+    put_byte(w->image, 5 * PAGE + 513, 1, 2);
+    put_byte(w->image, 5 * PAGE + 1023, 1, 2);
+    put_byte(w->image, 5 * PAGE + 1024, 1, 2);
+    put_byte(w->image, 5 * PAGE + 4095, 1, 2);
+    assert_int_equal(flush(w), 0);
+    assert_string_equal(journal, "w20992+1024 w24064+512 f ");
+}
+
+static void nothing_dirty_means_no_io(void **state)
+{
+    struct world *w = *state;
+    put_byte(w->image, 0, 1, 2);
+    assert_int_equal(flush(w), 0);
+    journal[0] = '\0';
+    assert_int_equal(flush(w), 0);
+    assert_string_equal(journal, "");
+}
+
+/* The edit comes after the data of this flush was made durable: its own data may not be. */
+static void an_edit_during_a_flush_waits_for_the_next_one(void **state)
+{
+    struct world *w = *state;
+    put_byte(w->image, 0, 0x11, 2);
+    assert_int_equal(dr_file_pwrite(w->image->files[0], "data", 40 * PAGE, 4, NULL), 0);
+    edit_during_flush = w->image; /* at the data flush, before the page goes out */
+    assert_int_equal(flush(w), 0);
+    assert_int_equal(stored_byte(w, 0), 0x11);
+    assert_int_equal(flush(w), 0);
+    assert_int_equal(stored_byte(w, 0), 0x99);
+}
+
+static void a_page_dirty_at_another_level_is_flushed_first(void **state)
+{
+    struct world *w = *state;
+    put_byte(w->image, 0, 1, 2);
+    put_byte(w->image, 1, 2, 0); /* satisfied by a flush inside */
+    assert_string_equal(journal, "w0+512 f ");
+    assert_int_equal(flush(w), 0);
+    assert_int_equal(stored_byte(w, 0), 1);
+    assert_int_equal(stored_byte(w, 1), 2);
+}
+
+static void a_failed_data_flush_is_sticky(void **state)
+{
+    struct world *w = *state;
+    put_byte(w->image, 0, 0x77, 2);
+    assert_int_equal(dr_file_pwrite(w->image->files[0], "data", 40 * PAGE, 4, NULL), 0);
+    fail_flush = 1;
+    assert_int_not_equal(flush(w), 0);
+    assert_int_not_equal(flush(w), 0);
+    assert_int_equal(stored_byte(w, 0), 0); /* no level 2 page went out after it */
+}
+
+static uint64_t zero_until(struct world *w, uint64_t off)
+{
+    struct dr_page *page;
+    pthread_mutex_lock(&w->image->lock);
+    while (dr_page_get(w->image, 0, off, &page) == -EAGAIN)
+        assert_int_equal(dr_image_satisfy(w->image, 0, NULL), 0);
+    uint64_t end = dr_page_zero_until(w->image, page);
+    pthread_mutex_unlock(&w->image->lock);
+    return end;
+}
+
+static void a_hole_of_the_file_is_known_beyond_the_page(void **state)
+{
+    struct world *w = *state;
+    assert_int_equal(zero_until(w, 2 * PAGE), 20 * PAGE);
+    assert_int_equal(zero_until(w, 20 * PAGE), 20 * PAGE);
+}
+
+static void an_edit_ends_what_is_known_about_holes(void **state)
+{
+    struct world *w = *state;
+    assert_int_equal(zero_until(w, 2 * PAGE), 20 * PAGE);
+    put_byte(w->image, 10 * PAGE, 1, 2); /* in memory only: the file still shows the hole */
+    assert_int_equal(zero_until(w, 2 * PAGE), 3 * PAGE);
+    assert_int_equal(zero_until(w, 3 * PAGE), 4 * PAGE);
+    assert_int_equal(zero_until(w, 10 * PAGE), 10 * PAGE);
+}
+
+static void neighbouring_whole_pages_are_one_write(void **state)
+{
+    struct world *w = *state;
+    struct dr_page *page;
+    pthread_mutex_lock(&w->image->lock);
+    for (uint64_t i = 30; i < 34; i++) {
+        assert_int_equal(dr_page_new(w->image, 0, i * PAGE, 0, &page), 0);
+        dr_page_unpin(w->image, page);
+    }
+    pthread_mutex_unlock(&w->image->lock);
+    assert_int_equal(flush(w), 0);
+    assert_string_equal(journal, "w122880+16384 f ");
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(levels_go_out_in_order_with_a_flush_between),
+        T(only_dirty_sectors_are_written),
+        T(nothing_dirty_means_no_io),
+        T(an_edit_during_a_flush_waits_for_the_next_one),
+        T(a_page_dirty_at_another_level_is_flushed_first),
+        T(a_failed_data_flush_is_sticky),
+        T(a_hole_of_the_file_is_known_beyond_the_page),
+        T(an_edit_ends_what_is_known_about_holes),
+        T(neighbouring_whole_pages_are_one_write),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "storage/storage.h"
+
+struct place {
+    struct dr_fs *fs;
+    char dir[64];
+    char path[128];
+};
+
+static int setup(void **state)
+{
+    struct place *p = calloc(1, sizeof(*p));
+    p->fs = dr_fs_posix();
+    strcpy(p->dir, "/tmp/drover-test-XXXXXX");
+    if (!mkdtemp(p->dir))
+        return -1;
+    snprintf(p->path, sizeof(p->path), "%s/disk.vmdk", p->dir);
+    *state = p;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct place *p = *state;
+    char cmd[128];
+    snprintf(cmd, sizeof(cmd), "rm -rf %s", p->dir);
+    int r = system(cmd);
+    free(p);
+    return r;
+}
+
+static struct dr_file *open_file(struct place *p, unsigned flags)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_file *f;
+    if (dr_file_open(p->fs, p->path, flags, &f, &err))
+        fail_msg("%s", err.text);
+    return f;
+}
+
+static struct dr_file *make_old(struct place *p)
+{
+    struct dr_file *f = open_file(p, DR_FILE_CREATE);
+    assert_int_equal(dr_file_pwrite(f, "old", 0, 3, NULL), 0);
+    return f;
+}
+
+static int fill_new(void *user, struct dr_file *tmp, struct dr_error *err)
+{
+    (void)user;
+    return dr_file_pwrite(tmp, "fresh", 0, 5, err);
+}
+
+static int fill_badly(void *user, struct dr_file *tmp, struct dr_error *err)
+{
+    (void)user;
+    (void)dr_file_pwrite(tmp, "x", 0, 1, err);
+    return dr_fail(err, ENOSPC, "no room");
+}
+
+static void assert_text(struct dr_file *f, const char *text)
+{
+    char buf[16] = "";
+    assert_int_equal(dr_file_size(f), strlen(text));
+    assert_int_equal(dr_file_pread(f, buf, 0, strlen(text), NULL), 0);
+    assert_string_equal(buf, text);
+}
+
+static int count_name(void *user, const char *name)
+{
+    (void)name;
+    ++*(int *)user;
+    return 0;
+}
+
+static int names_in(struct place *p)
+{
+    int n = 0;
+    assert_int_equal(p->fs->ops->list(p->fs, p->dir, count_name, &n, NULL), 0);
+    return n;
+}
+
+static void the_new_file_has_the_name_and_the_old_one_stays_open(void **state)
+{
+    struct place *p = *state;
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_file *old = make_old(p), *fresh;
+    assert_int_equal(dr_replace(p->fs, p->path, old, fill_new, NULL, &fresh, &err), 0);
+    assert_text(old, "old");
+    assert_text(fresh, "fresh");
+    assert_string_equal(fresh->path, p->path);
+    assert_int_equal(names_in(p), 1);
+    assert_int_equal(dr_file_pwrite(fresh, "F", 0, 1, &err), 0);
+    dr_file_unref(old);
+    dr_file_unref(fresh);
+    fresh = open_file(p, 0);
+    assert_text(fresh, "Fresh");
+    dr_file_unref(fresh);
+}
+
+static void mode_owner_and_locks_are_those_of_the_old_file(void **state)
+{
+    struct place *p = *state;
+    struct dr_file *old = make_old(p), *fresh, *other;
+    struct dr_error err = DR_ERROR_INIT;
+    struct stat st;
+    assert_int_equal(chmod(p->path, 0604), 0);
+    if (geteuid() == 0)
+        assert_int_equal(chown(p->path, 65534, 65534), 0);
+    assert_int_equal(dr_replace(p->fs, p->path, old, fill_new, NULL, &fresh, &err), 0);
+    assert_int_equal(stat(p->path, &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0604);
+    if (geteuid() == 0)
+        assert_int_equal(st.st_uid, 65534);
+    assert_int_equal(dr_file_open(p->fs, p->path, DR_FILE_RDWR, &other, &err), -EBUSY);
+    int fd = open(p->path, O_RDONLY);
+    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 201, .l_len = 1};
+    assert_int_equal(fcntl(fd, F_OFD_GETLK, &fl), 0);
+    assert_int_equal(fl.l_type, F_RDLCK);
+    close(fd);
+    dr_file_unref(old);
+    dr_file_unref(fresh);
+}
+
+static void a_failed_fill_changes_nothing(void **state)
+{
+    struct place *p = *state;
+    struct dr_file *old = make_old(p), *fresh;
+    struct dr_error err = DR_ERROR_INIT;
+    assert_int_equal(dr_replace(p->fs, p->path, old, fill_badly, NULL, &fresh, &err), -ENOSPC);
+    assert_string_equal(err.text, "no room");
+    assert_null(fresh);
+    assert_int_equal(names_in(p), 1);
+    dr_file_unref(old);
+    old = open_file(p, 0);
+    assert_text(old, "old");
+    dr_file_unref(old);
+}
+
+static void somebody_elses_file_is_not_replaced(void **state)
+{
+    struct place *p = *state;
+    struct dr_file *old = make_old(p), *theirs, *fresh;
+    struct dr_error err = DR_ERROR_INIT;
+    assert_int_equal(unlink(p->path), 0);
+    theirs = open_file(p, DR_FILE_CREATE);
+    assert_int_equal(dr_replace(p->fs, p->path, old, fill_new, NULL, &fresh, &err), -ESTALE);
+    assert_int_equal(dr_file_size(theirs), 0);
+    assert_int_equal(names_in(p), 1);
+    dr_file_unref(theirs);
+    dr_file_unref(old);
+}
+
+static void a_link_is_followed_not_replaced(void **state)
+{
+    struct place *p = *state;
+    char link_path[160];
+    struct stat st;
+    struct dr_file *old = make_old(p), *fresh;
+    struct dr_error err = DR_ERROR_INIT;
+    snprintf(link_path, sizeof(link_path), "%s/link", p->dir);
+    assert_int_equal(symlink("disk.vmdk", link_path), 0);
+    assert_int_equal(dr_replace(p->fs, link_path, old, fill_new, NULL, &fresh, &err), 0);
+    assert_int_equal(lstat(link_path, &st), 0);
+    assert_true(S_ISLNK(st.st_mode));
+    dr_file_unref(old);
+    dr_file_unref(fresh);
+    fresh = open_file(p, 0);
+    assert_text(fresh, "fresh");
+    dr_file_unref(fresh);
+}
+
+static void a_new_name_is_made_but_never_taken_over(void **state)
+{
+    struct place *p = *state;
+    struct dr_file *fresh;
+    struct dr_error err = DR_ERROR_INIT;
+    assert_int_equal(dr_replace(p->fs, p->path, NULL, fill_new, NULL, NULL, &err), 0);
+    assert_int_equal(dr_replace(p->fs, p->path, NULL, fill_new, NULL, &fresh, &err), -EEXIST);
+    assert_null(fresh);
+    assert_int_equal(names_in(p), 1);
+    fresh = open_file(p, 0);
+    assert_text(fresh, "fresh");
+    dr_file_unref(fresh);
+}
+
+static int bad_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    (void)fs;
+    return dr_fail(err, EIO, "%s: no sync", path);
+}
+
+static void a_name_that_is_not_durable_fails_later_flushes(void **state)
+{
+    struct place *p = *state;
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_fs *mem = dr_fs_memory_new();
+    const struct dr_fs_ops *good = mem->ops;
+    struct dr_fs_ops bad = *good;
+    (void)p;
+    bad.sync_dir = bad_sync_dir;
+    mem->ops = &bad;
+    struct dr_file *old, *fresh;
+    assert_int_equal(dr_file_open(mem, "/a", DR_FILE_CREATE, &old, &err), 0);
+    assert_int_equal(dr_replace(mem, "/a", old, fill_new, NULL, &fresh, &err), -EIO);
+    assert_non_null(fresh);
+    assert_int_equal(dr_file_flush(fresh, &err), -EIO);
+    dr_file_unref(old);
+    dr_file_unref(fresh);
+    mem->ops = good;
+    dr_fs_memory_free(mem);
+}
+
+static void leftovers_are_known_by_their_names(void **state)
+{
+    (void)state;
+    char *of = NULL;
+    assert_true(dr_replace_is_leftover(".disk.vmdk.drover-a1b2c3", &of));
+    assert_string_equal(of, "disk.vmdk");
+    free(of);
+    assert_true(dr_replace_is_leftover("/x/.a.drover-000000", &of));
+    assert_string_equal(of, "/x/a");
+    free(of);
+    assert_true(dr_replace_is_leftover("..a.drover-x.drover-000000", NULL));
+    assert_false(dr_replace_is_leftover("disk.vmdk", &of));
+    assert_false(dr_replace_is_leftover(".disk.vmdk.drover-a1b2c", &of));
+    assert_false(dr_replace_is_leftover(".disk.vmdk.drover-a1b2c3x", &of));
+    assert_false(dr_replace_is_leftover(".disk.vmdk.drover-A1b2c3", &of));
+    assert_false(dr_replace_is_leftover("disk.vmdk.drover-a1b2c3", &of));
+    assert_false(dr_replace_is_leftover(".drover-a1b2c3", &of));
+    assert_false(dr_replace_is_leftover("", &of));
+}
+
+int main(void)
+{
+#define T(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        T(the_new_file_has_the_name_and_the_old_one_stays_open),
+        T(mode_owner_and_locks_are_those_of_the_old_file),
+        T(a_failed_fill_changes_nothing),
+        T(somebody_elses_file_is_not_replaced),
+        T(a_link_is_followed_not_replaced),
+        T(a_new_name_is_made_but_never_taken_over),
+        T(a_name_that_is_not_durable_fails_later_flushes),
+        cmocka_unit_test(leftovers_are_known_by_their_names),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
