@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The recorded parent: where it may be, and recording another one. */
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "formats/vmdk/vmdk.h"
+
+/* ------------------------------------------------------------------ where it may be */
+
+#define MAX_CANDIDATES 5
+
+struct candidates {
+    char *path[MAX_CANDIDATES];
+    unsigned n;
+};
+
+static void candidates_free(struct candidates *c)
+{
+    while (c->n > 0)
+        free(c->path[--c->n]);
+}
+
+/* Takes path over; NULL = out of memory. */
+static bool add(struct candidates *c, char *path)
+{
+    if (!path)
+        return false;
+    for (unsigned i = 0; i < c->n; i++)
+        if (strcmp(c->path[i], path) == 0) {
+            free(path);
+            return true;
+        }
+    c->path[c->n++] = path;
+    return true;
+}
+
+/* "C:\VMs\x.vmdk" → "/VMs/x.vmdk" */
+static char *with_slashes(const char *hint)
+{
+    bool drive = hint[0] && hint[1] == ':' && (hint[2] == '\\' || hint[2] == '/');
+    char *s = strdup(hint + (drive ? 2 : 0));
+    for (char *p = s; p && *p; p++)
+        if (*p == '\\')
+            *p = '/';
+    return s;
+}
+
+/* dir/../LAST/NAME of .../LAST/NAME: a linked clone beside its parent's directory. */
+static bool add_neighbour(struct candidates *c, const char *image_path, const char *slashed)
+{
+    const char *name = dr_path_basename(slashed);
+    if (name == slashed || name - 1 == slashed)
+        return true;
+    CLEANUP_FREE char *parent_dir = strndup(slashed, (size_t)(name - 1 - slashed));
+    CLEANUP_FREE char *relative = NULL;
+    if (!parent_dir)
+        return false;
+    if (asprintf(&relative, "../%s/%s", dr_path_basename(parent_dir), name) < 0) {
+        relative = NULL;
+        return false;
+    }
+    return add(c, dr_path_sibling(image_path, relative));
+}
+
+static bool collect(struct candidates *c, const char *path, const char *hint)
+{
+    CLEANUP_FREE char *slashed = with_slashes(hint);
+    return slashed && add(c, dr_path_sibling(path, hint)) &&
+           (slashed[0] == '/' || add(c, dr_path_sibling(path, slashed))) &&
+           add(c, dr_path_sibling(path, dr_path_basename(slashed))) &&
+           add_neighbour(c, path, slashed);
+}
+
+int vmdk_backing_candidate(const struct dr_image *image, unsigned n, char **path,
+                           struct dr_error *err)
+{
+    struct candidates c = {.n = 0};
+    int r = -ENOENT;
+    if (!image->backing_name)
+        return r;
+    if (!collect(&c, image->path, image->backing_name))
+        r = dr_fail_errno(err, ENOMEM, "%s", image->path);
+    else if (n < c.n) {
+        *path = c.path[n];
+        c.path[n] = NULL;
+        r = 0;
+    }
+    candidates_free(&c);
+    return r;
+}
+
+/* ------------------------------------------------------------------ recording another one */
+
+/* Names are bytes to us; a text in another charset must not get UTF-8 mixed in. */
+static bool charset_allows(const struct vmdk_desc *d, const char *name)
+{
+    CLEANUP_FREE char *encoding = vmdk_desc_get(d, "encoding");
+    if (!encoding || strcasecmp(encoding, "UTF-8") == 0 || strcasecmp(encoding, "UTF8") == 0)
+        return true;
+    for (; *name; name++)
+        if ((unsigned char)*name >= 0x80)
+            return false;
+    return true;
+}
+
+static int check_name(const struct dr_image *image, const char *name, struct dr_error *err)
+{
+    if (!vmdk_name_is_writable(name))
+        return dr_fail(err, EINVAL,
+                       "%s: a VMDK cannot record the parent's name \"%s\": quotes and line ends "
+                       "are impossible",
+                       image->path, name);
+    if (strlen(name) >= PATH_MAX)
+        return dr_fail(err, ENAMETOOLONG, "%s: the parent's name has %zu bytes, at most %d fit",
+                       image->path, strlen(name), PATH_MAX - 1);
+    if (!charset_allows(&vmdk_of(image)->desc, name))
+        return dr_fail(err, EILSEQ,
+                       "%s: the descriptor is not in UTF-8: only ASCII names can be recorded",
+                       image->path);
+    return 0;
+}
+
+static int check_parent(const struct dr_image *image, const struct dr_image *parent,
+                        const char *format, struct dr_error *err)
+{
+    const char *is = parent ? parent->fmt->name : format;
+    if (is && strcmp(is, "vmdk") != 0)
+        return dr_fail(err, EINVAL, "%s: a VMDK's parent must be a VMDK, not %s", image->path, is);
+    return 0;
+}
+
+/* Without an open parent its id is unknown: the recorded one stays. */
+static uint32_t new_parent_id(const struct dr_image *image, const struct dr_image *parent,
+                              const char *name)
+{
+    if (!name)
+        return VMDK_NO_PARENT;
+    if (parent)
+        return vmdk_id(parent);
+    uint32_t old = vmdk_parent_id(image);
+    return old == VMDK_NO_PARENT ? VMDK_NO_PARENT - 1 : old;
+}
+
+static int edit_backing(struct vmdk_desc *d, const char *name, uint32_t id, struct dr_error *err)
+{
+    char text[9];
+    snprintf(text, sizeof(text), "%08x", id);
+    int r = vmdk_desc_set(d, "parentCID", text, false, "CID", err);
+    if (r < 0)
+        return r;
+    return name ? vmdk_desc_set(d, "parentFileNameHint", name, true, "createType", err)
+                : vmdk_desc_remove(d, "parentFileNameHint", err);
+}
+
+static int remember(struct dr_image *image, const char *name, uint32_t id, struct dr_error *err)
+{
+    CLEANUP_FREE char *copy = name ? strdup(name) : NULL;
+    CLEANUP_FREE char *format = name ? strdup("vmdk") : NULL;
+    if (name && (!copy || !format))
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    free(image->backing_name);
+    free(image->backing_format);
+    image->backing_name = DR_STEAL(copy);
+    image->backing_format = DR_STEAL(format);
+    vmdk_of(image)->parent_cid = id;
+    return 0;
+}
+
+static int record(struct dr_image *image, const char *name, uint32_t id, unsigned flags,
+                  struct dr_error *err)
+{
+    struct vmdk_desc d;
+    int r = vmdk_desc_copy(image, &d, err);
+    if (r < 0)
+        return r;
+    r = edit_backing(&d, name, id, err);
+    if (r == 0)
+        r = vmdk_store(image, &d, flags & DR_TRY ? VMDK_STORE_TRY : 0, err);
+    vmdk_desc_free(&d);
+    return r;
+}
+
+int vmdk_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
+                     const char *format, unsigned flags, struct dr_error *err)
+{
+    const struct vmdk_state *s = vmdk_of(image);
+    int r = name ? check_name(image, name, err) : 0;
+    if (r == 0)
+        r = check_parent(image, parent, format, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; name && i < s->n_extents; i++)
+        if (s->extents[i].type != VMDK_SPARSE)
+            return dr_fail(err, EINVAL,
+                           "%s: only sparse extents can have a parent, this image has one of type "
+                           "%s",
+                           image->path, s->extents[i].type_name);
+    uint32_t id = new_parent_id(image, parent, name);
+    r = record(image, name, id, flags, err);
+    if (r < 0 || (flags & DR_TRY))
+        return r;
+    return remember(image, name, id, err);
+}

@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* check: walk directories and tables, find what is wrong, mend what has one answer. Works on the
+ * files, not through the page cache: nothing is dirty while check runs. */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "formats/vmdk/vmdk.h"
+
+#define MAX_GRAINS_IN_FILE (UINT64_C(1) << 33) /* bits of the map of used grains: 1 GiB */
+
+struct walk {
+    struct dr_image *image;
+    struct vmdk_extent *e;
+    struct dr_file *f;
+    const char *path;
+    unsigned fix;
+    struct dr_check_result *result;
+    uint8_t *used; /* a bit a grain of the file */
+    uint64_t n_used;
+    bool changed; /* something was written */
+};
+
+static void say(struct walk *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+static void say(struct walk *w, const char *fmt, ...)
+{
+    char text[512], line[1024];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    snprintf(line, sizeof(line), "%s: %s", w->path, text);
+    w->result->report(w->result->user, line);
+}
+
+static bool fixing(const struct walk *w)
+{
+    return (w->fix & DR_CHECK_FIX_ALL) == DR_CHECK_FIX_ALL && w->e->access == VMDK_RW;
+}
+
+static void count(struct walk *w, bool fixed)
+{
+    if (fixed)
+        w->result->corruptions_fixed++;
+    else
+        w->result->corruptions++;
+}
+
+/* ------------------------------------------------------------------ directories */
+
+/* Where create would have put the table; 0 if this file is laid out otherwise. */
+static uint32_t regular_place(const struct walk *w, uint64_t table, bool copy)
+{
+    const struct vmdk_header *h = &w->e->h;
+    uint64_t half = h->gd_sectors + h->n_tables * h->gt_sectors;
+    if (!w->e->rgd || h->gd_off != h->rgd_off + half || h->overhead < h->gd_off + half)
+        return 0;
+    return (uint32_t)((copy ? h->rgd_off : h->gd_off) + h->gd_sectors + table * h->gt_sectors);
+}
+
+static int write_table(struct walk *w, uint32_t sector, const uint8_t *buf, struct dr_error *err)
+{
+    uint8_t padded[VMDK_GTES * 4] = {0};
+    memcpy(padded, buf, (size_t)w->e->h.gtes * 4);
+    w->changed = true;
+    return dr_file_pwrite(w->f, padded, (uint64_t)sector * VMDK_SECTOR,
+                          (size_t)(w->e->h.gt_sectors * VMDK_SECTOR), err);
+}
+
+/* Make a place for a table whose entry is unusable, with buf in it; the entry is written behind a
+ * flush. */
+static int new_table(struct walk *w, uint64_t table, bool copy, const uint8_t *buf,
+                     struct dr_error *err)
+{
+    struct vmdk_extent *e = w->e;
+    uint32_t *dir = copy ? e->rgd : e->gd, sector = regular_place(w, table, copy);
+    uint8_t entry[4];
+    if (sector == 0) {
+        uint64_t end = dr_div_up(dr_file_size(w->f), VMDK_SECTOR);
+        if (end + e->h.gt_sectors >= UINT32_MAX)
+            return dr_fail(err, ENOSPC, "%s: no room for a grain table", w->path);
+        sector = (uint32_t)end;
+    }
+    int r = write_table(w, sector, buf, err);
+    if (r == 0)
+        r = dr_file_flush(w->f, err);
+    put_le32(entry, sector);
+    if (r == 0)
+        r = dr_file_pwrite(w->f, entry,
+                           (copy ? e->h.rgd_off : e->h.gd_off) * VMDK_SECTOR + table * 4, 4, err);
+    if (r == 0)
+        dir[table] = sector;
+    return r;
+}
+
+/* The content of a usable table, or zeros. */
+static int read_or_zero(struct walk *w, uint32_t gde, uint8_t *buf, struct dr_error *err)
+{
+    bool hole;
+    memset(buf, 0, VMDK_GTES * 4);
+    return vmdk_table_fits(w->image, w->e, gde)
+               ? vmdk_read_table(w->image, w->e, gde, buf, &hole, err)
+               : 0;
+}
+
+/* An entry of 0 reads as unallocated, and stays so. One that points nowhere cannot be read: then
+ * the copy's table is the answer. */
+static int check_entry(struct walk *w, uint64_t table, bool copy, struct dr_error *err)
+{
+    const struct vmdk_extent *e = w->e;
+    uint32_t gde = copy ? e->rgd[table] : e->gd[table];
+    uint32_t other = copy ? e->gd[table] : (e->rgd ? e->rgd[table] : 0);
+    uint8_t buf[VMDK_GTES * 4];
+    if (vmdk_table_fits(w->image, e, gde) && (!copy || gde != other))
+        return 0;
+    bool answer = copy || gde == 0 || vmdk_table_fits(w->image, e, other);
+    say(w, "%s grain directory entry %" PRIu64 " says sector %u: %s",
+        copy ? "redundant" : "primary", table, gde,
+        gde == 0 ? "no table" : "no table can be there");
+    if (!fixing(w) || !answer) {
+        count(w, false);
+        return 0;
+    }
+    int r = read_or_zero(w, copy ? e->gd[table] : (gde == 0 ? 0 : other), buf, err);
+    if (r == 0)
+        r = new_table(w, table, copy, buf, err);
+    count(w, r == 0);
+    return r;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Two entries that share a table. */
+static int check_overlap(struct walk *w, struct dr_error *err)
+{
+    const struct vmdk_extent *e = w->e;
+    size_t n = (size_t)e->h.n_tables, total = e->rgd ? 2 * n : n;
+    CLEANUP_FREE uint32_t *all = malloc((total ? total : 1) * sizeof(*all));
+    if (!all)
+        return dr_fail_errno(err, ENOMEM, "%s", w->path);
+    memcpy(all, e->gd, n * sizeof(*all));
+    if (e->rgd)
+        memcpy(all + n, e->rgd, n * sizeof(*all));
+    qsort(all, total, sizeof(*all), by_value);
+    for (size_t i = 1; i < total; i++) {
+        if (all[i - 1] == 0 || all[i] - all[i - 1] >= e->h.gt_sectors)
+            continue;
+        say(w, "two grain tables overlap at sector %u", all[i]);
+        count(w, false);
+    }
+    return 0;
+}
+
+static int check_directories(struct walk *w, struct dr_error *err)
+{
+    for (uint64_t t = 0; t < w->e->h.n_tables; t++) {
+        int r = check_entry(w, t, false, err);
+        if (r == 0 && w->e->rgd)
+            r = check_entry(w, t, true, err);
+        if (r < 0)
+            return r;
+    }
+    return check_overlap(w, err);
+}
+
+/* ------------------------------------------------------------------ tables */
+
+static uint64_t guest_off(const struct walk *w, uint64_t grain)
+{
+    return w->e->start + grain * w->e->grain;
+}
+
+/* Two table entries for one place in the file? */
+static void use_grain(struct walk *w, uint64_t grain, uint32_t gte)
+{
+    uint64_t i = gte / w->e->h.grain;
+    if (gte % w->e->h.grain) /* VirtualBox does that; two bits then */
+        say(w, "the grain of guest offset %" PRIu64 " at sector %u is not aligned",
+            guest_off(w, grain), gte);
+    if (i >= w->n_used)
+        return;
+    if (w->used[i / 8] & (1u << i % 8)) {
+        say(w, "the grain of guest offset %" PRIu64 " at sector %u belongs to another one too",
+            guest_off(w, grain), gte);
+        count(w, false);
+    }
+    w->used[i / 8] |= (uint8_t)(1u << i % 8);
+    if (gte % w->e->h.grain && i + 1 < w->n_used)
+        w->used[(i + 1) / 8] |= (uint8_t)(1u << (i + 1) % 8);
+}
+
+static void check_gte(struct walk *w, uint64_t grain, uint32_t gte)
+{
+    if (gte == 0)
+        return;
+    if (grain * w->e->grain >= w->e->len) {
+        say(w, "an entry behind the end of the extent: guest offset %" PRIu64 ", sector %u",
+            guest_off(w, grain), gte);
+        count(w, false);
+        return;
+    }
+    if (gte == 1 && vmdk_has_zero_grains(w->e))
+        return;
+    if (gte > 1 && vmdk_gte_fits(w->image, w->e, grain, gte)) {
+        use_grain(w, grain, gte);
+        return;
+    }
+    say(w, "the entry for guest offset %" PRIu64 " says sector %u, which cannot be: %s",
+        guest_off(w, grain), gte,
+        gte == 1 ? "this extent has no zeroed grains" : "grains are elsewhere in the file");
+    count(w, false);
+}
+
+/* The copy follows the table. */
+static int check_copy(struct walk *w, uint64_t table, const uint8_t *primary, bool hole,
+                      struct dr_error *err)
+{
+    uint8_t copy[VMDK_GTES * 4];
+    bool copy_hole;
+    if (!w->e->rgd || !vmdk_table_fits(w->image, w->e, w->e->rgd[table]) ||
+        w->e->rgd[table] == w->e->gd[table])
+        return 0;
+    int r = vmdk_read_table(w->image, w->e, w->e->rgd[table], copy, &copy_hole, err);
+    if (r < 0 || (hole && copy_hole) || memcmp(copy, primary, (size_t)w->e->h.gtes * 4) == 0)
+        return r;
+    say(w, "grain table %" PRIu64 " and its redundant copy differ", table);
+    if (fixing(w))
+        r = write_table(w, w->e->rgd[table], primary, err);
+    count(w, fixing(w) && r == 0);
+    return r;
+}
+
+static int check_table(struct walk *w, uint64_t table, struct dr_error *err)
+{
+    uint8_t buf[VMDK_GTES * 4];
+    bool hole;
+    if (!vmdk_table_fits(w->image, w->e, w->e->gd[table]))
+        return 0;
+    int r = vmdk_read_table(w->image, w->e, w->e->gd[table], buf, &hole, err);
+    for (uint32_t i = 0; r == 0 && !hole && i < w->e->h.gtes; i++)
+        check_gte(w, table * w->e->h.gtes + i, get_le32(buf + i * 4));
+    return r < 0 ? r : check_copy(w, table, buf, hole, err);
+}
+
+/* ------------------------------------------------------------------ leaks */
+
+static bool is_used(const struct walk *w, uint64_t i)
+{
+    return w->used[i / 8] & (1u << i % 8);
+}
+
+/* Give the space of unused grains [first, last) back. A hole in the file is no leak. */
+static int check_leak(struct walk *w, uint64_t first, uint64_t last, struct dr_error *err)
+{
+    uint64_t size = dr_file_size(w->f);
+    for (uint64_t at = first * w->e->grain, end = last * w->e->grain, run; at < end; at += run) {
+        enum dr_file_extent kind;
+        int r = dr_file_extent(w->f, at, end - at, &kind, &run, err);
+        if (r < 0)
+            return r;
+        run = kind == DR_FILE_HOLE && at + run < end ? dr_round_up(run, w->e->grain) : run;
+        if (kind == DR_FILE_HOLE)
+            continue;
+        run = dr_round_up(run, w->e->grain);
+        uint64_t grains = run / w->e->grain;
+        bool fix = (w->fix & DR_CHECK_FIX_LEAKS) && w->e->access == VMDK_RW;
+        say(w, "%" PRIu64 " grains at byte %" PRIu64 " belong to nothing", grains, at);
+        if (fix)
+            r = dr_file_zero(w->f, at, dr_min(run, size - at), DR_FILE_ZERO_PUNCH, err);
+        if (r < 0)
+            return r;
+        w->changed |= fix;
+        *(fix ? &w->result->leaks_fixed : &w->result->leaks) += grains;
+    }
+    return 0;
+}
+
+/* Tables that stand among the grains (after a repair) are no leaks. */
+static void use_tables(struct walk *w)
+{
+    const struct vmdk_header *h = &w->e->h;
+    for (uint64_t t = 0; t < 2 * h->n_tables; t++) {
+        uint32_t *dir = t < h->n_tables ? w->e->gd : w->e->rgd;
+        if (!dir || dir[t % h->n_tables] < h->overhead)
+            continue;
+        uint64_t first = dir[t % h->n_tables], last = first + h->gt_sectors - 1;
+        for (uint64_t i = first / h->grain; i <= last / h->grain && i < w->n_used; i++)
+            w->used[i / 8] |= (uint8_t)(1u << i % 8);
+    }
+}
+
+static int check_leaks(struct walk *w, struct dr_error *err)
+{
+    use_tables(w);
+    for (uint64_t i = dr_div_up(w->e->h.overhead, w->e->h.grain), last; i < w->n_used; i = last) {
+        for (last = i; last < w->n_used && !is_used(w, last);)
+            last++;
+        if (last > i) {
+            int r = check_leak(w, i, last, err);
+            if (r < 0)
+                return r;
+        } else {
+            last++;
+        }
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ all together */
+
+static int check_state(struct walk *w, struct dr_error *err)
+{
+    if (!w->e->h.unclean)
+        return 0;
+    say(w, "was not closed cleanly%s", w->fix ? "" : " (opening it for writing recovers it)");
+    if (!fixing(w))
+        return 0;
+    int r = vmdk_mark(w->image, w->e, false, false, err);
+    w->changed = true;
+    return r;
+}
+
+static int walk_extent(struct walk *w, struct dr_error *err)
+{
+    int r = check_directories(w, err);
+    for (uint64_t t = 0; r == 0 && t < w->e->h.n_tables; t++)
+        r = check_table(w, t, err);
+    if (r == 0)
+        r = check_leaks(w, err);
+    if (r == 0)
+        r = check_state(w, err);
+    if (r == 0 && w->changed)
+        r = dr_file_flush(w->f, err);
+    return r;
+}
+
+static int check_sparse(struct dr_image *image, struct vmdk_extent *e, unsigned fix,
+                        struct dr_check_result *result, struct dr_error *err)
+{
+    struct dr_file *f = image->files[e->file];
+    struct walk w = {.image = image, .e = e, .f = f, .path = f->path, .fix = fix, .result = result};
+    w.n_used = dr_div_up(dr_min(dr_file_size(f), UINT64_C(1) << 41), e->grain);
+    if (w.n_used > MAX_GRAINS_IN_FILE)
+        return dr_fail(err, EFBIG, "%s: too many grains to check", w.path);
+    CLEANUP_FREE uint8_t *used = w.used = calloc(1, (size_t)(w.n_used / 8 + 1));
+    if (!used)
+        return dr_fail_errno(err, ENOMEM, "%s: %" PRIu64 " grains to check", w.path, w.n_used);
+    int r = walk_extent(&w, err);
+    if (w.changed) {
+        DR_LOCK_SCOPE(&image->lock);
+        dr_page_forget(image, e->file, 0, e->h.overhead * VMDK_SECTOR);
+        e->next = 0;
+    }
+    return r;
+}
+
+int vmdk_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
+               struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < s->n_extents; i++)
+        if (s->extents[i].type == VMDK_SPARSE)
+            r = check_sparse(image, &s->extents[i], fix, result, err);
+    return r;
+}

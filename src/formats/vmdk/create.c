@@ -1,0 +1,445 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* New images, laid out as VMware and QEMU do. The extents come first, the descriptor (or, where it
+ * is embedded, the header) last: a crash leaves files that nothing takes for an image. */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "formats/vmdk/vmdk.h"
+
+#define SPLIT_SECTORS UINT64_C(4192256) /* 2047 MiB: with its tables a piece stays below 2 GiB */
+
+const struct dr_option_help vmdk_create_options[] = {
+    {"adapter_type", "str",
+     "Virtual adapter type, can be one of ide (default), lsilogic, buslogic or legacyESX"},
+    {"compat6", "bool (on/off)", "VMDK version 6 image"},
+    {"hwversion", "str", "VMDK hardware version"},
+    {"subformat", "str",
+     "VMDK flat extent format, can be one of {monolithicSparse (default) | monolithicFlat | "
+     "twoGbMaxExtentSparse | twoGbMaxExtentFlat | vmfs}"},
+    {"toolsversion", "str", "VMware guest tools version"},
+    {"zeroed_grain", "bool (on/off)",
+     "Enable efficient zero writes using the zeroed-grain GTE feature"},
+    {NULL, NULL, NULL},
+};
+
+struct subformat {
+    const char *name, *type; /* of the extents */
+    bool split, sparse;
+    const char *suffix; /* of the extents' names; NULL: all in one file */
+};
+
+static const struct subformat subformats[] = {
+    {"monolithicSparse", "SPARSE", false, true, NULL},
+    {"monolithicFlat", "FLAT", false, false, "-flat"},
+    {"twoGbMaxExtentSparse", "SPARSE", true, true, "-s"},
+    {"twoGbMaxExtentFlat", "FLAT", true, false, "-f"},
+    {"vmfs", "VMFS", false, false, "-flat"},
+};
+
+struct piece {
+    uint64_t sectors;
+    char *name;
+};
+
+/* Everything about the image to be made. */
+struct plan {
+    struct dr_fs *fs;
+    const char *path;
+    const struct dr_create_params *params;
+    const struct subformat *sub;
+    char *adapter, *hwversion, *toolsversion; /* owned; NULL = default */
+    bool compat6, zero_grains;
+    uint64_t sectors;
+    struct piece *pieces;
+    size_t n_pieces;
+    uint32_t cid, parent_cid;
+    char **made; /* paths, to be removed on failure */
+    size_t n_made;
+};
+
+static void plan_free(struct plan *p)
+{
+    for (size_t i = 0; i < p->n_pieces; i++)
+        free(p->pieces[i].name);
+    for (size_t i = 0; i < p->n_made; i++)
+        free(p->made[i]);
+    free(p->pieces);
+    free(p->made);
+    free(p->adapter);
+    free(p->hwversion);
+    free(p->toolsversion);
+}
+
+/* ------------------------------------------------------------------ options */
+
+static const struct subformat *find_subformat(const char *name)
+{
+    for (size_t i = 0; i < sizeof(subformats) / sizeof(subformats[0]); i++)
+        if (strcasecmp(subformats[i].name, name) == 0)
+            return &subformats[i];
+    return NULL;
+}
+
+static int option_subformat(struct plan *p, const char *value, struct dr_error *err)
+{
+    p->sub = find_subformat(value);
+    if (p->sub)
+        return 0;
+    if (strcasecmp(value, "streamOptimized") == 0)
+        return dr_fail(err, ENOTSUP, "%s: not supported yet: subformat streamOptimized", p->path);
+    return dr_fail(err, EINVAL, "%s: invalid parameter value: %s", p->path, value);
+}
+
+static int option_adapter(struct plan *p, const char *value, struct dr_error *err)
+{
+    static const char *const names[] = {"ide", "lsilogic", "buslogic", "legacyESX"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (strcasecmp(names[i], value) == 0) {
+            free(p->adapter);
+            p->adapter = strdup(names[i]);
+            return p->adapter ? 0 : dr_fail_errno(err, ENOMEM, "%s", p->path);
+        }
+    return dr_fail(err, EINVAL, "%s: Unknown adapter type: %s", p->path, value);
+}
+
+static int option_bool(const struct plan *p, const struct dr_option *o, bool *value,
+                       struct dr_error *err)
+{
+    *value = strcmp(o->value, "on") == 0;
+    if (*value || strcmp(o->value, "off") == 0)
+        return 0;
+    return dr_fail(err, EINVAL, "%s: Parameter '%s' expects 'on' or 'off'", p->path, o->name);
+}
+
+static int option_text(const struct plan *p, const struct dr_option *o, char **value,
+                       struct dr_error *err)
+{
+    if (!vmdk_name_is_writable(o->value) || strlen(o->value) > 64)
+        return dr_fail(err, EINVAL, "%s: '%s' cannot be the value of %s", p->path, o->value,
+                       o->name);
+    free(*value);
+    *value = strdup(o->value);
+    return *value ? 0 : dr_fail_errno(err, ENOMEM, "%s", p->path);
+}
+
+static int take_option(struct plan *p, const struct dr_option *o, struct dr_error *err)
+{
+    if (strcmp(o->name, "subformat") == 0)
+        return option_subformat(p, o->value, err);
+    if (strcmp(o->name, "adapter_type") == 0)
+        return option_adapter(p, o->value, err);
+    if (strcmp(o->name, "compat6") == 0)
+        return option_bool(p, o, &p->compat6, err);
+    if (strcmp(o->name, "zeroed_grain") == 0)
+        return option_bool(p, o, &p->zero_grains, err);
+    if (strcmp(o->name, "hwversion") == 0)
+        return option_text(p, o, &p->hwversion, err);
+    if (strcmp(o->name, "toolsversion") == 0)
+        return option_text(p, o, &p->toolsversion, err);
+    return dr_fail(err, EINVAL, "%s: vmdk: unknown create option '%s'", p->path, o->name);
+}
+
+/* A child is sparse, and split as its parent is. */
+static bool like_is_split(const struct plan *p)
+{
+    const struct dr_image *like = p->params->like;
+    if (!like || !vmdk_is(like))
+        return false;
+    CLEANUP_FREE char *type = vmdk_desc_get(&vmdk_of(like)->desc, "createType");
+    return type && strcasestr(type, "GbMaxExtent");
+}
+
+static void inherit(struct plan *p)
+{
+    const struct dr_image *like = p->params->like;
+    if (!like || !vmdk_is(like))
+        return;
+    if (!p->adapter)
+        p->adapter = vmdk_desc_get(&vmdk_of(like)->desc, "ddb.adapterType");
+    if (!p->hwversion && !p->compat6)
+        p->hwversion = vmdk_desc_get(&vmdk_of(like)->desc, "ddb.virtualHWVersion");
+}
+
+static int read_options(struct plan *p, struct dr_error *err)
+{
+    for (size_t i = 0; i < p->params->n_options; i++) {
+        int r = take_option(p, &p->params->options[i], err);
+        if (r < 0)
+            return r;
+    }
+    if (p->compat6 && p->hwversion)
+        return dr_fail(err, EINVAL, "%s: compat6 cannot be enabled with hwversion set", p->path);
+    inherit(p);
+    if (!p->sub)
+        p->sub = find_subformat(like_is_split(p) ? "twoGbMaxExtentSparse" : "monolithicSparse");
+    if (p->zero_grains && !p->sub->sparse)
+        return dr_fail(err, EINVAL, "%s: Flat image can't enable zeroed grain", p->path);
+    return 0;
+}
+
+static int read_backing(struct plan *p, struct dr_error *err)
+{
+    const struct dr_create_params *params = p->params;
+    const char *format = params->backing ? params->backing->fmt->name : params->backing_format;
+    p->parent_cid = VMDK_NO_PARENT;
+    if (!params->backing_name)
+        return 0;
+    if (!p->sub->sparse)
+        return dr_fail(err, EINVAL, "%s: Flat image can't have backing file", p->path);
+    if (!vmdk_name_is_writable(params->backing_name) || strlen(params->backing_name) >= PATH_MAX)
+        return dr_fail(err, EINVAL,
+                       "%s: a VMDK cannot record the parent's name \"%s\": it has a quote or a "
+                       "line end, or is too long",
+                       p->path, params->backing_name);
+    if (format && strcmp(format, "vmdk") != 0)
+        return dr_fail(err, EINVAL, "%s: a VMDK's parent must be a VMDK, not %s", p->path, format);
+    if (!params->backing)
+        return dr_fail(err, EINVAL,
+                       "%s: a VMDK records its parent's CID: it cannot be made without opening %s",
+                       p->path, params->backing_name);
+    p->parent_cid = vmdk_id(params->backing);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ pieces */
+
+/* The name of the n-th extent (from 0), without directory: X-s001.vmdk, X-flat.vmdk. */
+static char *piece_name(const struct plan *p, size_t n)
+{
+    const char *base = dr_path_basename(p->path), *dot = strrchr(base, '.');
+    int stem = dot && dot != base ? (int)(dot - base) : (int)strlen(base);
+    const char *ext = dot && dot != base ? dot : ".vmdk";
+    char *name;
+    if (!p->sub->suffix)
+        return strdup(base);
+    int r = p->sub->split ? asprintf(&name, "%.*s%s%03zu%s", stem, base, p->sub->suffix, n + 1, ext)
+                          : asprintf(&name, "%.*s%s%s", stem, base, p->sub->suffix, ext);
+    return r < 0 ? NULL : name;
+}
+
+/* The size of the n-th piece: the parent's cuts if they are for a disk of this size. */
+static uint64_t piece_size(const struct plan *p, size_t n, uint64_t left)
+{
+    const struct dr_image *like = p->params->like;
+    if (!p->sub->split)
+        return left;
+    if (like && like_is_split(p) && like->size == p->sectors * VMDK_SECTOR &&
+        n < vmdk_of(like)->n_extents)
+        return vmdk_of(like)->extents[n].len / VMDK_SECTOR;
+    return dr_min(left, SPLIT_SECTORS);
+}
+
+static int cut_pieces(struct plan *p, struct dr_error *err)
+{
+    uint64_t left = p->sectors;
+    do {
+        struct piece *grown = realloc(p->pieces, (p->n_pieces + 1) * sizeof(*grown));
+        if (!grown)
+            return dr_fail_errno(err, ENOMEM, "%s", p->path);
+        p->pieces = grown;
+        uint64_t sectors = dr_min(left, piece_size(p, p->n_pieces, left));
+        grown[p->n_pieces].sectors = sectors;
+        grown[p->n_pieces].name = piece_name(p, p->n_pieces);
+        if (!grown[p->n_pieces++].name)
+            return dr_fail_errno(err, ENOMEM, "%s", p->path);
+        left -= sectors;
+    } while (left > 0);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ the descriptor's text */
+
+static void print_geometry(FILE *f, const struct plan *p, const char *adapter)
+{
+    bool ide = strcmp(adapter, "ide") == 0;
+    unsigned heads = ide ? 16 : 255;
+    uint64_t cylinders = p->sectors / (63u * heads);
+    fprintf(f, "ddb.geometry.cylinders = \"%llu\"\n",
+            (unsigned long long)dr_min(cylinders, ide ? 16383 : 65535));
+    fprintf(f, "ddb.geometry.heads = \"%u\"\n", heads);
+    fprintf(f, "ddb.geometry.sectors = \"63\"\n");
+}
+
+static void print_text(FILE *f, const struct plan *p)
+{
+    const char *adapter = p->adapter ? p->adapter : "ide";
+    fprintf(f, "# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\n", p->cid,
+            p->parent_cid);
+    fprintf(f, "createType=\"%s\"\n", p->sub->name);
+    if (p->params->backing_name)
+        fprintf(f, "parentFileNameHint=\"%s\"\n", p->params->backing_name);
+    fprintf(f, "\n# Extent description\n");
+    for (size_t i = 0; i < p->n_pieces; i++)
+        fprintf(f, "RW %llu %s \"%s\"%s\n", (unsigned long long)p->pieces[i].sectors, p->sub->type,
+                p->pieces[i].name, strcmp(p->sub->type, "FLAT") == 0 ? " 0" : "");
+    /* The blank behind "Base" is VMware's. */
+    fprintf(f, "\n# The Disk Data Base \n#DDB\n\n");
+    fprintf(f, "ddb.adapterType = \"%s\"\n", adapter);
+    print_geometry(f, p, adapter);
+    fprintf(f, "ddb.toolsVersion = \"%s\"\n", p->toolsversion ? p->toolsversion : "2147483647");
+    fprintf(f, "ddb.virtualHWVersion = \"%s\"\n",
+            p->hwversion ? p->hwversion : (p->compat6 ? "6" : "4"));
+}
+
+static int make_text(const struct plan *p, char **text, size_t *len, struct dr_error *err)
+{
+    *text = NULL;
+    FILE *f = open_memstream(text, len);
+    if (!f)
+        return dr_fail_errno(err, ENOMEM, "%s", p->path);
+    print_text(f, p);
+    if (fclose(f) != 0)
+        return dr_fail_errno(err, ENOMEM, "%s", p->path);
+    size_t room = p->sub->suffix ? VMDK_DESC_MAX : VMDK_DESC_SECTORS * VMDK_SECTOR;
+    if (*len >= room)
+        return dr_fail(err, ENOSPC, "%s: the descriptor would have %zu bytes, less than %zu fit",
+                       p->path, *len, room);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ files */
+
+static int new_file(struct plan *p, const char *name, struct dr_file **f, struct dr_error *err)
+{
+    CLEANUP_FREE char *path = dr_path_sibling(p->path, name);
+    char **grown = realloc(p->made, (p->n_made + 1) * sizeof(*grown));
+    if (grown)
+        p->made = grown;
+    if (!path || !grown)
+        return dr_fail_errno(err, ENOMEM, "%s", p->path);
+    int r = dr_file_open(p->fs, path, DR_FILE_CREATE | p->params->file_flags, f, err);
+    if (r == 0)
+        p->made[p->n_made++] = DR_STEAL(path);
+    return r;
+}
+
+/* One grain directory: every table has its place; the tables themselves stay a hole. */
+static int write_directory(struct dr_file *f, const struct vmdk_header *h, uint64_t sector,
+                           struct dr_error *err)
+{
+    size_t size = (size_t)(h->gd_sectors * VMDK_SECTOR);
+    if (size == 0)
+        return 0;
+    CLEANUP_FREE uint8_t *buf = calloc(1, size);
+    if (!buf)
+        return dr_fail_errno(err, ENOMEM, "%s", f->path);
+    for (uint64_t i = 0; i < h->n_tables; i++)
+        put_le32(buf + i * 4, (uint32_t)(sector + h->gd_sectors + i * h->gt_sectors));
+    return dr_file_pwrite(f, buf, sector * VMDK_SECTOR, size, err);
+}
+
+/* The header comes last, behind a flush: an extent with a magic number is complete. */
+static int write_sparse(struct dr_file *f, const struct vmdk_header *h, const char *text,
+                        size_t len, struct dr_error *err)
+{
+    uint8_t buf[VMDK_HEADER_SIZE];
+    vmdk_header_encode(h, buf);
+    int r = dr_file_truncate(f, h->overhead * VMDK_SECTOR, err);
+    if (r == 0 && text)
+        r = dr_file_pwrite(f, text, h->desc_off * VMDK_SECTOR, len, err);
+    if (r == 0)
+        r = write_directory(f, h, h->rgd_off, err);
+    if (r == 0)
+        r = write_directory(f, h, h->gd_off, err);
+    if (r == 0)
+        r = dr_file_flush(f, err);
+    if (r == 0)
+        r = dr_file_pwrite(f, buf, 0, sizeof(buf), err);
+    return r < 0 ? r : dr_file_flush(f, err);
+}
+
+static int write_flat(struct dr_file *f, uint64_t sectors, struct dr_error *err)
+{
+    int r = dr_file_truncate(f, sectors * VMDK_SECTOR, err);
+    return r < 0 ? r : dr_file_flush(f, err);
+}
+
+/* text: the embedded descriptor, or NULL. */
+static int make_piece(struct plan *p, const struct piece *piece, const char *text, size_t len,
+                      struct dr_error *err)
+{
+    struct vmdk_header h;
+    struct dr_file *f;
+    if (p->sub->sparse) {
+        int r = vmdk_header_layout(&h, p->path, piece->sectors, VMDK_DEFAULT_GRAIN,
+                                   text ? VMDK_DESC_SECTORS : 0, p->zero_grains, err);
+        if (r < 0)
+            return r;
+    }
+    int r = new_file(p, piece->name, &f, err);
+    if (r < 0)
+        return r;
+    r = p->sub->sparse ? write_sparse(f, &h, text, len, err) : write_flat(f, piece->sectors, err);
+    dr_file_unref(f);
+    return r;
+}
+
+static int sync_names(const struct plan *p, struct dr_error *err)
+{
+    return p->params->file_flags & DR_FILE_NO_FLUSH ? 0 : p->fs->ops->sync_dir(p->fs, p->path, err);
+}
+
+static int make_text_file(struct plan *p, const char *text, size_t len, struct dr_error *err)
+{
+    struct dr_file *f;
+    int r = sync_names(p, err); /* the extents' */
+    if (r == 0)
+        r = new_file(p, dr_path_basename(p->path), &f, err);
+    if (r < 0)
+        return r;
+    r = dr_file_pwrite(f, text, 0, len, err);
+    if (r == 0)
+        r = dr_file_flush(f, err);
+    dr_file_unref(f);
+    return r;
+}
+
+static int make_files(struct plan *p, struct dr_error *err)
+{
+    CLEANUP_FREE char *text = NULL;
+    size_t len;
+    int r = make_text(p, &text, &len, err);
+    if (r == 0 && !p->sub->suffix)
+        r = make_piece(p, &p->pieces[0], text, len, err);
+    for (size_t i = 0; r == 0 && p->sub->suffix && i < p->n_pieces; i++)
+        r = make_piece(p, &p->pieces[i], NULL, 0, err);
+    if (r == 0 && p->sub->suffix)
+        r = make_text_file(p, text, len, err);
+    if (r == 0)
+        r = sync_names(p, err);
+    while (r < 0 && p->n_made > 0) {
+        p->fs->ops->unlink(p->fs, p->made[--p->n_made], NULL);
+        free(p->made[p->n_made]);
+    }
+    return r;
+}
+
+int vmdk_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
+                struct dr_error *err)
+{
+    struct plan p = {.fs = fs, .path = path, .params = params, .cid = vmdk_random_cid(8)};
+    if (!vmdk_name_is_writable(dr_path_basename(path)))
+        return dr_fail(err, EINVAL,
+                       "%s: a VMDK's name must not have quotes or line ends: it stands in the "
+                       "descriptor",
+                       path);
+    if (params->size > VMDK_MAX_SECTORS * VMDK_SECTOR - VMDK_SECTOR)
+        return dr_fail(err, EFBIG, "%s: %llu bytes are more than a VMDK can have", path,
+                       (unsigned long long)params->size);
+    p.sectors = dr_div_up(params->size, VMDK_SECTOR);
+    int r = read_options(&p, err);
+    if (r == 0)
+        r = read_backing(&p, err);
+    if (r == 0)
+        r = cut_pieces(&p, err);
+    if (r == 0)
+        r = make_files(&p, err);
+    plan_free(&p);
+    return r;
+}

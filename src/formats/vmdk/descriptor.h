@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The VMDK descriptor: a text of lines. Kept as text, so that what we do not know stays as it is;
+ * every edit splices the text and parses it again. Keys, createType and extent keywords are taken
+ * in any case; a key is the whole left-hand side of a line, never a string found somewhere.
+ * docs/formats/vmdk.md has the grammar. */
+#ifndef DR_FORMATS_VMDK_DESCRIPTOR_H
+#define DR_FORMATS_VMDK_DESCRIPTOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "drover/drover.h"
+
+#define VMDK_DESC_MAX    (1u << 20)           /* bytes of text */
+#define VMDK_MAX_SECTORS (UINT64_C(1) << 54)  /* of a disk or an extent: bytes stay below 2^63 */
+#define VMDK_NO_PARENT   UINT32_C(0xffffffff) /* parentCID of a base */
+
+enum vmdk_line_kind {
+    VMDK_LINE_OTHER, /* comment, blank, or something unknown: kept, never read */
+    VMDK_LINE_KEY,
+    VMDK_LINE_EXTENT,
+};
+
+/* A line of the text; offsets into vmdk_desc.text. */
+struct vmdk_line {
+    enum vmdk_line_kind kind;
+    size_t off, len; /* without the line end */
+    size_t end;      /* where the next line starts */
+    size_t key, key_len;
+    size_t value, value_len; /* without the quotes */
+};
+
+enum vmdk_access { VMDK_RW, VMDK_RDONLY, VMDK_NOACCESS };
+
+enum vmdk_extent_type {
+    VMDK_SPARSE,
+    VMDK_FLAT,
+    VMDK_VMFS,
+    VMDK_ZERO,
+    VMDK_UNSUPPORTED, /* a type that exists but that nothing here reads: see type_name */
+};
+
+struct vmdk_extent_line {
+    enum vmdk_access access;
+    uint64_t sectors;
+    enum vmdk_extent_type type;
+    char type_name[24]; /* as the text says */
+    char *name;         /* NULL: none */
+    uint64_t offset;    /* sectors; 0 if not given */
+};
+
+struct vmdk_desc {
+    char *text; /* NUL-terminated, no NUL inside */
+    size_t len;
+    struct vmdk_line *lines;
+    size_t n_lines;
+    struct vmdk_extent_line *extents;
+    size_t n_extents;
+};
+
+/* What of a name's bytes may stand between quotes: no quote, CR, LF (and no NUL, being a C string).
+ */
+bool vmdk_name_is_writable(const char *name);
+
+/* The text ends at the first NUL of buf. where: the file's name for messages. -EINVAL: not a
+ * descriptor. On failure nothing is owned. */
+int vmdk_desc_parse(struct vmdk_desc *d, const char *where, const void *buf, size_t len,
+                    struct dr_error *err);
+void vmdk_desc_free(struct vmdk_desc *d);
+
+/* Is this text a descriptor? 0 = no, the higher the surer. For the probe. */
+int vmdk_desc_probe(const uint8_t *buf, size_t len);
+
+/* The first line with that key, or NULL. */
+const struct vmdk_line *vmdk_desc_find(const struct vmdk_desc *d, const char *key);
+/* Its value, malloc'ed; NULL: no such key, or no memory. */
+char *vmdk_desc_get(const struct vmdk_desc *d, const char *key);
+/* -ENOENT (no message): no such key; -EINVAL: not 1 to 8 hex digits. */
+int vmdk_desc_get_id(const struct vmdk_desc *d, const char *where, const char *key, uint32_t *id,
+                     struct dr_error *err);
+
+/* Edits. On failure (-ENOMEM, or -EINVAL when the text would no longer be a descriptor) d is as
+ * before. */
+
+/* The value of key becomes value, quotes kept as they are; a key that is missing gets a line behind
+ * that of after (or behind the last header key). quoted: for a new line. */
+int vmdk_desc_set(struct vmdk_desc *d, const char *key, const char *value, bool quoted,
+                  const char *after, struct dr_error *err);
+int vmdk_desc_remove(struct vmdk_desc *d, const char *key, struct dr_error *err);
+/* The line becomes a comment; the text keeps its length. */
+int vmdk_desc_comment_out(struct vmdk_desc *d, const char *key, struct dr_error *err);
+/* CID, and with it longContentID and change tracking, which the new id makes invalid. Keeps the
+ * length of the text if the old CID has 8 digits. */
+int vmdk_desc_set_cid(struct vmdk_desc *d, uint32_t cid, struct dr_error *err);
+
+/* A new random content id that may be used; digits: how many hex digits it must have without
+ * padding (7), else any. */
+uint32_t vmdk_random_cid(size_t digits);
+/* 0, fffffffe and ffffffff have meanings of their own. */
+bool vmdk_cid_is_reserved(uint32_t cid);
+
+#endif

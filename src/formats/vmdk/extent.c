@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Looking up: extents, grain directories, grain tables. */
+#include "base/bytes.h"
+#include "base/error.h"
+#include "formats/vmdk/vmdk.h"
+
+struct vmdk_extent *vmdk_extent_at(const struct dr_image *image, uint64_t off)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    size_t lo = 0, hi = s->n_extents;
+    while (hi - lo > 1) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (s->extents[mid].start <= off)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    return &s->extents[lo];
+}
+
+const char *vmdk_extent_path(const struct dr_image *image, const struct vmdk_extent *e)
+{
+    return e->file == VMDK_NO_FILE ? image->path : image->files[e->file]->path;
+}
+
+bool vmdk_table_fits(const struct dr_image *image, const struct vmdk_extent *e, uint32_t gde)
+{
+    uint64_t sectors = dr_file_size(image->files[e->file]) / VMDK_SECTOR;
+    return gde != 0 && dr_inside(gde, e->h.gt_sectors, sectors);
+}
+
+int vmdk_slot(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
+              struct vmdk_slot *slot, struct dr_error *err)
+{
+    *slot = (struct vmdk_slot){.table = grain / e->h.gtes, .entry = grain % e->h.gtes};
+    uint32_t gde = e->gd[slot->table];
+    if (gde == 0)
+        return 0;
+    if (!vmdk_table_fits(image, e, gde))
+        return dr_fail(err, EIO,
+                       "%s: grain directory entry %llu says sector %u, which is outside the file",
+                       vmdk_extent_path(image, e), (unsigned long long)slot->table, gde);
+    slot->pos = (uint64_t)gde * VMDK_SECTOR + slot->entry * 4;
+    if (e->rgd && e->rgd[slot->table] != gde && vmdk_table_fits(image, e, e->rgd[slot->table]))
+        slot->rpos = (uint64_t)e->rgd[slot->table] * VMDK_SECTOR + slot->entry * 4;
+    return 0;
+}
+
+uint64_t vmdk_grain_len(const struct vmdk_extent *e, uint64_t grain)
+{
+    return dr_min(e->grain, e->len - grain * e->grain);
+}
+
+bool vmdk_gte_fits(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
+                   uint32_t gte)
+{
+    return gte > 1 && gte >= e->h.overhead &&
+           dr_inside((uint64_t)gte * VMDK_SECTOR, vmdk_grain_len(e, grain),
+                     dr_file_size(image->files[e->file]));
+}
+
+void vmdk_unit(const struct dr_image *image, uint64_t off, uint64_t *uoff, uint64_t *ulen)
+{
+    const struct vmdk_extent *e = vmdk_extent_at(image, off);
+    uint64_t unit = e->grain ? e->grain : VMDK_FLAT_UNIT;
+    uint64_t rel = dr_round_down(off - e->start, unit);
+    *uoff = e->start + rel;
+    *ulen = dr_min(unit, e->len - rel);
+}
+
+/* ------------------------------------------------------------------ map */
+
+/* A run of equal or consecutive entries that grows along one loaded page. */
+struct run {
+    struct dr_image *image;
+    const struct vmdk_extent *e;
+    const struct dr_page *page;
+    uint64_t page_start, page_end;
+    uint64_t zero_end; /* the file is zero from page_start up to here */
+    enum dr_kind kind;
+    uint64_t first;  /* first grain */
+    uint64_t grains; /* so far */
+    uint64_t max;    /* grains worth looking at */
+    uint32_t gte;    /* DATA: entry of the first grain */
+};
+
+static int entry_kind(struct run *run, uint64_t grain, uint32_t gte, enum dr_kind *kind,
+                      struct dr_error *err)
+{
+    const struct vmdk_extent *e = run->e;
+    if (gte == 0)
+        *kind = DR_HOLE;
+    else if (gte == 1 && vmdk_has_zero_grains(e))
+        *kind = DR_ZERO;
+    else if (vmdk_gte_fits(run->image, e, grain, gte))
+        *kind = DR_DATA;
+    else
+        return dr_fail(err, EIO,
+                       "%s: the entry of the grain at guest offset %llu says sector %u, expected "
+                       "one from %llu to the end of the file at %llu bytes",
+                       vmdk_extent_path(run->image, e),
+                       (unsigned long long)(e->start + grain * e->grain), gte,
+                       (unsigned long long)e->h.overhead,
+                       (unsigned long long)dr_file_size(run->image->files[e->file]));
+    return 0;
+}
+
+static bool continues(struct run *run, uint32_t gte)
+{
+    uint64_t grain = run->first + run->grains;
+    enum dr_kind kind;
+    if (entry_kind(run, grain, gte, &kind, NULL) < 0 || kind != run->kind)
+        return false;
+    return kind != DR_DATA || gte == run->gte + run->grains * run->e->h.grain;
+}
+
+/* How many entries of the table at slot go on the run, looking at the loaded page and at what is
+ * known to be zero; 0: the run ends here. */
+static uint64_t extend(struct run *run, const struct vmdk_slot *slot)
+{
+    uint64_t left = run->e->h.gtes - slot->entry;
+    if (slot->pos == 0)
+        return run->kind == DR_HOLE ? left : 0;
+    if (slot->pos >= run->page_start && slot->pos < run->zero_end)
+        return run->kind == DR_HOLE ? dr_min(left, (run->zero_end - slot->pos) / 4) : 0;
+    if (slot->pos < run->page_start || slot->pos >= run->page_end)
+        return 0;
+    return continues(run, get_le32(dr_page_at(run->page, slot->pos)));
+}
+
+static void run_on(struct run *run)
+{
+    struct vmdk_slot slot;
+    while (run->grains < run->max) {
+        if (vmdk_slot(run->image, run->e, run->first + run->grains, &slot, NULL) < 0)
+            return;
+        uint64_t more = extend(run, &slot);
+        if (more == 0)
+            return;
+        run->grains += more;
+    }
+}
+
+/* The kind of the first grain; loads its page. */
+static int run_start(struct run *run, struct dr_error *err)
+{
+    struct vmdk_slot slot;
+    struct dr_page *page;
+    int r = vmdk_slot(run->image, run->e, run->first, &slot, err);
+    if (r < 0)
+        return r;
+    if (slot.pos == 0) {
+        run->kind = DR_HOLE;
+        return 0;
+    }
+    r = dr_page_get(run->image, run->e->file, slot.pos, &page);
+    if (r < 0)
+        return r;
+    run->page = page;
+    run->page_start = dr_round_down(slot.pos, DR_PAGE_SIZE);
+    run->page_end = run->page_start + DR_PAGE_SIZE;
+    run->zero_end = dr_page_zero_until(run->image, page);
+    run->gte = get_le32(dr_page_at(page, slot.pos));
+    r = entry_kind(run, run->first, run->gte, &run->kind, err);
+    run->grains = 1;
+    return r;
+}
+
+static int map_sparse(struct dr_image *image, const struct vmdk_extent *e, uint64_t rel,
+                      uint64_t len, struct dr_extent *ext, struct dr_error *err)
+{
+    uint64_t first = rel / e->grain, inner = rel % e->grain;
+    struct run run = {
+        .image = image, .e = e, .first = first, .max = dr_div_up(inner + len, e->grain)};
+    int r = run_start(&run, err);
+    if (r < 0)
+        return r;
+    run_on(&run);
+    *ext = (struct dr_extent){.kind = run.kind};
+    /* A hole may run on over many tables: compare grains first, bytes could overflow. */
+    ext->len = run.grains >= run.max ? len : dr_min(len, run.grains * e->grain - inner);
+    if (run.kind == DR_DATA) {
+        ext->file = image->files[e->file];
+        ext->host = (uint64_t)run.gte * VMDK_SECTOR + inner;
+        ext->in_place = e->access == VMDK_RW;
+    }
+    return 0;
+}
+
+int vmdk_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
+             struct dr_error *err)
+{
+    const struct vmdk_extent *e = vmdk_extent_at(image, off);
+    uint64_t rel = off - e->start;
+    len = dr_min(len, e->len - rel);
+    if (e->access == VMDK_NOACCESS && e->type != VMDK_ZERO)
+        return dr_fail(err, EACCES, "%s: guest offset %llu is in a NOACCESS extent", image->path,
+                       (unsigned long long)off);
+    if (e->type == VMDK_SPARSE)
+        return map_sparse(image, e, rel, len, ext, err);
+    if (e->type == VMDK_ZERO) {
+        *ext = (struct dr_extent){.kind = DR_ZERO, .len = len};
+        return 0;
+    }
+    *ext = (struct dr_extent){
+        .kind = DR_DATA,
+        .len = len,
+        .file = image->files[e->file],
+        .host = e->host + rel,
+        .in_place = e->access == VMDK_RW,
+        .flat = true,
+    };
+    return 0;
+}

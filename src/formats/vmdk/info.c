@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* info: the keys of qemu-img's format-specific data, in its order. */
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "formats/vmdk/vmdk.h"
+
+static json_t *extent_info(const struct dr_image *image, const struct vmdk_extent *e)
+{
+    const struct vmdk_state *s = vmdk_of(image);
+    bool own = s->embedded && e->file == 0;
+    json_t *o = json_object();
+    json_object_set_new(o, "virtual-size", json_integer((json_int_t)e->len));
+    json_object_set_new(
+        o, "filename",
+        json_string_nocheck(e->file == VMDK_NO_FILE ? "" : image->files[e->file]->path));
+    if (e->type == VMDK_SPARSE)
+        json_object_set_new(o, "cluster-size", json_integer((json_int_t)e->grain));
+    json_object_set_new(o, "format", json_string_nocheck(own ? "" : e->type_name));
+    return o;
+}
+
+int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err)
+{
+    const struct vmdk_state *s = vmdk_of(image);
+    CLEANUP_FREE char *type = vmdk_desc_get(&s->desc, "createType");
+    json_t *extents = json_array();
+    *cluster_size = s->n_extents > 0 ? s->extents[0].grain : 0;
+    for (size_t i = 0; i < s->n_extents; i++)
+        json_array_append_new(extents, extent_info(image, &s->extents[i]));
+    if (json_object_set_new(data, "cid", json_integer(s->cid)) < 0 ||
+        json_object_set_new(data, "parent-cid", json_integer(s->parent_cid)) < 0 ||
+        json_object_set_new(data, "create-type", json_string_nocheck(type ? type : "")) < 0 ||
+        json_object_set_new(data, "extents", extents) < 0)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    return 0;
+}

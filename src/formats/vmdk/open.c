@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Opening and closing, and the driver's table. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "formats/vmdk/vmdk.h"
+
+static int vmdk_probe(const uint8_t *buf, size_t len, const char *path)
+{
+    (void)path;
+    /* The variants that are not read yet are ours too: open says so. */
+    return vmdk_magic(buf, len) != VMDK_MAGIC_NONE ? 100 : vmdk_desc_probe(buf, len);
+}
+
+/* ------------------------------------------------------------------ the descriptor */
+
+static int read_embedded(struct dr_image *image, const uint8_t *buf, struct vmdk_header *h,
+                         struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    struct dr_file *f = image->files[0];
+    int r = vmdk_header_decode(h, image->path, buf, dr_file_size(f), err);
+    if (r < 0)
+        return r;
+    if (h->desc_off == 0 || h->desc_len == 0)
+        return dr_fail(err, EINVAL,
+                       "%s: an extent without a descriptor, part of a split disk: open the disk's "
+                       "descriptor file instead",
+                       image->path);
+    s->embedded = true;
+    s->desc_off = h->desc_off * VMDK_SECTOR;
+    s->desc_area = h->desc_len * VMDK_SECTOR;
+    CLEANUP_FREE char *text = NULL;
+    size_t len;
+    r = vmdk_load_embedded(f, s->desc_off, s->desc_area, &text, &len, &s->redo, err);
+    return r < 0 ? r : vmdk_desc_parse(&s->desc, image->path, text, len, err);
+}
+
+static int read_text(struct dr_image *image, struct dr_error *err)
+{
+    struct dr_file *f = image->files[0];
+    uint64_t size = dr_file_size(f);
+    if (size >= VMDK_DESC_MAX)
+        return dr_fail(err, EINVAL,
+                       "%s: no VMDK: neither a sparse extent nor a descriptor (%llu "
+                       "bytes, expected less than %u)",
+                       image->path, (unsigned long long)size, VMDK_DESC_MAX);
+    CLEANUP_FREE char *text = malloc((size_t)size + 1);
+    if (!text)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    int r = dr_file_pread(f, text, 0, (size_t)size, err);
+    return r < 0 ? r : vmdk_desc_parse(&vmdk_of(image)->desc, image->path, text, (size_t)size, err);
+}
+
+static int read_descriptor(struct dr_image *image, struct vmdk_header *h, struct dr_error *err)
+{
+    uint8_t buf[VMDK_HEADER_SIZE];
+    size_t got;
+    int r = dr_file_pread_short(image->files[0], buf, 0, sizeof(buf), &got, err);
+    if (r < 0)
+        return r;
+    if (vmdk_magic(buf, got) == VMDK_MAGIC_NONE)
+        return read_text(image, err);
+    return read_embedded(image, buf, h, err);
+}
+
+/* ------------------------------------------------------------------ extents */
+
+static int load_directory(struct dr_image *image, struct vmdk_extent *e, uint64_t sector,
+                          uint32_t **dir, struct dr_error *err)
+{
+    size_t n = (size_t)e->h.n_tables;
+    struct dr_file *f = image->files[e->file];
+    uint32_t *d = *dir = malloc(n ? n * 4 : 4);
+    if (!d)
+        return dr_fail_errno(err, ENOMEM, "%s: grain directory of %zu entries", f->path, n);
+    int r = dr_file_pread(f, d, sector * VMDK_SECTOR, n * 4, err);
+    for (size_t i = 0; r == 0 && i < n; i++)
+        d[i] = get_le32(&d[i]);
+    return r;
+}
+
+static int open_sparse(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+{
+    if (e->len > dr_round_up(e->h.capacity, e->h.grain) * VMDK_SECTOR)
+        return dr_fail(err, EINVAL,
+                       "%s: the descriptor says %llu sectors, the extent holds only %llu",
+                       vmdk_extent_path(image, e), (unsigned long long)(e->len / VMDK_SECTOR),
+                       (unsigned long long)e->h.capacity);
+    e->grain = e->h.grain * VMDK_SECTOR;
+    image->unclean |= e->h.unclean;
+    int r = load_directory(image, e, e->h.gd_off, &e->gd, err);
+    if (r == 0 && (e->h.flags & VMDK_FLAG_RGD))
+        r = load_directory(image, e, e->h.rgd_off, &e->rgd, err);
+    return r;
+}
+
+/* Two sparse extents in one file would hand out the same sectors twice. */
+static int check_twice(const struct dr_image *image, const struct vmdk_extent *e,
+                       struct dr_error *err)
+{
+    const struct vmdk_state *s = vmdk_of(image);
+    const struct dr_file *f = image->files[e->file];
+    for (size_t i = 0; i < s->n_extents; i++) {
+        const struct vmdk_extent *other = &s->extents[i];
+        if (other == e || other->file == VMDK_NO_FILE)
+            continue;
+        const struct dr_file *g = image->files[other->file];
+        bool same = f == g || (f->id.dev == g->id.dev && f->id.ino == g->id.ino);
+        if (same && (e->type == VMDK_SPARSE || other->type == VMDK_SPARSE))
+            return dr_fail(err, EINVAL, "%s: two extents name the file %s", image->path, f->path);
+    }
+    return 0;
+}
+
+static int read_sparse_header(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+{
+    uint8_t buf[VMDK_HEADER_SIZE];
+    struct dr_file *f = image->files[e->file];
+    size_t got;
+    int r = dr_file_pread_short(f, buf, 0, sizeof(buf), &got, err);
+    return r < 0 ? r : vmdk_header_decode(&e->h, f->path, buf, dr_file_size(f), err);
+}
+
+static int open_extent_file(struct dr_image *image, struct vmdk_extent *e,
+                            const struct vmdk_extent_line *line, struct dr_error *err)
+{
+    int r = dr_image_open_file(image, line->name, &e->file, err);
+    if (r < 0)
+        return r;
+    r = check_twice(image, e, err);
+    if (r < 0)
+        return r;
+    if (e->type == VMDK_SPARSE) {
+        r = read_sparse_header(image, e, err);
+        return r < 0 ? r : open_sparse(image, e, err);
+    }
+    uint64_t size = dr_file_size(image->files[e->file]);
+    e->host = line->offset * VMDK_SECTOR;
+    if (!dr_inside(e->host, e->len, size))
+        return dr_fail(err, EINVAL,
+                       "%s: the descriptor wants %llu bytes at %llu, the file ends at "
+                       "%llu",
+                       vmdk_extent_path(image, e), (unsigned long long)e->len,
+                       (unsigned long long)e->host, (unsigned long long)size);
+    return 0;
+}
+
+/* first: the header of files[0] if the descriptor is embedded and this is its first extent. */
+static int open_extent(struct dr_image *image, const struct vmdk_extent_line *line,
+                       const struct vmdk_header *first, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    if (line->type == VMDK_UNSUPPORTED)
+        return dr_fail(err, ENOTSUP, "%s: not supported yet: extent type %s (%s)", image->path,
+                       line->type_name, line->name ? line->name : "no file");
+    uint64_t len = line->sectors * VMDK_SECTOR;
+    if (line->sectors == 0 && !first)
+        return 0; /* VirtualBox's placeholder "NOACCESS 0 ZERO" */
+    if (image->size + len > VMDK_MAX_SECTORS * VMDK_SECTOR)
+        return dr_fail(err, EINVAL, "%s: the extents are more than %llu sectors", image->path,
+                       (unsigned long long)VMDK_MAX_SECTORS);
+    struct vmdk_extent *e = &s->extents[s->n_extents++];
+    e->type = line->type;
+    e->access = line->access;
+    memcpy(e->type_name, line->type_name, sizeof(e->type_name));
+    e->start = image->size;
+    e->len = len;
+    e->file = VMDK_NO_FILE;
+    image->size += len;
+    if (first) {
+        e->file = 0; /* whatever the name says: files get renamed */
+        e->h = *first;
+        return open_sparse(image, e, err);
+    }
+    if (e->type == VMDK_ZERO || e->access == VMDK_NOACCESS)
+        return 0;
+    return open_extent_file(image, e, line, err);
+}
+
+static int open_extents(struct dr_image *image, const struct vmdk_header *h, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    size_t n = s->desc.n_extents;
+    if (n == 0)
+        return dr_fail(err, EINVAL, "%s: the descriptor names no extent", image->path);
+    if (s->embedded && s->desc.extents[0].type != VMDK_SPARSE)
+        return dr_fail(err, EINVAL,
+                       "%s: the first extent of an embedded descriptor is %s, expected SPARSE",
+                       image->path, s->desc.extents[0].type_name);
+    s->extents = calloc(n, sizeof(s->extents[0]));
+    if (!s->extents)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < n; i++)
+        r = open_extent(image, &s->desc.extents[i], s->embedded && i == 0 ? h : NULL, err);
+    return r;
+}
+
+/* ------------------------------------------------------------------ the parent */
+
+static bool is_nil_uuid(const char *uuid)
+{
+    return uuid[strspn(uuid, "0-{} ")] == '\0';
+}
+
+/* VirtualBox's children have neither parentCID nor a name of the parent: they would read as a
+ * complete disk full of zeros. */
+static int refuse_uuid_child(const struct dr_image *image, struct dr_error *err)
+{
+    const struct vmdk_state *s = vmdk_of(image);
+    CLEANUP_FREE char *uuid = vmdk_desc_get(&s->desc, "ddb.uuid.parent");
+    if (!uuid || is_nil_uuid(uuid) || s->parent_cid != VMDK_NO_PARENT)
+        return 0;
+    return dr_fail(err, ENOTSUP,
+                   "%s: a VirtualBox differencing image: its parent is known only by the UUID %s "
+                   "and is not named in it; this is not supported",
+                   image->path, uuid);
+}
+
+static int read_ids(struct dr_image *image, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    s->parent_cid = VMDK_NO_PARENT;
+    int r = vmdk_desc_get_id(&s->desc, image->path, "CID", &s->cid, err);
+    if (r == -ENOENT)
+        return dr_fail(err, EINVAL, "%s: no line 'CID=' in the VMDK descriptor", image->path);
+    if (r == 0)
+        r = vmdk_desc_get_id(&s->desc, image->path, "parentCID", &s->parent_cid, err);
+    return r == -ENOENT ? 0 : r;
+}
+
+static int read_backing(struct dr_image *image, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    CLEANUP_FREE char *hint = vmdk_desc_get(&s->desc, "parentFileNameHint");
+    bool alone = image->flags & DR_OPEN_NO_BACKING;
+    if (!alone) {
+        int r = refuse_uuid_child(image, err);
+        if (r < 0)
+            return r;
+    }
+    if (hint && hint[0]) {
+        image->backing_name = DR_STEAL(hint);
+        image->backing_format = strdup("vmdk");
+        return image->backing_format ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
+    }
+    if (s->parent_cid != VMDK_NO_PARENT && !alone)
+        return dr_fail(err, EINVAL,
+                       "%s: made on a parent with CID %08x, but parentFileNameHint is missing",
+                       image->path, s->parent_cid);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ open, close */
+
+static int vmdk_open(struct dr_image *image, struct dr_error *err)
+{
+    struct vmdk_header h = {0};
+    image->state = calloc(1, sizeof(struct vmdk_state));
+    if (!image->state)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    image->size = 0;
+    int r = read_descriptor(image, &h, err);
+    if (r == 0)
+        r = read_ids(image, err);
+    if (r == 0)
+        r = read_backing(image, err);
+    if (r == 0)
+        r = open_extents(image, &h, err);
+    image->unclean |= vmdk_of(image)->redo;
+    return r;
+}
+
+static void vmdk_close(struct dr_image *image)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    if (!s)
+        return;
+    for (size_t i = 0; i < s->n_extents; i++) {
+        free(s->extents[i].gd);
+        free(s->extents[i].rgd);
+        free(s->extents[i].free);
+    }
+    free(s->extents);
+    vmdk_desc_free(&s->desc);
+    free(s);
+    image->state = NULL;
+}
+
+const struct dr_format dr_format_vmdk = {
+    .name = "vmdk",
+    .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_CONTENT_ID |
+             DR_FORMAT_PUNCH_FREED,
+    .create_options = vmdk_create_options,
+    .snapshot_suffix = "vmdk",
+    .probe = vmdk_probe,
+    .open = vmdk_open,
+    .close = vmdk_close,
+    .create = vmdk_create,
+    .unit = vmdk_unit,
+    .map = vmdk_map,
+    .reserve = vmdk_reserve,
+    .publish = vmdk_publish,
+    .cancel = vmdk_cancel,
+    .release = vmdk_release,
+    .begin_write = vmdk_begin_write,
+    .end_write = vmdk_end_write,
+    .set_backing = vmdk_set_backing,
+    .backing_candidate = vmdk_backing_candidate,
+    .check_backing = vmdk_check_backing,
+    .id = vmdk_id,
+    .parent_id = vmdk_parent_id,
+    .commit_id = vmdk_commit_id,
+    .set_id = vmdk_set_id,
+    .set_parent_id = vmdk_set_parent_id,
+    .recover = vmdk_recover,
+    .trim = vmdk_trim,
+    .info = vmdk_info,
+    .check = vmdk_check,
+};

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* After a crash, and after a commit: what is done to tables outside the page cache. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "formats/vmdk/vmdk.h"
+
+int vmdk_read_table(struct dr_image *image, const struct vmdk_extent *e, uint32_t gde, uint8_t *buf,
+                    bool *hole, struct dr_error *err)
+{
+    struct dr_file *f = image->files[e->file];
+    uint64_t off = (uint64_t)gde * VMDK_SECTOR, len = (uint64_t)e->h.gtes * 4, run;
+    enum dr_file_extent kind;
+    int r = dr_file_extent(f, off, len, &kind, &run, err);
+    if (r < 0)
+        return r;
+    *hole = kind == DR_FILE_HOLE && run >= len;
+    if (!*hole)
+        return dr_file_pread(f, buf, off, (size_t)len, err);
+    memset(buf, 0, (size_t)len);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ recover */
+
+/* The table is what every reader uses: its copy follows. */
+static int mend_table(struct dr_image *image, const struct vmdk_extent *e, uint64_t table,
+                      struct dr_error *err)
+{
+    uint8_t primary[VMDK_GTES * 4], copy[VMDK_GTES * 4];
+    size_t len = (size_t)e->h.gtes * 4;
+    uint32_t gde = e->gd[table], rgde = e->rgd[table];
+    bool hole, copy_hole;
+    if (gde == 0 && rgde == 0)
+        return 0;
+    if (!vmdk_table_fits(image, e, gde) || !vmdk_table_fits(image, e, rgde))
+        return dr_fail(err, EIO,
+                       "%s: grain directory entry %llu says sector %u, its copy %u: one of them "
+                       "cannot be; `drover check -r all` mends it",
+                       vmdk_extent_path(image, e), (unsigned long long)table, gde, rgde);
+    int r = vmdk_read_table(image, e, gde, primary, &hole, err);
+    if (r == 0)
+        r = vmdk_read_table(image, e, rgde, copy, &copy_hole, err);
+    if (r < 0 || (hole && copy_hole) || memcmp(primary, copy, len) == 0)
+        return r;
+    return dr_file_pwrite(image->files[e->file], primary, (uint64_t)rgde * VMDK_SECTOR, len, err);
+}
+
+static int recover_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+{
+    struct dr_file *f = image->files[e->file];
+    int r = 0;
+    for (uint64_t i = 0; r == 0 && e->rgd && i < e->h.n_tables; i++)
+        r = mend_table(image, e, i, err);
+    if (r == 0)
+        r = dr_file_flush(f, err);
+    if (r == 0)
+        r = vmdk_mark(image, e, false, false, err);
+    return r < 0 ? r : dr_file_flush(f, err);
+}
+
+int vmdk_recover(struct dr_image *image, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    int r = vmdk_finish_redo(image, err);
+    for (size_t i = 0; r == 0 && i < s->n_extents; i++) {
+        struct vmdk_extent *e = &s->extents[i];
+        if (e->type == VMDK_SPARSE && e->access == VMDK_RW && e->h.unclean)
+            r = recover_extent(image, e, err);
+    }
+    return r;
+}
+
+/* ------------------------------------------------------------------ trim */
+
+/* The sector behind the last thing that anything points to. */
+static int used_end(struct dr_image *image, const struct vmdk_extent *e, uint64_t *end,
+                    struct dr_error *err)
+{
+    uint8_t buf[VMDK_GTES * 4];
+    *end = e->h.overhead;
+    for (uint64_t t = 0; t < e->h.n_tables; t++) {
+        const uint32_t gdes[2] = {e->gd[t], e->rgd ? e->rgd[t] : 0};
+        bool hole = true;
+        for (int i = 0; i < 2; i++)
+            if (gdes[i])
+                *end = dr_max(*end, gdes[i] + e->h.gt_sectors);
+        int r = vmdk_table_fits(image, e, gdes[0])
+                    ? vmdk_read_table(image, e, gdes[0], buf, &hole, err)
+                    : 0;
+        if (r < 0)
+            return r;
+        for (uint32_t i = 0; !hole && i < e->h.gtes; i++) {
+            uint32_t gte = get_le32(buf + i * 4);
+            if (gte > 1)
+                *end = dr_max(*end, gte + e->h.grain);
+        }
+    }
+    return 0;
+}
+
+/* What is behind the new end is no longer ours to hand out. */
+static void forget_free(struct dr_image *image, struct vmdk_extent *e, uint64_t end)
+{
+    DR_LOCK_SCOPE(&image->lock);
+    size_t kept = 0;
+    for (size_t i = 0; i < e->n_free; i++)
+        if (e->free[i] < end)
+            e->free[kept++] = e->free[i];
+    /* n_free may grow again at any count: give_back() relies on room up to a power of two. */
+    e->n_free = kept;
+    e->next = 0;
+}
+
+static int trim_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+{
+    struct dr_file *f = image->files[e->file];
+    uint64_t end;
+    int r = used_end(image, e, &end, err);
+    if (r < 0)
+        return r;
+    end = dr_round_up(end, e->h.grain);
+    if (end * VMDK_SECTOR >= dr_file_size(f))
+        return 0;
+    forget_free(image, e, end);
+    r = dr_file_truncate(f, end * VMDK_SECTOR, err);
+    return r < 0 ? r : dr_file_flush(f, err);
+}
+
+int vmdk_trim(struct dr_image *image, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < s->n_extents; i++)
+        if (s->extents[i].type == VMDK_SPARSE && s->extents[i].access == VMDK_RW)
+            r = trim_extent(image, &s->extents[i], err);
+    return r;
+}

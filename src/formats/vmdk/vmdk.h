@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The VMDK driver's own view of an open image. Files of this folder only.
+ *
+ *   descriptor*.c  the text            header.c   the sparse extent's header
+ *   open.c         open, close, probe  store.c    writing the descriptor back, crash-safe
+ *   extent.c       look-up, GD, map    write.c    reserve, publish, release, begin, end
+ *   ids.c          content ids         backing.c  set_backing, candidates
+ *   create.c       new images          recover.c  recover, trim
+ *   check.c        check, repair       info.c     info
+ */
+#ifndef DR_FORMATS_VMDK_VMDK_H
+#define DR_FORMATS_VMDK_VMDK_H
+
+#include "core/core.h"
+#include "formats/vmdk/descriptor.h"
+#include "formats/vmdk/header.h"
+
+#define VMDK_FLAT_UNIT UINT64_C(65536) /* lock width where there are no grains */
+
+/* One non-empty extent of the disk. */
+struct vmdk_extent {
+    enum vmdk_extent_type type;
+    enum vmdk_access access;
+    uint64_t start, len; /* guest bytes; the line in the descriptor says so, not the header */
+    unsigned file;       /* index in image->files; ZERO and NOACCESS have none: VMDK_NO_FILE */
+    uint64_t host;       /* FLAT, VMFS: byte offset in the file */
+    char type_name[24];  /* as the descriptor says */
+
+    /* SPARSE */
+    struct vmdk_header h;
+    uint64_t grain;      /* bytes */
+    uint32_t *gd, *rgd;  /* n_tables entries; rgd NULL: the extent has no redundant tables */
+    _Atomic bool marked; /* the unclean byte is set by this open */
+
+    /* Allocation, under image->lock. */
+    uint64_t next;  /* sector behind the last grain; 0: not looked at yet */
+    uint32_t *free; /* sectors of grains that came back in this session */
+    size_t n_free;
+};
+#define VMDK_NO_FILE UINT32_MAX
+
+struct vmdk_state {
+    struct vmdk_desc desc;
+    bool embedded;                /* the descriptor is part of files[0] */
+    uint64_t desc_off, desc_area; /* embedded: bytes */
+    bool redo;                    /* the descriptor came from a redo copy that is to be finished */
+    uint32_t cid, parent_cid;
+    bool cid_changed; /* since open or the last end_write */
+    struct vmdk_extent *extents;
+    size_t n_extents;
+};
+
+static inline struct vmdk_state *vmdk_of(const struct dr_image *image)
+{
+    return image->state;
+}
+
+/* ------------------------------------------------------------------ extent.c */
+
+/* The extent that holds off; off < image->size. */
+struct vmdk_extent *vmdk_extent_at(const struct dr_image *image, uint64_t off);
+const char *vmdk_extent_path(const struct dr_image *image, const struct vmdk_extent *e);
+
+/* Where the entry of a grain stands in the file. */
+struct vmdk_slot {
+    uint64_t table, entry;
+    uint64_t pos, rpos; /* byte offsets of the entry in the table and in its copy; 0 = no table /
+                           no copy */
+};
+/* -EIO: the directory points outside the file. */
+int vmdk_slot(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
+              struct vmdk_slot *slot, struct dr_error *err);
+/* Does a directory entry point to a place where a table can be? */
+bool vmdk_table_fits(const struct dr_image *image, const struct vmdk_extent *e, uint32_t gde);
+/* Bytes of the grain that belong to the disk: the last one may be cut. */
+uint64_t vmdk_grain_len(const struct vmdk_extent *e, uint64_t grain);
+/* Is gte a place where grain's bytes can be? */
+bool vmdk_gte_fits(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
+                   uint32_t gte);
+static inline bool vmdk_has_zero_grains(const struct vmdk_extent *e)
+{
+    return e->h.flags & VMDK_FLAG_ZERO_GRAINS;
+}
+
+int vmdk_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
+             struct dr_error *err);
+void vmdk_unit(const struct dr_image *image, uint64_t off, uint64_t *uoff, uint64_t *ulen);
+
+/* ------------------------------------------------------------------ write.c */
+
+int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                 uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
+void vmdk_publish(struct dr_image *image, struct dr_reservation *r);
+void vmdk_cancel(struct dr_image *image, struct dr_reservation *r);
+void vmdk_release(struct dr_image *image, const struct dr_freed *freed);
+
+/* ------------------------------------------------------------------ store.c */
+
+enum vmdk_store_flag {
+    VMDK_STORE_TRY = 1 << 0,     /* only find out whether it would work */
+    VMDK_STORE_ANY_MIX = 1 << 1, /* each sector old or new is fine: no redo copy, no rename */
+};
+/* Make fresh the image's descriptor, durably; takes it over on success. -ENOSPC: does not fit. */
+int vmdk_store(struct dr_image *image, struct vmdk_desc *fresh, unsigned flags,
+               struct dr_error *err);
+/* A copy of the descriptor to edit. */
+int vmdk_desc_copy(const struct dr_image *image, struct vmdk_desc *copy, struct dr_error *err);
+/* Embedded descriptor of [off, off+area) of f: the text as it counts, that is the redo copy if
+ * there is a valid one. *text: malloc'ed. */
+int vmdk_load_embedded(struct dr_file *f, uint64_t off, uint64_t area, char **text, size_t *len,
+                       bool *redo, struct dr_error *err);
+/* Finish an interrupted vmdk_store. */
+int vmdk_finish_redo(struct dr_image *image, struct dr_error *err);
+
+/* ------------------------------------------------------------------ ids.c, backing.c, ... */
+
+int vmdk_begin_write(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err);
+int vmdk_end_write(struct dr_image *image, struct dr_error *err);
+uint32_t vmdk_id(const struct dr_image *image);
+uint32_t vmdk_parent_id(const struct dr_image *image);
+uint32_t vmdk_commit_id(const struct dr_image *parent, const struct dr_image *child);
+int vmdk_set_id(struct dr_image *image, uint32_t id, struct dr_error *err);
+int vmdk_set_parent_id(struct dr_image *image, uint32_t id, struct dr_error *err);
+int vmdk_check_backing(const struct dr_image *image, const struct dr_image *parent,
+                       struct dr_error *err);
+/* Set or clear the unclean byte of one sparse extent; the caller flushes. */
+int vmdk_mark(struct dr_image *image, struct vmdk_extent *e, bool unclean, bool changes,
+              struct dr_error *err);
+
+int vmdk_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
+                     const char *format, unsigned flags, struct dr_error *err);
+int vmdk_backing_candidate(const struct dr_image *image, unsigned n, char **path,
+                           struct dr_error *err);
+/* Is image a VMDK? For parents. */
+bool vmdk_is(const struct dr_image *image);
+
+int vmdk_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
+                struct dr_error *err);
+extern const struct dr_option_help vmdk_create_options[];
+
+int vmdk_recover(struct dr_image *image, struct dr_error *err);
+int vmdk_trim(struct dr_image *image, struct dr_error *err);
+int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
+int vmdk_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
+               struct dr_error *err);
+
+/* Table-wise reading outside the page cache (recover, check, trim). The table of gde as gtes
+ * little-endian entries; *hole: nothing is stored there, buf is zeroed. */
+int vmdk_read_table(struct dr_image *image, const struct vmdk_extent *e, uint32_t gde, uint8_t *buf,
+                    bool *hole, struct dr_error *err);
+
+#endif

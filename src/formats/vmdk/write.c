@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Changing where grains are: reserve, publish, cancel, release. */
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "formats/vmdk/vmdk.h"
+
+/* What reserve leaves for publish and cancel in dr_reservation.priv. */
+enum {
+    PRIV_EXTENT, /* index in state->extents */
+    PRIV_POS,    /* the entry in the table, 0: publish has nothing to do */
+    PRIV_RPOS,   /* ... and in its copy, 0: there is none */
+    PRIV_NEW,    /* the entry's new value */
+    PRIV_FREE,   /* sector of the grain that loses its entry, 0: none */
+    PRIV_ALLOC,  /* sector of the grain that cancel gives back, 0: none */
+};
+
+#define MAX_FILE_SECTORS (UINT64_C(1) << 32) /* entries have 32 bits */
+
+/* ------------------------------------------------------------------ allocation */
+
+static int alloc_grain(struct dr_image *image, struct vmdk_extent *e, uint32_t *sector,
+                       struct dr_error *err)
+{
+    if (e->n_free > 0) {
+        *sector = e->free[--e->n_free];
+        return 0;
+    }
+    if (e->next == 0)
+        e->next =
+            dr_max(e->h.overhead, dr_div_up(dr_file_size(image->files[e->file]), VMDK_SECTOR));
+    uint64_t at = dr_round_up(e->next, e->h.grain);
+    if (at + e->h.grain > MAX_FILE_SECTORS)
+        return dr_fail(err, ENOSPC, "%s: a sparse VMDK extent cannot grow beyond 2 TiB",
+                       vmdk_extent_path(image, e));
+    e->next = at + e->h.grain;
+    *sector = (uint32_t)at;
+    return 0;
+}
+
+/* Without memory for the list the place is lost until `check -r leaks`. */
+static void give_back(struct vmdk_extent *e, uint32_t sector)
+{
+    if (sector + e->h.grain == e->next) {
+        e->next = sector;
+        return;
+    }
+    size_t n = e->n_free;
+    if ((n & (n - 1)) == 0) { /* full at each power of two */
+        uint32_t *p = realloc(e->free, (n ? n * 2 : 1) * sizeof(*p));
+        if (!p)
+            return;
+        e->free = p;
+    }
+    e->free[e->n_free++] = sector;
+}
+
+/* ------------------------------------------------------------------ reserve */
+
+/* What is asked for, with everything the helpers need. */
+struct request {
+    struct dr_image *image;
+    struct vmdk_extent *e;
+    uint64_t off, len;  /* guest */
+    uint64_t grain;     /* index in the extent */
+    uint64_t grain_off; /* guest offset of the grain */
+    uint64_t grain_len; /* bytes of it that belong to the disk */
+    struct vmdk_slot slot;
+    struct dr_page *page, *copy;
+    uint32_t gte;
+};
+
+static bool whole_grain(const struct request *q)
+{
+    return q->off == q->grain_off && q->len == q->grain_len;
+}
+
+/* Find the entry; both pages are in memory afterwards. */
+static int look_up(struct request *q, struct dr_error *err)
+{
+    int r = vmdk_slot(q->image, q->e, q->grain, &q->slot, err);
+    if (r < 0)
+        return r;
+    if (q->slot.pos == 0 || (q->e->rgd && q->slot.rpos == 0))
+        return dr_fail(err, EIO,
+                       "%s: grain directory entry %llu has no usable %s; `drover check -r all` "
+                       "mends it",
+                       vmdk_extent_path(q->image, q->e), (unsigned long long)q->slot.table,
+                       q->slot.pos == 0 ? "table" : "redundant table");
+    r = dr_page_get(q->image, q->e->file, q->slot.pos, &q->page);
+    if (r == 0 && q->slot.rpos)
+        r = dr_page_get(q->image, q->e->file, q->slot.rpos, &q->copy);
+    if (r == 0)
+        q->gte = get_le32(dr_page_at(q->page, q->slot.pos));
+    return r;
+}
+
+static int pin_both(const struct request *q)
+{
+    int r = dr_page_pin(q->image, q->page, 2);
+    if (r < 0 || !q->copy)
+        return r;
+    r = dr_page_pin(q->image, q->copy, 2);
+    if (r < 0)
+        dr_page_unpin(q->image, q->page);
+    return r;
+}
+
+/* The entry becomes value when published. */
+static int link_grain(const struct request *q, uint32_t value, struct dr_reservation *r)
+{
+    int ret = pin_both(q);
+    if (ret < 0)
+        return ret;
+    r->off = q->grain_off;
+    r->len = q->grain_len;
+    r->pages[0] = q->page;
+    r->pages[1] = q->copy;
+    r->priv[PRIV_POS] = q->slot.pos;
+    r->priv[PRIV_RPOS] = q->slot.rpos;
+    r->priv[PRIV_NEW] = value;
+    return 0;
+}
+
+static void in_place(const struct request *q, uint64_t host, enum dr_todo todo,
+                     struct dr_reservation *r)
+{
+    r->off = q->off;
+    r->len = q->len;
+    r->file = q->image->files[q->e->file];
+    r->host = host;
+    r->todo = todo;
+}
+
+static uint64_t grain_host(const struct request *q)
+{
+    return (uint64_t)q->gte * VMDK_SECTOR + (q->off - q->grain_off);
+}
+
+static int reserve_data(struct request *q, struct dr_reservation *r, struct dr_error *err)
+{
+    if (vmdk_gte_fits(q->image, q->e, q->grain, q->gte)) {
+        in_place(q, grain_host(q), DR_TODO_WRITE, r);
+        return 0;
+    }
+    uint32_t sector = 0;
+    int ret = alloc_grain(q->image, q->e, &sector, err);
+    if (ret < 0)
+        return ret;
+    ret = link_grain(q, sector, r);
+    if (ret < 0) {
+        give_back(q->e, sector);
+        return ret;
+    }
+    r->file = q->image->files[q->e->file];
+    r->host = (uint64_t)sector * VMDK_SECTOR;
+    r->pad = q->e->grain - q->grain_len;
+    r->todo = DR_TODO_WRITE;
+    r->priv[PRIV_ALLOC] = sector;
+    return 0;
+}
+
+/* An allocated grain stays allocated: other readers know no better zeros. */
+static int reserve_zero(struct request *q, struct dr_reservation *r)
+{
+    r->todo = DR_TODO_NOTHING;
+    r->off = q->off;
+    r->len = q->len;
+    if (q->gte == 1)
+        return 0;
+    if (q->gte != 0) {
+        in_place(q, grain_host(q), DR_TODO_ZERO_HOST, r);
+        if (q->off + q->len == q->grain_off + q->grain_len && q->off == q->grain_off)
+            r->pad = q->e->grain - q->grain_len;
+        return 0;
+    }
+    if (!vmdk_has_zero_grains(q->e) || !whole_grain(q))
+        return -ENOTSUP;
+    return link_grain(q, 1, r);
+}
+
+static int reserve_hole(struct request *q, struct dr_reservation *r)
+{
+    if (!whole_grain(q))
+        return -ENOTSUP;
+    r->todo = DR_TODO_NOTHING;
+    r->off = q->off;
+    r->len = q->len;
+    if (q->gte == 0)
+        return 0;
+    int ret = link_grain(q, 0, r);
+    if (ret == 0 && q->gte > 1)
+        r->priv[PRIV_FREE] = q->gte;
+    return ret;
+}
+
+static int reserve_sparse(struct request *q, enum dr_want want, struct dr_reservation *r,
+                          struct dr_error *err)
+{
+    uint64_t rel = q->off - q->e->start;
+    q->grain = rel / q->e->grain;
+    q->grain_off = q->e->start + q->grain * q->e->grain;
+    q->grain_len = vmdk_grain_len(q->e, q->grain);
+    if (!atomic_load(&q->e->marked))
+        return dr_need_begin(q->image);
+    int ret = look_up(q, err);
+    if (ret < 0)
+        return ret;
+    if (q->gte == 1 && !vmdk_has_zero_grains(q->e))
+        return dr_fail(err, EIO,
+                       "%s: grain table entry 1 (at byte %llu) in an extent without zeroed grains",
+                       vmdk_extent_path(q->image, q->e), (unsigned long long)q->slot.pos);
+    if (q->gte > 1 && !vmdk_gte_fits(q->image, q->e, q->grain, q->gte))
+        return dr_fail(err, EIO,
+                       "%s: grain table entry at byte %llu says sector %u, which cannot "
+                       "be",
+                       vmdk_extent_path(q->image, q->e), (unsigned long long)q->slot.pos, q->gte);
+    if (want == DR_WANT_DATA)
+        return reserve_data(q, r, err);
+    return want == DR_WANT_ZERO ? reserve_zero(q, r) : reserve_hole(q, r);
+}
+
+static int reserve_flat(struct request *q, enum dr_want want, struct dr_reservation *r)
+{
+    if (want == DR_WANT_HOLE)
+        return -ENOTSUP;
+    in_place(q, q->e->host + (q->off - q->e->start),
+             want == DR_WANT_ZERO ? DR_TODO_ZERO_HOST : DR_TODO_WRITE, r);
+    return 0;
+}
+
+int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                 uint32_t host_len, struct dr_reservation *r, struct dr_error *err)
+{
+    (void)host_len;
+    struct request q = {.image = image, .e = vmdk_extent_at(image, off), .off = off, .len = len};
+    *r = (struct dr_reservation){.want = want};
+    r->priv[PRIV_EXTENT] = (uint64_t)(q.e - vmdk_of(image)->extents);
+    if (want == DR_WANT_CODED)
+        return -ENOTSUP;
+    if (q.e->type == VMDK_ZERO && want == DR_WANT_ZERO) {
+        r->off = off;
+        r->len = len;
+        r->todo = DR_TODO_NOTHING;
+        return 0;
+    }
+    if (q.e->access != VMDK_RW || q.e->type == VMDK_ZERO)
+        return dr_fail(err, EROFS, "%s: guest offset %llu is in a%s extent that cannot be written",
+                       image->path, (unsigned long long)off,
+                       q.e->type == VMDK_ZERO ? " ZERO" : " read-only");
+    return q.e->type == VMDK_SPARSE ? reserve_sparse(&q, want, r, err) : reserve_flat(&q, want, r);
+}
+
+/* ------------------------------------------------------------------ publish, cancel, release */
+
+static void unpin_both(struct dr_image *image, struct dr_reservation *r)
+{
+    for (int i = 0; i < 2; i++)
+        if (r->pages[i])
+            dr_page_unpin(image, r->pages[i]);
+}
+
+void vmdk_publish(struct dr_image *image, struct dr_reservation *r)
+{
+    struct vmdk_extent *e = &vmdk_of(image)->extents[r->priv[PRIV_EXTENT]];
+    if (r->priv[PRIV_POS] == 0)
+        return;
+    uint8_t entry[4];
+    put_le32(entry, (uint32_t)r->priv[PRIV_NEW]);
+    if (r->pages[1])
+        dr_page_put(image, r->pages[1], r->priv[PRIV_RPOS], entry, sizeof(entry));
+    dr_page_put(image, r->pages[0], r->priv[PRIV_POS], entry, sizeof(entry));
+    unpin_both(image, r);
+    if (r->priv[PRIV_FREE])
+        dr_free_later(image, (struct dr_freed){.file = image->files[e->file],
+                                               .host = r->priv[PRIV_FREE] * VMDK_SECTOR,
+                                               .len = e->grain});
+}
+
+void vmdk_cancel(struct dr_image *image, struct dr_reservation *r)
+{
+    unpin_both(image, r);
+    if (r->priv[PRIV_ALLOC])
+        give_back(&vmdk_of(image)->extents[r->priv[PRIV_EXTENT]], (uint32_t)r->priv[PRIV_ALLOC]);
+}
+
+void vmdk_release(struct dr_image *image, const struct dr_freed *freed)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    for (size_t i = 0; i < s->n_extents; i++) {
+        struct vmdk_extent *e = &s->extents[i];
+        if (e->type == VMDK_SPARSE && image->files[e->file] == freed->file) {
+            give_back(e, (uint32_t)(freed->host / VMDK_SECTOR));
+            return;
+        }
+    }
+}
