@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/image.h"
+#include "cli/paths.h"
+#include "cli/progress.h"
+
+static const struct cli_option options[] = {
+    {'b', "base", "FILE", "the parent that takes the data (the nearest one)", false},
+    {'d', "keep", NULL, "do not empty FILE afterwards", false},
+    {'r', "rate", "BYTES", "bytes a second at most", false},
+    {'t', NULL, "CACHE", "cache mode: none, writeback, unsafe, ...", false},
+    {KEY_FORCE, "force", NULL, "even if other images have the same parent and would break", false},
+    {0, NULL, NULL, NULL, false},
+};
+
+static int has_parent(const struct cli *cli, const struct cli_image *image)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    struct cli_image look = *image;
+
+    look.open.flags = (look.open.flags & ~(unsigned)DR_OPEN_RDWR) | DR_OPEN_NO_BACKING;
+    if (cli_image_open(cli, &look, &disk) < 0)
+        return 1;
+    if (dr_image_backing_name(disk, 0))
+        return 0;
+    cli_error(cli, "Image does not have a backing file");
+    return 1;
+}
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    struct dr_commit_options o = {
+        .base = cli_value(args, 'b'),
+        .keep = cli_has(args, 'd') || cli_has(args, 'b'),
+        .force = cli_has(args, KEY_FORCE),
+    };
+    struct dr_error err = DR_ERROR_INIT;
+    struct cli_job job;
+    const char *rate = cli_value(args, 'r');
+    uint64_t bytes = 0;
+    int code = 0;
+
+    if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
+        return 1;
+    if (args->n_operands != 1)
+        return cli_usage(cli, "Expecting one image file name");
+    const struct cli_image_spec spec = {
+        .name = args->operands[0], .format_key = 'f', .cache_key = 't', .flags = DR_OPEN_RDWR};
+    if (cli_image_get(cli, args, &spec, &image) != 0 || has_parent(cli, &image) != 0)
+        return 1;
+    o.open = image.open;
+    cli_export_allowed(args);
+    if (cli_job_begin(cli, args, &job) != 0)
+        return 1;
+    job.job.rate = bytes;
+    int r = dr_commit(image.path, &o, &job.job, &err);
+    if (r < 0)
+        code = cli_job_failed(&job, r, &err, 1,
+                              "the disk reads as before; the same command finishes the work");
+    cli_job_end(&job);
+    if (r == 0 && !job.quiet)
+        printf("Image committed.\n");
+    return code;
+}
+
+static const struct cli_option *const sets[] = {options,           cli_opts_image,  cli_opts_quiet,
+                                                cli_opts_progress, cli_opts_common, NULL};
+
+const struct cli_command cli_cmd_commit = {
+    .name = "commit",
+    .operands = "FILE",
+    .brief = "Write what a disk holds into its parent",
+    .about = "Other images on the same parent would read something else afterwards: the command\n"
+             "lists them and refuses.",
+    .sets = sets,
+    .roles = CLI_DROVER | CLI_QEMU_IMG,
+    .run = run,
+};

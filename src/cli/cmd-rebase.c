@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/image.h"
+#include "cli/paths.h"
+#include "cli/progress.h"
+
+static const struct cli_option options[] = {
+    {'b', "backing", "FILE", "the new parent, as it is to be recorded; \"\": none (flatten)",
+     false},
+    {'F', "backing-format", "FMT", "format of the new parent", false},
+    {'u', "unsafe", NULL, "only rewrite the name: the parents must hold the same", false},
+    {KEY_FORCE, "force", NULL, "with -u: even a parent that is missing, FILE itself, a loop",
+     false},
+    {KEY_DROP_EQUAL, "drop-equal", NULL, "then give up what equals the new parent", false},
+    {KEY_DRY_RUN, "dry-run", NULL, "only find out whether it would work", false},
+    {'t', NULL, "CACHE", "cache mode of FILE and its parents", false},
+    {'T', NULL, "CACHE", "cache mode of the new parent", false},
+    {'c', "compress", NULL, "compressed copies", true},
+    {0, NULL, NULL, NULL, false},
+};
+
+static int get_options(const struct cli *cli, const struct cli_args *args,
+                       struct dr_rebase_options *o)
+{
+    unsigned ignored = 0;
+
+    o->backing = cli_value(args, 'b');
+    o->backing_format = cli_value(args, 'F');
+    o->unsafe = cli_has(args, 'u');
+    o->force = cli_has(args, KEY_FORCE);
+    o->drop_equal = cli_has(args, KEY_DROP_EQUAL);
+    o->force_share = cli_has(args, 'U');
+    o->dry_run = cli_has(args, KEY_DRY_RUN);
+    if (args->n_operands != 1)
+        return cli_usage(cli, "Expecting one image file name");
+    if (!o->backing && !o->unsafe)
+        return cli_usage(cli, "Must specify backing file (-b) or use unsafe mode (-u)");
+    if (!o->backing)
+        o->backing = "";
+    const char *cache = cli_value(args, 'T');
+    if (cache && cli_cache_flags(cache, &ignored, NULL) < 0) {
+        cli_error(cli, "Invalid source cache option: %s", cache);
+        return 1;
+    }
+    if (o->backing_format && !cli_format_exists(o->backing_format)) {
+        cli_error(cli, "Invalid format name: '%s'", o->backing_format);
+        return 1;
+    }
+    if (o->backing[0] && !o->backing_format) {
+        cli_error(cli,
+                  "Could not change the backing file to '%s': backing format must be specified%s",
+                  o->backing, cli->role == CLI_DROVER ? " (-F FMT)" : "");
+        return 1;
+    }
+    return 0;
+}
+
+/* A missing parent is said in the words that scripts know. */
+static int check_backing(const struct cli *cli, const struct cli_image *image,
+                         const struct dr_rebase_options *o)
+{
+    if (!o->backing[0] || (o->unsafe && o->force))
+        return 0;
+    CLEANUP_FREE char *path = cli_path_beside(image->path, o->backing);
+    if (!path || access(path, F_OK) == 0)
+        return 0;
+    cli_error(cli, "Could not open new backing file '%s': Could not open '%s': %s", o->backing,
+              path, strerror(errno));
+    return 1;
+}
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    struct dr_rebase_options o = {0};
+    struct dr_error err = DR_ERROR_INIT;
+    struct cli_job job;
+    int code = 0;
+
+    if (get_options(cli, args, &o) != 0)
+        return 1;
+    const struct cli_image_spec spec = {
+        .name = args->operands[0], .format_key = 'f', .cache_key = 't', .flags = DR_OPEN_RDWR};
+    if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0 ||
+        check_backing(cli, &image, &o) != 0)
+        return 1;
+    o.open = image.open;
+    cli_export_allowed(args);
+    if (cli_job_begin(cli, args, &job) != 0)
+        return 1;
+    int r = dr_rebase(image.path, &o, &job.job, &err);
+    if (r < 0)
+        code = cli_job_failed(&job, r, &err, 1,
+                              "the disk reads as before; the same command finishes the work");
+    cli_job_end(&job);
+    if (r == 0 && o.dry_run && !job.quiet)
+        printf("It would work; nothing was changed.\n");
+    return code;
+}
+
+static const struct cli_option *const sets[] = {
+    options, cli_opts_image, cli_opts_share, cli_opts_quiet, cli_opts_progress, cli_opts_common,
+    NULL};
+
+const struct cli_command cli_cmd_rebase = {
+    .name = "rebase",
+    .operands = "FILE",
+    .brief = "Give a disk another parent, or none, without changing what it holds",
+    .about = "Interrupted anywhere, the disk reads as before; the same command finishes the work.",
+    .sets = sets,
+    .roles = CLI_DROVER | CLI_QEMU_IMG,
+    .run = run,
+};

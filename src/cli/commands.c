@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "cli/commands.h"
+
+const struct cli_command *const cli_commands[] = {
+    &cli_cmd_create,  &cli_cmd_info,   &cli_cmd_map,        &cli_cmd_compare,
+    &cli_cmd_convert, &cli_cmd_rebase, &cli_cmd_commit,     &cli_cmd_stream,
+    &cli_cmd_check,   &cli_cmd_io,     &cli_cmd_completion, NULL,
+};

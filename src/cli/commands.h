@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* One table a command, each in its own cmd-NAME.c. */
+#ifndef DR_CLI_COMMANDS_H
+#define DR_CLI_COMMANDS_H
+
+#include "cli/cli.h"
+
+extern const struct cli_command cli_cmd_check;
+extern const struct cli_command cli_cmd_chain;
+extern const struct cli_command cli_cmd_commit;
+extern const struct cli_command cli_cmd_compare;
+extern const struct cli_command cli_cmd_completion;
+extern const struct cli_command cli_cmd_convert;
+extern const struct cli_command cli_cmd_create;
+extern const struct cli_command cli_cmd_info;
+extern const struct cli_command cli_cmd_io;
+extern const struct cli_command cli_cmd_map;
+extern const struct cli_command cli_cmd_qemu_snapshot;
+extern const struct cli_command cli_cmd_rebase;
+extern const struct cli_command cli_cmd_recover;
+extern const struct cli_command cli_cmd_snapshot;
+extern const struct cli_command cli_cmd_stream;
+
+/* cmd-snapshot.c: the family of an image; counts what does not open. 0 or the exit code. */
+struct cli_image;
+int cli_show_tree(const struct cli *cli, const struct cli_args *args, const struct cli_image *image,
+                  unsigned *problems);
+
+#endif

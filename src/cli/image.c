@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <jansson.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cli/image.h"
+
+/* ------------------------------------------------------------------ descriptions of images */
+
+/* {"file": {"filename": "x"}} → file.filename=x */
+static int flatten(struct cli_pairs *list, const char *prefix, json_t *object)
+{
+    const char *key;
+    json_t *value;
+    int r = 0;
+
+    json_object_foreach(object, key, value)
+    {
+        char name[256], number[32];
+        snprintf(name, sizeof(name), "%s%s%s", prefix, prefix[0] ? "." : "", key);
+        if (json_is_object(value))
+            r = flatten(list, name, value);
+        else if (json_is_string(value))
+            r = cli_pairs_set(list, name, json_string_value(value));
+        else if (json_is_boolean(value))
+            r = cli_pairs_set(list, name, json_is_true(value) ? "on" : "off");
+        else if (json_is_integer(value)) {
+            snprintf(number, sizeof(number), "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+            r = cli_pairs_set(list, name, number);
+        } else
+            r = -EINVAL;
+        if (r < 0)
+            break;
+    }
+    return r;
+}
+
+static int parse_json_name(const struct cli *cli, const char *text, struct cli_pairs *list)
+{
+    json_error_t where;
+    json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, &where);
+
+    if (!root || !json_is_object(root)) {
+        cli_error(cli, "Could not open 'json:%s': Could not parse the JSON options: %s", text,
+                  root ? "an object is needed" : where.text);
+        json_decref(root);
+        return -EINVAL;
+    }
+    int r = flatten(list, "", root);
+    json_decref(root);
+    if (r < 0)
+        cli_error(cli, "Could not open 'json:%s': lists and nulls are not supported", text);
+    return r;
+}
+
+static bool is_off(const char *value)
+{
+    return strcmp(value, "off") == 0 || strcmp(value, "false") == 0 || strcmp(value, "no") == 0;
+}
+
+/* Settings of the file below the format; the drivers that mean "a file here". */
+static bool known_file_setting(const char *name, const char *value)
+{
+    if (strncmp(name, "file.", 5) == 0)
+        name += 5;
+    if (strcmp(name, "driver") == 0)
+        return strcmp(value, "file") == 0 || strcmp(value, "host_device") == 0;
+    static const char *const ignored[] = {"aio",          "discard",       "detect-zeroes",
+                                          "node-name",    "read-only",     "auto-read-only",
+                                          "cache.direct", "cache.no-flush"};
+    for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++) {
+        if (strcmp(name, ignored[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int apply_switches(struct cli_pairs *list, unsigned *flags)
+{
+    static const char *const locking[] = {"locking", "file.locking"};
+
+    for (size_t i = 0; i < 2; i++) {
+        CLEANUP_FREE char *value = cli_pairs_take(list, locking[i]);
+        if (value && is_off(value))
+            *flags |= DR_OPEN_NO_LOCK;
+    }
+    CLEANUP_FREE char *share = cli_pairs_take(list, "force-share");
+    if (share && !is_off(share))
+        *flags |= DR_OPEN_FORCE_SHARE;
+    CLEANUP_FREE char *backing = cli_pairs_take(list, "backing");
+    if (backing && backing[0])
+        return -ENOTSUP;
+    if (backing)
+        *flags |= DR_OPEN_NO_BACKING;
+    return 0;
+}
+
+static int apply_pairs(const struct cli *cli, struct cli_pairs *list, struct cli_image *image)
+{
+    CLEANUP_FREE char *driver = cli_pairs_take(list, "driver");
+    char *path = cli_pairs_take(list, "file.filename");
+    if (!path)
+        path = cli_pairs_take(list, "filename");
+    if (!path)
+        path = cli_pairs_take(list, "file");
+    image->path = path;
+    if (!path) {
+        cli_error(cli, "A block device must be specified for \"file\"");
+        return -EINVAL;
+    }
+    if (driver && strcmp(driver, "file") == 0)
+        image->format = strdup("raw"); /* the file's own bytes */
+    else if (driver)
+        image->format = DR_STEAL(driver);
+    if (apply_switches(list, &image->open.flags) < 0) {
+        cli_error(cli, "Could not open '%s': 'backing' is not supported here", path);
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < list->n; i++) {
+        if (!known_file_setting(list->pairs[i].name, list->pairs[i].value)) {
+            cli_error(cli, "Could not open '%s': '%s=%s' is not supported", path,
+                      list->pairs[i].name, list->pairs[i].value);
+            return -EINVAL;
+        }
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ flags */
+
+int cli_cache_flags(const char *mode, unsigned *flags, bool *writethrough)
+{
+    static const struct {
+        const char *name;
+        unsigned flags;
+        bool through;
+    } modes[] = {{"none", DR_OPEN_DIRECT, false},
+                 {"off", DR_OPEN_DIRECT, false},
+                 {"writeback", 0, false},
+                 {"unsafe", DR_OPEN_NO_FLUSH, false},
+                 {"directsync", DR_OPEN_DIRECT, true},
+                 {"writethrough", 0, true}};
+
+    for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+        if (strcmp(mode, modes[i].name) == 0) {
+            *flags |= modes[i].flags;
+            if (writethrough)
+                *writethrough = modes[i].through;
+            return 0;
+        }
+    }
+    return -EINVAL;
+}
+
+int cli_shared_flags(const struct cli *cli, const struct cli_args *args, unsigned *flags)
+{
+    const char *locking = cli_value(args, KEY_LOCKING);
+
+    if (cli->role != CLI_DROVER)
+        *flags |= DR_OPEN_ANY_PATH;
+    if (locking && strcmp(locking, "off") == 0)
+        *flags |= DR_OPEN_NO_LOCK;
+    else if (locking && strcmp(locking, "on") != 0)
+        return cli_usage(cli, "--locking must be on or off, not '%s'", locking);
+    return 0;
+}
+
+static int get_flags(const struct cli *cli, const struct cli_args *args,
+                     const struct cli_image_spec *spec, unsigned *flags)
+{
+    const char *cache = spec->cache_key ? cli_value(args, spec->cache_key) : NULL;
+
+    *flags |= spec->flags;
+    if (cli_has(args, 'U') && !(*flags & DR_OPEN_RDWR))
+        *flags |= DR_OPEN_FORCE_SHARE;
+    if (cache && cli_cache_flags(cache, flags, NULL) < 0) {
+        cli_error(cli, "Invalid %s option: %s", spec->cache_key == 'T' ? "source cache" : "cache",
+                  cache);
+        return 1;
+    }
+    return cli_shared_flags(cli, args, flags);
+}
+
+static int get_allowed(const struct cli_args *args, struct cli_image *image)
+{
+    size_t n = 0;
+
+    while (cli_nth_value(args, KEY_ALLOW_PATH, n))
+        n++;
+    image->allow = calloc(n + 1, sizeof(*image->allow));
+    if (!image->allow)
+        return -ENOMEM;
+    for (size_t i = 0; i < n; i++)
+        image->allow[i] = cli_nth_value(args, KEY_ALLOW_PATH, i);
+    image->open.allow_paths = image->allow;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ from the command line */
+
+bool cli_format_exists(const char *name)
+{
+    struct dr_format_info info;
+
+    for (size_t i = 0; dr_format_list(i, &info) == 0; i++) {
+        if (strcmp(info.name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int get_name(const struct cli *cli, const struct cli_args *args,
+                    const struct cli_image_spec *spec, struct cli_image *image)
+{
+    CLEANUP_PAIRS struct cli_pairs list = {0};
+    bool options = cli_has(args, KEY_IMAGE_OPTS) && !spec->no_image_opts;
+    const char *name = spec->name;
+
+    if (options && cli_pairs_add(&list, name) == 0)
+        return apply_pairs(cli, &list, image);
+    if (strncmp(name, "json:", 5) == 0 && access(name, F_OK) != 0) {
+        if (parse_json_name(cli, name + 5, &list) < 0)
+            return -EINVAL;
+        return apply_pairs(cli, &list, image);
+    }
+    if (cli->role != CLI_DROVER && strncmp(name, "file:", 5) == 0)
+        name += 5;
+    image->path = strdup(name);
+    return image->path ? 0 : -ENOMEM;
+}
+
+int cli_image_get(const struct cli *cli, const struct cli_args *args,
+                  const struct cli_image_spec *spec, struct cli_image *image)
+{
+    const char *format = spec->format_key ? cli_value(args, spec->format_key) : NULL;
+
+    *image = (struct cli_image){0};
+    if (format && cli_has(args, KEY_IMAGE_OPTS) && !spec->no_image_opts) {
+        cli_error(cli, "--image-opts and --format are mutually exclusive");
+        return 1;
+    }
+    if (get_flags(cli, args, spec, &image->open.flags) != 0)
+        return 1;
+    if (get_name(cli, args, spec, image) < 0)
+        return 1;
+    if (format && !image->format)
+        image->format = strdup(format);
+    if (get_allowed(args, image) < 0) {
+        cli_error(cli, "out of memory");
+        return 1;
+    }
+    image->open.format = image->format;
+    if (image->format && !cli_format_exists(image->format)) {
+        cli_error(cli, "Could not open '%s': Unknown driver '%s'", image->path, image->format);
+        return 1;
+    }
+    return 0;
+}
+
+void cli_image_free(struct cli_image *image)
+{
+    free(image->path);
+    free(image->format);
+    free(image->allow);
+    *image = (struct cli_image){0};
+}
+
+/* ------------------------------------------------------------------ opening */
+
+int cli_image_check(const struct cli *cli, const struct cli_image *image)
+{
+    struct stat st;
+
+    if (stat(image->path, &st) < 0) {
+        int r = -errno;
+        if (cli->role == CLI_DROVER)
+            cli_error(cli, "Could not open '%s': %s", image->path, strerror(-r));
+        else
+            cli_error(cli, "Could not open '%s': Could not open '%s': %s", image->path, image->path,
+                      strerror(-r));
+        return r;
+    }
+    if (S_ISDIR(st.st_mode)) {
+        cli_error(cli, "Could not open '%s': 'file' driver requires '%s' to be a regular file",
+                  image->path, image->path);
+        return -EISDIR;
+    }
+    return 0;
+}
+
+int cli_image_open(const struct cli *cli, const struct cli_image *image, struct dr_disk **disk)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    int r = cli_image_check(cli, image);
+
+    if (r < 0)
+        return r;
+    r = dr_open(image->path, &image->open, disk, &err);
+    if (r < 0)
+        cli_error(cli, "Could not open '%s': %s", image->path, err.text);
+    return r;
+}
+
+void cli_cleanup_disk(struct dr_disk **disk)
+{
+    dr_close(*disk, NULL);
+}

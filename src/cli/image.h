@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Names of images on the command line, and how to open them. */
+#ifndef DR_CLI_IMAGE_H
+#define DR_CLI_IMAGE_H
+
+#include "cli/cli.h"
+#include "drover/ops.h"
+
+struct cli_image {
+    char *path;
+    char *format; /* NULL = find out */
+    const char **allow;
+    struct dr_open_options open; /* points into the above */
+};
+
+/* Which options of the command say how to open this image. */
+struct cli_image_spec {
+    const char *name;   /* the operand */
+    int format_key;     /* 'f', 'F' or 0 */
+    int cache_key;      /* 't', 'T' or 0 */
+    unsigned flags;     /* enum dr_open_flag to begin with */
+    bool no_image_opts; /* name is a path, whatever --image-opts says */
+};
+
+/* 0, or the exit code 1 after a message. Ends with cli_image_free(). */
+int cli_image_get(const struct cli *cli, const struct cli_args *args,
+                  const struct cli_image_spec *spec, struct cli_image *image);
+void cli_image_free(struct cli_image *image);
+#define CLEANUP_IMAGE __attribute__((cleanup(cli_image_free)))
+
+/* Flags that all images of a command share: --locking, the habits of the name. */
+int cli_shared_flags(const struct cli *cli, const struct cli_args *args, unsigned *flags);
+
+/* none, writeback, writethrough, directsync, unsafe → flags are added. -EINVAL. */
+int cli_cache_flags(const char *mode, unsigned *flags, bool *writethrough);
+
+/* The file must be there and no directory; said in the words that scripts know. 0 or -errno. */
+int cli_image_check(const struct cli *cli, const struct cli_image *image);
+/* cli_image_check() and dr_open(), with message. */
+int cli_image_open(const struct cli *cli, const struct cli_image *image, struct dr_disk **disk);
+
+void cli_cleanup_disk(struct dr_disk **disk);
+#define CLEANUP_DISK __attribute__((cleanup(cli_cleanup_disk)))
+
+bool cli_format_exists(const char *name);
+
+/* NAME=VALUE,NAME=VALUE with ",," for a comma; a NAME alone means NAME=on. Later lists add to
+ * earlier ones, a later value of the same name wins. */
+struct cli_pairs {
+    struct dr_pair *pairs; /* the strings are malloc'ed */
+    size_t n;
+};
+int cli_pairs_add(struct cli_pairs *list, const char *text);
+int cli_pairs_set(struct cli_pairs *list, const char *name, const char *value);
+const char *cli_pairs_find(const struct cli_pairs *list, const char *name);
+/* The value, malloc'ed, taken out of the list; NULL = not there. */
+char *cli_pairs_take(struct cli_pairs *list, const char *name);
+void cli_pairs_free(struct cli_pairs *list);
+#define CLEANUP_PAIRS __attribute__((cleanup(cli_pairs_free)))
+
+#endif

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef DR_CLI_JSON_H
+#define DR_CLI_JSON_H
+
+#include <jansson.h>
+
+#include "cli/cli.h"
+
+/* --output: false = human, true = json. 0, or the exit code after a message. */
+int cli_output_json(const struct cli *cli, const struct cli_args *args, bool *json);
+
+/* Print with the keys in the order scripts have seen for years; keys not named come last. */
+void cli_print_json(json_t *value, const char *const *order);
+
+json_t *cli_json_load(const struct cli *cli, const char *text);
+static inline void cli_cleanup_json(json_t **value)
+{
+    json_decref(*value);
+}
+#define CLEANUP_JSON __attribute__((cleanup(cli_cleanup_json)))
+
+/* 0 when absent. */
+uint64_t cli_json_number(const json_t *object, const char *key);
+
+#endif

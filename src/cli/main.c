@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <signal.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "cli/commands.h"
+
+const struct cli_command *cli_find_command(const char *name, enum cli_role role)
+{
+    for (size_t i = 0; cli_commands[i]; i++) {
+        if (strcmp(cli_commands[i]->name, name) == 0 && (cli_commands[i]->roles & role))
+            return cli_commands[i];
+    }
+    return NULL;
+}
+
+void cli_print_version(const struct cli *cli)
+{
+    if (cli->role == CLI_DROVER)
+        printf("drover %s\n", dr_version());
+    else /* scripts ask this line what they may expect */
+        printf("%s version 7.2.0 (drover %s)\n", cli->prog, dr_version());
+}
+
+static void print_formats(void)
+{
+    struct dr_format_info info;
+
+    printf("Supported formats:");
+    for (size_t i = 0; dr_format_list(i, &info) == 0; i++)
+        printf(" %s", info.name);
+    printf("\n");
+}
+
+static void print_overview(const struct cli *cli)
+{
+    cli_print_version(cli);
+    if (cli->role == CLI_QEMU_IMG)
+        printf("usage: qemu-img [standard options] command [command options]\n"
+               "\nCommand syntax:\n");
+    else
+        printf("usage: drover COMMAND [OPTION]... [IMAGE]...\n\nCommands:\n");
+    for (size_t i = 0; cli_commands[i]; i++) {
+        if (!(cli_commands[i]->roles & cli->role))
+            continue;
+        if (cli->role == CLI_QEMU_IMG)
+            cli_print_synopsis(cli, cli_commands[i]);
+        else
+            printf("  %-12s %s\n", cli_commands[i]->name, cli_commands[i]->brief);
+    }
+    if (cli->role == CLI_DROVER)
+        printf("\n'drover COMMAND --help' tells about each; the manual is drover(1).\n"
+               "Called as qemu-img or qemu-io, the program is that tool.\n");
+    printf("\n");
+    print_formats();
+}
+
+/* What the program ends with must have reached its reader. */
+static int finish(const struct cli *cli, int code)
+{
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0) {
+        if (errno != EPIPE)
+            cli_error(cli, "standard output: %s", strerror(errno));
+        return 1;
+    }
+    return code;
+}
+
+static int run_command(struct cli *cli, int argc, char **argv)
+{
+    struct cli_args args;
+    int code = 1;
+
+    if (!cli_parse(cli, argc, argv, &args, &code)) {
+        cli_args_free(&args);
+        return code;
+    }
+    if (args.help) {
+        cli_print_help(cli, cli->command);
+        code = 0;
+    } else {
+        code = cli->command->run(cli, &args);
+    }
+    cli_args_free(&args);
+    return finish(cli, code);
+}
+
+static int run_help(struct cli *cli, const char *name)
+{
+    if (name && !(cli->command = cli_find_command(name, cli->role)))
+        return cli_usage(cli, "Command not found: %s", name);
+    if (cli->command)
+        cli_print_help(cli, cli->command);
+    else
+        print_overview(cli);
+    return finish(cli, 0);
+}
+
+static bool is_one_of(const char *word, const char *a, const char *b)
+{
+    return strcmp(word, a) == 0 || strcmp(word, b) == 0;
+}
+
+static int run_program(struct cli *cli, int argc, char **argv)
+{
+    /* qemu-img [-T TRACE] command: there is nothing to trace. */
+    while (cli->role == CLI_QEMU_IMG && argc > 2 && is_one_of(argv[1], "-T", "--trace")) {
+        argc -= 2;
+        argv += 2;
+    }
+    if (argc < 2)
+        return cli_usage(cli, "Not enough arguments");
+    const char *word = argv[1];
+    if (is_one_of(word, "-V", "--version") ||
+        (cli->role == CLI_DROVER && strcmp(word, "version") == 0)) {
+        cli_print_version(cli);
+        return finish(cli, 0);
+    }
+    if (is_one_of(word, "-h", "--help"))
+        return run_help(cli, NULL);
+    if (cli->role == CLI_DROVER && strcmp(word, "help") == 0)
+        return run_help(cli, argv[2]);
+    if (word[0] == '-')
+        return cli_usage(cli, "unrecognized option '%s'", word);
+    cli->command = cli_find_command(word, cli->role);
+    if (!cli->command)
+        return cli_usage(cli, "Command not found: %s", word);
+    return run_command(cli, argc - 1, argv + 1);
+}
+
+static int run_qemu_io(struct cli *cli, int argc, char **argv)
+{
+    cli->command = &cli_cmd_io;
+    return run_command(cli, argc, argv);
+}
+
+int main(int argc, char **argv)
+{
+    const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+    const char *name = slash ? slash + 1 : argc > 0 ? argv[0] : "drover";
+    struct cli cli = {.prog = "drover", .role = CLI_DROVER};
+
+    /* A reader that goes away must not kill us between two steps of an operation; finish() sees it.
+     */
+    signal(SIGPIPE, SIG_IGN);
+    if (strcmp(name, "qemu-img") == 0)
+        cli = (struct cli){.prog = "qemu-img", .role = CLI_QEMU_IMG};
+    else if (strcmp(name, "qemu-io") == 0)
+        cli = (struct cli){.prog = "qemu-io", .role = CLI_QEMU_IO};
+    return cli.role == CLI_QEMU_IO ? run_qemu_io(&cli, argc, argv) : run_program(&cli, argc, argv);
+}

@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+#define MAX_OPTIONS 64
+
+const struct cli_option cli_opts_common[] = {
+    {'h', "help", NULL, "show this help", false},
+    {KEY_ALLOW_PATH, "allow-path", "DIR",
+     "directory, besides an image's own, in which backing files may be (repeatable)", false},
+    {KEY_LOCKING, "locking", "on|off", "off: take no locks (file systems without them)", false},
+    {KEY_OBJECT, "object", "DEF", "QEMU objects", true},
+    {0, NULL, NULL, NULL, false},
+};
+
+const struct cli_option cli_opts_image[] = {
+    {'f', "format", "FMT", "format of the image; without it, it is found out", false},
+    {KEY_IMAGE_OPTS, "image-opts", NULL, "FILE is a list like driver=vmdk,file.filename=PATH",
+     false},
+    {0, NULL, NULL, NULL, false},
+};
+
+const struct cli_option cli_opts_share[] = {
+    {'U', "force-share", NULL, "open although somebody may be writing", false},
+    {0, NULL, NULL, NULL, false},
+};
+
+const struct cli_option cli_opts_quiet[] = {
+    {'q', "quiet", NULL, "print errors only", false},
+    {0, NULL, NULL, NULL, false},
+};
+
+const struct cli_option cli_opts_progress[] = {
+    {'p', NULL, NULL, "show progress (SIGUSR1 shows it once)", false},
+    {KEY_PROGRESS, "progress", "json|text|none", "json: one object a line on standard error",
+     false},
+    {0, NULL, NULL, NULL, false},
+};
+
+const struct cli_option *cli_next_option(const struct cli_command *command, size_t *i)
+{
+    size_t seen = 0;
+
+    for (size_t s = 0; command->sets[s]; s++) {
+        for (const struct cli_option *o = command->sets[s]; o->key; o++) {
+            if (seen++ == *i) {
+                (*i)++;
+                return o;
+            }
+        }
+    }
+    return NULL;
+}
+
+static const struct cli_option *find_option(const struct cli_command *command, int key)
+{
+    const struct cli_option *o;
+    size_t i = 0;
+
+    while ((o = cli_next_option(command, &i))) {
+        if (o->key == key)
+            return o;
+    }
+    return NULL;
+}
+
+/* What getopt_long() wants, built from the tables. ":" first: we write the messages ourselves. */
+static void build(const struct cli_command *command, char *letters, struct option *longs)
+{
+    const struct cli_option *o;
+    size_t i = 0, n = 0;
+
+    *letters++ = ':';
+    while ((o = cli_next_option(command, &i)) && n < MAX_OPTIONS) {
+        if (o->key < 256) {
+            *letters++ = (char)o->key;
+            if (o->arg)
+                *letters++ = ':';
+        }
+        if (o->name) {
+            longs[n++] = (struct option){.name = o->name,
+                                         .has_arg = o->arg ? required_argument : no_argument,
+                                         .val = o->key};
+        }
+    }
+    *letters = '\0';
+    longs[n] = (struct option){.name = NULL};
+}
+
+static int refuse(const struct cli *cli, int c, char **argv)
+{
+    const char *what = argv[optind - 1];
+    char letter[3] = {'-', (char)optopt, '\0'};
+
+    if (optopt && optopt < 256 && strncmp(what, "--", 2) != 0)
+        what = letter;
+    if (c == ':')
+        return cli_usage(cli, "missing argument for option '%s'", what);
+    return cli_usage(cli, "unrecognized option '%s'", what);
+}
+
+static bool add_hit(struct cli_args *args, int key, const char *arg)
+{
+    struct cli_hit *bigger = reallocarray(args->hits, args->n_hits + 1, sizeof(*bigger));
+
+    if (!bigger)
+        return false;
+    args->hits = bigger;
+    args->hits[args->n_hits++] = (struct cli_hit){key, arg};
+    return true;
+}
+
+bool cli_parse(const struct cli *cli, int argc, char **argv, struct cli_args *args, int *exit_code)
+{
+    char letters[2 * MAX_OPTIONS + 2];
+    struct option longs[MAX_OPTIONS + 1];
+    int c;
+
+    *args = (struct cli_args){0};
+    build(cli->command, letters, longs);
+    optind = 0; /* GNU: start over, and permute again */
+    opterr = 0;
+    while ((c = getopt_long(argc, argv, letters, longs, NULL)) != -1) {
+        const struct cli_option *o = c == '?' || c == ':' ? NULL : find_option(cli->command, c);
+
+        if (!o) {
+            *exit_code = refuse(cli, c, argv);
+            return false;
+        }
+        if (o->unsupported) {
+            if (o->name)
+                cli_error(cli, "--%s (%s) is not supported", o->name, o->help);
+            else
+                cli_error(cli, "-%c (%s) is not supported", o->key, o->help);
+            *exit_code = 1;
+            return false;
+        }
+        if (c == 'h')
+            args->help = true;
+        if (!add_hit(args, c, optarg)) {
+            cli_error(cli, "out of memory");
+            *exit_code = 1;
+            return false;
+        }
+    }
+    args->operands = argv + optind;
+    args->n_operands = argc - optind;
+    return true;
+}
+
+void cli_args_free(struct cli_args *args)
+{
+    free(args->hits);
+    *args = (struct cli_args){0};
+}
+
+bool cli_has(const struct cli_args *args, int key)
+{
+    for (size_t i = 0; i < args->n_hits; i++) {
+        if (args->hits[i].key == key)
+            return true;
+    }
+    return false;
+}
+
+const char *cli_value(const struct cli_args *args, int key)
+{
+    for (size_t i = args->n_hits; i > 0; i--) {
+        if (args->hits[i - 1].key == key)
+            return args->hits[i - 1].arg;
+    }
+    return NULL;
+}
+
+const char *cli_nth_value(const struct cli_args *args, int key, size_t n)
+{
+    for (size_t i = 0; i < args->n_hits; i++) {
+        if (args->hits[i].key == key && n-- == 0)
+            return args->hits[i].arg;
+    }
+    return NULL;
+}
+
+void cli_print_synopsis(const struct cli *cli, const struct cli_command *command)
+{
+    const struct cli_option *o;
+    size_t i = 0;
+
+    if (cli->role == CLI_QEMU_IMG)
+        printf("  %s", command->name);
+    else
+        printf("usage: %s%s%s", cli->prog, cli->role == CLI_DROVER ? " " : "",
+               cli->role == CLI_DROVER ? command->name : "");
+    while (cli->role == CLI_QEMU_IMG && (o = cli_next_option(command, &i))) {
+        if (o->key < 256 && o->arg)
+            printf(" [-%c %s]", o->key, o->arg);
+        else if (o->key < 256)
+            printf(" [-%c]", o->key);
+        else if (o->arg)
+            printf(" [--%s=%s]", o->name, o->arg);
+        else
+            printf(" [--%s]", o->name);
+    }
+    if (cli->role != CLI_QEMU_IMG)
+        printf(" [OPTION]...");
+    printf("%s%s\n", command->operands[0] ? " " : "", command->operands);
+}
+
+static void print_option(const struct cli_option *o)
+{
+    char left[64];
+
+    if (o->key < 256 && o->name)
+        snprintf(left, sizeof(left), "-%c, --%s%s%s", o->key, o->name, o->arg ? " " : "",
+                 o->arg ? o->arg : "");
+    else if (o->key < 256)
+        snprintf(left, sizeof(left), "-%c%s%s", o->key, o->arg ? " " : "", o->arg ? o->arg : "");
+    else
+        snprintf(left, sizeof(left), "    --%s%s%s", o->name, o->arg ? "=" : "",
+                 o->arg ? o->arg : "");
+    if (strlen(left) > 24)
+        printf("  %s\n  %-24s", left, "");
+    else
+        printf("  %-24s", left);
+    printf(" %s%s\n", o->help, o->unsupported ? " (not supported)" : "");
+}
+
+void cli_print_help(const struct cli *cli, const struct cli_command *command)
+{
+    const struct cli_option *o;
+    size_t i = 0;
+
+    cli_print_synopsis(cli, command);
+    printf("%s.\n", command->brief);
+    if (command->about)
+        printf("%s\n", command->about);
+    printf("\n");
+    while ((o = cli_next_option(command, &i)))
+        print_option(o);
+}

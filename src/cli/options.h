@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Options are tables: parsing, usage, help, completion and the check of the man page come from
+ * them.
+ */
+#ifndef DR_CLI_OPTIONS_H
+#define DR_CLI_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct cli;
+struct cli_command;
+
+enum cli_key { /* options without a letter */
+               KEY_OBJECT = 256,
+               KEY_IMAGE_OPTS,
+               KEY_TARGET_IMAGE_OPTS,
+               KEY_TARGET_IS_ZERO,
+               KEY_SALVAGE,
+               KEY_BITMAPS,
+               KEY_SKIP_BROKEN_BITMAPS,
+               KEY_OUTPUT,
+               KEY_BACKING_CHAIN,
+               KEY_START_OFFSET,
+               KEY_MAX_LENGTH,
+               KEY_ALLOW_PATH,
+               KEY_LOCKING,
+               KEY_PROGRESS,
+               KEY_FORCE,
+               KEY_DROP_EQUAL,
+               KEY_DRY_RUN,
+               KEY_BASE,
+               KEY_ASCII,
+               KEY_NO_RECOVER,
+};
+
+struct cli_option {
+    int key;          /* the letter, or an enum cli_key; 0 ends a table */
+    const char *name; /* long name, or NULL */
+    const char *arg;  /* what its argument is called, or NULL: takes none */
+    const char *help;
+    bool unsupported; /* known, but refused with a clear message */
+};
+
+struct cli_hit {
+    int key;
+    const char *arg;
+};
+
+struct cli_args {
+    struct cli_hit *hits; /* in the order given */
+    size_t n_hits;
+    char **operands;
+    int n_operands;
+    bool help;
+};
+
+/* argv[0] is the command's name. False: it was told why, *exit_code says how to end. */
+bool cli_parse(const struct cli *cli, int argc, char **argv, struct cli_args *args, int *exit_code);
+void cli_args_free(struct cli_args *args);
+
+bool cli_has(const struct cli_args *args, int key);
+const char *cli_value(const struct cli_args *args, int key); /* the last one, or NULL */
+/* The n-th (from 0) value given for key, or NULL. */
+const char *cli_nth_value(const struct cli_args *args, int key, size_t n);
+
+/* Walk over all options of a command: *i starts at 0. NULL at the end. */
+const struct cli_option *cli_next_option(const struct cli_command *command, size_t *i);
+
+/* Sets that several commands share. */
+extern const struct cli_option cli_opts_common[];   /* --help, --allow-path, --locking, --object */
+extern const struct cli_option cli_opts_image[];    /* --image-opts, -f */
+extern const struct cli_option cli_opts_share[];    /* -U */
+extern const struct cli_option cli_opts_quiet[];    /* -q */
+extern const struct cli_option cli_opts_progress[]; /* -p, --progress */
+
+void cli_print_synopsis(const struct cli *cli, const struct cli_command *command);
+void cli_print_help(const struct cli *cli, const struct cli_command *command);
+
+#endif

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef DR_CLI_PATHS_H
+#define DR_CLI_PATHS_H
+
+#include "cli/cli.h"
+
+/* name as recorded in the image at path → a path for us. malloc'ed. */
+char *cli_path_beside(const char *path, const char *name);
+
+/* --allow-path for the operations that take no list of their own. Call before any thread starts. */
+void cli_export_allowed(const struct cli_args *args);
+
+/* -o settings of a format. */
+bool cli_option_exists(const char *format, const char *name);
+bool cli_wants_option_list(const struct cli_args *args); /* -o help */
+int cli_print_option_list(const struct cli *cli, const char *format, bool with_file);
+
+#endif

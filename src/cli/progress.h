@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Long commands: progress, signals, how they end. */
+#ifndef DR_CLI_PROGRESS_H
+#define DR_CLI_PROGRESS_H
+
+#include "cli/cli.h"
+#include "drover/ops.h"
+
+enum cli_progress_mode { CLI_PROGRESS_NONE, CLI_PROGRESS_TEXT, CLI_PROGRESS_JSON };
+
+struct cli_job {
+    struct dr_job job; /* hand &job.job to the operation */
+    const struct cli *cli;
+    enum cli_progress_mode mode;
+    double shown; /* percent printed last, < 0 = none */
+    bool quiet;   /* drop messages */
+};
+
+/* Reads -p, --progress and -q; from here on SIGINT and SIGTERM ask the job to stop and SIGUSR1
+ * makes it tell how far it is. 0, or the exit code after a message. */
+int cli_job_begin(const struct cli *cli, const struct cli_args *args, struct cli_job *job);
+/* Ends the progress line. */
+void cli_job_end(struct cli_job *job);
+/* The operation failed with r: say so and give the exit code. state: what holds after an
+ * interruption ("the disk reads as before; run the command again to finish"). */
+int cli_job_failed(const struct cli_job *job, int r, const struct dr_error *err, int exit_code,
+                   const char *state);
+
+/* For commands without a job: stop when a signal has come. 0, or 128 + its number. */
+int cli_signalled(void);
+void cli_catch_signals(void);
+
+#endif
