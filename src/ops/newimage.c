@@ -84,7 +84,8 @@ static int lock_old(struct dr_new_image *n, const char *path, bool no_replace, u
 int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, bool no_replace,
                  unsigned flags, struct dr_error *err)
 {
-    *n = (struct dr_new_image){.fs = fs, .durable = !(flags & DR_OPEN_NO_FLUSH)};
+    *n = (struct dr_new_image){
+        .fs = fs, .durable = !(flags & DR_OPEN_NO_FLUSH), .no_replace = no_replace};
     n->final = strdup(path);
     int r = n->final ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", path);
     if (r == 0)
@@ -169,9 +170,29 @@ static void forget(struct dr_new_image *n)
     *n = (struct dr_new_image){0};
 }
 
+/* Other files of the image than the one that was asked for may meet something, too. */
+static int refuse_clobber(struct dr_new_image *n, struct dr_error *err)
+{
+    char **names;
+    size_t count;
+    int r = dr_ops_list(n->fs, n->dir, &names, &count, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < count && r == 0; i++) {
+        CLEANUP_FREE char *to = dr_path_sibling(n->final, names[i]);
+        struct dr_file_id id;
+        if (to && n->fs->ops->identify(n->fs, to, &id, NULL) == 0)
+            r = dr_fail(err, EEXIST, "%s: exists already", to);
+    }
+    dr_ops_free_names(names, count);
+    return r;
+}
+
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
 {
-    int r = dr_new_move_all(n->fs, n->dir, n->final, n->durable, err);
+    int r = n->no_replace ? refuse_clobber(n, err) : 0;
+    if (r == 0)
+        r = dr_new_move_all(n->fs, n->dir, n->final, n->durable, err);
     if (r < 0) /* what was moved belongs to no descriptor yet; recover finishes or undoes it */
         dr_new_remove_all(n->fs, n->dir, NULL);
     forget(n);

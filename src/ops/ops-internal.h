@@ -45,6 +45,7 @@ struct dr_new_image {
     char *path;          /* dir/NAME: where it is made */
     struct dr_file *old; /* what has the place now, locked against other users; or NULL */
     bool durable;        /* make the names durable */
+    bool no_replace;     /* nothing that is there gives way */
 };
 
 /* flags: enum dr_open_flag: NO_LOCK, NO_FLUSH. On failure nothing is left; else end with

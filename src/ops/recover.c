@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* recover: find what was interrupted at a disk, say so, and finish or undo it. */
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+struct recover {
+    struct dr_fs *fs;
+    const char *path;
+    struct dr_open_options options;
+    bool dry_run;
+    void (*report)(void *user, const char *line);
+    void *user;
+    unsigned found;
+};
+
+static void say(struct recover *rc, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void say(struct recover *rc, const char *fmt, ...)
+{
+    char line[2048];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof(line), fmt, ap);
+    va_end(ap);
+    rc->found++;
+    if (rc->report)
+        rc->report(rc->user, line);
+}
+
+/* ------------------------------------------------------------------ leftovers in the directory */
+
+/* Is somebody still at work on it? */
+static bool in_use(struct recover *rc, const char *path)
+{
+    CLEANUP_FILE struct dr_file *file = NULL;
+    int r = dr_file_open(rc->fs, path, DR_FILE_RDWR, &file, NULL);
+    return r == -EAGAIN || r == -EBUSY;
+}
+
+static int temporary_file(struct recover *rc, const char *path, struct dr_error *err)
+{
+    if (in_use(rc, path))
+        return 0;
+    say(rc, "%s: left by an interrupted replacement%s", path, rc->dry_run ? "" : ": removed");
+    return rc->dry_run ? 0 : rc->fs->ops->unlink(rc->fs, path, err);
+}
+
+static bool dir_in_use(struct recover *rc, const char *dir, char *const *names, size_t n)
+{
+    bool busy = false;
+    for (size_t i = 0; i < n && !busy; i++) {
+        CLEANUP_FREE char *path = dr_path_join(dir, names[i]);
+        busy = path && in_use(rc, path);
+    }
+    return busy;
+}
+
+/* When its main file is there but does not find its other files, these have been moved already: all
+ * was complete then, and the rest can follow. */
+static bool is_half_moved(struct recover *rc, const char *dir, const char *of)
+{
+    CLEANUP_FREE char *path = dr_path_join(dir, of);
+    CLEANUP_IMAGE struct dr_image *image = NULL;
+    struct dr_file_id id;
+    if (!path || rc->fs->ops->identify(rc->fs, path, &id, NULL) < 0)
+        return false;
+    unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
+    return dr_image_open(rc->fs, path, NULL, flags, &image, NULL) == -ENOENT;
+}
+
+static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
+{
+    CLEANUP_FREE char *final = dr_path_sibling(rc->path, of);
+    char **names;
+    size_t n;
+    int r = final ? dr_ops_list(rc->fs, dir, &names, &n, err)
+                  : dr_fail(err, ENOMEM, "%s: out of memory", dir);
+    if (r < 0)
+        return r;
+    bool busy = dir_in_use(rc, dir, names, n);
+    dr_ops_free_names(names, n);
+    if (busy)
+        return 0;
+    bool finish = is_half_moved(rc, dir, of);
+    say(rc, "%s: left by the interrupted making of %s%s", dir, final,
+        rc->dry_run ? ""
+        : finish    ? ": finished"
+                    : ": removed");
+    if (rc->dry_run)
+        return 0;
+    return finish ? dr_new_move_all(rc->fs, dir, final, true, err)
+                  : dr_new_remove_all(rc->fs, dir, err);
+}
+
+/* "disk" of disk.vmdk, disk-000001.vmdk, disk-s001.vmdk: what belongs to one family by its name. */
+static bool same_family(const char *a, const char *b)
+{
+    size_t n = strcspn(a, ".");
+    const char *dash = memchr(a, '-', n);
+    if (dash)
+        n = (size_t)(dash - a);
+    return strncmp(a, b, n) == 0 && (b[n] == '.' || b[n] == '-' || b[n] == 0);
+}
+
+static int leftover(struct recover *rc, const char *name, struct dr_error *err)
+{
+    CLEANUP_FREE char *of = NULL;
+    CLEANUP_FREE char *path = dr_path_sibling(rc->path, name);
+    if (!path)
+        return dr_fail(err, ENOMEM, "%s: out of memory", rc->path);
+    bool dir = dr_new_is_leftover(name, &of);
+    if (!dir && !dr_replace_is_leftover(name, &of))
+        return 0;
+    if (!of || !same_family(dr_path_basename(rc->path), of))
+        return 0;
+    return dir ? private_dir(rc, path, of, err) : temporary_file(rc, path, err);
+}
+
+static int leftovers(struct recover *rc, struct dr_error *err)
+{
+    CLEANUP_FREE char *dir = dr_path_dirname(rc->path);
+    char **names;
+    size_t n;
+    int r = dir ? dr_ops_list(rc->fs, dir, &names, &n, err)
+                : dr_fail(err, ENOMEM, "%s: out of memory", rc->path);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = leftover(rc, names[i], err);
+    dr_ops_free_names(names, n);
+    return r;
+}
+
+/* ------------------------------------------------------------------ images that were not closed */
+
+/* Opening for writing mends the metadata. */
+static int mend(struct recover *rc, const char *path, const char *format, struct dr_error *err)
+{
+    struct dr_image *image;
+    unsigned flags = (rc->options.flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH)) | DR_OPEN_RDWR |
+                     DR_OPEN_UNCHANGED;
+    int r = dr_image_open(rc->fs, path, format, flags, &image, err);
+    return r < 0 ? r : dr_image_unref(image, err);
+}
+
+static int teach_parent_id(struct recover *rc, const char *path, const char *format, uint32_t id,
+                           struct dr_error *err)
+{
+    struct dr_image *image;
+    unsigned flags = (rc->options.flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH)) | DR_OPEN_RDWR |
+                     DR_OPEN_UNCHANGED;
+    int r = dr_image_open(rc->fs, path, format, flags, &image, err);
+    if (r < 0)
+        return r;
+    r = image->fmt->set_parent_id(image, id, err);
+    int closed = dr_image_unref(image, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
+struct finding {
+    char *path;
+    const char *format;
+    bool unclean, stale_id;
+    uint32_t id; /* the parent's */
+};
+
+static bool parent_moved_on(const struct dr_image *child, const struct dr_image *parent,
+                            uint32_t *id)
+{
+    unsigned flag = DR_FORMAT_CONTENT_ID;
+    if (!(child->fmt->flags & flag) || !(parent->fmt->flags & flag) || !parent->fmt->id ||
+        !child->fmt->parent_id || !child->fmt->set_parent_id)
+        return false;
+    *id = parent->fmt->id(parent);
+    return child->fmt->parent_id(child) != *id;
+}
+
+/* Looked at with the chain open, mended after it is closed: the locks exclude each other. */
+static size_t look(const struct dr_chain *chain, struct finding *all)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < chain->n; i++) {
+        const struct dr_image *image = chain->images[i];
+        struct finding f = {.format = image->fmt->name, .unclean = image->unclean};
+        if (i + 1 < chain->n)
+            f.stale_id = parent_moved_on(image, chain->images[i + 1], &f.id);
+        if (!f.unclean && !f.stale_id)
+            continue;
+        f.path = strdup(image->path);
+        if (f.path)
+            all[n++] = f;
+    }
+    return n;
+}
+
+static int settle(struct recover *rc, const struct finding *f, struct dr_error *err)
+{
+    const char *done = rc->dry_run ? "" : ": mended";
+    int r = 0;
+    if (f->unclean) {
+        say(rc, "%s: was not closed after writing%s", f->path, done);
+        if (!rc->dry_run)
+            r = mend(rc, f->path, f->format, err);
+    }
+    if (f->stale_id && r == 0) {
+        say(rc, "%s: a commit into its parent was interrupted; the disk reads as before%s", f->path,
+            rc->dry_run ? "" : ", its record of the parent is mended, commit again to finish");
+        if (!rc->dry_run)
+            r = teach_parent_id(rc, f->path, f->format, f->id, err);
+    }
+    return r;
+}
+
+static int images(struct recover *rc, struct dr_error *err)
+{
+    struct dr_disk *disk;
+    struct dr_open_options open = rc->options;
+    open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
+    int r = dr_open_fs(rc->fs, rc->path, &open, &disk, err);
+    if (r < 0)
+        return r;
+    struct finding *all = calloc(disk->chain->n, sizeof(*all));
+    size_t n = all ? look(disk->chain, all) : 0;
+    r = dr_close(disk, err);
+    if (!all)
+        return dr_fail(err, ENOMEM, "%s: out of memory", rc->path);
+    for (size_t i = n; i-- > 0;) { /* parents first */
+        if (r == 0)
+            r = settle(rc, &all[i], err);
+        free(all[i].path);
+    }
+    free(all);
+    return r;
+}
+
+int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+                  bool dry_run, void (*report)(void *user, const char *line), void *user,
+                  unsigned *found, struct dr_error *err)
+{
+    struct recover rc = {
+        .fs = fs, .path = path, .dry_run = dry_run, .report = report, .user = user};
+    struct dr_file_id id;
+    if (options)
+        rc.options = *options;
+    int r = leftovers(&rc, err);
+    /* of a disk that was never finished only leftovers can be there */
+    bool gone = r == 0 && rc.found > 0 && fs->ops->identify(fs, path, &id, NULL) == -ENOENT;
+    if (r == 0 && !gone)
+        r = images(&rc, err);
+    if (found)
+        *found = rc.found;
+    return r;
+}
+
+int dr_recover(const char *path, const struct dr_open_options *options, bool dry_run,
+               void (*report)(void *user, const char *line), void *user, unsigned *found,
+               struct dr_error *err)
+{
+    return dr_recover_fs(dr_fs_posix(), path, options, dry_run, report, user, found, err);
+}

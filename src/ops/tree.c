@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* tree: which images of a directory belong together. */
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+struct tree {
+    struct dr_fs *fs;
+    const struct dr_open_options *options;
+    struct dr_scan scan;
+    bool *placed; /* by scan index */
+    size_t asked;
+    struct dr_tree_node *nodes;
+    size_t n;
+};
+
+/* ------------------------------------------------------------------ scan */
+
+/* The asked image, everything next to it, and its ancestors wherever they are. */
+static int look_around(struct tree *t, const char *path, struct dr_error *err)
+{
+    struct dr_file_id id;
+    int r = t->fs->ops->identify(t->fs, path, &id, err);
+    if (r == 0)
+        r = dr_scan_file(&t->scan, t->fs, path, t->options, err);
+    if (r < 0)
+        return r;
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    if (!dir)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    r = dr_scan_dir(&t->scan, t->fs, dir, t->options, err);
+    t->asked = dr_scan_find(&t->scan, id);
+    if (r == 0 && t->asked == t->scan.n)
+        return dr_fail(err, EINVAL, "%s: is not a file that can be read", path);
+    size_t at = t->asked;
+    for (int depth = 0; r == 0 && depth < DR_CHAIN_MAX && t->scan.all[at].backing_path; depth++) {
+        struct dr_file_id up = t->scan.all[at].backing_id;
+        r = dr_scan_file(&t->scan, t->fs, t->scan.all[at].backing_path, t->options, err);
+        at = dr_scan_find(&t->scan, up);
+        if (at == t->scan.n)
+            break;
+    }
+    return r;
+}
+
+static size_t parent_of(const struct tree *t, size_t i)
+{
+    const struct dr_scan_entry *e = &t->scan.all[i];
+    return e->backing_path ? dr_scan_find(&t->scan, e->backing_id) : t->scan.n;
+}
+
+static size_t root_of(const struct tree *t, size_t i)
+{
+    for (int depth = 0; depth < DR_CHAIN_MAX; depth++) {
+        size_t up = parent_of(t, i);
+        if (up == t->scan.n || up == t->asked)
+            break;
+        i = up;
+    }
+    return i;
+}
+
+/* ------------------------------------------------------------------ nodes */
+
+/* Does it open with its parents? Raw files need not be tried. */
+static char *problem_of(const struct tree *t, const struct dr_scan_entry *e)
+{
+    struct dr_open_options open = {.flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK};
+    struct dr_error why = DR_ERROR_INIT;
+    struct dr_disk *disk = NULL;
+    if (e->problem)
+        return strdup(e->problem);
+    if (!e->fmt || (e->fmt->flags & DR_FORMAT_NO_PROBE))
+        return NULL;
+    open.format = e->fmt->name;
+    if (t->options) {
+        open.allow_paths = t->options->allow_paths;
+        open.flags |= t->options->flags & DR_OPEN_ANY_PATH;
+    }
+    int r = dr_open_fs(t->fs, e->path, &open, &disk, &why);
+    dr_close(disk, NULL);
+    return r < 0 ? strdup(why.text) : NULL;
+}
+
+static void measure_raw(const struct tree *t, const struct dr_scan_entry *e,
+                        struct dr_tree_node *node)
+{
+    struct dr_image *image;
+    unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
+    if (!e->fmt || dr_image_open(t->fs, e->path, e->fmt->name, flags, &image, NULL) < 0)
+        return;
+    node->size = image->size;
+    dr_ops_disk_size(image, &node->disk_size, NULL);
+    dr_image_unref(image, NULL);
+}
+
+static int add_node(struct tree *t, size_t i, size_t parent, struct dr_error *err)
+{
+    const struct dr_scan_entry *e = &t->scan.all[i];
+    struct dr_tree_node *node = &t->nodes[t->n];
+    *node = (struct dr_tree_node){
+        .path = strdup(e->path),
+        .format = strdup(e->fmt ? e->fmt->name : "unknown"),
+        .size = e->size,
+        .disk_size = e->disk_size,
+        .problem = problem_of(t, e),
+        .asked = i == t->asked,
+        .parent = parent,
+    };
+    t->n++;
+    t->placed[i] = true;
+    if (!node->path || !node->format)
+        return dr_fail(err, ENOMEM, "out of memory for the tree");
+    if (e->fmt && (e->fmt->flags & DR_FORMAT_NO_PROBE))
+        measure_raw(t, e, node);
+    return 0;
+}
+
+/* Children in the order of their names, each followed by its own; depth is bounded by `placed`. */
+static int add_family(struct tree *t, size_t i, size_t parent, struct dr_error *err)
+{
+    size_t self = t->n;
+    int r = add_node(t, i, parent, err);
+    for (size_t c = 0; r == 0 && c < t->scan.n; c++)
+        if (!t->placed[c] && dr_scan_is_child(&t->scan.all[c], t->scan.all[i].id))
+            r = add_family(t, c, self, err);
+    return r;
+}
+
+static int by_path(const void *a, const void *b)
+{
+    return strcmp(((const struct dr_scan_entry *)a)->path, ((const struct dr_scan_entry *)b)->path);
+}
+
+static int build(struct tree *t, const char *path, struct dr_error *err)
+{
+    int r = look_around(t, path, err);
+    if (r < 0)
+        return r;
+    struct dr_file_id asked = t->scan.all[t->asked].id;
+    qsort(t->scan.all, t->scan.n, sizeof(*t->scan.all), by_path);
+    t->asked = dr_scan_find(&t->scan, asked);
+    t->placed = calloc(t->scan.n, sizeof(*t->placed));
+    t->nodes = calloc(t->scan.n, sizeof(*t->nodes));
+    if (!t->placed || !t->nodes)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    return add_family(t, root_of(t, t->asked), SIZE_MAX, err);
+}
+
+int dr_tree_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+               struct dr_tree_node **nodes, size_t *n, struct dr_error *err)
+{
+    struct tree t = {.fs = fs, .options = options};
+    int r = build(&t, path, err);
+    dr_scan_free(&t.scan);
+    free(t.placed);
+    if (r < 0) {
+        dr_tree_free(t.nodes, t.n);
+        return r;
+    }
+    *nodes = t.nodes;
+    *n = t.n;
+    return 0;
+}
+
+int dr_tree(const char *path, const struct dr_open_options *options, struct dr_tree_node **nodes,
+            size_t *n, struct dr_error *err)
+{
+    return dr_tree_fs(dr_fs_posix(), path, options, nodes, n, err);
+}
+
+void dr_tree_free(struct dr_tree_node *nodes, size_t n)
+{
+    for (size_t i = 0; nodes && i < n; i++) {
+        free(nodes[i].path);
+        free(nodes[i].format);
+        free(nodes[i].problem);
+    }
+    free(nodes);
+}
