@@ -180,13 +180,13 @@ static int fill_text(void *user, struct dr_file *tmp, struct dr_error *err)
 
 static int store_by_rename(struct dr_image *image, struct vmdk_desc *d, struct dr_error *err)
 {
-    struct dr_file *old = image->files[0], *fresh;
+    struct dr_file *old = image->files[0], *fresh = NULL;
     int r = dr_replace(image->fs, old->path, old, fill_text, d, &fresh, err);
-    if (r < 0)
-        return r;
-    image->files[0] = fresh;
-    dr_file_unref(old);
-    return 0;
+    if (fresh) { /* it has the name, even if that could not be made durable */
+        image->files[0] = fresh;
+        dr_file_unref(old);
+    }
+    return r;
 }
 
 /* ------------------------------------------------------------------ all together */
