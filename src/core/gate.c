@@ -88,9 +88,12 @@ int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool 
     CLEANUP_FREE char *own = NULL;
     const char *from[2] = {path, NULL};
     *inside = false;
-    int r = fs->ops->realpath(fs, path, &own, err);
+    int r = fs->ops->realpath(fs, path, &own, NULL);
+    if (r < 0 && r != -ENOENT) /* a new image is not there yet: its directory counts */
+        return fs->ops->realpath(fs, path, &own, err);
     from[1] = own;
-    for (int i = 0; r == 0 && i < 2 && !*inside; i++) {
+    r = 0;
+    for (int i = 0; r == 0 && i < 2 && from[i] && !*inside; i++) {
         CLEANUP_FREE char *dir = dr_path_dirname(from[i]);
         CLEANUP_FREE char *real_dir = NULL;
         if (!dir)
