@@ -262,7 +262,16 @@ static int batch_finish(struct batch *batch, struct dr_error *err)
     return r;
 }
 
-/* image->lock held. Adds a reservation for [off, off+len), inside one unit. */
+static int reserve_failed(const struct dr_image *image, int r, uint64_t off, struct dr_error *err)
+{
+    if (r == -ENOTSUP) /* a question answered, not a failure */
+        return r;
+    return dr_fail_errno(err, -r, "%s: cannot reserve space for guest offset %llu", image->path,
+                         (unsigned long long)off);
+}
+
+/* image->lock held. Adds a reservation for [off, off+len), inside one unit. -EAGAIN: a flush is
+ * needed that the pins of this batch might hold up: finish it first. */
 static int batch_reserve(struct batch *batch, uint64_t off, uint64_t len, enum dr_want want,
                          struct dr_error *err)
 {
@@ -275,8 +284,11 @@ static int batch_reserve(struct batch *batch, uint64_t off, uint64_t len, enum d
             batch->n++;
             return 0;
         }
-        if (rc == -EAGAIN)
-            rc = dr_image_satisfy(image, off, err);
+        if (rc != -EAGAIN)
+            return reserve_failed(image, rc, off, err);
+        if (image->need.kind == DR_NEED_FLUSH && batch->n > 0)
+            return -EAGAIN;
+        rc = dr_image_satisfy(image, off, err);
         if (rc < 0)
             return rc;
     }
@@ -428,6 +440,8 @@ static int collect(struct batch *batch, const struct change *c, uint64_t off, ui
                     (struct step){.action = ACT_IN_PLACE, .ext = ext, .done = dr_min(len, ext.len)};
             return 0;
         }
+        if (r == -EAGAIN)
+            return 0;
         if (r < 0)
             return r;
         cur += len;
