@@ -125,6 +125,8 @@ static int ask_backing(struct create *c, const struct cli_args *args)
 
     if (!c->backing || (c->unsafe && c->backing_format))
         return 0;
+    if (!c->backing_format && c->cli->role == CLI_DROVER) /* the library knows what is needed */
+        return 0;
     if (c->unsafe) {
         cli_error(c->cli, "%s: Backing file specified without backing format", c->path);
         return 1;

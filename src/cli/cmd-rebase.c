@@ -48,10 +48,11 @@ static int get_options(const struct cli *cli, const struct cli_args *args,
         cli_error(cli, "Invalid format name: '%s'", o->backing_format);
         return 1;
     }
-    if (o->backing[0] && !o->backing_format) {
+    /* Of ours the library knows which formats leave no choice. */
+    if (o->backing[0] && !o->backing_format && cli->role != CLI_DROVER) {
         cli_error(cli,
-                  "Could not change the backing file to '%s': backing format must be specified%s",
-                  o->backing, cli->role == CLI_DROVER ? " (-F FMT)" : "");
+                  "Could not change the backing file to '%s': backing format must be specified",
+                  o->backing);
         return 1;
     }
     return 0;

@@ -133,6 +133,8 @@ struct dr_format {
     const char *name;
     unsigned flags; /* enum dr_format_flag */
     const struct dr_option_help *create_options;
+    const char
+        *parent_format; /* the only format its parents can have; NULL = any, so it must be told */
     const char *snapshot_suffix; /* external snapshot names: "vmdk" → X-000001.vmdk */
 
     /* buf: the first len bytes of the file (up to 4 KiB, fewer if it is shorter). 0 = not mine,

@@ -5,10 +5,10 @@
 
 /* The backing image as the new one will see it: named relative to where that will stand. */
 static int open_backing(struct dr_fs *fs, const char *path, const struct dr_create_options *o,
-                        struct dr_disk **disk, struct dr_error *err)
+                        const char *format, struct dr_disk **disk, struct dr_error *err)
 {
     struct dr_open_options open = {
-        .format = o->backing_format,
+        .format = format,
         .flags = o->flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH),
     };
     CLEANUP_FREE char *where = dr_ops_resolve(path, o->backing);
@@ -38,22 +38,22 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
     const char *name = o->backing && *o->backing ? o->backing : NULL;
     unsigned need = DR_FORMAT_CREATE | (name ? DR_FORMAT_BACKING : 0u);
     const struct dr_format *fmt = dr_ops_format(o->format, need, err);
+    const char *format = NULL;
     uint64_t size = 0;
 
     if (!fmt)
         return err ? -err->errnum : -EINVAL;
-    int r = name && !o->unsafe ? open_backing(fs, path, o, &backing, err) : 0;
+    int r = name ? dr_ops_parent_format(fmt, path, name, o->backing_format, &format, err) : 0;
+    if (r == 0 && name && !o->unsafe)
+        r = open_backing(fs, path, o, format, &backing, err);
     if (r == 0)
         r = choose_size(path, o, backing, &size, err);
     if (r == 0)
         r = dr_new_begin(&fresh, fs, path, o->no_replace, o->flags, err);
     if (r < 0)
         return r;
-    const char *backing_format = o->backing_format || !backing ? o->backing_format
-                                                               : dr_image_format(backing, 0);
     r = dr_new_create(fs, fresh.path, fmt, size, o->pairs, o->n_pairs,
-                      backing ? backing->chain->images[0] : NULL, name, backing_format, o->flags,
-                      err);
+                      backing ? backing->chain->images[0] : NULL, name, format, o->flags, err);
     return r < 0 ? r : dr_new_publish(&fresh, err);
 }
 

@@ -111,6 +111,11 @@ static inline bool dr_scan_is_child(const struct dr_scan_entry *e, struct dr_fil
 /* The format by this name, or a failure that lists the ones there are. need: enum dr_format_flag.
  */
 const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr_error *err);
+/* In which format an image of format fmt opens a parent: as given, or the only one there can be. A
+ * parent is never probed: what a guest wrote into a raw one would decide. -EINVAL: it must be told.
+ */
+int dr_ops_parent_format(const struct dr_format *fmt, const char *path, const char *parent,
+                         const char *given, const char **format, struct dr_error *err);
 /* enum dr_file_flag for enum dr_open_flag, as far as new files are concerned. */
 unsigned dr_ops_file_flags(unsigned open_flags);
 /* Malloc'ed list of names in a directory, sorted; free with dr_ops_free_names. */

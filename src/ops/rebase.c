@@ -90,11 +90,13 @@ static int look_for_loop(const struct rebase *rb, const struct dr_open_options *
 static int open_parent(struct rebase *rb, struct dr_error *err)
 {
     struct dr_open_options open = rb->o->open;
-    open.format = rb->o->backing_format;
     open.backing = open.backing_format = NULL;
     open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_BACKING);
     open.flags |= rb->o->force_share ? DR_OPEN_FORCE_SHARE : 0u;
-    int r = dr_gate_check(rb->fs, rb->path, rb->where, &open, err);
+    int r = dr_ops_parent_format(overlay(rb)->fmt, rb->path, rb->name, rb->o->backing_format,
+                                 &open.format, err);
+    if (r == 0)
+        r = dr_gate_check(rb->fs, rb->path, rb->where, &open, err);
     if (r == 0)
         r = find_in_chain(rb, err);
     if (r < 0 || rb->above)
@@ -111,9 +113,9 @@ static int open_parent(struct rebase *rb, struct dr_error *err)
 
 static const char *recorded_format(const struct rebase *rb)
 {
-    if (!rb->name || rb->o->backing_format || !new_parent(rb))
+    if (!rb->name || rb->o->backing_format)
         return rb->name ? rb->o->backing_format : NULL;
-    return new_parent(rb)->fmt->name;
+    return overlay(rb)->fmt->parent_format;
 }
 
 static int set_backing(struct rebase *rb, unsigned flags, struct dr_error *err)

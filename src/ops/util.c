@@ -23,6 +23,16 @@ const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr
     return fmt;
 }
 
+int dr_ops_parent_format(const struct dr_format *fmt, const char *path, const char *parent,
+                         const char *given, const char **format, struct dr_error *err)
+{
+    *format = given ? given : fmt->parent_format;
+    if (*format)
+        return 0;
+    return dr_fail(err, EINVAL, "%s: backing format must be specified for '%s' (-F FMT)", path,
+                   parent);
+}
+
 unsigned dr_ops_file_flags(unsigned open_flags)
 {
     return (open_flags & DR_OPEN_NO_LOCK ? DR_FILE_NO_LOCK : 0) |

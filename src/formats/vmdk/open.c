@@ -296,6 +296,7 @@ const struct dr_format dr_format_vmdk = {
     .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_CONTENT_ID |
              DR_FORMAT_PUNCH_FREED,
     .create_options = vmdk_create_options,
+    .parent_format = "vmdk",
     .snapshot_suffix = "vmdk",
     .probe = vmdk_probe,
     .open = vmdk_open,
