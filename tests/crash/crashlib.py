@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Chains to be crashed, the operations that are, and how to look at what is left."""
+import os
+import random
+import shutil
+import subprocess
+
+MIB = 1 << 20
+DROVER = os.environ.get('DROVER', 'drover')
+SEED = int(os.environ.get('DROVER_SEED', '20091211'))
+SOAK = max(1, int(os.environ.get('DROVER_SOAK', '1')))
+HAVE_QEMU = shutil.which('qemu-img') is not None
+
+
+def run(*argv, ok=True, **kw):
+    done = subprocess.run([str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, check=False, **kw)
+    if ok:
+        assert done.returncode == 0, f'{argv}: {done.returncode}\n{done.stdout}{done.stderr}'
+    return done
+
+
+def drover(*argv, **kw):
+    return run(DROVER, *argv, **kw)
+
+
+def write(path, fmt, ranges):
+    """ranges: (pattern or None for zeros, offset, length)."""
+    argv = []
+    for pattern, off, length in ranges:
+        how = 'write -z' if pattern is None else f'write -P {pattern}'
+        argv += ['-c', f'{how} {off} {length}']
+    drover('io', '-f', fmt, *argv, path)
+
+
+def some_ranges(rnd, size, n):
+    out = []
+    for _ in range(n):
+        length = rnd.choice((512, 4096, 10000, 65536, 200000))
+        off = rnd.randrange(0, size - length) // 512 * 512
+        out.append((rnd.choice((None, rnd.randrange(1, 256))), off, length // 512 * 512))
+    return out
+
+
+class Chain:
+    """base <- mid <- top, and other: a disk of its own, alike in part."""
+
+    def __init__(self, where, subformat='monolithicSparse', size=3 * MIB, mid_size=None,
+                 sibling=False):
+        self.dir, self.size, self.subformat = os.path.join(where, 'chain'), size, subformat
+        os.makedirs(self.dir)
+        rnd = random.Random(SEED)
+        self.make('base.vmdk', size)
+        common = some_ranges(rnd, size, 5)
+        write(self.path('base.vmdk'), 'vmdk', common + some_ranges(rnd, size, 3))
+        self.make('mid.vmdk', mid_size or size, 'base.vmdk')
+        write(self.path('mid.vmdk'), 'vmdk', some_ranges(rnd, mid_size or size, 4))
+        self.make('top.vmdk', size, 'mid.vmdk')
+        write(self.path('top.vmdk'), 'vmdk', some_ranges(rnd, size, 4))
+        self.make('other.vmdk', size)
+        write(self.path('other.vmdk'), 'vmdk', common + some_ranges(rnd, size, 3))
+        if sibling:
+            self.make('sibling.vmdk', size, 'mid.vmdk')
+        self.expected = os.path.join(where, 'expected.raw')
+        drover('convert', '-f', 'vmdk', '-O', 'raw', self.path('top.vmdk'), self.expected)
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def make(self, name, size, backing=None):
+        more = ['-b', backing, '-F', 'vmdk'] if backing else []
+        drover('create', '-q', '-f', 'vmdk', '-o', f'subformat={self.subformat}', *more,
+               self.path(name), str(size))
+
+
+class Operation:
+    """argv: with {d} for the directory. result: a further image that, where it exists, must be
+    whole."""
+
+    def __init__(self, name, *argv, result=None, chain=None, other_tools=True):
+        self.name, self.argv, self.result = name, argv, result
+        self.chain, self.other_tools = chain or {}, other_tools
+
+    def command(self, directory):
+        return [DROVER] + [a.replace('{d}', directory) for a in self.argv]
+
+
+SPLIT = {'subformat': 'twoGbMaxExtentSparse'}
+OPERATIONS = [
+    Operation('rebase', 'rebase', '-b', 'other.vmdk', '-F', 'vmdk', '{d}/top.vmdk'),
+    Operation('rebase-split', 'rebase', '-b', 'other.vmdk', '-F', 'vmdk', '{d}/top.vmdk',
+              chain=SPLIT),
+    Operation('rebase-onto-grandparent', 'rebase', '-b', 'base.vmdk', '-F', 'vmdk',
+              '{d}/top.vmdk'),
+    Operation('rebase-shorter', 'rebase', '-b', 'base.vmdk', '-F', 'vmdk', '{d}/top.vmdk',
+              chain={'mid_size': MIB}),
+    Operation('flatten', 'rebase', '-b', '', '{d}/top.vmdk'),
+    Operation('drop-equal', 'rebase', '--drop-equal', '-b', 'other.vmdk', '-F', 'vmdk',
+              '{d}/top.vmdk'),
+    Operation('commit', 'commit', '{d}/top.vmdk', other_tools=False),
+    Operation('commit-keep', 'commit', '-d', '{d}/top.vmdk', other_tools=False),
+    Operation('commit-two', 'commit', '-b', 'base.vmdk', '{d}/top.vmdk', other_tools=False),
+    Operation('commit-split', 'commit', '{d}/top.vmdk', chain=SPLIT, other_tools=False),
+    Operation('stream', 'stream', '{d}/top.vmdk'),
+    Operation('stream-to-base', 'stream', '--base', 'base.vmdk', '{d}/top.vmdk'),
+    Operation('stream-split', 'stream', '{d}/top.vmdk', chain=SPLIT),
+    Operation('snapshot', 'snapshot', '-c', '{d}/top.vmdk', result='top-000001.vmdk'),
+    Operation('snapshot-split', 'snapshot', '-c', '{d}/top.vmdk', result='top-000001.vmdk',
+              chain=SPLIT),
+    Operation('convert', 'convert', '-f', 'vmdk', '-O', 'vmdk', '{d}/top.vmdk', '{d}/out.vmdk',
+              result='out.vmdk'),
+    Operation('convert-raw', 'convert', '-f', 'vmdk', '-O', 'raw', '{d}/top.vmdk', '{d}/out.raw',
+              result='out.raw'),
+    Operation('convert-split', 'convert', '-f', 'vmdk', '-O', 'vmdk', '-o',
+              'subformat=twoGbMaxExtentSparse', '{d}/top.vmdk', '{d}/out.vmdk',
+              result='out.vmdk'),
+]
+
+
+def format_of(name):
+    return name.rsplit('.', 1)[1]
+
+
+def differs(expected, directory, name, tool=DROVER):
+    """None, or how the guest's view of an image differs."""
+    argv = [tool, 'compare', '-f', 'raw', '-F', format_of(name), expected,
+            os.path.join(directory, name)]
+    done = run(*argv, ok=False)
+    return None if done.returncode == 0 else f'{done.returncode} {done.stdout}{done.stderr}'
+
+
+def problem(op, expected, directory):
+    """What is wrong with a directory in which op was cut off, or None."""
+    why = differs(expected, directory, 'top.vmdk')
+    if not why and op.result and os.path.exists(os.path.join(directory, op.result)):
+        why = differs(expected, directory, op.result)
+    return why
+
+
+def finish(op, expected, directory):
+    """Run op again, to its end; None or what is wrong then."""
+    done = run(*op.command(directory), ok=False, cwd=directory)
+    if done.returncode != 0:
+        return f'the rerun failed: {done.returncode} {done.stderr}'
+    why = problem(op, expected, directory)
+    if why:
+        return f'after the rerun: {why}'
+    done = drover('check', '-f', 'vmdk', os.path.join(directory, 'top.vmdk'), ok=False)
+    return None if done.returncode == 0 else f'check: {done.returncode} {done.stdout}{done.stderr}'
