@@ -7,8 +7,10 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 sys.dont_write_bytecode = True
 
+import replay  # noqa: E402  pylint: disable=wrong-import-position
+
 
 @pytest.fixture(autouse=True)
 def needs_preload():
-    if not os.path.exists(os.environ.get('DROVER_PRELOAD', '')):
-        pytest.skip('DROVER_PRELOAD does not name the recorder (run by meson)')
+    if not os.path.exists(replay.PRELOAD):
+        pytest.skip(f'the recorder is not built ({replay.PRELOAD})')

@@ -19,7 +19,9 @@ CREATE, WRITE, TRUNCATE, PUNCH, ZERO, GROW, FLUSH, RENAME, UNLINK, MKDIR, RMDIR,
 KINDS = ('', 'create', 'write', 'truncate', 'punch', 'zero', 'grow', 'flush', 'rename', 'unlink',
          'mkdir', 'rmdir', 'link', 'flush directory')
 SECTOR = 512
-PRELOAD = os.environ.get('DROVER_PRELOAD', '')
+PRELOAD = os.environ.get('DROVER_PRELOAD') or os.path.join(
+    os.path.dirname(os.path.realpath(os.environ.get('DROVER', 'build/drover'))),
+    'tests/crash/libdrover-preload.so')
 
 
 def environment(watch, **more):

@@ -299,13 +299,15 @@ int model_check(struct dr_fs *fs, const struct subject *s, unsigned fix,
 uint64_t model_seed(void)
 {
     const char *e = getenv("DROVER_SEED");
+    if (!e)
+        e = getenv("DROVER_TEST_SEED");
     return e ? strtoull(e, NULL, 0) : 20091211;
 }
 
 unsigned model_length(unsigned n)
 {
     const char *e = getenv("DROVER_SOAK");
-    unsigned long times = e ? strtoul(e, NULL, 0) : 1;
+    unsigned long times = e ? strtoul(e, NULL, 0) : getenv("DROVER_TEST_LONG") ? 20 : 1;
     return n * (unsigned)(times ? times : 1);
 }
 
