@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <inttypes.h>
 
+#include "base/bytes.h"
 #include "cli/commands.h"
 #include "cli/image.h"
 #include "cli/progress.h"
@@ -17,14 +18,15 @@ static const struct cli_option options[] = {
 
 enum { EXIT_SAME = 0, EXIT_DIFFER = 1, EXIT_NOT_OPENED = 2, EXIT_STATUS = 3, EXIT_READ = 4 };
 
-static int tell(const struct dr_compare_result *result, bool strict, bool quiet)
+/* common: the size of the shorter disk. Beyond it, what differs is the size. */
+static int tell(const struct dr_compare_result *result, uint64_t common, bool strict, bool quiet)
 {
     if (strict && result->size_differs) {
         if (!quiet)
             printf("Strict mode: Image size mismatch!\n");
         return EXIT_DIFFER;
     }
-    if (result->size_differs && !quiet)
+    if (result->size_differs && !quiet && (result->same || result->mismatch_off >= common))
         printf("Warning: Image size mismatch!\n");
     if (!result->same) {
         if (!quiet && result->strict_allocation)
@@ -71,7 +73,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (r < 0)
         code = cli_job_failed(&job, r, &err, EXIT_READ, "nothing was decided");
     else
-        code = tell(&result, strict, job.quiet);
+        code = tell(&result, dr_min(dr_size(a), dr_size(b)), strict, job.quiet);
     cli_job_end(&job);
     return code;
 }

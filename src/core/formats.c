@@ -25,7 +25,7 @@ DR_API int dr_format_option(const char *format, size_t index, struct dr_create_o
         return -EINVAL;
     for (const struct dr_option_help *o = fmt->create_options; o && o->name; o++) {
         if (index-- == 0) {
-            *option = (struct dr_create_option){o->name, o->type, o->help, NULL};
+            *option = (struct dr_create_option){o->name, o->type, o->help, o->initial};
             return 0;
         }
     }

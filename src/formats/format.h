@@ -92,6 +92,7 @@ struct dr_create_params {
 /* One row a -o option; the table ends with a NULL name. */
 struct dr_option_help {
     const char *name, *type, *help; /* type: "str" "size" "bool (on/off)" "num" */
+    const char *initial;            /* what create says when it is not given; NULL = nothing */
 };
 
 enum dr_set_backing_flag {

@@ -106,8 +106,8 @@ static int raw_info(struct dr_image *image, json_t *data, uint64_t *cluster_size
 enum raw_preallocation { RAW_OFF, RAW_FALLOC, RAW_FULL };
 
 static const struct dr_option_help raw_create_options[] = {
-    {"preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"},
-    {NULL, NULL, NULL},
+    {"preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)", NULL},
+    {NULL, NULL, NULL, NULL},
 };
 
 static int raw_option(const struct dr_option *option, enum raw_preallocation *mode,

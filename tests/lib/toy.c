@@ -136,10 +136,10 @@ static void toy_close(struct dr_image *image)
 /* ------------------------------------------------------------------ create */
 
 static const struct dr_option_help toy_options[] = {
-    {"data_file", "str", "name of a separate file for the data"},
-    {"l2_entries", "num", "entries in a level-2 table"},
-    {"clusters", "num", "no more than this many clusters in each file"},
-    {NULL, NULL, NULL},
+    {"data_file", "str", "name of a separate file for the data", NULL},
+    {"l2_entries", "num", "entries in a level-2 table", NULL},
+    {"clusters", "num", "no more than this many clusters in each file", NULL},
+    {NULL, NULL, NULL, NULL},
 };
 
 static int toy_header_fields(uint8_t *h, const struct dr_create_params *p, struct dr_error *err)

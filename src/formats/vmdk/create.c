@@ -16,16 +16,17 @@
 
 const struct dr_option_help vmdk_create_options[] = {
     {"adapter_type", "str",
-     "Virtual adapter type, can be one of ide (default), lsilogic, buslogic or legacyESX"},
-    {"compat6", "bool (on/off)", "VMDK version 6 image"},
-    {"hwversion", "str", "VMDK hardware version"},
+     "Virtual adapter type, can be one of ide (default), lsilogic, buslogic or legacyESX", NULL},
+    {"compat6", "bool (on/off)", "VMDK version 6 image", "off"},
+    {"hwversion", "str", "VMDK hardware version", "undefined"},
+    {"toolsversion", "str", "VMware guest tools version", NULL},
     {"subformat", "str",
      "VMDK flat extent format, can be one of {monolithicSparse (default) | monolithicFlat | "
-     "twoGbMaxExtentSparse | twoGbMaxExtentFlat | vmfs}"},
-    {"toolsversion", "str", "VMware guest tools version"},
+     "twoGbMaxExtentSparse | twoGbMaxExtentFlat | vmfs}",
+     NULL},
     {"zeroed_grain", "bool (on/off)",
-     "Enable efficient zero writes using the zeroed-grain GTE feature"},
-    {NULL, NULL, NULL},
+     "Enable efficient zero writes using the zeroed-grain GTE feature", NULL},
+    {NULL, NULL, NULL, NULL},
 };
 
 struct subformat {

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Called as qemu-img: the same output, byte for byte, and the same exit codes as the real one."""
+import json
+import re
+import shutil
+
+import pytest
+from conftest import same
+
+SUBFORMATS = ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"]
+
+
+def fill(t):
+    """raw.img, a.vmdk and its child c.vmdk, flat.vmdk, split.vmdk; made by the real tools."""
+    q = lambda *a: t.real("qemu-img", *a)
+    q("create", "-q", "raw.img", "1M")
+    q("create", "-q", "same.img", "1M")
+    q("create", "-q", "long.img", "2M")
+    q("create", "-q", "-f", "vmdk", "a.vmdk", "64M")
+    t.real("qemu-io", "-c", "write -P 1 0 1M", "-c", "write -P 2 10M 64k", "a.vmdk")
+    q("create", "-q", "-f", "vmdk", "-b", "a.vmdk", "-F", "vmdk", "c.vmdk")
+    t.real("qemu-io", "-c", "write -P 3 512k 128k", "-c", "write -z 10M 64k", "c.vmdk")
+    q("create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", "flat.vmdk", "10M")
+    t.real("qemu-io", "-c", "write -P 4 1M 1M", "flat.vmdk")
+    q("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", "split.vmdk", "3G")
+    t.real("qemu-io", "-c", "write -P 5 2047M 2M", "split.vmdk")
+    t.real("qemu-io", "-f", "raw", "-c", "write -P 6 64k 64k", "raw.img")
+
+
+READ_ONLY = [
+    ["info", "raw.img"], ["info", "-f", "raw", "raw.img"], ["info", "a.vmdk"], ["info", "c.vmdk"],
+    ["info", "flat.vmdk"], ["info", "split.vmdk"], ["info", "-f", "raw", "a.vmdk"], ["info", "-U", "c.vmdk"],
+    ["info", "--backing-chain", "c.vmdk"], ["info", "--backing-chain", "a.vmdk"],
+    ["info", "--output=json", "raw.img"], ["info", "--output=json", "a.vmdk"],
+    ["info", "--output=json", "c.vmdk"], ["info", "--output=json", "flat.vmdk"],
+    ["info", "--output=json", "split.vmdk"], ["info", "--output=human", "a.vmdk"],
+    ["info", "--backing-chain", "--output=json", "c.vmdk"],
+    ["info", "--image-opts", "driver=vmdk,file.filename=c.vmdk"],
+    ["info", "--image-opts", "driver=vmdk,file.driver=file,file.filename=c.vmdk"],
+    ["info", 'json:{"driver":"vmdk","file":{"driver":"file","filename":"c.vmdk"}}'],
+    ["info", "file:raw.img"],
+    ["info", "nope"], ["info", "."], ["info", "-f", "nope", "raw.img"], ["info", "--output=xml", "raw.img"],
+    ["info"], ["info", "a.vmdk", "c.vmdk"], ["info", "--image-opts", "-f", "vmdk", "driver=vmdk"],
+    ["info", "-Z"], ["info", "--nope"], [], ["nope"],
+    ["map", "raw.img"], ["map", "a.vmdk"], ["map", "c.vmdk"], ["map", "flat.vmdk"], ["map", "split.vmdk"],
+    ["map", "--output=json", "raw.img"], ["map", "--output=json", "a.vmdk"],
+    ["map", "--output=json", "c.vmdk"],
+    ["map", "--output=json", "split.vmdk"], ["map", "-f", "raw", "c.vmdk"],
+    ["map", "--output=json", "--start-offset=512k", "--max-length=1M", "c.vmdk"],
+    ["map", "--start-offset=512k", "--max-length=1M", "c.vmdk"], ["map"], ["map", "nope"],
+    ["map", "--start-offset=99M", "c.vmdk"], ["map", "--output=json", "--max-length=1", "c.vmdk"],
+    ["compare", "raw.img", "raw.img"], ["compare", "raw.img", "same.img"], ["compare", "same.img", "long.img"],
+    ["compare", "-s", "same.img", "long.img"], ["compare", "a.vmdk", "c.vmdk"], ["compare", "-p", "a.vmdk", "c.vmdk"],
+    ["compare", "-q", "a.vmdk", "c.vmdk"], ["compare", "-p", "a.vmdk", "a.vmdk"], ["compare", "-f", "raw", "raw.img", "a.vmdk"],
+    ["compare", "-f", "vmdk", "-F", "raw", "a.vmdk", "raw.img"], ["compare", "-s", "a.vmdk", "raw.img"],
+    ["compare", "nope", "c.vmdk"], ["compare", "c.vmdk", "nope"], ["compare", "a.vmdk"], ["compare", "a", "b", "c"],
+    ["compare", "-Z", "a", "b"], ["compare", "-U", "a.vmdk", "a.vmdk"], ["compare", "long.img", "same.img"],
+    ["compare", "split.vmdk", "raw.img"], ["compare", "flat.vmdk", "flat.vmdk"],
+    ["check", "raw.img"], ["check", "a.vmdk"], ["check", "c.vmdk"], ["check", "-q", "c.vmdk"], ["check", "flat.vmdk"],
+    ["check", "--output=json", "a.vmdk"], ["check", "--output=json", "raw.img"], ["check", "nope"],
+    ["check", "-r", "nope", "a.vmdk"], ["check"], ["check", "--output=xml", "a.vmdk"],
+    ["snapshot", "-l", "a.vmdk"], ["snapshot", "-c", "x", "a.vmdk"], ["snapshot", "-a", "x", "a.vmdk"],
+    ["snapshot", "-d", "x", "a.vmdk"], ["snapshot", "a.vmdk"], ["snapshot", "-c", "x", "-d", "y", "a.vmdk"],
+    ["snapshot", "-l", "nope"],
+    ["create"], ["create", "x"], ["create", "x", "1M", "2M"], ["create", "-f", "nope", "x", "1M"],
+    ["create", "-f", "vmdk", "x"], ["create", "-f", "vmdk", "-o", "nope=1", "x", "1M"],
+    ["create", "-f", "raw", "-b", "raw.img", "x"], ["create", "-f", "vmdk", "-b", "a.vmdk", "x"],
+    ["create", "-f", "vmdk", "-b", "nope.vmdk", "-F", "vmdk", "x"], 
+    ["convert"], ["convert", "a.vmdk"], ["convert", "nope", "x"], ["convert", "-O", "nope", "a.vmdk", "x"],
+    ["convert", "-n", "a.vmdk", "nope"], ["convert", "-S", "1", "a.vmdk", "x"], ["convert", "-S", "x", "a.vmdk", "x"],
+    ["convert", "-S", "32M", "a.vmdk", "x"], ["convert", "-m", "99", "a.vmdk", "x"], ["convert", "-m", "x", "a.vmdk", "x"],
+    ["convert", "-t", "nope", "a.vmdk", "x"], ["convert", "-T", "nope", "a.vmdk", "x"], ["convert", "-r", "x", "a.vmdk", "x"],
+    ["convert", "--target-is-zero", "a.vmdk", "x"], ["convert", "-B", "a.vmdk", "-O", "vmdk", "c.vmdk", "x"],
+    ["convert", "-f", "nope", "a.vmdk", "x"],
+    ["commit"], ["commit", "nope"], ["commit", "a.vmdk"], ["commit", "-b", "nope", "c.vmdk"], ["commit", "-t", "nope", "a.vmdk"],
+    ["commit", "-r", "x", "c.vmdk"],
+    ["rebase"], ["rebase", "c.vmdk"], ["rebase", "-b", "a.vmdk", "c.vmdk"], ["rebase", "-u", "-b", "a.vmdk", "c.vmdk"],
+    ["rebase", "-b", "a.vmdk", "-F", "nope", "c.vmdk"], ["rebase", "-b", "nope.vmdk", "-F", "vmdk", "c.vmdk"],
+    ["rebase", "-b", "a.vmdk", "-F", "vmdk", "nope"], ["rebase", "-T", "nope", "-b", "", "c.vmdk"],
+]
+
+
+def roughly(text):
+    """Without how often progress was shown; and the real one forgets a newline."""
+    return re.sub(r"(    \([\d.]+/100%\)\r)+", "PROGRESS", text).rstrip("\n")
+
+
+def name_of(args):
+    return " ".join(args) or "(nothing)"
+
+
+@pytest.mark.parametrize("args", READ_ONLY, ids=name_of)
+def test_prints_and_ends_as_qemu_img(t, args):
+    fill(t)
+    before = t.names()
+    ours = t.ours("qemu-img", *args)
+    assert t.names() == before
+    same(ours, t.real("qemu-img", *args), roughly)
+
+
+CREATE = [
+    ["x.img", "1M"], ["-q", "x.img", "1M"], ["-o", "size=2M", "x.img"], ["-f", "vmdk", "x.vmdk", "64M"],
+    *[["-f", "vmdk", "-o", f"subformat={s}", "x.vmdk", "1G"] for s in SUBFORMATS],
+    ["-f", "vmdk", "-o", "size=2M,subformat=twoGbMaxExtentSparse", "x.vmdk"],
+    ["-f", "vmdk", "-o", "adapter_type=lsilogic", "-o", "hwversion=7", "x.vmdk", "1M"],
+    ["-f", "vmdk", "-o", "compat6", "x.vmdk", "1M"],
+    ["-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "x.vmdk"],
+    ["-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "x.vmdk", "20M"],
+    ["-f", "vmdk", "-o", "backing_file=base.vmdk,backing_fmt=vmdk", "x.vmdk"],
+    ["-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "sub/x.vmdk"],
+    ["nodir/x", "1M"], [".", "1M"], ["-f", "vmdk", "-o", "subformat=nope", "x.vmdk", "1M"],
+]
+
+
+@pytest.mark.parametrize("args", CREATE, ids=name_of)
+def test_create_makes_and_says_the_same(t, args):
+    made = {}
+    for who, run in (("ours", t.ours), ("real", t.real)):
+        where = t.dir / who
+        (where / "sub").mkdir(parents=True)
+        t.real("qemu-img", "create", "-q", "-f", "vmdk", "base.vmdk", "10M", cwd=where)
+        result = run("qemu-img", "create", *args, cwd=where)
+        files = sorted(str(p.relative_to(where)) for p in where.rglob("*") if p.is_file())
+        shown = [t.real("qemu-img", "info", f, cwd=where).out for f in files]
+        made[who] = (result.out, result.err, result.code, files,
+                     [re.sub(r"cid: \d+|disk size.*", "", s) for s in shown])
+    if made["real"][2] != 0:  # what is left behind after a failure is not to be copied
+        assert made["ours"][3] == ["base.vmdk"]
+        assert made["ours"][2] == made["real"][2]
+        assert made["ours"][1].startswith("qemu-img: ") and made["ours"][1].count("\n") <= 2
+    else:
+        assert made["ours"] == made["real"]
+
+
+def test_a_map_of_a_flat_disk_knows_the_zeros(t):
+    fill(t)
+    def zeros(run):
+        spans = []
+        for e in json.loads(run("qemu-img", "map", "--output=json", "flat.vmdk").out):
+            assert e["present"] and e["depth"] == 0 and e["offset"] == e["start"]
+            if spans and spans[-1][2] == e["zero"]:
+                spans[-1][1] += e["length"]
+            else:
+                spans.append([e["start"], e["length"], e["zero"]])
+        return spans
+    assert zeros(t.ours) == zeros(t.real)
+
+
+def test_the_list_of_options_is_sorted_and_explained(t):
+    out = t.ours("qemu-img", "create", "-f", "vmdk", "-o", "help").out
+    real = t.real("qemu-img", "create", "-f", "vmdk", "-o", "help").out
+    names = re.findall(r"^  (\w+)=<.*> +- .+$", out, flags=re.M)
+    assert names == sorted(names) and {"size", "subformat", "adapter_type"} <= set(names)
+    assert set(names) <= set(re.findall(r"^  (\w+)=<", real, flags=re.M))
+
+
+def test_json_keys_stand_in_the_known_order(t):
+    fill(t)
+    ours = json.loads(t.ours("qemu-img", "info", "--output=json", "c.vmdk").out)
+    real = json.loads(t.real("qemu-img", "info", "--output=json", "c.vmdk").out)
+    assert list(ours) == list(real)
+
+
+def test_commit_says_the_same_and_leaves_the_same_disk(t):
+    fill(t)
+    for who, run in (("ours", t.ours), ("real", t.real)):
+        shutil.copytree(t.dir, t.dir.parent / who)
+        r = run("qemu-img", "commit", "c.vmdk", cwd=t.dir.parent / who)
+        assert (r.out, r.err, r.code) == ("Image committed.\n", "", 0)
+    r = t.real("qemu-img", "compare", t.dir.parent / "ours/a.vmdk", t.dir.parent / "real/a.vmdk")
+    assert r.code == 0, r
+    r = t.real("qemu-img", "compare", t.dir.parent / "ours/c.vmdk", t.dir.parent / "ours/a.vmdk")
+    assert r.code == 0, r
+
+
+@pytest.mark.parametrize("source", ["raw.img", "a.vmdk", "c.vmdk", "flat.vmdk", "split.vmdk"])
+@pytest.mark.parametrize("out", [["raw"], *[["vmdk", "-o", f"subformat={s}"] for s in SUBFORMATS]], ids=name_of)
+def test_convert_makes_the_same_disk(t, source, out):
+    fill(t)
+    r = t.ours("qemu-img", "convert", "-p", "-O", *out, source, "x")
+    assert (r.err, r.code) == ("", 0) and r.out.endswith("    (100.00/100%)\r\n")
+    r = t.real("qemu-img", "compare", source, "x")
+    assert r.out.endswith("Images are identical.\n"), r
+    assert t.ours("qemu-img", "compare", source, "x").out == r.out
+
+
+def test_several_sources_stand_one_after_another(t):
+    fill(t)
+    for who, run in (("ours", t.ours), ("real", t.real)):
+        assert run("qemu-img", "convert", "raw.img", "long.img", "flat.vmdk", who).code == 0
+    assert (t.dir / "ours").read_bytes() == (t.dir / "real").read_bytes()
+
+
+def test_version_line_is_one_that_scripts_understand(t):
+    for tool in ("qemu-img", "qemu-io"):
+        assert re.match(rf"{tool} version \d+\.\d+\.\d+ ", t.ours(tool, "--version").out)
+    out = t.ours("qemu-img", "--help").out
+    assert re.search(r"^Supported formats:.* vmdk.* raw$|^Supported formats:.* raw.* vmdk$", out, flags=re.M)
+
+
+def test_every_option_of_the_real_command_is_known(t):
+    text = t.real("qemu-img", "--help").out
+    for name in ("create", "info", "map", "compare", "convert", "commit", "rebase", "check"):
+        line = re.search(rf"^  {name} (.*)$", text, flags=re.M).group(1)
+        for option in re.findall(r"(?:^|[ \[|])(--?[A-Za-z][\w-]*)", line):
+            r = t.ours("qemu-img", name, option, "--help")
+            assert "unrecognized" not in r.err, (name, option, r)
