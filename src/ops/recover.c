@@ -113,7 +113,7 @@ static int leftover(struct recover *rc, const char *name, struct dr_error *err)
     bool dir = dr_new_is_leftover(name, &of);
     if (!dir && !dr_replace_is_leftover(name, &of))
         return 0;
-    if (!of || !same_family(dr_path_basename(rc->path), of))
+    if (!of || !same_family(dr_path_basename(rc->path), dr_path_basename(of)))
         return 0;
     return dir ? private_dir(rc, path, of, err) : temporary_file(rc, path, err);
 }
