@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* commit: the upper images' data goes down, the view at the top stands still. */
+#include "test-ops.h"
+
+#define SIZE (2 * MiB)
+
+static int commit(struct dr_fs *fs, const char *path, const char *base, bool force,
+                  struct dr_error *err)
+{
+    struct dr_commit_options o = {.base = base, .force = force};
+    return dr_commit_fs(fs, path, &o, NULL, err);
+}
+
+static void family(struct dr_fs *fs)
+{
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "a.vmdk", 0, MiB, 0x11);
+    make(fs, "mid.vmdk", "vmdk", 0, "a.vmdk");
+    put(fs, "mid.vmdk", 512 * KiB, 256 * KiB, 0x22);
+    make(fs, "top.vmdk", "vmdk", 0, "mid.vmdk");
+    put(fs, "top.vmdk", 640 * KiB, 64 * KiB, 0x33);
+    put(fs, "top.vmdk", 128 * KiB, 64 * KiB, 0);
+}
+
+static void into_the_parent_empties_the_child(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    family(fs);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    ok(commit(fs, "top.vmdk", NULL, false, &err));
+    same_view(fs, "top.vmdk", want, size);
+    same_view(fs, "mid.vmdk", want, size);
+    struct dr_disk *disk;
+    struct dr_open_options alone = {.flags = DR_OPEN_NO_BACKING};
+    struct dr_extent_status st;
+    ok(dr_open_fs(fs, "top.vmdk", &alone, &disk, &err));
+    ok(dr_block_status(disk, 0, SIZE, &st, &err));
+    assert_int_equal(st.flags & DR_EXTENT_ALLOCATED, 0);
+    assert_int_equal(st.len, SIZE);
+    ok(dr_close(disk, &err));
+    make(fs, "fresh.vmdk", "vmdk", 0, "mid.vmdk");
+    assert_int_equal(disk_size(fs, "top.vmdk"), disk_size(fs, "fresh.vmdk"));
+    free(want);
+}
+
+static void keep_leaves_the_child_full(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    family(fs);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    uint64_t before = disk_size(fs, "top.vmdk");
+    struct dr_commit_options o = {.keep = true};
+    ok(dr_commit_fs(fs, "top.vmdk", &o, NULL, &err));
+    same_view(fs, "top.vmdk", want, size);
+    same_view(fs, "mid.vmdk", want, size);
+    assert_int_equal(disk_size(fs, "top.vmdk"), before);
+    free(want);
+}
+
+static void through_several_layers(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    family(fs);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    ok(commit(fs, "top.vmdk", "a.vmdk", false, &err));
+    same_view(fs, "top.vmdk", want, size);
+    same_view(fs, "a.vmdk", want, size);
+    free(want);
+}
+
+static void twice_is_the_same_as_once(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    family(fs);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    ok(commit(fs, "top.vmdk", NULL, false, &err));
+    ok(commit(fs, "top.vmdk", NULL, false, &err));
+    ok(commit(fs, "mid.vmdk", NULL, true, &err));
+    same_view(fs, "mid.vmdk", want, size);
+    same_view(fs, "a.vmdk", want, size);
+    same_view(fs, "top.vmdk", want, size); /* mid's id did not change: its view did not */
+    free(want);
+}
+
+static void siblings_are_named_and_protected(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    size_t len, again;
+    family(fs);
+    make(fs, "other.vmdk", "vmdk", 0, "mid.vmdk");
+    make(fs, "third.vmdk", "vmdk", 0, "a.vmdk");
+    uint8_t *before = file_bytes(fs, "mid.vmdk", &len);
+    refused(commit(fs, "top.vmdk", NULL, false, &err), EBUSY, "other.vmdk");
+    uint8_t *after = file_bytes(fs, "mid.vmdk", &again);
+    assert_int_equal(len, again);
+    assert_memory_equal(before, after, len);
+    refused(commit(fs, "top.vmdk", "a.vmdk", false, &err), EBUSY, "other.vmdk, third.vmdk");
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    ok(commit(fs, "top.vmdk", NULL, true, &err));
+    same_view(fs, "top.vmdk", want, size);
+    refused(dr_open_fs(fs, "other.vmdk", NULL, &(struct dr_disk *){NULL}, &err), ESTALE, "CID");
+    free(want);
+    free(before);
+    free(after);
+}
+
+static void what_is_no_base_is_refused(void **state)
+{
+    struct dr_fs *fs = *state;
+    family(fs);
+    make(fs, "x.vmdk", "vmdk", SIZE, NULL);
+    refused(commit(fs, "top.vmdk", "x.vmdk", false, &err), EINVAL, "Did not find 'x.vmdk'");
+    refused(commit(fs, "top.vmdk", "top.vmdk", false, &err), EINVAL, "Did not find");
+    refused(commit(fs, "a.vmdk", NULL, false, &err), ENOTSUP, "does not have a backing file");
+}
+
+static void shorter_base_that_cannot_grow_is_refused_unchanged(void **state)
+{
+    struct dr_fs *fs = *state;
+    size_t len, again;
+    make(fs, "a.vmdk", "vmdk", MiB, NULL);
+    make(fs, "top.vmdk", "vmdk", SIZE, "a.vmdk");
+    put(fs, "top.vmdk", MiB + 64 * KiB, 64 * KiB, 0x55);
+    uint8_t *before = file_bytes(fs, "a.vmdk", &len);
+    refused(commit(fs, "top.vmdk", NULL, false, &err), ENOTSUP, "a.vmdk");
+    uint8_t *after = file_bytes(fs, "a.vmdk", &again);
+    assert_int_equal(len, again);
+    assert_memory_equal(before, after, len);
+    free(before);
+    free(after);
+}
+
+static void longer_base_keeps_its_tail(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "a.vmdk", 0, SIZE, 0x11);
+    make(fs, "top.vmdk", "vmdk", MiB, "a.vmdk");
+    put(fs, "top.vmdk", 64 * KiB, 64 * KiB, 0x55);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    ok(commit(fs, "top.vmdk", NULL, false, &err));
+    same_view(fs, "top.vmdk", want, size);
+    uint8_t *base = view(fs, "a.vmdk", &size);
+    assert_int_equal(size, SIZE);
+    assert_int_equal(base[SIZE - 1], 0x11);
+    assert_int_equal(base[64 * KiB], 0x55);
+    free(base);
+    free(want);
+}
+
+/* A middle image that is shorter ends the view: its zeros have to go down, too. */
+static void shorter_middle_image_commits_its_zeros(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "a.vmdk", 0, SIZE, 0x11);
+    make(fs, "mid.vmdk", "vmdk", MiB, "a.vmdk");
+    make(fs, "top.vmdk", "vmdk", SIZE, "mid.vmdk");
+    put(fs, "top.vmdk", SIZE - 64 * KiB, 64 * KiB, 0x33);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    assert_int_equal(want[MiB], 0);
+    ok(commit(fs, "top.vmdk", "a.vmdk", false, &err));
+    same_view(fs, "top.vmdk", want, size);
+    same_view(fs, "a.vmdk", want, size);
+    free(want);
+}
+
+/* ------------------------------------------------------------------ interrupted */
+
+/* As if killed between the two ids: P has its new one, M still the old. */
+static void tell_only_the_parent(struct dr_fs *fs, const char *parent, const char *child)
+{
+    struct dr_image *p, *m;
+    ok(dr_image_open(fs, parent, NULL, DR_OPEN_RDWR | DR_OPEN_UNCHANGED, &p, &err));
+    ok(dr_image_open(fs, child, NULL, 0, &m, &err));
+    ok(p->fmt->set_id(p, p->fmt->commit_id(p, m), &err));
+    ok(dr_image_unref(m, &err));
+    ok(dr_image_unref(p, &err));
+}
+
+static void interrupted_between_the_ids_reads_the_same_and_goes_on(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    family(fs);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    tell_only_the_parent(fs, "mid.vmdk", "top.vmdk");
+    same_view(fs, "top.vmdk", want, size);
+    ok(commit(fs, "top.vmdk", NULL, false, &err));
+    same_view(fs, "top.vmdk", want, size);
+    same_view(fs, "mid.vmdk", want, size);
+    free(want);
+}
+
+static void count_lines(void *user, const char *line)
+{
+    (void)line;
+    ++*(unsigned *)user;
+}
+
+static void recover_repairs_an_interrupted_commit(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    unsigned found = 9, lines = 0;
+    family(fs);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    tell_only_the_parent(fs, "mid.vmdk", "top.vmdk");
+    ok(dr_recover_fs(fs, "top.vmdk", NULL, true, count_lines, &lines, &found, &err));
+    assert_int_equal(found, lines);
+    assert_true(found > 0);
+    unsigned again = 0;
+    ok(dr_recover_fs(fs, "top.vmdk", NULL, false, NULL, NULL, &again, &err));
+    assert_int_equal(again, found); /* the rehearsal changed nothing */
+    ok(dr_recover_fs(fs, "top.vmdk", NULL, false, NULL, NULL, &again, &err));
+    assert_int_equal(again, 0);
+    same_view(fs, "top.vmdk", want, size);
+    free(want);
+}
+
+static int stop_soon(void *user, uint64_t done, uint64_t total)
+{
+    (void)user;
+    (void)total;
+    return done > 0;
+}
+
+static void stopped_commit_reads_the_same_and_goes_on(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    family(fs);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    volatile int stop = 1;
+    struct dr_job job = {.stop = &stop, .progress = stop_soon};
+    struct dr_commit_options o = {0};
+    refused(dr_commit_fs(fs, "top.vmdk", &o, &job, &err), ECANCELED, "stopped");
+    same_view(fs, "top.vmdk", want, size);
+    ok(commit(fs, "top.vmdk", NULL, false, &err));
+    same_view(fs, "top.vmdk", want, size);
+    same_view(fs, "mid.vmdk", want, size);
+    free(want);
+}
+
+/* ------------------------------------------------------------------ by chance */
+
+static void random_image(struct dr_fs *fs, uint64_t *seed, const char *name, uint64_t size,
+                         const char *backing)
+{
+    make(fs, name, "vmdk", size, backing);
+    for (unsigned i = 0; i < 6; i++) {
+        uint64_t off = next_random(seed) % (size / 512) * 512;
+        uint64_t len = dr_min(size - off, (next_random(seed) % 300 + 1) * 512);
+        put(fs, name, off, len, next_random(seed) % 3 ? (int)(next_random(seed) % 4 + 1) : 0);
+    }
+}
+
+static void any_commit_keeps_any_view(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t seed = 0x7654321, size;
+    for (int round = 0; round < 60; round++) {
+        random_image(fs, &seed, "a.vmdk", SIZE, NULL);
+        random_image(fs, &seed, "b.vmdk", round % 3 ? SIZE : MiB + 512, "a.vmdk");
+        random_image(fs, &seed, "c.vmdk", SIZE - 512, "b.vmdk");
+        bool deep = round % 3 == 0 || next_random(&seed) % 2;
+        uint8_t *want = view(fs, "c.vmdk", &size);
+        struct dr_job job = {.workers = (unsigned)(next_random(&seed) % 2 + 1)};
+        struct dr_commit_options o = {.base = deep ? "a.vmdk" : NULL};
+        ok(dr_commit_fs(fs, "c.vmdk", &o, &job, &err));
+        same_view(fs, "c.vmdk", want, size);
+        uint64_t n;
+        uint8_t *below = view(fs, deep ? "a.vmdk" : "b.vmdk", &n);
+        assert_memory_equal(below, want, size);
+        free(below);
+        free(want);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        ops_test(into_the_parent_empties_the_child),
+        ops_test(keep_leaves_the_child_full),
+        ops_test(through_several_layers),
+        ops_test(twice_is_the_same_as_once),
+        ops_test(siblings_are_named_and_protected),
+        ops_test(what_is_no_base_is_refused),
+        ops_test(shorter_base_that_cannot_grow_is_refused_unchanged),
+        ops_test(longer_base_keeps_its_tail),
+        ops_test(shorter_middle_image_commits_its_zeros),
+        ops_test(interrupted_between_the_ids_reads_the_same_and_goes_on),
+        ops_test(recover_repairs_an_interrupted_commit),
+        ops_test(stopped_commit_reads_the_same_and_goes_on),
+        ops_test(any_commit_keeps_any_view),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
