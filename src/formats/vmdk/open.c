@@ -98,6 +98,25 @@ static int open_sparse(struct dr_image *image, struct vmdk_extent *e, struct dr_
     return r;
 }
 
+/* One file may serve several flat extents (partitions of a device), but is opened once. */
+static struct vmdk_extent *same_file(const struct dr_image *image, const struct vmdk_extent *e,
+                                     const char *name)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    for (size_t i = 0; i < s->n_extents; i++) {
+        struct vmdk_extent *other = &s->extents[i];
+        if (other != e && other->file != VMDK_NO_FILE &&
+            strcmp(s->desc.extents[other->line].name, name) == 0)
+            return other;
+    }
+    return NULL;
+}
+
+static bool is_same_object(const struct dr_file *f, const struct dr_file *g)
+{
+    return f == g || (f->id.dev == g->id.dev && f->id.ino == g->id.ino);
+}
+
 /* Two sparse extents in one file would hand out the same sectors twice. */
 static int check_twice(const struct dr_image *image, const struct vmdk_extent *e,
                        struct dr_error *err)
@@ -106,14 +125,23 @@ static int check_twice(const struct dr_image *image, const struct vmdk_extent *e
     const struct dr_file *f = image->files[e->file];
     for (size_t i = 0; i < s->n_extents; i++) {
         const struct vmdk_extent *other = &s->extents[i];
-        if (other == e || other->file == VMDK_NO_FILE)
+        if (other == e || other->file == VMDK_NO_FILE ||
+            !is_same_object(f, image->files[other->file]))
             continue;
-        const struct dr_file *g = image->files[other->file];
-        bool same = f == g || (f->id.dev == g->id.dev && f->id.ino == g->id.ino);
-        if (same && (e->type == VMDK_SPARSE || other->type == VMDK_SPARSE))
+        if (e->type == VMDK_SPARSE || other->type == VMDK_SPARSE)
             return dr_fail(err, EINVAL, "%s: two extents name the file %s", image->path, f->path);
     }
     return 0;
+}
+
+static int find_file(struct dr_image *image, struct vmdk_extent *e, const char *name,
+                     struct dr_error *err)
+{
+    const struct vmdk_extent *other = same_file(image, e, name);
+    if (other)
+        e->file = other->file;
+    int r = other ? 0 : dr_image_open_file(image, name, &e->file, err);
+    return r < 0 ? r : check_twice(image, e, err);
 }
 
 static int read_sparse_header(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
@@ -128,10 +156,7 @@ static int read_sparse_header(struct dr_image *image, struct vmdk_extent *e, str
 static int open_extent_file(struct dr_image *image, struct vmdk_extent *e,
                             const struct vmdk_extent_line *line, struct dr_error *err)
 {
-    int r = dr_image_open_file(image, line->name, &e->file, err);
-    if (r < 0)
-        return r;
-    r = check_twice(image, e, err);
+    int r = find_file(image, e, line->name, err);
     if (r < 0)
         return r;
     if (e->type == VMDK_SPARSE) {
@@ -164,6 +189,7 @@ static int open_extent(struct dr_image *image, const struct vmdk_extent_line *li
         return dr_fail(err, EINVAL, "%s: the extents are more than %llu sectors", image->path,
                        (unsigned long long)VMDK_MAX_SECTORS);
     struct vmdk_extent *e = &s->extents[s->n_extents++];
+    e->line = (size_t)(line - s->desc.extents);
     e->type = line->type;
     e->access = line->access;
     memcpy(e->type_name, line->type_name, sizeof(e->type_name));

@@ -20,6 +20,7 @@
 /* One non-empty extent of the disk. */
 struct vmdk_extent {
     enum vmdk_extent_type type;
+    size_t line; /* index in desc.extents */
     enum vmdk_access access;
     uint64_t start, len; /* guest bytes; the line in the descriptor says so, not the header */
     unsigned file;       /* index in image->files; ZERO and NOACCESS have none: VMDK_NO_FILE */
