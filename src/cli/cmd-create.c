@@ -123,9 +123,11 @@ static int ask_backing(struct create *c, const struct cli_args *args)
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;
 
+    if (c->backing && !c->backing_format && c->cli->role == CLI_DROVER) {
+        const char *only = cli_parent_format(c->format);
+        c->backing_format = only ? strdup(only) : NULL;
+    }
     if (!c->backing || (c->unsafe && c->backing_format))
-        return 0;
-    if (!c->backing_format && c->cli->role == CLI_DROVER) /* the library knows what is needed */
         return 0;
     if (c->unsafe) {
         cli_error(c->cli, "%s: Backing file specified without backing format", c->path);

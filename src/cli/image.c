@@ -209,6 +209,17 @@ bool cli_format_exists(const char *name)
     return false;
 }
 
+const char *cli_parent_format(const char *format)
+{
+    struct dr_format_info info;
+
+    for (size_t i = 0; dr_format_list(i, &info) == 0; i++) {
+        if (strcmp(info.name, format) == 0)
+            return info.parent_format;
+    }
+    return NULL;
+}
+
 static int get_name(const struct cli *cli, const struct cli_args *args,
                     const struct cli_image_spec *spec, struct cli_image *image)
 {

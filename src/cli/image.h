@@ -43,6 +43,8 @@ void cli_cleanup_disk(struct dr_disk **disk);
 #define CLEANUP_DISK __attribute__((cleanup(cli_cleanup_disk)))
 
 bool cli_format_exists(const char *name);
+/* The only format that backing images of this format can have, or NULL. */
+const char *cli_parent_format(const char *format);
 
 /* NAME=VALUE,NAME=VALUE with ",," for a comma; a NAME alone means NAME=on. Later lists add to
  * earlier ones, a later value of the same name wins. */
