@@ -246,26 +246,28 @@ static int posix_flush(struct dr_file *f)
 
 /* ------------------------------------------------------------------ copy */
 
-static bool clone_fits(const struct posix_file *dst, uint64_t dst_off, const struct posix_file *src,
-                       uint64_t src_off, uint64_t len)
+/* How much of the range can share its blocks: whole blocks at block boundaries. */
+static uint64_t clone_length(const struct posix_file *dst, uint64_t dst_off,
+                             const struct posix_file *src, uint64_t src_off, uint64_t len)
 {
-    return !dst->base.block_device && !src->base.block_device && !dst->no_clone &&
-           dst_off % dst->block == 0 && src_off % dst->block == 0 && len % dst->block == 0;
+    if (dst->base.block_device || src->base.block_device || dst->no_clone || dst_off % dst->block ||
+        src_off % dst->block)
+        return 0;
+    return dr_round_down(len, dst->block);
 }
 
-/* A reflink shares the blocks: no byte moves. */
-static bool clone_range(struct posix_file *dst, uint64_t dst_off, struct posix_file *src,
-                        uint64_t src_off, uint64_t len)
+/* A reflink shares the blocks: no byte moves. The number of bytes shared. */
+static uint64_t clone_range(struct posix_file *dst, uint64_t dst_off, struct posix_file *src,
+                            uint64_t src_off, uint64_t len)
 {
+    len = clone_length(dst, dst_off, src, src_off, len);
     struct file_clone_range range = {
         .src_fd = src->fd, .src_offset = src_off, .src_length = len, .dest_offset = dst_off};
-    if (!clone_fits(dst, dst_off, src, src_off, len))
-        return false;
-    if (ioctl(dst->fd, FICLONERANGE, &range) == 0)
-        return true;
+    if (!len || ioctl(dst->fd, FICLONERANGE, &range) == 0)
+        return len;
     /* EINVAL may be about this range (the end of src); the others are about the file system. */
     dst->no_clone = errno == EOPNOTSUPP || errno == EXDEV || errno == ENOTTY || errno == ENOSYS;
-    return false;
+    return 0;
 }
 
 static ssize_t posix_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src,
@@ -273,8 +275,9 @@ static ssize_t posix_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file 
 {
     struct posix_file *d = posix_file(dst), *s = posix_file(src);
     off64_t in = (off64_t)src_off, out = (off64_t)dst_off;
-    if (clone_range(d, dst_off, s, src_off, len))
-        return (ssize_t)len;
+    uint64_t cloned = clone_range(d, dst_off, s, src_off, len);
+    if (cloned)
+        return (ssize_t)cloned;
     if (dst->block_device || src->block_device || d->no_copy)
         return -ENOTSUP;
     ssize_t n;
