@@ -272,6 +272,13 @@ int io_readv(struct io *io, const struct io_command *command, int argc, char **a
     return r < 0 ? r : do_read(io, &q, "read");
 }
 
+/* -i: QEMU counts a request that is never sent; there is nothing to count here. */
+static int injected(const char *what)
+{
+    printf("injecting invalid %s request\n", what);
+    return 0;
+}
+
 /* The request counts as sent: what becomes of it changes no exit code. */
 int io_aio_read(struct io *io, const struct io_command *command, int argc, char **argv)
 {
@@ -279,7 +286,7 @@ int io_aio_read(struct io *io, const struct io_command *command, int argc, char 
     int r = parse(&q, command, argc, argv, "CP:iqv", true);
 
     if (r == 0 && q.invalid)
-        return 0;
+        return injected("read");
     if (r == 0)
         r = get_vector(&q, command, argc, argv);
     if (r == 0)
@@ -414,7 +421,7 @@ int io_aio_write(struct io *io, const struct io_command *command, int argc, char
         return -EINVAL;
     }
     if (r == 0 && q.invalid)
-        return 0;
+        return injected("write");
     if (r == 0)
         r = get_vector(&q, command, argc, argv);
     if (r < 0)

@@ -100,15 +100,15 @@ int io_open(struct io *io, const struct io_command *command, int argc, char **ar
     char *list = NULL;
     int r;
 
-    if (io->disk) {
-        cli_error(io->cli, "file open already, try 'help close'");
-        return -EBUSY;
-    }
     r = parse_open(io, command, argc, argv, &o);
     if (r < 0)
         return r;
     if (optind < argc - 1 || (optind == argc && !o.options))
         return io_wrong(command);
+    if (io->disk) {
+        cli_error(io->cli, "file open already, try 'help close'");
+        return -EBUSY;
+    }
     const char *name = optind < argc ? argv[optind] : NULL;
     /* -o adds to the name: together they are what --image-opts takes. */
     if (o.options &&

@@ -48,7 +48,7 @@ const struct io_command io_commands[] = {
      " -P, -- every byte must be this\n -s, -- with -P: from this place of the data on\n"
      " -l, -- with -P: so many bytes\n -v, -- show the data\n" REPORTS,
      2, -1, 0, io_read},
-    {"readv", "rv", "[-Cqv] [-P pattern] off len [len..]",
+    {"readv", NULL, "[-Cqv] [-P pattern] off len [len..]",
      "reads a number of bytes at a specified offset",
      " The lengths are added.\n -P, -- every byte must be this\n -v, -- show the data\n" REPORTS, 2,
      -1, 0, io_readv},
@@ -70,7 +70,7 @@ const struct io_command io_commands[] = {
      " -z, -- write zeros\n -u, -- with -z: space may be given back\n"
      " -f, -- durable when the command ends\n" REPORTS,
      2, -1, IO_WRITES, io_write},
-    {"writev", "wv", "[-Cfq] [-P pattern] off len [len..]",
+    {"writev", NULL, "[-Cfq] [-P pattern] off len [len..]",
      "writes a number of bytes at a specified offset",
      " The lengths are added.\n -P, -- write this byte\n"
      " -f, -- durable when the command ends\n" REPORTS,
