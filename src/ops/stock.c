@@ -24,7 +24,9 @@ static int place_to_run(struct dr_walk *w, uint64_t off, struct dr_place *place,
 {
     bool zero = false;
     int r = 0;
-    if (place->ext.kind == DR_DATA)
+    /* only where holes of the file are the image's zeros: elsewhere they are rare, and finding the
+     * next one can cost the file system a walk over the whole file */
+    if (place->ext.kind == DR_DATA && place->ext.flat)
         r = dr_place_sparse(place, &zero, err);
     if (r < 0)
         return r;
