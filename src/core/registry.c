@@ -6,7 +6,8 @@ static const struct dr_format *extra; /* tests */
 
 static const struct dr_format *const formats[] = {
     &dr_format_vmdk,
-    &dr_format_raw, /* last: what is left when nothing else fits */
+    /* last: what is left when nothing else fits */
+    &dr_format_raw,
 };
 
 void dr_format_register(const struct dr_format *fmt)

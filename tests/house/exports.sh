@@ -10,7 +10,7 @@ lib=$1
 shift
 nm -D --defined-only "$lib" | awk '{ print $3 }' | sort >"$tmp/exported"
 # A declaration may span lines: the name is the last word before the first parenthesis.
-cat "$@" | tr '\n' ' ' | grep -o 'DR_API [^#(;]*(' | sed 's/ *($//; s/.*[ *]//' | sort >"$tmp/declared"
+grep -hv '^#define' "$@" | tr '\n' ' ' | grep -o 'DR_API [^#(;]*(' | sed 's/ *($//; s/.*[ *]//' | sort >"$tmp/declared"
 [ -s "$tmp/declared" ]
 diff -u "$tmp/declared" "$tmp/exported" || {
     echo "exports.sh: '-' is declared but not exported, '+' is exported but not declared"
