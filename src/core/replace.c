@@ -46,6 +46,8 @@ static char *tmp_path(const char *target)
 static int check_still_ours(struct replacing *r, const char *path, struct dr_error *err)
 {
     struct dr_file_id id;
+    if (r->old->block_device)
+        return dr_fail(err, ENOTSUP, "%s: a block device cannot be replaced by a file", path);
     int e = r->fs->ops->identify(r->fs, path, &id, err);
     if (e)
         return e;

@@ -56,7 +56,7 @@ static char *sectors(struct dr_fs *disk, const char *path, char text[64])
 {
     struct dr_file *f;
     strcpy(text, "-");
-    if (dr_file_open(disk, path, 0, &f, NULL))
+    if (dr_file_open(disk, path, DR_FILE_FORCE_SHARE, &f, NULL))
         return text;
     size_t n = 0;
     for (; n * 512 < dr_file_size(f); n++) {
@@ -202,6 +202,30 @@ static void skipped_flushes_claim_success(void **state)
     dr_file_unref(f);
 }
 
+static void an_uncut_disk_is_the_live_one(void **state)
+{
+    struct powerfs *p = *state;
+    struct dr_file *f = settled(p);
+    uint64_t seed = 3;
+    for (int i = 0; i < 300; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        uint64_t off = (seed >> 33) % 20000, len = 1 + (seed >> 50) % 3000;
+        if (i % 10 == 9)
+            assert_int_equal(dr_file_truncate(f, off, NULL), 0);
+        else if (i % 3 == 0)
+            assert_int_equal(dr_file_zero(f, off, len, 0, NULL), 0);
+        else
+            fill(f, off, (size_t)len, 1 + i % 9);
+        if (i % 40 == 39)
+            assert_int_equal(dr_file_flush(f, NULL), 0);
+        char live[64], cut[64];
+        struct dr_fs *disk = powerfs_cut(p, SIZE_MAX, i % 40 == 39 ? POWERFS_NONE : POWERFS_ALL, 0);
+        assert_string_equal(sectors(disk, "/d/a", cut), sectors(powerfs_fs(p), "/d/a", live));
+        dr_fs_memory_free(disk);
+    }
+    dr_file_unref(f);
+}
+
 static void the_log_can_be_read(void **state)
 {
     struct powerfs *p = *state;
@@ -288,6 +312,7 @@ int main(void)
         T(names_need_their_directory_synced),
         T(a_name_may_arrive_before_the_bytes),
         T(skipped_flushes_claim_success),
+        T(an_uncut_disk_is_the_live_one),
         T(the_log_can_be_read),
         T(replace_survives_every_power_cut),
         T(a_replace_without_its_flushes_is_caught),

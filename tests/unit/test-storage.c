@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -325,6 +326,77 @@ static void sizes_beyond_16_tib_work_in_memory(void **state)
     dr_file_unref(f);
 }
 
+/* ------------------------------------------------------------------ against a plain buffer */
+
+#define SHADOW_BYTES (1u << 20)
+
+static uint64_t next_random(uint64_t *seed)
+{
+    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
+    return *seed >> 24;
+}
+
+struct shadow {
+    uint8_t bytes[SHADOW_BYTES];
+    uint64_t size, seed;
+};
+
+static void random_change(struct dr_file *f, struct shadow *s)
+{
+    static uint8_t buf[40000];
+    uint64_t off = next_random(&s->seed) % (SHADOW_BYTES - sizeof(buf));
+    uint64_t len = 1 + next_random(&s->seed) % (next_random(&s->seed) % 2 ? 700 : sizeof(buf));
+    unsigned what = (unsigned)(next_random(&s->seed) % 8);
+    if (what < 4) {
+        memset(buf, (int)(1 + next_random(&s->seed) % 255), len);
+        memcpy(s->bytes + off, buf, len);
+        assert_ok(dr_file_pwrite(f, buf, off, len, &err));
+    } else if (what < 7) {
+        memset(s->bytes + off, 0, len);
+        assert_ok(dr_file_zero(f, off, len, what & 1 ? DR_FILE_ZERO_PUNCH : 0, &err));
+    } else {
+        memset(s->bytes + off, 0, SHADOW_BYTES - off);
+        assert_ok(dr_file_truncate(f, off, &err));
+        s->size = off;
+        return;
+    }
+    s->size = dr_max(s->size, off + len);
+}
+
+static void check_shadow(struct dr_file *f, const struct shadow *s)
+{
+    static uint8_t now[SHADOW_BYTES];
+    assert_int_equal(dr_file_size(f), s->size);
+    assert_ok(dr_file_pread(f, now, 0, s->size, &err));
+    assert_memory_equal(now, s->bytes, s->size);
+    enum dr_file_extent kind;
+    uint64_t run;
+    for (uint64_t off = 0; off < s->size; off += run) {
+        assert_ok(dr_file_extent(f, off, s->size - off, &kind, &run, &err));
+        assert_true(run > 0 && run <= s->size - off);
+        assert_true(kind == DR_FILE_DATA || dr_is_zero(s->bytes + off, run));
+    }
+}
+
+static void random_changes_match_a_plain_buffer(void **state)
+{
+    struct place *p = *state;
+    struct dr_file *f = open_ok(p, p->path, DR_FILE_CREATE);
+    static struct shadow s;
+    memset(&s, 0, sizeof(s));
+    for (s.seed = 1; s.size < SHADOW_BYTES / 2;)
+        random_change(f, &s);
+    for (unsigned i = 0; i < 2000; i++) {
+        random_change(f, &s);
+        if (i % 50 == 0)
+            check_shadow(f, &s);
+    }
+    check_shadow(f, &s);
+    assert_ok(dr_file_refresh_size(f, &err));
+    assert_int_equal(dr_file_size(f), s.size);
+    dr_file_unref(f);
+}
+
 /* ------------------------------------------------------------------ flush */
 
 static int flush_result;
@@ -367,6 +439,50 @@ static void only_what_was_written_is_flushed_and_failures_stick(void **state)
     f = open_ok(p, p->path, DR_FILE_RDWR);
     fill(f, 0, 10, 3);
     assert_ok(dr_file_flush(f, &err));
+    dr_file_unref(f);
+}
+
+static _Atomic bool second_came, second_done, second_was_early;
+
+/* Gives the other thread every chance to come back while this flush is not done. */
+static int slow_flush(struct dr_file *f)
+{
+    (void)f;
+    while (!second_came)
+        sched_yield();
+    for (int i = 0; i < 2000; i++)
+        sched_yield();
+    second_was_early = second_done;
+    return 0;
+}
+
+static void *flush_second(void *file)
+{
+    second_came = true;
+    intptr_t r = dr_file_flush(file, NULL);
+    second_done = true;
+    return (void *)r;
+}
+
+/* Clean means that nothing is left to do only when nobody is at work on it. */
+static void a_second_flush_waits_for_the_first(void **state)
+{
+    struct place *p = *state;
+    struct dr_file *f = open_ok(p, p->path, DR_FILE_CREATE);
+    const struct dr_file_ops *good = f->ops;
+    struct dr_file_ops slow = *good;
+    slow.flush = slow_flush;
+    f->ops = &slow;
+    pthread_t first, second;
+    second_came = second_done = second_was_early = false;
+    fill(f, 0, 10, 1);
+    /* Whoever is first flushes; the other must not be back before. */
+    assert_int_equal(pthread_create(&first, NULL, flush_second, f), 0);
+    assert_int_equal(pthread_create(&second, NULL, flush_second, f), 0);
+    pthread_join(first, NULL);
+    pthread_join(second, NULL);
+    assert_false(second_was_early);
+    f->ops = good;
     dr_file_unref(f);
 }
 
@@ -801,7 +917,9 @@ int main(void)
         BOTH(zeros_are_written_where_the_container_cannot),
         BOTH(holes_and_data_are_told_apart),
         BOTH(a_shorter_file_forgets_what_was_behind),
+        BOTH(random_changes_match_a_plain_buffer),
         BOTH(only_what_was_written_is_flushed_and_failures_stick),
+        BOTH(a_second_flush_waits_for_the_first),
         BOTH(no_flush_flushes_nothing),
         BOTH(copying_gives_the_same_bytes_or_says_no),
         BOTH(a_new_file_never_takes_over_a_name),
