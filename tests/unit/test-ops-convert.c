@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* create, convert, compare: new images complete or not at all, the same bytes, nothing read twice.
+ */
+#include "test-ops.h"
+
+#define SIZE (4 * MiB)
+
+static void pattern(struct dr_fs *fs, const char *path)
+{
+    put(fs, path, 0, MiB, 0x11);
+    put(fs, path, MiB + 4096, 8192, 0x22);
+    put(fs, path, 3 * MiB + 512, MiB - 1024, 0x33);
+}
+
+static int convert(struct dr_fs *fs, const char *from, const char *to, const char *format,
+                   struct dr_error *err)
+{
+    struct dr_convert_options o = {.out_format = format, .sparse_size = DR_CONVERT_SPARSE_DEFAULT};
+    return dr_convert_fs(fs, &from, 1, to, &o, NULL, err);
+}
+
+static void there_and_back(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    pattern(fs, "a.raw");
+    uint8_t *want = view(fs, "a.raw", &size);
+    ok(convert(fs, "a.raw", "b.vmdk", "vmdk", &err));
+    same_view(fs, "b.vmdk", want, size);
+    ok(convert(fs, "b.vmdk", "c.raw", "raw", &err));
+    same_view(fs, "c.raw", want, size);
+    assert_in_range(disk_size(fs, "c.raw"), 2 * MiB, 2 * MiB + 128 * KiB);
+    assert_int_equal(count_files(fs), 3); /* nothing else is left */
+    free(want);
+}
+
+static void each_subformat(void **state)
+{
+    static const char *const subformats[] = {"monolithicSparse", "monolithicFlat",
+                                             "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"};
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    pattern(fs, "a.raw");
+    uint8_t *want = view(fs, "a.raw", &size);
+    for (size_t i = 0; i < 4; i++) {
+        const char *from = "a.raw";
+        struct dr_pair sub = {"subformat", subformats[i]};
+        struct dr_convert_options o = {
+            .out_format = "vmdk", .sparse_size = 4096, .pairs = &sub, .n_pairs = 1};
+        ok(dr_convert_fs(fs, &from, 1, "x.vmdk", &o, NULL, &err)); /* over the one before */
+        same_view(fs, "x.vmdk", want, size);
+    }
+    free(want);
+}
+
+static void written_zeros_become_holes(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    put(fs, "a.raw", 0, SIZE, 0x11);
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    uint8_t *zeros = calloc(1, MiB);
+    ok(dr_open_fs(fs, "a.raw", &rw, &disk, &err));
+    ok(dr_pwrite(disk, zeros, MiB, MiB, 0, &err)); /* as data */
+    ok(dr_close(disk, &err));
+    uint8_t *want = view(fs, "a.raw", &size);
+    ok(convert(fs, "a.raw", "b.raw", "raw", &err));
+    same_view(fs, "b.raw", want, size);
+    assert_int_equal(disk_size(fs, "b.raw"), SIZE - MiB);
+    ok(convert(fs, "a.raw", "b.vmdk", "vmdk", &err));
+    assert_in_range(disk_size(fs, "b.vmdk"), SIZE - MiB, SIZE - MiB + 128 * KiB);
+    free(zeros);
+    free(want);
+}
+
+static void sparse_zero_means_all_is_written(void **state)
+{
+    struct dr_fs *fs = *state;
+    const char *from = "a.raw";
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    struct dr_convert_options o = {.sparse_size = 0};
+    ok(dr_convert_fs(fs, &from, 1, "b.raw", &o, NULL, &err));
+    assert_int_equal(disk_size(fs, "b.raw"), SIZE);
+}
+
+static void several_sources_follow_each_other(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "a.raw", "raw", MiB + 512, NULL);
+    put(fs, "a.raw", MiB - 512, 1024, 0x11);
+    make(fs, "b.vmdk", "vmdk", MiB, NULL);
+    put(fs, "b.vmdk", 0, 1024, 0x22);
+    const char *from[] = {"a.raw", "b.vmdk", "a.raw"};
+    struct dr_convert_options o = {.sparse_size = 4096};
+    ok(dr_convert_fs(fs, from, 3, "all.raw", &o, NULL, &err));
+    uint8_t *have = view(fs, "all.raw", &size);
+    assert_int_equal(size, 3 * MiB + 1024);
+    assert_int_equal(have[MiB], 0x11);
+    assert_int_equal(have[MiB + 512], 0x22);
+    assert_int_equal(have[MiB + 512 + 1024], 0);
+    assert_int_equal(have[size - 1], 0x11);
+    free(have);
+}
+
+static int stop_now(void *user, uint64_t done, uint64_t total)
+{
+    (void)user;
+    (void)done;
+    (void)total;
+    return 1;
+}
+
+static void failure_keeps_the_old_target_and_leaves_nothing(void **state)
+{
+    struct dr_fs *fs = *state;
+    size_t len, again;
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    pattern(fs, "a.raw");
+    make(fs, "old.vmdk", "vmdk", MiB, NULL);
+    uint8_t *before = file_bytes(fs, "old.vmdk", &len);
+    const char *from = "a.raw";
+    struct dr_convert_options o = {.out_format = "vmdk", .sparse_size = 4096};
+    volatile int stop = 1;
+    struct dr_job job = {.stop = &stop, .progress = stop_now};
+    refused(dr_convert_fs(fs, &from, 1, "old.vmdk", &o, &job, &err), ECANCELED, "stopped");
+    struct dr_pair bad = {"nonsense", "1"};
+    o.pairs = &bad;
+    o.n_pairs = 1;
+    refused(dr_convert_fs(fs, &from, 1, "old.vmdk", &o, NULL, &err), EINVAL, "nonsense");
+    from = "missing";
+    refused(dr_convert_fs(fs, &from, 1, "old.vmdk", &o, NULL, &err), ENOENT, "missing");
+    uint8_t *after = file_bytes(fs, "old.vmdk", &again);
+    assert_int_equal(len, again);
+    assert_memory_equal(before, after, len);
+    assert_int_equal(count_files(fs), 2);
+    free(before);
+    free(after);
+}
+
+static void target_in_use_is_refused(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    make(fs, "b.vmdk", "vmdk", SIZE, NULL);
+    ok(dr_open_fs(fs, "b.vmdk", &rw, &disk, &err));
+    struct dr_error why = DR_ERROR_INIT;
+    int r = convert(fs, "a.raw", "b.vmdk", "raw", &why);
+    assert_true(r == -EAGAIN || r == -EBUSY);
+    assert_non_null(strstr(why.text, "lock"));
+    ok(dr_close(disk, &err));
+    assert_int_equal(count_files(fs), 2);
+}
+
+static void into_an_existing_target_old_bytes_are_gone(void **state)
+{
+    static const char *const formats[] = {"raw", "vmdk"};
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    const char *from = "a.raw";
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    pattern(fs, "a.raw");
+    uint8_t *want = view(fs, "a.raw", &size);
+    for (int i = 0; i < 2; i++) {
+        struct dr_convert_options o = {
+            .out_format = formats[i], .no_create = true, .sparse_size = 4096};
+        make(fs, "b", formats[i], SIZE, NULL);
+        put(fs, "b", 0, SIZE, 0x99);
+        ok(dr_convert_fs(fs, &from, 1, "b", &o, NULL, &err));
+        same_view(fs, "b", want, size);
+    }
+    struct dr_convert_options o = {.out_format = "raw", .no_create = true, .sparse_size = 4096};
+    make(fs, "small", "raw", MiB, NULL);
+    refused(dr_convert_fs(fs, &from, 1, "small", &o, NULL, &err), ENOSPC, "small");
+    free(want);
+}
+
+static void backing_of_the_target_keeps_what_is_the_same(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "base.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "base.vmdk", 0, 2 * MiB, 0x11);
+    make(fs, "mid.vmdk", "vmdk", 0, "base.vmdk");
+    put(fs, "mid.vmdk", MiB, 64 * KiB, 0x22);
+    put(fs, "mid.vmdk", 128 * KiB, 64 * KiB, 0);
+    make(fs, "top.vmdk", "vmdk", 0, "mid.vmdk");
+    put(fs, "top.vmdk", 3 * MiB, 64 * KiB, 0x33);
+    make(fs, "twin.vmdk", "vmdk", SIZE, NULL); /* as base, but another file and a little more */
+    put(fs, "twin.vmdk", 0, 2 * MiB + 64 * KiB, 0x11);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    static const char *const backings[] = {"base.vmdk", "mid.vmdk", "twin.vmdk"};
+    for (int i = 0; i < 3; i++) {
+        const char *from = "top.vmdk";
+        struct dr_convert_options o = {.out_format = "vmdk",
+                                       .sparse_size = 4096,
+                                       .backing = backings[i],
+                                       .backing_format = "vmdk"};
+        ok(dr_convert_fs(fs, &from, 1, "out.vmdk", &o, NULL, &err));
+        same_view(fs, "out.vmdk", want, size);
+        assert_in_range(disk_size(fs, "out.vmdk"), 64 * KiB, 512 * KiB);
+    }
+    free(want);
+}
+
+static void create_replaces_only_what_it_may(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_create_options o = {
+        .format = "vmdk", .size = MiB, .has_size = true, .no_replace = true};
+    make(fs, "a.vmdk", "vmdk", 2 * MiB, NULL);
+    refused(dr_create_fs(fs, "a.vmdk", &o, &err), EEXIST, "a.vmdk");
+    o.no_replace = false;
+    ok(dr_create_fs(fs, "a.vmdk", &o, &err));
+    o.format = "nonsense";
+    refused(dr_create_fs(fs, "a.vmdk", &o, &err), EINVAL, "nonsense");
+    o.format = "vmdk";
+    o.backing = "missing.vmdk";
+    refused(dr_create_fs(fs, "a.vmdk", &o, &err), ENOENT, "missing.vmdk");
+    o.format = "raw";
+    refused(dr_create_fs(fs, "a.vmdk", &o, &err), ENOTSUP, "raw");
+    o = (struct dr_create_options){.format = "vmdk"};
+    refused(dr_create_fs(fs, "a.vmdk", &o, &err), EINVAL, "size");
+    uint64_t size;
+    free(view(fs, "a.vmdk", &size));
+    assert_int_equal(size, MiB);
+    assert_int_equal(count_files(fs), 1);
+}
+
+/* ------------------------------------------------------------------ compare */
+
+static struct dr_compare_result compare(struct dr_fs *fs, const char *a, const char *b, bool strict,
+                                        unsigned workers)
+{
+    struct dr_disk *da, *db;
+    struct dr_compare_result result;
+    struct dr_job job = {.workers = workers};
+    ok(dr_open_fs(fs, a, NULL, &da, &err));
+    ok(dr_open_fs(fs, b, NULL, &db, &err));
+    ok(dr_compare(da, db, strict, &job, &result, &err));
+    ok(dr_close(da, &err));
+    ok(dr_close(db, &err));
+    return result;
+}
+
+static void compare_finds_the_first_difference(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t seed = 99;
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    put(fs, "a.raw", 0, SIZE, 0x11);
+    ok(convert(fs, "a.raw", "b.vmdk", "vmdk", &err));
+    assert_true(compare(fs, "a.raw", "b.vmdk", false, 2).same);
+    uint64_t first = SIZE;
+    for (int i = 0; i < 30; i++) {
+        uint64_t off = next_random(&seed) % SIZE;
+        put(fs, "b.vmdk", off, 1, 0x12);
+        first = dr_min(first, off / 512 * 512);
+        struct dr_compare_result r = compare(fs, "a.raw", "b.vmdk", false, (unsigned)(i % 3 + 1));
+        assert_false(r.same);
+        assert_int_equal(r.mismatch_off, first);
+    }
+}
+
+static void compare_takes_zeros_and_sizes_as_they_are(void **state)
+{
+    struct dr_fs *fs = *state;
+    make(fs, "a.raw", "raw", MiB, NULL);
+    make(fs, "b.vmdk", "vmdk", 2 * MiB, NULL);
+    put(fs, "b.vmdk", 64 * KiB, 64 * KiB, 0);
+    struct dr_compare_result r = compare(fs, "a.raw", "b.vmdk", false, 1);
+    assert_true(r.same);
+    assert_true(r.size_differs);
+    r = compare(fs, "b.vmdk", "a.raw", true, 1);
+    assert_false(r.same);
+    assert_true(r.size_differs);
+    put(fs, "b.vmdk", MiB + 1000, 1, 5);
+    r = compare(fs, "a.raw", "b.vmdk", false, 1);
+    assert_false(r.same);
+    assert_int_equal(r.mismatch_off, MiB + 512);
+    make(fs, "c.vmdk", "vmdk", 2 * MiB, NULL);
+    make(fs, "d.vmdk", "vmdk", 2 * MiB, NULL);
+    assert_true(compare(fs, "c.vmdk", "d.vmdk", true, 1).same);
+    put(fs, "d.vmdk", MiB, 64 * KiB, 0);
+    r = compare(fs, "c.vmdk", "d.vmdk", true, 1);
+    assert_false(r.same);
+    assert_true(r.strict_allocation);
+    assert_int_equal(r.mismatch_off, MiB);
+}
+
+static void info_has_the_keys_in_order(void **state)
+{
+    static const char *const keys[] = {"\"backing-filename-format\": \"vmdk\"",
+                                       "\"virtual-size\": 4194304",
+                                       "\"filename\": \"top.vmdk\"",
+                                       "\"cluster-size\": 65536",
+                                       "\"format\": \"vmdk\"",
+                                       "\"actual-size\": ",
+                                       "\"format-specific\": {",
+                                       "\"full-backing-filename\": \"base.vmdk\"",
+                                       "\"backing-filename\": \"base.vmdk\"",
+                                       "\"dirty-flag\": false"};
+    struct dr_fs *fs = *state;
+    char *json;
+    make(fs, "base.vmdk", "vmdk", SIZE, NULL);
+    make(fs, "top.vmdk", "vmdk", 0, "base.vmdk");
+    ok(dr_info_fs(fs, "top.vmdk", NULL, false, &json, &err));
+    const char *at = json;
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+        at = strstr(at, keys[i]);
+        if (!at)
+            fail_msg("no %s in its place in %s", keys[i], json);
+    }
+    free(json);
+    ok(dr_info_fs(fs, "top.vmdk", NULL, true, &json, &err));
+    assert_int_equal(json[0], '[');
+    free(json);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        ops_test(there_and_back),
+        ops_test(each_subformat),
+        ops_test(written_zeros_become_holes),
+        ops_test(sparse_zero_means_all_is_written),
+        ops_test(several_sources_follow_each_other),
+        ops_test(failure_keeps_the_old_target_and_leaves_nothing),
+        ops_test(target_in_use_is_refused),
+        ops_test(into_an_existing_target_old_bytes_are_gone),
+        ops_test(backing_of_the_target_keeps_what_is_the_same),
+        ops_test(create_replaces_only_what_it_may),
+        ops_test(compare_finds_the_first_difference),
+        ops_test(compare_takes_zeros_and_sizes_as_they_are),
+        ops_test(info_has_the_keys_in_order),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
