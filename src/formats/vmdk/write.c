@@ -280,9 +280,13 @@ void vmdk_publish(struct dr_image *image, struct dr_reservation *r)
 
 void vmdk_cancel(struct dr_image *image, struct dr_reservation *r)
 {
+    struct vmdk_extent *e = &vmdk_of(image)->extents[r->priv[PRIV_EXTENT]];
     unpin_both(image, r);
+    /* Part of it may be written: punched like any other freed grain, else it leaks at close. */
     if (r->priv[PRIV_ALLOC])
-        give_back(&vmdk_of(image)->extents[r->priv[PRIV_EXTENT]], (uint32_t)r->priv[PRIV_ALLOC]);
+        dr_free_later(image, (struct dr_freed){.file = image->files[e->file],
+                                               .host = r->priv[PRIV_ALLOC] * VMDK_SECTOR,
+                                               .len = e->grain});
 }
 
 void vmdk_release(struct dr_image *image, const struct dr_freed *freed)
