@@ -68,15 +68,14 @@ const char *model_only(void);      /* DROVER_ONLY: part of the names of the subj
 int model_run(const char *group, void (*test)(void **state),
               bool (*takes)(const struct subject *s));
 
-/* A failure: says seed and subject first. */
-#define MODEL_FAIL(s, ...)                                       \
-    do {                                                         \
-        print_error("subject %s, DROVER_SEED=%llu\n", (s)->name, \
-                    (unsigned long long)model_seed());           \
-        print_error(__VA_ARGS__);                                \
-        print_error("\n");                                       \
-        fail();                                                  \
-    } while (0)
+/* A failure: says seed and subject first. Does not return. */
+#define MODEL_FAIL(s, ...) model_fail(__FILE__, __LINE__, s, __VA_ARGS__)
+_Noreturn void model_fail(const char *file, int line, const struct subject *s, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* Planted faults: does test(state) fail? It runs in a process of its own. */
+bool model_detects(void (*test)(void **state), const struct subject *s);
+const struct subject *model_subject(const char *name);
 
 /* ------------------------------------------------------------------ operations */
 

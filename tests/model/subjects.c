@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
@@ -338,4 +340,51 @@ int model_run(const char *group, void (*test)(void **state), bool (*takes)(const
     int r = _cmocka_run_group_tests(group, tests, n, NULL, NULL);
     free(tests);
     return r;
+}
+
+/* ------------------------------------------------------------------ failing */
+
+static bool expects_failure; /* in a process that model_detects made */
+enum { DETECTED = 42 };
+
+void model_fail(const char *file, int line, const struct subject *s, const char *fmt, ...)
+{
+    char text[1000];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    if (expects_failure && !getenv("DROVER_VERBOSE"))
+        _exit(DETECTED);
+    print_error("%s:%d: subject %s, DROVER_SEED=%llu\n%s\n", file, line, s->name,
+                (unsigned long long)model_seed(), text);
+    if (expects_failure)
+        _exit(DETECTED);
+    _fail(file, line);
+    abort();
+}
+
+bool model_detects(void (*test)(void **state), const struct subject *s)
+{
+    int status = 0;
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        void *state = (void *)(uintptr_t)s;
+        expects_failure = true;
+        test(&state);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_true(WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == DETECTED);
+    return WEXITSTATUS(status) == DETECTED;
+}
+
+const struct subject *model_subject(const char *name)
+{
+    for (size_t i = 0; i < model_n_subjects; i++)
+        if (!strcmp(model_subjects[i].name, name))
+            return &model_subjects[i];
+    return NULL;
 }

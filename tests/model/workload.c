@@ -55,7 +55,8 @@ struct op workload_next(const struct workload *w, struct rnd *rnd)
     uint64_t size = w->view->size;
     uint64_t max = dr_min(longest[rnd_below(rnd, 7)], size);
     struct op op = {.kind = choose_kind(rnd), .seed = rnd_next(rnd)};
-    op.data = (unsigned)dr_min(rnd_below(rnd, 6), 2);
+    op.data = (unsigned)rnd_below(rnd, 6);
+    op.data = op.data < 3 ? op.data : 0;
     op.len = 1 + rnd_below(rnd, max);
     op.off = rnd_below(rnd, size - op.len + 1);
     switch (rnd_below(rnd, 6)) {
@@ -131,18 +132,20 @@ static int run_fill(struct workload *w, const struct op *op)
 }
 
 /* Where the top has nothing, the base must show now; elsewhere nothing has changed. */
-static void settle_drop(struct workload *w, struct dr_image *top, const struct op *op)
+static int settle_drop(struct workload *w, struct dr_image *top, const struct op *op)
 {
     for (uint64_t off = op->off, end = op->off + op->len; off < end;) {
         struct dr_extent ext;
-        if (dr_image_map(top, off, end - off, &ext, &w->err))
-            MODEL_FAIL(w->subject, "map after %s: %s", op_text(op), w->err.text);
+        int r = dr_image_map(top, off, end - off, &ext, &w->err);
+        if (r)
+            return r;
         if (ext.kind == DR_HOLE && w->below)
             shadow_write(w->view, off, w->below + off, ext.len);
         else if (ext.kind == DR_HOLE)
             shadow_zero(w->view, off, ext.len);
         off += ext.len;
     }
+    return 0;
 }
 
 static int run_drop(struct workload *w, const struct op *op)
@@ -157,10 +160,12 @@ static int run_drop(struct workload *w, const struct op *op)
     if (!r) {
         struct dr_extent ext;
         chain->images[0]->fmt->unit(chain->images[0], op->off, &uoff, &ulen);
-        if (uoff == op->off && ulen <= op->len &&
-            (dr_image_map(chain->images[0], uoff, ulen, &ext, &w->err) || ext.kind != DR_HOLE))
+        if (uoff == op->off && ulen <= op->len)
+            r = dr_image_map(chain->images[0], uoff, ulen, &ext, &w->err);
+        if (!r && uoff == op->off && ulen <= op->len && ext.kind != DR_HOLE)
             MODEL_FAIL(w->subject, "%s left something", op_text(op));
-        settle_drop(w, chain->images[0], op);
+        if (!r)
+            r = settle_drop(w, chain->images[0], op);
     }
     dr_disk_leave(w->disk);
     return r == -ENOTSUP ? 0 : r;
@@ -190,23 +195,24 @@ static int run_read(struct workload *w, const struct op *op)
     return r;
 }
 
-static void check_status(struct workload *w, const struct dr_extent_status *st)
+static int check_status(struct workload *w, const struct dr_extent_status *st)
 {
     if (st->flags & DR_EXTENT_ZERO && !dr_is_zero(w->view->now + st->off, st->len))
         MODEL_FAIL(w->subject, "status says zero at %llu+%llu and it is not",
                    (unsigned long long)st->off, (unsigned long long)st->len);
     if (!(st->flags & DR_EXTENT_OFFSET))
-        return;
+        return 0;
     struct dr_file *f;
     int r = dr_file_open(w->fs, st->file, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &f, &w->err);
     if (!r) {
         r = dr_file_pread_short(f, w->buf, st->host_off, st->len, NULL, &w->err);
         dr_file_unref(f);
     }
-    if (r || memcmp(w->buf, w->view->now + st->off, st->len))
-        MODEL_FAIL(w->subject, "status says %s has %llu+%llu at %llu and it has not (%s)", st->file,
+    if (!r && memcmp(w->buf, w->view->now + st->off, st->len))
+        MODEL_FAIL(w->subject, "status says %s has %llu+%llu at %llu and it has not", st->file,
                    (unsigned long long)st->off, (unsigned long long)st->len,
-                   (unsigned long long)st->host_off, w->err.text);
+                   (unsigned long long)st->host_off);
+    return r;
 }
 
 static int run_status(struct workload *w)
@@ -221,7 +227,8 @@ static int run_status(struct workload *w)
             MODEL_FAIL(w->subject, "status of %llu+%llu answers %llu+%llu", (unsigned long long)off,
                        (unsigned long long)len, (unsigned long long)st.off,
                        (unsigned long long)st.len);
-        check_status(w, &st);
+        if ((r = check_status(w, &st)))
+            return r;
         off += st.len;
     }
     return 0;
