@@ -136,6 +136,39 @@ static void mode_owner_and_locks_are_those_of_the_old_file(void **state)
     dr_file_unref(fresh);
 }
 
+static mode_t mode_before_attrs;
+
+static int look_then_copy_attrs(struct dr_fs *fs, struct dr_file *from, struct dr_file *to,
+                                struct dr_error *err)
+{
+    struct stat st;
+    mode_before_attrs = stat(to->path, &st) ? 0 : st.st_mode & 07777;
+    return dr_fs_posix()->ops->copy_attrs(fs, from, to, err);
+}
+
+static int fill_and_look(void *user, struct dr_file *tmp, struct dr_error *err)
+{
+    struct stat st;
+    *(mode_t *)user = stat(tmp->path, &st) ? 0 : st.st_mode & 07777;
+    return fill_new(NULL, tmp, err);
+}
+
+static void nobody_else_can_open_the_new_file_too_early(void **state)
+{
+    struct place *p = *state;
+    struct dr_fs_ops ops = *dr_fs_posix()->ops;
+    struct dr_fs fs = {.ops = &ops};
+    struct dr_file *old;
+    mode_t in_fill = 0;
+    ops.copy_attrs = look_then_copy_attrs;
+    assert_int_equal(dr_file_open(&fs, p->path, DR_FILE_CREATE, &old, NULL), 0);
+    assert_int_equal(chmod(p->path, 0400), 0);
+    assert_int_equal(dr_replace(&fs, p->path, old, fill_and_look, &in_fill, NULL, NULL), 0);
+    assert_int_equal(mode_before_attrs, 0600);
+    assert_int_equal(in_fill, 0400);
+    dr_file_unref(old);
+}
+
 static void a_failed_fill_changes_nothing(void **state)
 {
     struct place *p = *state;
@@ -251,6 +284,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(the_new_file_has_the_name_and_the_old_one_stays_open),
         T(mode_owner_and_locks_are_those_of_the_old_file),
+        T(nobody_else_can_open_the_new_file_too_early),
         T(a_failed_fill_changes_nothing),
         T(somebody_elses_file_is_not_replaced),
         T(a_link_is_followed_not_replaced),
