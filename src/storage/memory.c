@@ -423,6 +423,14 @@ static void free_names(struct name_list *l)
     free(l->names);
 }
 
+static bool listed(const struct name_list *l, const char *name, size_t len)
+{
+    for (size_t i = 0; i < l->n; i++)
+        if (strncmp(l->names[i], name, len) == 0 && l->names[i][len] == '\0')
+            return true;
+    return false;
+}
+
 /* Copies, so that each() may open and remove files. */
 static int collect_names(struct mem_fs *m, const char *dir, struct name_list *l)
 {
@@ -433,9 +441,12 @@ static int collect_names(struct mem_fs *m, const char *dir, struct name_list *l)
         return -ENOMEM;
     for (size_t i = 0; i < m->n_names; i++) {
         const char *path = m->names[i].path;
-        if (strncmp(path, dir, d) != 0 || path[d] != '/' || strchr(path + d + 1, '/'))
+        if (strncmp(path, dir, d) != 0 || path[d] != '/')
             continue;
-        l->names[l->n] = strdup(path + d + 1);
+        size_t len = strcspn(path + d + 1, "/"); /* of a file, or of the directory it is in */
+        if (listed(l, path + d + 1, len))
+            continue;
+        l->names[l->n] = strndup(path + d + 1, len);
         if (!l->names[l->n])
             return -ENOMEM;
         l->n++;
