@@ -67,7 +67,8 @@ static bool is_half_moved(struct recover *rc, const char *dir, const char *of)
     if (!path || rc->fs->ops->identify(rc->fs, path, &id, NULL) < 0)
         return false;
     unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
-    return dr_image_open(rc->fs, path, NULL, flags, &image, NULL) == -ENOENT;
+    struct dr_error why = DR_ERROR_INIT;
+    return dr_image_open(rc->fs, path, NULL, flags, &image, &why) == -ENOENT;
 }
 
 static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* snapshot, tree, recover: in memory and on the system's files. */
+#include "test-ops.h"
+
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SIZE (2 * MiB)
+
+static int system_dir(void **state)
+{
+    static char dir[64];
+    const char *base = getenv("TMPDIR");
+    snprintf(dir, sizeof(dir), "%.40s/drover-ops-XXXXXX", base ? base : "/tmp");
+    if (!mkdtemp(dir) || chdir(dir) != 0)
+        return -1;
+    *state = dr_fs_posix();
+    return 0;
+}
+
+static int remove_system_dir(void **state)
+{
+    char cwd[4096];
+    char **names;
+    size_t n;
+    struct dr_fs *fs = *state;
+    if (!getcwd(cwd, sizeof(cwd)) || dr_ops_list(fs, ".", &names, &n, NULL) < 0)
+        return -1;
+    for (size_t i = 0; i < n; i++)
+        if (unlink(names[i]) != 0 && rmdir(names[i]) != 0)
+            return -1;
+    dr_ops_free_names(names, n);
+    return chdir("/") == 0 && rmdir(cwd) == 0 ? 0 : -1;
+}
+
+static char *snapshot(struct dr_fs *fs, const char *path, const char *name)
+{
+    char *active = NULL;
+    ok(dr_snapshot_create_fs(fs, path, name, NULL, &active, &err));
+    return active;
+}
+
+static void expect_snapshot(struct dr_fs *fs, const char *path, const char *want)
+{
+    char *active = snapshot(fs, path, NULL);
+    assert_string_equal(active, want);
+    free(active);
+}
+
+static void names_are_as_vmware_gives_them(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    size_t len, again;
+    make(fs, "disk.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "disk.vmdk", 0, MiB, 0x11);
+    uint8_t *want = view(fs, "disk.vmdk", &size);
+    uint8_t *before = file_bytes(fs, "disk.vmdk", &len);
+    expect_snapshot(fs, "disk.vmdk", "disk-000001.vmdk");
+    expect_snapshot(fs, "disk-000001.vmdk", "disk-000002.vmdk");
+    expect_snapshot(fs, "disk.vmdk", "disk-000003.vmdk");
+    ok(fs->ops->unlink(fs, "disk-000002.vmdk", &err));
+    expect_snapshot(fs, "disk-000003.vmdk", "disk-000002.vmdk"); /* numbers are used again */
+    make(fs, "disk-000004-s001.vmdk", "raw", MiB, NULL);
+    expect_snapshot(fs, "disk-000002.vmdk", "disk-000005.vmdk"); /* files of others are kept */
+    same_view(fs, "disk-000005.vmdk", want, size);
+    uint8_t *after = file_bytes(fs, "disk.vmdk", &again);
+    assert_int_equal(len, again); /* the parent is untouched */
+    assert_memory_equal(before, after, len);
+    free(before);
+    free(after);
+    free(want);
+}
+
+static void given_names_never_clobber(void **state)
+{
+    struct dr_fs *fs = *state;
+    char *active = NULL;
+    make(fs, "disk.vmdk", "vmdk", SIZE, NULL);
+    make(fs, "taken.vmdk", "vmdk", SIZE, NULL);
+    refused(dr_snapshot_create_fs(fs, "disk.vmdk", "taken.vmdk", NULL, &active, &err), EEXIST,
+            "taken.vmdk");
+    refused(dr_snapshot_create_fs(fs, "disk.vmdk", "disk.vmdk", NULL, &active, &err), EEXIST,
+            "disk.vmdk");
+    refused(dr_snapshot_create_fs(fs, "disk.vmdk", "../x.vmdk", NULL, &active, &err), EINVAL,
+            "plain file name");
+    active = snapshot(fs, "disk.vmdk", "before-upgrade.vmdk");
+    assert_string_equal(active, "before-upgrade.vmdk");
+    free(active);
+    make(fs, "flat.img", "raw", SIZE, NULL);
+    refused(dr_snapshot_create_fs(fs, "flat.img", NULL, NULL, &active, &err), ENOTSUP, "snapshots");
+}
+
+static void child_of_a_split_disk_is_split(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_create_options o = {
+        .format = "vmdk", .size = SIZE, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    ok(dr_create_fs(fs, "disk.vmdk", &o, &err));
+    put(fs, "disk.vmdk", 0, MiB, 0x11);
+    expect_snapshot(fs, "disk.vmdk", "disk-000001.vmdk");
+    assert_true(exists(fs, "disk-000001-s001.vmdk"));
+    put(fs, "disk-000001.vmdk", 0, 64 * KiB, 0x22);
+    /* an extent of the next number is somebody else's */
+    make(fs, "disk-000002-s001.vmdk", "raw", MiB, NULL);
+    expect_snapshot(fs, "disk-000001.vmdk", "disk-000003.vmdk");
+    uint64_t size;
+    uint8_t *have = view(fs, "disk-000003.vmdk", &size);
+    assert_int_equal(have[0], 0x22);
+    assert_int_equal(have[MiB - 1], 0x11);
+    free(have);
+}
+
+static void disk_in_use_is_not_frozen(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    char *active = NULL;
+    make(fs, "disk.vmdk", "vmdk", SIZE, NULL);
+    ok(dr_open_fs(fs, "disk.vmdk", &rw, &disk, &err));
+    assert_true(dr_snapshot_create_fs(fs, "disk.vmdk", NULL, NULL, &active, NULL) < 0);
+    ok(dr_close(disk, &err));
+    assert_int_equal(count_files(fs), 1);
+}
+
+/* ------------------------------------------------------------------ tree */
+
+static const struct dr_tree_node *find(const struct dr_tree_node *nodes, size_t n, const char *path)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(nodes[i].path, path) == 0)
+            return &nodes[i];
+    fail_msg("%s is not in the tree", path);
+    return NULL;
+}
+
+static void tree_has_the_family_and_nobody_else(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_tree_node *nodes;
+    size_t n;
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    make(fs, "b.vmdk", "vmdk", 0, "a.vmdk");
+    make(fs, "c.vmdk", "vmdk", 0, "a.vmdk");
+    make(fs, "d.vmdk", "vmdk", 0, "c.vmdk");
+    make(fs, "0-last.vmdk", "vmdk", 0, "d.vmdk");
+    make(fs, "stranger.vmdk", "vmdk", SIZE, NULL);
+    make(fs, "notes.txt", "raw", 100, NULL);
+    ok(dr_tree_fs(fs, "c.vmdk", NULL, &nodes, &n, &err));
+    assert_int_equal(n, 5);
+    assert_string_equal(nodes[0].path, "a.vmdk");
+    assert_true(nodes[0].parent == SIZE_MAX);
+    for (size_t i = 1; i < n; i++)
+        assert_true(nodes[i].parent < i);
+    assert_true(find(nodes, n, "c.vmdk")->asked);
+    assert_false(find(nodes, n, "a.vmdk")->asked);
+    assert_string_equal(nodes[find(nodes, n, "0-last.vmdk")->parent].path, "d.vmdk");
+    assert_int_equal(find(nodes, n, "d.vmdk")->size, SIZE);
+    assert_null(find(nodes, n, "d.vmdk")->problem);
+    dr_tree_free(nodes, n);
+}
+
+static void tree_tells_what_does_not_open(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_tree_node *nodes;
+    size_t n;
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    make(fs, "b.vmdk", "vmdk", 0, "a.vmdk");
+    put(fs, "a.vmdk", 0, 512, 0x11); /* another id: b is stale */
+    ok(dr_tree_fs(fs, "a.vmdk", NULL, &nodes, &n, &err));
+    assert_int_equal(n, 2);
+    assert_null(nodes[0].problem);
+    assert_non_null(nodes[1].problem);
+    assert_non_null(strstr(nodes[1].problem, "CID"));
+    dr_tree_free(nodes, n);
+    ok(fs->ops->unlink(fs, "a.vmdk", &err));
+    ok(dr_tree_fs(fs, "b.vmdk", NULL, &nodes, &n, &err));
+    assert_int_equal(n, 1);
+    assert_non_null(strstr(nodes[0].problem, "a.vmdk"));
+    dr_tree_free(nodes, n);
+}
+
+/* ------------------------------------------------------------------ recover */
+
+struct lines {
+    unsigned n;
+    char last[512];
+};
+
+static void keep_line(void *user, const char *line)
+{
+    struct lines *l = user;
+    l->n++;
+    snprintf(l->last, sizeof(l->last), "%s", line);
+}
+
+static unsigned recover(struct dr_fs *fs, const char *path, bool dry_run, struct lines *lines)
+{
+    unsigned found = 0;
+    *lines = (struct lines){0};
+    ok(dr_recover_fs(fs, path, NULL, dry_run, keep_line, lines, &found, &err));
+    assert_int_equal(found, lines->n);
+    return found;
+}
+
+static void sound_disk_needs_nothing(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct lines lines;
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    make(fs, "b.vmdk", "vmdk", 0, "a.vmdk");
+    put(fs, "b.vmdk", 0, 512, 0x11);
+    assert_int_equal(recover(fs, "b.vmdk", false, &lines), 0);
+}
+
+static void mkdir_in(struct dr_fs *fs, const char *path)
+{
+    if (fs->ops->mkdir)
+        ok(fs->ops->mkdir(fs, path, &err));
+}
+
+static void half_made_image_is_removed(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct lines lines;
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    mkdir_in(fs, ".a-000001.vmdk.drover.new-abc123");
+    make(fs, "x", "raw", MiB, NULL);
+    ok(fs->ops->rename(fs, "x", ".a-000001.vmdk.drover.new-abc123/a-000001.vmdk", &err));
+    make(fs, ".other.vmdk.drover-abc123", "raw", MiB, NULL); /* of another disk */
+    make(fs, ".a.vmdk.drover-abc123", "raw", MiB, NULL);
+    size_t files = count_files(fs);
+    assert_int_equal(recover(fs, "a.vmdk", true, &lines), 2);
+    assert_int_equal(count_files(fs), files);
+    assert_int_equal(recover(fs, "a.vmdk", false, &lines), 2);
+    assert_non_null(strstr(lines.last, "removed"));
+    assert_false(exists(fs, ".a-000001.vmdk.drover.new-abc123/a-000001.vmdk"));
+    assert_false(exists(fs, ".a.vmdk.drover-abc123"));
+    assert_true(exists(fs, ".other.vmdk.drover-abc123"));
+    assert_int_equal(recover(fs, "a.vmdk", false, &lines), 0);
+}
+
+static void half_moved_image_is_moved_to_the_end(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct lines lines;
+    uint64_t size;
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_create_options o = {
+        .format = "vmdk", .size = SIZE, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    ok(dr_create_fs(fs, "a.vmdk", &o, &err));
+    put(fs, "a.vmdk", 0, MiB, 0x11);
+    mkdir_in(fs, ".a.vmdk.drover.new-abc123");
+    ok(fs->ops->rename(fs, "a.vmdk", ".a.vmdk.drover.new-abc123/a.vmdk", &err));
+    assert_int_equal(recover(fs, "a.vmdk", false, &lines), 1);
+    assert_non_null(strstr(lines.last, "finished"));
+    uint8_t *have = view(fs, "a.vmdk", &size);
+    assert_int_equal(have[MiB - 1], 0x11);
+    free(have);
+    assert_int_equal(count_files(fs), 2);
+}
+
+static void work_under_way_is_left_alone(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct lines lines;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    make(fs, ".a.vmdk.drover-abc123", "raw", MiB, NULL);
+    ok(dr_open_fs(fs, ".a.vmdk.drover-abc123", &rw, &disk, &err));
+    assert_int_equal(recover(fs, "a.vmdk", false, &lines), 0);
+    assert_true(exists(fs, ".a.vmdk.drover-abc123"));
+    ok(dr_close(disk, &err));
+    assert_int_equal(recover(fs, "a.vmdk", false, &lines), 1);
+    assert_false(exists(fs, ".a.vmdk.drover-abc123"));
+}
+
+static void unclean_image_is_mended(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct lines lines;
+    struct dr_file *file;
+    uint64_t size;
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "a.vmdk", 0, MiB, 0x11);
+    uint8_t *want = view(fs, "a.vmdk", &size);
+    ok(dr_file_open(fs, "a.vmdk", DR_FILE_RDWR, &file, &err));
+    ok(dr_file_pwrite(file, "\1", 72, 1, &err)); /* uncleanShutdown */
+    dr_file_unref(file);
+    assert_int_equal(recover(fs, "a.vmdk", true, &lines), 1);
+    assert_int_equal(recover(fs, "a.vmdk", false, &lines), 1);
+    assert_non_null(strstr(lines.last, "mended"));
+    assert_int_equal(recover(fs, "a.vmdk", false, &lines), 0);
+    same_view(fs, "a.vmdk", want, size);
+    free(want);
+}
+
+static void replaced_file_keeps_its_mode(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct stat st;
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    make(fs, "b.vmdk", "vmdk", SIZE, NULL);
+    assert_int_equal(chmod("b.vmdk", 0600), 0);
+    const char *from = "a.raw";
+    struct dr_convert_options o = {.out_format = "vmdk", .sparse_size = 4096};
+    ok(dr_convert_fs(fs, &from, 1, "b.vmdk", &o, NULL, &err));
+    assert_int_equal(stat("b.vmdk", &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
+    assert_int_equal(symlink("b.vmdk", "link.vmdk"), 0);
+    ok(dr_convert_fs(fs, &from, 1, "link.vmdk", &o, NULL, &err));
+    assert_int_equal(lstat("link.vmdk", &st), 0);
+    assert_true(S_ISLNK(st.st_mode)); /* what it leads to was replaced */
+}
+
+#define both(f)                                          \
+    cmocka_unit_test_setup_teardown(f, new_fs, free_fs), \
+        cmocka_unit_test_setup_teardown(f, system_dir, remove_system_dir)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        both(names_are_as_vmware_gives_them),
+        both(given_names_never_clobber),
+        both(child_of_a_split_disk_is_split),
+        both(disk_in_use_is_not_frozen),
+        both(tree_has_the_family_and_nobody_else),
+        both(tree_tells_what_does_not_open),
+        both(sound_disk_needs_nothing),
+        both(half_made_image_is_removed),
+        both(half_moved_image_is_moved_to_the_end),
+        both(work_under_way_is_left_alone),
+        both(unclean_image_is_mended),
+        cmocka_unit_test_setup_teardown(replaced_file_keeps_its_mode, system_dir,
+                                        remove_system_dir),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
