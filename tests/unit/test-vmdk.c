@@ -867,6 +867,35 @@ static void check_finds_what_it_cannot_mend(void **state)
     finds("/d/a.vmdk", 1, 0, "belongs to another");
 }
 
+static void what_is_cancelled_does_not_leak(void **state)
+{
+    (void)state;
+    struct dr_reservation first, second;
+    ok(create("/d/a.vmdk", 1 * MIB, NULL));
+    struct dr_disk *disk = opened("/d/a.vmdk", DR_OPEN_RDWR);
+    struct dr_image *image = disk->chain->images[0];
+    write_at(disk, 0, GRAIN, 1);
+    pthread_mutex_lock(&image->lock);
+    ok(vmdk_reserve(image, 3 * GRAIN, GRAIN, DR_WANT_DATA, 0, &first, &err));
+    pthread_mutex_unlock(&image->lock);
+    write_at(disk, 5 * GRAIN, GRAIN, 2);
+    pthread_mutex_lock(&image->lock);
+    ok(vmdk_reserve(image, 7 * GRAIN, GRAIN, DR_WANT_DATA, 0, &second, &err));
+    pthread_mutex_unlock(&image->lock);
+    assert_int_equal(second.host, first.host + 2 * GRAIN);
+    ok(dr_file_pwrite(image->files[0], "junk", first.host, 4, &err)); /* half a write */
+    ok(dr_file_pwrite(image->files[0], "junk", second.host, 4, &err));
+    pthread_mutex_lock(&image->lock);
+    vmdk_cancel(image, &second);
+    vmdk_cancel(image, &first);
+    pthread_mutex_unlock(&image->lock);
+    reads_zero(disk, 3 * GRAIN, GRAIN);
+    ok(dr_close(disk, &err));
+    assert_int_equal(file_size("/d/a.vmdk"), second.host);
+    finds("/d/a.vmdk", 0, 0, "");
+    assert_string_equal(lines, "");
+}
+
 static void a_missing_table_can_be_mended_and_written(void **state)
 {
     (void)state;
@@ -921,6 +950,7 @@ int main(void)
         T(recovery_copies_the_table_over_its_copy),
         T(check_finds_and_mends_tables),
         T(check_finds_what_it_cannot_mend),
+        T(what_is_cancelled_does_not_leak),
         T(a_missing_table_can_be_mended_and_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -101,19 +101,28 @@ int vmdk_begin_write(struct dr_image *image, uint64_t off, bool changes, struct 
     return begin_extent(image, e, changes, err);
 }
 
+/* Clear the mark and make that durable. */
+static int unmark(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+{
+    if (!atomic_load(&e->marked))
+        return 0;
+    int r = vmdk_tidy(image, e, err);
+    if (r == 0)
+        r = vmdk_mark(image, e, false, false, err);
+    if (r == 0)
+        r = dr_file_flush(image->files[e->file], err);
+    if (r == 0)
+        atomic_store(&e->marked, false);
+    return r;
+}
+
 int vmdk_end_write(struct dr_image *image, struct dr_error *err)
 {
     struct vmdk_state *s = vmdk_of(image);
     for (size_t i = 0; i < s->n_extents; i++) {
-        struct vmdk_extent *e = &s->extents[i];
-        if (!atomic_load(&e->marked))
-            continue;
-        int r = vmdk_mark(image, e, false, false, err);
-        if (r == 0)
-            r = dr_file_flush(image->files[e->file], err);
+        int r = unmark(image, &s->extents[i], err);
         if (r < 0)
             return r;
-        atomic_store(&e->marked, false);
     }
     s->cid_changed = false;
     return 0;
@@ -145,6 +154,8 @@ int vmdk_set_id(struct dr_image *image, uint32_t id, struct dr_error *err)
     if (vmdk_cid_is_reserved(id))
         return dr_fail(err, EINVAL, "%s: %08x cannot be a CID", image->path, id);
     int r = begin_extent(image, e, false, err);
+    if (r == 0)
+        atomic_fetch_or(&image->begun, 1); /* so that end_write takes the mark back */
     return r < 0 ? r : store_cid(image, id, err);
 }
 

@@ -94,6 +94,9 @@ int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wan
 void vmdk_publish(struct dr_image *image, struct dr_reservation *r);
 void vmdk_cancel(struct dr_image *image, struct dr_reservation *r);
 void vmdk_release(struct dr_image *image, const struct dr_freed *freed);
+/* Give back to the file system what this session reserved and did not use: nothing leaks without a
+ * crash. No write is in flight. */
+int vmdk_tidy(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err);
 
 /* ------------------------------------------------------------------ store.c */
 

@@ -300,3 +300,17 @@ void vmdk_release(struct dr_image *image, const struct dr_freed *freed)
         }
     }
 }
+
+int vmdk_tidy(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+{
+    struct dr_file *f = image->files[e->file];
+    uint64_t end = e->next * VMDK_SECTOR;
+    for (size_t i = 0; i < e->n_free; i++) { /* where nothing can be punched, the space stays */
+        uint64_t at = (uint64_t)e->free[i] * VMDK_SECTOR;
+        if (at + e->grain <= dr_min(end, dr_file_size(f)))
+            dr_file_zero(f, at, e->grain, DR_FILE_ZERO_PUNCH | DR_FILE_ZERO_FAST, NULL);
+    }
+    if (end == 0 || dr_file_size(f) <= end)
+        return 0;
+    return dr_file_truncate(f, end, err);
+}
