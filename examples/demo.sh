@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # The main job on a real file system: a disk with a diary in it is converted, snapshotted, written,
 # rebased, committed and converted back, and is proven to be whole. Run it as `./dev demo`.
-set -Eeuo pipefail
+set -euo pipefail
 export LC_ALL=C.UTF-8
 cd "$(dirname "$(readlink -f "$0")")/.."
 here=$PWD/build/demo
@@ -33,7 +33,11 @@ typed() {
     printf '%s\n' "$cyan   \$$line$off"
 }
 run() { typed "$@"; "$@" 2>&1 | sed 's/^/     /'; }
-trap 'printf "%s\n" "${red}the demo stopped at step $step; its files are in $here$off" >&2' ERR
+stopped() {
+    local status=$?
+    [ $status = 0 ] || printf '%s\n' "${red}the demo stopped at step $step; its files are in $here$off" >&2
+}
+trap stopped EXIT
 
 # ---------------------------------------------------------------- a real disk
 
@@ -127,13 +131,9 @@ cat monday.txt tuesday.txt | cmp -s - diary.back || bad "the diary is not what w
 good "both pages of the diary are there"
 mkdir out
 debugfs -R 'rdump /usr out' back.raw >/dev/null 2>&1 || true
-checked=0
-while IFS= read -r -d '' f; do
-    cmp -s "$f" "out/${f#files/}" || bad "$f differs"
-    checked=$((checked + 1))
-done < <(find files/usr -type f -print0)
-good "$checked files out of the disk are equal to this machine's own"
-rm -rf files out before.raw diary.* refusal.txt monday.txt tuesday.txt
+diff -rq --no-dereference files/usr out/usr >differences.txt || bad "files differ: see differences.txt"
+good "$(find out/usr -type f | wc -l) files out of the disk are equal to this machine's own"
+rm -rf files out before.raw diary.* differences.txt refusal.txt monday.txt tuesday.txt
 
 cat <<END
 
@@ -142,7 +142,8 @@ ${bold}That was the main job.$off Took $SECONDS s; the disks are in build/demo. 
    cd build/demo; PATH=\$PATH:$(dirname "$here")
    drover info --backing-chain $tuesday
    drover map --output=json $tuesday | head
-   drover snapshot -c disk.vmdk                        # start again
-   drover stream $tuesday                      # make it stand alone
+   drover snapshot -c $tuesday      # another one on top
+   drover stream $tuesday           # pull everything in: it needs no parent any more
+   drover chain $tuesday
    drover --help
 END
