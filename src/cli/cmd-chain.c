@@ -93,6 +93,20 @@ static void walk(struct chain *c)
     }
 }
 
+/* The library's texts begin with the file they are about. */
+static void list_problems(const struct chain *c)
+{
+    json_t *image;
+    size_t i;
+
+    json_array_foreach(c->list, i, image)
+    {
+        const char *problem = text_of(image, "problem");
+        if (problem)
+            printf("%s\n", problem);
+    }
+}
+
 static int show(struct chain *c)
 {
     CLEANUP_TABLE struct cli_table table = {0};
@@ -104,7 +118,9 @@ static int show(struct chain *c)
         const char *problem = text_of(image, "problem"), *format = text_of(image, "format");
         const json_t *size = json_object_get(image, "virtual-size");
         const json_t *disk_size = json_object_get(image, "actual-size");
-        const char *note = problem ? problem : i + 1 < json_array_size(c->list) ? "" : "base";
+        const char *note = problem                            ? "does not open"
+                           : i + 1 < json_array_size(c->list) ? ""
+                                                              : "base";
         if (!problem && i == 0)
             note = "* active";
         if (cli_table_add(&table, text_of(image, "filename"), format ? format : "?",
@@ -114,20 +130,15 @@ static int show(struct chain *c)
             return 1;
     }
     cli_table_print(&table);
+    if (c->problems)
+        printf("\n");
+    list_problems(c);
     return 0;
 }
 
 static void tell_problems(const struct chain *c)
 {
-    json_t *image;
-    size_t i;
-
-    json_array_foreach(c->list, i, image)
-    {
-        const char *problem = text_of(image, "problem");
-        if (problem)
-            printf("%s: %s\n", text_of(image, "filename"), problem);
-    }
+    list_problems(c);
     if (c->problems == 0)
         printf("%zu image%s, no problem.\n", json_array_size(c->list),
                json_array_size(c->list) == 1 ? "" : "s");

@@ -128,7 +128,7 @@ static int check(struct check *c, const struct cli_image *image, unsigned repair
         return EXIT_UNSUPPORTED;
     }
     if (r < 0) {
-        cli_error(c->cli, "Could not open '%s': %s", image->path, err.text);
+        cli_fail_open(c->cli, image->path, &err);
         return EXIT_ERROR;
     }
     result = cli_json_load(c->cli, text);

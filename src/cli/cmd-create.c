@@ -206,7 +206,10 @@ static int create(struct create *c, const struct cli_args *args)
     if (!cli_has(args, 'q'))
         announce(c);
     if (dr_create(c->path, &o, &err) < 0) {
-        cli_error(c->cli, "%s: %s", c->path, err.text);
+        if (strncmp(err.text, c->path, strlen(c->path)) == 0)
+            cli_fail(c->cli, &err);
+        else
+            cli_error(c->cli, "%s: %s", c->path, err.text);
         return 1;
     }
     return 0;

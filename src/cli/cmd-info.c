@@ -48,7 +48,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return 1;
     r = dr_info(image.path, &image.open, chain, &text, &err);
     if (r < 0) {
-        cli_error(cli, "Could not open '%s': %s", image.path, err.text);
+        cli_fail_open(cli, image.path, &err);
         return 1;
     }
     info = cli_json_load(cli, text);

@@ -299,6 +299,15 @@ int cli_image_check(const struct cli *cli, const struct cli_image *image)
     return 0;
 }
 
+void cli_fail_open(const struct cli *cli, const char *path, const struct dr_error *err)
+{
+    /* The library begins with the file: once is enough, but for scripts that look for the words. */
+    if (cli->role == CLI_DROVER && strncmp(err->text, path, strlen(path)) == 0)
+        cli_fail(cli, err);
+    else
+        cli_error(cli, "Could not open '%s': %s", path, err->text);
+}
+
 int cli_image_open(const struct cli *cli, const struct cli_image *image, struct dr_disk **disk)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -308,7 +317,7 @@ int cli_image_open(const struct cli *cli, const struct cli_image *image, struct 
         return r;
     r = dr_open(image->path, &image->open, disk, &err);
     if (r < 0)
-        cli_error(cli, "Could not open '%s': %s", image->path, err.text);
+        cli_fail_open(cli, image->path, &err);
     return r;
 }
 

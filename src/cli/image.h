@@ -36,6 +36,8 @@ int cli_cache_flags(const char *mode, unsigned *flags, bool *writethrough);
 
 /* The file must be there and no directory; said in the words that scripts know. 0 or -errno. */
 int cli_image_check(const struct cli *cli, const struct cli_image *image);
+/* The library could not open path: its text, in the form of the name we were called by. */
+void cli_fail_open(const struct cli *cli, const char *path, const struct dr_error *err);
 /* cli_image_check() and dr_open(), with message. */
 int cli_image_open(const struct cli *cli, const struct cli_image *image, struct dr_disk **disk);
 

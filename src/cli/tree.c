@@ -144,6 +144,23 @@ static const char *short_name(const struct family *f, const char *path)
     return path;
 }
 
+/* Only where the trouble begins: what stands on a broken image fails with it. */
+static const char *own_problem(const struct family *f, size_t i)
+{
+    const struct dr_tree_node *node = &f->nodes[i];
+
+    if (node->parent != SIZE_MAX && f->nodes[node->parent].problem)
+        return NULL;
+    return node->problem;
+}
+
+static const char *state_of(const struct family *f, size_t i)
+{
+    if (!f->nodes[i].problem)
+        return has_child(f, i) ? "" : "active";
+    return own_problem(f, i) ? "does not open" : "parent does not open";
+}
+
 static int add_node(struct family *f, size_t i, const char *indent)
 {
     const struct dr_tree_node *node = &f->nodes[i];
@@ -157,8 +174,8 @@ static int add_node(struct family *f, size_t i, const char *indent)
 
     if (asprintf(&label, "%s%s%s", indent, root ? "" : branch, short_name(f, node->path)) < 0 ||
         asprintf(&below, "%s%s", indent, root ? "" : trunk) < 0 ||
-        asprintf(&note, "%s%s%s", node->asked ? "* " : "",
-                 node->problem ? node->problem : (has_child(f, i) ? "" : "active"), "") < 0)
+        asprintf(&note, "%s%s%s", node->asked ? "*" : "",
+                 node->asked && state_of(f, i)[0] ? " " : "", state_of(f, i)) < 0)
         return -ENOMEM;
     int r = cli_table_add(&f->table, label, node->format ? node->format : "?", node->size,
                           node->disk_size, note);
@@ -180,6 +197,10 @@ int cli_tree_print(const struct dr_tree_node *nodes, size_t n, bool ascii)
     }
     if (r == 0)
         cli_table_print(&f.table);
+    for (size_t i = 0, told = 0; r == 0 && i < n; i++) {
+        if (own_problem(&f, i))
+            printf("%s%s\n", told++ ? "" : "\n", own_problem(&f, i));
+    }
     cli_table_free(&f.table);
     return r;
 }
