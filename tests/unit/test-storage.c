@@ -6,20 +6,15 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "base/random.h"
 #include "storage/storage.h"
 
 struct place {
@@ -795,110 +790,6 @@ static void opening_while_another_closes_never_fails(void **state)
     }
 }
 
-/* ------------------------------------------------------------------ only POSIX */
-
-static void things_that_are_no_files_are_refused_at_once(void **state)
-{
-    struct place *p = *state;
-    struct dr_file *f;
-    assert_fails(dr_file_open(p->fs, p->dir, 0, &f, &err), EISDIR, "is a directory");
-    assert_fails(dr_file_open(p->fs, p->dir, DR_FILE_RDWR, &f, &err), EISDIR, "is a directory");
-    assert_int_equal(mkfifo(p->path, 0600), 0);
-    assert_fails(dr_file_open(p->fs, p->path, 0, &f, &err), EINVAL, "is a pipe");
-    assert_fails(dr_file_open(p->fs, p->path, DR_FILE_RDWR, &f, &err), EINVAL, "is a pipe");
-    assert_fails(dr_file_open(p->fs, p->path, DR_FILE_CREATE | DR_FILE_TRUNCATE, &f, &err), EINVAL,
-                 "is a pipe");
-    assert_fails(dr_file_open(p->fs, "/dev/zero", 0, &f, &err), EINVAL, "character device");
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    strcpy(addr.sun_path, p->other);
-    int s = socket(AF_UNIX, SOCK_STREAM, 0);
-    assert_int_equal(bind(s, (struct sockaddr *)&addr, sizeof(addr)), 0);
-    assert_fails(dr_file_open(p->fs, p->other, 0, &f, &err), EINVAL, "is a socket");
-    close(s);
-}
-
-static void attributes_are_taken_over(void **state)
-{
-    struct place *p = *state;
-    struct stat st;
-    struct dr_file *a = open_ok(p, p->path, DR_FILE_CREATE);
-    struct dr_file *b = open_ok(p, p->other, DR_FILE_CREATE | DR_FILE_PRIVATE);
-    assert_int_equal(stat(p->other, &st), 0);
-    assert_int_equal(st.st_mode & 07777, 0600);
-    assert_int_equal(chmod(p->path, 0640), 0);
-    if (geteuid() == 0)
-        assert_int_equal(chown(p->path, 65534, 12), 0);
-    assert_ok(p->fs->ops->copy_attrs(p->fs, a, b, &err));
-    assert_int_equal(stat(p->other, &st), 0);
-    assert_int_equal(st.st_mode & 07777, 0640);
-    if (geteuid() == 0) {
-        assert_int_equal(st.st_uid, 65534);
-        assert_int_equal(st.st_gid, 12);
-    }
-    dr_file_unref(a);
-    dr_file_unref(b);
-}
-
-/* ------------------------------------------------------------------ base and paths */
-
-static void zero_detection_sees_every_byte(void **state)
-{
-    (void)state;
-    static uint8_t buf[1200];
-    for (size_t len = 0; len < 600; len++)
-        for (size_t at = 0; at < len; at++) {
-            uint8_t *p = buf + len % 7;
-            assert_true(dr_is_zero(p, len));
-            p[at] = 0x80;
-            assert_false(dr_is_zero(p, len));
-            p[at] = 0;
-        }
-    buf[3] = buf[3 + 500] = 1; /* just outside */
-    assert_true(dr_is_zero(buf + 4, 499));
-    memset(buf, 0, sizeof(buf));
-}
-
-static void random_text_differs(void **state)
-{
-    (void)state;
-    char a[9], b[9];
-    dr_random_text(a, 8);
-    dr_random_text(b, 8);
-    assert_int_equal(strlen(a), 8);
-    assert_string_not_equal(a, b);
-    assert_int_equal(strspn(a, "abcdefghijklmnopqrstuvwxyz0123456789"), 8);
-}
-
-static void check_text(char *got, const char *want)
-{
-    assert_string_equal(got, want);
-    free(got);
-}
-
-static void paths_are_taken_apart_and_joined(void **state)
-{
-    (void)state;
-    check_text(dr_path_dirname("a"), ".");
-    check_text(dr_path_dirname("/a"), "/");
-    check_text(dr_path_dirname("//a"), "/");
-    check_text(dr_path_dirname("x/a"), "x");
-    check_text(dr_path_dirname("x//a"), "x");
-    assert_string_equal(dr_path_basename("x/a"), "a");
-    assert_string_equal(dr_path_basename("a"), "a");
-    check_text(dr_path_join("x", "a"), "x/a");
-    check_text(dr_path_join("x/", "a"), "x/a");
-    check_text(dr_path_join("/", "a"), "/a");
-    check_text(dr_path_join("x", "/a"), "/a");
-    check_text(dr_path_sibling("x/y", "a"), "x/a");
-    check_text(dr_path_sibling("y", "a"), "a");
-    assert_true(dr_path_inside("/a/b", "/a/b/c"));
-    assert_true(dr_path_inside("/a/b/", "/a/b/c/d"));
-    assert_true(dr_path_inside("/", "/x"));
-    assert_false(dr_path_inside("/a/b", "/a/bc"));
-    assert_false(dr_path_inside("/a/b", "/a/b"));
-    assert_false(dr_path_inside("/a/b", "/a"));
-}
-
 #define BOTH(test)                                                  \
     {"posix: " #test, test, setup_posix, teardown_posix, NULL},     \
     {                                                               \
@@ -936,12 +827,6 @@ int main(void)
         BOTH(opening_while_another_closes_never_fails),
         cmocka_unit_test_setup_teardown(sizes_beyond_16_tib_work_in_memory, setup_memory,
                                         teardown_memory),
-        cmocka_unit_test_setup_teardown(things_that_are_no_files_are_refused_at_once, setup_posix,
-                                        teardown_posix),
-        cmocka_unit_test_setup_teardown(attributes_are_taken_over, setup_posix, teardown_posix),
-        cmocka_unit_test(zero_detection_sees_every_byte),
-        cmocka_unit_test(random_text_differs),
-        cmocka_unit_test(paths_are_taken_apart_and_joined),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

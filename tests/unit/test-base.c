@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/random.h"
+#include "storage/storage.h"
+
+static void zero_detection_sees_every_byte(void **state)
+{
+    (void)state;
+    static uint8_t buf[1200];
+    for (size_t len = 0; len < 600; len++)
+        for (size_t at = 0; at < len; at++) {
+            uint8_t *p = buf + len % 7;
+            assert_true(dr_is_zero(p, len));
+            p[at] = 0x80;
+            assert_false(dr_is_zero(p, len));
+            p[at] = 0;
+        }
+    buf[3] = buf[3 + 500] = 1; /* just outside */
+    assert_true(dr_is_zero(buf + 4, 499));
+    memset(buf, 0, sizeof(buf));
+}
+
+static void random_text_differs(void **state)
+{
+    (void)state;
+    char a[9], b[9];
+    dr_random_text(a, 8);
+    dr_random_text(b, 8);
+    assert_int_equal(strlen(a), 8);
+    assert_string_not_equal(a, b);
+    assert_int_equal(strspn(a, "abcdefghijklmnopqrstuvwxyz0123456789"), 8);
+}
+
+static void check_text(char *got, const char *want)
+{
+    assert_string_equal(got, want);
+    free(got);
+}
+
+static void paths_are_taken_apart_and_joined(void **state)
+{
+    (void)state;
+    check_text(dr_path_dirname("a"), ".");
+    check_text(dr_path_dirname("/a"), "/");
+    check_text(dr_path_dirname("//a"), "/");
+    check_text(dr_path_dirname("x/a"), "x");
+    check_text(dr_path_dirname("x//a"), "x");
+    assert_string_equal(dr_path_basename("x/a"), "a");
+    assert_string_equal(dr_path_basename("a"), "a");
+    check_text(dr_path_join("x", "a"), "x/a");
+    check_text(dr_path_join("x/", "a"), "x/a");
+    check_text(dr_path_join("/", "a"), "/a");
+    check_text(dr_path_join("x", "/a"), "/a");
+    check_text(dr_path_sibling("x/y", "a"), "x/a");
+    check_text(dr_path_sibling("y", "a"), "a");
+    assert_true(dr_path_inside("/a/b", "/a/b/c"));
+    assert_true(dr_path_inside("/a/b/", "/a/b/c/d"));
+    assert_true(dr_path_inside("/", "/x"));
+    assert_false(dr_path_inside("/a/b", "/a/bc"));
+    assert_false(dr_path_inside("/a/b", "/a/b"));
+    assert_false(dr_path_inside("/a/b", "/a"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(zero_detection_sees_every_byte),
+        cmocka_unit_test(random_text_differs),
+        cmocka_unit_test(paths_are_taken_apart_and_joined),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

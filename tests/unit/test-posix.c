@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What only the operating system's files have: kinds, owners, modes, labels. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <grp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "storage/storage.h"
+
+struct place {
+    struct dr_fs *fs;
+    char dir[64];
+    char path[128], other[128];
+};
+
+static int setup_posix(void **state)
+{
+    struct place *p = calloc(1, sizeof(*p));
+    p->fs = dr_fs_posix();
+    strcpy(p->dir, "/tmp/drover-test-XXXXXX");
+    if (!mkdtemp(p->dir))
+        return -1;
+    snprintf(p->path, sizeof(p->path), "%s/a.img", p->dir);
+    snprintf(p->other, sizeof(p->other), "%s/b.img", p->dir);
+    *state = p;
+    return 0;
+}
+
+static int teardown_posix(void **state)
+{
+    struct place *p = *state;
+    char cmd[128];
+    snprintf(cmd, sizeof(cmd), "rm -rf %s", p->dir);
+    int r = system(cmd);
+    free(p);
+    return r;
+}
+
+static struct dr_file *open_ok(struct place *p, const char *path, unsigned flags)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_file *f;
+    int r = dr_file_open(p->fs, path, flags, &f, &err);
+    if (r)
+        fail_msg("open %s: %s", path, err.text);
+    return f;
+}
+
+#define assert_ok(expr)                          \
+    do {                                         \
+        struct dr_error err = DR_ERROR_INIT;     \
+        if ((expr) != 0)                         \
+            fail_msg("%s: %s", #expr, err.text); \
+    } while (0)
+
+#define assert_fails(expr, errnum_, words)                    \
+    do {                                                      \
+        struct dr_error err = DR_ERROR_INIT;                  \
+        assert_int_equal((expr), -(errnum_));                 \
+        assert_int_equal(err.errnum, errnum_);                \
+        if (!strstr(err.text, words))                         \
+            fail_msg("\"%s\" lacks \"%s\"", err.text, words); \
+    } while (0)
+
+static void things_that_are_no_files_are_refused_at_once(void **state)
+{
+    struct place *p = *state;
+    struct dr_file *f;
+    assert_fails(dr_file_open(p->fs, p->dir, 0, &f, &err), EISDIR, "is a directory");
+    assert_fails(dr_file_open(p->fs, p->dir, DR_FILE_RDWR, &f, &err), EISDIR, "is a directory");
+    assert_int_equal(mkfifo(p->path, 0600), 0);
+    assert_fails(dr_file_open(p->fs, p->path, 0, &f, &err), EINVAL, "is a pipe");
+    assert_fails(dr_file_open(p->fs, p->path, DR_FILE_RDWR, &f, &err), EINVAL, "is a pipe");
+    assert_fails(dr_file_open(p->fs, p->path, DR_FILE_CREATE | DR_FILE_TRUNCATE, &f, &err), EINVAL,
+                 "is a pipe");
+    assert_fails(dr_file_open(p->fs, "/dev/zero", 0, &f, &err), EINVAL, "character device");
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    strcpy(addr.sun_path, p->other);
+    int s = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(bind(s, (struct sockaddr *)&addr, sizeof(addr)), 0);
+    assert_fails(dr_file_open(p->fs, p->other, 0, &f, &err), EINVAL, "is a socket");
+    close(s);
+}
+
+static void attributes_are_taken_over(void **state)
+{
+    struct place *p = *state;
+    struct stat st;
+    struct dr_file *a = open_ok(p, p->path, DR_FILE_CREATE);
+    struct dr_file *b = open_ok(p, p->other, DR_FILE_CREATE | DR_FILE_PRIVATE);
+    assert_int_equal(stat(p->other, &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0600);
+    assert_int_equal(chmod(p->path, 0640), 0);
+    if (geteuid() == 0)
+        assert_int_equal(chown(p->path, 65534, 12), 0);
+    assert_ok(p->fs->ops->copy_attrs(p->fs, a, b, &err));
+    assert_int_equal(stat(p->other, &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0640);
+    if (geteuid() == 0) {
+        assert_int_equal(st.st_uid, 65534);
+        assert_int_equal(st.st_gid, 12);
+    }
+    dr_file_unref(a);
+    dr_file_unref(b);
+}
+
+static void label_and_list_are_taken_over(void **state)
+{
+    struct place *p = *state;
+    /* Version 2; owner rw-, user 65534 r--, group r--, mask r--, others ---. */
+    static const uint8_t list[] = {
+        2, 0,    0,    0,    1,    0,    6,  0, 0xff, 0xff, 0xff, 0xff, 2,    0,   4,
+        0, 0xfe, 0xff, 0,    0,    4,    0,  4, 0,    0xff, 0xff, 0xff, 0xff, 16,  0,
+        4, 0,    0xff, 0xff, 0xff, 0xff, 32, 0, 0,    0,    0xff, 0xff, 0xff, 0xff};
+    char value[64];
+    struct dr_file *a = open_ok(p, p->path, DR_FILE_CREATE);
+    struct dr_file *b = open_ok(p, p->other, DR_FILE_CREATE | DR_FILE_PRIVATE);
+    bool able = setxattr(p->path, "security.drover", "secret", 6, 0) == 0 &&
+                setxattr(p->path, "security.ima", "hash", 4, 0) == 0 &&
+                setxattr(p->path, "system.posix_acl_access", list, sizeof(list), 0) == 0;
+    if (able) {
+        assert_ok(p->fs->ops->copy_attrs(p->fs, a, b, &err));
+        assert_int_equal(getxattr(p->other, "security.drover", value, sizeof(value)), 6);
+        assert_memory_equal(value, "secret", 6);
+        assert_int_equal(getxattr(p->other, "security.ima", value, sizeof(value)), -1);
+        assert_int_equal(getxattr(p->other, "system.posix_acl_access", value, sizeof(value)),
+                         sizeof(list));
+        assert_memory_equal(value, list, sizeof(list));
+    }
+    dr_file_unref(a);
+    dr_file_unref(b);
+    if (!able)
+        skip();
+}
+
+/* In a child without rights: the owner's group cannot be given, so its bits shrink to the others'.
+ */
+static mode_t mode_copied_by(struct place *p, uid_t user)
+{
+    struct stat st;
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct dr_file *a, *b;
+        bool ok = setgroups(0, NULL) == 0 && setgid(user) == 0 && setuid(user) == 0 &&
+                  dr_file_open(p->fs, p->path, 0, &a, NULL) == 0 &&
+                  dr_file_open(p->fs, p->other, DR_FILE_CREATE | DR_FILE_PRIVATE, &b, NULL) == 0 &&
+                  p->fs->ops->copy_attrs(p->fs, a, b, NULL) == 0;
+        _exit(!ok);
+    }
+    int status = -1;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    assert_int_equal(stat(p->other, &st), 0);
+    return st.st_mode & 07777;
+}
+
+static void rights_never_get_wider_for_want_of_privilege(void **state)
+{
+    struct place *p = *state;
+    if (geteuid() != 0)
+        skip();
+    dr_file_unref(open_ok(p, p->path, DR_FILE_CREATE));
+    assert_int_equal(chmod(p->dir, 0777), 0);
+    assert_int_equal(chown(p->path, 65534, 12), 0);
+    assert_int_equal(chmod(p->path, 0664), 0);
+    assert_int_equal(mode_copied_by(p, 65534), 0644);
+}
+
+int main(void)
+{
+#define T(test) cmocka_unit_test_setup_teardown(test, setup_posix, teardown_posix)
+    const struct CMUnitTest tests[] = {
+        T(things_that_are_no_files_are_refused_at_once),
+        T(attributes_are_taken_over),
+        T(label_and_list_are_taken_over),
+        T(rights_never_get_wider_for_want_of_privilege),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
