@@ -233,10 +233,13 @@ static int check_copy(struct walk *w, uint64_t table, const uint8_t *primary, bo
     int r = vmdk_read_table(w->image, w->e, w->e->rgd[table], copy, &copy_hole, err);
     if (r < 0 || (hole && copy_hole) || memcmp(copy, primary, (size_t)w->e->h.gtes * 4) == 0)
         return r;
-    say(w, "grain table %" PRIu64 " and its redundant copy differ", table);
+    say(w, "grain table %" PRIu64 " and its redundant copy differ%s", table,
+        w->e->h.unclean ? ", as they may when it was not closed" : "");
     if (fixing(w))
         r = write_table(w, w->e->rgd[table], primary, err);
-    count(w, fixing(w) && r == 0);
+    /* After a crash that is no damage: who opens it for writing copies the one over the other. */
+    if (!w->e->h.unclean || fixing(w))
+        count(w, fixing(w) && r == 0);
     return r;
 }
 
