@@ -102,6 +102,24 @@ static uint8_t *gather(const struct iovec *iov, int n, uint64_t *len)
     return buf;
 }
 
+/* A disk takes sectors, and the host's page cache has all that was written to them before: a sector
+ * never arrives without its older half. Widens the range; NULL = as it was. */
+static uint8_t *whole_sectors(struct dr_file *live, uint64_t *off, uint64_t *len)
+{
+    uint64_t from = dr_round_down(*off, 512);
+    uint64_t to = dr_min(dr_round_up(*off + *len, 512), dr_file_size(live));
+    if (from == *off && to == *off + *len)
+        return NULL;
+    uint8_t *buf = malloc(to - from);
+    if (buf && dr_file_pread(live, buf, from, to - from, NULL)) {
+        free(buf);
+        return NULL;
+    }
+    *off = from;
+    *len = to - from;
+    return buf;
+}
+
 static int power_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off)
 {
     uint64_t len;
@@ -110,6 +128,11 @@ static int power_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t o
         return -ENOMEM;
     DR_LOCK_SCOPE(&owner(f->fs)->lock);
     int r = dr_file_pwritev(live_of(f), iov, n, off, NULL);
+    uint8_t *whole = r ? NULL : whole_sectors(live_of(f), &off, &len);
+    if (whole) {
+        free(data);
+        data = whole;
+    }
     log_file(f, POWERFS_WRITE, off, len, data);
     return r;
 }
@@ -120,12 +143,33 @@ static int power_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_f
     return dr_file_extent(live_of(f), off, len, kind, run, NULL);
 }
 
+/* [off, end) lies in one sector and is now zero. */
+static void log_edge(struct dr_file *f, uint64_t off, uint64_t end)
+{
+    uint64_t len = end - off;
+    uint8_t *data = whole_sectors(live_of(f), &off, &len);
+    log_file(f, data ? POWERFS_WRITE : POWERFS_ZERO, off, len, data);
+}
+
+/* The sectors that were zeroed in part are written, as the host does. */
+static void log_zero(struct dr_file *f, uint64_t off, uint64_t len)
+{
+    uint64_t end = off + len, from = dr_round_up(off, 512);
+    uint64_t to = end == dr_file_size(live_of(f)) ? end : dr_round_down(end, 512);
+    if (off < from)
+        log_edge(f, off, dr_min(from, end));
+    if (from < to)
+        log_file(f, POWERFS_ZERO, from, to - from, NULL);
+    if (from <= to && to < end)
+        log_edge(f, to, end);
+}
+
 static int power_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags)
 {
     DR_LOCK_SCOPE(&owner(f->fs)->lock);
     int r = dr_file_zero(live_of(f), off, len, flags, NULL);
     if (!r)
-        log_file(f, POWERFS_ZERO, off, len, NULL);
+        log_zero(f, off, len);
     return r;
 }
 

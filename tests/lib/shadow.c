@@ -186,6 +186,15 @@ void shadow_log_free(struct shadow_log *log)
     *log = (struct shadow_log){0};
 }
 
+void shadow_allow(struct shadow *s, const struct shadow_event *e, bool only)
+{
+    for (uint64_t i = 0; i < e->n; i++)
+        if (only)
+            set_only(&s->sets[e->first + i], e->hashes[i]);
+        else
+            set_add(&s->sets[e->first + i], e->hashes[i]);
+}
+
 void shadow_walk_init(struct shadow_walk *w, const struct shadow_log *log, struct shadow *initial)
 {
     *w = (struct shadow_walk){.log = log, .s = initial};

@@ -60,6 +60,8 @@ struct shadow_log {
 void shadow_log_add(struct shadow_log *log, const struct shadow *s, uint64_t off, uint64_t len,
                     bool flush, uint64_t start, uint64_t end);
 void shadow_log_free(struct shadow_log *log);
+/* What the event left there is allowed too / is all that is allowed. */
+void shadow_allow(struct shadow *s, const struct shadow_event *e, bool only);
 
 /* Walks along the log: after shadow_walk_to(w, k), w->sets is what a cut after k records may leave.
  * k only grows. */
