@@ -101,8 +101,18 @@ def descriptors():
     yield "encoding", descriptor(['RW 1 ZERO'], more='encoding="UTF-8"\n') + "ä".encode() + b"\xff\0rest"
 
 
+def parents():
+    for name in (b"", b"p.vmdk", b"n" * 200):
+        for kind, content in images():
+            if kind in ("sparse", "child", "flat", "unclean", "vmfs"):
+                yield f"{kind}-{len(name)}", bytes([len(name)]) + name + content
+        zero = descriptor(["RW 1 ZERO"], hint="old.vmdk", parent="00000007", more="ddb.x = \"" + "y" * 300 + "\"\n")
+        yield f"text-{len(name)}", bytes([len(name)]) + name + zero
+
+
 def main():
-    for target, inputs in (("image", images()), ("vmdk-descriptor", descriptors())):
+    for target, inputs in (("image", images()), ("vmdk-descriptor", descriptors()),
+                           ("vmdk-parent", parents())):
         directory = os.path.join(sys.argv[1], target)
         os.makedirs(directory, exist_ok=True)
         for name, content in inputs:

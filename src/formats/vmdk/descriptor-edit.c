@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/random.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/random.h"
 #include "formats/vmdk/descriptor.h"
 
 /* [off, off+len) of the text becomes with. */
@@ -99,18 +99,6 @@ int vmdk_desc_comment_out(struct vmdk_desc *d, const char *key, struct dr_error 
 
 /* ------------------------------------------------------------------ content ids */
 
-static void random_bytes(void *buf, size_t len)
-{
-    uint8_t *p = buf;
-    while (len > 0) {
-        ssize_t n = getrandom(p, len, 0);
-        if (n <= 0)
-            continue; /* EINTR: nothing else can happen for so few bytes */
-        p += n;
-        len -= (size_t)n;
-    }
-}
-
 bool vmdk_cid_is_reserved(uint32_t cid)
 {
     return cid == 0 || cid >= UINT32_C(0xfffffffe);
@@ -120,7 +108,7 @@ uint32_t vmdk_random_cid(size_t digits)
 {
     uint32_t cid;
     do {
-        random_bytes(&cid, sizeof(cid));
+        cid = dr_random32();
         if (digits == 7)
             cid = (cid & 0x0fffffffu) | 0x01000000u;
     } while (vmdk_cid_is_reserved(cid));
@@ -137,7 +125,7 @@ static int renew_long_id(struct vmdk_desc *d, uint32_t cid, struct dr_error *err
         return vmdk_desc_comment_out(d, "ddb.longContentID", err);
     uint32_t r[3];
     char text[33];
-    random_bytes(r, sizeof(r));
+    dr_random(r, sizeof(r));
     snprintf(text, sizeof(text), "%08x%08x%08x%08x", r[0], r[1], r[2], cid);
     return splice(d, l->value, l->value_len, text, err);
 }
