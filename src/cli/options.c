@@ -10,7 +10,7 @@
 const struct cli_option cli_opts_common[] = {
     {'h', "help", NULL, "show this help", false},
     {KEY_ALLOW_PATH, "allow-path", "DIR",
-     "directory, besides an image's own, in which backing files may be (repeatable)", false},
+     "a directory in which backing files may be, too (repeatable)", false},
     {KEY_LOCKING, "locking", "on|off", "off: take no locks (file systems without them)", false},
     {KEY_OBJECT, "object", "DEF", "QEMU objects", true},
     {0, NULL, NULL, NULL, false},
