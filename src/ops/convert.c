@@ -339,5 +339,5 @@ int dr_convert(const char *const *sources, size_t n, const char *target,
                const struct dr_convert_options *options, const struct dr_job *job,
                struct dr_error *err)
 {
-    return dr_convert_fs(dr_fs_posix(), sources, n, target, options, job, err);
+    return dr_new_hide(dr_convert_fs(dr_fs_posix(), sources, n, target, options, job, err), err);
 }

@@ -59,5 +59,5 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
 
 int dr_create(const char *path, const struct dr_create_options *options, struct dr_error *err)
 {
-    return dr_create_fs(dr_fs_posix(), path, options, err);
+    return dr_new_hide(dr_create_fs(dr_fs_posix(), path, options, err), err);
 }

@@ -206,6 +206,33 @@ void dr_new_abandon(struct dr_new_image *n)
     forget(n);
 }
 
+/* Where the component begins that holds the mark: behind a slash, a quote or ": ". */
+static char *component_start(char *text, char *mark)
+{
+    char *at = mark;
+    while (at > text && !strchr("/'\"", at[-1]) &&
+           !(at - text >= 2 && memcmp(at - 2, ": ", 2) == 0))
+        at--;
+    return at;
+}
+
+int dr_new_hide(int r, struct dr_error *err)
+{
+    char *mark;
+    while (r < 0 && err && (mark = strstr(err->text, MARK))) {
+        char *start = component_start(err->text, mark), *end = mark + MARK_LEN;
+        end += strnlen(end, TAIL_LEN);
+        if (*end == '/') { /* DIR/FILE: the file has its own name already */
+            memmove(start, end + 1, strlen(end + 1) + 1);
+        } else { /* the directory itself stands for the image: .NAME.mark → NAME */
+            memmove(mark, end, strlen(end) + 1);
+            if (*start == '.')
+                memmove(start, start + 1, strlen(start + 1) + 1);
+        }
+    }
+    return r;
+}
+
 int dr_new_create(struct dr_fs *fs, const char *path, const struct dr_format *fmt, uint64_t size,
                   const struct dr_pair *pairs, size_t n_pairs, struct dr_image *backing,
                   const char *backing_name, const char *backing_format, unsigned flags,

@@ -63,6 +63,9 @@ int dr_new_move_all(struct dr_fs *fs, const char *dir, const char *final, bool d
                     struct dr_error *err);
 int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err);
 
+/* A failure is told about the final name, not the private directory. Returns r. */
+int dr_new_hide(int r, struct dr_error *err);
+
 /* Create an image by its driver at path (a private place); backing may be NULL. */
 int dr_new_create(struct dr_fs *fs, const char *path, const struct dr_format *fmt, uint64_t size,
                   const struct dr_pair *pairs, size_t n_pairs, struct dr_image *backing,

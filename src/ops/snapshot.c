@@ -151,5 +151,5 @@ int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
 int dr_snapshot_create(const char *path, const char *name, const struct dr_open_options *options,
                        char **active, struct dr_error *err)
 {
-    return dr_snapshot_create_fs(dr_fs_posix(), path, name, options, active, err);
+    return dr_new_hide(dr_snapshot_create_fs(dr_fs_posix(), path, name, options, active, err), err);
 }
