@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "faultfs.h"
 #include "model.h"
+#include "plant.h"
 
 #define OPS 30
 
@@ -197,7 +198,26 @@ static void every_io_fails(void **state)
         ;
 }
 
+static void published_early(void **state)
+{
+    plant(PLANT_EARLY_PUBLISH);
+    every_io_fails(state);
+}
+
+static void early_publishing_is_found(void **state)
+{
+    if (!model_detects(published_early, *state))
+        MODEL_FAIL(*state, "nobody noticed that units are published before their data");
+}
+
+static bool plain_toy(const struct subject *s)
+{
+    return !strcmp(s->name, "toy");
+}
+
 int main(void)
 {
-    return model_run("every single I/O fails", every_io_fails, NULL);
+    int r = model_run("every single I/O fails", every_io_fails, NULL);
+    r += model_run("planted: published before the data", early_publishing_is_found, plain_toy);
+    return r ? 1 : 0;
 }

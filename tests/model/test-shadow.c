@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "model.h"
+#include "plant.h"
 #include "toy.h"
 
 static void check_clean(const struct subject *s, struct dr_fs *fs, const char *when)
@@ -89,7 +90,7 @@ static void one_thread(void **state)
     if (workload_open(&w, DR_OPEN_RDWR))
         MODEL_FAIL(s, "open: %s", w.err.text);
     workload_verify(&w, "after creating");
-    for (unsigned i = 0, n = model_length(400); i < n; i++) {
+    for (unsigned i = 0, n = model_length(1200); i < n; i++) {
         struct op op = workload_next(&w, &rnd);
         must_run(&w, &op, i);
         if (i % 50 == 49 || getenv("DROVER_PARANOID"))
@@ -335,10 +336,36 @@ static void overlapping_threads(void **state)
     dr_fs_memory_free(fs);
 }
 
+/* ------------------------------------------------------------------ planted faults */
+
+static void without_tails(void **state)
+{
+    plant(PLANT_NO_TAIL);
+    one_thread(state);
+}
+
+static void without_tails_in_threads(void **state)
+{
+    plant(PLANT_NO_TAIL);
+    disjoint_threads(state);
+}
+
+static void lost_tails_are_found(void **state)
+{
+    if (!model_detects(without_tails, *state) || !model_detects(without_tails_in_threads, *state))
+        MODEL_FAIL(*state, "nobody noticed that tails are not copied");
+}
+
+static bool over_something(const struct subject *s)
+{
+    return !strcmp(s->name, "toy-over-raw");
+}
+
 int main(void)
 {
     int r = model_run("one thread", one_thread, NULL);
     r += model_run("threads on neighbouring ranges", disjoint_threads, NULL);
     r += model_run("threads on the same range", overlapping_threads, NULL);
+    r += model_run("planted: tails are not copied", lost_tails_are_found, over_something);
     return r ? 1 : 0;
 }
