@@ -89,6 +89,8 @@ static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_
     int r = dr_new_create(c->fs, c->fresh.path, fmt, c->total, c->o->pairs, c->o->n_pairs,
                           c->backing ? c->backing->chain->images[0] : NULL, c->o->backing,
                           backing_format(c), target_flags(c), err);
+    if (r == 0)
+        r = dr_new_check_places(&c->fresh, err);
     if (r < 0)
         return r;
     /* its names will be right when it has moved; the backing was let through by its gate */

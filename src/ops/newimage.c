@@ -170,19 +170,40 @@ static void forget(struct dr_new_image *n)
     *n = (struct dr_new_image){0};
 }
 
-/* Other files of the image than the one that was asked for may meet something, too. */
-static int refuse_clobber(struct dr_new_image *n, struct dr_error *err)
+static bool is_part_of(const struct dr_image *image, struct dr_file_id id)
+{
+    for (unsigned i = 0; image && i < image->n_files; i++)
+        if (dr_ops_same_id(image->files[i]->id, id))
+            return true;
+    return false;
+}
+
+/* The image that gives way, to tell its files from others; NULL if it is none that opens. */
+static struct dr_image *open_old(const struct dr_new_image *n)
+{
+    struct dr_image *image;
+    unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
+    if (!n->old || dr_image_open(n->fs, n->final, NULL, flags, &image, NULL) < 0)
+        return NULL;
+    return image;
+}
+
+int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err)
 {
     char **names;
     size_t count;
     int r = dr_ops_list(n->fs, n->dir, &names, &count, err);
     if (r < 0)
         return r;
+    CLEANUP_IMAGE struct dr_image *image = open_old(n);
     for (size_t i = 0; i < count && r == 0; i++) {
         CLEANUP_FREE char *to = dr_path_sibling(n->final, names[i]);
         struct dr_file_id id;
-        if (to && n->fs->ops->identify(n->fs, to, &id, NULL) == 0)
-            r = dr_fail(err, EEXIST, "%s: exists already", to);
+        if (!to || n->fs->ops->identify(n->fs, to, &id, NULL) < 0)
+            continue;
+        bool main_file = strcmp(names[i], dr_path_basename(n->final)) == 0;
+        if (n->no_replace || (!main_file && !is_part_of(image, id)))
+            r = dr_fail(err, EEXIST, "%s: exists already and is no part of %s", to, n->final);
     }
     dr_ops_free_names(names, count);
     return r;
@@ -190,7 +211,7 @@ static int refuse_clobber(struct dr_new_image *n, struct dr_error *err)
 
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
 {
-    int r = n->no_replace ? refuse_clobber(n, err) : 0;
+    int r = dr_new_check_places(n, err);
     if (r == 0)
         r = dr_new_move_all(n->fs, n->dir, n->final, n->durable, err);
     if (r < 0) /* what was moved belongs to no descriptor yet; recover finishes or undoes it */

@@ -52,6 +52,8 @@ struct dr_new_image {
  * dr_new_publish or dr_new_abandon. */
 int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, bool no_replace,
                  unsigned flags, struct dr_error *err);
+/* Would moving what has been made so far take the place of files that are not the old image's? */
+int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err);
 /* The image is closed and complete: move it to its place. Ends n, whatever the result. */
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err);
 /* Remove what was made. Does nothing after an end. */

@@ -55,6 +55,91 @@ static void each_subformat(void **state)
     free(want);
 }
 
+static void files_of_others_are_not_taken_for_extents(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_pair sub = {"subformat", "monolithicFlat"};
+    const char *from = "a.raw";
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    make(fs, "x-flat.vmdk", "raw", MiB, NULL); /* by chance of this name */
+    struct dr_convert_options o = {
+        .out_format = "vmdk", .sparse_size = 4096, .pairs = &sub, .n_pairs = 1};
+    refused(dr_convert_fs(fs, &from, 1, "x.vmdk", &o, NULL, &err), EEXIST, "x-flat.vmdk");
+    make(fs, "x.vmdk", "vmdk", MiB, NULL);
+    refused(dr_convert_fs(fs, &from, 1, "x.vmdk", &o, NULL, &err), EEXIST, "x-flat.vmdk");
+    struct dr_create_options c = {
+        .format = "vmdk", .size = MiB, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    refused(dr_create_fs(fs, "x.vmdk", &c, &err), EEXIST, "x-flat.vmdk");
+    assert_int_equal(count_files(fs), 3);
+}
+
+/* A file system that says it is nearly full. */
+static int little_space(struct dr_fs *fs, const char *path, uint64_t *bytes, struct dr_error *err)
+{
+    (void)fs;
+    (void)path;
+    (void)err;
+    *bytes = MiB;
+    return 0;
+}
+
+static void note_message(void *user, const char *text)
+{
+    if (strstr(text, "free"))
+        ++*(int *)user;
+}
+
+static void space_is_looked_at_before_copying(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_fs_ops *full = fs->ops;
+    struct dr_fs_ops ops = *full;
+    int told = 0;
+    const char *from = "a.raw";
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    pattern(fs, "a.raw");
+    make(fs, "base.vmdk", "vmdk", SIZE, NULL);
+    make(fs, "top.vmdk", "vmdk", 0, "base.vmdk");
+    put(fs, "top.vmdk", 0, 2 * MiB, 0x11);
+    make(fs, "child.vmdk", "vmdk", 0, "top.vmdk");
+    ops.free_space = little_space;
+    fs->ops = &ops;
+    struct dr_convert_options o = {.sparse_size = 0};
+    refused(dr_convert_fs(fs, &from, 1, "b.raw", &o, NULL, &err), ENOSPC, "b.raw");
+    struct dr_commit_options c = {.force = true};
+    refused(dr_commit_fs(fs, "top.vmdk", &c, NULL, &err), ENOSPC, "base.vmdk");
+    struct dr_rebase_options r = {.backing = ""};
+    refused(dr_rebase_fs(fs, "child.vmdk", &r, NULL, &err), ENOSPC, "child.vmdk");
+    assert_false(exists(fs, "b.raw"));
+    /* what is sparse may turn out smaller: a word is enough */
+    struct dr_job job = {.message = note_message, .user = &told};
+    o.sparse_size = 4096;
+    ok(dr_convert_fs(fs, &from, 1, "b.raw", &o, &job, &err));
+    assert_int_equal(told, 1);
+    fs->ops = full;
+}
+
+static void odd_sizes_are_rounded_up_to_sectors(void **state)
+{
+    static const char *const formats[] = {"raw", "vmdk"};
+    struct dr_fs *fs = *state;
+    struct dr_file *file;
+    uint64_t size;
+    ok(dr_file_open(fs, "a.raw", DR_FILE_CREATE, &file, &err));
+    ok(dr_file_truncate(file, 1000, &err));
+    ok(dr_file_pwrite(file, "x", 999, 1, &err));
+    dr_file_unref(file);
+    for (int i = 0; i < 2; i++) {
+        ok(convert(fs, "a.raw", "b", formats[i], &err));
+        uint8_t *have = view(fs, "b", &size);
+        assert_int_equal(size, 1024);
+        assert_int_equal(have[998], 0);
+        assert_int_equal(have[999], 'x');
+        assert_int_equal(have[1000], 0);
+        free(have);
+    }
+}
+
 static void written_zeros_become_holes(void **state)
 {
     struct dr_fs *fs = *state;
@@ -328,6 +413,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         ops_test(there_and_back),
         ops_test(each_subformat),
+        ops_test(files_of_others_are_not_taken_for_extents),
+        ops_test(space_is_looked_at_before_copying),
+        ops_test(odd_sizes_are_rounded_up_to_sectors),
         ops_test(written_zeros_become_holes),
         ops_test(sparse_zero_means_all_is_written),
         ops_test(several_sources_follow_each_other),
