@@ -918,6 +918,60 @@ static void a_missing_table_can_be_mended_and_written(void **state)
     finds("/d/a.vmdk", 0, 0, "");
 }
 
+/* ------------------------------------------------------------------ threads */
+
+#define THREADS 4
+#define ROUNDS  60
+
+struct writer {
+    pthread_t thread;
+    struct dr_disk *disk;
+    unsigned index;
+    int failed;
+};
+
+/* Every thread has its own 512-byte sectors of grains that all of them allocate. */
+static void *write_sectors(void *user)
+{
+    struct writer *w = user;
+    uint8_t buf[512];
+    for (unsigned i = 0; i < ROUNDS && w->failed == 0; i++) {
+        uint64_t grain = (i * 7) % 32, off = grain * GRAIN + w->index * 512 + (i / 32) * 4096;
+        fill(buf, sizeof(buf), w->index * 100 + i);
+        w->failed = dr_pwrite(w->disk, buf, off, sizeof(buf), 0, NULL);
+        if (w->failed == 0 && i % 16 == 0)
+            w->failed = dr_flush(w->disk, NULL);
+        if (w->failed == 0)
+            w->failed = dr_pread(w->disk, buf, off, sizeof(buf), NULL);
+    }
+    return NULL;
+}
+
+static void threads_share_grains(void **state)
+{
+    (void)state;
+    struct writer writers[THREADS];
+    ok(create("/d/base.vmdk", 4 * MIB, NULL));
+    write_one("/d/base.vmdk", 0, 2 * MIB, 3, 0);
+    ok(create_in(mem, "/d/c.vmdk", 4 * MIB, "twoGbMaxExtentSparse", NULL, "base.vmdk"));
+    struct dr_disk *disk = opened("/d/c.vmdk", DR_OPEN_RDWR);
+    for (unsigned i = 0; i < THREADS; i++) {
+        writers[i] = (struct writer){.disk = disk, .index = i};
+        assert_int_equal(pthread_create(&writers[i].thread, NULL, write_sectors, &writers[i]), 0);
+    }
+    for (unsigned i = 0; i < THREADS; i++) {
+        pthread_join(writers[i].thread, NULL);
+        assert_int_equal(writers[i].failed, 0);
+    }
+    ok(dr_close(disk, &err));
+    finds("/d/c.vmdk", 0, 0, "");
+    disk = opened("/d/c.vmdk", 0);
+    for (unsigned t = 0; t < THREADS; t++)
+        for (unsigned i = 0; i < ROUNDS; i++)
+            reads(disk, (i * 7) % 32 * GRAIN + t * 512 + (i / 32) * 4096, 512, t * 100 + i);
+    ok(dr_close(disk, &err));
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -951,6 +1005,7 @@ int main(void)
         T(check_finds_and_mends_tables),
         T(check_finds_what_it_cannot_mend),
         T(what_is_cancelled_does_not_leak),
+        T(threads_share_grains),
         T(a_missing_table_can_be_mended_and_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
