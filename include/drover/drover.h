@@ -131,6 +131,9 @@ DR_API int dr_discard(struct dr_disk *disk, uint64_t off, uint64_t len, struct d
 /* Everything written so far is durable. After a failed flush every later one fails too (-EIO): the
  * kernel has dropped the data; close and open again. */
 DR_API int dr_flush(struct dr_disk *disk, struct dr_error *err);
+/* The disk gets this size; what is new reads as zeros. No other call on this disk may be in
+ * progress. -ENOTSUP: not with this format. */
+DR_API int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err);
 
 /* ------------------------------------------------------------------ where bytes live */
 

@@ -212,14 +212,23 @@ int io_truncate(struct io *io, const struct io_command *command, int argc, char 
             cli_error(io->cli, "Invalid preallocation mode '%s'", optarg);
             return -EINVAL;
         }
+        if (strcmp(optarg, "off") != 0) {
+            cli_error(io->cli, "Unsupported preallocation mode '%s'", optarg);
+            return -ENOTSUP;
+        }
     }
     if (optind != argc - 1)
         return io_wrong(command);
     int r = io_number(argv[optind], &size);
     if (r < 0)
         return r;
-    cli_error(io->cli, "Image format driver does not support resize");
-    return -ENOTSUP;
+    struct dr_error err = DR_ERROR_INIT;
+    r = dr_truncate(io->disk, size, &err);
+    if (r == -ENOTSUP)
+        cli_error(io->cli, "Image format driver does not support resize");
+    else if (r < 0)
+        cli_fail(io->cli, &err);
+    return r;
 }
 
 int io_help(struct io *io, const struct io_command *command, int argc, char **argv)

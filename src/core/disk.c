@@ -174,6 +174,29 @@ int dr_flush(struct dr_disk *disk, struct dr_error *err)
     return r;
 }
 
+static int resize_top(struct dr_chain *chain, uint64_t size, struct dr_error *err)
+{
+    struct dr_image *top = chain->images[0];
+    if (!top->writable)
+        return dr_fail(err, EROFS, "%s: is open for reading only", top->path);
+    if (!top->fmt->resize)
+        return dr_fail(err, ENOTSUP, "%s: %s images cannot change their size", top->path,
+                       top->fmt->name);
+    if (size > INT64_MAX)
+        return dr_fail(err, EFBIG, "%s: no disk is larger than 2^63-1 bytes", top->path);
+    int r = dr_image_begin(top, 0, true, err);
+    if (r == 0)
+        r = dr_chain_flush(chain, 0, err);
+    return r < 0 ? r : top->fmt->resize(top, size, err);
+}
+
+int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err)
+{
+    int r = resize_top(dr_disk_enter(disk), size, err);
+    dr_disk_leave(disk);
+    return r;
+}
+
 /* ------------------------------------------------------------------ where bytes live */
 
 static int status_at(struct dr_chain *chain, uint64_t off, uint64_t len,

@@ -69,6 +69,19 @@ class Tools:
         return sorted(os.listdir(self.dir))
 
 
+_made = {}
+
+
+def once(t, key, make):
+    """Fill t.dir as make() does; made once a session, then copied."""
+    if key not in _made:
+        make()
+        _made[key] = t.dir.parent.parent / f"template-{len(_made)}"
+        shutil.copytree(t.dir, _made[key])
+    else:
+        shutil.copytree(_made[key], t.dir, dirs_exist_ok=True)
+
+
 @pytest.fixture
 def t(tmp_path):
     if not os.path.exists(DROVER):

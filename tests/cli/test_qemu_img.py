@@ -5,12 +5,16 @@ import re
 import shutil
 
 import pytest
-from conftest import same
+from conftest import once, same
 
 SUBFORMATS = ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"]
 
 
 def fill(t):
+    once(t, "qemu-img", lambda: fill_new(t))
+
+
+def fill_new(t):
     """raw.img, a.vmdk and its child c.vmdk, flat.vmdk, split.vmdk; made by the real tools."""
     q = lambda *a: t.real("qemu-img", *a)
     q("create", "-q", "raw.img", "1M")

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import same, without_times
+from conftest import once, same, without_times
 
 COMMANDS = [
     "write 0 64k", "write -P 3 64k 64k", "write -z 0 4k", "write -z -u 0 4k", "write -f 0 4k", "write -q 0 4k",
@@ -29,7 +29,7 @@ COMMANDS = [
     "discard -Z 0 1", "discard 0 0",
     "flush", "f", "flush -x", "alloc 0", "alloc 0 4k", "alloc 0 1M", "alloc 3 9", "alloc 2M", "alloc x", "alloc 0 x",
     "alloc 0 9E", "alloc 0 2M", "alloc 1M", "alloc", "map", "map foo", "length", "l", "length foo",
-    "truncate", "truncate x", "truncate -1", "truncate -m foo 1M",
+    "truncate", "truncate x", "truncate -1", "truncate -m foo 1M", "truncate 2M", "truncate 512k", "truncate 1000", "truncate 0",
     "foo", "help foo", "help", "help a b", "help alloc", "help flush", "help map", "help sleep", "help length",
     "quit", "q", "quit 1", "close", "c", "reopen", "reopen -r", "reopen -w", "reopen foo", "reopen -r -w",
     "reopen -c foo", "reopen -c writeback", "reopen -o foo=bar", "reopen -Z", "open", "open -Z", "open other", "open -r other",
@@ -39,6 +39,10 @@ COMMANDS = [
 
 
 def make(t, fmt):
+    once(t, f"qemu-io {fmt}", lambda: make_new(t, fmt))
+
+
+def make_new(t, fmt):
     t.real("qemu-img", "create", "-q", "-f", fmt, "disk", "1M")
     t.real("qemu-img", "create", "-q", "-f", "vmdk", "other", "2M")
     t.real("qemu-io", "-f", fmt, "-c", "write -P 7 64k 64k", "-c", "write -P 65 65500 40", "disk")
@@ -83,6 +87,16 @@ SEQUENCES = [
     ["writev -P 2 500 100 200 300", "readv -P 2 500 600", "read -v 496 32"],
     ["write -P 3 1048575 1", "write -P 3 1048575 2", "read -P 3 1048575 1"], ["close", "close"],
 ]
+RAW_SEQUENCES = [
+    ["write -P 1 0 1M", "truncate 512k", "length", "truncate 2M", "read -P 1 0 512k", "read -P 0 512k 1536k", "map"],
+    ["truncate 0", "read 0 1", "write 0 1", "truncate 4k", "write -P 1 0 4k", "read -P 1 0 4k"],
+]
+
+
+@pytest.mark.parametrize("commands", RAW_SEQUENCES, ids=lambda c: "; ".join(c))
+def test_a_raw_disk_changes_its_size(t, commands):
+    make(t, "raw")
+    both(t, "-f", "raw", *[a for c in commands for a in ("-c", c)], "disk")
 
 
 @pytest.mark.parametrize("commands", SEQUENCES, ids=lambda c: "; ".join(c))
