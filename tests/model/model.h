@@ -59,6 +59,8 @@ uint8_t *model_read_all(struct dr_fs *fs, const char *path, const char *format, 
 int model_check(struct dr_fs *fs, const struct subject *s, unsigned fix,
                 struct dr_check_result *result, struct dr_error *err);
 
+void model_check_line(void *user, const char *line); /* for dr_check_result.report */
+
 /* ------------------------------------------------------------------ how long, which numbers */
 
 uint64_t model_seed(void);         /* DROVER_SEED or a fixed one */

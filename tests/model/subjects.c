@@ -274,7 +274,7 @@ uint8_t *model_read_all(struct dr_fs *fs, const char *path, const char *format, 
     return NULL;
 }
 
-static void check_line(void *user, const char *line)
+void model_check_line(void *user, const char *line)
 {
     (void)user;
     if (getenv("DROVER_VERBOSE"))
@@ -285,7 +285,7 @@ int model_check(struct dr_fs *fs, const struct subject *s, unsigned fix,
                 struct dr_check_result *result, struct dr_error *err)
 {
     struct dr_image *image;
-    *result = (struct dr_check_result){.report = check_line};
+    *result = (struct dr_check_result){.report = model_check_line};
     int r = dr_image_open(fs, subject_top(s), s->format, fix ? DR_OPEN_RDWR : 0, &image, err);
     if (r)
         return r;

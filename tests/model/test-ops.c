@@ -1,0 +1,497 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Whole operations on random families of images: chains of two to four layers of any formats and
+ * sizes. Whatever happens - nothing, one failing I/O, a power cut - the guest's view at the top is
+ * the same byte for byte, who is not concerned has not changed, and a rerun finishes. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "faultfs.h"
+#include "model.h"
+#include "ops/ops-internal.h"
+#include "plant.h"
+#include "powerfs.h"
+
+#define KIB        1024u
+#define MAX_LAYERS 4
+
+enum verb {
+    REBASE,
+    REBASE_DROP,
+    REBASE_MEMBER,
+    FLATTEN,
+    STREAM,
+    STREAM_BASE,
+    COMMIT,
+    COMMIT_DEEP,
+    COMMIT_KEEP,
+    SNAPSHOT,
+    VERBS,
+};
+static const char *const verb_names[] = {"rebase",
+                                         "rebase, dropping what is equal",
+                                         "rebase onto a member",
+                                         "flatten",
+                                         "stream",
+                                         "stream to a base",
+                                         "commit",
+                                         "commit through several",
+                                         "commit, keeping",
+                                         "snapshot"};
+
+struct layer {
+    const char *format;
+    uint64_t size;
+    char name[32], path[40];
+    uint8_t *view; /* before the operation */
+};
+
+struct family {
+    uint64_t seed;
+    enum verb verb;
+    unsigned n;                          /* layers; [0] is the base, [n - 1] the top */
+    struct layer layers[MAX_LAYERS + 1]; /* [n]: the stranger */
+    unsigned member;                     /* which layer the verb is about */
+    char text[200];
+    struct subject subject; /* for messages */
+};
+
+#define TOP(f)   (&(f)->layers[(f)->n - 1])
+#define OTHER(f) (&(f)->layers[(f)->n])
+
+/* ------------------------------------------------------------------ making a family */
+
+static bool commits(const struct family *f)
+{
+    return f->verb == COMMIT || f->verb == COMMIT_KEEP || f->verb == COMMIT_DEEP;
+}
+
+static void name_layers(struct family *f)
+{
+    int n = snprintf(f->text, sizeof(f->text), "%s:", verb_names[f->verb]);
+    for (unsigned i = 0; i <= f->n; i++) {
+        struct layer *l = &f->layers[i];
+        const char *stem = i == f->n ? "other" : i == 0 ? "base" : i + 1 == f->n ? "top" : "mid";
+        snprintf(l->name, sizeof(l->name), "%s%u.%s", stem, i, l->format);
+        snprintf(l->path, sizeof(l->path), "dir/%s", l->name);
+        n += snprintf(f->text + n, sizeof(f->text) - (size_t)n, " %s %lluK", l->name,
+                      (unsigned long long)l->size / KIB);
+    }
+    f->subject = (struct subject){.name = f->text};
+}
+
+static void choose(struct family *f, uint64_t seed)
+{
+    struct rnd rnd = {seed};
+    static const char *const below[] = {"toy", "vmdk", "raw"};
+    bool toy = rnd_below(&rnd, 2);
+    *f = (struct family){.seed = seed, .verb = (enum verb)rnd_below(&rnd, VERBS)};
+    f->n = 2 + (unsigned)rnd_below(&rnd, MAX_LAYERS - 1);
+    for (unsigned i = 0; i <= f->n; i++) {
+        struct layer *l = &f->layers[i];
+        bool bottom = i == 0 || i == f->n;
+        l->format = !toy ? "vmdk" : bottom ? below[rnd_below(&rnd, 3)] : "toy";
+        l->size = (150 + rnd_below(&rnd, 500)) * KIB + rnd_below(&rnd, 8) * 512;
+    }
+    f->member = (unsigned)rnd_below(&rnd, f->n - 1);
+    if (f->verb == COMMIT || f->verb == COMMIT_KEEP)
+        f->member = f->n - 2;
+    if (commits(f) && !strcmp(f->layers[f->member].format, "vmdk")) /* cannot grow */
+        f->layers[f->member].size = dr_max(f->layers[f->member].size, TOP(f)->size);
+    name_layers(f);
+}
+
+static void family_fail(const struct family *f, const char *what, const struct dr_error *err)
+{
+    MODEL_FAIL(&f->subject, "family %llu (DROVER_FAMILY to run it alone): %s: %s",
+               (unsigned long long)f->seed, what, err->text);
+}
+
+static void scribble(const struct family *f, struct dr_fs *fs, const struct layer *l,
+                     struct rnd *rnd, const uint8_t *like, uint64_t like_size)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_open_options o = {.format = l->format, .flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    CLEANUP_FREE uint8_t *buf = malloc(64 * KIB);
+    int r = dr_open_fs(fs, l->path, &o, &disk, &err);
+    for (int i = 0; !r && i < 7; i++) {
+        uint64_t len = 512 * (1 + rnd_below(rnd, 100));
+        uint64_t off = dr_round_down(rnd_below(rnd, l->size - len + 1), 512);
+        rnd_fill(rnd, buf, len);
+        if (like && off + len <= like_size && rnd_below(rnd, 2))
+            memcpy(buf, like + off, len);
+        r = rnd_below(rnd, 4) ? dr_pwrite(disk, buf, off, len, 0, &err)
+                              : dr_zero(disk, off, len, DR_EXPLICIT, &err);
+    }
+    if (!r)
+        r = dr_close(disk, &err);
+    if (r)
+        family_fail(f, "scribble", &err);
+}
+
+static uint8_t *read_view(const struct family *f, struct dr_fs *fs, const char *path, uint64_t size)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    uint64_t n = 0;
+    uint8_t *buf = model_read_all(fs, path, NULL, &n, &err);
+    if (!buf || n != size)
+        family_fail(f, path, &err);
+    return buf;
+}
+
+static void make_family(struct family *f, struct dr_fs *fs)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct rnd rnd = {f->seed ^ 0x5555};
+    if (fs->ops->mkdir)
+        fs->ops->mkdir(fs, "dir", NULL);
+    for (unsigned i = 0; i <= f->n; i++) {
+        struct layer *l = &f->layers[i];
+        bool child = i > 0 && i < f->n;
+        struct dr_create_options o = {.format = l->format, .size = l->size, .has_size = true};
+        o.backing = child ? f->layers[i - 1].name : NULL;
+        o.backing_format = child ? f->layers[i - 1].format : NULL;
+        if (dr_create_fs(fs, l->path, &o, &err))
+            family_fail(f, "create", &err);
+        scribble(f, fs, l, &rnd, i == f->n ? TOP(f)->view : NULL, TOP(f)->size);
+        l->view = read_view(f, fs, l->path, l->size);
+    }
+}
+
+static void free_family(struct family *f)
+{
+    for (unsigned i = 0; i <= f->n; i++)
+        free(f->layers[i].view);
+}
+
+/* ------------------------------------------------------------------ the verbs */
+
+static int rebase(const struct family *f, struct dr_fs *fs, const struct layer *to, bool drop,
+                  struct dr_error *err)
+{
+    struct dr_rebase_options o = {.backing = to ? to->name : "",
+                                  .backing_format = to ? to->format : NULL,
+                                  .drop_equal = drop};
+    return dr_rebase_fs(fs, TOP(f)->path, &o, NULL, err);
+}
+
+static int stream(const struct family *f, struct dr_fs *fs, const char *base, struct dr_error *err)
+{
+    struct dr_stream_options o = {.base = base};
+    return dr_stream_fs(fs, TOP(f)->path, &o, NULL, err);
+}
+
+static int commit(const struct family *f, struct dr_fs *fs, bool keep, const char *base,
+                  struct dr_error *err)
+{
+    struct dr_commit_options o = {.base = base, .keep = keep};
+    return dr_commit_fs(fs, TOP(f)->path, &o, NULL, err);
+}
+
+static int run_verb(const struct family *f, struct dr_fs *fs, struct dr_error *err)
+{
+    const struct layer *member = &f->layers[f->member];
+    char *active = NULL;
+    int r;
+    switch (f->verb) {
+    case REBASE:
+        return rebase(f, fs, OTHER(f), false, err);
+    case REBASE_DROP:
+        return rebase(f, fs, OTHER(f), true, err);
+    case REBASE_MEMBER:
+        return rebase(f, fs, member, false, err);
+    case FLATTEN:
+        return rebase(f, fs, NULL, false, err);
+    case STREAM:
+        return stream(f, fs, NULL, err);
+    case STREAM_BASE:
+        return stream(f, fs, member->name, err);
+    case COMMIT:
+        return commit(f, fs, false, NULL, err);
+    case COMMIT_KEEP:
+        return commit(f, fs, true, NULL, err);
+    case COMMIT_DEEP:
+        return commit(f, fs, false, member->name, err);
+    default:
+        r = dr_snapshot_create_fs(fs, TOP(f)->path, NULL, NULL, &active, err);
+        free(active);
+        return r;
+    }
+}
+
+/* ------------------------------------------------------------------ looking */
+
+static void check_view(const struct family *f, struct dr_fs *fs, const struct layer *l,
+                       const char *when)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    CLEANUP_FREE uint8_t *now = read_view(f, fs, l->path, l->size);
+    for (uint64_t i = 0; i < l->size; i++)
+        if (now[i] != l->view[i]) {
+            dr_fail(&err, EILSEQ, "byte %llu of %s is %02x, not %02x", (unsigned long long)i,
+                    l->name, now[i], l->view[i]);
+            family_fail(f, when, &err);
+        }
+}
+
+/* The top and everybody whom the verb does not concern. */
+static void check_views(const struct family *f, struct dr_fs *fs, const char *when)
+{
+    check_view(f, fs, TOP(f), when);
+    check_view(f, fs, OTHER(f), when);
+    for (unsigned i = 0; i + 1 < f->n; i++)
+        if (!commits(f) || i < f->member)
+            check_view(f, fs, &f->layers[i], when);
+}
+
+static void check_image(const struct family *f, struct dr_fs *fs, const struct layer *l,
+                        bool leaks_allowed, const char *when)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_check_result result = {.report = model_check_line};
+    struct dr_image *image;
+    if (dr_image_open(fs, l->path, l->format, 0, &image, &err))
+        family_fail(f, when, &err);
+    int r = image->fmt->check ? image->fmt->check(image, 0, &result, &err) : 0;
+    dr_image_unref(image, NULL);
+    if (r && r != -ENOTSUP)
+        family_fail(f, when, &err);
+    dr_error_reset(&err);
+    if (result.corruptions || result.check_errors || (result.leaks && !leaks_allowed)) {
+        dr_fail(&err, EIO, "%s has %llu corruptions, %llu leaks", l->name,
+                (unsigned long long)result.corruptions, (unsigned long long)result.leaks);
+        family_fail(f, when, &err);
+    }
+}
+
+/* What the verb promises once it has succeeded. */
+static void check_done(const struct family *f, struct dr_fs *fs, bool leaks_allowed,
+                       const char *when)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_image *top;
+    const char *want = f->verb == REBASE || f->verb == REBASE_DROP ? OTHER(f)->name
+                       : f->verb == FLATTEN || f->verb == STREAM   ? NULL
+                       : f->verb == REBASE_MEMBER || f->verb == STREAM_BASE
+                           ? f->layers[f->member].name
+                           : f->layers[f->n - 2].name;
+    check_views(f, fs, when);
+    check_image(f, fs, TOP(f), leaks_allowed, when);
+    if (dr_image_open(fs, TOP(f)->path, NULL, 0, &top, &err))
+        family_fail(f, when, &err);
+    if (!want != !top->backing_name || (want && strcmp(want, top->backing_name)))
+        dr_fail(&err, EINVAL, "the parent is %s", top->backing_name ? top->backing_name : "none");
+    dr_image_unref(top, NULL);
+    if (err.errnum && f->verb != COMMIT_DEEP)
+        family_fail(f, when, &err);
+    if (!commits(f))
+        return;
+    const struct layer *target = &f->layers[f->member];
+    uint64_t size = dr_max(target->size, TOP(f)->size);
+    check_image(f, fs, target, leaks_allowed, when);
+    CLEANUP_FREE uint8_t *now = read_view(f, fs, target->path, size);
+    if (memcmp(now, TOP(f)->view, TOP(f)->size)) {
+        dr_fail(&err, EILSEQ, "the parent does not show what was committed");
+        family_fail(f, when, &err);
+    }
+}
+
+/* A parent that would have to grow over its own parent's bytes is refused, before any change. */
+static bool refused(const struct family *f, struct dr_fs *fs, const struct dr_error *err)
+{
+    if (!commits(f) || !strstr(err->text, "resize it first"))
+        return false;
+    for (unsigned i = 0; i <= f->n; i++)
+        check_view(f, fs, &f->layers[i], "refused");
+    return true;
+}
+
+/* Done already is no failure. */
+static void run_again(const struct family *f, struct dr_fs *fs, const char *when)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    int r = run_verb(f, fs, &err);
+    if (r == -EINVAL && (f->verb == STREAM_BASE || f->verb == COMMIT_DEEP))
+        return;
+    if (r && refused(f, fs, &err))
+        return; /* the failing I/O came before the refusal */
+    if (r)
+        family_fail(f, when, &err);
+}
+
+/* ------------------------------------------------------------------ three ways of running it */
+
+static enum plant op_plant;
+
+static void undisturbed(struct family *f)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_fs *fs = dr_fs_memory_new();
+    make_family(f, fs);
+    if (op_plant)
+        plant(op_plant);
+    int r = run_verb(f, fs, &err);
+    if (op_plant)
+        plant(PLANT_NONE);
+    if (r && !refused(f, fs, &err))
+        family_fail(f, "the operation", &err);
+    if (!r) {
+        check_done(f, fs, false, "at the end");
+        run_again(f, fs, "doing it again");
+        check_views(f, fs, "after doing it again");
+    }
+    free_family(f);
+    dr_fs_memory_free(fs);
+}
+
+/* False: there is no such I/O. */
+static bool with_fault(struct family *f, uint64_t nth)
+{
+    char when[100];
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_fs *memory = dr_fs_memory_new();
+    make_family(f, memory);
+    struct faultfs *fault = faultfs_new(memory);
+    struct faultfs_plan plan = {
+        .nth = nth, .error = nth % 2 ? ENOSPC : EIO, .partial = nth % 3 == 0};
+    plan.for_good = nth % 5 == 4;
+    faultfs_arm(fault, &plan);
+    int r = run_verb(f, faultfs_fs(fault), &err);
+    bool fired = faultfs_fired(fault);
+    faultfs_disarm(fault);
+    bool no = r && refused(f, memory, &err);
+    if (r && !fired && !no)
+        family_fail(f, "no I/O has failed", &err);
+    snprintf(when, sizeof(when), "I/O %llu failed (%.60s)", (unsigned long long)nth, err.text);
+    check_views(f, memory, when);
+    if (r && fired && !no)
+        run_again(f, memory, when);
+    if (fired)
+        check_views(f, memory, when);
+    check_image(f, memory, TOP(f), true, when);
+    free_family(f);
+    faultfs_free(fault);
+    dr_fs_memory_free(memory);
+    return fired;
+}
+
+static size_t plant_skip = SIZE_MAX;
+
+static void one_cut(const struct family *f, struct powerfs *p, size_t k, unsigned mode,
+                    uint64_t seed, bool again)
+{
+    char when[200], op[120] = "nothing";
+    struct dr_fs *disk = powerfs_cut(p, k, mode, seed);
+    if (k)
+        powerfs_op_text(p, k - 1, op, sizeof(op));
+    snprintf(when, sizeof(when), "cut after %zu of %zu (%s), mode %u, seed %llu", k, powerfs_ops(p),
+             op, mode, (unsigned long long)seed);
+    check_views(f, disk, when);
+    if (again) {
+        run_again(f, disk, when);
+        check_views(f, disk, when);
+        check_image(f, disk, TOP(f), true, when);
+    }
+    dr_fs_memory_free(disk);
+}
+
+static void with_cuts(struct family *f, struct rnd *rnd)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct powerfs *p = powerfs_new();
+    make_family(f, powerfs_fs(p));
+    powerfs_settle(p);
+    powerfs_skip_flush(p, plant_skip);
+    int r = run_verb(f, powerfs_fs(p), &err);
+    if (r && !refused(f, powerfs_fs(p), &err))
+        family_fail(f, "the operation", &err);
+    powerfs_skip_flush(p, SIZE_MAX);
+    size_t n = powerfs_ops(p);
+    for (size_t k = 0; !r && k <= n; k++) {
+        /* The switches are near the end. */
+        if (k + 25 < n && rnd_below(rnd, n) >= model_length(25))
+            continue;
+        for (unsigned mode = 0; mode < POWERFS_MODES; mode++)
+            if (mode == 0 || powerfs_open_ops(p, k))
+                one_cut(f, p, k, mode, rnd_next(rnd), rnd_below(rnd, 4) == 0);
+    }
+    free_family(f);
+    powerfs_free(p);
+}
+
+/* ------------------------------------------------------------------ tests */
+
+static void each_family(unsigned n, void (*body)(struct family *f))
+{
+    const char *only = getenv("DROVER_FAMILY");
+    struct family f;
+    for (unsigned i = 0; i < (only ? 1 : model_length(n)); i++) {
+        choose(&f, only ? strtoull(only, NULL, 0) : model_seed() + i);
+        if (getenv("DROVER_VERBOSE"))
+            print_message("%llu %s\n", (unsigned long long)f.seed, f.text);
+        body(&f);
+    }
+}
+
+static void cut_it(struct family *f)
+{
+    struct rnd rnd = {f->seed};
+    with_cuts(f, &rnd);
+}
+
+static void fail_it(struct family *f)
+{
+    uint64_t seed = f->seed;
+    for (uint64_t nth = 0; with_fault(f, nth); nth++)
+        choose(f, seed);
+}
+
+static void operations_keep_the_view(void **state)
+{
+    (void)state;
+    each_family(200, undisturbed);
+}
+
+static void power_cuts_keep_the_view(void **state)
+{
+    (void)state;
+    each_family(40, cut_it);
+}
+
+static void faults_keep_the_view(void **state)
+{
+    (void)state;
+    each_family(20, fail_it);
+}
+
+static void skipped_flush_is_found(void **state)
+{
+    (void)state;
+    bool found = false;
+    for (plant_skip = 0; plant_skip < 12 && !found; plant_skip++)
+        found = model_detects(power_cuts_keep_the_view, NULL);
+    plant_skip = SIZE_MAX;
+    assert_true(found);
+}
+
+static void long_parent_is_found(void **state)
+{
+    (void)state;
+    op_plant = PLANT_LONG_PARENT;
+    assert_true(model_detects(operations_keep_the_view, NULL));
+    op_plant = PLANT_NONE;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(operations_keep_the_view), cmocka_unit_test(power_cuts_keep_the_view),
+        cmocka_unit_test(faults_keep_the_view),     cmocka_unit_test(skipped_flush_is_found),
+        cmocka_unit_test(long_parent_is_found),
+    };
+    plant(PLANT_NONE); /* the toy itself */
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
