@@ -109,39 +109,81 @@ static void take_attrs(struct dr_fs *fs, const char *from, const char *to)
         fs->ops->copy_attrs(fs, old, fresh, NULL);
 }
 
-static int move_one(struct dr_fs *fs, const char *dir, const char *name, const char *final,
-                    bool durable, struct dr_error *err)
+struct move {
+    struct dr_fs *fs;
+    const char *dir, *final;
+    bool durable;
+    char **names;
+    size_t n, tried;
+    bool replaced; /* an old file has given way: there is no way back */
+};
+
+static int move_one(struct move *m, const char *name, bool back, struct dr_error *err)
 {
-    CLEANUP_FREE char *from = dr_path_join(dir, name), *to = dr_path_sibling(final, name);
-    if (!from || !to)
-        return dr_fail(err, ENOMEM, "%s: out of memory", final);
+    CLEANUP_FREE char *in = dr_path_join(m->dir, name), *out = dr_path_sibling(m->final, name);
+    if (!in || !out)
+        return dr_fail(err, ENOMEM, "%s: out of memory", m->final);
+    if (back)
+        return m->fs->ops->rename(m->fs, out, in, err);
     struct dr_file_id id;
-    if (fs->ops->identify(fs, to, &id, NULL) == 0)
-        take_attrs(fs, to, from);
-    int r = fs->ops->rename(fs, from, to, err);
-    if (r == 0 && durable)
-        r = fs->ops->sync_dir(fs, to, err);
+    bool there = m->fs->ops->identify(m->fs, out, &id, NULL) == 0;
+    if (there)
+        take_attrs(m->fs, out, in);
+    int r = m->fs->ops->rename(m->fs, in, out, err);
+    m->replaced |= there && r == 0;
+    return r;
+}
+
+static int sync_places(const struct move *m, struct dr_error *err)
+{
+    return m->durable ? m->fs->ops->sync_dir(m->fs, m->final, err) : 0;
+}
+
+static bool is_main(const struct move *m, size_t i)
+{
+    return strcmp(m->names[i], dr_path_basename(m->final)) == 0;
+}
+
+/* The main file last: until then nothing under the final names is an image. */
+static int move_all(struct move *m, struct dr_error *err)
+{
+    int r = 0;
+    for (; m->tried < m->n && r == 0; m->tried++)
+        if (!is_main(m, m->tried))
+            r = move_one(m, m->names[m->tried], false, err);
+    if (r == 0 && m->n > 1)
+        r = sync_places(m, err);
+    if (r == 0)
+        r = move_one(m, dr_path_basename(m->final), false, err);
+    if (r == 0)
+        return sync_places(m, err);
+    for (size_t i = 0; !m->replaced && i < m->tried; i++)
+        if (!is_main(m, i))
+            move_one(m, m->names[i], true, NULL);
+    return r;
+}
+
+/* *stuck: it failed with old files gone, and the rest must stay for recover to finish. */
+static int move_dir(struct dr_fs *fs, const char *dir, const char *final, bool durable, bool *stuck,
+                    struct dr_error *err)
+{
+    struct move m = {.fs = fs, .dir = dir, .final = final, .durable = durable};
+    int r = dr_ops_list(fs, dir, &m.names, &m.n, err);
+    if (r < 0)
+        return r;
+    r = move_all(&m, err);
+    dr_ops_free_names(m.names, m.n);
+    *stuck = r < 0 && m.replaced;
+    if (r == 0 && fs->ops->rmdir)
+        fs->ops->rmdir(fs, dir, NULL); /* an empty directory harms nobody; recover knows it */
     return r;
 }
 
 int dr_new_move_all(struct dr_fs *fs, const char *dir, const char *final, bool durable,
                     struct dr_error *err)
 {
-    char **names;
-    size_t n;
-    const char *last = dr_path_basename(final);
-    int r = dr_ops_list(fs, dir, &names, &n, err);
-    if (r < 0)
-        return r;
-    for (size_t i = 0; i < n && r == 0; i++)
-        if (strcmp(names[i], last) != 0)
-            r = move_one(fs, dir, names[i], final, durable, err);
-    if (r == 0)
-        r = move_one(fs, dir, last, final, durable, err);
-    dr_ops_free_names(names, n);
-    if (r == 0 && fs->ops->rmdir)
-        fs->ops->rmdir(fs, dir, NULL); /* an empty directory harms nobody; recover knows it */
-    return r;
+    bool stuck;
+    return move_dir(fs, dir, final, durable, &stuck, err);
 }
 
 int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err)
@@ -188,6 +230,82 @@ static struct dr_image *open_old(const struct dr_new_image *n)
     return image;
 }
 
+/* The private directories of other attempts at this image; free with dr_ops_free_names. */
+static char **other_dirs(const struct dr_new_image *n, size_t *count)
+{
+    CLEANUP_FREE char *around = dr_path_dirname(n->final);
+    char **names;
+    size_t all, kept = 0;
+    *count = 0;
+    if (!around || dr_ops_list(n->fs, around, &names, &all, NULL) < 0)
+        return NULL;
+    for (size_t i = 0; i < all; i++) {
+        CLEANUP_FREE char *of = NULL;
+        CLEANUP_FREE char *name = names[i];
+        if (!dr_new_is_leftover(name, &of) || !of || strcmp(of, dr_path_basename(n->final)) != 0)
+            continue;
+        char *dir = dr_path_sibling(n->final, name);
+        if (dir && strcmp(dir, n->dir) != 0)
+            names[kept++] = dir;
+        else
+            free(dir);
+    }
+    *count = kept;
+    return names;
+}
+
+static bool holds(struct dr_fs *fs, const char *dir, const char *name)
+{
+    CLEANUP_FREE char *path = dr_path_join(dir, name);
+    struct dr_file_id id;
+    return path && fs->ops->identify(fs, path, &id, NULL) == 0;
+}
+
+/* Did an earlier attempt stop while it was moving, this file first? Then its directory still has
+ * the main file. */
+static bool is_left_by_us(const struct dr_new_image *n, const char *name)
+{
+    size_t count;
+    char **dirs = other_dirs(n, &count);
+    bool found = false;
+    for (size_t i = 0; i < count && !found; i++)
+        found = holds(n->fs, dirs[i], dr_path_basename(n->final)) && !holds(n->fs, dirs[i], name);
+    dr_ops_free_names(dirs, count);
+    return found;
+}
+
+bool dr_new_is_half_moved(struct dr_fs *fs, const char *dir, const char *name)
+{
+    CLEANUP_FREE char *path = dr_path_join(dir, name);
+    CLEANUP_IMAGE struct dr_image *image = NULL;
+    struct dr_error why = DR_ERROR_INIT;
+    if (!path || !holds(fs, dir, name))
+        return false;
+    unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
+    return dr_image_open(fs, path, NULL, flags, &image, &why) == -ENOENT;
+}
+
+/* What they wanted to finish is overtaken: finishing it now would mix two images. */
+static void drop_half_moved(const struct dr_new_image *n)
+{
+    size_t count;
+    char **dirs = other_dirs(n, &count);
+    for (size_t i = 0; i < count; i++)
+        if (dr_new_is_half_moved(n->fs, dirs[i], dr_path_basename(n->final)))
+            dr_new_remove_all(n->fs, dirs[i], NULL);
+    dr_ops_free_names(dirs, count);
+}
+
+/* May the file named so give way? */
+static bool may_replace(const struct dr_new_image *n, const struct dr_image *old, const char *name,
+                        struct dr_file_id id)
+{
+    if (n->no_replace)
+        return false;
+    return strcmp(name, dr_path_basename(n->final)) == 0 || is_part_of(old, id) ||
+           is_left_by_us(n, name);
+}
+
 int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err)
 {
     char **names;
@@ -201,8 +319,7 @@ int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err)
         struct dr_file_id id;
         if (!to || n->fs->ops->identify(n->fs, to, &id, NULL) < 0)
             continue;
-        bool main_file = strcmp(names[i], dr_path_basename(n->final)) == 0;
-        if (n->no_replace || (!main_file && !is_part_of(image, id)))
+        if (!may_replace(n, image, names[i], id))
             r = dr_fail(err, EEXIST, "%s: exists already and is no part of %s", to, n->final);
     }
     dr_ops_free_names(names, count);
@@ -211,11 +328,17 @@ int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err)
 
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
 {
+    bool stuck = false;
     int r = dr_new_check_places(n, err);
     if (r == 0)
-        r = dr_new_move_all(n->fs, n->dir, n->final, n->durable, err);
-    if (r < 0) /* what was moved belongs to no descriptor yet; recover finishes or undoes it */
+        r = move_dir(n->fs, n->dir, n->final, n->durable, &stuck, err);
+    if (stuck)
+        dr_prefix(err, "%s: is complete but only half in its place, `drover recover %s` goes on",
+                  n->final, n->final);
+    else if (r < 0)
         dr_new_remove_all(n->fs, n->dir, NULL);
+    else
+        drop_half_moved(n);
     forget(n);
     return r;
 }

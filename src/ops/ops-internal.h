@@ -60,6 +60,9 @@ int dr_new_publish(struct dr_new_image *n, struct dr_error *err);
 void dr_new_abandon(struct dr_new_image *n);
 /* Is name such a private directory, and for which file? *of is malloc'ed. */
 bool dr_new_is_leftover(const char *name, char **of);
+/* The main file, name, is in the private directory but does not find its other files: these have
+ * been moved already, so all was complete and the rest can follow. */
+bool dr_new_is_half_moved(struct dr_fs *fs, const char *dir, const char *name);
 /* Move what stands in the private directory dir to the places next to final / remove it all. */
 int dr_new_move_all(struct dr_fs *fs, const char *dir, const char *final, bool durable,
                     struct dr_error *err);

@@ -57,20 +57,6 @@ static bool dir_in_use(struct recover *rc, const char *dir, char *const *names, 
     return busy;
 }
 
-/* When its main file is there but does not find its other files, these have been moved already: all
- * was complete then, and the rest can follow. */
-static bool is_half_moved(struct recover *rc, const char *dir, const char *of)
-{
-    CLEANUP_FREE char *path = dr_path_join(dir, of);
-    CLEANUP_IMAGE struct dr_image *image = NULL;
-    struct dr_file_id id;
-    if (!path || rc->fs->ops->identify(rc->fs, path, &id, NULL) < 0)
-        return false;
-    unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
-    struct dr_error why = DR_ERROR_INIT;
-    return dr_image_open(rc->fs, path, NULL, flags, &image, &why) == -ENOENT;
-}
-
 static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
 {
     CLEANUP_FREE char *final = dr_path_sibling(rc->path, of);
@@ -84,7 +70,7 @@ static int private_dir(struct recover *rc, const char *dir, const char *of, stru
     dr_ops_free_names(names, n);
     if (busy)
         return 0;
-    bool finish = is_half_moved(rc, dir, of);
+    bool finish = dr_new_is_half_moved(rc->fs, dir, of);
     say(rc, "%s: left by the interrupted making of %s%s", dir, final,
         rc->dry_run ? ""
         : finish    ? ": finished"

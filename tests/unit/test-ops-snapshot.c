@@ -264,6 +264,27 @@ static void half_moved_image_is_moved_to_the_end(void **state)
     assert_int_equal(count_files(fs), 2);
 }
 
+/* Made again before anybody recovered: what was left must not come back. */
+static void half_moved_image_that_was_made_again_is_forgotten(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct lines lines;
+    uint64_t size;
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_create_options o = {
+        .format = "vmdk", .size = SIZE, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    ok(dr_create_fs(fs, "a.vmdk", &o, &err));
+    put(fs, "a.vmdk", 0, MiB, 0x11);
+    mkdir_in(fs, ".a.vmdk.drover.new-abc123");
+    ok(fs->ops->rename(fs, "a.vmdk", ".a.vmdk.drover.new-abc123/a.vmdk", &err));
+    ok(dr_create_fs(fs, "a.vmdk", &o, &err));
+    assert_int_equal(recover(fs, "a.vmdk", false, &lines), 0);
+    uint8_t *have = view(fs, "a.vmdk", &size);
+    assert_int_equal(have[0], 0);
+    free(have);
+    assert_int_equal(count_files(fs), 2);
+}
+
 static void work_under_way_is_left_alone(void **state)
 {
     struct dr_fs *fs = *state;
@@ -334,6 +355,7 @@ int main(void)
         both(sound_disk_needs_nothing),
         both(half_made_image_is_removed),
         both(half_moved_image_is_moved_to_the_end),
+        both(half_moved_image_that_was_made_again_is_forgotten),
         both(work_under_way_is_left_alone),
         both(unclean_image_is_mended),
         cmocka_unit_test_setup_teardown(replaced_file_keeps_its_mode, system_dir,

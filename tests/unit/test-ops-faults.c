@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Each single I/O of a whole operation fails in turn: the operation says so or copes, the disk
+ * reads as before, doing it again works, and nothing half-made is left behind. */
+#include "test-ops.h"
+#include "faultfs.h"
+
+#include <stdio.h>
+
+#define SIZE (512 * KiB)
+
+struct operation {
+    const char *name;
+    int (*run)(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err);
+};
+
+static int onto_stranger(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    struct dr_rebase_options o = {
+        .backing = "b.vmdk", .backing_format = "vmdk", .drop_equal = true};
+    return dr_rebase_fs(fs, "top.vmdk", &o, job, err);
+}
+
+static int flatten(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    struct dr_rebase_options o = {.backing = ""};
+    return dr_rebase_fs(fs, "top.vmdk", &o, job, err);
+}
+
+static int stream(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    struct dr_stream_options o = {.base = "a.vmdk"};
+    return dr_stream_fs(fs, "top.vmdk", &o, job, err);
+}
+
+static int commit(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    struct dr_commit_options o = {0};
+    return dr_commit_fs(fs, "top.vmdk", &o, job, err);
+}
+
+static int commit_deep(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    struct dr_commit_options o = {.base = "a.vmdk"};
+    return dr_commit_fs(fs, "top.vmdk", &o, job, err);
+}
+
+static int convert(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    const char *from = "top.vmdk";
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_convert_options o = {
+        .out_format = "vmdk", .sparse_size = 4096, .pairs = &sub, .n_pairs = 1};
+    return dr_convert_fs(fs, &from, 1, "out.vmdk", &o, job, err);
+}
+
+static int snapshot(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    char *active = NULL;
+    (void)job;
+    int r = dr_snapshot_create_fs(fs, "top.vmdk", "snap.vmdk", NULL, &active, err);
+    free(active);
+    return r;
+}
+
+static const struct operation operations[] = {
+    {"rebase", onto_stranger},    {"flatten", flatten}, {"stream", stream},     {"commit", commit},
+    {"commit deep", commit_deep}, {"convert", convert}, {"snapshot", snapshot},
+};
+
+static void family(struct dr_fs *fs)
+{
+    make(fs, "a.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "a.vmdk", 0, 256 * KiB, 0x11);
+    make(fs, "mid.vmdk", "vmdk", 0, "a.vmdk");
+    put(fs, "mid.vmdk", 128 * KiB, 64 * KiB, 0x22);
+    make(fs, "top.vmdk", "vmdk", 0, "mid.vmdk");
+    put(fs, "top.vmdk", 64 * KiB, 4 * KiB, 0x33);
+    put(fs, "top.vmdk", 192 * KiB, 64 * KiB, 0);
+    make(fs, "b.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "b.vmdk", 0, 64 * KiB, 0x11);
+}
+
+/* Temporary names of ours that are still there. */
+static size_t leftovers(struct dr_fs *fs)
+{
+    char **names;
+    size_t n, count = 0;
+    ok(dr_ops_list(fs, ".", &names, &n, &err));
+    for (size_t i = 0; i < n; i++)
+        count += names[i][0] == '.';
+    dr_ops_free_names(names, n);
+    return count;
+}
+
+/* True: the n-th I/O was reached and failed. */
+static bool one_fault(const struct operation *o, uint64_t n, int error, bool for_good)
+{
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_fs *fs = faultfs_fs(f);
+    struct dr_job job = {.workers = 1};
+    struct dr_error why = DR_ERROR_INIT;
+    uint64_t size;
+    family(fs);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    faultfs_arm(f, &(struct faultfs_plan){
+                       .nth = n, .error = error, .for_good = for_good, .partial = true, .seed = n});
+    int r = o->run(fs, &job, &why);
+    bool fired = faultfs_fired(f);
+    faultfs_disarm(f);
+    if (r < 0 && (!fired || why.errnum == 0))
+        fail_msg("%s, I/O %d: fails with %d for no reason: %s", o->name, (int)n, r, why.text);
+    same_view(fs, "top.vmdk", want, size);
+    if (!for_good && r < 0 && leftovers(fs) > 1) /* one that could not be removed */
+        fail_msg("%s, I/O %d: %d leftovers", o->name, (int)n, (int)leftovers(fs));
+    if (r < 0) {
+        unsigned found;
+        ok(dr_recover_fs(fs, "top.vmdk", NULL, false, NULL, NULL, &found, &err));
+        same_view(fs, "top.vmdk", want, size);
+        struct dr_error again = DR_ERROR_INIT;
+        r = o->run(fs, &job, &again);
+        if (r < 0 && !(o->run == snapshot && r == -EEXIST))
+            fail_msg("%s, I/O %d: the rerun fails: %s (at first: %s)", o->name, (int)n, again.text,
+                     why.text);
+        same_view(fs, "top.vmdk", want, size);
+    }
+    free(want);
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+    return fired;
+}
+
+static void every_io_fails_once(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++) {
+        uint64_t n = 0;
+        while (one_fault(&operations[i], n, n % 2 ? ENOSPC : EIO, false))
+            n++;
+        assert_in_range(n, 20, 100000);
+    }
+}
+
+static void every_io_fails_for_good(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++)
+        for (uint64_t n = 0; one_fault(&operations[i], n, EIO, true); n++)
+            ;
+}
+
+/* ------------------------------------------------------------------ salvage */
+
+static int bad_spot(void *user, const struct faultfs_io *io)
+{
+    (void)user;
+    if (io->kind != FAULTFS_READ || !strstr(io->path, "bad.raw"))
+        return 0;
+    return io->off < 100 * KiB + 512 && io->off + io->len > 100 * KiB ? -EIO : 0;
+}
+
+static void note(void *user, const char *text)
+{
+    snprintf(user, 256, "%s", text);
+}
+
+static void salvage_loses_only_what_cannot_be_read(void **state)
+{
+    (void)state;
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_fs *fs = faultfs_fs(f);
+    const char *from = "bad.raw";
+    char text[256] = "";
+    uint64_t size;
+    make(fs, "bad.raw", "raw", SIZE, NULL);
+    put(fs, "bad.raw", 0, SIZE, 0x11);
+    faultfs_observe(f, bad_spot, NULL);
+    struct dr_convert_options o = {.sparse_size = 4096};
+    refused(dr_convert_fs(fs, &from, 1, "out.raw", &o, NULL, &err), EIO, "bad.raw");
+    o.salvage = true;
+    struct dr_job job = {.message = note, .user = text};
+    ok(dr_convert_fs(fs, &from, 1, "out.raw", &o, &job, &err));
+    faultfs_observe(f, NULL, NULL);
+    assert_non_null(strstr(text, "102400 to 102912"));
+    uint8_t *have = view(fs, "out.raw", &size);
+    for (uint64_t i = 0; i < size; i++)
+        assert_int_equal(have[i], i >= 100 * KiB && i < 100 * KiB + 512 ? 0 : 0x11);
+    free(have);
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_io_fails_once),
+        cmocka_unit_test(every_io_fails_for_good),
+        cmocka_unit_test(salvage_loses_only_what_cannot_be_read),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
