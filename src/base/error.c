@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "base/error.h"
 
+#undef dr_fail
+#undef dr_fail_errno
+#undef dr_prefix
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

@@ -21,4 +21,17 @@ int dr_prefix(struct dr_error *err, const char *fmt, ...) __attribute__((format(
 /* Forget a failure that was dealt with. */
 void dr_error_reset(struct dr_error *err);
 
+/* The analyzer sees one file at a time: tell it that what says "failed" is negative. */
+#ifdef __clang_analyzer__
+static inline int dr_is_failure(int r)
+{
+    if (r >= 0)
+        __builtin_unreachable();
+    return r;
+}
+#define dr_fail(...)       dr_is_failure((dr_fail)(__VA_ARGS__))
+#define dr_fail_errno(...) dr_is_failure((dr_fail_errno)(__VA_ARGS__))
+#define dr_prefix(...)     dr_is_failure((dr_prefix)(__VA_ARGS__))
+#endif
+
 #endif

@@ -108,7 +108,7 @@ int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
                  struct dr_error *err)
 {
     CLEANUP_FREE char *real = NULL;
-    bool inside;
+    bool inside = false;
     if (gate->any)
         return 0;
     int r = gate->fs->ops->realpath(gate->fs, path, &real, err);

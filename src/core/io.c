@@ -92,7 +92,8 @@ int dr_chain_read_padded(struct dr_chain *chain, size_t at, void *buf, uint64_t 
 {
     uint64_t size = at < chain->n ? chain->images[at]->size : 0;
     size_t have = off < size ? (size_t)dr_min(len, size - off) : 0;
-    memset((uint8_t *)buf + have, 0, len - have);
+    if (have < len)
+        memset((uint8_t *)buf + have, 0, len - have);
     return read_range(chain, at, buf, off, have, err);
 }
 

@@ -65,14 +65,14 @@ static int check_parent(const struct dr_image *child, const struct dr_image *par
 static int open_parent(struct opening *o, const char *path, const char *recorded,
                        struct dr_error *err)
 {
-    struct dr_image *child = o->images[o->n - 1], *parent;
-    const char *format;
+    struct dr_image *child = o->images[o->n - 1], *parent = NULL;
+    const char *format = NULL;
     int r = refuse_loop(o, path, err);
     if (r == 0)
         r = parent_format(o, path, recorded, &format, err);
     if (r == 0)
         r = dr_image_open(o->fs, path, format, parent_flags(o->options->flags), &parent, err);
-    if (r < 0)
+    if (r < 0 || !parent)
         return r;
     r = check_parent(child, parent, err);
     if (r < 0) {

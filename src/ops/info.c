@@ -86,7 +86,7 @@ static int describe(struct dr_image *image, json_t **out, struct dr_error *err)
 {
     CLEANUP_JSON json_t *o = json_object();
     CLEANUP_JSON json_t *data = NULL;
-    uint64_t cluster, disk;
+    uint64_t cluster = 0, disk = 0;
     int r = specific(image, &data, &cluster, err);
     if (r == 0)
         r = dr_ops_disk_size(image, &disk, err);

@@ -60,8 +60,8 @@ static bool dir_in_use(struct recover *rc, const char *dir, char *const *names, 
 static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
 {
     CLEANUP_FREE char *final = dr_path_sibling(rc->path, of);
-    char **names;
-    size_t n;
+    char **names = NULL;
+    size_t n = 0;
     int r = final ? dr_ops_list(rc->fs, dir, &names, &n, err)
                   : dr_fail(err, ENOMEM, "%s: out of memory", dir);
     if (r < 0)
@@ -108,8 +108,8 @@ static int leftover(struct recover *rc, const char *name, struct dr_error *err)
 static int leftovers(struct recover *rc, struct dr_error *err)
 {
     CLEANUP_FREE char *dir = dr_path_dirname(rc->path);
-    char **names;
-    size_t n;
+    char **names = NULL;
+    size_t n = 0;
     int r = dir ? dr_ops_list(rc->fs, dir, &names, &n, err)
                 : dr_fail(err, ENOMEM, "%s: out of memory", rc->path);
     if (r < 0)

@@ -134,7 +134,7 @@ static int by_path(const void *a, const void *b)
 static int build(struct tree *t, const char *path, struct dr_error *err)
 {
     int r = look_around(t, path, err);
-    if (r < 0)
+    if (r < 0 || t->scan.n == 0)
         return r;
     struct dr_file_id asked = t->scan.all[t->asked].id;
     qsort(t->scan.all, t->scan.n, sizeof(*t->scan.all), by_path);

@@ -165,10 +165,10 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name)
 {
     struct dr_fs *fs = chain->images[0]->fs;
     CLEANUP_FREE char *beside = dr_ops_resolve(chain->images[0]->path, name);
-    const char *ways[] = {name, beside};
+    const char *ways[] = {name, beside ? beside : name};
     for (size_t w = 0; w < 2; w++) {
         struct dr_file_id id;
-        if (!ways[w] || fs->ops->identify(fs, ways[w], &id, NULL) < 0)
+        if (fs->ops->identify(fs, ways[w], &id, NULL) < 0)
             continue;
         for (size_t i = 0; i < chain->n; i++)
             if (dr_ops_same_id(chain->images[i]->files[0]->id, id))

@@ -325,7 +325,7 @@ static int mem_open(struct dr_fs *fs, const char *path, unsigned flags, struct d
         return no_memory(path, err);
     DR_LOCK_SCOPE(&m->lock);
     int r = look_up(m, path, key, flags, &f->inode, err);
-    if (r)
+    if (r || !f->inode)
         return r;
     f->inode->refs++;
     f->base.ops = &mem_file_ops;

@@ -59,7 +59,7 @@ static void skip_written(struct iovec **iov, int *n, size_t written)
         (*iov)++;
         (*n)--;
     }
-    if (written) {
+    if (*n && written) {
         (*iov)->iov_base = (char *)(*iov)->iov_base + written;
         (*iov)->iov_len -= written;
     }

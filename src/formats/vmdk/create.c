@@ -365,8 +365,8 @@ static int write_flat(struct dr_file *f, uint64_t sectors, struct dr_error *err)
 static int make_piece(struct plan *p, const struct piece *piece, const char *text, size_t len,
                       struct dr_error *err)
 {
-    struct vmdk_header h;
-    struct dr_file *f;
+    struct vmdk_header h = {0};
+    struct dr_file *f = NULL;
     if (p->sub->sparse) {
         int r = vmdk_header_layout(&h, p->path, piece->sectors, VMDK_DEFAULT_GRAIN,
                                    text ? VMDK_DESC_SECTORS : 0, p->zero_grains, err);
@@ -388,7 +388,7 @@ static int sync_names(const struct plan *p, struct dr_error *err)
 
 static int make_text_file(struct plan *p, const char *text, size_t len, struct dr_error *err)
 {
-    struct dr_file *f;
+    struct dr_file *f = NULL;
     int r = sync_names(p, err); /* the extents' */
     if (r == 0)
         r = new_file(p, dr_path_basename(p->path), &f, err);
