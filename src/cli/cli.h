@@ -33,6 +33,7 @@ struct cli_command {
     const char *about;                    /* more lines for --help, or NULL */
     const struct cli_option *const *sets; /* option tables, NULL-terminated */
     unsigned roles;                       /* enum cli_role in which the command exists */
+    bool last_is_operand;                 /* even when it looks like an option: -1G */
     int usage_exit;                       /* exit code for wrong use; 0 = 1 */
     /* The exit code of the program. */
     int (*run)(const struct cli *cli, const struct cli_args *args);

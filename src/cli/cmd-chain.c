@@ -168,7 +168,7 @@ static int follow(const struct cli *cli, const struct cli_args *args, const stru
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     const char *verb = args->n_operands == 2 ? args->operands[0] : "show";
     unsigned problems = 0;
 

@@ -145,7 +145,7 @@ static int check(struct check *c, const struct cli_image *image, unsigned repair
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     struct check c = {.cli = cli, .quiet = cli_has(args, 'q')};
     unsigned repair = DR_REPAIR_NONE;
     bool json;

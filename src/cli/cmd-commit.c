@@ -25,13 +25,16 @@ static int has_parent(const struct cli *cli, const struct cli_image *image)
         return 1;
     if (dr_image_backing_name(disk, 0))
         return 0;
-    cli_error(cli, "Image does not have a backing file");
+    if (cli->role == CLI_DROVER)
+        cli_error(cli, "%s: has no parent to commit into", image->path);
+    else
+        cli_error(cli, "Image does not have a backing file");
     return 1;
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     struct dr_commit_options o = {
         .base = cli_value(args, 'b'),
         .keep = cli_has(args, 'd') || cli_has(args, 'b'),

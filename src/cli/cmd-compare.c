@@ -44,7 +44,7 @@ static int tell(const struct dr_compare_result *result, uint64_t common, bool st
 static int open_one(const struct cli *cli, const struct cli_args *args, int n,
                     struct dr_disk **disk)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     const struct cli_image_spec spec = {
         .name = args->operands[n], .format_key = n == 0 ? 'f' : 'F', .cache_key = 'T'};
 

@@ -30,7 +30,7 @@ static const char *const key_order[] = {"snapshots",
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     CLEANUP_JSON json_t *info = NULL;
     CLEANUP_FREE char *text = NULL;
     struct dr_error err = DR_ERROR_INIT;
@@ -41,9 +41,11 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return 1;
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one image file name");
-    /* One image is told about whatever state its parents are in. */
-    const struct cli_image_spec spec = {
-        .name = args->operands[0], .format_key = 'f', .flags = chain ? 0 : DR_OPEN_NO_BACKING};
+    /* One image is told about whatever state its parents are in; a chain even when its content ids
+     * do not fit: they are part of what is told. */
+    const struct cli_image_spec spec = {.name = args->operands[0],
+                                        .format_key = 'f',
+                                        .flags = chain ? DR_OPEN_NO_CHECK_ID : DR_OPEN_NO_BACKING};
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return 1;
     r = dr_info(image.path, &image.open, chain, &text, &err);

@@ -114,7 +114,7 @@ static int get_range(const struct cli *cli, const struct cli_args *args, uint64_
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     CLEANUP_DISK struct dr_disk *disk = NULL;
     struct map m = {.cli = cli, .first = true};
     uint64_t start = 0, length = UINT64_MAX;

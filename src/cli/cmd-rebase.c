@@ -74,7 +74,7 @@ static int check_backing(const struct cli *cli, const struct cli_image *image,
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     struct dr_rebase_options o = {0};
     struct dr_error err = DR_ERROR_INIT;
     struct cli_job job;

@@ -17,7 +17,7 @@ static void report(void *user, const char *line)
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     struct dr_error err = DR_ERROR_INIT;
     bool dry_run = cli_has(args, KEY_DRY_RUN), quiet = cli_has(args, 'q');
     unsigned found = 0;

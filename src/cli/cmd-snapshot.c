@@ -70,7 +70,7 @@ static int create(const struct cli *cli, const struct cli_args *args, const stru
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     bool making = cli_has(args, 'c');
     unsigned problems = 0;
 
@@ -91,7 +91,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
 
 static int run_as_qemu(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     CLEANUP_DISK struct dr_disk *disk = NULL;
     unsigned actions = (unsigned)cli_has(args, 'l') + cli_has(args, 'a') + cli_has(args, 'c') +
                        cli_has(args, 'd');

@@ -11,15 +11,26 @@ static const struct cli_option options[] = {
     {0, NULL, NULL, NULL, false},
 };
 
+static bool has_parent(const struct cli_image *image)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    struct dr_open_options o = image->open;
+
+    o.flags = (o.flags & ~(unsigned)DR_OPEN_RDWR) | DR_OPEN_NO_BACKING;
+    /* When this fails, the operation itself says why. */
+    return dr_open(image->path, &o, &disk, NULL) < 0 || dr_image_backing_name(disk, 0);
+}
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(cli_image_free))) struct cli_image image = {0};
+    CLEANUP_IMAGE struct cli_image image = {0};
     struct dr_stream_options o = {.base = cli_value(args, KEY_BASE)};
     struct dr_error err = DR_ERROR_INIT;
     struct cli_job job;
     const char *rate = cli_value(args, 'r');
     uint64_t bytes = 0;
     int code = 0;
+    bool had_parent;
 
     if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
         return 1;
@@ -30,6 +41,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return 1;
     o.open = image.open;
+    had_parent = has_parent(&image);
     cli_export_allowed(args);
     if (cli_job_begin(cli, args, &job) != 0)
         return 1;
@@ -39,6 +51,8 @@ static int run(const struct cli *cli, const struct cli_args *args)
         code = cli_job_failed(&job, r, &err, 1,
                               "the disk reads as before; the same command finishes the work");
     cli_job_end(&job);
+    if (r == 0 && !had_parent && !job.quiet)
+        printf("'%s' has no parent: there was nothing to do.\n", image.path);
     return code;
 }
 

@@ -18,6 +18,7 @@ extern const struct cli_command cli_cmd_map;
 extern const struct cli_command cli_cmd_qemu_snapshot;
 extern const struct cli_command cli_cmd_rebase;
 extern const struct cli_command cli_cmd_recover;
+extern const struct cli_command cli_cmd_resize;
 extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_stream;
 

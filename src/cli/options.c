@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <ctype.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,10 +121,14 @@ bool cli_parse(const struct cli *cli, int argc, char **argv, struct cli_args *ar
     int c;
 
     *args = (struct cli_args){0};
+    int parsed = cli->command->last_is_operand && argc > 1 && argv[argc - 1][0] == '-' &&
+                         isdigit((unsigned char)argv[argc - 1][1])
+                     ? argc - 1
+                     : argc;
     build(cli->command, letters, longs);
     optind = 0; /* GNU: start over, and permute again */
     opterr = 0;
-    while ((c = getopt_long(argc, argv, letters, longs, NULL)) != -1) {
+    while ((c = getopt_long(parsed, argv, letters, longs, NULL)) != -1) {
         const struct cli_option *o = c == '?' || c == ':' ? NULL : find_option(cli->command, c);
 
         if (!o) {

@@ -31,7 +31,8 @@ enum cli_key { /* options without a letter */
                KEY_DRY_RUN,
                KEY_BASE,
                KEY_ASCII,
-               KEY_NO_RECOVER,
+               KEY_SHRINK,
+               KEY_PREALLOCATION,
 };
 
 struct cli_option {

@@ -64,7 +64,7 @@ def test_the_manual_is_sound_pod(t):
 
 def commands():
     return ["create", "info", "map", "compare", "convert", "rebase", "commit", "stream", "snapshot", "io", "chain", "check",
-            "recover", "completion"]
+            "recover", "resize", "completion"]
 
 
 @pytest.mark.parametrize("command", commands())

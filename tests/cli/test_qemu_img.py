@@ -150,6 +150,29 @@ def test_a_map_of_a_flat_disk_knows_the_zeros(t):
     assert zeros(t.ours) == zeros(t.real)
 
 
+RESIZE = [["raw.img", "2M"], ["raw.img", "512k"], ["--shrink", "raw.img", "512k"], ["raw.img", "+1M"], ["raw.img", "-1M"],
+          ["--shrink", "raw.img", "-512k"], ["--shrink", "raw.img", "-9M"], ["raw.img", "x"], ["raw.img"], ["nope", "1M"],
+          ["raw.img", "1M", "2M"], ["-q", "raw.img", "+1M"], ["raw.img", "0"], ["raw.img", "+0"],
+          ["--preallocation=x", "raw.img", "9M"], ["--preallocation=off", "raw.img", "1000k"]]
+
+
+@pytest.mark.parametrize("args", RESIZE, ids=name_of)
+def test_resize(t, args):
+    fill(t)
+    shutil.copy(t.dir / "raw.img", t.dir / "before")
+    ours = t.ours("qemu-img", "resize", "-f", "raw", *args)
+    after = (t.dir / "raw.img").read_bytes()
+    shutil.copy(t.dir / "before", t.dir / "raw.img")
+    same(ours, t.real("qemu-img", "resize", "-f", "raw", *args))
+    assert after.rstrip(b"\0") == (t.dir / "raw.img").read_bytes().rstrip(b"\0")
+    assert len(after) == len((t.dir / "raw.img").read_bytes())
+
+
+def test_resize_of_a_format_that_cannot(t):
+    fill(t)
+    same(t.ours("qemu-img", "resize", "a.vmdk", "+1M"), t.real("qemu-img", "resize", "a.vmdk", "+1M"))
+
+
 def test_the_list_of_options_is_sorted_and_explained(t):
     out = t.ours("qemu-img", "create", "-f", "vmdk", "-o", "help").out
     real = t.real("qemu-img", "create", "-f", "vmdk", "-o", "help").out
@@ -204,7 +227,7 @@ def test_version_line_is_one_that_scripts_understand(t):
 
 def test_every_option_of_the_real_command_is_known(t):
     text = t.real("qemu-img", "--help").out
-    for name in ("create", "info", "map", "compare", "convert", "commit", "rebase", "check"):
+    for name in ("create", "info", "map", "compare", "convert", "commit", "rebase", "check", "resize"):
         line = re.search(rf"^  {name} (.*)$", text, flags=re.M).group(1)
         for option in re.findall(r"(?:^|[ \[|])(--?[A-Za-z][\w-]*)", line):
             r = t.ours("qemu-img", name, option, "--help")
