@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""VMDK images go to and fro between Drover and QEMU's tools."""
+import json
+import re
+import shutil
+
+import pytest
+from tools import DROVER, MIB, TOOLS, Disk, Drover, Qemu, create, rng, run
+
+pytestmark = pytest.mark.usefixtures('qemu')
+
+SUBFORMATS = ['monolithicSparse', 'twoGbMaxExtentSparse', 'monolithicFlat', 'twoGbMaxExtentFlat']
+SPARSE = SUBFORMATS[:2]
+SIZES = [MIB, 5 * MIB + 512, 33 * MIB + 7 * 512, 65536 - 512]
+
+
+def other(tool):
+    return Qemu if tool is Drover else Drover
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('subformat', SUBFORMATS)
+@pytest.mark.parametrize('maker', TOOLS, ids=lambda t: t.name)
+def test_made_by_one_written_by_both(maker, subformat, size, tmp_path):
+    rnd = rng(maker.name, subformat, size)
+    disk = Disk(tmp_path / 'disk.vmdk', 'vmdk', size)
+    create(maker, disk.path, 'vmdk', size, f'subformat={subformat}')
+    disk.verify(tmp_path)
+    for writer in (other(maker), maker, other(maker)):
+        disk.write(writer, rnd)
+        disk.verify(tmp_path)
+    run('qemu-img', 'check', '-q', disk.path)
+    run(DROVER, 'check', '-q', disk.path)
+
+
+@pytest.mark.parametrize('subformat', SPARSE)
+@pytest.mark.parametrize('maker', TOOLS, ids=lambda t: t.name)
+def test_zeroed_grains(maker, subformat, tmp_path):
+    rnd = rng('zeroed', maker.name, subformat)
+    base = Disk(tmp_path / 'base.vmdk', 'vmdk', 4 * MIB)
+    create(maker, base.path, 'vmdk', base.size, f'subformat={subformat}')
+    base.write(other(maker), rnd, 10)
+    disk = Disk(tmp_path / 'disk.vmdk', 'vmdk', 4 * MIB, base.content)
+    create(maker, disk.path, 'vmdk', disk.size, f'subformat={subformat},zeroed_grain=on',
+           'base.vmdk')
+    for writer in (other(maker), maker):
+        run(*writer.io, '-f', 'vmdk', '-c', 'write -z 0 1M', '-c', 'write -z 3M 64k', disk.path)
+        disk.content[:MIB] = bytes(MIB)
+        disk.content[3 * MIB:3 * MIB + 65536] = bytes(65536)
+        disk.verify(tmp_path)
+        disk.write(writer, rnd)
+        disk.verify(tmp_path)
+    base.verify(tmp_path)
+
+
+@pytest.mark.parametrize('sizes', [(4, 4, 4), (3, 4, 5), (5, 2, 4)], ids=str)
+@pytest.mark.parametrize('subformat', SPARSE)
+@pytest.mark.parametrize('makers', [(Drover, Qemu, Drover), (Qemu, Drover, Qemu)],
+                         ids=lambda m: '-'.join(t.name for t in m))
+def test_chains(makers, subformat, sizes, tmp_path):
+    rnd = rng('chain', subformat, sizes, makers[0].name)
+    below, disks = None, []
+    for i, maker in enumerate(makers):
+        disk = Disk(tmp_path / f'l{i}.vmdk', 'vmdk', sizes[i] * MIB + i * 512,
+                    below and below.content)
+        create(maker, disk.path, 'vmdk', disk.size, f'subformat={subformat}',
+               below and f'l{i - 1}.vmdk')
+        disk.write(other(maker), rnd)
+        disk.verify(tmp_path)
+        disks.append(disk)
+        below = disk
+    for disk in disks:
+        disk.verify(tmp_path)
+    disks[-1].write(makers[0], rnd)
+    for disk in disks:
+        disk.verify(tmp_path)
+
+
+@pytest.mark.parametrize('subformat', SPARSE)
+def test_qemu_goes_on_after_each_chain_operation(subformat, tmp_path):
+    rnd = rng('operations', subformat)
+
+    def child(name, parent, tool):
+        disk = Disk(tmp_path / name, 'vmdk', 3 * MIB, parent and parent.content)
+        create(tool, disk.path, 'vmdk', disk.size, f'subformat={subformat}',
+               parent and parent.path.rsplit('/', 1)[1])
+        disk.write(tool, rnd)
+        return disk
+
+    base = child('base.vmdk', None, Qemu)
+    mid = child('mid.vmdk', base, Drover)
+    top = child('top.vmdk', mid, Qemu)
+    away = child('away.vmdk', None, Qemu)
+    run(DROVER, 'rebase', '-b', 'away.vmdk', '-F', 'vmdk', top.path)
+    top.verify(tmp_path)
+    top.write(Qemu, rnd)
+    run(DROVER, 'rebase', '-b', 'mid.vmdk', '-F', 'vmdk', top.path)
+    top.verify(tmp_path)
+    done = run(DROVER, 'snapshot', '-c', top.path)
+    new = Disk(done.stdout.strip().splitlines()[-1].split()[-1].strip("'\""), 'vmdk', top.size,
+               top.content)
+    new.write(Qemu, rnd)
+    new.verify(tmp_path)
+    run(DROVER, 'commit', new.path)
+    top.content = new.content
+    top.verify(tmp_path)
+    new.verify(tmp_path)
+    new.write(Qemu, rnd)
+    run(DROVER, 'stream', '--base', 'base.vmdk', new.path)
+    new.verify(tmp_path)
+    run(DROVER, 'stream', new.path)
+    for disk in (base, mid, top, away):
+        shutil.move(disk.path, str(tmp_path / 'gone'))
+    new.verify(tmp_path)
+
+
+@pytest.mark.parametrize('subformat', SUBFORMATS)
+@pytest.mark.parametrize('maker', TOOLS, ids=lambda t: t.name)
+def test_both_describe_an_image_alike(maker, subformat, tmp_path):
+    disk = Disk(tmp_path / 'disk.vmdk', 'vmdk', 3 * MIB)
+    create(maker, disk.path, 'vmdk', disk.size, f'subformat={subformat}')
+    disk.write(maker, rng('info', maker.name, subformat))
+    ours, theirs = (json.loads(run(*t.img, 'info', '--output=json', disk.path).stdout)
+                    for t in TOOLS)
+    for key in ('filename', 'format', 'virtual-size', 'dirty-flag'):
+        assert ours.get(key) == theirs.get(key), key
+    ours, theirs = ours['format-specific']['data'], theirs['format-specific']['data']
+    for key in ('cid', 'parent-cid', 'create-type'):
+        assert ours[key] == theirs[key], key
+    assert len(ours['extents']) == len(theirs['extents'])
+    for a, b in zip(ours['extents'], theirs['extents']):
+        for key in b:
+            assert a[key] == b[key], key
+
+
+def runs(tool, path):
+    """Whether each range reads as zeros / is data, neighbours joined."""
+    out = []
+    for e in json.loads(run(*tool.img, 'map', '--output=json', path).stdout):
+        kind = (e['zero'], e['data'], e.get('depth'))
+        if out and out[-1][2] == kind and out[-1][1] == e['start']:
+            out[-1] = (out[-1][0], e['start'] + e['length'], kind)
+        else:
+            out.append((e['start'], e['start'] + e['length'], kind))
+    return out
+
+
+@pytest.mark.parametrize('subformat', SPARSE)
+def test_both_map_a_chain_alike(subformat, tmp_path):
+    rnd = rng('map', subformat)
+    base = Disk(tmp_path / 'base.vmdk', 'vmdk', 4 * MIB)
+    create(Drover, base.path, 'vmdk', base.size, f'subformat={subformat}')
+    base.write(Drover, rnd)
+    top = Disk(tmp_path / 'top.vmdk', 'vmdk', 4 * MIB, base.content)
+    create(Drover, top.path, 'vmdk', top.size, f'subformat={subformat}', 'base.vmdk')
+    top.write(Drover, rnd)
+    assert runs(Drover, top.path) == runs(Qemu, top.path)
+
+
+@pytest.mark.skipif(not shutil.which('vmdkinfo'), reason='vmdkinfo is not installed')
+@pytest.mark.parametrize('subformat', SUBFORMATS)
+def test_vmdkinfo_reads_ours(subformat, tmp_path):
+    size = 4 * MIB
+    create(Drover, tmp_path / 'base.vmdk', 'vmdk', size, f'subformat={subformat}')
+    text = run('vmdkinfo', tmp_path / 'base.vmdk').stdout
+    assert re.search(rf'Media size:.*\({size} bytes\)', text), text
+    if subformat in SPARSE:
+        create(Drover, tmp_path / 'top.vmdk', 'vmdk', size, f'subformat={subformat}', 'base.vmdk')
+        child = run('vmdkinfo', tmp_path / 'top.vmdk').stdout
+        assert 'base.vmdk' in child, child
+        ids = [re.search(r'Content identifier:\s*(\S+)', text).group(1),
+               re.search(r'Parent content identifier:\s*(\S+)', child).group(1)]
+        assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize('fmt', ['vmdk', 'raw'])
+def test_convert_to_and_fro(fmt, tmp_path):
+    disk = Disk(tmp_path / 'disk.vmdk', 'vmdk', 9 * MIB + 512)
+    create(Qemu, disk.path, 'vmdk', disk.size)
+    disk.write(Qemu, rng('convert', fmt), 20)
+    for maker in TOOLS:
+        copy = Disk(tmp_path / f'{maker.name}.{fmt}', fmt, disk.size, disk.content)
+        run(*maker.img, 'convert', '-f', 'vmdk', '-O', fmt, disk.path, copy.path)
+        copy.verify(tmp_path)
