@@ -164,6 +164,22 @@ int dr_replace(struct dr_fs *fs, const char *path, struct dr_file *old, dr_repla
     return e;
 }
 
+int dr_replace_try(struct dr_fs *fs, const char *path, struct dr_file *old, struct dr_error *err)
+{
+    struct replacing r = {.fs = fs, .old = old};
+    int e = find_target(&r, path, err);
+    if (!e)
+        e = create_tmp(&r, err);
+    if (!e && old)
+        e = fs->ops->copy_attrs(fs, old, r.file, err);
+    if (r.tmp)
+        fs->ops->unlink(fs, r.tmp, NULL);
+    dr_file_unref(r.file);
+    free(r.tmp);
+    free(r.target);
+    return e;
+}
+
 bool dr_replace_is_leftover(const char *name, char **of)
 {
     const char *base = dr_path_basename(name);

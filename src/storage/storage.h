@@ -235,6 +235,10 @@ typedef int (*dr_replace_fill)(void *user, struct dr_file *tmp, struct dr_error 
 int dr_replace(struct dr_fs *fs, const char *path, struct dr_file *old, dr_replace_fill fill,
                void *user, struct dr_file **fresh, struct dr_error *err);
 
+/* Would dr_replace be able to begin? Makes the temporary file and removes it again; nothing else
+ * changes. */
+int dr_replace_try(struct dr_fs *fs, const char *path, struct dr_file *old, struct dr_error *err);
+
 /* "dir/.NAME.drover-XXXXXX": is name such a leftover, and of which file ("dir/NAME", malloc'ed; of
  * may be NULL)? */
 bool dr_replace_is_leftover(const char *name, char **of);

@@ -258,6 +258,39 @@ static void a_name_that_is_not_durable_fails_later_flushes(void **state)
     dr_fs_memory_free(mem);
 }
 
+static int (*good_open)(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
+                        struct dr_error *err);
+
+static int open_nothing_new(struct dr_fs *fs, const char *path, unsigned flags,
+                            struct dr_file **file, struct dr_error *err)
+{
+    if (flags & DR_FILE_CREATE)
+        return dr_fail(err, EACCES, "%s: a directory without write permission", path);
+    return good_open(fs, path, flags, file, err);
+}
+
+static void a_try_finds_out_what_would_stop_a_replacement_and_changes_nothing(void **state)
+{
+    struct place *p = *state;
+    struct dr_fs *mem = dr_fs_memory_new();
+    const struct dr_fs_ops *good = mem->ops;
+    struct dr_fs_ops bad = *good;
+    struct dr_file *old = make_old(p);
+    assert_int_equal(dr_replace_try(p->fs, p->path, old, NULL), 0);
+    assert_int_equal(names_in(p), 1);
+    assert_text(old, "old");
+    dr_file_unref(old);
+
+    assert_int_equal(dr_file_open(mem, "/a", DR_FILE_CREATE, &old, NULL), 0);
+    good_open = good->open;
+    bad.open = open_nothing_new;
+    mem->ops = &bad;
+    assert_int_equal(dr_replace_try(mem, "/a", old, NULL), -EACCES);
+    mem->ops = good;
+    dr_file_unref(old);
+    dr_fs_memory_free(mem);
+}
+
 static void leftovers_are_known_by_their_names(void **state)
 {
     (void)state;
@@ -290,6 +323,7 @@ int main(void)
         T(a_link_is_followed_not_replaced),
         T(a_new_name_is_made_but_never_taken_over),
         T(a_name_that_is_not_durable_fails_later_flushes),
+        T(a_try_finds_out_what_would_stop_a_replacement_and_changes_nothing),
         cmocka_unit_test(leftovers_are_known_by_their_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
