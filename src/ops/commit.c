@@ -17,7 +17,8 @@ struct commit {
     const char *path;
     struct dr_disk *disk;
     struct dr_chain *chain;
-    size_t base; /* index of P */
+    size_t base;   /* index of P */
+    uint64_t size; /* bytes that go down */
     bool keep;
 };
 
@@ -121,28 +122,43 @@ static int choose_base(struct commit *c, struct dr_error *err)
     return 0;
 }
 
-/* The largest of the committed layers decides: P must hold all that shows through them. */
-static uint64_t wanted_size(const struct commit *c)
+/* Do the images above P say anything but zeros behind P's end? */
+static int holds_data_behind(struct commit *c, uint64_t from, bool *data, struct dr_error *err)
 {
-    return image_c(c)->size;
+    struct dr_walk above;
+    dr_walk_init(&above, c->chain, 0, c->base, image_c(c)->size);
+    *data = false;
+    for (uint64_t off = from; off < above.size && !*data; off = above.run.end) {
+        int r = dr_walk_to(&above, off, err);
+        if (r < 0)
+            return r;
+        *data = above.run.kind == DR_RUN_DATA;
+    }
+    return 0;
 }
 
-static int check_growth(const struct commit *c, struct dr_error *err)
+/* How much goes down, and whether P must grow for it. A P that cannot is no obstacle when there is
+ * nothing to put behind its end: zeros show there anyway. */
+static int check_growth(struct commit *c, struct dr_error *err)
 {
     const struct dr_image *p = image_p(c);
-    if (p->size >= wanted_size(c))
+    c->size = image_c(c)->size;
+    if (p->size >= c->size)
         return 0;
     /* bytes of P's own parent behind P's end would come to light */
-    if (c->base + 1 < c->chain->n && c->chain->images[c->base + 1]->size > p->size)
-        return dr_fail(err, ENOTSUP,
-                       "%s: is shorter than %s and than its own backing file; "
-                       "resize it first",
-                       p->path, c->path);
-    if (p->fmt->resize)
+    bool below_is_longer = c->base + 1 < c->chain->n &&
+                           c->chain->images[c->base + 1]->size > p->size;
+    if (p->fmt->resize && !below_is_longer)
         return 0;
-    return dr_fail(err, ENOTSUP, "%s: has %llu bytes, %s has %llu, and %s images cannot grow",
-                   p->path, (unsigned long long)p->size, c->path,
-                   (unsigned long long)wanted_size(c), p->fmt->name);
+    bool data;
+    int r = holds_data_behind(c, p->size, &data, err);
+    if (r == 0 && data)
+        return dr_fail(err, ENOTSUP, "%s: ends at %llu, %s holds data behind that, and %s", p->path,
+                       (unsigned long long)p->size, c->path,
+                       below_is_longer ? "its own backing file is longer: resize it first"
+                                       : "images of its format cannot grow");
+    c->size = p->size;
+    return r;
 }
 
 static void transfer_init(const struct commit *c, struct dr_transfer *t)
@@ -156,7 +172,7 @@ static void transfer_init(const struct commit *c, struct dr_transfer *t)
         .block = 4096,
         .job = c->job,
     };
-    dr_walk_init(&t->walk, c->chain, 0, c->base, image_c(c)->size);
+    dr_walk_init(&t->walk, c->chain, 0, c->base, c->size);
 }
 
 /* DATA above that P has no place for yet. */
@@ -164,8 +180,8 @@ static int check_space(const struct commit *c, struct dr_error *err)
 {
     struct dr_walk above, own;
     uint64_t need = 0, room = dr_ops_free_space(c->fs, image_p(c)->path);
-    dr_walk_init(&above, c->chain, 0, c->base, image_c(c)->size);
-    dr_walk_init(&own, c->chain, c->base, c->base + 1, image_c(c)->size);
+    dr_walk_init(&above, c->chain, 0, c->base, c->size);
+    dr_walk_init(&own, c->chain, c->base, c->base + 1, c->size);
     for (uint64_t off = 0, end; off < above.size; off = end) {
         int r = dr_walk_to(&above, off, err);
         if (r == 0)
@@ -241,7 +257,7 @@ static int exchange_ids(const struct commit *c, struct dr_error *err)
 static int grow(const struct commit *c, struct dr_error *err)
 {
     struct dr_image *p = image_p(c);
-    return p->size >= wanted_size(c) ? 0 : p->fmt->resize(p, wanted_size(c), err);
+    return p->size >= c->size ? 0 : p->fmt->resize(p, c->size, err);
 }
 
 static int empty_top(const struct commit *c, struct dr_error *err)

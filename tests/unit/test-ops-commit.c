@@ -135,6 +135,23 @@ static void shorter_base_that_cannot_grow_is_refused_unchanged(void **state)
     free(after);
 }
 
+static void shorter_base_takes_what_fits_when_nothing_is_behind_it(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "a.vmdk", "vmdk", MiB, NULL);
+    make(fs, "top.vmdk", "vmdk", SIZE, "a.vmdk");
+    put(fs, "top.vmdk", MiB - 64 * KiB, 64 * KiB, 0x55);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    ok(commit(fs, "top.vmdk", NULL, false, &err));
+    same_view(fs, "top.vmdk", want, size);
+    free(want);
+    uint8_t *base = view(fs, "a.vmdk", &size);
+    assert_int_equal(size, MiB);
+    assert_int_equal(base[MiB - 1], 0x55);
+    free(base);
+}
+
 static void longer_base_keeps_its_tail(void **state)
 {
     struct dr_fs *fs = *state;
@@ -294,6 +311,7 @@ int main(void)
         ops_test(siblings_are_named_and_protected),
         ops_test(what_is_no_base_is_refused),
         ops_test(shorter_base_that_cannot_grow_is_refused_unchanged),
+        ops_test(shorter_base_takes_what_fits_when_nothing_is_behind_it),
         ops_test(longer_base_keeps_its_tail),
         ops_test(shorter_middle_image_commits_its_zeros),
         ops_test(interrupted_between_the_ids_reads_the_same_and_goes_on),
