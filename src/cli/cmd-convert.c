@@ -94,9 +94,11 @@ static int get_settings(struct convert *c, const struct cli_args *args)
         if (cli_pairs_add(&c->pairs, text) < 0)
             return 1;
     }
-    c->backing = cli_pairs_take(&c->pairs, "backing_file");
+    CLEANUP_FREE char *in_list = cli_pairs_take(&c->pairs, "backing_file");
+    text = cli_has(args, 'B') ? cli_value(args, 'B') : in_list;
+    c->backing = text ? cli_plain_name(c->cli, text) : NULL;
     c->backing_format = cli_pairs_take(&c->pairs, "backing_fmt");
-    c->o.backing = cli_has(args, 'B') ? cli_value(args, 'B') : c->backing;
+    c->o.backing = c->backing;
     c->o.backing_format = cli_has(args, 'F') ? cli_value(args, 'F') : c->backing_format;
     for (size_t i = 0; i < c->pairs.n; i++) {
         if (!cli_option_exists(c->o.out_format, c->pairs.pairs[i].name)) {

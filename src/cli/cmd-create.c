@@ -17,7 +17,8 @@ static const struct cli_option options[] = {
 
 struct create {
     const struct cli *cli;
-    const char *path;
+    const char *shown; /* as it was typed */
+    char *path;
     const char *format;
     struct cli_pairs pairs; /* what is left is the format's */
     char *backing, *backing_format;
@@ -29,6 +30,7 @@ struct create {
 static void create_free(struct create *c)
 {
     cli_pairs_free(&c->pairs);
+    free(c->path);
     free(c->backing);
     free(c->backing_format);
 }
@@ -47,13 +49,14 @@ static int take(struct create *c, const struct cli_args *args, int key, const ch
 {
     const char *value = cli_value(args, key);
 
-    *out = cli_pairs_take(&c->pairs, name);
-    if (value) {
-        free(*out);
-        *out = strdup(value);
-        if (!*out)
-            return -ENOMEM;
-    }
+    CLEANUP_FREE char *given = cli_pairs_take(&c->pairs, name);
+    if (!value)
+        value = given;
+    if (!value)
+        return 0;
+    *out = key == 'b' ? cli_plain_name(c->cli, value) : strdup(value);
+    if (!*out)
+        return -ENOMEM;
     if (*out && !**out) {
         free(*out);
         *out = NULL;
@@ -176,7 +179,7 @@ static void announce(const struct create *c)
 {
     struct dr_create_option o;
 
-    printf("Formatting '%s', fmt=%s size=%" PRIu64, c->path, c->format, c->size);
+    printf("Formatting '%s', fmt=%s size=%" PRIu64, c->shown, c->format, c->size);
     if (c->backing)
         print_value("backing_file", c->backing);
     if (c->backing_format)
@@ -241,7 +244,15 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return cli_usage(cli, "Expecting image file name");
     if (args->n_operands > 2)
         return cli_usage(cli, "Unexpected argument: %s", args->operands[2]);
-    c.path = args->operands[0];
+    c.shown = args->operands[0];
+    if (cli_foreign_protocol(cli, c.shown)) {
+        cli_error(cli, "%s: Unknown protocol '%.*s'", c.shown,
+                  (int)cli_foreign_protocol(cli, c.shown), c.shown);
+        return 1;
+    }
+    c.path = cli_plain_name(cli, c.shown);
+    if (!c.path)
+        return 1;
     c.unsafe = cli_has(args, 'u');
     if (get_settings(&c, args) || cli_shared_flags(cli, args, &c.flags) || check_names(&c) ||
         ask_backing(&c, args))

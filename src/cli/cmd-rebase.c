@@ -21,12 +21,27 @@ static const struct cli_option options[] = {
     {0, NULL, NULL, NULL, false},
 };
 
+/* What is recorded is a name that every reader of the format understands. */
+static int get_backing(const struct cli *cli, const struct cli_args *args, char **backing)
+{
+    const char *name = cli_value(args, 'b');
+
+    if (!name)
+        return 0;
+    if (cli_foreign_protocol(cli, name)) {
+        cli_error(cli, "Could not open new backing file '%s': Unknown protocol '%.*s'", name,
+                  (int)cli_foreign_protocol(cli, name), name);
+        return 1;
+    }
+    *backing = cli_plain_name(cli, name);
+    return *backing ? 0 : 1;
+}
+
 static int get_options(const struct cli *cli, const struct cli_args *args,
                        struct dr_rebase_options *o)
 {
     unsigned ignored = 0;
 
-    o->backing = cli_value(args, 'b');
     o->backing_format = cli_value(args, 'F');
     o->unsafe = cli_has(args, 'u');
     o->force = cli_has(args, KEY_FORCE);
@@ -75,11 +90,15 @@ static int check_backing(const struct cli *cli, const struct cli_image *image,
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
+    CLEANUP_FREE char *backing = NULL;
     struct dr_rebase_options o = {0};
     struct dr_error err = DR_ERROR_INIT;
     struct cli_job job;
     int code = 0;
 
+    if (get_backing(cli, args, &backing) != 0)
+        return 1;
+    o.backing = backing;
     if (get_options(cli, args, &o) != 0)
         return 1;
     const struct cli_image_spec spec = {

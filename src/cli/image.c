@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 
 #include "cli/image.h"
+#include "cli/json.h"
+#include "cli/paths.h"
 
 /* ------------------------------------------------------------------ descriptions of images */
 
@@ -38,11 +40,14 @@ static int flatten(struct cli_pairs *list, const char *prefix, json_t *object)
 static int parse_json_name(const struct cli *cli, const char *text, struct cli_pairs *list)
 {
     json_error_t where;
-    json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, &where);
+    CLEANUP_FREE char *standard = cli_json_standard(text);
+    json_t *root = standard ? json_loads(standard, JSON_REJECT_DUPLICATES, &where) : NULL;
 
     if (!root || !json_is_object(root)) {
         cli_error(cli, "Could not open 'json:%s': Could not parse the JSON options: %s", text,
-                  root ? "an object is needed" : where.text);
+                  root       ? "an object is needed"
+                  : standard ? where.text
+                             : "out of memory");
         json_decref(root);
         return -EINVAL;
     }
@@ -58,13 +63,24 @@ static bool is_off(const char *value)
     return strcmp(value, "off") == 0 || strcmp(value, "false") == 0 || strcmp(value, "no") == 0;
 }
 
+static const char *device_driver(const char *name)
+{
+    static const char *const names[] = {"host_device", "host_cdrom"};
+
+    for (size_t i = 0; i < 2; i++) {
+        if (strcmp(name, names[i]) == 0)
+            return names[i];
+    }
+    return NULL;
+}
+
 /* Settings of the file below the format; the drivers that mean "a file here". */
 static bool known_file_setting(const char *name, const char *value)
 {
     if (strncmp(name, "file.", 5) == 0)
         name += 5;
     if (strcmp(name, "driver") == 0)
-        return strcmp(value, "file") == 0 || strcmp(value, "host_device") == 0;
+        return strcmp(value, "file") == 0 || device_driver(value);
     static const char *const ignored[] = {"aio",          "discard",       "detect-zeroes",
                                           "node-name",    "read-only",     "auto-read-only",
                                           "cache.direct", "cache.no-flush"};
@@ -95,7 +111,8 @@ static int apply_switches(struct cli_pairs *list, unsigned *flags)
     return 0;
 }
 
-static int apply_pairs(const struct cli *cli, struct cli_pairs *list, struct cli_image *image)
+static int apply_pairs(const struct cli *cli, struct cli_pairs *list, const char *name,
+                       struct cli_image *image)
 {
     CLEANUP_FREE char *driver = cli_pairs_take(list, "driver");
     char *path = cli_pairs_take(list, "file.filename");
@@ -104,24 +121,27 @@ static int apply_pairs(const struct cli *cli, struct cli_pairs *list, struct cli
     if (!path)
         path = cli_pairs_take(list, "file");
     image->path = path;
+    if (apply_switches(list, &image->open.flags) < 0) {
+        cli_error(cli, "Could not open '%s': 'backing' is not supported here", path ? path : name);
+        return -EINVAL;
+    }
+    /* Before the path is missed: what we do not know may be where it is. */
+    for (size_t i = 0; i < list->n; i++) {
+        if (!known_file_setting(list->pairs[i].name, list->pairs[i].value)) {
+            cli_error(cli, "Could not open '%s': '%s=%s' is not supported", path ? path : name,
+                      list->pairs[i].name, list->pairs[i].value);
+            return -EINVAL;
+        }
+    }
     if (!path) {
         cli_error(cli, "A block device must be specified for \"file\"");
         return -EINVAL;
     }
-    if (driver && strcmp(driver, "file") == 0)
+    if (driver && (strcmp(driver, "file") == 0 || device_driver(driver))) {
         image->format = strdup("raw"); /* the file's own bytes */
-    else if (driver)
+        image->device = device_driver(driver);
+    } else if (driver) {
         image->format = DR_STEAL(driver);
-    if (apply_switches(list, &image->open.flags) < 0) {
-        cli_error(cli, "Could not open '%s': 'backing' is not supported here", path);
-        return -EINVAL;
-    }
-    for (size_t i = 0; i < list->n; i++) {
-        if (!known_file_setting(list->pairs[i].name, list->pairs[i].value)) {
-            cli_error(cli, "Could not open '%s': '%s=%s' is not supported", path,
-                      list->pairs[i].name, list->pairs[i].value);
-            return -EINVAL;
-        }
     }
     return 0;
 }
@@ -228,15 +248,18 @@ static int get_name(const struct cli *cli, const struct cli_args *args,
     const char *name = spec->name;
 
     if (options && cli_pairs_add(&list, name) == 0)
-        return apply_pairs(cli, &list, image);
+        return apply_pairs(cli, &list, name, image);
     if (strncmp(name, "json:", 5) == 0 && access(name, F_OK) != 0) {
         if (parse_json_name(cli, name + 5, &list) < 0)
             return -EINVAL;
-        return apply_pairs(cli, &list, image);
+        return apply_pairs(cli, &list, name, image);
     }
-    if (cli->role != CLI_DROVER && strncmp(name, "file:", 5) == 0)
-        name += 5;
-    image->path = strdup(name);
+    if (cli_foreign_protocol(cli, name)) {
+        cli_error(cli, "Could not open '%s': Unknown protocol '%.*s'", name,
+                  (int)cli_foreign_protocol(cli, name), name);
+        return -EINVAL;
+    }
+    image->path = cli_plain_name(cli, name);
     return image->path ? 0 : -ENOMEM;
 }
 
@@ -278,25 +301,37 @@ void cli_image_free(struct cli_image *image)
 
 /* ------------------------------------------------------------------ opening */
 
-int cli_image_check(const struct cli *cli, const struct cli_image *image)
+int cli_image_problem(const struct cli_image *image, char *text, size_t size)
 {
     struct stat st;
 
     if (stat(image->path, &st) < 0) {
         int r = -errno;
-        if (cli->role == CLI_DROVER)
-            cli_error(cli, "Could not open '%s': %s", image->path, strerror(-r));
-        else
-            cli_error(cli, "Could not open '%s': Could not open '%s': %s", image->path, image->path,
-                      strerror(-r));
+        snprintf(text, size, "Could not open '%s': %s", image->path, strerror(-r));
         return r;
     }
+    if (image->device && !S_ISBLK(st.st_mode) && !S_ISCHR(st.st_mode)) {
+        snprintf(text, size, "'%s' driver requires '%s' to be either a character or block device",
+                 image->device, image->path);
+        return -ENOTBLK;
+    }
     if (S_ISDIR(st.st_mode)) {
-        cli_error(cli, "Could not open '%s': 'file' driver requires '%s' to be a regular file",
-                  image->path, image->path);
+        snprintf(text, size, "'file' driver requires '%s' to be a regular file", image->path);
         return -EISDIR;
     }
     return 0;
+}
+
+int cli_image_check(const struct cli *cli, const struct cli_image *image)
+{
+    char text[4300];
+    int r = cli_image_problem(image, text, sizeof(text));
+
+    if (r < 0 && cli->role == CLI_DROVER && strncmp(text, "Could", 5) == 0)
+        cli_error(cli, "%s", text);
+    else if (r < 0)
+        cli_error(cli, "Could not open '%s': %s", image->path, text);
+    return r;
 }
 
 void cli_fail_open(const struct cli *cli, const char *path, const struct dr_error *err)

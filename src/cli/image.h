@@ -8,7 +8,8 @@
 
 struct cli_image {
     char *path;
-    char *format; /* NULL = find out */
+    char *format;       /* NULL = find out */
+    const char *device; /* the driver that takes devices only, if one was asked for */
     const char **allow;
     struct dr_open_options open; /* points into the above */
 };
@@ -34,7 +35,10 @@ int cli_shared_flags(const struct cli *cli, const struct cli_args *args, unsigne
 /* none, writeback, writethrough, directsync, unsafe → flags are added. -EINVAL. */
 int cli_cache_flags(const char *mode, unsigned *flags, bool *writethrough);
 
-/* The file must be there and no directory; said in the words that scripts know. 0 or -errno. */
+/* The file must be there and no directory: what is wrong, in the words that scripts know. 0 or
+ * -errno. */
+int cli_image_problem(const struct cli_image *image, char *text, size_t size);
+/* The same, said. */
 int cli_image_check(const struct cli *cli, const struct cli_image *image);
 /* The library could not open path: its text, in the form of the name we were called by. */
 void cli_fail_open(const struct cli *cli, const char *path, const struct dr_error *err);

@@ -269,7 +269,7 @@ int io_readv(struct io *io, const struct io_command *command, int argc, char **a
         r = get_vector(&q, command, argc, argv);
     if (r == 0)
         r = check_pattern_range(&q, command);
-    return r < 0 ? r : do_read(io, &q, "read");
+    return r < 0 ? r : do_read(io, &q, "readv");
 }
 
 /* -i: QEMU counts a request that is never sent; there is nothing to count here. */

@@ -15,9 +15,8 @@ int io_open_disk(struct io *io, struct cli_image *image, const char *name)
     char text[4300];
     int r;
 
-    if (access(image->path, F_OK) < 0) {
-        r = -errno;
-        snprintf(text, sizeof(text), "Could not open '%s': %s", image->path, strerror(-r));
+    r = cli_image_problem(image, text, sizeof(text));
+    if (r < 0) {
         cant_open(io, name, text);
     } else {
         r = dr_open(image->path, &image->open, &io->disk, &err);

@@ -59,6 +59,30 @@ json_t *cli_json_load(const struct cli *cli, const char *text)
     return value;
 }
 
+char *cli_json_standard(const char *text)
+{
+    char *out = malloc(2 * strlen(text) + 1), *to = out;
+    char quote = '\0'; /* of the string that we are in */
+
+    for (; out && *text; text++) {
+        if (quote && text[0] == '\\' && text[1]) {
+            if (*++text != '\'')
+                *to++ = '\\';
+            *to++ = *text;
+        } else if (quote ? *text == quote : *text == '"' || *text == '\'') {
+            quote = quote ? '\0' : *text;
+            *to++ = '"';
+        } else {
+            if (*text == '"') /* within '...' */
+                *to++ = '\\';
+            *to++ = *text;
+        }
+    }
+    if (out)
+        *to = '\0';
+    return out;
+}
+
 uint64_t cli_json_number(const json_t *object, const char *key)
 {
     return (uint64_t)json_integer_value(json_object_get(object, key));

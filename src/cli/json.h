@@ -12,6 +12,10 @@ int cli_output_json(const struct cli *cli, const struct cli_args *args, bool *js
 /* Print with the keys in the order scripts have seen for years; keys not named come last. */
 void cli_print_json(json_t *value, const char *const *order);
 
+/* QEMU's JSON may quote strings with ' instead: the same text with ", malloc'ed. NULL = out of
+ * memory.
+ */
+char *cli_json_standard(const char *text);
 json_t *cli_json_load(const struct cli *cli, const char *text);
 static inline void cli_cleanup_json(json_t **value)
 {

@@ -16,6 +16,34 @@ char *cli_path_beside(const char *path, const char *name)
     return joined;
 }
 
+/* QEMU looks for the colon in front of the first slash. */
+static size_t protocol_length(const struct cli *cli, const char *name)
+{
+    size_t n = strcspn(name, ":/");
+
+    return cli->role != CLI_DROVER && name[n] == ':' ? n : 0;
+}
+
+char *cli_plain_name(const struct cli *cli, const char *name)
+{
+    char *plain;
+
+    if (protocol_length(cli, name) != 4 || strncmp(name, "file", 4) != 0)
+        return strdup(name);
+    name += 5;
+    /* A name that goes through here again must not lose more, nor look like a protocol. */
+    if (asprintf(&plain, "%s%s", protocol_length(cli, name) ? "./" : "", name) < 0)
+        return NULL;
+    return plain;
+}
+
+size_t cli_foreign_protocol(const struct cli *cli, const char *name)
+{
+    size_t n = protocol_length(cli, name);
+
+    return n == 4 && strncmp(name, "file", 4) == 0 ? 0 : n;
+}
+
 void cli_export_allowed(const struct cli_args *args)
 {
     const char *dir;

@@ -7,6 +7,13 @@
 /* name as recorded in the image at path → a path for us. malloc'ed. */
 char *cli_path_beside(const char *path, const char *name);
 
+/* What a NAME on the command line means as a path, malloc'ed; NULL = out of memory. Called as a
+ * tool of QEMU, "file:" is taken off. */
+char *cli_plain_name(const struct cli *cli, const char *name);
+/* Length of the PROTOCOL in front of a ':' that QEMU's tools would see in name and that is none of
+ * ours, else 0. */
+size_t cli_foreign_protocol(const struct cli *cli, const char *name);
+
 /* --allow-path for the operations that take no list of their own. Call before any thread starts. */
 void cli_export_allowed(const struct cli_args *args);
 
