@@ -50,6 +50,10 @@ static inline uint64_t dr_max(uint64_t a, uint64_t b)
 /* unit > 0, any value, not only powers of two. */
 static inline uint64_t dr_round_down(uint64_t v, uint64_t unit)
 {
+#ifdef __clang_analyzer__
+    if (unit == 0)
+        __builtin_unreachable();
+#endif
     return v - v % unit;
 }
 
