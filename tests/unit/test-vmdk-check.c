@@ -135,8 +135,9 @@ static void check_finds_what_it_cannot_mend(void **state)
     poke32("/d/a.vmdk", GT_AT + 8, grain);
     poke32("/d/a.vmdk", RGT_AT + 8, grain);
     finds("/d/a.vmdk", 1, 1, "belongs to another");
-    assert_int_equal(checked("/d/a.vmdk", DR_CHECK_FIX_LEAKS).leaks_fixed, 1);
-    finds("/d/a.vmdk", 1, 0, "belongs to another");
+    /* the entry that is wrong may belong to what looks like a leak */
+    assert_int_equal(checked("/d/a.vmdk", DR_CHECK_FIX_LEAKS).leaks_fixed, 0);
+    finds("/d/a.vmdk", 1, 1, "belongs to another");
 }
 
 static void what_is_cancelled_does_not_leak(void **state)

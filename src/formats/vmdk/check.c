@@ -24,6 +24,8 @@ struct walk {
     uint8_t *used; /* a bit a grain of the file */
     uint64_t n_used;
     bool changed; /* something was written */
+    bool damaged; /* something is wrong that was not mended */
+    bool odd;     /* some table stands elsewhere than create would have put it */
 };
 
 static void say(struct walk *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -50,6 +52,7 @@ static void count(struct walk *w, bool fixed)
         w->result->corruptions_fixed++;
     else
         w->result->corruptions++;
+    w->damaged |= !fixed;
 }
 
 /* ------------------------------------------------------------------ directories */
@@ -62,6 +65,19 @@ static uint32_t regular_place(const struct walk *w, uint64_t table, bool copy)
     if (!w->e->rgd || h->gd_off != h->rgd_off + half || h->overhead < h->gd_off + half)
         return 0;
     return (uint32_t)((copy ? h->rgd_off : h->gd_off) + h->gd_sectors + table * h->gt_sectors);
+}
+
+/* A usable table that stands elsewhere may stand in another one's regular place. */
+static bool has_odd_tables(const struct walk *w)
+{
+    const struct vmdk_extent *e = w->e;
+    for (uint64_t t = 0; t < e->h.n_tables; t++)
+        for (int copy = 0; copy < (e->rgd ? 2 : 1); copy++) {
+            uint32_t gde = copy ? e->rgd[t] : e->gd[t];
+            if (vmdk_table_fits(w->image, e, gde) && gde != regular_place(w, t, copy))
+                return true;
+        }
+    return false;
 }
 
 static int write_table(struct walk *w, uint32_t sector, const uint8_t *buf, struct dr_error *err)
@@ -79,7 +95,7 @@ static int new_table(struct walk *w, uint64_t table, bool copy, const uint8_t *b
                      struct dr_error *err)
 {
     struct vmdk_extent *e = w->e;
-    uint32_t *dir = copy ? e->rgd : e->gd, sector = regular_place(w, table, copy);
+    uint32_t *dir = copy ? e->rgd : e->gd, sector = w->odd ? 0 : regular_place(w, table, copy);
     uint8_t entry[4];
     if (sector == 0) {
         uint64_t end = dr_div_up(dr_file_size(w->f), VMDK_SECTOR);
@@ -109,8 +125,30 @@ static int read_or_zero(struct walk *w, uint32_t gde, uint8_t *buf, struct dr_er
                : 0;
 }
 
-/* An entry of 0 reads as unallocated, and stays so. One that points nowhere cannot be read: then
- * the copy's table is the answer. */
+/* Has the copy's table anything in it? */
+static int copy_is_empty(struct walk *w, uint64_t table, bool *empty, struct dr_error *err)
+{
+    uint8_t buf[VMDK_GTES * 4];
+    int r = read_or_zero(w, w->e->rgd ? w->e->rgd[table] : 0, buf, err);
+    *empty = dr_is_zero(buf, sizeof(buf));
+    return r;
+}
+
+/* Is there one answer to what the table of an unusable entry has? An entry of 0 reads as
+ * unallocated, and stays so, unless the copy says otherwise: then it is all that is left of the
+ * table. One that points nowhere cannot be read: then the copy's table is the answer. */
+static int has_answer(struct walk *w, uint64_t table, bool copy, bool *answer, struct dr_error *err)
+{
+    const struct vmdk_extent *e = w->e;
+    *answer = true;
+    if (copy)
+        return 0;
+    if (e->gd[table] == 0)
+        return copy_is_empty(w, table, answer, err);
+    *answer = e->rgd && vmdk_table_fits(w->image, e, e->rgd[table]);
+    return 0;
+}
+
 static int check_entry(struct walk *w, uint64_t table, bool copy, struct dr_error *err)
 {
     const struct vmdk_extent *e = w->e;
@@ -119,7 +157,10 @@ static int check_entry(struct walk *w, uint64_t table, bool copy, struct dr_erro
     uint8_t buf[VMDK_GTES * 4];
     if (vmdk_table_fits(w->image, e, gde) && (!copy || gde != other))
         return 0;
-    bool answer = copy || gde == 0 || vmdk_table_fits(w->image, e, other);
+    bool answer;
+    int r = has_answer(w, table, copy, &answer, err);
+    if (r < 0)
+        return r;
     say(w, "%s grain directory entry %" PRIu64 " says sector %u: %s",
         copy ? "redundant" : "primary", table, gde,
         gde == 0 ? "no table" : "no table can be there");
@@ -127,7 +168,7 @@ static int check_entry(struct walk *w, uint64_t table, bool copy, struct dr_erro
         count(w, false);
         return 0;
     }
-    int r = read_or_zero(w, copy ? e->gd[table] : (gde == 0 ? 0 : other), buf, err);
+    r = read_or_zero(w, copy ? e->gd[table] : (gde == 0 ? 0 : other), buf, err);
     if (r == 0)
         r = new_table(w, table, copy, buf, err);
     count(w, r == 0);
@@ -163,6 +204,7 @@ static int check_overlap(struct walk *w, struct dr_error *err)
 
 static int check_directories(struct walk *w, struct dr_error *err)
 {
+    w->odd = has_odd_tables(w);
     for (uint64_t t = 0; t < w->e->h.n_tables; t++) {
         int r = check_entry(w, t, false, err);
         if (r == 0 && w->e->rgd)
@@ -276,8 +318,10 @@ static int check_leak(struct walk *w, uint64_t first, uint64_t last, struct dr_e
             continue;
         run = dr_round_up(run, w->e->grain);
         uint64_t grains = run / w->e->grain;
-        bool fix = (w->fix & DR_CHECK_FIX_LEAKS) && w->e->access == VMDK_RW;
-        say(w, "%" PRIu64 " grains at byte %" PRIu64 " belong to nothing", grains, at);
+        /* What a damaged entry should point to belongs to nothing, too. */
+        bool fix = (w->fix & DR_CHECK_FIX_LEAKS) && w->e->access == VMDK_RW && !w->damaged;
+        say(w, "%" PRIu64 " grains at byte %" PRIu64 " belong to nothing%s", grains, at,
+            w->damaged ? " that is intact" : "");
         if (fix)
             r = dr_file_zero(w->f, at, dr_min(run, size - at), DR_FILE_ZERO_PUNCH, err);
         if (r < 0)
@@ -288,23 +332,34 @@ static int check_leak(struct walk *w, uint64_t first, uint64_t last, struct dr_e
     return 0;
 }
 
-/* Tables that stand among the grains (after a repair) are no leaks. */
-static void use_tables(struct walk *w)
+static void use_sectors(struct walk *w, uint64_t first, uint64_t n)
+{
+    for (uint64_t i = first / w->e->h.grain; i * w->e->h.grain < first + n && i < w->n_used; i++)
+        w->used[i / 8] |= (uint8_t)(1u << i % 8);
+}
+
+/* Metadata that stands among the grains is no leak: tables after a repair; some programs put the
+ * directory there. */
+static void use_metadata(struct walk *w)
 {
     const struct vmdk_header *h = &w->e->h;
+    use_sectors(w, h->gd_off, h->gd_sectors);
+    if (w->e->rgd)
+        use_sectors(w, h->rgd_off, h->gd_sectors);
+    if (h->desc_off)
+        use_sectors(w, h->desc_off, h->desc_len);
+    use_sectors(w, 0, 1);
     for (uint64_t t = 0; t < 2 * h->n_tables; t++) {
         uint32_t *dir = t < h->n_tables ? w->e->gd : w->e->rgd;
         if (!dir || dir[t % h->n_tables] < h->overhead)
             continue;
-        uint64_t first = dir[t % h->n_tables], last = first + h->gt_sectors - 1;
-        for (uint64_t i = first / h->grain; i <= last / h->grain && i < w->n_used; i++)
-            w->used[i / 8] |= (uint8_t)(1u << i % 8);
+        use_sectors(w, dir[t % h->n_tables], h->gt_sectors);
     }
 }
 
 static int check_leaks(struct walk *w, struct dr_error *err)
 {
-    use_tables(w);
+    use_metadata(w);
     for (uint64_t i = dr_div_up(w->e->h.overhead, w->e->h.grain), last; i < w->n_used; i = last) {
         for (last = i; last < w->n_used && !is_used(w, last);)
             last++;

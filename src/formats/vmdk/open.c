@@ -185,9 +185,9 @@ static int open_extent(struct dr_image *image, const struct vmdk_extent_line *li
     uint64_t len = line->sectors * VMDK_SECTOR;
     if (line->sectors == 0 && !first)
         return 0; /* VirtualBox's placeholder "NOACCESS 0 ZERO" */
-    if (image->size + len > VMDK_MAX_SECTORS * VMDK_SECTOR)
+    if (len >= VMDK_MAX_SECTORS * VMDK_SECTOR - image->size) /* bytes stay below 2^63 */
         return dr_fail(err, EINVAL, "%s: the extents are more than %llu sectors", image->path,
-                       (unsigned long long)VMDK_MAX_SECTORS);
+                       (unsigned long long)VMDK_MAX_SECTORS - 1);
     struct vmdk_extent *e = &s->extents[s->n_extents++];
     e->line = (size_t)(line - s->desc.extents);
     e->type = line->type;

@@ -46,7 +46,10 @@ static int mend_table(struct dr_image *image, const struct vmdk_extent *e, uint6
         r = vmdk_read_table(image, e, rgde, copy, &copy_hole, err);
     if (r < 0 || (hole && copy_hole) || memcmp(primary, copy, len) == 0)
         return r;
-    return dr_file_pwrite(image->files[e->file], primary, (uint64_t)rgde * VMDK_SECTOR, len, err);
+    r = dr_file_pwrite(image->files[e->file], primary, (uint64_t)rgde * VMDK_SECTOR, len, err);
+    DR_LOCK_SCOPE(&image->lock); /* the page may be in memory: it has a part of the table, too */
+    dr_page_forget(image, e->file, (uint64_t)rgde * VMDK_SECTOR, len);
+    return r;
 }
 
 static int recover_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
@@ -81,7 +84,11 @@ static int used_end(struct dr_image *image, const struct vmdk_extent *e, uint64_
                     struct dr_error *err)
 {
     uint8_t buf[VMDK_GTES * 4];
-    *end = e->h.overhead;
+    *end = dr_max(e->h.overhead, e->h.gd_off + e->h.gd_sectors);
+    if (e->rgd)
+        *end = dr_max(*end, e->h.rgd_off + e->h.gd_sectors);
+    if (e->h.desc_off)
+        *end = dr_max(*end, e->h.desc_off + e->h.desc_len);
     for (uint64_t t = 0; t < e->h.n_tables; t++) {
         const uint32_t gdes[2] = {e->gd[t], e->rgd ? e->rgd[t] : 0};
         bool hole = true;

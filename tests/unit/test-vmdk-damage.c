@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Damaged VMDKs: a repair must never destroy what another repair could still bring back. */
+#include "formats/vmdk/vmdk.h"
+#include "test-ops.h"
+
+/* Layout of a monolithic image of up to 32 MiB. */
+#define RGD_AT (0x15 * 512u)
+#define RGT_AT (0x16 * 512u)
+#define GD_AT  (0x1a * 512u)
+#define GT_AT  (0x1b * 512u)
+#define GRAIN  65536u
+
+static void poke(struct dr_fs *fs, const char *path, uint64_t off, const void *buf, size_t len)
+{
+    struct dr_file *f;
+    ok(dr_file_open(fs, path, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pwrite(f, buf, off, len, &err));
+    dr_file_unref(f);
+}
+
+static void poke32(struct dr_fs *fs, const char *path, uint64_t off, uint32_t v)
+{
+    uint8_t b[4];
+    put_le32(b, v);
+    poke(fs, path, off, b, 4);
+}
+
+static uint32_t peek32(struct dr_fs *fs, const char *path, uint64_t off)
+{
+    size_t len;
+    uint8_t *all = file_bytes(fs, path, &len);
+    assert_true(off + 4 <= len);
+    uint32_t v = get_le32(all + off);
+    free(all);
+    return v;
+}
+
+static void repair(struct dr_fs *fs, const char *path, unsigned how)
+{
+    char *json = NULL;
+    ok(dr_check_fs(fs, path, NULL, how, NULL, NULL, &json, &err));
+    free(json);
+}
+
+/* 1 MiB in two places of a disk of 4 MiB; the view of it. */
+static uint8_t *disk_with_data(struct dr_fs *fs, uint64_t *size)
+{
+    make(fs, "d.vmdk", "vmdk", 4 * MiB, NULL);
+    put(fs, "d.vmdk", 0, MiB, 0x11);
+    put(fs, "d.vmdk", 2 * MiB, MiB, 0x22);
+    return view(fs, "d.vmdk", size);
+}
+
+/* ------------------------------------------------------------------ leaks */
+
+static void giving_back_leaks_spares_grains_of_a_lost_table(void **state)
+{
+    uint64_t size;
+    uint8_t *want = disk_with_data(*state, &size);
+    poke32(*state, "d.vmdk", GD_AT, 0x7fffffff); /* the redundant directory knows better */
+    repair(*state, "d.vmdk", DR_REPAIR_LEAKS);
+    repair(*state, "d.vmdk", DR_REPAIR_ALL);
+    same_view(*state, "d.vmdk", want, size);
+    free(want);
+}
+
+static void giving_back_leaks_spares_the_grain_of_a_damaged_entry(void **state)
+{
+    uint64_t size;
+    uint8_t *want = disk_with_data(*state, &size);
+    uint32_t entry = peek32(*state, "d.vmdk", GT_AT + 4);
+    poke32(*state, "d.vmdk", GT_AT + 4, 0x7fffffff);
+    repair(*state, "d.vmdk", DR_REPAIR_LEAKS);
+    poke32(*state, "d.vmdk", GT_AT + 4, entry); /* mended by hand, from the copy */
+    same_view(*state, "d.vmdk", want, size);
+    free(want);
+}
+
+/* Some programs keep the directory behind the first grains. */
+static void move_directory_behind_the_grains(struct dr_fs *fs, const char *path)
+{
+    struct dr_file *f;
+    uint8_t buf[512] = {0};
+    ok(dr_file_open(fs, path, DR_FILE_RDWR, &f, &err));
+    uint64_t end = dr_round_up(dr_file_size(f), GRAIN);
+    put_le32(buf, GT_AT / 512);
+    ok(dr_file_pwrite(f, buf, end, 512, &err));
+    put_le64(buf, end / 512);
+    ok(dr_file_pwrite(f, buf, 56, 8, &err)); /* gdOffset */
+    dr_file_unref(f);
+}
+
+static void giving_back_leaks_spares_a_directory_behind_the_overhead(void **state)
+{
+    uint64_t size;
+    uint8_t *want = disk_with_data(*state, &size);
+    move_directory_behind_the_grains(*state, "d.vmdk");
+    repair(*state, "d.vmdk", DR_REPAIR_LEAKS);
+    same_view(*state, "d.vmdk", want, size);
+    free(want);
+}
+
+static void leaks_of_a_sound_image_are_given_back(void **state)
+{
+    uint64_t size;
+    uint8_t *want = disk_with_data(*state, &size);
+    uint64_t before = disk_size(*state, "d.vmdk");
+    poke32(*state, "d.vmdk", GT_AT + 4, 0);
+    poke32(*state, "d.vmdk", RGT_AT + 4, 0);
+    repair(*state, "d.vmdk", DR_REPAIR_LEAKS);
+    assert_int_equal(disk_size(*state, "d.vmdk"), before - GRAIN);
+    memset(want + GRAIN, 0, GRAIN);
+    same_view(*state, "d.vmdk", want, size);
+    free(want);
+}
+
+/* ------------------------------------------------------------------ directories */
+
+/* With only the directory's entry lost the copy is all that is left of 32 MiB. */
+static void a_repair_keeps_the_copy_of_a_table_whose_entry_is_zero(void **state)
+{
+    uint64_t size;
+    uint8_t *want = disk_with_data(*state, &size);
+    poke32(*state, "d.vmdk", GD_AT, 0);
+    repair(*state, "d.vmdk", DR_REPAIR_ALL);
+    poke32(*state, "d.vmdk", GD_AT, peek32(*state, "d.vmdk", RGD_AT));
+    same_view(*state, "d.vmdk", want, size);
+    free(want);
+}
+
+static void an_empty_table_is_made_where_both_entries_are_zero(void **state)
+{
+    make(*state, "d.vmdk", "vmdk", 4 * MiB, NULL);
+    poke32(*state, "d.vmdk", GD_AT, 0);
+    poke32(*state, "d.vmdk", RGD_AT, 0);
+    repair(*state, "d.vmdk", DR_REPAIR_ALL);
+    put(*state, "d.vmdk", MiB, MiB, 0x33);
+    uint64_t size;
+    uint8_t *have = view(*state, "d.vmdk", &size);
+    assert_int_equal(have[MiB], 0x33);
+    assert_int_equal(have[MiB - 1], 0);
+    free(have);
+}
+
+/* ------------------------------------------------------------------ trim */
+
+static void trimming_spares_a_directory_behind_the_overhead(void **state)
+{
+    make(*state, "p.vmdk", "vmdk", 4 * MiB, NULL);
+    make(*state, "c.vmdk", "vmdk", 0, "p.vmdk");
+    put(*state, "c.vmdk", 0, 64 * KiB, 0x55);
+    move_directory_behind_the_grains(*state, "c.vmdk");
+    struct dr_commit_options o = {0};
+    uint64_t size;
+    uint8_t *want = view(*state, "c.vmdk", &size);
+    assert_int_equal(want[0], 0x55);
+    ok(dr_commit_fs(*state, "c.vmdk", &o, NULL, &err));
+    same_view(*state, "c.vmdk", want, size);
+    free(want);
+}
+
+/* ------------------------------------------------------------------ recover */
+
+/* The parent's pages are in memory when a commit recovers it: they must not bring the old copy
+ * back. */
+static void recovering_a_parent_renews_what_is_in_memory(void **state)
+{
+    make(*state, "p.vmdk", "vmdk", 32 * MiB, NULL);
+    put(*state, "p.vmdk", 17 * MiB, 64 * KiB, 0x11);
+    make(*state, "c.vmdk", "vmdk", 0, "p.vmdk");
+    put(*state, "c.vmdk", 18 * MiB, 64 * KiB, 0x22);
+    uint8_t one = 1;
+    unsigned entry = 17 * MiB / GRAIN * 4;
+    poke(*state, "p.vmdk", VMDK_UNCLEAN_AT, &one, 1);
+    poke32(*state, "p.vmdk", RGT_AT + entry, 0); /* as a power cut may leave it */
+    struct dr_commit_options o = {0};
+    ok(dr_commit_fs(*state, "c.vmdk", &o, NULL, &err));
+    assert_int_not_equal(peek32(*state, "p.vmdk", GT_AT + entry), 0);
+    assert_int_equal(peek32(*state, "p.vmdk", RGT_AT + entry),
+                     peek32(*state, "p.vmdk", GT_AT + entry));
+}
+
+/* ------------------------------------------------------------------ descriptors */
+
+static void extents_of_more_than_2_to_the_63_are_refused(void **state)
+{
+    struct dr_fs *fs = *state;
+    static const char text[] = "# Disk DescriptorFile\nversion=1\nCID=12345678\n"
+                               "parentCID=ffffffff\ncreateType=\"custom\"\n"
+                               "RW 18014398509481984 ZERO\nRW 18014398509481984 ZERO\n";
+    struct dr_file *f;
+    struct dr_disk *disk = NULL;
+    ok(dr_file_open(fs, "big.vmdk", DR_FILE_CREATE, &f, &err));
+    ok(dr_file_pwrite(f, text, 0, sizeof(text) - 1, &err));
+    dr_file_unref(f);
+    refused(dr_open_fs(fs, "big.vmdk", NULL, &disk, &err), EINVAL, "more than");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        ops_test(giving_back_leaks_spares_grains_of_a_lost_table),
+        ops_test(giving_back_leaks_spares_the_grain_of_a_damaged_entry),
+        ops_test(giving_back_leaks_spares_a_directory_behind_the_overhead),
+        ops_test(leaks_of_a_sound_image_are_given_back),
+        ops_test(a_repair_keeps_the_copy_of_a_table_whose_entry_is_zero),
+        ops_test(an_empty_table_is_made_where_both_entries_are_zero),
+        ops_test(trimming_spares_a_directory_behind_the_overhead),
+        ops_test(recovering_a_parent_renews_what_is_in_memory),
+        ops_test(extents_of_more_than_2_to_the_63_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
