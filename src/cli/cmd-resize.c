@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <string.h>
 
+#include "base/bytes.h"
 #include "cli/commands.h"
 #include "cli/image.h"
 
 static const struct cli_option options[] = {
     {KEY_SHRINK, "shrink", NULL, "allow a smaller size: what is beyond it is lost", false},
-    {KEY_PREALLOCATION, "preallocation", "MODE", "only off is supported", false},
+    {KEY_PREALLOCATION, "preallocation", "MODE",
+     "space for what is new: off, falloc (reserved), full (zeros are written)", false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -33,24 +35,70 @@ static int get_size(const struct cli *cli, const char *text, uint64_t old, uint6
     return 1;
 }
 
-static int check_mode(const struct cli *cli, const char *mode)
+enum filling { FILL_OFF, FILL_FALLOC, FILL_FULL };
+
+static int get_filling(const struct cli *cli, const char *mode, enum filling *filling)
 {
-    if (!mode || strcmp(mode, "off") == 0)
+    static const char *const modes[] = {"off", "falloc", "full"};
+
+    *filling = FILL_OFF;
+    for (unsigned i = 0; mode && i < 3; i++) {
+        if (strcmp(mode, modes[i]) == 0) {
+            *filling = (enum filling)i;
+            return 0;
+        }
+    }
+    if (!mode)
         return 0;
-    if (strcmp(mode, "full") == 0 || strcmp(mode, "falloc") == 0 || strcmp(mode, "metadata") == 0)
-        cli_error(cli, "Unsupported preallocation mode '%s'", mode);
-    else
-        cli_error(cli, "Invalid preallocation mode '%s'", mode);
+    cli_error(cli,
+              strcmp(mode, "metadata") == 0 ? "Unsupported preallocation mode '%s'"
+                                            : "Invalid preallocation mode '%s'",
+              mode);
     return 1;
 }
 
-static int resize(const struct cli *cli, const struct cli_args *args, struct dr_disk *disk)
+static int write_zeros(struct dr_disk *disk, uint64_t off, uint64_t end, struct dr_error *err)
+{
+    enum { STEP = 1 << 20 };
+    CLEANUP_FREE void *zeros = calloc(1, STEP);
+    int r = zeros ? 0 : dr_fail(err, ENOMEM, "out of memory");
+
+    for (; r == 0 && off < end; off += STEP)
+        r = dr_pwrite(disk, zeros, off, (size_t)dr_min(STEP, end - off), 0, err);
+    return r;
+}
+
+/* Space for all of it, or the old size again. */
+static int fill(const struct cli *cli, struct dr_disk *disk, enum filling filling, uint64_t old,
+                uint64_t size)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    int r = 0;
+
+    if (filling == FILL_FALLOC)
+        r = dr_zero(disk, old, size - old, 0, &err);
+    else if (filling == FILL_FULL)
+        r = write_zeros(disk, old, size, &err);
+    if (r == 0)
+        return 0;
+    cli_error(cli, "Could not preallocate new data: %s", err.text);
+    if (dr_truncate(disk, old, NULL) < 0)
+        cli_error(cli, "the disk keeps the new size");
+    return 1;
+}
+
+static int resize(const struct cli *cli, const struct cli_args *args, struct dr_disk *disk,
+                  enum filling filling)
 {
     struct dr_error err = DR_ERROR_INIT;
     uint64_t old = dr_size(disk), size;
 
     if (get_size(cli, args->operands[1], old, &size) != 0)
         return 1;
+    if (size <= old && filling != FILL_OFF) {
+        cli_error(cli, "Preallocation can only be used for growing images");
+        return 1;
+    }
     if (size < old && !cli_has(args, KEY_SHRINK)) {
         cli_error(cli, "Use the --shrink option to perform a shrink operation.");
         cli_error(cli, "warning: Shrinking an image will delete all data beyond the shrunken "
@@ -63,7 +111,7 @@ static int resize(const struct cli *cli, const struct cli_args *args, struct dr_
         cli_error(cli, "Image format driver does not support resize");
     else if (r < 0)
         cli_fail(cli, &err);
-    return r < 0;
+    return r < 0 ? 1 : fill(cli, disk, filling, old, size);
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
@@ -71,8 +119,9 @@ static int run(const struct cli *cli, const struct cli_args *args)
     CLEANUP_IMAGE struct cli_image image = {0};
     struct dr_error err = DR_ERROR_INIT;
     struct dr_disk *disk = NULL;
+    enum filling filling;
 
-    if (check_mode(cli, cli_value(args, KEY_PREALLOCATION)) != 0)
+    if (get_filling(cli, cli_value(args, KEY_PREALLOCATION), &filling) != 0)
         return 1;
     if (args->n_operands != 2)
         return cli_usage(cli, "Expecting image file name and size");
@@ -80,7 +129,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
         .name = args->operands[0], .format_key = 'f', .flags = DR_OPEN_RDWR};
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_open(cli, &image, &disk) < 0)
         return 1;
-    int code = resize(cli, args, disk);
+    int code = resize(cli, args, disk, filling);
     if (dr_close(disk, &err) < 0) {
         cli_fail(cli, &err);
         return 1;

@@ -106,16 +106,17 @@ static int raw_info(struct dr_image *image, json_t *data, uint64_t *cluster_size
 enum raw_preallocation { RAW_OFF, RAW_FALLOC, RAW_FULL };
 
 static const struct dr_option_help raw_create_options[] = {
+    {"nocow", "bool (on/off)", "Turn off copy-on-write of the host's file system (only off)", NULL},
     {"preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)", NULL},
+    {"extent_size_hint", "size", "Extent size hint for the host's file system (not acted on)",
+     NULL},
     {NULL, NULL, NULL, NULL},
 };
 
-static int raw_option(const struct dr_option *option, enum raw_preallocation *mode,
-                      struct dr_error *err)
+static int raw_preallocation(const struct dr_option *option, enum raw_preallocation *mode,
+                             struct dr_error *err)
 {
     static const char *const names[] = {"off", "falloc", "full"};
-    if (strcmp(option->name, "preallocation") != 0)
-        return dr_fail(err, EINVAL, "raw: unknown create option '%s'", option->name);
     for (unsigned i = 0; i < 3; i++)
         if (strcmp(option->value, names[i]) == 0) {
             *mode = (enum raw_preallocation)i;
@@ -124,6 +125,31 @@ static int raw_option(const struct dr_option *option, enum raw_preallocation *mo
     return dr_fail(err, EINVAL,
                    "raw: preallocation=%s is none of the allowed values off, falloc, full",
                    option->value);
+}
+
+/* Only advice, which scripts give everywhere: it must be a size, and is taken. */
+static int raw_extent_size_hint(const struct dr_option *option, struct dr_error *err)
+{
+    size_t digits = strspn(option->value, "0123456789");
+    size_t suffix = digits > 0 && option->value[digits] &&
+                    strchr("bBkKMGTPE", option->value[digits]) != NULL;
+    if (digits > 0 && option->value[digits + suffix] == '\0')
+        return 0;
+    return dr_fail(err, EINVAL, "raw: extent_size_hint=%s is no size", option->value);
+}
+
+static int raw_option(const struct dr_option *option, enum raw_preallocation *mode,
+                      struct dr_error *err)
+{
+    if (strcmp(option->name, "preallocation") == 0)
+        return raw_preallocation(option, mode, err);
+    if (strcmp(option->name, "extent_size_hint") == 0)
+        return raw_extent_size_hint(option, err);
+    if (strcmp(option->name, "nocow") != 0)
+        return dr_fail(err, EINVAL, "raw: unknown create option '%s'", option->name);
+    if (strcmp(option->value, "off") == 0)
+        return 0;
+    return dr_fail(err, ENOTSUP, "raw: nocow=%s is not supported, only off", option->value);
 }
 
 static int raw_write_zeros(struct dr_file *f, uint64_t size, struct dr_error *err)
@@ -142,13 +168,12 @@ static int raw_write_zeros(struct dr_file *f, uint64_t size, struct dr_error *er
 static int raw_fill(struct dr_file *f, uint64_t size, enum raw_preallocation mode,
                     struct dr_error *err)
 {
-    int r = 0;
-    if (mode == RAW_FULL)
+    /* The size first: zeroing takes space only inside the file. */
+    int r = dr_file_size(f) != size ? dr_file_truncate(f, size, err) : 0;
+    if (r == 0 && mode == RAW_FULL)
         r = raw_write_zeros(f, size, err);
-    else if (mode == RAW_FALLOC && size > 0)
+    else if (r == 0 && mode == RAW_FALLOC && size > 0)
         r = dr_file_zero(f, 0, size, 0, err);
-    if (r == 0 && dr_file_size(f) != size)
-        r = dr_file_truncate(f, size, err);
     return r < 0 ? r : dr_file_flush(f, err);
 }
 

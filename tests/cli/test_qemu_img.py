@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Called as qemu-img: the same output, byte for byte, and the same exit codes as the real one."""
 import json
+import os
 import re
 import shutil
+import subprocess
 
 import pytest
 from conftest import once, same
@@ -105,6 +107,8 @@ def test_prints_and_ends_as_qemu_img(t, args):
 CREATE = [
     ["x.img", "1M"], ["-q", "x.img", "1M"], ["-o", "size=2M", "x.img"], ["-f", "vmdk", "x.vmdk", "64M"],
     *[["-f", "vmdk", "-o", f"subformat={s}", "x.vmdk", "1G"] for s in SUBFORMATS],
+    ["-o", "extent_size_hint=0", "x.img", "1M"], ["-o", "preallocation=off,extent_size_hint=64k,nocow=off", "x.img", "1M"],
+    ["-o", "extent_size_hint=x", "x.img", "1M"],
     ["-f", "vmdk", "-o", "size=2M,subformat=twoGbMaxExtentSparse", "x.vmdk"],
     ["-f", "vmdk", "-o", "adapter_type=lsilogic", "-o", "hwversion=7", "x.vmdk", "1M"],
     ["-f", "vmdk", "-o", "compat6", "x.vmdk", "1M"],
@@ -153,7 +157,9 @@ def test_a_map_of_a_flat_disk_knows_the_zeros(t):
 RESIZE = [["raw.img", "2M"], ["raw.img", "512k"], ["--shrink", "raw.img", "512k"], ["raw.img", "+1M"], ["raw.img", "-1M"],
           ["--shrink", "raw.img", "-512k"], ["--shrink", "raw.img", "-9M"], ["raw.img", "x"], ["raw.img"], ["nope", "1M"],
           ["raw.img", "1M", "2M"], ["-q", "raw.img", "+1M"], ["raw.img", "0"], ["raw.img", "+0"],
-          ["--preallocation=x", "raw.img", "9M"], ["--preallocation=off", "raw.img", "1000k"]]
+          ["--preallocation=x", "raw.img", "9M"], ["--preallocation=off", "raw.img", "1000k"],
+          ["--preallocation=full", "raw.img", "+1M"], ["--preallocation=falloc", "raw.img", "1500k"],
+          ["--preallocation=falloc", "--shrink", "raw.img", "512k"], ["--preallocation=full", "raw.img", "1M"]]
 
 
 @pytest.mark.parametrize("args", RESIZE, ids=name_of)
@@ -166,6 +172,41 @@ def test_resize(t, args):
     same(ours, t.real("qemu-img", "resize", "-f", "raw", *args))
     assert after.rstrip(b"\0") == (t.dir / "raw.img").read_bytes().rstrip(b"\0")
     assert len(after) == len((t.dir / "raw.img").read_bytes())
+
+
+@pytest.mark.parametrize("mode, room", [("off", 0), ("falloc", 1), ("full", 1)])
+def test_preallocation_takes_the_space(t, mode, room):
+    def blocks(name):
+        return os.stat(t.dir / name).st_blocks * 512 >> 20
+    assert t.ours("qemu-img", "create", "-q", "-o", f"preallocation={mode}", "x.img", "4M").code == 0
+    assert blocks("x.img") == 4 * room
+    r = t.ours("qemu-img", "resize", "-f", "raw", f"--preallocation={mode}", "x.img", "6M")
+    assert r.out == "Image resized.\n" and blocks("x.img") == 6 * room
+    assert (t.dir / "x.img").read_bytes() == bytes(6 << 20)
+
+
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_no_room_for_preallocation_leaves_the_old_size(t, tmp_path, mode):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs")
+    try:
+        t.ok("create", "-q", small / "x.img", "1M")
+        r = t.ours("qemu-img", "resize", "-f", "raw", f"--preallocation={mode}", small / "x.img", "9M")
+        assert r.code == 1 and r.err.startswith("qemu-img: Could not preallocate new data: "), r
+        assert os.stat(small / "x.img").st_size == 1 << 20
+        r = t.ours("qemu-img", "create", "-q", "-o", f"preallocation={mode}", small / "y.img", "9M")
+        assert r.code == 1 and os.listdir(small) == ["x.img"], r
+    finally:
+        subprocess.run(["umount", str(small)], check=False)
+
+
+@pytest.mark.parametrize("command", ["amend", "bench", "bitmap", "dd", "measure"])
+def test_a_command_that_drover_lacks_is_not_told_as_mistyped(t, command):
+    r = t.ours("qemu-img", command, "--help")
+    assert r.code == 1 and r.out == "" and r.err.startswith(f"qemu-img: {command} is not supported"), r
+    assert r.err.count("\n") == 1
 
 
 def test_resize_of_a_format_that_cannot(t):
