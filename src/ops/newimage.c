@@ -109,6 +109,20 @@ static void take_attrs(struct dr_fs *fs, const char *from, const char *to)
         fs->ops->copy_attrs(fs, old, fresh, NULL);
 }
 
+void dr_new_take_attrs(const struct dr_new_image *n, const char *from)
+{
+    char **names;
+    size_t count;
+    if (dr_ops_list(n->fs, n->dir, &names, &count, NULL) < 0)
+        return;
+    for (size_t i = 0; i < count; i++) {
+        CLEANUP_FREE char *to = dr_path_join(n->dir, names[i]);
+        if (to)
+            take_attrs(n->fs, from, to);
+    }
+    dr_ops_free_names(names, count);
+}
+
 struct move {
     struct dr_fs *fs;
     const char *dir, *final;

@@ -54,6 +54,8 @@ int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, boo
                  unsigned flags, struct dr_error *err);
 /* Would moving what has been made so far take the place of files that are not the old image's? */
 int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err);
+/* What has been made so far gets owner, mode and labels of the file at from, as far as we may. */
+void dr_new_take_attrs(const struct dr_new_image *n, const char *from);
 /* The image is closed and complete: move it to its place. Ends n, whatever the result. */
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err);
 /* Remove what was made. Does nothing after an end. */

@@ -141,6 +141,9 @@ int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
     r = dr_new_begin(&fresh, fs, where, true, flags, err);
     if (r == 0)
         r = make_child(&fresh, image, flags, err);
+    /* whoever used the disk goes on with the child; a parent that may only be read says nothing */
+    if (r == 0 && image->writable)
+        dr_new_take_attrs(&fresh, image->path);
     if (r == 0)
         r = dr_new_publish(&fresh, err);
     if (r == 0)

@@ -294,6 +294,40 @@ static void backing_of_the_target_keeps_what_is_the_same(void **state)
     free(want);
 }
 
+static void scribble(struct dr_fs *fs, uint64_t *seed, const char *path, uint64_t size)
+{
+    for (unsigned i = 0; i < 5; i++) {
+        uint64_t off = next_random(seed) % (size / 512) * 512;
+        uint64_t len = dr_min(size - off, (next_random(seed) % 400 + 1) * 512);
+        put(fs, path, off, len, (int)(next_random(seed) % 3));
+    }
+}
+
+static void any_backing_of_the_target_gives_the_same_view(void **state)
+{
+    static const uint64_t sizes[] = {MiB, MiB + 512, 2 * MiB};
+    struct dr_fs *fs = *state;
+    uint64_t seed = 0xabcdef, size;
+    for (int round = 0; round < 40; round++) {
+        const char *from = "src.raw";
+        uint64_t src = sizes[next_random(&seed) % 3], back = sizes[next_random(&seed) % 3];
+        make(fs, "src.raw", "raw", src, NULL);
+        scribble(fs, &seed, "src.raw", src);
+        make(fs, "deep.vmdk", "vmdk", back, NULL);
+        scribble(fs, &seed, "deep.vmdk", back);
+        make(fs, "back.vmdk", "vmdk", back, "deep.vmdk");
+        scribble(fs, &seed, "back.vmdk", back);
+        uint8_t *want = view(fs, "src.raw", &size);
+        struct dr_convert_options o = {.out_format = "vmdk",
+                                       .sparse_size = round % 2 ? 4096 : 0,
+                                       .backing = "back.vmdk",
+                                       .backing_format = "vmdk"};
+        ok(dr_convert_fs(fs, &from, 1, "out.vmdk", &o, NULL, &err));
+        same_view(fs, "out.vmdk", want, size);
+        free(want);
+    }
+}
+
 static void create_replaces_only_what_it_may(void **state)
 {
     struct dr_fs *fs = *state;
@@ -423,6 +457,7 @@ int main(void)
         ops_test(target_in_use_is_refused),
         ops_test(into_an_existing_target_old_bytes_are_gone),
         ops_test(backing_of_the_target_keeps_what_is_the_same),
+        ops_test(any_backing_of_the_target_gives_the_same_view),
         ops_test(create_replaces_only_what_it_may),
         ops_test(compare_finds_the_first_difference),
         ops_test(compare_takes_zeros_and_sizes_as_they_are),

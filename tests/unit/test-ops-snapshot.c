@@ -339,6 +339,17 @@ static void replaced_file_keeps_its_mode(void **state)
     assert_true(S_ISLNK(st.st_mode)); /* what it leads to was replaced */
 }
 
+static void child_has_the_mode_of_its_parent(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct stat st;
+    make(fs, "disk.vmdk", "vmdk", SIZE, NULL);
+    assert_int_equal(chmod("disk.vmdk", 0600), 0);
+    free(snapshot(fs, "disk.vmdk", NULL));
+    assert_int_equal(stat("disk-000001.vmdk", &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
+}
+
 #define both(f)                                          \
     cmocka_unit_test_setup_teardown(f, new_fs, free_fs), \
         cmocka_unit_test_setup_teardown(f, system_dir, remove_system_dir)
@@ -358,6 +369,8 @@ int main(void)
         both(half_moved_image_that_was_made_again_is_forgotten),
         both(work_under_way_is_left_alone),
         both(unclean_image_is_mended),
+        cmocka_unit_test_setup_teardown(child_has_the_mode_of_its_parent, system_dir,
+                                        remove_system_dir),
         cmocka_unit_test_setup_teardown(replaced_file_keeps_its_mode, system_dir,
                                         remove_system_dir),
     };
