@@ -96,4 +96,7 @@ def without_times(text):
 
 
 def same(ours, real, filter=lambda text: text):
+    lines = zip(filter(ours.out).splitlines(), filter(real.out).splitlines())
+    for number, (mine, theirs) in enumerate(lines, 1):  # the first difference says more than both texts
+        assert mine == theirs, f"line {number}"
     assert (filter(ours.out), filter(ours.err), ours.code) == (filter(real.out), filter(real.err), real.code)
