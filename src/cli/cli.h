@@ -46,6 +46,12 @@ void cli_print_version(const struct cli *cli);
 
 /* ------------------------------------------------------------------ messages (output.c) */
 
+/* Names inside images are written by strangers: control characters must not reach a terminal. They
+ * become "?". Returns text. */
+char *cli_tame(char *text);
+/* text to stdout, tamed. */
+void cli_put(const char *text);
+
 /* "prog: text" on standard error, after what standard output holds. */
 void cli_error(const struct cli *cli, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* The same for what the library said. */

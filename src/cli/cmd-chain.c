@@ -102,8 +102,10 @@ static void list_problems(const struct chain *c)
     json_array_foreach(c->list, i, image)
     {
         const char *problem = text_of(image, "problem");
-        if (problem)
-            printf("%s\n", problem);
+        if (problem) {
+            cli_put(problem);
+            printf("\n");
+        }
     }
 }
 

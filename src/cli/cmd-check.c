@@ -40,8 +40,10 @@ static void report(void *user, const char *line)
 {
     const struct check *c = user;
 
-    if (!c->quiet)
-        fprintf(c->to_stderr ? stderr : stdout, "%s\n", line);
+    CLEANUP_FREE char *text = strdup(line);
+
+    if (!c->quiet && text)
+        fprintf(c->to_stderr ? stderr : stdout, "%s\n", cli_tame(text));
 }
 
 static void print_clusters(const json_t *result)

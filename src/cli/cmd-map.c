@@ -37,8 +37,9 @@ static int print_human(struct map *m)
         cli_error(m->cli, "File contains external, encrypted or compressed clusters.");
         return -EINVAL;
     }
-    printf("%#-16" PRIx64 "%#-16" PRIx64 "%#-16" PRIx64 "%s\n", e->off, e->len, e->host_off,
-           e->file);
+    printf("%#-16" PRIx64 "%#-16" PRIx64 "%#-16" PRIx64, e->off, e->len, e->host_off);
+    cli_put(e->file);
+    printf("\n");
     return 0;
 }
 

@@ -11,8 +11,10 @@ static const struct cli_option options[] = {
 
 static void report(void *user, const char *line)
 {
-    if (!*(const bool *)user)
-        printf("%s\n", line);
+    if (*(const bool *)user)
+        return;
+    cli_put(line);
+    printf("\n");
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)

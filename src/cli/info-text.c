@@ -9,8 +9,11 @@ static void print_text(const char *label, const json_t *info, const char *key)
 {
     const char *text = json_string_value(json_object_get(info, key));
 
-    if (text)
-        printf("%s: %s\n", label, text);
+    if (!text)
+        return;
+    printf("%s: ", label);
+    cli_put(text);
+    printf("\n");
 }
 
 static void print_nested(const json_t *value, int depth);
@@ -21,7 +24,9 @@ static void print_entry(const json_t *value, int depth)
         printf("\n");
         print_nested(value, depth + 1);
     } else if (json_is_string(value)) {
-        printf(" %s\n", json_string_value(value));
+        printf(" ");
+        cli_put(json_string_value(value));
+        printf("\n");
     } else if (json_is_integer(value)) {
         printf(" %" JSON_INTEGER_FORMAT "\n", json_integer_value(value));
     } else {
@@ -67,11 +72,15 @@ static void print_backing(const json_t *info)
 
     if (!name)
         return;
-    printf("backing file: %s", name);
-    if (!full)
+    printf("backing file: ");
+    cli_put(name);
+    if (!full) {
         printf(" (cannot determine actual path)");
-    else if (strcmp(name, full) != 0)
-        printf(" (actual path: %s)", full);
+    } else if (strcmp(name, full) != 0) {
+        printf(" (actual path: ");
+        cli_put(full);
+        printf(")");
+    }
     printf("\n");
     print_text("backing file format", info, "backing-filename-format");
 }

@@ -5,12 +5,39 @@
 
 #include "cli/cli.h"
 
+static bool is_control(unsigned char c)
+{
+    return c < 0x20 || c == 0x7f;
+}
+
+char *cli_tame(char *text)
+{
+    for (char *c = text; *c; c++) {
+        if (is_control((unsigned char)*c))
+            *c = '?';
+    }
+    return text;
+}
+
+void cli_put(const char *text)
+{
+    for (; *text; text++)
+        putchar(is_control((unsigned char)*text) ? '?' : *text);
+}
+
+/* Our own texts have newlines, what comes from outside has none left. */
 static void say(const struct cli *cli, const char *fmt, va_list ap)
 {
+    char *text = NULL;
+
     fflush(stdout);
+    if (vasprintf(&text, fmt, ap) < 0)
+        return;
     fprintf(stderr, "%s: ", cli->prog);
-    vfprintf(stderr, fmt, ap);
+    for (const char *c = text; *c; c++)
+        fputc(is_control((unsigned char)*c) && *c != '\n' ? '?' : *c, stderr);
     fputc('\n', stderr);
+    free(text);
 }
 
 void cli_error(const struct cli *cli, const char *fmt, ...)

@@ -41,6 +41,8 @@ int cli_table_add(struct cli_table *table, const char *label, const char *format
         row_free(&row);
         return -ENOMEM;
     }
+    cli_tame(row.label);
+    cli_tame(row.format);
     table->rows[table->n++] = row;
     return 0;
 }
@@ -198,8 +200,11 @@ int cli_tree_print(const struct dr_tree_node *nodes, size_t n, bool ascii)
     if (r == 0)
         cli_table_print(&f.table);
     for (size_t i = 0, told = 0; r == 0 && i < n; i++) {
-        if (own_problem(&f, i))
-            printf("%s%s\n", told++ ? "" : "\n", own_problem(&f, i));
+        if (!own_problem(&f, i))
+            continue;
+        printf("%s", told++ ? "" : "\n");
+        cli_put(own_problem(&f, i));
+        printf("\n");
     }
     cli_table_free(&f.table);
     return r;

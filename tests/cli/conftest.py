@@ -76,7 +76,7 @@ def once(t, key, make):
     """Fill t.dir as make() does; made once a session, then copied."""
     if key not in _made:
         make()
-        _made[key] = t.dir.parent.parent / f"template-{len(_made)}"
+        _made[key] = t.dir.parent.parent / f"template-{len(_made)}"  # next to the tests' own directories
         shutil.copytree(t.dir, _made[key])
     else:
         shutil.copytree(_made[key], t.dir, dirs_exist_ok=True)
@@ -86,7 +86,8 @@ def once(t, key, make):
 def t(tmp_path):
     if not os.path.exists(DROVER):
         pytest.skip(f"{DROVER} is not built")
-    return Tools(tmp_path)
+    yield Tools(tmp_path)
+    shutil.rmtree(tmp_path, ignore_errors=True)  # hundreds of disks would stay for pytest's last three runs
 
 
 def without_times(text):

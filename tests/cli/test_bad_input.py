@@ -214,9 +214,19 @@ def test_what_cannot_work_is_refused(t, args):
     refused(t, *args)
 
 
-def test_wrong_data_under_an_image_does_not_stop_the_message(t):
-    (t.dir / "\x1b[31mred").write_bytes(b"KDMV")
-    refused(t, "info", "-f", "vmdk", "\x1b[31mred")
+def test_names_do_not_reach_the_terminal_raw(t):
+    evil = "\x1b[31m\x07red\x7f"
+    (t.dir / evil).write_bytes(b"KDMV")
+    assert "\x1b" not in refused(t, "info", "-f", "vmdk", evil)
+    assert "?[31m?red?" in refused(t, "map", "-f", "vmdk", evil)
+    (t.dir / "x").write_bytes(bytes(512))
+    descriptor(t, f'RW 1 FLAT "{evil}x" 0')
+    assert "\x1b" not in refused(t, "info", "disk.vmdk")
+    (t.dir / (evil + "x")).write_bytes(b"1" * 512)
+    for args in (["info"], ["map"], ["chain"], ["chain", "check"], ["snapshot", "-l"], ["check"], ["io", "-c", "info"],
+                 ["recover"]):
+        r = t.drover(*args, "disk.vmdk")
+        assert not set(r.out + r.err) & set(evil[:6]) - set("[31m"), r
 
 
 def test_a_target_that_is_in_use_is_left_alone(t):

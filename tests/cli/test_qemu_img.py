@@ -105,6 +105,7 @@ def test_prints_and_ends_as_qemu_img(t, args):
 
 
 CREATE = [
+    ["-o", "preallocation=full", "x.img", "1M"], ["-o", "preallocation=off", "x.img", "1M"],
     ["x.img", "1M"], ["-q", "x.img", "1M"], ["-o", "size=2M", "x.img"], ["-f", "vmdk", "x.vmdk", "64M"],
     *[["-f", "vmdk", "-o", f"subformat={s}", "x.vmdk", "1G"] for s in SUBFORMATS],
     ["-o", "extent_size_hint=0", "x.img", "1M"], ["-o", "preallocation=off,extent_size_hint=64k,nocow=off", "x.img", "1M"],
