@@ -56,6 +56,9 @@ void cli_put(const char *text);
 void cli_error(const struct cli *cli, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* The same for what the library said. */
 void cli_fail(const struct cli *cli, const struct dr_error *err);
+/* If a parent could not be opened: why (NULL: it is something else), and in err->text the end of
+ * the child's name. */
+const char *cli_backing_reason(const struct dr_error *err, const char **child_end);
 /* Wrong use: the text, then where help is. Returns the exit code. */
 int cli_usage(const struct cli *cli, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

@@ -334,13 +334,32 @@ int cli_image_check(const struct cli *cli, const struct cli_image *image)
     return r;
 }
 
+void cli_open_reason(const struct cli *cli, const char *path, const struct dr_error *err,
+                     char *text, size_t size)
+{
+    const char *child, *why = cli->role == CLI_DROVER ? NULL : cli_backing_reason(err, &child);
+    size_t n = strlen(path);
+
+    if (why) { /* the form that QEMU's tools have for it */
+        snprintf(text, size, "Could not open backing file: %s", why);
+        return;
+    }
+    why = err->text;
+    if (cli->role != CLI_DROVER && strncmp(why, path, n) == 0 && strncmp(why + n, ": ", 2) == 0)
+        why += n + 2; /* the caller names it */
+    snprintf(text, size, "%s", why);
+}
+
 void cli_fail_open(const struct cli *cli, const char *path, const struct dr_error *err)
 {
-    /* The library begins with the file: once is enough, but for scripts that look for the words. */
-    if (cli->role == CLI_DROVER && strncmp(err->text, path, strlen(path)) == 0)
+    char text[sizeof(err->text)];
+
+    cli_open_reason(cli, path, err, text, sizeof(text));
+    /* The library begins with the file: once is enough. */
+    if (cli->role == CLI_DROVER && strncmp(text, path, strlen(path)) == 0)
         cli_fail(cli, err);
     else
-        cli_error(cli, "Could not open '%s': %s", path, err->text);
+        cli_error(cli, "Could not open '%s': %s", path, text);
 }
 
 int cli_image_open(const struct cli *cli, const struct cli_image *image, struct dr_disk **disk)

@@ -42,6 +42,9 @@ int cli_image_problem(const struct cli_image *image, char *text, size_t size);
 int cli_image_check(const struct cli *cli, const struct cli_image *image);
 /* The library could not open path: its text, in the form of the name we were called by. */
 void cli_fail_open(const struct cli *cli, const char *path, const struct dr_error *err);
+/* That text alone. */
+void cli_open_reason(const struct cli *cli, const char *path, const struct dr_error *err,
+                     char *text, size_t size);
 /* cli_image_check() and dr_open(), with message. */
 int cli_image_open(const struct cli *cli, const struct cli_image *image, struct dr_disk **disk);
 

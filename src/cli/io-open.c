@@ -20,8 +20,10 @@ int io_open_disk(struct io *io, struct cli_image *image, const char *name)
         cant_open(io, name, text);
     } else {
         r = dr_open(image->path, &image->open, &io->disk, &err);
-        if (r < 0)
-            cant_open(io, name, err.text);
+        if (r < 0) {
+            cli_open_reason(io->cli, image->path, &err, text, sizeof(text));
+            cant_open(io, name, text);
+        }
     }
     if (r < 0) {
         io->disk = NULL;

@@ -49,8 +49,26 @@ void cli_error(const struct cli *cli, const char *fmt, ...)
     va_end(ap);
 }
 
+/* "CHILD: cannot open its backing file "NAME": WHY" */
+const char *cli_backing_reason(const struct dr_error *err, const char **child_end)
+{
+    const char *why = NULL;
+
+    *child_end = strstr(err->text, ": cannot open its backing file \"");
+    if (*child_end)
+        why = strstr(*child_end, "\": ");
+    return why ? why + 3 : NULL;
+}
+
 void cli_fail(const struct cli *cli, const struct dr_error *err)
 {
+    const char *end, *why = cli->role == CLI_DROVER ? NULL : cli_backing_reason(err, &end);
+
+    if (why) {
+        cli_error(cli, "Could not open '%.*s': Could not open backing file: %s",
+                  (int)(end - err->text), err->text, why);
+        return;
+    }
     cli_error(cli, "%s", err->text[0] ? err->text : strerror(err->errnum));
 }
 

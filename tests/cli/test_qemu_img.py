@@ -210,6 +210,15 @@ def test_a_command_that_drover_lacks_is_not_told_as_mistyped(t, command):
     assert r.err.count("\n") == 1
 
 
+def test_a_missing_parent_is_told_in_the_known_words(t):
+    t.ok("create", "-q", "-f", "vmdk", "a.vmdk", "1M")
+    t.ok("create", "-q", "-f", "vmdk", "-b", "a.vmdk", "b.vmdk")
+    (t.dir / "a.vmdk").unlink()
+    for args in (["map", "b.vmdk"], ["compare", "b.vmdk", "b.vmdk"], ["convert", "-O", "raw", "b.vmdk", "x"]):
+        same(t.ours("qemu-img", *args), t.real("qemu-img", *args))
+    same(t.ours("qemu-io", "-c", "length", "b.vmdk"), t.real("qemu-io", "-c", "length", "b.vmdk"))
+
+
 def test_resize_of_a_format_that_cannot(t):
     fill(t)
     same(t.ours("qemu-img", "resize", "a.vmdk", "+1M"), t.real("qemu-img", "resize", "a.vmdk", "+1M"))
