@@ -84,6 +84,11 @@ int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsign
 int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err);
 int dr_image_freeze(struct dr_image *image, struct dr_error *err);
 
+/* Make durable whatever the files have in the machine's memory only: a process that was killed may
+ * have left it there, and what builds on it could reach the disk first. Also when nothing was
+ * written here. */
+int dr_image_harden(struct dr_image *image, struct dr_error *err);
+
 /* Call a [page] callback until it has what it needs: `while ((r = cb()) == -EAGAIN) r =
  * dr_image_satisfy()`. Called with image->lock held; drops it for the I/O; holds it again on
  * return. off: the guest offset at hand. */

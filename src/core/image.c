@@ -118,6 +118,29 @@ int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index
 
 /* ------------------------------------------------------------------ open, close */
 
+static int harden_name(struct dr_image *image, struct dr_file *file, struct dr_error *err)
+{
+    if ((file->flags & DR_FILE_NO_FLUSH) || file->block_device)
+        return 0;
+    struct dr_error why = DR_ERROR_INIT;
+    int r = image->fs->ops->sync_dir(image->fs, file->path, &why);
+    if (r == 0 || r == -EACCES) /* who may not look into the directory made no names there */
+        return 0;
+    return dr_fail(err, -r, "%s", why.text);
+}
+
+int dr_image_harden(struct dr_image *image, struct dr_error *err)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < image->n_files; i++) {
+        atomic_store(&image->files[i]->dirty, true);
+        r = dr_file_flush(image->files[i], err);
+        if (r == 0)
+            r = harden_name(image, image->files[i], err);
+    }
+    return r;
+}
+
 static int image_recover(struct dr_image *image, struct dr_error *err)
 {
     if (!image->writable || !image->unclean)
@@ -125,7 +148,9 @@ static int image_recover(struct dr_image *image, struct dr_error *err)
     if (image->flags & DR_OPEN_NO_RECOVER)
         return dr_fail(err, EUCLEAN, "%s: was not closed properly; `drover recover` repairs it",
                        image->path);
-    int r = image->fmt->recover ? image->fmt->recover(image, err) : 0;
+    int r = dr_image_harden(image, err);
+    if (r == 0 && image->fmt->recover)
+        r = image->fmt->recover(image, err);
     if (r == 0)
         image->unclean = false;
     return r;

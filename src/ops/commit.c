@@ -212,6 +212,10 @@ static int thaw(const struct commit *c, struct dr_error *err)
     int r = dr_image_thaw(image_p(c), true, err);
     if (r == 0 && has_ids(c))
         r = dr_image_thaw(image_m(c), true, err);
+    /* An earlier commit may have been killed: what it wrote last must not be lost behind what we
+     * write first. */
+    for (size_t i = 0; r == 0 && i <= c->base; i++)
+        r = dr_image_harden(c->chain->images[i], err);
     return r;
 }
 

@@ -410,5 +410,6 @@ int dr_new_create(struct dr_fs *fs, const char *path, const struct dr_format *fm
         .backing_format = backing_format,
         .file_flags = dr_ops_file_flags(flags),
     };
-    return fmt->create(fs, path, &params, err);
+    int r = backing ? dr_image_harden(backing, err) : 0; /* its id gets recorded */
+    return r < 0 ? r : fmt->create(fs, path, &params, err);
 }

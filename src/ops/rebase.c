@@ -355,7 +355,9 @@ static int rebase_safe(struct rebase *rb, struct dr_error *err)
     if (r < 0 || rb->o->dry_run)
         return r;
     warn_about_sizes(rb);
-    r = copy(rb, err);
+    r = dr_image_harden(overlay(rb), err); /* what a rebase that was killed has done */
+    if (r == 0)
+        r = copy(rb, err);
     if (r == 0)
         r = switch_parent(rb, err);
     if (r == 0 && rb->o->drop_equal && rb->name)

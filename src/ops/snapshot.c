@@ -113,7 +113,8 @@ static int make_child(struct dr_new_image *fresh, struct dr_image *image, unsign
         .like = image,
         .file_flags = dr_ops_file_flags(flags),
     };
-    return image->fmt->create(fresh->fs, fresh->path, &params, err);
+    int r = dr_image_harden(image, err); /* its id gets recorded */
+    return r < 0 ? r : image->fmt->create(fresh->fs, fresh->path, &params, err);
 }
 
 int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
