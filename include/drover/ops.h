@@ -67,8 +67,9 @@ struct dr_convert_options {
                              all; default by DR_CONVERT_SPARSE_DEFAULT */
     bool salvage;         /* unreadable source ranges become zeros, with a message */
     bool compress;
-    bool unsafe_target; /* -t unsafe: no fsync at the end */
-    bool compare_backing_unsafe;
+    bool offload; /* -C: let the kernel copy (reflink, copy_file_range) what is plain in both files;
+                     zeros in it are not looked for then */
+    bool unsafe_target;    /* -t unsafe: no fsync at the end */
     unsigned target_flags; /* enum dr_open_flag for the target */
 };
 #define DR_CONVERT_SPARSE_DEFAULT 4096

@@ -26,7 +26,7 @@ static const struct cli_option options[] = {
      false},
     {KEY_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "with -n: the target is such a list", false},
     {'c', "compress", NULL, "compressed targets", true},
-    {'C', NULL, NULL, "copy offloading (used wherever it is possible)", false},
+    {'C', NULL, NULL, "let the kernel copy what it can (reflink): zeros are not looked for", false},
     {'l', "snapshot", "NAME", "internal snapshots", true},
     {KEY_BITMAPS, "bitmaps", NULL, "persistent bitmaps", true},
     {KEY_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "persistent bitmaps", true},
@@ -133,6 +133,7 @@ static int get_options(struct convert *c, const struct cli_args *args, struct cl
     c->o.no_create = cli_has(args, 'n');
     c->o.target_is_zero = cli_has(args, KEY_TARGET_IS_ZERO);
     c->o.salvage = cli_has(args, KEY_SALVAGE);
+    c->o.offload = cli_has(args, 'C');
     if (!cli_format_exists(c->o.out_format)) {
         cli_error(c->cli, "Unknown file format '%s'", c->o.out_format);
         return 1;
@@ -143,6 +144,10 @@ static int get_options(struct convert *c, const struct cli_args *args, struct cl
     }
     if (cli_has(args, KEY_TARGET_IMAGE_OPTS) && !c->o.no_create) {
         cli_error(c->cli, "--target-image-opts requires use of -n flag");
+        return 1;
+    }
+    if (c->o.offload && cli_has(args, 'S')) {
+        cli_error(c->cli, "Cannot enable copy offloading when -S is used");
         return 1;
     }
     const char *rate = cli_value(args, 'r');

@@ -198,7 +198,7 @@ static void transfer_init(const struct convert *c, struct dr_transfer *t, struct
         .write_zeros = c->backing || (!c->is_new && !c->o->target_is_zero),
         .zero_flags = DR_MAY_UNMAP,
         .salvage = c->o->salvage,
-        .to_file = c->o->sparse_size == 0,
+        .to_file = c->o->offload || c->o->sparse_size == 0,
         .job = c->job,
     };
     uint64_t lowest = c->o->sparse_size ? c->o->sparse_size : DR_CONVERT_SPARSE_DEFAULT;
@@ -224,8 +224,6 @@ static int copy_with_backing(struct convert *c, struct dr_error *err)
     size_t k = member_of(src, c->backing->chain->images[0]);
     if (k > 0 && k < src->n)
         return copy_above(c, src, dst, k, err);
-    if (c->o->compare_backing_unsafe)
-        return copy_above(c, src, dst, 1, err);
     return copy_difference(c, src, dst, err);
 }
 
