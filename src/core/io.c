@@ -595,6 +595,25 @@ static void whole_units(const struct dr_image *image, uint64_t *off, uint64_t *e
     *end = uoff;
 }
 
+/* Whole units from off on that are a hole already, or that are not: an empty image is a few
+ * questions, not one a unit. */
+static int hole_or_not(struct dr_image *image, uint64_t off, uint64_t end, bool *hole,
+                       uint64_t *next, struct dr_error *err)
+{
+    struct dr_extent ext;
+    uint64_t uoff, ulen;
+    *next = end;
+    int r = dr_image_map(image, off, end - off, &ext, err);
+    if (r < 0 || ext.len == end - off) {
+        *hole = r == 0 && ext.kind == DR_HOLE;
+        return r;
+    }
+    image->fmt->unit(image, off + ext.len, &uoff, &ulen);
+    *hole = ext.kind == DR_HOLE && uoff > off;
+    *next = *hole || uoff == off + ext.len ? uoff : dr_min(uoff + ulen, end);
+    return 0;
+}
+
 int dr_chain_drop(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                   struct dr_error *err)
 {
@@ -609,7 +628,15 @@ int dr_chain_drop(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
     struct source src = {.off = off};
     struct change c = {.chain = chain, .at = at, .mode = MODE_DROP, .src = &src};
     c.zero_flags = DR_FILE_ZERO_PUNCH;
-    return change_range(&c, off, end - off, err);
+    while (r == 0 && off < end) {
+        uint64_t next;
+        bool hole;
+        r = hole_or_not(image, off, end, &hole, &next, err);
+        if (r == 0 && !hole)
+            r = change_range(&c, off, next - off, err);
+        off = next;
+    }
+    return r;
 }
 
 /* One extent of this image, len long, that holds something. */

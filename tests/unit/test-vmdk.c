@@ -78,6 +78,23 @@ static void huge_empty_disks_are_small_and_mapped_at_once(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* Who walks a chain asks the top for all that is left at each piece of the base: an answer that
+ * looks through a whole empty disk every time would make that quadratic. */
+static void a_question_does_not_look_through_a_huge_disk(void **state)
+{
+    (void)state;
+    struct dr_extent ext;
+    ok(create("/d/huge.vmdk", 60 * TIB, NULL));
+    struct dr_disk *disk = opened("/d/huge.vmdk", DR_OPEN_RDWR);
+    struct dr_chain *chain = disk->chain;
+    ok(dr_image_map(chain->images[0], TIB, 59 * TIB, &ext, &err));
+    assert_in_range(ext.len, 1024 * MIB, TIB);
+    write_at(disk, 33 * TIB, 100, 9);
+    ok(dr_chain_drop(chain, 0, 0, 60 * TIB, &err)); /* as many steps as units would take hours */
+    reads_zero(disk, 33 * TIB, GRAIN);
+    ok(dr_close(disk, &err));
+}
+
 static void mixed_extents_keep_their_places(void **state)
 {
     (void)state;
@@ -294,6 +311,7 @@ int main(void)
         T(split_disks_are_cut_at_2047_mib),
         T(tables_of_a_new_image_are_complete_and_equal),
         T(huge_empty_disks_are_small_and_mapped_at_once),
+        T(a_question_does_not_look_through_a_huge_disk),
         T(mixed_extents_keep_their_places),
         T(zeroed_grains_mask_the_parent),
         T(zeros_without_the_flag_are_written),

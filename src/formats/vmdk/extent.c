@@ -128,9 +128,15 @@ static uint64_t extend(struct run *run, const struct vmdk_slot *slot)
     return continues(run, get_le32(dr_page_at(run->page, slot->pos)));
 }
 
+/* Bounded: who walks a chain asks again for each piece that a lower image has, always up to the
+ * end of the disk. */
+#define MAX_TABLES_A_RUN 1024
+
 static void run_on(struct run *run)
 {
     struct vmdk_slot slot;
+    uint64_t last = run->first / run->e->h.gtes + MAX_TABLES_A_RUN;
+    run->max = dr_min(run->max, last * run->e->h.gtes - run->first);
     while (run->grains < run->max) {
         if (vmdk_slot(run->image, run->e, run->first + run->grains, &slot, NULL) < 0)
             return;
@@ -177,8 +183,7 @@ static int map_sparse(struct dr_image *image, const struct vmdk_extent *e, uint6
         return r;
     run_on(&run);
     *ext = (struct dr_extent){.kind = run.kind};
-    /* A hole may run on over many tables: compare grains first, bytes could overflow. */
-    ext->len = run.grains >= run.max ? len : dr_min(len, run.grains * e->grain - inner);
+    ext->len = dr_min(len, run.grains * e->grain - inner);
     if (run.kind == DR_DATA) {
         ext->file = image->files[e->file];
         ext->host = (uint64_t)run.gte * VMDK_SECTOR + inner;
