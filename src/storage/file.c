@@ -95,6 +95,12 @@ static unsigned merge_flags(unsigned old, unsigned add)
     return any | (all & (DR_FILE_NO_LOCK | DR_FILE_NO_FLUSH | DR_FILE_DIRECT));
 }
 
+/* What was seen before the lock was ours may have grown since: who had the lock appended. */
+static int settle_size(struct dr_file *f, struct dr_error *err)
+{
+    return f->block_device ? 0 : dr_file_refresh_size(f, err);
+}
+
 static int raise_state(struct dr_file *f, unsigned flags, struct dr_error *err)
 {
     unsigned old = f->flags;
@@ -107,6 +113,8 @@ static int raise_state(struct dr_file *f, unsigned flags, struct dr_error *err)
         r = take_locks(f, flags, err);
     }
     f->flags = r ? old : flags;
+    if (!r && ((flags & ~old) & DR_FILE_RDWR))
+        r = settle_size(f, err);
     return r;
 }
 
@@ -132,6 +140,8 @@ static void count_user(struct dr_file *f, unsigned flags)
 static int enter_table(struct dr_file *fresh, unsigned flags, struct dr_error *err)
 {
     int r = take_locks(fresh, flags, err);
+    if (!r)
+        r = settle_size(fresh, err);
     if (r)
         return r;
     pthread_mutex_init(&fresh->flush_lock, NULL);

@@ -179,6 +179,47 @@ static void rights_never_get_wider_for_want_of_privilege(void **state)
     assert_int_equal(mode_copied_by(p, 65534), 0644);
 }
 
+/* ------------------------------------------------------------------ the size */
+
+/* Between our open and our lock another process, which had the lock, appends and goes. */
+static int open_and_be_overtaken(struct dr_fs *fs, const char *path, unsigned flags,
+                                 struct dr_file **file, struct dr_error *err)
+{
+    int r = dr_fs_posix()->ops->open(fs, path, flags, file, err);
+    FILE *other = fopen(path, "a");
+    fputs("appended", other);
+    fclose(other);
+    return r;
+}
+
+static void the_size_is_the_one_behind_the_lock(void **state)
+{
+    struct place *p = *state;
+    dr_file_unref(open_ok(p, p->path, DR_FILE_CREATE));
+    struct dr_fs_ops ops = *p->fs->ops;
+    struct dr_fs late = {.ops = &ops};
+    struct dr_file *f;
+    ops.open = open_and_be_overtaken;
+    assert_int_equal(dr_file_open(&late, p->path, DR_FILE_RDWR, &f, NULL), 0);
+    assert_int_equal(dr_file_size(f), 8);
+    dr_file_unref(f);
+}
+
+/* Who looks on without a lock sees an old size, which a writer must not inherit. */
+static void a_writer_does_not_inherit_the_size_an_onlooker_saw(void **state)
+{
+    struct place *p = *state;
+    dr_file_unref(open_ok(p, p->path, DR_FILE_CREATE));
+    struct dr_file *looks = open_ok(p, p->path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK);
+    FILE *other = fopen(p->path, "a");
+    fputs("appended", other);
+    fclose(other);
+    struct dr_file *writes = open_ok(p, p->path, DR_FILE_RDWR);
+    assert_int_equal(dr_file_size(writes), 8);
+    dr_file_unref(writes);
+    dr_file_unref(looks);
+}
+
 int main(void)
 {
 #define T(test) cmocka_unit_test_setup_teardown(test, setup_posix, teardown_posix)
@@ -187,6 +228,8 @@ int main(void)
         T(attributes_are_taken_over),
         T(label_and_list_are_taken_over),
         T(rights_never_get_wider_for_want_of_privilege),
+        T(the_size_is_the_one_behind_the_lock),
+        T(a_writer_does_not_inherit_the_size_an_onlooker_saw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
