@@ -128,7 +128,7 @@ struct move {
     const char *dir, *final;
     bool durable;
     char **names;
-    size_t n, tried;
+    size_t n, moved;
     bool replaced; /* an old file has given way: there is no way back */
 };
 
@@ -162,16 +162,19 @@ static bool is_main(const struct move *m, size_t i)
 static int move_all(struct move *m, struct dr_error *err)
 {
     int r = 0;
-    for (; m->tried < m->n && r == 0; m->tried++)
-        if (!is_main(m, m->tried))
-            r = move_one(m, m->names[m->tried], false, err);
+    while (m->moved < m->n && r == 0) {
+        if (!is_main(m, m->moved))
+            r = move_one(m, m->names[m->moved], false, err);
+        m->moved += r == 0;
+    }
     if (r == 0 && m->n > 1)
         r = sync_places(m, err);
     if (r == 0)
         r = move_one(m, dr_path_basename(m->final), false, err);
     if (r == 0)
         return sync_places(m, err);
-    for (size_t i = 0; !m->replaced && i < m->tried; i++)
+    /* Only what was moved: the one that failed may have an old file in its place. */
+    for (size_t i = 0; !m->replaced && i < m->moved; i++)
         if (!is_main(m, i))
             move_one(m, m->names[i], true, NULL);
     return r;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* create, convert, compare: new images complete or not at all, the same bytes, nothing read twice.
  */
+#include "faultfs.h"
 #include "test-ops.h"
 
 #define SIZE (4 * MiB)
@@ -442,11 +443,38 @@ static void info_has_the_keys_in_order(void **state)
     free(json);
 }
 
+/* Each rename in turn fails, once: the old disk is whole, or the new one can be finished. */
+static void a_failing_rename_never_costs_the_old_extents(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_create_options o = {
+        .format = "vmdk", .size = MiB, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    for (uint64_t n = 0; n < 2; n++) {
+        ok(dr_create_fs(fs, "d.vmdk", &o, &err));
+        put(fs, "d.vmdk", 0, MiB, 0x44);
+        uint64_t size;
+        uint8_t *want = view(fs, "d.vmdk", &size);
+        struct faultfs *f = faultfs_new(fs);
+        struct dr_error problem = DR_ERROR_INIT;
+        faultfs_arm(f, &(struct faultfs_plan){.nth = n, .kinds = 1u << FAULTFS_RENAME});
+        assert_true(dr_create_fs(faultfs_fs(f), "d.vmdk", &o, &problem) < 0);
+        faultfs_free(f);
+        if (n > 0) {
+            ok(dr_recover_fs(fs, "d.vmdk", NULL, false, NULL, NULL, NULL, &err));
+            memset(want, 0, size);
+        }
+        same_view(fs, "d.vmdk", want, size);
+        free(want);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         ops_test(there_and_back),
         ops_test(each_subformat),
+        ops_test(a_failing_rename_never_costs_the_old_extents),
         ops_test(files_of_others_are_not_taken_for_extents),
         ops_test(space_is_looked_at_before_copying),
         ops_test(odd_sizes_are_rounded_up_to_sectors),
