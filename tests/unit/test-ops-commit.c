@@ -301,11 +301,42 @@ static void any_commit_keeps_any_view(void **state)
     }
 }
 
+/* An id across two sectors cannot be changed in one write, and a small descriptor has no room for
+ * doing it safely otherwise. */
+static void a_child_that_cannot_learn_the_new_id_is_refused_before_anything(void **state)
+{
+    struct dr_fs *fs = *state;
+    char text[2048] = "", moved[2048] = "";
+    struct dr_file *f;
+    family(fs);
+    ok(dr_file_open(fs, "top.vmdk", DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pread(f, text, 512, 1024, &err));
+    size_t line = (size_t)(strstr(text, "parentCID=") - text), pad = 512 - 14 - line;
+    memcpy(moved, text, line);
+    memset(moved + line, '#', pad - 1);
+    strcat(moved, "\n");
+    strcat(moved, text + line);
+    assert_in_range(strlen(moved), 513, 1023);
+    ok(dr_file_pwrite(f, moved, 512, 1024, &err));
+    uint8_t sectors[8] = {2};
+    ok(dr_file_pwrite(f, sectors, 36, 8, &err)); /* descriptorSize */
+    dr_file_unref(f);
+    size_t len, now;
+    uint8_t *before = file_bytes(fs, "mid.vmdk", &len);
+    refused(commit(fs, "top.vmdk", NULL, false, &err), ENOSPC, "no room");
+    uint8_t *after = file_bytes(fs, "mid.vmdk", &now);
+    assert_int_equal(len, now);
+    assert_memory_equal(before, after, len);
+    free(before);
+    free(after);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         ops_test(into_the_parent_empties_the_child),
         ops_test(keep_leaves_the_child_full),
+        ops_test(a_child_that_cannot_learn_the_new_id_is_refused_before_anything),
         ops_test(through_several_layers),
         ops_test(twice_is_the_same_as_once),
         ops_test(siblings_are_named_and_protected),

@@ -200,6 +200,10 @@ int vmdk_set_backing(struct dr_image *image, const struct dr_image *parent, cons
                            "%s",
                            image->path, s->extents[i].type_name);
     uint32_t id = new_parent_id(image, parent, name);
+    /* A commit tries with the parent it has, and then records an id that is not known yet: all
+     * digits may change. */
+    if ((flags & DR_TRY) && id == vmdk_parent_id(image))
+        id = ~id;
     r = record(image, name, id, flags, err);
     if (r < 0 || (flags & DR_TRY))
         return r;
