@@ -31,18 +31,22 @@ int dr_fail(struct dr_error *err, int errnum, const char *fmt, ...)
     return -errnum;
 }
 
+/* Put ": more" behind what is in the text already, as far as there is room. */
+static void append(struct dr_error *err, int used, const char *more)
+{
+    if (used >= 0 && (size_t)used < sizeof(err->text))
+        snprintf(err->text + used, sizeof(err->text) - (size_t)used, ": %s", more);
+}
+
 int dr_fail_errno(struct dr_error *err, int errnum, const char *fmt, ...)
 {
     if (error_is_free(err)) {
         char reason[128];
         va_list ap;
         va_start(ap, fmt);
-        int n = vsnprintf(err->text, sizeof(err->text), fmt, ap);
+        int used = vsnprintf(err->text, sizeof(err->text), fmt, ap);
         va_end(ap);
-        size_t used = n < 0 ? 0 : (size_t)n;
-        if (used < sizeof(err->text))
-            snprintf(err->text + used, sizeof(err->text) - used, ": %s",
-                     strerror_r(errnum, reason, sizeof(reason)));
+        append(err, used, strerror_r(errnum, reason, sizeof(reason)));
         err->errnum = errnum;
     }
     return -errnum;
@@ -56,11 +60,9 @@ int dr_prefix(struct dr_error *err, const char *fmt, ...)
     memcpy(old, err->text, sizeof(old));
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(err->text, sizeof(err->text), fmt, ap);
+    int used = vsnprintf(err->text, sizeof(err->text), fmt, ap);
     va_end(ap);
-    size_t used = n < 0 ? 0 : (size_t)n;
-    if (used < sizeof(err->text))
-        snprintf(err->text + used, sizeof(err->text) - used, ": %s", old);
+    append(err, used, old);
     return -err->errnum;
 }
 

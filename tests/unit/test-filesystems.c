@@ -24,6 +24,7 @@
 
 #include "base/error.h"
 #include "storage/storage.h"
+#include "place.h"
 
 #define MIB (1u << 20)
 
@@ -86,22 +87,6 @@ static int unmount(void **state)
     return 0;
 }
 
-static struct dr_file *open_ok(const char *path, unsigned flags)
-{
-    struct dr_error err = DR_ERROR_INIT;
-    struct dr_file *f;
-    if (dr_file_open(dr_fs_posix(), path, flags, &f, &err))
-        fail_msg("%s", err.text);
-    return f;
-}
-
-#define assert_ok(expr)                          \
-    do {                                         \
-        struct dr_error err = DR_ERROR_INIT;     \
-        if ((expr) != 0)                         \
-            fail_msg("%s: %s", #expr, err.text); \
-    } while (0)
-
 static void fill(struct dr_file *f, uint64_t off, size_t len, int value)
 {
     uint8_t *buf = malloc(len);
@@ -158,7 +143,8 @@ static void copy_all(struct dr_file *dst, uint64_t dst_off, struct dr_file *src,
 static void check_copy(const struct volume *v)
 {
     mount_volume(v);
-    struct dr_file *a = open_ok(a_path, DR_FILE_CREATE), *b = open_ok(b_path, DR_FILE_CREATE);
+    struct dr_file *a = open_on(dr_fs_posix(), a_path, DR_FILE_CREATE),
+                   *b = open_on(dr_fs_posix(), b_path, DR_FILE_CREATE);
     fill(a, 0, MIB, 1);
     fill(a, MIB, MIB + 77, 2);
     copy_all(b, 0, a, 0, 2 * MIB + 77);
@@ -174,7 +160,7 @@ static void check_copy(const struct volume *v)
     assert_bytes(b, 2 * MIB + 77, 2 * MIB - 77, 0);
     assert_bytes(b, 4 * MIB, MIB, 1);
     dr_file_unref(b);
-    b = open_ok(b_path, DR_FILE_RDWR | DR_FILE_TRUNCATE);
+    b = open_on(dr_fs_posix(), b_path, DR_FILE_RDWR | DR_FILE_TRUNCATE);
     uint64_t n;
     assert_ok(dr_file_copy(b, 0, a, 0, MIB, &n, &err));
     if (v->reflinks) {
@@ -205,7 +191,7 @@ static uint64_t holes_in(struct dr_file *f)
 static void check_zero(const struct volume *v)
 {
     mount_volume(v);
-    struct dr_file *f = open_ok(a_path, DR_FILE_CREATE);
+    struct dr_file *f = open_on(dr_fs_posix(), a_path, DR_FILE_CREATE);
     fill(f, 0, 4 * MIB, 1);
     assert_ok(dr_file_flush(f, &err));
     assert_ok(dr_file_zero(f, MIB + 5, MIB, 0, &err));
@@ -230,7 +216,7 @@ static void check_zero(const struct volume *v)
 static void run_full(const struct volume *v)
 {
     mount_volume(v);
-    struct dr_file *f = open_ok(a_path, DR_FILE_CREATE);
+    struct dr_file *f = open_on(dr_fs_posix(), a_path, DR_FILE_CREATE);
     struct dr_error why = DR_ERROR_INIT;
     uint8_t *buf = malloc(MIB);
     uint64_t space, written = 0;
@@ -317,7 +303,7 @@ static void a_block_device_is_a_file_of_fixed_size(void **state)
 {
     (void)state;
     attach();
-    struct dr_file *f = open_ok(device, DR_FILE_CREATE | DR_FILE_TRUNCATE);
+    struct dr_file *f = open_on(dr_fs_posix(), device, DR_FILE_CREATE | DR_FILE_TRUNCATE);
     enum dr_file_extent kind;
     uint64_t run_;
     assert_true(f->block_device);
@@ -337,7 +323,7 @@ static void a_block_device_is_zeroed_to_the_byte(void **state)
 {
     (void)state;
     attach();
-    struct dr_file *f = open_ok(device, DR_FILE_RDWR);
+    struct dr_file *f = open_on(dr_fs_posix(), device, DR_FILE_RDWR);
     for (unsigned flags = 0; flags <= DR_FILE_ZERO_PUNCH; flags++) {
         fill(f, 0, 4 * MIB, 5);
         assert_ok(dr_file_zero(f, 1001, 2 * MIB, flags, &err));
@@ -357,7 +343,7 @@ static void two_nodes_of_a_device_are_one_file(void **state)
     (void)state;
     attach();
     struct stat st;
-    struct dr_file *f = open_ok(device, 0), *g;
+    struct dr_file *f = open_on(dr_fs_posix(), device, 0), *g;
     assert_int_equal(stat(device, &st), 0);
     if (mknod(node, S_IFBLK | 0600, st.st_rdev) || (g = NULL, open(node, O_RDONLY) < 0)) {
         dr_file_unref(f);

@@ -14,42 +14,20 @@
 
 #include "base/error.h"
 #include "storage/storage.h"
-
-struct place {
-    struct dr_fs *fs;
-    char dir[64];
-    char path[128];
-};
+#include "place.h"
 
 static int setup(void **state)
 {
-    struct place *p = calloc(1, sizeof(*p));
-    p->fs = dr_fs_posix();
-    strcpy(p->dir, "/tmp/drover-test-XXXXXX");
-    if (!mkdtemp(p->dir))
-        return -1;
-    snprintf(p->path, sizeof(p->path), "%s/disk.vmdk", p->dir);
-    *state = p;
-    return 0;
-}
-
-static int teardown(void **state)
-{
+    int r = setup_posix(state);
     struct place *p = *state;
-    char cmd[128];
-    snprintf(cmd, sizeof(cmd), "rm -rf %s", p->dir);
-    int r = system(cmd);
-    free(p);
+    if (r == 0)
+        snprintf(p->path, sizeof(p->path), "%s/disk.vmdk", p->dir);
     return r;
 }
 
 static struct dr_file *open_file(struct place *p, unsigned flags)
 {
-    struct dr_error err = DR_ERROR_INIT;
-    struct dr_file *f;
-    if (dr_file_open(p->fs, p->path, flags, &f, &err))
-        fail_msg("%s", err.text);
-    return f;
+    return open_ok(p, p->path, flags);
 }
 
 static struct dr_file *make_old(struct place *p)
@@ -313,7 +291,7 @@ static void leftovers_are_known_by_their_names(void **state)
 
 int main(void)
 {
-#define T(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+#define T(test) cmocka_unit_test_setup_teardown(test, setup, teardown_posix)
     const struct CMUnitTest tests[] = {
         T(the_new_file_has_the_name_and_the_old_one_stays_open),
         T(mode_owner_and_locks_are_those_of_the_old_file),

@@ -16,35 +16,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "storage/storage.h"
-
-struct place {
-    struct dr_fs *fs;
-    char dir[64];
-    char path[128], other[128];
-};
-
-static int setup_posix(void **state)
-{
-    struct place *p = calloc(1, sizeof(*p));
-    p->fs = dr_fs_posix();
-    strcpy(p->dir, "/tmp/drover-test-XXXXXX");
-    if (!mkdtemp(p->dir))
-        return -1;
-    snprintf(p->path, sizeof(p->path), "%s/a.img", p->dir);
-    snprintf(p->other, sizeof(p->other), "%s/b.img", p->dir);
-    *state = p;
-    return 0;
-}
-
-static int teardown_posix(void **state)
-{
-    struct place *p = *state;
-    char cmd[128];
-    snprintf(cmd, sizeof(cmd), "rm -rf %s", p->dir);
-    int r = system(cmd);
-    free(p);
-    return r;
-}
+#include "place.h"
 
 static int setup_memory(void **state)
 {
@@ -64,32 +36,6 @@ static int teardown_memory(void **state)
     free(p);
     return 0;
 }
-
-static struct dr_file *open_ok(struct place *p, const char *path, unsigned flags)
-{
-    struct dr_error err = DR_ERROR_INIT;
-    struct dr_file *f;
-    int r = dr_file_open(p->fs, path, flags, &f, &err);
-    if (r)
-        fail_msg("open %s: %s", path, err.text);
-    return f;
-}
-
-#define assert_ok(expr)                          \
-    do {                                         \
-        struct dr_error err = DR_ERROR_INIT;     \
-        if ((expr) != 0)                         \
-            fail_msg("%s: %s", #expr, err.text); \
-    } while (0)
-
-#define assert_fails(expr, errnum_, words)                    \
-    do {                                                      \
-        struct dr_error err = DR_ERROR_INIT;                  \
-        assert_int_equal((expr), -(errnum_));                 \
-        assert_int_equal(err.errnum, errnum_);                \
-        if (!strstr(err.text, words))                         \
-            fail_msg("\"%s\" lacks \"%s\"", err.text, words); \
-    } while (0)
 
 static void assert_bytes(struct dr_file *f, uint64_t off, size_t len, int value)
 {
