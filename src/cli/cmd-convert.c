@@ -174,8 +174,7 @@ static int get_images(struct convert *c, const struct cli_args *args)
             return 1;
     }
     c->o.source = &c->sources[0].open;
-    spec = (struct cli_image_spec){.name = args->operands[n],
-                                   .no_image_opts = !cli_has(args, KEY_TARGET_IMAGE_OPTS)};
+    spec = (struct cli_image_spec){.name = args->operands[n], .opts_key = KEY_TARGET_IMAGE_OPTS};
     if (cli_image_get(c->cli, args, &spec, &c->target) != 0)
         return 1;
     if (c->target.format)

@@ -145,6 +145,8 @@ static int get_flags(struct io *io, unsigned *flags)
     const char *discard = cli_value(io->args, 'd');
 
     *flags = cli_has(io->args, 'r') ? 0 : DR_OPEN_RDWR;
+    if (cli_has(io->args, 'U'))
+        *flags |= DR_OPEN_FORCE_SHARE;
     if (cache && cli_cache_flags(cache, flags, &io->writethrough) < 0) {
         cli_error(io->cli, "Invalid cache option: %s", cache);
         return -EINVAL;

@@ -244,7 +244,8 @@ static int get_name(const struct cli *cli, const struct cli_args *args,
                     const struct cli_image_spec *spec, struct cli_image *image)
 {
     CLEANUP_PAIRS struct cli_pairs list = {0};
-    bool options = cli_has(args, KEY_IMAGE_OPTS) && !spec->no_image_opts;
+    bool options = cli_has(args, spec->opts_key ? spec->opts_key : KEY_IMAGE_OPTS) &&
+                   !spec->no_image_opts;
     const char *name = spec->name;
 
     if (options && cli_pairs_add(&list, name) == 0)

@@ -20,7 +20,8 @@ struct cli_image_spec {
     int format_key;     /* 'f', 'F' or 0 */
     int cache_key;      /* 't', 'T' or 0 */
     unsigned flags;     /* enum dr_open_flag to begin with */
-    bool no_image_opts; /* name is a path, whatever --image-opts says */
+    int opts_key;       /* what makes name a list instead of a path; 0 = --image-opts */
+    bool no_image_opts; /* name is a path, whatever that says */
 };
 
 /* 0, or the exit code 1 after a message. Ends with cli_image_free(). */

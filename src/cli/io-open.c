@@ -16,6 +16,10 @@ int io_open_disk(struct io *io, struct cli_image *image, const char *name)
     int r;
 
     r = cli_image_problem(image, text, sizeof(text));
+    if (r == 0 && (image->open.flags & DR_OPEN_FORCE_SHARE) && (image->open.flags & DR_OPEN_RDWR)) {
+        snprintf(text, sizeof(text), "force-share=on can only be used with read-only images");
+        r = -EINVAL;
+    }
     if (r < 0) {
         cant_open(io, name, text);
     } else {
@@ -87,8 +91,6 @@ static int parse_open(struct io *io, const struct io_command *command, int argc,
             return io_wrong(command);
         }
     }
-    if (o->flags & DR_OPEN_RDWR)
-        o->flags &= ~(unsigned)DR_OPEN_FORCE_SHARE;
     return 0;
 }
 

@@ -33,6 +33,12 @@ static void say(const struct cli *cli, const char *fmt, va_list ap)
     fflush(stdout);
     if (vasprintf(&text, fmt, ap) < 0)
         return;
+    /* QEMU's tools give this hint on a line of its own. */
+    char *hint = cli->role == CLI_DROVER ? NULL : strstr(text, ". Is another process");
+    if (hint)
+        memmove(hint, hint + 1, strlen(hint));
+    if (hint)
+        *hint = '\n';
     fprintf(stderr, "%s: ", cli->prog);
     for (const char *c = text; *c; c++)
         fputc(is_control((unsigned char)*c) && *c != '\n' ? '?' : *c, stderr);

@@ -97,17 +97,9 @@ static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_
     return open_out(c, c->fresh.path, fmt->name, DR_OPEN_UNCHANGED, err);
 }
 
-static bool is_block_device(struct convert *c)
-{
-    CLEANUP_FILE struct dr_file *file = NULL;
-    return dr_file_open(c->fs, c->target, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &file, NULL) ==
-               0 &&
-           file->block_device;
-}
-
 static int make_target(struct convert *c, struct dr_error *err)
 {
-    if (c->o->no_create || is_block_device(c))
+    if (c->o->no_create || dr_ops_is_device(c->fs, c->target))
         return open_existing(c, err);
     unsigned need = DR_FORMAT_CREATE | (c->o->backing ? DR_FORMAT_BACKING : 0u);
     const struct dr_format *fmt = dr_ops_format(c->o->out_format, need, err);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* create: make a new image, with or without a backing image. */
+#include "base/bytes.h"
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
@@ -30,6 +31,29 @@ static int choose_size(const char *path, const struct dr_create_options *o,
     return 0;
 }
 
+/* On a device a disk without metadata is there already; it only must not be taken for another
+ * format by what its last user left. */
+static int create_on_device(struct dr_fs *fs, const char *path, const struct dr_create_options *o,
+                            const struct dr_format *fmt, uint64_t size, struct dr_error *err)
+{
+    static const char zeros[4096];
+    CLEANUP_FILE struct dr_file *file = NULL;
+    unsigned flags = DR_FILE_RDWR | (o->flags & DR_OPEN_NO_LOCK ? DR_FILE_NO_LOCK : 0);
+    if (o->no_replace)
+        return dr_fail(err, EEXIST, "%s: exists already", path);
+    if (!(fmt->flags & DR_FORMAT_NO_PROBE))
+        return dr_fail(err, ENOTSUP, "%s: is a block device: only raw disks are made there", path);
+    int r = dr_file_open(fs, path, flags, &file, err);
+    if (r < 0)
+        return r;
+    uint64_t room = dr_file_size(file);
+    if (size > room)
+        return dr_fail(err, ENOSPC, "%s: Cannot grow device files: %llu bytes, wanted %llu", path,
+                       (unsigned long long)room, (unsigned long long)size);
+    r = dr_file_pwrite(file, zeros, 0, (size_t)dr_min(sizeof(zeros), room), err);
+    return r < 0 || (o->flags & DR_OPEN_NO_FLUSH) ? r : dr_file_flush(file, err);
+}
+
 int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_options *o,
                  struct dr_error *err)
 {
@@ -48,6 +72,8 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
         r = open_backing(fs, path, o, format, &backing, err);
     if (r == 0)
         r = choose_size(path, o, backing, &size, err);
+    if (r == 0 && dr_ops_is_device(fs, path))
+        return create_on_device(fs, path, o, fmt, size, err);
     if (r == 0)
         r = dr_new_begin(&fresh, fs, path, o->no_replace, o->flags, err);
     if (r < 0)

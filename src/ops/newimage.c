@@ -78,7 +78,11 @@ static int lock_old(struct dr_new_image *n, const char *path, bool no_replace, u
         n->final = real;
     }
     unsigned file_flags = DR_FILE_RDWR | (flags & DR_OPEN_NO_LOCK ? DR_FILE_NO_LOCK : 0);
-    return dr_file_open(n->fs, n->final, file_flags, &n->old, err);
+    r = dr_file_open(n->fs, n->final, file_flags, &n->old, err);
+    if (r == 0 && n->old->block_device) /* the move would put a file in the place of its node */
+        return dr_fail(err, ENOTSUP, "%s: is a block device: no new image takes its place",
+                       n->final);
+    return r;
 }
 
 int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, bool no_replace,

@@ -118,6 +118,9 @@ static inline bool dr_scan_is_child(const struct dr_scan_entry *e, struct dr_fil
 
 /* ------------------------------------------------------------------ small things (util.c) */
 
+/* Is there a block device at path? It is written to, never replaced. */
+bool dr_ops_is_device(struct dr_fs *fs, const char *path);
+
 /* The format by this name, or a failure that lists the ones there are. need: enum dr_format_flag.
  */
 const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr_error *err);

@@ -126,6 +126,13 @@ int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *e
 
 /* ------------------------------------------------------------------ backing names */
 
+bool dr_ops_is_device(struct dr_fs *fs, const char *path)
+{
+    CLEANUP_FILE struct dr_file *file = NULL;
+    unsigned flags = DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK;
+    return dr_file_open(fs, path, flags, &file, NULL) == 0 && file->block_device;
+}
+
 char *dr_ops_resolve(const char *path, const char *name)
 {
     return dr_path_sibling(path, name);

@@ -89,3 +89,15 @@ def test_a_layer_between_that_we_do_not_have_is_named(t):
     disks(t)
     r = t.ours("qemu-io", "-c", "open -o driver=vmdk,file.driver=blkdebug,file.image.filename=child.vmdk")
     assert r.code == 1 and "'file.driver=blkdebug' is not supported" in r.err, r
+
+
+def test_the_target_may_be_a_list(t):
+    disks(t)
+    t.io("child.vmdk", "write -P 4 0 64k")
+    t.ok("create", "other", "4M")
+    r = t.ours("qemu-img", "convert", "-n", "--target-image-opts", "child.vmdk", "driver=raw,file.filename=other")
+    assert r.code == 0, r
+    assert t.drover("compare", "-f", "vmdk", "-F", "raw", "child.vmdk", "other").code == 0
+    # either list says nothing about the other name
+    r = t.ours("qemu-img", "convert", "-n", "--image-opts", "-O", "raw", "driver=vmdk,file.filename=child.vmdk", "other")
+    assert r.code == 0, r

@@ -219,6 +219,20 @@ def test_a_missing_parent_is_told_in_the_known_words(t):
     same(t.ours("qemu-io", "-c", "length", "b.vmdk"), t.real("qemu-io", "-c", "length", "b.vmdk"))
 
 
+def test_a_lock_is_told_in_the_known_words(t):
+    fill(t)
+    holder = subprocess.Popen([t.bin / "qemu-io", "a.vmdk"], cwd=t.dir, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        holder.stdout.read(1)  # the prompt: it has the disk open
+        for args in (["info", "a.vmdk"], ["check", "a.vmdk"], ["compare", "a.vmdk", "a.vmdk"], ["map", "a.vmdk"],
+                     ["info", "-U", "a.vmdk"]):
+            same(t.ours("qemu-img", *args), t.real("qemu-img", *args))
+        for args in (["-c", "length", "a.vmdk"], ["-r", "-c", "length", "a.vmdk"], ["-U", "-r", "-c", "length", "a.vmdk"]):
+            same(t.ours("qemu-io", *args), t.real("qemu-io", *args))
+    finally:
+        holder.communicate()
+
+
 def test_resize_of_a_format_that_cannot(t):
     fill(t)
     same(t.ours("qemu-img", "resize", "a.vmdk", "+1M"), t.real("qemu-img", "resize", "a.vmdk", "+1M"))

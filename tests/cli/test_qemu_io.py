@@ -113,7 +113,8 @@ def test_several_commands_in_a_row(t, commands):
     ["-f", "nope", "-c", "length", "disk"], ["-c", "read 0 4k"], ["-c", "open disk", "-c", "length"],
     ["-t", "none", "-c", "read 0 4k", "disk"], ["-n", "-c", "read 0 4k", "disk"], ["-t", "nope", "disk"],
     ["-t", "writethrough", "-c", "write 0 4k", "disk"], ["-t", "unsafe", "-c", "write 0 4k", "disk"],
-    ["-d", "unmap", "-c", "discard 0 64k", "disk"], ["-d", "nope", "disk"], ["-U", "-r", "-c", "length", "disk"],
+    ["-d", "unmap", "-c", "discard 0 64k", "disk"], ["-d", "nope", "disk"], ["-U", "-r", "-c", "length", "disk"], ["-U", "-c", "length", "disk"],
+    ["-c", "open -U disk", "-c", "length"], ["-c", "open -r -U disk", "-c", "length"],
     ["--image-opts", "-c", "length", "driver=vmdk,file.filename=disk"],
     ["--image-opts", "-f", "vmdk", "-c", "length", "driver=vmdk,file.filename=disk"],
 ], ids=" ".join)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Block devices are written to and stay devices: nothing ever takes the place of their node."""
+import os
+import stat
+import subprocess
+
+import pytest
+from conftest import same
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def device(t, tmp_path):
+    """A loop device of 4 MiB, through a node of our own: the machine's nodes are not at stake."""
+    disk = tmp_path / "behind"
+    disk.write_bytes(b"\x55" * (4 * MIB))
+    r = subprocess.run(["losetup", "-f", "--show", disk], capture_output=True, text=True, check=False)
+    if r.returncode:
+        pytest.skip("no loop devices")
+    loop = r.stdout.strip()
+    node = t.dir / "dev"
+    try:
+        try:
+            os.mknod(node, stat.S_IFBLK | 0o600, os.stat(loop).st_rdev)
+        except PermissionError:
+            pytest.skip("no nodes can be made")
+        yield node
+        assert stat.S_ISBLK(os.lstat(node).st_mode)
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=False)
+
+
+def read(node, off, size):
+    with open(node, "rb") as f:
+        return os.pread(f.fileno(), size, off)
+
+
+def test_create_on_a_device_leaves_it_a_device(t, device):
+    for size, code in (("1M", 0), ("4M", 0), ("5M", 1)):
+        ours = t.ours("qemu-img", "create", "-f", "raw", "dev", size)
+        assert ours.code == code and stat.S_ISBLK(os.lstat(device).st_mode), ours
+        assert ("Cannot grow device files" in ours.err) == bool(code)
+    # what another format would be known by is gone, what comes later is not
+    assert read(device, 0, 4096) == bytes(4096) and read(device, MIB, 16) == b"\x55" * 16
+    assert t.names() == ["dev"]
+
+
+@pytest.mark.parametrize("args", [["create", "-f", "vmdk", "dev", "1M"], ["convert", "-O", "vmdk", "some.img", "dev"]], ids=" ".join)
+def test_other_formats_are_not_made_on_a_device(t, device, args):
+    t.ok("create", "some.img", "1M")
+    r = t.drover(*args)
+    assert r.code == 1 and "dev: " in r.err, r
+    assert read(device, 0, 16) == b"\x55" * 16 and t.names() == ["dev", "some.img"]
+
+
+@pytest.mark.parametrize("options", [[], ["-n"]], ids=" ".join)
+def test_convert_writes_the_disk_on_the_device(t, device, options):
+    t.ok("create", "-f", "vmdk", "a.vmdk", "4M")
+    t.io("a.vmdk", "write -P 7 1M 64k")
+    assert t.ours("qemu-img", "convert", *options, "-O", "raw", "a.vmdk", "dev").code == 0
+    assert stat.S_ISBLK(os.lstat(device).st_mode)
+    assert t.ours("qemu-img", "compare", "-f", "vmdk", "-F", "raw", "a.vmdk", "dev").out == "Images are identical.\n"
+    assert read(device, 0, 16) == bytes(16) and read(device, MIB, 16) == b"\x07" * 16
+
+
+def test_a_link_to_a_device_is_the_device(t, device):
+    os.symlink("dev", t.dir / "link")
+    assert t.ours("qemu-img", "create", "-f", "raw", "link", "1M").code == 0
+    assert (t.dir / "link").is_symlink() and read(device, 0, 512) == bytes(512)
+
+
+def test_the_driver_for_devices_opens_it(t, device):
+    args = ["-c", "open -o driver=host_device,filename=dev", "-c", "write -P 3 5k 1k", "-c", "read -P 3 5k 1k", "-c", "length"]
+    r = t.ours("qemu-io", *args)
+    assert r.code == 0 and r.out.endswith("\n4 MiB\n"), r
+    assert read(device, 5 * 1024, 1024) == b"\x03" * 1024
+
+
+@pytest.mark.parametrize("size", ["1M", "5M"])
+def test_a_device_keeps_its_size(t, device, size):
+    r = t.ours("qemu-img", "resize", "-f", "raw", "--shrink", "dev", size)
+    assert r.code == 1 and r.err.startswith("qemu-img: "), r
+    with open(device, "rb") as f:
+        assert os.lseek(f.fileno(), 0, os.SEEK_END) == 4 * MIB
+
+
+def test_info_and_map_of_a_device(t, device):
+    for args in (["info", "dev"], ["map", "-f", "raw", "--output=json", "dev"]):
+        same(t.ours("qemu-img", *args), t.real("qemu-img", *args))
