@@ -53,11 +53,20 @@ void dr_free_later(struct dr_image *image, struct dr_freed freed)
     list->items[list->n++] = freed;
 }
 
+/* begin_write may put a new file in the place of one (a descriptor) meanwhile. */
+static struct dr_file *file_at(struct dr_image *image, unsigned i)
+{
+    DR_LOCK_SCOPE(&image->lock);
+    return dr_file_ref(image->files[i]);
+}
+
 static int flush_files(struct dr_image *image, struct dr_error *err)
 {
     int result = 0;
     for (unsigned i = 0; i < image->n_files; i++) {
-        int r = dr_file_flush(image->files[i], err);
+        struct dr_file *file = file_at(image, i);
+        int r = dr_file_flush(file, err);
+        dr_file_unref(file);
         if (r < 0 && result == 0)
             result = r;
     }

@@ -196,6 +196,71 @@ static void extents_of_more_than_2_to_the_63_are_refused(void **state)
     refused(dr_open_fs(fs, "big.vmdk", NULL, &disk, &err), EINVAL, "more than");
 }
 
+static void make_text(struct dr_fs *fs, const char *path, const char *text)
+{
+    struct dr_file *f;
+    ok(dr_file_open(fs, path, DR_FILE_CREATE, &f, &err));
+    ok(dr_file_pwrite(f, text, 0, strlen(text), &err));
+    dr_file_unref(f);
+}
+
+static void info_tells_about_names_that_are_no_utf_8(void **state)
+{
+    char *json = NULL;
+    make_text(*state, "a\xe9.vmdk",
+              "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+              "createType=\"\xe9\xe8\"\nRW 10 ZERO\n");
+    ok(dr_info_fs(*state, "a\xe9.vmdk", NULL, false, &json, &err));
+    assert_non_null(strstr(json, "\"??\""));
+    free(json);
+}
+
+static void damage_does_not_hide_what_stands_before_it(void **state)
+{
+    uint64_t size;
+    struct dr_disk *disk = NULL;
+    struct dr_extent_status st;
+    free(disk_with_data(*state, &size));
+    poke32(*state, "d.vmdk", GT_AT + 8, 0x7fffffff);
+    ok(dr_open_fs(*state, "d.vmdk", NULL, &disk, &err));
+    ok(dr_block_status(disk, 0, size, &st, &err));
+    assert_int_equal(st.len, 2 * GRAIN);
+    refused(dr_block_status(disk, 2 * GRAIN, GRAIN, &st, &err), EIO, "expected");
+    ok(dr_close(disk, &err));
+}
+
+/* ------------------------------------------------------------------ threads */
+
+static void *flush_often(void *disk)
+{
+    for (int i = 0; i < 20; i++)
+        dr_flush(disk, NULL);
+    return NULL;
+}
+
+/* A CID of another length than ours moves the text: the first write replaces the descriptor file,
+ * which a flush may have in its hands. For ThreadSanitizer. */
+static void a_flush_may_meet_a_new_descriptor_file(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_open_options rdwr = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    pthread_t thread;
+    struct dr_file *f;
+    ok(dr_file_open(fs, "t.raw", DR_FILE_CREATE, &f, &err));
+    ok(dr_file_truncate(f, MiB, &err));
+    dr_file_unref(f);
+    make_text(fs, "t.vmdk",
+              "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\n"
+              "createType=\"monolithicFlat\"\nRW 2048 FLAT \"t.raw\" 0\n");
+    ok(dr_open_fs(fs, "t.vmdk", &rdwr, &disk, &err));
+    assert_int_equal(pthread_create(&thread, NULL, flush_often, disk), 0);
+    ok(dr_pwrite(disk, "x", 0, 1, 0, &err));
+    pthread_join(thread, NULL);
+    ok(dr_close(disk, &err));
+    put(fs, "t.vmdk", 0, KiB, 0x66);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -208,6 +273,9 @@ int main(void)
         ops_test(trimming_spares_a_directory_behind_the_overhead),
         ops_test(recovering_a_parent_renews_what_is_in_memory),
         ops_test(extents_of_more_than_2_to_the_63_are_refused),
+        ops_test(info_tells_about_names_that_are_no_utf_8),
+        ops_test(damage_does_not_hide_what_stands_before_it),
+        ops_test(a_flush_may_meet_a_new_descriptor_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

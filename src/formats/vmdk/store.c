@@ -183,7 +183,9 @@ static int store_by_rename(struct dr_image *image, struct vmdk_desc *d, struct d
     struct dr_file *old = image->files[0], *fresh = NULL;
     int r = dr_replace(image->fs, old->path, old, fill_text, d, &fresh, err);
     if (fresh) { /* it has the name, even if that could not be made durable */
+        pthread_mutex_lock(&image->lock); /* a flush may be under way */
         image->files[0] = fresh;
+        pthread_mutex_unlock(&image->lock);
         dr_file_unref(old);
     }
     return r;
