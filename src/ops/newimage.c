@@ -77,6 +77,11 @@ static int lock_old(struct dr_new_image *n, const char *path, bool no_replace, u
         free(n->final);
         n->final = real;
     }
+    if (n->fs == dr_fs_posix() && dr_path_is_mount(n->final))
+        return dr_fail(err, EBUSY,
+                       "%s: is a mount point: no new image can take its place; convert -n writes "
+                       "over what is there",
+                       n->final);
     unsigned file_flags = DR_FILE_RDWR | (flags & DR_OPEN_NO_LOCK ? DR_FILE_NO_LOCK : 0);
     r = dr_file_open(n->fs, n->final, file_flags, &n->old, err);
     if (r == 0 && n->old->block_device) /* the move would put a file in the place of its node */

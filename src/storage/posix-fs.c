@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -297,6 +298,14 @@ static int posix_realpath(struct dr_fs *fs, const char *path, char **out, struct
     (void)fs;
     *out = realpath(path, NULL);
     return *out ? 0 : dr_fail_errno(err, errno, "Could not open '%s'", path);
+}
+
+bool dr_path_is_mount(const char *path)
+{
+    struct statx st;
+    if (statx(AT_FDCWD, path, 0, STATX_INO, &st) < 0)
+        return false;
+    return st.stx_attributes_mask & st.stx_attributes & STATX_ATTR_MOUNT_ROOT;
 }
 
 struct dr_fs *dr_fs_posix(void)

@@ -214,6 +214,9 @@ char *dr_path_join(const char *dir, const char *name);     /* name absolute → 
 char *dr_path_sibling(const char *path, const char *name); /* join(dirname(path), name) */
 /* real lies in the tree of directory dir; both as realpath gives them. "/a/bc" is not in "/a/b". */
 bool dr_path_inside(const char *dir, const char *real);
+/* Is something mounted right at path (a file given to a container, say)? The kernel lets nothing
+ * take the place of such a name. False when it cannot be told. */
+bool dr_path_is_mount(const char *path);
 
 /* ------------------------------------------------------------------ replacing a file
  * (core/replace.c)

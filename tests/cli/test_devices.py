@@ -88,3 +88,22 @@ def test_a_device_keeps_its_size(t, device, size):
 def test_info_and_map_of_a_device(t, device):
     for args in (["info", "dev"], ["map", "-f", "raw", "--output=json", "dev"]):
         same(t.ours("qemu-img", *args), t.real("qemu-img", *args))
+
+
+def test_a_file_that_is_mounted_is_refused_before_anything_is_copied(t):
+    t.ok("create", "some.img", "1M")
+    for name in ("behind", "target"):
+        (t.dir / name).write_bytes(b"\x55" * MIB)
+    if subprocess.run(["mount", "--bind", t.dir / "behind", t.dir / "target"], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount")
+    try:
+        for args in (["create", "target", "2M"], ["create", "-f", "vmdk", "target", "2M"],
+                     ["convert", "-O", "raw", "some.img", "target"], ["convert", "-O", "vmdk", "some.img", "target"]):
+            r = t.drover(*args)
+            assert r.code == 1 and "target: is a mount point" in r.err, r
+            assert (t.dir / "behind").read_bytes() == b"\x55" * MIB
+            assert t.names() == ["behind", "some.img", "target"]
+        assert t.drover("convert", "-n", "-f", "raw", "-O", "raw", "some.img", "target").code == 0
+        assert (t.dir / "behind").read_bytes() == bytes(MIB)
+    finally:
+        subprocess.run(["umount", t.dir / "target"], check=False)
