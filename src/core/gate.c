@@ -104,16 +104,11 @@ int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool 
     return r;
 }
 
-int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
-                 struct dr_error *err)
+static int pass_real(const struct dr_gate *gate, const char *from, const char *real,
+                     struct dr_error *err)
 {
-    CLEANUP_FREE char *real = NULL;
     bool inside = false;
-    if (gate->any)
-        return 0;
-    int r = gate->fs->ops->realpath(gate->fs, path, &real, err);
-    if (r == 0)
-        r = dr_gate_own_tree(gate->fs, from, real, &inside, err);
+    int r = dr_gate_own_tree(gate->fs, from, real, &inside, err);
     if (r < 0 || inside)
         return r;
     for (size_t i = 0; gate->allowed && gate->allowed[i]; i++)
@@ -124,6 +119,26 @@ int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
                    "%s: refuses to open its backing file %s: it is outside the image's directory; "
                    "allow it with --allow-path %s, or in " ENV_ALLOW " or " SYSTEM_ALLOW,
                    from, real, dir ? dir : "DIR");
+}
+
+int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
+                 struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL;
+    if (gate->any)
+        return 0;
+    int r = gate->fs->ops->realpath(gate->fs, path, &real, err);
+    return r < 0 ? r : pass_real(gate, from, real, err);
+}
+
+int dr_gate_pass_file(const struct dr_gate *gate, const char *from, struct dr_file *file,
+                      struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL;
+    if (gate->any || !gate->fs->ops->where)
+        return 0;
+    int r = gate->fs->ops->where(gate->fs, file, &real, err);
+    return r == 0 ? pass_real(gate, from, real, err) : r == -ENOTSUP ? 0 : r;
 }
 
 int dr_gate_check(struct dr_fs *fs, const char *from, const char *path,

@@ -83,17 +83,11 @@ static int image_open_path(struct dr_image *image, const char *path, struct dr_e
 
 /* ------------------------------------------------------------------ further files */
 
-static int image_file_allowed(struct dr_image *image, const char *name, const char *full,
-                              struct dr_error *err)
+static int place_allowed(struct dr_image *image, const char *name, const char *real,
+                         struct dr_error *err)
 {
-    CLEANUP_FREE char *real = NULL;
-    bool inside;
-    if (image->flags & DR_OPEN_ANY_PATH)
-        return 0;
-    int r = image->fs->ops->realpath(image->fs, full, &real, err);
-    if (r < 0)
-        return dr_prefix(err, "%s: cannot open its extent \"%s\"", image->path, name);
-    r = dr_gate_own_tree(image->fs, image->path, real, &inside, err);
+    bool inside = false;
+    int r = dr_gate_own_tree(image->fs, image->path, real, &inside, err);
     if (r < 0 || inside)
         return r;
     return dr_fail(err, EACCES,
@@ -102,15 +96,40 @@ static int image_file_allowed(struct dr_image *image, const char *name, const ch
                    image->path, name, real);
 }
 
+static int name_allowed(struct dr_image *image, const char *name, const char *full,
+                        struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL;
+    if (image->flags & DR_OPEN_ANY_PATH)
+        return 0;
+    int r = image->fs->ops->realpath(image->fs, full, &real, err);
+    if (r < 0)
+        return dr_prefix(err, "%s: cannot open its extent \"%s\"", image->path, name);
+    return place_allowed(image, name, real, err);
+}
+
+/* The name may have been turned since it was looked at. */
+static int file_allowed(struct dr_image *image, const char *name, struct dr_file *file,
+                        struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL;
+    if ((image->flags & DR_OPEN_ANY_PATH) || !image->fs->ops->where)
+        return 0;
+    int r = image->fs->ops->where(image->fs, file, &real, err);
+    return r == 0 ? place_allowed(image, name, real, err) : r == -ENOTSUP ? 0 : r;
+}
+
 int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index,
                        struct dr_error *err)
 {
     CLEANUP_FREE char *full = dr_path_sibling(image->path, name);
     if (!full)
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-    int r = image_file_allowed(image, name, full, err);
+    int r = name_allowed(image, name, full, err);
     if (r == 0)
         r = image_open_path(image, full, err);
+    if (r == 0)
+        r = file_allowed(image, name, image->files[image->n_files - 1], err);
     if (r == 0)
         *index = image->n_files - 1;
     return r;

@@ -70,6 +70,9 @@ void dr_gate_clear(struct dr_gate *gate);
 /* May the image at `from` open the backing file at path? */
 int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
                  struct dr_error *err);
+/* The same for the file that was opened: the name may have been turned in between. */
+int dr_gate_pass_file(const struct dr_gate *gate, const char *from, struct dr_file *file,
+                      struct dr_error *err);
 int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool *inside,
                      struct dr_error *err);
 

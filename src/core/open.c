@@ -107,6 +107,18 @@ static bool tells_more(int fresh, int old)
     return f > o;
 }
 
+/* The parent that was opened is where the gate allowed it to be, or goes. */
+static int keep_parent(struct opening *o, struct dr_error *err)
+{
+    struct dr_image *child = o->images[o->n - 2], *parent = o->images[o->n - 1];
+    int r = dr_gate_pass_file(&o->gate, child->path, parent->files[0], err);
+    if (r == 0)
+        return 0;
+    o->n--;
+    dr_image_unref(parent, NULL);
+    return r;
+}
+
 static int open_recorded_parent(struct opening *o, struct dr_error *err)
 {
     struct dr_image *child = o->images[o->n - 1];
@@ -122,6 +134,8 @@ static int open_recorded_parent(struct opening *o, struct dr_error *err)
             r = dr_gate_pass(&o->gate, child->path, path, &why);
         if (r == 0)
             r = open_parent(o, path, child->backing_format, &why);
+        if (r == 0)
+            r = keep_parent(o, &why);
         if (r == 0)
             return 0;
         if (best.errnum == 0 || tells_more(r, result)) {

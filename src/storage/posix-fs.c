@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -308,6 +309,20 @@ bool dr_path_is_mount(const char *path)
     return st.stx_attributes_mask & st.stx_attributes & STATX_ATTR_MOUNT_ROOT;
 }
 
+/* Without /proc nobody knows. */
+static int posix_where(struct dr_fs *fs, struct dr_file *f, char **out, struct dr_error *err)
+{
+    char link[64], real[PATH_MAX];
+    (void)fs;
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", posix_file(f)->fd);
+    ssize_t n = readlink(link, real, sizeof(real));
+    *out = NULL;
+    if (n <= 0 || (size_t)n == sizeof(real))
+        return -ENOTSUP;
+    *out = strndup(real, (size_t)n);
+    return *out ? 0 : dr_fail_errno(err, ENOMEM, "%s", f->path);
+}
+
 struct dr_fs *dr_fs_posix(void)
 {
     static const struct dr_fs_ops ops = {
@@ -321,6 +336,7 @@ struct dr_fs *dr_fs_posix(void)
         .copy_attrs = posix_copy_attrs,
         .free_space = posix_free_space,
         .realpath = posix_realpath,
+        .where = posix_where,
         .mkdir = posix_mkdir,
         .rmdir = posix_rmdir,
     };

@@ -186,6 +186,9 @@ struct dr_fs_ops {
     int (*free_space)(struct dr_fs *fs, const char *path, uint64_t *bytes, struct dr_error *err);
     /* Absolute, without links, "." and "..". *out is malloc'ed. */
     int (*realpath)(struct dr_fs *fs, const char *path, char **out, struct dr_error *err);
+    /* The same of an open file of this file system, whatever name led to it: between a look at a
+     * name and its opening somebody may turn a link. Optional: absent or -ENOTSUP = not known. */
+    int (*where)(struct dr_fs *fs, struct dr_file *f, char **out, struct dr_error *err);
     /* A new directory for this user alone (-EEXIST if the name is taken) / an empty one goes away.
      * New images are made under their final names in such a directory and then moved. Optional:
      * absent = directories exist by being named. */

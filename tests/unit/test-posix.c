@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "core/core.h"
 #include "storage/storage.h"
 #include "place.h"
 
@@ -166,6 +167,58 @@ static void a_writer_does_not_inherit_the_size_an_onlooker_saw(void **state)
     dr_file_unref(looks);
 }
 
+/* ------------------------------------------------------------------ names that turn */
+
+static char turn_link[128], turn_to[128];
+
+/* The link is looked at, found good, and turned before it is followed. */
+static int open_turned(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
+                       struct dr_error *err)
+{
+    if (strcmp(path, turn_link) == 0) {
+        unlink(turn_link);
+        if (symlink(turn_to, turn_link))
+            return -EIO;
+    }
+    return dr_fs_posix()->ops->open(fs, path, flags, file, err);
+}
+
+static void put_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    fputs(text, f);
+    fclose(f);
+}
+
+static void a_link_that_turns_outside_is_not_followed(void **state)
+{
+    struct place *p = *state;
+    char inner[100], image[128], good[128];
+    snprintf(inner, sizeof(inner), "%s/inner", p->dir);
+    snprintf(image, sizeof(image), "%s/d.vmdk", inner);
+    snprintf(good, sizeof(good), "%s/good", inner);
+    snprintf(turn_link, sizeof(turn_link), "%s/link", inner);
+    snprintf(turn_to, sizeof(turn_to), "%s/secret", p->dir);
+    assert_int_equal(mkdir(inner, 0700), 0);
+    char sector[513];
+    memset(sector, 'x', 512);
+    sector[512] = 0;
+    put_text(good, sector);
+    put_text(turn_to, sector);
+    put_text(image, "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+                    "createType=\"monolithicFlat\"\nRW 1 FLAT \"link\" 0\n");
+    assert_int_equal(symlink(good, turn_link), 0);
+    struct dr_fs_ops ops = *p->fs->ops;
+    struct dr_fs turning = {.ops = &ops};
+    struct dr_disk *disk = NULL;
+    struct dr_error err = DR_ERROR_INIT;
+    assert_int_equal(dr_open_fs(&turning, image, NULL, &disk, &err), 0);
+    dr_close(disk, NULL);
+    ops.open = open_turned;
+    assert_int_equal(dr_open_fs(&turning, image, NULL, &disk, &err), -EACCES);
+    assert_non_null(strstr(err.text, "secret"));
+}
+
 int main(void)
 {
 #define T(test) cmocka_unit_test_setup_teardown(test, setup_posix, teardown_posix)
@@ -175,6 +228,7 @@ int main(void)
         T(label_and_list_are_taken_over),
         T(rights_never_get_wider_for_want_of_privilege),
         T(the_size_is_the_one_behind_the_lock),
+        T(a_link_that_turns_outside_is_not_followed),
         T(a_writer_does_not_inherit_the_size_an_onlooker_saw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
