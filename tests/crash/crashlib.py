@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Chains to be crashed, the operations that are, and how to look at what is left."""
+import hashlib
 import os
 import random
 import shutil
@@ -61,8 +62,20 @@ class Chain:
         write(self.path('other.vmdk'), 'vmdk', common + some_ranges(rnd, size, 3))
         if sibling:
             self.make('sibling.vmdk', size, 'mid.vmdk')
+        self.parents = {name: self.digest(self.dir, name) for name in os.listdir(self.dir)
+                        if not name.startswith('top')}
         self.expected = os.path.join(where, 'expected.raw')
         drover('convert', '-f', 'vmdk', '-O', 'raw', self.path('top.vmdk'), self.expected)
+
+    @staticmethod
+    def digest(directory, name):
+        with open(os.path.join(directory, name), 'rb') as f:
+            return hashlib.sha1(f.read()).hexdigest()
+
+    def changed_parent(self, directory):
+        """The name of a file that is no part of the top and has changed, or None."""
+        return next((name for name, sha1 in self.parents.items()
+                     if self.digest(directory, name) != sha1), None)
 
     def path(self, name):
         return os.path.join(self.dir, name)
@@ -129,20 +142,23 @@ def differs(expected, directory, name, tool=DROVER):
     return None if done.returncode == 0 else f'{done.returncode} {done.stdout}{done.stderr}'
 
 
-def problem(op, expected, directory):
+def problem(op, chain, directory):
     """What is wrong with a directory in which op was cut off, or None."""
+    expected = chain.expected
     why = differs(expected, directory, 'top.vmdk')
+    if not why and op.argv[0] != 'commit' and chain.changed_parent(directory):
+        why = f'{chain.changed_parent(directory)} has changed'
     if not why and op.result and os.path.exists(os.path.join(directory, op.result)):
         why = differs(expected, directory, op.result)
     return why
 
 
-def finish(op, expected, directory):
+def finish(op, chain, directory):
     """Run op again, to its end; None or what is wrong then."""
     done = run(*op.command(directory), ok=False, cwd=directory)
     if done.returncode != 0:
         return f'the rerun failed: {done.returncode} {done.stderr}'
-    why = problem(op, expected, directory)
+    why = problem(op, chain, directory)
     if why:
         return f'after the rerun: {why}'
     done = drover('check', '-f', 'vmdk', os.path.join(directory, 'top.vmdk'), ok=False)

@@ -89,8 +89,13 @@ def random_sectors(r, rnd):
     return [s for s in range(first, last + 1) if rnd.random() < 0.5]
 
 
-def random_subset(content, pending, rnd):
+def subset(content, pending, rnd, mode, last):
     """Apply some of the changes that no flush has made certain."""
+    if mode != 'random':
+        for r in pending:
+            if mode == 'all' or (mode == 'last' and r is last):
+                apply(content, r)
+        return
     mood = rnd.random()  # often all or nothing: most faults hide behind neither
     for r in pending:
         pick = rnd.random() if mood < 0.6 else mood - 0.4
@@ -142,7 +147,7 @@ class Recording:
 
     # -- what a cut after k records leaves
 
-    def _files(self, k, rnd):
+    def _files(self, k, rnd, mode):
         certain = {ino: bytearray(c) for ino, c in self.contents.items()}
         pending = {}
         for r in self.records[:k]:
@@ -155,7 +160,7 @@ class Recording:
                 certain.setdefault(r.ino, bytearray())
                 pending.setdefault(r.ino, []).append(r)
         for ino, changes in pending.items():
-            random_subset(certain[ino], changes, rnd)
+            subset(certain[ino], changes, rnd, mode, self.records[k - 1])
         return certain
 
     @staticmethod
@@ -176,7 +181,7 @@ class Recording:
             names.pop(r.a, None)
             names[r.b] = r.ino
 
-    def _names(self, k, rnd):
+    def _names(self, k, rnd, mode):
         names, dirs, pending = dict(self.names), set(self.dirs), []
         for r in self.records[:k]:
             if r.kind in (CREATE, RENAME, UNLINK, LINK, MKDIR, RMDIR):
@@ -191,16 +196,21 @@ class Recording:
                 pending = rest
         keep = rnd.randrange(len(pending) + 1) if rnd.random() < 0.6 else None
         for i, p in enumerate(pending):
-            if i < keep if keep is not None else rnd.random() < 0.5:
+            if mode != 'random':
+                there = mode == 'all' or (mode == 'last' and p is self.records[k - 1])
+            else:
+                there = i < keep if keep is not None else rnd.random() < 0.5
+            if there:
                 self._name_change(names, dirs, p)
         return names, dirs
 
-    def build(self, k, rnd, target):
-        """The directory as a cut after k records may leave it."""
+    def build(self, k, rnd, target, mode='random'):
+        """The directory as a cut after k records may leave it. mode, of what is not certain: all,
+        none, the last change alone, or any."""
         if os.path.exists(target):
             shutil.rmtree(target)
-        files = self._files(k, rnd)
-        names, dirs = self._names(k, rnd)
+        files = self._files(k, rnd, mode)
+        names, dirs = self._names(k, rnd, mode)
         os.makedirs(target)
 
         def moved(path):

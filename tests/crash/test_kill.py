@@ -52,9 +52,9 @@ def test_a_kill_leaves_the_view(op, tear, tmp_path):
         done = crashlib.run(*op.command(directory), ok=False, cwd=directory, env=env)
         where = f'kill at change {n} of {total}'
         assert done.returncode in (-9, 0), f'{where}: {done.returncode} {done.stderr}'
-        why = crashlib.problem(op, chain.expected, directory)
+        why = crashlib.problem(op, chain, directory)
         if not why and crashlib.HAVE_QEMU:
             why = qemu_problem(op, chain, directory)
         assert why is None, f'{where}: {why}'
         if tear or n % 3 == 0 or n > total - 8:
-            assert crashlib.finish(op, chain.expected, directory) is None, where
+            assert crashlib.finish(op, chain, directory) is None, where

@@ -14,7 +14,7 @@ def record(op, where):
     done = recording.run(op.command(chain.dir), str(where / 'log'), cwd=chain.dir)
     assert done.returncode == 0, done.stderr
     assert recording.records, 'nothing was recorded'
-    assert crashlib.problem(op, chain.expected, chain.dir) is None
+    assert crashlib.problem(op, chain, chain.dir) is None
     return chain, recording
 
 
@@ -29,15 +29,15 @@ def first_problem(op, chain, recording, where, limit=60, reruns=8):
     points = cuts(recording, limit)
     again = set(random.Random(crashlib.SEED).sample(points, min(reruns, len(points))))
     for k in points:
-        for seed in range(2 * crashlib.SOAK):
+        for seed, mode in enumerate(['none', 'last', 'random'] + ['random'] * crashlib.SOAK):
             target = str(where / 'cut')
-            recording.build(k, random.Random(k * 1000 + seed), target)
-            why = crashlib.problem(op, chain.expected, target)
-            if not why and seed == 0 and k in again:
-                why = crashlib.finish(op, chain.expected, target)
+            recording.build(k, random.Random(k * 1000 + seed), target, mode)
+            why = crashlib.problem(op, chain, target)
+            if not why and seed == 2 and k in again:
+                why = crashlib.finish(op, chain, target)
             if why:
                 before = recording.records[k - 1] if k else None
-                return f'cut after {k} of {len(recording.records)} ({before}), seed {seed}: {why}'
+                return f'cut after {k} of {len(recording.records)} ({before}), {mode}, seed {seed}: {why}'
     return None
 
 

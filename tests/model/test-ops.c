@@ -28,6 +28,7 @@ enum verb {
     COMMIT_DEEP,
     COMMIT_KEEP,
     SNAPSHOT,
+    CONVERT,
     VERBS,
 };
 static const char *const verb_names[] = {"rebase",
@@ -39,7 +40,8 @@ static const char *const verb_names[] = {"rebase",
                                          "commit",
                                          "commit through several",
                                          "commit, keeping",
-                                         "snapshot"};
+                                         "snapshot",
+                                         "convert"};
 
 struct layer {
     const char *format;
@@ -54,6 +56,7 @@ struct family {
     enum verb verb;
     unsigned n;                          /* layers; [0] is the base, [n - 1] the top */
     struct layer layers[MAX_LAYERS + 1]; /* [n]: the stranger */
+    char result[40];                     /* what convert makes, ready or not there at all */
     unsigned member;                     /* which layer the verb is about */
     char text[200];
     struct subject subject; /* for messages */
@@ -98,6 +101,7 @@ static void choose(struct family *f, uint64_t seed)
         l->format = !toy ? "vmdk" : bottom ? below[rnd_below(&rnd, 3)] : "toy";
         l->size = (150 + rnd_below(&rnd, 500)) * KIB + rnd_below(&rnd, 8) * 512;
     }
+    snprintf(f->result, sizeof(f->result), "dir/result.%s", below[rnd_below(&rnd, 3)]);
     f->member = (unsigned)rnd_below(&rnd, f->n - 1);
     if (f->verb == COMMIT || f->verb == COMMIT_KEEP)
         f->member = f->n - 2;
@@ -194,6 +198,14 @@ static int commit(const struct family *f, struct dr_fs *fs, bool keep, const cha
     return dr_commit_fs(fs, TOP(f)->path, &o, NULL, err);
 }
 
+static int convert(const struct family *f, struct dr_fs *fs, struct dr_error *err)
+{
+    struct dr_convert_options o = {.out_format = strrchr(f->result, '.') + 1,
+                                   .sparse_size = DR_CONVERT_SPARSE_DEFAULT};
+    const char *from = TOP(f)->path;
+    return dr_convert_fs(fs, &from, 1, f->result, &o, NULL, err);
+}
+
 static int run_verb(const struct family *f, struct dr_fs *fs, struct dr_error *err)
 {
     const struct layer *member = &f->layers[f->member];
@@ -218,6 +230,8 @@ static int run_verb(const struct family *f, struct dr_fs *fs, struct dr_error *e
         return commit(f, fs, true, NULL, err);
     case COMMIT_DEEP:
         return commit(f, fs, false, member->name, err);
+    case CONVERT:
+        return convert(f, fs, err);
     default:
         r = dr_snapshot_create_fs(fs, TOP(f)->path, NULL, NULL, &active, err);
         free(active);
@@ -240,6 +254,12 @@ static void check_view(const struct family *f, struct dr_fs *fs, const struct la
         }
 }
 
+static bool exists(struct dr_fs *fs, const char *path)
+{
+    struct dr_file_id id;
+    return fs->ops->identify(fs, path, &id, NULL) == 0;
+}
+
 /* The top and everybody whom the verb does not concern. */
 static void check_views(const struct family *f, struct dr_fs *fs, const char *when)
 {
@@ -248,6 +268,12 @@ static void check_views(const struct family *f, struct dr_fs *fs, const char *wh
     for (unsigned i = 0; i + 1 < f->n; i++)
         if (!commits(f) || i < f->member)
             check_view(f, fs, &f->layers[i], when);
+    if (f->verb != CONVERT || !exists(fs, f->result))
+        return;
+    struct layer made = *TOP(f);
+    made.name = f->result;
+    snprintf(made.path, sizeof(made.path), "%s", f->result);
+    check_view(f, fs, &made, when);
 }
 
 static void check_image(const struct family *f, struct dr_fs *fs, const struct layer *l,
@@ -290,6 +316,8 @@ static void check_done(const struct family *f, struct dr_fs *fs, bool leaks_allo
     dr_image_unref(top, NULL);
     if (err.errnum && f->verb != COMMIT_DEEP)
         family_fail(f, when, &err);
+    if (f->verb == CONVERT && !exists(fs, f->result))
+        family_fail(f, "there is no result", &err);
     if (!commits(f))
         return;
     const struct layer *target = &f->layers[f->member];

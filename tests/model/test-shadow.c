@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Long random sequences against memory: from one thread with everything checked, from several on
  * neighbouring ranges, and from several on the same ranges. */
+#include <ftw.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
@@ -76,13 +78,11 @@ static void must_run(struct workload *w, const struct op *op, unsigned i)
         print_message("%u %s\n", i, op_text(op));
 }
 
-static void one_thread(void **state)
+static void long_run(const struct subject *s, struct dr_fs *fs, unsigned n)
 {
-    const struct subject *s = *state;
     struct rnd rnd = {model_seed()};
     struct shadow view;
     uint8_t *below;
-    struct dr_fs *fs = dr_fs_memory_new();
     struct workload w;
     subject_make(s, fs, &rnd, &view, &below);
     struct frozen frozen = freeze(s, fs);
@@ -90,7 +90,7 @@ static void one_thread(void **state)
     if (workload_open(&w, DR_OPEN_RDWR))
         MODEL_FAIL(s, "open: %s", w.err.text);
     workload_verify(&w, "after creating");
-    for (unsigned i = 0, n = model_length(1200); i < n; i++) {
+    for (unsigned i = 0; i < n; i++) {
         struct op op = workload_next(&w, &rnd);
         must_run(&w, &op, i);
         if (i % 50 == 49 || getenv("DROVER_PARANOID"))
@@ -107,7 +107,31 @@ static void one_thread(void **state)
     workload_free(&w);
     shadow_free(&view);
     free(below);
+}
+
+static void one_thread(void **state)
+{
+    struct dr_fs *fs = dr_fs_memory_new();
+    long_run(*state, fs, model_length(1200));
     dr_fs_memory_free(fs);
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+    (void)st;
+    (void)type;
+    (void)at;
+    return remove(path);
+}
+
+static void on_real_files(void **state)
+{
+    char dir[] = "/tmp/drover-model-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(chdir(dir), 0);
+    long_run(*state, dr_fs_posix(), model_length(200));
+    assert_int_equal(chdir("/"), 0);
+    nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
 }
 
 /* ------------------------------------------------------------------ threads */
@@ -364,6 +388,7 @@ static bool over_something(const struct subject *s)
 int main(void)
 {
     int r = model_run("one thread", one_thread, NULL);
+    r += model_run("one thread, real files", on_real_files, NULL);
     r += model_run("threads on neighbouring ranges", disjoint_threads, NULL);
     r += model_run("threads on the same range", overlapping_threads, NULL);
     r += model_run("planted: tails are not copied", lost_tails_are_found, over_something);
