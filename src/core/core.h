@@ -18,6 +18,9 @@
 
 #define DR_CHAIN_MAX 256 /* depth bound of a chain */
 
+/* With enum dr_open_flag, for check: an unclean image is opened for writing as it is. */
+#define DR_OPEN_AS_FOUND (1u << 31)
+
 struct dr_cache;   /* pages.c */
 struct dr_ranges;  /* inflight.c */
 struct dr_flusher; /* flush.c */

@@ -168,7 +168,9 @@ static int image_recover(struct dr_image *image, struct dr_error *err)
         return dr_fail(err, EUCLEAN, "%s: was not closed properly; `drover recover` repairs it",
                        image->path);
     int r = dr_image_harden(image, err);
-    if (r == 0 && image->fmt->recover)
+    if (r < 0 || (image->flags & DR_OPEN_AS_FOUND))
+        return r;
+    if (image->fmt->recover)
         r = image->fmt->recover(image, err);
     if (r == 0)
         image->unclean = false;

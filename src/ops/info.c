@@ -181,6 +181,20 @@ static int check_image(struct dr_image *image, unsigned repair, struct dr_check_
     return r;
 }
 
+/* Opening recovers, and refuses damage that a crash does not make: that is for the repair. */
+static int open_checked(struct dr_fs *fs, const char *path, struct dr_open_options open,
+                        unsigned repair, struct dr_disk **disk, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_open_fs(fs, path, &open, disk, &why);
+    if (r == 0)
+        return 0;
+    open.flags |= DR_OPEN_AS_FOUND;
+    if (r == -EIO && repair && dr_open_fs(fs, path, &open, disk, NULL) == 0)
+        return 0;
+    return dr_fail(err, -r, "%s", why.text);
+}
+
 int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                 unsigned repair, void (*report)(void *user, const char *line), void *user,
                 char **json, struct dr_error *err)
@@ -191,7 +205,7 @@ int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options
         DR_OPEN_NO_BACKING; /* a broken parent must not keep the child from being seen to */
     if (repair)
         open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
-    int r = dr_open_fs(fs, path, &open, &disk, err);
+    int r = open_checked(fs, path, open, repair, &disk, err);
     if (r < 0)
         return r;
     struct dr_image *image = disk->chain->images[0];

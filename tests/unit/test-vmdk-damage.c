@@ -196,6 +196,71 @@ static void extents_of_more_than_2_to_the_63_are_refused(void **state)
     refused(dr_open_fs(fs, "big.vmdk", NULL, &disk, &err), EINVAL, "more than");
 }
 
+/* ------------------------------------------------------------------ a copy in the wrong place */
+
+/* One bit of the redundant directory is wrong, which no reader notices: it points into a grain. */
+static uint8_t *disk_with_copy_in_a_grain(struct dr_fs *fs, uint64_t *size)
+{
+    uint8_t *want = disk_with_data(fs, size);
+    poke32(fs, "d.vmdk", RGD_AT, peek32(fs, "d.vmdk", GT_AT + 4) + 7);
+    return want;
+}
+
+static void a_repair_does_not_write_tables_over_grains(void **state)
+{
+    uint64_t size;
+    uint8_t *want = disk_with_copy_in_a_grain(*state, &size);
+    repair(*state, "d.vmdk", DR_REPAIR_ALL);
+    same_view(*state, "d.vmdk", want, size);
+    put(*state, "d.vmdk", MiB, MiB, 0x77); /* it is mended */
+    memset(want + MiB, 0x77, MiB);
+    same_view(*state, "d.vmdk", want, size);
+    assert_memory_not_equal(want, want + MiB, GRAIN);
+    free(want);
+}
+
+static void recovering_does_not_write_tables_over_grains(void **state)
+{
+    uint64_t size;
+    uint8_t one = 1, *want = disk_with_copy_in_a_grain(*state, &size);
+    struct dr_open_options rdwr = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    poke(*state, "d.vmdk", VMDK_UNCLEAN_AT, &one, 1);
+    refused(dr_open_fs(*state, "d.vmdk", &rdwr, &disk, &err), EIO, "check -r all");
+    same_view(*state, "d.vmdk", want, size);
+    repair(*state, "d.vmdk", DR_REPAIR_ALL);
+    ok(dr_open_fs(*state, "d.vmdk", &rdwr, &disk, &err));
+    ok(dr_close(disk, &err));
+    same_view(*state, "d.vmdk", want, size);
+    free(want);
+}
+
+static void writing_does_not_put_entries_into_grains(void **state)
+{
+    uint64_t size;
+    uint8_t *want = disk_with_copy_in_a_grain(*state, &size);
+    struct dr_open_options rdwr = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    ok(dr_open_fs(*state, "d.vmdk", &rdwr, &disk, &err));
+    refused(dr_pwrite(disk, "x", MiB, 1, 0, &err), EIO, "check -r all");
+    ok(dr_close(disk, &err));
+    same_view(*state, "d.vmdk", want, size);
+    free(want);
+}
+
+/* What recover refuses, check must be able to mend. */
+static void an_unclean_image_with_a_lost_table_can_be_repaired(void **state)
+{
+    uint64_t size;
+    uint8_t one = 1, *want = disk_with_data(*state, &size);
+    poke32(*state, "d.vmdk", GD_AT, 0x7fffffff);
+    poke(*state, "d.vmdk", VMDK_UNCLEAN_AT, &one, 1);
+    repair(*state, "d.vmdk", DR_REPAIR_ALL);
+    same_view(*state, "d.vmdk", want, size);
+    put(*state, "d.vmdk", MiB, MiB, 0x77);
+    free(want);
+}
+
 static void make_text(struct dr_fs *fs, const char *path, const char *text)
 {
     struct dr_file *f;
@@ -273,6 +338,10 @@ int main(void)
         ops_test(trimming_spares_a_directory_behind_the_overhead),
         ops_test(recovering_a_parent_renews_what_is_in_memory),
         ops_test(extents_of_more_than_2_to_the_63_are_refused),
+        ops_test(a_repair_does_not_write_tables_over_grains),
+        ops_test(recovering_does_not_write_tables_over_grains),
+        ops_test(writing_does_not_put_entries_into_grains),
+        ops_test(an_unclean_image_with_a_lost_table_can_be_repaired),
         ops_test(info_tells_about_names_that_are_no_utf_8),
         ops_test(damage_does_not_hide_what_stands_before_it),
         ops_test(a_flush_may_meet_a_new_descriptor_file),

@@ -67,14 +67,16 @@ static uint32_t regular_place(const struct walk *w, uint64_t table, bool copy)
     return (uint32_t)((copy ? h->rgd_off : h->gd_off) + h->gd_sectors + table * h->gt_sectors);
 }
 
-/* A usable table that stands elsewhere may stand in another one's regular place. */
+/* A usable table that stands elsewhere in front of the grains may stand in another one's regular
+ * place. */
 static bool has_odd_tables(const struct walk *w)
 {
     const struct vmdk_extent *e = w->e;
     for (uint64_t t = 0; t < e->h.n_tables; t++)
         for (int copy = 0; copy < (e->rgd ? 2 : 1); copy++) {
             uint32_t gde = copy ? e->rgd[t] : e->gd[t];
-            if (vmdk_table_fits(w->image, e, gde) && gde != regular_place(w, t, copy))
+            if (vmdk_table_fits(w->image, e, gde) && gde < e->h.overhead &&
+                gde != regular_place(w, t, copy))
                 return true;
         }
     return false;
@@ -263,18 +265,50 @@ static void check_gte(struct walk *w, uint64_t grain, uint32_t gte)
     count(w, false);
 }
 
-/* The copy follows the table. */
-static int check_copy(struct walk *w, uint64_t table, const uint8_t *primary, bool hole,
-                      struct dr_error *err)
+static bool is_used(const struct walk *w, uint64_t i)
+{
+    return w->used[i / 8] & (1u << i % 8);
+}
+
+/* A wrong bit in the redundant directory, which nobody reads, and what is written there is some
+ * grain's. */
+static bool stands_in_a_grain(const struct walk *w, uint32_t sector)
+{
+    const struct vmdk_header *h = &w->e->h;
+    if (sector + h->gt_sectors <= h->overhead)
+        return false; /* grains are behind it, though perhaps not at multiples of their size */
+    for (uint64_t i = sector / h->grain; i * h->grain < sector + h->gt_sectors && i < w->n_used;
+         i++)
+        if (is_used(w, i))
+            return true;
+    return false;
+}
+
+static int move_copy(struct walk *w, uint64_t table, const uint8_t *primary, struct dr_error *err)
+{
+    say(w, "redundant grain table %" PRIu64 " at sector %u stands in a grain", table,
+        w->e->rgd[table]);
+    int r = fixing(w) ? new_table(w, table, true, primary, err) : 0;
+    count(w, fixing(w) && r == 0);
+    return r;
+}
+
+/* The copy follows the table, unless that is damaged itself and the copy may be what is left. */
+static int compare_copy(struct walk *w, uint64_t table, const uint8_t *primary, bool hole,
+                        struct dr_error *err)
 {
     uint8_t copy[VMDK_GTES * 4];
     bool copy_hole;
-    if (!w->e->rgd || !vmdk_table_fits(w->image, w->e, w->e->rgd[table]) ||
-        w->e->rgd[table] == w->e->gd[table])
-        return 0;
     int r = vmdk_read_table(w->image, w->e, w->e->rgd[table], copy, &copy_hole, err);
     if (r < 0 || (hole && copy_hole) || memcmp(copy, primary, (size_t)w->e->h.gtes * 4) == 0)
         return r;
+    if (!vmdk_table_is_sound(w->image, w->e, table, primary)) {
+        say(w,
+            "grain table %" PRIu64 " is damaged, its redundant copy differs and is left as it is",
+            table);
+        count(w, false);
+        return 0;
+    }
     say(w, "grain table %" PRIu64 " and its redundant copy differ%s", table,
         w->e->h.unclean ? ", as they may when it was not closed" : "");
     if (fixing(w))
@@ -283,6 +317,23 @@ static int check_copy(struct walk *w, uint64_t table, const uint8_t *primary, bo
     if (!w->e->h.unclean || fixing(w))
         count(w, fixing(w) && r == 0);
     return r;
+}
+
+/* When all grains are known. */
+static int check_copy(struct walk *w, uint64_t table, struct dr_error *err)
+{
+    const struct vmdk_extent *e = w->e;
+    uint8_t primary[VMDK_GTES * 4];
+    bool hole;
+    if (!e->rgd || !vmdk_table_fits(w->image, e, e->gd[table]) ||
+        !vmdk_table_fits(w->image, e, e->rgd[table]) || e->rgd[table] == e->gd[table])
+        return 0;
+    int r = vmdk_read_table(w->image, e, e->gd[table], primary, &hole, err);
+    if (r < 0)
+        return r;
+    if (stands_in_a_grain(w, e->rgd[table]))
+        return move_copy(w, table, primary, err);
+    return compare_copy(w, table, primary, hole, err);
 }
 
 static int check_table(struct walk *w, uint64_t table, struct dr_error *err)
@@ -294,15 +345,10 @@ static int check_table(struct walk *w, uint64_t table, struct dr_error *err)
     int r = vmdk_read_table(w->image, w->e, w->e->gd[table], buf, &hole, err);
     for (uint32_t i = 0; r == 0 && !hole && i < w->e->h.gtes; i++)
         check_gte(w, table * w->e->h.gtes + i, get_le32(buf + i * 4));
-    return r < 0 ? r : check_copy(w, table, buf, hole, err);
+    return r;
 }
 
 /* ------------------------------------------------------------------ leaks */
-
-static bool is_used(const struct walk *w, uint64_t i)
-{
-    return w->used[i / 8] & (1u << i % 8);
-}
 
 /* Give the space of unused grains [first, last) back. A hole in the file is no leak. */
 static int check_leak(struct walk *w, uint64_t first, uint64_t last, struct dr_error *err)
@@ -393,6 +439,8 @@ static int walk_extent(struct walk *w, struct dr_error *err)
     int r = check_directories(w, err);
     for (uint64_t t = 0; r == 0 && t < w->e->h.n_tables; t++)
         r = check_table(w, t, err);
+    for (uint64_t t = 0; r == 0 && t < w->e->h.n_tables; t++)
+        r = check_copy(w, t, err);
     if (r == 0)
         r = check_leaks(w, err);
     if (r == 0)

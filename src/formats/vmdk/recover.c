@@ -24,6 +24,20 @@ int vmdk_read_table(struct dr_image *image, const struct vmdk_extent *e, uint32_
     return 0;
 }
 
+bool vmdk_table_is_sound(const struct dr_image *image, const struct vmdk_extent *e, uint64_t table,
+                         const uint8_t *buf)
+{
+    for (uint32_t i = 0; i < e->h.gtes; i++) {
+        uint64_t grain = table * e->h.gtes + i;
+        uint32_t gte = get_le32(buf + i * 4);
+        if (gte == 0 || (gte == 1 && vmdk_has_zero_grains(e)))
+            continue;
+        if (grain * e->grain >= e->len || !vmdk_gte_fits(image, e, grain, gte))
+            return false;
+    }
+    return true;
+}
+
 /* ------------------------------------------------------------------ recover */
 
 /* The table is what every reader uses: its copy follows. */
@@ -46,6 +60,12 @@ static int mend_table(struct dr_image *image, const struct vmdk_extent *e, uint6
         r = vmdk_read_table(image, e, rgde, copy, &copy_hole, err);
     if (r < 0 || (hole && copy_hole) || memcmp(primary, copy, len) == 0)
         return r;
+    /* A crash leaves the copy behind, and nothing else. Among the grains it may be some grain. */
+    if (rgde >= e->h.overhead || !vmdk_table_is_sound(image, e, table, primary))
+        return dr_fail(err, EIO,
+                       "%s: grain table %llu and its redundant copy at sector %u differ, and not "
+                       "only as after a crash; `drover check -r all` mends it",
+                       vmdk_extent_path(image, e), (unsigned long long)table, rgde);
     r = dr_file_pwrite(image->files[e->file], primary, (uint64_t)rgde * VMDK_SECTOR, len, err);
     DR_LOCK_SCOPE(&image->lock); /* the page may be in memory: it has a part of the table, too */
     dr_page_forget(image, e->file, (uint64_t)rgde * VMDK_SECTOR, len);

@@ -148,6 +148,9 @@ int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, stru
 int vmdk_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                struct dr_error *err);
 
+/* Can all entries of the table be, if this is its content? */
+bool vmdk_table_is_sound(const struct dr_image *image, const struct vmdk_extent *e, uint64_t table,
+                         const uint8_t *buf);
 /* Table-wise reading outside the page cache (recover, check, trim). The table of gde as gtes
  * little-endian entries; *hole: nothing is stored there, buf is zeroed. */
 int vmdk_read_table(struct dr_image *image, const struct vmdk_extent *e, uint32_t gde, uint8_t *buf,

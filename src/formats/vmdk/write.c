@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Changing where grains are: reserve, publish, cancel, release. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -76,6 +77,18 @@ static bool whole_grain(const struct request *q)
     return q->off == q->grain_off && q->len == q->grain_len;
 }
 
+/* Is what is in memory of the table and of its copy the same? If not, the place of the copy may be
+ * none: one wrong bit in the redundant directory, and it is some grain. */
+static bool copy_is_equal(const struct request *q)
+{
+    const struct vmdk_slot *s = &q->slot;
+    uint64_t before = s->entry * 4, behind = (q->e->h.gtes - s->entry) * 4;
+    before = dr_min(before, dr_min(s->pos % DR_PAGE_SIZE, s->rpos % DR_PAGE_SIZE));
+    behind = dr_min(behind, DR_PAGE_SIZE - dr_max(s->pos % DR_PAGE_SIZE, s->rpos % DR_PAGE_SIZE));
+    return memcmp(dr_page_at(q->page, s->pos - before), dr_page_at(q->copy, s->rpos - before),
+                  before + behind) == 0;
+}
+
 /* Find the entry; both pages are in memory afterwards. */
 static int look_up(struct request *q, struct dr_error *err)
 {
@@ -91,9 +104,16 @@ static int look_up(struct request *q, struct dr_error *err)
     r = dr_page_get(q->image, q->e->file, q->slot.pos, &q->page);
     if (r == 0 && q->slot.rpos)
         r = dr_page_get(q->image, q->e->file, q->slot.rpos, &q->copy);
-    if (r == 0)
-        q->gte = get_le32(dr_page_at(q->page, q->slot.pos));
-    return r;
+    if (r < 0)
+        return r;
+    q->gte = get_le32(dr_page_at(q->page, q->slot.pos));
+    if (!q->copy || copy_is_equal(q))
+        return 0;
+    return dr_fail(err, EIO,
+                   "%s: grain table %llu and its redundant copy at byte %llu differ; `drover check "
+                   "-r all` mends it",
+                   vmdk_extent_path(q->image, q->e), (unsigned long long)q->slot.table,
+                   (unsigned long long)q->slot.rpos);
 }
 
 static int pin_both(const struct request *q)
