@@ -269,6 +269,33 @@ static void make_text(struct dr_fs *fs, const char *path, const char *text)
     dr_file_unref(f);
 }
 
+/* A text of a megabyte names its file tens of thousands of times, and a sparse one only once. */
+static void many_extents_in_one_file_open_at_once(void **state)
+{
+    enum { LINES = 60000 };
+    struct dr_fs *fs = *state;
+    static const char head[] = "# Disk DescriptorFile\nversion=1\nCID=12345678\n"
+                               "parentCID=ffffffff\ncreateType=\"custom\"\n";
+    static const char line[] = "RW 1 FLAT \"a\" 0\n";
+    char *text = malloc(sizeof(head) + LINES * (sizeof(line) - 1) + 100), *end;
+    struct dr_file *f;
+    struct dr_disk *disk = NULL;
+    ok(dr_file_open(fs, "a", DR_FILE_CREATE, &f, &err));
+    ok(dr_file_truncate(f, 512, &err));
+    dr_file_unref(f);
+    end = stpcpy(text, head);
+    for (int i = 0; i < LINES; i++)
+        end = stpcpy(end, line);
+    make_text(fs, "many.vmdk", text);
+    ok(dr_open_fs(fs, "many.vmdk", NULL, &disk, &err));
+    assert_int_equal(dr_size(disk), LINES * 512);
+    ok(dr_close(disk, &err));
+    stpcpy(end - sizeof(line) + 1, "RW 1 SPARSE \"a\"\n");
+    make_text(fs, "mixed.vmdk", text);
+    refused(dr_open_fs(fs, "mixed.vmdk", NULL, &disk, &err), EINVAL, "two extents");
+    free(text);
+}
+
 static void info_tells_about_names_that_are_no_utf_8(void **state)
 {
     char *json = NULL;
@@ -342,6 +369,7 @@ int main(void)
         ops_test(recovering_does_not_write_tables_over_grains),
         ops_test(writing_does_not_put_entries_into_grains),
         ops_test(an_unclean_image_with_a_lost_table_can_be_repaired),
+        ops_test(many_extents_in_one_file_open_at_once),
         ops_test(info_tells_about_names_that_are_no_utf_8),
         ops_test(damage_does_not_hide_what_stands_before_it),
         ops_test(a_flush_may_meet_a_new_descriptor_file),

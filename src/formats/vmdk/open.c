@@ -140,6 +140,9 @@ static int find_file(struct dr_image *image, struct vmdk_extent *e, const char *
     const struct vmdk_extent *other = same_file(image, e, name);
     if (other)
         e->file = other->file;
+    if (other && e->type != VMDK_SPARSE && other->type != VMDK_SPARSE)
+        return 0; /* looked at when it was opened: a text can name one file tens of thousands times
+                   */
     int r = other ? 0 : dr_image_open_file(image, name, &e->file, err);
     return r < 0 ? r : check_twice(image, e, err);
 }
