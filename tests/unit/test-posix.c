@@ -219,6 +219,18 @@ static void a_link_that_turns_outside_is_not_followed(void **state)
     assert_non_null(strstr(err.text, "secret"));
 }
 
+/* A parent on a medium that nobody can write: its file system knows no flush. */
+static void where_nothing_can_be_flushed_all_is_durable(void **state)
+{
+    struct place *p = *state;
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_file *f = open_ok(p, "/proc/sys/kernel/ostype", DR_FILE_NO_LOCK);
+    f->dirty = true;
+    if (dr_file_flush(f, &err) < 0)
+        fail_msg("%s", err.text);
+    dr_file_unref(f);
+}
+
 int main(void)
 {
 #define T(test) cmocka_unit_test_setup_teardown(test, setup_posix, teardown_posix)
@@ -228,6 +240,7 @@ int main(void)
         T(label_and_list_are_taken_over),
         T(rights_never_get_wider_for_want_of_privilege),
         T(the_size_is_the_one_behind_the_lock),
+        T(where_nothing_can_be_flushed_all_is_durable),
         T(a_link_that_turns_outside_is_not_followed),
         T(a_writer_does_not_inherit_the_size_an_onlooker_saw),
     };
