@@ -296,6 +296,32 @@ static void many_extents_in_one_file_open_at_once(void **state)
     free(text);
 }
 
+/* A new CID would turn the children of a disk away whose content has not changed. */
+static void a_refused_write_leaves_the_content_id(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_open_options rdwr = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    struct dr_file *f;
+    size_t len, now;
+    ok(dr_file_open(fs, "a", DR_FILE_CREATE, &f, &err));
+    ok(dr_file_truncate(f, 512, &err));
+    dr_file_unref(f);
+    make_text(fs, "ro.vmdk",
+              "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+              "createType=\"custom\"\nRDONLY 1 FLAT \"a\" 0\nRW 1 ZERO\n");
+    uint8_t *before = file_bytes(fs, "ro.vmdk", &len);
+    ok(dr_open_fs(fs, "ro.vmdk", &rdwr, &disk, &err));
+    refused(dr_pwrite(disk, "x", 0, 1, 0, &err), EROFS, "read-only");
+    refused(dr_pwrite(disk, "x", 512, 1, 0, &err), EROFS, "ZERO");
+    ok(dr_close(disk, &err));
+    uint8_t *after = file_bytes(fs, "ro.vmdk", &now);
+    assert_int_equal(now, len);
+    assert_memory_equal(before, after, len);
+    free(before);
+    free(after);
+}
+
 static void info_tells_about_names_that_are_no_utf_8(void **state)
 {
     char *json = NULL;
@@ -370,6 +396,7 @@ int main(void)
         ops_test(writing_does_not_put_entries_into_grains),
         ops_test(an_unclean_image_with_a_lost_table_can_be_repaired),
         ops_test(many_extents_in_one_file_open_at_once),
+        ops_test(a_refused_write_leaves_the_content_id),
         ops_test(info_tells_about_names_that_are_no_utf_8),
         ops_test(damage_does_not_hide_what_stands_before_it),
         ops_test(a_flush_may_meet_a_new_descriptor_file),

@@ -98,7 +98,9 @@ static int begin_extent(struct dr_image *image, struct vmdk_extent *e, bool chan
 int vmdk_begin_write(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err)
 {
     struct vmdk_extent *e = off < image->size ? vmdk_extent_at(image, off) : NULL;
-    return begin_extent(image, e, changes, err);
+    /* Before the CID is a new one: what is refused changes nothing. */
+    int r = e && changes ? vmdk_check_writable(image, e, off, err) : 0;
+    return r < 0 ? r : begin_extent(image, e, changes, err);
 }
 
 /* Clear the mark and make that durable. */

@@ -89,6 +89,9 @@ void vmdk_unit(const struct dr_image *image, uint64_t off, uint64_t *uoff, uint6
 
 /* ------------------------------------------------------------------ write.c */
 
+/* -EROFS: this extent cannot be written. */
+int vmdk_check_writable(const struct dr_image *image, const struct vmdk_extent *e, uint64_t off,
+                        struct dr_error *err);
 int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
                  uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
 void vmdk_publish(struct dr_image *image, struct dr_reservation *r);

@@ -250,6 +250,16 @@ static int reserve_flat(struct request *q, enum dr_want want, struct dr_reservat
     return 0;
 }
 
+int vmdk_check_writable(const struct dr_image *image, const struct vmdk_extent *e, uint64_t off,
+                        struct dr_error *err)
+{
+    if (e->access == VMDK_RW && e->type != VMDK_ZERO)
+        return 0;
+    return dr_fail(err, EROFS, "%s: guest offset %llu is in a%s extent that cannot be written",
+                   image->path, (unsigned long long)off,
+                   e->type == VMDK_ZERO ? " ZERO" : " read-only");
+}
+
 int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
                  uint32_t host_len, struct dr_reservation *r, struct dr_error *err)
 {
@@ -265,10 +275,9 @@ int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wan
         r->todo = DR_TODO_NOTHING;
         return 0;
     }
-    if (q.e->access != VMDK_RW || q.e->type == VMDK_ZERO)
-        return dr_fail(err, EROFS, "%s: guest offset %llu is in a%s extent that cannot be written",
-                       image->path, (unsigned long long)off,
-                       q.e->type == VMDK_ZERO ? " ZERO" : " read-only");
+    int ret = vmdk_check_writable(image, q.e, off, err);
+    if (ret < 0)
+        return ret;
     return q.e->type == VMDK_SPARSE ? reserve_sparse(&q, want, r, err) : reserve_flat(&q, want, r);
 }
 
