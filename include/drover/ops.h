@@ -118,9 +118,7 @@ struct dr_commit_options {
     struct dr_open_options open;
     const char *base; /* -b: a member of the chain; NULL = the immediate parent */
     bool keep;        /* -d: do not empty the overlay afterwards */
-    bool force;       /* even if other images name the base */
-    /* Further directories to search for images that name the same base (its own and the overlay's
-     * always are) */
+    bool force;       /* even if other images, in the base's directory or path's, name it */
 };
 DR_API int dr_commit(const char *path, const struct dr_commit_options *options,
                      const struct dr_job *job, struct dr_error *err);

@@ -15,6 +15,7 @@ static const struct cli_option options[] = {
      false},
     {KEY_DROP_EQUAL, "drop-equal", NULL, "then give up what equals the new parent", false},
     {KEY_DRY_RUN, "dry-run", NULL, "only find out whether it would work", false},
+    {'r', "rate", "BYTES", "bytes a second at most", false},
     {'t', NULL, "CACHE", "cache mode of FILE and its parents", false},
     {'T', NULL, "CACHE", "cache mode of the new parent", false},
     {'c', "compress", NULL, "compressed copies", true},
@@ -94,8 +95,12 @@ static int run(const struct cli *cli, const struct cli_args *args)
     struct dr_rebase_options o = {0};
     struct dr_error err = DR_ERROR_INIT;
     struct cli_job job;
+    const char *rate = cli_value(args, 'r');
+    uint64_t bytes = 0;
     int code = 0;
 
+    if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
+        return 1;
     if (get_backing(cli, args, &backing) != 0)
         return 1;
     o.backing = backing;
@@ -110,6 +115,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     cli_export_allowed(args);
     if (cli_job_begin(cli, args, &job) != 0)
         return 1;
+    job.job.rate = bytes;
     int r = dr_rebase(image.path, &o, &job.job, &err);
     if (r < 0)
         code = cli_job_failed(&job, r, &err, 1,

@@ -29,8 +29,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     const struct cli_image_spec spec = {.name = args->operands[0], .format_key = 'f'};
     if (cli_image_get(cli, args, &spec, &image) != 0)
         return 1;
-    if (access(image.path, F_OK) < 0)
-        return cli_image_check(cli, &image) < 0;
+    /* An image that was still being made is not there yet: what is left of it is. */
     cli_export_allowed(args);
     if (dr_recover(image.path, &image.open, dry_run, report, &quiet, &found, &err) < 0) {
         cli_fail(cli, &err);

@@ -90,6 +90,8 @@ static int lock_old(struct dr_new_image *n, const char *path, bool no_replace, u
     return r;
 }
 
+static void drop_dead(const struct dr_new_image *n);
+
 int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, bool no_replace,
                  unsigned flags, struct dr_error *err)
 {
@@ -101,6 +103,8 @@ int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, boo
         r = lock_old(n, path, no_replace, flags, err);
     if (r == 0)
         r = make_dir(n, err);
+    if (r == 0 && !(flags & DR_OPEN_NO_LOCK)) /* without locks nobody can tell */
+        drop_dead(n);
     if (r < 0)
         dr_new_abandon(n);
     return r;
@@ -309,6 +313,36 @@ bool dr_new_is_half_moved(struct dr_fs *fs, const char *dir, const char *name)
         return false;
     unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
     return dr_image_open(fs, path, NULL, flags, &image, &why) == -ENOENT;
+}
+
+/* Nobody has it open: whoever was making it is gone. An empty directory may be a moment old. */
+static bool is_dead(struct dr_fs *fs, const char *dir)
+{
+    char **names;
+    size_t n;
+    if (dr_ops_list(fs, dir, &names, &n, NULL) < 0)
+        return false;
+    bool dead = n > 0;
+    for (size_t i = 0; i < n && dead; i++) {
+        CLEANUP_FREE char *path = dr_path_join(dir, names[i]);
+        CLEANUP_FILE struct dr_file *file = NULL;
+        dead = path && dr_file_open(fs, path, DR_FILE_RDWR, &file, NULL) == 0;
+    }
+    dr_ops_free_names(names, n);
+    return dead;
+}
+
+/* What earlier attempts at this image left gives its space back before this one starts. What is
+ * half moved is still needed, to know whose the moved files are. */
+static void drop_dead(const struct dr_new_image *n)
+{
+    size_t count;
+    char **dirs = other_dirs(n, &count);
+    for (size_t i = 0; i < count; i++)
+        if (is_dead(n->fs, dirs[i]) &&
+            !dr_new_is_half_moved(n->fs, dirs[i], dr_path_basename(n->final)))
+            dr_new_remove_all(n->fs, dirs[i], NULL);
+    dr_ops_free_names(dirs, count);
 }
 
 /* What they wanted to finish is overtaken: finishing it now would mix two images. */

@@ -57,11 +57,16 @@ static int find_in_chain(struct rebase *rb, struct dr_error *err)
     struct dr_chain *chain = rb->disk->chain;
     if (dr_ops_same_id(overlay(rb)->files[0]->id, id))
         return dr_fail(err, ELOOP, "%s: cannot be its own backing file", rb->path);
-    for (size_t i = 1; i < chain->n; i++)
-        if (dr_ops_same_id(chain->images[i]->files[0]->id, id)) {
-            rb->above = chain;
-            rb->above_first = i;
-        }
+    for (size_t i = 1; i < chain->n; i++) {
+        if (!dr_ops_same_id(chain->images[i]->files[0]->id, id))
+            continue;
+        const char *is = chain->images[i]->fmt->name, *given = rb->o->backing_format;
+        if (given && strcmp(given, is) != 0)
+            return dr_fail(err, EINVAL, "%s: the new backing file %s is open as %s, not as %s",
+                           rb->path, rb->where, is, given);
+        rb->above = chain;
+        rb->above_first = i;
+    }
     return 0;
 }
 

@@ -24,6 +24,7 @@ def slow(t, *args):
 
 SLOW = [["convert", "-r", "1M", "--progress=json", "top.vmdk", "out.raw"],
         ["commit", "-r", "1M", "--progress=json", "top.vmdk"],
+        ["rebase", "-r", "1M", "--progress=json", "-b", "", "top.vmdk"],
         ["stream", "-r", "1M", "--progress=json", "top.vmdk"]]
 
 
@@ -46,9 +47,10 @@ def test_an_interrupted_command_says_so_and_leaves_the_view(t, args, number):
     t.ok("compare", "-F", "raw", "top.vmdk", "before.raw")
 
 
-def test_sigusr1_shows_how_far_it_is(t):
+@pytest.mark.parametrize("args", SLOW, ids=lambda a: a[0])
+def test_sigusr1_shows_how_far_it_is(t, args):
     big(t)
-    p = subprocess.Popen([t.bin / "drover", "convert", "-r", "1M", "top.vmdk", "out.raw"], cwd=t.dir, stderr=subprocess.PIPE,
+    p = subprocess.Popen([t.bin / "drover", *(a for a in args if a != "--progress=json")], cwd=t.dir, stderr=subprocess.PIPE,
                          text=True)
     try:
         while not handles(p.pid):  # sent any earlier, the signal would end the program

@@ -152,6 +152,8 @@ def test_f7_what_cannot_work_is_refused_before_any_copying(subformat, tmp_path):
     refused(where, 'rebase', '-b', './' * 8000 + 'new.vmdk', '-F', 'vmdk', 'child.vmdk')
     refused(where, 'rebase', '-b', deep + 'new.vmdk', '-F', 'vmdk', 'child.vmdk')
     refused(where, 'rebase', '-b', 'new.vmdk', '-F', 'vmdk', '-f', 'raw', 'child.vmdk')
+    for parent_name in ('old.vmdk', 'new.vmdk'):  # the one it has, too
+        refused(where, 'rebase', '-b', parent_name, '-F', 'raw', 'child.vmdk')
 
 
 @pytest.mark.parametrize('name', ['missing.vmdk', 'top.vmdk', 'child.vmdk', 'junk.vmdk'])

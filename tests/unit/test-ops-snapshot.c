@@ -285,6 +285,35 @@ static void half_moved_image_that_was_made_again_is_forgotten(void **state)
     assert_int_equal(count_files(fs), 2);
 }
 
+static void making_an_image_again_removes_what_was_left_of_it(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    const char *dead = ".b.vmdk.drover.new-dead01/b.vmdk";
+    const char *alive = ".b.vmdk.drover.new-live01/b.vmdk";
+    const char *others = ".c.vmdk.drover.new-dead01/c.vmdk";
+    mkdir_in(fs, ".b.vmdk.drover.new-dead01");
+    mkdir_in(fs, ".b.vmdk.drover.new-live01");
+    mkdir_in(fs, ".c.vmdk.drover.new-dead01");
+    for (int i = 0; i < 3; i++) {
+        make(fs, "x", "raw", MiB, NULL);
+        ok(fs->ops->rename(fs, "x", i == 0 ? dead : i == 1 ? alive : others, &err));
+    }
+    ok(dr_open_fs(fs, alive, &rw, &disk, &err));
+    make(fs, "b.vmdk", "vmdk", SIZE, NULL);
+    assert_false(exists(fs, dead));
+    assert_true(exists(fs, alive));
+    assert_true(exists(fs, others));
+    ok(dr_close(disk, &err));
+    ok(fs->ops->unlink(fs, alive, &err));
+    ok(fs->ops->unlink(fs, others, &err));
+    if (fs->ops->rmdir) {
+        ok(fs->ops->rmdir(fs, ".b.vmdk.drover.new-live01", &err));
+        ok(fs->ops->rmdir(fs, ".c.vmdk.drover.new-dead01", &err));
+    }
+}
+
 static void work_under_way_is_left_alone(void **state)
 {
     struct dr_fs *fs = *state;
@@ -368,6 +397,7 @@ int main(void)
         both(half_moved_image_is_moved_to_the_end),
         both(half_moved_image_that_was_made_again_is_forgotten),
         both(work_under_way_is_left_alone),
+        both(making_an_image_again_removes_what_was_left_of_it),
         both(unclean_image_is_mended),
         cmocka_unit_test_setup_teardown(child_has_the_mode_of_its_parent, system_dir,
                                         remove_system_dir),
