@@ -223,17 +223,57 @@ static int measure(struct rebase *rb, uint64_t *bytes, struct dr_error *err)
     return r;
 }
 
+struct count {
+    struct fill fill;       /* first: next and work are the copy's */
+    uint64_t bytes, enough; /* bytes: by several threads */
+};
+
+static int count_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                      struct dr_error *err)
+{
+    (void)err;
+    struct count *c = user;
+    uint64_t at = dr_pair_differs(item, buf, 0, c->fill.step), sum = 0;
+    while (at < item->len) {
+        uint64_t end = differing_until(item, buf, at, c->fill.step);
+        sum += end - at;
+        at = dr_pair_differs(item, buf, end, c->fill.step);
+    }
+    return __atomic_add_fetch(&c->bytes, sum, __ATOMIC_RELAXED) > c->enough;
+}
+
+/* The same by reading both parents, as the copy will: only asked when it may not fit. 1 = it needs
+ * more than there is. */
+static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
+{
+    struct count c = {.enough = room};
+    struct dr_job job = rb->job ? *rb->job : (struct dr_job){0};
+    job.progress = NULL; /* the copy starts from nought */
+    fill_init(&c.fill, rb);
+    struct dr_copy_policy policy = {
+        .user = &c,
+        .next = fill_next,
+        .work = fill_work,
+        .emit = count_emit,
+        .buffers = 2,
+        .buffer_size = DR_STOCK_BUFFER,
+        .total = c.fill.pair.size,
+    };
+    return dr_copy_run(&policy, &job, err);
+}
+
 static int check_space(struct rebase *rb, struct dr_error *err)
 {
     uint64_t need, room = dr_ops_free_space(rb->fs, rb->path);
     int r = measure(rb, &need, err);
+    if (r == 0 && need > room)
+        r = does_not_fit(rb, room, err);
     if (r < 0)
         return r;
-    /* with no new parent all of it stays, but for zeros that take space in the old one */
-    if (need > room && !rb->above)
+    if (r > 0)
         return dr_fail(err, ENOSPC, "%s: needs up to %llu bytes, its file system has %llu free",
                        rb->path, (unsigned long long)need, (unsigned long long)room);
-    if (need > room || rb->o->dry_run)
+    if (rb->o->dry_run)
         dr_job_message(rb->job, "%s: up to %llu bytes have to be copied, %llu are free", rb->path,
                        (unsigned long long)need, (unsigned long long)room);
     return 0;

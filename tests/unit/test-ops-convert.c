@@ -111,6 +111,15 @@ static void space_is_looked_at_before_copying(void **state)
     refused(dr_commit_fs(fs, "top.vmdk", &c, NULL, &err), ENOSPC, "base.vmdk");
     struct dr_rebase_options r = {.backing = ""};
     refused(dr_rebase_fs(fs, "child.vmdk", &r, NULL, &err), ENOSPC, "child.vmdk");
+    r = (struct dr_rebase_options){.backing = "base.vmdk", .backing_format = "vmdk"};
+    refused(dr_rebase_fs(fs, "child.vmdk", &r, NULL, &err), ENOSPC, "child.vmdk");
+    struct dr_stream_options s = {.base = NULL};
+    refused(dr_stream_fs(fs, "child.vmdk", &s, NULL, &err), ENOSPC, "child.vmdk");
+    /* parents that are alike need no room, however much they hold */
+    make(fs, "same.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "same.vmdk", 0, 2 * MiB, 0x11);
+    r.backing = "same.vmdk";
+    ok(dr_rebase_fs(fs, "child.vmdk", &r, NULL, &err));
     assert_false(exists(fs, "b.raw"));
     /* what is sparse may turn out smaller: a word is enough */
     struct dr_job job = {.message = note_message, .user = &told};
