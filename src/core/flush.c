@@ -134,10 +134,10 @@ static int run_flush(struct dr_image *image, struct dr_error *err)
         release_freed(image, &freed);
 
     pthread_mutex_lock(&image->lock);
-    dr_cache_unseal(image->cache, r == 0);
+    bool can_retry = dr_cache_unseal(image->cache, r == 0);
     if (r < 0) {
         freed_put_back(&flusher->freed, &freed);
-        if (data_lost)
+        if (data_lost || !can_retry)
             flusher->sticky = r;
         flusher->last_error = err ? *err : (struct dr_error)DR_ERROR_INIT;
     }

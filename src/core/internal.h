@@ -44,7 +44,8 @@ size_t dr_cache_dirty(const struct dr_cache *cache);
  * there were any); at the end forget them (ok) or make them dirty again. */
 void dr_cache_seal(struct dr_cache *cache);
 int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, struct dr_error *err);
-void dr_cache_unseal(struct dr_cache *cache, bool ok);
+/* False: not ok, and a page has edits of another level since: no later flush can keep the order. */
+bool dr_cache_unseal(struct dr_cache *cache, bool ok);
 
 /* ------------------------------------------------------------------ flush.c */
 

@@ -505,8 +505,19 @@ int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, st
     return 0;
 }
 
-void dr_cache_unseal(struct dr_cache *cache, bool ok)
+/* What was not written waits again, with what came since: only if both are of one level. */
+static bool page_put_back(struct dr_cache *cache, struct dr_page *page)
 {
+    bool fits = (!page->dirty && !page->pins) || page->level == page->sealed_level;
+    if (fits)
+        page->level = page->sealed_level;
+    page_mark(cache, page, page->sealed_dirty);
+    return fits;
+}
+
+bool dr_cache_unseal(struct dr_cache *cache, bool ok)
+{
+    bool fits = true;
     cache->load_gen++;
     for (struct dr_page *page = cache->sealed_first, *next; page; page = next) {
         next = page->sealed_next;
@@ -521,12 +532,10 @@ void dr_cache_unseal(struct dr_cache *cache, bool ok)
             free(page->spare);
             page->spare = NULL;
         }
-        if (!ok) {
-            if (!page->dirty)
-                page->level = page->sealed_level;
-            page_mark(cache, page, page->sealed_dirty);
-        }
+        if (!ok)
+            fits &= page_put_back(cache, page);
     }
     cache->sealed_first = NULL;
     cache->n_sealed = 0;
+    return fits;
 }

@@ -14,7 +14,7 @@
 
 static char journal[4096]; /* what reached the file, one word an event */
 static struct dr_image *edit_during_flush;
-static int fail_flush;
+static int fail_flush, fail_write; /* the how manyeth from now fails; 0 = none */
 
 /* ------------------------------------------------------------------ a file that writes a journal
  */
@@ -29,6 +29,8 @@ static int noting_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t 
         len += iov[i].iov_len;
     snprintf(word, sizeof(word), "w%llu+%llu ", (unsigned long long)off, (unsigned long long)len);
     strcat(journal, word);
+    if (fail_write && --fail_write == 0)
+        return -ENOSPC;
     return real_ops->pwritev(f, iov, n, off);
 }
 
@@ -108,7 +110,7 @@ static int setup(void **state)
     noting_ops.flush = noting_flush;
     f->ops = &noting_ops;
     journal[0] = '\0';
-    fail_flush = 0;
+    fail_flush = fail_write = 0;
     *state = &w;
     return 0;
 }
@@ -204,6 +206,30 @@ static void a_failed_data_flush_is_sticky(void **state)
     assert_int_equal(stored_byte(w, 0), 0); /* no level 2 page went out after it */
 }
 
+static void a_page_that_could_not_be_written_waits_for_the_next_flush(void **state)
+{
+    struct world *w = *state;
+    put_byte(w->image, 0, 0x77, 2);
+    fail_write = 1;
+    assert_int_equal(flush(w), -ENOSPC);
+    assert_int_equal(stored_byte(w, 0), 0);
+    assert_int_equal(flush(w), 0);
+    assert_int_equal(stored_byte(w, 0), 0x77);
+}
+
+/* Old and new edits of the page would have to be written at different times. */
+static void a_failed_page_with_edits_of_another_level_ends_the_session(void **state)
+{
+    struct world *w = *state;
+    put_byte(w->image, 1, 0x77, 0);
+    assert_int_equal(dr_file_pwrite(w->image->files[0], "data", 40 * PAGE, 4, NULL), 0);
+    edit_during_flush = w->image; /* the same page, level 2 */
+    fail_write = 1;
+    assert_int_equal(flush(w), -ENOSPC);
+    assert_int_not_equal(flush(w), 0);
+    assert_int_equal(stored_byte(w, 0), 0);
+}
+
 static uint64_t zero_until(struct world *w, uint64_t off)
 {
     struct dr_page *page;
@@ -257,6 +283,8 @@ int main(void)
         T(an_edit_during_a_flush_waits_for_the_next_one),
         T(a_page_dirty_at_another_level_is_flushed_first),
         T(a_failed_data_flush_is_sticky),
+        T(a_page_that_could_not_be_written_waits_for_the_next_flush),
+        T(a_failed_page_with_edits_of_another_level_ends_the_session),
         T(a_hole_of_the_file_is_known_beyond_the_page),
         T(an_edit_ends_what_is_known_about_holes),
         T(neighbouring_whole_pages_are_one_write),

@@ -4,6 +4,8 @@
 
 #include <xxhash.h>
 
+#include "faultfs.h"
+
 /* ------------------------------------------------------------------ ids */
 
 static void the_cid_changes_once_an_open_and_before_the_data(void **state)
@@ -255,6 +257,33 @@ static void every_state_of_a_rewrite_opens(void **state)
     }
 }
 
+/* A redo copy that stayed must not win over what the same session records later. */
+static void a_rewrite_that_failed_does_not_undo_a_later_one(void **state)
+{
+    (void)state;
+    struct faultfs *faults = faultfs_new(mem);
+    memset(long_name, 'n', sizeof(long_name) - 1);
+    ok(create("/d/a.vmdk", 1 * MIB, NULL));
+    bool fired = true;
+    for (uint64_t nth = 0; fired; nth++) {
+        mem->ops->unlink(mem, "/d/c.vmdk", NULL);
+        ok(create("/d/c.vmdk", 1 * MIB, "a.vmdk"));
+        struct dr_image *image;
+        ok(dr_image_open(faultfs_fs(faults), "/d/c.vmdk", "vmdk", DR_OPEN_RDWR, &image, &err));
+        struct faultfs_plan plan = {.nth = nth, .kinds = 1u << FAULTFS_WRITE};
+        faultfs_arm(faults, &plan);
+        int r = vmdk_set_backing(image, NULL, long_name, "vmdk", 0, &err);
+        fired = faultfs_fired(faults);
+        faultfs_disarm(faults);
+        assert_int_equal(r, fired ? -EIO : 0);
+        dr_error_reset(&err);
+        ok(vmdk_set_backing(image, NULL, "later.vmdk", "vmdk", 0, &err));
+        ok(dr_image_unref(image, &err));
+        backing_is("/d/c.vmdk", "later.vmdk", cid_of("/d/a.vmdk"));
+    }
+    faultfs_free(faults);
+}
+
 static void a_full_descriptor_is_refused(void **state)
 {
     (void)state;
@@ -284,6 +313,7 @@ int main(void)
         T(another_parent_is_recorded),
         T(impossible_parents_are_refused_before_anything),
         T(every_state_of_a_rewrite_opens),
+        T(a_rewrite_that_failed_does_not_undo_a_later_one),
         T(a_full_descriptor_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -225,6 +225,9 @@ static int choose_way(const struct dr_image *image, const struct vmdk_desc *d, u
 static int write_back(struct dr_image *image, struct vmdk_desc *d, enum way way,
                       struct dr_error *err)
 {
+    int r = vmdk_finish_redo(image, err); /* an older copy would win over what is written now */
+    if (r < 0)
+        return r;
     switch (way) {
     case BY_REDO:
         return store_by_redo(image, d, err);
@@ -246,12 +249,14 @@ int vmdk_store(struct dr_image *image, struct vmdk_desc *fresh, unsigned flags,
     if (r < 0 || (flags & VMDK_STORE_TRY))
         return r;
     r = write_back(image, fresh, way, err);
-    if (r < 0)
+    if (r < 0 && !s->redo)
         return r;
+    /* With the redo copy durable the new text is what counts, even if its own place could not be
+     * written. */
     vmdk_desc_free(&s->desc);
     s->desc = *fresh;
     *fresh = (struct vmdk_desc){0};
-    return 0;
+    return r;
 }
 
 int vmdk_desc_copy(const struct dr_image *image, struct vmdk_desc *copy, struct dr_error *err)
