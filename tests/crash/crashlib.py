@@ -47,8 +47,9 @@ class Chain:
     """base <- mid <- top, and other: a disk of its own, alike in part."""
 
     def __init__(self, where, subformat='monolithicSparse', size=3 * MIB, mid_size=None,
-                 sibling=False):
+                 sibling=False, bases=None, options=''):
         self.dir, self.size, self.subformat = os.path.join(where, 'chain'), size, subformat
+        self.bases, self.options = bases or subformat, options
         os.makedirs(self.dir)
         rnd = random.Random(SEED)
         self.make('base.vmdk', size)
@@ -82,7 +83,8 @@ class Chain:
 
     def make(self, name, size, backing=None):
         more = ['-b', backing, '-F', 'vmdk'] if backing else []
-        drover('create', '-q', '-f', 'vmdk', '-o', f'subformat={self.subformat}', *more,
+        subformat = self.subformat if backing else self.bases
+        drover('create', '-q', '-f', 'vmdk', '-o', f'subformat={subformat}{self.options}', *more,
                self.path(name), str(size))
 
 
@@ -99,6 +101,7 @@ class Operation:
 
 
 SPLIT = {'subformat': 'twoGbMaxExtentSparse'}
+FLAT = {'bases': 'monolithicFlat'}
 OPERATIONS = [
     Operation('rebase', 'rebase', '-b', 'other.vmdk', '-F', 'vmdk', '{d}/top.vmdk'),
     Operation('rebase-split', 'rebase', '-b', 'other.vmdk', '-F', 'vmdk', '{d}/top.vmdk',
@@ -107,12 +110,21 @@ OPERATIONS = [
               '{d}/top.vmdk'),
     Operation('rebase-shorter', 'rebase', '-b', 'base.vmdk', '-F', 'vmdk', '{d}/top.vmdk',
               chain={'mid_size': MIB}),
+    Operation('rebase-onto-flat', 'rebase', '-b', 'other.vmdk', '-F', 'vmdk', '{d}/top.vmdk',
+              chain=FLAT),
+    Operation('rebase-zero-grains', 'rebase', '-b', 'other.vmdk', '-F', 'vmdk', '{d}/top.vmdk',
+              chain={'options': ',zeroed_grain=on'}),
+    # a name that does not fit into the descriptor's first sector
+    Operation('rebase-long-name', 'rebase', '-b', './' * 400 + 'other.vmdk', '-F', 'vmdk',
+              '{d}/top.vmdk'),
     Operation('flatten', 'rebase', '-b', '', '{d}/top.vmdk'),
     Operation('drop-equal', 'rebase', '--drop-equal', '-b', 'other.vmdk', '-F', 'vmdk',
               '{d}/top.vmdk'),
     Operation('commit', 'commit', '{d}/top.vmdk', other_tools=False),
     Operation('commit-keep', 'commit', '-d', '{d}/top.vmdk', other_tools=False),
     Operation('commit-two', 'commit', '-b', 'base.vmdk', '{d}/top.vmdk', other_tools=False),
+    Operation('commit-into-flat', 'commit', '-b', 'base.vmdk', '{d}/top.vmdk', chain=FLAT,
+              other_tools=False),
     Operation('commit-split', 'commit', '{d}/top.vmdk', chain=SPLIT, other_tools=False),
     Operation('stream', 'stream', '{d}/top.vmdk'),
     Operation('stream-to-base', 'stream', '--base', 'base.vmdk', '{d}/top.vmdk'),
@@ -127,6 +139,8 @@ OPERATIONS = [
     Operation('convert-split', 'convert', '-t', 'writeback', '-f', 'vmdk', '-O', 'vmdk', '-o',
               'subformat=twoGbMaxExtentSparse', '{d}/top.vmdk', '{d}/out.vmdk',
               result='out.vmdk'),
+    Operation('convert-flat', 'convert', '-t', 'writeback', '-f', 'vmdk', '-O', 'vmdk', '-o',
+              'subformat=monolithicFlat', '{d}/top.vmdk', '{d}/out.vmdk', result='out.vmdk'),
 ]
 
 
