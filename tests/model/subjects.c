@@ -325,6 +325,11 @@ unsigned model_length(unsigned n)
     return n > 10 ? n / SLOWER : n;
 }
 
+unsigned model_stride(void)
+{
+    return SLOWER;
+}
+
 const char *model_only(void)
 {
     return getenv("DROVER_ONLY");

@@ -194,7 +194,7 @@ static bool fail_nth(const struct subject *s, uint64_t nth)
 static void every_io_fails(void **state)
 {
     const struct subject *s = *state;
-    for (uint64_t nth = 0; fail_nth(s, nth); nth++)
+    for (uint64_t nth = 0; fail_nth(s, nth); nth += model_stride())
         ;
 }
 

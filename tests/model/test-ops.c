@@ -478,7 +478,7 @@ static void cut_it(struct family *f)
 static void fail_it(struct family *f)
 {
     uint64_t seed = f->seed;
-    for (uint64_t nth = 0; with_fault(f, nth); nth++)
+    for (uint64_t nth = 0; with_fault(f, nth); nth += model_stride())
         choose(f, seed);
 }
 

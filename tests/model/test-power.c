@@ -215,25 +215,35 @@ static void power_cuts(void **state)
 struct meddler {
     struct cuts *c;
     struct rnd rnd;
-    bool active, inside;
+    bool active, inside, failed;
     unsigned writes;
 };
 
-static int meddle(void *user, const struct faultfs_io *io)
+static void *meddle_write(void *arg)
 {
-    struct meddler *m = user;
-    if (!m->active || m->inside || (io->kind != FAULTFS_FLUSH && io->kind != FAULTFS_WRITE))
-        return 0;
-    m->inside = true; /* its own I/O is left alone */
+    struct meddler *m = arg;
     struct op op = {.kind = OP_WRITE, .seed = rnd_next(&m->rnd)};
     uint64_t size = m->c->s->size;
     op.len = dr_min(512 * (1 + rnd_below(&m->rnd, 20)), size);
     op.off = dr_round_down(rnd_below(&m->rnd, size - op.len + 1), 512);
     uint64_t start = powerfs_ops(m->c->power);
-    if (workload_run(&m->c->w, &op))
-        MODEL_FAIL(m->c->s, "%s inside a flush: %s", op_text(&op), m->c->w.err.text);
+    m->failed = workload_run(&m->c->w, &op) != 0;
     shadow_log_add(&m->c->log, &m->c->view, op.off, op.len, false, start, powerfs_ops(m->c->power));
     m->writes++;
+    return NULL;
+}
+
+/* The flush waits for the write, which another thread makes: as it may be, and always the same. */
+static int meddle(void *user, const struct faultfs_io *io)
+{
+    struct meddler *m = user;
+    pthread_t thread;
+    if (!m->active || m->inside || (io->kind != FAULTFS_FLUSH && io->kind != FAULTFS_WRITE))
+        return 0;
+    m->inside = true; /* its own I/O is left alone */
+    if (pthread_create(&thread, NULL, meddle_write, m))
+        abort();
+    pthread_join(thread, NULL);
     m->inside = false;
     return 0;
 }
@@ -247,6 +257,8 @@ static void flush_meddled(struct cuts *c, struct meddler *m)
     if (dr_flush(c->w.disk, &c->w.err))
         MODEL_FAIL(c->s, "flush: %s", c->w.err.text);
     m->active = false;
+    if (m->failed)
+        MODEL_FAIL(c->s, "a write inside a flush: %s", c->w.err.text);
     shadow_log_add(&c->log, &c->view, 0, 0, true, powerfs_ops(c->power), powerfs_ops(c->power));
     events = c->log.events; /* the flush goes before the writes; it ends with the last of them */
     struct shadow_event flush = events[c->log.n - 1];
