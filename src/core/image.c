@@ -189,6 +189,38 @@ static int image_open_driver(struct dr_image *image, const struct dr_format *fmt
     return r;
 }
 
+/* Other programs' images, known by sight only. Taken for raw their container would be shown as the
+ * disk, with no word about it. No LUKS: a guest may well have encrypted its whole disk. */
+static const struct {
+    const char *name;
+    size_t at, len;
+    const char *magic;
+} foreign[] = {
+    {"qcow2", 0, 4, "QFI\xfb"},
+    {"qed", 0, 4, "QED\0"},
+    {"vhdx", 0, 8, "vhdxfile"},
+    {"vpc", 0, 8, "conectix"},
+    {"vdi", 64, 4, "\x7f\x10\xda\xbe"},
+    {"parallels", 0, 16, "WithoutFreeSpace"},
+    {"parallels", 0, 16, "WithouFreSpacExt"},
+    {"add-cow", 0, 8, "ADD_COW\xff"},
+    {"add-cow", 0, 4, "ACOW"},
+    {"vma", 0, 4, "VMA\0"},
+};
+
+static int refuse_foreign(const uint8_t *head, size_t got, const char *path, struct dr_error *err)
+{
+    for (size_t i = 0; i < sizeof(foreign) / sizeof(foreign[0]); i++) {
+        size_t at = foreign[i].at, len = foreign[i].len;
+        if (at + len <= got && memcmp(head + at, foreign[i].magic, len) == 0)
+            return dr_fail(err, ENOTSUP,
+                           "%s: looks like a %s image, which this version cannot read; name the "
+                           "format raw if its bytes are meant as they are",
+                           path, foreign[i].name);
+    }
+    return 0;
+}
+
 static int probe_file(struct dr_file *file, const char *path, const struct dr_format **fmt,
                       struct dr_error *err)
 {
@@ -207,6 +239,8 @@ static int probe_file(struct dr_file *file, const char *path, const struct dr_fo
             *fmt = candidate;
         }
     }
+    if (best == 0 && (r = refuse_foreign(head, got, path, err)) < 0)
+        return r;
     return *fmt ? 0 : dr_fail(err, EINVAL, "%s: no known image format", path);
 }
 

@@ -314,3 +314,18 @@ def test_a_reader_that_goes_away_is_no_crash(t):
                        check=False)
     os.close(writer)
     assert r.returncode == 1
+
+
+@pytest.mark.parametrize("name,at,magic", [
+    ("qcow2", 0, b"QFI\xfb\0\0\0\3"), ("qed", 0, b"QED\0"), ("vhdx", 0, b"vhdxfile"), ("vpc", 0, b"conectix"),
+    ("vdi", 64, b"\x7f\x10\xda\xbe"), ("parallels", 0, b"WithouFreSpacExt"), ("add-cow", 0, b"ADD_COW\xff"),
+    ("vma", 0, b"VMA\0")])
+def test_an_image_of_another_format_is_not_shown_as_a_disk(t, name, at, magic):
+    (t.dir / "disk").write_bytes(b"\1" * at + magic + bytes(100000))
+    before = t.names()
+    for args in (["info", "disk"], ["convert", "disk", "out.raw"], ["io", "-c", "write 0 512", "disk"], ["map", "disk"]):
+        r = t.drover(*args)
+        assert r.code == 1 and f"looks like a {name} image" in r.err and "raw" in r.err
+    assert t.names() == before
+    t.ok("convert", "-f", "raw", "disk", "out.raw")
+    assert (t.dir / "out.raw").read_bytes()[:100000] == (t.dir / "disk").read_bytes()[:100000]
