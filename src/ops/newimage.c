@@ -10,6 +10,8 @@
 #define TAIL_LEN 6
 #define NAME_LEN 200 /* of the image's name in the directory's, so that it fits NAME_MAX */
 #define TRIES    16
+#define ASIDE \
+    ".replaced" /* in the private directory: the old main file, while extents change hands */
 
 bool dr_new_is_leftover(const char *name, char **of)
 {
@@ -142,7 +144,8 @@ struct move {
     bool durable;
     char **names;
     size_t n, moved;
-    bool replaced; /* an old file has given way: there is no way back */
+    bool aside;    /* the old main file has lost its name */
+    bool replaced; /* an old extent has given way: there is no way back */
 };
 
 static int move_one(struct move *m, const char *name, bool back, struct dr_error *err)
@@ -157,7 +160,7 @@ static int move_one(struct move *m, const char *name, bool back, struct dr_error
     if (there)
         take_attrs(m->fs, out, in);
     int r = m->fs->ops->rename(m->fs, in, out, err);
-    m->replaced |= there && r == 0;
+    m->replaced |= there && r == 0 && strcmp(name, dr_path_basename(m->final)) != 0;
     return r;
 }
 
@@ -171,10 +174,56 @@ static bool is_main(const struct move *m, size_t i)
     return strcmp(m->names[i], dr_path_basename(m->final)) == 0;
 }
 
+static bool exists(struct dr_fs *fs, const char *path)
+{
+    struct dr_file_id id;
+    return fs->ops->identify(fs, path, &id, NULL) == 0;
+}
+
+static bool extents_give_way(const struct move *m)
+{
+    bool any = false;
+    for (size_t i = 0; i < m->n && !any; i++) {
+        CLEANUP_FREE char *out = dr_path_sibling(m->final, m->names[i]);
+        any = !is_main(m, i) && out && exists(m->fs, out);
+    }
+    return any;
+}
+
+/* Several files cannot change hands at once. While extents do, the name leads nowhere, so that
+ * nobody reads the old descriptor over new extents; what was put aside tells recover that the new
+ * image is complete. */
+static int put_aside(struct move *m, struct dr_error *err)
+{
+    CLEANUP_FREE char *aside = dr_path_join(m->dir, ASIDE);
+    CLEANUP_FREE char *main = dr_path_join(m->dir, dr_path_basename(m->final));
+    if (!aside || !main)
+        return dr_fail(err, ENOMEM, "%s: out of memory", m->final);
+    bool before = exists(m->fs, aside), there = exists(m->fs, m->final);
+    if (before && there)
+        return dr_fail(
+            err, EEXIST,
+            "%s: was being replaced by what is in %s, but exists again: remove one of them",
+            m->final, m->dir);
+    if (!there || !extents_give_way(m))
+        return 0;
+    take_attrs(m->fs, m->final, main);
+    int r = m->fs->ops->rename(m->fs, m->final, aside, err);
+    m->aside = r == 0;
+    return r == 0 ? sync_places(m, err) : r;
+}
+
+static void put_back(struct move *m)
+{
+    CLEANUP_FREE char *aside = dr_path_join(m->dir, ASIDE);
+    if (aside && m->aside && m->fs->ops->rename(m->fs, aside, m->final, NULL) == 0)
+        sync_places(m, NULL);
+}
+
 /* The main file last: until then nothing under the final names is an image. */
 static int move_all(struct move *m, struct dr_error *err)
 {
-    int r = 0;
+    int r = put_aside(m, err);
     while (m->moved < m->n && r == 0) {
         if (!is_main(m, m->moved))
             r = move_one(m, m->names[m->moved], false, err);
@@ -190,6 +239,24 @@ static int move_all(struct move *m, struct dr_error *err)
     for (size_t i = 0; !m->replaced && i < m->moved; i++)
         if (!is_main(m, i))
             move_one(m, m->names[i], true, NULL);
+    if (!m->replaced)
+        put_back(m);
+    return r;
+}
+
+/* The files of a private directory that are to be moved. */
+static int list_new(struct dr_fs *fs, const char *dir, char ***names, size_t *n,
+                    struct dr_error *err)
+{
+    int r = dr_ops_list(fs, dir, names, n, err);
+    size_t kept = 0;
+    for (size_t i = 0; r == 0 && i < *n; i++) {
+        if (strcmp((*names)[i], ASIDE) == 0)
+            free((*names)[i]);
+        else
+            (*names)[kept++] = (*names)[i];
+    }
+    *n = r == 0 ? kept : 0;
     return r;
 }
 
@@ -198,12 +265,16 @@ static int move_dir(struct dr_fs *fs, const char *dir, const char *final, bool d
                     struct dr_error *err)
 {
     struct move m = {.fs = fs, .dir = dir, .final = final, .durable = durable};
-    int r = dr_ops_list(fs, dir, &m.names, &m.n, err);
+    *stuck = false;
+    int r = list_new(fs, dir, &m.names, &m.n, err);
     if (r < 0)
         return r;
     r = move_all(&m, err);
     dr_ops_free_names(m.names, m.n);
     *stuck = r < 0 && m.replaced;
+    CLEANUP_FREE char *aside = dr_path_join(dir, ASIDE);
+    if (r == 0 && aside && exists(fs, aside))
+        fs->ops->unlink(fs, aside, NULL);
     if (r == 0 && fs->ops->rmdir)
         fs->ops->rmdir(fs, dir, NULL); /* an empty directory harms nobody; recover knows it */
     return r;
@@ -291,15 +362,16 @@ static bool holds(struct dr_fs *fs, const char *dir, const char *name)
     return path && fs->ops->identify(fs, path, &id, NULL) == 0;
 }
 
-/* Did an earlier attempt stop while it was moving, this file first? Then its directory still has
- * the main file. */
+/* Did an earlier attempt stop while it was moving, this file first or about to? Then its directory
+ * still has the main file. */
 static bool is_left_by_us(const struct dr_new_image *n, const char *name)
 {
     size_t count;
     char **dirs = other_dirs(n, &count);
     bool found = false;
     for (size_t i = 0; i < count && !found; i++)
-        found = holds(n->fs, dirs[i], dr_path_basename(n->final)) && !holds(n->fs, dirs[i], name);
+        found = holds(n->fs, dirs[i], dr_path_basename(n->final)) &&
+                (!holds(n->fs, dirs[i], name) || holds(n->fs, dirs[i], ASIDE));
     dr_ops_free_names(dirs, count);
     return found;
 }
@@ -311,6 +383,8 @@ bool dr_new_is_half_moved(struct dr_fs *fs, const char *dir, const char *name)
     struct dr_error why = DR_ERROR_INIT;
     if (!path || !holds(fs, dir, name))
         return false;
+    if (holds(fs, dir, ASIDE))
+        return true;
     unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
     return dr_image_open(fs, path, NULL, flags, &image, &why) == -ENOENT;
 }
@@ -370,7 +444,7 @@ int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err)
 {
     char **names;
     size_t count;
-    int r = dr_ops_list(n->fs, n->dir, &names, &count, err);
+    int r = list_new(n->fs, n->dir, &names, &count, err);
     if (r < 0)
         return r;
     CLEANUP_IMAGE struct dr_image *image = open_old(n);

@@ -452,24 +452,32 @@ static void info_has_the_keys_in_order(void **state)
     free(json);
 }
 
+static struct dr_pair split_pair = {"subformat", "twoGbMaxExtentSparse"};
+static struct dr_create_options split_options = {
+    .format = "vmdk", .size = MiB, .has_size = true, .pairs = &split_pair, .n_pairs = 1};
+
+/* d.vmdk, two files, full of 0x44. */
+static uint8_t *make_split(struct dr_fs *fs, uint64_t *size)
+{
+    ok(dr_create_fs(fs, "d.vmdk", &split_options, &err));
+    put(fs, "d.vmdk", 0, MiB, 0x44);
+    return view(fs, "d.vmdk", size);
+}
+
 /* Each rename in turn fails, once: the old disk is whole, or the new one can be finished. */
 static void a_failing_rename_never_costs_the_old_extents(void **state)
 {
     struct dr_fs *fs = *state;
-    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
-    struct dr_create_options o = {
-        .format = "vmdk", .size = MiB, .has_size = true, .pairs = &sub, .n_pairs = 1};
-    for (uint64_t n = 0; n < 2; n++) {
-        ok(dr_create_fs(fs, "d.vmdk", &o, &err));
-        put(fs, "d.vmdk", 0, MiB, 0x44);
+    for (uint64_t n = 0; n < 3; n++) { /* the old descriptor aside, the extent, the descriptor */
         uint64_t size;
-        uint8_t *want = view(fs, "d.vmdk", &size);
+        uint8_t *want = make_split(fs, &size);
         struct faultfs *f = faultfs_new(fs);
         struct dr_error problem = DR_ERROR_INIT;
         faultfs_arm(f, &(struct faultfs_plan){.nth = n, .kinds = 1u << FAULTFS_RENAME});
-        assert_true(dr_create_fs(faultfs_fs(f), "d.vmdk", &o, &problem) < 0);
+        assert_true(dr_create_fs(faultfs_fs(f), "d.vmdk", &split_options, &problem) < 0);
         faultfs_free(f);
-        if (n > 0) {
+        if (n > 1) {
+            assert_false(exists(fs, "d.vmdk"));
             ok(dr_recover_fs(fs, "d.vmdk", NULL, false, NULL, NULL, NULL, &err));
             memset(want, 0, size);
         }
@@ -478,12 +486,50 @@ static void a_failing_rename_never_costs_the_old_extents(void **state)
     }
 }
 
+static bool all_bytes_are(const uint8_t *buf, uint64_t size, uint8_t byte)
+{
+    return buf[0] == byte && memcmp(buf, buf + 1, size - 1) == 0;
+}
+
+/* Whatever the moment: nobody ever reads the old descriptor over new extents. */
+static void a_split_image_that_is_replaced_is_old_or_new_or_not_there(void **state)
+{
+    struct dr_fs *fs = *state;
+    bool fired = true, saw_none = false;
+    for (uint64_t n = 0; fired; n++) {
+        uint64_t size;
+        free(make_split(fs, &size));
+        struct faultfs *f = faultfs_new(fs);
+        struct dr_error problem = DR_ERROR_INIT;
+        faultfs_arm(f, &(struct faultfs_plan){.nth = n, .for_good = true});
+        int r = dr_create_fs(faultfs_fs(f), "d.vmdk", &split_options, &problem);
+        fired = faultfs_fired(f);
+        faultfs_free(f);
+        assert_true(fired || r == 0);
+        saw_none |= !exists(fs, "d.vmdk");
+        for (int recovered = 0; recovered < 2; recovered++) {
+            if (recovered && n % 2)
+                ok(dr_create_fs(fs, "d.vmdk", &split_options,
+                                &err)); /* making it again finishes, too */
+            else if (recovered)
+                ok(dr_recover_fs(fs, "d.vmdk", NULL, false, NULL, NULL, NULL, &err));
+            if (!recovered && !exists(fs, "d.vmdk"))
+                continue;
+            uint8_t *have = view(fs, "d.vmdk", &size);
+            assert_true(all_bytes_are(have, size, 0x44) || all_bytes_are(have, size, 0));
+            free(have);
+        }
+    }
+    assert_true(saw_none); /* the moment in question was among them */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         ops_test(there_and_back),
         ops_test(each_subformat),
         ops_test(a_failing_rename_never_costs_the_old_extents),
+        ops_test(a_split_image_that_is_replaced_is_old_or_new_or_not_there),
         ops_test(files_of_others_are_not_taken_for_extents),
         ops_test(space_is_looked_at_before_copying),
         ops_test(odd_sizes_are_rounded_up_to_sectors),
