@@ -134,6 +134,53 @@ static void on_real_files(void **state)
     nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
 }
 
+/* ------------------------------------------------------------------ no room
+ *
+ * A format that runs out of clusters: a write that does not fit leaves each sector old or new, what
+ * is given up is used again after a flush, and nothing leaks. */
+
+static void when_it_is_full(void **state)
+{
+    struct subject s = *(const struct subject *)*state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct rnd rnd = {model_seed()};
+    struct shadow view;
+    struct workload w;
+    unsigned refused = 0, written = 0;
+    s.pairs[0] = (struct dr_pair){"clusters", "70"};
+    s.n_pairs = 1;
+    subject_make(&s, fs, &rnd, &view, NULL);
+    workload_init(&w, &s, fs, &view, NULL);
+    if (workload_open(&w, DR_OPEN_RDWR))
+        MODEL_FAIL(&s, "open: %s", w.err.text);
+    for (unsigned i = 0, n = model_length(600); i < n; i++) {
+        struct op op = workload_next(&w, &rnd);
+        op.len = dr_min(op.len, 9000);
+        if (i % 40 == 39)
+            op = (struct op){.kind = i % 80 == 79 ? OP_FLUSH : OP_DISCARD, .len = s.size};
+        int r = workload_run(&w, &op);
+        if (r && r != -ENOSPC)
+            MODEL_FAIL(&s, "%s: %s", op_text(&op), w.err.text);
+        if (r)
+            workload_settle(&w, &op);
+        refused += r == -ENOSPC;
+        written += !r && op.kind == OP_WRITE;
+    }
+    workload_verify(&w, "at the end");
+    if (workload_close(&w))
+        MODEL_FAIL(&s, "close: %s", w.err.text);
+    assert_true(refused > 10 && written > 10);
+    check_clean(&s, fs, "at the end");
+    workload_free(&w);
+    shadow_free(&view);
+    dr_fs_memory_free(fs);
+}
+
+static bool only_toy(const struct subject *s)
+{
+    return !strcmp(s->name, "toy");
+}
+
 /* ------------------------------------------------------------------ threads */
 
 #define THREADS 4
@@ -389,6 +436,7 @@ int main(void)
 {
     int r = model_run("one thread", one_thread, NULL);
     r += model_run("one thread, real files", on_real_files, NULL);
+    r += model_run("no room", when_it_is_full, only_toy);
     r += model_run("threads on neighbouring ranges", disjoint_threads, NULL);
     r += model_run("threads on the same range", overlapping_threads, NULL);
     r += model_run("planted: tails are not copied", lost_tails_are_found, over_something);
