@@ -1,0 +1,24 @@
+#!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# The README's tour can be typed as it stands, from its first command to its last.
+# usage: readme.sh SOURCE_DIR DROVER
+set -eu
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+mkdir "$tmp/bin" "$tmp/tour"
+ln -s "$2" "$tmp/bin/drover"
+PATH=$tmp/bin:$PATH
+sed -n '/^## A tour/,/^From C:/s/^    \(drover .*\)/\1/p' "$1/README.md" >"$tmp/tour.sh"
+[ "$(wc -l <"$tmp/tour.sh")" -gt 10 ]
+cd "$tmp/tour"
+truncate -s 20G disk.raw
+printf 'the last thing on the disk' | dd of=disk.raw bs=1 seek=21474836000 conv=notrunc status=none
+sh -ex "$tmp/tour.sh"
+# What the middle line is there for.
+cp disk.vmdk base.vmdk
+drover create -q -f vmdk -b base.vmdk -F vmdk one.vmdk
+drover create -q -f vmdk -b base.vmdk -F vmdk two.vmdk
+if drover commit -q two.vmdk; then
+    echo "a commit under another image's feet was not refused"
+    exit 1
+fi
