@@ -6,7 +6,7 @@ set -eu
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 mkdir "$tmp/bin" "$tmp/tour"
-ln -s "$2" "$tmp/bin/drover"
+ln -s "$(readlink -f "$2")" "$tmp/bin/drover"
 PATH=$tmp/bin:$PATH
 sed -n '/^## A tour/,/^From C:/s/^    \(drover .*\)/\1/p' "$1/README.md" >"$tmp/tour.sh"
 [ "$(wc -l <"$tmp/tour.sh")" -gt 10 ]
