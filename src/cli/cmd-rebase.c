@@ -78,7 +78,7 @@ static int get_options(const struct cli *cli, const struct cli_args *args,
 static int check_backing(const struct cli *cli, const struct cli_image *image,
                          const struct dr_rebase_options *o)
 {
-    if (!o->backing[0] || (o->unsafe && o->force))
+    if (!o->backing || !o->backing[0] || (o->unsafe && o->force))
         return 0;
     CLEANUP_FREE char *path = cli_path_beside(image->path, o->backing);
     if (!path || access(path, F_OK) == 0)

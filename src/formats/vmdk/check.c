@@ -395,12 +395,11 @@ static void use_metadata(struct walk *w)
     if (h->desc_off)
         use_sectors(w, h->desc_off, h->desc_len);
     use_sectors(w, 0, 1);
-    for (uint64_t t = 0; t < 2 * h->n_tables; t++) {
-        uint32_t *dir = t < h->n_tables ? w->e->gd : w->e->rgd;
-        if (!dir || dir[t % h->n_tables] < h->overhead)
-            continue;
-        use_sectors(w, dir[t % h->n_tables], h->gt_sectors);
-    }
+    const uint32_t *const directories[] = {w->e->gd, w->e->rgd};
+    for (size_t d = 0; d < 2; d++)
+        for (uint64_t t = 0; directories[d] && t < h->n_tables; t++)
+            if (directories[d][t] >= h->overhead)
+                use_sectors(w, directories[d][t], h->gt_sectors);
 }
 
 static int check_leaks(struct walk *w, struct dr_error *err)
