@@ -112,3 +112,38 @@ def test_running_again_leaves_nothing_of_the_first_run(name, tmp_path):
         left = [d for d in os.listdir(directory)
                 if d.startswith('.') and os.listdir(os.path.join(directory, d))]
         assert not left, f'kill at change {n} of {total}'
+
+
+@pytest.mark.parametrize('again', [False, True], ids=['recovered', 'run-again'])
+def test_a_kill_while_a_split_disk_is_replaced_leaves_the_old_or_the_new(again, tmp_path):
+    """Several files cannot change at once: for a moment the name may lead nowhere, never to a mix."""
+    op = crashlib.Operation('replace', 'convert', '-f', 'vmdk', '-O', 'vmdk', '-o',
+                            'subformat=twoGbMaxExtentSparse', '{d}/top.vmdk', '{d}/out.vmdk')
+    chain = crashlib.Chain(str(tmp_path))
+    crashlib.drover('create', '-q', '-f', 'vmdk', '-o', 'subformat=twoGbMaxExtentSparse',
+                    chain.path('out.vmdk'), str(chain.size))
+    crashlib.write(chain.path('out.vmdk'), 'vmdk', [(9, 0, chain.size)])
+    old = str(tmp_path / 'old.raw')
+    crashlib.drover('convert', '-f', 'vmdk', '-O', 'raw', chain.path('out.vmdk'), old)
+    total, gone = count_changes(op, chain, tmp_path), 0
+    for n in kill_points(total, 40):
+        directory = str(tmp_path / 'killed')
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(chain.dir, directory)
+        env = replay.environment(directory, DROVER_KILL_AT=n)
+        crashlib.run(*op.command(directory), ok=False, cwd=directory, env=env)
+        where = f'kill at change {n} of {total}'
+        if not os.path.exists(os.path.join(directory, 'out.vmdk')):
+            gone += 1
+        elif crashlib.differs(old, directory, 'out.vmdk') is not None:
+            assert crashlib.differs(chain.expected, directory, 'out.vmdk') is None, where
+        if again:
+            crashlib.drover(*op.command(directory)[1:])
+        else:
+            crashlib.drover('recover', os.path.join(directory, 'out.vmdk'))
+        is_new = crashlib.differs(chain.expected, directory, 'out.vmdk') is None
+        assert is_new or not again and crashlib.differs(old, directory, 'out.vmdk') is None, where
+        left = [d for d in os.listdir(directory)
+                if d.startswith('.') and (not again or os.listdir(os.path.join(directory, d)))]
+        assert not left, f'{where}: {left}'
+    assert gone > 0, 'no kill came between the files'
