@@ -329,3 +329,37 @@ def test_an_image_of_another_format_is_not_shown_as_a_disk(t, name, at, magic):
     assert t.names() == before
     t.ok("convert", "-f", "raw", "disk", "out.raw")
     assert (t.dir / "out.raw").read_bytes()[:100000] == (t.dir / "disk").read_bytes()[:100000]
+
+
+def test_the_system_file_allows_directories(t):
+    """In a private /etc, where the system lets us have one."""
+    vmdk(t, "base.vmdk")
+    (t.dir / "sub").mkdir()
+    child(t, "sub/child.vmdk", "../base.vmdk")
+    script = ('mount -t tmpfs none /etc && mkdir /etc/drover || exit 77; "$1" map sub/child.vmdk && exit 3; '
+              'printf "# disks\\nnot/absolute\\n%s\\n" "$2" >/etc/drover/allow-paths; exec "$1" map sub/child.vmdk')
+    env = {k: v for k, v in os.environ.items() if k != "DROVER_ALLOW_PATH"}
+    try:
+        r = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", t.bin / "drover", t.dir], cwd=t.dir, env=env,
+                           capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if r.returncode == 77 or "unshare" in r.stderr:
+        pytest.skip("nothing may be mounted here")
+    assert r.returncode == 0, r.stderr
+    assert r.stderr.count("refuses to open") == 1
+
+
+@pytest.mark.parametrize("name", ["missing.vmdk", "junk", "child.vmdk", "grandchild.vmdk"])
+def test_force_records_what_an_unsafe_rebase_refuses(t, name):
+    vmdk(t, "base.vmdk")
+    (t.dir / "junk").write_bytes(b"no image\n" * 100)
+    child(t, "child.vmdk", "base.vmdk")
+    child(t, "grandchild.vmdk", "child.vmdk")
+    before = (t.dir / "child.vmdk").read_bytes()
+    refused(t, "rebase", "-u", "-b", name, "-F", "vmdk", "child.vmdk")
+    assert (t.dir / "child.vmdk").read_bytes() == before
+    t.ok("rebase", "-u", "--force", "-b", name, "-F", "vmdk", "child.vmdk")
+    assert f"backing file: {name}" in t.ok("info", "child.vmdk")
+    t.ok("rebase", "-u", "-b", "base.vmdk", "-F", "vmdk", "child.vmdk")  # and there is a way back
+    t.ok("chain", "check", "grandchild.vmdk")
