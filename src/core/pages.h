@@ -30,7 +30,9 @@ const uint8_t *dr_page_at(const struct dr_page *page, uint64_t off);
 uint64_t dr_page_zero_until(const struct dr_image *image, const struct dr_page *page);
 
 /* Keep the page and guarantee that dr_page_put at this level cannot fail. -EAGAIN: return it (dirty
- * at a higher level: a flush comes first). -ENOMEM. Pins nest. A page is at one level at a time. */
+ * at a higher level: a flush comes first). -ENOMEM. Pins nest. A page is at one level at a time.
+ * Give each kind of page one level, tables one below what links to them: pins of two levels on one
+ * page wait for each other. */
 int dr_page_pin(struct dr_image *image, struct dr_page *page, unsigned level);
 void dr_page_unpin(struct dr_image *image, struct dr_page *page);
 

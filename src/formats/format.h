@@ -170,7 +170,9 @@ struct dr_format {
 
     /* [page] off, len inside one unit, locked exclusively by the caller. Pin and privatise every
      * page that publish touches. host_len: for CODED, the bytes needed. -ENOTSUP: for ZERO "write
-     * zeros as DATA", for HOLE/CODED "cannot". -ENOSPC: the format has no room. */
+     * zeros as DATA", for HOLE/CODED "cannot". -ENOSPC: the format has no room. Making or copying a
+     * table that several units share is a step of reserve itself, complete when it returns: those
+     * units may be reserved by others before this one is published. */
     int (*reserve)(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
                    uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
     /* Image lock held, no I/O, cannot fail. What loses its last reference goes to dr_free_later().
@@ -179,7 +181,9 @@ struct dr_format {
     void (*cancel)(struct dr_image *image, struct dr_reservation *r);
     /* Image lock held, no I/O: the removal is durable and nobody maps the place any more: lower the
      * count, reuse. With DR_FORMAT_PUNCH_FREED the range was punched out of the file before.
-     * Optional. */
+     * Optional. A count that
+     * is lowered here stands in a page that reserve must have pinned, and kept pinned until now:
+     * release cannot load one. */
     void (*release)(struct dr_image *image, const struct dr_freed *freed);
 
     /* Pure CPU, no lock. decode: coded bytes → exactly out_len bytes. encode: the size used in out,
