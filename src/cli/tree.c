@@ -57,12 +57,19 @@ static int width(const char *text)
     return n;
 }
 
+static const char *cell(const struct cli_row *row, size_t column)
+{
+    const char *const cells[] = {row->label, row->format, row->size, row->disk_size};
+
+    return cells[column];
+}
+
 static int widest(const struct cli_table *table, size_t column, const char *title)
 {
     int most = width(title);
 
     for (size_t i = 0; i < table->n; i++) {
-        int w = width(((char *const *)(const void *)&table->rows[i])[column]);
+        int w = width(cell(&table->rows[i], column));
         most = w > most ? w : most;
     }
     return most;
@@ -87,10 +94,8 @@ void cli_table_print(const struct cli_table *table)
     printf("NOTE\n");
     for (size_t i = 0; i < table->n; i++) {
         const struct cli_row *row = &table->rows[i];
-        print_cell(row->label, columns[0], false);
-        print_cell(row->format, columns[1], false);
-        print_cell(row->size, columns[2], true);
-        print_cell(row->disk_size, columns[3], true);
+        for (size_t c = 0; c < 4; c++)
+            print_cell(cell(row, c), columns[c], c >= 2);
         printf("%s\n", row->note);
     }
 }

@@ -115,14 +115,41 @@ static int add_node(struct tree *t, size_t i, size_t parent, struct dr_error *er
     return 0;
 }
 
-/* Children in the order of their names, each followed by its own; depth is bounded by `placed`. */
-static int add_family(struct tree *t, size_t i, size_t parent, struct dr_error *err)
+/* A node whose children are being placed. */
+struct level {
+    size_t entry, node; /* in the scan, in the tree */
+    size_t next;        /* entry to look at next */
+};
+
+static bool next_child(const struct tree *t, struct level *l)
 {
-    size_t self = t->n;
-    int r = add_node(t, i, parent, err);
-    for (size_t c = 0; r == 0 && c < t->scan.n; c++)
-        if (!t->placed[c] && dr_scan_is_child(&t->scan.all[c], t->scan.all[i].id))
-            r = add_family(t, c, self, err);
+    while (
+        l->next < t->scan.n &&
+        (t->placed[l->next] || !dr_scan_is_child(&t->scan.all[l->next], t->scan.all[l->entry].id)))
+        l->next++;
+    return l->next < t->scan.n;
+}
+
+/* Children in the order of their names, each followed by its own. A stack of our own: a directory
+ * may hold a chain of any length. */
+static int add_family(struct tree *t, size_t root, struct dr_error *err)
+{
+    CLEANUP_FREE struct level *stack = calloc(t->scan.n, sizeof(*stack));
+    if (!stack)
+        return dr_fail(err, ENOMEM, "out of memory for the tree");
+    int r = add_node(t, root, SIZE_MAX, err);
+    size_t depth = 1;
+    stack[0].entry = root;
+    while (r == 0 && depth > 0) {
+        struct level *l = &stack[depth - 1];
+        if (!next_child(t, l)) {
+            depth--;
+            continue;
+        }
+        size_t child = l->next++;
+        r = add_node(t, child, l->node, err);
+        stack[depth++] = (struct level){.entry = child, .node = t->n - 1};
+    }
     return r;
 }
 
@@ -143,7 +170,7 @@ static int build(struct tree *t, const char *path, struct dr_error *err)
     t->nodes = calloc(t->scan.n, sizeof(*t->nodes));
     if (!t->placed || !t->nodes)
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    return add_family(t, root_of(t, t->asked), SIZE_MAX, err);
+    return add_family(t, root_of(t, t->asked), err);
 }
 
 int dr_tree_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
