@@ -485,11 +485,16 @@ void dr_new_abandon(struct dr_new_image *n)
 }
 
 /* Where the component begins that holds the mark: behind a slash, a quote or ": ". */
+static bool begins_component(const char *text, const char *at)
+{
+    return at == text || strchr("/'\"", at[-1]) || (at - text >= 2 && memcmp(at - 2, ": ", 2) == 0);
+}
+
+/* The private name begins with a dot; quotes may also stand inside the image's own name. */
 static char *component_start(char *text, char *mark)
 {
     char *at = mark;
-    while (at > text && !strchr("/'\"", at[-1]) &&
-           !(at - text >= 2 && memcmp(at - 2, ": ", 2) == 0))
+    while (at > text && !(*at == '.' && begins_component(text, at)))
         at--;
     return at;
 }

@@ -363,3 +363,13 @@ def test_force_records_what_an_unsafe_rebase_refuses(t, name):
     assert f"backing file: {name}" in t.ok("info", "child.vmdk")
     t.ok("rebase", "-u", "-b", "base.vmdk", "-F", "vmdk", "child.vmdk")  # and there is a way back
     t.ok("chain", "check", "grandchild.vmdk")
+
+
+@pytest.mark.parametrize("name", ['a"b.vmdk', "it's.vmdk", '"".vmdk'])
+def test_names_with_quotes_are_told_as_they_are(t, name):
+    r = t.drover("create", "-q", "-f", "vmdk", name, "1M")
+    if '"' in name:
+        assert r.code == 1 and r.err.startswith(f"drover: {name}: "), r
+        assert os.listdir(t.dir) == []
+    else:
+        assert r.code == 0, r
