@@ -210,6 +210,8 @@ static int put_aside(struct move *m, struct dr_error *err)
     take_attrs(m->fs, m->final, main);
     int r = m->fs->ops->rename(m->fs, m->final, aside, err);
     m->aside = r == 0;
+    if (r == 0 && m->durable) /* both directories: the old file must not end up in neither */
+        r = m->fs->ops->sync_dir(m->fs, aside, err);
     return r == 0 ? sync_places(m, err) : r;
 }
 
