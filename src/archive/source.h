@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Where an archive's bytes come from: one after another, from a file, a pipe, or out of a
+ * compressed stream (zstd, gzip, bzip2, lzop; found out by the first bytes). Plain files, and zstd
+ * files with a seek table, can also be read at random: through dr_source_file. */
+#ifndef DR_ARCHIVE_SOURCE_H
+#define DR_ARCHIVE_SOURCE_H
+
+#include "storage/storage.h"
+
+struct dr_source;
+
+/* fd < 0: open path (read-only, shared). Neither reads past what is asked for when it is plain, nor
+ * blocks on a FIFO for longer than its writer. fd is not closed. */
+int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
+                   struct dr_error *err);
+void dr_source_close(struct dr_source *s); /* NULL allowed */
+
+const char *dr_source_name(const struct dr_source *s);        /* for messages */
+const char *dr_source_compression(const struct dr_source *s); /* NULL = none */
+
+/* Up to len bytes (plain bytes, after decompression) from where the last call ended: the number
+ * read in *got, short only at the end. One thread at a time. */
+int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, struct dr_error *err);
+/* Plain bytes taken so far. */
+uint64_t dr_source_pos(const struct dr_source *s);
+/* Pass over len bytes: free where the source can seek. Less than len: the end, in *skipped. */
+int dr_source_skip(struct dr_source *s, uint64_t len, uint64_t *skipped, struct dr_error *err);
+
+/* The plain bytes as a file for reading at random from many threads, or NULL: this source cannot.
+ * Lives as long as the source. */
+struct dr_file *dr_source_file(struct dr_source *s);
+
+/* The same for an open file: f itself if it is plain, a file of the plain bytes if it is zstd with
+ * a seek table (a new reference in *plain in both cases), -ENOTSUP if it is compressed in a way
+ * that can only be read from the start. compression as above. */
+int dr_source_plain_file(struct dr_file *f, struct dr_file **plain, const char **compression,
+                         struct dr_error *err);
+
+#endif
