@@ -79,6 +79,25 @@ DR_API int dr_convert(const char *const *sources, size_t n, const char *target,
                       const struct dr_convert_options *options, const struct dr_job *job,
                       struct dr_error *err);
 
+/* ------------------------------------------------------------------ measure */
+
+struct dr_measure_options {
+    const struct dr_open_options *source; /* how to open the source; NULL = defaults */
+    const char *out_format;               /* NULL = raw */
+    const struct dr_pair *pairs;          /* settings of the new image, as for dr_convert */
+    size_t n_pairs;
+    bool
+        backing; /* it would have a backing image: how much of the source that holds is not known */
+};
+struct dr_measure_result {
+    uint64_t required;        /* the lengths of its files with the data the source has */
+    uint64_t fully_allocated; /* when every byte of it has been written */
+};
+/* What would a new image take? Nothing is made, no data is read: an upper bound. source NULL: of a
+ * disk of this size, else of what it holds. -ENOTSUP: the format does not tell. */
+DR_API int dr_measure(const char *source, uint64_t size, const struct dr_measure_options *options,
+                      struct dr_measure_result *result, struct dr_error *err);
+
 /* ------------------------------------------------------------------ compare */
 
 struct dr_compare_result {

@@ -15,6 +15,7 @@ extern const struct cli_command cli_cmd_create;
 extern const struct cli_command cli_cmd_info;
 extern const struct cli_command cli_cmd_io;
 extern const struct cli_command cli_cmd_map;
+extern const struct cli_command cli_cmd_measure;
 extern const struct cli_command cli_cmd_qemu_snapshot;
 extern const struct cli_command cli_cmd_rebase;
 extern const struct cli_command cli_cmd_recover;

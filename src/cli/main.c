@@ -104,7 +104,7 @@ static bool is_one_of(const char *word, const char *a, const char *b)
 /* Commands of qemu-img that we do not have: not to be told as mistyped. */
 static bool is_missing(const struct cli *cli, const char *word)
 {
-    static const char *const missing[] = {"amend", "bench", "bitmap", "dd", "measure"};
+    static const char *const missing[] = {"amend", "bench", "bitmap", "dd"};
 
     for (size_t i = 0; i < sizeof(missing) / sizeof(missing[0]); i++) {
         if (cli->role == CLI_QEMU_IMG && strcmp(word, missing[i]) == 0)

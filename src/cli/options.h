@@ -33,6 +33,7 @@ enum cli_key { /* options without a letter */
                KEY_ASCII,
                KEY_SHRINK,
                KEY_PREALLOCATION,
+               KEY_SIZE,
 };
 
 struct cli_option {

@@ -86,7 +86,17 @@ struct dr_create_params {
     const char *backing_name;    /* as it is to be recorded; NULL = none */
     const char *backing_format;  /* NULL = not given */
     const struct dr_image *like; /* snapshot: take geometry and subformat from this one; or NULL */
-    unsigned file_flags;         /* enum dr_file_flag to add when opening the new files */
+    /* Where the image will stand once the caller has moved it there, or NULL: files that are there
+     * already and become the image's own (an add-cow's raw disk) are looked for next to it. New
+     * files with a plain name are made next to path and move along. */
+    const char *place;
+    unsigned file_flags; /* enum dr_file_flag to add when opening the new files */
+};
+
+/* What a new image takes: the lengths of its files together. */
+struct dr_cost {
+    uint64_t fixed; /* header, tables, and disks that stand in their file as they are */
+    uint64_t unit;  /* each such unit of the disk that holds data takes as much again; 0 = none */
 };
 
 /* One row a -o option; the table ends with a NULL name. */
@@ -153,6 +163,15 @@ struct dr_format {
      * behind. */
     int (*create)(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
                   struct dr_error *err);
+
+    /* What create with these would take. Arithmetic only: path is for messages, no file is touched,
+     * params->backing is NULL. Optional. */
+    int (*measure)(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
+                   struct dr_error *err);
+    /* The file whose bytes are the disk, at the same offsets, as soon as map says DATA everywhere:
+     * what is left when the rest of the image is thrown away. It is one of the image's files, not
+     * files[0]. Optional. */
+    struct dr_file *(*plain)(const struct dr_image *image);
 
     /* Which range must be locked before reserve; pure geometry. [*uoff, *uoff + *ulen) contains
      * off, its end may pass image->size. */

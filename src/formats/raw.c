@@ -177,23 +177,53 @@ static int raw_fill(struct dr_file *f, uint64_t size, enum raw_preallocation mod
     return r < 0 ? r : dr_file_flush(f, err);
 }
 
-static int raw_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
-                      struct dr_error *err)
+static int raw_options(const struct dr_create_params *params, enum raw_preallocation *mode,
+                       struct dr_error *err)
 {
-    enum raw_preallocation mode = RAW_OFF;
+    *mode = RAW_OFF;
     for (size_t i = 0; i < params->n_options; i++) {
-        int r = raw_option(&params->options[i], &mode, err);
+        int r = raw_option(&params->options[i], mode, err);
         if (r < 0)
             return r;
     }
+    return 0;
+}
+
+static int raw_check_size(const char *path, uint64_t size, struct dr_error *err)
+{
+    if (size <= INT64_MAX - 511)
+        return 0;
+    return dr_fail(err, EFBIG, "%s: %llu bytes are more than a disk can have", path,
+                   (unsigned long long)size);
+}
+
+static int raw_measure(const char *path, const struct dr_create_params *params,
+                       struct dr_cost *cost, struct dr_error *err)
+{
+    enum raw_preallocation mode;
+    int r = raw_options(params, &mode, err);
+    if (r == 0)
+        r = raw_check_size(path, params->size, err);
+    if (r == 0)
+        *cost = (struct dr_cost){.fixed = dr_round_up(params->size, 512)};
+    return r;
+}
+
+static int raw_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
+                      struct dr_error *err)
+{
+    enum raw_preallocation mode;
+    int r = raw_options(params, &mode, err);
+    if (r < 0)
+        return r;
     if (params->backing_name)
         return dr_fail(err, EINVAL, "%s: a raw image cannot have a backing file", path);
-    if (params->size > INT64_MAX - 511)
-        return dr_fail(err, EFBIG, "%s: %llu bytes are more than a disk can have", path,
-                       (unsigned long long)params->size);
+    r = raw_check_size(path, params->size, err);
+    if (r < 0)
+        return r;
 
     struct dr_file *f;
-    int r = dr_file_open(fs, path, DR_FILE_CREATE | params->file_flags, &f, err);
+    r = dr_file_open(fs, path, DR_FILE_CREATE | params->file_flags, &f, err);
     if (r < 0)
         return r;
     r = raw_fill(f, dr_round_up(params->size, 512), mode, err);
@@ -214,6 +244,7 @@ const struct dr_format dr_format_raw = {
     .open = raw_open,
     .close = raw_close,
     .create = raw_create,
+    .measure = raw_measure,
     .unit = raw_unit,
     .map = raw_map,
     .reserve = raw_reserve,

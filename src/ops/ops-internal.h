@@ -12,6 +12,9 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
 int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const char *target,
                   const struct dr_convert_options *options, const struct dr_job *job,
                   struct dr_error *err);
+int dr_measure_fs(struct dr_fs *fs, const char *source, uint64_t size,
+                  const struct dr_measure_options *options, struct dr_measure_result *result,
+                  struct dr_error *err);
 int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
                  const struct dr_job *job, struct dr_error *err);
 int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *options,

@@ -421,10 +421,11 @@ static int make_files(struct plan *p, struct dr_error *err)
     return r;
 }
 
-int vmdk_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
-                struct dr_error *err)
+/* Everything but the files. */
+static int make_plan(struct plan *p, struct dr_error *err)
 {
-    struct plan p = {.fs = fs, .path = path, .params = params, .cid = vmdk_random_cid(8)};
+    const struct dr_create_params *params = p->params;
+    const char *path = p->path;
     if (!vmdk_name_is_writable(dr_path_basename(path)))
         return dr_fail(err, EINVAL,
                        "%s: a VMDK's name must not have quotes or line ends: it stands in the "
@@ -433,14 +434,57 @@ int vmdk_create(struct dr_fs *fs, const char *path, const struct dr_create_param
     if (params->size > VMDK_MAX_SECTORS * VMDK_SECTOR - VMDK_SECTOR)
         return dr_fail(err, EFBIG, "%s: %llu bytes are more than a VMDK can have", path,
                        (unsigned long long)params->size);
-    p.sectors = dr_div_up(params->size, VMDK_SECTOR);
-    int r = read_options(&p, err);
+    p->sectors = dr_div_up(params->size, VMDK_SECTOR);
+    int r = read_options(p, err);
     if (r == 0)
-        r = read_backing(&p, err);
-    if (r == 0)
-        r = cut_pieces(&p, err);
+        r = read_backing(p, err);
+    return r < 0 ? r : cut_pieces(p, err);
+}
+
+int vmdk_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
+                struct dr_error *err)
+{
+    struct plan p = {.fs = fs, .path = path, .params = params, .cid = vmdk_random_cid(8)};
+    int r = make_plan(&p, err);
     if (r == 0)
         r = make_files(&p, err);
+    plan_free(&p);
+    return r;
+}
+
+/* ------------------------------------------------------------------ measure */
+
+/* Pieces are whole grains but for the last, so the disk's grains are the pieces' grains. */
+static int measure_piece(const struct plan *p, size_t i, struct dr_cost *cost, struct dr_error *err)
+{
+    struct vmdk_header h = {0};
+    uint64_t sectors = p->pieces[i].sectors;
+    if (p->sub->sparse) {
+        int r = vmdk_header_layout(&h, p->path, sectors, VMDK_DEFAULT_GRAIN,
+                                   p->sub->suffix ? 0 : VMDK_DESC_SECTORS, p->zero_grains, err);
+        if (r < 0)
+            return r;
+        sectors = h.overhead;
+        cost->unit = (uint64_t)VMDK_DEFAULT_GRAIN * VMDK_SECTOR;
+    }
+    cost->fixed += sectors * VMDK_SECTOR;
+    return 0;
+}
+
+int vmdk_measure(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
+                 struct dr_error *err)
+{
+    struct plan p = {.path = path, .params = params, .cid = vmdk_random_cid(8)};
+    CLEANUP_FREE char *text = NULL;
+    size_t len = 0;
+    *cost = (struct dr_cost){0};
+    int r = make_plan(&p, err);
+    if (r == 0)
+        r = make_text(&p, &text, &len, err);
+    for (size_t i = 0; r == 0 && i < p.n_pieces; i++)
+        r = measure_piece(&p, i, cost, err);
+    if (r == 0 && p.sub->suffix) /* else it stands in the extent; the names may be any */
+        cost->fixed += len + p.n_pieces * NAME_MAX;
     plan_free(&p);
     return r;
 }

@@ -331,6 +331,7 @@ const struct dr_format dr_format_vmdk = {
     .open = vmdk_open,
     .close = vmdk_close,
     .create = vmdk_create,
+    .measure = vmdk_measure,
     .unit = vmdk_unit,
     .map = vmdk_map,
     .reserve = vmdk_reserve,

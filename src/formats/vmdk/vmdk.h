@@ -143,6 +143,8 @@ bool vmdk_is(const struct dr_image *image);
 
 int vmdk_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
                 struct dr_error *err);
+int vmdk_measure(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
+                 struct dr_error *err);
 extern const struct dr_option_help vmdk_create_options[];
 
 int vmdk_recover(struct dr_image *image, struct dr_error *err);
