@@ -29,6 +29,7 @@ struct subject {
     unsigned n_pairs;
     bool uneven;   /* put together from extents of uneven size, by hand */
     bool snapshot; /* an internal snapshot is taken after the first writes (toy) */
+    bool junk;     /* the raw file dir/top.raw is full of what nothing shows (add-cow) */
     bool zeroes;   /* new images read as zeros but for what the base has: always so */
 };
 

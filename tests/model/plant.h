@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Faults planted into the toy driver, to see that a suite notices them. In effect from plant() on,
- * for the rest of the process: call it in a test run by model_detects(). */
+/* Faults planted into a driver, to see that a suite notices them. In effect from plant() on, for
+ * the rest of the process: call it in a test run by model_detects(). */
 #ifndef DROVER_TESTS_PLANT_H
 #define DROVER_TESTS_PLANT_H
 
@@ -9,8 +9,15 @@ enum plant {
     PLANT_NO_TAIL,       /* zeros instead of the old bytes behind what is written */
     PLANT_EARLY_PUBLISH, /* visible before the data are written */
     PLANT_LONG_PARENT, /* an image called mid says it is as long as it can be: its end is a hole */
+    /* add-cow: */
+    PLANT_EAGER_BITS,  /* bits go to the file at once, before the data is durable */
+    PLANT_NO_PUNCH,    /* zeros: the bit is set, and what lay in the raw file is left there */
+    PLANT_EARLY_PUNCH, /* given up: the raw file loses it before the cleared bit is durable */
+    PLANT_GROW_FIRST,  /* the raw file grows before the bits that hide the parent */
+    PLANT_GROW_BARE,   /* nothing hides the parent */
 };
 
-void plant(enum plant fault);
+void plant(enum plant fault); /* into the toy */
+void plant_into(const char *format, enum plant fault);
 
 #endif

@@ -18,6 +18,8 @@
 #define VMDK_ZEROED(kind) \
     .format = "vmdk", .n_pairs = 2, .pairs = {{"subformat", kind}, {"zeroed_grain", "on"}}
 
+#define ADDCOW_JUNK .n_pairs = 1, .pairs = {{"image_file", "top.raw"}}, .junk = true
+
 const struct subject model_subjects[] = {
     {.name = "toy", .format = "toy", .size = 1 * MIB},
     {.name = "toy-odd", .format = "toy", .size = 700 * KIB + 1234},
@@ -79,6 +81,39 @@ const struct subject model_subjects[] = {
      .base_size = 2 * MIB,
      VMDK_ZEROED("twoGbMaxExtentSparse"),
      .uneven = true},
+    {.name = "add-cow", .format = "add-cow", .size = 300 * KIB + 700},
+    {.name = "add-cow-over-raw",
+     .format = "add-cow",
+     .size = 1 * MIB,
+     .base_format = "raw",
+     .base_size = 1 * MIB},
+    {.name = "add-cow-over-shorter",
+     .format = "add-cow",
+     .size = 1 * MIB,
+     .base_format = "raw",
+     .base_size = 500 * KIB + 700,
+     ADDCOW_JUNK},
+    {.name = "add-cow-over-longer",
+     .format = "add-cow",
+     .size = 300 * KIB + 3,
+     .base_format = "raw",
+     .base_size = 1 * MIB},
+    {.name = "add-cow-over-add-cow",
+     .format = "add-cow",
+     .size = 600 * KIB + 511,
+     .base_format = "add-cow",
+     .base_size = 400 * KIB + 100,
+     ADDCOW_JUNK},
+    {.name = "add-cow-over-vmdk",
+     .format = "add-cow",
+     .size = 1 * MIB,
+     .base_format = "vmdk",
+     .base_size = 700 * KIB + 512},
+    {.name = "toy-over-add-cow",
+     .format = "toy",
+     .size = 1 * MIB,
+     .base_format = "add-cow",
+     .base_size = 700 * KIB + 300},
 };
 const size_t model_n_subjects = sizeof(model_subjects) / sizeof(model_subjects[0]);
 
@@ -188,6 +223,19 @@ static void make_uneven(const struct subject *s, struct dr_fs *fs)
     must(fs->ops->sync_dir(fs, subject_top(s), &err), s, "sync the directory", &err);
 }
 
+/* As a crash may leave it: data that no bit speaks of. */
+static void make_junk(const struct subject *s, struct dr_fs *fs, struct rnd *rnd)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_file *f;
+    CLEANUP_FREE uint8_t *buf = malloc(s->size);
+    rnd_fill(rnd, buf, s->size);
+    must(dr_file_open(fs, "dir/top.raw", DR_FILE_RDWR, &f, &err), s, "the raw file", &err);
+    must(dr_file_pwrite(f, buf, 0, s->size, &err), s, "junk", &err);
+    must(dr_file_flush(f, &err), s, "junk", &err);
+    dr_file_unref(f);
+}
+
 /* Random runs of data, zeros and nothing. */
 static void scribble(const struct subject *s, struct dr_fs *fs, const char *path,
                      const char *format, struct rnd *rnd, struct shadow *view, unsigned n)
@@ -241,6 +289,8 @@ void subject_make(const struct subject *s, struct dr_fs *fs, struct rnd *rnd, st
                           s->base_format ? dr_path_basename(subject_base(s)) : NULL, s->base_format,
                           &err),
              s, "create the top", &err);
+    if (s->junk)
+        make_junk(s, fs, rnd);
     if (s->snapshot) {
         scribble(s, fs, subject_top(s), s->format, rnd, view, 12);
         must(toy_snapshot(fs, subject_top(s), &err), s, "snapshot", &err);
@@ -337,7 +387,8 @@ const char *model_only(void)
 
 static bool model_wants(const struct subject *s, bool (*takes)(const struct subject *s))
 {
-    if (!dr_format_find(s->format) || (takes && !takes(s)))
+    if (!dr_format_find(s->format) || (s->base_format && !dr_format_find(s->base_format)) ||
+        (takes && !takes(s)))
         return false;
     return !model_only() || strstr(s->name, model_only());
 }

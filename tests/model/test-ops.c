@@ -91,17 +91,21 @@ static void name_layers(struct family *f)
 static void choose(struct family *f, uint64_t seed)
 {
     struct rnd rnd = {seed};
-    static const char *const below[] = {"toy", "vmdk", "raw"};
-    bool toy = rnd_below(&rnd, 2);
+    static const char *const below[] = {"toy", "vmdk", "raw", "add-cow"};
+    static const char *const above[] = {"toy", "add-cow"};
+    uint64_t n_below = dr_format_find("add-cow") ? 4 : 3, kind = rnd_below(&rnd, n_below - 1);
     *f = (struct family){.seed = seed, .verb = (enum verb)rnd_below(&rnd, VERBS)};
     f->n = 2 + (unsigned)rnd_below(&rnd, MAX_LAYERS - 1);
     for (unsigned i = 0; i <= f->n; i++) {
         struct layer *l = &f->layers[i];
         bool bottom = i == 0 || i == f->n;
-        l->format = !toy ? "vmdk" : bottom ? below[rnd_below(&rnd, 3)] : "toy";
+        l->format = kind == 0   ? "vmdk"
+                    : bottom    ? below[rnd_below(&rnd, n_below)]
+                    : kind == 1 ? "toy"
+                                : above[rnd_below(&rnd, 4) != 0];
         l->size = (150 + rnd_below(&rnd, 500)) * KIB + rnd_below(&rnd, 8) * 512;
     }
-    snprintf(f->result, sizeof(f->result), "dir/result.%s", below[rnd_below(&rnd, 3)]);
+    snprintf(f->result, sizeof(f->result), "dir/result.%s", below[rnd_below(&rnd, n_below)]);
     f->member = (unsigned)rnd_below(&rnd, f->n - 1);
     if (f->verb == COMMIT || f->verb == COMMIT_KEEP)
         f->member = f->n - 2;

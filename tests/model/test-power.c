@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "faultfs.h"
 #include "model.h"
+#include "plant.h"
 #include "powerfs.h"
 #include "toy.h"
 
@@ -325,6 +326,30 @@ static void writes_inside_flushes(void **state)
 
 /* ------------------------------------------------------------------ planted faults */
 
+static enum plant plant_fault;
+
+static void with_a_fault(void **state)
+{
+    const struct subject *s = *state;
+    plant_into(s->format, plant_fault);
+    power_cuts(state);
+}
+
+static void wrong_order_is_found(void **state)
+{
+    static const enum plant faults[] = {PLANT_EAGER_BITS, PLANT_EARLY_PUNCH};
+    for (unsigned i = 0; i < 2; i++) {
+        plant_fault = faults[i];
+        if (!model_detects(with_a_fault, *state))
+            MODEL_FAIL(*state, "nobody noticed fault %u", plant_fault);
+    }
+}
+
+__attribute__((unused)) static bool one_add_cow(const struct subject *s)
+{
+    return !strcmp(s->name, "add-cow-over-raw");
+}
+
 static void skipped_flush_is_found(void **state)
 {
     const struct subject *s = *state;
@@ -338,12 +363,14 @@ static void skipped_flush_is_found(void **state)
 
 __attribute__((unused)) static bool not_raw(const struct subject *s)
 {
-    return !strcmp(s->name, "toy") || !strcmp(s->name, "vmdk-sparse");
+    return !strcmp(s->name, "toy") || !strcmp(s->name, "vmdk-sparse") ||
+           !strcmp(s->name, "add-cow-over-shorter");
 }
 
 __attribute__((unused)) static bool some_subjects(const struct subject *s)
 {
-    return !strcmp(s->name, "toy") || !strcmp(s->name, "raw") || !strcmp(s->name, "vmdk-sparse");
+    return !strcmp(s->name, "toy") || !strcmp(s->name, "raw") || !strcmp(s->name, "vmdk-sparse") ||
+           !strcmp(s->name, "add-cow-over-raw");
 }
 
 #ifdef DR_TEST_PLANT /* built with a page cache of its own */
@@ -367,10 +394,12 @@ int main(void)
     r += model_run("planted: pages are not sealed", missing_seal_is_found, not_raw);
     (void)power_cuts;
     (void)skipped_flush_is_found;
+    (void)wrong_order_is_found;
 #else
     r += model_run("power cuts", power_cuts, NULL);
     r += model_run("writes inside a flush", writes_inside_flushes, NULL);
     r += model_run("planted: one flush is skipped", skipped_flush_is_found, some_subjects);
+    r += model_run("planted: bits or holes too early", wrong_order_is_found, one_add_cow);
 #endif
     return r ? 1 : 0;
 }

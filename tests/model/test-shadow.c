@@ -427,6 +427,23 @@ static void lost_tails_are_found(void **state)
         MODEL_FAIL(*state, "nobody noticed that tails are not copied");
 }
 
+static void without_punching(void **state)
+{
+    plant_into("add-cow", PLANT_NO_PUNCH);
+    one_thread(state);
+}
+
+static void junk_behind_zeros_is_found(void **state)
+{
+    if (!model_detects(without_punching, *state))
+        MODEL_FAIL(*state, "nobody noticed that zeros leave in the raw file what lay there");
+}
+
+static bool over_junk(const struct subject *s)
+{
+    return !strcmp(s->name, "add-cow-over-shorter");
+}
+
 static bool over_something(const struct subject *s)
 {
     return !strcmp(s->name, "toy-over-raw");
@@ -440,5 +457,6 @@ int main(void)
     r += model_run("threads on neighbouring ranges", disjoint_threads, NULL);
     r += model_run("threads on the same range", overlapping_threads, NULL);
     r += model_run("planted: tails are not copied", lost_tails_are_found, over_something);
+    r += model_run("planted: zeros without punching", junk_behind_zeros_is_found, over_junk);
     return r ? 1 : 0;
 }
