@@ -133,6 +133,28 @@ struct dr_stream_options {
 DR_API int dr_stream(const char *path, const struct dr_stream_options *options,
                      const struct dr_job *job, struct dr_error *err);
 
+/* An image that keeps its disk in a plain file at the same offsets (add-cow) can go, once it holds
+ * every byte: the plain file is the disk then. */
+struct dr_retire_options {
+    struct dr_open_options open; /* of the image; its parents are not opened */
+    bool keep;                   /* rename the metadata to PATH.done instead of removing it */
+    bool force;                  /* even if other images in its directory name it as their parent */
+};
+struct dr_retire_state {
+    char *plain;            /* path of the plain file; malloc'ed */
+    uint64_t missing;       /* bytes that it does not hold yet */
+    uint64_t first_missing; /* with missing: where the first of them is */
+};
+/* How far is it? Reads only. -ENOTSUP: images of this format keep their disk otherwise; -EBUSY:
+ * other images have it as their parent, and no force. */
+DR_API int dr_retire_look(const char *path, const struct dr_retire_options *options,
+                          struct dr_retire_state *state, struct dr_error *err);
+/* Make the plain file durable, then remove the metadata. -ENODATA: bytes are missing (the text says
+ * which); nothing was changed. A run that was killed before the removal is simply repeated; with
+ * keep also one that was killed after it. *plain: malloc'ed, or NULL if nobody asks. */
+DR_API int dr_retire(const char *path, const struct dr_retire_options *options, char **plain,
+                     struct dr_error *err);
+
 struct dr_commit_options {
     struct dr_open_options open;
     const char *base; /* -b: a member of the chain; NULL = the immediate parent */

@@ -32,39 +32,38 @@ static int has_parent(const struct cli *cli, const struct cli_image *image)
     return 1;
 }
 
+struct commit {
+    const char *path;
+    struct dr_commit_options o;
+};
+
+static int commit(void *user, const struct dr_job *job, struct dr_error *err)
+{
+    const struct commit *c = user;
+
+    return dr_commit(c->path, &c->o, job, err);
+}
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
-    struct dr_commit_options o = {
-        .base = cli_value(args, 'b'),
-        .keep = cli_has(args, 'd') || cli_has(args, 'b'),
-        .force = cli_has(args, KEY_FORCE),
-    };
-    struct dr_error err = DR_ERROR_INIT;
-    struct cli_job job;
-    const char *rate = cli_value(args, 'r');
-    uint64_t bytes = 0;
-    int code = 0;
+    struct commit c = {.o = {
+                           .base = cli_value(args, 'b'),
+                           .keep = cli_has(args, 'd') || cli_has(args, 'b'),
+                           .force = cli_has(args, KEY_FORCE),
+                       }};
 
-    if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
-        return 1;
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one image file name");
     const struct cli_image_spec spec = {
         .name = args->operands[0], .format_key = 'f', .cache_key = 't', .flags = DR_OPEN_RDWR};
     if (cli_image_get(cli, args, &spec, &image) != 0 || has_parent(cli, &image) != 0)
         return 1;
-    o.open = image.open;
+    c.path = image.path;
+    c.o.open = image.open;
     cli_export_allowed(args);
-    if (cli_job_begin(cli, args, &job) != 0)
-        return 1;
-    job.job.rate = bytes;
-    int r = dr_commit(image.path, &o, &job.job, &err);
-    if (r < 0)
-        code = cli_job_failed(&job, r, &err, 1,
-                              "the disk reads as before; the same command finishes the work");
-    cli_job_end(&job);
-    if (r == 0 && !job.quiet)
+    int code = cli_job_run(cli, args, commit, &c);
+    if (code == 0 && !cli_has(args, 'q'))
         printf("Image committed.\n");
     return code;
 }

@@ -88,40 +88,39 @@ static int check_backing(const struct cli *cli, const struct cli_image *image,
     return 1;
 }
 
+struct rebase {
+    const char *path;
+    struct dr_rebase_options o;
+};
+
+static int rebase(void *user, const struct dr_job *job, struct dr_error *err)
+{
+    const struct rebase *rb = user;
+
+    return dr_rebase(rb->path, &rb->o, job, err);
+}
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
     CLEANUP_FREE char *backing = NULL;
-    struct dr_rebase_options o = {0};
-    struct dr_error err = DR_ERROR_INIT;
-    struct cli_job job;
-    const char *rate = cli_value(args, 'r');
-    uint64_t bytes = 0;
-    int code = 0;
+    struct rebase rb = {0};
 
-    if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
-        return 1;
     if (get_backing(cli, args, &backing) != 0)
         return 1;
-    o.backing = backing;
-    if (get_options(cli, args, &o) != 0)
+    rb.o.backing = backing;
+    if (get_options(cli, args, &rb.o) != 0)
         return 1;
     const struct cli_image_spec spec = {
         .name = args->operands[0], .format_key = 'f', .cache_key = 't', .flags = DR_OPEN_RDWR};
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0 ||
-        check_backing(cli, &image, &o) != 0)
+        check_backing(cli, &image, &rb.o) != 0)
         return 1;
-    o.open = image.open;
+    rb.path = image.path;
+    rb.o.open = image.open;
     cli_export_allowed(args);
-    if (cli_job_begin(cli, args, &job) != 0)
-        return 1;
-    job.job.rate = bytes;
-    int r = dr_rebase(image.path, &o, &job.job, &err);
-    if (r < 0)
-        code = cli_job_failed(&job, r, &err, 1,
-                              "the disk reads as before; the same command finishes the work");
-    cli_job_end(&job);
-    if (r == 0 && o.dry_run && !job.quiet)
+    int code = cli_job_run(cli, args, rebase, &rb);
+    if (code == 0 && rb.o.dry_run && !cli_has(args, 'q'))
         printf("It would work; nothing was changed.\n");
     return code;
 }

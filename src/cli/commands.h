@@ -5,6 +5,7 @@
 
 #include "cli/cli.h"
 
+extern const struct cli_command cli_cmd_addcow;
 extern const struct cli_command cli_cmd_check;
 extern const struct cli_command cli_cmd_chain;
 extern const struct cli_command cli_cmd_commit;
@@ -27,5 +28,10 @@ extern const struct cli_command cli_cmd_stream;
 struct cli_image;
 int cli_show_tree(const struct cli *cli, const struct cli_args *args, const struct cli_image *image,
                   unsigned *problems);
+
+/* cmd-addcow.c: retire the image and tell what is left. The exit code. */
+struct dr_retire_options;
+int cli_retire(const struct cli *cli, const struct cli_args *args, const char *path,
+               const struct dr_retire_options *o);
 
 #endif

@@ -34,6 +34,8 @@ enum cli_key { /* options without a letter */
                KEY_SHRINK,
                KEY_PREALLOCATION,
                KEY_SIZE,
+               KEY_KEEP,
+               KEY_RETIRE,
 };
 
 struct cli_option {

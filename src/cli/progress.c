@@ -130,3 +130,26 @@ int cli_job_failed(const struct cli_job *job, int r, const struct dr_error *err,
     cli_fail(job->cli, err);
     return exit_code;
 }
+
+int cli_job_run(const struct cli *cli, const struct cli_args *args,
+                int (*operation)(void *user, const struct dr_job *job, struct dr_error *err),
+                void *user)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct cli_job job;
+    const char *rate = cli_value(args, 'r');
+    uint64_t bytes = 0;
+    int code = 0;
+
+    if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
+        return 1;
+    if (cli_job_begin(cli, args, &job) != 0)
+        return 1;
+    job.job.rate = bytes;
+    int r = operation(user, &job.job, &err);
+    if (r < 0)
+        code = cli_job_failed(&job, r, &err, 1,
+                              "the disk reads as before; the same command finishes the work");
+    cli_job_end(&job);
+    return code;
+}

@@ -26,6 +26,12 @@ void cli_job_end(struct cli_job *job);
 int cli_job_failed(const struct cli_job *job, int r, const struct dr_error *err, int exit_code,
                    const char *state);
 
+/* One operation that is killed without harm, from begin to end: --rate, progress, signals, what
+ * went wrong. The exit code. */
+int cli_job_run(const struct cli *cli, const struct cli_args *args,
+                int (*operation)(void *user, const struct dr_job *job, struct dr_error *err),
+                void *user);
+
 /* For commands without a job: stop when a signal has come. 0, or 128 + its number. */
 int cli_signalled(void);
 void cli_catch_signals(void);

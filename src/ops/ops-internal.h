@@ -19,6 +19,10 @@ int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_opti
                  const struct dr_job *job, struct dr_error *err);
 int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *options,
                  const struct dr_job *job, struct dr_error *err);
+int dr_retire_look_fs(struct dr_fs *fs, const char *path, const struct dr_retire_options *options,
+                      struct dr_retire_state *state, struct dr_error *err);
+int dr_retire_fs(struct dr_fs *fs, const char *path, const struct dr_retire_options *options,
+                 char **plain, struct dr_error *err);
 int dr_commit_fs(struct dr_fs *fs, const char *path, const struct dr_commit_options *options,
                  const struct dr_job *job, struct dr_error *err);
 int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,

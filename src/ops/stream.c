@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* stream: pull what the parents hold into the overlay. A rebase onto an ancestor, or onto nothing.
- */
+ * What is in the overlay already is not looked at again: a stream that was killed goes on. */
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
