@@ -108,11 +108,18 @@ struct dr_vma_extract_options {
     bool headers_only;
     void (*damage)(void *user, const struct dr_vma_damage *damage); /* each, merged; or NULL */
     void *user;
+    /* Now and then, with this user: what the extents before off (of the plain archive) hold is
+     * durable in the targets. Non-zero: stop, -ECANCELED. NULL = nobody wants to know. */
+    int (*checkpoint)(void *user, uint64_t off);
+    /* Going on after an interruption: what checkpoint was told last, with the same targets. Extents
+     * before it are checked as always, but their data is not looked at. 0 = from the start. */
+    uint64_t resume_from;
 };
 
 struct dr_vma_extract_result {
-    uint64_t bytes_read; /* of disks: clusters times 65536 */
-    uint64_t zero_bytes; /* of these, blocks that the archive does not store */
+    uint64_t bytes_read;         /* of disks: clusters times 65536 */
+    uint64_t zero_bytes;         /* of these, blocks that the archive does not store */
+    uint64_t zero_cluster_bytes; /* of these, in clusters that are all zeros */
     uint64_t missing_bytes, duplicate_bytes, checksum_bytes, different_bytes, extent_bytes;
     bool sums_used;
 };
@@ -161,6 +168,8 @@ struct dr_vma_create_options {
     const char *sums; /* its path; NULL = path + ".sums" */
     bool no_sync;     /* do not wait until all is durable */
     bool replace;     /* take an existing file's place; else -EEXIST */
+    uint64_t
+        *zero_so_far; /* NULL, or zeros among what is done: up to date when progress is called */
 };
 
 struct dr_vma_create_result {
