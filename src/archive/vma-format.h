@@ -17,6 +17,12 @@
 #define VMA_MAX_BLOCKS    (VMA_SLOTS * VMA_BLOCKS)
 #define VMA_EXTENT_MAX    (VMA_EXTENT_HEADER + VMA_SLOTS * DR_VMA_CLUSTER)
 #define VMA_MAX_SIZE      (1ull << 48) /* of a disk: cluster numbers have 32 bits */
+#define VMA_MAX_DISKS     254u         /* that a writer may use; readers accept id 255 too */
+#define VMA_SHOWN         200u         /* enough of a name for a message */
+
+/* A name from an archive for a message: what is not plain ASCII as \xNN, cut to fit. Returns buf.
+ */
+const char *vma_show(const char *name, char *buf, size_t size);
 
 /* ------------------------------------------------------------------ header */
 
@@ -63,9 +69,10 @@ int vma_extent_parse(const uint8_t *buf, const uint8_t uuid[16], const char *nam
 int vma_slot_check(const struct dr_vma_header *header, const struct vma_slot *slot,
                    const char *name, uint64_t off, struct dr_error *err);
 
-/* Write the 512 bytes of an extent with these slots (data of the slots is not looked at). */
-void vma_extent_build(const struct vma_slot *slots, unsigned n, const uint8_t uuid[16],
-                      uint8_t buf[VMA_EXTENT_HEADER]);
+/* Write the 512 bytes of an extent with these slots (data of the slots is not looked at).
+ * -ENOTSUP: OpenSSL gives no MD5; then vma_header_build has failed before. */
+int vma_extent_build(const struct vma_slot *slots, unsigned n, const uint8_t uuid[16],
+                     uint8_t buf[VMA_EXTENT_HEADER]);
 
 /* Where block k (its mask bit is set) of a slot stands behind the extent header. */
 static inline uint32_t vma_block_at(const struct vma_slot *slot, unsigned k)
