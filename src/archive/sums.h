@@ -23,15 +23,22 @@ int vma_sums_create(struct dr_fs *fs, const char *path, const struct dr_vma_head
                     struct vma_sums **sums, struct dr_error *err);
 int vma_sums_put(struct vma_sums *s, unsigned id, uint32_t cluster, struct vma_sum sum,
                  struct dr_error *err);
+/* The same for n clusters in a row; {0, 0} for those that are all zeros. One write. */
+int vma_sums_put_run(struct vma_sums *s, unsigned id, uint32_t cluster, const struct vma_sum *sums,
+                     size_t n, struct dr_error *err);
 /* Complete it (sums of disks) and make it durable. It is still at the path of create. */
 int vma_sums_finish(struct vma_sums *s, bool sync, struct dr_error *err);
 
-/* ---- reading: any threads. -ENOENT: no such file; -ESTALE: it is another archive's. */
+/* ---- reading: any threads. -ENOENT: no such file; -ESTALE: it is another archive's; -EINVAL: it
+ * is no such file or damaged itself (all of it is checked here). */
 int vma_sums_open(struct dr_fs *fs, const char *path, const struct dr_vma_header *header,
                   struct vma_sums **sums, struct dr_error *err);
-/* *known false: a cluster of zeros. */
+/* *known false: a cluster of zeros, which has none (also if the archive stores its blocks). */
 int vma_sums_get(struct vma_sums *s, unsigned id, uint32_t cluster, struct vma_sum *sum,
                  bool *known, struct dr_error *err);
 void vma_sums_close(struct vma_sums *s); /* NULL allowed */
+
+/* Is there such a file at path, of whatever archive? */
+bool vma_sums_is(struct dr_fs *fs, const char *path);
 
 #endif
