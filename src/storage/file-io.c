@@ -232,6 +232,12 @@ int dr_file_truncate(struct dr_file *f, uint64_t size, struct dr_error *err)
     return 0;
 }
 
+void dr_file_advise(struct dr_file *f, bool random)
+{
+    if (f->ops->advise)
+        f->ops->advise(f, random);
+}
+
 int dr_file_refresh_size(struct dr_file *f, struct dr_error *err)
 {
     uint64_t size;

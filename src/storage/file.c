@@ -206,6 +206,17 @@ int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_f
     return r;
 }
 
+int dr_file_adopt(struct dr_file *fresh, unsigned flags, struct dr_file **file,
+                  struct dr_error *err)
+{
+    *file = NULL;
+    fresh->flags = flags;
+    int r = settle(fresh, flags, &fresh, err);
+    if (!r)
+        *file = fresh;
+    return r;
+}
+
 struct dr_file *dr_file_ref(struct dr_file *f)
 {
     pthread_mutex_lock(&table_lock);

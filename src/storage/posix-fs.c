@@ -81,23 +81,15 @@ static int fill_in(struct posix_file *p, struct dr_fs *fs, const char *path, con
     return 0;
 }
 
-static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
-                      struct dr_error *err)
+/* fd is taken over in any case. */
+static int file_of(int fd, struct dr_fs *fs, const char *path, struct posix_file **out,
+                   struct dr_error *err)
 {
+    CLEANUP_CLOSE int own = fd;
     struct stat st;
-    /* Looked at before: merely opening some devices does something. Looked at again below. */
-    int r = stat(path, &st) == 0 && !(flags & DR_FILE_CREATE && !(flags & DR_FILE_TRUNCATE))
-                ? posix_check_type(path, &st, err)
-                : 0;
-    if (r)
-        return r;
-    CLEANUP_CLOSE int fd = open_fd(path, flags);
-    if (fd < 0)
-        return dr_fail_errno(err, -fd, "Could not %s '%s'",
-                             flags & DR_FILE_CREATE ? "create" : "open", path);
     if (fstat(fd, &st))
         return dr_fail_errno(err, errno, "Could not open '%s'", path);
-    r = posix_check_type(path, &st, err);
+    int r = posix_check_type(path, &st, err);
     if (r)
         return r;
     struct posix_file *p = calloc(1, sizeof(*p));
@@ -110,10 +102,51 @@ static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct
         free(p);
         return r;
     }
+    *out = p;
+    own = -1;
+    return 0;
+}
+
+static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
+                      struct dr_error *err)
+{
+    struct stat st;
+    /* Looked at before: merely opening some devices does something. Looked at again below. */
+    int r = stat(path, &st) == 0 && !(flags & DR_FILE_CREATE && !(flags & DR_FILE_TRUNCATE))
+                ? posix_check_type(path, &st, err)
+                : 0;
+    if (r)
+        return r;
+    int fd = open_fd(path, flags);
+    if (fd < 0)
+        return dr_fail_errno(err, -fd, "Could not %s '%s'",
+                             flags & DR_FILE_CREATE ? "create" : "open", path);
+    struct posix_file *p;
+    r = file_of(fd, fs, path, &p, err);
+    if (r)
+        return r;
     p->inode_dirty = flags & DR_FILE_CREATE;
     *file = &p->base;
-    fd = -1;
     return 0;
+}
+
+int dr_file_open_fd(int fd, const char *name, struct dr_file **file, struct dr_error *err)
+{
+    char path[32];
+    struct stat st;
+    *file = NULL;
+    if (fstat(fd, &st))
+        return dr_fail_errno(err, errno, "Could not open '%s'", name);
+    int r = posix_check_type(name, &st, err);
+    if (r)
+        return r;
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    int own = open_fd(path, 0);
+    if (own < 0)
+        return dr_fail_errno(err, -own, "Could not open '%s'", name);
+    struct posix_file *p;
+    r = file_of(own, dr_fs_posix(), name, &p, err);
+    return r ? r : dr_file_adopt(&p->base, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, file, err);
 }
 
 /* ------------------------------------------------------------------ names */

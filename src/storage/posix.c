@@ -294,6 +294,11 @@ static ssize_t posix_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file 
     return unable ? -ENOTSUP : -e;
 }
 
+static void posix_advise(struct dr_file *f, bool random)
+{
+    posix_fadvise(posix_file(f)->fd, 0, 0, random ? POSIX_FADV_RANDOM : POSIX_FADV_NORMAL);
+}
+
 const struct dr_file_ops posix_file_ops = {
     .name = "posix",
     .close = posix_close,
@@ -308,4 +313,5 @@ const struct dr_file_ops posix_file_ops = {
     .upgrade = posix_upgrade,
     .downgrade = posix_downgrade,
     .lock = posix_lock,
+    .advise = posix_advise,
 };

@@ -94,6 +94,9 @@ struct dr_file_ops {
     /* Hold exactly these, whatever was held before; on failure what was held stays. 0, 0 = nothing,
      * cannot fail. All three optional: absent = nobody outside this process can open the file. */
     int (*lock)(struct dr_file *f, unsigned use, unsigned unshared, struct dr_error *err);
+    /* Small reads at scattered places come next (random) / no longer: read nothing ahead. Advice;
+     * optional. */
+    void (*advise)(struct dr_file *f, bool random);
 };
 
 /* Base of every implementation's own struct (first member). open fills in all up to size; path is
@@ -122,6 +125,15 @@ struct dr_file {
  * upgrades it. Directories, FIFOs and sockets are refused (-EISDIR/-EINVAL) without blocking. */
 int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                  struct dr_error *err);
+/* The regular file or block device behind a descriptor that somebody else opened for reading, by a
+ * descriptor of its own (the offset of fd stays where it is), without locks; name is for messages.
+ * Fails for pipes and the like. */
+int dr_file_open_fd(int fd, const char *name, struct dr_file **file, struct dr_error *err);
+/* A file that no dr_fs opened, such as bytes decoded from another one, gets its place in the
+ * process-wide table and one user. fresh->id must be like nobody else's: fs NULL and the object's
+ * own address will do. On failure it is closed. */
+int dr_file_adopt(struct dr_file *fresh, unsigned flags, struct dr_file **file,
+                  struct dr_error *err);
 struct dr_file *dr_file_ref(struct dr_file *f);
 void dr_file_unref(struct dr_file *f); /* NULL allowed; the last one closes */
 
@@ -153,6 +165,9 @@ int dr_file_flush(struct dr_file *f, struct dr_error *err);
 /* *copied > 0, or -ENOTSUP (silently, err untouched): read and write instead. */
 int dr_file_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uint64_t src_off,
                  uint64_t len, uint64_t *copied, struct dr_error *err);
+/* Advice, which may come from any user of the file and is never wrong: random = read nothing ahead.
+ */
+void dr_file_advise(struct dr_file *f, bool random);
 /* Re-read the size from the container (another process may have grown it). */
 int dr_file_refresh_size(struct dr_file *f, struct dr_error *err);
 

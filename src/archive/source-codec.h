@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Between source.c and the decoders: bytes come in pieces, go out in pieces. */
+#ifndef DR_ARCHIVE_SOURCE_CODEC_H
+#define DR_ARCHIVE_SOURCE_CODEC_H
+
+#include "archive/source.h"
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+
+#define SOURCE_PIECE (128u << 10) /* the most that is taken from the container at once */
+#define SOURCE_MAGIC 9u           /* bytes by which every kind is known */
+
+/* The bytes as they stand in the container; at..n of buf wait to be taken. */
+struct source_in {
+    const char *name;     /* for messages */
+    struct dr_file *file; /* or NULL: read from fd */
+    int fd;
+    uint64_t next; /* offset in the container of what is behind buf[n] */
+    uint8_t *buf;  /* SOURCE_PIECE */
+    size_t at, n;
+    bool end; /* nothing comes behind buf[n] */
+};
+
+static inline uint64_t source_in_pos(const struct source_in *in)
+{
+    return in->next - (in->n - in->at);
+}
+
+/* If nothing waits, wait for something: afterwards at < n, or end is set. */
+int source_in_fill(struct source_in *in, struct dr_error *err);
+/* Exactly len bytes into buf, fewer only at the end. */
+int source_in_take(struct source_in *in, void *buf, size_t len, size_t *got, struct dr_error *err);
+
+struct source_codec {
+    const char *name;
+    bool (*knows)(const uint8_t *magic, size_t len); /* len <= SOURCE_MAGIC: all there is */
+    int (*open)(const char *name, void **state, struct dr_error *err);
+    /* Some of the plain bytes (1..len); *got = 0: the end, and everything was complete. After a
+     * failure only close is called. */
+    int (*read)(void *state, struct source_in *in, uint8_t *buf, size_t len, size_t *got,
+                struct dr_error *err);
+    void (*close)(void *state);
+};
+
+extern const struct source_codec source_zstd, source_gzip, source_bzip2, source_lzop;
+
+/* The frames that a seek table at the end of f lists, as a file of the plain bytes. -ENOTSUP
+ * (silently): there is no seek table. */
+int source_seekable_open(struct dr_file *f, struct dr_file **plain, struct dr_error *err);
+
+#endif

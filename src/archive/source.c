@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Sequential sources: which kind of bytes it is, and the reading that all kinds share. */
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "archive/source-codec.h"
+
+struct dr_source {
+    char *name;
+    struct source_in in;
+    const struct source_codec *codec; /* NULL = plain */
+    void *state;
+    struct dr_file *plain;  /* reads at random; NULL = one after another only */
+    uint64_t pos;           /* plain bytes given out */
+    int own_fd;             /* to be closed, or -1 */
+    struct dr_error failed; /* what stopped the decoder, for good */
+};
+
+static const struct source_codec *const codecs[] = {
+    &source_zstd,
+};
+
+/* ------------------------------------------------------------------ the container's bytes */
+
+/* As many as come at once: whoever waits for the first bytes of a slow pipe gets them. */
+static int read_some(struct source_in *in, void *buf, size_t len, size_t *got, struct dr_error *err)
+{
+    if (in->file) {
+        int r = dr_file_pread_short(in->file, buf, in->next, len, got, err);
+        in->next += r == 0 ? *got : 0;
+        return r;
+    }
+    ssize_t n;
+    do
+        n = read(in->fd, buf, len);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return dr_fail_errno(err, errno, "%s: cannot read at offset %llu", in->name,
+                             (unsigned long long)in->next);
+    *got = (size_t)n;
+    in->next += *got;
+    return 0;
+}
+
+int source_in_fill(struct source_in *in, struct dr_error *err)
+{
+    if (in->at < in->n || in->end)
+        return 0;
+    in->at = in->n = 0;
+    int r = read_some(in, in->buf, SOURCE_PIECE, &in->n, err);
+    in->end = r == 0 && in->n == 0;
+    return r;
+}
+
+int source_in_take(struct source_in *in, void *buf, size_t len, size_t *got, struct dr_error *err)
+{
+    *got = 0;
+    while (*got < len) {
+        int r = source_in_fill(in, err);
+        if (r < 0 || in->end)
+            return r;
+        size_t n = (size_t)dr_min(in->n - in->at, len - *got);
+        memcpy((uint8_t *)buf + *got, in->buf + in->at, n);
+        in->at += n;
+        *got += n;
+    }
+    return 0;
+}
+
+/* What was looked at stays to be taken. */
+static int look_at_magic(struct source_in *in, struct dr_error *err)
+{
+    while (in->n < SOURCE_MAGIC) {
+        size_t got = 0;
+        int r = read_some(in, in->buf + in->n, SOURCE_MAGIC - in->n, &got, err);
+        if (r < 0)
+            return r;
+        if (got == 0)
+            break;
+        in->n += got;
+    }
+    return 0;
+}
+
+static const struct source_codec *codec_of(const uint8_t *magic, size_t len)
+{
+    for (size_t i = 0; i < sizeof(codecs) / sizeof(codecs[0]); i++)
+        if (codecs[i]->knows(magic, len))
+            return codecs[i];
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ open */
+
+/* Pipes, sockets, tapes: what is no file is read through a descriptor. */
+static bool must_stream(struct dr_fs *fs, const char *path)
+{
+    struct stat st;
+    return fs == dr_fs_posix() && stat(path, &st) == 0 &&
+           (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode));
+}
+
+static int open_path(struct dr_source *s, struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    if (!must_stream(fs, path))
+        return dr_file_open(fs, path, 0, &s->in.file, err);
+    s->own_fd = s->in.fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    return s->own_fd < 0 ? dr_fail_errno(err, errno, "Could not open '%s'", path) : 0;
+}
+
+/* A file at its start can be read at random like one that was opened here. */
+static void look_behind(struct dr_source *s, int fd)
+{
+    s->in.fd = fd;
+    if (lseek(fd, 0, SEEK_CUR) == 0 && dr_file_open_fd(fd, s->name, &s->in.file, NULL) < 0)
+        s->in.file = NULL;
+}
+
+/* A seek table that is not to be believed only costs the short ways: the stream is read as any. */
+static int open_codec(struct dr_source *s, struct dr_error *err)
+{
+    s->codec = codec_of(s->in.buf, s->in.n);
+    if (!s->codec) {
+        s->plain = s->in.file ? dr_file_ref(s->in.file) : NULL;
+        return 0;
+    }
+    if (s->codec == &source_zstd && s->in.file &&
+        source_seekable_open(s->in.file, &s->plain, NULL) < 0)
+        s->plain = NULL;
+    return s->codec->open(s->name, &s->state, err);
+}
+
+int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
+                   struct dr_error *err)
+{
+    struct dr_source *s = calloc(1, sizeof(*s));
+    *source = NULL;
+    if (!s)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    s->own_fd = s->in.fd = -1;
+    s->name = strdup(path);
+    s->in.name = s->name;
+    s->in.buf = malloc(SOURCE_PIECE);
+    int r = s->name && s->in.buf ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", path);
+    if (r == 0 && fd >= 0)
+        look_behind(s, fd);
+    else if (r == 0)
+        r = open_path(s, fs, path, err);
+    if (r == 0)
+        r = look_at_magic(&s->in, err);
+    if (r == 0)
+        r = open_codec(s, err);
+    if (r < 0)
+        dr_source_close(s);
+    else
+        *source = s;
+    return r;
+}
+
+void dr_source_close(struct dr_source *s)
+{
+    if (!s)
+        return;
+    if (s->codec && s->state)
+        s->codec->close(s->state);
+    dr_file_unref(s->plain);
+    dr_file_unref(s->in.file);
+    dr_cleanup_close(&s->own_fd);
+    free(s->in.buf);
+    free(s->name);
+    free(s);
+}
+
+const char *dr_source_name(const struct dr_source *s)
+{
+    return s->name;
+}
+
+const char *dr_source_compression(const struct dr_source *s)
+{
+    return s->codec ? s->codec->name : NULL;
+}
+
+struct dr_file *dr_source_file(struct dr_source *s)
+{
+    return s->plain;
+}
+
+uint64_t dr_source_pos(const struct dr_source *s)
+{
+    return s->pos;
+}
+
+/* ------------------------------------------------------------------ read */
+
+/* Past the first bytes, which were looked at, nothing is read but what was asked for. */
+static int read_plain(struct dr_source *s, uint8_t *buf, size_t len, size_t *got,
+                      struct dr_error *err)
+{
+    struct source_in *in = &s->in;
+    size_t n = (size_t)dr_min(in->n - in->at, len);
+    memcpy(buf, in->buf + in->at, n);
+    in->at += n;
+    *got = n;
+    while (*got < len && !in->end) {
+        n = 0;
+        int r = read_some(in, buf + *got, len - *got, &n, err);
+        if (r < 0)
+            return r;
+        in->end = n == 0;
+        *got += n;
+    }
+    return 0;
+}
+
+static int read_decoded(struct dr_source *s, uint8_t *buf, size_t len, size_t *got,
+                        struct dr_error *err)
+{
+    if (s->failed.errnum)
+        return dr_fail(err, s->failed.errnum, "%s", s->failed.text);
+    for (size_t n = 1; *got < len && n > 0; *got += n) {
+        n = 0;
+        int r = s->codec->read(s->state, &s->in, buf + *got, len - *got, &n, &s->failed);
+        if (r < 0) /* what came before it is still good */
+            return *got > 0 ? 0 : dr_fail(err, -r, "%s", s->failed.text);
+    }
+    return 0;
+}
+
+int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, struct dr_error *err)
+{
+    int r;
+    *got = 0;
+    if (s->plain)
+        r = dr_file_pread_short(s->plain, buf, s->pos, len, got, err);
+    else if (s->codec)
+        r = read_decoded(s, buf, len, got, err);
+    else
+        r = read_plain(s, buf, len, got, err);
+    s->pos += r == 0 ? *got : 0;
+    return r;
+}
+
+int dr_source_skip(struct dr_source *s, uint64_t len, uint64_t *skipped, struct dr_error *err)
+{
+    *skipped = 0;
+    if (s->plain) {
+        uint64_t size = dr_file_size(s->plain);
+        *skipped = s->pos < size ? dr_min(len, size - s->pos) : 0;
+        s->pos += *skipped;
+        return 0;
+    }
+    CLEANUP_FREE uint8_t *scratch = malloc(SOURCE_PIECE);
+    if (!scratch)
+        return dr_fail(err, ENOMEM, "%s: out of memory", s->name);
+    while (*skipped < len) {
+        size_t want = (size_t)dr_min(len - *skipped, SOURCE_PIECE), got;
+        int r = dr_source_read(s, scratch, want, &got, err);
+        if (r < 0)
+            return r;
+        *skipped += got;
+        if (got < want)
+            break;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ files */
+
+int dr_source_plain_file(struct dr_file *f, struct dr_file **plain, const char **compression,
+                         struct dr_error *err)
+{
+    uint8_t magic[SOURCE_MAGIC];
+    size_t got;
+    *plain = NULL;
+    int r = dr_file_pread_short(f, magic, 0, sizeof(magic), &got, err);
+    if (r < 0)
+        return r;
+    const struct source_codec *codec = codec_of(magic, got);
+    *compression = codec ? codec->name : NULL;
+    if (!codec) {
+        *plain = dr_file_ref(f);
+        return 0;
+    }
+    r = codec == &source_zstd ? source_seekable_open(f, plain, err) : -ENOTSUP;
+    if (r != -ENOTSUP)
+        return r;
+    return dr_fail(err, ENOTSUP,
+                   "%s: is compressed (%s) so that it can only be read from its start; unpack it, "
+                   "or compress it with zstd and a seek table",
+                   f->path, codec->name);
+}
