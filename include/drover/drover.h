@@ -40,8 +40,9 @@ DR_API const char *dr_version(void);
 struct dr_format_info {
     const char *name;
     bool can_write, can_create;
-    bool can_back;             /* its images may have a backing image */
-    const char *parent_format; /* the only format their backing images can have; NULL = any */
+    bool can_back;              /* its images may have a backing image */
+    const char *parent_format;  /* the only format their backing images can have; NULL = any */
+    const char *default_parent; /* the format of one of which nothing is told; NULL = it must be */
 };
 
 /* The formats this library knows, index from 0 on. -ENOENT: no more. The strings live forever. */

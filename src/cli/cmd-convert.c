@@ -108,7 +108,8 @@ static int get_settings(struct convert *c, const struct cli_args *args)
     }
     c->o.pairs = c->pairs.pairs;
     c->o.n_pairs = c->pairs.n;
-    if (c->o.backing && !c->o.backing_format && !cli_has(args, 'n')) {
+    if (c->o.backing && !c->o.backing_format && !cli_has(args, 'n') &&
+        (c->cli->role != CLI_DROVER || !cli_parent_is_known(c->o.out_format))) {
         cli_error(c->cli, "Use of backing file requires explicit backing format");
         return 1;
     }

@@ -130,7 +130,9 @@ static int ask_backing(struct create *c, const struct cli_args *args)
         const char *only = cli_parent_format(c->format);
         c->backing_format = only ? strdup(only) : NULL;
     }
-    if (!c->backing || (c->unsafe && c->backing_format))
+    bool known = c->backing_format ||
+                 (c->cli->role == CLI_DROVER && cli_parent_is_known(c->format));
+    if (!c->backing || (c->unsafe && known))
         return 0;
     if (c->unsafe) {
         cli_error(c->cli, "%s: Backing file specified without backing format", c->path);
@@ -138,7 +140,7 @@ static int ask_backing(struct create *c, const struct cli_args *args)
     }
     if (open_backing(c, args, &disk) < 0)
         return 1;
-    if (!c->backing_format) {
+    if (!known) {
         cli_error(c->cli,
                   "%s: Backing file specified without backing format\nDetected format of %s.",
                   c->path, dr_image_format(disk, 0));

@@ -240,6 +240,17 @@ const char *cli_parent_format(const char *format)
     return NULL;
 }
 
+bool cli_parent_is_known(const char *format)
+{
+    struct dr_format_info info;
+
+    for (size_t i = 0; dr_format_list(i, &info) == 0; i++) {
+        if (strcmp(info.name, format) == 0)
+            return info.parent_format || info.default_parent;
+    }
+    return false;
+}
+
 static int get_name(const struct cli *cli, const struct cli_args *args,
                     const struct cli_image_spec *spec, struct cli_image *image)
 {

@@ -55,6 +55,8 @@ void cli_cleanup_disk(struct dr_disk **disk);
 bool cli_format_exists(const char *name);
 /* The only format that backing images of this format can have, or NULL. */
 const char *cli_parent_format(const char *format);
+/* May a backing image of this format's images go without a format? */
+bool cli_parent_is_known(const char *format);
 
 /* NAME=VALUE,NAME=VALUE with ",," for a comma; a NAME alone means NAME=on. Later lists add to
  * earlier ones, a later value of the same name wins. */

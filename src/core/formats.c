@@ -14,6 +14,7 @@ DR_API int dr_format_list(size_t index, struct dr_format_info *info)
         .can_create = fmt->flags & DR_FORMAT_CREATE,
         .can_back = fmt->flags & DR_FORMAT_BACKING,
         .parent_format = fmt->parent_format,
+        .default_parent = fmt->default_parent,
     };
     return 0;
 }

@@ -86,11 +86,9 @@ struct dr_create_params {
     const char *backing_name;    /* as it is to be recorded; NULL = none */
     const char *backing_format;  /* NULL = not given */
     const struct dr_image *like; /* snapshot: take geometry and subformat from this one; or NULL */
-    /* Where the image will stand once the caller has moved it there, or NULL: files that are there
-     * already and become the image's own (an add-cow's raw disk) are looked for next to it. New
-     * files with a plain name are made next to path and move along. */
-    const char *place;
-    unsigned file_flags; /* enum dr_file_flag to add when opening the new files */
+    unsigned file_flags;         /* enum dr_file_flag to add when opening the new files */
+    const char *final; /* where the image will stand when path is only the private place from which
+                          what stands in its directory is moved; NULL = path */
 };
 
 /* What a new image takes: the lengths of its files together. */
@@ -146,6 +144,8 @@ struct dr_format {
     const struct dr_option_help *create_options;
     const char
         *parent_format; /* the only format its parents can have; NULL = any, so it must be told */
+    const char *default_parent; /* the format of a parent of which nothing is told; NULL = it must
+                                   be told */
     const char *snapshot_suffix; /* external snapshot names: "vmdk" → X-000001.vmdk */
 
     /* buf: the first len bytes of the file (up to 4 KiB, fewer if it is shorter). 0 = not mine,

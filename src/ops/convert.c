@@ -74,19 +74,24 @@ static int open_existing(struct convert *c, struct dr_error *err)
 static int open_backing(struct convert *c, struct dr_error *err)
 {
     struct dr_open_options open = {
-        .format = c->o->backing_format,
         .flags = c->o->target_flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH),
     };
+    const struct dr_format *fmt = dr_ops_format(c->o->out_format, DR_FORMAT_BACKING, err);
+    if (!fmt)
+        return err ? -err->errnum : -EINVAL;
     c->backing_path = dr_ops_resolve(c->target, c->o->backing);
     if (!c->backing_path)
         return dr_fail(err, ENOMEM, "%s: out of memory", c->target);
-    int r = dr_gate_check(c->fs, c->target, c->backing_path, &open, err);
+    int r = dr_ops_parent_format(c->fs, fmt, c->target, c->o->backing, c->o->backing_format,
+                                 &open.format, err);
+    if (r == 0)
+        r = dr_gate_check(c->fs, c->target, c->backing_path, &open, err);
     return r < 0 ? r : dr_open_fs(c->fs, c->backing_path, &open, &c->backing, err);
 }
 
 static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_error *err)
 {
-    int r = dr_new_create(c->fs, c->fresh.path, fmt, c->total, c->o->pairs, c->o->n_pairs,
+    int r = dr_new_create(c->fs, c->fresh.path, NULL, fmt, c->total, c->o->pairs, c->o->n_pairs,
                           c->backing ? c->backing->chain->images[0] : NULL, c->o->backing,
                           backing_format(c), target_flags(c), err);
     if (r == 0)

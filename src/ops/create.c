@@ -67,7 +67,7 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
 
     if (!fmt)
         return err ? -err->errnum : -EINVAL;
-    int r = name ? dr_ops_parent_format(fmt, path, name, o->backing_format, &format, err) : 0;
+    int r = name ? dr_ops_parent_format(fs, fmt, path, name, o->backing_format, &format, err) : 0;
     if (r == 0 && name && !o->unsafe)
         r = open_backing(fs, path, o, format, &backing, err);
     if (r == 0)
@@ -78,7 +78,7 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
         r = dr_new_begin(&fresh, fs, path, o->no_replace, o->flags, err);
     if (r < 0)
         return r;
-    r = dr_new_create(fs, fresh.path, fmt, size, o->pairs, o->n_pairs,
+    r = dr_new_create(fs, fresh.path, fresh.final, fmt, size, o->pairs, o->n_pairs,
                       backing ? backing->chain->images[0] : NULL, name, format, o->flags, err);
     return r < 0 ? r : dr_new_publish(&fresh, err);
 }

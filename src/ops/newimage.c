@@ -518,10 +518,10 @@ int dr_new_hide(int r, struct dr_error *err)
     return r;
 }
 
-int dr_new_create(struct dr_fs *fs, const char *path, const struct dr_format *fmt, uint64_t size,
-                  const struct dr_pair *pairs, size_t n_pairs, struct dr_image *backing,
-                  const char *backing_name, const char *backing_format, unsigned flags,
-                  struct dr_error *err)
+int dr_new_create(struct dr_fs *fs, const char *path, const char *final,
+                  const struct dr_format *fmt, uint64_t size, const struct dr_pair *pairs,
+                  size_t n_pairs, struct dr_image *backing, const char *backing_name,
+                  const char *backing_format, unsigned flags, struct dr_error *err)
 {
     CLEANUP_FREE struct dr_option *options = calloc(n_pairs + 1, sizeof(*options));
     if (!options)
@@ -536,6 +536,7 @@ int dr_new_create(struct dr_fs *fs, const char *path, const struct dr_format *fm
         .backing_name = backing_name,
         .backing_format = backing_format,
         .file_flags = dr_ops_file_flags(flags),
+        .final = final,
     };
     int r = backing ? dr_image_harden(backing, err) : 0; /* its id gets recorded */
     return r < 0 ? r : fmt->create(fs, path, &params, err);

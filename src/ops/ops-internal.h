@@ -80,11 +80,12 @@ int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err);
 /* A failure is told about the final name, not the private directory. Returns r. */
 int dr_new_hide(int r, struct dr_error *err);
 
-/* Create an image by its driver at path (a private place); backing may be NULL. */
-int dr_new_create(struct dr_fs *fs, const char *path, const struct dr_format *fmt, uint64_t size,
-                  const struct dr_pair *pairs, size_t n_pairs, struct dr_image *backing,
-                  const char *backing_name, const char *backing_format, unsigned flags,
-                  struct dr_error *err);
+/* Create an image by its driver at path (a private place); backing may be NULL. final: where it
+ * will stand, if files that are there already may become its own; else NULL. */
+int dr_new_create(struct dr_fs *fs, const char *path, const char *final,
+                  const struct dr_format *fmt, uint64_t size, const struct dr_pair *pairs,
+                  size_t n_pairs, struct dr_image *backing, const char *backing_name,
+                  const char *backing_format, unsigned flags, struct dr_error *err);
 
 /* ------------------------------------------------------------------ directories of images (scan.c)
  *
@@ -131,11 +132,12 @@ bool dr_ops_is_device(struct dr_fs *fs, const char *path);
 /* The format by this name, or a failure that lists the ones there are. need: enum dr_format_flag.
  */
 const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr_error *err);
-/* In which format an image of format fmt opens a parent: as given, or the only one there can be. A
- * parent is never probed: what a guest wrote into a raw one would decide. -EINVAL: it must be told.
- */
-int dr_ops_parent_format(const struct dr_format *fmt, const char *path, const char *parent,
-                         const char *given, const char **format, struct dr_error *err);
+/* In which format an image of format fmt at path opens a parent: as given, or the only one there
+ * can be, or its default. A parent is never probed: what a guest wrote into a raw one would decide.
+ * Only a default that the parent does not look like is not taken. -EINVAL: it must be told. */
+int dr_ops_parent_format(struct dr_fs *fs, const struct dr_format *fmt, const char *path,
+                         const char *parent, const char *given, const char **format,
+                         struct dr_error *err);
 /* enum dr_file_flag for enum dr_open_flag, as far as new files are concerned. */
 unsigned dr_ops_file_flags(unsigned open_flags);
 /* Malloc'ed list of names in a directory, sorted; free with dr_ops_free_names. */

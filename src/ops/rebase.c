@@ -98,8 +98,8 @@ static int open_parent(struct rebase *rb, struct dr_error *err)
     open.backing = open.backing_format = NULL;
     open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_BACKING);
     open.flags |= rb->o->force_share ? DR_OPEN_FORCE_SHARE : 0u;
-    int r = dr_ops_parent_format(overlay(rb)->fmt, rb->path, rb->name, rb->o->backing_format,
-                                 &open.format, err);
+    int r = dr_ops_parent_format(rb->fs, overlay(rb)->fmt, rb->path, rb->name,
+                                 rb->o->backing_format, &open.format, err);
     if (r == 0)
         r = dr_gate_check(rb->fs, rb->path, rb->where, &open, err);
     if (r == 0)

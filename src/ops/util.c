@@ -23,12 +23,33 @@ const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr
     return fmt;
 }
 
-int dr_ops_parent_format(const struct dr_format *fmt, const char *path, const char *parent,
-                         const char *given, const char **format, struct dr_error *err)
+/* A parent that does not open says so itself later. */
+static int take_default(struct dr_fs *fs, const struct dr_format *fmt, const char *path,
+                        const char *parent, const char **format, struct dr_error *err)
+{
+    const struct dr_format *found = NULL;
+    CLEANUP_FREE char *where = dr_ops_resolve(path, parent);
+    if (!where)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    *format = fmt->default_parent;
+    if (dr_probe(fs, where, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &found, NULL) < 0 ||
+        strcmp(found->name, *format) == 0)
+        return 0;
+    return dr_fail(err, EINVAL,
+                   "%s: backing format must be specified for '%s' (-F FMT): it would be taken for "
+                   "%s, but looks like %s",
+                   path, parent, *format, found->name);
+}
+
+int dr_ops_parent_format(struct dr_fs *fs, const struct dr_format *fmt, const char *path,
+                         const char *parent, const char *given, const char **format,
+                         struct dr_error *err)
 {
     *format = given ? given : fmt->parent_format;
     if (*format)
         return 0;
+    if (fmt->default_parent)
+        return take_default(fs, fmt, path, parent, format, err);
     return dr_fail(err, EINVAL, "%s: backing format must be specified for '%s' (-F FMT)", path,
                    parent);
 }
