@@ -4,6 +4,7 @@
 #include "cli/commands.h"
 #include "cli/image.h"
 #include "cli/paths.h"
+#include "cli/progress.h"
 
 static const struct cli_option options[] = {
     {KEY_KEEP, "keep", NULL, "rename FILE to FILE.done instead of removing it", false},
@@ -44,6 +45,7 @@ static int retire(const struct cli *cli, const struct cli_args *args, const char
         return 1;
     o.open = image.open;
     cli_export_allowed(args);
+    cli_die_politely(cli, "the disk reads as before; the same command finishes the work");
     return cli_retire(cli, args, image.path, &o);
 }
 

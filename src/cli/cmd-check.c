@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/image.h"
 #include "cli/json.h"
+#include "cli/progress.h"
 #include "drover/ops.h"
 
 static const struct cli_option options[] = {
@@ -165,6 +166,8 @@ static int run(const struct cli *cli, const struct cli_args *args)
     };
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return EXIT_ERROR;
+    cli_die_politely(cli, repair ? "the disk reads as before; the same command finishes the work"
+                                 : "nothing was changed");
     return check(&c, &image, repair, json);
 }
 

@@ -4,6 +4,7 @@
 #include "cli/commands.h"
 #include "cli/io.h"
 #include "cli/paths.h"
+#include "cli/progress.h"
 
 static const struct cli_option options[] = {
     {'c', "cmd", "COMMAND", "run this (repeatable); without it, commands come from standard input",
@@ -175,6 +176,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     }
     if (get_flags(&io, &flags) < 0 || open_first(&io, flags) < 0)
         return 1;
+    cli_die_politely(cli, "what was not flushed may be lost");
     r = cli_has(args, 'c') ? run_given(&io) : run_script(&io);
     if (io_close_disk(&io) < 0)
         r = -EIO;

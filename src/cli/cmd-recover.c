@@ -2,6 +2,7 @@
 #include "cli/commands.h"
 #include "cli/image.h"
 #include "cli/paths.h"
+#include "cli/progress.h"
 #include "drover/ops.h"
 
 static const struct cli_option options[] = {
@@ -31,6 +32,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return 1;
     /* An image that was still being made is not there yet: what is left of it is. */
     cli_export_allowed(args);
+    cli_die_politely(cli, "the same command finishes the work");
     if (dr_recover(image.path, &image.open, dry_run, report, &quiet, &found, &err) < 0) {
         cli_fail(cli, &err);
         return 1;

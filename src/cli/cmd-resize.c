@@ -4,6 +4,7 @@
 #include "base/bytes.h"
 #include "cli/commands.h"
 #include "cli/image.h"
+#include "cli/progress.h"
 
 static const struct cli_option options[] = {
     {KEY_SHRINK, "shrink", NULL, "allow a smaller size: what is beyond it is lost", false},
@@ -129,6 +130,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
         .name = args->operands[0], .format_key = 'f', .flags = DR_OPEN_RDWR};
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_open(cli, &image, &disk) < 0)
         return 1;
+    cli_die_politely(cli, "the disk has its old size or the new one");
     int code = resize(cli, args, disk, filling);
     if (dr_close(disk, &err) < 0) {
         cli_fail(cli, &err);

@@ -5,6 +5,7 @@
 #include "cli/image.h"
 #include "cli/json.h"
 #include "cli/paths.h"
+#include "cli/progress.h"
 #include "cli/tree.h"
 
 static const struct cli_option options[] = {
@@ -84,6 +85,8 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return 1;
     cli_export_allowed(args);
+    cli_die_politely(cli, making ? "the disk reads as before; the same command starts again"
+                                 : "nothing was changed");
     if (making)
         return create(cli, args, &image, args->n_operands == 2 ? args->operands[0] : NULL);
     return cli_show_tree(cli, args, &image, &problems);

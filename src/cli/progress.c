@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/progress.h"
 
@@ -34,7 +35,24 @@ static void handle(int number, void (*handler)(int))
     sigaction(number, &action, NULL);
 }
 
-void cli_catch_signals(void)
+static char last_words[256];
+
+static void on_death(int number)
+{
+    if (write(STDERR_FILENO, last_words, strlen(last_words)) < 0)
+        _exit(128 + number); /* nobody listens: the code must do */
+    _exit(128 + number);
+}
+
+void cli_die_politely(const struct cli *cli, const char *state)
+{
+    snprintf(last_words, sizeof(last_words), "%s: interrupted: %s\n", cli->prog, state);
+    handle(SIGINT, on_death);
+    handle(SIGTERM, on_death);
+    handle(SIGHUP, on_death);
+}
+
+static void catch_signals(void)
 {
     handle(SIGINT, on_stop);
     handle(SIGTERM, on_stop);
@@ -42,7 +60,7 @@ void cli_catch_signals(void)
     handle(SIGUSR1, on_tell);
 }
 
-int cli_signalled(void)
+static int signalled(void)
 {
     return stop_signal ? 128 + stop_signal : 0;
 }
@@ -105,7 +123,7 @@ int cli_job_begin(const struct cli *cli, const struct cli_args *args, struct cli
     job->job.message = on_message;
     job->job.user = job;
     job->job.stop = &stop_signal;
-    cli_catch_signals();
+    catch_signals();
     if (job->mode == CLI_PROGRESS_TEXT)
         on_progress(job, 0, 1);
     return 0;
@@ -125,7 +143,7 @@ int cli_job_failed(const struct cli_job *job, int r, const struct dr_error *err,
 {
     if (r == -ECANCELED && stop_signal) {
         cli_error(job->cli, "interrupted: %s", state);
-        return cli_signalled();
+        return signalled();
     }
     cli_fail(job->cli, err);
     return exit_code;

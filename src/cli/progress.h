@@ -32,8 +32,8 @@ int cli_job_run(const struct cli *cli, const struct cli_args *args,
                 int (*operation)(void *user, const struct dr_job *job, struct dr_error *err),
                 void *user);
 
-/* For commands without a job: stop when a signal has come. 0, or 128 + its number. */
-int cli_signalled(void);
-void cli_catch_signals(void);
+/* For commands without a job, which may be killed anywhere: SIGINT, SIGTERM and SIGHUP end the
+ * program with a message of this state and with 128 + the signal's number. */
+void cli_die_politely(const struct cli *cli, const char *state);
 
 #endif

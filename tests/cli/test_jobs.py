@@ -90,3 +90,14 @@ def test_quiet_is_quiet(t):
     for args in (["convert", "-p", "-q", "top.vmdk", "out.raw"], ["compare", "-p", "-q", "top.vmdk", "out.raw"],
                  ["check", "-q", "top.vmdk"], ["rebase", "-p", "-q", "-b", "", "top.vmdk"], ["create", "-q", "x", "1M"]):
         assert t.ok(*args) == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_shell_says_that_a_signal_ended_it(t, number):
+    t.ok("create", "-q", "a.raw", "1M")
+    p = subprocess.Popen([t.bin / "drover", "io", "-f", "raw", "a.raw"], cwd=t.dir, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+    assert p.stdout.read(8) == "drover> "  # it waits for a command
+    p.send_signal(number)
+    _, err = p.communicate(timeout=30)
+    assert (p.returncode, err) == (128 + number, "drover: interrupted: what was not flushed may be lost\n")
