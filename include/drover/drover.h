@@ -88,6 +88,17 @@ struct dr_open_options {
     const char *backing_format; /* with backing; NULL = find out */
 };
 
+/* Every path of an image may also be FORMAT:PATH#MEMBER: one disk of a file that holds several,
+ * such as vma:backup.vma#drive-scsi0. #MEMBER may be left out if there is only one; if PATH#MEMBER
+ * is itself the name of a file, it is that. A path that begins like this by chance is written
+ * ./vma:... What these return is malloc'ed, NULL = out of memory. */
+/* The format that such a name says; NULL: it is a plain path. */
+DR_API const char *dr_name_format(const char *name);
+/* The path of the file that name leads to. */
+DR_API char *dr_name_file(const char *name);
+/* name as it is meant from the directory that path is in: as backing names are. */
+DR_API char *dr_name_beside(const char *path, const char *name);
+
 /* Open the disk at path. options may be NULL: read-only, defaults. On success *disk is the caller's
  * and ends with dr_close(). -EBUSY/-EAGAIN: locked by somebody; -EACCES: a name inside the image
  * points where it must not; -EINVAL: not an image of that format; -ESTALE: a parent changed. */

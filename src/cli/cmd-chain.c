@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/image.h"
+#include "cli/paths.h"
 #include "cli/json.h"
 #include "cli/tree.h"
 
@@ -82,7 +83,7 @@ static void walk(struct chain *c)
             return;
         const char *next = text_of(image, "full-backing-filename");
         int r = try_open(c, path, format, &err);
-        if (r < 0 && (r == -EACCES || r == -ELOOP || !next || access(next, F_OK) < 0)) {
+        if (r < 0 && (r == -EACCES || r == -ELOOP || !next || !cli_name_exists(next))) {
             add_problem(c, image, err.text);
             return;
         }

@@ -111,7 +111,7 @@ static int open_backing(struct create *c, const struct cli_args *args, struct dr
     if (cli_image_get(c->cli, args, &spec, &image) != 0)
         return -EINVAL;
     image.open.format = c->backing_format;
-    int r = access(image.path, F_OK) < 0 ? dr_fail(&err, errno, "No such file or directory")
+    int r = !cli_name_exists(image.path) ? dr_fail(&err, ENOENT, "No such file or directory")
                                          : dr_open(image.path, &image.open, disk, &err);
     if (r < 0)
         cli_error(c->cli, "%s: Could not open '%s': %s\nCould not open backing image.", c->path,
@@ -130,6 +130,8 @@ static int ask_backing(struct create *c, const struct cli_args *args)
         const char *only = cli_parent_format(c->format);
         c->backing_format = only ? strdup(only) : NULL;
     }
+    if (c->backing && !c->backing_format && dr_name_format(c->backing))
+        c->backing_format = strdup(dr_name_format(c->backing));
     bool known = c->backing_format ||
                  (c->cli->role == CLI_DROVER && cli_parent_is_known(c->format));
     if (!c->backing || (c->unsafe && known))

@@ -81,7 +81,7 @@ static int check_backing(const struct cli *cli, const struct cli_image *image,
     if (!o->backing || !o->backing[0] || (o->unsafe && o->force))
         return 0;
     CLEANUP_FREE char *path = cli_path_beside(image->path, o->backing);
-    if (!path || access(path, F_OK) == 0)
+    if (!path || cli_name_exists(path))
         return 0;
     cli_error(cli, "Could not open new backing file '%s': Could not open '%s': %s", o->backing,
               path, strerror(errno));

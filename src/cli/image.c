@@ -315,9 +315,10 @@ void cli_image_free(struct cli_image *image)
 
 int cli_image_problem(const struct cli_image *image, char *text, size_t size)
 {
+    CLEANUP_FREE char *file = dr_name_file(image->path);
     struct stat st;
 
-    if (stat(image->path, &st) < 0) {
+    if (!file || stat(file, &st) < 0) {
         int r = -errno;
         snprintf(text, size, "Could not open '%s': %s", image->path, strerror(-r));
         return r;

@@ -9,6 +9,8 @@ char *cli_path_beside(const char *path, const char *name)
     const char *slash = strrchr(path, '/');
     char *joined;
 
+    if (dr_name_format(name))
+        return dr_name_beside(path, name);
     if (name[0] == '/' || !slash || strncmp(name, "json:", 5) == 0)
         return strdup(name);
     if (asprintf(&joined, "%.*s%s", (int)(slash - path + 1), path, name) < 0)
@@ -21,7 +23,7 @@ static size_t protocol_length(const struct cli *cli, const char *name)
 {
     size_t n = strcspn(name, ":/");
 
-    return cli->role != CLI_DROVER && name[n] == ':' ? n : 0;
+    return cli->role != CLI_DROVER && name[n] == ':' && !dr_name_format(name) ? n : 0;
 }
 
 char *cli_plain_name(const struct cli *cli, const char *name)
@@ -42,6 +44,13 @@ size_t cli_foreign_protocol(const struct cli *cli, const char *name)
     size_t n = protocol_length(cli, name);
 
     return n == 4 && strncmp(name, "file", 4) == 0 ? 0 : n;
+}
+
+bool cli_name_exists(const char *name)
+{
+    CLEANUP_FREE char *file = dr_name_file(name);
+
+    return file && access(file, F_OK) == 0;
 }
 
 void cli_export_allowed(const struct cli_args *args)

@@ -6,6 +6,8 @@
 
 /* name as recorded in the image at path → a path for us. malloc'ed. */
 char *cli_path_beside(const char *path, const char *name);
+/* Is there a file where this name of an image leads? errno says why not. */
+bool cli_name_exists(const char *name);
 
 /* What a NAME on the command line means as a path, malloc'ed; NULL = out of memory. Called as a
  * tool of QEMU, "file:" is taken off. */

@@ -38,6 +38,7 @@ struct dr_image {
     void *state; /* the driver's */
     struct dr_fs *fs;
     char *path;             /* as given or resolved; for messages and for names next to it */
+    char *member;           /* which disk of the file; NULL = not said (DR_FORMAT_MEMBERS) */
     struct dr_file **files; /* [0] is the file at path */
     unsigned n_files;
     uint64_t size;  /* guest bytes */
@@ -78,7 +79,8 @@ struct dr_image *dr_image_ref(struct dr_image *image);
  * NULL allowed. */
 int dr_image_unref(struct dr_image *image, struct dr_error *err);
 
-/* One image without its chain. format NULL = probe. flags: enum dr_open_flag. */
+/* One image without its chain; path: any name of an image. format NULL = probe. flags: enum
+ * dr_open_flag. */
 int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
                   struct dr_image **image, struct dr_error *err);
 
@@ -108,7 +110,24 @@ int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr
  * next. Also what was freed before comes back to use. */
 int dr_image_flush(struct dr_image *image, struct dr_error *err);
 
-/* Which format is the file at path? Never reads more than 4 KiB. */
+/* Names of images (name.c): a path, or FORMAT:PATH#MEMBER for a format with DR_FORMAT_MEMBERS. If
+ * what stands behind the colon names a file as a whole, there is no member; else the last '#'
+ * begins it. */
+struct dr_name {
+    const struct dr_format *fmt; /* NULL = not said: a plain path */
+    char *file, *member;         /* malloc'ed; member NULL = none */
+};
+int dr_name_parse(struct dr_fs *fs, const char *name, struct dr_name *n, struct dr_error *err);
+void dr_name_clear(struct dr_name *n);
+
+/* Which disk it is: files[0]'s id, unlike for each member. Equal for what dr_name_identify says of
+ * a name and dr_image_id of the image that was opened by it. */
+struct dr_file_id dr_image_id(const struct dr_image *image);
+struct dr_file_id dr_member_id(struct dr_file_id id, const char *member);
+int dr_name_identify(struct dr_fs *fs, const char *name, struct dr_file_id *id,
+                     struct dr_error *err);
+
+/* Which format is the image at path? Never reads more than 4 KiB. */
 int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const struct dr_format **fmt,
              struct dr_error *err);
 const struct dr_format *dr_format_find(const char *name); /* NULL = none */

@@ -125,9 +125,12 @@ int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
                  struct dr_error *err)
 {
     CLEANUP_FREE char *real = NULL;
+    DR_CLEANUP_NAME struct dr_name name = {0};
     if (gate->any)
         return 0;
-    int r = gate->fs->ops->realpath(gate->fs, path, &real, err);
+    int r = dr_name_parse(gate->fs, path, &name, err);
+    if (r == 0)
+        r = gate->fs->ops->realpath(gate->fs, name.file, &real, err);
     return r < 0 ? r : pass_real(gate, from, real, err);
 }
 

@@ -15,6 +15,7 @@ static void image_free(struct dr_image *image)
     pthread_mutex_destroy(&image->lock);
     pthread_mutex_destroy(&image->begin_lock);
     free(image->path);
+    free(image->member);
     free(image->backing_name);
     free(image->backing_format);
     free(image);
@@ -247,28 +248,50 @@ static int probe_file(struct dr_file *file, const char *path, const struct dr_fo
 int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const struct dr_format **fmt,
              struct dr_error *err)
 {
+    DR_CLEANUP_NAME struct dr_name name = {0};
     struct dr_file *file;
-    int r = dr_file_open(fs, path, file_flags, &file, err);
+    int r = dr_name_parse(fs, path, &name, err);
+    if (r == 0)
+        r = dr_file_open(fs, name.file, file_flags, &file, err);
     if (r < 0)
         return r;
-    r = probe_file(file, path, fmt, err);
+    *fmt = name.fmt;
+    if (!*fmt)
+        r = probe_file(file, path, fmt, err);
     dr_file_unref(file);
     return r;
+}
+
+static int choose_format(const char *path, const char *format, const struct dr_name *name,
+                         const struct dr_format **fmt, struct dr_error *err)
+{
+    *fmt = format ? dr_format_find(format) : name->fmt;
+    if (format && !*fmt)
+        return dr_fail(err, EINVAL, "%s: unknown format \"%s\"", path, format);
+    if (name->fmt && *fmt != name->fmt)
+        return dr_fail(err, EINVAL, "%s: names a disk in a %s file, not a %s image", path,
+                       name->fmt->name, format);
+    return 0;
 }
 
 int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
                   struct dr_image **out, struct dr_error *err)
 {
-    const struct dr_format *fmt = format ? dr_format_find(format) : NULL;
-    if (format && !fmt)
-        return dr_fail(err, EINVAL, "%s: unknown format \"%s\"", path, format);
+    DR_CLEANUP_NAME struct dr_name name = {0};
+    const struct dr_format *fmt = NULL;
+    int r = dr_name_parse(fs, path, &name, err);
+    if (r == 0)
+        r = choose_format(path, format, &name, &fmt, err);
+    if (r < 0)
+        return r;
     if ((flags & DR_OPEN_RDWR) && (flags & DR_OPEN_FORCE_SHARE))
         return dr_fail(err, EINVAL, "%s: writing and sharing with other writers exclude each other",
                        path);
     struct dr_image *image = image_new(fs, path, flags);
     if (!image)
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    int r = image_open_path(image, path, err);
+    image->member = DR_STEAL(name.member);
+    r = image_open_path(image, name.file, err);
     if (r == 0 && !fmt)
         r = probe_file(image->files[0], path, &fmt, err);
     if (r == 0)

@@ -58,6 +58,10 @@ void dr_flusher_free(struct dr_flusher *flusher);
 int dr_image_map_locked(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
                         struct dr_error *err);
 
+/* ------------------------------------------------------------------ name.c */
+
+#define DR_CLEANUP_NAME __attribute__((cleanup(dr_name_clear)))
+
 /* ------------------------------------------------------------------ gate.c */
 
 struct dr_gate {

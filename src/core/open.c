@@ -23,10 +23,10 @@ static int refuse_loop(const struct opening *o, const char *path, struct dr_erro
 {
     struct dr_file_id id;
     const struct dr_image *child = o->images[o->n - 1];
-    int r = o->fs->ops->identify(o->fs, path, &id, err);
+    int r = dr_name_identify(o->fs, path, &id, err);
     for (size_t i = 0; r == 0 && i < o->n; i++) {
-        const struct dr_file_id *seen = &o->images[i]->files[0]->id;
-        if (seen->dev == id.dev && seen->ino == id.ino)
+        struct dr_file_id seen = dr_image_id(o->images[i]);
+        if (seen.dev == id.dev && seen.ino == id.ino)
             r = dr_fail(err, ELOOP, "%s: its backing file %s is already in the chain: a loop",
                         child->path, path);
     }
@@ -40,7 +40,7 @@ static int parent_format(const struct opening *o, const char *path, const char *
 {
     const struct dr_image *child = o->images[o->n - 1];
     *format = recorded;
-    if (recorded || o->gate.any)
+    if (recorded || o->gate.any || dr_name_format(path))
         return 0;
     const struct dr_format *found;
     int r = dr_probe(o->fs, path, DR_FILE_FORCE_SHARE, &found, err);
@@ -91,7 +91,7 @@ static int candidate(const struct dr_image *child, unsigned n, char **path, stru
         return child->fmt->backing_candidate(child, n, path, err);
     if (n > 0)
         return -ENOENT;
-    *path = dr_path_sibling(child->path, child->backing_name);
+    *path = dr_name_beside(child->path, child->backing_name);
     return *path ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", child->path);
 }
 

@@ -135,7 +135,9 @@ enum dr_format_flag {
         1 << 3, /* children notice when a parent changed: commit must repair them */
     DR_FORMAT_NO_PROBE = 1 << 4, /* raw: what is left when nothing else fits */
     DR_FORMAT_PUNCH_FREED =
-        1 << 5, /* the core punches what is freed out of the file before release */
+        1 << 5,                 /* the core punches what is freed out of the file before release */
+    DR_FORMAT_MEMBERS = 1 << 6, /* a file holds several disks: image->member says which (NULL: not
+                                   said), and NAME:PATH#MEMBER names one */
 };
 
 struct dr_format {

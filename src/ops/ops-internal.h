@@ -118,6 +118,8 @@ int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
 void dr_scan_free(struct dr_scan *s);
 /* The entry of this file, or n. */
 size_t dr_scan_find(const struct dr_scan *s, struct dr_file_id id);
+/* Not opened to look on: raw, or a file of several disks none of which is named. */
+bool dr_scan_is_opaque(const struct dr_scan_entry *e);
 /* Does the entry name the file of this id as its parent? */
 static inline bool dr_scan_is_child(const struct dr_scan_entry *e, struct dr_file_id parent)
 {

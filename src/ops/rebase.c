@@ -51,14 +51,14 @@ static int open_overlay(struct rebase *rb, unsigned more, struct dr_error *err)
 static int find_in_chain(struct rebase *rb, struct dr_error *err)
 {
     struct dr_file_id id;
-    int r = rb->fs->ops->identify(rb->fs, rb->where, &id, err);
+    int r = dr_name_identify(rb->fs, rb->where, &id, err);
     if (r < 0)
         return dr_prefix(err, "%s: the new backing file", rb->path);
     struct dr_chain *chain = rb->disk->chain;
-    if (dr_ops_same_id(overlay(rb)->files[0]->id, id))
+    if (dr_ops_same_id(dr_image_id(overlay(rb)), id))
         return dr_fail(err, ELOOP, "%s: cannot be its own backing file", rb->path);
     for (size_t i = 1; i < chain->n; i++) {
-        if (!dr_ops_same_id(chain->images[i]->files[0]->id, id))
+        if (!dr_ops_same_id(dr_image_id(chain->images[i]), id))
             continue;
         const char *is = chain->images[i]->fmt->name, *given = rb->o->backing_format;
         if (given && strcmp(given, is) != 0)
@@ -73,7 +73,7 @@ static int find_in_chain(struct rebase *rb, struct dr_error *err)
 static int refuse_loop(const struct rebase *rb, const struct dr_chain *chain, struct dr_error *err)
 {
     for (size_t i = 0; i < chain->n; i++)
-        if (dr_ops_same_id(chain->images[i]->files[0]->id, overlay(rb)->files[0]->id))
+        if (dr_ops_same_id(dr_image_id(chain->images[i]), dr_image_id(overlay(rb))))
             return dr_fail(err, ELOOP, "%s: is itself a backing file of %s: a loop", rb->path,
                            rb->where);
     return 0;
@@ -473,8 +473,8 @@ static void open_parent_forced(struct rebase *rb)
     open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
     open.flags |= DR_OPEN_NO_BACKING | DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
     struct dr_file_id id;
-    if (rb->fs->ops->identify(rb->fs, rb->where, &id, NULL) < 0 ||
-        dr_ops_same_id(id, overlay(rb)->files[0]->id))
+    if (dr_name_identify(rb->fs, rb->where, &id, NULL) < 0 ||
+        dr_ops_same_id(id, dr_image_id(overlay(rb))))
         return;
     if (dr_open_fs(rb->fs, rb->where, &open, &rb->parent, NULL) == 0)
         rb->above = rb->parent->chain;

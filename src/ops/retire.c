@@ -99,7 +99,7 @@ static char *list_children(const struct retire *rt, const struct dr_scan *scan)
     if (!out)
         return NULL;
     for (size_t i = 0; i < scan->n; i++)
-        if (dr_scan_is_child(&scan->all[i], image_of(rt)->files[0]->id))
+        if (dr_scan_is_child(&scan->all[i], dr_image_id(image_of(rt))))
             fprintf(out, "%s%s", ftell(out) > 0 ? ", " : "", scan->all[i].path);
     fclose(out);
     return text;

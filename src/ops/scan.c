@@ -29,6 +29,12 @@ void dr_scan_free(struct dr_scan *s)
     *s = (struct dr_scan){0};
 }
 
+bool dr_scan_is_opaque(const struct dr_scan_entry *e)
+{
+    return (e->fmt->flags & DR_FORMAT_NO_PROBE) ||
+           ((e->fmt->flags & DR_FORMAT_MEMBERS) && !dr_name_format(e->path));
+}
+
 static void look_at_backing(struct dr_scan_entry *e, const struct dr_image *image)
 {
     struct dr_fs *fs = image->fs;
@@ -36,7 +42,7 @@ static void look_at_backing(struct dr_scan_entry *e, const struct dr_image *imag
         return;
     e->backing_name = strdup(image->backing_name);
     if (dr_ops_backing_path(image, &e->backing_path, NULL) == 0 &&
-        fs->ops->identify(fs, e->backing_path, &e->backing_id, NULL) < 0)
+        dr_name_identify(fs, e->backing_path, &e->backing_id, NULL) < 0)
         free(DR_STEAL(e->backing_path));
 }
 
@@ -61,7 +67,7 @@ int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
 {
     unsigned flags = LOOK_ON | (options ? options->flags & DR_OPEN_ANY_PATH : 0u);
     struct dr_scan_entry e = {0};
-    if (fs->ops->identify(fs, path, &e.id, NULL) < 0 || dr_scan_find(s, e.id) < s->n ||
+    if (dr_name_identify(fs, path, &e.id, NULL) < 0 || dr_scan_find(s, e.id) < s->n ||
         dr_probe(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &e.fmt, NULL) < 0)
         return 0; /* gone, seen, a directory, not ours to read */
     struct dr_scan_entry *more = realloc(s->all, (s->n + 1) * sizeof(*more));
@@ -72,7 +78,7 @@ int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
         free(e.path);
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
     }
-    if (!(e.fmt->flags & DR_FORMAT_NO_PROBE))
+    if (!dr_scan_is_opaque(&e))
         look_inside(&e, fs, flags);
     s->all[s->n++] = e;
     return 0;

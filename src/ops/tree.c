@@ -69,7 +69,7 @@ static char *problem_of(const struct tree *t, const struct dr_scan_entry *e)
     struct dr_disk *disk = NULL;
     if (e->problem)
         return strdup(e->problem);
-    if (!e->fmt || (e->fmt->flags & DR_FORMAT_NO_PROBE))
+    if (!e->fmt || dr_scan_is_opaque(e))
         return NULL;
     open.format = e->fmt->name;
     if (t->options) {

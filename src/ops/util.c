@@ -45,7 +45,13 @@ int dr_ops_parent_format(struct dr_fs *fs, const struct dr_format *fmt, const ch
                          const char *parent, const char *given, const char **format,
                          struct dr_error *err)
 {
-    *format = given ? given : fmt->parent_format;
+    const char *said = dr_name_format(parent);
+    *format = given ? given : fmt->parent_format ? fmt->parent_format : said;
+    if (said && strcmp(*format, said) != 0)
+        return dr_fail(err, EINVAL,
+                       "%s: a disk in a %s file cannot be its parent as a %s image; make the child "
+                       "in a format that can have any parent",
+                       path, said, *format);
     if (*format)
         return 0;
     if (fmt->default_parent)
@@ -156,13 +162,13 @@ bool dr_ops_is_device(struct dr_fs *fs, const char *path)
 
 char *dr_ops_resolve(const char *path, const char *name)
 {
-    return dr_path_sibling(path, name);
+    return dr_name_beside(path, name);
 }
 
 static bool exists(struct dr_fs *fs, const char *path)
 {
     struct dr_file_id id;
-    return fs->ops->identify(fs, path, &id, NULL) == 0;
+    return dr_name_identify(fs, path, &id, NULL) == 0;
 }
 
 int dr_ops_backing_path(const struct dr_image *image, char **path, struct dr_error *err)
@@ -196,10 +202,10 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name)
     const char *ways[] = {name, beside ? beside : name};
     for (size_t w = 0; w < 2; w++) {
         struct dr_file_id id;
-        if (fs->ops->identify(fs, ways[w], &id, NULL) < 0)
+        if (dr_name_identify(fs, ways[w], &id, NULL) < 0)
             continue;
         for (size_t i = 0; i < chain->n; i++)
-            if (dr_ops_same_id(chain->images[i]->files[0]->id, id))
+            if (dr_ops_same_id(dr_image_id(chain->images[i]), id))
                 return i;
     }
     for (size_t i = 0; i + 1 < chain->n; i++)
@@ -232,7 +238,7 @@ static char *relative(const char *from, const char *to, const char *name)
     return out;
 }
 
-char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target)
+static char *file_name_from(struct dr_fs *fs, const char *path, const char *target)
 {
     CLEANUP_FREE char *from = NULL, *to = NULL, *real_from = NULL, *real_to = NULL;
     from = dr_path_dirname(path);
@@ -245,4 +251,14 @@ char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target)
         fs->ops->realpath(fs, to, &real_to, NULL) < 0)
         return strdup(target);
     return relative(real_from, real_to, dr_path_basename(target));
+}
+
+char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target)
+{
+    const char *said = dr_name_format(target);
+    if (!said)
+        return file_name_from(fs, path, target);
+    CLEANUP_FREE char *name = file_name_from(fs, path, target + strlen(said) + 1);
+    char *out = NULL;
+    return name && asprintf(&out, "%s:%s", said, name) >= 0 ? out : NULL;
 }

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What names an image: a path, or FORMAT:PATH#MEMBER for the formats whose files hold several
+ * disks. A path that begins like that by chance is written ./FORMAT:... */
+#include "core/internal.h"
+
+/* The format and what stands behind its colon; NULL: a plain path. */
+static const struct dr_format *prefix_of(const char *name, const char **rest)
+{
+    const struct dr_format *fmt;
+    for (size_t i = 0; (fmt = dr_format_at(i)); i++) {
+        size_t n = strlen(fmt->name);
+        if ((fmt->flags & DR_FORMAT_MEMBERS) && strncmp(name, fmt->name, n) == 0 &&
+            name[n] == ':') {
+            *rest = name + n + 1;
+            return fmt;
+        }
+    }
+    *rest = name;
+    return NULL;
+}
+
+/* Where the member begins in rest; NULL: it is a path as a whole. A file that has the whole name
+ * wins, so that every file can be named. */
+static const char *member_in(struct dr_fs *fs, const char *rest)
+{
+    struct dr_file_id id;
+    const char *hash = strrchr(rest, '#');
+    return hash && fs->ops->identify(fs, rest, &id, NULL) < 0 ? hash + 1 : NULL;
+}
+
+void dr_name_clear(struct dr_name *n)
+{
+    free(n->file);
+    free(n->member);
+    *n = (struct dr_name){0};
+}
+
+int dr_name_parse(struct dr_fs *fs, const char *name, struct dr_name *n, struct dr_error *err)
+{
+    const char *rest;
+    *n = (struct dr_name){.fmt = prefix_of(name, &rest)};
+    const char *member = n->fmt ? member_in(fs, rest) : NULL;
+    n->file = member ? strndup(rest, (size_t)(member - 1 - rest)) : strdup(rest);
+    n->member = member ? strdup(member) : NULL;
+    if (n->file && (n->member || !member))
+        return 0;
+    dr_name_clear(n);
+    return dr_fail(err, ENOMEM, "%s: out of memory", name);
+}
+
+/* ------------------------------------------------------------------ identity */
+
+struct dr_file_id dr_member_id(struct dr_file_id id, const char *member)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    if (!member)
+        return id;
+    for (; *member; member++)
+        h = (h ^ (uint8_t)*member) * 0x100000001b3u;
+    return (struct dr_file_id){.dev = id.dev, .ino = id.ino ^ (h | 1)};
+}
+
+struct dr_file_id dr_image_id(const struct dr_image *image)
+{
+    return dr_member_id(image->files[0]->id, image->member);
+}
+
+int dr_name_identify(struct dr_fs *fs, const char *name, struct dr_file_id *id,
+                     struct dr_error *err)
+{
+    DR_CLEANUP_NAME struct dr_name n = {0};
+    int r = dr_name_parse(fs, name, &n, err);
+    if (r == 0)
+        r = fs->ops->identify(fs, n.file, id, err);
+    if (r == 0)
+        *id = dr_member_id(*id, n.member);
+    return r;
+}
+
+/* ------------------------------------------------------------------ for everybody */
+
+const char *dr_name_format(const char *name)
+{
+    const char *rest;
+    const struct dr_format *fmt = prefix_of(name, &rest);
+    return fmt ? fmt->name : NULL;
+}
+
+char *dr_name_file(const char *name)
+{
+    DR_CLEANUP_NAME struct dr_name n = {0};
+    return dr_name_parse(dr_fs_posix(), name, &n, NULL) == 0 ? DR_STEAL(n.file) : NULL;
+}
+
+char *dr_name_beside(const char *path, const char *name)
+{
+    const char *rest, *own;
+    const struct dr_format *fmt = prefix_of(name, &rest);
+    prefix_of(path, &own);
+    CLEANUP_FREE char *full = dr_path_sibling(own, rest);
+    if (!fmt || !full)
+        return DR_STEAL(full);
+    char *out = malloc(strlen(fmt->name) + strlen(full) + 2);
+    if (out)
+        stpcpy(stpcpy(stpcpy(out, fmt->name), ":"), full);
+    return out;
+}
