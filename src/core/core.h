@@ -230,6 +230,11 @@ void dr_disk_leave(struct dr_disk *disk);
  * is unref'ed. */
 int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *err);
 
+/* Does real (a real path) lie in the tree of the directory that path is in? path may be a link, or
+ * not exist yet. */
+int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool *inside,
+                     struct dr_error *err);
+
 /* Is a file at path, named by the image at from (real paths), allowed? The text says how to allow
  * it. */
 int dr_gate_check(struct dr_fs *fs, const char *from, const char *path,

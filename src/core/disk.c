@@ -174,6 +174,31 @@ int dr_flush(struct dr_disk *disk, struct dr_error *err)
     return r;
 }
 
+/* Behind the old end zeros come to light, never the parent. The driver sees to whole units; the one
+ * the old end lies in becomes this image's own here. */
+static int fill_last_unit(struct dr_chain *chain, uint64_t parent_size, struct dr_error *err)
+{
+    struct dr_image *top = chain->images[0];
+    uint64_t uoff, ulen, end = top->size;
+    if (parent_size <= end || end == 0)
+        return 0;
+    top->fmt->unit(top, end - 1, &uoff, &ulen);
+    if (uoff + ulen == end)
+        return 0;
+    CLEANUP_FREE uint8_t *buf = malloc(end - uoff);
+    if (!buf)
+        return dr_fail(err, ENOMEM, "%s: out of memory", top->path);
+    int r = dr_chain_read(chain, 0, buf, uoff, end - uoff, err);
+    return r < 0 ? r : dr_chain_fill(chain, 0, buf, uoff, end - uoff, err);
+}
+
+static uint64_t parent_size_of(const struct dr_chain *chain)
+{
+    if (chain->n > 1)
+        return chain->images[1]->size;
+    return chain->images[0]->backing_name ? UINT64_MAX : 0;
+}
+
 static int resize_top(struct dr_chain *chain, uint64_t size, struct dr_error *err)
 {
     struct dr_image *top = chain->images[0];
@@ -184,10 +209,13 @@ static int resize_top(struct dr_chain *chain, uint64_t size, struct dr_error *er
                        top->fmt->name);
     if (size > INT64_MAX)
         return dr_fail(err, EFBIG, "%s: no disk is larger than 2^63-1 bytes", top->path);
+    uint64_t below = parent_size_of(chain);
     int r = dr_image_begin(top, 0, true, err);
+    if (r == 0 && size > top->size && chain->n > 1)
+        r = fill_last_unit(chain, below, err);
     if (r == 0)
         r = dr_chain_flush(chain, 0, err);
-    return r < 0 ? r : top->fmt->resize(top, size, err);
+    return r < 0 ? r : top->fmt->resize(top, size, below, err);
 }
 
 int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err)

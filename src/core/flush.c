@@ -39,18 +39,19 @@ void dr_flusher_free(struct dr_flusher *flusher)
     free(flusher);
 }
 
-void dr_free_later(struct dr_image *image, struct dr_freed freed)
+bool dr_free_later(struct dr_image *image, struct dr_freed freed)
 {
     struct freed_list *list = &image->flusher->freed;
     if (list->n == list->room) {
         size_t room = list->room ? list->room * 2 : 64;
         struct dr_freed *items = realloc(list->items, room * sizeof(*items));
         if (!items)
-            return; /* leaks, which check -r mends */
+            return false;
         list->items = items;
         list->room = room;
     }
     list->items[list->n++] = freed;
+    return true;
 }
 
 /* begin_write may put a new file in the place of one (a descriptor) meanwhile. */
@@ -105,16 +106,24 @@ static void release_freed(struct dr_image *image, struct freed_list *list)
             image->fmt->release(image, &list->items[i]);
 }
 
-static void freed_put_back(struct freed_list *present, struct freed_list *sealed)
+/* Those of the failed flush first. False: no memory, and what is not released may be waited for. */
+static bool freed_put_back(struct freed_list *present, struct freed_list *sealed)
 {
-    for (size_t i = 0; i < present->n; i++) {
-        if (sealed->n == sealed->room)
-            break; /* the rest leaks */
-        sealed->items[sealed->n++] = present->items[i];
+    size_t n = sealed->n + present->n;
+    if (n > sealed->room) {
+        struct dr_freed *items = realloc(sealed->items, n * sizeof(*items));
+        if (!items)
+            return false;
+        sealed->items = items;
+        sealed->room = n;
     }
+    if (present->n > 0)
+        memcpy(sealed->items + sealed->n, present->items, present->n * sizeof(*present->items));
+    sealed->n = n;
     free(present->items);
     *present = *sealed;
     sealed->items = NULL;
+    return true;
 }
 
 /* image->lock held on entry and exit, dropped for the I/O. */
@@ -136,7 +145,7 @@ static int run_flush(struct dr_image *image, struct dr_error *err)
     pthread_mutex_lock(&image->lock);
     bool can_retry = dr_cache_unseal(image->cache, r == 0);
     if (r < 0) {
-        freed_put_back(&flusher->freed, &freed);
+        can_retry &= freed_put_back(&flusher->freed, &freed);
         if (data_lost || !can_retry)
             flusher->sticky = r;
         flusher->last_error = err ? *err : (struct dr_error)DR_ERROR_INIT;

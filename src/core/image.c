@@ -204,8 +204,6 @@ static const struct {
     {"vdi", 64, 4, "\x7f\x10\xda\xbe"},
     {"parallels", 0, 16, "WithoutFreeSpace"},
     {"parallels", 0, 16, "WithouFreSpacExt"},
-    {"add-cow", 0, 8, "ADD_COW\xff"},
-    {"add-cow", 0, 4, "ACOW"},
     {"vma", 0, 4, "VMA\0"},
 };
 

@@ -78,8 +78,6 @@ int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
 /* The same for the file that was opened: the name may have been turned in between. */
 int dr_gate_pass_file(const struct dr_gate *gate, const char *from, struct dr_file *file,
                       struct dr_error *err);
-int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool *inside,
-                     struct dr_error *err);
 
 /* ------------------------------------------------------------------ open.c */
 

@@ -128,8 +128,8 @@ static uint64_t reservation_end(const struct dr_reservation *r)
 /* r[i] follows r[i-1] in the file and in the guest. */
 static bool reservations_join(const struct dr_reservation *a, const struct dr_reservation *b)
 {
-    return a->todo == b->todo && a->file == b->file && a->pad == 0 && a->host + a->len == b->host &&
-           reservation_end(a) == b->off;
+    return a->todo == b->todo && a->punch == b->punch && a->file == b->file && a->pad == 0 &&
+           a->host + a->len == b->host && reservation_end(a) == b->off;
 }
 
 static unsigned batch_run(const struct batch *batch, unsigned first)
@@ -254,7 +254,8 @@ static int batch_finish(struct batch *batch, struct dr_error *err)
         if (batch->r[i].todo == DR_TODO_WRITE)
             r = run_write(batch, &run, err);
         else if (batch->r[i].todo == DR_TODO_ZERO_HOST)
-            r = dr_file_zero(run.file, run.host, run.len + run.pad, batch->zero_flags, err);
+            r = dr_file_zero(run.file, run.host, run.len + run.pad,
+                             batch->zero_flags | (batch->r[i].punch ? DR_FILE_ZERO_PUNCH : 0), err);
     }
     if (r < 0)
         batch_cancel(batch);
@@ -397,6 +398,64 @@ static int reserve_piece(struct batch *batch, const struct change *c, uint64_t o
     return batch_reserve(batch, off, len, DR_WANT_DATA, err);
 }
 
+/* How far one reservation from cur on may reach: to the end of its unit, or of its span. */
+static uint64_t reach(const struct dr_image *image, uint64_t cur)
+{
+    uint64_t uoff, ulen, span = image->fmt->span;
+    image->fmt->unit(image, cur, &uoff, &ulen);
+    return span ? dr_round_down(cur, span) + span : uoff + ulen;
+}
+
+static bool is_unit_end(const struct dr_image *image, uint64_t off)
+{
+    uint64_t uoff, ulen;
+    if (off == image->size)
+        return true;
+    image->fmt->unit(image, off, &uoff, &ulen);
+    return uoff == off;
+}
+
+/* Zeros for several units at once: a partial unit at an edge is a piece of its own, so that the
+ * others need no bytes written. */
+static uint64_t cut_to_units(const struct dr_image *image, uint64_t cur, uint64_t end)
+{
+    uint64_t uoff, ulen;
+    image->fmt->unit(image, cur, &uoff, &ulen);
+    if (cur != uoff)
+        return dr_min(end, uoff + ulen);
+    if (is_unit_end(image, end))
+        return end;
+    image->fmt->unit(image, end, &uoff, &ulen);
+    return uoff > cur ? uoff : end;
+}
+
+struct piece {
+    uint64_t len;
+    bool first; /* begins with its unit */
+    bool whole; /* whole units, the end of the disk counting as a unit's end */
+};
+
+/* The next piece of [cur, limit), whose beginning ext tells of: one reservation, if it needs one.
+ */
+static struct piece next_piece(const struct change *c, uint64_t cur, uint64_t limit,
+                               const struct dr_extent *ext)
+{
+    const struct dr_image *image = c->chain->images[c->at];
+    const struct source *src = c->src;
+    bool zeros = !src->buf && !src->file && !src->coded;
+    uint64_t end = dr_min(reach(image, cur), limit);
+    struct piece p = {.first = is_unit_end(image, cur)};
+    p.whole = p.first && is_unit_end(image, end);
+    /* What is dropped, zeroed or coded as a whole unit may be a mixture (sub-units). */
+    if (image->fmt->span || !p.whole || c->mode == MODE_WRITE || c->mode == MODE_FILL)
+        end = dr_min(end, cur + ext->len);
+    if (image->fmt->span && zeros)
+        end = cut_to_units(image, cur, end);
+    p.whole = p.first && is_unit_end(image, end);
+    p.len = end - cur;
+    return p;
+}
+
 /* What the first piece of a step turned out to be, when it was not a reservation. */
 struct step {
     enum action action;
@@ -416,15 +475,9 @@ static int collect(struct batch *batch, const struct change *c, uint64_t off, ui
         int r = dr_image_map_locked(image, cur, limit - cur, &ext, err);
         if (r < 0)
             return r;
-        uint64_t uoff, ulen;
-        image->fmt->unit(image, cur, &uoff, &ulen);
-        uint64_t len = dr_min(uoff + ulen, limit) - cur;
-        bool whole = cur == uoff && (len == ulen || cur + len == image->size);
-        /* What is dropped, zeroed or coded as a whole unit may be a mixture (sub-units). */
-        if (!whole || c->mode == MODE_WRITE || c->mode == MODE_FILL)
-            len = dr_min(len, ext.len);
-        whole = cur == uoff && (len == ulen || cur + len == image->size);
-        enum action action = choose_action(c, &ext, len, whole);
+        struct piece piece = next_piece(c, cur, limit, &ext);
+        uint64_t len = piece.len;
+        enum action action = choose_action(c, &ext, len, piece.whole);
         if (action != ACT_RESERVE) {
             if (batch->n == 0)
                 *step = (struct step){.action = action, .ext = ext, .done = dr_min(len, ext.len)};
@@ -432,7 +485,7 @@ static int collect(struct batch *batch, const struct change *c, uint64_t off, ui
                 step->done = dr_min(ext.len, limit - cur);
             return 0;
         }
-        if (batch->n > 0 && cur != uoff)
+        if (batch->n > 0 && !piece.first)
             return 0; /* one reservation a unit: publish the first one before */
         r = reserve_piece(batch, c, cur, len, err);
         if (r == -ENOTSUP && c->mode == MODE_ZERO && ext.kind == DR_DATA && ext.in_place) {
@@ -456,16 +509,14 @@ static int collect(struct batch *batch, const struct change *c, uint64_t off, ui
 static uint64_t batch_limit(const struct dr_image *image, uint64_t off, uint64_t len,
                             uint64_t *lock_off, uint64_t *lock_len)
 {
-    uint64_t uoff, ulen, end = off + len;
-    image->fmt->unit(image, off, &uoff, &ulen);
-    *lock_off = uoff;
-    uint64_t at = uoff + ulen;
-    for (unsigned n = 1; n < BATCH_UNITS && at < end; n++) {
-        image->fmt->unit(image, at, &uoff, &ulen);
-        at = uoff + ulen;
-    }
-    *lock_len = at - *lock_off;
-    return dr_min(at, end);
+    uint64_t uoff, ulen, limit = off;
+    for (unsigned n = 0; n < BATCH_UNITS && limit < off + len; n++)
+        limit = reach(image, limit);
+    limit = dr_min(limit, off + len);
+    image->fmt->unit(image, off, lock_off, &ulen);
+    image->fmt->unit(image, limit - 1, &uoff, &ulen);
+    *lock_len = uoff + ulen - *lock_off;
+    return limit;
 }
 
 /* One step under the exclusive lock; *done > 0 bytes are dealt with. */

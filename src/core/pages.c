@@ -279,6 +279,11 @@ int dr_need_begin(struct dr_image *image)
     return need_more(image, DR_NEED_BEGIN, 0, 0);
 }
 
+int dr_need_flush(struct dr_image *image)
+{
+    return need_more(image, DR_NEED_FLUSH, 0, 0);
+}
+
 int dr_page_get(struct dr_image *image, unsigned file, uint64_t off, struct dr_page **page)
 {
     off = dr_round_down(off, DR_PAGE_SIZE);
@@ -395,11 +400,27 @@ int dr_page_new(struct dr_image *image, unsigned file, uint64_t off, unsigned le
     return 0;
 }
 
+/* A range of more pages than there are: look at those. */
+static void cache_forget_all(struct dr_cache *cache, unsigned file, uint64_t off, uint64_t len)
+{
+    for (size_t i = 0; i < cache->n_buckets; i++)
+        for (struct dr_page *page = cache->buckets[i], *next; page; page = next) {
+            next = page->chain;
+            if (page->file == file && page->off + DR_PAGE_SIZE > off && page->off < off + len &&
+                page_is_clean(page))
+                cache_remove(cache, page);
+        }
+}
+
 void dr_page_forget(struct dr_image *image, unsigned file, uint64_t off, uint64_t len)
 {
     struct dr_cache *cache = image->cache;
     cache->load_gen++;
     cache->gen++;
+    if (len / DR_PAGE_SIZE > cache->n_pages) {
+        cache_forget_all(cache, file, off, len);
+        return;
+    }
     for (uint64_t at = dr_round_down(off, DR_PAGE_SIZE); at < off + len; at += DR_PAGE_SIZE) {
         struct dr_page *page = cache_find(cache, file, at);
         if (page && page_is_clean(page))

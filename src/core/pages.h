@@ -52,11 +52,16 @@ void dr_page_put(struct dr_image *image, struct dr_page *page, uint64_t off, con
 /* Ask the core to call begin_write before trying again. Returns -EAGAIN. */
 int dr_need_begin(struct dr_image *image);
 
+/* Ask the core for a flush before trying again: what was freed before is released then. Returns
+ * -EAGAIN. */
+int dr_need_flush(struct dr_image *image);
+
 /* Forget clean, unpinned pages of a file range (the driver rewrote it by dr_file_pwrite). */
 void dr_page_forget(struct dr_image *image, unsigned file, uint64_t off, uint64_t len);
 
 /* Nothing points to this place any more once the present dirty metadata is durable: fmt->release
- * will be called then (invariant 2). On lack of memory the place leaks, which check -r mends. */
-void dr_free_later(struct dr_image *image, struct dr_freed freed);
+ * will be called then (invariant 2). False: no memory, the place leaks (which check -r mends) and
+ * is never released. */
+bool dr_free_later(struct dr_image *image, struct dr_freed freed);
 
 #endif

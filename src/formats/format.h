@@ -3,10 +3,10 @@
  *
  * A driver answers questions about metadata pages that the core has loaded for it, and edits those
  * pages. It never copies guest data. Callbacks marked [page] run with the image lock held, do no
- * I/O and may return -EAGAIN after dr_page_get(), dr_page_pin() or dr_need_begin() said so: the
- * core does what is needed outside the lock and calls again with the same arguments. All others may
- * do I/O on the image's files through dr_file_*; the core calls at most one of them at a time per
- * image and none while a [page] callback runs, unless said otherwise.
+ * I/O and may return -EAGAIN after dr_page_get(), dr_page_pin(), dr_need_begin() or dr_need_flush()
+ * said so: the core does what is needed outside the lock and calls again with the same arguments.
+ * All others may do I/O on the image's files through dr_file_*; the core calls at most one of them
+ * at a time per image and none while a [page] callback runs, unless said otherwise.
  */
 #ifndef DR_FORMATS_FORMAT_H
 #define DR_FORMATS_FORMAT_H
@@ -45,7 +45,8 @@ enum dr_want { DR_WANT_DATA, DR_WANT_ZERO, DR_WANT_HOLE, DR_WANT_CODED };
 
 enum dr_todo {
     DR_TODO_WRITE,     /* write the guest bytes [off, off+len) at host, and pad zeros behind them */
-    DR_TODO_ZERO_HOST, /* make [host, host+len+pad) zero in the file, giving space back */
+    DR_TODO_ZERO_HOST, /* make [host, host+len+pad) zero in the file, giving space back if the
+                          caller said so or punch does */
     DR_TODO_NOTHING,   /* just publish */
 };
 
@@ -53,10 +54,12 @@ enum dr_todo {
 
 struct dr_reservation {
     uint64_t off, len; /* guest range that publish makes visible: contains what was asked for, lies
-                          inside the unit; the core fills head and tail from this same chain */
+                          inside the unit (with a span: the units that were asked for); the core
+                          fills head and tail from this same chain */
     struct dr_file *file; /* WRITE, ZERO_HOST */
     uint64_t host;
     uint64_t pad; /* WRITE: zeros to write behind len, up to the end of the last unit's space */
+    bool punch;   /* ZERO_HOST */
     enum dr_todo todo;
     enum dr_want want;
     /* the driver's own, from reserve to publish or cancel */
@@ -149,6 +152,10 @@ struct dr_format {
     const char *default_parent; /* the format of a parent of which nothing is told; NULL = it must
                                    be told */
     const char *snapshot_suffix; /* external snapshot names: "vmdk" → X-000001.vmdk */
+    /* 0 = a reservation lies in one unit. Else a multiple of every unit: a reservation may cover
+     * several neighbouring whole or partial units that are alike, and crosses no multiple of span.
+     * Only the units it touches are locked. For formats whose units are small. */
+    uint32_t span;
 
     /* buf: the first len bytes of the file (up to 4 KiB, fewer if it is shorter). 0 = not mine,
      * else the higher the surer (100 = magic number). No I/O. */
@@ -189,11 +196,11 @@ struct dr_format {
     int (*vet)(struct dr_image *image, struct dr_file *file, uint64_t off, const uint8_t *page,
                size_t len, struct dr_error *err);
 
-    /* [page] off, len inside one unit, locked exclusively by the caller. Pin and privatise every
-     * page that publish touches. host_len: for CODED, the bytes needed. -ENOTSUP: for ZERO "write
-     * zeros as DATA", for HOLE/CODED "cannot". -ENOSPC: the format has no room. Making or copying a
-     * table that several units share is a step of reserve itself, complete when it returns: those
-     * units may be reserved by others before this one is published. */
+    /* [page] off, len inside one unit (or span), locked exclusively by the caller. Pin and
+     * privatise every page that publish touches. host_len: for CODED, the bytes needed. -ENOTSUP:
+     * for ZERO "write zeros as DATA", for HOLE/CODED "cannot". -ENOSPC: the format has no room.
+     * Making or copying a table that several units share is a step of reserve itself, complete when
+     * it returns: those units may be reserved by others before this one is published. */
     int (*reserve)(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
                    uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
     /* Image lock held, no I/O, cannot fail. What loses its last reference goes to dr_free_later().
@@ -251,8 +258,12 @@ struct dr_format {
     /* Write-open of an unclean image: metadata only, idempotent, before anything else is written.
      */
     int (*recover)(struct dr_image *image, struct dr_error *err);
-    /* New size; the caller has zeroed / dropped what must not show. -ENOTSUP. */
-    int (*resize)(struct dr_image *image, uint64_t size, struct dr_error *err);
+    /* New size; the caller has flushed. Nothing of the parent comes to light behind the old size:
+     * parent_size is where the parent ends (0 = there is none, UINT64_MAX = not known), and where
+     * that is more than the old size, the core has filled the unit the old size lies in. -ENOTSUP.
+     */
+    int (*resize)(struct dr_image *image, uint64_t size, uint64_t parent_size,
+                  struct dr_error *err);
     /* Cut what no table points to off the end of the files (commit has emptied the image).
      * Optional. */
     int (*trim)(struct dr_image *image, struct dr_error *err);
@@ -263,6 +274,7 @@ struct dr_format {
                  struct dr_error *err);
 };
 
+extern const struct dr_format dr_format_addcow;
 extern const struct dr_format dr_format_raw;
 extern const struct dr_format dr_format_vmdk;
 

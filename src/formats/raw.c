@@ -83,8 +83,10 @@ static void raw_settle(struct dr_image *image, struct dr_reservation *r)
     (void)r;
 }
 
-static int raw_resize(struct dr_image *image, uint64_t size, struct dr_error *err)
+static int raw_resize(struct dr_image *image, uint64_t size, uint64_t parent_size,
+                      struct dr_error *err)
 {
+    (void)parent_size;
     int r = dr_file_truncate(image->files[0], size, err);
     if (r == 0)
         image->size = size;

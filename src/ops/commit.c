@@ -261,7 +261,9 @@ static int exchange_ids(const struct commit *c, struct dr_error *err)
 static int grow(const struct commit *c, struct dr_error *err)
 {
     struct dr_image *p = image_p(c);
-    return p->size >= c->size ? 0 : p->fmt->resize(p, c->size, err);
+    bool has_parent = c->base + 1 < c->chain->n;
+    uint64_t below = has_parent ? c->chain->images[c->base + 1]->size : 0;
+    return p->size >= c->size ? 0 : p->fmt->resize(p, c->size, below, err);
 }
 
 static int empty_top(const struct commit *c, struct dr_error *err)

@@ -112,6 +112,7 @@ static int make_child(struct dr_new_image *fresh, struct dr_image *image, unsign
         .backing_format = image->fmt->name,
         .like = image,
         .file_flags = dr_ops_file_flags(flags),
+        .final = fresh->final,
     };
     int r = dr_image_harden(image, err); /* its id gets recorded */
     return r < 0 ? r : image->fmt->create(fresh->fs, fresh->path, &params, err);

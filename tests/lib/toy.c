@@ -827,8 +827,10 @@ static int toy_set_backing(struct dr_image *image, const struct dr_image *parent
     return toy_write_header(image, h, err);
 }
 
-static int toy_resize(struct dr_image *image, uint64_t size, struct dr_error *err)
+static int toy_resize(struct dr_image *image, uint64_t size, uint64_t parent_size,
+                      struct dr_error *err)
 {
+    (void)parent_size;
     uint8_t h[512];
     struct toy *t = image->state;
     if (size > toy_span(t) * TOY_ROOTS)
