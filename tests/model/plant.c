@@ -79,16 +79,17 @@ static void publish_early_punch(struct dr_image *image, struct dr_reservation *r
     healthy->publish(image, r);
 }
 
-static int resize_raw_first(struct dr_image *image, uint64_t size, struct dr_error *err)
+static int resize_raw_first(struct dr_image *image, uint64_t size, uint64_t below,
+                            struct dr_error *err)
 {
     int e = size > image->size ? dr_file_truncate(raw_file(image), size, err) : 0;
-    return e ? e : healthy->resize(image, size, err);
+    return e ? e : healthy->resize(image, size, below, err);
 }
 
-static int resize_bare(struct dr_image *image, uint64_t size, struct dr_error *err)
+static int resize_bare(struct dr_image *image, uint64_t size, uint64_t below, struct dr_error *err)
 {
     if (size < image->size)
-        return healthy->resize(image, size, err);
+        return healthy->resize(image, size, below, err);
     int e = dr_file_truncate(raw_file(image), size, err);
     if (!e)
         image->size = size;

@@ -122,6 +122,8 @@ int addcow_trim(struct dr_image *image, struct dr_error *err);
 
 int addcow_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
                   struct dr_error *err);
+int addcow_measure(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
+                   struct dr_error *err);
 extern const struct dr_option_help addcow_create_options[];
 
 int addcow_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,

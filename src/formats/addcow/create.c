@@ -127,12 +127,22 @@ static int real_place(struct plan *p, const char *path, char **real, struct dr_e
     return *real ? 0 : dr_fail_errno(err, ENOMEM, "%s", p->path);
 }
 
+static int refuse_self(const struct plan *p, struct dr_error *err)
+{
+    return dr_fail(err, EINVAL, "%s: its image file \"%s\" would be the metadata file itself",
+                   p->path, p->image);
+}
+
 /* Opening refuses what is outside; and the pair must stay a pair when its directory is moved: what
  * is given with an absolute name is recorded relative. */
 static int check_tree(struct plan *p, const char *full, struct dr_error *err)
 {
     CLEANUP_FREE char *real = NULL, *own = NULL, *dir = NULL;
     bool inside = false;
+    if (strcmp(p->image, dr_path_basename(p->final)) == 0)
+        return refuse_self(p, err);
+    if (!p->exists && !strchr(p->image, '/'))
+        return 0;
     int r = p->exists ? p->fs->ops->realpath(p->fs, full, &real, err)
                       : real_place(p, full, &real, err);
     if (r == 0)
@@ -146,8 +156,7 @@ static int check_tree(struct plan *p, const char *full, struct dr_error *err)
     if (r < 0)
         return r;
     if (strcmp(real, own) == 0)
-        return dr_fail(err, EINVAL, "%s: its image file \"%s\" would be the metadata file itself",
-                       p->path, p->image);
+        return refuse_self(p, err);
     dir = dr_path_dirname(own);
     if (p->image[0] != '/' || !dir || !dr_path_inside(dir, real))
         return 0;
@@ -303,6 +312,31 @@ static int make_files(struct plan *p, struct dr_error *err)
     return r;
 }
 
+static int check_size(const char *path, uint64_t size, struct dr_error *err)
+{
+    if (size <= ADDCOW_MAX_SIZE)
+        return 0;
+    return dr_fail(err, EFBIG, "%s: %llu bytes are more than a disk can have", path,
+                   (unsigned long long)size);
+}
+
+int addcow_measure(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
+                   struct dr_error *err)
+{
+    struct plan p = {
+        .path = path,
+        .params = params,
+        .h = {.layout = ADDCOW_V7, .bitmap_off = ADDCOW_HEADER_SIZE, .granule = ADDCOW_SECTOR},
+    };
+    int r = check_size(path, params->size, err);
+    if (r == 0)
+        r = read_options(&p, err);
+    plan_free(&p);
+    *cost = (struct dr_cost){.fixed = p.h.bitmap_off + addcow_bitmap_len(&p.h, params->size) +
+                                      params->size};
+    return r;
+}
+
 int addcow_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
                   struct dr_error *err)
 {
@@ -313,10 +347,9 @@ int addcow_create(struct dr_fs *fs, const char *path, const struct dr_create_par
         .params = params,
         .h = {.layout = ADDCOW_V7, .bitmap_off = ADDCOW_HEADER_SIZE, .granule = ADDCOW_SECTOR},
     };
-    if (params->size > ADDCOW_MAX_SIZE)
-        return dr_fail(err, EFBIG, "%s: %llu bytes are more than a disk can have", path,
-                       (unsigned long long)params->size);
-    int r = read_options(&p, err);
+    int r = check_size(path, params->size, err);
+    if (r == 0)
+        r = read_options(&p, err);
     if (r == 0)
         r = find_place(&p, err);
     if (r == 0)

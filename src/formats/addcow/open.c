@@ -182,16 +182,25 @@ static int addcow_map(struct dr_image *image, uint64_t off, uint64_t len, struct
     return 0;
 }
 
+/* What is left when the metadata and the parents are thrown away. */
+static struct dr_file *addcow_plain(const struct dr_image *image)
+{
+    return image->files[ADDCOW_RAW];
+}
+
 const struct dr_format dr_format_addcow = {
     .name = "add-cow",
     .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_PUNCH_FREED,
     .create_options = addcow_create_options,
+    .default_parent = "raw",
     .snapshot_suffix = "add-cow",
     .span = ADDCOW_SPAN,
     .probe = addcow_probe,
     .open = addcow_open,
     .close = addcow_close,
     .create = addcow_create,
+    .measure = addcow_measure,
+    .plain = addcow_plain,
     .unit = addcow_unit,
     .map = addcow_map,
     .reserve = addcow_reserve,
