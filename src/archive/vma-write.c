@@ -1,0 +1,534 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Making an archive: what is refused, the header, where it goes, and when it gets its name.
+ *
+ * To a file, in this order: archive and checksums complete and durable under temporary names; the
+ * checksums of what had the name before removed; the archive gets its name; its checksums get
+ * theirs. Whenever that stops, an archive has its own checksums or none. */
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <uuid/uuid.h>
+#include <xxhash.h>
+
+#include "archive/vma-extents.h"
+#include "archive/vma-write.h"
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/random.h"
+#include "ops/ops-internal.h"
+
+#define PVE_HEADER_MAX 524288u
+#define TRIES          16
+#define RANDOM_CHARS   6
+#define FIFO_WAIT_NS   (20 * 1000 * 1000)
+
+struct writer {
+    struct dr_fs *fs;
+    const char *path;
+    const struct dr_vma_create_options *options;
+    const struct dr_job *job;
+
+    struct dr_vma_header header;
+    struct dr_vma_disk disks[VMA_MAX_DISKS];
+    uint8_t *head;
+    struct vma_member members[VMA_MAX_DISKS]; /* streams first */
+    size_t n_entered;                         /* disks whose gate we are inside of */
+
+    bool to_file;     /* a new file that gets its name at the end */
+    char *sums_path;  /* where the checksums will be, NULL = none wanted */
+    char *sums_tmp;   /* exists while not NULL */
+    char *stale_sums; /* where those of the archive before us are */
+    struct vma_sums *sums;
+    struct vma_frames *frames;
+    struct vma_output out;
+};
+
+static int no_memory(const struct writer *w, struct dr_error *err)
+{
+    return dr_fail(err, ENOMEM, "%s: out of memory", w->path);
+}
+
+/* ------------------------------------------------------------------ the header */
+
+static int check_source(const struct dr_vma_create_disk *d, struct dr_error *err)
+{
+    char shown[VMA_SHOWN];
+    if (!d->name)
+        return dr_fail(err, EINVAL, "a disk without a name");
+    vma_show(d->name, shown, sizeof(shown));
+    if (!d->vmstate && !d->disk)
+        return dr_fail(err, EINVAL, "disk '%s': no image is given", shown);
+    if (!d->vmstate && dr_size(d->disk) > VMA_MAX_SIZE)
+        return dr_fail(err, EFBIG, "disk '%s': %" PRIu64 " bytes, a VMA archive can hold %llu",
+                       shown, dr_size(d->disk), VMA_MAX_SIZE);
+    return 0;
+}
+
+static int list_disks(struct writer *w, struct dr_error *err)
+{
+    const struct dr_vma_create_options *o = w->options;
+    if (o->n_disks == 0 && o->n_configs == 0)
+        return dr_fail(err, EINVAL,
+                       "%s: an archive without disks and configuration files would "
+                       "not be readable by other programs",
+                       w->path);
+    if (o->n_disks > VMA_MAX_DISKS)
+        return dr_fail(err, EINVAL, "%s: %zu disks, a VMA archive can hold %u", w->path, o->n_disks,
+                       VMA_MAX_DISKS);
+    int r = 0;
+    for (size_t i = 0; i < o->n_disks && r == 0; i++) {
+        const struct dr_vma_create_disk *d = &o->disks[i];
+        r = check_source(d, err);
+        if (r == 0)
+            w->disks[i] = (struct dr_vma_disk){
+                .id = (unsigned)i + 1,
+                .name = d->name,
+                .size = d->vmstate ? d->state_size : dr_round_up(dr_size(d->disk), 512),
+                .vmstate = d->vmstate};
+    }
+    return r;
+}
+
+/* RFC 9562: version 4 is random, version 8 is whatever its maker takes it from. */
+static void stamp_uuid(uint8_t uuid[16], unsigned version)
+{
+    uuid[6] = (uint8_t)((uuid[6] & 0x0f) | version << 4);
+    uuid[8] = (uint8_t)((uuid[8] & 0x3f) | 0x80);
+}
+
+static int build(struct writer *w, struct dr_error *err)
+{
+    uint32_t size;
+    free(DR_STEAL(w->head));
+    return vma_header_build(&w->header, &w->head, &size, err);
+}
+
+/* Reproducible: from all of the header, which is then built a second time. */
+static int uuid_from_header(struct writer *w, struct dr_error *err)
+{
+    int r = build(w, err);
+    if (r < 0)
+        return r;
+    XXH128_canonical_t canonical;
+    XXH128_canonicalFromHash(&canonical, XXH3_128bits(w->head, w->header.header_size));
+    memcpy(w->header.uuid, canonical.digest, 16);
+    stamp_uuid(w->header.uuid, 8);
+    return 0;
+}
+
+static int make_header(struct writer *w, struct dr_error *err)
+{
+    const struct dr_vma_create_options *o = w->options;
+    w->header =
+        (struct dr_vma_header){.disks = w->disks,
+                               .n_disks = o->n_disks,
+                               .configs = (struct dr_vma_config *)o->configs, /* not written to */
+                               .n_configs = o->n_configs,
+                               .ctime = o->has_ctime      ? o->ctime
+                                        : o->reproducible ? 0
+                                                          : (int64_t)time(NULL)};
+    int r = list_disks(w, err);
+    if (r == 0 && o->has_uuid)
+        memcpy(w->header.uuid, o->uuid, 16);
+    else if (r == 0 && o->reproducible)
+        r = uuid_from_header(w, err);
+    else
+        uuid_generate_random(w->header.uuid);
+    if (r == 0)
+        r = build(w, err);
+    if (r == 0 && w->header.header_size > PVE_HEADER_MAX)
+        dr_job_message(w->job,
+                       "%s: the header has %" PRIu32 " bytes; Proxmox VE itself writes at most %u, "
+                       "but reads it",
+                       w->path, w->header.header_size, PVE_HEADER_MAX);
+    return r;
+}
+
+/* ------------------------------------------------------------------ what is written */
+
+/* The gates stay passed until the end: the chains cannot change under us. */
+static void enter_disks(struct writer *w)
+{
+    const struct dr_vma_create_options *o = w->options;
+    size_t at = 0;
+    for (int streams = 1; streams >= 0; streams--)
+        for (size_t i = 0; i < o->n_disks; i++)
+            if (o->disks[i].vmstate == (streams == 1))
+                w->members[at++] =
+                    (struct vma_member){.disk = &w->disks[i],
+                                        .chain = streams ? NULL : dr_disk_enter(o->disks[i].disk),
+                                        .fd = o->disks[i].state_fd};
+    w->n_entered = o->n_disks;
+}
+
+static void leave_disks(struct writer *w)
+{
+    for (size_t i = 0; i < w->n_entered; i++)
+        if (!w->options->disks[i].vmstate)
+            dr_disk_leave(w->options->disks[i].disk);
+}
+
+static int write_header(struct writer *w, struct dr_error *err)
+{
+    size_t len = w->header.header_size;
+    if (!w->frames)
+        return vma_output_write(&w->out, w->head, len, err);
+    CLEANUP_FREE uint8_t *coded = malloc(vma_frames_bound(len));
+    size_t coded_len;
+    if (!coded)
+        return no_memory(w, err);
+    int r = vma_frames_compress(w->frames, w->head, len, coded, &coded_len, err);
+    if (r == 0)
+        r = vma_frames_add(w->frames, coded_len, len, err);
+    return r < 0 ? r : vma_output_write(&w->out, coded, coded_len, err);
+}
+
+static int write_table(struct writer *w, struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *table = NULL;
+    size_t len;
+    int r = vma_frames_table(w->frames, &table, &len, err);
+    return r < 0 ? r : vma_output_write(&w->out, table, len, err);
+}
+
+/* All of the archive into the output, durable if it has to be; and its checksums. */
+static int write_archive(struct writer *w, struct dr_error *err)
+{
+    struct vma_extents x = {.members = w->members,
+                            .n = w->options->n_disks,
+                            .uuid = w->header.uuid,
+                            .out = &w->out,
+                            .frames = w->frames,
+                            .sums = w->sums,
+                            .job = w->job};
+    int r = write_header(w, err);
+    if (r == 0)
+        r = vma_extents_run(&x, err);
+    if (r == 0 && w->frames)
+        r = write_table(w, err);
+    if (r == 0 && !w->options->no_sync)
+        r = vma_output_sync(&w->out, err);
+    return r == 0 && w->sums ? vma_sums_finish(w->sums, !w->options->no_sync, err) : r;
+}
+
+/* ------------------------------------------------------------------ checksums */
+
+static bool exists(struct dr_fs *fs, const char *path)
+{
+    struct dr_file_id id;
+    return fs->ops->identify(fs, path, &id, NULL) == 0;
+}
+
+static char *with_suffix(const char *path, const char *suffix)
+{
+    char *out = NULL;
+    return asprintf(&out, "%s%s", path, suffix) < 0 ? NULL : out;
+}
+
+/* A temporary name as those of core/replace.c, so that recover knows it. */
+static char *tmp_name(const char *path)
+{
+    char random[RANDOM_CHARS + 1];
+    char *name = NULL;
+    dr_random_text(random, RANDOM_CHARS);
+    if (asprintf(&name, ".%s.drover-%s", dr_path_basename(path), random) < 0)
+        return NULL;
+    char *tmp = dr_path_sibling(path, name);
+    free(name);
+    return tmp;
+}
+
+/* Where checksums go, and whether what is there may give way. */
+static int plan_sums(struct writer *w, struct dr_error *err)
+{
+    const struct dr_vma_create_options *o = w->options;
+    if (w->to_file && !(w->stale_sums = with_suffix(w->path, ".sums")))
+        return no_memory(w, err);
+    if (o->no_sums || (!w->to_file && !o->sums))
+        return 0;
+    w->sums_path = o->sums ? strdup(o->sums) : with_suffix(w->path, ".sums");
+    if (!w->sums_path)
+        return no_memory(w, err);
+    if (!exists(w->fs, w->sums_path))
+        return 0;
+    if (!vma_sums_is(w->fs, w->sums_path))
+        return dr_fail(err, EEXIST, "%s: exists and holds no checksums", w->sums_path);
+    if (o->sums && !o->replace)
+        return dr_fail(err, EEXIST, "%s: exists already", w->sums_path);
+    return 0;
+}
+
+static int begin_sums(struct writer *w, struct dr_error *err)
+{
+    if (!w->sums_path)
+        return 0;
+    struct dr_error why = DR_ERROR_INIT;
+    int r = -EEXIST;
+    for (int i = 0; i < TRIES && r == -EEXIST; i++) {
+        dr_error_reset(&why);
+        free(w->sums_tmp);
+        w->sums_tmp = tmp_name(w->sums_path);
+        if (!w->sums_tmp)
+            return no_memory(w, err);
+        r = vma_sums_create(w->fs, w->sums_tmp, &w->header, &w->sums, &why);
+    }
+    if (r == 0)
+        return 0;
+    free(DR_STEAL(w->sums_tmp)); /* what is there is not ours */
+    return dr_fail(err, -r, "%s: cannot be made: %s", w->sums_path, why.text);
+}
+
+static int sync_dir(const struct writer *w, const char *path, struct dr_error *err)
+{
+    return w->options->no_sync ? 0 : w->fs->ops->sync_dir(w->fs, path, err);
+}
+
+static int drop_stale(struct writer *w, const char *path, struct dr_error *err)
+{
+    if (!path || !vma_sums_is(w->fs, path))
+        return 0;
+    int r = w->fs->ops->unlink(w->fs, path, err);
+    return r < 0 ? r : sync_dir(w, path, err);
+}
+
+/* The archive has its name. */
+static int publish_sums(struct writer *w, struct dr_error *err)
+{
+    vma_sums_close(DR_STEAL(w->sums));
+    int r = w->fs->ops->rename(w->fs, w->sums_tmp, w->sums_path, err);
+    if (r == 0) {
+        free(DR_STEAL(w->sums_tmp));
+        r = sync_dir(w, w->sums_path, err);
+    }
+    return r < 0 ? dr_prefix(err, "%s: is complete, but its checksums are not in place", w->path)
+                 : 0;
+}
+
+static void end_sums(struct writer *w)
+{
+    vma_sums_close(DR_STEAL(w->sums));
+    if (w->sums_tmp)
+        w->fs->ops->unlink(w->fs, w->sums_tmp, NULL);
+    free(w->sums_tmp);
+    free(w->sums_path);
+    free(w->stale_sums);
+}
+
+/* ------------------------------------------------------------------ to a file */
+
+/* A failure tells the name that the user knows. */
+static int hide(int r, const char *tmp, const char *path, struct dr_error *err)
+{
+    char *at = r < 0 && err ? strstr(err->text, tmp) : NULL;
+    if (!at)
+        return r;
+    struct dr_error whole = *err;
+    snprintf(err->text, sizeof(err->text), "%.*s%s%s", (int)(at - err->text), whole.text, path,
+             whole.text + (at - err->text) + strlen(tmp));
+    return r;
+}
+
+static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
+{
+    struct writer *w = user;
+    if (w->options->no_sync)
+        tmp->flags |= DR_FILE_NO_FLUSH;
+    vma_output_to_file(&w->out, tmp, w->path, w->job);
+    int r = hide(write_archive(w, err), tmp->path, w->path, err);
+    if (r == 0)
+        r = drop_stale(w, w->stale_sums, err);
+    return r < 0 ? r : drop_stale(w, w->sums_path, err);
+}
+
+/* Whoever made it is gone: nobody holds its lock. One that is empty may be a moment old. */
+static bool is_dead(struct dr_fs *fs, const char *path)
+{
+    CLEANUP_FILE struct dr_file *file = NULL;
+    return dr_file_open(fs, path, DR_FILE_RDWR, &file, NULL) == 0 && dr_file_size(file) > 0;
+}
+
+/* What interrupted attempts at this very archive left gives its space back first. */
+static void drop_leftovers(const struct writer *w, const char *path)
+{
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    char **names;
+    size_t n;
+    if (!dir || dr_ops_list(w->fs, dir, &names, &n, NULL) < 0)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        CLEANUP_FREE char *of = NULL;
+        CLEANUP_FREE char *tmp = dr_path_sibling(path, names[i]);
+        if (tmp && dr_replace_is_leftover(names[i], &of) && of &&
+            strcmp(dr_path_basename(of), dr_path_basename(path)) == 0 && is_dead(w->fs, tmp))
+            w->fs->ops->unlink(w->fs, tmp, NULL);
+    }
+    dr_ops_free_names(names, n);
+}
+
+static int create_file(struct writer *w, struct dr_error *err)
+{
+    CLEANUP_FILE struct dr_file *old = NULL;
+    if (exists(w->fs, w->path)) {
+        if (!w->options->replace)
+            return dr_fail(err, EEXIST, "%s: exists already", w->path);
+        int r = dr_file_open(w->fs, w->path, DR_FILE_RDWR, &old, err);
+        if (r < 0)
+            return r;
+    }
+    drop_leftovers(w, w->path);
+    if (w->sums_path)
+        drop_leftovers(w, w->sums_path);
+    int r = begin_sums(w, err);
+    if (r == 0)
+        r = dr_replace(w->fs, w->path, old, fill, w, NULL, err);
+    return r == 0 && w->sums ? publish_sums(w, err) : r;
+}
+
+/* ------------------------------------------------------------------ to anything else */
+
+/* Written to as it is; its checksums, if asked for, get their name at the end. */
+static int write_through(struct writer *w, struct dr_error *err)
+{
+    int r = begin_sums(w, err);
+    if (r == 0)
+        r = write_archive(w, err);
+    if (r == 0 && w->sums)
+        r = publish_sums(w, err);
+    vma_output_close(&w->out);
+    return r;
+}
+
+static int create_on_fd(struct writer *w, int fd, struct dr_error *err)
+{
+    vma_output_to_fd(&w->out, fd, w->path, w->job);
+    return write_through(w, err);
+}
+
+/* What the device held behind the archive would be taken for damage. */
+static int create_on_device(struct writer *w, struct dr_error *err)
+{
+    CLEANUP_FILE struct dr_file *file = NULL;
+    int r = dr_file_open(w->fs, w->path, DR_FILE_RDWR, &file, err);
+    if (r < 0)
+        return r;
+    vma_output_to_file(&w->out, file, w->path, w->job);
+    r = write_through(w, err);
+    uint64_t end = w->out.pos, size = dr_file_size(file);
+    if (r == 0 && end < size)
+        r = dr_file_zero(file, end, size - end, DR_FILE_ZERO_PUNCH, err);
+    return r == 0 && !w->options->no_sync ? dr_file_flush(file, err) : r;
+}
+
+/* A pipe without a reader yet: wait for one, as everybody does, but in a way that can be stopped.
+ */
+static int open_special(const struct writer *w, bool fifo, struct dr_error *err)
+{
+    for (;;) {
+        int fd = open(w->path, O_WRONLY | O_CLOEXEC | O_NOCTTY | (fifo ? O_NONBLOCK : 0));
+        if (fd >= 0)
+            return fd;
+        if (dr_job_stopped(w->job))
+            return dr_fail(err, ECANCELED, "stopped on request");
+        if (errno != EINTR && !(fifo && errno == ENXIO))
+            return dr_fail_errno(err, errno, "Could not open '%s'", w->path);
+        struct timespec ts = {0, FIFO_WAIT_NS};
+        nanosleep(&ts, NULL);
+    }
+}
+
+static int create_special(struct writer *w, bool fifo, struct dr_error *err)
+{
+    CLEANUP_CLOSE int fd = open_special(w, fifo, err);
+    return fd < 0 ? fd : create_on_fd(w, fd, err);
+}
+
+/* ------------------------------------------------------------------ the call */
+
+enum place { PLACE_FILE, PLACE_FD, PLACE_DEVICE, PLACE_FIFO, PLACE_CHAR };
+
+static enum place place_of(const struct writer *w)
+{
+    struct stat st;
+    if (w->options->use_fd)
+        return PLACE_FD;
+    if (w->fs != dr_fs_posix() || stat(w->path, &st) < 0)
+        return PLACE_FILE;
+    return S_ISBLK(st.st_mode)    ? PLACE_DEVICE
+           : S_ISFIFO(st.st_mode) ? PLACE_FIFO
+           : S_ISCHR(st.st_mode)  ? PLACE_CHAR
+                                  : PLACE_FILE;
+}
+
+static int create_at(struct writer *w, enum place place, struct dr_error *err)
+{
+    switch (place) {
+    case PLACE_FD:
+        return create_on_fd(w, w->options->fd, err);
+    case PLACE_DEVICE:
+        return create_on_device(w, err);
+    case PLACE_FIFO:
+    case PLACE_CHAR:
+        return create_special(w, place == PLACE_FIFO, err);
+    case PLACE_FILE:
+        break;
+    }
+    return create_file(w, err);
+}
+
+static int create(struct writer *w, struct dr_error *err)
+{
+    enum place place = place_of(w);
+    w->to_file = place == PLACE_FILE;
+    int r = make_header(w, err);
+    if (r == 0)
+        r = plan_sums(w, err);
+    if (r == 0 && w->options->compression == DR_VMA_ZSTD)
+        r = vma_frames_new(w->options->level, &w->frames, err);
+    if (r < 0)
+        return r;
+    enter_disks(w);
+    r = create_at(w, place, err);
+    leave_disks(w);
+    return r;
+}
+
+static void fill_result(const struct writer *w, struct dr_vma_create_result *result)
+{
+    *result = (struct dr_vma_create_result){.archive_bytes = w->out.pos};
+    for (size_t i = 0; i < w->options->n_disks; i++) {
+        const struct vma_member *m = &w->members[i];
+        result->disks[m->disk->id - 1].size = m->disk->size;
+        result->disks[m->disk->id - 1].zero_bytes = m->zero_bytes;
+    }
+}
+
+int dr_vma_create_fs(struct dr_fs *fs, const char *path,
+                     const struct dr_vma_create_options *options, const struct dr_job *job,
+                     struct dr_vma_create_result *result, struct dr_error *err)
+{
+    struct writer *w = calloc(1, sizeof(*w));
+    if (!w)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    w->fs = fs;
+    w->path = path;
+    w->options = options;
+    w->job = job;
+    int r = create(w, err);
+    if (r == 0 && result)
+        fill_result(w, result);
+    end_sums(w);
+    vma_frames_free(w->frames);
+    free(w->head);
+    free(w);
+    return r;
+}
+
+int dr_vma_create(const char *path, const struct dr_vma_create_options *options,
+                  const struct dr_job *job, struct dr_vma_create_result *result,
+                  struct dr_error *err)
+{
+    return dr_vma_create_fs(dr_fs_posix(), path, options, job, result, err);
+}
