@@ -209,7 +209,8 @@ static int check_child(const struct commit *c, struct dr_error *err)
 /* Every file that will be written, locked against others before anything changes. */
 static int thaw(const struct commit *c, struct dr_error *err)
 {
-    int r = dr_image_thaw(image_p(c), true, err);
+    /* who has no ids does not mind that P gets a new one, and P's other children must notice */
+    int r = dr_image_thaw(image_p(c), has_ids(c), err);
     if (r == 0 && has_ids(c))
         r = dr_image_thaw(image_m(c), true, err);
     /* An earlier commit may have been killed: what it wrote last must not be lost behind what we

@@ -375,17 +375,33 @@ static int drop_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
     return r;
 }
 
+/* From at on: how far all units are equal, or how far none is. */
+static uint64_t alike_until(const struct drop *d, const struct dr_copy_item *item,
+                            uint8_t *const *buf, uint64_t at, bool *equal)
+{
+    for (bool first = true; at < item->len; first = false) {
+        uint64_t n = dr_round_down(item->off + at, d->unit) + d->unit - (item->off + at);
+        n = dr_min(n, item->len - at);
+        bool same = memcmp(buf[0] + at, buf[1] + at, (size_t)n) == 0;
+        if (!first && same != *equal)
+            break;
+        *equal = same;
+        at += n;
+    }
+    return at;
+}
+
+/* Neighbours go together: a file system gives back whole blocks only. */
 static int drop_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                      struct dr_error *err)
 {
     struct drop *d = user;
     int r = 0;
-    for (uint64_t at = 0; at < item->len && r == 0;) {
-        uint64_t n = dr_round_down(item->off + at, d->unit) + d->unit - (item->off + at);
-        n = dr_min(n, item->len - at);
-        if (memcmp(buf[0] + at, buf[1] + at, (size_t)n) == 0)
-            r = dr_chain_drop(d->chain, 0, item->off + at, n, err);
-        at += n;
+    for (uint64_t at = 0, end; at < item->len && r == 0; at = end) {
+        bool equal = false;
+        end = alike_until(d, item, buf, at, &equal);
+        if (equal)
+            r = dr_chain_drop(d->chain, 0, item->off + at, end - at, err);
     }
     return r;
 }

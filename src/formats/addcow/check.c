@@ -53,12 +53,15 @@ int addcow_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, st
     int r = count_own(image, &n, err);
     if (r < 0)
         return r;
-    bool whole = n == addcow_bits(h, image->size);
+    uint64_t bits = addcow_bits(h, image->size);
+    bool whole = n == bits;
+    json_int_t percent = whole ? 100 : (json_int_t)(n * 100 / bits); /* 100 means all */
     if (json_object_set_new(data, "layout", text(h->layout == ADDCOW_V7 ? "v7" : "v20")) < 0 ||
         json_object_set_new(data, "image-file", text(h->image)) < 0 ||
         json_object_set_new(data, "granularity", json_integer(h->granule)) < 0 ||
         json_object_set_new(data, "copied-in", json_integer((json_int_t)units_to_bytes(image, n))) <
             0 ||
+        json_object_set_new(data, "copied-in-percent", json_integer(percent)) < 0 ||
         json_object_set_new(data, "all-copied-in", json_boolean(whole)) < 0 ||
         (h->layout == ADDCOW_V20 &&
          json_object_set_new(data, "all-allocated", json_boolean(h->all)) < 0))
