@@ -267,6 +267,12 @@ int dr_source_skip(struct dr_source *s, uint64_t len, uint64_t *skipped, struct 
 
 /* ------------------------------------------------------------------ files */
 
+const char *dr_source_compression_of(const uint8_t *buf, size_t len)
+{
+    const struct source_codec *codec = codec_of(buf, dr_min(len, SOURCE_MAGIC));
+    return codec ? codec->name : NULL;
+}
+
 int dr_source_plain_file(struct dr_file *f, struct dr_file **plain, const char **compression,
                          struct dr_error *err)
 {

@@ -30,6 +30,9 @@ int dr_source_skip(struct dr_source *s, uint64_t len, uint64_t *skipped, struct 
  * Lives as long as the source. */
 struct dr_file *dr_source_file(struct dr_source *s);
 
+/* How the bytes that begin like this are compressed (9 tell for sure), NULL = they are not. */
+const char *dr_source_compression_of(const uint8_t *buf, size_t len);
+
 /* The same for an open file: f itself if it is plain, a file of the plain bytes if it is zstd with
  * a seek table (a new reference in *plain in both cases), -ENOTSUP if it is compressed in a way
  * that can only be read from the start. compression as above. */

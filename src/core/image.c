@@ -204,7 +204,6 @@ static const struct {
     {"vdi", 64, 4, "\x7f\x10\xda\xbe"},
     {"parallels", 0, 16, "WithoutFreeSpace"},
     {"parallels", 0, 16, "WithouFreSpacExt"},
-    {"vma", 0, 4, "VMA\0"},
 };
 
 static int refuse_foreign(const uint8_t *head, size_t got, const char *path, struct dr_error *err)
