@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What is wrong with an archive, told once for each stretch of it. */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "archive/vma-read.h"
+
+void vma_read_message(const struct vma_read *x, const char *fmt, ...)
+{
+    char text[1024], line[1536];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    snprintf(line, sizeof(line), "%s: %s", x->vma->name, text);
+    if (x->vma->message)
+        x->vma->message(x->vma->user, line);
+    else
+        dr_job_message(x->job, "%s", line);
+}
+
+/* ------------------------------------------------------------------ text */
+
+static const char *what_happened(enum dr_vma_damage_kind kind)
+{
+    switch (kind) {
+    case DR_VMA_MISSING:
+        return "are missing";
+    case DR_VMA_DUPLICATE:
+        return "are there twice, the first ones count";
+    case DR_VMA_CHECKSUM:
+        return "do not fit their checksums";
+    case DR_VMA_DIFFERS:
+        return "differ from what they are compared with";
+    case DR_VMA_EXTENT:
+        break;
+    }
+    return "are no valid extent";
+}
+
+static void describe(const struct vma_read *x, const struct vma_pending *p, char *text, size_t size)
+{
+    const struct dr_vma_damage *d = &p->damage;
+    char shown[VMA_SHOWN], of[VMA_SHOWN + 32] = "";
+    if (d->id)
+        snprintf(of, sizeof(of), "disk %u ('%s'): ", d->id,
+                 vma_show(x->disks[d->id].disk->name, shown, sizeof(shown)));
+    if (d->kind == DR_VMA_EXTENT && p->why[0])
+        snprintf(text, size, "%s", p->why);
+    else
+        snprintf(text, size, "%s: %s%" PRIu64 " bytes at offset %" PRIu64 " %s%s%s", x->vma->name,
+                 of, d->len, d->off, what_happened(d->kind), p->why[0] ? ": " : "", p->why);
+}
+
+/* ------------------------------------------------------------------ telling */
+
+static uint64_t *counter(struct dr_vma_extract_result *r, enum dr_vma_damage_kind kind)
+{
+    uint64_t *const counters[] = {
+        [DR_VMA_MISSING] = &r->missing_bytes,   [DR_VMA_DUPLICATE] = &r->duplicate_bytes,
+        [DR_VMA_CHECKSUM] = &r->checksum_bytes, [DR_VMA_DIFFERS] = &r->different_bytes,
+        [DR_VMA_EXTENT] = &r->extent_bytes,
+    };
+    return counters[kind];
+}
+
+/* Under damage_lock. */
+static void tell(struct vma_read *x, struct vma_pending *p, char *text, size_t size)
+{
+    if (p->damage.len == 0)
+        return;
+    describe(x, p, text, size);
+    p->damage.text = text;
+    if (x->o->damage)
+        x->o->damage(x->o->user, &p->damage);
+    *p = (struct vma_pending){0};
+}
+
+static bool continues(const struct vma_pending *p, const struct vma_pending *fresh)
+{
+    return p->damage.len > 0 && p->damage.id == fresh->damage.id &&
+           p->damage.off + p->damage.len == fresh->damage.off;
+}
+
+static void add(struct vma_read *x, const struct vma_pending *fresh)
+{
+    char text[1024];
+    DR_LOCK_SCOPE(&x->damage_lock);
+    *counter(&x->result, fresh->damage.kind) += fresh->damage.len;
+    struct vma_pending *p = &x->pending[fresh->damage.kind];
+    if (continues(p, fresh)) {
+        p->damage.len += fresh->damage.len;
+        return;
+    }
+    tell(x, p, text, sizeof(text));
+    *p = *fresh;
+}
+
+void vma_damage_flush(struct vma_read *x)
+{
+    char text[1024];
+    DR_LOCK_SCOPE(&x->damage_lock);
+    for (unsigned i = 0; i < 5; i++)
+        tell(x, &x->pending[i], text, sizeof(text));
+}
+
+int vma_damage(struct vma_read *x, enum dr_vma_damage_kind kind, unsigned id, uint64_t off,
+               uint64_t len, const char *why, struct dr_error *err)
+{
+    struct vma_pending fresh = {.damage = {.kind = kind, .id = id, .off = off, .len = len}};
+    char text[1024];
+    snprintf(fresh.why, sizeof(fresh.why), "%s", why ? why : "");
+    if (x->o->salvage) {
+        add(x, &fresh);
+        return 0;
+    }
+    describe(x, &fresh, text, sizeof(text));
+    add(x, &fresh);
+    vma_damage_flush(x);
+    return dr_fail(err, EBADMSG, "%s", text);
+}
+
+/* ------------------------------------------------------------------ what is missing */
+
+static bool next_gap(const struct vma_reading *d, uint64_t from, uint64_t *first, uint64_t *n)
+{
+    return d->disk && !d->disk->vmstate &&
+           vma_seen_gap(&d->seen, from, vma_clusters(d->disk->size), first, n);
+}
+
+/* All runs are told, also when the first one is the failure. */
+int vma_damage_missing(struct vma_read *x, struct dr_error *err)
+{
+    struct vma_pending first = {0};
+    for (unsigned id = 1; id < 256; id++) {
+        const struct vma_reading *d = &x->disks[id];
+        uint64_t at, n;
+        for (uint64_t from = 0; next_gap(d, from, &at, &n); from = at + n) {
+            uint64_t off = at * DR_VMA_CLUSTER;
+            uint64_t len = dr_min(n * DR_VMA_CLUSTER, d->disk->size - off);
+            struct vma_pending gap = {
+                .damage = {.kind = DR_VMA_MISSING, .id = id, .off = off, .len = len}};
+            if (first.damage.len == 0)
+                first = gap;
+            add(x, &gap);
+        }
+    }
+    vma_damage_flush(x);
+    if (first.damage.len == 0 || x->o->salvage)
+        return 0;
+    char text[1024];
+    describe(x, &first, text, sizeof(text));
+    return dr_fail(err, EBADMSG,
+                   "%s (of %" PRIu64 " in all; the archive ends at offset %" PRIu64 ")", text,
+                   x->result.missing_bytes, x->pos);
+}
