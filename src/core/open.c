@@ -19,6 +19,15 @@ static unsigned parent_flags(unsigned flags)
 
 /* ------------------------------------------------------------------ one candidate */
 
+static bool holds_data_of(const struct dr_image *image, struct dr_file_id id)
+{
+    for (unsigned i = 1; i < image->n_files; i++)
+        if (image->files[i]->id.dev == id.dev && image->files[i]->id.ino == id.ino)
+            return true;
+    return false;
+}
+
+/* Before the parent is opened: its locks would only say that somebody uses it. */
 static int refuse_loop(const struct opening *o, const char *path, struct dr_error *err)
 {
     struct dr_file_id id;
@@ -29,6 +38,10 @@ static int refuse_loop(const struct opening *o, const char *path, struct dr_erro
         if (seen.dev == id.dev && seen.ino == id.ino)
             r = dr_fail(err, ELOOP, "%s: its backing file %s is already in the chain: a loop",
                         child->path, path);
+        else if (holds_data_of(o->images[i], id))
+            r = dr_fail(err, EINVAL,
+                        "%s: its backing file %s is the file that holds the data of %s",
+                        child->path, path, o->images[i]->path);
     }
     return r;
 }
