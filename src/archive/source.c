@@ -18,6 +18,9 @@ struct dr_source {
 
 static const struct source_codec *const codecs[] = {
     &source_zstd,
+    &source_gzip,
+    &source_lzop,
+    &source_bzip2,
 };
 
 /* ------------------------------------------------------------------ the container's bytes */

@@ -2,9 +2,12 @@
 /* Sources of archives: the same bytes come out of every kind of container, and damage is told. */
 #include "place.h"
 
+#include <bzlib.h>
 #include <fcntl.h>
+#include <lzo/lzo1x.h>
 #include <pthread.h>
 #include <unistd.h>
+#include <zlib.h>
 #include <zstd.h>
 
 #include "archive/source.h"
@@ -69,6 +72,98 @@ static struct bytes zstd_pack(const struct bytes *plain)
     return out;
 }
 
+static void gzip_member(struct bytes *out, uint8_t *p, size_t n)
+{
+    uint8_t *buf = malloc(n + 1000);
+    z_stream z = {.next_in = p, .avail_in = (uInt)n, .next_out = buf, .avail_out = (uInt)n + 1000};
+    assert_int_equal(deflateInit2(&z, 6, Z_DEFLATED, 31, 8, Z_DEFAULT_STRATEGY), Z_OK);
+    assert_int_equal(deflate(&z, Z_FINISH), Z_STREAM_END);
+    add(out, buf, n + 1000 - z.avail_out);
+    deflateEnd(&z);
+    free(buf);
+}
+
+static struct bytes gzip_pack(const struct bytes *plain)
+{
+    struct bytes out = {0};
+    gzip_member(&out, plain->p, plain->n / 3);
+    gzip_member(&out, plain->p, 0);
+    gzip_member(&out, plain->p + plain->n / 3, plain->n - plain->n / 3);
+    return out;
+}
+
+static void bzip2_stream(struct bytes *out, uint8_t *p, size_t n)
+{
+    unsigned room = (unsigned)(n + n / 100 + 1000);
+    char *buf = malloc(room);
+    assert_int_equal(BZ2_bzBuffToBuffCompress(buf, &room, (char *)p, (unsigned)n, 1, 0, 0), BZ_OK);
+    add(out, buf, room);
+    free(buf);
+}
+
+static struct bytes bzip2_pack(const struct bytes *plain)
+{
+    struct bytes out = {0};
+    bzip2_stream(&out, plain->p, plain->n / 3);
+    bzip2_stream(&out, plain->p + plain->n / 3, plain->n - plain->n / 3);
+    return out;
+}
+
+static void add_u32(struct bytes *b, uint32_t v)
+{
+    uint8_t raw[4];
+    put_be32(raw, v);
+    add(b, raw, 4);
+}
+
+#define LZOP_MAGIC "\x89LZO\0\r\n\x1a\n"
+#define LZOP_BLOCK 50000u
+
+static void lzop_block(struct bytes *out, const uint8_t *p, uint32_t n, uint32_t flags)
+{
+    static uint8_t work[LZO1X_1_MEM_COMPRESS], buf[LZOP_BLOCK * 2];
+    lzo_uint used = sizeof(buf);
+    assert_int_equal(lzo1x_1_compress(p, n, buf, &used, work), LZO_E_OK);
+    bool shrunk = used < n;
+    add_u32(out, n);
+    add_u32(out, shrunk ? (uint32_t)used : n);
+    if (flags & 1)
+        add_u32(out, lzo_adler32(1, p, n));
+    if (flags & 0x100)
+        add_u32(out, lzo_crc32(0, p, n));
+    if (shrunk && (flags & 2))
+        add_u32(out, lzo_adler32(1, buf, used));
+    if (shrunk && (flags & 0x200))
+        add_u32(out, lzo_crc32(0, buf, used));
+    add(out, shrunk ? buf : p, shrunk ? used : n);
+}
+
+/* version 0x1040, needs 0x0940, method 1, level 5, mode, times, no name */
+static void lzop_header(struct bytes *out, uint32_t flags)
+{
+    uint8_t h[25] = {0x10, 0x40, 0x20, 0xa0, 0x09, 0x40, 1, 5};
+    put_be32(h + 8, flags);
+    add(out, LZOP_MAGIC, 9);
+    add(out, h, sizeof(h));
+    add_u32(out, flags & 0x1000 ? lzo_crc32(0, h, sizeof(h)) : lzo_adler32(1, h, sizeof(h)));
+}
+
+static void lzop_file(struct bytes *out, const uint8_t *p, size_t n, uint32_t flags)
+{
+    lzop_header(out, flags);
+    for (size_t at = 0; at < n; at += LZOP_BLOCK)
+        lzop_block(out, p + at, (uint32_t)dr_min(LZOP_BLOCK, n - at), flags);
+    add_u32(out, 0);
+}
+
+static struct bytes lzop_pack(const struct bytes *plain)
+{
+    struct bytes out = {0};
+    lzop_file(&out, plain->p, plain->n / 3, 0x3);
+    lzop_file(&out, plain->p + plain->n / 3, plain->n - plain->n / 3, 0x1300);
+    return out;
+}
+
 static struct bytes plain_pack(const struct bytes *plain)
 {
     struct bytes out = {0};
@@ -80,8 +175,8 @@ static const struct kind {
     const char *name; /* NULL = plain */
     struct bytes (*pack)(const struct bytes *plain);
 } kinds[] = {
-    {NULL, plain_pack},
-    {"zstd", zstd_pack},
+    {NULL, plain_pack},  {"zstd", zstd_pack},   {"gzip", gzip_pack},
+    {"lzop", lzop_pack}, {"bzip2", bzip2_pack},
 };
 #define N_KINDS (sizeof(kinds) / sizeof(kinds[0]))
 
@@ -330,8 +425,94 @@ static void no_flipped_bit_goes_unseen(void **state)
     free(plain.p);
 }
 
+/* ------------------------------------------------------------------ other programs' */
+
+static void what_the_programs_compress_is_read(void **state)
+{
+    static const char *const programs[] = {"zstd", "gzip", "lzop", "bzip2"};
+    struct place *p = *state;
+    struct bytes plain = sample(700001);
+    unsigned tried = 0;
+    put(p, p->other, plain.p, plain.n);
+    for (size_t i = 0; i < 4; i++) {
+        char cmd[400];
+        snprintf(cmd, sizeof(cmd), "%s -c <%s >%s 2>/dev/null", programs[i], p->other, p->path);
+        if (system(cmd) != 0) {
+            print_message("%s is not installed\n", programs[i]);
+            continue;
+        }
+        struct dr_source *s = open_source(p, -1);
+        assert_string_equal(dr_source_compression(s), programs[i]);
+        assert_yields(s, &plain);
+        dr_source_close(s);
+        tried++;
+    }
+    free(plain.p);
+    if (tried == 0)
+        skip();
+}
+
+/* ------------------------------------------------------------------ lzop, gzip: their own traps */
+
+static void assert_told(struct place *p, const struct bytes *packed, int errnum, const char *words)
+{
+    struct bytes out = {0};
+    put(p, p->path, packed->p, packed->n);
+    assert_fails(read_all(p, &out, &err), errnum, words);
+    free(out.p);
+}
+
+static void lzop_blocks_of_absurd_sizes_are_refused(void **state)
+{
+    static const struct {
+        uint32_t plain, coded;
+    } sizes[] = {{0x7fffffff, 100}, {(64u << 20) + 1, 100}, {100, 101}, {100, 0}};
+    struct place *p = *state;
+    for (size_t i = 0; i < 4; i++) {
+        struct bytes b = {0};
+        uint8_t junk[400] = {1};
+        lzop_header(&b, 3);
+        add_u32(&b, sizes[i].plain);
+        add_u32(&b, sizes[i].coded);
+        add(&b, junk, sizeof(junk));
+        assert_told(p, &b, EBADMSG, "impossible size");
+        free(b.p);
+    }
+}
+
+static void lzop_filters_methods_and_versions_of_the_future_are_refused(void **state)
+{
+    struct place *p = *state;
+    struct bytes b = {0};
+    lzop_header(&b, 0x800);
+    assert_told(p, &b, ENOTSUP, "filters");
+    b.p[9 + 6] = 128;
+    assert_told(p, &b, ENOTSUP, "method 128");
+    b.p[9 + 4] = 0x20;
+    assert_told(p, &b, ENOTSUP, "newer version");
+    free(b.p);
+}
+
+static void zeros_may_follow_gzip_data_and_nothing_else(void **state)
+{
+    struct place *p = *state;
+    struct bytes plain = sample(1000), out = {0}, packed = gzip_pack(&plain);
+    uint8_t tail[3000] = {0};
+    struct dr_error err = DR_ERROR_INIT;
+    add(&packed, tail, sizeof(tail));
+    put(p, p->path, packed.p, packed.n);
+    assert_int_equal(read_all(p, &out, &err), 0);
+    assert_int_equal(out.n, plain.n);
+    packed.p[packed.n - 1] = 7;
+    assert_told(p, &packed, EBADMSG, "neither gzip data nor zeros");
+    free(out.p);
+    free(packed.p);
+    free(plain.p);
+}
+
 int main(void)
 {
+    assert_int_equal(lzo_init(), LZO_E_OK);
 #define POSIX(f) cmocka_unit_test_setup_teardown(f, setup_posix, teardown_posix)
     const struct CMUnitTest tests[] = {
         POSIX(a_file_yields_its_plain_bytes),
@@ -342,6 +523,10 @@ int main(void)
         POSIX(directories_and_missing_files_are_refused),
         POSIX(every_truncation_is_told_or_harmless),
         POSIX(no_flipped_bit_goes_unseen),
+        POSIX(what_the_programs_compress_is_read),
+        POSIX(lzop_blocks_of_absurd_sizes_are_refused),
+        POSIX(lzop_filters_methods_and_versions_of_the_future_are_refused),
+        POSIX(zeros_may_follow_gzip_data_and_nothing_else),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
