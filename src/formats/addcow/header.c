@@ -223,14 +223,14 @@ static int v20_parse(const uint8_t *buf, struct dr_file *f, struct addcow_header
     h->granule = UINT32_C(1) << get_le32(buf + V20_CLUSTER_BITS);
     h->all = get_le64(buf + V20_COMPAT) & V20_ALL_ALLOCATED;
     int r = v20_check_image_format(buf, f->path, err);
-    if (r == 0)
-        r = v20_names(buf, f, h, err);
-    if (r == 0 && h->backing)
-        r = v20_format(buf + V20_BACKING_FMT, f->path, &h->backing_fmt, err);
     if (r == 0 && dr_file_size(f) < h->bitmap_off)
         r = dr_fail(err, EINVAL, "%s: is cut short: %llu bytes of an add-cow header of %llu",
                     f->path, (unsigned long long)dr_file_size(f),
                     (unsigned long long)h->bitmap_off);
+    if (r == 0)
+        r = v20_names(buf, f, h, err);
+    if (r == 0 && h->backing)
+        r = v20_format(buf + V20_BACKING_FMT, f->path, &h->backing_fmt, err);
     return r;
 }
 
