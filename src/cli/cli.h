@@ -17,24 +17,26 @@ enum cli_role {
     CLI_DROVER = 1 << 0,
     CLI_QEMU_IMG = 1 << 1,
     CLI_QEMU_IO = 1 << 2,
-    CLI_ANY_ROLE = CLI_DROVER | CLI_QEMU_IMG | CLI_QEMU_IO,
+    CLI_VMA = 1 << 3,
+    CLI_ANY_ROLE = CLI_DROVER | CLI_QEMU_IMG | CLI_QEMU_IO | CLI_VMA,
 };
 
 struct cli {
-    const char *prog; /* "drover", "qemu-img", "qemu-io": the prefix of messages */
+    const char *prog; /* "drover", "qemu-img", "qemu-io", "vma": the prefix of messages */
     enum cli_role role;
     const struct cli_command *command;
 };
 
 struct cli_command {
     const char *name;
-    const char *operands;                 /* "FILE [SIZE]" */
-    const char *brief;                    /* one line, no full stop */
-    const char *about;                    /* more lines for --help, or NULL */
-    const struct cli_option *const *sets; /* option tables, NULL-terminated */
-    unsigned roles;                       /* enum cli_role in which the command exists */
-    bool last_is_operand;                 /* even when it looks like an option: -1G */
-    int usage_exit;                       /* exit code for wrong use; 0 = 1 */
+    const char *operands;                      /* "FILE [SIZE]" */
+    const char *brief;                         /* one line, no full stop */
+    const char *about;                         /* more lines for --help, or NULL */
+    const struct cli_option *const *sets;      /* option tables, NULL-terminated */
+    const struct cli_command *const *children; /* NULL-terminated: "vma list" of "vma"; or NULL */
+    unsigned roles;                            /* enum cli_role in which the command exists */
+    bool last_is_operand;                      /* even when it looks like an option: -1G */
+    int usage_exit;                            /* exit code for wrong use; 0 = 1 */
     /* The exit code of the program. */
     int (*run)(const struct cli *cli, const struct cli_args *args);
 };

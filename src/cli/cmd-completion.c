@@ -7,19 +7,49 @@ static const struct cli_option options[] = {
     {0, NULL, NULL, NULL, false},
 };
 
+/* All commands of drover, those within others behind them: *i and *k start at 0. NULL at the end.
+ */
+static const struct cli_command *next_command(size_t *i, size_t *k)
+{
+    const struct cli_command *c;
+
+    while ((c = cli_commands[*i])) {
+        if (*k == 0 && (c->roles & CLI_DROVER)) {
+            *k = 1;
+            return c;
+        }
+        if (*k > 0 && c->children && c->children[*k - 1])
+            return c->children[(*k)++ - 1];
+        (*i)++;
+        *k = 0;
+    }
+    return NULL;
+}
+
 /* COMMAND, letter, long name, argument; "-" for what there is not. */
 static int print_list(void)
 {
-    for (size_t i = 0; cli_commands[i]; i++) {
+    const struct cli_command *c;
+    size_t i = 0, k = 0;
+
+    while ((c = next_command(&i, &k))) {
         const struct cli_option *o;
         size_t at = 0;
-        if (!(cli_commands[i]->roles & CLI_DROVER))
-            continue;
-        while ((o = cli_next_option(cli_commands[i], &at)))
-            printf("%s\t%c\t%s\t%s\n", cli_commands[i]->name, o->key < 256 ? o->key : '-',
+        while ((o = cli_next_option(c, &at)))
+            printf("%s\t%c\t%s\t%s\n", c->name, o->key < 256 ? o->key : '-',
                    o->name ? o->name : "-", o->arg ? o->arg : "-");
     }
     return 0;
+}
+
+static void print_children(const struct cli_command *command)
+{
+    printf("    \"%s \"*)\n        if [ \"$COMP_CWORD\" -eq 2 ]; then\n"
+           "            COMPREPLY=($(compgen -W \"",
+           command->name);
+    for (size_t i = 0; command->children[i]; i++)
+        printf("%s%s", i ? " " : "", command->children[i]->name + strlen(command->name) + 1);
+    printf("\" -- \"$word\"))\n            return\n        fi ;;\n");
 }
 
 static void print_words(const struct cli_command *command)
@@ -27,7 +57,13 @@ static void print_words(const struct cli_command *command)
     const struct cli_option *o;
     size_t at = 0;
 
-    printf("    %s) words=\"", command->name);
+    for (size_t i = 0; command->children && command->children[i]; i++)
+        print_words(command->children[i]);
+    if (command->children) {
+        print_children(command);
+        return;
+    }
+    printf("    \"%s \"*) words=\"", command->name);
     while ((o = cli_next_option(command, &at))) {
         if (o->unsupported)
             continue;
@@ -51,7 +87,7 @@ static int print_bash(void)
             printf(" %s", cli_commands[i]->name);
     }
     printf("\" -- \"$word\"))\n        return\n    fi\n"
-           "    case \"${COMP_WORDS[1]}\" in\n");
+           "    case \"${COMP_WORDS[1]} ${COMP_WORDS[2]} \" in\n");
     for (size_t i = 0; cli_commands[i]; i++) {
         if (cli_commands[i]->roles & CLI_DROVER)
             print_words(cli_commands[i]);

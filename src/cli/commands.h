@@ -23,6 +23,7 @@ extern const struct cli_command cli_cmd_recover;
 extern const struct cli_command cli_cmd_resize;
 extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_stream;
+extern const struct cli_command cli_cmd_vma;
 
 /* cmd-snapshot.c: the family of an image; counts what does not open. 0 or the exit code. */
 struct cli_image;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/cmd-vma.h"
 #include "cli/commands.h"
 
 const struct cli_command *cli_find_command(const char *name, enum cli_role role)
@@ -10,6 +11,18 @@ const struct cli_command *cli_find_command(const char *name, enum cli_role role)
     for (size_t i = 0; cli_commands[i]; i++) {
         if (strcmp(cli_commands[i]->name, name) == 0 && (cli_commands[i]->roles & role))
             return cli_commands[i];
+    }
+    return NULL;
+}
+
+/* "vma", "list" → the command "vma list"; NULL: there is none. */
+static const struct cli_command *find_child(const struct cli_command *command, const char *name)
+{
+    size_t n = strlen(command->name) + 1;
+
+    for (size_t i = 0; name && command->children && command->children[i]; i++) {
+        if (strcmp(command->children[i]->name + n, name) == 0)
+            return command->children[i];
     }
     return NULL;
 }
@@ -50,7 +63,7 @@ static void print_overview(const struct cli *cli)
     }
     if (cli->role == CLI_DROVER)
         printf("\n'drover COMMAND --help' tells about each; the manual is drover(1).\n"
-               "Called as qemu-img or qemu-io, the program is that tool.\n");
+               "Called as qemu-img, qemu-io or vma, the program is that tool.\n");
     printf("\n");
     print_formats();
 }
@@ -85,10 +98,12 @@ static int run_command(struct cli *cli, int argc, char **argv)
     return finish(cli, code);
 }
 
-static int run_help(struct cli *cli, const char *name)
+static int run_help(struct cli *cli, const char *name, const char *child)
 {
     if (name && !(cli->command = cli_find_command(name, cli->role)))
         return cli_usage(cli, "Command not found: %s", name);
+    if (name && find_child(cli->command, child))
+        cli->command = find_child(cli->command, child);
     if (cli->command)
         cli_print_help(cli, cli->command);
     else
@@ -129,9 +144,9 @@ static int run_program(struct cli *cli, int argc, char **argv)
         return finish(cli, 0);
     }
     if (is_one_of(word, "-h", "--help"))
-        return run_help(cli, NULL);
+        return run_help(cli, NULL, NULL);
     if (cli->role == CLI_DROVER && strcmp(word, "help") == 0)
-        return run_help(cli, argv[2]);
+        return run_help(cli, argv[2], argc > 2 ? argv[3] : NULL);
     if (word[0] == '-')
         return cli_usage(cli, "unrecognized option '%s'", word);
     cli->command = cli_find_command(word, cli->role);
@@ -142,7 +157,16 @@ static int run_program(struct cli *cli, int argc, char **argv)
     }
     if (!cli->command)
         return cli_usage(cli, "Command not found: %s", word);
-    return run_command(cli, argc - 1, argv + 1);
+    const struct cli_command *child = find_child(cli->command, argv[2]);
+    if (!child)
+        return run_command(cli, argc - 1, argv + 1);
+    cli->command = child;
+    return run_command(cli, argc - 2, argv + 2);
+}
+
+static int run_vma(struct cli *cli, int argc, char **argv)
+{
+    return finish(cli, vma_tool(cli, argc, argv));
 }
 
 static int run_qemu_io(struct cli *cli, int argc, char **argv)
@@ -160,9 +184,19 @@ int main(int argc, char **argv)
     /* A reader that goes away must not kill us between two steps of an operation; finish() sees it.
      */
     signal(SIGPIPE, SIG_IGN);
-    if (strcmp(name, "qemu-img") == 0)
-        cli = (struct cli){.prog = "qemu-img", .role = CLI_QEMU_IMG};
-    else if (strcmp(name, "qemu-io") == 0)
-        cli = (struct cli){.prog = "qemu-io", .role = CLI_QEMU_IO};
-    return cli.role == CLI_QEMU_IO ? run_qemu_io(&cli, argc, argv) : run_program(&cli, argc, argv);
+    static const struct {
+        struct cli cli;
+        int (*run)(struct cli *cli, int argc, char **argv);
+    } tools[] = {
+        {{.prog = "qemu-img", .role = CLI_QEMU_IMG}, run_program},
+        {{.prog = "qemu-io", .role = CLI_QEMU_IO}, run_qemu_io},
+        {{.prog = "vma", .role = CLI_VMA}, run_vma},
+    };
+    for (size_t i = 0; i < sizeof(tools) / sizeof(tools[0]); i++) {
+        if (strcmp(name, tools[i].cli.prog) == 0) {
+            cli = tools[i].cli;
+            return tools[i].run(&cli, argc, argv);
+        }
+    }
+    return run_program(&cli, argc, argv);
 }

@@ -243,6 +243,10 @@ void cli_print_help(const struct cli *cli, const struct cli_command *command)
     if (command->about)
         printf("%s\n", command->about);
     printf("\n");
+    for (size_t c = 0; command->children && command->children[c]; c++)
+        printf("  %-12s %s\n", command->children[c]->name, command->children[c]->brief);
+    if (command->children)
+        printf("\n");
     while ((o = cli_next_option(command, &i)))
         print_option(o);
 }

@@ -52,7 +52,7 @@ void cli_die_politely(const struct cli *cli, const char *state)
     handle(SIGHUP, on_death);
 }
 
-static void catch_signals(void)
+void cli_catch_signals(void)
 {
     handle(SIGINT, on_stop);
     handle(SIGTERM, on_stop);
@@ -60,7 +60,7 @@ static void catch_signals(void)
     handle(SIGUSR1, on_tell);
 }
 
-static int signalled(void)
+int cli_signalled(void)
 {
     return stop_signal ? 128 + stop_signal : 0;
 }
@@ -123,7 +123,7 @@ int cli_job_begin(const struct cli *cli, const struct cli_args *args, struct cli
     job->job.message = on_message;
     job->job.user = job;
     job->job.stop = &stop_signal;
-    catch_signals();
+    cli_catch_signals();
     if (job->mode == CLI_PROGRESS_TEXT)
         on_progress(job, 0, 1);
     return 0;
@@ -143,7 +143,7 @@ int cli_job_failed(const struct cli_job *job, int r, const struct dr_error *err,
 {
     if (r == -ECANCELED && stop_signal) {
         cli_error(job->cli, "interrupted: %s", state);
-        return signalled();
+        return cli_signalled();
     }
     cli_fail(job->cli, err);
     return exit_code;

@@ -32,6 +32,10 @@ int cli_job_run(const struct cli *cli, const struct cli_args *args,
                 int (*operation)(void *user, const struct dr_job *job, struct dr_error *err),
                 void *user);
 
+/* For what stands around a job: remember SIGINT, SIGTERM and SIGHUP as cli_job_begin() does. */
+void cli_catch_signals(void);
+int cli_signalled(void); /* 0, or 128 + the number of the signal that came */
+
 /* For commands without a job, which may be killed anywhere: SIGINT, SIGTERM and SIGHUP end the
  * program with a message of this state and with 128 + the signal's number. */
 void cli_die_politely(const struct cli *cli, const char *state);

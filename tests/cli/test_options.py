@@ -51,7 +51,7 @@ def test_the_manual_knows_every_option_and_no_other(t):
 
 def test_every_command_has_a_section_of_the_manual(t):
     with open(os.path.join(TOP, "docs", "man", "drover.pod"), encoding="utf-8") as f:
-        heads = set(re.findall(r"^=head2 (\w+)$", f.read(), flags=re.M))
+        heads = set(re.findall(r"^=head2 (\w[\w ]*)$", f.read(), flags=re.M))
     assert set(tables(t)) <= heads
 
 
@@ -64,12 +64,17 @@ def test_the_manual_is_sound_pod(t):
 
 def commands():
     return ["create", "info", "map", "measure", "compare", "convert", "rebase", "commit", "stream", "addcow", "snapshot", "io", "chain", "check",
-            "recover", "resize", "completion"]
+            "recover", "resize", "vma", "completion"]
 
 
-@pytest.mark.parametrize("command", commands())
+def children():
+    return ["vma " + c for c in ("list", "config", "create", "extract", "verify", "index")]
+
+
+@pytest.mark.parametrize("command", commands() + children())
 def test_help_is_one_screen_and_shows_every_option(t, command):
-    for args in ([command, "--help"], [command, "-h"], ["help", command]):
+    words = command.split()
+    for args in ([*words, "--help"], [*words, "-h"], ["help", *words]):
         out = t.ok(*args)
         lines = out.splitlines()
         assert lines[0].startswith(f"usage: drover {command} ") and len(lines) <= 45
@@ -82,7 +87,8 @@ def test_the_overview_names_every_command(t):
     out = t.ok("--help")
     assert out == t.ok("help") == t.ok("-h")
     assert re.findall(r"^  (\w+) +\S", out, flags=re.M) == sorted(commands(), key=out.index)
-    assert set(commands()) == set(tables(t))
+    assert set(commands() + children()) == set(tables(t))
+    assert re.findall(r"^  (vma \w+) +\S", t.ok("vma", "--help"), flags=re.M) == children()
 
 
 def test_version(t):
@@ -92,7 +98,9 @@ def test_version(t):
 
 def test_wrong_use_says_where_help_is(t):
     for args, hint in (([], "drover --help"), (["nope"], "drover --help"), (["map"], "drover map --help"),
-                       (["map", "--nope"], "drover map --help"), (["help", "nope"], "drover --help")):
+                       (["map", "--nope"], "drover map --help"), (["help", "nope"], "drover --help"),
+                       (["vma"], "drover vma --help"), (["vma", "nope"], "drover vma --help"),
+                       (["vma", "list"], "drover vma list --help")):
         r = t.drover(*args)
         assert r.code == 1 and r.out == "" and r.err.endswith(f"Try '{hint}' for more information\n"), r
 
@@ -106,5 +114,6 @@ def test_the_completion_completes(t):
         return r.stdout.split()
     assert complete("com", 1) == ["compare", "commit", "completion"]
     assert complete("rebase --dr", 2) == ["--drop-equal", "--dry-run"]
+    assert complete("vma ver", 2) == ["verify"] and complete("vma extract --sa", 3) == ["--salvage"]
     (t.dir / "disk.vmdk").write_text("")
     assert complete("map di", 2) == ["disk.vmdk"]

@@ -1,0 +1,469 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cli/cmd-vma-extract.h"
+#include "cli/json.h"
+#include "cli/paths.h"
+
+static const struct cli_option options[] = {
+    {'d', "disk", "NAME", "only this disk (repeatable), and no configuration files", false},
+    {KEY_OUTPUT, "output", "FILE", "one disk into FILE, which may be a block device", false},
+    {KEY_TO, "to", "FORMAT", "format of the new images (raw)", false},
+    {'o', "options", "NAME=VALUE,...", "settings of the format; -o help lists them", false},
+    {'n', "no-create", NULL, "with --output: FILE exists, write over what it holds", false},
+    {KEY_TARGET_IS_ZERO, "target-is-zero", NULL, "FILE exists and reads as zeros", false},
+    {KEY_FORCE, "force", NULL, "replace existing files", false},
+    {KEY_ID_NAMES, "id-names", NULL, "names that cannot be names of files become disk-ID", false},
+    {KEY_SALVAGE, "salvage", NULL, "take what a damaged archive still holds", false},
+    {KEY_RESUME, "resume", NULL, "keep what is there when interrupted, and go on from it", false},
+    {KEY_SUMS, "sums", "FILE", "the checksums (ARCHIVE.sums, if it is there)", false},
+    {KEY_NO_SUMS, "no-sums", NULL, "use no checksums", false},
+    {KEY_JSON, "json", NULL, "print JSON", false},
+    {'r', "rate", "BYTES", "bytes a second at most", false},
+    {'m', "jobs", "N", "how many workers, 1 to 16", false},
+    {0, NULL, NULL, NULL, false},
+};
+
+enum { EXIT_MISSING = 3 };
+
+#define PARTIAL ".drover.partial"
+
+static void extract_free(struct extract *x)
+{
+    vma_targets_cleanup(&x->targets);
+    vma_place_end(&x->place);
+    for (size_t i = 0; i < x->n; i++)
+        free(x->items[i].file);
+    cli_pairs_free(&x->pairs);
+    json_decref(x->damage.array);
+    json_decref(x->record);
+    dr_vma_close(x->vma);
+}
+
+/* ------------------------------------------------------------------ which disks */
+
+static bool is_disk_id(const char *name, unsigned id)
+{
+    char text[16];
+
+    snprintf(text, sizeof(text), "disk-%u", id);
+    return strcmp(name, text) == 0;
+}
+
+static int add_item(struct extract *x, const struct dr_vma_disk *d)
+{
+    for (size_t i = 0; i < x->n; i++) {
+        if (x->items[i].disk == d)
+            return 0;
+    }
+    x->items[x->n++] = (struct extract_item){.disk = d};
+    return 0;
+}
+
+static int add_named(struct extract *x, const char *name)
+{
+    const struct dr_vma_header *h = x->header;
+    const struct dr_vma_disk *found = NULL, *by_id = NULL;
+    size_t n = 0;
+
+    for (size_t i = 0; i < h->n_disks; i++) {
+        if (strcmp(h->disks[i].name, name) == 0) {
+            found = &h->disks[i];
+            n++;
+        } else if (is_disk_id(name, h->disks[i].id)) {
+            by_id = &h->disks[i];
+        }
+    }
+    if (n <= 1 && (found || by_id))
+        return add_item(x, found ? found : by_id);
+    if (n > 1)
+        cli_error(x->cli, "%zu disks are called '%s': say disk-ID (`vma list --json` has the ids)",
+                  n, name);
+    else
+        cli_error(x->cli, "%s has no disk '%s' (`vma list` shows what it has)", x->archive, name);
+    return -1;
+}
+
+static int choose(struct extract *x)
+{
+    const char *name;
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && (name = cli_nth_value(x->args, 'd', i)); i++)
+        r = add_named(x, name);
+    for (size_t i = 0; !cli_has(x->args, 'd') && i < x->header->n_disks; i++)
+        add_item(x, &x->header->disks[i]);
+    if (r == 0 && x->output && x->n != 1) {
+        cli_error(x->cli, "--output is for one disk, and %s has %zu: choose one with --disk",
+                  x->archive, x->n);
+        return -1;
+    }
+    return r;
+}
+
+/* ------------------------------------------------------------------ what files are called */
+
+static bool is_unique(const struct extract *x, const struct dr_vma_disk *d)
+{
+    for (size_t i = 0; i < x->header->n_disks; i++) {
+        const struct dr_vma_disk *other = &x->header->disks[i];
+        if (other != d && strcmp(other->name, d->name) == 0)
+            return false;
+    }
+    return true;
+}
+
+static int refuse_name(const struct extract *x, const char *name, bool safe)
+{
+    CLEANUP_FREE char *escaped = vma_escape(name);
+
+    cli_error(x->cli, "%s: '%s' %s; --id-names numbers such files", x->archive,
+              escaped ? escaped : "?",
+              safe ? "is the name of more than one disk" : "cannot be the name of a file");
+    return -1;
+}
+
+static int name_item(const struct extract *x, struct extract_item *item)
+{
+    const struct dr_vma_disk *d = item->disk;
+    bool safe = dr_vma_name_is_safe(d->name), fine = safe && is_unique(x, d);
+    int n;
+
+    if (x->output) {
+        const char *slash = strrchr(x->output, '/');
+        n = asprintf(&item->file, "%s", slash ? slash + 1 : x->output);
+    } else if (!fine && !cli_has(x->args, KEY_ID_NAMES)) {
+        return refuse_name(x, d->name, safe);
+    } else if (fine && d->vmstate) {
+        n = asprintf(&item->file, "vmstate.bin");
+    } else if (fine) {
+        n = asprintf(&item->file, "%s.%s", d->name, x->form.format);
+    } else {
+        n = asprintf(&item->file, "disk-%u.%s", d->id, x->form.format);
+    }
+    return n < 0 ? -1 : 0;
+}
+
+static int name_items(struct extract *x)
+{
+    for (size_t i = 0; i < x->n; i++) {
+        if (name_item(x, &x->items[i]) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ configuration files */
+
+static bool comes_again(const struct dr_vma_header *h, size_t i)
+{
+    for (size_t k = i + 1; k < h->n_configs; k++) {
+        if (strcmp(h->configs[i].name, h->configs[k].name) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int write_config(struct extract *x, size_t i)
+{
+    const struct dr_vma_config *c = &x->header->configs[i];
+    bool safe = dr_vma_name_is_safe(c->name), numbered = cli_has(x->args, KEY_ID_NAMES);
+    char number[32];
+
+    snprintf(number, sizeof(number), "config-%zu", i);
+    if (!safe && !numbered)
+        return refuse_name(x, c->name, false);
+    if (!numbered && comes_again(x->header, i)) {
+        cli_error(x->cli, "warning: the archive holds '%s' more than once, the last one counts",
+                  c->name);
+        return 0;
+    }
+    const char *name = safe && !comes_again(x->header, i) ? c->name : number;
+    return x->place.finishing ? vma_place_add(&x->place, name, name)
+                              : vma_place_write(&x->place, name, name, c->data, c->len);
+}
+
+static int write_configs(struct extract *x)
+{
+    for (size_t i = 0; x->configs && i < x->header->n_configs; i++) {
+        if (write_config(x, i) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ targets */
+
+static int make_target(struct extract *x, const struct extract_item *item)
+{
+    static const struct vma_form raw = {.format = "raw"};
+    const struct vma_form *form = item->disk->vmstate && !x->output ? &raw : &x->form;
+    const struct dr_open_options open = {.format = form->format, .flags = DR_OPEN_RDWR};
+    CLEANUP_FREE char *path = vma_place_path(&x->place, item->file);
+    struct dr_error err = DR_ERROR_INIT;
+    int r = -ENOMEM;
+
+    if (vma_place_add(&x->place, item->file, item->file) < 0)
+        return -1;
+    if (x->place.finishing)
+        return 0;
+    if (path && x->place.found)
+        r = vma_targets_open(&x->targets, item->disk->id, path, &open, true, &err);
+    else if (path)
+        r = vma_targets_create(&x->targets, item->disk->id, item->disk->size, path, form, &err);
+    if (r < 0)
+        cli_fail(x->cli, &err);
+    return r;
+}
+
+static int make_targets(struct extract *x)
+{
+    for (size_t i = 0; i < x->n; i++) {
+        if (make_target(x, &x->items[i]) < 0)
+            return -1;
+    }
+    return write_configs(x);
+}
+
+static int begin_place(struct extract *x)
+{
+    CLEANUP_FREE char *dir = NULL, *work = NULL;
+    const char *slash = x->output ? strrchr(x->output, '/') : NULL;
+    int n;
+
+    if (!x->output)
+        n = asprintf(&dir, "%s", x->args->operands[1]);
+    else if (slash)
+        n = asprintf(&dir, "%.*s", (int)(slash == x->output ? 1 : slash - x->output), x->output);
+    else
+        n = asprintf(&dir, ".");
+    if (n < 0)
+        return -1;
+    n = x->output ? asprintf(&work, ".%s" PARTIAL, x->items[0].file) : asprintf(&work, PARTIAL);
+    if (n < 0)
+        return -1;
+    if (vma_place_begin(&x->place, dir, work) < 0)
+        return -1;
+    return x->place.keep ? extract_resume(x) : 0;
+}
+
+static int open_in_place(struct extract *x)
+{
+    const struct dr_vma_disk *d = x->items[0].disk;
+    CLEANUP_IMAGE struct cli_image image = {0};
+    const struct cli_image_spec spec = {.name = x->output, .flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+
+    if (cli_image_get(x->cli, x->args, &spec, &image) != 0)
+        return -1;
+    image.open.format = x->form.format;
+    if (cli_image_open(x->cli, &image, &disk) < 0)
+        return -1;
+    vma_targets_add(&x->targets, d->id, disk, cli_has(x->args, KEY_TARGET_IS_ZERO));
+    if (dr_size(disk) >= d->size)
+        return 0;
+    cli_error(x->cli, "%s: has %" PRIu64 " bytes, the disk in the archive has %" PRIu64, x->output,
+              dr_size(disk), d->size);
+    return -1;
+}
+
+/* ------------------------------------------------------------------ results */
+
+static json_t *files_json(const struct extract *x)
+{
+    json_t *files = json_array();
+
+    for (size_t i = 0; i < x->n; i++) {
+        const struct extract_item *item = &x->items[i];
+        json_array_append_new(
+            files, json_pack("{s:o, s:i, s:I, s:o, s:s}", "name", vma_json_name(item->disk->name),
+                             "id", (int)item->disk->id, "size", (json_int_t)item->disk->size,
+                             "file", vma_json_name(x->in_place ? x->output : item->file), "format",
+                             x->form.format));
+    }
+    return files;
+}
+
+static void tell(const struct extract *x, const struct cli_job *job)
+{
+    if (vma_wants_json(x->args)) {
+        CLEANUP_JSON json_t *all =
+            json_pack("{s:o, s:o}", "filename", vma_json_name(x->archive), "disks", files_json(x));
+        vma_damage_json(all, &x->damage, &x->result);
+        vma_print_json(all);
+    } else if (!job->quiet && x->damage.n > 0) {
+        printf("%" PRIu64 " bytes of disks are missing and read as zeros\n",
+               x->result.missing_bytes);
+    }
+}
+
+static int failed(const struct extract *x, const struct cli_job *job, int r,
+                  const struct dr_error *err)
+{
+    char state[4300];
+
+    if (x->in_place)
+        snprintf(state, sizeof(state), "'%s' holds a part of the disk", x->output);
+    else if (x->place.keep)
+        snprintf(state, sizeof(state), "the same command goes on from what is in '%s'",
+                 x->place.work);
+    else
+        snprintf(state, sizeof(state), "what was extracted is removed");
+    return cli_job_failed(job, r, err, 1, state);
+}
+
+static int copy(struct extract *x)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct cli_job job;
+    int code = vma_job_begin(x->cli, x->args, &job);
+
+    if (code != 0)
+        return code;
+    x->o.targets = x->targets.list;
+    x->o.n_targets = x->targets.n;
+    int r = x->place.finishing ? 0 : dr_vma_extract(x->vma, &x->o, &job.job, &x->result, &err);
+    cli_job_end(&job);
+    if (r < 0)
+        return failed(x, &job, r, &err);
+    if (vma_targets_close(&x->targets) < 0)
+        return 1;
+    if (x->place.keep && extract_record_complete(x) < 0)
+        return 1;
+    if (!x->in_place && vma_place_publish(&x->place) < 0)
+        return 1;
+    tell(x, &job);
+    return x->damage.n > 0 ? EXIT_MISSING : 0;
+}
+
+/* ------------------------------------------------------------------ options */
+
+static bool is_device(const char *path)
+{
+    struct stat st;
+
+    return path && stat(path, &st) == 0 && S_ISBLK(st.st_mode);
+}
+
+static int get_form(struct extract *x)
+{
+    const char *text;
+
+    x->form.format = cli_has(x->args, KEY_TO) ? cli_value(x->args, KEY_TO) : "raw";
+    if (!cli_format_exists(x->form.format)) {
+        cli_error(x->cli, "Unknown file format '%s'", x->form.format);
+        return 1;
+    }
+    for (size_t i = 0; (text = cli_nth_value(x->args, 'o', i)); i++) {
+        if (cli_pairs_add(&x->pairs, text) < 0)
+            return 1;
+    }
+    for (size_t i = 0; i < x->pairs.n; i++) {
+        if (!cli_option_exists(x->form.format, x->pairs.pairs[i].name)) {
+            cli_error(x->cli, "Invalid parameter '%s'", x->pairs.pairs[i].name);
+            return 1;
+        }
+    }
+    x->form.pairs = x->pairs.pairs;
+    x->form.n_pairs = x->pairs.n;
+    return 0;
+}
+
+static int check_options(const struct extract *x)
+{
+    const struct cli_args *a = x->args;
+
+    if (!x->output && (cli_has(a, 'n') || cli_has(a, KEY_TARGET_IS_ZERO)))
+        return cli_usage(x->cli, "-n and --target-is-zero need --output");
+    if (!x->in_place && cli_has(a, KEY_TARGET_IS_ZERO))
+        return cli_usage(x->cli, "--target-is-zero requires use of -n flag");
+    if (x->in_place && cli_has(a, KEY_RESUME))
+        return cli_usage(x->cli, "--resume is for new files");
+    if (cli_has(a, KEY_SALVAGE) && cli_has(a, KEY_RESUME))
+        return cli_usage(x->cli, "--salvage and --resume exclude each other");
+    if (cli_has(a, KEY_SUMS) && cli_has(a, KEY_NO_SUMS))
+        return cli_usage(x->cli, "--sums and --no-sums exclude each other");
+    if (a->n_operands != (x->output ? 1 : 2))
+        return cli_usage(x->cli, "Expecting an archive and either a directory or --output");
+    return 0;
+}
+
+static int get_options(struct extract *x)
+{
+    const struct cli_args *a = x->args;
+
+    x->output = cli_value(a, KEY_OUTPUT);
+    x->in_place = x->output && (cli_has(a, 'n') || is_device(x->output));
+    x->configs = !x->output && !cli_has(a, 'd');
+    x->place.replace = cli_has(a, KEY_FORCE);
+    x->place.keep = cli_has(a, KEY_RESUME);
+    x->o = (struct dr_vma_extract_options){
+        .sums = cli_value(a, KEY_SUMS),
+        .no_sums = cli_has(a, KEY_NO_SUMS),
+        .salvage = cli_has(a, KEY_SALVAGE),
+        .damage = vma_damage_add,
+        .checkpoint = x->place.keep ? extract_checkpoint : NULL,
+        .user = &x->damage,
+    };
+    int code = check_options(x);
+    return code ? code : get_form(x);
+}
+
+static int prepare(struct extract *x)
+{
+    bool json = vma_wants_json(x->args);
+
+    x->archive = x->args->operands[0];
+    if (vma_open(x->cli, x->archive, cli_has(x->args, 'q'), &x->vma) < 0)
+        return -1;
+    x->header = dr_vma_header(x->vma);
+    x->damage.header = x->header;
+    x->damage.lines = json || !x->o.salvage ? NULL : stdout;
+    x->damage.array = json ? json_array() : NULL;
+    if (choose(x) < 0)
+        return -1;
+    if (x->in_place)
+        return open_in_place(x);
+    if (name_items(x) < 0 || begin_place(x) < 0 || make_targets(x) < 0)
+        return -1;
+    return x->place.keep && !x->place.finishing ? extract_record(x) : 0;
+}
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    __attribute__((cleanup(extract_free))) struct extract x = {
+        .cli = cli,
+        .args = args,
+        .place = {.cli = cli},
+        .targets = {.cli = cli},
+        .damage = {.cli = cli},
+    };
+
+    if (cli_wants_option_list(args))
+        return cli_print_option_list(cli, cli_has(args, KEY_TO) ? cli_value(args, KEY_TO) : "raw",
+                                     args->n_operands > 0);
+    int code = get_options(&x);
+    if (code != 0)
+        return code;
+    cli_catch_signals();
+    if (prepare(&x) == 0)
+        return copy(&x);
+    x.place.keep &= x.place.found; /* nothing to go on from */
+    return 1;
+}
+
+static const struct cli_option *const sets[] = {options, cli_opts_quiet, cli_opts_progress,
+                                                cli_opts_common, NULL};
+
+const struct cli_command vma_cmd_extract = {
+    .name = "vma extract",
+    .operands = "ARCHIVE DIRECTORY | ARCHIVE --output FILE",
+    .brief = "Take disks and configuration files out of an archive",
+    .about = "Files appear when all of them are complete. Ends with 3 if something is missing\n"
+             "(--salvage). - is standard input.",
+    .sets = sets,
+    .roles = CLI_DROVER,
+    .run = run,
+};

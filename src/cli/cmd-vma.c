@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <string.h>
+
+#include "cli/cmd-vma.h"
+#include "cli/commands.h"
+
+/* ------------------------------------------------------------------ names from outside */
+
+/* Length of the character at s if it is well-formed UTF-8 and no control character, else 0. */
+static size_t plain_length(const char *s)
+{
+    const unsigned char *c = (const unsigned char *)s;
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t n = c[0] < 0x80 ? 1 : c[0] < 0xc0 ? 0 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : 4;
+
+    if (n == 0 || c[0] > 0xf4)
+        return 0;
+    if (n == 1)
+        return c[0] >= 0x20 && c[0] != 0x7f;
+    uint32_t value = c[0] & (0x7fu >> n);
+    for (size_t i = 1; i < n; i++) {
+        if ((c[i] & 0xc0) != 0x80)
+            return 0;
+        value = value << 6 | (c[i] & 0x3f);
+    }
+    bool surrogate = value >= 0xd800 && value <= 0xdfff;
+    /* 0x80..0x9f are control characters, too: a terminal may take 0x9b for ESC [. */
+    return value < least[n] || value > 0x10ffff || surrogate || value < 0xa0 ? 0 : n;
+}
+
+bool vma_is_plain(const char *name)
+{
+    while (*name) {
+        size_t n = plain_length(name);
+        if (n == 0)
+            return false;
+        name += n;
+    }
+    return true;
+}
+
+char *vma_escape(const char *name)
+{
+    char *text = malloc(4 * strlen(name) + 1), *to = text;
+
+    while (text && *name) {
+        size_t n = plain_length(name);
+        if (n == 0)
+            to += sprintf(to, "\\x%02x", (unsigned char)*name++);
+        for (size_t i = 0; i < n; i++)
+            *to++ = *name++;
+    }
+    if (text)
+        *to = '\0';
+    return text;
+}
+
+json_t *vma_json_name(const char *name)
+{
+    json_t *value = json_string(name);
+    CLEANUP_FREE char *escaped = value ? NULL : vma_escape(name);
+
+    return value ? value : json_string(escaped ? escaped : "?");
+}
+
+void vma_print_json(json_t *value)
+{
+    /* A terminal must not see control characters of any kind, and JSON leaves some as they are. */
+    json_dumpf(value, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
+    printf("\n");
+}
+
+bool vma_wants_json(const struct cli_args *args)
+{
+    return cli_has(args, KEY_JSON);
+}
+
+/* ------------------------------------------------------------------ opening */
+
+static void on_message(void *user, const char *text)
+{
+    cli_error(user, "%s", text);
+}
+
+int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma)
+{
+    bool standard = strcmp(name, "-") == 0;
+    const struct dr_vma_open_options o = {
+        .use_fd = standard,
+        .fd = STDIN_FILENO,
+        .message = quiet ? NULL : on_message,
+        .user = (void *)cli,
+    };
+    struct dr_error err = DR_ERROR_INIT;
+    int r = dr_vma_open(standard ? "standard input" : name, &o, vma, &err);
+
+    if (r < 0)
+        cli_fail(cli, &err);
+    return r;
+}
+
+const struct dr_vma_disk *vma_find_id(const struct dr_vma_header *header, unsigned id)
+{
+    for (size_t i = 0; i < header->n_disks; i++) {
+        if (header->disks[i].id == id)
+            return &header->disks[i];
+    }
+    return NULL;
+}
+
+static int get_workers(const struct cli *cli, const char *text, unsigned *workers)
+{
+    char *end;
+    long n = text ? strtol(text, &end, 10) : 0;
+
+    if (!text)
+        return 0;
+    if (end == text || *end || n < 1 || n > 16)
+        return cli_usage(cli, "--jobs must be between 1 and 16, not '%s'", text);
+    *workers = (unsigned)n;
+    return 0;
+}
+
+int vma_job_begin(const struct cli *cli, const struct cli_args *args, struct cli_job *job)
+{
+    const char *rate = cli_value(args, 'r');
+    uint64_t bytes = 0;
+    unsigned workers = 0;
+
+    if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
+        return 1;
+    int code = get_workers(cli, cli_value(args, 'm'), &workers);
+    if (code == 0)
+        code = cli_job_begin(cli, args, job);
+    if (code == 0) {
+        job->job.rate = bytes;
+        job->job.workers = workers;
+    }
+    return code;
+}
+
+/* ------------------------------------------------------------------ the command */
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    if (args->n_operands > 0)
+        return cli_usage(cli, "Command not found: vma %s", args->operands[0]);
+    return cli_usage(cli, "Expecting list, config, create, extract, verify or index");
+}
+
+static const struct cli_command *const children[] = {&vma_cmd_list,
+                                                     &vma_cmd_config,
+                                                     &vma_cmd_create,
+                                                     &vma_cmd_extract,
+                                                     &vma_cmd_verify,
+                                                     &vma_cmd_index,
+                                                     NULL};
+static const struct cli_option *const sets[] = {cli_opts_common, NULL};
+
+const struct cli_command cli_cmd_vma = {
+    .name = "vma",
+    .operands = "COMMAND ARCHIVE...",
+    .brief = "Read, check and write backup archives of Proxmox VE",
+    .sets = sets,
+    .children = children,
+    .roles = CLI_DROVER,
+    .run = run,
+};

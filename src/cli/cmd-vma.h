@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the vma commands share, under both names: `drover vma ...` and the tool called vma. */
+#ifndef DR_CLI_CMD_VMA_H
+#define DR_CLI_CMD_VMA_H
+
+#include <jansson.h>
+#include <sys/types.h>
+
+#include "cli/image.h"
+#include "cli/progress.h"
+#include "drover/vma.h"
+
+/* ------------------------------------------------------------------ cmd-vma.c */
+
+extern const struct cli_command vma_cmd_list, vma_cmd_config, vma_cmd_create, vma_cmd_extract,
+    vma_cmd_verify, vma_cmd_index;
+
+/* "-" is standard input. What is wrong or odd is told. */
+int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma);
+static inline void vma_cleanup(struct dr_vma **vma)
+{
+    dr_vma_close(*vma);
+}
+#define CLEANUP_VMA __attribute__((cleanup(vma_cleanup)))
+
+/* Is there nothing in the name that could steer a terminal or forge a line? */
+bool vma_is_plain(const char *name);
+/* The name with what is not plain as \xNN, malloc'ed. NULL = out of memory. */
+char *vma_escape(const char *name);
+/* For JSON: as it is, or escaped where it is not UTF-8. */
+json_t *vma_json_name(const char *name);
+void vma_print_json(json_t *value);
+bool vma_wants_json(const struct cli_args *args);
+
+/* cli_job_begin() with -r and -m. 0 or the exit code. */
+int vma_job_begin(const struct cli *cli, const struct cli_args *args, struct cli_job *job);
+
+const struct dr_vma_disk *vma_find_id(const struct dr_vma_header *header, unsigned id);
+
+/* ------------------------------------------------------------------ cmd-vma-list.c */
+
+/* The lines that programs parse. Names that could forge one are refused before the first line. */
+int vma_print_listing(const struct cli *cli, const struct dr_vma_header *header);
+/* The first configuration file of that name to standard output. -ENOENT: there is none. */
+int vma_print_config(const struct dr_vma_header *header, const char *name);
+
+/* ------------------------------------------------------------------ cmd-vma-place.c
+ *
+ * A directory into which files come all together, when they are complete, or not at all. */
+
+struct vma_file {
+    char *made; /* its name in the directory of work */
+    char *name; /* its name in dir in the end */
+};
+
+struct vma_place {
+    const struct cli *cli;
+    char *dir, *work; /* the same, when files only get other names in the end */
+    int dir_fd, work_fd;
+    bool made_dir;
+    bool keep;      /* what is there stays after a failure: to go on from */
+    bool replace;   /* existing files give way */
+    bool found;     /* an interrupted extraction's files are there */
+    bool finishing; /* all is there, some may have their names already */
+    bool published;
+    struct vma_file *files, *moved;
+    size_t n, n_moved;
+};
+
+/* dir must not exist, and its files are made in it. 0, or -1 after a message. */
+int vma_place_begin_new(struct vma_place *p, const char *dir);
+/* dir may exist; its files are made in dir/work. With keep, files that are there already stay. */
+int vma_place_begin(struct vma_place *p, const char *dir, const char *work);
+/* What was found is of no use. */
+void vma_place_empty(struct vma_place *p);
+/* A file that will be made as made and be called name in the end: refused when name is taken. */
+int vma_place_add(struct vma_place *p, const char *made, const char *name);
+/* Such a file, with this content, durable. */
+int vma_place_write(struct vma_place *p, const char *made, const char *name, const void *data,
+                    size_t len);
+/* A file in the directory of work that is no result; replaced at once, durable. */
+int vma_place_note(struct vma_place *p, const char *name, const void *data, size_t len);
+/* The path of a file in the directory of work, malloc'ed. */
+char *vma_place_path(const struct vma_place *p, const char *made);
+/* The entries of dir are durable. */
+int vma_place_sync(struct vma_place *p);
+/* All files get their names. */
+int vma_place_publish(struct vma_place *p);
+/* What was not published is removed (unless it is to be kept). */
+void vma_place_end(struct vma_place *p);
+#define CLEANUP_PLACE __attribute__((cleanup(vma_place_end)))
+
+/* ------------------------------------------------------------------ cmd-vma-targets.c */
+
+struct vma_targets {
+    const struct cli *cli;
+    struct dr_vma_target list[256];
+    size_t n;
+};
+
+/* Takes the disk over. */
+void vma_targets_add(struct vma_targets *t, unsigned id, struct dr_disk *disk, bool is_zero);
+struct vma_form {
+    const char *format;
+    const struct dr_pair *pairs;
+    size_t n_pairs;
+};
+/* A new image of at least size bytes for the disk id, at path. */
+int vma_targets_create(struct vma_targets *t, unsigned id, uint64_t size, const char *path,
+                       const struct vma_form *form, struct dr_error *err);
+/* An image that is there, for writing (or as open says, to compare with). */
+int vma_targets_open(struct vma_targets *t, unsigned id, const char *path,
+                     const struct dr_open_options *open, bool is_zero, struct dr_error *err);
+/* Closes all; the first failure is told. */
+int vma_targets_close(struct vma_targets *t);
+void vma_targets_cleanup(struct vma_targets *t);
+#define CLEANUP_TARGETS __attribute__((cleanup(vma_targets_cleanup)))
+
+/* ------------------------------------------------------------------ cmd-vma-damage.c */
+
+/* Damage as it is found: lines, and an array for JSON. */
+struct vma_damage {
+    const struct cli *cli;
+    const struct dr_vma_header *header;
+    FILE *lines; /* NULL = none */
+    json_t *array;
+    size_t n;
+};
+void vma_damage_add(void *user, const struct dr_vma_damage *damage); /* user: struct vma_damage */
+/* The numbers of an extraction or a verification, into object. */
+void vma_damage_json(json_t *object, const struct vma_damage *d,
+                     const struct dr_vma_extract_result *result);
+
+/* ------------------------------------------------------------------ cmd-vma-source.c */
+
+/* What goes into a new archive: disks and configuration files, with what they own. */
+struct vma_source {
+    const struct cli *cli;
+    struct dr_vma_create_disk disks[256];
+    size_t n_disks;
+    struct dr_vma_config configs[256];
+    size_t n_configs;
+};
+
+/* "[format=FMT:][NAME=]PATH". A disk called vmstate is a file with the state of a machine. */
+int vma_source_disk(struct vma_source *s, const struct cli_args *args, const char *text);
+int vma_source_vmstate(struct vma_source *s, const char *path, const char *size);
+int vma_source_config(struct vma_source *s, const char *path);
+void vma_source_free(struct vma_source *s);
+#define CLEANUP_SOURCE __attribute__((cleanup(vma_source_free)))
+
+/* ------------------------------------------------------------------ cmd-vma-map.c
+ *
+ * The lines that say where each disk of a restore goes. */
+
+struct vma_map_line {
+    char *name, *path, *format, *cache, *group;
+    uint64_t bps;
+    bool skip, write_zeros;
+};
+
+struct vma_map {
+    struct vma_map_line *lines;
+    size_t n;
+};
+
+/* Reads until EOF, an empty line or "done". 0, or -1 after a message. */
+int vma_map_read(const struct cli *cli, const char *fifo, struct vma_map *map);
+const struct vma_map_line *vma_map_find(const struct vma_map *map, const char *name);
+void vma_map_free(struct vma_map *map);
+#define CLEANUP_MAP __attribute__((cleanup(vma_map_free)))
+
+/* ------------------------------------------------------------------ the tool called vma */
+
+int vma_tool(const struct cli *cli, int argc, char **argv); /* cmd-vma-tool.c */
+
+/* cmd-vma-restore.c */
+struct vma_restore {
+    const char *archive, *dir, *fifo; /* fifo NULL = no map */
+    const char *disks;                /* "a,b", NULL = all */
+    bool verbose;
+};
+int vma_restore(const struct cli *cli, const struct vma_restore *o);
+
+/* cmd-vma-report.c: the lines of -v. */
+struct vma_report {
+    struct cli_job job; /* first: &report.job.job goes to the library */
+    uint64_t *zeros;    /* so far, of a creation */
+    int percent;
+    int64_t start; /* seconds */
+};
+void vma_report_begin(const struct cli *cli, struct vma_report *r, bool verbose);
+void vma_report_begin_create(const struct cli *cli, struct vma_report *r, uint64_t *zeros);
+void vma_report_totals(const struct dr_vma_extract_result *result);
+
+#endif
