@@ -1,11 +1,315 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* zstd files with a seek table. */
+/* zstd files with a seek table, the last frame, which others skip: independent frames that can be
+ * decoded at random. The file of the plain bytes decodes whole frames and keeps a few. */
+#include <xxhash.h>
+#include <zstd.h>
+
 #include "archive/source-codec.h"
+
+#define TABLE_MAGIC  0x184d2a5eu
+#define FOOTER_MAGIC 0x8f92eab1u
+#define FRAME_HEAD   8u /* magic and length of a frame to be skipped */
+#define FOOTER       9u /* number of frames, descriptor, magic */
+#define HAS_SUMS     0x80u
+#define RESERVED     0x7cu
+
+/* Bounds before anything is allocated. Our own frames have up to 4 MiB. */
+#define FRAMES_MAX (4u << 20)
+#define PLAIN_MAX  (32u << 20)
+#define CODED_MAX  (40u << 20)
+#define CACHE_MAX  (64u << 20) /* bytes of decoded frames to keep, but two at least */
+#define SLOTS_MAX  16u
+
+struct frame {
+    uint64_t coded, plain; /* where it begins; where it ends: the next one */
+    uint32_t sum;          /* xxh64's low half of the plain bytes, if the table has sums */
+};
+
+enum slot_state { SLOT_EMPTY, SLOT_LOADING, SLOT_READY };
+
+struct slot {
+    enum slot_state state;
+    size_t frame;
+    unsigned users; /* copy out of it */
+    uint64_t used;  /* the higher the later */
+    uint8_t *plain;
+    size_t room;
+};
+
+struct seekable {
+    struct dr_file base;
+    struct dr_file *under;
+    struct frame *frames; /* n + 1 */
+    size_t n;
+    bool has_sums;
+    pthread_mutex_t lock; /* slots, clock */
+    pthread_cond_t moved; /* a slot was loaded or left */
+    struct slot slots[SLOTS_MAX];
+    unsigned n_slots;
+    uint64_t clock;
+};
+
+/* ------------------------------------------------------------------ decoding one frame */
+
+static int decode(const struct seekable *s, size_t i, uint8_t *plain, size_t plain_len)
+{
+    const struct frame *f = &s->frames[i];
+    size_t coded_len = (size_t)(f[1].coded - f[0].coded), got;
+    CLEANUP_FREE uint8_t *coded = malloc(coded_len ? coded_len : 1);
+    if (!coded)
+        return -ENOMEM;
+    int r = dr_file_pread_short(s->under, coded, f->coded, coded_len, &got, NULL);
+    if (r < 0)
+        return r;
+    if (got < coded_len)
+        return -EBADMSG;
+    size_t n = ZSTD_decompress(plain, plain_len, coded, coded_len);
+    if (ZSTD_isError(n) || n != plain_len)
+        return -EBADMSG;
+    return s->has_sums && (uint32_t)XXH64(plain, n, 0) != f->sum ? -EBADMSG : 0;
+}
+
+static int load(const struct seekable *s, struct slot *slot)
+{
+    const struct frame *f = &s->frames[slot->frame];
+    size_t len = (size_t)(f[1].plain - f[0].plain);
+    if (len > slot->room) {
+        free(slot->plain);
+        slot->plain = malloc(len);
+        slot->room = slot->plain ? len : 0;
+    }
+    return slot->plain ? decode(s, slot->frame, slot->plain, len) : -ENOMEM;
+}
+
+/* ------------------------------------------------------------------ the frames that are kept */
+
+static struct slot *find(struct seekable *s, size_t frame)
+{
+    for (unsigned i = 0; i < s->n_slots; i++)
+        if (s->slots[i].state != SLOT_EMPTY && s->slots[i].frame == frame)
+            return &s->slots[i];
+    return NULL;
+}
+
+/* The one that nobody has wanted for the longest time; NULL: all are at work. */
+static struct slot *oldest(struct seekable *s)
+{
+    struct slot *best = NULL;
+    for (unsigned i = 0; i < s->n_slots; i++) {
+        struct slot *slot = &s->slots[i];
+        if (slot->state == SLOT_LOADING || slot->users > 0)
+            continue;
+        if (!best || slot->state == SLOT_EMPTY ||
+            (best->state == SLOT_READY && slot->used < best->used))
+            best = slot;
+    }
+    return best;
+}
+
+/* Lock held; given up while the frame is decoded. */
+static int fill_slot(struct seekable *s, struct slot *slot, size_t frame)
+{
+    slot->state = SLOT_LOADING;
+    slot->frame = frame;
+    pthread_mutex_unlock(&s->lock);
+    int r = load(s, slot);
+    pthread_mutex_lock(&s->lock);
+    slot->state = r == 0 ? SLOT_READY : SLOT_EMPTY;
+    pthread_cond_broadcast(&s->moved);
+    return r;
+}
+
+/* The decoded frame, which stays until put_back. */
+static int borrow(struct seekable *s, size_t frame, struct slot **out)
+{
+    DR_LOCK_SCOPE(&s->lock);
+    for (;;) {
+        struct slot *slot = find(s, frame);
+        bool ready = slot && slot->state == SLOT_READY;
+        if (!slot && (slot = oldest(s))) {
+            int r = fill_slot(s, slot, frame);
+            if (r < 0)
+                return r;
+            ready = true;
+        }
+        if (ready) {
+            slot->users++;
+            slot->used = ++s->clock;
+            *out = slot;
+            return 0;
+        }
+        pthread_cond_wait(&s->moved, &s->lock);
+    }
+}
+
+static void put_back(struct seekable *s, struct slot *slot)
+{
+    DR_LOCK_SCOPE(&s->lock);
+    if (--slot->users == 0)
+        pthread_cond_broadcast(&s->moved);
+}
+
+/* ------------------------------------------------------------------ the file */
+
+/* The frame that has the plain byte at off, which is inside. */
+static size_t frame_at(const struct seekable *s, uint64_t off)
+{
+    size_t low = 0, high = s->n;
+    while (high - low > 1) {
+        size_t mid = low + (high - low) / 2;
+        if (s->frames[mid].plain <= off)
+            low = mid;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static ssize_t seekable_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
+{
+    struct seekable *s = (struct seekable *)f;
+    uint64_t size = s->frames[s->n].plain;
+    size_t done = 0;
+    len = off < size ? (size_t)dr_min(len, size - off) : 0;
+    while (done < len) {
+        size_t i = frame_at(s, off + done);
+        uint64_t inner = off + done - s->frames[i].plain;
+        size_t n = (size_t)dr_min(len - done, s->frames[i + 1].plain - s->frames[i].plain - inner);
+        struct slot *slot = NULL;
+        int r = borrow(s, i, &slot);
+        if (r < 0)
+            return r;
+        memcpy((uint8_t *)buf + done, slot->plain + inner, n);
+        put_back(s, slot);
+        done += n;
+    }
+    return (ssize_t)done;
+}
+
+static void seekable_close(struct dr_file *f)
+{
+    struct seekable *s = (struct seekable *)f;
+    for (unsigned i = 0; i < SLOTS_MAX; i++)
+        free(s->slots[i].plain);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->moved);
+    dr_file_unref(s->under);
+    free(s->frames);
+    free(f->path);
+    free(s);
+}
+
+/* Nothing writes: an open for writing never gets here. */
+static int no_flush(struct dr_file *f)
+{
+    (void)f;
+    return 0;
+}
+
+static const struct dr_file_ops seekable_ops = {
+    .name = "zstd",
+    .close = seekable_close,
+    .pread = seekable_pread,
+    .flush = no_flush,
+};
+
+/* ------------------------------------------------------------------ the table */
+
+struct table {
+    uint32_t n;
+    unsigned entry;    /* bytes */
+    uint64_t at, size; /* of its entries; of the file */
+};
+
+static int bad_table(const struct dr_file *f, const char *what, struct dr_error *err)
+{
+    return dr_fail(err, EBADMSG, "%s: bad seek table at its end: %s", f->path, what);
+}
+
+static int find_table(struct dr_file *f, struct table *t, struct dr_error *err)
+{
+    uint8_t foot[FOOTER], head[FRAME_HEAD];
+    t->size = dr_file_size(f);
+    if (t->size < FRAME_HEAD + FOOTER)
+        return -ENOTSUP;
+    int r = dr_file_pread(f, foot, t->size - FOOTER, FOOTER, err);
+    if (r < 0)
+        return r;
+    if (get_le32(foot + 5) != FOOTER_MAGIC)
+        return -ENOTSUP;
+    t->n = get_le32(foot);
+    t->entry = foot[4] & HAS_SUMS ? 12 : 8;
+    if (foot[4] & RESERVED)
+        return bad_table(f, "it has bits of a version that is not known", err);
+    uint64_t len = (uint64_t)t->n * t->entry + FOOTER;
+    if (t->n > FRAMES_MAX || len + FRAME_HEAD > t->size)
+        return bad_table(f, "it lists more frames than there can be", err);
+    t->at = t->size - len;
+    r = dr_file_pread(f, head, t->at - FRAME_HEAD, FRAME_HEAD, err);
+    if (r == 0 && (get_le32(head) != TABLE_MAGIC || get_le32(head + 4) != len))
+        r = bad_table(f, "it does not begin where it should", err);
+    return r;
+}
+
+static int take_entries(struct seekable *s, const struct table *t, const uint8_t *raw,
+                        uint64_t *largest, struct dr_error *err)
+{
+    struct frame at = {0};
+    for (size_t i = 0; i < t->n; i++, raw += t->entry) {
+        uint32_t coded = get_le32(raw), plain = get_le32(raw + 4);
+        s->frames[i] = at;
+        s->frames[i].sum = s->has_sums ? get_le32(raw + 8) : 0;
+        if (coded > CODED_MAX || plain > PLAIN_MAX)
+            return bad_table(s->under, "it has a frame too large to be decoded at once", err);
+        at.coded += coded;
+        at.plain += plain;
+        *largest = dr_max(*largest, plain);
+    }
+    s->frames[t->n] = at;
+    s->n = t->n;
+    if (at.coded != t->at - FRAME_HEAD)
+        return bad_table(s->under, "its frames do not make up the file", err);
+    return 0;
+}
+
+static int read_table(struct seekable *s, uint64_t *largest, struct dr_error *err)
+{
+    struct table t = {0};
+    int r = find_table(s->under, &t, err);
+    if (r < 0)
+        return r;
+    CLEANUP_FREE uint8_t *raw = malloc((size_t)t.n * t.entry + 1);
+    s->has_sums = t.entry > 8;
+    s->frames = calloc((size_t)t.n + 1, sizeof(struct frame));
+    if (!raw || !s->frames)
+        return dr_fail(err, ENOMEM, "%s: out of memory", s->under->path);
+    r = dr_file_pread(s->under, raw, t.at, (size_t)t.n * t.entry, err);
+    return r < 0 ? r : take_entries(s, &t, raw, largest, err);
+}
 
 int source_seekable_open(struct dr_file *f, struct dr_file **plain, struct dr_error *err)
 {
-    (void)f;
-    (void)err;
+    struct seekable *s = calloc(1, sizeof(*s));
+    uint64_t largest = 1;
     *plain = NULL;
-    return -ENOTSUP;
+    if (!s)
+        return dr_fail(err, ENOMEM, "%s: out of memory", f->path);
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->moved, NULL);
+    s->under = dr_file_ref(f);
+    s->base = (struct dr_file){
+        .ops = &seekable_ops,
+        .id = {.dev = 0, .ino = (uintptr_t)s},
+        .path = strdup(f->path),
+        .atomic_size = 512,
+    };
+    int r = s->base.path ? read_table(s, &largest, err)
+                         : dr_fail(err, ENOMEM, "%s: out of memory", f->path);
+    if (r < 0) {
+        seekable_close(&s->base);
+        return r;
+    }
+    s->base.size = s->frames[s->n].plain;
+    s->n_slots = (unsigned)dr_max(2, dr_min(SLOTS_MAX, CACHE_MAX / largest));
+    return dr_file_adopt(&s->base, 0, plain, err);
 }
