@@ -22,6 +22,7 @@
 
 #define PVE_HEADER_MAX 524288u
 #define TRIES          16
+#define MARK           ".drover-" /* of temporary names, as core/replace.c makes them */
 #define RANDOM_CHARS   6
 #define FIFO_WAIT_NS   (20 * 1000 * 1000)
 
@@ -228,13 +229,13 @@ static char *with_suffix(const char *path, const char *suffix)
     return asprintf(&out, "%s%s", path, suffix) < 0 ? NULL : out;
 }
 
-/* A temporary name as those of core/replace.c, so that recover knows it. */
+/* One that recover knows. */
 static char *tmp_name(const char *path)
 {
     char random[RANDOM_CHARS + 1];
     char *name = NULL;
     dr_random_text(random, RANDOM_CHARS);
-    if (asprintf(&name, ".%s.drover-%s", dr_path_basename(path), random) < 0)
+    if (asprintf(&name, ".%s" MARK "%s", dr_path_basename(path), random) < 0)
         return NULL;
     char *tmp = dr_path_sibling(path, name);
     free(name);
@@ -319,25 +320,13 @@ static void end_sums(struct writer *w)
 
 /* ------------------------------------------------------------------ to a file */
 
-/* A failure tells the name that the user knows. */
-static int hide(int r, const char *tmp, const char *path, struct dr_error *err)
-{
-    char *at = r < 0 && err ? strstr(err->text, tmp) : NULL;
-    if (!at)
-        return r;
-    struct dr_error whole = *err;
-    snprintf(err->text, sizeof(err->text), "%.*s%s%s", (int)(at - err->text), whole.text, path,
-             whole.text + (at - err->text) + strlen(tmp));
-    return r;
-}
-
 static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
 {
     struct writer *w = user;
     if (w->options->no_sync)
         tmp->flags |= DR_FILE_NO_FLUSH;
     vma_output_to_file(&w->out, tmp, w->path, w->job);
-    int r = hide(write_archive(w, err), tmp->path, w->path, err);
+    int r = write_archive(w, err);
     if (r == 0)
         r = drop_stale(w, w->stale_sums, err);
     return r < 0 ? r : drop_stale(w, w->sums_path, err);
@@ -495,6 +484,22 @@ static int create(struct writer *w, struct dr_error *err)
     return r;
 }
 
+/* A failure tells the name that the user knows: .NAME.drover-XXXXXX becomes NAME. */
+static void hide(const char *path, struct dr_error *err)
+{
+    char *tmp = NULL, *at;
+    const char *base = dr_path_basename(path);
+    if (asprintf(&tmp, ".%s" MARK, base) < 0)
+        return;
+    while ((at = strstr(err->text, tmp))) {
+        char *rest = at + strlen(tmp);
+        rest += strnlen(rest, RANDOM_CHARS);
+        memmove(at, at + 1, strlen(base));
+        memmove(at + strlen(base), rest, strlen(rest) + 1);
+    }
+    free(tmp);
+}
+
 static void fill_result(const struct writer *w, struct dr_vma_create_result *result)
 {
     *result = (struct dr_vma_create_result){.archive_bytes = w->out.pos};
@@ -519,6 +524,10 @@ int dr_vma_create_fs(struct dr_fs *fs, const char *path,
     int r = create(w, err);
     if (r == 0 && result)
         fill_result(w, result);
+    if (r < 0 && err)
+        hide(path, err);
+    if (r < 0 && err && w->sums_path)
+        hide(w->sums_path, err);
     end_sums(w);
     vma_frames_free(w->frames);
     free(w->head);
