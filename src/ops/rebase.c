@@ -141,10 +141,15 @@ static void warn_about_sizes(const struct rebase *rb)
 
 /* ------------------------------------------------------------------ the copy */
 
+/* What a run that is killed has to do again at most: the metadata of what was filled waits in
+ * memory until it is flushed. */
+#define SAVE_EVERY (UINT64_C(128) << 20)
+
 struct fill {
     struct dr_pair_walk pair; /* a = old view, b = new view, mask = the overlay itself */
     struct dr_chain *chain;
     uint64_t step;
+    uint64_t unsaved; /* bytes filled since the last flush; by several threads */
 };
 
 static void fill_init(struct fill *f, const struct rebase *rb)
@@ -179,19 +184,29 @@ static uint64_t differing_until(const struct dr_copy_item *item, uint8_t *const 
     return at;
 }
 
+static int save(struct fill *f, uint64_t filled, struct dr_error *err)
+{
+    if (__atomic_add_fetch(&f->unsaved, filled, __ATOMIC_RELAXED) < SAVE_EVERY ||
+        __atomic_exchange_n(&f->unsaved, 0, __ATOMIC_RELAXED) < SAVE_EVERY)
+        return 0; /* the second: another thread was faster */
+    return dr_chain_flush(f->chain, 0, err);
+}
+
 static int fill_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                      struct dr_error *err)
 {
-    const struct fill *f = user;
+    struct fill *f = user;
+    uint64_t filled = 0;
     int r = 0;
     uint64_t at = dr_pair_differs(item, buf, 0, f->step);
     while (at < item->len && r == 0) {
         uint64_t end = differing_until(item, buf, at, f->step);
         const uint8_t *old = item->kind == DR_ITEM_READ_B ? NULL : buf[0] + at;
         r = dr_chain_fill(f->chain, 0, old, item->off + at, end - at, err);
+        filled += end - at;
         at = dr_pair_differs(item, buf, end, f->step);
     }
-    return r;
+    return r < 0 ? r : save(f, filled, err);
 }
 
 static int copy(struct rebase *rb, struct dr_error *err)

@@ -213,6 +213,21 @@ def points(total, limit):
     return sorted({1 + i * total // limit for i in range(limit)} | set(range(max(1, total - 11), total + 1)))
 
 
+def test_a_killed_stream_keeps_most_of_what_it_did(t):
+    if not os.path.exists(PRELOAD):
+        pytest.skip(f"{PRELOAD} is not built")
+    with open(t.dir / "base.raw", "wb") as f:
+        for i in range(160):
+            f.write(bytes([i + 1]) * MIB)
+    t.ok("create", "-q", "-f", "add-cow", "-b", "base.raw", "disk.add-cow")
+    r = killed_at(t, 300, "stream", "disk.add-cow")  # of 320 writes of 512 KiB
+    assert r.code == -9, r
+    copied = json.loads(t.ok("info", "--output=json", "disk.add-cow"))["format-specific"]["data"]["copied-in"]
+    assert 100 * MIB < copied < 160 * MIB
+    t.ok("stream", "-q", "--retire", "disk.add-cow")
+    assert t.drover("compare", "-f", "raw", "-F", "raw", "base.raw", "disk.raw").code == 0
+
+
 @pytest.mark.parametrize("keep", [[], ["--keep"]], ids=["gone", "kept"])
 def test_killed_anywhere_it_reads_the_same_and_goes_on(t, keep):
     if not os.path.exists(PRELOAD):
