@@ -11,6 +11,7 @@
 struct operation {
     const char *name;
     int (*run)(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err);
+    bool addcow; /* top.add-cow over mid.vmdk, else top.vmdk */
 };
 
 static int onto_stranger(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
@@ -62,10 +63,78 @@ static int snapshot(struct dr_fs *fs, const struct dr_job *job, struct dr_error 
     return r;
 }
 
+static int cow_rebase(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    struct dr_rebase_options o = {
+        .backing = "b.vmdk", .backing_format = "vmdk", .drop_equal = true};
+    return dr_rebase_fs(fs, "top.add-cow", &o, job, err);
+}
+
+static int cow_retire(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    struct dr_stream_options s = {0};
+    struct dr_retire_options o = {.keep = true}; /* what may be done again */
+    struct dr_error why = DR_ERROR_INIT;
+    char *plain = NULL;
+    int r = exists(fs, "top.add-cow") ? dr_stream_fs(fs, "top.add-cow", &s, job, &why) : 0;
+    if (r < 0)
+        return dr_fail(err, -r, "%s", why.text);
+    r = dr_retire_fs(fs, "top.add-cow", &o, &plain, err);
+    free(plain);
+    return r;
+}
+
+static int cow_commit(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    struct dr_commit_options o = {0};
+    return dr_commit_fs(fs, "top.add-cow", &o, job, err);
+}
+
+static int cow_convert(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    const char *from = "top.add-cow";
+    struct dr_convert_options o = {.out_format = "add-cow", .sparse_size = 4096};
+    return dr_convert_fs(fs, &from, 1, "out.add-cow", &o, job, err);
+}
+
+static int cow_snapshot(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+{
+    char *active = NULL;
+    (void)job;
+    int r = dr_snapshot_create_fs(fs, "top.add-cow", "snap.add-cow", NULL, &active, err);
+    free(active);
+    return r;
+}
+
 static const struct operation operations[] = {
-    {"rebase", onto_stranger},    {"flatten", flatten}, {"stream", stream},     {"commit", commit},
-    {"commit deep", commit_deep}, {"convert", convert}, {"snapshot", snapshot},
+    {"rebase", onto_stranger, false},
+    {"flatten", flatten, false},
+    {"stream", stream, false},
+    {"commit", commit, false},
+    {"commit deep", commit_deep, false},
+    {"convert", convert, false},
+    {"snapshot", snapshot, false},
+    {"add-cow: rebase", cow_rebase, true},
+    {"add-cow: stream, retire", cow_retire, true},
+    {"add-cow: commit", cow_commit, true},
+    {"add-cow: convert", cow_convert, true},
+    {"add-cow: snapshot", cow_snapshot, true},
 };
+
+static bool is_snapshot(const struct operation *o)
+{
+    return o->run == snapshot || o->run == cow_snapshot;
+}
+
+static void addcow_top(struct dr_fs *fs)
+{
+    struct dr_create_options o = {
+        .format = "add-cow", .backing = "mid.vmdk", .backing_format = "vmdk"};
+    ok(fs->ops->unlink(fs, "top.vmdk", &err)); /* mid.vmdk has one child */
+    ok(dr_create_fs(fs, "top.add-cow", &o, &err));
+    put(fs, "top.add-cow", 65 * KiB, 5 * KiB, 0x33);
+    put(fs, "top.add-cow", 192 * KiB, 64 * KiB, 0);
+}
 
 static void family(struct dr_fs *fs)
 {
@@ -92,6 +161,14 @@ static size_t leftovers(struct dr_fs *fs)
     return count;
 }
 
+/* The disk, or what it is when its metadata has been thrown away. */
+static const char *top_of(const struct operation *o, struct dr_fs *fs)
+{
+    if (!o->addcow)
+        return "top.vmdk";
+    return exists(fs, "top.add-cow") ? "top.add-cow" : "top.raw";
+}
+
 /* True: the n-th I/O was reached and failed. */
 static bool one_fault(const struct operation *o, uint64_t n, int error, bool for_good)
 {
@@ -102,7 +179,9 @@ static bool one_fault(const struct operation *o, uint64_t n, int error, bool for
     struct dr_error why = DR_ERROR_INIT;
     uint64_t size;
     family(fs);
-    uint8_t *want = view(fs, "top.vmdk", &size);
+    if (o->addcow)
+        addcow_top(fs);
+    uint8_t *want = view(fs, top_of(o, fs), &size);
     faultfs_arm(f, &(struct faultfs_plan){
                        .nth = n, .error = error, .for_good = for_good, .partial = true, .seed = n});
     int r = o->run(fs, &job, &why);
@@ -110,19 +189,19 @@ static bool one_fault(const struct operation *o, uint64_t n, int error, bool for
     faultfs_disarm(f);
     if (r < 0 && (!fired || why.errnum == 0))
         fail_msg("%s, I/O %d: fails with %d for no reason: %s", o->name, (int)n, r, why.text);
-    same_view(fs, "top.vmdk", want, size);
+    same_view(fs, top_of(o, fs), want, size);
     if (!for_good && r < 0 && leftovers(fs) > 1) /* one that could not be removed */
         fail_msg("%s, I/O %d: %d leftovers", o->name, (int)n, (int)leftovers(fs));
     if (r < 0) {
         unsigned found;
-        ok(dr_recover_fs(fs, "top.vmdk", NULL, false, NULL, NULL, &found, &err));
-        same_view(fs, "top.vmdk", want, size);
+        ok(dr_recover_fs(fs, top_of(o, fs), NULL, false, NULL, NULL, &found, &err));
+        same_view(fs, top_of(o, fs), want, size);
         struct dr_error again = DR_ERROR_INIT;
         r = o->run(fs, &job, &again);
-        if (r < 0 && !(o->run == snapshot && r == -EEXIST))
+        if (r < 0 && !(is_snapshot(o) && r == -EEXIST))
             fail_msg("%s, I/O %d: the rerun fails: %s (at first: %s)", o->name, (int)n, again.text,
                      why.text);
-        same_view(fs, "top.vmdk", want, size);
+        same_view(fs, top_of(o, fs), want, size);
     }
     free(want);
     faultfs_free(f);
