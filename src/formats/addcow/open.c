@@ -15,7 +15,7 @@ int addcow_refuse_write(const struct dr_image *image, struct dr_error *err)
 {
     if (addcow_of(image)->h.layout == ADDCOW_V7)
         return 0;
-    return dr_fail(err, ENOTSUP,
+    return dr_fail(err, EROFS,
                    "%s: add-cow images of the layout v20 (\"ACOW\") can only be read; convert it",
                    image->path);
 }

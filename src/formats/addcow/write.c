@@ -276,7 +276,9 @@ int addcow_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, s
     return r;
 }
 
-/* Commit has dropped everything: no bit is set, so the bitmap needs no space. */
+/* Commit has dropped everything: no bit is set, so neither the bitmap nor the raw file needs space.
+ * What is left there are blocks of the host's file system of which only a part was dropped at a
+ * time. */
 int addcow_trim(struct dr_image *image, struct dr_error *err)
 {
     const struct addcow_header *h = &addcow_of(image)->h;
@@ -291,5 +293,10 @@ int addcow_trim(struct dr_image *image, struct dr_error *err)
     if (r == 0)
         r = dr_file_truncate(meta, room, err);
     forget_bits(image);
-    return r < 0 ? r : dr_file_flush(meta, err);
+    if (r == 0)
+        r = dr_file_flush(meta, err);
+    if (r == 0 && image->size > 0) /* a container that cannot punch keeps the space */
+        dr_file_zero(image->files[ADDCOW_RAW], 0, image->size,
+                     DR_FILE_ZERO_PUNCH | DR_FILE_ZERO_FAST, NULL);
+    return r;
 }
