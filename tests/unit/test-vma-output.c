@@ -3,6 +3,7 @@
  * away, and what is refused before anything is written. */
 #include "test-vma.h"
 #include "faultfs.h"
+#include "powerfs.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -237,6 +238,93 @@ static void interrupted_attempts_give_way(void **state)
     assert_true(exists(fs, ".b.vma.drover-ghijkl"));
 }
 
+/* ------------------------------------------------------------------ power cuts */
+
+/* Every cluster has the sum that the file says, or there is no such file. */
+static bool sums_fit(struct dr_fs *fs, const struct unpacked *u, const char *what)
+{
+    struct vma_sums *s = NULL;
+    struct dr_error why = DR_ERROR_INIT;
+    int r = vma_sums_open(fs, SUMS, &u->header, &s, &why);
+    if (r == -ENOENT)
+        return false;
+    if (r < 0)
+        fail_msg("%s: %s", what, why.text);
+    for (uint32_t c = 0; c < u->clusters[1]; c++) {
+        const uint8_t *cluster = u->disk[1] + (uint64_t)c * DR_VMA_CLUSTER;
+        struct vma_sum have, want = vma_sum_of(cluster);
+        bool known, zero = dr_is_zero(cluster, DR_VMA_CLUSTER);
+        ok(vma_sums_get(s, 1, c, &have, &known, &err));
+        if (known == zero || (known && (have.low != want.low || have.high != want.high)))
+            fail_msg("%s: the sum of cluster %u is another archive's", what, c);
+    }
+    vma_sums_close(s);
+    return true;
+}
+
+enum found { FOUND_NOTHING, FOUND_OLD, FOUND_NEW };
+
+static enum found look(struct dr_fs *fs, uint8_t old, uint8_t new, bool *sums, const char *what)
+{
+    struct unpacked u;
+    *sums = false;
+    if (!exists(fs, ARCHIVE))
+        return FOUND_NOTHING;
+    unpack_file(fs, ARCHIVE, &u);
+    *sums = sums_fit(fs, &u, what);
+    uint8_t first = u.disk[1][0];
+    assert_true(first == old || first == new);
+    unpacked_free(&u);
+    return first == new ? FOUND_NEW : FOUND_OLD;
+}
+
+static void cut(struct powerfs *p, size_t i, enum powerfs_mode mode, uint64_t seed, bool replace)
+{
+    char what[200], op[100] = "the beginning";
+    if (i > 0)
+        powerfs_op_text(p, i - 1, op, sizeof(op));
+    snprintf(what, sizeof(what), "cut after %s, mode %d, seed %d", op, (int)mode, (int)seed);
+    struct dr_fs *disk = powerfs_cut(p, i, mode, seed);
+    bool sums;
+    enum found found = look(disk, 1, 2, &sums, what);
+    if (replace && found == FOUND_NOTHING)
+        fail_msg("%s: neither the old archive nor the new one is there", what);
+    if (i == powerfs_ops(p) && (found != FOUND_NEW || !sums))
+        fail_msg("%s: success was told too early", what);
+    dr_fs_memory_free(disk);
+}
+
+/* Header and uuid stay the same, as they do in a store that deduplicates: only the data tells the
+ * archives apart. */
+static void cuts(struct dr_fs *fs, bool replace)
+{
+    struct powerfs *p = powerfs_new();
+    struct dr_vma_create_options o = {.reproducible = true, .replace = true};
+    for (int byte = replace ? 1 : 2; byte <= 2; byte++) {
+        make(fs, "d", "raw", 5 * DR_VMA_CLUSTER, NULL);
+        put(fs, "d", 0, 3 * DR_VMA_CLUSTER - 5000, byte);
+        struct dr_vma_create_disk disk = {.name = "d", .disk = open_disk(fs, "d")};
+        powerfs_settle(p);
+        ok(create(powerfs_fs(p), ARCHIVE, &disk, o, &err));
+        ok(dr_close(disk.disk, &err));
+    }
+    for (size_t i = 0; i <= powerfs_ops(p); i++)
+        for (int mode = 0; mode < POWERFS_MODES; mode++)
+            for (uint64_t seed = 0; seed < (mode >= POWERFS_ALL_BUT_ONE ? 8 : 1); seed++)
+                cut(p, i, (enum powerfs_mode)mode, seed, replace);
+    powerfs_free(p);
+}
+
+static void a_power_cut_leaves_nothing_or_all(void **state)
+{
+    cuts(*state, false);
+}
+
+static void a_power_cut_leaves_the_old_or_the_new(void **state)
+{
+    cuts(*state, true);
+}
+
 /* ------------------------------------------------------------------ pipes */
 
 struct reader {
@@ -459,6 +547,8 @@ int main(void)
         ops_test(a_full_disk_is_told),
         ops_test(unreadable_disks_are_told_by_name_and_place),
         ops_test(interrupted_attempts_give_way),
+        ops_test(a_power_cut_leaves_nothing_or_all),
+        ops_test(a_power_cut_leaves_the_old_or_the_new),
         ops_test(a_slow_pipe_gets_everything),
         ops_test(a_pipe_that_does_not_block_gets_everything),
         ops_test(a_socket_gets_everything),
