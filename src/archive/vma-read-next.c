@@ -189,6 +189,13 @@ static int take_in_order(struct vma_read *x, const struct vma_slot *s, struct dr
         vma_damage(x, DR_VMA_MISSING, s->id, expected * DR_VMA_CLUSTER,
                    (cluster - expected) * DR_VMA_CLUSTER, NULL, err);
     d->expected = cluster + 1;
+    if (d->target && s->mask && !d->cut && cluster >= vma_clusters(d->end)) {
+        d->cut = true;
+        vma_read_message(x,
+                         "the machine's state goes on behind its %" PRIu64
+                         " bytes, for which alone there is room",
+                         d->end);
+    }
     return 1;
 }
 
@@ -434,7 +441,8 @@ static int checkpoint(struct vma_read *x, struct dr_error *err)
 
 static bool checkpoint_due(const struct vma_read *x)
 {
-    return x->o->checkpoint && x->pos > x->o->resume_from && vma_read_now(x) >= x->checkpoint_at;
+    return x->o->checkpoint && x->pos > dr_max(x->o->resume_from, x->vma->header.header_size) &&
+           vma_read_now(x) >= x->checkpoint_at;
 }
 
 /* ------------------------------------------------------------------ next */

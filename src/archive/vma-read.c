@@ -280,7 +280,7 @@ static int begin(struct vma_read *x, struct dr_vma *vma, struct dr_error *err)
     x->pos = vma->header.header_size;
     x->last_unit = UINT64_MAX - VMA_EXTENT_HEADER;
     x->checkpoint_at = vma_read_now(x) + VMA_CHECKPOINT_NS;
-    x->file = dr_source_file(vma->source);
+    x->file = vma->in_order ? NULL : dr_source_file(vma->source);
     x->window = x->file ? malloc(VMA_READ_WINDOW) : NULL;
     if (x->file && !x->window)
         return dr_fail(err, ENOMEM, "%s: out of memory", vma->name);

@@ -28,6 +28,7 @@ struct dr_vma {
     const char *name; /* for messages */
     struct dr_vma_header header;
     bool use_fd, done;
+    bool in_order; /* tests: as if the source could not seek */
     void (*message)(void *user, const char *text);
     void *user;
     const struct dr_copy_clock *clock; /* tests bring their own; NULL = the system's */
@@ -61,6 +62,7 @@ struct vma_reading { /* of one disk */
     uint64_t end;                       /* of what is written or compared, bytes */
     bool zeros;                         /* runs of zeros need work */
     struct vma_seen seen;
+    bool cut;                    /* vmstate: what there was no room for was told */
     uint64_t expected;           /* vmstate: the next cluster */
     uint64_t zero_first, zero_n; /* clusters of zeros that wait for more of their kind */
 };
