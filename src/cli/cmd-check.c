@@ -15,6 +15,8 @@ static const struct cli_option options[] = {
     {0, NULL, NULL, NULL, false},
 };
 
+#define NO_CHECKS "This image format does not support checks"
+
 enum { EXIT_CLEAN = 0, EXIT_ERROR = 1, EXIT_CORRUPT = 2, EXIT_LEAKS = 3, EXIT_UNSUPPORTED = 63 };
 
 static const char *const key_order[] = {"image-end-offset",
@@ -126,8 +128,9 @@ static int check(struct check *c, const struct cli_image *image, unsigned repair
     CLEANUP_JSON json_t *result = NULL;
     int r = dr_check(image->path, &image->open, repair, report, c, &text, &err);
 
-    if (r == -ENOTSUP) {
-        cli_error(c->cli, "This image format does not support checks");
+    /* Opening may be refused with the same number. */
+    if (r == -ENOTSUP && strcmp(err.text, NO_CHECKS) == 0) {
+        cli_error(c->cli, NO_CHECKS);
         return EXIT_UNSUPPORTED;
     }
     if (r < 0) {

@@ -98,8 +98,9 @@ static char *list_children(const struct retire *rt, const struct dr_scan *scan)
     FILE *out = open_memstream(&text, &len);
     if (!out)
         return NULL;
+    struct dr_file_id own = dr_image_id(image_of(rt));
     for (size_t i = 0; i < scan->n; i++)
-        if (dr_scan_is_child(&scan->all[i], dr_image_id(image_of(rt))))
+        if (dr_scan_is_child(&scan->all[i], own) && !dr_ops_same_id(scan->all[i].id, own))
             fprintf(out, "%s%s", ftell(out) > 0 ? ", " : "", scan->all[i].path);
     fclose(out);
     return text;
