@@ -230,6 +230,10 @@ void dr_disk_leave(struct dr_disk *disk);
  * is unref'ed. */
 int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *err);
 
+/* The real path of a directory. In a file system without mkdir, where they exist by being named, a
+ * directory that nothing is in yet is what its name says. *real is malloc'ed. */
+int dr_real_dir(struct dr_fs *fs, const char *dir, char **real, struct dr_error *err);
+
 /* Does real (a real path) lie in the tree of the directory that path is in? path may be a link, or
  * not exist yet. */
 int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool *inside,

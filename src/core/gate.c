@@ -80,6 +80,14 @@ void dr_gate_clear(struct dr_gate *gate)
     gate->allowed = NULL;
 }
 
+int dr_real_dir(struct dr_fs *fs, const char *dir, char **real, struct dr_error *err)
+{
+    int r = fs->ops->realpath(fs, dir, real, NULL);
+    if (r == -ENOENT && !fs->ops->mkdir)
+        return (*real = strdup(dir)) ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", dir);
+    return r < 0 ? fs->ops->realpath(fs, dir, real, err) : 0;
+}
+
 /* Does real lie in the tree of the directory that path is in? path may be a link: both directories
  * count. */
 int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool *inside,
@@ -98,7 +106,7 @@ int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool 
         CLEANUP_FREE char *real_dir = NULL;
         if (!dir)
             return dr_fail(err, ENOMEM, "%s: out of memory", path);
-        r = fs->ops->realpath(fs, dir, &real_dir, err);
+        r = dr_real_dir(fs, dir, &real_dir, err);
         *inside = r == 0 && dr_path_inside(real_dir, real);
     }
     return r;

@@ -120,7 +120,7 @@ static int real_place(struct plan *p, const char *path, char **real, struct dr_e
     CLEANUP_FREE char *real_dir = NULL;
     if (!dir)
         return dr_fail_errno(err, ENOMEM, "%s", p->path);
-    int r = p->fs->ops->realpath(p->fs, dir, &real_dir, err);
+    int r = dr_real_dir(p->fs, dir, &real_dir, err);
     if (r < 0)
         return dr_prefix(err, "%s: cannot make its image file", p->path);
     *real = dr_path_join(real_dir, dr_path_basename(path));
