@@ -128,6 +128,9 @@ extern const struct dr_option_help addcow_create_options[];
 
 int addcow_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
                        const char *format, unsigned flags, struct dr_error *err);
+/* The parent must be other files than these. */
+int addcow_check_backing(const struct dr_image *image, const struct dr_image *parent,
+                         struct dr_error *err);
 
 int addcow_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
 int addcow_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,

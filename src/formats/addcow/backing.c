@@ -132,8 +132,8 @@ static int remember(struct dr_image *image, const char *name, const char *format
     return 0;
 }
 
-static int check_parent(const struct dr_image *image, const struct dr_image *parent,
-                        struct dr_error *err)
+int addcow_check_backing(const struct dr_image *image, const struct dr_image *parent,
+                         struct dr_error *err)
 {
     for (unsigned i = 0; parent && i < image->n_files; i++)
         for (unsigned j = 0; j < parent->n_files; j++) {
@@ -153,7 +153,7 @@ int addcow_set_backing(struct dr_image *image, const struct dr_image *parent, co
         format = parent->fmt->name;
     int r = addcow_refuse_write(image, err);
     if (r == 0)
-        r = check_parent(image, parent, err);
+        r = addcow_check_backing(image, parent, err);
     if (r == 0)
         r = addcow_name_encode(image->path, name ? name : "", name ? format : NULL, &field, err);
     if (r < 0)

@@ -209,6 +209,7 @@ const struct dr_format dr_format_addcow = {
     .release = addcow_release,
     .begin_write = addcow_begin_write,
     .set_backing = addcow_set_backing,
+    .check_backing = addcow_check_backing,
     .resize = addcow_resize,
     .trim = addcow_trim,
     .info = addcow_info,
