@@ -29,6 +29,7 @@ enum verb {
     COMMIT_KEEP,
     SNAPSHOT,
     CONVERT,
+    RETIRE,
     VERBS,
 };
 static const char *const verb_names[] = {"rebase",
@@ -41,12 +42,13 @@ static const char *const verb_names[] = {"rebase",
                                          "commit through several",
                                          "commit, keeping",
                                          "snapshot",
-                                         "convert"};
+                                         "convert",
+                                         "stream and retire"};
 
 struct layer {
     const char *format;
     uint64_t size;
-    char path[40];
+    char path[60];
     const char *name; /* its last part */
     uint8_t *view;    /* before the operation */
 };
@@ -57,6 +59,7 @@ struct family {
     unsigned n;                          /* layers; [0] is the base, [n - 1] the top */
     struct layer layers[MAX_LAYERS + 1]; /* [n]: the stranger */
     char result[40];                     /* what convert makes, ready or not there at all */
+    char plain[60];                      /* what is left of a retired top; "" = it stays */
     unsigned member;                     /* which layer the verb is about */
     char text[200];
     struct subject subject; /* for messages */
@@ -153,6 +156,19 @@ static uint8_t *read_view(const struct family *f, struct dr_fs *fs, const char *
     return buf;
 }
 
+/* Add-cow images can be retired; of others nothing is asked. */
+static void choose_plain(struct family *f, struct dr_fs *fs)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_retire_state state = {0};
+    if (f->verb != RETIRE || strcmp(TOP(f)->format, "add-cow") != 0)
+        return;
+    if (dr_retire_look_fs(fs, TOP(f)->path, &(struct dr_retire_options){0}, &state, &err))
+        family_fail(f, "look whether it can be retired", &err);
+    snprintf(f->plain, sizeof(f->plain), "%s", state.plain);
+    free(state.plain);
+}
+
 static void make_family(struct family *f, struct dr_fs *fs)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -170,6 +186,7 @@ static void make_family(struct family *f, struct dr_fs *fs)
         scribble(f, fs, l, &rnd, i == f->n ? TOP(f)->view : NULL, TOP(f)->size);
         l->view = read_view(f, fs, l->path, l->size);
     }
+    choose_plain(f, fs);
 }
 
 static void free_family(struct family *f)
@@ -210,6 +227,26 @@ static int convert(const struct family *f, struct dr_fs *fs, struct dr_error *er
     return dr_convert_fs(fs, &from, 1, f->result, &o, NULL, err);
 }
 
+static bool exists(struct dr_fs *fs, const char *path)
+{
+    struct dr_file_id id;
+    return fs->ops->identify(fs, path, &id, NULL) == 0;
+}
+
+/* The metadata has gone. */
+static bool retired(const struct family *f, struct dr_fs *fs)
+{
+    return f->plain[0] && !exists(fs, TOP(f)->path);
+}
+
+static int retire(const struct family *f, struct dr_fs *fs, struct dr_error *err)
+{
+    int r = retired(f, fs) ? 0 : stream(f, fs, NULL, err);
+    return r || !f->plain[0] || retired(f, fs)
+               ? r
+               : dr_retire_fs(fs, TOP(f)->path, &(struct dr_retire_options){0}, NULL, err);
+}
+
 static int run_verb(const struct family *f, struct dr_fs *fs, struct dr_error *err)
 {
     const struct layer *member = &f->layers[f->member];
@@ -236,6 +273,8 @@ static int run_verb(const struct family *f, struct dr_fs *fs, struct dr_error *e
         return commit(f, fs, false, member->name, err);
     case CONVERT:
         return convert(f, fs, err);
+    case RETIRE:
+        return retire(f, fs, err);
     default:
         r = dr_snapshot_create_fs(fs, TOP(f)->path, NULL, NULL, &active, err);
         free(active);
@@ -258,16 +297,13 @@ static void check_view(const struct family *f, struct dr_fs *fs, const struct la
         }
 }
 
-static bool exists(struct dr_fs *fs, const char *path)
-{
-    struct dr_file_id id;
-    return fs->ops->identify(fs, path, &id, NULL) == 0;
-}
-
 /* The top and everybody whom the verb does not concern. */
 static void check_views(const struct family *f, struct dr_fs *fs, const char *when)
 {
-    check_view(f, fs, TOP(f), when);
+    struct layer top = *TOP(f);
+    if (retired(f, fs))
+        snprintf(top.path, sizeof(top.path), "%s", f->plain);
+    check_view(f, fs, &top, when);
     check_view(f, fs, OTHER(f), when);
     for (unsigned i = 0; i + 1 < f->n; i++)
         if (!commits(f) || i < f->member)
@@ -286,6 +322,8 @@ static void check_image(const struct family *f, struct dr_fs *fs, const struct l
     struct dr_error err = DR_ERROR_INIT;
     struct dr_check_result result = {.report = model_check_line};
     struct dr_image *image;
+    if (l == TOP(f) && retired(f, fs))
+        return;
     if (dr_image_open(fs, l->path, l->format, 0, &image, &err))
         family_fail(f, when, &err);
     int r = image->fmt->check ? image->fmt->check(image, 0, &result, &err) : 0;
@@ -307,11 +345,15 @@ static void check_done(const struct family *f, struct dr_fs *fs, bool leaks_allo
     struct dr_error err = DR_ERROR_INIT;
     struct dr_image *top;
     const char *want = f->verb == REBASE || f->verb == REBASE_DROP ? OTHER(f)->name
-                       : f->verb == FLATTEN || f->verb == STREAM   ? NULL
+                       : f->verb == FLATTEN || f->verb == STREAM || f->verb == RETIRE ? NULL
                        : f->verb == REBASE_MEMBER || f->verb == STREAM_BASE
                            ? f->layers[f->member].name
                            : f->layers[f->n - 2].name;
     check_views(f, fs, when);
+    if (f->plain[0] && !retired(f, fs))
+        family_fail(f, "it was not retired", &err);
+    if (f->plain[0])
+        return;
     check_image(f, fs, TOP(f), leaks_allowed, when);
     if (dr_image_open(fs, TOP(f)->path, NULL, 0, &top, &err))
         family_fail(f, when, &err);
