@@ -105,6 +105,16 @@ def subset(content, pending, rnd, mode, last):
             apply(content, r, random_sectors(r, rnd))
 
 
+def write_sparse(f, content):
+    """What nobody wrote is a hole again."""
+    for at in range(0, len(content), 65536):
+        piece = content[at:at + 65536]
+        if piece.count(0) != len(piece):
+            f.seek(at)
+            f.write(piece)
+    f.truncate(len(content))
+
+
 class Recording:
     def __init__(self, directory):
         self.directory = os.path.realpath(directory)
@@ -222,4 +232,4 @@ class Recording:
             if not os.path.isdir(os.path.dirname(moved(path))):
                 continue  # its directory was never made certain
             with open(moved(path), 'wb') as f:
-                f.write(files.get(ino, b''))
+                write_sparse(f, files.get(ino, b''))

@@ -4,9 +4,12 @@ running the command again finishes."""
 import os
 import shutil
 
+import addcowchain
 import crashlib
 import pytest
 import replay
+
+ALL = crashlib.OPERATIONS + addcowchain.OPERATIONS
 
 
 def count_changes(op, chain, where):
@@ -27,21 +30,13 @@ def kill_points(total, limit):
     return sorted({1 + int(i * step) for i in range(limit)} | set(range(total - 12, total + 1)))
 
 
-def qemu_problem(op, chain, directory):
-    why = crashlib.differs(chain.expected, directory, 'top.vmdk', 'qemu-img')
-    if not why or op.other_tools:
-        return why
-    # commit: for one moment only Drover knows the parent; never the wrong content though
-    return why if 'mismatch at' in why or 'differ' in why else None
-
-
 @pytest.mark.parametrize('tear', [False, True], ids=['between', 'torn'])
-@pytest.mark.parametrize('op', crashlib.OPERATIONS, ids=lambda op: op.name)
+@pytest.mark.parametrize('op', ALL, ids=lambda op: op.name)
 def test_a_kill_leaves_the_view(op, tear, tmp_path):
-    chain = crashlib.Chain(str(tmp_path), **op.chain)
+    chain = op.make(tmp_path)
     total = count_changes(op, chain, tmp_path)
     assert total > 0
-    for n in kill_points(total, 16 if tear else 40):
+    for n in kill_points(total, (16 if tear else 40) * chain.share // 2):
         directory = str(tmp_path / 'killed')
         if os.path.exists(directory):
             shutil.rmtree(directory)
@@ -52,9 +47,9 @@ def test_a_kill_leaves_the_view(op, tear, tmp_path):
         done = crashlib.run(*op.command(directory), ok=False, cwd=directory, env=env)
         where = f'kill at change {n} of {total}'
         assert done.returncode in (-9, 0), f'{where}: {done.returncode} {done.stderr}'
-        why = crashlib.problem(op, chain, directory)
+        why = chain.problem(op, directory)
         if not why and crashlib.HAVE_QEMU:
-            why = qemu_problem(op, chain, directory)
+            why = chain.qemu_problem(op, directory)
         assert why is None, f'{where}: {why}'
         if tear or n % 3 == 0 or n > total - 8:
             assert crashlib.finish(op, chain, directory) is None, where
@@ -69,7 +64,7 @@ FINDINGS = ['was not closed after writing: mended', 'left by an interrupted repl
                                   'convert-split'])
 def test_recover_settles_what_a_kill_left(name, tmp_path):
     op = next(o for o in crashlib.OPERATIONS if o.name == name)
-    chain = crashlib.Chain(str(tmp_path), **op.chain)
+    chain = op.make(tmp_path)
     total = count_changes(op, chain, tmp_path)
     settled = 0
     for n in kill_points(total, 20):
@@ -90,7 +85,7 @@ def test_recover_settles_what_a_kill_left(name, tmp_path):
             settled += 1
             assert all(any(known in line for known in FINDINGS) for line in lines[:-1]), done.stdout
         assert not [name for name in os.listdir(directory) if name.startswith('.')], where
-        assert crashlib.problem(op, chain, directory) is None, where
+        assert chain.problem(op, directory) is None, where
         if os.path.exists(path):
             assert 'Nothing was interrupted' in crashlib.drover('recover', path).stdout, where
         assert crashlib.finish(op, chain, directory) is None, where
@@ -100,7 +95,7 @@ def test_recover_settles_what_a_kill_left(name, tmp_path):
 @pytest.mark.parametrize('name', ['convert', 'convert-raw', 'convert-split', 'snapshot'])
 def test_running_again_leaves_nothing_of_the_first_run(name, tmp_path):
     op = next(o for o in crashlib.OPERATIONS if o.name == name)
-    chain = crashlib.Chain(str(tmp_path), **op.chain)
+    chain = op.make(tmp_path)
     total = count_changes(op, chain, tmp_path)
     for n in kill_points(total, 12):
         directory = str(tmp_path / 'killed')

@@ -3,18 +3,21 @@
 flushed, the guest's view is there, and running the command again finishes."""
 import random
 
+import addcowchain
 import crashlib
 import pytest
 import replay
 
+ALL = crashlib.OPERATIONS + addcowchain.OPERATIONS
+
 
 def record(op, where):
-    chain = crashlib.Chain(str(where), **op.chain)
+    chain = op.make(where)
     recording = replay.Recording(chain.dir)
     done = recording.run(op.command(chain.dir), str(where / 'log'), cwd=chain.dir)
     assert done.returncode == 0, done.stderr
     assert recording.records, 'nothing was recorded'
-    assert crashlib.problem(op, chain, chain.dir) is None
+    assert chain.problem(op, chain.dir) is None
     return chain, recording
 
 
@@ -26,13 +29,13 @@ def cuts(recording, limit):
 
 
 def first_problem(op, chain, recording, where, limit=60, reruns=8):
-    points = cuts(recording, limit)
+    points = cuts(recording, limit * chain.share // 2)
     again = set(random.Random(crashlib.SEED).sample(points, min(reruns, len(points))))
     for k in points:
         for seed, mode in enumerate(['none', 'last', 'random'] + ['random'] * crashlib.SOAK):
             target = str(where / 'cut')
             recording.build(k, random.Random(k * 1000 + seed), target, mode)
-            why = crashlib.problem(op, chain, target)
+            why = chain.problem(op, target)
             if not why and seed == 2 and k in again:
                 why = crashlib.finish(op, chain, target)
             if why:
@@ -41,16 +44,17 @@ def first_problem(op, chain, recording, where, limit=60, reruns=8):
     return None
 
 
-@pytest.mark.parametrize('op', crashlib.OPERATIONS, ids=lambda op: op.name)
+@pytest.mark.parametrize('op', ALL, ids=lambda op: op.name)
 def test_a_power_cut_leaves_the_view(op, tmp_path):
     chain, recording = record(op, tmp_path)
     assert first_problem(op, chain, recording, tmp_path) is None
 
 
-@pytest.mark.parametrize('name', ['rebase', 'commit', 'stream'])
+@pytest.mark.parametrize('name', ['rebase', 'commit', 'stream', 'addcow-rebase', 'addcow-rebase-long-name',
+                                  'addcow-commit', 'addcow-retire', 'addcow-snapshot'])
 def test_a_skipped_flush_is_noticed(name, tmp_path):
     """The tests above can fail: without one of its flushes the program does not pass them."""
-    op = next(o for o in crashlib.OPERATIONS if o.name == name)
+    op = next(o for o in ALL if o.name == name)
     chain, recording = record(op, tmp_path)
     for n in range(recording.flushes()):
         planted = replay.Recording(chain.dir)

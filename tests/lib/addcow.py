@@ -9,6 +9,7 @@ driver is measured against.
 """
 import json
 import os
+import re
 import struct
 import subprocess
 import tempfile
@@ -37,11 +38,6 @@ def bitmap(size, granule, ranges):
         for n in range(off // granule, up(off + length, granule) // granule):
             bits[n // 8] |= 1 << n % 8
     return bytes(bits)
-
-
-def bit(bits, n):
-    """What the file does not have is 0."""
-    return n // 8 < len(bits) and bits[n // 8] >> n % 8 & 1
 
 
 # ---------------------------------------------------------------- headers
@@ -182,23 +178,19 @@ class Image:
     def size(self):
         return os.path.getsize(self.path_of(self.image))
 
-    def has(self, n):
-        """Does the raw file hold the n-th granule?"""
-        return self.all_allocated or bool(bit(self.bits, n))
-
     def complete(self):
-        return all(self.has(n) for n in range(up(self.size(), self.granule) // self.granule))
+        return all(has for _, _, has in self.runs())
 
     def runs(self):
         """(offset, end, in the raw file?), neighbours joined."""
-        size, out = self.size(), []
-        for n in range(up(size, self.granule) // self.granule):
-            off, end, has = n * self.granule, min((n + 1) * self.granule, size), self.has(n)
-            if out and out[-1][2] == has:
-                out[-1] = (out[-1][0], end, has)
-            else:
-                out.append((off, end, has))
-        return out
+        size = self.size()
+        n = up(size, self.granule) // self.granule
+        if self.all_allocated:
+            text = '1' * n
+        else:  # a digit a granule, the first one first
+            text = bin(int.from_bytes(self.bits, 'little'))[:1:-1][:n].ljust(n, '0')
+        return [(m.start() * self.granule, min(m.end() * self.granule, size), m.group()[0] == '1')
+                for m in re.finditer('0+|1+', text)]
 
     def view(self):
         out = bytearray(self.raw())
