@@ -6,6 +6,10 @@ import os
 import struct
 import sys
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests", "lib"))
+sys.dont_write_bytecode = True
+import addcow  # noqa: E402  pylint: disable=wrong-import-position
+
 SECTOR = 512
 GRAIN = 8  # sectors
 
@@ -110,8 +114,47 @@ def parents():
         yield f"text-{len(name)}", bytes([len(name)]) + name + zero
 
 
+def addcows():
+    def one(header, size=3000, bits=b"\5", name=b"base.raw"):
+        return struct.pack(">H", size // 100) + bytes([len(name)]) + name + header + bits
+
+    plain = addcow.header_1("base.raw", "img.raw")
+    late = addcow.header_20("base.raw", "img.raw", 9, "raw")
+    yield "plain", one(plain)
+    yield "no-parent", one(addcow.header_1("", "img.raw"), 40000, b"\xff\0\x10\x80\1" * 2)
+    yield "odd-size", one(plain, 20100, b"\1\2\4\x08\xff")
+    yield "no-bits", one(plain, 10000, b"")
+    yield "bits-past-the-end", one(plain, 1000, b"\xff" * 600, b"")
+    yield "large-bitmap", one(plain, 149900, b"\0" * 20 + b"\xf0" * 17)
+    yield "empty", one(plain, 0, b"")
+    for words in ('{"driver":"raw","file":{"filename":"base.raw"}}', '{"driver":"add-cow","file":{"filename":"disk.add-cow"}}',
+                  '{"driver":"vmdk","file":{"driver":"file","filename":"base.raw"}}', '{"driver":', '[1]', '{"driver":7}', '{}'):
+        yield "json-" + words[10:14].strip('"') + str(len(words)), one(addcow.header_1("json:" + words, "img.raw"))
+    for long in (499, 500, 1023):
+        yield f"long-{long}", one(addcow.header_1("x" * long, "img.raw"), name=b"n" * (long % 256))
+        yield f"long-new-{long}", one(plain, name=(b"./" * 500 + b"base.raw")[-(long // 4):])
+    yield "no-nul", one(addcow.header_1("x" * 1024, "img.raw"))
+    yield "behind-nul", one(addcow.header_1(b"base.raw\0x", "img.raw"))
+    yield "reserved", one(addcow.header_1("base.raw", "img.raw", reserved=b"\1"))
+    yield "version", one(addcow.header_1("base.raw", "img.raw", 2))
+    yield "no-image", one(addcow.header_1("base.raw", ""))
+    yield "image-is-base", one(addcow.header_1("base.raw", "base.raw"))
+    yield "image-is-itself", one(addcow.header_1("base.raw", "disk.add-cow"))
+    yield "late", one(late, 20000, b"\5\xff")
+    yield "late-64k", one(addcow.header_20("base.raw", "img.raw", 16, "raw"), 140000, b"\2")
+    yield "late-all", one(addcow.header_20("", "img.raw", 12, compat=1))
+    yield "late-feature", one(addcow.header_20("", "img.raw", 12, features=1))
+    yield "late-format", one(addcow.header_20("base.raw", "img.raw", 12, "vmdk"))
+    for bits in (8, 22, 32, 255):
+        yield f"late-bits-{bits}", one(late[:20] + struct.pack("<I", bits) + late[24:])
+    yield "draft", one(addcow.MAGIC_20 + struct.pack("<I", 1) + bytes(4096))
+    for n in (8, 11, 76, 1036, 2559):
+        yield f"cut-{n}", one(plain[:n], bits=b"")
+        yield f"late-cut-{n}", one(late[:n], bits=b"")
+
+
 def main():
-    for target, inputs in (("image", images()), ("vmdk-descriptor", descriptors()),
+    for target, inputs in (("addcow", addcows()), ("image", images()), ("vmdk-descriptor", descriptors()),
                            ("vmdk-parent", parents())):
         directory = os.path.join(sys.argv[1], target)
         os.makedirs(directory, exist_ok=True)
