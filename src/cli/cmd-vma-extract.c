@@ -176,7 +176,7 @@ static int write_config(struct extract *x, size_t i)
     if (!safe && !numbered)
         return refuse_name(x, c->name, false);
     if (!numbered && comes_again(x->header, i)) {
-        cli_error(x->cli, "warning: the archive holds '%s' more than once, the last one counts",
+        cli_error(x->cli, "warning: %s: holds '%s' more than once, the last one counts", x->archive,
                   c->name);
         return 0;
     }
@@ -415,8 +415,8 @@ static int prepare(struct extract *x)
 {
     bool json = vma_wants_json(x->args);
 
-    x->archive = x->args->operands[0];
-    if (vma_open(x->cli, x->archive, cli_has(x->args, 'q'), &x->vma) < 0)
+    x->archive = vma_shown(x->args->operands[0]);
+    if (vma_open(x->cli, x->args->operands[0], cli_has(x->args, 'q'), &x->vma) < 0)
         return -1;
     x->header = dr_vma_header(x->vma);
     x->damage.header = x->header;

@@ -8,12 +8,14 @@
 
 /* ------------------------------------------------------------------ for programs */
 
-static int check_name(const struct cli *cli, const char *what, const char *name)
+static int check_name(const struct cli *cli, const char *archive, const char *what,
+                      const char *name)
 {
     if (vma_is_plain(name))
         return 0;
     CLEANUP_FREE char *escaped = vma_escape(name);
-    cli_error(cli, "the name of a %s has control characters: '%s'", what, escaped ? escaped : "?");
+    cli_error(cli, "%s: the name of a %s has control characters: '%s'", vma_shown(archive), what,
+              escaped ? escaped : "?");
     return -1;
 }
 
@@ -31,14 +33,15 @@ static void print_time(int64_t ctime)
         printf("CTIME: %s\n", text);
 }
 
-int vma_print_listing(const struct cli *cli, const struct dr_vma_header *header)
+int vma_print_listing(const struct cli *cli, const char *archive,
+                      const struct dr_vma_header *header)
 {
     for (size_t i = 0; i < header->n_configs; i++) {
-        if (check_name(cli, "configuration file", header->configs[i].name) < 0)
+        if (check_name(cli, archive, "configuration file", header->configs[i].name) < 0)
             return -1;
     }
     for (size_t i = 0; i < header->n_disks; i++) {
-        if (check_name(cli, "device", header->disks[i].name) < 0)
+        if (check_name(cli, archive, "device", header->disks[i].name) < 0)
             return -1;
     }
     for (size_t i = 0; i < header->n_configs; i++)
@@ -192,7 +195,7 @@ static int run_config(const struct cli *cli, const struct cli_args *args)
         return 1;
     if (vma_print_config(dr_vma_header(vma), name) == 0)
         return 0;
-    cli_error(cli, "%s: holds no configuration file '%s'", args->operands[0], name);
+    cli_error(cli, "%s: holds no configuration file '%s'", vma_shown(args->operands[0]), name);
     return 255; /* as the tool called vma: scripts tell it from a broken archive */
 }
 

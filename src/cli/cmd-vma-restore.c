@@ -51,7 +51,8 @@ static int refuse_name(const struct restore *r, const char *what, const char *na
 {
     CLEANUP_FREE char *escaped = vma_escape(name);
 
-    cli_error(r->cli, "restore failed - the %s name '%s' %s", what, escaped ? escaped : "?", why);
+    cli_error(r->cli, "restore failed - %s: the %s name '%s' %s", vma_shown(r->o->archive), what,
+              escaped ? escaped : "?", why);
     return -1;
 }
 
@@ -91,8 +92,8 @@ static int write_configs(struct restore *r)
     for (size_t i = 0; i < r->header->n_configs; i++) {
         const struct dr_vma_config *c = &r->header->configs[i];
         if (comes_again(r->header, i))
-            cli_error(r->cli, "warning: the archive holds '%s' more than once, the last one counts",
-                      c->name);
+            cli_error(r->cli, "warning: %s: holds '%s' more than once, the last one counts",
+                      vma_shown(r->o->archive), c->name);
         else if (vma_place_write(&r->place, c->name, c->name, c->data, c->len) < 0)
             return -1;
     }
@@ -217,7 +218,7 @@ static int extract(struct restore *r)
 
 static int get_map(struct restore *r)
 {
-    if (vma_print_listing(r->cli, r->header) < 0)
+    if (vma_print_listing(r->cli, r->o->archive, r->header) < 0)
         return -1;
     return vma_map_read(r->cli, r->o->fifo, &r->map);
 }

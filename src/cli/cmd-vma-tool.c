@@ -69,7 +69,7 @@ static int tool_list(struct use *u)
         return usage();
     if (vma_open(u->cli, u->operands[0], false, &vma) < 0)
         return 1;
-    return vma_print_listing(u->cli, dr_vma_header(vma)) < 0;
+    return vma_print_listing(u->cli, u->operands[0], dr_vma_header(vma)) < 0;
 }
 
 static int tool_config(struct use *u)
@@ -99,7 +99,7 @@ static int tool_verify(struct use *u)
         return usage();
     if (vma_open(u->cli, u->operands[0], false, &vma) < 0)
         return 1;
-    if (u->verbose && vma_print_listing(u->cli, dr_vma_header(vma)) < 0)
+    if (u->verbose && vma_print_listing(u->cli, u->operands[0], dr_vma_header(vma)) < 0)
         return 1;
     vma_report_begin(u->cli, &report, u->verbose);
     int r = dr_vma_extract(vma, &o, &report.job.job, &result, &err);
@@ -145,6 +145,7 @@ static int start_child(const struct cli *cli, const char *command, struct child 
     child->pid = fork();
     if (child->pid == 0) {
         signal(SIGPIPE, SIG_DFL);
+        signal(SIGXFSZ, SIG_DFL);
         dup2(ends[0], STDIN_FILENO);
         execl("/bin/sh", "sh", "-c", command, (char *)NULL);
         _exit(127);
@@ -211,6 +212,8 @@ static int create(struct use *u, struct vma_source *s)
     vma_report_begin_create(u->cli, &report, u->verbose ? &zeros : NULL);
     int r = dr_vma_create(path, &o, &report.job.job, result, &err);
     int ended = command ? end_child(u->cli, command, &child) : 0;
+    if (r == -EPIPE && ended < 0)
+        return 1; /* why it went away was told */
     if (r < 0)
         return cli_job_failed(&report.job, r, &err, 1, "no archive was made");
     if (u->verbose)

@@ -57,7 +57,8 @@ static int add_against(struct verify *v, const struct cli_args *args, const char
         return cli_usage(v->cli, "--against: expecting NAME=IMAGE, not '%s'", text);
     const struct dr_vma_disk *d = find_name(v, text, (size_t)(equals - text));
     if (!d || v->targets.n == 255) {
-        cli_error(v->cli, "the archive has no disk '%.*s'", (int)(equals - text), text);
+        cli_error(v->cli, "%s: has no disk '%.*s'", vma_shown(args->operands[0]),
+                  (int)(equals - text), text);
         return EXIT_FAILED;
     }
     const struct cli_image_spec spec = {.name = equals + 1};

@@ -82,6 +82,11 @@ static void on_message(void *user, const char *text)
     cli_error(user, "%s", text);
 }
 
+const char *vma_shown(const char *name)
+{
+    return strcmp(name, "-") == 0 ? "standard input" : name;
+}
+
 int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma)
 {
     bool standard = strcmp(name, "-") == 0;
@@ -92,7 +97,7 @@ int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma 
         .user = (void *)cli,
     };
     struct dr_error err = DR_ERROR_INIT;
-    int r = dr_vma_open(standard ? "standard input" : name, &o, vma, &err);
+    int r = dr_vma_open(vma_shown(name), &o, vma, &err);
 
     if (r < 0)
         cli_fail(cli, &err);

@@ -17,6 +17,8 @@ extern const struct cli_command vma_cmd_list, vma_cmd_config, vma_cmd_create, vm
 
 /* "-" is standard input. What is wrong or odd is told. */
 int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma);
+/* What an archive is called in messages. */
+const char *vma_shown(const char *name);
 static inline void vma_cleanup(struct dr_vma **vma)
 {
     dr_vma_close(*vma);
@@ -40,7 +42,8 @@ const struct dr_vma_disk *vma_find_id(const struct dr_vma_header *header, unsign
 /* ------------------------------------------------------------------ cmd-vma-list.c */
 
 /* The lines that programs parse. Names that could forge one are refused before the first line. */
-int vma_print_listing(const struct cli *cli, const struct dr_vma_header *header);
+int vma_print_listing(const struct cli *cli, const char *archive,
+                      const struct dr_vma_header *header);
 /* The first configuration file of that name to standard output. -ENOENT: there is none. */
 int vma_print_config(const struct dr_vma_header *header, const char *name);
 

@@ -184,6 +184,7 @@ int main(int argc, char **argv)
     /* A reader that goes away must not kill us between two steps of an operation; finish() sees it.
      */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is an error like a full disk */
     static const struct {
         struct cli cli;
         int (*run)(struct cli *cli, int argc, char **argv);
