@@ -29,8 +29,8 @@ def copied(name, tmp_path):
 def test_the_content_is_right(md5, size, name, tmp_path):
     path = copied(name, tmp_path)
     before = {p.name: p.read_bytes() for p in (tmp_path / 'd').iterdir()}
-    run(DROVER, 'convert', '-O', 'raw', path, tmp_path / 'out.raw')
-    out = (tmp_path / 'out.raw').read_bytes()
+    run(DROVER, 'convert', '-O', 'raw', path, tmp_path / 'plain')
+    out = (tmp_path / 'plain').read_bytes()
     assert (len(out), hashlib.md5(out).hexdigest()) == (int(size), md5)
     run(DROVER, 'check', path)
     run(DROVER, 'convert', '-O', 'add-cow', path, tmp_path / 'out.add-cow')
