@@ -124,6 +124,21 @@ static void bits_follow_the_data(void **state)
     assert_false(bit_in_file(g->mem, "d.add-cow", 16));
 }
 
+/* Part of a bitmap would be taken for that of a draft. */
+static void an_empty_bitmap_gets_its_full_length_first(void **state)
+{
+    struct rig *g = *state;
+    put_sparse(g->mem, "d.raw", 64 * MiB);
+    put_v7(g->mem, "d.add-cow", "base", "d.raw", "", 0);
+    rig_open(g, 64 * MiB, MiB);
+    write_at(g->disk, 0, 512, 1);
+    did(g, "Tm Fm Wr");
+    rig_close(g);
+    assert_int_equal(file_len(g->mem, "d.add-cow"), V7_HEADER + 64 * MiB / 4096);
+    ok(open_flags(g->mem, "d.add-cow", 0, &g->disk, &err));
+    reads(g->disk, 0, 512, 1);
+}
+
 /* One bit a sector must not mean one system call a sector. */
 static void a_large_write_is_one_call(void **state)
 {
@@ -315,6 +330,12 @@ static void a_drop_gives_the_bitmap_back_by_trim(void **state)
 
 /* ------------------------------------------------------------------ another size */
 
+static void no_line(void *user, const char *line)
+{
+    (void)user;
+    fail_msg("%s", line);
+}
+
 static void growing_hides_a_longer_parent(void **state)
 {
     struct rig *g = *state;
@@ -369,6 +390,30 @@ static void shrink_and_grow_shows_zeros(void **state)
     rig_close(g);
     ok(open_flags(g->mem, "d.add-cow", 0, &g->disk, &err));
     reads(g->disk, 5001, 128 * KiB - 5001, 0);
+}
+
+/* The raw file cannot grow (a file system's limit): no bits are left behind the end. */
+static void growth_that_fails_leaves_no_bits(void **state)
+{
+    struct rig *g = *state;
+    struct dr_check_result result = {.report = no_line};
+    rig_open(g, 8192, 50000);
+    write_at(g->disk, 0, 8192, 1);
+    ok(dr_flush(g->disk, &err));
+    for (uint64_t n = 0; n < 2; n++) { /* the metadata's truncate, the raw file's */
+        faultfs_arm(g->fault, &(struct faultfs_plan){
+                                  .nth = n, .kinds = 1u << FAULTFS_TRUNCATE, .error = EFBIG});
+        assert_int_equal(dr_truncate(g->disk, 81920, NULL), -EFBIG);
+        faultfs_disarm(g->fault);
+        assert_int_equal(dr_size(g->disk), 8192);
+        assert_int_equal(file_len(g->mem, "d.add-cow"), V7_HEADER + 2);
+    }
+    ok(dr_format_addcow.check(chain_of(g)->images[0], 0, &result, &err));
+    assert_int_equal(result.corruptions, 0);
+    ok(dr_truncate(g->disk, 81920, &err));
+    reads(g->disk, 0, 8192, 1);
+    reads(g->disk, 8192, 81920 - 8192, 0);
+    rig_close(g);
 }
 
 /* Bits that a killed shrink left behind the end must not show what comes to lie there. */
@@ -485,6 +530,7 @@ int main(void)
 #define T(name) cmocka_unit_test_setup_teardown(name, rig_up, rig_down)
     const struct CMUnitTest tests[] = {
         T(bits_follow_the_data),
+        T(an_empty_bitmap_gets_its_full_length_first),
         T(a_large_write_is_one_call),
         T(part_of_a_sector_brings_the_rest_along),
         T(a_short_parent_ends_in_zeros),
@@ -500,6 +546,7 @@ int main(void)
         T(the_raw_file_grows_last),
         T(the_raw_file_shrinks_first),
         T(shrink_and_grow_shows_zeros),
+        T(growth_that_fails_leaves_no_bits),
         T(growing_clears_stale_bits),
         T(growing_without_the_parent_hides_all_of_it),
         T(a_short_name_is_one_sector),

@@ -19,11 +19,20 @@
 
 enum { PRIV_DROP, PRIV_PAGES };
 
+/* A bitmap that ends early gets its full length before bits are written: a part of one would be
+ * taken for a draft's, which has fewer. */
 int addcow_begin_write(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err)
 {
     (void)off;
     (void)changes;
-    return addcow_refuse_write(image, err);
+    const struct addcow_header *h = &addcow_of(image)->h;
+    struct dr_file *meta = image->files[ADDCOW_META];
+    uint64_t room = h->bitmap_off + addcow_bitmap_len(h, image->size);
+    int r = addcow_refuse_write(image, err);
+    if (r < 0 || dr_file_size(meta) >= room)
+        return r;
+    r = dr_file_truncate(meta, room, err);
+    return r < 0 ? r : dr_file_flush(meta, err);
 }
 
 /* ------------------------------------------------------------------ pages of bits */
@@ -230,7 +239,7 @@ static int grow(struct dr_image *image, uint64_t size, uint64_t parent_size, str
 {
     const struct addcow_header *h = &addcow_of(image)->h;
     struct dr_file *meta = image->files[ADDCOW_META];
-    uint64_t old = addcow_bits(h, image->size), old_size = dr_file_size(meta);
+    uint64_t old = addcow_bits(h, image->size), old_size = image->size;
     uint64_t masked = addcow_bits(h, dr_min(size, parent_size));
     uint64_t room = h->bitmap_off + addcow_bitmap_len(h, size);
     int r = check_last_unit(image, parent_size, err);
@@ -245,9 +254,9 @@ static int grow(struct dr_image *image, uint64_t size, uint64_t parent_size, str
     if (r == 0)
         r = dr_file_flush(meta, err);
     if (r == 0)
-        return resize_raw(image, size, err);
-    if (dr_file_size(meta) > old_size) /* no space for the bits: give back what they took */
-        addcow_cut_tail(meta, h, image->size, NULL);
+        r = resize_raw(image, size, err);
+    if (r < 0 && image->size == old_size) /* no bit tells of what did not come */
+        addcow_cut_tail(meta, h, old_size, NULL);
     return r;
 }
 
