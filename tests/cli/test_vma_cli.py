@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The vma commands as others drive them: arguments and lines, Proxmox's restore over a FIFO, pipes, signals."""
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import threading
+
+import pytest
+import vmagen
+from vmagen import CLUSTER, CONF
+from vmarun import Vma, v  # noqa: F401  pylint: disable=unused-import
+
+USAGE = """usage: vma command [command options]
+
+vma list <filename>
+vma config <filename> [-c <config>]
+vma create <filename> [-c <config>] [-d format=<format>:<device name>=<path> [-d ...]]
+vma extract <filename> [-d <drive-list>] [-r <fifo>] <targetdir>
+vma verify <filename> [-v]
+"""
+
+
+def disks(seed=4, sizes=(5 * CLUSTER, 3 * CLUSTER + 512, 20 * CLUSTER)):
+    rng = random.Random(seed)
+    return {i + 1: vmagen.random_disk(rng, size) for i, size in enumerate(sizes)}
+
+
+def archive(v, name="a.vma", **kw):
+    a = vmagen.simple(disks(), order="interleaved", **kw)
+    a.write(v.dir / name)
+    return a
+
+
+# ---------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("args", [[], ["nope"], ["-h"], ["--help"], ["list"], ["list", "-h"], ["list", "a.vma", "b.vma"],
+                                  ["list", "--json", "a.vma"], ["config"], ["config", "a.vma", "-c"], ["create"],
+                                  ["create", "-x", "a.vma"], ["extract", "a.vma"], ["extract", "a.vma", "b", "c"],
+                                  ["extract", "-p", "a.vma", "b"], ["verify"], ["verify", "-x", "a.vma"], ["index", "a.vma"]])
+def test_wrong_use_of_vma_prints_the_usage_on_standard_output(v, args):
+    archive(v)
+    r = v.vma(*args)
+    assert (r.code, r.text, r.errors) == (1, USAGE, "") and v.names() == ["a.vma"]
+
+
+@pytest.mark.parametrize("args", [["list"], ["config"], ["create"], ["extract", "a.vma"], ["verify"], ["index"],
+                                  ["list", "a.vma", "b"], ["create", "a.vma", "b.raw"], ["extract", "--output", "x", "a.vma", "b"],
+                                  ["extract", "-n", "a.vma", "b"], ["extract", "--jobs", "17", "a.vma", "b"],
+                                  ["extract", "--salvage", "--resume", "a.vma", "b"], ["verify", "--against", "x", "a.vma"],
+                                  ["extract", "--sums", "x", "--no-sums", "a.vma", "b"], ["create", "--compress", "gzip", "b.vma"],
+                                  ["create", "--compress", "zstd:0", "b.vma"], ["create", "--uuid", "x", "b.vma"],
+                                  ["create", "--ctime", "1x", "b.vma"], ["verify", "--headers-only", "--sums", "x", "a.vma"]])
+def test_wrong_use_of_drover_vma_says_where_help_is(v, args):
+    archive(v)
+    r = v.drover(*args)
+    assert r.code == 1 and r.text == "" and r.errors.endswith(f"Try 'drover vma {args[0]} --help' for more information\n"), r
+    assert v.names() == ["a.vma"]
+
+
+def test_options_and_operands_come_in_any_order(v):
+    archive(v)
+    assert v.vma("config", "a.vma", "-c", "qemu-server.conf").out == v.vma("config", "-c", "qemu-server.conf", "a.vma").out == CONF
+    assert v.vma("extract", "a.vma", "-d", "drive-scsi1", "out", "-v").code == 0
+    assert sorted(os.listdir(v.dir / "out")) == ["disk-drive-scsi1.raw", "qemu-server.conf"]
+
+
+def test_disks_and_their_names(v):
+    v.put("a=b.raw", bytes(range(256)) * 256)
+    v.put("plain.raw", b"x" * 512)
+    v.ok("vma", "create", "a.vma", "-d", "format=raw:drive-x=a=b.raw", "-d", "format=raw:plain.raw", "-d", "z=plain.raw")
+    assert re.findall(r"devname: (\S+)", v.ok("vma", "list", "a.vma").text) == ["drive-x", "disk1", "z"]
+    r = v.vma("create", "b.vma", "plain.raw", "y=plain.raw")
+    assert r.code == 0 and r.errors.startswith("vma: warning: ")
+    assert re.findall(r"devname: (\S+)", v.ok("vma", "list", "b.vma").text) == ["disk0", "y"]
+    for args in (["-d", "x=plain.raw", "plain.raw"], ["-d", "format=raw"], ["-d", "format=nope:x=plain.raw"],
+                 ["-d", "x=absent.raw"], ["-c", "absent.conf"]):
+        assert v.fails("vma", "create", "c.vma", *args) and "c.vma" not in v.names()
+
+
+def test_a_configuration_file_has_its_limit(v):
+    v.put("fits.conf", b"x" * 65535)
+    v.put("large.conf", b"x" * 65536)
+    v.ok("vma", "create", "a.vma", "-c", v.dir / "fits.conf")
+    assert v.ok("vma", "config", "a.vma", "-c", "fits.conf").out == b"x" * 65535
+    assert "large.conf" in v.fails("vma", "create", "b.vma", "-c", "large.conf")
+
+
+# ---------------------------------------------------------------------------------------- lists
+
+
+def test_what_is_listed(v):
+    a = archive(v, configs=[("qemu-server.conf", CONF), ("qemu-server.fw", b"fw")])
+    lines = v.ok("vma", "list", "a.vma").text.splitlines()
+    assert lines == [f"CFG: size: {len(CONF)} name: qemu-server.conf", "CFG: size: 2 name: qemu-server.fw",
+                     *(f"DEV: dev_id={i} size: {len(d)} devname: drive-scsi{i - 1}" for i, d in a.contents.items()),
+                     "CTIME: Fri Jul 14 02:40:00 2017"]
+    told = json.loads(v.ok("drover", "vma", "list", "--json", "a.vma").text)
+    assert told == json.loads(v.ok("drover", "vma", "list", "--output=json", "a.vma").text)
+    assert (told["ctime"], told["uuid"], told["compression"]) == (vmagen.CTIME, "10111213-1415-1617-1819-1a1b1c1d1e1f", None)
+    assert told["disks"] == [{"id": i, "name": f"drive-scsi{i - 1}", "size": len(d), "vmstate": False}
+                             for i, d in a.contents.items()]
+    assert told["configs"] == [{"name": "qemu-server.conf", "size": len(CONF)}, {"name": "qemu-server.fw", "size": 2}]
+    text = v.ok("drover", "vma", "list", "a.vma").text
+    assert all(w in text for w in ("qemu-server.fw", "drive-scsi2", str(20 * CLUSTER), "2017-07-14 02:40:00"))
+
+
+def test_names_that_are_not_utf8_or_control_in_disguise_are_escaped(v):
+    for name, shown in ((b"drive-\xff", "drive-\\xff"), (b"drive-\xc2\x9b31m", "drive-\\xc2\\x9b31m"), ("drive-ü".encode(), "drive-ü"),
+                        (b"drive-\x1b[2J", "drive-\\x1b[2J")):
+        vmagen.simple({1: b"x" * 512}, names={1: name}).write(v.dir / "a.vma")
+        assert shown.encode() in v.ok("drover", "vma", "list", "a.vma").out
+        told = json.loads(v.ok("drover", "vma", "list", "--json", "a.vma").text)["disks"][0]["name"]
+        assert told in (shown, name.decode(errors="replace"))
+        assert (v.vma("list", "a.vma").code == 0) == ("\\" not in shown)
+
+
+def test_a_configuration_file_is_printed_as_it_is(v):
+    vmagen.simple({}, configs=[("qemu-server.conf", bytes(range(256)))]).write(v.dir / "a.vma")
+    assert v.drover("config", "a.vma", raw=True).out == v.vma("config", "a.vma", raw=True).out == bytes(range(256))
+    for name, said in (("vma", b"unable to find configuration data 'nope'\n"),
+                       ("drover vma", b"drover: a.vma: holds no configuration file 'nope'\n")):
+        p = v.start(*name.split(), "config", "a.vma", "-c", "nope")
+        assert p.communicate(timeout=30) == (b"", said) and p.returncode == 255
+
+
+# ---------------------------------------------------------------------------------------- the restore of Proxmox VE
+
+
+class Restore:
+    """What qemu-server does: parse the listing until CTIME, look at the configuration, make targets, send the map."""
+
+    def __init__(self, v, *args, archive="a.vma", stdin=None):
+        os.mkfifo(v.dir / "fifo")
+        self.p = v.start("vma", "extract", "-v", "-r", v.dir / "fifo", *args, archive, "out", stdin=stdin)
+        self.fifo, self.devices, self.conf = v.dir / "fifo", {}, None
+        for line in self.p.stdout:
+            m = re.match(rb"^DEV:\sdev_id=(\d+)\ssize:\s(\d+)\sdevname:\s(\S+)$", line)
+            if m:
+                self.devices[m.group(3).decode()] = int(m.group(2))
+            if line.startswith(b"CTIME: "):
+                self.conf = (v.dir / "out" / "qemu-server.conf").read_bytes()
+                break
+
+    def send(self, *lines, end="done\n"):
+        with open(self.fifo, "wb", buffering=0) as f:
+            f.write(("".join(line + "\n" for line in lines) + end).encode())
+
+    def end(self):
+        out, err = self.p.communicate(timeout=30)
+        return self.p.returncode, out.decode(), err.decode()
+
+
+def target(v, name, size, fill=b"\xee"):
+    (v.dir / name).write_bytes(fill * size)
+    return v.dir / name
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_restore_protocol(v, compressed):
+    a = archive(v)
+    producer = None
+    if compressed:
+        if not shutil.which("zstd"):
+            pytest.skip("zstd is missing")
+        producer = subprocess.Popen("zstd -q -c a.vma | zstd -q -d -c", shell=True, cwd=v.dir, stdout=subprocess.PIPE)
+    r = Restore(v, archive="-" if compressed else "a.vma", stdin=producer and producer.stdout)
+    assert r.conf == CONF and r.devices == {f"drive-scsi{i - 1}": len(d) for i, d in a.contents.items()}
+    size = [len(d) for d in a.contents.values()]
+    sparse, thick = target(v, "sparse.raw", size[0], b"\0"), target(v, "thick", size[1] + 3584)
+    large = target(v, "large", size[2] + (4 << 20))
+    r.send(f"format=raw:0:drive-scsi0={sparse}", "0:drive-scsi9=/nowhere", f"throttling.bps=0x40000000:throttling.group=a:format=raw:"
+           f"cache=none:1:drive-scsi1={thick}", f"format=raw:throttling.bps=1073741824:throttling.group=a:1:drive-scsi2={large}")
+    code, out, err = r.end()
+    if producer:
+        producer.stdout.close()
+        assert producer.wait(30) == 0
+    assert (code, err) == (0, "") and sorted(os.listdir(v.dir / "out")) == ["qemu-server.conf"]
+    assert sparse.read_bytes() == a.contents[1]
+    assert thick.read_bytes() == a.contents[2] + b"\xee" * 3584
+    assert large.read_bytes() == a.contents[3] + b"\xee" * (4 << 20)
+    assert re.search(r"^progress 100% \(read \d+ bytes, duration \d+ sec\)$", out, flags=re.M)
+    assert re.search(r"^total bytes read \d+, sparse bytes \d+ \(\S+%\)$", out, flags=re.M)
+
+
+@pytest.mark.parametrize("end", ["done\n", "", "\n", "done", "done\n0:nonsense\n", "\nnonsense\n"])
+def test_what_ends_a_map(v, end):
+    a = archive(v)
+    r = Restore(v)
+    one = target(v, "one.raw", len(a.contents[1]))
+    r.send("skip=drive-scsi2", "0:drive-scsi0=/nowhere", f"1:drive-scsi0={one}", "skip=drive-scsi1", end=end)
+    assert r.end()[0] == 0 and one.read_bytes() == a.contents[1]
+
+
+def test_a_map_may_come_in_pieces_and_its_writer_may_stay(v):
+    a = archive(v)
+    r = Restore(v, "-d", "drive-scsi0")
+    one = target(v, "one.raw", len(a.contents[1]))
+    with open(r.fifo, "wb", buffering=0) as f:
+        for piece in ("1:drive-", f"scsi0={one}", "\ndo", "ne\n"):
+            f.write(piece.encode())
+        assert r.end()[0] == 0
+    assert one.read_bytes() == a.contents[1]
+
+
+@pytest.mark.parametrize("lines, message", [
+    (["nonsense"], "read map failed - parse error ('nonsense')"),
+    (["2:drive-scsi0=x"], "read map failed - parse error ('2:drive-scsi0=x')"),
+    (["format=raw:drive-scsi0=x"], "read map failed - parse error ("),
+    (["0:x.raw"], "read map failed - no dev name specified"),
+    (["format=raw"], "read map failed - option 'format' not terminated"),
+    (["format=raw:format=raw:0:drive-scsi0=x"], "read map failed - duplicate value for option 'format'"),
+    (["throttling.bps=1k:0:drive-scsi0=x"], "read map failed - not a number: 1k"),
+    (["throttling.bps=-1:0:drive-scsi0=x"], "read map failed - not a number: -1"),
+    (["skip="], "read map failed - option 'skip' has no value"),
+    (["skip"], "read map failed - option 'skip' has no value"),
+    (["x" * 8192], "read map failed - parse error"),
+    (["0:drive-scsi1=x"], "no device name mapping for drive-scsi0"),
+    (["cache=nope:0:drive-scsi0=x"], "invalid cache option: nope"),
+    (["0:drive-scsi0=absent"], "can't open file absent - "),
+    (["format=nope:0:drive-scsi0=one.raw"], "can't open file one.raw - "),
+    (["0:drive-scsi0=small.raw"], f"vma_reader_register_bs for stream drive-scsi0 failed - unexpected size 512 != {5 * CLUSTER}"),
+    (["0:drive-scsi0=large.raw"], "vma_reader_register_bs for stream drive-scsi0 failed - unexpected size "),
+])
+def test_maps_that_are_refused(v, lines, message):
+    archive(v)
+    r = Restore(v)
+    target(v, "small.raw", 512)
+    target(v, "one.raw", 5 * CLUSTER)
+    os.truncate(target(v, "large.raw", 0), 5 * CLUSTER + (4 << 20) + 512)
+    r.send(*lines)
+    code, _, err = r.end()
+    assert code == 1 and f"vma: {message}" in err and err.count("\n") == 1, err
+    assert "out" not in v.names()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_a_map(v, number):
+    archive(v)
+    r = Restore(v)
+    r.p.send_signal(number)
+    code, _, err = r.end()
+    assert code == 128 + number and "interrupted" in err and "out" not in v.names()
+
+
+def test_a_signal_in_the_middle_of_a_restore(v):
+    a = archive(v)
+    r = Restore(v)
+    one = target(v, "one.raw", len(a.contents[3]))
+    r.send("skip=drive-scsi0", "skip=drive-scsi1", f"format=raw:throttling.bps=65536:1:drive-scsi2={one}")
+    while one.read_bytes() == b"\xee" * len(a.contents[3]):
+        assert r.p.poll() is None
+    r.p.send_signal(signal.SIGTERM)
+    code, _, err = r.end()
+    assert code == 128 + signal.SIGTERM and "interrupted" in err and "out" not in v.names()
+
+
+def test_devinfo_and_a_failure_that_leaves_nothing(v):
+    a = archive(v)
+    r = v.ok("vma", "extract", "a.vma", "out")
+    assert r.text.splitlines() == [f"DEVINFO out/tmp-disk-drive-scsi{i - 1}.raw {len(d)}" for i, d in a.contents.items()]
+    v.put("cut.vma", v.get("a.vma")[:-512])
+    r = v.vma("extract", "cut.vma", "out2")
+    assert r.code == 1 and r.errors.startswith("vma: restore failed - ") and "out2" not in v.names()
+    r = v.vma("extract", "a.vma", "out")
+    assert r.code == 1 and "unable to create target directory out" in r.errors
+    r = v.vma("verify", "cut.vma")
+    assert r.code == 1 and r.errors.startswith("vma: verify failed - ")
+
+
+# ---------------------------------------------------------------------------------------- pipes
+
+
+def test_create_zstd_extract(v):
+    if not shutil.which("zstd"):
+        pytest.skip("zstd is missing")
+    for i, data in disks().items():
+        v.put(f"{i}.raw", data)
+    v.put("qemu-server.conf", CONF)
+    names = [x for i in disks() for x in ("-d", f"drive-scsi{i}={i}.raw")]
+    one = v.start("drover", "vma", "create", "-p", "-c", "qemu-server.conf", *names, "-")
+    two = subprocess.Popen(["zstd", "-q"], stdin=one.stdout, stdout=subprocess.PIPE)
+    r = v.drover("extract", "-", "out", stdin=two.stdout)
+    one.stdout.close()
+    two.stdout.close()
+    shown = one.stderr.read()
+    one.stderr.close()
+    assert (one.wait(10), two.wait(10), r.code) == (0, 0, 0) and b"100.00/100%" in shown, r
+    for i, data in disks().items():
+        assert v.get(f"out/drive-scsi{i}.raw") == data[:len(data)]
+    assert v.get("out/qemu-server.conf") == CONF
+
+
+def test_a_slow_reader_gets_everything(v):
+    v.put("a.raw", disks()[3])
+    p = v.start("vma", "create", "exec:cat", "-d", "format=raw:x=a.raw")
+    got = bytearray()
+    while True:
+        piece = os.read(p.stdout.fileno(), 4096)
+        if not piece:
+            break
+        got += piece
+    assert p.wait(30) == 0 and vmagen.parse(bytes(got), True).content("x") == disks()[3]
+    p.stdout.close()
+    p.stderr.close()
+
+
+def test_a_reader_that_goes_away(v):
+    v.put("a.raw", random.Random(1).randbytes(40 * CLUSTER))
+    p = v.start("drover", "vma", "create", "-d", "x=a.raw", "-")
+    os.read(p.stdout.fileno(), 100)
+    p.stdout.close()
+    assert p.wait(30) == 1 and b"standard output" in p.stderr.read()
+    p.stderr.close()
+    vmagen.simple({}, configs=[(f"c{i}", b"x" * 60000) for i in range(4)]).write(v.dir / "a.vma")
+    p = v.start("vma", "config", "a.vma", "-c", "c1")
+    p.stdout.close()
+    assert p.wait(30) == 1 and p.stderr.read() == b""
+    p.stderr.close()
+
+
+def test_header_commands_do_not_wait_for_the_rest_of_a_pipe(v):
+    a = archive(v)
+    for args, wanted in ((["config", "-"], CONF), (["list", "-"], b"DEV: dev_id=1 ")):
+        r, w = os.pipe()
+        feeder = threading.Thread(target=os.write, args=(w, a.build()[:20000]))
+        feeder.start()
+        got = v.vma(*args, stdin=r, raw=True)
+        os.close(r)
+        feeder.join()
+        os.close(w)  # only now: until then there might have come more
+        assert got.code == 0 and wanted in got.out
+
+
+@pytest.mark.parametrize("command, said", [("cat >x; exit 3", "exit status 3"), ("exit 3", "exit status 3"),
+                                           ("cat >x; kill -9 $$", "signal 9"), ("nope-nope 2>/dev/null", "exit status 127")])
+def test_a_command_that_fails_fails_the_archive(v, command, said):
+    v.put("a.raw", random.Random(1).randbytes(40 * CLUSTER))
+    r = v.vma("create", f"exec:{command}", "-d", "format=raw:x=a.raw")
+    assert r.code == 1 and said in r.errors and r.errors.count("\n") == 1, r
+
+
+def test_a_command_gets_the_archive(v):
+    v.put("a.raw", disks()[1])
+    v.put("qemu-server.conf", CONF)
+    r = v.vma("create", "-v", "exec:cat >b.vma", "-c", "qemu-server.conf", "-d", "format=raw:x=a.raw")
+    size, zeros = len(disks()[1]), sum(not any(disks()[1][i:i + 4096]) for i in range(0, len(disks()[1]), 4096)) * 4096
+    assert r.code == 0 and r.text == ""
+    assert r.errors.splitlines()[-1] == f"image x: size={size} zeros={zeros} saved={size - zeros}"
+    assert re.match(rf"^(progress \d+% \d+/{size} \d+\n)+image x: ", r.errors)
+    assert vmagen.parse(v.get("b.vma"), True).content("x") == disks()[1]
+
+
+# ---------------------------------------------------------------------------------------- JSON, and into other places
+
+
+def test_json_of_create_and_verify(v):
+    v.put("a.raw", disks()[1])
+    made = json.loads(v.ok("drover", "vma", "create", "--json", "-d", "x=a.raw", "a.vma").text)
+    assert made["archive-bytes"] == len(v.get("a.vma")) and made["disks"][0]["size"] == len(disks()[1])
+    told = json.loads(v.ok("drover", "vma", "verify", "--json", "--against", "x=a.raw", "a.vma").text)
+    assert told["sound"] is True and told["sums-used"] is True and told["damage"] == []
+    data = bytearray(disks()[1])
+    data[2 * CLUSTER] ^= 1
+    v.put("b.raw", data)
+    r = v.drover("verify", "--json", "--against", "x=b.raw", "a.vma")
+    told = json.loads(r.text)
+    assert r.code == 2 and told["sound"] is False and [d["kind"] for d in told["damage"]] == ["differs"]
+    r = v.drover("verify", "--against", "x=b.raw", "a.vma")
+    assert r.code == 2 and "1 problem was found" in r.text
+
+
+def test_a_zst_name_compresses(v):
+    v.put("a.raw", disks()[3])
+    for args, name, packed in (([], "a.vma.zst", True), (["--compress=none"], "b.vma.zst", False), (["--zstd"], "c.vma", True),
+                               (["--compress=zstd:1"], "d.vma", True)):
+        v.ok("drover", "vma", "create", *args, "-d", "x=a.raw", name)
+        assert (v.get(name)[:4] == b"\x28\xb5\x2f\xfd") == packed
+        v.ok("drover", "vma", "verify", "--against", "x=a.raw", name)
+    v.ok("vma", "create", "e.vma.zst", "-d", "format=raw:x=a.raw")  # the tool of that name never compresses
+    assert v.get("e.vma.zst")[:4] == b"VMA\0"
+
+
+def test_an_archive_does_not_go_to_a_terminal(v):
+    v.put("a.raw", b"x" * 512)
+    ours, theirs = os.openpty()
+    p = v.start("drover", "vma", "create", "-d", "x=a.raw", "-", stdout=theirs)
+    os.close(theirs)
+    assert b"terminal" in p.communicate(timeout=30)[1] and p.returncode == 1
+    os.close(ours)
+
+
+def test_several_files_of_one_image_come_together(v):
+    a = archive(v)
+    v.ok("drover", "vma", "extract", "a.vma", "--disk", "drive-scsi0", "--output", "one.vmdk", "--to", "vmdk", "-o",
+         "subformat=twoGbMaxExtentSparse")
+    assert v.names() == ["a.vma", "one-s001.vmdk", "one.vmdk"]
+    v.ok("drover", "convert", "one.vmdk", "one.raw")
+    assert v.get("one.raw") == a.contents[1]
+    assert "one.vmdk" in v.fails("drover", "vma", "extract", "a.vma", "-d", "drive-scsi1", "--output", "one.vmdk", "--to", "vmdk")
+    assert v.names() == ["a.vma", "one-s001.vmdk", "one.raw", "one.vmdk"]
+
+
+def test_a_name_that_an_extent_would_take_is_found_before_anything_appears(v):
+    archive(v)
+    v.put("one-s001.vmdk", b"somebody's")
+    r = v.drover("extract", "a.vma", "--disk", "drive-scsi0", "--output", "one.vmdk", "--to", "vmdk", "-o",
+                 "subformat=twoGbMaxExtentSparse")
+    assert r.code == 1 and "one-s001.vmdk" in r.errors and v.names() == ["a.vma", "one-s001.vmdk"]
+    assert v.get("one-s001.vmdk") == b"somebody's"
+
+
+def test_a_kill_between_the_names_of_two_files_is_finished_by_resume(v):
+    a = archive(v)
+    v.ok("drover", "vma", "extract", "--resume", "--rate", "1G", "a.vma", "out")
+    done = {n: v.get(f"out/{n}") for n in os.listdir(v.dir / "out")}
+    shutil.rmtree(v.dir / "out")
+    # What is there after a kill at that moment: all complete, some with their names, some not.
+    p = v.start("drover", "vma", "extract", "--resume", "--rate", "100k", "a.vma", "out")
+    work = v.dir / "out" / ".drover.partial"
+    while not (work / ".drover.record").exists():
+        assert p.poll() is None
+    p.kill()
+    p.communicate()
+    record = json.loads((work / ".drover.record").read_text())
+    assert 0 <= record["position"] < len(a.build())
+    record["complete"] = True
+    (work / ".drover.record").write_text(json.dumps(record))
+    for name, data in done.items():
+        (work / name).write_bytes(data)
+    os.rename(work / "drive-scsi0.raw", v.dir / "out" / "drive-scsi0.raw")
+    v.ok("drover", "vma", "extract", "--resume", "a.vma", "out")
+    assert {n: v.get(f"out/{n}") for n in os.listdir(v.dir / "out")} == done
