@@ -418,6 +418,14 @@ static int extents_work(void *user, struct dr_copy_item *item, uint8_t *const *b
 
 /* ------------------------------------------------------------------ emit */
 
+/* By emit alone, but read by whoever shows progress. */
+static void add_zeros(struct vma_extents *x, struct vma_member *m, uint64_t bytes)
+{
+    m->zero_bytes += bytes;
+    if (x->zeros)
+        __atomic_fetch_add(x->zeros, bytes, __ATOMIC_RELAXED);
+}
+
 static void count_zeros(struct vma_extents *x, const struct vma_plan *p)
 {
     for (unsigned i = 0; i < p->n; i++) {
@@ -426,7 +434,7 @@ static void count_zeros(struct vma_extents *x, const struct vma_plan *p)
         uint64_t len = m->chain ? dr_min(DR_VMA_CLUSTER, m->disk->size - off) : DR_VMA_CLUSTER;
         for (unsigned k = 0; k < VMA_BLOCKS && k * DR_VMA_BLOCK < len; k++)
             if (!(p->slot[i].mask >> k & 1))
-                m->zero_bytes += dr_min(DR_VMA_BLOCK, len - k * DR_VMA_BLOCK);
+                add_zeros(x, m, dr_min(DR_VMA_BLOCK, len - k * DR_VMA_BLOCK));
     }
 }
 
@@ -442,7 +450,7 @@ static int extents_emit(void *user, struct dr_copy_item *item, uint8_t *const *b
         return r;
     x->wrote = true;
     if (item->kind == ITEM_ZEROS) {
-        x->members[item->aux[1]].zero_bytes += item->passed;
+        add_zeros(x, &x->members[item->aux[1]], item->passed);
         return 0;
     }
     struct vma_plan *p = (struct vma_plan *)(uintptr_t)item->aux[0];

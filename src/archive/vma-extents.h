@@ -25,6 +25,7 @@ struct vma_extents {
     struct vma_frames *frames; /* NULL = not compressed */
     struct vma_sums *sums;     /* NULL = none */
     const struct dr_job *job;
+    uint64_t *zeros; /* the sum of all zero_bytes so far, for who shows progress; or NULL */
 
     /* of the run */
     size_t at;        /* of next: member and cluster */

@@ -204,7 +204,8 @@ static int write_archive(struct writer *w, struct dr_error *err)
                             .out = &w->out,
                             .frames = w->frames,
                             .sums = w->sums,
-                            .job = w->job};
+                            .job = w->job,
+                            .zeros = w->options->zero_so_far};
     int r = write_header(w, err);
     if (r == 0)
         r = vma_extents_run(&x, err);
