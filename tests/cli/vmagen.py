@@ -509,7 +509,7 @@ def bad_extents():
     a.extents[1].slots.append(Slot(0, 3, mask=0xffff))  # neither counted nor stored
     yield of("unused-slot-with-mask", a, None, None)
     a, p = fresh()
-    a.extents[-1].extra = bytes(BLOCK)
+    a.extents[-1].extra = b"x" * BLOCK
     yield of("data-left-over", a)
     for name, slot in (("repeated", Slot(1, 0, {0: b"d" * BLOCK})), ("repeated-zeros", Slot(1, 1))):
         a, p = fresh()

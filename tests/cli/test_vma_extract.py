@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`drover vma extract`: into files, devices and formats; out of damaged archives; going on after an interruption."""
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import time
+
+import pytest
+import vmagen
+from vmarun import MIB, same_files, v  # noqa: F401  pylint: disable=unused-import
+
+CLUSTER = 65536
+GOOD = dict(vmagen.good())
+BAD = {case.name: case for case in vmagen.bad()}
+
+
+def archive(per=vmagen.WRITE_SLOTS, **kw):
+    rng = random.Random(12)
+    contents = {1: vmagen.random_disk(rng, 9 * CLUSTER + 1024), 2: vmagen.random_disk(rng, 7 * CLUSTER)}
+    return vmagen.simple(contents, order="interleaved", per=per, **kw)
+
+
+def extract(v, *args, **kw):
+    return v.run("drover", "vma", "extract", *args, **kw)
+
+
+def compare(v, image, data):
+    v.put("expected.raw", data)
+    v.ok("drover", "compare", "-f", "raw", "expected.raw", image)
+
+
+def test_all_into_a_directory(v):
+    a = archive()
+    data = a.build()
+    v.put("a.vma", data)
+    assert extract(v, "a.vma", "out").code == 0
+    wanted = {"qemu-server.conf": vmagen.CONF, "drive-scsi0.raw": a.contents[1], "drive-scsi1.raw": a.contents[2]}
+    same_files(v.dir / "out", wanted)
+    (v.dir / "there").mkdir()
+    assert extract(v, "-", "there", stdin=data).code == 0
+    same_files(v.dir / "there", wanted)
+    v.put("there/drive-scsi0.raw", b"precious")
+    r = extract(v, "a.vma", "there")
+    assert r.code == 1 and "drive-scsi0.raw" in r.errors
+    assert v.get("there/drive-scsi0.raw") == b"precious"
+    assert extract(v, "--force", "a.vma", "there").code == 0
+    same_files(v.dir / "there", wanted)
+
+
+def test_sparse_files_come_out(v):
+    data = bytearray(200 * CLUSTER)
+    data[100 * CLUSTER:100 * CLUSTER + 4096] = b"x" * 4096
+    vmagen.simple({1: bytes(data)}).write(v.dir / "a.vma")
+    for tool, name in ((("drover", "vma"), "drive-scsi0.raw"), (("vma",), "disk-drive-scsi0.raw")):
+        v.ok(*tool, "extract", "a.vma", "out")
+        assert os.stat(v.dir / "out" / name).st_blocks * 512 <= 128 * 1024
+        subprocess.run(["rm", "-r", str(v.dir / "out")], check=True)
+    zeros = vmagen.simple({1: bytes(64 * CLUSTER)}, store_zeros=True)  # stored as data, by a lesser writer
+    zeros.write(v.dir / "z.vma")
+    v.ok("drover", "vma", "extract", "z.vma", "out")
+    assert os.stat(v.dir / "out" / "drive-scsi0.raw").st_size == 64 * CLUSTER
+
+
+@pytest.mark.parametrize("form,options", [("vmdk", []), ("vmdk", ["-o", "subformat=twoGbMaxExtentSparse"]), ("vmdk",
+                         ["-o", "subformat=monolithicFlat"]), ("raw", []), ("add-cow", [])], ids=str)
+def test_into_other_formats(v, form, options):
+    a = archive()
+    a.write(v.dir / "a.vma")
+    r = extract(v, "--to", form, *options, "a.vma", "out")
+    if form == "add-cow" and r.code != 0:
+        pytest.skip("add-cow needs an image file of its own: " + r.errors)
+    assert r.code == 0, r
+    for i, name in ((1, "drive-scsi0"), (2, "drive-scsi1")):
+        compare(v, f"out/{name}.{form}", a.contents[i])
+    assert not [n for n in os.listdir(v.dir / "out") if n.startswith(".")]
+
+
+def test_one_disk_into_a_file(v):
+    a = archive()
+    a.write(v.dir / "a.vma")
+    assert extract(v, "-d", "drive-scsi1", "--output", "x.raw", "a.vma").code == 0
+    assert v.get("x.raw") == a.contents[2]
+    assert extract(v, "-d", "drive-scsi0", "--output", "x.vmdk", "--to", "vmdk", "a.vma").code == 0
+    compare(v, "x.vmdk", a.contents[1])
+    r = extract(v, "--output", "y.raw", "a.vma")  # which one?
+    assert r.code == 1 and "y.raw" not in v.names()
+    r = extract(v, "-d", "drive-scsi1", "--output", "x.raw", "a.vma")  # it is there
+    assert r.code == 1 and "x.raw" in r.errors
+    r = extract(v, "-d", "nope", "--output", "y.raw", "a.vma")
+    assert r.code == 1 and "nope" in r.errors
+    assert sorted(n for n in v.names() if n != "expected.raw") == ["a.vma", "x.raw", "x.vmdk"]
+
+
+def test_over_a_larger_disk_that_is_there(v):
+    a = archive()
+    a.write(v.dir / "a.vma")
+    size = 12 * CLUSTER
+    v.put("x.raw", b"\xee" * size)
+    assert extract(v, "-n", "-d", "drive-scsi0", "--output", "x.raw", "a.vma").code == 0
+    got = v.get("x.raw")
+    assert len(got) == size and got[:len(a.contents[1])] == a.contents[1]
+    assert set(got[len(a.contents[1]):]) == {0xee}  # not the archive's
+    v.put("x.raw", bytes(size))
+    assert extract(v, "-n", "--target-is-zero", "-d", "drive-scsi0", "--output", "x.raw", "a.vma").code == 0
+    assert v.get("x.raw")[:len(a.contents[1])] == a.contents[1]
+    v.put("small.raw", bytes(8 * CLUSTER))
+    r = extract(v, "-n", "-d", "drive-scsi0", "--output", "small.raw", "a.vma")
+    assert r.code == 1 and "small.raw" in r.errors and v.get("small.raw") == bytes(8 * CLUSTER)
+
+
+def test_into_a_block_device(v):
+    a = archive()
+    a.write(v.dir / "a.vma")
+    v.put("back", b"\xee" * (12 * CLUSTER))
+    done = subprocess.run(["losetup", "-f", "--show", str(v.dir / "back")], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("no loop devices")
+    loop = done.stdout.decode().strip()
+    try:
+        assert extract(v, "-d", "drive-scsi0", "--output", loop, "a.vma").code == 0
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=False)
+    assert v.get("back")[:len(a.contents[1])] == a.contents[1]
+
+
+def test_names_that_are_no_file_names(v):
+    for name, files in (("config-name-traversal", {"config-1": b"evil"}), ("config-name-newline", {"config-1": b"evil"}),
+                        ("disk-name-slash", {"disk-1.raw"}), ("disk-names-alike", {"disk-1.raw", "disk-2.raw"})):
+        v.put("bad.vma", BAD[name].data)
+        r = extract(v, "bad.vma", "out")
+        assert r.code == 1 and "--id-names" in r.errors and not os.path.exists(v.dir / "out"), (name, r)
+        r = extract(v, "--id-names", "bad.vma", "out")
+        assert r.code == 0, (name, r)
+        found = set(os.listdir(v.dir / "out"))
+        assert found >= {"qemu-server.conf"} | set(files), found
+        assert not any("/" in n or "\n" in n or ".." in n for n in found)
+        subprocess.run(["rm", "-r", str(v.dir / "out")], check=True)
+    assert sorted(os.listdir(v.dir)) == ["bad.vma"] and sorted(os.listdir(v.dir.parent)) == ["bin", "work"]
+
+
+def test_symbolic_links_in_the_directory_are_not_followed(v):
+    a = archive()
+    a.write(v.dir / "a.vma")
+    (v.dir / "out").mkdir()
+    v.put("victim", b"precious")
+    for name in ("drive-scsi0.raw", "qemu-server.conf"):
+        os.symlink("../victim", v.dir / "out" / name)
+    assert extract(v, "a.vma", "out").code == 1
+    assert v.get("victim") == b"precious"
+    assert extract(v, "--force", "a.vma", "out").code == 0
+    assert v.get("victim") == b"precious" and v.get("out/drive-scsi0.raw") == a.contents[1]
+    os.symlink("elsewhere", v.dir / "out2")
+    assert extract(v, "a.vma", "out2").code == 1
+
+
+def test_json_tells_what_was_made(v):
+    archive().write(v.dir / "a.vma")
+    r = extract(v, "--json", "a.vma", "out")
+    found = json.loads(r.out)
+    assert [(d["name"], d["id"], d["file"]) for d in found["disks"]] == [("drive-scsi0", 1, "drive-scsi0.raw"),
+                                                                         ("drive-scsi1", 2, "drive-scsi1.raw")]
+    assert found["damage"] == [] and found["missing-bytes"] == 0
+    listed = json.loads(v.ok("drover", "vma", "list", "--json", "a.vma").out)
+    assert [(d["name"], d["size"]) for d in listed["disks"]] == [("drive-scsi0", 9 * CLUSTER + 1024), ("drive-scsi1", 7 * CLUSTER)]
+    assert listed["uuid"].replace("-", "") == vmagen.UUID.hex() and listed["ctime"] == vmagen.CTIME
+
+
+def test_hostile_names_in_lists(v):
+    for name in ("config-name-forged", "config-name-escape", "disk-name-escape", "disk-name-newline"):
+        v.put("bad.vma", BAD[name].data)
+        r = v.ok("drover", "vma", "list", "bad.vma")
+        assert "\\x" in r.text and not [line for line in r.text.splitlines() if line.startswith(("DEV: ", "CTIME: "))]
+        assert json.loads(v.ok("drover", "vma", "list", "--json", "bad.vma").out)
+
+
+# ---------------------------------------------------------------------------------------- salvage
+
+
+def merged(ranges):
+    out = []
+    for a, b in sorted(ranges):
+        if out and out[-1][1] >= a:
+            out[-1][1] = max(out[-1][1], b)
+        else:
+            out.append([a, b])
+    return [(a, b - a) for a, b in out]
+
+
+def missing_of(a, extents):
+    """{disk name: [(offset, length)]} that is lost with these extents."""
+    lost = {}
+    for e in extents:
+        for s in e.slots:
+            if s.disk:
+                size = len(a.contents[s.disk])
+                lost.setdefault(s.disk, []).append((s.cluster * CLUSTER, min((s.cluster + 1) * CLUSTER, size)))
+    return {a.header.disks[i][0].decode(): merged(r) for i, r in lost.items()}
+
+
+def salvage(v, data, stdin=False):
+    """-> (exit code, {disk: missing ranges}, other damage)"""
+    subprocess.run(["rm", "-rf", str(v.dir / "out")], check=True)
+    v.put("bad.vma", data)
+    r = extract(v, "--salvage", "--json", "-" if stdin else "bad.vma", "out", stdin=data if stdin else None)
+    assert r.code in (0, 1, 3), r
+    missing, other = {}, []
+    for d in json.loads(r.out)["damage"]:
+        if d["kind"] == "missing":
+            missing.setdefault(d["disk"], []).append((d["offset"], d["length"]))
+        else:
+            other.append((d["kind"], d.get("disk"), d["offset"], d["length"]))
+    return r.code, missing, other
+
+
+def check_salvaged(v, a, missing):
+    """What is not missing is right; what is missing reads as zeros."""
+    for i, content in a.contents.items():
+        name = a.header.disks[i][0].decode()
+        wanted = bytearray(content)
+        for at, length in missing.get(name, []):
+            wanted[at:at + length] = bytes(length)
+        assert v.get(f"out/{name}.raw") == wanted, name
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_a_broken_extent_costs_its_clusters_and_nothing_else(v, stdin):
+    a = archive(per=3)
+    data, places = a.build(), a.places()
+    assert salvage(v, data, stdin) == (0, {}, [])
+    for n in (0, 2, len(places) - 1):
+        at, length, e = places[n]
+        for where in (at + 3, at + 8, at + 30, at + 45, at + 500):
+            code, missing, other = salvage(v, data[:where] + bytes([data[where] ^ 0x40]) + data[where + 1:], stdin)
+            assert code == 3 and missing == missing_of(a, [e]), (n, where)
+            assert other == [("extent", None, at, length)], (n, where)
+        check_salvaged(v, a, missing)
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_a_hole_in_the_middle(v, stdin):
+    """A piece of the archive lost to zeros, over several extents and not at their borders."""
+    a = archive(per=2)
+    data, places = a.build(), a.places()
+    first, last = places[2][0] + 30, places[4][0] + 40
+    bad = data[:first] + bytes(last - first) + data[last:]
+    code, missing, _ = salvage(v, bad, stdin)
+    assert code == 3 and missing == missing_of(a, [places[n][2] for n in (2, 3, 4)])
+    check_salvaged(v, a, missing)
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+@pytest.mark.parametrize("cut", [1, 511, 512, 513, 5000])
+def test_bytes_that_are_gone(v, stdin, cut):
+    """All behind them stands earlier than it should, at offsets that are no multiples of anything."""
+    a = archive(per=2)
+    data, places = a.build(), a.places()
+    at = places[3][0]
+    bad = data[:at + 20] + data[at + 20 + cut:]
+    code, missing, _ = salvage(v, bad, stdin)
+    assert code == 3
+    if cut % 512 == 0:  # at others, extents cannot stand: they may be searched for or not
+        assert missing == missing_of(a, [places[3][2]])
+    elif missing != missing_of(a, [places[3][2]]):
+        assert missing == missing_of(a, [p[2] for p in places[3:]])
+    check_salvaged(v, a, missing)
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_an_archive_that_is_cut(v, stdin):
+    a = archive(per=3)
+    data, places = a.build(), a.places()
+    for n in (0, 2, len(places) - 1):
+        for into in (0, 100, 512, places[n][1] // 2, places[n][1] - 1):
+            code, missing, _ = salvage(v, data[:places[n][0] + into], stdin)
+            assert code == 3
+            whole = missing_of(a, [p[2] for p in places[n:]])
+            less = missing_of(a, [p[2] for p in places[n + 1:]])
+            assert covers(whole, missing) and covers(missing, less), (n, into, missing)
+            if into <= 512 and any(s.blocks for s in places[n][2].slots):
+                pass
+            check_salvaged(v, a, missing)
+    text = extract(v, "--salvage", "--force", "bad.vma", "out").text
+    assert all(f"{name}: {at}..{at + length} ({length} bytes): missing" in text
+               for name, ranges in missing.items() for at, length in ranges), text
+
+
+def covers(a, b):
+    """Is all of b in a?"""
+    def contained(at, length, ranges):
+        return any(x <= at and at + length <= x + n for x, n in ranges)
+    return all(contained(at, length, a.get(name, [])) for name, ranges in b.items() for at, length in ranges)
+
+
+def test_duplicates_the_first_counts(v):
+    a = archive(per=4)
+    double = vmagen.Slot(1, 0, {k: b"\xdd" * 4096 for k in range(16)})
+    a.extents.append(vmagen.Extent([double]))
+    code, missing, other = salvage(v, a.build())
+    assert code == 3 and missing == {} and other == [("duplicate", "drive-scsi0", 0, CLUSTER)]
+    check_salvaged(v, a, {})
+
+
+def test_salvage_finds_what_checksums_know(v):
+    content = vmagen.random_disk(random.Random(1), 20 * CLUSTER, 0.9)
+    v.put("a.raw", content)
+    v.ok("drover", "vma", "create", "-q", "a.vma", "-d", "format=raw:x=a.raw")
+    data = bytearray(v.get("a.vma"))
+    parsed = vmagen.parse(bytes(data))
+    at, _, slots = parsed.extents[0]
+    data[at + 512 + 70] ^= 1
+    v.put("a.vma", bytes(data))
+    cluster = next(n for _, n, mask in slots if mask)
+    r = extract(v, "--salvage", "--json", "a.vma", "out")
+    found = json.loads(r.out)
+    assert r.code == 3
+    assert [(d["kind"], d["offset"], d["length"]) for d in found["damage"]] == [("checksum", cluster * CLUSTER, CLUSTER)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_damage_never_gives_wrong_bytes_without_saying_so(v, seed):
+    """Headers have checksums, and data gets them here: what comes out and is not listed is right."""
+    rng = random.Random(seed)
+    content = vmagen.random_disk(rng, 60 * CLUSTER)
+    v.put("a.raw", content)
+    v.ok("drover", "vma", "create", "-q", "bad.vma", "-d", "format=raw:drive-scsi0=a.raw")
+    data = bytearray(v.get("bad.vma"))
+    head = struct.unpack_from(">I", data, 56)[0]
+    for _ in range(5):
+        at, n = rng.randrange(head, len(data)), rng.choice((1, 512, 4096, 70000))
+        how = rng.randrange(3)
+        if how == 0:
+            data[at:at + n] = rng.randbytes(min(n, len(data) - at))
+        elif how == 1:
+            data[at:at + n] = bytes(min(n, len(data) - at))
+        elif rng.random() < 0.5:
+            del data[at:at + n]
+    v.put("bad.vma", bytes(data))
+    r = extract(v, "--salvage", "--json", "bad.vma", "out")
+    assert r.code in (0, 3), r
+    got = v.get("out/drive-scsi0.raw")
+    assert len(got) == len(content)
+    listed = [(d["offset"], d["offset"] + d["length"]) for d in json.loads(r.out)["damage"] if d.get("disk")]
+    for at in range(0, len(content), 4096):
+        if got[at:at + 4096] != content[at:at + 4096]:
+            assert any(a <= at < b for a, b in listed), at
+
+
+def test_salvage_of_something_that_is_no_archive(v):
+    for name in ("header-md5", "text", "cut-at-12288"):
+        v.put("bad.vma", BAD[name].data)
+        r = extract(v, "--salvage", "bad.vma", "out")
+        assert r.code == 1 and not os.path.exists(v.dir / "out"), r
+
+
+# ---------------------------------------------------------------------------------------- resume
+
+
+def interrupt(v, *args, number=signal.SIGKILL, until=".drover.record"):
+    """Start an extraction that is slow, and end it when something is there."""
+    p = v.start("drover", "vma", "extract", "-r", "2M", *args)
+    deadline = time.monotonic() + 30
+    while not (os.path.exists(v.dir / until) and os.stat(v.dir / until).st_size > 0):
+        assert p.poll() is None and time.monotonic() < deadline, p.communicate()
+        time.sleep(0.01)
+    time.sleep(0.3)
+    p.send_signal(number)
+    p.communicate(timeout=30)
+    return p.returncode
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_going_on(v, number):
+    rng = random.Random(5)
+    a = vmagen.simple({1: rng.randbytes(100 * CLUSTER), 2: vmagen.random_disk(rng, 40 * CLUSTER)}, order="interleaved")
+    a.write(v.dir / "a.vma")
+    interrupt(v, "--resume", "a.vma", "out", number=number, until="out/.drover.partial/.drover.record")
+    assert os.listdir(v.dir / "out") == [".drover.partial"], "something has its final name"
+    r = extract(v, "--resume", "a.vma", "out")
+    assert r.code == 0, r
+    same_files(v.dir / "out", {"qemu-server.conf": vmagen.CONF, "drive-scsi0.raw": a.contents[1], "drive-scsi1.raw": a.contents[2]})
+
+
+def test_going_on_with_another_archive_is_refused(v):
+    rng = random.Random(6)
+    a = vmagen.simple({1: rng.randbytes(100 * CLUSTER)})
+    a.write(v.dir / "a.vma")
+    interrupt(v, "--resume", "a.vma", "out", until="out/.drover.partial/.drover.record")
+    other = vmagen.with_uuid(vmagen.simple({1: rng.randbytes(100 * CLUSTER)}), bytes(16))
+    other.write(v.dir / "b.vma")
+    r = extract(v, "--resume", "b.vma", "out")
+    assert r.code == 1 and os.listdir(v.dir / "out") == [".drover.partial"], r
+    assert extract(v, "--resume", "a.vma", "out").code == 0
+    assert v.get("out/drive-scsi0.raw") == a.contents[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_without_resume_leaves_nothing(v, number):
+    vmagen.simple({1: random.Random(5).randbytes(100 * CLUSTER)}).write(v.dir / "a.vma")
+    code = interrupt(v, "a.vma", "out", number=number, until="out/.drover.partial/drive-scsi0.raw")
+    assert code > 0 or code == -number
+    assert v.names() == ["a.vma"]
+
+
+def test_after_a_kill_without_resume_it_starts_over(v):
+    a = vmagen.simple({1: random.Random(5).randbytes(100 * CLUSTER)})
+    a.write(v.dir / "a.vma")
+    interrupt(v, "a.vma", "out", until="out/.drover.partial/drive-scsi0.raw")
+    assert os.listdir(v.dir / "out") == [".drover.partial"]
+    assert extract(v, "a.vma", "out").code == 0
+    same_files(v.dir / "out", {"qemu-server.conf": vmagen.CONF, "drive-scsi0.raw": a.contents[1]})
+
+
+def test_two_into_one_directory(v):
+    a = vmagen.simple({1: random.Random(5).randbytes(100 * CLUSTER)})
+    a.write(v.dir / "a.vma")
+    p = v.start("drover", "vma", "extract", "-r", "2M", "a.vma", "out")
+    while not os.path.exists(v.dir / "out/.drover.partial/drive-scsi0.raw"):
+        assert p.poll() is None
+        time.sleep(0.01)
+    r = extract(v, "a.vma", "out")
+    assert r.code == 1 and "another" in r.errors
+    p.send_signal(signal.SIGTERM)
+    p.communicate(timeout=30)
+
+
+def test_a_rate(v):
+    vmagen.simple({1: random.Random(5).randbytes(64 * CLUSTER)}).write(v.dir / "a.vma")
+    started = time.monotonic()
+    assert extract(v, "-r", "4M", "a.vma", "out").code == 0
+    assert 0.5 < time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 16])
+def test_jobs(v, jobs):
+    a = GOOD["shuffled"]
+    a.write(v.dir / "a.vma")
+    assert extract(v, "-m", str(jobs), "a.vma", "out").code == 0
+    for name, data in a.disks.items():
+        assert v.get(f"out/{name}.raw") == data
+
+
+def test_pipes_end_to_end(v):
+    """create | zstd | extract, nothing in between ever in a file."""
+    content = vmagen.random_disk(random.Random(7), 300 * CLUSTER, 0.3)
+    v.put("a.raw", content)
+    line = ("drover vma create - -d format=raw:x=a.raw | zstd -q | drover vma extract - one && "
+            "drover vma create --zstd - -d format=raw:x=a.raw | drover vma extract - two && "
+            "drover vma create - -d format=raw:x=a.raw | { sleep 0.3; dd bs=7777 status=none; } | vma verify -")
+    done = subprocess.run(["bash", "-c", "set -o pipefail; " + line], cwd=v.dir, capture_output=True, check=False,
+                          env={**os.environ, "PATH": f"{v.bin}:{os.environ['PATH']}"}, timeout=60)
+    assert done.returncode == 0, done
+    assert v.get("one/x.raw") == content and v.get("two/x.raw") == content
+
+
+def test_a_full_disk(v):
+    a = vmagen.simple({1: random.Random(5).randbytes(100 * CLUSTER)})
+    a.write(v.dir / "a.vma")
+    room = v.dir.parent / "room"
+    room.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", str(room)], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a tmpfs")
+    try:
+        for args in (["a.vma", room / "out"], ["--to", "vmdk", "a.vma", room / "out"], ["--output", room / "x.raw", "a.vma"]):
+            r = extract(v, *args)
+            assert r.code == 1 and "No space left" in r.errors, r
+            assert os.listdir(room) == [], args
+    finally:
+        subprocess.run(["umount", str(room)], check=False)
+
+
+def test_memory_stays_small(v):
+    vmagen.write_huge(v.dir / "huge.vma", 4 * 10**9 // CLUSTER * CLUSTER, disks=2, zeros=True)
+    r = extract(v, "huge.vma", "out", memory=256 * MIB)
+    assert r.code == 0 and os.stat(v.dir / "out/drive-scsi0.raw").st_blocks == 0, r
