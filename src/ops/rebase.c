@@ -335,6 +335,8 @@ static int own_zeros(struct rebase *rb, struct dr_error *err)
     struct dr_walk walk;
     if (rb->name || !image->fmt->plain || !image->fmt->plain(image))
         return 0;
+    struct dr_job job = rb->job ? *rb->job : (struct dr_job){0};
+    job.progress = NULL; /* the copy has told of all bytes */
     dr_walk_init(&walk, rb->disk->chain, 0, 1, image->size);
     struct dr_copy_policy policy = {
         .user = &walk,
@@ -342,7 +344,7 @@ static int own_zeros(struct rebase *rb, struct dr_error *err)
         .emit = own_emit,
         .total = walk.size,
     };
-    return dr_copy_run(&policy, rb->job, err);
+    return dr_copy_run(&policy, &job, err);
 }
 
 /* ------------------------------------------------------------------ giving up what is equal */
