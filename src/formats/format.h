@@ -92,6 +92,8 @@ struct dr_create_params {
     unsigned file_flags;         /* enum dr_file_flag to add when opening the new files */
     const char *final; /* where the image will stand when path is only the private place from which
                           what stands in its directory is moved; NULL = path */
+    bool all_new; /* the image is written before it is moved: all its files are made next to path,
+                     none that exists becomes its own */
 };
 
 /* What a new image takes: the lengths of its files together. */
@@ -149,8 +151,8 @@ struct dr_format {
     const struct dr_option_help *create_options;
     const char
         *parent_format; /* the only format its parents can have; NULL = any, so it must be told */
-    const char *default_parent; /* the format of a parent of which nothing is told; NULL = it must
-                                   be told */
+    const char *default_parent;  /* the format of a parent of which nothing is told; NULL = it must
+                                    be told */
     const char *snapshot_suffix; /* external snapshot names: "vmdk" → X-000001.vmdk */
     /* 0 = a reservation lies in one unit. Else a multiple of every unit: a reservation may cover
      * several neighbouring whole or partial units that are alike, and crosses no multiple of span.

@@ -91,9 +91,14 @@ static int open_backing(struct convert *c, struct dr_error *err)
 
 static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_error *err)
 {
-    int r = dr_new_create(c->fs, c->fresh.path, NULL, fmt, c->total, c->o->pairs, c->o->n_pairs,
-                          c->backing ? c->backing->chain->images[0] : NULL, c->o->backing,
-                          backing_format(c), target_flags(c), err);
+    const struct dr_create_params what = {
+        .size = c->total,
+        .backing = c->backing ? c->backing->chain->images[0] : NULL,
+        .backing_name = c->o->backing,
+        .backing_format = backing_format(c),
+        .all_new = true,
+    };
+    int r = dr_new_create(&c->fresh, fmt, &what, c->o->pairs, c->o->n_pairs, target_flags(c), err);
     if (r == 0)
         r = dr_new_check_places(&c->fresh, err);
     if (r < 0)

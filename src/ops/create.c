@@ -78,8 +78,13 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
         r = dr_new_begin(&fresh, fs, path, o->no_replace, o->flags, err);
     if (r < 0)
         return r;
-    r = dr_new_create(fs, fresh.path, fresh.final, fmt, size, o->pairs, o->n_pairs,
-                      backing ? backing->chain->images[0] : NULL, name, format, o->flags, err);
+    const struct dr_create_params what = {
+        .size = size,
+        .backing = backing ? backing->chain->images[0] : NULL,
+        .backing_name = name,
+        .backing_format = format,
+    };
+    r = dr_new_create(&fresh, fmt, &what, o->pairs, o->n_pairs, o->flags, err);
     return r < 0 ? r : dr_new_publish(&fresh, err);
 }
 

@@ -518,26 +518,20 @@ int dr_new_hide(int r, struct dr_error *err)
     return r;
 }
 
-int dr_new_create(struct dr_fs *fs, const char *path, const char *final,
-                  const struct dr_format *fmt, uint64_t size, const struct dr_pair *pairs,
-                  size_t n_pairs, struct dr_image *backing, const char *backing_name,
-                  const char *backing_format, unsigned flags, struct dr_error *err)
+int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
+                  const struct dr_create_params *what, const struct dr_pair *pairs, size_t n_pairs,
+                  unsigned flags, struct dr_error *err)
 {
     CLEANUP_FREE struct dr_option *options = calloc(n_pairs + 1, sizeof(*options));
     if (!options)
-        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+        return dr_fail(err, ENOMEM, "%s: out of memory", n->final);
     for (size_t i = 0; i < n_pairs; i++)
         options[i] = (struct dr_option){pairs[i].name, pairs[i].value};
-    struct dr_create_params params = {
-        .size = size,
-        .options = options,
-        .n_options = n_pairs,
-        .backing = backing,
-        .backing_name = backing_name,
-        .backing_format = backing_format,
-        .file_flags = dr_ops_file_flags(flags),
-        .final = final,
-    };
-    int r = backing ? dr_image_harden(backing, err) : 0; /* its id gets recorded */
-    return r < 0 ? r : fmt->create(fs, path, &params, err);
+    struct dr_create_params params = *what;
+    params.options = options;
+    params.n_options = n_pairs;
+    params.file_flags = dr_ops_file_flags(flags);
+    params.final = n->final;
+    int r = what->backing ? dr_image_harden(what->backing, err) : 0; /* its id gets recorded */
+    return r < 0 ? r : fmt->create(n->fs, n->path, &params, err);
 }

@@ -80,12 +80,11 @@ int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err);
 /* A failure is told about the final name, not the private directory. Returns r. */
 int dr_new_hide(int r, struct dr_error *err);
 
-/* Create an image by its driver at path (a private place); backing may be NULL. final: where it
- * will stand, if files that are there already may become its own; else NULL. */
-int dr_new_create(struct dr_fs *fs, const char *path, const char *final,
-                  const struct dr_format *fmt, uint64_t size, const struct dr_pair *pairs,
-                  size_t n_pairs, struct dr_image *backing, const char *backing_name,
-                  const char *backing_format, unsigned flags, struct dr_error *err);
+/* Create the image by its driver in the private directory. what: all but the settings, which are
+ * pairs, and what n knows. */
+int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
+                  const struct dr_create_params *what, const struct dr_pair *pairs, size_t n_pairs,
+                  unsigned flags, struct dr_error *err);
 
 /* ------------------------------------------------------------------ directories of images (scan.c)
  *

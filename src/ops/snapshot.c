@@ -105,17 +105,15 @@ static int open_exclusive(struct dr_fs *fs, const char *path, const struct dr_op
 static int make_child(struct dr_new_image *fresh, struct dr_image *image, unsigned flags,
                       struct dr_error *err)
 {
-    struct dr_create_params params = {
+    const struct dr_create_params what = {
         .size = image->size,
         .backing = image,
         .backing_name = dr_path_basename(image->path),
         .backing_format = image->fmt->name,
         .like = image,
-        .file_flags = dr_ops_file_flags(flags),
-        .final = fresh->final,
+        .all_new = true,
     };
-    int r = dr_image_harden(image, err); /* its id gets recorded */
-    return r < 0 ? r : image->fmt->create(fresh->fs, fresh->path, &params, err);
+    return dr_new_create(fresh, image->fmt, &what, NULL, 0, flags, err);
 }
 
 int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,

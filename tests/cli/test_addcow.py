@@ -243,6 +243,16 @@ def test_convert_takes_settings(t):
     assert data_of(t, "out.add-cow")["image-file"] == "own.raw" and "out.raw" not in t.names()
 
 
+def test_convert_puts_the_raw_file_next_to_the_metadata(t):
+    t.ok("create", "-q", "other.raw", "1M")
+    (t.dir / "sub").mkdir()
+    r = t.drover("convert", "-O", "add-cow", "-o", "image_file=sub/own.raw", "other.raw", "out.add-cow")
+    assert r.code == 1 and "next to it" in r.err and ".drover." not in r.err
+    assert t.names() == ["other.raw", "sub"] and os.listdir(t.dir / "sub") == []
+    t.ok("convert", "-O", "add-cow", "-o", f"image_file={t.dir}/own.raw", "other.raw", "out.add-cow")
+    assert data_of(t, "out.add-cow")["image-file"] == "own.raw"
+
+
 def test_compare_sees_a_difference(t):
     chain(t)
     t.ok("convert", "top.add-cow", "copy.raw")

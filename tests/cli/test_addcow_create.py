@@ -293,6 +293,8 @@ def test_a_snapshot_takes_no_file_that_exists(t):
     (t.dir / "disk-000001.raw").write_text("mine")
     assert t.ok("snapshot", "-c", "disk.add-cow") == "disk-000002.add-cow\n"
     (t.dir / "named.raw").write_text("mine too")
+    t.ok("create", "-q", "empty.raw", "1M")  # what create would take, a snapshot does not
+    refused(t, "snapshot", "-c", "empty.add-cow", "disk.add-cow", word="empty.raw")
     refused(t, "snapshot", "-c", "named.add-cow", "disk.add-cow", word="named.raw")
     refused(t, "snapshot", "-c", "disk-000002.add-cow", "disk.add-cow", word="exists already")
     assert (t.dir / "named.raw").read_text() == "mine too"

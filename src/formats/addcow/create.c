@@ -187,7 +187,7 @@ static int find_place(struct plan *p, struct dr_error *err)
     CLEANUP_FREE char *full = dr_path_sibling(p->final, p->image);
     if (!full)
         return dr_fail_errno(err, ENOMEM, "%s", p->path);
-    p->exists = p->fs->ops->identify(p->fs, full, &id, NULL) == 0;
+    p->exists = !p->params->all_new && p->fs->ops->identify(p->fs, full, &id, NULL) == 0;
     int r = p->exists ? check_not_parent(p, &id, err) : 0;
     if (r == 0)
         r = check_tree(p, full, err);
@@ -198,6 +198,12 @@ static int find_place(struct plan *p, struct dr_error *err)
                        "%s: the name of its image file has %zu bytes, at most %u fit", p->path,
                        strlen(p->image), ADDCOW_NAME_FIELD - 1);
     bool stays = p->exists || strchr(p->image, '/');
+    if (stays && p->params->all_new)
+        return dr_fail(err, ENOTSUP,
+                       "%s: its image file \"%s\" must be made next to it here; to have it in "
+                       "another directory make the pair with create and write over it with "
+                       "convert -n",
+                       p->path, p->image);
     p->raw_path = dr_path_sibling(stays ? p->final : p->path, p->image);
     return p->raw_path ? 0 : dr_fail_errno(err, ENOMEM, "%s", p->path);
 }
