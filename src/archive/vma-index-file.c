@@ -23,10 +23,12 @@
 #define AT_LAST     40 /* where the last extent stands */
 #define AT_LAST_MD5 48 /* its checksum, as it has it */
 #define FIXED       64
-#define DISK_HEAD   24 /* id (4), zeros (4), clusters (8), words (8) */
-#define SUM         8  /* xxh3-64 of everything before it, at the end */
-#define ZERO_RUN    (1ull << 63)
-#define WORD_HOST   ((1ull << 47) - 1)
+#define DISK_HEAD   24           /* id (4), zeros (4), clusters (8), words (8) */
+#define SUM         8            /* xxh3-64 of everything before it, at the end */
+#define KIND        (3ull << 62) /* of a word: neither bit = one cluster */
+#define ZERO_RUN    (2ull << 62) /* so many clusters of zeros */
+#define FULL_RUN    (3ull << 62) /* so many whole ones, right behind what the last word said */
+#define WHOLE       0xffffu
 #define HOST_UNIT   512u
 #define PIECE       65536u
 #define VMA_MD5     32 /* where a header and an extent have their checksums */
@@ -85,39 +87,55 @@ static int put_word(struct writer *w, uint64_t word, struct dr_error *err)
     return put_bytes(w, raw, sizeof(raw), err);
 }
 
-/* The next word of a disk from cluster *c on: one cluster, or all the zeros that follow. */
-static uint64_t next_word(const struct writer *w, const struct dr_vma_disk *disk, uint64_t *c)
+/* How many clusters from c on are like the first: zeros, or whole and right behind next. */
+static uint64_t run_length(const struct writer *w, const struct dr_vma_disk *disk, uint64_t c,
+                           uint16_t mask, uint64_t next)
 {
-    uint64_t end = vma_clusters(disk->size), run = 0;
-    for (; *c < end; ++*c, run++) {
-        struct vma_place p = vma_index_find(w->index, disk->id, (uint32_t)*c);
-        if (p.mask && run == 0) {
-            ++*c;
-            return (p.host - w->header->header_size) / HOST_UNIT << 16 | p.mask;
-        }
-        if (p.mask)
+    uint64_t n = 0, end = vma_clusters(disk->size);
+    for (; c + n < end; n++, next += DR_VMA_CLUSTER) {
+        struct vma_place p = vma_index_find(w->index, disk->id, (uint32_t)(c + n));
+        if (p.mask != mask || (mask && p.host != next))
             break;
     }
-    return ZERO_RUN | run;
+    return n;
+}
+
+/* The next word of a disk from cluster *c on. *next: where the data that the last one told of
+ * ends; 0 at first. */
+static uint64_t next_word(const struct writer *w, const struct dr_vma_disk *disk, uint64_t *c,
+                          uint64_t *next)
+{
+    struct vma_place p = vma_index_find(w->index, disk->id, (uint32_t)*c);
+    uint64_t n = 1;
+    if (!p.mask || (p.mask == WHOLE && p.host == *next)) {
+        n = run_length(w, disk, *c, p.mask, *next);
+        *next += p.mask ? n * DR_VMA_CLUSTER : 0;
+        *c += n;
+        return (p.mask ? FULL_RUN : ZERO_RUN) | n;
+    }
+    *next = p.host + (uint64_t)__builtin_popcount(p.mask) * DR_VMA_BLOCK;
+    *c += n;
+    return (p.host - w->header->header_size) / HOST_UNIT << 16 | p.mask;
 }
 
 static uint64_t count_words(const struct writer *w, const struct dr_vma_disk *disk)
 {
-    uint64_t n = 0;
+    uint64_t n = 0, next = 0;
     for (uint64_t c = 0; c < vma_clusters(disk->size); n++)
-        next_word(w, disk, &c);
+        next_word(w, disk, &c, &next);
     return n;
 }
 
 static int put_disk(struct writer *w, const struct dr_vma_disk *disk, struct dr_error *err)
 {
     uint8_t head[DISK_HEAD] = {0};
+    uint64_t next = 0;
     put_le32(head, disk->id);
     put_le64(head + 8, vma_clusters(disk->size));
     put_le64(head + 16, count_words(w, disk));
     int r = put_bytes(w, head, sizeof(head), err);
     for (uint64_t c = 0; r == 0 && c < vma_clusters(disk->size);)
-        r = put_word(w, next_word(w, disk, &c), err);
+        r = put_word(w, next_word(w, disk, &c, &next), err);
     return r;
 }
 
@@ -195,6 +213,7 @@ struct reader {
     const struct dr_vma_header *header;
     struct vma_index *index;
     uint64_t archive_size;
+    uint64_t next; /* where the data of the last word ends */
     uint8_t *buf;
     uint64_t pos, end; /* in the file; the checksum stands at end */
     size_t at, n;      /* in buf */
@@ -229,21 +248,35 @@ static int get_bytes(struct reader *rd, void *out, size_t n, struct dr_error *er
     return 0;
 }
 
+/* Where a word's clusters stand: how many, their mask, the first one's place. */
+static bool parse_word(const struct reader *rd, uint64_t word, uint64_t *n, uint16_t *mask,
+                       uint64_t *host)
+{
+    *n = word & ~KIND;
+    *host = rd->next;
+    *mask = (word & KIND) == FULL_RUN ? WHOLE : 0;
+    if (word & ZERO_RUN)
+        return *n > 0 && (!*mask || rd->next > 0);
+    if (word & KIND)
+        return false;
+    *n = 1;
+    *mask = (uint16_t)word;
+    *host = rd->header->header_size + (word >> 16) * HOST_UNIT;
+    return *mask;
+}
+
 static int take_word(struct reader *rd, unsigned id, uint64_t clusters, uint64_t word, uint64_t *c,
                      struct dr_error *err)
 {
-    uint16_t mask = (uint16_t)word;
-    uint64_t n = 1, host = 0, blocks = (uint64_t)__builtin_popcount(mask) * DR_VMA_BLOCK;
-    if (word & ZERO_RUN) {
-        n = word & ~ZERO_RUN;
-        mask = 0;
-    } else {
-        host = rd->header->header_size + (word >> 16 & WORD_HOST) * HOST_UNIT;
+    uint64_t n, host, bytes;
+    uint16_t mask;
+    bool ok = parse_word(rd, word, &n, &mask, &host) && n <= clusters - *c;
+    if (ok && mask) {
+        bytes = n * (uint64_t)__builtin_popcount(mask) * DR_VMA_BLOCK;
+        ok = dr_inside(host, bytes, rd->archive_size);
+        rd->next = host + bytes;
     }
-    if (n == 0 || n > clusters - *c || (!mask && !(word & ZERO_RUN)) ||
-        (mask && !dr_inside(host, blocks, rd->archive_size)))
-        return damaged(rd, "a cluster stands where none can be", err);
-    int r = vma_index_put(rd->index, id, c, n, mask, host);
+    int r = ok ? vma_index_put(rd->index, id, c, n, mask, host) : -ERANGE;
     if (r == -ENOMEM)
         return dr_fail(err, ENOMEM, "%s: out of memory", rd->file->path);
     return r < 0 ? damaged(rd, "a cluster stands where none can be", err) : 0;
@@ -253,6 +286,7 @@ static int take_disk(struct reader *rd, const struct dr_vma_disk *disk, struct d
 {
     uint8_t head[DISK_HEAD], raw[8];
     uint64_t clusters = vma_clusters(disk->size), c = 0;
+    rd->next = 0;
     int r = get_bytes(rd, head, sizeof(head), err);
     if (r < 0)
         return r;
