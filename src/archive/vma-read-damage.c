@@ -133,6 +133,7 @@ static bool next_gap(const struct vma_reading *d, uint64_t from, uint64_t *first
 int vma_damage_missing(struct vma_read *x, struct dr_error *err)
 {
     struct vma_pending first = {0};
+    vma_damage_flush(x);
     for (unsigned id = 1; id < 256; id++) {
         const struct vma_reading *d = &x->disks[id];
         uint64_t at, n;

@@ -80,7 +80,7 @@ static int resync(struct vma_read *x, const char *why, struct dr_error *err)
     do {
         zero = zero && dr_is_zero(x->unit, x->unit_len);
         if (!zero && !x->o->salvage)
-            return vma_damage(x, DR_VMA_EXTENT, 0, from, VMA_EXTENT_HEADER, why, err);
+            return vma_damage(x, DR_VMA_EXTENT, 0, from, x->pos + x->unit_len - from, why, err);
         int r = next_unit(x, &zero, err);
         if (r < 0)
             return r;
