@@ -327,7 +327,9 @@ static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
     if (w->options->no_sync)
         tmp->flags |= DR_FILE_NO_FLUSH;
     vma_output_to_file(&w->out, tmp, w->path, w->job);
-    int r = write_archive(w, err);
+    int r = begin_sums(w, err);
+    if (r == 0)
+        r = write_archive(w, err);
     if (r == 0)
         r = drop_stale(w, w->stale_sums, err);
     return r < 0 ? r : drop_stale(w, w->sums_path, err);
@@ -371,9 +373,7 @@ static int create_file(struct writer *w, struct dr_error *err)
     drop_leftovers(w, w->path);
     if (w->sums_path)
         drop_leftovers(w, w->sums_path);
-    int r = begin_sums(w, err);
-    if (r == 0)
-        r = dr_replace(w->fs, w->path, old, fill, w, NULL, err);
+    int r = dr_replace(w->fs, w->path, old, fill, w, NULL, err);
     return r == 0 && w->sums ? publish_sums(w, err) : r;
 }
 
