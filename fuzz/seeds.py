@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Writes the inputs that fuzzing starts from, small and readable as code: seeds.py DIRECTORY makes
 DIRECTORY/TARGET/NAME. Inputs that the fuzzer found and that are worth keeping go to corpus/TARGET/."""
+import hashlib
 import os
 import struct
 import sys
@@ -153,8 +154,63 @@ def addcows():
         yield f"late-cut-{n}", one(late[:n], bits=b"")
 
 
+def vma_header(disks, configs=()):
+    """disks: {id: (name, size)}"""
+    fixed, blobs = bytearray(12288), bytearray(1)
+
+    def blob(data):
+        at = len(blobs)
+        blobs.extend(struct.pack("<H", len(data)) + data)
+        return at
+
+    for i, (name, data) in enumerate(configs):
+        struct.pack_into(">I", fixed, 2044 + 4 * i, blob(name + b"\0"))
+        struct.pack_into(">I", fixed, 3068 + 4 * i, blob(data))
+    for number, (name, size) in disks.items():
+        struct.pack_into(">IIQ", fixed, 4096 + 32 * number, blob(name + b"\0"), 0, size)
+    size = -(-(12288 + len(blobs)) // 512) * 512
+    struct.pack_into(">4sI16sq16sIII", fixed, 0, b"VMA\0", 1, VMA_UUID, 1700000000, bytes(16), 12288,
+                     len(blobs), size)
+    header = bytes(fixed + blobs).ljust(size, b"\0")
+    return header[:32] + hashlib.md5(header).digest() + header[48:]
+
+
+VMA_UUID = b"0123456789abcdef"
+
+
+def vma_extent(*slots):
+    """slots: (id, cluster, mask)"""
+    info = b"".join(struct.pack(">HBBI", mask, 0, number, cluster) for number, cluster, mask in slots)
+    blocks = [(number, cluster, k) for number, cluster, mask in slots if number for k in range(16) if mask >> k & 1]
+    header = struct.pack(">4sHH16s16s", b"VMAE", 0, len(blocks), VMA_UUID, bytes(16)) + info
+    header = header.ljust(512, b"\0")
+    header = header[:24] + hashlib.md5(header).digest() + header[40:]
+    return header + b"".join(bytes([1 + sum(b) % 255]) * 4096 for b in blocks)
+
+
+def vmas():
+    one = vma_header({1: (b"d", 3 * 65536 + 700)}, [(b"qemu-server.conf", b"a: 1\n"), (b"x.fw", b"")])
+    two = vma_header({1: (b"a", 65536), 255: (b"b", 65536)})
+    state = vma_header({3: (b"vmstate", 100000), 4: (b"d", 512)})
+    body = vma_extent((1, 1, 1), (1, 0, 0)) + vma_extent() + vma_extent((0, 9, 7), (1, 3, 3), (1, 2, 0x0101))
+    good = one + body
+    for flags in (0, 1, 2, 4, 8, 10):
+        yield f"good-{flags}", bytes([flags]) + good
+        yield f"missing-{flags}", bytes([flags]) + one + vma_extent((1, 1, 1), (1, 3, 0))
+        yield f"twice-{flags}", bytes([flags]) + good + vma_extent((1, 2, 2))
+        yield f"cut-{flags}", bytes([flags]) + good[:-5000]
+        yield f"between-{flags}", bytes([flags]) + one + body[:4608 + 512] + b"?" * 1024 + body[4608 + 512:]
+        yield f"zeros-{flags}", bytes([flags]) + good + bytes(1500)
+        yield f"odd-end-{flags}", bytes([flags]) + good + b"x"
+        yield f"state-{flags}", bytes([flags]) + state + vma_extent((3, 0, 1), (4, 0, 1), (3, 1, 0), (3, 2, 2))
+        yield f"disorder-{flags}", bytes([flags]) + state + vma_extent((3, 1, 1), (4, 0, 1), (3, 0, 0), (3, 3, 2))
+        yield f"others-{flags}", bytes([flags]) + two + vma_extent((1, 0, 1), (2, 0, 0), (255, 0, 4), (1, 7, 0))
+    yield "nothing", b"\0" + vma_header({})
+    yield "huge", b"\2" + vma_header({n: (b"d%d" % n, 1 << 48) for n in range(1, 5)}) + vma_extent((4, 1 << 31, 0))
+
+
 def main():
-    for target, inputs in (("addcow", addcows()), ("image", images()), ("vmdk-descriptor", descriptors()),
+    for target, inputs in (("addcow", addcows()), ("vma", vmas()), ("image", images()), ("vmdk-descriptor", descriptors()),
                            ("vmdk-parent", parents())):
         directory = os.path.join(sys.argv[1], target)
         os.makedirs(directory, exist_ok=True)
