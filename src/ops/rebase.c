@@ -502,7 +502,10 @@ static int rebase_safe(struct rebase *rb, struct dr_error *err)
 static void open_parent_forced(struct rebase *rb)
 {
     struct dr_open_options open = rb->o->open;
-    open.format = rb->o->backing_format;
+    const struct dr_format *fmt = overlay(rb)->fmt;
+    open.format = rb->o->backing_format ? rb->o->backing_format
+                  : fmt->parent_format  ? fmt->parent_format
+                                        : fmt->default_parent; /* never found out */
     open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
     open.flags |= DR_OPEN_NO_BACKING | DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
     struct dr_file_id id;

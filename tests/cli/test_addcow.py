@@ -118,6 +118,12 @@ def test_rebase_without_copying(t):
     assert "backing file" not in t.ok("info", "top.add-cow")
 
 
+def test_a_forced_parent_is_not_probed_either(t):
+    chain(t)
+    t.ok("rebase", "-u", "--force", "-b", "base.vmdk", "top.add-cow")
+    assert json.loads(t.ok("info", "--output=json", "top.add-cow"))["backing-filename-format"] == "raw"
+
+
 @pytest.mark.parametrize("base,want_parent", [("mid.vmdk", "mid.vmdk"), ("low.add-cow", "low.add-cow"), (None, None)])
 def test_stream_keeps_the_view(t, base, want_parent):
     want = chain(t)
