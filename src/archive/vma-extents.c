@@ -426,15 +426,25 @@ static void add_zeros(struct vma_extents *x, struct vma_member *m, uint64_t byte
         __atomic_fetch_add(x->zeros, bytes, __ATOMIC_RELAXED);
 }
 
+static uint64_t zeros_of(const struct vma_member *m, const struct vma_slot *slot)
+{
+    uint64_t off = (uint64_t)slot->cluster * DR_VMA_CLUSTER, zeros = 0;
+    uint64_t len = m->chain ? dr_min(DR_VMA_CLUSTER, m->disk->size - off) : DR_VMA_CLUSTER;
+    if (len == DR_VMA_CLUSTER)
+        return len - (uint64_t)__builtin_popcount(slot->mask) * DR_VMA_BLOCK;
+    for (unsigned k = 0; k * DR_VMA_BLOCK < len; k++)
+        if (!(slot->mask >> k & 1))
+            zeros += dr_min(DR_VMA_BLOCK, len - k * DR_VMA_BLOCK);
+    return zeros;
+}
+
 static void count_zeros(struct vma_extents *x, const struct vma_plan *p)
 {
     for (unsigned i = 0; i < p->n; i++) {
         struct vma_member *m = &x->members[p->source[i].member];
-        uint64_t off = (uint64_t)p->slot[i].cluster * DR_VMA_CLUSTER;
-        uint64_t len = m->chain ? dr_min(DR_VMA_CLUSTER, m->disk->size - off) : DR_VMA_CLUSTER;
-        for (unsigned k = 0; k < VMA_BLOCKS && k * DR_VMA_BLOCK < len; k++)
-            if (!(p->slot[i].mask >> k & 1))
-                add_zeros(x, m, dr_min(DR_VMA_BLOCK, len - k * DR_VMA_BLOCK));
+        uint64_t zeros = zeros_of(m, &p->slot[i]);
+        if (zeros > 0)
+            add_zeros(x, m, zeros);
     }
 }
 
