@@ -206,11 +206,17 @@ static int no_flush(struct dr_file *f)
     return 0;
 }
 
+static uint64_t seekable_mtime(struct dr_file *f)
+{
+    return dr_file_mtime(((struct seekable *)f)->under);
+}
+
 static const struct dr_file_ops seekable_ops = {
     .name = "zstd",
     .close = seekable_close,
     .pread = seekable_pread,
     .flush = no_flush,
+    .mtime = seekable_mtime,
 };
 
 /* ------------------------------------------------------------------ the table */

@@ -22,7 +22,8 @@
 #define AT_HEADER   24 /* md5 of the archive's header, as that has it */
 #define AT_LAST     40 /* where the last extent stands */
 #define AT_LAST_MD5 48 /* its checksum, as it has it */
-#define FIXED       64
+#define AT_MTIME    64 /* of the archive; 0 = not known */
+#define FIXED       72
 #define DISK_HEAD   24           /* id (4), zeros (4), clusters (8), words (8) */
 #define SUM         8            /* xxh3-64 of everything before it, at the end */
 #define KIND        (3ull << 62) /* of a word: neither bit = one cluster */
@@ -45,6 +46,7 @@ static int portrait(struct dr_file *archive, uint64_t last, uint8_t *fixed, stru
 {
     put_le64(fixed + AT_LENGTH, dr_file_size(archive));
     put_le64(fixed + AT_LAST, last);
+    put_le64(fixed + AT_MTIME, dr_file_mtime(archive));
     int r = dr_file_pread(archive, fixed + AT_HEADER, VMA_MD5, 16, err);
     if (r == 0 && last)
         r = dr_file_pread(archive, fixed + AT_LAST_MD5, last + VMA_EXT_MD5, 16, err);
@@ -379,7 +381,8 @@ int vma_index_load(struct dr_fs *fs, const char *path, struct dr_file *archive,
 {
     struct reader rd = {.header = header};
     *index = NULL;
-    int r = dr_file_open(fs, path, 0, &rd.file, err);
+    /* No locks: it is only ever replaced as a whole. */
+    int r = dr_file_open(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &rd.file, err);
     if (r < 0)
         return r;
     r = load(&rd, archive, err);

@@ -32,8 +32,8 @@ void vma_index_free(struct vma_index *index); /* NULL allowed */
 /* Any threads. cluster < vma_clusters(size of the disk). */
 struct vma_place vma_index_find(const struct vma_index *index, unsigned id, uint32_t cluster);
 
-/* Side file: path; validated against the archive's header, length and last extent. It gets its
- * name when it is complete. -ESTALE: not this archive's. -ENOENT: there is none. */
+/* Side file: path; validated against the archive's header, length, time and last extent. It gets
+ * its name when it is complete. -ESTALE: not this archive's. -ENOENT: there is none. */
 int vma_index_save(const struct vma_index *index, struct dr_fs *fs, const char *path,
                    struct dr_file *archive, const struct dr_vma_header *header,
                    struct dr_error *err);

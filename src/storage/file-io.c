@@ -238,6 +238,11 @@ void dr_file_advise(struct dr_file *f, bool random)
         f->ops->advise(f, random);
 }
 
+uint64_t dr_file_mtime(struct dr_file *f)
+{
+    return f->ops->mtime ? f->ops->mtime(f) : 0;
+}
+
 int dr_file_refresh_size(struct dr_file *f, struct dr_error *err)
 {
     uint64_t size;

@@ -299,6 +299,14 @@ static void posix_advise(struct dr_file *f, bool random)
     posix_fadvise(posix_file(f)->fd, 0, 0, random ? POSIX_FADV_RANDOM : POSIX_FADV_NORMAL);
 }
 
+static uint64_t posix_mtime(struct dr_file *f)
+{
+    struct stat st;
+    if (f->block_device || fstat(posix_file(f)->fd, &st))
+        return 0;
+    return (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
+}
+
 const struct dr_file_ops posix_file_ops = {
     .name = "posix",
     .close = posix_close,
@@ -314,4 +322,5 @@ const struct dr_file_ops posix_file_ops = {
     .downgrade = posix_downgrade,
     .lock = posix_lock,
     .advise = posix_advise,
+    .mtime = posix_mtime,
 };

@@ -97,6 +97,8 @@ struct dr_file_ops {
     /* Small reads at scattered places come next (random) / no longer: read nothing ahead. Advice;
      * optional. */
     void (*advise)(struct dr_file *f, bool random);
+    /* When the bytes were last changed, in nanoseconds since 1970; 0 = not known. Optional. */
+    uint64_t (*mtime)(struct dr_file *f);
 };
 
 /* Base of every implementation's own struct (first member). open fills in all up to size; path is
@@ -168,6 +170,8 @@ int dr_file_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uin
 /* Advice, which may come from any user of the file and is never wrong: random = read nothing ahead.
  */
 void dr_file_advise(struct dr_file *f, bool random);
+/* When the bytes were last changed, in nanoseconds since 1970; 0 = not known. */
+uint64_t dr_file_mtime(struct dr_file *f);
 /* Re-read the size from the container (another process may have grown it). */
 int dr_file_refresh_size(struct dr_file *f, struct dr_error *err);
 
