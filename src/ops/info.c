@@ -192,8 +192,7 @@ static int open_checked(struct dr_fs *fs, const char *path, struct dr_open_optio
     open.flags |= DR_OPEN_AS_FOUND;
     if (r == -EIO && repair && dr_open_fs(fs, path, &open, disk, NULL) == 0)
         return 0;
-    /* "there is nothing to check" is not said of what cannot be opened */
-    return dr_fail(err, r == -ENOTSUP ? EINVAL : -r, "%s", why.text);
+    return dr_fail(err, -r, "%s", why.text);
 }
 
 int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
