@@ -79,6 +79,27 @@ static void publish_early_punch(struct dr_image *image, struct dr_reservation *r
     healthy->publish(image, r);
 }
 
+static uint64_t bit_byte(const struct dr_reservation *r)
+{
+    return 2560 + r->off / 512 / 8;
+}
+
+static int reserve_remember(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                            uint32_t host_len, struct dr_reservation *r, struct dr_error *err)
+{
+    int e = healthy->reserve(image, off, len, want, host_len, r, err);
+    if (!e)
+        r->priv[5] = *dr_page_at(r->pages[0], bit_byte(r));
+    return e;
+}
+
+static void publish_lost_bits(struct dr_image *image, struct dr_reservation *r)
+{
+    uint8_t byte = (uint8_t)r->priv[5];
+    dr_page_put(image, r->pages[0], bit_byte(r), &byte, 1);
+    healthy->publish(image, r);
+}
+
 static int resize_raw_first(struct dr_image *image, uint64_t size, uint64_t below,
                             struct dr_error *err)
 {
@@ -116,6 +137,10 @@ void plant_into(const char *format, enum plant fault)
         planted.reserve = reserve_no_punch;
     if (fault == PLANT_EARLY_PUNCH)
         planted.publish = publish_early_punch;
+    if (fault == PLANT_LOST_BITS) {
+        planted.reserve = reserve_remember;
+        planted.publish = publish_lost_bits;
+    }
     if (fault == PLANT_GROW_FIRST)
         planted.resize = resize_raw_first;
     if (fault == PLANT_GROW_BARE)

@@ -13,6 +13,7 @@ enum plant {
     PLANT_EAGER_BITS,  /* bits go to the file at once, before the data is durable */
     PLANT_NO_PUNCH,    /* zeros: the bit is set, and what lay in the raw file is left there */
     PLANT_EARLY_PUNCH, /* given up: the raw file loses it before the cleared bit is durable */
+    PLANT_LOST_BITS,   /* publish starts from the bits as they were at reserve */
     PLANT_GROW_FIRST,  /* the raw file grows before the bits that hide the parent */
     PLANT_GROW_BARE,   /* nothing hides the parent */
 };
