@@ -58,9 +58,9 @@ static int get_settings(struct measure *m, const struct cli_args *args)
         if (cli_pairs_add(&m->pairs, text) < 0)
             return 1;
     }
-    CLEANUP_FREE char *size = cli_pairs_take(&m->pairs, "size");
     CLEANUP_FREE char *backing = cli_pairs_take(&m->pairs, "backing_file");
-    CLEANUP_FREE char *format = cli_pairs_take(&m->pairs, "backing_fmt");
+    free(cli_pairs_take(&m->pairs, "size")); /* the source has one */
+    free(cli_pairs_take(&m->pairs, "backing_fmt"));
     m->o.backing = backing && *backing;
     for (size_t i = 0; i < m->pairs.n; i++) {
         if (!cli_option_exists(m->o.out_format, m->pairs.pairs[i].name)) {
