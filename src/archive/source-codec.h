@@ -16,8 +16,9 @@ struct source_in {
     const char *name;     /* for messages */
     struct dr_file *file; /* or NULL: read from fd */
     int fd;
-    uint64_t next; /* offset in the container of what is behind buf[n] */
-    uint8_t *buf;  /* SOURCE_PIECE */
+    const volatile int *stop; /* dr_source_stop_by() */
+    uint64_t next;            /* offset in the container of what is behind buf[n] */
+    uint8_t *buf;             /* SOURCE_PIECE */
     size_t at, n;
     bool end; /* nothing comes behind buf[n] */
 };

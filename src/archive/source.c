@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Sequential sources: which kind of bytes it is, and the reading that all kinds share. */
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 
 #include "archive/source-codec.h"
@@ -25,6 +26,22 @@ static const struct source_codec *const codecs[] = {
 
 /* ------------------------------------------------------------------ the container's bytes */
 
+#define STOP_LOOK_MS 100
+
+static bool is_stopped(const struct source_in *in)
+{
+    return in->stop && __atomic_load_n(in->stop, __ATOMIC_RELAXED);
+}
+
+/* The signal that says stop may have gone to another thread: a read(2) would not notice. */
+static void wait_for_bytes(const struct source_in *in)
+{
+    struct pollfd p = {.fd = in->fd, .events = POLLIN};
+
+    while (in->stop && !is_stopped(in) && poll(&p, 1, STOP_LOOK_MS) <= 0)
+        continue;
+}
+
 /* As many as come at once: whoever waits for the first bytes of a slow pipe gets them. */
 static int read_some(struct source_in *in, void *buf, size_t len, size_t *got, struct dr_error *err)
 {
@@ -34,6 +51,9 @@ static int read_some(struct source_in *in, void *buf, size_t len, size_t *got, s
         return r;
     }
     ssize_t n;
+    wait_for_bytes(in);
+    if (is_stopped(in))
+        return dr_fail(err, ECANCELED, "%s: stopped on request", in->name);
     do
         n = read(in->fd, buf, len);
     while (n < 0 && errno == EINTR);
@@ -187,6 +207,11 @@ const char *dr_source_compression(const struct dr_source *s)
 struct dr_file *dr_source_file(struct dr_source *s)
 {
     return s->plain;
+}
+
+void dr_source_stop_by(struct dr_source *s, const volatile int *stop)
+{
+    s->in.stop = stop;
 }
 
 uint64_t dr_source_pos(const struct dr_source *s)

@@ -21,6 +21,9 @@ const char *dr_source_compression(const struct dr_source *s); /* NULL = none */
 /* Up to len bytes (plain bytes, after decompression) from where the last call ended: the number
  * read in *got, short only at the end. One thread at a time. */
 int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, struct dr_error *err);
+/* Reading then fails with -ECANCELED, even while it waits for bytes of a pipe, when *stop is not 0.
+ */
+void dr_source_stop_by(struct dr_source *s, const volatile int *stop);
 /* Plain bytes taken so far. */
 uint64_t dr_source_pos(const struct dr_source *s);
 /* Pass over len bytes: free where the source can seek. Less than len: the end, in *skipped. */

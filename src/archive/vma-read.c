@@ -284,6 +284,8 @@ static int begin(struct vma_read *x, struct dr_vma *vma, struct dr_error *err)
     x->window = x->file ? malloc(VMA_READ_WINDOW) : NULL;
     if (x->file && !x->window)
         return dr_fail(err, ENOMEM, "%s: out of memory", vma->name);
+    if (x->job)
+        dr_source_stop_by(vma->source, x->job->stop);
     for (size_t i = 0; i < vma->header.n_disks; i++)
         x->disks[vma->header.disks[i].id].disk = &vma->header.disks[i];
     if (vma->done)
@@ -307,6 +309,7 @@ int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_options *opti
         r = extract(x, err);
     if (result)
         *result = x->result;
+    dr_source_stop_by(vma->source, NULL);
     clean_up(x);
     return r;
 }

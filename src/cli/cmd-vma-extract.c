@@ -418,6 +418,7 @@ static int prepare(struct extract *x)
     x->archive = vma_shown(x->args->operands[0]);
     if (vma_open(x->cli, x->args->operands[0], cli_has(x->args, 'q'), &x->vma) < 0)
         return -1;
+    cli_catch_signals(); /* from here on there is something to remove */
     x->header = dr_vma_header(x->vma);
     x->damage.header = x->header;
     x->damage.lines = json || !x->o.salvage ? NULL : stdout;
@@ -447,7 +448,6 @@ static int run(const struct cli *cli, const struct cli_args *args)
     int code = get_options(&x);
     if (code != 0)
         return code;
-    cli_catch_signals();
     if (prepare(&x) == 0)
         return copy(&x);
     x.place.keep &= x.place.found; /* nothing to go on from */

@@ -334,9 +334,17 @@ static int move_all(struct vma_place *p)
     return fsync(p->dir_fd) < 0 ? failed(p, "fsync", ".") : 0;
 }
 
+/* The name of a directory that was made is an entry of its parent. */
+static int sync_parent(const struct vma_place *p)
+{
+    CLEANUP_CLOSE int fd = p->made_dir ? openat(p->dir_fd, "..", O_RDONLY | O_DIRECTORY) : -1;
+
+    return fd >= 0 && fsync(fd) < 0 ? failed(p, "fsync", "..") : 0;
+}
+
 int vma_place_publish(struct vma_place *p)
 {
-    if (move_all(p) < 0) {
+    if (move_all(p) < 0 || sync_parent(p) < 0) {
         move_back(p);
         return -1;
     }

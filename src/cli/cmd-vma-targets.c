@@ -27,7 +27,6 @@ int vma_targets_create(struct vma_targets *t, unsigned id, uint64_t size, const 
         .pairs = form->pairs,
         .n_pairs = form->n_pairs,
         .no_replace = true,
-        .flags = DR_OPEN_NO_FLUSH,
     };
     const struct dr_open_options open = {.format = form->format, .flags = DR_OPEN_RDWR};
 

@@ -336,6 +336,30 @@ def test_header_commands_do_not_wait_for_the_rest_of_a_pipe(v):
         assert got.code == 0 and wanted in got.out
 
 
+@pytest.mark.parametrize("args", [["drover", "vma", "extract", "-", "out"], ["vma", "extract", "-v", "-", "out"],
+                                  ["drover", "vma", "verify", "-"], ["vma", "verify", "-"]])
+def test_a_pipe_that_stalls_does_not_keep_an_interrupted_command(v, args):
+    a = archive(v)
+    r, w = os.pipe()
+    p = v.start(*args, stdin=r)
+    os.close(r)
+    os.write(w, a.build()[:40000])
+    while "out" in args and "out" not in v.names():
+        assert p.poll() is None
+    while not catches(p.pid, signal.SIGINT):
+        assert p.poll() is None
+    p.send_signal(signal.SIGINT)
+    err = p.communicate(timeout=30)[1]
+    assert p.returncode == 130 and b"interrupted" in err and "out" not in v.names()
+    os.close(w)
+
+
+def catches(pid, number):
+    with open(f"/proc/{pid}/status", encoding="ascii") as f:
+        caught = int(re.search(r"^SigCgt:\s*(\w+)", f.read(), flags=re.M).group(1), 16)
+    return caught >> (number - 1) & 1
+
+
 @pytest.mark.parametrize("command, said", [("cat >x; exit 3", "exit status 3"), ("exit 3", "exit status 3"),
                                            ("cat >x; kill -9 $$", "signal 9"), ("nope-nope 2>/dev/null", "exit status 127")])
 def test_a_command_that_fails_fails_the_archive(v, command, said):
