@@ -198,9 +198,10 @@ static int write_configs(struct extract *x)
 
 static int make_target(struct extract *x, const struct extract_item *item)
 {
-    static const struct vma_form raw = {.format = "raw"};
+    const struct vma_form raw = {.format = "raw", .flags = x->form.flags};
     const struct vma_form *form = item->disk->vmstate && !x->output ? &raw : &x->form;
-    const struct dr_open_options open = {.format = form->format, .flags = DR_OPEN_RDWR};
+    const struct dr_open_options open = {.format = form->format,
+                                         .flags = DR_OPEN_RDWR | form->flags};
     CLEANUP_FREE char *path = vma_place_path(&x->place, item->file);
     struct dr_error err = DR_ERROR_INIT;
     int r = -ENOMEM;
@@ -314,27 +315,23 @@ static int failed(const struct extract *x, const struct cli_job *job, int r,
     return cli_job_failed(job, r, err, 1, state);
 }
 
-static int copy(struct extract *x)
+static int copy(struct extract *x, struct cli_job *job)
 {
     struct dr_error err = DR_ERROR_INIT;
-    struct cli_job job;
-    int code = vma_job_begin(x->cli, x->args, &job);
 
-    if (code != 0)
-        return code;
     x->o.targets = x->targets.list;
     x->o.n_targets = x->targets.n;
-    int r = x->place.finishing ? 0 : dr_vma_extract(x->vma, &x->o, &job.job, &x->result, &err);
-    cli_job_end(&job);
+    int r = x->place.finishing ? 0 : dr_vma_extract(x->vma, &x->o, &job->job, &x->result, &err);
+    cli_job_end(job);
     if (r < 0)
-        return failed(x, &job, r, &err);
+        return failed(x, job, r, &err);
     if (vma_targets_close(&x->targets) < 0)
         return 1;
     if (x->place.keep && extract_record_complete(x) < 0)
         return 1;
     if (!x->in_place && vma_place_publish(&x->place) < 0)
         return 1;
-    tell(x, &job);
+    tell(x, job);
     return x->damage.n > 0 ? EXIT_MISSING : 0;
 }
 
@@ -368,7 +365,7 @@ static int get_form(struct extract *x)
     }
     x->form.pairs = x->pairs.pairs;
     x->form.n_pairs = x->pairs.n;
-    return 0;
+    return cli_shared_flags(x->cli, x->args, &x->form.flags);
 }
 
 static int check_options(const struct extract *x)
@@ -448,10 +445,12 @@ static int run(const struct cli *cli, const struct cli_args *args)
     int code = get_options(&x);
     if (code != 0)
         return code;
-    if (prepare(&x) == 0)
-        return copy(&x);
+    struct cli_job job;
+    code = prepare(&x) < 0 ? 1 : vma_job_begin(cli, args, &job);
+    if (code == 0)
+        return copy(&x, &job);
     x.place.keep &= x.place.found; /* nothing to go on from */
-    return 1;
+    return code;
 }
 
 static const struct cli_option *const sets[] = {options, cli_opts_quiet, cli_opts_progress,

@@ -95,7 +95,7 @@ static int begin_work(struct vma_place *p, const char *work)
     p->work_fd = open_dir(p->dir_fd, work);
     if (p->work_fd < 0)
         return failed(p, "cannot be made or opened", work);
-    if (flock(p->work_fd, LOCK_EX | LOCK_NB) < 0) {
+    if (flock(p->work_fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) {
         cli_error(p->cli, "%s/%s: another extraction is using it", p->dir, work);
         close(p->work_fd);
         p->work_fd = -1;

@@ -27,8 +27,10 @@ int vma_targets_create(struct vma_targets *t, unsigned id, uint64_t size, const 
         .pairs = form->pairs,
         .n_pairs = form->n_pairs,
         .no_replace = true,
+        .flags = form->flags,
     };
-    const struct dr_open_options open = {.format = form->format, .flags = DR_OPEN_RDWR};
+    const struct dr_open_options open = {.format = form->format,
+                                         .flags = DR_OPEN_RDWR | form->flags};
 
     int r = dr_create(path, &create, err);
     if (r == 0)

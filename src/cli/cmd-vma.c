@@ -132,6 +132,8 @@ int vma_job_begin(const struct cli *cli, const struct cli_args *args, struct cli
     uint64_t bytes = 0;
     unsigned workers = 0;
 
+    if (vma_wants_json(args) && cli_has(args, 'p'))
+        return cli_usage(cli, "-p would stand in the middle of --json: take --progress=json");
     if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
         return 1;
     int code = get_workers(cli, cli_value(args, 'm'), &workers);

@@ -107,6 +107,7 @@ struct vma_form {
     const char *format;
     const struct dr_pair *pairs;
     size_t n_pairs;
+    unsigned flags; /* DR_OPEN_NO_LOCK */
 };
 /* A new image of at least size bytes for the disk id, at path. */
 int vma_targets_create(struct vma_targets *t, unsigned id, uint64_t size, const char *path,

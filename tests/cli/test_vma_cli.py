@@ -51,6 +51,8 @@ def test_wrong_use_of_vma_prints_the_usage_on_standard_output(v, args):
 @pytest.mark.parametrize("args", [["list"], ["config"], ["create"], ["extract", "a.vma"], ["verify"], ["index"],
                                   ["list", "a.vma", "b"], ["create", "a.vma", "b.raw"], ["extract", "--output", "x", "a.vma", "b"],
                                   ["extract", "-n", "a.vma", "b"], ["extract", "--jobs", "17", "a.vma", "b"],
+                                  ["extract", "--resume", "--progress", "x", "a.vma", "b"],
+                                  ["extract", "-p", "--json", "a.vma", "b"],
                                   ["extract", "--salvage", "--resume", "a.vma", "b"], ["verify", "--against", "x", "a.vma"],
                                   ["extract", "--sums", "x", "--no-sums", "a.vma", "b"], ["create", "--compress", "gzip", "b.vma"],
                                   ["create", "--compress", "zstd:0", "b.vma"], ["create", "--uuid", "x", "b.vma"],
