@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Writes the inputs that fuzzing starts from, small and readable as code: seeds.py DIRECTORY makes
 DIRECTORY/TARGET/NAME. Inputs that the fuzzer found and that are worth keeping go to corpus/TARGET/."""
+import bz2
+import gzip
 import hashlib
 import os
 import struct
 import sys
+import zlib
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests", "lib"))
 sys.dont_write_bytecode = True
@@ -209,8 +212,52 @@ def vmas():
     yield "huge", b"\2" + vma_header({n: (b"d%d" % n, 1 << 48) for n in range(1, 5)}) + vma_extent((4, 1 << 31, 0))
 
 
+def zstd_frame(data):
+    """One frame of stored blocks; up to 255 bytes."""
+    return b"\x28\xb5\x2f\xfd\x20" + bytes([len(data)]) + struct.pack("<I", len(data) << 3 | 1)[:3] + data
+
+
+def zstd_table(frames, plain, flags=0):
+    sums = struct.pack("<I", 7) if flags & 0x80 else b""
+    entries = b"".join(struct.pack("<II", len(f), n) + sums for f, n in zip(frames, plain))
+    return (struct.pack("<II", 0x184d2a5e, len(entries) + 9) + entries +
+            struct.pack("<IBI", len(frames), flags, 0x8f92eab1))
+
+
+def lzop(*blocks):
+    header = struct.pack(">HHHBBIIIIB", 0x1040, 0x20a0, 0x0940, 1, 5, 1, 0, 0, 0, 0)
+    out = b"\x89LZO\0\r\n\x1a\n" + header + struct.pack(">I", zlib.adler32(header))
+    for data in blocks:
+        out += struct.pack(">III", len(data), len(data), zlib.adler32(data)) + data
+    return out + struct.pack(">I", 0)
+
+
+def vma_sources():
+    data = [bytes(range(200)), b"", b"x" * 255]
+    frames = [zstd_frame(d) for d in data]
+    sizes = [len(d) for d in data]
+    yield "zstd", b"\0" + b"".join(frames)
+    yield "zstd-skip", b"\0" + struct.pack("<II", 0x184d2a50, 3) + b"abc" + frames[0]
+    for flags in (0, 0x80):
+        yield f"zstd-table-{flags}", b"\0" + b"".join(frames) + zstd_table(frames, sizes, flags)
+    yield "zstd-lies", b"\0" + b"".join(frames) + zstd_table(frames, [201, 0, 255])
+    yield "gzip", b"\0" + gzip.compress(b"one" * 1000, mtime=0) + gzip.compress(b"two", mtime=0) + bytes(9)
+    yield "bzip2", b"\0" + bz2.compress(b"one" * 1000) + bz2.compress(b"two")
+    yield "lzop", b"\0" + lzop(b"one" * 100, b"two") + lzop()
+    yield "plain", b"\0" + b"VMA\0" + bytes(1000)
+
+    def disk(number, clusters, *words):
+        return struct.pack("<IIQQ", number, 0, clusters, len(words)) + b"".join(struct.pack("<Q", w) for w in words)
+
+    empty = disk(9, 600, 1 << 63 | 600)
+    yield "index", b"\1" + disk(1, 40, 1 << 16 | 0xffff, 3 << 62 | 3, 1 << 63 | 35, 500 << 16 | 5) + empty
+    yield "index-zeros", b"\1" + disk(1, 40, 1 << 63 | 40) + disk(9, 600, 1 << 63 | 100, 1 << 63 | 500)
+    yield "index-long", b"\1" + disk(1, 40, 1 << 63 | 41) + empty
+    yield "index-run-first", b"\1" + disk(1, 40, 3 << 62 | 40) + empty
+
+
 def main():
-    for target, inputs in (("addcow", addcows()), ("vma", vmas()), ("image", images()), ("vmdk-descriptor", descriptors()),
+    for target, inputs in (("addcow", addcows()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("vmdk-descriptor", descriptors()),
                            ("vmdk-parent", parents())):
         directory = os.path.join(sys.argv[1], target)
         os.makedirs(directory, exist_ok=True)
