@@ -24,6 +24,7 @@ enum { AS_IT_IS = 1, SALVAGE = 2, HEADERS = 4, FILLED = 8 };
 
 static void resum_extents(uint8_t *buf, size_t size, size_t at)
 {
+    const uint8_t *uuid = buf + VMA_AT_UUID;
     while (at + VMA_EXTENT_HEADER <= size) {
         uint8_t *extent = buf + at;
         unsigned blocks = 0;
@@ -31,6 +32,7 @@ static void resum_extents(uint8_t *buf, size_t size, size_t at)
             for (unsigned i = 0; i < VMA_SLOTS; i++)
                 if (extent[VMA_AT_SLOTS + i * 8 + 3])
                     blocks += (unsigned)__builtin_popcount(get_be16(extent + VMA_AT_SLOTS + i * 8));
+            memcpy(extent + VMA_AT_EXTENT_UUID, uuid, 16);
             vma_md5(extent, VMA_EXTENT_HEADER, VMA_AT_EXTENT_MD5, extent + VMA_AT_EXTENT_MD5);
         }
         at += VMA_EXTENT_HEADER + blocks * (size_t)DR_VMA_BLOCK;
