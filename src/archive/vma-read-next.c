@@ -250,7 +250,8 @@ static int take_slots(struct vma_read *x, struct vma_extent *e, uint64_t avail, 
     int r = 0;
     for (unsigned i = 0; i < e->n && r >= 0; i++) {
         struct vma_slot s = e->slot[i];
-        if (s.data + (uint64_t)__builtin_popcount(s.mask) * DR_VMA_BLOCK > avail)
+        uint64_t len = (uint64_t)__builtin_popcount(s.mask) * DR_VMA_BLOCK;
+        if (len > 0 && s.data + len > avail)
             continue;
         r = take_slot(x, &s, err);
         if (r <= 0 || before)

@@ -194,10 +194,11 @@ static void every_truncation_is_found(void **state)
 static void complete_clusters_of_a_cut_extent_are_saved(void **state)
 {
     struct bench *b = *state;
-    add_disk(&b->a, 1, "d", 4 * 65536);
+    add_disk(&b->a, 1, "d", 5 * 65536);
     end_header(&b->a);
-    struct vma_slot s[] = {{1, 0, 0xffff, 0}, {1, 1, 0, 0}, {1, 2, 0x00ff, 0}, {1, 3, 0x000f, 0}};
-    add_extent(&b->a, s, 4, true);
+    struct vma_slot s[] = {
+        {1, 0, 0xffff, 0}, {1, 1, 0, 0}, {1, 2, 0x00ff, 0}, {1, 3, 0x000f, 0}, {1, 4, 0, 0}};
+    add_extent(&b->a, s, 5, true);
     b->a.len -= 4 * 4096 + 1; /* a byte of the third, all of the fourth */
     forget(&b->a, 1, 2);
     forget(&b->a, 1, 3);
@@ -205,11 +206,12 @@ static void complete_clusters_of_a_cut_extent_are_saved(void **state)
     snprintf(damage, sizeof(damage), "extent 0 12800 %zu\nmissing 1 131072 131072\n",
              b->a.len - 12800);
     store(b);
-    struct dr_vma_target t = target(b, 1, 4 * 65536, 0);
+    struct dr_vma_target t = target(b, 1, 5 * 65536, 0x44);
     salvage(b, (struct dr_vma_extract_options){.targets = &t, .n_targets = 1}, damage);
-    expect_image(b, &t, 0);
+    memset(b->a.image[1] + 2 * 65536, 0x44, 2 * 65536); /* left as they were */
+    expect_image(b, &t, 0x44);
     end_target(&t);
-    assert_int_equal(b->result.bytes_read, 2 * 65536);
+    assert_int_equal(b->result.bytes_read, 3 * 65536);
 }
 
 static void every_flipped_byte_of_extent_headers_is_found(void **state)
