@@ -7,6 +7,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "archive/leftovers.h"
 #include "archive/source.h"
 #include "archive/vma-index.h"
 #include "base/bytes.h"
@@ -422,6 +423,8 @@ int dr_vma_index(const char *path, const char *side, const struct dr_job *job, s
     if (r < 0)
         return r;
     r = dr_source_plain_file(file, &plain, &compression, err);
+    if (r == 0)
+        vma_drop_leftovers(dr_fs_posix(), side ? side : usual);
     if (r == 0)
         r = index_plain(plain, side ? side : usual, job, err);
     dr_file_unref(plain);

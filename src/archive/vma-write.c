@@ -13,6 +13,7 @@
 #include <uuid/uuid.h>
 #include <xxhash.h>
 
+#include "archive/leftovers.h"
 #include "archive/vma-extents.h"
 #include "archive/vma-write.h"
 #include "base/bytes.h"
@@ -335,31 +336,6 @@ static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
     return r < 0 ? r : drop_stale(w, w->sums_path, err);
 }
 
-/* Whoever made it is gone: nobody holds its lock. One that is empty may be a moment old. */
-static bool is_dead(struct dr_fs *fs, const char *path)
-{
-    CLEANUP_FILE struct dr_file *file = NULL;
-    return dr_file_open(fs, path, DR_FILE_RDWR, &file, NULL) == 0 && dr_file_size(file) > 0;
-}
-
-/* What interrupted attempts at this very archive left gives its space back first. */
-static void drop_leftovers(const struct writer *w, const char *path)
-{
-    CLEANUP_FREE char *dir = dr_path_dirname(path);
-    char **names;
-    size_t n;
-    if (!dir || dr_ops_list(w->fs, dir, &names, &n, NULL) < 0)
-        return;
-    for (size_t i = 0; i < n; i++) {
-        CLEANUP_FREE char *of = NULL;
-        CLEANUP_FREE char *tmp = dr_path_sibling(path, names[i]);
-        if (tmp && dr_replace_is_leftover(names[i], &of) && of &&
-            strcmp(dr_path_basename(of), dr_path_basename(path)) == 0 && is_dead(w->fs, tmp))
-            w->fs->ops->unlink(w->fs, tmp, NULL);
-    }
-    dr_ops_free_names(names, n);
-}
-
 static int create_file(struct writer *w, struct dr_error *err)
 {
     CLEANUP_FILE struct dr_file *old = NULL;
@@ -370,9 +346,9 @@ static int create_file(struct writer *w, struct dr_error *err)
         if (r < 0)
             return r;
     }
-    drop_leftovers(w, w->path);
+    vma_drop_leftovers(w->fs, w->path);
     if (w->sums_path)
-        drop_leftovers(w, w->sums_path);
+        vma_drop_leftovers(w->fs, w->sums_path);
     int r = dr_replace(w->fs, w->path, old, fill, w, NULL, err);
     return r == 0 && w->sums ? publish_sums(w, err) : r;
 }

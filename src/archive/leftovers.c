@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdlib.h>
+#include <string.h>
+
+#include "archive/leftovers.h"
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+/* Whoever made it is gone: nobody holds its lock. One that is empty may be a moment old. */
+static bool is_dead(struct dr_fs *fs, const char *path)
+{
+    CLEANUP_FILE struct dr_file *file = NULL;
+    return dr_file_open(fs, path, DR_FILE_RDWR, &file, NULL) == 0 && dr_file_size(file) > 0;
+}
+
+void vma_drop_leftovers(struct dr_fs *fs, const char *path)
+{
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    char **names;
+    size_t n;
+    if (!dir || dr_ops_list(fs, dir, &names, &n, NULL) < 0)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        CLEANUP_FREE char *of = NULL;
+        CLEANUP_FREE char *tmp = dr_path_sibling(path, names[i]);
+        if (tmp && dr_replace_is_leftover(names[i], &of) && of &&
+            strcmp(dr_path_basename(of), dr_path_basename(path)) == 0 && is_dead(fs, tmp))
+            fs->ops->unlink(fs, tmp, NULL);
+    }
+    dr_ops_free_names(names, n);
+}
