@@ -8,8 +8,9 @@ import addcowchain
 import crashlib
 import pytest
 import replay
+import vmachain
 
-ALL = crashlib.OPERATIONS + addcowchain.OPERATIONS
+ALL = crashlib.OPERATIONS + addcowchain.OPERATIONS + vmachain.OPERATIONS
 
 
 def count_changes(op, chain, where):
