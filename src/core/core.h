@@ -205,6 +205,9 @@ int dr_chain_copy_from(struct dr_chain *chain, size_t at, uint64_t off, struct d
 /* Write one coded unit (convert -c): in_len coded bytes that decode to [off, off+len). */
 int dr_chain_write_coded(struct dr_chain *chain, size_t at, const void *coded, uint32_t coded_len,
                          uint64_t off, uint64_t len, struct dr_error *err);
+/* images[at] gets this size; what is new reads as zeros, whatever lies below. The caller is its
+ * only user. -ENOTSUP. */
+int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_error *err);
 /* Every dirty image of images[at..], deepest first. */
 int dr_chain_flush(struct dr_chain *chain, size_t at, struct dr_error *err);
 

@@ -176,51 +176,52 @@ int dr_flush(struct dr_disk *disk, struct dr_error *err)
 
 /* Behind the old end zeros come to light, never the parent. The driver sees to whole units; the one
  * the old end lies in becomes this image's own here. */
-static int fill_last_unit(struct dr_chain *chain, uint64_t parent_size, struct dr_error *err)
+static int fill_last_unit(struct dr_chain *chain, size_t at, uint64_t parent_size,
+                          struct dr_error *err)
 {
-    struct dr_image *top = chain->images[0];
-    uint64_t uoff, ulen, end = top->size;
+    struct dr_image *image = chain->images[at];
+    uint64_t uoff, ulen, end = image->size;
     if (parent_size <= end || end == 0)
         return 0;
-    top->fmt->unit(top, end - 1, &uoff, &ulen);
+    image->fmt->unit(image, end - 1, &uoff, &ulen);
     if (uoff + ulen == end)
         return 0;
     CLEANUP_FREE uint8_t *buf = malloc(end - uoff);
     if (!buf)
-        return dr_fail(err, ENOMEM, "%s: out of memory", top->path);
-    int r = dr_chain_read(chain, 0, buf, uoff, end - uoff, err);
-    return r < 0 ? r : dr_chain_fill(chain, 0, buf, uoff, end - uoff, err);
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    int r = dr_chain_read(chain, at, buf, uoff, end - uoff, err);
+    return r < 0 ? r : dr_chain_fill(chain, at, buf, uoff, end - uoff, err);
 }
 
-static uint64_t parent_size_of(const struct dr_chain *chain)
+static uint64_t parent_size_of(const struct dr_chain *chain, size_t at)
 {
-    if (chain->n > 1)
-        return chain->images[1]->size;
-    return chain->images[0]->backing_name ? UINT64_MAX : 0;
+    if (chain->n > at + 1)
+        return chain->images[at + 1]->size;
+    return chain->images[at]->backing_name ? UINT64_MAX : 0;
 }
 
-static int resize_top(struct dr_chain *chain, uint64_t size, struct dr_error *err)
+int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_error *err)
 {
-    struct dr_image *top = chain->images[0];
-    if (!top->writable)
-        return dr_fail(err, EROFS, "%s: is open for reading only", top->path);
-    if (!top->fmt->resize)
-        return dr_fail(err, ENOTSUP, "%s: %s images cannot change their size", top->path,
-                       top->fmt->name);
+    struct dr_image *image = chain->images[at];
+    if (!image->writable)
+        return dr_fail(err, EROFS, "%s: is open for reading only", image->path);
+    if (!image->fmt->resize)
+        return dr_fail(err, ENOTSUP, "%s: %s images cannot change their size", image->path,
+                       image->fmt->name);
     if (size > INT64_MAX)
-        return dr_fail(err, EFBIG, "%s: no disk is larger than 2^63-1 bytes", top->path);
-    uint64_t below = parent_size_of(chain);
-    int r = dr_image_begin(top, 0, true, err);
-    if (r == 0 && size > top->size && chain->n > 1)
-        r = fill_last_unit(chain, below, err);
+        return dr_fail(err, EFBIG, "%s: no disk is larger than 2^63-1 bytes", image->path);
+    uint64_t below = parent_size_of(chain, at);
+    int r = dr_image_begin(image, 0, !(image->flags & DR_OPEN_UNCHANGED), err);
+    if (r == 0 && size > image->size && chain->n > at + 1)
+        r = fill_last_unit(chain, at, below, err);
     if (r == 0)
-        r = dr_chain_flush(chain, 0, err);
-    return r < 0 ? r : top->fmt->resize(top, size, below, err);
+        r = dr_chain_flush(chain, at, err);
+    return r < 0 ? r : image->fmt->resize(image, size, below, err);
 }
 
 int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err)
 {
-    int r = resize_top(dr_disk_enter(disk), size, err);
+    int r = dr_chain_resize(dr_disk_enter(disk), 0, size, err);
     dr_disk_leave(disk);
     return r;
 }

@@ -145,18 +145,15 @@ static int check_growth(struct commit *c, struct dr_error *err)
     c->size = image_c(c)->size;
     if (p->size >= c->size)
         return 0;
-    /* bytes of P's own parent behind P's end would come to light */
-    bool below_is_longer = c->base + 1 < c->chain->n &&
-                           c->chain->images[c->base + 1]->size > p->size;
-    if (p->fmt->resize && !below_is_longer)
+    if (p->fmt->resize)
         return 0;
     bool data;
     int r = holds_data_behind(c, p->size, &data, err);
     if (r == 0 && data)
-        return dr_fail(err, ENOTSUP, "%s: ends at %llu, %s holds data behind that, and %s", p->path,
-                       (unsigned long long)p->size, c->path,
-                       below_is_longer ? "its own backing file is longer: resize it first"
-                                       : "images of its format cannot grow");
+        return dr_fail(err, ENOTSUP,
+                       "%s: ends at %llu, %s holds data behind that, and images of its format "
+                       "cannot grow",
+                       p->path, (unsigned long long)p->size, c->path);
     c->size = p->size;
     return r;
 }
@@ -261,10 +258,7 @@ static int exchange_ids(const struct commit *c, struct dr_error *err)
 
 static int grow(const struct commit *c, struct dr_error *err)
 {
-    struct dr_image *p = image_p(c);
-    bool has_parent = c->base + 1 < c->chain->n;
-    uint64_t below = has_parent ? c->chain->images[c->base + 1]->size : 0;
-    return p->size >= c->size ? 0 : p->fmt->resize(p, c->size, below, err);
+    return image_p(c)->size >= c->size ? 0 : dr_chain_resize(c->chain, c->base, c->size, err);
 }
 
 static int empty_top(const struct commit *c, struct dr_error *err)
