@@ -3,6 +3,8 @@
  * is refused, what is damaged is seen. */
 #include "test-ops.h"
 
+#include <xxhash.h>
+
 #include "archive/sums.h"
 
 #define PATH "a.vma.sums"
@@ -149,6 +151,62 @@ static void a_cut_file_is_refused(void **state)
     }
 }
 
+static bool is_xxh(const uint8_t *at, const void *data, size_t len)
+{
+    XXH128_hash_t h = XXH3_128bits(data, len);
+    return get_le64(at) == h.low64 && get_le64(at + 8) == h.high64;
+}
+
+static uint8_t *add_number(uint8_t *p, uint64_t v)
+{
+    put_le64(p, v);
+    return p + 8;
+}
+
+static uint8_t *add_text(uint8_t *p, const void *text, size_t len)
+{
+    p = add_number(p, len);
+    memcpy(p, text, len);
+    return p + len;
+}
+
+/* docs/formats/vma-sums.md, read with other eyes than the code's. */
+static void the_bytes_are_those_of_the_document(void **state)
+{
+    struct dr_vma_header header = header_of();
+    const unsigned order[] = {0, 2, 1}; /* the stream is last */
+    size_t len;
+    write_some(*state, &header);
+    uint8_t *b = file_bytes(*state, PATH, &len), own[16], id[512], *p = id;
+    assert_memory_equal(b, "DRVMASUM", 8);
+    assert_int_equal(get_le32(b + 8), 1);
+    assert_int_equal(get_le32(b + 12), 3);
+    memcpy(own, b + 48, 16);
+    memset(b + 48, 0, 16);
+    assert_true(is_xxh(own, b, 64 + 3 * 64));
+    memcpy(p, header.uuid, 16);
+    p = add_number(add_number(add_number(p + 16, 1234), 12800), 3);
+    for (unsigned i = 0; i < 3; i++)
+        p = add_text(add_number(add_number(p, disks[i].id), disks[i].size), disks[i].name,
+                     strlen(disks[i].name));
+    p = add_text(add_text(add_number(p, 1), "qemu-server.conf", 16), "cores: 2\n", 9);
+    assert_true(is_xxh(b + 16, id, (size_t)(p - id)));
+    uint64_t table = 4096, clusters = 0;
+    for (unsigned i = 0; i < 3; i++) {
+        const uint8_t *e = b + 64 + i * 64;
+        clusters = i == 2 ? 70001 : vma_clusters(disks[order[i]].size);
+        assert_int_equal(get_le32(e), disks[order[i]].id);
+        assert_int_equal(get_le64(e + 8), clusters);
+        assert_int_equal(get_le64(e + 16), table);
+        assert_true(is_xxh(e + 32, b + table, clusters * 16));
+        table += dr_round_up(clusters * 16, 4096);
+    }
+    assert_int_equal(len, table - dr_round_up(clusters * 16, 4096) + clusters * 16);
+    assert_int_equal(get_le64(b + 4096 + 10 * 16), sum_at(1).low);
+    assert_int_equal(get_le64(b + 4096 + 10 * 16 + 8), sum_at(1).high);
+    free(b);
+}
+
 static void no_data_sums_to_nothing(void **state)
 {
     (void)state;
@@ -179,6 +237,7 @@ int main(void)
         ops_test(another_archives_sums_are_stale),
         ops_test(damage_is_seen),
         ops_test(a_cut_file_is_refused),
+        ops_test(the_bytes_are_those_of_the_document),
         ops_test(no_data_sums_to_nothing),
         ops_test(sums_files_are_recognised),
     };
