@@ -41,7 +41,7 @@ static void put(struct dr_fs *fs, const char *path, const void *bytes, size_t n)
 static void compare(struct dr_file *plain, const uint8_t *buf, uint64_t at, size_t n)
 {
     CLEANUP_FREE uint8_t *again = malloc(n + 1);
-    size_t got;
+    size_t got = 0;
     must(again && dr_file_pread_short(plain, again, at, n, &got, NULL) == 0);
     must(got == n && memcmp(buf, again, n) == 0);
 }
@@ -100,7 +100,7 @@ static void make_archive(struct dr_fs *fs)
     free(head);
     for (uint32_t i = 0; i < 640; i++) {
         struct vma_slot s = {i < 40 ? 1 : 9, i < 40 ? i : i - 40, 0, 0};
-        s.mask = i >= 40 ? 0 : i % 3 ? 0xffff : (uint16_t)(i * 77);
+        s.mask = i >= 40 ? 0 : i > 0 && i < 5 ? 0xffff : (uint16_t)(i % 3);
         must(vma_extent_build(&s, 1, h.uuid, bytes + n) == 0);
         n += VMA_EXTENT_HEADER + (size_t)__builtin_popcount(s.mask) * DR_VMA_BLOCK;
     }
@@ -124,7 +124,7 @@ static void load_side(struct dr_fs *fs, struct dr_file *archive, const struct dr
 
 static void fake_side(struct dr_fs *fs, const uint8_t *data, size_t size)
 {
-    struct dr_file *f;
+    struct dr_file *f = NULL;
     CLEANUP_FREE uint8_t *bytes = malloc(FIXED + size + 8);
     must(bytes && dr_file_open(fs, SIDE, 0, &f, NULL) == 0);
     must(dr_file_pread(f, bytes, 0, FIXED, NULL) == 0);
