@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <inttypes.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -128,7 +129,8 @@ static int refuse_name(const struct extract *x, const char *name, bool safe)
 static int name_item(const struct extract *x, struct extract_item *item)
 {
     const struct dr_vma_disk *d = item->disk;
-    bool safe = dr_vma_name_is_safe(d->name), fine = safe && is_unique(x, d);
+    bool fits = strlen(d->name) + 1 + strlen(x->form.format) <= NAME_MAX;
+    bool safe = fits && dr_vma_name_is_safe(d->name), fine = safe && is_unique(x, d);
     int n;
 
     if (x->output) {
@@ -242,7 +244,7 @@ static int begin_place(struct extract *x)
         n = asprintf(&dir, ".");
     if (n < 0)
         return -1;
-    n = x->output ? asprintf(&work, ".%s" PARTIAL, x->items[0].file) : asprintf(&work, PARTIAL);
+    n = x->output ? asprintf(&work, ".%.200s" PARTIAL, x->items[0].file) : asprintf(&work, PARTIAL);
     if (n < 0)
         return -1;
     if (vma_place_begin(&x->place, dir, work) < 0)

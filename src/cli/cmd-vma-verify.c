@@ -112,7 +112,9 @@ static void print_for_people(const struct verify *v, const struct cli_args *args
         return;
     }
     printf("No problems were found: %s of disks", cli_human_size(v->result.bytes_read, size));
-    if (v->result.sums_used)
+    if (v->o.headers_only)
+        printf("; the data was not looked at");
+    else if (v->result.sums_used)
         printf(", data checked with checksums");
     else if (!cli_has(args, KEY_AGAINST))
         printf("; there are no checksums to check the data with");

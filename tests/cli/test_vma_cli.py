@@ -461,3 +461,12 @@ def test_a_kill_between_the_names_of_two_files_is_finished_by_resume(v):
     os.rename(work / "drive-scsi0.raw", v.dir / "out" / "drive-scsi0.raw")
     v.ok("drover", "vma", "extract", "--resume", "a.vma", "out")
     assert {n: v.get(f"out/{n}") for n in os.listdir(v.dir / "out")} == done
+
+
+def test_names_as_long_as_a_file_system_takes(v):
+    vmagen.simple({1: b"x" * 512, 2: b"y" * 512}, names={1: "a" * 251, 2: "b" * 253}).write(v.dir / "a.vma")
+    assert "--id-names" in v.fails("drover", "vma", "extract", "a.vma", "out") and "out" not in v.names()
+    v.ok("drover", "vma", "extract", "--id-names", "a.vma", "out")
+    assert sorted(os.listdir(v.dir / "out")) == ["a" * 251 + ".raw", "disk-2.raw", "qemu-server.conf"]
+    v.ok("drover", "vma", "extract", "a.vma", "-d", "disk-1", "--output", "c" * 255)
+    assert v.get("c" * 255) == b"x" * 512
