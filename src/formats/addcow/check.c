@@ -89,7 +89,7 @@ static int check_tail(struct dr_image *image, unsigned fix, struct dr_check_resu
     const struct addcow_header *h = &addcow_of(image)->h;
     struct dr_file *meta = image->files[ADDCOW_META];
     uint64_t bits = addcow_bits(h, image->size), n, size = dr_file_size(meta);
-    uint64_t end = size > h->bitmap_off ? (size - h->bitmap_off) * 8 : 0;
+    uint64_t end = size > h->bitmap_off ? dr_min(size - h->bitmap_off, INT64_MAX / 8) * 8 : 0;
     bool mend = fix == DR_CHECK_FIX_ALL;
     if (h->all || end <= bits)
         return 0;
