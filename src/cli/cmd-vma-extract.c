@@ -19,6 +19,7 @@ static const struct cli_option options[] = {
     {KEY_ID_NAMES, "id-names", NULL, "names that cannot be names of files become disk-ID", false},
     {KEY_SALVAGE, "salvage", NULL, "take what a damaged archive still holds", false},
     {KEY_RESUME, "resume", NULL, "keep what is there when interrupted, and go on from it", false},
+    {KEY_NO_SYNC, "no-sync", NULL, "do not wait until all is durable", false},
     {KEY_SUMS, "sums", "FILE", "the checksums (ARCHIVE.sums, if it is there)", false},
     {KEY_NO_SUMS, "no-sums", NULL, "use no checksums", false},
     {KEY_JSON, "json", NULL, "print JSON", false},
@@ -256,7 +257,8 @@ static int open_in_place(struct extract *x)
 {
     const struct dr_vma_disk *d = x->items[0].disk;
     CLEANUP_IMAGE struct cli_image image = {0};
-    const struct cli_image_spec spec = {.name = x->output, .flags = DR_OPEN_RDWR};
+    const struct cli_image_spec spec = {.name = x->output,
+                                        .flags = DR_OPEN_RDWR | (x->form.flags & DR_OPEN_NO_FLUSH)};
     struct dr_disk *disk;
 
     if (cli_image_get(x->cli, x->args, &spec, &image) != 0)
@@ -380,6 +382,8 @@ static int check_options(const struct extract *x)
         return cli_usage(x->cli, "--target-is-zero requires use of -n flag");
     if (x->in_place && cli_has(a, KEY_RESUME))
         return cli_usage(x->cli, "--resume is for new files");
+    if (cli_has(a, KEY_NO_SYNC) && cli_has(a, KEY_RESUME))
+        return cli_usage(x->cli, "--no-sync and --resume exclude each other");
     if (cli_has(a, KEY_SALVAGE) && cli_has(a, KEY_RESUME))
         return cli_usage(x->cli, "--salvage and --resume exclude each other");
     if (cli_has(a, KEY_SUMS) && cli_has(a, KEY_NO_SUMS))
@@ -398,6 +402,8 @@ static int get_options(struct extract *x)
     x->configs = !x->output && !cli_has(a, 'd');
     x->place.replace = cli_has(a, KEY_FORCE);
     x->place.keep = cli_has(a, KEY_RESUME);
+    x->place.no_sync = cli_has(a, KEY_NO_SYNC);
+    x->form.flags = x->place.no_sync ? DR_OPEN_NO_FLUSH : 0;
     x->o = (struct dr_vma_extract_options){
         .sums = cli_value(a, KEY_SUMS),
         .no_sums = cli_has(a, KEY_NO_SUMS),

@@ -26,6 +26,12 @@ static int failed(const struct vma_place *p, const char *what, const char *name)
     return -1;
 }
 
+/* fsync(), if that is wanted. */
+static int settle(const struct vma_place *p, int fd)
+{
+    return p->no_sync ? 0 : fsync(fd);
+}
+
 static int open_dir(int at, const char *name)
 {
     return openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -204,7 +210,7 @@ static int put(const struct vma_place *p, int fd, const char *name, const void *
         at += n;
         len -= (size_t)n;
     }
-    return fsync(fd) < 0 ? failed(p, "fsync", name) : 0;
+    return settle(p, fd) < 0 ? failed(p, "fsync", name) : 0;
 }
 
 static int make(const struct vma_place *p, const char *name, const void *data, size_t len)
@@ -233,7 +239,7 @@ int vma_place_note(struct vma_place *p, const char *name, const void *data, size
     unlinkat(p->work_fd, fresh, 0);
     if (make(p, fresh, data, len) < 0)
         return -1;
-    if (renameat(p->work_fd, fresh, p->work_fd, name) < 0 || fsync(p->work_fd) < 0)
+    if (renameat(p->work_fd, fresh, p->work_fd, name) < 0 || settle(p, p->work_fd) < 0)
         return failed(p, "cannot be replaced", name);
     return 0;
 }
@@ -247,7 +253,7 @@ char *vma_place_path(const struct vma_place *p, const char *made)
 
 int vma_place_sync(struct vma_place *p)
 {
-    if (fsync(p->work_fd) < 0 || fsync(p->dir_fd) < 0)
+    if (settle(p, p->work_fd) < 0 || settle(p, p->dir_fd) < 0)
         return failed(p, "fsync", ".");
     return 0;
 }
@@ -312,7 +318,7 @@ static int move_parts(struct vma_place *p)
             move(p, name, name) < 0)
             return -1;
     }
-    return fsync(p->dir_fd) < 0 ? failed(p, "fsync", ".") : 0;
+    return settle(p, p->dir_fd) < 0 ? failed(p, "fsync", ".") : 0;
 }
 
 static bool is_apart(const struct vma_place *p)
@@ -331,7 +337,7 @@ static int move_all(struct vma_place *p)
         if (!there && !named && move(p, f->made, f->name) < 0)
             return -1;
     }
-    return fsync(p->dir_fd) < 0 ? failed(p, "fsync", ".") : 0;
+    return settle(p, p->dir_fd) < 0 ? failed(p, "fsync", ".") : 0;
 }
 
 /* The name of a directory that was made is an entry of its parent. */
@@ -339,7 +345,7 @@ static int sync_parent(const struct vma_place *p)
 {
     CLEANUP_CLOSE int fd = p->made_dir ? openat(p->dir_fd, "..", O_RDONLY | O_DIRECTORY) : -1;
 
-    return fd >= 0 && fsync(fd) < 0 ? failed(p, "fsync", "..") : 0;
+    return fd >= 0 && settle(p, fd) < 0 ? failed(p, "fsync", "..") : 0;
 }
 
 int vma_place_publish(struct vma_place *p)

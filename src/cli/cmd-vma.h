@@ -63,6 +63,7 @@ struct vma_place {
     bool made_dir;
     bool keep;      /* what is there stays after a failure: to go on from */
     bool replace;   /* existing files give way */
+    bool no_sync;   /* nothing waits until it is durable */
     bool found;     /* an interrupted extraction's files are there */
     bool finishing; /* all is there, some may have their names already */
     bool published;

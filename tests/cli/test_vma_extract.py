@@ -50,6 +50,21 @@ def test_all_into_a_directory(v):
     same_files(v.dir / "there", wanted)
 
 
+def test_without_waiting_until_it_is_durable(v):
+    a = archive()
+    a.write(v.dir / "a.vma")
+    trace = v.dir / "trace"
+    drover = [str(v.bin / "drover"), "vma", "extract"]
+    for more, synced in ((["--no-sync"], False), ([], True)):
+        done = subprocess.run(["strace", "-f", "-e", "trace=fsync,fdatasync,syncfs", "-o", str(trace), *drover, *more, "a.vma", "out"],
+                              cwd=v.dir, capture_output=True, check=False)
+        assert done.returncode == 0, done
+        assert ("sync(" in trace.read_text()) == synced
+        same_files(v.dir / "out", {"qemu-server.conf": vmagen.CONF, "drive-scsi0.raw": a.contents[1], "drive-scsi1.raw": a.contents[2]})
+        subprocess.run(["rm", "-r", str(v.dir / "out")], check=True)
+    assert extract(v, "--no-sync", "--resume", "a.vma", "out").code == 1
+
+
 def test_sparse_files_come_out(v):
     data = bytearray(200 * CLUSTER)
     data[100 * CLUSTER:100 * CLUSTER + 4096] = b"x" * 4096
