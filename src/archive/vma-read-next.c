@@ -223,8 +223,12 @@ static int take_once(struct vma_read *x, const struct vma_slot *s, struct dr_err
 static int take_slot(struct vma_read *x, const struct vma_slot *s, struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
-    if (vma_slot_check(&x->vma->header, s, x->vma->name, x->pos, &why) < 0)
-        return vma_damage(x, DR_VMA_EXTENT, 0, x->pos, VMA_EXTENT_HEADER, why.text, err);
+    if (vma_slot_check(&x->vma->header, s, x->vma->name, x->pos, &why) < 0) {
+        bool again = x->told_at == x->pos; /* one of several in this extent */
+        x->told_at = x->pos;
+        return again ? 0
+                     : vma_damage(x, DR_VMA_EXTENT, 0, x->pos, VMA_EXTENT_HEADER, why.text, err);
+    }
     int r = x->disks[s->id].disk->vmstate ? take_in_order(x, s, err) : take_once(x, s, err);
     if (r <= 0)
         return r;

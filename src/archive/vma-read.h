@@ -107,6 +107,7 @@ struct vma_read {
     unsigned n_zeros;
     struct vma_chunk *ready; /* waits to become an item */
     struct vma_seen_budget budget;
+    uint64_t told_at;       /* the last extent with slots that name nothing; 0 = none */
     uint64_t checkpoint_at; /* time of the next one */
 
     _Atomic bool stopping; /* the run is about to end: nobody should wait any more */

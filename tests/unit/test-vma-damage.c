@@ -332,8 +332,8 @@ static void clusters_of_nothing_are_refused(void **state)
     char damage[64];
     begin(b);
     sprintf(damage, "extent 0 %zu 512\n", b->a.len);
-    struct vma_slot other[] = {{2, 0, 0xffff, 0}};
-    add_extent(&b->a, other, 1, false);
+    struct vma_slot other[] = {{2, 0, 0xffff, 0}, {3, 0, 0, 0}};
+    add_extent(&b->a, other, 2, false);
     is_damaged(b, damage, "device 2 is not in the header", damage);
     static const uint16_t masks[] = {0, 1, 0xffff};
     for (unsigned i = 0; i < 3; i++) {
