@@ -57,6 +57,10 @@ static int find_in_chain(struct rebase *rb, struct dr_error *err)
     struct dr_chain *chain = rb->disk->chain;
     if (dr_ops_same_id(dr_image_id(overlay(rb)), id))
         return dr_fail(err, ELOOP, "%s: cannot be its own backing file", rb->path);
+    for (unsigned i = 0; i < overlay(rb)->n_files; i++)
+        if (dr_ops_same_id(overlay(rb)->files[i]->id, id))
+            return dr_fail(err, ELOOP, "%s: %s holds its own data and cannot be its backing file",
+                           rb->path, rb->where);
     for (size_t i = 1; i < chain->n; i++) {
         if (!dr_ops_same_id(dr_image_id(chain->images[i]), id))
             continue;

@@ -112,7 +112,8 @@ def test_rebase_without_copying(t):
     refused(t, "rebase", "-u", "-b", "nope", "-F", "raw", "top.add-cow", word="nope")
     refused(t, "rebase", "-u", "-b", "top.add-cow", "-F", "add-cow", "top.add-cow", word="its own")
     refused(t, "rebase", "-u", "-b", "top.add-cow", "-F", "add-cow", "low.add-cow", word="loop")
-    refused(t, "rebase", "-b", "top.raw", "-F", "raw", "top.add-cow", word="top.raw")
+    for way in ([], ["-u"]):
+        refused(t, "rebase", *way, "-b", "top.raw", "-F", "raw", "top.add-cow", word="holds its own data")
     refused(t, "rebase", "-b", "mid.vmdk", "low.add-cow", word="-F")
     t.ok("rebase", "-u", "-b", "", "top.add-cow")
     assert "backing file" not in t.ok("info", "top.add-cow")
@@ -315,6 +316,19 @@ def test_info_tells_how_much_is_copied_in(t):
         assert line in text, text
     told = data_of(t, "disk.add-cow")
     assert (told["copied-in"], told["copied-in-percent"]) == (MIB, 25)
+
+
+def test_check_finds_bits_behind_the_end(t):
+    add(t, "disk.add-cow", size="1M")
+    t.io("disk.add-cow", "write -P 1 0 1M")
+    os.truncate(t.dir / "disk.raw", 700000)
+    r = t.drover("check", "disk.add-cow")
+    assert r.code == 2 and "behind the end" in r.out + r.err, r
+    assert t.drover("check", "-r", "leaks", "disk.add-cow").code == 2
+    r = t.drover("check", "-r", "all", "disk.add-cow")
+    assert r.code == 0 and "repaired" in r.out, r
+    assert t.drover("check", "disk.add-cow").code == 0
+    assert content(t, "disk.add-cow") == b"\x01" * 700000
 
 
 def test_recover_removes_what_a_killed_create_left(t):
