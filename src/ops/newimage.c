@@ -532,6 +532,7 @@ int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
     params.n_options = n_pairs;
     params.file_flags = dr_ops_file_flags(flags);
     params.final = n->final;
+    params.any_path = flags & DR_OPEN_ANY_PATH;
     int r = what->backing ? dr_image_harden(what->backing, err) : 0; /* its id gets recorded */
     return r < 0 ? r : fmt->create(n->fs, n->path, &params, err);
 }

@@ -525,6 +525,38 @@ static void a_long_name_replaces_the_file(void **state)
     reads(g->disk, 0, MiB, 0xbb);
 }
 
+/* Whatever fails, the image has the old parent or the new one, and nothing lies about. */
+static void a_name_switch_that_fails_changes_nothing(void **state)
+{
+    struct rig *g = *state;
+    char name[800];
+    memset(name, 'n', sizeof(name));
+    name[700] = 0;
+    rig_open(g, 64 * KiB, 64 * KiB);
+    write_at(g->disk, 4096, 4096, 1);
+    rig_close(g);
+    size_t files = count_files(g->mem);
+    bool done = false;
+    for (uint64_t i = 0; !done; i++) {
+        ok(open_flags(faultfs_fs(g->fault), "d.add-cow", DR_OPEN_RDWR, &g->disk, &err));
+        faultfs_arm(g->fault, &(struct faultfs_plan){.nth = i, .error = ENOSPC, .partial = true});
+        int r = set_parent(g, name, "raw", 0, NULL);
+        done = !faultfs_fired(g->fault);
+        faultfs_disarm(g->fault);
+        assert_true(done ? r == 0 : r == -ENOSPC || r == 0);
+        dr_close(g->disk, NULL);
+        g->disk = NULL;
+        assert_int_equal(count_files(g->mem), files);
+        uint8_t byte;
+        get_file(g->mem, "d.add-cow", &byte, 12, 1);
+        header_is(g->mem, byte == 'n' ? name : "base");
+        ok(open_flags(g->mem, "d.add-cow", DR_OPEN_RDWR | DR_OPEN_NO_BACKING, &g->disk, &err));
+        reads(g->disk, 4096, 4096, 1);
+        ok(set_parent(g, "base", "raw", 0, &err));
+        rig_close(g);
+    }
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, rig_up, rig_down)
@@ -551,6 +583,7 @@ int main(void)
         T(growing_without_the_parent_hides_all_of_it),
         T(a_short_name_is_one_sector),
         T(a_long_name_replaces_the_file),
+        T(a_name_switch_that_fails_changes_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

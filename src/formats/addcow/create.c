@@ -147,7 +147,7 @@ static int check_tree(struct plan *p, const char *full, struct dr_error *err)
                       : real_place(p, full, &real, err);
     if (r == 0)
         r = dr_gate_own_tree(p->fs, p->final, real, &inside, err);
-    if (r == 0 && !inside)
+    if (r == 0 && !inside && !p->params->any_path)
         return dr_fail(err, EACCES,
                        "%s: its image file \"%s\" (%s) must be in the metadata's own directory",
                        p->path, p->image, real);

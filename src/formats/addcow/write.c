@@ -278,7 +278,7 @@ int addcow_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, s
         return dr_fail(err, EFBIG, "%s: %llu bytes are more than a disk can have", image->path,
                        (unsigned long long)size);
     if (image->files[ADDCOW_RAW]->block_device)
-        return dr_fail(err, ENOTSUP, "%s: its image file %s is a block device, whose size is fixed",
+        return dr_fail(err, EINVAL, "%s: its image file %s is a block device, whose size is fixed",
                        image->path, image->files[ADDCOW_RAW]->path);
     r = size > image->size ? grow(image, size, parent_size, err) : shrink(image, size, err);
     forget_bits(image);
