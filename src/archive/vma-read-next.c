@@ -52,6 +52,12 @@ static bool is_extent(const struct vma_read *x)
            vma_extent_parse(x->unit, x->vma->header.uuid, x->vma->name, x->pos, &extent, NULL) == 0;
 }
 
+/* Is this failure of the source more than damage? */
+static bool ends_all(const struct vma_read *x, int r)
+{
+    return !x->o->salvage || r == -ENOMEM || r == -ECANCELED;
+}
+
 /* The unit behind this one. What a file cannot give counts as bytes that are no extent; a stream
  * that breaks off ends there. */
 static int next_unit(struct vma_read *x, bool *zero, struct dr_error *err)
@@ -60,7 +66,7 @@ static int next_unit(struct vma_read *x, bool *zero, struct dr_error *err)
     bool last = x->unit_len < VMA_EXTENT_HEADER;
     x->pos += x->unit_len;
     int r = last ? 0 : read_unit(x, &why);
-    if (r < 0 && (!x->o->salvage || r == -ENOMEM))
+    if (r < 0 && ends_all(x, r))
         return dr_fail(err, -r, "%s", why.text);
     x->ended = last || (r < 0 ? !x->file : x->unit_len == 0);
     if (r < 0) {
@@ -98,7 +104,7 @@ static int resync(struct vma_read *x, const char *why, struct dr_error *err)
 /* Where an extent should be, nothing can be read. */
 static int broke_off(struct vma_read *x, int r, const struct dr_error *why, struct dr_error *err)
 {
-    if (!x->o->salvage || r == -ENOMEM)
+    if (ends_all(x, r))
         return dr_fail(err, -r, "%s", why->text);
     memset(x->unit, 0xff, sizeof(x->unit));
     x->unit_len = VMA_EXTENT_HEADER;
@@ -335,7 +341,7 @@ static int take_extent(struct vma_read *x, struct vma_chunk *c, struct dr_error 
     bool before = end <= x->o->resume_from;
     struct dr_error why = DR_ERROR_INIT;
     int r = get_data(x, c, before, &avail, &why);
-    if (r < 0 && (!x->o->salvage || r == -ENOMEM))
+    if (r < 0 && ends_all(x, r))
         return dr_fail(err, -r, "%s", why.text);
     x->ended = avail < len;
     r = x->ended ? cut_short(x, c, avail, why.text, err) : 0;
