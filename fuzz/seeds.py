@@ -90,6 +90,9 @@ def images():
     yield "itself", descriptor(['RW 1 FLAT "disk.vmdk" 0'], "monolithicFlat")
     yield "child-of-itself", descriptor(['RW 128 FLAT "flat.raw" 0'], "monolithicFlat",
                                         parent="8b4f0210", hint="disk.vmdk")
+    yield "add-cow", addcow.header_1("", "flat.raw") + b"\x55" * 16
+    yield "add-cow-child", (addcow.header_1('json:{"driver":"vmdk","file":{"filename":"extent.vmdk"}}', "flat.raw") +
+                            b"\xf0" + mark + sparse(descriptor(['RW 61 SPARSE "extent.vmdk"']), 61, {0: 0x11}))
     yield "child", sparse(descriptor(['RW 61 SPARSE "disk.vmdk"'], parent="12345678", hint="flat.raw"),
                           61, {1: 0x44})
 
