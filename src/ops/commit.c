@@ -145,10 +145,14 @@ static int check_growth(struct commit *c, struct dr_error *err)
     c->size = image_c(c)->size;
     if (p->size >= c->size)
         return 0;
-    if (p->fmt->resize)
+    bool below_is_longer = c->base + 1 < c->chain->n &&
+                           c->chain->images[c->base + 1]->size > p->size;
+    if (p->fmt->resize && !below_is_longer)
         return 0;
     bool data;
     int r = holds_data_behind(c, p->size, &data, err);
+    if (r == 0 && data && p->fmt->resize)
+        return 0; /* what its own parent has behind its end has to be hidden: not without need */
     if (r == 0 && data)
         return dr_fail(err, ENOTSUP,
                        "%s: ends at %llu, %s holds data behind that, and images of its format "

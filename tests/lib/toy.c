@@ -830,9 +830,11 @@ static int toy_set_backing(struct dr_image *image, const struct dr_image *parent
 static int toy_resize(struct dr_image *image, uint64_t size, uint64_t parent_size,
                       struct dr_error *err)
 {
-    (void)parent_size;
     uint8_t h[512];
     struct toy *t = image->state;
+    if (size > image->size && parent_size > image->size)
+        return dr_fail(err, ENOTSUP, "%s: a toy cannot hide what its parent has behind its end",
+                       image->path);
     if (size > toy_span(t) * TOY_ROOTS)
         return dr_fail(err, EFBIG, "%s: no room for %" PRIu64 " bytes", image->path, size);
     int r = toy_read_header(image, h, err);
