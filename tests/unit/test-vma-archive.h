@@ -17,7 +17,7 @@ struct archive {
     struct dr_vma_disk disks[256];
     struct dr_vma_config config;
     uint8_t *buf;
-    size_t len;
+    size_t len, room;
     size_t extents[64]; /* where they begin */
     unsigned n_extents;
     uint8_t *image[256]; /* by id: what the disks read */
@@ -76,6 +76,18 @@ static inline void end_header(struct archive *a)
     a->len = size;
 }
 
+/* Room for more bytes. Seldom: the C library may fill what it has left over each time. */
+static inline void need(struct archive *a, size_t more)
+{
+    if (a->len + more <= a->room)
+        return;
+    a->room = 2 * (a->len + more);
+    uint8_t *buf = malloc(a->room);
+    memcpy(buf, a->buf, a->len);
+    free(a->buf);
+    a->buf = buf;
+}
+
 static inline void add_cluster(struct archive *a, const struct vma_slot *s, bool counts)
 {
     for (unsigned k = 0; k < 16; k++) {
@@ -95,7 +107,7 @@ static inline void add_cluster(struct archive *a, const struct vma_slot *s, bool
 static inline void add_extent(struct archive *a, const struct vma_slot *slots, unsigned n,
                               bool counts)
 {
-    a->buf = realloc(a->buf, a->len + VMA_EXTENT_MAX);
+    need(a, 512 + (size_t)n * 65536);
     a->extents[a->n_extents++] = a->len;
     assert_int_equal(vma_extent_build(slots, n, a->header.uuid, a->buf + a->len), 0);
     a->len += 512;

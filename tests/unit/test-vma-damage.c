@@ -241,7 +241,7 @@ static void every_flipped_byte_of_extent_headers_is_found(void **state)
 
 static void add_bytes(struct archive *a, int byte, size_t n)
 {
-    a->buf = realloc(a->buf, a->len + n);
+    need(a, n);
     memset(a->buf + a->len, byte, n);
     a->len += n;
 }
