@@ -202,7 +202,7 @@ static int read_stream(const struct vma_extents *x, int fd, uint8_t *buf, size_t
         struct pollfd p = {.fd = fd, .events = POLLIN};
         if (dr_job_stopped(x->job))
             return dr_fail(err, ECANCELED, "stopped on request");
-        if (poll(&p, 1, STREAM_MS) == 0)
+        if (poll(&p, 1, STREAM_MS) <= 0) /* a signal may be what says stop */
             continue;
         ssize_t n = read(fd, buf + *got, len - *got);
         if (n == 0)

@@ -144,6 +144,7 @@ static int start_child(const struct cli *cli, const char *command, struct child 
     }
     child->pid = fork();
     if (child->pid == 0) {
+        setpgid(0, 0); /* so that a failure ends all that the command is made of */
         signal(SIGPIPE, SIG_DFL);
         signal(SIGXFSZ, SIG_DFL);
         dup2(ends[0], STDIN_FILENO);
@@ -152,24 +153,31 @@ static int start_child(const struct cli *cli, const char *command, struct child 
     }
     close(ends[0]);
     child->fd = ends[1];
-    if (child->pid > 0)
+    if (child->pid > 0) {
+        setpgid(child->pid, child->pid);
         return 0;
+    }
     cli_error(cli, "no process for '%s': %s", command, strerror(errno));
     close(ends[1]);
     return -1;
 }
 
-static int end_child(const struct cli *cli, const char *command, const struct child *child)
+/* r: how the archive went. What got no whole archive must not end as if it had. */
+static int end_child(const struct cli *cli, const char *command, const struct child *child, int r)
 {
     int status = 0;
     pid_t pid;
 
+    if (r < 0 && r != -EPIPE)
+        kill(-child->pid, SIGTERM);
     close(child->fd);
     do
         pid = waitpid(child->pid, &status, 0);
     while (pid < 0 && errno == EINTR);
     if (pid < 0)
         cli_error(cli, "'%s' cannot be waited for: %s", command, strerror(errno));
+    else if (r < 0 && r != -EPIPE)
+        return -1; /* by us */
     else if (WIFSIGNALED(status))
         cli_error(cli, "'%s' was ended by signal %d", command, WTERMSIG(status));
     else if (WEXITSTATUS(status) != 0)
@@ -211,7 +219,7 @@ static int create(struct use *u, struct vma_source *s)
     };
     vma_report_begin_create(u->cli, &report, u->verbose ? &zeros : NULL);
     int r = dr_vma_create(path, &o, &report.job.job, result, &err);
-    int ended = command ? end_child(u->cli, command, &child) : 0;
+    int ended = command ? end_child(u->cli, command, &child, r) : 0;
     if (r == -EPIPE && ended < 0)
         return 1; /* why it went away was told */
     if (r < 0)

@@ -356,6 +356,21 @@ def test_a_pipe_that_stalls_does_not_keep_an_interrupted_command(v, args):
     os.close(w)
 
 
+@pytest.mark.parametrize("args", [["drover", "vma", "create", "--vmstate", "-", "--vmstate-size", "1M", "a.vma"],
+                                  ["vma", "create", "exec:sleep 100", "-d", "format=raw:x=a.raw"]])
+def test_a_creation_that_waits_for_others_can_be_interrupted(v, args):
+    v.put("a.raw", random.Random(1).randbytes(40 * CLUSTER))
+    r, w = os.pipe()
+    p = v.start(*args, stdin=r)
+    while not catches(p.pid, signal.SIGINT):
+        assert p.poll() is None
+    p.send_signal(signal.SIGINT)
+    err = p.communicate(timeout=30)[1]
+    assert p.returncode == 130 and err.decode().count("\n") == 1 and b"interrupted" in err and v.names() == ["a.raw"]
+    os.close(r)
+    os.close(w)
+
+
 def catches(pid, number):
     with open(f"/proc/{pid}/status", encoding="ascii") as f:
         caught = int(re.search(r"^SigCgt:\s*(\w+)", f.read(), flags=re.M).group(1), 16)
