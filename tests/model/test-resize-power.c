@@ -204,6 +204,40 @@ static void resizes_survive_faults(void **state)
             ;
 }
 
+/* Nothing can be cut off half way where nothing is done. */
+static void empty_disks(void **state)
+{
+    const struct subject *s = *state;
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct resizing t;
+    resizing_setup(&t, s, fs, model_seed());
+    t.after = 0;
+    assert_int_equal(resize(&t, fs, &err), -EINVAL);
+    t.after = t.before;
+    check_size(&t, fs, true, "after a refusal");
+    free(t.content);
+    dr_fs_memory_free(fs);
+
+    struct subject none = *s;
+    none.size = 0;
+    none.junk = false;
+    struct powerfs *p = powerfs_new();
+    assert_int_equal(
+        model_create(powerfs_fs(p), "add-cow", subject_top(s), 0, NULL, 0, NULL, NULL, &err), 0);
+    powerfs_settle(p);
+    t = (struct resizing){.s = &none, .after = 5000, .content = calloc(1, 9000)};
+    must(s, resize(&t, powerfs_fs(p), &err), "grow from nothing", &err);
+    for (size_t k = 0; k <= powerfs_ops(p); k++)
+        for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
+            struct dr_fs *disk = powerfs_cut(p, k, mode, k);
+            check_size(&t, disk, k == powerfs_ops(p), "growing from nothing");
+            dr_fs_memory_free(disk);
+        }
+    free(t.content);
+    powerfs_free(p);
+}
+
 static enum plant resize_plant;
 
 static void resizes_with_a_fault(void **state)
@@ -231,6 +265,7 @@ int main(void)
 {
     int r = model_run("another size, cut off", resizes_survive_cuts, add_cow);
     r += model_run("another size, every single I/O fails", resizes_survive_faults, add_cow);
+    r += model_run("empty disks", empty_disks, with_a_longer_parent);
     r += model_run("planted: growing in the wrong order", wrong_growth_is_found,
                    with_a_longer_parent);
     return r ? 1 : 0;

@@ -60,6 +60,21 @@ static int open_raw(struct dr_image *image, struct dr_error *err)
     return a->dev == b->dev && a->ino == b->ino ? refuse_same(image, name, err) : 0;
 }
 
+/* An image file that lost its bytes looks like an empty disk; one that is about to grow has no bit.
+ */
+static int check_empty(struct dr_image *image, uint64_t bits, struct dr_error *err)
+{
+    const struct addcow_header *h = &addcow_of(image)->h;
+    uint64_t n;
+    int r = addcow_count(image, 0, bits, &n, err);
+    if (r < 0 || n == 0)
+        return r;
+    return dr_fail(
+        err, EINVAL,
+        "%s: its image file \"%s\" is empty, but there are bits for a disk of %llu bytes",
+        image->path, h->image, (unsigned long long)(bits * h->granule));
+}
+
 /* The raw file's length is the disk's. A bitmap that is shorter than needed reads as 0 bits. */
 static int check_sizes(struct dr_image *image, struct dr_error *err)
 {
@@ -72,10 +87,7 @@ static int check_sizes(struct dr_image *image, struct dr_error *err)
                        (unsigned long long)size);
     image->size = size;
     if (size == 0 && have > 0 && !h->all)
-        return dr_fail(err, EINVAL,
-                       "%s: its image file \"%s\" is empty, but there are bits for a disk of %llu "
-                       "bytes",
-                       image->path, h->image, (unsigned long long)(have * 8 * h->granule));
+        return check_empty(image, have * 8, err);
     uint64_t need = addcow_bitmap_len(h, size);
     if (h->layout != ADDCOW_V7 || have == 0 || need / SHORT_BITMAP < have)
         return 0;

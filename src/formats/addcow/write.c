@@ -269,6 +269,19 @@ static int shrink(struct dr_image *image, uint64_t size, struct dr_error *err)
     return r < 0 ? r : dr_file_flush(meta, err);
 }
 
+/* Cut off half way, an empty raw file with bits would look like one that lost its bytes. */
+static int check_not_empty(const struct dr_image *image, uint64_t size, uint64_t parent_size,
+                           struct dr_error *err)
+{
+    if (size == 0)
+        return dr_fail(err, EINVAL, "%s: an add-cow disk cannot be made empty", image->path);
+    if (image->size == 0 && parent_size > 0)
+        return dr_fail(err, EINVAL,
+                       "%s: an empty add-cow disk with a backing file cannot grow; make a new one",
+                       image->path);
+    return 0;
+}
+
 int addcow_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err)
 {
     int r = addcow_refuse_write(image, err);
@@ -280,6 +293,9 @@ int addcow_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, s
     if (image->files[ADDCOW_RAW]->block_device)
         return dr_fail(err, EINVAL, "%s: its image file %s is a block device, whose size is fixed",
                        image->path, image->files[ADDCOW_RAW]->path);
+    r = check_not_empty(image, size, parent_size, err);
+    if (r < 0)
+        return r;
     r = size > image->size ? grow(image, size, parent_size, err) : shrink(image, size, err);
     forget_bits(image);
     return r;
