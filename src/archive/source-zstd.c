@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* zstd streams: frames one after another, some of them for others to skip. */
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include "archive/source-codec.h"
 
@@ -37,6 +38,17 @@ static int zstd_open(const char *name, void **state, struct dr_error *err)
     return 0;
 }
 
+static int failed(const struct source_in *in, size_t code, struct dr_error *err)
+{
+    if (ZSTD_getErrorCode(code) == ZSTD_error_frameParameter_windowTooLarge)
+        return dr_fail(err, ENOTSUP,
+                       "%s: zstd frame before offset %llu needs more than 128 MiB of memory to be "
+                       "decoded (zstd --long=28 or more)",
+                       in->name, (unsigned long long)source_in_pos(in));
+    return dr_fail(err, EBADMSG, "%s: damaged zstd data before offset %llu: %s", in->name,
+                   (unsigned long long)source_in_pos(in), ZSTD_getErrorName(code));
+}
+
 static int zstd_read(void *state, struct source_in *in, uint8_t *buf, size_t len, size_t *got,
                      struct dr_error *err)
 {
@@ -53,8 +65,7 @@ static int zstd_read(void *state, struct source_in *in, uint8_t *buf, size_t len
         size_t left = ZSTD_decompressStream(z->stream, &out, &piece);
         in->at += piece.pos;
         if (ZSTD_isError(left))
-            return dr_fail(err, EBADMSG, "%s: damaged zstd data before offset %llu: %s", in->name,
-                           (unsigned long long)source_in_pos(in), ZSTD_getErrorName(left));
+            return failed(in, left, err);
         z->inside = left != 0;
         if (in->end && z->inside && out.pos == 0)
             return dr_fail(err, EBADMSG,

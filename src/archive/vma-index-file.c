@@ -181,7 +181,7 @@ static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
 static int open_old(struct dr_fs *fs, const char *path, struct dr_file **old, struct dr_error *err)
 {
     uint8_t magic[8];
-    size_t got;
+    size_t got = 0;
     struct dr_error why = DR_ERROR_INIT;
     int r = dr_file_open(fs, path, DR_FILE_RDWR, old, &why);
     if (r == -ENOENT)

@@ -383,7 +383,7 @@ int vma_index_header(struct dr_file *file, struct dr_vma_header *header,
                      void (*warn)(void *user, const char *text), void *user, struct dr_error *err)
 {
     uint8_t fixed[VMA_FIXED_HEADER];
-    uint32_t size;
+    uint32_t size = VMA_FIXED_HEADER;
     size_t got;
     int r = dr_file_pread_short(file, fixed, 0, sizeof(fixed), &got, err);
     if (r == 0)

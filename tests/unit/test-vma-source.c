@@ -493,6 +493,13 @@ static void lzop_filters_methods_and_versions_of_the_future_are_refused(void **s
     free(b.p);
 }
 
+static void a_zstd_window_without_bounds_is_refused(void **state)
+{
+    /* magic, no flags, a window of 2 GiB, one stored block of a byte */
+    struct bytes b = {(uint8_t[]){0x28, 0xb5, 0x2f, 0xfd, 0, 0xa8, 9, 0, 0, 'x'}, 10};
+    assert_told(*state, &b, ENOTSUP, "more than 128 MiB");
+}
+
 static void zeros_may_follow_gzip_data_and_nothing_else(void **state)
 {
     struct place *p = *state;
@@ -526,6 +533,7 @@ int main(void)
         POSIX(what_the_programs_compress_is_read),
         POSIX(lzop_blocks_of_absurd_sizes_are_refused),
         POSIX(lzop_filters_methods_and_versions_of_the_future_are_refused),
+        POSIX(a_zstd_window_without_bounds_is_refused),
         POSIX(zeros_may_follow_gzip_data_and_nothing_else),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
