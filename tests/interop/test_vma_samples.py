@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import uuid
 
 import pytest
 from tools import DROVER, SAMPLES, run
@@ -135,3 +136,17 @@ def test_compressed_by_other_programs(tool, vma, tmp_path):
     run(vma, 'verify', tmp_path / 'packed')
     run(vma, 'extract', tmp_path / 'packed', tmp_path / 'out')
     check(name, tmp_path / 'out')
+
+
+@pytest.mark.parametrize('name, disks, configs', [
+    ('p02-pve41-single.vma', ['drive-scsi0'], ['qemu-server.conf']), ('p04-pve41-empty-config-only.vma', [], ['empty.conf'])])
+def test_made_again_it_has_the_same_bytes(name, disks, configs, tmp_path):
+    """One disk leaves no freedom of order: what Proxmox's tool and Drover write of it is the same."""
+    with open(sample(name), 'rb') as f:
+        wanted = f.read()
+    run(DROVER, 'vma', 'extract', '-q', sample(name), tmp_path / 'out')
+    args = [a for d in disks for a in ('-d', f'format=raw:{d}={tmp_path}/out/{d}.raw')]
+    args += [a for c in configs for a in ('-c', tmp_path / 'out' / c)]
+    run(DROVER, 'vma', 'create', '-q', '--uuid', uuid.UUID(bytes=wanted[8:24]), '--ctime',
+        int.from_bytes(wanted[24:32], 'big'), *args, tmp_path / 'again.vma')
+    assert (tmp_path / 'again.vma').read_bytes() == wanted
