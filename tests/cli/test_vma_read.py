@@ -191,6 +191,17 @@ def test_an_archive_that_lies_about_sizes_takes_no_memory(v):
         assert r.code != 0 and not os.path.exists(v.dir / f"out{i}")
 
 
+def test_clusters_far_apart_take_no_memory(v):
+    """Each in a page of its own of the bitmap that finds duplicates."""
+    import random  # pylint: disable=import-outside-toplevel
+    header = vmagen.Header([(b"qemu-server.conf", vmagen.CONF)], {1: ("drive-scsi0", 1 << 48)})
+    slots = [vmagen.Slot(1, n) for n in random.Random(1).sample(range(1 << 32), 100000)]
+    v.put("a.vma", vmagen.Archive(header, vmagen.pack(slots)).build())
+    for args in (["vma", "verify", "a.vma"], ["drover", "vma", "verify", "a.vma"], ["drover", "map", "vma:a.vma"]):
+        r = v.run(*args, memory=400 * MIB, timeout=30)
+        assert r.code != 0 and ("a.vma" in r.errors or "missing" in r.text) and "out of memory" not in r.errors, r
+
+
 def test_something_that_is_no_file(v):
     (v.dir / "sub").mkdir()
     for command in (["list"], ["verify"], ["config"]):

@@ -219,6 +219,18 @@ def test_existing_archives(v):
     assert damage(v, "a.vma") == (0, [])
 
 
+def test_two_at_once_under_one_name(v):
+    disk(v, size=40 * CLUSTER)
+    for force in ([], ["--force"]):
+        running = [v.start("drover", "vma", "create", *force, "a.vma", "-d", "format=raw:x=a.raw") for _ in range(5)]
+        codes = [p.wait(60) for p in running]
+        errors = [p.communicate()[1] for p in running]
+        assert all(c in (0, 1) for c in codes) and codes.count(0) >= 1 and (force or codes.count(0) == 1), (codes, errors)
+        vmagen.check(v.dir / "a.vma")
+        assert damage(v, "a.vma") == (0, [])
+        assert set(v.names()) <= {"a.raw", "a.vma", "a.vma.sums"}, v.names()
+
+
 def test_a_source_that_fails_half_way_leaves_nothing(v):
     """A vmdk whose last grain is gone: reading it is an error, not zeros."""
     disk(v, size=64 * CLUSTER, density=1)
