@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <inttypes.h>
+#include <string.h>
 
 #include "cli/commands.h"
 #include "cli/image.h"
@@ -125,7 +126,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return 1;
     cli_export_allowed(args);
     if (dr_measure(m.source.path, m.size, &m.o, &result, &err) < 0) {
-        if (m.source.path)
+        if (m.source.path && strstr(err.text, m.source.path)) /* else the new image is at fault */
             cli_fail_open(cli, m.source.path, &err);
         else
             cli_fail(cli, &err);

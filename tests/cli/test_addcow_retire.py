@@ -57,6 +57,19 @@ def test_a_streamed_disk_is_retired_to_a_plain_raw_disk(t, parent, fmt):
     is_the_raw_disk(t, "disk.raw", want)
 
 
+def test_a_disk_in_a_backup_is_used_at_once_and_restored_meanwhile(t):
+    t.ok("create", "-q", "disk.raw", "4M")
+    t.io("disk.raw", "write -P 1 0 1M", "write -P 2 3M 100k", fmt="raw")
+    t.ok("vma", "create", "backup.vma", "-d", "drive-scsi0=disk.raw")
+    t.ok("create", "-q", "-f", "add-cow", "-b", "vma:backup.vma#drive-scsi0", "-F", "vma", "new.add-cow")
+    assert content(t, "new.add-cow") == (t.dir / "disk.raw").read_bytes()
+    t.io("new.add-cow", "write -P 3 100k 1M")
+    want = content(t, "new.add-cow")
+    t.ok("stream", "-q", "--retire", "new.add-cow")
+    (t.dir / "backup.vma").unlink()
+    is_the_raw_disk(t, "new.raw", want)
+
+
 def test_stream_retires_in_one_go(t):
     want = overlay(t)
     out = t.ok("stream", "-q", "--retire", "disk.add-cow")

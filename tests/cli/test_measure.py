@@ -74,6 +74,10 @@ def test_with_a_parent_it_assumes_that_the_parent_has_nothing(t):
 def test_refuses_what_the_format_refuses(t):
     r = t.drover("measure", "-O", "vmdk", "-o", "subformat=nope", "--size", "1G")
     assert r.code == 1 and "nope" in r.err
+    t.ok("create", "-q", "a.raw", "1M")
+    r = t.drover("measure", "-O", "vma", "a.raw")
+    assert (r.code, r.err) == (1, "drover: Block driver 'vma' does not support size measurement\n")
+    (t.dir / "a.raw").unlink()
     r = t.drover("measure", "-l", "snap", "--size", "1G")
     assert r.code == 1 and "snapshots" in r.err
     assert not t.names()
