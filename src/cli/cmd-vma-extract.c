@@ -39,7 +39,7 @@ static void extract_free(struct extract *x)
     for (size_t i = 0; i < x->n; i++)
         free(x->items[i].file);
     cli_pairs_free(&x->pairs);
-    json_decref(x->damage.array);
+    vma_damage_free(&x->damage);
     json_decref(x->record);
     dr_vma_close(x->vma);
 }
@@ -319,6 +319,23 @@ static int failed(const struct extract *x, const struct cli_job *job, int r,
     return cli_job_failed(job, r, err, 1, state);
 }
 
+/* New files have zeros where something is missing. What is written over must not show what it held
+ * before as if it had been in the archive. */
+static int zero_missing(struct extract *x, struct dr_error *err)
+{
+    const struct dr_vma_target *t = &x->targets.list[0];
+    int r = x->damage.no_memory ? dr_fail(err, ENOMEM, "out of memory") : 0;
+
+    if (!x->in_place || t->is_zero || x->damage.n_missing == 0)
+        return r;
+    for (size_t i = 0; i < x->damage.n_missing && r == 0; i++) {
+        const struct vma_range *m = &x->damage.missing[i];
+        if (m->id == t->id)
+            r = dr_zero(t->disk, m->off, m->len, 0, err);
+    }
+    return r == 0 ? dr_flush(t->disk, err) : r;
+}
+
 static int copy(struct extract *x, struct cli_job *job)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -327,6 +344,8 @@ static int copy(struct extract *x, struct cli_job *job)
     x->o.n_targets = x->targets.n;
     int r = x->place.finishing ? 0 : dr_vma_extract(x->vma, &x->o, &job->job, &x->result, &err);
     cli_job_end(job);
+    if (r == 0 && x->o.salvage)
+        r = zero_missing(x, &err);
     if (r < 0)
         return failed(x, job, r, &err);
     if (vma_targets_close(&x->targets) < 0)

@@ -20,7 +20,7 @@ struct verify {
 static void verify_free(struct verify *v)
 {
     vma_targets_cleanup(&v->targets);
-    json_decref(v->damage.array);
+    vma_damage_free(&v->damage);
     dr_vma_close(v->vma);
 }
 

@@ -485,3 +485,15 @@ def test_names_as_long_as_a_file_system_takes(v):
     assert sorted(os.listdir(v.dir / "out")) == ["a" * 251 + ".raw", "disk-2.raw", "qemu-server.conf"]
     v.ok("drover", "vma", "extract", "a.vma", "-d", "disk-1", "--output", "c" * 255)
     assert v.get("c" * 255) == b"x" * 512
+
+
+def test_what_is_missing_becomes_zeros_where_something_stood(v):
+    a = vmagen.simple({1: random.Random(2).randbytes(6 * CLUSTER)}, per=2)
+    data, places = a.build(), a.places()
+    v.put("bad.vma", data[:places[1][0]] + data[places[2][0]:])
+    for args in ([], ["--target-is-zero"]):
+        v.put("old.raw", b"\xee" * (7 * CLUSTER))
+        r = v.drover("extract", "--salvage", "-n", *args, "-d", "drive-scsi0", "--output", "old.raw", "bad.vma")
+        assert r.code == 3 and "drive-scsi0: 131072..262144 (131072 bytes): missing" in r.text
+        fill = b"\xee" if args else b"\0"
+        assert v.get("old.raw") == (a.contents[1][:2 * CLUSTER] + fill * 2 * CLUSTER + a.contents[1][4 * CLUSTER:] + b"\xee" * CLUSTER)
