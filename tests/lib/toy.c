@@ -833,7 +833,8 @@ static int toy_resize(struct dr_image *image, uint64_t size, uint64_t parent_siz
     uint8_t h[512];
     struct toy *t = image->state;
     if (size > image->size && parent_size > image->size)
-        return dr_fail(err, ENOTSUP, "%s: a toy cannot hide what its parent has behind its end",
+        return dr_fail(err, ENOTSUP,
+                       "%s: a toy cannot grow over what its parent has behind its end",
                        image->path);
     if (size > toy_span(t) * TOY_ROOTS)
         return dr_fail(err, EFBIG, "%s: no room for %" PRIu64 " bytes", image->path, size);
