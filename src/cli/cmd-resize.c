@@ -76,9 +76,11 @@ static int fill(const struct cli *cli, struct dr_disk *disk, enum filling fillin
     struct dr_error err = DR_ERROR_INIT;
     int r = 0;
 
-    if (filling == FILL_FALLOC)
+    if (filling == FILL_FALLOC) /* what no image has yet must become this one's own first */
+        r = dr_zero(disk, old, size - old, DR_EXPLICIT, &err);
+    if (r == 0 && filling == FILL_FALLOC)
         r = dr_zero(disk, old, size - old, 0, &err);
-    else if (filling == FILL_FULL)
+    if (r == 0 && filling == FILL_FULL)
         r = write_zeros(disk, old, size, &err);
     if (r == 0)
         return 0;

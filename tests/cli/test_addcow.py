@@ -291,6 +291,14 @@ def test_growing_shows_zeros(t, size):
     assert have == want + bytes(len(have) - len(want)) and len(have) > len(want)
 
 
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_growing_can_take_the_space(t, mode):
+    add(t, "disk.add-cow", size="1M")
+    t.ok("resize", f"--preallocation={mode}", "disk.add-cow", "3M")
+    assert os.stat(t.dir / "disk.raw").st_blocks * 512 >= 2 * MIB
+    assert content(t, "disk.add-cow") == bytes(3 * MIB)
+
+
 def test_shrinking_and_growing_again_shows_zeros(t):
     t.ok("create", "-q", "base.raw", "4M")
     t.io("base.raw", "write -P 9 0 4M", fmt="raw")
