@@ -60,7 +60,7 @@ static void read_source(struct dr_fs *fs)
     for (unsigned turn = 0; r == 0 && got > 0 && dr_source_pos(s) < ENOUGH; turn++) {
         uint64_t at = dr_source_pos(s), skipped;
         r = dr_source_read(s, buf, 1 + turn * 7919 % PIECE, &got, &err);
-        must(dr_source_pos(s) == at + (r == 0 ? got : 0));
+        must(dr_source_pos(s) == at + got);
         if (r == 0 && got > 0 && dr_source_file(s))
             compare(dr_source_file(s), buf, at, got);
         if (r == 0 && turn % 5 == 4)

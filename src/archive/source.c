@@ -249,8 +249,8 @@ static int read_decoded(struct dr_source *s, uint8_t *buf, size_t len, size_t *g
     for (size_t n = 1; *got < len && n > 0; *got += n) {
         n = 0;
         int r = s->codec->read(s->state, &s->in, buf + *got, len - *got, &n, &s->failed);
-        if (r < 0) /* what came before it is still good */
-            return *got > 0 ? 0 : dr_fail(err, -r, "%s", s->failed.text);
+        if (r < 0)
+            return dr_fail(err, -r, "%s", s->failed.text);
     }
     return 0;
 }
@@ -259,13 +259,13 @@ int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, stru
 {
     int r;
     *got = 0;
-    if (s->plain)
+    if (s->plain) /* which leaves *got alone when it fails */
         r = dr_file_pread_short(s->plain, buf, s->pos, len, got, err);
     else if (s->codec)
         r = read_decoded(s, buf, len, got, err);
     else
         r = read_plain(s, buf, len, got, err);
-    s->pos += r == 0 ? *got : 0;
+    s->pos += *got;
     return r;
 }
 
@@ -284,11 +284,9 @@ int dr_source_skip(struct dr_source *s, uint64_t len, uint64_t *skipped, struct 
     while (*skipped < len) {
         size_t want = (size_t)dr_min(len - *skipped, SOURCE_PIECE), got;
         int r = dr_source_read(s, scratch, want, &got, err);
-        if (r < 0)
-            return r;
         *skipped += got;
-        if (got < want)
-            break;
+        if (r < 0 || got < want)
+            return r;
     }
     return 0;
 }

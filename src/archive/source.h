@@ -19,14 +19,17 @@ const char *dr_source_name(const struct dr_source *s);        /* for messages */
 const char *dr_source_compression(const struct dr_source *s); /* NULL = none */
 
 /* Up to len bytes (plain bytes, after decompression) from where the last call ended: the number
- * read in *got, short only at the end. One thread at a time. */
+ * read in *got, short only at the end. After a failure (-EBADMSG: damaged or cut off) *got are the
+ * good bytes in front of the damage; where bytes come only one after another every later call fails
+ * too. One thread at a time. */
 int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, struct dr_error *err);
 /* Reading then fails with -ECANCELED, even while it waits for bytes of a pipe, when *stop is not 0.
  */
 void dr_source_stop_by(struct dr_source *s, const volatile int *stop);
 /* Plain bytes taken so far. */
 uint64_t dr_source_pos(const struct dr_source *s);
-/* Pass over len bytes: free where the source can seek. Less than len: the end, in *skipped. */
+/* Pass over len bytes: free where the source can seek. Less than len: the end, in *skipped.
+ * Failures as with dr_source_read. */
 int dr_source_skip(struct dr_source *s, uint64_t len, uint64_t *skipped, struct dr_error *err);
 
 /* The plain bytes as a file for reading at random from many threads, or NULL: this source cannot.

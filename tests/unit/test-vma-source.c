@@ -363,8 +363,7 @@ static int read_all(struct place *p, struct bytes *out, struct dr_error *err)
     int r = dr_source_open(p->fs, p->path, -1, &s, err);
     while (r == 0 && got > 0) {
         r = dr_source_read(s, buf, 5000, &got, err);
-        if (r == 0)
-            add(out, buf, got);
+        add(out, buf, got);
     }
     if (r < 0) /* it fails again, the same way */
         assert_int_equal(dr_source_read(s, buf, 1, &got, NULL), r);
@@ -493,6 +492,30 @@ static void lzop_filters_methods_and_versions_of_the_future_are_refused(void **s
     free(b.p);
 }
 
+/* Also those of the piece in which the damage is, when read and when passed over. */
+static void what_stands_in_front_of_damage_comes_out(void **state)
+{
+    struct place *p = *state;
+    struct bytes plain = sample(200000), out = {0}, packed = lzop_pack(&plain);
+    struct dr_error why = DR_ERROR_INIT;
+    struct dr_source *s;
+    uint64_t skipped;
+    packed.p[packed.n - 10] ^= 1; /* in the last block */
+    put(p, p->path, packed.p, packed.n);
+    assert_int_equal(read_all(p, &out, &why), -EBADMSG);
+    size_t last = (plain.n - plain.n / 3) % LZOP_BLOCK;
+    assert_int_equal(out.n, plain.n - last);
+    assert_memory_equal(out.p, plain.p, out.n);
+    s = open_source(p, -1);
+    assert_fails(dr_source_skip(s, plain.n, &skipped, &err), EBADMSG, "checksum");
+    assert_int_equal(skipped, plain.n - last);
+    assert_int_equal(dr_source_pos(s), skipped);
+    dr_source_close(s);
+    free(out.p);
+    free(packed.p);
+    free(plain.p);
+}
+
 static void a_zstd_window_without_bounds_is_refused(void **state)
 {
     /* magic, no flags, a window of 2 GiB, one stored block of a byte */
@@ -533,6 +556,7 @@ int main(void)
         POSIX(what_the_programs_compress_is_read),
         POSIX(lzop_blocks_of_absurd_sizes_are_refused),
         POSIX(lzop_filters_methods_and_versions_of_the_future_are_refused),
+        POSIX(what_stands_in_front_of_damage_comes_out),
         POSIX(a_zstd_window_without_bounds_is_refused),
         POSIX(zeros_may_follow_gzip_data_and_nothing_else),
     };
