@@ -77,6 +77,8 @@ static void look(struct dr_disk *disk)
 static void change_some(struct dr_disk *disk)
 {
     uint64_t size = dr_size(disk), third = size / 3;
+    if (size == 0)
+        return; /* it may be refused to grow */
     memset(want, 0x77, third);
     if (dr_pwrite(disk, want, 0, third, 0, NULL) < 0)
         abort();

@@ -358,6 +358,8 @@ uint64_t model_seed(void)
 
 #if defined(__SANITIZE_THREAD__)
 #define SLOWER 5
+#elif defined(__SANITIZE_ADDRESS__)
+#define SLOWER 2
 #elif defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define SLOWER 5
