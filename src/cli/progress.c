@@ -14,7 +14,7 @@ static void on_stop(int number)
 {
     /* The second time the default action holds: nobody must be trapped in a program that does not
      * react, and every operation survives being killed. */
-    stop_signal = number;
+    __atomic_store_n(&stop_signal, number, __ATOMIC_RELAXED); /* workers look at it */
     signal(number, SIG_DFL);
 }
 
