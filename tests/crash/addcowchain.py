@@ -29,6 +29,7 @@ def ranges(rnd, size):
 class AddCowChain:
     """base.raw <- mid <- top, and other.raw: alike in part. sizes: of base, mid, top."""
 
+    top = TOP
     share = 1
 
     def __init__(self, where, sizes=(MIB // 2,) * 3, new_size=None, bare=False):

@@ -46,6 +46,7 @@ def some_ranges(rnd, size, n):
 class Chain:
     """base <- mid <- top, and other: a disk of its own, alike in part."""
 
+    top = 'top.vmdk'
     share = 2  # halves of the crashes that a test asks for
 
     def __init__(self, where, subformat='monolithicSparse', size=3 * MIB, mid_size=None,

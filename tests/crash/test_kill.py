@@ -62,9 +62,10 @@ FINDINGS = ['was not closed after writing: mended', 'left by an interrupted repl
 
 
 @pytest.mark.parametrize('name', ['rebase-split', 'commit', 'snapshot-split', 'convert', 'convert-raw',
-                                  'convert-split'])
+                                  'convert-split', 'addcow-rebase-long-name', 'addcow-convert',
+                                  'addcow-create', 'addcow-snapshot'])
 def test_recover_settles_what_a_kill_left(name, tmp_path):
-    op = next(o for o in crashlib.OPERATIONS if o.name == name)
+    op = next(o for o in ALL if o.name == name)
     chain = op.make(tmp_path)
     total = count_changes(op, chain, tmp_path)
     settled = 0
@@ -74,7 +75,7 @@ def test_recover_settles_what_a_kill_left(name, tmp_path):
         shutil.copytree(chain.dir, directory)
         env = replay.environment(directory, DROVER_KILL_AT=n)
         crashlib.run(*op.command(directory), ok=False, cwd=directory, env=env)
-        path = os.path.join(directory, (op.result or 'top.vmdk') if op.argv[0] == 'convert' else 'top.vmdk')
+        path = os.path.join(directory, op.result if op.argv[0] in ('convert', 'create') else chain.top)
         where = f'kill at change {n} of {total}'
         there = os.path.exists(path) or any(name.startswith('.') for name in os.listdir(directory))
         if not there:
@@ -93,9 +94,10 @@ def test_recover_settles_what_a_kill_left(name, tmp_path):
     assert settled > 0
 
 
-@pytest.mark.parametrize('name', ['convert', 'convert-raw', 'convert-split', 'snapshot'])
+@pytest.mark.parametrize('name', ['convert', 'convert-raw', 'convert-split', 'snapshot',
+                                  'addcow-create', 'addcow-convert'])
 def test_running_again_leaves_nothing_of_the_first_run(name, tmp_path):
-    op = next(o for o in crashlib.OPERATIONS if o.name == name)
+    op = next(o for o in ALL if o.name == name)
     chain = op.make(tmp_path)
     total = count_changes(op, chain, tmp_path)
     for n in kill_points(total, 12):
