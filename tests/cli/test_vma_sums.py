@@ -4,6 +4,7 @@ same input makes the same bytes."""
 import json
 import os
 import random
+import shutil
 import subprocess
 
 import pytest
@@ -278,6 +279,68 @@ def test_a_compressed_archive_that_is_damaged(v):
     for at in range(5, len(data) - 200, len(data) // 12):
         v.put("bad", data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1:])
         assert v.run("vma", "verify", "bad", memory=1024 * MIB).code != 0, at
+
+
+TOOLS = {"zst": ["zstd", "-q", "-c"], "gz": ["gzip", "-c"], "bz2": ["bzip2", "-c"], "lzo": ["lzop", "-c"]}
+
+
+def packed(kind, data):
+    if not shutil.which(TOOLS[kind][0]):
+        pytest.skip(f"{TOOLS[kind][0]} is not installed")
+    return subprocess.run(TOOLS[kind], input=data, capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("kind", TOOLS)
+def test_archives_in_several_compressed_pieces(v, kind):
+    """As parallel compressors make them, and who appends to a file."""
+    archive = vmagen.simple({1: vmagen.random_disk(random.Random(2), 9 * CLUSTER)})
+    data = archive.build()
+    cuts = [0, 1, 5000, 12800, 20000, len(data)]
+    v.put("a", b"".join(packed(kind, data[a:b]) for a, b in zip(cuts, cuts[1:])))
+    v.ok("vma", "verify", "a")
+    v.ok("vma", "extract", "a", "out")
+    assert v.get("out/disk-drive-scsi0.raw") == archive.contents[1]
+    assert v.ok("vma", "config", "-", stdin=v.get("a")).out == vmagen.CONF
+    assert json.loads(v.ok("drover", "vma", "list", "--json", "a").out)["compression"] == \
+        {"zst": "zstd", "gz": "gzip", "bz2": "bzip2", "lzo": "lzop"}[kind]
+
+
+@pytest.mark.parametrize("kind", TOOLS)
+def test_damaged_compressed_archives(v, kind):
+    rng = random.Random(3)
+    good = packed(kind, vmagen.simple({1: vmagen.random_disk(rng, 12 * CLUSTER)}).build())
+    cases = [good[:n] for n in (1, 2, 3, 5, 9, 12, 20, 40, 100, len(good) // 3, len(good) - 1, len(good) - 4)]
+    cases += [good + b"junk", good + good[:30], good + packed(kind, b"more than an archive")]
+    for n, data in enumerate(cases):
+        v.put("bad", data)
+        r = v.run("vma", "verify", "bad", timeout=20)
+        assert r.code != 0 or n == len(cases) - 3 and r.err, (n, r)  # gzip and others take rubbish behind with a warning
+        r = v.run("vma", "verify", "-", stdin=data, timeout=20)
+        assert r.code != 0 or n == len(cases) - 3 and r.err, (n, r)
+    for _ in range(12):
+        at = rng.randrange(len(good))
+        v.put("bad", good[:at] + rng.randbytes(3) + good[at + 3:])
+        r = v.run("vma", "extract", "bad", "out", timeout=20, memory=1024 * MIB)
+        if r.code == 0:  # a byte that does not matter: a name, a time, the same bytes
+            assert vmagen.parse(vmagen.plain_bytes(v.dir / "bad")).content(1) == v.get("out/disk-drive-scsi0.raw")
+        shutil.rmtree(v.dir / "out", ignore_errors=True)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_seek_table_that_lies_gives_no_wrong_bytes(v, seed):
+    rng = random.Random(seed)
+    data = disk(v, size=150 * CLUSTER, density=0.3)
+    create(v, "a.vma.zst", "--no-sums")
+    raw = bytearray(v.get("a.vma.zst"))
+    frames = int.from_bytes(raw[-9:-5], "little")
+    assert frames > 2
+    start = len(raw) - 9 - 8 * frames
+    for _ in range(1 + seed % 3):
+        at = rng.randrange(start - 8, len(raw))
+        raw[at] ^= 1 << rng.randrange(8)
+    v.put("a.vma.zst", bytes(raw))
+    r = v.run("drover", "convert", "-O", "raw", "vma:a.vma.zst#x", "out.raw", memory=1024 * MIB, timeout=30)
+    assert r.code != 0 and "a.vma.zst" in r.errors or v.get("out.raw") == data, r
 
 
 @pytest.mark.parametrize("what", ["bomb", "huge-window", "table-lies"])

@@ -335,3 +335,44 @@ def test_the_preview_of_a_configuration_closes_the_pipe_early(where):
     done = subprocess.run(['bash', '-c', 'cat backup.vma backup.vma backup.vma | ./vma config -'], cwd=where, check=False,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 0 and done.stdout == CONF and done.stderr == b''
+
+
+def test_an_end_while_nobody_answers(where):
+    """The fifo is there, and nothing comes through it."""
+    archive().write(where / 'backup.vma')
+    os.mkfifo(where / 'map.fifo')
+    process = subprocess.Popen(['./vma', 'extract', '-r', 'map.fifo', 'backup.vma', 'out'], cwd=where, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    for line in process.stdout:
+        if line.startswith(b'CTIME: '):
+            break
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+
+
+def test_what_is_extracted_is_what_other_tools_read(where, qemu):
+    del qemu
+    made = archive()
+    made.write(where / 'backup.vma')
+    run(DROVER, 'vma', 'extract', '--to', 'vmdk', where / 'backup.vma', where / 'out')
+    for i, data in made.contents.items():
+        name = made.header.disks[i][0].decode()
+        (where / 'expected.raw').write_bytes(data)
+        for image in (f'{where}/out/{name}.vmdk',):
+            run('qemu-img', 'compare', '-f', 'raw', '-F', 'vmdk', where / 'expected.raw', image)
+            run('qemu-img', 'check', image)
+        run(DROVER, 'convert', '-O', 'vmdk', f'vma:{where}/backup.vma#{name}', where / 'x.vmdk')
+        run('qemu-img', 'compare', '-f', 'raw', '-F', 'vmdk', where / 'expected.raw', where / 'x.vmdk')
+        os.unlink(where / 'x.vmdk')
+
+
+def test_disks_that_are_left_out_need_no_line(where):
+    made = archive()
+    made.write(where / 'backup.vma')
+    target = where / 'x.raw'
+    target.write_bytes(bytes(len(made.contents[2])))
+    (where / 'map').write_text(f'format=raw:0:drive-scsi1={target}\ndone\n', encoding='ascii')  # a file does as well
+    run(where / 'vma', 'extract', '-d', 'drive-scsi1', '-r', where / 'map', where / 'backup.vma', where / 'out')
+    assert target.read_bytes() == made.contents[2]
+    assert sorted(os.listdir(where / 'out')) == ['qemu-server.conf', 'qemu-server.fw']
