@@ -318,11 +318,13 @@ def test_a_reader_that_goes_away(v):
     p.stdout.close()
     assert p.wait(30) == 1 and b"standard output" in p.stderr.read()
     p.stderr.close()
-    vmagen.simple({}, configs=[(f"c{i}", b"x" * 60000) for i in range(4)]).write(v.dir / "a.vma")
-    p = v.start("vma", "config", "a.vma", "-c", "c1")
-    p.stdout.close()
-    assert p.wait(30) == 1 and p.stderr.read() == b""
-    p.stderr.close()
+    archive(v)
+    for args in (["vma", "config", "a.vma"], ["drover", "vma", "list", "a.vma"], ["drover", "vma", "list", "--json", "a.vma"]):
+        r, w = os.pipe()
+        os.close(r)  # before it starts: what it prints would fit into the pipe
+        p = v.start(*args, stdout=w)
+        os.close(w)
+        assert p.communicate(timeout=30)[1] == b"" and p.returncode == 1
 
 
 def test_header_commands_do_not_wait_for_the_rest_of_a_pipe(v):
