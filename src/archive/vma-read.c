@@ -28,7 +28,7 @@ static int read_header(struct dr_vma *vma, struct dr_error *err)
     int r = read_exactly(vma, fixed, VMA_FIXED_HEADER, err);
     if (r == 0)
         r = vma_header_size(fixed, vma->name, &size, err);
-    if (r < 0)
+    if (r != 0)
         return r;
     CLEANUP_FREE uint8_t *all = malloc(size);
     if (!all)

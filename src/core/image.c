@@ -246,7 +246,7 @@ int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const stru
              struct dr_error *err)
 {
     DR_CLEANUP_NAME struct dr_name name = {0};
-    struct dr_file *file;
+    struct dr_file *file = NULL;
     int r = dr_name_parse(fs, path, &name, err);
     if (r == 0)
         r = dr_file_open(fs, name.file, file_flags, &file, err);

@@ -308,7 +308,7 @@ int addcow_trim(struct dr_image *image, struct dr_error *err)
 {
     const struct addcow_header *h = &addcow_of(image)->h;
     struct dr_file *meta = image->files[ADDCOW_META];
-    uint64_t n, room = h->bitmap_off + addcow_bitmap_len(h, image->size);
+    uint64_t n = 0, room = h->bitmap_off + addcow_bitmap_len(h, image->size);
     int r = addcow_refuse_write(image, err);
     if (r == 0)
         r = addcow_count(image, 0, addcow_bits(h, image->size), &n, err);
