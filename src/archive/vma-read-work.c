@@ -69,6 +69,32 @@ static int tell_difference(struct vma_read *x, unsigned id, const uint8_t *want,
     return r;
 }
 
+/* Behind the end of the disk are zeros: its last sector may be cut. */
+static int read_padded(struct dr_disk *disk, uint8_t *buf, uint64_t off, uint64_t len,
+                       struct dr_error *err)
+{
+    uint64_t size = dr_size(disk), n = off < size ? dr_min(len, size - off) : 0;
+    memset(buf + n, 0, (size_t)(len - n));
+    return n > 0 ? dr_pread(disk, buf, off, (size_t)n, err) : 0;
+}
+
+/* Bytes from off on that the disk knows to be zeros; or *n is how many have the same status. */
+static int known_zeros(struct dr_disk *disk, uint64_t off, uint64_t len, uint64_t *n, bool *zeros,
+                       struct dr_error *err)
+{
+    struct dr_extent_status status = {0};
+    uint64_t size = dr_size(disk);
+    *zeros = false;
+    if (off >= size)
+        return 0;
+    int r = dr_block_status(disk, off, dr_min(len, size - off), &status, err);
+    if (r < 0)
+        return r;
+    *zeros = status.flags & DR_EXTENT_ZERO;
+    *n = dr_min(*zeros ? len : *n, status.len);
+    return 0;
+}
+
 /* want NULL = zeros. Where both are known to be zeros nothing is read. */
 static int compare(struct vma_read *x, unsigned id, const uint8_t *want, uint64_t off, uint64_t len,
                    uint8_t *buf, struct dr_error *err)
@@ -76,19 +102,13 @@ static int compare(struct vma_read *x, unsigned id, const uint8_t *want, uint64_
     struct dr_disk *disk = x->disks[id].target->disk;
     int r = 0;
     for (uint64_t n; len > 0 && r == 0 && !x->stopping; len -= n, off += n) {
-        struct dr_extent_status status = {0};
+        bool zeros = false;
         n = dr_min(len, VMA_READ_BUFFER);
-        if (!want) {
-            r = dr_block_status(disk, off, len, &status, err);
-            if (r < 0)
-                return r;
-            if (status.flags & DR_EXTENT_ZERO) {
-                n = dr_min(len, status.len);
-                continue;
-            }
-            n = dr_min(n, status.len);
-        }
-        r = dr_pread(disk, buf, off, (size_t)n, err);
+        if (!want)
+            r = known_zeros(disk, off, len, &n, &zeros, err);
+        if (r < 0 || zeros)
+            continue;
+        r = read_padded(disk, buf, off, n, err);
         if (r == 0)
             r = tell_difference(x, id, want, buf, off, (size_t)n, err);
         want = want ? want + n : NULL;

@@ -255,6 +255,8 @@ static int plan_sums(struct writer *w, struct dr_error *err)
     w->sums_path = o->sums ? strdup(o->sums) : with_suffix(w->path, ".sums");
     if (!w->sums_path)
         return no_memory(w, err);
+    if (w->to_file && strcmp(w->sums_path, w->path) == 0)
+        return dr_fail(err, EINVAL, "%s: archive and checksums cannot be one file", w->path);
     if (!exists(w->fs, w->sums_path))
         return 0;
     if (!vma_sums_is(w->fs, w->sums_path))
@@ -301,7 +303,11 @@ static int drop_stale(struct writer *w, const char *path, struct dr_error *err)
 static int publish_sums(struct writer *w, struct dr_error *err)
 {
     vma_sums_close(DR_STEAL(w->sums));
-    int r = w->fs->ops->rename(w->fs, w->sums_tmp, w->sums_path, err);
+    int r = 0; /* it was looked at before, but may be what just got its name, by another path */
+    if (exists(w->fs, w->sums_path) && !vma_sums_is(w->fs, w->sums_path))
+        r = dr_fail(err, EEXIST, "%s: exists and holds no checksums", w->sums_path);
+    if (r == 0)
+        r = w->fs->ops->rename(w->fs, w->sums_tmp, w->sums_path, err);
     if (r == 0) {
         free(DR_STEAL(w->sums_tmp));
         r = sync_dir(w, w->sums_path, err);

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import time
+import uuid
 
 import pytest
 import vmagen
@@ -425,6 +426,7 @@ def position(v):
 def test_what_is_done_is_not_done_again(v, stdin):
     rng = random.Random(8)
     a = vmagen.simple({1: rng.randbytes(110 * CLUSTER), 2: vmagen.random_disk(rng, 9 * CLUSTER)}, per=2)
+    a = vmagen.with_uuid(a, uuid.UUID(int=rng.getrandbits(128), version=4).bytes)
     data = a.build()
     v.put("a.vma", data)
     p = v.start("drover", "vma", "extract", "-r", "2M", "--resume", "a.vma", "out")
@@ -453,8 +455,9 @@ def test_an_archive_damaged_before_where_it_goes_on_is_refused(v):
         time.sleep(0.02)
     p.kill()
     p.communicate(timeout=30)
-    at = a.places()[0][0]
+    at, times = a.places()[0][0], os.stat(v.dir / "a.vma")
     v.put("a.vma", data[:at + 20] + b"?" + data[at + 21:])
+    os.utime(v.dir / "a.vma", ns=(times.st_atime_ns, times.st_mtime_ns))
     r = extract(v, "--resume", "a.vma", "out")
     assert r.code == 1 and str(at) in r.errors and os.listdir(v.dir / "out") == [".drover.partial"], r
 
@@ -468,6 +471,13 @@ def test_going_on_with_another_archive_is_refused(v):
     other.write(v.dir / "b.vma")
     r = extract(v, "--resume", "b.vma", "out")
     assert r.code == 1 and os.listdir(v.dir / "out") == [".drover.partial"], r
+    # Reproducible archives of two days have the same header.
+    day = vmagen.simple({1: rng.randbytes(100 * CLUSTER)})
+    assert day.head == a.head and day.build() != a.build()
+    day.write(v.dir / "day.vma")
+    for name, stdin in (("day.vma", None), ("-", day.build())):
+        r = extract(v, "--resume", name, "out", stdin=stdin)
+        assert r.code == 1 and "another extraction" in r.errors and os.listdir(v.dir / "out") == [".drover.partial"], r
     assert extract(v, "--resume", "a.vma", "out").code == 0
     assert v.get("out/drive-scsi0.raw") == a.contents[1]
 

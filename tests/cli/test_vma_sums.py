@@ -118,8 +118,15 @@ def test_against_live_disks(v):
     disk(v, "b.raw", 3 * CLUSTER, 2)
     create(v, "a.vma", "--no-sums", disks=("x=a.raw", "y=b.raw"))
     assert "a.vma.sums" not in v.names()
+    assert len(data) % 512 and damage(v, "--against", "x=a.raw", "--against", "y=b.raw", "a.vma") == (0, [])
     v.put("a.raw", data + bytes(-len(data) % 512))
     assert damage(v, "--against", "x=a.raw", "--against", "y=b.raw", "a.vma") == (0, [])
+    v.put("a.raw", data + b"\1" * (-len(data) % 512))
+    code, found = damage(v, "--against", "x=a.raw", "a.vma")
+    assert code == 2 and found[0][:2] == ("differs", "x")
+    v.put("a.raw", data[:-512])
+    assert "holds" in v.fails("drover", "vma", "verify", "--against", "x=a.raw", "a.vma")
+    v.put("a.raw", data + bytes(-len(data) % 512))
     v.ok("drover", "convert", "-f", "raw", "-O", "vmdk", "a.raw", "a.vmdk")
     assert damage(v, "--against", "x=a.vmdk", "a.vma") == (0, [])
     v.ok("drover", "io", "-c", "write -P 0x77 200000 512", "a.vmdk")
@@ -362,3 +369,12 @@ def test_hostile_compressed_archives(v, what):
     for args in (["vma", "verify", "bad"], ["drover", "info", "vma:bad"], ["drover", "vma", "index", "bad"]):
         r = v.run(*args, memory=512 * MIB, timeout=30)
         assert r.code != 0 or what == "table-lies" and args[0] == "vma", (args, r)
+
+
+@pytest.mark.parametrize("sums", ["a.vma", "./a.vma", "../work/a.vma"])
+def test_checksums_do_not_take_the_place_of_the_archive(v, sums):
+    data = disk(v)
+    assert "a.vma" in v.fails("drover", "vma", "create", "--sums", sums, "-d", "x=a.raw", "a.vma")
+    if "a.vma" in v.names():
+        assert vmagen.check(v.dir / "a.vma").content("x")[:len(data)] == data
+    assert not [n for n in v.names() if n.startswith(".")]
