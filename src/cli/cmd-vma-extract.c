@@ -15,7 +15,7 @@ static const struct cli_option options[] = {
     {'o', "options", "NAME=VALUE,...", "settings of the format; -o help lists them", false},
     {'n', "no-create", NULL, "with --output: FILE exists, write over what it holds", false},
     {KEY_TARGET_IS_ZERO, "target-is-zero", NULL, "FILE exists and reads as zeros", false},
-    {KEY_FORCE, "force", NULL, "replace existing files", false},
+    {KEY_FORCE, "force", NULL, "replace existing files that nobody uses", false},
     {KEY_ID_NAMES, "id-names", NULL, "names that cannot be names of files become disk-ID", false},
     {KEY_SALVAGE, "salvage", NULL, "take what a damaged archive still holds", false},
     {KEY_RESUME, "resume", NULL, "keep what is there when interrupted, and go on from it", false},
@@ -367,6 +367,20 @@ static bool is_device(const char *path)
     return path && stat(path, &st) == 0 && S_ISBLK(st.st_mode);
 }
 
+static int check_output(const struct extract *x)
+{
+    size_t n = strlen(x->output);
+    struct stat st;
+
+    if (strcmp(x->output, "-") == 0)
+        return cli_usage(x->cli,
+                         "--output: a disk does not go to standard output: archives hold it "
+                         "in any order (./- is a file)");
+    if (n == 0 || x->output[n - 1] == '/' || (stat(x->output, &st) == 0 && S_ISDIR(st.st_mode)))
+        return cli_usage(x->cli, "--output: '%s' is no name for a file", x->output);
+    return 0;
+}
+
 static int get_form(struct extract *x)
 {
     const char *text;
@@ -388,7 +402,9 @@ static int get_form(struct extract *x)
     }
     x->form.pairs = x->pairs.pairs;
     x->form.n_pairs = x->pairs.n;
-    return cli_shared_flags(x->cli, x->args, &x->form.flags);
+    int code = cli_shared_flags(x->cli, x->args, &x->form.flags);
+    x->place.flags = x->form.flags & DR_OPEN_NO_LOCK;
+    return code;
 }
 
 static int check_options(const struct extract *x)
@@ -409,7 +425,7 @@ static int check_options(const struct extract *x)
         return cli_usage(x->cli, "--sums and --no-sums exclude each other");
     if (a->n_operands != (x->output ? 1 : 2))
         return cli_usage(x->cli, "Expecting an archive and either a directory or --output");
-    return 0;
+    return x->output ? check_output(x) : 0;
 }
 
 static int get_options(struct extract *x)

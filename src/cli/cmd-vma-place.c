@@ -26,6 +26,12 @@ static int failed(const struct vma_place *p, const char *what, const char *name)
     return -1;
 }
 
+/* Are files made elsewhere than where they will be? */
+static bool is_apart(const struct vma_place *p)
+{
+    return strcmp(p->dir, p->work) != 0;
+}
+
 /* fsync(), if that is wanted. */
 static int settle(const struct vma_place *p, int fd)
 {
@@ -147,9 +153,46 @@ static bool exists(int fd, const char *name)
     return faccessat(fd, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
-static int check(const struct vma_place *p, const char *made, const char *name)
+static int hold(struct vma_place *p, struct dr_disk *disk)
 {
-    bool taken = strncmp(name, OURS, strlen(OURS)) == 0;
+    struct dr_disk **bigger = reallocarray(p->old, p->n_old + 1, sizeof(*bigger));
+
+    if (!bigger) {
+        dr_close(disk, NULL);
+        return out_of_memory(p);
+    }
+    p->old = bigger;
+    p->old[p->n_old++] = disk;
+    return 0;
+}
+
+/* What will be replaced is locked until then: it must not be what somebody is using. */
+static int claim(struct vma_place *p, const char *name)
+{
+    const struct dr_open_options open = {.format = "raw", .flags = DR_OPEN_RDWR | p->flags};
+    CLEANUP_FREE char *path = NULL;
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_disk *disk;
+    struct stat st;
+
+    if (fstatat(p->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || S_ISLNK(st.st_mode))
+        return 0; /* of a link only the link is replaced */
+    if (!S_ISREG(st.st_mode)) {
+        cli_error(p->cli, "%s/%s: is no regular file, and not replaced by one", p->dir, name);
+        return -1;
+    }
+    if (asprintf(&path, "%s/%s", p->dir, name) < 0)
+        return out_of_memory(p);
+    if (dr_open(path, &open, &disk, &err) < 0) {
+        cli_fail(p->cli, &err);
+        return -1;
+    }
+    return hold(p, disk);
+}
+
+static int check(struct vma_place *p, const char *made, const char *name)
+{
+    bool taken = is_apart(p) && strncmp(name, OURS, strlen(OURS)) == 0;
 
     for (size_t i = 0; i < p->n; i++)
         taken |= strcmp(p->files[i].name, name) == 0 || strcmp(p->files[i].made, made) == 0 ||
@@ -160,11 +203,13 @@ static int check(const struct vma_place *p, const char *made, const char *name)
                   p->dir);
         return -1;
     }
-    if (!p->replace && !p->finishing && exists(p->dir_fd, name)) {
-        errno = EEXIST;
-        return failed(p, "cannot be made", name);
-    }
-    return 0;
+    if (p->replace)
+        return claim(p, name);
+    if (p->finishing || !exists(p->dir_fd, name))
+        return 0;
+    cli_error(p->cli, "%s/%s: exists already%s", p->dir, name,
+              is_apart(p) ? " (--force replaces it)" : "");
+    return -1;
 }
 
 static int append(struct vma_file **files, size_t *count, const char *made, const char *name)
@@ -267,6 +312,7 @@ static int move(struct vma_place *p, const char *made, const char *name)
 
     if (r < 0)
         return out_of_memory(p);
+    bool gives_way = p->replace && exists(p->dir_fd, name);
     r = renameat2(p->work_fd, made, p->dir_fd, name, flags);
     /* File systems that do not know the flag. */
     if (r < 0 && errno == EINVAL && flags) {
@@ -275,6 +321,7 @@ static int move(struct vma_place *p, const char *made, const char *name)
         else
             r = renameat(p->work_fd, made, p->dir_fd, name);
     }
+    p->lost |= r == 0 && gives_way;
     if (r == 0)
         return 0;
     failed(p, "cannot get its name", name);
@@ -286,7 +333,7 @@ static int move(struct vma_place *p, const char *made, const char *name)
 
 static void move_back(struct vma_place *p)
 {
-    while (!p->replace && p->n_moved > 0) {
+    while (p->n_moved > 0) {
         const struct vma_file *f = &p->moved[--p->n_moved];
         renameat(p->dir_fd, f->name, p->work_fd, f->made);
         free(f->made);
@@ -303,8 +350,64 @@ static bool is_result(const struct vma_place *p, const char *name)
     return false;
 }
 
-/* Extents of images of several files: they have their names already, and come first, so that the
- * file that names them is never without them. */
+static bool is_part(const struct vma_place *p, const char *name)
+{
+    return !is_dots(name) && strncmp(name, OURS, strlen(OURS)) != 0 && !is_result(p, name);
+}
+
+/* Where the old file of that number is while its extents change hands. */
+static void aside(char name[40], size_t i)
+{
+    snprintf(name, 40, OURS "old.%zu", i);
+}
+
+/* Several files cannot change hands at once. While extents do, no name leads to an old descriptor
+ * over new extents. */
+static int put_aside(struct vma_place *p)
+{
+    char old[40];
+
+    for (size_t i = 0; i < p->n; i++) {
+        aside(old, i);
+        if (exists(p->dir_fd, p->files[i].name) && exists(p->work_fd, p->files[i].made) &&
+            renameat(p->dir_fd, p->files[i].name, p->work_fd, old) < 0)
+            return failed(p, "cannot be put aside", p->files[i].name);
+    }
+    if (settle(p, p->work_fd) < 0 || settle(p, p->dir_fd) < 0)
+        return failed(p, "fsync", ".");
+    return 0;
+}
+
+static void put_back(const struct vma_place *p)
+{
+    char old[40];
+
+    for (size_t i = 0; i < p->n; i++) {
+        aside(old, i);
+        if (exists(p->work_fd, old) && !exists(p->dir_fd, p->files[i].name))
+            renameat(p->work_fd, old, p->dir_fd, p->files[i].name);
+    }
+}
+
+/* Extents of images of several files that take the place of others. */
+static int make_room(struct vma_place *p, DIR *dir)
+{
+    const struct dirent *entry;
+    bool any = false;
+
+    while (p->replace && (entry = readdir(dir))) {
+        if (!is_part(p, entry->d_name) || !exists(p->dir_fd, entry->d_name))
+            continue;
+        if (claim(p, entry->d_name) < 0)
+            return -1;
+        any = true;
+    }
+    rewinddir(dir);
+    return any ? put_aside(p) : 0;
+}
+
+/* Extents have their names already, and come first, so that the file that names them is never
+ * without them. */
 static int move_parts(struct vma_place *p)
 {
     CLEANUP_DIR DIR *dir = list(p->work_fd);
@@ -312,18 +415,13 @@ static int move_parts(struct vma_place *p)
 
     if (!dir)
         return failed(p, "cannot be listed", "");
+    if (make_room(p, dir) < 0)
+        return -1;
     while ((entry = readdir(dir))) {
-        const char *name = entry->d_name;
-        if (!is_dots(name) && strncmp(name, OURS, strlen(OURS)) != 0 && !is_result(p, name) &&
-            move(p, name, name) < 0)
+        if (is_part(p, entry->d_name) && move(p, entry->d_name, entry->d_name) < 0)
             return -1;
     }
     return settle(p, p->dir_fd) < 0 ? failed(p, "fsync", ".") : 0;
-}
-
-static bool is_apart(const struct vma_place *p)
-{
-    return strcmp(p->dir, p->work) != 0;
 }
 
 static int move_all(struct vma_place *p)
@@ -348,10 +446,22 @@ static int sync_parent(const struct vma_place *p)
     return fd >= 0 && settle(p, fd) < 0 ? failed(p, "fsync", "..") : 0;
 }
 
+/* Where something has given way there is no way back: the rest of what took its place stays. */
+static void undo(struct vma_place *p)
+{
+    if (!p->lost) {
+        move_back(p);
+        put_back(p);
+        return;
+    }
+    cli_error(p->cli, "what did not get its name is complete in %s", p->work);
+    p->keep = true;
+}
+
 int vma_place_publish(struct vma_place *p)
 {
     if (move_all(p) < 0 || sync_parent(p) < 0) {
-        move_back(p);
+        undo(p);
         return -1;
     }
     p->published = true;
@@ -382,6 +492,9 @@ void vma_place_end(struct vma_place *p)
         close(p->work_fd);
     if (p->dir_fd >= 0)
         close(p->dir_fd);
+    for (size_t i = 0; i < p->n_old; i++)
+        dr_close(p->old[i], NULL);
+    free(p->old);
     drop(p->files, p->n);
     drop(p->moved, p->n_moved);
     free(p->dir);

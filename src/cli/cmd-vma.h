@@ -66,9 +66,13 @@ struct vma_place {
     bool no_sync;   /* nothing waits until it is durable */
     bool found;     /* an interrupted extraction's files are there */
     bool finishing; /* all is there, some may have their names already */
+    bool lost;      /* something gave way already */
     bool published;
+    unsigned flags; /* DR_OPEN_NO_LOCK: of what is replaced */
     struct vma_file *files, *moved;
     size_t n, n_moved;
+    struct dr_disk **old; /* what is replaced, locked */
+    size_t n_old;
 };
 
 /* dir must not exist, and its files are made in it. 0, or -1 after a message. */

@@ -188,6 +188,36 @@ def test_symbolic_links_in_the_directory_are_not_followed(v):
     assert extract(v, "a.vma", "out2").code == 1
 
 
+def test_force_replaces_what_nobody_uses(v):
+    a = archive()
+    a.write(v.dir / "a.vma")
+    (v.dir / "out").mkdir()
+    for name in ("drive-scsi0.raw", "drive-scsi1.raw"):
+        v.put("out/" + name, b"old" * 1000)
+    user = v.start("drover", "io", "-f", "raw", "out/drive-scsi1.raw", stdin=subprocess.PIPE)
+    while extract(v, "--force", "a.vma", "out").code == 0:  # it is not there yet
+        assert user.poll() is None
+        v.put("out/drive-scsi0.raw", b"old" * 1000)
+    assert v.get("out/drive-scsi0.raw") == b"old" * 1000 and ".drover.partial" not in os.listdir(v.dir / "out")
+    user.communicate(b"quit\n", timeout=30)
+    assert extract(v, "--force", "a.vma", "out").code == 0
+    assert v.get("out/drive-scsi0.raw") == a.contents[1] and v.get("out/drive-scsi1.raw") == a.contents[2]
+    r = extract(v, "--force", "-d", "drive-scsi0", "--output", "a.vma", "a.vma")
+    assert r.code == 1 and v.get("a.vma") == a.build()
+
+
+def test_places_where_a_disk_does_not_go(v):
+    archive().write(v.dir / "a.vma")
+    (v.dir / "sub").mkdir()
+    os.mkfifo(v.dir / "fifo")
+    os.symlink("/dev/null", v.dir / "link")
+    for output in ("-", "", ".", "sub", "sub/", "new/", "fifo"):
+        r = extract(v, "--force", "-d", "drive-scsi0", "--output", output, "a.vma")
+        assert r.code == 1 and r.errors and v.names() == ["a.vma", "fifo", "link", "sub"], (output, r)
+    assert extract(v, "--force", "-d", "drive-scsi0", "--output", "link", "a.vma").code == 0
+    assert not os.path.islink(v.dir / "link") and os.path.exists("/dev/null")
+
+
 def test_json_tells_what_was_made(v):
     archive().write(v.dir / "a.vma")
     r = extract(v, "--json", "a.vma", "out")

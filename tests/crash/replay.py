@@ -118,7 +118,7 @@ def write_sparse(f, content):
 class Recording:
     def __init__(self, directory):
         self.directory = os.path.realpath(directory)
-        self.names, self.contents, self.records = {}, {}, []
+        self.names, self.contents, self.times, self.records = {}, {}, {}, []
         self.dirs = set()
         for where, dirs, files in os.walk(self.directory):
             self.dirs.update(os.path.join(where, d) for d in dirs)
@@ -126,6 +126,7 @@ class Recording:
                 path = os.path.join(where, name)
                 ino = os.stat(path).st_ino
                 self.names[path] = ino
+                self.times[ino] = os.stat(path).st_mtime_ns
                 if ino not in self.contents:
                     with open(path, 'rb') as f:
                         self.contents[ino] = f.read()
@@ -233,3 +234,5 @@ class Recording:
                 continue  # its directory was never made certain
             with open(moved(path), 'wb') as f:
                 write_sparse(f, files.get(ino, b''))
+            if ino in self.times and files[ino] == self.contents[ino]:  # nobody wrote to it
+                os.utime(moved(path), ns=(self.times[ino], self.times[ino]))

@@ -20,11 +20,12 @@ def content(directory, name):
 
 
 class Archives:
-    """new.raw and, in old.vma with its checksums, another disk; and its configuration file."""
+    """new.raw and, in old.vma with its checksums, another disk; and its configuration file. split: split.vmdk holds what
+    new.raw does."""
 
     share = 1
 
-    def __init__(self, where):
+    def __init__(self, where, split=False):
         self.dir = os.path.join(where, 'chain')
         os.makedirs(self.dir)
         rnd = random.Random(SEED)
@@ -34,6 +35,9 @@ class Archives:
                 f.write(data)
         drover('vma', 'create', '-q', self.path('old.vma'), '-d', f'format=raw:x={self.path("old.raw")}', '-c',
                self.path('qemu-server.conf'))
+        if split:
+            drover('convert', '-f', 'raw', '-O', 'vmdk', '-o', 'subformat=twoGbMaxExtentSparse', self.path('new.raw'),
+                   self.path('split.vmdk'))
         self.sources = {name: hashlib.sha1(content(self.dir, name)).hexdigest()
                         for name in ('new.raw', 'old.raw', 'qemu-server.conf')}
 
@@ -54,10 +58,11 @@ class Archives:
         path = os.path.join(directory, name)
         if name.endswith('.raw'):
             return None if content(directory, name) == self.old else f'{name} is not what the archive holds'
+        fine = (self.old, self.new) if name == 'split.vmdk' else (self.old,)
         raw = path + '.check'
         done = drover('convert', '-O', 'raw', path, raw, ok=False)
         try:
-            return None if done.returncode == 0 and content('', raw) == self.old else f'{name}: {done.stderr}'
+            return None if done.returncode == 0 and content('', raw) in fine else f'{name}: {done.stderr}'
         finally:
             if os.path.exists(raw):
                 os.unlink(raw)
@@ -72,7 +77,7 @@ class Archives:
                 why = self.wrong_archive(directory, name)
             elif name == 'old.vma' and not why:
                 why = 'old.vma is gone'
-        for name in ('out/x.raw', 'out/x.vmdk', 'x.raw'):
+        for name in ('out/x.raw', 'out/x.vmdk', 'x.raw', 'split.vmdk'):
             if not why and os.path.exists(os.path.join(directory, name)):
                 why = self.wrong_disk(directory, name)
         conf = os.path.join(directory, 'out/qemu-server.conf')
@@ -117,5 +122,7 @@ OPERATIONS = [
     operation('extract-vmdk', 'extract', '-q', '--force', '--to', 'vmdk', '{d}/old.vma', '{d}/out', result='out/x.vmdk'),
     operation('extract-resume', 'extract', '-q', '--resume', '{d}/old.vma', '{d}/out', result='out/x.raw'),
     operation('extract-file', 'extract', '-q', '--force', '--output', '{d}/x.raw', '{d}/old.vma', result='x.raw'),
+    operation('extract-split', 'extract', '-q', '--force', '--to', 'vmdk', '-o', 'subformat=twoGbMaxExtentSparse', '--output',
+              '{d}/split.vmdk', '{d}/old.vma', result='split.vmdk', chain={'split': True}),
     operation('index', 'index', '-q', '{d}/old.vma', result='old.vma.idx'),
 ]
