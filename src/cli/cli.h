@@ -48,11 +48,13 @@ void cli_print_version(const struct cli *cli);
 
 /* ------------------------------------------------------------------ messages (output.c) */
 
-/* Names inside images are written by strangers: control characters must not reach a terminal. They
- * become "?". Returns text. */
+/* Names inside images are written by strangers: control characters must not reach a terminal, of
+ * whatever encoding, nor such as turn lines around. They become "?". Returns text. */
 char *cli_tame(char *text);
 /* text to stdout, tamed. */
 void cli_put(const char *text);
+/* Length of the character at s if it is well-formed UTF-8 that steers no terminal, else 0. */
+size_t cli_char_length(const char *s);
 
 /* "prog: text" on standard error, after what standard output holds. */
 void cli_error(const struct cli *cli, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -65,9 +65,12 @@ void vma_damage_add(void *user, const struct dr_vma_damage *damage)
     if (!d->lines)
         return;
     CLEANUP_FREE char *name = disk ? vma_escape(disk->name) : NULL;
-    fprintf(d->lines, "%s: %" PRIu64 "..%" PRIu64 " (%" PRIu64 " bytes): %s\n",
+    /* What was expected there; of disks the kind says it all. */
+    bool more = damage->kind == DR_VMA_EXTENT && damage->text;
+    CLEANUP_FREE char *text = more ? vma_escape(damage->text) : NULL;
+    fprintf(d->lines, "%s: %" PRIu64 "..%" PRIu64 " (%" PRIu64 " bytes): %s%s%s\n",
             name ? name : "archive", damage->off, damage->off + damage->len, damage->len,
-            kind_text(damage->kind));
+            kind_text(damage->kind), text ? ": " : "", text ? text : "");
 }
 
 static void set(json_t *object, const char *key, uint64_t value)

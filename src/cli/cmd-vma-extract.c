@@ -117,6 +117,11 @@ static bool is_unique(const struct extract *x, const struct dr_vma_disk *d)
     return true;
 }
 
+static bool can_be_file(const char *name)
+{
+    return vma_is_file_name(name) && !vma_place_is_ours(name);
+}
+
 static int refuse_name(const struct extract *x, const char *name, bool safe)
 {
     CLEANUP_FREE char *escaped = vma_escape(name);
@@ -131,7 +136,7 @@ static int name_item(const struct extract *x, struct extract_item *item)
 {
     const struct dr_vma_disk *d = item->disk;
     bool fits = strlen(d->name) + 1 + strlen(x->form.format) <= NAME_MAX;
-    bool safe = fits && dr_vma_name_is_safe(d->name), fine = safe && is_unique(x, d);
+    bool safe = fits && can_be_file(d->name), fine = safe && is_unique(x, d);
     int n;
 
     if (x->output) {
@@ -160,30 +165,21 @@ static int name_items(struct extract *x)
 
 /* ------------------------------------------------------------------ configuration files */
 
-static bool comes_again(const struct dr_vma_header *h, size_t i)
-{
-    for (size_t k = i + 1; k < h->n_configs; k++) {
-        if (strcmp(h->configs[i].name, h->configs[k].name) == 0)
-            return true;
-    }
-    return false;
-}
-
 static int write_config(struct extract *x, size_t i)
 {
     const struct dr_vma_config *c = &x->header->configs[i];
-    bool safe = dr_vma_name_is_safe(c->name), numbered = cli_has(x->args, KEY_ID_NAMES);
+    bool safe = can_be_file(c->name), numbered = cli_has(x->args, KEY_ID_NAMES);
     char number[32];
 
     snprintf(number, sizeof(number), "config-%zu", i);
     if (!safe && !numbered)
         return refuse_name(x, c->name, false);
-    if (!numbered && comes_again(x->header, i)) {
+    if (!numbered && vma_config_comes_again(x->header, i)) {
         cli_error(x->cli, "warning: %s: holds '%s' more than once, the last one counts", x->archive,
                   c->name);
         return 0;
     }
-    const char *name = safe && !comes_again(x->header, i) ? c->name : number;
+    const char *name = safe && !vma_config_comes_again(x->header, i) ? c->name : number;
     return x->place.finishing ? vma_place_add(&x->place, name, name)
                               : vma_place_write(&x->place, name, name, c->data, c->len);
 }
@@ -428,6 +424,13 @@ static int check_options(const struct extract *x)
     return x->output ? check_output(x) : 0;
 }
 
+static void on_damage(void *user, const struct dr_vma_damage *damage)
+{
+    struct extract *x = user;
+
+    vma_damage_add(&x->damage, damage);
+}
+
 static int get_options(struct extract *x)
 {
     const struct cli_args *a = x->args;
@@ -443,9 +446,9 @@ static int get_options(struct extract *x)
         .sums = cli_value(a, KEY_SUMS),
         .no_sums = cli_has(a, KEY_NO_SUMS),
         .salvage = cli_has(a, KEY_SALVAGE),
-        .damage = vma_damage_add,
+        .damage = on_damage,
         .checkpoint = x->place.keep ? extract_checkpoint : NULL,
-        .user = &x->damage,
+        .user = x,
     };
     int code = check_options(x);
     return code ? code : get_form(x);

@@ -39,7 +39,7 @@ int extract_resume(struct extract *x);
 /* All targets are there: from here on --resume goes on. */
 int extract_record(struct extract *x);
 /* The library's checkpoint. */
-int extract_checkpoint(void *user, uint64_t off); /* user: struct vma_damage in struct extract */
+int extract_checkpoint(void *user, uint64_t off); /* user: struct extract */
 /* All is there, only the names are missing. */
 int extract_record_complete(struct extract *x);
 

@@ -54,8 +54,11 @@ int vma_print_listing(const struct cli *cli, const char *archive,
             printf("DEV: dev_id=%u size: %" PRIu64 " devname: %s\n", d->id, d->size, d->name);
     }
     print_time(header->ctime);
-    fflush(stdout); /* who drives us waits for this line */
-    return 0;
+    if (fflush(stdout) == 0) /* who drives us waits for this line */
+        return 0;
+    if (errno != EPIPE) /* whoever went away knows */
+        cli_error(cli, "standard output: %s", strerror(errno));
+    return -1;
 }
 
 /* ------------------------------------------------------------------ for people and JSON */
@@ -163,9 +166,20 @@ static int run_list(const struct cli *cli, const struct cli_args *args)
 
 static void put_on_terminal(const uint8_t *data, size_t len)
 {
-    for (size_t i = 0; i < len; i++) {
-        bool steers = data[i] < 0x20 && data[i] != '\n' && data[i] != '\t';
-        putchar(steers || data[i] == 0x7f ? '?' : data[i]);
+    CLEANUP_FREE char *text = malloc(len + 1); /* with an end that is no character */
+
+    if (!text)
+        return;
+    memcpy(text, data, len);
+    text[len] = '\0';
+    for (size_t i = 0, n; i < len; i += n) {
+        bool lines = text[i] == '\n' || text[i] == '\t';
+        n = lines ? 1 : cli_char_length(text + i);
+        if (n > 0)
+            fwrite(text + i, 1, n, stdout);
+        else
+            putchar('?');
+        n += n == 0;
     }
 }
 

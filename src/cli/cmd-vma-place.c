@@ -11,6 +11,11 @@
 /* Of what we keep there for ourselves. */
 #define OURS ".drover."
 
+bool vma_place_is_ours(const char *name)
+{
+    return strncmp(name, OURS, strlen(OURS)) == 0;
+}
+
 static void cleanup_dir(DIR **dir)
 {
     if (*dir)
@@ -192,8 +197,13 @@ static int claim(struct vma_place *p, const char *name)
 
 static int check(struct vma_place *p, const char *made, const char *name)
 {
-    bool taken = is_apart(p) && strncmp(name, OURS, strlen(OURS)) == 0;
+    bool taken = false;
 
+    if (is_apart(p) && vma_place_is_ours(name)) {
+        cli_error(p->cli, "%s/%s: files of that name are kept for what is not complete", p->dir,
+                  name);
+        return -1;
+    }
     for (size_t i = 0; i < p->n; i++)
         taken |= strcmp(p->files[i].name, name) == 0 || strcmp(p->files[i].made, made) == 0 ||
                  strcmp(p->files[i].name, made) == 0 || strcmp(p->files[i].made, name) == 0;
@@ -352,7 +362,7 @@ static bool is_result(const struct vma_place *p, const char *name)
 
 static bool is_part(const struct vma_place *p, const char *name)
 {
-    return !is_dots(name) && strncmp(name, OURS, strlen(OURS)) != 0 && !is_result(p, name);
+    return !is_dots(name) && !vma_place_is_ours(name) && !is_result(p, name);
 }
 
 /* Where the old file of that number is while its extents change hands. */

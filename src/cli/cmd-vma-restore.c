@@ -65,11 +65,11 @@ static int check_disks(const struct restore *r)
             if (strcmp(h->disks[i].name, h->disks[k].name) == 0)
                 return refuse_name(r, "device", h->disks[i].name, "is there twice");
         }
-        if (!r->o->fifo && is_wanted(r, &h->disks[i]) && !dr_vma_name_is_safe(h->disks[i].name))
+        if (!r->o->fifo && is_wanted(r, &h->disks[i]) && !vma_is_file_name(h->disks[i].name))
             return refuse_name(r, "device", h->disks[i].name, "cannot be part of a file's name");
     }
     for (size_t i = 0; i < h->n_configs; i++) {
-        if (!dr_vma_name_is_safe(h->configs[i].name))
+        if (!vma_is_file_name(h->configs[i].name))
             return refuse_name(r, "configuration file's", h->configs[i].name,
                                "cannot be a file's name");
     }
@@ -78,20 +78,11 @@ static int check_disks(const struct restore *r)
 
 /* ------------------------------------------------------------------ configuration files */
 
-static bool comes_again(const struct dr_vma_header *h, size_t i)
-{
-    for (size_t k = i + 1; k < h->n_configs; k++) {
-        if (strcmp(h->configs[i].name, h->configs[k].name) == 0)
-            return true;
-    }
-    return false;
-}
-
 static int write_configs(struct restore *r)
 {
     for (size_t i = 0; i < r->header->n_configs; i++) {
         const struct dr_vma_config *c = &r->header->configs[i];
-        if (comes_again(r->header, i))
+        if (vma_config_comes_again(r->header, i))
             cli_error(r->cli, "warning: %s: holds '%s' more than once, the last one counts",
                       vma_shown(r->o->archive), c->name);
         else if (vma_place_write(&r->place, c->name, c->name, c->data, c->len) < 0)

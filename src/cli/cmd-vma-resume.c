@@ -116,8 +116,7 @@ int extract_record(struct extract *x)
 
 int extract_checkpoint(void *user, uint64_t off)
 {
-    struct vma_damage *d = user;
-    struct extract *x = (struct extract *)((char *)d - offsetof(struct extract, damage));
+    struct extract *x = user;
 
     json_object_set_new(x->record, POSITION, json_integer((json_int_t)off));
     return save(x);

@@ -6,32 +6,10 @@
 
 /* ------------------------------------------------------------------ names from outside */
 
-/* Length of the character at s if it is well-formed UTF-8 and no control character, else 0. */
-static size_t plain_length(const char *s)
-{
-    const unsigned char *c = (const unsigned char *)s;
-    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t n = c[0] < 0x80 ? 1 : c[0] < 0xc0 ? 0 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : 4;
-
-    if (n == 0 || c[0] > 0xf4)
-        return 0;
-    if (n == 1)
-        return c[0] >= 0x20 && c[0] != 0x7f;
-    uint32_t value = c[0] & (0x7fu >> n);
-    for (size_t i = 1; i < n; i++) {
-        if ((c[i] & 0xc0) != 0x80)
-            return 0;
-        value = value << 6 | (c[i] & 0x3f);
-    }
-    bool surrogate = value >= 0xd800 && value <= 0xdfff;
-    /* 0x80..0x9f are control characters, too: a terminal may take 0x9b for ESC [. */
-    return value < least[n] || value > 0x10ffff || surrogate || value < 0xa0 ? 0 : n;
-}
-
 bool vma_is_plain(const char *name)
 {
     while (*name) {
-        size_t n = plain_length(name);
+        size_t n = cli_char_length(name);
         if (n == 0)
             return false;
         name += n;
@@ -39,12 +17,17 @@ bool vma_is_plain(const char *name)
     return true;
 }
 
+bool vma_is_file_name(const char *name)
+{
+    return dr_vma_name_is_safe(name) && vma_is_plain(name);
+}
+
 char *vma_escape(const char *name)
 {
     char *text = malloc(4 * strlen(name) + 1), *to = text;
 
     while (text && *name) {
-        size_t n = plain_length(name);
+        size_t n = cli_char_length(name);
         if (n == 0)
             to += sprintf(to, "\\x%02x", (unsigned char)*name++);
         for (size_t i = 0; i < n; i++)
@@ -111,6 +94,15 @@ const struct dr_vma_disk *vma_find_id(const struct dr_vma_header *header, unsign
             return &header->disks[i];
     }
     return NULL;
+}
+
+bool vma_config_comes_again(const struct dr_vma_header *header, size_t i)
+{
+    for (size_t k = i + 1; k < header->n_configs; k++) {
+        if (strcmp(header->configs[i].name, header->configs[k].name) == 0)
+            return true;
+    }
+    return false;
 }
 
 static int get_workers(const struct cli *cli, const char *text, unsigned *workers)

@@ -27,6 +27,10 @@ static inline void vma_cleanup(struct dr_vma **vma)
 
 /* Is there nothing in the name that could steer a terminal or forge a line? */
 bool vma_is_plain(const char *name);
+/* Can a file be called so, without harm to the file system and to who lists it? */
+bool vma_is_file_name(const char *name);
+/* Does a later configuration file have the same name? */
+bool vma_config_comes_again(const struct dr_vma_header *header, size_t i);
 /* The name with what is not plain as \xNN, malloc'ed. NULL = out of memory. */
 char *vma_escape(const char *name);
 /* For JSON: as it is, or escaped where it is not UTF-8. */
@@ -81,6 +85,8 @@ int vma_place_begin_new(struct vma_place *p, const char *dir);
 int vma_place_begin(struct vma_place *p, const char *dir, const char *work);
 /* What was found is of no use. */
 void vma_place_empty(struct vma_place *p);
+/* Is the name one of those that the place keeps for itself? */
+bool vma_place_is_ours(const char *name);
 /* A file that will be made as made and be called name in the end: refused when name is taken. */
 int vma_place_add(struct vma_place *p, const char *made, const char *name);
 /* Such a file, with this content, durable. */

@@ -5,24 +5,67 @@
 
 #include "cli/cli.h"
 
-static bool is_control(unsigned char c)
+size_t cli_char_length(const char *s)
 {
-    return c < 0x20 || c == 0x7f;
+    const unsigned char *c = (const unsigned char *)s;
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t n = c[0] < 0x80 ? 1 : c[0] < 0xc0 ? 0 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : 4;
+
+    if (n == 0 || c[0] > 0xf4)
+        return 0;
+    if (n == 1)
+        return c[0] >= 0x20 && c[0] != 0x7f;
+    uint32_t value = c[0] & (0x7fu >> n);
+    for (size_t i = 1; i < n; i++) {
+        if ((c[i] & 0xc0) != 0x80)
+            return 0;
+        value = value << 6 | (c[i] & 0x3f);
+    }
+    bool surrogate = value >= 0xd800 && value <= 0xdfff;
+    /* 0x80..0x9f are control characters, too: a terminal may take 0x9b for ESC [. The others end
+     * lines, or let text run the other way, so that a name looks like another. */
+    bool steers = value < 0xa0 || (value >= 0x2028 && value <= 0x202e) ||
+                  (value >= 0x2066 && value <= 0x2069);
+    return value < least[n] || value > 0x10ffff || surrogate || steers ? 0 : n;
 }
 
-char *cli_tame(char *text)
+/* How many bytes may stand as they are; 0: the first one must not. Letters of other encodings than
+ * UTF-8 may. */
+static size_t harmless(const char *s, bool lines)
 {
-    for (char *c = text; *c; c++) {
-        if (is_control((unsigned char)*c))
+    size_t n = cli_char_length(s);
+
+    if (n == 0 && ((unsigned char)*s >= 0xa0 || (lines && *s == '\n')))
+        return 1;
+    return n;
+}
+
+static char *tame(char *text, bool lines)
+{
+    for (char *c = text; *c;) {
+        size_t n = harmless(c, lines);
+        if (n == 0)
             *c = '?';
+        c += n > 0 ? n : 1;
     }
     return text;
 }
 
+char *cli_tame(char *text)
+{
+    return tame(text, false);
+}
+
 void cli_put(const char *text)
 {
-    for (; *text; text++)
-        putchar(is_control((unsigned char)*text) ? '?' : *text);
+    while (*text) {
+        size_t n = harmless(text, false);
+        if (n == 0)
+            putchar('?');
+        else
+            fwrite(text, 1, n, stdout);
+        text += n > 0 ? n : 1;
+    }
 }
 
 /* Our own texts have newlines, what comes from outside has none left. */
@@ -39,10 +82,7 @@ static void say(const struct cli *cli, const char *fmt, va_list ap)
         memmove(hint, hint + 1, strlen(hint));
     if (hint)
         *hint = '\n';
-    fprintf(stderr, "%s: ", cli->prog);
-    for (const char *c = text; *c; c++)
-        fputc(is_control((unsigned char)*c) && *c != '\n' ? '?' : *c, stderr);
-    fputc('\n', stderr);
+    fprintf(stderr, "%s: %s\n", cli->prog, tame(text, true));
     free(text);
 }
 

@@ -111,6 +111,18 @@ def test_what_is_listed(v):
     assert all(w in text for w in ("qemu-server.fw", "drive-scsi2", str(20 * CLUSTER), "2017-07-14 02:40:00"))
 
 
+def test_a_configuration_file_does_not_steer_a_terminal(v):
+    data = "a\u202eb\x9bc\x1b[2Jd\tü\n".encode() + b"\x9be\0f\xe2\x80"
+    vmagen.simple({}, configs=[("qemu-server.conf", data)]).write(v.dir / "a.vma")
+    ours, theirs = os.openpty()
+    p = v.start("drover", "vma", "config", "a.vma", stdout=theirs)
+    os.close(theirs)
+    assert p.communicate(timeout=30)[1] == b"" and p.returncode == 0
+    shown = os.read(ours, 1000).replace(b"\r\n", b"\n").expandtabs()
+    os.close(ours)
+    assert re.fullmatch(rb"a\?{3}b\?\?c\?\[2Jd +\xc3\xbc\n\?e\?f\?\?", shown), shown
+
+
 def test_names_that_are_not_utf8_or_control_in_disguise_are_escaped(v):
     for name, shown in ((b"drive-\xff", "drive-\\xff"), (b"drive-\xc2\x9b31m", "drive-\\xc2\\x9b31m"), ("drive-ü".encode(), "drive-ü"),
                         (b"drive-\x1b[2J", "drive-\\x1b[2J")):
@@ -240,6 +252,16 @@ def test_maps_that_are_refused(v, lines, message):
     assert "out" not in v.names()
 
 
+def test_no_map_is_waited_for_when_nobody_reads_the_listing(v):
+    archive(v)
+    os.mkfifo(v.dir / "fifo")
+    r, w = os.pipe()
+    os.close(r)
+    p = v.start("vma", "extract", "-r", "fifo", "a.vma", "out", stdout=w)
+    os.close(w)
+    assert p.communicate(timeout=30)[1] == b"" and p.returncode == 1 and v.names() == ["a.vma", "fifo"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_wait_for_a_map(v, number):
     archive(v)
@@ -272,6 +294,8 @@ def test_devinfo_and_a_failure_that_leaves_nothing(v):
     assert r.code == 1 and "unable to create target directory out" in r.errors
     r = v.vma("verify", "cut.vma")
     assert r.code == 1 and r.errors.startswith("vma: verify failed - ")
+    r = v.drover("verify", "cut.vma")
+    assert r.code == 2 and re.search(r"^archive: \d+\.\.\d+ \(\d+ bytes\): .*cut.vma: ends at offset \d+ .*expected \d+ bytes", r.text), r
 
 
 # ---------------------------------------------------------------------------------------- pipes

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -171,6 +172,29 @@ def test_names_that_are_no_file_names(v):
         assert not any("/" in n or "\n" in n or ".." in n for n in found)
         subprocess.run(["rm", "-r", str(v.dir / "out")], check=True)
     assert sorted(os.listdir(v.dir)) == ["bad.vma"] and sorted(os.listdir(v.dir.parent)) == ["bin", "work"]
+
+
+@pytest.mark.parametrize("name", [b"a\xc2\x9b31mb", b"a\xffb", "a\u202eb".encode(), b"\x1b[2J"])
+def test_names_that_would_steer_a_terminal_are_no_file_names(v, name):
+    disks = {1: b"x" * CLUSTER, 2: b"y" * CLUSTER}
+    shown = re.sub(rb"[^ -~]", lambda m: b"\\x%02x" % m.group()[0], name)
+    for kw in ({"names": {1: name}}, {"configs": [(name, b"c")]}):
+        vmagen.simple(disks, **kw).write(v.dir / "a.vma")
+        for args in (["vma", "extract", "a.vma", "out"], ["drover", "vma", "extract", "a.vma", "out"]):
+            r = v.run(*args)
+            assert r.code == 1 and b"'" + shown + b"'" in r.err and "out" not in v.names(), r
+        assert extract(v, "--id-names", "a.vma", "out").code == 0
+        assert {"disk-1.raw", "config-0"} & set(os.listdir(v.dir / "out"))
+        shutil.rmtree(v.dir / "out")
+
+
+def test_names_of_what_is_not_complete_are_kept_for_that(v):
+    vmagen.simple({1: b"x" * CLUSTER}, names={1: b".drover.partial"}, configs=[(b".drover.record", b"{}")]).write(v.dir / "a.vma")
+    assert extract(v, "a.vma", "out").code == 1 and "out" not in v.names()
+    assert extract(v, "--id-names", "--resume", "a.vma", "out").code == 0
+    same_files(v.dir / "out", {"disk-1.raw": b"x" * CLUSTER, "config-0": b"{}"})
+    v.ok("vma", "extract", "a.vma", "other")
+    same_files(v.dir / "other", {"disk-.drover.partial.raw": b"x" * CLUSTER, ".drover.record": b"{}"})
 
 
 def test_symbolic_links_in_the_directory_are_not_followed(v):

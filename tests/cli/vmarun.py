@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Running the program on archives: with limits on time and memory, never a signal, nothing raw for a terminal."""
 import os
+import re
 import resource
 import subprocess
 
@@ -8,6 +9,8 @@ import pytest
 from conftest import DROVER
 
 MIB = 1 << 20
+# As UTF-8: control characters from 0x80 on, ends of lines, changes of direction.
+STEERING = rb"\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]"
 
 
 def sanitized():
@@ -107,7 +110,7 @@ class Vma:
 
 def bad_bytes(data):
     """Control characters that a terminal would act on; progress may return the carriage."""
-    return bytes(set(data) & (set(range(32)) - set(b"\n\r\t") | {127}))
+    return bytes(set(data) & (set(range(32)) - set(b"\n\r\t") | {127})) or re.findall(STEERING, data)
 
 
 @pytest.fixture
