@@ -238,6 +238,11 @@ static int extract(struct vma_read *x, struct dr_error *err)
     want_sums(x);
     x->vma->done = true;
     r = run(x, err);
+    if (r == 0 && x->o->resume_from > x->pos) /* then nothing was taken */
+        r = dr_fail(err, EINVAL,
+                    "%s: ends at offset %" PRIu64 ", before offset %" PRIu64
+                    ", from which its extraction shall go on",
+                    x->vma->name, x->pos, x->o->resume_from);
     if (r == 0)
         r = vma_damage_missing(x, err);
     else

@@ -312,7 +312,10 @@ static int failed(const struct extract *x, const struct cli_job *job, int r,
                  x->place.work);
     else
         snprintf(state, sizeof(state), "what was extracted is removed");
-    return cli_job_failed(job, r, err, 1, state);
+    int code = cli_job_failed(job, r, err, 1, state);
+    if (r != -ECANCELED && (x->in_place || x->place.keep))
+        cli_error(x->cli, "%s", state);
+    return code;
 }
 
 /* New files have zeros where something is missing. What is written over must not show what it held

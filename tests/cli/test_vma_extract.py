@@ -514,6 +514,13 @@ def test_an_archive_damaged_before_where_it_goes_on_is_refused(v):
     os.utime(v.dir / "a.vma", ns=(times.st_atime_ns, times.st_mtime_ns))
     r = extract(v, "--resume", "a.vma", "out")
     assert r.code == 1 and str(at) in r.errors and os.listdir(v.dir / "out") == [".drover.partial"], r
+    assert "the same command goes on" in r.errors
+    v.put("a.vma", data)
+    os.utime(v.dir / "a.vma", ns=(times.st_atime_ns, times.st_mtime_ns))
+    record = v.dir / "out/.drover.partial/.drover.record"
+    record.write_text(re.sub(r'"position":\d+', f'"position":{len(data) + 1}', record.read_text()))
+    r = extract(v, "--resume", "a.vma", "out")
+    assert r.code == 1 and str(len(data) + 1) in r.errors and os.listdir(v.dir / "out") == [".drover.partial"], r
 
 
 def test_going_on_with_another_archive_is_refused(v):
