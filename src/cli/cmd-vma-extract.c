@@ -46,63 +46,33 @@ static void extract_free(struct extract *x)
 
 /* ------------------------------------------------------------------ which disks */
 
-static bool is_disk_id(const char *name, unsigned id)
-{
-    char text[16];
-
-    snprintf(text, sizeof(text), "disk-%u", id);
-    return strcmp(name, text) == 0;
-}
-
-static int add_item(struct extract *x, const struct dr_vma_disk *d)
+static void add_item(struct extract *x, const struct dr_vma_disk *d)
 {
     for (size_t i = 0; i < x->n; i++) {
         if (x->items[i].disk == d)
-            return 0;
+            return;
     }
     x->items[x->n++] = (struct extract_item){.disk = d};
-    return 0;
-}
-
-static int add_named(struct extract *x, const char *name)
-{
-    const struct dr_vma_header *h = x->header;
-    const struct dr_vma_disk *found = NULL, *by_id = NULL;
-    size_t n = 0;
-
-    for (size_t i = 0; i < h->n_disks; i++) {
-        if (strcmp(h->disks[i].name, name) == 0) {
-            found = &h->disks[i];
-            n++;
-        } else if (is_disk_id(name, h->disks[i].id)) {
-            by_id = &h->disks[i];
-        }
-    }
-    if (n <= 1 && (found || by_id))
-        return add_item(x, found ? found : by_id);
-    if (n > 1)
-        cli_error(x->cli, "%zu disks are called '%s': say disk-ID (`vma list --json` has the ids)",
-                  n, name);
-    else
-        cli_error(x->cli, "%s has no disk '%s' (`vma list` shows what it has)", x->archive, name);
-    return -1;
 }
 
 static int choose(struct extract *x)
 {
     const char *name;
-    int r = 0;
 
-    for (size_t i = 0; r == 0 && (name = cli_nth_value(x->args, 'd', i)); i++)
-        r = add_named(x, name);
+    for (size_t i = 0; (name = cli_nth_value(x->args, 'd', i)); i++) {
+        const struct dr_vma_disk *d = vma_find_disk(x->cli, x->archive, x->header, name);
+        if (!d)
+            return -1;
+        add_item(x, d);
+    }
     for (size_t i = 0; !cli_has(x->args, 'd') && i < x->header->n_disks; i++)
         add_item(x, &x->header->disks[i]);
-    if (r == 0 && x->output && x->n != 1) {
+    if (x->output && x->n != 1) {
         cli_error(x->cli, "--output is for one disk, and %s has %zu: choose one with --disk",
                   x->archive, x->n);
         return -1;
     }
-    return r;
+    return 0;
 }
 
 /* ------------------------------------------------------------------ what files are called */

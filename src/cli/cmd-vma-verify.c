@@ -24,33 +24,39 @@ static void verify_free(struct verify *v)
     dr_vma_close(v->vma);
 }
 
-static const struct dr_vma_disk *find_name(const struct verify *v, const char *name, size_t len)
+/* "NAME=IMAGE": what the archive has as NAME must be what *image holds. Where there is but one disk
+ * it needs no name. */
+static const struct dr_vma_disk *against(const struct verify *v, const char *archive,
+                                         const char *text, const char **image)
 {
     const struct dr_vma_header *h = v->damage.header;
+    const char *equals = strchr(text, '=');
 
-    for (size_t i = 0; i < h->n_disks; i++) {
-        if (strlen(h->disks[i].name) == len && memcmp(h->disks[i].name, name, len) == 0)
-            return &h->disks[i];
+    *image = equals ? equals + 1 : text;
+    if (!equals && h->n_disks == 1)
+        return &h->disks[0];
+    if (!equals) {
+        cli_usage(v->cli, "--against: expecting NAME=IMAGE, not '%s'", text);
+        return NULL;
     }
-    return NULL;
+    CLEANUP_FREE char *name = strndup(text, (size_t)(equals - text));
+    return name ? vma_find_disk(v->cli, archive, h, name) : NULL;
 }
 
-/* "NAME=IMAGE": what the archive has as NAME must be what IMAGE holds. */
 static int add_against(struct verify *v, const struct cli_args *args, const char *text)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
+    struct cli_image_spec spec = {0};
     struct dr_disk *disk;
-    const char *equals = strchr(text, '=');
+    const char *archive = vma_shown(args->operands[0]);
+    const struct dr_vma_disk *d = against(v, archive, text, &spec.name);
 
-    if (!equals)
-        return cli_usage(v->cli, "--against: expecting NAME=IMAGE, not '%s'", text);
-    const struct dr_vma_disk *d = find_name(v, text, (size_t)(equals - text));
-    if (!d || v->targets.n == 255) {
-        cli_error(v->cli, "%s: has no disk '%.*s'", vma_shown(args->operands[0]),
-                  (int)(equals - text), text);
+    if (!d)
+        return EXIT_FAILED;
+    if (v->targets.n == sizeof(v->targets.list) / sizeof(v->targets.list[0])) {
+        cli_error(v->cli, "%s: more images to compare with than it has disks", archive);
         return EXIT_FAILED;
     }
-    const struct cli_image_spec spec = {.name = equals + 1};
     if (cli_image_get(v->cli, args, &spec, &image) != 0 ||
         cli_image_open(v->cli, &image, &disk) < 0)
         return EXIT_FAILED;
@@ -147,7 +153,8 @@ static int run(const struct cli *cli, const struct cli_args *args)
 }
 
 static const struct cli_option verify_options[] = {
-    {KEY_AGAINST, "against", "NAME=IMAGE", "compare the disk NAME with IMAGE (repeatable)", false},
+    {KEY_AGAINST, "against", "[NAME=]IMAGE", "compare the disk NAME with IMAGE (repeatable)",
+     false},
     {KEY_SUMS, "sums", "FILE", "the checksums (ARCHIVE.sums, if it is there)", false},
     {KEY_NO_SUMS, "no-sums", NULL, "use no checksums", false},
     {KEY_HEADERS_ONLY, "headers-only", NULL, "do not look at the data", false},

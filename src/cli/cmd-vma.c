@@ -96,6 +96,38 @@ const struct dr_vma_disk *vma_find_id(const struct dr_vma_header *header, unsign
     return NULL;
 }
 
+static bool is_disk_id(const char *name, unsigned id)
+{
+    char text[16];
+
+    snprintf(text, sizeof(text), "disk-%u", id);
+    return strcmp(name, text) == 0;
+}
+
+const struct dr_vma_disk *vma_find_disk(const struct cli *cli, const char *archive,
+                                        const struct dr_vma_header *header, const char *name)
+{
+    const struct dr_vma_disk *found = NULL, *by_id = NULL;
+    size_t n = 0;
+
+    for (size_t i = 0; i < header->n_disks; i++) {
+        if (strcmp(header->disks[i].name, name) == 0) {
+            found = &header->disks[i];
+            n++;
+        } else if (is_disk_id(name, header->disks[i].id)) {
+            by_id = &header->disks[i];
+        }
+    }
+    if (n <= 1 && (found || by_id))
+        return found ? found : by_id;
+    if (n > 1)
+        cli_error(cli, "%zu disks are called '%s': say disk-ID (`vma list --json` has the ids)", n,
+                  name);
+    else
+        cli_error(cli, "%s has no disk '%s' (`vma list` shows what it has)", archive, name);
+    return NULL;
+}
+
 bool vma_config_comes_again(const struct dr_vma_header *header, size_t i)
 {
     for (size_t k = i + 1; k < header->n_configs; k++) {

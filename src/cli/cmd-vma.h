@@ -42,6 +42,9 @@ bool vma_wants_json(const struct cli_args *args);
 int vma_job_begin(const struct cli *cli, const struct cli_args *args, struct cli_job *job);
 
 const struct dr_vma_disk *vma_find_id(const struct dr_vma_header *header, unsigned id);
+/* The disk of that name; disk-ID if none has the name. NULL after a message, also if several do. */
+const struct dr_vma_disk *vma_find_disk(const struct cli *cli, const char *archive,
+                                        const struct dr_vma_header *header, const char *name);
 
 /* ------------------------------------------------------------------ cmd-vma-list.c */
 

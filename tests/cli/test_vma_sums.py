@@ -139,6 +139,18 @@ def test_against_live_disks(v):
         assert v.run("drover", "vma", "verify", "--against", wrong, "a.vma").code == 1, wrong
 
 
+def test_which_disk_is_compared(v):
+    one, two = b"1" * CLUSTER, b"2" * CLUSTER
+    v.put("one", one)
+    v.put("two", two)
+    vmagen.simple({1: one}).write(v.dir / "a.vma")
+    assert damage(v, "--against", "one", "a.vma") == (0, []) and damage(v, "--against", "two", "a.vma")[0] == 2
+    vmagen.simple({1: one, 2: two}, names={1: "x", 2: "x"}).write(v.dir / "b.vma")
+    assert "disk-ID" in v.fails("drover", "vma", "verify", "--against", "x=one", "b.vma").splitlines()[-1]
+    r = v.ok("drover", "vma", "verify", "--against", "disk-1=one", "--against", "disk-2=two", "b.vma")
+    assert "No problems" in r.text
+
+
 def test_zeros_of_the_archive_against_data_of_the_disk(v):
     v.put("a.raw", bytes(5 * CLUSTER))
     create(v, "a.vma", "--no-sums")
