@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "cli/cmd-vma.h"
 
@@ -162,22 +163,36 @@ static int start_child(const struct cli *cli, const char *command, struct child 
     return -1;
 }
 
+/* Until it ends; who wants us to stop wants it to stop, too. */
+static pid_t wait_for_child(const struct child *child, int *status)
+{
+    const struct timespec moment = {0, 10 * 1000 * 1000};
+    bool told = false;
+    pid_t pid;
+
+    while ((pid = waitpid(child->pid, status, WNOHANG)) == 0 || (pid < 0 && errno == EINTR)) {
+        if (cli_signalled() && !told)
+            told = kill(-child->pid, SIGTERM) == 0;
+        nanosleep(&moment, NULL);
+    }
+    return pid;
+}
+
 /* r: how the archive went. What got no whole archive must not end as if it had. */
 static int end_child(const struct cli *cli, const char *command, const struct child *child, int r)
 {
     int status = 0;
-    pid_t pid;
 
     if (r < 0 && r != -EPIPE)
         kill(-child->pid, SIGTERM);
     close(child->fd);
-    do
-        pid = waitpid(child->pid, &status, 0);
-    while (pid < 0 && errno == EINTR);
+    pid_t pid = wait_for_child(child, &status);
     if (pid < 0)
         cli_error(cli, "'%s' cannot be waited for: %s", command, strerror(errno));
     else if (r < 0 && r != -EPIPE)
         return -1; /* by us */
+    else if (WIFSIGNALED(status) && cli_signalled())
+        cli_error(cli, "interrupted: '%s' was ended", command);
     else if (WIFSIGNALED(status))
         cli_error(cli, "'%s' was ended by signal %d", command, WTERMSIG(status));
     else if (WEXITSTATUS(status) != 0)
@@ -205,6 +220,8 @@ static int create(struct use *u, struct vma_source *s)
     struct dr_error err = DR_ERROR_INIT;
     struct vma_report report;
 
+    /* First: an end by a signal must not look like an end of the archive to the command. */
+    vma_report_begin_create(u->cli, &report, u->verbose ? &zeros : NULL);
     if (!result || (command && start_child(u->cli, command, &child) < 0))
         return 1;
     const struct dr_vma_create_options o = {
@@ -217,16 +234,15 @@ static int create(struct use *u, struct vma_source *s)
         .no_sums = true,
         .zero_so_far = &zeros,
     };
-    vma_report_begin_create(u->cli, &report, u->verbose ? &zeros : NULL);
     int r = dr_vma_create(path, &o, &report.job.job, result, &err);
     int ended = command ? end_child(u->cli, command, &child, r) : 0;
-    if (r == -EPIPE && ended < 0)
-        return 1; /* why it went away was told */
+    if ((r == 0 || r == -EPIPE) && ended < 0)
+        return cli_signalled() ? cli_signalled() : 1; /* why was told */
     if (r < 0)
         return cli_job_failed(&report.job, r, &err, 1, "no archive was made");
     if (u->verbose)
         print_images(s, result);
-    return ended < 0;
+    return 0;
 }
 
 static int tool_create(struct use *u)

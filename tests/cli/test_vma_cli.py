@@ -383,7 +383,8 @@ def test_a_pipe_that_stalls_does_not_keep_an_interrupted_command(v, args):
 
 
 @pytest.mark.parametrize("args", [["drover", "vma", "create", "--vmstate", "-", "--vmstate-size", "1M", "a.vma"],
-                                  ["vma", "create", "exec:sleep 100", "-d", "format=raw:x=a.raw"]])
+                                  ["vma", "create", "exec:sleep 100", "-d", "format=raw:x=a.raw"],
+                                  ["vma", "create", "exec:cat >/dev/null; sleep 100", "-d", "format=raw:x=a.raw"]])
 def test_a_creation_that_waits_for_others_can_be_interrupted(v, args):
     v.put("a.raw", random.Random(1).randbytes(40 * CLUSTER))
     r, w = os.pipe()
