@@ -23,12 +23,15 @@ static void cleanup_dir(DIR **dir)
 }
 #define CLEANUP_DIR __attribute__((cleanup(cleanup_dir)))
 
+static int failed_in(const struct vma_place *p, const char *dir, const char *what, const char *name)
+{
+    cli_error(p->cli, "%s/%s: %s: %s", dir, name, what, strerror(errno));
+    return -1;
+}
+
 static int failed(const struct vma_place *p, const char *what, const char *name)
 {
-    int e = errno;
-
-    cli_error(p->cli, "%s/%s: %s: %s", p->dir, name, what, strerror(e));
-    return -1;
+    return failed_in(p, p->dir, what, name);
 }
 
 /* Are files made elsewhere than where they will be? */
@@ -261,11 +264,11 @@ static int put(const struct vma_place *p, int fd, const char *name, const void *
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
-            return failed(p, "write", name);
+            return failed_in(p, p->work, "write", name);
         at += n;
         len -= (size_t)n;
     }
-    return settle(p, fd) < 0 ? failed(p, "fsync", name) : 0;
+    return settle(p, fd) < 0 ? failed_in(p, p->work, "fsync", name) : 0;
 }
 
 static int make(const struct vma_place *p, const char *name, const void *data, size_t len)
@@ -273,7 +276,7 @@ static int make(const struct vma_place *p, const char *name, const void *data, s
     CLEANUP_CLOSE int fd =
         openat(p->work_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
 
-    return fd < 0 ? failed(p, "cannot be made", name) : put(p, fd, name, data, len);
+    return fd < 0 ? failed_in(p, p->work, "cannot be made", name) : put(p, fd, name, data, len);
 }
 
 int vma_place_write(struct vma_place *p, const char *made, const char *name, const void *data,
@@ -295,7 +298,7 @@ int vma_place_note(struct vma_place *p, const char *name, const void *data, size
     if (make(p, fresh, data, len) < 0)
         return -1;
     if (renameat(p->work_fd, fresh, p->work_fd, name) < 0 || settle(p, p->work_fd) < 0)
-        return failed(p, "cannot be replaced", name);
+        return failed_in(p, p->work, "cannot be replaced", name);
     return 0;
 }
 

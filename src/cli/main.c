@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 
@@ -68,15 +69,25 @@ static void print_overview(const struct cli *cli)
     print_formats();
 }
 
-/* What the program ends with must have reached its reader. */
+/* Was it a pipe or socket, and does nobody read from it any more? */
+static bool reader_is_gone(void)
+{
+    struct pollfd p = {.fd = STDOUT_FILENO, .events = POLLOUT};
+
+    return poll(&p, 1, 0) > 0 && (p.revents & POLLERR);
+}
+
+/* What the program ends with must have reached its reader. One who went away knows. */
 static int finish(const struct cli *cli, int code)
 {
-    if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0) {
-        if (errno != EPIPE)
-            cli_error(cli, "standard output: %s", strerror(errno));
+    int e = fflush(stdout) != 0 ? errno : 0;
+
+    if (code != 0 || (e == 0 && !ferror(stdout)))
+        return code;
+    if (e == EPIPE || reader_is_gone())
         return 1;
-    }
-    return code;
+    cli_error(cli, "standard output: %s", e ? strerror(e) : "not everything could be written");
+    return 1;
 }
 
 static int run_command(struct cli *cli, int argc, char **argv)

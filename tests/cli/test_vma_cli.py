@@ -524,3 +524,17 @@ def test_what_is_missing_becomes_zeros_where_something_stood(v):
         assert r.code == 3 and "drive-scsi0: 131072..262144 (131072 bytes): missing" in r.text
         fill = b"\xee" if args else b"\0"
         assert v.get("old.raw") == (a.contents[1][:2 * CLUSTER] + fill * 2 * CLUSTER + a.contents[1][4 * CLUSTER:] + b"\xee" * CLUSTER)
+
+
+def test_lines_that_do_not_arrive(v):
+    """The extraction is done all the same; a reader who went away needs no word about it."""
+    a = archive(v)
+    r, w = os.pipe()
+    os.close(r)
+    for out, said in ((w, b""), (os.open("/dev/full", os.O_WRONLY), b"vma: standard output: ")):
+        p = v.start("vma", "extract", "-v", "a.vma", "out", stdout=out)
+        os.close(out)
+        err = p.communicate(timeout=30)[1]
+        assert p.returncode == 1 and err.startswith(said) and err.count(b"\n") == bool(said), err
+        assert v.get("out/disk-drive-scsi0.raw") == a.contents[1]
+        shutil.rmtree(v.dir / "out")
