@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <uuid/uuid.h>
 
 #include "cli/cmd-vma.h"
@@ -103,6 +104,17 @@ static int get_sources(struct create *c, const struct cli_args *args)
     return code;
 }
 
+/* "-", or the pipe's own name: /dev/stdout. */
+static bool is_stdout(const char *path)
+{
+    struct stat a, b;
+
+    if (strcmp(path, "-") == 0)
+        return true;
+    return stat(path, &a) == 0 && fstat(STDOUT_FILENO, &b) == 0 && S_ISFIFO(a.st_mode) &&
+           a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 /* The archive goes to standard output: whatever else is printed must not. */
 static int take_stdout(struct create *c)
 {
@@ -133,7 +145,7 @@ static int get_options(struct create *c, const struct cli_args *args)
     int code = get_compression(c, args);
     if (code == 0)
         code = get_identity(c, args);
-    if (code == 0 && strcmp(c->path, "-") == 0)
+    if (code == 0 && is_stdout(c->path))
         code = take_stdout(c);
     if (code == 0)
         code = get_sources(c, args);

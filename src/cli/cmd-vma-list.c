@@ -158,7 +158,7 @@ static int run_list(const struct cli *cli, const struct cli_args *args)
     if (json || vma_wants_json(args))
         print_as_json(args->operands[0], dr_vma_header(vma));
     else
-        print_for_people(args->operands[0], dr_vma_header(vma));
+        print_for_people(vma_shown(args->operands[0]), dr_vma_header(vma));
     return 0;
 }
 

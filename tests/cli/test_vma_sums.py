@@ -217,9 +217,9 @@ def test_several_workers_make_good_archives(v, jobs, rnd):
 
 def test_to_standard_output(v):
     data = disk(v)
-    out = v.run("drover", "vma", "create", "-", "-d", "format=raw:x=a.raw", raw=True).out
-    v.put("a.vma", out)
-    assert vmagen.check(v.dir / "a.vma").content("x") == data + bytes(-len(data) % 512)
+    for name in ("-", "/dev/stdout", "/proc/self/fd/1"):
+        v.put("a.vma", v.run("drover", "vma", "create", name, "-d", "format=raw:x=a.raw", raw=True).out)
+        assert vmagen.check(v.dir / "a.vma").content("x") == data + bytes(-len(data) % 512)
     out = v.run("drover", "vma", "create", "--zstd", "-", "-d", "format=raw:x=a.raw", raw=True).out
     assert subprocess.run(["zstd", "-q", "-d", "-c"], input=out, capture_output=True, check=True).stdout[:4] == b"VMA\0"
     assert v.names() == ["a.raw", "a.vma"]
