@@ -82,6 +82,17 @@ static int open_disk(const struct vma_source *s, const struct cli_args *args, co
     return cli_image_open(s->cli, &image, disk) < 0;
 }
 
+/* What could not be listed or extracted again does not go in. */
+static int check_name(const struct vma_source *s, const char *name)
+{
+    if (vma_is_plain(name))
+        return 0;
+    CLEANUP_FREE char *escaped = vma_escape(name);
+    cli_error(s->cli, "'%s' is no name for an archive: it has control characters or is not UTF-8",
+              escaped ? escaped : "?");
+    return 1;
+}
+
 /* "NAME=PATH"; without a NAME, disks are counted. */
 static int add_disk(struct vma_source *s, const struct cli_args *args, const char *format,
                     const char *text)
@@ -102,6 +113,8 @@ static int add_disk(struct vma_source *s, const struct cli_args *args, const cha
     }
     *d = (struct dr_vma_create_disk){.name = name, .state_fd = -1};
     s->n_disks++;
+    if (check_name(s, name) != 0)
+        return 1;
     return open_disk(s, args, format, path, &d->disk);
 }
 
@@ -160,7 +173,7 @@ int vma_source_config(struct vma_source *s, const char *path)
         cli_error(s->cli, "an archive holds no more than %d configuration files", MAX_CONFIGS);
         return 1;
     }
-    if (read_config(s, path, &data, &len) != 0)
+    if (check_name(s, slash ? slash + 1 : path) != 0 || read_config(s, path, &data, &len) != 0)
         return 1;
     char *name = strdup(slash ? slash + 1 : path);
     if (!name)

@@ -137,12 +137,20 @@ def test_a_first_name_as_long_as_breaks_the_original(v):
         checked(v, f"c{length}.vma", {}, {"c": data})
 
 
-@pytest.mark.parametrize("names", [["a b"], ["a/b"], ["a", "a"], ["a\nb"], ["\x1b[31m"], ["n" * 256], ["a\tb"]], ids=repr)
+@pytest.mark.parametrize("names", [["a b"], ["a/b"], ["a", "a"], ["a\nb"], ["\x1b[31m"], ["n" * 256], ["a\tb"], ["a\x9bb"],
+                                   ["a\u202eb"], ["a\udcff"]], ids=ascii)
 def test_names_that_would_not_restore(v, names):
     disk_file(v, "a.raw", 512)
     args = [x for n in names for x in ("-d", f"format=raw:{n}=a.raw")]
     assert v.fails("vma", "create", "a.vma", *args)
     assert v.names() == ["a.raw"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "a\x9bb", "a\u202eb", "a\udcff"], ids=ascii)
+def test_configs_that_would_not_come_out(v, name):
+    conf(v, name)
+    assert v.fails("vma", "create", "a.vma", "-c", name)
+    assert v.names() == [name]
 
 
 def test_two_configs_of_one_name(v):
