@@ -341,7 +341,7 @@ static void wrong_order_is_found(void **state)
     for (unsigned i = 0; i < 2; i++) {
         bool found = false;
         plant_fault = faults[i];
-        for (plant_try = 0; plant_try < 20 && !found; plant_try++)
+        for (plant_try = 0; plant_try < 100 && !found; plant_try++)
             found = model_detects(with_a_fault, *state);
         plant_try = 0;
         if (!found)
@@ -384,7 +384,7 @@ bool planted_no_seal = true;
 static void missing_seal_is_found(void **state)
 {
     bool found = false;
-    for (plant_try = 0; plant_try < 20 && !found; plant_try++)
+    for (plant_try = 0; plant_try < 100 && !found; plant_try++)
         found = model_detects(writes_inside_flushes, *state);
     if (!found)
         MODEL_FAIL(*state, "nobody noticed that pages are not sealed");
