@@ -383,6 +383,9 @@ static int create_on_fd(struct writer *w, int fd, struct dr_error *err)
 static int create_on_device(struct writer *w, struct dr_error *err)
 {
     CLEANUP_FILE struct dr_file *file = NULL;
+    if (!w->options->replace)
+        return dr_fail(err, EEXIST, "%s: is a block device, and what it holds is not written over",
+                       w->path);
     int r = dr_file_open(w->fs, w->path, DR_FILE_RDWR, &file, err);
     if (r < 0)
         return r;

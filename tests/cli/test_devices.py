@@ -107,3 +107,14 @@ def test_a_file_that_is_mounted_is_refused_before_anything_is_copied(t):
         assert (t.dir / "behind").read_bytes() == bytes(MIB)
     finally:
         subprocess.run(["umount", t.dir / "target"], check=False)
+
+
+def test_an_archive_on_a_device(t, device):
+    t.ok("create", "some.img", "1M")
+    t.io("some.img", "write -P 7 64k 64k")
+    for args in ([], ["--no-sums"]):
+        r = t.drover("vma", "create", *args, "-d", "x=some.img", "dev")
+        assert r.code == 1 and "dev: is a block device" in r.err and read(device, 0, 16) == b"\x55" * 16, r
+    assert t.drover("vma", "create", "--force", "-d", "x=some.img", "dev").code == 0
+    r = t.drover("vma", "verify", "--against", "x=some.img", "dev")
+    assert r.code == 0 and read(device, 4 * MIB - 512, 512) == bytes(512) and t.names() == ["dev", "some.img"], r
