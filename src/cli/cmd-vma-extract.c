@@ -102,6 +102,17 @@ static int refuse_name(const struct extract *x, const char *name, bool safe)
     return -1;
 }
 
+/* The state of a machine is a stream, and no disk of any format, unless that is asked for. */
+static bool is_stream(const struct extract *x, const struct dr_vma_disk *d)
+{
+    return d->vmstate && !x->output;
+}
+
+static const char *item_format(const struct extract *x, const struct dr_vma_disk *d)
+{
+    return is_stream(x, d) ? "raw" : x->form.format;
+}
+
 static int name_item(const struct extract *x, struct extract_item *item)
 {
     const struct dr_vma_disk *d = item->disk;
@@ -119,7 +130,7 @@ static int name_item(const struct extract *x, struct extract_item *item)
     } else if (fine) {
         n = asprintf(&item->file, "%s.%s", d->name, x->form.format);
     } else {
-        n = asprintf(&item->file, "disk-%u.%s", d->id, x->form.format);
+        n = asprintf(&item->file, "disk-%u.%s", d->id, item_format(x, d));
     }
     return n < 0 ? -1 : 0;
 }
@@ -168,7 +179,7 @@ static int write_configs(struct extract *x)
 static int make_target(struct extract *x, const struct extract_item *item)
 {
     const struct vma_form raw = {.format = "raw", .flags = x->form.flags};
-    const struct vma_form *form = item->disk->vmstate && !x->output ? &raw : &x->form;
+    const struct vma_form *form = is_stream(x, item->disk) ? &raw : &x->form;
     const struct dr_open_options open = {.format = form->format,
                                          .flags = DR_OPEN_RDWR | form->flags};
     CLEANUP_FREE char *path = vma_place_path(&x->place, item->file);
@@ -252,7 +263,7 @@ static json_t *files_json(const struct extract *x)
             files, json_pack("{s:o, s:i, s:I, s:o, s:s}", "name", vma_json_name(item->disk->name),
                              "id", (int)item->disk->id, "size", (json_int_t)item->disk->size,
                              "file", vma_json_name(x->in_place ? x->output : item->file), "format",
-                             x->form.format));
+                             item_format(x, item->disk)));
     }
     return files;
 }

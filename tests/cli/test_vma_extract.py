@@ -188,6 +188,14 @@ def test_names_that_would_steer_a_terminal_are_no_file_names(v, name):
         shutil.rmtree(v.dir / "out")
 
 
+def test_the_state_of_a_machine_is_no_disk_of_a_format(v):
+    state = b"s" * CLUSTER
+    vmagen.simple({1: b"x" * CLUSTER, 2: state, 3: state}, names={1: "x", 2: "vmstate", 3: "vmstate"}).write(v.dir / "a.vma")
+    r = extract(v, "--json", "--id-names", "--to", "vmdk", "-d", "x", "-d", "disk-3", "a.vma", "out")
+    assert r.code == 0 and [(d["file"], d["format"]) for d in json.loads(r.text)["disks"]] == [("x.vmdk", "vmdk"), ("disk-3.raw", "raw")]
+    assert v.get("out/disk-3.raw") == state
+
+
 def test_names_of_what_is_not_complete_are_kept_for_that(v):
     vmagen.simple({1: b"x" * CLUSTER}, names={1: b".drover.partial"}, configs=[(b".drover.record", b"{}")]).write(v.dir / "a.vma")
     assert extract(v, "a.vma", "out").code == 1 and "out" not in v.names()

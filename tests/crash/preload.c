@@ -5,6 +5,7 @@
  *   DROVER_WATCH=DIR    only files below this directory (a real path) count
  *   DROVER_RECORD=FILE  append a record of every change, with its data
  *   DROVER_KILL_AT=N    SIGKILL instead of the N-th change (from 1)
+ *   DROVER_INTERRUPT_AT=N  SIGINT just before the N-th change, which happens
  *   DROVER_KILL_TEAR=1  a write that is to be the last one is done in part before
  *   DROVER_COUNT=FILE   at exit: how many changes there were, as text
  *
@@ -55,7 +56,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static char watch[PATH_MAX];
 static size_t watch_len;
 static int out = -1;
-static unsigned long kill_at, changes;
+static unsigned long kill_at, interrupt_at, changes;
 static bool tear;
 
 static void init(void)
@@ -71,6 +72,8 @@ static void init(void)
             (int)syscall(SYS_openat, AT_FDCWD, to, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (at)
         kill_at = strtoul(at, NULL, 10);
+    if (getenv("DROVER_INTERRUPT_AT"))
+        interrupt_at = strtoul(getenv("DROVER_INTERRUPT_AT"), NULL, 10);
     tear = getenv("DROVER_KILL_TEAR") != NULL;
 }
 
@@ -189,6 +192,8 @@ static void die(void)
 static bool change(void)
 {
     changes++;
+    if (interrupt_at && changes == interrupt_at)
+        syscall(SYS_kill, syscall(SYS_getpid), SIGINT);
     if (kill_at && changes == kill_at) {
         if (tear)
             return true;

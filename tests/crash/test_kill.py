@@ -56,6 +56,37 @@ def test_a_kill_leaves_the_view(op, tear, tmp_path):
             assert crashlib.finish(op, chain, directory) is None, where
 
 
+def everything(directory):
+    return {os.path.relpath(os.path.join(top, name), directory): os.path.getsize(os.path.join(top, name))
+            for top, _, files in os.walk(directory) for name in files}
+
+
+@pytest.mark.parametrize('op', vmachain.OPERATIONS, ids=lambda op: op.name)
+def test_an_interrupt_leaves_what_was_there_or_all_that_was_wanted(op, tmp_path):
+    chain = op.make(tmp_path)
+    total, ended = count_changes(op, chain, tmp_path), set()
+    before = everything(chain.dir)
+    for n in kill_points(total, 60):
+        directory = str(tmp_path / 'interrupted')
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(chain.dir, directory)
+        done = crashlib.run(*op.command(directory), ok=False, cwd=directory,
+                            env=replay.environment(directory, DROVER_INTERRUPT_AT=n))
+        where = f'interrupt at change {n} of {total}: {done.returncode} {done.stderr}'
+        ended.add(done.returncode)
+        assert chain.problem(op, directory) is None, where
+        if done.returncode == 0:
+            assert os.path.exists(os.path.join(directory, op.result)), where
+            assert chain.unsound(directory) is None, where
+            continue
+        assert done.returncode == 130 and done.stderr.count('\n') == 1 and 'interrupted: ' in done.stderr, where
+        after = everything(directory)
+        if '--resume' in op.argv:
+            after = {name: size for name, size in after.items() if '.drover.partial' not in name}
+        assert after == before, where
+    assert ended == ({0} if op.name == 'vma-index' else {0, 130})  # an index so small is there before it could be given up
+
+
 # What recover may say of each, besides that nothing was interrupted.
 FINDINGS = ['was not closed after writing: mended', 'left by an interrupted replacement: removed',
             'a commit into its parent was interrupted', ': removed', ': finished']
