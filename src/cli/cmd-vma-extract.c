@@ -275,7 +275,7 @@ static void tell(const struct extract *x, const struct cli_job *job)
             json_pack("{s:o, s:o}", "filename", vma_json_name(x->archive), "disks", files_json(x));
         vma_damage_json(all, &x->damage, &x->result);
         vma_print_json(all);
-    } else if (!job->quiet && x->damage.n > 0) {
+    } else if (!job->quiet && x->result.missing_bytes > 0) {
         printf("%" PRIu64 " bytes of disks are missing and read as zeros\n",
                x->result.missing_bytes);
     }
@@ -293,10 +293,13 @@ static int failed(const struct extract *x, const struct cli_job *job, int r,
                  x->place.work);
     else
         snprintf(state, sizeof(state), "what was extracted is removed");
-    int code = cli_job_failed(job, r, err, 1, state);
-    if (r != -ECANCELED && (x->in_place || x->place.keep))
+    if (cli_signalled() && r == -ECANCELED)
+        return cli_job_failed(job, r, err, 1, state);
+    if (r != -ECANCELED) /* else the record could not be written: that was told */
+        cli_fail(x->cli, err);
+    if (x->in_place || x->place.keep)
         cli_error(x->cli, "%s", state);
-    return code;
+    return 1;
 }
 
 /* New files have zeros where something is missing. What is written over must not show what it held
