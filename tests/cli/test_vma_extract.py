@@ -238,6 +238,15 @@ def test_force_replaces_what_nobody_uses(v):
     assert r.code == 1 and v.get("a.vma") == a.build()
 
 
+def test_more_disks_than_descriptors_at_first(v):
+    vmagen.simple({n: bytes([n]) * 512 for n in range(1, 61)}).write(v.dir / "a.vma")
+    for _ in range(2):  # in the second run each takes another's place
+        done = subprocess.run(["sh", "-c", 'ulimit -S -n 40; exec "$0" vma extract --force --to vmdk a.vma out', v.bin / "drover"],
+                              cwd=v.dir, capture_output=True, check=False)
+        assert done.returncode == 0, done
+    assert len(os.listdir(v.dir / "out")) == 61
+
+
 def test_places_where_a_disk_does_not_go(v):
     archive().write(v.dir / "a.vma")
     (v.dir / "sub").mkdir()
