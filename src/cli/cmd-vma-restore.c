@@ -141,9 +141,12 @@ static int check_size(const struct restore *r, const struct dr_vma_disk *d)
 
 static int open_mapped(struct restore *r, const struct dr_vma_disk *d, const struct vma_map_line *l)
 {
-    struct dr_open_options open = {.format = target_format(l),
-                                   .flags = DR_OPEN_RDWR | DR_OPEN_ANY_PATH};
+    struct dr_open_options open = {.format = target_format(l), .flags = DR_OPEN_RDWR};
     struct dr_error err = DR_ERROR_INIT;
+
+    /* What was found out from content may be what a guest wrote: it does not lead anywhere. */
+    if (open.format)
+        open.flags |= DR_OPEN_ANY_PATH;
 
     if (l->cache && cli_cache_flags(l->cache, &open.flags, NULL) < 0) {
         cli_error(r->cli, "invalid cache option: %s", l->cache);

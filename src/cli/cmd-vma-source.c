@@ -79,6 +79,9 @@ static int open_disk(const struct vma_source *s, const struct cli_args *args, co
     if (format && !image.format)
         return out_of_memory(s->cli);
     image.open.format = image.format;
+    /* Called vma we follow names anywhere, but not such as a guest may have written. */
+    if (!format)
+        image.open.flags &= ~(unsigned)DR_OPEN_ANY_PATH;
     return cli_image_open(s->cli, &image, disk) < 0;
 }
 

@@ -252,6 +252,24 @@ def test_maps_that_are_refused(v, lines, message):
     assert "out" not in v.names()
 
 
+def test_a_guessed_format_leads_to_no_other_place(v):
+    a = archive(v)
+    size = len(a.contents[1])
+    (v.dir / "sub").mkdir()
+    v.put("precious", b"\xee" * size)
+    descriptor = (f'# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+                  f'RW {size // 512} FLAT "{v.dir}/precious" 0\nddb.adapterType = "ide"\n')
+    (v.dir / "sub" / "volume").write_text(descriptor)
+    r = Restore(v, "-d", "drive-scsi0")
+    r.send(f"0:drive-scsi0={v.dir}/sub/volume")
+    code, _, err = r.end()
+    assert code == 1 and "precious" in err and v.get("precious") == b"\xee" * size
+    os.unlink(v.dir / "fifo")
+    r = Restore(v, "-d", "drive-scsi0")
+    r.send(f"format=vmdk:1:drive-scsi0={v.dir}/sub/volume")  # somebody says that it is one
+    assert r.end()[0] == 0 and v.get("precious") == a.contents[1]
+
+
 def test_no_map_is_waited_for_when_nobody_reads_the_listing(v):
     archive(v)
     os.mkfifo(v.dir / "fifo")

@@ -189,6 +189,17 @@ def test_a_chain_as_source(v):
     checked(v, "b.vma", {"drive-scsi0": expected})
 
 
+def test_a_guessed_format_leads_to_no_other_place(v):
+    (v.dir / "sub").mkdir()
+    data = disk_file(v, "a.raw", 65536)
+    (v.dir / "sub" / "disk").write_text('# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+                                        f'RW 128 FLAT "{v.dir}/a.raw" 0\nddb.adapterType = "ide"\n')
+    for args in (["x=sub/disk"], ["-d", "x=sub/disk"]):
+        assert "a.raw" in v.fails("vma", "create", "a.vma", *args).splitlines()[-1]
+    v.ok("vma", "create", "a.vma", "-d", "format=vmdk:x=sub/disk")
+    checked(v, "a.vma", {"x": data})
+
+
 def test_the_state_of_a_machine(v):
     state = vmagen.random_disk(random.Random(5), 3 * 65536) + bytes(65536)
     v.put("state", state)
