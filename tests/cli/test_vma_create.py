@@ -355,5 +355,10 @@ def test_a_kill_leaves_nothing_under_the_final_name(v):
     assert "a.vma" not in v.names()
     v.ok("drover", "vma", "create", "a.vma", "-d", "x=a.raw")  # what was left is no hindrance
     checked(v, "a.vma", {"x": data})
-    # An empty one could be somebody's who is just beginning.
+    # An empty one could be somebody's who is just beginning, if it is not old.
+    for name in (".a.vma.drover-abc123", ".a.vma.sums.drover-abc123"):
+        v.put(name, b"")
+    os.utime(v.dir / ".a.vma.sums.drover-abc123", (1500000000, 1500000000))
+    v.ok("drover", "vma", "create", "--force", "a.vma", "-d", "x=a.raw")
+    assert ".a.vma.drover-abc123" in v.names() and ".a.vma.sums.drover-abc123" not in v.names()
     assert [n for n in v.names() if n.startswith(".") and os.path.getsize(v.dir / n)] == []
