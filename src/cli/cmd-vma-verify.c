@@ -143,8 +143,9 @@ static int run(const struct cli *cli, const struct cli_args *args)
 
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one archive");
-    if (vma_open(cli, args->operands[0], cli_has(args, 'q'), &v.vma) < 0)
-        return EXIT_FAILED;
+    int r = vma_open(cli, args->operands[0], cli_has(args, 'q'), &v.vma);
+    if (r < 0) /* what is there, and no good header, is damage; else it could not be read */
+        return r == -EINVAL || r == -EBADMSG ? EXIT_DAMAGED : EXIT_FAILED;
     v.damage.header = dr_vma_header(v.vma);
     v.damage.lines = vma_wants_json(args) ? NULL : stdout;
     v.damage.array = vma_wants_json(args) ? json_array() : NULL;

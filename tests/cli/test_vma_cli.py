@@ -270,6 +270,16 @@ def test_a_guessed_format_leads_to_no_other_place(v):
     assert r.end()[0] == 0 and v.get("precious") == a.contents[1]
 
 
+def test_what_verify_ends_with_where_nothing_can_be_opened(v):
+    data = archive(v).build()
+    for name, content in (("short", data[:5000]), ("md5", data[:100] + b"x" + data[101:]), ("other", b"#!/bin/sh\n" * 2000), ("empty", b"")):
+        v.put(name, content)
+        r = v.drover("verify", name)
+        assert r.code == 2 and name in r.errors and r.text == "", r
+    for name in ("absent", ".", "sub/absent"):
+        assert v.drover("verify", name).code == 1
+
+
 def test_no_map_is_waited_for_when_nobody_reads_the_listing(v):
     archive(v)
     os.mkfifo(v.dir / "fifo")
