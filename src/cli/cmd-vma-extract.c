@@ -87,9 +87,11 @@ static bool is_unique(const struct extract *x, const struct dr_vma_disk *d)
     return true;
 }
 
+/* The directory may be somebody's home: nothing becomes a file there that acts without being seen,
+ * nor one of those that the place keeps for itself. */
 static bool can_be_file(const char *name)
 {
-    return vma_is_file_name(name) && !vma_place_is_ours(name);
+    return vma_is_file_name(name) && name[0] != '.';
 }
 
 static int refuse_name(const struct extract *x, const char *name, bool safe)

@@ -12,7 +12,8 @@
 /* Of what we keep there for ourselves. */
 #define OURS ".drover."
 
-bool vma_place_is_ours(const char *name)
+/* Is it one of the names that we keep for ourselves? */
+static bool is_ours(const char *name)
 {
     return strncmp(name, OURS, strlen(OURS)) == 0;
 }
@@ -215,7 +216,7 @@ static int check(struct vma_place *p, const char *made, const char *name)
 {
     bool taken = false;
 
-    if (is_apart(p) && vma_place_is_ours(name)) {
+    if (is_apart(p) && is_ours(name)) {
         cli_error(p->cli, "%s/%s: files of that name are kept for what is not complete", p->dir,
                   name);
         return -1;
@@ -378,7 +379,7 @@ static bool is_result(const struct vma_place *p, const char *name)
 
 static bool is_part(const struct vma_place *p, const char *name)
 {
-    return !is_dots(name) && !vma_place_is_ours(name) && !is_result(p, name);
+    return !is_dots(name) && !is_ours(name) && !is_result(p, name);
 }
 
 /* Where the old file of that number is while its extents change hands. */

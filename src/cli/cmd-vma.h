@@ -88,8 +88,6 @@ int vma_place_begin_new(struct vma_place *p, const char *dir);
 int vma_place_begin(struct vma_place *p, const char *dir, const char *work);
 /* What was found is of no use. */
 void vma_place_empty(struct vma_place *p);
-/* Is the name one of those that the place keeps for itself? */
-bool vma_place_is_ours(const char *name);
 /* A file that will be made as made and be called name in the end: refused when name is taken. */
 int vma_place_add(struct vma_place *p, const char *made, const char *name);
 /* Such a file, with this content, durable. */

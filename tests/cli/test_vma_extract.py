@@ -188,6 +188,13 @@ def test_names_that_would_steer_a_terminal_are_no_file_names(v, name):
         shutil.rmtree(v.dir / "out")
 
 
+def test_no_file_is_hidden(v):
+    vmagen.simple({1: b"x" * CLUSTER}, configs=[(".profile", b"rm -rf"), ("qemu-server.conf", b"c")]).write(v.dir / "a.vma")
+    assert ".profile" in v.fails("drover", "vma", "extract", "a.vma", "out") and "out" not in v.names()
+    assert extract(v, "--id-names", "a.vma", "out").code == 0
+    same_files(v.dir / "out", {"config-0": b"rm -rf", "qemu-server.conf": b"c", "drive-scsi0.raw": b"x" * CLUSTER})
+
+
 def test_the_state_of_a_machine_is_no_disk_of_a_format(v):
     state = b"s" * CLUSTER
     vmagen.simple({1: b"x" * CLUSTER, 2: state, 3: state}, names={1: "x", 2: "vmstate", 3: "vmstate"}).write(v.dir / "a.vma")
