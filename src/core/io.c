@@ -314,6 +314,7 @@ struct change {
     enum mode mode;
     const struct source *src;
     unsigned zero_flags;
+    bool no_bytes; /* -ENOTSUP rather than zeros as bytes */
 };
 
 /* len: of the piece at hand; the extent may end inside it. */
@@ -392,7 +393,7 @@ static int reserve_piece(struct batch *batch, const struct change *c, uint64_t o
         return batch_reserve(batch, off, len, DR_WANT_CODED, err);
     if (zeros) {
         int r = batch_reserve(batch, off, len, DR_WANT_ZERO, err);
-        if (r != -ENOTSUP)
+        if (r != -ENOTSUP || c->no_bytes)
             return r;
     }
     return batch_reserve(batch, off, len, DR_WANT_DATA, err);
@@ -614,6 +615,23 @@ static int zero_already(struct dr_chain *chain, size_t at, uint64_t off, uint64_
     return 0;
 }
 
+/* Where it is not zero already. */
+static int zero_range(const struct change *c, uint64_t off, uint64_t len, unsigned flags,
+                      struct dr_error *err)
+{
+    int r = 0;
+    while (r == 0 && len > 0) {
+        uint64_t part = len;
+        bool already;
+        r = zero_already(c->chain, c->at, off, &part, flags, &already, err);
+        if (r == 0 && !already)
+            r = change_range(c, off, part, err);
+        off += part;
+        len -= part;
+    }
+    return r;
+}
+
 int dr_chain_zero(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len, unsigned flags,
                   struct dr_error *err)
 {
@@ -621,16 +639,7 @@ int dr_chain_zero(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
     struct change c = {.chain = chain, .at = at, .mode = MODE_ZERO, .src = &src};
     c.zero_flags = flags & DR_MAY_UNMAP ? DR_FILE_ZERO_PUNCH : 0;
     int r = check_range(chain->images[at], off, len, err);
-    while (r == 0 && len > 0) {
-        uint64_t part = len;
-        bool already;
-        r = zero_already(chain, at, off, &part, flags, &already, err);
-        if (r == 0 && !already)
-            r = change_range(&c, off, part, err);
-        off += part;
-        len -= part;
-    }
-    return r;
+    return r < 0 ? r : zero_range(&c, off, len, flags, err);
 }
 
 /* Shrink [*off, *end) to whole units; the end of the disk counts as a unit's end. */
@@ -708,6 +717,26 @@ static int discard_extent(struct dr_chain *chain, size_t at, uint64_t off, uint6
     return r;
 }
 
+/* What a parent shows: nobody wants it any more, so nobody has to copy it in one day. Only where
+ * saying so is a matter of metadata. */
+static int discard_hole(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                        struct dr_error *err)
+{
+    uint64_t end = off + len;
+    whole_units(chain->images[at], &off, &end);
+    if (off >= end || at + 1 == chain->n)
+        return 0;
+    struct source src = {.off = off};
+    struct change c = {.chain = chain,
+                       .at = at,
+                       .mode = MODE_ZERO,
+                       .src = &src,
+                       .zero_flags = DR_FILE_ZERO_PUNCH,
+                       .no_bytes = true};
+    int r = zero_range(&c, off, end - off, 0, err);
+    return r == -ENOTSUP ? 0 : r;
+}
+
 int dr_chain_discard(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                      struct dr_error *err)
 {
@@ -718,6 +747,8 @@ int dr_chain_discard(struct dr_chain *chain, size_t at, uint64_t off, uint64_t l
         r = dr_image_map(image, off, len, &ext, err);
         if (r == 0 && (ext.kind == DR_DATA || ext.kind == DR_CODED))
             r = discard_extent(chain, at, off, ext.len, ext.flat, err);
+        else if (r == 0 && ext.kind == DR_HOLE)
+            r = discard_hole(chain, at, off, ext.len, err);
         off += ext.len;
         len -= ext.len;
     }

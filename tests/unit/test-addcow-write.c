@@ -233,6 +233,24 @@ static void a_discard_keeps_the_bit(void **state)
     assert_true(bit_in_file(g->mem, "d.add-cow", 0) && bit_in_file(g->mem, "d.add-cow", 127));
 }
 
+/* What the parent shows and nobody wants need not be copied in one day; the file gets no bytes. */
+static void a_discard_hides_what_the_parent_has(void **state)
+{
+    struct rig *g = *state;
+    rig_open(g, MiB, MiB);
+    uint8_t before[1024];
+    ok(dr_pread(g->disk, before, 64 * KiB, sizeof(before), &err));
+    assert_true(before[100] && before[700]);
+    ok(dr_discard(g->disk, 64 * KiB + 100, 128 * KiB, &err));
+    did(g, "Zr");
+    reads(g->disk, 64 * KiB + 512, 128 * KiB - 512, 0);
+    uint8_t after[512];
+    ok(dr_pread(g->disk, after, 64 * KiB, sizeof(after), &err));
+    assert_memory_equal(after, before, sizeof(after)); /* a sector in part: left alone */
+    rig_close(g);
+    assert_true(!bit_in_file(g->mem, "d.add-cow", 128) && bit_in_file(g->mem, "d.add-cow", 129));
+}
+
 /* Streaming zeros over junk: the bit alone would show the junk. */
 static void a_fill_with_zeros_punches(void **state)
 {
@@ -569,6 +587,7 @@ int main(void)
         T(the_raw_file_never_grows),
         T(zeros_punch_and_set_bits),
         T(a_discard_keeps_the_bit),
+        T(a_discard_hides_what_the_parent_has),
         T(a_fill_with_zeros_punches),
         T(a_drop_is_punched_when_it_is_durable),
         T(nothing_is_written_where_a_punch_waits),
