@@ -124,30 +124,15 @@ uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path)
     return bytes;
 }
 
-static int file_disk_size(struct dr_file *file, uint64_t *bytes, struct dr_error *err)
-{
-    struct stat st;
-    if (file->fs == dr_fs_posix() && stat(file->path, &st) == 0) {
-        *bytes += (uint64_t)st.st_blocks * 512;
-        return 0;
-    }
-    uint64_t size = dr_file_size(file), run;
-    for (uint64_t off = 0; off < size; off += run) {
-        enum dr_file_extent kind;
-        int r = dr_file_extent(file, off, size - off, &kind, &run, err);
-        if (r < 0)
-            return r;
-        *bytes += kind == DR_FILE_DATA ? run : 0;
-    }
-    return 0;
-}
-
 int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *err)
 {
     *bytes = 0;
     int r = 0;
-    for (unsigned i = 0; i < image->n_files && r == 0; i++)
-        r = file_disk_size(image->files[i], bytes, err);
+    for (unsigned i = 0; i < image->n_files && r == 0; i++) {
+        uint64_t more = 0;
+        r = dr_file_usage(image->files[i], &more, err);
+        *bytes += more;
+    }
     return r;
 }
 

@@ -243,6 +243,28 @@ uint64_t dr_file_mtime(struct dr_file *f)
     return f->ops->mtime ? f->ops->mtime(f) : 0;
 }
 
+static int sum_data(struct dr_file *f, uint64_t *bytes, struct dr_error *err)
+{
+    uint64_t size = dr_file_size(f), run;
+    *bytes = 0;
+    for (uint64_t off = 0; off < size; off += run) {
+        enum dr_file_extent kind;
+        int r = dr_file_extent(f, off, size - off, &kind, &run, err);
+        if (r < 0)
+            return r;
+        *bytes += kind == DR_FILE_DATA ? run : 0;
+    }
+    return 0;
+}
+
+int dr_file_usage(struct dr_file *f, uint64_t *bytes, struct dr_error *err)
+{
+    if (!f->ops->usage)
+        return sum_data(f, bytes, err);
+    int r = f->ops->usage(f, bytes);
+    return r < 0 ? dr_fail_errno(err, -r, "%s: cannot tell how much space it takes", f->path) : 0;
+}
+
 int dr_file_refresh_size(struct dr_file *f, struct dr_error *err)
 {
     uint64_t size;

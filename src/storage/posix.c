@@ -307,6 +307,15 @@ static uint64_t posix_mtime(struct dr_file *f)
     return (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
 }
 
+static int posix_usage(struct dr_file *f, uint64_t *bytes)
+{
+    struct stat st;
+    if (fstat(posix_file(f)->fd, &st))
+        return -errno;
+    *bytes = (uint64_t)st.st_blocks * 512;
+    return 0;
+}
+
 const struct dr_file_ops posix_file_ops = {
     .name = "posix",
     .close = posix_close,
@@ -323,4 +332,5 @@ const struct dr_file_ops posix_file_ops = {
     .lock = posix_lock,
     .advise = posix_advise,
     .mtime = posix_mtime,
+    .usage = posix_usage,
 };

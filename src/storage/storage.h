@@ -99,6 +99,8 @@ struct dr_file_ops {
     void (*advise)(struct dr_file *f, bool random);
     /* When the bytes were last changed, in nanoseconds since 1970; 0 = not known. Optional. */
     uint64_t (*mtime)(struct dr_file *f);
+    /* Bytes of space it takes, or -errno. Optional: absent = the data that extent tells of. */
+    int (*usage)(struct dr_file *f, uint64_t *bytes);
 };
 
 /* Base of every implementation's own struct (first member). open fills in all up to size; path is
@@ -172,6 +174,8 @@ int dr_file_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uin
 void dr_file_advise(struct dr_file *f, bool random);
 /* When the bytes were last changed, in nanoseconds since 1970; 0 = not known. */
 uint64_t dr_file_mtime(struct dr_file *f);
+/* Bytes of space it takes where it is kept. */
+int dr_file_usage(struct dr_file *f, uint64_t *bytes, struct dr_error *err);
 /* Re-read the size from the container (another process may have grown it). */
 int dr_file_refresh_size(struct dr_file *f, struct dr_error *err);
 

@@ -210,6 +210,36 @@ static void check_finds_bits_behind_the_end(void **state)
     view_is(fs, "a", 0, 5000, 0xaa);
 }
 
+/* What lies under a bit that is 0 is not seen, but takes space. */
+static void check_gives_back_what_nobody_sees(void **state)
+{
+    struct dr_fs *fs = *state;
+    char said[256];
+    ok(create(fs, "d.add-cow", MiB, NULL, NULL, &err));
+    struct dr_disk *disk = NULL;
+    ok(open_flags(fs, "d.add-cow", DR_OPEN_RDWR, &disk, &err));
+    write_at(disk, 64 * KiB, 512, 1);
+    ok(dr_close(disk, &err));
+    check(fs, "d.add-cow", 0, said);
+    assert_string_equal(said, ""); /* the block it lies in is its own */
+    struct dr_file *raw;
+    ok(dr_file_open(fs, "d.raw", DR_FILE_RDWR, &raw, &err));
+    ok(dr_file_pwrite(raw, "junk", 60 * KiB, 4, &err));
+    for (unsigned i = 0; i < 16; i++)
+        ok(dr_file_pwrite(raw, "junk", 512 * KiB + i * 4096, 4, &err));
+    dr_file_unref(raw);
+    struct dr_check_result r = check(fs, "d.add-cow", 0, said);
+    assert_int_equal(r.leaks, 0); /* somebody may want to have the space beforehand */
+    assert_non_null(strstr(said, "69632 bytes of its image file"));
+    assert_non_null(strstr(said, "from offset 61440 on"));
+    r = check(fs, "d.add-cow", DR_CHECK_FIX_LEAKS, said);
+    assert_int_equal(r.leaks, 0);
+    assert_int_equal(r.leaks_fixed, 17 * 8);
+    check(fs, "d.add-cow", 0, said);
+    assert_string_equal(said, "");
+    view_is(fs, "d.add-cow", 64 * KiB, 512, 1);
+}
+
 /* The holes of a bitmap for terabytes are skipped, not read. */
 static void a_huge_disk_costs_little(void **state)
 {
@@ -395,6 +425,7 @@ int main(void)
         T(a_vmdk_refuses_an_add_cow_parent),
         T(info_tells_how_much_is_copied_in),
         T(check_finds_bits_behind_the_end),
+        T(check_gives_back_what_nobody_sees),
         T(a_huge_disk_costs_little),
         T(the_last_revision_is_read),
         T(the_last_revision_is_not_written),

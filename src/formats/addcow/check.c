@@ -108,6 +108,89 @@ static int check_tail(struct dr_image *image, unsigned fix, struct dr_check_resu
     return r;
 }
 
+/* ------------------------------------------------------------------ space that nobody sees */
+
+/* Space is given back in blocks of the host's; most have this size. */
+#define HOST_BLOCK 4096u
+
+struct unseen {
+    struct dr_image *image;
+    bool mend;
+    uint64_t bytes, mended, first;
+};
+
+/* [off, end) of the raw file holds data, and no bit of it is set. */
+static int unseen_run(struct unseen *u, uint64_t off, uint64_t end, struct dr_error *err)
+{
+    struct dr_file *raw = u->image->files[ADDCOW_RAW];
+    off = dr_round_up(off, HOST_BLOCK);
+    end = dr_round_down(end, HOST_BLOCK);
+    if (off >= end)
+        return 0;
+    if (u->bytes == 0)
+        u->first = off;
+    u->bytes += end - off;
+    if (!u->mend)
+        return 0;
+    unsigned flags = DR_FILE_ZERO_PUNCH | DR_FILE_ZERO_FAST;
+    int r = dr_file_zero(raw, off, end - off, flags, err);
+    u->mended += r == 0 ? end - off : 0;
+    return r == -ENOTSUP ? 0 : r;
+}
+
+static int unseen_extent(struct unseen *u, uint64_t off, uint64_t end, struct dr_error *err)
+{
+    struct dr_extent ext;
+    int r = 0;
+    for (; off < end && r == 0; off += ext.len) {
+        r = dr_image_map(u->image, off, end - off, &ext, err);
+        if (r < 0)
+            return r;
+        if (ext.kind == DR_HOLE)
+            r = unseen_run(u, off, off + ext.len, err);
+    }
+    return r;
+}
+
+static int find_unseen(struct unseen *u, struct dr_error *err)
+{
+    struct dr_file *raw = u->image->files[ADDCOW_RAW];
+    int r = 0;
+    for (uint64_t off = 0, run; off < u->image->size && r == 0; off += run) {
+        enum dr_file_extent kind;
+        r = dr_file_extent(raw, off, u->image->size - off, &kind, &run, err);
+        if (r < 0)
+            return r;
+        if (kind == DR_FILE_DATA)
+            r = unseen_extent(u, off, off + run, err);
+    }
+    return r;
+}
+
+/* What an interrupted write or drop left in the raw file under bits that are 0 (invariant 3). It
+ * may also be somebody's wish to have the space there beforehand, so it is no leak until it is to
+ * be given back. Where a file cannot tell its holes, everything would look like that. */
+static int check_unseen(struct dr_image *image, unsigned fix, struct dr_check_result *result,
+                        struct dr_error *err)
+{
+    struct dr_file *raw = image->files[ADDCOW_RAW];
+    struct unseen u = {.image = image, .mend = fix != 0};
+    uint64_t used = 0;
+    if (addcow_of(image)->h.all || raw->block_device)
+        return 0;
+    int r = dr_file_usage(raw, &used, err);
+    if (r == 0)
+        r = find_unseen(&u, err);
+    if (r < 0 || u.bytes == 0 || u.bytes > used)
+        return r;
+    say(result,
+        "%s: %" PRIu64 " bytes of its image file %s, from offset %" PRIu64 " on, are space that no "
+        "bit tells of%s",
+        image->path, u.bytes, raw->path, u.first, fix ? "" : "; -r leaks gives it back");
+    result->leaks_fixed += dr_div_up(u.mended, addcow_of(image)->h.granule);
+    return u.mended > 0 ? dr_file_flush(raw, err) : 0;
+}
+
 int addcow_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                  struct dr_error *err)
 {
@@ -120,6 +203,8 @@ int addcow_check(struct dr_image *image, unsigned fix, struct dr_check_result *r
     result->total_clusters = addcow_bits(&addcow_of(image)->h, image->size);
     result->image_end_offset = dr_file_size(image->files[ADDCOW_META]);
     r = check_tail(image, fix, result, err);
+    if (r == 0)
+        r = check_unseen(image, fix, result, err);
     DR_LOCK_SCOPE(&image->lock);
     dr_page_forget(image, ADDCOW_META, ADDCOW_HEADER_SIZE, INT64_MAX - ADDCOW_HEADER_SIZE);
     return r;
