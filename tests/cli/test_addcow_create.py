@@ -298,3 +298,30 @@ def test_a_snapshot_takes_no_file_that_exists(t):
     refused(t, "snapshot", "-c", "named.add-cow", "disk.add-cow", word="named.raw")
     refused(t, "snapshot", "-c", "disk-000002.add-cow", "disk.add-cow", word="exists already")
     assert (t.dir / "named.raw").read_text() == "mine too"
+
+
+def test_a_raw_file_that_is_taken(t):
+    """Two disks in one file would write over each other."""
+    base(t)
+    t.ok("create", "-q", "-f", "add-cow", "-b", "base.img", "-o", "image_file=own.raw", "one.add-cow")
+    refused(t, "create", "-f", "add-cow", "-b", "base.img", "-o", "image_file=own.raw", "two.add-cow",
+            word="its image file own.raw is that of one.add-cow already")
+    t.ok("create", "-q", "-f", "add-cow", "-b", "base.img", "-o", "image_file=own.raw,reuse=on", "two.add-cow")
+
+
+@pytest.mark.parametrize("how", ["lost", "cut", "gone"])
+def test_a_raw_file_that_lost_its_bytes(t, how):
+    base(t)
+    t.ok("create", "-q", "-f", "add-cow", "-b", "base.img", "disk.add-cow")
+    raw = t.dir / "disk.raw"
+    if how == "gone":
+        raw.unlink()
+        refused(t, "info", "disk.add-cow", word='its image file "disk.raw" does not exist')
+        return
+    os.truncate(raw, 0 if how == "lost" else MIB)
+    if how == "lost":
+        refused(t, "convert", "-O", "raw", "disk.add-cow", "out",
+                word='its image file "disk.raw" is empty, but there are bits for a disk of')
+        return
+    r = t.drover("check", "disk.add-cow")
+    assert r.code == 2 and "that was cut, or a change of size did not finish" in r.out + r.err, r

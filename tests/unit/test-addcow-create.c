@@ -195,7 +195,7 @@ static void check_finds_bits_behind_the_end(void **state)
     put_v7(fs, "a", "", "raw", "\xff\x0f\x03", 3);
     struct dr_check_result r = check(fs, "a", 0, said);
     assert_int_equal(r.corruptions, 4);
-    assert_non_null(strstr(said, "4 bits are set behind the end"));
+    assert_non_null(strstr(said, "for a disk of 12288 bytes, 4 of them set behind the end"));
     assert_int_equal(r.allocated_clusters, 10);
     assert_int_equal(r.total_clusters, 10);
     r = check(fs, "a", DR_CHECK_FIX_LEAKS, said);
@@ -208,6 +208,21 @@ static void check_finds_bits_behind_the_end(void **state)
     assert_int_equal(r.corruptions, 0);
     assert_string_equal(said, "");
     view_is(fs, "a", 0, 5000, 0xaa);
+}
+
+/* Nothing else tells how long the image file should be. */
+static void check_notices_a_raw_file_that_was_cut(void **state)
+{
+    struct dr_fs *fs = *state;
+    char said[256];
+    ok(create(fs, "d.add-cow", 64 * MiB, NULL, NULL, &err));
+    put_sparse(fs, "d.raw", 10 * MiB);
+    assert_int_equal(check(fs, "d.add-cow", 0, said).corruptions, 1);
+    assert_non_null(strstr(said, "has bits for a disk of 67108864 bytes"));
+    assert_non_null(strstr(said, "d.raw at 10485760: that was cut"));
+    assert_int_equal(check(fs, "d.add-cow", DR_CHECK_FIX_ALL, said).corruptions_fixed, 1);
+    check(fs, "d.add-cow", 0, said);
+    assert_string_equal(said, "");
 }
 
 /* What lies under a bit that is 0 is not seen, but takes space. */
@@ -425,6 +440,7 @@ int main(void)
         T(a_vmdk_refuses_an_add_cow_parent),
         T(info_tells_how_much_is_copied_in),
         T(check_finds_bits_behind_the_end),
+        T(check_notices_a_raw_file_that_was_cut),
         T(check_gives_back_what_nobody_sees),
         T(a_huge_disk_costs_little),
         T(the_last_revision_is_read),

@@ -82,29 +82,39 @@ __attribute__((format(printf, 2, 3))) static void say(struct dr_check_result *re
     result->report(result->user, line);
 }
 
+/* Is the bitmap longer than the disk needs? Version 1 has no other record of its size. Bits are
+ * written by whole sectors. */
+static bool too_long(const struct dr_image *image)
+{
+    const struct addcow_header *h = &addcow_of(image)->h;
+    uint64_t end = h->bitmap_off + addcow_bitmap_len(h, image->size);
+    return h->layout == ADDCOW_V7 &&
+           dr_file_size(image->files[ADDCOW_META]) > dr_round_up(end, ADDCOW_SECTOR);
+}
+
 /* Bits behind the disk's end show nothing, until another program makes the raw file longer. */
 static int check_tail(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                       struct dr_error *err)
 {
     const struct addcow_header *h = &addcow_of(image)->h;
     struct dr_file *meta = image->files[ADDCOW_META];
-    uint64_t bits = addcow_bits(h, image->size), n, size = dr_file_size(meta);
+    uint64_t bits = addcow_bits(h, image->size), n = 0, size = dr_file_size(meta);
     uint64_t end = size > h->bitmap_off ? dr_min(size - h->bitmap_off, INT64_MAX / 8) * 8 : 0;
     bool mend = fix == DR_CHECK_FIX_ALL;
     if (h->all || end <= bits)
         return 0;
     int r = addcow_count(image, bits, end, &n, err);
-    if (r < 0 || n == 0)
+    if (r < 0 || (n == 0 && !too_long(image)))
         return r;
     say(result,
-        "%s: %" PRIu64 " bits are set behind the end of the disk, at %" PRIu64
-        " bytes: its image file was cut, or a change of size did not finish",
-        image->path, n, image->size);
+        "%s: has bits for a disk of %" PRIu64 " bytes, %" PRIu64 " of them set behind the end of "
+        "its image file %s at %" PRIu64 ": that was cut, or a change of size did not finish",
+        image->path, end * h->granule, n, image->files[ADDCOW_RAW]->path, image->size);
     if (mend)
         r = addcow_cut_tail(meta, h, image->size, err);
     if (r == 0 && mend)
         r = dr_file_flush(meta, err);
-    *(mend && r == 0 ? &result->corruptions_fixed : &result->corruptions) += n;
+    *(mend && r == 0 ? &result->corruptions_fixed : &result->corruptions) += dr_max(n, 1);
     return r;
 }
 

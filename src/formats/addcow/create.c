@@ -239,6 +239,62 @@ static int check_empty(const struct plan *p, struct dr_error *err)
         p->path, p->raw_path);
 }
 
+/* Whose metadata, in the same directory, names the same raw file? */
+struct search {
+    const struct plan *plan;
+    char *owner; /* a path */
+};
+
+/* The raw file that the metadata in f names, if it is metadata. */
+static char *image_of(struct dr_file *f)
+{
+    uint8_t head[ADDCOW_HEADER_SIZE];
+    size_t got;
+    struct addcow_header h = {0};
+    if (dr_file_pread_short(f, head, 0, sizeof(head), &got, NULL) < 0 ||
+        addcow_probe(head, got, f->path) < 100 || addcow_header_read(f, &h, NULL) < 0)
+        return NULL;
+    char *image = dr_path_sibling(f->path, h.image);
+    addcow_header_free(&h);
+    return image;
+}
+
+static int look_at(void *user, const char *name)
+{
+    struct search *s = user;
+    struct dr_fs *fs = s->plan->fs;
+    struct dr_file *f;
+    struct dr_file_id id;
+    CLEANUP_FREE char *path = dr_path_sibling(s->plan->final, name);
+    if (!path || strcmp(name, dr_path_basename(s->plan->final)) == 0 ||
+        dr_file_open(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &f, NULL) < 0)
+        return 0;
+    CLEANUP_FREE char *image = image_of(f);
+    dr_file_unref(f);
+    if (!image || fs->ops->identify(fs, image, &id, NULL) < 0 || !same_id(&id, &s->plan->raw->id))
+        return 0;
+    s->owner = DR_STEAL(path);
+    return 1;
+}
+
+/* Two disks in one file would write over each other. */
+static int refuse_taken(const struct plan *p, struct dr_error *err)
+{
+    struct search s = {.plan = p};
+    CLEANUP_FREE char *dir = dr_path_dirname(p->final);
+    if (!dir)
+        return dr_fail_errno(err, ENOMEM, "%s", p->path);
+    p->fs->ops->list(p->fs, dir, look_at, &s, NULL);
+    if (!s.owner)
+        return 0;
+    int r = dr_fail(err, EEXIST,
+                    "%s: its image file %s is that of %s already; reuse=on takes it all the same, "
+                    "or give another image_file",
+                    p->path, p->raw_path, s.owner);
+    free(s.owner);
+    return r;
+}
+
 static int take_raw(struct plan *p, struct dr_error *err)
 {
     unsigned flags = DR_FILE_RDWR | p->params->file_flags;
@@ -250,7 +306,9 @@ static int take_raw(struct plan *p, struct dr_error *err)
                        "%s: its image file %s exists and has %llu bytes, the disk is to have %llu",
                        p->path, p->raw_path, (unsigned long long)dr_file_size(p->raw),
                        (unsigned long long)p->params->size);
-    if (p->params->backing_name && !p->reuse)
+    if (!p->reuse)
+        r = refuse_taken(p, err);
+    if (r == 0 && p->params->backing_name && !p->reuse)
         r = check_empty(p, err);
     if (r == 0) /* whoever wrote it may have left it in memory */
         atomic_store(&p->raw->dirty, true);

@@ -60,14 +60,14 @@ static int open_raw(struct dr_image *image, struct dr_error *err)
     return a->dev == b->dev && a->ino == b->ino ? refuse_same(image, name, err) : 0;
 }
 
-/* An image file that lost its bytes looks like an empty disk; one that is about to grow has no bit.
- */
+/* An image file that lost its bytes looks like an empty disk; one that is about to grow has no bit
+ * and, since its end would show the parent's bytes, no parent. */
 static int check_empty(struct dr_image *image, uint64_t bits, struct dr_error *err)
 {
     const struct addcow_header *h = &addcow_of(image)->h;
     uint64_t n;
     int r = addcow_count(image, 0, bits, &n, err);
-    if (r < 0 || n == 0)
+    if (r < 0 || (n == 0 && !h->backing))
         return r;
     return dr_fail(
         err, EINVAL,
