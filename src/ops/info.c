@@ -114,6 +114,7 @@ int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options 
     CLEANUP_DISK struct dr_disk *disk = NULL;
     CLEANUP_JSON json_t *all = json_array();
     struct dr_open_options open = options ? *options : (struct dr_open_options){0};
+    open.flags |= DR_OPEN_WHOLE;
     if (!chain)
         open.flags |= DR_OPEN_NO_BACKING;
     int r = dr_open_fs(fs, path, &open, &disk, err);

@@ -39,7 +39,7 @@ def test_every_disk_of_every_good_archive(v, name):
 def test_names(v):
     a, b = (vmagen.random_disk(random.Random(n), 3 * 65536) for n in (1, 2))
     vmagen.simple({1: a, 2: b}).write(v.dir / "two.vma")
-    text = v.fails("drover", "info", "vma:two.vma")
+    text = v.fails("drover", "map", "vma:two.vma")
     assert "drive-scsi0" in text and "drive-scsi1" in text  # which one?
     assert "nope" in v.fails("drover", "info", "vma:two.vma#nope")
     assert v.fails("drover", "info", "vma:nope.vma#drive-scsi0")
@@ -52,11 +52,19 @@ def test_names(v):
 
 def test_info_of_a_whole_archive(v):
     GOOD["two-disks"].write(v.dir / "a.vma")
-    r = v.run("drover", "info", "a.vma")
-    if r.code == 0:
-        assert "drive-scsi0" in r.text and "drive-scsi1" in r.text
-    else:
-        assert "drive-scsi0" in r.errors and "drive-scsi1" in r.errors
+    text = v.ok("drover", "info", "a.vma").text
+    assert "drive-scsi0" in text and "drive-scsi1" in text
+    sizes = [len(padded(data)) for data in GOOD["two-disks"].disks.values()]
+    info = json.loads(v.ok("drover", "info", "--output=json", "a.vma").out)
+    data = info["format-specific"]["data"]
+    assert [disk["name"] for disk in data["disks"]] == ["drive-scsi0", "drive-scsi1"]
+    assert info["virtual-size"] == sum(disk["size"] for disk in data["disks"]) and "disk-id" not in data
+    assert info["virtual-size"] in (sum(sizes), sum(len(d) for d in GOOD["two-disks"].disks.values()))
+    assert json.loads(v.ok("drover", "info", "--backing-chain", "--output=json", "a.vma").out) == [info]
+    for command in (["map"], ["convert", "-O", "raw"], ["compare"], ["io", "-r", "-c", "read 0 1"]):
+        more = ["out"] if command[0] in ("convert", "compare") else []
+        errors = v.fails("drover", *command, "a.vma", *more)
+        assert "name one of them: vma:a.vma#drive-scsi0, vma:a.vma#drive-scsi1" in errors
 
 
 def test_map_tells_zeros_and_data(v):

@@ -19,7 +19,7 @@ struct vma {
     struct dr_file *plain; /* the archive's bytes without compression */
     const char *compression;
     struct dr_vma_header header;
-    const struct dr_vma_disk *disk;
+    const struct dr_vma_disk *disk; /* NULL: the whole archive (DR_OPEN_WHOLE) */
     struct vma_index *index;
     bool from_side_file;
 };
@@ -52,17 +52,24 @@ static void list_disks(const struct vma *v, const char *prefix, char *text, size
     }
 }
 
-static int only_disk(const struct dr_image *image, struct vma *v, struct dr_error *err)
+static int only_disk(struct dr_image *image, struct vma *v, struct dr_error *err)
 {
     unsigned disks = 0;
+    uint64_t size = 0;
     for (size_t i = 0; i < v->header.n_disks; i++) {
         if (v->header.disks[i].vmstate)
             continue;
         disks++;
         v->disk = &v->header.disks[i];
+        size += v->disk->size; /* each is bounded, and there are at most 254 */
     }
     if (disks == 1)
         return 0;
+    if (image->flags & DR_OPEN_WHOLE) {
+        v->disk = NULL;
+        image->size = size;
+        return 0;
+    }
     if (disks == 0)
         return dr_fail(err, EINVAL, "%s: this archive holds no disk", image->path);
     char text[400], prefix[200];
@@ -133,10 +140,10 @@ static int vma_open(struct dr_image *image, struct dr_error *err)
         r = vma_index_header(v->plain, &v->header, NULL, NULL, err);
     if (r == 0)
         r = image->member ? named_disk(image, v, err) : only_disk(image, v, err);
-    if (r == 0)
-        r = get_index(image, v, err);
-    if (r == 0)
+    if (r == 0 && v->disk) {
         image->size = v->disk->size;
+        r = get_index(image, v, err);
+    }
     return r;
 }
 
@@ -180,11 +187,12 @@ static int vma_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr
                    struct dr_error *err)
 {
     const struct vma *v = image->state;
+    if (!v->disk)
+        return dr_fail(err, EINVAL, "%s: is several disks, not one", image->path);
     uint64_t at = dr_round_down(off, DR_VMA_BLOCK), end = off + len, host, next;
     unsigned k = (unsigned)(at % DR_VMA_CLUSTER / DR_VMA_BLOCK), n = 0;
     struct vma_place p = vma_index_find(v->index, v->disk->id, (uint32_t)(at / DR_VMA_CLUSTER));
     bool data = block_place(&p, k, &host);
-    (void)err;
     *ext = (struct dr_extent){.kind = DR_ZERO};
     if (data)
         *ext = (struct dr_extent){.kind = DR_DATA, .file = v->plain, .host = host + (off - at)};
@@ -220,10 +228,13 @@ static int vma_info(struct dr_image *image, json_t *data, uint64_t *cluster_size
     (void)err;
     for (size_t i = 0; i < v->header.n_disks; i++)
         json_array_append_new(disks, describe(&v->header.disks[i]));
-    json_object_set_new(data, "disk-id", json_integer((json_int_t)v->disk->id));
+    if (v->disk)
+        json_object_set_new(data, "disk-id", json_integer((json_int_t)v->disk->id));
     json_object_set_new(data, "disks", disks);
     json_object_set_new(data, "compression", json_string(v->compression ? v->compression : "none"));
-    json_object_set_new(data, "index", json_string(v->from_side_file ? "side file" : "headers"));
+    if (v->disk)
+        json_object_set_new(data, "index",
+                            json_string(v->from_side_file ? "side file" : "headers"));
     *cluster_size = DR_VMA_CLUSTER;
     return 0;
 }
