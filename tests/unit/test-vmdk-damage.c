@@ -114,6 +114,24 @@ static void leaks_of_a_sound_image_are_given_back(void **state)
     free(want);
 }
 
+/* A write that was cut off left the file with part of a grain, and part of a block. */
+static void leaks_at_the_end_are_cut_off(void **state)
+{
+    uint64_t size;
+    size_t before, after;
+    uint8_t *want = disk_with_data(*state, &size);
+    free(file_bytes(*state, "d.vmdk", &before));
+    poke(*state, "d.vmdk", before + 2 * GRAIN + 5000, "junk", 4);
+    repair(*state, "d.vmdk", DR_REPAIR_LEAKS);
+    free(file_bytes(*state, "d.vmdk", &after));
+    assert_int_equal(after, before + 2 * GRAIN);
+    assert_int_equal(disk_size(*state, "d.vmdk") % 4096, 0);
+    put(*state, "d.vmdk", 3 * MiB, GRAIN, 0x33);
+    memset(want + 3 * MiB, 0x33, GRAIN);
+    same_view(*state, "d.vmdk", want, size);
+    free(want);
+}
+
 /* ------------------------------------------------------------------ directories */
 
 /* With only the directory's entry lost the copy is all that is left of 32 MiB. */
@@ -383,6 +401,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         ops_test(giving_back_leaks_spares_grains_of_a_lost_table),
+        ops_test(leaks_at_the_end_are_cut_off),
         ops_test(giving_back_leaks_spares_the_grain_of_a_damaged_entry),
         ops_test(giving_back_leaks_spares_a_directory_behind_the_overhead),
         ops_test(leaks_of_a_sound_image_are_given_back),

@@ -359,17 +359,20 @@ static int check_leak(struct walk *w, uint64_t first, uint64_t last, struct dr_e
         int r = dr_file_extent(w->f, at, end - at, &kind, &run, err);
         if (r < 0)
             return r;
-        run = kind == DR_FILE_HOLE && at + run < end ? dr_round_up(run, w->e->grain) : run;
-        if (kind == DR_FILE_HOLE)
+        if (kind == DR_FILE_HOLE && at + run < end)
+            run = dr_round_down(run, w->e->grain);
+        if (kind == DR_FILE_HOLE && run > 0)
             continue;
-        run = dr_round_up(run, w->e->grain);
+        run = dr_round_up(dr_max(run, 1), w->e->grain); /* a grain may begin with a hole */
         uint64_t grains = run / w->e->grain;
         /* What a damaged entry should point to belongs to nothing, too. */
         bool fix = (w->fix & DR_CHECK_FIX_LEAKS) && w->e->access == VMDK_RW && !w->damaged;
         say(w, "%" PRIu64 " grains at byte %" PRIu64 " belong to nothing%s", grains, at,
             w->damaged ? " that is intact" : "");
-        if (fix)
-            r = dr_file_zero(w->f, at, dr_min(run, size - at), DR_FILE_ZERO_PUNCH, err);
+        if (fix) /* behind it nothing stands: of a block that the file ends in, no part can be
+                    punched */
+            r = at + run < size ? dr_file_zero(w->f, at, run, DR_FILE_ZERO_PUNCH, err)
+                                : vmdk_cut(w->image, w->e, at / VMDK_SECTOR, err);
         if (r < 0)
             return r;
         w->changed |= fix;

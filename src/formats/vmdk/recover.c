@@ -142,6 +142,12 @@ static void forget_free(struct dr_image *image, struct vmdk_extent *e, uint64_t 
     e->next = 0;
 }
 
+int vmdk_cut(struct dr_image *image, struct vmdk_extent *e, uint64_t end, struct dr_error *err)
+{
+    forget_free(image, e, end);
+    return dr_file_truncate(image->files[e->file], end * VMDK_SECTOR, err);
+}
+
 static int trim_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
 {
     struct dr_file *f = image->files[e->file];
@@ -152,8 +158,7 @@ static int trim_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_
     end = dr_round_up(end, e->h.grain);
     if (end * VMDK_SECTOR >= dr_file_size(f))
         return 0;
-    forget_free(image, e, end);
-    r = dr_file_truncate(f, end * VMDK_SECTOR, err);
+    r = vmdk_cut(image, e, end, err);
     return r < 0 ? r : dr_file_flush(f, err);
 }
 

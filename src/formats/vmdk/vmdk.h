@@ -148,6 +148,8 @@ int vmdk_measure(const char *path, const struct dr_create_params *params, struct
 extern const struct dr_option_help vmdk_create_options[];
 
 int vmdk_recover(struct dr_image *image, struct dr_error *err);
+/* The sparse extent ends at the sector `end`, behind all that anything points to. */
+int vmdk_cut(struct dr_image *image, struct vmdk_extent *e, uint64_t end, struct dr_error *err);
 int vmdk_trim(struct dr_image *image, struct dr_error *err);
 int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
 int vmdk_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
