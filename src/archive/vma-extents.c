@@ -22,7 +22,7 @@ enum item_kind {
     ITEM_WINDOW, /* aux[0]: the plan */
     ITEM_ZEROS,  /* aux[0]: clusters; aux[1]: index of the member; off: of the first one */
 };
-#define AUX_CODED 2 /* bytes of the zstd frame */
+#define AUX_CODED 2 /* bytes of the item's zstd frames together */
 
 /* One extent on its way: what must be read, then what it holds. */
 struct vma_plan {
@@ -34,6 +34,7 @@ struct vma_plan {
     } source[VMA_WRITE_SLOTS];
     struct vma_slot slot[VMA_WRITE_SLOTS];
     uint32_t len;    /* of the extent */
+    size_t head;     /* bytes of its header's zstd frame */
     uint8_t *stream; /* the bytes, when they come from one */
 };
 
@@ -395,25 +396,51 @@ static int fill_zeros(const struct vma_extents *x, const struct dr_copy_item *it
     return r;
 }
 
+static struct vma_plan *plan_of(const struct dr_copy_item *item)
+{
+    return item->kind == ITEM_ZEROS ? NULL : (struct vma_plan *)(uintptr_t)item->aux[0];
+}
+
 static size_t plain_len(const struct dr_copy_item *item)
 {
-    const struct vma_plan *p = (const void *)(uintptr_t)item->aux[0];
-    return item->kind == ITEM_ZEROS ? zeros_len(item) : p->len;
+    return item->kind == ITEM_ZEROS ? zeros_len(item) : plan_of(item)->len;
+}
+
+/* An extent's header is a frame of its own: who looks for a cluster unpacks no data. */
+static int compress(const struct vma_extents *x, struct dr_copy_item *item, const uint8_t *plain,
+                    uint8_t *out, struct dr_error *err)
+{
+    struct vma_plan *p = plan_of(item);
+    size_t len = plain_len(item), coded = 0;
+    size_t head = p && len > VMA_EXTENT_HEADER ? VMA_EXTENT_HEADER : 0;
+    int r = 0;
+    if (head > 0) {
+        r = vma_frames_compress(x->frames, plain, head, out, &p->head, err);
+        out += p->head;
+    }
+    if (r == 0)
+        r = vma_frames_compress(x->frames, plain + head, len - head, out, &coded, err);
+    item->aux[AUX_CODED] = coded + (head ? p->head : 0);
+    return r;
+}
+
+static int add_frames(struct vma_extents *x, const struct dr_copy_item *item, struct dr_error *err)
+{
+    const struct vma_plan *p = plan_of(item);
+    size_t len = plain_len(item), coded = item->aux[AUX_CODED];
+    if (!p || len == VMA_EXTENT_HEADER)
+        return vma_frames_add(x->frames, coded, len, err);
+    int r = vma_frames_add(x->frames, p->head, VMA_EXTENT_HEADER, err);
+    return r < 0 ? r : vma_frames_add(x->frames, coded - p->head, len - VMA_EXTENT_HEADER, err);
 }
 
 static int extents_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                         struct dr_error *err)
 {
     const struct vma_extents *x = user;
-    int r = item->kind == ITEM_ZEROS
-                ? fill_zeros(x, item, buf[0])
-                : fill_window(x, (struct vma_plan *)(uintptr_t)item->aux[0], buf[0], err);
-    if (r < 0 || !x->frames)
-        return r;
-    size_t coded;
-    r = vma_frames_compress(x->frames, buf[0], plain_len(item), buf[1], &coded, err);
-    item->aux[AUX_CODED] = coded;
-    return r;
+    int r = item->kind == ITEM_ZEROS ? fill_zeros(x, item, buf[0])
+                                     : fill_window(x, plan_of(item), buf[0], err);
+    return r < 0 || !x->frames ? r : compress(x, item, buf[0], buf[1], err);
 }
 
 /* ------------------------------------------------------------------ emit */
@@ -452,8 +479,8 @@ static int extents_emit(void *user, struct dr_copy_item *item, uint8_t *const *b
                         struct dr_error *err)
 {
     struct vma_extents *x = user;
-    size_t plain = plain_len(item), len = x->frames ? item->aux[AUX_CODED] : plain;
-    int r = x->frames ? vma_frames_add(x->frames, len, plain, err) : 0;
+    size_t len = x->frames ? item->aux[AUX_CODED] : plain_len(item);
+    int r = x->frames ? add_frames(x, item, err) : 0;
     if (r == 0)
         r = vma_output_write(x->out, buf[x->frames ? 1 : 0], len, err);
     if (r < 0)
@@ -463,7 +490,7 @@ static int extents_emit(void *user, struct dr_copy_item *item, uint8_t *const *b
         add_zeros(x, &x->members[item->aux[1]], item->passed);
         return 0;
     }
-    struct vma_plan *p = (struct vma_plan *)(uintptr_t)item->aux[0];
+    struct vma_plan *p = plan_of(item);
     count_zeros(x, p);
     put_plan(x, p);
     return 0;
@@ -499,7 +526,9 @@ int vma_extents_run(struct vma_extents *x, struct dr_error *err)
         .emit = extents_emit,
         .ordered = true,
         .buffers = x->frames ? 2 : 1,
-        .buffer_size = x->frames ? vma_frames_bound(EXTENT_BYTES) : EXTENT_BYTES,
+        .buffer_size = x->frames
+                           ? vma_frames_bound(VMA_EXTENT_HEADER) + vma_frames_bound(EXTENT_BYTES)
+                           : EXTENT_BYTES,
     };
     for (size_t i = 0; i < x->n; i++)
         policy.total += x->members[i].disk->size;

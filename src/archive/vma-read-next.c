@@ -248,7 +248,7 @@ static int take_slot(struct vma_read *x, const struct vma_slot *s, struct dr_err
 
 static bool wanted(const struct vma_read *x, const struct vma_slot *s)
 {
-    return s->mask != 0 && !x->o->headers_only && (x->sums || x->disks[s->id].target);
+    return s->mask != 0 && !x->o->headers_only && (x->sums || x->unpack || x->disks[s->id].target);
 }
 
 /* Slots whose data ends by avail; those that somebody wants stay in the extent. before: the extent

@@ -288,6 +288,8 @@ static int begin(struct vma_read *x, struct dr_vma *vma, struct dr_error *err)
     x->last_unit = UINT64_MAX - VMA_EXTENT_HEADER;
     x->checkpoint_at = vma_read_now(x) + VMA_CHECKPOINT_NS;
     x->file = vma->in_order ? NULL : dr_source_file(vma->source);
+    x->unpack = x->file && x->o->n_targets == 0 && !x->o->headers_only &&
+                dr_source_compression(vma->source);
     x->window = x->file ? malloc(VMA_READ_WINDOW) : NULL;
     if (x->file && !x->window)
         return dr_fail(err, ENOMEM, "%s: out of memory", vma->name);

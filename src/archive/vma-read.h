@@ -85,6 +85,7 @@ struct vma_read {
     const struct dr_vma_extract_options *o;
     const struct dr_job *job; /* the caller's; may be NULL */
     struct dr_file *file;     /* the plain bytes, or NULL: one after another only */
+    bool unpack; /* nobody wants the data, but to unpack them tells whether they are whole */
     struct vma_sums *sums;
     struct vma_reading disks[256]; /* by id; disk NULL = there is none */
     struct vma_rate rates[256];

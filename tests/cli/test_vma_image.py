@@ -228,6 +228,26 @@ def test_opening_reads_only_headers(v):
         assert read < 40 * 10**9 // 3800000 * 600 + 20 * MIB, read
 
 
+def bytes_read(v, *argv):
+    p = v.start("drover", *argv)
+    os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)
+    with open(f"/proc/{p.pid}/io", encoding="ascii") as f:
+        read = int(f.readline().split()[1])
+    out, err = p.communicate()
+    assert p.returncode == 0 and b"failed" not in out, (out, err)
+    return read
+
+
+def test_opening_what_we_compressed_unpacks_no_data(v):
+    v.put("d", random.Random(7).randbytes(64 * MIB))
+    v.ok("drover", "vma", "create", "--no-sums", "-d", "d=d", "a.vma.zst")
+    assert os.path.getsize(v.dir / "a.vma.zst") > 60 * MIB
+    program = bytes_read(v, "--help")
+    assert bytes_read(v, "map", "vma:a.vma.zst#d") < program + 65536
+    assert bytes_read(v, "io", "-r", "-c", "read 30M 4k", "vma:a.vma.zst#d") < program + 65536 + 8 * MIB
+    v.ok("drover", "compare", "vma:a.vma.zst#d", "d")
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_archives_are_no_images(v, name):
     case = BAD[name]
