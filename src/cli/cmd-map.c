@@ -9,8 +9,8 @@
 
 static const struct cli_option options[] = {
     {KEY_OUTPUT, "output", "human|json", "how to print", false},
-    {KEY_START_OFFSET, "start-offset", "OFFSET", "begin there", false},
-    {KEY_MAX_LENGTH, "max-length", "LENGTH", "tell about so many bytes", false},
+    {'s', "start-offset", "OFFSET", "begin there", false},
+    {'l', "max-length", "LENGTH", "tell about so many bytes", false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -103,11 +103,11 @@ static int walk(struct map *m, uint64_t off, uint64_t end)
 static int get_range(const struct cli *cli, const struct cli_args *args, uint64_t *start,
                      uint64_t *length)
 {
-    const char *text = cli_value(args, KEY_START_OFFSET);
+    const char *text = cli_value(args, 's');
 
     if (text && cli_get_size(cli, "start offset", text, start) < 0)
         return 1;
-    text = cli_value(args, KEY_MAX_LENGTH);
+    text = cli_value(args, 'l');
     if (text && cli_get_size(cli, "max length", text, length) < 0)
         return 1;
     return 0;

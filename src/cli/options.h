@@ -21,8 +21,6 @@ enum cli_key { /* options without a letter */
                KEY_SKIP_BROKEN_BITMAPS,
                KEY_OUTPUT,
                KEY_BACKING_CHAIN,
-               KEY_START_OFFSET,
-               KEY_MAX_LENGTH,
                KEY_ALLOW_PATH,
                KEY_LOCKING,
                KEY_PROGRESS,

@@ -54,7 +54,7 @@ READ_ONLY = [
     ["map", "--output=json", "split.vmdk"], ["map", "-f", "raw", "c.vmdk"],
     ["map", "--output=json", "--start-offset=512k", "--max-length=1M", "c.vmdk"],
     ["map", "--start-offset=512k", "--max-length=1M", "c.vmdk"], ["map"], ["map", "nope"],
-    ["map", "--start-offset=99M", "c.vmdk"], ["map", "--output=json", "--max-length=1", "c.vmdk"],
+    ["map", "-s", "512k", "-l", "1M", "c.vmdk"], ["map", "--start-offset=99M", "c.vmdk"], ["map", "--output=json", "--max-length=1", "c.vmdk"],
     ["compare", "raw.img", "raw.img"], ["compare", "raw.img", "same.img"], ["compare", "same.img", "long.img"],
     ["compare", "-s", "same.img", "long.img"], ["compare", "a.vmdk", "c.vmdk"], ["compare", "-p", "a.vmdk", "c.vmdk"],
     ["compare", "-q", "a.vmdk", "c.vmdk"], ["compare", "-p", "a.vmdk", "a.vmdk"], ["compare", "-f", "raw", "raw.img", "a.vmdk"],
