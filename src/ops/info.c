@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* info and check: what qemu-img prints about an image, as JSON in its order of keys. */
 #include "base/cleanup.h"
+#include "base/json.h"
 #include "ops/ops-internal.h"
 
 static inline void cleanup_json(json_t **j)
@@ -36,18 +37,9 @@ static int dump(const json_t *value, char **json, struct dr_error *err)
 
 /* ------------------------------------------------------------------ info */
 
-/* The bytes of the name may be anything: JSON wants UTF-8. */
 static void put_path(json_t *object, const char *key, const char *path)
 {
-    json_t *value = json_string(path);
-    if (!value) {
-        CLEANUP_FREE char *plain = strdup(path);
-        for (char *p = plain; p && *p; p++)
-            if ((unsigned char)*p >= 0x80)
-                *p = '?';
-        value = plain ? json_string(plain) : NULL;
-    }
-    put(object, key, value);
+    put(object, key, dr_json_text(path));
 }
 
 static int put_backing(json_t *object, const struct dr_image *image, struct dr_error *err)

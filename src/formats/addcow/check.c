@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "formats/addcow/addcow.h"
 
 /* Units whose bytes are in the raw file. What waits in memory counts. */
@@ -32,19 +33,6 @@ static uint64_t units_to_bytes(const struct dr_image *image, uint64_t units)
 
 /* ------------------------------------------------------------------ info */
 
-/* Names are bytes, JSON wants UTF-8. */
-static json_t *text(const char *bytes)
-{
-    json_t *value = json_string(bytes);
-    if (value)
-        return value;
-    CLEANUP_FREE char *plain = strdup(bytes);
-    for (char *p = plain; p && *p; p++)
-        if ((unsigned char)*p >= 0x80)
-            *p = '?';
-    return plain ? json_string(plain) : NULL;
-}
-
 int addcow_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err)
 {
     const struct addcow_header *h = &addcow_of(image)->h;
@@ -56,8 +44,9 @@ int addcow_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, st
     uint64_t bits = addcow_bits(h, image->size);
     bool whole = n == bits;
     json_int_t percent = whole ? 100 : (json_int_t)(n * 100 / bits); /* 100 means all */
-    if (json_object_set_new(data, "layout", text(h->layout == ADDCOW_V7 ? "v7" : "v20")) < 0 ||
-        json_object_set_new(data, "image-file", text(h->image)) < 0 ||
+    if (json_object_set_new(data, "layout", dr_json_text(h->layout == ADDCOW_V7 ? "v7" : "v20")) <
+            0 ||
+        json_object_set_new(data, "image-file", dr_json_text(h->image)) < 0 ||
         json_object_set_new(data, "granularity", json_integer(h->granule)) < 0 ||
         json_object_set_new(data, "copied-in", json_integer((json_int_t)units_to_bytes(image, n))) <
             0 ||

@@ -4,20 +4,8 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "formats/vmdk/vmdk.h"
-
-/* Names are bytes and a descriptor may have any charset, JSON wants UTF-8. */
-static json_t *text(const char *bytes)
-{
-    json_t *value = json_string(bytes);
-    if (value)
-        return value;
-    CLEANUP_FREE char *plain = strdup(bytes);
-    for (char *p = plain; p && *p; p++)
-        if ((unsigned char)*p >= 0x80)
-            *p = '?';
-    return plain ? json_string(plain) : NULL;
-}
 
 static json_t *extent_info(const struct dr_image *image, const struct vmdk_extent *e)
 {
@@ -26,10 +14,10 @@ static json_t *extent_info(const struct dr_image *image, const struct vmdk_exten
     json_t *o = json_object();
     json_object_set_new(o, "virtual-size", json_integer((json_int_t)e->len));
     json_object_set_new(o, "filename",
-                        text(e->file == VMDK_NO_FILE ? "" : image->files[e->file]->path));
+                        dr_json_text(e->file == VMDK_NO_FILE ? "" : image->files[e->file]->path));
     if (e->type == VMDK_SPARSE)
         json_object_set_new(o, "cluster-size", json_integer((json_int_t)e->grain));
-    json_object_set_new(o, "format", text(own ? "" : e->type_name));
+    json_object_set_new(o, "format", dr_json_text(own ? "" : e->type_name));
     return o;
 }
 
@@ -43,7 +31,7 @@ int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, stru
         json_array_append_new(extents, extent_info(image, &s->extents[i]));
     if (json_object_set_new(data, "cid", json_integer(s->cid)) < 0 ||
         json_object_set_new(data, "parent-cid", json_integer(s->parent_cid)) < 0 ||
-        json_object_set_new(data, "create-type", text(type ? type : "")) < 0 ||
+        json_object_set_new(data, "create-type", dr_json_text(type ? type : "")) < 0 ||
         json_object_set_new(data, "extents", extents) < 0)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     return 0;
