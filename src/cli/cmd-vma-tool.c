@@ -132,11 +132,25 @@ static int tool_extract(struct use *u)
 
 struct child {
     pid_t pid; /* 0 = none */
+    pid_t all; /* whom to signal: its process group, or it alone */
     int fd;
 };
 
+/* Somebody may sit there, of whom the command wants to know a password: in a group of its own it
+ * would be stopped for asking. The terminal's keys reach all of it as they are. */
+static bool has_terminal(void)
+{
+    int fd = open("/dev/tty", O_RDWR | O_CLOEXEC | O_NOCTTY);
+
+    if (fd < 0)
+        return false;
+    close(fd);
+    return true;
+}
+
 static int start_child(const struct cli *cli, const char *command, struct child *child)
 {
+    bool group = !has_terminal();
     int ends[2];
 
     if (pipe2(ends, O_CLOEXEC) < 0) {
@@ -145,7 +159,8 @@ static int start_child(const struct cli *cli, const char *command, struct child 
     }
     child->pid = fork();
     if (child->pid == 0) {
-        setpgid(0, 0); /* so that a failure ends all that the command is made of */
+        if (group) /* so that a failure ends all that the command is made of */
+            setpgid(0, 0);
         signal(SIGPIPE, SIG_DFL);
         signal(SIGXFSZ, SIG_DFL);
         dup2(ends[0], STDIN_FILENO);
@@ -155,7 +170,9 @@ static int start_child(const struct cli *cli, const char *command, struct child 
     close(ends[0]);
     child->fd = ends[1];
     if (child->pid > 0) {
-        setpgid(child->pid, child->pid);
+        if (group)
+            setpgid(child->pid, child->pid);
+        child->all = group ? -child->pid : child->pid;
         return 0;
     }
     cli_error(cli, "no process for '%s': %s", command, strerror(errno));
@@ -172,7 +189,7 @@ static pid_t wait_for_child(const struct child *child, int *status)
 
     while ((pid = waitpid(child->pid, status, WNOHANG)) == 0 || (pid < 0 && errno == EINTR)) {
         if (cli_signalled() && !told)
-            told = kill(-child->pid, SIGTERM) == 0;
+            told = kill(child->all, SIGTERM) == 0;
         nanosleep(&moment, NULL);
     }
     return pid;
@@ -184,7 +201,7 @@ static int end_child(const struct cli *cli, const char *command, const struct ch
     int status = 0;
 
     if (r < 0 && r != -EPIPE)
-        kill(-child->pid, SIGTERM);
+        kill(child->all, SIGTERM);
     close(child->fd);
     pid_t pid = wait_for_child(child, &status);
     if (pid < 0)

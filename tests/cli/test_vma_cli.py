@@ -2,6 +2,7 @@
 """The vma commands as others drive them: arguments and lines, Proxmox's restore over a FIFO, pipes, signals."""
 import json
 import os
+import pty
 import random
 import re
 import shutil
@@ -416,7 +417,7 @@ def test_a_pipe_that_stalls_does_not_keep_an_interrupted_command(v, args):
 def test_a_creation_that_waits_for_others_can_be_interrupted(v, args):
     v.put("a.raw", random.Random(1).randbytes(40 * CLUSTER))
     r, w = os.pipe()
-    p = v.start(*args, stdin=r)
+    p = v.start(*args, stdin=r, start_new_session=True)  # nobody sits at a terminal
     while not catches(p.pid, signal.SIGINT):
         assert p.poll() is None
     p.send_signal(signal.SIGINT)
@@ -424,6 +425,19 @@ def test_a_creation_that_waits_for_others_can_be_interrupted(v, args):
     assert p.returncode == 130 and err.decode().count("\n") == 1 and b"interrupted" in err and v.names() == ["a.raw"]
     os.close(r)
     os.close(w)
+
+
+def test_a_command_may_ask_who_sits_at_the_terminal(v):
+    v.put("a.raw", random.Random(1).randbytes(4 * CLUSTER))
+    script = "read answer </dev/tty; cat >out.vma; echo it was $answer >said"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(v.dir)
+        os.execv(v.bin / "vma", ["vma", "create", "exec:" + script, "-d", "format=raw:x=a.raw"])
+    os.write(terminal, b"secret\n")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)
+    assert v.get("said") == b"it was secret\n" and vmagen.check(v.dir / "out.vma").content("x") == v.get("a.raw")
 
 
 def catches(pid, number):
