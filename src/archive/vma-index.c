@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The index of an archive: one word a cluster, in chunks that are made when something comes into
- * them, and that shrink to nothing when they are full of zeros. */
+ * them, and that shrink to nothing when they are full of zeros. A chunk into which little has come
+ * is a short list: a hostile archive, far longer than what it stores, may touch each chunk once. */
 #include <inttypes.h>
 
 #include "archive/vma-index.h"
@@ -13,11 +14,15 @@
 #define HOST_MAX   (1ull << 56)
 #define WORD_ZERO  (1ull << 16)
 #define CHUNK      512u   /* clusters a chunk */
+#define FEW_FIRST  4u     /* room of a list at first */
+#define FEW_MAX    64u    /* and at most: then there is a word for each cluster */
 #define READ_AHEAD 65536u /* where extents have no data, their headers stand close together */
 
 struct chunk {
     uint32_t used, zeros; /* words that are not 0; that are WORD_ZERO */
-    uint64_t words[CHUNK];
+    uint32_t room; /* 0: words has one for each cluster; else it is a list of `used` words, and
+                      behind the room for them stands which cluster each is of */
+    uint64_t words[];
 };
 
 struct disk {
@@ -39,11 +44,58 @@ static uint64_t chunk_len(const struct disk *d, uint64_t c)
     return dr_min(CHUNK, d->clusters - c * CHUNK);
 }
 
+static uint16_t *list_of(struct chunk *chunk)
+{
+    return (uint16_t *)(chunk->words + chunk->room);
+}
+
+/* 0 = nothing has come yet. */
+static uint64_t word_at(struct chunk *chunk, uint64_t i)
+{
+    if (!chunk || chunk == &all_zero)
+        return chunk ? WORD_ZERO : 0;
+    if (chunk->room == 0)
+        return chunk->words[i];
+    for (uint32_t k = 0; k < chunk->used; k++)
+        if (list_of(chunk)[k] == i)
+            return chunk->words[k];
+    return 0;
+}
+
+static void add_word(struct chunk *chunk, uint64_t i, uint64_t word)
+{
+    if (chunk->room > 0)
+        list_of(chunk)[chunk->used] = (uint16_t)i;
+    chunk->words[chunk->room > 0 ? chunk->used : i] = word;
+    chunk->used++;
+    chunk->zeros += word == WORD_ZERO;
+}
+
+/* Room for one more word. */
+static int make_room(struct chunk **slot)
+{
+    struct chunk *old = *slot;
+    if (old && (old->room == 0 || old->used < old->room))
+        return 0;
+    uint32_t room = old ? old->room * 2 : FEW_FIRST;
+    room = room > FEW_MAX ? 0 : room;
+    size_t each = sizeof(uint64_t) + (room ? sizeof(uint16_t) : 0);
+    struct chunk *chunk = calloc(1, sizeof(*chunk) + (room ? room : CHUNK) * each);
+    if (!chunk)
+        return -ENOMEM;
+    chunk->room = room;
+    for (uint32_t k = 0; old && k < old->used; k++)
+        add_word(chunk, list_of(old)[k], old->words[k]);
+    free(old);
+    *slot = chunk;
+    return 0;
+}
+
 /* Full of zeros and nothing else: then the pointer says it all. */
 static void shrink(struct disk *d, uint64_t c)
 {
     struct chunk *chunk = d->chunks[c];
-    if (chunk == &all_zero || chunk->zeros < chunk_len(d, c))
+    if (chunk->zeros < chunk_len(d, c))
         return;
     free(chunk);
     d->chunks[c] = &all_zero;
@@ -52,13 +104,12 @@ static void shrink(struct disk *d, uint64_t c)
 static int put_word(struct disk *d, uint64_t cluster, uint64_t word)
 {
     struct chunk **slot = &d->chunks[cluster / CHUNK];
-    if (!*slot && !(*slot = calloc(1, sizeof(struct chunk))))
-        return -ENOMEM;
-    if (*slot == &all_zero || (*slot)->words[cluster % CHUNK])
+    if (word_at(*slot, cluster % CHUNK))
         return -EEXIST;
-    (*slot)->words[cluster % CHUNK] = word;
-    (*slot)->used++;
-    (*slot)->zeros += word == WORD_ZERO;
+    int r = make_room(slot);
+    if (r < 0)
+        return r;
+    add_word(*slot, cluster % CHUNK, word);
     d->found++;
     shrink(d, cluster / CHUNK);
     return 0;
@@ -99,10 +150,9 @@ int vma_index_put(struct vma_index *index, unsigned id, uint64_t *first, uint64_
 struct vma_place vma_index_find(const struct vma_index *index, unsigned id, uint32_t cluster)
 {
     const struct disk *d = &index->disks[id];
-    if (cluster >= d->clusters || !d->chunks[cluster / CHUNK])
+    if (cluster >= d->clusters)
         return (struct vma_place){0};
-    const struct chunk *chunk = d->chunks[cluster / CHUNK];
-    uint64_t word = chunk == &all_zero ? WORD_ZERO : chunk->words[cluster % CHUNK];
+    uint64_t word = word_at(d->chunks[cluster / CHUNK], cluster % CHUNK);
     return (struct vma_place){word != 0, (uint16_t)word, index->base + (word >> 16) * HOST_UNIT};
 }
 
@@ -179,11 +229,10 @@ void vma_index_free(struct vma_index *index)
 static uint64_t first_missing(const struct disk *d)
 {
     for (uint64_t c = 0; c < dr_div_up(d->clusters, CHUNK); c++) {
-        const struct chunk *chunk = d->chunks[c];
-        if (chunk == &all_zero)
+        if (d->chunks[c] == &all_zero)
             continue;
         for (uint64_t i = 0; i < chunk_len(d, c); i++)
-            if (!chunk || !chunk->words[i])
+            if (!word_at(d->chunks[c], i))
                 return c * CHUNK + i;
     }
     return d->clusters;
