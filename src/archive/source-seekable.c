@@ -13,12 +13,15 @@
 #define HAS_SUMS     0x80u
 #define RESERVED     0x7cu
 
-/* Bounds before anything is allocated. Our own frames have up to 4 MiB. */
-#define FRAMES_MAX (4u << 20)
+/* Bounds before anything is allocated. Our own frames have up to 4 MiB; an extent is two of them,
+ * so this is 30 TB of data. In memory the table takes 24 bytes a frame, thrice what the file has.
+ */
+#define FRAMES_MAX (16u << 20)
 #define PLAIN_MAX  (32u << 20)
 #define CODED_MAX  (40u << 20)
 #define CACHE_MAX  (64u << 20) /* bytes of decoded frames to keep, but two at least */
 #define SLOTS_MAX  16u
+#define PIECE      5461u /* entries of the table read at once: 64 KiB */
 
 struct frame {
     uint64_t coded, plain; /* where it begins; where it ends: the next one */
@@ -31,7 +34,7 @@ struct slot {
     enum slot_state state;
     size_t frame;
     unsigned users; /* copy out of it */
-    uint64_t used;  /* the higher the later */
+    uint64_t used;  /* the higher the later; 0 = read to its end, nobody may come again */
     uint8_t *plain;
     size_t room;
 };
@@ -142,9 +145,12 @@ static int borrow(struct seekable *s, size_t frame, struct slot **out)
     }
 }
 
-static void put_back(struct seekable *s, struct slot *slot)
+/* What was read to its end goes first: else a thread that goes on to its next frame takes that of
+ * another thread, which is not done with it. */
+static void put_back(struct seekable *s, struct slot *slot, bool to_end)
 {
     DR_LOCK_SCOPE(&s->lock);
+    slot->used = to_end ? 0 : slot->used;
     if (--slot->users == 0)
         pthread_cond_broadcast(&s->moved);
 }
@@ -180,8 +186,8 @@ static ssize_t seekable_pread(struct dr_file *f, void *buf, uint64_t off, size_t
         if (r < 0)
             return r;
         memcpy((uint8_t *)buf + done, slot->plain + inner, n);
-        put_back(s, slot);
         done += n;
+        put_back(s, slot, off + done == s->frames[i + 1].plain);
     }
     return (ssize_t)done;
 }
@@ -257,25 +263,41 @@ static int find_table(struct dr_file *f, struct table *t, struct dr_error *err)
     return r;
 }
 
-static int take_entries(struct seekable *s, const struct table *t, const uint8_t *raw,
-                        uint64_t *largest, struct dr_error *err)
+/* Entries [first, first + n), which raw has. *at: where the first one begins, then where the one
+ * behind them does. */
+static int take_entries(struct seekable *s, const uint8_t *raw, size_t first, size_t n,
+                        struct frame *at, uint64_t *largest, struct dr_error *err)
 {
-    struct frame at = {0};
-    for (size_t i = 0; i < t->n; i++, raw += t->entry) {
+    for (size_t i = first; i < first + n; i++, raw += s->has_sums ? 12 : 8) {
         uint32_t coded = get_le32(raw), plain = get_le32(raw + 4);
-        s->frames[i] = at;
+        s->frames[i] = *at;
         s->frames[i].sum = s->has_sums ? get_le32(raw + 8) : 0;
         if (coded > CODED_MAX || plain > PLAIN_MAX)
             return bad_table(s->under, "it has a frame too large to be decoded at once", err);
-        at.coded += coded;
-        at.plain += plain;
+        at->coded += coded;
+        at->plain += plain;
         *largest = dr_max(*largest, plain);
+    }
+    return 0;
+}
+
+static int read_entries(struct seekable *s, const struct table *t, uint64_t *largest,
+                        struct dr_error *err)
+{
+    struct frame at = {0};
+    CLEANUP_FREE uint8_t *raw = malloc((size_t)PIECE * t->entry);
+    int r = raw ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", s->under->path);
+    for (size_t i = 0, n; i < t->n && r == 0; i += n) {
+        n = (size_t)dr_min(PIECE, t->n - i);
+        r = dr_file_pread(s->under, raw, t->at + (uint64_t)i * t->entry, n * t->entry, err);
+        if (r == 0)
+            r = take_entries(s, raw, i, n, &at, largest, err);
     }
     s->frames[t->n] = at;
     s->n = t->n;
-    if (at.coded != t->at - FRAME_HEAD)
-        return bad_table(s->under, "its frames do not make up the file", err);
-    return 0;
+    if (r == 0 && at.coded != t->at - FRAME_HEAD)
+        r = bad_table(s->under, "its frames do not make up the file", err);
+    return r;
 }
 
 static int read_table(struct seekable *s, uint64_t *largest, struct dr_error *err)
@@ -284,13 +306,11 @@ static int read_table(struct seekable *s, uint64_t *largest, struct dr_error *er
     int r = find_table(s->under, &t, err);
     if (r < 0)
         return r;
-    CLEANUP_FREE uint8_t *raw = malloc((size_t)t.n * t.entry + 1);
     s->has_sums = t.entry > 8;
     s->frames = calloc((size_t)t.n + 1, sizeof(struct frame));
-    if (!raw || !s->frames)
+    if (!s->frames)
         return dr_fail(err, ENOMEM, "%s: out of memory", s->under->path);
-    r = dr_file_pread(s->under, raw, t.at, (size_t)t.n * t.entry, err);
-    return r < 0 ? r : take_entries(s, &t, raw, largest, err);
+    return read_entries(s, &t, largest, err);
 }
 
 int source_seekable_open(struct dr_file *f, struct dr_file **plain, struct dr_error *err)

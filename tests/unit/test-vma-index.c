@@ -232,6 +232,60 @@ static void holes_take_no_memory(void **state)
     vma_index_free(index);
 }
 
+/* One cluster here, one there: what a disk of 6 TiB in an archive that is mostly a hole may take
+ * before it shows that the rest is missing. */
+static void lone_clusters_take_little_memory(void **state)
+{
+    struct dr_vma_disk disk = {1, "d", 200000ull * 512 * DR_VMA_CLUSTER, false};
+    struct dr_vma_header header = {.disks = &disk, .n_disks = 1, .header_size = 12800};
+    struct vma_index *index;
+    struct rusage before, after;
+    (void)state;
+    assert_ok(vma_index_new(&header, "x", 1ull << 40, &index, &err));
+    getrusage(RUSAGE_SELF, &before);
+    for (uint64_t c = 0; c < 200000; c++) {
+        uint64_t first = c * 512 + c % 512;
+        assert_int_equal(vma_index_put(index, 1, &first, 1, 0, 0), 0);
+    }
+    getrusage(RUSAGE_SELF, &after);
+    assert_true(after.ru_maxrss - before.ru_maxrss < 100000); /* KiB; a word each for all: 800000 */
+    assert_fails(vma_index_check(index, &header, "x", &err), EBADMSG,
+                 "102200000 clusters are missing, the first is 1 (of");
+    vma_index_free(index);
+}
+
+/* Chunks that are filled in any order, seen at each step: lists, longer ones, and then whole. */
+static void a_chunk_is_right_at_every_length(void **state)
+{
+    enum { N = 512 };
+    struct dr_vma_disk disk = {1, "d", (2 * N + 40) * DR_VMA_CLUSTER, false};
+    struct dr_vma_header header = {.disks = &disk, .n_disks = 1, .header_size = 12800};
+    struct vma_index *index;
+    unsigned total = 2 * N + 40;
+    (void)state;
+    assert_ok(vma_index_new(&header, "x", 1ull << 40, &index, &err));
+    for (unsigned n = 0; n < total; n++) {
+        uint64_t c = (uint64_t)n * 601 % total, first = c;
+        bool zero = c % 5 == 0;
+        uint64_t host = 12800 + c * 512;
+        assert_int_equal(vma_index_put(index, 1, &first, 1, zero ? 0 : 3, zero ? 0 : host), 0);
+        first = c;
+        assert_int_equal(vma_index_put(index, 1, &first, 1, 1, host), -EEXIST);
+        for (unsigned k = 0; k < total; k += n % 61 == 0 ? 1 : 97) {
+            struct vma_place at = vma_index_find(index, 1, k);
+            unsigned turn = 0; /* k came in which turn? */
+            while ((uint64_t)turn * 601 % total != k)
+                turn++;
+            assert_int_equal(at.present, turn <= n);
+            assert_int_equal(at.mask, turn <= n && k % 5 ? 3 : 0);
+            if (at.mask)
+                assert_int_equal(at.host, 12800 + k * 512);
+        }
+    }
+    assert_ok(vma_index_check(index, &header, "x", &err));
+    vma_index_free(index);
+}
+
 /* ------------------------------------------------------------------ what headers can show */
 
 static void a_missing_cluster_is_told(void **state)
@@ -552,6 +606,8 @@ int main(void)
         MEMORY(zeros_behind_the_last_extent_are_padding),
         MEMORY(only_headers_are_read),
         MEMORY(holes_take_no_memory),
+        MEMORY(lone_clusters_take_little_memory),
+        MEMORY(a_chunk_is_right_at_every_length),
         MEMORY(a_missing_cluster_is_told),
         MEMORY(missing_clusters_are_counted_over_all_disks),
         MEMORY(a_duplicate_is_told),

@@ -9,6 +9,7 @@
 
 #include "archive/source.h"
 #include "base/bytes.h"
+#include "faultfs.h"
 
 #define FRAME 30000u
 #define PLAIN 1000001u
@@ -203,6 +204,79 @@ static void a_source_skips_over_frames_without_reading_them(void **state)
     free(plain.p);
 }
 
+static int count(void *user, const struct faultfs_io *io)
+{
+    *(unsigned *)user += io->kind == FAULTFS_READ;
+    return 0;
+}
+
+/* As many readers as frames are kept, each in a frame of its own: one that goes on to its next
+ * frame takes the place of the one it is done with, and not of another reader's. */
+static void readers_do_not_take_each_others_frames(void **state)
+{
+    enum { READERS = 16, HALF = FRAME / 2 };
+    struct place *p = *state;
+    struct bytes plain = sample();
+    struct made m = make(&plain, true);
+    struct faultfs *fault = faultfs_new(p->fs);
+    struct dr_file *f = NULL;
+    uint8_t buf[HALF];
+    const char *compression;
+    unsigned reads = 0;
+    put(p, &m.file);
+    struct dr_file *file = open_on(faultfs_fs(fault), p->path, 0);
+    assert_ok(dr_source_plain_file(file, &f, &compression, &err));
+    faultfs_observe(fault, count, &reads);
+    for (unsigned i = 0; i < READERS; i++)
+        assert_ok(dr_file_pread(f, buf, i * FRAME, HALF, &err));
+    assert_int_equal(reads, READERS);
+    for (unsigned i = 0; i < READERS; i++) {
+        assert_ok(dr_file_pread(f, buf, i * FRAME + HALF, HALF, &err));
+        assert_memory_equal(buf, plain.p + i * FRAME + HALF, HALF);
+        assert_ok(dr_file_pread(f, buf, (READERS + i) * FRAME, HALF, &err));
+        assert_memory_equal(buf, plain.p + (READERS + i) * FRAME, HALF);
+    }
+    assert_int_equal(reads, 2 * READERS);
+    dr_file_unref(f);
+    dr_file_unref(file);
+    faultfs_free(fault);
+    free(m.file.p);
+    free(plain.p);
+}
+
+/* An extent is two frames: 8 TiB of data are more than four million. */
+static void a_table_may_list_millions_of_frames(void **state)
+{
+    struct place *p = *state;
+    struct bytes plain = sample(), table = {0}, foot = {0};
+    struct made m = {.entry = 8};
+    const uint32_t n = 5000000; /* all but the first are empty: holes of the file */
+    struct dr_file *f = NULL;
+    uint8_t buf[FRAME];
+    add_frame(&m, &table, plain.p, FRAME, false);
+    add_u32(&m.file, 0x184d2a5e);
+    add_u32(&m.file, n * 8 + 9);
+    add(&m.file, table.p, table.n);
+    add_u32(&foot, n);
+    add(&foot, "\0", 1);
+    add_u32(&foot, 0x8f92eab1);
+    put(p, &m.file);
+    struct dr_file *file = open_ok(p, p->path, DR_FILE_RDWR);
+    uint64_t end = m.file.n + (n - 1) * 8ull;
+    assert_ok(dr_file_truncate(file, end, &err));
+    assert_ok(dr_file_pwrite(file, foot.p, end, foot.n, &err));
+    dr_file_unref(file);
+    assert_ok(open_plain(p, &f, &err));
+    assert_int_equal(dr_file_size(f), FRAME);
+    assert_ok(dr_file_pread(f, buf, 0, FRAME, &err));
+    assert_memory_equal(buf, plain.p, FRAME);
+    dr_file_unref(f);
+    free(foot.p);
+    free(table.p);
+    free(m.file.p);
+    free(plain.p);
+}
+
 /* ------------------------------------------------------------------ bad */
 
 /* A file as m says, opened for reading at random; the stream of a file with a bad table is read
@@ -331,6 +405,8 @@ int main(void)
         POSIX(many_threads_read_at_random),
         POSIX(reads_end_with_the_plain_bytes),
         POSIX(a_source_skips_over_frames_without_reading_them),
+        POSIX(readers_do_not_take_each_others_frames),
+        POSIX(a_table_may_list_millions_of_frames),
         POSIX(a_bad_table_is_refused),
         POSIX(a_table_that_lies_about_a_frame_is_found_when_that_is_read),
         POSIX(damage_in_one_frame_spares_the_others),
