@@ -238,9 +238,9 @@ static void broken_headers_are_refused(void **state)
     (void)state;
     refuse_poked(0, 0x564d4101, "no VMA archive");
     refuse_poked(4, 2, "version 2");
-    refuse_poked(56, 12287, "header of 12287 bytes");
-    refuse_poked(56, (64u << 20) + 1, "header of 67108865 bytes");
-    refuse_poked(56, 0xffffffff, "header of 4294967295 bytes");
+    refuse_poked(56, 12287, "header of 12287 bytes (offset 56)");
+    refuse_poked(56, (64u << 20) + 1, "header of 67108865 bytes (offset 56)");
+    refuse_poked(56, 0xffffffff, "header of 4294967295 bytes (offset 56)");
     refuse_poked(56, 12800 + 512, "inside its header");
     refuse_poked(48, 12287, "expected them between");
     refuse_poked(48, 0xfffffff0, "expected them between"); /* + size wraps in 32 bits */

@@ -5,6 +5,7 @@
 
 #include <sys/resource.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "archive/vma-index.h"
 #include "drover/vma.h"
@@ -500,6 +501,51 @@ static void a_damaged_side_file_is_not_used(void **state)
     archive_free(&a);
 }
 
+/* As the document says: 72 bytes, a disk's 24, words; the checksum at the end is right again. */
+static void set_first_word(struct place *p, uint64_t word)
+{
+    struct dr_file *f = open_ok(p, p->other, DR_FILE_RDWR);
+    size_t size = (size_t)dr_file_size(f);
+    uint8_t *all = malloc(size);
+    assert_ok(dr_file_pread(f, all, 0, size, &err));
+    put_le64(all + 72 + 24, word);
+    put_le64(all + size - 8, XXH3_64bits(all, size - 8));
+    assert_ok(dr_file_pwrite(f, all, 0, size, &err));
+    dr_file_unref(f);
+    free(all);
+}
+
+/* Whoever can write a side file can make its checksum fit, too. */
+static void a_side_file_cannot_lead_out_of_the_archive(void **state)
+{
+    struct place *p = *state;
+    struct archive a = {0};
+    archive_disk(&a, 1, "d", 40 * DR_VMA_CLUSTER);
+    archive_in_order(&a);
+    archive_build(&a);
+    save(p, &a);
+    const uint64_t bad[] = {
+        a.n / 512 << 16 | 1,
+        (1ull << 45) << 16 | 0xffff,
+        (1ull << 46) - 1,
+        3ull << 62 | 2,
+        2ull << 62,
+        2ull << 62 | 41,
+        2ull << 62 | 1ull << 61,
+        1ull << 62 | 1,
+        0,
+    };
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        set_first_word(p, bad[i]);
+        struct dr_error why = DR_ERROR_INIT;
+        int r = load(p, &a, false, &why);
+        if (r != -EBADMSG || !strstr(why.text, "a cluster stands where none can be"))
+            fail_msg("word %zu: %d, %s", i, r, why.text);
+        dr_error_reset(&why);
+    }
+    archive_free(&a);
+}
+
 static void somebodys_file_is_not_replaced_by_an_index(void **state)
 {
     struct place *p = *state;
@@ -619,6 +665,7 @@ int main(void)
         MEMORY(a_side_file_says_the_same),
         MEMORY(another_archives_side_file_is_not_used),
         MEMORY(a_damaged_side_file_is_not_used),
+        MEMORY(a_side_file_cannot_lead_out_of_the_archive),
         MEMORY(somebodys_file_is_not_replaced_by_an_index),
         MEMORY(a_failed_save_leaves_nothing),
         POSIX(the_public_call_makes_the_usual_side_file),

@@ -354,6 +354,7 @@ static uint8_t *unzstd(const uint8_t *buf, size_t len, size_t *plain_len, unsign
         out = realloc(out, *plain_len + plain);
         assert_int_equal(ZSTD_getFrameContentSize(buf + at, coded), plain);
         assert_int_equal(ZSTD_findFrameCompressedSize(buf + at, coded), coded);
+        assert_true(buf[at + 4] & 4); /* it has a checksum: nothing else covers the data */
         assert_int_equal(ZSTD_decompress(out + *plain_len, plain, buf + at, coded), plain);
         at += coded;
         *plain_len += plain;
