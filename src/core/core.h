@@ -21,7 +21,7 @@
 /* With enum dr_open_flag, for check: an unclean image is opened for writing as it is. */
 #define DR_OPEN_AS_FOUND (1u << 31)
 /* The same, for info: a file with several disks may be opened without saying which. There is
- * nothing to map then; the size is that of all of them. */
+ * nothing to map then; the size is that of all of them. A parent is one disk all the same. */
 #define DR_OPEN_WHOLE (1u << 30)
 
 struct dr_cache;   /* pages.c */

@@ -14,7 +14,8 @@ struct opening {
 
 static unsigned parent_flags(unsigned flags)
 {
-    return flags & ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_RECOVER);
+    return flags &
+           ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_RECOVER | DR_OPEN_WHOLE);
 }
 
 /* ------------------------------------------------------------------ one candidate */

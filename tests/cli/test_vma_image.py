@@ -67,6 +67,15 @@ def test_info_of_a_whole_archive(v):
         assert "name one of them: vma:a.vma#drive-scsi0, vma:a.vma#drive-scsi1" in errors
 
 
+def test_a_parent_is_one_disk_for_info_too(v):
+    GOOD["two-disks"].write(v.dir / "a.vma")
+    v.ok("drover", "create", "-f", "add-cow", "-o", "backing_file=vma:a.vma#drive-scsi0", "-F", "vma", "t.add-cow")
+    assert v.ok("drover", "info", "--backing-chain", "t.add-cow")
+    v.ok("drover", "rebase", "-u", "--force", "-F", "vma", "-b", "a.vma", "t.add-cow")
+    assert "name one of them" in v.fails("drover", "info", "--backing-chain", "t.add-cow")
+    assert "backing file: a.vma" in v.ok("drover", "info", "t.add-cow").text
+
+
 def test_map_tells_zeros_and_data(v):
     data = bytes(65536) + b"x" * 8192 + bytes(65536 * 3 - 8192)
     vmagen.simple({1: data}).write(v.dir / "a.vma")
