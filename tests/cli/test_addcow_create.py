@@ -309,6 +309,29 @@ def test_a_raw_file_that_is_taken(t):
     t.ok("create", "-q", "-f", "add-cow", "-b", "base.img", "-o", "image_file=own.raw,reuse=on", "two.add-cow")
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_raw_file_that_is_taken_in_its_own_directory(t, link):
+    """The one who has it may stand beside it, and a link may lead there."""
+    base(t)
+    (t.dir / "sub").mkdir()
+    (t.dir / "sub" / "base.img").symlink_to("../base.img")
+    t.ok("create", "-q", "-f", "add-cow", "-b", "base.img", "-o", "image_file=own.raw", "--allow-path", t.dir,
+         "sub/one.add-cow")
+    if link:
+        (t.dir / "here.raw").symlink_to("sub/own.raw")
+    name = "here.raw" if link else "sub/own.raw"
+    refused(t, "create", "-f", "add-cow", "-b", "base.img", "-o", "image_file=" + name, "two.add-cow",
+            word="is that of %s/sub/one.add-cow already" % t.dir)
+    t.ok("create", "-q", "-f", "add-cow", "-b", "base.img", "-o", "image_file=%s,reuse=on" % name, "two.add-cow")
+
+
+def test_an_image_made_again_has_its_own_raw_file(t):
+    """It is its own metadata that names the file."""
+    base(t)
+    for _ in range(2):
+        t.ok("create", "-q", "-f", "add-cow", "-b", "base.img", "-o", "image_file=own.raw", "one.add-cow")
+
+
 @pytest.mark.parametrize("how", ["lost", "cut", "gone"])
 def test_a_raw_file_that_lost_its_bytes(t, how):
     base(t)

@@ -239,10 +239,11 @@ static int check_empty(const struct plan *p, struct dr_error *err)
         p->path, p->raw_path);
 }
 
-/* Whose metadata, in the same directory, names the same raw file? */
+/* Whose metadata names the same raw file? */
 struct search {
     const struct plan *plan;
-    char *owner; /* a path */
+    const char *beside; /* a path in the directory that is looked through */
+    char *owner;        /* a path */
 };
 
 /* The raw file that the metadata in f names, if it is metadata. */
@@ -259,14 +260,22 @@ static char *image_of(struct dr_file *f)
     return image;
 }
 
+/* Is this the image whose place the new one takes? */
+static bool is_replaced(const struct plan *p, const char *path)
+{
+    struct dr_file_id a, b;
+    return p->fs->ops->identify(p->fs, path, &a, NULL) == 0 &&
+           p->fs->ops->identify(p->fs, p->final, &b, NULL) == 0 && same_id(&a, &b);
+}
+
 static int look_at(void *user, const char *name)
 {
     struct search *s = user;
     struct dr_fs *fs = s->plan->fs;
     struct dr_file *f;
     struct dr_file_id id;
-    CLEANUP_FREE char *path = dr_path_sibling(s->plan->final, name);
-    if (!path || strcmp(name, dr_path_basename(s->plan->final)) == 0 ||
+    CLEANUP_FREE char *path = dr_path_sibling(s->beside, name);
+    if (!path || is_replaced(s->plan, path) ||
         dr_file_open(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &f, NULL) < 0)
         return 0;
     CLEANUP_FREE char *image = image_of(f);
@@ -277,20 +286,34 @@ static int look_at(void *user, const char *name)
     return 1;
 }
 
-/* Two disks in one file would write over each other. */
+static int look_beside(struct search *s, const char *path, struct dr_error *err)
+{
+    struct dr_fs *fs = s->plan->fs;
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    if (!dir)
+        return dr_fail_errno(err, ENOMEM, "%s", s->plan->path);
+    s->beside = path;
+    fs->ops->list(fs, dir, look_at, s, NULL);
+    return 0;
+}
+
+/* Two disks in one file would write over each other. Metadata stands where the new one will, or,
+ * since names lead only downwards, at or above the raw file; its own directory is the usual one. */
 static int refuse_taken(const struct plan *p, struct dr_error *err)
 {
     struct search s = {.plan = p};
-    CLEANUP_FREE char *dir = dr_path_dirname(p->final);
-    if (!dir)
-        return dr_fail_errno(err, ENOMEM, "%s", p->path);
-    p->fs->ops->list(p->fs, dir, look_at, &s, NULL);
-    if (!s.owner)
-        return 0;
-    int r = dr_fail(err, EEXIST,
-                    "%s: its image file %s is that of %s already; reuse=on takes it all the same, "
-                    "or give another image_file",
-                    p->path, p->raw_path, s.owner);
+    CLEANUP_FREE char *real = NULL;
+    int r = look_beside(&s, p->final, err);
+    if (r == 0 && !s.owner)
+        r = p->fs->ops->realpath(p->fs, p->raw_path, &real, err);
+    if (real)
+        r = look_beside(&s, real, err);
+    if (r < 0 || !s.owner)
+        return r;
+    r = dr_fail(err, EEXIST,
+                "%s: its image file %s is that of %s already; reuse=on takes it all the same, "
+                "or give another image_file",
+                p->path, p->raw_path, s.owner);
     free(s.owner);
     return r;
 }
