@@ -3,7 +3,7 @@
 #ifndef DR_CLI_CMD_VMA_EXTRACT_H
 #define DR_CLI_CMD_VMA_EXTRACT_H
 
-#include "cli/cmd-vma.h"
+#include "cli/cmd-vma-place.h"
 
 struct extract_item {
     const struct dr_vma_disk *disk;

@@ -4,7 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "cli/cmd-vma.h"
+#include "cli/cmd-vma-place.h"
 
 /* How much larger a target may be than the disk in the archive: storages round up. */
 #define TARGET_SLACK (4u << 20)

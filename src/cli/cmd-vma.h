@@ -17,6 +17,9 @@ extern const struct cli_command vma_cmd_list, vma_cmd_config, vma_cmd_create, vm
 
 /* "-" is standard input. What is wrong or odd is told. */
 int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma);
+/* The same, with the failure in *err and not told. */
+int vma_try_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma,
+                 struct dr_error *err);
 /* What an archive is called in messages. */
 const char *vma_shown(const char *name);
 static inline void vma_cleanup(struct dr_vma **vma)
@@ -53,57 +56,6 @@ int vma_print_listing(const struct cli *cli, const char *archive,
                       const struct dr_vma_header *header);
 /* The first configuration file of that name to standard output. -ENOENT: there is none. */
 int vma_print_config(const struct dr_vma_header *header, const char *name);
-
-/* ------------------------------------------------------------------ cmd-vma-place.c
- *
- * A directory into which files come all together, when they are complete, or not at all. */
-
-struct vma_file {
-    char *made; /* its name in the directory of work */
-    char *name; /* its name in dir in the end */
-};
-
-struct vma_place {
-    const struct cli *cli;
-    char *dir, *work; /* the same, when files only get other names in the end */
-    int dir_fd, work_fd;
-    bool made_dir;
-    bool keep;      /* what is there stays after a failure: to go on from */
-    bool replace;   /* existing files give way */
-    bool no_sync;   /* nothing waits until it is durable */
-    bool found;     /* an interrupted extraction's files are there */
-    bool finishing; /* all is there, some may have their names already */
-    bool lost;      /* something gave way already */
-    bool published;
-    unsigned flags; /* DR_OPEN_NO_LOCK: of what is replaced */
-    struct vma_file *files, *moved;
-    size_t n, n_moved;
-    struct dr_disk **old; /* what is replaced, locked */
-    size_t n_old;
-};
-
-/* dir must not exist, and its files are made in it. 0, or -1 after a message. */
-int vma_place_begin_new(struct vma_place *p, const char *dir);
-/* dir may exist; its files are made in dir/work. With keep, files that are there already stay. */
-int vma_place_begin(struct vma_place *p, const char *dir, const char *work);
-/* What was found is of no use. */
-void vma_place_empty(struct vma_place *p);
-/* A file that will be made as made and be called name in the end: refused when name is taken. */
-int vma_place_add(struct vma_place *p, const char *made, const char *name);
-/* Such a file, with this content, durable. */
-int vma_place_write(struct vma_place *p, const char *made, const char *name, const void *data,
-                    size_t len);
-/* A file in the directory of work that is no result; replaced at once, durable. */
-int vma_place_note(struct vma_place *p, const char *name, const void *data, size_t len);
-/* The path of a file in the directory of work, malloc'ed. */
-char *vma_place_path(const struct vma_place *p, const char *made);
-/* The entries of dir are durable. */
-int vma_place_sync(struct vma_place *p);
-/* All files get their names. */
-int vma_place_publish(struct vma_place *p);
-/* What was not published is removed (unless it is to be kept). */
-void vma_place_end(struct vma_place *p);
-#define CLEANUP_PLACE __attribute__((cleanup(vma_place_end)))
 
 /* ------------------------------------------------------------------ cmd-vma-targets.c */
 
