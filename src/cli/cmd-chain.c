@@ -23,15 +23,17 @@ struct chain {
     const struct cli_image *top;
     json_t *list; /* an object an image, top first, perhaps with "problem" */
     unsigned problems;
+    bool useless; /* the first of them is no disk, with parents or without */
 };
 
-static int try_open(const struct chain *c, const char *path, const char *format,
+static int try_open(const struct chain *c, const char *path, const char *format, unsigned flags,
                     struct dr_error *err)
 {
     struct dr_open_options o = c->top->open;
     struct dr_disk *disk = NULL;
 
     o.format = format;
+    o.flags |= flags;
     int r = dr_open(path, &o, &disk, err);
     dr_close(disk, NULL);
     return r;
@@ -75,6 +77,7 @@ static void walk(struct chain *c)
 {
     const char *path = c->top->path, *format = c->top->format;
 
+    c->useless = try_open(c, path, format, DR_OPEN_NO_BACKING, NULL) < 0;
     for (unsigned depth = 0; path && depth < DEPTH_SHOWN; depth++) {
         struct dr_error err = DR_ERROR_INIT;
         struct dr_error below = DR_ERROR_INIT;
@@ -82,13 +85,13 @@ static void walk(struct chain *c)
         if (!image)
             return;
         const char *next = text_of(image, "full-backing-filename");
-        int r = try_open(c, path, format, &err);
+        int r = try_open(c, path, format, 0, &err);
         if (r < 0 && (r == -EACCES || r == -ELOOP || !next || !cli_name_exists(next))) {
             add_problem(c, image, err.text);
             return;
         }
         format = text_of(image, "backing-filename-format");
-        if (r < 0 && try_open(c, next, format, &below) == 0)
+        if (r < 0 && try_open(c, next, format, 0, &below) == 0)
             add_problem(c, image, err.text);
         path = next;
     }
@@ -166,7 +169,9 @@ static int follow(const struct cli *cli, const struct cli_args *args, const stru
     } else if (show(&c) != 0) {
         return 1;
     }
-    return check && c.problems ? EXIT_PROBLEM : 0;
+    if (check && c.problems)
+        return EXIT_PROBLEM;
+    return c.useless ? 1 : 0;
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
@@ -195,7 +200,9 @@ const struct cli_command cli_cmd_chain = {
     .name = "chain",
     .operands = "[show|tree|check] FILE",
     .brief = "Show a disk and its parents, the whole family, or what is wrong with them",
-    .about = "check ends with 0: every image opens with its parent, 2: one does not.",
+    .about =
+        "check ends with 0: every image opens with its parent, 2: one does not. show ends with\n"
+        "1 if FILE itself is no disk.",
     .sets = sets,
     .roles = CLI_DROVER,
     .run = run,

@@ -136,16 +136,33 @@ static int verify(struct verify *v, const struct cli_args *args)
     return v->damage.n > 0 ? EXIT_DAMAGED : EXIT_SOUND;
 }
 
+/* What is there, and has no good header, is damaged; else it could not be read. */
+static int not_opened(const struct cli *cli, const struct cli_args *args, int r,
+                      const struct dr_error *err)
+{
+    bool damaged = r == -EINVAL || r == -EBADMSG;
+
+    cli_fail(cli, err);
+    if (damaged && vma_wants_json(args)) {
+        CLEANUP_JSON json_t *all =
+            json_pack("{s:o, s:b, s:[{s:s, s:o}]}", "filename", vma_json_name(args->operands[0]),
+                      "sound", false, "damage", "kind", "header", "text", vma_json_name(err->text));
+        vma_print_json(all);
+    }
+    return damaged ? EXIT_DAMAGED : EXIT_FAILED;
+}
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
+    struct dr_error err = DR_ERROR_INIT;
     __attribute__((cleanup(verify_free))) struct verify v = {
         .cli = cli, .targets = {.cli = cli}, .damage = {.cli = cli}};
 
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one archive");
-    int r = vma_open(cli, args->operands[0], cli_has(args, 'q'), &v.vma);
-    if (r < 0) /* what is there, and no good header, is damage; else it could not be read */
-        return r == -EINVAL || r == -EBADMSG ? EXIT_DAMAGED : EXIT_FAILED;
+    int r = vma_try_open(cli, args->operands[0], cli_has(args, 'q'), &v.vma, &err);
+    if (r < 0)
+        return not_opened(cli, args, r, &err);
     v.damage.header = dr_vma_header(v.vma);
     v.damage.lines = vma_wants_json(args) ? NULL : stdout;
     v.damage.array = vma_wants_json(args) ? json_array() : NULL;

@@ -70,7 +70,8 @@ const char *vma_shown(const char *name)
     return strcmp(name, "-") == 0 ? "standard input" : name;
 }
 
-int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma)
+int vma_try_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma,
+                 struct dr_error *err)
 {
     bool standard = strcmp(name, "-") == 0;
     const struct dr_vma_open_options o = {
@@ -79,8 +80,14 @@ int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma 
         .message = quiet ? NULL : on_message,
         .user = (void *)cli,
     };
+
+    return dr_vma_open(vma_shown(name), &o, vma, err);
+}
+
+int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma)
+{
     struct dr_error err = DR_ERROR_INIT;
-    int r = dr_vma_open(vma_shown(name), &o, vma, &err);
+    int r = vma_try_open(cli, name, quiet, vma, &err);
 
     if (r < 0)
         cli_fail(cli, &err);

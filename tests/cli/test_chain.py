@@ -85,6 +85,15 @@ def test_a_broken_chain_is_shown_with_the_trouble_where_it_is(t):
     assert re.search(r"mid.vmdk .*does not open\n", out) and re.search(r"top.vmdk .*\* parent does not open\n", out)
     os.remove(t.dir / "base.vmdk")
     assert t.drover("chain", "check", "top.vmdk").code == 2
+    assert t.drover("chain", "top.vmdk").code == 0
+
+
+def test_what_is_no_disk_has_no_chain(t):
+    (t.dir / "bad.vmdk").write_bytes(b"KDMV" + bytes(508))
+    for args in (["bad.vmdk"], ["show", "bad.vmdk"], ["show", "--output=json", "bad.vmdk"]):
+        r = t.drover("chain", *args)
+        assert r.code == 1 and "bad.vmdk" in r.out
+    assert t.drover("chain", "check", "bad.vmdk").code == 2
 
 
 @pytest.mark.parametrize("target", ["base.vmdk", "other.vmdk", "short.vmdk", ""])

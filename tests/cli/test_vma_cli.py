@@ -482,6 +482,13 @@ def test_json_of_create_and_verify(v):
     assert r.code == 2 and told["sound"] is False and [d["kind"] for d in told["damage"]] == ["differs"]
     r = v.drover("verify", "--against", "x=b.raw", "a.vma")
     assert r.code == 2 and "1 problem was found" in r.text
+    v.put("header.vma", b"VMA\0" + bytes(20000))
+    r = v.drover("verify", "--json", "header.vma")
+    told = json.loads(r.text)
+    assert r.code == 2 and told["sound"] is False and [d["kind"] for d in told["damage"]] == ["header"]
+    assert told["damage"][0]["text"] in r.errors
+    r = v.drover("verify", "--json", "not-there.vma")
+    assert r.code == 1 and r.text == ""
 
 
 def test_a_zst_name_compresses(v):
