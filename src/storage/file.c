@@ -8,6 +8,7 @@
 #include "storage/storage.h"
 
 #define TABLE_SIZE 1024u
+#define OPEN_TRIES 16 /* of a name that goes over to another file each time */
 
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct dr_file *table[TABLE_SIZE]; /* under table_lock */
@@ -177,24 +178,62 @@ static int check_flags(const char *path, unsigned *flags, struct dr_error *err)
     return 0;
 }
 
+/* Does path still lead to f? What cannot be told counts as yes. */
+static bool name_leads_to(struct dr_fs *fs, const char *path, const struct dr_file *f)
+{
+    struct dr_file_id id;
+    int r = fs->ops->identify(fs, path, &id, NULL);
+    if (r)
+        return r != -ENOENT;
+    return id.dev == f->id.dev && id.ino == f->id.ino;
+}
+
+/* Opened and locked; *stale: but the name went over to another file before the lock was ours. */
+static int open_once(struct dr_fs *fs, const char *path, unsigned flags, bool made, bool *stale,
+                     struct dr_file **file, struct dr_error *err)
+{
+    struct dr_file *f = NULL;
+    int r = fs->ops->open(fs, path, flags, &f, err);
+    if (r)
+        return r;
+    unsigned lasting = flags & ~(unsigned)(DR_FILE_CREATE | DR_FILE_TRUNCATE | DR_FILE_PRIVATE);
+    f->flags = lasting;
+    if (made)
+        f->dirty = true; /* the inode itself is not durable yet */
+    r = settle(f, lasting, file, err);
+    if (r && made)
+        fs->ops->unlink(fs, path, NULL);
+    *stale = !r && !(flags & DR_FILE_NO_LOCK) && !name_leads_to(fs, path, *file);
+    if (*stale)
+        dr_file_unref(*file);
+    return r;
+}
+
+/* Who replaces a file holds its lock until the new one has the name: whoever opened the old one in
+ * between and got its lock then would work, alone and unseen, on a file that has no name. */
+static int open_settled(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
+                        struct dr_error *err)
+{
+    bool made = (flags & DR_FILE_CREATE) && !(flags & DR_FILE_TRUNCATE);
+    for (int i = 0; i < OPEN_TRIES; i++) {
+        bool stale = false;
+        int r = open_once(fs, path, flags, made, &stale, file, err);
+        if (r || !stale)
+            return r;
+        if (made)
+            return dr_fail(err, ESTALE, "%s: was taken away while it was made", path);
+    }
+    return dr_fail(err, EBUSY, "%s: is being replaced all the time", path);
+}
+
 int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                  struct dr_error *err)
 {
+    struct dr_file *f = NULL;
     *file = NULL;
     int r = check_flags(path, &flags, err);
-    struct dr_file *f = NULL;
     if (!r)
-        r = fs->ops->open(fs, path, flags, &f, err);
-    if (r)
-        return r;
-    bool made = (flags & DR_FILE_CREATE) && !(flags & DR_FILE_TRUNCATE);
-    unsigned once = DR_FILE_CREATE | DR_FILE_TRUNCATE | DR_FILE_PRIVATE;
-    f->flags = flags & ~once;
-    if (made)
-        f->dirty = true; /* the inode itself is not durable yet */
-    r = settle(f, flags & ~once, &f, err);
-    if (r && made)
-        fs->ops->unlink(fs, path, NULL);
+        r = open_settled(fs, path, flags, &f, err);
     if (r)
         return r;
     if ((flags & DR_FILE_TRUNCATE) && !f->block_device)

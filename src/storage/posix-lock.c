@@ -88,15 +88,23 @@ static int cannot_set(const struct dr_file *f, int r, unsigned use, struct dr_er
                    f->path);
 }
 
+static int set(const struct dr_file *f, int fd, unsigned use, unsigned unshared,
+               struct dr_error *err)
+{
+    int r = set_group(fd, F_RDLCK, USE_BYTE, use);
+    if (!r)
+        r = set_group(fd, F_RDLCK, UNSHARED_BYTE, unshared);
+    return r ? cannot_set(f, r, use, err) : 0;
+}
+
 /* Set the bytes, then look at those of others: of two that come at once at least one sees the
  * other. On a conflict the new bytes are dropped again. */
 static int take(const struct dr_file *f, int fd, unsigned use, unsigned unshared,
                 struct dr_error *err)
 {
-    int r = set_group(fd, F_RDLCK, USE_BYTE, use);
+    int r = set(f, fd, use, unshared, err);
     if (!r)
-        r = set_group(fd, F_RDLCK, UNSHARED_BYTE, unshared);
-    r = r ? cannot_set(f, r, use, err) : test(f, fd, use, unshared, err);
+        r = test(f, fd, use, unshared, err);
     if (r)
         drop(fd, use, unshared);
     return r;
@@ -158,6 +166,27 @@ static int exchange(struct posix_file *p, int fresh)
     return r < 0 ? -errno : 0;
 }
 
+/* The writer's bytes on the new description. Our own old "not shared" would stop our own "use", so
+ * it goes before the test, but not before the new one stands: another writer who came, wrote and
+ * left in between would be seen by nobody, and what we know of the file would be old. */
+static int take_over(struct posix_file *p, int fd, unsigned use, unsigned unshared,
+                     struct dr_error *err)
+{
+    const struct dr_file *f = &p->base;
+    int r = set(f, fd, use, unshared, err);
+    if (!r) {
+        set_group(p->fd, F_UNLCK, UNSHARED_BYTE, p->unshared);
+        r = test(f, fd, use, unshared, err);
+    }
+    return r;
+}
+
+static void take_back(struct posix_file *p, int fd, unsigned use, unsigned unshared)
+{
+    set_group(p->fd, F_RDLCK, UNSHARED_BYTE, p->unshared);
+    drop(fd, use, unshared);
+}
+
 int posix_upgrade(struct dr_file *f, struct dr_error *err)
 {
     struct posix_file *p = posix_file(f);
@@ -167,20 +196,13 @@ int posix_upgrade(struct dr_file *f, struct dr_error *err)
     CLEANUP_CLOSE int fd = reopen(f, O_RDWR);
     if (fd < 0)
         return dr_fail_errno(err, -fd, "%s: cannot open for writing", f->path);
-    if (locks) {
-        /* Our own "not shared" would stop our own "use". */
-        set_group(p->fd, F_UNLCK, UNSHARED_BYTE, p->unshared);
-        int r = take(f, fd, use, unshared, err);
-        if (r) {
-            set_group(p->fd, F_RDLCK, UNSHARED_BYTE, p->unshared);
-            return r;
-        }
-    }
-    int r = exchange(p, fd);
+    int r = locks ? take_over(p, fd, use, unshared, err) : 0;
+    if (!r && (r = exchange(p, fd)))
+        dr_fail_errno(err, -r, "%s: cannot open for writing", f->path);
     if (r) {
-        drop(fd, use, unshared);
-        set_group(p->fd, F_RDLCK, UNSHARED_BYTE, p->unshared);
-        return dr_fail_errno(err, -r, "%s: cannot open for writing", f->path);
+        if (locks)
+            take_back(p, fd, use, unshared);
+        return r;
     }
     p->use = locks ? use : 0;
     p->unshared = locks ? unshared : 0;

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -286,6 +287,79 @@ static void an_upgrade_follows_the_file_not_its_name(void **state)
     unlink(moved);
 }
 
+/* ------------------------------------------------------------------ at every instant */
+
+static void (*between)(void); /* called after each change of a lock */
+
+/* In the place of the C library's. */
+int fcntl(int fd, int cmd, ...)
+{
+    va_list ap;
+    va_start(ap, cmd);
+    void *arg = va_arg(ap, void *);
+    va_end(ap);
+    int r = (int)syscall(SYS_fcntl, fd, cmd, arg);
+    if (cmd == F_OFD_SETLK && between) {
+        void (*call)(void) = between;
+        between = NULL;
+        call();
+        between = call;
+    }
+    return r;
+}
+
+static int lock_changes, writers_let_in;
+
+static void set_byte(int fd, off_t byte)
+{
+    struct flock fl = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    assert_int_equal(fcntl(fd, F_OFD_SETLK, &fl), 0);
+}
+
+static bool held(int fd, off_t byte)
+{
+    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    assert_int_equal(fcntl(fd, F_OFD_GETLK, &fl), 0);
+    return fl.l_type != F_UNLCK;
+}
+
+/* A writer who takes his bytes, looks, and goes again at once if there is anybody. */
+static void a_writer_comes(void)
+{
+    static const off_t own[] = {100, 101, 103, 201, 203}, others[] = {201, 203, 101, 103};
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    bool refused = false;
+    for (size_t i = 0; i < sizeof(own) / sizeof(own[0]); i++)
+        set_byte(fd, own[i]);
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        refused |= held(fd, others[i]);
+    lock_changes++;
+    writers_let_in += !refused;
+    close(fd);
+}
+
+static void no_writer_gets_between_reader_and_writer(void **state)
+{
+    (void)state;
+    struct other o;
+    struct dr_file *f;
+    lock_changes = writers_let_in = 0;
+    assert_int_equal(dr_file_open(dr_fs_posix(), path, 0, &f, NULL), 0);
+    between = a_writer_comes;
+    assert_int_equal(dr_file_upgrade(f, NULL), 0);
+    assert_int_equal(dr_file_downgrade(f, NULL), 0);
+    between = NULL;
+    assert_true(other_opens(&o, 0));
+    between = a_writer_comes;
+    assert_int_equal(dr_file_upgrade(f, NULL), -EBUSY);
+    between = NULL;
+    other_ends(&o);
+    assert_locks("10000101");
+    assert_true(lock_changes > 10);
+    assert_int_equal(writers_let_in, 0);
+    dr_file_unref(f);
+}
+
 /* ------------------------------------------------------------------ drover and qemu */
 
 static void we_keep_qemu_out(void **state)
@@ -354,6 +428,7 @@ int main(int argc, char **argv)
         T(an_upgrade_fails_while_another_process_reads),
         T(a_writer_over_a_shared_read_is_seen_outside),
         T(an_upgrade_follows_the_file_not_its_name),
+        T(no_writer_gets_between_reader_and_writer),
         T(we_keep_qemu_out),
         T(qemu_keeps_us_out),
     };

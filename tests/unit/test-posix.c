@@ -219,6 +219,51 @@ static void a_link_that_turns_outside_is_not_followed(void **state)
     assert_non_null(strstr(err.text, "secret"));
 }
 
+/* The file is opened; before it can be locked, who had the lock has put another in its place. */
+static int replacements;
+
+static int open_and_be_replaced(struct dr_fs *fs, const char *path, unsigned flags,
+                                struct dr_file **file, struct dr_error *err)
+{
+    char fresh[160];
+    int r = dr_fs_posix()->ops->open(fs, path, flags, file, err);
+    if (r == 0 && replacements-- > 0) {
+        snprintf(fresh, sizeof(fresh), "%s.fresh", path);
+        put_text(fresh, "fresh");
+        if (rename(fresh, path))
+            return -EIO;
+    }
+    return r;
+}
+
+static void what_gets_locked_is_what_the_name_leads_to(void **state)
+{
+    struct place *p = *state;
+    struct dr_fs_ops ops = *p->fs->ops;
+    struct dr_fs race = {.ops = &ops};
+    struct dr_file *f;
+    ops.open = open_and_be_replaced;
+    static const unsigned ways[] = {0, DR_FILE_RDWR, DR_FILE_CREATE | DR_FILE_TRUNCATE};
+    for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+        struct stat st;
+        put_text(p->path, "old");
+        replacements = 2;
+        assert_ok(dr_file_open(&race, p->path, ways[i], &f, &err));
+        assert_int_equal(stat(p->path, &st), 0);
+        assert_int_equal(f->id.ino, st.st_ino);
+        assert_int_equal(dr_file_size(f), ways[i] & DR_FILE_TRUNCATE ? 0 : 5);
+        dr_file_unref(f);
+    }
+    replacements = 1000;
+    assert_fails(dr_file_open(&race, p->path, DR_FILE_RDWR, &f, &err), EBUSY, "being replaced");
+    replacements = 1;
+    unlink(p->path);
+    assert_fails(dr_file_open(&race, p->path, DR_FILE_CREATE, &f, &err), ESTALE, "taken away");
+    replacements = 1; /* who only looks on looks at either */
+    assert_ok(dr_file_open(&race, p->path, DR_FILE_NO_LOCK, &f, &err));
+    dr_file_unref(f);
+}
+
 /* A parent on a medium that nobody can write: its file system knows no flush. */
 static void where_nothing_can_be_flushed_all_is_durable(void **state)
 {
@@ -242,6 +287,7 @@ int main(void)
         T(the_size_is_the_one_behind_the_lock),
         T(where_nothing_can_be_flushed_all_is_durable),
         T(a_link_that_turns_outside_is_not_followed),
+        T(what_gets_locked_is_what_the_name_leads_to),
         T(a_writer_does_not_inherit_the_size_an_onlooker_saw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
