@@ -142,11 +142,34 @@ struct move {
     struct dr_fs *fs;
     const char *dir, *final;
     bool durable;
+    bool no_replace; /* nothing gives way */
+    bool main_new;   /* the main file had no predecessor when this began */
     char **names;
     size_t n, moved;
     bool aside;    /* the old main file has lost its name */
     bool replaced; /* an old extent has given way: there is no way back */
 };
+
+static bool exists(struct dr_fs *fs, const char *path)
+{
+    struct dr_file_id id;
+    return fs->ops->identify(fs, path, &id, NULL) == 0;
+}
+
+/* fresh: nothing had the name; what somebody put there meanwhile is his. */
+static int take_place(const struct move *m, const char *in, const char *out, bool fresh,
+                      struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    if (!fresh)
+        return m->fs->ops->rename(m->fs, in, out, err);
+    int r = m->fs->ops->rename_new(m->fs, in, out, &why);
+    if (r == -EEXIST && !m->no_replace && !exists(m->fs, out)) /* a link that leads nowhere */
+        return m->fs->ops->rename(m->fs, in, out, err);
+    if (r == -EEXIST)
+        return dr_fail(err, EEXIST, "%s: exists by now: somebody else made it meanwhile", out);
+    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
+}
 
 static int move_one(struct move *m, const char *name, bool back, struct dr_error *err)
 {
@@ -155,12 +178,12 @@ static int move_one(struct move *m, const char *name, bool back, struct dr_error
         return dr_fail(err, ENOMEM, "%s: out of memory", m->final);
     if (back)
         return m->fs->ops->rename(m->fs, out, in, err);
-    struct dr_file_id id;
-    bool there = m->fs->ops->identify(m->fs, out, &id, NULL) == 0;
+    bool main = strcmp(name, dr_path_basename(m->final)) == 0;
+    bool there = !m->no_replace && !(main && m->main_new) && exists(m->fs, out);
     if (there)
         take_attrs(m->fs, out, in);
-    int r = m->fs->ops->rename(m->fs, in, out, err);
-    m->replaced |= there && r == 0 && strcmp(name, dr_path_basename(m->final)) != 0;
+    int r = take_place(m, in, out, !there, err);
+    m->replaced |= there && r == 0 && !main;
     return r;
 }
 
@@ -172,12 +195,6 @@ static int sync_places(const struct move *m, struct dr_error *err)
 static bool is_main(const struct move *m, size_t i)
 {
     return strcmp(m->names[i], dr_path_basename(m->final)) == 0;
-}
-
-static bool exists(struct dr_fs *fs, const char *path)
-{
-    struct dr_file_id id;
-    return fs->ops->identify(fs, path, &id, NULL) == 0;
 }
 
 static bool extents_give_way(const struct move *m)
@@ -263,17 +280,17 @@ static int list_new(struct dr_fs *fs, const char *dir, char ***names, size_t *n,
 }
 
 /* *stuck: it failed with old files gone, and the rest must stay for recover to finish. */
-static int move_dir(struct dr_fs *fs, const char *dir, const char *final, bool durable, bool *stuck,
-                    struct dr_error *err)
+static int move_dir(struct move *m, bool *stuck, struct dr_error *err)
 {
-    struct move m = {.fs = fs, .dir = dir, .final = final, .durable = durable};
+    struct dr_fs *fs = m->fs;
+    const char *dir = m->dir;
     *stuck = false;
-    int r = list_new(fs, dir, &m.names, &m.n, err);
+    int r = list_new(fs, dir, &m->names, &m->n, err);
     if (r < 0)
         return r;
-    r = move_all(&m, err);
-    dr_ops_free_names(m.names, m.n);
-    *stuck = r < 0 && m.replaced;
+    r = move_all(m, err);
+    dr_ops_free_names(m->names, m->n);
+    *stuck = r < 0 && m->replaced;
     CLEANUP_FREE char *aside = dr_path_join(dir, ASIDE);
     if (r == 0 && aside && exists(fs, aside))
         fs->ops->unlink(fs, aside, NULL);
@@ -285,8 +302,9 @@ static int move_dir(struct dr_fs *fs, const char *dir, const char *final, bool d
 int dr_new_move_all(struct dr_fs *fs, const char *dir, const char *final, bool durable,
                     struct dr_error *err)
 {
+    struct move m = {.fs = fs, .dir = dir, .final = final, .durable = durable};
     bool stuck;
-    return move_dir(fs, dir, final, durable, &stuck, err);
+    return move_dir(&m, &stuck, err);
 }
 
 int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err)
@@ -438,8 +456,19 @@ static bool may_replace(const struct dr_new_image *n, const struct dr_image *old
 {
     if (n->no_replace)
         return false;
-    return strcmp(name, dr_path_basename(n->final)) == 0 || is_part_of(old, id) ||
-           is_left_by_us(n, name);
+    if (strcmp(name, dr_path_basename(n->final)) == 0)
+        return n->old && dr_ops_same_id(n->old->id, id);
+    return is_part_of(old, id) || is_left_by_us(n, name);
+}
+
+static int refuse_place(const struct dr_new_image *n, const char *name, const char *to,
+                        struct dr_error *err)
+{
+    if (strcmp(name, dr_path_basename(n->final)) != 0)
+        return dr_fail(err, EEXIST, "%s: exists already and is no part of %s", to, n->final);
+    if (n->old)
+        return dr_fail(err, ESTALE, "%s: was replaced by somebody else meanwhile", to);
+    return dr_fail(err, EEXIST, "%s: exists by now: somebody else made it meanwhile", to);
 }
 
 int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err)
@@ -456,7 +485,7 @@ int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err)
         if (!to || n->fs->ops->identify(n->fs, to, &id, NULL) < 0)
             continue;
         if (!may_replace(n, image, names[i], id))
-            r = dr_fail(err, EEXIST, "%s: exists already and is no part of %s", to, n->final);
+            r = refuse_place(n, names[i], to, err);
     }
     dr_ops_free_names(names, count);
     return r;
@@ -464,10 +493,16 @@ int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err)
 
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
 {
+    struct move m = {.fs = n->fs,
+                     .dir = n->dir,
+                     .final = n->final,
+                     .durable = n->durable,
+                     .no_replace = n->no_replace,
+                     .main_new = !n->old};
     bool stuck = false;
     int r = dr_new_check_places(n, err);
     if (r == 0)
-        r = move_dir(n->fs, n->dir, n->final, n->durable, &stuck, err);
+        r = move_dir(&m, &stuck, err);
     if (stuck)
         dr_prefix(err, "%s: is complete but only half in its place, `drover recover %s` goes on",
                   n->final, n->final);

@@ -237,6 +237,43 @@ static void failure_keeps_the_old_target_and_leaves_nothing(void **state)
     free(after);
 }
 
+/* While it was being copied another file got the name: not ours to replace. */
+static int replaced_by_another(void *user, uint64_t done, uint64_t total)
+{
+    struct dr_fs *fs = user;
+    (void)done;
+    (void)total;
+    if (exists(fs, "theirs.vmdk"))
+        ok(fs->ops->rename(fs, "theirs.vmdk", "out.vmdk", &err));
+    return 0;
+}
+
+static void target_that_changed_hands_is_left_alone(void **state)
+{
+    struct dr_fs *fs = *state;
+    const char *from = "src.vmdk";
+    struct dr_convert_options o = {.out_format = "vmdk", .sparse_size = 4096};
+    struct dr_job job = {.progress = replaced_by_another, .user = fs};
+    size_t len, again;
+    make(fs, "src.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "src.vmdk", 0, MiB, 0x11);
+    for (int there = 0; there < 2; there++) {
+        make(fs, "theirs.vmdk", "vmdk", MiB, NULL);
+        if (there)
+            make(fs, "out.vmdk", "vmdk", MiB, NULL);
+        uint8_t *want = file_bytes(fs, "theirs.vmdk", &len);
+        refused(dr_convert_fs(fs, &from, 1, "out.vmdk", &o, &job, &err), there ? ESTALE : EEXIST,
+                there ? "out.vmdk: was replaced" : "out.vmdk: exists by now");
+        uint8_t *have = file_bytes(fs, "out.vmdk", &again);
+        assert_int_equal(len, again);
+        assert_memory_equal(have, want, len);
+        free(have);
+        free(want);
+        assert_int_equal(count_files(fs), 2);
+        ok(fs->ops->unlink(fs, "out.vmdk", &err));
+    }
+}
+
 static void target_in_use_is_refused(void **state)
 {
     struct dr_fs *fs = *state;
@@ -537,6 +574,7 @@ int main(void)
         ops_test(sparse_zero_means_all_is_written),
         ops_test(several_sources_follow_each_other),
         ops_test(failure_keeps_the_old_target_and_leaves_nothing),
+        ops_test(target_that_changed_hands_is_left_alone),
         ops_test(target_in_use_is_refused),
         ops_test(into_an_existing_target_old_bytes_are_gone),
         ops_test(backing_of_the_target_keeps_what_is_the_same),

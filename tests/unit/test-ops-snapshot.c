@@ -92,6 +92,71 @@ static void given_names_never_clobber(void **state)
     refused(dr_snapshot_create_fs(fs, "flat.img", NULL, NULL, &active, &err), ENOTSUP, "snapshots");
 }
 
+/* Somebody makes a file of the name in the last moment. */
+static const char *last_moment;
+
+static void intrude(const char *to)
+{
+    if (!last_moment || strcmp(to, last_moment) != 0)
+        return;
+    FILE *f = fopen(to, "w");
+    assert_non_null(f);
+    assert_int_equal(fprintf(f, "theirs"), 6);
+    fclose(f);
+}
+
+static int late_rename(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err)
+{
+    intrude(to);
+    return dr_fs_posix()->ops->rename(fs, from, to, err);
+}
+
+static int late_rename_new(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err)
+{
+    intrude(to);
+    return dr_fs_posix()->ops->rename_new(fs, from, to, err);
+}
+
+static void expect_theirs(struct dr_fs *fs, const char *path, size_t files)
+{
+    size_t len;
+    uint8_t *bytes = file_bytes(fs, path, &len);
+    assert_int_equal(len, 6);
+    assert_memory_equal(bytes, "theirs", 6);
+    free(bytes);
+    assert_int_equal(count_files(fs), files); /* and nothing half made is left */
+    ok(fs->ops->unlink(fs, path, &err));
+}
+
+static void what_somebody_made_meanwhile_is_his(void **state)
+{
+    (void)state;
+    struct dr_fs_ops ops = *dr_fs_posix()->ops;
+    struct dr_fs race = {.ops = &ops}, *fs = &race;
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_create_options o = {
+        .format = "vmdk", .size = SIZE, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    char *active = NULL;
+    ok(dr_create_fs(fs, "disk.vmdk", &o, &err)); /* two files */
+    ops.rename = late_rename;
+    ops.rename_new = late_rename_new;
+    last_moment = "s.vmdk";
+    refused(dr_snapshot_create_fs(fs, "disk.vmdk", "s.vmdk", NULL, &active, &err), EEXIST,
+            "s.vmdk: exists by now");
+    expect_theirs(fs, "s.vmdk", 3);
+    last_moment = "s-s001.vmdk";
+    refused(dr_snapshot_create_fs(fs, "disk.vmdk", "s.vmdk", NULL, &active, &err), EEXIST,
+            "s-s001.vmdk: exists by now");
+    expect_theirs(fs, "s-s001.vmdk", 3);
+    last_moment = "new.vmdk";
+    refused(dr_create_fs(fs, "new.vmdk", &o, &err), EEXIST, "new.vmdk: exists by now");
+    expect_theirs(fs, "new.vmdk", 3);
+    last_moment = NULL;
+    assert_int_equal(symlink("nowhere", "link.vmdk"), 0); /* nothing of anybody's is lost there */
+    ok(dr_create_fs(fs, "link.vmdk", &o, &err));
+    assert_true(exists(fs, "link.vmdk"));
+}
+
 static void child_of_a_split_disk_is_split(void **state)
 {
     struct dr_fs *fs = *state;
@@ -388,6 +453,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         both(names_are_as_vmware_gives_them),
         both(given_names_never_clobber),
+        cmocka_unit_test_setup_teardown(what_somebody_made_meanwhile_is_his, system_dir,
+                                        remove_system_dir),
         both(child_of_a_split_disk_is_split),
         both(disk_in_use_is_not_frozen),
         both(tree_has_the_family_and_nobody_else),
