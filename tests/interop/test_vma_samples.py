@@ -25,9 +25,8 @@ def expected():
 
 
 EXPECTED = expected()
-if not EXPECTED:
-    pytest.skip('no EXPECTED.md5 in DROVER_SAMPLES/vma', allow_module_level=True)
-FILES = sorted(name for name in os.listdir(WHERE) if any(name.startswith(archive) for archive in EXPECTED))
+FILES = sorted(name for name in os.listdir(WHERE) if any(name.startswith(archive) for archive in EXPECTED)) if EXPECTED else ['none']
+pytestmark = pytest.mark.skipif(not EXPECTED, reason='no EXPECTED.md5 in DROVER_SAMPLES/vma')
 
 
 def items(name):
@@ -73,7 +72,7 @@ def test_what_it_holds(name, vma, tmp_path):
         assert f'name: {item}\n' in text if is_config(item) else f'devname: {item}\n' in text or 'VMSTATE: ' in text
 
 
-@pytest.mark.parametrize('name', [name for name in FILES if name.endswith('.vma')])
+@pytest.mark.parametrize('name', [name for name in FILES if name.endswith('.vma')] or ['none'])
 def test_its_disks_are_images(name, tmp_path):
     for item, wanted in items(name).items():
         if is_config(item) or item == 'vmstate':
@@ -87,7 +86,7 @@ def test_its_disks_are_images(name, tmp_path):
 def sample(name):
     path = os.path.join(WHERE, name)
     if not os.path.exists(path):
-        pytest.skip(f'no {name}')
+        pytest.skip(f'no {name} in DROVER_SAMPLES/vma')
     return path
 
 
