@@ -128,3 +128,11 @@ int dr_chain_flush(struct dr_chain *chain, size_t at, struct dr_error *err)
     }
     return result;
 }
+
+int dr_chain_harden(struct dr_chain *chain, size_t first, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t i = chain->n; r == 0 && i-- > first;)
+        r = dr_image_harden(chain->images[i], err);
+    return r;
+}

@@ -211,6 +211,8 @@ int dr_chain_write_coded(struct dr_chain *chain, size_t at, const void *coded, u
 /* images[at] gets this size; what is new reads as zeros, whatever lies below. The caller is its
  * only user. -ENOTSUP. */
 int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_error *err);
+/* dr_image_harden for images[first..]: before something durable relies on what they show. */
+int dr_chain_harden(struct dr_chain *chain, size_t first, struct dr_error *err);
 /* Every dirty image of images[at..], deepest first. */
 int dr_chain_flush(struct dr_chain *chain, size_t at, struct dr_error *err);
 

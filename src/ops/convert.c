@@ -223,6 +223,11 @@ static int copy_with_backing(struct convert *c, struct dr_error *err)
     struct dr_chain *src = c->sources[0]->chain, *dst = c->out->chain;
     if (c->n > 1)
         return dr_fail(err, EINVAL, "%s: a backing file goes with one source only", c->target);
+    if (!c->o->unsafe_target) { /* what is left out must be there for good */
+        int r = dr_chain_harden(c->backing->chain, 0, err);
+        if (r < 0)
+            return r;
+    }
     size_t k = member_of(src, c->backing->chain->images[0]);
     if (k > 0 && k < src->n)
         return copy_above(c, src, dst, k, err);

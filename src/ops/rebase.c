@@ -469,6 +469,8 @@ static int reopen(struct rebase *rb, struct dr_error *err)
 static int switch_parent(struct rebase *rb, struct dr_error *err)
 {
     int r = dr_chain_flush(rb->disk->chain, 0, err);
+    if (r == 0 && rb->above) /* whoever wrote the new parents may have left them in memory */
+        r = dr_chain_harden(rb->above, rb->above_first, err);
     if (r == 0)
         r = set_backing(rb, 0, err);
     if (r == 0)

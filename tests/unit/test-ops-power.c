@@ -144,12 +144,79 @@ static void a_cut_after_a_kill_does_not_change_the_view(void **state)
     kill_and_cut_each(operations, N_OPERATIONS);
 }
 
+/* ------------------------------------------------------------------ what others left in memory */
+
+/* Another program wrote to the new parent's parent and did not wait for the disk. */
+static void write_and_leave(struct dr_fs *fs)
+{
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_FLUSH};
+    struct dr_disk *disk = NULL;
+    uint8_t bytes[64 * KiB];
+    memset(bytes, 0x23, sizeof(bytes)); /* as mid has it */
+    ok(dr_open_fs(fs, "b.vmdk", &o, &disk, &err));
+    ok(dr_pwrite(disk, bytes, 512 * KiB, sizeof(bytes), 0, &err));
+    ok(dr_close(disk, &err));
+}
+
+static void with_another_pair(struct dr_fs *fs)
+{
+    family(fs, false);
+    make_image(fs, "b2.vmdk", "b.vmdk", false);
+}
+
+static int rebase_onto_that(struct dr_fs *fs, struct dr_error *err)
+{
+    struct dr_rebase_options o = {.backing = "b2.vmdk", .backing_format = "vmdk"};
+    write_and_leave(fs);
+    return dr_rebase_fs(fs, "top.vmdk", &o, NULL, err);
+}
+
+/* Over the twin, which has the same view. */
+static int convert_onto_that(struct dr_fs *fs, struct dr_error *err)
+{
+    const char *from = "top.vmdk";
+    struct dr_convert_options o = {
+        .out_format = "vmdk", .sparse_size = 4096, .backing = "b2.vmdk", .backing_format = "vmdk"};
+    write_and_leave(fs);
+    return dr_convert_fs(fs, &from, 1, "twin.vmdk", &o, NULL, err);
+}
+
+/* No reruns: the other program does not come again. */
+static void new_parents_are_durable_before_anything_relies_on_them(void **state)
+{
+    (void)state;
+    static const struct operation ops[] = {
+        {"rebase", "top.vmdk", rebase_onto_that, with_another_pair, NULL},
+        {"convert", "twin.vmdk", convert_onto_that, with_another_pair, NULL},
+    };
+    for (size_t k = 0; k < sizeof(ops) / sizeof(ops[0]); k++) {
+        struct powerfs *p = powerfs_new();
+        struct dr_fs *fs = powerfs_fs(p);
+        uint64_t size;
+        current = &ops[k];
+        current->family(fs);
+        uint8_t *want = view(fs, current->top, &size);
+        powerfs_settle(p);
+        ok(current->run(fs, &err));
+        for (size_t i = 0; i <= powerfs_ops(p); i++)
+            for (int mode = 0; mode < POWERFS_ALL_BUT_ONE; mode++) {
+                struct dr_fs *disk = powerfs_cut(p, i, (enum powerfs_mode)mode, 0);
+                snprintf(where, sizeof(where), "%zu mode %d", i, mode);
+                assert_true(look(disk, want, false, false, true));
+                dr_fs_memory_free(disk);
+            }
+        free(want);
+        powerfs_free(p);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_cut_changes_the_view),
         cmocka_unit_test(missing_flush_is_caught),
         cmocka_unit_test(a_cut_after_a_kill_does_not_change_the_view),
+        cmocka_unit_test(new_parents_are_durable_before_anything_relies_on_them),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
