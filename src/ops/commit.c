@@ -78,11 +78,8 @@ static char *list_siblings(const struct commit *c, const struct dr_scan *scan)
 static int scan_dirs(const struct commit *c, struct dr_scan *scan, struct dr_error *err)
 {
     int r = 0;
-    for (size_t i = 0; i <= c->base && r == 0; i++) {
-        CLEANUP_FREE char *dir = dr_path_dirname(c->chain->images[i]->path);
-        r = dir ? dr_scan_dir(scan, c->fs, dir, &c->o->open, err)
-                : dr_fail(err, ENOMEM, "%s: out of memory", c->path);
-    }
+    for (size_t i = 0; i <= c->base && r == 0; i++)
+        r = dr_scan_beside(scan, c->fs, c->chain->images[i]->path, &c->o->open, err);
     return r;
 }
 
@@ -180,7 +177,7 @@ static void transfer_init(const struct commit *c, struct dr_transfer *t)
 static int check_space(const struct commit *c, struct dr_error *err)
 {
     struct dr_walk above, own;
-    uint64_t need = 0, room = dr_ops_free_space(c->fs, image_p(c)->path);
+    uint64_t need = 0, room = dr_ops_image_space(image_p(c));
     dr_walk_init(&above, c->chain, 0, c->base, c->size);
     dr_walk_init(&own, c->chain, c->base, c->base + 1, c->size);
     for (uint64_t off = 0, end; off < above.size; off = end) {

@@ -115,6 +115,9 @@ int dr_scan_dir(struct dr_scan *s, struct dr_fs *fs, const char *dir,
 int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
                  const struct dr_open_options *options, struct dr_error *err);
 void dr_scan_free(struct dr_scan *s);
+/* Add the files beside path and, if it leads elsewhere by links, those beside the file itself. */
+int dr_scan_beside(struct dr_scan *s, struct dr_fs *fs, const char *path,
+                   const struct dr_open_options *options, struct dr_error *err);
 /* The entry of this file, or n. */
 size_t dr_scan_find(const struct dr_scan *s, struct dr_file_id id);
 /* Not opened to look on: raw, or a file of several disks none of which is named. */
@@ -144,8 +147,10 @@ unsigned dr_ops_file_flags(unsigned open_flags);
 /* Malloc'ed list of names in a directory, sorted; free with dr_ops_free_names. */
 int dr_ops_list(struct dr_fs *fs, const char *dir, char ***names, size_t *n, struct dr_error *err);
 void dr_ops_free_names(char **names, size_t n);
-/* Bytes free next to path; UINT64_MAX when that is not known. */
+/* Bytes free at path; UINT64_MAX when that is not known. */
 uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path);
+/* The same where the image keeps its data. */
+uint64_t dr_ops_image_space(const struct dr_image *image);
 /* Bytes that the image's files take in the file system. */
 int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *err);
 /* Where the image's recorded backing is, malloc'ed; -ENOENT with *path NULL: it has none or it is

@@ -109,11 +109,10 @@ static char *list_children(const struct retire *rt, const struct dr_scan *scan)
 static int check_children(const struct retire *rt, struct dr_error *err)
 {
     struct dr_scan scan = {0};
-    CLEANUP_FREE char *dir = dr_path_dirname(rt->path);
-    int r = dir ? dr_scan_dir(&scan, rt->fs, dir, &rt->o->open, err) : -ENOMEM;
+    int r = dr_scan_beside(&scan, rt->fs, rt->path, &rt->o->open, err);
     CLEANUP_FREE char *list = r == 0 ? list_children(rt, &scan) : NULL;
     dr_scan_free(&scan);
-    if (r < 0 && r != -ENOMEM)
+    if (r < 0)
         return r;
     if (!list)
         return dr_fail(err, ENOMEM, "%s: out of memory", rt->path);
@@ -165,22 +164,37 @@ static bool exists(struct dr_fs *fs, const char *path)
     return fs->ops->identify(fs, path, &id, NULL) == 0;
 }
 
-static int put_away(const struct retire *rt, struct dr_error *err)
+static int put_away(const struct retire *rt, const char *path, struct dr_error *err)
 {
-    CLEANUP_FREE char *done = done_name(rt->path);
+    CLEANUP_FREE char *done = done_name(path);
     if (!done)
-        return dr_fail(err, ENOMEM, "%s: out of memory", rt->path);
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
     if (exists(rt->fs, done))
         return dr_fail(err, EEXIST, "%s: exists already: %s cannot be kept under that name", done,
-                       rt->path);
-    return rt->fs->ops->rename(rt->fs, rt->path, done, err);
+                       path);
+    return rt->fs->ops->rename(rt->fs, path, done, err);
+}
+
+/* The name with links followed: to take a link away would leave the metadata where it is. */
+static int real_name(const struct retire *rt, char **real, struct dr_error *err)
+{
+    struct dr_file_id id;
+    int r = rt->fs->ops->realpath(rt->fs, rt->path, real, err);
+    if (r == 0)
+        r = rt->fs->ops->identify(rt->fs, *real, &id, err);
+    if (r < 0 || dr_ops_same_id(id, image_of(rt)->files[0]->id))
+        return r;
+    return dr_fail(err, ESTALE, "%s: was replaced by somebody else meanwhile", rt->path);
 }
 
 static int remove_metadata(const struct retire *rt, struct dr_error *err)
 {
-    int r = rt->o->keep ? put_away(rt, err) : rt->fs->ops->unlink(rt->fs, rt->path, err);
+    CLEANUP_FREE char *real = NULL;
+    int r = real_name(rt, &real, err);
+    if (r == 0)
+        r = rt->o->keep ? put_away(rt, real, err) : rt->fs->ops->unlink(rt->fs, real, err);
     if (r == 0 && !(rt->o->open.flags & DR_OPEN_NO_FLUSH))
-        r = rt->fs->ops->sync_dir(rt->fs, rt->path, err);
+        r = rt->fs->ops->sync_dir(rt->fs, real, err);
     return r;
 }
 

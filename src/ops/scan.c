@@ -100,3 +100,33 @@ int dr_scan_dir(struct dr_scan *s, struct dr_fs *fs, const char *dir,
         dr_ops_free_names(names, n);
     return r;
 }
+
+/* *dir: where the file is in truth, links followed; NULL = where path says, or not known. */
+static int elsewhere(struct dr_fs *fs, const char *path, const char *here, char **dir,
+                     struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL, *real_here = NULL;
+    *dir = NULL;
+    if (fs->ops->realpath(fs, path, &real, NULL) < 0 ||
+        fs->ops->realpath(fs, here, &real_here, NULL) < 0)
+        return 0;
+    CLEANUP_FREE char *there = dr_path_dirname(real);
+    if (!there)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    if (strcmp(there, real_here) != 0)
+        *dir = DR_STEAL(there);
+    return 0;
+}
+
+int dr_scan_beside(struct dr_scan *s, struct dr_fs *fs, const char *path,
+                   const struct dr_open_options *options, struct dr_error *err)
+{
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    CLEANUP_FREE char *other = NULL;
+    if (!dir)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    int r = dr_scan_dir(s, fs, dir, options, err);
+    if (r == 0)
+        r = elsewhere(fs, path, dir, &other, err);
+    return r == 0 && other ? dr_scan_dir(s, fs, other, options, err) : r;
+}

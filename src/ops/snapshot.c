@@ -138,7 +138,10 @@ int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
     where = dr_path_sibling(path, chosen);
     if (!where)
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    r = dr_new_begin(&fresh, fs, where, true, flags, err);
+    /* by a link the disk may be where the child could not open it */
+    r = dr_gate_check(fs, where, image->path, options, err);
+    if (r == 0)
+        r = dr_new_begin(&fresh, fs, where, true, flags, err);
     if (r == 0)
         r = make_child(&fresh, image, flags, err);
     /* whoever used the disk goes on with the child; a parent that may only be read says nothing */

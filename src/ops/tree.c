@@ -24,10 +24,7 @@ static int look_around(struct tree *t, const char *path, struct dr_error *err)
         r = dr_scan_file(&t->scan, t->fs, path, t->options, err);
     if (r < 0)
         return r;
-    CLEANUP_FREE char *dir = dr_path_dirname(path);
-    if (!dir)
-        return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    r = dr_scan_dir(&t->scan, t->fs, dir, t->options, err);
+    r = dr_scan_beside(&t->scan, t->fs, path, t->options, err);
     t->asked = dr_scan_find(&t->scan, id);
     if (r == 0 && t->asked == t->scan.n)
         return dr_fail(err, EINVAL, "%s: is not a file that can be read", path);

@@ -124,6 +124,13 @@ uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path)
     return bytes;
 }
 
+/* An image with a file for its metadata has its data in the last one. A device has its space. */
+uint64_t dr_ops_image_space(const struct dr_image *image)
+{
+    const struct dr_file *file = image->files[image->n_files - 1];
+    return file->block_device ? UINT64_MAX : dr_ops_free_space(image->fs, file->path);
+}
+
 int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *err)
 {
     *bytes = 0;

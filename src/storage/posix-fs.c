@@ -320,7 +320,8 @@ static int posix_free_space(struct dr_fs *fs, const char *path, uint64_t *bytes,
     CLEANUP_FREE char *dir = dr_path_dirname(path);
     if (!dir)
         return dr_fail_errno(err, ENOMEM, "%s: cannot get the free space", path);
-    if (statvfs(dir, &st))
+    /* What is there may be a link to a file somewhere else, or have a mount of its own. */
+    if (statvfs(path, &st) && statvfs(dir, &st))
         return dr_fail_errno(err, errno, "%s: cannot get the free space", dir);
     if (__builtin_mul_overflow((uint64_t)st.f_bavail, (uint64_t)st.f_frsize, bytes))
         *bytes = UINT64_MAX;

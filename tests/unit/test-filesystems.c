@@ -221,7 +221,15 @@ static void run_full(const struct volume *v)
     uint8_t *buf = malloc(MIB);
     uint64_t space, written = 0;
     memset(buf, 7, MIB);
+    uint64_t by_link;
+    char link[120];
+    snprintf(link, sizeof(link), "%s.link", dir); /* on another file system */
     assert_ok(dr_fs_posix()->ops->free_space(dr_fs_posix(), a_path, &space, &err));
+    assert_int_equal(symlink(a_path, link), 0);
+    int by = dr_fs_posix()->ops->free_space(dr_fs_posix(), link, &by_link, NULL);
+    assert_int_equal(unlink(link), 0);
+    assert_int_equal(by, 0);
+    assert_int_equal(by_link, space);
     int r;
     while ((r = dr_file_pwrite(f, buf, written, MIB, &why)) == 0) {
         written += MIB;

@@ -84,6 +84,39 @@ static int little_space(struct dr_fs *fs, const char *path, uint64_t *bytes, str
     return 0;
 }
 
+/* Only metadata are kept where there is no room. */
+static int little_for_metadata(struct dr_fs *fs, const char *path, uint64_t *bytes,
+                               struct dr_error *err)
+{
+    (void)fs;
+    (void)err;
+    *bytes = strstr(path, ".raw") ? 100 * MiB : KiB;
+    return 0;
+}
+
+static void space_counts_where_the_data_is_kept(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_fs_ops *full = fs->ops;
+    struct dr_fs_ops ops = *full;
+    struct dr_create_options over = {
+        .format = "add-cow", .backing = "a.raw", .backing_format = "raw"};
+    make(fs, "a.raw", "raw", MiB, NULL);
+    put(fs, "a.raw", 0, MiB, 0x11);
+    ok(dr_create_fs(fs, "p.add-cow", &over, &err));
+    over.backing = "p.add-cow";
+    over.backing_format = "add-cow";
+    ok(dr_create_fs(fs, "c.add-cow", &over, &err));
+    put(fs, "c.add-cow", 0, MiB, 0x22);
+    ops.free_space = little_for_metadata;
+    fs->ops = &ops;
+    struct dr_rebase_options r = {.backing = ""};
+    ok(dr_rebase_fs(fs, "p.add-cow", &r, NULL, &err));
+    struct dr_commit_options c = {0};
+    ok(dr_commit_fs(fs, "c.add-cow", &c, NULL, &err));
+    fs->ops = full;
+}
+
 static void note_message(void *user, const char *text)
 {
     if (strstr(text, "free"))
@@ -569,6 +602,7 @@ int main(void)
         ops_test(a_split_image_that_is_replaced_is_old_or_new_or_not_there),
         ops_test(files_of_others_are_not_taken_for_extents),
         ops_test(space_is_looked_at_before_copying),
+        ops_test(space_counts_where_the_data_is_kept),
         ops_test(odd_sizes_are_rounded_up_to_sectors),
         ops_test(written_zeros_become_holes),
         ops_test(sparse_zero_means_all_is_written),
