@@ -31,12 +31,13 @@ static void say(struct recover *rc, const char *fmt, ...)
 
 /* ------------------------------------------------------------------ leftovers in the directory */
 
-/* Is somebody still at work on it? */
+/* Is somebody still at work on it? Where that cannot be told it counts as yes. */
 static bool in_use(struct recover *rc, const char *path)
 {
     CLEANUP_FILE struct dr_file *file = NULL;
-    int r = dr_file_open(rc->fs, path, DR_FILE_RDWR, &file, NULL);
-    return r == -EAGAIN || r == -EBUSY;
+    unsigned flags = rc->options.flags & DR_OPEN_NO_LOCK ? DR_FILE_NO_LOCK : 0;
+    int r = dr_file_open(rc->fs, path, DR_FILE_RDWR | flags, &file, NULL);
+    return r < 0 && r != -ENOENT;
 }
 
 static int temporary_file(struct recover *rc, const char *path, struct dr_error *err)

@@ -276,6 +276,8 @@ static void copy_labels(int from, int to)
             copy_xattr(from, to, p);
 }
 
+#define ACL "system.posix_acl_access"
+
 /* Bits that would give rights to another owner or group than they were meant for go. */
 static mode_t narrowed_mode(const struct stat *want, const struct stat *have)
 {
@@ -300,10 +302,11 @@ static int posix_copy_attrs(struct dr_fs *fs, struct dr_file *from, struct dr_fi
     /* What may not be set is left; the mode makes up for it. */
     if (fchown(out, want.st_uid, want.st_gid))
         (void)!fchown(out, (uid_t)-1, want.st_gid);
+    (void)!fremovexattr(out, ACL); /* what the directory gives to new files is not from's */
     if (fstat(out, &have) || fchmod(out, narrowed_mode(&want, &have)))
         return dr_fail_errno(err, errno, "%s: cannot set the mode", to->path);
     if (have.st_gid == want.st_gid)
-        copy_xattr(in, out, "system.posix_acl_access");
+        copy_xattr(in, out, ACL);
     copy_labels(in, out);
     posix_file(to)->inode_dirty = true;
     to->dirty = true;

@@ -350,6 +350,35 @@ static void half_moved_image_that_was_made_again_is_forgotten(void **state)
     assert_int_equal(count_files(fs), 2);
 }
 
+/* A file system that has no locks. */
+static int open_without_locks(struct dr_fs *fs, const char *path, unsigned flags,
+                              struct dr_file **file, struct dr_error *err)
+{
+    if ((flags & DR_FILE_RDWR) && !(flags & DR_FILE_NO_LOCK))
+        return dr_fail(err, ENOLCK, "%s: no locks here", path);
+    return dr_fs_posix()->ops->open(fs, path, flags, file, err);
+}
+
+static void what_may_be_in_use_is_left_alone(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_fs_ops ops = *fs->ops;
+    struct dr_fs blind = {.ops = &ops};
+    struct dr_open_options unlocked = {.flags = DR_OPEN_NO_LOCK};
+    unsigned found;
+    ops.open = open_without_locks;
+    make(fs, "disk.vmdk", "vmdk", MiB, NULL);
+    make(fs, ".disk.vmdk.drover-abc123", "raw", KiB, NULL);
+    ok(fs->ops->mkdir(fs, ".disk.vmdk.drover.new-abc123", &err));
+    make(fs, ".disk.vmdk.drover.new-abc123/disk.vmdk", "vmdk", MiB, NULL);
+    ok(dr_recover_fs(&blind, "disk.vmdk", NULL, false, NULL, NULL, &found, &err));
+    assert_int_equal(found, 0);
+    assert_int_equal(count_files(fs), 3);
+    ok(dr_recover_fs(&blind, "disk.vmdk", &unlocked, false, NULL, NULL, &found, &err));
+    assert_int_equal(found, 2);
+    assert_int_equal(count_files(fs), 1);
+}
+
 static void making_an_image_again_removes_what_was_left_of_it(void **state)
 {
     struct dr_fs *fs = *state;
@@ -464,6 +493,8 @@ int main(void)
         both(half_moved_image_is_moved_to_the_end),
         both(half_moved_image_that_was_made_again_is_forgotten),
         both(work_under_way_is_left_alone),
+        cmocka_unit_test_setup_teardown(what_may_be_in_use_is_left_alone, system_dir,
+                                        remove_system_dir),
         both(making_an_image_again_removes_what_was_left_of_it),
         both(unclean_image_is_mended),
         cmocka_unit_test_setup_teardown(child_has_the_mode_of_its_parent, system_dir,

@@ -167,6 +167,37 @@ static void a_writer_does_not_inherit_the_size_an_onlooker_saw(void **state)
     dr_file_unref(looks);
 }
 
+/* The directory lets a stranger read whatever is made in it. */
+static void what_a_directory_gives_to_new_files_is_not_taken_over(void **state)
+{
+    struct place *p = *state;
+    struct {
+        uint32_t version;
+        struct {
+            uint16_t tag, perm;
+            uint32_t id;
+        } e[5];
+    } acl = {2, {{1, 6, ~0u}, {2, 6, 65534}, {4, 5, ~0u}, {16, 7, ~0u}, {32, 5, ~0u}}};
+    char buf[256];
+    struct stat st;
+    struct dr_file *old = open_ok(p, p->path, DR_FILE_CREATE);
+    assert_int_equal(chmod(p->path, 0640), 0);
+    if (setxattr(p->dir, "system.posix_acl_default", &acl, sizeof(acl), 0)) {
+        print_message("no access lists here\n");
+        dr_file_unref(old);
+        return;
+    }
+    struct dr_file *fresh = open_ok(p, p->other, DR_FILE_CREATE | DR_FILE_PRIVATE);
+    assert_true(getxattr(p->other, "system.posix_acl_access", buf, sizeof(buf)) > 0);
+    assert_ok(p->fs->ops->copy_attrs(p->fs, old, fresh, &err));
+    assert_true(getxattr(p->other, "system.posix_acl_access", buf, sizeof(buf)) < 0);
+    assert_int_equal(stat(p->other, &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0640);
+    assert_ok(p->fs->ops->copy_attrs(p->fs, fresh, old, &err)); /* to one that has none either */
+    dr_file_unref(old);
+    dr_file_unref(fresh);
+}
+
 /* ------------------------------------------------------------------ names that turn */
 
 static char turn_link[128], turn_to[128];
@@ -284,6 +315,7 @@ int main(void)
         T(attributes_are_taken_over),
         T(label_and_list_are_taken_over),
         T(rights_never_get_wider_for_want_of_privilege),
+        T(what_a_directory_gives_to_new_files_is_not_taken_over),
         T(the_size_is_the_one_behind_the_lock),
         T(where_nothing_can_be_flushed_all_is_durable),
         T(a_link_that_turns_outside_is_not_followed),
