@@ -216,6 +216,24 @@ static void interrupted_between_the_ids_reads_the_same_and_goes_on(void **state)
     free(want);
 }
 
+/* Nobody says that the commit is done again first. */
+static void interrupted_between_the_ids_goes_on_with_other_work(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    family(fs);
+    tell_only_the_parent(fs, "mid.vmdk", "top.vmdk");
+    put(fs, "top.vmdk", MiB, 64 * KiB, 0x44);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    assert_int_equal(want[MiB], 0x44);
+    tell_only_the_parent(fs, "a.vmdk", "mid.vmdk");
+    same_view(fs, "top.vmdk", want, size);
+    ok(commit(fs, "top.vmdk", NULL, false, &err)); /* mid gets a new id by that */
+    same_view(fs, "top.vmdk", want, size);
+    same_view(fs, "mid.vmdk", want, size);
+    free(want);
+}
+
 static void count_lines(void *user, const char *line)
 {
     (void)line;
@@ -346,6 +364,7 @@ int main(void)
         ops_test(longer_base_keeps_its_tail),
         ops_test(shorter_middle_image_commits_its_zeros),
         ops_test(interrupted_between_the_ids_reads_the_same_and_goes_on),
+        ops_test(interrupted_between_the_ids_goes_on_with_other_work),
         ops_test(recover_repairs_an_interrupted_commit),
         ops_test(stopped_commit_reads_the_same_and_goes_on),
         ops_test(any_commit_keeps_any_view),

@@ -167,6 +167,7 @@ static int remember(struct dr_image *image, const char *name, uint32_t id, struc
     image->backing_name = DR_STEAL(copy);
     image->backing_format = DR_STEAL(format);
     vmdk_of(image)->parent_cid = id;
+    vmdk_of(image)->parent_moved = false;
     return 0;
 }
 

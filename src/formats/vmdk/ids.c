@@ -45,6 +45,13 @@ int vmdk_mark(struct dr_image *image, struct vmdk_extent *e, bool unclean, bool 
     return r;
 }
 
+static int edit_parent_id(struct vmdk_desc *d, uint32_t id, struct dr_error *err)
+{
+    char text[9];
+    snprintf(text, sizeof(text), "%08x", id);
+    return vmdk_desc_set(d, "parentCID", text, false, "CID", err);
+}
+
 static int store_cid(struct dr_image *image, uint32_t cid, struct dr_error *err)
 {
     struct vmdk_state *s = vmdk_of(image);
@@ -53,6 +60,8 @@ static int store_cid(struct dr_image *image, uint32_t cid, struct dr_error *err)
     if (r < 0)
         return r;
     r = vmdk_desc_set_cid(&d, cid, err);
+    if (r == 0 && s->parent_moved)
+        r = edit_parent_id(&d, s->parent_now, err);
     if (r == 0)
         r = vmdk_store(image, &d, VMDK_STORE_ANY_MIX, err);
     vmdk_desc_free(&d);
@@ -60,6 +69,9 @@ static int store_cid(struct dr_image *image, uint32_t cid, struct dr_error *err)
         return r;
     s->cid = cid;
     s->cid_changed = true;
+    if (s->parent_moved)
+        s->parent_cid = s->parent_now;
+    s->parent_moved = false;
     return 0;
 }
 
@@ -164,18 +176,18 @@ int vmdk_set_id(struct dr_image *image, uint32_t id, struct dr_error *err)
 int vmdk_set_parent_id(struct dr_image *image, uint32_t id, struct dr_error *err)
 {
     struct vmdk_desc d;
-    char text[9];
-    snprintf(text, sizeof(text), "%08x", id);
     int r = vmdk_desc_copy(image, &d, err);
     if (r < 0)
         return r;
-    r = vmdk_desc_set(&d, "parentCID", text, false, "CID", err);
+    r = edit_parent_id(&d, id, err);
     if (r == 0)
         r = vmdk_store(image, &d, 0, err);
     vmdk_desc_free(&d);
-    if (r == 0)
-        vmdk_of(image)->parent_cid = id;
-    return r;
+    if (r < 0)
+        return r;
+    vmdk_of(image)->parent_cid = id;
+    vmdk_of(image)->parent_moved = false;
+    return 0;
 }
 
 int vmdk_check_backing(const struct dr_image *image, const struct dr_image *parent,
@@ -184,8 +196,12 @@ int vmdk_check_backing(const struct dr_image *image, const struct dr_image *pare
     if (!vmdk_is(parent))
         return dr_fail(err, EINVAL, "%s: its parent %s is %s, but a VMDK's parent must be a VMDK",
                        image->path, parent->path, parent->fmt->name);
+    struct vmdk_state *s = vmdk_of(image);
     uint32_t want = vmdk_parent_id(image), have = vmdk_id(parent);
-    if (want == have || (want != VMDK_NO_PARENT && have == vmdk_commit_id(parent, image)))
+    s->parent_moved = want != have && want != VMDK_NO_PARENT &&
+                      have == vmdk_commit_id(parent, image);
+    s->parent_now = have;
+    if (want == have || s->parent_moved)
         return 0;
     return dr_fail(err, ESTALE,
                    "%s: was made on a parent with CID %08x, but the CID of %s is %08x: the parent "
