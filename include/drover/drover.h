@@ -40,7 +40,8 @@ DR_API const char *dr_version(void);
 struct dr_format_info {
     const char *name;
     bool can_write, can_create;
-    bool can_back;              /* its images may have a backing image */
+    bool can_back; /* its images may have a backing image */
+    bool plain;    /* its images are nothing but the disk: a writer changes no metadata */
     const char *parent_format;  /* the only format their backing images can have; NULL = any */
     const char *default_parent; /* the format of one of which nothing is told; NULL = it must be */
 };
@@ -160,7 +161,8 @@ enum dr_extent_flag {
 struct dr_extent_status {
     uint64_t off, len; /* guest range */
     unsigned flags;    /* enum dr_extent_flag */
-    unsigned depth;    /* index in the chain of the image that answers */
+    unsigned depth;    /* index in the chain of the image that answers; behind the end of a shorter
+                          parent its child does */
     const char *file;  /* with OFFSET: lives until the disk is closed */
     uint64_t host_off;
 };

@@ -140,13 +140,29 @@ static int check(struct check *c, const struct cli_image *image, unsigned repair
     result = cli_json_load(c->cli, text);
     if (!result)
         return EXIT_ERROR;
-    if (json) {
+    if (json && !c->quiet) {
         cli_print_json(result, key_order);
     } else if (!c->quiet) {
         print_repaired(result);
         print_human(result);
     }
     return exit_code(result);
+}
+
+/* qemu-img says nothing good of an image whose parents do not open. What the image itself lacks,
+ * the check tells. */
+static bool parents_open(const struct cli *cli, const struct cli_image *image)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_open_options open = image->open;
+    const char *child;
+
+    open.flags = (open.flags & ~(unsigned)DR_OPEN_RDWR) | DR_OPEN_NO_CHECK_ID;
+    if (dr_open(image->path, &open, &disk, &err) == 0 || !cli_backing_reason(&err, &child))
+        return true;
+    cli_fail_open(cli, image->path, &err);
+    return false;
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
@@ -165,9 +181,12 @@ static int run(const struct cli *cli, const struct cli_args *args)
         .name = args->operands[0],
         .format_key = 'f',
         .cache_key = 'T',
+        .no_data = true,
         .flags = repair ? (unsigned)DR_OPEN_RDWR : 0,
     };
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
+        return EXIT_ERROR;
+    if (cli->role == CLI_QEMU_IMG && !parents_open(cli, &image))
         return EXIT_ERROR;
     cli_die_politely(cli, repair ? "the disk reads as before; the same command finishes the work"
                                  : "nothing was changed");

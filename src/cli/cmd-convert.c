@@ -90,10 +90,8 @@ static int get_settings(struct convert *c, const struct cli_args *args)
 {
     const char *text;
 
-    for (size_t i = 0; (text = cli_nth_value(args, 'o', i)); i++) {
-        if (cli_pairs_add(&c->pairs, text) < 0)
-            return 1;
-    }
+    if (cli_pairs_from_args(c->cli, args, &c->pairs) < 0)
+        return 1;
     CLEANUP_FREE char *in_list = cli_pairs_take(&c->pairs, "backing_file");
     text = cli_has(args, 'B') ? cli_value(args, 'B') : in_list;
     c->backing = text ? cli_plain_name(c->cli, text) : NULL;

@@ -54,6 +54,10 @@ static int take(struct create *c, const struct cli_args *args, int key, const ch
         value = given;
     if (!value)
         return 0;
+    if (key == 'b' && !*value) { /* a script's variable that is not set, more often than not */
+        cli_error(c->cli, "%s: Expected backing file name, got empty string", c->path);
+        return -EINVAL;
+    }
     *out = key == 'b' ? cli_plain_name(c->cli, value) : strdup(value);
     if (!*out)
         return -ENOMEM;
@@ -89,6 +93,11 @@ static int check_names(const struct create *c)
     }
     if (c->backing && !info.can_back) {
         cli_error(c->cli, "%s: Backing file not supported for file format '%s'", c->path,
+                  c->format);
+        return 1;
+    }
+    if (c->backing_format && !info.can_back) {
+        cli_error(c->cli, "%s: Backing file format not supported for file format '%s'", c->path,
                   c->format);
         return 1;
     }
@@ -224,16 +233,16 @@ static int create(struct create *c, const struct cli_args *args)
 
 static int get_settings(struct create *c, const struct cli_args *args)
 {
-    const char *text;
-
-    for (size_t i = 0; (text = cli_nth_value(args, 'o', i)); i++) {
-        if (cli_pairs_add(&c->pairs, text) < 0)
-            return 1;
-    }
+    if (cli_pairs_from_args(c->cli, args, &c->pairs) < 0)
+        return 1;
     CLEANUP_FREE char *size = cli_pairs_take(&c->pairs, "size");
     if (take(c, args, 'b', "backing_file", &c->backing) < 0 ||
         take(c, args, 'F', "backing_fmt", &c->backing_format) < 0)
         return 1;
+    if (size && args->n_operands > 1) {
+        cli_error(c->cli, "%s: The image size must be specified only once", c->path);
+        return 1;
+    }
     return get_size(c, args->n_operands > 1 ? args->operands[1] : size);
 }
 

@@ -45,6 +45,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
      * do not fit: they are part of what is told. */
     const struct cli_image_spec spec = {.name = args->operands[0],
                                         .format_key = 'f',
+                                        .no_data = true,
                                         .flags = chain ? DR_OPEN_NO_CHECK_ID : DR_OPEN_NO_BACKING};
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return 1;

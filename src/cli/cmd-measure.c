@@ -53,12 +53,8 @@ static int check_operands(const struct cli *cli, const struct cli_args *args)
 
 static int get_settings(struct measure *m, const struct cli_args *args)
 {
-    const char *text;
-
-    for (size_t i = 0; (text = cli_nth_value(args, 'o', i)); i++) {
-        if (cli_pairs_add(&m->pairs, text) < 0)
-            return 1;
-    }
+    if (cli_pairs_from_args(m->cli, args, &m->pairs) < 0)
+        return 1;
     CLEANUP_FREE char *backing = cli_pairs_take(&m->pairs, "backing_file");
     free(cli_pairs_take(&m->pairs, "size")); /* the source has one */
     free(cli_pairs_take(&m->pairs, "backing_fmt"));
@@ -97,7 +93,8 @@ static int get_source(struct measure *m, const struct cli_args *args)
 {
     if (args->n_operands == 0)
         return 0;
-    const struct cli_image_spec spec = {.name = args->operands[0], .format_key = 'f'};
+    const struct cli_image_spec spec = {
+        .name = args->operands[0], .format_key = 'f', .no_data = true};
     if (cli_image_get(m->cli, args, &spec, &m->source) != 0)
         return 1;
     m->o.source = &m->source.open;

@@ -103,7 +103,7 @@ static int run_as_qemu(const struct cli *cli, const struct cli_args *args)
         return cli_usage(cli, "Cannot mix '-l', '-a', '-c', '-d'");
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one image file name");
-    const struct cli_image_spec spec = {.name = args->operands[0]};
+    const struct cli_image_spec spec = {.name = args->operands[0], .no_data = cli_has(args, 'l')};
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_open(cli, &image, &disk) < 0)
         return 1;
     if (cli_has(args, 'c'))

@@ -368,17 +368,13 @@ static int check_output(const struct extract *x)
 
 static int get_form(struct extract *x)
 {
-    const char *text;
-
     x->form.format = cli_has(x->args, KEY_TO) ? cli_value(x->args, KEY_TO) : "raw";
     if (!cli_format_exists(x->form.format)) {
         cli_error(x->cli, "Unknown file format '%s'", x->form.format);
         return 1;
     }
-    for (size_t i = 0; (text = cli_nth_value(x->args, 'o', i)); i++) {
-        if (cli_pairs_add(&x->pairs, text) < 0)
-            return 1;
-    }
+    if (cli_pairs_from_args(x->cli, x->args, &x->pairs) < 0)
+        return 1;
     for (size_t i = 0; i < x->pairs.n; i++) {
         if (!cli_option_exists(x->form.format, x->pairs.pairs[i].name)) {
             cli_error(x->cli, "Invalid parameter '%s'", x->pairs.pairs[i].name);

@@ -275,6 +275,23 @@ static int get_name(const struct cli *cli, const struct cli_args *args,
     return image->path ? 0 : -ENOMEM;
 }
 
+/* QEMU's tools look at a raw disk that is in use: it has nothing a writer could leave half done. */
+static bool is_plain(const struct cli_image *image)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    struct dr_open_options open = image->open;
+    struct dr_format_info info;
+
+    open.flags |= DR_OPEN_FORCE_SHARE | DR_OPEN_NO_BACKING;
+    if (dr_open(image->path, &open, &disk, NULL) < 0)
+        return false;
+    for (size_t i = 0; dr_format_list(i, &info) == 0; i++) {
+        if (strcmp(info.name, dr_image_format(disk, 0)) == 0)
+            return info.plain;
+    }
+    return false;
+}
+
 int cli_image_get(const struct cli *cli, const struct cli_args *args,
                   const struct cli_image_spec *spec, struct cli_image *image)
 {
@@ -300,6 +317,9 @@ int cli_image_get(const struct cli *cli, const struct cli_args *args,
         cli_error(cli, "Could not open '%s': Unknown driver '%s'", image->path, image->format);
         return 1;
     }
+    if (cli->role == CLI_QEMU_IMG && spec->no_data && !(image->open.flags & DR_OPEN_RDWR) &&
+        is_plain(image))
+        image->open.flags |= DR_OPEN_FORCE_SHARE;
     return 0;
 }
 

@@ -22,6 +22,7 @@ struct cli_image_spec {
     unsigned flags;     /* enum dr_open_flag to begin with */
     int opts_key;       /* what makes name a list instead of a path; 0 = --image-opts */
     bool no_image_opts; /* name is a path, whatever that says */
+    bool no_data;       /* what the guest's bytes are is not asked */
 };
 
 /* 0, or the exit code 1 after a message. Ends with cli_image_free(). */
@@ -65,6 +66,8 @@ struct cli_pairs {
     size_t n;
 };
 int cli_pairs_add(struct cli_pairs *list, const char *text);
+/* All that -o gave; says what is wrong. */
+int cli_pairs_from_args(const struct cli *cli, const struct cli_args *args, struct cli_pairs *list);
 int cli_pairs_set(struct cli_pairs *list, const char *name, const char *value);
 const char *cli_pairs_find(const struct cli_pairs *list, const char *name);
 /* The value, malloc'ed, taken out of the list; NULL = not there. */

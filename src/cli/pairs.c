@@ -49,6 +49,24 @@ int cli_pairs_add(struct cli_pairs *list, const char *text)
     return r;
 }
 
+int cli_pairs_from_args(const struct cli *cli, const struct cli_args *args, struct cli_pairs *list)
+{
+    const char *text;
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && (text = cli_nth_value(args, 'o', i)); i++) {
+        /* what stood between the commas was a variable that is not set */
+        if (!*text || *text == ',' || text[strlen(text) - 1] == ',') {
+            cli_error(cli, "Invalid option list: %s", text);
+            return -EINVAL;
+        }
+        r = cli_pairs_add(list, text);
+        if (r < 0)
+            cli_error(cli, "out of memory");
+    }
+    return r;
+}
+
 const char *cli_pairs_find(const struct cli_pairs *list, const char *name)
 {
     for (size_t i = 0; i < list->n; i++) {

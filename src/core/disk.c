@@ -241,11 +241,16 @@ static int status_at(struct dr_chain *chain, uint64_t off, uint64_t len,
         return r;
     *status = (struct dr_extent_status){.off = off, .len = place.ext.len};
     status->depth = (unsigned)(place.owner < chain->n ? place.owner : chain->n - 1);
+    if (place.past_end) { /* no image has it; the parent's child is the last that could */
+        status->flags = DR_EXTENT_ZERO;
+        status->depth--;
+        return 0;
+    }
     switch (place.ext.kind) {
     case DR_HOLE:
         status->flags = DR_EXTENT_ZERO;
         break;
-    case DR_ZERO: /* also past the end of a shorter parent: that parent says zero */
+    case DR_ZERO:
         status->flags = DR_EXTENT_ALLOCATED | DR_EXTENT_ZERO;
         break;
     case DR_DATA:

@@ -13,6 +13,7 @@ DR_API int dr_format_list(size_t index, struct dr_format_info *info)
         .can_write = fmt->flags & DR_FORMAT_WRITE,
         .can_create = fmt->flags & DR_FORMAT_CREATE,
         .can_back = fmt->flags & DR_FORMAT_BACKING,
+        .plain = fmt->flags & DR_FORMAT_NO_PROBE,
         .parent_format = fmt->parent_format,
         .default_parent = fmt->default_parent,
     };

@@ -4,6 +4,8 @@
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
+#define SECTOR 512
+
 struct convert {
     struct dr_fs *fs;
     const struct dr_convert_options *o;
@@ -30,7 +32,9 @@ static int open_sources(struct convert *c, const char *const *names, size_t n, s
         int r = dr_open_fs(c->fs, names[c->n], c->o->source, &c->sources[c->n], err);
         if (r < 0)
             return r;
-        if (dr_add_overflow(c->total, dr_size(c->sources[c->n]), &c->total))
+        /* the next one begins with a sector */
+        if (dr_add_overflow(c->total, (SECTOR - c->total % SECTOR) % SECTOR, &c->total) ||
+            dr_add_overflow(c->total, dr_size(c->sources[c->n]), &c->total) || c->total > INT64_MAX)
             return dr_fail(err, EFBIG, "%s: the sources together are too large", names[c->n]);
     }
     return 0;
@@ -218,6 +222,16 @@ static int copy_above(struct convert *c, struct dr_chain *src, struct dr_chain *
     return dr_transfer_run(&t, c->total, c->job, err);
 }
 
+/* Disks are whole sectors: what lacks of the last one reads as zeros, and is zeros in the target.
+ */
+static int fill_sector(struct convert *c, uint64_t end, struct dr_error *err)
+{
+    uint64_t to = dr_min(dr_round_up(end, SECTOR), dr_size(c->out));
+    if (to <= end || (c->is_new && !c->backing))
+        return 0;
+    return dr_chain_zero(c->out->chain, 0, end, to - end, DR_MAY_UNMAP, err);
+}
+
 static int copy_with_backing(struct convert *c, struct dr_error *err)
 {
     struct dr_chain *src = c->sources[0]->chain, *dst = c->out->chain;
@@ -229,9 +243,9 @@ static int copy_with_backing(struct convert *c, struct dr_error *err)
             return r;
     }
     size_t k = member_of(src, c->backing->chain->images[0]);
-    if (k > 0 && k < src->n)
-        return copy_above(c, src, dst, k, err);
-    return copy_difference(c, src, dst, err);
+    int r = k > 0 && k < src->n ? copy_above(c, src, dst, k, err)
+                                : copy_difference(c, src, dst, err);
+    return r < 0 ? r : fill_sector(c, c->total, err);
 }
 
 /* Progress over several sources: what the earlier ones had is added. */
@@ -266,6 +280,9 @@ static int copy_plain(struct convert *c, struct dr_error *err)
         transfer_init(c, &t, c->sources[i]->chain, c->out->chain, part.before);
         r = dr_transfer_run(&t, dr_size(c->sources[i]), &job, err);
         part.before += dr_size(c->sources[i]);
+        if (r == 0)
+            r = fill_sector(c, part.before, err);
+        part.before = dr_round_up(part.before, SECTOR);
     }
     return r;
 }
@@ -273,9 +290,10 @@ static int copy_plain(struct convert *c, struct dr_error *err)
 /* What must fit is known only when all is written; else the need may turn out smaller. */
 static int check_space(struct convert *c, struct dr_error *err)
 {
-    uint64_t need = 0, part = 0, room = dr_ops_free_space(c->fs, c->target);
+    uint64_t need = 0, part = 0, room;
     if (!c->is_new)
         return 0;
+    room = dr_ops_free_space(c->fs, c->fresh.final); /* where links lead */
     for (size_t i = 0; i < c->n; i++) {
         struct dr_transfer t;
         transfer_init(c, &t, c->sources[i]->chain, c->out->chain, 0);

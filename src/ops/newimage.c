@@ -59,9 +59,27 @@ static int make_dir(struct dr_new_image *n, struct dr_error *err)
         free(n->path);
         n->path = NULL;
         if (r != -EEXIST)
-            return dr_fail(err, -r, "%s", mine.text);
+            return dr_fail(err, -r, "%s%s", mine.text,
+                           r == -EACCES && n->old
+                               ? ": a new image is made beside the old one; convert -n writes over "
+                                 "what is there"
+                               : "");
     }
     return dr_fail(err, EEXIST, "%s: no free name for a temporary directory next to it", n->final);
+}
+
+/* Whoever made a link to a place where nothing is yet wants the image there. */
+static int follow_link(struct dr_new_image *n, struct dr_error *err)
+{
+    CLEANUP_FREE char *to = NULL;
+    int r = dr_path_follow(n->final, &to);
+    if (r < 0)
+        return dr_fail(err, -r, "%s: the link cannot be followed", n->final);
+    if (to) {
+        free(n->final);
+        n->final = DR_STEAL(to);
+    }
+    return 0;
 }
 
 /* Is anybody using what we are about to replace? */
@@ -70,6 +88,8 @@ static int lock_old(struct dr_new_image *n, const char *path, bool no_replace, u
 {
     struct dr_file_id id;
     int r = n->fs->ops->identify(n->fs, path, &id, NULL);
+    if (r == -ENOENT && !no_replace && n->fs == dr_fs_posix())
+        return follow_link(n, err);
     if (r < 0)
         return 0; /* nothing there; if it is worse, making the new one says so */
     if (no_replace)

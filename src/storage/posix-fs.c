@@ -48,7 +48,7 @@ static int open_fd(const char *path, unsigned flags)
         how |= O_CREAT | (flags & DR_FILE_TRUNCATE ? 0 : O_EXCL);
     int fd;
     do
-        fd = open(path, how, flags & DR_FILE_PRIVATE ? 0600 : 0666);
+        fd = open(path, how, flags & DR_FILE_PRIVATE ? 0600 : 0644);
     while (fd < 0 && errno == EINTR);
     if (fd < 0)
         return -errno;
@@ -344,6 +344,38 @@ bool dr_path_is_mount(const char *path)
     if (statx(AT_FDCWD, path, 0, STATX_INO, &st) < 0)
         return false;
     return st.stx_attributes_mask & st.stx_attributes & STATX_ATTR_MOUNT_ROOT;
+}
+
+/* What stands in the link; NULL if path is none of ours. The owner is asked of what is read. */
+static char *read_link(const char *path)
+{
+    char text[PATH_MAX];
+    struct stat st;
+    CLEANUP_CLOSE int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0 || !S_ISLNK(st.st_mode) ||
+        (st.st_uid != 0 && st.st_uid != geteuid()))
+        return NULL;
+    ssize_t n = readlinkat(fd, "", text, sizeof(text));
+    return n <= 0 || (size_t)n == sizeof(text) ? NULL : strndup(text, (size_t)n);
+}
+
+int dr_path_follow(const char *path, char **to)
+{
+    *to = NULL;
+    for (int i = 0; i < 40; i++) { /* as many as the kernel follows */
+        const char *at = *to ? *to : path;
+        CLEANUP_FREE char *link = read_link(at);
+        if (!link)
+            return 0;
+        char *next = dr_path_sibling(at, link);
+        if (!next)
+            return -ENOMEM;
+        free(*to);
+        *to = next;
+    }
+    free(*to);
+    *to = NULL;
+    return -ELOOP;
 }
 
 /* Without /proc nobody knows. */

@@ -244,6 +244,9 @@ bool dr_path_inside(const char *dir, const char *real);
 /* Is something mounted right at path (a file given to a container, say)? The kernel lets nothing
  * take the place of such a name. False when it cannot be told. */
 bool dr_path_is_mount(const char *path);
+/* Where the links at path, which lead to nothing, want it to be. NULL: it is no link, or one that
+ * somebody else made, which in a directory for all may be a trap. */
+int dr_path_follow(const char *path, char **to);
 
 /* ------------------------------------------------------------------ replacing a file
  * (core/replace.c)

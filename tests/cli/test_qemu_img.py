@@ -31,6 +31,15 @@ def fill_new(t):
     q("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", "split.vmdk", "3G")
     t.real("qemu-io", "-c", "write -P 5 2047M 2M", "split.vmdk")
     t.real("qemu-io", "-f", "raw", "-c", "write -P 6 64k 64k", "raw.img")
+    q("create", "-q", "-f", "vmdk", "short.vmdk", "64M")
+    t.real("qemu-io", "-c", "write -P 1 0 1M", "short.vmdk")
+    q("create", "-q", "-f", "vmdk", "-b", "short.vmdk", "-F", "vmdk", "longer.vmdk", "96M")
+    t.real("qemu-io", "-c", "write -P 7 80M 64k", "longer.vmdk")
+    q("create", "-q", "-f", "vmdk", "-b", "longer.vmdk", "-F", "vmdk", "between.vmdk", "70M")
+    q("create", "-q", "-f", "vmdk", "gone.vmdk", "1M")
+    q("create", "-q", "-f", "vmdk", "-b", "gone.vmdk", "-F", "vmdk", "orphan.vmdk")
+    (t.dir / "gone.vmdk").unlink()
+    (t.dir / "empty.img").write_bytes(b"")
 
 
 READ_ONLY = [
@@ -55,6 +64,9 @@ READ_ONLY = [
     ["map", "--output=json", "--start-offset=512k", "--max-length=1M", "c.vmdk"],
     ["map", "--start-offset=512k", "--max-length=1M", "c.vmdk"], ["map"], ["map", "nope"],
     ["map", "-s", "512k", "-l", "1M", "c.vmdk"], ["map", "--start-offset=99M", "c.vmdk"], ["map", "--output=json", "--max-length=1", "c.vmdk"],
+    ["map", "--output=json", "longer.vmdk"], ["map", "--output=json", "between.vmdk"], ["map", "between.vmdk"],
+    ["map", "--output=json", "empty.img"], ["map", "empty.img"], ["map", "--output=json", "-s", "99M", "c.vmdk"],
+    ["map", "--output=json", "-l", "0", "raw.img"],
     ["compare", "raw.img", "raw.img"], ["compare", "raw.img", "same.img"], ["compare", "same.img", "long.img"],
     ["compare", "-s", "same.img", "long.img"], ["compare", "a.vmdk", "c.vmdk"], ["compare", "-p", "a.vmdk", "c.vmdk"],
     ["compare", "-q", "a.vmdk", "c.vmdk"], ["compare", "-p", "a.vmdk", "a.vmdk"], ["compare", "-f", "raw", "raw.img", "a.vmdk"],
@@ -64,6 +76,7 @@ READ_ONLY = [
     ["compare", "split.vmdk", "raw.img"], ["compare", "flat.vmdk", "flat.vmdk"],
     ["check", "raw.img"], ["check", "a.vmdk"], ["check", "c.vmdk"], ["check", "-q", "c.vmdk"], ["check", "flat.vmdk"],
     ["check", "--output=json", "a.vmdk"], ["check", "--output=json", "raw.img"], ["check", "nope"],
+    ["check", "-q", "--output=json", "a.vmdk"], ["check", "orphan.vmdk"], ["check", "--output=json", "orphan.vmdk"],
     ["check", "-r", "nope", "a.vmdk"], ["check"], ["check", "--output=xml", "a.vmdk"],
     ["snapshot", "-l", "a.vmdk"], ["snapshot", "-c", "x", "a.vmdk"], ["snapshot", "-a", "x", "a.vmdk"],
     ["snapshot", "-d", "x", "a.vmdk"], ["snapshot", "a.vmdk"], ["snapshot", "-c", "x", "-d", "y", "a.vmdk"],
@@ -72,6 +85,9 @@ READ_ONLY = [
     ["create", "-f", "vmdk", "x"], ["create", "-f", "vmdk", "-o", "nope=1", "x", "1M"],
     ["create", "-f", "raw", "-b", "raw.img", "x"], ["create", "-f", "vmdk", "-b", "a.vmdk", "x"],
     ["create", "-f", "vmdk", "-b", "nope.vmdk", "-F", "vmdk", "x"], 
+    ["create", "-o", "size=1M", "x", "2M"], ["create", "-o", "size=1M,", "x"], ["create", "-o", "", "x", "1M"],
+    ["create", "-f", "vmdk", "-b", "", "x", "1M"], ["create", "-F", "raw", "x", "1M"],
+    ["convert", "-o", "", "raw.img", "x"], ["measure", "-o", "size=1M,", "raw.img"],
     ["convert"], ["convert", "a.vmdk"], ["convert", "nope", "x"], ["convert", "-O", "nope", "a.vmdk", "x"],
     ["convert", "-n", "a.vmdk", "nope"], ["convert", "-S", "1", "a.vmdk", "x"], ["convert", "-S", "x", "a.vmdk", "x"],
     ["convert", "-S", "32M", "a.vmdk", "x"], ["convert", "-m", "99", "a.vmdk", "x"], ["convert", "-m", "x", "a.vmdk", "x"],
@@ -281,6 +297,88 @@ def test_several_sources_stand_one_after_another(t):
     for who, run in (("ours", t.ours), ("real", t.real)):
         assert run("qemu-img", "convert", "raw.img", "long.img", "flat.vmdk", who).code == 0
     assert (t.dir / "ours").read_bytes() == (t.dir / "real").read_bytes()
+
+
+def test_each_source_begins_with_a_sector(t):
+    (t.dir / "a").write_bytes(b"a" * 1000)
+    (t.dir / "b").write_bytes(b"b" * 70001)
+    (t.dir / "c").write_bytes(b"c" * 100)
+    for options in ([], ["-S", "0"], ["-n"]):
+        for who, run in (("ours", t.ours), ("real", t.real)):
+            if "-n" in options:
+                (t.dir / who).write_bytes(b"old" * 50000)
+            assert run("qemu-img", "convert", *options, "-f", "raw", "-O", "raw", "a", "b", "c", who).code == 0
+        assert (t.dir / "ours").read_bytes() == (t.dir / "real").read_bytes()
+
+
+def test_the_rest_of_the_last_sector_is_not_the_parents(t):
+    t.ok("create", "-q", "-f", "vmdk", "base.vmdk", "1M")
+    t.io("base.vmdk", "write -P 1 0 1M")
+    (t.dir / "odd").write_bytes(b"x" * 1000)
+    r = t.ours("qemu-img", "convert", "-O", "vmdk", "-B", "base.vmdk", "-F", "vmdk", "odd", "out.vmdk")
+    assert r.code == 0, r
+    assert t.real("qemu-img", "compare", "odd", "out.vmdk").code == 0
+
+
+def test_a_raw_disk_in_use_can_be_looked_at(t):
+    fill(t)
+    holder = subprocess.Popen([t.bin / "qemu-io", "-f", "raw", "raw.img"], cwd=t.dir, stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE)
+    try:
+        holder.stdout.read(1)  # the prompt: it has the disk open
+        for args in (["info"], ["info", "--output=json"], ["info", "--backing-chain"], ["map"], ["map", "--output=json"],
+                     ["measure"], ["check"], ["snapshot", "-l"], ["info", "-f", "raw"]):
+            same(t.ours("qemu-img", *args, "raw.img"), t.real("qemu-img", *args, "raw.img"))
+        for args in (["convert", "raw.img", "x"], ["compare", "raw.img", "raw.img"], ["resize", "-f", "raw", "raw.img", "2M"],
+                     ["create", "raw.img", "1M"]):
+            r = t.ours("qemu-img", *args)
+            assert r.code != 0 and '"write" lock' in r.err, (args, r)
+        assert t.drover("info", "raw.img").code == 1  # who types drover is told
+    finally:
+        holder.communicate()
+
+
+def test_a_link_to_nothing_leads_the_new_disk(t):
+    (t.dir / "sub").mkdir()
+    (t.dir / "src").write_bytes(b"x" * 4096)
+    for args in (["create", "-q", "link", "1M"], ["convert", "src", "link"], ["create", "-q", "-f", "vmdk", "link", "1M"]):
+        os.symlink("sub/second", t.dir / "link")
+        os.symlink("../disk", t.dir / "sub/second")
+        r = t.ours("qemu-img", *args)
+        assert r.code == 0 and os.readlink(t.dir / "link") == "sub/second", r
+        assert os.path.isfile(t.dir / "disk") and not os.path.islink(t.dir / "disk")
+        for name in ("link", "sub/second", "disk"):
+            (t.dir / name).unlink()
+
+
+def test_a_strangers_link_is_not_followed(t):
+    os.symlink("victim", t.dir / "link")
+    try:
+        os.lchown(t.dir / "link", 65534, 65534)
+    except PermissionError:
+        pytest.skip("only root can make others' links")
+    assert t.ours("qemu-img", "create", "-q", "link", "1M").code == 0
+    assert t.names() == ["link"] and not os.path.islink(t.dir / "link")
+
+
+def test_nobody_else_may_write_to_a_new_disk(t):
+    (t.dir / "src").write_bytes(b"x" * 4096)
+    before = os.umask(0)
+    try:
+        assert t.ours("qemu-img", "create", "-q", "a.img", "1M").code == 0
+        assert t.ours("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=monolithicFlat", "src", "b.vmdk").code == 0
+    finally:
+        os.umask(before)
+    assert {os.stat(t.dir / n).st_mode & 0o777 for n in ("a.img", "b.vmdk", "b-flat.vmdk")} == {0o644}
+
+
+def test_space_is_asked_for_where_the_link_leads(t):
+    (t.dir / "src").write_bytes(b"x" * 1000000)
+    with open(t.dir / "out", "wb") as out:  # /dev/fd is on a file system without space
+        r = subprocess.run([t.bin / "qemu-img", "convert", "-S", "0", "src", f"/dev/fd/{out.fileno()}"], cwd=t.dir,
+                           pass_fds=[out.fileno()], capture_output=True, check=False)
+    assert (r.returncode, r.stderr) == (0, b"")
+    assert (t.dir / "out").read_bytes().rstrip(b"\0") == b"x" * 1000000
 
 
 def test_version_line_is_one_that_scripts_understand(t):
