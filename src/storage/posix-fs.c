@@ -326,7 +326,9 @@ static int posix_free_space(struct dr_fs *fs, const char *path, uint64_t *bytes,
     /* What is there may be a link to a file somewhere else, or have a mount of its own. */
     if (statvfs(path, &st) && statvfs(dir, &st))
         return dr_fail_errno(err, errno, "%s: cannot get the free space", dir);
-    if (__builtin_mul_overflow((uint64_t)st.f_bavail, (uint64_t)st.f_frsize, bytes))
+    /* No blocks at all: a file system that keeps no count of them, such as ramfs. */
+    if (st.f_blocks == 0 ||
+        __builtin_mul_overflow((uint64_t)st.f_bavail, (uint64_t)st.f_frsize, bytes))
         *bytes = UINT64_MAX;
     return 0;
 }

@@ -295,6 +295,14 @@ static void what_gets_locked_is_what_the_name_leads_to(void **state)
     dr_file_unref(f);
 }
 
+static void a_file_system_that_counts_no_blocks_is_not_full(void **state)
+{
+    struct place *p = *state;
+    uint64_t space;
+    assert_ok(p->fs->ops->free_space(p->fs, "/proc/self/status", &space, &err));
+    assert_int_equal(space, UINT64_MAX);
+}
+
 /* A parent on a medium that nobody can write: its file system knows no flush. */
 static void where_nothing_can_be_flushed_all_is_durable(void **state)
 {
@@ -317,6 +325,7 @@ int main(void)
         T(rights_never_get_wider_for_want_of_privilege),
         T(what_a_directory_gives_to_new_files_is_not_taken_over),
         T(the_size_is_the_one_behind_the_lock),
+        T(a_file_system_that_counts_no_blocks_is_not_full),
         T(where_nothing_can_be_flushed_all_is_durable),
         T(a_link_that_turns_outside_is_not_followed),
         T(what_gets_locked_is_what_the_name_leads_to),
