@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
@@ -77,6 +78,25 @@ static bool reader_is_gone(void)
     return poll(&p, 1, 0) > 0 && (p.revents & POLLERR);
 }
 
+/* Whoever started us without standard input or output: the first images that are opened must not
+ * take their numbers, or what is printed would be written into a disk. What is opened instead can
+ * be neither read nor printed to. */
+static void occupy_standard_files(void)
+{
+    for (int fd = 0; fd < 3; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/", O_PATH) != fd)
+            _exit(1); /* nobody to tell */
+    }
+}
+
+/* QEMU's tools do not mind when there is nowhere to print to. */
+static bool nobody_listens(const struct cli *cli)
+{
+    int flags = fcntl(STDOUT_FILENO, F_GETFL);
+
+    return (cli->role & (CLI_QEMU_IMG | CLI_QEMU_IO)) && flags >= 0 && (flags & O_PATH);
+}
+
 /* What the program ends with must have reached its reader. One who went away knows. */
 static int finish(const struct cli *cli, int code)
 {
@@ -84,6 +104,8 @@ static int finish(const struct cli *cli, int code)
 
     if (code != 0 || (e == 0 && !ferror(stdout)))
         return code;
+    if (nobody_listens(cli))
+        return 0;
     if (e == EPIPE || reader_is_gone())
         return 1;
     cli_error(cli, "standard output: %s", e ? strerror(e) : "not everything could be written");
@@ -192,6 +214,7 @@ int main(int argc, char **argv)
     const char *name = slash ? slash + 1 : argc > 0 ? argv[0] : "drover";
     struct cli cli = {.prog = "drover", .role = CLI_DROVER};
 
+    occupy_standard_files();
     /* A reader that goes away must not kill us between two steps of an operation; finish() sees it.
      */
     signal(SIGPIPE, SIG_IGN);

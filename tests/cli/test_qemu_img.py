@@ -381,6 +381,28 @@ def test_space_is_asked_for_where_the_link_leads(t):
     assert (t.dir / "out").read_bytes().rstrip(b"\0") == b"x" * 1000000
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_printed_never_gets_into_a_disk(t, closed):
+    (t.dir / "src").write_bytes(b"x" * 300000)
+    t.ok("create", "-q", "-f", "vmdk", "base.vmdk", "1M")
+    t.ok("create", "-q", "-f", "vmdk", "-b", "base.vmdk", "child.vmdk")
+    def sh(script):
+        return subprocess.run(["sh", "-c", f"{script} {closed}"], cwd=t.dir, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              env={**os.environ, "PATH": f"{t.bin}:{os.environ['PATH']}"}, check=False).returncode
+    assert sh("qemu-img convert -p --salvage -f raw -O raw src out") == 0
+    assert (t.dir / "out").read_bytes() == b"x" * 300000 + bytes(32)  # whole sectors
+    assert sh("qemu-io -c 'write -P 3 0 1M' -c 'read -v 0 4k' -c nope child.vmdk") == 1
+    assert sh("qemu-img commit -p child.vmdk") == 0
+    assert sh("qemu-img create -f vmdk new.vmdk 1M") == 0
+    assert (t.dir / "src").read_bytes() == b"x" * 300000
+    t.io("child.vmdk", "read -P 3 0 1M")
+    for name in ("base.vmdk", "child.vmdk", "new.vmdk"):
+        assert t.real("qemu-img", "check", name).code == 0
+    wanted = 1 if ">&-" in closed.split() else 0
+    assert sh("drover info src") == wanted  # there, it is an error
+
+
 def test_version_line_is_one_that_scripts_understand(t):
     for tool in ("qemu-img", "qemu-io"):
         assert re.match(rf"{tool} version \d+\.\d+\.\d+ ", t.ours(tool, "--version").out)
