@@ -65,6 +65,25 @@ static int noting_flush(struct dr_file *f)
     return real_ops->flush(f);
 }
 
+/* While the bytes of a page are on their way into memory somebody else loads, edits and flushes it,
+ * and it is evicted. */
+static struct dr_image *overtake_load;
+
+static ssize_t noting_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
+{
+    ssize_t n = real_ops->pread(f, buf, off, len);
+    struct dr_image *image = overtake_load;
+    overtake_load = NULL;
+    if (image) {
+        put_byte(image, off, 0x55, 2);
+        assert_int_equal(dr_image_flush(image, NULL), 0);
+        pthread_mutex_lock(&image->lock);
+        dr_page_forget(image, 0, off, PAGE);
+        pthread_mutex_unlock(&image->lock);
+    }
+    return n;
+}
+
 static struct dr_file_ops noting_ops;
 
 /* ------------------------------------------------------------------ a driver */
@@ -108,6 +127,7 @@ static int setup(void **state)
     noting_ops = *f->ops;
     noting_ops.pwritev = noting_pwritev;
     noting_ops.flush = noting_flush;
+    noting_ops.pread = noting_pread;
     f->ops = &noting_ops;
     journal[0] = '\0';
     fail_flush = fail_write = 0;
@@ -241,6 +261,18 @@ static uint64_t zero_until(struct world *w, uint64_t off)
     return end;
 }
 
+static void a_load_that_a_flush_overtook_is_done_again(void **state)
+{
+    struct world *w = *state;
+    overtake_load = w->image;
+    put_byte(w->image, 20 * PAGE + 1, 0x66, 2);
+    assert_null(overtake_load);
+    assert_int_equal(flush(w), 0);
+    assert_int_equal(stored_byte(w, 20 * PAGE), 0x55);
+    assert_int_equal(stored_byte(w, 20 * PAGE + 1), 0x66);
+    assert_int_equal(stored_byte(w, 20 * PAGE + 2), 'c');
+}
+
 static void a_hole_of_the_file_is_known_beyond_the_page(void **state)
 {
     struct world *w = *state;
@@ -285,6 +317,7 @@ int main(void)
         T(a_failed_data_flush_is_sticky),
         T(a_page_that_could_not_be_written_waits_for_the_next_flush),
         T(a_failed_page_with_edits_of_another_level_ends_the_session),
+        T(a_load_that_a_flush_overtook_is_done_again),
         T(a_hole_of_the_file_is_known_beyond_the_page),
         T(an_edit_ends_what_is_known_about_holes),
         T(neighbouring_whole_pages_are_one_write),
