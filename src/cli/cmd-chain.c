@@ -162,7 +162,7 @@ static int follow(const struct cli *cli, const struct cli_args *args, const stru
     c.list = list;
     walk(&c);
     if (json) {
-        json_dumpf(list, stdout, JSON_INDENT(4));
+        json_dumpf(list, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
         printf("\n");
     } else if (check) {
         tell_problems(&c);

@@ -45,7 +45,7 @@ int cli_show_tree(const struct cli *cli, const struct cli_args *args, const stru
         *problems += nodes[i].problem != NULL;
     if (json) {
         CLEANUP_JSON json_t *tree = cli_tree_json(nodes, n);
-        json_dumpf(tree, stdout, JSON_INDENT(4));
+        json_dumpf(tree, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
         printf("\n");
     } else {
         cli_tree_print(nodes, n, cli_has(args, KEY_ASCII) || !cli_utf8());

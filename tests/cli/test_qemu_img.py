@@ -269,6 +269,18 @@ def test_json_keys_stand_in_the_known_order(t):
     assert list(ours) == list(real)
 
 
+def test_json_is_plain_ascii(t):
+    name = "ä€😀\x9b\x1b.vmdk"
+    t.ok("create", "-q", "-f", "vmdk", "base.vmdk", "1M")
+    (t.dir / "base.vmdk").rename(t.dir / name)
+    same(t.ours("qemu-img", "info", "--output=json", name), t.real("qemu-img", "info", "--output=json", name))
+    same(t.ours("qemu-img", "check", "--output=json", name), t.real("qemu-img", "check", "--output=json", name))
+    for args in (["chain", "--output", "json"], ["snapshot", "-l", "--output", "json"]):
+        out = t.ok(*args, name)
+        assert out.isascii() and "\x1b" not in out
+        json.loads(out)
+
+
 def test_commit_says_the_same_and_leaves_the_same_disk(t):
     fill(t)
     for who, run in (("ours", t.ours), ("real", t.real)):
