@@ -123,12 +123,50 @@ static void a_cut_after_a_kill_does_not_change_the_view(void **state)
     kill_and_cut_each(operations, N_OPERATIONS);
 }
 
+/* It was filled by somebody who did not wait for the disk. Where the metadata are gone, the raw
+ * file must have everything. */
+static void retire_waits_for_what_others_left_in_memory(void **state)
+{
+    (void)state;
+    for (int keep = 0; keep < 2; keep++) {
+        struct powerfs *p = powerfs_new();
+        struct dr_fs *fs = powerfs_fs(p);
+        struct dr_open_options rw = {.flags = DR_OPEN_RDWR | DR_OPEN_NO_FLUSH};
+        struct dr_retire_options o = {.keep = keep};
+        struct dr_disk *disk;
+        static uint8_t bytes[SIZE];
+        size_t gone = 0, len;
+        memset(bytes, 0x66, SIZE);
+        make_child(fs, "new.add-cow", NULL, NULL);
+        powerfs_settle(p);
+        ok(dr_open_fs(fs, "new.add-cow", &rw, &disk, &err));
+        ok(dr_pwrite(disk, bytes, 0, SIZE, 0, &err));
+        ok(dr_close(disk, &err));
+        ok(dr_retire_fs(fs, "new.add-cow", &o, NULL, &err));
+        for (size_t i = 0; i <= powerfs_ops(p); i++)
+            for (int mode = 0; mode < POWERFS_ALL_BUT_ONE; mode++) {
+                struct dr_fs *cut = powerfs_cut(p, i, (enum powerfs_mode)mode, 0);
+                if (!exists(cut, "new.add-cow")) {
+                    uint8_t *have = file_bytes(cut, "new.raw", &len);
+                    assert_int_equal(len, SIZE);
+                    assert_memory_equal(have, bytes, SIZE);
+                    free(have);
+                    gone++;
+                }
+                dr_fs_memory_free(cut);
+            }
+        assert_true(gone > 0);
+        powerfs_free(p);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_cut_changes_the_view),
         cmocka_unit_test(missing_flush_is_caught),
         cmocka_unit_test(a_cut_after_a_kill_does_not_change_the_view),
+        cmocka_unit_test(retire_waits_for_what_others_left_in_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
