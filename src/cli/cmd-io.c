@@ -144,6 +144,7 @@ static int get_flags(struct io *io, unsigned *flags)
 {
     const char *cache = cli_has(io->args, 'n') ? "none" : cli_value(io->args, 't');
     const char *discard = cli_value(io->args, 'd');
+    const char *aio = cli_value(io->args, 'i');
 
     *flags = cli_has(io->args, 'r') ? 0 : DR_OPEN_RDWR;
     if (cli_has(io->args, 'U'))
@@ -155,6 +156,11 @@ static int get_flags(struct io *io, unsigned *flags)
     if (discard && strcmp(discard, "ignore") != 0 && strcmp(discard, "off") != 0 &&
         strcmp(discard, "unmap") != 0 && strcmp(discard, "on") != 0) {
         cli_error(io->cli, "Invalid discard option: %s", discard);
+        return -EINVAL;
+    }
+    if (aio && strcmp(aio, "threads") != 0 && strcmp(aio, "native") != 0 &&
+        strcmp(aio, "io_uring") != 0) {
+        cli_error(io->cli, "Invalid aio option: %s", aio);
         return -EINVAL;
     }
     return 0;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <string.h>
 
-#include "base/bytes.h"
 #include "cli/commands.h"
+#include "cli/grow.h"
 #include "cli/image.h"
 #include "cli/progress.h"
 
@@ -36,69 +36,15 @@ static int get_size(const struct cli *cli, const char *text, uint64_t old, uint6
     return 1;
 }
 
-enum filling { FILL_OFF, FILL_FALLOC, FILL_FULL };
-
-static int get_filling(const struct cli *cli, const char *mode, enum filling *filling)
-{
-    static const char *const modes[] = {"off", "falloc", "full"};
-
-    *filling = FILL_OFF;
-    for (unsigned i = 0; mode && i < 3; i++) {
-        if (strcmp(mode, modes[i]) == 0) {
-            *filling = (enum filling)i;
-            return 0;
-        }
-    }
-    if (!mode)
-        return 0;
-    cli_error(cli,
-              strcmp(mode, "metadata") == 0 ? "Unsupported preallocation mode '%s'"
-                                            : "Invalid preallocation mode '%s'",
-              mode);
-    return 1;
-}
-
-static int write_zeros(struct dr_disk *disk, uint64_t off, uint64_t end, struct dr_error *err)
-{
-    enum { STEP = 1 << 20 };
-    CLEANUP_FREE void *zeros = calloc(1, STEP);
-    int r = zeros ? 0 : dr_fail(err, ENOMEM, "out of memory");
-
-    for (; r == 0 && off < end; off += STEP)
-        r = dr_pwrite(disk, zeros, off, (size_t)dr_min(STEP, end - off), 0, err);
-    return r;
-}
-
-/* Space for all of it, or the old size again. */
-static int fill(const struct cli *cli, struct dr_disk *disk, enum filling filling, uint64_t old,
-                uint64_t size)
-{
-    struct dr_error err = DR_ERROR_INIT;
-    int r = 0;
-
-    if (filling == FILL_FALLOC) /* what no image has yet must become this one's own first */
-        r = dr_zero(disk, old, size - old, DR_EXPLICIT, &err);
-    if (r == 0 && filling == FILL_FALLOC)
-        r = dr_zero(disk, old, size - old, 0, &err);
-    if (r == 0 && filling == FILL_FULL)
-        r = write_zeros(disk, old, size, &err);
-    if (r == 0)
-        return 0;
-    cli_error(cli, "Could not preallocate new data: %s", err.text);
-    if (dr_truncate(disk, old, NULL) < 0)
-        cli_error(cli, "the disk keeps the new size");
-    return 1;
-}
-
 static int resize(const struct cli *cli, const struct cli_args *args, struct dr_disk *disk,
-                  enum filling filling)
+                  enum cli_filling filling)
 {
     struct dr_error err = DR_ERROR_INIT;
     uint64_t old = dr_size(disk), size;
 
     if (get_size(cli, args->operands[1], old, &size) != 0)
         return 1;
-    if (size <= old && filling != FILL_OFF) {
+    if (size <= old && filling != CLI_FILL_OFF) {
         cli_error(cli, "Preallocation can only be used for growing images");
         return 1;
     }
@@ -114,7 +60,7 @@ static int resize(const struct cli *cli, const struct cli_args *args, struct dr_
         cli_error(cli, "Image format driver does not support resize");
     else if (r < 0)
         cli_fail(cli, &err);
-    return r < 0 ? 1 : fill(cli, disk, filling, old, size);
+    return r < 0 ? 1 : cli_fill(cli, disk, filling, old, size);
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
@@ -122,9 +68,9 @@ static int run(const struct cli *cli, const struct cli_args *args)
     CLEANUP_IMAGE struct cli_image image = {0};
     struct dr_error err = DR_ERROR_INIT;
     struct dr_disk *disk = NULL;
-    enum filling filling;
+    enum cli_filling filling;
 
-    if (get_filling(cli, cli_value(args, KEY_PREALLOCATION), &filling) != 0)
+    if (cli_get_filling(cli, cli_value(args, KEY_PREALLOCATION), &filling) != 0)
         return 1;
     if (args->n_operands != 2)
         return cli_usage(cli, "Expecting image file name and size");

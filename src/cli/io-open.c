@@ -72,7 +72,7 @@ static int parse_open(struct io *io, const struct io_command *command, int argc,
     *o = (struct opening){.flags = DR_OPEN_RDWR};
     optind = 0;
     opterr = 1;
-    while ((c = getopt(argc, argv, "srCnUkio:t:d:")) != -1) {
+    while ((c = getopt(argc, argv, "srCnUki:o:t:d:")) != -1) {
         if (c == 'r') {
             o->flags &= ~(unsigned)DR_OPEN_RDWR;
         } else if (c == 'U') {

@@ -6,6 +6,7 @@
 
 #include "base/bytes.h"
 #include "cli/info-text.h"
+#include "cli/grow.h"
 #include "cli/io.h"
 #include "cli/json.h"
 
@@ -199,7 +200,8 @@ int io_aio_flush(struct io *io, const struct io_command *command, int argc, char
 
 int io_truncate(struct io *io, const struct io_command *command, int argc, char **argv)
 {
-    uint64_t size;
+    enum cli_filling filling = CLI_FILL_OFF;
+    uint64_t size, old = dr_size(io->disk);
     int c;
 
     optind = 0;
@@ -207,15 +209,8 @@ int io_truncate(struct io *io, const struct io_command *command, int argc, char 
     while ((c = getopt(argc, argv, "m:")) != -1) {
         if (c == '?')
             return io_wrong(command);
-        if (strcmp(optarg, "off") != 0 && strcmp(optarg, "falloc") != 0 &&
-            strcmp(optarg, "full") != 0 && strcmp(optarg, "metadata") != 0) {
-            cli_error(io->cli, "Invalid preallocation mode '%s'", optarg);
+        if (cli_get_filling(io->cli, optarg, &filling) != 0)
             return -EINVAL;
-        }
-        if (strcmp(optarg, "off") != 0) {
-            cli_error(io->cli, "Unsupported preallocation mode '%s'", optarg);
-            return -ENOTSUP;
-        }
     }
     if (optind != argc - 1)
         return io_wrong(command);
@@ -223,11 +218,17 @@ int io_truncate(struct io *io, const struct io_command *command, int argc, char 
     if (r < 0)
         return r;
     struct dr_error err = DR_ERROR_INIT;
+    if (size < old && filling != CLI_FILL_OFF) {
+        cli_error(io->cli, "Cannot use preallocation for shrinking files");
+        return -EINVAL;
+    }
     r = dr_truncate(io->disk, size, &err);
     if (r == -ENOTSUP)
         cli_error(io->cli, "Image format driver does not support resize");
     else if (r < 0)
         cli_fail(io->cli, &err);
+    if (r == 0 && size > old && cli_fill(io->cli, io->disk, filling, old, size) != 0)
+        r = -EIO;
     return r;
 }
 

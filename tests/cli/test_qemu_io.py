@@ -81,6 +81,7 @@ SEQUENCES = [
     ["open disk"], ["close", "read 0 512"], ["close", "open -r disk", "write 0 512", "read 0 512"],
     ["reopen -r", "write 0 4k", "reopen -w", "write 0 4k"], ["close", "open -o driver=vmdk disk", "length"],
     ["close", "open -o driver=vmdk,file.filename=disk", "length"], ["close", "open nope", "length"],
+    ["truncate -m full 9M"], ["close", "open -i threads disk", "length"],
     ["close", "open -n disk", "read 0 512"], ["close", "open -t nope disk"], ["foo", "read 0 512"],
     ["quit", "read 0 512"], ["read -P 1 0 512", "write 0 512"], ["close", "open disk other"], ["close", "map"],
     ["close", "help map"], ["aio_write -P 9 0 64k", "aio_read -P 9 0 64k", "aio_flush", "read -P 9 0 64k"],
@@ -89,6 +90,8 @@ SEQUENCES = [
 ]
 RAW_SEQUENCES = [
     ["write -P 1 0 1M", "truncate 512k", "length", "truncate 2M", "read -P 1 0 512k", "read -P 0 512k 1536k", "map"],
+    ["truncate -m full 2M", "length", "truncate -m falloc 3M", "length", "truncate -m full 1M", "truncate -m metadata 4M",
+     "truncate -m off 1M", "length"],
     ["truncate 0", "read 0 1", "write 0 1", "truncate 4k", "write -P 1 0 4k", "read -P 1 0 4k"],
 ]
 
@@ -113,6 +116,7 @@ def test_several_commands_in_a_row(t, commands):
     ["-f", "nope", "-c", "length", "disk"], ["-c", "read 0 4k"], ["-c", "open disk", "-c", "length"],
     ["-t", "none", "-c", "read 0 4k", "disk"], ["-n", "-c", "read 0 4k", "disk"], ["-t", "nope", "disk"],
     ["-t", "writethrough", "-c", "write 0 4k", "disk"], ["-t", "unsafe", "-c", "write 0 4k", "disk"],
+    ["-i", "nope", "-c", "length", "disk"], ["-i", "threads", "-c", "length", "disk"],
     ["-d", "unmap", "-c", "discard 0 64k", "disk"], ["-d", "nope", "disk"], ["-U", "-r", "-c", "length", "disk"], ["-U", "-c", "length", "disk"],
     ["-c", "open -U disk", "-c", "length"], ["-c", "open -r -U disk", "-c", "length"],
     ["--image-opts", "-c", "length", "driver=vmdk,file.filename=disk"],
@@ -130,6 +134,13 @@ def test_options_of_the_program(t, args):
 def test_a_script_on_standard_input(t, script):
     make(t, "vmdk")
     both(t, "disk", stdin=script)
+
+
+def test_a_disk_that_grows_takes_its_space(t):
+    for mode in ("full", "falloc"):
+        t.ok("create", "-q", f"{mode}.img", "1M")
+        assert t.ours("qemu-io", "-f", "raw", "-c", f"truncate -m {mode} 3M", f"{mode}.img").code == 0
+        assert 2 << 20 <= (t.dir / f"{mode}.img").stat().st_blocks * 512 < 3 << 20
 
 
 def test_a_child_shows_what_it_holds_itself(t):
