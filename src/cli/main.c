@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <fcntl.h>
+#include <getopt.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
@@ -163,11 +164,6 @@ static bool is_missing(const struct cli *cli, const char *word)
 
 static int run_program(struct cli *cli, int argc, char **argv)
 {
-    /* qemu-img [-T TRACE] command: there is nothing to trace. */
-    while (cli->role == CLI_QEMU_IMG && argc > 2 && is_one_of(argv[1], "-T", "--trace")) {
-        argc -= 2;
-        argv += 2;
-    }
     if (argc < 2)
         return cli_usage(cli, "Not enough arguments");
     const char *word = argv[1];
@@ -197,6 +193,29 @@ static int run_program(struct cli *cli, int argc, char **argv)
     return run_command(cli, argc - 2, argv + 2);
 }
 
+/* qemu-img [-T TRACE] command: there is nothing to trace. */
+static int run_qemu_img(struct cli *cli, int argc, char **argv)
+{
+    static const struct option longs[] = {{"help", no_argument, NULL, 'h'},
+                                          {"version", no_argument, NULL, 'V'},
+                                          {"trace", required_argument, NULL, 'T'},
+                                          {0}};
+    int c;
+
+    opterr = 0;
+    while ((c = getopt_long(argc, argv, "+:hVT:", longs, NULL)) != -1) {
+        if (c == 'h')
+            return run_help(cli, NULL, NULL);
+        if (c == 'V') {
+            cli_print_version(cli);
+            return finish(cli, 0);
+        }
+        if (c != 'T')
+            return cli_refuse_option(cli, c, argv);
+    }
+    return run_program(cli, argc - optind + 1, argv + optind - 1);
+}
+
 static int run_vma(struct cli *cli, int argc, char **argv)
 {
     return finish(cli, vma_tool(cli, argc, argv));
@@ -223,7 +242,7 @@ int main(int argc, char **argv)
         struct cli cli;
         int (*run)(struct cli *cli, int argc, char **argv);
     } tools[] = {
-        {{.prog = "qemu-img", .role = CLI_QEMU_IMG}, run_program},
+        {{.prog = "qemu-img", .role = CLI_QEMU_IMG}, run_qemu_img},
         {{.prog = "qemu-io", .role = CLI_QEMU_IO}, run_qemu_io},
         {{.prog = "vma", .role = CLI_VMA}, run_vma},
     };

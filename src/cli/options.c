@@ -91,7 +91,7 @@ static void build(const struct cli_command *command, char *letters, struct optio
     longs[n] = (struct option){.name = NULL};
 }
 
-static int refuse(const struct cli *cli, int c, char **argv)
+int cli_refuse_option(const struct cli *cli, int c, char **argv)
 {
     const char *what = argv[optind - 1];
     char letter[3] = {'-', (char)optopt, '\0'};
@@ -132,7 +132,7 @@ bool cli_parse(const struct cli *cli, int argc, char **argv, struct cli_args *ar
         const struct cli_option *o = c == '?' || c == ':' ? NULL : find_option(cli->command, c);
 
         if (!o) {
-            *exit_code = refuse(cli, c, argv);
+            *exit_code = cli_refuse_option(cli, c, argv);
             return false;
         }
         if (o->unsupported) {

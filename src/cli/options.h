@@ -75,6 +75,8 @@ struct cli_args {
 
 /* argv[0] is the command's name. False: it was told why, *exit_code says how to end. */
 bool cli_parse(const struct cli *cli, int argc, char **argv, struct cli_args *args, int *exit_code);
+/* What getopt_long() gave ":" or "?" for; the exit code. */
+int cli_refuse_option(const struct cli *cli, int c, char **argv);
 void cli_args_free(struct cli_args *args);
 
 bool cli_has(const struct cli_args *args, int key);

@@ -55,8 +55,11 @@ int cli_pairs_from_args(const struct cli *cli, const struct cli_args *args, stru
     int r = 0;
 
     for (size_t i = 0; r == 0 && (text = cli_nth_value(args, 'o', i)); i++) {
-        /* what stood between the commas was a variable that is not set */
-        if (!*text || *text == ',' || text[strlen(text) - 1] == ',') {
+        /* what stood between the commas was a variable that is not set; ",," is one in a value */
+        size_t commas = 0, n = strlen(text);
+        while (commas < n && text[n - 1 - commas] == ',')
+            commas++;
+        if (n == 0 || *text == ',' || commas % 2 == 1) {
             cli_error(cli, "Invalid option list: %s", text);
             return -EINVAL;
         }

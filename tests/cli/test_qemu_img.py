@@ -157,6 +157,23 @@ def test_create_makes_and_says_the_same(t, args):
         assert made["ours"] == made["real"]
 
 
+@pytest.mark.parametrize("args", [["-T", "", "info", "raw.img"], ["--trace=", "info", "raw.img"], ["-T", "", "--trace", "", "info", "raw.img"],
+                                  ["--", "info", "raw.img"], ["-T"], ["--trace"], ["-Z"], ["--nope", "info"]], ids=name_of)
+def test_what_stands_before_the_command(t, args):
+    fill(t)
+    same(t.ours("qemu-img", *args), t.real("qemu-img", *args))
+    for option in ("--vers", "-V"):
+        r = t.ours("qemu-img", option, "info")
+        assert r.code == 0 and r.out.startswith("qemu-img version"), r
+
+
+def test_a_value_may_end_in_a_comma(t):
+    t.ok("create", "-q", "-f", "vmdk", "a,", "1M")
+    r = t.ours("qemu-img", "create", "-f", "vmdk", "-o", "backing_fmt=vmdk,backing_file=a,,", "b")
+    assert r.code == 0 and " backing_file=a,, " in r.out, r
+    assert t.ours("qemu-img", "create", "-f", "vmdk", "-o", "backing_file=a,,,", "c").code == 1
+
+
 def test_a_map_of_a_flat_disk_knows_the_zeros(t):
     fill(t)
     def zeros(run):
