@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/image.h"
 #include "cli/paths.h"
@@ -41,7 +42,7 @@ static int try_open(const struct chain *c, const char *path, const char *format,
 
 static void add_problem(struct chain *c, json_t *image, const char *text)
 {
-    json_object_set_new(image, "problem", json_string(text));
+    json_object_set_new(image, "problem", dr_json_text(text));
     c->problems++;
 }
 
@@ -60,7 +61,7 @@ static json_t *add_image(struct chain *c, const char *path, const char *format)
         json_array_append_new(c->list, image);
         return image;
     }
-    image = json_pack("{s:s}", "filename", path);
+    image = json_pack("{s:o}", "filename", dr_json_text(path));
     json_array_append_new(c->list, image);
     add_problem(c, image, err.text);
     return NULL;

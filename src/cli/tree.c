@@ -4,6 +4,7 @@
 #include <locale.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "cli/cli.h"
 #include "cli/tree.h"
 
@@ -222,15 +223,15 @@ json_t *cli_tree_json(const struct dr_tree_node *nodes, size_t n)
     for (size_t i = 0; i < n; i++) {
         const struct dr_tree_node *node = &nodes[i];
         json_t *one = json_object();
-        json_object_set_new(one, "filename", json_string(node->path));
+        json_object_set_new(one, "filename", dr_json_text(node->path));
         json_object_set_new(one, "format", json_string(node->format ? node->format : "?"));
         json_object_set_new(one, "virtual-size", json_integer((json_int_t)node->size));
         json_object_set_new(one, "actual-size", json_integer((json_int_t)node->disk_size));
         if (node->parent != SIZE_MAX)
-            json_object_set_new(one, "parent", json_string(nodes[node->parent].path));
+            json_object_set_new(one, "parent", dr_json_text(nodes[node->parent].path));
         json_object_set_new(one, "asked", json_boolean(node->asked));
         if (node->problem)
-            json_object_set_new(one, "problem", json_string(node->problem));
+            json_object_set_new(one, "problem", dr_json_text(node->problem));
         json_array_append_new(list, one);
     }
     return list;

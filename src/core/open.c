@@ -161,6 +161,30 @@ static int open_recorded_parent(struct opening *o, struct dr_error *err)
                    child->backing_name, best.errnum ? best.text : "not found");
 }
 
+/* Only to learn where it is: without locks, and without its own parents. */
+#define LOOK_ON (DR_OPEN_NO_BACKING | DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK)
+
+int dr_backing_locate(struct dr_image *child, const struct dr_open_options *options, char **path,
+                      struct dr_error *err)
+{
+    struct dr_open_options open = options ? *options : (struct dr_open_options){0};
+    open.flags = (open.flags & DR_OPEN_ANY_PATH) | LOOK_ON;
+    CLEANUP_FREE struct opening *o = calloc(1, sizeof(*o));
+    *path = NULL;
+    if (!o)
+        return dr_fail(err, ENOMEM, "%s: out of memory", child->path);
+    *o = (struct opening){.fs = child->fs, .options = &open, .images = {child}, .n = 1};
+    int r = dr_gate_make(&o->gate, o->fs, &open, err);
+    if (r == 0)
+        r = open_recorded_parent(o, err);
+    dr_gate_clear(&o->gate);
+    if (r < 0)
+        return r;
+    *path = strdup(o->images[1]->path);
+    dr_image_unref(o->images[1], NULL);
+    return *path ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", child->path);
+}
+
 static int open_chain(struct opening *o, struct dr_error *err)
 {
     const struct dr_open_options *options = o->options;

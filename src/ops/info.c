@@ -42,12 +42,13 @@ static void put_path(json_t *object, const char *key, const char *path)
     put(object, key, dr_json_text(path));
 }
 
-static int put_backing(json_t *object, const struct dr_image *image, struct dr_error *err)
+static int put_backing(json_t *object, struct dr_image *image,
+                       const struct dr_open_options *options, struct dr_error *err)
 {
     if (!image->backing_name)
         return 0;
     CLEANUP_FREE char *full = NULL;
-    int r = dr_ops_backing_path(image, &full, err);
+    int r = dr_ops_backing_path(image, options, &full, err);
     if (r < 0 && r != -ENOENT)
         return r;
     if (!full)
@@ -74,7 +75,8 @@ static int specific(struct dr_image *image, json_t **out, uint64_t *cluster, str
     return 0;
 }
 
-static int describe(struct dr_image *image, json_t **out, struct dr_error *err)
+static int describe(struct dr_image *image, const struct dr_open_options *options, json_t **out,
+                    struct dr_error *err)
 {
     CLEANUP_JSON json_t *o = json_object();
     CLEANUP_JSON json_t *data = NULL;
@@ -93,7 +95,7 @@ static int describe(struct dr_image *image, json_t **out, struct dr_error *err)
     put(o, "actual-size", number(disk));
     if (data)
         put(o, "format-specific", json_incref(data));
-    r = put_backing(o, image, err);
+    r = put_backing(o, image, options, err);
     put(o, "dirty-flag", json_boolean(image->unclean));
     if (r == 0)
         *out = json_incref(o);
@@ -112,7 +114,7 @@ int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options 
     int r = dr_open_fs(fs, path, &open, &disk, err);
     for (size_t i = 0; r == 0 && i < disk->chain->n; i++) {
         json_t *one = NULL;
-        r = describe(disk->chain->images[i], &one, err);
+        r = describe(disk->chain->images[i], &open, &one, err);
         if (one)
             json_array_append_new(all, one);
     }

@@ -153,9 +153,10 @@ uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path);
 uint64_t dr_ops_image_space(const struct dr_image *image);
 /* Bytes that the image's files take in the file system. */
 int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *err);
-/* Where the image's recorded backing is, malloc'ed; -ENOENT with *path NULL: it has none or it is
- * nowhere. */
-int dr_ops_backing_path(const struct dr_image *image, char **path, struct dr_error *err);
+/* Where the image's recorded backing is, malloc'ed: the one that opening takes, or if it takes none
+ * the first that is there. -ENOENT with *path NULL: it has none or it is nowhere. */
+int dr_ops_backing_path(struct dr_image *image, const struct dr_open_options *options, char **path,
+                        struct dr_error *err);
 /* name as recorded in an image at path → where that is. */
 char *dr_ops_resolve(const char *path, const char *name);
 /* Which image of the chain does the user mean by name? As a path, as a name in the top image's

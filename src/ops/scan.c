@@ -35,19 +35,22 @@ bool dr_scan_is_opaque(const struct dr_scan_entry *e)
            ((e->fmt->flags & DR_FORMAT_MEMBERS) && !dr_name_format(e->path));
 }
 
-static void look_at_backing(struct dr_scan_entry *e, const struct dr_image *image)
+static void look_at_backing(struct dr_scan_entry *e, struct dr_image *image,
+                            const struct dr_open_options *options)
 {
     struct dr_fs *fs = image->fs;
     if (!image->backing_name)
         return;
     e->backing_name = strdup(image->backing_name);
-    if (dr_ops_backing_path(image, &e->backing_path, NULL) == 0 &&
+    if (dr_ops_backing_path(image, options, &e->backing_path, NULL) == 0 &&
         dr_name_identify(fs, e->backing_path, &e->backing_id, NULL) < 0)
         free(DR_STEAL(e->backing_path));
 }
 
-static void look_inside(struct dr_scan_entry *e, struct dr_fs *fs, unsigned flags)
+static void look_inside(struct dr_scan_entry *e, struct dr_fs *fs,
+                        const struct dr_open_options *options)
 {
+    unsigned flags = LOOK_ON | (options ? options->flags & DR_OPEN_ANY_PATH : 0u);
     CLEANUP_IMAGE struct dr_image *image = NULL;
     struct dr_error why = DR_ERROR_INIT;
     int r = dr_image_open(fs, e->path, e->fmt->name, flags, &image, &why);
@@ -59,13 +62,12 @@ static void look_inside(struct dr_scan_entry *e, struct dr_fs *fs, unsigned flag
     e->size = image->size;
     e->unclean = image->unclean;
     dr_ops_disk_size(image, &e->disk_size, NULL);
-    look_at_backing(e, image);
+    look_at_backing(e, image, options);
 }
 
 int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
                  const struct dr_open_options *options, struct dr_error *err)
 {
-    unsigned flags = LOOK_ON | (options ? options->flags & DR_OPEN_ANY_PATH : 0u);
     struct dr_scan_entry e = {0};
     if (dr_name_identify(fs, path, &e.id, NULL) < 0 || dr_scan_find(s, e.id) < s->n ||
         dr_probe(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &e.fmt, NULL) < 0)
@@ -79,7 +81,7 @@ int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
     }
     if (!dr_scan_is_opaque(&e))
-        look_inside(&e, fs, flags);
+        look_inside(&e, fs, options);
     s->all[s->n++] = e;
     return 0;
 }

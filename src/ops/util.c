@@ -163,28 +163,51 @@ static bool exists(struct dr_fs *fs, const char *path)
     return dr_name_identify(fs, path, &id, NULL) == 0;
 }
 
-int dr_ops_backing_path(const struct dr_image *image, char **path, struct dr_error *err)
+static int only_place(const struct dr_image *image, char **path, struct dr_error *err)
 {
-    *path = NULL;
-    if (!image->backing_name)
-        return -ENOENT;
-    if (!image->fmt->backing_candidate) {
-        *path = dr_ops_resolve(image->path, image->backing_name);
-        if (!*path)
-            return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-        if (exists(image->fs, *path))
-            return 0;
-        free(DR_STEAL(*path));
-        return -ENOENT;
-    }
-    for (unsigned i = 0;; i++) {
-        int r = image->fmt->backing_candidate(image, i, path, err);
+    *path = dr_ops_resolve(image->path, image->backing_name);
+    if (!*path)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    if (exists(image->fs, *path))
+        return 0;
+    free(DR_STEAL(*path));
+    return -ENOENT;
+}
+
+/* The n-th and those behind it: the next that is there. */
+static int next_place(const struct dr_image *image, unsigned *n, char **path, struct dr_error *err)
+{
+    for (;;) {
+        int r = image->fmt->backing_candidate(image, (*n)++, path, err);
         if (r < 0)
             return r;
         if (exists(image->fs, *path))
             return 0;
         free(DR_STEAL(*path));
     }
+}
+
+int dr_ops_backing_path(struct dr_image *image, const struct dr_open_options *options, char **path,
+                        struct dr_error *err)
+{
+    CLEANUP_FREE char *other = NULL;
+    unsigned n = 0;
+    *path = NULL;
+    if (!image->backing_name)
+        return -ENOENT;
+    if (!image->fmt->backing_candidate)
+        return only_place(image, path, err);
+    int r = next_place(image, &n, path, err);
+    if (r < 0 || next_place(image, &n, &other, NULL) < 0)
+        return r;
+    /* A copy of the directory, say: the recorded name leads to the original, whose children ours
+     * are not. */
+    char *right = NULL;
+    if (dr_backing_locate(image, options, &right, NULL) == 0) {
+        free(*path);
+        *path = right;
+    }
+    return 0;
 }
 
 size_t dr_ops_member(const struct dr_chain *chain, const char *name)

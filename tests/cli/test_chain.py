@@ -88,6 +88,14 @@ def test_a_broken_chain_is_shown_with_the_trouble_where_it_is(t):
     assert t.drover("chain", "top.vmdk").code == 0
 
 
+def test_trouble_with_names_that_are_no_utf_8_is_told(t):
+    (t.dir / "bad.vmdk").write_bytes(b'# Disk DescriptorFile\nversion=1\nCID=12345678\nRW 1 FLAT "f\xff" 0\n')
+    for args in (["show"], ["show", "--output=json"]):
+        r = t.drover("chain", *args, "bad.vmdk")
+        assert r.code == 1 and "cannot open its extent" in r.out
+    assert "cannot open its extent" in t.ok("snapshot", "-l", "--output=json", "bad.vmdk")
+
+
 def test_what_is_no_disk_has_no_chain(t):
     (t.dir / "bad.vmdk").write_bytes(b"KDMV" + bytes(508))
     for args in (["bad.vmdk"], ["show", "bad.vmdk"], ["show", "--output=json", "bad.vmdk"]):

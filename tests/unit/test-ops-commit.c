@@ -109,6 +109,24 @@ static void siblings_are_named_and_protected(void **state)
     free(after);
 }
 
+/* A directory was copied: the name that the sibling records leads to another disk, its own parent
+ * stands beside it. */
+static void siblings_that_name_their_parent_elsewhere_are_protected(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_image *image;
+    make(fs, "old/p.vmdk", "vmdk", SIZE, NULL);
+    make(fs, "p.vmdk", "vmdk", SIZE, NULL);
+    make(fs, "top.vmdk", "vmdk", 0, "p.vmdk");
+    make(fs, "other.vmdk", "vmdk", 0, "p.vmdk");
+    ok(dr_image_open(fs, "other.vmdk", NULL, DR_OPEN_RDWR, &image, &err));
+    ok(image->fmt->set_backing(image, NULL, "old/p.vmdk", "vmdk", 0, &err));
+    ok(dr_image_unref(image, &err));
+    uint64_t size;
+    free(view(fs, "other.vmdk", &size));
+    refused(commit(fs, "top.vmdk", NULL, false, &err), EBUSY, "other.vmdk");
+}
+
 static void what_is_no_base_is_refused(void **state)
 {
     struct dr_fs *fs = *state;
@@ -358,6 +376,7 @@ int main(void)
         ops_test(through_several_layers),
         ops_test(twice_is_the_same_as_once),
         ops_test(siblings_are_named_and_protected),
+        ops_test(siblings_that_name_their_parent_elsewhere_are_protected),
         ops_test(what_is_no_base_is_refused),
         ops_test(shorter_base_that_cannot_grow_is_refused_unchanged),
         ops_test(shorter_base_takes_what_fits_when_nothing_is_behind_it),

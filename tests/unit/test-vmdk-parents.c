@@ -149,6 +149,26 @@ static void hints_of_other_worlds_are_resolved(void **state)
     }
 }
 
+/* The recorded name leads to another disk, the right one stands beside the child. */
+static void of_several_candidates_the_one_with_the_right_id_is_taken(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    ok(create("/d/base.vmdk", 1 * MIB, NULL));
+    write_one("/d/base.vmdk", 0, 100, 3, 0);
+    ok(create("/d/old/base.vmdk", 1 * MIB, NULL));
+    ok(create("/d/c.vmdk", 1 * MIB, "base.vmdk"));
+    struct dr_image *image = image_of("/d/c.vmdk", DR_OPEN_RDWR);
+    ok(vmdk_set_backing(image, NULL, "old/base.vmdk", "vmdk", 0, &err));
+    dr_image_unref(image, NULL);
+    disk = opened("/d/c.vmdk", 0);
+    reads(disk, 0, 100, 3);
+    assert_string_equal(disk->chain->images[1]->path, "/d/base.vmdk");
+    ok(dr_close(disk, &err));
+    write_one("/d/base.vmdk", 0, 100, 4, 0);
+    fails(ESTALE, "CID", open_in(mem, "/d/c.vmdk", 0, &disk));
+}
+
 static void set_backing(const char *path, const char *parent, const char *name, unsigned flags)
 {
     struct dr_image *p = parent ? image_of(parent, 0) : NULL;
@@ -310,6 +330,7 @@ int main(void)
         T(an_interrupted_commit_opens),
         T(tracking_and_long_ids_follow_the_cid),
         T(hints_of_other_worlds_are_resolved),
+        T(of_several_candidates_the_one_with_the_right_id_is_taken),
         T(another_parent_is_recorded),
         T(impossible_parents_are_refused_before_anything),
         T(every_state_of_a_rewrite_opens),
