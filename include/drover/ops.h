@@ -54,8 +54,9 @@ DR_API int dr_create(const char *path, const struct dr_create_options *options,
 /* ------------------------------------------------------------------ convert */
 
 struct dr_convert_options {
-    const struct dr_open_options *source; /* how to open each source; NULL = defaults */
-    const char *out_format;               /* NULL = raw */
+    const struct dr_open_options *source;      /* how to open all sources; NULL = defaults */
+    const struct dr_open_options *const *each; /* or each of them; NULL = all as source says */
+    const char *out_format;                    /* NULL = raw */
     const struct dr_pair *pairs;
     size_t n_pairs;
     const char *backing; /* -B: the target keeps only what differs from this (must equal the

@@ -98,6 +98,16 @@ static int get_settings(struct convert *c, const struct cli_args *args)
     c->backing_format = cli_pairs_take(&c->pairs, "backing_fmt");
     c->o.backing = c->backing;
     c->o.backing_format = cli_has(args, 'F') ? cli_value(args, 'F') : c->backing_format;
+    if (c->o.no_create && cli_has(args, 'o')) {
+        cli_error(c->cli, "-o has no effect when skipping image creation");
+        return 1;
+    }
+    if (c->o.backing_format && !c->o.backing && !c->o.no_create &&
+        !cli_parent_may_be(c->o.out_format, c->o.backing_format)) {
+        cli_error(c->cli, "Backing file format not supported for file format '%s'",
+                  c->o.out_format);
+        return 1;
+    }
     for (size_t i = 0; i < c->pairs.n; i++) {
         if (!cli_option_exists(c->o.out_format, c->pairs.pairs[i].name)) {
             cli_error(c->cli, "Invalid parameter '%s'", c->pairs.pairs[i].name);
@@ -149,6 +159,10 @@ static int get_options(struct convert *c, const struct cli_args *args, struct cl
         cli_error(c->cli, "Cannot enable copy offloading when -S is used");
         return 1;
     }
+    if (c->o.offload && c->o.salvage) {
+        cli_error(c->cli, "Cannot use copy offloading in salvaging mode");
+        return 1;
+    }
     const char *rate = cli_value(args, 'r');
     if (rate && cli_get_size(c->cli, "rate limit", rate, &job->job.rate) < 0)
         return 1;
@@ -172,12 +186,12 @@ static int get_images(struct convert *c, const struct cli_args *args)
             cli_image_check(c->cli, &c->sources[i]) < 0)
             return 1;
     }
-    c->o.source = &c->sources[0].open;
     spec = (struct cli_image_spec){.name = args->operands[n], .opts_key = KEY_TARGET_IMAGE_OPTS};
     if (cli_image_get(c->cli, args, &spec, &c->target) != 0)
         return 1;
     if (c->target.format)
         c->o.out_format = c->target.format;
+    c->o.target_flags |= c->target.open.flags & DR_OPEN_NO_LOCK;
     if (c->o.no_create)
         return cli_image_check(c->cli, &c->target) < 0;
     return 0;
@@ -187,12 +201,16 @@ static int convert(struct convert *c, struct cli_job *job)
 {
     struct dr_error err = DR_ERROR_INIT;
     CLEANUP_FREE const char **paths = calloc(c->n, sizeof(*paths));
+    CLEANUP_FREE const struct dr_open_options **each = calloc(c->n, sizeof(*each));
     char state[4300];
 
-    if (!paths)
+    if (!paths || !each)
         return 1;
-    for (size_t i = 0; i < c->n; i++)
+    for (size_t i = 0; i < c->n; i++) {
         paths[i] = c->sources[i].path;
+        each[i] = &c->sources[i].open; /* a list of settings is for its image alone */
+    }
+    c->o.each = each;
     int r = dr_convert(paths, c->n, c->target.path, &c->o, &job->job, &err);
     if (r == 0)
         return 0;

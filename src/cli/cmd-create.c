@@ -96,7 +96,7 @@ static int check_names(const struct create *c)
                   c->format);
         return 1;
     }
-    if (c->backing_format && !info.can_back) {
+    if (c->backing_format && !c->backing && !cli_parent_may_be(c->format, c->backing_format)) {
         cli_error(c->cli, "%s: Backing file format not supported for file format '%s'", c->path,
                   c->format);
         return 1;

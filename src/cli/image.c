@@ -240,6 +240,18 @@ const char *cli_parent_format(const char *format)
     return NULL;
 }
 
+bool cli_parent_may_be(const char *format, const char *parent)
+{
+    struct dr_format_info info;
+
+    for (size_t i = 0; dr_format_list(i, &info) == 0; i++) {
+        if (strcmp(info.name, format) == 0)
+            return info.can_back &&
+                   (!info.parent_format || strcmp(info.parent_format, parent) == 0);
+    }
+    return false;
+}
+
 bool cli_parent_is_known(const char *format)
 {
     struct dr_format_info info;

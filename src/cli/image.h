@@ -56,6 +56,8 @@ void cli_cleanup_disk(struct dr_disk **disk);
 bool cli_format_exists(const char *name);
 /* The only format that backing images of this format can have, or NULL. */
 const char *cli_parent_format(const char *format);
+/* May images of this format have a backing image of that one? */
+bool cli_parent_may_be(const char *format, const char *parent);
 /* May a backing image of this format's images go without a format? */
 bool cli_parent_is_known(const char *format);
 

@@ -29,7 +29,8 @@ static int open_sources(struct convert *c, const char *const *names, size_t n, s
     if (!c->sources)
         return dr_fail(err, ENOMEM, "out of memory for %zu sources", n);
     for (; c->n < n; c->n++) {
-        int r = dr_open_fs(c->fs, names[c->n], c->o->source, &c->sources[c->n], err);
+        const struct dr_open_options *open = c->o->each ? c->o->each[c->n] : c->o->source;
+        int r = dr_open_fs(c->fs, names[c->n], open, &c->sources[c->n], err);
         if (r < 0)
             return r;
         /* the next one begins with a sector */

@@ -87,7 +87,8 @@ READ_ONLY = [
     ["create", "-f", "vmdk", "-b", "nope.vmdk", "-F", "vmdk", "x"], 
     ["create", "-o", "size=1M", "x", "2M"], ["create", "-o", "size=1M,", "x"], ["create", "-o", "", "x", "1M"],
     ["create", "-f", "vmdk", "-b", "", "x", "1M"], ["create", "-F", "raw", "x", "1M"],
-    ["convert", "-o", "", "raw.img", "x"], ["measure", "-o", "size=1M,", "raw.img"],
+    ["convert", "-o", "", "raw.img", "x"], ["convert", "-F", "vmdk", "raw.img", "x"], ["convert", "-C", "--salvage", "raw.img", "x"],
+    ["convert", "-n", "-O", "vmdk", "-o", "compat6=on", "raw.img", "a.vmdk"], ["measure", "-o", "size=1M,", "raw.img"],
     ["convert"], ["convert", "a.vmdk"], ["convert", "nope", "x"], ["convert", "-O", "nope", "a.vmdk", "x"],
     ["convert", "-n", "a.vmdk", "nope"], ["convert", "-S", "1", "a.vmdk", "x"], ["convert", "-S", "x", "a.vmdk", "x"],
     ["convert", "-S", "32M", "a.vmdk", "x"], ["convert", "-m", "99", "a.vmdk", "x"], ["convert", "-m", "x", "a.vmdk", "x"],
@@ -325,6 +326,21 @@ def test_several_sources_stand_one_after_another(t):
     fill(t)
     for who, run in (("ours", t.ours), ("real", t.real)):
         assert run("qemu-img", "convert", "raw.img", "long.img", "flat.vmdk", who).code == 0
+    assert (t.dir / "ours").read_bytes() == (t.dir / "real").read_bytes()
+
+
+@pytest.mark.parametrize("args", [
+    ["--image-opts", "driver=raw,file.filename=raw.img", "driver=vmdk,file.filename=a.vmdk"],
+    ["--image-opts", "driver=vmdk,file.filename=c.vmdk", "driver=raw,file.filename=flat.vmdk", "driver=vmdk,file.filename=a.vmdk"],
+    ["json:{'driver':'raw','file.filename':'raw.img'}", "a.vmdk"], ["a.vmdk", "json:{'driver':'raw','file.filename':'c.vmdk'}"],
+    ["--image-opts", "driver=vmdk,file.filename=c.vmdk,backing=", "driver=vmdk,file.filename=c.vmdk"],
+    ["--image-opts", "driver=vmdk,file.filename=c.vmdk", "driver=vmdk,file.filename=c.vmdk,backing="],
+], ids=name_of)
+def test_each_source_is_opened_as_it_says(t, args):
+    fill(t)
+    for who, run in (("ours", t.ours), ("real", t.real)):
+        r = run("qemu-img", "convert", *args, who)
+        assert r.code == 0, r
     assert (t.dir / "ours").read_bytes() == (t.dir / "real").read_bytes()
 
 
