@@ -210,6 +210,38 @@ static void new_parents_are_durable_before_anything_relies_on_them(void **state)
     }
 }
 
+/* A child that is there opens: its parent's id is not in memory only. */
+static void snapshot_waits_for_what_others_left_in_memory(void **state)
+{
+    (void)state;
+    struct powerfs *p = powerfs_new();
+    struct dr_fs *fs = powerfs_fs(p);
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR | DR_OPEN_NO_FLUSH};
+    struct dr_disk *disk;
+    uint8_t bytes[64 * KiB];
+    uint64_t size;
+    size_t there = 0;
+    memset(bytes, 0x77, sizeof(bytes));
+    family(fs, false);
+    powerfs_settle(p);
+    ok(dr_open_fs(fs, "top.vmdk", &o, &disk, &err));
+    ok(dr_pwrite(disk, bytes, 0, sizeof(bytes), 0, &err));
+    ok(dr_close(disk, &err));
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    ok(snapshot(fs, &err));
+    for (size_t i = 0; i <= powerfs_ops(p); i++)
+        for (int mode = 0; mode < POWERFS_ALL_BUT_ONE; mode++) {
+            struct dr_fs *cut = powerfs_cut(p, i, (enum powerfs_mode)mode, 0);
+            there += exists(cut, "top-000001.vmdk");
+            if (exists(cut, "top-000001.vmdk"))
+                same_view(cut, "top-000001.vmdk", want, size);
+            dr_fs_memory_free(cut);
+        }
+    assert_true(there > 0);
+    free(want);
+    powerfs_free(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -217,6 +249,7 @@ int main(void)
         cmocka_unit_test(missing_flush_is_caught),
         cmocka_unit_test(a_cut_after_a_kill_does_not_change_the_view),
         cmocka_unit_test(new_parents_are_durable_before_anything_relies_on_them),
+        cmocka_unit_test(snapshot_waits_for_what_others_left_in_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -53,9 +54,46 @@ static void put_byte(struct dr_image *image, uint64_t off, uint8_t byte, unsigne
     pthread_mutex_unlock(&image->lock);
 }
 
+/* More pages than may be in memory. */
+#define MANY 20000u
+
+static struct dr_image *press_during_flush;
+static bool clean_went;
+
+static void load_many(struct dr_image *image)
+{
+    for (uint64_t i = 100; i < MANY; i++) {
+        struct dr_page *page;
+        pthread_mutex_lock(&image->lock);
+        while (dr_page_get(image, 0, i * PAGE, &page) == -EAGAIN)
+            assert_int_equal(dr_image_satisfy(image, 0, NULL), 0);
+        pthread_mutex_unlock(&image->lock);
+    }
+}
+
+static bool in_memory(struct dr_image *image, uint64_t off)
+{
+    struct dr_page *page;
+    pthread_mutex_lock(&image->lock);
+    int r = dr_page_get(image, 0, off, &page);
+    image->need.kind = DR_NEED_NONE;
+    pthread_mutex_unlock(&image->lock);
+    return r == 0;
+}
+
 static int noting_flush(struct dr_file *f)
 {
     strcat(journal, "f ");
+    if (press_during_flush) {
+        struct dr_image *pressed = press_during_flush;
+        press_during_flush = NULL;
+        load_many(pressed);
+        clean_went = !in_memory(pressed, 7 * PAGE);
+        if (!in_memory(pressed, 5 * PAGE)) { /* to go on would be to use what was freed */
+            fprintf(stderr, "a page was evicted on its way to the file\n");
+            _exit(1);
+        }
+    }
     if (fail_flush && --fail_flush == 0)
         return -EIO;
     struct dr_image *image = edit_during_flush;
@@ -261,6 +299,26 @@ static uint64_t zero_until(struct world *w, uint64_t off)
     return end;
 }
 
+static void a_page_on_its_way_to_the_file_is_not_evicted(void **state)
+{
+    struct world *w = *state;
+    assert_int_equal(dr_file_truncate(w->image->files[0], (uint64_t)MANY * PAGE, NULL), 0);
+    put_byte(w->image, 7 * PAGE, 0x70, 2);
+    assert_int_equal(flush(w), 0); /* clean from now on */
+    put_byte(w->image, 5 * PAGE, 0x77, 2);
+    load_many(w->image); /* it waits: not evicted either */
+    assert_true(in_memory(w->image, 5 * PAGE));
+    put_byte(w->image, 7 * PAGE, 0x70, 2);
+    assert_int_equal(flush(w), 0);
+    put_byte(w->image, 5 * PAGE, 0x78, 2);
+    press_during_flush = w->image;
+    assert_int_equal(flush(w), 0);
+    assert_null(press_during_flush);
+    assert_true(clean_went);
+    assert_int_equal(stored_byte(w, 5 * PAGE), 0x78);
+    assert_int_equal(stored_byte(w, 7 * PAGE), 0x70);
+}
+
 static void a_load_that_a_flush_overtook_is_done_again(void **state)
 {
     struct world *w = *state;
@@ -317,6 +375,7 @@ int main(void)
         T(a_failed_data_flush_is_sticky),
         T(a_page_that_could_not_be_written_waits_for_the_next_flush),
         T(a_failed_page_with_edits_of_another_level_ends_the_session),
+        T(a_page_on_its_way_to_the_file_is_not_evicted),
         T(a_load_that_a_flush_overtook_is_done_again),
         T(a_hole_of_the_file_is_known_beyond_the_page),
         T(an_edit_ends_what_is_known_about_holes),
