@@ -145,6 +145,20 @@ static void broken_extent_lines_are_refused(void **state)
     refused(HEAD "RW 1 FLAT \"a\" zero\n", "extent offset");
 }
 
+/* Left out, they would change what the lines behind them mean. */
+static void damaged_lines_that_matter_are_not_left_out(void **state)
+{
+    (void)state;
+    struct vmdk_desc d;
+    refused(HEAD "RX 1 FLAT \"a\" 0\nRW 1 FLAT \"b\" 0\n", "'RX' is no access");
+    refused(HEAD "\x01 7\tZERO\nRW 1 FLAT \"b\" 0\n", "is no access");
+    refused("version=1\nCID=1\nparentCID=\"11111111\nRW 1 ZERO\n", "'parentCID' without");
+    refused(GOOD "parentFileNameHint \"base.vmdk\"\n", "'parentFileNameHint' without");
+    must_parse(&d, GOOD "what else\nfoo=\"bar\n# RX 1 FLAT\nddb.x \"1\"\n");
+    assert_int_equal(d.n_extents, 1);
+    vmdk_desc_free(&d);
+}
+
 static void what_decides_may_stand_only_once(void **state)
 {
     (void)state;
@@ -462,6 +476,7 @@ int main(void)
         cmocka_unit_test(missing_final_newline_is_fine),
         cmocka_unit_test(extent_lines_tell_everything),
         cmocka_unit_test(broken_extent_lines_are_refused),
+        cmocka_unit_test(damaged_lines_that_matter_are_not_left_out),
         cmocka_unit_test(what_decides_may_stand_only_once),
         cmocka_unit_test(versions_beyond_three_and_no_version_are_refused),
         cmocka_unit_test(ids_are_one_to_eight_hex_digits),

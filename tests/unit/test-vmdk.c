@@ -122,6 +122,25 @@ static void mixed_extents_keep_their_places(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* A write to one would change the other. */
+static void extents_that_share_bytes_are_only_read(void **state)
+{
+    (void)state;
+#define SHARED(extents)                                                                 \
+    mem->ops->unlink(mem, "/d/o.vmdk", NULL);                                           \
+    make_text("/d/o.vmdk", "# Disk DescriptorFile\nversion=1\nCID=12345678\n" extents); \
+    ok(dr_close(opened("/d/o.vmdk", 0), &err))
+    struct dr_disk *disk;
+    make_zeros("/d/f.raw", 64 * 512);
+    SHARED("RW 10 FLAT \"f.raw\" 30\nRW 10 FLAT \"f.raw\" 20\nRW 10 FLAT \"f.raw\" 29\n");
+    fails(EINVAL, "share", open_in(mem, "/d/o.vmdk", DR_OPEN_RDWR, &disk));
+    SHARED("RDONLY 64 FLAT \"f.raw\" 0\nRDONLY 4 FLAT \"f.raw\" 8\nRW 1 FLAT \"f.raw\" 63\n");
+    fails(EINVAL, "share", open_in(mem, "/d/o.vmdk", DR_OPEN_RDWR, &disk));
+    SHARED("RW 10 FLAT \"f.raw\" 20\nRW 20 FLAT \"f.raw\" 0\nRW 34 FLAT \"f.raw\" 30\n");
+    ok(dr_close(opened("/d/o.vmdk", DR_OPEN_RDWR), &err));
+#undef SHARED
+}
+
 static void zeroed_grains_mask_the_parent(void **state)
 {
     (void)state;
@@ -313,6 +332,7 @@ int main(void)
         T(huge_empty_disks_are_small_and_mapped_at_once),
         T(a_question_does_not_look_through_a_huge_disk),
         T(mixed_extents_keep_their_places),
+        T(extents_that_share_bytes_are_only_read),
         T(zeroed_grains_mask_the_parent),
         T(zeros_without_the_flag_are_written),
         T(dropped_grains_are_used_again),

@@ -197,6 +197,35 @@ static enum vmdk_line_kind classify(const char *text, struct vmdk_line *line)
     return parse_access(take_word(&rest), &access) ? VMDK_LINE_EXTENT : VMDK_LINE_OTHER;
 }
 
+/* The keys that decide what is read. */
+static const char *const once[] = {"version", "CID", "parentCID", "createType",
+                                   "parentFileNameHint"};
+
+/* What is not understood is kept and not read. That must not be a line without which the rest
+ * means something else: "RX 2048 FLAT ..." left out, all extents behind it have other addresses. */
+static int check_other(const struct vmdk_desc *d, const struct vmdk_line *line, const char *where,
+                       struct dr_error *err)
+{
+    struct span s = trim((struct span){d->text + line->off, line->len}), rest = s;
+    uint64_t sectors;
+    size_t k = 0;
+    if (s.n == 0 || s.p[0] == '#')
+        return 0;
+    struct span first = take_word(&rest);
+    if (parse_number(take_word(&rest), &sectors) && take_word(&rest).n > 0)
+        return dr_fail(err, EINVAL,
+                       "%s: line %zu: '%.*s' is no access to an extent, expected RW, RDONLY or "
+                       "NOACCESS",
+                       where, d->n_lines, (int)dr_min(first.n, 40), first.p);
+    while (k < s.n && is_key_char(s.p[k]))
+        k++;
+    for (size_t i = 0; i < sizeof(once) / sizeof(once[0]); i++)
+        if (span_is((struct span){s.p, k}, once[i]))
+            return dr_fail(err, EINVAL, "%s: line %zu: '%s' without a whole value", where,
+                           d->n_lines, once[i]);
+    return 0;
+}
+
 /* LF or CRLF; a lone CR is no line end. */
 static void cut_line(const char *text, size_t len, size_t off, struct vmdk_line *line)
 {
@@ -230,6 +259,8 @@ static int add_line(struct vmdk_desc *d, const struct vmdk_line *line, const cha
     if (!grow((void **)&d->lines, d->n_lines, sizeof(d->lines[0])))
         return dr_fail_errno(err, ENOMEM, "%s", where);
     d->lines[d->n_lines++] = *line;
+    if (line->kind == VMDK_LINE_OTHER)
+        return check_other(d, line, where, err);
     if (line->kind != VMDK_LINE_EXTENT)
         return 0;
     if (!grow((void **)&d->extents, d->n_extents, sizeof(d->extents[0])))
@@ -256,8 +287,6 @@ static int check_single(const struct vmdk_desc *d, const char *key, const char *
 
 static int check_keys(const struct vmdk_desc *d, const char *where, struct dr_error *err)
 {
-    static const char *const once[] = {"version", "CID", "parentCID", "createType",
-                                       "parentFileNameHint"};
     for (size_t i = 0; i < sizeof(once) / sizeof(once[0]); i++) {
         int r = check_single(d, once[i], where, err);
         if (r < 0)

@@ -229,6 +229,50 @@ static int open_extents(struct dr_image *image, const struct vmdk_header *h, str
     return r;
 }
 
+/* ------------------------------------------------------------------ overlaps */
+
+static bool in_flat_file(const struct vmdk_extent *e)
+{
+    return e->file != VMDK_NO_FILE && e->type != VMDK_SPARSE;
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const struct vmdk_extent *x = *(struct vmdk_extent *const *)a,
+                             *y = *(struct vmdk_extent *const *)b;
+    if (x->file != y->file)
+        return x->file < y->file ? -1 : 1;
+    return x->host < y->host ? -1 : x->host > y->host;
+}
+
+/* What is written in one place of the disk would change another one, too. */
+static int refuse_overlaps(const struct dr_image *image, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    size_t n = 0;
+    CLEANUP_FREE struct vmdk_extent **all = malloc(s->n_extents * sizeof(struct vmdk_extent *));
+    if (!all && s->n_extents > 0)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    for (size_t i = 0; i < s->n_extents; i++)
+        if (in_flat_file(&s->extents[i]))
+            all[n++] = &s->extents[i];
+    if (n > 1)
+        qsort(all, n, sizeof(struct vmdk_extent *), by_place);
+    const struct vmdk_extent *last = NULL; /* the one that reaches furthest */
+    for (size_t i = 0; i < n; i++) {
+        bool shares = last && last->file == all[i]->file && all[i]->host < last->host + last->len;
+        if (shares && (last->access == VMDK_RW || all[i]->access == VMDK_RW))
+            return dr_fail(err, EINVAL,
+                           "%s: two extents share the bytes of %s from %llu on: the disk can be "
+                           "read, but not written",
+                           image->path, image->files[last->file]->path,
+                           (unsigned long long)all[i]->host);
+        if (!shares || all[i]->host + all[i]->len > last->host + last->len)
+            last = all[i];
+    }
+    return 0;
+}
+
 /* ------------------------------------------------------------------ the parent */
 
 static bool is_nil_uuid(const char *uuid)
@@ -300,6 +344,8 @@ static int vmdk_open(struct dr_image *image, struct dr_error *err)
         r = read_backing(image, err);
     if (r == 0)
         r = open_extents(image, &h, err);
+    if (r == 0 && (image->flags & DR_OPEN_RDWR))
+        r = refuse_overlaps(image, err);
     image->unclean |= vmdk_of(image)->redo;
     return r;
 }
