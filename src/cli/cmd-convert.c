@@ -186,7 +186,8 @@ static int get_images(struct convert *c, const struct cli_args *args)
             cli_image_check(c->cli, &c->sources[i]) < 0)
             return 1;
     }
-    spec = (struct cli_image_spec){.name = args->operands[n], .opts_key = KEY_TARGET_IMAGE_OPTS};
+    spec = (struct cli_image_spec){
+        .name = args->operands[n], .opts_key = KEY_TARGET_IMAGE_OPTS, .flags = DR_OPEN_RDWR};
     if (cli_image_get(c->cli, args, &spec, &c->target) != 0)
         return 1;
     if (c->target.format)

@@ -116,6 +116,11 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0 ||
         check_backing(cli, &image, &rb.o) != 0)
         return 1;
+    if ((image.open.flags & DR_OPEN_NO_BACKING) && !rb.o.unsafe) {
+        cli_error(cli, "'%s': without its backing file there is nothing to copy from: use -u",
+                  image.path);
+        return 1;
+    }
     rb.path = image.path;
     rb.o.open = image.open;
     cli_export_allowed(args);

@@ -24,6 +24,8 @@ static int flatten(struct cli_pairs *list, const char *prefix, json_t *object)
             r = flatten(list, name, value);
         else if (json_is_string(value))
             r = cli_pairs_set(list, name, json_string_value(value));
+        else if (json_is_null(value) && strcmp(name, "backing") == 0)
+            r = cli_pairs_set(list, name, ""); /* no parent */
         else if (json_is_boolean(value))
             r = cli_pairs_set(list, name, json_is_true(value) ? "on" : "off");
         else if (json_is_integer(value)) {
@@ -60,7 +62,8 @@ static int parse_json_name(const struct cli *cli, const char *text, struct cli_p
 
 static bool is_off(const char *value)
 {
-    return strcmp(value, "off") == 0 || strcmp(value, "false") == 0 || strcmp(value, "no") == 0;
+    return strcmp(value, "off") == 0 || strcmp(value, "false") == 0 || strcmp(value, "no") == 0 ||
+           strcmp(value, "n") == 0;
 }
 
 static const char *device_driver(const char *name)
@@ -74,41 +77,67 @@ static const char *device_driver(const char *name)
     return NULL;
 }
 
-/* Settings of the file below the format; the drivers that mean "a file here". */
-static bool known_file_setting(const char *name, const char *value)
+static bool is_among(const char *value, const char *const *values)
 {
+    while (*values && strcmp(*values, value) != 0)
+        values++;
+    return *values;
+}
+
+/* Settings of the image, or of the file below the format; the drivers that mean "a file here".
+ * Most do nothing here, but a value that means nothing is a mistake. */
+static bool known_setting(const char *name, const char *value)
+{
+    static const char *const aio[] = {"threads", "native", "io_uring", NULL};
+    static const char *const discard[] = {"ignore", "off", "unmap", "on", NULL};
+    static const char *const zeroes[] = {"off", "on", "unmap", NULL};
+    static const char *const locking[] = {"on", "off", "auto", NULL};
+    static const char *const either[] = {"on", "off", "yes", "no", "true", "false", "y", "n", NULL};
+    static const struct {
+        const char *name;
+        const char *const *values; /* NULL = any */
+    } settings[] = {{"aio", aio},
+                    {"discard", discard},
+                    {"detect-zeroes", zeroes},
+                    {"locking", locking},
+                    {"node-name", NULL},
+                    {"read-only", either},
+                    {"force-share", either},
+                    {"auto-read-only", either},
+                    {"cache.direct", either},
+                    {"cache.no-flush", either}};
+
     if (strncmp(name, "file.", 5) == 0)
         name += 5;
     if (strcmp(name, "driver") == 0)
         return strcmp(value, "file") == 0 || device_driver(value);
-    static const char *const ignored[] = {"aio",          "discard",       "detect-zeroes",
-                                          "node-name",    "read-only",     "auto-read-only",
-                                          "cache.direct", "cache.no-flush"};
-    for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++) {
-        if (strcmp(name, ignored[i]) == 0)
-            return true;
+    for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++) {
+        if (strcmp(name, settings[i].name) == 0)
+            return !settings[i].values || is_among(value, settings[i].values);
     }
     return false;
 }
 
-static int apply_switches(struct cli_pairs *list, unsigned *flags)
+/* Is it said of the image, or of its file? */
+static const char *setting(const struct cli_pairs *list, const char *of_file)
 {
-    static const char *const locking[] = {"locking", "file.locking"};
+    const char *value = cli_pairs_find(list, of_file + strlen("file."));
 
-    for (size_t i = 0; i < 2; i++) {
-        CLEANUP_FREE char *value = cli_pairs_take(list, locking[i]);
-        if (value && is_off(value))
-            *flags |= DR_OPEN_NO_LOCK;
-    }
-    CLEANUP_FREE char *share = cli_pairs_take(list, "force-share");
+    return value ? value : cli_pairs_find(list, of_file);
+}
+
+static void apply_switches(const struct cli_pairs *list, struct cli_image *image)
+{
+    const char *locking = setting(list, "file.locking");
+    const char *share = setting(list, "file.force-share");
+    const char *top = cli_pairs_find(list, "read-only");
+    const char *file = cli_pairs_find(list, "file.read-only");
+
+    if (locking && is_off(locking))
+        image->open.flags |= DR_OPEN_NO_LOCK;
     if (share && !is_off(share))
-        *flags |= DR_OPEN_FORCE_SHARE;
-    CLEANUP_FREE char *backing = cli_pairs_take(list, "backing");
-    if (backing && backing[0])
-        return -ENOTSUP;
-    if (backing)
-        *flags |= DR_OPEN_NO_BACKING;
-    return 0;
+        image->open.flags |= DR_OPEN_FORCE_SHARE;
+    image->read_only = (top && !is_off(top)) || (file && !is_off(file));
 }
 
 static int apply_pairs(const struct cli *cli, struct cli_pairs *list, const char *name,
@@ -121,18 +150,22 @@ static int apply_pairs(const struct cli *cli, struct cli_pairs *list, const char
     if (!path)
         path = cli_pairs_take(list, "file");
     image->path = path;
-    if (apply_switches(list, &image->open.flags) < 0) {
+    CLEANUP_FREE char *backing = cli_pairs_take(list, "backing");
+    if (backing && backing[0]) {
         cli_error(cli, "Could not open '%s': 'backing' is not supported here", path ? path : name);
         return -EINVAL;
     }
+    if (backing)
+        image->open.flags |= DR_OPEN_NO_BACKING;
     /* Before the path is missed: what we do not know may be where it is. */
     for (size_t i = 0; i < list->n; i++) {
-        if (!known_file_setting(list->pairs[i].name, list->pairs[i].value)) {
+        if (!known_setting(list->pairs[i].name, list->pairs[i].value)) {
             cli_error(cli, "Could not open '%s': '%s=%s' is not supported", path ? path : name,
                       list->pairs[i].name, list->pairs[i].value);
             return -EINVAL;
         }
     }
+    apply_switches(list, image);
     if (!path) {
         cli_error(cli, "A block device must be specified for \"file\"");
         return -EINVAL;
@@ -327,6 +360,10 @@ int cli_image_get(const struct cli *cli, const struct cli_args *args,
     image->open.format = image->format;
     if (image->format && !cli_format_exists(image->format)) {
         cli_error(cli, "Could not open '%s': Unknown driver '%s'", image->path, image->format);
+        return 1;
+    }
+    if (image->read_only && (spec->flags & DR_OPEN_RDWR)) {
+        cli_error(cli, "Could not open '%s': Block node is read-only", image->path);
         return 1;
     }
     if (cli->role == CLI_QEMU_IMG && spec->no_data && !(image->open.flags & DR_OPEN_RDWR) &&

@@ -10,6 +10,7 @@ struct cli_image {
     char *path;
     char *format;       /* NULL = find out */
     const char *device; /* the driver that takes devices only, if one was asked for */
+    bool read_only;     /* its settings say so: a command that writes is refused */
     const char **allow;
     struct dr_open_options open; /* points into the above */
 };

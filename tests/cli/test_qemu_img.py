@@ -344,6 +344,46 @@ def test_each_source_is_opened_as_it_says(t, args):
     assert (t.dir / "ours").read_bytes() == (t.dir / "real").read_bytes()
 
 
+VMDK = "driver=vmdk,file.filename=c.vmdk"
+
+
+@pytest.mark.parametrize("args", [
+    ["resize", "--image-opts", "driver=raw,file.filename=raw.img,read-only=on", "2M"],
+    ["resize", "--image-opts", "driver=raw,file.filename=raw.img,file.read-only=true", "2M"],
+    ["resize", "json:{'driver':'raw','read-only':true,'file':{'driver':'file','filename':'raw.img'}}", "2M"],
+    ["commit", "--image-opts", VMDK + ",read-only=on"], ["rebase", "-b", "", "--image-opts", VMDK + ",read-only=on"],
+    ["convert", "-n", "--target-image-opts", "raw.img", "driver=raw,file.filename=long.img,read-only=on"],
+    ["map", "--image-opts", VMDK + ",read-only=x"], ["map", "--image-opts", VMDK + ",file.locking=of"],
+    ["map", "--image-opts", VMDK + ",discard=x"], ["map", "--image-opts", VMDK + ",file.aio=x"],
+    ["map", "--image-opts", VMDK + ",force-share=x"],
+], ids=name_of)
+def test_settings_are_heeded_or_refused(t, args):
+    fill(t)
+    before = {n: (t.dir / n).read_bytes() for n in ("raw.img", "long.img", "c.vmdk", "a.vmdk")}
+    ours, real = t.ours("qemu-img", *args), t.real("qemu-img", *args)
+    assert (ours.code, ours.out, ours.err.count("\n")) == (1, "", 1), ours
+    assert real.code == 1, real
+    assert before == {n: (t.dir / n).read_bytes() for n in before}
+
+
+@pytest.mark.parametrize("settings", [
+    "'backing':null", "'read-only':true", "'read-only':false,'auto-read-only':true", "'discard':'unmap','detect-zeroes':'on'",
+    "'cache':{'direct':false,'no-flush':true}", "'force-share':true", "'node-name':'x'"])
+def test_settings_that_change_nothing_and_no_parent(t, settings):
+    fill(t)
+    name = "json:{'driver':'vmdk','file':{'driver':'file','filename':'c.vmdk','locking':'auto'}," + settings + "}"
+    for args in (["map"], ["map", "--output=json"], ["measure"]):
+        same(t.ours("qemu-img", *args, name), t.real("qemu-img", *args, name))
+
+
+def test_a_rebase_without_the_old_parent_is_an_unsafe_one(t):
+    fill(t)
+    before = (t.dir / "c.vmdk").read_bytes()
+    r = t.ours("qemu-img", "rebase", "-b", "", "--image-opts", VMDK + ",backing=")
+    assert r.code == 1 and "-u" in r.err and (t.dir / "c.vmdk").read_bytes() == before, r
+    assert t.ours("qemu-img", "rebase", "-u", "-b", "", "--image-opts", VMDK + ",backing=").code == 0
+
+
 def test_each_source_begins_with_a_sector(t):
     (t.dir / "a").write_bytes(b"a" * 1000)
     (t.dir / "b").write_bytes(b"b" * 70001)

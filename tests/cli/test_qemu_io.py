@@ -143,6 +143,17 @@ def test_a_disk_that_grows_takes_its_space(t):
         assert 2 << 20 <= (t.dir / f"{mode}.img").stat().st_blocks * 512 < 3 << 20
 
 
+@pytest.mark.parametrize("args", [["--image-opts", "-c", "write 0 512", "driver=vmdk,file.filename=disk,read-only=on"],
+                                  ["-c", "open -o driver=vmdk,file.filename=disk,read-only=on", "-c", "write 0 512"]])
+def test_a_disk_that_is_to_be_read_only_is_not_written(t, args):
+    make(t, "vmdk")
+    before = (t.dir / "disk").read_bytes()
+    r = t.ours("qemu-io", *args)
+    assert r.code == 1 and "Block node is read-only" in r.err and (t.dir / "disk").read_bytes() == before, r
+    assert t.real("qemu-io", *args).code == 1
+    both(t, "-r", "--image-opts", "-c", "read 0 512", "driver=vmdk,file.filename=disk,read-only=on")
+
+
 def test_a_child_shows_what_it_holds_itself(t):
     make(t, "vmdk")
     t.real("qemu-img", "create", "-q", "-f", "vmdk", "-b", "disk", "-F", "vmdk", "child")
