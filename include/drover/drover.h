@@ -5,6 +5,10 @@
  *  - Offsets, lengths and sizes are bytes, unless a name says otherwise.
  *  - The result is 0 or a negative errno value. The text of a failure is in the last argument,
  *    which may be NULL; it names the file, the offset and what was expected.
+ *  - A pointer may be NULL where its comment says so. Else NULL is -EINVAL, but for the questions
+ *    that cannot fail, such as dr_size(): they need a disk. Flags that are not known are -EINVAL.
+ *  - What a function hands out through a pointer is there only after success. What is malloc'ed
+ *    ends with free().
  *  - The library never prints, never exits and never aborts on bad input.
  *  - One struct dr_disk may be used from many threads at once, except in dr_close().
  */
@@ -21,11 +25,11 @@ extern "C" {
 
 #define DR_API __attribute__((visibility("default")))
 
-/* What went wrong. Owned by the caller; initialise with DR_ERROR_INIT, reuse freely. The first
- * failure stays until it is reset. */
+/* What went wrong. Owned by the caller; initialise with DR_ERROR_INIT, and again before it is used
+ * after a failure: the first one stays. */
 struct dr_error {
     int errnum;      /* positive errno value, 0 = nothing failed */
-    char text[2048]; /* one line, no newline at its end */
+    char text[2048]; /* no newline at its end; names stand in it as they are, whatever is in them */
 };
 #define DR_ERROR_INIT \
     {                 \
@@ -101,8 +105,9 @@ DR_API char *dr_name_file(const char *name);
 DR_API char *dr_name_beside(const char *path, const char *name);
 
 /* Open the disk at path. options may be NULL: read-only, defaults. On success *disk is the caller's
- * and ends with dr_close(). -EBUSY/-EAGAIN: locked by somebody; -EACCES: a name inside the image
- * points where it must not; -EINVAL: not an image of that format; -ESTALE: a parent changed. */
+ * and ends with dr_close(); after a failure it is NULL. -EBUSY/-EAGAIN: locked by somebody;
+ * -EACCES: a name inside the image points where it must not; -EINVAL: not an image of that format;
+ * -ESTALE: a parent changed. */
 DR_API int dr_open(const char *path, const struct dr_open_options *options, struct dr_disk **disk,
                    struct dr_error *err);
 
@@ -131,8 +136,9 @@ enum dr_io_flag {
         1 << 2, /* dr_zero: the top image itself must say zero, even where its parent does */
 };
 
-/* All of [off, off+len) must lie inside the disk, else -EINVAL and nothing is done. len 0 is fine.
- * Byte granularity. After a failed write each 512-byte sector is old or new. */
+/* All of [off, off+len) must lie inside the disk, else -EINVAL and nothing is done. len 0 is fine,
+ * with buf NULL, too. -EROFS: the disk is not open for writing. flags: enum dr_io_flag. Byte
+ * granularity. After a failed write each 512-byte sector is old or new. */
 DR_API int dr_pread(struct dr_disk *disk, void *buf, uint64_t off, size_t len,
                     struct dr_error *err);
 DR_API int dr_pwrite(struct dr_disk *disk, const void *buf, uint64_t off, size_t len,

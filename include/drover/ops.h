@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Drover: what can be done with whole disks. Each operation takes a struct of options that may be
- * all zero but for the names, opens what it needs, and closes it again. All of them are crash-safe:
- * killed or cut off anywhere, the disks involved open and read as before or as after, and doing it
- * again finishes the job. A refusal comes before anything is changed. Not thread-safe per struct;
- * different operations may run in different threads.
+ * all zero but for what is required, and NULL where nothing is; job may be NULL. It opens what it
+ * needs, and closes it again. All of them are crash-safe: killed or cut off anywhere, the disks
+ * involved open and read as before or as after, and doing it again finishes the job. A refusal
+ * comes before anything is changed. Not thread-safe per struct; different operations may run in
+ * different threads.
  */
 #ifndef DROVER_OPS_H
 #define DROVER_OPS_H
@@ -17,7 +18,8 @@ extern "C" {
 /* Shared by all long operations. */
 struct dr_job {
     /* Called from one thread at a time, at most about 20 times a second and once at the end. bytes
-     * of work, total may grow. Non-zero: stop, the operation fails with -ECANCELED. */
+     * of work, total may grow. Non-zero: stop, the operation fails with -ECANCELED, also if it is
+     * the last call. */
     int (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
     uint64_t rate;             /* bytes a second, 0 = as fast as it goes */
@@ -41,11 +43,11 @@ struct dr_create_options {
     bool has_size;
     const struct dr_pair *pairs;
     size_t n_pairs;
-    const char *backing; /* as it is to be recorded: relative to path's directory */
-    const char *backing_format;
-    bool unsafe;     /* do not open the backing (size is needed then) */
-    bool no_replace; /* -EEXIST instead of taking an existing image's place */
-    unsigned flags;  /* enum dr_open_flag that matter: NO_FLUSH, NO_LOCK, ANY_PATH */
+    const char *backing;        /* as it is to be recorded: relative to path's directory */
+    const char *backing_format; /* -EINVAL without backing */
+    bool unsafe;                /* do not open the backing (size is needed then) */
+    bool no_replace;            /* -EEXIST instead of taking an existing image's place */
+    unsigned flags;             /* enum dr_open_flag that matter: NO_FLUSH, NO_LOCK, ANY_PATH */
 };
 /* An existing file at path is replaced only when the new image is complete. */
 DR_API int dr_create(const char *path, const struct dr_create_options *options,
@@ -116,7 +118,7 @@ DR_API int dr_compare(struct dr_disk *a, struct dr_disk *b, bool strict, const s
 
 struct dr_rebase_options {
     struct dr_open_options open; /* of the overlay; flags RDWR is implied */
-    const char *backing;         /* "" = none (flatten); as it is to be recorded */
+    const char *backing;         /* required; "" = none (flatten); as it is to be recorded */
     const char *backing_format;
     bool unsafe;      /* -u: only rewrite the name */
     bool force;       /* -u: even if the parent is missing, itself, a loop or no image */
@@ -169,7 +171,7 @@ DR_API int dr_commit(const char *path, const struct dr_commit_options *options,
  * internal ones */
 
 /* Make a new child of path; it is the new active disk. name: file name or NULL = X-000001.ext with
- * the lowest free number. *active: its path, malloc'ed. */
+ * the lowest free number. *active: its path, malloc'ed; active may be NULL. */
 DR_API int dr_snapshot_create(const char *path, const char *name,
                               const struct dr_open_options *options, char **active,
                               struct dr_error *err);
@@ -197,14 +199,14 @@ DR_API int dr_info(const char *path, const struct dr_open_options *options, bool
                    struct dr_error *err);
 
 enum dr_repair { DR_REPAIR_NONE = 0, DR_REPAIR_LEAKS = 1, DR_REPAIR_ALL = 3 };
-/* As `qemu-img check --output=json`. report gets a line a finding. -ENOTSUP: the format has nothing
- * to check. */
+/* As `qemu-img check --output=json`; *json is malloc'ed. repair: enum dr_repair. report gets a line
+ * a finding, or is NULL. -ENOTSUP: the format has nothing to check. */
 DR_API int dr_check(const char *path, const struct dr_open_options *options, unsigned repair,
                     void (*report)(void *user, const char *line), void *user, char **json,
                     struct dr_error *err);
 
-/* Say what was interrupted at path (through report, a line each) and, unless dry_run, finish or
- * undo it. *found = how many things there were. */
+/* Say what was interrupted at path (through report, a line each, or NULL) and, unless dry_run,
+ * finish or undo it. *found = how many things there were; found may be NULL. */
 DR_API int dr_recover(const char *path, const struct dr_open_options *options, bool dry_run,
                       void (*report)(void *user, const char *line), void *user, unsigned *found,
                       struct dr_error *err);

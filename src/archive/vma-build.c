@@ -41,6 +41,8 @@ static int check_config(const struct dr_vma_header *h, size_t i, struct dr_error
 {
     const struct dr_vma_config *c = &h->configs[i];
     char shown[VMA_SHOWN];
+    if (!c->name)
+        return dr_fail(err, EINVAL, "a configuration file without a name");
     vma_show(c->name, shown, sizeof(shown));
     if (!dr_vma_name_is_safe(c->name))
         return dr_fail(err, EINVAL,
@@ -50,6 +52,8 @@ static int check_config(const struct dr_vma_header *h, size_t i, struct dr_error
     if (c->len > VMA_BLOB_MAX)
         return dr_fail(err, EINVAL, "configuration '%s': %zu bytes, at most %u can be", shown,
                        c->len, VMA_BLOB_MAX);
+    if (!c->data && c->len > 0)
+        return dr_fail(err, EINVAL, "configuration '%s': its content is not given", shown);
     for (size_t k = 0; k < i; k++)
         if (strcmp(h->configs[k].name, c->name) == 0)
             return dr_fail(err, EINVAL, "two configurations have the name '%s'", shown);

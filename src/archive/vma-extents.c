@@ -114,9 +114,8 @@ static int walk_to(struct vma_extents *x, uint64_t off, struct dr_error *err)
     if (!x->walking)
         dr_walk_init(&x->walk, m->chain, 0, m->chain->n, m->disk->size);
     x->walking = true;
-    if (dr_walk_to(&x->walk, off, err) == 0)
-        return 0;
-    return dr_prefix(err, "disk '%s' at offset %" PRIu64, m->disk->name, off);
+    int r = dr_walk_to(&x->walk, off, err);
+    return r < 0 ? dr_prefix(err, r, "disk '%s' at offset %" PRIu64, m->disk->name, off) : 0;
 }
 
 /* Whole clusters of zeros from here on, at most ZERO_CLUSTERS. */
@@ -282,8 +281,9 @@ static int read_blocks(const struct vma_extents *x, const struct vma_plan *p, un
             k++;
         size_t len = (size_t)(k - from) * DR_VMA_BLOCK;
         uint64_t off = base + (uint64_t)from * DR_VMA_BLOCK;
-        if (len > 0 && dr_chain_read_padded(m->chain, 0, buf, off, len, err) < 0)
-            return dr_prefix(err, "disk '%s' at offset %" PRIu64, m->disk->name, off);
+        int r = len > 0 ? dr_chain_read_padded(m->chain, 0, buf, off, len, err) : 0;
+        if (r < 0)
+            return dr_prefix(err, r, "disk '%s' at offset %" PRIu64, m->disk->name, off);
         buf += len;
         k += len == 0;
     }

@@ -28,7 +28,7 @@ const char *vma_show(const char *name, char *buf, size_t size)
 bool dr_vma_name_is_safe(const char *name)
 {
     size_t n = 0;
-    for (; name[n]; n++)
+    for (; name && name[n]; n++)
         if ((unsigned char)name[n] < 0x20 || name[n] == 0x7f || name[n] == '/')
             return false;
     return n > 0 && n <= 255 && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;

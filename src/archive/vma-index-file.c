@@ -414,6 +414,7 @@ static int index_plain(struct dr_file *plain, const char *side, const struct dr_
 
 int dr_vma_index(const char *path, const char *side, const struct dr_job *job, struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
     struct dr_file *file, *plain = NULL;
     const char *compression;
     CLEANUP_FREE char *usual = vma_index_path(path);

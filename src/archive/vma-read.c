@@ -72,6 +72,8 @@ int dr_vma_open_fs(struct dr_fs *fs, const char *path, const struct dr_vma_open_
 int dr_vma_open(const char *path, const struct dr_vma_open_options *options, struct dr_vma **vma,
                 struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(vma, err);
     return dr_vma_open_fs(dr_fs_posix(), path, options, vma, err);
 }
 
@@ -119,6 +121,8 @@ static int check_target(const struct vma_read *x, const struct dr_vma_target *t,
         return dr_fail(err, EINVAL, "%s: has no disk %u", x->vma->name, t->id);
     if (x->disks[t->id].target)
         return dr_fail(err, EINVAL, "%s: disk %u has two targets", x->vma->name, t->id);
+    if (!t->disk)
+        return dr_fail(err, EINVAL, "%s: no target is given for disk %u", x->vma->name, t->id);
     if (!t->compare && !dr_writable(t->disk))
         return dr_fail(err, EINVAL, "%s: is not open for writing", dr_image_path(t->disk, 0));
     /* Archives have whole sectors; what such a disk was made from need not. */
@@ -306,6 +310,8 @@ int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_options *opti
                    const struct dr_job *job, struct dr_vma_extract_result *result,
                    struct dr_error *err)
 {
+    DR_REQUIRE(vma, err);
+    DR_REQUIRE(!options || options->targets || options->n_targets == 0, err);
     static const struct dr_vma_extract_options defaults;
     struct vma_read *x = calloc(1, sizeof(*x));
     if (!x)

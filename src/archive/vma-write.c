@@ -312,7 +312,7 @@ static int publish_sums(struct writer *w, struct dr_error *err)
         free(DR_STEAL(w->sums_tmp));
         r = sync_dir(w, w->sums_path, err);
     }
-    return r < 0 ? dr_prefix(err, "%s: is complete, but its checksums are not in place", w->path)
+    return r < 0 ? dr_prefix(err, r, "%s: is complete, but its checksums are not in place", w->path)
                  : 0;
 }
 
@@ -525,5 +525,9 @@ int dr_vma_create(const char *path, const struct dr_vma_create_options *options,
                   const struct dr_job *job, struct dr_vma_create_result *result,
                   struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(options, err);
+    DR_REQUIRE(options->disks || options->n_disks == 0, err);
+    DR_REQUIRE(options->configs || options->n_configs == 0, err);
     return dr_vma_create_fs(dr_fs_posix(), path, options, job, result, err);
 }

@@ -52,10 +52,10 @@ int dr_fail_errno(struct dr_error *err, int errnum, const char *fmt, ...)
     return -errnum;
 }
 
-int dr_prefix(struct dr_error *err, const char *fmt, ...)
+int dr_prefix(struct dr_error *err, int r, const char *fmt, ...)
 {
     if (!err || err->errnum == 0)
-        return -EIO;
+        return r;
     char old[sizeof(err->text)];
     memcpy(old, err->text, sizeof(old));
     va_list ap;
@@ -63,7 +63,7 @@ int dr_prefix(struct dr_error *err, const char *fmt, ...)
     int used = vsnprintf(err->text, sizeof(err->text), fmt, ap);
     va_end(ap);
     append(err, used, old);
-    return -err->errnum;
+    return r;
 }
 
 void dr_error_reset(struct dr_error *err)

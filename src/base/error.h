@@ -15,11 +15,19 @@ int dr_fail(struct dr_error *err, int errnum, const char *fmt, ...)
 int dr_fail_errno(struct dr_error *err, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Put "fmt: " in front of the text that is there. Returns -err->errnum, or -EIO without err. */
-int dr_prefix(struct dr_error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Put "fmt: " in front of the text that is there. Returns r, which is the failure at hand. */
+int dr_prefix(struct dr_error *err, int r, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /* Forget a failure that was dealt with. */
 void dr_error_reset(struct dr_error *err);
+
+/* For public functions: a pointer that must be given is. */
+#define DR_REQUIRE(pointer, err)                                                        \
+    do {                                                                                \
+        if (!(pointer))                                                                 \
+            return dr_fail(err, EINVAL, "%s: %s must not be NULL", __func__, #pointer); \
+    } while (0)
 
 /* The analyzer sees one file at a time: tell it that what says "failed" is negative. */
 #ifdef __clang_analyzer__

@@ -33,6 +33,9 @@ int dr_open_fs(struct dr_fs *fs, const char *path, const struct dr_open_options 
 int dr_open(const char *path, const struct dr_open_options *options, struct dr_disk **disk,
             struct dr_error *err)
 {
+    DR_REQUIRE(disk, err);
+    *disk = NULL;
+    DR_REQUIRE(path, err);
     return dr_open_fs(dr_fs_posix(), path, options, disk, err);
 }
 
@@ -129,8 +132,23 @@ const char *dr_image_backing_name(const struct dr_disk *disk, size_t index)
 
 /* ------------------------------------------------------------------ data */
 
+/* Also where there is nothing to do. Bits that a later library may give a meaning are not passed
+ * over in silence. */
+static int may_change(const struct dr_disk *disk, unsigned flags, struct dr_error *err)
+{
+    const unsigned known = DR_FUA | DR_MAY_UNMAP | DR_EXPLICIT;
+    if (flags & ~known)
+        return dr_fail(err, EINVAL, "%s: unknown flags %#x", dr_image_path(disk, 0),
+                       flags & ~known);
+    if (!dr_writable(disk))
+        return dr_fail(err, EROFS, "%s: is open for reading only", dr_image_path(disk, 0));
+    return 0;
+}
+
 int dr_pread(struct dr_disk *disk, void *buf, uint64_t off, size_t len, struct dr_error *err)
 {
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(buf || len == 0, err);
     int r = dr_chain_read(dr_disk_enter(disk), 0, buf, off, len, err);
     dr_disk_leave(disk);
     return r;
@@ -144,8 +162,13 @@ static int finish_write(struct dr_chain *chain, int r, unsigned flags, struct dr
 int dr_pwrite(struct dr_disk *disk, const void *buf, uint64_t off, size_t len, unsigned flags,
               struct dr_error *err)
 {
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(buf || len == 0, err);
+    int r = may_change(disk, flags, err);
+    if (r < 0)
+        return r;
     struct dr_chain *chain = dr_disk_enter(disk);
-    int r = dr_chain_write(chain, 0, buf, off, len, err);
+    r = dr_chain_write(chain, 0, buf, off, len, err);
     r = finish_write(chain, r, flags, err);
     dr_disk_leave(disk);
     return r;
@@ -153,8 +176,12 @@ int dr_pwrite(struct dr_disk *disk, const void *buf, uint64_t off, size_t len, u
 
 int dr_zero(struct dr_disk *disk, uint64_t off, uint64_t len, unsigned flags, struct dr_error *err)
 {
+    DR_REQUIRE(disk, err);
+    int r = may_change(disk, flags, err);
+    if (r < 0)
+        return r;
     struct dr_chain *chain = dr_disk_enter(disk);
-    int r = dr_chain_zero(chain, 0, off, len, flags, err);
+    r = dr_chain_zero(chain, 0, off, len, flags, err);
     r = finish_write(chain, r, flags, err);
     dr_disk_leave(disk);
     return r;
@@ -162,13 +189,18 @@ int dr_zero(struct dr_disk *disk, uint64_t off, uint64_t len, unsigned flags, st
 
 int dr_discard(struct dr_disk *disk, uint64_t off, uint64_t len, struct dr_error *err)
 {
-    int r = dr_chain_discard(dr_disk_enter(disk), 0, off, len, err);
+    DR_REQUIRE(disk, err);
+    int r = may_change(disk, 0, err);
+    if (r < 0)
+        return r;
+    r = dr_chain_discard(dr_disk_enter(disk), 0, off, len, err);
     dr_disk_leave(disk);
     return r;
 }
 
 int dr_flush(struct dr_disk *disk, struct dr_error *err)
 {
+    DR_REQUIRE(disk, err);
     int r = dr_chain_flush(dr_disk_enter(disk), 0, err);
     dr_disk_leave(disk);
     return r;
@@ -221,6 +253,7 @@ int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_
 
 int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err)
 {
+    DR_REQUIRE(disk, err);
     int r = dr_chain_resize(dr_disk_enter(disk), 0, size, err);
     dr_disk_leave(disk);
     return r;
@@ -276,6 +309,8 @@ static bool status_continues(const struct dr_extent_status *a, const struct dr_e
 int dr_block_status(struct dr_disk *disk, uint64_t off, uint64_t len,
                     struct dr_extent_status *status, struct dr_error *err)
 {
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(status, err);
     struct dr_chain *chain = dr_disk_enter(disk);
     int r = 0;
     if (len == 0 || !dr_inside(off, len, chain->images[0]->size))

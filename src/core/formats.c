@@ -6,6 +6,8 @@ DR_API int dr_format_list(size_t index, struct dr_format_info *info)
 {
     const struct dr_format *fmt = dr_format_at(index);
 
+    if (!info)
+        return -EINVAL;
     if (!fmt)
         return -ENOENT;
     *info = (struct dr_format_info){
@@ -22,9 +24,9 @@ DR_API int dr_format_list(size_t index, struct dr_format_info *info)
 
 DR_API int dr_format_option(const char *format, size_t index, struct dr_create_option *option)
 {
-    const struct dr_format *fmt = dr_format_find(format);
+    const struct dr_format *fmt = format ? dr_format_find(format) : NULL;
 
-    if (!fmt)
+    if (!fmt || !option)
         return -EINVAL;
     for (const struct dr_option_help *o = fmt->create_options; o && o->name; o++) {
         if (index-- == 0) {

@@ -105,7 +105,7 @@ static int name_allowed(struct dr_image *image, const char *name, const char *fu
         return 0;
     int r = image->fs->ops->realpath(image->fs, full, &real, err);
     if (r < 0)
-        return dr_prefix(err, "%s: cannot open its extent \"%s\"", image->path, name);
+        return dr_prefix(err, r, "%s: cannot open its extent \"%s\"", image->path, name);
     return place_allowed(image, name, real, err);
 }
 

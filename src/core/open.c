@@ -4,6 +4,9 @@
 
 #include "core/internal.h"
 
+/* All there are. What a later library may give a meaning is not passed over in silence. */
+#define OPEN_FLAGS ((2u * DR_OPEN_DIRECT - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE)
+
 struct opening {
     struct dr_fs *fs;
     const struct dr_open_options *options;
@@ -217,6 +220,8 @@ int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_optio
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
     o->fs = fs;
     o->options = options ? options : &defaults;
+    if (o->options->flags & ~OPEN_FLAGS)
+        return dr_fail(err, EINVAL, "%s: unknown flags %#x", path, o->options->flags & ~OPEN_FLAGS);
     int r = dr_gate_make(&o->gate, fs, o->options, err);
     if (r < 0)
         return r;

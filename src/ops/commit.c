@@ -312,5 +312,8 @@ int dr_commit_fs(struct dr_fs *fs, const char *path, const struct dr_commit_opti
 int dr_commit(const char *path, const struct dr_commit_options *options, const struct dr_job *job,
               struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    static const struct dr_commit_options defaults;
+    options = options ? options : &defaults;
     return dr_commit_fs(dr_fs_posix(), path, options, job, err);
 }

@@ -133,6 +133,9 @@ static int compare_chains(struct compare *c, struct dr_chain *a, struct dr_chain
 int dr_compare(struct dr_disk *a, struct dr_disk *b, bool strict, const struct dr_job *job,
                struct dr_compare_result *result, struct dr_error *err)
 {
+    DR_REQUIRE(a, err);
+    DR_REQUIRE(b, err);
+    DR_REQUIRE(result, err);
     *result = (struct dr_compare_result){.size_differs = dr_size(a) != dr_size(b)};
     if (strict && result->size_differs)
         return 0;

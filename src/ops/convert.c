@@ -350,6 +350,9 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
         options ? *options : (struct dr_convert_options){.sparse_size = DR_CONVERT_SPARSE_DEFAULT};
     o.out_format = o.out_format ? o.out_format : "raw";
     o.backing = o.backing && *o.backing ? o.backing : NULL;
+    if (!o.backing && o.backing_format)
+        return dr_fail(err, EINVAL, "%s: Backing format cannot be used without backing file",
+                       target);
     if (n == 0)
         return dr_fail(err, EINVAL, "%s: nothing to convert", target);
     if (o.compress)
@@ -365,5 +368,9 @@ int dr_convert(const char *const *sources, size_t n, const char *target,
                const struct dr_convert_options *options, const struct dr_job *job,
                struct dr_error *err)
 {
+    DR_REQUIRE(target, err);
+    DR_REQUIRE(sources || n == 0, err);
+    for (size_t i = 0; i < n; i++)
+        DR_REQUIRE(sources[i], err);
     return dr_new_hide(dr_convert_fs(dr_fs_posix(), sources, n, target, options, job, err), err);
 }

@@ -307,8 +307,9 @@ static void finish_progress(struct run *run)
         return;
     if (run->result >= 0)
         atomic_store(&run->done, run->policy->total);
-    run->job->progress(run->job->user, dr_min(atomic_load(&run->done), run->policy->total),
-                       run->policy->total);
+    if (run->job->progress(run->job->user, dr_min(atomic_load(&run->done), run->policy->total),
+                           run->policy->total) != 0)
+        cancel_run(run); /* a short job makes no other call */
 }
 
 static size_t rounded_buffer(const struct dr_copy_policy *policy)

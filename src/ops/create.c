@@ -19,7 +19,7 @@ static int open_backing(struct dr_fs *fs, const char *path, const struct dr_crea
     if (r < 0)
         return r;
     r = dr_open_fs(fs, where, &open, disk, err);
-    return r < 0 ? dr_prefix(err, "%s: Could not open backing file", path) : 0;
+    return r < 0 ? dr_prefix(err, r, "%s: Could not open backing file", path) : 0;
 }
 
 static int choose_size(const char *path, const struct dr_create_options *o,
@@ -67,6 +67,8 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
 
     if (!fmt)
         return err ? -err->errnum : -EINVAL;
+    if (!name && o->backing_format)
+        return dr_fail(err, EINVAL, "%s: Backing format cannot be used without backing file", path);
     int r = name ? dr_ops_parent_format(fs, fmt, path, name, o->backing_format, &format, err) : 0;
     if (r == 0 && name && !o->unsafe)
         r = open_backing(fs, path, o, format, &backing, err);
@@ -90,5 +92,8 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
 
 int dr_create(const char *path, const struct dr_create_options *options, struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(options, err);
+    DR_REQUIRE(options->format, err);
     return dr_new_hide(dr_create_fs(dr_fs_posix(), path, options, err), err);
 }

@@ -126,6 +126,8 @@ int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options 
 int dr_info(const char *path, const struct dr_open_options *options, bool chain, char **json,
             struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(json, err);
     return dr_info_fs(dr_fs_posix(), path, options, chain, json, err);
 }
 
@@ -220,5 +222,7 @@ int dr_check(const char *path, const struct dr_open_options *options, unsigned r
              void (*report)(void *user, const char *line), void *user, char **json,
              struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(json, err);
     return dr_check_fs(dr_fs_posix(), path, options, repair, report, user, json, err);
 }

@@ -10,11 +10,10 @@ static int ask_driver(const struct dr_format *fmt, const struct dr_measure_optio
     if (!fmt->measure)
         return dr_fail(err, ENOTSUP, "Block driver '%s' does not support size measurement",
                        fmt->name);
-    CLEANUP_FREE struct dr_option *options = calloc(o->n_pairs + 1, sizeof(*options));
-    if (!options)
-        return dr_fail(err, ENOMEM, "out of memory for %zu settings", o->n_pairs);
-    for (size_t i = 0; i < o->n_pairs; i++)
-        options[i] = (struct dr_option){o->pairs[i].name, o->pairs[i].value};
+    CLEANUP_FREE struct dr_option *options = NULL;
+    int r = dr_ops_settings(o->pairs, o->n_pairs, &options, err);
+    if (r < 0)
+        return r;
     const struct dr_create_params params = {
         .size = size, .options = options, .n_options = o->n_pairs};
     return fmt->measure(fmt->name, &params, cost, err);
@@ -78,5 +77,6 @@ int dr_measure_fs(struct dr_fs *fs, const char *source, uint64_t size,
 int dr_measure(const char *source, uint64_t size, const struct dr_measure_options *options,
                struct dr_measure_result *result, struct dr_error *err)
 {
+    DR_REQUIRE(result, err);
     return dr_measure_fs(dr_fs_posix(), source, size, options, result, err);
 }

@@ -524,7 +524,7 @@ int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
     if (r == 0)
         r = move_dir(&m, &stuck, err);
     if (stuck)
-        dr_prefix(err, "%s: is complete but only half in its place, `drover recover %s` goes on",
+        dr_prefix(err, r, "%s: is complete but only half in its place, `drover recover %s` goes on",
                   n->final, n->final);
     else if (r < 0)
         dr_new_remove_all(n->fs, n->dir, NULL);
@@ -577,17 +577,16 @@ int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
                   const struct dr_create_params *what, const struct dr_pair *pairs, size_t n_pairs,
                   unsigned flags, struct dr_error *err)
 {
-    CLEANUP_FREE struct dr_option *options = calloc(n_pairs + 1, sizeof(*options));
-    if (!options)
-        return dr_fail(err, ENOMEM, "%s: out of memory", n->final);
-    for (size_t i = 0; i < n_pairs; i++)
-        options[i] = (struct dr_option){pairs[i].name, pairs[i].value};
+    CLEANUP_FREE struct dr_option *options = NULL;
+    int r = dr_ops_settings(pairs, n_pairs, &options, err);
+    if (r < 0)
+        return r;
     struct dr_create_params params = *what;
     params.options = options;
     params.n_options = n_pairs;
     params.file_flags = dr_ops_file_flags(flags);
     params.final = n->final;
     params.any_path = flags & DR_OPEN_ANY_PATH;
-    int r = what->backing ? dr_image_harden(what->backing, err) : 0; /* its id gets recorded */
+    r = what->backing ? dr_image_harden(what->backing, err) : 0; /* its id gets recorded */
     return r < 0 ? r : fmt->create(n->fs, n->path, &params, err);
 }

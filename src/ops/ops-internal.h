@@ -136,6 +136,9 @@ bool dr_ops_is_device(struct dr_fs *fs, const char *path);
 /* The format by this name, or a failure that lists the ones there are. need: enum dr_format_flag.
  */
 const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr_error *err);
+/* Settings as the drivers take them, malloc'ed. */
+int dr_ops_settings(const struct dr_pair *pairs, size_t n, struct dr_option **options,
+                    struct dr_error *err);
 /* In which format an image of format fmt at path opens a parent: as given, or the only one there
  * can be, or its default. A parent is never probed: what a guest wrote into a raw one would decide.
  * Only a default that the parent does not look like is not taken. -EINVAL: it must be told. */

@@ -53,7 +53,7 @@ static int find_in_chain(struct rebase *rb, struct dr_error *err)
     struct dr_file_id id;
     int r = dr_name_identify(rb->fs, rb->where, &id, err);
     if (r < 0)
-        return dr_prefix(err, "%s: the new backing file", rb->path);
+        return dr_prefix(err, r, "%s: the new backing file", rb->path);
     struct dr_chain *chain = rb->disk->chain;
     if (dr_ops_same_id(dr_image_id(overlay(rb)), id))
         return dr_fail(err, ELOOP, "%s: cannot be its own backing file", rb->path);
@@ -92,7 +92,7 @@ static int look_for_loop(const struct rebase *rb, const struct dr_open_options *
     CLEANUP_DISK struct dr_disk *disk = NULL;
     int r = dr_open_fs(rb->fs, rb->where, &open, &disk, err);
     if (r < 0)
-        return dr_prefix(err, "%s: cannot open the new backing file", rb->path);
+        return dr_prefix(err, r, "%s: cannot open the new backing file", rb->path);
     return refuse_loop(rb, disk->chain, err);
 }
 
@@ -115,7 +115,7 @@ static int open_parent(struct rebase *rb, struct dr_error *err)
         return r;
     r = dr_open_fs(rb->fs, rb->where, &open, &rb->parent, err);
     if (r < 0)
-        return dr_prefix(err, "%s: cannot open the new backing file", rb->path);
+        return dr_prefix(err, r, "%s: cannot open the new backing file", rb->path);
     rb->above = rb->parent->chain;
     return 0;
 }
@@ -447,7 +447,8 @@ static int drop_equal(struct rebase *rb, struct dr_error *err)
     int r = dr_copy_run(&policy, rb->job, err);
     if (r == 0)
         r = dr_chain_flush(chain, 0, err);
-    return r < 0 ? dr_prefix(err, "%s: is rebased, but what equals the parent stays", rb->path) : 0;
+    return r < 0 ? dr_prefix(err, r, "%s: is rebased, but what equals the parent stays", rb->path)
+                 : 0;
 }
 
 /* The image on its new parents, as anybody would open it now. */
@@ -559,5 +560,8 @@ int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_opti
 int dr_rebase(const char *path, const struct dr_rebase_options *options, const struct dr_job *job,
               struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(options, err);
+    DR_REQUIRE(options->backing, err);
     return dr_rebase_fs(dr_fs_posix(), path, options, job, err);
 }

@@ -246,5 +246,6 @@ int dr_recover(const char *path, const struct dr_open_options *options, bool dry
                void (*report)(void *user, const char *line), void *user, unsigned *found,
                struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
     return dr_recover_fs(dr_fs_posix(), path, options, dry_run, report, user, found, err);
 }

@@ -253,6 +253,7 @@ int dr_retire_fs(struct dr_fs *fs, const char *path, const struct dr_retire_opti
 int dr_retire(const char *path, const struct dr_retire_options *options, char **plain,
               struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
     return dr_retire_fs(dr_fs_posix(), path, options, plain, err);
 }
 
@@ -272,5 +273,7 @@ int dr_retire_look_fs(struct dr_fs *fs, const char *path, const struct dr_retire
 int dr_retire_look(const char *path, const struct dr_retire_options *options,
                    struct dr_retire_state *state, struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(state, err);
     return dr_retire_look_fs(dr_fs_posix(), path, options, state, err);
 }

@@ -149,7 +149,7 @@ int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
         dr_new_take_attrs(&fresh, image->path);
     if (r == 0)
         r = dr_new_publish(&fresh, err);
-    if (r == 0)
+    if (r == 0 && active)
         *active = DR_STEAL(where);
     return r;
 }
@@ -157,5 +157,6 @@ int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
 int dr_snapshot_create(const char *path, const char *name, const struct dr_open_options *options,
                        char **active, struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
     return dr_new_hide(dr_snapshot_create_fs(dr_fs_posix(), path, name, options, active, err), err);
 }

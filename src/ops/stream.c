@@ -40,5 +40,8 @@ int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_opti
 int dr_stream(const char *path, const struct dr_stream_options *options, const struct dr_job *job,
               struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    static const struct dr_stream_options defaults;
+    options = options ? options : &defaults;
     return dr_stream_fs(dr_fs_posix(), path, options, job, err);
 }

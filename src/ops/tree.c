@@ -189,6 +189,9 @@ int dr_tree_fs(struct dr_fs *fs, const char *path, const struct dr_open_options 
 int dr_tree(const char *path, const struct dr_open_options *options, struct dr_tree_node **nodes,
             size_t *n, struct dr_error *err)
 {
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(nodes, err);
+    DR_REQUIRE(n, err);
     return dr_tree_fs(dr_fs_posix(), path, options, nodes, n, err);
 }
 

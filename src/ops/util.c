@@ -23,6 +23,21 @@ const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr
     return fmt;
 }
 
+int dr_ops_settings(const struct dr_pair *pairs, size_t n, struct dr_option **options,
+                    struct dr_error *err)
+{
+    CLEANUP_FREE struct dr_option *all = calloc(n + 1, sizeof(*all));
+    if (!all)
+        return dr_fail(err, ENOMEM, "out of memory for %zu settings", n);
+    for (size_t i = 0; i < n; i++) {
+        if (!pairs || !pairs[i].name || !pairs[i].value)
+            return dr_fail(err, EINVAL, "setting %zu of %zu lacks its name or its value", i + 1, n);
+        all[i] = (struct dr_option){pairs[i].name, pairs[i].value};
+    }
+    *options = DR_STEAL(all);
+    return 0;
+}
+
 /* A parent that does not open says so itself later. */
 static int take_default(struct dr_fs *fs, const struct dr_format *fmt, const char *path,
                         const char *parent, const char **format, struct dr_error *err)

@@ -14,11 +14,13 @@ pc=$(find "$tmp/stage" -name drover.pc)
 [ -n "$pc" ] || { echo "no drover.pc was installed"; exit 1; }
 PKG_CONFIG_PATH=$(dirname "$pc")
 export PKG_CONFIG_PATH PKG_CONFIG_SYSROOT_DIR="$tmp/stage"
-lib=$(dirname "$(find "$tmp/stage" -name 'libdrover.so')")
+so=$(find "$tmp/stage" -name 'libdrover.so')
+lib=$(dirname "$so")
+static=$([ -n "$so" ] || echo --static)
 
-# shellcheck disable=SC2046
+# shellcheck disable=SC2046,SC2086
 ${CC:-cc} -std=c17 -Wall -Wextra -Werror -o "$tmp/disk-map" "$src/examples/disk-map.c" \
-    $(pkg-config --cflags --libs drover)
+    $(pkg-config --cflags --libs $static drover)
 
 # 3 MiB: a hole, the bytes "0123456789abcdef", a hole.
 truncate -s 3M "$tmp/disk.raw"

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "drover/ops.h"
+#include "drover/vma.h"
 
 static char dir[] = "/tmp/drover-public-XXXXXX";
 static char path[256];
@@ -111,6 +112,130 @@ static void a_size_is_refused_where_it_cannot_be(void **state)
     dr_close(disk, NULL);
 }
 
+static void what_must_be_given_is_asked_for(void **state)
+{
+    struct dr_disk *disk = (struct dr_disk *)dir;
+    struct dr_measure_result measured;
+    struct dr_create_options create = {0};
+    struct dr_rebase_options rebase = {0};
+    struct dr_pair pair = {"subformat", NULL};
+    const char *sources[] = {NULL};
+    struct dr_error err = DR_ERROR_INIT;
+
+    (void)state;
+    assert_int_equal(dr_open(NULL, NULL, &disk, &err), -EINVAL);
+    assert_true(strstr(err.text, "dr_open: path") != NULL);
+    assert_null(disk);
+    assert_int_equal(dr_open(path, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_create("x", NULL, NULL), -EINVAL);
+    assert_int_equal(dr_create("x", &create, NULL), -EINVAL);
+    create = (struct dr_create_options){.format = "vmdk", .size = 1 << 20, .pairs = &pair};
+    create.n_pairs = 1;
+    assert_int_equal(dr_create("/dev/null/x", &create, NULL), -ENOTDIR);
+    make("vmdk", 1 << 20);
+    assert_int_equal(dr_create(path, &create, NULL), -EINVAL);
+    assert_int_equal(dr_convert(sources, 1, path, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_convert(NULL, 1, path, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_measure(NULL, 1 << 20, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_measure(NULL, 1 << 20, NULL, &measured, NULL), 0);
+    assert_int_equal(dr_rebase(path, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_rebase(path, &rebase, NULL, NULL), -EINVAL); /* no "" by mistake */
+    assert_int_equal(dr_compare(NULL, NULL, false, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_stream(NULL, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_stream(path, NULL, NULL, NULL), 0); /* nothing to pull in */
+    assert_int_equal(dr_info(path, NULL, false, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_snapshot_create(NULL, NULL, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_vma_create(path, NULL, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_vma_open(path, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_vma_extract(NULL, NULL, NULL, NULL, NULL), -EINVAL);
+}
+
+static void no_buffer_is_no_buffer_of_zeros(void **state)
+{
+    char buf[512], seven[512];
+    struct dr_disk *disk;
+
+    (void)state;
+    make("raw", 4096);
+    disk = open_disk("raw", DR_OPEN_RDWR);
+    memset(seven, 7, sizeof(seven));
+    assert_int_equal(dr_pwrite(disk, seven, 0, sizeof(seven), 0, NULL), 0);
+    assert_int_equal(dr_pwrite(disk, NULL, 0, sizeof(seven), 0, NULL), -EINVAL);
+    assert_int_equal(dr_pread(disk, NULL, 0, sizeof(seven), NULL), -EINVAL);
+    assert_int_equal(dr_pwrite(disk, NULL, 4096, 0, 0, NULL), 0);
+    assert_int_equal(dr_pread(disk, NULL, 4096, 0, NULL), 0);
+    assert_int_equal(dr_pread(disk, buf, 0, sizeof(buf), NULL), 0);
+    assert_memory_equal(buf, seven, sizeof(buf));
+    dr_close(disk, NULL);
+}
+
+static void flags_of_a_later_library_are_refused(void **state)
+{
+    struct dr_open_options o = {.flags = 1u << 20};
+    struct dr_disk *disk;
+    char buf[512] = {0};
+
+    (void)state;
+    make("raw", 4096);
+    assert_int_equal(dr_open(path, &o, &disk, NULL), -EINVAL);
+    disk = open_disk("raw", DR_OPEN_RDWR);
+    assert_int_equal(dr_pwrite(disk, buf, 0, sizeof(buf), 1u << 15, NULL), -EINVAL);
+    assert_int_equal(dr_zero(disk, 0, 512, 1u << 15, NULL), -EINVAL);
+    dr_close(disk, NULL);
+}
+
+static void a_disk_open_for_reading_takes_no_change_at_all(void **state)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_disk *disk;
+
+    (void)state;
+    make("vmdk", 1 << 20);
+    disk = open_disk("vmdk", 0);
+    assert_int_equal(dr_discard(disk, 0, 65536, &err), -EROFS); /* though there is nothing */
+    assert_true(strstr(err.text, path) != NULL);
+    assert_int_equal(dr_zero(disk, 0, 65536, 0, NULL), -EROFS);
+    assert_int_equal(dr_pwrite(disk, NULL, 0, 0, 0, NULL), -EROFS);
+    assert_int_equal(dr_flush(disk, NULL), 0);
+    dr_close(disk, NULL);
+}
+
+static int say_stop(void *user, uint64_t done, uint64_t total)
+{
+    (void)done;
+    (void)total;
+    ++*(int *)user;
+    return 1;
+}
+
+static void a_job_of_one_call_can_be_stopped_by_it(void **state)
+{
+    int calls = 0;
+    const struct dr_job job = {.progress = say_stop, .user = &calls};
+    const char *sources[] = {path};
+    char target[300];
+
+    (void)state;
+    make("raw", 4096);
+    snprintf(target, sizeof(target), "%s/target", dir);
+    assert_int_equal(dr_convert(sources, 1, target, NULL, &job, NULL), -ECANCELED);
+    assert_int_equal(calls, 1);
+    assert_int_equal(access(target, F_OK), -1);
+}
+
+static void the_result_is_the_same_without_a_place_for_the_text(void **state)
+{
+    const struct dr_create_options o = {.format = "vmdk", .backing = "absent", .flags = 0};
+    const struct dr_create_options f = {.format = "vmdk", .size = 4096, .backing_format = "vmdk"};
+    char child[300];
+
+    (void)state;
+    snprintf(child, sizeof(child), "%s/child", dir);
+    assert_int_equal(dr_create(child, &o, NULL), -ENOENT);
+    assert_int_equal(dr_create(child, &f, NULL), -EINVAL); /* a format, but of what? */
+    assert_int_equal(access(child, F_OK), -1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -118,6 +243,12 @@ int main(void)
         cmocka_unit_test(create_options_are_listed_with_their_help),
         cmocka_unit_test(a_raw_disk_grows_with_zeros_and_shrinks),
         cmocka_unit_test(a_size_is_refused_where_it_cannot_be),
+        cmocka_unit_test(what_must_be_given_is_asked_for),
+        cmocka_unit_test(no_buffer_is_no_buffer_of_zeros),
+        cmocka_unit_test(flags_of_a_later_library_are_refused),
+        cmocka_unit_test(a_disk_open_for_reading_takes_no_change_at_all),
+        cmocka_unit_test(a_job_of_one_call_can_be_stopped_by_it),
+        cmocka_unit_test(the_result_is_the_same_without_a_place_for_the_text),
     };
 
     if (!mkdtemp(dir))

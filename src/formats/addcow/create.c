@@ -122,7 +122,7 @@ static int real_place(struct plan *p, const char *path, char **real, struct dr_e
         return dr_fail_errno(err, ENOMEM, "%s", p->path);
     int r = dr_real_dir(p->fs, dir, &real_dir, err);
     if (r < 0)
-        return dr_prefix(err, "%s: cannot make its image file", p->path);
+        return dr_prefix(err, r, "%s: cannot make its image file", p->path);
     *real = dr_path_join(real_dir, dr_path_basename(path));
     return *real ? 0 : dr_fail_errno(err, ENOMEM, "%s", p->path);
 }
@@ -323,7 +323,7 @@ static int take_raw(struct plan *p, struct dr_error *err)
     unsigned flags = DR_FILE_RDWR | p->params->file_flags;
     int r = dr_file_open(p->fs, p->raw_path, flags, &p->raw, err);
     if (r < 0)
-        return dr_prefix(err, "%s: cannot take its image file", p->path);
+        return dr_prefix(err, r, "%s: cannot take its image file", p->path);
     if (dr_file_size(p->raw) != p->params->size)
         return dr_fail(err, EINVAL,
                        "%s: its image file %s exists and has %llu bytes, the disk is to have %llu",
