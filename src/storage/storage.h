@@ -205,8 +205,8 @@ struct dr_fs_ops {
      * left, the mode never gets wider than from's. */
     int (*copy_attrs)(struct dr_fs *fs, struct dr_file *from, struct dr_file *to,
                       struct dr_error *err);
-    /* Bytes that may still be written in the file system that holds the file at path or, while there
-     * is none, its directory. */
+    /* Bytes that may still be written in the file system that holds the file at path or, while
+     * there is none, its directory. */
     int (*free_space)(struct dr_fs *fs, const char *path, uint64_t *bytes, struct dr_error *err);
     /* Absolute, without links, "." and "..". *out is malloc'ed. */
     int (*realpath)(struct dr_fs *fs, const char *path, char **out, struct dr_error *err);
