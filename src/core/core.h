@@ -24,6 +24,11 @@
  * nothing to map then; the size is that of all of them. A parent is one disk all the same. */
 #define DR_OPEN_WHOLE (1u << 30)
 
+/* The same, for who looks for the children of an image: only what is recorded of the parent counts.
+ * A driver that can tell without the disk's other files does not open them; nothing may be mapped
+ * then. Reading only. */
+#define DR_OPEN_RECORDED (1u << 29)
+
 struct dr_cache;   /* pages.c */
 struct dr_ranges;  /* inflight.c */
 struct dr_flusher; /* flush.c */

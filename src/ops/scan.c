@@ -54,9 +54,11 @@ static void look_inside(struct dr_scan_entry *e, struct dr_fs *fs,
     CLEANUP_IMAGE struct dr_image *image = NULL;
     struct dr_error why = DR_ERROR_INIT;
     int r = dr_image_open(fs, e->path, e->fmt->name, flags, &image, &why);
-    if (r < 0) {
-        e->fmt = NULL;
+    if (r < 0) { /* whose child it is may be known all the same */
         e->problem = strdup(why.text);
+        if (dr_image_open(fs, e->path, e->fmt->name, flags | DR_OPEN_RECORDED, &image, NULL) == 0)
+            look_at_backing(e, image, options);
+        e->fmt = NULL;
         return;
     }
     e->size = image->size;

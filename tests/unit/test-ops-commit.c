@@ -127,6 +127,30 @@ static void siblings_that_name_their_parent_elsewhere_are_protected(void **state
     refused(commit(fs, "top.vmdk", NULL, false, &err), EBUSY, "other.vmdk");
 }
 
+/* A child of a kind that is not read, or whose other files are not at hand, is a child. */
+static void siblings_that_do_not_open_are_protected(void **state)
+{
+    struct dr_fs *fs = *state;
+    static const char text[] =
+        "# Disk DescriptorFile\nversion=3\nCID=12345678\nparentCID=11111111\n"
+        "createType=\"seSparse\"\nparentFileNameHint=\"mid.vmdk\"\n"
+        "RW 4096 SESPARSE \"esx-sesparse.vmdk\"\n";
+    struct dr_create_options over = {
+        .format = "add-cow", .backing = "mid.vmdk", .backing_format = "vmdk"};
+    struct dr_file *file;
+    family(fs);
+    ok(dr_file_open(fs, "esx.vmdk", DR_FILE_CREATE, &file, &err));
+    ok(dr_file_pwrite(file, text, 0, sizeof(text) - 1, &err));
+    dr_file_unref(file);
+    refused(commit(fs, "top.vmdk", NULL, false, &err), EBUSY, ": esx.vmdk;");
+    ok(fs->ops->unlink(fs, "esx.vmdk", &err));
+    ok(dr_create_fs(fs, "cow.add-cow", &over, &err));
+    ok(fs->ops->unlink(fs, "cow.raw", &err));
+    refused(commit(fs, "top.vmdk", NULL, false, &err), EBUSY, ": cow.add-cow;");
+    ok(fs->ops->unlink(fs, "cow.add-cow", &err));
+    ok(commit(fs, "top.vmdk", NULL, false, &err));
+}
+
 static void what_is_no_base_is_refused(void **state)
 {
     struct dr_fs *fs = *state;
@@ -377,6 +401,7 @@ int main(void)
         ops_test(twice_is_the_same_as_once),
         ops_test(siblings_are_named_and_protected),
         ops_test(siblings_that_name_their_parent_elsewhere_are_protected),
+        ops_test(siblings_that_do_not_open_are_protected),
         ops_test(what_is_no_base_is_refused),
         ops_test(shorter_base_that_cannot_grow_is_refused_unchanged),
         ops_test(shorter_base_takes_what_fits_when_nothing_is_behind_it),

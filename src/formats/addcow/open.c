@@ -125,9 +125,10 @@ static int addcow_open(struct dr_image *image, struct dr_error *err)
     int r = addcow_header_read(image->files[ADDCOW_META], &s->h, err);
     if (r == 0 && image->writable)
         r = addcow_refuse_write(image, err);
-    if (r == 0)
+    bool whole = !(image->flags & DR_OPEN_RECORDED);
+    if (r == 0 && whole)
         r = open_raw(image, err);
-    if (r == 0)
+    if (r == 0 && whole)
         r = check_sizes(image, err);
     return r < 0 ? r : take_parent(image, err);
 }

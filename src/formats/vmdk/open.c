@@ -342,7 +342,7 @@ static int vmdk_open(struct dr_image *image, struct dr_error *err)
         r = read_ids(image, err);
     if (r == 0)
         r = read_backing(image, err);
-    if (r == 0)
+    if (r == 0 && !(image->flags & DR_OPEN_RECORDED))
         r = open_extents(image, &h, err);
     if (r == 0 && (image->flags & DR_OPEN_RDWR))
         r = refuse_overlaps(image, err);
