@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <limits.h>
 #include <string.h>
 
 #include "cli/commands.h"
@@ -24,13 +25,13 @@ static const struct cli_option options[] = {
 };
 
 /* Words are parted by spaces, as in qemu-io: nothing can be quoted. */
-static int split(char *line, char **words, int max)
+static int split(char *line, char **words)
 {
     int n = 0;
     char *word;
 
     while ((word = strsep(&line, " "))) {
-        if (*word && n < max)
+        if (*word)
             words[n++] = word;
     }
     return n;
@@ -76,13 +77,13 @@ static int run_words(struct io *io, int argc, char **argv)
 
 int io_line(struct io *io, const char *line)
 {
-    enum { MAX_WORDS = 1024 };
+    size_t most = strlen(line) / 2 + 1; /* each with a space behind it */
     CLEANUP_FREE char *copy = strdup(line);
-    CLEANUP_FREE char **words = calloc(MAX_WORDS + 1, sizeof(*words));
+    CLEANUP_FREE char **words = calloc(most + 1, sizeof(*words));
 
-    if (!copy || !words)
+    if (!copy || !words || most > INT_MAX)
         return -ENOMEM;
-    int n = split(copy, words, MAX_WORDS);
+    int n = split(copy, words);
     return n > 0 ? run_words(io, n, words) : 0;
 }
 

@@ -154,6 +154,14 @@ def test_a_disk_that_is_to_be_read_only_is_not_written(t, args):
     both(t, "-r", "--image-opts", "-c", "read 0 512", "driver=vmdk,file.filename=disk,read-only=on")
 
 
+def test_no_word_of_a_long_line_is_lost(t):
+    make(t, "raw")
+    lengths = " 100" * 1022
+    both(t, "-f", "raw", "-c", "writev -P 3 0" + lengths, "-c", "readv -P 3 0" + lengths, "disk")
+    r = t.ours("qemu-io", "-f", "raw", "-c", "writev -P 3 0" + " 1" * 5000, "disk")
+    assert "5000" in r.out.splitlines()[0] or r.code == 1, r
+
+
 def test_a_child_shows_what_it_holds_itself(t):
     make(t, "vmdk")
     t.real("qemu-img", "create", "-q", "-f", "vmdk", "-b", "disk", "-F", "vmdk", "child")
