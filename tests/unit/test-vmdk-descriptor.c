@@ -93,6 +93,12 @@ static void case_blanks_crlf_and_bom_do_not_matter(void **state)
     vmdk_desc_free(&d);
 }
 
+static void a_lone_cr_is_no_line_end(void **state)
+{
+    (void)state;
+    refused("version=1\rCID=12345678\rRW 1 ZERO\r", "version");
+}
+
 static void text_ends_at_nul(void **state)
 {
     (void)state;
@@ -394,6 +400,7 @@ static void damaged_headers_are_refused(void **state)
         {4, 4, 4, ENOTSUP, "header version 4"},
         {8, 4, 0x30003, ENOTSUP, "streamOptimized"},
         {8, 4, 0x10003, ENOTSUP, "streamOptimized"},
+        {8, 4, 0x20003, ENOTSUP, "streamOptimized"},
         {8, 4, 0x40003, ENOTSUP, "0x40000"},
         {8, 4, 0x80000001, ENOTSUP, "0x80000000"},
         {12, 8, UINT64_C(1) << 55, EINVAL, "capacity"},
@@ -410,6 +417,7 @@ static void damaged_headers_are_refused(void **state)
         {44, 4, 513, EINVAL, "entries a grain table"},
         {48, 8, UINT64_MAX, EINVAL, "grain directory"},
         {48, 8, 0x1a, EINVAL, "overlap"},
+        {48, 8, 5, EINVAL, "overlap"},
         {56, 8, UINT64_MAX, ENOTSUP, "at the end"},
         {56, 8, UINT64_MAX - 1, EINVAL, "grain directory"},
         {56, 8, 0, EINVAL, "grain directory"},
@@ -472,6 +480,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_are_whole_left_hand_sides),
         cmocka_unit_test(case_blanks_crlf_and_bom_do_not_matter),
+        cmocka_unit_test(a_lone_cr_is_no_line_end),
         cmocka_unit_test(text_ends_at_nul),
         cmocka_unit_test(missing_final_newline_is_fine),
         cmocka_unit_test(extent_lines_tell_everything),
