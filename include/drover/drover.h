@@ -5,8 +5,8 @@
  *  - Offsets, lengths and sizes are bytes, unless a name says otherwise.
  *  - The result is 0 or a negative errno value. The text of a failure is in the last argument,
  *    which may be NULL; it names the file, the offset and what was expected.
- *  - A pointer may be NULL where its comment says so. Else NULL is -EINVAL, but for the questions
- *    that cannot fail, such as dr_size(): they need a disk. Flags that are not known are -EINVAL.
+ *  - A pointer may be NULL where its comment says so. Else NULL is -EINVAL; what has no such
+ * result, dr_size() say, must not be given one. Flags that are not known are -EINVAL.
  *  - What a function hands out through a pointer is there only after success. What is malloc'ed
  *    ends with free().
  *  - The library never prints, never exits and never aborts on bad input.

@@ -311,7 +311,8 @@ int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_options *opti
                    struct dr_error *err)
 {
     DR_REQUIRE(vma, err);
-    DR_REQUIRE(!options || options->targets || options->n_targets == 0, err);
+    if (options)
+        DR_REQUIRE_N(options->targets, options->n_targets, err);
     static const struct dr_vma_extract_options defaults;
     struct vma_read *x = calloc(1, sizeof(*x));
     if (!x)

@@ -448,6 +448,9 @@ static int create_at(struct writer *w, enum place place, struct dr_error *err)
     case PLACE_CHAR:
         return create_special(w, place == PLACE_FIFO, err);
     case PLACE_FILE:
+        if (w->fs == dr_fs_posix() && dr_path_is_no_device(w->path))
+            return dr_fail(err, ENODEV,
+                           "%s: there is no such device, and a file there would not last", w->path);
         break;
     }
     return create_file(w, err);
@@ -527,7 +530,7 @@ int dr_vma_create(const char *path, const struct dr_vma_create_options *options,
 {
     DR_REQUIRE(path, err);
     DR_REQUIRE(options, err);
-    DR_REQUIRE(options->disks || options->n_disks == 0, err);
-    DR_REQUIRE(options->configs || options->n_configs == 0, err);
+    DR_REQUIRE_N(options->disks, options->n_disks, err);
+    DR_REQUIRE_N(options->configs, options->n_configs, err);
     return dr_vma_create_fs(dr_fs_posix(), path, options, job, result, err);
 }

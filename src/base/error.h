@@ -22,10 +22,11 @@ int dr_prefix(struct dr_error *err, int r, const char *fmt, ...)
 /* Forget a failure that was dealt with. */
 void dr_error_reset(struct dr_error *err);
 
-/* For public functions: a pointer that must be given is. */
-#define DR_REQUIRE(pointer, err)                                                        \
+/* For public functions: a pointer that must be given is; one to n of something, if n is not 0. */
+#define DR_REQUIRE(pointer, err) DR_REQUIRE_N(pointer, 1, err)
+#define DR_REQUIRE_N(pointer, n, err)                                                   \
     do {                                                                                \
-        if (!(pointer))                                                                 \
+        if (!(pointer) && (n) > 0)                                                      \
             return dr_fail(err, EINVAL, "%s: %s must not be NULL", __func__, #pointer); \
     } while (0)
 

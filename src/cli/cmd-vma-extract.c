@@ -227,6 +227,7 @@ static int begin_place(struct extract *x)
     n = x->output ? asprintf(&work, ".%.200s" PARTIAL, x->items[0].file) : asprintf(&work, PARTIAL);
     if (n < 0)
         return -1;
+    x->place.make_dir = !x->output; /* of a mistyped name nothing is made */
     if (vma_place_begin(&x->place, dir, work) < 0)
         return -1;
     return x->place.keep ? extract_resume(x) : 0;

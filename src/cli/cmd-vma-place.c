@@ -142,8 +142,8 @@ int vma_place_begin(struct vma_place *p, const char *dir, const char *work)
         p->work = NULL;
         return place_out_of_memory(p);
     }
-    p->made_dir = mkdir(dir, 0777) == 0;
-    if (!p->made_dir && errno != EEXIST) {
+    p->made_dir = p->make_dir && mkdir(dir, 0777) == 0;
+    if (p->make_dir && !p->made_dir && errno != EEXIST) {
         cli_error(p->cli, "%s: cannot be made: %s", dir, strerror(errno));
         return -1;
     }

@@ -16,7 +16,7 @@ struct vma_place {
     const struct cli *cli;
     char *dir, *work; /* the same, when files only get other names in the end */
     int dir_fd, work_fd;
-    bool made_dir;
+    bool make_dir, made_dir;
     bool keep;      /* what is there stays after a failure: to go on from */
     bool replace;   /* existing files give way */
     bool no_sync;   /* nothing waits until it is durable */
@@ -33,7 +33,8 @@ struct vma_place {
 
 /* dir must not exist, and its files are made in it. 0, or -1 after a message. */
 int vma_place_begin_new(struct vma_place *p, const char *dir);
-/* dir may exist; its files are made in dir/work. With keep, files that are there already stay. */
+/* dir must exist, but with make_dir; its files are made in dir/work. With keep, files that are
+ * there already stay. */
 int vma_place_begin(struct vma_place *p, const char *dir, const char *work);
 /* What was found is of no use. */
 void vma_place_empty(struct vma_place *p);

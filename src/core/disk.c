@@ -148,7 +148,7 @@ static int may_change(const struct dr_disk *disk, unsigned flags, struct dr_erro
 int dr_pread(struct dr_disk *disk, void *buf, uint64_t off, size_t len, struct dr_error *err)
 {
     DR_REQUIRE(disk, err);
-    DR_REQUIRE(buf || len == 0, err);
+    DR_REQUIRE_N(buf, len, err);
     int r = dr_chain_read(dr_disk_enter(disk), 0, buf, off, len, err);
     dr_disk_leave(disk);
     return r;
@@ -163,7 +163,7 @@ int dr_pwrite(struct dr_disk *disk, const void *buf, uint64_t off, size_t len, u
               struct dr_error *err)
 {
     DR_REQUIRE(disk, err);
-    DR_REQUIRE(buf || len == 0, err);
+    DR_REQUIRE_N(buf, len, err);
     int r = may_change(disk, flags, err);
     if (r < 0)
         return r;

@@ -205,6 +205,23 @@ static int open_chain(struct opening *o, struct dr_error *err)
     return r;
 }
 
+/* By a link from elsewhere an image is itself found, and what it names is not. */
+static int hint_at_link(struct dr_fs *fs, const char *path, int r, struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL, *beside = NULL, *dir = dr_path_dirname(path);
+    if (r != -ENOENT || !err || err->errnum != ENOENT || !dir ||
+        fs->ops->realpath(fs, path, &real, NULL) < 0 ||
+        fs->ops->realpath(fs, dir, &beside, NULL) < 0)
+        return r;
+    CLEANUP_FREE char *real_dir = dr_path_dirname(real);
+    size_t used = strlen(err->text);
+    if (real_dir && strcmp(real_dir, beside) != 0)
+        snprintf(err->text + used, sizeof(err->text) - used,
+                 " (%s is a link: what it names is looked for beside the link; use the name %s)",
+                 path, real);
+    return r;
+}
+
 static void drop_images(struct opening *o)
 {
     while (o->n > 0)
@@ -233,7 +250,7 @@ int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_optio
     dr_gate_clear(&o->gate);
     if (r < 0) {
         drop_images(o);
-        return r;
+        return hint_at_link(fs, path, r, err);
     }
     *chain = dr_chain_new(o->images, o->n);
     return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", path);

@@ -369,7 +369,7 @@ int dr_convert(const char *const *sources, size_t n, const char *target,
                struct dr_error *err)
 {
     DR_REQUIRE(target, err);
-    DR_REQUIRE(sources || n == 0, err);
+    DR_REQUIRE_N(sources, n, err);
     for (size_t i = 0; i < n; i++)
         DR_REQUIRE(sources[i], err);
     return dr_new_hide(dr_convert_fs(dr_fs_posix(), sources, n, target, options, job, err), err);

@@ -112,6 +112,14 @@ static int lock_old(struct dr_new_image *n, const char *path, bool no_replace, u
     return r;
 }
 
+static int refuse_no_device(const struct dr_new_image *n, struct dr_error *err)
+{
+    if (n->old || n->fs != dr_fs_posix() || !dr_path_is_no_device(n->final))
+        return 0;
+    return dr_fail(err, ENODEV, "%s: there is no such device, and a file there would not last",
+                   n->final);
+}
+
 static void drop_dead(const struct dr_new_image *n);
 
 int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, bool no_replace,
@@ -123,6 +131,8 @@ int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, boo
     int r = n->final ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", path);
     if (r == 0)
         r = lock_old(n, path, no_replace, flags, err);
+    if (r == 0)
+        r = refuse_no_device(n, err);
     if (r == 0)
         r = make_dir(n, err);
     if (r == 0 && !(flags & DR_OPEN_NO_LOCK)) /* without locks nobody can tell */

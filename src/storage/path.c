@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/cleanup.h"
 #include "storage/storage.h"
@@ -51,4 +52,13 @@ bool dr_path_inside(const char *dir, const char *real)
     while (n && dir[n - 1] == '/')
         n--;
     return strncmp(dir, real, n) == 0 && real[n] == '/' && real[n + 1] != '\0';
+}
+
+bool dr_path_is_no_device(const char *path)
+{
+    struct stat st;
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    CLEANUP_FREE char *real = dir && stat(path, &st) < 0 ? realpath(dir, NULL) : NULL;
+    CLEANUP_FREE char *full = real ? dr_path_join(real, dr_path_basename(path)) : NULL;
+    return full && dr_path_inside("/dev", full) && !dr_path_inside("/dev/shm", full);
 }

@@ -244,6 +244,9 @@ bool dr_path_inside(const char *dir, const char *real);
 /* Is something mounted right at path (a file given to a container, say)? The kernel lets nothing
  * take the place of such a name. False when it cannot be told. */
 bool dr_path_is_mount(const char *path);
+/* Nothing is at path, and it is a place for devices: a name mistyped, most likely. A file there
+ * would be kept in memory and be gone after a restart. */
+bool dr_path_is_no_device(const char *path);
 /* Where the links at path, which lead to nothing, want it to be. NULL: it is no link, or one that
  * somebody else made, which in a directory for all may be a trap. */
 int dr_path_follow(const char *path, char **to);

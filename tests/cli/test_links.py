@@ -59,3 +59,17 @@ def test_snapshot_makes_no_child_that_cannot_open_its_parent(d):
     (t.dir / "real" / "beside.vmdk").symlink_to("disk.vmdk")
     t.ok("snapshot", "-c", "real/beside.vmdk")
     t.io("real/beside-000001.vmdk", "write 0 4k")
+
+
+def test_a_link_from_elsewhere_says_why_the_other_files_are_not_there(d):
+    t = d
+    t.ok("create", "-q", "-f", "vmdk", "real/base.vmdk", "1M")
+    t.ok("create", "-q", "-f", "vmdk", "-b", "base.vmdk", "real/child.vmdk")
+    t.ok("create", "-q", "-f", "add-cow", "real/a.add-cow", "1M")
+    for name in ("child.vmdk", "a.add-cow"):
+        link(t, name)
+        r = t.drover("map", f"via/{name}")
+        assert r.code == 1 and f"use the name {t.dir}/real/{name}" in r.err, r
+    (t.dir / "real" / "base.vmdk").unlink()
+    r = t.drover("map", "real/child.vmdk")
+    assert r.code == 1 and "link" not in r.err, r

@@ -131,7 +131,6 @@ static void what_must_be_given_is_asked_for(void **state)
     assert_int_equal(dr_create("x", &create, NULL), -EINVAL);
     create = (struct dr_create_options){.format = "vmdk", .size = 1 << 20, .pairs = &pair};
     create.n_pairs = 1;
-    assert_int_equal(dr_create("/dev/null/x", &create, NULL), -ENOTDIR);
     make("vmdk", 1 << 20);
     assert_int_equal(dr_create(path, &create, NULL), -EINVAL);
     assert_int_equal(dr_convert(sources, 1, path, NULL, NULL, NULL), -EINVAL);

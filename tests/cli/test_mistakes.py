@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What people mistype and leave out: the command refuses before anything is made or lost."""
+import os
+
+import pytest
+
+
+def test_a_backing_format_needs_a_backing_file(t):
+    r = t.drover("create", "-f", "vmdk", "-F", "vmdk", "x.vmdk", "1M")
+    assert r.code == 1 and "Backing format cannot be used without backing file" in r.err, r
+    t.ok("create", "a.raw", "1M")
+    r = t.drover("convert", "-O", "vmdk", "-F", "vmdk", "a.raw", "x.vmdk")
+    assert r.code == 1 and "Backing format cannot be used without backing file" in r.err, r
+    assert t.names() == ["a.raw"]
+
+
+def test_a_mistyped_device_is_no_file(t):
+    typo = f"/dev/drover-typo-{os.getpid()}"
+    if not os.access("/dev", os.W_OK):
+        pytest.skip("/dev is not writable: nothing can be made there")
+    t.ok("create", "a.raw", "1M")
+    t.ok("vma", "create", "-d", "d=a.raw", "a.vma")
+    try:
+        for command in (["create", typo, "1M"], ["convert", "a.raw", typo], ["convert", "-O", "vmdk", "a.raw", typo],
+                        ["vma", "create", "-d", "d=a.raw", typo], ["vma", "extract", "a.vma", "--output", typo]):
+            r = t.drover(*command)
+            assert r.code == 1 and "there is no such device" in r.err, (command, r)
+            assert not os.path.lexists(typo)
+    finally:
+        if os.path.lexists(typo):
+            os.unlink(typo)
+    assert not [n for n in os.listdir("/dev") if "drover" in n]
+
+
+def test_the_directory_of_a_restored_disk_must_be_there(t):
+    t.ok("create", "a.raw", "1M")
+    t.ok("vma", "create", "-d", "d=a.raw", "a.vma")
+    r = t.drover("vma", "extract", "a.vma", "--output", "mistyped/a.raw")
+    assert r.code == 1 and "mistyped: No such file or directory" in r.err, r
+    assert not os.path.exists(t.dir / "mistyped")
