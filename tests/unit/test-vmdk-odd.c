@@ -183,6 +183,44 @@ static void names_are_recorded_only_in_the_descriptors_charset(void **state)
     ok(dr_image_unref(image, &err));
 }
 
+static void opens_with(const char *path, const char *text, const char *file)
+{
+    again(path, text);
+    struct dr_disk *disk = opened(path, 0);
+    const struct dr_image *last = disk->chain->images[disk->chain->n - 1];
+    assert_string_equal(last->files[last->n_files - 1]->path, file);
+    ok(dr_close(disk, &err));
+}
+
+static void names_are_in_the_descriptors_charset(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    make_zeros("/d/\xc3\xa9.raw", 512);
+    make_zeros("/d/\xe8.raw", 512);
+    make_zeros("/d/\xe3\x82\xbd.raw", 512); /* its second byte in Shift_JIS is a backslash */
+    opens_with("/d/x.vmdk", HEAD "encoding=\"Windows-1252\"\nRW 1 FLAT \"\xe9.raw\" 0\n",
+               "/d/\xc3\xa9.raw");
+    opens_with("/d/x.vmdk", HEAD "encoding=\"windows-1252\"\nRW 1 FLAT \"\xe8.raw\" 0\n",
+               "/d/\xe8.raw");
+    opens_with("/d/x.vmdk", HEAD "encoding=\"Shift_JIS\"\nRW 1 FLAT \"\x83\x5c.raw\" 0\n",
+               "/d/\xe3\x82\xbd.raw");
+    opens_with("/d/x.vmdk", HEAD "RW 1 FLAT \"\xe8.raw\" 0\n", "/d/\xe8.raw");
+    again("/d/x.vmdk", HEAD "encoding=\"UTF-7\"\nRW 1 FLAT \"\xe9.raw\" 0\n");
+    fails(ENOENT, "\xe9.raw", open_in(mem, "/d/x.vmdk", 0, &disk));
+    again("/d/x.vmdk", HEAD "encoding=\"windows-1252\"\nRW 1 FLAT \"\xfc.raw\" 0\n");
+    fails(ENOENT, "\xc3\xbc.raw", open_in(mem, "/d/x.vmdk", 0, &disk));
+#define CHILD                                                                                 \
+    "version=1\nCID=1\nparentCID=12345678\nencoding=\"Shift_JIS\"\nparentFileNameHint=\"C:\\" \
+    "\x83\x5c\"\nRW 1 ZERO\n"
+    again("/d/\xe3\x82\xbd", HEAD "RW 1 FLAT \"\xe8.raw\" 0\n");
+    opens_with("/d/c.vmdk", CHILD, "/d/\xe8.raw");
+    ok(mem->ops->unlink(mem, "/d/\xe3\x82\xbd", &err));
+    fails(ENOENT, "\xe3\x82\xbd", open_in(mem, "/d/c.vmdk", 0, &disk));
+    again("/d/C:\\\x83\x5c", HEAD "RW 1 FLAT \"\xe8.raw\" 0\n");
+    opens_with("/d/c.vmdk", CHILD, "/d/\xe8.raw");
+}
+
 /* ------------------------------------------------------------------ ids */
 
 /* 3 says that changes are tracked, which ends with the first one. */
@@ -266,6 +304,7 @@ static void a_recorded_name_is_a_hint(void **state)
     make_text("/d/c.vmdk", HEAD "RW 1 ZERO\n");
     C("b.vmdk", "/d/b.vmdk");
     C("C:\\VMs\\e\\b.vmdk", "/d/C:\\VMs\\e\\b.vmdk", "/d/b.vmdk", "/d/../e/b.vmdk");
+    C("C:\\VMs\\", "/d/C:\\VMs\\");
     C("C:/b.vmdk", "/d/C:/b.vmdk", "/d/b.vmdk");
     C("..\\e\\b.vmdk", "/d/..\\e\\b.vmdk", "/d/../e/b.vmdk", "/d/b.vmdk");
     C("/vmfs/volumes/1/vm/b.vmdk", "/vmfs/volumes/1/vm/b.vmdk", "/d/b.vmdk", "/d/../vm/b.vmdk");
@@ -348,6 +387,7 @@ int main(void)
         T(check_finds_shared_tables_and_entries_behind_the_end),
         T(a_noaccess_extent_of_zeros_reads_zero),
         T(only_virtualbox_children_without_a_parent_are_refused),
+        T(names_are_in_the_descriptors_charset),
         T(names_are_recorded_only_in_the_descriptors_charset),
         T(header_version_3_ends_with_the_first_change),
         T(a_long_id_of_another_kind_goes_with_the_cid),

@@ -11,7 +11,7 @@
 
 /* ------------------------------------------------------------------ where it may be */
 
-#define MAX_CANDIDATES 5
+#define MAX_CANDIDATES 10
 
 struct candidates {
     char *path[MAX_CANDIDATES];
@@ -69,10 +69,20 @@ static bool add_neighbour(struct candidates *c, const char *image_path, const ch
 static bool collect(struct candidates *c, const char *path, const char *hint)
 {
     CLEANUP_FREE char *slashed = with_slashes(hint);
-    return slashed && add(c, dr_path_sibling(path, hint)) &&
-           (slashed[0] == '/' || add(c, dr_path_sibling(path, slashed))) &&
-           add(c, dr_path_sibling(path, dr_path_basename(slashed))) &&
-           add_neighbour(c, path, slashed);
+    if (!slashed || !add(c, dr_path_sibling(path, hint)))
+        return false;
+    const char *name = dr_path_basename(slashed);
+    return *name == '\0' || /* a directory is no disk */
+           ((slashed[0] == '/' || add(c, dr_path_sibling(path, slashed))) &&
+            add(c, dr_path_sibling(path, name)) && add_neighbour(c, path, slashed));
+}
+
+/* Behind the places of the name in UTF-8 those of its bytes. */
+static bool collect_bytes(struct candidates *c, const struct dr_image *image)
+{
+    CLEANUP_FREE char *hint = vmdk_desc_get(&vmdk_of(image)->desc, "parentFileNameHint");
+    CLEANUP_FREE char *utf8 = hint ? vmdk_desc_to_utf8(&vmdk_of(image)->desc, hint) : NULL;
+    return !utf8 || strcmp(utf8, image->backing_name) != 0 || collect(c, image->path, hint);
 }
 
 int vmdk_backing_candidate(const struct dr_image *image, unsigned n, char **path,
@@ -82,7 +92,7 @@ int vmdk_backing_candidate(const struct dr_image *image, unsigned n, char **path
     int r = -ENOENT;
     if (!image->backing_name)
         return r;
-    if (!collect(&c, image->path, image->backing_name))
+    if (!collect(&c, image->path, image->backing_name) || !collect_bytes(&c, image))
         r = dr_fail_errno(err, ENOMEM, "%s", image->path);
     else if (n < c.n) {
         *path = c.path[n];

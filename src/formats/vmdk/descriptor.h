@@ -76,6 +76,9 @@ int vmdk_desc_probe(const uint8_t *buf, size_t len);
 const struct vmdk_line *vmdk_desc_find(const struct vmdk_desc *d, const char *key);
 /* Its value, malloc'ed; NULL: no such key, or no memory. */
 char *vmdk_desc_get(const struct vmdk_desc *d, const char *key);
+/* A name of the text as UTF-8, malloc'ed; NULL: it is that as far as one can tell, or cannot be
+ * converted (charset.c). */
+char *vmdk_desc_to_utf8(const struct vmdk_desc *d, const char *name);
 /* -ENOENT (no message): no such key; -EINVAL: not 1 to 8 hex digits. */
 int vmdk_desc_get_id(const struct vmdk_desc *d, const char *where, const char *key, uint32_t *id,
                      struct dr_error *err);

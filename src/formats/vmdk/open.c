@@ -134,6 +134,17 @@ static int check_twice(const struct dr_image *image, const struct vmdk_extent *e
     return 0;
 }
 
+/* In the charset that the text says it is in; but a file may have come here with its bytes. */
+static int open_name(struct dr_image *image, struct vmdk_extent *e, const char *name,
+                     struct dr_error *err)
+{
+    CLEANUP_FREE char *utf8 = vmdk_desc_to_utf8(&vmdk_of(image)->desc, name);
+    if (!utf8)
+        return dr_image_open_file(image, name, &e->file, err);
+    int r = dr_image_open_file(image, utf8, &e->file, err);
+    return r == 0 || dr_image_open_file(image, name, &e->file, NULL) < 0 ? r : 0;
+}
+
 static int find_file(struct dr_image *image, struct vmdk_extent *e, const char *name,
                      struct dr_error *err)
 {
@@ -143,7 +154,7 @@ static int find_file(struct dr_image *image, struct vmdk_extent *e, const char *
     if (other && e->type != VMDK_SPARSE && other->type != VMDK_SPARSE)
         return 0; /* looked at when it was opened: a text can name one file tens of thousands times
                    */
-    int r = other ? 0 : dr_image_open_file(image, name, &e->file, err);
+    int r = other ? 0 : open_name(image, e, name, err);
     return r < 0 ? r : check_twice(image, e, err);
 }
 
@@ -317,7 +328,9 @@ static int read_backing(struct dr_image *image, struct dr_error *err)
             return r;
     }
     if (hint && hint[0]) {
-        image->backing_name = DR_STEAL(hint);
+        image->backing_name = vmdk_desc_to_utf8(&s->desc, hint);
+        if (!image->backing_name)
+            image->backing_name = DR_STEAL(hint);
         image->backing_format = strdup("vmdk");
         return image->backing_format ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
     }

@@ -2,6 +2,7 @@
 /* The VMDK driver's own view of an open image. Files of this folder only.
  *
  *   descriptor*.c  the text            header.c   the sparse extent's header
+ *   charset.c      names in the text
  *   open.c         open, close, probe  store.c    writing the descriptor back, crash-safe
  *   extent.c       look-up, GD, map    write.c    reserve, publish, release, begin, end
  *   ids.c          content ids         backing.c  set_backing, candidates
