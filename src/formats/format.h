@@ -89,8 +89,9 @@ struct dr_create_params {
     const char *backing_name;    /* as it is to be recorded; NULL = none */
     const char *backing_format;  /* NULL = not given */
     const struct dr_image *like; /* snapshot: take geometry and subformat from this one; or NULL */
-    unsigned file_flags;         /* enum dr_file_flag to add when opening the new files */
-    bool any_path;               /* further files may be outside the image's directory tree */
+    const struct dr_chain *like_chain; /* like and what is below it; or NULL */
+    unsigned file_flags;               /* enum dr_file_flag to add when opening the new files */
+    bool any_path;                     /* further files may be outside the image's directory tree */
     const char *final; /* where the image will stand when path is only the private place from which
                           what stands in its directory is moved; NULL = path */
     bool all_new; /* the image is written before it is moved: all its files are made next to path,

@@ -102,15 +102,17 @@ static int open_exclusive(struct dr_fs *fs, const char *path, const struct dr_op
     return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
-static int make_child(struct dr_new_image *fresh, struct dr_image *image, unsigned flags,
+static int make_child(struct dr_new_image *fresh, const struct dr_chain *chain, unsigned flags,
                       struct dr_error *err)
 {
+    struct dr_image *image = chain->images[0];
     const struct dr_create_params what = {
         .size = image->size,
         .backing = image,
         .backing_name = dr_path_basename(image->path),
         .backing_format = image->fmt->name,
         .like = image,
+        .like_chain = chain,
         .all_new = true,
     };
     return dr_new_create(fresh, image->fmt, &what, NULL, 0, flags, err);
@@ -143,7 +145,7 @@ int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
     if (r == 0)
         r = dr_new_begin(&fresh, fs, where, true, flags, err);
     if (r == 0)
-        r = make_child(&fresh, image, flags, err);
+        r = make_child(&fresh, disk->chain, flags, err);
     /* whoever used the disk goes on with the child; a parent that may only be read says nothing */
     if (r == 0 && image->writable)
         dr_new_take_attrs(&fresh, image->path);

@@ -140,6 +140,15 @@ def test_unsafe_rebase_only_rewrites_the_name(t):
     unchanged(t)
 
 
+@pytest.mark.parametrize("args", [["-u"], []])
+def test_a_rebase_says_when_the_sizes_differ(t, args):
+    family(t)
+    t.ok("create", "-q", "-f", "vmdk", "big.vmdk", "12M")
+    for name, words in (("big.vmdk", ["8388608", "big.vmdk 12582912"]), ("base.vmdk", [])):
+        r = t.drover("rebase", *args, "-b", name, "-F", "vmdk", "top.vmdk")
+        assert r.code == 0 and all(w in r.err for w in words) and bool(words) == bool(r.err), r
+
+
 def test_stream_pulls_the_parents_in(t):
     family(t)
     t.ok("stream", "--base", "base.vmdk", "top.vmdk")

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* snapshot, tree, recover: in memory and on the system's files. */
+#include "formats/vmdk/vmdk.h"
 #include "test-ops.h"
 
 #include <stdio.h>
@@ -155,6 +156,40 @@ static void what_somebody_made_meanwhile_is_his(void **state)
     assert_int_equal(symlink("nowhere", "link.vmdk"), 0); /* nothing of anybody's is lost there */
     ok(dr_create_fs(fs, "link.vmdk", &o, &err));
     assert_true(exists(fs, "link.vmdk"));
+}
+
+static void edit(struct dr_fs *fs, const char *path, const char *key, const char *value)
+{
+    struct dr_image *image;
+    struct vmdk_desc d;
+    ok(dr_image_open(fs, path, NULL, DR_OPEN_RDWR | DR_OPEN_NO_BACKING, &image, &err));
+    ok(vmdk_desc_copy(image, &d, &err));
+    ok(value ? vmdk_desc_set(&d, key, value, true, NULL, &err) : vmdk_desc_remove(&d, key, &err));
+    ok(vmdk_store(image, &d, 0, &err));
+    ok(dr_image_unref(image, &err));
+}
+
+/* VMware's children say nothing of the adapter. */
+static void what_the_parent_leaves_to_its_own_is_taken_from_there(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_image *image;
+    make(fs, "base.vmdk", "vmdk", MiB, NULL);
+    edit(fs, "base.vmdk", "ddb.adapterType", "lsilogic");
+    make(fs, "mid.vmdk", "vmdk", 0, "base.vmdk");
+    edit(fs, "mid.vmdk", "ddb.adapterType", NULL);
+    edit(fs, "mid.vmdk", "ddb.virtualHWVersion", "14");
+    char *active = NULL;
+    ok(dr_snapshot_create_fs(fs, "mid.vmdk", "top.vmdk", NULL, &active, &err));
+    free(active);
+    ok(dr_image_open(fs, "top.vmdk", NULL, DR_OPEN_NO_BACKING, &image, &err));
+    char *adapter = vmdk_desc_get(&vmdk_of(image)->desc, "ddb.adapterType");
+    char *version = vmdk_desc_get(&vmdk_of(image)->desc, "ddb.virtualHWVersion");
+    assert_string_equal(adapter, "lsilogic");
+    assert_string_equal(version, "14");
+    free(adapter);
+    free(version);
+    ok(dr_image_unref(image, &err));
 }
 
 static void child_of_a_split_disk_is_split(void **state)
@@ -484,6 +519,7 @@ int main(void)
         both(given_names_never_clobber),
         cmocka_unit_test_setup_teardown(what_somebody_made_meanwhile_is_his, system_dir,
                                         remove_system_dir),
+        both(what_the_parent_leaves_to_its_own_is_taken_from_there),
         both(child_of_a_split_disk_is_split),
         both(disk_in_use_is_not_frozen),
         both(tree_has_the_family_and_nobody_else),

@@ -110,6 +110,20 @@ static void an_extent_file_ends_at_2_tib(void **state)
     assert_int_equal(peek32("/d/a.vmdk", GT_AT + 20), 0);
 }
 
+static void any_mark_says_that_it_was_not_closed(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    ok(create("/d/a.vmdk", 1 * MIB, NULL));
+    poke("/d/a.vmdk", VMDK_UNCLEAN_AT, "\xff", 1);
+    fails(EUCLEAN, "not closed",
+          open_in(mem, "/d/a.vmdk", DR_OPEN_RDWR | DR_OPEN_NO_RECOVER, &disk));
+    ok(dr_close(opened("/d/a.vmdk", DR_OPEN_RDWR), &err));
+    uint8_t mark;
+    peek("/d/a.vmdk", VMDK_UNCLEAN_AT, &mark, 1);
+    assert_int_equal(mark, 0);
+}
+
 static void a_copy_that_is_the_table_itself_is_none(void **state)
 {
     (void)state;
@@ -383,6 +397,7 @@ int main(void)
         T(other_geometries_are_read_and_written),
         T(a_grain_may_stand_at_any_sector),
         T(an_extent_file_ends_at_2_tib),
+        T(any_mark_says_that_it_was_not_closed),
         T(a_copy_that_is_the_table_itself_is_none),
         T(check_finds_shared_tables_and_entries_behind_the_end),
         T(a_noaccess_extent_of_zeros_reads_zero),

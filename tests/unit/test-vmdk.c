@@ -133,9 +133,9 @@ static void extents_that_share_bytes_are_only_read(void **state)
     struct dr_disk *disk;
     make_zeros("/d/f.raw", 64 * 512);
     SHARED("RW 10 FLAT \"f.raw\" 30\nRW 10 FLAT \"f.raw\" 20\nRW 10 FLAT \"f.raw\" 29\n");
-    fails(EINVAL, "share", open_in(mem, "/d/o.vmdk", DR_OPEN_RDWR, &disk));
+    fails(EROFS, "share", open_in(mem, "/d/o.vmdk", DR_OPEN_RDWR, &disk));
     SHARED("RDONLY 64 FLAT \"f.raw\" 0\nRDONLY 4 FLAT \"f.raw\" 8\nRW 1 FLAT \"f.raw\" 63\n");
-    fails(EINVAL, "share", open_in(mem, "/d/o.vmdk", DR_OPEN_RDWR, &disk));
+    fails(EROFS, "share", open_in(mem, "/d/o.vmdk", DR_OPEN_RDWR, &disk));
     SHARED("RW 10 FLAT \"f.raw\" 20\nRW 20 FLAT \"f.raw\" 0\nRW 34 FLAT \"f.raw\" 30\n");
     ok(dr_close(opened("/d/o.vmdk", DR_OPEN_RDWR), &err));
 #undef SHARED

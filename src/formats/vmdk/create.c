@@ -156,15 +156,23 @@ static bool like_is_split(const struct plan *p)
     return type && strcasestr(type, "GbMaxExtent");
 }
 
+/* VMware's own children leave most of the data base to their parents. */
+static char *inherited(const struct plan *p, const char *key)
+{
+    const struct dr_image *image = p->params->like;
+    const struct dr_chain *chain = p->params->like_chain;
+    char *value = image && vmdk_is(image) ? vmdk_desc_get(&vmdk_of(image)->desc, key) : NULL;
+    for (size_t i = 1; !value && chain && i < chain->n && vmdk_is(chain->images[i]); i++)
+        value = vmdk_desc_get(&vmdk_of(chain->images[i])->desc, key);
+    return value;
+}
+
 static void inherit(struct plan *p)
 {
-    const struct dr_image *like = p->params->like;
-    if (!like || !vmdk_is(like))
-        return;
     if (!p->adapter)
-        p->adapter = vmdk_desc_get(&vmdk_of(like)->desc, "ddb.adapterType");
+        p->adapter = inherited(p, "ddb.adapterType");
     if (!p->hwversion && !p->compat6)
-        p->hwversion = vmdk_desc_get(&vmdk_of(like)->desc, "ddb.virtualHWVersion");
+        p->hwversion = inherited(p, "ddb.virtualHWVersion");
 }
 
 static int read_options(struct plan *p, struct dr_error *err)

@@ -273,7 +273,7 @@ static int refuse_overlaps(const struct dr_image *image, struct dr_error *err)
     for (size_t i = 0; i < n; i++) {
         bool shares = last && last->file == all[i]->file && all[i]->host < last->host + last->len;
         if (shares && (last->access == VMDK_RW || all[i]->access == VMDK_RW))
-            return dr_fail(err, EINVAL,
+            return dr_fail(err, EROFS,
                            "%s: two extents share the bytes of %s from %llu on: the disk can be "
                            "read, but not written",
                            image->path, image->files[last->file]->path,
