@@ -48,6 +48,7 @@ struct dr_create_options {
     bool unsafe;                /* do not open the backing (size is needed then) */
     bool no_replace;            /* -EEXIST instead of taking an existing image's place */
     unsigned flags;             /* enum dr_open_flag that matter: NO_FLUSH, NO_LOCK, ANY_PATH */
+    const volatile int *stop;   /* NULL, or set non-zero to cancel: -ECANCELED, nothing is left */
 };
 /* An existing file at path is replaced only when the new image is complete. */
 DR_API int dr_create(const char *path, const struct dr_create_options *options,

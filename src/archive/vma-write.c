@@ -532,5 +532,7 @@ int dr_vma_create(const char *path, const struct dr_vma_create_options *options,
     DR_REQUIRE(options, err);
     DR_REQUIRE_N(options->disks, options->n_disks, err);
     DR_REQUIRE_N(options->configs, options->n_configs, err);
+    if (options->compression != DR_VMA_PLAIN && options->compression != DR_VMA_ZSTD)
+        return dr_fail(err, EINVAL, "%s: unknown compression %d", path, (int)options->compression);
     return dr_vma_create_fs(dr_fs_posix(), path, options, job, result, err);
 }

@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/image.h"
 #include "cli/paths.h"
+#include "cli/progress.h"
 
 static const struct cli_option options[] = {
     {'f', "format", "FMT", "format of the new image (raw)", false},
@@ -217,11 +218,18 @@ static int create(struct create *c, const struct cli_args *args)
         .backing_format = c->backing_format,
         .unsafe = c->unsafe,
         .flags = c->flags,
+        .stop = cli_stop(),
     };
 
     if (!cli_has(args, 'q'))
         announce(c);
-    if (dr_create(c->path, &o, &err) < 0) {
+    cli_catch_signals();
+    int r = dr_create(c->path, &o, &err);
+    if (r == -ECANCELED && cli_signalled()) {
+        cli_error(c->cli, "interrupted: '%s' is as it was before", c->path);
+        return cli_signalled();
+    }
+    if (r < 0) {
         if (strncmp(err.text, c->path, strlen(c->path)) == 0)
             cli_fail(c->cli, &err);
         else

@@ -85,10 +85,11 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return 1;
     cli_export_allowed(args);
-    cli_die_politely(cli, making ? "the disk reads as before; the same command starts again"
-                                 : "nothing was changed");
-    if (making)
+    if (making) {
+        cli_catch_signals(); /* it takes no time, and nothing is left half made */
         return create(cli, args, &image, args->n_operands == 2 ? args->operands[0] : NULL);
+    }
+    cli_die_politely(cli, "nothing was changed");
     return cli_show_tree(cli, args, &image, &problems);
 }
 

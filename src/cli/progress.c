@@ -65,6 +65,11 @@ int cli_signalled(void)
     return stop_signal ? 128 + stop_signal : 0;
 }
 
+const volatile int *cli_stop(void)
+{
+    return &stop_signal;
+}
+
 static void show_json(double percent, uint64_t done, uint64_t total)
 {
     fprintf(stderr, "{\"done\": %" PRIu64 ", \"total\": %" PRIu64 ", \"percent\": %.2f}\n", done,

@@ -34,7 +34,8 @@ int cli_job_run(const struct cli *cli, const struct cli_args *args,
 
 /* For what stands around a job: remember SIGINT, SIGTERM and SIGHUP as cli_job_begin() does. */
 void cli_catch_signals(void);
-int cli_signalled(void); /* 0, or 128 + the number of the signal that came */
+int cli_signalled(void);            /* 0, or 128 + the number of the signal that came */
+const volatile int *cli_stop(void); /* what an operation looks at to see whether one came */
 
 /* For commands without a job, which may be killed anywhere: SIGINT, SIGTERM and SIGHUP end the
  * program with a message of this state and with 128 + the signal's number. */

@@ -13,6 +13,7 @@
 
 #include <jansson.h>
 
+#include "base/error.h"
 #include "storage/storage.h"
 
 struct dr_image;
@@ -94,9 +95,18 @@ struct dr_create_params {
     bool any_path;                     /* further files may be outside the image's directory tree */
     const char *final; /* where the image will stand when path is only the private place from which
                           what stands in its directory is moved; NULL = path */
+    const volatile int *stop; /* non-zero: what takes long ends with dr_create_stopped; or NULL */
     bool all_new; /* the image is written before it is moved: all its files are made next to path,
                      none that exists becomes its own */
 };
+
+/* 0, or the failure when somebody wants no new image any more. */
+static inline int dr_create_stopped(const volatile int *stop, struct dr_error *err)
+{
+    if (!stop || !__atomic_load_n(stop, __ATOMIC_RELAXED))
+        return 0;
+    return dr_fail(err, ECANCELED, "stopped on request");
+}
 
 /* What a new image takes: the lengths of its files together. */
 struct dr_cost {

@@ -154,13 +154,16 @@ static int raw_option(const struct dr_option *option, enum raw_preallocation *mo
     return dr_fail(err, ENOTSUP, "raw: nocow=%s is not supported, only off", option->value);
 }
 
-static int raw_write_zeros(struct dr_file *f, uint64_t size, struct dr_error *err)
+static int raw_write_zeros(struct dr_file *f, uint64_t size, const volatile int *stop,
+                           struct dr_error *err)
 {
     CLEANUP_FREE void *zeros = calloc(1, RAW_FULL_STEP);
     if (!zeros)
         return dr_fail_errno(err, ENOMEM, "%s", f->path);
     for (uint64_t off = 0; off < size; off += RAW_FULL_STEP) {
-        int r = dr_file_pwrite(f, zeros, off, (size_t)dr_min(RAW_FULL_STEP, size - off), err);
+        int r = dr_create_stopped(stop, err);
+        if (r == 0)
+            r = dr_file_pwrite(f, zeros, off, (size_t)dr_min(RAW_FULL_STEP, size - off), err);
         if (r < 0)
             return r;
     }
@@ -168,12 +171,12 @@ static int raw_write_zeros(struct dr_file *f, uint64_t size, struct dr_error *er
 }
 
 static int raw_fill(struct dr_file *f, uint64_t size, enum raw_preallocation mode,
-                    struct dr_error *err)
+                    const volatile int *stop, struct dr_error *err)
 {
     /* The size first: zeroing takes space only inside the file. */
     int r = dr_file_size(f) != size ? dr_file_truncate(f, size, err) : 0;
     if (r == 0 && mode == RAW_FULL)
-        r = raw_write_zeros(f, size, err);
+        r = raw_write_zeros(f, size, stop, err);
     else if (r == 0 && mode == RAW_FALLOC && size > 0)
         r = dr_file_zero(f, 0, size, 0, err);
     return r < 0 ? r : dr_file_flush(f, err);
@@ -228,7 +231,7 @@ static int raw_create(struct dr_fs *fs, const char *path, const struct dr_create
     r = dr_file_open(fs, path, DR_FILE_CREATE | params->file_flags, &f, err);
     if (r < 0)
         return r;
-    r = raw_fill(f, dr_round_up(params->size, 512), mode, err);
+    r = raw_fill(f, dr_round_up(params->size, 512), mode, params->stop, err);
     dr_file_unref(f);
     if (r == 0 && !(params->file_flags & DR_FILE_NO_FLUSH))
         r = fs->ops->sync_dir(fs, path, err);

@@ -101,6 +101,7 @@ static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_
         .backing = c->backing ? c->backing->chain->images[0] : NULL,
         .backing_name = c->o->backing,
         .backing_format = backing_format(c),
+        .stop = c->job ? c->job->stop : NULL,
         .all_new = true,
     };
     int r = dr_new_create(&c->fresh, fmt, &what, c->o->pairs, c->o->n_pairs, target_flags(c), err);

@@ -85,8 +85,11 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
         .backing = backing ? backing->chain->images[0] : NULL,
         .backing_name = name,
         .backing_format = format,
+        .stop = o->stop,
     };
     r = dr_new_create(&fresh, fmt, &what, o->pairs, o->n_pairs, o->flags, err);
+    if (r == 0)
+        r = dr_create_stopped(o->stop, err);
     return r < 0 ? r : dr_new_publish(&fresh, err);
 }
 

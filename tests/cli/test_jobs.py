@@ -2,10 +2,12 @@
 """Long commands: what they show, and that an interruption leaves everything as it was."""
 import json
 import re
+import shutil
 import signal
 import subprocess
 
 import pytest
+from vmarun import SANITIZED
 
 
 def big(t):
@@ -101,3 +103,24 @@ def test_the_shell_says_that_a_signal_ended_it(t, number):
     p.send_signal(number)
     _, err = p.communicate(timeout=30)
     assert (p.returncode, err) == (128 + number, "drover: interrupted: what was not flushed may be lost\n")
+
+
+def test_a_creation_that_is_interrupted_leaves_nothing(t):
+    p = subprocess.Popen([t.bin / "drover", "create", "-o", "preallocation=full", "big.raw", "16G"], cwd=t.dir,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not t.names() and p.poll() is None:  # the private directory: it has begun
+        pass
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and err == "drover: interrupted: 'big.raw' is as it was before\n"
+    assert t.names() == []
+
+
+def test_a_snapshot_is_made_whole_in_spite_of_a_signal(t):
+    if SANITIZED or not shutil.which("strace"):
+        pytest.skip("needs strace, which the leak checker does not stand")
+    t.ok("create", "-q", "-f", "vmdk", "a.vmdk", "1M")
+    done = t.start("strace", "-f", "-o", "/dev/null", "-e", "inject=mkdir,mkdirat:signal=SIGINT:when=1",
+                   t.bin / "drover", "snapshot", "-c", "a.vmdk")
+    assert (done.code, done.out) == (0, "a-000001.vmdk\n"), done
+    assert t.names() == ["a-000001.vmdk", "a.vmdk"]
