@@ -84,7 +84,7 @@ static int cannot_set(const struct dr_file *f, int r, unsigned use, struct dr_er
         return 0; /* reading is safe enough */
     return dr_fail(err, ENOLCK,
                    "%s: this file system cannot lock files, so a second writer would go unnoticed: "
-                   "writing is refused unless locking is turned off",
+                   "writing is refused unless locking is turned off (--locking=off)",
                    f->path);
 }
 

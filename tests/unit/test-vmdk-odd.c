@@ -252,6 +252,24 @@ static void header_version_3_ends_with_the_first_change(void **state)
     }
 }
 
+/* Other readers would take the child for a base full of zeros. */
+static void a_parent_whose_cid_means_none_gets_no_children(void **state)
+{
+    (void)state;
+    make_text("/d/p.vmdk", "version=1\nCID=ffffffff\nRW 1 ZERO\n");
+    fails(EINVAL, "means that it has no parent", create("/d/c.vmdk", 512, "p.vmdk"));
+    ok(create("/d/c.vmdk", 512, NULL));
+    struct dr_image *parent = image_of("/d/p.vmdk", 0), *c = image_of("/d/c.vmdk", DR_OPEN_RDWR);
+    fails(EINVAL, "means that it has no parent",
+          vmdk_set_backing(c, parent, "p.vmdk", "vmdk", DR_TRY, &err));
+    ok(dr_image_unref(c, &err));
+    ok(dr_image_unref(parent, &err));
+    again("/d/p.vmdk", "version=1\nCID=fffffffe\nRW 1 ZERO\n"); /* that is an ordinary one */
+    ok(mem->ops->unlink(mem, "/d/c.vmdk", &err));
+    ok(create("/d/c.vmdk", 512, "p.vmdk"));
+    ok(dr_close(opened("/d/c.vmdk", 0), &err));
+}
+
 static void a_long_id_of_another_kind_goes_with_the_cid(void **state)
 {
     (void)state;
@@ -405,6 +423,7 @@ int main(void)
         T(names_are_in_the_descriptors_charset),
         T(names_are_recorded_only_in_the_descriptors_charset),
         T(header_version_3_ends_with_the_first_change),
+        T(a_parent_whose_cid_means_none_gets_no_children),
         T(a_long_id_of_another_kind_goes_with_the_cid),
         T(a_new_cid_is_written_into_the_same_file),
         T(the_id_of_an_interrupted_commit_never_changes),

@@ -140,7 +140,8 @@ static int check_parent(const struct dr_image *image, const struct dr_image *par
     const char *is = parent ? parent->fmt->name : format;
     if (is && strcmp(is, "vmdk") != 0)
         return dr_fail(err, EINVAL, "%s: a VMDK's parent must be a VMDK, not %s", image->path, is);
-    return 0;
+    bool recorded = image->backing_name && vmdk_parent_id(image) == VMDK_NO_PARENT;
+    return parent && !recorded ? vmdk_check_parent_id(parent, err) : 0; /* a commit may mend it */
 }
 
 /* Without an open parent its id is unknown: the recorded one stays. */

@@ -213,7 +213,7 @@ static int read_backing(struct plan *p, struct dr_error *err)
                        "%s: a VMDK records its parent's CID: it cannot be made without opening %s",
                        p->path, params->backing_name);
     p->parent_cid = vmdk_id(params->backing);
-    return 0;
+    return vmdk_check_parent_id(params->backing, err);
 }
 
 /* ------------------------------------------------------------------ pieces */

@@ -190,6 +190,16 @@ int vmdk_set_parent_id(struct dr_image *image, uint32_t id, struct dr_error *err
     return 0;
 }
 
+int vmdk_check_parent_id(const struct dr_image *parent, struct dr_error *err)
+{
+    if (vmdk_id(parent) != VMDK_NO_PARENT)
+        return 0;
+    return dr_fail(err, EINVAL,
+                   "%s: its CID is ffffffff, which in a child means that it has no parent; the "
+                   "first write to the disk gives it another one",
+                   parent->path);
+}
+
 int vmdk_check_backing(const struct dr_image *image, const struct dr_image *parent,
                        struct dr_error *err)
 {

@@ -143,6 +143,8 @@ int vmdk_set_backing(struct dr_image *image, const struct dr_image *parent, cons
                      const char *format, unsigned flags, struct dr_error *err);
 int vmdk_backing_candidate(const struct dr_image *image, unsigned n, char **path,
                            struct dr_error *err);
+/* -EINVAL: no child can record this parent. */
+int vmdk_check_parent_id(const struct dr_image *parent, struct dr_error *err);
 /* Is image a VMDK? For parents. */
 bool vmdk_is(const struct dr_image *image);
 
