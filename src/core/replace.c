@@ -172,6 +172,8 @@ int dr_replace_try(struct dr_fs *fs, const char *path, struct dr_file *old, stru
         e = create_tmp(&r, err);
     if (!e && old)
         e = fs->ops->copy_attrs(fs, old, r.file, err);
+    if (!e && !(r.file->flags & DR_FILE_NO_FLUSH)) /* who may not must learn it before the rename */
+        e = fs->ops->sync_dir(fs, r.target, err);
     if (r.tmp)
         fs->ops->unlink(fs, r.tmp, NULL);
     dr_file_unref(r.file);

@@ -264,6 +264,9 @@ static void a_try_finds_out_what_would_stop_a_replacement_and_changes_nothing(vo
     bad.open = open_nothing_new;
     mem->ops = &bad;
     assert_int_equal(dr_replace_try(mem, "/a", old, NULL), -EACCES);
+    bad = *good; /* a directory that may be written to, and not be opened to make that durable */
+    bad.sync_dir = bad_sync_dir;
+    assert_int_equal(dr_replace_try(mem, "/a", old, NULL), -EIO);
     mem->ops = good;
     dr_file_unref(old);
     dr_fs_memory_free(mem);
