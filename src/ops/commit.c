@@ -215,7 +215,8 @@ static int thaw(const struct commit *c, struct dr_error *err)
      * write first. */
     for (size_t i = 0; r == 0 && i <= c->base; i++)
         r = dr_image_harden(c->chain->images[i], err);
-    return r;
+    /* Before the locks somebody could make another child. */
+    return r < 0 || c->o->force ? r : check_siblings(c, err);
 }
 
 static int prepare(struct commit *c, struct dr_error *err)

@@ -109,6 +109,42 @@ static void siblings_are_named_and_protected(void **state)
     free(after);
 }
 
+/* After the first look around somebody makes another child. */
+static const struct dr_fs_ops *real_ops;
+
+static int late_list(struct dr_fs *fs, const char *dir, int (*each)(void *user, const char *name),
+                     void *user, struct dr_error *err)
+{
+    int r = real_ops->list(fs, dir, each, user, err);
+    fs->ops = real_ops;
+    make(fs, "other.vmdk", "vmdk", 0, "mid.vmdk");
+    return r;
+}
+
+static void siblings_made_meanwhile_are_protected(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_fs_ops ops = *fs->ops;
+    uint64_t size;
+    size_t len, again;
+    family(fs);
+    uint8_t *want = view(fs, "top.vmdk", &size), *before = file_bytes(fs, "mid.vmdk", &len);
+    real_ops = fs->ops;
+    ops.list = late_list;
+    fs->ops = &ops;
+    refused(commit(fs, "top.vmdk", NULL, false, &err), EBUSY, "other.vmdk");
+    fs->ops = real_ops;
+    uint8_t *after = file_bytes(fs, "mid.vmdk", &again);
+    assert_int_equal(len, again);
+    assert_memory_equal(before, after, len);
+    same_view(fs, "top.vmdk", want, size);
+    free(want);
+    want = view(fs, "other.vmdk", &size);
+    free(want);
+    free(before);
+    free(after);
+}
+
 /* A directory was copied: the name that the sibling records leads to another disk, its own parent
  * stands beside it. */
 static void siblings_that_name_their_parent_elsewhere_are_protected(void **state)
@@ -400,6 +436,7 @@ int main(void)
         ops_test(through_several_layers),
         ops_test(twice_is_the_same_as_once),
         ops_test(siblings_are_named_and_protected),
+        ops_test(siblings_made_meanwhile_are_protected),
         ops_test(siblings_that_name_their_parent_elsewhere_are_protected),
         ops_test(siblings_that_do_not_open_are_protected),
         ops_test(what_is_no_base_is_refused),

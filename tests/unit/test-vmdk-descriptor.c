@@ -217,6 +217,7 @@ static void probe_knows_descriptors_from_other_text(void **state)
 #define PROBE(text) vmdk_desc_probe((const uint8_t *)(text), strlen(text))
     assert_true(PROBE(GOOD) >= 80);
     assert_true(PROBE("#disk descriptorfile\r\n") >= 80);
+    assert_true(PROBE("\xef\xbb\xbfversion=1\r\n") >= 80);
     assert_true(PROBE("# a comment\n\n version=2\n") >= 80);
     assert_int_equal(PROBE("version=4\n"), 0);
     assert_int_equal(PROBE("CID=1\nversion=1\n"), 0);
