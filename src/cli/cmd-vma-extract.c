@@ -302,6 +302,8 @@ static int failed(const struct extract *x, const struct cli_job *job, int r,
         cli_fail(x->cli, err);
     if (x->in_place || x->place.keep)
         cli_error(x->cli, "%s", state);
+    if (r == -EBADMSG)
+        cli_error(x->cli, "--salvage takes what the archive still holds");
     return 1;
 }
 

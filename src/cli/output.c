@@ -68,13 +68,44 @@ void cli_put(const char *text)
     }
 }
 
-/* Our own texts have newlines, what comes from outside has none left. */
+/* The text with another character for each line end of fmt. */
+static char *text_with(char line_end, const char *fmt, va_list ap)
+{
+    char *own = strdup(fmt), *text = NULL;
+
+    for (char *c = own; c && (c = strchr(c, '\n'));)
+        *c = line_end;
+    if (!own || vasprintf(&text, own, ap) < 0)
+        text = NULL;
+    free(own);
+    return text;
+}
+
+/* Our own line ends stay, those in what comes from outside do not: they would forge messages. Ours
+ * are where two texts differ that were made with different characters for them. */
+static char *text_of(const char *fmt, va_list ap)
+{
+    va_list again;
+
+    va_copy(again, ap);
+    char *text = text_with('\1', fmt, ap), *other = text_with('\2', fmt, again);
+    va_end(again);
+    for (size_t i = 0; text && other && text[i]; i++) {
+        if (text[i] == '\n')
+            text[i] = '?';
+        else if (text[i] != other[i])
+            text[i] = '\n';
+    }
+    free(other);
+    return text;
+}
+
 static void say(const struct cli *cli, const char *fmt, va_list ap)
 {
-    char *text = NULL;
+    char *text = text_of(fmt, ap);
 
     fflush(stdout);
-    if (vasprintf(&text, fmt, ap) < 0)
+    if (!text)
         return;
     /* QEMU's tools give this hint on a line of its own. */
     char *hint = cli->role == CLI_DROVER ? NULL : strstr(text, ". Is another process");

@@ -38,3 +38,26 @@ def test_the_directory_of_a_restored_disk_must_be_there(t):
     r = t.drover("vma", "extract", "a.vma", "--output", "mistyped/a.raw")
     assert r.code == 1 and "mistyped: No such file or directory" in r.err, r
     assert not os.path.exists(t.dir / "mistyped")
+
+
+def test_a_line_end_in_a_name_forges_no_message(t):
+    t.ok("create", "p.raw", "1M")
+    t.ok("create", "-q", "-f", "add-cow", "-b", "p.raw", "a.add-cow")
+    image = (t.dir / "a.add-cow").read_bytes()
+    assert image.count(b"p.raw") == 1
+    (t.dir / "a.add-cow").write_bytes(image.replace(b"p.raw", b"p\nraw"))
+    for command in (["map"], ["check", "-r", "all"], ["convert", "-O", "vmdk"], ["vma", "create", "x.vma", "-d"],
+                    ["create", "-f", "add-cow", "-F", "add-cow", "x.add-cow", "-b"]):
+        r = t.drover(*command, "a.add-cow", *(["y.vmdk"] if command[0] == "convert" else []))
+        assert "p\nraw" not in r.err + r.out, (command, r)
+    r = t.drover("map", "a.add-cow")
+    assert r.err.count("\n") == 1 and 'backing file "p?raw"' in r.err, r
+
+
+def test_a_damaged_archive_is_told_how_to_be_salvaged(t):
+    (t.dir / "a.raw").write_bytes(os.urandom(1 << 20))
+    t.ok("vma", "create", "-d", "d=a.raw", "--no-sums", "a.vma")
+    os.truncate(t.dir / "a.vma", 500000)
+    r = t.drover("vma", "extract", "a.vma", "out")
+    assert r.code == 1 and "--salvage" in r.err and not (t.dir / "out").exists(), r
+    assert t.drover("vma", "extract", "--salvage", "a.vma", "out").code == 3

@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# The README's tour can be typed as it stands, from its first command to its last.
+# The README's tour can be typed as it stands, from its first command to its last; so can the examples
+# of the manual page.
 # usage: readme.sh SOURCE_DIR DROVER
 set -eu
 tmp=$(mktemp -d)
@@ -22,3 +23,11 @@ if drover commit -q two.vmdk; then
     echo "a commit under another image's feet was not refused"
     exit 1
 fi
+# The manual's examples, but for what goes onto a device.
+mkdir "$tmp/manual"
+cd "$tmp/manual"
+truncate -s 16M scsi0.raw base.img
+drover vma create -d drive-scsi0=scsi0.raw backup.vma.zst
+sed -n '/^=head1 EXAMPLES/,/^=head1 SEE/s/^    //p' "$1/docs/man/drover.pod" | grep -v /dev/ >"$tmp/manual.sh"
+[ "$(wc -l <"$tmp/manual.sh")" -gt 15 ]
+sh -ex "$tmp/manual.sh"
