@@ -17,16 +17,18 @@ extern "C" {
 
 /* Shared by all long operations. */
 struct dr_job {
-    /* Called from one thread at a time, at most about 20 times a second and once at the end. bytes
-     * of work, total may grow. Non-zero: stop, the operation fails with -ECANCELED, also if it is
-     * the last call. */
+    /* Called from any thread, but one at a time, at most about 20 times a second and once at the
+     * end. bytes of work, total may grow. Non-zero: stop, the operation fails with -ECANCELED, also
+     * if it is the last call. */
     int (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
-    uint64_t rate;             /* bytes a second, 0 = as fast as it goes */
-    unsigned workers;          /* threads, 0 = one a processor, at most 16 */
-    const volatile int *stop;  /* NULL, or set non-zero (a signal handler may) to cancel */
+    uint64_t rate;            /* bytes a second, 0 = as fast as it goes */
+    unsigned workers;         /* threads, 0 = one a processor, at most 16 */
+    const volatile int *stop; /* NULL, or set non-zero to cancel: by a signal handler, or atomically
+                                 by another thread */
     const volatile int *pause; /* NULL, or non-zero: hold on */
-    /* Notices that are not failures (warnings, what was decided). NULL = drop them. */
+    /* Notices that are not failures (warnings, what was decided). Called from any thread, also from
+     * several at once. NULL = drop them. */
     void (*message)(void *user, const char *text);
 };
 

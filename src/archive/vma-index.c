@@ -7,6 +7,7 @@
 #include "archive/vma-index.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "ops/copy.h"
 
 /* A word: the place of the first block, in units of 512 from the end of the archive's header on,
  * and the mask below it. 0 = missing; all zeros has no mask, so it is like no other. */
@@ -374,10 +375,8 @@ static int end_of_archive(struct build *b, struct dr_error *err)
 static int report(const struct build *b, struct dr_error *err)
 {
     const struct dr_job *job = b->job;
-    if (job && job->stop && *job->stop)
-        return dr_fail(err, ECANCELED, "cancelled");
     if (job && job->progress && job->progress(job->user, b->pos, b->size))
-        return dr_fail(err, ECANCELED, "cancelled");
+        return dr_fail(err, ECANCELED, "stopped on request");
     return 0;
 }
 
@@ -386,6 +385,8 @@ static int scan(struct build *b, struct dr_error *err)
     int r = 0;
     for (unsigned n = 0; r == 0 && b->pos < b->size; n++) {
         const uint8_t *header = NULL;
+        if (dr_job_stopped(b->job)) /* each header may cost a disk a seek: not only now and then */
+            return dr_fail(err, ECANCELED, "stopped on request");
         if (n % 4096 == 4095 && (r = report(b, err)) < 0)
             return r;
         if (b->size - b->pos < VMA_EXTENT_HEADER) {

@@ -390,7 +390,7 @@ static void a_job_can_be_stopped(void **state)
     archive_build(&a);
     archive_write(&a, p->fs, p->path);
     struct dr_file *file = open_ok(p, p->path, 0);
-    assert_fails(vma_index_build(file, &a.header, &job, &index, &err), ECANCELED, "cancel");
+    assert_fails(vma_index_build(file, &a.header, &job, &index, &err), ECANCELED, "stopped");
     assert_null(index);
     dr_file_unref(file);
     archive_free(&a);
