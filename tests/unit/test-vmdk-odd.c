@@ -124,6 +124,24 @@ static void any_mark_says_that_it_was_not_closed(void **state)
     assert_int_equal(mark, 0);
 }
 
+static void what_may_only_be_read_is_not_recovered(void **state)
+{
+    (void)state;
+    ok(create_in(mem, "/d/s.vmdk", MIB, "twoGbMaxExtentSparse", NULL, NULL));
+    write_one("/d/s.vmdk", 0, GRAIN, 1, 0);
+    uint32_t gt = peek32("/d/s-s001.vmdk", 512) * 512; /* of the redundant directory */
+    poke("/d/s-s001.vmdk", VMDK_UNCLEAN_AT, "\1", 1);
+    poke32("/d/s-s001.vmdk", gt, 0);
+    again("/d/s.vmdk", HEAD "RDONLY 2048 SPARSE \"s-s001.vmdk\"\nRW 1 ZERO\n");
+    struct dr_disk *disk = opened("/d/s.vmdk", DR_OPEN_RDWR);
+    reads(disk, 0, GRAIN, 1);
+    ok(dr_close(disk, &err));
+    uint8_t mark;
+    peek("/d/s-s001.vmdk", VMDK_UNCLEAN_AT, &mark, 1);
+    assert_int_equal(mark, 1);
+    assert_int_equal(peek32("/d/s-s001.vmdk", gt), 0);
+}
+
 static void a_copy_that_is_the_table_itself_is_none(void **state)
 {
     (void)state;
@@ -416,6 +434,7 @@ int main(void)
         T(a_grain_may_stand_at_any_sector),
         T(an_extent_file_ends_at_2_tib),
         T(any_mark_says_that_it_was_not_closed),
+        T(what_may_only_be_read_is_not_recovered),
         T(a_copy_that_is_the_table_itself_is_none),
         T(check_finds_shared_tables_and_entries_behind_the_end),
         T(a_noaccess_extent_of_zeros_reads_zero),

@@ -304,6 +304,34 @@ static void a_rewrite_that_failed_does_not_undo_a_later_one(void **state)
     faultfs_free(faults);
 }
 
+/* A change of one sector is written in place, where that copy would still win. */
+static void a_rewrite_that_failed_does_not_hide_a_small_change(void **state)
+{
+    (void)state;
+    struct faultfs *faults = faultfs_new(mem);
+    memset(long_name, 'n', sizeof(long_name) - 1);
+    ok(create("/d/a.vmdk", 1 * MIB, NULL));
+    bool fired = true;
+    for (uint64_t nth = 0; fired; nth++) {
+        mem->ops->unlink(mem, "/d/c.vmdk", NULL);
+        ok(create("/d/c.vmdk", 1 * MIB, "a.vmdk"));
+        struct dr_image *image;
+        ok(dr_image_open(faultfs_fs(faults), "/d/c.vmdk", "vmdk", DR_OPEN_RDWR, &image, &err));
+        struct faultfs_plan plan = {.nth = nth, .kinds = 1u << FAULTFS_WRITE};
+        faultfs_arm(faults, &plan);
+        int r = vmdk_set_backing(image, NULL, long_name, "vmdk", 0, &err);
+        fired = faultfs_fired(faults);
+        faultfs_disarm(faults);
+        assert_int_equal(r, fired ? -EIO : 0);
+        ok(vmdk_set_parent_id(image, 0x12345678, &err));
+        ok(dr_image_unref(image, &err));
+        image = image_of("/d/c.vmdk", DR_OPEN_NO_BACKING);
+        assert_int_equal(vmdk_parent_id(image), 0x12345678);
+        dr_image_unref(image, NULL);
+    }
+    faultfs_free(faults);
+}
+
 static void a_full_descriptor_is_refused(void **state)
 {
     (void)state;
@@ -335,6 +363,7 @@ int main(void)
         T(impossible_parents_are_refused_before_anything),
         T(every_state_of_a_rewrite_opens),
         T(a_rewrite_that_failed_does_not_undo_a_later_one),
+        T(a_rewrite_that_failed_does_not_hide_a_small_change),
         T(a_full_descriptor_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
