@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include "faultfs.h"
+#include "powerfs.h"
 
 /* ------------------------------------------------------------------ ids */
 
@@ -277,6 +278,33 @@ static void every_state_of_a_rewrite_opens(void **state)
     }
 }
 
+/* Any sectors of what was not flushed may be on the disk. */
+static void a_rewrite_is_old_or_new_after_any_cut(void **state)
+{
+    (void)state;
+    struct powerfs *p = powerfs_new();
+    struct dr_fs *fs = powerfs_fs(p);
+    struct dr_image *image;
+    memset(long_name, 'n', sizeof(long_name) - 1);
+    ok(create_in(fs, "/d/a.vmdk", 1 * MIB, "monolithicSparse", NULL, NULL));
+    ok(create_in(fs, "/d/c.vmdk", 1 * MIB, "monolithicSparse", NULL, "a.vmdk"));
+    powerfs_settle(p);
+    ok(dr_image_open(fs, "/d/c.vmdk", "vmdk", DR_OPEN_RDWR, &image, &err));
+    ok(vmdk_set_backing(image, NULL, long_name, "vmdk", 0, &err));
+    ok(dr_image_unref(image, &err));
+    for (size_t i = 0; i <= powerfs_ops(p); i++)
+        for (uint64_t seed = 0; seed < 32; seed++) {
+            struct dr_fs *disk = powerfs_cut(p, i, POWERFS_RANDOM, seed);
+            ok(dr_image_open(disk, "/d/c.vmdk", "vmdk", DR_OPEN_NO_BACKING, &image, &err));
+            assert_true(strcmp(image->backing_name, "a.vmdk") == 0 ||
+                        strcmp(image->backing_name, long_name) == 0);
+            assert_non_null(vmdk_desc_find(&vmdk_of(image)->desc, "ddb.virtualHWVersion"));
+            ok(dr_image_unref(image, &err));
+            dr_fs_memory_free(disk);
+        }
+    powerfs_free(p);
+}
+
 /* A redo copy that stayed must not win over what the same session records later. */
 static void a_rewrite_that_failed_does_not_undo_a_later_one(void **state)
 {
@@ -362,6 +390,7 @@ int main(void)
         T(another_parent_is_recorded),
         T(impossible_parents_are_refused_before_anything),
         T(every_state_of_a_rewrite_opens),
+        T(a_rewrite_is_old_or_new_after_any_cut),
         T(a_rewrite_that_failed_does_not_undo_a_later_one),
         T(a_rewrite_that_failed_does_not_hide_a_small_change),
         T(a_full_descriptor_is_refused),
