@@ -205,6 +205,15 @@ static void announce(const struct create *c)
     printf("\n");
 }
 
+/* Does the library's text name the file already, if by the path without links? */
+static bool begins_with_file(const char *text, const char *path)
+{
+    CLEANUP_FREE char *real = realpath(path, NULL);
+
+    return strncmp(text, path, strlen(path)) == 0 ||
+           (real && strncmp(text, real, strlen(real)) == 0);
+}
+
 static int create(struct create *c, const struct cli_args *args)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -230,7 +239,7 @@ static int create(struct create *c, const struct cli_args *args)
         return cli_signalled();
     }
     if (r < 0) {
-        if (strncmp(err.text, c->path, strlen(c->path)) == 0)
+        if (begins_with_file(err.text, c->path))
             cli_fail(c->cli, &err);
         else
             cli_error(c->cli, "%s: %s", c->path, err.text);

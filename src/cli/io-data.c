@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/error.h"
 #include "cli/io.h"
 
 struct request {
@@ -217,6 +218,15 @@ static int verify(const struct request *q, const uint8_t *buf)
     return 0;
 }
 
+/* -EIO is what qemu-io has for it, and tells nobody what is wrong. */
+static int outside(const struct io *io, uint64_t off, uint64_t len, struct dr_error *err)
+{
+    return dr_fail(err, EIO,
+                   "%s: %" PRIu64 " bytes at %" PRIu64 " are not inside the disk of %" PRIu64
+                   " bytes",
+                   dr_image_path(io->disk, 0), len, off, dr_size(io->disk));
+}
+
 static int do_read(struct io *io, struct request *q, const char *name)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -232,7 +242,7 @@ static int do_read(struct io *io, struct request *q, const char *name)
     if (q->vmstate)
         r = -ENOTSUP;
     else if (!dr_inside(q->off, q->len, dr_size(io->disk)))
-        r = -EIO;
+        r = outside(io, q->off, q->len, &err);
     else
         r = dr_pread(io->disk, buf, q->off, q->len, &err);
     if (r < 0)
@@ -372,7 +382,7 @@ static int do_write(struct io *io, struct request *q, const char *name)
     if (q->vmstate || (q->compressed && !q->zero))
         r = -ENOTSUP;
     else if (!dr_inside(q->off, q->len, dr_size(io->disk)))
-        r = -EIO;
+        r = outside(io, q->off, q->len, &err);
     else if (q->zero)
         r = dr_zero(io->disk, q->off, q->len, flags | (q->unmap ? DR_MAY_UNMAP : 0), &err);
     else
@@ -444,7 +454,7 @@ int io_discard(struct io *io, const struct io_command *command, int argc, char *
     q.verb = "discard";
     clock_gettime(CLOCK_MONOTONIC, &start);
     if (!dr_inside(q.off, q.len, dr_size(io->disk)))
-        r = -EIO;
+        r = outside(io, q.off, q.len, &err);
     else
         r = dr_discard(io->disk, q.off, q.len, &err);
     if (r < 0)

@@ -61,3 +61,18 @@ def test_a_damaged_archive_is_told_how_to_be_salvaged(t):
     r = t.drover("vma", "extract", "a.vma", "out")
     assert r.code == 1 and "--salvage" in r.err and not (t.dir / "out").exists(), r
     assert t.drover("vma", "extract", "--salvage", "a.vma", "out").code == 3
+
+
+def test_what_is_past_the_end_is_told(t):
+    t.ok("create", "a.raw", "1M")
+    for command in ("read 1M 512", "write 512k 1M", "discard 0 2M"):
+        r = t.drover("io", "-f", "raw", "-c", command, "a.raw")
+        assert r.code == 1 and "are not inside the disk of 1048576 bytes" in r.err, r
+
+
+def test_an_image_file_of_another_size_is_named_once(t):
+    t.ok("create", "-f", "add-cow", "a.add-cow", "1M")
+    before = (t.dir / "a.raw").stat()
+    r = t.drover("create", "-f", "add-cow", "a.add-cow", "2M")
+    assert r.code == 1 and "name another with image_file" in r.err and r.err.count("a.add-cow") == 1, r
+    assert (t.dir / "a.raw").stat().st_size == before.st_size

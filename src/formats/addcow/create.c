@@ -326,7 +326,8 @@ static int take_raw(struct plan *p, struct dr_error *err)
         return dr_prefix(err, r, "%s: cannot take its image file", p->path);
     if (dr_file_size(p->raw) != p->params->size)
         return dr_fail(err, EINVAL,
-                       "%s: its image file %s exists and has %llu bytes, the disk is to have %llu",
+                       "%s: its image file %s exists and has %llu bytes, the disk is to have %llu; "
+                       "remove it, or name another with image_file",
                        p->path, p->raw_path, (unsigned long long)dr_file_size(p->raw),
                        (unsigned long long)p->params->size);
     if (!p->reuse)
