@@ -76,3 +76,16 @@ def test_an_image_file_of_another_size_is_named_once(t):
     r = t.drover("create", "-f", "add-cow", "a.add-cow", "2M")
     assert r.code == 1 and "name another with image_file" in r.err and r.err.count("a.add-cow") == 1, r
     assert (t.dir / "a.raw").stat().st_size == before.st_size
+
+
+def test_a_disk_is_not_converted_onto_what_it_is_read_from(t):
+    t.ok("create", "-f", "vmdk", "base.vmdk", "1M")
+    t.io("base.vmdk", "write -P 7 0 1M")
+    t.ok("create", "-f", "vmdk", "-b", "base.vmdk", "child.vmdk")
+    os.symlink("base.vmdk", t.dir / "link.vmdk")
+    before = (t.dir / "base.vmdk").read_bytes()
+    for source, target in (("base.vmdk", "base.vmdk"), ("base.vmdk", "link.vmdk"), ("child.vmdk", "base.vmdk")):
+        for more in ([], ["-O", "vmdk"], ["-n"], ["-n", "--locking", "off"], ["--locking", "off"]):
+            r = t.drover("convert", *more, source, target)
+            assert r.code == 1 and "must be another file" in r.err, (more, r)
+    assert (t.dir / "base.vmdk").read_bytes() == before
