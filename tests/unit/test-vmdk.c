@@ -136,6 +136,8 @@ static void extents_that_share_bytes_are_only_read(void **state)
     fails(EROFS, "share", open_in(mem, "/d/o.vmdk", DR_OPEN_RDWR, &disk));
     SHARED("RDONLY 64 FLAT \"f.raw\" 0\nRDONLY 4 FLAT \"f.raw\" 8\nRW 1 FLAT \"f.raw\" 63\n");
     fails(EROFS, "share", open_in(mem, "/d/o.vmdk", DR_OPEN_RDWR, &disk));
+    SHARED("RW 10 FLAT \"f.raw\" 0\nRDONLY 5 FLAT \"f.raw\" 9\n");
+    fails(EROFS, "share", open_in(mem, "/d/o.vmdk", DR_OPEN_RDWR, &disk));
     SHARED("RW 10 FLAT \"f.raw\" 20\nRW 20 FLAT \"f.raw\" 0\nRW 34 FLAT \"f.raw\" 30\n");
     ok(dr_close(opened("/d/o.vmdk", DR_OPEN_RDWR), &err));
 #undef SHARED
