@@ -366,6 +366,12 @@ static int check_output(const struct extract *x)
                          "in any order (./- is a file)");
     if (n == 0 || x->output[n - 1] == '/' || (stat(x->output, &st) == 0 && S_ISDIR(st.st_mode)))
         return cli_usage(x->cli, "--output: '%s' is no name for a file", x->output);
+    struct stat archive;
+    if (stat(x->output, &st) == 0 && stat(x->args->operands[0], &archive) == 0 &&
+        st.st_dev == archive.st_dev && st.st_ino == archive.st_ino) {
+        cli_error(x->cli, "%s: is the archive: the disk must go to another file", x->output);
+        return 1;
+    }
     return 0;
 }
 

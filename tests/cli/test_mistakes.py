@@ -89,3 +89,16 @@ def test_a_disk_is_not_converted_onto_what_it_is_read_from(t):
             r = t.drover("convert", *more, source, target)
             assert r.code == 1 and "must be another file" in r.err, (more, r)
     assert (t.dir / "base.vmdk").read_bytes() == before
+
+
+def test_an_archive_and_its_disks_do_not_overwrite_each_other(t):
+    (t.dir / "a.raw").write_bytes(os.urandom(1 << 20))
+    t.ok("vma", "create", "-d", "d=a.raw", "a.vma")
+    disk, archive = (t.dir / "a.raw").read_bytes(), (t.dir / "a.vma").read_bytes()
+    for more in ([], ["--locking", "off"]):
+        r = t.drover("vma", "create", "--force", *more, "-d", "d=a.raw", "a.raw")
+        assert r.code == 1 and "must be another file" in r.err, r
+        for how in ("--force", "-n"):
+            r = t.drover("vma", "extract", "a.vma", "--output", "./a.vma", how, *more)
+            assert r.code == 1 and "is the archive" in r.err, r
+    assert (t.dir / "a.raw").read_bytes() == disk and (t.dir / "a.vma").read_bytes() == archive
