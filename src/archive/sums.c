@@ -215,8 +215,9 @@ static void build_fixed(const struct vma_sums *s, uint8_t *buf)
 
 /* ------------------------------------------------------------------ writing */
 
-int vma_sums_create(struct dr_fs *fs, const char *path, const struct dr_vma_header *header,
-                    struct vma_sums **sums, struct dr_error *err)
+int vma_sums_create(struct dr_fs *fs, const char *path, struct dr_file *like,
+                    const struct dr_vma_header *header, struct vma_sums **sums,
+                    struct dr_error *err)
 {
     CLEANUP_SUMS struct vma_sums *s = sums_new();
     if (!s)
@@ -225,7 +226,9 @@ int vma_sums_create(struct dr_fs *fs, const char *path, const struct dr_vma_head
     if (r == 0)
         r = lay_out(s, header, path, err);
     if (r == 0)
-        r = dr_file_open(fs, path, DR_FILE_CREATE, &s->file, err);
+        r = dr_file_open(fs, path, DR_FILE_CREATE | (like ? DR_FILE_PRIVATE : 0), &s->file, err);
+    if (r == 0 && like && (r = fs->ops->copy_attrs(fs, like, s->file, err)) < 0)
+        fs->ops->unlink(fs, path, NULL);
     if (r == 0)
         *sums = DR_STEAL(s);
     return r;

@@ -19,8 +19,10 @@ struct vma_sum {
 struct vma_sum vma_sum_of(const uint8_t *cluster);
 
 /* ---- writing: may be called from many threads for different clusters; memory is bounded. */
-int vma_sums_create(struct dr_fs *fs, const char *path, const struct dr_vma_header *header,
-                    struct vma_sums **sums, struct dr_error *err);
+/* like: whose owner and mode the file gets (NULL = a new file's); it tells of his data. */
+int vma_sums_create(struct dr_fs *fs, const char *path, struct dr_file *like,
+                    const struct dr_vma_header *header, struct vma_sums **sums,
+                    struct dr_error *err);
 int vma_sums_put(struct vma_sums *s, unsigned id, uint32_t cluster, struct vma_sum sum,
                  struct dr_error *err);
 /* The same for n clusters in a row; {0, 0} for those that are all zeros. One write. */

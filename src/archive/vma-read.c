@@ -157,6 +157,25 @@ static int set_targets(struct vma_read *x, struct dr_error *err)
 
 /* ------------------------------------------------------------------ checksums */
 
+/* Beside the archive that a link leads to, and failing that beside the link. */
+static int open_usual_sums(struct vma_read *x, struct dr_error *err)
+{
+    struct dr_fs *fs = x->vma->fs;
+    CLEANUP_FREE char *real = NULL;
+    bool linked = fs->ops->realpath(fs, x->vma->name, &real, NULL) == 0;
+    int r = -ENOENT;
+    for (int i = linked ? 0 : 1; i < 2 && r == -ENOENT; i++) {
+        CLEANUP_FREE char *path = NULL;
+        dr_error_reset(err);
+        if (asprintf(&path, "%s.sums", i == 0 ? real : x->vma->name) < 0) {
+            path = NULL;
+            return dr_fail(err, ENOMEM, "%s: out of memory", x->vma->name);
+        }
+        r = vma_sums_open(fs, path, &x->vma->header, &x->sums, err);
+    }
+    return r;
+}
+
 /* That there are none, or another archive's, is no failure unless they were asked for. */
 static int open_sums(struct vma_read *x, struct dr_error *err)
 {
@@ -166,12 +185,7 @@ static int open_sums(struct vma_read *x, struct dr_error *err)
     if (o->sums)
         return vma_sums_open(x->vma->fs, o->sums, &x->vma->header, &x->sums, err);
     struct dr_error why = DR_ERROR_INIT;
-    size_t len = strlen(x->vma->name) + sizeof(".sums");
-    CLEANUP_FREE char *path = malloc(len);
-    if (!path)
-        return dr_fail(err, ENOMEM, "%s: out of memory", x->vma->name);
-    snprintf(path, len, "%s.sums", x->vma->name);
-    int r = vma_sums_open(x->vma->fs, path, &x->vma->header, &x->sums, &why);
+    int r = open_usual_sums(x, &why);
     if (r == -ENOMEM)
         return dr_fail(err, ENOMEM, "%s", why.text);
     if (r < 0 && r != -ENOENT)

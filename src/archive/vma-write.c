@@ -39,10 +39,12 @@ struct writer {
     struct vma_member members[VMA_MAX_DISKS]; /* streams first */
     size_t n_entered;                         /* disks whose gate we are inside of */
 
-    bool to_file;     /* a new file that gets its name at the end */
-    char *sums_path;  /* where the checksums will be, NULL = none wanted */
-    char *sums_tmp;   /* exists while not NULL */
-    char *stale_sums; /* where those of the archive before us are */
+    bool to_file;        /* a new file that gets its name at the end */
+    char *real;          /* path, where links lead to what is replaced */
+    struct dr_file *old; /* what is replaced, NULL = nothing; locked */
+    char *sums_path;     /* where the checksums will be, NULL = none wanted */
+    char *sums_tmp;      /* exists while not NULL */
+    char *stale_sums[2]; /* where those of the archive before us are: beside it, beside path */
     struct vma_sums *sums;
     struct vma_frames *frames;
     struct vma_output out;
@@ -244,15 +246,43 @@ static char *tmp_name(const char *path)
     return tmp;
 }
 
+/* A link keeps leading to the archive, whose checksums stand beside it and not beside the link. */
+static int find_real(struct writer *w, struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL, *dir = dr_path_dirname(w->path), *real_dir = NULL, *here = NULL;
+    bool there = exists(w->fs, w->path);
+    if (!dir)
+        return no_memory(w, err);
+    int r = there ? w->fs->ops->realpath(w->fs, w->path, &real, err) : 0;
+    if (r == 0 && there)
+        r = dr_real_dir(w->fs, dir, &real_dir, err);
+    if (r < 0)
+        return r;
+    here = there ? dr_path_join(real_dir, dr_path_basename(w->path)) : NULL;
+    if (there && !here)
+        return no_memory(w, err);
+    w->real = there && strcmp(real, here) != 0 ? DR_STEAL(real) : strdup(w->path);
+    return w->real ? 0 : no_memory(w, err);
+}
+
+static int plan_stale(struct writer *w, struct dr_error *err)
+{
+    int r = find_real(w, err);
+    if (r < 0)
+        return r;
+    w->stale_sums[0] = with_suffix(w->real, ".sums");
+    w->stale_sums[1] = with_suffix(w->path, ".sums");
+    return w->stale_sums[0] && w->stale_sums[1] ? 0 : no_memory(w, err);
+}
+
 /* Where checksums go, and whether what is there may give way. */
 static int plan_sums(struct writer *w, struct dr_error *err)
 {
     const struct dr_vma_create_options *o = w->options;
-    if (w->to_file && !(w->stale_sums = with_suffix(w->path, ".sums")))
-        return no_memory(w, err);
-    if (o->no_sums || (!w->to_file && !o->sums))
-        return 0;
-    w->sums_path = o->sums ? strdup(o->sums) : with_suffix(w->path, ".sums");
+    int r = w->to_file ? plan_stale(w, err) : 0;
+    if (r < 0 || o->no_sums || (!w->to_file && !o->sums))
+        return r;
+    w->sums_path = strdup(o->sums ? o->sums : w->stale_sums[0]);
     if (!w->sums_path)
         return no_memory(w, err);
     if (w->to_file && strcmp(w->sums_path, w->path) == 0)
@@ -278,7 +308,7 @@ static int begin_sums(struct writer *w, struct dr_error *err)
         w->sums_tmp = tmp_name(w->sums_path);
         if (!w->sums_tmp)
             return no_memory(w, err);
-        r = vma_sums_create(w->fs, w->sums_tmp, &w->header, &w->sums, &why);
+        r = vma_sums_create(w->fs, w->sums_tmp, w->old, &w->header, &w->sums, &why);
     }
     if (r == 0)
         return 0;
@@ -303,11 +333,14 @@ static int drop_stale(struct writer *w, const char *path, struct dr_error *err)
 static int publish_sums(struct writer *w, struct dr_error *err)
 {
     vma_sums_close(DR_STEAL(w->sums));
-    int r = 0; /* it was looked at before, but may be what just got its name, by another path */
-    if (exists(w->fs, w->sums_path) && !vma_sums_is(w->fs, w->sums_path))
-        r = dr_fail(err, EEXIST, "%s: exists and holds no checksums", w->sums_path);
-    if (r == 0)
-        r = w->fs->ops->rename(w->fs, w->sums_tmp, w->sums_path, err);
+    struct dr_error why = DR_ERROR_INIT; /* its names are not those that the user knows */
+    /* What was there is gone: what is there now is somebody else's, or what just got its name, by
+     * another path. */
+    int r = w->fs->ops->rename_new(w->fs, w->sums_tmp, w->sums_path, &why);
+    if (r == -EEXIST)
+        r = dr_fail(err, EEXIST, "%s: was made by somebody else meanwhile", w->sums_path);
+    else if (r < 0)
+        r = dr_fail(err, -r, "%s", why.text);
     if (r == 0) {
         free(DR_STEAL(w->sums_tmp));
         r = sync_dir(w, w->sums_path, err);
@@ -323,10 +356,23 @@ static void end_sums(struct writer *w)
         w->fs->ops->unlink(w->fs, w->sums_tmp, NULL);
     free(w->sums_tmp);
     free(w->sums_path);
-    free(w->stale_sums);
+    free(w->stale_sums[0]);
+    free(w->stale_sums[1]);
+    free(w->real);
 }
 
 /* ------------------------------------------------------------------ to a file */
+
+/* Whoever has the name by now, the checksums beside it are his. */
+static int check_name(const struct writer *w, struct dr_error *err)
+{
+    struct dr_file_id id;
+    bool there = w->fs->ops->identify(w->fs, w->real, &id, NULL) == 0;
+    if (w->old ? there && id.dev == w->old->id.dev && id.ino == w->old->id.ino : !there)
+        return 0;
+    return dr_fail(err, w->old ? ESTALE : EEXIST, "%s: was %s by somebody else meanwhile", w->path,
+                   w->old ? "replaced" : "made");
+}
 
 static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
 {
@@ -338,8 +384,18 @@ static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
     if (r == 0)
         r = write_archive(w, err);
     if (r == 0)
-        r = drop_stale(w, w->stale_sums, err);
+        r = check_name(w, err);
+    for (unsigned i = 0; i < 2 && r == 0; i++)
+        r = drop_stale(w, w->stale_sums[i], err);
     return r < 0 ? r : drop_stale(w, w->sums_path, err);
+}
+
+/* Until its checksums have their name, nobody else may replace the archive. */
+static int replace(struct writer *w, struct dr_error *err)
+{
+    CLEANUP_FILE struct dr_file *fresh = NULL;
+    int r = dr_replace(w->fs, w->path, w->old, fill, w, &fresh, err);
+    return r == 0 && w->sums ? publish_sums(w, err) : r;
 }
 
 static int create_file(struct writer *w, struct dr_error *err)
@@ -352,14 +408,26 @@ static int create_file(struct writer *w, struct dr_error *err)
         if (r < 0)
             return r;
     }
-    vma_drop_leftovers(w->fs, w->path);
+    w->old = old;
+    vma_drop_leftovers(w->fs, w->real);
     if (w->sums_path)
         vma_drop_leftovers(w->fs, w->sums_path);
-    int r = dr_replace(w->fs, w->path, old, fill, w, NULL, err);
-    return r == 0 && w->sums ? publish_sums(w, err) : r;
+    int r = replace(w, err);
+    w->old = NULL;
+    return r;
 }
 
 /* ------------------------------------------------------------------ to anything else */
+
+/* What the device held behind the archive would be taken for damage. */
+static int zero_rest(struct writer *w, struct dr_error *err)
+{
+    uint64_t end = w->out.pos, size = w->out.file ? dr_file_size(w->out.file) : 0;
+    if (end >= size)
+        return 0;
+    int r = dr_file_zero(w->out.file, end, size - end, DR_FILE_ZERO_PUNCH, err);
+    return r == 0 && !w->options->no_sync ? dr_file_flush(w->out.file, err) : r;
+}
 
 /* Written to as it is; its checksums, if asked for, get their name at the end. */
 static int write_through(struct writer *w, struct dr_error *err)
@@ -367,6 +435,10 @@ static int write_through(struct writer *w, struct dr_error *err)
     int r = begin_sums(w, err);
     if (r == 0)
         r = write_archive(w, err);
+    if (r == 0)
+        r = zero_rest(w, err);
+    if (r == 0)
+        r = drop_stale(w, w->sums_path, err);
     if (r == 0 && w->sums)
         r = publish_sums(w, err);
     vma_output_close(&w->out);
@@ -379,7 +451,6 @@ static int create_on_fd(struct writer *w, int fd, struct dr_error *err)
     return write_through(w, err);
 }
 
-/* What the device held behind the archive would be taken for damage. */
 static int create_on_device(struct writer *w, struct dr_error *err)
 {
     CLEANUP_FILE struct dr_file *file = NULL;
@@ -390,11 +461,7 @@ static int create_on_device(struct writer *w, struct dr_error *err)
     if (r < 0)
         return r;
     vma_output_to_file(&w->out, file, w->path, w->job);
-    r = write_through(w, err);
-    uint64_t end = w->out.pos, size = dr_file_size(file);
-    if (r == 0 && end < size)
-        r = dr_file_zero(file, end, size - end, DR_FILE_ZERO_PUNCH, err);
-    return r == 0 && !w->options->no_sync ? dr_file_flush(file, err) : r;
+    return write_through(w, err);
 }
 
 /* A pipe without a reader yet: wait for one, as everybody does, but in a way that can be stopped.
@@ -543,7 +610,7 @@ int dr_vma_create_fs(struct dr_fs *fs, const char *path,
     if (r == 0 && result)
         fill_result(w, result);
     if (r < 0 && err)
-        hide(path, err);
+        hide(w->real ? w->real : path, err);
     if (r < 0 && err && w->sums_path)
         hide(w->sums_path, err);
     end_sums(w);

@@ -186,6 +186,14 @@ static void print_for_people(const struct create *c, const struct dr_vma_create_
     printf(": %s\n", cli_human_size(result->archive_bytes, size));
 }
 
+/* Devices and pipes have taken what came until then. */
+static bool is_replaced(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) < 0 || S_ISREG(st.st_mode);
+}
+
 static int create(struct create *c, const struct cli_args *args)
 {
     CLEANUP_FREE struct dr_vma_create_result *result = calloc(1, sizeof(*result));
@@ -202,7 +210,8 @@ static int create(struct create *c, const struct cli_args *args)
     cli_job_end(&job);
     if (r < 0) {
         snprintf(state, sizeof(state),
-                 c->o.use_fd ? "what went to %s is no whole archive" : "'%s' is as it was before",
+                 c->o.use_fd || !is_replaced(c->path) ? "what went to %s is no whole archive"
+                                                      : "'%s' is as it was before",
                  c->path);
         return cli_job_failed(&job, r, &err, 1, state);
     }

@@ -172,7 +172,7 @@ static int put_away(const struct retire *rt, const char *path, struct dr_error *
     if (exists(rt->fs, done))
         return dr_fail(err, EEXIST, "%s: exists already: %s cannot be kept under that name", done,
                        path);
-    return rt->fs->ops->rename(rt->fs, path, done, err);
+    return rt->fs->ops->rename_new(rt->fs, path, done, err);
 }
 
 /* The name with links followed: to take a link away would leave the metadata where it is. */

@@ -362,3 +362,16 @@ def test_a_kill_leaves_nothing_under_the_final_name(v):
     v.ok("drover", "vma", "create", "--force", "a.vma", "-d", "x=a.raw")
     assert ".a.vma.drover-abc123" in v.names() and ".a.vma.sums.drover-abc123" not in v.names()
     assert [n for n in v.names() if n.startswith(".") and os.path.getsize(v.dir / n)] == []
+
+
+def test_an_interrupted_pipe_is_not_told_to_be_as_before(v):
+    disk_file(v, "a.raw", 8 * MIB, density=1)
+    os.mkfifo(v.dir / "p")
+    p = v.start("drover", "vma", "create", "--no-sums", "p", "-d", "format=raw:x=a.raw", "-r", "65536")
+    with open(v.dir / "p", "rb", buffering=0) as pipe:
+        assert pipe.read(1)
+        p.send_signal(signal.SIGINT)
+        while pipe.read(65536):
+            pass
+    err = p.communicate()[1]
+    assert p.returncode == 130 and b"interrupted: what went to p is no whole archive" in err, err

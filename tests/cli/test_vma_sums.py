@@ -390,3 +390,49 @@ def test_checksums_do_not_take_the_place_of_the_archive(v, sums):
     if "a.vma" in v.names():
         assert vmagen.check(v.dir / "a.vma").content("x")[:len(data)] == data
     assert not [n for n in v.names() if n.startswith(".")]
+
+
+# ------------------------------------------------------------------------------- links, and others
+
+
+def test_checksums_stand_beside_the_archive_that_a_link_leads_to(v):
+    (v.dir / "real").mkdir()
+    disk(v)
+    create(v, "real/a.vma", "--reproducible")
+    os.symlink("real/a.vma", v.dir / "l.vma")
+    disk(v, seed=9)  # another day, the same header
+    create(v, "l.vma", "--reproducible", "--force")
+    assert sorted(os.listdir(v.dir / "real")) == ["a.vma", "a.vma.sums"] and "l.vma.sums" not in v.names()
+    for name in "l.vma", "real/a.vma":
+        r = v.run("drover", "vma", "verify", name)
+        assert r.code == 0 and "no checksums" not in r.text, r
+    flip(v, "real/a.vma", next(iter(data_places(v, "real/a.vma"))))
+    assert damage(v, "l.vma")[0] == 2
+    create(v, "l.vma", "--reproducible", "--force", "--no-sums")
+    assert os.listdir(v.dir / "real") == ["a.vma"]
+
+
+def test_checksums_of_whoever_was_faster_stay(v):
+    data = disk(v)
+    os.mkfifo(v.dir / "state")
+    with v.start("drover", "vma", "create", "--vmstate", "state", "--vmstate-size", "4096", "-d", "format=raw:x=a.raw",
+                 "s.vma") as slow:
+        with open(v.dir / "state", "wb") as pipe:
+            pipe.write(bytes(100))
+            pipe.flush()
+            while not any(n.startswith(".s.vma.drover-") for n in os.listdir(v.dir)):
+                assert slow.poll() is None
+            create(v, "s.vma")
+        err = slow.communicate()[1]
+    assert slow.returncode == 1 and b"was made by somebody else meanwhile" in err
+    assert [n for n in v.names() if "s.vma" in n] == ["s.vma", "s.vma.sums"]
+    assert damage(v, "s.vma") == (0, []) and vmagen.parse(v.get("s.vma")).content("x")[: len(data)] == data
+
+
+def test_checksums_are_no_more_public_than_their_archive(v):
+    disk(v)
+    create(v, "a.vma")
+    os.chmod(v.dir / "a.vma", 0o600)
+    create(v, "a.vma", "--force")
+    assert os.stat(v.dir / "a.vma").st_mode & 0o777 == 0o600
+    assert os.stat(v.dir / "a.vma.sums").st_mode & 0o777 == 0o600

@@ -381,7 +381,7 @@ static void a_state_comes_in_order(void **state)
 static void write_sums(struct bench *b, const char *path)
 {
     struct vma_sums *s;
-    ok(vma_sums_create(b->fs, path, &b->a.header, &s, &err));
+    ok(vma_sums_create(b->fs, path, NULL, &b->a.header, &s, &err));
     for (uint32_t c = 0; c < 4; c++)
         if (!dr_is_zero(b->a.image[1] + c * 65536, 65536))
             ok(vma_sums_put(s, 1, c, vma_sum_of(b->a.image[1] + c * 65536), &err));
@@ -445,7 +445,7 @@ static void checksums_end_with_the_disk(void **state)
     end_header(&b->a);
     add_extent(&b->a, &(struct vma_slot){1, 0, 0xffff, 0}, 1, true);
     memcpy(cluster, b->a.image[1], 5120);
-    ok(vma_sums_create(b->fs, ARCHIVE ".sums", &b->a.header, &sums, &err));
+    ok(vma_sums_create(b->fs, ARCHIVE ".sums", NULL, &b->a.header, &sums, &err));
     ok(vma_sums_put(sums, 1, 0, vma_sum_of(cluster), &err));
     ok(vma_sums_finish(sums, false, &err));
     vma_sums_close(sums);

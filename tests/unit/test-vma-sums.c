@@ -37,7 +37,7 @@ static void write_some(struct dr_fs *fs, const struct dr_vma_header *header)
 {
     struct vma_sums *s = NULL;
     struct vma_sum run[100];
-    ok(vma_sums_create(fs, PATH, header, &s, &err));
+    ok(vma_sums_create(fs, PATH, NULL, header, &s, &err));
     for (uint32_t i = 0; i < 100; i++)
         run[i] = i < 3 || i == 50 || i > 90 ? (struct vma_sum){0, 0} : sum_at(i);
     ok(vma_sums_put_run(s, 7, 500, run, 100, &err));
@@ -83,7 +83,7 @@ static void places_outside_the_disks_are_refused(void **state)
 {
     struct dr_vma_header header = header_of();
     struct vma_sums *s = NULL;
-    ok(vma_sums_create(*state, PATH, &header, &s, &err));
+    ok(vma_sums_create(*state, PATH, NULL, &header, &s, &err));
     refused(vma_sums_put(s, 1, 11, sum_at(1), &err), EINVAL, "cluster 11 of disk 1");
     refused(vma_sums_put(s, 3, 0, sum_at(1), &err), EINVAL, "disk 3");
     vma_sums_close(s);
