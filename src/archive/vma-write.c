@@ -523,26 +523,12 @@ static int create_at(struct writer *w, enum place place, struct dr_error *err)
     return create_file(w, err);
 }
 
-static bool reads_file(const struct dr_disk *disk, struct dr_file_id id)
-{
-    for (size_t i = 0; i < disk->chain->n; i++) {
-        const struct dr_image *image = disk->chain->images[i];
-        for (unsigned k = 0; k < image->n_files; k++)
-            if (image->files[k]->id.dev == id.dev && image->files[k]->id.ino == id.ino)
-                return true;
-    }
-    return false;
-}
-
 /* With locks it would be found out later; there may be none. */
 static int refuse_own_source(const struct writer *w, struct dr_error *err)
 {
     const struct dr_vma_create_options *o = w->options;
-    struct dr_file_id id;
-    if (o->use_fd || w->fs->ops->identify(w->fs, w->path, &id, NULL) < 0)
-        return 0;
-    for (size_t i = 0; i < o->n_disks; i++)
-        if (!o->disks[i].vmstate && reads_file(o->disks[i].disk, id))
+    for (size_t i = 0; i < o->n_disks && !o->use_fd; i++)
+        if (!o->disks[i].vmstate && dr_ops_reads(w->fs, o->disks[i].disk->chain, w->path))
             return dr_fail(err, EBUSY,
                            "%s: is read from, as disk '%s' or its parent: the archive must be "
                            "another file",

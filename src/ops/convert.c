@@ -113,29 +113,16 @@ static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_
     return open_out(c, c->fresh.path, fmt->name, DR_OPEN_UNCHANGED, err);
 }
 
-static bool is_file_of(const struct dr_image *image, struct dr_file_id id)
-{
-    for (unsigned i = 0; i < image->n_files; i++)
-        if (dr_ops_same_id(image->files[i]->id, id))
-            return true;
-    return false;
-}
-
-/* The locks would say so, too, but not what is wrong; and they may be off. */
 static int refuse_own_source(const struct convert *c, struct dr_error *err)
 {
-    struct dr_file_id id;
-    if (c->fs->ops->identify(c->fs, c->target, &id, NULL) < 0)
-        return 0;
-    for (size_t i = 0; i < c->n; i++) {
-        const struct dr_chain *chain = c->sources[i]->chain;
-        for (size_t k = 0; k < chain->n; k++)
-            if (is_file_of(chain->images[k], id))
-                return dr_fail(err, EBUSY,
-                               "%s: is read from, as a source or its parent: the target must be "
-                               "another file",
-                               c->target);
-    }
+    for (size_t i = 0; i < c->n; i++)
+        if (dr_ops_reads(c->fs, c->sources[i]->chain, c->target))
+            return dr_fail(err, EBUSY,
+                           "%s: is read from, as a source or its parent: the target must be "
+                           "another file",
+                           c->target);
+    if (c->backing && dr_ops_reads(c->fs, c->backing->chain, c->target))
+        return dr_fail(err, ELOOP, "%s: cannot be its own backing file", c->target);
     return 0;
 }
 

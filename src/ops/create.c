@@ -22,6 +22,19 @@ static int open_backing(struct dr_fs *fs, const char *path, const struct dr_crea
     return r < 0 ? dr_prefix(err, r, "%s: Could not open backing file", path) : 0;
 }
 
+/* What has the new image's place must not be its parent, nor one of the parent's. */
+static int refuse_loop(struct dr_fs *fs, const char *path, const char *name,
+                       const struct dr_disk *backing, struct dr_error *err)
+{
+    struct dr_file_id parent, old;
+    CLEANUP_FREE char *where = name ? dr_ops_resolve(path, name) : NULL;
+    bool same = where && dr_name_identify(fs, where, &parent, NULL) == 0 &&
+                fs->ops->identify(fs, path, &old, NULL) == 0 && dr_ops_same_id(parent, old);
+    if (same || (backing && dr_ops_reads(fs, backing->chain, path)))
+        return dr_fail(err, ELOOP, "%s: cannot be its own backing file", path);
+    return 0;
+}
+
 static int choose_size(const char *path, const struct dr_create_options *o,
                        const struct dr_disk *backing, uint64_t *size, struct dr_error *err)
 {
@@ -72,6 +85,8 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
     int r = name ? dr_ops_parent_format(fs, fmt, path, name, o->backing_format, &format, err) : 0;
     if (r == 0 && name && !o->unsafe)
         r = open_backing(fs, path, o, format, &backing, err);
+    if (r == 0)
+        r = refuse_loop(fs, path, name, backing, err);
     if (r == 0)
         r = choose_size(path, o, backing, &size, err);
     if (r == 0 && dr_ops_is_device(fs, path))

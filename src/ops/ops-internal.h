@@ -136,6 +136,9 @@ bool dr_ops_is_device(struct dr_fs *fs, const char *path);
 /* The format by this name, or a failure that lists the ones there are. need: enum dr_format_flag.
  */
 const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr_error *err);
+/* Is the file at path one of those that the chain reads? Locks would say so, too, but not what is
+ * wrong; and they may be off. */
+bool dr_ops_reads(struct dr_fs *fs, const struct dr_chain *chain, const char *path);
 /* Settings as the drivers take them, malloc'ed. */
 int dr_ops_settings(const struct dr_pair *pairs, size_t n, struct dr_option **options,
                     struct dr_error *err);

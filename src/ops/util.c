@@ -23,6 +23,25 @@ const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr
     return fmt;
 }
 
+static bool is_file_of(const struct dr_image *image, struct dr_file_id id)
+{
+    for (unsigned i = 0; i < image->n_files; i++)
+        if (dr_ops_same_id(image->files[i]->id, id))
+            return true;
+    return false;
+}
+
+bool dr_ops_reads(struct dr_fs *fs, const struct dr_chain *chain, const char *path)
+{
+    struct dr_file_id id;
+    if (fs->ops->identify(fs, path, &id, NULL) < 0)
+        return false;
+    for (size_t i = 0; i < chain->n; i++)
+        if (is_file_of(chain->images[i], id))
+            return true;
+    return false;
+}
+
 int dr_ops_settings(const struct dr_pair *pairs, size_t n, struct dr_option **options,
                     struct dr_error *err)
 {

@@ -102,3 +102,21 @@ def test_an_archive_and_its_disks_do_not_overwrite_each_other(t):
             r = t.drover("vma", "extract", "a.vma", "--output", "./a.vma", how, *more)
             assert r.code == 1 and "is the archive" in r.err, r
     assert (t.dir / "a.raw").read_bytes() == disk and (t.dir / "a.vma").read_bytes() == archive
+
+
+def test_a_disk_does_not_become_its_own_parent(t):
+    t.ok("create", "-f", "vmdk", "base.vmdk", "1M")
+    t.ok("create", "-f", "vmdk", "-b", "base.vmdk", "child.vmdk")
+    t.ok("create", "a.raw", "1M")
+    t.ok("create", "-f", "add-cow", "-b", "a.raw", "a.add-cow", "-o", "image_file=b.raw")
+    before = {n: (t.dir / n).read_bytes() for n in t.names()}
+    for more in ([], ["--locking", "off"]):
+        for command in (["create", "-f", "vmdk", "-b", "base.vmdk", "base.vmdk"],
+                        ["create", "-f", "vmdk", "-b", "child.vmdk", "base.vmdk"],
+                        ["create", "-f", "add-cow", "-b", "a.add-cow", "-F", "add-cow", "a.add-cow"],
+                        ["create", "-f", "add-cow", "-o", "image_file=c.raw", "-b", "a.raw", "a.raw"],
+                        ["create", "-f", "add-cow", "-o", "image_file=c.raw", "-u", "-b", "a.raw", "a.raw", "1M"],
+                        ["convert", "-O", "vmdk", "-B", "base.vmdk", "a.raw", "base.vmdk"]):
+            r = t.drover(*command, *more)
+            assert r.code == 1 and "cannot be its own backing file" in r.err, (command, more, r)
+    assert {n: (t.dir / n).read_bytes() for n in t.names()} == before
