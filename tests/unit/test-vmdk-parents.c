@@ -30,6 +30,28 @@ static void the_cid_changes_once_an_open_and_before_the_data(void **state)
     assert_int_not_equal(cid_of("/d/a.vmdk"), second);
 }
 
+/* Between two sessions of one open somebody may have made a child. */
+static void a_frozen_image_gets_another_cid_with_the_next_change(void **state)
+{
+    (void)state;
+    ok(create("/d/a.vmdk", 1 * MIB, NULL));
+    struct dr_disk *disk = opened("/d/a.vmdk", DR_OPEN_RDWR);
+    struct dr_image *image = disk->chain->images[0];
+    write_at(disk, 0, 10, 1);
+    uint32_t first = vmdk_id(image);
+    ok(dr_image_freeze(image, &err));
+    uint8_t mark;
+    peek("/d/a.vmdk", VMDK_UNCLEAN_AT, &mark, 1);
+    assert_int_equal(mark, 0);
+    assert_int_equal(cid_of("/d/a.vmdk"), first);
+    ok(dr_image_thaw(image, false, &err));
+    write_at(disk, 0, 10, 2);
+    assert_int_not_equal(vmdk_id(image), first);
+    peek("/d/a.vmdk", VMDK_UNCLEAN_AT, &mark, 1);
+    assert_int_equal(mark, 1);
+    ok(dr_close(disk, &err));
+}
+
 static void an_open_without_writes_changes_no_byte(void **state)
 {
     (void)state;
@@ -380,6 +402,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(the_cid_changes_once_an_open_and_before_the_data),
+        T(a_frozen_image_gets_another_cid_with_the_next_change),
         T(an_open_without_writes_changes_no_byte),
         T(the_unclean_mark_is_there_while_writing),
         T(a_changed_parent_turns_its_children_away),
