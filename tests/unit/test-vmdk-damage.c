@@ -237,6 +237,32 @@ static void a_repair_does_not_write_tables_over_grains(void **state)
     free(want);
 }
 
+/* One bit of the header is wrong: a directory is looked for in a grain. */
+static void a_repair_does_not_write_directories_into_grains(void **state)
+{
+    static const unsigned offsets[] = {48,
+                                       56}; /* of the redundant one, and of the one that counts */
+    for (size_t i = 0; i < 2; i++) {
+        uint64_t size;
+        size_t len, now;
+        uint8_t *want = disk_with_data(*state, &size);
+        uint32_t right = peek32(*state, "d.vmdk", offsets[i]);
+        poke32(*state, "d.vmdk", offsets[i], peek32(*state, "d.vmdk", GT_AT + 4) + 7);
+        uint8_t *before = file_bytes(*state, "d.vmdk", &len);
+        repair(*state, "d.vmdk", DR_REPAIR_ALL);
+        uint8_t *after = file_bytes(*state, "d.vmdk", &now);
+        assert_int_equal(len, now);
+        assert_memory_equal(before, after, len);
+        poke32(*state, "d.vmdk", offsets[i], right);
+        same_view(*state, "d.vmdk", want, size);
+        struct dr_fs *fs = *state;
+        ok(fs->ops->unlink(fs, "d.vmdk", &err));
+        free(before);
+        free(after);
+        free(want);
+    }
+}
+
 static void recovering_does_not_write_tables_over_grains(void **state)
 {
     uint64_t size;
@@ -411,6 +437,7 @@ int main(void)
         ops_test(recovering_a_parent_renews_what_is_in_memory),
         ops_test(extents_of_more_than_2_to_the_63_are_refused),
         ops_test(a_repair_does_not_write_tables_over_grains),
+        ops_test(a_repair_does_not_write_directories_into_grains),
         ops_test(recovering_does_not_write_tables_over_grains),
         ops_test(writing_does_not_put_entries_into_grains),
         ops_test(an_unclean_image_with_a_lost_table_can_be_repaired),

@@ -270,6 +270,13 @@ static void header_version_3_ends_with_the_first_change(void **state)
     }
 }
 
+static void a_parents_name_with_a_quote_is_refused(void **state)
+{
+    (void)state;
+    make_text("/d/p\"q.vmdk", HEAD "RW 1 ZERO\n");
+    fails(EINVAL, "quote", create("/d/c.vmdk", 512, "p\"q.vmdk"));
+}
+
 /* Other readers would take the child for a base full of zeros. */
 static void a_parent_whose_cid_means_none_gets_no_children(void **state)
 {
@@ -442,6 +449,7 @@ int main(void)
         T(names_are_in_the_descriptors_charset),
         T(names_are_recorded_only_in_the_descriptors_charset),
         T(header_version_3_ends_with_the_first_change),
+        T(a_parents_name_with_a_quote_is_refused),
         T(a_parent_whose_cid_means_none_gets_no_children),
         T(a_long_id_of_another_kind_goes_with_the_cid),
         T(a_new_cid_is_written_into_the_same_file),

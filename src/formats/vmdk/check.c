@@ -204,6 +204,50 @@ static int check_overlap(struct walk *w, struct dr_error *err)
     return 0;
 }
 
+static bool holds_directory(const struct vmdk_header *h, uint64_t gte, uint64_t directory)
+{
+    return gte < directory + h->gd_sectors && directory < gte + h->grain;
+}
+
+/* Has the table a grain in which a directory stands? */
+static int table_holds_directory(struct walk *w, uint64_t table, uint32_t gde, bool *holds,
+                                 struct dr_error *err)
+{
+    const struct vmdk_extent *e = w->e;
+    uint8_t buf[VMDK_GTES * 4];
+    int r = read_or_zero(w, gde, buf, err);
+    for (uint32_t i = 0; r == 0 && i < e->h.gtes && !*holds; i++) {
+        uint64_t grain = table * e->h.gtes + i;
+        uint32_t gte = get_le32(buf + i * 4);
+        *holds = grain * e->grain < e->len && vmdk_gte_fits(w->image, e, grain, gte) &&
+                 (holds_directory(&e->h, gte, e->h.gd_off) ||
+                  (e->rgd && holds_directory(&e->h, gte, e->h.rgd_off)));
+    }
+    return r;
+}
+
+/* One wrong bit in the header, and a directory is looked for in some grain: nothing may be written
+ * there. Some programs have it behind the first grains, but not in one. */
+static int check_places(struct walk *w, struct dr_error *err)
+{
+    const struct vmdk_extent *e = w->e;
+    bool holds = false;
+    int r = 0;
+    if (dr_max(e->h.gd_off, e->rgd ? e->h.rgd_off : 0) + e->h.gd_sectors <= e->h.overhead)
+        return 0;
+    for (uint64_t t = 0; r == 0 && !holds && t < e->h.n_tables; t++) {
+        r = table_holds_directory(w, t, e->gd[t], &holds, err);
+        if (r == 0 && e->rgd && !holds)
+            r = table_holds_directory(w, t, e->rgd[t], &holds, err);
+    }
+    if (r == 0 && holds) {
+        say(w, "the header says that a grain directory stands where a grain is");
+        count(w, false);
+        w->fix = 0;
+    }
+    return r;
+}
+
 static int check_directories(struct walk *w, struct dr_error *err)
 {
     w->odd = has_odd_tables(w);
@@ -438,7 +482,9 @@ static int check_state(struct walk *w, struct dr_error *err)
 
 static int walk_extent(struct walk *w, struct dr_error *err)
 {
-    int r = check_directories(w, err);
+    int r = check_places(w, err);
+    if (r == 0)
+        r = check_directories(w, err);
     for (uint64_t t = 0; r == 0 && t < w->e->h.n_tables; t++)
         r = check_table(w, t, err);
     for (uint64_t t = 0; r == 0 && t < w->e->h.n_tables; t++)
