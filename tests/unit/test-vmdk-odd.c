@@ -183,6 +183,29 @@ static void a_noaccess_extent_of_zeros_reads_zero(void **state)
     ok(dr_close(disk, &err));
 }
 
+static void an_embedded_descriptor_is_of_a_sparse_extent(void **state)
+{
+    (void)state;
+    char text[1024];
+    struct dr_disk *disk;
+    ok(create("/d/a.vmdk", 1 * MIB, NULL));
+    peek("/d/a.vmdk", 512, text, sizeof(text));
+    const char *type = strstr(text, "SPARSE \"");
+    assert_non_null(type);
+    poke("/d/a.vmdk", 512 + (uint64_t)(type - text), "FLAT  ", 6);
+    fails(EINVAL, "expected SPARSE", open_in(mem, "/d/a.vmdk", 0, &disk));
+}
+
+/* No more than a megabyte of text is read. */
+static void a_descriptor_of_too_many_pieces_is_not_made(void **state)
+{
+    (void)state;
+    struct dr_file *f;
+    fails(ENOSPC, "the descriptor would have",
+          create_in(mem, "/d/s.vmdk", 100 * TIB, "twoGbMaxExtentSparse", NULL, NULL));
+    assert_int_equal(dr_file_open(mem, "/d/s-s001.vmdk", 0, &f, NULL), -ENOENT);
+}
+
 /* VirtualBox's bases have the line, too, but it says nothing there. */
 static void only_virtualbox_children_without_a_parent_are_refused(void **state)
 {
@@ -445,6 +468,8 @@ int main(void)
         T(a_copy_that_is_the_table_itself_is_none),
         T(check_finds_shared_tables_and_entries_behind_the_end),
         T(a_noaccess_extent_of_zeros_reads_zero),
+        T(an_embedded_descriptor_is_of_a_sparse_extent),
+        T(a_descriptor_of_too_many_pieces_is_not_made),
         T(only_virtualbox_children_without_a_parent_are_refused),
         T(names_are_in_the_descriptors_charset),
         T(names_are_recorded_only_in_the_descriptors_charset),
