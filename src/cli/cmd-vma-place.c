@@ -103,6 +103,41 @@ int vma_place_begin_new(struct vma_place *p, const char *dir)
     return p->work_fd < 0 ? place_failed(p, "cannot be opened", "") : 0;
 }
 
+/* It stays as it is, whatever becomes of us. */
+static void leave_work(struct vma_place *p)
+{
+    close(p->work_fd);
+    p->work_fd = -1;
+}
+
+/* Whoever has the lock removes the directory before he gives the lock away. */
+static bool is_gone(const struct vma_place *p, const char *work)
+{
+    struct stat ours, named;
+
+    return fstat(p->work_fd, &ours) < 0 ||
+           fstatat(p->dir_fd, work, &named, AT_SYMLINK_NOFOLLOW) < 0 ||
+           ours.st_dev != named.st_dev || ours.st_ino != named.st_ino;
+}
+
+/* What an extraction that was killed had put aside is somebody's, and may be all that he has. */
+static int refuse_aside(const struct vma_place *p)
+{
+    CLEANUP_DIR DIR *dir = place_list(p->work_fd);
+    const struct dirent *entry;
+
+    while (dir && (entry = readdir(dir))) {
+        if (strncmp(entry->d_name, PLACE_ASIDE, strlen(PLACE_ASIDE)) != 0)
+            continue;
+        cli_error(p->cli,
+                  "%s/%s: is a file that was to be replaced when an extraction was interrupted: "
+                  "give it a name again, or remove it",
+                  p->work, entry->d_name);
+        return -1;
+    }
+    return 0;
+}
+
 static int begin_work(struct vma_place *p, const char *work)
 {
     bool there = mkdirat(p->dir_fd, work, 0700) < 0 && errno == EEXIST;
@@ -110,16 +145,14 @@ static int begin_work(struct vma_place *p, const char *work)
     p->work_fd = open_dir(p->dir_fd, work);
     if (p->work_fd < 0)
         return place_failed(p, "cannot be made or opened", work);
-    if (flock(p->work_fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) {
+    bool locked = flock(p->work_fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+    if (!locked || is_gone(p, work)) {
         cli_error(p->cli, "%s/%s: another extraction is using it", p->dir, work);
-        close(p->work_fd);
-        p->work_fd = -1;
+        leave_work(p);
         return -1;
     }
     p->found = there && p->keep;
-    if (there && !p->keep) /* of one that was killed */
-        remove_all(p->work_fd, 2);
-    return 0;
+    return there && !p->keep ? vma_place_empty(p) : 0;
 }
 
 /* An archive has up to 254 disks, a disk some files, and each may take the place of another. */
@@ -155,10 +188,15 @@ int vma_place_begin(struct vma_place *p, const char *dir, const char *work)
     return begin_work(p, work);
 }
 
-void vma_place_empty(struct vma_place *p)
+int vma_place_empty(struct vma_place *p)
 {
+    if (refuse_aside(p) < 0) {
+        leave_work(p);
+        return -1;
+    }
     remove_all(p->work_fd, 2);
     p->found = false;
+    return 0;
 }
 
 /* ------------------------------------------------------------------ files */
@@ -168,17 +206,37 @@ bool place_exists(int fd, const char *name)
     return faccessat(fd, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
-static int hold(struct vma_place *p, struct dr_disk *disk)
+static int hold(struct vma_place *p, const char *name, const struct stat *st, struct dr_disk *disk)
 {
-    struct dr_disk **bigger = reallocarray(p->old, p->n_old + 1, sizeof(*bigger));
+    struct vma_claim *bigger = reallocarray(p->old, p->n_old + 1, sizeof(*bigger));
+    char *copy = strdup(name);
 
-    if (!bigger) {
+    p->old = bigger ? bigger : p->old;
+    if (!bigger || !copy) {
+        free(copy);
         dr_close(disk, NULL);
         return place_out_of_memory(p);
     }
-    p->old = bigger;
-    p->old[p->n_old++] = disk;
+    p->old[p->n_old++] = (struct vma_claim){copy, disk, st->st_dev, st->st_ino};
     return 0;
+}
+
+static bool is_at(const struct vma_place *p, const char *name, dev_t dev, ino_t ino)
+{
+    struct stat st;
+
+    return fstatat(p->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_dev == dev &&
+           st.st_ino == ino;
+}
+
+bool place_is_claimed(const struct vma_place *p, const char *name)
+{
+    for (size_t i = 0; i < p->n_old; i++) {
+        const struct vma_claim *c = &p->old[i];
+        if (strcmp(c->name, name) == 0 && is_at(p, name, c->dev, c->ino))
+            return true;
+    }
+    return false;
 }
 
 int place_claim(struct vma_place *p, const char *name)
@@ -189,8 +247,10 @@ int place_claim(struct vma_place *p, const char *name)
     struct dr_disk *disk;
     struct stat st;
 
-    if (fstatat(p->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || S_ISLNK(st.st_mode))
-        return 0; /* of a link only the link is replaced */
+    if (fstatat(p->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return 0;
+    if (S_ISLNK(st.st_mode))
+        return hold(p, name, &st, NULL); /* of a link only the link is replaced */
     if (!S_ISREG(st.st_mode)) {
         cli_error(p->cli, "%s/%s: is no regular file, and not replaced by one", p->dir, name);
         return -1;
@@ -201,7 +261,11 @@ int place_claim(struct vma_place *p, const char *name)
         cli_fail(p->cli, &err);
         return -1;
     }
-    return hold(p, disk);
+    if (is_at(p, name, st.st_dev, st.st_ino))
+        return hold(p, name, &st, disk);
+    cli_error(p->cli, "%s/%s: was replaced by somebody else just now", p->dir, name);
+    dr_close(disk, NULL);
+    return -1;
 }
 
 static int check(struct vma_place *p, const char *made, const char *name)
@@ -348,8 +412,10 @@ void vma_place_end(struct vma_place *p)
         close(p->work_fd);
     if (p->dir_fd >= 0)
         close(p->dir_fd);
-    for (size_t i = 0; i < p->n_old; i++)
-        dr_close(p->old[i], NULL);
+    for (size_t i = 0; i < p->n_old; i++) {
+        dr_close(p->old[i].disk, NULL);
+        free(p->old[i].name);
+    }
     free(p->old);
     drop(p->files, p->n);
     drop(p->moved, p->n_moved);

@@ -12,6 +12,14 @@ struct vma_file {
     char *name; /* its name in dir in the end */
 };
 
+/* A file that is replaced in the end. */
+struct vma_claim {
+    char *name;
+    struct dr_disk *disk; /* locked; NULL = a link */
+    dev_t dev;
+    ino_t ino;
+};
+
 struct vma_place {
     const struct cli *cli;
     char *dir, *work; /* the same, when files only get other names in the end */
@@ -27,7 +35,7 @@ struct vma_place {
     unsigned flags; /* DR_OPEN_NO_LOCK: of what is replaced */
     struct vma_file *files, *moved;
     size_t n, n_moved;
-    struct dr_disk **old; /* what is replaced, locked */
+    struct vma_claim *old;
     size_t n_old;
 };
 
@@ -36,8 +44,8 @@ int vma_place_begin_new(struct vma_place *p, const char *dir);
 /* dir must exist, but with make_dir; its files are made in dir/work. With keep, files that are
  * there already stay. */
 int vma_place_begin(struct vma_place *p, const char *dir, const char *work);
-/* What was found is of no use. */
-void vma_place_empty(struct vma_place *p);
+/* What was found is of no use. Fails if there is something in it that nobody else has. */
+int vma_place_empty(struct vma_place *p);
 /* A file that will be made as made and be called name in the end: refused when name is taken. */
 int vma_place_add(struct vma_place *p, const char *made, const char *name);
 /* Such a file, with this content, durable. */
@@ -57,7 +65,8 @@ void vma_place_end(struct vma_place *p);
 /* ------------------------------------------------------------------ with cmd-vma-publish.c */
 
 /* What begins so is kept for what is not complete. */
-#define PLACE_OURS ".drover."
+#define PLACE_OURS  ".drover."
+#define PLACE_ASIDE PLACE_OURS "old."
 bool place_is_ours(const char *name);
 /* Are files made elsewhere than where they will be? */
 bool place_is_apart(const struct vma_place *p);
@@ -70,6 +79,8 @@ int place_failed(const struct vma_place *p, const char *what, const char *name);
 int place_out_of_memory(const struct vma_place *p);
 /* What will be replaced is locked until then: it must not be what somebody is using. */
 int place_claim(struct vma_place *p, const char *name);
+/* Has the name still what was claimed? */
+bool place_is_claimed(const struct vma_place *p, const char *name);
 
 /* fsync(), if that is wanted. */
 int place_settle(const struct vma_place *p, int fd);

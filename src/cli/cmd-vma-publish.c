@@ -8,12 +8,13 @@
 
 static int move(struct vma_place *p, const char *made, const char *name)
 {
-    unsigned flags = p->replace ? 0 : RENAME_NOREPLACE;
     int r = place_append(&p->moved, &p->n_moved, made, name);
 
     if (r < 0)
         return place_out_of_memory(p);
-    bool gives_way = p->replace && place_exists(p->dir_fd, name);
+    /* What came there since nobody has looked at: it may be in use. */
+    bool gives_way = p->replace && place_is_claimed(p, name);
+    unsigned flags = gives_way ? 0 : RENAME_NOREPLACE;
     r = renameat2(p->work_fd, made, p->dir_fd, name, flags);
     /* File systems that do not know the flag. */
     if (r < 0 && errno == EINVAL && flags) {
@@ -59,7 +60,7 @@ static bool is_part(const struct vma_place *p, const char *name)
 /* Where the old file of that number is while its extents change hands. */
 static void aside(char name[40], size_t i)
 {
-    snprintf(name, 40, PLACE_OURS "old.%zu", i);
+    snprintf(name, 40, PLACE_ASIDE "%zu", i);
 }
 
 /* Several files cannot change hands at once. While extents do, no name leads to an old descriptor
@@ -70,8 +71,7 @@ static int put_aside(struct vma_place *p)
 
     for (size_t i = 0; i < p->n; i++) {
         aside(old, i);
-        if (place_exists(p->dir_fd, p->files[i].name) &&
-            place_exists(p->work_fd, p->files[i].made) &&
+        if (place_is_claimed(p, p->files[i].name) && place_exists(p->work_fd, p->files[i].made) &&
             renameat(p->dir_fd, p->files[i].name, p->work_fd, old) < 0)
             return place_failed(p, "cannot be put aside", p->files[i].name);
     }
@@ -141,10 +141,13 @@ static int move_all(struct vma_place *p)
     return place_settle(p, p->dir_fd) < 0 ? place_failed(p, "fsync", ".") : 0;
 }
 
-/* The name of a directory that was made is an entry of its parent. */
+/* The name of a directory that was made, now or by a run that was killed, is an entry of its
+ * parent. */
 static int sync_parent(const struct vma_place *p)
 {
-    CLEANUP_CLOSE int fd = p->made_dir ? openat(p->dir_fd, "..", O_RDONLY | O_DIRECTORY) : -1;
+    CLEANUP_CLOSE int fd = p->make_dir || p->made_dir
+                               ? openat(p->dir_fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+                               : -1;
 
     return fd >= 0 && place_settle(p, fd) < 0 ? place_failed(p, "fsync", "..") : 0;
 }

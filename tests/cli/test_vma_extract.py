@@ -245,6 +245,67 @@ def test_force_replaces_what_nobody_uses(v):
     assert r.code == 1 and v.get("a.vma") == a.build()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_force_replaces_nothing_that_came_meanwhile(v, there):
+    a = archive()
+    data = a.build()
+    (v.dir / "out").mkdir()
+    if there:
+        v.put("out/drive-scsi1.raw", b"old" * 1000)
+    with v.start("drover", "vma", "extract", "--force", "-", "out", stdin=subprocess.PIPE) as p:
+        p.stdin.write(data[:-1])
+        p.stdin.flush()
+        while not os.path.exists(v.dir / "out/.drover.partial/qemu-server.conf"):
+            assert p.poll() is None
+        v.put("new", b"precious")
+        os.rename(v.dir / "new", v.dir / "out/drive-scsi1.raw")
+        err = p.communicate(data[-1:])[1]
+    assert p.returncode == 1 and b"drive-scsi1.raw" in err
+    assert v.get("out/drive-scsi1.raw") == b"precious" and os.listdir(v.dir / "out") == ["drive-scsi1.raw"]
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"], ["--force"]], ids=str)
+def test_what_was_put_aside_when_it_was_killed_is_not_removed(v, more):
+    archive().write(v.dir / "a.vma")
+    os.makedirs(v.dir / "out/.drover.partial")
+    v.put("out/.drover.partial/.drover.old.0", b"precious")
+    for _ in range(2):
+        r = extract(v, *more, "a.vma", "out")
+        assert r.code == 1 and "out/.drover.partial/.drover.old.0" in r.errors
+    assert v.get("out/.drover.partial/.drover.old.0") == b"precious"
+
+
+def test_a_directory_of_work_that_is_somebody_elses_by_now_is_left_alone(v):
+    if SANITIZED or not shutil.which("strace"):
+        pytest.skip("needs strace, which the leak checker does not stand")
+    archive().write(v.dir / "a.vma")
+    work = v.dir / "out/.drover.partial"
+    os.makedirs(work)
+    with subprocess.Popen(["strace", "-o", v.dir / "trace", "-P", ".drover.partial", "-e", "trace=openat",
+                           "-e", "inject=openat:signal=STOP:when=1", v.bin / "drover", "vma", "extract", "a.vma", "out"],
+                          cwd=v.dir, stderr=subprocess.PIPE) as p:
+        while not (stopped := stopped_child(p.pid)):
+            assert p.poll() is None
+        os.rename(work, v.dir / "gone")
+        work.mkdir()
+        v.put("out/.drover.partial/theirs", b"precious")
+        os.kill(stopped, signal.SIGCONT)
+        err = p.communicate(timeout=30)[1]
+    assert p.returncode == 1 and b"another extraction is using it" in err
+    assert os.listdir(v.dir / "out") == [".drover.partial"] and os.listdir(work) == ["theirs"]
+
+
+def stopped_child(pid):
+    """The traced process, once it stands still by its signal."""
+    with open(f"/proc/{pid}/task/{pid}/children") as f:
+        child = f.read().split()
+    trace = f"/proc/{pid}/cwd/trace"
+    if not child or not os.path.exists(trace):
+        return 0
+    with open(trace) as f:
+        return int(child[0]) if "stopped by SIGSTOP" in f.read() else 0
+
+
 def test_more_disks_than_descriptors_at_first(v):
     vmagen.simple({n: bytes([n]) * 512 for n in range(1, 61)}).write(v.dir / "a.vma")
     for _ in range(2):  # in the second run each takes another's place
