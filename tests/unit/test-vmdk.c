@@ -2,6 +2,8 @@
 /* The VMDK driver through the core: reading, writing, allocating. */
 #include "test-vmdk.h"
 
+#include "powerfs.h"
+
 /* ------------------------------------------------------------------ reading and writing */
 
 static const char *const subformats[] = {"monolithicSparse", "twoGbMaxExtentSparse",
@@ -59,6 +61,39 @@ static void tables_of_a_new_image_are_complete_and_equal(void **state)
     assert_int_equal(peek32("/d/a.vmdk", GT_AT + 12), 128);
     assert_int_equal(peek32("/d/a.vmdk", RGT_AT + 12), 128);
     assert_int_equal(file_size("/d/a.vmdk"), 256 * 512);
+}
+
+/* What the power leaves of a new image is all of it, or nothing that looks like one. */
+static void look_at_new(struct dr_fs *disk)
+{
+    struct dr_check_result result = {.report = note};
+    struct dr_image *image;
+    err = (struct dr_error)DR_ERROR_INIT;
+    lines[0] = '\0';
+    if (dr_image_open(disk, "/d/n.vmdk", "vmdk", 0, &image, &err) < 0) {
+        assert_null(strstr(err.text, "extent"));
+        return;
+    }
+    assert_int_equal(image->size, 40 * MIB);
+    ok(vmdk_check(image, 0, &result, &err));
+    assert_string_equal(lines, "");
+    ok(dr_image_unref(image, &err));
+}
+
+static void a_new_image_is_whole_or_none_after_any_cut(void **state)
+{
+    (void)state;
+    for (size_t sub = 0; sub < 2; sub++) {
+        struct powerfs *p = powerfs_new();
+        ok(create_in(powerfs_fs(p), "/d/n.vmdk", 40 * MIB, subformats[sub], NULL, NULL));
+        for (size_t i = 0; i <= powerfs_ops(p); i++)
+            for (uint64_t seed = 0; seed < 32; seed++) {
+                struct dr_fs *disk = powerfs_cut(p, i, POWERFS_RANDOM, seed);
+                look_at_new(disk);
+                dr_fs_memory_free(disk);
+            }
+        powerfs_free(p);
+    }
 }
 
 static void huge_empty_disks_are_small_and_mapped_at_once(void **state)
@@ -331,6 +366,7 @@ int main(void)
         T(every_subformat_reads_back_what_was_written),
         T(split_disks_are_cut_at_2047_mib),
         T(tables_of_a_new_image_are_complete_and_equal),
+        T(a_new_image_is_whole_or_none_after_any_cut),
         T(huge_empty_disks_are_small_and_mapped_at_once),
         T(a_question_does_not_look_through_a_huge_disk),
         T(mixed_extents_keep_their_places),
