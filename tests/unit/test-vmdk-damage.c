@@ -263,6 +263,25 @@ static void a_repair_does_not_write_directories_into_grains(void **state)
     }
 }
 
+/* A wrong bit in the capacity: what is taken for the rest of the directory are the tables. */
+static void a_repair_makes_no_tables_behind_the_disks_end(void **state)
+{
+    static const uint8_t bad[] = {0x22, 0xe2}; /* the directory has 1 sector, 4 sectors */
+    for (size_t i = 0; i < 2; i++) {
+        uint64_t size;
+        uint8_t right = 0, *want = disk_with_data(*state, &size);
+        struct dr_fs *fs = *state;
+        poke(fs, "d.vmdk", 14, &bad[i], 1);
+        repair(fs, "d.vmdk", DR_REPAIR_ALL);
+        same_view(fs, "d.vmdk", want, size);
+        poke(fs, "d.vmdk", 14, &right, 1);
+        same_view(fs, "d.vmdk", want, size);
+        put(fs, "d.vmdk", 3 * MiB, MiB, 0x77);
+        ok(fs->ops->unlink(fs, "d.vmdk", &err));
+        free(want);
+    }
+}
+
 static void recovering_does_not_write_tables_over_grains(void **state)
 {
     uint64_t size;
@@ -438,6 +457,7 @@ int main(void)
         ops_test(extents_of_more_than_2_to_the_63_are_refused),
         ops_test(a_repair_does_not_write_tables_over_grains),
         ops_test(a_repair_does_not_write_directories_into_grains),
+        ops_test(a_repair_makes_no_tables_behind_the_disks_end),
         ops_test(recovering_does_not_write_tables_over_grains),
         ops_test(writing_does_not_put_entries_into_grains),
         ops_test(an_unclean_image_with_a_lost_table_can_be_repaired),

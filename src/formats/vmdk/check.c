@@ -157,16 +157,16 @@ static int check_entry(struct walk *w, uint64_t table, bool copy, struct dr_erro
     uint32_t gde = copy ? e->rgd[table] : e->gd[table];
     uint32_t other = copy ? e->gd[table] : (e->rgd ? e->rgd[table] : 0);
     uint8_t buf[VMDK_GTES * 4];
-    if (vmdk_table_fits(w->image, e, gde) && (!copy || gde != other))
+    bool answer, used = table < vmdk_tables_used(e);
+    if ((vmdk_table_fits(w->image, e, gde) && (!copy || gde != other)) || (gde == 0 && !used))
         return 0;
-    bool answer;
     int r = has_answer(w, table, copy, &answer, err);
     if (r < 0)
         return r;
     say(w, "%s grain directory entry %" PRIu64 " says sector %u: %s",
         copy ? "redundant" : "primary", table, gde,
         gde == 0 ? "no table" : "no table can be there");
-    if (!fixing(w) || !answer) {
+    if (!fixing(w) || !answer || !used) {
         count(w, false);
         return 0;
     }
@@ -487,7 +487,7 @@ static int walk_extent(struct walk *w, struct dr_error *err)
         r = check_directories(w, err);
     for (uint64_t t = 0; r == 0 && t < w->e->h.n_tables; t++)
         r = check_table(w, t, err);
-    for (uint64_t t = 0; r == 0 && t < w->e->h.n_tables; t++)
+    for (uint64_t t = 0; r == 0 && t < vmdk_tables_used(w->e); t++)
         r = check_copy(w, t, err);
     if (r == 0)
         r = check_leaks(w, err);

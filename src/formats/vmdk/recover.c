@@ -76,7 +76,7 @@ static int recover_extent(struct dr_image *image, struct vmdk_extent *e, struct 
 {
     struct dr_file *f = image->files[e->file];
     int r = 0;
-    for (uint64_t i = 0; r == 0 && e->rgd && i < e->h.n_tables; i++)
+    for (uint64_t i = 0; r == 0 && e->rgd && i < vmdk_tables_used(e); i++)
         r = mend_table(image, e, i, err);
     if (r == 0)
         r = dr_file_flush(f, err);

@@ -12,6 +12,7 @@
 #ifndef DR_FORMATS_VMDK_VMDK_H
 #define DR_FORMATS_VMDK_VMDK_H
 
+#include "base/bytes.h"
 #include "core/core.h"
 #include "formats/vmdk/descriptor.h"
 #include "formats/vmdk/header.h"
@@ -83,6 +84,12 @@ uint64_t vmdk_grain_len(const struct vmdk_extent *e, uint64_t grain);
 /* Is gte a place where grain's bytes can be? */
 bool vmdk_gte_fits(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
                    uint32_t gte);
+/* How many tables the extent's line asks for. The header's capacity may be more, and what it then
+ * takes for entries need not be any: nothing behind these is ever written. */
+static inline uint64_t vmdk_tables_used(const struct vmdk_extent *e)
+{
+    return dr_div_up(e->len, e->grain * e->h.gtes);
+}
 static inline bool vmdk_has_zero_grains(const struct vmdk_extent *e)
 {
     return e->h.flags & VMDK_FLAG_ZERO_GRAINS;
