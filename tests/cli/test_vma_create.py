@@ -4,6 +4,7 @@ for archives that Proxmox shall restore."""
 import os
 import random
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -11,7 +12,7 @@ import time
 
 import pytest
 import vmagen
-from vmarun import MIB, same_files, v  # noqa: F401  pylint: disable=unused-import
+from vmarun import MIB, SANITIZED, same_files, v  # noqa: F401  pylint: disable=unused-import
 
 
 def disk_file(v, name, size, seed=1, density=0.5):
@@ -375,3 +376,14 @@ def test_an_interrupted_pipe_is_not_told_to_be_as_before(v):
             pass
     err = p.communicate()[1]
     assert p.returncode == 130 and b"interrupted: what went to p is no whole archive" in err, err
+
+
+def test_an_archive_through_a_descriptor_is_durable(v):
+    if SANITIZED or not shutil.which("strace"):
+        pytest.skip("needs strace, which the leak checker does not stand")
+    disk_file(v, "a.raw", MIB)
+    for more, synced in (([], True), (["--no-sync"], False)):
+        with open(v.dir / "out.vma", "wb") as out:
+            subprocess.run(["strace", "-f", "-y", "-o", v.dir / "trace", "-e", "trace=fsync,fdatasync", v.bin / "drover", "vma", "create",
+                            *more, "-", "-d", "format=raw:x=a.raw"], cwd=v.dir, stdout=out, check=True)
+        assert ("/out.vma>" in (v.dir / "trace").read_text()) == synced

@@ -245,6 +245,40 @@ def test_force_replaces_what_nobody_uses(v):
     assert r.code == 1 and v.get("a.vma") == a.build()
 
 
+def traced(v, what, *args, inject=()):
+    """What it did, a line a call, with the names of the files."""
+    if SANITIZED or not shutil.which("strace"):
+        pytest.skip("needs strace, which the leak checker does not stand")
+    done = subprocess.run(["strace", "-f", "-y", "-o", v.dir / "trace", "-e", "trace=" + what, *[x for i in inject for x in ("-e", i)],
+                           v.bin / "drover", "vma", *args], cwd=v.dir, capture_output=True, check=False)
+    return done.returncode, (v.dir / "trace").read_text()
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_what_a_success_tells_of_is_durable(v, made):
+    archive().write(v.dir / "a.vma")
+    if made:  # by a run that was killed, perhaps
+        (v.dir / "out").mkdir()
+    code, trace = traced(v, "fsync,fdatasync,renameat2", "extract", "a.vma", "out")
+    assert code == 0
+    places = [trace.index(f"/out/.drover.partial/{n}>") for n in ("qemu-server.conf", "drive-scsi0.raw", "drive-scsi1.raw")]
+    renames = [m.start() for m in re.finditer(r"renameat2\(.*/out>, ", trace)]
+    assert len(renames) == 3 and max(places) < renames[0]
+    assert re.search(r"fsync\(\d+</.*/out>\)(.|\n)*fsync\(\d+<" + re.escape(str(v.dir.resolve())) + r">\)", trace[renames[-1]:])
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdatasync"])
+@pytest.mark.parametrize("form", ["raw", "vmdk"])
+def test_each_flush_that_fails_is_a_failure(v, form, call):
+    archive().write(v.dir / "a.vma")
+    for n in range(1, 40):
+        code, trace = traced(v, "fsync,fdatasync", "extract", "--to", form, "a.vma", "out", inject=[f"inject={call}:error=EIO:when={n}"])
+        if "INJECTED" not in trace:
+            break
+        assert code == 1 and not (v.dir / "out").exists(), trace
+    assert code == 0 and n > 1
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_force_replaces_nothing_that_came_meanwhile(v, there):
     a = archive()
