@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "cli/cmd-vma-place.h"
@@ -155,20 +154,8 @@ static int begin_work(struct vma_place *p, const char *work)
     return there && !p->keep ? vma_place_empty(p) : 0;
 }
 
-/* An archive has up to 254 disks, a disk some files, and each may take the place of another. */
-static void allow_many_files(void)
-{
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 int vma_place_begin(struct vma_place *p, const char *dir, const char *work)
 {
-    allow_many_files();
     p->dir_fd = p->work_fd = -1;
     p->dir = strdup(dir);
     if (!p->dir || asprintf(&p->work, "%s/%s", dir, work) < 0) {

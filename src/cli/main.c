@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "cli/cli.h"
 #include "cli/cmd-vma.h"
@@ -227,6 +228,18 @@ static int run_qemu_io(struct cli *cli, int argc, char **argv)
     return run_command(cli, argc, argv);
 }
 
+/* A split disk has thousands of files, an archive 254 disks. Until a shell is told otherwise it
+ * allows 1024, for the sake of programs that use select(). */
+static void allow_many_files(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int main(int argc, char **argv)
 {
     const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
@@ -234,6 +247,7 @@ int main(int argc, char **argv)
     struct cli cli = {.prog = "drover", .role = CLI_DROVER};
 
     occupy_standard_files();
+    allow_many_files();
     /* A reader that goes away must not kill us between two steps of an operation; finish() sees it.
      */
     signal(SIGPIPE, SIG_IGN);

@@ -299,6 +299,18 @@ def test_a_read_only_file_system(t, tmp_path):
         subprocess.run(["umount", str(ro)], check=False)
 
 
+def test_a_disk_of_more_files_than_a_shell_allows_opens(t):
+    def limited(kind, *args):
+        return t.start("sh", "-c", f'ulimit {kind} 64; exec "$@"', "sh", t.bin / "drover", *args)
+
+    t.ok("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentFlat", "many.vmdk", "200G")
+    assert len(t.names()) > 100
+    r = limited("-Sn", "io", "-c", "write -P 7 150G 64k", "-c", "read -P 7 150G 64k", "many.vmdk")
+    assert r.code == 0 and "failed" not in r.out, r
+    r = limited("-n", "map", "many.vmdk")
+    assert r.code == 1 and "Too many open files" in r.err and r.err.count("\n") == 1, r
+
+
 def test_output_that_cannot_be_written_is_a_failure(t):
     vmdk(t)
     with open("/dev/full", "w") as full:
