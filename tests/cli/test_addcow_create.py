@@ -2,8 +2,11 @@
 """create and snapshot for add-cow: a pair of files, with any names, all of it or nothing."""
 import json
 import os
+import shutil
+import subprocess
 
 import pytest
+from conftest import DROVER
 
 MIB = 1 << 20
 
@@ -140,6 +143,22 @@ def test_a_raw_file_in_a_directory_below(t):
     assert os.listdir(t.dir / "sub") == ["own.raw"]
     same_view(t, "disk.add-cow", "base.img")
     refused(t, "create", "-f", "add-cow", "-b", "base.img", "-o", "image_file=nope/own.raw", "x.add-cow", word="nope")
+
+
+def test_all_names_of_a_pair_are_durable(t):
+    with open(DROVER, "rb") as f:
+        if b"__asan_init" in (text := f.read()) or b"__tsan_init" in text or not shutil.which("strace"):
+            pytest.skip("needs strace, which the leak checker does not stand")
+    (t.dir / "sub").mkdir()
+    base(t)
+    done = subprocess.run(["strace", "-f", "-y", "-o", t.dir / "trace", "-e", "trace=fsync,fdatasync,pwrite64", DROVER, "create", "-q",
+                           "-f", "add-cow", "-b", "base.img", "-F", "raw", "-o", "image_file=sub/own.raw", "disk.add-cow"],
+                          cwd=t.dir, capture_output=True, check=False)
+    assert done.returncode == 0, done
+    trace = (t.dir / "trace").read_text()
+    header = trace.index("ADD_COW")
+    raw, below = trace.index("/sub/own.raw>)"), trace.index("/sub>)")
+    assert raw < below < header < trace.index("sync(", header) < trace.rindex(f"<{t.dir.resolve()}>)")
 
 
 # ---------------------------------------------------------------------- raw files that exist

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "core/core.h"
 #include "faultfs.h"
 #include "test-vma-archive.h"
 
@@ -483,12 +484,14 @@ static void a_job_can_be_stopped(void **state)
 struct checkpoints {
     uint64_t last;
     unsigned n, stop_at;
+    const struct dr_vma_target *target;
 };
 
 static int on_checkpoint(void *user, uint64_t off)
 {
     struct checkpoints *c = user;
     assert_true(off > c->last);
+    assert_false(c->target->disk->chain->images[0]->files[0]->dirty); /* what is told is durable */
     c->last = off;
     return ++c->n == c->stop_at;
 }
@@ -514,7 +517,7 @@ static uint64_t interrupt(struct bench *b, const struct dr_vma_target *t, unsign
 {
     uint64_t now = 0;
     struct dr_copy_clock clock = {hasty_now, fake_sleep, &now};
-    struct checkpoints c = {.stop_at = n};
+    struct checkpoints c = {.stop_at = n, .target = t};
     struct dr_vma *vma;
     struct dr_vma_extract_options o = {
         .targets = t, .n_targets = 1, .checkpoint = on_checkpoint, .user = &c};
