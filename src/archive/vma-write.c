@@ -43,6 +43,7 @@ struct writer {
     char *real;          /* path, where links lead to what is replaced */
     struct dr_file *old; /* what is replaced, NULL = nothing; locked */
     char *sums_path;     /* where the checksums will be, NULL = none wanted */
+    bool sums_give_way;  /* they were there, and may be replaced */
     char *sums_tmp;      /* exists while not NULL */
     char *stale_sums[2]; /* where those of the archive before us are: beside it, beside path */
     struct vma_sums *sums;
@@ -293,6 +294,7 @@ static int plan_sums(struct writer *w, struct dr_error *err)
         return dr_fail(err, EEXIST, "%s: exists and holds no checksums", w->sums_path);
     if (o->sums && !o->replace)
         return dr_fail(err, EEXIST, "%s: exists already", w->sums_path);
+    w->sums_give_way = true;
     return 0;
 }
 
@@ -387,7 +389,7 @@ static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
         r = check_name(w, err);
     for (unsigned i = 0; i < 2 && r == 0; i++)
         r = drop_stale(w, w->stale_sums[i], err);
-    return r < 0 ? r : drop_stale(w, w->sums_path, err);
+    return r == 0 && w->sums_give_way ? drop_stale(w, w->sums_path, err) : r;
 }
 
 /* Until its checksums have their name, nobody else may replace the archive. */
@@ -437,7 +439,7 @@ static int write_through(struct writer *w, struct dr_error *err)
         r = write_archive(w, err);
     if (r == 0)
         r = zero_rest(w, err);
-    if (r == 0)
+    if (r == 0 && w->sums_give_way)
         r = drop_stale(w, w->sums_path, err);
     if (r == 0 && w->sums)
         r = publish_sums(w, err);

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from conftest import DROVER, TOP
+from stopping import stopped
 
 MIB = 1 << 20
 PRELOAD = os.environ.get("DROVER_PRELOAD",
@@ -224,6 +225,18 @@ def changes(t, *args):
 
 def points(total, limit):
     return sorted({1 + i * total // limit for i in range(limit)} | set(range(max(1, total - 11), total + 1)))
+
+
+def test_keeping_takes_nobodys_name(t):
+    overlay(t)
+    t.ok("stream", "-q", "disk.add-cow")
+    with open(DROVER, "rb") as f:
+        sanitized = b"__asan_init" in (program := f.read()) or b"__tsan_init" in program
+    done = t.dir / "disk.add-cow.done"
+    with stopped(t.dir, "newfstatat", DROVER, "addcow", "retire", "--keep", "disk.add-cow", path=str(done.resolve()), sanitized=sanitized) as p:
+        done.write_bytes(b"precious")
+    assert p.returncode == 1 and "disk.add-cow.done" in p.err
+    assert done.read_bytes() == b"precious" and "disk.add-cow" in t.names()
 
 
 def test_a_killed_stream_keeps_most_of_what_it_did(t):

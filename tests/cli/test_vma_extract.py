@@ -13,6 +13,7 @@ import uuid
 
 import pytest
 import vmagen
+from stopping import stopped
 from vmarun import MIB, SANITIZED, same_files, v  # noqa: F401  pylint: disable=unused-import
 
 CLUSTER = 65536
@@ -310,34 +311,15 @@ def test_what_was_put_aside_when_it_was_killed_is_not_removed(v, more):
 
 
 def test_a_directory_of_work_that_is_somebody_elses_by_now_is_left_alone(v):
-    if SANITIZED or not shutil.which("strace"):
-        pytest.skip("needs strace, which the leak checker does not stand")
     archive().write(v.dir / "a.vma")
     work = v.dir / "out/.drover.partial"
     os.makedirs(work)
-    with subprocess.Popen(["strace", "-o", v.dir / "trace", "-P", ".drover.partial", "-e", "trace=openat",
-                           "-e", "inject=openat:signal=STOP:when=1", v.bin / "drover", "vma", "extract", "a.vma", "out"],
-                          cwd=v.dir, stderr=subprocess.PIPE) as p:
-        while not (stopped := stopped_child(p.pid)):
-            assert p.poll() is None
+    with stopped(v.dir, "openat", v.bin / "drover", "vma", "extract", "a.vma", "out", path=".drover.partial", sanitized=SANITIZED) as p:
         os.rename(work, v.dir / "gone")
         work.mkdir()
         v.put("out/.drover.partial/theirs", b"precious")
-        os.kill(stopped, signal.SIGCONT)
-        err = p.communicate(timeout=30)[1]
-    assert p.returncode == 1 and b"another extraction is using it" in err
+    assert p.returncode == 1 and "another extraction is using it" in p.err
     assert os.listdir(v.dir / "out") == [".drover.partial"] and os.listdir(work) == ["theirs"]
-
-
-def stopped_child(pid):
-    """The traced process, once it stands still by its signal."""
-    with open(f"/proc/{pid}/task/{pid}/children") as f:
-        child = f.read().split()
-    trace = f"/proc/{pid}/cwd/trace"
-    if not child or not os.path.exists(trace):
-        return 0
-    with open(trace) as f:
-        return int(child[0]) if "stopped by SIGSTOP" in f.read() else 0
 
 
 def test_more_disks_than_descriptors_at_first(v):

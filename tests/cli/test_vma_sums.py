@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 import vmagen
-from vmarun import MIB, v  # noqa: F401  pylint: disable=unused-import
+from stopping import stopped
+from vmarun import MIB, SANITIZED, v  # noqa: F401  pylint: disable=unused-import
 
 CLUSTER = 65536
 
@@ -436,3 +437,23 @@ def test_checksums_are_no_more_public_than_their_archive(v):
     create(v, "a.vma", "--force")
     assert os.stat(v.dir / "a.vma").st_mode & 0o777 == 0o600
     assert os.stat(v.dir / "a.vma.sums").st_mode & 0o777 == 0o600
+
+
+def test_checksums_that_came_meanwhile_are_not_replaced(v):
+    disk(v)
+    create(v, "other.vma")
+    made = [v.bin / "drover", "vma", "create", "-q", "-d", "format=raw:x=a.raw", "--sums", "side.sums", "s.vma"]
+    with stopped(v.dir, "fsync", *made, sanitized=SANITIZED) as p:
+        shutil.copy(v.dir / "other.vma.sums", v.dir / "side.sums")
+    assert p.returncode == 1 and "side.sums: was made by somebody else meanwhile" in p.err
+    assert v.get("side.sums") == v.get("other.vma.sums")
+
+
+def test_nobody_replaces_an_archive_before_its_checksums_are_there(v):
+    disk(v)
+    create(v, "s.vma")
+    again = ["drover", "vma", "create", "-q", "--force", "-d", "format=raw:x=a.raw", "s.vma"]
+    with stopped(v.dir, "renameat2", v.bin / "drover", *again[1:], sanitized=SANITIZED) as p:
+        r = v.run(*again)
+        assert r.code == 1 and "lock" in r.errors
+    assert p.returncode == 0 and damage(v, "s.vma") == (0, [])
