@@ -410,6 +410,9 @@ static int create_file(struct writer *w, struct dr_error *err)
         if (r < 0)
             return r;
     }
+    struct stat st; /* found out before all the writing */
+    if (!old && w->fs == dr_fs_posix() && lstat(w->path, &st) == 0)
+        return dr_fail(err, EEXIST, "%s: is a link that leads to nothing", w->path);
     w->old = old;
     vma_drop_leftovers(w->fs, w->real);
     if (w->sums_path)

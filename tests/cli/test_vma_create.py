@@ -387,3 +387,12 @@ def test_an_archive_through_a_descriptor_is_durable(v):
             subprocess.run(["strace", "-f", "-y", "-o", v.dir / "trace", "-e", "trace=fsync,fdatasync", v.bin / "drover", "vma", "create",
                             *more, "-", "-d", "format=raw:x=a.raw"], cwd=v.dir, stdout=out, check=True)
         assert ("/out.vma>" in (v.dir / "trace").read_text()) == synced
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=str)
+def test_a_link_to_nothing_is_no_archive_to_be(v, force):
+    disk_file(v, "a.raw", MIB)
+    os.symlink("nowhere", v.dir / "l.vma")
+    r = v.run("drover", "vma", "create", *force, "l.vma", "-d", "format=raw:x=a.raw")
+    assert r.code == 1 and "is a link that leads to nothing" in r.errors
+    assert sorted(os.listdir(v.dir)) == ["a.raw", "l.vma"]
