@@ -60,14 +60,21 @@ bool place_is_dots(const char *name)
     return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
 }
 
-/* Creating an image uses a directory of its own within: depth is theirs, not a stranger's. */
+static bool is_aside(const char *name)
+{
+    return strncmp(name, PLACE_ASIDE, strlen(PLACE_ASIDE)) == 0;
+}
+
+/* Creating an image uses a directory of its own within: depth is theirs, not a stranger's. What a
+ * run that was killed had put aside is somebody's, and may be all that he has: it stays. */
 static void remove_all(int fd, int depth)
 {
     CLEANUP_DIR DIR *dir = place_list(fd);
     const struct dirent *entry;
 
     while (dir && (entry = readdir(dir))) {
-        if (place_is_dots(entry->d_name) || unlinkat(fd, entry->d_name, 0) == 0 || depth == 0)
+        if (place_is_dots(entry->d_name) || is_aside(entry->d_name) ||
+            unlinkat(fd, entry->d_name, 0) == 0 || depth == 0)
             continue;
         CLEANUP_CLOSE int below = open_dir(fd, entry->d_name);
         if (below < 0)
@@ -119,24 +126,6 @@ static bool is_gone(const struct vma_place *p, const char *work)
            ours.st_dev != named.st_dev || ours.st_ino != named.st_ino;
 }
 
-/* What an extraction that was killed had put aside is somebody's, and may be all that he has. */
-static int refuse_aside(const struct vma_place *p)
-{
-    CLEANUP_DIR DIR *dir = place_list(p->work_fd);
-    const struct dirent *entry;
-
-    while (dir && (entry = readdir(dir))) {
-        if (strncmp(entry->d_name, PLACE_ASIDE, strlen(PLACE_ASIDE)) != 0)
-            continue;
-        cli_error(p->cli,
-                  "%s/%s: is a file that was to be replaced when an extraction was interrupted: "
-                  "give it a name again, or remove it",
-                  p->work, entry->d_name);
-        return -1;
-    }
-    return 0;
-}
-
 static int begin_work(struct vma_place *p, const char *work)
 {
     bool there = mkdirat(p->dir_fd, work, 0700) < 0 && errno == EEXIST;
@@ -151,7 +140,9 @@ static int begin_work(struct vma_place *p, const char *work)
         return -1;
     }
     p->found = there && p->keep;
-    return there && !p->keep ? vma_place_empty(p) : 0;
+    if (there && !p->keep) /* of one that was killed */
+        vma_place_empty(p);
+    return 0;
 }
 
 int vma_place_begin(struct vma_place *p, const char *dir, const char *work)
@@ -175,15 +166,10 @@ int vma_place_begin(struct vma_place *p, const char *dir, const char *work)
     return begin_work(p, work);
 }
 
-int vma_place_empty(struct vma_place *p)
+void vma_place_empty(struct vma_place *p)
 {
-    if (refuse_aside(p) < 0) {
-        leave_work(p);
-        return -1;
-    }
     remove_all(p->work_fd, 2);
     p->found = false;
-    return 0;
 }
 
 /* ------------------------------------------------------------------ files */
@@ -292,7 +278,7 @@ int place_append(struct vma_file **files, size_t *count, const char *made, const
     CLEANUP_FREE char *n = strdup(name);
     if (!m || !n)
         return -1;
-    (*files)[(*count)++] = (struct vma_file){DR_STEAL(m), DR_STEAL(n)};
+    (*files)[(*count)++] = (struct vma_file){.made = DR_STEAL(m), .name = DR_STEAL(n)};
     return 0;
 }
 
@@ -376,10 +362,30 @@ int vma_place_sync(struct vma_place *p)
 
 /* ------------------------------------------------------------------ end */
 
+/* What took the place of a file that was put aside makes it superfluous; others are told of. */
+static void remove_aside(const struct vma_place *p)
+{
+    CLEANUP_DIR DIR *dir = place_list(p->work_fd);
+    const struct dirent *entry;
+
+    for (size_t i = 0; p->published && i < p->n; i++) {
+        char name[NAME_MAX + 1];
+        if (place_aside(name, p->files[i].name) == 0)
+            unlinkat(p->work_fd, name, 0);
+    }
+    while (dir && (entry = readdir(dir))) {
+        if (is_aside(entry->d_name))
+            cli_error(p->cli,
+                      "%s/%s: is the %s that was to be replaced when an extraction was interrupted",
+                      p->work, entry->d_name, entry->d_name + strlen(PLACE_ASIDE));
+    }
+}
+
 static void remove_made(const struct vma_place *p)
 {
     if (place_is_apart(p)) {
         remove_all(p->work_fd, 2);
+        remove_aside(p);
         unlinkat(p->dir_fd, strrchr(p->work, '/') + 1, AT_REMOVEDIR);
         return;
     }

@@ -4,12 +4,14 @@
 #define DR_CLI_CMD_VMA_PLACE_H
 
 #include <dirent.h>
+#include <limits.h>
 
 #include "cli/cmd-vma.h"
 
 struct vma_file {
     char *made; /* its name in the directory of work */
     char *name; /* its name in dir in the end */
+    bool aside; /* what had that name is put aside */
 };
 
 /* A file that is replaced in the end. */
@@ -44,8 +46,8 @@ int vma_place_begin_new(struct vma_place *p, const char *dir);
 /* dir must exist, but with make_dir; its files are made in dir/work. With keep, files that are
  * there already stay. */
 int vma_place_begin(struct vma_place *p, const char *dir, const char *work);
-/* What was found is of no use. Fails if there is something in it that nobody else has. */
-int vma_place_empty(struct vma_place *p);
+/* What was found is of no use, but for old files that were put aside. */
+void vma_place_empty(struct vma_place *p);
 /* A file that will be made as made and be called name in the end: refused when name is taken. */
 int vma_place_add(struct vma_place *p, const char *made, const char *name);
 /* Such a file, with this content, durable. */
@@ -68,6 +70,8 @@ void vma_place_end(struct vma_place *p);
 #define PLACE_OURS  ".drover."
 #define PLACE_ASIDE PLACE_OURS "old."
 bool place_is_ours(const char *name);
+/* Where the old file of that name is while its extents change hands. -ENAMETOOLONG. */
+int place_aside(char aside[NAME_MAX + 1], const char *name);
 /* Are files made elsewhere than where they will be? */
 bool place_is_apart(const struct vma_place *p);
 bool place_exists(int fd, const char *name);

@@ -57,37 +57,50 @@ static bool is_part(const struct vma_place *p, const char *name)
     return !place_is_dots(name) && !place_is_ours(name) && !is_result(p, name);
 }
 
-/* Where the old file of that number is while its extents change hands. */
-static void aside(char name[40], size_t i)
+int place_aside(char aside[NAME_MAX + 1], const char *name)
 {
-    snprintf(name, 40, PLACE_ASIDE "%zu", i);
+    int n = snprintf(aside, NAME_MAX + 1, PLACE_ASIDE "%s", name);
+
+    return n > NAME_MAX ? -ENAMETOOLONG : 0;
+}
+
+static int put_one_aside(const struct vma_place *p, const char *name)
+{
+    char aside[NAME_MAX + 1];
+    int r = place_aside(aside, name);
+
+    if (r == 0)
+        return renameat(p->dir_fd, name, p->work_fd, aside);
+    errno = -r;
+    return -1;
 }
 
 /* Several files cannot change hands at once. While extents do, no name leads to an old descriptor
  * over new extents. */
 static int put_aside(struct vma_place *p)
 {
-    char old[40];
-
     for (size_t i = 0; i < p->n; i++) {
-        aside(old, i);
-        if (place_is_claimed(p, p->files[i].name) && place_exists(p->work_fd, p->files[i].made) &&
-            renameat(p->dir_fd, p->files[i].name, p->work_fd, old) < 0)
-            return place_failed(p, "cannot be put aside", p->files[i].name);
+        struct vma_file *f = &p->files[i];
+        if (!place_is_claimed(p, f->name) || !place_exists(p->work_fd, f->made))
+            continue;
+        if (put_one_aside(p, f->name) < 0)
+            return place_failed(p, "cannot be put aside", f->name);
+        f->aside = true;
     }
     if (place_settle(p, p->work_fd) < 0 || place_settle(p, p->dir_fd) < 0)
         return place_failed(p, "fsync", ".");
     return 0;
 }
 
+/* Not what a run before this one put aside: of that the extents may be gone. */
 static void put_back(const struct vma_place *p)
 {
-    char old[40];
+    char aside[NAME_MAX + 1];
 
     for (size_t i = 0; i < p->n; i++) {
-        aside(old, i);
-        if (place_exists(p->work_fd, old) && !place_exists(p->dir_fd, p->files[i].name))
-            renameat(p->work_fd, old, p->dir_fd, p->files[i].name);
+        const struct vma_file *f = &p->files[i];
+        if (f->aside && place_aside(aside, f->name) == 0 && !place_exists(p->dir_fd, f->name))
+            renameat(p->work_fd, aside, p->dir_fd, f->name);
     }
 }
 

@@ -91,8 +91,10 @@ int extract_resume(struct extract *x)
         return -1;
     if (!x->place.found)
         return 0;
-    if (!old) /* it was stopped before there was anything to go on from */
-        return vma_place_empty(&x->place);
+    if (!old) { /* it was stopped before there was anything to go on from */
+        vma_place_empty(&x->place);
+        return 0;
+    }
     uint64_t position = cli_json_number(old, POSITION);
     x->place.finishing = json_is_true(json_object_get(old, COMPLETE));
     if (!is_same_extraction(x, old)) {

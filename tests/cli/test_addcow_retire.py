@@ -239,7 +239,7 @@ def test_keeping_takes_nobodys_name(t):
     assert done.read_bytes() == b"precious" and "disk.add-cow" in t.names()
 
 
-def test_a_killed_stream_keeps_most_of_what_it_did(t):
+def test_a_killed_stream_keeps_what_it_saved_now_and_then(t):
     if not os.path.exists(PRELOAD):
         pytest.skip(f"{PRELOAD} is not built")
     with open(t.dir / "base.raw", "wb") as f:
@@ -249,7 +249,8 @@ def test_a_killed_stream_keeps_most_of_what_it_did(t):
     r = killed_at(t, 300, "stream", "disk.add-cow")  # of 320 writes of 512 KiB
     assert r.code == -9, r
     copied = json.loads(t.ok("info", "--output=json", "disk.add-cow"))["format-specific"]["data"]["copied-in"]
-    assert 100 * MIB < copied < 160 * MIB
+    # Saved every 64 MiB; the second time may have been on its way still.
+    assert 60 * MIB < copied < 160 * MIB
     t.ok("stream", "-q", "--retire", "disk.add-cow")
     assert t.drover("compare", "-f", "raw", "-F", "raw", "base.raw", "disk.raw").code == 0
 

@@ -300,14 +300,23 @@ def test_force_replaces_nothing_that_came_meanwhile(v, there):
 
 
 @pytest.mark.parametrize("more", [[], ["--resume"], ["--force"]], ids=str)
-def test_what_was_put_aside_when_it_was_killed_is_not_removed(v, more):
-    archive().write(v.dir / "a.vma")
+def test_what_was_put_aside_when_it_was_killed_stays_until_there_is_another(v, more):
+    a = archive()
+    a.write(v.dir / "a.vma")
+    v.put("bad.vma", a.build()[:-1])
+    old, others = "out/.drover.partial/.drover.old.drive-scsi0.raw", "out/.drover.partial/.drover.old.others"
     os.makedirs(v.dir / "out/.drover.partial")
-    v.put("out/.drover.partial/.drover.old.0", b"precious")
+    for name in (old, others):
+        v.put(name, b"precious")
     for _ in range(2):
-        r = extract(v, *more, "a.vma", "out")
-        assert r.code == 1 and "out/.drover.partial/.drover.old.0" in r.errors
-    assert v.get("out/.drover.partial/.drover.old.0") == b"precious"
+        r = extract(v, *more, "bad.vma", "out")
+        assert r.code == 1
+        assert f"{old}: is the drive-scsi0.raw that was to be replaced" in r.errors or "--resume" in more
+        assert v.get(old) == b"precious" and v.get(others) == b"precious"
+    r = extract(v, *more, "a.vma", "out") if "--resume" not in more else extract(v, "a.vma", "out")
+    assert r.code == 0 and f"{others}: is the others that was" in r.errors and old not in r.errors, r
+    assert v.get("out/drive-scsi0.raw") == a.contents[1]
+    assert v.get(others) == b"precious" and os.listdir(v.dir / "out/.drover.partial") == [".drover.old.others"]
 
 
 def test_a_directory_of_work_that_is_somebody_elses_by_now_is_left_alone(v):
