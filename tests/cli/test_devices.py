@@ -24,7 +24,7 @@ def device(t, tmp_path):
         try:
             os.mknod(node, stat.S_IFBLK | 0o600, os.stat(loop).st_rdev)
         except PermissionError:
-            pytest.skip("no nodes can be made")
+            pytest.skip("no right to make device nodes")
         yield node
         assert stat.S_ISBLK(os.lstat(node).st_mode)
     finally:
