@@ -8,7 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "cli/options.h"
+#include "cli/common/options.h"
 #include "drover/drover.h"
 
 /* Under which name the program was called decides its name in messages, its command set and what

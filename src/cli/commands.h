@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* One table a command, each in its own cmd-NAME.c. */
+/* One table a command, each in commands/NAME.c, io/io.c or vma/vma.c. */
 #ifndef DR_CLI_COMMANDS_H
 #define DR_CLI_COMMANDS_H
 
@@ -25,12 +25,12 @@ extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_stream;
 extern const struct cli_command cli_cmd_vma;
 
-/* cmd-snapshot.c: the family of an image; counts what does not open. 0 or the exit code. */
+/* commands/snapshot.c: the family of an image; counts what does not open. 0 or the exit code. */
 struct cli_image;
 int cli_show_tree(const struct cli *cli, const struct cli_args *args, const struct cli_image *image,
                   unsigned *problems);
 
-/* cmd-addcow.c: retire the image and tell what is left. The exit code. */
+/* commands/addcow.c: retire the image and tell what is left. The exit code. */
 struct dr_retire_options;
 int cli_retire(const struct cli *cli, const struct cli_args *args, const char *path,
                const struct dr_retire_options *o);

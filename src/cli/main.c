@@ -7,7 +7,7 @@
 #include <sys/resource.h>
 
 #include "cli/cli.h"
-#include "cli/cmd-vma.h"
+#include "cli/vma/vma.h"
 #include "cli/commands.h"
 
 const struct cli_command *cli_find_command(const char *name, enum cli_role role)

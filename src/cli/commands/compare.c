@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
+
+#include "base/bytes.h"
+#include "cli/commands.h"
+#include "cli/common/image.h"
+#include "cli/common/progress.h"
+
+static const struct cli_option options[] = {
+    {'f', NULL, "FMT", "format of the first image", false},
+    {'F', NULL, "FMT", "format of the second image", false},
+    {KEY_IMAGE_OPTS, "image-opts", NULL, "FILEs are lists like driver=vmdk,file.filename=PATH",
+     false},
+    {'T', NULL, "CACHE", "cache mode: none, writeback, unsafe, ...", false},
+    {'s', NULL, NULL, "strict: sizes and allocation must be the same too", false},
+    {0, NULL, NULL, NULL, false},
+};
+
+enum { EXIT_SAME = 0, EXIT_DIFFER = 1, EXIT_NOT_OPENED = 2, EXIT_STATUS = 3, EXIT_READ = 4 };
+
+/* common: the size of the shorter disk. Beyond it, what differs is the size. */
+static int tell(const struct dr_compare_result *result, uint64_t common, bool strict, bool quiet)
+{
+    if (strict && result->size_differs) {
+        if (!quiet)
+            printf("Strict mode: Image size mismatch!\n");
+        return EXIT_DIFFER;
+    }
+    if (result->size_differs && !quiet && (result->same || result->mismatch_off >= common))
+        printf("Warning: Image size mismatch!\n");
+    if (!result->same) {
+        if (!quiet && result->strict_allocation)
+            printf("Strict mode: Offset %" PRIu64 " block status mismatch!\n",
+                   result->mismatch_off);
+        else if (!quiet)
+            printf("Content mismatch at offset %" PRIu64 "!\n", result->mismatch_off);
+        return EXIT_DIFFER;
+    }
+    if (!quiet)
+        printf("Images are identical.\n");
+    return EXIT_SAME;
+}
+
+static int open_one(const struct cli *cli, const struct cli_args *args, int n,
+                    struct dr_disk **disk)
+{
+    CLEANUP_IMAGE struct cli_image image = {0};
+    const struct cli_image_spec spec = {
+        .name = args->operands[n], .format_key = n == 0 ? 'f' : 'F', .cache_key = 'T'};
+
+    if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_open(cli, &image, disk) < 0)
+        return EXIT_NOT_OPENED;
+    return 0;
+}
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    CLEANUP_DISK struct dr_disk *a = NULL;
+    CLEANUP_DISK struct dr_disk *b = NULL;
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_compare_result result = {0};
+    struct cli_job job;
+    bool strict = cli_has(args, 's');
+    int code, r;
+
+    if (args->n_operands != 2)
+        return cli_usage(cli, "Expecting two image file names");
+    if (open_one(cli, args, 0, &a) || open_one(cli, args, 1, &b))
+        return EXIT_NOT_OPENED;
+    if (cli_job_begin(cli, args, &job) != 0)
+        return EXIT_NOT_OPENED;
+    r = dr_compare(a, b, strict, &job.job, &result, &err);
+    if (r < 0)
+        code = cli_job_failed(&job, r, &err, EXIT_READ, "nothing was decided");
+    else
+        code = tell(&result, dr_min(dr_size(a), dr_size(b)), strict, job.quiet);
+    cli_job_end(&job);
+    return code;
+}
+
+static const struct cli_option *const sets[] = {options,           cli_opts_share,  cli_opts_quiet,
+                                                cli_opts_progress, cli_opts_common, NULL};
+
+const struct cli_command cli_cmd_compare = {
+    .name = "compare",
+    .operands = "FILE1 FILE2",
+    .brief = "Compare what two disks hold",
+    .about =
+        "Ends with 0: the same, 1: they differ, 2: not opened, 3: no status, 4: not readable.\n"
+        "A longer disk is the same when its rest reads as zeros.",
+    .sets = sets,
+    .roles = CLI_DROVER | CLI_QEMU_IMG,
+    .run = run,
+};

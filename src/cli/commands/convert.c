@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/common/image.h"
+#include "cli/common/paths.h"
+#include "cli/common/progress.h"
+
+static const struct cli_option options[] = {
+    {'f', "format", "FMT", "format of the sources; without it, it is found out", false},
+    {'O', "target-format", "FMT", "format of the target (raw)", false},
+    {'o', "options", "NAME=VALUE,...", "settings of the target's format; -o help lists them",
+     false},
+    {'n', "no-create", NULL, "the target exists: write over what it holds", false},
+    {KEY_TARGET_IS_ZERO, "target-is-zero", NULL, "with -n: the target reads as zeros", false},
+    {'B', "backing", "FILE", "make the target a child of FILE, with what differs only", false},
+    {'F', "backing-format", "FMT", "format of the target's parent", false},
+    {'S', "sparse", "SIZE", "runs of zeros this long are not written (4k); 0: write all", false},
+    {'t', NULL, "CACHE", "cache mode of the target (unsafe: no sync at the end)", false},
+    {'T', NULL, "CACHE", "cache mode of the sources", false},
+    {'r', "rate", "BYTES", "bytes a second at most", false},
+    {'m', "jobs", "N", "how many workers, 1 to 16", false},
+    {'W', NULL, NULL, "write in any order (always done where it is faster)", false},
+    {KEY_SALVAGE, "salvage", NULL, "unreadable parts of a source become zeros", false},
+    {KEY_IMAGE_OPTS, "image-opts", NULL, "sources are lists like driver=vmdk,file.filename=PATH",
+     false},
+    {KEY_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "with -n: the target is such a list", false},
+    {'c', "compress", NULL, "compressed targets", true},
+    {'C', NULL, NULL, "let the kernel copy what it can (reflink): zeros are not looked for", false},
+    {'l', "snapshot", "NAME", "internal snapshots", true},
+    {KEY_BITMAPS, "bitmaps", NULL, "persistent bitmaps", true},
+    {KEY_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "persistent bitmaps", true},
+    {0, NULL, NULL, NULL, false},
+};
+
+struct convert {
+    const struct cli *cli;
+    struct dr_convert_options o;
+    struct cli_pairs pairs;
+    char *backing, *backing_format;
+    struct cli_image *sources;
+    struct cli_image target;
+    size_t n;
+};
+
+static void convert_free(struct convert *c)
+{
+    for (size_t i = 0; i < c->n; i++)
+        cli_image_free(&c->sources[i]);
+    free(c->sources);
+    cli_image_free(&c->target);
+    cli_pairs_free(&c->pairs);
+    free(c->backing);
+    free(c->backing_format);
+}
+
+static int get_sparse(struct convert *c, const char *text)
+{
+    c->o.sparse_size = DR_CONVERT_SPARSE_DEFAULT;
+    if (!text)
+        return 0;
+    if (cli_get_size(c->cli, "buffer size for sparse output", text, &c->o.sparse_size) < 0)
+        return 1;
+    if (c->o.sparse_size % 512 == 0 && c->o.sparse_size <= 16777216)
+        return 0;
+    cli_error(c->cli, "Invalid buffer size for sparse output specified. Valid sizes are multiples "
+                      "of 512 up to 16777216. Select 0 to disable sparse detection (fully "
+                      "allocates output).");
+    return 1;
+}
+
+static int get_workers(const struct cli *cli, const char *text, unsigned *workers)
+{
+    char *end;
+    long n = text ? strtol(text, &end, 10) : 0;
+
+    if (!text)
+        return 0;
+    if (end == text || *end || n < 1 || n > 16) {
+        cli_error(cli, "Invalid number of coroutines. Allowed number of coroutines is between 1 "
+                       "and 16");
+        return 1;
+    }
+    *workers = (unsigned)n;
+    return 0;
+}
+
+/* -o backing_file=B,backing_fmt=F is the same as -B and -F. */
+static int get_settings(struct convert *c, const struct cli_args *args)
+{
+    const char *text;
+
+    if (cli_pairs_from_args(c->cli, args, &c->pairs) < 0)
+        return 1;
+    CLEANUP_FREE char *in_list = cli_pairs_take(&c->pairs, "backing_file");
+    text = cli_has(args, 'B') ? cli_value(args, 'B') : in_list;
+    c->backing = text ? cli_plain_name(c->cli, text) : NULL;
+    c->backing_format = cli_pairs_take(&c->pairs, "backing_fmt");
+    c->o.backing = c->backing;
+    c->o.backing_format = cli_has(args, 'F') ? cli_value(args, 'F') : c->backing_format;
+    if (c->o.no_create && cli_has(args, 'o')) {
+        cli_error(c->cli, "-o has no effect when skipping image creation");
+        return 1;
+    }
+    if (c->o.backing_format && !c->o.backing && !c->o.no_create &&
+        !cli_parent_may_be(c->o.out_format, c->o.backing_format)) {
+        cli_error(c->cli, "Backing file format not supported for file format '%s'",
+                  c->o.out_format);
+        return 1;
+    }
+    for (size_t i = 0; i < c->pairs.n; i++) {
+        if (!cli_option_exists(c->o.out_format, c->pairs.pairs[i].name)) {
+            cli_error(c->cli, "Invalid parameter '%s'", c->pairs.pairs[i].name);
+            return 1;
+        }
+    }
+    c->o.pairs = c->pairs.pairs;
+    c->o.n_pairs = c->pairs.n;
+    if (c->o.backing && !c->o.backing_format && !cli_has(args, 'n') &&
+        (c->cli->role != CLI_DROVER || !cli_parent_is_known(c->o.out_format))) {
+        cli_error(c->cli, "Use of backing file requires explicit backing format");
+        return 1;
+    }
+    return 0;
+}
+
+static int get_target_flags(struct convert *c, const struct cli_args *args)
+{
+    const char *cache = cli_has(args, 't') ? cli_value(args, 't') : "unsafe";
+
+    if (cli_cache_flags(cache, &c->o.target_flags, NULL) < 0) {
+        cli_error(c->cli, "Invalid cache option: %s", cache);
+        return 1;
+    }
+    c->o.unsafe_target = c->o.target_flags & DR_OPEN_NO_FLUSH;
+    return cli_shared_flags(c->cli, args, &c->o.target_flags);
+}
+
+static int get_options(struct convert *c, const struct cli_args *args, struct cli_job *job)
+{
+    c->o.out_format = cli_has(args, 'O') ? cli_value(args, 'O') : "raw";
+    c->o.no_create = cli_has(args, 'n');
+    c->o.target_is_zero = cli_has(args, KEY_TARGET_IS_ZERO);
+    c->o.salvage = cli_has(args, KEY_SALVAGE);
+    c->o.offload = cli_has(args, 'C');
+    if (!cli_format_exists(c->o.out_format)) {
+        cli_error(c->cli, "Unknown file format '%s'", c->o.out_format);
+        return 1;
+    }
+    if (c->o.target_is_zero && !c->o.no_create) {
+        cli_error(c->cli, "--target-is-zero requires use of -n flag");
+        return 1;
+    }
+    if (cli_has(args, KEY_TARGET_IMAGE_OPTS) && !c->o.no_create) {
+        cli_error(c->cli, "--target-image-opts requires use of -n flag");
+        return 1;
+    }
+    if (c->o.offload && cli_has(args, 'S')) {
+        cli_error(c->cli, "Cannot enable copy offloading when -S is used");
+        return 1;
+    }
+    if (c->o.offload && c->o.salvage) {
+        cli_error(c->cli, "Cannot use copy offloading in salvaging mode");
+        return 1;
+    }
+    const char *rate = cli_value(args, 'r');
+    if (rate && cli_get_size(c->cli, "rate limit", rate, &job->job.rate) < 0)
+        return 1;
+    return get_sparse(c, cli_value(args, 'S')) ||
+           get_workers(c->cli, cli_value(args, 'm'), &job->job.workers) || get_settings(c, args) ||
+           get_target_flags(c, args);
+}
+
+static int get_images(struct convert *c, const struct cli_args *args)
+{
+    size_t n = (size_t)args->n_operands - 1;
+    struct cli_image_spec spec = {.format_key = 'f', .cache_key = 'T'};
+
+    c->sources = calloc(n, sizeof(*c->sources));
+    if (!c->sources)
+        return 1;
+    for (size_t i = 0; i < n; i++) {
+        spec.name = args->operands[i];
+        c->n++;
+        if (cli_image_get(c->cli, args, &spec, &c->sources[i]) != 0 ||
+            cli_image_check(c->cli, &c->sources[i]) < 0)
+            return 1;
+    }
+    spec = (struct cli_image_spec){
+        .name = args->operands[n], .opts_key = KEY_TARGET_IMAGE_OPTS, .flags = DR_OPEN_RDWR};
+    if (cli_image_get(c->cli, args, &spec, &c->target) != 0)
+        return 1;
+    if (c->target.format)
+        c->o.out_format = c->target.format;
+    c->o.target_flags |= c->target.open.flags & DR_OPEN_NO_LOCK;
+    if (c->o.no_create)
+        return cli_image_check(c->cli, &c->target) < 0;
+    return 0;
+}
+
+static int convert(struct convert *c, struct cli_job *job)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    CLEANUP_FREE const char **paths = calloc(c->n, sizeof(*paths));
+    CLEANUP_FREE const struct dr_open_options **each = calloc(c->n, sizeof(*each));
+    char state[4300];
+
+    if (!paths || !each)
+        return 1;
+    for (size_t i = 0; i < c->n; i++) {
+        paths[i] = c->sources[i].path;
+        each[i] = &c->sources[i].open; /* a list of settings is for its image alone */
+    }
+    c->o.each = each;
+    int r = dr_convert(paths, c->n, c->target.path, &c->o, &job->job, &err);
+    if (r == 0)
+        return 0;
+    snprintf(state, sizeof(state),
+             c->o.no_create ? "'%s' holds a part of the copy" : "'%s' is as it was before",
+             c->target.path);
+    return cli_job_failed(job, r, &err, 1, state);
+}
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    __attribute__((cleanup(convert_free))) struct convert c = {.cli = cli};
+    struct cli_job job;
+
+    if (cli_wants_option_list(args))
+        return cli_print_option_list(cli, cli_has(args, 'O') ? cli_value(args, 'O') : "raw",
+                                     args->n_operands > 0);
+    struct cli_job settings = {0};
+    if (get_options(&c, args, &settings) != 0)
+        return 1;
+    if (args->n_operands < 2) {
+        cli_error(cli, "Must specify image file name");
+        return 1;
+    }
+    if (get_images(&c, args) != 0)
+        return 1;
+    cli_export_allowed(args);
+    if (cli_job_begin(cli, args, &job) != 0)
+        return 1;
+    job.job.rate = settings.job.rate;
+    job.job.workers = settings.job.workers;
+    int code = convert(&c, &job);
+    cli_job_end(&job);
+    return code;
+}
+
+static const struct cli_option *const sets[] = {options,           cli_opts_share,  cli_opts_quiet,
+                                                cli_opts_progress, cli_opts_common, NULL};
+
+const struct cli_command cli_cmd_convert = {
+    .name = "convert",
+    .operands = "FILE [FILE2...] TARGET",
+    .brief = "Copy disks, one after another, into a new one of any format",
+    .sets = sets,
+    .roles = CLI_DROVER | CLI_QEMU_IMG,
+    .run = run,
+};

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <string.h>
+
+#include "cli/common/image.h"
+#include "cli/common/paths.h"
+
+char *cli_path_beside(const char *path, const char *name)
+{
+    const char *slash = strrchr(path, '/');
+    char *joined;
+
+    if (dr_name_format(name))
+        return dr_name_beside(path, name);
+    if (name[0] == '/' || !slash || strncmp(name, "json:", 5) == 0)
+        return strdup(name);
+    if (asprintf(&joined, "%.*s%s", (int)(slash - path + 1), path, name) < 0)
+        return NULL;
+    return joined;
+}
+
+/* QEMU looks for the colon in front of the first slash. */
+static size_t protocol_length(const struct cli *cli, const char *name)
+{
+    size_t n = strcspn(name, ":/");
+
+    return cli->role != CLI_DROVER && name[n] == ':' && !dr_name_format(name) ? n : 0;
+}
+
+char *cli_plain_name(const struct cli *cli, const char *name)
+{
+    char *plain;
+
+    if (protocol_length(cli, name) != 4 || strncmp(name, "file", 4) != 0)
+        return strdup(name);
+    name += 5;
+    /* A name that goes through here again must not lose more, nor look like a protocol. */
+    if (asprintf(&plain, "%s%s", protocol_length(cli, name) ? "./" : "", name) < 0)
+        return NULL;
+    return plain;
+}
+
+size_t cli_foreign_protocol(const struct cli *cli, const char *name)
+{
+    size_t n = protocol_length(cli, name);
+
+    return n == 4 && strncmp(name, "file", 4) == 0 ? 0 : n;
+}
+
+bool cli_name_exists(const char *name)
+{
+    CLEANUP_FREE char *file = dr_name_file(name);
+
+    return file && access(file, F_OK) == 0;
+}
+
+void cli_export_allowed(const struct cli_args *args)
+{
+    const char *dir;
+
+    for (size_t i = 0; (dir = cli_nth_value(args, KEY_ALLOW_PATH, i)); i++) {
+        const char *before = getenv("DROVER_ALLOW_PATH");
+        char *joined;
+        if (strchr(dir, ':') || asprintf(&joined, "%s%s%s", before ? before : "",
+                                         before && *before ? ":" : "", dir) < 0)
+            continue;
+        setenv("DROVER_ALLOW_PATH", joined, 1);
+        free(joined);
+    }
+}
+
+/* Every format has these, whether its table says so or not. */
+static const struct dr_create_option general[] = {
+    {"size", "size", "Virtual disk size", NULL},
+};
+
+static size_t collect(const char *format, struct dr_create_option *list, size_t max)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; n < max && dr_format_option(format, i, &list[n]) == 0; i++)
+        n++;
+    for (size_t g = 0; g < sizeof(general) / sizeof(general[0]); g++) {
+        bool there = false;
+        for (size_t i = 0; i < n; i++)
+            there = there || strcmp(list[i].name, general[g].name) == 0;
+        if (!there && n < max)
+            list[n++] = general[g];
+    }
+    return n;
+}
+
+bool cli_option_exists(const char *format, const char *name)
+{
+    struct dr_create_option o;
+
+    for (size_t i = 0; dr_format_option(format, i, &o) == 0; i++) {
+        if (strcmp(o.name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+bool cli_wants_option_list(const struct cli_args *args)
+{
+    const char *text;
+
+    for (size_t i = 0; (text = cli_nth_value(args, 'o', i)); i++) {
+        CLEANUP_PAIRS struct cli_pairs list = {0};
+        if (cli_pairs_add(&list, text) == 0 &&
+            (cli_pairs_find(&list, "help") || cli_pairs_find(&list, "?")))
+            return true;
+    }
+    return false;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct dr_create_option *)a)->name,
+                  ((const struct dr_create_option *)b)->name);
+}
+
+int cli_print_option_list(const struct cli *cli, const char *format, bool with_file)
+{
+    struct dr_create_option list[64];
+
+    if (!cli_format_exists(format)) {
+        cli_error(cli, "Unknown file format '%s'", format);
+        return 1;
+    }
+    size_t n = collect(format, list, sizeof(list) / sizeof(list[0]));
+    qsort(list, n, sizeof(list[0]), by_name);
+    if (with_file)
+        printf("Supported options:\n");
+    else
+        printf("Supported %s options:\n", format);
+    for (size_t i = 0; i < n; i++) {
+        char left[80];
+        snprintf(left, sizeof(left), "%s=<%s>", list[i].name, list[i].type);
+        printf("  %-22s - %s\n", left, list[i].help);
+    }
+    if (!with_file)
+        printf("\nThe protocol level may support further options.\n"
+               "Specify the target filename to include those options.\n");
+    return 0;
+}

@@ -1,0 +1,508 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cli/vma/extract.h"
+#include "cli/common/json.h"
+#include "cli/common/paths.h"
+
+static const struct cli_option options[] = {
+    {'d', "disk", "NAME", "only this disk (repeatable), and no configuration files", false},
+    {KEY_OUTPUT, "output", "FILE", "one disk into FILE, which may be a block device", false},
+    {KEY_TO, "to", "FORMAT", "format of the new images (raw)", false},
+    {'o', "options", "NAME=VALUE,...", "settings of the format; -o help lists them", false},
+    {'n', "no-create", NULL, "with --output: FILE exists, write over what it holds", false},
+    {KEY_TARGET_IS_ZERO, "target-is-zero", NULL, "FILE exists and reads as zeros", false},
+    {KEY_FORCE, "force", NULL, "replace existing files that nobody uses", false},
+    {KEY_ID_NAMES, "id-names", NULL, "names that cannot be names of files become disk-ID", false},
+    {KEY_SALVAGE, "salvage", NULL, "take what a damaged archive still holds", false},
+    {KEY_RESUME, "resume", NULL, "keep what is there when interrupted, and go on from it", false},
+    {KEY_NO_SYNC, "no-sync", NULL, "do not wait until all is durable", false},
+    {KEY_SUMS, "sums", "FILE", "the checksums (ARCHIVE.sums, if it is there)", false},
+    {KEY_NO_SUMS, "no-sums", NULL, "use no checksums", false},
+    {KEY_JSON, "json", NULL, "print JSON", false},
+    {'r', "rate", "BYTES", "bytes a second at most", false},
+    {'m', "jobs", "N", "how many workers, 1 to 16", false},
+    {0, NULL, NULL, NULL, false},
+};
+
+enum { EXIT_MISSING = 3 };
+
+#define PARTIAL ".drover.partial"
+
+static void extract_free(struct extract *x)
+{
+    vma_targets_cleanup(&x->targets);
+    vma_place_end(&x->place);
+    for (size_t i = 0; i < x->n; i++)
+        free(x->items[i].file);
+    cli_pairs_free(&x->pairs);
+    vma_damage_free(&x->damage);
+    json_decref(x->record);
+    dr_vma_close(x->vma);
+}
+
+/* ------------------------------------------------------------------ which disks */
+
+static void add_item(struct extract *x, const struct dr_vma_disk *d)
+{
+    for (size_t i = 0; i < x->n; i++) {
+        if (x->items[i].disk == d)
+            return;
+    }
+    x->items[x->n++] = (struct extract_item){.disk = d};
+}
+
+static int choose(struct extract *x)
+{
+    const char *name;
+
+    for (size_t i = 0; (name = cli_nth_value(x->args, 'd', i)); i++) {
+        const struct dr_vma_disk *d = vma_find_disk(x->cli, x->archive, x->header, name);
+        if (!d)
+            return -1;
+        add_item(x, d);
+    }
+    for (size_t i = 0; !cli_has(x->args, 'd') && i < x->header->n_disks; i++)
+        add_item(x, &x->header->disks[i]);
+    if (x->output && x->n != 1) {
+        cli_error(x->cli, "--output is for one disk, and %s has %zu: choose one with --disk",
+                  x->archive, x->n);
+        return -1;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ what files are called */
+
+static bool is_unique(const struct extract *x, const struct dr_vma_disk *d)
+{
+    for (size_t i = 0; i < x->header->n_disks; i++) {
+        const struct dr_vma_disk *other = &x->header->disks[i];
+        if (other != d && strcmp(other->name, d->name) == 0)
+            return false;
+    }
+    return true;
+}
+
+/* The directory may be somebody's home: nothing becomes a file there that acts without being seen,
+ * nor one of those that the place keeps for itself. */
+static bool can_be_file(const char *name)
+{
+    return vma_is_file_name(name) && name[0] != '.';
+}
+
+static int refuse_name(const struct extract *x, const char *name, bool safe)
+{
+    CLEANUP_FREE char *escaped = vma_escape(name);
+
+    cli_error(x->cli, "%s: '%s' %s; --id-names numbers such files", x->archive,
+              escaped ? escaped : "?",
+              safe ? "is the name of more than one disk" : "cannot be the name of a file");
+    return -1;
+}
+
+/* The state of a machine is a stream, and no disk of any format, unless that is asked for. */
+static bool is_stream(const struct extract *x, const struct dr_vma_disk *d)
+{
+    return d->vmstate && !x->output;
+}
+
+static const char *item_format(const struct extract *x, const struct dr_vma_disk *d)
+{
+    return is_stream(x, d) ? "raw" : x->form.format;
+}
+
+static int name_item(const struct extract *x, struct extract_item *item)
+{
+    const struct dr_vma_disk *d = item->disk;
+    bool fits = strlen(d->name) + 1 + strlen(x->form.format) <= NAME_MAX;
+    bool safe = fits && can_be_file(d->name), fine = safe && is_unique(x, d);
+    int n;
+
+    if (x->output) {
+        const char *slash = strrchr(x->output, '/');
+        n = asprintf(&item->file, "%s", slash ? slash + 1 : x->output);
+    } else if (!fine && !cli_has(x->args, KEY_ID_NAMES)) {
+        return refuse_name(x, d->name, safe);
+    } else if (fine && d->vmstate) {
+        n = asprintf(&item->file, "vmstate.bin");
+    } else if (fine) {
+        n = asprintf(&item->file, "%s.%s", d->name, x->form.format);
+    } else {
+        n = asprintf(&item->file, "disk-%u.%s", d->id, item_format(x, d));
+    }
+    return n < 0 ? -1 : 0;
+}
+
+static int name_items(struct extract *x)
+{
+    for (size_t i = 0; i < x->n; i++) {
+        if (name_item(x, &x->items[i]) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ configuration files */
+
+static int write_config(struct extract *x, size_t i)
+{
+    const struct dr_vma_config *c = &x->header->configs[i];
+    bool safe = can_be_file(c->name), numbered = cli_has(x->args, KEY_ID_NAMES);
+    char number[32];
+
+    snprintf(number, sizeof(number), "config-%zu", i);
+    if (!safe && !numbered)
+        return refuse_name(x, c->name, false);
+    if (!numbered && vma_config_comes_again(x->header, i)) {
+        cli_error(x->cli, "warning: %s: holds '%s' more than once, the last one counts", x->archive,
+                  c->name);
+        return 0;
+    }
+    const char *name = safe && !vma_config_comes_again(x->header, i) ? c->name : number;
+    return x->place.finishing ? vma_place_add(&x->place, name, name)
+                              : vma_place_write(&x->place, name, name, c->data, c->len);
+}
+
+static int write_configs(struct extract *x)
+{
+    for (size_t i = 0; x->configs && i < x->header->n_configs; i++) {
+        if (write_config(x, i) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ targets */
+
+static int make_target(struct extract *x, const struct extract_item *item)
+{
+    const struct vma_form raw = {.format = "raw", .flags = x->form.flags};
+    const struct vma_form *form = is_stream(x, item->disk) ? &raw : &x->form;
+    const struct dr_open_options open = {.format = form->format,
+                                         .flags = DR_OPEN_RDWR | form->flags};
+    CLEANUP_FREE char *path = vma_place_path(&x->place, item->file);
+    struct dr_error err = DR_ERROR_INIT;
+    int r = -ENOMEM;
+
+    if (vma_place_add(&x->place, item->file, item->file) < 0)
+        return -1;
+    if (x->place.finishing)
+        return 0;
+    if (path && x->place.found)
+        r = vma_targets_open(&x->targets, item->disk->id, path, &open, true, &err);
+    else if (path)
+        r = vma_targets_create(&x->targets, item->disk->id, item->disk->size, path, form, &err);
+    if (r < 0)
+        cli_fail(x->cli, &err);
+    return r;
+}
+
+static int make_targets(struct extract *x)
+{
+    for (size_t i = 0; i < x->n; i++) {
+        if (make_target(x, &x->items[i]) < 0)
+            return -1;
+    }
+    return write_configs(x);
+}
+
+static int begin_place(struct extract *x)
+{
+    CLEANUP_FREE char *dir = NULL, *work = NULL;
+    const char *slash = x->output ? strrchr(x->output, '/') : NULL;
+    int n;
+
+    if (!x->output)
+        n = asprintf(&dir, "%s", x->args->operands[1]);
+    else if (slash)
+        n = asprintf(&dir, "%.*s", (int)(slash == x->output ? 1 : slash - x->output), x->output);
+    else
+        n = asprintf(&dir, ".");
+    if (n < 0)
+        return -1;
+    n = x->output ? asprintf(&work, ".%.200s" PARTIAL, x->items[0].file) : asprintf(&work, PARTIAL);
+    if (n < 0)
+        return -1;
+    x->place.make_dir = !x->output; /* of a mistyped name nothing is made */
+    if (vma_place_begin(&x->place, dir, work) < 0)
+        return -1;
+    return x->place.keep ? extract_resume(x) : 0;
+}
+
+static int open_in_place(struct extract *x)
+{
+    const struct dr_vma_disk *d = x->items[0].disk;
+    CLEANUP_IMAGE struct cli_image image = {0};
+    const struct cli_image_spec spec = {.name = x->output,
+                                        .flags = DR_OPEN_RDWR | (x->form.flags & DR_OPEN_NO_FLUSH)};
+    struct dr_disk *disk;
+
+    if (cli_image_get(x->cli, x->args, &spec, &image) != 0)
+        return -1;
+    image.open.format = x->form.format;
+    if (cli_image_open(x->cli, &image, &disk) < 0)
+        return -1;
+    vma_targets_add(&x->targets, d->id, disk, cli_has(x->args, KEY_TARGET_IS_ZERO));
+    if (dr_size(disk) >= d->size)
+        return 0;
+    cli_error(x->cli, "%s: has %" PRIu64 " bytes, the disk in the archive has %" PRIu64, x->output,
+              dr_size(disk), d->size);
+    return -1;
+}
+
+/* ------------------------------------------------------------------ results */
+
+static json_t *files_json(const struct extract *x)
+{
+    json_t *files = json_array();
+
+    for (size_t i = 0; i < x->n; i++) {
+        const struct extract_item *item = &x->items[i];
+        json_array_append_new(
+            files, json_pack("{s:o, s:i, s:I, s:o, s:s}", "name", vma_json_name(item->disk->name),
+                             "id", (int)item->disk->id, "size", (json_int_t)item->disk->size,
+                             "file", vma_json_name(x->in_place ? x->output : item->file), "format",
+                             item_format(x, item->disk)));
+    }
+    return files;
+}
+
+static void tell(const struct extract *x, const struct cli_job *job)
+{
+    if (vma_wants_json(x->args)) {
+        CLEANUP_JSON json_t *all =
+            json_pack("{s:o, s:o}", "filename", vma_json_name(x->archive), "disks", files_json(x));
+        vma_damage_json(all, &x->damage, &x->result);
+        vma_print_json(all);
+    } else if (!job->quiet && x->result.missing_bytes > 0) {
+        printf("%" PRIu64 " bytes of disks are missing and read as zeros\n",
+               x->result.missing_bytes);
+    }
+}
+
+static int failed(const struct extract *x, const struct cli_job *job, int r,
+                  const struct dr_error *err)
+{
+    char state[4300];
+
+    if (x->in_place)
+        snprintf(state, sizeof(state), "'%s' holds a part of the disk", x->output);
+    else if (x->place.keep)
+        snprintf(state, sizeof(state), "the same command goes on from what is in '%s'",
+                 x->place.work);
+    else
+        snprintf(state, sizeof(state), "what was extracted is removed");
+    if (cli_signalled() && r == -ECANCELED)
+        return cli_job_failed(job, r, err, 1, state);
+    if (r != -ECANCELED) /* else the record could not be written: that was told */
+        cli_fail(x->cli, err);
+    if (x->in_place || x->place.keep)
+        cli_error(x->cli, "%s", state);
+    if (r == -EBADMSG)
+        cli_error(x->cli, "--salvage takes what the archive still holds");
+    return 1;
+}
+
+/* New files have zeros where something is missing. What is written over must not show what it held
+ * before as if it had been in the archive. */
+static int zero_missing(struct extract *x, struct dr_error *err)
+{
+    const struct dr_vma_target *t = &x->targets.list[0];
+    int r = x->damage.no_memory ? dr_fail(err, ENOMEM, "out of memory") : 0;
+
+    if (!x->in_place || t->is_zero || x->damage.n_missing == 0)
+        return r;
+    for (size_t i = 0; i < x->damage.n_missing && r == 0; i++) {
+        const struct vma_range *m = &x->damage.missing[i];
+        if (m->id == t->id)
+            r = dr_zero(t->disk, m->off, m->len, 0, err);
+    }
+    return r == 0 ? dr_flush(t->disk, err) : r;
+}
+
+static int copy(struct extract *x, struct cli_job *job)
+{
+    struct dr_error err = DR_ERROR_INIT;
+
+    x->o.targets = x->targets.list;
+    x->o.n_targets = x->targets.n;
+    int r = x->place.finishing ? 0 : dr_vma_extract(x->vma, &x->o, &job->job, &x->result, &err);
+    cli_job_end(job);
+    if (r == 0 && x->o.salvage)
+        r = zero_missing(x, &err);
+    if (r < 0)
+        return failed(x, job, r, &err);
+    if (vma_targets_close(&x->targets) < 0)
+        return 1;
+    if (x->place.keep && extract_record_complete(x) < 0)
+        return 1;
+    if (!x->in_place && vma_place_publish(&x->place) < 0)
+        return 1;
+    tell(x, job);
+    return x->damage.n > 0 ? EXIT_MISSING : 0;
+}
+
+/* ------------------------------------------------------------------ options */
+
+static bool is_device(const char *path)
+{
+    struct stat st;
+
+    return path && stat(path, &st) == 0 && S_ISBLK(st.st_mode);
+}
+
+static int check_output(const struct extract *x)
+{
+    size_t n = strlen(x->output);
+    struct stat st;
+
+    if (strcmp(x->output, "-") == 0)
+        return cli_usage(x->cli,
+                         "--output: a disk does not go to standard output: archives hold it "
+                         "in any order (./- is a file)");
+    if (n == 0 || x->output[n - 1] == '/' || (stat(x->output, &st) == 0 && S_ISDIR(st.st_mode)))
+        return cli_usage(x->cli, "--output: '%s' is no name for a file", x->output);
+    struct stat archive;
+    if (stat(x->output, &st) == 0 && stat(x->args->operands[0], &archive) == 0 &&
+        st.st_dev == archive.st_dev && st.st_ino == archive.st_ino) {
+        cli_error(x->cli, "%s: is the archive: the disk must go to another file", x->output);
+        return 1;
+    }
+    return 0;
+}
+
+static int get_form(struct extract *x)
+{
+    x->form.format = cli_has(x->args, KEY_TO) ? cli_value(x->args, KEY_TO) : "raw";
+    if (!cli_format_exists(x->form.format)) {
+        cli_error(x->cli, "Unknown file format '%s'", x->form.format);
+        return 1;
+    }
+    if (cli_pairs_from_args(x->cli, x->args, &x->pairs) < 0)
+        return 1;
+    for (size_t i = 0; i < x->pairs.n; i++) {
+        if (!cli_option_exists(x->form.format, x->pairs.pairs[i].name)) {
+            cli_error(x->cli, "Invalid parameter '%s'", x->pairs.pairs[i].name);
+            return 1;
+        }
+    }
+    x->form.pairs = x->pairs.pairs;
+    x->form.n_pairs = x->pairs.n;
+    int code = cli_shared_flags(x->cli, x->args, &x->form.flags);
+    x->place.flags = x->form.flags & DR_OPEN_NO_LOCK;
+    return code;
+}
+
+static int check_options(const struct extract *x)
+{
+    const struct cli_args *a = x->args;
+
+    if (!x->output && (cli_has(a, 'n') || cli_has(a, KEY_TARGET_IS_ZERO)))
+        return cli_usage(x->cli, "-n and --target-is-zero need --output");
+    if (!x->in_place && cli_has(a, KEY_TARGET_IS_ZERO))
+        return cli_usage(x->cli, "--target-is-zero requires use of -n flag");
+    if (x->in_place && cli_has(a, KEY_RESUME))
+        return cli_usage(x->cli, "--resume is for new files");
+    if (cli_has(a, KEY_NO_SYNC) && cli_has(a, KEY_RESUME))
+        return cli_usage(x->cli, "--no-sync and --resume exclude each other");
+    if (cli_has(a, KEY_SALVAGE) && cli_has(a, KEY_RESUME))
+        return cli_usage(x->cli, "--salvage and --resume exclude each other");
+    if (cli_has(a, KEY_SUMS) && cli_has(a, KEY_NO_SUMS))
+        return cli_usage(x->cli, "--sums and --no-sums exclude each other");
+    if (a->n_operands != (x->output ? 1 : 2))
+        return cli_usage(x->cli, "Expecting an archive and either a directory or --output");
+    return x->output ? check_output(x) : 0;
+}
+
+static void on_damage(void *user, const struct dr_vma_damage *damage)
+{
+    struct extract *x = user;
+
+    vma_damage_add(&x->damage, damage);
+}
+
+static int get_options(struct extract *x)
+{
+    const struct cli_args *a = x->args;
+
+    x->output = cli_value(a, KEY_OUTPUT);
+    x->in_place = x->output && (cli_has(a, 'n') || is_device(x->output));
+    x->configs = !x->output && !cli_has(a, 'd');
+    x->place.replace = cli_has(a, KEY_FORCE);
+    x->place.keep = cli_has(a, KEY_RESUME);
+    x->place.no_sync = cli_has(a, KEY_NO_SYNC);
+    x->form.flags = x->place.no_sync ? DR_OPEN_NO_FLUSH : 0;
+    x->o = (struct dr_vma_extract_options){
+        .sums = cli_value(a, KEY_SUMS),
+        .no_sums = cli_has(a, KEY_NO_SUMS),
+        .salvage = cli_has(a, KEY_SALVAGE),
+        .damage = on_damage,
+        .checkpoint = x->place.keep ? extract_checkpoint : NULL,
+        .user = x,
+    };
+    int code = check_options(x);
+    return code ? code : get_form(x);
+}
+
+static int prepare(struct extract *x)
+{
+    bool json = vma_wants_json(x->args);
+
+    x->archive = vma_shown(x->args->operands[0]);
+    if (vma_open(x->cli, x->args->operands[0], cli_has(x->args, 'q'), &x->vma) < 0)
+        return -1;
+    cli_catch_signals(); /* from here on there is something to remove */
+    x->header = dr_vma_header(x->vma);
+    x->damage.header = x->header;
+    x->damage.lines = json || !x->o.salvage ? NULL : stdout;
+    x->damage.array = json ? json_array() : NULL;
+    if (choose(x) < 0)
+        return -1;
+    if (x->in_place)
+        return open_in_place(x);
+    if (name_items(x) < 0 || begin_place(x) < 0 || make_targets(x) < 0)
+        return -1;
+    return x->place.keep && !x->place.finishing ? extract_record(x) : 0;
+}
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    __attribute__((cleanup(extract_free))) struct extract x = {
+        .cli = cli,
+        .args = args,
+        .place = {.cli = cli},
+        .targets = {.cli = cli},
+        .damage = {.cli = cli},
+    };
+
+    if (cli_wants_option_list(args))
+        return cli_print_option_list(cli, cli_has(args, KEY_TO) ? cli_value(args, KEY_TO) : "raw",
+                                     args->n_operands > 0);
+    int code = get_options(&x);
+    if (code != 0)
+        return code;
+    struct cli_job job;
+    code = prepare(&x) < 0 ? 1 : vma_job_begin(cli, args, &job);
+    if (code == 0)
+        return copy(&x, &job);
+    x.place.keep &= x.place.found; /* nothing to go on from */
+    return code;
+}
+
+static const struct cli_option *const sets[] = {options, cli_opts_quiet, cli_opts_progress,
+                                                cli_opts_common, NULL};
+
+const struct cli_command vma_cmd_extract = {
+    .name = "vma extract",
+    .operands = "ARCHIVE DIRECTORY | ARCHIVE --output FILE",
+    .brief = "Take disks and configuration files out of an archive",
+    .about = "Files appear when all of them are complete. Ends with 3 if something is missing\n"
+             "(--salvage). - is standard input.",
+    .sets = sets,
+    .roles = CLI_DROVER,
+    .run = run,
+};
