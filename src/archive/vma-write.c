@@ -37,7 +37,7 @@ struct writer {
     struct dr_vma_disk disks[VMA_MAX_DISKS];
     uint8_t *head;
     struct vma_member members[VMA_MAX_DISKS]; /* streams first */
-    size_t n_entered;                         /* disks whose gate we are inside of */
+    size_t n_taken;                           /* members whose chain we hold a reference to */
 
     bool to_file;        /* a new file that gets its name at the end */
     char *real;          /* path, where links lead to what is replaced */
@@ -154,8 +154,9 @@ static int make_header(struct writer *w, struct dr_error *err)
 
 /* ------------------------------------------------------------------ what is written */
 
-/* The gates stay passed until the end: the chains cannot change under us. */
-static void enter_disks(struct writer *w)
+/* References, not passes: requests to the disks, and swaps of their chains, do not wait for the
+ * archive. */
+static void take_chains(struct writer *w)
 {
     const struct dr_vma_create_options *o = w->options;
     size_t at = 0;
@@ -164,16 +165,15 @@ static void enter_disks(struct writer *w)
             if (o->disks[i].vmstate == (streams == 1))
                 w->members[at++] =
                     (struct vma_member){.disk = &w->disks[i],
-                                        .chain = streams ? NULL : dr_disk_enter(o->disks[i].disk),
+                                        .chain = streams ? NULL : dr_disk_chain(o->disks[i].disk),
                                         .fd = o->disks[i].state_fd};
-    w->n_entered = o->n_disks;
+    w->n_taken = o->n_disks;
 }
 
-static void leave_disks(struct writer *w)
+static void drop_chains(struct writer *w)
 {
-    for (size_t i = 0; i < w->n_entered; i++)
-        if (!w->options->disks[i].vmstate)
-            dr_disk_leave(w->options->disks[i].disk);
+    for (size_t i = 0; i < w->n_taken; i++)
+        dr_chain_unref(w->members[i].chain, NULL);
 }
 
 static int write_header(struct writer *w, struct dr_error *err)
@@ -528,12 +528,20 @@ static int create_at(struct writer *w, enum place place, struct dr_error *err)
     return create_file(w, err);
 }
 
+static bool reads_the_place(const struct writer *w, struct dr_disk *disk)
+{
+    struct dr_chain *chain = dr_disk_chain(disk);
+    bool reads = dr_ops_reads(w->fs, chain, w->path);
+    dr_chain_unref(chain, NULL);
+    return reads;
+}
+
 /* With locks it would be found out later; there may be none. */
 static int refuse_own_source(const struct writer *w, struct dr_error *err)
 {
     const struct dr_vma_create_options *o = w->options;
     for (size_t i = 0; i < o->n_disks && !o->use_fd; i++)
-        if (!o->disks[i].vmstate && dr_ops_reads(w->fs, o->disks[i].disk->chain, w->path))
+        if (!o->disks[i].vmstate && reads_the_place(w, o->disks[i].disk))
             return dr_fail(err, EBUSY,
                            "%s: is read from, as disk '%s' or its parent: the archive must be "
                            "another file",
@@ -554,9 +562,9 @@ static int create(struct writer *w, struct dr_error *err)
         r = refuse_own_source(w, err);
     if (r < 0)
         return r;
-    enter_disks(w);
+    take_chains(w);
     r = create_at(w, place, err);
-    leave_disks(w);
+    drop_chains(w);
     return r;
 }
 

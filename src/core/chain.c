@@ -12,6 +12,7 @@ struct dr_chain *dr_chain_new(struct dr_image *const *images, size_t n)
         return NULL;
     }
     atomic_init(&chain->refs, 1);
+    chain->hooks = NULL;
     chain->n = n;
     memcpy(chain->images, images, n * sizeof(struct dr_image *));
     return chain;
@@ -47,11 +48,9 @@ struct dr_chain *dr_chain_tail(struct dr_chain *chain, size_t first)
 
 /* ------------------------------------------------------------------ places */
 
-/* A frozen image gives nothing back, so only writable ones need the epoch. */
+/* Frozen images, too: one that is thawed meanwhile frees and reuses places. */
 static void place_pin(struct dr_place *place, struct dr_image *image)
 {
-    if (!image->writable)
-        return;
     place->ticket = dr_epoch_enter(image->ranges);
     place->pinned = image;
 }

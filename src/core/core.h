@@ -41,6 +41,8 @@ struct dr_need {
     uint64_t off;
 };
 
+/* size, flags and writable may be read at any time; they change while no request is past the gate.
+ */
 struct dr_image {
     const struct dr_format *fmt;
     void *state; /* the driver's */
@@ -49,9 +51,9 @@ struct dr_image {
     char *member;           /* which disk of the file; NULL = not said (DR_FORMAT_MEMBERS) */
     struct dr_file **files; /* [0] is the file at path */
     unsigned n_files;
-    uint64_t size;  /* guest bytes */
-    unsigned flags; /* enum dr_open_flag as they hold for this image */
-    bool writable;
+    _Atomic uint64_t size;  /* guest bytes */
+    _Atomic unsigned flags; /* enum dr_open_flag as they hold for this image */
+    _Atomic bool writable;
     bool unclean;         /* set by open: was not closed after writing */
     char *backing_name;   /* as recorded, NULL = none */
     char *backing_format; /* as recorded, NULL = not recorded */
@@ -64,11 +66,30 @@ struct dr_image {
     struct dr_ranges *ranges;
     struct dr_flusher *flusher;
     pthread_mutex_t begin_lock; /* one begin_write at a time */
-    _Atomic unsigned begun;     /* bit 0: begin_write done, bit 1: done with changes */
+    _Atomic unsigned begun;     /* bit 0: begin_write was called, bit 1: for changes of the view */
+};
+
+/* What wants to know of every change that the guest makes to a disk. Both run under the lock of the
+ * units that change; neither may enter the disk's gate, write to it or flush it. */
+struct dr_hook {
+    /* [off, off+len) is about to change, and still reads as before through chain's images[0]: time
+     * to copy it elsewhere. A failure makes the guest's request fail, unchanged. NULL allowed. */
+    int (*before)(void *user, struct dr_chain *chain, uint64_t off, uint64_t len,
+                  struct dr_error *err);
+    /* [off, off+len) may have changed: its data is written (not durable), the guest has not been
+     * told. Also after a request that failed half way. NULL allowed. */
+    void (*after)(void *user, uint64_t off, uint64_t len);
+    void *user;
+};
+#define DR_HOOKS_MAX 8
+struct dr_hooks { /* of a disk; changes only while no request is past its gate */
+    unsigned n;
+    struct dr_hook list[DR_HOOKS_MAX];
 };
 
 struct dr_chain {
     _Atomic unsigned refs;
+    const struct dr_hooks *hooks; /* of the disk whose chain it is; NULL: of none */
     size_t n;
     struct dr_image *images[]; /* top first; each holds a reference */
 };
@@ -182,9 +203,10 @@ int dr_place_sparse(struct dr_place *place, bool *zero, struct dr_error *err);
 /* ------------------------------------------------------------------ I/O (io.c: the only data
  * mover)
  *
- * `at` is the image of the chain that is read from / written to; what it does not hold comes from
- * images[at+1..]. Ranges past an image's size: read → zeros for at > 0 callers that asked through a
- * shorter parent is done by map; here off + len <= images[at]->size or -EINVAL. */
+ * `at` is the image of the chain that is read from or written to; what it does not hold comes from
+ * images[at+1..], and zeros where a shorter one of those has ended. off + len <= images[at]->size,
+ * else -EINVAL. Changes through images[0] call the chain's hooks, but not those by fill and drop,
+ * which jobs make without changing what the guest reads. */
 int dr_chain_read(struct dr_chain *chain, size_t at, void *buf, uint64_t off, size_t len,
                   struct dr_error *err);
 /* Like read, but what lies past the end of images[at] is zeros. */
@@ -192,6 +214,10 @@ int dr_chain_read_padded(struct dr_chain *chain, size_t at, void *buf, uint64_t 
                          struct dr_error *err);
 int dr_chain_write(struct dr_chain *chain, size_t at, const void *buf, uint64_t off, size_t len,
                    struct dr_error *err);
+/* The same, durable on return: one durable write where the bytes are overwritten in place and the
+ * metadata that leads to them is durable already, else a flush of the chain. */
+int dr_chain_write_durable(struct dr_chain *chain, size_t at, const void *buf, uint64_t off,
+                           size_t len, struct dr_error *err);
 /* flags: DR_MAY_UNMAP, DR_EXPLICIT. */
 int dr_chain_zero(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len, unsigned flags,
                   struct dr_error *err);
@@ -221,27 +247,82 @@ int dr_chain_harden(struct dr_chain *chain, size_t first, struct dr_error *err);
 /* Every dirty image of images[at..], deepest first. */
 int dr_chain_flush(struct dr_chain *chain, size_t at, struct dr_error *err);
 
-/* ------------------------------------------------------------------ disks (disk.c) */
+/* ------------------------------------------------------------------ disks (disk.c, swap.c) */
+
+/* Counters of one kind, spread over cache lines, so that threads do not meet in one. */
+#define DR_STRIPES 8
+struct dr_stripe {
+    _Atomic unsigned n;
+    char apart[60];
+};
+/* The stripe this thread counts in. */
+unsigned dr_stripe_of_thread(void);
+
+#define DR_KEPT_BUCKETS 64
 
 struct dr_disk {
     struct dr_fs *fs;
-    pthread_mutex_t gate_lock;
-    pthread_cond_t gate_cond;
-    struct dr_chain *chain; /* swapped only with the gate closed and drained */
-    unsigned inside;        /* requests past the gate */
-    bool closed;
     unsigned flags;
+    _Atomic(struct dr_chain *) chain; /* swapped only with the gate closed and nobody past it */
+
+    /* the gate */
+    struct dr_stripe inside[DR_STRIPES]; /* requests past the gate */
+    _Atomic bool closed;
+    pthread_mutex_t gate_lock; /* taken to close and open, and by those who meet a closed gate */
+    pthread_cond_t gate_cond;
+    unsigned waiting, let_through; /* requests; under gate_lock, as is opened */
+    uint64_t opened;               /* how often the gate was opened again */
+    const char *claim;             /* who changes the graph; under gate_lock */
+    struct dr_hooks hooks;
+
+    /* Texts that were handed out: they live as long as the disk, whatever becomes of the chain. */
+    struct dr_kept *_Atomic kept[DR_KEPT_BUCKETS];
+    pthread_mutex_t kept_lock;
 };
 
 /* As dr_open, on any file system. */
 int dr_open_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                struct dr_disk **disk, struct dr_error *err);
-/* Pass the gate: the chain stays until dr_disk_leave. */
-struct dr_chain *dr_disk_enter(struct dr_disk *disk);
-void dr_disk_leave(struct dr_disk *disk);
-/* Close the gate, wait for the requests inside, swap, open. Takes over the reference; the old chain
- * is unref'ed. */
+
+/* One request past the gate; lives on the stack of the thread that makes it. */
+struct dr_pass {
+    struct dr_chain *chain;
+    unsigned stripe;
+};
+/* Pass the gate: pass->chain, which is returned too, stays the disk's chain until dr_disk_leave.
+ * Takes no lock while the gate is open. A thread holds at most one pass of a disk, and only for one
+ * request: a swap waits for it, and everybody waits for the swap. */
+struct dr_chain *dr_disk_enter(struct dr_disk *disk, struct dr_pass *pass);
+void dr_disk_leave(struct dr_disk *disk, struct dr_pass *pass);
+
+/* The present chain with a reference of its own, for what takes longer than a request; ends with
+ * dr_chain_unref. The disk may get another chain meanwhile: then this one reads as the disk did,
+ * as long as nobody changes its images, and must not be written to. */
+struct dr_chain *dr_disk_chain(struct dr_disk *disk);
+
+/* Run step while no request is past the gate. Flushes the disk first, with the gate open, so that
+ * little is left for step to flush; then closes the gate, waits for the requests inside, runs step,
+ * and opens it again. step may set *fresh: the disk's chain from then on, whose reference is taken
+ * over; the hooks go with it. When step fails (fresh is NULL then), the disk is as before. step
+ * must not enter this disk's gate. *pause_ns (may be NULL): how long requests were held up. Callers
+ * come one after another, and between two of them every request that waited gets in. */
+typedef int (*dr_quiet_step)(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                             struct dr_error *err);
+int dr_disk_quiesce(struct dr_disk *disk, dr_quiet_step step, void *user, uint64_t *pause_ns,
+                    struct dr_error *err);
+/* dr_disk_quiesce with nothing to do but to put fresh in the place of the chain. Takes over the
+ * reference, also on failure. */
 int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *err);
+
+/* Only one operation at a time changes the graph of a disk or the place of its data. what: its
+ * name, a string that lives on; -EBUSY names the one that has the claim. */
+int dr_disk_claim(struct dr_disk *disk, const char *what, struct dr_error *err);
+void dr_disk_unclaim(struct dr_disk *disk);
+
+/* From its return on every change that the guest makes calls the hook / from its return on the hook
+ * is not called any more. A hook is known by its user pointer. */
+int dr_disk_hook(struct dr_disk *disk, const struct dr_hook *hook, struct dr_error *err);
+void dr_disk_unhook(struct dr_disk *disk, const void *user);
 
 /* The real path of a directory. In a file system without mkdir, where they exist by being named, a
  * directory that nothing is in yet is what its name says. *real is malloc'ed. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The public handle: a gate in front of the present chain. */
+/* The public handle: every call passes the disk's gate (swap.c), works on the chain that it finds
+ * there, and leaves. */
 #include "core/internal.h"
 #include "base/bytes.h"
 
@@ -10,8 +11,10 @@ static struct dr_disk *disk_new(struct dr_fs *fs, struct dr_chain *chain, unsign
         return NULL;
     pthread_mutex_init(&disk->gate_lock, NULL);
     pthread_cond_init(&disk->gate_cond, NULL);
+    pthread_mutex_init(&disk->kept_lock, NULL);
     disk->fs = fs;
     disk->chain = chain;
+    chain->hooks = &disk->hooks;
     disk->flags = flags;
     return disk;
 }
@@ -39,109 +42,160 @@ int dr_open(const char *path, const struct dr_open_options *options, struct dr_d
     return dr_open_fs(dr_fs_posix(), path, options, disk, err);
 }
 
+/* ------------------------------------------------------------------ texts that were handed out */
+
+struct dr_kept {
+    struct dr_kept *next;
+    char text[];
+};
+
+static void free_kept(struct dr_disk *disk)
+{
+    for (size_t i = 0; i < DR_KEPT_BUCKETS; i++)
+        for (struct dr_kept *kept = disk->kept[i], *next; kept; kept = next) {
+            next = kept->next;
+            free(kept);
+        }
+}
+
+static size_t kept_bucket(const char *text)
+{
+    size_t h = 5381;
+    while (*text)
+        h = h * 33 + (unsigned char)*text++;
+    return h % DR_KEPT_BUCKETS;
+}
+
+static const char *find_kept(const struct dr_disk *disk, size_t bucket, const char *text)
+{
+    struct dr_kept *kept = atomic_load(&disk->kept[bucket]);
+    while (kept && strcmp(kept->text, text) != 0)
+        kept = kept->next;
+    return kept ? kept->text : NULL;
+}
+
+/* The disk's own copy of a text of one of its images, which may be closed before the caller is done
+ * with it. NULL for NULL, or when there is no memory. Looking one up takes no lock. */
+static const char *keep_text(const struct dr_disk *asked, const char *text)
+{
+    struct dr_disk *disk = (struct dr_disk *)(uintptr_t)asked; /* the copies are not its state */
+    if (!text)
+        return NULL;
+    size_t bucket = kept_bucket(text), len = strlen(text) + 1;
+    const char *found = find_kept(disk, bucket, text);
+    if (found)
+        return found;
+    DR_LOCK_SCOPE(&disk->kept_lock);
+    found = find_kept(disk, bucket, text);
+    if (found)
+        return found;
+    struct dr_kept *kept = malloc(sizeof(*kept) + len);
+    if (!kept)
+        return NULL;
+    memcpy(kept->text, text, len);
+    kept->next = disk->kept[bucket];
+    atomic_store(&disk->kept[bucket], kept);
+    return kept->text;
+}
+
 int dr_close(struct dr_disk *disk, struct dr_error *err)
 {
     if (!disk)
         return 0;
     int r = dr_chain_unref(disk->chain, err);
+    free_kept(disk);
+    pthread_mutex_destroy(&disk->kept_lock);
     pthread_cond_destroy(&disk->gate_cond);
     pthread_mutex_destroy(&disk->gate_lock);
     free(disk);
     return r;
 }
 
-/* ------------------------------------------------------------------ the gate */
-
-struct dr_chain *dr_disk_enter(struct dr_disk *disk)
-{
-    DR_LOCK_SCOPE(&disk->gate_lock);
-    while (disk->closed)
-        pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
-    disk->inside++;
-    return disk->chain;
-}
-
-void dr_disk_leave(struct dr_disk *disk)
-{
-    DR_LOCK_SCOPE(&disk->gate_lock);
-    if (--disk->inside == 0 && disk->closed)
-        pthread_cond_broadcast(&disk->gate_cond);
-}
-
-int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *err)
-{
-    pthread_mutex_lock(&disk->gate_lock);
-    while (disk->closed)
-        pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
-    disk->closed = true;
-    while (disk->inside > 0)
-        pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
-    struct dr_chain *old = disk->chain;
-    disk->chain = fresh;
-    disk->closed = false;
-    pthread_cond_broadcast(&disk->gate_cond);
-    pthread_mutex_unlock(&disk->gate_lock);
-    return dr_chain_unref(old, err);
-}
-
 /* ------------------------------------------------------------------ questions */
+
+/* The questions take a const disk; passing its gate changes nothing that can be seen. */
+static struct dr_chain *enter_to_ask(const struct dr_disk *disk, struct dr_pass *pass)
+{
+    return dr_disk_enter((struct dr_disk *)(uintptr_t)disk, pass);
+}
+
+static void leave(const struct dr_disk *disk, struct dr_pass *pass)
+{
+    dr_disk_leave((struct dr_disk *)(uintptr_t)disk, pass);
+}
 
 uint64_t dr_size(const struct dr_disk *disk)
 {
-    return disk->chain->images[0]->size;
+    struct dr_pass pass;
+    uint64_t size = enter_to_ask(disk, &pass)->images[0]->size;
+    leave(disk, &pass);
+    return size;
 }
 
 bool dr_writable(const struct dr_disk *disk)
 {
-    return disk->chain->images[0]->writable;
+    struct dr_pass pass;
+    bool writable = enter_to_ask(disk, &pass)->images[0]->writable;
+    leave(disk, &pass);
+    return writable;
 }
 
 size_t dr_chain_length(const struct dr_disk *disk)
 {
-    return disk->chain->n;
-}
-
-static const struct dr_image *image_at(const struct dr_disk *disk, size_t index)
-{
-    return index < disk->chain->n ? disk->chain->images[index] : NULL;
+    struct dr_pass pass;
+    size_t n = enter_to_ask(disk, &pass)->n;
+    leave(disk, &pass);
+    return n;
 }
 
 const char *dr_image_path(const struct dr_disk *disk, size_t index)
 {
-    const struct dr_image *image = image_at(disk, index);
-    return image ? image->path : NULL;
+    struct dr_pass pass;
+    const struct dr_chain *chain = enter_to_ask(disk, &pass);
+    const char *path = index < chain->n ? keep_text(disk, chain->images[index]->path) : NULL;
+    leave(disk, &pass);
+    return path;
 }
 
 const char *dr_image_format(const struct dr_disk *disk, size_t index)
 {
-    const struct dr_image *image = image_at(disk, index);
-    return image ? image->fmt->name : NULL;
+    struct dr_pass pass;
+    const struct dr_chain *chain = enter_to_ask(disk, &pass);
+    const char *name = index < chain->n ? chain->images[index]->fmt->name : NULL;
+    leave(disk, &pass);
+    return name;
 }
 
 uint64_t dr_image_size(const struct dr_disk *disk, size_t index)
 {
-    const struct dr_image *image = image_at(disk, index);
-    return image ? image->size : 0;
+    struct dr_pass pass;
+    const struct dr_chain *chain = enter_to_ask(disk, &pass);
+    uint64_t size = index < chain->n ? chain->images[index]->size : 0;
+    leave(disk, &pass);
+    return size;
 }
 
 const char *dr_image_backing_name(const struct dr_disk *disk, size_t index)
 {
-    const struct dr_image *image = image_at(disk, index);
-    return image ? image->backing_name : NULL;
+    struct dr_pass pass;
+    const struct dr_chain *chain = enter_to_ask(disk, &pass);
+    const char *name = index < chain->n ? keep_text(disk, chain->images[index]->backing_name)
+                                        : NULL;
+    leave(disk, &pass);
+    return name;
 }
 
 /* ------------------------------------------------------------------ data */
 
-/* Also where there is nothing to do. Bits that a later library may give a meaning are not passed
- * over in silence. */
-static int may_change(const struct dr_disk *disk, unsigned flags, struct dr_error *err)
+/* Also where there is nothing to do. A flag that a later library may give a meaning is refused. */
+static int may_change(const struct dr_chain *chain, unsigned flags, struct dr_error *err)
 {
     const unsigned known = DR_FUA | DR_MAY_UNMAP | DR_EXPLICIT;
+    const struct dr_image *top = chain->images[0];
     if (flags & ~known)
-        return dr_fail(err, EINVAL, "%s: unknown flags %#x", dr_image_path(disk, 0),
-                       flags & ~known);
-    if (!dr_writable(disk))
-        return dr_fail(err, EROFS, "%s: is open for reading only", dr_image_path(disk, 0));
+        return dr_fail(err, EINVAL, "%s: unknown flags %#x", top->path, flags & ~known);
+    if (!top->writable)
+        return dr_fail(err, EROFS, "%s: is open for reading only", top->path);
     return 0;
 }
 
@@ -149,14 +203,10 @@ int dr_pread(struct dr_disk *disk, void *buf, uint64_t off, size_t len, struct d
 {
     DR_REQUIRE(disk, err);
     DR_REQUIRE_N(buf, len, err);
-    int r = dr_chain_read(dr_disk_enter(disk), 0, buf, off, len, err);
-    dr_disk_leave(disk);
+    struct dr_pass pass;
+    int r = dr_chain_read(dr_disk_enter(disk, &pass), 0, buf, off, len, err);
+    dr_disk_leave(disk, &pass);
     return r;
-}
-
-static int finish_write(struct dr_chain *chain, int r, unsigned flags, struct dr_error *err)
-{
-    return r == 0 && (flags & DR_FUA) ? dr_chain_flush(chain, 0, err) : r;
 }
 
 int dr_pwrite(struct dr_disk *disk, const void *buf, uint64_t off, size_t len, unsigned flags,
@@ -164,50 +214,54 @@ int dr_pwrite(struct dr_disk *disk, const void *buf, uint64_t off, size_t len, u
 {
     DR_REQUIRE(disk, err);
     DR_REQUIRE_N(buf, len, err);
-    int r = may_change(disk, flags, err);
-    if (r < 0)
-        return r;
-    struct dr_chain *chain = dr_disk_enter(disk);
-    r = dr_chain_write(chain, 0, buf, off, len, err);
-    r = finish_write(chain, r, flags, err);
-    dr_disk_leave(disk);
+    struct dr_pass pass;
+    struct dr_chain *chain = dr_disk_enter(disk, &pass);
+    int r = may_change(chain, flags, err);
+    if (r == 0 && (flags & DR_FUA))
+        r = dr_chain_write_durable(chain, 0, buf, off, len, err);
+    else if (r == 0)
+        r = dr_chain_write(chain, 0, buf, off, len, err);
+    dr_disk_leave(disk, &pass);
     return r;
 }
 
 int dr_zero(struct dr_disk *disk, uint64_t off, uint64_t len, unsigned flags, struct dr_error *err)
 {
     DR_REQUIRE(disk, err);
-    int r = may_change(disk, flags, err);
-    if (r < 0)
-        return r;
-    struct dr_chain *chain = dr_disk_enter(disk);
-    r = dr_chain_zero(chain, 0, off, len, flags, err);
-    r = finish_write(chain, r, flags, err);
-    dr_disk_leave(disk);
+    struct dr_pass pass;
+    struct dr_chain *chain = dr_disk_enter(disk, &pass);
+    int r = may_change(chain, flags, err);
+    if (r == 0)
+        r = dr_chain_zero(chain, 0, off, len, flags, err);
+    if (r == 0 && (flags & DR_FUA))
+        r = dr_chain_flush(chain, 0, err);
+    dr_disk_leave(disk, &pass);
     return r;
 }
 
 int dr_discard(struct dr_disk *disk, uint64_t off, uint64_t len, struct dr_error *err)
 {
     DR_REQUIRE(disk, err);
-    int r = may_change(disk, 0, err);
-    if (r < 0)
-        return r;
-    r = dr_chain_discard(dr_disk_enter(disk), 0, off, len, err);
-    dr_disk_leave(disk);
+    struct dr_pass pass;
+    struct dr_chain *chain = dr_disk_enter(disk, &pass);
+    int r = may_change(chain, 0, err);
+    if (r == 0)
+        r = dr_chain_discard(chain, 0, off, len, err);
+    dr_disk_leave(disk, &pass);
     return r;
 }
 
 int dr_flush(struct dr_disk *disk, struct dr_error *err)
 {
     DR_REQUIRE(disk, err);
-    int r = dr_chain_flush(dr_disk_enter(disk), 0, err);
-    dr_disk_leave(disk);
+    struct dr_pass pass;
+    int r = dr_chain_flush(dr_disk_enter(disk, &pass), 0, err);
+    dr_disk_leave(disk, &pass);
     return r;
 }
 
-/* Behind the old end zeros come to light, never the parent. The driver sees to whole units; the one
- * the old end lies in becomes this image's own here. */
+/* A disk that grows shows zeros behind its old end, never its parent. The driver takes care of
+ * whole units; the unit that the old end lies in is made this image's own here. */
 static int fill_last_unit(struct dr_chain *chain, size_t at, uint64_t parent_size,
                           struct dr_error *err)
 {
@@ -251,17 +305,28 @@ int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_
     return r < 0 ? r : image->fmt->resize(image, size, below, err);
 }
 
+static int resize_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                       struct dr_error *err)
+{
+    (void)fresh;
+    const uint64_t *size = user;
+    return dr_chain_resize(present, 0, *size, err);
+}
+
 int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err)
 {
     DR_REQUIRE(disk, err);
-    int r = dr_chain_resize(dr_disk_enter(disk), 0, size, err);
-    dr_disk_leave(disk);
+    int r = dr_disk_claim(disk, "resize", err);
+    if (r < 0)
+        return r;
+    r = dr_disk_quiesce(disk, resize_step, &size, NULL, err);
+    dr_disk_unclaim(disk);
     return r;
 }
 
 /* ------------------------------------------------------------------ where bytes live */
 
-static int status_at(struct dr_chain *chain, uint64_t off, uint64_t len,
+static int status_at(const struct dr_disk *disk, struct dr_chain *chain, uint64_t off, uint64_t len,
                      struct dr_extent_status *status, struct dr_error *err)
 {
     struct dr_place place;
@@ -289,7 +354,7 @@ static int status_at(struct dr_chain *chain, uint64_t off, uint64_t len,
     case DR_DATA:
         status->flags = DR_EXTENT_ALLOCATED | DR_EXTENT_OFFSET;
         status->flags |= zero ? DR_EXTENT_ZERO : DR_EXTENT_DATA;
-        status->file = place.ext.file->path;
+        status->file = keep_text(disk, place.ext.file->path);
         status->host_off = place.ext.host;
         break;
     case DR_CODED:
@@ -311,21 +376,22 @@ int dr_block_status(struct dr_disk *disk, uint64_t off, uint64_t len,
 {
     DR_REQUIRE(disk, err);
     DR_REQUIRE(status, err);
-    struct dr_chain *chain = dr_disk_enter(disk);
+    struct dr_pass pass;
+    struct dr_chain *chain = dr_disk_enter(disk, &pass);
     int r = 0;
     if (len == 0 || !dr_inside(off, len, chain->images[0]->size))
         r = dr_fail(err, EINVAL, "%s: %llu bytes at %llu are not inside the disk of %llu bytes",
                     chain->images[0]->path, (unsigned long long)len, (unsigned long long)off,
                     (unsigned long long)chain->images[0]->size);
     if (r == 0)
-        r = status_at(chain, off, len, status, err);
+        r = status_at(disk, chain, off, len, status, err);
     while (r == 0 && status->len < len) { /* damage behind what is known is told when asked */
         struct dr_extent_status more;
-        if (status_at(chain, off + status->len, len - status->len, &more, NULL) < 0 ||
+        if (status_at(disk, chain, off + status->len, len - status->len, &more, NULL) < 0 ||
             !status_continues(status, &more))
             break;
         status->len += more.len;
     }
-    dr_disk_leave(disk);
+    dr_disk_leave(disk, &pass);
     return r;
 }

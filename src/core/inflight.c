@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Who is at work where: range locks per unit, and epochs for those who only need a place to stay.
- */
+/* Range locks serialise changes to a unit. Epochs keep a host range from being reused while a
+ * reader that looked it up is still reading: whoever frees space waits until all that entered
+ * before have left. A reader counts itself into its thread's stripe and takes no lock. */
 #include "core/internal.h"
 
 struct dr_ranges {
@@ -8,9 +9,11 @@ struct dr_ranges {
     pthread_cond_t changed;
     struct dr_range *first, *last; /* in order of arrival */
 
+    unsigned waiting; /* in dr_range_lock */
+
     _Atomic unsigned epoch;
-    _Atomic unsigned inside[2];
     _Atomic bool draining;
+    struct dr_stripe inside[2][DR_STRIPES]; /* by the parity of the epoch */
 };
 
 struct dr_ranges *dr_ranges_new(void)
@@ -60,8 +63,10 @@ void dr_range_lock(struct dr_ranges *ranges, struct dr_range *range, uint64_t of
     else
         ranges->first = range;
     ranges->last = range;
+    ranges->waiting++;
     while (range_must_wait(range))
         pthread_cond_wait(&ranges->changed, &ranges->lock);
+    ranges->waiting--;
 }
 
 void dr_range_unlock(struct dr_ranges *ranges, struct dr_range *range)
@@ -75,24 +80,26 @@ void dr_range_unlock(struct dr_ranges *ranges, struct dr_range *range)
         range->next->prev = range->prev;
     else
         ranges->last = range->prev;
-    if (ranges->first)
+    if (ranges->waiting > 0)
         pthread_cond_broadcast(&ranges->changed);
 }
 
 unsigned dr_epoch_enter(struct dr_ranges *ranges)
 {
+    unsigned stripe = dr_stripe_of_thread();
     for (;;) {
-        unsigned now = atomic_load(&ranges->epoch);
-        atomic_fetch_add(&ranges->inside[now & 1], 1);
-        if (atomic_load(&ranges->epoch) == now)
-            return now & 1;
-        dr_epoch_leave(ranges, now & 1);
+        unsigned parity = atomic_load(&ranges->epoch) & 1;
+        atomic_fetch_add(&ranges->inside[parity][stripe].n, 1);
+        if ((atomic_load(&ranges->epoch) & 1) == parity)
+            return parity * DR_STRIPES + stripe;
+        dr_epoch_leave(ranges, parity * DR_STRIPES + stripe);
     }
 }
 
 void dr_epoch_leave(struct dr_ranges *ranges, unsigned ticket)
 {
-    if (atomic_fetch_sub(&ranges->inside[ticket], 1) != 1 || !atomic_load(&ranges->draining))
+    struct dr_stripe *stripe = &ranges->inside[ticket / DR_STRIPES][ticket % DR_STRIPES];
+    if (atomic_fetch_sub(&stripe->n, 1) != 1 || !atomic_load(&ranges->draining))
         return;
     DR_LOCK_SCOPE(&ranges->lock);
     pthread_cond_broadcast(&ranges->changed);
@@ -103,7 +110,8 @@ void dr_epoch_drain(struct dr_ranges *ranges)
     DR_LOCK_SCOPE(&ranges->lock);
     atomic_store(&ranges->draining, true);
     unsigned old = atomic_fetch_add(&ranges->epoch, 1) & 1;
-    while (atomic_load(&ranges->inside[old]) != 0)
-        pthread_cond_wait(&ranges->changed, &ranges->lock);
+    for (unsigned i = 0; i < DR_STRIPES; i++)
+        while (atomic_load(&ranges->inside[old][i].n) != 0)
+            pthread_cond_wait(&ranges->changed, &ranges->lock);
     atomic_store(&ranges->draining, false);
 }

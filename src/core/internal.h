@@ -23,7 +23,8 @@ void dr_range_lock(struct dr_ranges *ranges, struct dr_range *range, uint64_t of
                    bool exclusive);
 void dr_range_unlock(struct dr_ranges *ranges, struct dr_range *range);
 
-/* Readers and in-place writers stand in an epoch from before map until after their I/O. */
+/* Readers and in-place writers stand in an epoch from before map until after their I/O. Entering
+ * takes no lock. */
 unsigned dr_epoch_enter(struct dr_ranges *ranges);
 void dr_epoch_leave(struct dr_ranges *ranges, unsigned ticket);
 /* Wait until everybody who entered before the call has left. One caller at a time. */
@@ -39,6 +40,8 @@ int dr_cache_load(struct dr_image *image, struct dr_need need, struct dr_error *
 
 /* Dirty pages that wait (not sealed). image->lock held. */
 size_t dr_cache_dirty(const struct dr_cache *cache);
+/* Nothing waits and nothing is being written: what the pages say is durable. image->lock held. */
+bool dr_cache_is_clean(const struct dr_cache *cache);
 
 /* Flush: seal all dirty pages; write the sealed ones of one level (image->lock NOT held; *wrote =
  * there were any); at the end forget them (ok) or make them dirty again. */
@@ -51,6 +54,49 @@ bool dr_cache_unseal(struct dr_cache *cache, bool ok);
 
 struct dr_flusher *dr_flusher_new(void);
 void dr_flusher_free(struct dr_flusher *flusher);
+
+/* ------------------------------------------------------------------ change.c */
+
+enum dr_change_mode {
+    DR_CHANGE_WRITE, /* the source's bytes, everywhere */
+    DR_CHANGE_FILL,  /* the source's bytes, where this image is a HOLE */
+    DR_CHANGE_ZERO,  /* this image says zeros */
+    DR_CHANGE_DROP,  /* this image is a HOLE; whole units */
+    DR_CHANGE_CODED, /* one coded unit */
+};
+
+/* The bytes for guest offsets from `off` on: memory, a file's bytes, a coded unit; or zeros, if it
+ * is none of them. */
+struct dr_change_source {
+    const uint8_t *buf;
+    struct dr_file *file;
+    uint64_t file_off;
+    uint64_t off;
+    const void *coded; /* one coded unit, with coded_len */
+    uint32_t coded_len;
+};
+
+struct dr_change {
+    struct dr_chain *chain;
+    size_t at;
+    enum dr_change_mode mode;
+    const struct dr_change_source *src;
+    unsigned zero_flags; /* enum dr_file_zero_flag */
+    bool no_bytes;       /* -ENOTSUP rather than zeros as bytes */
+    bool guest;          /* the chain's hooks are called */
+    bool *not_durable;   /* NULL, or: make it durable where one write does, else set this */
+};
+
+/* Change [off, off+len) of images[at]; *done = how much of it, from off on, was dealt with. */
+int dr_change_run(const struct dr_change *c, uint64_t off, uint64_t len, uint64_t *done,
+                  struct dr_error *err);
+
+/* ------------------------------------------------------------------ swap.c */
+
+/* Does any of them want to see data before it changes? */
+bool dr_hooks_any_before(const struct dr_chain *chain);
+int dr_hooks_before(struct dr_chain *chain, uint64_t off, uint64_t len, struct dr_error *err);
+void dr_hooks_after(const struct dr_chain *chain, uint64_t off, uint64_t len);
 
 /* ------------------------------------------------------------------ image.c */
 

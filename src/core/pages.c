@@ -435,6 +435,11 @@ size_t dr_cache_dirty(const struct dr_cache *cache)
     return cache->n_dirty;
 }
 
+bool dr_cache_is_clean(const struct dr_cache *cache)
+{
+    return cache->n_dirty + cache->n_sealed == 0;
+}
+
 void dr_cache_seal(struct dr_cache *cache)
 {
     for (struct dr_page *page = cache->dirty_first, *next; page; page = next) {

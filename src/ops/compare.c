@@ -140,11 +140,10 @@ int dr_compare(struct dr_disk *a, struct dr_disk *b, bool strict, const struct d
     if (strict && result->size_differs)
         return 0;
     struct compare c = {.strict = strict, .lock = PTHREAD_MUTEX_INITIALIZER};
-    struct dr_chain *ca = dr_disk_enter(a);
-    struct dr_chain *cb = dr_disk_enter(b);
+    struct dr_chain *ca = dr_disk_chain(a), *cb = dr_disk_chain(b);
     int r = compare_chains(&c, ca, cb, job, err);
-    dr_disk_leave(b);
-    dr_disk_leave(a);
+    dr_chain_unref(cb, NULL);
+    dr_chain_unref(ca, NULL);
     result->failed = r < 0 ? c.failed : 0;
     result->same = r >= 0 && !c.found;
     result->mismatch_off = c.first;

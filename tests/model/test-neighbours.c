@@ -55,11 +55,12 @@ static bool writers_left(struct crew *c)
 /* The parent's bytes become the image's own and are given up again, which clears the bit. */
 static int fill_and_drop(struct hand *h, uint64_t off)
 {
-    struct dr_chain *chain = dr_disk_enter(h->crew->disk);
+    struct dr_pass pass;
+    struct dr_chain *chain = dr_disk_enter(h->crew->disk, &pass);
     int r = dr_chain_fill(chain, 0, h->crew->below + off, off, 512, &h->err);
     if (!r)
         r = dr_chain_drop(chain, 0, off, 512, &h->err);
-    dr_disk_leave(h->crew->disk);
+    dr_disk_leave(h->crew->disk, &pass);
     return r;
 }
 

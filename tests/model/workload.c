@@ -125,9 +125,10 @@ static int run_discard(struct workload *w, const struct op *op)
 /* As stream does: what shows through becomes the image's own; nothing changes. */
 static int run_fill(struct workload *w, const struct op *op)
 {
-    struct dr_chain *chain = dr_disk_enter(w->disk);
+    struct dr_pass pass;
+    struct dr_chain *chain = dr_disk_enter(w->disk, &pass);
     int r = dr_chain_fill(chain, 0, w->view->now + op->off, op->off, op->len, &w->err);
-    dr_disk_leave(w->disk);
+    dr_disk_leave(w->disk, &pass);
     return r;
 }
 
@@ -150,7 +151,8 @@ static int settle_drop(struct workload *w, struct dr_image *top, const struct op
 
 static int run_drop(struct workload *w, const struct op *op)
 {
-    struct dr_chain *chain = dr_disk_enter(w->disk);
+    struct dr_pass pass;
+    struct dr_chain *chain = dr_disk_enter(w->disk, &pass);
     uint64_t uoff, ulen;
     CLEANUP_FREE uint8_t *zeros = calloc(1, op->len + 1);
     shadow_may(w->view, op->off, w->below ? w->below + op->off : zeros, op->len);
@@ -167,13 +169,14 @@ static int run_drop(struct workload *w, const struct op *op)
         if (!r)
             r = settle_drop(w, chain->images[0], op);
     }
-    dr_disk_leave(w->disk);
+    dr_disk_leave(w->disk, &pass);
     return r == -ENOTSUP ? 0 : r;
 }
 
 static int run_coded(struct workload *w, const struct op *op)
 {
-    struct dr_chain *chain = dr_disk_enter(w->disk);
+    struct dr_pass pass;
+    struct dr_chain *chain = dr_disk_enter(w->disk, &pass);
     struct dr_image *top = chain->images[0];
     uint8_t coded[4096];
     int r = 0;
@@ -183,7 +186,7 @@ static int run_coded(struct workload *w, const struct op *op)
         shadow_write(w->view, op->off, w->buf, op->len);
         r = dr_chain_write_coded(chain, 0, coded, (uint32_t)n, op->off, op->len, &w->err);
     }
-    dr_disk_leave(w->disk);
+    dr_disk_leave(w->disk, &pass);
     return r;
 }
 

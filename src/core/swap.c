@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The gate of a disk: how requests get its chain, and how the chain is changed under them.
+ *
+ * A request counts itself into one of a few counters, looks whether the gate is open, and takes the
+ * chain: no lock, and no cache line that all threads write. Whoever changes the chain closes the
+ * gate, waits until all counters are zero, does what must happen while nobody is inside, and opens
+ * the gate again. A request that finds the gate closed takes its count back and waits.
+ *
+ * Neither side starves the other: closing keeps new requests out, so that the old ones run dry; and
+ * the gate is not closed again before every request that waited has got in (let_through). */
+#include <time.h>
+
+#include "core/internal.h"
+
+unsigned dr_stripe_of_thread(void)
+{
+    static _Atomic unsigned threads;
+    static _Thread_local unsigned mine; /* 0 = not chosen yet */
+    if (mine == 0)
+        mine = atomic_fetch_add(&threads, 1) % DR_STRIPES + 1;
+    return mine - 1;
+}
+
+/* ------------------------------------------------------------------ requests */
+
+/* The gate was closed: wait for it, and get in before it can close again. */
+static void wait_and_enter(struct dr_disk *disk, unsigned stripe)
+{
+    DR_LOCK_SCOPE(&disk->gate_lock);
+    if (disk->closed) {
+        uint64_t opened = disk->opened;
+        disk->waiting++;
+        while (disk->opened == opened)
+            pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
+        if (--disk->let_through == 0)
+            pthread_cond_broadcast(&disk->gate_cond);
+    }
+    atomic_fetch_add(&disk->inside[stripe].n, 1);
+}
+
+static void count_out(struct dr_disk *disk, unsigned stripe)
+{
+    if (atomic_fetch_sub(&disk->inside[stripe].n, 1) != 1 || !atomic_load(&disk->closed))
+        return;
+    DR_LOCK_SCOPE(&disk->gate_lock);
+    pthread_cond_broadcast(&disk->gate_cond);
+}
+
+struct dr_chain *dr_disk_enter(struct dr_disk *disk, struct dr_pass *pass)
+{
+    pass->stripe = dr_stripe_of_thread();
+    /* Count first, then look: a closer that does not see the count has closed before the look. */
+    atomic_fetch_add(&disk->inside[pass->stripe].n, 1);
+    if (atomic_load(&disk->closed)) {
+        count_out(disk, pass->stripe);
+        wait_and_enter(disk, pass->stripe);
+    }
+    pass->chain = atomic_load(&disk->chain);
+    return pass->chain;
+}
+
+void dr_disk_leave(struct dr_disk *disk, struct dr_pass *pass)
+{
+    pass->chain = NULL;
+    count_out(disk, pass->stripe);
+}
+
+struct dr_chain *dr_disk_chain(struct dr_disk *disk)
+{
+    struct dr_pass pass;
+    struct dr_chain *chain = dr_chain_ref(dr_disk_enter(disk, &pass));
+    dr_disk_leave(disk, &pass);
+    return chain;
+}
+
+/* ------------------------------------------------------------------ changing the chain */
+
+static uint64_t now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static bool somebody_inside(struct dr_disk *disk)
+{
+    for (unsigned i = 0; i < DR_STRIPES; i++)
+        if (atomic_load(&disk->inside[i].n) != 0)
+            return true;
+    return false;
+}
+
+/* Returns with the gate closed and nobody inside. */
+static void close_gate(struct dr_disk *disk)
+{
+    DR_LOCK_SCOPE(&disk->gate_lock);
+    while (disk->closed || disk->let_through > 0)
+        pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
+    atomic_store(&disk->closed, true);
+    while (somebody_inside(disk))
+        pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
+}
+
+static void open_gate(struct dr_disk *disk)
+{
+    DR_LOCK_SCOPE(&disk->gate_lock);
+    atomic_store(&disk->closed, false);
+    disk->opened++;
+    disk->let_through = disk->waiting;
+    disk->waiting = 0;
+    pthread_cond_broadcast(&disk->gate_cond);
+}
+
+/* Between close_gate and open_gate. */
+static int run_step(struct dr_disk *disk, dr_quiet_step step, void *user, struct dr_chain **old,
+                    struct dr_error *err)
+{
+    struct dr_chain *present = disk->chain, *fresh = NULL;
+    int r = step(user, present, &fresh, err);
+    if (r < 0 || !fresh)
+        return r;
+    fresh->hooks = &disk->hooks;
+    present->hooks = NULL;
+    atomic_store(&disk->chain, fresh);
+    *old = present;
+    return 0;
+}
+
+static int flush_present(struct dr_disk *disk, struct dr_error *err)
+{
+    struct dr_chain *chain = dr_disk_chain(disk);
+    int r = dr_chain_flush(chain, 0, err);
+    dr_chain_unref(chain, NULL);
+    return r;
+}
+
+int dr_disk_quiesce(struct dr_disk *disk, dr_quiet_step step, void *user, uint64_t *pause_ns,
+                    struct dr_error *err)
+{
+    struct dr_chain *old = NULL;
+    int r = flush_present(disk, err);
+    if (r < 0)
+        return r;
+    uint64_t start = now();
+    close_gate(disk);
+    r = run_step(disk, step, user, &old, err);
+    open_gate(disk);
+    if (pause_ns)
+        *pause_ns = now() - start;
+    int closed = dr_chain_unref(old, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
+static int swap_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                     struct dr_error *err)
+{
+    struct dr_chain **wanted = user;
+    (void)present;
+    (void)err;
+    *fresh = DR_STEAL(*wanted);
+    return 0;
+}
+
+int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *err)
+{
+    int r = dr_disk_quiesce(disk, swap_step, &fresh, NULL, err);
+    dr_chain_unref(fresh, NULL); /* still ours if it did not come to the swap */
+    return r;
+}
+
+/* ------------------------------------------------------------------ one change at a time */
+
+static const char *take_claim(struct dr_disk *disk, const char *what)
+{
+    DR_LOCK_SCOPE(&disk->gate_lock);
+    if (disk->claim)
+        return disk->claim;
+    disk->claim = what;
+    return NULL;
+}
+
+int dr_disk_claim(struct dr_disk *disk, const char *what, struct dr_error *err)
+{
+    const char *other = take_claim(disk, what);
+    if (!other)
+        return 0;
+    struct dr_pass pass;
+    const struct dr_image *top = dr_disk_enter(disk, &pass)->images[0];
+    int r = dr_fail(err, EBUSY, "%s: %s must wait until %s has ended", top->path, what, other);
+    dr_disk_leave(disk, &pass);
+    return r;
+}
+
+void dr_disk_unclaim(struct dr_disk *disk)
+{
+    DR_LOCK_SCOPE(&disk->gate_lock);
+    disk->claim = NULL;
+}
+
+/* ------------------------------------------------------------------ hooks */
+
+struct hooking {
+    struct dr_hooks *hooks;
+    const struct dr_hook *hook;
+};
+
+static int hook_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                     struct dr_error *err)
+{
+    struct hooking *h = user;
+    (void)fresh;
+    if (h->hooks->n == DR_HOOKS_MAX)
+        return dr_fail(err, EBUSY, "%s: %d jobs watch its changes already",
+                       present->images[0]->path, DR_HOOKS_MAX);
+    h->hooks->list[h->hooks->n++] = *h->hook;
+    return 0;
+}
+
+int dr_disk_hook(struct dr_disk *disk, const struct dr_hook *hook, struct dr_error *err)
+{
+    struct hooking h = {.hooks = &disk->hooks, .hook = hook};
+    return dr_disk_quiesce(disk, hook_step, &h, NULL, err);
+}
+
+void dr_disk_unhook(struct dr_disk *disk, const void *user)
+{
+    struct dr_hooks *hooks = &disk->hooks;
+    close_gate(disk);
+    for (unsigned i = 0; i < hooks->n;)
+        if (hooks->list[i].user == user)
+            memmove(&hooks->list[i], &hooks->list[i + 1],
+                    (--hooks->n - i) * sizeof(hooks->list[0]));
+        else
+            i++;
+    open_gate(disk);
+}
+
+bool dr_hooks_any_before(const struct dr_chain *chain)
+{
+    for (unsigned i = 0; chain->hooks && i < chain->hooks->n; i++)
+        if (chain->hooks->list[i].before)
+            return true;
+    return false;
+}
+
+int dr_hooks_before(struct dr_chain *chain, uint64_t off, uint64_t len, struct dr_error *err)
+{
+    const struct dr_hooks *hooks = chain->hooks;
+    int r = 0;
+    for (unsigned i = 0; hooks && i < hooks->n && r == 0; i++)
+        if (hooks->list[i].before)
+            r = hooks->list[i].before(hooks->list[i].user, chain, off, len, err);
+    return r;
+}
+
+void dr_hooks_after(const struct dr_chain *chain, uint64_t off, uint64_t len)
+{
+    const struct dr_hooks *hooks = chain->hooks;
+    for (unsigned i = 0; hooks && i < hooks->n; i++)
+        if (hooks->list[i].after)
+            hooks->list[i].after(hooks->list[i].user, off, len);
+}
