@@ -54,7 +54,7 @@ static void batch_publish(struct batch *batch)
     struct dr_image *image = batch->image;
     DR_LOCK_SCOPE(&image->lock);
     for (unsigned i = 0; i < batch->n; i++)
-        image->fmt->publish(image, &batch->r[i]);
+        dr_image_publish(image, &batch->r[i]);
     batch->n = 0;
 }
 
@@ -63,7 +63,7 @@ static void batch_cancel(struct batch *batch)
     struct dr_image *image = batch->image;
     DR_LOCK_SCOPE(&image->lock);
     while (batch->n > 0) /* the last first: allocators like to step back */
-        image->fmt->cancel(image, &batch->r[--batch->n]);
+        dr_image_cancel(image, &batch->r[--batch->n]);
 }
 
 /* ------------------------------------------------------------------ writing one run of
@@ -190,7 +190,7 @@ static int batch_reserve(struct batch *batch, uint64_t off, uint64_t len, enum d
     struct dr_reservation *r = &batch->r[batch->n];
     for (;;) {
         *r = (struct dr_reservation){.off = off, .len = len, .want = want};
-        int rc = image->fmt->reserve(image, off, len, want, batch->src->coded_len, r, err);
+        int rc = dr_image_reserve(image, off, len, want, batch->src->coded_len, r, err);
         if (rc == 0) {
             batch->n++;
             return 0;

@@ -1,25 +1,43 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The one place where metadata becomes durable (invariants 1, 2 and 9).
+/* The one place where metadata becomes durable (invariants 1, 2 and 9), and where freed space waits
+ * until it may be used again.
  *
- * One flusher per image; who comes meanwhile waits for a flush that began after it came.
- *   seal the dirty pages -> flush the data -> write the sealed pages level by level, each level
- *   durable before the next -> what was freed before the seal may be used again.
+ * A flush seals the dirty pages, writes those of level 0, flushes the files (which makes the
+ * guest's data and level 0 durable together), then writes levels 1 to 3, each durable before the
+ * next. After that it punches what was freed before the seal and tells the driver that it may be
+ * reused.
+ *
+ * An image has one flusher at a time. A thread that asks for a flush while one runs waits for the
+ * next one, since its own writes may have come after the seal.
  */
 #include "core/internal.h"
+#include "base/bytes.h"
+
+/* Nodes that are kept for later when nothing needs them. */
+#define SPARE_NODES 256
+
+/* A freed place. Nodes are allocated before a reservation is made, so that recording what it frees
+ * cannot fail. */
+struct freed {
+    struct freed *next;
+    struct dr_freed place;
+};
 
 struct freed_list {
-    struct dr_freed *items;
-    size_t n, room;
+    struct freed *first, *last;
 };
 
 struct dr_flusher {
     pthread_cond_t done_cond; /* with image->lock */
     bool running;
     uint64_t started, done;
-    int last;   /* result of the flush numbered `done` */
-    int sticky; /* a data flush failed: nothing is written any more */
-    struct dr_error last_error;
+    int last;         /* result of the flush numbered `done` */
+    int sticky;       /* nothing is written any more: a data flush failed, say */
+    char *last_error; /* its text; NULL = not known */
     struct freed_list freed;
+    struct freed *spare;
+    size_t n_spare;
+    size_t n_reserved; /* reservations that are neither published nor cancelled */
 };
 
 struct dr_flusher *dr_flusher_new(void)
@@ -30,31 +48,196 @@ struct dr_flusher *dr_flusher_new(void)
     return flusher;
 }
 
+static void nodes_free(struct freed *node)
+{
+    for (struct freed *next; node; node = next) {
+        next = node->next;
+        free(node);
+    }
+}
+
 void dr_flusher_free(struct dr_flusher *flusher)
 {
     if (!flusher)
         return;
     pthread_cond_destroy(&flusher->done_cond);
-    free(flusher->freed.items);
+    nodes_free(flusher->freed.first);
+    nodes_free(flusher->spare);
+    free(flusher->last_error);
     free(flusher);
 }
 
-bool dr_free_later(struct dr_image *image, struct dr_freed freed)
+/* ------------------------------------------------------------------ what was freed */
+
+static void list_append(struct freed_list *list, struct freed *node)
 {
-    struct freed_list *list = &image->flusher->freed;
-    if (list->n == list->room) {
-        size_t room = list->room ? list->room * 2 : 64;
-        struct dr_freed *items = realloc(list->items, room * sizeof(*items));
-        if (!items)
-            return false;
-        list->items = items;
-        list->room = room;
-    }
-    list->items[list->n++] = freed;
-    return true;
+    node->next = NULL;
+    if (list->last)
+        list->last->next = node;
+    else
+        list->first = node;
+    list->last = node;
 }
 
-/* begin_write may put a new file in the place of one (a descriptor) meanwhile. */
+static int spare_at_least(struct dr_flusher *flusher, size_t n)
+{
+    while (flusher->n_spare < n) {
+        struct freed *node = malloc(sizeof(*node));
+        if (!node)
+            return -ENOMEM;
+        node->next = flusher->spare;
+        flusher->spare = node;
+        flusher->n_spare++;
+    }
+    return 0;
+}
+
+static void spare_add(struct dr_flusher *flusher, struct freed *node)
+{
+    if (flusher->n_spare >= SPARE_NODES + flusher->n_reserved * DR_RESERVATION_FREED) {
+        free(node);
+        return;
+    }
+    node->next = flusher->spare;
+    flusher->spare = node;
+    flusher->n_spare++;
+}
+
+int dr_free_ahead(struct dr_image *image, size_t n)
+{
+    struct dr_flusher *flusher = image->flusher;
+    return spare_at_least(flusher, flusher->n_reserved * DR_RESERVATION_FREED + n);
+}
+
+void dr_free_later(struct dr_image *image, struct dr_freed freed)
+{
+    struct dr_flusher *flusher = image->flusher;
+    if (freed.len == 0)
+        return;
+    if (spare_at_least(flusher, 1) < 0) { /* the driver frees more than it said */
+        flusher->sticky = -ENOMEM;
+        return;
+    }
+    struct freed *node = flusher->spare;
+    flusher->spare = node->next;
+    flusher->n_spare--;
+    node->place = freed;
+    list_append(&flusher->freed, node);
+}
+
+int dr_image_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                     uint32_t host_len, struct dr_reservation *r, struct dr_error *err)
+{
+    int rc = dr_free_ahead(image, DR_RESERVATION_FREED);
+    if (rc == 0)
+        rc = image->fmt->reserve(image, off, len, want, host_len, r, err);
+    if (rc == 0)
+        image->flusher->n_reserved++;
+    return rc;
+}
+
+void dr_image_publish(struct dr_image *image, struct dr_reservation *r)
+{
+    image->fmt->publish(image, r);
+    image->flusher->n_reserved--;
+}
+
+void dr_image_cancel(struct dr_image *image, struct dr_reservation *r)
+{
+    image->fmt->cancel(image, r);
+    image->flusher->n_reserved--;
+}
+
+static int freed_order(const void *a, const void *b)
+{
+    const struct dr_freed *p = a, *q = b;
+    if (p->file != q->file)
+        return (uintptr_t)p->file < (uintptr_t)q->file ? -1 : 1;
+    return p->host < q->host ? -1 : p->host > q->host;
+}
+
+/* Give back [run->host, +len) and begin a new run. A container that cannot punch keeps the space.
+ */
+static void punch_run(struct dr_freed *run, struct dr_freed next)
+{
+    if (run->len > 0)
+        dr_file_zero(run->file, run->host, run->len, DR_FILE_ZERO_PUNCH | DR_FILE_ZERO_FAST, NULL);
+    *run = next;
+}
+
+static void punch_add(struct dr_freed *run, struct dr_freed next)
+{
+    uint64_t end = run->host + run->len;
+    if (run->len > 0 && next.file == run->file && next.host >= run->host && next.host <= end)
+        run->len = dr_max(end, next.host + next.len) - run->host;
+    else
+        punch_run(run, next);
+}
+
+/* Neighbours are punched by one call: each costs a transaction of the host's file system. Without
+ * memory for sorting them only those that were freed one after another are joined. */
+static void punch_all(const struct freed_list *list)
+{
+    struct dr_freed run = {0};
+    size_t n = 0, i = 0;
+    for (const struct freed *node = list->first; node; node = node->next)
+        n += node->place.len > 0;
+    if (n == 0)
+        return;
+    CLEANUP_FREE struct dr_freed *places = malloc(n * sizeof(*places));
+    for (const struct freed *node = list->first; node; node = node->next)
+        if (node->place.len > 0 && places)
+            places[i++] = node->place;
+        else if (node->place.len > 0)
+            punch_add(&run, node->place);
+    if (places)
+        qsort(places, n, sizeof(*places), freed_order);
+    for (i = 0; places && i < n; i++)
+        punch_add(&run, places[i]);
+    punch_run(&run, (struct dr_freed){0});
+}
+
+/* The removals in list are durable. Wait until nobody reads or writes there any more, ask the
+ * driver which places have no reference left, punch those, and let the driver use them again. */
+static void release_freed(struct dr_image *image, struct freed_list *list)
+{
+    const struct dr_format *fmt = image->fmt;
+    if (!list->first)
+        return;
+    dr_epoch_drain(image->ranges);
+    pthread_mutex_lock(&image->lock);
+    for (struct freed *node = list->first; node && fmt->release; node = node->next) {
+        struct dr_freed gone = {0};
+        fmt->release(image, &node->place, &gone);
+        node->place = gone;
+    }
+    pthread_mutex_unlock(&image->lock);
+    if (fmt->flags & DR_FORMAT_PUNCH_FREED)
+        punch_all(list);
+    DR_LOCK_SCOPE(&image->lock);
+    for (struct freed *node = list->first, *next; node; node = next) {
+        next = node->next;
+        if (fmt->reuse && node->place.len > 0)
+            fmt->reuse(image, &node->place);
+        spare_add(image->flusher, node);
+    }
+    *list = (struct freed_list){0};
+}
+
+/* The flush failed: its frees wait again, before those that came since. */
+static void freed_put_back(struct freed_list *present, const struct freed_list *sealed)
+{
+    if (!sealed->first)
+        return;
+    sealed->last->next = present->first;
+    present->first = sealed->first;
+    if (!present->last)
+        present->last = sealed->last;
+}
+
+/* ------------------------------------------------------------------ flushing */
+
+/* A file as it is now: begin_write may replace one (a descriptor) meanwhile. */
 static struct dr_file *file_at(struct dr_image *image, unsigned i)
 {
     DR_LOCK_SCOPE(&image->lock);
@@ -74,56 +257,28 @@ static int flush_files(struct dr_image *image, struct dr_error *err)
     return result;
 }
 
-/* *data_lost: the kernel may have dropped what was written; no retry can bring it back. */
+/* Level 0 is what nothing durable points to, so it depends on nothing and becomes durable by the
+ * same flush as the data. *data_lost: that flush or a later one failed. The kernel may have dropped
+ * what was written, so no retry can bring it back. */
 static int flush_sealed(struct dr_image *image, bool *data_lost, struct dr_error *err)
 {
-    int r = flush_files(image, err);
-    *data_lost = r < 0;
-    for (unsigned level = 0; level < DR_PAGE_LEVELS && r == 0; level++) {
+    for (unsigned level = 0; level < DR_PAGE_LEVELS; level++) {
         bool wrote;
-        r = dr_cache_write_level(image, level, &wrote, err);
-        if (r == 0 && wrote) {
+        int r = dr_cache_write_level(image, level, &wrote, err);
+        if (r == 0 && (wrote || level == 0)) {
             r = flush_files(image, err);
             *data_lost = r < 0;
         }
+        if (r < 0)
+            return r;
     }
-    return r;
+    return 0;
 }
 
-/* The removals in list are durable. Nobody may still read or write there when it is used again. */
-static void release_freed(struct dr_image *image, struct freed_list *list)
+static void remember_error(struct dr_flusher *flusher, const struct dr_error *err)
 {
-    if (list->n == 0)
-        return;
-    dr_epoch_drain(image->ranges);
-    if (image->fmt->flags & DR_FORMAT_PUNCH_FREED)
-        for (size_t i = 0; i < list->n; i++) /* a container that cannot punch keeps the space */
-            dr_file_zero(list->items[i].file, list->items[i].host, list->items[i].len,
-                         DR_FILE_ZERO_PUNCH | DR_FILE_ZERO_FAST, NULL);
-    DR_LOCK_SCOPE(&image->lock);
-    if (image->fmt->release)
-        for (size_t i = 0; i < list->n; i++)
-            image->fmt->release(image, &list->items[i]);
-}
-
-/* Those of the failed flush first. False: no memory, and what is not released may be waited for. */
-static bool freed_put_back(struct freed_list *present, struct freed_list *sealed)
-{
-    size_t n = sealed->n + present->n;
-    if (n > sealed->room) {
-        struct dr_freed *items = realloc(sealed->items, n * sizeof(*items));
-        if (!items)
-            return false;
-        sealed->items = items;
-        sealed->room = n;
-    }
-    if (present->n > 0)
-        memcpy(sealed->items + sealed->n, present->items, present->n * sizeof(*present->items));
-    sealed->n = n;
-    free(present->items);
-    *present = *sealed;
-    sealed->items = NULL;
-    return true;
+    free(flusher->last_error);
+    flusher->last_error = err && err->errnum ? strdup(err->text) : NULL;
 }
 
 /* image->lock held on entry and exit, dropped for the I/O. */
@@ -145,12 +300,11 @@ static int run_flush(struct dr_image *image, struct dr_error *err)
     pthread_mutex_lock(&image->lock);
     bool can_retry = dr_cache_unseal(image->cache, r == 0);
     if (r < 0) {
-        can_retry &= freed_put_back(&flusher->freed, &freed);
+        freed_put_back(&flusher->freed, &freed);
         if (data_lost || !can_retry)
             flusher->sticky = r;
-        flusher->last_error = err ? *err : (struct dr_error)DR_ERROR_INIT;
+        remember_error(flusher, err);
     }
-    free(freed.items);
     flusher->last = r;
     flusher->done = flusher->started;
     flusher->running = false;
@@ -160,10 +314,10 @@ static int run_flush(struct dr_image *image, struct dr_error *err)
 
 static int flush_failed_before(struct dr_image *image, int code, struct dr_error *err)
 {
-    const struct dr_error *last = &image->flusher->last_error;
+    const char *last = image->flusher->last_error;
     return dr_fail(err, -code,
                    "%s: a flush failed; what was written since the last good one may be lost: %s",
-                   image->path, last->errnum ? last->text : "see the first error");
+                   image->path, last ? last : strerror(-code));
 }
 
 int dr_image_flush(struct dr_image *image, struct dr_error *err)

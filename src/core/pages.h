@@ -6,7 +6,8 @@
  * share its 4 KiB with guest data.
  *
  * Levels, written ascending with a flush between: 0 unreferenced (new tables, raised counts),
- * 1 allocation roots, 2 links, 3 header switch. Guest data is flushed before level 2.
+ * 1 allocation roots, 2 links, 3 header switch. The flush of level 0 is that of the guest's data,
+ * so what points to data or tells of it is level 1 or higher.
  */
 #ifndef DR_CORE_PAGES_H
 #define DR_CORE_PAGES_H
@@ -60,8 +61,12 @@ int dr_need_flush(struct dr_image *image);
 void dr_page_forget(struct dr_image *image, unsigned file, uint64_t off, uint64_t len);
 
 /* Nothing points to this place any more once the present dirty metadata is durable: fmt->release
- * will be called then (invariant 2). False: no memory, the place leaks (which check -r mends) and
- * is never released. */
-bool dr_free_later(struct dr_image *image, struct dr_freed freed);
+ * will be called then (invariant 2). Cannot fail: the core has made room for DR_RESERVATION_FREED
+ * places of a reservation, the driver itself, by dr_free_ahead, for any others. */
+void dr_free_later(struct dr_image *image, struct dr_freed freed);
+
+/* Make room for n calls of dr_free_later outside of a reservation, before anything is changed that
+ * needs them. -ENOMEM. */
+int dr_free_ahead(struct dr_image *image, size_t n);
 
 #endif

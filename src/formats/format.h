@@ -52,6 +52,9 @@ enum dr_todo {
 };
 
 #define DR_RESERVATION_PAGES 8
+/* How many places one reservation may hand to dr_free_later, in reserve, publish and cancel
+ * together. */
+#define DR_RESERVATION_FREED 4
 
 struct dr_reservation {
     uint64_t off, len; /* guest range that publish makes visible: contains what was asked for, lies
@@ -150,9 +153,8 @@ enum dr_format_flag {
     DR_FORMAT_CREATE = 1 << 2,
     DR_FORMAT_CONTENT_ID =
         1 << 3, /* children notice when a parent changed: commit must repair them */
-    DR_FORMAT_NO_PROBE = 1 << 4, /* raw: what is left when nothing else fits */
-    DR_FORMAT_PUNCH_FREED =
-        1 << 5,                 /* the core punches what is freed out of the file before release */
+    DR_FORMAT_NO_PROBE = 1 << 4,    /* raw: what is left when nothing else fits */
+    DR_FORMAT_PUNCH_FREED = 1 << 5, /* the core punches what release says is gone, before reuse */
     DR_FORMAT_MEMBERS = 1 << 6, /* a file holds several disks: image->member says which (NULL: not
                                    said), and NAME:PATH#MEMBER names one */
 };
@@ -221,12 +223,17 @@ struct dr_format {
      */
     void (*publish)(struct dr_image *image, struct dr_reservation *r);
     void (*cancel)(struct dr_image *image, struct dr_reservation *r);
-    /* Image lock held, no I/O: the removal is durable and nobody maps the place any more: lower the
-     * count, reuse. With DR_FORMAT_PUNCH_FREED the range was punched out of the file before.
-     * Optional. A count that
-     * is lowered here stands in a page that reserve must have pinned, and kept pinned until now:
-     * release cannot load one. */
-    void (*release)(struct dr_image *image, const struct dr_freed *freed);
+    /* Image lock held, no I/O. The removal of a place that was handed to dr_free_later() is
+     * durable, and nobody reads or writes there any more. Lower its counts that are above 1, and
+     * say in *gone (len 0 so far) which part has no reference left: a range of the same file that
+     * may be larger than what was freed (the last compressed unit of a cluster leaves the whole
+     * cluster). What is in gone keeps its count until reuse, and nothing may be put there. A count
+     * that is lowered here stands in a page that reserve has pinned and that is kept pinned until
+     * now: release cannot load one. Absent: what was freed is gone. */
+    void (*release)(struct dr_image *image, const struct dr_freed *freed, struct dr_freed *gone);
+    /* Image lock held, no I/O. The core has punched gone, if DR_FORMAT_PUNCH_FREED says so: lower
+     * its counts to 0, it may be allocated again. Called in the order of release. Optional. */
+    void (*reuse)(struct dr_image *image, const struct dr_freed *gone);
 
     /* Pure CPU, no lock. decode: coded bytes → exactly out_len bytes. encode: the size used in out,
      * or -ENOTSUP when it does not shrink into out_cap. */

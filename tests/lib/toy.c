@@ -728,18 +728,42 @@ static void toy_cancel(struct dr_image *image, struct dr_reservation *r)
     toy_unpin_all(image, r);
 }
 
-static void toy_release(struct dr_image *image, const struct dr_freed *freed)
+/* The block's page is pinned since the reservation: it is in memory. */
+static struct dr_page *toy_pinned_block(struct dr_image *image, const struct dr_freed *freed)
 {
     struct toy *t = image->state;
     unsigned space = freed->file == image->files[0] ? TOY_META : TOY_DATA;
-    struct dr_page *page;
-    uint64_t block = t->blocks[space][freed->host / TOY_CLUSTER / TOY_BLOCK];
-    if (dr_page_get(image, 0, block, &page))
-        return; /* cannot be: it is pinned */
-    toy_add(image, page, space, freed->host, -1);
+    struct dr_page *page = NULL;
+    int r = dr_page_get(image, 0, t->blocks[space][freed->host / TOY_CLUSTER / TOY_BLOCK], &page);
+    if (r)
+        abort();
+    return page;
+}
+
+static void toy_release(struct dr_image *image, const struct dr_freed *freed, struct dr_freed *gone)
+{
+    struct toy *t = image->state;
+    unsigned space = freed->file == image->files[0] ? TOY_META : TOY_DATA;
+    uint64_t cluster = freed->host / TOY_CLUSTER;
+    struct dr_page *page = toy_pinned_block(image, freed);
+    uint16_t count = get_be16(
+        dr_page_at(page, t->blocks[space][cluster / TOY_BLOCK] + 2 * (cluster % TOY_BLOCK)));
+    if (count > 1) {
+        toy_add(image, page, space, freed->host, -1);
+        dr_page_unpin(image, page);
+        return;
+    }
+    *gone = (struct dr_freed){freed->file, cluster * TOY_CLUSTER, TOY_CLUSTER};
+    if (space == toy_data_space(t) && t->coded_next / TOY_CLUSTER == cluster)
+        t->coded_next = 0; /* nothing may be put behind what is going to be punched */
+}
+
+static void toy_reuse(struct dr_image *image, const struct dr_freed *gone)
+{
+    unsigned space = gone->file == image->files[0] ? TOY_META : TOY_DATA;
+    struct dr_page *page = toy_pinned_block(image, gone);
+    toy_add(image, page, space, gone->host, -1);
     dr_page_unpin(image, page);
-    if (space == toy_data_space(t) && t->coded_next / TOY_CLUSTER == freed->host / TOY_CLUSTER)
-        t->coded_next = 0; /* its cluster may be handed out whole now */
 }
 
 /* ------------------------------------------------------------------ the code: runs of bytes */
@@ -859,7 +883,7 @@ static int toy_info(struct dr_image *image, json_t *data, uint64_t *cluster_size
 
 const struct dr_format dr_format_toy = {
     .name = "toy",
-    .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE,
+    .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_PUNCH_FREED,
     .create_options = toy_options,
     .snapshot_suffix = "toy",
     .probe = toy_probe,
@@ -872,6 +896,7 @@ const struct dr_format dr_format_toy = {
     .publish = toy_publish,
     .cancel = toy_cancel,
     .release = toy_release,
+    .reuse = toy_reuse,
     .decode = toy_decode,
     .encode = toy_encode,
     .begin_write = toy_begin_write,

@@ -205,7 +205,7 @@ static void levels_go_out_in_order_with_a_flush_between(void **state)
     put_byte(w->image, 3 * PAGE, 4, 1);
     assert_int_equal(dr_file_pwrite(w->image->files[0], "data", 40 * PAGE, 4, NULL), 0);
     assert_int_equal(flush(w), 0);
-    assert_string_equal(journal, "w163840+4 f w4096+512 f w12288+512 f w0+512 f w8192+512 f ");
+    assert_string_equal(journal, "w163840+4 w4096+512 f w12288+512 f w0+512 f w8192+512 f ");
 }
 
 static void only_dirty_sectors_are_written(void **state)
@@ -279,7 +279,7 @@ static void a_page_that_could_not_be_written_waits_for_the_next_flush(void **sta
 static void a_failed_page_with_edits_of_another_level_ends_the_session(void **state)
 {
     struct world *w = *state;
-    put_byte(w->image, 1, 0x77, 0);
+    put_byte(w->image, 1, 0x77, 1);
     assert_int_equal(dr_file_pwrite(w->image->files[0], "data", 40 * PAGE, 4, NULL), 0);
     edit_during_flush = w->image; /* the same page, level 2 */
     fail_write = 1;

@@ -114,7 +114,7 @@ int addcow_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_w
                    uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
 void addcow_publish(struct dr_image *image, struct dr_reservation *r);
 void addcow_cancel(struct dr_image *image, struct dr_reservation *r);
-void addcow_release(struct dr_image *image, const struct dr_freed *freed);
+void addcow_reuse(struct dr_image *image, const struct dr_freed *gone);
 int addcow_begin_write(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err);
 int addcow_resize(struct dr_image *image, uint64_t size, uint64_t parent_size,
                   struct dr_error *err);

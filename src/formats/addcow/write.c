@@ -129,12 +129,12 @@ static int reserve_drop(struct dr_image *image, uint64_t off, uint64_t len,
 }
 
 /* They come back in the order they were dropped. */
-void addcow_release(struct dr_image *image, const struct dr_freed *freed)
+void addcow_reuse(struct dr_image *image, const struct dr_freed *gone)
 {
     struct addcow_state *s = addcow_of(image);
     for (struct addcow_pending **link = &s->pending; *link; link = &(*link)->next) {
         struct addcow_pending *p = *link;
-        if (p->off != freed->host || p->len != freed->len)
+        if (p->off != gone->host || p->len != gone->len)
             continue;
         *link = p->next;
         if (s->pending_end == &p->next)
@@ -186,10 +186,8 @@ void addcow_publish(struct dr_image *image, struct dr_reservation *r)
     if (!p)
         return;
     struct dr_freed freed = {.file = image->files[ADDCOW_RAW], .host = r->off, .len = r->len};
-    if (dr_free_later(image, freed))
-        pending_add(addcow_of(image), p);
-    else
-        free(p); /* the bytes stay, unseen */
+    dr_free_later(image, freed);
+    pending_add(addcow_of(image), p);
 }
 
 void addcow_cancel(struct dr_image *image, struct dr_reservation *r)

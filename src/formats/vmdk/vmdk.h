@@ -108,7 +108,7 @@ int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wan
                  uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
 void vmdk_publish(struct dr_image *image, struct dr_reservation *r);
 void vmdk_cancel(struct dr_image *image, struct dr_reservation *r);
-void vmdk_release(struct dr_image *image, const struct dr_freed *freed);
+void vmdk_reuse(struct dr_image *image, const struct dr_freed *gone);
 /* Give back to the file system what this session reserved and did not use: nothing leaks without a
  * crash. No write is in flight. */
 int vmdk_tidy(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Changing where grains are: reserve, publish, cancel, release. */
+/* Changing where grains are: reserve, publish, cancel, reuse. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -281,7 +281,7 @@ int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wan
     return q.e->type == VMDK_SPARSE ? reserve_sparse(&q, want, r, err) : reserve_flat(&q, want, r);
 }
 
-/* ------------------------------------------------------------------ publish, cancel, release */
+/* ------------------------------------------------------------------ publish, cancel, reuse */
 
 static void unpin_both(struct dr_image *image, struct dr_reservation *r)
 {
@@ -318,13 +318,13 @@ void vmdk_cancel(struct dr_image *image, struct dr_reservation *r)
                                                .len = e->grain});
 }
 
-void vmdk_release(struct dr_image *image, const struct dr_freed *freed)
+void vmdk_reuse(struct dr_image *image, const struct dr_freed *gone)
 {
     struct vmdk_state *s = vmdk_of(image);
     for (size_t i = 0; i < s->n_extents; i++) {
         struct vmdk_extent *e = &s->extents[i];
-        if (e->type == VMDK_SPARSE && image->files[e->file] == freed->file) {
-            give_back(e, (uint32_t)(freed->host / VMDK_SECTOR));
+        if (e->type == VMDK_SPARSE && image->files[e->file] == gone->file) {
+            give_back(e, (uint32_t)(gone->host / VMDK_SECTOR));
             return;
         }
     }
