@@ -15,22 +15,67 @@
 extern "C" {
 #endif
 
-/* Shared by all long operations. */
-struct dr_job {
-    /* Called from any thread, but one at a time, at most about 20 times a second and once at the
-     * end. bytes of work, total may grow. Non-zero: stop, the operation fails with -ECANCELED, also
-     * if it is the last call. */
+/* ------------------------------------------------------------------ jobs
+ *
+ * A job stands for one long operation. Make it, hand it to the operation, and free it when the
+ * operation has returned. Meanwhile every thread may ask how far it is, change its rate, pause it,
+ * let it go on or cancel it; changes hold at once. */
+
+struct dr_job;
+
+struct dr_job_options {
+    /* Called by the operation's threads, but one at a time, at most about 20 times a second and
+     * once at the end. done and total are bytes of work; total may grow. Non-zero cancels the job,
+     * also from the last call. NULL = nobody asks. */
     int (*progress)(void *user, uint64_t done, uint64_t total);
-    void *user;
-    uint64_t rate;            /* bytes a second, 0 = as fast as it goes */
-    unsigned workers;         /* threads, 0 = one a processor, at most 16 */
-    const volatile int *stop; /* NULL, or set non-zero to cancel: by a signal handler, or atomically
-                                 by another thread */
-    const volatile int *pause; /* NULL, or non-zero: hold on */
-    /* Notices that are not failures (warnings, what was decided). Called from any thread, also from
-     * several at once. NULL = drop them. */
+    /* Warnings and decisions that are no failures. Called from any thread, also from several at
+     * once. NULL = drop them. */
     void (*message)(void *user, const char *text);
+    void *user;       /* for both */
+    uint64_t rate;    /* bytes a second, 0 = as fast as it goes */
+    unsigned workers; /* threads; 0 = as many as the processors or the files can use */
 };
+
+/* The names are QEMU's (JobStatus). */
+enum dr_job_state {
+    DR_JOB_CREATED,   /* no operation has it yet */
+    DR_JOB_RUNNING,   /* also while it comes to rest for a pause */
+    DR_JOB_PAUSED,    /* nothing is read or written until dr_job_resume() */
+    DR_JOB_CONCLUDED, /* the operation has ended */
+};
+
+struct dr_job_status {
+    enum dr_job_state state;
+    int result;       /* concluded: 0 or the negative errno of the operation */
+    bool cancelled;   /* it was told to end */
+    bool pausing;     /* it was told to pause */
+    uint64_t done;    /* bytes of work */
+    uint64_t total;   /* 0 = not known yet */
+    uint64_t rate;    /* bytes a second, 0 = as fast as it goes */
+    uint64_t held_ns; /* the longest time for which the operation held the requests of an open disk
+                         while it switched images */
+};
+
+/* id: a letter, then letters, digits, '-', '.' and '_'; NULL = "job-N", unlike every other of that
+ * kind in this process. options may be NULL. */
+DR_API int dr_job_new(const char *id, const struct dr_job_options *options, struct dr_job **job,
+                      struct dr_error *err);
+/* The operation has returned, or never began. NULL is allowed. */
+DR_API void dr_job_free(struct dr_job *job);
+DR_API const char *dr_job_id(const struct dr_job *job);
+/* Each value is a present one; they need not be of the same instant. */
+DR_API void dr_job_query(const struct dr_job *job, struct dr_job_status *status);
+/* "created", "running", "paused", "concluded". */
+DR_API const char *dr_job_state_name(enum dr_job_state state);
+/* The operation ends soon with -ECANCELED, also while it is paused, unless it has ended by then.
+ * Nothing is lost: doing the operation again goes on. The only one of these functions that a signal
+ * handler may call. NULL is allowed. */
+DR_API void dr_job_cancel(struct dr_job *job);
+/* What is being moved is finished; then the job rests. */
+DR_API void dr_job_pause(struct dr_job *job);
+DR_API void dr_job_resume(struct dr_job *job);
+/* Bytes a second, 0 = as fast as it goes. */
+DR_API void dr_job_set_rate(struct dr_job *job, uint64_t rate);
 
 /* One NAME=VALUE of -o. Tables end by count. */
 struct dr_pair {
@@ -82,7 +127,7 @@ struct dr_convert_options {
 
 /* n sources, one after another, make one target disk. */
 DR_API int dr_convert(const char *const *sources, size_t n, const char *target,
-                      const struct dr_convert_options *options, const struct dr_job *job,
+                      const struct dr_convert_options *options, struct dr_job *job,
                       struct dr_error *err);
 
 /* ------------------------------------------------------------------ measure */
@@ -114,7 +159,7 @@ struct dr_compare_result {
     bool strict_allocation; /* strict: they differ only in what is allocated, at mismatch_off */
     unsigned failed; /* after a failure: 1 or 2 = which disk could not be read or opened, else 0 */
 };
-DR_API int dr_compare(struct dr_disk *a, struct dr_disk *b, bool strict, const struct dr_job *job,
+DR_API int dr_compare(struct dr_disk *a, struct dr_disk *b, bool strict, struct dr_job *job,
                       struct dr_compare_result *result, struct dr_error *err);
 
 /* ------------------------------------------------------------------ rebase, stream, commit */
@@ -129,15 +174,15 @@ struct dr_rebase_options {
     bool force_share; /* -U on the new parent */
     bool dry_run;
 };
-DR_API int dr_rebase(const char *path, const struct dr_rebase_options *options,
-                     const struct dr_job *job, struct dr_error *err);
+DR_API int dr_rebase(const char *path, const struct dr_rebase_options *options, struct dr_job *job,
+                     struct dr_error *err);
 
 struct dr_stream_options {
     struct dr_open_options open;
     const char *base; /* a member of the chain that stays the parent; NULL = none stays */
 };
-DR_API int dr_stream(const char *path, const struct dr_stream_options *options,
-                     const struct dr_job *job, struct dr_error *err);
+DR_API int dr_stream(const char *path, const struct dr_stream_options *options, struct dr_job *job,
+                     struct dr_error *err);
 
 /* An image that keeps its disk in a plain file at the same offsets (add-cow) can go, once it holds
  * every byte: the plain file is the disk then. */
@@ -167,8 +212,8 @@ struct dr_commit_options {
     bool keep;        /* -d: do not empty the overlay afterwards */
     bool force;       /* even if other images, in the base's directory or path's, name it */
 };
-DR_API int dr_commit(const char *path, const struct dr_commit_options *options,
-                     const struct dr_job *job, struct dr_error *err);
+DR_API int dr_commit(const char *path, const struct dr_commit_options *options, struct dr_job *job,
+                     struct dr_error *err);
 
 /* ------------------------------------------------------------------ snapshots of formats without
  * internal ones */

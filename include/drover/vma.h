@@ -127,7 +127,7 @@ struct dr_vma_extract_result {
 /* With no targets: verify. Data of a failed call may stand in the targets; they are flushed when
  * the call succeeds. progress: bytes of disks. -EBADMSG: damage. result may be NULL. */
 DR_API int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_options *options,
-                          const struct dr_job *job, struct dr_vma_extract_result *result,
+                          struct dr_job *job, struct dr_vma_extract_result *result,
                           struct dr_error *err);
 
 /* Would name do as the name of a file of one's own directory? No '/', not "." or "..", not empty,
@@ -182,7 +182,7 @@ struct dr_vma_create_result {
 /* The archive appears under its name only when it is complete. A device or FIFO at path is written
  * to. progress: bytes of disks. result may be NULL. */
 DR_API int dr_vma_create(const char *path, const struct dr_vma_create_options *options,
-                         const struct dr_job *job, struct dr_vma_create_result *result,
+                         struct dr_job *job, struct dr_vma_create_result *result,
                          struct dr_error *err);
 
 /* ------------------------------------------------------------------ index */
@@ -190,7 +190,7 @@ DR_API int dr_vma_create(const char *path, const struct dr_vma_create_options *o
 /* Make the side file (NULL = archive + ".idx") that lets the disks inside be opened without reading
  * all extent headers first. The archive must be able to seek: not compressed, or zstd with a seek
  * table. */
-DR_API int dr_vma_index(const char *path, const char *side, const struct dr_job *job,
+DR_API int dr_vma_index(const char *path, const char *side, struct dr_job *job,
                         struct dr_error *err);
 
 #ifdef __cplusplus

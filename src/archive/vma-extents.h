@@ -24,7 +24,7 @@ struct vma_extents {
     struct vma_output *out;
     struct vma_frames *frames; /* NULL = not compressed */
     struct vma_sums *sums;     /* NULL = none */
-    const struct dr_job *job;
+    struct dr_job *job;
     uint64_t *zeros; /* the sum of all zero_bytes so far, for who shows progress; or NULL */
 
     /* of the run */

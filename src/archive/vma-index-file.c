@@ -12,6 +12,7 @@
 #include "archive/vma-index.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "ops/job.h"
 
 #define MAGIC   "DrVMAidx"
 #define VERSION 1u
@@ -397,7 +398,7 @@ int vma_index_load(struct dr_fs *fs, const char *path, struct dr_file *archive,
 
 /* ------------------------------------------------------------------ public */
 
-static int index_plain(struct dr_file *plain, const char *side, const struct dr_job *job,
+static int index_plain(struct dr_file *plain, const char *side, struct dr_job *job,
                        struct dr_error *err)
 {
     struct dr_vma_header header = {0};
@@ -412,9 +413,8 @@ static int index_plain(struct dr_file *plain, const char *side, const struct dr_
     return r;
 }
 
-int dr_vma_index(const char *path, const char *side, const struct dr_job *job, struct dr_error *err)
+static int make_index(const char *path, const char *side, struct dr_job *job, struct dr_error *err)
 {
-    DR_REQUIRE(path, err);
     struct dr_file *file, *plain = NULL;
     const char *compression;
     CLEANUP_FREE char *usual = vma_index_path(path);
@@ -431,4 +431,11 @@ int dr_vma_index(const char *path, const char *side, const struct dr_job *job, s
     dr_file_unref(plain);
     dr_file_unref(file);
     return r;
+}
+
+int dr_vma_index(const char *path, const char *side, struct dr_job *job, struct dr_error *err)
+{
+    DR_REQUIRE(path, err);
+    int r = dr_job_begin(job, err);
+    return r < 0 ? r : dr_job_end(job, make_index(path, side, job, err));
 }

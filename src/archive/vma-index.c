@@ -269,7 +269,7 @@ int vma_index_check(const struct vma_index *index, const struct dr_vma_header *h
 struct build {
     struct dr_file *file;
     const struct dr_vma_header *header;
-    const struct dr_job *job;
+    struct dr_job *job;
     struct vma_index *index;
     uint64_t pos, size;
     uint8_t *buf; /* READ_AHEAD bytes of the file from at on, have of them */
@@ -374,10 +374,9 @@ static int end_of_archive(struct build *b, struct dr_error *err)
 
 static int report(const struct build *b, struct dr_error *err)
 {
-    const struct dr_job *job = b->job;
-    if (job && job->progress && job->progress(job->user, b->pos, b->size))
+    if (dr_job_report(b->job, b->pos, b->size))
         return dr_fail(err, ECANCELED, "stopped on request");
-    return 0;
+    return dr_job_rest(b->job, err);
 }
 
 static int scan(struct build *b, struct dr_error *err)
@@ -400,8 +399,8 @@ static int scan(struct build *b, struct dr_error *err)
     return r;
 }
 
-int vma_index_build(struct dr_file *file, const struct dr_vma_header *header,
-                    const struct dr_job *job, struct vma_index **index, struct dr_error *err)
+int vma_index_build(struct dr_file *file, const struct dr_vma_header *header, struct dr_job *job,
+                    struct vma_index **index, struct dr_error *err)
 {
     struct build b = {.file = file, .header = header, .job = job, .pos = header->header_size};
     CLEANUP_FREE uint8_t *buf = malloc(READ_AHEAD);

@@ -25,8 +25,8 @@ int vma_index_header(struct dr_file *file, struct dr_vma_header *header,
  * -EBADMSG. Memory follows the extents that are really there, not the sizes they claim: at most 8
  * bytes a slot that the archive's length has room for. The state of a running machine
  * (disks[].vmstate) is checked as far as its extents go and not kept. job may be NULL. */
-int vma_index_build(struct dr_file *file, const struct dr_vma_header *header,
-                    const struct dr_job *job, struct vma_index **index, struct dr_error *err);
+int vma_index_build(struct dr_file *file, const struct dr_vma_header *header, struct dr_job *job,
+                    struct vma_index **index, struct dr_error *err);
 void vma_index_free(struct vma_index *index); /* NULL allowed */
 
 /* Any threads. cluster < vma_clusters(size of the disk). */

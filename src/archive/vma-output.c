@@ -18,7 +18,7 @@
 #define WRITE_MAX  (1u << 30)
 
 void vma_output_to_file(struct vma_output *o, struct dr_file *file, const char *name,
-                        const struct dr_job *job)
+                        struct dr_job *job)
 {
     *o = (struct vma_output){.file = file, .fd = -1, .own_fd = -1, .name = name, .job = job};
 }
@@ -33,7 +33,7 @@ static int open_again(int fd)
     return open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
 }
 
-void vma_output_to_fd(struct vma_output *o, int fd, const char *name, const struct dr_job *job)
+void vma_output_to_fd(struct vma_output *o, int fd, const char *name, struct dr_job *job)
 {
     struct stat st;
     *o = (struct vma_output){.fd = fd, .own_fd = -1, .name = name, .job = job};

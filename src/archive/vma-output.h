@@ -13,13 +13,13 @@ struct vma_output {
     int own_fd;           /* the same object, opened here so that it does not block; or -1 */
     bool socket;
     const char *name; /* for messages */
-    const struct dr_job *job;
+    struct dr_job *job;
     uint64_t pos; /* bytes written */
 };
 
 void vma_output_to_file(struct vma_output *o, struct dr_file *file, const char *name,
-                        const struct dr_job *job);
-void vma_output_to_fd(struct vma_output *o, int fd, const char *name, const struct dr_job *job);
+                        struct dr_job *job);
+void vma_output_to_fd(struct vma_output *o, int fd, const char *name, struct dr_job *job);
 void vma_output_close(struct vma_output *o); /* closes neither file nor fd */
 
 /* All of it, however slowly it is taken. -EPIPE: nobody reads any more; no signal is raised.

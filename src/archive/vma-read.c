@@ -202,28 +202,8 @@ static void want_sums(struct vma_read *x)
 
 /* ------------------------------------------------------------------ the run */
 
-/* The engine stops when progress says so; those who wait here must know. */
-static int watch_progress(void *user, uint64_t done, uint64_t total)
-{
-    struct vma_read *x = user;
-    int r = x->job->progress(x->job->user, done, total);
-    if (r != 0)
-        atomic_store(&x->stopping, true);
-    return r;
-}
-
-static void pass_message(void *user, const char *text)
-{
-    const struct vma_read *x = user;
-    x->job->message(x->job->user, text);
-}
-
 static int run(struct vma_read *x, struct dr_error *err)
 {
-    struct dr_job job = x->job ? *x->job : (struct dr_job){0};
-    job.progress = job.progress ? watch_progress : NULL;
-    job.message = job.message ? pass_message : NULL;
-    job.user = x;
     struct dr_copy_policy policy = {
         .user = x,
         .next = vma_read_next,
@@ -234,7 +214,7 @@ static int run(struct vma_read *x, struct dr_error *err)
     };
     for (size_t i = 0; i < x->vma->header.n_disks; i++)
         policy.total += vma_clusters(x->vma->header.disks[i].size) * DR_VMA_CLUSTER;
-    return dr_copy_run(&policy, &job, err);
+    return dr_copy_run(&policy, x->job, err);
 }
 
 int vma_flush_targets(const struct vma_read *x, struct dr_error *err)
@@ -311,8 +291,7 @@ static int begin(struct vma_read *x, struct dr_vma *vma, struct dr_error *err)
     x->window = x->file ? malloc(VMA_READ_WINDOW) : NULL;
     if (x->file && !x->window)
         return dr_fail(err, ENOMEM, "%s: out of memory", vma->name);
-    if (x->job)
-        dr_source_stop_by(vma->source, x->job->stop);
+    dr_source_stop_by(vma->source, dr_job_stop_flag(x->job));
     for (size_t i = 0; i < vma->header.n_disks; i++)
         x->disks[vma->header.disks[i].id].disk = &vma->header.disks[i];
     if (vma->done)
@@ -321,25 +300,27 @@ static int begin(struct vma_read *x, struct dr_vma *vma, struct dr_error *err)
 }
 
 int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_options *options,
-                   const struct dr_job *job, struct dr_vma_extract_result *result,
-                   struct dr_error *err)
+                   struct dr_job *job, struct dr_vma_extract_result *result, struct dr_error *err)
 {
     DR_REQUIRE(vma, err);
     if (options)
         DR_REQUIRE_N(options->targets, options->n_targets, err);
     static const struct dr_vma_extract_options defaults;
+    int r = dr_job_begin(job, err);
+    if (r < 0)
+        return r;
     struct vma_read *x = calloc(1, sizeof(*x));
     if (!x)
-        return dr_fail(err, ENOMEM, "%s: out of memory", vma->name);
+        return dr_job_end(job, dr_fail(err, ENOMEM, "%s: out of memory", vma->name));
     x->o = options ? options : &defaults;
     x->job = job;
     init_locks(x);
-    int r = begin(x, vma, err);
+    r = begin(x, vma, err);
     if (r == 0)
         r = extract(x, err);
     if (result)
         *result = x->result;
     dr_source_stop_by(vma->source, NULL);
     clean_up(x);
-    return r;
+    return dr_job_end(job, r);
 }

@@ -83,8 +83,8 @@ enum vma_item_kind { VMA_ITEM_NONE, VMA_ITEM_DATA, VMA_ITEM_ZEROS };
 struct vma_read {
     struct dr_vma *vma;
     const struct dr_vma_extract_options *o;
-    const struct dr_job *job; /* the caller's; may be NULL */
-    struct dr_file *file;     /* the plain bytes, or NULL: one after another only */
+    struct dr_job *job;   /* the caller's; may be NULL */
+    struct dr_file *file; /* the plain bytes, or NULL: one after another only */
     bool unpack; /* nobody wants the data, but to unpack them tells whether they are whole */
     struct vma_sums *sums;
     struct vma_reading disks[256]; /* by id; disk NULL = there is none */

@@ -31,7 +31,7 @@ struct writer {
     struct dr_fs *fs;
     const char *path;
     const struct dr_vma_create_options *options;
-    const struct dr_job *job;
+    struct dr_job *job;
 
     struct dr_vma_header header;
     struct dr_vma_disk disks[VMA_MAX_DISKS];
@@ -595,7 +595,7 @@ static void fill_result(const struct writer *w, struct dr_vma_create_result *res
 }
 
 int dr_vma_create_fs(struct dr_fs *fs, const char *path,
-                     const struct dr_vma_create_options *options, const struct dr_job *job,
+                     const struct dr_vma_create_options *options, struct dr_job *job,
                      struct dr_vma_create_result *result, struct dr_error *err)
 {
     struct writer *w = calloc(1, sizeof(*w));
@@ -619,9 +619,8 @@ int dr_vma_create_fs(struct dr_fs *fs, const char *path,
     return r;
 }
 
-int dr_vma_create(const char *path, const struct dr_vma_create_options *options,
-                  const struct dr_job *job, struct dr_vma_create_result *result,
-                  struct dr_error *err)
+int dr_vma_create(const char *path, const struct dr_vma_create_options *options, struct dr_job *job,
+                  struct dr_vma_create_result *result, struct dr_error *err)
 {
     DR_REQUIRE(path, err);
     DR_REQUIRE(options, err);
@@ -629,5 +628,8 @@ int dr_vma_create(const char *path, const struct dr_vma_create_options *options,
     DR_REQUIRE_N(options->configs, options->n_configs, err);
     if (options->compression != DR_VMA_PLAIN && options->compression != DR_VMA_ZSTD)
         return dr_fail(err, EINVAL, "%s: unknown compression %d", path, (int)options->compression);
-    return dr_vma_create_fs(dr_fs_posix(), path, options, job, result, err);
+    int r = dr_job_begin(job, err);
+    if (r < 0)
+        return r;
+    return dr_job_end(job, dr_vma_create_fs(dr_fs_posix(), path, options, job, result, err));
 }

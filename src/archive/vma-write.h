@@ -8,7 +8,7 @@
 
 /* fs: of the archive and its checksums; the disks bring their own. */
 int dr_vma_create_fs(struct dr_fs *fs, const char *path,
-                     const struct dr_vma_create_options *options, const struct dr_job *job,
+                     const struct dr_vma_create_options *options, struct dr_job *job,
                      struct dr_vma_create_result *result, struct dr_error *err);
 
 #endif

@@ -13,7 +13,7 @@
 struct commit {
     struct dr_fs *fs;
     const struct dr_commit_options *o;
-    const struct dr_job *job;
+    struct dr_job *job;
     const char *path;
     struct dr_disk *disk;
     struct dr_chain *chain;
@@ -300,7 +300,7 @@ static int run(struct commit *c, struct dr_error *err)
 }
 
 int dr_commit_fs(struct dr_fs *fs, const char *path, const struct dr_commit_options *options,
-                 const struct dr_job *job, struct dr_error *err)
+                 struct dr_job *job, struct dr_error *err)
 {
     struct commit c = {.fs = fs, .o = options, .job = job, .path = path};
     int r = prepare(&c, err);
@@ -310,11 +310,12 @@ int dr_commit_fs(struct dr_fs *fs, const char *path, const struct dr_commit_opti
     return r < 0 ? r : closed;
 }
 
-int dr_commit(const char *path, const struct dr_commit_options *options, const struct dr_job *job,
+int dr_commit(const char *path, const struct dr_commit_options *options, struct dr_job *job,
               struct dr_error *err)
 {
     DR_REQUIRE(path, err);
     static const struct dr_commit_options defaults;
     options = options ? options : &defaults;
-    return dr_commit_fs(dr_fs_posix(), path, options, job, err);
+    int r = dr_job_begin(job, err);
+    return r < 0 ? r : dr_job_end(job, dr_commit_fs(dr_fs_posix(), path, options, job, err));
 }

@@ -113,7 +113,7 @@ static int compare_work(void *user, struct dr_copy_item *item, uint8_t *const *b
 }
 
 static int compare_chains(struct compare *c, struct dr_chain *a, struct dr_chain *b,
-                          const struct dr_job *job, struct dr_error *err)
+                          struct dr_job *job, struct dr_error *err)
 {
     uint64_t size = dr_max(a->images[0]->size, b->images[0]->size);
     c->pair.size = size;
@@ -130,7 +130,7 @@ static int compare_chains(struct compare *c, struct dr_chain *a, struct dr_chain
     return dr_copy_run(&policy, job, err);
 }
 
-int dr_compare(struct dr_disk *a, struct dr_disk *b, bool strict, const struct dr_job *job,
+int dr_compare(struct dr_disk *a, struct dr_disk *b, bool strict, struct dr_job *job,
                struct dr_compare_result *result, struct dr_error *err)
 {
     DR_REQUIRE(a, err);

@@ -9,7 +9,7 @@
 struct convert {
     struct dr_fs *fs;
     const struct dr_convert_options *o;
-    const struct dr_job *job;
+    struct dr_job *job;
     struct dr_disk **sources;
     size_t n;
     uint64_t total;
@@ -101,7 +101,7 @@ static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_
         .backing = c->backing ? c->backing->chain->images[0] : NULL,
         .backing_name = c->o->backing,
         .backing_format = backing_format(c),
-        .stop = c->job ? c->job->stop : NULL,
+        .stop = dr_job_stop_flag(c->job),
         .all_new = true,
     };
     int r = dr_new_create(&c->fresh, fmt, &what, c->o->pairs, c->o->n_pairs, target_flags(c), err);
@@ -266,41 +266,20 @@ static int copy_with_backing(struct convert *c, struct dr_error *err)
     return r < 0 ? r : fill_sector(c, c->total, err);
 }
 
-/* Progress over several sources: what the earlier ones had is added. */
-struct part {
-    const struct dr_job *outer;
-    uint64_t before, total;
-};
-
-static int part_progress(void *user, uint64_t done, uint64_t total)
-{
-    const struct part *p = user;
-    (void)total;
-    return p->outer->progress(p->outer->user, p->before + done, p->total);
-}
-
-static void part_message(void *user, const char *text)
-{
-    const struct part *p = user;
-    p->outer->message(p->outer->user, text);
-}
-
 static int copy_plain(struct convert *c, struct dr_error *err)
 {
-    struct part part = {.outer = c->job, .total = c->total};
+    uint64_t end = 0; /* of what the sources up to here make in the target */
     int r = 0;
     for (size_t i = 0; i < c->n && r == 0; i++) {
         struct dr_transfer t;
-        struct dr_job job = c->job ? *c->job : (struct dr_job){0};
-        job.progress = job.progress ? part_progress : NULL;
-        job.message = job.message ? part_message : NULL;
-        job.user = &part;
-        transfer_init(c, &t, c->sources[i]->chain, c->out->chain, part.before);
-        r = dr_transfer_run(&t, dr_size(c->sources[i]), &job, err);
-        part.before += dr_size(c->sources[i]);
+        transfer_init(c, &t, c->sources[i]->chain, c->out->chain, end);
+        t.before = end;
+        t.after = c->total - dr_min(c->total, end + dr_size(c->sources[i]));
+        r = dr_transfer_run(&t, dr_size(c->sources[i]), c->job, err);
+        end += dr_size(c->sources[i]);
         if (r == 0)
-            r = fill_sector(c, part.before, err);
-        part.before = dr_round_up(part.before, SECTOR);
+            r = fill_sector(c, end, err);
+        end = dr_round_up(end, SECTOR);
     }
     return r;
 }
@@ -360,7 +339,7 @@ static void clean_up(struct convert *c)
 }
 
 int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const char *target,
-                  const struct dr_convert_options *options, const struct dr_job *job,
+                  const struct dr_convert_options *options, struct dr_job *job,
                   struct dr_error *err)
 {
     struct dr_convert_options o =
@@ -382,12 +361,15 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
 }
 
 int dr_convert(const char *const *sources, size_t n, const char *target,
-               const struct dr_convert_options *options, const struct dr_job *job,
-               struct dr_error *err)
+               const struct dr_convert_options *options, struct dr_job *job, struct dr_error *err)
 {
     DR_REQUIRE(target, err);
     DR_REQUIRE_N(sources, n, err);
     for (size_t i = 0; i < n; i++)
         DR_REQUIRE(sources[i], err);
-    return dr_new_hide(dr_convert_fs(dr_fs_posix(), sources, n, target, options, job, err), err);
+    int r = dr_job_begin(job, err);
+    if (r < 0)
+        return r;
+    r = dr_job_end(job, dr_convert_fs(dr_fs_posix(), sources, n, target, options, job, err));
+    return dr_new_hide(r, err);
 }

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -11,8 +9,9 @@
 #include "ops/copy.h"
 
 #define PROGRESS_NS  (50u * 1000 * 1000)
-#define SLICE_NS     (20u * 1000 * 1000)
+#define MAX_WAIT_NS  UINT64_C(1000000000000000000)
 #define SLOTS_FACTOR 2 /* ordered: slots a worker, so that a slow item does not stop the others */
+#define MEMORY_MAX   (UINT64_C(64) << 20) /* of all buffers of a run that has many workers */
 
 struct slot {
     struct dr_copy_item item;
@@ -22,13 +21,15 @@ struct slot {
 
 struct run {
     const struct dr_copy_policy *policy;
-    const struct dr_job *job;
+    struct dr_job *job;
     const struct dr_copy_clock *clock;
     struct slot *slots;
     unsigned n_slots, n_workers;
 
-    pthread_mutex_t next_lock; /* one thread in next, taken before lock */
-    bool ended;                /* under next_lock */
+    pthread_mutex_t next_lock; /* one thread waits for its turn or is in next; before lock */
+    bool ended;                /* under next_lock, as the next three */
+    double owed;               /* bytes given out that the rate does not allow for yet, as of: */
+    uint64_t owed_at, rate;
 
     pthread_mutex_t lock;
     pthread_cond_t freed; /* ordered: a slot came free, or the run stops */
@@ -36,7 +37,6 @@ struct run {
     bool emitting;        /* ordered: some thread is in emit */
     int result;           /* first failure or "enough" */
     struct dr_error *err; /* the caller's, written once */
-    uint64_t rate_next;   /* when the next item may start */
     pthread_mutex_t progress_lock;
     uint64_t progress_at; /* under progress_lock */
 
@@ -46,24 +46,13 @@ struct run {
 
 /* ------------------------------------------------------------------ small things */
 
-void dr_job_message(const struct dr_job *job, const char *fmt, ...)
+unsigned dr_copy_workers(const struct dr_copy_policy *policy, const struct dr_job *job)
 {
-    if (!job || !job->message)
-        return;
-    char text[2048];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof(text), fmt, ap);
-    va_end(ap);
-    job->message(job->user, text);
-}
-
-unsigned dr_copy_workers(const struct dr_job *job)
-{
-    long n = job && job->workers ? (long)job->workers : sysconf(_SC_NPROCESSORS_ONLN);
-    if (n < 1)
-        n = 1;
-    return n > DR_COPY_WORKERS ? DR_COPY_WORKERS : (unsigned)n;
+    if (job && job->workers)
+        return (unsigned)dr_min(job->workers, DR_COPY_WORKERS);
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned n = cpus < 1 ? 1 : (unsigned)dr_min((uint64_t)cpus, DR_COPY_CPUS);
+    return (unsigned)dr_min(dr_max(n, policy->depth), DR_COPY_WORKERS);
 }
 
 static uint64_t system_now(void *user)
@@ -74,14 +63,7 @@ static uint64_t system_now(void *user)
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-static void system_sleep(void *user, uint64_t ns)
-{
-    (void)user;
-    struct timespec ts = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
-    nanosleep(&ts, NULL);
-}
-
-static const struct dr_copy_clock system_clock = {system_now, system_sleep, NULL};
+static const struct dr_copy_clock system_clock = {system_now, NULL, NULL};
 
 /* ------------------------------------------------------------------ stopping */
 
@@ -99,6 +81,7 @@ static void stop_run(struct run *run, int result, const struct dr_error *from)
     }
     atomic_store(&run->stopping, true);
     pthread_cond_broadcast(&run->freed);
+    dr_job_ring(run->job);
 }
 
 static void cancel_run(struct run *run)
@@ -116,59 +99,75 @@ static bool may_go_on(struct run *run)
 
 /* ------------------------------------------------------------------ progress, pause, rate */
 
-static void report(struct run *run, uint64_t now)
+static void report(struct run *run)
 {
-    run->progress_at = now;
-    uint64_t done = dr_min(atomic_load(&run->done), run->policy->total);
-    if (run->job->progress(run->job->user, done, run->policy->total) != 0)
+    const struct dr_copy_policy *p = run->policy;
+    uint64_t done = dr_min(atomic_load(&run->done), p->total);
+    if (!p->silent && dr_job_report(run->job, p->before + done, p->before + p->total + p->after))
         cancel_run(run);
 }
 
 static void account(struct run *run, uint64_t bytes)
 {
     atomic_fetch_add(&run->done, bytes);
-    if (!run->job || !run->job->progress || pthread_mutex_trylock(&run->progress_lock) != 0)
+    if (!run->job || pthread_mutex_trylock(&run->progress_lock) != 0)
         return;
     uint64_t now = run->clock->now(run->clock->user);
-    if (now - run->progress_at >= PROGRESS_NS)
-        report(run, now);
+    if (now - run->progress_at >= PROGRESS_NS) {
+        run->progress_at = now;
+        report(run);
+    }
     pthread_mutex_unlock(&run->progress_lock);
 }
 
-static void sleep_slice(struct run *run, uint64_t ns)
+/* Until the job changes, and no longer than ns. */
+static void wait_for_change(struct run *run, uint32_t bell, uint64_t ns)
 {
-    run->clock->sleep(run->clock->user, dr_min(ns, SLICE_NS));
+    if (run->clock->sleep)
+        run->clock->sleep(run->clock->user, ns);
+    else
+        dr_job_sleep(run->job, bell, ns);
 }
 
-static void wait_while_paused(struct run *run)
+/* How long the next item has to wait for those before it to keep to the rate. The time since the
+ * last look counts at the rate that held then, what is left waits at the present one. */
+static uint64_t rate_wait(struct run *run)
 {
-    while (run->job && run->job->pause && __atomic_load_n(run->job->pause, __ATOMIC_RELAXED) &&
-           may_go_on(run))
-        sleep_slice(run, SLICE_NS);
-}
-
-/* When may an item of len bytes start? Books its time. */
-static uint64_t rate_book(struct run *run, uint64_t len)
-{
-    uint64_t now = run->clock->now(run->clock->user);
-    DR_LOCK_SCOPE(&run->lock);
-    uint64_t start = dr_max(now, run->rate_next);
-    double ns = (double)len * 1e9 / (double)run->job->rate;
-    run->rate_next = start + (ns < 1e18 ? (uint64_t)ns : (uint64_t)1e18);
-    return start;
-}
-
-static void hold_to_rate(struct run *run, uint64_t len)
-{
-    if (!run->job || run->job->rate == 0)
-        return;
-    uint64_t start = rate_book(run, len);
-    for (;;) {
-        uint64_t now = run->clock->now(run->clock->user);
-        if (now >= start || !may_go_on(run))
-            return;
-        sleep_slice(run, start - now);
+    uint64_t rate = atomic_load(&run->job->rate);
+    if (rate == 0) {
+        run->rate = 0;
+        return 0;
     }
+    uint64_t now = run->clock->now(run->clock->user);
+    run->owed -= (double)(now - run->owed_at) / 1e9 * (double)run->rate;
+    if (run->rate == 0 || run->owed < 0)
+        run->owed = 0;
+    run->owed_at = now;
+    run->rate = rate;
+    double ns = run->owed * 1e9 / (double)rate;
+    return ns < (double)MAX_WAIT_NS ? (uint64_t)ns : MAX_WAIT_NS;
+}
+
+/* next_lock held: all other workers queue behind the one that waits here, for the end of a pause
+ * and, when it has an item, for the rate. False: the run ends. */
+static bool wait_for_turn(struct run *run, bool has_item)
+{
+    struct dr_job *job = run->job;
+    if (!job)
+        return may_go_on(run);
+    bool go;
+    for (;;) {
+        uint32_t bell = dr_job_bell(job);
+        go = may_go_on(run);
+        bool paused = dr_job_paused(job);
+        uint64_t ns = paused ? MAX_WAIT_NS : has_item ? rate_wait(run) : 0;
+        if (!go || ns == 0)
+            break;
+        atomic_store(&job->waiting, paused);
+        wait_for_change(run, bell, ns);
+    }
+    atomic_store(&job->waiting, false);
+    return go;
 }
 
 /* ------------------------------------------------------------------ the three steps */
@@ -184,11 +183,11 @@ static struct slot *wait_for_slot(struct run *run)
     return &run->slots[run->tail++ % run->n_slots];
 }
 
-/* The next item in a slot, or NULL: no more, or stopped. */
+/* The next item in a slot, or NULL: no more, or stopped. The worker counts as busy from then on. */
 static struct slot *take(struct run *run, struct slot *own, struct dr_error *err)
 {
     DR_LOCK_SCOPE(&run->next_lock);
-    if (run->ended || !may_go_on(run))
+    if (run->ended || !wait_for_turn(run, false))
         return NULL;
     struct dr_copy_item item = {0};
     int r = run->policy->next(run->policy->user, &item, err);
@@ -200,9 +199,15 @@ static struct slot *take(struct run *run, struct slot *own, struct dr_error *err
             account(run, item.passed);
         return NULL;
     }
+    if (!wait_for_turn(run, true))
+        return NULL;
     struct slot *slot = run->policy->ordered ? wait_for_slot(run) : own;
-    if (slot)
-        slot->item = item;
+    if (!slot)
+        return NULL;
+    slot->item = item;
+    run->owed += (double)item.len;
+    if (run->job)
+        atomic_fetch_add(&run->job->busy, 1);
     return slot;
 }
 
@@ -250,23 +255,27 @@ static void emit_in_order(struct run *run, struct slot *slot, struct dr_error *e
     pthread_mutex_unlock(&run->lock);
 }
 
+/* False: the run ends. */
+static bool do_item(struct run *run, struct slot *slot, struct dr_error *err)
+{
+    if (call(run, run->policy->work, slot, err) != 0)
+        return false;
+    if (!run->policy->ordered)
+        return emit(run, slot, err) == 0;
+    emit_in_order(run, slot, err);
+    return true;
+}
+
 static void work_loop(struct run *run, unsigned index)
 {
     struct dr_error err = DR_ERROR_INIT;
     struct slot *own = run->policy->ordered ? NULL : &run->slots[index], *slot;
+    bool more = true;
 
-    for (;;) {
-        wait_while_paused(run);
-        slot = take(run, own, &err);
-        if (!slot)
-            return;
-        hold_to_rate(run, slot->item.len);
-        if (!may_go_on(run) || call(run, run->policy->work, slot, &err) != 0)
-            return;
-        if (run->policy->ordered)
-            emit_in_order(run, slot, &err);
-        else if (emit(run, slot, &err) != 0)
-            return;
+    while (more && (slot = take(run, own, &err))) {
+        more = do_item(run, slot, &err);
+        if (run->job)
+            atomic_fetch_sub(&run->job->busy, 1);
     }
 }
 
@@ -303,13 +312,9 @@ static void run_workers(struct run *run)
 
 static void finish_progress(struct run *run)
 {
-    if (!run->job || !run->job->progress)
-        return;
     if (run->result >= 0)
         atomic_store(&run->done, run->policy->total);
-    if (run->job->progress(run->job->user, dr_min(atomic_load(&run->done), run->policy->total),
-                           run->policy->total) != 0)
-        cancel_run(run); /* a short job makes no other call */
+    report(run); /* a short job makes no other call */
 }
 
 static size_t rounded_buffer(const struct dr_copy_policy *policy)
@@ -341,12 +346,23 @@ static void destroy_locks(struct run *run)
     pthread_mutex_destroy(&run->next_lock);
 }
 
-int dr_copy_run(const struct dr_copy_policy *policy, const struct dr_job *job, struct dr_error *err)
+/* Fewer buffers rather than more memory: two workers always have theirs. */
+static unsigned bounded_slots(const struct dr_copy_policy *policy, unsigned n)
+{
+    uint64_t each = (uint64_t)rounded_buffer(policy) * policy->buffers;
+    if (n <= DR_COPY_CPUS * SLOTS_FACTOR || each == 0)
+        return n;
+    return (unsigned)dr_min(n, dr_max(MEMORY_MAX / each, DR_COPY_CPUS));
+}
+
+int dr_copy_run(const struct dr_copy_policy *policy, struct dr_job *job, struct dr_error *err)
 {
     struct run run = {.policy = policy, .job = job, .err = err};
     run.clock = policy->clock ? policy->clock : &system_clock;
-    run.n_workers = dr_copy_workers(job);
-    run.n_slots = policy->ordered ? run.n_workers * SLOTS_FACTOR : run.n_workers;
+    run.n_workers = dr_copy_workers(policy, job);
+    run.n_slots =
+        bounded_slots(policy, policy->ordered ? run.n_workers * SLOTS_FACTOR : run.n_workers);
+    run.n_workers = (unsigned)dr_min(run.n_workers, run.n_slots);
     CLEANUP_FREE struct slot *slots = calloc(run.n_slots, sizeof(*slots));
     if (!slots)
         return dr_fail(err, ENOMEM, "out of memory for %u copy slots", run.n_slots);
@@ -362,7 +378,7 @@ int dr_copy_run(const struct dr_copy_policy *policy, const struct dr_job *job, s
         give_buffers(&run, memory);
     }
     init_locks(&run);
-    run.progress_at = run.clock->now(run.clock->user);
+    run.progress_at = run.owed_at = run.clock->now(run.clock->user);
     run_workers(&run);
     finish_progress(&run);
     destroy_locks(&run);

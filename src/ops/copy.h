@@ -13,11 +13,11 @@
 #ifndef DR_OPS_COPY_H
 #define DR_OPS_COPY_H
 
-#include "base/error.h"
-#include "drover/ops.h"
+#include "ops/job.h"
 
-#define DR_COPY_BUFFERS 2 /* at most, for one item */
-#define DR_COPY_WORKERS 16
+#define DR_COPY_BUFFERS 2  /* at most, for one item */
+#define DR_COPY_CPUS    16 /* workers that processors are counted for */
+#define DR_COPY_WORKERS 64 /* workers at most, for files that take many requests at once */
 
 struct dr_copy_item {
     uint64_t off, len; /* the policy's; the engine counts len for rate and progress */
@@ -29,6 +29,7 @@ struct dr_copy_item {
 /* Where the time comes from; tests bring their own. */
 struct dr_copy_clock {
     uint64_t (*now)(void *user); /* nanoseconds */
+    /* NULL = sleep until the job changes, ns at most */
     void (*sleep)(void *user, uint64_t ns);
     void *user;
 };
@@ -46,27 +47,23 @@ struct dr_copy_policy {
     bool ordered;
     unsigned buffers; /* 0..DR_COPY_BUFFERS for each item */
     size_t buffer_size;
-    uint64_t total;                    /* for progress */
+    /* How many requests the files want to be under way at once (dr_stock_depth); 0 = local files, a
+     * worker a processor is enough. Each worker has one request under way, so this many are
+     * started, unless the job says how many it wants. */
+    unsigned depth;
+    /* For progress: bytes of this run, and those of the same job before and after it. */
+    uint64_t total, before, after;
+    bool silent;                       /* no progress: the job counts other runs */
     const struct dr_copy_clock *clock; /* NULL = the system's */
 };
 
 /* 0 when all items are emitted, the positive result of a policy that had enough, or the first
  * failure (the others are forgotten); -ECANCELED when the job was stopped. In each case no thread
  * of the run is left and nothing of the policy is called any more. job may be NULL. */
-int dr_copy_run(const struct dr_copy_policy *policy, const struct dr_job *job,
-                struct dr_error *err);
+int dr_copy_run(const struct dr_copy_policy *policy, struct dr_job *job, struct dr_error *err);
 
-/* How many threads a job gets: what it asks for, else one a processor, 1..DR_COPY_WORKERS. */
-unsigned dr_copy_workers(const struct dr_job *job);
-
-/* True when the job was told to stop. */
-static inline bool dr_job_stopped(const struct dr_job *job)
-{
-    return job && job->stop && __atomic_load_n(job->stop, __ATOMIC_RELAXED);
-}
-
-/* A notice that is not a failure. */
-void dr_job_message(const struct dr_job *job, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
+/* How many threads a run gets: what the job asks for, else one a processor (at most DR_COPY_CPUS)
+ * or as many as the files want, at most DR_COPY_WORKERS. */
+unsigned dr_copy_workers(const struct dr_copy_policy *policy, const struct dr_job *job);
 
 #endif

@@ -10,21 +10,21 @@
 int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_options *options,
                  struct dr_error *err);
 int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const char *target,
-                  const struct dr_convert_options *options, const struct dr_job *job,
+                  const struct dr_convert_options *options, struct dr_job *job,
                   struct dr_error *err);
 int dr_measure_fs(struct dr_fs *fs, const char *source, uint64_t size,
                   const struct dr_measure_options *options, struct dr_measure_result *result,
                   struct dr_error *err);
 int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
-                 const struct dr_job *job, struct dr_error *err);
+                 struct dr_job *job, struct dr_error *err);
 int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *options,
-                 const struct dr_job *job, struct dr_error *err);
+                 struct dr_job *job, struct dr_error *err);
 int dr_retire_look_fs(struct dr_fs *fs, const char *path, const struct dr_retire_options *options,
                       struct dr_retire_state *state, struct dr_error *err);
 int dr_retire_fs(struct dr_fs *fs, const char *path, const struct dr_retire_options *options,
                  char **plain, struct dr_error *err);
 int dr_commit_fs(struct dr_fs *fs, const char *path, const struct dr_commit_options *options,
-                 const struct dr_job *job, struct dr_error *err);
+                 struct dr_job *job, struct dr_error *err);
 int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
                           const struct dr_open_options *options, char **active,
                           struct dr_error *err);

@@ -11,7 +11,7 @@
 struct rebase {
     struct dr_fs *fs;
     const struct dr_rebase_options *o;
-    const struct dr_job *job;
+    struct dr_job *job;
     const char *path, *name; /* name NULL = no parent */
     char *where;             /* of the new parent */
     struct dr_disk *disk;    /* the overlay on its old parents */
@@ -266,8 +266,6 @@ static int count_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf
 static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
 {
     struct count c = {.enough = room};
-    struct dr_job job = rb->job ? *rb->job : (struct dr_job){0};
-    job.progress = NULL; /* the copy starts from nought */
     fill_init(&c.fill, rb);
     struct dr_copy_policy policy = {
         .user = &c,
@@ -277,8 +275,9 @@ static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
         .total = c.fill.pair.size,
+        .silent = true, /* the copy reports all bytes */
     };
-    return dr_copy_run(&policy, &job, err);
+    return dr_copy_run(&policy, rb->job, err);
 }
 
 static int check_space(struct rebase *rb, struct dr_error *err)
@@ -339,16 +338,15 @@ static int own_zeros(struct rebase *rb, struct dr_error *err)
     struct dr_walk walk;
     if (rb->name || !image->fmt->plain || !image->fmt->plain(image))
         return 0;
-    struct dr_job job = rb->job ? *rb->job : (struct dr_job){0};
-    job.progress = NULL; /* the copy has told of all bytes */
     dr_walk_init(&walk, rb->disk->chain, 0, 1, image->size);
     struct dr_copy_policy policy = {
         .user = &walk,
         .next = own_next,
         .emit = own_emit,
         .total = walk.size,
+        .silent = true, /* the copy has reported all bytes */
     };
-    return dr_copy_run(&policy, &job, err);
+    return dr_copy_run(&policy, rb->job, err);
 }
 
 /* ------------------------------------------------------------------ giving up what is equal */
@@ -541,7 +539,7 @@ static int rebase_unsafe(struct rebase *rb, struct dr_error *err)
 }
 
 int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
-                 const struct dr_job *job, struct dr_error *err)
+                 struct dr_job *job, struct dr_error *err)
 {
     struct rebase rb = {.fs = fs, .o = options, .job = job, .path = path};
     rb.name = options->backing && *options->backing ? options->backing : NULL;
@@ -557,11 +555,12 @@ int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_opti
     return r < 0 ? r : closed;
 }
 
-int dr_rebase(const char *path, const struct dr_rebase_options *options, const struct dr_job *job,
+int dr_rebase(const char *path, const struct dr_rebase_options *options, struct dr_job *job,
               struct dr_error *err)
 {
     DR_REQUIRE(path, err);
     DR_REQUIRE(options, err);
     DR_REQUIRE(options->backing, err);
-    return dr_rebase_fs(dr_fs_posix(), path, options, job, err);
+    int r = dr_job_begin(job, err);
+    return r < 0 ? r : dr_job_end(job, dr_rebase_fs(dr_fs_posix(), path, options, job, err));
 }

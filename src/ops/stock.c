@@ -330,8 +330,7 @@ int dr_transfer_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
     return emit_sparse(t, buf[0], item->off, off, end, err);
 }
 
-int dr_transfer_run(struct dr_transfer *t, uint64_t total, const struct dr_job *job,
-                    struct dr_error *err)
+int dr_transfer_run(struct dr_transfer *t, uint64_t total, struct dr_job *job, struct dr_error *err)
 {
     t->pos = 0;
     t->job = job;
@@ -343,6 +342,8 @@ int dr_transfer_run(struct dr_transfer *t, uint64_t total, const struct dr_job *
         .buffers = 1,
         .buffer_size = DR_STOCK_BUFFER,
         .total = total,
+        .before = t->before,
+        .after = t->after,
     };
     return dr_copy_run(&policy, job, err);
 }

@@ -73,7 +73,8 @@ struct dr_transfer {
     unsigned zero_flags; /* for dr_chain_zero */
     bool salvage;
     bool to_file; /* try to copy without passing through memory */
-    const struct dr_job *job;
+    struct dr_job *job;
+    uint64_t before, after; /* bytes of the same job in other runs, for progress */
 
     uint64_t pos; /* of next */
 };
@@ -83,8 +84,8 @@ int dr_transfer_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                      struct dr_error *err);
 int dr_transfer_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                      struct dr_error *err);
-/* Run it. done_before, total: for progress over several sources. */
-int dr_transfer_run(struct dr_transfer *t, uint64_t total, const struct dr_job *job,
+/* Run it. total: bytes for progress. */
+int dr_transfer_run(struct dr_transfer *t, uint64_t total, struct dr_job *job,
                     struct dr_error *err);
 /* Bytes of DATA that a transfer would copy: an upper bound of what it writes. */
 int dr_transfer_measure(const struct dr_transfer *t, uint64_t *bytes, struct dr_error *err);

@@ -23,7 +23,7 @@ static int find_base(struct dr_fs *fs, const char *path, const struct dr_stream_
 }
 
 int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *o,
-                 const struct dr_job *job, struct dr_error *err)
+                 struct dr_job *job, struct dr_error *err)
 {
     CLEANUP_FREE char *name = NULL, *format = NULL;
     int r = o->base && *o->base ? find_base(fs, path, o, &name, &format, err) : 0;
@@ -37,11 +37,12 @@ int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_opti
     return dr_rebase_fs(fs, path, &rebase, job, err);
 }
 
-int dr_stream(const char *path, const struct dr_stream_options *options, const struct dr_job *job,
+int dr_stream(const char *path, const struct dr_stream_options *options, struct dr_job *job,
               struct dr_error *err)
 {
     DR_REQUIRE(path, err);
     static const struct dr_stream_options defaults;
     options = options ? options : &defaults;
-    return dr_stream_fs(dr_fs_posix(), path, options, job, err);
+    int r = dr_job_begin(job, err);
+    return r < 0 ? r : dr_job_end(job, dr_stream_fs(dr_fs_posix(), path, options, job, err));
 }

@@ -26,8 +26,8 @@ struct bench {
     uint8_t *buffers[64]; /* distinct buffers met */
     unsigned n_buffers;
     pthread_mutex_t lock;
-    volatile int *stop_flag;
-    unsigned stop_at; /* emitted items after which *stop_flag is set */
+    struct dr_job *cancel;
+    unsigned stop_at; /* emitted items after which the job is cancelled */
 };
 
 static int b_next(void *user, struct dr_copy_item *item, struct dr_error *err)
@@ -85,8 +85,8 @@ static int b_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf, st
     unsigned n = atomic_fetch_add(&b->emitted, 1);
     b->order[n] = (unsigned)item->off;
     atomic_fetch_add(&b->seen[item->off], 1);
-    if (b->stop_flag && n + 1 == b->stop_at)
-        __atomic_store_n(b->stop_flag, 1, __ATOMIC_RELAXED);
+    if (b->cancel && n + 1 == b->stop_at)
+        dr_job_cancel(b->cancel);
     if (b->fail_emit_at && item->off + 1 == b->fail_emit_at)
         r = dr_fail(err, EPIPE, "emit broke");
     atomic_fetch_sub(&b->in_emit, 1);
@@ -222,27 +222,93 @@ static void enough_is_not_a_failure(void **state)
     free(b);
 }
 
-static void stop_flag_cancels(void **state)
+static void a_cancelled_job_takes_no_more_items(void **state)
 {
     (void)state;
-    volatile int stop = 0;
-    struct bench *b = new_bench(4000);
-    b->stop_flag = &stop;
-    b->stop_at = 10;
-    struct dr_copy_policy p = policy_of(b);
-    struct dr_job job = {.workers = 1, .stop = &stop};
-    struct dr_error err = DR_ERROR_INIT;
-    assert_int_equal(dr_copy_run(&p, &job, &err), -ECANCELED);
-    assert_int_equal(err.errnum, ECANCELED);
-    assert_int_equal(b->emitted, 10);
+    for (unsigned workers = 1; workers <= 2; workers++) {
+        struct dr_job job = {.workers = workers};
+        struct bench *b = new_bench(4000);
+        b->cancel = &job;
+        b->stop_at = 10;
+        struct dr_copy_policy p = policy_of(b);
+        struct dr_error err = DR_ERROR_INIT;
+        assert_int_equal(dr_copy_run(&p, &job, &err), -ECANCELED);
+        assert_int_equal(err.errnum, ECANCELED);
+        assert_in_range(b->emitted, 10, 10 + workers - 1); /* the other one may be under way */
+        free(b);
+    }
+}
 
-    stop = 0;
-    b->given = 0;
-    b->emitted = 0;
-    job.workers = 2;
-    assert_int_equal(dr_copy_run(&p, &job, NULL), -ECANCELED);
-    assert_in_range(b->emitted, 10, 3999); /* what was under way may end */
-    free(b);
+/* ------------------------------------------------------------------ depth */
+
+/* A file that answers nobody before enough requests are under way. */
+struct slow_file {
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    unsigned wanted, inside, most;
+    unsigned items, given;
+};
+
+static int slow_next(void *user, struct dr_copy_item *item, struct dr_error *err)
+{
+    struct slow_file *f = user;
+    (void)err;
+    item->len = 1;
+    return f->given++ < f->items;
+}
+
+static int slow_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                     struct dr_error *err)
+{
+    struct slow_file *f = user;
+    (void)item;
+    (void)err;
+    memset(buf[0], 1, 4096);
+    pthread_mutex_lock(&f->lock);
+    if (++f->inside > f->most)
+        f->most = f->inside;
+    pthread_cond_broadcast(&f->more);
+    while (f->most < f->wanted)
+        pthread_cond_wait(&f->more, &f->lock);
+    f->inside--;
+    pthread_mutex_unlock(&f->lock);
+    return 0;
+}
+
+/* It would hang if the engine had fewer. */
+static void as_many_requests_are_under_way_as_the_files_want(void **state)
+{
+    (void)state;
+    for (int ordered = 0; ordered <= 1; ordered++) {
+        struct slow_file f = {.lock = PTHREAD_MUTEX_INITIALIZER,
+                              .more = PTHREAD_COND_INITIALIZER,
+                              .wanted = 32,
+                              .items = 200};
+        struct dr_copy_policy p = {.user = &f,
+                                   .next = slow_next,
+                                   .work = slow_work,
+                                   .ordered = ordered,
+                                   .buffers = 1,
+                                   .buffer_size = 4096,
+                                   .depth = 32,
+                                   .total = 200};
+        assert_int_equal(dr_copy_run(&p, NULL, NULL), 0);
+        assert_int_equal(f.most, 32);
+    }
+}
+
+static void the_number_of_workers_follows_the_job_before_the_files(void **state)
+{
+    (void)state;
+    struct dr_copy_policy p = {.depth = 0};
+    struct dr_job two = {.workers = 2}, many = {.workers = 1000}, any = {0};
+    assert_in_range(dr_copy_workers(&p, NULL), 1, DR_COPY_CPUS);
+    p.depth = DR_COPY_CPUS + 4;
+    assert_int_equal(dr_copy_workers(&p, &any), DR_COPY_CPUS + 4);
+    assert_int_equal(dr_copy_workers(&p, &two), 2);
+    assert_int_equal(dr_copy_workers(&p, &many), DR_COPY_WORKERS);
+    p.depth = 1000;
+    assert_int_equal(dr_copy_workers(&p, NULL), DR_COPY_WORKERS);
 }
 
 /* ------------------------------------------------------------------ time */
@@ -250,7 +316,9 @@ static void stop_flag_cancels(void **state)
 struct fake_time {
     uint64_t now, slept;
     unsigned sleeps;
-    volatile int *clear; /* set to 0 after some sleeps */
+    struct dr_job *change; /* the 5th sleep resumes it and gives it this rate */
+    uint64_t new_rate;
+    uint64_t step; /* no sleep is longer: something else woke the sleeper; 0 = all are as asked */
 };
 
 static uint64_t fake_now(void *user)
@@ -261,10 +329,14 @@ static uint64_t fake_now(void *user)
 static void fake_sleep(void *user, uint64_t ns)
 {
     struct fake_time *t = user;
+    if (t->step && ns > t->step)
+        ns = t->step;
     t->now += ns;
     t->slept += ns;
-    if (++t->sleeps == 5 && t->clear)
-        *t->clear = 0;
+    if (++t->sleeps == 5 && t->change) {
+        dr_job_resume(t->change);
+        dr_job_set_rate(t->change, t->new_rate);
+    }
 }
 
 static void rate_spreads_the_items(void **state)
@@ -282,32 +354,42 @@ static void rate_spreads_the_items(void **state)
     free(b);
 }
 
-static void pause_holds_until_cleared(void **state)
+static void a_new_rate_holds_for_what_is_waiting_already(void **state)
 {
     (void)state;
-    volatile int pause = 1;
-    struct bench *b = new_bench(10);
-    struct fake_time t = {.clear = &pause};
+    struct bench *b = new_bench(3); /* 10 bytes each */
+    struct dr_job job = {.workers = 1, .rate = 1};
+    struct fake_time t = {.now = 12345, .step = 1000000000, .change = &job, .new_rate = 5};
     struct dr_copy_clock clock = {fake_now, fake_sleep, &t};
     struct dr_copy_policy p = policy_of(b);
     p.clock = &clock;
-    struct dr_job job = {.workers = 1, .pause = &pause};
+    assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
+    /* 5 bytes of the first item in 5 s, the other 5 in 1 s; those of the second in 2 s */
+    assert_in_range(t.slept, 7990000000u, 8010000000u);
+    free(b);
+}
+
+static void a_paused_job_moves_nothing_until_it_is_resumed(void **state)
+{
+    (void)state;
+    struct bench *b = new_bench(10);
+    struct dr_job job = {.workers = 1, .pause = true};
+    struct fake_time t = {.change = &job};
+    struct dr_copy_clock clock = {fake_now, fake_sleep, &t};
+    struct dr_copy_policy p = policy_of(b);
+    p.clock = &clock;
     assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
     assert_int_equal(t.sleeps, 5);
     assert_int_equal(b->emitted, 10);
     free(b);
 }
 
-static void paused_job_can_be_stopped(void **state)
+static void a_paused_job_can_be_cancelled(void **state)
 {
     (void)state;
-    volatile int pause = 1, stop = 1;
     struct bench *b = new_bench(10);
-    struct fake_time t = {0};
-    struct dr_copy_clock clock = {fake_now, fake_sleep, &t};
+    struct dr_job job = {.workers = 2, .pause = true, .cancelled = 1};
     struct dr_copy_policy p = policy_of(b);
-    p.clock = &clock;
-    struct dr_job job = {.workers = 2, .pause = &pause, .stop = &stop};
     assert_int_equal(dr_copy_run(&p, &job, NULL), -ECANCELED);
     assert_int_equal(b->worked, 0);
     free(b);
@@ -380,10 +462,13 @@ int main(void)
         cmocka_unit_test(buffers_are_as_many_as_workers_whatever_the_length),
         cmocka_unit_test(first_failure_stops_everything),
         cmocka_unit_test(enough_is_not_a_failure),
-        cmocka_unit_test(stop_flag_cancels),
+        cmocka_unit_test(a_cancelled_job_takes_no_more_items),
+        cmocka_unit_test(as_many_requests_are_under_way_as_the_files_want),
+        cmocka_unit_test(the_number_of_workers_follows_the_job_before_the_files),
         cmocka_unit_test(rate_spreads_the_items),
-        cmocka_unit_test(pause_holds_until_cleared),
-        cmocka_unit_test(paused_job_can_be_stopped),
+        cmocka_unit_test(a_new_rate_holds_for_what_is_waiting_already),
+        cmocka_unit_test(a_paused_job_moves_nothing_until_it_is_resumed),
+        cmocka_unit_test(a_paused_job_can_be_cancelled),
         cmocka_unit_test(progress_is_rare_and_ends_at_the_total),
         cmocka_unit_test(progress_can_cancel),
     };

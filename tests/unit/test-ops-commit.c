@@ -354,8 +354,7 @@ static void stopped_commit_reads_the_same_and_goes_on(void **state)
     uint64_t size;
     family(fs);
     uint8_t *want = view(fs, "top.vmdk", &size);
-    volatile int stop = 1;
-    struct dr_job job = {.stop = &stop, .progress = stop_soon};
+    struct dr_job job = {.cancelled = 1, .progress = stop_soon};
     struct dr_commit_options o = {0};
     refused(dr_commit_fs(fs, "top.vmdk", &o, &job, &err), ECANCELED, "stopped");
     same_view(fs, "top.vmdk", want, size);

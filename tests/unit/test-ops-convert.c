@@ -253,8 +253,7 @@ static void failure_keeps_the_old_target_and_leaves_nothing(void **state)
     uint8_t *before = file_bytes(fs, "old.vmdk", &len);
     const char *from = "a.raw";
     struct dr_convert_options o = {.out_format = "vmdk", .sparse_size = 4096};
-    volatile int stop = 1;
-    struct dr_job job = {.stop = &stop, .progress = stop_now};
+    struct dr_job job = {.cancelled = 1, .progress = stop_now};
     refused(dr_convert_fs(fs, &from, 1, "old.vmdk", &o, &job, &err), ECANCELED, "stopped");
     struct dr_pair bad = {"nonsense", "1"};
     o.pairs = &bad;

@@ -10,42 +10,42 @@
 
 struct operation {
     const char *name;
-    int (*run)(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err);
+    int (*run)(struct dr_fs *fs, struct dr_job *job, struct dr_error *err);
     bool addcow; /* top.add-cow over mid.vmdk, else top.vmdk */
 };
 
-static int onto_stranger(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int onto_stranger(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     struct dr_rebase_options o = {
         .backing = "b.vmdk", .backing_format = "vmdk", .drop_equal = true};
     return dr_rebase_fs(fs, "top.vmdk", &o, job, err);
 }
 
-static int flatten(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int flatten(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     struct dr_rebase_options o = {.backing = ""};
     return dr_rebase_fs(fs, "top.vmdk", &o, job, err);
 }
 
-static int stream(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int stream(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     struct dr_stream_options o = {.base = "a.vmdk"};
     return dr_stream_fs(fs, "top.vmdk", &o, job, err);
 }
 
-static int commit(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int commit(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     struct dr_commit_options o = {0};
     return dr_commit_fs(fs, "top.vmdk", &o, job, err);
 }
 
-static int commit_deep(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int commit_deep(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     struct dr_commit_options o = {.base = "a.vmdk"};
     return dr_commit_fs(fs, "top.vmdk", &o, job, err);
 }
 
-static int convert(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int convert(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     const char *from = "top.vmdk";
     struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
@@ -54,7 +54,7 @@ static int convert(struct dr_fs *fs, const struct dr_job *job, struct dr_error *
     return dr_convert_fs(fs, &from, 1, "out.vmdk", &o, job, err);
 }
 
-static int snapshot(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int snapshot(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     char *active = NULL;
     (void)job;
@@ -63,14 +63,14 @@ static int snapshot(struct dr_fs *fs, const struct dr_job *job, struct dr_error 
     return r;
 }
 
-static int cow_rebase(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int cow_rebase(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     struct dr_rebase_options o = {
         .backing = "b.vmdk", .backing_format = "vmdk", .drop_equal = true};
     return dr_rebase_fs(fs, "top.add-cow", &o, job, err);
 }
 
-static int cow_retire(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int cow_retire(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     struct dr_stream_options s = {0};
     struct dr_retire_options o = {.keep = true}; /* what may be done again */
@@ -84,20 +84,20 @@ static int cow_retire(struct dr_fs *fs, const struct dr_job *job, struct dr_erro
     return r;
 }
 
-static int cow_commit(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int cow_commit(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     struct dr_commit_options o = {0};
     return dr_commit_fs(fs, "top.add-cow", &o, job, err);
 }
 
-static int cow_convert(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int cow_convert(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     const char *from = "top.add-cow";
     struct dr_convert_options o = {.out_format = "add-cow", .sparse_size = 4096};
     return dr_convert_fs(fs, &from, 1, "out.add-cow", &o, job, err);
 }
 
-static int cow_snapshot(struct dr_fs *fs, const struct dr_job *job, struct dr_error *err)
+static int cow_snapshot(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     char *active = NULL;
     (void)job;

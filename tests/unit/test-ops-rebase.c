@@ -234,8 +234,7 @@ static void stopped_rebase_changes_nothing_and_can_be_repeated(void **state)
     uint64_t size;
     family(fs);
     uint8_t *want = view(fs, "top.vmdk", &size);
-    volatile int stop = 1;
-    struct dr_job job = {.stop = &stop, .progress = stop_half_way};
+    struct dr_job job = {.cancelled = 1, .progress = stop_half_way};
     struct dr_rebase_options o = {.backing = "b.vmdk", .backing_format = "vmdk"};
     refused(dr_rebase_fs(fs, "top.vmdk", &o, &job, &err), ECANCELED, "stopped");
     same_view(fs, "top.vmdk", want, size);

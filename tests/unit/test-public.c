@@ -210,14 +210,17 @@ static int say_stop(void *user, uint64_t done, uint64_t total)
 static void a_job_of_one_call_can_be_stopped_by_it(void **state)
 {
     int calls = 0;
-    const struct dr_job job = {.progress = say_stop, .user = &calls};
+    const struct dr_job_options options = {.progress = say_stop, .user = &calls};
+    struct dr_job *job = NULL;
     const char *sources[] = {path};
     char target[300];
 
     (void)state;
     make("raw", 4096);
     snprintf(target, sizeof(target), "%s/target", dir);
-    assert_int_equal(dr_convert(sources, 1, target, NULL, &job, NULL), -ECANCELED);
+    assert_int_equal(dr_job_new(NULL, &options, &job, NULL), 0);
+    assert_int_equal(dr_convert(sources, 1, target, NULL, job, NULL), -ECANCELED);
+    dr_job_free(job);
     assert_int_equal(calls, 1);
     assert_int_equal(access(target, F_OK), -1);
 }

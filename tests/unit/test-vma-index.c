@@ -10,6 +10,7 @@
 #include "archive/vma-index.h"
 #include "drover/vma.h"
 #include "faultfs.h"
+#include "ops/job.h"
 
 #define KIB 1024u
 
@@ -385,8 +386,7 @@ static void a_job_can_be_stopped(void **state)
     struct place *p = *state;
     struct archive a = two_disks();
     struct vma_index *index;
-    int stop = 1;
-    struct dr_job job = {.stop = &stop};
+    struct dr_job job = {.cancelled = 1};
     archive_build(&a);
     archive_write(&a, p->fs, p->path);
     struct dr_file *file = open_ok(p, p->path, 0);

@@ -332,7 +332,7 @@ struct reader {
     size_t stop_after; /* bytes; then the end is closed */
     size_t step;
     bool keep_open;
-    volatile int *stop; /* set when enough was read */
+    struct dr_job *cancel; /* when enough was read */
     uint8_t *buf;
     size_t len;
 };
@@ -349,20 +349,19 @@ static void *read_all(void *user)
             break;
         r->len += (size_t)n;
     }
-    if (r->stop)
-        __atomic_store_n(r->stop, 1, __ATOMIC_RELAXED);
+    dr_job_cancel(r->cancel);
     if (!r->keep_open)
         close(r->fd);
     return NULL;
 }
 
 static int create_into(struct dr_fs *fs, int fd, const struct dr_vma_create_disk *disk,
-                       volatile int *stop, struct dr_error *err)
+                       struct dr_job *job, struct dr_error *err)
 {
-    struct dr_job job = {.workers = 3, .stop = stop};
     struct dr_vma_create_options o = {
         .disks = disk, .n_disks = 1, .use_fd = true, .fd = fd, .reproducible = true};
-    return dr_vma_create_fs(fs, "the pipe", &o, &job, NULL, err);
+    struct dr_job three = {.workers = 3};
+    return dr_vma_create_fs(fs, "the pipe", &o, job ? job : &three, NULL, err);
 }
 
 static void slow(struct dr_fs *fs, const int ends[2], size_t step)
@@ -447,15 +446,15 @@ static void a_stuck_pipe_can_be_given_up(void **state)
 {
     struct dr_fs *fs = *state;
     struct dr_vma_create_disk disk;
-    volatile int stop = 0;
+    struct dr_job job = {.workers = 3};
     int ends[2];
     assert_int_equal(pipe(ends), 0);
     struct reader reader = {
-        .fd = ends[0], .stop_after = 50000, .step = 1000, .stop = &stop, .keep_open = true};
+        .fd = ends[0], .stop_after = 50000, .step = 1000, .cancel = &job, .keep_open = true};
     pthread_t thread;
     open_one(fs, 65536 * 140, &disk);
     assert_int_equal(pthread_create(&thread, NULL, read_all, &reader), 0);
-    refused(create_into(fs, ends[1], &disk, &stop, &err), ECANCELED, "stopped");
+    refused(create_into(fs, ends[1], &disk, &job, &err), ECANCELED, "stopped");
     pthread_join(thread, NULL);
     assert_int_equal(fcntl(ends[1], F_GETFL) & O_NONBLOCK, 0); /* others may share it */
     close(ends[0]);

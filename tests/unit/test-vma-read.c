@@ -471,8 +471,7 @@ static void progress_is_in_bytes_of_disks(void **state)
 static void a_job_can_be_stopped(void **state)
 {
     struct bench *b = *state;
-    volatile int stop = 1;
-    struct dr_job job = {.stop = &stop};
+    struct dr_job job = {.cancelled = 1};
     struct dr_vma *vma;
     odd_archive(&b->a);
     store(b);

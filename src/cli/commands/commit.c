@@ -37,7 +37,7 @@ struct commit {
     struct dr_commit_options o;
 };
 
-static int commit(void *user, const struct dr_job *job, struct dr_error *err)
+static int commit(void *user, struct dr_job *job, struct dr_error *err)
 {
     const struct commit *c = user;
 

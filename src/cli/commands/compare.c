@@ -67,9 +67,9 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return cli_usage(cli, "Expecting two image file names");
     if (open_one(cli, args, 0, &a) || open_one(cli, args, 1, &b))
         return EXIT_NOT_OPENED;
-    if (cli_job_begin(cli, args, &job) != 0)
+    if (cli_job_begin(cli, args, NULL, &job) != 0)
         return EXIT_NOT_OPENED;
-    r = dr_compare(a, b, strict, &job.job, &result, &err);
+    r = dr_compare(a, b, strict, job.job, &result, &err);
     if (r < 0)
         code = cli_job_failed(&job, r, &err, EXIT_READ, "nothing was decided");
     else

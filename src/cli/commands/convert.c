@@ -136,7 +136,8 @@ static int get_target_flags(struct convert *c, const struct cli_args *args)
     return cli_shared_flags(c->cli, args, &c->o.target_flags);
 }
 
-static int get_options(struct convert *c, const struct cli_args *args, struct cli_job *job)
+static int get_options(struct convert *c, const struct cli_args *args,
+                       struct cli_job_limits *limits)
 {
     c->o.out_format = cli_has(args, 'O') ? cli_value(args, 'O') : "raw";
     c->o.no_create = cli_has(args, 'n');
@@ -164,10 +165,10 @@ static int get_options(struct convert *c, const struct cli_args *args, struct cl
         return 1;
     }
     const char *rate = cli_value(args, 'r');
-    if (rate && cli_get_size(c->cli, "rate limit", rate, &job->job.rate) < 0)
+    if (rate && cli_get_size(c->cli, "rate limit", rate, &limits->rate) < 0)
         return 1;
     return get_sparse(c, cli_value(args, 'S')) ||
-           get_workers(c->cli, cli_value(args, 'm'), &job->job.workers) || get_settings(c, args) ||
+           get_workers(c->cli, cli_value(args, 'm'), &limits->workers) || get_settings(c, args) ||
            get_target_flags(c, args);
 }
 
@@ -212,7 +213,7 @@ static int convert(struct convert *c, struct cli_job *job)
         each[i] = &c->sources[i].open; /* a list of settings is for its image alone */
     }
     c->o.each = each;
-    int r = dr_convert(paths, c->n, c->target.path, &c->o, &job->job, &err);
+    int r = dr_convert(paths, c->n, c->target.path, &c->o, job->job, &err);
     if (r == 0)
         return 0;
     snprintf(state, sizeof(state),
@@ -229,8 +230,8 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (cli_wants_option_list(args))
         return cli_print_option_list(cli, cli_has(args, 'O') ? cli_value(args, 'O') : "raw",
                                      args->n_operands > 0);
-    struct cli_job settings = {0};
-    if (get_options(&c, args, &settings) != 0)
+    struct cli_job_limits limits = {0};
+    if (get_options(&c, args, &limits) != 0)
         return 1;
     if (args->n_operands < 2) {
         cli_error(cli, "Must specify image file name");
@@ -239,10 +240,8 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (get_images(&c, args) != 0)
         return 1;
     cli_export_allowed(args);
-    if (cli_job_begin(cli, args, &job) != 0)
+    if (cli_job_begin(cli, args, &limits, &job) != 0)
         return 1;
-    job.job.rate = settings.job.rate;
-    job.job.workers = settings.job.workers;
     int code = convert(&c, &job);
     cli_job_end(&job);
     return code;

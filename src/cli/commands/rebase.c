@@ -93,7 +93,7 @@ struct rebase {
     struct dr_rebase_options o;
 };
 
-static int rebase(void *user, const struct dr_job *job, struct dr_error *err)
+static int rebase(void *user, struct dr_job *job, struct dr_error *err)
 {
     const struct rebase *rb = user;
 

@@ -42,7 +42,7 @@ struct stream {
     struct dr_stream_options o;
 };
 
-static int stream(void *user, const struct dr_job *job, struct dr_error *err)
+static int stream(void *user, struct dr_job *job, struct dr_error *err)
 {
     const struct stream *s = user;
 

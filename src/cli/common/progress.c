@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <inttypes.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -9,12 +10,14 @@
 /* Signal handlers can reach nothing but these. */
 static volatile sig_atomic_t stop_signal;
 static volatile sig_atomic_t tell_progress;
+static struct dr_job *_Atomic job_to_cancel;
 
 static void on_stop(int number)
 {
     /* The second time the default action holds: nobody must be trapped in a program that does not
      * react, and every operation survives being killed. */
-    __atomic_store_n(&stop_signal, number, __ATOMIC_RELAXED); /* workers look at it */
+    __atomic_store_n(&stop_signal, number, __ATOMIC_RELAXED);
+    dr_job_cancel(atomic_load(&job_to_cancel));
     signal(number, SIG_DFL);
 }
 
@@ -76,9 +79,8 @@ static void show_json(double percent, uint64_t done, uint64_t total)
             total, percent);
 }
 
-static int on_progress(void *user, uint64_t done, uint64_t total)
+static int show_progress(struct cli_job *job, uint64_t done, uint64_t total)
 {
-    struct cli_job *job = user;
     double percent = total ? 100.0 * (double)done / (double)total : 100.0;
 
     if (percent > 100.0)
@@ -101,19 +103,27 @@ static int on_progress(void *user, uint64_t done, uint64_t total)
     return 0;
 }
 
-static void on_message(void *user, const char *text)
+static int on_progress(void *user, uint64_t done, uint64_t total)
 {
     struct cli_job *job = user;
 
-    if (!job->quiet)
+    return job->progress ? job->progress(job->user, done, total) : show_progress(job, done, total);
+}
+
+static void on_message(void *user, const char *text)
+{
+    const struct cli_job *job = user;
+
+    if (job->message)
+        job->message(job->user, text);
+    else if (!job->quiet)
         cli_error(job->cli, "%s", text);
 }
 
-int cli_job_begin(const struct cli *cli, const struct cli_args *args, struct cli_job *job)
+static int get_mode(const struct cli *cli, const struct cli_args *args, struct cli_job *job)
 {
     const char *mode = cli_value(args, KEY_PROGRESS);
 
-    *job = (struct cli_job){.cli = cli, .shown = -1.0, .quiet = cli_has(args, 'q')};
     if (cli_has(args, 'p') && !job->quiet)
         job->mode = CLI_PROGRESS_TEXT;
     if (mode && strcmp(mode, "json") == 0)
@@ -124,13 +134,32 @@ int cli_job_begin(const struct cli *cli, const struct cli_args *args, struct cli
         job->mode = CLI_PROGRESS_NONE;
     else if (mode)
         return cli_usage(cli, "--progress must be json, text or none, not '%s'", mode);
-    job->job.progress = on_progress;
-    job->job.message = on_message;
-    job->job.user = job;
-    job->job.stop = &stop_signal;
+    return 0;
+}
+
+int cli_job_begin(const struct cli *cli, const struct cli_args *args,
+                  const struct cli_job_limits *limits, struct cli_job *job)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_job_options options = {.progress = on_progress, .message = on_message, .user = job};
+
+    *job = (struct cli_job){.cli = cli, .shown = -1.0, .quiet = cli_has(args, 'q')};
+    if (get_mode(cli, args, job) != 0)
+        return 1;
+    if (limits) {
+        options.rate = limits->rate;
+        options.workers = limits->workers;
+    }
+    if (dr_job_new(NULL, &options, &job->job, &err) < 0) {
+        cli_fail(cli, &err);
+        return 1;
+    }
+    atomic_store(&job_to_cancel, job->job);
     cli_catch_signals();
+    if (stop_signal) /* it came while there was no job to cancel */
+        dr_job_cancel(job->job);
     if (job->mode == CLI_PROGRESS_TEXT)
-        on_progress(job, 0, 1);
+        show_progress(job, 0, 1);
     return 0;
 }
 
@@ -141,6 +170,9 @@ void cli_job_end(struct cli_job *job)
         fflush(stdout);
     }
     job->mode = CLI_PROGRESS_NONE;
+    atomic_store(&job_to_cancel, NULL);
+    dr_job_free(job->job);
+    job->job = NULL;
 }
 
 int cli_job_failed(const struct cli_job *job, int r, const struct dr_error *err, int exit_code,
@@ -155,21 +187,19 @@ int cli_job_failed(const struct cli_job *job, int r, const struct dr_error *err,
 }
 
 int cli_job_run(const struct cli *cli, const struct cli_args *args,
-                int (*operation)(void *user, const struct dr_job *job, struct dr_error *err),
-                void *user)
+                int (*operation)(void *user, struct dr_job *job, struct dr_error *err), void *user)
 {
     struct dr_error err = DR_ERROR_INIT;
     struct cli_job job;
     const char *rate = cli_value(args, 'r');
-    uint64_t bytes = 0;
+    struct cli_job_limits limits = {0};
     int code = 0;
 
-    if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
+    if (rate && cli_get_size(cli, "rate limit", rate, &limits.rate) < 0)
         return 1;
-    if (cli_job_begin(cli, args, &job) != 0)
+    if (cli_job_begin(cli, args, &limits, &job) != 0)
         return 1;
-    job.job.rate = bytes;
-    int r = operation(user, &job.job, &err);
+    int r = operation(user, job.job, &err);
     if (r < 0)
         code = cli_job_failed(&job, r, &err, 1,
                               "the disk reads as before; the same command finishes the work");

@@ -206,7 +206,7 @@ static int create(struct create *c, const struct cli_args *args)
     int code = vma_job_begin(c->cli, args, &job);
     if (code != 0)
         return code;
-    int r = dr_vma_create(c->path, &c->o, &job.job, result, &err);
+    int r = dr_vma_create(c->path, &c->o, job.job, result, &err);
     cli_job_end(&job);
     if (r < 0) {
         snprintf(state, sizeof(state),

@@ -330,7 +330,7 @@ static int copy(struct extract *x, struct cli_job *job)
 
     x->o.targets = x->targets.list;
     x->o.n_targets = x->targets.n;
-    int r = x->place.finishing ? 0 : dr_vma_extract(x->vma, &x->o, &job->job, &x->result, &err);
+    int r = x->place.finishing ? 0 : dr_vma_extract(x->vma, &x->o, job->job, &x->result, &err);
     cli_job_end(job);
     if (r == 0 && x->o.salvage)
         r = zero_missing(x, &err);

@@ -64,10 +64,10 @@ void vma_report_begin(const struct cli *cli, struct vma_report *r, bool verbose)
     const struct cli_args none = {0};
 
     *r = (struct vma_report){.percent = -1, .start = now()};
-    cli_job_begin(cli, &none, &r->job);
-    r->job.job.progress = verbose ? on_read : on_nothing;
-    r->job.job.message = on_message;
-    r->job.job.user = r;
+    cli_job_begin(cli, &none, NULL, &r->job);
+    r->job.progress = verbose ? on_read : on_nothing;
+    r->job.message = on_message;
+    r->job.user = r;
 }
 
 void vma_report_begin_create(const struct cli *cli, struct vma_report *r, uint64_t *zeros)
@@ -75,7 +75,7 @@ void vma_report_begin_create(const struct cli *cli, struct vma_report *r, uint64
     vma_report_begin(cli, r, false);
     r->zeros = zeros;
     if (zeros)
-        r->job.job.progress = on_write;
+        r->job.progress = on_write;
 }
 
 void vma_report_totals(const struct dr_vma_extract_result *result)

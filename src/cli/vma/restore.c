@@ -193,10 +193,10 @@ static int extract(struct restore *r)
     const struct dr_vma_extract_options o = {.targets = r->targets.list, .n_targets = r->targets.n};
     struct dr_vma_extract_result result = {0};
     struct dr_error err = DR_ERROR_INIT;
-    struct vma_report report;
+    CLEANUP_REPORT struct vma_report report = {0};
 
     vma_report_begin(r->cli, &report, r->o->verbose);
-    int e = dr_vma_extract(r->vma, &o, &report.job.job, &result, &err);
+    int e = dr_vma_extract(r->vma, &o, report.job.job, &result, &err);
     if (e == -ECANCELED && cli_signalled())
         return cli_job_failed(&report.job, e, &err, 1, "nothing was restored completely");
     if (e < 0) {

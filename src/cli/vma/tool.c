@@ -94,7 +94,7 @@ static int tool_verify(struct use *u)
     const struct dr_vma_extract_options o = {0};
     struct dr_vma_extract_result result = {0};
     struct dr_error err = DR_ERROR_INIT;
-    struct vma_report report;
+    CLEANUP_REPORT struct vma_report report = {0};
 
     if (u->n != 1)
         return usage();
@@ -103,7 +103,7 @@ static int tool_verify(struct use *u)
     if (u->verbose && vma_print_listing(u->cli, u->operands[0], dr_vma_header(vma)) < 0)
         return 1;
     vma_report_begin(u->cli, &report, u->verbose);
-    int r = dr_vma_extract(vma, &o, &report.job.job, &result, &err);
+    int r = dr_vma_extract(vma, &o, report.job.job, &result, &err);
     if (r == -ECANCELED && cli_signalled())
         return cli_job_failed(&report.job, r, &err, 1, "nothing was decided");
     if (r < 0) {
@@ -235,7 +235,7 @@ static int create(struct use *u, struct vma_source *s)
     struct child child = {0};
     CLEANUP_FREE struct dr_vma_create_result *result = calloc(1, sizeof(*result));
     struct dr_error err = DR_ERROR_INIT;
-    struct vma_report report;
+    CLEANUP_REPORT struct vma_report report = {0};
 
     /* First: an end by a signal must not look like an end of the archive to the command. */
     vma_report_begin_create(u->cli, &report, u->verbose ? &zeros : NULL);
@@ -251,7 +251,7 @@ static int create(struct use *u, struct vma_source *s)
         .no_sums = true,
         .zero_so_far = &zeros,
     };
-    int r = dr_vma_create(path, &o, &report.job.job, result, &err);
+    int r = dr_vma_create(path, &o, report.job.job, result, &err);
     int ended = command ? end_child(u->cli, command, &child, r) : 0;
     if ((r == 0 || r == -EPIPE) && ended < 0)
         return cli_signalled() ? cli_signalled() : 1; /* why was told */

@@ -124,7 +124,7 @@ static int verify(struct verify *v, const struct cli_args *args)
 
     if (code != 0)
         return code;
-    int r = dr_vma_extract(v->vma, &v->o, &job.job, &v->result, &err);
+    int r = dr_vma_extract(v->vma, &v->o, job.job, &v->result, &err);
     cli_job_end(&job);
     if (r < 0)
         return cli_job_failed(&job, r, &err, r == -EBADMSG ? EXIT_DAMAGED : EXIT_FAILED,
@@ -208,7 +208,7 @@ static int run_index(const struct cli *cli, const struct cli_args *args)
     int code = vma_job_begin(cli, args, &job);
     if (code != 0)
         return code;
-    int r = dr_vma_index(args->operands[0], cli_value(args, KEY_OUTPUT), &job.job, &err);
+    int r = dr_vma_index(args->operands[0], cli_value(args, KEY_OUTPUT), job.job, &err);
     cli_job_end(&job);
     return r < 0 ? cli_job_failed(&job, r, &err, 1, "no index was made") : 0;
 }

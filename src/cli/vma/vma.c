@@ -160,21 +160,14 @@ static int get_workers(const struct cli *cli, const char *text, unsigned *worker
 int vma_job_begin(const struct cli *cli, const struct cli_args *args, struct cli_job *job)
 {
     const char *rate = cli_value(args, 'r');
-    uint64_t bytes = 0;
-    unsigned workers = 0;
+    struct cli_job_limits limits = {0};
 
     if (vma_wants_json(args) && cli_has(args, 'p'))
         return cli_usage(cli, "-p would stand in the middle of --json: take --progress=json");
-    if (rate && cli_get_size(cli, "rate limit", rate, &bytes) < 0)
+    if (rate && cli_get_size(cli, "rate limit", rate, &limits.rate) < 0)
         return 1;
-    int code = get_workers(cli, cli_value(args, 'm'), &workers);
-    if (code == 0)
-        code = cli_job_begin(cli, args, job);
-    if (code == 0) {
-        job->job.rate = bytes;
-        job->job.workers = workers;
-    }
-    return code;
+    int code = get_workers(cli, cli_value(args, 'm'), &limits.workers);
+    return code ? code : cli_job_begin(cli, args, &limits, job);
 }
 
 /* ------------------------------------------------------------------ the command */

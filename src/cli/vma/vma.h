@@ -160,13 +160,18 @@ int vma_restore(const struct cli *cli, const struct vma_restore *o);
 
 /* vma/report.c: the lines of -v. */
 struct vma_report {
-    struct cli_job job; /* first: &report.job.job goes to the library */
+    struct cli_job job; /* first; report.job.job goes to the library */
     uint64_t *zeros;    /* so far, of a creation */
     int percent;
     int64_t start; /* seconds */
 };
 void vma_report_begin(const struct cli *cli, struct vma_report *r, bool verbose);
 void vma_report_begin_create(const struct cli *cli, struct vma_report *r, uint64_t *zeros);
+static inline void vma_report_end(struct vma_report *r)
+{
+    cli_job_end(&r->job);
+}
+#define CLEANUP_REPORT __attribute__((cleanup(vma_report_end)))
 void vma_report_totals(const struct dr_vma_extract_result *result);
 
 #endif

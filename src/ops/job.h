@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The inside of a job, for the copy engine and the operations.
+ *
+ * Everything that changes while a job runs is an atomic, so that any thread may change or read it.
+ * Whoever changes something that a worker may be waiting for rings the bell: a counter on which
+ * workers sleep (a futex). Ringing takes no lock, so a signal handler may cancel a job. A job that
+ * is all zeros is valid; tests make theirs on the stack.
+ */
+#ifndef DR_OPS_JOB_H
+#define DR_OPS_JOB_H
+
+#include <stdatomic.h>
+
+#include "base/error.h"
+#include "drover/ops.h"
+
+struct dr_job {
+    char *id;
+    /* as in struct dr_job_options; they do not change */
+    int (*progress)(void *user, uint64_t done, uint64_t total);
+    void (*message)(void *user, const char *text);
+    void *user;
+    unsigned workers;
+
+    _Atomic uint64_t rate;
+    int cancelled; /* only by __atomic calls: drivers and sources look at it by its address */
+    _Atomic bool pause;
+    _Atomic bool waiting;  /* the worker whose turn it is waits for the end of a pause */
+    _Atomic unsigned busy; /* workers that have an item */
+    _Atomic uint32_t bell;
+
+    _Atomic int state; /* enum dr_job_state, never PAUSED: that is computed */
+    _Atomic int result;
+    _Atomic uint64_t done, total;
+    _Atomic uint64_t held_ns;
+};
+
+/* For an operation: the job begins, and ends with result r, which is returned. A job serves one
+ * operation: -EBUSY if it was used. job may be NULL in all of these. */
+int dr_job_begin(struct dr_job *job, struct dr_error *err);
+int dr_job_end(struct dr_job *job, int r);
+
+static inline bool dr_job_stopped(const struct dr_job *job)
+{
+    return job && __atomic_load_n(&job->cancelled, __ATOMIC_RELAXED);
+}
+
+static inline bool dr_job_paused(const struct dr_job *job)
+{
+    return job && atomic_load(&job->pause);
+}
+
+/* The same as an address, for those who know no jobs: non-zero = stop. NULL without a job. */
+static inline const volatile int *dr_job_stop_flag(const struct dr_job *job)
+{
+    return job ? &job->cancelled : NULL;
+}
+
+/* Between two steps of an operation: wait while the job is paused. -ECANCELED when it was told to
+ * stop. */
+int dr_job_rest(struct dr_job *job, struct dr_error *err);
+
+/* Waiting for a change: read the bell, look at what matters, then sleep until the bell has been
+ * rung since, or for ns nanoseconds (UINT64_MAX = for ever). */
+static inline uint32_t dr_job_bell(const struct dr_job *job)
+{
+    return atomic_load(&job->bell);
+}
+void dr_job_sleep(struct dr_job *job, uint32_t bell, uint64_t ns);
+void dr_job_ring(struct dr_job *job);
+
+/* How far it is; calls progress. Non-zero: the caller of the operation wants it to end, and the job
+ * is cancelled. */
+int dr_job_report(struct dr_job *job, uint64_t done, uint64_t total);
+
+/* A notice that is not a failure. */
+void dr_job_message(const struct dr_job *job, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+#endif
