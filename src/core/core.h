@@ -114,9 +114,15 @@ int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsign
                   struct dr_image **image, struct dr_error *err);
 
 /* A frozen image becomes writable (commit into a parent) and frozen again. The caller is its only
- * writer. */
+ * writer. A chain that it is in goes on treating it as frozen: make another one (dr_chain_tail with
+ * 0 will do) for what follows. */
 int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err);
 int dr_image_freeze(struct dr_image *image, struct dr_error *err);
+
+/* fmt->set_backing with its arguments (format.h), while no flush of the image runs. Others may read
+ * and write the image meanwhile. */
+int dr_image_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
+                         const char *format, unsigned flags, struct dr_error *err);
 
 /* Make durable whatever the files have in the machine's memory only: a process that was killed may
  * have left it there, and what builds on it could reach the disk first. Also when nothing was

@@ -337,3 +337,18 @@ int dr_image_flush(struct dr_image *image, struct dr_error *err)
         return flush_failed_before(image, flusher->sticky, err);
     return run_flush(image, err);
 }
+
+void dr_flush_hold(struct dr_image *image)
+{
+    DR_LOCK_SCOPE(&image->lock);
+    while (image->flusher->running)
+        pthread_cond_wait(&image->flusher->done_cond, &image->lock);
+    image->flusher->running = true;
+}
+
+void dr_flush_resume(struct dr_image *image)
+{
+    DR_LOCK_SCOPE(&image->lock);
+    image->flusher->running = false;
+    pthread_cond_broadcast(&image->flusher->done_cond);
+}

@@ -345,6 +345,21 @@ int dr_image_unref(struct dr_image *image, struct dr_error *err)
     return r;
 }
 
+/* ------------------------------------------------------------------ another parent */
+
+/* Where the driver replaces a file, it copies the old one and then changes over to the copy. What a
+ * flush wrote in between would go into the old file and be lost with it. */
+int dr_image_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
+                         const char *format, unsigned flags, struct dr_error *err)
+{
+    if (flags & DR_TRY)
+        return image->fmt->set_backing(image, parent, name, format, flags, err);
+    dr_flush_hold(image);
+    int r = image->fmt->set_backing(image, parent, name, format, flags, err);
+    dr_flush_resume(image);
+    return r;
+}
+
 /* ------------------------------------------------------------------ thaw, freeze */
 
 static void downgrade_files(struct dr_image *image, unsigned n)

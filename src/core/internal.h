@@ -62,6 +62,11 @@ int dr_image_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr
 void dr_image_publish(struct dr_image *image, struct dr_reservation *r);
 void dr_image_cancel(struct dr_image *image, struct dr_reservation *r);
 
+/* Until dr_flush_resume no flush of the image begins; waits for the one that runs. image->lock not
+ * held. Those who want a flush meanwhile wait. */
+void dr_flush_hold(struct dr_image *image);
+void dr_flush_resume(struct dr_image *image);
+
 /* ------------------------------------------------------------------ change.c */
 
 enum dr_change_mode {

@@ -253,8 +253,10 @@ struct dr_format {
     /* All metadata is durable, no write is in flight: unmark, durably. Idempotent. */
     int (*end_write)(struct dr_image *image, struct dr_error *err);
 
-    /* parent: open image or NULL (none, or unsafe without opening). name: as it is to be recorded,
-     * NULL = no parent. The caller has flushed. One sector or one dr_replace; durable on return. */
+    /* Called through dr_image_set_backing. parent: open image or NULL (none, or unsafe without
+     * opening). name: as it is to be recorded, NULL = no parent. One sector or one dr_replace;
+     * durable on return. Must not flush the image: no flush of it runs meanwhile, while other
+     * threads may read, and edit pages that the next flush writes. */
     int (*set_backing)(struct dr_image *image, const struct dr_image *parent, const char *name,
                        const char *format, unsigned flags, struct dr_error *err);
     /* The n-th place (from 0) where the recorded backing image may be; *path malloc'ed. -ENOENT: no

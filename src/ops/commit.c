@@ -201,7 +201,7 @@ static int check_child(const struct commit *c, struct dr_error *err)
     struct dr_image *m = image_m(c);
     if (!has_ids(c) || !m->fmt->set_backing)
         return 0;
-    return m->fmt->set_backing(m, image_p(c), m->backing_name, m->backing_format, DR_TRY, err);
+    return dr_image_set_backing(m, image_p(c), m->backing_name, m->backing_format, DR_TRY, err);
 }
 
 /* Every file that will be written, locked against others before anything changes. */

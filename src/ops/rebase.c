@@ -130,8 +130,7 @@ static const char *recorded_format(const struct rebase *rb)
 static int set_backing(struct rebase *rb, unsigned flags, struct dr_error *err)
 {
     struct dr_image *image = overlay(rb);
-    return image->fmt->set_backing(image, new_parent(rb), rb->name, recorded_format(rb), flags,
-                                   err);
+    return dr_image_set_backing(image, new_parent(rb), rb->name, recorded_format(rb), flags, err);
 }
 
 static void warn_about_sizes(const struct rebase *rb)

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Writing add-cow: what goes to disk in which order, what is punched when, another size, another
  * parent. */
+#include <pthread.h>
 #include <stdio.h>
+#include <time.h>
 
 #include "faultfs.h"
 #include "formats/addcow/addcow.h"
@@ -486,6 +488,54 @@ static void header_is(struct dr_fs *fs, const char *backing)
     assert_memory_equal(have, want, V7_HEADER);
 }
 
+/* Between the copying of the metadata file and its rename somebody writes and flushes. */
+struct meanwhile {
+    struct rig *g;
+    pthread_t thread;
+    bool started;
+};
+
+static void *write_and_flush(void *arg)
+{
+    struct rig *g = arg;
+    struct dr_error why = DR_ERROR_INIT;
+    uint8_t buf[512] = {7};
+    if (dr_pwrite(g->disk, buf, 4096, sizeof(buf), 0, &why) < 0 || dr_flush(g->disk, &why) < 0)
+        fail_msg("%s", why.text);
+    return NULL;
+}
+
+static int start_before_rename(void *user, const struct faultfs_io *io)
+{
+    struct meanwhile *m = user;
+    if (io->kind != FAULTFS_RENAME || m->started)
+        return 0;
+    m->started = true;
+    pthread_create(&m->thread, NULL, write_and_flush, m->g);
+    /* Time enough for the flush to do harm, if nothing holds it up. */
+    struct timespec while_ = {.tv_nsec = 100000000};
+    nanosleep(&while_, NULL);
+    return 0;
+}
+
+static void a_flush_while_the_metadata_is_replaced_is_not_lost(void **state)
+{
+    struct rig *g = *state;
+    char name[700];
+    rig_open(g, MiB, MiB);
+    struct meanwhile m = {.g = g};
+    memset(name, 'n', sizeof(name) - 1);
+    name[sizeof(name) - 1] = 0;
+    for (size_t i = 100; i < sizeof(name) - 1; i += 100)
+        name[i] = '/';
+    faultfs_observe(g->fault, start_before_rename, &m);
+    ok(dr_image_set_backing(chain_of(g)->images[0], NULL, name, "raw", 0, &err));
+    assert_true(m.started);
+    pthread_join(m.thread, NULL);
+    faultfs_observe(g->fault, NULL, NULL);
+    assert_true(bit_in_file(g->mem, "d.add-cow", 8)); /* the flush said that it is durable */
+}
+
 static void a_short_name_is_one_sector(void **state)
 {
     struct rig *g = *state;
@@ -600,6 +650,7 @@ int main(void)
         T(growth_that_fails_leaves_no_bits),
         T(growing_clears_stale_bits),
         T(growing_without_the_parent_hides_all_of_it),
+        T(a_flush_while_the_metadata_is_replaced_is_not_lost),
         T(a_short_name_is_one_sector),
         T(a_long_name_replaces_the_file),
         T(a_name_switch_that_fails_changes_nothing),
