@@ -174,6 +174,12 @@ struct dr_rebase_options {
     bool force_share; /* -U on the new parent */
     bool dry_run;
 };
+/* On an open disk, which other threads may read and write meanwhile: its requests are held up only
+ * for the switch. options->open tells how to open the new parent. -EBUSY: another operation changes
+ * the disk's images. With unsafe the disk reads through the new parent from then on, with force it
+ * goes on with the old one until it is opened again. */
+DR_API int dr_disk_rebase(struct dr_disk *disk, const struct dr_rebase_options *options,
+                          struct dr_job *job, struct dr_error *err);
 DR_API int dr_rebase(const char *path, const struct dr_rebase_options *options, struct dr_job *job,
                      struct dr_error *err);
 
@@ -181,6 +187,9 @@ struct dr_stream_options {
     struct dr_open_options open;
     const char *base; /* a member of the chain that stays the parent; NULL = none stays */
 };
+/* As dr_disk_rebase. */
+DR_API int dr_disk_stream(struct dr_disk *disk, const struct dr_stream_options *options,
+                          struct dr_job *job, struct dr_error *err);
 DR_API int dr_stream(const char *path, const struct dr_stream_options *options, struct dr_job *job,
                      struct dr_error *err);
 

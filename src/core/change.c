@@ -453,6 +453,10 @@ static int run_step(const struct dr_change *c, struct batch *batch, uint64_t off
                     struct step *step, struct dr_error *err)
 {
     struct dr_image *image = batch->image;
+    if (c->may && !c->may(c->user, off, limit - off)) {
+        step->done = limit - off;
+        return 0;
+    }
     int r = c->guest ? dr_hooks_before(c->chain, off, limit - off, err) : 0;
     if (r < 0)
         return r;

@@ -237,6 +237,11 @@ int dr_chain_fill(struct dr_chain *chain, size_t at, const void *buf, uint64_t o
  * alone): what is below shows. For commit (emptying) and drop-equal. -ENOTSUP. */
 int dr_chain_drop(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                   struct dr_error *err);
+/* dr_chain_drop, but only of what may() still agrees to give up. It is asked under the lock that
+ * keeps writers out of the units, so what it finds is true until they are dropped; it may read. */
+int dr_chain_drop_if(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                     bool (*may)(void *user, uint64_t off, uint64_t len), void *user,
+                     struct dr_error *err);
 /* Copy [src_off, +len) of src's file bytes, a DATA place of another chain, without passing through
  * memory, where images[at] is written whole units at a time; *copied may be less than len;
  * -ENOTSUP: read and write. */

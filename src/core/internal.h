@@ -97,6 +97,9 @@ struct dr_change {
     bool no_bytes;       /* -ENOTSUP rather than zeros as bytes */
     bool guest;          /* the chain's hooks are called */
     bool *not_durable;   /* NULL, or: make it durable where one write does, else set this */
+    /* NULL, or asked under the exclusive lock of [off, off+len): false = leave it as it is. */
+    bool (*may)(void *user, uint64_t off, uint64_t len);
+    void *user;
 };
 
 /* Change [off, off+len) of images[at]; *done = how much of it, from off on, was dealt with. */

@@ -226,36 +226,58 @@ static int hole_or_not(struct dr_image *image, uint64_t off, uint64_t end, bool 
     return 0;
 }
 
-static int drop(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len, bool guest,
-                struct dr_error *err)
+/* c: a change of mode DROP. */
+static int drop(const struct dr_change *c, uint64_t off, uint64_t len, struct dr_error *err)
 {
-    struct dr_image *image = chain->images[at];
+    struct dr_image *image = c->chain->images[c->at];
     int r = check_range(image, off, len, err);
     if (r < 0)
         return r;
     uint64_t end = off + len;
     whole_units(image, &off, &end);
-    if (off >= end)
-        return 0;
-    struct dr_change_source src = {.off = off};
-    struct dr_change c = {
-        .chain = chain, .at = at, .mode = DR_CHANGE_DROP, .src = &src, .guest = guest};
-    c.zero_flags = DR_FILE_ZERO_PUNCH;
     while (r == 0 && off < end) {
         uint64_t next;
         bool hole;
         r = hole_or_not(image, off, end, &hole, &next, err);
         if (r == 0 && !hole)
-            r = change_all(&c, off, next - off, err);
+            r = change_all(c, off, next - off, err);
         off = next;
     }
     return r;
 }
 
+int dr_chain_drop_if(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                     bool (*may)(void *user, uint64_t off, uint64_t len), void *user,
+                     struct dr_error *err)
+{
+    struct dr_change_source src = {.off = off};
+    struct dr_change c = {.chain = chain,
+                          .at = at,
+                          .mode = DR_CHANGE_DROP,
+                          .src = &src,
+                          .zero_flags = DR_FILE_ZERO_PUNCH,
+                          .may = may,
+                          .user = user};
+    return drop(&c, off, len, err);
+}
+
 int dr_chain_drop(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                   struct dr_error *err)
 {
-    return drop(chain, at, off, len, false, err);
+    return dr_chain_drop_if(chain, at, off, len, NULL, NULL, err);
+}
+
+static int drop_for_guest(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                          struct dr_error *err)
+{
+    struct dr_change_source src = {.off = off};
+    struct dr_change c = {.chain = chain,
+                          .at = at,
+                          .mode = DR_CHANGE_DROP,
+                          .src = &src,
+                          .zero_flags = DR_FILE_ZERO_PUNCH,
+                          .guest = is_guests(chain, at)};
+    return drop(&c, off, len, err);
 }
 
 /* ------------------------------------------------------------------ discard */
@@ -272,7 +294,7 @@ static int discard_extent(struct dr_chain *chain, size_t at, uint64_t off, uint6
     if (off >= end)
         return 0;
     bool alone = at + 1 == chain->n && !image->backing_name;
-    int r = alone ? drop(chain, at, off, end - off, is_guests(chain, at), err) : -ENOTSUP;
+    int r = alone ? drop_for_guest(chain, at, off, end - off, err) : -ENOTSUP;
     if (r == -ENOTSUP)
         r = dr_chain_zero(chain, at, off, end - off, DR_MAY_UNMAP, err);
     return r;

@@ -169,6 +169,12 @@ int dr_job_report(struct dr_job *job, uint64_t done, uint64_t total)
     return 1;
 }
 
+void dr_job_held(struct dr_job *job, uint64_t ns)
+{
+    if (job && ns > atomic_load(&job->held_ns))
+        atomic_store(&job->held_ns, ns);
+}
+
 /* A pause holds once no worker moves bytes any more. */
 static enum dr_job_state state_of(const struct dr_job *job)
 {

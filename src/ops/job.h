@@ -73,6 +73,9 @@ void dr_job_ring(struct dr_job *job);
  * is cancelled. */
 int dr_job_report(struct dr_job *job, uint64_t done, uint64_t total);
 
+/* The operation held up the requests of a disk for so long. */
+void dr_job_held(struct dr_job *job, uint64_t ns);
+
 /* A notice that is not a failure. */
 void dr_job_message(const struct dr_job *job, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

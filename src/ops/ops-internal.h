@@ -17,6 +17,9 @@ int dr_measure_fs(struct dr_fs *fs, const char *source, uint64_t size,
                   struct dr_error *err);
 int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
                  struct dr_job *job, struct dr_error *err);
+/* On an open disk. shared: other threads may use it. No job is begun or ended. */
+int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options, bool shared,
+                  struct dr_job *job, struct dr_error *err);
 int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *options,
                  struct dr_job *job, struct dr_error *err);
 int dr_retire_look_fs(struct dr_fs *fs, const char *path, const struct dr_retire_options *options,
@@ -171,6 +174,10 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name);
 /* The name under which an image at path records the file at target: relative if it can be.
  * Malloc'ed, NULL = out of memory. */
 char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target);
+static inline unsigned dr_ops_max(unsigned a, unsigned b)
+{
+    return a > b ? a : b;
+}
 static inline bool dr_ops_same_id(struct dr_file_id a, struct dr_file_id b)
 {
     return a.dev == b.dev && a.ino == b.ino;

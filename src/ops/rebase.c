@@ -4,25 +4,33 @@
  * Everything that can be refused is refused first. Then what the old parents show and the new ones
  * do not is filled into the image, all of it is made durable, and only then the name is switched.
  * Killed at any point the image reads the same, and doing it again goes on: what was filled is no
- * hole any more. */
+ * hole any more.
+ *
+ * Other threads may read and write the disk meanwhile. A fill changes nothing but holes, which it
+ * looks at under the unit's lock, so what a guest writes stays. Only for the switch, the record on
+ * disk and the chain in memory, requests are held up. */
 #include "base/cleanup.h"
+#include "ops/dirty.h"
 #include "ops/ops-internal.h"
 
 struct rebase {
     struct dr_fs *fs;
     const struct dr_rebase_options *o;
     struct dr_job *job;
+    bool shared;             /* other threads may use the disk */
     const char *path, *name; /* name NULL = no parent */
     char *where;             /* of the new parent */
-    struct dr_disk *disk;    /* the overlay on its old parents */
-    struct dr_disk *parent;  /* the new parents when they are not among the old ones */
-    struct dr_chain *above;  /* the chain that starts with the new parent, or NULL */
+    struct dr_disk *disk;
+    struct dr_chain *old;   /* the overlay on its old parents */
+    struct dr_disk *parent; /* the new parents when they are not among the old ones */
+    struct dr_chain *above; /* the chain that holds the new parent, or NULL */
     size_t above_first;
+    struct dr_dirty dirty; /* what the guest changes, where that can undo what was filled */
 };
 
 static struct dr_image *overlay(const struct rebase *rb)
 {
-    return rb->disk->chain->images[0];
+    return rb->old->images[0];
 }
 
 static struct dr_image *new_parent(const struct rebase *rb)
@@ -32,18 +40,18 @@ static struct dr_image *new_parent(const struct rebase *rb)
 
 /* ------------------------------------------------------------------ what may be refused */
 
-static int open_overlay(struct rebase *rb, unsigned more, struct dr_error *err)
+static int check_overlay(const struct rebase *rb, struct dr_error *err)
 {
-    struct dr_open_options open = rb->o->open;
-    /* a rehearsal needs no more than reading */
-    open.flags |= more | (rb->o->dry_run ? 0u : DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
-    int r = dr_open_fs(rb->fs, rb->path, &open, &rb->disk, err);
-    if (r < 0)
-        return r;
-    const struct dr_format *fmt = overlay(rb)->fmt;
-    if (!(fmt->flags & DR_FORMAT_BACKING) || !fmt->set_backing)
+    const struct dr_image *image = overlay(rb);
+    if (!(image->fmt->flags & DR_FORMAT_BACKING) || !image->fmt->set_backing)
         return dr_fail(err, ENOTSUP, "%s: %s images have no backing file to change", rb->path,
-                       fmt->name);
+                       image->fmt->name);
+    if (!rb->o->dry_run && !image->writable)
+        return dr_fail(err, EROFS, "%s: is open for reading only", rb->path);
+    if (rb->shared && !rb->o->unsafe && image->backing_name && rb->old->n == 1)
+        return dr_fail(err, EINVAL,
+                       "%s: was opened without its backing file %s: nothing to copy from", rb->path,
+                       image->backing_name);
     return 0;
 }
 
@@ -54,7 +62,7 @@ static int find_in_chain(struct rebase *rb, struct dr_error *err)
     int r = dr_name_identify(rb->fs, rb->where, &id, err);
     if (r < 0)
         return dr_prefix(err, r, "%s: the new backing file", rb->path);
-    struct dr_chain *chain = rb->disk->chain;
+    struct dr_chain *chain = rb->old;
     if (dr_ops_same_id(dr_image_id(overlay(rb)), id))
         return dr_fail(err, ELOOP, "%s: cannot be its own backing file", rb->path);
     for (unsigned i = 0; i < overlay(rb)->n_files; i++)
@@ -83,7 +91,7 @@ static int refuse_loop(const struct rebase *rb, const struct dr_chain *chain, st
     return 0;
 }
 
-/* Locks would refuse the overlay as its own ancestor too, but could not say why. */
+/* Locks would refuse the overlay as its own ancestor too, without a reason. */
 static int look_for_loop(const struct rebase *rb, const struct dr_open_options *as,
                          struct dr_error *err)
 {
@@ -150,6 +158,7 @@ static void warn_about_sizes(const struct rebase *rb)
 
 struct fill {
     struct dr_pair_walk pair; /* a = old view, b = new view, mask = the overlay itself */
+    struct dr_dirty *rest;    /* NULL, or: go on with what is dirty there */
     struct dr_chain *chain;
     uint64_t step;
     uint64_t unsaved; /* bytes filled since the last flush; by several threads */
@@ -157,7 +166,7 @@ struct fill {
 
 static void fill_init(struct fill *f, const struct rebase *rb)
 {
-    struct dr_chain *old = rb->disk->chain;
+    struct dr_chain *old = rb->old;
     uint64_t size = overlay(rb)->size;
     *f = (struct fill){.chain = old, .step = dr_stock_block(old, 0, 4096)};
     f->pair.size = size;
@@ -169,7 +178,17 @@ static void fill_init(struct fill *f, const struct rebase *rb)
 
 static int fill_next(void *user, struct dr_copy_item *item, struct dr_error *err)
 {
-    return dr_pair_next(&((struct fill *)user)->pair, item, err);
+    struct fill *f = user;
+    for (;;) {
+        int r = dr_pair_next(&f->pair, item, err);
+        if (r != 0 || !f->rest)
+            return r;
+        uint64_t off = f->pair.pos, end;
+        if (!dr_dirty_take(f->rest, &off, &end))
+            return 0;
+        f->pair.pos = off;
+        f->pair.size = end;
+    }
 }
 
 static int fill_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
@@ -212,20 +231,39 @@ static int fill_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
     return r < 0 ? r : save(f, filled, err);
 }
 
-static int copy(struct rebase *rb, struct dr_error *err)
+static int run_fill(struct rebase *rb, struct fill *f, struct dr_job *job, struct dr_error *err)
 {
-    struct fill f;
-    fill_init(&f, rb);
     struct dr_copy_policy policy = {
-        .user = &f,
+        .user = f,
         .next = fill_next,
         .work = fill_work,
         .emit = fill_emit,
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
-        .total = f.pair.size,
+        .depth = dr_ops_max(dr_stock_depth(rb->old), dr_stock_depth(rb->above)),
+        .total = overlay(rb)->size,
     };
-    return dr_copy_run(&policy, rb->job, err);
+    return dr_copy_run(&policy, job, err);
+}
+
+static int copy(struct rebase *rb, struct dr_error *err)
+{
+    struct fill f;
+    fill_init(&f, rb);
+    return run_fill(rb, &f, rb->job, err);
+}
+
+/* With the gate closed: the same for the ranges that the guest has changed since. No job: nobody
+ * may pause it here. */
+static int copy_rest(struct rebase *rb, struct dr_error *err)
+{
+    struct fill f;
+    if (!rb->dirty.disk)
+        return 0;
+    fill_init(&f, rb);
+    f.rest = &rb->dirty;
+    f.pair.size = 0;
+    return run_fill(rb, &f, NULL, err);
 }
 
 /* How much the copy may have to fill at most, from metadata alone. */
@@ -273,6 +311,7 @@ static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
         .emit = count_emit,
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
+        .depth = dr_ops_max(dr_stock_depth(rb->old), dr_stock_depth(rb->above)),
         .total = c.fill.pair.size,
         .silent = true, /* the copy reports all bytes */
     };
@@ -316,7 +355,7 @@ static int own_next(void *user, struct dr_copy_item *item, struct dr_error *err)
         }
         w->run.end = dr_min(w->run.end, dr_round_down(off, OWN_STEP) + OWN_STEP);
         item->off = off;
-        item->aux[0] = w->run.end - off; /* zeroing costs no rate */
+        item->aux[0] = w->run.end - off; /* not len: zeroing is not charged against the rate */
         item->passed += item->aux[0];
         return 1;
     }
@@ -337,7 +376,7 @@ static int own_zeros(struct rebase *rb, struct dr_error *err)
     struct dr_walk walk;
     if (rb->name || !image->fmt->plain || !image->fmt->plain(image))
         return 0;
-    dr_walk_init(&walk, rb->disk->chain, 0, 1, image->size);
+    dr_walk_init(&walk, rb->old, 0, 1, image->size);
     struct dr_copy_policy policy = {
         .user = &walk,
         .next = own_next,
@@ -351,12 +390,13 @@ static int own_zeros(struct rebase *rb, struct dr_error *err)
 /* ------------------------------------------------------------------ giving up what is equal */
 
 struct drop {
-    struct dr_pair_walk pair; /* a = the image's own, b = what its parents show */
+    struct dr_pair_walk pair; /* mask = the image's own, pos = how far it was looked at */
     struct dr_chain *chain;
     uint64_t size, unit;
+    bool shared;
 };
 
-/* Items are whole units of the image: HOLE is passed over, all else is looked at. */
+/* Items are whole units of the image: holes are passed over, all else is looked at. */
 static int drop_next(void *user, struct dr_copy_item *item, struct dr_error *err)
 {
     struct drop *d = user;
@@ -409,6 +449,17 @@ static uint64_t alike_until(const struct drop *d, const struct dr_copy_item *ite
     return at;
 }
 
+/* The guest may have written since the two were compared: compare again, now that the units are
+ * locked. */
+static bool still_equal(void *user, uint64_t off, uint64_t len)
+{
+    const struct drop *d = user;
+    CLEANUP_FREE uint8_t *both = malloc(2 * (size_t)len);
+    return both && dr_chain_read(d->chain, 0, both, off, (size_t)len, NULL) == 0 &&
+           dr_chain_read_padded(d->chain, 1, both + len, off, (size_t)len, NULL) == 0 &&
+           memcmp(both, both + len, (size_t)len) == 0;
+}
+
 /* Neighbours go together: a file system gives back whole blocks only. */
 static int drop_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                      struct dr_error *err)
@@ -419,17 +470,15 @@ static int drop_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
         bool equal = false;
         end = alike_until(d, item, buf, at, &equal);
         if (equal)
-            r = dr_chain_drop(d->chain, 0, item->off + at, end - at, err);
+            r = dr_chain_drop_if(d->chain, 0, item->off + at, end - at,
+                                 d->shared ? still_equal : NULL, d, err);
     }
     return r;
 }
 
-static int drop_equal(struct rebase *rb, struct dr_error *err)
+static int drop_from(const struct rebase *rb, struct dr_chain *chain, struct dr_error *err)
 {
-    struct dr_chain *chain = rb->disk->chain;
-    if (chain->n < 2)
-        return 0;
-    struct drop d = {.chain = chain, .size = overlay(rb)->size};
+    struct drop d = {.chain = chain, .size = chain->images[0]->size, .shared = rb->shared};
     d.unit = dr_stock_block(chain, 0, 512);
     dr_walk_init(&d.pair.mask, chain, 0, 1, d.size);
     struct dr_copy_policy policy = {
@@ -439,48 +488,99 @@ static int drop_equal(struct rebase *rb, struct dr_error *err)
         .emit = drop_emit,
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
+        .depth = dr_stock_depth(chain),
         .total = d.size,
     };
     int r = dr_copy_run(&policy, rb->job, err);
-    if (r == 0)
-        r = dr_chain_flush(chain, 0, err);
+    return r < 0 ? r : dr_chain_flush(chain, 0, err);
+}
+
+static int drop_equal(const struct rebase *rb, struct dr_error *err)
+{
+    if (!rb->o->drop_equal || !rb->name)
+        return 0;
+    struct dr_chain *chain = dr_disk_chain(rb->disk);
+    int r = chain->n < 2 ? 0 : drop_from(rb, chain, err);
+    dr_chain_unref(chain, NULL);
     return r < 0 ? dr_prefix(err, r, "%s: is rebased, but what equals the parent stays", rb->path)
                  : 0;
 }
 
-/* The image on its new parents, as anybody would open it now. */
-static int reopen(struct rebase *rb, struct dr_error *err)
+/* ------------------------------------------------------------------ the switch */
+
+/* The overlay on its new parents. */
+static int make_chain(const struct rebase *rb, struct dr_chain **chain, struct dr_error *err)
 {
-    struct dr_open_options open = rb->o->open;
-    open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
-    open.backing = open.backing_format = NULL;
-    rb->above = NULL;
-    int r = dr_ops_close(&rb->disk, err);
-    int p = dr_ops_close(&rb->parent, err);
-    if (r < 0 || p < 0)
-        return r < 0 ? r : p;
-    return dr_open_fs(rb->fs, rb->path, &open, &rb->disk, err);
+    size_t below = rb->above ? rb->above->n - rb->above_first : 0;
+    CLEANUP_FREE struct dr_image **images = calloc(below + 1, sizeof(struct dr_image *));
+    *chain = NULL;
+    if (!images)
+        return dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
+    images[0] = dr_image_ref(overlay(rb));
+    for (size_t i = 0; i < below; i++)
+        images[i + 1] = dr_image_ref(rb->above->images[rb->above_first + i]);
+    *chain = dr_chain_new(images, below + 1);
+    return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
+}
+
+static int switch_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                       struct dr_error *err)
+{
+    struct rebase *rb = user;
+    struct dr_chain *next = NULL;
+    int r = make_chain(rb, &next, err);
+    if (r == 0)
+        r = copy_rest(rb, err);
+    if (r == 0)
+        r = dr_chain_flush(present, 0, err);
+    if (r == 0)
+        r = set_backing(rb, 0, err);
+    if (r == 0)
+        *fresh = DR_STEAL(next);
+    dr_chain_unref(next, NULL);
+    return r;
+}
+
+/* Of a parent that was forced upon the image only the name is changed: whoever has the disk open
+ * goes on with the old parents. */
+static int record_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                       struct dr_error *err)
+{
+    struct rebase *rb = user;
+    (void)fresh;
+    int r = dr_chain_flush(present, 0, err);
+    return r < 0 ? r : set_backing(rb, 0, err);
+}
+
+static int switch_parent(struct rebase *rb, struct dr_error *err)
+{
+    /* A process that wrote the new parents may have left them in memory. */
+    int r = rb->above ? dr_chain_harden(rb->above, rb->above_first, err) : 0;
+    if (r == 0)
+        r = dr_job_rest(rb->job, err);
+    if (r < 0)
+        return r;
+    uint64_t pause = 0;
+    r = dr_disk_quiesce(rb->disk, rb->o->unsafe && rb->o->force ? record_step : switch_step, rb,
+                        &pause, err);
+    dr_job_held(rb->job, pause);
+    return r;
 }
 
 /* ------------------------------------------------------------------ the two ways */
 
-static int switch_parent(struct rebase *rb, struct dr_error *err)
+/* A disk without a parent may forget what its guest discards: the units are holes again, and would
+ * show the new parent. */
+static int watch_discards(struct rebase *rb, struct dr_error *err)
 {
-    int r = dr_chain_flush(rb->disk->chain, 0, err);
-    if (r == 0 && rb->above) /* whoever wrote the new parents may have left them in memory */
-        r = dr_chain_harden(rb->above, rb->above_first, err);
-    if (r == 0)
-        r = set_backing(rb, 0, err);
-    if (r == 0)
-        r = dr_chain_flush(rb->disk->chain, 0, err);
-    return r;
+    if (!rb->shared || !rb->name || rb->old->n > 1)
+        return 0;
+    return dr_dirty_begin(&rb->dirty, rb->disk, err);
 }
 
 static int rebase_safe(struct rebase *rb, struct dr_error *err)
 {
-    int r = open_overlay(rb, 0, err);
-    if (r == 0 && rb->name)
-        r = open_parent(rb, err);
+    int r = rb->name ? open_parent(rb, err) : 0;
     if (r == 0)
         r = set_backing(rb, DR_TRY, err);
     if (r == 0)
@@ -488,21 +588,20 @@ static int rebase_safe(struct rebase *rb, struct dr_error *err)
     if (r < 0 || rb->o->dry_run)
         return r;
     warn_about_sizes(rb);
-    r = dr_image_harden(overlay(rb), err); /* what a rebase that was killed has done */
+    r = watch_discards(rb, err);
+    if (r == 0)
+        r = dr_image_harden(overlay(rb), err); /* what a rebase that was killed has done */
     if (r == 0)
         r = copy(rb, err);
     if (r == 0)
         r = own_zeros(rb, err);
     if (r == 0)
         r = switch_parent(rb, err);
-    if (r == 0 && rb->o->drop_equal && rb->name)
-        r = reopen(rb, err);
-    if (r == 0 && rb->o->drop_equal && rb->name)
-        r = drop_equal(rb, err);
-    return r;
+    dr_dirty_end(&rb->dirty);
+    return r < 0 ? r : drop_equal(rb, err);
 }
 
-/* With force: take what can be had of the parent, its id, and do without if there is none. */
+/* With force: open the parent alone, for its id, and do without it if it does not open. */
 static void open_parent_forced(struct rebase *rb)
 {
     struct dr_open_options open = rb->o->open;
@@ -522,9 +621,7 @@ static void open_parent_forced(struct rebase *rb)
 
 static int rebase_unsafe(struct rebase *rb, struct dr_error *err)
 {
-    int r = open_overlay(rb, DR_OPEN_NO_BACKING, err);
-    if (r < 0)
-        return r;
+    int r = 0;
     if (rb->name && rb->o->force)
         open_parent_forced(rb);
     else if (rb->name)
@@ -537,20 +634,62 @@ static int rebase_unsafe(struct rebase *rb, struct dr_error *err)
     return switch_parent(rb, err);
 }
 
+/* ------------------------------------------------------------------ on an open disk, and by path
+ */
+
+static int rebase_claimed(struct rebase *rb, struct dr_error *err)
+{
+    rb->old = dr_disk_chain(rb->disk);
+    rb->path = overlay(rb)->path;
+    rb->name = rb->o->backing && *rb->o->backing ? rb->o->backing : NULL;
+    int r = check_overlay(rb, err);
+    if (r == 0 && rb->name) {
+        rb->where = dr_ops_resolve(rb->path, rb->name);
+        r = rb->where ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
+    }
+    if (r == 0)
+        r = rb->o->unsafe ? rebase_unsafe(rb, err) : rebase_safe(rb, err);
+    dr_ops_close(&rb->parent, NULL);
+    int closed = dr_chain_unref(rb->old, r == 0 ? err : NULL);
+    free(rb->where);
+    return r < 0 ? r : closed;
+}
+
+int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options, bool shared,
+                  struct dr_job *job, struct dr_error *err)
+{
+    struct rebase rb = {.fs = disk->fs, .o = options, .job = job, .disk = disk, .shared = shared};
+    int r = dr_disk_claim(disk, "rebase", err);
+    if (r < 0)
+        return r;
+    r = rebase_claimed(&rb, err);
+    dr_disk_unclaim(disk);
+    return r;
+}
+
+int dr_disk_rebase(struct dr_disk *disk, const struct dr_rebase_options *options,
+                   struct dr_job *job, struct dr_error *err)
+{
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(options, err);
+    DR_REQUIRE(options->backing, err);
+    int r = dr_job_begin(job, err);
+    return r < 0 ? r : dr_job_end(job, dr_ops_rebase(disk, options, true, job, err));
+}
+
 int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
                  struct dr_job *job, struct dr_error *err)
 {
-    struct rebase rb = {.fs = fs, .o = options, .job = job, .path = path};
-    rb.name = options->backing && *options->backing ? options->backing : NULL;
-    if (rb.name) {
-        rb.where = dr_ops_resolve(path, rb.name);
-        if (!rb.where)
-            return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    }
-    int r = options->unsafe ? rebase_unsafe(&rb, err) : rebase_safe(&rb, err);
-    int closed = dr_ops_close(&rb.disk, r == 0 ? err : NULL);
-    dr_ops_close(&rb.parent, NULL);
-    free(rb.where);
+    struct dr_open_options open = options->open;
+    struct dr_disk *disk = NULL;
+    /* a rehearsal needs no more than reading */
+    open.flags |= options->dry_run ? 0u : DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
+    open.flags |= options->unsafe ? DR_OPEN_NO_BACKING : 0u;
+    int r = dr_open_fs(fs, path, &open, &disk, err);
+    if (r < 0)
+        return r;
+    r = dr_ops_rebase(disk, options, false, job, err);
+    int closed = dr_ops_close(&disk, r == 0 ? err : NULL);
     return r < 0 ? r : closed;
 }
 

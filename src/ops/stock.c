@@ -94,6 +94,12 @@ uint64_t dr_stock_block(struct dr_chain *chain, size_t at, uint64_t lowest)
     return dr_min(ulen, DR_STOCK_BUFFER);
 }
 
+unsigned dr_stock_depth(const struct dr_chain *chain)
+{
+    (void)chain;
+    return 0;
+}
+
 /* ------------------------------------------------------------------ transfer: next */
 
 static void report_lost(const struct dr_transfer *t, uint64_t from, uint64_t to)

@@ -94,6 +94,9 @@ int dr_transfer_measure(const struct dr_transfer *t, uint64_t *bytes, struct dr_
  * lowest to DR_STOCK_BUFFER. */
 uint64_t dr_stock_block(struct dr_chain *chain, size_t at, uint64_t lowest);
 
+/* How many requests the files of a chain take at once, as a policy's depth. NULL: 0. */
+unsigned dr_stock_depth(const struct dr_chain *chain);
+
 /* ------------------------------------------------------------------ two views side by side
  *
  * Used by compare, rebase and drop-equal: [0, size) where `mask` (if any) says HOLE, a and b

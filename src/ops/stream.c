@@ -5,36 +5,60 @@
 #include "ops/ops-internal.h"
 
 /* How the overlay is to name the ancestor, and which format that has. */
-static int find_base(struct dr_fs *fs, const char *path, const struct dr_stream_options *o,
-                     char **name, char **format, struct dr_error *err)
+static int find_base(const struct dr_chain *chain, const char *base, char **name, char **format,
+                     struct dr_error *err)
 {
-    CLEANUP_DISK struct dr_disk *disk = NULL;
-    struct dr_open_options open = o->open;
-    open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
-    int r = dr_open_fs(fs, path, &open, &disk, err);
-    if (r < 0)
-        return r;
-    size_t k = dr_ops_member(disk->chain, o->base);
-    if (k == 0 || k == disk->chain->n)
-        return dr_fail(err, EINVAL, "%s: %s is not one of its backing files", path, o->base);
-    *name = dr_ops_name_from(fs, path, disk->chain->images[k]->path);
-    *format = strdup(disk->chain->images[k]->fmt->name);
-    return *name && *format ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", path);
+    const struct dr_image *top = chain->images[0];
+    size_t k = dr_ops_member(chain, base);
+    if (k == 0 || k == chain->n)
+        return dr_fail(err, EINVAL, "%s: %s is not one of its backing files", top->path, base);
+    *name = dr_ops_name_from(top->fs, top->path, chain->images[k]->path);
+    *format = strdup(chain->images[k]->fmt->name);
+    return *name && *format ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", top->path);
 }
 
-int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *o,
-                 struct dr_job *job, struct dr_error *err)
+static int stream(struct dr_disk *disk, const struct dr_stream_options *o, bool shared,
+                  struct dr_job *job, struct dr_error *err)
 {
     CLEANUP_FREE char *name = NULL, *format = NULL;
-    int r = o->base && *o->base ? find_base(fs, path, o, &name, &format, err) : 0;
-    if (r < 0)
-        return r;
+    if (o->base && *o->base) {
+        struct dr_chain *chain = dr_disk_chain(disk);
+        int r = find_base(chain, o->base, &name, &format, err);
+        dr_chain_unref(chain, NULL);
+        if (r < 0)
+            return r;
+    }
     struct dr_rebase_options rebase = {
         .open = o->open,
         .backing = name ? name : "",
         .backing_format = format,
     };
-    return dr_rebase_fs(fs, path, &rebase, job, err);
+    return dr_ops_rebase(disk, &rebase, shared, job, err);
+}
+
+int dr_disk_stream(struct dr_disk *disk, const struct dr_stream_options *options,
+                   struct dr_job *job, struct dr_error *err)
+{
+    DR_REQUIRE(disk, err);
+    static const struct dr_stream_options defaults;
+    int r = dr_job_begin(job, err);
+    if (r < 0)
+        return r;
+    return dr_job_end(job, stream(disk, options ? options : &defaults, true, job, err));
+}
+
+int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *o,
+                 struct dr_job *job, struct dr_error *err)
+{
+    struct dr_open_options open = o->open;
+    struct dr_disk *disk = NULL;
+    open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
+    int r = dr_open_fs(fs, path, &open, &disk, err);
+    if (r < 0)
+        return r;
+    r = stream(disk, o, false, job, err);
+    int closed = dr_ops_close(&disk, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
 }
 
 int dr_stream(const char *path, const struct dr_stream_options *options, struct dr_job *job,

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "ops/dirty.h"
+#include "base/bytes.h"
+#include "base/cleanup.h"
+
+#define WORD 64u
+
+static void set_range(struct dr_dirty *dirty, uint64_t off, uint64_t len)
+{
+    uint64_t last = len ? (off + len - 1) / DR_DIRTY_GRAIN : 0;
+    for (uint64_t i = off / DR_DIRTY_GRAIN; len && i <= last && i / WORD < dirty->n; i++)
+        atomic_fetch_or(&dirty->bits[i / WORD], UINT64_C(1) << i % WORD);
+}
+
+static void on_change(void *user, uint64_t off, uint64_t len)
+{
+    set_range(user, off, len);
+}
+
+int dr_dirty_begin(struct dr_dirty *dirty, struct dr_disk *disk, struct dr_error *err)
+{
+    const struct dr_hook hook = {.after = on_change, .user = dirty};
+    uint64_t size = dr_size(disk), grains = (size + DR_DIRTY_GRAIN - 1) / DR_DIRTY_GRAIN;
+    *dirty = (struct dr_dirty){.size = size, .n = (size_t)(grains + WORD - 1) / WORD};
+    dirty->bits = calloc(dirty->n ? dirty->n : 1, sizeof(*dirty->bits));
+    if (!dirty->bits)
+        return dr_fail(err, ENOMEM, "out of memory to follow the changes of a disk of %llu bytes",
+                       (unsigned long long)size);
+    int r = dr_disk_hook(disk, &hook, err);
+    if (r < 0) {
+        free(DR_STEAL(dirty->bits));
+        return r;
+    }
+    dirty->disk = disk;
+    return 0;
+}
+
+void dr_dirty_end(struct dr_dirty *dirty)
+{
+    if (!dirty->disk)
+        return;
+    dr_disk_unhook(dirty->disk, dirty);
+    free(dirty->bits);
+    *dirty = (struct dr_dirty){0};
+}
+
+static bool test_and_clear(struct dr_dirty *dirty, uint64_t grain)
+{
+    uint64_t bit = UINT64_C(1) << grain % WORD;
+    return atomic_fetch_and(&dirty->bits[grain / WORD], ~bit) & bit;
+}
+
+bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end)
+{
+    uint64_t i = *off / DR_DIRTY_GRAIN, n = (uint64_t)dirty->n * WORD;
+    while (i < n && !test_and_clear(dirty, i)) {
+        i++;
+        while (i % WORD == 0 && i < n && atomic_load(&dirty->bits[i / WORD]) == 0)
+            i += WORD;
+    }
+    if (i >= n)
+        return false;
+    *off = i * DR_DIRTY_GRAIN;
+    do
+        i++;
+    while (i < n && test_and_clear(dirty, i));
+    *end = dr_min(i * DR_DIRTY_GRAIN, dirty->size);
+    return true;
+}
+
+bool dr_dirty_any(const struct dr_dirty *dirty, uint64_t off, uint64_t len)
+{
+    for (uint64_t i = off / DR_DIRTY_GRAIN; i * DR_DIRTY_GRAIN < off + len; i++)
+        if (i / WORD < dirty->n && atomic_load(&dirty->bits[i / WORD]) & (UINT64_C(1) << i % WORD))
+            return true;
+    return false;
+}
+
+uint64_t dr_dirty_bytes(const struct dr_dirty *dirty)
+{
+    uint64_t grains = 0;
+    for (size_t i = 0; i < dirty->n; i++)
+        grains += (uint64_t)__builtin_popcountll(atomic_load(&dirty->bits[i]));
+    return grains * DR_DIRTY_GRAIN;
+}
