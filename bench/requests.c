@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What a request costs above the system call that it comes to: random 4 KiB reads and in-place
+ * writes through the library, and the same by pread(2) and pwrite(2) on the raw file, in turns and
+ * in one process, with one thread and with two. Hot in the page cache.
+ *
+ *     drover-bench-requests [-n REQUESTS] [-r ROUNDS] [-s SIZE] DIRECTORY
+ */
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "drover/ops.h"
+
+#define UNIT       4096u
+#define PIECE      (1u << 20)
+#define MAX_ROUNDS 64
+#define LIMIT      1.3 /* times the system call */
+
+static struct dr_error err = DR_ERROR_INIT;
+static uint64_t size = 512ull << 20;
+static unsigned requests = 200000, rounds = 7;
+
+static void must(int r, const char *what)
+{
+    if (r >= 0)
+        return;
+    fprintf(stderr, "%s: %s\n", what, err.errnum ? err.text : strerror(-r));
+    exit(1);
+}
+
+static uint64_t now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* ------------------------------------------------------------------ what is measured */
+
+struct way {
+    struct dr_disk *disk; /* or, without one, */
+    int fd;
+    bool write;
+};
+
+struct worker {
+    const struct way *way;
+    unsigned seed, n;
+    pthread_t thread;
+};
+
+static void one_request(const struct way *w, uint8_t *buf, uint64_t off)
+{
+    if (w->disk && w->write)
+        must(dr_pwrite(w->disk, buf, off, UNIT, 0, &err), "write");
+    else if (w->disk)
+        must(dr_pread(w->disk, buf, off, UNIT, &err), "read");
+    else if ((w->write ? pwrite(w->fd, buf, UNIT, (off_t)off)
+                       : pread(w->fd, buf, UNIT, (off_t)off)) != (ssize_t)UNIT)
+        must(-1, "the raw file");
+}
+
+static void *work(void *arg)
+{
+    struct worker *w = arg;
+    uint8_t *buf = aligned_alloc(UNIT, UNIT);
+    uint64_t x = w->seed;
+    memset(buf, 0x55, UNIT);
+    for (unsigned i = 0; i < w->n; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        one_request(w->way, buf, (x >> 20) % (size / UNIT) * UNIT);
+    }
+    free(buf);
+    return NULL;
+}
+
+static double seconds(const struct way *way, unsigned threads)
+{
+    struct worker w[2];
+    uint64_t start = now();
+    for (unsigned i = 0; i < threads; i++) {
+        w[i] = (struct worker){.way = way, .seed = i + 1, .n = requests / threads};
+        if (i > 0)
+            must(-pthread_create(&w[i].thread, NULL, work, &w[i]), "thread");
+    }
+    work(&w[0]);
+    for (unsigned i = 1; i < threads; i++)
+        pthread_join(w[i].thread, NULL);
+    return (double)(now() - start) / 1e9;
+}
+
+/* ------------------------------------------------------------------ a table of medians */
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *values)
+{
+    qsort(values, rounds, sizeof(*values), by_value);
+    return values[rounds / 2];
+}
+
+static void compare(const char *name, struct dr_disk *disk, int fd, bool write, unsigned threads)
+{
+    double ours[MAX_ROUNDS], theirs[MAX_ROUNDS];
+    const struct way lib = {.disk = disk, .write = write}, sys = {.fd = fd, .write = write};
+    seconds(&lib, threads); /* warm */
+    seconds(&sys, threads);
+    for (unsigned i = 0; i < rounds; i++) {
+        theirs[i] = seconds(&sys, threads);
+        ours[i] = seconds(&lib, threads);
+    }
+    double a = median(ours), b = median(theirs);
+    printf("%-8s %-14s %u thread%s %8.3f us %8.3f us %6.2f  %s\n", name,
+           write ? "write in place" : "read", threads, threads == 1 ? " " : "s", a / requests * 1e6,
+           b / requests * 1e6, a / b, a <= LIMIT * b ? "ok" : "MISSED");
+    fflush(stdout);
+}
+
+/* ------------------------------------------------------------------ the disks */
+
+static void fill(struct dr_disk *disk)
+{
+    uint8_t *buf = malloc(PIECE);
+    for (uint64_t off = 0; off < size; off += PIECE) {
+        memset(buf, (int)(off / PIECE) | 1, PIECE);
+        must(dr_pwrite(disk, buf, off, PIECE, 0, &err), "fill");
+    }
+    must(dr_flush(disk, &err), "flush");
+    free(buf);
+}
+
+static struct dr_disk *make(const char *dir, const char *format, char *path, size_t room)
+{
+    struct dr_open_options open = {.format = format, .flags = DR_OPEN_RDWR};
+    struct dr_create_options create = {.format = format, .size = size, .has_size = true};
+    struct dr_disk *disk;
+    snprintf(path, room, "%s/requests.%s", dir, format);
+    must(dr_create(path, &create, &err), "create");
+    must(dr_open(path, &open, &disk, &err), "open");
+    fill(disk);
+    return disk;
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const formats[] = {"raw", "vmdk"};
+    char raw[4096], path[4096];
+    int opt;
+    while ((opt = getopt(argc, argv, "n:r:s:")) != -1) {
+        unsigned long long value = strtoull(optarg, NULL, 0);
+        if (opt == 'n')
+            requests = (unsigned)value;
+        else if (opt == 'r' && value > 0 && value <= MAX_ROUNDS)
+            rounds = (unsigned)value;
+        else if (opt == 's' && value >= PIECE)
+            size = value / PIECE * PIECE;
+        else
+            return 2;
+    }
+    if (optind + 1 != argc)
+        return 2;
+    snprintf(raw, sizeof(raw), "%s/requests.bytes", argv[optind]);
+    int fd = open(raw, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    must(fd < 0 ? -1 : 0, raw);
+    /* In large pieces like the images: the size of the pages that the system caches them in, which
+     * follows from that, decides what a small write costs. */
+    uint8_t *piece = calloc(1, PIECE);
+    for (uint64_t off = 0; off < size; off += PIECE)
+        if (pwrite(fd, piece, PIECE, (off_t)off) != (ssize_t)PIECE)
+            must(-1, raw);
+    free(piece);
+    fsync(fd);
+    printf("%-8s %-14s %-9s %11s %11s %6s\n", "", "", "", "drover", "system", "ratio");
+    for (size_t f = 0; f < sizeof(formats) / sizeof(formats[0]); f++) {
+        struct dr_disk *disk = make(argv[optind], formats[f], path, sizeof(path));
+        for (unsigned threads = 1; threads <= 2; threads++) {
+            compare(formats[f], disk, fd, false, threads);
+            compare(formats[f], disk, fd, true, threads);
+        }
+        must(dr_close(disk, &err), "close");
+        unlink(path);
+    }
+    close(fd);
+    unlink(raw);
+    return 0;
+}
