@@ -229,6 +229,12 @@ DR_API int dr_commit(const char *path, const struct dr_commit_options *options, 
 
 /* Make a new child of path; it is the new active disk. name: file name or NULL = X-000001.ext with
  * the lowest free number. *active: its path, malloc'ed; active may be NULL. */
+/* The same of a disk that is open for writing, which goes on with the child. options: allow_paths
+ * and flags for the child. Other threads may use the disk; their requests wait while the child
+ * takes over. job (may be NULL) tells how long that took. */
+DR_API int dr_disk_snapshot(struct dr_disk *disk, const char *name,
+                            const struct dr_open_options *options, char **active,
+                            struct dr_job *job, struct dr_error *err);
 DR_API int dr_snapshot_create(const char *path, const char *name,
                               const struct dr_open_options *options, char **active,
                               struct dr_error *err);
@@ -255,12 +261,23 @@ DR_API void dr_tree_free(struct dr_tree_node *nodes, size_t n);
 DR_API int dr_info(const char *path, const struct dr_open_options *options, bool chain, char **json,
                    struct dr_error *err);
 
+/* The same of an open disk, which other threads may use. options (may be NULL) tell where its
+ * images may be found. */
+DR_API int dr_disk_info(struct dr_disk *disk, const struct dr_open_options *options, bool chain,
+                        char **json, struct dr_error *err);
+
 enum dr_repair { DR_REPAIR_NONE = 0, DR_REPAIR_LEAKS = 1, DR_REPAIR_ALL = 3 };
 /* As `qemu-img check --output=json`; *json is malloc'ed. repair: enum dr_repair. report gets a line
  * a finding, or is NULL. -ENOTSUP: the format has nothing to check. */
 DR_API int dr_check(const char *path, const struct dr_open_options *options, unsigned repair,
                     void (*report)(void *user, const char *line), void *user, char **json,
                     struct dr_error *err);
+
+/* The top image of an open disk, without repair: the image would change under its users. Requests
+ * to a disk that is open for writing wait until the check has ended; job (may be NULL) tells how
+ * long. */
+DR_API int dr_disk_check(struct dr_disk *disk, void (*report)(void *user, const char *line),
+                         void *user, char **json, struct dr_job *job, struct dr_error *err);
 
 /* Say what was interrupted at path (through report, a line each, or NULL) and, unless dry_run,
  * finish or undo it. *found = how many things there were; found may be NULL. */

@@ -352,6 +352,7 @@ int dr_image_unref(struct dr_image *image, struct dr_error *err)
 int dr_image_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
                          const char *format, unsigned flags, struct dr_error *err)
 {
+    DR_LOCK_SCOPE(&image->begin_lock); /* begin_write edits what set_backing reads */
     if (flags & DR_TRY)
         return image->fmt->set_backing(image, parent, name, format, flags, err);
     dr_flush_hold(image);

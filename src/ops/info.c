@@ -66,7 +66,9 @@ static int specific(struct dr_image *image, json_t **out, uint64_t *cluster, str
     if (!image->fmt->info)
         return 0;
     CLEANUP_JSON json_t *data = json_object();
+    pthread_mutex_lock(&image->begin_lock); /* begin_write edits what info reads */
     int r = image->fmt->info(image, data, cluster, err);
+    pthread_mutex_unlock(&image->begin_lock);
     if (r < 0 || json_object_size(data) == 0)
         return r;
     *out = json_object();
@@ -102,25 +104,64 @@ static int describe(struct dr_image *image, const struct dr_open_options *option
     return r;
 }
 
+/* One image a pass of the gate: while an image is described nobody gives it another parent. 1: the
+ * disk has another chain now. */
+static int describe_at(struct dr_disk *disk, const struct dr_chain *chain, size_t i,
+                       const struct dr_open_options *options, json_t *all, struct dr_error *err)
+{
+    struct dr_pass pass;
+    json_t *one = NULL;
+    int r = 1;
+    if (dr_disk_enter(disk, &pass) == chain)
+        r = describe(pass.chain->images[i], options, &one, err);
+    dr_disk_leave(disk, &pass);
+    if (one)
+        json_array_append_new(all, one);
+    return r;
+}
+
+/* 1: the disk got another chain meanwhile. */
+static int describe_chain(struct dr_disk *disk, const struct dr_open_options *options, bool whole,
+                          json_t *all, struct dr_error *err)
+{
+    struct dr_chain *chain = dr_disk_chain(disk);
+    int r = 0;
+    json_array_clear(all);
+    for (size_t i = 0; r == 0 && i < (whole ? chain->n : 1); i++)
+        r = describe_at(disk, chain, i, options, all, err);
+    dr_chain_unref(chain, NULL);
+    return r;
+}
+
+static int info(struct dr_disk *disk, const struct dr_open_options *options, bool chain,
+                char **json, struct dr_error *err)
+{
+    CLEANUP_JSON json_t *all = json_array();
+    int r;
+    do
+        r = describe_chain(disk, options, chain, all, err);
+    while (r > 0);
+    return r < 0 ? r : dump(chain ? all : json_array_get(all, 0), json, err);
+}
+
+int dr_disk_info(struct dr_disk *disk, const struct dr_open_options *options, bool chain,
+                 char **json, struct dr_error *err)
+{
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(json, err);
+    return info(disk, options, chain, json, err);
+}
+
 int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                bool chain, char **json, struct dr_error *err)
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;
-    CLEANUP_JSON json_t *all = json_array();
     struct dr_open_options open = options ? *options : (struct dr_open_options){0};
     open.flags |= DR_OPEN_WHOLE;
     if (!chain)
         open.flags |= DR_OPEN_NO_BACKING;
     int r = dr_open_fs(fs, path, &open, &disk, err);
-    for (size_t i = 0; r == 0 && i < disk->chain->n; i++) {
-        json_t *one = NULL;
-        r = describe(disk->chain->images[i], &open, &one, err);
-        if (one)
-            json_array_append_new(all, one);
-    }
-    if (r < 0)
-        return r;
-    return dump(chain ? all : json_array_get(all, 0), json, err);
+    return r < 0 ? r : info(disk, &open, chain, json, err);
 }
 
 int dr_info(const char *path, const struct dr_open_options *options, bool chain, char **json,
@@ -192,29 +233,70 @@ static int open_checked(struct dr_fs *fs, const char *path, struct dr_open_optio
     return dr_fail(err, -r, "%s", why.text);
 }
 
+struct checking {
+    unsigned repair; /* enum dr_repair */
+    void (*report)(void *user, const char *line);
+    void *user;
+    char **json;
+};
+
+static int check_chain(const struct checking *c, struct dr_chain *chain, struct dr_error *err)
+{
+    struct dr_image *image = chain->images[0];
+    if (!image->fmt->check)
+        return dr_fail(err, ENOTSUP, "This image format does not support checks");
+    struct dr_check_result result = {.report = c->report ? c->report : drop_line, .user = c->user};
+    int r = check_image(image, c->repair, &result, err);
+    if (r < 0)
+        return r;
+    CLEANUP_JSON json_t *o = check_report(image, &result);
+    return dump(o, c->json, err);
+}
+
+static int check_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                      struct dr_error *err)
+{
+    (void)fresh;
+    int r = dr_chain_flush(present, 0, err);
+    return r < 0 ? r : check_chain(user, present, err);
+}
+
+int dr_disk_check(struct dr_disk *disk, void (*report)(void *user, const char *line), void *user,
+                  char **json, struct dr_job *job, struct dr_error *err)
+{
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(json, err);
+    struct checking c = {.report = report, .user = user, .json = json};
+    int r = dr_job_begin(job, err);
+    if (r < 0)
+        return r;
+    if (dr_writable(disk)) {
+        uint64_t pause = 0;
+        r = dr_disk_quiesce(disk, check_step, &c, &pause, err);
+        dr_job_held(job, pause);
+    } else {
+        struct dr_chain *chain = dr_disk_chain(disk);
+        r = check_chain(&c, chain, err);
+        dr_chain_unref(chain, NULL);
+    }
+    return dr_job_end(job, r);
+}
+
 int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                 unsigned repair, void (*report)(void *user, const char *line), void *user,
                 char **json, struct dr_error *err)
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;
     struct dr_open_options open = options ? *options : (struct dr_open_options){0};
-    open.flags |=
-        DR_OPEN_NO_BACKING; /* a broken parent must not keep the child from being seen to */
+    const struct checking c = {.repair = repair, .report = report, .user = user, .json = json};
+    /* A broken parent must not keep the child from being checked. */
+    open.flags |= DR_OPEN_NO_BACKING;
     if (repair)
         open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
     int r = open_checked(fs, path, open, repair, &disk, err);
-    if (r < 0)
-        return r;
-    struct dr_image *image = disk->chain->images[0];
-    if (!image->fmt->check)
-        return dr_fail(err, ENOTSUP, "This image format does not support checks");
-    struct dr_check_result result = {.report = report ? report : drop_line, .user = user};
-    r = check_image(image, repair, &result, err);
-    if (r < 0)
-        return r;
-    CLEANUP_JSON json_t *o = check_report(image, &result);
-    r = dump(o, json, err);
-    int closed = dr_ops_close(&disk, err);
+    if (r == 0)
+        r = check_chain(&c, disk->chain, err);
+    int closed = dr_ops_close(&disk, r == 0 ? err : NULL);
     return r < 0 ? r : closed;
 }
 

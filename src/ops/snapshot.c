@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* snapshot: a new, empty child becomes the active disk; what was active keeps its name and is the
- * frozen parent. The parent is not written to. */
+ * frozen parent. By path the parent is not written to.
+ *
+ * On an open disk the child is made aside, complete and durable. Then, while requests wait, what
+ * the disk holds in memory is made durable, the child takes its name, and the disk goes on with it.
+ */
 #include <ctype.h>
 #include <stdio.h>
 #include <strings.h>
@@ -86,8 +90,8 @@ static int choose_name(struct dr_fs *fs, const struct dr_image *image, const cha
     return *chosen ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", image->path);
 }
 
-/* A writer's lock keeps out whoever uses the disk, and a second snapshot at the same time; a parent
- * that may only be read is frozen already. */
+/* A writer's lock keeps others from using the disk and from making a second snapshot at the same
+ * time; a parent that may only be read is frozen already. */
 static int open_exclusive(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                           struct dr_disk **disk, struct dr_error *err)
 {
@@ -102,20 +106,171 @@ static int open_exclusive(struct dr_fs *fs, const char *path, const struct dr_op
     return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
-static int make_child(struct dr_new_image *fresh, const struct dr_chain *chain, unsigned flags,
-                      struct dr_error *err)
+struct snapshot {
+    struct dr_disk *disk;
+    const struct dr_open_options *options; /* allow_paths and flags for the child; may be NULL */
+    const char *name;                      /* as the user gave it, or NULL */
+    struct dr_chain *chain;                /* the disk before */
+    char *where;                           /* of the child */
+    struct dr_new_image fresh;
+};
+
+static unsigned flags_of(const struct snapshot *s)
 {
-    struct dr_image *image = chain->images[0];
+    return s->options ? s->options->flags : 0;
+}
+
+static int make_child(struct snapshot *s, struct dr_error *err)
+{
+    struct dr_image *image = s->chain->images[0];
     const struct dr_create_params what = {
         .size = image->size,
         .backing = image,
         .backing_name = dr_path_basename(image->path),
         .backing_format = image->fmt->name,
         .like = image,
-        .like_chain = chain,
+        .like_chain = s->chain,
         .all_new = true,
     };
-    return dr_new_create(fresh, image->fmt, &what, NULL, 0, flags, err);
+    pthread_mutex_lock(&image->begin_lock); /* begin_write edits what is taken over */
+    int r = dr_new_create(&s->fresh, image->fmt, &what, NULL, 0, flags_of(s), err);
+    pthread_mutex_unlock(&image->begin_lock);
+    /* The user of the disk goes on with the child; a parent that may only be read says nothing
+     * about who that is. */
+    if (r == 0 && image->writable)
+        dr_new_take_attrs(&s->fresh, image->path);
+    return r;
+}
+
+/* Everything that may be refused, and the child, complete, in its private directory. */
+static int prepare(struct snapshot *s, struct dr_error *err)
+{
+    struct dr_image *image = s->chain->images[0];
+    struct dr_fs *fs = s->disk->fs;
+    CLEANUP_FREE char *chosen = NULL;
+    if (!(image->fmt->flags & DR_FORMAT_BACKING) || !image->fmt->create ||
+        !image->fmt->snapshot_suffix)
+        return dr_fail(err, ENOTSUP, "%s: %s images cannot have snapshots", image->path,
+                       image->fmt->name);
+    int r = choose_name(fs, image, s->name, &chosen, err);
+    if (r < 0)
+        return r;
+    s->where = dr_path_sibling(image->path, chosen);
+    if (!s->where)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    /* Through a link the disk may be where the child could not open it. */
+    r = dr_gate_check(fs, s->where, image->path, s->options, err);
+    if (r == 0)
+        r = dr_new_begin(&s->fresh, fs, s->where, true, flags_of(s), err);
+    return r < 0 ? r : make_child(s, err);
+}
+
+/* ------------------------------------------------------------------ the switch of an open disk */
+
+static int open_child(const struct snapshot *s, struct dr_image **child, struct dr_error *err)
+{
+    const struct dr_image *top = s->chain->images[0];
+    const unsigned kept = DR_OPEN_NO_FLUSH | DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_DIRECT;
+    unsigned flags = (s->disk->flags & kept) | DR_OPEN_RDWR;
+    int r = dr_image_open(s->disk->fs, s->where, top->fmt->name, flags, child, err);
+    /* The first write since the child was made has given the parent another id. */
+    if (r == 0 && (top->fmt->flags & DR_FORMAT_CONTENT_ID) &&
+        top->fmt->parent_id(*child) != top->fmt->id(top))
+        r = top->fmt->set_parent_id(*child, top->fmt->id(top), err);
+    return r;
+}
+
+/* child on the images of the old chain. Takes over the reference to the child. */
+static int make_chain(const struct dr_chain *old, struct dr_image *child, struct dr_chain **chain,
+                      struct dr_error *err)
+{
+    CLEANUP_FREE struct dr_image **images = calloc(old->n + 1, sizeof(struct dr_image *));
+    if (!images) {
+        dr_image_unref(child, NULL);
+        return dr_fail(err, ENOMEM, "%s: out of memory", old->images[0]->path);
+    }
+    images[0] = child;
+    for (size_t i = 0; i < old->n; i++)
+        images[i + 1] = dr_image_ref(old->images[i]);
+    *chain = dr_chain_new(images, old->n + 1);
+    return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", old->images[0]->path);
+}
+
+static int switch_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                       struct dr_error *err)
+{
+    struct snapshot *s = user;
+    struct dr_image *top = present->images[0], *child = NULL;
+    bool unchanged = top->flags & DR_OPEN_UNCHANGED;
+    int r = dr_chain_flush(present, 0, err);
+    if (r == 0)
+        r = dr_new_publish(&s->fresh, err);
+    if (r < 0)
+        return r;
+    r = open_child(s, &child, err);
+    if (r == 0)
+        r = dr_image_freeze(top, err);
+    if (r == 0) {
+        r = make_chain(present, DR_STEAL(child), fresh, err);
+        if (r < 0)
+            dr_image_thaw(top, unchanged, NULL);
+    }
+    dr_image_unref(child, NULL);
+    return r < 0 ? dr_prefix(err, r, "%s was made, but the disk goes on without it", s->where) : 0;
+}
+
+static int switch_disk(struct snapshot *s, struct dr_job *job, struct dr_error *err)
+{
+    uint64_t pause = 0;
+    int r = dr_disk_quiesce(s->disk, switch_step, s, &pause, err);
+    dr_job_held(job, pause);
+    return r;
+}
+
+/* ------------------------------------------------------------------ on an open disk, and by path
+ */
+
+static int snapshot_claimed(struct snapshot *s, bool live, char **active, struct dr_job *job,
+                            struct dr_error *err)
+{
+    s->chain = dr_disk_chain(s->disk);
+    int r = prepare(s, err);
+    if (r == 0 && live)
+        r = switch_disk(s, job, err);
+    else if (r == 0)
+        r = dr_new_publish(&s->fresh, err);
+    if (r == 0 && active)
+        *active = DR_STEAL(s->where);
+    dr_new_abandon(&s->fresh);
+    int closed = dr_chain_unref(s->chain, r == 0 ? err : NULL);
+    free(s->where);
+    return r < 0 ? r : closed;
+}
+
+static int snapshot(struct dr_disk *disk, const char *name, const struct dr_open_options *options,
+                    bool live, char **active, struct dr_job *job, struct dr_error *err)
+{
+    struct snapshot s = {.disk = disk, .options = options, .name = name};
+    int r = dr_disk_claim(disk, "snapshot", err);
+    if (r < 0)
+        return r;
+    r = snapshot_claimed(&s, live, active, job, err);
+    dr_disk_unclaim(disk);
+    return r;
+}
+
+int dr_disk_snapshot(struct dr_disk *disk, const char *name, const struct dr_open_options *options,
+                     char **active, struct dr_job *job, struct dr_error *err)
+{
+    DR_REQUIRE(disk, err);
+    int r = dr_job_begin(job, err);
+    if (r < 0)
+        return r;
+    if (!dr_writable(disk))
+        r = dr_fail(err, EROFS, "%s: is open for reading only", dr_image_path(disk, 0));
+    else
+        r = snapshot(disk, name, options, true, active, job, err);
+    return dr_new_hide(dr_job_end(job, r), err);
 }
 
 int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
@@ -123,37 +278,8 @@ int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
                           struct dr_error *err)
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;
-    CLEANUP_NEW struct dr_new_image fresh = {0};
-    CLEANUP_FREE char *chosen = NULL;
-    CLEANUP_FREE char *where = NULL;
-    unsigned flags = options ? options->flags : 0;
     int r = open_exclusive(fs, path, options, &disk, err);
-    if (r < 0)
-        return r;
-    struct dr_image *image = disk->chain->images[0];
-    if (!(image->fmt->flags & DR_FORMAT_BACKING) || !image->fmt->create ||
-        !image->fmt->snapshot_suffix)
-        return dr_fail(err, ENOTSUP, "%s: %s images cannot have snapshots", path, image->fmt->name);
-    r = choose_name(fs, image, name, &chosen, err);
-    if (r < 0)
-        return r;
-    where = dr_path_sibling(path, chosen);
-    if (!where)
-        return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    /* by a link the disk may be where the child could not open it */
-    r = dr_gate_check(fs, where, image->path, options, err);
-    if (r == 0)
-        r = dr_new_begin(&fresh, fs, where, true, flags, err);
-    if (r == 0)
-        r = make_child(&fresh, disk->chain, flags, err);
-    /* whoever used the disk goes on with the child; a parent that may only be read says nothing */
-    if (r == 0 && image->writable)
-        dr_new_take_attrs(&fresh, image->path);
-    if (r == 0)
-        r = dr_new_publish(&fresh, err);
-    if (r == 0 && active)
-        *active = DR_STEAL(where);
-    return r;
+    return r < 0 ? r : snapshot(disk, name, options, false, active, NULL, err);
 }
 
 int dr_snapshot_create(const char *path, const char *name, const struct dr_open_options *options,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Operations on a disk that other threads read and write: what they read is what was written, all
  * the time and afterwards, and the operation has done its work. */
+#include "faultfs.h"
 #include "test-ops-crowd.h"
 
 static const char *const formats[] = {"vmdk", "add-cow"};
@@ -147,6 +148,161 @@ static void what_cannot_be_done_to_an_open_disk_is_refused(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* ------------------------------------------------------------------ snapshot */
+
+static void a_disk_goes_on_with_its_snapshots_while_it_is_used(void **state)
+{
+    for (size_t f = 0; f < N_FORMATS; f++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct names n = make_disks(fs, formats[f]);
+        struct crowd c;
+        char *active[3] = {NULL};
+        (void)state;
+        crowd_begin(&c, fs, n.top);
+        for (size_t i = 0; i < 3; i++) {
+            ok(dr_disk_snapshot(c.disk, NULL, NULL, &active[i], NULL, &err));
+            assert_int_equal(dr_chain_length(c.disk), 4 + i);
+            assert_string_equal(dr_image_path(c.disk, 0), active[i]);
+            crowd_pass(&c, 5);
+        }
+        assert_string_equal(dr_image_path(c.disk, 3), n.top);
+        crowd_end(&c, active[2]);
+        for (size_t i = 0; i < 3; i++)
+            free(active[i]);
+        dr_fs_memory_free(fs);
+    }
+}
+
+/* What was active can be read by others from then on, holds what the disk held, and stays so. */
+static void the_frozen_layer_holds_the_moment_of_the_snapshot(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct names n = make_disks(fs, "vmdk");
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    char *active = NULL;
+    uint8_t then[4096], later[4096];
+    memset(then, 0xaa, sizeof(then));
+    memset(later, 0xbb, sizeof(later));
+    ok(dr_open_fs(fs, n.top, &rw, &disk, &err));
+    ok(dr_pwrite(disk, then, 1000, sizeof(then), 0, &err));
+    ok(dr_disk_snapshot(disk, "now.vmdk", NULL, &active, NULL, &err));
+    assert_string_equal(active, "now.vmdk");
+    ok(dr_pwrite(disk, later, 1000, sizeof(later), 0, &err));
+    uint64_t size;
+    uint8_t *frozen = view(fs, n.top, &size);
+    assert_memory_equal(frozen + 1000, then, sizeof(then));
+    free(frozen);
+    refused(dr_disk_snapshot(disk, "now.vmdk", NULL, NULL, NULL, &err), EEXIST, "now.vmdk");
+    ok(dr_close(disk, &err));
+    frozen = view(fs, active, &size);
+    assert_memory_equal(frozen + 1000, later, sizeof(later));
+    free(frozen);
+    free(active);
+}
+
+struct late_writer {
+    struct dr_disk *disk;
+    bool wrote;
+};
+
+/* The child is complete, and the disk has not gone on with it. */
+static int write_once(void *user, const struct faultfs_io *io)
+{
+    struct late_writer *w = user;
+    if (io->kind != FAULTFS_LIST || !strstr(io->path, ".drover.new-") || w->wrote)
+        return 0;
+    w->wrote = true;
+    ok(dr_pwrite(w->disk, "late", 1000, 4, 0, &err));
+    return 0;
+}
+
+/* The first write of all gives the parent a new id, after the child has noted the old one. */
+static void a_snapshot_is_a_child_of_what_its_parent_became(void **state)
+{
+    struct dr_fs *memory = *state;
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_fs *fs = faultfs_fs(f);
+    struct names n = make_disks(fs, "vmdk");
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct late_writer w = {0};
+    ok(dr_open_fs(fs, n.top, &rw, &w.disk, &err));
+    faultfs_observe(f, write_once, &w);
+    ok(dr_disk_snapshot(w.disk, "child.vmdk", NULL, NULL, NULL, &err));
+    faultfs_observe(f, NULL, NULL);
+    assert_true(w.wrote);
+    ok(dr_close(w.disk, &err));
+    uint64_t size;
+    uint8_t *have = view(fs, "child.vmdk", &size);
+    assert_memory_equal(have + 1000, "late", 4);
+    free(have);
+    faultfs_free(f);
+}
+
+static void a_snapshot_that_cannot_be_made_leaves_the_disk_in_use(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct names n = make_disks(fs, "vmdk");
+    struct crowd c;
+    crowd_begin(&c, fs, n.top);
+    size_t files = count_files(fs);
+    refused(dr_disk_snapshot(c.disk, "a/b", NULL, NULL, NULL, &err), EINVAL, "plain file name");
+    refused(dr_disk_snapshot(c.disk, n.other, NULL, NULL, NULL, &err), EEXIST, n.other);
+    assert_int_equal(dr_chain_length(c.disk), 3);
+    assert_int_equal(count_files(fs), files);
+    crowd_end(&c, n.top);
+}
+
+/* ------------------------------------------------------------------ info, check, compare */
+
+static void an_open_disk_is_described_and_checked_while_it_is_used(void **state)
+{
+    for (size_t f = 0; f < N_FORMATS; f++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct names n = make_disks(fs, formats[f]);
+        struct crowd c;
+        (void)state;
+        crowd_begin(&c, fs, n.top);
+        for (unsigned i = 0; i < 5; i++) {
+            char *json = NULL;
+            ok(dr_disk_info(c.disk, NULL, true, &json, &err));
+            assert_non_null(strstr(json, n.base));
+            free(json);
+            ok(dr_disk_check(c.disk, NULL, NULL, &json, NULL, &err));
+            assert_null(strstr(json, "corruptions"));
+            free(json);
+            crowd_pass(&c, 2);
+        }
+        crowd_end(&c, n.top);
+        dr_fs_memory_free(fs);
+    }
+}
+
+/* ------------------------------------------------------------------ resize */
+
+static void a_disk_grows_while_it_is_used(void **state)
+{
+    for (size_t f = 0; f < N_FORMATS; f++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct names n = make_disks(fs, formats[f]);
+        struct crowd c;
+        (void)state;
+        crowd_begin(&c, fs, n.top);
+        for (unsigned i = 1; i <= 3; i++) {
+            struct dr_error err = DR_ERROR_INIT;
+            int r = dr_truncate(c.disk, CROWD_SIZE + i * 100 * KiB, &err);
+            if (r == -ENOTSUP)
+                break; /* not every format can */
+            if (r < 0)
+                fail_msg("%s", err.text);
+            assert_int_equal(dr_size(c.disk), CROWD_SIZE + i * 100 * KiB);
+            crowd_pass(&c, 2);
+        }
+        crowd_end(&c, n.top);
+        dr_fs_memory_free(fs);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -154,6 +310,12 @@ int main(void)
         cmocka_unit_test(a_stream_keeps_what_is_written_meanwhile),
         cmocka_unit_test(a_disk_without_a_parent_gets_one_while_it_is_used),
         ops_test(a_cancelled_stream_leaves_the_open_disk_on_its_parents),
+        cmocka_unit_test(a_disk_goes_on_with_its_snapshots_while_it_is_used),
+        ops_test(the_frozen_layer_holds_the_moment_of_the_snapshot),
+        ops_test(a_snapshot_is_a_child_of_what_its_parent_became),
+        ops_test(a_snapshot_that_cannot_be_made_leaves_the_disk_in_use),
+        cmocka_unit_test(an_open_disk_is_described_and_checked_while_it_is_used),
+        cmocka_unit_test(a_disk_grows_while_it_is_used),
         ops_test(what_cannot_be_done_to_an_open_disk_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
