@@ -12,8 +12,6 @@
 #include "base/bytes.h"
 
 #define BATCH_UNITS 64
-/* Writers stall to flush once this many metadata pages wait. */
-#define DIRTY_CAP 4096
 
 /* ------------------------------------------------------------------ what a write brings along */
 
@@ -188,21 +186,20 @@ static int batch_reserve(struct batch *batch, uint64_t off, uint64_t len, enum d
 {
     struct dr_image *image = batch->image;
     struct dr_reservation *r = &batch->r[batch->n];
-    for (;;) {
+    struct dr_hold hold = {0};
+    int rc;
+    do {
         *r = (struct dr_reservation){.off = off, .len = len, .want = want};
-        int rc = dr_image_reserve(image, off, len, want, batch->src->coded_len, r, err);
-        if (rc == 0) {
+        rc = dr_image_reserve(image, off, len, want, batch->src->coded_len, r, err);
+        if (rc == 0)
             batch->n++;
-            return 0;
-        }
-        if (rc != -EAGAIN)
-            return reserve_failed(image, rc, off, err);
-        if (image->need.kind == DR_NEED_FLUSH && batch->n > 0)
-            return -EAGAIN;
-        rc = dr_image_satisfy(image, off, err);
-        if (rc < 0)
-            return rc;
-    }
+        else if (rc != -EAGAIN)
+            rc = reserve_failed(image, rc, off, err);
+        else if (image->need.kind == DR_NEED_FLUSH && batch->n > 0)
+            break;
+    } while (rc == -EAGAIN && (rc = dr_image_satisfy(image, &hold, off, err)) == 0);
+    dr_hold_end(&hold);
+    return rc;
 }
 
 /* ------------------------------------------------------------------ changing a range */
@@ -462,7 +459,7 @@ static int run_step(const struct dr_change *c, struct batch *batch, uint64_t off
         return r;
     pthread_mutex_lock(&image->lock);
     r = collect(batch, c, off, limit, step, err);
-    batch->crowded = dr_cache_dirty(image->cache) > DIRTY_CAP;
+    batch->crowded = dr_cache_is_crowded(image->cache);
     pthread_mutex_unlock(&image->lock);
     if (r < 0)
         batch_cancel(batch);

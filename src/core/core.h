@@ -38,7 +38,14 @@ enum dr_need_kind { DR_NEED_NONE, DR_NEED_PAGE, DR_NEED_FLUSH, DR_NEED_BEGIN };
 struct dr_need {
     enum dr_need_kind kind;
     unsigned file;
-    uint64_t off;
+    uint64_t off, len; /* PAGE: every page of this range */
+};
+
+/* The pages that were read for a callback stay in memory until it has succeeded, so that a callback
+ * which needs many of them, one after another, gets on whatever else is going on. Begins as {0}. */
+struct dr_hold {
+    struct dr_page **pages;
+    size_t n, room;
 };
 
 /* size, flags and writable may be read at any time; they change while no request is past the gate.
@@ -129,10 +136,12 @@ int dr_image_set_backing(struct dr_image *image, const struct dr_image *parent, 
  * written here. */
 int dr_image_harden(struct dr_image *image, struct dr_error *err);
 
-/* Call a [page] callback until it has what it needs: `while ((r = cb()) == -EAGAIN) r =
- * dr_image_satisfy()`. Called with image->lock held; drops it for the I/O; holds it again on
- * return. off: the guest offset at hand. */
-int dr_image_satisfy(struct dr_image *image, uint64_t off, struct dr_error *err);
+/* Do what a [page] callback needs that has returned -EAGAIN: `while ((r = callback()) == -EAGAIN &&
+ * (r = dr_image_satisfy()) == 0);` and dr_hold_end() in the end. image->lock is held, dropped for
+ * the I/O and held again on return. off: the guest offset at hand. */
+int dr_image_satisfy(struct dr_image *image, struct dr_hold *hold, uint64_t off,
+                     struct dr_error *err);
+void dr_hold_end(struct dr_hold *hold); /* image->lock held */
 
 /* What this image alone has; fmt->map with pages loaded as needed. Takes the lock itself. */
 int dr_image_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,

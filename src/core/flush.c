@@ -133,18 +133,22 @@ int dr_image_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr
         rc = image->fmt->reserve(image, off, len, want, host_len, r, err);
     if (rc == 0)
         image->flusher->n_reserved++;
+    else
+        dr_reserve_unpin(image, r);
     return rc;
 }
 
 void dr_image_publish(struct dr_image *image, struct dr_reservation *r)
 {
     image->fmt->publish(image, r);
+    dr_reserve_unpin(image, r);
     image->flusher->n_reserved--;
 }
 
 void dr_image_cancel(struct dr_image *image, struct dr_reservation *r)
 {
     image->fmt->cancel(image, r);
+    dr_reserve_unpin(image, r);
     image->flusher->n_reserved--;
 }
 
@@ -298,7 +302,7 @@ static int run_flush(struct dr_image *image, struct dr_error *err)
         release_freed(image, &freed);
 
     pthread_mutex_lock(&image->lock);
-    bool can_retry = dr_cache_unseal(image->cache, r == 0);
+    bool can_retry = dr_cache_unseal(image, r == 0);
     if (r < 0) {
         freed_put_back(&flusher->freed, &freed);
         if (data_lost || !can_retry)

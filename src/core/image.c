@@ -9,7 +9,7 @@ static void image_free(struct dr_image *image)
     for (unsigned i = 0; i < image->n_files; i++)
         dr_file_unref(image->files[i]);
     free(image->files);
-    dr_cache_free(image->cache);
+    dr_cache_free(image);
     dr_ranges_free(image->ranges);
     dr_flusher_free(image->flusher);
     pthread_mutex_destroy(&image->lock);
@@ -276,7 +276,9 @@ int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsign
 {
     DR_CLEANUP_NAME struct dr_name name = {0};
     const struct dr_format *fmt = NULL;
-    int r = dr_name_parse(fs, path, &name, err);
+    int r = dr_cache_limits_check(err);
+    if (r == 0)
+        r = dr_name_parse(fs, path, &name, err);
     if (r == 0)
         r = choose_format(path, format, &name, &fmt, err);
     if (r < 0)
@@ -435,26 +437,22 @@ static int begin_again(struct dr_image *image, uint64_t off, struct dr_error *er
     return image->fmt->begin_write(image, off, !(image->flags & DR_OPEN_UNCHANGED), err);
 }
 
-int dr_image_satisfy(struct dr_image *image, uint64_t off, struct dr_error *err)
+int dr_image_satisfy(struct dr_image *image, struct dr_hold *hold, uint64_t off,
+                     struct dr_error *err)
 {
     struct dr_need need = image->need;
     image->need.kind = DR_NEED_NONE;
+    if (need.kind == DR_NEED_PAGE)
+        return dr_cache_load(image, need, hold, err);
     pthread_mutex_unlock(&image->lock);
     int r;
-    switch (need.kind) {
-    case DR_NEED_PAGE:
-        r = dr_cache_load(image, need, err);
-        break;
-    case DR_NEED_FLUSH:
+    if (need.kind == DR_NEED_FLUSH)
         r = dr_image_flush(image, err);
-        break;
-    case DR_NEED_BEGIN:
+    else if (need.kind == DR_NEED_BEGIN)
         r = begin_again(image, off, err);
-        break;
-    default:
+    else
         r = dr_fail(err, EINVAL, "%s: the %s driver wants to be called again but not why",
                     image->path, image->fmt->name);
-    }
     pthread_mutex_lock(&image->lock);
     return r;
 }
@@ -462,16 +460,15 @@ int dr_image_satisfy(struct dr_image *image, uint64_t off, struct dr_error *err)
 int dr_image_map_locked(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
                         struct dr_error *err)
 {
-    for (;;) {
+    struct dr_hold hold = {0};
+    int r;
+    do {
         *ext = (struct dr_extent){.kind = DR_HOLE};
-        int r = image->fmt->map(image, off, len, ext, err);
-        if (r == -EAGAIN)
-            r = dr_image_satisfy(image, off, err);
-        else if (r == 0)
-            break;
-        if (r < 0)
-            return r;
-    }
+        r = image->fmt->map(image, off, len, ext, err);
+    } while (r == -EAGAIN && (r = dr_image_satisfy(image, &hold, off, err)) == 0);
+    dr_hold_end(&hold);
+    if (r < 0)
+        return r;
     if (ext->len > 0 && ext->len <= len)
         return 0;
     return dr_fail(err, EIO, "%s: the %s driver answers %llu bytes to a question about %llu",

@@ -33,22 +33,36 @@ void dr_epoch_drain(struct dr_ranges *ranges);
 /* ------------------------------------------------------------------ pages.c */
 
 struct dr_cache *dr_cache_new(void);
-void dr_cache_free(struct dr_cache *cache);
+void dr_cache_free(struct dr_image *image);
 
-/* Load what need names and put it into the cache. image->lock not held. */
-int dr_cache_load(struct dr_image *image, struct dr_need need, struct dr_error *err);
+/* pages-load.c: read what need names and put it into the cache and the hold. image->lock held,
+ * dropped for the I/O. */
+int dr_cache_load(struct dr_image *image, struct dr_need need, struct dr_hold *hold,
+                  struct dr_error *err);
 
-/* Dirty pages that wait (not sealed). image->lock held. */
+/* pages-flush.c. Dirty pages that wait (not sealed). image->lock held. */
 size_t dr_cache_dirty(const struct dr_cache *cache);
+/* So many that writers had better flush. image->lock held. */
+bool dr_cache_is_crowded(const struct dr_cache *cache);
 /* Nothing waits and nothing is being written: what the pages say is durable. image->lock held. */
 bool dr_cache_is_clean(const struct dr_cache *cache);
 
-/* Flush: seal all dirty pages; write the sealed ones of one level (image->lock NOT held; *wrote =
- * there were any); at the end forget them (ok) or make them dirty again. */
+/* Flush: seal all dirty pages; write the sealed sectors of one level (image->lock NOT held; *wrote
+ * = there were any); at the end forget them (ok) or make them dirty again. */
 void dr_cache_seal(struct dr_cache *cache);
 int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, struct dr_error *err);
-/* False: not ok, and a page has edits of another level since: no later flush can keep the order. */
-bool dr_cache_unseal(struct dr_cache *cache, bool ok);
+/* False: not ok, and a sector has edits of another level since: no later flush can keep the order.
+ */
+bool dr_cache_unseal(struct dr_image *image, bool ok);
+
+/* ------------------------------------------------------------------ limits.c */
+
+enum dr_cache_kind { DR_CACHE_METADATA, DR_CACHE_DECODED, DR_CACHE_INDEX, DR_CACHE_KINDS };
+
+/* The bytes that all caches of this kind in the process may take together. */
+uint64_t dr_cache_limit(enum dr_cache_kind kind);
+/* -EINVAL: the environment asks for something impossible. */
+int dr_cache_limits_check(struct dr_error *err);
 
 /* ------------------------------------------------------------------ flush.c */
 

@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The metadata page cache: 4 KiB pages of an image's files, with levels and sealing (invariant 1).
  *
+ * A driver finds the page it wants (dr_page_get), looks at its bytes (dr_page_at), pins what it is
+ * going to edit (dr_page_pin, or dr_reserve_page for a reservation) and edits it (dr_page_put). The
+ * core reads pages before and writes them afterwards.
+ *
  * Every function here that takes an image is called with image->lock held, and none does I/O,
  * unless it says otherwise. Only dirty 512-byte sectors of a page are ever written, so a page may
  * share its 4 KiB with guest data.
  *
  * Levels, written ascending with a flush between: 0 unreferenced (new tables, raised counts),
  * 1 allocation roots, 2 links, 3 header switch. The flush of level 0 is that of the guest's data,
- * so what points to data or tells of it is level 1 or higher.
+ * so what points to data or tells of it is level 1 or higher. A level belongs to a sector, not to a
+ * page: where units are small, tables of different kinds share one page.
  */
 #ifndef DR_CORE_PAGES_H
 #define DR_CORE_PAGES_H
@@ -21,6 +26,13 @@
  * pointer is good until the lock is dropped, unless the page is pinned. */
 int dr_page_get(struct dr_image *image, unsigned file, uint64_t off, struct dr_page **page);
 
+/* All pages of [off, off + len) are in memory, for dr_page_get to find until the lock is dropped.
+ * -EAGAIN: return it; what is missing is read in large pieces. For tables of many pages. */
+int dr_page_get_all(struct dr_image *image, unsigned file, uint64_t off, uint64_t len);
+
+/* Where the page begins in its file. */
+uint64_t dr_page_start(const struct dr_page *page);
+
 /* The page's present bytes from off (a file offset inside the page) to the page's end. Bytes behind
  * the end of the file are 0. */
 const uint8_t *dr_page_at(const struct dr_page *page, uint64_t off);
@@ -30,25 +42,40 @@ const uint8_t *dr_page_at(const struct dr_page *page, uint64_t off);
  * has a hole there and no metadata of this image was edited since the page came in. */
 uint64_t dr_page_zero_until(const struct dr_image *image, const struct dr_page *page);
 
-/* Keep the page and guarantee that dr_page_put at this level cannot fail. -EAGAIN: return it (dirty
- * at a higher level: a flush comes first). -ENOMEM. Pins nest. A page is at one level at a time.
- * Give each kind of page one level, tables one below what links to them: pins of two levels on one
- * page wait for each other. */
-int dr_page_pin(struct dr_image *image, struct dr_page *page, unsigned level);
-void dr_page_unpin(struct dr_image *image, struct dr_page *page);
+/* Keep the page and guarantee that dr_page_put inside [off, off + len) at this level cannot fail.
+ * -EAGAIN: return it (one of these sectors is dirty or pinned at another level: a flush comes
+ * first). -ENOMEM. Pins nest. A sector is at one level at a time. Give each kind of table one
+ * level, tables one below what links to them: pins of two levels on one sector wait for each other.
+ */
+int dr_page_pin(struct dr_image *image, struct dr_page *page, uint64_t off, size_t len,
+                unsigned level);
+/* off and len as in the call of dr_page_pin that this ends. */
+void dr_page_unpin(struct dr_image *image, struct dr_page *page, uint64_t off, size_t len);
 
-/* The level at which the page waits to be written, or -1: it has no edits that are not on their way
- * already. */
-int dr_page_dirty_level(const struct dr_page *page);
+/* The level at which the sector that holds byte off waits to be written, or -1: it has no edits
+ * that are not on their way already. */
+int dr_page_dirty_level(const struct dr_page *page, uint64_t off);
 
-/* A pinned page of zeros that is not read from the file (a new table); dirty in full at level when
- * put. */
-int dr_page_new(struct dr_image *image, unsigned file, uint64_t off, unsigned level,
+/* [off, off + len), whole sectors of one page, becomes zeros that are not read from the file (a new
+ * table), pinned at level and dirty. -EAGAIN: return it (as dr_page_pin; or the rest of the page
+ * must be read). */
+int dr_page_new(struct dr_image *image, unsigned file, uint64_t off, size_t len, unsigned level,
                 struct dr_page **page);
 
-/* Overwrite bytes of a pinned page. Cannot fail; goes to a clone while the page is sealed. */
+/* Overwrite bytes of a pinned range. Cannot fail; goes to a clone while the page is sealed. */
 void dr_page_put(struct dr_image *image, struct dr_page *page, uint64_t off, const void *bytes,
                  size_t len);
+
+/* dr_page_get and dr_page_pin for a reservation, as its pin number r->n_pins - 1. There may be any
+ * number of pins. The core takes them back when the reservation has failed, or has been published
+ * or cancelled. */
+int dr_reserve_page(struct dr_image *image, struct dr_reservation *r, unsigned file, uint64_t off,
+                    size_t len, unsigned level, struct dr_page **page);
+/* The i-th pin. A driver that needs it for longer (until release, for a count that is lowered
+ * there) sets its page to NULL and calls dr_page_unpin itself. */
+struct dr_pin *dr_reserved_pin(struct dr_reservation *r, unsigned i);
+/* For the core. */
+void dr_reserve_unpin(struct dr_image *image, struct dr_reservation *r);
 
 /* Ask the core to call begin_write before trying again. Returns -EAGAIN. */
 int dr_need_begin(struct dr_image *image);
@@ -57,7 +84,7 @@ int dr_need_begin(struct dr_image *image);
  * -EAGAIN. */
 int dr_need_flush(struct dr_image *image);
 
-/* Forget clean, unpinned pages of a file range (the driver rewrote it by dr_file_pwrite). */
+/* Forget clean, unpinned pages of a file range: the driver rewrote it by dr_file_pwrite. */
 void dr_page_forget(struct dr_image *image, unsigned file, uint64_t off, uint64_t len);
 
 /* Nothing points to this place any more once the present dirty metadata is durable: fmt->release

@@ -51,7 +51,13 @@ enum dr_todo {
     DR_TODO_NOTHING,   /* just publish */
 };
 
-#define DR_RESERVATION_PAGES 8
+/* Bytes of a page that a reservation keeps ready to be edited. */
+struct dr_pin {
+    struct dr_page *page;
+    uint64_t off; /* in the file */
+    size_t len;
+};
+#define DR_RESERVATION_PINS 3 /* without an allocation; there may be more */
 /* How many places one reservation may hand to dr_free_later, in reserve, publish and cancel
  * together. */
 #define DR_RESERVATION_FREED 4
@@ -67,8 +73,10 @@ struct dr_reservation {
     enum dr_todo todo;
     enum dr_want want;
     /* the driver's own, from reserve to publish or cancel */
-    struct dr_page *pages[DR_RESERVATION_PAGES];
     uint64_t priv[6];
+    /* dr_reserve_page's */
+    struct dr_pin pins[DR_RESERVATION_PINS], *more;
+    unsigned n_pins, room;
 };
 
 /* A place in a file that nothing points to any more. */
@@ -212,9 +220,10 @@ struct dr_format {
     int (*vet)(struct dr_image *image, struct dr_file *file, uint64_t off, const uint8_t *page,
                size_t len, struct dr_error *err);
 
-    /* [page] off, len inside one unit (or span), locked exclusively by the caller. Pin and
-     * privatise every page that publish touches. host_len: for CODED, the bytes needed. -ENOTSUP:
-     * for ZERO "write zeros as DATA", for HOLE/CODED "cannot". -ENOSPC: the format has no room.
+    /* [page] off, len inside one unit (or span), locked exclusively by the caller. Pin, by
+     * dr_reserve_page, whatever publish is going to edit. host_len: for CODED, the bytes needed.
+     * -ENOTSUP: for ZERO "write zeros as DATA", for HOLE/CODED "cannot". -ENOSPC: the format has no
+     * room.
      * Making or copying a table that several units share is a step of reserve itself, complete when
      * it returns: those units may be reserved by others before this one is published. */
     int (*reserve)(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,

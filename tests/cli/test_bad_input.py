@@ -154,6 +154,16 @@ def test_a_parent_outside_the_directory_is_refused_with_the_way_out(t):
     assert t.ours("qemu-io", "-r", "-c", "length", "sub/child.vmdk").code == 0
 
 
+@pytest.mark.parametrize("value, words", [
+    ("12x", "DROVER_CACHE_METADATA=12x: is no size"), ("1000", "too small; give it at least 1M"),
+    ("-1", "is no size"), ("99999999999999999999", "is no size"),
+])
+def test_impossible_cache_limits_in_the_environment_are_refused(t, value, words):
+    vmdk(t, "disk.vmdk")
+    assert words in refused(t, "map", "disk.vmdk", env={"DROVER_CACHE_METADATA": value})
+    t.ok("map", "disk.vmdk", env={"DROVER_CACHE_METADATA": "2M"})
+
+
 def test_create_refuses_a_parent_that_it_could_not_open_later(t):
     vmdk(t, "base.vmdk")
     (t.dir / "sub").mkdir()

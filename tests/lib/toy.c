@@ -17,7 +17,7 @@ enum { OFF_SIZE = 16, OFF_CLUSTERS = 24, OFF_L2 = 28, OFF_SNAPSHOT = 32, OFF_DAT
 enum { OFF_BACKING_FORMAT = 128, OFF_BACKING = 144, BACKING_CAP = 368 };
 
 /* reservation: which page is which, and what publish needs */
-enum { PG_L2, PG_BLOCK, PG_OLD };
+enum { PIN_L2, PIN_BLOCK }; /* and last that of the old place */
 enum { PR_AT, PR_ENTRY, PR_NEW = 3, PR_OLD, PR_OLD_LEN };
 
 static const char toy_magic[8] = "TOYCOW1";
@@ -400,14 +400,24 @@ static int toy_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr
  * on disk ever pointed to it. Counts of what was in use go down only in release; the block's page
  * stays pinned from reserve until then, so release cannot miss it. */
 
+static void toy_unpin(struct dr_image *image, struct dr_page *page)
+{
+    dr_page_unpin(image, page, dr_page_start(page), TOY_CLUSTER);
+}
+
 static int toy_pin(struct dr_image *image, uint64_t at, unsigned level, struct dr_page **page)
 {
     int r = dr_page_get(image, 0, at, page);
     if (!r)
-        r = dr_page_pin(image, *page, level);
+        r = dr_page_pin(image, *page, dr_round_down(at, TOY_CLUSTER), TOY_CLUSTER, level);
     if (r)
         *page = NULL;
     return r;
+}
+
+static uint64_t toy_block(const struct toy *t, unsigned space, uint64_t place)
+{
+    return t->blocks[space][place / TOY_CLUSTER / TOY_BLOCK];
 }
 
 static int toy_pin_block(struct dr_image *image, unsigned space, uint64_t place,
@@ -448,7 +458,7 @@ static int toy_new_block(struct dr_image *image, unsigned space, uint64_t i, str
     if (!r)
         r = toy_pin(image, root_at, LEVEL_ROOT, &root);
     if (!r)
-        r = dr_page_new(image, 0, at, LEVEL_BLOCK, &block);
+        r = dr_page_new(image, 0, at, TOY_CLUSTER, LEVEL_BLOCK, &block);
     if (!r) {
         put_be16(raw, space == TOY_META ? 1 : 0);
         dr_page_put(image, block, at, raw, 2);
@@ -457,12 +467,12 @@ static int toy_new_block(struct dr_image *image, unsigned space, uint64_t i, str
         put_be64(raw, at);
         dr_page_put(image, root, root_at, raw, 8);
         t->blocks[space][i] = at;
-        dr_page_unpin(image, block);
+        toy_unpin(image, block);
     }
     if (root)
-        dr_page_unpin(image, root);
+        toy_unpin(image, root);
     if (holder)
-        dr_page_unpin(image, holder);
+        toy_unpin(image, holder);
     return r;
 }
 
@@ -515,7 +525,7 @@ static int toy_own_l2(struct dr_image *image, uint64_t off, uint64_t *table, str
     if (!r)
         r = toy_pin(image, TOY_L1_AT, LEVEL_L1, &pages[2]);
     if (!r)
-        r = dr_page_new(image, 0, fresh, LEVEL_L2, &pages[3]);
+        r = dr_page_new(image, 0, fresh, TOY_CLUSTER, LEVEL_L2, &pages[3]);
     if (!r) {
         uint8_t copy[TOY_CLUSTER] = {0}, raw[8];
         if (old)
@@ -532,7 +542,7 @@ static int toy_own_l2(struct dr_image *image, uint64_t off, uint64_t *table, str
     }
     for (int i = 0; i < 4; i++)
         if (pages[i])
-            dr_page_unpin(image, pages[i]);
+            toy_unpin(image, pages[i]);
     return r;
 }
 
@@ -632,12 +642,11 @@ static void toy_note_coded(struct toy *t, const struct toy_entry *e)
     t->coded_next = end % TOY_CLUSTER ? end : 0;
 }
 
-static void toy_unpin_all(struct dr_image *image, struct dr_reservation *r)
+static int toy_reserve_at(struct dr_image *image, struct dr_reservation *r, uint64_t at,
+                          unsigned level)
 {
-    for (int i = 0; i < DR_RESERVATION_PAGES; i++)
-        if (r->pages[i])
-            dr_page_unpin(image, r->pages[i]);
-    memset(r->pages, 0, sizeof(r->pages));
+    struct dr_page *page;
+    return dr_reserve_page(image, r, 0, dr_round_down(at, TOY_CLUSTER), TOY_CLUSTER, level, &page);
 }
 
 static void toy_describe(struct dr_image *image, const struct toy_plan *p, uint64_t off,
@@ -672,22 +681,22 @@ static int toy_reserve_pinned(struct dr_image *image, uint64_t off, uint64_t len
     unsigned space = toy_data_space(t);
     int e = toy_own_l2(image, off, &table, err);
     if (!e)
-        e = toy_pin(image, table, LEVEL_L2, &r->pages[PG_L2]);
+        e = toy_reserve_at(image, r, table, LEVEL_L2);
     if (!e)
-        e = toy_entry_at(image, dr_page_at(r->pages[PG_L2], table), off, &p.old, err);
+        e = toy_entry_at(image, dr_page_at(r->pins[PIN_L2].page, table), off, &p.old, err);
     if (!e)
         e = toy_make_plan(image, off, len, r->want, host_len, &p, err);
     if (!e && p.place)
         e = toy_find_place(image, &p, &p.new.host, err);
     if (!e && p.place)
-        e = toy_pin_block(image, space, p.new.host, &r->pages[PG_BLOCK]);
+        e = toy_reserve_at(image, r, toy_block(t, space, p.new.host), LEVEL_BLOCK);
     if (!e && p.drops)
-        e = toy_pin_block(image, space, p.old.host, &r->pages[PG_OLD]);
+        e = toy_reserve_at(image, r, toy_block(t, space, p.old.host), LEVEL_BLOCK);
     if (e)
         return e;
     r->priv[PR_AT] = table + 16 * (off / TOY_CLUSTER % t->l2_entries);
     if (p.place)
-        toy_add(image, r->pages[PG_BLOCK], space, p.new.host, 1);
+        toy_add(image, r->pins[PIN_BLOCK].page, space, p.new.host, 1);
     if (p.new.coded && p.place)
         toy_note_coded(t, &p.new);
     toy_describe(image, &p, off, len, r);
@@ -701,31 +710,26 @@ static int toy_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum 
     if (!t->marked)
         return dr_need_begin(image);
     *r = (struct dr_reservation){.want = want};
-    int e = toy_reserve_pinned(image, off, len, host_len, r, err);
-    if (e)
-        toy_unpin_all(image, r);
-    return e;
+    return toy_reserve_pinned(image, off, len, host_len, r, err);
 }
 
 static void toy_publish(struct dr_image *image, struct dr_reservation *r)
 {
     struct toy *t = image->state;
-    dr_page_put(image, r->pages[PG_L2], r->priv[PR_AT], &r->priv[PR_ENTRY], 16);
+    dr_page_put(image, r->pins[PIN_L2].page, r->priv[PR_AT], &r->priv[PR_ENTRY], 16);
     if (r->priv[PR_OLD] != UINT64_MAX) {
-        r->pages[PG_OLD] = NULL; /* stays pinned until release */
+        r->pins[r->n_pins - 1].page = NULL; /* stays pinned until release */
         toy_free(image, toy_data_space(t), r->priv[PR_OLD], r->priv[PR_OLD_LEN]);
     }
-    toy_unpin_all(image, r);
 }
 
 static void toy_cancel(struct dr_image *image, struct dr_reservation *r)
 {
     struct toy *t = image->state;
     if (r->priv[PR_NEW] != UINT64_MAX) {
-        toy_add(image, r->pages[PG_BLOCK], toy_data_space(t), r->priv[PR_NEW], -1);
+        toy_add(image, r->pins[PIN_BLOCK].page, toy_data_space(t), r->priv[PR_NEW], -1);
         t->coded_next = 0;
     }
-    toy_unpin_all(image, r);
 }
 
 /* The block's page is pinned since the reservation: it is in memory. */
@@ -750,7 +754,7 @@ static void toy_release(struct dr_image *image, const struct dr_freed *freed, st
         dr_page_at(page, t->blocks[space][cluster / TOY_BLOCK] + 2 * (cluster % TOY_BLOCK)));
     if (count > 1) {
         toy_add(image, page, space, freed->host, -1);
-        dr_page_unpin(image, page);
+        toy_unpin(image, page);
         return;
     }
     *gone = (struct dr_freed){freed->file, cluster * TOY_CLUSTER, TOY_CLUSTER};
@@ -763,7 +767,7 @@ static void toy_reuse(struct dr_image *image, const struct dr_freed *gone)
     unsigned space = gone->file == image->files[0] ? TOY_META : TOY_DATA;
     struct dr_page *page = toy_pinned_block(image, gone);
     toy_add(image, page, space, gone->host, -1);
-    dr_page_unpin(image, page);
+    toy_unpin(image, page);
 }
 
 /* ------------------------------------------------------------------ the code: runs of bytes */

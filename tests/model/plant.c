@@ -89,14 +89,14 @@ static int reserve_remember(struct dr_image *image, uint64_t off, uint64_t len, 
 {
     int e = healthy->reserve(image, off, len, want, host_len, r, err);
     if (!e)
-        r->priv[5] = *dr_page_at(r->pages[0], bit_byte(r));
+        r->priv[5] = *dr_page_at(r->pins[0].page, bit_byte(r));
     return e;
 }
 
 static void publish_lost_bits(struct dr_image *image, struct dr_reservation *r)
 {
     uint8_t byte = (uint8_t)r->priv[5];
-    dr_page_put(image, r->pages[0], bit_byte(r), &byte, 1);
+    dr_page_put(image, r->pins[0].page, bit_byte(r), &byte, 1);
     healthy->publish(image, r);
 }
 

@@ -17,7 +17,7 @@
 /* Dropped ranges that may wait for their punch; then a flush. */
 #define MAX_PENDING 65536u
 
-enum { PRIV_DROP, PRIV_PAGES };
+enum { PRIV_DROP };
 
 /* A bitmap that ends early gets its full length before bits are written: a part of one would be
  * taken for a draft's, which has fewer. */
@@ -52,24 +52,15 @@ static struct bits bits_of(const struct dr_image *image, uint64_t off, uint64_t 
     return b;
 }
 
-static void unpin(struct dr_image *image, struct dr_reservation *r)
-{
-    while (r->priv[PRIV_PAGES] > 0)
-        dr_page_unpin(image, r->pages[--r->priv[PRIV_PAGES]]);
-}
-
 static int pin(struct dr_image *image, const struct bits *b, struct dr_reservation *r)
 {
-    for (uint64_t at = b->at; at <= b->last; at = dr_round_down(at, DR_PAGE_SIZE) + DR_PAGE_SIZE) {
+    for (uint64_t at = b->at, next; at <= b->last; at = next) {
         struct dr_page *page;
-        int rc = dr_page_get(image, ADDCOW_META, at, &page);
-        if (rc == 0)
-            rc = dr_page_pin(image, page, BIT_LEVEL);
-        if (rc < 0) {
-            unpin(image, r);
+        next = dr_round_down(at, DR_PAGE_SIZE) + DR_PAGE_SIZE;
+        size_t len = (size_t)(dr_min(next, b->last + 1) - at);
+        int rc = dr_reserve_page(image, r, ADDCOW_META, at, len, BIT_LEVEL, &page);
+        if (rc < 0)
             return rc;
-        }
-        r->pages[r->priv[PRIV_PAGES]++] = page;
     }
     return 0;
 }
@@ -77,16 +68,14 @@ static int pin(struct dr_image *image, const struct bits *b, struct dr_reservati
 static void edit(struct dr_image *image, struct dr_reservation *r, bool set)
 {
     struct bits b = bits_of(image, r->off, r->len);
-    uint64_t start = addcow_of(image)->h.bitmap_off, at = b.at;
-    for (uint64_t i = 0; i < r->priv[PRIV_PAGES]; i++) {
-        uint64_t next = dr_round_down(at, DR_PAGE_SIZE) + DR_PAGE_SIZE;
-        size_t len = (size_t)(dr_min(next, b.last + 1) - at);
-        uint64_t bit = (at - start) * 8;
+    uint64_t start = addcow_of(image)->h.bitmap_off;
+    for (unsigned i = 0; i < r->n_pins; i++) {
+        const struct dr_pin *p = dr_reserved_pin(r, i);
+        uint64_t bit = (p->off - start) * 8;
         uint8_t bytes[DR_PAGE_SIZE];
-        memcpy(bytes, dr_page_at(r->pages[i], at), len);
-        addcow_edit_bits(bytes, dr_max(b.first, bit) - bit, dr_min(b.end - bit, len * 8), set);
-        dr_page_put(image, r->pages[i], at, bytes, len);
-        at = next;
+        memcpy(bytes, dr_page_at(p->page, p->off), p->len);
+        addcow_edit_bits(bytes, dr_max(b.first, bit) - bit, dr_min(b.end - bit, p->len * 8), set);
+        dr_page_put(image, p->page, p->off, bytes, p->len);
     }
 }
 
@@ -118,10 +107,8 @@ static int reserve_drop(struct dr_image *image, uint64_t off, uint64_t len,
     if (rc < 0)
         return rc;
     struct addcow_pending *p = calloc(1, sizeof(*p));
-    if (!p) {
-        unpin(image, r);
+    if (!p)
         return -ENOMEM;
-    }
     *p = (struct addcow_pending){.off = off, .len = len};
     r->priv[PRIV_DROP] = (uintptr_t)p;
     r->todo = DR_TODO_NOTHING;
@@ -182,7 +169,6 @@ void addcow_publish(struct dr_image *image, struct dr_reservation *r)
 {
     struct addcow_pending *p = (struct addcow_pending *)(uintptr_t)r->priv[PRIV_DROP];
     edit(image, r, p == NULL);
-    unpin(image, r);
     if (!p)
         return;
     struct dr_freed freed = {.file = image->files[ADDCOW_RAW], .host = r->off, .len = r->len};
@@ -192,8 +178,8 @@ void addcow_publish(struct dr_image *image, struct dr_reservation *r)
 
 void addcow_cancel(struct dr_image *image, struct dr_reservation *r)
 {
+    (void)image;
     free((struct addcow_pending *)(uintptr_t)r->priv[PRIV_DROP]);
-    unpin(image, r);
 }
 
 /* ------------------------------------------------------------------ size */

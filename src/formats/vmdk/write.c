@@ -116,27 +116,17 @@ static int look_up(struct request *q, struct dr_error *err)
                    (unsigned long long)q->slot.rpos);
 }
 
-static int pin_both(const struct request *q)
-{
-    int r = dr_page_pin(q->image, q->page, 2);
-    if (r < 0 || !q->copy)
-        return r;
-    r = dr_page_pin(q->image, q->copy, 2);
-    if (r < 0)
-        dr_page_unpin(q->image, q->page);
-    return r;
-}
-
 /* The entry becomes value when published. */
 static int link_grain(const struct request *q, uint32_t value, struct dr_reservation *r)
 {
-    int ret = pin_both(q);
+    struct dr_page *page;
+    int ret = dr_reserve_page(q->image, r, q->e->file, q->slot.pos, 4, 2, &page);
+    if (ret == 0 && q->slot.rpos)
+        ret = dr_reserve_page(q->image, r, q->e->file, q->slot.rpos, 4, 2, &page);
     if (ret < 0)
         return ret;
     r->off = q->grain_off;
     r->len = q->grain_len;
-    r->pages[0] = q->page;
-    r->pages[1] = q->copy;
     r->priv[PRIV_POS] = q->slot.pos;
     r->priv[PRIV_RPOS] = q->slot.rpos;
     r->priv[PRIV_NEW] = value;
@@ -283,13 +273,6 @@ int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wan
 
 /* ------------------------------------------------------------------ publish, cancel, reuse */
 
-static void unpin_both(struct dr_image *image, struct dr_reservation *r)
-{
-    for (int i = 0; i < 2; i++)
-        if (r->pages[i])
-            dr_page_unpin(image, r->pages[i]);
-}
-
 void vmdk_publish(struct dr_image *image, struct dr_reservation *r)
 {
     struct vmdk_extent *e = &vmdk_of(image)->extents[r->priv[PRIV_EXTENT]];
@@ -297,10 +280,9 @@ void vmdk_publish(struct dr_image *image, struct dr_reservation *r)
         return;
     uint8_t entry[4];
     put_le32(entry, (uint32_t)r->priv[PRIV_NEW]);
-    if (r->pages[1])
-        dr_page_put(image, r->pages[1], r->priv[PRIV_RPOS], entry, sizeof(entry));
-    dr_page_put(image, r->pages[0], r->priv[PRIV_POS], entry, sizeof(entry));
-    unpin_both(image, r);
+    if (r->priv[PRIV_RPOS])
+        dr_page_put(image, r->pins[1].page, r->priv[PRIV_RPOS], entry, sizeof(entry));
+    dr_page_put(image, r->pins[0].page, r->priv[PRIV_POS], entry, sizeof(entry));
     if (r->priv[PRIV_FREE])
         dr_free_later(image, (struct dr_freed){.file = image->files[e->file],
                                                .host = r->priv[PRIV_FREE] * VMDK_SECTOR,
@@ -310,7 +292,6 @@ void vmdk_publish(struct dr_image *image, struct dr_reservation *r)
 void vmdk_cancel(struct dr_image *image, struct dr_reservation *r)
 {
     struct vmdk_extent *e = &vmdk_of(image)->extents[r->priv[PRIV_EXTENT]];
-    unpin_both(image, r);
     /* Part of it may be written: punched like any other freed grain, else it leaks at close. */
     if (r->priv[PRIV_ALLOC])
         dr_free_later(image, (struct dr_freed){.file = image->files[e->file],
