@@ -509,10 +509,13 @@ static int check_sparse(struct dr_image *image, struct vmdk_extent *e, unsigned 
     CLEANUP_FREE uint8_t *used = w.used = calloc(1, (size_t)(w.n_used / 8 + 1));
     if (!used)
         return dr_fail_errno(err, ENOMEM, "%s: %" PRIu64 " grains to check", w.path, w.n_used);
-    int r = walk_extent(&w, err);
+    int r = vmdk_load_directories(image, e, err);
+    if (r == 0)
+        r = walk_extent(&w, err);
+    vmdk_drop_directories(e);
     if (w.changed) {
         DR_LOCK_SCOPE(&image->lock);
-        dr_page_forget(image, e->file, 0, e->h.overhead * VMDK_SECTOR);
+        dr_page_forget(image, e->file, 0, dr_file_size(f));
         e->next = 0;
     }
     return r;

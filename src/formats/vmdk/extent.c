@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Looking up: extents, grain directories, grain tables. */
+#include <stdlib.h>
+
 #include "base/bytes.h"
 #include "base/error.h"
 #include "formats/vmdk/vmdk.h"
@@ -29,22 +31,75 @@ bool vmdk_table_fits(const struct dr_image *image, const struct vmdk_extent *e, 
     return gde != 0 && dr_inside(gde, e->h.gt_sectors, sectors);
 }
 
-int vmdk_slot(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
+/* [page] The entry of a table in the directory that begins at this sector. */
+static int directory_entry(struct dr_image *image, const struct vmdk_extent *e, uint64_t sector,
+                           uint64_t table, uint32_t *gde)
+{
+    uint64_t at = sector * VMDK_SECTOR + table * 4;
+    struct dr_page *page;
+    int r = dr_page_get(image, e->file, at, &page);
+    if (r == 0)
+        *gde = get_le32(dr_page_at(page, at));
+    return r;
+}
+
+int vmdk_slot(struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
               struct vmdk_slot *slot, struct dr_error *err)
 {
     *slot = (struct vmdk_slot){.table = grain / e->h.gtes, .entry = grain % e->h.gtes};
-    uint32_t gde = e->gd[slot->table];
-    if (gde == 0)
-        return 0;
-    if (!vmdk_table_fits(image, e, gde))
+    int r = directory_entry(image, e, e->h.gd_off, slot->table, &slot->gde);
+    if (r < 0 || slot->gde == 0)
+        return r;
+    if (!vmdk_table_fits(image, e, slot->gde))
         return dr_fail(err, EIO,
                        "%s: grain directory entry %llu says sector %u, which is outside the file",
-                       vmdk_extent_path(image, e), (unsigned long long)slot->table, gde);
-    slot->pos = (uint64_t)gde * VMDK_SECTOR + slot->entry * 4;
-    if (e->rgd && e->rgd[slot->table] != gde && vmdk_table_fits(image, e, e->rgd[slot->table]))
-        slot->rpos = (uint64_t)e->rgd[slot->table] * VMDK_SECTOR + slot->entry * 4;
+                       vmdk_extent_path(image, e), (unsigned long long)slot->table, slot->gde);
+    slot->pos = (uint64_t)slot->gde * VMDK_SECTOR + slot->entry * 4;
     return 0;
 }
+
+int vmdk_slot_copy(struct dr_image *image, const struct vmdk_extent *e, struct vmdk_slot *slot)
+{
+    uint32_t gde = 0;
+    int r = vmdk_has_copies(e) ? directory_entry(image, e, e->h.rgd_off, slot->table, &gde) : 0;
+    if (r == 0 && gde != slot->gde && vmdk_table_fits(image, e, gde))
+        slot->rpos = (uint64_t)gde * VMDK_SECTOR + slot->entry * 4;
+    return r;
+}
+
+/* ------------------------------------------------------------------ whole directories */
+
+static int load_directory(struct dr_image *image, struct vmdk_extent *e, uint64_t sector,
+                          uint32_t **dir, struct dr_error *err)
+{
+    size_t n = (size_t)e->h.n_tables;
+    struct dr_file *f = image->files[e->file];
+    uint32_t *d = *dir = malloc(n ? n * 4 : 4);
+    if (!d)
+        return dr_fail_errno(err, ENOMEM, "%s: grain directory of %zu entries", f->path, n);
+    int r = dr_file_pread(f, d, sector * VMDK_SECTOR, n * 4, err);
+    for (size_t i = 0; r == 0 && i < n; i++)
+        d[i] = get_le32(&d[i]);
+    return r;
+}
+
+int vmdk_load_directories(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+{
+    vmdk_drop_directories(e);
+    int r = load_directory(image, e, e->h.gd_off, &e->gd, err);
+    if (r == 0 && vmdk_has_copies(e))
+        r = load_directory(image, e, e->h.rgd_off, &e->rgd, err);
+    return r;
+}
+
+void vmdk_drop_directories(struct vmdk_extent *e)
+{
+    free(e->gd);
+    free(e->rgd);
+    e->gd = e->rgd = NULL;
+}
+
+/* ------------------------------------------------------------------ grains */
 
 uint64_t vmdk_grain_len(const struct vmdk_extent *e, uint64_t grain)
 {

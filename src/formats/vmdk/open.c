@@ -69,18 +69,17 @@ static int read_descriptor(struct dr_image *image, struct vmdk_header *h, struct
 
 /* ------------------------------------------------------------------ extents */
 
-static int load_directory(struct dr_image *image, struct vmdk_extent *e, uint64_t sector,
-                          uint32_t **dir, struct dr_error *err)
+/* The directory is read when it is needed; that it is all there is checked now. */
+static int check_directory(const struct dr_image *image, const struct vmdk_extent *e,
+                           uint64_t sector, struct dr_error *err)
 {
-    size_t n = (size_t)e->h.n_tables;
-    struct dr_file *f = image->files[e->file];
-    uint32_t *d = *dir = malloc(n ? n * 4 : 4);
-    if (!d)
-        return dr_fail_errno(err, ENOMEM, "%s: grain directory of %zu entries", f->path, n);
-    int r = dr_file_pread(f, d, sector * VMDK_SECTOR, n * 4, err);
-    for (size_t i = 0; r == 0 && i < n; i++)
-        d[i] = get_le32(&d[i]);
-    return r;
+    const struct dr_file *f = image->files[e->file];
+    uint64_t off = sector * VMDK_SECTOR, len = e->h.n_tables * 4;
+    if (dr_inside(off, len, dr_file_size(f)))
+        return 0;
+    return dr_fail(err, EIO, "%s: ends at %llu, expected %llu bytes at offset %llu", f->path,
+                   (unsigned long long)dr_file_size(f), (unsigned long long)len,
+                   (unsigned long long)off);
 }
 
 static int open_sparse(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
@@ -92,10 +91,8 @@ static int open_sparse(struct dr_image *image, struct vmdk_extent *e, struct dr_
                        (unsigned long long)e->h.capacity);
     e->grain = e->h.grain * VMDK_SECTOR;
     image->unclean |= e->h.unclean;
-    int r = load_directory(image, e, e->h.gd_off, &e->gd, err);
-    if (r == 0 && (e->h.flags & VMDK_FLAG_RGD))
-        r = load_directory(image, e, e->h.rgd_off, &e->rgd, err);
-    return r;
+    int r = check_directory(image, e, e->h.gd_off, err);
+    return r == 0 && vmdk_has_copies(e) ? check_directory(image, e, e->h.rgd_off, err) : r;
 }
 
 /* One file may serve several flat extents (partitions of a device), but is opened once. */
@@ -256,7 +253,7 @@ static int by_place(const void *a, const void *b)
     return x->host < y->host ? -1 : x->host > y->host;
 }
 
-/* What is written in one place of the disk would change another one, too. */
+/* Two extents share host bytes: writing one guest range would change another. */
 static int refuse_overlaps(const struct dr_image *image, struct dr_error *err)
 {
     struct vmdk_state *s = vmdk_of(image);
@@ -369,8 +366,7 @@ static void vmdk_close(struct dr_image *image)
     if (!s)
         return;
     for (size_t i = 0; i < s->n_extents; i++) {
-        free(s->extents[i].gd);
-        free(s->extents[i].rgd);
+        vmdk_drop_directories(&s->extents[i]);
         free(s->extents[i].free);
     }
     free(s->extents);

@@ -75,9 +75,10 @@ static int mend_table(struct dr_image *image, const struct vmdk_extent *e, uint6
 static int recover_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
 {
     struct dr_file *f = image->files[e->file];
-    int r = 0;
+    int r = vmdk_has_copies(e) ? vmdk_load_directories(image, e, err) : 0;
     for (uint64_t i = 0; r == 0 && e->rgd && i < vmdk_tables_used(e); i++)
         r = mend_table(image, e, i, err);
+    vmdk_drop_directories(e);
     if (r == 0)
         r = dr_file_flush(f, err);
     if (r == 0)
@@ -152,7 +153,10 @@ static int trim_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_
 {
     struct dr_file *f = image->files[e->file];
     uint64_t end;
-    int r = used_end(image, e, &end, err);
+    int r = vmdk_load_directories(image, e, err);
+    if (r == 0)
+        r = used_end(image, e, &end, err);
+    vmdk_drop_directories(e);
     if (r < 0)
         return r;
     end = dr_round_up(end, e->h.grain);

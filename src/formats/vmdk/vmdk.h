@@ -31,8 +31,10 @@ struct vmdk_extent {
 
     /* SPARSE */
     struct vmdk_header h;
-    uint64_t grain;      /* bytes */
-    uint32_t *gd, *rgd;  /* n_tables entries; rgd NULL: the extent has no redundant tables */
+    uint64_t grain; /* bytes */
+    /* The directories, n_tables entries each, while vmdk_load_directories' caller works on whole
+     * tables; look-ups go through the page cache. rgd NULL: there are no redundant tables. */
+    uint32_t *gd, *rgd;
     _Atomic bool marked; /* the unclean byte is set by this open */
 
     /* Allocation, under image->lock. */
@@ -73,10 +75,16 @@ struct vmdk_slot {
     uint64_t table, entry;
     uint64_t pos, rpos; /* byte offsets of the entry in the table and in its copy; 0 = no table /
                            no copy */
+    uint32_t gde;
 };
-/* -EIO: the directory points outside the file. */
-int vmdk_slot(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
+/* [page] Fills in all but rpos. -EIO: the directory points outside the file. */
+int vmdk_slot(struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
               struct vmdk_slot *slot, struct dr_error *err);
+/* [page] Fills in rpos of a slot that has pos. */
+int vmdk_slot_copy(struct dr_image *image, const struct vmdk_extent *e, struct vmdk_slot *slot);
+/* Read the directories of a sparse extent into e->gd and e->rgd / forget them. */
+int vmdk_load_directories(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err);
+void vmdk_drop_directories(struct vmdk_extent *e);
 /* Does a directory entry point to a place where a table can be? */
 bool vmdk_table_fits(const struct dr_image *image, const struct vmdk_extent *e, uint32_t gde);
 /* Bytes of the grain that belong to the disk: the last one may be cut. */
@@ -89,6 +97,10 @@ bool vmdk_gte_fits(const struct dr_image *image, const struct vmdk_extent *e, ui
 static inline uint64_t vmdk_tables_used(const struct vmdk_extent *e)
 {
     return dr_div_up(e->len, e->grain * e->h.gtes);
+}
+static inline bool vmdk_has_copies(const struct vmdk_extent *e)
+{
+    return e->h.flags & VMDK_FLAG_RGD;
 }
 static inline bool vmdk_has_zero_grains(const struct vmdk_extent *e)
 {

@@ -77,8 +77,8 @@ static bool whole_grain(const struct request *q)
     return q->off == q->grain_off && q->len == q->grain_len;
 }
 
-/* Is what is in memory of the table and of its copy the same? If not, the place of the copy may be
- * none: one wrong bit in the redundant directory, and it is some grain. */
+/* Compare as much of the table and of its copy as the two pages hold. If they differ, the redundant
+ * directory may be damaged, and what it points to may be a grain: it must not be written to. */
 static bool copy_is_equal(const struct request *q)
 {
     const struct vmdk_slot *s = &q->slot;
@@ -93,9 +93,11 @@ static bool copy_is_equal(const struct request *q)
 static int look_up(struct request *q, struct dr_error *err)
 {
     int r = vmdk_slot(q->image, q->e, q->grain, &q->slot, err);
+    if (r == 0 && q->slot.pos)
+        r = vmdk_slot_copy(q->image, q->e, &q->slot);
     if (r < 0)
         return r;
-    if (q->slot.pos == 0 || (q->e->rgd && q->slot.rpos == 0))
+    if (q->slot.pos == 0 || (vmdk_has_copies(q->e) && q->slot.rpos == 0))
         return dr_fail(err, EIO,
                        "%s: grain directory entry %llu has no usable %s; `drover check -r all` "
                        "mends it",
@@ -171,7 +173,8 @@ static int reserve_data(struct request *q, struct dr_reservation *r, struct dr_e
     return 0;
 }
 
-/* An allocated grain stays allocated: other readers know no better zeros. */
+/* An allocated grain stays allocated and is zeroed in the file: not every program that reads VMDKs
+ * knows the entry that says zeros. */
 static int reserve_zero(struct request *q, struct dr_reservation *r)
 {
     r->todo = DR_TODO_NOTHING;
