@@ -241,11 +241,13 @@ static void freed_put_back(struct freed_list *present, const struct freed_list *
 
 /* ------------------------------------------------------------------ flushing */
 
-/* A file as it is now: begin_write may replace one (a descriptor) meanwhile. */
+/* A file as it is now, pinned: begin_write may replace one (a descriptor) meanwhile. */
 static struct dr_file *file_at(struct dr_image *image, unsigned i)
 {
     DR_LOCK_SCOPE(&image->lock);
-    return dr_file_ref(image->files[i]);
+    struct dr_file *file = image->files[i];
+    dr_file_pin(file);
+    return file;
 }
 
 static int flush_files(struct dr_image *image, struct dr_error *err)
@@ -254,7 +256,7 @@ static int flush_files(struct dr_image *image, struct dr_error *err)
     for (unsigned i = 0; i < image->n_files; i++) {
         struct dr_file *file = file_at(image, i);
         int r = dr_file_flush(file, err);
-        dr_file_unref(file);
+        dr_file_unpin(file);
         if (r < 0 && result == 0)
             result = r;
     }

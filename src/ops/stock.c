@@ -75,8 +75,8 @@ int dr_walk_to(struct dr_walk *w, uint64_t off, struct dr_error *err)
 
 bool dr_run_same_place(const struct dr_run *a, const struct dr_run *b, uint64_t off)
 {
-    return a->kind == DR_RUN_DATA && b->kind == DR_RUN_DATA && a->file && a->file == b->file &&
-           a->host + (off - a->off) == b->host + (off - b->off);
+    return a->kind == DR_RUN_DATA && b->kind == DR_RUN_DATA && a->file &&
+           dr_file_same(a->file, b->file) && a->host + (off - a->off) == b->host + (off - b->off);
 }
 
 uint64_t dr_stock_block(struct dr_chain *chain, size_t at, uint64_t lowest)

@@ -277,6 +277,18 @@ int dr_file_refresh_size(struct dr_file *f, struct dr_error *err)
     return 0;
 }
 
+int dr_file_see_growth(struct dr_file *f, struct dr_error *err)
+{
+    uint64_t size;
+    if (!f->ops->get_size)
+        return 0;
+    int r = f->ops->get_size(f, &size);
+    if (r)
+        return dr_fail_errno(err, -r, "%s: cannot get the size", f->path);
+    grow_size(f, size);
+    return 0;
+}
+
 /* ------------------------------------------------------------------ flush */
 
 static int flush_locked(struct dr_file *f, struct dr_error *err)

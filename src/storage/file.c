@@ -1,9 +1,20 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The process-wide table of open files. A byte-range lock test sees the other open descriptions of
- * its own process, so one file must be one object here, and what users in this process allow each
- * other is decided in this table. */
+/* Opening and closing: the process-wide table of open files, and who may use one.
+ *
+ * A byte-range lock test sees the other open descriptions of its own process, so all users that
+ * lock one file against each other share one object, and this file decides between them. There are
+ * three kinds of users, and the table has one object for each kind: exclusive ones (a writer, or
+ * any number of readers), readers that share with everybody (FORCE_SHARE) and users without locks
+ * (NO_LOCK). The lock bytes of different kinds never conflict. Because an object never mixes kinds,
+ * its lock bytes are always exactly those of its users, and go when the last one leaves.
+ *
+ * Two kinds of locks: table_lock protects the table's links and is never held over a system call.
+ * Each object's state_lock serialises its opens, closes, upgrades and downgrades, with their system
+ * calls, and so makes only users of that same file wait. state_lock is taken before table_lock;
+ * whoever finds an object in the table pins it, releases the table and only then waits. */
 #include <stdlib.h>
 
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "storage/storage.h"
 
@@ -13,16 +24,24 @@
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct dr_file *table[TABLE_SIZE]; /* under table_lock */
 
+static enum dr_file_kind kind_of(unsigned flags)
+{
+    if (flags & DR_FILE_NO_LOCK)
+        return DR_FILE_UNLOCKED;
+    return flags & DR_FILE_FORCE_SHARE ? DR_FILE_SHARING : DR_FILE_EXCLUSIVE;
+}
+
 static struct dr_file **table_slot(const struct dr_fs *fs, struct dr_file_id id)
 {
     uint64_t h = (id.ino + id.dev * 31 + (uintptr_t)fs / 64) * 0x9e3779b97f4a7c15u;
     return &table[(h >> 32) % TABLE_SIZE];
 }
 
-static struct dr_file *table_find(const struct dr_fs *fs, struct dr_file_id id)
+static struct dr_file *table_find(const struct dr_fs *fs, struct dr_file_id id,
+                                  enum dr_file_kind kind)
 {
     struct dr_file *f = *table_slot(fs, id);
-    while (f && (f->fs != fs || f->id.dev != id.dev || f->id.ino != id.ino))
+    while (f && (f->fs != fs || f->id.dev != id.dev || f->id.ino != id.ino || f->kind != kind))
         f = f->next;
     return f;
 }
@@ -36,18 +55,27 @@ static void table_add(struct dr_file *f)
 
 static void table_remove(struct dr_file *f)
 {
+    DR_LOCK_SCOPE(&table_lock);
     struct dr_file **p = table_slot(f->fs, f->id);
     while (*p != f)
         p = &(*p)->next;
     *p = f->next;
 }
 
-/* ------------------------------------------------------------------ sharing */
-
-static bool is_sharer(unsigned flags)
+/* The pinned object that has fresh's place in the table, or NULL: then fresh has taken the place.
+ */
+static struct dr_file *table_enter(struct dr_file *fresh)
 {
-    return flags & (DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK);
+    DR_LOCK_SCOPE(&table_lock);
+    struct dr_file *present = table_find(fresh->fs, fresh->id, fresh->kind);
+    if (present)
+        dr_file_pin(present);
+    else
+        table_add(fresh);
+    return present;
 }
+
+/* ------------------------------------------------------------------ sharing */
 
 /* The lock bytes that belong to a state; see docs on QEMU's permissions. */
 static int take_locks(struct dr_file *f, unsigned flags, struct dr_error *err)
@@ -69,101 +97,129 @@ static int busy(const struct dr_file *f, const char *what, struct dr_error *err)
                    f->path, what, f->path);
 }
 
-/* Users whose rights count: everybody but those who asked not to be considered. */
-static unsigned exclusive_users(const struct dr_file *f)
-{
-    return f->refs - f->sharers;
-}
-
-static int check_sharing(const struct dr_file *f, unsigned flags, struct dr_error *err)
-{
-    if (is_sharer(flags))
-        return 0;
-    if ((flags & DR_FILE_RDWR) && (f->writers || exclusive_users(f)))
-        return busy(f, "\"write\"", err);
-    if (f->writers)
-        return busy(f, "shared \"write\"", err);
-    return 0;
-}
-
-/* What the object is when one more user comes: the strongest wish of each kind. */
-static unsigned merge_flags(unsigned old, unsigned add)
-{
-    unsigned any = (old | add) & DR_FILE_RDWR;
-    unsigned all = old & add;
-    if (!any)
-        any |= all & DR_FILE_FORCE_SHARE;
-    return any | (all & (DR_FILE_NO_LOCK | DR_FILE_NO_FLUSH | DR_FILE_DIRECT));
-}
-
-/* What was seen before the lock was ours may have grown since: who had the lock appended. */
+/* Read the size again after locking: the previous holder of the lock may have appended. */
 static int settle_size(struct dr_file *f, struct dr_error *err)
 {
     return f->block_device ? 0 : dr_file_refresh_size(f, err);
 }
 
-static int raise_state(struct dr_file *f, unsigned flags, struct dr_error *err)
+/* The descriptor becomes one for writing; the flags say so only once it is. */
+static int raise_to_writer(struct dr_file *f, struct dr_error *err)
 {
     unsigned old = f->flags;
     int r = 0;
-    if ((flags & ~old) & DR_FILE_RDWR) {
-        f->flags = flags; /* upgrade looks at NO_LOCK */
-        if (f->ops->upgrade)
-            r = f->ops->upgrade(f, err);
-    } else if ((old & ~flags) & (DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK)) {
-        r = take_locks(f, flags, err);
-    }
-    f->flags = r ? old : flags;
-    if (!r && ((flags & ~old) & DR_FILE_RDWR))
-        r = settle_size(f, err);
+    f->flags = (old & ~(unsigned)DR_FILE_FORCE_SHARE) | DR_FILE_RDWR; /* for upgrade to see */
+    if (f->ops->upgrade)
+        r = f->ops->upgrade(f, err);
+    if (r == 0 && (r = settle_size(f, err)) < 0 && f->ops->downgrade)
+        f->ops->downgrade(f, NULL);
+    if (r < 0)
+        f->flags = old;
     return r;
 }
 
+/* One more user without a lock. Readers and writers mix here, and a writer of another object may
+ * have made the file longer. */
+static int join_unlocked(struct dr_file *f, unsigned flags, struct dr_error *err)
+{
+    unsigned kept = ~(unsigned)(DR_FILE_NO_FLUSH | DR_FILE_DIRECT) | flags;
+    int r = 0;
+    if ((flags & DR_FILE_RDWR) && !(f->flags & DR_FILE_RDWR))
+        r = raise_to_writer(f, err);
+    f->flags &= kept; /* every user must want these */
+    return r;
+}
+
+/* One more user of f, whose state is locked. */
 static int join(struct dr_file *f, unsigned flags, struct dr_error *err)
 {
-    int r = check_sharing(f, flags, err);
-    if (!r)
-        r = raise_state(f, merge_flags(f->flags, flags), err);
-    return r;
-}
-
-static void count_user(struct dr_file *f, unsigned flags)
-{
-    f->refs++;
-    if (is_sharer(flags))
-        f->sharers++;
-    else if (flags & DR_FILE_RDWR)
-        f->writers++;
+    if (f->kind == DR_FILE_EXCLUSIVE) {
+        if (flags & DR_FILE_RDWR)
+            return busy(f, "\"write\"", err);
+        return f->flags & DR_FILE_RDWR ? busy(f, "shared \"write\"", err) : 0;
+    }
+    int r = f->kind == DR_FILE_UNLOCKED ? join_unlocked(f, flags, err) : 0;
+    return r < 0 ? r : dr_file_see_growth(f, err);
 }
 
 /* ------------------------------------------------------------------ open and close */
 
-static int enter_table(struct dr_file *fresh, unsigned flags, struct dr_error *err)
+void dr_file_pin(struct dr_file *f)
+{
+    atomic_fetch_add(&f->pins, 1);
+}
+
+void dr_file_unpin(struct dr_file *f)
+{
+    if (atomic_fetch_sub(&f->pins, 1) > 1)
+        return;
+    pthread_mutex_destroy(&f->flush_lock);
+    pthread_mutex_destroy(&f->state_lock);
+    f->ops->close(f);
+}
+
+/* The last user has left, or the first could not stay. The lock bytes go while the object is still
+ * in the table: an open of the same file waits for the state lock instead of testing against them.
+ * The state lock is held. */
+static void retire(struct dr_file *f)
+{
+    f->gone = true;
+    if (f->ops->lock && !(f->flags & DR_FILE_NO_LOCK))
+        f->ops->lock(f, 0, 0, NULL);
+    table_remove(f);
+}
+
+static void init_object(struct dr_file *f, unsigned flags)
+{
+    pthread_mutex_init(&f->flush_lock, NULL);
+    pthread_mutex_init(&f->state_lock, NULL);
+    f->kind = kind_of(flags);
+    f->pins = 1; /* of all users together */
+    f->users = 1;
+}
+
+/* fresh, whose state is locked, is in the table: take its locks. */
+static int settle_fresh(struct dr_file *fresh, unsigned flags, struct dr_error *err)
 {
     int r = take_locks(fresh, flags, err);
-    if (!r)
+    if (r == 0)
         r = settle_size(fresh, err);
-    if (r)
-        return r;
-    pthread_mutex_init(&fresh->flush_lock, NULL);
-    table_add(fresh);
-    count_user(fresh, flags);
-    return 0;
+    if (r < 0)
+        retire(fresh);
+    return r;
+}
+
+/* Become a user of present, which is pinned; *gone: its last user left meanwhile, or became another
+ * kind of user. */
+static int settle_present(struct dr_file *present, unsigned flags, bool *gone, struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&present->state_lock);
+    *gone = present->gone || present->kind != kind_of(flags);
+    int r = *gone ? 0 : join(present, flags, err);
+    if (r == 0 && !*gone)
+        atomic_fetch_add(&present->users, 1);
+    return r;
 }
 
 /* fresh is used up: it becomes the object of the table, or is closed. */
 static int settle(struct dr_file *fresh, unsigned flags, struct dr_file **file,
                   struct dr_error *err)
 {
-    pthread_mutex_lock(&table_lock);
-    struct dr_file *present = table_find(fresh->fs, fresh->id);
-    int r = present ? join(present, flags, err) : enter_table(fresh, flags, err);
-    if (!r && present)
-        count_user(present, flags);
-    pthread_mutex_unlock(&table_lock);
-    if (r || present)
-        fresh->ops->close(fresh);
-    *file = present ? present : fresh;
+    struct dr_file *present;
+    bool gone = true;
+    int r = 0;
+    init_object(fresh, flags);
+    pthread_mutex_lock(&fresh->state_lock);
+    while (gone && (present = table_enter(fresh))) {
+        r = settle_present(present, flags, &gone, err);
+        dr_file_unpin(present);
+    }
+    if (gone)
+        r = settle_fresh(fresh, flags, err);
+    pthread_mutex_unlock(&fresh->state_lock);
+    if (r < 0 || !gone)
+        dr_file_unpin(fresh);
+    *file = gone ? fresh : present;
     return r;
 }
 
@@ -209,8 +265,9 @@ static int open_once(struct dr_fs *fs, const char *path, unsigned flags, bool ma
     return r;
 }
 
-/* Who replaces a file holds its lock until the new one has the name: whoever opened the old one in
- * between and got its lock then would work, alone and unseen, on a file that has no name. */
+/* The replacer of a file keeps the old file's lock until the rename. An open that had got hold of
+ * the old file meanwhile would then lock an inode without a name, so after locking we check that
+ * the name still leads to our file, and retry. */
 static int open_settled(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                         struct dr_error *err)
 {
@@ -258,69 +315,80 @@ int dr_file_adopt(struct dr_file *fresh, unsigned flags, struct dr_file **file,
 
 struct dr_file *dr_file_ref(struct dr_file *f)
 {
-    pthread_mutex_lock(&table_lock);
-    f->refs++;
-    pthread_mutex_unlock(&table_lock);
+    atomic_fetch_add(&f->users, 1);
     return f;
 }
 
-/* Which kind of user leaves is not known. A sharer is assumed while there is one: that keeps the
- * stronger lock, so a wrong guess can refuse somebody but never lets two writers in. */
+/* One user of several leaves: nothing else changes. False if there is only one. */
+static bool leave_others(struct dr_file *f)
+{
+    unsigned users = f->users;
+    while (users > 1)
+        if (atomic_compare_exchange_weak(&f->users, &users, users - 1))
+            return true;
+    return false;
+}
+
 void dr_file_unref(struct dr_file *f)
 {
-    if (!f)
+    if (!f || leave_others(f))
         return;
-    pthread_mutex_lock(&table_lock);
-    bool last = --f->refs == 0;
-    if (f->sharers)
-        f->sharers--;
-    if (last) {
-        table_remove(f);
-        /* Before anybody can look for the file again: our own old bytes must not stop him. */
-        if (f->ops->lock && !(f->flags & DR_FILE_NO_LOCK))
-            f->ops->lock(f, 0, 0, NULL);
-    }
-    pthread_mutex_unlock(&table_lock);
-    if (last) {
-        pthread_mutex_destroy(&f->flush_lock);
-        f->ops->close(f);
-    }
+    pthread_mutex_lock(&f->state_lock);
+    bool last = atomic_fetch_sub(&f->users, 1) == 1; /* somebody may have joined meanwhile */
+    if (last)
+        retire(f);
+    pthread_mutex_unlock(&f->state_lock);
+    if (last)
+        dr_file_unpin(f);
 }
 
 /* ------------------------------------------------------------------ reader to writer and back */
 
+/* A reader that shares becomes an exclusive user, if there is none. */
+static int become_exclusive(struct dr_file *f, struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&table_lock);
+    if (table_find(f->fs, f->id, DR_FILE_EXCLUSIVE))
+        return busy(f, "\"write\"", err);
+    f->kind = DR_FILE_EXCLUSIVE;
+    return 0;
+}
+
+static void share_again(struct dr_file *f)
+{
+    DR_LOCK_SCOPE(&table_lock);
+    f->kind = DR_FILE_SHARING;
+}
+
 int dr_file_upgrade(struct dr_file *f, struct dr_error *err)
 {
-    pthread_mutex_lock(&table_lock);
+    DR_LOCK_SCOPE(&f->state_lock);
+    bool shared = f->kind == DR_FILE_SHARING;
     int r = 0;
-    if (!(f->flags & DR_FILE_RDWR)) {
-        if (exclusive_users(f) > 1)
-            r = busy(f, "\"write\"", err);
-        else
-            r = raise_state(f, merge_flags(f->flags, f->flags | DR_FILE_RDWR), err);
-        if (!r && !(f->flags & DR_FILE_NO_LOCK)) {
-            f->writers = 1;
-            if (f->sharers == f->refs)
-                f->sharers--;
-        }
-    }
-    pthread_mutex_unlock(&table_lock);
+    if (f->flags & DR_FILE_RDWR)
+        return 0;
+    if (f->kind != DR_FILE_UNLOCKED && f->users > 1)
+        return busy(f, "\"write\"", err);
+    if (shared)
+        r = become_exclusive(f, err);
+    if (r == 0)
+        r = raise_to_writer(f, err);
+    if (r < 0 && shared && f->kind == DR_FILE_EXCLUSIVE)
+        share_again(f);
     return r;
 }
 
+/* Users without locks mix: while there are others, one of them may write. */
 int dr_file_downgrade(struct dr_file *f, struct dr_error *err)
 {
-    pthread_mutex_lock(&table_lock);
+    DR_LOCK_SCOPE(&f->state_lock);
     int r = 0;
-    if (f->flags & DR_FILE_RDWR) {
-        f->flags &= ~(unsigned)DR_FILE_RDWR;
-        if (f->ops->downgrade)
-            r = f->ops->downgrade(f, err);
-        if (r)
-            f->flags |= DR_FILE_RDWR;
-        else
-            f->writers = 0;
-    }
-    pthread_mutex_unlock(&table_lock);
+    if (!(f->flags & DR_FILE_RDWR) || (f->kind == DR_FILE_UNLOCKED && f->users > 1))
+        return 0;
+    f->flags &= ~(unsigned)DR_FILE_RDWR;
+    if (f->ops->downgrade)
+        r = f->ops->downgrade(f, err);
+    if (r < 0)
+        f->flags |= DR_FILE_RDWR;
     return r;
 }

@@ -2,8 +2,9 @@
 /* Storage: bytes in a container. A dr_fs opens, names and removes files; a dr_file reads and
  * writes one. Knows nothing of disk-image formats.
  *
- * Thread safety: everything on an open dr_file may be called from many threads. The file's
- * reference count and the process-wide table are protected inside.
+ * Thread safety: everything on an open dr_file may be called from many threads. The user count and
+ * the process-wide table are protected inside. No lock that two files share is held over a system
+ * call: a file that answers slowly makes only its own users wait.
  * Errors: 0 or -errno, text in err; every text names the file and, where there is one, the offset.
  */
 #ifndef DR_STORAGE_STORAGE_H
@@ -20,7 +21,7 @@
 struct dr_file;
 struct dr_fs;
 
-/* Which object a path leads to; two paths with equal ids are the same file. */
+/* Which object a path leads to; two paths of one dr_fs with equal ids are the same file. */
 struct dr_file_id {
     uint64_t dev, ino;
 };
@@ -50,6 +51,13 @@ enum dr_file_flag {
                                      over an existing regular file (or block device, which is not
                                      cut) instead of -EEXIST */
     DR_FILE_PRIVATE = 1 << 7,     /* with CREATE: nobody but the owner may open it */
+};
+
+/* Three kinds of users, which never share an object: see dr_file_open(). */
+enum dr_file_kind {
+    DR_FILE_EXCLUSIVE, /* locked: one writer, or readers that tolerate no writer */
+    DR_FILE_SHARING,   /* readers by FORCE_SHARE */
+    DR_FILE_UNLOCKED,  /* readers and writers by NO_LOCK */
 };
 
 /* ------------------------------------------------------------------ files */
@@ -116,17 +124,25 @@ struct dr_file {
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
     _Atomic int flush_error; /* sticky: negative errno of the first failed flush */
-    /* owned by the process-wide table (file.c) */
-    unsigned refs, writers, sharers;
+    /* owned by file.c */
+    enum dr_file_kind kind;
+    _Atomic unsigned users; /* those who opened it, and their dr_file_ref()s */
+    _Atomic unsigned pins;  /* what keeps the object: all users together, and dr_file_pin()s */
+    bool gone;              /* without users, and not to be used again; under state_lock */
     struct dr_file *next;
-    pthread_mutex_t flush_lock; /* who flushes second waits for the first */
+    pthread_mutex_t
+        state_lock; /* serialises opening, closing and changes between reader and writer */
+    pthread_mutex_t flush_lock; /* a second flush waits for the first */
 };
 
-/* Open path. The same object comes back for the same file: then the new user's wishes are checked
- * against the present users as another process's would be (a writer excludes readers that do not
- * share and other writers; message has the words: Failed to get "write" lock / Failed to get shared
- * "write" lock). RDWR over a file that this process has open read-only only by FORCE_SHARE users
- * upgrades it. Directories, FIFOs and sockets are refused (-EISDIR/-EINVAL) without blocking. */
+/* Open path and become a user of the file. Users of one file in this process are checked against
+ * each other as users in other processes are: a writer excludes other writers and every reader that
+ * does not share (-EBUSY; the message has the words: Failed to get "write" lock / Failed to get
+ * shared "write" lock). One file (by file system and id) opened again by the same kind of user is
+ * the same object; exclusive users, FORCE_SHARE readers and NO_LOCK users have an object each, so
+ * use dr_file_same() to compare files. Lock bytes are held exactly as long as users need them.
+ * Directories, FIFOs and sockets are refused (-EISDIR/-EINVAL) without blocking.
+ * An open waits for system calls on the same file only. */
 int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                  struct dr_error *err);
 /* The regular file or block device behind a descriptor that somebody else opened for reading, by a
@@ -138,11 +154,23 @@ int dr_file_open_fd(int fd, const char *name, struct dr_file **file, struct dr_e
  * own address will do. On failure it is closed. */
 int dr_file_adopt(struct dr_file *fresh, unsigned flags, struct dr_file **file,
                   struct dr_error *err);
+/* One more user of the caller's kind; the caller is one already. No lock is taken. */
 struct dr_file *dr_file_ref(struct dr_file *f);
-void dr_file_unref(struct dr_file *f); /* NULL allowed; the last one closes */
+/* A user leaves. With the last one the lock bytes go. NULL allowed. */
+void dr_file_unref(struct dr_file *f);
+/* Keep the object and its descriptor valid without being a user: whoever pins a file may finish
+ * calls on it although its users leave, upgrade or downgrade it meanwhile. No lock is taken. */
+void dr_file_pin(struct dr_file *f);
+void dr_file_unpin(struct dr_file *f);
+/* Do both stand for the same container? */
+static inline bool dr_file_same(const struct dr_file *a, const struct dr_file *b)
+{
+    return a == b || (a && b && a->fs == b->fs && a->id.dev == b->id.dev && a->id.ino == b->id.ino);
+}
 
 /* The one user of this object becomes a writer / a reader again (commit into a frozen parent).
- * Fails, changing nothing, if anybody else, in this process or another, uses the file unshared. */
+ * Fails, changing nothing, if anybody else, in this process or another, uses the file unshared. A
+ * FORCE_SHARE reader becomes an exclusive user by it and stays one. */
 int dr_file_upgrade(struct dr_file *f, struct dr_error *err);
 int dr_file_downgrade(struct dr_file *f, struct dr_error *err);
 
@@ -178,6 +206,8 @@ uint64_t dr_file_mtime(struct dr_file *f);
 int dr_file_usage(struct dr_file *f, uint64_t *bytes, struct dr_error *err);
 /* Re-read the size from the container (another process may have grown it). */
 int dr_file_refresh_size(struct dr_file *f, struct dr_error *err);
+/* The same, but never smaller: safe while other threads append. */
+int dr_file_see_growth(struct dr_file *f, struct dr_error *err);
 
 static inline uint64_t dr_file_size(const struct dr_file *f)
 {

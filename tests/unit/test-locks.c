@@ -261,12 +261,40 @@ static void a_writer_over_a_shared_read_is_seen_outside(void **state)
     other_ends(&o);
     assert_locks("10000000");
     assert_int_equal(dr_file_open(dr_fs_posix(), path, DR_FILE_RDWR, &w, NULL), 0);
-    assert_ptr_equal(r, w);
+    assert_true(dr_file_same(r, w));
     assert_false(other_opens(&o, 0));
     other_ends(&o);
     dr_file_unref(r);
     dr_file_unref(w);
     assert_locks("00000000");
+}
+
+/* The bytes are those of the users that are left, in whatever order they leave. */
+static void locks_go_with_their_user(void **state)
+{
+    (void)state;
+    static const struct {
+        unsigned first, second;
+        const char *first_leaves, *second_leaves;
+    } cases[] = {
+        {DR_FILE_FORCE_SHARE, DR_FILE_RDWR, "11010101", "10000000"},
+        {DR_FILE_RDWR, DR_FILE_FORCE_SHARE, "10000000", "11010101"},
+        {DR_FILE_FORCE_SHARE, 0, "10000101", "10000000"},
+        {DR_FILE_NO_LOCK, DR_FILE_RDWR, "11010101", "00000000"},
+        {DR_FILE_NO_LOCK, DR_FILE_FORCE_SHARE, "10000000", "00000000"},
+        {DR_FILE_RDWR | DR_FILE_NO_LOCK, 0, "10000101", "00000000"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct dr_file *f[2];
+        for (int leaves = 0; leaves < 2; leaves++) {
+            assert_int_equal(dr_file_open(dr_fs_posix(), path, cases[i].first, &f[0], NULL), 0);
+            assert_int_equal(dr_file_open(dr_fs_posix(), path, cases[i].second, &f[1], NULL), 0);
+            dr_file_unref(f[leaves]);
+            assert_locks(leaves ? cases[i].second_leaves : cases[i].first_leaves);
+            dr_file_unref(f[!leaves]);
+            assert_locks("00000000");
+        }
+    }
 }
 
 static void an_upgrade_follows_the_file_not_its_name(void **state)
@@ -427,6 +455,7 @@ int main(int argc, char **argv)
         T(the_bytes_are_those_of_qemu),
         T(an_upgrade_fails_while_another_process_reads),
         T(a_writer_over_a_shared_read_is_seen_outside),
+        T(locks_go_with_their_user),
         T(an_upgrade_follows_the_file_not_its_name),
         T(no_writer_gets_between_reader_and_writer),
         T(we_keep_qemu_out),

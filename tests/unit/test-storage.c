@@ -599,9 +599,10 @@ static void users_in_one_process_exclude_each_other(void **state)
     assert_fails(dr_file_open(p->fs, p->path, DR_FILE_RDWR, &r, &err), EBUSY,
                  "Failed to get \"write\" lock");
     r = open_ok(p, p->path, DR_FILE_FORCE_SHARE);
-    assert_ptr_equal(r, w);
+    assert_true(dr_file_same(r, w));
     dr_file_unref(r);
     r = open_ok(p, p->path, DR_FILE_RDWR | DR_FILE_NO_LOCK);
+    assert_true(dr_file_same(r, w));
     dr_file_unref(r);
     dr_file_unref(w);
     r = open_ok(p, p->path, 0);
@@ -618,12 +619,70 @@ static void a_writer_joins_force_shared_readers(void **state)
     dr_file_unref(open_ok(p, p->path, DR_FILE_CREATE));
     struct dr_file *r = open_ok(p, p->path, DR_FILE_FORCE_SHARE), *x;
     struct dr_file *w = open_ok(p, p->path, DR_FILE_RDWR);
-    assert_ptr_equal(r, w);
+    assert_true(dr_file_same(r, w));
     fill(w, 0, 10, 1);
+    assert_bytes(r, 0, 10, 1);
     assert_fails(dr_file_open(p->fs, p->path, 0, &x, &err), EBUSY, "lock");
     dr_file_unref(r);
     fill(w, 0, 10, 2);
     assert_fails(dr_file_open(p->fs, p->path, DR_FILE_RDWR, &x, &err), EBUSY, "lock");
+    dr_file_unref(w);
+}
+
+/* Every order in which two users of different kinds can leave. */
+static void what_remains_open_has_only_its_own_rights(void **state)
+{
+    struct place *p = *state;
+    static const unsigned shares[] = {DR_FILE_FORCE_SHARE, DR_FILE_NO_LOCK};
+    struct dr_file *w, *x;
+    dr_file_unref(open_ok(p, p->path, DR_FILE_CREATE));
+    for (size_t i = 0; i < 2; i++) {
+        struct dr_file *stays = open_ok(p, p->path, shares[i]);
+        dr_file_unref(open_ok(p, p->path, DR_FILE_RDWR));
+        assert_fails(dr_file_pwrite(stays, "x", 0, 1, &err), EBADF, "not open for writing");
+        w = open_ok(p, p->path, DR_FILE_RDWR);
+        dr_file_unref(stays);
+        fill(w, 0, 10, 1);
+        assert_fails(dr_file_open(p->fs, p->path, 0, &x, &err), EBUSY, "lock");
+        dr_file_unref(w);
+        dr_file_unref(open_ok(p, p->path, 0));
+    }
+}
+
+static void a_sharing_reader_becomes_the_only_writer(void **state)
+{
+    struct place *p = *state;
+    dr_file_unref(open_ok(p, p->path, DR_FILE_CREATE));
+    struct dr_file *f = open_ok(p, p->path, DR_FILE_FORCE_SHARE), *x;
+    struct dr_file *w = open_ok(p, p->path, DR_FILE_RDWR);
+    assert_fails(dr_file_upgrade(f, &err), EBUSY, "Failed to get \"write\" lock");
+    dr_file_unref(w);
+    assert_ok(dr_file_upgrade(f, &err));
+    fill(f, 0, 10, 1);
+    assert_fails(dr_file_open(p->fs, p->path, 0, &x, &err), EBUSY, "lock");
+    x = open_ok(p, p->path, DR_FILE_FORCE_SHARE);
+    assert_ptr_not_equal(x, f);
+    dr_file_unref(x);
+    dr_file_unref(f);
+    dr_file_unref(open_ok(p, p->path, DR_FILE_RDWR));
+}
+
+/* Another thread's flush, say: it must not count as a reader. */
+static void a_pinned_file_can_be_upgraded_and_closed(void **state)
+{
+    struct place *p = *state;
+    dr_file_unref(open_ok(p, p->path, DR_FILE_CREATE));
+    struct dr_file *f = open_ok(p, p->path, 0), *w;
+    dr_file_pin(f);
+    assert_ok(dr_file_upgrade(f, &err));
+    fill(f, 0, 10, 5);
+    dr_file_unref(f);
+    w = open_ok(p, p->path, DR_FILE_RDWR);
+    assert_ptr_not_equal(w, f);
+    assert_ok(dr_file_flush(f, &err));
+    assert_bytes(f, 0, 10, 5);
+    dr_file_unpin(f);
+    fill(w, 0, 10, 6);
     dr_file_unref(w);
 }
 
@@ -680,7 +739,8 @@ static void *write_and_flush(void *user)
             return w;
         if (i % 16 == 0 && dr_file_flush(w->f, NULL))
             return w;
-        if (dr_file_open(w->p->fs, w->p->path, DR_FILE_FORCE_SHARE, &same, NULL) || same != w->f)
+        if (dr_file_open(w->p->fs, w->p->path, DR_FILE_FORCE_SHARE, &same, NULL) ||
+            !dr_file_same(same, w->f))
             return w;
         dr_file_unref(same);
     }
@@ -767,6 +827,9 @@ int main(void)
         BOTH(the_same_file_is_the_same_object),
         BOTH(users_in_one_process_exclude_each_other),
         BOTH(a_writer_joins_force_shared_readers),
+        BOTH(what_remains_open_has_only_its_own_rights),
+        BOTH(a_sharing_reader_becomes_the_only_writer),
+        BOTH(a_pinned_file_can_be_upgraded_and_closed),
         BOTH(a_reader_becomes_a_writer_and_a_reader_again),
         BOTH(impossible_wishes_are_refused),
         BOTH(threads_share_a_file),

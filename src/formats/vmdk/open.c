@@ -109,11 +109,6 @@ static struct vmdk_extent *same_file(const struct dr_image *image, const struct 
     return NULL;
 }
 
-static bool is_same_object(const struct dr_file *f, const struct dr_file *g)
-{
-    return f == g || (f->id.dev == g->id.dev && f->id.ino == g->id.ino);
-}
-
 /* Two sparse extents in one file would hand out the same sectors twice. */
 static int check_twice(const struct dr_image *image, const struct vmdk_extent *e,
                        struct dr_error *err)
@@ -123,7 +118,7 @@ static int check_twice(const struct dr_image *image, const struct vmdk_extent *e
     for (size_t i = 0; i < s->n_extents; i++) {
         const struct vmdk_extent *other = &s->extents[i];
         if (other == e || other->file == VMDK_NO_FILE ||
-            !is_same_object(f, image->files[other->file]))
+            !dr_file_same(f, image->files[other->file]))
             continue;
         if (e->type == VMDK_SPARSE || other->type == VMDK_SPARSE)
             return dr_fail(err, EINVAL, "%s: two extents name the file %s", image->path, f->path);
