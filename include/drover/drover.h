@@ -5,8 +5,9 @@
  *  - Offsets, lengths and sizes are bytes, unless a name says otherwise.
  *  - The result is 0 or a negative errno value. The text of a failure is in the last argument,
  *    which may be NULL; it names the file, the offset and what was expected.
- *  - A pointer may be NULL where its comment says so. Else NULL is -EINVAL; what has no such
- * result, dr_size() say, must not be given one. Flags that are not known are -EINVAL.
+ *  - A pointer may be NULL where its comment says so. Otherwise NULL is refused with -EINVAL;
+ *    functions that return no errno, such as dr_size(), must not be called with NULL. Unknown flags
+ *    are refused with -EINVAL.
  *  - What a function hands out through a pointer is there only after success. What is malloc'ed
  *    ends with free().
  *  - The library never prints, never exits and never aborts on bad input.
@@ -133,8 +134,8 @@ DR_API int dr_close(struct dr_disk *disk, struct dr_error *err);
 DR_API uint64_t dr_size(const struct dr_disk *disk);
 DR_API bool dr_writable(const struct dr_disk *disk);
 
-/* The chain, top first. index 0 is the top; NULL past the base. The strings live until the chain
- * changes or the disk is closed. */
+/* The chain, top first. index 0 is the top; NULL past the base. The strings live until the disk is
+ * closed, also when its chain changes meanwhile. */
 DR_API size_t dr_chain_length(const struct dr_disk *disk);
 DR_API const char *dr_image_path(const struct dr_disk *disk, size_t index);
 DR_API const char *dr_image_format(const struct dr_disk *disk, size_t index);
@@ -165,8 +166,9 @@ DR_API int dr_discard(struct dr_disk *disk, uint64_t off, uint64_t len, struct d
 /* Everything written so far is durable. After a failed flush every later one fails too (-EIO): the
  * kernel has dropped the data; close and open again. */
 DR_API int dr_flush(struct dr_disk *disk, struct dr_error *err);
-/* The disk gets this size; what is new reads as zeros. No other call on this disk may be in
- * progress. -ENOTSUP: not with this format. */
+/* The disk gets this size; what is new reads as zeros. Other calls may be in progress: they come
+ * before the change or after it. -ENOTSUP: not with this format; -EBUSY: an operation that changes
+ * the disk's chain is under way. */
 DR_API int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err);
 
 /* ------------------------------------------------------------------ where bytes live */
