@@ -218,9 +218,17 @@ DR_API int dr_retire(const char *path, const struct dr_retire_options *options, 
 struct dr_commit_options {
     struct dr_open_options open;
     const char *base; /* -b: a member of the chain; NULL = the immediate parent */
+    const char *top;  /* a member of the chain: the topmost image that goes down. It and those
+                         between  it and base leave the chain, and their files stay. NULL = the
+                         active  image,  which stays in the chain */
     bool keep;        /* -d: do not empty the overlay afterwards */
     bool force;       /* even if other images, in the base's directory or path's, name it */
 };
+/* On an open disk, which other threads may read and write meanwhile. Where the active image goes
+ * down, base holds at the end what the disk held at one moment of this call, and the active image
+ * keeps what was written to it since. */
+DR_API int dr_disk_commit(struct dr_disk *disk, const struct dr_commit_options *options,
+                          struct dr_job *job, struct dr_error *err);
 DR_API int dr_commit(const char *path, const struct dr_commit_options *options, struct dr_job *job,
                      struct dr_error *err);
 

@@ -1,35 +1,54 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* commit: write what the upper images hold down into a lower one. C is the top, M the base's direct
- * child, P the base; C and M may be the same.
+/* commit: write what upper images hold down into a lower one. C is the topmost image that goes
+ * down, M the base's direct child, P the base; C and M may be the same. Above C there may be more
+ * images, the lowest of which, K, has P as its parent afterwards.
  *
  * The order (docs/formats/protocols.md): P gets the id that says "M is being committed into me", M
  * learns it, and from then on every byte that changes in P is masked by C..M, so the view at the
- * top stands still. Whatever is interrupted is finished by doing it again. */
+ * top stands still. Whatever is interrupted is finished by doing it again.
+ *
+ * Other threads may read and write the disk meanwhile. Where C is what they write to, a bitmap
+ * follows their changes: these are copied again, round by round and at last while requests wait,
+ * and what has changed since is kept when C is emptied. */
 #include <stdio.h>
 
 #include "base/cleanup.h"
+#include "ops/dirty.h"
 #include "ops/ops-internal.h"
+
+#define ROUNDS    8u                   /* of copying again what was changed, at most */
+#define REST_SIZE (UINT64_C(16) << 20) /* bytes that are left for the time when requests wait */
 
 struct commit {
     struct dr_fs *fs;
     const struct dr_commit_options *o;
     struct dr_job *job;
+    bool shared; /* other threads may use the disk */
     const char *path;
     struct dr_disk *disk;
     struct dr_chain *chain;
-    size_t base;   /* index of P */
-    uint64_t size; /* bytes that go down */
+    size_t first, base; /* indexes of C and P */
+    uint64_t size;      /* bytes that go down */
     bool keep;
+    struct dr_image *thawed[3]; /* by this commit */
+    unsigned n_thawed;
+    struct dr_dirty dirty;
 };
 
 static struct dr_image *image_c(const struct commit *c)
 {
-    return c->chain->images[0];
+    return c->chain->images[c->first];
 }
 
 static struct dr_image *image_m(const struct commit *c)
 {
     return c->chain->images[c->base - 1];
+}
+
+/* NULL: C is the top. */
+static struct dr_image *image_k(const struct commit *c)
+{
+    return c->first > 0 ? c->chain->images[c->first - 1] : NULL;
 }
 
 static struct dr_image *image_p(const struct commit *c)
@@ -56,11 +75,11 @@ static bool in_part(const struct commit *c, struct dr_file_id id, size_t first, 
 
 static bool loses_validity(const struct commit *c, const struct dr_scan_entry *e)
 {
-    return e->backing_path && in_part(c, e->backing_id, 1, c->base) &&
+    return e->backing_path && in_part(c, e->backing_id, c->first + 1, c->base) &&
            !in_part(c, e->id, 0, c->base);
 }
 
-/* "a, b and c" would be nicer to read and harder to copy. */
+/* Separated by commas alone, so that the names can be copied. */
 static char *list_siblings(const struct commit *c, const struct dr_scan *scan)
 {
     char *text = NULL;
@@ -106,16 +125,21 @@ static int check_siblings(const struct commit *c, struct dr_error *err)
 
 /* ------------------------------------------------------------------ what may be refused */
 
-static int choose_base(struct commit *c, struct dr_error *err)
+static int choose_images(struct commit *c, struct dr_error *err)
 {
-    c->chain = c->disk->chain;
     if (c->chain->n < 2)
         return dr_fail(err, ENOTSUP, "%s: Image does not have a backing file", c->path);
-    c->base = c->o->base ? dr_ops_member(c->chain, c->o->base) : 1;
-    if (c->base == 0 || c->base >= c->chain->n)
+    c->first = c->o->top ? dr_ops_member(c->chain, c->o->top) : 0;
+    if (c->first + 1 >= c->chain->n)
+        return dr_fail(err, EINVAL, "%s: '%s' is not an image of its chain that has a backing file",
+                       c->path, c->o->top);
+    c->base = c->o->base ? dr_ops_member(c->chain, c->o->base) : c->first + 1;
+    if (c->base <= c->first || c->base >= c->chain->n)
         return dr_fail(err, EINVAL, "Did not find '%s' in the backing chain of '%s'", c->o->base,
-                       c->path);
-    c->keep = c->o->keep || c->o->base;
+                       image_c(c)->path);
+    c->keep = c->o->keep || c->o->base || c->first > 0;
+    if (c->first == 0 && !image_c(c)->writable)
+        return dr_fail(err, EROFS, "%s: is open for reading only", c->path);
     return 0;
 }
 
@@ -123,7 +147,7 @@ static int choose_base(struct commit *c, struct dr_error *err)
 static int holds_data_behind(struct commit *c, uint64_t from, bool *data, struct dr_error *err)
 {
     struct dr_walk above;
-    dr_walk_init(&above, c->chain, 0, c->base, image_c(c)->size);
+    dr_walk_init(&above, c->chain, c->first, c->base, image_c(c)->size);
     *data = false;
     for (uint64_t off = from; off < above.size && !*data; off = above.run.end) {
         int r = dr_walk_to(&above, off, err);
@@ -134,8 +158,8 @@ static int holds_data_behind(struct commit *c, uint64_t from, bool *data, struct
     return 0;
 }
 
-/* How much goes down, and whether P must grow for it. A P that cannot is no obstacle when there is
- * nothing to put behind its end: zeros show there anyway. */
+/* Bytes to copy into P, and whether it has to grow first. A P that cannot is no obstacle when there
+ * is nothing to put behind its end: zeros show there anyway. */
 static int check_growth(struct commit *c, struct dr_error *err)
 {
     const struct dr_image *p = image_p(c);
@@ -146,8 +170,8 @@ static int check_growth(struct commit *c, struct dr_error *err)
                            c->chain->images[c->base + 1]->size > p->size;
     if (p->fmt->resize && !below_is_longer)
         return 0;
-    bool data;
-    int r = holds_data_behind(c, p->size, &data, err);
+    bool data = c->shared && c->first == 0; /* a guest may write there at any time */
+    int r = data ? 0 : holds_data_behind(c, p->size, &data, err);
     if (r == 0 && data && p->fmt->resize)
         return 0; /* what its own parent has behind its end has to be hidden: not without need */
     if (r == 0 && data)
@@ -170,7 +194,7 @@ static void transfer_init(const struct commit *c, struct dr_transfer *t)
         .block = 4096,
         .job = c->job,
     };
-    dr_walk_init(&t->walk, c->chain, 0, c->base, c->size);
+    dr_walk_init(&t->walk, c->chain, c->first, c->base, c->size);
 }
 
 /* DATA above that P has no place for yet. */
@@ -178,7 +202,7 @@ static int check_space(const struct commit *c, struct dr_error *err)
 {
     struct dr_walk above, own;
     uint64_t need = 0, room = dr_ops_image_space(image_p(c));
-    dr_walk_init(&above, c->chain, 0, c->base, c->size);
+    dr_walk_init(&above, c->chain, c->first, c->base, c->size);
     dr_walk_init(&own, c->chain, c->base, c->base + 1, c->size);
     for (uint64_t off = 0, end; off < above.size; off = end) {
         int r = dr_walk_to(&above, off, err);
@@ -196,36 +220,33 @@ static int check_space(const struct commit *c, struct dr_error *err)
                    image_p(c)->path, (unsigned long long)need, (unsigned long long)room);
 }
 
+/* K's record of P as its parent. */
+static int adopt(const struct commit *c, unsigned flags, struct dr_error *err)
+{
+    struct dr_image *k = image_k(c), *p = image_p(c);
+    if (!k)
+        return 0;
+    if (!k->fmt->set_backing)
+        return dr_fail(err, ENOTSUP, "%s: %s images have no backing file to change", k->path,
+                       k->fmt->name);
+    CLEANUP_FREE char *name = dr_ops_name_from(c->fs, k->path, p->path);
+    if (!name)
+        return dr_fail(err, ENOMEM, "%s: out of memory", k->path);
+    return dr_image_set_backing(k, p, name, p->fmt->name, flags, err);
+}
+
 static int check_child(const struct commit *c, struct dr_error *err)
 {
     struct dr_image *m = image_m(c);
-    if (!has_ids(c) || !m->fmt->set_backing)
-        return 0;
+    int r = adopt(c, DR_TRY, err);
+    if (r < 0 || !has_ids(c) || !m->fmt->set_backing)
+        return r;
     return dr_image_set_backing(m, image_p(c), m->backing_name, m->backing_format, DR_TRY, err);
-}
-
-/* Every file that will be written, locked against others before anything changes. */
-static int thaw(const struct commit *c, struct dr_error *err)
-{
-    /* who has no ids does not mind that P gets a new one, and P's other children must notice */
-    int r = dr_image_thaw(image_p(c), has_ids(c), err);
-    if (r == 0 && has_ids(c))
-        r = dr_image_thaw(image_m(c), true, err);
-    /* An earlier commit may have been killed: what it wrote last must not be lost behind what we
-     * write first. */
-    for (size_t i = 0; r == 0 && i <= c->base; i++)
-        r = dr_image_harden(c->chain->images[i], err);
-    /* Before the locks somebody could make another child. */
-    return r < 0 || c->o->force ? r : check_siblings(c, err);
 }
 
 static int prepare(struct commit *c, struct dr_error *err)
 {
-    struct dr_open_options open = c->o->open;
-    open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
-    int r = dr_open_fs(c->fs, c->path, &open, &c->disk, err);
-    if (r == 0)
-        r = choose_base(c, err);
+    int r = choose_images(c, err);
     if (r == 0)
         r = check_growth(c, err);
     if (r == 0)
@@ -237,7 +258,35 @@ static int prepare(struct commit *c, struct dr_error *err)
     return r;
 }
 
-/* ------------------------------------------------------------------ the steps */
+/* ------------------------------------------------------------------ beginning */
+
+static int thaw_one(struct commit *c, struct dr_image *image, bool unchanged, struct dr_error *err)
+{
+    if (image->writable)
+        return 0;
+    int r = dr_image_thaw(image, unchanged, err);
+    if (r == 0)
+        c->thawed[c->n_thawed++] = image;
+    return r;
+}
+
+/* Every file that will be written, locked against others before anything changes. */
+static int thaw(struct commit *c, struct dr_error *err)
+{
+    /* A child without ids does not mind that P gets a new one, and P's other children must notice.
+     */
+    int r = thaw_one(c, image_p(c), has_ids(c), err);
+    if (r == 0 && has_ids(c))
+        r = thaw_one(c, image_m(c), true, err);
+    if (r == 0 && image_k(c))
+        r = thaw_one(c, image_k(c), true, err);
+    /* An earlier commit may have been killed: what it wrote last must not be lost behind what we
+     * write first. */
+    for (size_t i = c->first; r == 0 && i <= c->base; i++)
+        r = dr_image_harden(c->chain->images[i], err);
+    /* Before the locks somebody could make another child. */
+    return r < 0 || c->o->force ? r : check_siblings(c, err);
+}
 
 /* An earlier commit was stopped between telling P and telling M: M learns it now. */
 static int repair_child(const struct commit *c, struct dr_error *err)
@@ -247,10 +296,22 @@ static int repair_child(const struct commit *c, struct dr_error *err)
     return m->fmt->parent_id(m) == id ? 0 : m->fmt->set_parent_id(m, id, err);
 }
 
+/* P's id is computed from M's, which must not change between the two: a guest's first write would
+ * change it. */
+static int fix_id(const struct commit *c, struct dr_error *err)
+{
+    struct dr_image *m = image_m(c);
+    if (!c->shared || c->base > 1)
+        return 0;
+    return dr_image_begin(m, 0, !(m->flags & DR_OPEN_UNCHANGED), err);
+}
+
 static int exchange_ids(const struct commit *c, struct dr_error *err)
 {
     struct dr_image *p = image_p(c), *m = image_m(c);
     int r = repair_child(c, err);
+    if (r == 0)
+        r = fix_id(c, err);
     if (r < 0)
         return r;
     uint32_t id = p->fmt->commit_id(p, m);
@@ -258,15 +319,208 @@ static int exchange_ids(const struct commit *c, struct dr_error *err)
     return r < 0 ? r : m->fmt->set_parent_id(m, id, err);
 }
 
-static int grow(const struct commit *c, struct dr_error *err)
+/* The same images: what is known of frozen ones does not hold for thawed ones, and the other way
+ * round. */
+static int renew_chain(struct dr_chain *present, struct dr_chain **fresh, struct dr_error *err)
 {
-    return image_p(c)->size >= c->size ? 0 : dr_chain_resize(c->chain, c->base, c->size, err);
+    *fresh = dr_chain_tail(present, 0);
+    return *fresh ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", present->images[0]->path);
 }
 
-static int empty_top(const struct commit *c, struct dr_error *err)
+static int begin_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                      struct dr_error *err)
+{
+    struct commit *c = user;
+    struct dr_chain *next = NULL;
+    int r = renew_chain(present, &next, err);
+    if (r == 0 && has_ids(c))
+        r = exchange_ids(c, err);
+    if (r == 0 && image_p(c)->size < c->size)
+        r = dr_chain_resize(next, c->base, c->size, err);
+    if (r == 0)
+        *fresh = DR_STEAL(next);
+    dr_chain_unref(next, NULL);
+    return r;
+}
+
+static int quiesce(struct commit *c, dr_quiet_step step, struct dr_error *err)
+{
+    uint64_t pause = 0;
+    int r = dr_disk_quiesce(c->disk, step, c, &pause, err);
+    dr_job_held(c->job, pause);
+    dr_chain_unref(c->chain, NULL);
+    c->chain = dr_disk_chain(c->disk);
+    return r;
+}
+
+/* ------------------------------------------------------------------ the copy */
+
+static int copy_all(const struct commit *c, struct dr_error *err)
+{
+    struct dr_transfer t;
+    transfer_init(c, &t);
+    return dr_transfer_run(&t, t.walk.size, c->job, err);
+}
+
+struct rest {
+    struct dr_transfer transfer;
+    struct dr_dirty *dirty;
+    uint64_t size;
+};
+
+static int rest_next(void *user, struct dr_copy_item *item, struct dr_error *err)
+{
+    struct rest *rest = user;
+    struct dr_transfer *t = &rest->transfer;
+    for (;;) {
+        int r = dr_transfer_next(t, item, err);
+        uint64_t off = t->pos, end;
+        if (r != 0 || !dr_dirty_take(rest->dirty, &off, &end))
+            return r;
+        t->pos = off;
+        t->walk.size = dr_min(end, rest->size);
+        t->walk.run = (struct dr_run){0}; /* what was known of it is out of date */
+    }
+}
+
+/* Copy again what the guest has changed since it was copied. */
+static int copy_rest(struct commit *c, struct dr_job *job, struct dr_error *err)
+{
+    struct rest rest = {.dirty = &c->dirty, .size = c->size};
+    transfer_init(c, &rest.transfer);
+    rest.transfer.walk.size = 0;
+    struct dr_copy_policy policy = {
+        .user = &rest,
+        .next = rest_next,
+        .work = dr_transfer_work,
+        .emit = dr_transfer_emit,
+        .buffers = 1,
+        .buffer_size = DR_STOCK_BUFFER,
+        .depth = dr_stock_depth(c->chain),
+        .total = c->size,
+        .silent = true,
+    };
+    return dr_copy_run(&policy, job, err);
+}
+
+static int copy(struct commit *c, struct dr_error *err)
+{
+    int r = copy_all(c, err);
+    for (unsigned i = 0; r == 0 && c->dirty.disk && i < ROUNDS; i++) {
+        if (dr_dirty_bytes(&c->dirty) <= REST_SIZE)
+            break;
+        r = copy_rest(c, c->job, err);
+    }
+    return r;
+}
+
+/* ------------------------------------------------------------------ the end */
+
+static int freeze_all(struct commit *c, struct dr_error *err)
+{
+    int r = 0;
+    while (r == 0 && c->n_thawed > 0) {
+        r = dr_image_freeze(c->thawed[c->n_thawed - 1], err);
+        c->n_thawed -= r == 0;
+    }
+    return r;
+}
+
+/* Without C..M if there is something above them. */
+static int make_chain(const struct commit *c, const struct dr_chain *old, struct dr_chain **chain,
+                      struct dr_error *err)
+{
+    CLEANUP_FREE struct dr_image **images = calloc(old->n, sizeof(struct dr_image *));
+    size_t n = 0;
+    *chain = NULL;
+    if (!images)
+        return dr_fail(err, ENOMEM, "%s: out of memory", c->path);
+    for (size_t i = 0; i < old->n; i++)
+        if (c->first == 0 || i < c->first || i >= c->base)
+            images[n++] = dr_image_ref(old->images[i]);
+    *chain = dr_chain_new(images, n);
+    return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", c->path);
+}
+
+static int end_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                    struct dr_error *err)
+{
+    struct commit *c = user;
+    struct dr_chain *next = NULL;
+    int r = make_chain(c, present, &next, err);
+    if (r == 0 && c->dirty.disk)
+        r = copy_rest(c, NULL, err); /* no job: nobody may pause it here */
+    if (r == 0)
+        r = dr_image_flush(image_p(c), err);
+    if (r == 0)
+        r = adopt(c, 0, err);
+    if (r == 0)
+        r = freeze_all(c, err);
+    if (r == 0)
+        *fresh = DR_STEAL(next);
+    dr_chain_unref(next, NULL);
+    return r;
+}
+
+/* After a failure the disk goes on as before. What was written into P is masked; the same commit
+ * finishes it. */
+static int undo_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                     struct dr_error *err)
+{
+    struct commit *c = user;
+    freeze_all(c, NULL);
+    return renew_chain(present, fresh, err);
+}
+
+/* ------------------------------------------------------------------ emptying C */
+
+static bool not_dirty(void *user, uint64_t off, uint64_t len)
+{
+    const struct commit *c = user;
+    return !c->dirty.disk || !dr_dirty_any(&c->dirty, off, len);
+}
+
+/* How far from off on everything is dirty, or nothing is. */
+static uint64_t same_until(const struct commit *c, uint64_t off, uint64_t size, bool *dirty)
+{
+    uint64_t end = off;
+    if (!c->dirty.disk) {
+        *dirty = false;
+        return size;
+    }
+    *dirty = dr_dirty_any(&c->dirty, off, 1);
+    while (end < size && dr_dirty_any(&c->dirty, end, 1) == *dirty)
+        end += DR_DIRTY_GRAIN;
+    return dr_min(end, size);
+}
+
+static int drop_clean(struct commit *c, struct dr_error *err)
+{
+    uint64_t size = image_c(c)->size, end;
+    int r = 0;
+    for (uint64_t off = 0; r == 0 && off < size; off = end) {
+        bool dirty;
+        end = same_until(c, off, size, &dirty);
+        if (!dirty)
+            r = dr_chain_drop_if(c->chain, 0, off, end - off, not_dirty, c, err);
+    }
+    return r;
+}
+
+static int trim_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                     struct dr_error *err)
+{
+    const struct commit *c = user;
+    struct dr_image *top = image_c(c);
+    (void)fresh;
+    int r = dr_chain_flush(present, 0, err);
+    return r < 0 ? r : top->fmt->trim(top, err);
+}
+
+static int empty_top(struct commit *c, struct dr_error *err)
 {
     struct dr_image *top = image_c(c);
-    int r = dr_chain_drop(c->chain, 0, 0, top->size, err);
+    int r = drop_clean(c, err);
     if (r == -ENOTSUP) {
         dr_job_message(c->job, "%s: cannot be emptied; it is valid as it is", c->path);
         return 0;
@@ -274,39 +528,80 @@ static int empty_top(const struct commit *c, struct dr_error *err)
     if (r == 0)
         r = dr_image_flush(top, err);
     if (r == 0 && top->fmt->trim)
-        r = top->fmt->trim(top, err);
+        r = quiesce(c, trim_step, err);
     return r;
 }
 
+/* ------------------------------------------------------------------ the whole */
+
 static int run(struct commit *c, struct dr_error *err)
 {
-    struct dr_transfer t;
     int r = thaw(c, err);
-    if (r == 0 && has_ids(c))
-        r = exchange_ids(c, err);
+    if (r == 0 && c->shared && c->first == 0)
+        r = dr_dirty_begin(&c->dirty, c->disk, err);
     if (r == 0)
-        r = grow(c, err);
+        r = quiesce(c, begin_step, err);
+    if (r == 0)
+        r = copy(c, err);
+    if (r == 0)
+        r = dr_job_rest(c->job, err);
+    if (r == 0)
+        r = dr_image_flush(image_p(c), err); /* so that little is left while requests wait */
+    if (r == 0)
+        r = quiesce(c, end_step, err);
+    if (r < 0 && c->shared && c->n_thawed > 0)
+        quiesce(c, undo_step, NULL);
+    else if (r == 0 && !c->keep)
+        r = empty_top(c, err);
+    dr_dirty_end(&c->dirty);
+    return r;
+}
+
+static int commit_claimed(struct commit *c, struct dr_error *err)
+{
+    c->chain = dr_disk_chain(c->disk);
+    c->path = c->chain->images[0]->path;
+    int r = prepare(c, err);
+    if (r == 0)
+        r = run(c, err);
+    int closed = dr_chain_unref(c->chain, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
+static int commit(struct dr_disk *disk, const struct dr_commit_options *options, bool shared,
+                  struct dr_job *job, struct dr_error *err)
+{
+    struct commit c = {.fs = disk->fs, .o = options, .job = job, .shared = shared, .disk = disk};
+    int r = dr_disk_claim(disk, "commit", err);
     if (r < 0)
         return r;
-    transfer_init(c, &t);
-    r = dr_transfer_run(&t, t.walk.size, c->job, err);
-    if (r == 0)
-        r = dr_image_flush(image_p(c), err);
-    if (r == 0)
-        r = dr_image_freeze(image_p(c), err);
-    if (r == 0 && !c->keep)
-        r = empty_top(c, err);
+    r = commit_claimed(&c, err);
+    dr_disk_unclaim(disk);
     return r;
+}
+
+int dr_disk_commit(struct dr_disk *disk, const struct dr_commit_options *options,
+                   struct dr_job *job, struct dr_error *err)
+{
+    DR_REQUIRE(disk, err);
+    static const struct dr_commit_options defaults;
+    int r = dr_job_begin(job, err);
+    if (r < 0)
+        return r;
+    return dr_job_end(job, commit(disk, options ? options : &defaults, true, job, err));
 }
 
 int dr_commit_fs(struct dr_fs *fs, const char *path, const struct dr_commit_options *options,
                  struct dr_job *job, struct dr_error *err)
 {
-    struct commit c = {.fs = fs, .o = options, .job = job, .path = path};
-    int r = prepare(&c, err);
-    if (r == 0)
-        r = run(&c, err);
-    int closed = dr_ops_close(&c.disk, r == 0 ? err : NULL);
+    struct dr_open_options open = options->open;
+    struct dr_disk *disk = NULL;
+    open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
+    int r = dr_open_fs(fs, path, &open, &disk, err);
+    if (r < 0)
+        return r;
+    r = commit(disk, options, false, job, err);
+    int closed = dr_ops_close(&disk, r == 0 ? err : NULL);
     return r < 0 ? r : closed;
 }
 

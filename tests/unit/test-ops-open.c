@@ -253,6 +253,152 @@ static void a_snapshot_that_cannot_be_made_leaves_the_disk_in_use(void **state)
     crowd_end(&c, n.top);
 }
 
+/* ------------------------------------------------------------------ commit */
+
+static void a_commit_keeps_what_is_written_meanwhile(void **state)
+{
+    for (size_t f = 0; f < N_FORMATS; f++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct names n = make_disks(fs, formats[f]);
+        struct crowd c;
+        (void)state;
+        crowd_begin(&c, fs, n.top);
+        for (unsigned i = 0; i < 3; i++) {
+            ok(dr_disk_commit(c.disk, NULL, NULL, &err));
+            assert_int_equal(dr_chain_length(c.disk), 3);
+            crowd_pass(&c, 5);
+        }
+        const struct dr_commit_options deep = {.base = n.base};
+        ok(dr_disk_commit(c.disk, &deep, NULL, &err));
+        assert_int_equal(dr_chain_length(c.disk), 3);
+        crowd_end(&c, n.top);
+        dr_fs_memory_free(fs);
+    }
+}
+
+static void layers_below_the_active_one_go_down_while_it_is_used(void **state)
+{
+    for (size_t f = 0; f < N_FORMATS; f++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct names n = make_disks(fs, formats[f]);
+        struct crowd c;
+        char *active = NULL;
+        uint64_t size;
+        (void)state;
+        uint8_t *mid = view(fs, n.mid, &size);
+        crowd_begin(&c, fs, n.top);
+        ok(dr_disk_snapshot(c.disk, NULL, NULL, &active, NULL, &err));
+        /* mid into base, below a frozen top: active <- top <- base */
+        const struct dr_commit_options middle = {.top = n.mid, .base = n.base};
+        ok(dr_disk_commit(c.disk, &middle, NULL, &err));
+        assert_int_equal(dr_chain_length(c.disk), 3);
+        assert_string_equal(dr_image_path(c.disk, 2), n.base);
+        same_view(fs, n.base, mid, size);
+        crowd_pass(&c, 5);
+        ok(fs->ops->unlink(fs, n.mid, &err)); /* nobody needs it any more */
+        /* top into base, right below what is written to: active <- base */
+        const struct dr_commit_options second = {.top = n.top};
+        ok(dr_disk_commit(c.disk, &second, NULL, &err));
+        assert_int_equal(dr_chain_length(c.disk), 2);
+        ok(fs->ops->unlink(fs, n.top, &err));
+        crowd_end(&c, active);
+        free(active);
+        free(mid);
+        dr_fs_memory_free(fs);
+    }
+}
+
+struct late_guest {
+    struct dr_disk *disk;
+    bool wrote;
+};
+
+/* When all is copied: what is written now was copied before. */
+static int write_at_the_end(void *user, uint64_t done, uint64_t total)
+{
+    struct late_guest *g = user;
+    if (done < total || g->wrote)
+        return 0;
+    g->wrote = true;
+    ok(dr_pwrite(g->disk, "late", 150 * KiB, 4, 0, &err));
+    ok(dr_zero(g->disk, 300 * KiB, 20 * KiB, 0, &err));
+    ok(dr_discard(g->disk, 192 * KiB, 64 * KiB, &err));
+    return 0;
+}
+
+/* keep: the base holds all of the disk at the end. */
+static void what_changes_after_it_was_copied_is_copied_again(void **state)
+{
+    for (size_t f = 0; f < N_FORMATS; f++) {
+        for (int keep = 0; keep <= 1; keep++) {
+            struct dr_fs *fs = dr_fs_memory_new();
+            struct names n = make_disks(fs, formats[f]);
+            const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+            const struct dr_commit_options o = {.keep = keep};
+            struct late_guest g = {0};
+            struct dr_job job = {.progress = write_at_the_end, .user = &g};
+            uint64_t size = CROWD_SIZE;
+            uint8_t *want = malloc(size);
+            (void)state;
+            ok(dr_open_fs(fs, n.top, &rw, &g.disk, &err));
+            ok(dr_disk_commit(g.disk, &o, &job, &err));
+            assert_true(g.wrote);
+            ok(dr_pread(g.disk, want, 0, size, &err));
+            assert_memory_equal(want + 150 * KiB, "late", 4);
+            assert_int_equal(want[300 * KiB], 0);
+            assert_int_equal(want[192 * KiB + 100], 0);
+            struct dr_extent_status status;
+            ok(dr_block_status(g.disk, 128 * KiB, 64 * KiB, &status, &err));
+            assert_int_equal(status.depth, keep ? 0 : 1);
+            ok(dr_close(g.disk, &err));
+            same_view(fs, n.mid, want, size);
+            same_view(fs, n.top, want, size);
+            free(want);
+            dr_fs_memory_free(fs);
+        }
+    }
+}
+
+static void a_cancelled_commit_leaves_the_disk_in_use_and_goes_on_later(void **state)
+{
+    for (size_t f = 0; f < N_FORMATS; f++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct names n = make_disks(fs, formats[f]);
+        struct crowd c;
+        struct dr_job job = {.progress = stop_at_once};
+        (void)state;
+        crowd_begin(&c, fs, n.top);
+        refused(dr_disk_commit(c.disk, NULL, &job, &err), ECANCELED, "stopped");
+        crowd_pass(&c, 5);
+        struct dr_disk *reader = NULL; /* what was thawed is frozen again */
+        ok(dr_open_fs(fs, n.mid, NULL, &reader, &err));
+        ok(dr_close(reader, &err));
+        ok(dr_disk_commit(c.disk, NULL, NULL, &err));
+        crowd_end(&c, n.top);
+        dr_fs_memory_free(fs);
+    }
+}
+
+static void a_commit_of_no_member_of_the_chain_is_refused(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct names n = make_disks(fs, "vmdk");
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR};
+    struct dr_commit_options commit = {.top = n.other};
+    struct dr_disk *disk = NULL;
+    ok(dr_open_fs(fs, n.top, &o, &disk, &err));
+    refused(dr_disk_commit(disk, &commit, NULL, &err), EINVAL, n.other);
+    commit.top = n.base;
+    refused(dr_disk_commit(disk, &commit, NULL, &err), EINVAL, n.base);
+    commit = (struct dr_commit_options){.top = n.mid, .base = n.top};
+    refused(dr_disk_commit(disk, &commit, NULL, &err), EINVAL, n.top);
+    ok(dr_close(disk, &err));
+    o.flags = 0;
+    ok(dr_open_fs(fs, n.top, &o, &disk, &err));
+    refused(dr_disk_commit(disk, NULL, NULL, &err), EROFS, "reading only");
+    ok(dr_close(disk, &err));
+}
+
 /* ------------------------------------------------------------------ info, check, compare */
 
 static void an_open_disk_is_described_and_checked_while_it_is_used(void **state)
@@ -314,6 +460,11 @@ int main(void)
         ops_test(the_frozen_layer_holds_the_moment_of_the_snapshot),
         ops_test(a_snapshot_is_a_child_of_what_its_parent_became),
         ops_test(a_snapshot_that_cannot_be_made_leaves_the_disk_in_use),
+        cmocka_unit_test(a_commit_keeps_what_is_written_meanwhile),
+        cmocka_unit_test(layers_below_the_active_one_go_down_while_it_is_used),
+        cmocka_unit_test(what_changes_after_it_was_copied_is_copied_again),
+        cmocka_unit_test(a_cancelled_commit_leaves_the_disk_in_use_and_goes_on_later),
+        ops_test(a_commit_of_no_member_of_the_chain_is_refused),
         cmocka_unit_test(an_open_disk_is_described_and_checked_while_it_is_used),
         cmocka_unit_test(a_disk_grows_while_it_is_used),
         ops_test(what_cannot_be_done_to_an_open_disk_is_refused),
