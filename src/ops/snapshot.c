@@ -167,17 +167,27 @@ static int prepare(struct snapshot *s, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the switch of an open disk */
 
-static int open_child(const struct snapshot *s, struct dr_image **child, struct dr_error *err)
+static unsigned child_flags(const struct snapshot *s)
 {
-    const struct dr_image *top = s->chain->images[0];
     const unsigned kept = DR_OPEN_NO_FLUSH | DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_DIRECT;
-    unsigned flags = (s->disk->flags & kept) | DR_OPEN_RDWR;
-    int r = dr_image_open(s->disk->fs, s->where, top->fmt->name, flags, child, err);
-    /* The first write since the child was made has given the parent another id. */
-    if (r == 0 && (top->fmt->flags & DR_FORMAT_CONTENT_ID) &&
-        top->fmt->parent_id(*child) != top->fmt->id(top))
-        r = top->fmt->set_parent_id(*child, top->fmt->id(top), err);
-    return r;
+    return (s->disk->flags & kept) | DR_OPEN_RDWR;
+}
+
+/* The first write since the child was made has given the parent another id. The child learns it
+ * while it is still aside: under its own name it always opens. */
+static int renew_parent_id(const struct snapshot *s, const struct dr_image *top,
+                           struct dr_error *err)
+{
+    struct dr_image *child;
+    if (!(top->fmt->flags & DR_FORMAT_CONTENT_ID))
+        return 0;
+    int r = dr_image_open(s->disk->fs, s->fresh.path, top->fmt->name, child_flags(s), &child, err);
+    if (r < 0)
+        return r;
+    if (top->fmt->parent_id(child) != top->fmt->id(top))
+        r = top->fmt->set_parent_id(child, top->fmt->id(top), err);
+    int closed = dr_image_unref(child, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
 }
 
 /* child on the images of the old chain. Takes over the reference to the child. */
@@ -204,10 +214,12 @@ static int switch_step(void *user, struct dr_chain *present, struct dr_chain **f
     bool unchanged = top->flags & DR_OPEN_UNCHANGED;
     int r = dr_chain_flush(present, 0, err);
     if (r == 0)
+        r = renew_parent_id(s, top, err);
+    if (r == 0)
         r = dr_new_publish(&s->fresh, err);
     if (r < 0)
         return r;
-    r = open_child(s, &child, err);
+    r = dr_image_open(s->disk->fs, s->where, top->fmt->name, child_flags(s), &child, err);
     if (r == 0)
         r = dr_image_freeze(top, err);
     if (r == 0) {
