@@ -73,10 +73,19 @@ static bool in_part(const struct commit *c, struct dr_file_id id, size_t first, 
     return false;
 }
 
+/* What is left of replacing one of the chain's own files, and never got the name. */
+static bool is_own_leftover(const struct commit *c, const char *path)
+{
+    CLEANUP_FREE char *of = NULL;
+    struct dr_file_id id;
+    return dr_replace_is_leftover(path, &of) && of && dr_name_identify(c->fs, of, &id, NULL) == 0 &&
+           in_part(c, id, 0, c->base);
+}
+
 static bool loses_validity(const struct commit *c, const struct dr_scan_entry *e)
 {
     return e->backing_path && in_part(c, e->backing_id, c->first + 1, c->base) &&
-           !in_part(c, e->id, 0, c->base);
+           !in_part(c, e->id, 0, c->base) && !is_own_leftover(c, e->path);
 }
 
 /* Separated by commas alone, so that the names can be copied. */

@@ -106,6 +106,84 @@ static int cow_snapshot(struct dr_fs *fs, struct dr_job *job, struct dr_error *e
     return r;
 }
 
+/* ------------------------------------------------------------------ the same on an open disk */
+
+static int open_top(struct dr_fs *fs, bool addcow, struct dr_disk **disk, struct dr_error *err)
+{
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    return dr_open_fs(fs, addcow ? "top.add-cow" : "top.vmdk", &rw, disk, err);
+}
+
+static int close_top(struct dr_disk *disk, int r, struct dr_error *err)
+{
+    int closed = dr_close(disk, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
+static int open_rebase(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
+{
+    struct dr_rebase_options o = {
+        .backing = "b.vmdk", .backing_format = "vmdk", .drop_equal = true};
+    struct dr_disk *disk = NULL;
+    int r = open_top(fs, false, &disk, err);
+    if (r < 0)
+        return r;
+    *job = (struct dr_job){.workers = 1};
+    return close_top(disk, dr_disk_rebase(disk, &o, job, err), err);
+}
+
+static int open_commit(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
+{
+    struct dr_disk *disk = NULL;
+    int r = open_top(fs, false, &disk, err);
+    if (r < 0)
+        return r;
+    *job = (struct dr_job){.workers = 1};
+    return close_top(disk, dr_disk_commit(disk, NULL, job, err), err);
+}
+
+static int open_commit_lower(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
+{
+    struct dr_commit_options o = {.top = "mid.vmdk"};
+    struct dr_disk *disk = NULL;
+    int r = open_top(fs, false, &disk, err);
+    if (r < 0)
+        return r;
+    *job = (struct dr_job){.workers = 1};
+    if (dr_chain_length(disk) == 3) /* else it was done before */
+        r = dr_disk_commit(disk, &o, job, err);
+    return close_top(disk, r, err);
+}
+
+static int open_snapshot(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
+{
+    struct dr_disk *disk = NULL;
+    (void)job;
+    int r = open_top(fs, false, &disk, err);
+    return r < 0 ? r
+                 : close_top(disk, dr_disk_snapshot(disk, "s.vmdk", NULL, NULL, NULL, err), err);
+}
+
+static int open_cow_commit(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
+{
+    struct dr_disk *disk = NULL;
+    int r = open_top(fs, true, &disk, err);
+    if (r < 0)
+        return r;
+    *job = (struct dr_job){.workers = 1};
+    return close_top(disk, dr_disk_commit(disk, NULL, job, err), err);
+}
+
+static int open_cow_stream(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
+{
+    struct dr_disk *disk = NULL;
+    int r = open_top(fs, true, &disk, err);
+    if (r < 0)
+        return r;
+    *job = (struct dr_job){.workers = 1};
+    return close_top(disk, dr_disk_stream(disk, NULL, job, err), err);
+}
+
 static const struct operation operations[] = {
     {"rebase", onto_stranger, false},
     {"flatten", flatten, false},
@@ -119,11 +197,17 @@ static const struct operation operations[] = {
     {"add-cow: commit", cow_commit, true},
     {"add-cow: convert", cow_convert, true},
     {"add-cow: snapshot", cow_snapshot, true},
+    {"open: rebase", open_rebase, false},
+    {"open: commit", open_commit, false},
+    {"open: commit of a lower layer", open_commit_lower, false},
+    {"open: snapshot", open_snapshot, false},
+    {"open, add-cow: commit", open_cow_commit, true},
+    {"open, add-cow: stream", open_cow_stream, true},
 };
 
 static bool is_snapshot(const struct operation *o)
 {
-    return o->run == snapshot || o->run == cow_snapshot;
+    return o->run == snapshot || o->run == cow_snapshot || o->run == open_snapshot;
 }
 
 static void addcow_top(struct dr_fs *fs)

@@ -62,6 +62,66 @@ static int convert_over(struct dr_fs *fs, struct dr_error *err)
     return dr_convert_fs(fs, &from, 1, "twin.vmdk", &o, NULL, err);
 }
 
+/* ------------------------------------------------------------------ the same on an open disk */
+
+static int on_open_disk(struct dr_fs *fs, int (*run)(struct dr_disk *disk, struct dr_error *err),
+                        struct dr_error *err)
+{
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    int r = dr_open_fs(fs, "top.vmdk", &rw, &disk, err);
+    if (r < 0)
+        return r;
+    r = run(disk, err);
+    int closed = dr_close(disk, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
+static int rebase_disk(struct dr_disk *disk, struct dr_error *err)
+{
+    struct dr_rebase_options o = {
+        .backing = "b.vmdk", .backing_format = "vmdk", .drop_equal = true};
+    return dr_disk_rebase(disk, &o, NULL, err);
+}
+
+static int commit_disk(struct dr_disk *disk, struct dr_error *err)
+{
+    return dr_disk_commit(disk, NULL, NULL, err);
+}
+
+static int commit_lower(struct dr_disk *disk, struct dr_error *err)
+{
+    struct dr_commit_options o = {.top = "mid.vmdk"};
+    return dr_chain_length(disk) < 3 ? 0 : dr_disk_commit(disk, &o, NULL, err);
+}
+
+static int snapshot_disk(struct dr_disk *disk, struct dr_error *err)
+{
+    return dr_disk_snapshot(disk, NULL, NULL, NULL, NULL, err);
+}
+
+static int open_rebase(struct dr_fs *fs, struct dr_error *err)
+{
+    return on_open_disk(fs, rebase_disk, err);
+}
+
+static int open_commit(struct dr_fs *fs, struct dr_error *err)
+{
+    return on_open_disk(fs, commit_disk, err);
+}
+
+static int open_commit_lower(struct dr_fs *fs, struct dr_error *err)
+{
+    return on_open_disk(fs, commit_lower, err);
+}
+
+static int open_snapshot(struct dr_fs *fs, struct dr_error *err)
+{
+    return on_open_disk(fs, snapshot_disk, err);
+}
+
+/* ------------------------------------------------------------------ disks */
+
 static void make_image(struct dr_fs *fs, const char *path, const char *backing, bool split)
 {
     struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
@@ -118,6 +178,12 @@ static const struct operation operations[] = {
     {"commit through two", "top.vmdk", commit_deep, one_file_each, NULL},
     {"snapshot", "top.vmdk", snapshot, one_file_each, NULL},
     {"snapshot, split", "top.vmdk", snapshot, split_ones, NULL},
+    {"rebase of an open disk", "top.vmdk", open_rebase, one_file_each, NULL},
+    {"commit of an open disk", "top.vmdk", open_commit, one_file_each, NULL},
+    {"commit below an open disk", "top.vmdk", open_commit_lower, one_file_each, NULL},
+    {"commit below an open disk, split", "top.vmdk", open_commit_lower, split_ones, NULL},
+    {"snapshot of an open disk", "top.vmdk", open_snapshot, one_file_each, NULL},
+    {"snapshot of an open disk, split", "top.vmdk", open_snapshot, split_ones, NULL},
     {"convert over a disk", "twin.vmdk", convert_over, one_file_each, NULL},
 };
 
