@@ -128,10 +128,66 @@ int dr_chain_flush(struct dr_chain *chain, size_t at, struct dr_error *err)
     return result;
 }
 
+/* Flushes of a device that come together are carried out together, so those of a deep chain take as
+ * long as a few. */
+#define HARDEN_THREADS 8
+
+struct hardening {
+    struct dr_chain *chain;
+    _Atomic size_t left; /* images[0..left) are still to be done, deepest first */
+    size_t first;
+    _Atomic int result;
+    struct dr_error *err; /* of the thread that fails first */
+};
+
+static void *harden_files(void *arg)
+{
+    struct hardening *h = arg;
+    while (atomic_load(&h->result) == 0) {
+        size_t i = atomic_fetch_sub(&h->left, 1);
+        if (i <= h->first || i > h->chain->n)
+            break;
+        struct dr_error why = DR_ERROR_INIT;
+        int none = 0, r = dr_image_harden_files(h->chain->images[i - 1], &why);
+        if (r < 0 && atomic_compare_exchange_strong(&h->result, &none, r) && h->err)
+            *h->err = why;
+    }
+    return NULL;
+}
+
+static int harden_in_threads(struct dr_chain *chain, size_t first, struct dr_error *err)
+{
+    struct hardening h = {.chain = chain, .left = chain->n, .first = first, .err = err};
+    pthread_t threads[HARDEN_THREADS];
+    unsigned n = 0, wanted = chain->n - first > HARDEN_THREADS ? HARDEN_THREADS - 1 : 0;
+    while (n < wanted && pthread_create(&threads[n], NULL, harden_files, &h) == 0)
+        n++;
+    harden_files(&h);
+    while (n > 0)
+        pthread_join(threads[--n], NULL);
+    return h.result;
+}
+
+/* The layers of a chain mostly stand in one directory, which is made durable once. */
+static int harden_names(struct dr_chain *chain, size_t first, struct dr_error *err)
+{
+    CLEANUP_FREE char *last = NULL;
+    int r = 0;
+    for (size_t i = chain->n; r == 0 && i-- > first;) {
+        CLEANUP_FREE char *dir = dr_path_dirname(chain->images[i]->files[0]->path);
+        if (!dir)
+            return dr_fail(err, ENOMEM, "%s: out of memory", chain->images[i]->path);
+        if (chain->images[i]->n_files == 1 && last && strcmp(dir, last) == 0)
+            continue;
+        r = dr_image_harden_names(chain->images[i], err);
+        free(last);
+        last = DR_STEAL(dir);
+    }
+    return r;
+}
+
 int dr_chain_harden(struct dr_chain *chain, size_t first, struct dr_error *err)
 {
-    int r = 0;
-    for (size_t i = chain->n; r == 0 && i-- > first;)
-        r = dr_image_harden(chain->images[i], err);
-    return r;
+    int r = first < chain->n ? harden_in_threads(chain, first, err) : 0;
+    return r < 0 ? r : harden_names(chain, first, err);
 }

@@ -149,16 +149,28 @@ static int harden_name(struct dr_image *image, struct dr_file *file, struct dr_e
     return dr_fail(err, -r, "%s", why.text);
 }
 
-int dr_image_harden(struct dr_image *image, struct dr_error *err)
+int dr_image_harden_files(struct dr_image *image, struct dr_error *err)
 {
     int r = 0;
     for (unsigned i = 0; r == 0 && i < image->n_files; i++) {
         atomic_store(&image->files[i]->dirty, true);
         r = dr_file_flush(image->files[i], err);
-        if (r == 0)
-            r = harden_name(image, image->files[i], err);
     }
     return r;
+}
+
+int dr_image_harden_names(struct dr_image *image, struct dr_error *err)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < image->n_files; i++)
+        r = harden_name(image, image->files[i], err);
+    return r;
+}
+
+int dr_image_harden(struct dr_image *image, struct dr_error *err)
+{
+    int r = dr_image_harden_files(image, err);
+    return r < 0 ? r : dr_image_harden_names(image, err);
 }
 
 static int image_recover(struct dr_image *image, struct dr_error *err)

@@ -129,6 +129,10 @@ void dr_hooks_after(const struct dr_chain *chain, uint64_t off, uint64_t len);
 
 /* ------------------------------------------------------------------ image.c */
 
+/* The two halves of dr_image_harden: the files' bytes, and that their names lead to them. */
+int dr_image_harden_files(struct dr_image *image, struct dr_error *err);
+int dr_image_harden_names(struct dr_image *image, struct dr_error *err);
+
 /* dr_image_map with image->lock held; drops it while it loads pages. */
 int dr_image_map_locked(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
                         struct dr_error *err);
