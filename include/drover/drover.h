@@ -26,8 +26,8 @@ extern "C" {
 
 #define DR_API __attribute__((visibility("default")))
 
-/* What went wrong. Owned by the caller; initialise with DR_ERROR_INIT, and again before it is used
- * after a failure: the first one stays. */
+/* The text of a failure. The caller owns it and initialises it with DR_ERROR_INIT, also before
+ * using it again after a failure, because a text that is there is kept. */
 struct dr_error {
     int errnum;      /* positive errno value, 0 = nothing failed */
     char text[2048]; /* no newline at its end; names stand in it as they are, whatever is in them */
@@ -59,8 +59,8 @@ struct dr_create_option {
     const char *initial;            /* what holds when it is not given, or NULL */
 };
 
-/* What may be given as NAME=VALUE when an image of this format is created, index from 0 on.
- * -ENOENT: no more; -EINVAL: no such format. */
+/* The options NAME=VALUE for creating an image of this format, index from 0 on. -ENOENT: no
+ * more; -EINVAL: no such format. */
 DR_API int dr_format_option(const char *format, size_t index, struct dr_create_option *option);
 
 /* ------------------------------------------------------------------ memory */
@@ -117,7 +117,7 @@ struct dr_open_options {
 DR_API const char *dr_name_format(const char *name);
 /* The path of the file that name leads to. */
 DR_API char *dr_name_file(const char *name);
-/* name as it is meant from the directory that path is in: as backing names are. */
+/* Turn `name`, which is relative to the directory of `path` as backing names are, into a path. */
 DR_API char *dr_name_beside(const char *path, const char *name);
 
 /* Open the disk at path. options may be NULL: read-only, defaults. On success *disk is the caller's
@@ -161,10 +161,11 @@ DR_API int dr_pwrite(struct dr_disk *disk, const void *buf, uint64_t off, size_t
                      unsigned flags, struct dr_error *err);
 DR_API int dr_zero(struct dr_disk *disk, uint64_t off, uint64_t len, unsigned flags,
                    struct dr_error *err);
-/* The guest no longer needs these bytes; they read as zeros or as before, never as the parent's. */
+/* Tell that the guest no longer needs these bytes. Afterwards they read as zeros or as before,
+ * never as the parent's. */
 DR_API int dr_discard(struct dr_disk *disk, uint64_t off, uint64_t len, struct dr_error *err);
-/* Everything written so far is durable. After a failed flush every later one fails too (-EIO): the
- * kernel has dropped the data; close and open again. */
+/* Make everything durable that was written so far. After a failed flush every later one fails
+ * too (-EIO), since the kernel has dropped the data: close the disk and open it again. */
 DR_API int dr_flush(struct dr_disk *disk, struct dr_error *err);
 /* The disk gets this size; what is new reads as zeros. Other calls may be in progress: they come
  * before the change or after it. -ENOTSUP: not with this format; -EBUSY: an operation that changes
@@ -190,7 +191,8 @@ struct dr_extent_status {
     uint64_t host_off;
 };
 
-/* What stands at off. 0 < status->len <= len. The longest answer that costs no data read. */
+/* Tell where the bytes from off on live. 0 < status->len <= len: the answer covers as much as
+ * can be told without reading guest data. */
 DR_API int dr_block_status(struct dr_disk *disk, uint64_t off, uint64_t len,
                            struct dr_extent_status *status, struct dr_error *err);
 

@@ -53,7 +53,7 @@ struct dr_vma;
 struct dr_vma_open_options {
     bool use_fd; /* read from fd; the path is for messages only */
     int fd;      /* a pipe or a file at its start; is not closed */
-    /* What is odd but no failure. NULL = drop it. */
+    /* Called with what is odd but no failure. NULL = not told. */
     void (*message)(void *user, const char *text);
     void *user;
 };
@@ -108,11 +108,13 @@ struct dr_vma_extract_options {
     bool headers_only;
     void (*damage)(void *user, const struct dr_vma_damage *damage); /* each, merged; or NULL */
     void *user;
-    /* Now and then, with this user: what the extents before off (of the plain archive) hold is
-     * durable in the targets. Non-zero: stop, -ECANCELED. NULL = nobody wants to know. */
+    /* Called now and then: everything that the extents before off (in the plain archive) hold is
+     * durable in the targets. A result other than 0 stops the extraction with -ECANCELED. NULL =
+     * not called. */
     int (*checkpoint)(void *user, uint64_t off);
-    /* Going on after an interruption: what checkpoint was told last, with the same targets. Extents
-     * before it are checked as always, but their data is not looked at. 0 = from the start. */
+    /* To continue after an interruption, the offset that checkpoint was called with last, with
+     * the same targets. The headers of extents before it are checked, but their data is skipped.
+     * 0 = from the start. */
     uint64_t resume_from;
 };
 
@@ -130,8 +132,8 @@ DR_API int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_option
                           struct dr_job *job, struct dr_vma_extract_result *result,
                           struct dr_error *err);
 
-/* Would name do as the name of a file of one's own directory? No '/', not "." or "..", not empty,
- * no control characters, valid for a file system. */
+/* Can name be used as the name of a file in a directory of the caller's choice? It has no '/',
+ * is not ".", ".." or empty, has no control characters, and file systems take it. */
 DR_API bool dr_vma_name_is_safe(const char *name);
 
 /* ------------------------------------------------------------------ writing */

@@ -9,7 +9,7 @@
 
 #define OLD_NS (3600ull * 1000 * 1000 * 1000)
 
-/* Clocks of other machines may be wrong, but hardly by that much. */
+/* A clock of another machine that shares the file system may be wrong, but hardly by that much. */
 static bool is_old(struct dr_file *file)
 {
     struct timespec t;
@@ -19,8 +19,9 @@ static bool is_old(struct dr_file *file)
     return changed > 0 && now > OLD_NS && changed < now - OLD_NS;
 }
 
-/* Whoever made it is gone: nobody holds its lock. One that is empty may not have been locked yet,
- * unless it has been so for long. */
+/* An attempt holds the lock of its file, so a file that can be locked is left over. An attempt
+ * that has just begun may have created its file and not locked it yet: an empty file counts as
+ * left over only when it is old. */
 static bool is_dead(struct dr_fs *fs, const char *path)
 {
     CLEANUP_FILE struct dr_file *file = NULL;

@@ -4,8 +4,8 @@
 
 #include "storage/storage.h"
 
-/* What interrupted attempts at this very file left gives its space back, before the next attempt.
- */
+/* Remove the temporary files that earlier, interrupted attempts to make the file at `path` left,
+ * so that their space is free for the next attempt. */
 void vma_drop_leftovers(struct dr_fs *fs, const char *path);
 
 #endif

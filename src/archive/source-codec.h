@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Between source.c and the decoders: bytes come in pieces, go out in pieces. */
+/* The interface between source.c and the decoders: both sides hand bytes over in pieces of any
+ * length. */
 #ifndef DR_ARCHIVE_SOURCE_CODEC_H
 #define DR_ARCHIVE_SOURCE_CODEC_H
 
@@ -11,7 +12,8 @@
 #define SOURCE_PIECE (128u << 10) /* the most that is taken from the container at once */
 #define SOURCE_MAGIC 9u           /* bytes by which every kind is known */
 
-/* The bytes as they stand in the container; at..n of buf wait to be taken. */
+/* The container's bytes, still compressed. Bytes at to n of buf were read and are not decoded
+ * yet. */
 struct source_in {
     const char *name;     /* for messages */
     struct dr_file *file; /* or NULL: read from fd */
@@ -28,7 +30,7 @@ static inline uint64_t source_in_pos(const struct source_in *in)
     return in->next - (in->n - in->at);
 }
 
-/* If nothing waits, wait for something: afterwards at < n, or end is set. */
+/* Read more if the buffer is empty. Afterwards at < n, or end is set. */
 int source_in_fill(struct source_in *in, struct dr_error *err);
 /* Exactly len bytes into buf, fewer only at the end. */
 int source_in_take(struct source_in *in, void *buf, size_t len, size_t *got, struct dr_error *err);

@@ -33,7 +33,7 @@ static int gzip_open(const char *name, void **state, struct dr_error *err)
     return 0;
 }
 
-/* Behind a member: the next one, zeros that fill up a tape's block, or nothing. */
+/* A member may be followed by the next one, by zeros that pad a tape's block, or by nothing. */
 static int next_member(struct gzip_state *g, struct source_in *in, struct dr_error *err)
 {
     const uint8_t *p = in->buf + in->at;

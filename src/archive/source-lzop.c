@@ -107,7 +107,7 @@ static int check_header_sum(const struct lzop_state *s, struct source_in *in,
     return r < 0 || told == sum ? r : damaged(in, "the checksum does not fit the header", err);
 }
 
-/* Nobody writes one; what is in it is nobody's business. */
+/* Skip the extra field. No program is known to write one, and nothing in it concerns us. */
 static int skip_extra(struct source_in *in, struct dr_error *err)
 {
     uint32_t len = 0, sum;
@@ -135,7 +135,7 @@ static int check_kind(struct lzop_state *s, struct source_in *in, uint32_t neede
     return 0;
 }
 
-/* Behind the magic number: versions, method, flags, mode, times, name. */
+/* Read what follows the magic number: versions, method, flags, mode, times, name. */
 static int take_header(struct lzop_state *s, struct source_in *in, struct dr_error *err)
 {
     struct header h = {.n = 0};
@@ -181,7 +181,8 @@ struct sums {
     uint32_t adler, crc;
 };
 
-/* The two kinds of checksum of one kind of bytes, as far as the flags have them. */
+/* Read the Adler-32 and CRC-32 of the plain or of the compressed bytes, those that the flags
+ * announce. */
 static int take_sums(const struct lzop_state *s, struct source_in *in, uint32_t adler, uint32_t crc,
                      struct sums *sums, struct dr_error *err)
 {

@@ -94,7 +94,7 @@ static struct slot *find(struct seekable *s, size_t frame)
     return NULL;
 }
 
-/* The one that nobody has wanted for the longest time; NULL: all are at work. */
+/* The slot that was used least recently; NULL: all are being used. */
 static struct slot *oldest(struct seekable *s)
 {
     struct slot *best = NULL;
@@ -109,7 +109,7 @@ static struct slot *oldest(struct seekable *s)
     return best;
 }
 
-/* Lock held; given up while the frame is decoded. */
+/* The caller holds the lock; it is released while the frame is decoded. */
 static int fill_slot(struct seekable *s, struct slot *slot, size_t frame)
 {
     slot->state = SLOT_LOADING;
@@ -145,8 +145,8 @@ static int borrow(struct seekable *s, size_t frame, struct slot **out)
     }
 }
 
-/* What was read to its end goes first: else a thread that goes on to its next frame takes that of
- * another thread, which is not done with it. */
+/* A frame that was read to its end is reused first. Otherwise a thread that moves on to its next
+ * frame would evict a frame that another thread is still reading. */
 static void put_back(struct seekable *s, struct slot *slot, bool to_end)
 {
     DR_LOCK_SCOPE(&s->lock);
@@ -205,7 +205,7 @@ static void seekable_close(struct dr_file *f)
     free(s);
 }
 
-/* Nothing writes: an open for writing never gets here. */
+/* The file is read-only, so there is never anything to flush. */
 static int no_flush(struct dr_file *f)
 {
     (void)f;
@@ -263,8 +263,8 @@ static int find_table(struct dr_file *f, struct table *t, struct dr_error *err)
     return r;
 }
 
-/* Entries [first, first + n), which raw has. *at: where the first one begins, then where the one
- * behind them does. */
+/* Parse table entries [first, first + n) from raw. *at is the file offset of the first one's
+ * frame, and afterwards that of the frame after the last. */
 static int take_entries(struct seekable *s, const uint8_t *raw, size_t first, size_t n,
                         struct frame *at, uint64_t *largest, struct dr_error *err)
 {

@@ -58,7 +58,8 @@ static int zstd_read(void *state, struct source_in *in, uint8_t *buf, size_t len
         int r = source_in_fill(in, err);
         if (r < 0)
             return r;
-        /* Even at the end: the decoder may hold bytes that did not fit the last time. */
+        /* Call the decoder at the end of input too: it may hold bytes that did not fit the last
+         * time. */
         ZSTD_inBuffer piece = {.src = in->buf + in->at, .size = in->n - in->at};
         if (in->end && !z->inside)
             break;

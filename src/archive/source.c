@@ -33,7 +33,8 @@ static bool is_stopped(const struct source_in *in)
     return in->stop && __atomic_load_n(in->stop, __ATOMIC_RELAXED);
 }
 
-/* The signal that says stop may have gone to another thread: a read(2) would not notice. */
+/* Poll with a timeout before reading: the signal that asks to stop may be delivered to another
+ * thread, and then it does not interrupt a read(2). */
 static void wait_for_bytes(const struct source_in *in)
 {
     struct pollfd p = {.fd = in->fd, .events = POLLIN};
@@ -42,7 +43,8 @@ static void wait_for_bytes(const struct source_in *in)
         continue;
 }
 
-/* As many as come at once: whoever waits for the first bytes of a slow pipe gets them. */
+/* Read what is available now and do not wait for the buffer to fill: the caller may only need
+ * the first bytes of a slow pipe. */
 static int read_some(struct source_in *in, void *buf, size_t len, size_t *got, struct dr_error *err)
 {
     if (in->file) {
@@ -90,7 +92,8 @@ int source_in_take(struct source_in *in, void *buf, size_t len, size_t *got, str
     return 0;
 }
 
-/* What was looked at stays to be taken. */
+/* Fill the buffer far enough to recognise the compression. The bytes stay in it for the first
+ * read. */
 static int look_at_magic(struct source_in *in, struct dr_error *err)
 {
     while (in->n < SOURCE_MAGIC) {
@@ -115,7 +118,7 @@ static const struct source_codec *codec_of(const uint8_t *magic, size_t len)
 
 /* ------------------------------------------------------------------ open */
 
-/* Pipes, sockets, tapes: what is no file is read through a descriptor. */
+/* Pipes, sockets and tapes are read through a descriptor, files through dr_file. */
 static bool must_stream(struct dr_fs *fs, const char *path)
 {
     struct stat st;
@@ -131,7 +134,7 @@ static int open_path(struct dr_source *s, struct dr_fs *fs, const char *path, st
     return s->own_fd < 0 ? dr_fail_errno(err, errno, "Could not open '%s'", path) : 0;
 }
 
-/* A file at its start can be read at random like one that was opened here. */
+/* A descriptor of a regular file that stands at its start can be read at random, too. */
 static void look_behind(struct dr_source *s, int fd)
 {
     s->in.fd = fd;
@@ -139,7 +142,8 @@ static void look_behind(struct dr_source *s, int fd)
         s->in.file = NULL;
 }
 
-/* A seek table that is not to be believed only costs the short ways: the stream is read as any. */
+/* A seek table that is damaged is no failure: the stream is then read from its start like one
+ * without a table. */
 static int open_codec(struct dr_source *s, struct dr_error *err)
 {
     s->codec = codec_of(s->in.buf, s->in.n);
@@ -221,7 +225,8 @@ uint64_t dr_source_pos(const struct dr_source *s)
 
 /* ------------------------------------------------------------------ read */
 
-/* Past the first bytes, which were looked at, nothing is read but what was asked for. */
+/* Take the bytes that look_at_magic() buffered, then read exactly what was asked for: another
+ * program may go on reading the same pipe. */
 static int read_plain(struct dr_source *s, uint8_t *buf, size_t len, size_t *got,
                       struct dr_error *err)
 {

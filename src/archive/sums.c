@@ -85,7 +85,7 @@ static void hash_bytes(XXH3_state_t *state, const void *data, size_t len)
         XXH3_128bits_update(state, data, len);
 }
 
-/* What tells one archive from another, of all that a parsed header still has. */
+/* Hash the fields of the parsed header that distinguish one archive from another. */
 static int identify(const struct dr_vma_header *header, uint8_t out[SUM], struct dr_error *err)
 {
     XXH3_state_t *state = XXH3_createState();
@@ -141,7 +141,7 @@ static size_t fixed_len(unsigned disks)
     return FIXED + (size_t)disks * ENTRY;
 }
 
-/* Tables in the order of ids; that of a stream is the last one, where it can grow. */
+/* Place the tables in the order of ids. The table of a stream comes last, where it can grow. */
 static int lay_out(struct vma_sums *s, const struct dr_vma_header *header, const char *path,
                    struct dr_error *err)
 {
@@ -168,7 +168,7 @@ static int lay_out(struct vma_sums *s, const struct dr_vma_header *header, const
     return 0;
 }
 
-/* All of a table, holes as the zeros they are. */
+/* Hash a whole table. Holes of the file count as zeros. */
 static int hash_table(struct vma_sums *s, const struct table *t, uint8_t out[SUM],
                       struct dr_error *err)
 {
@@ -311,7 +311,7 @@ static int damaged(const struct vma_sums *s, const char *what, struct dr_error *
     return dr_fail(err, EINVAL, "%s: damaged checksum file: %s", s->file->path, what);
 }
 
-/* The fixed part, whole, as it was written; *buf is malloc'ed. */
+/* Read the fixed part and check its checksum. *buf is malloc'ed. */
 static int read_fixed(struct vma_sums *s, uint8_t **buf, struct dr_error *err)
 {
     uint8_t head[FIXED], self[SUM];
@@ -341,7 +341,7 @@ static int read_fixed(struct vma_sums *s, uint8_t **buf, struct dr_error *err)
     return 0;
 }
 
-/* The entries must be what lay_out made of the archive's header. */
+/* An entry must equal what lay_out() makes of the archive's header. */
 static int check_entry(struct vma_sums *s, unsigned i, const uint8_t *e, struct dr_error *err)
 {
     struct table *t = &s->tables[i];

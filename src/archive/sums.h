@@ -19,7 +19,8 @@ struct vma_sum {
 struct vma_sum vma_sum_of(const uint8_t *cluster);
 
 /* ---- writing: may be called from many threads for different clusters; memory is bounded. */
-/* like: whose owner and mode the file gets (NULL = a new file's); it tells of his data. */
+/* The file gets the owner and mode of `like`, because checksums reveal something of the data
+ * they were made from; NULL = those of any new file. */
 int vma_sums_create(struct dr_fs *fs, const char *path, struct dr_file *like,
                     const struct dr_vma_header *header, struct vma_sums **sums,
                     struct dr_error *err);

@@ -76,8 +76,8 @@ static int check_header(const struct dr_vma_header *h, struct dr_error *err)
 
 /* ------------------------------------------------------------------ header */
 
-/* Byte 0 is never used: pointer 0 says "none". Its absence, with nothing to say, makes a header
- * that the reference tool writes and does not read. */
+/* Byte 0 of the blobs is never used, since pointer 0 means "none". It is there even when there
+ * is no blob: the reference tool writes headers without it but does not read them. */
 static uint32_t blobs_size(const struct dr_vma_header *h)
 {
     size_t n = 1;

@@ -135,7 +135,7 @@ static int zeros_here(struct vma_extents *x, uint64_t *clusters, struct dr_error
     return 0;
 }
 
-/* The blocks of the cluster at hand that must be read to be known. */
+/* Find which blocks of the current cluster have to be read: those that no layer says are zero. */
 static int wanted(struct vma_extents *x, uint16_t *want, struct dr_error *err)
 {
     uint64_t start = x->cluster * DR_VMA_CLUSTER, off = start;
@@ -168,7 +168,7 @@ static int next_zeros(struct vma_extents *x, struct dr_copy_item *item, uint64_t
     return 1;
 }
 
-/* The clusters that come next, of whatever disks, make one extent. */
+/* Fill one extent with the next clusters, which may belong to several disks. */
 static int next_window(struct vma_extents *x, struct dr_copy_item *item, struct dr_error *err)
 {
     struct vma_plan *p = take_plan(x, err);
@@ -216,7 +216,8 @@ static int read_stream(const struct vma_extents *x, int fd, uint8_t *buf, size_t
     return 0;
 }
 
-/* A stream is read here, where there is an order; it is as long as it turns out to be. */
+/* Read the machine's state here, in `next`, which runs on one thread and in order; its length is
+ * known only at its end. */
 static int next_stream(struct vma_extents *x, struct dr_copy_item *item, struct dr_error *err)
 {
     const struct vma_member *m = &x->members[x->at];
@@ -326,7 +327,7 @@ static uint32_t pack(uint8_t *to, const uint8_t *blocks, uint16_t want, uint16_t
     return len;
 }
 
-/* How many slots from i on follow each other on one disk, at most limit. */
+/* Count the slots from i on, at most limit, that are consecutive clusters of one disk. */
 static unsigned in_a_row(const struct vma_plan *p, unsigned i, unsigned limit)
 {
     unsigned n = 1;
@@ -406,7 +407,8 @@ static size_t plain_len(const struct dr_copy_item *item)
     return item->kind == ITEM_ZEROS ? zeros_len(item) : plan_of(item)->len;
 }
 
-/* An extent's header is a frame of its own: who looks for a cluster unpacks no data. */
+/* Compress an extent's header as a frame of its own: a reader that looks for a cluster then
+ * decompresses no data. */
 static int compress(const struct vma_extents *x, struct dr_copy_item *item, const uint8_t *plain,
                     uint8_t *out, struct dr_error *err)
 {
@@ -445,7 +447,7 @@ static int extents_work(void *user, struct dr_copy_item *item, uint8_t *const *b
 
 /* ------------------------------------------------------------------ emit */
 
-/* By emit alone, but read by whoever shows progress. */
+/* Only emit changes this number, but the thread that shows progress reads it. */
 static void add_zeros(struct vma_extents *x, struct vma_member *m, uint64_t bytes)
 {
     m->zero_bytes += bytes;
@@ -498,8 +500,8 @@ static int extents_emit(void *user, struct dr_copy_item *item, uint8_t *const *b
 
 /* ------------------------------------------------------------------ the run */
 
-/* An archive ends with an extent, if only one that says nothing: a reader of headers alone would
- * not know one without any. */
+/* An archive without data gets one empty extent: some readers do not take a header alone for an
+ * archive. */
 static int write_empty(struct vma_extents *x, struct dr_error *err)
 {
     uint8_t plain[VMA_EXTENT_HEADER];

@@ -141,7 +141,8 @@ static void collect_pointers(struct parser *p)
     qsort(p->blobs, p->n_blobs, sizeof(p->blobs[0]), by_pointer);
 }
 
-/* One walk over the blobs finds all that is pointed to, however many there are. */
+/* Visit all blobs once and resolve every pointer on the way, so that the time does not grow with
+ * pointers times blobs. */
 static void walk_blobs(struct parser *p, const uint8_t *base, uint64_t size)
 {
     size_t i = 0;
@@ -170,7 +171,8 @@ static int find_blobs(struct parser *p, struct dr_error *err)
     uint64_t off = get_be32(p->buf + VMA_AT_BLOB_OFFSET);
     uint64_t size = get_be32(p->buf + VMA_AT_BLOB_SIZE);
     collect_pointers(p);
-    /* Made by the reference tool from nothing: no room even for the byte that is never used. */
+    /* The reference tool makes such a header when there is nothing to store: it lacks even the
+     * byte that is never used. */
     if (p->size == VMA_FIXED_HEADER && p->n_blobs == 0)
         return 0;
     if (off < VMA_FIXED_HEADER || !dr_inside(off, size, p->size))
@@ -190,8 +192,8 @@ static bool is_text(const struct blob *b)
     return b && b->len > 0 && b->data[b->len - 1] == '\0';
 }
 
-/* The blob's text as a copy, or a failure: readers disagree on what an empty name or one with a NUL
- * inside means. */
+/* Copy the blob's text. Empty names and names with a NUL inside are refused: readers disagree on
+ * what they mean. */
 static int take_name(const struct parser *p, const struct blob *b, const char *what, unsigned i,
                      const char **copy, struct dr_error *err)
 {

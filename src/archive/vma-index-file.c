@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The index as a file next to the archive: docs/formats/vma-index.md. A cache of what the archive
- * itself tells: whatever does not fit is not used. */
+/* The index saved as a file next to the archive (docs/formats/vma-index.md). It only caches what
+ * the archive says, so a file that does not fit the archive is ignored. */
 #include <inttypes.h>
 #include <stdio.h>
 
@@ -43,7 +43,8 @@ char *vma_index_path(const char *archive)
     return asprintf(&path, "%s.idx", archive) >= 0 ? path : NULL;
 }
 
-/* What the archive says of itself, to be compared or written down: AT_LENGTH up to FIXED. */
+/* Fill fields AT_LENGTH to FIXED of the fixed part from the archive. Saving writes them, loading
+ * compares them. */
 static int portrait(struct dr_file *archive, uint64_t last, uint8_t *fixed, struct dr_error *err)
 {
     put_le64(fixed + AT_LENGTH, dr_file_size(archive));
@@ -91,7 +92,8 @@ static int put_word(struct writer *w, uint64_t word, struct dr_error *err)
     return put_bytes(w, raw, sizeof(raw), err);
 }
 
-/* How many clusters from c on are like the first: zeros, or whole and right behind next. */
+/* Count the clusters from c on that one word can stand for: clusters of zeros, or whole clusters
+ * stored one after another from host offset `next`. */
 static uint64_t run_length(const struct writer *w, const struct dr_vma_disk *disk, uint64_t c,
                            uint16_t mask, uint64_t next)
 {
@@ -104,8 +106,8 @@ static uint64_t run_length(const struct writer *w, const struct dr_vma_disk *dis
     return n;
 }
 
-/* The next word of a disk from cluster *c on. *next: where the data that the last one told of
- * ends; 0 at first. */
+/* Make the word for the clusters from *c on and advance *c. *next is the host offset at which
+ * the data of the previous word ends, 0 at first. */
 static uint64_t next_word(const struct writer *w, const struct dr_vma_disk *disk, uint64_t *c,
                           uint64_t *next)
 {
@@ -178,7 +180,8 @@ static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
     return r;
 }
 
-/* What is no index is somebody's file, which a slip of the pen must not cost him. */
+/* Open the file to be replaced, and refuse if it is not an index: a mistyped index path must not
+ * overwrite another file. */
 static int open_old(struct dr_fs *fs, const char *path, struct dr_file **old, struct dr_error *err)
 {
     uint8_t magic[8];
@@ -252,7 +255,7 @@ static int get_bytes(struct reader *rd, void *out, size_t n, struct dr_error *er
     return 0;
 }
 
-/* Where a word's clusters stand: how many, their mask, the first one's place. */
+/* Decode a word: the number of its clusters, their mask, and the host offset of the first one. */
 static bool parse_word(const struct reader *rd, uint64_t word, uint64_t *n, uint16_t *mask,
                        uint64_t *host)
 {
@@ -383,7 +386,7 @@ int vma_index_load(struct dr_fs *fs, const char *path, struct dr_file *archive,
 {
     struct reader rd = {.header = header};
     *index = NULL;
-    /* No locks: it is only ever replaced as a whole. */
+    /* No lock is needed: the file is only ever replaced as a whole, by a rename. */
     int r = dr_file_open(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &rd.file, err);
     if (r < 0)
         return r;

@@ -23,9 +23,9 @@ void vma_output_to_file(struct vma_output *o, struct dr_file *file, const char *
     *o = (struct vma_output){.file = file, .fd = -1, .own_fd = -1, .name = name, .job = job};
 }
 
-/* A pipe that nobody empties must not keep a job from being stopped. The descriptor we were given
- * may be shared with programs that want it to block, so that is not changed: the same pipe is
- * opened once more. */
+/* Writing must not block, or a job could not be stopped while nobody empties the pipe. The
+ * caller's descriptor may be shared with programs that rely on it to block, so its flags stay as
+ * they are and the pipe is opened a second time, non-blocking. */
 static int open_again(int fd)
 {
     char path[32];
@@ -55,7 +55,8 @@ void vma_output_close(struct vma_output *o)
 
 /* ------------------------------------------------------------------ descriptors */
 
-/* A library does not decide what a signal does to the process: it lets none come. */
+/* Block SIGPIPE during a write and discard the one the write raised: a library must not change
+ * what a signal does to the process. */
 struct quiet {
     sigset_t before;
     bool pending;
@@ -91,7 +92,7 @@ static ssize_t write_some(const struct vma_output *o, const uint8_t *p, size_t l
     return write(o->own_fd >= 0 ? o->own_fd : o->fd, p, n);
 }
 
-/* What a failed write means. 0: try again. */
+/* Decide what a failed write means: 0 = wait and try again, else the failure. */
 static int consider(const struct vma_output *o, int e, struct dr_error *err)
 {
     if (dr_job_stopped(o->job))

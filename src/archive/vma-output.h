@@ -22,10 +22,10 @@ void vma_output_to_file(struct vma_output *o, struct dr_file *file, const char *
 void vma_output_to_fd(struct vma_output *o, int fd, const char *name, struct dr_job *job);
 void vma_output_close(struct vma_output *o); /* closes neither file nor fd */
 
-/* All of it, however slowly it is taken. -EPIPE: nobody reads any more; no signal is raised.
- * -ECANCELED: the job was stopped meanwhile. One thread at a time. */
+/* Write all len bytes, however slowly the reader takes them. -EPIPE: the reader is gone; no
+ * signal is raised. -ECANCELED: the job was stopped meanwhile. One thread at a time. */
 int vma_output_write(struct vma_output *o, const void *buf, size_t len, struct dr_error *err);
-/* Durable, where there is something to make durable. */
+/* Flush a file or device; a pipe or socket needs nothing. */
 int vma_output_sync(struct vma_output *o, struct dr_error *err);
 
 /* ------------------------------------------------------------------ zstd (vma-frames.c)
@@ -42,7 +42,7 @@ size_t vma_frames_bound(size_t len);
 /* One frame of len plain bytes into out, which has vma_frames_bound(len). Any threads. */
 int vma_frames_compress(struct vma_frames *f, const void *plain, size_t len, void *out,
                         size_t *out_len, struct dr_error *err);
-/* This frame comes next in the file. One thread at a time. */
+/* Record that this frame comes next in the file. One thread at a time. */
 int vma_frames_add(struct vma_frames *f, size_t coded, size_t plain, struct dr_error *err);
 /* The table, for the end of the file. *buf is malloc'ed. */
 int vma_frames_table(const struct vma_frames *f, uint8_t **buf, size_t *len, struct dr_error *err);

@@ -8,7 +8,7 @@
 
 #define DIR_CLUSTERS ((uint64_t)VMA_SEEN_DIR * VMA_SEEN_PAGE)
 
-/* One block of 4 KiB, zeroed. */
+/* Allocate one zeroed block of 4 KiB, if the budget allows. */
 static int take(struct vma_seen_budget *budget, void **block)
 {
     if (budget->used + 4096 > VMA_SEEN_FREE + budget->clusters)
@@ -45,7 +45,8 @@ int vma_seen_add(struct vma_seen *s, uint32_t cluster, struct vma_seen_budget *b
     return r;
 }
 
-/* The page that holds cluster, or NULL and where the next one may begin. */
+/* Return the page that holds `cluster`; NULL: no cluster up to *next was seen. *next is the
+ * first cluster behind what the answer covers. */
 static const uint64_t *page_of(const struct vma_seen *s, uint64_t cluster, uint64_t *next)
 {
     const struct vma_seen_dir *dir = s->dirs[cluster / DIR_CLUSTERS];
@@ -54,7 +55,8 @@ static const uint64_t *page_of(const struct vma_seen *s, uint64_t cluster, uint6
     return dir ? dir->pages[cluster / VMA_SEEN_PAGE % VMA_SEEN_DIR] : NULL;
 }
 
-/* The first cluster in [from, end) that was seen, or was not; end if there is none. */
+/* Find the first cluster in [from, end) that was seen (or, with seen false, was not); end if
+ * there is none. */
 static uint64_t find(const struct vma_seen *s, uint64_t from, uint64_t end, bool seen)
 {
     while (from < end) {

@@ -19,10 +19,10 @@ int dr_fail_errno(struct dr_error *err, int errnum, const char *fmt, ...)
 int dr_prefix(struct dr_error *err, int r, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Forget a failure that was dealt with. */
+/* Clear the text of a failure that was handled. */
 void dr_error_reset(struct dr_error *err);
 
-/* For public functions: a pointer that must be given is; one to n of something, if n is not 0. */
+/* For public functions: refuse a NULL pointer with -EINVAL (with _N: unless n is 0). */
 #define DR_REQUIRE(pointer, err) DR_REQUIRE_N(pointer, 1, err)
 #define DR_REQUIRE_N(pointer, n, err)                                                   \
     do {                                                                                \

@@ -27,7 +27,8 @@ bool dr_is_zero(const void *buf, size_t len)
 {
     const uint8_t *p = buf;
     if (len >= 64) {
-        /* Most blocks with data say so at once, without a pass over cold memory. */
+        /* Look at three words first: most blocks with data are recognised by them, without
+         * reading all of the memory. */
         uint64_t probe = get_le64(p) | get_le64(p + len / 2) | get_le64(p + len - 8);
         if (probe)
             return false;

@@ -4,8 +4,8 @@
 
 #include <jansson.h>
 
-/* A new string value. Names are bytes of any charset and JSON wants UTF-8: of what is none, bytes
- * above 0x7f become '?'. NULL: out of memory. */
+/* Make a JSON string. Names are bytes of any charset but JSON must be UTF-8: if the bytes are
+ * not UTF-8, those above 0x7f become '?'. NULL: out of memory. */
 json_t *dr_json_text(const char *bytes);
 
 #endif

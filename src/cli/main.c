@@ -72,7 +72,7 @@ static void print_overview(const struct cli *cli)
     print_formats();
 }
 
-/* Was it a pipe or socket, and does nobody read from it any more? */
+/* Is standard output a pipe or socket whose reader is gone? */
 static bool reader_is_gone(void)
 {
     struct pollfd p = {.fd = STDOUT_FILENO, .events = POLLOUT};
@@ -80,9 +80,9 @@ static bool reader_is_gone(void)
     return poll(&p, 1, 0) > 0 && (p.revents & POLLERR);
 }
 
-/* Whoever started us without standard input or output: the first images that are opened must not
- * take their numbers, or what is printed would be written into a disk. What is opened instead can
- * be neither read nor printed to. */
+/* If the program was started with descriptor 0, 1 or 2 closed, the first images opened would get
+ * these numbers, and messages would be written into a disk. Occupy them with descriptors that
+ * can be neither read nor written. */
 static void occupy_standard_files(void)
 {
     for (int fd = 0; fd < 3; fd++) {
@@ -91,7 +91,7 @@ static void occupy_standard_files(void)
     }
 }
 
-/* QEMU's tools do not mind when there is nowhere to print to. */
+/* QEMU's tools succeed even when there is nowhere to print to. */
 static bool nobody_listens(const struct cli *cli)
 {
     int flags = fcntl(STDOUT_FILENO, F_GETFL);
@@ -99,7 +99,8 @@ static bool nobody_listens(const struct cli *cli)
     return (cli->role & (CLI_QEMU_IMG | CLI_QEMU_IO)) && flags >= 0 && (flags & O_PATH);
 }
 
-/* What the program ends with must have reached its reader. One who went away knows. */
+/* Output that could not be written is a failure, unless the reader of a pipe went away on
+ * purpose. */
 static int finish(const struct cli *cli, int code)
 {
     int e = fflush(stdout) != 0 ? errno : 0;
@@ -151,7 +152,7 @@ static bool is_one_of(const char *word, const char *a, const char *b)
     return strcmp(word, a) == 0 || strcmp(word, b) == 0;
 }
 
-/* Commands of qemu-img that we do not have: not to be told as mistyped. */
+/* Commands of qemu-img that we lack: the message must not call them mistyped. */
 static bool is_missing(const struct cli *cli, const char *word)
 {
     static const char *const missing[] = {"amend", "bench", "bitmap", "dd"};

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* raw: the file is the disk. No magic, no metadata; what is left when nothing else fits. */
+/* raw: the bytes of the file are the bytes of the disk. There is no magic number and no
+ * metadata; a file that no other format recognises is taken for raw. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,7 +9,7 @@
 #include "base/error.h"
 #include "core/core.h"
 
-/* No unit of its own: this only says how wide a lock a zeroing takes. */
+/* Raw has no allocation unit. This only sets how wide the range lock of a zeroing is. */
 #define RAW_UNIT 65536u
 
 /* One write of "full" preallocation. */
@@ -129,7 +130,7 @@ static int raw_preallocation(const struct dr_option *option, enum raw_preallocat
                    option->value);
 }
 
-/* Only advice, which scripts give everywhere: it must be a size, and is taken. */
+/* Scripts pass this hint for every image. It must be a size, and is then ignored. */
 static int raw_extent_size_hint(const struct dr_option *option, struct dr_error *err)
 {
     size_t digits = strspn(option->value, "0123456789");
@@ -173,7 +174,7 @@ static int raw_write_zeros(struct dr_file *f, uint64_t size, const volatile int 
 static int raw_fill(struct dr_file *f, uint64_t size, enum raw_preallocation mode,
                     const volatile int *stop, struct dr_error *err)
 {
-    /* The size first: zeroing takes space only inside the file. */
+    /* Set the size first: zeroing allocates only inside the file. */
     int r = dr_file_size(f) != size ? dr_file_truncate(f, size, err) : 0;
     if (r == 0 && mode == RAW_FULL)
         r = raw_write_zeros(f, size, stop, err);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* convert: several disks, one after another, into one. A new target is made aside and takes its
- * name when it is complete. */
+/* convert: copy one disk, or several one after another, into one. A new target is written under
+ * another name and gets its own when it is complete. */
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
@@ -199,7 +199,7 @@ static int copy_difference(struct convert *c, struct dr_chain *src, struct dr_ch
     return dr_copy_run(&policy, c->job, err);
 }
 
-/* Which layer of the source is the new backing? n if none. */
+/* Index of the source's layer that is also the new backing file; n if none is. */
 static size_t member_of(const struct dr_chain *chain, const struct dr_image *image)
 {
     size_t i = 0;
@@ -240,8 +240,7 @@ static int copy_above(struct convert *c, struct dr_chain *src, struct dr_chain *
     return dr_transfer_run(&t, c->total, c->job, err);
 }
 
-/* Disks are whole sectors: what lacks of the last one reads as zeros, and is zeros in the target.
- */
+/* Disks are whole sectors, so pad the last, partial sector with zeros in the target. */
 static int fill_sector(struct convert *c, uint64_t end, struct dr_error *err)
 {
     uint64_t to = dr_min(dr_round_up(end, SECTOR), dr_size(c->out));
@@ -284,7 +283,8 @@ static int copy_plain(struct convert *c, struct dr_error *err)
     return r;
 }
 
-/* What must fit is known only when all is written; else the need may turn out smaller. */
+/* Compare the bytes to copy with the free space. When zeros are looked for, fewer bytes than
+ * these may be written, so this only warns; else it refuses. */
 static int check_space(struct convert *c, struct dr_error *err)
 {
     uint64_t need = 0, part = 0, room;

@@ -4,7 +4,8 @@
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
-/* The backing image as the new one will see it: named relative to where that will stand. */
+/* Open the backing image by the name the new image will record, relative to the new image's
+ * directory. */
 static int open_backing(struct dr_fs *fs, const char *path, const struct dr_create_options *o,
                         const char *format, struct dr_disk **disk, struct dr_error *err)
 {
@@ -22,7 +23,7 @@ static int open_backing(struct dr_fs *fs, const char *path, const struct dr_crea
     return r < 0 ? dr_prefix(err, r, "%s: Could not open backing file", path) : 0;
 }
 
-/* What has the new image's place must not be its parent, nor one of the parent's. */
+/* Refuse to create an image over its own parent, or over a file that the parent uses. */
 static int refuse_loop(struct dr_fs *fs, const char *path, const char *name,
                        const struct dr_disk *backing, struct dr_error *err)
 {
@@ -44,8 +45,8 @@ static int choose_size(const char *path, const struct dr_create_options *o,
     return 0;
 }
 
-/* On a device a disk without metadata is there already; it only must not be taken for another
- * format by what its last user left. */
+/* A raw disk on a device needs no creation. Only its first bytes are cleared, so that it is not
+ * taken for the format that was there before. */
 static int create_on_device(struct dr_fs *fs, const char *path, const struct dr_create_options *o,
                             const struct dr_format *fmt, uint64_t size, struct dr_error *err)
 {

@@ -19,7 +19,7 @@ static int ask_driver(const struct dr_format *fmt, const struct dr_measure_optio
     return fmt->measure(fmt->name, &params, cost, err);
 }
 
-/* Bytes of the units in which the source has data. */
+/* Count the bytes of the target's units in which the source has data. */
 static int count_units(struct dr_chain *chain, uint64_t unit, uint64_t *bytes, struct dr_error *err)
 {
     struct dr_walk walk;

@@ -36,8 +36,8 @@ static int open_image(struct retire *rt, unsigned more, struct dr_error *err)
     return dr_open_fs(rt->fs, rt->path, &open, &rt->disk, err);
 }
 
-/* A layout that is only read can be retired all the same: nothing is written to it. Its files are
- * locked as a writer's, so that nobody else has the image open. */
+/* A revision that we only read can be retired as well, since retiring writes nothing to it. Its
+ * files are locked as by a writer, so that nobody else has the image open. */
 static int open_read_only(struct retire *rt, struct dr_error *err)
 {
     int r = open_image(rt, 0, err);
@@ -65,7 +65,7 @@ static int check_kind(const struct retire *rt, struct dr_error *err)
 
 /* ------------------------------------------------------------------ what may be refused */
 
-/* Does the plain file have this extent, at the same offset? */
+/* Is this extent stored in the plain file, at the offset it has on the disk? */
 static bool is_plain(const struct dr_extent *ext, const struct dr_file *plain, uint64_t off)
 {
     return ext->kind == DR_DATA && ext->file == plain && ext->host == off;
@@ -175,7 +175,7 @@ static int put_away(const struct retire *rt, const char *path, struct dr_error *
     return rt->fs->ops->rename_new(rt->fs, path, done, err);
 }
 
-/* The name with links followed: to take a link away would leave the metadata where it is. */
+/* Follow links to the real name: unlinking a link would leave the metadata where it is. */
 static int real_name(const struct retire *rt, char **real, struct dr_error *err)
 {
     struct dr_file_id id;
@@ -205,12 +205,12 @@ static int run(struct retire *rt, struct dr_retire_state *state, struct dr_error
         r = look(rt, state, err);
     if (r == 0)
         r = refuse_missing(rt, state, err);
-    if (r == 0) /* also what an earlier process wrote and did not get durable */
+    if (r == 0) /* flush what an earlier process wrote without making it durable, too */
         r = dr_image_harden(image_of(rt), err);
     return r < 0 ? r : remove_metadata(rt, err);
 }
 
-/* With keep, the name may have changed already when an earlier run was killed. */
+/* With keep, an earlier run may have been killed after it had renamed the file. */
 static bool was_put_away(const struct retire *rt, const char *done)
 {
     return rt->o->keep && !exists(rt->fs, rt->path) && exists(rt->fs, done);

@@ -15,7 +15,8 @@ struct tree {
 
 /* ------------------------------------------------------------------ scan */
 
-/* The asked image, everything next to it, and its ancestors wherever they are. */
+/* Collect the image in question, all images in its directory, and its ancestors wherever they
+ * are. */
 static int look_around(struct tree *t, const char *path, struct dr_error *err)
 {
     struct dr_file_id id;
@@ -58,7 +59,8 @@ static size_t root_of(const struct tree *t, size_t i)
 
 /* ------------------------------------------------------------------ nodes */
 
-/* Does it open with its parents? Raw files need not be tried. */
+/* Try to open the image with its parents; the text says why that fails, NULL: it opens. Raw
+ * files are not tried, since they have no parents. */
 static char *problem_of(const struct tree *t, const struct dr_scan_entry *e)
 {
     struct dr_open_options open = {.flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK};
@@ -127,8 +129,8 @@ static bool next_child(const struct tree *t, struct level *l)
     return l->next < t->scan.n;
 }
 
-/* Children in the order of their names, each followed by its own. A stack of our own: a directory
- * may hold a chain of any length. */
+/* List children in the order of their names, each followed by its own children. The stack is on
+ * the heap: a directory may hold a chain of any length. */
 static int add_family(struct tree *t, size_t root, struct dr_error *err)
 {
     CLEANUP_FREE struct level *stack = calloc(t->scan.n, sizeof(*stack));

@@ -57,7 +57,7 @@ int dr_ops_settings(const struct dr_pair *pairs, size_t n, struct dr_option **op
     return 0;
 }
 
-/* A parent that does not open says so itself later. */
+/* A failure to open the parent is reported later, when it is opened for good. */
 static int take_default(struct dr_fs *fs, const struct dr_format *fmt, const char *path,
                         const char *parent, const char **format, struct dr_error *err)
 {
@@ -158,7 +158,8 @@ uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path)
     return bytes;
 }
 
-/* An image with a file for its metadata has its data in the last one. A device has its space. */
+/* Free space where the image's data goes: in its last file, since metadata files come first. A
+ * device has all its space already. */
 uint64_t dr_ops_image_space(const struct dr_image *image)
 {
     const struct dr_file *file = image->files[image->n_files - 1];
@@ -208,7 +209,7 @@ static int only_place(const struct dr_image *image, char **path, struct dr_error
     return -ENOENT;
 }
 
-/* The n-th and those behind it: the next that is there. */
+/* Find the next of the driver's candidates for the backing file, from number *n on, that exists. */
 static int next_place(const struct dr_image *image, unsigned *n, char **path, struct dr_error *err)
 {
     for (;;) {
@@ -234,8 +235,8 @@ int dr_ops_backing_path(struct dr_image *image, const struct dr_open_options *op
     int r = next_place(image, &n, path, err);
     if (r < 0 || next_place(image, &n, &other, NULL) < 0)
         return r;
-    /* A copy of the directory, say: the recorded name leads to the original, whose children ours
-     * are not. */
+    /* Several candidates exist, for example in a copy of the directory: the recorded name still
+     * leads to the original's parent. Ask which one has the content id that the image expects. */
     char *right = NULL;
     if (dr_backing_locate(image, options, &right, NULL) == 0) {
         free(*path);
@@ -263,7 +264,7 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name)
     return chain->n;
 }
 
-/* From directory `from` to `to`, both real: "../x/". */
+/* Relative path from directory `from` to directory `to`, both real paths: "../x/". */
 static char *relative(const char *from, const char *to, const char *name)
 {
     size_t same = 0, i = 0, ups = 0;

@@ -46,7 +46,8 @@ static void add_problem(struct chain *c, json_t *image, const char *text)
     c->problems++;
 }
 
-/* What the image says about itself, without its parents. NULL: it was added with its problem. */
+/* Get the description of the image alone, without its parents. NULL: it could not be opened; it
+ * was added with the reason. */
 static json_t *add_image(struct chain *c, const char *path, const char *format)
 {
     struct dr_open_options o = c->top->open;
@@ -72,8 +73,9 @@ static const char *text_of(const json_t *image, const char *key)
     return json_string_value(json_object_get(image, key));
 }
 
-/* Go down as far as the gate lets us: a chain that opens as a whole is followed by its names; in a
- * broken one every image is tried as the top, so that the trouble is shown where it is. */
+/* Walk down the chain as far as the gate allows. A chain that opens as a whole is followed by
+ * its names; in a broken one each image is opened as a top of its own, so that the problem is
+ * shown at the image that has it. */
 static void walk(struct chain *c)
 {
     const char *path = c->top->path, *format = c->top->format;
@@ -98,7 +100,7 @@ static void walk(struct chain *c)
     }
 }
 
-/* The library's texts begin with the file they are about. */
+/* The library's texts begin with the name of the file, so it is not printed again. */
 static void list_problems(const struct chain *c)
 {
     json_t *image;

@@ -149,8 +149,8 @@ static int check(struct check *c, const struct cli_image *image, unsigned repair
     return exit_code(result);
 }
 
-/* qemu-img says nothing good of an image whose parents do not open. What the image itself lacks,
- * the check tells. */
+/* qemu-img fails the check of an image whose parents do not open. Problems of the image itself
+ * are left to the check. */
 static bool parents_open(const struct cli *cli, const struct cli_image *image)
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;

@@ -18,7 +18,7 @@ static const struct cli_option options[] = {
 
 enum { EXIT_SAME = 0, EXIT_DIFFER = 1, EXIT_NOT_OPENED = 2, EXIT_STATUS = 3, EXIT_READ = 4 };
 
-/* common: the size of the shorter disk. Beyond it, what differs is the size. */
+/* `common` is the size of the shorter disk. A difference behind it is one of size. */
 static int tell(const struct dr_compare_result *result, uint64_t common, bool strict, bool quiet)
 {
     if (strict && result->size_differs) {

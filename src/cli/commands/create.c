@@ -130,8 +130,8 @@ static int open_backing(struct create *c, const struct cli_args *args, struct dr
     return r;
 }
 
-/* Without a size the parent's is taken; without a parent's format we only say which it seems to be.
- */
+/* Without a size, take the parent's. Without the parent's format, only tell which one it seems
+ * to be. */
 static int ask_backing(struct create *c, const struct cli_args *args)
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;

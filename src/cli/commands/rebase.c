@@ -22,7 +22,7 @@ static const struct cli_option options[] = {
     {0, NULL, NULL, NULL, false},
 };
 
-/* What is recorded is a name that every reader of the format understands. */
+/* The recorded name must be one that every reader of the format understands. */
 static int get_backing(const struct cli *cli, const struct cli_args *args, char **backing)
 {
     const char *name = cli_value(args, 'b');
@@ -64,7 +64,8 @@ static int get_options(const struct cli *cli, const struct cli_args *args,
         cli_error(cli, "Invalid format name: '%s'", o->backing_format);
         return 1;
     }
-    /* Of ours the library knows which formats leave no choice. */
+    /* As drover, ask for a format only where the library does not know it from the child's
+     * format. */
     if (o->backing[0] && !o->backing_format && cli->role != CLI_DROVER) {
         cli_error(cli,
                   "Could not change the backing file to '%s': backing format must be specified",
@@ -74,7 +75,7 @@ static int get_options(const struct cli *cli, const struct cli_args *args,
     return 0;
 }
 
-/* A missing parent is said in the words that scripts know. */
+/* Report a missing parent in qemu-img's words, which scripts look for. */
 static int check_backing(const struct cli *cli, const struct cli_image *image,
                          const struct dr_rebase_options *o)
 {

@@ -30,7 +30,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     const struct cli_image_spec spec = {.name = args->operands[0], .format_key = 'f'};
     if (cli_image_get(cli, args, &spec, &image) != 0)
         return 1;
-    /* An image that was still being made is not there yet: what is left of it is. */
+    /* The image may not exist yet, when only the remains of an interrupted creation do. */
     cli_export_allowed(args);
     cli_die_politely(cli, "the same command finishes the work");
     if (dr_recover(image.path, &image.open, dry_run, report, &quiet, &found, &err) < 0) {

@@ -22,7 +22,7 @@ static bool has_parent(const struct cli_image *image)
     struct dr_open_options o = image->open;
 
     o.flags = (o.flags & ~(unsigned)DR_OPEN_RDWR) | DR_OPEN_NO_BACKING;
-    /* When this fails, the operation itself says why. */
+    /* A failure here is not reported: the operation fails in the same way and says why. */
     return dr_open(image->path, &o, &disk, NULL) < 0 || dr_image_backing_name(disk, 0);
 }
 
@@ -49,7 +49,7 @@ static int stream(void *user, struct dr_job *job, struct dr_error *err)
     return dr_stream(s->path, &s->o, job, err);
 }
 
-/* What would stand against --retire is found before the copying. */
+/* Refuse what would make --retire fail before anything is copied. */
 static int check_retire(const struct cli *cli, const struct cli_args *args, const char *path,
                         const struct dr_retire_options *o)
 {

@@ -157,7 +157,8 @@ static int apply_pairs(const struct cli *cli, struct cli_pairs *list, const char
     }
     if (backing)
         image->open.flags |= DR_OPEN_NO_BACKING;
-    /* Before the path is missed: what we do not know may be where it is. */
+    /* Check for unknown settings before a missing path: one of them may have been meant as the
+     * path. */
     for (size_t i = 0; i < list->n; i++) {
         if (!known_setting(list->pairs[i].name, list->pairs[i].value)) {
             cli_error(cli, "Could not open '%s': '%s=%s' is not supported", path ? path : name,
@@ -320,7 +321,8 @@ static int get_name(const struct cli *cli, const struct cli_args *args,
     return image->path ? 0 : -ENOMEM;
 }
 
-/* QEMU's tools look at a raw disk that is in use: it has nothing a writer could leave half done. */
+/* QEMU's tools read a raw disk while it is in use: it has no metadata that a writer could leave
+ * half done. */
 static bool is_plain(const struct cli_image *image)
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;
@@ -437,7 +439,7 @@ void cli_fail_open(const struct cli *cli, const char *path, const struct dr_erro
     char text[sizeof(err->text)];
 
     cli_open_reason(cli, path, err, text, sizeof(text));
-    /* The library begins with the file: once is enough. */
+    /* The library's text begins with the file's name, so it is not printed again. */
     if (cli->role == CLI_DROVER && strncmp(text, path, strlen(path)) == 0)
         cli_fail(cli, err);
     else

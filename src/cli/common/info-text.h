@@ -4,7 +4,8 @@
 
 #include <jansson.h>
 
-/* What dr_info() answered, in words: one object, or an array of them with empty lines between. */
+/* Print the answer of dr_info() as text: one object, or an array of them separated by empty
+ * lines. */
 void cli_print_info(const json_t *info);
 /* The "format-specific" part alone. */
 void cli_print_format_specific(const json_t *info);

@@ -44,7 +44,8 @@ void cli_print_json(json_t *value, const char *const *order)
     } else {
         sorted = reordered(value, order);
     }
-    /* Plain ASCII, as QEMU writes it: read in any locale, and nothing in it steers a terminal. */
+    /* Print plain ASCII, as QEMU does: it is readable in any locale and contains no terminal
+     * escapes. */
     json_dumpf(sorted, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
     printf("\n");
     json_decref(sorted);

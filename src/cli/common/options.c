@@ -68,7 +68,8 @@ static const struct cli_option *find_option(const struct cli_command *command, i
     return NULL;
 }
 
-/* What getopt_long() wants, built from the tables. ":" first: we write the messages ourselves. */
+/* Build getopt_long()'s two arguments from the tables. The leading ":" keeps it from printing
+ * messages; we print them ourselves. */
 static void build(const struct cli_command *command, char *letters, struct option *longs)
 {
     const struct cli_option *o;

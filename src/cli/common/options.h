@@ -73,9 +73,10 @@ struct cli_args {
     bool help;
 };
 
-/* argv[0] is the command's name. False: it was told why, *exit_code says how to end. */
+/* argv[0] is the command's name. False: a message or the help was printed, and the program ends
+ * with *exit_code. */
 bool cli_parse(const struct cli *cli, int argc, char **argv, struct cli_args *args, int *exit_code);
-/* What getopt_long() gave ":" or "?" for; the exit code. */
+/* Print why getopt_long() returned ":" or "?". Returns the exit code. */
 int cli_refuse_option(const struct cli *cli, int c, char **argv);
 void cli_args_free(struct cli_args *args);
 

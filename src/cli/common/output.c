@@ -29,8 +29,8 @@ size_t cli_char_length(const char *s)
     return value < least[n] || value > 0x10ffff || surrogate || steers ? 0 : n;
 }
 
-/* How many bytes may stand as they are; 0: the first one must not. Letters of other encodings than
- * UTF-8 may. */
+/* Count the bytes at s that can be printed unchanged; 0: the first one must be escaped. Letters
+ * of encodings other than UTF-8 are printed. */
 static size_t harmless(const char *s, bool lines)
 {
     size_t n = cli_char_length(s);
@@ -81,8 +81,9 @@ static char *text_with(char line_end, const char *fmt, va_list ap)
     return text;
 }
 
-/* Our own line ends stay, those in what comes from outside do not: they would forge messages. Ours
- * are where two texts differ that were made with different characters for them. */
+/* Keep the line ends of our own formats and escape those in names and other foreign text, which
+ * could forge messages. To tell them apart, format the text twice with different characters for
+ * our line ends: ours are where the two texts differ. */
 static char *text_of(const char *fmt, va_list ap)
 {
     va_list again;
@@ -107,7 +108,7 @@ static void say(const struct cli *cli, const char *fmt, va_list ap)
     fflush(stdout);
     if (!text)
         return;
-    /* QEMU's tools give this hint on a line of its own. */
+    /* QEMU's tools print this hint on a separate line. */
     char *hint = cli->role == CLI_DROVER ? NULL : strstr(text, ". Is another process");
     if (hint)
         memmove(hint, hint + 1, strlen(hint));

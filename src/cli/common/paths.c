@@ -33,7 +33,7 @@ char *cli_plain_name(const struct cli *cli, const char *name)
     if (protocol_length(cli, name) != 4 || strncmp(name, "file", 4) != 0)
         return strdup(name);
     name += 5;
-    /* A name that goes through here again must not lose more, nor look like a protocol. */
+    /* Put "./" in front where a second pass through here would remove more or see a protocol. */
     if (asprintf(&plain, "%s%s", protocol_length(cli, name) ? "./" : "", name) < 0)
         return NULL;
     return plain;
@@ -68,7 +68,7 @@ void cli_export_allowed(const struct cli_args *args)
     }
 }
 
-/* Every format has these, whether its table says so or not. */
+/* Every format takes these options, although its own table does not list them. */
 static const struct dr_create_option general[] = {
     {"size", "size", "Virtual disk size", NULL},
 };

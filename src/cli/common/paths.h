@@ -4,13 +4,14 @@
 
 #include "cli/cli.h"
 
-/* name as recorded in the image at path → a path for us. malloc'ed. */
+/* Turn a name recorded in the image at `path` into a path relative to the working directory.
+ * malloc'ed. */
 char *cli_path_beside(const char *path, const char *name);
 /* Is there a file where this name of an image leads? errno says why not. */
 bool cli_name_exists(const char *name);
 
-/* What a NAME on the command line means as a path, malloc'ed; NULL = out of memory. Called as a
- * tool of QEMU, "file:" is taken off. */
+/* Turn a NAME from the command line into a path. malloc'ed; NULL = out of memory. When called as
+ * a tool of QEMU, a leading "file:" is removed. */
 char *cli_plain_name(const struct cli *cli, const char *name);
 /* Length of the PROTOCOL in front of a ':' that QEMU's tools would see in name and that is none of
  * ours, else 0. */

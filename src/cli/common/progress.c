@@ -14,8 +14,8 @@ static struct dr_job *_Atomic job_to_cancel;
 
 static void on_stop(int number)
 {
-    /* The second time the default action holds: nobody must be trapped in a program that does not
-     * react, and every operation survives being killed. */
+    /* The second signal takes the default action, so that a user can always end a program that
+     * does not react; every operation survives being killed. */
     __atomic_store_n(&stop_signal, number, __ATOMIC_RELAXED);
     dr_job_cancel(atomic_load(&job_to_cancel));
     signal(number, SIG_DFL);
@@ -31,7 +31,7 @@ static void handle(int number, void (*handler)(int))
 {
     struct sigaction old;
 
-    /* What was ignored for us (nohup, background jobs) stays ignored. */
+    /* A signal that our caller set to be ignored (nohup, background jobs) stays ignored. */
     if (sigaction(number, NULL, &old) == 0 && old.sa_handler == SIG_IGN && number != SIGUSR1)
         return;
     struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};

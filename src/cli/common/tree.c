@@ -10,7 +10,7 @@
 
 bool cli_utf8(void)
 {
-    /* The character set only: numbers stay as scripts expect them. */
+    /* Set the character set only, so that numbers look as scripts expect. */
     setlocale(LC_CTYPE, "");
     return strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
 }
@@ -152,7 +152,8 @@ static const char *short_name(const struct family *f, const char *path)
     return path;
 }
 
-/* Only where the trouble begins: what stands on a broken image fails with it. */
+/* Report a problem only at the image that causes it; every image on top of it fails for the same
+ * reason. */
 static const char *own_problem(const struct family *f, size_t i)
 {
     const struct dr_tree_node *node = &f->nodes[i];

@@ -28,7 +28,7 @@ static int vma_probe(const uint8_t *buf, size_t len, const char *path)
 {
     if (len >= 4 && memcmp(buf, "VMA\0", 4) == 0)
         return 100;
-    /* What a compressed file holds does not show in its first bytes; its name may tell. */
+    /* The first bytes of a compressed file do not show what it holds, so its name decides. */
     return strstr(dr_path_basename(path), ".vma.") && dr_source_compression_of(buf, len) ? 60 : 0;
 }
 
@@ -118,7 +118,8 @@ static int named_disk(const struct dr_image *image, struct vma *v, struct dr_err
 
 /* ------------------------------------------------------------------ open, close */
 
-/* The side file is a cache: if it is not there or does not fit, the archive itself tells. */
+/* Load the index from the side file; if it is missing or does not fit, build it from the
+ * archive. */
 static int get_index(struct dr_image *image, struct vma *v, struct dr_error *err)
 {
     CLEANUP_FREE char *side = vma_index_path(image->files[0]->path);
@@ -167,14 +168,14 @@ static void vma_unit(const struct dr_image *image, uint64_t off, uint64_t *uoff,
     *ulen = DR_VMA_CLUSTER;
 }
 
-/* Where block k of a cluster stands; false: it is zeros. */
+/* Host offset of block k of a cluster; false: the block is zeros. */
 static bool block_place(const struct vma_place *p, unsigned k, uint64_t *host)
 {
     *host = p->host + (uint64_t)__builtin_popcount(p->mask & ((1u << k) - 1)) * DR_VMA_BLOCK;
     return p->mask >> k & 1;
 }
 
-/* From block k on: how many blocks of the cluster go on the same way? */
+/* Count the blocks of the cluster from k on that are stored like block k, or are zeros like it. */
 static unsigned same_blocks(const struct vma_place *p, unsigned k, bool data)
 {
     unsigned n = k;
