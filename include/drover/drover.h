@@ -107,6 +107,8 @@ struct dr_open_options {
                                        (one a line) */
     const char *backing;        /* NULL, or a path to use instead of the recorded backing name */
     const char *backing_format; /* with backing; NULL = find out */
+    const char *data_file; /* NULL, or a path to use instead of the data file that the top image
+                              records, for formats whose data may stand in a file of its own */
 };
 
 /* Every path of an image may also be FORMAT:PATH#MEMBER: one disk of a file that holds several,

@@ -72,6 +72,8 @@ struct dr_image {
     struct dr_cache *cache;
     struct dr_ranges *ranges;
     struct dr_flusher *flusher;
+    const struct dr_gate *gate; /* while it is being opened; NULL = what the environment allows */
+    const char *data_file;      /* the same: named by the user; NULL = as recorded */
     pthread_mutex_t begin_lock; /* one begin_write at a time */
     _Atomic unsigned begun;     /* bit 0: begin_write was called, bit 1: for changes of the view */
 };
@@ -110,6 +112,12 @@ struct dr_chain {
 int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index,
                        struct dr_error *err);
 
+/* The same for a file that may be elsewhere, as a logical volume with the data is: inside the
+ * image's directory tree, or where backing files may be (invariant 6). If the caller of dr_open()
+ * named a data file, that one is opened and name is not looked at. */
+int dr_image_open_data_file(struct dr_image *image, const char *name, unsigned *index,
+                            struct dr_error *err);
+
 struct dr_image *dr_image_ref(struct dr_image *image);
 /* The last reference closes: flush and end_write first if it was written (a failure is in err).
  * NULL allowed. */
@@ -119,6 +127,12 @@ int dr_image_unref(struct dr_image *image, struct dr_error *err);
  * dr_open_flag. */
 int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
                   struct dr_image **image, struct dr_error *err);
+/* The same while a chain is opened. gate NULL: what the environment and the system allow; data_file
+ * NULL: as the image records it. */
+struct dr_gate;
+int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
+                          const struct dr_gate *gate, const char *data_file,
+                          struct dr_image **image, struct dr_error *err);
 
 /* A frozen image becomes writable (commit into a parent) and frozen again. The caller is its only
  * writer. A chain that it is in goes on treating it as frozen: make another one (dr_chain_tail with
@@ -153,6 +167,18 @@ int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr
 /* Flush in the one right order (flush.c): data, then metadata by levels, each durable before the
  * next. Also what was freed before comes back to use. */
 int dr_image_flush(struct dr_image *image, struct dr_error *err);
+
+/* The same until nothing is dirty: what a flush releases may dirty counts again. */
+int dr_image_flush_all(struct dr_image *image, struct dr_error *err);
+
+/* Snapshots inside an image (internal-snapshots.c): the driver's callbacks, with every writer of
+ * the image kept out. -ENOTSUP: the format has none. Durable on return. The caller holds no place
+ * of the image. */
+int dr_image_snapshot_create(struct dr_image *image, const char *name, struct dr_error *err);
+int dr_image_snapshot_apply(struct dr_image *image, const char *id, struct dr_error *err);
+int dr_image_snapshot_delete(struct dr_image *image, const char *id, struct dr_error *err);
+int dr_image_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *user,
+                           struct dr_error *err);
 
 /* Names of images (name.c): a path, or FORMAT:PATH#MEMBER for a format with DR_FORMAT_MEMBERS. If
  * what stands behind the colon names a file as a whole, there is no member; else the last '#'

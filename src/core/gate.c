@@ -113,7 +113,7 @@ int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool 
 }
 
 static int pass_real(const struct dr_gate *gate, const char *from, const char *real,
-                     struct dr_error *err)
+                     const char *what, struct dr_error *err)
 {
     bool inside = false;
     int r = dr_gate_own_tree(gate->fs, from, real, &inside, err);
@@ -124,9 +124,9 @@ static int pass_real(const struct dr_gate *gate, const char *from, const char *r
             return 0;
     CLEANUP_FREE char *dir = dr_path_dirname(real);
     return dr_fail(err, EACCES,
-                   "%s: refuses to open its backing file %s: it is outside the image's directory; "
+                   "%s: refuses to open its %s %s: it is outside the image's directory; "
                    "allow it with --allow-path %s, or in " ENV_ALLOW " or " SYSTEM_ALLOW,
-                   from, real, dir ? dir : "DIR");
+                   from, what, real, dir ? dir : "DIR");
 }
 
 int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
@@ -139,7 +139,7 @@ int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
     int r = dr_name_parse(gate->fs, path, &name, err);
     if (r == 0)
         r = gate->fs->ops->realpath(gate->fs, name.file, &real, err);
-    return r < 0 ? r : pass_real(gate, from, real, err);
+    return r < 0 ? r : pass_real(gate, from, real, "backing file", err);
 }
 
 int dr_gate_pass_file(const struct dr_gate *gate, const char *from, struct dr_file *file,
@@ -149,7 +149,13 @@ int dr_gate_pass_file(const struct dr_gate *gate, const char *from, struct dr_fi
     if (gate->any || !gate->fs->ops->where)
         return 0;
     int r = gate->fs->ops->where(gate->fs, file, &real, err);
-    return r == 0 ? pass_real(gate, from, real, err) : r == -ENOTSUP ? 0 : r;
+    return r == 0 ? pass_real(gate, from, real, "backing file", err) : r == -ENOTSUP ? 0 : r;
+}
+
+int dr_gate_pass_data_file(const struct dr_gate *gate, const char *from, const char *real,
+                           struct dr_error *err)
+{
+    return gate->any ? 0 : pass_real(gate, from, real, "data file", err);
 }
 
 int dr_gate_check(struct dr_fs *fs, const char *from, const char *path,

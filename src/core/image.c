@@ -136,6 +136,50 @@ int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index
     return r;
 }
 
+static int data_file_allowed(struct dr_image *image, const char *real, struct dr_error *err)
+{
+    static const struct dr_open_options defaults;
+    struct dr_gate gate;
+    if (image->gate)
+        return dr_gate_pass_data_file(image->gate, image->path, real, err);
+    int r = dr_gate_make(&gate, image->fs, &defaults, err);
+    if (r < 0)
+        return r;
+    r = dr_gate_pass_data_file(&gate, image->path, real, err);
+    dr_gate_clear(&gate);
+    return r;
+}
+
+/* First by its name, then, since a link may have been turned meanwhile, as what was opened. */
+static int open_allowed_data_file(struct dr_image *image, const char *full, struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL, *opened = NULL;
+    bool any = image->flags & DR_OPEN_ANY_PATH;
+    int r = any ? 0 : image->fs->ops->realpath(image->fs, full, &real, err);
+    if (r == 0 && !any)
+        r = data_file_allowed(image, real, err);
+    if (r == 0)
+        r = image_open_path(image, full, err);
+    if (r < 0 || any || !image->fs->ops->where)
+        return r;
+    r = image->fs->ops->where(image->fs, image->files[image->n_files - 1], &opened, err);
+    return r == 0 ? data_file_allowed(image, opened, err) : r == -ENOTSUP ? 0 : r;
+}
+
+int dr_image_open_data_file(struct dr_image *image, const char *name, unsigned *index,
+                            struct dr_error *err)
+{
+    CLEANUP_FREE char *full = dr_path_sibling(image->path, name);
+    if (!full)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    int r = image->data_file ? image_open_path(image, image->data_file, err)
+                             : open_allowed_data_file(image, full, err);
+    image->data_file = NULL;
+    if (r == 0)
+        *index = image->n_files - 1;
+    return r;
+}
+
 /* ------------------------------------------------------------------ open, close */
 
 static int harden_name(struct dr_image *image, struct dr_file *file, struct dr_error *err)
@@ -286,6 +330,13 @@ static int choose_format(const char *path, const char *format, const struct dr_n
 int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
                   struct dr_image **out, struct dr_error *err)
 {
+    return dr_image_open_through(fs, path, format, flags, NULL, NULL, out, err);
+}
+
+int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
+                          const struct dr_gate *gate, const char *data_file, struct dr_image **out,
+                          struct dr_error *err)
+{
     DR_CLEANUP_NAME struct dr_name name = {0};
     const struct dr_format *fmt = NULL;
     int r = dr_cache_limits_check(err);
@@ -301,12 +352,19 @@ int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsign
     struct dr_image *image = image_new(fs, path, flags);
     if (!image)
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    image->gate = gate;
+    image->data_file = data_file;
     image->member = DR_STEAL(name.member);
     r = image_open_path(image, name.file, err);
     if (r == 0 && !fmt)
         r = probe_file(image->files[0], path, &fmt, err);
     if (r == 0)
         r = image_open_driver(image, fmt, err);
+    if (r == 0 && image->data_file)
+        r = dr_fail(err, EINVAL, "%s: has no data file of its own that %s could replace", path,
+                    data_file);
+    image->gate = NULL;
+    image->data_file = NULL;
     if (r < 0) {
         image_free(image);
         return r;
@@ -321,8 +379,7 @@ struct dr_image *dr_image_ref(struct dr_image *image)
     return image;
 }
 
-/* Releasing what was freed may dirty pages again (lowered counts): so more than one round. */
-static int flush_all(struct dr_image *image, struct dr_error *err)
+int dr_image_flush_all(struct dr_image *image, struct dr_error *err)
 {
     for (int round = 0; round < 8; round++) {
         int r = dr_image_flush(image, err);
@@ -342,7 +399,7 @@ static int image_settle(struct dr_image *image, struct dr_error *err)
 {
     if (!image->writable)
         return 0;
-    int r = flush_all(image, err);
+    int r = dr_image_flush_all(image, err);
     if (r == 0 && atomic_load(&image->begun) && image->fmt->end_write)
         r = image->fmt->end_write(image, err);
     if (r == 0)

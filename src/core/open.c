@@ -88,7 +88,8 @@ static int open_parent(struct opening *o, const char *path, const char *recorded
     if (r == 0)
         r = parent_format(o, path, recorded, &format, err);
     if (r == 0)
-        r = dr_image_open(o->fs, path, format, parent_flags(o->options->flags), &parent, err);
+        r = dr_image_open_through(o->fs, path, format, parent_flags(o->options->flags), &o->gate,
+                                  NULL, &parent, err);
     if (r < 0 || !parent)
         return r;
     r = check_parent(child, parent, err);
@@ -242,7 +243,8 @@ int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_optio
     int r = dr_gate_make(&o->gate, fs, o->options, err);
     if (r < 0)
         return r;
-    r = dr_image_open(fs, path, o->options->format, o->options->flags, &o->images[0], err);
+    r = dr_image_open_through(fs, path, o->options->format, o->options->flags, &o->gate,
+                              o->options->data_file, &o->images[0], err);
     if (r == 0) {
         o->n = 1;
         r = open_chain(o, err);

@@ -134,8 +134,22 @@ struct dr_option_help {
 enum dr_set_backing_flag {
     DR_TRY =
         1 << 0, /* only find out whether it would work: space, charset, permission; write nothing */
-    DR_FORMAT_ONLY = 1 << 1,
 };
+
+/* ------------------------------------------------------------------ internal snapshots */
+
+/* What is left 0 or NULL is not known. */
+struct dr_snapshot_info {
+    const char *id, *name;
+    uint64_t size;     /* of the disk when it was made */
+    uint64_t vm_state; /* bytes of a saved machine */
+    int64_t seconds;   /* since 1970 */
+    uint32_t nanoseconds;
+    uint64_t clock_ns; /* how long the guest had been running */
+};
+
+/* The strings live until it returns; what is not 0 ends the list and is its result. */
+typedef int (*dr_snapshot_each)(void *user, const struct dr_snapshot_info *info);
 
 /* ------------------------------------------------------------------ info, check */
 
@@ -255,6 +269,11 @@ struct dr_format {
 
     /* Before the first write of an open (DR_OPEN_UNCHANGED in image->flags: the view stays), and
      * again whenever reserve asked by dr_need_begin(): mark the image as being written, durably.
+     * This is also where reserve has a switch of the header done that must come before it goes on
+     * (a refcount table that is full moves): flush (dr_image_flush), write the new table with the
+     * driver's own I/O where no count says that anything is used, flush, switch one sector of the
+     * header, flush, then dr_page_forget what was written and free the old table. Meanwhile reserve
+     * keeps asking for begin instead of editing the old table.
      * changes: the guest's view is about to change (first such call: new content id). off: the
      * guest offset at hand. Runs while [page] callbacks of other threads may run: guard what they
      * read. */
@@ -296,6 +315,21 @@ struct dr_format {
      */
     int (*resize)(struct dr_image *image, uint64_t size, uint64_t parent_size,
                   struct dr_error *err);
+    /* Snapshots inside the image. All optional. The core has flushed, and keeps out every writer of
+     * the image, in-place ones too, until the callback returns; readers go on, so each write of the
+     * driver leaves tables that may be read at any time, as a crash would leave them. The callback
+     * does its own I/O, with begin_write done before, and is durable when it returns: first counts
+     * go up, then new tables are written, then one sector of the header switches. What it rewrites
+     * by dr_file_pwrite it forgets with dr_page_forget; what loses a reference it hands to
+     * dr_free_later, after dr_free_ahead, and the core flushes once more. create: named, at the
+     * present state. apply: the disk becomes what it was. delete: the others stay. A change of the
+     * disk's size by apply is the caller's to announce: the disk is in nobody else's hands then.
+     * After a failure the unclean mark stays, so that recover gives back what has leaked. */
+    int (*snapshot_create)(struct dr_image *image, const char *name, struct dr_error *err);
+    int (*snapshot_apply)(struct dr_image *image, const char *id, struct dr_error *err);
+    int (*snapshot_delete)(struct dr_image *image, const char *id, struct dr_error *err);
+    int (*snapshot_list)(struct dr_image *image, dr_snapshot_each each, void *user,
+                         struct dr_error *err);
     /* Cut what no table points to off the end of the files (commit has emptied the image).
      * Optional. */
     int (*trim)(struct dr_image *image, struct dr_error *err);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The toy format as a whole: check, recovery, internal snapshots. Reads and writes the files
+/* The toy format as a whole: check and recovery. Reads and writes the files
  * directly; nothing of the image may be dirty. */
 #include <inttypes.h>
 #include <stdio.h>
@@ -9,8 +9,6 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "toy.h"
-
-enum { OFF_SNAPSHOT = 32 };
 
 /* What refers to what, found by walking the tables. */
 struct tally {
@@ -39,13 +37,15 @@ __attribute__((format(printf, 2, 3))) static void tally_say(struct tally *t, con
     t->result->report(t->result->user, line);
 }
 
-static void tally_add(struct tally *t, unsigned space, uint64_t place, const char *what)
+static void tally_add(struct tally *t, unsigned space, uint64_t place, uint64_t len,
+                      const char *what)
 {
     const struct toy *toy = t->image->state;
-    if (place / TOY_CLUSTER >= toy->clusters)
-        tally_say(t, "%s at %" PRIu64 " is beyond the end", what, place);
-    else
-        t->seen[space][place / TOY_CLUSTER]++;
+    for (uint64_t c = place / toy->cluster; c * toy->cluster < place + len; c++)
+        if (c >= toy->clusters)
+            tally_say(t, "%s at %" PRIu64 " is beyond the end", what, place);
+        else
+            t->seen[space][c]++;
 }
 
 static void tally_entry(struct tally *t, uint64_t guest, const struct toy_entry *e)
@@ -60,12 +60,12 @@ static void tally_entry(struct tally *t, uint64_t guest, const struct toy_entry 
     if (!e->held)
         return;
     uint64_t end = e->host + e->coded;
-    for (unsigned i = 0; !e->coded && i < 8; i++)
+    for (unsigned i = 0; !e->coded && i < toy->subs; i++)
         if (e->held >> i & 1)
-            end = e->host + (i + 1) * TOY_SUB;
+            end = e->host + (i + 1) * toy->sub;
     if (end > dr_file_size(t->image->files[space]))
         tally_say(t, "the entry for %" PRIu64 " ends at %" PRIu64 ", behind the file", guest, end);
-    tally_add(t, space, e->host, "data");
+    tally_add(t, space, e->host, 1, "data");
     if (t->result)
         t->result->allocated_clusters++;
     if (t->result && e->coded)
@@ -73,29 +73,33 @@ static void tally_entry(struct tally *t, uint64_t guest, const struct toy_entry 
 }
 
 /* A table of len bytes; what is behind the end of the file is zeros, as the page cache has it. */
-static int tally_read(struct tally *t, uint64_t at, uint8_t *buf, struct dr_error *err)
+static int tally_read(struct tally *t, uint64_t at, uint8_t *buf, size_t len, struct dr_error *err)
 {
-    return dr_file_pread_short(t->image->files[0], buf, at, TOY_CLUSTER, NULL, err);
+    return dr_file_pread_short(t->image->files[0], buf, at, len, NULL, err);
 }
 
 static int tally_l1(struct tally *t, uint64_t at, struct dr_error *err)
 {
     const struct toy *toy = t->image->state;
-    uint8_t l1[TOY_CLUSTER], l2[TOY_CLUSTER];
-    int r = tally_read(t, at, l1, err);
-    for (uint64_t i = 0; !r && i < TOY_ROOTS; i++) {
+    uint8_t l1[TOY_L1_BYTES];
+    CLEANUP_FREE uint8_t *l2 = malloc(toy->l2_bytes);
+    if (!l2)
+        return dr_fail(err, ENOMEM, "out of memory");
+    tally_add(t, TOY_META, at, TOY_L1_BYTES, "a level-1 table");
+    int r = tally_read(t, at, l1, TOY_L1_BYTES, err);
+    for (uint64_t i = 0; !r && i < TOY_L1; i++) {
         uint64_t table = get_be64(l1 + 8 * i);
         if (!table)
             continue;
-        tally_add(t, TOY_META, table, "a table");
-        if (table % TOY_CLUSTER) {
+        tally_add(t, TOY_META, table, toy->l2_bytes, "a table");
+        if (table % toy->cluster) {
             tally_say(t, "the table for entry %" PRIu64 " is not aligned", i);
             continue;
         }
-        r = tally_read(t, table, l2, err);
+        r = tally_read(t, table, l2, toy->l2_bytes, err);
         for (uint64_t j = 0; !r && j < toy->l2_entries; j++) {
             struct toy_entry e = toy_get_entry(l2 + 16 * j);
-            tally_entry(t, (i * toy->l2_entries + j) * TOY_CLUSTER, &e);
+            tally_entry(t, (i * toy->l2_entries + j) * toy->cluster, &e);
         }
     }
     return r;
@@ -109,17 +113,17 @@ static int tally_all(struct tally *t, struct dr_image *image, struct dr_check_re
     for (int i = 0; i < 2; i++)
         if (!(t->seen[i] = calloc(TOY_MAX_CLUSTERS, sizeof(uint16_t))))
             return dr_fail(err, ENOMEM, "out of memory");
-    for (unsigned i = 0; i < 4; i++)
-        t->seen[TOY_META][i] = 1;
+    tally_add(t, TOY_META, 0, TOY_SECTOR, "the header");
+    tally_add(t, TOY_META, TOY_DATA_ROOTS_AT, 8 * TOY_ROOTS, "the data file's roots");
+    tally_add(t, TOY_META, toy->roots_at, toy_roots_bytes(toy), "the roots");
     for (int space = 0; space < 2; space++)
         for (unsigned i = 0; i < TOY_ROOTS; i++)
             if (toy->blocks[space][i])
-                tally_add(t, TOY_META, toy->blocks[space][i], "a count block");
-    int r = tally_l1(t, TOY_L1_AT, err);
-    if (!r && toy->snapshot) {
-        tally_add(t, TOY_META, toy->snapshot, "the snapshot");
-        r = tally_l1(t, toy->snapshot, err);
-    }
+                tally_add(t, TOY_META, toy->blocks[space][i], toy->cluster, "a count block");
+    int r = tally_l1(t, toy->l1_at, err);
+    for (unsigned i = 0; !r && i < TOY_SNAPSHOTS; i++)
+        if (toy->snapshots[i])
+            r = tally_l1(t, toy->snapshots[i], err);
     return r;
 }
 
@@ -128,12 +132,12 @@ static int toy_read_count(struct dr_image *image, unsigned space, uint64_t clust
 {
     const struct toy *toy = image->state;
     uint8_t raw[2];
-    uint64_t block = toy->blocks[space][cluster / TOY_BLOCK];
+    uint64_t block = toy->blocks[space][cluster / toy->block];
     *count = 0;
     if (!block)
         return 0;
     int r =
-        dr_file_pread_short(image->files[0], raw, block + 2 * (cluster % TOY_BLOCK), 2, NULL, err);
+        dr_file_pread_short(image->files[0], raw, block + 2 * (cluster % toy->block), 2, NULL, err);
     *count = get_be16(raw);
     return r;
 }
@@ -144,16 +148,16 @@ static int tally_store(struct tally *t, struct dr_error *err)
     const struct toy *toy = t->image->state;
     int r = 0;
     for (unsigned space = 0; space < 2; space++)
-        for (uint64_t i = 0; !r && i < toy->clusters; i += TOY_BLOCK) {
-            uint8_t raw[2 * TOY_BLOCK];
+        for (uint64_t i = 0; !r && i < toy->clusters; i += toy->block) {
+            uint8_t raw[TOY_MAX_CLUSTER];
             uint64_t used = 0;
-            for (unsigned j = 0; j < TOY_BLOCK; j++) {
+            for (unsigned j = 0; j < toy->block; j++) {
                 put_be16(raw + 2 * j, t->seen[space][i + j]);
                 used += t->seen[space][i + j];
             }
-            if (toy->blocks[space][i / TOY_BLOCK])
-                r = dr_file_pwrite(t->image->files[0], raw, toy->blocks[space][i / TOY_BLOCK],
-                                   sizeof(raw), err);
+            if (toy->blocks[space][i / toy->block])
+                r = dr_file_pwrite(t->image->files[0], raw, toy->blocks[space][i / toy->block],
+                                   2 * toy->block, err);
             else if (used)
                 r = dr_fail(err, EUCLEAN, "%s: clusters from %" PRIu64 " on are used, not counted",
                             t->image->path, i);
@@ -161,13 +165,20 @@ static int tally_store(struct tally *t, struct dr_error *err)
     return r ? r : dr_file_flush(t->image->files[0], err);
 }
 
-int toy_recover(struct dr_image *image, struct dr_error *err)
+int toy_recount(struct dr_image *image, uint64_t extra_l1, struct dr_error *err)
 {
     __attribute__((cleanup(tally_cleanup))) struct tally t;
     int r = tally_all(&t, image, NULL, err);
+    if (!r && extra_l1)
+        r = tally_l1(&t, extra_l1, err);
     if (!r && t.bad)
         r = dr_fail(err, EUCLEAN, "%s: the tables are damaged", image->path);
     return r ? r : tally_store(&t, err);
+}
+
+int toy_recover(struct dr_image *image, struct dr_error *err)
+{
+    return toy_recount(image, 0, err);
 }
 
 static int tally_compare(struct tally *t, uint64_t *leaks, struct dr_error *err)
@@ -192,9 +203,10 @@ int toy_check(struct dr_image *image, unsigned fix, struct dr_check_result *resu
               struct dr_error *err)
 {
     __attribute__((cleanup(tally_cleanup))) struct tally t;
+    const struct toy *toy = image->state;
     uint64_t leaks = 0;
     result->has_clusters = true;
-    result->total_clusters = dr_div_up(image->size, TOY_CLUSTER);
+    result->total_clusters = dr_div_up(image->size, toy->cluster);
     result->image_end_offset = dr_file_size(image->files[0]);
     int r = tally_all(&t, image, result, err);
     if (!r)
@@ -224,7 +236,7 @@ int toy_trim(struct dr_image *image, struct dr_error *err)
             if (r)
                 return r;
             if (count)
-                end = (i + 1) * TOY_CLUSTER;
+                end = (i + 1) * toy->cluster;
         }
         int r = end < dr_file_size(image->files[space])
                     ? dr_file_truncate(image->files[space], end, err)
@@ -233,100 +245,4 @@ int toy_trim(struct dr_image *image, struct dr_error *err)
             return r;
     }
     return 0;
-}
-
-/* ------------------------------------------------------------------ snapshots */
-
-static int snapshot_make(struct dr_image *image, struct dr_error *err)
-{
-    __attribute__((cleanup(tally_cleanup))) struct tally t;
-    struct toy *toy = image->state;
-    uint8_t page[TOY_CLUSTER], h[512];
-    uint64_t c = 1;
-    int r = tally_all(&t, image, NULL, err);
-    while (c < toy->clusters && (t.seen[TOY_META][c] || !toy->blocks[TOY_META][c / TOY_BLOCK]))
-        c++;
-    if (!r && c == toy->clusters)
-        r = dr_fail(err, ENOSPC, "%s: no room for a snapshot", image->path);
-    if (!r)
-        r = dr_file_pread(image->files[0], page, TOY_L1_AT, TOY_CLUSTER, err);
-    if (!r)
-        r = dr_file_pwrite(image->files[0], page, c * TOY_CLUSTER, TOY_CLUSTER, err);
-    if (!r)
-        r = toy_read_header(image, h, err);
-    if (r)
-        return r;
-    put_be64(h + OFF_SNAPSHOT, c * TOY_CLUSTER);
-    toy->snapshot = c * TOY_CLUSTER;
-    r = toy_recover(image, err);
-    return r ? r : toy_write_header(image, h, err);
-}
-
-int toy_snapshot(struct dr_fs *fs, const char *path, struct dr_error *err)
-{
-    struct dr_image *image;
-    int r = dr_image_open(fs, path, "toy", DR_OPEN_RDWR, &image, err);
-    if (r)
-        return r;
-    const struct toy *toy = image->state;
-    r = toy->snapshot ? dr_fail(err, EEXIST, "%s: it has a snapshot", path)
-                      : snapshot_make(image, err);
-    int closed = dr_image_unref(image, err);
-    return r ? r : closed;
-}
-
-static int snapshot_unit(struct dr_image *image, const struct toy_entry *e, uint8_t *unit,
-                         uint8_t hole, struct dr_error *err)
-{
-    struct dr_file *f = image->files[toy_data_space(image->state)];
-    uint8_t coded[TOY_CLUSTER];
-    int r = 0;
-    memset(unit, hole, TOY_CLUSTER);
-    if (e->coded) {
-        r = dr_file_pread(f, coded, e->host, e->coded, err);
-        return r ? r : image->fmt->decode(image, coded, e->coded, unit, TOY_CLUSTER, err);
-    }
-    for (unsigned i = 0; !r && i < 8; i++) {
-        if (e->zero >> i & 1)
-            memset(unit + i * TOY_SUB, 0, TOY_SUB);
-        if (e->held >> i & 1)
-            r = dr_file_pread_short(f, unit + i * TOY_SUB, e->host + i * TOY_SUB, TOY_SUB, NULL,
-                                    err);
-    }
-    return r;
-}
-
-static int snapshot_read(struct dr_image *image, uint8_t *buf, size_t len, uint8_t hole,
-                         struct dr_error *err)
-{
-    const struct toy *toy = image->state;
-    uint8_t raw[16], unit[TOY_CLUSTER];
-    int r = 0;
-    for (uint64_t at = 0; !r && at < len; at += TOY_CLUSTER) {
-        uint64_t i = at / TOY_CLUSTER;
-        struct toy_entry e = {0};
-        r = dr_file_pread(image->files[0], raw, toy->snapshot + 8 * (i / toy->l2_entries), 8, err);
-        uint64_t table = get_be64(raw);
-        if (!r && table)
-            r = dr_file_pread_short(image->files[0], raw, table + 16 * (i % toy->l2_entries), 16,
-                                    NULL, err);
-        if (table)
-            e = toy_get_entry(raw);
-        if (!r)
-            r = snapshot_unit(image, &e, unit, hole, err);
-        memcpy(buf + at, unit, dr_min(TOY_CLUSTER, len - at));
-    }
-    return r;
-}
-
-int toy_snapshot_read(struct dr_fs *fs, const char *path, uint8_t *buf, size_t len, uint8_t hole,
-                      struct dr_error *err)
-{
-    struct dr_image *image;
-    int r = dr_image_open(fs, path, "toy", 0, &image, err);
-    if (r)
-        return r;
-    r = snapshot_read(image, buf, len, hole, err);
-    int closed = dr_image_unref(image, err);
-    return r ? r : closed;
 }

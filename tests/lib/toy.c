@@ -13,14 +13,12 @@
  * is one level below its link, so a new table is durable before anything points to it. */
 enum { LEVEL_BLOCK = 0, LEVEL_ROOT = 1, LEVEL_L2 = 2, LEVEL_L1 = 3 };
 
-enum { OFF_SIZE = 16, OFF_CLUSTERS = 24, OFF_L2 = 28, OFF_SNAPSHOT = 32, OFF_DATA = 64 };
-enum { OFF_BACKING_FORMAT = 128, OFF_BACKING = 144, BACKING_CAP = 368 };
+/* reservation: what publish needs. Pin 0 is the level-2 entry, then comes the count of the new
+ * place, last that of the old one. */
+enum { PIN_L2, PIN_COUNT };
+enum { PR_AT, PR_ENTRY, PR_NEW = 3, PR_OLD };
 
-/* reservation: which page is which, and what publish needs */
-enum { PIN_L2, PIN_BLOCK }; /* and last that of the old place */
-enum { PR_AT, PR_ENTRY, PR_NEW = 3, PR_OLD, PR_OLD_LEN };
-
-static const char toy_magic[8] = "TOYCOW1";
+const char toy_magic[8] = "TOYCOW2";
 
 struct toy_entry toy_get_entry(const uint8_t *p)
 {
@@ -36,18 +34,24 @@ void toy_put_entry(uint8_t *p, const struct toy_entry *e)
     put_be32(p + 12, 0);
 }
 
+static uint8_t toy_all(const struct toy *t)
+{
+    return (uint8_t)((1u << t->subs) - 1);
+}
+
 const char *toy_entry_problem(const struct toy *t, const struct toy_entry *e)
 {
     if (e->held & e->zero)
         return "a sub-unit both held and zero";
-    if (e->coded && (e->held != 0xff || e->coded >= TOY_CLUSTER))
+    if ((e->held | e->zero) & ~toy_all(t))
+        return "a sub-unit that it has not";
+    if (e->coded && (e->held != toy_all(t) || e->coded >= t->cluster))
         return "a coded unit that is not whole";
     if (!e->held)
         return e->host ? "a place that holds nothing" : NULL;
-    if (e->host % (e->coded ? TOY_SUB : TOY_CLUSTER) || e->host < TOY_SUB)
-        if (e->host || !t->has_data)
-            return "a place that is not aligned";
-    if (e->host >= (uint64_t)t->clusters * TOY_CLUSTER)
+    if (e->host % (e->coded ? TOY_SECTOR : t->cluster) || (!e->host && !t->has_data))
+        return "a place that is not aligned";
+    if (e->host >= (uint64_t)t->clusters * t->cluster)
         return "a place beyond the end";
     return NULL;
 }
@@ -71,18 +75,18 @@ static int toy_probe(const uint8_t *buf, size_t len, const char *path)
     return len >= 512 && !memcmp(buf, toy_magic, 8) ? 100 : 0;
 }
 
-static int toy_read_roots(struct dr_image *image, unsigned space, struct dr_error *err)
+static int toy_read_roots(struct dr_image *image, unsigned space, uint64_t at, unsigned n,
+                          struct dr_error *err)
 {
     struct toy *t = image->state;
-    uint8_t page[TOY_CLUSTER];
-    int r = dr_file_pread(image->files[0], page, (1 + space) * (uint64_t)TOY_CLUSTER, sizeof(page),
-                          err);
+    uint8_t raw[8 * TOY_ROOTS];
+    int r = dr_file_pread(image->files[0], raw, at, 8 * n, err);
     if (r)
         return r;
-    for (unsigned i = 0; i < TOY_ROOTS; i++) {
-        t->blocks[space][i] = get_be64(page + 8 * i);
-        if (t->blocks[space][i] % TOY_CLUSTER ||
-            t->blocks[space][i] >= (uint64_t)t->clusters * TOY_CLUSTER)
+    for (unsigned i = 0; i < n; i++) {
+        t->blocks[space][i] = get_be64(raw + 8 * i);
+        if (t->blocks[space][i] % t->cluster ||
+            t->blocks[space][i] >= (uint64_t)t->clusters * t->cluster)
             return dr_fail(err, EIO, "%s: count block %u of file %u is at a bad place", image->path,
                            i, space);
     }
@@ -97,6 +101,38 @@ static int toy_copy_field(char **out, const uint8_t *field, size_t cap)
     return *out ? 0 : -ENOMEM;
 }
 
+bool toy_set_cluster(struct toy *t, uint32_t cluster)
+{
+    t->cluster = cluster;
+    t->subs = cluster == 8 * TOY_SECTOR ? 8 : 1;
+    t->sub = cluster / t->subs;
+    return cluster >= 512 && cluster <= TOY_MAX_CLUSTER && !(cluster & (cluster - 1));
+}
+
+static int toy_parse(struct dr_image *image, const uint8_t h[512], struct dr_error *err)
+{
+    struct toy *t = image->state;
+    image->size = get_be64(h + TOY_OFF_SIZE);
+    t->clusters = get_be32(h + TOY_OFF_CLUSTERS);
+    t->l2_entries = get_be32(h + TOY_OFF_L2);
+    t->l1_at = get_be64(h + TOY_OFF_L1);
+    t->roots_at = get_be64(h + TOY_OFF_ROOTS_AT);
+    t->roots_n = get_be32(h + TOY_OFF_ROOTS_N);
+    t->block = get_be32(h + TOY_OFF_BLOCK);
+    for (unsigned i = 0; i < TOY_SNAPSHOTS; i++)
+        t->snapshots[i] = get_be64(h + TOY_OFF_SNAPSHOTS + 8 * i);
+    if (!toy_set_cluster(t, get_be32(h + TOY_OFF_CLUSTER)) || !t->l2_entries ||
+        t->l2_entries > TOY_MAX_L2 || t->clusters > TOY_MAX_CLUSTERS || !t->roots_n ||
+        t->roots_n > TOY_ROOTS || t->block < 64 || t->block > t->cluster / 2 ||
+        image->size > (uint64_t)t->l2_entries * t->cluster * TOY_L1)
+        return dr_fail(err, EINVAL, "%s: header at 0 is out of bounds", image->path);
+    t->l2_bytes = toy_round_up(t, 16ull * t->l2_entries);
+    image->unclean = h[TOY_OFF_FLAGS] & TOY_FLAG_UNCLEAN;
+    memcpy(t->data_name, h + TOY_OFF_DATA, sizeof(t->data_name) - 1);
+    t->has_data = t->data_name[0] != 0;
+    return 0;
+}
+
 static int toy_open(struct dr_image *image, struct dr_error *err)
 {
     uint8_t h[512];
@@ -107,24 +143,16 @@ static int toy_open(struct dr_image *image, struct dr_error *err)
     if (!t)
         return dr_fail(err, ENOMEM, "out of memory");
     image->state = t;
-    image->size = get_be64(h + OFF_SIZE);
-    t->clusters = get_be32(h + OFF_CLUSTERS);
-    t->l2_entries = get_be32(h + OFF_L2);
-    t->snapshot = get_be64(h + OFF_SNAPSHOT);
-    if (!t->l2_entries || t->l2_entries > TOY_MAX_L2 || t->clusters > TOY_MAX_CLUSTERS ||
-        image->size > (uint64_t)t->l2_entries * TOY_CLUSTER * TOY_ROOTS)
-        return dr_fail(err, EINVAL, "%s: header at 0 is out of bounds", image->path);
-    image->unclean = h[TOY_OFF_FLAGS] & TOY_FLAG_UNCLEAN;
-    memcpy(t->data_name, h + OFF_DATA, sizeof(t->data_name) - 1);
-    t->has_data = t->data_name[0] != 0;
-    if (t->has_data && (r = dr_image_open_file(image, t->data_name, &(unsigned){0}, err)))
+    if ((r = toy_parse(image, h, err)))
         return r;
-    if (toy_copy_field(&image->backing_name, h + OFF_BACKING, BACKING_CAP) ||
-        toy_copy_field(&image->backing_format, h + OFF_BACKING_FORMAT, 16))
+    if (t->has_data && (r = dr_image_open_data_file(image, t->data_name, &(unsigned){0}, err)))
+        return r;
+    if (toy_copy_field(&image->backing_name, h + TOY_OFF_BACKING, TOY_BACKING_CAP) ||
+        toy_copy_field(&image->backing_format, h + TOY_OFF_BACKING_FORMAT, 16))
         return dr_fail(err, ENOMEM, "out of memory");
-    if ((r = toy_read_roots(image, TOY_META, err)))
+    if ((r = toy_read_roots(image, TOY_META, t->roots_at, t->roots_n, err)))
         return r;
-    return toy_read_roots(image, TOY_DATA, err);
+    return toy_read_roots(image, TOY_DATA, TOY_DATA_ROOTS_AT, TOY_ROOTS, err);
 }
 
 static void toy_close(struct dr_image *image)
@@ -133,139 +161,36 @@ static void toy_close(struct dr_image *image)
     image->state = NULL;
 }
 
-/* ------------------------------------------------------------------ create */
-
-static const struct dr_option_help toy_options[] = {
-    {"data_file", "str", "name of a separate file for the data", NULL},
-    {"l2_entries", "num", "entries in a level-2 table", NULL},
-    {"clusters", "num", "no more than this many clusters in each file", NULL},
-    {NULL, NULL, NULL, NULL},
-};
-
-static int toy_header_fields(uint8_t *h, const struct dr_create_params *p, struct dr_error *err)
-{
-    memcpy(h, toy_magic, 8);
-    put_be64(h + OFF_SIZE, p->size);
-    put_be32(h + OFF_CLUSTERS, 4096);
-    put_be32(h + OFF_L2, 32);
-    for (size_t i = 0; i < p->n_options; i++) {
-        const struct dr_option *o = &p->options[i];
-        if (!strcmp(o->name, "data_file") && strlen(o->value) < 63)
-            memcpy(h + OFF_DATA, o->value, strlen(o->value));
-        else if (!strcmp(o->name, "l2_entries"))
-            put_be32(h + OFF_L2, (uint32_t)strtoul(o->value, NULL, 10));
-        else if (!strcmp(o->name, "clusters"))
-            put_be32(h + OFF_CLUSTERS, (uint32_t)strtoul(o->value, NULL, 10));
-        else
-            return dr_fail(err, EINVAL, "toy: unknown option %s", o->name);
-    }
-    return 0;
-}
-
-static int toy_header_backing(uint8_t *h, const char *name, const char *format,
-                              struct dr_error *err)
-{
-    memset(h + OFF_BACKING, 0, BACKING_CAP);
-    memset(h + OFF_BACKING_FORMAT, 0, 16);
-    if (name && strlen(name) >= BACKING_CAP)
-        return dr_fail(err, ENOSPC, "toy: no room for a backing name of %zu bytes", strlen(name));
-    if (name)
-        memcpy(h + OFF_BACKING, name, strlen(name));
-    if (name && format)
-        memcpy(h + OFF_BACKING_FORMAT, format, strnlen(format, 15));
-    return 0;
-}
-
-static int toy_create_data(struct dr_fs *fs, const char *path, const uint8_t *h, unsigned flags,
-                           struct dr_error *err)
-{
-    CLEANUP_FREE char *data = dr_path_sibling(path, (const char *)h + OFF_DATA);
-    struct dr_file *f = NULL;
-    int r = data ? dr_file_open(fs, data, DR_FILE_CREATE | flags, &f, err)
-                 : dr_fail(err, ENOMEM, "out of memory");
-    if (r)
-        return r;
-    r = dr_file_flush(f, err);
-    dr_file_unref(f);
-    if (r)
-        fs->ops->unlink(fs, data, NULL);
-    return r;
-}
-
-static int toy_fill_new(struct dr_file *f, const uint8_t *h, struct dr_error *err)
-{
-    uint8_t page[TOY_CLUSTER] = {0};
-    int r = dr_file_truncate(f, 5 * TOY_CLUSTER, err);
-    for (unsigned i = 0; i < 5; i++)
-        put_be16(page + 2 * i, 1);
-    if (!r)
-        r = dr_file_pwrite(f, page, 4 * TOY_CLUSTER, 512, err);
-    put_be64(page, 4 * TOY_CLUSTER);
-    memset(page + 8, 0, 8);
-    if (!r)
-        r = dr_file_pwrite(f, page, TOY_CLUSTER, 512, err);
-    if (!r) /* the header last: until then nobody takes it for an image */
-        r = dr_file_flush(f, err);
-    if (!r)
-        r = dr_file_pwrite(f, h, 0, 512, err);
-    return r ? r : dr_file_flush(f, err);
-}
-
-static int toy_create(struct dr_fs *fs, const char *path, const struct dr_create_params *p,
-                      struct dr_error *err)
-{
-    uint8_t h[512] = {0};
-    struct dr_file *f = NULL;
-    int r = toy_header_fields(h, p, err);
-    if (!r)
-        r = toy_header_backing(h, p->backing_name, p->backing_format, err);
-    if (!r && h[OFF_DATA])
-        r = toy_create_data(fs, path, h, p->file_flags, err);
-    if (r)
-        return r;
-    r = dr_file_open(fs, path, DR_FILE_CREATE | p->file_flags, &f, err);
-    bool made = !r;
-    if (!r)
-        r = toy_fill_new(f, h, err);
-    if (!r)
-        r = fs->ops->sync_dir(fs, path, err);
-    dr_file_unref(f);
-    if (!r)
-        return 0;
-    if (made)
-        fs->ops->unlink(fs, path, NULL);
-    CLEANUP_FREE char *data = dr_path_sibling(path, (const char *)h + OFF_DATA);
-    if (h[OFF_DATA] && data)
-        fs->ops->unlink(fs, data, NULL);
-    return r;
-}
-
 /* ------------------------------------------------------------------ looking up */
 
 static void toy_unit(const struct dr_image *image, uint64_t off, uint64_t *uoff, uint64_t *ulen)
 {
-    (void)image;
-    *uoff = dr_round_down(off, TOY_CLUSTER);
-    *ulen = TOY_CLUSTER;
+    const struct toy *t = image->state;
+    *uoff = dr_round_down(off, t->cluster);
+    *ulen = t->cluster;
 }
 
 static uint64_t toy_span(const struct toy *t)
 {
-    return (uint64_t)t->l2_entries * TOY_CLUSTER;
+    return (uint64_t)t->l2_entries * t->cluster;
 }
 
-/* How often the cluster at place of that file is referred to. */
+/* Where the count of the cluster at place stands, 0 = it has no block yet and is not used. */
+static uint64_t toy_count_at(const struct toy *t, unsigned space, uint64_t place)
+{
+    uint64_t cluster = place / t->cluster, block = t->blocks[space][cluster / t->block];
+    return block ? block + 2 * (cluster % t->block) : 0;
+}
+
+/* How many ways lead to the cluster at place of that file. */
 static int toy_count(struct dr_image *image, unsigned space, uint64_t place, uint16_t *count)
 {
-    struct toy *t = image->state;
-    uint64_t cluster = place / TOY_CLUSTER, block = t->blocks[space][cluster / TOY_BLOCK];
+    uint64_t at = toy_count_at(image->state, space, place);
     struct dr_page *page;
     *count = 0;
-    if (!block)
-        return 0;
-    int r = dr_page_get(image, 0, block, &page);
-    if (!r)
-        *count = get_be16(dr_page_at(page, block) + 2 * (cluster % TOY_BLOCK));
+    int r = at ? dr_page_get(image, 0, at, &page) : 0;
+    if (!r && at)
+        *count = get_be16(dr_page_at(page, at));
     return r;
 }
 
@@ -286,18 +211,20 @@ static int toy_find_l2(struct dr_image *image, uint64_t off, uint64_t *table, ui
 {
     struct toy *t = image->state;
     struct dr_page *page;
-    uint64_t i = off / toy_span(t), end;
-    int r = dr_page_get(image, 0, TOY_L1_AT, &page);
+    uint64_t i = off / toy_span(t), end, at = t->l1_at + 8 * i;
+    int r = dr_page_get(image, 0, at, &page);
     if (r)
         return r;
-    const uint8_t *l1 = dr_page_at(page, TOY_L1_AT);
-    *table = get_be64(l1 + 8 * i);
-    for (end = i + 1; !*table && end < TOY_ROOTS && !get_be64(l1 + 8 * end);)
-        end++;
+    *table = get_be64(dr_page_at(page, at));
+    for (end = i + 1; !*table && end < TOY_L1; end++) {
+        uint64_t next = t->l1_at + 8 * end;
+        if (next % DR_PAGE_SIZE == 0 || get_be64(dr_page_at(page, next)))
+            break;
+    }
     *hole = end * toy_span(t) - off;
-    if (*table % TOY_CLUSTER || *table >= (uint64_t)t->clusters * TOY_CLUSTER)
+    if (*table % t->cluster || *table >= (uint64_t)t->clusters * t->cluster)
         return dr_fail(err, EIO, "%s: level-1 entry %" PRIu64 " at %" PRIu64 " points nowhere",
-                       image->path, i, TOY_L1_AT + 8 * i);
+                       image->path, i, at);
     return 0;
 }
 
@@ -314,9 +241,9 @@ static int toy_first_extent(struct dr_image *image, const struct toy_entry *e, u
                             struct dr_extent *ext)
 {
     struct toy *t = image->state;
-    unsigned sub = off % TOY_CLUSTER / TOY_SUB;
+    uint32_t in = (uint32_t)(off % t->cluster);
     uint16_t count = 0;
-    *ext = (struct dr_extent){.kind = toy_sub_kind(e, sub), .len = TOY_SUB - off % TOY_SUB};
+    *ext = (struct dr_extent){.kind = toy_sub_kind(e, in / t->sub), .len = t->sub - in % t->sub};
     if (e->held) {
         int r = toy_count(image, toy_data_space(t), e->host, &count);
         if (r)
@@ -324,14 +251,14 @@ static int toy_first_extent(struct dr_image *image, const struct toy_entry *e, u
         ext->file = image->files[toy_data_space(t)];
     }
     if (ext->kind == DR_DATA) {
-        ext->host = e->host + off % TOY_CLUSTER;
+        ext->host = e->host + in;
         ext->in_place = count == 1;
     } else if (ext->kind == DR_CODED) {
-        ext->len = TOY_CLUSTER - off % TOY_CLUSTER;
+        ext->len = t->cluster - in;
         ext->host = e->host;
         ext->host_len = e->coded;
-        ext->unit = (uint32_t)dr_min(TOY_CLUSTER, image->size - dr_round_down(off, TOY_CLUSTER));
-        ext->inner = off % TOY_CLUSTER;
+        ext->unit = (uint32_t)dr_min(t->cluster, image->size - (off - in));
+        ext->inner = in;
     }
     return 0;
 }
@@ -348,13 +275,16 @@ static int toy_continues(struct dr_image *image, const struct toy_entry *e, uint
     return r;
 }
 
-static int toy_entry_at(struct dr_image *image, const uint8_t *l2, uint64_t off,
-                        struct toy_entry *e, struct dr_error *err)
+static uint64_t toy_entry_place(const struct toy *t, uint64_t table, uint64_t off)
 {
-    struct toy *t = image->state;
-    uint64_t i = off / TOY_CLUSTER % t->l2_entries;
-    *e = toy_get_entry(l2 + 16 * i);
-    const char *problem = toy_entry_problem(t, e);
+    return table + 16 * (off / t->cluster % t->l2_entries);
+}
+
+static int toy_entry_at(struct dr_image *image, const struct dr_page *page, uint64_t at,
+                        uint64_t off, struct toy_entry *e, struct dr_error *err)
+{
+    *e = toy_get_entry(dr_page_at(page, at));
+    const char *problem = toy_entry_problem(image->state, e);
     return problem ? dr_fail(err, EIO, "%s: the entry for offset %" PRIu64 " has %s", image->path,
                              off, problem)
                    : 0;
@@ -366,7 +296,7 @@ static int toy_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr
     struct toy *t = image->state;
     struct toy_entry e;
     struct dr_page *page;
-    uint64_t table, hole, end = off + len;
+    uint64_t table, hole;
     int r = toy_find_l2(image, off, &table, &hole, err);
     if (r)
         return r;
@@ -374,21 +304,25 @@ static int toy_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr
         *ext = (struct dr_extent){.kind = DR_HOLE, .len = dr_min(len, hole)};
         return 0;
     }
-    if ((r = dr_page_get(image, 0, table, &page)))
+    uint64_t at = toy_entry_place(t, table, off);
+    if ((r = dr_page_get(image, 0, at, &page)) ||
+        (r = toy_entry_at(image, page, at, off, &e, err)) ||
+        (r = toy_first_extent(image, &e, off, ext)))
         return r;
-    /* The pointer stays good: nothing below drops the lock. */
-    const uint8_t *l2 = dr_page_at(page, table);
-    if ((r = toy_entry_at(image, l2, off, &e, err)) || (r = toy_first_extent(image, &e, off, ext)))
-        return r;
-    end = dr_min(end, dr_round_down(off, toy_span(t)) + toy_span(t));
+    /* As far as this page of the table goes. */
+    uint64_t in_page = (DR_PAGE_SIZE - at % DR_PAGE_SIZE) / 16;
+    uint64_t first = dr_round_down(off, t->cluster);
+    uint64_t end =
+        dr_min(first + in_page * t->cluster, dr_round_down(off, toy_span(t)) + toy_span(t));
+    end = dr_min(end, off + len);
     for (bool yes = true; off + ext->len < end;) {
-        uint64_t at = off + ext->len;
-        if ((r = toy_entry_at(image, l2, at, &e, err)) ||
-            (r = toy_continues(image, &e, at, ext, &yes)))
+        uint64_t next = off + ext->len;
+        if ((r = toy_entry_at(image, page, toy_entry_place(t, table, next), next, &e, err)) ||
+            (r = toy_continues(image, &e, next, ext, &yes)))
             return r;
         if (!yes)
             break;
-        ext->len += TOY_SUB;
+        ext->len += t->sub;
     }
     ext->len = dr_min(ext->len, len);
     return 0;
@@ -397,109 +331,246 @@ static int toy_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr
 /* ------------------------------------------------------------------ counts
  *
  * A cluster that is handed out has its count raised at once, and a cancel lowers it again: nothing
- * on disk ever pointed to it. Counts of what was in use go down only in release; the block's page
- * stays pinned from reserve until then, so release cannot miss it. */
+ * on disk ever pointed to it. Counts of what was in use go down only in release and reuse; the
+ * count stays pinned from reserve until then, so they cannot miss it. */
 
-static void toy_unpin(struct dr_image *image, struct dr_page *page)
-{
-    dr_page_unpin(image, page, dr_page_start(page), TOY_CLUSTER);
-}
-
-static int toy_pin(struct dr_image *image, uint64_t at, unsigned level, struct dr_page **page)
+static int toy_pin(struct dr_image *image, uint64_t at, size_t len, unsigned level,
+                   struct dr_page **page)
 {
     int r = dr_page_get(image, 0, at, page);
-    if (!r)
-        r = dr_page_pin(image, *page, dr_round_down(at, TOY_CLUSTER), TOY_CLUSTER, level);
-    if (r)
-        *page = NULL;
-    return r;
+    return r ? r : dr_page_pin(image, *page, at, len, level);
 }
 
-static uint64_t toy_block(const struct toy *t, unsigned space, uint64_t place)
+/* What is pinned is in memory. */
+static struct dr_page *toy_pinned(struct dr_image *image, uint64_t at)
 {
-    return t->blocks[space][place / TOY_CLUSTER / TOY_BLOCK];
+    struct dr_page *page;
+    if (dr_page_get(image, 0, at, &page))
+        abort();
+    return page;
 }
 
-static int toy_pin_block(struct dr_image *image, unsigned space, uint64_t place,
-                         struct dr_page **page)
-{
-    struct toy *t = image->state;
-    return toy_pin(image, t->blocks[space][place / TOY_CLUSTER / TOY_BLOCK], LEVEL_BLOCK, page);
-}
-
-/* The block's page is pinned. */
-static void toy_add(struct dr_image *image, struct dr_page *page, unsigned space, uint64_t place,
-                    int diff)
+static void toy_unpin_counts(struct dr_image *image, unsigned space, uint64_t place, uint64_t len)
 {
     struct toy *t = image->state;
-    uint64_t cluster = place / TOY_CLUSTER;
-    uint64_t at = t->blocks[space][cluster / TOY_BLOCK] + 2 * (cluster % TOY_BLOCK);
-    uint8_t raw[2];
-    put_be16(raw, (uint16_t)(get_be16(dr_page_at(page, at)) + diff));
-    dr_page_put(image, page, at, raw, 2);
+    for (uint64_t p = dr_round_down(place, t->cluster); p < place + len; p += t->cluster) {
+        uint64_t at = toy_count_at(t, space, p);
+        dr_page_unpin(image, toy_pinned(image, at), at, 2);
+    }
 }
 
-static int toy_find_free(struct dr_image *image, unsigned space, uint64_t *place,
+int toy_pin_counts(struct dr_image *image, unsigned space, uint64_t place, uint64_t len)
+{
+    struct toy *t = image->state;
+    struct dr_page *page;
+    uint64_t start = dr_round_down(place, t->cluster);
+    for (uint64_t p = start; p < place + len; p += t->cluster) {
+        int r = toy_pin(image, toy_count_at(t, space, p), 2, LEVEL_BLOCK, &page);
+        if (r) {
+            if (p > start)
+                toy_unpin_counts(image, space, start, p - start);
+            return r;
+        }
+    }
+    return 0;
+}
+
+/* Pinned counts. */
+static void toy_add(struct dr_image *image, unsigned space, uint64_t place, uint64_t len, int diff)
+{
+    struct toy *t = image->state;
+    for (uint64_t p = dr_round_down(place, t->cluster); p < place + len; p += t->cluster) {
+        uint64_t at = toy_count_at(t, space, p);
+        struct dr_page *page = toy_pinned(image, at);
+        uint8_t raw[2];
+        put_be16(raw, (uint16_t)(get_be16(dr_page_at(page, at)) + diff));
+        dr_page_put(image, page, at, raw, 2);
+    }
+}
+
+static int toy_find_free(struct dr_image *image, unsigned space, uint64_t len, uint64_t *place,
                          struct dr_error *err);
 
 /* A block for counts that have none yet; harmless if nothing uses it afterwards. */
 static int toy_new_block(struct dr_image *image, unsigned space, uint64_t i, struct dr_error *err)
 {
     struct toy *t = image->state;
-    struct dr_page *root = NULL, *block = NULL, *holder = NULL;
-    uint64_t at = i * TOY_BLOCK * TOY_CLUSTER,
-             root_at = (1 + space) * (uint64_t)TOY_CLUSTER + 8 * i;
+    struct dr_page *root = NULL, *block = NULL;
+    uint64_t at = i * t->block * t->cluster;
+    uint64_t root_at = (space == TOY_META ? t->roots_at : TOY_DATA_ROOTS_AT) + 8 * i;
     uint8_t raw[8] = {0};
-    int r = 0;
-    if (space == TOY_DATA && (r = toy_find_free(image, TOY_META, &at, err)))
-        return r;
-    if (space == TOY_DATA)
-        r = toy_pin_block(image, TOY_META, at, &holder);
+    bool holder = false;
+    t->roots_full |= space == TOY_META && i >= t->roots_n;
+    if (t->roots_full || t->moving)
+        return dr_need_begin(image);
+    int r = space == TOY_DATA ? toy_find_free(image, TOY_META, t->cluster, &at, err) : 0;
+    if (!r && space == TOY_DATA) {
+        r = toy_pin_counts(image, TOY_META, at, t->cluster);
+        holder = !r;
+    }
+    if (!r && (r = toy_pin(image, root_at, 8, LEVEL_ROOT, &root)))
+        root = NULL;
     if (!r)
-        r = toy_pin(image, root_at, LEVEL_ROOT, &root);
-    if (!r)
-        r = dr_page_new(image, 0, at, TOY_CLUSTER, LEVEL_BLOCK, &block);
+        r = dr_page_new(image, 0, at, t->cluster, LEVEL_BLOCK, &block);
     if (!r) {
         put_be16(raw, space == TOY_META ? 1 : 0);
         dr_page_put(image, block, at, raw, 2);
         if (holder)
-            toy_add(image, holder, TOY_META, at, 1);
+            toy_add(image, TOY_META, at, t->cluster, 1);
         put_be64(raw, at);
         dr_page_put(image, root, root_at, raw, 8);
         t->blocks[space][i] = at;
-        toy_unpin(image, block);
+        dr_page_unpin(image, block, at, t->cluster);
     }
     if (root)
-        toy_unpin(image, root);
+        dr_page_unpin(image, root, root_at, 8);
     if (holder)
-        toy_unpin(image, holder);
+        toy_unpin_counts(image, TOY_META, at, t->cluster);
     return r;
 }
 
-static int toy_find_free(struct dr_image *image, unsigned space, uint64_t *place,
+/* The first len bytes of free clusters in a row. */
+static int toy_find_free(struct dr_image *image, unsigned space, uint64_t len, uint64_t *place,
                          struct dr_error *err)
 {
     struct toy *t = image->state;
+    uint64_t first = 0, n = dr_div_up(len, t->cluster);
     for (uint64_t c = 0; c < t->clusters; c++) {
         uint16_t count;
-        int r = 0;
-        if (!t->blocks[space][c / TOY_BLOCK] &&
-            (r = toy_new_block(image, space, c / TOY_BLOCK, err)))
+        int r = t->blocks[space][c / t->block] ? 0 : toy_new_block(image, space, c / t->block, err);
+        if (!r)
+            r = toy_count(image, space, c * t->cluster, &count);
+        if (r)
             return r;
-        *place = c * TOY_CLUSTER;
-        if ((r = toy_count(image, space, *place, &count)))
-            return r;
-        if (!count)
+        if (count)
+            first = c + 1;
+        if (c + 1 - first == n) {
+            *place = first * t->cluster;
             return 0;
+        }
     }
-    return dr_fail(err, ENOSPC, "%s: all %u clusters are in use", image->path, t->clusters);
+    return dr_fail(err, ENOSPC, "%s: no %" PRIu64 " of %u clusters are free", image->path, n,
+                   t->clusters);
+}
+
+int toy_allocate(struct dr_image *image, unsigned space, uint64_t len, uint64_t *place,
+                 struct dr_error *err)
+{
+    int r = toy_find_free(image, space, len, place, err);
+    if (!r)
+        r = toy_pin_counts(image, space, *place, len);
+    if (r)
+        return r;
+    toy_add(image, space, *place, len, 1);
+    toy_unpin_counts(image, space, *place, len);
+    return 0;
+}
+
+void toy_free(struct dr_image *image, unsigned space, uint64_t place, uint64_t len)
+{
+    dr_free_later(image, (struct dr_freed){image->files[space], place, len});
+}
+
+/* ------------------------------------------------------------------ roots that move
+ *
+ * The image file's roots are full: write a larger table, together with the block that has no place
+ * in the old one, where no count says yet that anything is used; then switch the header. */
+
+static int toy_write_roots(struct dr_image *image, uint64_t block_at, uint64_t roots_at, unsigned n,
+                           struct dr_error *err)
+{
+    struct toy *t = image->state;
+    uint8_t block[TOY_MAX_CLUSTER] = {0}, roots[8 * TOY_ROOTS] = {0}, h[512];
+    uint32_t bytes = toy_round_up(t, 8ull * n);
+    for (unsigned i = 0; i <= bytes / t->cluster; i++)
+        put_be16(block + 2 * i, 1);
+    for (unsigned i = 0; i < t->roots_n; i++)
+        put_be64(roots + 8 * i, t->blocks[TOY_META][i]);
+    put_be64(roots + 8 * t->roots_n, block_at);
+    int r = dr_file_pwrite(image->files[0], block, block_at, t->cluster, err);
+    if (!r)
+        r = dr_file_pwrite(image->files[0], roots, roots_at, bytes, err);
+    if (!r)
+        r = dr_file_flush(image->files[0], err);
+    if (!r)
+        r = toy_read_header(image, h, err);
+    if (r)
+        return r;
+    put_be64(h + TOY_OFF_ROOTS_AT, roots_at);
+    put_be32(h + TOY_OFF_ROOTS_N, n);
+    return toy_write_header(image, h, err);
+}
+
+/* image->lock held, dropped for I/O. */
+static int toy_free_old_roots(struct dr_image *image, uint64_t at, uint64_t len,
+                              struct dr_error *err)
+{
+    struct dr_hold hold = {0};
+    int r;
+    do {
+        if (!(r = dr_free_ahead(image, 1)))
+            r = toy_pin_counts(image, TOY_META, at, len);
+    } while (r == -EAGAIN && (r = dr_image_satisfy(image, &hold, 0, err)) == 0);
+    dr_hold_end(&hold);
+    if (!r)
+        toy_free(image, TOY_META, at, len);
+    return r;
+}
+
+static int toy_move_roots(struct dr_image *image, struct dr_error *err)
+{
+    struct toy *t = image->state;
+    unsigned n = (unsigned)dr_min(TOY_ROOTS, 2 * t->roots_n);
+    uint64_t block_at = (uint64_t)t->roots_n * t->block * t->cluster;
+    uint64_t roots_at = block_at + t->cluster;
+    int r = t->roots_n < TOY_ROOTS
+                ? dr_image_flush(image, err) /* what they say in memory is on disk */
+                : dr_fail(err, ENOSPC, "%s: the roots cannot grow", image->path);
+    if (!r)
+        r = toy_write_roots(image, block_at, roots_at, n, err);
+    DR_LOCK_SCOPE(&image->lock);
+    t->moving = false;
+    if (r)
+        return r;
+    uint64_t old = t->roots_at, old_len = toy_roots_bytes(t);
+    t->blocks[TOY_META][t->roots_n] = block_at;
+    t->roots_at = roots_at;
+    t->roots_n = n;
+    t->roots_full = false;
+    dr_page_forget(image, 0, block_at, t->cluster + toy_roots_bytes(t));
+    return toy_free_old_roots(image, old, old_len, err);
 }
 
 /* ------------------------------------------------------------------ level-2 tables */
 
-static void toy_free(struct dr_image *image, unsigned space, uint64_t place, uint64_t len)
+static void toy_fill_table(struct dr_image *image, uint64_t at, uint64_t from, struct dr_page *page)
 {
-    dr_free_later(image, (struct dr_freed){image->files[space], place, len});
+    struct toy *t = image->state;
+    uint8_t copy[TOY_MAX_CLUSTER];
+    if (from) {
+        memcpy(copy, dr_page_at(toy_pinned(image, from), from), t->cluster);
+        dr_page_put(image, page, at, copy, t->cluster);
+    }
+    dr_page_unpin(image, page, at, t->cluster);
+}
+
+/* The new table at fresh, whose counts are pinned and become one first: what has been written to
+ * when this fails is given back like any other place. */
+static int toy_write_table(struct dr_image *image, uint64_t fresh, uint64_t old)
+{
+    struct toy *t = image->state;
+    toy_add(image, TOY_META, fresh, t->l2_bytes, 1);
+    for (uint64_t i = 0; i < t->l2_bytes; i += t->cluster) {
+        struct dr_page *page;
+        int r = dr_page_new(image, 0, fresh + i, t->cluster, LEVEL_L2, &page);
+        if (r) {
+            toy_free(image, TOY_META, fresh, t->l2_bytes);
+            return r;
+        }
+        toy_fill_table(image, fresh + i, old ? old + i : 0, page);
+    }
+    toy_unpin_counts(image, TOY_META, fresh, t->l2_bytes);
+    return 0;
 }
 
 /* Nobody else refers to the table for off: make it or copy it. Changes nothing that can be seen, so
@@ -507,42 +578,41 @@ static void toy_free(struct dr_image *image, unsigned space, uint64_t place, uin
 static int toy_own_l2(struct dr_image *image, uint64_t off, uint64_t *table, struct dr_error *err)
 {
     struct toy *t = image->state;
-    struct dr_page *from = NULL, *pages[4] = {0};
-    uint64_t old, fresh, hole, link = TOY_L1_AT + 8 * (off / toy_span(t));
+    struct dr_page *page;
+    uint64_t old, fresh, hole, link = t->l1_at + 8 * (off / toy_span(t));
     uint16_t count = 0;
+    uint8_t raw[8];
     int r = toy_find_l2(image, off, &old, &hole, err);
     if (!r && old)
         r = toy_used_count(image, TOY_META, old, &count, err);
     *table = old;
     if (r || count == 1)
         return r;
-    if ((r = toy_find_free(image, TOY_META, &fresh, err)))
+    if (old && (r = dr_page_get_all(image, 0, old, t->l2_bytes)))
         return r;
-    if (old && !(r = dr_page_get(image, 0, old, &from)))
-        r = toy_pin_block(image, TOY_META, old, &pages[0]);
+    if ((r = toy_find_free(image, TOY_META, t->l2_bytes, &fresh, err)))
+        return r;
+    if (t->cluster < DR_PAGE_SIZE && (r = dr_page_get_all(image, 0, fresh, t->l2_bytes)))
+        return r;
+    if ((r = toy_pin(image, link, 8, LEVEL_L1, &page)))
+        return r;
+    if (old)
+        r = toy_pin_counts(image, TOY_META, old, t->l2_bytes);
+    bool old_pinned = !r && old;
     if (!r)
-        r = toy_pin_block(image, TOY_META, fresh, &pages[1]);
+        r = toy_pin_counts(image, TOY_META, fresh, t->l2_bytes);
     if (!r)
-        r = toy_pin(image, TOY_L1_AT, LEVEL_L1, &pages[2]);
-    if (!r)
-        r = dr_page_new(image, 0, fresh, TOY_CLUSTER, LEVEL_L2, &pages[3]);
+        r = toy_write_table(image, fresh, old);
     if (!r) {
-        uint8_t copy[TOY_CLUSTER] = {0}, raw[8];
-        if (old)
-            memcpy(copy, dr_page_at(from, old), TOY_CLUSTER);
         put_be64(raw, fresh);
-        toy_add(image, pages[1], TOY_META, fresh, 1);
-        dr_page_put(image, pages[3], fresh, copy, TOY_CLUSTER);
-        dr_page_put(image, pages[2], link, raw, 8);
-        if (old) { /* pages[0] stays pinned until release */
-            toy_free(image, TOY_META, old, TOY_CLUSTER);
-            pages[0] = NULL;
-        }
+        dr_page_put(image, page, link, raw, 8);
+        if (old)
+            toy_free(image, TOY_META, old, t->l2_bytes);
         *table = fresh;
+    } else if (old_pinned) {
+        toy_unpin_counts(image, TOY_META, old, t->l2_bytes);
     }
-    for (int i = 0; i < 4; i++)
-        if (pages[i])
-            toy_unpin(image, pages[i]);
+    dr_page_unpin(image, page, link, 8);
     return r;
 }
 
@@ -593,20 +663,20 @@ static void toy_plan_data(struct toy_plan *p, bool private)
 static int toy_make_plan(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
                          uint32_t host_len, struct toy_plan *p, struct dr_error *err)
 {
-    uint64_t in = off % TOY_CLUSTER, unit_end = dr_min(p->unit + TOY_CLUSTER, image->size);
-    bool aligned = !(in % TOY_SUB) && (!((in + len) % TOY_SUB) || off + len == image->size);
+    struct toy *t = image->state;
+    uint64_t in = off % t->cluster, unit_end = dr_min(p->unit + t->cluster, image->size);
+    bool aligned = !(in % t->sub) && (!((in + len) % t->sub) || off + len == image->size);
     bool whole = !in && off + len == unit_end;
     uint16_t count = 0;
-    struct toy *t = image->state;
-    p->first = (unsigned)(in / TOY_SUB);
-    p->end = (unsigned)dr_div_up(in + len, TOY_SUB);
+    p->first = (unsigned)(in / t->sub);
+    p->end = (unsigned)dr_div_up(in + len, t->sub);
     int r = p->old.held ? toy_used_count(image, toy_data_space(t), p->old.host, &count, err) : 0;
     if (r)
         return r;
     if (want == DR_WANT_CODED) {
-        if (!whole || !host_len || host_len >= TOY_CLUSTER)
+        if (!whole || !host_len || host_len >= t->cluster)
             return -ENOTSUP;
-        p->new = (struct toy_entry){.held = 0xff, .coded = (uint16_t)host_len};
+        p->new = (struct toy_entry){.held = toy_all(t), .coded = (uint16_t)host_len};
         p->place = true;
         p->drops = p->old.held;
         return 0;
@@ -616,7 +686,7 @@ static int toy_make_plan(struct dr_image *image, uint64_t off, uint64_t len, enu
         return 0;
     }
     if (off + len == unit_end)
-        p->end = 8;
+        p->end = t->subs;
     if (!aligned || (p->old.coded && !whole) || (p->old.held && count > 1 && !whole))
         return -ENOTSUP;
     toy_plan_clear(p, want);
@@ -629,24 +699,17 @@ static int toy_find_place(struct dr_image *image, const struct toy_plan *p, uint
 {
     struct toy *t = image->state;
     uint64_t next = t->coded_next;
-    if (p->new.coded && next &&next % TOY_CLUSTER + p->new.coded <= TOY_CLUSTER) {
+    if (p->new.coded && next &&next % t->cluster + p->new.coded <= t->cluster) {
         *place = next;
         return 0;
     }
-    return toy_find_free(image, toy_data_space(t), place, err);
+    return toy_find_free(image, toy_data_space(t), t->cluster, place, err);
 }
 
 static void toy_note_coded(struct toy *t, const struct toy_entry *e)
 {
-    uint64_t end = dr_round_up(e->host + e->coded, TOY_SUB);
-    t->coded_next = end % TOY_CLUSTER ? end : 0;
-}
-
-static int toy_reserve_at(struct dr_image *image, struct dr_reservation *r, uint64_t at,
-                          unsigned level)
-{
-    struct dr_page *page;
-    return dr_reserve_page(image, r, 0, dr_round_down(at, TOY_CLUSTER), TOY_CLUSTER, level, &page);
+    uint64_t end = dr_round_up(e->host + e->coded, TOY_SECTOR);
+    t->coded_next = end % t->cluster ? end : 0;
 }
 
 static void toy_describe(struct dr_image *image, const struct toy_plan *p, uint64_t off,
@@ -656,61 +719,55 @@ static void toy_describe(struct dr_image *image, const struct toy_plan *p, uint6
     r->off = off;
     r->len = len;
     if (r->want == DR_WANT_DATA) {
-        uint64_t end = p->unit + p->end * TOY_SUB;
-        r->off = p->unit + p->first * TOY_SUB;
+        uint64_t end = p->unit + p->end * t->sub;
+        r->off = p->unit + p->first * t->sub;
         r->len = dr_min(end, image->size) - r->off;
         r->pad = end - r->off - r->len;
     }
     r->todo = p->place || r->want == DR_WANT_DATA ? DR_TODO_WRITE : DR_TODO_NOTHING;
     r->file = image->files[toy_data_space(t)];
-    r->host = p->new.host + (r->want == DR_WANT_DATA ? p->first * TOY_SUB : 0);
+    r->host = p->new.host + (r->want == DR_WANT_DATA ? p->first * t->sub : 0);
     uint8_t raw[16];
     toy_put_entry(raw, &p->new);
     memcpy(&r->priv[PR_ENTRY], raw, 16);
     r->priv[PR_NEW] = p->place ? p->new.host : UINT64_MAX;
     r->priv[PR_OLD] = p->drops ? p->old.host : UINT64_MAX;
-    r->priv[PR_OLD_LEN] = p->old.coded ? p->old.coded : TOY_CLUSTER;
-}
-
-static int toy_reserve_pinned(struct dr_image *image, uint64_t off, uint64_t len, uint32_t host_len,
-                              struct dr_reservation *r, struct dr_error *err)
-{
-    struct toy *t = image->state;
-    struct toy_plan p = {.unit = dr_round_down(off, TOY_CLUSTER)};
-    uint64_t table;
-    unsigned space = toy_data_space(t);
-    int e = toy_own_l2(image, off, &table, err);
-    if (!e)
-        e = toy_reserve_at(image, r, table, LEVEL_L2);
-    if (!e)
-        e = toy_entry_at(image, dr_page_at(r->pins[PIN_L2].page, table), off, &p.old, err);
-    if (!e)
-        e = toy_make_plan(image, off, len, r->want, host_len, &p, err);
-    if (!e && p.place)
-        e = toy_find_place(image, &p, &p.new.host, err);
-    if (!e && p.place)
-        e = toy_reserve_at(image, r, toy_block(t, space, p.new.host), LEVEL_BLOCK);
-    if (!e && p.drops)
-        e = toy_reserve_at(image, r, toy_block(t, space, p.old.host), LEVEL_BLOCK);
-    if (e)
-        return e;
-    r->priv[PR_AT] = table + 16 * (off / TOY_CLUSTER % t->l2_entries);
-    if (p.place)
-        toy_add(image, r->pins[PIN_BLOCK].page, space, p.new.host, 1);
-    if (p.new.coded && p.place)
-        toy_note_coded(t, &p.new);
-    toy_describe(image, &p, off, len, r);
-    return 0;
 }
 
 static int toy_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
                        uint32_t host_len, struct dr_reservation *r, struct dr_error *err)
 {
     struct toy *t = image->state;
+    struct toy_plan p = {.unit = dr_round_down(off, t->cluster)};
+    struct dr_page *page;
+    uint64_t table, at = 0;
+    unsigned space = toy_data_space(t);
     if (!t->marked)
         return dr_need_begin(image);
     *r = (struct dr_reservation){.want = want};
-    return toy_reserve_pinned(image, off, len, host_len, r, err);
+    int e = toy_own_l2(image, off, &table, err);
+    if (!e) {
+        at = r->priv[PR_AT] = toy_entry_place(t, table, off);
+        e = dr_reserve_page(image, r, 0, at, 16, LEVEL_L2, &page);
+    }
+    if (!e)
+        e = toy_entry_at(image, page, at, off, &p.old, err);
+    if (!e)
+        e = toy_make_plan(image, off, len, want, host_len, &p, err);
+    if (!e && p.place)
+        e = toy_find_place(image, &p, &p.new.host, err);
+    if (!e && p.place)
+        e = dr_reserve_page(image, r, 0, toy_count_at(t, space, p.new.host), 2, LEVEL_BLOCK, &page);
+    if (!e && p.drops)
+        e = dr_reserve_page(image, r, 0, toy_count_at(t, space, p.old.host), 2, LEVEL_BLOCK, &page);
+    if (e)
+        return e;
+    if (p.place)
+        toy_add(image, space, p.new.host, 1, 1);
+    if (p.new.coded && p.place)
+        toy_note_coded(t, &p.new);
+    toy_describe(image, &p, off, len, r);
+    return 0;
 }
 
 static void toy_publish(struct dr_image *image, struct dr_reservation *r)
@@ -718,8 +775,8 @@ static void toy_publish(struct dr_image *image, struct dr_reservation *r)
     struct toy *t = image->state;
     dr_page_put(image, r->pins[PIN_L2].page, r->priv[PR_AT], &r->priv[PR_ENTRY], 16);
     if (r->priv[PR_OLD] != UINT64_MAX) {
-        r->pins[r->n_pins - 1].page = NULL; /* stays pinned until release */
-        toy_free(image, toy_data_space(t), r->priv[PR_OLD], r->priv[PR_OLD_LEN]);
+        dr_reserved_pin(r, r->n_pins - 1)->page = NULL; /* stays pinned until it is lowered */
+        toy_free(image, toy_data_space(t), r->priv[PR_OLD], 1);
     }
 }
 
@@ -727,47 +784,41 @@ static void toy_cancel(struct dr_image *image, struct dr_reservation *r)
 {
     struct toy *t = image->state;
     if (r->priv[PR_NEW] != UINT64_MAX) {
-        toy_add(image, r->pins[PIN_BLOCK].page, toy_data_space(t), r->priv[PR_NEW], -1);
+        toy_add(image, toy_data_space(t), r->priv[PR_NEW], 1, -1);
         t->coded_next = 0;
     }
 }
 
-/* The block's page is pinned since the reservation: it is in memory. */
-static struct dr_page *toy_pinned_block(struct dr_image *image, const struct dr_freed *freed)
+/* ------------------------------------------------------------------ freed places */
+
+static unsigned toy_space_of(const struct dr_image *image, const struct dr_freed *freed)
 {
-    struct toy *t = image->state;
-    unsigned space = freed->file == image->files[0] ? TOY_META : TOY_DATA;
-    struct dr_page *page = NULL;
-    int r = dr_page_get(image, 0, t->blocks[space][freed->host / TOY_CLUSTER / TOY_BLOCK], &page);
-    if (r)
-        abort();
-    return page;
+    return freed->file == image->files[0] ? TOY_META : TOY_DATA;
 }
 
+/* All clusters of a range have as many ways to them. */
 static void toy_release(struct dr_image *image, const struct dr_freed *freed, struct dr_freed *gone)
 {
     struct toy *t = image->state;
-    unsigned space = freed->file == image->files[0] ? TOY_META : TOY_DATA;
-    uint64_t cluster = freed->host / TOY_CLUSTER;
-    struct dr_page *page = toy_pinned_block(image, freed);
-    uint16_t count = get_be16(
-        dr_page_at(page, t->blocks[space][cluster / TOY_BLOCK] + 2 * (cluster % TOY_BLOCK)));
-    if (count > 1) {
-        toy_add(image, page, space, freed->host, -1);
-        toy_unpin(image, page);
+    unsigned space = toy_space_of(image, freed);
+    uint64_t at = toy_count_at(t, space, freed->host);
+    uint64_t start = dr_round_down(freed->host, t->cluster);
+    if (get_be16(dr_page_at(toy_pinned(image, at), at)) > 1) {
+        toy_add(image, space, freed->host, freed->len, -1);
+        toy_unpin_counts(image, space, freed->host, freed->len);
         return;
     }
-    *gone = (struct dr_freed){freed->file, cluster * TOY_CLUSTER, TOY_CLUSTER};
-    if (space == toy_data_space(t) && t->coded_next / TOY_CLUSTER == cluster)
+    *gone = (struct dr_freed){freed->file, start,
+                              dr_round_up(freed->host + freed->len, t->cluster) - start};
+    if (space == toy_data_space(t) && dr_round_down(t->coded_next, t->cluster) == start)
         t->coded_next = 0; /* nothing may be put behind what is going to be punched */
 }
 
 static void toy_reuse(struct dr_image *image, const struct dr_freed *gone)
 {
-    unsigned space = gone->file == image->files[0] ? TOY_META : TOY_DATA;
-    struct dr_page *page = toy_pinned_block(image, gone);
-    toy_add(image, page, space, gone->host, -1);
-    toy_unpin(image, page);
+    unsigned space = toy_space_of(image, gone);
+    toy_add(image, space, gone->host, gone->len, -1);
+    toy_unpin_counts(image, space, gone->host, gone->len);
 }
 
 /* ------------------------------------------------------------------ the code: runs of bytes */
@@ -825,12 +876,13 @@ static int toy_begin_write(struct dr_image *image, uint64_t off, bool changes, s
     (void)off;
     (void)changes;
     int r = toy_mark(image, true, err);
-    if (!r) {
-        pthread_mutex_lock(&image->lock);
-        t->marked = true;
-        pthread_mutex_unlock(&image->lock);
-    }
-    return r;
+    if (r)
+        return r;
+    pthread_mutex_lock(&image->lock);
+    t->marked = true;
+    bool move = t->moving = t->roots_full;
+    pthread_mutex_unlock(&image->lock);
+    return move ? toy_move_roots(image, err) : 0;
 }
 
 static int toy_end_write(struct dr_image *image, struct dr_error *err)
@@ -839,7 +891,7 @@ static int toy_end_write(struct dr_image *image, struct dr_error *err)
     pthread_mutex_lock(&image->lock);
     t->marked = false;
     pthread_mutex_unlock(&image->lock);
-    return toy_mark(image, false, err);
+    return t->leaks ? 0 : toy_mark(image, false, err);
 }
 
 static int toy_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
@@ -864,10 +916,10 @@ static int toy_resize(struct dr_image *image, uint64_t size, uint64_t parent_siz
         return dr_fail(err, ENOTSUP,
                        "%s: a toy cannot grow over what its parent has behind its end",
                        image->path);
-    if (size > toy_span(t) * TOY_ROOTS)
+    if (size > toy_span(t) * TOY_L1)
         return dr_fail(err, EFBIG, "%s: no room for %" PRIu64 " bytes", image->path, size);
     int r = toy_read_header(image, h, err);
-    put_be64(h + OFF_SIZE, size);
+    put_be64(h + TOY_OFF_SIZE, size);
     if (!r)
         r = toy_write_header(image, h, err);
     if (!r)
@@ -879,7 +931,7 @@ static int toy_info(struct dr_image *image, json_t *data, uint64_t *cluster_size
                     struct dr_error *err)
 {
     const struct toy *t = image->state;
-    *cluster_size = TOY_CLUSTER;
+    *cluster_size = t->cluster;
     if (t->has_data && json_object_set_new(data, "data-file", json_string(t->data_name)))
         return dr_fail(err, ENOMEM, "out of memory");
     return 0;
@@ -910,5 +962,9 @@ const struct dr_format dr_format_toy = {
     .resize = toy_resize,
     .trim = toy_trim,
     .info = toy_info,
+    .snapshot_create = toy_snapshot_create,
+    .snapshot_apply = toy_snapshot_apply,
+    .snapshot_delete = toy_snapshot_delete,
+    .snapshot_list = toy_snapshot_list,
     .check = toy_check,
 };

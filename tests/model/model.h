@@ -28,6 +28,7 @@ struct subject {
     struct dr_pair pairs[4];
     unsigned n_pairs;
     bool uneven;   /* put together from extents of uneven size, by hand */
+    bool waits;    /* a write may have to wait for a flush */
     bool snapshot; /* an internal snapshot is taken after the first writes (toy) */
     bool junk;     /* the raw file dir/top.raw is full of what nothing shows (add-cow) */
     bool zeroes;   /* new images read as zeros but for what the base has: always so */

@@ -296,6 +296,12 @@ static void allow_overlapping(struct cuts *c, struct shadow *initial, size_t k)
     }
 }
 
+/* A write inside a flush that waits for the next flush would wait for ever. */
+__attribute__((unused)) static bool never_waits(const struct subject *s)
+{
+    return !s->waits;
+}
+
 static void writes_inside_flushes(void **state)
 {
     const struct subject *s = *state;
@@ -411,7 +417,7 @@ int main(void)
     (void)wrong_order_is_found;
 #else
     r += model_run("power cuts", power_cuts, NULL);
-    r += model_run("writes inside a flush", writes_inside_flushes, NULL);
+    r += model_run("writes inside a flush", writes_inside_flushes, never_waits);
     r += model_run("planted: one flush is skipped", skipped_flush_is_found, some_subjects);
     r += model_run("planted: bits or holes too early", wrong_order_is_found, one_add_cow);
 #endif

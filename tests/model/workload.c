@@ -181,10 +181,13 @@ static int run_coded(struct workload *w, const struct op *op)
     uint8_t coded[4096];
     int r = 0;
     if (top->fmt->encode && !strcmp(top->fmt->name, "toy")) {
-        int64_t n = top->fmt->encode(top, w->buf, op->len, op->off, coded, sizeof(coded));
+        uint64_t uoff, len;
+        top->fmt->unit(top, op->off, &uoff, &len);
+        len = dr_min(len, op->len);
+        int64_t n = top->fmt->encode(top, w->buf, len, op->off, coded, sizeof(coded));
         assert_true(n > 0);
-        shadow_write(w->view, op->off, w->buf, op->len);
-        r = dr_chain_write_coded(chain, 0, coded, (uint32_t)n, op->off, op->len, &w->err);
+        shadow_write(w->view, op->off, w->buf, len);
+        r = dr_chain_write_coded(chain, 0, coded, (uint32_t)n, op->off, len, &w->err);
     }
     dr_disk_leave(w->disk, &pass);
     return r;
