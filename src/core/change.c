@@ -142,8 +142,11 @@ static int run_copy_file(struct batch *batch, const struct run *run, struct dr_e
 static int run_write(struct batch *batch, const struct run *run, struct dr_error *err)
 {
     bool whole = run->from == run->off && run->to == run->off + run->len;
-    if (batch->src->coded)
-        return dr_file_pwrite(run->file, batch->src->coded, run->host, batch->src->coded_len, err);
+    if (batch->src->coded) {
+        int r = dr_file_pwrite(run->file, batch->src->coded, run->host, batch->src->coded_len, err);
+        dr_decoded_forget(batch->image, run->file, run->host, batch->src->coded_len);
+        return r;
+    }
     if (batch->src->file)
         return whole ? run_copy_file(batch, run, err) : -ENOTSUP;
     if (!batch->src->buf && whole)

@@ -72,10 +72,13 @@ struct dr_image {
     struct dr_cache *cache;
     struct dr_ranges *ranges;
     struct dr_flusher *flusher;
-    const struct dr_gate *gate; /* while it is being opened; NULL = what the environment allows */
-    const char *data_file;      /* the same: named by the user; NULL = as recorded */
-    pthread_mutex_t begin_lock; /* one begin_write at a time */
-    _Atomic unsigned begun;     /* bit 0: begin_write was called, bit 1: for changes of the view */
+    const struct dr_gate *gate;   /* while it is being opened; NULL = what the environment allows */
+    const char *data_file;        /* the same: named by the user; NULL = as recorded */
+    _Atomic bool has_decoded;     /* decoded.c may know units of it */
+    _Atomic uint64_t decoded_gen; /* changes whenever units are forgotten */
+    _Atomic uint64_t decoded_at, decoded_end; /* coded bytes of the unit that was read last */
+    pthread_mutex_t begin_lock;               /* one begin_write at a time */
+    _Atomic unsigned begun; /* bit 0: begin_write was called, bit 1: for changes of the view */
 };
 
 /* What wants to know of every change that the guest makes to a disk. Both run under the lock of the

@@ -9,6 +9,7 @@ static void image_free(struct dr_image *image)
     for (unsigned i = 0; i < image->n_files; i++)
         dr_file_unref(image->files[i]);
     free(image->files);
+    dr_decoded_close(image);
     dr_cache_free(image);
     dr_ranges_free(image->ranges);
     dr_flusher_free(image->flusher);

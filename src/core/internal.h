@@ -55,6 +55,17 @@ int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, st
  */
 bool dr_cache_unseal(struct dr_image *image, bool ok);
 
+/* ------------------------------------------------------------------ decoded.c */
+
+/* Bytes of the coded unit at ext (DR_CODED). The caller holds the place. */
+int dr_decoded_read(struct dr_image *image, const struct dr_extent *ext, uint8_t *buf, size_t len,
+                    struct dr_error *err);
+/* The coded bytes in this range of a file are other ones from now on. Nobody holds the place of a
+ * unit there. */
+void dr_decoded_forget(struct dr_image *image, const struct dr_file *file, uint64_t host,
+                       uint64_t len);
+void dr_decoded_close(const struct dr_image *image);
+
 /* ------------------------------------------------------------------ limits.c */
 
 enum dr_cache_kind { DR_CACHE_METADATA, DR_CACHE_DECODED, DR_CACHE_INDEX, DR_CACHE_KINDS };

@@ -16,28 +16,6 @@ static int check_range(const struct dr_image *image, uint64_t off, uint64_t len,
 
 /* ------------------------------------------------------------------ read */
 
-static int read_coded(struct dr_chain *chain, const struct dr_place *place, uint8_t *buf,
-                      size_t len, struct dr_error *err)
-{
-    const struct dr_extent *ext = &place->ext;
-    struct dr_image *image = chain->images[place->owner];
-    if (ext->inner > ext->unit || len > ext->unit - ext->inner)
-        return dr_fail(err, EIO, "%s: a compressed unit of %u bytes does not hold %zu at %u",
-                       image->path, ext->unit, len, ext->inner);
-    CLEANUP_FREE uint8_t *coded = malloc(ext->host_len ? ext->host_len : 1);
-    CLEANUP_FREE uint8_t *plain = malloc(ext->unit);
-    if (!coded || !plain)
-        return dr_fail(err, ENOMEM, "%s: out of memory for a compressed unit", image->path);
-    /* host_len may be an upper bound at the end of the file: what is there must decode. */
-    size_t got;
-    int r = dr_file_pread_short(ext->file, coded, ext->host, ext->host_len, &got, err);
-    if (r == 0)
-        r = image->fmt->decode(image, coded, got, plain, ext->unit, err);
-    if (r == 0)
-        memcpy(buf, plain + ext->inner, len);
-    return r;
-}
-
 static int read_place(struct dr_chain *chain, const struct dr_place *place, uint8_t *buf,
                       struct dr_error *err)
 {
@@ -46,7 +24,7 @@ static int read_place(struct dr_chain *chain, const struct dr_place *place, uint
     case DR_DATA:
         return dr_file_pread(ext->file, buf, ext->host, ext->len, err);
     case DR_CODED:
-        return read_coded(chain, place, buf, ext->len, err);
+        return dr_decoded_read(chain->images[place->owner], ext, buf, ext->len, err);
     default:
         memset(buf, 0, ext->len);
         return 0;
