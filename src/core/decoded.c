@@ -9,9 +9,9 @@
  * of WINDOW bytes, so that small units cost few system calls.
  *
  * A unit is known by its image and its place in the file. Readers hold the place (an epoch) while
- * they are here, and dr_decoded_forget is called before a place is used for something else. What is
- * read ahead of any unit may be written meanwhile: a window counts only if nothing was forgotten
- * for its image since before it was read.
+ * they are here, and dr_decoded_forget is called before a place is used for something else. Bytes
+ * that a window has read ahead may be written meanwhile, so a window is kept only if nothing was
+ * forgotten for its image since before it was read.
  */
 #include "core/internal.h"
 #include "base/bytes.h"

@@ -137,8 +137,8 @@ int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, st
 
 /* ------------------------------------------------------------------ unsealing */
 
-/* What was not written is dirty again, together with what came since. False: a sector has edits of
- * two levels now. */
+/* The sealed sectors were not written: they are dirty again, together with edits that came since.
+ * False: a sector has edits of two levels now. */
 static bool put_back(struct dr_cache *cache, struct dr_page *page)
 {
     bool fits = true;

@@ -94,7 +94,7 @@ void dr_clock_evict(struct dr_image *own)
 
 /* ------------------------------------------------------------------ reading, no lock held */
 
-/* What was read of one run of pages. */
+/* The pages that one read has brought. */
 struct loaded {
     unsigned n;
     uint8_t *data[LOAD_PAGES];     /* dr_zero_page, or malloc'ed */
@@ -224,7 +224,8 @@ static unsigned missing_run(const struct dr_cache *cache, const struct dr_need *
     return n;
 }
 
-/* What was read enters the table, unless a page came there by other ways meanwhile. */
+/* Put the pages that were read into the table, but for those that dr_page_new put there meanwhile.
+ */
 static int enter_pages(struct dr_image *image, unsigned file, uint64_t off, struct loaded *l,
                        bool holes_hold, struct dr_hold *hold)
 {

@@ -28,6 +28,9 @@ enum dr_kind {
     DR_CODED, /* the bytes are part of a coded (compressed) unit */
 };
 
+/* A unit whose parts differ (sub-units: some held, some zeros, some a hole) is answered part by
+ * part. Several coded units may stand in one cluster of the file, whose count is then as high: its
+ * last unit that is freed frees it (release). */
 struct dr_extent {
     enum dr_kind kind;
     uint64_t len;         /* guest bytes from the asked offset on that this answer covers, > 0 */
@@ -64,8 +67,10 @@ struct dr_pin {
 
 struct dr_reservation {
     uint64_t off, len; /* guest range that publish makes visible: contains what was asked for, lies
-                          inside the unit (with a span: the units that were asked for); the core
-                          fills head and tail from this same chain */
+                          inside the unit (with a span: the units that were asked for). Where it is
+                          more than what was asked for (whole sub-units, or all that a unit holds
+                          when it gets a new place), the core reads the head and tail from this same
+                          chain. */
     struct dr_file *file; /* WRITE, ZERO_HOST */
     uint64_t host;
     uint64_t pad; /* WRITE: zeros to write behind len, up to the end of the last unit's space */
@@ -119,7 +124,7 @@ static inline int dr_create_stopped(const volatile int *stop, struct dr_error *e
     return dr_fail(err, ECANCELED, "stopped on request");
 }
 
-/* What a new image takes: the lengths of its files together. */
+/* Bytes that the files of a new image take together. */
 struct dr_cost {
     uint64_t fixed; /* header, tables, and disks that stand in their file as they are */
     uint64_t unit;  /* each such unit of the disk that holds data takes as much again; 0 = none */
@@ -138,7 +143,7 @@ enum dr_set_backing_flag {
 
 /* ------------------------------------------------------------------ internal snapshots */
 
-/* What is left 0 or NULL is not known. */
+/* A field that is 0 or NULL is not known. */
 struct dr_snapshot_info {
     const char *id, *name;
     uint64_t size;     /* of the disk when it was made */
@@ -148,7 +153,7 @@ struct dr_snapshot_info {
     uint64_t clock_ns; /* how long the guest had been running */
 };
 
-/* The strings live until it returns; what is not 0 ends the list and is its result. */
+/* The strings live until it returns. A result other than 0 ends the list and becomes its result. */
 typedef int (*dr_snapshot_each)(void *user, const struct dr_snapshot_info *info);
 
 /* ------------------------------------------------------------------ info, check */
@@ -203,7 +208,7 @@ struct dr_format {
      * dr_image_open_file(); set image->size, state, backing_name, backing_format (malloc'ed),
      * unclean. Nothing is written, however unclean. On failure the core calls close. */
     int (*open)(struct dr_image *image, struct dr_error *err);
-    /* Free state (may be NULL or half made). The core closes the files. */
+    /* Free image->state, which may be NULL or half made. The core closes the files. */
     void (*close)(struct dr_image *image);
 
     /* Make a new, complete, durable image at path (all names O_EXCL); on failure leave nothing
@@ -211,8 +216,8 @@ struct dr_format {
     int (*create)(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
                   struct dr_error *err);
 
-    /* What create with these would take. Arithmetic only: path is for messages, no file is touched,
-     * params->backing is NULL. Optional. */
+    /* Compute the bytes that create would write. Arithmetic only: path is for messages, no file is
+     * touched, params->backing is NULL. Optional. */
     int (*measure)(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
                    struct dr_error *err);
     /* The file whose bytes are the disk, at the same offsets, as soon as map says DATA everywhere:
@@ -220,11 +225,11 @@ struct dr_format {
      * files[0]. Optional. */
     struct dr_file *(*plain)(const struct dr_image *image);
 
-    /* Which range must be locked before reserve; pure geometry. [*uoff, *uoff + *ulen) contains
-     * off, its end may pass image->size. */
+    /* The unit that off is in, which is what the core locks before reserve; pure geometry. [*uoff,
+     * *uoff + *ulen) contains off, its end may pass image->size. */
     void (*unit)(const struct dr_image *image, uint64_t off, uint64_t *uoff, uint64_t *ulen);
 
-    /* [page] What this image alone has at off; 0 < ext->len <= len; as long as the loaded page
+    /* [page] Tell what this image alone has at off; 0 < ext->len <= len; as long as the loaded page
      * tells (and dr_page_zero_until). off + len <= image->size. Damaged entries: -EIO naming file
      * and offset. */
     int (*map)(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
@@ -242,7 +247,8 @@ struct dr_format {
      * it returns: those units may be reserved by others before this one is published. */
     int (*reserve)(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
                    uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
-    /* Image lock held, no I/O, cannot fail. What loses its last reference goes to dr_free_later().
+    /* Image lock held, no I/O, cannot fail. Hand each place that loses a reference to
+     * dr_free_later().
      */
     void (*publish)(struct dr_image *image, struct dr_reservation *r);
     void (*cancel)(struct dr_image *image, struct dr_reservation *r);
@@ -258,8 +264,8 @@ struct dr_format {
      * its counts to 0, it may be allocated again. Called in the order of release. Optional. */
     void (*reuse)(struct dr_image *image, const struct dr_freed *gone);
 
-    /* Pure CPU, no lock. decode: coded bytes → exactly out_len bytes. encode: the size used in out,
-     * or -ENOTSUP when it does not shrink into out_cap. */
+    /* No I/O, no lock, called by many threads at once. decode: coded bytes → exactly out_len bytes.
+     * encode: the size used in out, or -ENOTSUP when it does not shrink into out_cap. */
     int (*decode)(struct dr_image *image, const uint8_t *in, size_t in_len, uint8_t *out,
                   size_t out_len, struct dr_error *err);
     int64_t (*encode)(struct dr_image *image, const uint8_t *in, size_t in_len, uint64_t guest_off,
@@ -309,10 +315,11 @@ struct dr_format {
     /* Write-open of an unclean image: metadata only, idempotent, before anything else is written.
      */
     int (*recover)(struct dr_image *image, struct dr_error *err);
-    /* New size; the caller has flushed. Nothing of the parent comes to light behind the old size:
-     * parent_size is where the parent ends (0 = there is none, UINT64_MAX = not known), and where
-     * that is more than the old size, the core has filled the unit the old size lies in. -ENOTSUP.
-     */
+    /* The disk gets a new size; the caller has flushed. Nothing of the parent may come to light
+     * behind the old size: parent_size is where the parent ends (0 = there is none, UINT64_MAX =
+     * not known), and where that is more than the old size, the core has filled the unit the old
+     * size lies in. -ENOTSUP. Allocating what is new at once (preallocation) is no part of this
+     * contract yet; it will be one more argument here. */
     int (*resize)(struct dr_image *image, uint64_t size, uint64_t parent_size,
                   struct dr_error *err);
     /* Snapshots inside the image. All optional. The core has flushed, and keeps out every writer of

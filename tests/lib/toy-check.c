@@ -10,7 +10,7 @@
 #include "base/cleanup.h"
 #include "toy.h"
 
-/* What refers to what, found by walking the tables. */
+/* How often each cluster is referred to, found by walking the tables. */
 struct tally {
     struct dr_image *image;
     struct dr_check_result *result; /* NULL: nobody wants to hear */

@@ -341,7 +341,7 @@ static int toy_pin(struct dr_image *image, uint64_t at, size_t len, unsigned lev
     return r ? r : dr_page_pin(image, *page, at, len, level);
 }
 
-/* What is pinned is in memory. */
+/* The page of a pinned range: it is in memory. */
 static struct dr_page *toy_pinned(struct dr_image *image, uint64_t at)
 {
     struct dr_page *page;
@@ -618,7 +618,7 @@ static int toy_own_l2(struct dr_image *image, uint64_t off, uint64_t *table, str
 
 /* ------------------------------------------------------------------ reserve, publish */
 
-/* What a reservation is going to do, before anything is pinned. */
+/* A reservation as it is going to be, before anything is pinned. */
 struct toy_plan {
     uint64_t unit;
     struct toy_entry old, new;

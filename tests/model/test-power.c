@@ -22,7 +22,7 @@ struct cuts {
     struct shadow_log log;
 };
 
-/* What the planted faults are switched by; nothing when the suite proper runs. */
+/* Switches of the planted faults; off when the suite proper runs. */
 static size_t plant_skip_flush = SIZE_MAX;
 static uint64_t plant_try; /* another run each time */
 
