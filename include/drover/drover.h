@@ -95,7 +95,8 @@ enum dr_open_flag {
                                     not closed */
     DR_OPEN_UNCHANGED = 1 << 8,  /* RDWR: the caller promises that no byte readable at the top
                                     changes; content ids stay (rebase, stream) */
-    DR_OPEN_DIRECT = 1 << 9,     /* advise: do not keep the host's page cache */
+    DR_OPEN_DIRECT = 1 << 9,     /* past the host's page cache (O_DIRECT) where that is
+                                    possible, else advise it to keep nothing */
 };
 
 struct dr_open_options {

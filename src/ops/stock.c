@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "ops/stock.h"
 
+#include "base/cleanup.h"
+
 #define SECTOR       512u
 #define SALVAGE_UNIT 65536u
 
@@ -96,8 +98,14 @@ uint64_t dr_stock_block(struct dr_chain *chain, size_t at, uint64_t lowest)
 
 unsigned dr_stock_depth(const struct dr_chain *chain)
 {
-    (void)chain;
-    return 0;
+    uint64_t depth = 0;
+    for (size_t i = 0; chain && i < chain->n; i++) {
+        struct dr_image *image = chain->images[i];
+        DR_LOCK_SCOPE(&image->lock); /* a driver may replace a file */
+        for (unsigned f = 0; f < image->n_files; f++)
+            depth = dr_max(depth, image->files[f]->depth);
+    }
+    return (unsigned)depth;
 }
 
 /* ------------------------------------------------------------------ transfer: next */

@@ -6,7 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "storage/storage.h"
+#include "storage/aligned.h"
 
 #define MAX_SIZE ((uint64_t)INT64_MAX)
 
@@ -33,7 +33,7 @@ static int check_write(const struct dr_file *f, uint64_t off, uint64_t len, stru
     return r ? r : check_range(f, off, len, err);
 }
 
-static void grow_size(struct dr_file *f, uint64_t end)
+void dr_file_grow_size(struct dr_file *f, uint64_t end)
 {
     uint64_t size = f->size;
     while (size < end && !atomic_compare_exchange_weak(&f->size, &size, end))
@@ -55,7 +55,7 @@ static int write_failed(struct dr_file *f, int r, const char *what, uint64_t off
     uint64_t size;
     mark_dirty(f);
     if (f->ops->get_size && f->ops->get_size(f, &size) == 0)
-        grow_size(f, size); /* never smaller: others may be appending */
+        dr_file_grow_size(f, size); /* never smaller: others may be appending */
     return dr_fail_errno(err, -r, "%s: cannot %s %" PRIu64 " bytes at offset %" PRIu64, f->path,
                          what, len, off);
 }
@@ -65,7 +65,7 @@ static int write_failed(struct dr_file *f, int r, const char *what, uint64_t off
 static ssize_t read_some(struct dr_file *f, void *buf, uint64_t off, size_t len,
                          struct dr_error *err)
 {
-    ssize_t n = f->ops->pread(f, buf, off, len);
+    ssize_t n = dr_aligned_pread(f, buf, off, len);
     if (n < 0)
         return dr_fail_errno(err, (int)-n, "%s: cannot read %zu bytes at offset %" PRIu64, f->path,
                              len, off);
@@ -108,13 +108,13 @@ int dr_file_pread_short(struct dr_file *f, void *buf, uint64_t off, size_t len, 
 static int write_iov(struct dr_file *f, struct iovec *iov, int n, uint64_t off, uint64_t len,
                      struct dr_error *err)
 {
+    bool durable = false;
     int r = check_write(f, off, len, err);
     if (r || !len)
         return r;
-    r = f->ops->pwritev(f, iov, n, off);
+    r = dr_aligned_pwritev(f, iov, n, off, len, &durable);
     if (r)
         return write_failed(f, r, "write", off, len, err);
-    grow_size(f, off + len);
     mark_dirty(f);
     return 0;
 }
@@ -126,13 +126,21 @@ int dr_file_pwrite(struct dr_file *f, const void *buf, uint64_t off, size_t len,
     return write_iov(f, &iov, 1, off, len, err);
 }
 
+static int iov_length(const struct dr_file *f, const struct iovec *iov, int n, uint64_t *len,
+                      struct dr_error *err)
+{
+    *len = 0;
+    for (int i = 0; i < n; i++)
+        if (dr_add_overflow(*len, iov[i].iov_len, len))
+            return dr_fail(err, EINVAL, "%s: a write of more bytes than there are", f->path);
+    return 0;
+}
+
 int dr_file_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off, struct dr_error *err)
 {
-    uint64_t len = 0;
-    for (int i = 0; i < n; i++)
-        if (dr_add_overflow(len, iov[i].iov_len, &len))
-            return dr_fail(err, EINVAL, "%s: a write of more bytes than there are", f->path);
-    return write_iov(f, iov, n, off, len, err);
+    uint64_t len;
+    int r = iov_length(f, iov, n, &len, err);
+    return r ? r : write_iov(f, iov, n, off, len, err);
 }
 
 /* ------------------------------------------------------------------ zero */
@@ -184,7 +192,7 @@ int dr_file_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags,
     int r = check_write(f, off, len, err);
     if (r || !len)
         return r;
-    r = f->ops->zero ? f->ops->zero(f, off, len, flags) : -ENOTSUP;
+    r = dr_aligned_zero(f, off, len, flags);
     if (r == -ENOTSUP && !(flags & DR_FILE_ZERO_FAST))
         return write_zeros_sparsely(f, off, len, err);
     if (r == -ENOTSUP)
@@ -194,7 +202,7 @@ int dr_file_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags,
                        f->path, len, off);
     if (r)
         return write_failed(f, r, "zero", off, len, err);
-    grow_size(f, off + len);
+    dr_file_grow_size(f, off + len);
     mark_dirty(f);
     return 0;
 }
@@ -285,18 +293,23 @@ int dr_file_see_growth(struct dr_file *f, struct dr_error *err)
     int r = f->ops->get_size(f, &size);
     if (r)
         return dr_fail_errno(err, -r, "%s: cannot get the size", f->path);
-    grow_size(f, size);
+    dr_file_grow_size(f, size);
     return 0;
 }
 
 /* ------------------------------------------------------------------ flush */
 
+static int flush_lost(const struct dr_file *f, struct dr_error *err)
+{
+    return dr_fail(err, EIO,
+                   "%s: an earlier flush failed (%s): what was written is lost, open it again",
+                   f->path, strerrordesc_np(-f->flush_error));
+}
+
 static int flush_locked(struct dr_file *f, struct dr_error *err)
 {
     if (f->flush_error)
-        return dr_fail(err, EIO,
-                       "%s: an earlier flush failed (%s): what was written is lost, open it again",
-                       f->path, strerrordesc_np(-f->flush_error));
+        return flush_lost(f, err);
     if (!atomic_exchange(&f->dirty, false))
         return 0;
     int r = f->ops->flush(f);
@@ -317,6 +330,40 @@ int dr_file_flush(struct dr_file *f, struct dr_error *err)
     return r;
 }
 
+/* A container that has no room has written nothing, and nothing else is lost. After any other
+ * failure of a durable write the kernel may have dropped the bytes, as after a failed flush. */
+static bool is_refusal(int r)
+{
+    return r == -ENOSPC || r == -EDQUOT || r == -EFBIG || r == -ENOMEM || r == -EINTR;
+}
+
+int dr_file_pwritev_durable(struct dr_file *f, struct iovec *iov, int n, uint64_t off,
+                            struct dr_error *err)
+{
+    bool durable = !(f->flags & DR_FILE_NO_FLUSH);
+    uint64_t len;
+    if (!durable)
+        return dr_file_pwritev(f, iov, n, off, err);
+    if (f->flush_error)
+        return flush_lost(f, err);
+    int r = iov_length(f, iov, n, &len, err);
+    if (!r)
+        r = check_write(f, off, len, err);
+    if (r || !len)
+        return r;
+    r = dr_aligned_pwritev(f, iov, n, off, len, &durable);
+    if (r && durable && !is_refusal(r)) {
+        int none = 0;
+        atomic_compare_exchange_strong(&f->flush_error, &none, r);
+    }
+    if (r)
+        return write_failed(f, r, "write durably", off, len, err);
+    if (durable)
+        return 0;
+    mark_dirty(f);
+    return dr_file_flush(f, err);
+}
+
 /* ------------------------------------------------------------------ copy */
 
 static bool means_unsupported(ssize_t r)
@@ -335,13 +382,17 @@ int dr_file_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uin
         return r;
     if (!dst->ops->copy || dst->ops != src->ops || !len)
         return -ENOTSUP;
+    struct dr_busy_range range;
+    dr_aligned_begin(dst, dst_off, len, &range);
     ssize_t n = dst->ops->copy(dst, dst_off, src, src_off, len);
+    if (n > 0)
+        dr_file_grow_size(dst, dst_off + (uint64_t)n);
+    dr_aligned_end(dst, &range);
     if (means_unsupported(n))
         return -ENOTSUP;
     if (n < 0)
         return write_failed(dst, (int)n, "copy", dst_off, len, err);
     *copied = (uint64_t)n;
-    grow_size(dst, dst_off + *copied);
     mark_dirty(dst);
     return 0;
 }

@@ -155,6 +155,8 @@ void dr_file_unpin(struct dr_file *f)
         return;
     pthread_mutex_destroy(&f->flush_lock);
     pthread_mutex_destroy(&f->state_lock);
+    pthread_mutex_destroy(&f->range_lock);
+    pthread_cond_destroy(&f->range_free);
     f->ops->close(f);
 }
 
@@ -173,6 +175,8 @@ static void init_object(struct dr_file *f, unsigned flags)
 {
     pthread_mutex_init(&f->flush_lock, NULL);
     pthread_mutex_init(&f->state_lock, NULL);
+    pthread_mutex_init(&f->range_lock, NULL);
+    pthread_cond_init(&f->range_free, NULL);
     f->kind = kind_of(flags);
     f->pins = 1; /* of all users together */
     f->users = 1;

@@ -14,6 +14,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "storage/posix.h"
@@ -40,20 +41,71 @@ int posix_check_type(const char *path, const struct stat *st, struct dr_error *e
     return dr_fail(err, EINVAL, "%s: is a %s, not a file or block device", path, what);
 }
 
-static int open_fd(const char *path, unsigned flags)
+int posix_open_fd(const char *path, int how, mode_t mode, bool *direct)
 {
     /* O_NONBLOCK: the open of a pipe with nobody at its other end would wait for ever. */
-    int how = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (flags & DR_FILE_RDWR ? O_RDWR : O_RDONLY);
-    if (flags & DR_FILE_CREATE)
-        how |= O_CREAT | (flags & DR_FILE_TRUNCATE ? 0 : O_EXCL);
+    how |= O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
     int fd;
     do
-        fd = open(path, how, flags & DR_FILE_PRIVATE ? 0600 : 0644);
+        fd = open(path, how, mode);
     while (fd < 0 && errno == EINTR);
     if (fd < 0)
         return -errno;
-    fcntl(fd, F_SETFL, 0); /* it was for the open only */
+    /* O_NONBLOCK was for the open only. O_DIRECT is set here, where its refusal has made no file.
+     */
+    if (!*direct || fcntl(fd, F_SETFL, O_DIRECT)) {
+        fcntl(fd, F_SETFL, 0);
+        *direct = false;
+    }
     return fd;
+}
+
+static int open_fd(const char *path, unsigned flags, bool *direct)
+{
+    int how = flags & DR_FILE_RDWR ? O_RDWR : O_RDONLY;
+    if (flags & DR_FILE_CREATE)
+        how |= O_CREAT | (flags & DR_FILE_TRUNCATE ? 0 : O_EXCL);
+    *direct = flags & DR_FILE_DIRECT;
+    return posix_open_fd(path, how, flags & DR_FILE_PRIVATE ? 0600 : 0644, direct);
+}
+
+/* ------------------------------------------------------------------ O_DIRECT */
+
+void posix_open_cached(struct posix_file *p)
+{
+    char link[64];
+    bool direct = false;
+    if (!p->direct || p->base.block_device || p->cached >= 0)
+        return;
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", p->fd);
+    p->cached = posix_open_fd(link, O_RDWR, 0, &direct);
+    if (p->cached < 0)
+        posix_give_up_direct(p);
+}
+
+/* Linux 6.1 and later tell; a device tells its blocks; 4096 suits everybody else. */
+static void find_alignment(struct posix_file *p, uint32_t sector)
+{
+    struct dr_file *f = &p->base;
+    unsigned offset = f->block_device ? sector : 4096, mem = 4096;
+#ifdef STATX_DIOALIGN
+    struct statx st;
+    if (statx(p->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) == 0 &&
+        (st.stx_mask & STATX_DIOALIGN)) {
+        if (!st.stx_dio_offset_align) {
+            posix_give_up_direct(p);
+            return;
+        }
+        offset = (unsigned)dr_max(st.stx_dio_offset_align, 512u);
+        mem = (unsigned)dr_max(st.stx_dio_mem_align, 1u);
+    }
+#endif
+    if (offset > 65536 || mem > 4096) {
+        posix_give_up_direct(p);
+        return;
+    }
+    f->read_align = f->write_align = offset;
+    f->mem_align = mem;
 }
 
 static int fill_in(struct posix_file *p, struct dr_fs *fs, const char *path, const struct stat *st,
@@ -77,12 +129,14 @@ static int fill_in(struct posix_file *p, struct dr_fs *fs, const char *path, con
         f->size = (uint64_t)end;
     }
     p->sector = (uint32_t)sector;
+    if (p->direct)
+        find_alignment(p, p->sector);
     p->block = st->st_blksize >= 512 ? (uint32_t)st->st_blksize : 4096;
     return 0;
 }
 
 /* fd is taken over in any case. */
-static int file_of(int fd, struct dr_fs *fs, const char *path, struct posix_file **out,
+static int file_of(int fd, bool direct, struct dr_fs *fs, const char *path, struct posix_file **out,
                    struct dr_error *err)
 {
     CLEANUP_CLOSE int own = fd;
@@ -96,6 +150,8 @@ static int file_of(int fd, struct dr_fs *fs, const char *path, struct posix_file
     if (!p)
         return dr_fail_errno(err, ENOMEM, "Could not open '%s'", path);
     p->fd = fd;
+    p->cached = -1;
+    p->direct = direct;
     r = fill_in(p, fs, path, &st, err);
     if (r) {
         free(p->base.path);
@@ -117,14 +173,17 @@ static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct
                 : 0;
     if (r)
         return r;
-    int fd = open_fd(path, flags);
+    bool direct;
+    int fd = open_fd(path, flags, &direct);
     if (fd < 0)
         return dr_fail_errno(err, -fd, "Could not %s '%s'",
                              flags & DR_FILE_CREATE ? "create" : "open", path);
     struct posix_file *p;
-    r = file_of(fd, fs, path, &p, err);
+    r = file_of(fd, direct, fs, path, &p, err);
     if (r)
         return r;
+    if (flags & DR_FILE_RDWR)
+        posix_open_cached(p);
     p->inode_dirty = flags & DR_FILE_CREATE;
     *file = &p->base;
     return 0;
@@ -141,11 +200,12 @@ int dr_file_open_fd(int fd, const char *name, struct dr_file **file, struct dr_e
     if (r)
         return r;
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    int own = open_fd(path, 0);
+    bool direct;
+    int own = open_fd(path, 0, &direct);
     if (own < 0)
         return dr_fail_errno(err, -own, "Could not open '%s'", name);
     struct posix_file *p;
-    r = file_of(own, dr_fs_posix(), name, &p, err);
+    r = file_of(own, direct, dr_fs_posix(), name, &p, err);
     return r ? r : dr_file_adopt(&p->base, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, file, err);
 }
 

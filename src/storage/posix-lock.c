@@ -141,14 +141,13 @@ static bool same_file(int fd, const struct dr_file *f)
 static int reopen(const struct dr_file *f, int access)
 {
     char link[64];
-    int flags = access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+    bool direct = ((const struct posix_file *)f)->direct;
     snprintf(link, sizeof(link), "/proc/self/fd/%d", ((const struct posix_file *)f)->fd);
-    int fd = open(link, flags);
-    if (fd < 0 && (errno == ENOENT || errno == ENOTDIR))
-        fd = open(f->path, flags);
+    int fd = posix_open_fd(link, access, 0, &direct);
+    if (fd == -ENOENT || fd == -ENOTDIR)
+        fd = posix_open_fd(f->path, access, 0, &direct);
     if (fd < 0)
-        return -errno;
-    fcntl(fd, F_SETFL, 0); /* O_NONBLOCK was for the open only */
+        return fd;
     if (same_file(fd, f))
         return fd;
     close(fd);
@@ -206,6 +205,7 @@ int posix_upgrade(struct dr_file *f, struct dr_error *err)
     }
     p->use = locks ? use : 0;
     p->unshared = locks ? unshared : 0;
+    posix_open_cached(p);
     return 0;
 }
 
@@ -217,6 +217,9 @@ int posix_downgrade(struct dr_file *f, struct dr_error *err)
     CLEANUP_CLOSE int fd = reopen(f, O_RDONLY);
     unsigned use = p->use & DR_PERM_READ;
     (void)err;
+    if (p->cached >= 0)
+        close(p->cached);
+    p->cached = -1;
     if (fd >= 0 && set_group(fd, F_RDLCK, USE_BYTE, use) == 0 &&
         set_group(fd, F_RDLCK, UNSHARED_BYTE, p->unshared) == 0 && exchange(p, fd) == 0) {
         p->use = use;

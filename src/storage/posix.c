@@ -20,31 +20,43 @@ static bool not_supported(int e)
 
 static void posix_close(struct dr_file *f)
 {
-    close(posix_file(f)->fd);
+    struct posix_file *p = posix_file(f);
+    close(p->fd);
+    if (p->cached >= 0)
+        close(p->cached);
     free(f->path);
     free(f);
 }
 
 /* ------------------------------------------------------------------ read and write */
 
+void posix_give_up_direct(struct posix_file *p)
+{
+    p->direct = false;
+    fcntl(p->fd, F_SETFL, 0);
+}
+
 /* Advice only: what the host keeps of these bytes is not needed again. */
 static void drop_cache(struct dr_file *f, uint64_t off, uint64_t len)
 {
-    if (f->flags & DR_FILE_DIRECT)
+    if ((f->flags & DR_FILE_DIRECT) && !posix_file(f)->direct)
         posix_fadvise(posix_file(f)->fd, (off_t)off, (off_t)len, POSIX_FADV_DONTNEED);
 }
 
 static ssize_t posix_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
 {
-    int fd = posix_file(f)->fd;
+    struct posix_file *p = posix_file(f);
     size_t done = 0;
     while (done < len) {
-        ssize_t n = pread(fd, (char *)buf + done, len - done, (off_t)(off + done));
-        if (n == 0)
-            break;
+        ssize_t n = pread(p->fd, (char *)buf + done, len - done, (off_t)(off + done));
         if (n > 0)
             done += (size_t)n;
-        else if (errno != EINTR)
+        /* The end of the file. With O_DIRECT, reading on at an odd offset would be an error. */
+        if (n == 0 || (n > 0 && p->direct && (size_t)n % dr_max(f->read_align, 1u)))
+            break;
+        if (n < 0 && errno == EINVAL && p->direct)
+            posix_give_up_direct(p); /* the file system took the flag, but not this */
+        else if (n < 0 && errno != EINTR)
             return -errno;
     }
     drop_cache(f, off, len);
@@ -65,15 +77,50 @@ static void skip_written(struct iovec **iov, int *n, size_t written)
     }
 }
 
-static int posix_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off)
+static bool is_aligned(const struct posix_file *p, const struct iovec *iov, int n, uint64_t off)
 {
-    int fd = posix_file(f)->fd;
+    uint64_t align = dr_max(p->base.write_align, 1u), mem = dr_max(p->base.mem_align, 1u);
+    bool ok = off % align == 0;
+    for (int i = 0; i < n; i++)
+        ok = ok && iov[i].iov_len % align == 0 && (uintptr_t)iov[i].iov_base % mem == 0;
+    return ok;
+}
+
+/* An end of the file that is inside a block goes through the page cache. The kernel keeps that and
+ * O_DIRECT apart as long as nobody writes to the same page meanwhile; the range lock sees to it. */
+static int fd_for(struct posix_file *p, const struct iovec *iov, int n, uint64_t off)
+{
+    return p->direct && p->cached >= 0 && !is_aligned(p, iov, n, off) ? p->cached : p->fd;
+}
+
+static bool lacks_dsync(int e)
+{
+    return not_supported(e) || e == ENOSPC || e == EDQUOT;
+}
+
+/* *how are flags of pwritev2; RWF_DSYNC is taken out of them where the kernel or the file system
+ * cannot do it, and where space is short: then it would not be known whether bytes were refused or
+ * lost, so these are written without. */
+static int write_all(struct dr_file *f, struct iovec *iov, int n, uint64_t off, int *how)
+{
+    struct posix_file *p = posix_file(f);
     skip_written(&iov, &n, 0);
     while (n) {
-        ssize_t w = n == 1 ? pwrite(fd, iov->iov_base, iov->iov_len, (off_t)off)
-                           : pwritev(fd, iov, n < IOV_MAX ? n : IOV_MAX, (off_t)off);
+        int fd = fd_for(p, iov, n, off);
+        ssize_t w = *how     ? pwritev2(fd, iov, n < IOV_MAX ? n : IOV_MAX, (off_t)off, *how)
+                    : n == 1 ? pwrite(fd, iov->iov_base, iov->iov_len, (off_t)off)
+                             : pwritev(fd, iov, n < IOV_MAX ? n : IOV_MAX, (off_t)off);
         if (w < 0 && errno == EINTR)
             continue;
+        if (w < 0 && *how && lacks_dsync(errno)) {
+            p->no_dsync = not_supported(errno);
+            *how = 0;
+            continue;
+        }
+        if (w < 0 && errno == EINVAL && p->direct) {
+            posix_give_up_direct(p);
+            continue;
+        }
         if (w < 0)
             return -errno;
         if (w == 0)
@@ -82,6 +129,21 @@ static int posix_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t o
         skip_written(&iov, &n, (size_t)w);
     }
     return 0;
+}
+
+static int posix_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off)
+{
+    int how = 0;
+    return write_all(f, iov, n, off, &how);
+}
+
+/* The inode's own changes are made durable by a flush only. */
+static int posix_pwritev_durable(struct dr_file *f, struct iovec *iov, int n, uint64_t off)
+{
+    struct posix_file *p = posix_file(f);
+    int how = p->no_dsync || p->inode_dirty ? 0 : RWF_DSYNC;
+    int r = write_all(f, iov, n, off, &how);
+    return r ? r : !how;
 }
 
 /* ------------------------------------------------------------------ holes */
@@ -251,8 +313,8 @@ static int posix_flush(struct dr_file *f)
 static uint64_t clone_length(const struct posix_file *dst, uint64_t dst_off,
                              const struct posix_file *src, uint64_t src_off, uint64_t len)
 {
-    if (dst->base.block_device || src->base.block_device || dst->no_clone || dst_off % dst->block ||
-        src_off % dst->block)
+    if (dst->base.block_device || src->base.block_device || dst->no_clone ||
+        dst->no_clone_from == src->base.id.dev + 1 || dst_off % dst->block || src_off % dst->block)
         return 0;
     return dr_round_down(len, dst->block);
 }
@@ -267,7 +329,9 @@ static uint64_t clone_range(struct posix_file *dst, uint64_t dst_off, struct pos
     if (!len || ioctl(dst->fd, FICLONERANGE, &range) == 0)
         return len;
     /* EINVAL may be about this range (the end of src); the others are about the file system. */
-    dst->no_clone = errno == EOPNOTSUPP || errno == EXDEV || errno == ENOTTY || errno == ENOSYS;
+    if (errno == EXDEV)
+        dst->no_clone_from = src->base.id.dev + 1;
+    dst->no_clone = errno == EOPNOTSUPP || errno == ENOTTY || errno == ENOSYS;
     return 0;
 }
 
@@ -279,7 +343,7 @@ static ssize_t posix_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file 
     uint64_t cloned = clone_range(d, dst_off, s, src_off, len);
     if (cloned)
         return (ssize_t)cloned;
-    if (dst->block_device || src->block_device || d->no_copy)
+    if (dst->block_device || src->block_device || d->no_copy || d->no_copy_from == src->id.dev + 1)
         return -ENOTSUP;
     ssize_t n;
     do
@@ -288,9 +352,13 @@ static ssize_t posix_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file 
     if (n >= 0)
         return n ? n : -EINVAL;
     int e = errno;
-    if (e == EXDEV || e == EOPNOTSUPP || e == ENOSYS)
+    /* Another source may be on the same file system as dst. */
+    if (e == EXDEV)
+        d->no_copy_from = src->id.dev + 1;
+    if (e == EOPNOTSUPP || e == ENOSYS)
         d->no_copy = true;
-    bool unable = d->no_copy || e == EBADF || e == ETXTBSY || e == EPERM || e == EOVERFLOW;
+    bool unable = e == EXDEV || d->no_copy || e == EBADF || e == ETXTBSY || e == EPERM ||
+                  e == EOVERFLOW;
     return unable ? -ENOTSUP : -e;
 }
 
@@ -321,6 +389,7 @@ const struct dr_file_ops posix_file_ops = {
     .close = posix_close,
     .pread = posix_pread,
     .pwritev = posix_pwritev,
+    .pwritev_durable = posix_pwritev_durable,
     .extent = posix_extent,
     .zero = posix_zero,
     .truncate = posix_truncate,

@@ -18,6 +18,7 @@
 
 #include "drover/drover.h"
 
+struct dr_busy_range;
 struct dr_file;
 struct dr_fs;
 
@@ -46,7 +47,8 @@ enum dr_file_flag {
     DR_FILE_FORCE_SHARE = 1 << 2, /* read although somebody writes */
     DR_FILE_NO_LOCK = 1 << 3,     /* no lock bytes at all, not even between users in this process */
     DR_FILE_NO_FLUSH = 1 << 4,    /* dr_file_flush does nothing (cache=unsafe) */
-    DR_FILE_DIRECT = 1 << 5,      /* drop from the host's page cache after use (advice) */
+    DR_FILE_DIRECT = 1 << 5,      /* past the host's page cache (O_DIRECT); where the container
+                                     refuses: drop from the page cache after use */
     DR_FILE_TRUNCATE = 1 << 6,    /* with RDWR: cut to 0 after the lock is taken; with CREATE: take
                                      over an existing regular file (or block device, which is not
                                      cut) instead of -EEXIST */
@@ -81,6 +83,9 @@ struct dr_file_ops {
     /* All of iov at off, growing the file; 0 or -errno. On failure any part may have been written,
      * each 512-byte sector old or new. May modify iov. */
     int (*pwritev)(struct dr_file *f, struct iovec *iov, int n, uint64_t off);
+    /* As pwritev, and durable, by itself and alone: 0. 1 = written, but a flush is still needed.
+     * Optional. */
+    int (*pwritev_durable)(struct dr_file *f, struct iovec *iov, int n, uint64_t off);
     int (*extent)(struct dr_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
                   uint64_t *run); /* optional: absent = all DATA */
     /* Zeros in [off, off+len), growing the file if it ends inside; -ENOTSUP: the wrapper writes
@@ -120,6 +125,15 @@ struct dr_file {
     char *path;             /* as opened; for messages and for naming things next to it */
     _Atomic unsigned flags; /* enum dr_file_flag of the present state */
     unsigned atomic_size;   /* bytes written all or nothing: 512 */
+    /* What the operations take, in bytes, powers of two up to 64 KiB; 0 or 1 = anything. Offsets
+     * and lengths of pread are multiples of read_align, those of pwritev and zero of write_align,
+     * and all buffers lie at multiples of mem_align (up to 4096). One exception: a write or zero
+     * may have any length if it reaches the end of the file. The wrappers see to all this
+     * (aligned.c), so callers need not; they are faster where they do. Set by open, constant. */
+    unsigned read_align, write_align, mem_align;
+    /* How many requests are worth having under way at once, where the way to the bytes is long;
+     * 0 = local files: a request for each processor is enough. */
+    unsigned depth;
     bool block_device;
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
@@ -132,6 +146,9 @@ struct dr_file {
     struct dr_file *next;
     pthread_mutex_t
         state_lock; /* serialises opening, closing and changes between reader and writer */
+    pthread_mutex_t range_lock; /* of busy: ranges being written, where write_align is set */
+    pthread_cond_t range_free;
+    struct dr_busy_range *busy;
     pthread_mutex_t flush_lock; /* a second flush waits for the first */
 };
 
@@ -185,6 +202,11 @@ int dr_file_pwrite(struct dr_file *f, const void *buf, uint64_t off, size_t len,
 /* n <= 1024. iov is used up. */
 int dr_file_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off,
                     struct dr_error *err);
+/* As dr_file_pwritev, and the bytes (not what was written before them) are durable on return, by
+ * one system call where the container has one, else by a flush. A failure is sticky as that of a
+ * flush, unless there was merely no space. With NO_FLUSH only written. */
+int dr_file_pwritev_durable(struct dr_file *f, struct iovec *iov, int n, uint64_t off,
+                            struct dr_error *err);
 /* Zeros in [off, off+len); beyond the end of the file it grows (sparsely). */
 int dr_file_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags,
                  struct dr_error *err);
