@@ -37,10 +37,10 @@ void vma_drop_leftovers(struct dr_fs *fs, const char *path)
     if (!dir || dr_ops_list(fs, dir, &names, &n, NULL) < 0)
         return;
     for (size_t i = 0; i < n; i++) {
-        CLEANUP_FREE char *of = NULL;
+        struct dr_aside aside;
         CLEANUP_FREE char *tmp = dr_path_sibling(path, names[i]);
-        if (tmp && dr_replace_is_leftover(names[i], &of) && of &&
-            strcmp(dr_path_basename(of), dr_path_basename(path)) == 0 && is_dead(fs, tmp))
+        if (tmp && dr_aside_parse(names[i], DR_ASIDE_FILE, &aside) &&
+            dr_aside_is_of(&aside, dr_path_basename(path)) && is_dead(fs, tmp))
             fs->ops->unlink(fs, tmp, NULL);
     }
     dr_ops_free_names(names, n);

@@ -23,8 +23,6 @@
 
 #define PVE_HEADER_MAX 524288u
 #define TRIES          16
-#define MARK           ".drover-" /* of temporary names, as core/replace.c makes them */
-#define RANDOM_CHARS   6
 #define FIFO_WAIT_NS   (20 * 1000 * 1000)
 
 struct writer {
@@ -234,19 +232,6 @@ static char *with_suffix(const char *path, const char *suffix)
     return asprintf(&out, "%s%s", path, suffix) < 0 ? NULL : out;
 }
 
-/* One that recover knows. */
-static char *tmp_name(const char *path)
-{
-    char random[RANDOM_CHARS + 1];
-    char *name = NULL;
-    dr_random_text(random, RANDOM_CHARS);
-    if (asprintf(&name, ".%s" MARK "%s", dr_path_basename(path), random) < 0)
-        return NULL;
-    char *tmp = dr_path_sibling(path, name);
-    free(name);
-    return tmp;
-}
-
 /* A link keeps leading to the archive, whose checksums stand beside it and not beside the link. */
 static int find_real(struct writer *w, struct dr_error *err)
 {
@@ -307,7 +292,7 @@ static int begin_sums(struct writer *w, struct dr_error *err)
     for (int i = 0; i < TRIES && r == -EEXIST; i++) {
         dr_error_reset(&why);
         free(w->sums_tmp);
-        w->sums_tmp = tmp_name(w->sums_path);
+        w->sums_tmp = dr_aside_path(w->sums_path, DR_ASIDE_FILE);
         if (!w->sums_tmp)
             return no_memory(w, err);
         r = vma_sums_create(w->fs, w->sums_tmp, w->old, &w->header, &w->sums, &why);
@@ -568,22 +553,6 @@ static int create(struct writer *w, struct dr_error *err)
     return r;
 }
 
-/* A failure tells the name that the user knows: .NAME.drover-XXXXXX becomes NAME. */
-static void hide(const char *path, struct dr_error *err)
-{
-    char *tmp = NULL, *at;
-    const char *base = dr_path_basename(path);
-    if (asprintf(&tmp, ".%s" MARK, base) < 0)
-        return;
-    while ((at = strstr(err->text, tmp))) {
-        char *rest = at + strlen(tmp);
-        rest += strnlen(rest, RANDOM_CHARS);
-        memmove(at, at + 1, strlen(base));
-        memmove(at + strlen(base), rest, strlen(rest) + 1);
-    }
-    free(tmp);
-}
-
 static void fill_result(const struct writer *w, struct dr_vma_create_result *result)
 {
     *result = (struct dr_vma_create_result){.archive_bytes = w->out.pos};
@@ -609,9 +578,9 @@ int dr_vma_create_fs(struct dr_fs *fs, const char *path,
     if (r == 0 && result)
         fill_result(w, result);
     if (r < 0 && err)
-        hide(w->real ? w->real : path, err);
+        dr_aside_hide(err->text, DR_ASIDE_FILE, dr_path_basename(w->real ? w->real : path));
     if (r < 0 && err && w->sums_path)
-        hide(w->sums_path, err);
+        dr_aside_hide(err->text, DR_ASIDE_FILE, dr_path_basename(w->sums_path));
     end_sums(w);
     vma_frames_free(w->frames);
     free(w->head);

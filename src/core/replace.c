@@ -1,20 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The only rename in the project that takes over a name (invariant 10). */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "base/random.h"
+#include "core/aside.h"
 #include "storage/storage.h"
 
-#define MARK         ".drover-"
-#define MARK_LEN     (sizeof(MARK) - 1)
-#define RANDOM_CHARS 6
-#define ATTEMPTS     100
-
-static const char name_chars[] = "abcdefghijklmnopqrstuvwxyz0123456789";
+#define ATTEMPTS 100
 
 struct replacing {
     struct dr_fs *fs;
@@ -29,20 +23,7 @@ static int no_memory(const char *path, struct dr_error *err)
     return dr_fail_errno(err, ENOMEM, "%s: cannot be replaced", path);
 }
 
-static char *tmp_path(const char *target)
-{
-    char random[RANDOM_CHARS + 1];
-    const char *base = dr_path_basename(target);
-    size_t len = strlen(base) + MARK_LEN + RANDOM_CHARS + 2;
-    CLEANUP_FREE char *name = malloc(len);
-    if (!name)
-        return NULL;
-    dr_random_text(random, RANDOM_CHARS);
-    snprintf(name, len, ".%s%s%s", base, MARK, random);
-    return dr_path_sibling(target, name);
-}
-
-/* Whoever replaced the name since we opened the file has the say about it. */
+/* Refuse when somebody else has replaced the file since we opened it: their file must stay. */
 static int check_still_ours(struct replacing *r, const char *path, struct dr_error *err)
 {
     struct dr_file_id id;
@@ -81,7 +62,7 @@ static int create_tmp(struct replacing *r, struct dr_error *err)
     for (int i = 0; i < ATTEMPTS && e == -EEXIST; i++) {
         dr_error_reset(&why);
         free(r->tmp);
-        r->tmp = tmp_path(r->target);
+        r->tmp = dr_aside_path(r->target, DR_ASIDE_FILE);
         if (!r->tmp)
             return no_memory(r->target, err);
         e = dr_file_open(r->fs, r->tmp, flags, &r->file, &why);
@@ -172,7 +153,8 @@ int dr_replace_try(struct dr_fs *fs, const char *path, struct dr_file *old, stru
         e = create_tmp(&r, err);
     if (!e && old)
         e = fs->ops->copy_attrs(fs, old, r.file, err);
-    if (!e && !(r.file->flags & DR_FILE_NO_FLUSH)) /* who may not must learn it before the rename */
+    if (!e &&
+        !(r.file->flags & DR_FILE_NO_FLUSH)) /* learn now, not after the rename, that it fails */
         e = fs->ops->sync_dir(fs, r.target, err);
     if (r.tmp)
         fs->ops->unlink(fs, r.tmp, NULL);
@@ -180,21 +162,4 @@ int dr_replace_try(struct dr_fs *fs, const char *path, struct dr_file *old, stru
     free(r.tmp);
     free(r.target);
     return e;
-}
-
-bool dr_replace_is_leftover(const char *name, char **of)
-{
-    const char *base = dr_path_basename(name);
-    size_t len = strlen(base);
-    if (base[0] != '.' || len < 2 + MARK_LEN + RANDOM_CHARS)
-        return false;
-    size_t keep = len - MARK_LEN - RANDOM_CHARS - 1;
-    const char *mark = base + 1 + keep;
-    if (strncmp(mark, MARK, MARK_LEN) != 0 || strspn(mark + MARK_LEN, name_chars) != RANDOM_CHARS)
-        return false;
-    if (of) {
-        CLEANUP_FREE char *first = strndup(base + 1, keep);
-        *of = first ? dr_path_sibling(name, first) : NULL;
-    }
-    return true;
 }

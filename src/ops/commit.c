@@ -73,13 +73,21 @@ static bool in_part(const struct commit *c, struct dr_file_id id, size_t first, 
     return false;
 }
 
-/* What is left of replacing one of the chain's own files, and never got the name. */
+/* Is path the leftover of an interrupted replacement of one of the chain's own files? */
 static bool is_own_leftover(const struct commit *c, const char *path)
 {
-    CLEANUP_FREE char *of = NULL;
-    struct dr_file_id id;
-    return dr_replace_is_leftover(path, &of) && of && dr_name_identify(c->fs, of, &id, NULL) == 0 &&
-           in_part(c, id, 0, c->base);
+    struct dr_aside aside;
+    bool own = false;
+    if (!dr_aside_parse(dr_path_basename(path), DR_ASIDE_FILE, &aside))
+        return false;
+    for (size_t i = 0; i <= c->base && !own; i++) {
+        const char *name = dr_path_basename(c->chain->images[i]->path);
+        CLEANUP_FREE char *of = dr_path_sibling(path, name);
+        struct dr_file_id id;
+        own = of && dr_aside_is_of(&aside, name) && dr_name_identify(c->fs, of, &id, NULL) == 0 &&
+              in_part(c, id, 0, c->base);
+    }
+    return own;
 }
 
 static bool loses_validity(const struct commit *c, const struct dr_scan_entry *e)

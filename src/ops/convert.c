@@ -371,5 +371,5 @@ int dr_convert(const char *const *sources, size_t n, const char *target,
     if (r < 0)
         return r;
     r = dr_job_end(job, dr_convert_fs(dr_fs_posix(), sources, n, target, options, job, err));
-    return dr_new_hide(r, err);
+    return dr_new_hide(r, target, err);
 }

@@ -114,5 +114,5 @@ int dr_create(const char *path, const struct dr_create_options *options, struct 
     DR_REQUIRE(path, err);
     DR_REQUIRE(options, err);
     DR_REQUIRE(options->format, err);
-    return dr_new_hide(dr_create_fs(dr_fs_posix(), path, options, err), err);
+    return dr_new_hide(dr_create_fs(dr_fs_posix(), path, options, err), path, err);
 }

@@ -1,52 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdio.h>
-#include <sys/random.h>
 
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
-#define MARK     ".drover.new-"
-#define MARK_LEN (sizeof(MARK) - 1)
-#define TAIL_LEN 6
-#define NAME_LEN 200 /* of the image's name in the directory's, so that it fits NAME_MAX */
-#define TRIES    16
-#define ASIDE \
-    ".replaced" /* in the private directory: the old main file, while extents change hands */
-
-bool dr_new_is_leftover(const char *name, char **of)
-{
-    size_t len = strlen(name);
-    if (len < 1 + 1 + MARK_LEN + TAIL_LEN || name[0] != '.')
-        return false;
-    const char *mark = name + len - TAIL_LEN - MARK_LEN;
-    if (memcmp(mark, MARK, MARK_LEN) != 0)
-        return false;
-    if (of)
-        *of = strndup(name + 1, (size_t)(mark - name - 1));
-    return true;
-}
-
-static void random_tail(char tail[TAIL_LEN + 1])
-{
-    static const char digits[] = "abcdefghijklmnopqrstuvwxyz0123456789";
-    uint8_t bytes[TAIL_LEN] = {0};
-    if (getrandom(bytes, sizeof(bytes), 0) < 0)
-        memset(bytes, 0, sizeof(bytes)); /* a taken name is tried again, and refused in the end */
-    for (size_t i = 0; i < TAIL_LEN; i++)
-        tail[i] = digits[bytes[i] % (sizeof(digits) - 1)];
-    tail[TAIL_LEN] = 0;
-}
+#define TRIES 16
+/* In the private directory: the old main file, while extents are being exchanged. */
+#define ASIDE ".replaced"
 
 static int make_dir(struct dr_new_image *n, struct dr_error *err)
 {
     const char *base = dr_path_basename(n->final);
     for (int i = 0; i < TRIES; i++) {
-        CLEANUP_FREE char *name = NULL;
-        char tail[TAIL_LEN + 1];
-        random_tail(tail);
-        if (asprintf(&name, ".%.*s" MARK "%s", NAME_LEN, base, tail) < 0)
-            name = NULL;
-        CLEANUP_FREE char *dir = name ? dr_path_sibling(n->final, name) : NULL;
+        CLEANUP_FREE char *dir = dr_aside_path(n->final, DR_ASIDE_DIR);
         n->path = dir ? dr_path_join(dir, base) : NULL;
         if (!n->path)
             return dr_fail(err, ENOMEM, "%s: out of memory", n->final);
@@ -120,7 +86,7 @@ static int refuse_no_device(const struct dr_new_image *n, struct dr_error *err)
                    n->final);
 }
 
-static void drop_dead(const struct dr_new_image *n);
+static void drop_unused(const struct dr_new_image *n);
 
 int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, bool no_replace,
                  unsigned flags, struct dr_error *err)
@@ -136,7 +102,7 @@ int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, boo
     if (r == 0)
         r = make_dir(n, err);
     if (r == 0 && !(flags & DR_OPEN_NO_LOCK)) /* without locks nobody can tell */
-        drop_dead(n);
+        drop_unused(n);
     if (r < 0)
         dr_new_abandon(n);
     return r;
@@ -391,9 +357,10 @@ static char **other_dirs(const struct dr_new_image *n, size_t *count)
     if (!around || dr_ops_list(n->fs, around, &names, &all, NULL) < 0)
         return NULL;
     for (size_t i = 0; i < all; i++) {
-        CLEANUP_FREE char *of = NULL;
+        struct dr_aside aside;
         CLEANUP_FREE char *name = names[i];
-        if (!dr_new_is_leftover(name, &of) || !of || strcmp(of, dr_path_basename(n->final)) != 0)
+        if (!dr_aside_parse(name, DR_ASIDE_DIR, &aside) ||
+            !dr_aside_is_of(&aside, dr_path_basename(n->final)))
             continue;
         char *dir = dr_path_sibling(n->final, name);
         if (dir && strcmp(dir, n->dir) != 0)
@@ -426,7 +393,7 @@ static bool is_left_by_us(const struct dr_new_image *n, const char *name)
     return found;
 }
 
-bool dr_new_is_half_moved(struct dr_fs *fs, const char *dir, const char *name)
+static bool is_half_moved(struct dr_fs *fs, const char *dir, const char *name)
 {
     CLEANUP_FREE char *path = dr_path_join(dir, name);
     CLEANUP_IMAGE struct dr_image *image = NULL;
@@ -437,6 +404,38 @@ bool dr_new_is_half_moved(struct dr_fs *fs, const char *dir, const char *name)
         return true;
     unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
     return dr_image_open(fs, path, NULL, flags, &image, &why) == -ENOENT;
+}
+
+/* Earlier versions cut long names to this many bytes and noted the full one nowhere. */
+#define OLD_CUT 200
+
+static bool may_be_cut_short(const struct dr_aside *aside, char *const *names, size_t n)
+{
+    bool may = false;
+    for (size_t i = 0; !aside->cut && aside->stem_len == OLD_CUT && i < n; i++)
+        may |= strncmp(names[i], aside->stem, OLD_CUT) == 0 && names[i][OLD_CUT] != 0;
+    return may;
+}
+
+enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *final)
+{
+    const char *main = dr_path_basename(final);
+    struct dr_aside aside;
+    char **names;
+    size_t n;
+    if (!dr_aside_parse(dr_path_basename(dir), DR_ASIDE_DIR, &aside) ||
+        !dr_aside_is_of(&aside, main) || dr_ops_list(fs, dir, &names, &n, NULL) < 0)
+        return DR_NEW_UNKNOWN;
+    bool cut = may_be_cut_short(&aside, names, n);
+    dr_ops_free_names(names, n);
+    if (is_half_moved(fs, dir, main))
+        return DR_NEW_HALF_MOVED;
+    if (holds(fs, dir, main))
+        return DR_NEW_UNUSED;
+    /* The main file is moved last: it has left, or was never made. */
+    if (cut || (holds(fs, dir, ASIDE) && !exists(fs, final)))
+        return DR_NEW_UNKNOWN;
+    return DR_NEW_UNUSED;
 }
 
 /* Nobody has it open: whoever was making it is gone. An empty directory may be a moment old. */
@@ -456,28 +455,28 @@ static bool is_dead(struct dr_fs *fs, const char *dir)
     return dead;
 }
 
-/* What earlier attempts at this image left gives its space back before this one starts. What is
- * half moved is still needed, to know whose the moved files are. */
-static void drop_dead(const struct dr_new_image *n)
+static void drop_dirs(const struct dr_new_image *n, enum dr_new_state state)
 {
     size_t count;
     char **dirs = other_dirs(n, &count);
     for (size_t i = 0; i < count; i++)
-        if (is_dead(n->fs, dirs[i]) &&
-            !dr_new_is_half_moved(n->fs, dirs[i], dr_path_basename(n->final)))
+        if (dr_new_judge(n->fs, dirs[i], n->final) == state &&
+            (state == DR_NEW_HALF_MOVED || is_dead(n->fs, dirs[i])))
             dr_new_remove_all(n->fs, dirs[i], NULL);
     dr_ops_free_names(dirs, count);
 }
 
-/* What they wanted to finish is overtaken: finishing it now would mix two images. */
+/* Before a new attempt: give back the space of earlier ones that never began to move files. Those
+ * that did are still needed, to tell whose the moved files are. */
+static void drop_unused(const struct dr_new_image *n)
+{
+    drop_dirs(n, DR_NEW_UNUSED);
+}
+
+/* After success: completing an earlier, half moved attempt now would mix two images. */
 static void drop_half_moved(const struct dr_new_image *n)
 {
-    size_t count;
-    char **dirs = other_dirs(n, &count);
-    for (size_t i = 0; i < count; i++)
-        if (dr_new_is_half_moved(n->fs, dirs[i], dr_path_basename(n->final)))
-            dr_new_remove_all(n->fs, dirs[i], NULL);
-    dr_ops_free_names(dirs, count);
+    drop_dirs(n, DR_NEW_HALF_MOVED);
 }
 
 /* May the file named so give way? */
@@ -549,38 +548,6 @@ void dr_new_abandon(struct dr_new_image *n)
     if (n->dir)
         dr_new_remove_all(n->fs, n->dir, NULL);
     forget(n);
-}
-
-/* Where the component begins that holds the mark: behind a slash, a quote or ": ". */
-static bool begins_component(const char *text, const char *at)
-{
-    return at == text || strchr("/'\"", at[-1]) || (at - text >= 2 && memcmp(at - 2, ": ", 2) == 0);
-}
-
-/* The private name begins with a dot; quotes may also stand inside the image's own name. */
-static char *component_start(char *text, char *mark)
-{
-    char *at = mark;
-    while (at > text && !(*at == '.' && begins_component(text, at)))
-        at--;
-    return at;
-}
-
-int dr_new_hide(int r, struct dr_error *err)
-{
-    char *mark;
-    while (r < 0 && err && (mark = strstr(err->text, MARK))) {
-        char *start = component_start(err->text, mark), *end = mark + MARK_LEN;
-        end += strnlen(end, TAIL_LEN);
-        if (*end == '/') { /* DIR/FILE: the file has its own name already */
-            memmove(start, end + 1, strlen(end + 1) + 1);
-        } else { /* the directory itself stands for the image: .NAME.mark → NAME */
-            memmove(mark, end, strlen(end) + 1);
-            if (*start == '.')
-                memmove(start, start + 1, strlen(start + 1) + 1);
-        }
-    }
-    return r;
 }
 
 int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,

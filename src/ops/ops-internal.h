@@ -3,6 +3,7 @@
 #ifndef DR_OPS_INTERNAL_H
 #define DR_OPS_INTERNAL_H
 
+#include "core/aside.h"
 #include "ops/stock.h"
 
 /* ------------------------------------------------------------------ as in drover/ops.h */
@@ -45,7 +46,7 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
 /* ------------------------------------------------------------------ new images (newimage.c)
  *
  * A new image is made, complete, under its own name in a private directory next to its place
- * (".NAME.drover.new-XXXXXX"), and then moved: the other files first, the one that was asked for
+ * (core/aside.h has its name), and then moved: the other files first, the one that was asked for
  * last. Until then nothing under the final names has changed. */
 
 struct dr_new_image {
@@ -70,18 +71,27 @@ void dr_new_take_attrs(const struct dr_new_image *n, const char *from);
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err);
 /* Remove what was made. Does nothing after an end. */
 void dr_new_abandon(struct dr_new_image *n);
-/* Is name such a private directory, and for which file? *of is malloc'ed. */
-bool dr_new_is_leftover(const char *name, char **of);
-/* The main file, name, is in the private directory but does not find its other files: these have
- * been moved already, so all was complete and the rest can follow. */
-bool dr_new_is_half_moved(struct dr_fs *fs, const char *dir, const char *name);
+/* What is to become of the private directory dir, which nobody uses, of an interrupted attempt at
+ * the image final. */
+enum dr_new_state {
+    DR_NEW_UNKNOWN,    /* not recognised, or the old image may be nowhere else: leave it alone */
+    DR_NEW_UNUSED,     /* no file had begun to move, or all have moved: remove it */
+    DR_NEW_HALF_MOVED, /* its main file lacks extents that have been moved already: the new image
+                        * was complete, and moving the rest finishes it */
+};
+enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *final);
 /* Move what stands in the private directory dir to the places next to final / remove it all. */
 int dr_new_move_all(struct dr_fs *fs, const char *dir, const char *final, bool durable,
                     struct dr_error *err);
 int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err);
 
-/* A failure is told about the final name, not the private directory. Returns r. */
-int dr_new_hide(int r, struct dr_error *err);
+/* The message of a failure r names the image path, not its private directory. Returns r. */
+static inline int dr_new_hide(int r, const char *path, struct dr_error *err)
+{
+    if (r < 0 && err)
+        dr_aside_hide(err->text, DR_ASIDE_DIR, path ? dr_path_basename(path) : NULL);
+    return r;
+}
 
 /* Create the image by its driver in the private directory. what: all but the settings, which are
  * pairs, and what n knows. */

@@ -14,6 +14,7 @@ struct recover {
     void (*report)(void *user, const char *line);
     void *user;
     unsigned found;
+    char *kept; /* the last leftover that only a person can judge; NULL = none */
 };
 
 static void say(struct recover *rc, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -58,20 +59,32 @@ static bool dir_in_use(struct recover *rc, const char *dir, char *const *names, 
     return busy;
 }
 
+static int keep_dir(struct recover *rc, const char *dir)
+{
+    say(rc, "%s: left by an interrupted attempt at a new image, which one cannot be told: kept",
+        dir);
+    free(rc->kept);
+    rc->kept = strdup(dir);
+    return 0;
+}
+
 static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
 {
-    CLEANUP_FREE char *final = dr_path_sibling(rc->path, of);
+    CLEANUP_FREE char *final = of ? dr_path_sibling(rc->path, of) : NULL;
     char **names = NULL;
     size_t n = 0;
-    int r = final ? dr_ops_list(rc->fs, dir, &names, &n, err)
-                  : dr_fail(err, ENOMEM, "%s: out of memory", dir);
+    int r = final || !of ? dr_ops_list(rc->fs, dir, &names, &n, err)
+                         : dr_fail(err, ENOMEM, "%s: out of memory", dir);
     if (r < 0)
         return r;
     bool busy = dir_in_use(rc, dir, names, n);
     dr_ops_free_names(names, n);
     if (busy)
         return 0;
-    bool finish = dr_new_is_half_moved(rc->fs, dir, of);
+    enum dr_new_state state = final ? dr_new_judge(rc->fs, dir, final) : DR_NEW_UNKNOWN;
+    if (state == DR_NEW_UNKNOWN)
+        return keep_dir(rc, dir);
+    bool finish = state == DR_NEW_HALF_MOVED;
     say(rc, "%s: left by the interrupted making of %s%s", dir, final,
         rc->dry_run ? ""
         : finish    ? ": finished"
@@ -92,18 +105,60 @@ static bool same_family(const char *a, const char *b)
     return strncmp(a, b, n) == 0 && (b[n] == '.' || b[n] == '-' || b[n] == 0);
 }
 
-static int leftover(struct recover *rc, const char *name, struct dr_error *err)
+static const char *name_in(const struct dr_aside *aside, char *const *names, size_t n)
 {
+    for (size_t i = 0; i < n; i++)
+        if (dr_aside_is_of(aside, names[i]))
+            return names[i];
+    return NULL;
+}
+
+/* Whose is it? A cut name tells that only of names one has: ours, those beside us (names), and, of
+ * a directory, those inside, where the main file has its full name. *of is malloc'ed, NULL = nobody
+ * found. */
+static int find_owner(struct recover *rc, const struct dr_aside *aside, const char *dir,
+                      char *const *names, size_t n, char **of, struct dr_error *err)
+{
+    char **inside = NULL;
+    size_t n_inside = 0;
+    const char *found = NULL;
+    int r = dir ? dr_ops_list(rc->fs, dir, &inside, &n_inside, err) : 0;
+    if (r < 0)
+        return r;
+    if (dr_aside_is_of(aside, dr_path_basename(rc->path)))
+        found = dr_path_basename(rc->path);
+    if (!found)
+        found = name_in(aside, inside, n_inside);
+    if (!found)
+        found = name_in(aside, names, n);
+    *of = found ? strdup(found) : !aside->cut ? strndup(aside->stem, aside->stem_len) : NULL;
+    bool lost = !*of && (found || !aside->cut);
+    dr_ops_free_names(inside, n_inside);
+    return lost ? dr_fail(err, ENOMEM, "%s: out of memory", rc->path) : 0;
+}
+
+static int leftover(struct recover *rc, const char *name, char *const *names, size_t n,
+                    struct dr_error *err)
+{
+    struct dr_aside aside;
     CLEANUP_FREE char *of = NULL;
     CLEANUP_FREE char *path = dr_path_sibling(rc->path, name);
     if (!path)
         return dr_fail(err, ENOMEM, "%s: out of memory", rc->path);
-    bool dir = dr_new_is_leftover(name, &of);
-    if (!dir && !dr_replace_is_leftover(name, &of))
+    bool dir = dr_aside_parse(name, DR_ASIDE_DIR, &aside);
+    if (!dir && !dr_aside_parse(name, DR_ASIDE_FILE, &aside))
         return 0;
-    if (!of || !same_family(dr_path_basename(rc->path), dr_path_basename(of)))
+    CLEANUP_FREE char *stem = strndup(aside.stem, aside.stem_len);
+    int r = stem ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", rc->path);
+    if (r == 0)
+        r = find_owner(rc, &aside, dir ? path : NULL, names, n, &of, err);
+    if (r < 0)
+        return r;
+    if (!same_family(dr_path_basename(rc->path), of ? of : stem))
         return 0;
-    return dir ? private_dir(rc, path, of, err) : temporary_file(rc, path, err);
+    if (dir)
+        return private_dir(rc, path, of, err);
+    return of ? temporary_file(rc, path, err) : 0;
 }
 
 static int leftovers(struct recover *rc, struct dr_error *err)
@@ -116,7 +171,7 @@ static int leftovers(struct recover *rc, struct dr_error *err)
     if (r < 0)
         return r;
     for (size_t i = 0; i < n && r == 0; i++)
-        r = leftover(rc, names[i], err);
+        r = leftover(rc, names[i], names, n, err);
     dr_ops_free_names(names, n);
     return r;
 }
@@ -165,7 +220,8 @@ static bool parent_moved_on(const struct dr_image *child, const struct dr_image 
     return child->fmt->parent_id(child) != *id;
 }
 
-/* Looked at with the chain open, mended after it is closed: the locks exclude each other. */
+/* Collect the findings while the chain is open. Mending opens the images for writing, which the
+ * locks of the open chain would refuse: it comes after closing. */
 static size_t look(const struct dr_chain *chain, struct finding *all)
 {
     size_t n = 0;
@@ -237,6 +293,12 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
     bool gone = r == 0 && rc.found > 0 && fs->ops->identify(fs, path, &id, NULL) == -ENOENT;
     if (r == 0 && !gone)
         r = images(&rc, err);
+    if (r == 0 && rc.kept && !dry_run)
+        r = dr_fail(err, ENOTEMPTY,
+                    "%s: holds files of an image that was being made or replaced, and may be all "
+                    "that is left of it: move what is needed out of it, then remove it",
+                    rc.kept);
+    free(rc.kept);
     if (found)
         *found = rc.found;
     return r;

@@ -282,7 +282,7 @@ int dr_disk_snapshot(struct dr_disk *disk, const char *name, const struct dr_ope
         r = dr_fail(err, EROFS, "%s: is open for reading only", dr_image_path(disk, 0));
     else
         r = snapshot(disk, name, options, true, active, job, err);
-    return dr_new_hide(dr_job_end(job, r), err);
+    return dr_new_hide(dr_job_end(job, r), NULL, err);
 }
 
 int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
@@ -298,5 +298,6 @@ int dr_snapshot_create(const char *path, const char *name, const struct dr_open_
                        char **active, struct dr_error *err)
 {
     DR_REQUIRE(path, err);
-    return dr_new_hide(dr_snapshot_create_fs(dr_fs_posix(), path, name, options, active, err), err);
+    return dr_new_hide(dr_snapshot_create_fs(dr_fs_posix(), path, name, options, active, err), name,
+                       err);
 }

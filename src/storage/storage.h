@@ -309,7 +309,8 @@ int dr_path_follow(const char *path, char **to);
  * dr_replace: the only way anything here renames over something. The new content stands, complete
  * and durable, under a temporary name in the same directory; it has the old file's owner, mode,
  * labels and lock bytes; then rename, then the directory is made durable. Killed anywhere: the old
- * file or the new one, and perhaps a temporary file that `recover` knows by its name. */
+ * file or the new one, and perhaps a temporary file that `recover` knows by its name
+ * (core/aside.h). */
 
 /* Called with the temporary file open for writing; fills it. Need not flush. */
 typedef int (*dr_replace_fill)(void *user, struct dr_file *tmp, struct dr_error *err);
@@ -326,9 +327,5 @@ int dr_replace(struct dr_fs *fs, const char *path, struct dr_file *old, dr_repla
 /* Would dr_replace be able to begin? Makes the temporary file and removes it again; nothing else
  * changes. */
 int dr_replace_try(struct dr_fs *fs, const char *path, struct dr_file *old, struct dr_error *err);
-
-/* "dir/.NAME.drover-XXXXXX": is name such a leftover, and of which file ("dir/NAME", malloc'ed; of
- * may be NULL)? */
-bool dr_replace_is_leftover(const char *name, char **of);
 
 #endif

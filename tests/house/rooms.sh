@@ -25,7 +25,7 @@ allowed() {
     storage) echo 'base/|storage/|drover/drover\.h' ;;
     formats) echo 'base/|storage/|formats/|core/core\.h|core/pages\.h|archive/(vma-format|vma-index|source)\.h|drover/drover\.h' ;;
     core) echo 'base/|storage/|formats/format\.h|core/|drover/' ;;
-    ops) echo 'base/|storage/|formats/format\.h|core/core\.h|core/pages\.h|ops/|drover/' ;;
+    ops) echo 'base/|storage/|formats/format\.h|core/aside\.h|core/core\.h|core/pages\.h|ops/|drover/' ;;
     archive) echo 'base/|storage/|core/core\.h|ops/|archive/|drover/' ;;
     cli) echo 'base/|cli/|drover/' ;;
     esac

@@ -12,6 +12,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "core/aside.h"
 #include "faultfs.h"
 
 struct world {
@@ -143,7 +144,8 @@ static int fill_new(void *user, struct dr_file *tmp, struct dr_error *err)
 
 static int count_leftover(void *user, const char *name)
 {
-    if (dr_replace_is_leftover(name, NULL))
+    struct dr_aside a;
+    if (dr_aside_parse(name, DR_ASIDE_FILE, &a))
         ++*(int *)user;
     return 0;
 }

@@ -4,6 +4,7 @@
 #include "formats/vmdk/vmdk.h"
 #include "test-ops.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -511,6 +512,148 @@ static void child_has_the_mode_of_its_parent(void **state)
     assert_int_equal(st.st_mode & 0777, 0600);
 }
 
+/* ------------------------------------------------------------------ names as long as they can be
+ */
+
+static const char *stuck_name; /* this file cannot be renamed out of a private directory */
+
+static int rename_all_but_one(struct dr_fs *fs, const char *from, const char *to,
+                              struct dr_error *err)
+{
+    if (strcmp(dr_path_basename(to), stuck_name) == 0 &&
+        strcmp(dr_path_basename(from), stuck_name) == 0)
+        return dr_fail(err, EIO, "%s: stuck", to);
+    return dr_fs_posix()->ops->rename(fs, from, to, err);
+}
+
+static int rename_new_all_but_one(struct dr_fs *fs, const char *from, const char *to,
+                                  struct dr_error *err)
+{
+    if (strcmp(dr_path_basename(to), stuck_name) == 0)
+        return dr_fail(err, EIO, "%s: stuck", to);
+    return dr_fs_posix()->ops->rename_new(fs, from, to, err);
+}
+
+static char *long_name(const char *begin, const char *end, size_t len)
+{
+    char *name = malloc(len + 1);
+    assert_non_null(name);
+    memset(name, 'x', len);
+    memcpy(name, begin, strlen(begin));
+    strcpy(name + len - strlen(end), end);
+    return name;
+}
+
+/* The image name is replaced by one with other extents, but its main file does not get its name. */
+static void stop_before_the_main_file(struct dr_fs *fs, const char *name)
+{
+    struct dr_fs_ops ops = *fs->ops;
+    struct dr_fs sticky = {.ops = &ops};
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_create_options o = {
+        .format = "vmdk", .size = SIZE, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    ok(dr_create_fs(fs, name, &o, &err));
+    put(fs, name, 0, MiB, 0x11);
+    ops.rename = rename_all_but_one;
+    ops.rename_new = rename_new_all_but_one;
+    stuck_name = name;
+    o.size = 2 * SIZE;
+    refused(dr_create_fs(&sticky, name, &o, &err), EIO, "recover");
+    assert_false(exists(fs, name));
+}
+
+static void remove_split(struct dr_fs *fs, const char *name)
+{
+    char extent[NAME_MAX + 1];
+    snprintf(extent, sizeof(extent), "%.*s-s001.vmdk", (int)(strlen(name) - 5), name);
+    ok(fs->ops->unlink(fs, extent, &err));
+    ok(fs->ops->unlink(fs, name, &err));
+}
+
+static void recover_finishes_a_replacement_whatever_the_length_of_its_name(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct lines lines;
+    uint64_t size;
+    static const size_t lengths[] = {20, 199, 200, 201, 236, 237, 250};
+    make(fs, "disk.vmdk", "vmdk", SIZE, NULL); /* recovered first, and no reason to remove others */
+    for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++)
+        for (int neighbour = 0; neighbour < 2; neighbour++) {
+            char *name = long_name("disk-000001-", ".vmdk", lengths[i]);
+            stop_before_the_main_file(fs, name);
+            assert_int_equal(recover(fs, neighbour ? "disk.vmdk" : name, false, &lines), 1);
+            if (!exists(fs, name))
+                fail_msg("%zu bytes, by %s: the image is gone: %s", lengths[i],
+                         neighbour ? "a neighbour" : "its name", lines.last);
+            free(view(fs, name, &size));
+            assert_int_equal(size, 2 * SIZE);
+            assert_int_equal(count_files(fs), 3);
+            remove_split(fs, name);
+            free(name);
+        }
+}
+
+/* Earlier versions cut the names of such directories, and the image that is in one may be the only
+ * one there is. */
+static void recover_keeps_what_it_cannot_assign(void **state)
+{
+    struct dr_fs *fs = *state;
+    char *name = long_name("disk-000001-", ".vmdk", 230), dir[NAME_MAX + 1], path[600];
+    unsigned found = 0;
+    make(fs, "disk.vmdk", "vmdk", SIZE, NULL);
+    snprintf(dir, sizeof(dir), ".%.200s.drover.new-abc123", name);
+    ok(fs->ops->mkdir(fs, dir, &err));
+    make(fs, "x.vmdk", "vmdk", MiB, NULL);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    ok(fs->ops->rename(fs, "x.vmdk", path, &err));
+    for (int i = 0; i < 2; i++) {
+        refused(dr_recover_fs(fs, "disk.vmdk", NULL, false, NULL, NULL, &found, &err), ENOTEMPTY,
+                dir);
+        assert_int_equal(found, 1);
+        assert_true(exists(fs, path));
+        /* The second time round: the old image alone, and nothing has its name. */
+        if (i == 0) {
+            snprintf(dir, sizeof(dir), ".disk-000002.vmdk.drover.new-abc123");
+            ok(fs->ops->mkdir(fs, dir, &err));
+            char aside[600];
+            snprintf(aside, sizeof(aside), "%s/.replaced", dir);
+            ok(fs->ops->rename(fs, path, aside, &err));
+            snprintf(path, sizeof(path), "%s", aside);
+            char empty[600];
+            snprintf(empty, sizeof(empty), ".%.200s.drover.new-abc123", name);
+            ok(fs->ops->rmdir(fs, empty, &err));
+        }
+    }
+    ok(fs->ops->unlink(fs, path, &err));
+    ok(fs->ops->rmdir(fs, dir, &err));
+    free(name);
+}
+
+static void images_may_have_the_longest_names_there_are(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct lines lines;
+    char *name = long_name("disk-", ".vmdk", NAME_MAX), *child = long_name("c", ".vmdk", NAME_MAX);
+    char *copy = long_name("copy", ".vmdk", NAME_MAX);
+    uint64_t size;
+    const char *from = name;
+    struct dr_convert_options o = {.out_format = "vmdk"};
+    struct dr_create_options split = {.format = "vmdk", .size = SIZE, .has_size = true};
+    for (int again = 0; again < 2; again++)
+        ok(dr_create_fs(fs, name, &split, &err));
+    free(snapshot(fs, name, child));
+    put(fs, child, 0, MiB, 0x22);
+    for (int again = 0; again < 2; again++)
+        ok(dr_convert_fs(fs, &from, 1, copy, &o, NULL, &err));
+    free(view(fs, copy, &size));
+    assert_int_equal(size, SIZE);
+    assert_int_equal(recover(fs, name, false, &lines), 0);
+    assert_int_equal(count_files(fs), 3);
+    free(name);
+    free(child);
+    free(copy);
+}
+
 #define both(f)                                          \
     cmocka_unit_test_setup_teardown(f, new_fs, free_fs), \
         cmocka_unit_test_setup_teardown(f, system_dir, remove_system_dir)
@@ -608,6 +751,13 @@ int main(void)
                                         remove_system_dir),
         both(making_an_image_again_removes_what_was_left_of_it),
         both(unclean_image_is_mended),
+        cmocka_unit_test_setup_teardown(
+            recover_finishes_a_replacement_whatever_the_length_of_its_name, system_dir,
+            remove_system_dir),
+        cmocka_unit_test_setup_teardown(recover_keeps_what_it_cannot_assign, system_dir,
+                                        remove_system_dir),
+        cmocka_unit_test_setup_teardown(images_may_have_the_longest_names_there_are, system_dir,
+                                        remove_system_dir),
         cmocka_unit_test_setup_teardown(child_has_the_mode_of_its_parent, system_dir,
                                         remove_system_dir),
         cmocka_unit_test_setup_teardown(replaced_file_keeps_its_mode, system_dir,

@@ -7,12 +7,14 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
+#include "core/aside.h"
 #include "storage/storage.h"
 #include "place.h"
 
@@ -272,24 +274,69 @@ static void a_try_finds_out_what_would_stop_a_replacement_and_changes_nothing(vo
     dr_fs_memory_free(mem);
 }
 
-static void leftovers_are_known_by_their_names(void **state)
+static void names_made_aside_are_known_again(void **state)
 {
     (void)state;
-    char *of = NULL;
-    assert_true(dr_replace_is_leftover(".disk.vmdk.drover-a1b2c3", &of));
-    assert_string_equal(of, "disk.vmdk");
-    free(of);
-    assert_true(dr_replace_is_leftover("/x/.a.drover-000000", &of));
-    assert_string_equal(of, "/x/a");
-    free(of);
-    assert_true(dr_replace_is_leftover("..a.drover-x.drover-000000", NULL));
-    assert_false(dr_replace_is_leftover("disk.vmdk", &of));
-    assert_false(dr_replace_is_leftover(".disk.vmdk.drover-a1b2c", &of));
-    assert_false(dr_replace_is_leftover(".disk.vmdk.drover-a1b2c3x", &of));
-    assert_false(dr_replace_is_leftover(".disk.vmdk.drover-A1b2c3", &of));
-    assert_false(dr_replace_is_leftover("disk.vmdk.drover-a1b2c3", &of));
-    assert_false(dr_replace_is_leftover(".drover-a1b2c3", &of));
-    assert_false(dr_replace_is_leftover("", &of));
+    struct dr_aside a;
+    assert_true(dr_aside_parse(".disk.vmdk.drover-a1b2c3", DR_ASIDE_FILE, &a));
+    assert_true(dr_aside_is_of(&a, "disk.vmdk"));
+    assert_false(dr_aside_is_of(&a, "disk.vmd"));
+    assert_false(dr_aside_is_of(&a, "disk.vmdk2"));
+    assert_true(dr_aside_parse("..a.drover-x.drover-000000", DR_ASIDE_FILE, &a));
+    assert_true(dr_aside_is_of(&a, ".a.drover-x"));
+    assert_true(dr_aside_parse(".a.drover.new-000000", DR_ASIDE_DIR, &a));
+    assert_false(dr_aside_parse(".a.drover.new-000000", DR_ASIDE_FILE, &a));
+    static const char *const foreign[] = {
+        "disk.vmdk",
+        ".disk.vmdk.drover-a1b2c",
+        ".disk.vmdk.drover-a1b2c3x",
+        ".disk.vmdk.drover-A1b2c3",
+        "disk.vmdk.drover-a1b2c3",
+        ".disk.vmdk.drover~a1b2c3",
+        ".disk.vmdk.drover~0123456789abcdegabcdef",
+        ".drover-a1b2c3",
+        "",
+    };
+    for (size_t i = 0; i < sizeof(foreign) / sizeof(foreign[0]); i++)
+        if (dr_aside_parse(foreign[i], DR_ASIDE_FILE, &a))
+            fail_msg("%s is taken for one of ours", foreign[i]);
+}
+
+static void long_names_are_cut_and_still_told_apart(void **state)
+{
+    (void)state;
+    char base[NAME_MAX + 1], other[NAME_MAX + 1];
+    for (size_t len = 1; len <= NAME_MAX; len++) {
+        struct dr_aside a;
+        memset(base, 'x', len);
+        base[len] = 0;
+        strcpy(other, base);
+        other[len - 1] = 'y';
+        char *name = dr_aside_name(base, DR_ASIDE_DIR);
+        assert_non_null(name);
+        assert_true(strlen(name) <= NAME_MAX);
+        assert_true(dr_aside_parse(name, DR_ASIDE_DIR, &a));
+        assert_true(dr_aside_is_of(&a, base));
+        assert_false(dr_aside_is_of(&a, other));
+        other[len - 1] = 0;
+        assert_false(dr_aside_is_of(&a, other));
+        free(name);
+    }
+}
+
+static void a_cut_name_ends_with_a_whole_character(void **state)
+{
+    (void)state;
+    char base[NAME_MAX + 1] = "";
+    for (size_t i = 0; i + 3 <= NAME_MAX; i += 3)
+        strcat(base, "\xe2\x82\xac"); /* the Euro sign */
+    struct dr_aside a;
+    char *name = dr_aside_name(base, DR_ASIDE_FILE);
+    assert_non_null(name);
+    assert_true(dr_aside_parse(name, DR_ASIDE_FILE, &a));
+    assert_true(a.cut);
+    assert_int_equal(a.stem_len % 3, 0);
+    free(name);
 }
 
 int main(void)
@@ -305,7 +352,9 @@ int main(void)
         T(a_new_name_is_made_but_never_taken_over),
         T(a_name_that_is_not_durable_fails_later_flushes),
         T(a_try_finds_out_what_would_stop_a_replacement_and_changes_nothing),
-        cmocka_unit_test(leftovers_are_known_by_their_names),
+        cmocka_unit_test(names_made_aside_are_known_again),
+        cmocka_unit_test(long_names_are_cut_and_still_told_apart),
+        cmocka_unit_test(a_cut_name_ends_with_a_whole_character),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

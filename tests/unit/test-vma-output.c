@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "archive/sums.h"
+#include "core/aside.h"
 
 #define ARCHIVE "b.vma"
 #define SUMS    "b.vma.sums"
@@ -108,9 +109,11 @@ static void nothing_half_made_is_left(struct dr_fs *fs, bool failed, bool replac
     char **names;
     size_t count;
     ok(dr_ops_list(fs, ".", &names, &count, &err));
-    for (size_t i = 0; i < count; i++)
-        if (dr_replace_is_leftover(names[i], NULL))
+    for (size_t i = 0; i < count; i++) {
+        struct dr_aside a;
+        if (dr_aside_parse(names[i], DR_ASIDE_FILE, &a))
             fail_msg("%s %llu leaves %s", what, n, names[i]);
+    }
     dr_ops_free_names(names, count);
     if (failed && !replace && !exists(fs, ARCHIVE))
         assert_false(exists(fs, SUMS));
