@@ -17,6 +17,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/rename.h"
 #include "storage/posix.h"
 
 struct dr_file_id posix_id(const struct stat *st)
@@ -233,19 +234,12 @@ static int posix_rename(struct dr_fs *fs, const char *from, const char *to, stru
     return rename(from, to) ? rename_failed(errno, from, to, err) : 0;
 }
 
-/* Where the kernel or the file system cannot rename without replacing, a second link can. */
 static int posix_rename_new(struct dr_fs *fs, const char *from, const char *to,
                             struct dr_error *err)
 {
     (void)fs;
-    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
-        return 0;
-    if (errno != EINVAL && errno != ENOSYS)
-        return rename_failed(errno, from, to, err);
-    if (link(from, to))
-        return rename_failed(errno, from, to, err);
-    unlink(from);
-    return 0;
+    int r = dr_rename_new(AT_FDCWD, from, AT_FDCWD, to);
+    return r < 0 ? rename_failed(-r, from, to, err) : 0;
 }
 
 static int posix_unlink(struct dr_fs *fs, const char *path, struct dr_error *err)
@@ -275,9 +269,9 @@ static int posix_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *e
     CLEANUP_CLOSE int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return dr_fail_errno(err, errno, "Could not open directory '%s'", dir);
-    /* EINVAL: a file system without anything to make durable here. */
-    if (fsync(fd) && errno != EINVAL)
-        return dr_fail_errno(err, errno, "%s: cannot make the directory durable", dir);
+    int r = dr_fsync_dir(fd);
+    if (r < 0)
+        return dr_fail_errno(err, -r, "%s: cannot make the directory durable", dir);
     return 0;
 }
 

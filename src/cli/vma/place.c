@@ -6,6 +6,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
+#include "base/rename.h"
 #include "cli/vma/place.h"
 
 bool place_is_ours(const char *name)
@@ -38,6 +39,13 @@ bool place_is_apart(const struct vma_place *p)
 int place_settle(const struct vma_place *p, int fd)
 {
     return p->no_sync ? 0 : fsync(fd);
+}
+
+int place_settle_dir(const struct vma_place *p, int fd)
+{
+    int r = p->no_sync ? 0 : dr_fsync_dir(fd);
+    errno = r < 0 ? -r : errno;
+    return r < 0 ? -1 : 0;
 }
 
 static int open_dir(int at, const char *name)
@@ -341,7 +349,7 @@ int vma_place_note(struct vma_place *p, const char *name, const void *data, size
     unlinkat(p->work_fd, fresh, 0);
     if (make(p, fresh, data, len) < 0)
         return -1;
-    if (renameat(p->work_fd, fresh, p->work_fd, name) < 0 || place_settle(p, p->work_fd) < 0)
+    if (renameat(p->work_fd, fresh, p->work_fd, name) < 0 || place_settle_dir(p, p->work_fd) < 0)
         return place_failed_in(p, p->work, "cannot be replaced", name);
     return 0;
 }
@@ -355,7 +363,7 @@ char *vma_place_path(const struct vma_place *p, const char *made)
 
 int vma_place_sync(struct vma_place *p)
 {
-    if (place_settle(p, p->work_fd) < 0 || place_settle(p, p->dir_fd) < 0)
+    if (place_settle_dir(p, p->work_fd) < 0 || place_settle_dir(p, p->dir_fd) < 0)
         return place_failed(p, "fsync", ".");
     return 0;
 }

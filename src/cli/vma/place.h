@@ -86,8 +86,9 @@ int place_claim(struct vma_place *p, const char *name);
 /* Has the name still what was claimed? */
 bool place_is_claimed(const struct vma_place *p, const char *name);
 
-/* fsync(), if that is wanted. */
+/* fsync() of a file / of a directory, if that is wanted. */
 int place_settle(const struct vma_place *p, int fd);
+int place_settle_dir(const struct vma_place *p, int fd);
 int place_append(struct vma_file **files, size_t *count, const char *made, const char *name);
 /* The entries of the directory fd, which stays open. NULL: errno. */
 DIR *place_list(int fd);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/rename.h"
 #include "cli/vma/place.h"
 
 static int move(struct vma_place *p, const char *made, const char *name)
@@ -12,16 +13,13 @@ static int move(struct vma_place *p, const char *made, const char *name)
 
     if (r < 0)
         return place_out_of_memory(p);
-    /* What came there since nobody has looked at: it may be in use. */
+    /* Only what was claimed gives way: a file that came later may be in use. */
     bool gives_way = p->replace && place_is_claimed(p, name);
-    unsigned flags = gives_way ? 0 : RENAME_NOREPLACE;
-    r = renameat2(p->work_fd, made, p->dir_fd, name, flags);
-    /* File systems that do not know the flag. */
-    if (r < 0 && errno == EINVAL && flags) {
-        if (place_exists(p->dir_fd, name))
-            errno = EEXIST;
-        else
-            r = renameat(p->work_fd, made, p->dir_fd, name);
+    if (gives_way) {
+        r = renameat(p->work_fd, made, p->dir_fd, name);
+    } else {
+        r = dr_rename_new(p->work_fd, made, p->dir_fd, name);
+        errno = r < 0 ? -r : errno;
     }
     p->lost |= r == 0 && gives_way;
     if (r == 0)
@@ -87,7 +85,7 @@ static int put_aside(struct vma_place *p)
             return place_failed(p, "cannot be put aside", f->name);
         f->aside = true;
     }
-    if (place_settle(p, p->work_fd) < 0 || place_settle(p, p->dir_fd) < 0)
+    if (place_settle_dir(p, p->work_fd) < 0 || place_settle_dir(p, p->dir_fd) < 0)
         return place_failed(p, "fsync", ".");
     return 0;
 }
@@ -136,7 +134,7 @@ static int move_parts(struct vma_place *p)
         if (is_part(p, entry->d_name) && move(p, entry->d_name, entry->d_name) < 0)
             return -1;
     }
-    return place_settle(p, p->dir_fd) < 0 ? place_failed(p, "fsync", ".") : 0;
+    return place_settle_dir(p, p->dir_fd) < 0 ? place_failed(p, "fsync", ".") : 0;
 }
 
 static int move_all(struct vma_place *p)
@@ -151,7 +149,7 @@ static int move_all(struct vma_place *p)
         if (!there && !named && move(p, f->made, f->name) < 0)
             return -1;
     }
-    return place_settle(p, p->dir_fd) < 0 ? place_failed(p, "fsync", ".") : 0;
+    return place_settle_dir(p, p->dir_fd) < 0 ? place_failed(p, "fsync", ".") : 0;
 }
 
 /* The name of a directory that was made, now or by a run that was killed, is an entry of its
@@ -162,7 +160,7 @@ static int sync_parent(const struct vma_place *p)
                                ? openat(p->dir_fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
                                : -1;
 
-    return fd >= 0 && place_settle(p, fd) < 0 ? place_failed(p, "fsync", "..") : 0;
+    return fd >= 0 && place_settle_dir(p, fd) < 0 ? place_failed(p, "fsync", "..") : 0;
 }
 
 /* Where something has given way there is no way back: the rest of what took its place stays. */
