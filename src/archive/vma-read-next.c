@@ -114,31 +114,6 @@ static int broke_off(struct vma_read *x, int r, const struct dr_error *why, stru
     return vma_damage(x, DR_VMA_EXTENT, 0, x->pos, 1, why->text, err);
 }
 
-/* ------------------------------------------------------------------ chunks */
-
-static struct vma_chunk *take_chunk(struct vma_read *x)
-{
-    DR_LOCK_SCOPE(&x->lock);
-    struct vma_chunk *c = x->free_chunks;
-    if (c) {
-        x->free_chunks = c->next;
-        return c;
-    }
-    c = calloc(1, sizeof(*c));
-    if (c) {
-        c->all = x->all_chunks;
-        x->all_chunks = c;
-    }
-    return c;
-}
-
-void vma_chunk_done(struct vma_read *x, struct vma_chunk *chunk)
-{
-    DR_LOCK_SCOPE(&x->lock);
-    chunk->next = x->free_chunks;
-    x->free_chunks = chunk;
-}
-
 /* ------------------------------------------------------------------ zeros */
 
 static void give_zeros(struct vma_read *x, unsigned id)
@@ -361,7 +336,7 @@ static int next_extent(struct vma_read *x, struct dr_error *err)
         x->ended = true;
         return 0;
     }
-    struct vma_chunk *c = take_chunk(x);
+    struct vma_chunk *c = vma_chunk_take(x);
     if (!c)
         return dr_fail(err, ENOMEM, "%s: out of memory", x->vma->name);
     if (x->unit_len < VMA_EXTENT_HEADER)

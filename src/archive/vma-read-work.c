@@ -10,15 +10,6 @@
 
 /* ------------------------------------------------------------------ rates */
 
-uint64_t vma_read_now(const struct vma_read *x)
-{
-    if (x->clock)
-        return x->clock->now(x->clock->user);
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
 static void sleep_ns(const struct vma_read *x, uint64_t ns)
 {
     struct timespec ts = {0, (long)dr_min(ns, TICK_NS)};

@@ -217,15 +217,6 @@ static int run(struct vma_read *x, struct dr_error *err)
     return dr_copy_run(&policy, x->job, err);
 }
 
-int vma_flush_targets(const struct vma_read *x, struct dr_error *err)
-{
-    int r = 0;
-    for (size_t i = 0; i < x->o->n_targets && r == 0; i++)
-        if (!x->o->targets[i].compare)
-            r = dr_flush(x->o->targets[i].disk, err);
-    return r;
-}
-
 static int extract(struct vma_read *x, struct dr_error *err)
 {
     int r = set_targets(x, err);
@@ -263,11 +254,7 @@ static void init_locks(struct vma_read *x)
 
 static void clean_up(struct vma_read *x)
 {
-    for (struct vma_chunk *c = x->all_chunks, *next; c; c = next) {
-        next = c->all;
-        free(c->data);
-        free(c);
-    }
+    vma_chunks_free(x);
     for (unsigned id = 0; id < 256; id++)
         vma_seen_free(&x->disks[id].seen);
     vma_sums_close(x->sums);

@@ -5,6 +5,9 @@
  *   vma-read-next.c    the copy engine's next: extents, one after another, become items
  *   vma-read-work.c    its work: data and zeros of an item are checked, written, compared
  *   vma-read-damage.c  what is wrong with the archive: counted, merged, told
+ *   vma-read-state.c   what the stages share
+ *
+ * vma-read.c calls next and work; these call damage and state and not each other.
  */
 #ifndef DR_ARCHIVE_VMA_READ_H
 #define DR_ARCHIVE_VMA_READ_H
@@ -121,16 +124,20 @@ struct vma_read {
     pthread_mutex_t damage_lock;   /* result's damage, pending and the caller's damage() */
 };
 
-/* vma-read.c */
+/* vma-read-state.c */
+
+/* A chunk, taken from the free ones or new; NULL = out of memory. */
+struct vma_chunk *vma_chunk_take(struct vma_read *x);
+void vma_chunk_done(struct vma_read *x, struct vma_chunk *chunk); /* it is free again */
+void vma_chunks_free(struct vma_read *x);
+uint64_t vma_read_now(const struct vma_read *x); /* ns, of a clock that only goes forward */
 int vma_flush_targets(const struct vma_read *x, struct dr_error *err);
 
 /* vma-read-next.c */
 int vma_read_next(void *user, struct dr_copy_item *item, struct dr_error *err);
-void vma_chunk_done(struct vma_read *x, struct vma_chunk *chunk);
 
 /* vma-read-work.c */
 int vma_read_work(void *user, struct dr_copy_item *item, uint8_t *const *buf, struct dr_error *err);
-uint64_t vma_read_now(const struct vma_read *x);
 
 /* vma-read-damage.c */
 
