@@ -350,7 +350,8 @@ static void end_sums(struct writer *w)
 
 /* ------------------------------------------------------------------ to a file */
 
-/* Whoever has the name by now, the checksums beside it are his. */
+/* Refuse when somebody else has taken the archive's name meanwhile: the checksums beside it are
+ * theirs and must not be replaced. */
 static int check_name(const struct writer *w, struct dr_error *err)
 {
     struct dr_file_id id;

@@ -1,4 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* New images, which may be several files and may replace older ones. dr_new_begin locks the file
+ * that is replaced and makes a private directory beside it; the driver makes the image in there
+ * under its own names; dr_new_publish moves the files out, the main file last. An interruption
+ * leaves the private directory, and dr_new_judge tells by what is in it whether the image had begun
+ * to appear and must be finished, or nothing had changed and it can be removed. */
 #include <stdio.h>
 
 #include "base/cleanup.h"
@@ -34,7 +39,7 @@ static int make_dir(struct dr_new_image *n, struct dr_error *err)
     return dr_fail(err, EEXIST, "%s: no free name for a temporary directory next to it", n->final);
 }
 
-/* Whoever made a link to a place where nothing is yet wants the image there. */
+/* A dangling symlink tells where the image should go: create it at the link's target. */
 static int follow_link(struct dr_new_image *n, struct dr_error *err)
 {
     CLEANUP_FREE char *to = NULL;
@@ -48,7 +53,8 @@ static int follow_link(struct dr_new_image *n, struct dr_error *err)
     return 0;
 }
 
-/* Is anybody using what we are about to replace? */
+/* Lock the file that the image replaces, so that nobody is using it and nobody begins to. Without
+ * such a file, find out where the image should go. */
 static int lock_old(struct dr_new_image *n, const char *path, bool no_replace, unsigned flags,
                     struct dr_error *err)
 {
@@ -110,7 +116,7 @@ int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, boo
 
 /* ------------------------------------------------------------------ moving and removing */
 
-/* What the file of this name had before, the new one gets: owner, mode, labels. */
+/* Give the file to owner, mode and labels of the file from, as far as we may. */
 static void take_attrs(struct dr_fs *fs, const char *from, const char *to)
 {
     CLEANUP_FILE struct dr_file *old = NULL, *fresh = NULL;
@@ -152,7 +158,8 @@ static bool exists(struct dr_fs *fs, const char *path)
     return fs->ops->identify(fs, path, &id, NULL) == 0;
 }
 
-/* fresh: nothing had the name; what somebody put there meanwhile is his. */
+/* Rename in to out. fresh: nothing had that name before, so a file that somebody else has put there
+ * meanwhile is refused and not replaced. */
 static int take_place(const struct move *m, const char *in, const char *out, bool fresh,
                       struct dr_error *err)
 {
@@ -203,9 +210,9 @@ static bool extents_give_way(const struct move *m)
     return any;
 }
 
-/* Several files cannot change hands at once. While extents do, the name leads nowhere, so that
- * nobody reads the old descriptor over new extents; what was put aside tells recover that the new
- * image is complete. */
+/* Several files cannot be exchanged at once. Before the first old extent is replaced, the old main
+ * file is moved into the private directory: a reader finds no image rather than the old descriptor
+ * over new extents, and recover sees by it that the new image was complete. */
 static int put_aside(struct move *m, struct dr_error *err)
 {
     CLEANUP_FREE char *aside = dr_path_join(m->dir, ASIDE);
@@ -235,7 +242,9 @@ static void put_back(struct move *m)
         sync_places(m, NULL);
 }
 
-/* The main file last: until then nothing under the final names is an image. */
+/* Move all files out of the private directory, the main file last: until then no image can be
+ * opened by the final name. After a failure move them back, unless an old extent has been replaced.
+ */
 static int move_all(struct move *m, struct dr_error *err)
 {
     int r = put_aside(m, err);
@@ -250,7 +259,7 @@ static int move_all(struct move *m, struct dr_error *err)
         r = move_one(m, dr_path_basename(m->final), false, err);
     if (r == 0)
         return sync_places(m, err);
-    /* Only what was moved: the one that failed may have an old file in its place. */
+    /* Not the one that failed: an old file may stand in its place. */
     for (size_t i = 0; !m->replaced && i < m->moved; i++)
         if (!is_main(m, i))
             move_one(m, m->names[i], true, NULL);
@@ -275,7 +284,8 @@ static int list_new(struct dr_fs *fs, const char *dir, char ***names, size_t *n,
     return r;
 }
 
-/* *stuck: it failed with old files gone, and the rest must stay for recover to finish. */
+/* *stuck: it failed after an old extent was replaced. The private directory must stay, so that
+ * recover can finish. */
 static int move_dir(struct move *m, bool *stuck, struct dr_error *err)
 {
     struct dr_fs *fs = m->fs;
@@ -379,8 +389,8 @@ static bool holds(struct dr_fs *fs, const char *dir, const char *name)
     return path && fs->ops->identify(fs, path, &id, NULL) == 0;
 }
 
-/* Did an earlier attempt stop while it was moving, this file first or about to? Then its directory
- * still has the main file. */
+/* Was name moved here by an earlier attempt at this image that was interrupted before it moved its
+ * main file? Then it is our own and may be replaced. */
 static bool is_left_by_us(const struct dr_new_image *n, const char *name)
 {
     size_t count;
@@ -438,7 +448,8 @@ enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *fi
     return DR_NEW_UNUSED;
 }
 
-/* Nobody has it open: whoever was making it is gone. An empty directory may be a moment old. */
+/* The process that made dir has ended: none of its files is locked. An empty directory may have
+ * been made a moment ago and counts as in use. */
 static bool is_dead(struct dr_fs *fs, const char *dir)
 {
     char **names;
@@ -479,7 +490,7 @@ static void drop_half_moved(const struct dr_new_image *n)
     drop_dirs(n, DR_NEW_HALF_MOVED);
 }
 
-/* May the file named so give way? */
+/* May moving replace the file of this name next to the image? */
 static bool may_replace(const struct dr_new_image *n, const struct dr_image *old, const char *name,
                         struct dr_file_id id)
 {

@@ -124,7 +124,8 @@ static void leave_work(struct vma_place *p)
     p->work_fd = -1;
 }
 
-/* Whoever has the lock removes the directory before he gives the lock away. */
+/* The process that held the lock may have removed the directory before it released the lock: then
+ * we have locked a directory without a name. */
 static bool is_gone(const struct vma_place *p, const char *work)
 {
     struct stat ours, named;
@@ -370,7 +371,8 @@ int vma_place_sync(struct vma_place *p)
 
 /* ------------------------------------------------------------------ end */
 
-/* What took the place of a file that was put aside makes it superfluous; others are told of. */
+/* Remove the old files that were put aside and have been replaced by published ones. Tell of the
+ * others: an earlier, interrupted extraction left them, and they may be the only copy. */
 static void remove_aside(const struct vma_place *p)
 {
     CLEANUP_DIR DIR *dir = place_list(p->work_fd);

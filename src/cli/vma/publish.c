@@ -163,7 +163,8 @@ static int sync_parent(const struct vma_place *p)
     return fd >= 0 && place_settle_dir(p, fd) < 0 ? place_failed(p, "fsync", "..") : 0;
 }
 
-/* Where something has given way there is no way back: the rest of what took its place stays. */
+/* After an old file was replaced the others cannot go back: keep the new files that have not got
+ * their names yet. */
 static void undo(struct vma_place *p)
 {
     if (!p->lost) {

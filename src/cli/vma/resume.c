@@ -11,7 +11,7 @@
 #define COMPLETE "complete"
 #define ARCHIVE  "archive" /* which file it was */
 
-/* What must be the same when somebody wants to go on. */
+/* The properties of an extraction that must be the same for a later run to go on with it. */
 static json_t *describe(const struct extract *x)
 {
     char uuid[33];
@@ -31,7 +31,8 @@ static json_t *describe(const struct extract *x)
                      "disks", items);
 }
 
-/* What tells a file from one that took its name. NULL for a pipe: nothing does. */
+/* Size and time of the archive, which tell it from another file that took its name. NULL for a
+ * pipe, which has neither. */
 static json_t *identity(const struct extract *x)
 {
     const char *path = x->args->operands[0];
