@@ -218,9 +218,6 @@ static void release_freed(struct dr_image *image, struct freed_list *list)
     pthread_mutex_unlock(&image->lock);
     if (fmt->flags & DR_FORMAT_PUNCH_FREED)
         punch_all(list);
-    for (const struct freed *node = list->first; node; node = node->next)
-        if (node->place.len > 0)
-            dr_decoded_forget(image, node->place.file, node->place.host, node->place.len);
     DR_LOCK_SCOPE(&image->lock);
     for (struct freed *node = list->first, *next; node; node = next) {
         next = node->next;

@@ -176,18 +176,59 @@ static void units_in_a_row_are_read_by_few_calls(void **state)
     assert_in_range(faultfs_count_of(w->counted, FAULTFS_READ), 1, 4);
 }
 
-/* The bytes behind a unit were read ahead, and then another unit is written there. */
+/* Four units, and behind them places in the file that are free again. */
+static void make_free_places(struct world *w)
+{
+    for (unsigned i = 0; i < 40; i++)
+        write_unit(w, i, (uint8_t)(i + 1), 50);
+    ok(dr_chain_drop(w->disk->chain, 0, 4 * UNIT, 36 * UNIT, &err));
+    ok(dr_flush(w->disk, &err));
+}
+
 static void what_was_read_ahead_is_not_shown_once_it_is_written(void **state)
 {
     struct world *w = *state;
-    for (unsigned i = 0; i < 4; i++)
-        write_unit(w, i, (uint8_t)(i + 1), 50);
+    make_free_places(w);
     for (unsigned i = 0; i < 4; i++)
         assert_int_equal(byte_of(w, i * UNIT), i + 1);
-    for (unsigned i = 4; i < 40; i++) {
-        write_unit(w, i, (uint8_t)(i + 1), 50);
-        assert_int_equal(byte_of(w, i * UNIT), i + 1);
+    for (unsigned i = 4; i < 40; i++)
+        write_unit(w, i, (uint8_t)(i + 101), 50);
+    for (unsigned i = 4; i < 40; i++)
+        assert_int_equal(byte_of(w, i * UNIT), i + 101);
+}
+
+static const struct dr_file_ops *real_ops;
+static struct world *write_behind;
+
+/* Between the read of a window and its use a unit is written where the window has read. */
+static ssize_t overtaken_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
+{
+    ssize_t n = real_ops->pread(f, buf, off, len);
+    struct world *w = write_behind;
+    if (w && len > 8 * UNIT) {
+        write_behind = NULL;
+        write_unit(w, 20, 200, 50);
     }
+    return n;
+}
+
+static void a_unit_written_while_its_bytes_are_read_ahead_is_shown(void **state)
+{
+    struct world *w = *state;
+    static struct dr_file_ops ops;
+    make_free_places(w);
+    struct dr_file *f = w->disk->chain->images[0]->files[0];
+    real_ops = f->ops;
+    ops = *real_ops;
+    ops.pread = overtaken_pread;
+    f->ops = &ops;
+    assert_int_equal(byte_of(w, 0), 1);
+    write_behind = w;
+    for (unsigned i = 1; i < 4; i++)
+        assert_int_equal(byte_of(w, i * UNIT), i + 1);
+    assert_null(write_behind);
+    assert_int_equal(byte_of(w, 20 * UNIT), 200);
+    f->ops = real_ops;
 }
 
 static void units_go_when_they_take_more_than_the_limit(void **state)
@@ -230,6 +271,7 @@ int main(void)
         T(a_place_that_is_used_again_shows_its_new_unit),
         T(units_in_a_row_are_read_by_few_calls),
         T(what_was_read_ahead_is_not_shown_once_it_is_written),
+        T(a_unit_written_while_its_bytes_are_read_ahead_is_shown),
         T(units_go_when_they_take_more_than_the_limit),
         T(a_unit_that_does_not_decode_fails_each_time),
     };
