@@ -240,9 +240,26 @@ static int run_status(struct workload *w)
     return 0;
 }
 
+/* A second snapshot inside the image comes, or goes again: the disk shows what it did. */
+static int toggle_snapshot(struct workload *w)
+{
+    struct dr_pass pass;
+    struct dr_image *top = dr_disk_enter(w->disk, &pass)->images[0];
+    int r = dr_image_snapshot_delete(top, "2", &w->err);
+    if (r == -ENOENT) {
+        dr_error_reset(&w->err);
+        r = dr_image_snapshot_create(top, "second", &w->err);
+    }
+    dr_disk_leave(w->disk, &pass);
+    return r;
+}
+
 static int run_reopen(struct workload *w)
 {
-    int r = workload_close(w);
+    int r = w->subject->snapshot ? toggle_snapshot(w) : 0;
+    if (r)
+        return r;
+    r = workload_close(w);
     if (!r)
         shadow_flushed(w->view);
     int again = workload_open(w, DR_OPEN_RDWR);
