@@ -532,8 +532,10 @@ int vma_extents_run(struct vma_extents *x, struct dr_error *err)
                            ? vma_frames_bound(VMA_EXTENT_HEADER) + vma_frames_bound(EXTENT_BYTES)
                            : EXTENT_BYTES,
     };
-    for (size_t i = 0; i < x->n; i++)
+    for (size_t i = 0; i < x->n; i++) {
         policy.total += x->members[i].disk->size;
+        policy.depth = (unsigned)dr_max(policy.depth, dr_stock_depth(x->members[i].chain));
+    }
     int r = dr_copy_run(&policy, x->job, err);
     if (r == 0 && !x->wrote)
         r = write_empty(x, err);

@@ -125,6 +125,7 @@ static int compare_chains(struct compare *c, struct dr_chain *a, struct dr_chain
         .work = compare_work,
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
+        .depth = dr_stock_depth_of_two(a, b),
         .total = size,
     };
     return dr_copy_run(&policy, job, err);

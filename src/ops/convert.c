@@ -194,6 +194,7 @@ static int copy_difference(struct convert *c, struct dr_chain *src, struct dr_ch
         .emit = diff_emit,
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
+        .depth = dr_stock_depth_of_two(src, dst),
         .total = c->total,
     };
     return dr_copy_run(&policy, c->job, err);

@@ -184,10 +184,6 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name);
 /* The name under which an image at path records the file at target: relative if it can be.
  * Malloc'ed, NULL = out of memory. */
 char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target);
-static inline unsigned dr_ops_max(unsigned a, unsigned b)
-{
-    return a > b ? a : b;
-}
 static inline bool dr_ops_same_id(struct dr_file_id a, struct dr_file_id b)
 {
     return a.dev == b.dev && a.ino == b.ino;

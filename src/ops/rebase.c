@@ -240,7 +240,7 @@ static int run_fill(struct rebase *rb, struct fill *f, struct dr_job *job, struc
         .emit = fill_emit,
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
-        .depth = dr_ops_max(dr_stock_depth(rb->old), dr_stock_depth(rb->above)),
+        .depth = dr_stock_depth_of_two(rb->old, rb->above),
         .total = overlay(rb)->size,
     };
     return dr_copy_run(&policy, job, err);
@@ -311,7 +311,7 @@ static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
         .emit = count_emit,
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
-        .depth = dr_ops_max(dr_stock_depth(rb->old), dr_stock_depth(rb->above)),
+        .depth = dr_stock_depth_of_two(rb->old, rb->above),
         .total = c.fill.pair.size,
         .silent = true, /* the copy reports all bytes */
     };

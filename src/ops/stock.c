@@ -188,7 +188,7 @@ int dr_transfer_next(void *user, struct dr_copy_item *item, struct dr_error *err
             continue;
         }
         item->off = off;
-        item->aux[0] = end - off; /* zeroing costs no rate */
+        item->aux[0] = end - off; /* for zeroing, which is not charged against the rate */
         item->len = plan == PLAN_COPY ? end - off : 0;
         item->passed += plan == PLAN_COPY ? 0 : end - off;
         item->kind = plan == PLAN_COPY ? DR_ITEM_COPY : DR_ITEM_ZERO;
@@ -355,6 +355,7 @@ int dr_transfer_run(struct dr_transfer *t, uint64_t total, struct dr_job *job, s
         .emit = dr_transfer_emit,
         .buffers = 1,
         .buffer_size = DR_STOCK_BUFFER,
+        .depth = dr_stock_depth_of_two(t->walk.chain, t->dst),
         .total = total,
         .before = t->before,
         .after = t->after,

@@ -94,8 +94,12 @@ int dr_transfer_measure(const struct dr_transfer *t, uint64_t *bytes, struct dr_
  * lowest to DR_STOCK_BUFFER. */
 uint64_t dr_stock_block(struct dr_chain *chain, size_t at, uint64_t lowest);
 
-/* How many requests the files of a chain take at once, as a policy's depth. NULL: 0. */
+/* How many requests the files of a chain want at once, as a policy's depth. NULL: 0. */
 unsigned dr_stock_depth(const struct dr_chain *chain);
+static inline unsigned dr_stock_depth_of_two(const struct dr_chain *a, const struct dr_chain *b)
+{
+    return (unsigned)dr_max(dr_stock_depth(a), dr_stock_depth(b));
+}
 
 /* ------------------------------------------------------------------ two views side by side
  *

@@ -20,6 +20,7 @@ struct faultfs {
     uint64_t matching, counts[FAULTFS_KINDS];
     faultfs_observer observer;
     void *user;
+    unsigned depth;
 };
 
 struct fault_file {
@@ -281,6 +282,7 @@ static int fault_open(struct dr_fs *fs, const char *path, unsigned flags, struct
     f->base.path = DR_STEAL(own_path);
     f->base.id = f->inner->id;
     f->base.atomic_size = f->inner->atomic_size;
+    f->base.depth = owner(fs)->depth;
     f->base.block_device = f->inner->block_device;
     f->base.size = dr_file_size(f->inner);
     *file = &DR_STEAL(f)->base;
@@ -453,4 +455,9 @@ void faultfs_observe(struct faultfs *f, faultfs_observer observer, void *user)
     DR_LOCK_SCOPE(&f->lock);
     f->observer = observer;
     f->user = user;
+}
+
+void faultfs_set_depth(struct faultfs *f, unsigned depth)
+{
+    f->depth = depth;
 }

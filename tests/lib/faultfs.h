@@ -73,6 +73,9 @@ uint64_t faultfs_count(struct faultfs *f);
 uint64_t faultfs_count_of(struct faultfs *f, enum faultfs_kind kind);
 void faultfs_observe(struct faultfs *f, faultfs_observer observer, void *user); /* NULL = none */
 
+/* Files opened from now on want this many requests at once. */
+void faultfs_set_depth(struct faultfs *f, unsigned depth);
+
 const char *faultfs_kind_name(enum faultfs_kind kind);
 
 #endif

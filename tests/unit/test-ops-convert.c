@@ -592,6 +592,54 @@ static void a_split_image_that_is_replaced_is_old_or_new_or_not_there(void **sta
     assert_true(saw_none); /* the moment in question was among them */
 }
 
+/* ------------------------------------------------------------------ far files */
+
+#define FAR_DEPTH 24u
+
+/* A file that answers nobody before as many requests are under way as it wants. */
+struct far_file {
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    unsigned inside, most;
+};
+
+static int answer_when_many_ask(void *user, const struct faultfs_io *io)
+{
+    struct far_file *f = user;
+    struct timespec end;
+    if (io->kind != FAULTFS_READ || !strstr(io->path, "far.raw") || io->len < 64 * KiB)
+        return 0;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 20; /* it fails then, it does not hang */
+    pthread_mutex_lock(&f->lock);
+    f->inside++;
+    f->most = (unsigned)dr_max(f->most, f->inside);
+    pthread_cond_broadcast(&f->more);
+    while (f->most < FAR_DEPTH && pthread_cond_timedwait(&f->more, &f->lock, &end) == 0)
+        ;
+    f->inside--;
+    pthread_mutex_unlock(&f->lock);
+    return 0;
+}
+
+static void a_far_file_gets_as_many_requests_as_it_wants(void **state)
+{
+    struct dr_fs *memory = *state;
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_fs *fs = faultfs_fs(f);
+    const char *from = "far.raw";
+    struct far_file far = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+    make(fs, from, "raw", 40 * (uint64_t)DR_STOCK_BUFFER, NULL);
+    put(fs, from, 0, 40 * (size_t)DR_STOCK_BUFFER, 0x11);
+    faultfs_set_depth(f, FAR_DEPTH);
+    faultfs_observe(f, answer_when_many_ask, &far);
+    struct dr_convert_options o = {.sparse_size = 4096, .out_format = "vmdk"};
+    ok(dr_convert_fs(fs, &from, 1, "out.vmdk", &o, NULL, &err));
+    faultfs_observe(f, NULL, NULL);
+    assert_int_equal(far.most, FAR_DEPTH);
+    faultfs_free(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -616,6 +664,7 @@ int main(void)
         ops_test(compare_finds_the_first_difference),
         ops_test(compare_takes_zeros_and_sizes_as_they_are),
         ops_test(info_has_the_keys_in_order),
+        ops_test(a_far_file_gets_as_many_requests_as_it_wants),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
