@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Drover: what can be done with whole disks. Each operation takes a struct of options that may be
- * all zero but for what is required, and NULL where nothing is; job may be NULL. It opens what it
- * needs, and closes it again. All of them are crash-safe: killed or cut off anywhere, the disks
- * involved open and read as before or as after, and doing it again finishes the job. A refusal
- * comes before anything is changed. Not thread-safe per struct; different operations may run in
- * different threads.
+ * all zero but for what is required, and NULL where nothing is; job may be NULL. All of them are
+ * crash-safe: killed or cut off anywhere, the disks involved open and read as before or as after,
+ * and doing it again finishes the job. A refusal comes before anything is changed.
+ *
+ * Operations by path open what they need and close it again. Those named dr_disk_... work on a disk
+ * that is open, and other threads may use it meanwhile; one of them at a time may change the disk's
+ * images, the others get -EBUSY. Different operations may run in different threads; a struct of
+ * options must not change while an operation has it.
  */
 #ifndef DROVER_OPS_H
 #define DROVER_OPS_H
