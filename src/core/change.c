@@ -390,8 +390,11 @@ static int write_in_place(const struct dr_change *c, uint64_t off, const struct 
         return copy_in_place(src, off, ext, len, err);
     if (!src->buf)
         return dr_file_zero(ext->file, ext->host, len, c->zero_flags, err);
-    int r = dr_file_pwrite(ext->file, src->buf + (off - src->off), ext->host, len, err);
-    return r == 0 && durably ? dr_file_flush(ext->file, err) : r;
+    /* pwritev takes no const */
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)(src->buf + (off - src->off)),
+                        .iov_len = (size_t)len};
+    return durably ? dr_file_pwritev_durable(ext->file, &iov, 1, ext->host, err)
+                   : dr_file_pwritev(ext->file, &iov, 1, ext->host, err);
 }
 
 /* *durably: the request asked for it, and this one write is all it takes, because the metadata that
