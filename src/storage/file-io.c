@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What every container gets from its wrappers: bounds, the size, whole transfers, sticky flushes.
- * No lock is taken on the way of reads and writes. */
+/* The calls on open files, around the operations of each container. They check bounds and rights,
+ * keep the cached size, turn partial transfers into whole ones or errors, and remember a failed
+ * flush. Reads and writes take no lock, except writes of files with write_align (aligned.c). */
 #include <inttypes.h>
 #include <string.h>
 
@@ -169,8 +170,8 @@ static int write_zeros(struct dr_file *f, uint64_t off, uint64_t len, struct dr_
     return 0;
 }
 
-/* What is past the end needs no zeros, only a new end. One byte written there, not a truncate: that
- * could cut off what another thread appends meanwhile. */
+/* A range past the end needs no zeros, only a new end of the file. One byte written there, not a
+ * truncate: that could cut off what another thread appends meanwhile. */
 static int grow_to(struct dr_file *f, uint64_t end, struct dr_error *err)
 {
     uint8_t zero = 0;

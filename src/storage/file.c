@@ -11,7 +11,7 @@
  * Two kinds of locks: table_lock protects the table's links and is never held over a system call.
  * Each object's state_lock serialises its opens, closes, upgrades and downgrades, with their system
  * calls, and so makes only users of that same file wait. state_lock is taken before table_lock;
- * whoever finds an object in the table pins it, releases the table and only then waits. */
+ * an open that finds an object in the table pins it, releases the table and only then waits. */
 #include <stdlib.h>
 
 #include "base/cleanup.h"

@@ -311,7 +311,7 @@ static void copy_xattr(int from, int to, const char *name)
 {
     char value[4096];
     ssize_t n = fgetxattr(from, name, value, sizeof(value));
-    /* What may not be set, or is not known there, is left. */
+    /* A label that we may not set, or that the target does not know, is skipped. */
     if (n >= 0)
         (void)!fsetxattr(to, name, value, (size_t)n, 0);
 }
@@ -353,7 +353,7 @@ static int posix_copy_attrs(struct dr_fs *fs, struct dr_file *from, struct dr_fi
     struct stat want, have;
     if (fstat(in, &want))
         return dr_fail_errno(err, errno, "%s: cannot get owner and mode", from->path);
-    /* What may not be set is left; the mode makes up for it. */
+    /* An owner or group that we may not set stays; narrowed_mode() takes its rights away. */
     if (fchown(out, want.st_uid, want.st_gid))
         (void)!fchown(out, (uid_t)-1, want.st_gid);
     (void)!fremovexattr(out, ACL); /* what the directory gives to new files is not from's */
@@ -377,7 +377,7 @@ static int posix_free_space(struct dr_fs *fs, const char *path, uint64_t *bytes,
     CLEANUP_FREE char *dir = dr_path_dirname(path);
     if (!dir)
         return dr_fail_errno(err, ENOMEM, "%s: cannot get the free space", path);
-    /* What is there may be a link to a file somewhere else, or have a mount of its own. */
+    /* Ask the file first: path may be a link to another file system, or a mount. */
     if (statvfs(path, &st) && statvfs(dir, &st))
         return dr_fail_errno(err, errno, "%s: cannot get the free space", dir);
     /* No blocks at all: a file system that keeps no count of them, such as ramfs. */
@@ -402,7 +402,8 @@ bool dr_path_is_mount(const char *path)
     return st.stx_attributes_mask & st.stx_attributes & STATX_ATTR_MOUNT_ROOT;
 }
 
-/* What stands in the link; NULL if path is none of ours. The owner is asked of what is read. */
+/* The text of the link; NULL if path is no link or a stranger's. Owner and text are read from one
+ * descriptor, so the link cannot be exchanged in between. */
 static char *read_link(const char *path)
 {
     char text[PATH_MAX];

@@ -165,9 +165,10 @@ static int exchange(struct posix_file *p, int fresh)
     return r < 0 ? -errno : 0;
 }
 
-/* The writer's bytes on the new description. Our own old "not shared" would stop our own "use", so
- * it goes before the test, but not before the new one stands: another writer who came, wrote and
- * left in between would be seen by nobody, and what we know of the file would be old. */
+/* Set the writer's bytes on the new description. Our old "not shared" bytes would conflict with our
+ * new "use" bytes, so they are dropped before the test, but only after the new "not shared" bytes
+ * are set: otherwise another writer could come, write and leave unseen, and our cached size would
+ * be stale. */
 static int take_over(struct posix_file *p, int fd, unsigned use, unsigned unshared,
                      struct dr_error *err)
 {

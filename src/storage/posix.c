@@ -63,7 +63,7 @@ static ssize_t posix_pread(struct dr_file *f, void *buf, uint64_t off, size_t le
     return (ssize_t)done;
 }
 
-/* Leaves what is still to be written. */
+/* Advance *iov and *n past the bytes that were written. */
 static void skip_written(struct iovec **iov, int *n, size_t written)
 {
     while (*n && written >= (*iov)->iov_len) {

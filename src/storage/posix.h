@@ -13,10 +13,10 @@ struct posix_file {
     int fd;                 /* stays the same number for as long as the object lives */
     int cached;             /* a writer with O_DIRECT: the same file without it, else -1 */
     _Atomic bool direct;    /* fd has O_DIRECT */
-    unsigned use, unshared; /* lock bytes held; under the table's lock */
+    unsigned use, unshared; /* lock bytes held; under the file's state_lock */
     uint32_t sector;        /* block device: its logical block */
     uint32_t block;         /* regular file: the file system's block */
-    /* What this file was found not to do; asked once. */
+    /* Calls that the file system refused; they are not tried again. */
     _Atomic bool no_punch, no_zero_range, no_seek, no_dsync;
     /* Copies into this file: never possible, or not from files of that device. */
     _Atomic bool no_clone, no_copy;

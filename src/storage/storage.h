@@ -29,8 +29,8 @@ struct dr_file_id {
 
 /* ------------------------------------------------------------------ locks */
 
-/* What a user of a file does (use) and what it tolerates of others: as QEMU's permissions; bit i is
- * byte 100+i for use, byte 200+i for "not shared". */
+/* A user of a file says what it does itself (use) and what others must not do meanwhile (unshared),
+ * in QEMU's permissions: bit i is lock byte 100+i for use, 200+i for unshared. */
 enum dr_perm {
     DR_PERM_READ = 1 << 0, /* consistent read */
     DR_PERM_WRITE = 1 << 1,
@@ -64,7 +64,7 @@ enum dr_file_kind {
 
 /* ------------------------------------------------------------------ files */
 
-/* What kind of bytes a range of a container is. */
+/* The two kinds of bytes in a container. */
 enum dr_file_extent {
     DR_FILE_DATA,
     DR_FILE_HOLE, /* reads as zeros and takes no space */
@@ -125,11 +125,12 @@ struct dr_file {
     char *path;             /* as opened; for messages and for naming things next to it */
     _Atomic unsigned flags; /* enum dr_file_flag of the present state */
     unsigned atomic_size;   /* bytes written all or nothing: 512 */
-    /* What the operations take, in bytes, powers of two up to 64 KiB; 0 or 1 = anything. Offsets
-     * and lengths of pread are multiples of read_align, those of pwritev and zero of write_align,
-     * and all buffers lie at multiples of mem_align (up to 4096). One exception: a write or zero
-     * may have any length if it reaches the end of the file. The wrappers see to all this
-     * (aligned.c), so callers need not; they are faster where they do. Set by open, constant. */
+    /* Alignment that the operations need, in bytes, powers of two up to 64 KiB; 0 or 1 = anything.
+     * Offsets and lengths of pread are multiples of read_align, those of pwritev and zero of
+     * write_align, and all buffers lie at multiples of mem_align (up to 4096). One exception: a
+     * write or zero may have any length if it reaches the end of the file. The wrappers see to all
+     * this (aligned.c), so callers need not; they are faster where they do. Set by open, constant.
+     */
     unsigned read_align, write_align, mem_align;
     /* How many requests are worth having under way at once, where the way to the bytes is long;
      * 0 = local files: a request for each processor is enough. */
@@ -175,8 +176,9 @@ int dr_file_adopt(struct dr_file *fresh, unsigned flags, struct dr_file **file,
 struct dr_file *dr_file_ref(struct dr_file *f);
 /* A user leaves. With the last one the lock bytes go. NULL allowed. */
 void dr_file_unref(struct dr_file *f);
-/* Keep the object and its descriptor valid without being a user: whoever pins a file may finish
- * calls on it although its users leave, upgrade or downgrade it meanwhile. No lock is taken. */
+/* Keep the object and its descriptor valid without being a user: a caller that pins a file may
+ * finish calls on it although its users leave, upgrade or downgrade it meanwhile. No lock is taken.
+ */
 void dr_file_pin(struct dr_file *f);
 void dr_file_unpin(struct dr_file *f);
 /* Do both stand for the same container? */
@@ -299,8 +301,9 @@ bool dr_path_is_mount(const char *path);
 /* Nothing is at path, and it is a place for devices: a name mistyped, most likely. A file there
  * would be kept in memory and be gone after a restart. */
 bool dr_path_is_no_device(const char *path);
-/* Where the links at path, which lead to nothing, want it to be. NULL: it is no link, or one that
- * somebody else made, which in a directory for all may be a trap. */
+/* path is a dangling link: *to is the name that it finally leads to, where a new file should be
+ * made (malloc'ed). NULL: path is no link, or a link made by another user, which is not followed
+ * because it may be a trap in a directory that all may write to. 0, -ENOMEM, or -ELOOP. */
 int dr_path_follow(const char *path, char **to);
 
 /* ------------------------------------------------------------------ replacing a file
