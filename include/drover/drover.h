@@ -66,10 +66,12 @@ DR_API int dr_format_option(const char *format, size_t index, struct dr_create_o
 /* ------------------------------------------------------------------ memory */
 
 /* Bytes that the caches of the whole process may take; 0 = leave as it is. Before this is called,
- * what the environment's DROVER_CACHE_METADATA and DROVER_CACHE_DECODED say (64M, for example). */
+ * what the environment's DROVER_CACHE_METADATA, DROVER_CACHE_DECODED and DROVER_CACHE_INDEX say
+ * (64M, for example). */
 struct dr_cache_limits {
     uint64_t metadata; /* tables of open images; 64 MiB to begin with */
     uint64_t decoded;  /* compressed units that were read lately, decoded; 32 MiB */
+    uint64_t index;    /* which image of a chain has what; 32 MiB */
 };
 
 /* May be called at any time, from any thread; what is over a new limit goes as the caches are used.

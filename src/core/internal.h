@@ -68,7 +68,7 @@ void dr_decoded_close(const struct dr_image *image);
 
 /* ------------------------------------------------------------------ limits.c */
 
-enum dr_cache_kind { DR_CACHE_METADATA, DR_CACHE_DECODED, DR_CACHE_KINDS };
+enum dr_cache_kind { DR_CACHE_METADATA, DR_CACHE_DECODED, DR_CACHE_INDEX, DR_CACHE_KINDS };
 
 /* The bytes that all caches of this kind in the process may take together. */
 uint64_t dr_cache_limit(enum dr_cache_kind kind);

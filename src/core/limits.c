@@ -15,6 +15,7 @@ static const struct {
 } kinds[DR_CACHE_KINDS] = {
     [DR_CACHE_METADATA] = {"metadata", "DROVER_CACHE_METADATA", 64 * MIB},
     [DR_CACHE_DECODED] = {"decoded units", "DROVER_CACHE_DECODED", 32 * MIB},
+    [DR_CACHE_INDEX] = {"the index of chains", "DROVER_CACHE_INDEX", 32 * MIB},
 };
 
 static _Atomic uint64_t limits[DR_CACHE_KINDS];
@@ -78,6 +79,7 @@ int dr_set_cache_limits(const struct dr_cache_limits *wanted, struct dr_error *e
     const uint64_t bytes[DR_CACHE_KINDS] = {
         [DR_CACHE_METADATA] = wanted->metadata,
         [DR_CACHE_DECODED] = wanted->decoded,
+        [DR_CACHE_INDEX] = wanted->index,
     };
     pthread_once(&once, read_environment);
     for (unsigned i = 0; i < DR_CACHE_KINDS; i++) {
