@@ -16,7 +16,7 @@
 #include "core/pages.h"
 #include "formats/format.h"
 
-#define DR_CHAIN_MAX 256 /* depth bound of a chain */
+#define DR_CHAIN_MAX 4096 /* the most images of a chain */
 
 /* With enum dr_open_flag, for check: an unclean image is opened for writing as it is. */
 #define DR_OPEN_AS_FOUND (1u << 31)
@@ -214,6 +214,13 @@ void dr_format_register(const struct dr_format *fmt);
 struct dr_chain *dr_chain_new(struct dr_image *const *images, size_t n);
 struct dr_chain *dr_chain_ref(struct dr_chain *chain);
 int dr_chain_unref(struct dr_chain *chain, struct dr_error *err);
+
+/* May a chain have n images? -ELOOP says what to do. path: the image on top. Also asked by whoever
+ * puts an image on another, before anything is written. */
+int dr_chain_check_length(const char *path, size_t n, struct dr_error *err);
+size_t dr_chain_bound(void);
+/* Tests only: another bound, 0 = DR_CHAIN_MAX again. */
+void dr_chain_set_bound(size_t n);
 
 /* The chain above its index `first`: images[first..]; shares the images. NULL = out of memory. */
 struct dr_chain *dr_chain_tail(struct dr_chain *chain, size_t first);

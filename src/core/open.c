@@ -7,12 +7,21 @@
 /* All there are. What a later library may give a meaning is not passed over in silence. */
 #define OPEN_FLAGS ((2u * DR_OPEN_DIRECT - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE)
 
+/* A file of the chain so far, in a hash table by its id. */
+struct seen {
+    const struct dr_image *image; /* NULL: a free slot */
+    struct dr_file_id id;
+    bool data; /* one of the image's further files */
+};
+
 struct opening {
     struct dr_fs *fs;
     const struct dr_open_options *options;
     struct dr_gate gate;
-    struct dr_image *images[DR_CHAIN_MAX];
-    size_t n;
+    struct dr_image **images;
+    size_t n, room;
+    struct seen *seen; /* open addressing; n_slots is a power of two, or 0 */
+    size_t n_seen, n_slots;
 };
 
 static unsigned parent_flags(unsigned flags)
@@ -21,15 +30,103 @@ static unsigned parent_flags(unsigned flags)
            ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_RECOVER | DR_OPEN_WHOLE);
 }
 
-/* ------------------------------------------------------------------ one candidate */
+/* ------------------------------------------------------------------ how long a chain may be */
 
-static bool holds_data_of(const struct dr_image *image, struct dr_file_id id)
+static _Atomic size_t chain_bound = DR_CHAIN_MAX;
+
+void dr_chain_set_bound(size_t n)
 {
-    for (unsigned i = 1; i < image->n_files; i++)
-        if (image->files[i]->id.dev == id.dev && image->files[i]->id.ino == id.ino)
-            return true;
-    return false;
+    atomic_store(&chain_bound, n ? n : DR_CHAIN_MAX);
 }
+
+size_t dr_chain_bound(void)
+{
+    return atomic_load(&chain_bound);
+}
+
+int dr_chain_check_length(const char *path, size_t n, struct dr_error *err)
+{
+    size_t bound = dr_chain_bound();
+    if (n <= bound)
+        return 0;
+    return dr_fail(err, ELOOP,
+                   "%s: the chain is longer than %zu images, the most that can be opened; commit "
+                   "or stream some of its layers first",
+                   path, bound);
+}
+
+/* ------------------------------------------------------------------ the images so far */
+
+/* The slot that holds the id, or the free one where it belongs. */
+static struct seen *seen_slot(struct seen *slots, size_t n_slots, struct dr_file_id id)
+{
+    uint64_t hash = ((uint64_t)id.ino * 31 + (uint64_t)id.dev) * UINT64_C(0x9e3779b97f4a7c15);
+    size_t i = (size_t)(hash >> 32) & (n_slots - 1);
+    while (slots[i].image && (slots[i].id.dev != id.dev || slots[i].id.ino != id.ino))
+        i = (i + 1) & (n_slots - 1);
+    return &slots[i];
+}
+
+static bool seen_grow(struct opening *o)
+{
+    size_t n_slots = o->n_slots ? o->n_slots * 2 : 16;
+    struct seen *slots = calloc(n_slots, sizeof(*slots));
+    if (!slots)
+        return false;
+    for (size_t i = 0; i < o->n_slots; i++)
+        if (o->seen[i].image)
+            *seen_slot(slots, n_slots, o->seen[i].id) = o->seen[i];
+    free(o->seen);
+    o->seen = slots;
+    o->n_slots = n_slots;
+    return true;
+}
+
+static int seen_add(struct opening *o, const struct dr_image *image, struct dr_file_id id,
+                    bool data, struct dr_error *err)
+{
+    if (2 * (o->n_seen + 1) > o->n_slots && !seen_grow(o))
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    struct seen *slot = seen_slot(o->seen, o->n_slots, id);
+    if (slot->image)
+        return 0;
+    *slot = (struct seen){.image = image, .id = id, .data = data};
+    o->n_seen++;
+    return 0;
+}
+
+/* Keep the ids of an image that stays in the chain. */
+static int remember(struct opening *o, const struct dr_image *image, struct dr_error *err)
+{
+    int r = seen_add(o, image, dr_image_id(image), false, err);
+    for (unsigned i = 1; r == 0 && i < image->n_files; i++)
+        r = seen_add(o, image, image->files[i]->id, true, err);
+    return r;
+}
+
+/* Takes over the reference on success. */
+static int push(struct opening *o, struct dr_image *image, struct dr_error *err)
+{
+    if (o->n == o->room) {
+        size_t room = o->room ? o->room * 2 : 8;
+        struct dr_image **images = realloc(o->images, room * sizeof(struct dr_image *));
+        if (!images)
+            return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+        o->images = images;
+        o->room = room;
+    }
+    o->images[o->n++] = image;
+    return 0;
+}
+
+static void clear(struct opening *o)
+{
+    dr_gate_clear(&o->gate);
+    free(o->images);
+    free(o->seen);
+}
+
+/* ------------------------------------------------------------------ one candidate */
 
 /* Before the parent is opened: its locks would only say that somebody uses it. */
 static int refuse_loop(const struct opening *o, const char *path, struct dr_error *err)
@@ -37,17 +134,16 @@ static int refuse_loop(const struct opening *o, const char *path, struct dr_erro
     struct dr_file_id id;
     const struct dr_image *child = o->images[o->n - 1];
     int r = dr_name_identify(o->fs, path, &id, err);
-    for (size_t i = 0; r == 0 && i < o->n; i++) {
-        struct dr_file_id seen = dr_image_id(o->images[i]);
-        if (seen.dev == id.dev && seen.ino == id.ino)
-            r = dr_fail(err, ELOOP, "%s: its backing file %s is already in the chain: a loop",
-                        child->path, path);
-        else if (holds_data_of(o->images[i], id))
-            r = dr_fail(err, EINVAL,
-                        "%s: its backing file %s is the file that holds the data of %s",
-                        child->path, path, o->images[i]->path);
-    }
-    return r;
+    if (r < 0)
+        return r;
+    const struct seen *slot = seen_slot(o->seen, o->n_slots, id);
+    if (!slot->image)
+        return 0;
+    if (slot->data)
+        return dr_fail(err, EINVAL, "%s: its backing file %s is the file that holds the data of %s",
+                       child->path, path, slot->image->path);
+    return dr_fail(err, ELOOP, "%s: its backing file %s is already in the chain: a loop",
+                   child->path, path);
 }
 
 /* Nothing recorded means that the format was never established: a guest may have written anything
@@ -93,12 +189,11 @@ static int open_parent(struct opening *o, const char *path, const char *recorded
     if (r < 0 || !parent)
         return r;
     r = check_parent(child, parent, err);
-    if (r < 0) {
+    if (r == 0)
+        r = push(o, parent, err);
+    if (r < 0)
         dr_image_unref(parent, NULL);
-        return r;
-    }
-    o->images[o->n++] = parent;
-    return 0;
+    return r;
 }
 
 /* ------------------------------------------------------------------ all candidates */
@@ -173,20 +268,22 @@ int dr_backing_locate(struct dr_image *child, const struct dr_open_options *opti
 {
     struct dr_open_options open = options ? *options : (struct dr_open_options){0};
     open.flags = (open.flags & DR_OPEN_ANY_PATH) | LOOK_ON;
-    CLEANUP_FREE struct opening *o = calloc(1, sizeof(*o));
+    struct opening o = {.fs = child->fs, .options = &open};
     *path = NULL;
-    if (!o)
-        return dr_fail(err, ENOMEM, "%s: out of memory", child->path);
-    *o = (struct opening){.fs = child->fs, .options = &open, .images = {child}, .n = 1};
-    int r = dr_gate_make(&o->gate, o->fs, &open, err);
+    int r = dr_gate_make(&o.gate, o.fs, &open, err);
     if (r == 0)
-        r = open_recorded_parent(o, err);
-    dr_gate_clear(&o->gate);
-    if (r < 0)
-        return r;
-    *path = strdup(o->images[1]->path);
-    dr_image_unref(o->images[1], NULL);
-    return *path ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", child->path);
+        r = push(&o, child, err);
+    if (r == 0)
+        r = remember(&o, child, err);
+    if (r == 0)
+        r = open_recorded_parent(&o, err);
+    if (r == 0) {
+        *path = strdup(o.images[1]->path);
+        dr_image_unref(o.images[1], NULL);
+        r = *path ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", child->path);
+    }
+    clear(&o);
+    return r;
 }
 
 static int open_chain(struct opening *o, struct dr_error *err)
@@ -194,14 +291,18 @@ static int open_chain(struct opening *o, struct dr_error *err)
     const struct dr_open_options *options = o->options;
     if (options->flags & DR_OPEN_NO_BACKING)
         return 0;
-    int r = 0;
-    if (options->backing)
+    int r = remember(o, o->images[0], err);
+    if (r == 0 && options->backing) {
         r = open_parent(o, options->backing, options->backing_format, err);
+        if (r == 0)
+            r = remember(o, o->images[1], err);
+    }
     while (r == 0 && o->images[o->n - 1]->backing_name) {
-        if (o->n == DR_CHAIN_MAX)
-            return dr_fail(err, ELOOP, "%s: the chain is longer than %d images", o->images[0]->path,
-                           DR_CHAIN_MAX);
-        r = open_recorded_parent(o, err);
+        r = dr_chain_check_length(o->images[0]->path, o->n + 1, err);
+        if (r == 0)
+            r = open_recorded_parent(o, err);
+        if (r == 0)
+            r = remember(o, o->images[o->n - 1], err);
     }
     return r;
 }
@@ -233,27 +334,28 @@ int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_optio
                   struct dr_chain **chain, struct dr_error *err)
 {
     static const struct dr_open_options defaults;
-    CLEANUP_FREE struct opening *o = calloc(1, sizeof(*o));
-    if (!o)
-        return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    o->fs = fs;
-    o->options = options ? options : &defaults;
-    if (o->options->flags & ~OPEN_FLAGS)
-        return dr_fail(err, EINVAL, "%s: unknown flags %#x", path, o->options->flags & ~OPEN_FLAGS);
-    int r = dr_gate_make(&o->gate, fs, o->options, err);
+    struct opening o = {.fs = fs, .options = options ? options : &defaults};
+    struct dr_image *image;
+    if (o.options->flags & ~OPEN_FLAGS)
+        return dr_fail(err, EINVAL, "%s: unknown flags %#x", path, o.options->flags & ~OPEN_FLAGS);
+    int r = dr_gate_make(&o.gate, fs, o.options, err);
     if (r < 0)
         return r;
-    r = dr_image_open_through(fs, path, o->options->format, o->options->flags, &o->gate,
-                              o->options->data_file, &o->images[0], err);
+    r = dr_image_open_through(fs, path, o.options->format, o.options->flags, &o.gate,
+                              o.options->data_file, &image, err);
     if (r == 0) {
-        o->n = 1;
-        r = open_chain(o, err);
+        r = push(&o, image, err);
+        if (r < 0)
+            dr_image_unref(image, NULL);
     }
-    dr_gate_clear(&o->gate);
+    if (r == 0)
+        r = open_chain(&o, err);
     if (r < 0) {
-        drop_images(o);
+        drop_images(&o);
+        clear(&o);
         return hint_at_link(fs, path, r, err);
     }
-    *chain = dr_chain_new(o->images, o->n);
+    *chain = dr_chain_new(o.images, o.n);
+    clear(&o);
     return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", path);
 }

@@ -91,7 +91,9 @@ static int open_backing(struct convert *c, struct dr_error *err)
                                  &open.format, err);
     if (r == 0)
         r = dr_gate_check(c->fs, c->target, c->backing_path, &open, err);
-    return r < 0 ? r : dr_open_fs(c->fs, c->backing_path, &open, &c->backing, err);
+    if (r == 0)
+        r = dr_open_fs(c->fs, c->backing_path, &open, &c->backing, err);
+    return r < 0 ? r : dr_chain_check_length(c->target, c->backing->chain->n + 1, err);
 }
 
 static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_error *err)

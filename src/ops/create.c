@@ -20,7 +20,9 @@ static int open_backing(struct dr_fs *fs, const char *path, const struct dr_crea
     if (r < 0)
         return r;
     r = dr_open_fs(fs, where, &open, disk, err);
-    return r < 0 ? dr_prefix(err, r, "%s: Could not open backing file", path) : 0;
+    if (r < 0)
+        return dr_prefix(err, r, "%s: Could not open backing file", path);
+    return dr_chain_check_length(path, (*disk)->chain->n + 1, err);
 }
 
 /* Refuse to create an image over its own parent, or over a file that the parent uses. */

@@ -125,7 +125,7 @@ static int open_parent(struct rebase *rb, struct dr_error *err)
     if (r < 0)
         return dr_prefix(err, r, "%s: cannot open the new backing file", rb->path);
     rb->above = rb->parent->chain;
-    return 0;
+    return dr_chain_check_length(rb->path, rb->above->n + 1, err);
 }
 
 static const char *recorded_format(const struct rebase *rb)

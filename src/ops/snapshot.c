@@ -152,7 +152,9 @@ static int prepare(struct snapshot *s, struct dr_error *err)
         !image->fmt->snapshot_suffix)
         return dr_fail(err, ENOTSUP, "%s: %s images cannot have snapshots", image->path,
                        image->fmt->name);
-    int r = choose_name(fs, image, s->name, &chosen, err);
+    int r = dr_chain_check_length(image->path, s->chain->n + 1, err);
+    if (r == 0)
+        r = choose_name(fs, image, s->name, &chosen, err);
     if (r < 0)
         return r;
     s->where = dr_path_sibling(image->path, chosen);

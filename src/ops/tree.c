@@ -30,7 +30,8 @@ static int look_around(struct tree *t, const char *path, struct dr_error *err)
     if (r == 0 && t->asked == t->scan.n)
         return dr_fail(err, EINVAL, "%s: is not a file that can be read", path);
     size_t at = t->asked;
-    for (int depth = 0; r == 0 && depth < DR_CHAIN_MAX && t->scan.all[at].backing_path; depth++) {
+    for (size_t depth = 0; r == 0 && depth < dr_chain_bound() && t->scan.all[at].backing_path;
+         depth++) {
         struct dr_file_id up = t->scan.all[at].backing_id;
         r = dr_scan_file(&t->scan, t->fs, t->scan.all[at].backing_path, t->options, err);
         at = dr_scan_find(&t->scan, up);
@@ -48,7 +49,7 @@ static size_t parent_of(const struct tree *t, size_t i)
 
 static size_t root_of(const struct tree *t, size_t i)
 {
-    for (int depth = 0; depth < DR_CHAIN_MAX; depth++) {
+    for (size_t depth = 0; depth < dr_chain_bound(); depth++) {
         size_t up = parent_of(t, i);
         if (up == t->scan.n || up == t->asked)
             break;
