@@ -15,6 +15,7 @@ struct dr_chain *dr_chain_new(struct dr_image *const *images, size_t n)
     chain->hooks = NULL;
     chain->n = n;
     memcpy(chain->images, images, n * sizeof(struct dr_image *));
+    chain->index = dr_index_new(chain->images, n);
     return chain;
 }
 
@@ -30,6 +31,7 @@ int dr_chain_unref(struct dr_chain *chain, struct dr_error *err)
     int result = 0;
     if (!chain || atomic_fetch_sub(&chain->refs, 1) != 1)
         return 0;
+    dr_index_free(chain->index);
     for (size_t i = chain->n; i-- > 0;) {
         int r = dr_image_unref(chain->images[i], err);
         if (r < 0 && result == 0)
@@ -65,8 +67,20 @@ void dr_place_done(struct dr_place *place)
 int dr_chain_map_part(struct dr_chain *chain, size_t first, size_t last, uint64_t off, uint64_t len,
                       struct dr_place *place, struct dr_error *err)
 {
+    struct dr_index *asked = NULL;
     *place = (struct dr_place){.owner = chain->n};
     for (size_t i = first; i < last; i++) {
+        struct dr_index *index = dr_index_at(chain->index, i), *below;
+        size_t owner;
+        if (index && index != asked) {
+            asked = index; /* once: an owner that has become empty is passed layer by layer */
+            if (dr_index_find(index, i, off, &owner, &len))
+                i = owner;
+            if (i >= last)
+                break;
+        } else if (!index && i + 1 < last && (below = dr_index_at(chain->index, i + 1))) {
+            len = dr_index_reach(below, off, len);
+        }
         struct dr_image *image = chain->images[i];
         if (off >= image->size) {
             place->ext = (struct dr_extent){.kind = DR_ZERO, .len = len};

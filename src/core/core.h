@@ -32,6 +32,7 @@
 struct dr_cache;   /* pages.c */
 struct dr_ranges;  /* inflight.c */
 struct dr_flusher; /* flush.c */
+struct dr_index;   /* index.c */
 
 enum dr_need_kind { DR_NEED_NONE, DR_NEED_PAGE, DR_NEED_FLUSH, DR_NEED_BEGIN };
 
@@ -61,9 +62,10 @@ struct dr_image {
     _Atomic uint64_t size;  /* guest bytes */
     _Atomic unsigned flags; /* enum dr_open_flag as they hold for this image */
     _Atomic bool writable;
-    bool unclean;         /* set by open: was not closed after writing */
-    char *backing_name;   /* as recorded, NULL = none */
-    char *backing_format; /* as recorded, NULL = not recorded */
+    _Atomic unsigned thaws; /* how often it was thawed */
+    bool unclean;           /* set by open: was not closed after writing */
+    char *backing_name;     /* as recorded, NULL = none */
+    char *backing_format;   /* as recorded, NULL = not recorded */
 
     /* the core's own */
     _Atomic unsigned refs;
@@ -102,6 +104,7 @@ struct dr_hooks { /* of a disk; changes only while no request is past its gate *
 struct dr_chain {
     _Atomic unsigned refs;
     const struct dr_hooks *hooks; /* of the disk whose chain it is; NULL: of none */
+    struct dr_index *index;       /* of its runs of frozen images; NULL: there is none */
     size_t n;
     struct dr_image *images[]; /* top first; each holds a reference */
 };
@@ -250,6 +253,13 @@ void dr_place_done(struct dr_place *place);
 /* Shorten a DATA place to what the host's file really has: *zero = the bytes there are a hole of
  * the file (read as zeros, unread); ext.len is cut to the run. Changes nothing for other kinds. */
 int dr_place_sparse(struct dr_place *place, bool *zero, struct dr_error *err);
+
+/* ------------------------------------------------------------------ the index (index.c)
+ *
+ * Chains keep what they have found out about which of their frozen images owns a range. The
+ * limit of dr_cache_limits.index is for all of them together: what is too much is dropped, and
+ * found out again. */
+size_t dr_index_bytes(void); /* in use */
 
 /* ------------------------------------------------------------------ I/O (io.c: the only data
  * mover)

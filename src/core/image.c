@@ -462,6 +462,7 @@ int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err)
     }
     image->flags |= DR_OPEN_RDWR | (unchanged ? DR_OPEN_UNCHANGED : 0);
     image->writable = true;
+    dr_index_thawed(image);
     int r = image_recover(image, err);
     if (r < 0) {
         image_set_frozen(image);

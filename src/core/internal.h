@@ -138,6 +138,24 @@ bool dr_hooks_any_before(const struct dr_chain *chain);
 int dr_hooks_before(struct dr_chain *chain, uint64_t off, uint64_t len, struct dr_error *err);
 void dr_hooks_after(const struct dr_chain *chain, uint64_t off, uint64_t len);
 
+/* ------------------------------------------------------------------ index.c */
+
+/* One for each run of two or more frozen images, as a list; NULL = there is none, or no memory. The
+ * array must outlive it. */
+struct dr_index *dr_index_new(struct dr_image *const *images, size_t n);
+void dr_index_free(struct dr_index *list);
+/* The index that knows about images[i]; NULL = none, or it is out of use. */
+struct dr_index *dr_index_at(struct dr_index *list, size_t i);
+/* images[from..*owner) have nothing in [off, off+*len), after *len was cut. *owner may have
+ * something there, or ends before; it may be the image behind the run. false: ask layer by layer.
+ * May load pages. */
+bool dr_index_find(struct dr_index *ix, size_t from, uint64_t off, size_t *owner, uint64_t *len);
+/* How much of [off, off+len) dr_index_find will answer in one piece, as far as that is known: no
+ * use in asking images above for more. */
+uint64_t dr_index_reach(struct dr_index *ix, uint64_t off, uint64_t len);
+/* The image has become writable, and nobody has written yet. */
+void dr_index_thawed(struct dr_image *image);
+
 /* ------------------------------------------------------------------ image.c */
 
 /* The two halves of dr_image_harden: the files' bytes, and that their names lead to them. */
