@@ -152,7 +152,7 @@ int vmdk_cut(struct dr_image *image, struct vmdk_extent *e, uint64_t end, struct
 static int trim_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
 {
     struct dr_file *f = image->files[e->file];
-    uint64_t end;
+    uint64_t end = 0;
     int r = vmdk_load_directories(image, e, err);
     if (r == 0)
         r = used_end(image, e, &end, err);
