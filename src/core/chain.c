@@ -182,21 +182,54 @@ static int harden_in_threads(struct dr_chain *chain, size_t first, struct dr_err
     return h.result;
 }
 
+/* Directories that are done. A chain has few, so they are looked through one by one. */
+struct dirs {
+    char **all;
+    size_t n;
+};
+
+static void clear_dirs(struct dirs *dirs)
+{
+    while (dirs->n > 0)
+        free(dirs->all[--dirs->n]);
+    free(dirs->all);
+}
+
+/* *fresh: the file's directory was not in the list. */
+static int add_dir(struct dirs *dirs, const struct dr_file *file, bool *fresh, struct dr_error *err)
+{
+    CLEANUP_FREE char *dir = dr_path_dirname(file->path);
+    for (size_t i = 0; dir && i < dirs->n; i++)
+        if (strcmp(dirs->all[i], dir) == 0) {
+            *fresh = false;
+            return 0;
+        }
+    char **more = dir ? realloc(dirs->all, (dirs->n + 1) * sizeof(*more)) : NULL;
+    if (!more)
+        return dr_fail(err, ENOMEM, "%s: out of memory", file->path);
+    dirs->all = more;
+    dirs->all[dirs->n++] = DR_STEAL(dir);
+    *fresh = true;
+    return 0;
+}
+
 /* The layers of a chain mostly stand in one directory, which is made durable once. */
 static int harden_names(struct dr_chain *chain, size_t first, struct dr_error *err)
 {
-    CLEANUP_FREE char *last = NULL;
+    struct dirs dirs = {0};
     int r = 0;
     for (size_t i = chain->n; r == 0 && i-- > first;) {
-        CLEANUP_FREE char *dir = dr_path_dirname(chain->images[i]->files[0]->path);
-        if (!dir)
-            return dr_fail(err, ENOMEM, "%s: out of memory", chain->images[i]->path);
-        if (chain->images[i]->n_files == 1 && last && strcmp(dir, last) == 0)
-            continue;
-        r = dr_image_harden_names(chain->images[i], err);
-        free(last);
-        last = DR_STEAL(dir);
+        struct dr_image *image = chain->images[i];
+        for (unsigned f = 0; r == 0 && f < image->n_files; f++) {
+            bool fresh = false;
+            if (image->files[f]->block_device) /* nobody makes its name durable, or needs to */
+                continue;
+            r = add_dir(&dirs, image->files[f], &fresh, err);
+            if (r == 0 && fresh)
+                r = dr_image_harden_name(image, image->files[f], err);
+        }
     }
+    clear_dirs(&dirs);
     return r;
 }
 

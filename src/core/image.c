@@ -183,7 +183,7 @@ int dr_image_open_data_file(struct dr_image *image, const char *name, unsigned *
 
 /* ------------------------------------------------------------------ open, close */
 
-static int harden_name(struct dr_image *image, struct dr_file *file, struct dr_error *err)
+int dr_image_harden_name(struct dr_image *image, struct dr_file *file, struct dr_error *err)
 {
     if ((file->flags & DR_FILE_NO_FLUSH) || file->block_device)
         return 0;
@@ -204,18 +204,12 @@ int dr_image_harden_files(struct dr_image *image, struct dr_error *err)
     return r;
 }
 
-int dr_image_harden_names(struct dr_image *image, struct dr_error *err)
-{
-    int r = 0;
-    for (unsigned i = 0; r == 0 && i < image->n_files; i++)
-        r = harden_name(image, image->files[i], err);
-    return r;
-}
-
 int dr_image_harden(struct dr_image *image, struct dr_error *err)
 {
     int r = dr_image_harden_files(image, err);
-    return r < 0 ? r : dr_image_harden_names(image, err);
+    for (unsigned i = 0; r == 0 && i < image->n_files; i++)
+        r = dr_image_harden_name(image, image->files[i], err);
+    return r;
 }
 
 static int image_recover(struct dr_image *image, struct dr_error *err)

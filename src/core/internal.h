@@ -158,9 +158,10 @@ void dr_index_thawed(struct dr_image *image);
 
 /* ------------------------------------------------------------------ image.c */
 
-/* The two halves of dr_image_harden: the files' bytes, and that their names lead to them. */
+/* The parts of dr_image_harden: the bytes of the image's files, and that the name of one of them
+ * leads to it. */
 int dr_image_harden_files(struct dr_image *image, struct dr_error *err);
-int dr_image_harden_names(struct dr_image *image, struct dr_error *err);
+int dr_image_harden_name(struct dr_image *image, struct dr_file *file, struct dr_error *err);
 
 /* dr_image_map with image->lock held; drops it while it loads pages. */
 int dr_image_map_locked(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
