@@ -71,6 +71,10 @@ void dr_aligned_begin(struct dr_file *f, uint64_t off, uint64_t len, struct dr_b
     uint64_t block = dr_max(f->write_align, PAGE_BYTES);
     range->off = dr_round_down(off, block);
     range->end = dr_round_up(off + len, block);
+    /* The last block is written only up to the end of the file, which must not move meanwhile: this
+     * write locks everything behind it, too. */
+    if ((off + len) % f->write_align != 0 && range->end > dr_file_size(f))
+        range->end = UINT64_MAX;
     DR_LOCK_SCOPE(&f->range_lock);
     while (overlaps_busy(f, range))
         pthread_cond_wait(&f->range_free, &f->range_lock);
