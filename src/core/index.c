@@ -9,9 +9,10 @@
  * where it keeps its bytes is no business of the index.
  *
  * Most layers of a deep chain have nothing in most places. What they said about that is remembered
- * per layer, not per window (struct memo): the next window passes them with a comparison. A window
- * in which one layer owns everything, or nobody anything, says how far beyond it that holds, so
- * that a walk over a large empty disk takes large steps.
+ * per layer, not per window (struct memo): the next window passes them with a comparison. Where all
+ * layers above the lowest of the run are empty for long, that is kept in a bit for each 64th of the
+ * disk, and no window is needed. A window in which one layer owns everything says how far beyond it
+ * that holds, so that a walk over a large disk takes large steps.
  *
  * A look-up takes no lock: it enters the index's epoch, reads a pointer, searches, leaves. Windows
  * of all chains share one budget (DR_CACHE_INDEX). One that must go is taken out of its slot, and
@@ -27,6 +28,7 @@
 #define SEGMENTS_MAX 8192u      /* of a window; more of them are not worth their memory */
 #define SLOTS_MAX    (1u << 16) /* of an index */
 #define ASKS_MAX     64         /* questions to find out whether a chunk is empty */
+#define CHUNKS_FIRST 4          /* chunks that the first question covers */
 #define FREED_ROUND  64         /* windows that go at a time */
 #define UNKNOWN      UINT32_MAX
 
@@ -61,6 +63,8 @@ struct dr_index {
     _Atomic unsigned checked; /* the count of thawings when that was looked at last */
     _Atomic bool stale;
     struct memo *memos;
+    /* A bit for each chunk: all layers but the last of the run are empty there. */
+    _Atomic uint64_t lowest;
     size_t n_slots;                          /* a power of two */
     _Atomic(struct window *) *_Atomic slots; /* NULL until the first window */
     struct dr_ranges *readers;               /* for its epoch */
@@ -227,15 +231,28 @@ void dr_index_free(struct dr_index *list)
 /* ------------------------------------------------------------------ what is remembered of a layer
  */
 
+/* Bits [first, end). */
+static uint64_t bits_between(uint64_t first, uint64_t end)
+{
+    uint64_t low = first < 64 ? UINT64_MAX << first : 0;
+    return end < 64 ? low & ~(UINT64_MAX << end) : low;
+}
+
+/* The end of the chunks after off whose bits are set without a gap; off itself: its own is not. */
+static uint64_t end_of_chunks(const struct dr_index *ix, uint64_t bits, uint64_t off)
+{
+    uint64_t bit = off / ix->chunk;
+    if (!(bits >> bit & 1))
+        return off;
+    uint64_t clear = ~bits & bits_between(bit, 64);
+    return (clear ? (uint64_t)__builtin_ctzll(clear) : 64) * ix->chunk;
+}
+
 /* How far from the window's begin on the layer is known to be empty; begin itself: not known. */
 static uint64_t known_empty(const struct dr_index *ix, struct memo *memo, uint64_t begin)
 {
-    uint64_t bit = begin / ix->chunk, until = begin;
     uint64_t empty = atomic_load_explicit(&memo->empty, memory_order_relaxed);
-    while (bit < 64 && (empty >> bit & 1)) {
-        until = (bit + 1) * ix->chunk;
-        bit++;
-    }
+    uint64_t until = end_of_chunks(ix, empty, begin);
     uint64_t run = atomic_load_explicit(&memo->run, memory_order_relaxed);
     uint64_t number = begin / WINDOW;
     if (number >= run >> 32 && number < (uint32_t)run)
@@ -250,27 +267,36 @@ static void remember_empty(struct memo *memo, uint64_t off, uint64_t end)
         atomic_store_explicit(&memo->run, first << 32 | last, memory_order_relaxed);
 }
 
-/* Once for each layer and chunk: is all of it empty? */
+/* Ask layer i, once for each chunk, whether the chunk that holds begin is empty. A long answer also
+ * settles the chunks that follow. A question covers a few chunks, so that a single read does not
+ * pay for scanning the whole disk; it goes to the end of the disk if the chunk before is known to
+ * be empty, as in a walk. */
 static int ask_chunk(const struct dr_index *ix, size_t i, uint64_t begin)
 {
     struct memo *memo = &ix->memos[i - ix->first];
     struct dr_image *image = ix->images[i];
-    uint64_t bit = begin / ix->chunk, off = bit * ix->chunk, end = off + ix->chunk;
+    uint64_t bit = begin / ix->chunk, off = bit * ix->chunk;
+    uint64_t end = dr_min(off + ix->chunk, ix->size);
     uint64_t mask = UINT64_C(1) << bit;
     if (end > image->size || (atomic_load_explicit(&memo->asked, memory_order_relaxed) & mask))
         return 0;
+    uint64_t empty = atomic_load_explicit(&memo->empty, memory_order_relaxed);
+    uint64_t far = dr_min(ix->size, image->size);
+    if (bit == 0 || !(empty >> (bit - 1) & 1))
+        far = dr_min(far, off + CHUNKS_FIRST * ix->chunk);
     for (int n = 0; n < ASKS_MAX && off < end; n++) {
         struct dr_extent ext;
-        int r = dr_image_map(image, off, end - off, &ext, NULL);
+        int r = dr_image_map(image, off, far - off, &ext, NULL);
         if (r < 0)
             return r;
         if (ext.kind != DR_HOLE)
             break;
         off += ext.len;
     }
-    if (off == end)
-        atomic_fetch_or_explicit(&memo->empty, mask, memory_order_relaxed);
-    atomic_fetch_or_explicit(&memo->asked, mask, memory_order_relaxed);
+    uint64_t whole = off == ix->size ? dr_div_up(off, ix->chunk) : off / ix->chunk;
+    empty = bits_between(bit, whole);
+    atomic_fetch_or_explicit(&memo->empty, empty, memory_order_relaxed);
+    atomic_fetch_or_explicit(&memo->asked, empty | mask, memory_order_relaxed);
     return 0;
 }
 
@@ -279,7 +305,7 @@ static int ask_chunk(const struct dr_index *ix, size_t i, uint64_t begin)
 /* The segments so far, UNKNOWN where no layer has had anything yet, and those that the layer at
  * hand makes of them. */
 struct build {
-    const struct dr_index *ix;
+    struct dr_index *ix;
     uint64_t begin, end; /* of the window, within the size of the uppermost layer */
     uint64_t reach;      /* how far what the layers said about the whole window holds */
     struct segment *now, *next;
@@ -365,34 +391,49 @@ static bool all_owned(const struct build *b)
     return true;
 }
 
+/* Note that all layers above the last of the run are empty in the chunks from the one that begin is
+ * in up to until; begin itself: in none. */
+static void remember_lowest(struct dr_index *ix, uint64_t begin, uint64_t until)
+{
+    uint64_t first = begin / ix->chunk;
+    uint64_t end = until >= ix->size ? 64 : until / ix->chunk;
+    if (end > first)
+        atomic_fetch_or_explicit(&ix->lowest, bits_between(first, end), memory_order_relaxed);
+}
+
+/* The last layer is not asked. It gets what no layer above it has: the caller asks the owner
+ * anyway, and goes on below it if that has nothing. */
 static int build_segments(struct build *b)
 {
-    const struct dr_index *ix = b->ix;
-    for (size_t i = ix->first; i < ix->last && !all_owned(b); i++) {
+    struct dr_index *ix = b->ix;
+    size_t lowest = ix->last - 1;
+    uint64_t chunks = UINT64_MAX; /* how far chunks are known to be empty in all layers */
+    for (size_t i = ix->first; i < lowest && !all_owned(b); i++) {
         struct memo *memo = &ix->memos[i - ix->first];
+        int r = known_empty(ix, memo, b->begin) < b->end ? ask_chunk(ix, i, b->begin) : 0;
+        if (r < 0)
+            return r;
+        uint64_t bits = atomic_load_explicit(&memo->empty, memory_order_relaxed);
+        chunks = dr_min(chunks, end_of_chunks(ix, bits, b->begin));
         uint64_t empty = known_empty(ix, memo, b->begin);
-        if (empty < b->end) {
-            int r = ask_chunk(ix, i, b->begin);
-            if (r < 0)
-                return r;
-            empty = known_empty(ix, memo, b->begin);
-        }
         if (empty >= b->end) {
             b->reach = dr_min(b->reach, empty);
             continue;
         }
-        int r = take_part(b, i);
+        r = take_part(b, i);
         if (r < 0)
             return r;
     }
     for (uint32_t s = 0; s < b->n; s++)
         if (b->now[s].owner == UNKNOWN)
-            b->now[s].owner = (uint32_t)ix->last;
+            b->now[s].owner = (uint32_t)lowest;
+    if (b->n == 1 && b->now[0].owner == lowest)
+        remember_lowest(ix, b->begin, chunks);
     return 0;
 }
 
 /* NULL: no memory. */
-static struct window *build_window(const struct dr_index *ix, uint64_t number)
+static struct window *build_window(struct dr_index *ix, uint64_t number)
 {
     struct build b = {.ix = ix, .begin = number * WINDOW, .reach = UINT64_MAX, .n = 1};
     b.end = b.begin + dr_min(WINDOW, ix->size - b.begin);
@@ -495,6 +536,13 @@ static bool find(struct dr_index *ix, uint64_t off, size_t *owner, uint64_t *unt
 {
     bool found = false;
     uint64_t number = off / WINDOW;
+    uint64_t lowest = atomic_load_explicit(&ix->lowest, memory_order_relaxed);
+    if (lowest >> off / ix->chunk & 1) {
+        *owner = ix->last - 1;
+        *until = dr_min(end_of_chunks(ix, lowest, off), ix->size);
+        *known = true;
+        return true;
+    }
     unsigned ticket = dr_epoch_enter(ix->readers);
     _Atomic(struct window *) *slots = atomic_load(&ix->slots);
     const struct window *w = slots ? atomic_load(&slots[number & (ix->n_slots - 1)]) : NULL;

@@ -420,7 +420,7 @@ static void the_questions_of_a_walk_do_not_grow_with_the_depth(void **state)
         dr_close(disk, NULL);
     }
     assert_true(again[1] <= again[0]);
-    assert_true(first[1] - first[0] <= (depth[1] - depth[0]) * 64u);
+    assert_true(first[1] - first[0] <= (depth[1] - depth[0]) * 4u);
 }
 
 /* A small read of a place that was asked about before asks the owner, and nobody else. */
