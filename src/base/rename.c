@@ -44,18 +44,39 @@ static int rename_over_reserved(int from_dir, const char *from, int to_dir, cons
     return -e;
 }
 
+/* Both names lead to one file: an earlier attempt made the second link and was killed before it
+ * removed the first. */
+static bool is_linked_already(int from_dir, const char *from, int to_dir, const char *to)
+{
+    struct stat a, b;
+    return fstatat(from_dir, from, &a, AT_SYMLINK_NOFOLLOW) == 0 &&
+           fstatat(to_dir, to, &b, AT_SYMLINK_NOFOLLOW) == 0 && a.st_dev == b.st_dev &&
+           a.st_ino == b.st_ino;
+}
+
+static int name_is_taken(int from_dir, const char *from, int to_dir, const char *to)
+{
+    if (!is_linked_already(from_dir, from, to_dir, to))
+        return -EEXIST;
+    return unlinkat(from_dir, from, 0) < 0 ? -errno : 0;
+}
+
 /* Three ways, the best first: a rename that never replaces, a second link to the file, a reserved
  * name. FUSE 2, exFAT, s3fs and the shared folders of virtual machines have only the last. */
 int dr_rename_new(int from_dir, const char *from, int to_dir, const char *to)
 {
     if (renameat2(from_dir, from, to_dir, to, RENAME_NOREPLACE) == 0)
         return 0;
+    if (errno == EEXIST)
+        return name_is_taken(from_dir, from, to_dir, to);
     if (!is_lacking(errno))
         return -errno;
     if (linkat(from_dir, from, to_dir, to, 0) == 0) {
         unlinkat(from_dir, from, 0);
         return 0;
     }
+    if (errno == EEXIST)
+        return name_is_taken(from_dir, from, to_dir, to);
     if (!is_lacking(errno) && errno != EMLINK)
         return -errno;
     return rename_over_reserved(from_dir, from, to_dir, to);

@@ -222,11 +222,12 @@ static int harden_names(struct dr_chain *chain, size_t first, struct dr_error *e
         struct dr_image *image = chain->images[i];
         for (unsigned f = 0; r == 0 && f < image->n_files; f++) {
             bool fresh = false;
-            if (image->files[f]->block_device) /* nobody makes its name durable, or needs to */
-                continue;
-            r = add_dir(&dirs, image->files[f], &fresh, err);
+            struct dr_file *file = dr_image_file(image, f);
+            if (!file->block_device) /* nobody makes the name of a device durable, or needs to */
+                r = add_dir(&dirs, file, &fresh, err);
             if (r == 0 && fresh)
-                r = dr_image_harden_name(image, image->files[f], err);
+                r = dr_image_harden_name(image, file, err);
+            dr_file_unpin(file);
         }
     }
     clear_dirs(&dirs);

@@ -145,6 +145,13 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
  * 0 will do) for what follows. */
 int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err);
 int dr_image_freeze(struct dr_image *image, struct dr_error *err);
+/* Freeze an image whose flush fails: what was not flushed is given up, and the unclean mark stays.
+ */
+void dr_image_give_up(struct dr_image *image);
+
+/* files[i] as it is now, pinned: a driver may put another file in its place while others use the
+ * image. Ends with dr_file_unpin. */
+struct dr_file *dr_image_file(struct dr_image *image, unsigned i);
 
 /* fmt->set_backing with its arguments (format.h), while no flush of the image runs. Others may read
  * and write the image meanwhile. */
@@ -376,6 +383,10 @@ typedef int (*dr_quiet_step)(void *user, struct dr_chain *present, struct dr_cha
                              struct dr_error *err);
 int dr_disk_quiesce(struct dr_disk *disk, dr_quiet_step step, void *user, uint64_t *pause_ns,
                     struct dr_error *err);
+/* The same without the flush: to undo something after a failure, which may well make the flush
+ * fail, too. */
+int dr_disk_quiesce_unflushed(struct dr_disk *disk, dr_quiet_step step, void *user,
+                              uint64_t *pause_ns, struct dr_error *err);
 /* dr_disk_quiesce with nothing to do but to put fresh in the place of the chain. Takes over the
  * reference, also on failure. */
 int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *err);

@@ -371,6 +371,9 @@ static bool status_continues(const struct dr_extent_status *a, const struct dr_e
     return !(a->flags & DR_EXTENT_OFFSET) || a->host_off + a->len == b->host_off;
 }
 
+/* A short answer is fine; a pass that lasts long holds up every change of the chain. */
+#define MAX_JOINED 4096
+
 int dr_block_status(struct dr_disk *disk, uint64_t off, uint64_t len,
                     struct dr_extent_status *status, struct dr_error *err)
 {
@@ -385,7 +388,8 @@ int dr_block_status(struct dr_disk *disk, uint64_t off, uint64_t len,
                     (unsigned long long)chain->images[0]->size);
     if (r == 0)
         r = status_at(disk, chain, off, len, status, err);
-    while (r == 0 && status->len < len) { /* damage behind what is known is told when asked */
+    for (unsigned n = 0; r == 0 && status->len < len && n < MAX_JOINED;
+         n++) { /* damage behind what is known is told when asked */
         struct dr_extent_status more;
         if (status_at(disk, chain, off + status->len, len - status->len, &more, NULL) < 0 ||
             !status_continues(status, &more))

@@ -241,8 +241,7 @@ static void freed_put_back(struct freed_list *present, const struct freed_list *
 
 /* ------------------------------------------------------------------ flushing */
 
-/* A file as it is now, pinned: begin_write may replace one (a descriptor) meanwhile. */
-static struct dr_file *file_at(struct dr_image *image, unsigned i)
+struct dr_file *dr_image_file(struct dr_image *image, unsigned i)
 {
     DR_LOCK_SCOPE(&image->lock);
     struct dr_file *file = image->files[i];
@@ -254,7 +253,7 @@ static int flush_files(struct dr_image *image, struct dr_error *err)
 {
     int result = 0;
     for (unsigned i = 0; i < image->n_files; i++) {
-        struct dr_file *file = file_at(image, i);
+        struct dr_file *file = dr_image_file(image, i);
         int r = dr_file_flush(file, err);
         dr_file_unpin(file);
         if (r < 0 && result == 0)

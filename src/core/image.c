@@ -198,8 +198,10 @@ int dr_image_harden_files(struct dr_image *image, struct dr_error *err)
 {
     int r = 0;
     for (unsigned i = 0; r == 0 && i < image->n_files; i++) {
-        atomic_store(&image->files[i]->dirty, true);
-        r = dr_file_flush(image->files[i], err);
+        struct dr_file *file = dr_image_file(image, i);
+        atomic_store(&file->dirty, true);
+        r = dr_file_flush(file, err);
+        dr_file_unpin(file);
     }
     return r;
 }
@@ -207,8 +209,11 @@ int dr_image_harden_files(struct dr_image *image, struct dr_error *err)
 int dr_image_harden(struct dr_image *image, struct dr_error *err)
 {
     int r = dr_image_harden_files(image, err);
-    for (unsigned i = 0; r == 0 && i < image->n_files; i++)
-        r = dr_image_harden_name(image, image->files[i], err);
+    for (unsigned i = 0; r == 0 && i < image->n_files; i++) {
+        struct dr_file *file = dr_image_file(image, i);
+        r = dr_image_harden_name(image, file, err);
+        dr_file_unpin(file);
+    }
     return r;
 }
 
@@ -463,6 +468,14 @@ int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err)
         downgrade_files(image, image->n_files);
     }
     return r;
+}
+
+void dr_image_give_up(struct dr_image *image)
+{
+    if (!image->writable)
+        return;
+    image_set_frozen(image);
+    downgrade_files(image, image->n_files);
 }
 
 int dr_image_freeze(struct dr_image *image, struct dr_error *err)

@@ -252,7 +252,8 @@ static int load_run(struct dr_image *image, const struct dr_need *need, uint64_t
                     struct dr_hold *hold, struct dr_error *err)
 {
     struct dr_cache *cache = image->cache;
-    struct dr_file *f = dr_file_ref(image->files[need->file]);
+    struct dr_file *f = image->files[need->file];
+    dr_file_pin(f); /* no user of its own: one more would refuse the others an upgrade */
     unsigned n = missing_run(cache, need, *at);
     struct dr_loading mine = {need->file, *at, *at + (uint64_t)n * DR_PAGE_SIZE, cache->loading};
     uint64_t load_gen = cache->load_gen, gen = cache->gen;
@@ -276,7 +277,7 @@ static int load_run(struct dr_image *image, const struct dr_need *need, uint64_t
             no_memory(f, err);
     }
     loaded_free(&l);
-    dr_file_unref(f);
+    dr_file_unpin(f);
     return r;
 }
 

@@ -130,20 +130,24 @@ static int flush_present(struct dr_disk *disk, struct dr_error *err)
 {
     struct dr_chain *chain = dr_disk_chain(disk);
     int r = dr_chain_flush(chain, 0, err);
-    dr_chain_unref(chain, NULL);
-    return r;
+    int closed = dr_chain_unref(chain, r == 0 ? err : NULL); /* ours may be the last reference */
+    return r < 0 ? r : closed;
 }
 
 int dr_disk_quiesce(struct dr_disk *disk, dr_quiet_step step, void *user, uint64_t *pause_ns,
                     struct dr_error *err)
 {
-    struct dr_chain *old = NULL;
     int r = flush_present(disk, err);
-    if (r < 0)
-        return r;
+    return r < 0 ? r : dr_disk_quiesce_unflushed(disk, step, user, pause_ns, err);
+}
+
+int dr_disk_quiesce_unflushed(struct dr_disk *disk, dr_quiet_step step, void *user,
+                              uint64_t *pause_ns, struct dr_error *err)
+{
+    struct dr_chain *old = NULL;
     uint64_t start = now();
     close_gate(disk);
-    r = run_step(disk, step, user, &old, err);
+    int r = run_step(disk, step, user, &old, err);
     open_gate(disk);
     if (pause_ns)
         *pause_ns = now() - start;

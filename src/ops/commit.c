@@ -485,8 +485,21 @@ static int undo_step(void *user, struct dr_chain *present, struct dr_chain **fre
                      struct dr_error *err)
 {
     struct commit *c = user;
-    freeze_all(c, NULL);
+    while (c->n_thawed > 0) {
+        struct dr_image *image = c->thawed[--c->n_thawed];
+        if (dr_image_freeze(image, NULL) < 0) /* its flushes fail: those of the disk must not */
+            dr_image_give_up(image);
+    }
     return renew_chain(present, fresh, err);
+}
+
+static void undo(struct commit *c)
+{
+    uint64_t pause = 0;
+    dr_disk_quiesce_unflushed(c->disk, undo_step, c, &pause, NULL);
+    dr_job_held(c->job, pause);
+    dr_chain_unref(c->chain, NULL);
+    c->chain = dr_disk_chain(c->disk);
 }
 
 /* ------------------------------------------------------------------ emptying C */
@@ -567,7 +580,7 @@ static int run(struct commit *c, struct dr_error *err)
     if (r == 0)
         r = quiesce(c, end_step, err);
     if (r < 0 && c->shared && c->n_thawed > 0)
-        quiesce(c, undo_step, NULL);
+        undo(c);
     else if (r == 0 && !c->keep)
         r = empty_top(c, err);
     dr_dirty_end(&c->dirty);

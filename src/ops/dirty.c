@@ -52,7 +52,10 @@ static bool test_and_clear(struct dr_dirty *dirty, uint64_t grain)
 
 bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end)
 {
-    uint64_t i = *off / DR_DIRTY_GRAIN, n = (uint64_t)dirty->n * WORD;
+    /* Rounded up: the grain that the disk ends in was handed out with its end as *end, and must not
+     * be handed out to a second worker while the first still copies it. */
+    uint64_t i = *off / DR_DIRTY_GRAIN + (*off % DR_DIRTY_GRAIN != 0);
+    uint64_t n = (uint64_t)dirty->n * WORD;
     while (i < n && !test_and_clear(dirty, i)) {
         i++;
         while (i % WORD == 0 && i < n && atomic_load(&dirty->bits[i / WORD]) == 0)

@@ -148,8 +148,9 @@ struct move {
     bool main_new;   /* the main file had no predecessor when this began */
     char **names;
     size_t n, moved;
-    bool aside;    /* the old main file has lost its name */
-    bool replaced; /* an old extent has given way: there is no way back */
+    bool aside;      /* the old main file has lost its name */
+    bool replaced;   /* an old extent has given way: there is no way back */
+    bool kept_aside; /* the old main file could not be given its name back */
 };
 
 static bool exists(struct dr_fs *fs, const char *path)
@@ -235,11 +236,16 @@ static int put_aside(struct move *m, struct dr_error *err)
     return r == 0 ? sync_places(m, err) : r;
 }
 
+/* Where that fails the old file stays aside, and the private directory with it. */
 static void put_back(struct move *m)
 {
     CLEANUP_FREE char *aside = dr_path_join(m->dir, ASIDE);
-    if (aside && m->aside && m->fs->ops->rename(m->fs, aside, m->final, NULL) == 0)
+    if (!m->aside)
+        return;
+    if (aside && m->fs->ops->rename_new(m->fs, aside, m->final, NULL) == 0)
         sync_places(m, NULL);
+    else
+        m->kept_aside = true;
 }
 
 /* Move all files out of the private directory, the main file last: until then no image can be
@@ -284,8 +290,8 @@ static int list_new(struct dr_fs *fs, const char *dir, char ***names, size_t *n,
     return r;
 }
 
-/* *stuck: it failed after an old extent was replaced. The private directory must stay, so that
- * recover can finish. */
+/* *stuck: it failed after an old extent was replaced, or the old main file is still aside. The
+ * private directory must stay, so that recover can finish. */
 static int move_dir(struct move *m, bool *stuck, struct dr_error *err)
 {
     struct dr_fs *fs = m->fs;
@@ -296,7 +302,7 @@ static int move_dir(struct move *m, bool *stuck, struct dr_error *err)
         return r;
     r = move_all(m, err);
     dr_ops_free_names(m->names, m->n);
-    *stuck = r < 0 && m->replaced;
+    *stuck = r < 0 && (m->replaced || m->kept_aside);
     CLEANUP_FREE char *aside = dr_path_join(dir, ASIDE);
     if (r == 0 && aside && exists(fs, aside))
         fs->ops->unlink(fs, aside, NULL);
@@ -389,6 +395,21 @@ static bool holds(struct dr_fs *fs, const char *dir, const char *name)
     return path && fs->ops->identify(fs, path, &id, NULL) == 0;
 }
 
+#define MAIN_MAX (8u << 20) /* no descriptor that names other files is larger */
+
+/* Does the main file in the private directory name this one? Only then the attempt made it. */
+static bool main_names(const struct dr_new_image *n, const char *dir, const char *name)
+{
+    CLEANUP_FREE char *path = dr_path_join(dir, dr_path_basename(n->final));
+    CLEANUP_FILE struct dr_file *main = NULL;
+    if (!path || dr_file_open(n->fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &main, NULL) < 0)
+        return false;
+    size_t len = (size_t)dr_min(dr_file_size(main), MAIN_MAX);
+    CLEANUP_FREE char *text = malloc(len + 1);
+    return text && dr_file_pread(main, text, 0, len, NULL) == 0 &&
+           memmem(text, len, name, strlen(name));
+}
+
 /* Was name moved here by an earlier attempt at this image that was interrupted before it moved its
  * main file? Then it is our own and may be replaced. */
 static bool is_left_by_us(const struct dr_new_image *n, const char *name)
@@ -397,7 +418,7 @@ static bool is_left_by_us(const struct dr_new_image *n, const char *name)
     char **dirs = other_dirs(n, &count);
     bool found = false;
     for (size_t i = 0; i < count && !found; i++)
-        found = holds(n->fs, dirs[i], dr_path_basename(n->final)) &&
+        found = main_names(n, dirs[i], name) &&
                 (!holds(n->fs, dirs[i], name) || holds(n->fs, dirs[i], ASIDE));
     dr_ops_free_names(dirs, count);
     return found;
@@ -427,6 +448,20 @@ static bool may_be_cut_short(const struct dr_aside *aside, char *const *names, s
     return may;
 }
 
+/* The main file has its final name and, where that takes a second link, its old one, too. */
+static bool is_published(struct dr_fs *fs, const char *dir, const char *final)
+{
+    CLEANUP_FREE char *main = dr_path_join(dir, dr_path_basename(final));
+    struct dr_file_id inside, outside;
+    return main && fs->ops->identify(fs, main, &inside, NULL) == 0 &&
+           fs->ops->identify(fs, final, &outside, NULL) == 0 && dr_ops_same_id(inside, outside);
+}
+
+bool dr_new_may_finish(struct dr_fs *fs, const char *final)
+{
+    return !exists(fs, final);
+}
+
 enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *final)
 {
     const char *main = dr_path_basename(final);
@@ -438,6 +473,8 @@ enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *fi
         return DR_NEW_UNKNOWN;
     bool cut = may_be_cut_short(&aside, names, n);
     dr_ops_free_names(names, n);
+    if (is_published(fs, dir, final))
+        return DR_NEW_UNUSED;
     if (is_half_moved(fs, dir, main))
         return DR_NEW_HALF_MOVED;
     if (holds(fs, dir, main))

@@ -80,6 +80,9 @@ enum dr_new_state {
                         * was complete, and moving the rest finishes it */
 };
 enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *final);
+/* A half moved image may be finished only while nothing has its final name: an image that still had
+ * it when the attempt was killed has been usable, and may have been used, since. */
+bool dr_new_may_finish(struct dr_fs *fs, const char *final);
 /* Move what stands in the private directory dir to the places next to final / remove it all. */
 int dr_new_move_all(struct dr_fs *fs, const char *dir, const char *final, bool durable,
                     struct dr_error *err);

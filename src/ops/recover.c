@@ -68,6 +68,18 @@ static int keep_dir(struct recover *rc, const char *dir)
     return 0;
 }
 
+static int keep_for_choice(struct recover *rc, const char *dir, const char *final)
+{
+    say(rc,
+        "%s: the image that was to replace %s, which may have been used since: kept; remove the "
+        "one "
+        "that is not wanted and run this again",
+        dir, final);
+    free(rc->kept);
+    rc->kept = strdup(dir);
+    return 0;
+}
+
 static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
 {
     CLEANUP_FREE char *final = of ? dr_path_sibling(rc->path, of) : NULL;
@@ -85,6 +97,8 @@ static int private_dir(struct recover *rc, const char *dir, const char *of, stru
     if (state == DR_NEW_UNKNOWN)
         return keep_dir(rc, dir);
     bool finish = state == DR_NEW_HALF_MOVED;
+    if (finish && !dr_new_may_finish(rc->fs, final))
+        return keep_for_choice(rc, dir, final);
     say(rc, "%s: left by the interrupted making of %s%s", dir, final,
         rc->dry_run ? ""
         : finish    ? ": finished"
@@ -95,14 +109,45 @@ static int private_dir(struct recover *rc, const char *dir, const char *of, stru
                   : dr_new_remove_all(rc->fs, dir, err);
 }
 
-/* "disk" of disk.vmdk, disk-000001.vmdk, disk-s001.vmdk: what belongs to one family by its name. */
+#define DIGITS 6 /* of a snapshot's number */
+
+static bool has_digits(const char *p, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (p[i] < '0' || p[i] > '9')
+            return false;
+    return true;
+}
+
+/* The length of "disk" in disk.vmdk and in disk-000001.vmdk. */
+static size_t family_length(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    size_t n = dot && dot != name ? (size_t)(dot - name) : strlen(name);
+    if (n > DIGITS + 1 && name[n - DIGITS - 1] == '-' && has_digits(name + n - DIGITS, DIGITS))
+        n -= DIGITS + 1;
+    return n;
+}
+
+/* Is b the disk that a belongs to, one of its snapshots, or an extent of either? vm-100-disk-0.vmdk
+ * has nothing to do with vm-101-disk-0.vmdk. */
 static bool same_family(const char *a, const char *b)
 {
-    size_t n = strcspn(a, ".");
-    const char *dash = memchr(a, '-', n);
-    if (dash)
-        n = (size_t)(dash - a);
-    return strncmp(a, b, n) == 0 && (b[n] == '.' || b[n] == '-' || b[n] == 0);
+    size_t n = family_length(a);
+    if (strncmp(a, b, n) != 0)
+        return false;
+    const char *rest = b + n;
+    if (rest[0] == '-' && strlen(rest) > DIGITS && has_digits(rest + 1, DIGITS)) {
+        rest += DIGITS + 1;
+        if (rest[0] == '-')
+            return true;
+    }
+    if (strncmp(rest, "-flat", 5) == 0)
+        rest += 5;
+    else if ((strncmp(rest, "-s", 2) == 0 || strncmp(rest, "-f", 2) == 0) && strlen(rest) > 4 &&
+             has_digits(rest + 2, 3))
+        rest += 5;
+    return rest[0] == 0 || (rest[0] == '.' && !strchr(rest + 1, '.'));
 }
 
 static const char *name_in(const struct dr_aside *aside, char *const *names, size_t n)

@@ -172,7 +172,9 @@ int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *e
     int r = 0;
     for (unsigned i = 0; i < image->n_files && r == 0; i++) {
         uint64_t more = 0;
-        r = dr_file_usage(image->files[i], &more, err);
+        struct dr_file *file = dr_image_file(image, i);
+        r = dr_file_usage(file, &more, err);
+        dr_file_unpin(file);
         *bytes += more;
     }
     return r;
