@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What is left of images that were being made when the process was killed: nothing is finished
+ * over, removed from or taken from anybody else. On the system's own files. */
+#include "test-ops.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/rename.h"
+
+#define SIZE (2 * MiB)
+
+static int enter_dir(void **state)
+{
+    static char dir[64];
+    const char *base = getenv("TMPDIR");
+    snprintf(dir, sizeof(dir), "%.40s/drover-left-XXXXXX", base ? base : "/tmp");
+    if (!mkdtemp(dir) || chdir(dir) != 0)
+        return -1;
+    *state = dir;
+    return 0;
+}
+
+static int leave_dir(void **state)
+{
+    char command[128];
+    snprintf(command, sizeof(command), "rm -rf '%s'", (const char *)*state);
+    return chdir("/") == 0 && system(command) == 0 ? 0 : -1;
+}
+
+static bool is_there(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0;
+}
+
+/* A new split image as a kill leaves it between the extents and the main file. The names stand in
+ * the descriptor, so the files can be made where they are and moved by hand. */
+static void half_moved(const char *stem)
+{
+    char name[64], extent[80], dir[100], inside[200];
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_create_options o = {
+        .format = "vmdk", .size = SIZE, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    snprintf(name, sizeof(name), "%s.vmdk", stem);
+    snprintf(extent, sizeof(extent), "%s-s001.vmdk", stem);
+    snprintf(dir, sizeof(dir), ".%s.drover.new-abc123", name);
+    snprintf(inside, sizeof(inside), "%s/%s", dir, name);
+    bool old = is_there(name);
+    if (old)
+        assert_int_equal(rename(name, "put-by"), 0);
+    ok(dr_create_fs(dr_fs_posix(), name, &o, &err));
+    assert_int_equal(mkdir(dir, 0700), 0);
+    assert_int_equal(rename(name, inside), 0);
+    if (old)
+        assert_int_equal(rename("put-by", name), 0);
+}
+
+static int recover(const char *path, unsigned *found, struct dr_error *err)
+{
+    return dr_recover_fs(dr_fs_posix(), path, NULL, false, NULL, NULL, found, err);
+}
+
+static void an_image_that_was_usable_since_is_not_replaced(void **state)
+{
+    (void)state;
+    unsigned found = 0;
+    uint64_t size;
+    make(dr_fs_posix(), "d.vmdk", "vmdk", MiB, NULL);
+    half_moved("d");
+    put(dr_fs_posix(), "d.vmdk", 0, 4096, 0x77); /* the machine goes on with the old image */
+    refused(recover("d.vmdk", &found, &err), ENOTEMPTY, "drover.new-abc123");
+    uint8_t *all = view(dr_fs_posix(), "d.vmdk", &size);
+    assert_int_equal(size, MiB);
+    assert_int_equal(all[0], 0x77);
+    free(all);
+    /* The person decides for the new one. */
+    assert_int_equal(unlink("d.vmdk"), 0);
+    ok(recover("d.vmdk", &found, &err));
+    free(view(dr_fs_posix(), "d.vmdk", &size));
+    assert_int_equal(size, SIZE);
+}
+
+static void another_disk_of_a_like_name_is_left_alone(void **state)
+{
+    (void)state;
+    unsigned found = 0;
+    make(dr_fs_posix(), "vm-100-disk-0.vmdk", "vmdk", MiB, NULL);
+    half_moved("vm-101-disk-0");
+    ok(recover("vm-100-disk-0.vmdk", &found, &err));
+    assert_int_equal(found, 0);
+    assert_true(is_there(".vm-101-disk-0.vmdk.drover.new-abc123/vm-101-disk-0.vmdk"));
+    ok(recover("vm-101-disk-0.vmdk", &found, &err));
+    assert_int_equal(found, 1);
+    assert_true(is_there("vm-101-disk-0.vmdk"));
+}
+
+static void snapshots_of_a_disk_are_of_its_family(void **state)
+{
+    (void)state;
+    unsigned found = 0;
+    make(dr_fs_posix(), "a.b.vmdk", "vmdk", MiB, NULL);
+    half_moved("a.b-000002");
+    half_moved("a");
+    ok(recover("a.b.vmdk", &found, &err));
+    assert_int_equal(found, 1);
+    assert_true(is_there("a.b-000002.vmdk"));
+    assert_false(is_there("a.vmdk"));
+}
+
+/* Without renames that never replace, a name is taken by a second link; then the first one goes. */
+static void a_second_link_is_no_other_file(void **state)
+{
+    (void)state;
+    int fd = open("from", O_CREAT | O_WRONLY, 0600);
+    assert_true(fd >= 0);
+    close(fd);
+    assert_int_equal(link("from", "to"), 0);
+    assert_int_equal(dr_rename_new(AT_FDCWD, "from", AT_FDCWD, "to"), 0);
+    assert_false(is_there("from"));
+    assert_true(is_there("to"));
+    fd = open("from", O_CREAT | O_WRONLY, 0600);
+    close(fd);
+    assert_int_equal(dr_rename_new(AT_FDCWD, "from", AT_FDCWD, "to"), -EEXIST);
+    assert_true(is_there("from"));
+}
+
+static void a_published_image_whose_first_link_is_left_stays_as_it_is(void **state)
+{
+    (void)state;
+    unsigned found = 0;
+    uint64_t size;
+    half_moved("d");
+    const char *dir = ".d.vmdk.drover.new-abc123", *inside = ".d.vmdk.drover.new-abc123/d.vmdk";
+    assert_int_equal(link(inside, "d.vmdk"), 0);
+    ok(recover("d.vmdk", &found, &err));
+    assert_int_equal(found, 1);
+    assert_false(is_there(dir));
+    free(view(dr_fs_posix(), "d.vmdk", &size));
+    assert_int_equal(size, SIZE);
+}
+
+/* The attempt that was killed had one file, so d-s001.vmdk is not from it. */
+static void an_extent_that_no_leftover_names_is_somebody_elses(void **state)
+{
+    (void)state;
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_create_options o = {
+        .format = "vmdk", .size = SIZE, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    make(dr_fs_posix(), "x.vmdk", "vmdk", MiB, NULL);
+    assert_int_equal(mkdir(".d.vmdk.drover.new-abc123", 0700), 0);
+    assert_int_equal(rename("x.vmdk", ".d.vmdk.drover.new-abc123/d.vmdk"), 0);
+    int fd = open("d-s001.vmdk", O_CREAT | O_WRONLY, 0600);
+    assert_int_equal(write(fd, "mine", 4), 4);
+    /* In use, so that the attempt is not taken for dead and removed before. */
+    o.flags = DR_OPEN_NO_LOCK;
+    refused(dr_create_fs(dr_fs_posix(), "d.vmdk", &o, &err), EEXIST, "d-s001.vmdk");
+    close(fd);
+    struct stat st;
+    assert_int_equal(stat("d-s001.vmdk", &st), 0);
+    assert_int_equal(st.st_size, 4);
+}
+
+/* ------------------------------------------------------------------ the way back is barred */
+
+static unsigned renames;
+
+static int rename_once(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err)
+{
+    if (renames++ > 0)
+        return dr_fail(err, ENOSPC, "%s: no room for names", to);
+    return dr_fs_posix()->ops->rename(fs, from, to, err);
+}
+
+static int rename_new_never(struct dr_fs *fs, const char *from, const char *to,
+                            struct dr_error *err)
+{
+    (void)fs;
+    (void)from;
+    return dr_fail(err, ENOSPC, "%s: no room for names", to);
+}
+
+static void an_old_image_that_cannot_go_back_is_kept(void **state)
+{
+    (void)state;
+    struct dr_fs_ops ops = *dr_fs_posix()->ops;
+    struct dr_fs full = {.ops = &ops};
+    struct dr_pair sub = {"subformat", "twoGbMaxExtentSparse"};
+    struct dr_create_options o = {
+        .format = "vmdk", .size = SIZE, .has_size = true, .pairs = &sub, .n_pairs = 1};
+    unsigned found = 0;
+    uint64_t size;
+    ok(dr_create_fs(dr_fs_posix(), "d.vmdk", &o, &err));
+    ops.rename = rename_once; /* the old main file gets out of the way, and that is all */
+    ops.rename_new = rename_new_never;
+    renames = 0;
+    o.size = 2 * SIZE;
+    refused(dr_create_fs(&full, "d.vmdk", &o, &err), ENOSPC, "recover");
+    assert_false(is_there("d.vmdk"));
+    ok(recover("d.vmdk", &found, &err)); /* both were complete: the new one it is */
+    free(view(dr_fs_posix(), "d.vmdk", &size));
+    assert_int_equal(size, 2 * SIZE);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, enter_dir, leave_dir)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(an_image_that_was_usable_since_is_not_replaced),
+        T(another_disk_of_a_like_name_is_left_alone),
+        T(snapshots_of_a_disk_are_of_its_family),
+        T(a_second_link_is_no_other_file),
+        T(a_published_image_whose_first_link_is_left_stays_as_it_is),
+        T(an_extent_that_no_leftover_names_is_somebody_elses),
+        T(an_old_image_that_cannot_go_back_is_kept),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
