@@ -508,6 +508,30 @@ static void a_durable_write_in_place_flushes_no_metadata(void **state)
     faultfs_observe(g->fault, NULL, NULL);
 }
 
+/* ------------------------------------------------------------------ a base that fails */
+
+static int fail_base(void *user, const struct faultfs_io *io)
+{
+    (void)user;
+    return io->kind == FAULTFS_FLUSH && strstr(io->path, "p.vmdk") ? -EIO : 0;
+}
+
+static void a_base_that_fails_does_not_take_the_disk_with_it(void **state)
+{
+    struct rig *g = *state;
+    write_byte(g->disk, 0, 2 * GRAIN, 1);
+    ok(dr_flush(g->disk, &err));
+    faultfs_observe(g->fault, fail_base, NULL);
+    refused(dr_disk_commit(g->disk, NULL, NULL, &err), EIO, "p.vmdk");
+    write_byte(g->disk, GRAIN, 512, 2);
+    ok(dr_flush(g->disk, &err)); /* the disk and its file are well */
+    ok(dr_disk_swap(g->disk, same_again(g->disk), &err));
+    faultfs_observe(g->fault, NULL, NULL);
+    uint8_t byte;
+    ok(dr_pread(g->disk, &byte, GRAIN, 1, &err));
+    assert_int_equal(byte, 2);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, rig_up, rig_down)
 
 int main(void)
@@ -527,6 +551,7 @@ int main(void)
         T(copy_before_write_keeps_the_moment_the_hook_came),
         T(a_write_whose_old_data_cannot_be_kept_fails_and_changes_nothing),
         T(a_durable_write_in_place_flushes_no_metadata),
+        T(a_base_that_fails_does_not_take_the_disk_with_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
