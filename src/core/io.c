@@ -75,6 +75,13 @@ static bool is_guests(const struct dr_chain *chain, size_t at)
     return at == 0 && chain->hooks && chain->hooks->n > 0;
 }
 
+static struct dr_change guest_change(struct dr_chain *chain, size_t at, enum dr_change_mode mode,
+                                     const struct dr_change_source *src)
+{
+    return (struct dr_change){
+        .chain = chain, .at = at, .mode = mode, .src = src, .guest = is_guests(chain, at)};
+}
+
 static int change_all(const struct dr_change *c, uint64_t off, uint64_t len, struct dr_error *err)
 {
     uint64_t done;
@@ -88,11 +95,7 @@ int dr_chain_write(struct dr_chain *chain, size_t at, const void *buf, uint64_t 
     if (r < 0)
         return r;
     struct dr_change_source src = {.buf = buf, .off = off};
-    struct dr_change c = {.chain = chain,
-                          .at = at,
-                          .mode = DR_CHANGE_WRITE,
-                          .src = &src,
-                          .guest = is_guests(chain, at)};
+    struct dr_change c = guest_change(chain, at, DR_CHANGE_WRITE, &src);
     return change_all(&c, off, len, err);
 }
 
@@ -104,12 +107,8 @@ int dr_chain_write_durable(struct dr_chain *chain, size_t at, const void *buf, u
         return r;
     bool not_durable = false;
     struct dr_change_source src = {.buf = buf, .off = off};
-    struct dr_change c = {.chain = chain,
-                          .at = at,
-                          .mode = DR_CHANGE_WRITE,
-                          .src = &src,
-                          .guest = is_guests(chain, at),
-                          .not_durable = &not_durable};
+    struct dr_change c = guest_change(chain, at, DR_CHANGE_WRITE, &src);
+    c.not_durable = &not_durable;
     r = change_all(&c, off, len, err);
     return r == 0 && not_durable ? dr_chain_flush(chain, at, err) : r;
 }
@@ -162,11 +161,7 @@ int dr_chain_zero(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                   struct dr_error *err)
 {
     struct dr_change_source src = {.off = off};
-    struct dr_change c = {.chain = chain,
-                          .at = at,
-                          .mode = DR_CHANGE_ZERO,
-                          .src = &src,
-                          .guest = is_guests(chain, at)};
+    struct dr_change c = guest_change(chain, at, DR_CHANGE_ZERO, &src);
     c.zero_flags = flags & DR_MAY_UNMAP ? DR_FILE_ZERO_PUNCH : 0;
     int r = check_range(chain->images[at], off, len, err);
     return r < 0 ? r : zero_range(&c, off, len, flags, err);
@@ -249,12 +244,8 @@ static int drop_for_guest(struct dr_chain *chain, size_t at, uint64_t off, uint6
                           struct dr_error *err)
 {
     struct dr_change_source src = {.off = off};
-    struct dr_change c = {.chain = chain,
-                          .at = at,
-                          .mode = DR_CHANGE_DROP,
-                          .src = &src,
-                          .zero_flags = DR_FILE_ZERO_PUNCH,
-                          .guest = is_guests(chain, at)};
+    struct dr_change c = guest_change(chain, at, DR_CHANGE_DROP, &src);
+    c.zero_flags = DR_FILE_ZERO_PUNCH;
     return drop(&c, off, len, err);
 }
 
@@ -288,13 +279,9 @@ static int discard_hole(struct dr_chain *chain, size_t at, uint64_t off, uint64_
     if (off >= end || at + 1 == chain->n)
         return 0;
     struct dr_change_source src = {.off = off};
-    struct dr_change c = {.chain = chain,
-                          .at = at,
-                          .mode = DR_CHANGE_ZERO,
-                          .src = &src,
-                          .guest = is_guests(chain, at),
-                          .zero_flags = DR_FILE_ZERO_PUNCH,
-                          .no_bytes = true};
+    struct dr_change c = guest_change(chain, at, DR_CHANGE_ZERO, &src);
+    c.zero_flags = DR_FILE_ZERO_PUNCH;
+    c.no_bytes = true;
     int r = zero_range(&c, off, end - off, 0, err);
     return r == -ENOTSUP ? 0 : r;
 }
@@ -325,11 +312,7 @@ int dr_chain_copy_from(struct dr_chain *chain, size_t at, uint64_t off, struct d
     if (r < 0)
         return r;
     struct dr_change_source src = {.file = src_file, .file_off = src_off, .off = off};
-    struct dr_change c = {.chain = chain,
-                          .at = at,
-                          .mode = DR_CHANGE_WRITE,
-                          .src = &src,
-                          .guest = is_guests(chain, at)};
+    struct dr_change c = guest_change(chain, at, DR_CHANGE_WRITE, &src);
     r = dr_change_run(&c, off, len, copied, err);
     return r == -ENOTSUP && *copied > 0 ? 0 : r;
 }
@@ -341,10 +324,6 @@ int dr_chain_write_coded(struct dr_chain *chain, size_t at, const void *coded, u
     if (r < 0)
         return r;
     struct dr_change_source src = {.off = off, .coded = coded, .coded_len = coded_len};
-    struct dr_change c = {.chain = chain,
-                          .at = at,
-                          .mode = DR_CHANGE_CODED,
-                          .src = &src,
-                          .guest = is_guests(chain, at)};
+    struct dr_change c = guest_change(chain, at, DR_CHANGE_CODED, &src);
     return change_all(&c, off, len, err);
 }

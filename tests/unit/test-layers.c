@@ -86,6 +86,28 @@ static void a_layer_that_cannot_be_made_durable_is_named(void **state)
     dr_fs_memory_free(memory);
 }
 
+/* ------------------------------------------------------------------ discards */
+
+/* Without a parent there is nothing to hide: the grain is given back, entry and all. */
+static void a_discard_on_the_lowest_layer_leaves_a_hole(void **state)
+{
+    (void)state;
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    struct dr_extent ext;
+    make(memory, "/d/x.vmdk", "vmdk", SIZE, NULL);
+    put(memory, "/d/x.vmdk", 0, 2 * GRAIN, 5);
+    ok(dr_open_fs(memory, "/d/x.vmdk", &o, &disk, &err));
+    ok(dr_discard(disk, 0, GRAIN, &err));
+    ok(dr_image_map(disk->chain->images[0], 0, GRAIN, &ext, &err));
+    assert_int_equal(ext.kind, DR_HOLE);
+    ok(dr_image_map(disk->chain->images[0], GRAIN, GRAIN, &ext, &err));
+    assert_int_equal(ext.kind, DR_DATA);
+    ok(dr_close(disk, &err));
+    dr_fs_memory_free(memory);
+}
+
 /* ------------------------------------------------------------------ several file systems */
 
 struct two {
@@ -179,6 +201,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_layer_is_flushed_once_and_their_directory_once),
         cmocka_unit_test(a_layer_that_cannot_be_made_durable_is_named),
+        cmocka_unit_test(a_discard_on_the_lowest_layer_leaves_a_hole),
         T(layers_of_two_file_systems_are_different_files),
         T(a_write_brings_its_edges_from_the_other_file_system),
         T(a_transfer_between_file_systems_copies_everything),
