@@ -379,9 +379,12 @@ struct dr_image *dr_image_ref(struct dr_image *image)
     return image;
 }
 
+#define MAX_FLUSHES 64
+
+/* Releasing what was freed edits pages again, so one flush may not be enough. */
 int dr_image_flush_all(struct dr_image *image, struct dr_error *err)
 {
-    for (int round = 0; round < 8; round++) {
+    for (int round = 0; round < MAX_FLUSHES; round++) {
         int r = dr_image_flush(image, err);
         if (r < 0)
             return r;
@@ -391,7 +394,8 @@ int dr_image_flush_all(struct dr_image *image, struct dr_error *err)
         if (!dirty)
             return 0;
     }
-    return 0;
+    return dr_fail(err, EBUSY, "%s: metadata still waits to be written after %d flushes",
+                   image->path, MAX_FLUSHES);
 }
 
 /* After a failed flush the unclean mark stays: the next write-open recovers. */

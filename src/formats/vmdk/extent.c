@@ -31,23 +31,33 @@ bool vmdk_table_fits(const struct dr_image *image, const struct vmdk_extent *e, 
     return gde != 0 && dr_inside(gde, e->h.gt_sectors, sectors);
 }
 
+/* A page of a directory, kept by those who look up one table after the other. */
+struct dir_page {
+    struct dr_page *page; /* NULL = none yet */
+    uint64_t start;       /* its offset in the file */
+};
+
 /* [page] The entry of a table in the directory that begins at this sector. */
 static int directory_entry(struct dr_image *image, const struct vmdk_extent *e, uint64_t sector,
-                           uint64_t table, uint32_t *gde)
+                           uint64_t table, struct dir_page *last, uint32_t *gde)
 {
     uint64_t at = sector * VMDK_SECTOR + table * 4;
-    struct dr_page *page;
-    int r = dr_page_get(image, e->file, at, &page);
-    if (r == 0)
-        *gde = get_le32(dr_page_at(page, at));
-    return r;
+    if (!last->page || at - last->start >= DR_PAGE_SIZE) {
+        int r = dr_page_get(image, e->file, at, &last->page);
+        if (r < 0)
+            return r;
+        last->start = dr_round_down(at, DR_PAGE_SIZE);
+    }
+    *gde = get_le32(dr_page_at(last->page, at));
+    return 0;
 }
 
-int vmdk_slot(struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
-              struct vmdk_slot *slot, struct dr_error *err)
+/* vmdk_slot for one grain after the other. */
+static int next_slot(struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
+                     struct dir_page *last, struct vmdk_slot *slot, struct dr_error *err)
 {
     *slot = (struct vmdk_slot){.table = grain / e->h.gtes, .entry = grain % e->h.gtes};
-    int r = directory_entry(image, e, e->h.gd_off, slot->table, &slot->gde);
+    int r = directory_entry(image, e, e->h.gd_off, slot->table, last, &slot->gde);
     if (r < 0 || slot->gde == 0)
         return r;
     if (!vmdk_table_fits(image, e, slot->gde))
@@ -58,10 +68,19 @@ int vmdk_slot(struct dr_image *image, const struct vmdk_extent *e, uint64_t grai
     return 0;
 }
 
+int vmdk_slot(struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
+              struct vmdk_slot *slot, struct dr_error *err)
+{
+    struct dir_page last = {0};
+    return next_slot(image, e, grain, &last, slot, err);
+}
+
 int vmdk_slot_copy(struct dr_image *image, const struct vmdk_extent *e, struct vmdk_slot *slot)
 {
+    struct dir_page last = {0};
     uint32_t gde = 0;
-    int r = vmdk_has_copies(e) ? directory_entry(image, e, e->h.rgd_off, slot->table, &gde) : 0;
+    int r = vmdk_has_copies(e) ? directory_entry(image, e, e->h.rgd_off, slot->table, &last, &gde)
+                               : 0;
     if (r == 0 && gde != slot->gde && vmdk_table_fits(image, e, gde))
         slot->rpos = (uint64_t)gde * VMDK_SECTOR + slot->entry * 4;
     return r;
@@ -190,10 +209,11 @@ static uint64_t extend(struct run *run, const struct vmdk_slot *slot)
 static void run_on(struct run *run)
 {
     struct vmdk_slot slot;
+    struct dir_page dir = {0};
     uint64_t last = run->first / run->e->h.gtes + MAX_TABLES_A_RUN;
     run->max = dr_min(run->max, last * run->e->h.gtes - run->first);
     while (run->grains < run->max) {
-        if (vmdk_slot(run->image, run->e, run->first + run->grains, &slot, NULL) < 0)
+        if (next_slot(run->image, run->e, run->first + run->grains, &dir, &slot, NULL) < 0)
             return;
         uint64_t more = extend(run, &slot);
         if (more == 0)
