@@ -13,18 +13,6 @@
 /* In the private directory: the old main file, while extents are being exchanged. */
 #define ASIDE ".replaced"
 
-/* Open, and so locked, for as long as the process is at work on the directory: the images in it are
- * closed before they are moved, and recovery must not take it for a leftover then. */
-#define HELD ".held"
-
-static int hold_dir(struct dr_new_image *n, struct dr_error *err)
-{
-    CLEANUP_FREE char *path = dr_path_join(n->dir, HELD);
-    if (!path)
-        return dr_fail(err, ENOMEM, "%s: out of memory", n->final);
-    return dr_file_open(n->fs, path, DR_FILE_CREATE | DR_FILE_PRIVATE, &n->held, err);
-}
-
 static int make_dir(struct dr_new_image *n, struct dr_error *err)
 {
     const char *base = dr_path_basename(n->final);
@@ -119,8 +107,6 @@ int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, boo
         r = refuse_no_device(n, err);
     if (r == 0)
         r = make_dir(n, err);
-    if (r == 0 && !(flags & DR_OPEN_NO_LOCK))
-        r = hold_dir(n, err);
     if (r == 0 && !(flags & DR_OPEN_NO_LOCK)) /* without locks nobody can tell */
         drop_unused(n);
     if (r < 0)
@@ -295,7 +281,7 @@ static int list_new(struct dr_fs *fs, const char *dir, char ***names, size_t *n,
     int r = dr_ops_list(fs, dir, names, n, err);
     size_t kept = 0;
     for (size_t i = 0; r == 0 && i < *n; i++) {
-        if (strcmp((*names)[i], ASIDE) == 0 || strcmp((*names)[i], HELD) == 0)
+        if (strcmp((*names)[i], ASIDE) == 0)
             free((*names)[i]);
         else
             (*names)[kept++] = (*names)[i];
@@ -320,9 +306,6 @@ static int move_dir(struct move *m, bool *stuck, struct dr_error *err)
     CLEANUP_FREE char *aside = dr_path_join(dir, ASIDE);
     if (r == 0 && aside && exists(fs, aside))
         fs->ops->unlink(fs, aside, NULL);
-    CLEANUP_FREE char *held = dr_path_join(dir, HELD);
-    if (r == 0 && held && exists(fs, held))
-        fs->ops->unlink(fs, held, NULL);
     if (r == 0 && fs->ops->rmdir)
         fs->ops->rmdir(fs, dir, NULL); /* an empty directory harms nobody; recover knows it */
     return r;
@@ -356,7 +339,6 @@ int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err)
 static void forget(struct dr_new_image *n)
 {
     dr_file_unref(n->old);
-    dr_file_unref(n->held);
     free(n->final);
     free(n->dir);
     free(n->path);

@@ -51,13 +51,12 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
 
 struct dr_new_image {
     struct dr_fs *fs;
-    char *final;          /* where it will stand, links followed */
-    char *dir;            /* the private directory, NULL = not made */
-    char *path;           /* dir/NAME: where it is made */
-    struct dr_file *old;  /* what has the place now, locked against other users; or NULL */
-    struct dr_file *held; /* in dir: tells others that somebody is at work there; or NULL */
-    bool durable;         /* make the names durable */
-    bool no_replace;      /* nothing that is there gives way */
+    char *final;         /* where it will stand, links followed */
+    char *dir;           /* the private directory, NULL = not made */
+    char *path;          /* dir/NAME: where it is made */
+    struct dr_file *old; /* what has the place now, locked against other users; or NULL */
+    bool durable;        /* make the names durable */
+    bool no_replace;     /* nothing that is there gives way */
 };
 
 /* flags: enum dr_open_flag: NO_LOCK, NO_FLUSH. On failure nothing is left; else end with

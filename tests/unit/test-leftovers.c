@@ -163,25 +163,6 @@ static void an_extent_that_no_leftover_names_is_somebody_elses(void **state)
     assert_int_equal(st.st_size, 4);
 }
 
-/* The image is complete and closed, and about to be moved. */
-static void a_directory_that_is_worked_in_is_left_alone(void **state)
-{
-    (void)state;
-    struct dr_new_image n;
-    const struct dr_format *fmt = dr_format_find("vmdk");
-    struct dr_create_params what = {.size = MiB};
-    unsigned found = 0;
-    uint64_t size;
-    ok(dr_new_begin(&n, dr_fs_posix(), "d.vmdk", false, 0, &err));
-    ok(dr_new_create(&n, fmt, &what, NULL, 0, 0, &err));
-    make(dr_fs_posix(), "d-000001.vmdk", "vmdk", MiB, NULL); /* one of the family, to start from */
-    ok(recover("d-000001.vmdk", &found, &err));
-    assert_int_equal(found, 0);
-    ok(dr_new_publish(&n, &err));
-    free(view(dr_fs_posix(), "d.vmdk", &size));
-    assert_int_equal(size, MiB);
-}
-
 /* ------------------------------------------------------------------ the way back is barred */
 
 static unsigned renames;
@@ -234,7 +215,6 @@ int main(void)
         T(a_second_link_is_no_other_file),
         T(a_published_image_whose_first_link_is_left_stays_as_it_is),
         T(an_extent_that_no_leftover_names_is_somebody_elses),
-        T(a_directory_that_is_worked_in_is_left_alone),
         T(an_old_image_that_cannot_go_back_is_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
