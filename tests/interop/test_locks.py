@@ -54,10 +54,11 @@ def test_a_writer_keeps_writers_out(first, second, image):
 @PAIRS
 def test_a_writer_keeps_readers_out(first, second, image):
     path, fmt = image
-    if fmt == 'raw' and second is Qemu:
-        pytest.skip('the raw reader of qemu minds no writer')
     with holding(first, path, fmt, True):
         done = run(*second.img, 'compare', '-f', fmt, '-F', fmt, path, path, ok=False)
+        if fmt == 'raw' and second is Qemu:  # its raw reader minds no writer
+            assert done.returncode == 0
+            return
         assert done.returncode > 1
         assert 'Failed to get' in done.stderr
 
@@ -73,11 +74,12 @@ def test_readers_share(first, second, image):
 @PAIRS
 def test_a_reader_keeps_writers_out(first, second, image):
     path, fmt = image
-    if fmt == 'raw' and first is Qemu:
-        pytest.skip('the raw reader of qemu minds no writer')
     with holding(first, path, fmt, False):
         done = run(*second.io, '-f', fmt, '-c', 'write 0 512', path, ok=False)
-        assert done.returncode != 0
+        if fmt == 'raw' and first is Qemu:  # its raw reader minds no writer
+            assert done.returncode == 0
+        else:
+            assert done.returncode != 0
 
 
 @PAIRS
