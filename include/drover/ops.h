@@ -222,8 +222,8 @@ struct dr_commit_options {
     struct dr_open_options open;
     const char *base; /* -b: a member of the chain; NULL = the immediate parent */
     const char *top;  /* a member of the chain: the topmost image that goes down. It and those
-                         between  it and base leave the chain, and their files stay. NULL = the
-                         active  image,  which stays in the chain */
+                         between it and base leave the chain, and their files stay. NULL = the
+                         active image, which stays in the chain */
     bool keep;        /* -d: do not empty the overlay afterwards */
     bool force;       /* even if other images, in the base's directory or path's, name it */
 };
@@ -240,15 +240,15 @@ DR_API int dr_commit(const char *path, const struct dr_commit_options *options, 
 
 /* Make a new child of path; it is the new active disk. name: file name or NULL = X-000001.ext with
  * the lowest free number. *active: its path, malloc'ed; active may be NULL. */
+DR_API int dr_snapshot_create(const char *path, const char *name,
+                              const struct dr_open_options *options, char **active,
+                              struct dr_error *err);
 /* The same of a disk that is open for writing, which goes on with the child. options: allow_paths
  * and flags for the child. Other threads may use the disk; their requests wait while the child
  * takes over. job (may be NULL) tells how long that took. */
 DR_API int dr_disk_snapshot(struct dr_disk *disk, const char *name,
                             const struct dr_open_options *options, char **active,
                             struct dr_job *job, struct dr_error *err);
-DR_API int dr_snapshot_create(const char *path, const char *name,
-                              const struct dr_open_options *options, char **active,
-                              struct dr_error *err);
 
 struct dr_tree_node {
     char *path;

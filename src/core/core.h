@@ -83,8 +83,8 @@ struct dr_image {
     _Atomic unsigned begun; /* bit 0: begin_write was called, bit 1: for changes of the view */
 };
 
-/* What wants to know of every change that the guest makes to a disk. Both run under the lock of the
- * units that change; neither may enter the disk's gate, write to it or flush it. */
+/* A hook is told of every change that the guest makes to a disk. Both functions run under the lock
+ * of the units that change; neither may enter the disk's gate, write to it or flush it. */
 struct dr_hook {
     /* [off, off+len) is about to change, and still reads as before through chain's images[0]: time
      * to copy it elsewhere. A failure makes the guest's request fail, unchanged. NULL allowed. */

@@ -2,9 +2,9 @@
 /* The gate of a disk: how requests get its chain, and how the chain is changed under them.
  *
  * A request counts itself into one of a few counters, looks whether the gate is open, and takes the
- * chain: no lock, and no cache line that all threads write. Whoever changes the chain closes the
- * gate, waits until all counters are zero, does what must happen while nobody is inside, and opens
- * the gate again. A request that finds the gate closed takes its count back and waits.
+ * chain: no lock, and no cache line that all threads write. A change of the chain closes the gate,
+ * waits until all counters are zero, does what must happen while nobody is inside, and opens the
+ * gate again. A request that finds the gate closed takes its count back and waits.
  *
  * Neither side starves the other: closing keeps new requests out, so that the old ones run dry; and
  * the gate is not closed again before every request that waited has got in (let_through). */
