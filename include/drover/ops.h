@@ -291,7 +291,8 @@ DR_API int dr_disk_check(struct dr_disk *disk, void (*report)(void *user, const 
                          void *user, char **json, struct dr_job *job, struct dr_error *err);
 
 /* Say what was interrupted at path (through report, a line each, or NULL) and, unless dry_run,
- * finish or undo it. *found = how many things there were; found may be NULL. */
+ * finish or undo it. *found = how many things there were; found may be NULL. What another process
+ * is making there is reported, too, but left alone and not counted. */
 DR_API int dr_recover(const char *path, const struct dr_open_options *options, bool dry_run,
                       void (*report)(void *user, const char *line), void *user, unsigned *found,
                       struct dr_error *err);

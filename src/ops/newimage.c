@@ -13,6 +13,21 @@
 /* In the private directory: the old main file, while extents are being exchanged. */
 #define ASIDE ".replaced"
 
+/* Make the directory and lock it. Another process may have locked it in between, to see whether it
+ * is a leftover, and removes it then: -EEXIST, as if the name were taken. */
+static int make_locked(struct dr_new_image *n, const char *dir, struct dr_error *err)
+{
+    int r = n->fs->ops->mkdir ? n->fs->ops->mkdir(n->fs, dir, err) : 0;
+    if (r < 0)
+        return r;
+    r = dr_dir_lock(n->fs, dir, &n->lock, err);
+    if (r == 0 || r == -ENOTSUP)
+        return 0;
+    if (n->fs->ops->rmdir)
+        n->fs->ops->rmdir(n->fs, dir, NULL);
+    return r == -EBUSY || r == -ENOENT ? -EEXIST : r;
+}
+
 static int make_dir(struct dr_new_image *n, struct dr_error *err)
 {
     const char *base = dr_path_basename(n->final);
@@ -22,7 +37,7 @@ static int make_dir(struct dr_new_image *n, struct dr_error *err)
         if (!n->path)
             return dr_fail(err, ENOMEM, "%s: out of memory", n->final);
         struct dr_error mine = DR_ERROR_INIT;
-        int r = n->fs->ops->mkdir ? n->fs->ops->mkdir(n->fs, dir, &mine) : 0;
+        int r = make_locked(n, dir, &mine);
         if (r == 0) {
             n->dir = DR_STEAL(dir);
             return 0;
@@ -339,6 +354,7 @@ int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err)
 static void forget(struct dr_new_image *n)
 {
     dr_file_unref(n->old);
+    dr_dir_unlock(n->lock);
     free(n->final);
     free(n->dir);
     free(n->path);
@@ -388,6 +404,14 @@ static char **other_dirs(const struct dr_new_image *n, size_t *count)
     return names;
 }
 
+/* Lock the private directory of another attempt. False: somebody is at work in it, or it has gone.
+ * Where directories have no locks, *lock is NULL and only the locks of its files can tell. */
+static bool claim_dir(struct dr_fs *fs, const char *dir, struct dr_dir_lock **lock)
+{
+    int r = dr_dir_lock(fs, dir, lock, NULL);
+    return r == 0 || r == -ENOTSUP;
+}
+
 static bool holds(struct dr_fs *fs, const char *dir, const char *name)
 {
     CLEANUP_FREE char *path = dr_path_join(dir, name);
@@ -417,9 +441,12 @@ static bool is_left_by_us(const struct dr_new_image *n, const char *name)
     size_t count;
     char **dirs = other_dirs(n, &count);
     bool found = false;
-    for (size_t i = 0; i < count && !found; i++)
-        found = main_names(n, dirs[i], name) &&
+    for (size_t i = 0; i < count && !found; i++) {
+        struct dr_dir_lock *lock;
+        found = claim_dir(n->fs, dirs[i], &lock) && main_names(n, dirs[i], name) &&
                 (!holds(n->fs, dirs[i], name) || holds(n->fs, dirs[i], ASIDE));
+        dr_dir_unlock(lock);
+    }
     dr_ops_free_names(dirs, count);
     return found;
 }
@@ -485,15 +512,15 @@ enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *fi
     return DR_NEW_UNUSED;
 }
 
-/* The process that made dir has ended: none of its files is locked. An empty directory may have
- * been made a moment ago and counts as in use. */
-static bool is_dead(struct dr_fs *fs, const char *dir)
+/* The process that made dir has ended: none of its files is locked. Without a lock of the directory
+ * itself an empty one may have been made a moment ago and counts as in use. */
+static bool is_dead(struct dr_fs *fs, const char *dir, bool locked)
 {
     char **names;
     size_t n;
     if (dr_ops_list(fs, dir, &names, &n, NULL) < 0)
         return false;
-    bool dead = n > 0;
+    bool dead = locked || n > 0;
     for (size_t i = 0; i < n && dead; i++) {
         CLEANUP_FREE char *path = dr_path_join(dir, names[i]);
         CLEANUP_FILE struct dr_file *file = NULL;
@@ -507,10 +534,13 @@ static void drop_dirs(const struct dr_new_image *n, enum dr_new_state state)
 {
     size_t count;
     char **dirs = other_dirs(n, &count);
-    for (size_t i = 0; i < count; i++)
-        if (dr_new_judge(n->fs, dirs[i], n->final) == state &&
-            (state == DR_NEW_HALF_MOVED || is_dead(n->fs, dirs[i])))
+    for (size_t i = 0; i < count; i++) {
+        struct dr_dir_lock *lock;
+        if (claim_dir(n->fs, dirs[i], &lock) && dr_new_judge(n->fs, dirs[i], n->final) == state &&
+            (state == DR_NEW_HALF_MOVED || is_dead(n->fs, dirs[i], lock)))
             dr_new_remove_all(n->fs, dirs[i], NULL);
+        dr_dir_unlock(lock);
+    }
     dr_ops_free_names(dirs, count);
 }
 

@@ -51,12 +51,14 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
 
 struct dr_new_image {
     struct dr_fs *fs;
-    char *final;         /* where it will stand, links followed */
-    char *dir;           /* the private directory, NULL = not made */
-    char *path;          /* dir/NAME: where it is made */
-    struct dr_file *old; /* what has the place now, locked against other users; or NULL */
-    bool durable;        /* make the names durable */
-    bool no_replace;     /* nothing that is there gives way */
+    char *final;              /* where it will stand, links followed */
+    char *dir;                /* the private directory, NULL = not made */
+    char *path;               /* dir/NAME: where it is made */
+    struct dr_file *old;      /* what has the place now, locked against other users; or NULL */
+    struct dr_dir_lock *lock; /* of dir: its files are closed before they are moved, and others must
+                               * not take it for a leftover then; NULL = no such locks there */
+    bool durable;             /* make the names durable */
+    bool no_replace;          /* nothing that is there gives way */
 };
 
 /* flags: enum dr_open_flag: NO_LOCK, NO_FLUSH. On failure nothing is left; else end with
@@ -71,8 +73,8 @@ void dr_new_take_attrs(const struct dr_new_image *n, const char *from);
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err);
 /* Remove what was made. Does nothing after an end. */
 void dr_new_abandon(struct dr_new_image *n);
-/* What is to become of the private directory dir, which nobody uses, of an interrupted attempt at
- * the image final. */
+/* What is to become of the private directory dir, which the caller has locked where it can be, of
+ * an interrupted attempt at the image final. */
 enum dr_new_state {
     DR_NEW_UNKNOWN,    /* not recognised, or the old image may be nowhere else: leave it alone */
     DR_NEW_UNUSED,     /* no file had begun to move, or all have moved: remove it */

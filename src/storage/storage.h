@@ -10,6 +10,7 @@
 #ifndef DR_STORAGE_STORAGE_H
 #define DR_STORAGE_STORAGE_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -19,6 +20,7 @@
 #include "drover/drover.h"
 
 struct dr_busy_range;
+struct dr_dir_lock;
 struct dr_file;
 struct dr_fs;
 
@@ -272,11 +274,40 @@ struct dr_fs_ops {
      * absent = directories exist by being named. */
     int (*mkdir)(struct dr_fs *fs, const char *path, struct dr_error *err);
     int (*rmdir)(struct dr_fs *fs, const char *path, struct dr_error *err);
+    /* Lock a directory / give the lock back: see dr_dir_lock(). Optional, both or none. */
+    int (*lock_dir)(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
+                    struct dr_error *err);
+    void (*unlock_dir)(struct dr_dir_lock *held);
 };
 
 struct dr_fs {
     const struct dr_fs_ops *ops;
 };
+
+/* A locked directory. File systems embed it. */
+struct dr_dir_lock {
+    struct dr_fs *fs; /* the one that unlocks it */
+};
+
+/* Lock a directory against everybody else who locks it, in this process or another, until it is
+ * unlocked or the process ends. The lock tells a directory that somebody is at work in from one
+ * that an interrupted process left; it keeps nobody from the files, and the directory may be
+ * removed while it is locked. On network file systems only processes of one host see each other.
+ * -EBUSY: somebody has locked it. -ENOENT: it is gone, also if it went, or another one got its
+ * name, between the look at it and its locking. -ENOTSUP: there are no such locks here. */
+static inline int dr_dir_lock(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
+                              struct dr_error *err)
+{
+    *held = NULL;
+    return fs->ops->lock_dir ? fs->ops->lock_dir(fs, path, held, err) : -ENOTSUP;
+}
+
+/* NULL allowed. */
+static inline void dr_dir_unlock(struct dr_dir_lock *held)
+{
+    if (held)
+        held->fs->ops->unlock_dir(held);
+}
 
 /* The operating system's. Never NULL, never freed. */
 struct dr_fs *dr_fs_posix(void);

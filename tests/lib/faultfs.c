@@ -365,6 +365,13 @@ static int fault_rmdir(struct dr_fs *fs, const char *path, struct dr_error *err)
     return inner->ops->rmdir(inner, path, err);
 }
 
+/* The inner one unlocks it. */
+static int fault_lock_dir(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
+                          struct dr_error *err)
+{
+    return dr_dir_lock(owner(fs)->inner, path, held, err);
+}
+
 /* ------------------------------------------------------------------ handling it */
 
 struct faultfs *faultfs_new(struct dr_fs *inner)
@@ -385,6 +392,7 @@ struct faultfs *faultfs_new(struct dr_fs *inner)
         .realpath = fault_realpath,
         .mkdir = inner->ops->mkdir ? fault_mkdir : NULL,
         .rmdir = inner->ops->rmdir ? fault_rmdir : NULL,
+        .lock_dir = fault_lock_dir,
     };
     f->fs.ops = &f->fs_ops;
     f->inner = inner;
