@@ -115,6 +115,7 @@ static struct dr_image *miss_during_load;
 static void start_second_reader(struct dr_image *image, uint64_t off);
 
 static unsigned n_reads, n_extents;
+static uint64_t bad_page; /* reads that touch it fail; 0 = none */
 
 static int noting_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
                          uint64_t *run)
@@ -126,6 +127,8 @@ static int noting_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_
 static ssize_t noting_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
 {
     n_reads++;
+    if (bad_page && off <= bad_page && bad_page < off + len)
+        return -EIO;
     struct dr_image *missing = miss_during_load;
     miss_during_load = NULL;
     if (missing)
@@ -531,6 +534,74 @@ static void a_page_of_data_costs_one_read_and_no_question_about_holes(void **sta
     assert_int_equal(n_extents, 0);
 }
 
+static uint8_t cached_byte(struct dr_image *image, uint64_t off)
+{
+    struct dr_page *page;
+    DR_LOCK_SCOPE(&image->lock);
+    assert_int_equal(dr_page_get(image, 0, off, &page), 0);
+    return *dr_page_at(page, off);
+}
+
+static void pages_inside_a_known_hole_are_not_read(void **state)
+{
+    struct world *w = *state;
+    load_pages(w->image, 2, 1);
+    assert_int_equal(n_reads, 1);
+    assert_int_equal(n_extents, 1);
+    load_pages(w->image, 10, 10);
+    assert_int_equal(n_reads, 1);
+    assert_int_equal(n_extents, 1);
+    assert_int_equal(zero_until(w, 12 * PAGE), 20 * PAGE);
+    load_pages(w->image, 20, 1); /* the hole ends here */
+    assert_int_equal(n_reads, 2);
+    assert_int_equal(cached_byte(w->image, 20 * PAGE), 'a');
+}
+
+static void what_is_known_of_a_hole_ends_with_an_edit(void **state)
+{
+    struct world *w = *state;
+    load_pages(w->image, 2, 1);
+    put_byte(w->image, 10 * PAGE, 1, 2);
+    assert_int_equal(flush(w), 0);
+    pthread_mutex_lock(&w->image->lock);
+    dr_page_forget(w->image, 0, 10 * PAGE, PAGE);
+    pthread_mutex_unlock(&w->image->lock);
+    load_pages(w->image, 10, 1);
+    assert_int_equal(cached_byte(w->image, 10 * PAGE), 1);
+}
+
+/* One read and one question for a page of data and the hole behind it. */
+static void a_page_behind_a_hole_is_read_together_with_the_next(void **state)
+{
+    struct world *w = *state;
+    load_pages(w->image, 2, 1);
+    load_pages(w->image, 20, 1);
+    n_reads = n_extents = 0;
+    assert_int_equal(zero_until(w, 21 * PAGE), 64 * PAGE);
+    assert_int_equal(n_reads, 0);
+    assert_int_equal(n_extents, 0);
+}
+
+static void pages_wanted_one_after_the_other_are_read_several_at_once(void **state)
+{
+    struct world *w = *state;
+    struct dr_image *second = second_image(w, 512);
+    load_pages(w->image, 0, 512);
+    assert_true(n_reads <= 2 + 512 / 8);
+    dr_image_unref(second, NULL);
+}
+
+static void a_page_that_nobody_asked_for_may_be_unreadable(void **state)
+{
+    struct world *w = *state;
+    load_pages(w->image, 2, 1);
+    bad_page = 21 * PAGE;
+    load_pages(w->image, 20, 1);
+    bad_page = 0;
+    assert_int_equal(cached_byte(w->image, 20 * PAGE), 'a');
+    assert_false(in_memory(w->image, 21 * PAGE));
+}
+
 static pthread_t second_reader;
 static bool second_misses; /* under the image's lock */
 
@@ -620,6 +691,11 @@ int main(void)
         T(pages_of_zeros_cost_less_than_their_size),
         T(a_range_of_pages_is_read_in_large_pieces),
         T(a_page_of_data_costs_one_read_and_no_question_about_holes),
+        T(pages_inside_a_known_hole_are_not_read),
+        T(what_is_known_of_a_hole_ends_with_an_edit),
+        T(a_page_behind_a_hole_is_read_together_with_the_next),
+        T(pages_wanted_one_after_the_other_are_read_several_at_once),
+        T(a_page_that_nobody_asked_for_may_be_unreadable),
         T(two_threads_that_miss_a_page_read_it_once),
         T(a_page_forgotten_while_it_is_held_is_read_again),
         T(a_limit_too_small_to_work_with_is_refused),
