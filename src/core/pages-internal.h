@@ -57,7 +57,7 @@ struct dr_cache {
     /* The hole of a file that was found last, while hole_gen is gen; where the last read ended. */
     unsigned hole_file, read_file;
     uint64_t hole_off, hole_end, hole_gen, read_end;
-    pthread_cond_t loaded;      /* with image->lock: one of them has ended */
+    pthread_cond_t loaded; /* with image->lock: one of them has ended */
 };
 
 extern uint8_t dr_zero_page[DR_PAGE_SIZE]; /* never written */
