@@ -338,13 +338,12 @@ bool dr_path_is_no_device(const char *path);
 int dr_path_follow(const char *path, char **to);
 
 /* ------------------------------------------------------------------ replacing a file
- * (core/replace.c)
+ * (core/replace.c; core/publish.h has the steps one by one)
  *
- * dr_replace: the only way anything here renames over something. The new content stands, complete
- * and durable, under a temporary name in the same directory; it has the old file's owner, mode,
- * labels and lock bytes; then rename, then the directory is made durable. Killed anywhere: the old
- * file or the new one, and perhaps a temporary file that `recover` knows by its name
- * (core/aside.h). */
+ * dr_replace: the new content stands, complete and durable, under a temporary name in the same
+ * directory; it has the old file's owner, mode, labels and lock bytes; then rename, then the
+ * directory is made durable. Killed anywhere: the old file or the new one, and perhaps a temporary
+ * file that `recover` knows by its name (core/aside.h). */
 
 /* Called with the temporary file open for writing; fills it. Need not flush. */
 typedef int (*dr_replace_fill)(void *user, struct dr_file *tmp, struct dr_error *err);
