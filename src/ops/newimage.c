@@ -17,7 +17,7 @@
  * is a leftover, and removes it then: -EEXIST, as if the name were taken. */
 static int make_locked(struct dr_new_image *n, const char *dir, struct dr_error *err)
 {
-    int r = n->fs->ops->mkdir ? n->fs->ops->mkdir(n->fs, dir, err) : 0;
+    int r = n->fs->ops->mkdir ? n->fs->ops->mkdir(n->fs, dir, 0700, err) : 0;
     if (r < 0)
         return r;
     r = dr_dir_lock(n->fs, dir, &n->lock, err);

@@ -249,10 +249,25 @@ static int posix_unlink(struct dr_fs *fs, const char *path, struct dr_error *err
     return unlink(path) ? dr_fail_errno(err, errno, "Could not remove '%s'", path) : 0;
 }
 
-static int posix_mkdir(struct dr_fs *fs, const char *path, struct dr_error *err)
+static int posix_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kind,
+                      struct dr_file_id *id, struct dr_error *err)
+{
+    struct stat st;
+    (void)fs;
+    if (lstat(path, &st))
+        return dr_fail_errno(err, errno, "%s: cannot tell what it is", path);
+    *kind = S_ISREG(st.st_mode)   ? DR_NAME_FILE
+            : S_ISLNK(st.st_mode) ? DR_NAME_LINK
+            : S_ISDIR(st.st_mode) ? DR_NAME_DIR
+                                  : DR_NAME_OTHER;
+    *id = posix_id(&st);
+    return 0;
+}
+
+static int posix_mkdir(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
 {
     (void)fs;
-    return mkdir(path, 0700) ? dr_fail_errno(err, errno, "Could not create '%s'", path) : 0;
+    return mkdir(path, mode) ? dr_fail_errno(err, errno, "Could not create '%s'", path) : 0;
 }
 
 static int posix_rmdir(struct dr_fs *fs, const char *path, struct dr_error *err)
@@ -513,6 +528,7 @@ struct dr_fs *dr_fs_posix(void)
         .free_space = posix_free_space,
         .realpath = posix_realpath,
         .where = posix_where,
+        .look = posix_look,
         .mkdir = posix_mkdir,
         .rmdir = posix_rmdir,
         .lock_dir = posix_lock_dir,

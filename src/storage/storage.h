@@ -242,6 +242,8 @@ static inline uint64_t dr_file_size(const struct dr_file *f)
 
 /* ------------------------------------------------------------------ file systems */
 
+enum dr_name_kind { DR_NAME_FILE, DR_NAME_LINK, DR_NAME_DIR, DR_NAME_OTHER };
+
 struct dr_fs_ops {
     int (*open)(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                 struct dr_error *err); /* no table, no sharing: file.c adds them */
@@ -269,10 +271,14 @@ struct dr_fs_ops {
     /* The same of an open file of this file system, whatever name led to it: between a look at a
      * name and its opening somebody may turn a link. Optional: absent or -ENOTSUP = not known. */
     int (*where)(struct dr_fs *fs, struct dr_file *f, char **out, struct dr_error *err);
-    /* A new directory for this user alone (-EEXIST if the name is taken) / an empty one goes away.
-     * New images are made under their final names in such a directory and then moved. Optional:
-     * absent = directories exist by being named. */
-    int (*mkdir)(struct dr_fs *fs, const char *path, struct dr_error *err);
+    /* What stands at path itself; a link is not followed. Optional: absent = there are only files,
+     * as identify says. Use dr_look(). */
+    int (*look)(struct dr_fs *fs, const char *path, enum dr_name_kind *kind, struct dr_file_id *id,
+                struct dr_error *err);
+    /* A new directory with these rights, less the process's umask (-EEXIST if the name is taken) /
+     * an empty one goes away. New images are made under their final names in a directory of 0700
+     * and then moved. Optional: absent = directories exist by being named. */
+    int (*mkdir)(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err);
     int (*rmdir)(struct dr_fs *fs, const char *path, struct dr_error *err);
     /* Lock a directory / give the lock back: see dr_dir_lock(). Optional, both or none. */
     int (*lock_dir)(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
@@ -307,6 +313,19 @@ static inline void dr_dir_unlock(struct dr_dir_lock *held)
 {
     if (held)
         held->fs->ops->unlock_dir(held);
+}
+
+/* kind, id and err may be NULL. */
+static inline int dr_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kind,
+                          struct dr_file_id *id, struct dr_error *err)
+{
+    enum dr_name_kind some_kind;
+    struct dr_file_id some_id;
+    kind = kind ? kind : &some_kind;
+    id = id ? id : &some_id;
+    *kind = DR_NAME_FILE;
+    return fs->ops->look ? fs->ops->look(fs, path, kind, id, err)
+                         : fs->ops->identify(fs, path, id, err);
 }
 
 /* The operating system's. Never NULL, never freed. */

@@ -269,15 +269,15 @@ static void what_a_killed_process_was_making_is_removed(void **state)
 
 static struct dr_dir_lock *looking;
 
-static int mkdir_under_eyes(struct dr_fs *fs, const char *path, struct dr_error *err)
+static int mkdir_under_eyes(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
 {
-    int r = dr_fs_posix()->ops->mkdir(fs, path, err);
+    int r = dr_fs_posix()->ops->mkdir(fs, path, mode, err);
     return r < 0 || looking ? r : dr_dir_lock(dr_fs_posix(), path, &looking, err);
 }
 
-static int mkdir_in_vain(struct dr_fs *fs, const char *path, struct dr_error *err)
+static int mkdir_in_vain(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
 {
-    int r = dr_fs_posix()->ops->mkdir(fs, path, err);
+    int r = dr_fs_posix()->ops->mkdir(fs, path, mode, err);
     if (r == 0 && !looking) {
         r = dr_dir_lock(dr_fs_posix(), path, &looking, err);
         assert_int_equal(rmdir(path), 0);
