@@ -262,6 +262,14 @@ static uint64_t known_empty(const struct dr_index *ix, const struct memo *memo, 
     return end_of_chunks(ix, atomic_load_explicit(&memo->empty, memory_order_relaxed), off);
 }
 
+/* Somebody walks: what was found empty last ends at off, or goes on there. The next run will be
+ * found in its turn, so there is no need to find out about more of the layer. */
+static bool is_walked(const struct dr_index *ix, const struct memo *memo, uint64_t off)
+{
+    uint64_t run = atomic_load_explicit(&memo->run, memory_order_relaxed);
+    return off > 0 && off >= (run >> 32) * ix->granule && off <= (uint32_t)run * ix->granule;
+}
+
 static void remember_empty(const struct dr_index *ix, struct memo *memo, uint64_t off, uint64_t end)
 {
     uint64_t first = dr_div_up(off, ix->granule), last = end / ix->granule;
@@ -418,7 +426,7 @@ static int build_segments(struct build *b)
     for (size_t i = ix->first; i < lowest && !all_owned(b); i++) {
         const struct memo *memo = &ix->memos[i - ix->first];
         uint64_t empty = known_empty(ix, memo, b->begin);
-        if (empty == b->begin) { /* else somebody walks, and the next run will be remembered */
+        if (empty == b->begin && !is_walked(ix, memo, b->begin)) {
             int r = ask_chunk(ix, i, b->begin);
             if (r < 0)
                 return r;

@@ -219,6 +219,8 @@ static int check_space(const struct commit *c, struct dr_error *err)
 {
     struct dr_walk above, own;
     uint64_t need = 0, room = dr_ops_image_space(image_p(c));
+    if (c->size <= room)
+        return 0; /* whatever is in it: no need to look */
     dr_walk_init(&above, c->chain, c->first, c->base, c->size);
     dr_walk_init(&own, c->chain, c->base, c->base + 1, c->size);
     for (uint64_t off = 0, end; off < above.size; off = end) {

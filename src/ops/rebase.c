@@ -321,6 +321,8 @@ static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
 static int check_space(struct rebase *rb, struct dr_error *err)
 {
     uint64_t need, room = dr_ops_image_space(overlay(rb));
+    if (overlay(rb)->size <= room && !rb->o->dry_run)
+        return 0; /* whatever is in it: no need to look */
     int r = measure(rb, &need, err);
     if (r == 0 && need > room)
         r = does_not_fit(rb, room, err);
