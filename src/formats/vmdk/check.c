@@ -170,7 +170,7 @@ static int check_entry(struct walk *w, uint64_t table, bool copy, struct dr_erro
         count(w, false);
         return 0;
     }
-    r = read_or_zero(w, copy ? e->gd[table] : (gde == 0 ? 0 : other), buf, err);
+    r = read_or_zero(w, copy ? e->gd[table] : other, buf, err);
     if (r == 0)
         r = new_table(w, table, copy, buf, err);
     count(w, r == 0);
