@@ -45,7 +45,6 @@ static int begin(struct files *x, struct dr_error *err)
 {
     const struct dr_vma_files_options *o = x->o;
     x->stage.keep = o->resume;
-    x->stage.record = o->resume ? RECORD : NULL;
     x->stage.make_dir = o->dir;
     x->stage.in_sight = o->in_sight;
     x->stage.replace = o->replace;
@@ -73,10 +72,10 @@ static int plan(struct files *x, struct dr_error *err)
     int r = 0;
     for (size_t i = 0; i < x->o->n_disks && r == 0; i++) {
         CLEANUP_FREE char *made = name_made(x, &x->disks[i]);
-        r = made ? stage_plan(&x->stage, made, x->disks[i].file, err) : no_memory(x, err);
+        r = made ? stage_plan(&x->stage, made, x->disks[i].file, true, err) : no_memory(x, err);
     }
     for (size_t i = 0; i < x->o->n_configs && r == 0; i++)
-        r = stage_plan(&x->stage, x->o->configs[i].file, x->o->configs[i].file, err);
+        r = stage_plan(&x->stage, x->o->configs[i].file, x->o->configs[i].file, false, err);
     return r;
 }
 

@@ -75,7 +75,7 @@ static int put_aside(struct stage *s, struct dr_error *err)
         CLEANUP_FREE char *from = dr_path_join(s->dir, f->name), *to = stage_aside(s, f->name);
         if (!from || !to)
             return stage_no_memory(s, err);
-        if (!stage_is_claimed(s, f->name) || !exists(s, s->work, f->made))
+        if (!f->image || !stage_is_claimed(s, f->name) || !exists(s, s->work, f->made))
             continue;
         int r = s->fs->ops->rename(s->fs, from, to, err);
         if (r < 0)

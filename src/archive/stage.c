@@ -47,9 +47,8 @@ int stage_sync(const struct stage *s, struct dr_error *err)
     return r == 0 ? stage_sync_dir(s, s->dir, err) : r;
 }
 
-/* An old file that an interrupted attempt has put aside may be the user's only copy: it stays, and
- * so does, at the top, the file except. */
-static void remove_all(struct dr_fs *fs, const char *dir, const char *except, int depth)
+/* An old file that an interrupted attempt has put aside may be the user's only copy: it stays. */
+static void remove_all(struct dr_fs *fs, const char *dir, int depth)
 {
     char **names;
     size_t n;
@@ -57,10 +56,9 @@ static void remove_all(struct dr_fs *fs, const char *dir, const char *except, in
         return;
     for (size_t i = 0; i < n; i++) {
         CLEANUP_FREE char *path = dr_path_join(dir, names[i]);
-        if (!path || is_aside(names[i]) || (except && strcmp(names[i], except) == 0) ||
-            fs->ops->unlink(fs, path, NULL) == 0 || depth == 0)
+        if (!path || is_aside(names[i]) || fs->ops->unlink(fs, path, NULL) == 0 || depth == 0)
             continue;
-        remove_all(fs, path, NULL, depth - 1);
+        remove_all(fs, path, depth - 1);
         if (fs->ops->rmdir)
             fs->ops->rmdir(fs, path, NULL);
     }
@@ -69,7 +67,7 @@ static void remove_all(struct dr_fs *fs, const char *dir, const char *except, in
 
 void stage_empty(struct stage *s)
 {
-    remove_all(s->fs, s->work, NULL, DEPTH);
+    remove_all(s->fs, s->work, DEPTH);
     s->found = false;
 }
 
@@ -231,7 +229,8 @@ int stage_append(struct stage_file **files, size_t *n, const char *made, const c
     return 0;
 }
 
-int stage_plan(struct stage *s, const char *made, const char *name, struct dr_error *err)
+int stage_plan(struct stage *s, const char *made, const char *name, bool image,
+               struct dr_error *err)
 {
     if (!dr_vma_name_is_safe(name) || !dr_vma_name_is_safe(made))
         return dr_fail(err, EINVAL, "%s: a file there cannot have the name that was asked for",
@@ -247,9 +246,12 @@ int stage_plan(struct stage *s, const char *made, const char *name, struct dr_er
                            s->dir);
     }
     int r = s->replace ? stage_claim(s, name, err) : check_free(s, name, err);
-    if (r == 0 && stage_append(&s->files, &s->n_files, made, name) < 0)
-        r = stage_no_memory(s, err);
-    return r;
+    if (r < 0)
+        return r;
+    if (stage_append(&s->files, &s->n_files, made, name) < 0)
+        return stage_no_memory(s, err);
+    s->files[s->n_files - 1].image = image;
+    return 0;
 }
 
 /* ------------------------------------------------------------------ files */
@@ -316,17 +318,10 @@ static void remove_aside(const struct stage *s)
     dr_ops_free_names(names, n);
 }
 
-/* The record goes last, and not before the rest is gone for good: as long as it exists, another
- * attempt knows that everything was complete. */
 static void remove_work(const struct stage *s)
 {
-    remove_all(s->fs, s->work, s->record, DEPTH);
+    remove_all(s->fs, s->work, DEPTH);
     remove_aside(s);
-    CLEANUP_FREE char *record = s->record ? stage_path(s, s->record) : NULL;
-    if (record && dr_look(s->fs, record, NULL, NULL, NULL) == 0) {
-        stage_sync_dir(s, s->work, NULL);
-        s->fs->ops->unlink(s->fs, record, NULL);
-    }
     if (s->fs->ops->rmdir)
         s->fs->ops->rmdir(s->fs, s->work, NULL);
 }

@@ -30,6 +30,7 @@
 struct stage_file {
     char *made; /* its name until it is published */
     char *name; /* its name afterwards */
+    bool image; /* may have extents beside it */
     bool aside; /* the file that it replaces has been moved into the staging directory */
 };
 
@@ -45,7 +46,6 @@ struct stage {
     struct dr_job *job; /* for messages */
     char *dir;          /* the target directory */
     char *work;         /* the staging directory; the same as dir with in_sight */
-    const char *record; /* a file in work that is removed last; NULL = none */
     bool in_sight;      /* see above */
     bool make_dir;      /* make dir if it does not exist */
     bool keep;          /* an attempt that fails leaves everything, for another one to go on */
@@ -64,14 +64,16 @@ struct stage {
     size_t n_claims;
 };
 
-/* The caller has set fs, job, record and the flags up to finishing. work: the name of the staging
+/* The caller has set fs, job and the flags up to finishing. work: the name of the staging
  * directory in dir. -EBUSY: another process uses it. After a failure call stage_end, too. */
 int stage_begin(struct stage *s, const char *dir, const char *work, struct dr_error *err);
 /* Remove what an earlier attempt left, except for old files. */
 void stage_empty(struct stage *s);
-/* A file that will be made as `made` and published as `name`. -EEXIST: another file has the name
- * and may not be replaced; -EBUSY: or is in use; -EINVAL: two files would have one name. */
-int stage_plan(struct stage *s, const char *made, const char *name, struct dr_error *err);
+/* A file that will be made as `made` and published as `name`. image: extents that belong to it may
+ * be made beside it. -EEXIST: another file has the name and may not be replaced; -EBUSY: or is in
+ * use; -EINVAL: two files would have one name. */
+int stage_plan(struct stage *s, const char *made, const char *name, bool image,
+               struct dr_error *err);
 /* Make such a file with this content; durable, except for its name. */
 int stage_write(struct stage *s, const char *made, const void *data, size_t len,
                 struct dr_error *err);
