@@ -169,7 +169,7 @@ static bool leads_to(const struct stage *s, const char *name, struct dr_file_id 
 {
     CLEANUP_FREE char *path = dr_path_join(s->dir, name);
     struct dr_file_id now;
-    return path && dr_look(s->fs, path, NULL, &now, NULL) == 0 && dr_ops_same_id(now, id);
+    return path && dr_look(s->fs, path, NULL, &now, NULL) == 0 && dr_same_id(now, id);
 }
 
 bool stage_is_claimed(const struct stage *s, const char *name)
@@ -199,7 +199,7 @@ int stage_claim(struct stage *s, const char *name, struct dr_error *err)
         dr_file_open(s->fs, path, DR_FILE_RDWR | (s->no_lock ? DR_FILE_NO_LOCK : 0), &file, err);
     if (r < 0)
         return r;
-    if (dr_ops_same_id(file->id, id) && leads_to(s, name, id))
+    if (dr_same_id(file->id, id) && leads_to(s, name, id))
         return hold(s, name, id, file, err);
     dr_file_unref(file);
     return dr_fail(err, ESTALE, "%s: was replaced by another process just now", path);

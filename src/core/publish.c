@@ -51,17 +51,6 @@ static bool identify(const struct dr_publish *p, const char *path, struct dr_fil
     return p->fs->ops->identify(p->fs, path, id, NULL) == 0;
 }
 
-static bool exists(const struct dr_publish *p, const char *path)
-{
-    struct dr_file_id id;
-    return identify(p, path, &id);
-}
-
-static bool same_id(struct dr_file_id a, struct dr_file_id b)
-{
-    return a.dev == b.dev && a.ino == b.ino;
-}
-
 /* May the file get its name now? *gives_way: by replacing the old one. */
 static int look(const struct dr_publish *p, const struct dr_publish_file *f, bool *gives_way,
                 struct dr_error *err)
@@ -72,9 +61,9 @@ static int look(const struct dr_publish *p, const struct dr_publish_file *f, boo
         return 0;
     /* An earlier attempt made a second link to the file and was killed before it removed the first:
      * rename_new() does the rest. */
-    if (identify(p, f->from, &ours) && same_id(there, ours))
+    if (identify(p, f->from, &ours) && dr_same_id(there, ours))
         return 0;
-    *gives_way = f->replaces && same_id(there, f->old);
+    *gives_way = f->replaces && dr_same_id(there, f->old);
     if (*gives_way)
         return 0;
     return f->replaces
@@ -92,7 +81,7 @@ static int look_at_all(const struct dr_publish *p, bool *old_parts, struct dr_er
         bool gives_way;
         r = look(p, f, &gives_way, err);
         *old_parts |= f->part && gives_way;
-        if (r == 0 && f->aside && exists(p, f->aside) && exists(p, f->to))
+        if (r == 0 && f->aside && dr_fs_exists(p->fs, f->aside) && dr_fs_exists(p->fs, f->to))
             r = dr_fail(err, EEXIST,
                         "%s: was being replaced when that was interrupted, and exists again: the "
                         "old file is %s, remove one of them",
@@ -115,7 +104,7 @@ static int put_aside(struct dr_publish *p, struct dr_error *err)
     int r = 0;
     for (size_t i = 0; i < p->n && r == 0; i++) {
         struct dr_publish_file *f = &p->files[i];
-        if (!f->aside || !exists(p, f->to))
+        if (!f->aside || !dr_fs_exists(p->fs, f->to))
             continue;
         r = p->fs->ops->rename(p->fs, f->to, f->aside, err);
         f->put_aside = r == 0;
@@ -135,7 +124,7 @@ static int take_name(struct dr_publish *p, struct dr_publish_file *f, bool *repl
     if (r < 0)
         return r;
     r = (gives_way ? p->fs->ops->rename : p->fs->ops->rename_new)(p->fs, f->from, f->to, &why);
-    if (r == -EEXIST && p->over_links && !exists(p, f->to))
+    if (r == -EEXIST && p->over_links && !dr_fs_exists(p->fs, f->to))
         r = p->fs->ops->rename(p->fs, f->from, f->to, &why);
     f->moved = r == 0;
     *replaced |= r == 0 && gives_way;
@@ -193,7 +182,7 @@ static bool undo(struct dr_publish *p)
 static void remove_aside(const struct dr_publish *p)
 {
     for (size_t i = 0; i < p->n; i++)
-        if (p->files[i].aside && exists(p, p->files[i].aside))
+        if (p->files[i].aside && dr_fs_exists(p->fs, p->files[i].aside))
             p->fs->ops->unlink(p->fs, p->files[i].aside, NULL);
 }
 

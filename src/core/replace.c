@@ -27,7 +27,7 @@ static int check_still_ours(const struct dr_temp *t, const char *path, struct dr
     int r = t->fs->ops->identify(t->fs, path, &id, err);
     if (r < 0)
         return r;
-    if (id.dev == t->old->id.dev && id.ino == t->old->id.ino)
+    if (dr_same_id(id, t->old->id))
         return 0;
     return dr_fail(err, ESTALE, "%s: the name leads to another file than the one that was opened",
                    path);

@@ -68,7 +68,7 @@ static bool has_ids(const struct commit *c)
 static bool in_part(const struct commit *c, struct dr_file_id id, size_t first, size_t last)
 {
     for (size_t i = first; i <= last; i++)
-        if (dr_ops_same_id(dr_image_id(c->chain->images[i]), id))
+        if (dr_same_id(dr_image_id(c->chain->images[i]), id))
             return true;
     return false;
 }

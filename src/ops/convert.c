@@ -206,7 +206,7 @@ static int copy_difference(struct convert *c, struct dr_chain *src, struct dr_ch
 static size_t member_of(const struct dr_chain *chain, const struct dr_image *image)
 {
     size_t i = 0;
-    while (i < chain->n && !dr_ops_same_id(dr_image_id(chain->images[i]), dr_image_id(image)))
+    while (i < chain->n && !dr_same_id(dr_image_id(chain->images[i]), dr_image_id(image)))
         i++;
     return i;
 }

@@ -123,8 +123,7 @@ static int claimed_dir(struct recover *rc, const char *dir, const char *of, stru
                     : ": removed");
     if (rc->dry_run)
         return 0;
-    return finish ? dr_new_move_all(rc->fs, dir, final, true, err)
-                  : dr_new_remove_all(rc->fs, dir, err);
+    return finish ? dr_new_finish(rc->fs, dir, final, err) : dr_new_remove_all(rc->fs, dir, err);
 }
 
 static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)

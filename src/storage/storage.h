@@ -29,6 +29,11 @@ struct dr_file_id {
     uint64_t dev, ino;
 };
 
+static inline bool dr_same_id(struct dr_file_id a, struct dr_file_id b)
+{
+    return a.dev == b.dev && a.ino == b.ino;
+}
+
 /* ------------------------------------------------------------------ locks */
 
 /* A user of a file says what it does itself (use) and what others must not do meanwhile (unshared),
@@ -289,6 +294,13 @@ struct dr_fs_ops {
 struct dr_fs {
     const struct dr_fs_ops *ops;
 };
+
+/* Does the name lead to anything? Not a link that leads nowhere. */
+static inline bool dr_fs_exists(struct dr_fs *fs, const char *path)
+{
+    struct dr_file_id id;
+    return fs->ops->identify(fs, path, &id, NULL) == 0;
+}
 
 /* A locked directory. File systems embed it. */
 struct dr_dir_lock {
