@@ -253,7 +253,7 @@ static const struct {
     size_t at, len;
     const char *magic;
 } foreign[] = {
-    {"qcow2", 0, 4, "QFI\xfb"},
+    {"qcow", 0, 4, "QFI\xfb"},
     {"qed", 0, 4, "QED\0"},
     {"vhdx", 0, 8, "vhdxfile"},
     {"vpc", 0, 8, "conectix"},

@@ -7,6 +7,7 @@ static const struct dr_format *extra; /* tests */
 static const struct dr_format *const formats[] = {
     &dr_format_vma,
     &dr_format_vmdk,
+    &dr_format_qcow2,
     &dr_format_addcow,
     /* last: what is left when nothing else fits */
     &dr_format_raw,

@@ -348,6 +348,7 @@ struct dr_format {
 };
 
 extern const struct dr_format dr_format_addcow;
+extern const struct dr_format dr_format_qcow2;
 extern const struct dr_format dr_format_raw;
 extern const struct dr_format dr_format_vma;
 extern const struct dr_format dr_format_vmdk;

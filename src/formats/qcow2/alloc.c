@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Counts of the file's clusters: finding free ones, raising and lowering.
+ *
+ * A cluster that is handed out has its count raised at once, and a cancel lowers it again: nothing
+ * on disk ever pointed to it. Counts of what was in use go down only in release and reuse
+ * (invariant 5). They stay pinned from reserve until then. */
+#include "formats/qcow2/qcow2.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+#define READ_AHEAD UINT64_C(65536) /* bytes of counts, looking for a free one */
+
+/* ------------------------------------------------------------------ counts in a block */
+
+uint64_t qcow2_count_get(unsigned order, const uint8_t *block, uint64_t i)
+{
+    switch (order) {
+    case 6:
+        return get_be64(block + i * 8);
+    case 5:
+        return get_be32(block + i * 4);
+    case 4:
+        return get_be16(block + i * 2);
+    case 3:
+        return block[i];
+    default: { /* several in a byte, the first in the lowest bits */
+        unsigned bits = 1u << order, per = 8 / bits;
+        return block[i / per] >> (i % per * bits) & ((1u << bits) - 1);
+    }
+    }
+}
+
+void qcow2_count_put(unsigned order, uint8_t *block, uint64_t i, uint64_t count)
+{
+    switch (order) {
+    case 6:
+        put_be64(block + i * 8, count);
+        break;
+    case 5:
+        put_be32(block + i * 4, (uint32_t)count);
+        break;
+    case 4:
+        put_be16(block + i * 2, (uint16_t)count);
+        break;
+    case 3:
+        block[i] = (uint8_t)count;
+        break;
+    default: {
+        unsigned bits = 1u << order, per = 8 / bits, shift = (unsigned)(i % per) * bits;
+        uint8_t mask = (uint8_t)(((1u << bits) - 1) << shift);
+        block[i / per] = (uint8_t)((block[i / per] & ~mask) | (count << shift & mask));
+    }
+    }
+}
+
+uint64_t qcow2_block_entries(const struct qcow2 *q)
+{
+    return q->cluster * 8 >> q->h.refcount_order;
+}
+
+uint64_t qcow2_max_count(const struct qcow2 *q)
+{
+    return q->h.refcount_order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << q->h.refcount_order)) - 1;
+}
+
+static size_t count_bytes(const struct qcow2 *q)
+{
+    return q->h.refcount_order < 3 ? 1 : (size_t)1 << (q->h.refcount_order - 3);
+}
+
+/* Where the count of the i-th cluster of the file stands; 0 = it has no block. */
+static uint64_t count_place(const struct qcow2 *q, uint64_t i)
+{
+    uint64_t n = qcow2_block_entries(q), block = i / n;
+    if (block >= q->reftable_n || !q->reftable[block])
+        return 0;
+    return q->reftable[block] + (i % n << q->h.refcount_order) / 8;
+}
+
+/* The place of the i-th count inside the byte or word at count_place. */
+static unsigned count_index(const struct qcow2 *q, uint64_t i)
+{
+    return q->h.refcount_order < 3 ? (unsigned)(i % (8u >> q->h.refcount_order)) : 0;
+}
+
+static int count_of(struct dr_image *image, uint64_t i, uint64_t *count)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t at = count_place(q, i);
+    struct dr_page *page;
+    *count = 0;
+    int r = at ? dr_page_get(image, 0, at, &page) : 0;
+    if (r == 0 && at)
+        *count = qcow2_count_get(q->h.refcount_order, dr_page_at(page, at), count_index(q, i));
+    return r;
+}
+
+int qcow2_count(struct dr_image *image, uint64_t host, uint64_t *count)
+{
+    return count_of(image, host / qcow2_of(image)->cluster, count);
+}
+
+/* ------------------------------------------------------------------ pins */
+
+/* The page of a pinned range: it is in memory. */
+static struct dr_page *pinned_page(struct dr_image *image, uint64_t at)
+{
+    struct dr_page *page = NULL;
+    int r = dr_page_get(image, 0, at, &page);
+    (void)r;
+    return page;
+}
+
+void qcow2_unpin_counts(struct dr_image *image, uint64_t host, uint64_t len)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    for (uint64_t i = host / q->cluster; i * q->cluster < host + len; i++) {
+        uint64_t at = count_place(q, i);
+        dr_page_unpin(image, pinned_page(image, at), at, count_bytes(q));
+    }
+}
+
+/* Something that is in use: it has a block and a count. */
+static int pin_count(struct dr_image *image, uint64_t i)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t at = count_place(q, i), count = 0;
+    struct dr_page *page;
+    int r = count_of(image, i, &count);
+    if (r == 0 && count == 0)
+        return qcow2_damage(image, "the cluster at byte %llu is in use and counted as free",
+                            ULL(i * q->cluster));
+    if (r == 0)
+        r = dr_page_get(image, 0, at, &page);
+    return r < 0 ? r : dr_page_pin(image, page, at, count_bytes(q), QCOW2_LEVEL_BLOCK);
+}
+
+int qcow2_pin_counts(struct dr_image *image, uint64_t host, uint64_t len)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t first = host / q->cluster;
+    for (uint64_t i = first; i * q->cluster < host + len; i++) {
+        int r = pin_count(image, i);
+        if (r < 0) {
+            if (i > first)
+                qcow2_unpin_counts(image, first * q->cluster, (i - first) * q->cluster);
+            return r;
+        }
+    }
+    return 0;
+}
+
+int qcow2_reserve_counts(struct dr_image *image, struct dr_reservation *r, uint64_t host,
+                         uint64_t len)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    for (uint64_t i = host / q->cluster; i * q->cluster < host + len; i++) {
+        struct dr_page *page;
+        uint64_t at = count_place(q, i);
+        if (!at)
+            return qcow2_damage(image, "the cluster at byte %llu is in use and has no count",
+                                ULL(i * q->cluster));
+        int rc = dr_reserve_page(image, r, 0, at, count_bytes(q), QCOW2_LEVEL_BLOCK, &page);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+void qcow2_add(struct dr_image *image, uint64_t host, uint64_t len, int diff)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    for (uint64_t i = host / q->cluster; i * q->cluster < host + len; i++) {
+        uint64_t at = count_place(q, i), count;
+        struct dr_page *page = pinned_page(image, at);
+        uint8_t raw[8];
+        memcpy(raw, dr_page_at(page, at), count_bytes(q));
+        count = qcow2_count_get(q->h.refcount_order, raw, count_index(q, i));
+        qcow2_count_put(q->h.refcount_order, raw, count_index(q, i), count + (uint64_t)diff);
+        dr_page_put(image, page, at, raw, count_bytes(q));
+    }
+}
+
+/* ------------------------------------------------------------------ free clusters */
+
+static void drop_oldest_free(struct qcow2 *q)
+{
+    q->cursor = dr_min(q->cursor, q->free[0].first);
+    memmove(q->free, q->free + 1, --q->n_free * sizeof(q->free[0]));
+}
+
+void qcow2_note_free(struct qcow2 *q, uint64_t host, uint64_t len)
+{
+    uint64_t first = host / q->cluster, n = dr_div_up(len, q->cluster);
+    struct qcow2_free *last = q->n_free ? &q->free[q->n_free - 1] : NULL;
+    if (first >= q->cursor)
+        return;
+    if (last && last->first + last->n == first) {
+        last->n += n;
+        return;
+    }
+    if (q->n_free == QCOW2_FREE_RANGES)
+        drop_oldest_free(q);
+    q->free[q->n_free++] = (struct qcow2_free){first, n};
+}
+
+/* A block for the counts of clusters that have none yet. It takes the first of them, which nothing
+ * can be using; it is harmless if nothing is allocated afterwards. */
+static int new_block(struct dr_image *image, uint64_t block)
+{
+    struct qcow2 *q = qcow2_of(image);
+    struct dr_page *root, *page;
+    uint64_t host = block * qcow2_block_entries(q) * q->cluster;
+    uint64_t root_at = q->h.reftable_at + 8 * block, step = dr_min(q->cluster, DR_PAGE_SIZE);
+    uint8_t raw[8] = {0};
+    const char *taken = qcow2_guarded(q, host, q->cluster);
+    if (taken)
+        return qcow2_damage(image, "%s at byte %llu is counted as free", taken, ULL(host));
+    if (q->reftable_full || q->reftable_moving)
+        return dr_need_begin(image);
+    int r = dr_page_get(image, 0, root_at, &root);
+    if (r == 0)
+        r = dr_page_pin(image, root, root_at, 8, QCOW2_LEVEL_ROOT);
+    if (r < 0)
+        return r;
+    for (uint64_t at = host; r == 0 && at < host + q->cluster; at += step) {
+        r = dr_page_new(image, 0, at, (size_t)step, QCOW2_LEVEL_BLOCK, &page);
+        if (r == 0 && at == host) {
+            qcow2_count_put(q->h.refcount_order, raw, 0, 1);
+            dr_page_put(image, page, at, raw, count_bytes(q));
+        }
+        if (r == 0)
+            dr_page_unpin(image, page, at, (size_t)step);
+    }
+    if (r == 0) {
+        put_be64(raw, host);
+        dr_page_put(image, root, root_at, raw, 8);
+        q->reftable[block] = host;
+        qcow2_guard(q, host);
+    }
+    dr_page_unpin(image, root, root_at, 8);
+    return r;
+}
+
+/* Is the cluster free? Makes the block for its count. */
+static int is_free(struct dr_image *image, uint64_t i, bool *yes, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    uint64_t n = qcow2_block_entries(q), block = i / n, count;
+    const struct dr_file *f = image->files[0];
+    *yes = false;
+    if (f->block_device && (i + 1) * q->cluster > dr_file_size(f))
+        return dr_fail(err, ENOSPC, "%s: the device is full: all its %llu bytes are in use",
+                       image->path, ULL(dr_file_size(f)));
+    if (block >= q->reftable_n) {
+        q->reftable_full = true;
+        return dr_need_begin(image);
+    }
+    int r = q->reftable[block] ? 0 : new_block(image, block);
+    if (r == 0 && (r = count_of(image, i, &count)) == -EAGAIN) {
+        uint64_t at = count_place(q, i), end = q->reftable[block] + q->cluster;
+        r = dr_page_get_all(image, 0, at, dr_min(READ_AHEAD, end - at));
+    }
+    *yes = r == 0 && count == 0;
+    return r;
+}
+
+/* One of those that became free lately. */
+static int find_freed(struct dr_image *image, bool *found, uint64_t *host, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    *found = false;
+    while (q->n_free > 0) {
+        struct qcow2_free *last = &q->free[q->n_free - 1];
+        int r = is_free(image, last->first, found, err);
+        if (r < 0)
+            return r;
+        if (*found) {
+            *host = last->first * q->cluster;
+            return 0;
+        }
+        last->first++; /* taken meanwhile */
+        if (--last->n == 0)
+            q->n_free--;
+    }
+    return 0;
+}
+
+/* A table counted as free: then any count may be wrong, and what is allocated overwrites data. */
+static int check_free(struct dr_image *image, uint64_t host, uint64_t len)
+{
+    const char *taken = qcow2_guarded(qcow2_of(image), host, len);
+    return taken ? qcow2_damage(image, "%s at byte %llu is counted as free", taken, ULL(host)) : 0;
+}
+
+int qcow2_find_free(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    bool found = false;
+    int r = n == 1 ? find_freed(image, &found, host, err) : 0;
+    if (r < 0)
+        return r;
+    for (uint64_t i = q->cursor, run = 0; !found; i++) {
+        bool yes;
+        if ((r = is_free(image, i, &yes, err)) < 0)
+            return r;
+        run = yes ? run + 1 : 0;
+        if (!yes && q->cursor == i)
+            q->cursor = i + 1;
+        found = run == n;
+        *host = (i + 1 - run) * q->cluster;
+    }
+    if (*host + n * q->cluster > QCOW2_MAX_OFFSET)
+        return dr_fail(err, EFBIG, "%s: a qcow2 file cannot be larger than 2^56 bytes",
+                       image->path);
+    return check_free(image, *host, n * q->cluster);
+}
+
+int qcow2_allocate(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    struct dr_reservation pins = {0};
+    int r = qcow2_find_free(image, n, host, err);
+    if (r == 0)
+        r = qcow2_reserve_counts(image, &pins, *host, n * q->cluster);
+    if (r == 0)
+        qcow2_add(image, *host, n * q->cluster, 1);
+    dr_reserve_unpin(image, &pins);
+    return r;
+}
+
+void qcow2_free_later(struct dr_image *image, uint64_t host, uint64_t len)
+{
+    dr_free_later(image, (struct dr_freed){image->files[0], host, len});
+}
+
+/* ------------------------------------------------------------------ freed places */
+
+/* All clusters of a range have as many ways to them. */
+void qcow2_release(struct dr_image *image, const struct dr_freed *freed, struct dr_freed *gone)
+{
+    struct qcow2 *q = qcow2_of(image);
+    uint64_t start = dr_round_down(freed->host, q->cluster), count = 0;
+    if (freed->file != image->files[0])
+        return;
+    count_of(image, start / q->cluster, &count);
+    if (count > 1) {
+        qcow2_add(image, freed->host, freed->len, -1);
+        qcow2_unpin_counts(image, freed->host, freed->len);
+        return;
+    }
+    *gone = (struct dr_freed){freed->file, start,
+                              dr_round_up(freed->host + freed->len, q->cluster) - start};
+    if (dr_inside(q->coded_next - start, 0, gone->len))
+        q->coded_next = 0; /* nothing may be put into what is going to be punched */
+}
+
+void qcow2_reuse(struct dr_image *image, const struct dr_freed *gone)
+{
+    struct qcow2 *q = qcow2_of(image);
+    qcow2_add(image, gone->host, gone->len, -1);
+    qcow2_unpin_counts(image, gone->host, gone->len);
+    qcow2_unguard(q, gone->host, gone->len);
+    qcow2_note_free(q, gone->host, gone->len);
+}
+
+/* ------------------------------------------------------------------ damage */
+
+int qcow2_damage(struct dr_image *image, const char *fmt, ...)
+{
+    struct qcow2 *q = qcow2_of(image);
+    va_list ap;
+    va_start(ap, fmt);
+    if (!q->damage && vasprintf(&q->damage, fmt, ap) < 0)
+        q->damage = NULL;
+    va_end(ap);
+    return q->damage ? dr_need_begin(image) : -ENOMEM;
+}
+
+int qcow2_refuse_damaged(struct dr_image *image, struct dr_error *err)
+{
+    return dr_fail(err, EIO,
+                   "%s: is damaged, nothing more is written to it: %s; `drover check -r all` mends "
+                   "it",
+                   image->path, qcow2_of(image)->damage);
+}

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Recording another parent. The name and its format stand in the first cluster, of which only the
+ * first 512 bytes can be switched at once. So the new name goes where nothing is yet, what else
+ * changes behind byte 512 must be without meaning for the present first 512 bytes, and then those
+ * are written.
+ *
+ *   old    the cluster as it is
+ *   ready  the same, with what the new one needs behind byte 512: still reads as the old one
+ *   fresh  the first 512 bytes of the new one, and the rest of `ready`
+ *   clean  fresh without what the old one has left
+ */
+#include "formats/qcow2/qcow2.h"
+
+#include "base/cleanup.h"
+
+/* An extension that no program knows and all keep: it spans what is in the way. */
+#define EXT_FILLER 0x44724669u
+#define SECTOR     512u
+
+struct change {
+    struct dr_image *image;
+    const char *name, *format; /* NULL = none */
+    uint8_t *old, *ready, *fresh, *clean;
+    uint64_t name_at;
+    bool moved; /* the other extensions go to a place of their own */
+};
+
+static int decode_head(const struct change *c, const uint8_t *head, struct qcow2_header *h)
+{
+    uint64_t cluster = qcow2_of(c->image)->cluster;
+    return qcow2_header_decode(h, c->image->path, head, cluster, NULL);
+}
+
+/* ------------------------------------------------------------------ do two clusters say the same?
+ */
+
+static int next_real(const struct qcow2_header *h, const uint8_t *head, struct qcow2_ext *ext)
+{
+    int r;
+    do
+        r = qcow2_ext_next(h, "", head, qcow2_cluster(h), ext, NULL);
+    while (r > 0 && (ext->type == EXT_FILLER || ext->type == QCOW2_EXT_BACKING_FORMAT));
+    return r;
+}
+
+static bool same_extensions(const struct qcow2_header *ha, const uint8_t *a,
+                            const struct qcow2_header *hb, const uint8_t *b)
+{
+    struct qcow2_ext x = {0}, y = {0};
+    for (;;) {
+        int rx = next_real(ha, a, &x), ry = next_real(hb, b, &y);
+        if (rx != ry || rx < 0)
+            return false;
+        if (rx == 0)
+            return true;
+        if (x.type != y.type || x.len != y.len || memcmp(a + x.at, b + y.at, x.len) != 0)
+            return false;
+    }
+}
+
+static bool is_text(const uint8_t *bytes, size_t len, const char *text)
+{
+    return text ? strlen(text) == len && memcmp(bytes, text, len) == 0 : len == 0;
+}
+
+/* Does head name this parent, and say everything else that the old one says? */
+static bool says(const struct change *c, const uint8_t *head, const char *name, const char *format)
+{
+    struct qcow2_header old, h;
+    struct qcow2_ext ext;
+    if (decode_head(c, c->old, &old) < 0 || decode_head(c, head, &h) < 0)
+        return false;
+    int found =
+        qcow2_ext_find(&h, "", head, qcow2_cluster(&h), QCOW2_EXT_BACKING_FORMAT, &ext, NULL);
+    /* Without a name a format means nothing. */
+    if (found < 0 || (name && !is_text(head + ext.at, found ? ext.len : 0, format)))
+        return false;
+    return is_text(head + h.backing_at, h.backing_at ? h.backing_len : 0, name) &&
+           same_extensions(&old, c->old, &h, head);
+}
+
+/* ------------------------------------------------------------------ composing the new one */
+
+static bool put_extension(uint8_t *head, uint64_t *at, uint64_t end, uint32_t type,
+                          const uint8_t *data, uint32_t len)
+{
+    if (*at + 8 + dr_round_up(len, 8) > end)
+        return false;
+    put_be32(head + *at, type);
+    put_be32(head + *at + 4, len);
+    memcpy(head + *at + 8, data, len);
+    *at += 8 + dr_round_up(len, 8);
+    return true;
+}
+
+/* Everything that the old cluster holds ends here. */
+static uint64_t old_end(const struct change *c, const struct qcow2_header *h)
+{
+    struct qcow2_ext ext = {0};
+    uint64_t end = h->length;
+    while (qcow2_ext_next(h, "", c->old, qcow2_cluster(h), &ext, NULL) > 0)
+        end = dr_round_up(ext.at + ext.len, 8);
+    end += 8;
+    return h->backing_at ? dr_max(end, h->backing_at + h->backing_len) : end;
+}
+
+/* The extensions of the new cluster into head; *at: where they end. */
+static bool put_extensions(const struct change *c, const struct qcow2_header *h, uint8_t *head,
+                           uint64_t *at)
+{
+    struct qcow2_ext ext = {0};
+    uint64_t end = qcow2_cluster(h);
+    bool fits = true;
+    *at = h->length;
+    if (c->name && c->format)
+        fits = put_extension(head, at, end, QCOW2_EXT_BACKING_FORMAT, (const uint8_t *)c->format,
+                             (uint32_t)strlen(c->format));
+    if (c->moved) {
+        uint64_t to = dr_max(dr_round_up(old_end(c, h), 8), SECTOR);
+        if (!fits || *at + 8 > to || to > end)
+            return false;
+        put_be32(head + *at, EXT_FILLER);
+        put_be32(head + *at + 4, (uint32_t)(to - *at - 8));
+        *at = to;
+    }
+    while (fits && next_real(h, c->old, &ext) > 0)
+        fits = put_extension(head, at, end, ext.type, c->old + ext.at, ext.len);
+    return fits && put_extension(head, at, end, QCOW2_EXT_END, head, 0);
+}
+
+static bool compose(struct change *c)
+{
+    struct qcow2_header h;
+    uint64_t cluster = qcow2_of(c->image)->cluster, at, name_len = c->name ? strlen(c->name) : 0;
+    if (decode_head(c, c->old, &h) < 0)
+        return false;
+    memset(c->clean, 0, cluster);
+    memcpy(c->clean, c->old, h.length);
+    if (!put_extensions(c, &h, c->clean, &at))
+        return false;
+    c->name_at = dr_max(at, c->name_at);
+    if (c->name_at + name_len > cluster)
+        return false;
+    if (c->name)
+        memcpy(c->clean + c->name_at, c->name, name_len);
+    put_be64(c->clean + QCOW2_AT_BACKING, c->name ? c->name_at : 0);
+    put_be32(c->clean + QCOW2_AT_BACKING + 8, (uint32_t)name_len);
+
+    memcpy(c->ready, c->old, cluster);
+    if (at > SECTOR)
+        memcpy(c->ready + SECTOR, c->clean + SECTOR, at - SECTOR);
+    for (uint64_t i = dr_max(SECTOR, c->name_at); i < c->name_at + name_len; i++)
+        c->ready[i] = c->clean[i];
+    memcpy(c->fresh, c->clean, SECTOR);
+    memcpy(c->fresh + SECTOR, c->ready + SECTOR, cluster - SECTOR);
+    return says(c, c->ready, c->image->backing_name, c->image->backing_format) &&
+           says(c, c->fresh, c->name, c->format) && says(c, c->clean, c->name, c->format);
+}
+
+/* First as QEMU lays it out, with the name right behind the extensions; then with the name behind
+ * the old one; then with the extensions moved, too. */
+static int find_composition(struct change *c, struct dr_error *err)
+{
+    struct qcow2_header h;
+    int r = decode_head(c, c->old, &h);
+    uint64_t behind = r < 0 ? 0 : old_end(c, &h);
+    for (int moved = 0; r == 0 && moved < 2; moved++)
+        for (int far = 0; far < 2; far++) {
+            c->moved = moved;
+            c->name_at = far ? behind : 0;
+            if (compose(c))
+                return 0;
+        }
+    return dr_fail(err, ENOSPC,
+                   "%s: the first cluster (%llu bytes) has no room to record the backing file "
+                   "\"%s\" without a moment in which it would record none",
+                   c->image->path, ULL(qcow2_of(c->image)->cluster), c->name ? c->name : "");
+}
+
+/* ------------------------------------------------------------------ writing it */
+
+/* The bytes from SECTOR on in which to differs from what is on disk. */
+static int write_rest(struct change *c, const uint8_t *present, const uint8_t *to,
+                      struct dr_error *err)
+{
+    uint64_t from = SECTOR, end = qcow2_of(c->image)->cluster;
+    struct dr_file *f = c->image->files[0];
+    while (from < end && present[from] == to[from])
+        from++;
+    while (end > from && present[end - 1] == to[end - 1])
+        end--;
+    if (from >= end)
+        return 0;
+    int r = dr_file_pwrite(f, to + from, from, end - from, err);
+    return r < 0 ? r : dr_file_flush(f, err);
+}
+
+static int write_change(struct change *c, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(c->image);
+    int r = write_rest(c, c->old, c->ready, err);
+    if (r == 0)
+        r = qcow2_switch(c->image, 0, c->fresh, SECTOR, err);
+    if (r < 0)
+        return r;
+    q->h.backing_at = c->name ? c->name_at : 0;
+    q->h.backing_len = c->name ? (uint32_t)strlen(c->name) : 0;
+    return write_rest(c, c->fresh, c->clean, err);
+}
+
+static int check_change(const struct change *c, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(c->image);
+    const char *path = c->image->path;
+    if (c->name && strlen(c->name) > QCOW2_MAX_NAME)
+        return dr_fail(err, EINVAL, "%s: the backing file's name has %zu bytes, at most %u fit",
+                       path, strlen(c->name), QCOW2_MAX_NAME);
+    if (c->name && c->format && strlen(c->format) > QCOW2_MAX_FORMAT)
+        return dr_fail(err, EINVAL, "%s: the backing format's name has more than %u bytes", path,
+                       QCOW2_MAX_FORMAT);
+    if (c->name && (q->h.autoclear & QCOW2_DATA_RAW))
+        return dr_fail(err, EINVAL, "%s: a raw data file and a backing file exclude each other",
+                       path);
+    return 0;
+}
+
+int qcow2_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
+                      const char *format, unsigned flags, struct dr_error *err)
+{
+    struct change c = {.image = image, .name = name && *name ? name : NULL};
+    CLEANUP_FREE uint8_t *old = NULL;
+    uint64_t cluster = qcow2_of(image)->cluster;
+    c.format = format ? format : parent ? parent->fmt->name : NULL;
+    int r = check_change(&c, err);
+    if (r == 0)
+        r = qcow2_read_head(image, &old, err);
+    if (r < 0)
+        return r;
+    CLEANUP_FREE uint8_t *space = malloc(3 * cluster);
+    if (!space)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    c.old = old;
+    c.ready = space;
+    c.fresh = space + cluster;
+    c.clean = space + 2 * cluster;
+    r = find_composition(&c, err);
+    return r < 0 || (flags & DR_TRY) ? r : write_change(&c, err);
+}

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The qcow2 driver's own view of an open image. Files of this folder only.
+ *
+ *   header.c   the first cluster: decode, check, encode    entry.c   L1 and L2 entries
+ *   head.c     rewriting the first cluster, crash-safe     map.c     look-up
+ *   open.c     open, close, probe, begin, end              alloc.c   counts, finding free clusters
+ *   reftable.c the refcount table grows                    write.c   reserve, publish, release
+ *   codec.c    compressed clusters                         create.c  new images, measure
+ *   backing.c  set_backing                                 resize.c  resize, trim
+ *   check.c    check, repair, recover                      info.c    info
+ *
+ *   header ─► L1 table ─► L2 tables ─► data clusters
+ *          ─► refcount table ─► refcount blocks: how many ways lead to each cluster of the file
+ *
+ * Order of the metadata (invariant 1): a count becomes durable before what needs it, a table before
+ * the link to it. */
+#ifndef DR_FORMATS_QCOW2_QCOW2_H
+#define DR_FORMATS_QCOW2_QCOW2_H
+
+#include "base/bytes.h"
+#include "core/core.h"
+#include "formats/qcow2/header.h"
+
+#define ULL(x) ((unsigned long long)(x))
+
+/* Levels of the page cache: a table is one below the link to it. */
+enum { QCOW2_LEVEL_BLOCK = 0, QCOW2_LEVEL_ROOT = 1, QCOW2_LEVEL_L2 = 2, QCOW2_LEVEL_L1 = 3 };
+
+#define QCOW2_COPIED      (UINT64_C(1) << 63) /* the only way to what it points to */
+#define QCOW2_CODED       (UINT64_C(1) << 62)
+#define QCOW2_ZERO        UINT64_C(1)
+#define QCOW2_OFFSET      UINT64_C(0x00fffffffffffe00)
+#define QCOW2_NO_PLACE    UINT64_MAX
+#define QCOW2_FREE_RANGES 256
+
+/* An L2 entry, of either kind. Without sub-clusters the masks have one bit. */
+struct qcow2_entry {
+    uint64_t host;       /* of the cluster, or of the first coded byte; QCOW2_NO_PLACE = none */
+    uint32_t coded;      /* bytes of the coded cluster, an upper bound; 0 = not coded */
+    bool copied;         /* nothing else refers to host */
+    uint32_t held, zero; /* sub-clusters with data at host / that read as zeros */
+};
+
+struct qcow2_free { /* clusters */
+    uint64_t first, n;
+};
+
+/* Numbers of clusters; open addressing, 0 is none (cluster 0 is the header). */
+struct qcow2_set {
+    uint64_t *slots;
+    size_t n, room; /* room: 0 or a power of two */
+};
+
+struct qcow2 {
+    struct qcow2_header h; /* as on disk; l1_*, reftable_* change under image->lock */
+    uint64_t cluster;      /* bytes */
+    unsigned entry;        /* bytes of an L2 entry */
+    uint64_t l2_entries;   /* in a table */
+    unsigned subs;         /* in a cluster: 1 or 32 */
+    uint64_t sub;          /* bytes */
+    unsigned data;         /* index in files[] of the file with the guest's data */
+    bool marked;           /* begin_write has been through */
+    uint64_t bitmaps_at;   /* bitmap directory; 0 = there are no bitmaps */
+    uint64_t bitmaps_len;
+    uint32_t n_bitmaps;
+    uint64_t crypto_at, crypto_len;
+    char *data_name; /* as recorded, or NULL */
+
+    /* Writing, under image->lock. */
+    uint64_t *reftable;  /* as published in memory; NULL: not read yet */
+    uint64_t reftable_n; /* entries */
+    bool reftable_full;  /* must grow before anything is allocated */
+    bool reftable_moving;
+    uint64_t cursor; /* cluster: nothing below it is free but what `free` tells */
+    struct qcow2_free free[QCOW2_FREE_RANGES];
+    unsigned n_free;
+    uint64_t coded_next;   /* where the next coded cluster may start; 0 = at a new cluster */
+    char *damage;          /* what was found wrong: nothing more is written; NULL = nothing */
+    bool damage_noted;     /* on disk, too */
+    struct qcow2_set meta; /* clusters of tables that are known: none of them takes data */
+};
+
+static inline struct qcow2 *qcow2_of(const struct dr_image *image)
+{
+    return image->state;
+}
+
+static inline bool qcow2_has_data_file(const struct qcow2 *q)
+{
+    return q->h.incompatible & QCOW2_DATA_FILE;
+}
+
+/* ------------------------------------------------------------------ entry.c */
+
+/* NULL, or what is wrong with it. raw: q->entry bytes. off: guest offset of its cluster. */
+const char *qcow2_entry_decode(const struct qcow2 *q, const uint8_t *raw, uint64_t off,
+                               struct qcow2_entry *e);
+void qcow2_entry_encode(const struct qcow2 *q, const struct qcow2_entry *e, uint8_t *raw);
+static inline uint32_t qcow2_all_subs(const struct qcow2 *q)
+{
+    return q->subs == 32 ? UINT32_MAX : 1;
+}
+
+/* ------------------------------------------------------------------ map.c */
+
+/* [page] Guest bytes that one L2 table covers. */
+static inline uint64_t qcow2_l2_span(const struct qcow2 *q)
+{
+    return q->l2_entries * q->cluster;
+}
+/* [page] The L2 table for off: *table 0 = none, *copied = only this L1 table refers to it. *hole:
+ * how many bytes from off on have none. */
+int qcow2_find_l2(struct dr_image *image, uint64_t off, uint64_t *table, bool *copied,
+                  uint64_t *hole, struct dr_error *err);
+uint64_t qcow2_entry_at(const struct qcow2 *q, uint64_t table, uint64_t off);
+/* A damaged entry: -EIO naming it. */
+int qcow2_read_entry(struct dr_image *image, const struct dr_page *page, uint64_t at, uint64_t off,
+                     struct qcow2_entry *e, struct dr_error *err);
+int qcow2_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
+              struct dr_error *err);
+
+/* ------------------------------------------------------------------ guard.c; image->lock held
+ *
+ * Which clusters hold tables: a damaged image may have an entry that leads there. Without memory
+ * the protection is less, nothing else. */
+
+void qcow2_guard(struct qcow2 *q, uint64_t host);
+void qcow2_unguard(struct qcow2 *q, uint64_t host, uint64_t len);
+/* What [host, host + len) belongs to, or NULL: it may take data. */
+const char *qcow2_guarded(const struct qcow2 *q, uint64_t host, uint64_t len);
+
+/* ------------------------------------------------------------------ alloc.c; image->lock held */
+
+/* The count of the i-th entry of a block. */
+uint64_t qcow2_count_get(unsigned order, const uint8_t *block, uint64_t i);
+void qcow2_count_put(unsigned order, uint8_t *block, uint64_t i, uint64_t count);
+uint64_t qcow2_block_entries(const struct qcow2 *q);
+uint64_t qcow2_max_count(const struct qcow2 *q);
+/* [page] The count of the cluster at host. */
+int qcow2_count(struct dr_image *image, uint64_t host, uint64_t *count);
+/* [page] Pin / unpin the counts of all clusters that [host, host + len) touches, which are in use.
+ */
+int qcow2_pin_counts(struct dr_image *image, uint64_t host, uint64_t len);
+void qcow2_unpin_counts(struct dr_image *image, uint64_t host, uint64_t len);
+/* [page] Pin them for a reservation; they may be free. */
+int qcow2_reserve_counts(struct dr_image *image, struct dr_reservation *r, uint64_t host,
+                         uint64_t len);
+/* Pinned counts: add diff. */
+void qcow2_add(struct dr_image *image, uint64_t host, uint64_t len, int diff);
+/* [page] n free clusters in a row; their counts are still 0, and in memory. */
+int qcow2_find_free(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
+/* [page] The same, counted 1 from now on. */
+int qcow2_allocate(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
+/* One way to each cluster of [host, host + len) is gone, and was pinned: it stays so until release.
+ */
+void qcow2_free_later(struct dr_image *image, uint64_t host, uint64_t len);
+/* The cluster is free again. */
+void qcow2_note_free(struct qcow2 *q, uint64_t host, uint64_t len);
+/* [page] The tables contradict each other at a place that was to be written to: nothing more is
+ * written by this open, and begin_write, which is asked for, records that and fails with the text.
+ * Returns -EAGAIN. */
+int qcow2_damage(struct dr_image *image, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+/* Fails with what was found. */
+int qcow2_refuse_damaged(struct dr_image *image, struct dr_error *err);
+void qcow2_release(struct dr_image *image, const struct dr_freed *freed, struct dr_freed *gone);
+void qcow2_reuse(struct dr_image *image, const struct dr_freed *gone);
+
+/* ------------------------------------------------------------------ reftable.c; no lock held */
+
+int qcow2_load_reftable(struct dr_image *image, struct dr_error *err);
+int qcow2_grow_reftable(struct dr_image *image, struct dr_error *err);
+/* Like qcow2_allocate and then qcow2_free_later, for callers that hold no lock. */
+/* No lock is held. */
+int qcow2_take(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
+int qcow2_lose(struct dr_image *image, uint64_t host, uint64_t len, struct dr_error *err);
+
+/* ------------------------------------------------------------------ head.c; no lock held */
+
+/* The first cluster, malloc'ed. */
+int qcow2_read_head(struct dr_image *image, uint8_t **head, struct dr_error *err);
+/* Write bytes of the first sector, durably: a switch. */
+int qcow2_switch(struct dr_image *image, unsigned at, const void *bytes, size_t len,
+                 struct dr_error *err);
+/* Set and clear bits of a feature field (QCOW2_AT_...). */
+int qcow2_switch_bits(struct dr_image *image, unsigned field, uint64_t set, uint64_t clear,
+                      struct dr_error *err);
+
+/* ------------------------------------------------------------------ the callbacks */
+
+int qcow2_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                  uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
+void qcow2_publish(struct dr_image *image, struct dr_reservation *r);
+void qcow2_cancel(struct dr_image *image, struct dr_reservation *r);
+int qcow2_decode(struct dr_image *image, const uint8_t *in, size_t in_len, uint8_t *out,
+                 size_t out_len, struct dr_error *err);
+int64_t qcow2_encode(struct dr_image *image, const uint8_t *in, size_t in_len, uint64_t guest_off,
+                     uint8_t *out, size_t out_cap);
+extern const struct dr_option_help qcow2_create_options[];
+int qcow2_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
+                 struct dr_error *err);
+int qcow2_measure(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
+                  struct dr_error *err);
+int qcow2_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
+                      const char *format, unsigned flags, struct dr_error *err);
+int qcow2_recover(struct dr_image *image, struct dr_error *err);
+int qcow2_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err);
+int qcow2_trim(struct dr_image *image, struct dr_error *err);
+int qcow2_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
+int qcow2_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
+                struct dr_error *err);
+
+#endif

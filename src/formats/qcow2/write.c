@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Changing where clusters are: reserve, publish, cancel. */
+#include "formats/qcow2/qcow2.h"
+
+/* What reserve leaves for publish and cancel in dr_reservation.priv. The pins are: the L2 entry,
+ * the counts of the new place, the counts of the old one. */
+enum {
+    PRIV_AT,      /* where the L2 entry stands; 0: publish has nothing to do */
+    PRIV_ENTRY,   /* its new value: two words */
+    PRIV_NEW = 3, /* place that cancel gives back; QCOW2_NO_PLACE: none */
+    PRIV_OLD,     /* place that publish frees; QCOW2_NO_PLACE: none */
+    PRIV_LENS     /* bytes of the new one, and << 32 of the old one */
+};
+
+/* What is asked for and what is going to be. */
+struct request {
+    struct dr_image *image;
+    struct qcow2 *q;
+    uint64_t off, len;    /* guest */
+    uint64_t start;       /* of the cluster */
+    uint64_t end;         /* of its bytes that belong to the disk */
+    unsigned first, last; /* sub-clusters: first, and the one behind the last */
+    enum dr_want want;
+    uint32_t coded_len;
+    struct qcow2_entry old, new;
+    bool place; /* needs a new place */
+    bool drops; /* the old place loses its last reference from this table */
+    bool zero_host;
+};
+
+/* ------------------------------------------------------------------ L2 tables */
+
+static void copy_table_page(struct dr_image *image, struct dr_page *to, uint64_t at, uint64_t from,
+                            size_t len)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint8_t raw[DR_PAGE_SIZE];
+    struct dr_page *page = NULL;
+    if (dr_page_get(image, 0, from, &page) < 0)
+        return; /* cannot be: all of the table was read */
+    memcpy(raw, dr_page_at(page, from), len);
+    /* A standard or extended entry that is shared with the other table says so. */
+    for (size_t i = 0; i < len; i += q->entry)
+        put_be64(raw + i, get_be64(raw + i) & ~QCOW2_COPIED);
+    dr_page_put(image, to, at, raw, len);
+}
+
+/* The new table's content. After a failure some of it may be written to the file, where nothing is.
+ */
+static int write_table(struct dr_image *image, uint64_t fresh, uint64_t old)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    size_t step = (size_t)dr_min(q->cluster, DR_PAGE_SIZE);
+    for (uint64_t i = 0; i < q->cluster; i += step) {
+        struct dr_page *page;
+        int r = dr_page_new(image, 0, fresh + i, step, QCOW2_LEVEL_L2, &page);
+        if (r < 0)
+            return r;
+        if (old)
+            copy_table_page(image, page, fresh + i, old + i, step);
+        dr_page_unpin(image, page, fresh + i, step);
+    }
+    return 0;
+}
+
+static void link_table(struct dr_image *image, struct dr_page *l1, uint64_t at, uint64_t table)
+{
+    uint8_t raw[8];
+    put_be64(raw, table | QCOW2_COPIED);
+    dr_page_put(image, l1, at, raw, sizeof(raw));
+    qcow2_guard(qcow2_of(image), table);
+}
+
+/* A table at fresh, which is free, in the place of old (0 = none). */
+static int replace_table(struct dr_image *image, uint64_t link, uint64_t old, uint64_t fresh)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    struct dr_reservation pins = {0};
+    struct dr_page *l1;
+    bool old_pinned = false;
+    int r = dr_reserve_page(image, &pins, 0, link, 8, QCOW2_LEVEL_L1, &l1);
+    if (r == 0)
+        r = qcow2_reserve_counts(image, &pins, fresh, q->cluster);
+    if (r == 0 && old) {
+        r = qcow2_pin_counts(image, old, q->cluster);
+        old_pinned = r == 0;
+    }
+    if (r == 0)
+        r = write_table(image, fresh, old);
+    if (r == 0) {
+        qcow2_add(image, fresh, q->cluster, 1);
+        link_table(image, l1, link, fresh);
+        if (old) /* its count stays pinned */
+            qcow2_free_later(image, old, q->cluster);
+    } else if (old_pinned) {
+        qcow2_unpin_counts(image, old, q->cluster);
+    }
+    dr_reserve_unpin(image, &pins);
+    return r;
+}
+
+/* Nobody else refers to the table for off: make it or copy it. Changes nothing that can be seen, so
+ * it need not be undone when the reservation comes to nothing. */
+static int own_table(struct dr_image *image, uint64_t off, uint64_t *table, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t fresh, hole, link = q->h.l1_at + 8 * (off / qcow2_l2_span(q));
+    bool copied;
+    int r = qcow2_find_l2(image, off, table, &copied, &hole, err);
+    if (r < 0 || (*table && copied))
+        return r;
+    if (*table && (r = dr_page_get_all(image, 0, *table, q->cluster)) < 0)
+        return r;
+    if ((r = qcow2_find_free(image, 1, &fresh, err)) < 0)
+        return r;
+    if ((r = replace_table(image, link, *table, fresh)) == 0)
+        *table = fresh;
+    return r;
+}
+
+/* ------------------------------------------------------------------ planning */
+
+static uint32_t mask_of(unsigned first, unsigned last)
+{
+    uint64_t below = (UINT64_C(1) << first) - 1;
+    return (uint32_t)(((UINT64_C(1) << last) - 1) & ~below);
+}
+
+static bool whole_cluster(const struct request *q)
+{
+    return q->off == q->start && q->off + q->len == q->end;
+}
+
+/* Data needs no other place than the cluster has. */
+static bool has_own_place(const struct request *q)
+{
+    return q->old.host != QCOW2_NO_PLACE && !q->old.coded &&
+           (q->old.copied || qcow2_has_data_file(q->q));
+}
+
+static void plan_data(struct request *q)
+{
+    bool own = has_own_place(q);
+    uint32_t keeps = own ? q->old.held : 0;
+    if (q->old.held && !own) { /* the new place takes all that the old one holds */
+        q->first = (unsigned)dr_min(q->first, (unsigned)__builtin_ctz(q->old.held));
+        q->last = (unsigned)dr_max(q->last, 32u - (unsigned)__builtin_clz(q->old.held));
+    }
+    uint32_t mask = mask_of(q->first, q->last);
+    q->place = !own;
+    q->drops = !own && q->old.host != QCOW2_NO_PLACE;
+    q->new = (struct qcow2_entry){
+        .host = q->old.host, .copied = true, .held = keeps | mask, .zero = q->old.zero & ~mask};
+}
+
+static int plan_coded(struct request *q)
+{
+    if (!whole_cluster(q) || q->coded_len == 0 || q->coded_len >= q->q->cluster ||
+        qcow2_has_data_file(q->q))
+        return -ENOTSUP;
+    q->new = (struct qcow2_entry){.coded = q->coded_len, .held = qcow2_all_subs(q->q)};
+    q->place = true;
+    q->drops = q->old.host != QCOW2_NO_PLACE;
+    return 0;
+}
+
+/* Zeros, or nothing. Where no sub-cluster is left, the place is given up. */
+static int plan_clear(struct request *q)
+{
+    const struct qcow2 *s = q->q;
+    bool data_file = qcow2_has_data_file(s), whole = whole_cluster(q);
+    bool aligned = (q->off - q->start) % s->sub == 0 &&
+                   ((q->off + q->len) % s->sub == 0 || q->off + q->len == q->end);
+    if (q->want == DR_WANT_ZERO && s->h.version < 3) {
+        if (q->image->backing_name)
+            return -ENOTSUP;
+        q->want = DR_WANT_HOLE; /* without a parent that reads as zeros, too */
+    }
+    if (!aligned || (q->old.coded && !whole))
+        return -ENOTSUP;
+    if (q->want == DR_WANT_HOLE && (s->h.autoclear & QCOW2_DATA_RAW))
+        return -ENOTSUP;
+    if (q->off + q->len == q->end)
+        q->last = s->subs;
+    uint32_t mask = mask_of(q->first, q->last);
+    q->new = q->old;
+    q->new.held &= ~mask;
+    q->new.zero = q->want == DR_WANT_ZERO ? q->old.zero | mask : q->old.zero & ~mask;
+    q->zero_host = data_file && (s->h.autoclear & QCOW2_DATA_RAW) && q->want == DR_WANT_ZERO;
+    q->drops = q->old.host != QCOW2_NO_PLACE && !q->new.held && !q->zero_host;
+    if (q->drops)
+        q->new = (struct qcow2_entry){.host = QCOW2_NO_PLACE, .zero = q->new.zero};
+    if (q->zero_host)
+        q->new = (struct qcow2_entry){
+            .host = q->start, .copied = true, .held = q->new.held, .zero = q->new.zero};
+    return 0;
+}
+
+static int make_plan(struct request *q)
+{
+    if (q->want == DR_WANT_CODED)
+        return plan_coded(q);
+    if (q->want == DR_WANT_DATA) {
+        plan_data(q);
+        return 0;
+    }
+    return plan_clear(q);
+}
+
+/* ------------------------------------------------------------------ places */
+
+/* Compressed clusters follow each other byte by byte, as long as each host cluster's count has room
+ * and the next cluster of the file is free. Returns 1 if the one at hand does not fit there. */
+static int try_packing(struct request *q, uint64_t *host)
+{
+    struct qcow2 *s = q->q;
+    uint64_t next = s->coded_next, end = next + q->coded_len, count;
+    if (!next)
+        return 1;
+    int r = qcow2_count(q->image, next, &count);
+    if (r < 0 || count == 0 || count == qcow2_max_count(s))
+        return r < 0 ? r : 1;
+    uint64_t second = dr_round_up(next, s->cluster);
+    *host = next;
+    if (end <= second)
+        return 0;
+    if (second / s->cluster / qcow2_block_entries(s) != next / s->cluster / qcow2_block_entries(s))
+        return 1; /* perhaps it has no block yet */
+    if (qcow2_guarded(s, second, s->cluster))
+        return 1;
+    r = qcow2_count(q->image, second, &count);
+    return r < 0 ? r : count != 0;
+}
+
+static int find_place(struct request *q, struct dr_error *err)
+{
+    if (qcow2_has_data_file(q->q)) {
+        q->new.host = q->start;
+        return 0;
+    }
+    if (q->new.coded) {
+        int r = try_packing(q, &q->new.host);
+        if (r <= 0)
+            return r;
+    }
+    return qcow2_find_free(q->image, 1, &q->new.host, err);
+}
+
+static uint64_t place_len(const struct qcow2 *s, const struct qcow2_entry *e)
+{
+    return e->coded ? e->coded : s->cluster;
+}
+
+/* Nothing may be written over a table, whatever a damaged entry says. */
+static int check_target(const struct request *q)
+{
+    const char *taken = NULL;
+    if (q->want == DR_WANT_DATA && !q->place && !qcow2_has_data_file(q->q))
+        taken = qcow2_guarded(q->q, q->new.host, q->q->cluster);
+    return !taken ? 0
+                  : qcow2_damage(q->image, "guest offset %llu is said to be at byte %llu, in %s",
+                                 ULL(q->start), ULL(q->new.host), taken);
+}
+
+/* ------------------------------------------------------------------ reserve */
+
+static int take_places(struct request *q, struct dr_reservation *r, struct dr_error *err)
+{
+    bool counted = !qcow2_has_data_file(q->q);
+    int rc = check_target(q);
+    if (rc == 0 && q->place)
+        rc = find_place(q, err);
+    if (rc == 0 && q->place && counted)
+        rc = qcow2_reserve_counts(q->image, r, q->new.host, place_len(q->q, &q->new));
+    if (rc == 0 && q->drops && counted) {
+        unsigned n = r->n_pins;
+        rc = qcow2_reserve_counts(q->image, r, q->old.host, place_len(q->q, &q->old));
+        for (uint64_t at = q->old.host; rc == 0 && n < r->n_pins; n++) {
+            uint64_t count;
+            rc = qcow2_count(q->image, at, &count);
+            if (rc == 0 && count == 0)
+                rc = qcow2_damage(q->image,
+                                  "the cluster at byte %llu is in use and counted as free",
+                                  ULL(dr_round_down(at, q->q->cluster)));
+            at = dr_round_down(at, q->q->cluster) + q->q->cluster;
+        }
+    }
+    return rc;
+}
+
+static void describe(const struct request *q, struct dr_reservation *r)
+{
+    const struct qcow2 *s = q->q;
+    uint64_t from = q->first * s->sub, to = q->last * s->sub;
+    r->file = q->image->files[s->data];
+    r->off = q->off;
+    r->len = q->len;
+    r->todo = DR_TODO_NOTHING;
+    if (q->want == DR_WANT_CODED) {
+        r->todo = DR_TODO_WRITE;
+        r->host = q->new.host;
+    } else if (q->want == DR_WANT_DATA) {
+        r->todo = DR_TODO_WRITE;
+        r->off = q->start + from;
+        r->len = dr_min(q->start + to, q->end) - r->off;
+        r->pad = q->start + to - r->off - r->len;
+        r->host = q->new.host + from;
+    } else if (q->zero_host) {
+        r->todo = DR_TODO_ZERO_HOST;
+        r->host = q->off;
+    }
+    if (qcow2_has_data_file(s)) /* as long as the disk */
+        r->pad = 0;
+}
+
+static void note_for_publish(const struct request *q, uint64_t at, struct dr_reservation *r)
+{
+    const struct qcow2 *s = q->q;
+    uint8_t raw[16] = {0};
+    bool counted = !qcow2_has_data_file(s);
+    qcow2_entry_encode(s, &q->new, raw);
+    memcpy(&r->priv[PRIV_ENTRY], raw, sizeof(raw));
+    r->priv[PRIV_AT] = at;
+    r->priv[PRIV_NEW] = q->place && counted ? q->new.host : QCOW2_NO_PLACE;
+    r->priv[PRIV_OLD] = q->drops && counted ? q->old.host : QCOW2_NO_PLACE;
+    r->priv[PRIV_LENS] = place_len(s, &q->new) | place_len(s, &q->old) << 32;
+}
+
+static void place_is_taken(struct request *q)
+{
+    struct qcow2 *s = q->q;
+    if (!q->place || qcow2_has_data_file(s))
+        return;
+    qcow2_add(q->image, q->new.host, place_len(s, &q->new), 1);
+    if (q->new.coded) {
+        uint64_t end = q->new.host + q->new.coded;
+        s->coded_next = end % s->cluster ? end : 0;
+    }
+}
+
+static int ready_to_write(struct dr_image *image, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    if (q->h.crypt)
+        return dr_fail(err, EACCES, "%s: is encrypted (%s): this version writes no data to it",
+                       image->path, q->h.crypt == QCOW2_LUKS ? "LUKS" : "AES");
+    if (q->damage)
+        return qcow2_refuse_damaged(image, err);
+    return q->marked ? 0 : dr_need_begin(image);
+}
+
+int qcow2_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                  uint32_t host_len, struct dr_reservation *r, struct dr_error *err)
+{
+    struct qcow2 *s = qcow2_of(image);
+    struct request q = {
+        .image = image, .q = s, .off = off, .len = len, .want = want, .coded_len = host_len};
+    struct dr_page *page;
+    uint64_t table = 0, at = 0;
+    *r = (struct dr_reservation){.want = want};
+    q.start = dr_round_down(off, s->cluster);
+    q.end = dr_min(q.start + s->cluster, image->size);
+    q.first = (unsigned)((off - q.start) / s->sub);
+    q.last = (unsigned)dr_div_up(off + len - q.start, s->sub);
+    int rc = ready_to_write(image, err);
+    if (rc == 0)
+        rc = own_table(image, off, &table, err);
+    if (rc == 0) {
+        at = qcow2_entry_at(s, table, off);
+        rc = dr_reserve_page(image, r, 0, at, s->entry, QCOW2_LEVEL_L2, &page);
+    }
+    if (rc == 0)
+        rc = qcow2_read_entry(image, page, at, q.start, &q.old, err);
+    if (rc == 0)
+        rc = make_plan(&q);
+    if (rc == 0)
+        rc = take_places(&q, r, err);
+    if (rc < 0)
+        return rc;
+    place_is_taken(&q);
+    describe(&q, r);
+    note_for_publish(&q, at, r);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ publish, cancel */
+
+void qcow2_publish(struct dr_image *image, struct dr_reservation *r)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t host = r->priv[PRIV_OLD], len = r->priv[PRIV_LENS] >> 32;
+    dr_page_put(image, dr_reserved_pin(r, 0)->page, r->priv[PRIV_AT], &r->priv[PRIV_ENTRY],
+                q->entry);
+    if (host == QCOW2_NO_PLACE)
+        return;
+    /* The counts stay pinned until they are lowered. A compressed cluster lies in one or two. */
+    unsigned n = (unsigned)(dr_div_up(host + len, q->cluster) - host / q->cluster);
+    for (unsigned i = 0; i < n; i++)
+        dr_reserved_pin(r, r->n_pins - n + i)->page = NULL;
+    for (uint64_t end = host + len, part; host < end; host += part) {
+        part = dr_min(end, dr_round_down(host, q->cluster) + q->cluster) - host;
+        qcow2_free_later(image, host, part);
+    }
+}
+
+void qcow2_cancel(struct dr_image *image, struct dr_reservation *r)
+{
+    struct qcow2 *q = qcow2_of(image);
+    uint64_t host = r->priv[PRIV_NEW], len = r->priv[PRIV_LENS] & UINT32_MAX, count = 0;
+    if (host == QCOW2_NO_PLACE)
+        return;
+    q->coded_next = 0;
+    qcow2_add(image, host, len, -1);
+    for (uint64_t at = dr_round_down(host, q->cluster); at < host + len; at += q->cluster)
+        if (qcow2_count(image, at, &count) == 0 && count == 0)
+            qcow2_note_free(q, at, q->cluster);
+}
