@@ -285,10 +285,11 @@ def test_a_vmdk_cannot_stand_on_an_add_cow(t):
     refused(t, "rebase", "-b", "disk.add-cow", "-F", "add-cow", "child.vmdk", word="VMDK")
 
 
-def test_a_qcow2_parent_is_refused(t):
+def test_a_qcow2_parent_shows_through(t):
     t.real("qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "1M")
-    refused(t, "create", "-f", "add-cow", "-b", "base.qcow2", "-F", "qcow2", "x.add-cow", word="qcow2")
-    refused(t, "create", "-f", "add-cow", "-b", "base.qcow2", "x.add-cow", word="qcow2")
+    t.real("qemu-io", "-f", "qcow2", "-c", "write -P 7 100k 9k", "base.qcow2")
+    t.ok("create", "-q", "-f", "add-cow", "-b", "base.qcow2", "-F", "qcow2", "x.add-cow")
+    t.ok("io", "-c", "read -P 7 100k 9k", "-c", "read -P 0 109k 90k", "x.add-cow")
 
 
 # ---------------------------------------------------------------------- snapshots

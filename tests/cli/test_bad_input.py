@@ -339,7 +339,7 @@ def test_a_reader_that_goes_away_is_no_crash(t):
 
 
 @pytest.mark.parametrize("name,at,magic", [
-    ("qcow2", 0, b"QFI\xfb\0\0\0\3"), ("qed", 0, b"QED\0"), ("vhdx", 0, b"vhdxfile"), ("vpc", 0, b"conectix"),
+    ("qcow", 0, b"QFI\xfb\0\0\0\1"), ("qed", 0, b"QED\0"), ("vhdx", 0, b"vhdxfile"), ("vpc", 0, b"conectix"),
     ("vdi", 64, b"\x7f\x10\xda\xbe"), ("parallels", 0, b"WithouFreSpacExt")])
 def test_an_image_of_another_format_is_not_shown_as_a_disk(t, name, at, magic):
     (t.dir / "disk").write_bytes(b"\1" * at + magic + bytes(100000))

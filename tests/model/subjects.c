@@ -20,6 +20,10 @@
 
 #define ADDCOW_JUNK .n_pairs = 1, .pairs = {{"image_file", "top.raw"}}, .junk = true
 
+#define QCOW2(key, value) .format = "qcow2", .n_pairs = 1, .pairs = {{key, value}}
+#define QCOW2_2(key, value, key2, value2) \
+    .format = "qcow2", .n_pairs = 2, .pairs = {{key, value}, {key2, value2}}
+
 const struct subject model_subjects[] = {
     {.name = "toy", .format = "toy", .size = 1 * MIB},
     {.name = "toy-odd", .format = "toy", .size = 700 * KIB + 1234},
@@ -128,6 +132,43 @@ const struct subject model_subjects[] = {
      .size = 1 * MIB,
      .base_format = "vmdk",
      .base_size = 700 * KIB + 512},
+    {.name = "qcow2", .size = 3 * MIB, QCOW2("cluster_size", "4096")},
+    {.name = "qcow2-odd", .format = "qcow2", .size = 1 * MIB + 5 * 512},
+    {.name = "qcow2-v2", .size = 1 * MIB, QCOW2_2("compat", "0.10", "cluster_size", "2048")},
+    {.name = "qcow2-sectors", /* tables, counts and data share pages; the tables grow */
+     .size = 512 * KIB,
+     .waits = true,
+     QCOW2_2("cluster_size", "512", "refcount_bits", "64")},
+    {.name = "qcow2-bits", .size = 1 * MIB, QCOW2_2("cluster_size", "1024", "refcount_bits", "1")},
+    {.name = "qcow2-large", .size = 5 * MIB, QCOW2("cluster_size", "2M")},
+    {.name = "qcow2-sub-clusters",
+     .size = 2 * MIB,
+     .base_format = "raw",
+     .base_size = 1 * MIB + 700,
+     QCOW2_2("cluster_size", "16k", "extended_l2", "on")},
+    {.name = "qcow2-data-file", .size = 1 * MIB, QCOW2("data_file", "top.data")},
+    {.name = "qcow2-raw-data-file",
+     .size = 1 * MIB,
+     QCOW2_2("data_file", "top.data", "data_file_raw", "on")},
+    {.name = "qcow2-zstd",
+     .size = 1 * MIB,
+     QCOW2_2("cluster_size", "8k", "compression_type", "zstd")},
+    {.name = "qcow2-full", .size = 1 * MIB, QCOW2("preallocation", "full")},
+    {.name = "qcow2-over-qcow2",
+     .size = 2 * MIB,
+     .base_format = "qcow2",
+     .base_size = 2 * MIB,
+     QCOW2("cluster_size", "4096")},
+    {.name = "qcow2-over-longer",
+     .size = 600 * KIB + 512,
+     .base_format = "qcow2",
+     .base_size = 1 * MIB,
+     QCOW2("cluster_size", "8k")},
+    {.name = "qcow2-over-vmdk",
+     .size = 1 * MIB,
+     .base_format = "vmdk",
+     .base_size = 700 * KIB + 512,
+     QCOW2("cluster_size", "16k")},
     {.name = "toy-over-add-cow",
      .format = "toy",
      .size = 1 * MIB,
