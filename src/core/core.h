@@ -174,6 +174,14 @@ void dr_hold_end(struct dr_hold *hold); /* image->lock held */
 int dr_image_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
                  struct dr_error *err);
 
+/* The driver's callbacks of the same names, with image->lock held. The flusher makes sure that what
+ * a reservation frees can be remembered, whatever becomes of it. A driver calls these for clusters
+ * that no request can reach, behind the end of the disk. */
+int dr_image_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                     uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
+void dr_image_publish(struct dr_image *image, struct dr_reservation *r);
+void dr_image_cancel(struct dr_image *image, struct dr_reservation *r);
+
 /* begin_write if this open has not done it yet (for this kind of change). */
 int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err);
 

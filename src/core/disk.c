@@ -279,6 +279,24 @@ static int fill_last_unit(struct dr_chain *chain, size_t at, uint64_t parent_siz
     return r < 0 ? r : dr_chain_fill(chain, at, buf, uoff, end - uoff, err);
 }
 
+/* The unit that the old end lies in may be one that a snapshot has, too, or a coded one. Writing
+ * its last byte again gives it a place of its own, with zeros behind the end. */
+static int own_last_unit(struct dr_chain *chain, size_t at, struct dr_error *err)
+{
+    struct dr_image *image = chain->images[at];
+    struct dr_extent ext;
+    uint64_t uoff, ulen, end = image->size;
+    uint8_t last;
+    if (end == 0)
+        return 0;
+    image->fmt->unit(image, end - 1, &uoff, &ulen);
+    int r = uoff + ulen == end ? 0 : dr_image_map(image, end - 1, 1, &ext, err);
+    if (r < 0 || uoff + ulen == end || ext.kind == DR_HOLE || ext.kind == DR_ZERO || ext.in_place)
+        return r;
+    r = dr_chain_read(chain, at, &last, end - 1, 1, err);
+    return r < 0 ? r : dr_chain_write(chain, at, &last, end - 1, 1, err);
+}
+
 static uint64_t parent_size_of(const struct dr_chain *chain, size_t at)
 {
     if (chain->n > at + 1)
@@ -300,6 +318,8 @@ int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_
     int r = dr_image_begin(image, 0, !(image->flags & DR_OPEN_UNCHANGED), err);
     if (r == 0 && size > image->size && chain->n > at + 1)
         r = fill_last_unit(chain, at, below, err);
+    if (r == 0 && size > image->size)
+        r = own_last_unit(chain, at, err);
     if (r == 0)
         r = dr_chain_flush(chain, at, err);
     return r < 0 ? r : image->fmt->resize(image, size, below, err);

@@ -80,13 +80,6 @@ int dr_cache_limits_check(struct dr_error *err);
 struct dr_flusher *dr_flusher_new(void);
 void dr_flusher_free(struct dr_flusher *flusher);
 
-/* The driver's callbacks of the same names, with image->lock held. The flusher makes sure that what
- * a reservation frees can be remembered, whatever becomes of it. */
-int dr_image_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
-                     uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
-void dr_image_publish(struct dr_image *image, struct dr_reservation *r);
-void dr_image_cancel(struct dr_image *image, struct dr_reservation *r);
-
 /* Until dr_flush_resume no flush of the image begins; waits for the one that runs. image->lock not
  * held. Those who want a flush meanwhile wait. */
 void dr_flush_hold(struct dr_image *image);

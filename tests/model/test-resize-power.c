@@ -14,9 +14,9 @@
 
 #define KIB 1024u
 
-static bool add_cow(const struct subject *s)
+static bool resizable(const struct subject *s)
 {
-    return !strcmp(s->format, "add-cow");
+    return !strcmp(s->format, "add-cow") || !strcmp(s->format, "qcow2");
 }
 
 static void must(const struct subject *s, int r, const char *what, const struct dr_error *err)
@@ -32,10 +32,16 @@ struct resizing {
     uint8_t *content; /* what is there before, zeros up to `after` behind it */
 };
 
+/* A qcow2 disk has whole sectors. */
+static uint64_t whole(const struct subject *s, uint64_t size)
+{
+    return strcmp(s->format, "qcow2") ? size : dr_round_up(size, 512);
+}
+
 static uint64_t other_size(const struct subject *s, struct rnd *rnd)
 {
     uint64_t size = 1 + rnd_below(rnd, 2 * dr_max(s->size, s->base_size));
-    return rnd_below(rnd, 3) ? dr_round_down(size, 512) + 512 : size;
+    return rnd_below(rnd, 3) ? dr_round_down(size, 512) + 512 : whole(s, size);
 }
 
 static void scribble(struct resizing *t, struct rnd *rnd)
@@ -100,7 +106,7 @@ static void check_size(const struct resizing *t, struct dr_fs *fs, bool done, co
 {
     struct dr_error err = DR_ERROR_INIT;
     uint64_t size = 0;
-    CLEANUP_FREE uint8_t *all = model_read_all(fs, subject_top(t->s), "add-cow", &size, &err);
+    CLEANUP_FREE uint8_t *all = model_read_all(fs, subject_top(t->s), t->s->format, &size, &err);
     if (!all)
         MODEL_FAIL(t->s, "%llu to %llu, %s: %s", (unsigned long long)t->before,
                    (unsigned long long)t->after, when, err.text);
@@ -120,14 +126,14 @@ static void check_growth(struct resizing *t, struct dr_fs *fs, const char *when)
     struct dr_error err = DR_ERROR_INIT;
     struct dr_check_result result;
     uint64_t size = 0;
-    CLEANUP_FREE uint8_t *now = model_read_all(fs, subject_top(t->s), "add-cow", &size, &err);
+    CLEANUP_FREE uint8_t *now = model_read_all(fs, subject_top(t->s), t->s->format, &size, &err);
     if (!now)
         MODEL_FAIL(t->s, "%s: %s", when, err.text);
     struct resizing more = {.s = t->s, .before = size, .content = t->content};
     if (size < t->before)
         memset(t->content + size, 0, t->before - size);
     t->before = size;
-    more.after = 2 * dr_max(t->s->size, t->s->base_size) + 3 * 512 + 5;
+    more.after = whole(t->s, 2 * dr_max(t->s->size, t->s->base_size) + 3 * 512 + 5);
     must(t->s, resize(&more, fs, &err), "growing afterwards", &err);
     check_size(&more, fs, true, when);
     must(t->s, model_check(fs, t->s, 0, &result, &err), "check", &err);
@@ -268,8 +274,8 @@ static bool with_a_longer_parent(const struct subject *s)
 
 int main(void)
 {
-    int r = model_run("another size, cut off", resizes_survive_cuts, add_cow);
-    r += model_run("another size, every single I/O fails", resizes_survive_faults, add_cow);
+    int r = model_run("another size, cut off", resizes_survive_cuts, resizable);
+    r += model_run("another size, every single I/O fails", resizes_survive_faults, resizable);
     r += model_run("empty disks", empty_disks, with_a_longer_parent);
     r += model_run("planted: growing in the wrong order", wrong_growth_is_found,
                    with_a_longer_parent);

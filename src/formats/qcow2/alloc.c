@@ -205,49 +205,85 @@ void qcow2_note_free(struct qcow2 *q, uint64_t host, uint64_t len)
     q->free[q->n_free++] = (struct qcow2_free){first, n};
 }
 
-/* A block for the counts of clusters that have none yet. It takes the first of them, which nothing
- * can be using; it is harmless if nothing is allocated afterwards. */
-static int new_block(struct dr_image *image, uint64_t block)
+/* How many blocks a run of n clusters behind them needs, the first for the clusters from
+ * block * qcow2_block_entries on. 1 if the next ones exist already: the run does not fit then. */
+static uint64_t blocks_for(const struct qcow2 *q, uint64_t block, uint64_t n)
+{
+    uint64_t per = qcow2_block_entries(q), n_blocks = 1;
+    while (n_blocks * per < n_blocks + n)
+        n_blocks++;
+    for (uint64_t i = 1; i < n_blocks; i++)
+        if (block + i < q->reftable_n && q->reftable[block + i])
+            return 1;
+    return n_blocks;
+}
+
+/* Zeros for a block, kept in memory by r. */
+static int block_pages(struct dr_image *image, uint64_t host, struct dr_reservation *r)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t step = dr_min(q->cluster, DR_PAGE_SIZE);
+    for (uint64_t at = host; at < host + q->cluster; at += step) {
+        struct dr_page *page;
+        int rc = dr_page_new(image, 0, at, (size_t)step, QCOW2_LEVEL_BLOCK, &page);
+        if (rc < 0)
+            return rc;
+        rc = dr_reserve_page(image, r, 0, at, (size_t)step, QCOW2_LEVEL_BLOCK, &page);
+        dr_page_unpin(image, page, at, (size_t)step);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+static void put_root(struct dr_image *image, uint64_t block, uint64_t host)
 {
     struct qcow2 *q = qcow2_of(image);
-    struct dr_page *root, *page;
+    uint64_t at = q->h.reftable_at + 8 * block;
+    uint8_t raw[8];
+    put_be64(raw, host);
+    dr_page_put(image, pinned_page(image, at), at, raw, sizeof(raw));
+    q->reftable[block] = host;
+    qcow2_guard(q, host);
+}
+
+/* Blocks for the counts of clusters that have none yet, in a row, so that a run of n clusters fits
+ * behind them. They take the first of these clusters, which nothing can be using. Harmless if
+ * nothing is allocated afterwards. */
+static int new_blocks(struct dr_image *image, uint64_t block, uint64_t n)
+{
+    struct qcow2 *q = qcow2_of(image);
+    struct dr_reservation pins = {0};
+    struct dr_page *page;
     uint64_t host = block * qcow2_block_entries(q) * q->cluster;
-    uint64_t root_at = q->h.reftable_at + 8 * block, step = dr_min(q->cluster, DR_PAGE_SIZE);
-    uint8_t raw[8] = {0};
-    const char *taken = qcow2_guarded(q, host, q->cluster);
+    uint64_t n_blocks = blocks_for(q, block, n);
+    const char *taken = qcow2_guarded(q, host, n_blocks * q->cluster);
     if (taken)
-        return qcow2_damage(image, "%s at byte %llu is counted as free", taken, ULL(host));
+        return qcow2_damage(image, "%s at byte %llu or behind it is counted as free", taken,
+                            ULL(host));
+    q->reftable_full |= block + n_blocks > q->reftable_n;
     if (q->reftable_full || q->reftable_moving)
         return dr_need_begin(image);
-    int r = dr_page_get(image, 0, root_at, &root);
-    if (r == 0)
-        r = dr_page_pin(image, root, root_at, 8, QCOW2_LEVEL_ROOT);
-    if (r < 0)
-        return r;
-    for (uint64_t at = host; r == 0 && at < host + q->cluster; at += step) {
-        r = dr_page_new(image, 0, at, (size_t)step, QCOW2_LEVEL_BLOCK, &page);
-        if (r == 0 && at == host) {
-            qcow2_count_put(q->h.refcount_order, raw, 0, 1);
-            dr_page_put(image, page, at, raw, count_bytes(q));
-        }
+    int r = 0;
+    for (uint64_t i = 0; r == 0 && i < n_blocks; i++) {
+        r = dr_reserve_page(image, &pins, 0, q->h.reftable_at + 8 * (block + i), 8,
+                            QCOW2_LEVEL_ROOT, &page);
         if (r == 0)
-            dr_page_unpin(image, page, at, (size_t)step);
+            r = block_pages(image, host + i * q->cluster, &pins);
     }
-    if (r == 0) {
-        put_be64(raw, host);
-        dr_page_put(image, root, root_at, raw, 8);
-        q->reftable[block] = host;
-        qcow2_guard(q, host);
-    }
-    dr_page_unpin(image, root, root_at, 8);
+    for (uint64_t i = 0; r == 0 && i < n_blocks; i++)
+        put_root(image, block + i, host + i * q->cluster);
+    if (r == 0)
+        qcow2_add(image, host, n_blocks * q->cluster, 1);
+    dr_reserve_unpin(image, &pins);
     return r;
 }
 
-/* Is the cluster free? Makes the block for its count. */
-static int is_free(struct dr_image *image, uint64_t i, bool *yes, struct dr_error *err)
+/* Is the cluster free, the first of n perhaps? Makes the blocks for their counts. */
+static int is_free(struct dr_image *image, uint64_t i, uint64_t n, bool *yes, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
-    uint64_t n = qcow2_block_entries(q), block = i / n, count;
+    uint64_t block = i / qcow2_block_entries(q), count;
     const struct dr_file *f = image->files[0];
     *yes = false;
     if (f->block_device && (i + 1) * q->cluster > dr_file_size(f))
@@ -257,7 +293,7 @@ static int is_free(struct dr_image *image, uint64_t i, bool *yes, struct dr_erro
         q->reftable_full = true;
         return dr_need_begin(image);
     }
-    int r = q->reftable[block] ? 0 : new_block(image, block);
+    int r = q->reftable[block] ? 0 : new_blocks(image, block, n);
     if (r == 0 && (r = count_of(image, i, &count)) == -EAGAIN) {
         uint64_t at = count_place(q, i), end = q->reftable[block] + q->cluster;
         r = dr_page_get_all(image, 0, at, dr_min(READ_AHEAD, end - at));
@@ -273,7 +309,7 @@ static int find_freed(struct dr_image *image, bool *found, uint64_t *host, struc
     *found = false;
     while (q->n_free > 0) {
         struct qcow2_free *last = &q->free[q->n_free - 1];
-        int r = is_free(image, last->first, found, err);
+        int r = is_free(image, last->first, 1, found, err);
         if (r < 0)
             return r;
         if (*found) {
@@ -303,7 +339,7 @@ int qcow2_find_free(struct dr_image *image, uint64_t n, uint64_t *host, struct d
         return r;
     for (uint64_t i = q->cursor, run = 0; !found; i++) {
         bool yes;
-        if ((r = is_free(image, i, &yes, err)) < 0)
+        if ((r = is_free(image, i, n, &yes, err)) < 0)
             return r;
         run = yes ? run + 1 : 0;
         if (!yes && q->cursor == i)

@@ -277,5 +277,6 @@ const struct dr_format dr_format_qcow2 = {
     .begin_write = qcow2_begin_write,
     .end_write = qcow2_end_write,
     .set_backing = qcow2_set_backing,
+    .resize = qcow2_resize,
     .info = qcow2_info,
 };

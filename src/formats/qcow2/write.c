@@ -359,7 +359,9 @@ int qcow2_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wa
     uint64_t table = 0, at = 0;
     *r = (struct dr_reservation){.want = want};
     q.start = dr_round_down(off, s->cluster);
-    q.end = dr_min(q.start + s->cluster, image->size);
+    q.end = q.start + s->cluster;
+    if (q.start < image->size) /* resize works behind the end, too */
+        q.end = dr_min(q.end, image->size);
     q.first = (unsigned)((off - q.start) / s->sub);
     q.last = (unsigned)dr_div_up(off + len - q.start, s->sub);
     int rc = ready_to_write(image, err);
