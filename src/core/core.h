@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/stripe.h"
 #include "core/pages.h"
 #include "formats/format.h"
 
@@ -329,15 +330,6 @@ int dr_chain_harden(struct dr_chain *chain, size_t first, struct dr_error *err);
 int dr_chain_flush(struct dr_chain *chain, size_t at, struct dr_error *err);
 
 /* ------------------------------------------------------------------ disks (disk.c, swap.c) */
-
-/* Counters of one kind, spread over cache lines, so that threads do not meet in one. */
-#define DR_STRIPES 8
-struct dr_stripe {
-    _Atomic unsigned n;
-    char apart[60];
-};
-/* The stripe this thread counts in. */
-unsigned dr_stripe_of_thread(void);
 
 #define DR_KEPT_BUCKETS 64
 

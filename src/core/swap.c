@@ -12,15 +12,6 @@
 
 #include "core/internal.h"
 
-unsigned dr_stripe_of_thread(void)
-{
-    static _Atomic unsigned threads;
-    static _Thread_local unsigned mine; /* 0 = not chosen yet */
-    if (mine == 0)
-        mine = atomic_fetch_add(&threads, 1) % DR_STRIPES + 1;
-    return mine - 1;
-}
-
 /* ------------------------------------------------------------------ requests */
 
 /* The gate was closed: wait for it, and get in before it can close again. */

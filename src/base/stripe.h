@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Counters of one kind, spread over cache lines, so that threads do not meet in one. */
+#ifndef DR_BASE_STRIPE_H
+#define DR_BASE_STRIPE_H
+
+#define DR_STRIPES 8
+
+struct dr_stripe {
+    _Atomic unsigned n;
+    char apart[60];
+};
+
+/* The stripe this thread counts in. */
+unsigned dr_stripe_of_thread(void);
+
+#endif
