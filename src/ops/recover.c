@@ -14,37 +14,20 @@ struct recover {
     void (*report)(void *user, const char *line);
     void *user;
     unsigned found;
-    bool busy;  /* something is being made there */
     char *kept; /* the last leftover that only a person can judge; NULL = none */
 };
 
-static void say_v(struct recover *rc, const char *fmt, va_list ap)
-{
-    char line[2048];
-    vsnprintf(line, sizeof(line), fmt, ap);
-    if (rc->report)
-        rc->report(rc->user, line);
-}
-
-/* Report something that was interrupted. */
 static void say(struct recover *rc, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static void say(struct recover *rc, const char *fmt, ...)
 {
+    char line[2048];
     va_list ap;
     va_start(ap, fmt);
-    say_v(rc, fmt, ap);
+    vsnprintf(line, sizeof(line), fmt, ap);
     va_end(ap);
     rc->found++;
-}
-
-/* Report something that goes on. */
-static void remark(struct recover *rc, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void remark(struct recover *rc, const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    say_v(rc, fmt, ap);
-    va_end(ap);
+    if (rc->report)
+        rc->report(rc->user, line);
 }
 
 /* ------------------------------------------------------------------ leftovers in the directory */
@@ -97,8 +80,7 @@ static int keep_for_choice(struct recover *rc, const char *dir, const char *fina
     return 0;
 }
 
-/* The private directory of a new image, locked where that can be. */
-static int claimed_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
+static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
 {
     CLEANUP_FREE char *final = of ? dr_path_sibling(rc->path, of) : NULL;
     char **names = NULL;
@@ -123,23 +105,8 @@ static int claimed_dir(struct recover *rc, const char *dir, const char *of, stru
                     : ": removed");
     if (rc->dry_run)
         return 0;
-    return finish ? dr_new_finish(rc->fs, dir, final, err) : dr_new_remove_all(rc->fs, dir, err);
-}
-
-static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
-{
-    struct dr_dir_lock *lock;
-    int r = dr_dir_lock(rc->fs, dir, &lock, NULL);
-    if (r == -EBUSY) {
-        rc->busy = true;
-        remark(rc, "%s: somebody is making %s there: left alone", dir, of ? of : "an image");
-        return 0;
-    }
-    if (r == -ENOENT) /* its maker has finished, or somebody else has recovered it */
-        return 0;
-    r = claimed_dir(rc, dir, of, err);
-    dr_dir_unlock(lock);
-    return r;
+    return finish ? dr_new_move_all(rc->fs, dir, final, true, err)
+                  : dr_new_remove_all(rc->fs, dir, err);
 }
 
 #define DIGITS 6 /* of a snapshot's number */
@@ -231,7 +198,7 @@ static int leftover(struct recover *rc, const char *name, char *const *names, si
     if (r == 0)
         r = find_owner(rc, &aside, dir ? path : NULL, names, n, &of, err);
     if (r < 0)
-        return r == -ENOENT ? 0 : r; /* its maker has just finished */
+        return r;
     if (!same_family(dr_path_basename(rc->path), of ? of : stem))
         return 0;
     if (dir)
@@ -367,9 +334,8 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
     if (options)
         rc.options = *options;
     int r = leftovers(&rc, err);
-    /* Of a disk that is not finished only its private directory can be there. */
-    bool gone = r == 0 && (rc.found > 0 || rc.busy) &&
-                fs->ops->identify(fs, path, &id, NULL) == -ENOENT;
+    /* of a disk that was never finished only leftovers can be there */
+    bool gone = r == 0 && rc.found > 0 && fs->ops->identify(fs, path, &id, NULL) == -ENOENT;
     if (r == 0 && !gone)
         r = images(&rc, err);
     if (r == 0 && rc.kept && !dry_run)

@@ -34,6 +34,15 @@ static int check_write(const struct dr_file *f, uint64_t off, uint64_t len, stru
     return r ? r : check_range(f, off, len, err);
 }
 
+/* The words for r, with which a call of f failed. */
+static const char *reason(struct dr_file *f, int r)
+{
+    const char *more = f->ops->reason ? f->ops->reason(f, r) : NULL;
+    if (!more)
+        more = strerrordesc_np(-r);
+    return more ? more : "unknown error";
+}
+
 void dr_file_grow_size(struct dr_file *f, uint64_t end)
 {
     uint64_t size = f->size;
@@ -68,8 +77,8 @@ static ssize_t read_some(struct dr_file *f, void *buf, uint64_t off, size_t len,
 {
     ssize_t n = dr_aligned_pread(f, buf, off, len);
     if (n < 0)
-        return dr_fail_errno(err, (int)-n, "%s: cannot read %zu bytes at offset %" PRIu64, f->path,
-                             len, off);
+        return dr_fail(err, (int)-n, "%s: cannot read %zu bytes at offset %" PRIu64 ": %s", f->path,
+                       len, off, reason(f, (int)n));
     return n;
 }
 
@@ -223,8 +232,8 @@ int dr_file_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_file_e
     *run = len;
     int r = f->ops->extent ? f->ops->extent(f, off, len, kind, run) : 0;
     if (r)
-        return dr_fail_errno(err, -r, "%s: cannot find data or holes at offset %" PRIu64, f->path,
-                             off);
+        return dr_fail(err, -r, "%s: cannot find data or holes at offset %" PRIu64 ": %s", f->path,
+                       off, reason(f, r));
     return 0;
 }
 
@@ -271,7 +280,9 @@ int dr_file_usage(struct dr_file *f, uint64_t *bytes, struct dr_error *err)
     if (!f->ops->usage)
         return sum_data(f, bytes, err);
     int r = f->ops->usage(f, bytes);
-    return r < 0 ? dr_fail_errno(err, -r, "%s: cannot tell how much space it takes", f->path) : 0;
+    return r < 0 ? dr_fail(err, -r, "%s: cannot tell how much space it takes: %s", f->path,
+                           reason(f, r))
+                 : 0;
 }
 
 int dr_file_refresh_size(struct dr_file *f, struct dr_error *err)
@@ -281,7 +292,7 @@ int dr_file_refresh_size(struct dr_file *f, struct dr_error *err)
         return 0;
     int r = f->ops->get_size(f, &size);
     if (r)
-        return dr_fail_errno(err, -r, "%s: cannot get the size", f->path);
+        return dr_fail(err, -r, "%s: cannot get the size: %s", f->path, reason(f, r));
     f->size = size;
     return 0;
 }
@@ -293,7 +304,7 @@ int dr_file_see_growth(struct dr_file *f, struct dr_error *err)
         return 0;
     int r = f->ops->get_size(f, &size);
     if (r)
-        return dr_fail_errno(err, -r, "%s: cannot get the size", f->path);
+        return dr_fail(err, -r, "%s: cannot get the size: %s", f->path, reason(f, r));
     dr_file_grow_size(f, size);
     return 0;
 }
@@ -316,8 +327,11 @@ static int flush_locked(struct dr_file *f, struct dr_error *err)
     int r = f->ops->flush(f);
     if (!r)
         return 0;
-    f->flush_error = r;
-    return dr_fail_errno(err, -r, "%s: cannot flush", f->path);
+    if (f->ops->reason && f->ops->reason(f, r))
+        f->dirty = true; /* nothing was tried, so nothing is lost */
+    else
+        f->flush_error = r;
+    return dr_fail(err, -r, "%s: cannot flush: %s", f->path, reason(f, r));
 }
 
 int dr_file_flush(struct dr_file *f, struct dr_error *err)

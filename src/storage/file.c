@@ -238,7 +238,7 @@ static int check_flags(const char *path, unsigned *flags, struct dr_error *err)
     return 0;
 }
 
-/* Does path still lead to f? What cannot be told counts as yes. */
+/* Does path still lead to f? Yes, too, if that cannot be told. */
 static bool name_leads_to(struct dr_fs *fs, const char *path, const struct dr_file *f)
 {
     struct dr_file_id id;

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -50,7 +49,7 @@ int posix_open_fd(const char *path, int how, mode_t mode, bool *direct)
     int fd;
     do
         fd = open(path, how, mode);
-    while (fd < 0 && errno == EINTR);
+    while (fd < 0 && (errno == EINTR || (errno == EMFILE && posix_window_make_room())));
     if (fd < 0)
         return -errno;
     /* O_NONBLOCK was for the open only. O_DIRECT is set here, where its refusal has made no file.
@@ -82,7 +81,7 @@ void posix_open_cached(struct posix_file *p)
     snprintf(link, sizeof(link), "/proc/self/fd/%d", p->fd);
     p->cached = posix_open_fd(link, O_RDWR, 0, &direct);
     if (p->cached < 0)
-        posix_give_up_direct(p);
+        posix_give_up_direct(p, p->fd);
 }
 
 /* Linux 6.1 and later tell; a device tells its blocks; 4096 suits everybody else. */
@@ -95,7 +94,7 @@ static void find_alignment(struct posix_file *p, uint32_t sector)
     if (statx(p->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) == 0 &&
         (st.stx_mask & STATX_DIOALIGN)) {
         if (!st.stx_dio_offset_align) {
-            posix_give_up_direct(p);
+            posix_give_up_direct(p, p->fd);
             return;
         }
         offset = (unsigned)dr_max(st.stx_dio_offset_align, 512u);
@@ -103,7 +102,7 @@ static void find_alignment(struct posix_file *p, uint32_t sector)
     }
 #endif
     if (offset > 65536 || mem > 4096) {
-        posix_give_up_direct(p);
+        posix_give_up_direct(p, p->fd);
         return;
     }
     f->read_align = f->write_align = offset;
@@ -187,6 +186,9 @@ static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct
     if (flags & DR_FILE_RDWR)
         posix_open_cached(p);
     p->inode_dirty = flags & DR_FILE_CREATE;
+    p->by_name = true;
+    if (!(flags & DR_FILE_RDWR))
+        posix_window_enter(p);
     *file = &p->base;
     return 0;
 }
@@ -232,6 +234,11 @@ static int rename_failed(int e, const char *from, const char *to, struct dr_erro
 static int posix_rename(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err)
 {
     (void)fs;
+    int r = posix_window_keep(from, err);
+    if (r == 0)
+        r = posix_window_keep(to, err);
+    if (r < 0)
+        return r;
     return rename(from, to) ? rename_failed(errno, from, to, err) : 0;
 }
 
@@ -239,35 +246,26 @@ static int posix_rename_new(struct dr_fs *fs, const char *from, const char *to,
                             struct dr_error *err)
 {
     (void)fs;
-    int r = dr_rename_new(AT_FDCWD, from, AT_FDCWD, to);
+    int r = posix_window_keep(from, err);
+    if (r < 0)
+        return r;
+    r = dr_rename_new(AT_FDCWD, from, AT_FDCWD, to);
     return r < 0 ? rename_failed(-r, from, to, err) : 0;
 }
 
 static int posix_unlink(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
     (void)fs;
+    int r = posix_window_keep(path, err);
+    if (r < 0)
+        return r;
     return unlink(path) ? dr_fail_errno(err, errno, "Could not remove '%s'", path) : 0;
 }
 
-static int posix_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kind,
-                      struct dr_file_id *id, struct dr_error *err)
-{
-    struct stat st;
-    (void)fs;
-    if (lstat(path, &st))
-        return dr_fail_errno(err, errno, "%s: cannot tell what it is", path);
-    *kind = S_ISREG(st.st_mode)   ? DR_NAME_FILE
-            : S_ISLNK(st.st_mode) ? DR_NAME_LINK
-            : S_ISDIR(st.st_mode) ? DR_NAME_DIR
-                                  : DR_NAME_OTHER;
-    *id = posix_id(&st);
-    return 0;
-}
-
-static int posix_mkdir(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
+static int posix_mkdir(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
     (void)fs;
-    return mkdir(path, mode) ? dr_fail_errno(err, errno, "Could not create '%s'", path) : 0;
+    return mkdir(path, 0700) ? dr_fail_errno(err, errno, "Could not create '%s'", path) : 0;
 }
 
 static int posix_rmdir(struct dr_fs *fs, const char *path, struct dr_error *err)
@@ -275,55 +273,6 @@ static int posix_rmdir(struct dr_fs *fs, const char *path, struct dr_error *err)
     (void)fs;
     return rmdir(path) ? dr_fail_errno(err, errno, "Could not remove '%s'", path) : 0;
 }
-
-/* ------------------------------------------------------------------ locked directories */
-
-struct posix_dir_lock {
-    struct dr_dir_lock base;
-    int fd;
-};
-
-/* The process that held the lock may have removed the directory before it released the lock: then
- * we have locked a directory without a name. */
-static bool has_name(int fd, const char *path)
-{
-    struct stat ours, named;
-    return fstat(fd, &ours) == 0 && lstat(path, &named) == 0 && ours.st_dev == named.st_dev &&
-           ours.st_ino == named.st_ino;
-}
-
-static int posix_lock_dir(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
-                          struct dr_error *err)
-{
-    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0)
-        return dr_fail_errno(err, errno, "Could not open directory '%s'", path);
-    int r;
-    while ((r = flock(fd, LOCK_EX | LOCK_NB)) && errno == EINTR)
-        ;
-    if (r && errno == EWOULDBLOCK)
-        return dr_fail(err, EBUSY, "%s: another process is at work in this directory", path);
-    if (r)
-        return dr_fail(err, ENOTSUP, "%s: directories cannot be locked there", path);
-    if (!has_name(fd, path))
-        return dr_fail(err, ENOENT, "%s: was removed by another process", path);
-    struct posix_dir_lock *lock = malloc(sizeof(*lock));
-    if (!lock)
-        return dr_fail_errno(err, ENOMEM, "Could not lock directory '%s'", path);
-    *lock = (struct posix_dir_lock){.base.fs = fs, .fd = fd};
-    fd = -1;
-    *held = &lock->base;
-    return 0;
-}
-
-static void posix_unlock_dir(struct dr_dir_lock *held)
-{
-    struct posix_dir_lock *lock = (struct posix_dir_lock *)held;
-    close(lock->fd);
-    free(lock);
-}
-
-/* ------------------------------------------------------------------ lists of names */
 
 static int posix_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
@@ -414,8 +363,13 @@ static int posix_copy_attrs(struct dr_fs *fs, struct dr_file *from, struct dr_fi
                             struct dr_error *err)
 {
     (void)fs;
-    int in = posix_file(from)->fd, out = posix_file(to)->fd;
+    POSIX_USE(source, posix_file(from));
+    POSIX_USE(target, posix_file(to));
+    int in = source.fd, out = target.fd;
     struct stat want, have;
+    if (in < 0 || out < 0)
+        return dr_fail_errno(err, in < 0 ? -in : -out, "%s: cannot get owner and mode",
+                             in < 0 ? from->path : to->path);
     if (fstat(in, &want))
         return dr_fail_errno(err, errno, "%s: cannot get owner and mode", from->path);
     /* An owner or group that we may not set stays; narrowed_mode() takes its rights away. */
@@ -505,9 +459,12 @@ static int posix_where(struct dr_fs *fs, struct dr_file *f, char **out, struct d
 {
     char link[64], real[PATH_MAX];
     (void)fs;
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", posix_file(f)->fd);
-    ssize_t n = readlink(link, real, sizeof(real));
     *out = NULL;
+    POSIX_USE(use, posix_file(f));
+    if (use.fd < 0)
+        return dr_fail_errno(err, -use.fd, "%s: cannot be opened again", f->path);
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", use.fd);
+    ssize_t n = readlink(link, real, sizeof(real));
     if (n <= 0 || (size_t)n == sizeof(real))
         return -ENOTSUP;
     *out = strndup(real, (size_t)n);
@@ -528,11 +485,8 @@ struct dr_fs *dr_fs_posix(void)
         .free_space = posix_free_space,
         .realpath = posix_realpath,
         .where = posix_where,
-        .look = posix_look,
         .mkdir = posix_mkdir,
         .rmdir = posix_rmdir,
-        .lock_dir = posix_lock_dir,
-        .unlock_dir = posix_unlock_dir,
     };
     static struct dr_fs fs = {.ops = &ops};
     return &fs;

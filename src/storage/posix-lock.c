@@ -110,20 +110,56 @@ static int take(const struct dr_file *f, int fd, unsigned use, unsigned unshared
     return r;
 }
 
+/* A file that was shut once has its lock bytes on its first description, which has no descriptor.
+ * Set them on the present one, which is in use, before the first goes. */
+static int settle(struct posix_file *p, int fd, struct dr_error *err)
+{
+    int r = p->mapping ? set(&p->base, fd, p->use, p->unshared, err) : 0;
+    if (r == 0)
+        posix_unmap(p);
+    return r;
+}
+
+/* Somebody who pinned the file may still have a call to make, and needs a descriptor: without the
+ * mapping the file could not be told from another one that gets its number. */
+static void release(struct posix_file *p)
+{
+    if (p->base.pins > 1) {
+        POSIX_USE(use, p);
+        posix_window_leave(p);
+    }
+    posix_window_leave(p);
+    if (p->fd >= 0)
+        set_bytes(p->fd, F_UNLCK, USE_BYTE, UNSHARED_BYTE - USE_BYTE + N_PERMS);
+    posix_unmap(p);
+}
+
+static int change(struct posix_file *p, unsigned use, unsigned unshared, struct dr_error *err)
+{
+    POSIX_USE(now, p);
+    if (now.fd < 0)
+        return dr_fail_errno(err, -now.fd, "%s: cannot be opened again", p->base.path);
+    int r = settle(p, now.fd, err);
+    if (r == 0)
+        r = take(&p->base, now.fd, use & ~p->use, unshared & ~p->unshared, err);
+    if (r == 0)
+        drop(now.fd, p->use & ~use, p->unshared & ~unshared);
+    return r;
+}
+
 int posix_lock(struct dr_file *f, unsigned use, unsigned unshared, struct dr_error *err)
 {
     struct posix_file *p = posix_file(f);
-    if (!use && !unshared) {
-        set_bytes(p->fd, F_UNLCK, USE_BYTE, UNSHARED_BYTE - USE_BYTE + N_PERMS);
-    } else {
-        int r = take(f, p->fd, use & ~p->use, unshared & ~p->unshared, err);
-        if (r)
-            return r;
-        drop(p->fd, p->use & ~use, p->unshared & ~unshared);
+    int r = 0;
+    if (!use && !unshared)
+        release(p);
+    else
+        r = change(p, use, unshared, err);
+    if (r == 0) {
+        p->use = use;
+        p->unshared = unshared;
     }
-    p->use = use;
-    p->unshared = unshared;
-    return 0;
+    return r;
 }
 
 /* ------------------------------------------------------------------ another access mode */
@@ -187,9 +223,9 @@ static void take_back(struct posix_file *p, int fd, unsigned use, unsigned unsha
     drop(fd, use, unshared);
 }
 
-int posix_upgrade(struct dr_file *f, struct dr_error *err)
+static int exchange_for_writing(struct posix_file *p, struct dr_error *err)
 {
-    struct posix_file *p = posix_file(f);
+    struct dr_file *f = &p->base;
     unsigned use = DR_PERM_READ | DR_PERM_WRITE | DR_PERM_RESIZE;
     unsigned unshared = DR_PERM_WRITE | DR_PERM_RESIZE;
     bool locks = !(f->flags & DR_FILE_NO_LOCK);
@@ -210,23 +246,45 @@ int posix_upgrade(struct dr_file *f, struct dr_error *err)
     return 0;
 }
 
-/* "Not shared" is held throughout, by one description or the other, so no writer gets between and
- * nothing need be tested. Where a read-only description cannot be had the old one serves on. */
-int posix_downgrade(struct dr_file *f, struct dr_error *err)
+/* A writer keeps its descriptor. */
+int posix_upgrade(struct dr_file *f, struct dr_error *err)
 {
     struct posix_file *p = posix_file(f);
-    CLEANUP_CLOSE int fd = reopen(f, O_RDONLY);
+    POSIX_USE(use, p);
+    if (use.fd < 0)
+        return dr_fail_errno(err, -use.fd, "%s: cannot open for writing", f->path);
+    posix_window_leave(p);
+    int r = settle(p, use.fd, err);
+    if (r == 0)
+        r = exchange_for_writing(p, err);
+    if (r < 0)
+        posix_window_enter(p);
+    return r;
+}
+
+/* "Not shared" is held throughout, by one description or the other, so no writer gets between and
+ * nothing need be tested. Where a read-only description cannot be had the old one serves on. */
+static void exchange_for_reading(struct posix_file *p)
+{
+    CLEANUP_CLOSE int fd = reopen(&p->base, O_RDONLY);
     unsigned use = p->use & DR_PERM_READ;
-    (void)err;
     if (p->cached >= 0)
         close(p->cached);
     p->cached = -1;
     if (fd >= 0 && set_group(fd, F_RDLCK, USE_BYTE, use) == 0 &&
         set_group(fd, F_RDLCK, UNSHARED_BYTE, p->unshared) == 0 && exchange(p, fd) == 0) {
         p->use = use;
-        return 0;
+        return;
     }
     drop(p->fd, p->use & ~use, 0);
     p->use = use;
+}
+
+int posix_downgrade(struct dr_file *f, struct dr_error *err)
+{
+    struct posix_file *p = posix_file(f);
+    (void)err;
+    exchange_for_reading(p);
+    posix_window_enter(p);
     return 0;
 }

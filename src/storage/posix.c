@@ -21,45 +21,52 @@ static bool not_supported(int e)
 static void posix_close(struct dr_file *f)
 {
     struct posix_file *p = posix_file(f);
-    close(p->fd);
+    posix_window_leave(p); /* nobody is about to shut it */
+    posix_unmap(p);
+    if (p->fd >= 0)
+        close(p->fd);
     if (p->cached >= 0)
         close(p->cached);
+    free(p->home);
     free(f->path);
     free(f);
 }
 
 /* ------------------------------------------------------------------ read and write */
 
-void posix_give_up_direct(struct posix_file *p)
+void posix_give_up_direct(struct posix_file *p, int fd)
 {
     p->direct = false;
-    fcntl(p->fd, F_SETFL, 0);
+    fcntl(fd, F_SETFL, 0);
 }
 
 /* Advice only: what the host keeps of these bytes is not needed again. */
-static void drop_cache(struct dr_file *f, uint64_t off, uint64_t len)
+static void drop_cache(struct posix_file *p, int fd, uint64_t off, uint64_t len)
 {
-    if ((f->flags & DR_FILE_DIRECT) && !posix_file(f)->direct)
-        posix_fadvise(posix_file(f)->fd, (off_t)off, (off_t)len, POSIX_FADV_DONTNEED);
+    if ((p->base.flags & DR_FILE_DIRECT) && !p->direct)
+        posix_fadvise(fd, (off_t)off, (off_t)len, POSIX_FADV_DONTNEED);
 }
 
 static ssize_t posix_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
 {
     struct posix_file *p = posix_file(f);
     size_t done = 0;
+    POSIX_USE(use, p);
+    if (use.fd < 0)
+        return use.fd;
     while (done < len) {
-        ssize_t n = pread(p->fd, (char *)buf + done, len - done, (off_t)(off + done));
+        ssize_t n = pread(use.fd, (char *)buf + done, len - done, (off_t)(off + done));
         if (n > 0)
             done += (size_t)n;
         /* The end of the file. With O_DIRECT, reading on at an odd offset would be an error. */
         if (n == 0 || (n > 0 && p->direct && (size_t)n % dr_max(f->read_align, 1u)))
             break;
         if (n < 0 && errno == EINVAL && p->direct)
-            posix_give_up_direct(p); /* the file system took the flag, but not this */
+            posix_give_up_direct(p, use.fd); /* the file system took the flag, but not this */
         else if (n < 0 && errno != EINTR)
             return -errno;
     }
-    drop_cache(f, off, len);
+    drop_cache(p, use.fd, off, len);
     return (ssize_t)done;
 }
 
@@ -88,9 +95,10 @@ static bool is_aligned(const struct posix_file *p, const struct iovec *iov, int 
 
 /* An end of the file that is inside a block goes through the page cache. The kernel keeps that and
  * O_DIRECT apart as long as nobody writes to the same page meanwhile; the range lock sees to it. */
-static int fd_for(struct posix_file *p, const struct iovec *iov, int n, uint64_t off)
+static int fd_for(const struct posix_use *use, const struct iovec *iov, int n, uint64_t off)
 {
-    return p->direct && p->cached >= 0 && !is_aligned(p, iov, n, off) ? p->cached : p->fd;
+    const struct posix_file *p = use->p;
+    return p->direct && p->cached >= 0 && !is_aligned(p, iov, n, off) ? p->cached : use->fd;
 }
 
 static bool lacks_dsync(int e)
@@ -104,9 +112,12 @@ static bool lacks_dsync(int e)
 static int write_all(struct dr_file *f, struct iovec *iov, int n, uint64_t off, int *how)
 {
     struct posix_file *p = posix_file(f);
+    POSIX_USE(use, p);
+    if (use.fd < 0)
+        return use.fd;
     skip_written(&iov, &n, 0);
     while (n) {
-        int fd = fd_for(p, iov, n, off);
+        int fd = fd_for(&use, iov, n, off);
         ssize_t w = *how     ? pwritev2(fd, iov, n < IOV_MAX ? n : IOV_MAX, (off_t)off, *how)
                     : n == 1 ? pwrite(fd, iov->iov_base, iov->iov_len, (off_t)off)
                              : pwritev(fd, iov, n < IOV_MAX ? n : IOV_MAX, (off_t)off);
@@ -118,7 +129,7 @@ static int write_all(struct dr_file *f, struct iovec *iov, int n, uint64_t off, 
             continue;
         }
         if (w < 0 && errno == EINVAL && p->direct) {
-            posix_give_up_direct(p);
+            posix_give_up_direct(p, use.fd);
             continue;
         }
         if (w < 0)
@@ -154,7 +165,10 @@ static int posix_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_f
     struct posix_file *p = posix_file(f);
     if (f->block_device || p->no_seek)
         return 0;
-    off_t next = lseek(p->fd, (off_t)off, SEEK_DATA);
+    POSIX_USE(use, p);
+    if (use.fd < 0)
+        return use.fd;
+    off_t next = lseek(use.fd, (off_t)off, SEEK_DATA);
     if (next < 0 && errno != ENXIO) {
         p->no_seek = not_supported(errno);
         return p->no_seek ? 0 : -errno;
@@ -164,7 +178,7 @@ static int posix_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_f
         *run = next < 0 ? len : dr_min(len, (uint64_t)next - off);
         return 0;
     }
-    next = lseek(p->fd, (off_t)off, SEEK_HOLE);
+    next = lseek(use.fd, (off_t)off, SEEK_HOLE);
     /* Not behind off: the file changed meanwhile; DATA is always a safe answer. */
     if (next > 0 && (uint64_t)next > off)
         *run = dr_min(len, (uint64_t)next - off);
@@ -178,8 +192,11 @@ static int try_fallocate(struct dr_file *f, int mode, uint64_t off, uint64_t len
     if (lacks && *lacks)
         return -ENOTSUP;
     int r;
+    POSIX_USE(use, posix_file(f));
+    if (use.fd < 0)
+        return use.fd;
     do
-        r = fallocate(posix_file(f)->fd, mode, (off_t)off, (off_t)len);
+        r = fallocate(use.fd, mode, (off_t)off, (off_t)len);
     while (r < 0 && errno == EINTR);
     if (r == 0)
         return 0;
@@ -281,17 +298,21 @@ static int posix_truncate(struct dr_file *f, uint64_t size)
     if (f->block_device)
         return size == dr_file_size(f) ? 0 : -ENOTSUP;
     int r;
+    POSIX_USE(use, posix_file(f));
+    if (use.fd < 0)
+        return use.fd;
     do
-        r = ftruncate(posix_file(f)->fd, (off_t)size);
+        r = ftruncate(use.fd, (off_t)size);
     while (r < 0 && errno == EINTR);
     return r < 0 ? -errno : 0;
 }
 
 static int posix_get_size(struct dr_file *f, uint64_t *size)
 {
-    off_t end = lseek(posix_file(f)->fd, 0, SEEK_END);
+    POSIX_USE(use, posix_file(f));
+    off_t end = use.fd < 0 ? use.fd : lseek(use.fd, 0, SEEK_END);
     if (end < 0)
-        return -errno;
+        return use.fd < 0 ? use.fd : -errno;
     *size = (uint64_t)end;
     return 0;
 }
@@ -299,11 +320,14 @@ static int posix_get_size(struct dr_file *f, uint64_t *size)
 static int posix_flush(struct dr_file *f)
 {
     struct posix_file *p = posix_file(f);
+    POSIX_USE(use, p);
+    if (use.fd < 0)
+        return use.fd;
     bool whole = atomic_exchange(&p->inode_dirty, false);
     /* EINVAL: a file system without anything to make durable, that of a read-only medium. */
-    if ((whole ? fsync(p->fd) : fdatasync(p->fd)) && errno != EINVAL)
+    if ((whole ? fsync(use.fd) : fdatasync(use.fd)) && errno != EINVAL)
         return -errno;
-    drop_cache(f, 0, 0);
+    drop_cache(p, use.fd, 0, 0);
     return 0;
 }
 
@@ -320,13 +344,14 @@ static uint64_t clone_length(const struct posix_file *dst, uint64_t dst_off,
 }
 
 /* A reflink shares the blocks: no byte moves. The number of bytes shared. */
-static uint64_t clone_range(struct posix_file *dst, uint64_t dst_off, struct posix_file *src,
-                            uint64_t src_off, uint64_t len)
+static uint64_t clone_range(const struct posix_use *to, uint64_t dst_off,
+                            const struct posix_use *from, uint64_t src_off, uint64_t len)
 {
+    struct posix_file *dst = to->p, *src = from->p;
     len = clone_length(dst, dst_off, src, src_off, len);
     struct file_clone_range range = {
-        .src_fd = src->fd, .src_offset = src_off, .src_length = len, .dest_offset = dst_off};
-    if (!len || ioctl(dst->fd, FICLONERANGE, &range) == 0)
+        .src_fd = from->fd, .src_offset = src_off, .src_length = len, .dest_offset = dst_off};
+    if (!len || ioctl(to->fd, FICLONERANGE, &range) == 0)
         return len;
     /* EINVAL may be about this range (the end of src); the others are about the file system. */
     if (errno == EXDEV)
@@ -340,14 +365,18 @@ static ssize_t posix_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file 
 {
     struct posix_file *d = posix_file(dst), *s = posix_file(src);
     off64_t in = (off64_t)src_off, out = (off64_t)dst_off;
-    uint64_t cloned = clone_range(d, dst_off, s, src_off, len);
+    POSIX_USE(to, d);
+    POSIX_USE(from, s);
+    if (to.fd < 0 || from.fd < 0)
+        return -ENOTSUP; /* reading says what is wrong */
+    uint64_t cloned = clone_range(&to, dst_off, &from, src_off, len);
     if (cloned)
         return (ssize_t)cloned;
     if (dst->block_device || src->block_device || d->no_copy || d->no_copy_from == src->id.dev + 1)
         return -ENOTSUP;
     ssize_t n;
     do
-        n = copy_file_range(s->fd, &in, d->fd, &out, (size_t)len, 0);
+        n = copy_file_range(from.fd, &in, to.fd, &out, (size_t)len, 0);
     while (n < 0 && errno == EINTR);
     if (n >= 0)
         return n ? n : -EINVAL;
@@ -364,13 +393,20 @@ static ssize_t posix_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file 
 
 static void posix_advise(struct dr_file *f, bool random)
 {
-    posix_fadvise(posix_file(f)->fd, 0, 0, random ? POSIX_FADV_RANDOM : POSIX_FADV_NORMAL);
+    struct posix_file *p = posix_file(f);
+    p->random = random; /* for when it is opened again, which advice is no reason for */
+    if (p->fd < 0)
+        return;
+    POSIX_USE(use, p);
+    if (use.fd >= 0)
+        posix_fadvise(use.fd, 0, 0, random ? POSIX_FADV_RANDOM : POSIX_FADV_NORMAL);
 }
 
 static uint64_t posix_mtime(struct dr_file *f)
 {
     struct stat st;
-    if (f->block_device || fstat(posix_file(f)->fd, &st))
+    POSIX_USE(use, posix_file(f));
+    if (f->block_device || use.fd < 0 || fstat(use.fd, &st))
         return 0;
     return (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
 }
@@ -378,8 +414,9 @@ static uint64_t posix_mtime(struct dr_file *f)
 static int posix_usage(struct dr_file *f, uint64_t *bytes)
 {
     struct stat st;
-    if (fstat(posix_file(f)->fd, &st))
-        return -errno;
+    POSIX_USE(use, posix_file(f));
+    if (use.fd < 0 || fstat(use.fd, &st))
+        return use.fd < 0 ? use.fd : -errno;
     *bytes = (uint64_t)st.st_blocks * 512;
     return 0;
 }
@@ -402,4 +439,5 @@ const struct dr_file_ops posix_file_ops = {
     .advise = posix_advise,
     .mtime = posix_mtime,
     .usage = posix_usage,
+    .reason = posix_reason,
 };
