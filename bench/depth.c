@@ -1,61 +1,30 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What depth costs, against a chain of one image and in one process: random 4 KiB reads, a walk
- * over where the bytes are, opening, and what a snapshot, a rebase and a commit of an empty layer
- * take. Hot in the page cache.
+ * over where the bytes are, the operations that walk, opening, and what a snapshot, a rebase and a
+ * commit of an empty layer take. All pieces are in the lowest image, or scattered over all images.
+ * Hot in the page cache.
  *
- *     drover-bench-depth [-n READS] [-r ROUNDS] DIRECTORY
+ *     drover-bench-depth [-f FORMAT] [-n READS] [-r ROUNDS] DIRECTORY
  */
 #include <dirent.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "bench.h"
 #include "core/core.h"
 #include "drover/ops.h"
 
-#define UNIT       4096u
-#define PIECE      65536u
-#define PIECES     8192u
-#define MAX_ROUNDS 64
+#define UNIT   4096u
+#define PIECE  65536u
+#define PIECES 8192u
 
 static struct dr_error err = DR_ERROR_INIT;
 static unsigned reads = 20000, rounds = 5;
 
 static void must(int r, const char *what)
 {
-    if (r >= 0)
-        return;
-    fprintf(stderr, "%s: %s\n", what, err.errnum ? err.text : strerror(-r));
-    exit(1);
-}
-
-static double now(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
-}
-
-static uint64_t random_of(uint64_t *x)
-{
-    *x = *x * 6364136223846793005u + 1442695040888963407u;
-    return *x >> 20;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static double median(double *values)
-{
-    qsort(values, rounds, sizeof(*values), by_value);
-    return values[rounds / 2];
+    bench_must(r, what, &err);
 }
 
 static void verdict(const char *what, unsigned depth, const char *value, bool good)
@@ -70,6 +39,7 @@ struct subject {
     const char *dir, *format;
     uint64_t size;
     unsigned depth;
+    bool scattered; /* piece by piece over all images; else all in the lowest */
 };
 
 static const char *layer(const struct subject *s, unsigned i)
@@ -77,7 +47,8 @@ static const char *layer(const struct subject *s, unsigned i)
     static char paths[4][4096];
     static unsigned next;
     char *path = paths[next++ % 4];
-    snprintf(path, sizeof(paths[0]), "%s/d%u-%u.%s", s->dir, s->depth, i, s->format);
+    snprintf(path, sizeof(paths[0]), "%s/%c%u-%u.%s", s->dir, s->scattered ? 's' : 'd', s->depth, i,
+             s->format);
     return path;
 }
 
@@ -89,16 +60,25 @@ static struct dr_disk *open_top(const struct subject *s, unsigned flags)
     return disk;
 }
 
-/* Pieces at the same distance all over the disk, in the lowest image. */
-static void fill(const struct subject *s)
+static unsigned layer_of_piece(const struct subject *s, uint64_t piece)
 {
-    struct dr_open_options open = {.format = s->format, .flags = DR_OPEN_RDWR | DR_OPEN_NO_FLUSH};
+    uint64_t x = piece;
+    bench_random(&x);
+    return s->scattered ? (unsigned)(bench_random(&x) % s->depth) : 0;
+}
+
+/* Pieces at the same distance all over the disk: those of them that layer i is to have. */
+static void fill(const struct subject *s, unsigned i)
+{
+    struct dr_open_options open = {.format = s->format,
+                                   .flags = DR_OPEN_RDWR | DR_OPEN_NO_FLUSH | DR_OPEN_NO_BACKING};
     struct dr_disk *disk;
     uint8_t buf[PIECE];
     memset(buf, 0x5a, sizeof(buf));
-    must(dr_open(layer(s, 0), &open, &disk, &err), "open");
-    for (uint64_t i = 0; i < PIECES; i++)
-        must(dr_pwrite(disk, buf, i * (s->size / PIECES), PIECE, 0, &err), "fill");
+    must(dr_open(layer(s, i), &open, &disk, &err), "open");
+    for (uint64_t piece = 0; piece < PIECES; piece++)
+        if (layer_of_piece(s, piece) == i)
+            must(dr_pwrite(disk, buf, piece * (s->size / PIECES), PIECE, 0, &err), "fill");
     must(dr_close(disk, &err), "close");
 }
 
@@ -124,8 +104,8 @@ static void make_chain(const struct subject *s)
 {
     for (unsigned i = 0; i < s->depth; i++) {
         make_layer(s, i);
-        if (i == 0)
-            fill(s);
+        if (i == 0 || s->scattered)
+            fill(s, i);
     }
 }
 
@@ -148,32 +128,105 @@ static double read_time(struct dr_disk *disk, uint64_t size)
 {
     uint8_t buf[UNIT];
     uint64_t x = 1;
-    double start = now();
+    double start = bench_now();
     for (unsigned i = 0; i < reads; i++) {
-        uint64_t piece = random_of(&x) % PIECES, unit = random_of(&x) % (PIECE / UNIT);
+        uint64_t piece = bench_random(&x) % PIECES, unit = bench_random(&x) % (PIECE / UNIT);
         must(dr_pread(disk, buf, piece * (size / PIECES) + unit * UNIT, UNIT, &err), "read");
     }
-    return now() - start;
+    return bench_now() - start;
 }
 
-static double walk_time(const struct subject *s)
+/* The seconds that a walk takes, without opening. other: one image with the same bytes. */
+typedef double walk_fn(const struct subject *s, const struct subject *other);
+
+static double map_time(const struct subject *s, const struct subject *other)
 {
+    (void)other;
     struct dr_disk *disk = open_top(s, 0);
-    double start = now();
+    double start = bench_now();
     for (uint64_t off = 0; off < s->size;) {
         struct dr_extent_status status;
         must(dr_block_status(disk, off, s->size - off, &status, &err), "map");
         off += status.len;
     }
-    double took = now() - start;
+    double took = bench_now() - start;
     must(dr_close(disk, &err), "close");
     return took;
 }
 
+static double info_time(const struct subject *s, const struct subject *other)
+{
+    (void)other;
+    struct dr_disk *disk = open_top(s, 0);
+    char *json = NULL;
+    double start = bench_now();
+    must(dr_disk_info(disk, NULL, false, &json, &err), "info");
+    double took = bench_now() - start;
+    free(json);
+    must(dr_close(disk, &err), "close");
+    return took;
+}
+
+static double compare_time(const struct subject *s, const struct subject *other)
+{
+    struct dr_disk *disk = open_top(s, 0), *plain = open_top(other, 0);
+    struct dr_compare_result result;
+    double start = bench_now();
+    must(dr_compare(disk, plain, false, NULL, &result, &err), "compare");
+    double took = bench_now() - start;
+    must(result.same ? 0 : -EIO, "compare");
+    must(dr_close(disk, &err), "close");
+    must(dr_close(plain, &err), "close");
+    return took;
+}
+
+static double open_time(const struct subject *s, const struct subject *other)
+{
+    (void)other;
+    double start = bench_now();
+    must(dr_close(open_top(s, 0), &err), "close");
+    return bench_now() - start;
+}
+
+/* These two open for themselves; what that takes is measured beside and taken off. */
+static double measure_time(const struct subject *s, const struct subject *other)
+{
+    struct dr_open_options open = {.format = s->format};
+    struct dr_measure_options o = {.source = &open, .out_format = "vmdk"};
+    struct dr_measure_result result;
+    double opening = open_time(s, other), start = bench_now();
+    must(dr_measure(layer(s, s->depth - 1), 0, &o, &result, &err), "measure");
+    return bench_now() - start - opening;
+}
+
+static double convert_time(const struct subject *s, const struct subject *other)
+{
+    char target[4096];
+    const char *source = layer(s, s->depth - 1);
+    struct dr_open_options open = {.format = s->format};
+    struct dr_convert_options o = {
+        .source = &open, .out_format = "raw", .sparse_size = DR_CONVERT_SPARSE_DEFAULT};
+    snprintf(target, sizeof(target), "%s/target", s->dir);
+    unlink(target);
+    double opening = open_time(s, other), start = bench_now();
+    must(dr_convert(&source, 1, target, &o, NULL, &err), "convert");
+    double took = bench_now() - start - opening;
+    unlink(target);
+    return took;
+}
+
+static const struct {
+    const char *name;
+    walk_fn *time;
+} walks[] = {
+    {"map", map_time},         {"info", info_time},       {"measure", measure_time},
+    {"compare", compare_time}, {"convert", convert_time}, {"(open and close)", open_time},
+};
+
 static void compare_reads(const char *format, const struct subject *s, unsigned n)
 {
     struct dr_disk *disks[4];
-    double took[4][MAX_ROUNDS], one = 0;
+    double took[4][BENCH_MAX_ROUNDS], one = 0;
     char what[64], value[64];
     for (unsigned i = 0; i < n; i++) {
         disks[i] = open_top(&s[i], 0);
@@ -183,31 +236,35 @@ static void compare_reads(const char *format, const struct subject *s, unsigned 
         for (unsigned i = 0; i < n; i++)
             took[i][round] = read_time(disks[i], s[i].size);
     for (unsigned i = 0; i < n; i++) {
-        double m = median(took[i]);
+        double m = bench_median(took[i], rounds);
         one = i ? one : m;
-        snprintf(what, sizeof(what), "%s: random 4 KiB reads", format);
+        snprintf(what, sizeof(what), "%s%s: random 4 KiB reads", format,
+                 s[i].scattered ? ", scattered" : "");
         snprintf(value, sizeof(value), "%.2f us, %.2f times", m / reads * 1e6, m / one);
         verdict(what, s[i].depth, value, m <= 1.5 * one);
         must(dr_close(disks[i], &err), "close");
     }
 }
 
-static void compare_walks(const char *format, const struct subject *s, unsigned n)
+/* A deep chain against one image, in turns. */
+static void compare_walks(const struct subject *deep, const struct subject *one,
+                          const struct subject *other)
 {
-    double took[4][MAX_ROUNDS], one = 0;
+    double took[2][BENCH_MAX_ROUNDS];
     char what[64], value[64];
-    for (unsigned round = 0; round < rounds; round++)
-        for (unsigned i = 0; i < n; i++)
-            took[i][round] = walk_time(&s[i]);
-    for (unsigned i = 0; i < n; i++) {
-        double m = median(took[i]);
-        one = i ? one : m;
-        snprintf(what, sizeof(what), "%s: map of %u pieces", format, PIECES);
-        snprintf(value, sizeof(value), "%.1f ms, %.2f times", m * 1e3, m / one);
-        if (s[i].depth <= 300)
-            verdict(what, s[i].depth, value, m <= 2 * one);
+    for (size_t w = 0; w < sizeof(walks) / sizeof(walks[0]); w++) {
+        for (unsigned round = 0; round < rounds; round++) {
+            took[0][round] = walks[w].time(one, other);
+            took[1][round] = walks[w].time(deep, other);
+        }
+        double a = bench_median(took[0], rounds), b = bench_median(took[1], rounds);
+        snprintf(what, sizeof(what), "%s%s: %s", deep->format, deep->scattered ? ", scattered" : "",
+                 walks[w].name);
+        snprintf(value, sizeof(value), "%.1f ms, %.1f ms, %.2f times", a * 1e3, b * 1e3, b / a);
+        if (deep->depth <= 300 && walks[w].time != open_time)
+            verdict(what, deep->depth, value, b <= 2 * a);
         else /* there is no figure that it must reach */
-            printf("%-34s %5u  %s\n", what, s[i].depth, value);
+            printf("%-34s %5u  %s\n", what, deep->depth, value);
     }
 }
 
@@ -237,18 +294,18 @@ static unsigned open_files(void)
 
 static void measure_open(const char *format, const struct subject *s)
 {
-    double took[MAX_ROUNDS], memory = 0;
+    double took[BENCH_MAX_ROUNDS], memory = 0;
     unsigned files = open_files(), held = 0;
     char what[64], value[64];
     for (unsigned round = 0; round < rounds; round++) {
-        double start = now();
+        double start = bench_now();
         struct dr_disk *disk = open_top(s, 0);
-        took[round] = now() - start;
+        took[round] = bench_now() - start;
         memory = resident_mib(); /* all of the process: freed memory is not told from the rest */
         held = open_files() - files;
         must(dr_close(disk, &err), "close");
     }
-    double m = median(took);
+    double m = bench_median(took, rounds);
     snprintf(what, sizeof(what), "%s: open", format);
     snprintf(value, sizeof(value), "%.3f s", m);
     verdict(what, s->depth, value, m < 0.2);
@@ -261,14 +318,14 @@ static void measure_open(const char *format, const struct subject *s)
 static void measure_changes(const char *format, const struct subject *s)
 {
     char what[64], value[64], *active = NULL;
-    double start = now();
+    double start = bench_now();
     if (dr_format_find(format)->snapshot_suffix) {
         must(dr_snapshot_create(layer(s, s->depth - 1), "bench-snapshot", NULL, &active, &err),
              "snapshot");
         free(active);
         snprintf(what, sizeof(what), "%s: snapshot -c", format);
-        snprintf(value, sizeof(value), "%.3f s", now() - start);
-        verdict(what, s->depth, value, now() - start < 0.5);
+        snprintf(value, sizeof(value), "%.3f s", bench_now() - start);
+        verdict(what, s->depth, value, bench_now() - start < 0.5);
         char path[4096];
         snprintf(path, sizeof(path), "%s/bench-snapshot", s->dir);
         unlink(path);
@@ -276,17 +333,17 @@ static void measure_changes(const char *format, const struct subject *s)
     struct dr_rebase_options rebase = {.backing = strrchr(layer(s, s->depth - 2), '/') + 1,
                                        .backing_format = format,
                                        .unsafe = true};
-    start = now();
+    start = bench_now();
     must(dr_rebase(layer(s, s->depth - 1), &rebase, NULL, &err), "rebase");
     snprintf(what, sizeof(what), "%s: rebase -u", format);
-    snprintf(value, sizeof(value), "%.3f s", now() - start);
-    verdict(what, s->depth, value, now() - start < 0.5);
+    snprintf(value, sizeof(value), "%.3f s", bench_now() - start);
+    verdict(what, s->depth, value, bench_now() - start < 0.5);
     struct dr_commit_options commit = {0};
-    start = now();
+    start = bench_now();
     must(dr_commit(layer(s, s->depth - 1), &commit, NULL, &err), "commit");
     snprintf(what, sizeof(what), "%s: commit", format);
-    snprintf(value, sizeof(value), "%.3f s", now() - start);
-    verdict(what, s->depth, value, now() - start < 0.5);
+    snprintf(value, sizeof(value), "%.3f s", bench_now() - start);
+    verdict(what, s->depth, value, bench_now() - start < 0.5);
 }
 
 /* ------------------------------------------------------------------ all of it */
@@ -294,29 +351,39 @@ static void measure_changes(const char *format, const struct subject *s)
 static void run(const char *dir, const char *format)
 {
     const struct subject s[] = {
-        {dir, format, UINT64_C(64) << 30, 1},
-        {dir, format, UINT64_C(64) << 30, 300},
-        {dir, format, UINT64_C(64) << 30, 1000},
+        {dir, format, UINT64_C(64) << 30, 1, false},
+        {dir, format, UINT64_C(64) << 30, 300, false},
+        {dir, format, UINT64_C(64) << 30, 1000, false},
+        {dir, format, UINT64_C(64) << 30, 300, true},
     };
+    const struct subject other = {dir, format, UINT64_C(64) << 30, 1, true};
     enum { N = sizeof(s) / sizeof(s[0]) };
     for (unsigned i = 0; i < N; i++)
         make_chain(&s[i]);
-    measure_open(format, &s[N - 1]);
+    make_chain(&other);
+    measure_open(format, &s[2]);
     compare_reads(format, s, N);
-    compare_walks(format, s, N);
-    measure_changes(format, &s[N - 1]);
+    for (unsigned i = 1; i < N; i++)
+        compare_walks(&s[i], &s[0], &other);
+    measure_changes(format, &s[2]);
     remove_all(dir);
 }
 
 int main(int argc, char **argv)
 {
+    static const char *const formats[] = {"vmdk", "add-cow"};
+    const char *only = NULL;
     char dir[4096];
     int opt;
-    while ((opt = getopt(argc, argv, "n:r:")) != -1) {
+    while ((opt = getopt(argc, argv, "f:n:r:")) != -1) {
+        if (opt == 'f') {
+            only = optarg;
+            continue;
+        }
         unsigned long value = strtoul(optarg, NULL, 0);
         if (opt == 'n' && value > 0)
             reads = (unsigned)value;
-        else if (opt == 'r' && value > 0 && value <= MAX_ROUNDS)
+        else if (opt == 'r' && value > 0 && value <= BENCH_MAX_ROUNDS)
             rounds = (unsigned)value;
         else
             return 2;
@@ -332,8 +399,9 @@ int main(int argc, char **argv)
     if (!mkdtemp(dir))
         must(-1, dir);
     printf("%-34s %5s\n", "", "depth");
-    run(dir, "vmdk");
-    run(dir, "add-cow");
+    for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++)
+        if (!only || strcmp(only, formats[i]) == 0)
+            run(dir, formats[i]);
     rmdir(dir);
     return 0;
 }

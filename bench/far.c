@@ -2,23 +2,12 @@
 /* Copying from a file that is far away: each read takes 10 ms, and 64 may be under way. Once with
  * one request at a time, then with as many as the engine chooses. Prints both times in seconds, and
  * their ratio. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
+#include "bench.h"
 #include "faultfs.h"
 #include "ops/ops-internal.h"
 
 #define ITEMS  256u
 #define LENGTH (ITEMS * (size_t)DR_STOCK_BUFFER)
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 static int take_10_ms(void *user, const struct faultfs_io *io)
 {
@@ -27,14 +16,6 @@ static int take_10_ms(void *user, const struct faultfs_io *io)
     if (io->kind == FAULTFS_READ && strstr(io->path, "source") && io->len >= 65536)
         nanosleep(&t, NULL);
     return 0;
-}
-
-static void must(int r, const struct dr_error *err)
-{
-    if (r >= 0)
-        return;
-    fprintf(stderr, "bench: %s\n", err->text);
-    exit(1);
 }
 
 static void make_source(struct dr_fs *fs)
@@ -47,10 +28,10 @@ static void make_source(struct dr_fs *fs)
     if (!bytes)
         exit(1);
     memset(bytes, 0x5a, LENGTH);
-    must(dr_create_fs(fs, "source", &create, &err), &err);
-    must(dr_open_fs(fs, "source", &rw, &disk, &err), &err);
-    must(dr_pwrite(disk, bytes, 0, LENGTH, 0, &err), &err);
-    must(dr_close(disk, &err), &err);
+    bench_must(dr_create_fs(fs, "source", &create, &err), "create", &err);
+    bench_must(dr_open_fs(fs, "source", &rw, &disk, &err), "open", &err);
+    bench_must(dr_pwrite(disk, bytes, 0, LENGTH, 0, &err), "write", &err);
+    bench_must(dr_close(disk, &err), "close", &err);
     free(bytes);
 }
 
@@ -60,9 +41,9 @@ static double copy(struct dr_fs *fs, unsigned workers)
     struct dr_convert_options o = {.sparse_size = 4096};
     struct dr_job job = {.workers = workers};
     const char *from = "source";
-    double start = now();
-    must(dr_convert_fs(fs, &from, 1, "target", &o, &job, &err), &err);
-    return now() - start;
+    double start = bench_now();
+    bench_must(dr_convert_fs(fs, &from, 1, "target", &o, &job, &err), "convert", &err);
+    return bench_now() - start;
 }
 
 int main(void)

@@ -7,18 +7,14 @@
  */
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "bench.h"
 #include "drover/ops.h"
 
-#define UNIT       4096u
-#define PIECE      (1u << 20)
-#define MAX_ROUNDS 64
-#define LIMIT      1.3 /* times the system call */
+#define UNIT  4096u
+#define PIECE (1u << 20)
+#define LIMIT 1.3 /* times the system call */
 
 static struct dr_error err = DR_ERROR_INIT;
 static uint64_t size = 512ull << 20;
@@ -26,17 +22,7 @@ static unsigned requests = 200000, rounds = 7;
 
 static void must(int r, const char *what)
 {
-    if (r >= 0)
-        return;
-    fprintf(stderr, "%s: %s\n", what, err.errnum ? err.text : strerror(-r));
-    exit(1);
-}
-
-static uint64_t now(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+    bench_must(r, what, &err);
 }
 
 /* ------------------------------------------------------------------ what is measured */
@@ -81,7 +67,7 @@ static void *work(void *arg)
 static double seconds(const struct way *way, unsigned threads)
 {
     struct worker w[2];
-    uint64_t start = now();
+    double start = bench_now();
     for (unsigned i = 0; i < threads; i++) {
         w[i] = (struct worker){.way = way, .seed = i + 1, .n = requests / threads};
         if (i > 0)
@@ -90,26 +76,14 @@ static double seconds(const struct way *way, unsigned threads)
     work(&w[0]);
     for (unsigned i = 1; i < threads; i++)
         pthread_join(w[i].thread, NULL);
-    return (double)(now() - start) / 1e9;
+    return bench_now() - start;
 }
 
 /* ------------------------------------------------------------------ a table of medians */
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static double median(double *values)
-{
-    qsort(values, rounds, sizeof(*values), by_value);
-    return values[rounds / 2];
-}
-
 static void compare(const char *name, struct dr_disk *disk, int fd, bool write, unsigned threads)
 {
-    double ours[MAX_ROUNDS], theirs[MAX_ROUNDS];
+    double ours[BENCH_MAX_ROUNDS], theirs[BENCH_MAX_ROUNDS];
     const struct way lib = {.disk = disk, .write = write}, sys = {.fd = fd, .write = write};
     seconds(&lib, threads); /* warm */
     seconds(&sys, threads);
@@ -117,7 +91,7 @@ static void compare(const char *name, struct dr_disk *disk, int fd, bool write, 
         theirs[i] = seconds(&sys, threads);
         ours[i] = seconds(&lib, threads);
     }
-    double a = median(ours), b = median(theirs);
+    double a = bench_median(ours, rounds), b = bench_median(theirs, rounds);
     printf("%-8s %-14s %u thread%s %8.3f us %8.3f us %6.2f  %s\n", name,
            write ? "write in place" : "read", threads, threads == 1 ? " " : "s", a / requests * 1e6,
            b / requests * 1e6, a / b, a <= LIMIT * b ? "ok" : "MISSED");
@@ -158,7 +132,7 @@ int main(int argc, char **argv)
         unsigned long long value = strtoull(optarg, NULL, 0);
         if (opt == 'n')
             requests = (unsigned)value;
-        else if (opt == 'r' && value > 0 && value <= MAX_ROUNDS)
+        else if (opt == 'r' && value > 0 && value <= BENCH_MAX_ROUNDS)
             rounds = (unsigned)value;
         else if (opt == 's' && value >= PIECE)
             size = value / PIECE * PIECE;

@@ -8,8 +8,8 @@
  *  - A pointer may be NULL where its comment says so. Otherwise NULL is refused with -EINVAL;
  *    functions that return no errno, such as dr_size(), must not be called with NULL. Unknown flags
  *    are refused with -EINVAL.
- *  - What a function hands out through a pointer is there only after success. What is malloc'ed
- *    ends with free().
+ *  - Results that a function hands out through a pointer are there only after success. Free with
+ *    free() what a comment calls malloc'ed.
  *  - The library never prints, never exits and never aborts on bad input.
  *  - One struct dr_disk may be used from many threads at once, except in dr_close().
  */
@@ -115,7 +115,7 @@ struct dr_open_options {
 /* Every path of an image may also be FORMAT:PATH#MEMBER: one disk of a file that holds several,
  * such as vma:backup.vma#drive-scsi0. #MEMBER may be left out if there is only one; if PATH#MEMBER
  * is itself the name of a file, it is that. A path that begins like this by chance is written
- * ./vma:... What these return is malloc'ed, NULL = out of memory. */
+ * ./vma:... The functions below return malloc'ed strings, NULL = out of memory. */
 /* The format that such a name says; NULL: it is a plain path. */
 DR_API const char *dr_name_format(const char *name);
 /* The path of the file that name leads to. */

@@ -74,7 +74,7 @@ DR_API const char *dr_job_state_name(enum dr_job_state state);
  * Nothing is lost: doing the operation again goes on. The only one of these functions that a signal
  * handler may call. NULL is allowed. */
 DR_API void dr_job_cancel(struct dr_job *job);
-/* What is being moved is finished; then the job rests. */
+/* The job finishes the requests that are under way and then rests. */
 DR_API void dr_job_pause(struct dr_job *job);
 DR_API void dr_job_resume(struct dr_job *job);
 /* Bytes a second, 0 = as fast as it goes. */
@@ -147,8 +147,9 @@ struct dr_measure_result {
     uint64_t required;        /* the lengths of its files with the data the source has */
     uint64_t fully_allocated; /* when every byte of it has been written */
 };
-/* What would a new image take? Nothing is made, no data is read: an upper bound. source NULL: of a
- * disk of this size, else of what it holds. -ENOTSUP: the format does not tell. */
+/* Tell how many bytes a new image would take, at most. Nothing is made and no data is read. The
+ * image is to hold what `source` holds; source NULL: a disk of `size` bytes. -ENOTSUP: the format
+ * does not tell. */
 DR_API int dr_measure(const char *source, uint64_t size, const struct dr_measure_options *options,
                       struct dr_measure_result *result, struct dr_error *err);
 
@@ -291,7 +292,8 @@ DR_API int dr_disk_check(struct dr_disk *disk, void (*report)(void *user, const 
                          void *user, char **json, struct dr_job *job, struct dr_error *err);
 
 /* Say what was interrupted at path (through report, a line each, or NULL) and, unless dry_run,
- * finish or undo it. *found = how many things there were; found may be NULL. */
+ * finish or undo it. *found = how many things there were; found may be NULL. What another process
+ * is making there is reported, too, but left alone and not counted. */
 DR_API int dr_recover(const char *path, const struct dr_open_options *options, bool dry_run,
                       void (*report)(void *user, const char *line), void *user, unsigned *found,
                       struct dr_error *err);

@@ -132,6 +132,65 @@ DR_API int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_option
                           struct dr_job *job, struct dr_vma_extract_result *result,
                           struct dr_error *err);
 
+/* ------------------------------------------------------------------ extracting into new files
+ *
+ * Disks become new images, configuration files become files. All are made in a staging directory
+ * and get their names together, when all of them are complete and durable. */
+
+struct dr_vma_new_disk {
+    unsigned id;
+    const char *file;            /* its name in the directory; with options.path: ignored */
+    const char *format;          /* NULL = raw */
+    const struct dr_pair *pairs; /* settings of the format */
+    size_t n_pairs;
+};
+
+struct dr_vma_new_config {
+    size_t index; /* in dr_vma_header.configs */
+    const char *file;
+};
+
+struct dr_vma_files_options {
+    /* One of the two. dir: all files go into this directory, which is made if it does not exist;
+     * staging directory: dir/.drover.partial. path: the one disk there is becomes this file;
+     * staging directory: .NAME.drover.partial beside it. */
+    const char *dir, *path;
+    const struct dr_vma_new_disk *disks;
+    size_t n_disks;
+    const struct dr_vma_new_config *configs;
+    size_t n_configs;
+    /* How the archive is read, and targets for further disks, which need not be new images.
+     * checkpoint and resume_from are not the caller's here. */
+    struct dr_vma_extract_options read;
+    bool replace; /* existing files that nobody uses give way; else -EEXIST */
+    bool resume;  /* after an interruption keep what was made, and go on from it in the next call */
+    bool no_sync; /* do not wait until anything is durable; not with resume */
+    unsigned flags; /* enum dr_open_flag: NO_LOCK */
+    /* There is no staging directory: dir is made, and must not exist. Disks are called tmp-FILE in
+     * it until all are complete; configuration files have their names from the start. */
+    bool in_sight;
+    /* Called when the configuration files are durable, before disks are made; may change what
+     * read.targets points to and n_targets through the pointer that the caller has. Non-zero: the
+     * call ends with -ECANCELED. NULL = not called. */
+    int (*ready)(void *user);
+    void *user;
+};
+
+struct dr_vma_files_result {
+    struct dr_vma_extract_result read; /* all 0 if only names were missing */
+    /* After a failure: the staging directory, if it was left to go on from. "" = nothing was left.
+     */
+    char kept[4096];
+};
+
+/* -EEXIST: a file has one of the names (without replace) or came meanwhile. -EBUSY: a file that
+ * would give way is in use, or another call uses the staging directory. -ESTALE: with resume, the
+ * staging directory is that of another extraction. result may be NULL. Messages of the job tell of
+ * old files that an interrupted call has left in the staging directory. */
+DR_API int dr_vma_extract_files(struct dr_vma *vma, const struct dr_vma_files_options *options,
+                                struct dr_job *job, struct dr_vma_files_result *result,
+                                struct dr_error *err);
+
 /* Can name be used as the name of a file in a directory of the caller's choice? It has no '/',
  * is not ".", ".." or empty, has no control characters, and file systems take it. */
 DR_API bool dr_vma_name_is_safe(const char *name);

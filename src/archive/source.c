@@ -213,6 +213,11 @@ struct dr_file *dr_source_file(struct dr_source *s)
     return s->plain;
 }
 
+struct dr_file *dr_source_stored(struct dr_source *s)
+{
+    return s->in.file;
+}
+
 void dr_source_stop_by(struct dr_source *s, const volatile int *stop)
 {
     s->in.stop = stop;

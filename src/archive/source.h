@@ -36,6 +36,9 @@ int dr_source_skip(struct dr_source *s, uint64_t len, uint64_t *skipped, struct 
  * Lives as long as the source. */
 struct dr_file *dr_source_file(struct dr_source *s);
 
+/* The file that the bytes come from, as they are stored; NULL for a pipe. */
+struct dr_file *dr_source_stored(struct dr_source *s);
+
 /* How the bytes that begin like this are compressed (9 tell for sure), NULL = they are not. */
 const char *dr_source_compression_of(const uint8_t *buf, size_t len);
 

@@ -286,6 +286,25 @@ static int begin(struct vma_read *x, struct dr_vma *vma, struct dr_error *err)
     return 0;
 }
 
+int vma_read_disks(struct dr_vma *vma, const struct dr_vma_extract_options *options,
+                   struct dr_job *job, struct dr_vma_extract_result *result, struct dr_error *err)
+{
+    struct vma_read *x = calloc(1, sizeof(*x));
+    if (!x)
+        return dr_fail(err, ENOMEM, "%s: out of memory", vma->name);
+    x->o = options;
+    x->job = job;
+    init_locks(x);
+    int r = begin(x, vma, err);
+    if (r == 0)
+        r = extract(x, err);
+    if (result)
+        *result = x->result;
+    dr_source_stop_by(vma->source, NULL);
+    clean_up(x);
+    return r;
+}
+
 int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_options *options,
                    struct dr_job *job, struct dr_vma_extract_result *result, struct dr_error *err)
 {
@@ -296,18 +315,5 @@ int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_options *opti
     int r = dr_job_begin(job, err);
     if (r < 0)
         return r;
-    struct vma_read *x = calloc(1, sizeof(*x));
-    if (!x)
-        return dr_job_end(job, dr_fail(err, ENOMEM, "%s: out of memory", vma->name));
-    x->o = options ? options : &defaults;
-    x->job = job;
-    init_locks(x);
-    r = begin(x, vma, err);
-    if (r == 0)
-        r = extract(x, err);
-    if (result)
-        *result = x->result;
-    dr_source_stop_by(vma->source, NULL);
-    clean_up(x);
-    return dr_job_end(job, r);
+    return dr_job_end(job, vma_read_disks(vma, options ? options : &defaults, job, result, err));
 }

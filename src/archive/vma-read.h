@@ -124,6 +124,10 @@ struct vma_read {
     pthread_mutex_t damage_lock;   /* result's damage, pending and the caller's damage() */
 };
 
+/* dr_vma_extract within another call of the job. */
+int vma_read_disks(struct dr_vma *vma, const struct dr_vma_extract_options *options,
+                   struct dr_job *job, struct dr_vma_extract_result *result, struct dr_error *err);
+
 /* vma-read-state.c */
 
 /* A chunk, taken from the free ones or new; NULL = out of memory. */

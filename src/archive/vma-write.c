@@ -220,12 +220,6 @@ static int write_archive(struct writer *w, struct dr_error *err)
 
 /* ------------------------------------------------------------------ checksums */
 
-static bool exists(struct dr_fs *fs, const char *path)
-{
-    struct dr_file_id id;
-    return fs->ops->identify(fs, path, &id, NULL) == 0;
-}
-
 static char *with_suffix(const char *path, const char *suffix)
 {
     char *out = NULL;
@@ -236,7 +230,7 @@ static char *with_suffix(const char *path, const char *suffix)
 static int find_real(struct writer *w, struct dr_error *err)
 {
     CLEANUP_FREE char *real = NULL, *dir = dr_path_dirname(w->path), *real_dir = NULL, *here = NULL;
-    bool there = exists(w->fs, w->path);
+    bool there = dr_fs_exists(w->fs, w->path);
     if (!dir)
         return no_memory(w, err);
     int r = there ? w->fs->ops->realpath(w->fs, w->path, &real, err) : 0;
@@ -273,7 +267,7 @@ static int plan_sums(struct writer *w, struct dr_error *err)
         return no_memory(w, err);
     if (w->to_file && strcmp(w->sums_path, w->path) == 0)
         return dr_fail(err, EINVAL, "%s: archive and checksums cannot be one file", w->path);
-    if (!exists(w->fs, w->sums_path))
+    if (!dr_fs_exists(w->fs, w->sums_path))
         return 0;
     if (!vma_sums_is(w->fs, w->sums_path))
         return dr_fail(err, EEXIST, "%s: exists and holds no checksums", w->sums_path);
@@ -389,7 +383,7 @@ static int replace(struct writer *w, struct dr_error *err)
 static int create_file(struct writer *w, struct dr_error *err)
 {
     CLEANUP_FILE struct dr_file *old = NULL;
-    if (exists(w->fs, w->path)) {
+    if (dr_fs_exists(w->fs, w->path)) {
         if (!w->options->replace)
             return dr_fail(err, EEXIST, "%s: exists already", w->path);
         int r = dr_file_open(w->fs, w->path, DR_FILE_RDWR, &old, err);

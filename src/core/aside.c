@@ -18,13 +18,12 @@
 static const char random_chars[] = "abcdefghijklmnopqrstuvwxyz0123456789";
 static const char hash_chars[] = "0123456789abcdef";
 
-char *dr_aside_name(const char *base, const char *mark)
+static char *make_name(const char *base, const char *mark, const char *dash, const char *random)
 {
-    char random[RANDOM_CHARS + 1], *name;
-    size_t len = strlen(base), extra = strlen("..-") + strlen(mark) + RANDOM_CHARS;
-    dr_random_text(random, RANDOM_CHARS);
+    char *name;
+    size_t len = strlen(base), extra = strlen("..~") + strlen(mark) + strlen(random);
     if (len + extra <= NAME_MAX)
-        return asprintf(&name, ".%s.%s-%s", base, mark, random) < 0 ? NULL : name;
+        return asprintf(&name, ".%s.%s%s%s", base, mark, dash, random) < 0 ? NULL : name;
     size_t keep = NAME_MAX - extra - HASH_CHARS;
     /* Some file systems refuse names that are no UTF-8: do not cut inside of a character. */
     while (keep > 1 && ((unsigned char)base[keep] & 0xc0) == 0x80)
@@ -33,6 +32,18 @@ char *dr_aside_name(const char *base, const char *mark)
     return asprintf(&name, ".%.*s.%s~%016" PRIx64 "%s", (int)keep, base, mark, hash, random) < 0
                ? NULL
                : name;
+}
+
+char *dr_aside_name(const char *base, const char *mark)
+{
+    char random[RANDOM_CHARS + 1];
+    dr_random_text(random, RANDOM_CHARS);
+    return make_name(base, mark, "-", random);
+}
+
+char *dr_aside_fixed_name(const char *base, const char *mark)
+{
+    return make_name(base, mark, "", "");
 }
 
 char *dr_aside_path(const char *path, const char *mark)

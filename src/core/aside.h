@@ -27,6 +27,8 @@ struct dr_aside {
 
 /* A fresh random name for base, malloc'ed; NULL = out of memory. */
 char *dr_aside_name(const char *base, const char *mark);
+/* The same without RANDOM: the one name with this mark for base. */
+char *dr_aside_fixed_name(const char *base, const char *mark);
 /* The path of such a name next to path, malloc'ed; NULL = out of memory. */
 char *dr_aside_path(const char *path, const char *mark);
 /* Is name such a name with this mark? No directory in name. */

@@ -94,7 +94,7 @@ static void unit_free_unused(struct unit *u)
     free(u);
 }
 
-/* It is found no more; whoever uses it goes on. */
+/* Take a unit out of the table. Its present users go on with it. */
 static void unit_remove(struct unit *u)
 {
     struct unit **link = bucket_of(u->image, u->file, u->host);

@@ -28,7 +28,7 @@
 #define SEGMENTS_MAX 8192u      /* of a window; more of them are not worth their memory */
 #define SLOTS_MAX    (1u << 16) /* of an index */
 #define ASKS_MAX     64         /* questions to find out whether a chunk is empty */
-#define CHUNKS_FIRST 4          /* chunks that the first question covers */
+#define GRANULE      4096u      /* of what is remembered of a layer, unless the disk is huge */
 #define FREED_ROUND  64         /* windows that go at a time */
 #define UNKNOWN      UINT32_MAX
 
@@ -49,7 +49,7 @@ struct window {
 struct memo {
     /* A bit for each 64th of the disk: asked about it as a whole; it is empty. */
     _Atomic uint64_t asked, empty;
-    /* The last run of empty windows, first << 32 | end. */
+    /* The last run that was found empty, first << 32 | end, in granules. */
     _Atomic uint64_t run;
 };
 
@@ -59,6 +59,7 @@ struct dr_index {
     struct dr_image *const *images;
     uint64_t size;            /* of the uppermost: nothing is known behind it */
     uint64_t chunk;           /* what a bit of a memo stands for: a multiple of WINDOW */
+    uint64_t granule;         /* of the run of a memo: a disk has fewer than 2^32 */
     unsigned thaws;           /* of all layers together, when the index was made */
     _Atomic unsigned checked; /* the count of thawings when that was looked at last */
     _Atomic bool stale;
@@ -156,6 +157,9 @@ static struct dr_index *index_new(struct dr_image *const *images, size_t first, 
     ix->images = images;
     ix->size = images[first]->size;
     ix->chunk = dr_max(WINDOW, dr_round_up(dr_div_up(ix->size, 64), WINDOW));
+    ix->granule = GRANULE;
+    while (ix->size / ix->granule > UINT32_MAX)
+        ix->granule *= 2;
     ix->n_slots = 1;
     while (ix->n_slots < SLOTS_MAX && ix->n_slots < dr_div_up(ix->size, WINDOW))
         ix->n_slots *= 2;
@@ -248,42 +252,42 @@ static uint64_t end_of_chunks(const struct dr_index *ix, uint64_t bits, uint64_t
     return (clear ? (uint64_t)__builtin_ctzll(clear) : 64) * ix->chunk;
 }
 
-/* How far from the window's begin on the layer is known to be empty; begin itself: not known. */
-static uint64_t known_empty(const struct dr_index *ix, struct memo *memo, uint64_t begin)
+/* How far from off on the layer is known to be empty; off itself: not known. */
+static uint64_t known_empty(const struct dr_index *ix, const struct memo *memo, uint64_t off)
 {
-    uint64_t empty = atomic_load_explicit(&memo->empty, memory_order_relaxed);
-    uint64_t until = end_of_chunks(ix, empty, begin);
     uint64_t run = atomic_load_explicit(&memo->run, memory_order_relaxed);
-    uint64_t number = begin / WINDOW;
-    if (number >= run >> 32 && number < (uint32_t)run)
-        until = dr_max(until, (uint32_t)run * WINDOW);
-    return until;
+    uint64_t first = (run >> 32) * ix->granule, end = (uint32_t)run * ix->granule;
+    if (off >= first && off < end)
+        return end;
+    return end_of_chunks(ix, atomic_load_explicit(&memo->empty, memory_order_relaxed), off);
 }
 
-static void remember_empty(struct memo *memo, uint64_t off, uint64_t end)
+/* Somebody walks: what was found empty last ends at off, or goes on there. The next run will be
+ * found in its turn, so there is no need to find out about more of the layer. */
+static bool is_walked(const struct dr_index *ix, const struct memo *memo, uint64_t off)
 {
-    uint64_t first = dr_div_up(off, WINDOW), last = end / WINDOW;
-    if (first < last && last <= UINT32_MAX)
+    uint64_t run = atomic_load_explicit(&memo->run, memory_order_relaxed);
+    return off > 0 && off >= (run >> 32) * ix->granule && off <= (uint32_t)run * ix->granule;
+}
+
+static void remember_empty(const struct dr_index *ix, struct memo *memo, uint64_t off, uint64_t end)
+{
+    uint64_t first = dr_div_up(off, ix->granule), last = end / ix->granule;
+    if (first < last)
         atomic_store_explicit(&memo->run, first << 32 | last, memory_order_relaxed);
 }
 
 /* Ask layer i, once for each chunk, whether the chunk that holds begin is empty. A long answer also
- * settles the chunks that follow. A question covers a few chunks, so that a single read does not
- * pay for scanning the whole disk; it goes to the end of the disk if the chunk before is known to
- * be empty, as in a walk. */
+ * settles the chunks that follow. */
 static int ask_chunk(const struct dr_index *ix, size_t i, uint64_t begin)
 {
     struct memo *memo = &ix->memos[i - ix->first];
     struct dr_image *image = ix->images[i];
     uint64_t bit = begin / ix->chunk, off = bit * ix->chunk;
-    uint64_t end = dr_min(off + ix->chunk, ix->size);
+    uint64_t end = dr_min(off + ix->chunk, ix->size), far = dr_min(ix->size, image->size);
     uint64_t mask = UINT64_C(1) << bit;
     if (end > image->size || (atomic_load_explicit(&memo->asked, memory_order_relaxed) & mask))
         return 0;
-    uint64_t empty = atomic_load_explicit(&memo->empty, memory_order_relaxed);
-    uint64_t far = dr_min(ix->size, image->size);
-    if (bit == 0 || !(empty >> (bit - 1) & 1))
-        far = dr_min(far, off + CHUNKS_FIRST * ix->chunk);
     for (int n = 0; n < ASKS_MAX && off < end; n++) {
         struct dr_extent ext;
         int r = dr_image_map(image, off, far - off, &ext, NULL);
@@ -293,8 +297,9 @@ static int ask_chunk(const struct dr_index *ix, size_t i, uint64_t begin)
             break;
         off += ext.len;
     }
+    remember_empty(ix, memo, bit * ix->chunk, off);
     uint64_t whole = off == ix->size ? dr_div_up(off, ix->chunk) : off / ix->chunk;
-    empty = bits_between(bit, whole);
+    uint64_t empty = bits_between(bit, whole);
     atomic_fetch_or_explicit(&memo->empty, empty, memory_order_relaxed);
     atomic_fetch_or_explicit(&memo->asked, empty | mask, memory_order_relaxed);
     return 0;
@@ -332,20 +337,26 @@ static int add(struct build *b, uint64_t end, uint32_t owner)
 static int ask(struct build *b, size_t i, uint64_t off, bool *owns, uint64_t *until)
 {
     const struct dr_index *ix = b->ix;
+    struct memo *memo = &ix->memos[i - ix->first];
     struct dr_image *image = ix->images[i];
     struct dr_extent ext;
     *owns = true;
     *until = UINT64_MAX;
     if (off >= image->size)
         return 0; /* the layer has ended: so does every look-up */
-    uint64_t far = dr_min(image->size, (off / ix->chunk + 1) * ix->chunk);
-    int r = dr_image_map(image, off, far - off, &ext, NULL);
+    uint64_t empty = known_empty(ix, memo, off);
+    if (empty > off) {
+        *owns = false;
+        *until = empty;
+        return 0;
+    }
+    int r = dr_image_map(image, off, image->size - off, &ext, NULL);
     if (r < 0)
         return r;
     *owns = ext.kind != DR_HOLE;
     *until = off + ext.len;
     if (!*owns)
-        remember_empty(&ix->memos[i - ix->first], off, *until);
+        remember_empty(ix, memo, off, *until);
     return 0;
 }
 
@@ -391,10 +402,15 @@ static bool all_owned(const struct build *b)
     return true;
 }
 
-/* Note that all layers above the last of the run are empty in the chunks from the one that begin is
- * in up to until; begin itself: in none. */
-static void remember_lowest(struct dr_index *ix, uint64_t begin, uint64_t until)
+/* Note in how many chunks from the one that begin is in all layers above the last of the run are
+ * empty. */
+static void remember_lowest(struct dr_index *ix, uint64_t begin)
 {
+    uint64_t until = UINT64_MAX;
+    for (size_t i = 0; i < ix->last - 1 - ix->first && until > begin; i++) {
+        uint64_t empty = atomic_load_explicit(&ix->memos[i].empty, memory_order_relaxed);
+        until = dr_min(until, end_of_chunks(ix, empty, begin));
+    }
     uint64_t first = begin / ix->chunk;
     uint64_t end = until >= ix->size ? 64 : until / ix->chunk;
     if (end > first)
@@ -407,20 +423,20 @@ static int build_segments(struct build *b)
 {
     struct dr_index *ix = b->ix;
     size_t lowest = ix->last - 1;
-    uint64_t chunks = UINT64_MAX; /* how far chunks are known to be empty in all layers */
     for (size_t i = ix->first; i < lowest && !all_owned(b); i++) {
-        struct memo *memo = &ix->memos[i - ix->first];
-        int r = known_empty(ix, memo, b->begin) < b->end ? ask_chunk(ix, i, b->begin) : 0;
-        if (r < 0)
-            return r;
-        uint64_t bits = atomic_load_explicit(&memo->empty, memory_order_relaxed);
-        chunks = dr_min(chunks, end_of_chunks(ix, bits, b->begin));
+        const struct memo *memo = &ix->memos[i - ix->first];
         uint64_t empty = known_empty(ix, memo, b->begin);
+        if (empty == b->begin && !is_walked(ix, memo, b->begin)) {
+            int r = ask_chunk(ix, i, b->begin);
+            if (r < 0)
+                return r;
+            empty = known_empty(ix, memo, b->begin);
+        }
         if (empty >= b->end) {
             b->reach = dr_min(b->reach, empty);
             continue;
         }
-        r = take_part(b, i);
+        int r = take_part(b, i);
         if (r < 0)
             return r;
     }
@@ -428,7 +444,7 @@ static int build_segments(struct build *b)
         if (b->now[s].owner == UNKNOWN)
             b->now[s].owner = (uint32_t)lowest;
     if (b->n == 1 && b->now[0].owner == lowest)
-        remember_lowest(ix, b->begin, chunks);
+        remember_lowest(ix, b->begin);
     return 0;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Range locks serialise changes to a unit. Epochs keep a host range from being reused while a
- * reader that looked it up is still reading: whoever frees space waits until all that entered
- * before have left. A reader counts itself into its thread's stripe and takes no lock. */
+ * reader that looked it up is still reading: freeing space waits until all that entered before
+ * have left. A reader counts itself into its thread's stripe and takes no lock. */
 #include "core/internal.h"
 
 struct dr_ranges {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What pages.c (finding and editing pages), pages-load.c (reading them, evicting others) and
- * pages-flush.c (writing them) share. */
+/* Shared by pages.c (finding and editing pages), pages-load.c (reading them, evicting others) and
+ * pages-flush.c (writing them). */
 #ifndef DR_CORE_PAGES_INTERNAL_H
 #define DR_CORE_PAGES_INTERNAL_H
 
@@ -54,7 +54,10 @@ struct dr_cache {
     uint64_t gen;               /* of hole knowledge: edits end it */
     uint64_t load_gen;          /* what was read from the file before this changed may be stale */
     struct dr_loading *loading; /* reads under way */
-    pthread_cond_t loaded;      /* with image->lock: one of them has ended */
+    /* The hole of a file that was found last, while hole_gen is gen; where the last read ended. */
+    unsigned hole_file, read_file;
+    uint64_t hole_off, hole_end, hole_gen, read_end;
+    pthread_cond_t loaded; /* with image->lock: one of them has ended */
 };
 
 extern uint8_t dr_zero_page[DR_PAGE_SIZE]; /* never written */
@@ -74,8 +77,8 @@ void dr_page_free(struct dr_page *page);
 /* The callback at hand needs the page until it has succeeded. -ENOMEM. */
 int dr_hold_add(struct dr_hold *hold, struct dr_page *page);
 
-/* pages-load.c: one clock over the pages of all images, so that what was not used for the longest
- * time goes first, whoever it belongs to. */
+/* pages-load.c: one clock over the pages of all images, so that the page that was not used for the
+ * longest time goes first, whichever image it belongs to. */
 void dr_clock_add(struct dr_page *page);
 void dr_clock_remove(struct dr_page *page);
 void dr_clock_charge(size_t more, size_t less);

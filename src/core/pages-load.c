@@ -3,7 +3,9 @@
  *
  * A page is read by one thread; others that miss it meanwhile wait for that thread. A read costs
  * one pread; only for a page of zeros the file is asked how far the hole goes, since then the
- * answer saves reads.
+ * answer saves reads: pages inside the hole that was found last are not read at all. A page right
+ * behind that hole is read together with the next one, which mostly begins another hole; a page
+ * right behind the last read, together with several.
  *
  * The budget is one for the whole process and counts the bytes that pages take. The pages of all
  * images stand in one ring, which a hand passes as in any second-chance clock: so an image that
@@ -14,6 +16,8 @@
 #include "base/bytes.h"
 
 #define LOAD_PAGES     64u /* at most, by one read */
+#define AHEAD_PAGES    8u  /* by one read of pages that are wanted one after the other */
+#define BEHIND_HOLE    2u
 #define HOLE_LOOKAHEAD (1ull << 40)
 /* How many pages an evictor looks at: a cache full of dirty pages must not cost much. */
 #define EVICT_LOOK 256
@@ -99,6 +103,7 @@ struct loaded {
     unsigned n;
     uint8_t *data[LOAD_PAGES];     /* dr_zero_page, or malloc'ed */
     uint64_t hole_end[LOAD_PAGES]; /* > 0: the file is a hole from the page to here */
+    uint64_t hole_from, hole_to;   /* the last hole of them; equal: none */
 };
 
 static void loaded_free(struct loaded *l)
@@ -135,9 +140,9 @@ static int take_page(struct dr_image *image, struct dr_file *f, uint64_t off, co
 static int read_pages(struct dr_image *image, struct dr_file *f, uint64_t off, unsigned n,
                       struct loaded *l, struct dr_error *err)
 {
-    uint8_t one[DR_PAGE_SIZE], *bytes = one;
+    uint8_t few[BEHIND_HOLE * DR_PAGE_SIZE], *bytes = few;
     CLEANUP_FREE uint8_t *many = NULL;
-    if (n > 1) {
+    if (n > BEHIND_HOLE) {
         bytes = many = malloc((size_t)n * DR_PAGE_SIZE);
         if (!many)
             return no_memory(f, err);
@@ -153,6 +158,7 @@ static int read_pages(struct dr_image *image, struct dr_file *f, uint64_t off, u
 static int find_holes(struct dr_file *f, uint64_t off, struct loaded *l, struct dr_error *err)
 {
     uint64_t known = 0, hole_end = 0; /* up to known the file was asked */
+    l->hole_from = l->hole_to = 0;
     for (unsigned i = 0; i < l->n; i++) {
         uint64_t at = off + (uint64_t)i * DR_PAGE_SIZE, run;
         enum dr_file_extent kind;
@@ -165,6 +171,10 @@ static int find_holes(struct dr_file *f, uint64_t off, struct loaded *l, struct 
                 return r;
             known = at + run;
             hole_end = kind == DR_FILE_HOLE ? known : 0;
+            if (hole_end) {
+                l->hole_from = at;
+                l->hole_to = hole_end;
+            }
         }
         if (hole_end >= at + DR_PAGE_SIZE)
             l->hole_end[i] = hole_end;
@@ -214,14 +224,35 @@ static int pass_present(struct dr_image *image, const struct dr_need *need, uint
     return 0;
 }
 
-static unsigned missing_run(const struct dr_cache *cache, const struct dr_need *need, uint64_t at)
+/* How many pages from at on, which is missing, are missing too and begin before end. */
+static unsigned missing_run(const struct dr_cache *cache, unsigned file, uint64_t at, uint64_t end)
 {
     unsigned n = 1;
-    for (uint64_t next = at + DR_PAGE_SIZE; n < LOAD_PAGES && next < need->off + need->len;
-         next += DR_PAGE_SIZE, n++)
-        if (dr_cache_find(cache, need->file, next) || loading_find(cache, need->file, next))
+    for (uint64_t next = at + DR_PAGE_SIZE; n < LOAD_PAGES && next < end; next += DR_PAGE_SIZE, n++)
+        if (dr_cache_find(cache, file, next) || loading_find(cache, file, next))
             break;
     return n;
+}
+
+/* Where to read to, if all that is wanted is the page at `at`. */
+static uint64_t read_ahead(const struct dr_cache *cache, const struct dr_file *f, unsigned file,
+                           uint64_t at)
+{
+    uint64_t n = 1;
+    if (cache->hole_file == file && at > 0 && dr_round_down(cache->hole_end, DR_PAGE_SIZE) == at)
+        n = BEHIND_HOLE;
+    else if (cache->read_file == file && cache->read_end == at && at > 0)
+        n = AHEAD_PAGES;
+    return dr_min(at + n * DR_PAGE_SIZE, dr_file_size(f));
+}
+
+/* How many of n pages lie in the hole that was found last. */
+static unsigned pages_in_hole(const struct dr_cache *cache, unsigned file, uint64_t at, unsigned n)
+{
+    if (cache->hole_gen != cache->gen || cache->hole_file != file || at < cache->hole_off ||
+        at >= cache->hole_end)
+        return 0;
+    return (unsigned)dr_min(n, (cache->hole_end - at) / DR_PAGE_SIZE);
 }
 
 /* Put the pages that were read into the table, but for those that dr_page_new put there meanwhile.
@@ -247,14 +278,46 @@ static int enter_pages(struct dr_image *image, unsigned file, uint64_t off, stru
     return r;
 }
 
-/* One read of up to LOAD_PAGES pages from *at on; image->lock held, dropped for the read. */
+static int enter_hole(struct dr_image *image, unsigned file, uint64_t at, unsigned n,
+                      struct dr_hold *hold)
+{
+    struct loaded l;
+    for (l.n = 0; l.n < n; l.n++) {
+        l.data[l.n] = dr_zero_page;
+        l.hole_end[l.n] = image->cache->hole_end;
+    }
+    return enter_pages(image, file, at, &l, true, hold);
+}
+
+/* Reads n pages; if that fails, at least the `wanted` first ones. No lock held. */
+static int load_pages(struct dr_image *image, struct dr_file *f, uint64_t off, unsigned n,
+                      unsigned wanted, struct loaded *l, struct dr_error *err)
+{
+    int r = read_pages(image, f, off, n, l, n > wanted ? NULL : err);
+    if (r < 0 && n > wanted) {
+        loaded_free(l);
+        r = read_pages(image, f, off, wanted, l, err);
+    }
+    return r < 0 ? r : find_holes(f, off, l, err);
+}
+
+/* Pages from *at on, by at most one read; image->lock held, dropped for the read. */
 static int load_run(struct dr_image *image, const struct dr_need *need, uint64_t *at,
                     struct dr_hold *hold, struct dr_error *err)
 {
     struct dr_cache *cache = image->cache;
     struct dr_file *f = image->files[need->file];
+    uint64_t need_end = need->off + need->len;
+    unsigned wanted = missing_run(cache, need->file, *at, need_end), n = wanted;
+    unsigned in_hole = pages_in_hole(cache, need->file, *at, wanted);
+    if (in_hole > 0) {
+        int r = enter_hole(image, need->file, *at, in_hole, hold);
+        *at += (uint64_t)in_hole * DR_PAGE_SIZE;
+        return r < 0 ? no_memory(f, err) : 0;
+    }
+    if (*at + DR_PAGE_SIZE >= need_end)
+        n = missing_run(cache, need->file, *at, read_ahead(cache, f, need->file, *at));
     dr_file_pin(f); /* no user of its own: one more would refuse the others an upgrade */
-    unsigned n = missing_run(cache, need, *at);
     struct dr_loading mine = {need->file, *at, *at + (uint64_t)n * DR_PAGE_SIZE, cache->loading};
     uint64_t load_gen = cache->load_gen, gen = cache->gen;
     bool quiet = cache->n_dirty + cache->n_sealed == 0;
@@ -263,16 +326,23 @@ static int load_run(struct dr_image *image, const struct dr_need *need, uint64_t
 
     struct loaded l; /* without its pages: clearing them would cost more than most reads */
     l.n = 0;
-    int r = read_pages(image, f, *at, n, &l, err);
-    if (r == 0)
-        r = find_holes(f, *at, &l, err);
+    int r = load_pages(image, f, *at, n, wanted, &l, err);
 
     pthread_mutex_lock(&image->lock);
     loading_end(cache, &mine);
     if (r == 0 && cache->load_gen == load_gen) { /* else a flush wrote meanwhile: read again */
         /* Dirty pages in memory may fill what the file still shows as a hole. */
-        r = enter_pages(image, need->file, *at, &l, quiet && gen == cache->gen, hold);
-        *at = mine.end;
+        bool holes_hold = quiet && gen == cache->gen;
+        r = enter_pages(image, need->file, *at, &l, holes_hold, hold);
+        *at += (uint64_t)l.n * DR_PAGE_SIZE;
+        cache->read_file = need->file;
+        cache->read_end = *at;
+        if (holes_hold && l.hole_to > l.hole_from) {
+            cache->hole_file = need->file;
+            cache->hole_off = l.hole_from;
+            cache->hole_end = l.hole_to;
+            cache->hole_gen = gen;
+        }
         if (r < 0)
             no_memory(f, err);
     }

@@ -68,7 +68,7 @@ static bool has_ids(const struct commit *c)
 static bool in_part(const struct commit *c, struct dr_file_id id, size_t first, size_t last)
 {
     for (size_t i = first; i <= last; i++)
-        if (dr_ops_same_id(dr_image_id(c->chain->images[i]), id))
+        if (dr_same_id(dr_image_id(c->chain->images[i]), id))
             return true;
     return false;
 }
@@ -219,6 +219,8 @@ static int check_space(const struct commit *c, struct dr_error *err)
 {
     struct dr_walk above, own;
     uint64_t need = 0, room = dr_ops_image_space(image_p(c));
+    if (c->size <= room)
+        return 0; /* whatever is in it: no need to look */
     dr_walk_init(&above, c->chain, c->first, c->base, c->size);
     dr_walk_init(&own, c->chain, c->base, c->base + 1, c->size);
     for (uint64_t off = 0, end; off < above.size; off = end) {

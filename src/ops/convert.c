@@ -206,7 +206,7 @@ static int copy_difference(struct convert *c, struct dr_chain *src, struct dr_ch
 static size_t member_of(const struct dr_chain *chain, const struct dr_image *image)
 {
     size_t i = 0;
-    while (i < chain->n && !dr_ops_same_id(dr_image_id(chain->images[i]), dr_image_id(image)))
+    while (i < chain->n && !dr_same_id(dr_image_id(chain->images[i]), dr_image_id(image)))
         i++;
     return i;
 }
@@ -294,6 +294,8 @@ static int check_space(struct convert *c, struct dr_error *err)
     if (!c->is_new)
         return 0;
     room = dr_ops_free_space(c->fs, c->fresh.final); /* where links lead */
+    if (c->total <= room)
+        return 0; /* whatever is in it: no need to look */
     for (size_t i = 0; i < c->n; i++) {
         struct dr_transfer t;
         transfer_init(c, &t, c->sources[i]->chain, c->out->chain, 0);

@@ -4,6 +4,7 @@
 #define DR_OPS_INTERNAL_H
 
 #include "core/aside.h"
+#include "ops/newimage.h"
 #include "ops/stock.h"
 
 /* ------------------------------------------------------------------ as in drover/ops.h */
@@ -42,65 +43,6 @@ int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options
 int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                   bool dry_run, void (*report)(void *user, const char *line), void *user,
                   unsigned *found, struct dr_error *err);
-
-/* ------------------------------------------------------------------ new images (newimage.c)
- *
- * A new image is made, complete, under its own name in a private directory next to its place
- * (core/aside.h has its name), and then moved: the other files first, the one that was asked for
- * last. Until then nothing under the final names has changed. */
-
-struct dr_new_image {
-    struct dr_fs *fs;
-    char *final;         /* where it will stand, links followed */
-    char *dir;           /* the private directory, NULL = not made */
-    char *path;          /* dir/NAME: where it is made */
-    struct dr_file *old; /* what has the place now, locked against other users; or NULL */
-    bool durable;        /* make the names durable */
-    bool no_replace;     /* nothing that is there gives way */
-};
-
-/* flags: enum dr_open_flag: NO_LOCK, NO_FLUSH. On failure nothing is left; else end with
- * dr_new_publish or dr_new_abandon. */
-int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, bool no_replace,
-                 unsigned flags, struct dr_error *err);
-/* Would moving what has been made so far take the place of files that are not the old image's? */
-int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err);
-/* What has been made so far gets owner, mode and labels of the file at from, as far as we may. */
-void dr_new_take_attrs(const struct dr_new_image *n, const char *from);
-/* The image is closed and complete: move it to its place. Ends n, whatever the result. */
-int dr_new_publish(struct dr_new_image *n, struct dr_error *err);
-/* Remove what was made. Does nothing after an end. */
-void dr_new_abandon(struct dr_new_image *n);
-/* What is to become of the private directory dir, which nobody uses, of an interrupted attempt at
- * the image final. */
-enum dr_new_state {
-    DR_NEW_UNKNOWN,    /* not recognised, or the old image may be nowhere else: leave it alone */
-    DR_NEW_UNUSED,     /* no file had begun to move, or all have moved: remove it */
-    DR_NEW_HALF_MOVED, /* its main file lacks extents that have been moved already: the new image
-                        * was complete, and moving the rest finishes it */
-};
-enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *final);
-/* A half moved image may be finished only while nothing has its final name: an image that still had
- * it when the attempt was killed has been usable, and may have been used, since. */
-bool dr_new_may_finish(struct dr_fs *fs, const char *final);
-/* Move what stands in the private directory dir to the places next to final / remove it all. */
-int dr_new_move_all(struct dr_fs *fs, const char *dir, const char *final, bool durable,
-                    struct dr_error *err);
-int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err);
-
-/* The message of a failure r names the image path, not its private directory. Returns r. */
-static inline int dr_new_hide(int r, const char *path, struct dr_error *err)
-{
-    if (r < 0 && err)
-        dr_aside_hide(err->text, DR_ASIDE_DIR, path ? dr_path_basename(path) : NULL);
-    return r;
-}
-
-/* Create the image by its driver in the private directory. what: all but the settings, which are
- * pairs, and what n knows. */
-int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
-                  const struct dr_create_params *what, const struct dr_pair *pairs, size_t n_pairs,
-                  unsigned flags, struct dr_error *err);
 
 /* ------------------------------------------------------------------ directories of images (scan.c)
  *
@@ -141,7 +83,7 @@ bool dr_scan_is_opaque(const struct dr_scan_entry *e);
 /* Does the entry name the file of this id as its parent? */
 static inline bool dr_scan_is_child(const struct dr_scan_entry *e, struct dr_file_id parent)
 {
-    return e->backing_path && e->backing_id.dev == parent.dev && e->backing_id.ino == parent.ino;
+    return e->backing_path && dr_same_id(e->backing_id, parent);
 }
 
 /* ------------------------------------------------------------------ small things (util.c) */
@@ -169,6 +111,8 @@ unsigned dr_ops_file_flags(unsigned open_flags);
 /* Malloc'ed list of names in a directory, sorted; free with dr_ops_free_names. */
 int dr_ops_list(struct dr_fs *fs, const char *dir, char ***names, size_t *n, struct dr_error *err);
 void dr_ops_free_names(char **names, size_t n);
+/* Give the file `to` owner, mode and labels of the file `from`, as far as we may. */
+void dr_ops_copy_attrs(struct dr_fs *fs, const char *from, const char *to);
 /* Bytes free at path; UINT64_MAX when that is not known. */
 uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path);
 /* The same where the image keeps its data. */
@@ -187,10 +131,6 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name);
 /* The name under which an image at path records the file at target: relative if it can be.
  * Malloc'ed, NULL = out of memory. */
 char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target);
-static inline bool dr_ops_same_id(struct dr_file_id a, struct dr_file_id b)
-{
-    return a.dev == b.dev && a.ino == b.ino;
-}
 
 static inline void dr_cleanup_disk(struct dr_disk **disk)
 {
@@ -205,14 +145,9 @@ static inline void dr_cleanup_image(struct dr_image **image)
 {
     dr_image_unref(*image, NULL);
 }
-static inline void dr_cleanup_new(struct dr_new_image *n)
-{
-    dr_new_abandon(n);
-}
 #define CLEANUP_DISK  __attribute__((cleanup(dr_cleanup_disk)))
 #define CLEANUP_FILE  __attribute__((cleanup(dr_cleanup_file)))
 #define CLEANUP_IMAGE __attribute__((cleanup(dr_cleanup_image)))
-#define CLEANUP_NEW   __attribute__((cleanup(dr_cleanup_new)))
 
 /* Close a disk whose closing may fail, and forget it. */
 static inline int dr_ops_close(struct dr_disk **disk, struct dr_error *err)

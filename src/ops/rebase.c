@@ -63,14 +63,14 @@ static int find_in_chain(struct rebase *rb, struct dr_error *err)
     if (r < 0)
         return dr_prefix(err, r, "%s: the new backing file", rb->path);
     struct dr_chain *chain = rb->old;
-    if (dr_ops_same_id(dr_image_id(overlay(rb)), id))
+    if (dr_same_id(dr_image_id(overlay(rb)), id))
         return dr_fail(err, ELOOP, "%s: cannot be its own backing file", rb->path);
     for (unsigned i = 0; i < overlay(rb)->n_files; i++)
-        if (dr_ops_same_id(overlay(rb)->files[i]->id, id))
+        if (dr_same_id(overlay(rb)->files[i]->id, id))
             return dr_fail(err, ELOOP, "%s: %s holds its own data and cannot be its backing file",
                            rb->path, rb->where);
     for (size_t i = 1; i < chain->n; i++) {
-        if (!dr_ops_same_id(dr_image_id(chain->images[i]), id))
+        if (!dr_same_id(dr_image_id(chain->images[i]), id))
             continue;
         const char *is = chain->images[i]->fmt->name, *given = rb->o->backing_format;
         if (given && strcmp(given, is) != 0)
@@ -85,7 +85,7 @@ static int find_in_chain(struct rebase *rb, struct dr_error *err)
 static int refuse_loop(const struct rebase *rb, const struct dr_chain *chain, struct dr_error *err)
 {
     for (size_t i = 0; i < chain->n; i++)
-        if (dr_ops_same_id(dr_image_id(chain->images[i]), dr_image_id(overlay(rb))))
+        if (dr_same_id(dr_image_id(chain->images[i]), dr_image_id(overlay(rb))))
             return dr_fail(err, ELOOP, "%s: is itself a backing file of %s: a loop", rb->path,
                            rb->where);
     return 0;
@@ -321,6 +321,8 @@ static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
 static int check_space(struct rebase *rb, struct dr_error *err)
 {
     uint64_t need, room = dr_ops_image_space(overlay(rb));
+    if (overlay(rb)->size <= room && !rb->o->dry_run)
+        return 0; /* whatever is in it: no need to look */
     int r = measure(rb, &need, err);
     if (r == 0 && need > room)
         r = does_not_fit(rb, room, err);
@@ -613,7 +615,7 @@ static void open_parent_forced(struct rebase *rb)
     open.flags |= DR_OPEN_NO_BACKING | DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
     struct dr_file_id id;
     if (dr_name_identify(rb->fs, rb->where, &id, NULL) < 0 ||
-        dr_ops_same_id(id, dr_image_id(overlay(rb))))
+        dr_same_id(id, dr_image_id(overlay(rb))))
         return;
     if (dr_open_fs(rb->fs, rb->where, &open, &rb->parent, NULL) == 0)
         rb->above = rb->parent->chain;

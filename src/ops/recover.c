@@ -14,20 +14,37 @@ struct recover {
     void (*report)(void *user, const char *line);
     void *user;
     unsigned found;
+    bool busy;  /* something is being made there */
     char *kept; /* the last leftover that only a person can judge; NULL = none */
 };
 
+static void say_v(struct recover *rc, const char *fmt, va_list ap)
+{
+    char line[2048];
+    vsnprintf(line, sizeof(line), fmt, ap);
+    if (rc->report)
+        rc->report(rc->user, line);
+}
+
+/* Report something that was interrupted. */
 static void say(struct recover *rc, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static void say(struct recover *rc, const char *fmt, ...)
 {
-    char line[2048];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(line, sizeof(line), fmt, ap);
+    say_v(rc, fmt, ap);
     va_end(ap);
     rc->found++;
-    if (rc->report)
-        rc->report(rc->user, line);
+}
+
+/* Report something that goes on. */
+static void remark(struct recover *rc, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void remark(struct recover *rc, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    say_v(rc, fmt, ap);
+    va_end(ap);
 }
 
 /* ------------------------------------------------------------------ leftovers in the directory */
@@ -80,7 +97,8 @@ static int keep_for_choice(struct recover *rc, const char *dir, const char *fina
     return 0;
 }
 
-static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
+/* The private directory of a new image, locked where that can be. */
+static int claimed_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
 {
     CLEANUP_FREE char *final = of ? dr_path_sibling(rc->path, of) : NULL;
     char **names = NULL;
@@ -105,8 +123,23 @@ static int private_dir(struct recover *rc, const char *dir, const char *of, stru
                     : ": removed");
     if (rc->dry_run)
         return 0;
-    return finish ? dr_new_move_all(rc->fs, dir, final, true, err)
-                  : dr_new_remove_all(rc->fs, dir, err);
+    return finish ? dr_new_finish(rc->fs, dir, final, err) : dr_new_remove_all(rc->fs, dir, err);
+}
+
+static int private_dir(struct recover *rc, const char *dir, const char *of, struct dr_error *err)
+{
+    struct dr_dir_lock *lock;
+    int r = dr_dir_lock(rc->fs, dir, &lock, NULL);
+    if (r == -EBUSY) {
+        rc->busy = true;
+        remark(rc, "%s: somebody is making %s there: left alone", dir, of ? of : "an image");
+        return 0;
+    }
+    if (r == -ENOENT) /* its maker has finished, or somebody else has recovered it */
+        return 0;
+    r = claimed_dir(rc, dir, of, err);
+    dr_dir_unlock(lock);
+    return r;
 }
 
 #define DIGITS 6 /* of a snapshot's number */
@@ -198,7 +231,7 @@ static int leftover(struct recover *rc, const char *name, char *const *names, si
     if (r == 0)
         r = find_owner(rc, &aside, dir ? path : NULL, names, n, &of, err);
     if (r < 0)
-        return r;
+        return r == -ENOENT ? 0 : r; /* its maker has just finished */
     if (!same_family(dr_path_basename(rc->path), of ? of : stem))
         return 0;
     if (dir)
@@ -334,8 +367,9 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
     if (options)
         rc.options = *options;
     int r = leftovers(&rc, err);
-    /* of a disk that was never finished only leftovers can be there */
-    bool gone = r == 0 && rc.found > 0 && fs->ops->identify(fs, path, &id, NULL) == -ENOENT;
+    /* Of a disk that is not finished only its private directory can be there. */
+    bool gone = r == 0 && (rc.found > 0 || rc.busy) &&
+                fs->ops->identify(fs, path, &id, NULL) == -ENOENT;
     if (r == 0 && !gone)
         r = images(&rc, err);
     if (r == 0 && rc.kept && !dry_run)

@@ -100,7 +100,7 @@ static char *list_children(const struct retire *rt, const struct dr_scan *scan)
         return NULL;
     struct dr_file_id own = dr_image_id(image_of(rt));
     for (size_t i = 0; i < scan->n; i++)
-        if (dr_scan_is_child(&scan->all[i], own) && !dr_ops_same_id(scan->all[i].id, own))
+        if (dr_scan_is_child(&scan->all[i], own) && !dr_same_id(scan->all[i].id, own))
             fprintf(out, "%s%s", ftell(out) > 0 ? ", " : "", scan->all[i].path);
     fclose(out);
     return text;
@@ -158,18 +158,12 @@ static char *done_name(const char *path)
     return asprintf(&name, "%s.done", path) < 0 ? NULL : name;
 }
 
-static bool exists(struct dr_fs *fs, const char *path)
-{
-    struct dr_file_id id;
-    return fs->ops->identify(fs, path, &id, NULL) == 0;
-}
-
 static int put_away(const struct retire *rt, const char *path, struct dr_error *err)
 {
     CLEANUP_FREE char *done = done_name(path);
     if (!done)
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    if (exists(rt->fs, done))
+    if (dr_fs_exists(rt->fs, done))
         return dr_fail(err, EEXIST, "%s: exists already: %s cannot be kept under that name", done,
                        path);
     return rt->fs->ops->rename_new(rt->fs, path, done, err);
@@ -182,7 +176,7 @@ static int real_name(const struct retire *rt, char **real, struct dr_error *err)
     int r = rt->fs->ops->realpath(rt->fs, rt->path, real, err);
     if (r == 0)
         r = rt->fs->ops->identify(rt->fs, *real, &id, err);
-    if (r < 0 || dr_ops_same_id(id, image_of(rt)->files[0]->id))
+    if (r < 0 || dr_same_id(id, image_of(rt)->files[0]->id))
         return r;
     return dr_fail(err, ESTALE, "%s: was replaced by somebody else meanwhile", rt->path);
 }
@@ -213,7 +207,7 @@ static int run(struct retire *rt, struct dr_retire_state *state, struct dr_error
 /* With keep, an earlier run may have been killed after it had renamed the file. */
 static bool was_put_away(const struct retire *rt, const char *done)
 {
-    return rt->o->keep && !exists(rt->fs, rt->path) && exists(rt->fs, done);
+    return rt->o->keep && !dr_fs_exists(rt->fs, rt->path) && dr_fs_exists(rt->fs, done);
 }
 
 static int finish_earlier(struct retire *rt, const char *done, struct dr_retire_state *state,

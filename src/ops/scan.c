@@ -8,7 +8,7 @@
 size_t dr_scan_find(const struct dr_scan *s, struct dr_file_id id)
 {
     size_t i = 0;
-    while (i < s->n && !dr_ops_same_id(s->all[i].id, id))
+    while (i < s->n && !dr_same_id(s->all[i].id, id))
         i++;
     return i;
 }

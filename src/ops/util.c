@@ -23,10 +23,19 @@ const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr
     return fmt;
 }
 
+void dr_ops_copy_attrs(struct dr_fs *fs, const char *from, const char *to)
+{
+    CLEANUP_FILE struct dr_file *old = NULL, *fresh = NULL;
+    unsigned share = DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK;
+    if (dr_file_open(fs, from, share, &old, NULL) == 0 &&
+        dr_file_open(fs, to, DR_FILE_RDWR | DR_FILE_NO_LOCK, &fresh, NULL) == 0)
+        fs->ops->copy_attrs(fs, old, fresh, NULL);
+}
+
 static bool is_file_of(const struct dr_image *image, struct dr_file_id id)
 {
     for (unsigned i = 0; i < image->n_files; i++)
-        if (dr_ops_same_id(image->files[i]->id, id))
+        if (dr_same_id(image->files[i]->id, id))
             return true;
     return false;
 }
@@ -257,7 +266,7 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name)
         if (dr_name_identify(fs, ways[w], &id, NULL) < 0)
             continue;
         for (size_t i = 0; i < chain->n; i++)
-            if (dr_ops_same_id(dr_image_id(chain->images[i]), id))
+            if (dr_same_id(dr_image_id(chain->images[i]), id))
                 return i;
     }
     for (size_t i = 0; i + 1 < chain->n; i++)

@@ -28,7 +28,15 @@ struct mem_fs {
     pthread_mutex_t lock;
     struct mem_name *names;
     size_t n_names;
+    struct mem_dir_lock *locks;
     uint64_t dev, next_number;
+};
+
+/* Directories exist by being named: a lock is one of the name. */
+struct mem_dir_lock {
+    struct dr_dir_lock base;
+    struct mem_dir_lock *next;
+    char *path;
 };
 
 struct mem_file {
@@ -513,6 +521,42 @@ static int mem_realpath(struct dr_fs *fs, const char *path, char **out, struct d
     return 0;
 }
 
+static int mem_lock_dir(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
+                        struct dr_error *err)
+{
+    struct mem_fs *m = mem_fs(fs);
+    CLEANUP_FREE char *key = tidy(path);
+    struct mem_dir_lock *lock = malloc(sizeof(*lock));
+    if (!key || !lock) {
+        free(lock);
+        return no_memory(path, err);
+    }
+    DR_LOCK_SCOPE(&m->lock);
+    for (const struct mem_dir_lock *l = m->locks; l; l = l->next) {
+        if (strcmp(l->path, key) != 0)
+            continue;
+        free(lock);
+        return dr_fail(err, EBUSY, "%s: somebody is at work in this directory", path);
+    }
+    *lock = (struct mem_dir_lock){.base.fs = fs, .next = m->locks, .path = DR_STEAL(key)};
+    m->locks = lock;
+    *held = &lock->base;
+    return 0;
+}
+
+static void mem_unlock_dir(struct dr_dir_lock *held)
+{
+    struct mem_dir_lock *lock = (struct mem_dir_lock *)held;
+    struct mem_fs *m = mem_fs(held->fs);
+    DR_LOCK_SCOPE(&m->lock);
+    struct mem_dir_lock **at = &m->locks;
+    while (*at != lock)
+        at = &(*at)->next;
+    *at = lock->next;
+    free(lock->path);
+    free(lock);
+}
+
 struct dr_fs *dr_fs_memory_new(void)
 {
     static const struct dr_fs_ops ops = {
@@ -526,6 +570,8 @@ struct dr_fs *dr_fs_memory_new(void)
         .copy_attrs = mem_copy_attrs,
         .free_space = mem_free_space,
         .realpath = mem_realpath,
+        .lock_dir = mem_lock_dir,
+        .unlock_dir = mem_unlock_dir,
     };
     static _Atomic uint64_t last_dev;
     struct mem_fs *m = calloc(1, sizeof(*m));

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -262,10 +263,25 @@ static int posix_unlink(struct dr_fs *fs, const char *path, struct dr_error *err
     return unlink(path) ? dr_fail_errno(err, errno, "Could not remove '%s'", path) : 0;
 }
 
-static int posix_mkdir(struct dr_fs *fs, const char *path, struct dr_error *err)
+static int posix_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kind,
+                      struct dr_file_id *id, struct dr_error *err)
+{
+    struct stat st;
+    (void)fs;
+    if (lstat(path, &st))
+        return dr_fail_errno(err, errno, "%s: cannot tell what it is", path);
+    *kind = S_ISREG(st.st_mode)   ? DR_NAME_FILE
+            : S_ISLNK(st.st_mode) ? DR_NAME_LINK
+            : S_ISDIR(st.st_mode) ? DR_NAME_DIR
+                                  : DR_NAME_OTHER;
+    *id = posix_id(&st);
+    return 0;
+}
+
+static int posix_mkdir(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
 {
     (void)fs;
-    return mkdir(path, 0700) ? dr_fail_errno(err, errno, "Could not create '%s'", path) : 0;
+    return mkdir(path, mode) ? dr_fail_errno(err, errno, "Could not create '%s'", path) : 0;
 }
 
 static int posix_rmdir(struct dr_fs *fs, const char *path, struct dr_error *err)
@@ -273,6 +289,55 @@ static int posix_rmdir(struct dr_fs *fs, const char *path, struct dr_error *err)
     (void)fs;
     return rmdir(path) ? dr_fail_errno(err, errno, "Could not remove '%s'", path) : 0;
 }
+
+/* ------------------------------------------------------------------ locked directories */
+
+struct posix_dir_lock {
+    struct dr_dir_lock base;
+    int fd;
+};
+
+/* The process that held the lock may have removed the directory before it released the lock: then
+ * we have locked a directory without a name. */
+static bool has_name(int fd, const char *path)
+{
+    struct stat ours, named;
+    return fstat(fd, &ours) == 0 && lstat(path, &named) == 0 && ours.st_dev == named.st_dev &&
+           ours.st_ino == named.st_ino;
+}
+
+static int posix_lock_dir(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
+                          struct dr_error *err)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return dr_fail_errno(err, errno, "Could not open directory '%s'", path);
+    int r;
+    while ((r = flock(fd, LOCK_EX | LOCK_NB)) && errno == EINTR)
+        ;
+    if (r && errno == EWOULDBLOCK)
+        return dr_fail(err, EBUSY, "%s: another process is at work in this directory", path);
+    if (r)
+        return dr_fail(err, ENOTSUP, "%s: directories cannot be locked there", path);
+    if (!has_name(fd, path))
+        return dr_fail(err, ENOENT, "%s: was removed by another process", path);
+    struct posix_dir_lock *lock = malloc(sizeof(*lock));
+    if (!lock)
+        return dr_fail_errno(err, ENOMEM, "Could not lock directory '%s'", path);
+    *lock = (struct posix_dir_lock){.base.fs = fs, .fd = fd};
+    fd = -1;
+    *held = &lock->base;
+    return 0;
+}
+
+static void posix_unlock_dir(struct dr_dir_lock *held)
+{
+    struct posix_dir_lock *lock = (struct posix_dir_lock *)held;
+    close(lock->fd);
+    free(lock);
+}
+
+/* ------------------------------------------------------------------ lists of names */
 
 static int posix_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
@@ -485,8 +550,11 @@ struct dr_fs *dr_fs_posix(void)
         .free_space = posix_free_space,
         .realpath = posix_realpath,
         .where = posix_where,
+        .look = posix_look,
         .mkdir = posix_mkdir,
         .rmdir = posix_rmdir,
+        .lock_dir = posix_lock_dir,
+        .unlock_dir = posix_unlock_dir,
     };
     static struct dr_fs fs = {.ops = &ops};
     return &fs;

@@ -10,6 +10,7 @@
 #ifndef DR_STORAGE_STORAGE_H
 #define DR_STORAGE_STORAGE_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -19,6 +20,7 @@
 #include "drover/drover.h"
 
 struct dr_busy_range;
+struct dr_dir_lock;
 struct dr_file;
 struct dr_fs;
 
@@ -26,6 +28,11 @@ struct dr_fs;
 struct dr_file_id {
     uint64_t dev, ino;
 };
+
+static inline bool dr_same_id(struct dr_file_id a, struct dr_file_id b)
+{
+    return a.dev == b.dev && a.ino == b.ino;
+}
 
 /* ------------------------------------------------------------------ locks */
 
@@ -251,6 +258,8 @@ static inline uint64_t dr_file_size(const struct dr_file *f)
 
 /* ------------------------------------------------------------------ file systems */
 
+enum dr_name_kind { DR_NAME_FILE, DR_NAME_LINK, DR_NAME_DIR, DR_NAME_OTHER };
+
 struct dr_fs_ops {
     int (*open)(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                 struct dr_error *err); /* no table, no sharing: file.c adds them */
@@ -278,16 +287,69 @@ struct dr_fs_ops {
     /* The same of an open file of this file system, whatever name led to it: between a look at a
      * name and its opening somebody may turn a link. Optional: absent or -ENOTSUP = not known. */
     int (*where)(struct dr_fs *fs, struct dr_file *f, char **out, struct dr_error *err);
-    /* A new directory for this user alone (-EEXIST if the name is taken) / an empty one goes away.
-     * New images are made under their final names in such a directory and then moved. Optional:
-     * absent = directories exist by being named. */
-    int (*mkdir)(struct dr_fs *fs, const char *path, struct dr_error *err);
+    /* What stands at path itself; a link is not followed. Optional: absent = there are only files,
+     * as identify says. Use dr_look(). */
+    int (*look)(struct dr_fs *fs, const char *path, enum dr_name_kind *kind, struct dr_file_id *id,
+                struct dr_error *err);
+    /* A new directory with these rights, less the process's umask (-EEXIST if the name is taken) /
+     * an empty one goes away. New images are made under their final names in a directory of 0700
+     * and then moved. Optional: absent = directories exist by being named. */
+    int (*mkdir)(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err);
     int (*rmdir)(struct dr_fs *fs, const char *path, struct dr_error *err);
+    /* Lock a directory / give the lock back: see dr_dir_lock(). Optional, both or none. */
+    int (*lock_dir)(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
+                    struct dr_error *err);
+    void (*unlock_dir)(struct dr_dir_lock *held);
 };
 
 struct dr_fs {
     const struct dr_fs_ops *ops;
 };
+
+/* Does the name lead to anything? Not a link that leads nowhere. */
+static inline bool dr_fs_exists(struct dr_fs *fs, const char *path)
+{
+    struct dr_file_id id;
+    return fs->ops->identify(fs, path, &id, NULL) == 0;
+}
+
+/* A locked directory. File systems embed it. */
+struct dr_dir_lock {
+    struct dr_fs *fs; /* the one that unlocks it */
+};
+
+/* Lock a directory against everybody else who locks it, in this process or another, until it is
+ * unlocked or the process ends. The lock tells a directory that somebody is at work in from one
+ * that an interrupted process left; it keeps nobody from the files, and the directory may be
+ * removed while it is locked. On network file systems only processes of one host see each other.
+ * -EBUSY: somebody has locked it. -ENOENT: it is gone, also if it went, or another one got its
+ * name, between the look at it and its locking. -ENOTSUP: there are no such locks here. */
+static inline int dr_dir_lock(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
+                              struct dr_error *err)
+{
+    *held = NULL;
+    return fs->ops->lock_dir ? fs->ops->lock_dir(fs, path, held, err) : -ENOTSUP;
+}
+
+/* NULL allowed. */
+static inline void dr_dir_unlock(struct dr_dir_lock *held)
+{
+    if (held)
+        held->fs->ops->unlock_dir(held);
+}
+
+/* kind, id and err may be NULL. */
+static inline int dr_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kind,
+                          struct dr_file_id *id, struct dr_error *err)
+{
+    enum dr_name_kind some_kind;
+    struct dr_file_id some_id;
+    kind = kind ? kind : &some_kind;
+    id = id ? id : &some_id;
+    *kind = DR_NAME_FILE;
+    return fs->ops->look ? fs->ops->look(fs, path, kind, id, err)
+                         : fs->ops->identify(fs, path, id, err);
+}
 
 /* The operating system's. Never NULL, never freed. */
 struct dr_fs *dr_fs_posix(void);
@@ -318,13 +380,12 @@ bool dr_path_is_no_device(const char *path);
 int dr_path_follow(const char *path, char **to);
 
 /* ------------------------------------------------------------------ replacing a file
- * (core/replace.c)
+ * (core/replace.c; core/publish.h has the steps one by one)
  *
- * dr_replace: the only way anything here renames over something. The new content stands, complete
- * and durable, under a temporary name in the same directory; it has the old file's owner, mode,
- * labels and lock bytes; then rename, then the directory is made durable. Killed anywhere: the old
- * file or the new one, and perhaps a temporary file that `recover` knows by its name
- * (core/aside.h). */
+ * dr_replace: the new content stands, complete and durable, under a temporary name in the same
+ * directory; it has the old file's owner, mode, labels and lock bytes; then rename, then the
+ * directory is made durable. Killed anywhere: the old file or the new one, and perhaps a temporary
+ * file that `recover` knows by its name (core/aside.h). */
 
 /* Called with the temporary file open for writing; fills it. Need not flush. */
 typedef int (*dr_replace_fill)(void *user, struct dr_file *tmp, struct dr_error *err);

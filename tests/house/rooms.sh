@@ -25,8 +25,8 @@ allowed() {
     storage) echo 'base/|storage/|drover/drover\.h' ;;
     formats) echo 'base/|storage/|formats/|core/core\.h|core/pages\.h|archive/(vma-format|vma-index|source)\.h|drover/drover\.h' ;;
     core) echo 'base/|storage/|formats/format\.h|core/|drover/' ;;
-    ops) echo 'base/|storage/|formats/format\.h|core/aside\.h|core/core\.h|core/pages\.h|ops/|drover/' ;;
-    archive) echo 'base/|storage/|core/core\.h|ops/|archive/|drover/' ;;
+    ops) echo 'base/|storage/|formats/format\.h|core/(aside|core|pages|publish)\.h|ops/|drover/' ;;
+    archive) echo 'base/|storage/|core/(core|publish)\.h|ops/|archive/|drover/' ;;
     cli) echo 'base/|cli/|drover/' ;;
     esac
 }

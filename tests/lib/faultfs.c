@@ -353,16 +353,29 @@ static int fault_realpath(struct dr_fs *fs, const char *path, char **out, struct
     return inner->ops->realpath(inner, path, out, err);
 }
 
-static int fault_mkdir(struct dr_fs *fs, const char *path, struct dr_error *err)
+static int fault_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kind,
+                      struct dr_file_id *id, struct dr_error *err)
+{
+    return dr_look(owner(fs)->inner, path, kind, id, err);
+}
+
+static int fault_mkdir(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
 {
     struct dr_fs *inner = owner(fs)->inner;
-    return inner->ops->mkdir(inner, path, err);
+    return inner->ops->mkdir(inner, path, mode, err);
 }
 
 static int fault_rmdir(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
     struct dr_fs *inner = owner(fs)->inner;
     return inner->ops->rmdir(inner, path, err);
+}
+
+/* The inner one unlocks it. */
+static int fault_lock_dir(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
+                          struct dr_error *err)
+{
+    return dr_dir_lock(owner(fs)->inner, path, held, err);
 }
 
 /* ------------------------------------------------------------------ handling it */
@@ -383,8 +396,10 @@ struct faultfs *faultfs_new(struct dr_fs *inner)
         .copy_attrs = fault_copy_attrs,
         .free_space = fault_free_space,
         .realpath = fault_realpath,
+        .look = fault_look,
         .mkdir = inner->ops->mkdir ? fault_mkdir : NULL,
         .rmdir = inner->ops->rmdir ? fault_rmdir : NULL,
+        .lock_dir = fault_lock_dir,
     };
     f->fs.ops = &f->fs_ops;
     f->inner = inner;

@@ -14,7 +14,8 @@
  *
  * May be used from many threads. Files opened through faultfs_fs() and through the inner file
  * system are different objects of the process-wide table, though they show the same bytes; do not
- * have both open for writing. Lock, upgrade and downgrade go to the inner file system uncounted.
+ * have both open for writing. Lock, upgrade and downgrade, and locks of directories, go to the
+ * inner file system uncounted.
  */
 #ifndef DR_TEST_FAULTFS_H
 #define DR_TEST_FAULTFS_H

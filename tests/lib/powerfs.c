@@ -359,6 +359,13 @@ static int power_realpath(struct dr_fs *fs, const char *path, char **out, struct
     return owner(fs)->live->ops->realpath(owner(fs)->live, path, out, err);
 }
 
+/* The live one unlocks it. */
+static int power_lock_dir(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
+                          struct dr_error *err)
+{
+    return dr_dir_lock(owner(fs)->live, path, held, err);
+}
+
 static const struct dr_fs_ops power_fs_ops = {
     .open = power_open,
     .identify = power_identify,
@@ -370,6 +377,7 @@ static const struct dr_fs_ops power_fs_ops = {
     .copy_attrs = power_copy_attrs,
     .free_space = power_free_space,
     .realpath = power_realpath,
+    .lock_dir = power_lock_dir,
 };
 
 /* ------------------------------------------------------------------ handling it */

@@ -332,7 +332,7 @@ void subject_make(const struct subject *s, struct dr_fs *fs, struct rnd *rnd, st
     struct shadow base = {0};
     shadow_init(view, s->size);
     if (fs->ops->mkdir)
-        fs->ops->mkdir(fs, "dir", NULL);
+        fs->ops->mkdir(fs, "dir", 0700, NULL);
     if (s->base_format) {
         make_base(s, fs, rnd, &base);
         shadow_write(view, 0, base.now, dr_min(base.size, view->size));

@@ -174,7 +174,7 @@ static void make_family(struct family *f, struct dr_fs *fs)
     struct dr_error err = DR_ERROR_INIT;
     struct rnd rnd = {f->seed ^ 0x5555};
     if (fs->ops->mkdir)
-        fs->ops->mkdir(fs, "dir", NULL);
+        fs->ops->mkdir(fs, "dir", 0700, NULL);
     for (unsigned i = 0; i <= f->n; i++) {
         struct layer *l = &f->layers[i];
         bool child = i > 0 && i < f->n;

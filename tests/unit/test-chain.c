@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "base/bytes.h"
 #include "core/internal.h"
 
 /* ------------------------------------------------------------------ the driver */
@@ -39,11 +40,15 @@ static int link_open(struct dr_image *image, struct dr_error *err)
     return 0;
 }
 
+static uint64_t map_at_most; /* bytes that one call of map tells of; 0 = all */
+static unsigned n_maps;
+
 static int link_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
                     struct dr_error *err)
 {
     (void)image, (void)off, (void)err;
-    *ext = (struct dr_extent){.kind = DR_HOLE, .len = len};
+    n_maps++;
+    *ext = (struct dr_extent){.kind = DR_HOLE, .len = map_at_most ? dr_min(map_at_most, len) : len};
     return 0;
 }
 
@@ -103,6 +108,7 @@ static int teardown(void **state)
     (void)state;
     char command[600];
     dr_format_register(NULL);
+    map_at_most = 0;
     snprintf(command, sizeof(command), "rm -rf '%s'", top);
     return system(command) == 0 ? 0 : -1;
 }
@@ -299,6 +305,30 @@ static void ranges_outside_the_disk_are_refused(void **state)
     dr_close(disk, NULL);
 }
 
+/* A disk in small pieces would hold up every change of the chain for as long as it takes to join
+ * all of them. */
+static void the_status_of_a_disk_in_many_pieces_is_told_in_parts(void **state)
+{
+    (void)state;
+    make("own/top", "LINK 1073741824");
+    struct dr_disk *disk;
+    struct dr_extent_status status;
+    uint64_t size = 1 << 30;
+    assert_int_equal(dr_open(at("own/top"), NULL, &disk, NULL), 0);
+    map_at_most = 512;
+    for (uint64_t off = 0; off < size; off += 300 << 20) {
+        n_maps = 0;
+        assert_int_equal(dr_block_status(disk, off, size - off, &status, NULL), 0);
+        assert_int_equal(status.off, off);
+        assert_int_equal(status.flags, DR_EXTENT_ZERO);
+        assert_int_equal(status.len, n_maps * map_at_most); /* pieces are joined, but not all */
+        assert_in_range(n_maps, 2, 10000);
+    }
+    assert_int_equal(dr_block_status(disk, 1024, 2048, &status, NULL), 0);
+    assert_int_equal(status.len, 2048); /* no more than was asked for */
+    dr_close(disk, NULL);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -316,6 +346,7 @@ int main(void)
         T(a_missing_parent_is_named),
         T(past_a_shorter_parent_there_are_zeros),
         T(ranges_outside_the_disk_are_refused),
+        T(the_status_of_a_disk_in_many_pieces_is_told_in_parts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

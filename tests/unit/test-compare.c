@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* compare: the first difference of bytes or, when strict, of allocation; who could not be read. */
+#include <sched.h>
+#include <stdatomic.h>
+
 #include "faultfs.h"
 #include "test-ops.h"
 
@@ -181,6 +184,50 @@ static void a_side_that_is_a_hole_is_not_read(void **state)
     faultfs_free(f);
 }
 
+/* The first worker has read its part of a when another one has found a difference further on. */
+static atomic_bool late_part_read;
+
+static int read_late_part_first(void *user, const struct faultfs_io *io)
+{
+    (void)user;
+    if (io->kind != FAULTFS_READ)
+        return 0;
+    if (io->off > 0 && strcmp(io->path, "b.raw") == 0)
+        atomic_store(&late_part_read, true);
+    for (int i = 0; i < 100000 && io->off == 0 && !atomic_load(&late_part_read); i++)
+        sched_yield();
+    for (int i = 0; i < 1000 && io->off == 0; i++) /* let it be compared, too */
+        sched_yield();
+    return 0;
+}
+
+static void the_first_difference_counts_whichever_is_found_first(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct faultfs *f = faultfs_new(fs);
+    struct dr_compare_result r;
+    struct dr_disk *a, *b;
+    make(fs, "a.raw", "raw", SIZE, NULL);
+    make(fs, "b.raw", "raw", SIZE, NULL);
+    put(fs, "a.raw", 0, SIZE, 5);
+    put(fs, "b.raw", 0, SIZE, 6);
+    put(fs, "b.raw", 0, 4096, 5);
+    ok(dr_open_fs(faultfs_fs(f), "a.raw", NULL, &a, &err));
+    ok(dr_open_fs(faultfs_fs(f), "b.raw", NULL, &b, &err));
+    for (int round = 0; round < 10; round++) {
+        struct dr_job job = {.workers = 4};
+        atomic_store(&late_part_read, false);
+        faultfs_observe(f, read_late_part_first, NULL);
+        ok(dr_compare(a, b, false, &job, &r, &err));
+        faultfs_observe(f, NULL, NULL);
+        assert_true(atomic_load(&late_part_read));
+        assert_int_equal(r.mismatch_off, 4096);
+    }
+    ok(dr_close(a, &err));
+    ok(dr_close(b, &err));
+    faultfs_free(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -190,6 +237,7 @@ int main(void)
         ops_test(strict_reads_nothing_when_the_sizes_differ),
         ops_test(a_disk_that_cannot_be_read_is_told_by_its_number),
         ops_test(a_side_that_is_a_hole_is_not_read),
+        ops_test(the_first_difference_counts_whichever_is_found_first),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

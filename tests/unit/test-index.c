@@ -398,6 +398,29 @@ static uint64_t asked_for_a_walk(struct dr_chain *chain)
     return atomic_load(&asked) - before;
 }
 
+static uint64_t count_places(struct dr_chain *chain)
+{
+    uint64_t n = 0, size = chain->images[0]->size;
+    for (uint64_t off = 0; off < size; n++) {
+        struct dr_place place;
+        ok(dr_chain_map(chain, 0, off, size - off, &place, &err));
+        dr_place_done(&place);
+        off += place.ext.len;
+    }
+    return n;
+}
+
+static uint64_t count_runs(struct dr_image *image)
+{
+    uint64_t n = 0;
+    for (uint64_t off = 0; off < image->size; n++) {
+        struct dr_extent ext;
+        ok(dr_image_map(image, off, image->size - off, &ext, &err));
+        off += ext.len;
+    }
+    return n;
+}
+
 static struct dr_chain *deep_chain(struct dr_fs *fs, unsigned n, struct dr_disk **disk)
 {
     for (unsigned i = 0; i < n; i++)
@@ -421,6 +444,25 @@ static void the_questions_of_a_walk_do_not_grow_with_the_depth(void **state)
     }
     assert_true(again[1] <= again[0]);
     assert_true(first[1] - first[0] <= (depth[1] - depth[0]) * 4u);
+}
+
+/* The first walk asks about each run of a layer, and about each place that it comes to once more
+ * or twice, however the runs are scattered over the layers. */
+static void a_walk_asks_about_each_run_of_a_layer_hardly_more_than_once(void **state)
+{
+    enum { N = 300 };
+    struct dr_disk *disk;
+    uint64_t runs = 0;
+    for (unsigned i = 0; i < N; i++)
+        make_layer(*state, i, i + 1 == N, 64 * GIB, i, 8 * MIB, 3);
+    disk = open_top(*state, "dir/p0", 0);
+    struct dr_chain *chain = dr_disk_chain(disk);
+    uint64_t questions = asked_for_a_walk(chain);
+    for (size_t i = 0; i < N; i++)
+        runs += count_runs(chain->images[i]);
+    assert_true(questions <= runs + 2 * count_places(chain));
+    dr_chain_unref(chain, NULL);
+    dr_close(disk, NULL);
 }
 
 /* A small read of a place that was asked about before asks the owner, and nobody else. */
@@ -451,6 +493,7 @@ int main(void)
         T(real_formats_say_the_same),
         T(what_a_thawed_image_gets_is_seen),
         T(the_questions_of_a_walk_do_not_grow_with_the_depth),
+        T(a_walk_asks_about_each_run_of_a_layer_hardly_more_than_once),
         T(a_read_asks_only_the_owner),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -151,8 +151,7 @@ static int two_down(void **state)
 static void layers_of_two_file_systems_are_different_files(void **state)
 {
     struct two *t = *state;
-    assert_false(
-        dr_ops_same_id(dr_image_id(t->chain->images[0]), dr_image_id(t->chain->images[1])));
+    assert_false(dr_same_id(dr_image_id(t->chain->images[0]), dr_image_id(t->chain->images[1])));
 }
 
 static void a_write_brings_its_edges_from_the_other_file_system(void **state)

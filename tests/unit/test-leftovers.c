@@ -4,8 +4,10 @@
 #include "test-ops.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/rename.h"
@@ -163,6 +165,146 @@ static void an_extent_that_no_leftover_names_is_somebody_elses(void **state)
     assert_int_equal(st.st_size, 4);
 }
 
+/* ------------------------------------------------------------------ somebody is still at work */
+
+static const struct dr_pair split = {"subformat", "twoGbMaxExtentSparse"};
+static const struct dr_create_options split_image = {
+    .format = "vmdk", .size = 2 * SIZE, .has_size = true, .pairs = &split, .n_pairs = 1};
+
+static void made_but_not_moved(struct dr_new_image *n)
+{
+    struct dr_create_params what = {.size = 2 * SIZE};
+    ok(dr_new_begin(n, dr_fs_posix(), "d.vmdk", false, 0, &err));
+    ok(dr_new_create(n, dr_format_find("vmdk"), &what, &split, 1, 0, &err));
+}
+
+static void last_line(void *user, const char *line)
+{
+    snprintf(user, 256, "%s", line);
+}
+
+/* The image is complete and closed, and about to be moved. */
+static void recover_leaves_an_image_alone_that_is_being_made(void **state)
+{
+    (void)state;
+    struct dr_new_image n;
+    struct dr_open_options unlocked = {.flags = DR_OPEN_NO_LOCK};
+    char line[256] = "";
+    unsigned found = 0;
+    uint64_t size;
+    make(dr_fs_posix(), "d-000001.vmdk", "vmdk", MiB, NULL); /* one of the family, to start from */
+    made_but_not_moved(&n);
+    for (int i = 0; i < 2; i++) {
+        ok(dr_recover_fs(dr_fs_posix(), "d-000001.vmdk", i ? &unlocked : NULL, false, last_line,
+                         line, &found, &err));
+        assert_int_equal(found, 0);
+        assert_non_null(strstr(line, "is making d.vmdk there: left alone"));
+    }
+    ok(dr_new_publish(&n, &err));
+    free(view(dr_fs_posix(), "d.vmdk", &size));
+    assert_int_equal(size, 2 * SIZE);
+}
+
+static void a_second_attempt_leaves_the_first_alone(void **state)
+{
+    (void)state;
+    struct dr_new_image first, second;
+    uint64_t size;
+    made_but_not_moved(&first);
+    made_but_not_moved(&second);
+    ok(dr_new_publish(&first, &err));
+    refused(dr_new_publish(&second, &err), EEXIST, "d-s001.vmdk");
+    free(view(dr_fs_posix(), "d.vmdk", &size));
+    assert_int_equal(size, 2 * SIZE);
+}
+
+static int busy_rename_new(struct dr_fs *fs, const char *from, const char *to, struct dr_error *why)
+{
+    (void)fs;
+    if (strcmp(dr_path_basename(to), "d.vmdk") == 0) { /* its extents have been moved */
+        unsigned found = 0;
+        ok(recover("d.vmdk", &found, &err));
+        assert_int_equal(found, 0);
+        refused(dr_create_fs(dr_fs_posix(), "d.vmdk", &split_image, &err), EEXIST, "d-s001.vmdk");
+    }
+    return dr_fs_posix()->ops->rename_new(fs, from, to, why);
+}
+
+static void an_image_that_is_being_moved_is_left_to_its_mover(void **state)
+{
+    (void)state;
+    struct dr_fs_ops ops = *dr_fs_posix()->ops;
+    struct dr_fs busy = {.ops = &ops};
+    uint64_t size;
+    ops.rename_new = busy_rename_new;
+    ok(dr_create_fs(dr_fs_posix(), "d.vmdk", &split_image,
+                    &err)); /* the old main file goes aside */
+    put(dr_fs_posix(), "d.vmdk", 0, 4096, 0x77);
+    ok(dr_create_fs(&busy, "d.vmdk", &split_image, &err));
+    uint8_t *all = view(dr_fs_posix(), "d.vmdk", &size);
+    assert_int_equal(all[0], 0);
+    free(all);
+}
+
+static void what_a_killed_process_was_making_is_removed(void **state)
+{
+    (void)state;
+    unsigned found = 0;
+    int status;
+    make(dr_fs_posix(), "d-000001.vmdk", "vmdk", MiB, NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct dr_new_image n;
+        made_but_not_moved(&n);
+        raise(SIGKILL);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status));
+    ok(recover("d-000001.vmdk", &found, &err));
+    assert_int_equal(found, 1);
+    ok(recover("d-000001.vmdk", &found, &err));
+    assert_int_equal(found, 0);
+}
+
+static struct dr_dir_lock *looking;
+
+static int mkdir_under_eyes(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
+{
+    int r = dr_fs_posix()->ops->mkdir(fs, path, mode, err);
+    return r < 0 || looking ? r : dr_dir_lock(dr_fs_posix(), path, &looking, err);
+}
+
+static int mkdir_in_vain(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
+{
+    int r = dr_fs_posix()->ops->mkdir(fs, path, mode, err);
+    if (r == 0 && !looking) {
+        r = dr_dir_lock(dr_fs_posix(), path, &looking, err);
+        assert_int_equal(rmdir(path), 0);
+    }
+    return r;
+}
+
+/* Another process's recovery locks the directory, or even removes it, before its maker can. */
+static void a_directory_taken_for_a_leftover_is_made_again(void **state)
+{
+    (void)state;
+    struct dr_fs_ops ops = *dr_fs_posix()->ops;
+    struct dr_fs watched = {.ops = &ops};
+    unsigned found = 0;
+    uint64_t size;
+    for (int i = 0; i < 2; i++) {
+        ops.mkdir = i == 0 ? mkdir_under_eyes : mkdir_in_vain;
+        ok(dr_create_fs(&watched, "d.vmdk", &split_image, &err));
+        assert_non_null(looking);
+        dr_dir_unlock(looking);
+        looking = NULL;
+        free(view(dr_fs_posix(), "d.vmdk", &size));
+        ok(recover("d.vmdk", &found, &err));
+        assert_int_equal(found, 0);
+    }
+}
+
 /* ------------------------------------------------------------------ the way back is barred */
 
 static unsigned renames;
@@ -215,6 +357,11 @@ int main(void)
         T(a_second_link_is_no_other_file),
         T(a_published_image_whose_first_link_is_left_stays_as_it_is),
         T(an_extent_that_no_leftover_names_is_somebody_elses),
+        T(recover_leaves_an_image_alone_that_is_being_made),
+        T(a_second_attempt_leaves_the_first_alone),
+        T(an_image_that_is_being_moved_is_left_to_its_mover),
+        T(what_a_killed_process_was_making_is_removed),
+        T(a_directory_taken_for_a_leftover_is_made_again),
         T(an_old_image_that_cannot_go_back_is_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <stdlib.h>
 
 #include "base/bytes.h"
 #include "test-ops.h"
@@ -29,6 +30,13 @@ struct crowd {
         char trouble[300];
     } people[CROWD_PEOPLE];
 };
+
+/* DROVER_SOAK makes everything last longer, DROVER_TEST_SEED makes it another one. */
+static inline unsigned crowd_setting(const char *name, unsigned otherwise)
+{
+    const char *e = getenv(name);
+    return e ? (unsigned)strtoul(e, NULL, 0) : otherwise;
+}
 
 /* Even regions: pieces smaller than a unit, in turn of owners 0 and 1. Odd ones: owner 2's. */
 static inline unsigned crowd_owner(uint64_t off)
@@ -78,7 +86,7 @@ static inline void *crowd_use(void *arg)
 {
     struct crowd_person *p = arg;
     struct crowd *c = p->crowd;
-    uint64_t seed = 77 + p->which;
+    uint64_t seed = 77 + p->which + (uint64_t)crowd_setting("DROVER_TEST_SEED", 0) * CROWD_PEOPLE;
     while (!atomic_load(&c->stop) && !p->trouble[0]) {
         struct dr_error err = DR_ERROR_INIT;
         uint64_t off;
@@ -149,6 +157,7 @@ static inline void *crowd_ask(void *arg)
 static inline void crowd_pass(struct crowd *c, unsigned steps)
 {
     unsigned from[CROWD_PEOPLE];
+    steps *= crowd_setting("DROVER_SOAK", 1);
     for (unsigned i = 0; i < CROWD_PEOPLE; i++)
         from[i] = atomic_load(&c->steps[i]);
     for (unsigned i = 0; i < CROWD_PEOPLE; i++)

@@ -324,7 +324,7 @@ static void sound_disk_needs_nothing(void **state)
 static void mkdir_in(struct dr_fs *fs, const char *path)
 {
     if (fs->ops->mkdir)
-        ok(fs->ops->mkdir(fs, path, &err));
+        ok(fs->ops->mkdir(fs, path, 0700, &err));
 }
 
 static void half_made_image_is_removed(void **state)
@@ -408,7 +408,7 @@ static void what_may_be_in_use_is_left_alone(void **state)
     ops.open = open_without_locks;
     make(fs, "disk.vmdk", "vmdk", MiB, NULL);
     make(fs, ".disk.vmdk.drover-abc123", "raw", KiB, NULL);
-    ok(fs->ops->mkdir(fs, ".disk.vmdk.drover.new-abc123", &err));
+    ok(fs->ops->mkdir(fs, ".disk.vmdk.drover.new-abc123", 0700, &err));
     make(fs, ".disk.vmdk.drover.new-abc123/disk.vmdk", "vmdk", MiB, NULL);
     ok(dr_recover_fs(&blind, "disk.vmdk", NULL, false, NULL, NULL, &found, &err));
     assert_int_equal(found, 0);
@@ -602,7 +602,7 @@ static void recover_keeps_what_it_cannot_assign(void **state)
     unsigned found = 0;
     make(fs, "disk.vmdk", "vmdk", SIZE, NULL);
     snprintf(dir, sizeof(dir), ".%.200s.drover.new-abc123", name);
-    ok(fs->ops->mkdir(fs, dir, &err));
+    ok(fs->ops->mkdir(fs, dir, 0700, &err));
     make(fs, "x.vmdk", "vmdk", MiB, NULL);
     snprintf(path, sizeof(path), "%s/%s", dir, name);
     ok(fs->ops->rename(fs, "x.vmdk", path, &err));
@@ -614,7 +614,7 @@ static void recover_keeps_what_it_cannot_assign(void **state)
         /* The second time round: the old image alone, and nothing has its name. */
         if (i == 0) {
             snprintf(dir, sizeof(dir), ".disk-000002.vmdk.drover.new-abc123");
-            ok(fs->ops->mkdir(fs, dir, &err));
+            ok(fs->ops->mkdir(fs, dir, 0700, &err));
             char aside[600];
             snprintf(aside, sizeof(aside), "%s/.replaced", dir);
             ok(fs->ops->rename(fs, path, aside, &err));

@@ -84,9 +84,49 @@ static bool in_memory(struct dr_image *image, uint64_t off)
     return r == 0;
 }
 
+/* A driver puts a new file in the place of the one that a call is at work on. */
+static struct dr_image *replaced;
+static const char *replaced_at; /* the call */
+static bool closed;
+
+static void noting_close(struct dr_file *f)
+{
+    closed = true;
+    real_ops->close(f);
+}
+
+static void replace_file(const char *call)
+{
+    struct dr_image *image = replaced;
+    if (!image || strcmp(call, replaced_at) != 0)
+        return;
+    replaced = NULL;
+    struct dr_file *old = image->files[0], *fresh;
+    assert_int_equal(dr_file_open(image->fs, "/fresh", DR_FILE_CREATE, &fresh, NULL), 0);
+    pthread_mutex_lock(&image->lock);
+    image->files[0] = fresh;
+    pthread_mutex_unlock(&image->lock);
+    dr_file_unref(old);
+    if (closed) { /* to go on would be to use what was freed */
+        fprintf(stderr, "a file was closed while it was in use\n");
+        _exit(1);
+    }
+}
+
+static const struct dr_fs_ops *real_fs_ops;
+
+static int noting_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    replace_file("sync_dir");
+    return real_fs_ops->sync_dir(fs, path, err);
+}
+
+static struct dr_fs_ops noting_fs_ops;
+
 static int noting_flush(struct dr_file *f)
 {
     strcat(journal, "f ");
+    replace_file("flush");
     if (press_during_flush) {
         struct dr_image *pressed = press_during_flush;
         press_during_flush = NULL;
@@ -115,6 +155,7 @@ static struct dr_image *miss_during_load;
 static void start_second_reader(struct dr_image *image, uint64_t off);
 
 static unsigned n_reads, n_extents;
+static uint64_t bad_page; /* reads that touch it fail; 0 = none */
 
 static int noting_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
                          uint64_t *run)
@@ -126,6 +167,9 @@ static int noting_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_
 static ssize_t noting_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
 {
     n_reads++;
+    if (bad_page && off <= bad_page && bad_page < off + len)
+        return -EIO;
+    replace_file("pread");
     struct dr_image *missing = miss_during_load;
     miss_during_load = NULL;
     if (missing)
@@ -200,7 +244,13 @@ static int setup(void **state)
     noting_ops.flush = noting_flush;
     noting_ops.pread = noting_pread;
     noting_ops.extent = noting_extent;
+    noting_ops.close = noting_close;
     f->ops = &noting_ops;
+    real_fs_ops = w.fs->ops;
+    noting_fs_ops = *w.fs->ops;
+    noting_fs_ops.sync_dir = noting_sync_dir;
+    w.fs->ops = &noting_fs_ops;
+    closed = false;
     journal[0] = '\0';
     fail_flush = fail_write = 0;
     n_reads = n_extents = 0;
@@ -531,6 +581,74 @@ static void a_page_of_data_costs_one_read_and_no_question_about_holes(void **sta
     assert_int_equal(n_extents, 0);
 }
 
+static uint8_t cached_byte(struct dr_image *image, uint64_t off)
+{
+    struct dr_page *page;
+    DR_LOCK_SCOPE(&image->lock);
+    assert_int_equal(dr_page_get(image, 0, off, &page), 0);
+    return *dr_page_at(page, off);
+}
+
+static void pages_inside_a_known_hole_are_not_read(void **state)
+{
+    struct world *w = *state;
+    load_pages(w->image, 2, 1);
+    assert_int_equal(n_reads, 1);
+    assert_int_equal(n_extents, 1);
+    load_pages(w->image, 10, 10);
+    assert_int_equal(n_reads, 1);
+    assert_int_equal(n_extents, 1);
+    assert_int_equal(zero_until(w, 12 * PAGE), 20 * PAGE);
+    load_pages(w->image, 20, 1); /* the hole ends here */
+    assert_int_equal(n_reads, 2);
+    assert_int_equal(cached_byte(w->image, 20 * PAGE), 'a');
+}
+
+static void what_is_known_of_a_hole_ends_with_an_edit(void **state)
+{
+    struct world *w = *state;
+    load_pages(w->image, 2, 1);
+    put_byte(w->image, 10 * PAGE, 1, 2);
+    assert_int_equal(flush(w), 0);
+    pthread_mutex_lock(&w->image->lock);
+    dr_page_forget(w->image, 0, 10 * PAGE, PAGE);
+    pthread_mutex_unlock(&w->image->lock);
+    load_pages(w->image, 10, 1);
+    assert_int_equal(cached_byte(w->image, 10 * PAGE), 1);
+}
+
+/* One read and one question for a page of data and the hole behind it. */
+static void a_page_behind_a_hole_is_read_together_with_the_next(void **state)
+{
+    struct world *w = *state;
+    load_pages(w->image, 2, 1);
+    load_pages(w->image, 20, 1);
+    n_reads = n_extents = 0;
+    assert_int_equal(zero_until(w, 21 * PAGE), 64 * PAGE);
+    assert_int_equal(n_reads, 0);
+    assert_int_equal(n_extents, 0);
+}
+
+static void pages_wanted_one_after_the_other_are_read_several_at_once(void **state)
+{
+    struct world *w = *state;
+    struct dr_image *second = second_image(w, 512);
+    load_pages(w->image, 0, 512);
+    assert_true(n_reads <= 2 + 512 / 8);
+    dr_image_unref(second, NULL);
+}
+
+static void a_page_that_nobody_asked_for_may_be_unreadable(void **state)
+{
+    struct world *w = *state;
+    load_pages(w->image, 2, 1);
+    bad_page = 21 * PAGE;
+    load_pages(w->image, 20, 1);
+    bad_page = 0;
+    assert_int_equal(cached_byte(w->image, 20 * PAGE), 'a');
+    assert_false(in_memory(w->image, 21 * PAGE));
+}
+
 static pthread_t second_reader;
 static bool second_misses; /* under the image's lock */
 
@@ -593,6 +711,54 @@ static void a_page_forgotten_while_it_is_held_is_read_again(void **state)
     pthread_mutex_unlock(&w->image->lock);
 }
 
+/* ------------------------------------------------------------------ files that are replaced */
+
+static void load_a_page(struct world *w)
+{
+    load_pages(w->image, 20, 1);
+}
+
+static void flush_image(struct world *w)
+{
+    put_byte(w->image, 0, 1, 2);
+    assert_int_equal(flush(w), 0);
+}
+
+static void harden_image(struct world *w)
+{
+    assert_int_equal(dr_image_harden(w->image, NULL), 0);
+}
+
+static void harden_chain(struct world *w)
+{
+    struct dr_image *image = dr_image_ref(w->image);
+    struct dr_chain *chain = dr_chain_new(&image, 1);
+    assert_int_equal(dr_chain_harden(chain, 0, NULL), 0);
+    dr_chain_unref(chain, NULL);
+}
+
+/* Others go on with the old file until they are done, and then it is closed. */
+static void a_file_that_is_replaced_stays_open_for_those_who_use_it(void **state)
+{
+    static const struct {
+        void (*use)(struct world *);
+        const char *call;
+    } cases[] = {
+        {load_a_page, "pread"},     {flush_image, "flush"},  {harden_image, "flush"},
+        {harden_image, "sync_dir"}, {harden_chain, "flush"}, {harden_chain, "sync_dir"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct world *w = *state;
+        replaced = w->image;
+        replaced_at = cases[i].call;
+        cases[i].use(w);
+        assert_null(replaced);
+        assert_true(closed);
+        teardown(state);
+        setup(state);
+    }
+}
+
 static void a_limit_too_small_to_work_with_is_refused(void **state)
 {
     (void)state;
@@ -620,8 +786,14 @@ int main(void)
         T(pages_of_zeros_cost_less_than_their_size),
         T(a_range_of_pages_is_read_in_large_pieces),
         T(a_page_of_data_costs_one_read_and_no_question_about_holes),
+        T(pages_inside_a_known_hole_are_not_read),
+        T(what_is_known_of_a_hole_ends_with_an_edit),
+        T(a_page_behind_a_hole_is_read_together_with_the_next),
+        T(pages_wanted_one_after_the_other_are_read_several_at_once),
+        T(a_page_that_nobody_asked_for_may_be_unreadable),
         T(two_threads_that_miss_a_page_read_it_once),
         T(a_page_forgotten_while_it_is_held_is_read_again),
+        T(a_file_that_is_replaced_stays_open_for_those_who_use_it),
         T(a_limit_too_small_to_work_with_is_refused),
         T(a_failed_data_flush_is_sticky),
         T(a_page_that_could_not_be_written_waits_for_the_next_flush),

@@ -147,6 +147,7 @@ static void what_must_be_given_is_asked_for(void **state)
     assert_int_equal(dr_vma_create(path, NULL, NULL, NULL, NULL), -EINVAL);
     assert_int_equal(dr_vma_open(path, NULL, NULL, NULL), -EINVAL);
     assert_int_equal(dr_vma_extract(NULL, NULL, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(dr_vma_extract_files(NULL, NULL, NULL, NULL, NULL), -EINVAL);
 }
 
 static void no_buffer_is_no_buffer_of_zeros(void **state)

@@ -4,9 +4,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "cli/vma/extract.h"
 #include "cli/common/json.h"
 #include "cli/common/paths.h"
+#include "cli/vma/vma.h"
 
 static const struct cli_option options[] = {
     {'d', "disk", "NAME", "only this disk (repeatable), and no configuration files", false},
@@ -30,17 +30,40 @@ static const struct cli_option options[] = {
 
 enum { EXIT_MISSING = 3 };
 
-#define PARTIAL ".drover.partial"
+/* A failure that was told already; no errno. */
+enum { TOLD = -1000 };
+
+struct item {
+    const struct dr_vma_disk *disk;
+    char *file; /* its name in the directory */
+};
+
+struct extract {
+    const struct cli *cli;
+    const struct cli_args *args;
+    const char *archive;
+    const char *output; /* one disk goes into this file; NULL = all into a directory */
+    bool in_place;      /* it is there already, and is written over */
+    const char *format;
+    unsigned flags; /* enum dr_open_flag of the new images */
+    struct cli_pairs pairs;
+    struct dr_vma *vma;
+    const struct dr_vma_header *header;
+    struct item items[256];
+    size_t n;
+    struct vma_targets targets; /* in place */
+    struct vma_damage damage;
+    struct dr_vma_extract_options read;
+    struct dr_vma_files_result result;
+};
 
 static void extract_free(struct extract *x)
 {
     vma_targets_cleanup(&x->targets);
-    vma_place_end(&x->place);
     for (size_t i = 0; i < x->n; i++)
         free(x->items[i].file);
     cli_pairs_free(&x->pairs);
     vma_damage_free(&x->damage);
-    json_decref(x->record);
     dr_vma_close(x->vma);
 }
 
@@ -52,7 +75,7 @@ static void add_item(struct extract *x, const struct dr_vma_disk *d)
         if (x->items[i].disk == d)
             return;
     }
-    x->items[x->n++] = (struct extract_item){.disk = d};
+    x->items[x->n++] = (struct item){.disk = d};
 }
 
 static int choose(struct extract *x)
@@ -87,8 +110,8 @@ static bool is_unique(const struct extract *x, const struct dr_vma_disk *d)
     return true;
 }
 
-/* The directory may be somebody's home: nothing becomes a file there that acts without being seen,
- * nor one of those that the place keeps for itself. */
+/* The directory may be somebody's home: no hidden file is made there, which might act without being
+ * seen. The library keeps some of those names for itself, too. */
 static bool can_be_file(const char *name)
 {
     return vma_is_file_name(name) && name[0] != '.';
@@ -112,13 +135,13 @@ static bool is_stream(const struct extract *x, const struct dr_vma_disk *d)
 
 static const char *item_format(const struct extract *x, const struct dr_vma_disk *d)
 {
-    return is_stream(x, d) ? "raw" : x->form.format;
+    return is_stream(x, d) ? "raw" : x->format;
 }
 
-static int name_item(const struct extract *x, struct extract_item *item)
+static int name_item(const struct extract *x, struct item *item)
 {
     const struct dr_vma_disk *d = item->disk;
-    bool fits = strlen(d->name) + 1 + strlen(x->form.format) <= NAME_MAX;
+    bool fits = strlen(d->name) + 1 + strlen(x->format) <= NAME_MAX;
     bool safe = fits && can_be_file(d->name), fine = safe && is_unique(x, d);
     int n;
 
@@ -130,7 +153,7 @@ static int name_item(const struct extract *x, struct extract_item *item)
     } else if (fine && d->vmstate) {
         n = asprintf(&item->file, "vmstate.bin");
     } else if (fine) {
-        n = asprintf(&item->file, "%s.%s", d->name, x->form.format);
+        n = asprintf(&item->file, "%s.%s", d->name, x->format);
     } else {
         n = asprintf(&item->file, "disk-%u.%s", d->id, item_format(x, d));
     }
@@ -148,102 +171,86 @@ static int name_items(struct extract *x)
 
 /* ------------------------------------------------------------------ configuration files */
 
-static int write_config(struct extract *x, size_t i)
+/* *config stays without a name if another one of the same name comes later. */
+static int name_config(const struct extract *x, size_t i, char number[32],
+                       struct dr_vma_new_config *config)
 {
     const struct dr_vma_config *c = &x->header->configs[i];
     bool safe = can_be_file(c->name), numbered = cli_has(x->args, KEY_ID_NAMES);
-    char number[32];
+    bool again = vma_config_comes_again(x->header, i);
 
-    snprintf(number, sizeof(number), "config-%zu", i);
+    *config = (struct dr_vma_new_config){.index = i};
     if (!safe && !numbered)
         return refuse_name(x, c->name, false);
-    if (!numbered && vma_config_comes_again(x->header, i)) {
+    if (!numbered && again) {
         cli_error(x->cli, "warning: %s: holds '%s' more than once, the last one counts", x->archive,
                   c->name);
         return 0;
     }
-    const char *name = safe && !vma_config_comes_again(x->header, i) ? c->name : number;
-    return x->place.finishing ? vma_place_add(&x->place, name, name)
-                              : vma_place_write(&x->place, name, name, c->data, c->len);
-}
-
-static int write_configs(struct extract *x)
-{
-    for (size_t i = 0; x->configs && i < x->header->n_configs; i++) {
-        if (write_config(x, i) < 0)
-            return -1;
-    }
+    snprintf(number, 32, "config-%zu", i);
+    config->file = safe && !again ? c->name : number;
     return 0;
 }
 
-/* ------------------------------------------------------------------ targets */
+/* ------------------------------------------------------------------ into new files */
 
-static int make_target(struct extract *x, const struct extract_item *item)
+static void on_message(void *user, const char *text)
 {
-    const struct vma_form raw = {.format = "raw", .flags = x->form.flags};
-    const struct vma_form *form = is_stream(x, item->disk) ? &raw : &x->form;
-    const struct dr_open_options open = {.format = form->format,
-                                         .flags = DR_OPEN_RDWR | form->flags};
-    CLEANUP_FREE char *path = vma_place_path(&x->place, item->file);
-    struct dr_error err = DR_ERROR_INIT;
-    int r = -ENOMEM;
+    const struct extract *x = user;
 
-    if (vma_place_add(&x->place, item->file, item->file) < 0)
-        return -1;
-    if (x->place.finishing)
-        return 0;
-    if (path && x->place.found)
-        r = vma_targets_open(&x->targets, item->disk->id, path, &open, true, &err);
-    else if (path)
-        r = vma_targets_create(&x->targets, item->disk->id, item->disk->size, path, form, &err);
-    if (r < 0)
-        cli_fail(x->cli, &err);
-    return r;
+    cli_error(x->cli, "%s", text);
 }
 
-static int make_targets(struct extract *x)
+static int extract_files(struct extract *x, struct cli_job *job, struct dr_error *err)
 {
+    struct dr_vma_new_disk disks[256];
+    struct dr_vma_new_config configs[256];
+    char numbers[256][32];
+    struct dr_vma_files_options o = {
+        .dir = x->output ? NULL : x->args->operands[1],
+        .path = x->output,
+        .disks = disks,
+        .n_disks = x->n,
+        .configs = configs,
+        .read = x->read,
+        .replace = cli_has(x->args, KEY_FORCE),
+        .resume = cli_has(x->args, KEY_RESUME),
+        .no_sync = cli_has(x->args, KEY_NO_SYNC),
+        .flags = x->flags & DR_OPEN_NO_LOCK,
+    };
+
     for (size_t i = 0; i < x->n; i++) {
-        if (make_target(x, &x->items[i]) < 0)
-            return -1;
+        bool stream = is_stream(x, x->items[i].disk);
+        disks[i] = (struct dr_vma_new_disk){.id = x->items[i].disk->id,
+                                            .file = x->items[i].file,
+                                            .format = item_format(x, x->items[i].disk),
+                                            .pairs = stream ? NULL : x->pairs.pairs,
+                                            .n_pairs = stream ? 0 : x->pairs.n};
     }
-    return write_configs(x);
+    bool wanted = !x->output && !cli_has(x->args, 'd');
+    for (size_t i = 0; wanted && i < x->header->n_configs; i++) {
+        if (name_config(x, i, numbers[i], &configs[o.n_configs]) < 0)
+            return TOLD;
+        o.n_configs += configs[o.n_configs].file != NULL;
+    }
+    job->message = on_message;
+    job->user = x;
+    return dr_vma_extract_files(x->vma, &o, job->job, &x->result, err);
 }
 
-static int begin_place(struct extract *x)
-{
-    CLEANUP_FREE char *dir = NULL, *work = NULL;
-    const char *slash = x->output ? strrchr(x->output, '/') : NULL;
-    int n;
-
-    if (!x->output)
-        n = asprintf(&dir, "%s", x->args->operands[1]);
-    else if (slash)
-        n = asprintf(&dir, "%.*s", (int)(slash == x->output ? 1 : slash - x->output), x->output);
-    else
-        n = asprintf(&dir, ".");
-    if (n < 0)
-        return -1;
-    n = x->output ? asprintf(&work, ".%.200s" PARTIAL, x->items[0].file) : asprintf(&work, PARTIAL);
-    if (n < 0)
-        return -1;
-    x->place.make_dir = !x->output; /* of a mistyped name nothing is made */
-    if (vma_place_begin(&x->place, dir, work) < 0)
-        return -1;
-    return x->place.keep ? extract_resume(x) : 0;
-}
+/* ------------------------------------------------------------------ over what is there */
 
 static int open_in_place(struct extract *x)
 {
     const struct dr_vma_disk *d = x->items[0].disk;
     CLEANUP_IMAGE struct cli_image image = {0};
     const struct cli_image_spec spec = {.name = x->output,
-                                        .flags = DR_OPEN_RDWR | (x->form.flags & DR_OPEN_NO_FLUSH)};
+                                        .flags = DR_OPEN_RDWR | (x->flags & DR_OPEN_NO_FLUSH)};
     struct dr_disk *disk;
 
     if (cli_image_get(x->cli, x->args, &spec, &image) != 0)
         return -1;
-    image.open.format = x->form.format;
+    image.open.format = x->format;
     if (cli_image_open(x->cli, &image, &disk) < 0)
         return -1;
     vma_targets_add(&x->targets, d->id, disk, cli_has(x->args, KEY_TARGET_IS_ZERO));
@@ -261,7 +268,7 @@ static json_t *files_json(const struct extract *x)
     json_t *files = json_array();
 
     for (size_t i = 0; i < x->n; i++) {
-        const struct extract_item *item = &x->items[i];
+        const struct item *item = &x->items[i];
         json_array_append_new(
             files, json_pack("{s:o, s:i, s:I, s:o, s:s}", "name", vma_json_name(item->disk->name),
                              "id", (int)item->disk->id, "size", (json_int_t)item->disk->size,
@@ -276,11 +283,11 @@ static void tell(const struct extract *x, const struct cli_job *job)
     if (vma_wants_json(x->args)) {
         CLEANUP_JSON json_t *all =
             json_pack("{s:o, s:o}", "filename", vma_json_name(x->archive), "disks", files_json(x));
-        vma_damage_json(all, &x->damage, &x->result);
+        vma_damage_json(all, &x->damage, &x->result.read);
         vma_print_json(all);
-    } else if (!job->quiet && x->result.missing_bytes > 0) {
+    } else if (!job->quiet && x->result.read.missing_bytes > 0) {
         printf("%" PRIu64 " bytes of disks are missing and read as zeros\n",
-               x->result.missing_bytes);
+               x->result.read.missing_bytes);
     }
 }
 
@@ -288,27 +295,31 @@ static int failed(const struct extract *x, const struct cli_job *job, int r,
                   const struct dr_error *err)
 {
     char state[4300];
+    bool kept = x->result.kept[0] && r != -ESTALE;
 
+    if (r == TOLD)
+        return 1;
     if (x->in_place)
         snprintf(state, sizeof(state), "'%s' holds a part of the disk", x->output);
-    else if (x->place.keep)
+    else if (kept)
         snprintf(state, sizeof(state), "the same command goes on from what is in '%s'",
-                 x->place.work);
+                 x->result.kept);
     else
         snprintf(state, sizeof(state), "what was extracted is removed");
     if (cli_signalled() && r == -ECANCELED)
         return cli_job_failed(job, r, err, 1, state);
-    if (r != -ECANCELED) /* else the record could not be written: that was told */
-        cli_fail(x->cli, err);
-    if (x->in_place || x->place.keep)
+    cli_fail(x->cli, err);
+    if (x->in_place || kept)
         cli_error(x->cli, "%s", state);
+    if (r == -EEXIST && !cli_has(x->args, KEY_FORCE))
+        cli_error(x->cli, "--force replaces files that nobody uses");
     if (r == -EBADMSG)
         cli_error(x->cli, "--salvage takes what the archive still holds");
     return 1;
 }
 
-/* New files have zeros where something is missing. What is written over must not show what it held
- * before as if it had been in the archive. */
+/* New files have zeros where something is missing. An image that is written over must not show its
+ * old bytes there as if they had been in the archive. */
 static int zero_missing(struct extract *x, struct dr_error *err)
 {
     const struct dr_vma_target *t = &x->targets.list[0];
@@ -324,24 +335,24 @@ static int zero_missing(struct extract *x, struct dr_error *err)
     return r == 0 ? dr_flush(t->disk, err) : r;
 }
 
-static int copy(struct extract *x, struct cli_job *job)
+static int extract_in_place(struct extract *x, struct cli_job *job, struct dr_error *err)
+{
+    x->read.targets = x->targets.list;
+    x->read.n_targets = x->targets.n;
+    int r = dr_vma_extract(x->vma, &x->read, job->job, &x->result.read, err);
+    if (r == 0 && x->read.salvage)
+        r = zero_missing(x, err);
+    return r == 0 ? dr_close(DR_STEAL(x->targets.list[0].disk), err) : r;
+}
+
+static int extract(struct extract *x, struct cli_job *job)
 {
     struct dr_error err = DR_ERROR_INIT;
+    int r = x->in_place ? extract_in_place(x, job, &err) : extract_files(x, job, &err);
 
-    x->o.targets = x->targets.list;
-    x->o.n_targets = x->targets.n;
-    int r = x->place.finishing ? 0 : dr_vma_extract(x->vma, &x->o, job->job, &x->result, &err);
     cli_job_end(job);
-    if (r == 0 && x->o.salvage)
-        r = zero_missing(x, &err);
     if (r < 0)
         return failed(x, job, r, &err);
-    if (vma_targets_close(&x->targets) < 0)
-        return 1;
-    if (x->place.keep && extract_record_complete(x) < 0)
-        return 1;
-    if (!x->in_place && vma_place_publish(&x->place) < 0)
-        return 1;
     tell(x, job);
     return x->damage.n > 0 ? EXIT_MISSING : 0;
 }
@@ -377,24 +388,20 @@ static int check_output(const struct extract *x)
 
 static int get_form(struct extract *x)
 {
-    x->form.format = cli_has(x->args, KEY_TO) ? cli_value(x->args, KEY_TO) : "raw";
-    if (!cli_format_exists(x->form.format)) {
-        cli_error(x->cli, "Unknown file format '%s'", x->form.format);
+    x->format = cli_has(x->args, KEY_TO) ? cli_value(x->args, KEY_TO) : "raw";
+    if (!cli_format_exists(x->format)) {
+        cli_error(x->cli, "Unknown file format '%s'", x->format);
         return 1;
     }
     if (cli_pairs_from_args(x->cli, x->args, &x->pairs) < 0)
         return 1;
     for (size_t i = 0; i < x->pairs.n; i++) {
-        if (!cli_option_exists(x->form.format, x->pairs.pairs[i].name)) {
+        if (!cli_option_exists(x->format, x->pairs.pairs[i].name)) {
             cli_error(x->cli, "Invalid parameter '%s'", x->pairs.pairs[i].name);
             return 1;
         }
     }
-    x->form.pairs = x->pairs.pairs;
-    x->form.n_pairs = x->pairs.n;
-    int code = cli_shared_flags(x->cli, x->args, &x->form.flags);
-    x->place.flags = x->form.flags & DR_OPEN_NO_LOCK;
-    return code;
+    return cli_shared_flags(x->cli, x->args, &x->flags);
 }
 
 static int check_options(const struct extract *x)
@@ -418,31 +425,19 @@ static int check_options(const struct extract *x)
     return x->output ? check_output(x) : 0;
 }
 
-static void on_damage(void *user, const struct dr_vma_damage *damage)
-{
-    struct extract *x = user;
-
-    vma_damage_add(&x->damage, damage);
-}
-
 static int get_options(struct extract *x)
 {
     const struct cli_args *a = x->args;
 
     x->output = cli_value(a, KEY_OUTPUT);
     x->in_place = x->output && (cli_has(a, 'n') || is_device(x->output));
-    x->configs = !x->output && !cli_has(a, 'd');
-    x->place.replace = cli_has(a, KEY_FORCE);
-    x->place.keep = cli_has(a, KEY_RESUME);
-    x->place.no_sync = cli_has(a, KEY_NO_SYNC);
-    x->form.flags = x->place.no_sync ? DR_OPEN_NO_FLUSH : 0;
-    x->o = (struct dr_vma_extract_options){
+    x->flags = cli_has(a, KEY_NO_SYNC) ? DR_OPEN_NO_FLUSH : 0;
+    x->read = (struct dr_vma_extract_options){
         .sums = cli_value(a, KEY_SUMS),
         .no_sums = cli_has(a, KEY_NO_SUMS),
         .salvage = cli_has(a, KEY_SALVAGE),
-        .damage = on_damage,
-        .checkpoint = x->place.keep ? extract_checkpoint : NULL,
-        .user = x,
+        .damage = vma_damage_add,
+        .user = &x->damage,
     };
     int code = check_options(x);
     return code ? code : get_form(x);
@@ -458,15 +453,11 @@ static int prepare(struct extract *x)
     cli_catch_signals(); /* from here on there is something to remove */
     x->header = dr_vma_header(x->vma);
     x->damage.header = x->header;
-    x->damage.lines = json || !x->o.salvage ? NULL : stdout;
+    x->damage.lines = json || !x->read.salvage ? NULL : stdout;
     x->damage.array = json ? json_array() : NULL;
     if (choose(x) < 0)
         return -1;
-    if (x->in_place)
-        return open_in_place(x);
-    if (name_items(x) < 0 || begin_place(x) < 0 || make_targets(x) < 0)
-        return -1;
-    return x->place.keep && !x->place.finishing ? extract_record(x) : 0;
+    return x->in_place ? open_in_place(x) : name_items(x);
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
@@ -474,7 +465,6 @@ static int run(const struct cli *cli, const struct cli_args *args)
     __attribute__((cleanup(extract_free))) struct extract x = {
         .cli = cli,
         .args = args,
-        .place = {.cli = cli},
         .targets = {.cli = cli},
         .damage = {.cli = cli},
     };
@@ -487,10 +477,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return code;
     struct cli_job job;
     code = prepare(&x) < 0 ? 1 : vma_job_begin(cli, args, &job);
-    if (code == 0)
-        return copy(&x, &job);
-    x.place.keep &= x.place.found; /* nothing to go on from */
-    return code;
+    return code == 0 ? extract(&x, &job) : code;
 }
 
 static const struct cli_option *const sets[] = {options, cli_opts_quiet, cli_opts_progress,

@@ -26,6 +26,8 @@ static int on_read(void *user, uint64_t done, uint64_t total)
 {
     struct vma_report *r = user;
 
+    if (r->percent < 0)
+        r->start = now();
     if (changed(r, done, total)) {
         printf("progress %d%% (read %" PRIu64 " bytes, duration %" PRId64 " sec)\n", r->percent,
                done, now() - r->start);
@@ -63,7 +65,7 @@ void vma_report_begin(const struct cli *cli, struct vma_report *r, bool verbose)
 {
     const struct cli_args none = {0};
 
-    *r = (struct vma_report){.percent = -1, .start = now()};
+    *r = (struct vma_report){.percent = -1};
     cli_job_begin(cli, &none, NULL, &r->job);
     r->job.progress = verbose ? on_read : on_nothing;
     r->job.message = on_message;

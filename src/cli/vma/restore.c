@@ -4,7 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "cli/vma/place.h"
+#include "cli/vma/vma.h"
 
 /* How much larger a target may be than the disk in the archive: storages round up. */
 #define TARGET_SLACK (4u << 20)
@@ -15,14 +15,18 @@ struct restore {
     struct dr_vma *vma;
     const struct dr_vma_header *header;
     struct vma_map map;
-    struct vma_place place;
-    struct vma_targets targets;
+    struct vma_targets targets; /* disks of the map */
+    struct dr_vma_new_disk disks[256];
+    char *files[256]; /* their names */
+    struct dr_vma_files_options to;
+    bool told; /* why the call was ended by us */
 };
 
 static void restore_free(struct restore *r)
 {
     vma_targets_cleanup(&r->targets);
-    vma_place_end(&r->place);
+    for (size_t i = 0; i < r->to.n_disks; i++)
+        free(r->files[i]);
     vma_map_free(&r->map);
     dr_vma_close(r->vma);
 }
@@ -76,44 +80,55 @@ static int check_disks(const struct restore *r)
     return 0;
 }
 
-/* ------------------------------------------------------------------ configuration files */
+/* ------------------------------------------------------------------ files */
 
-static int write_configs(struct restore *r)
+static size_t name_configs(const struct restore *r, struct dr_vma_new_config *configs)
 {
+    size_t n = 0;
+
     for (size_t i = 0; i < r->header->n_configs; i++) {
-        const struct dr_vma_config *c = &r->header->configs[i];
+        const char *name = r->header->configs[i].name;
         if (vma_config_comes_again(r->header, i))
             cli_error(r->cli, "warning: %s: holds '%s' more than once, the last one counts",
-                      vma_shown(r->o->archive), c->name);
-        else if (vma_place_write(&r->place, c->name, c->name, c->data, c->len) < 0)
-            return -1;
+                      vma_shown(r->o->archive), name);
+        else
+            configs[n++] = (struct dr_vma_new_config){.index = i, .file = name};
     }
-    return vma_place_sync(&r->place);
+    return n;
 }
 
-/* ------------------------------------------------------------------ targets */
-
-static int make_file(struct restore *r, const struct dr_vma_disk *d)
+/* With a map only the state of the machine becomes a file. */
+static int name_disks(struct restore *r)
 {
-    static const struct vma_form raw = {.format = "raw"};
-    CLEANUP_FREE char *made = NULL, *name = NULL, *path = NULL;
-    struct dr_error err = DR_ERROR_INIT;
-    int n = d->vmstate ? asprintf(&made, "tmp-vmstate.bin")
-                       : asprintf(&made, "tmp-disk-%s.raw", d->name);
-
-    if (n < 0 || asprintf(&name, "%s", made + strlen("tmp-")) < 0)
-        return -1;
-    path = vma_place_path(&r->place, made);
-    if (!path || vma_place_add(&r->place, made, name) < 0)
-        return -1;
-    if (!d->vmstate && !r->o->fifo)
-        printf("DEVINFO %s %" PRIu64 "\n", path, d->size);
-    fflush(stdout);
-    if (vma_targets_create(&r->targets, d->id, d->size, path, &raw, &err) == 0)
-        return 0;
-    cli_error(r->cli, "restore failed - %s", err.text);
-    return -1;
+    for (size_t i = 0; i < r->header->n_disks; i++) {
+        const struct dr_vma_disk *d = &r->header->disks[i];
+        char *file;
+        if (!is_wanted(r, d) || (r->o->fifo && !d->vmstate))
+            continue;
+        int n = d->vmstate ? asprintf(&file, "vmstate.bin")
+                           : asprintf(&file, "disk-%s.raw", d->name);
+        if (n < 0) {
+            cli_error(r->cli, "out of memory");
+            return -1;
+        }
+        r->files[r->to.n_disks] = file;
+        r->disks[r->to.n_disks++] = (struct dr_vma_new_disk){.id = d->id, .file = file};
+    }
+    r->to.disks = r->disks;
+    return 0;
 }
+
+static void print_files(const struct restore *r)
+{
+    for (size_t i = 0; i < r->to.n_disks; i++) {
+        const struct dr_vma_disk *d = vma_find_id(r->header, r->disks[i].id);
+        if (!d->vmstate)
+            printf("DEVINFO %s/tmp-%s %" PRIu64 "\n", r->o->dir, r->files[i], d->size);
+    }
+    fflush(stdout);
+}
+
+/* ------------------------------------------------------------------ disks of the map */
 
 static const char *target_format(const struct vma_map_line *l)
 {
@@ -121,7 +136,7 @@ static const char *target_format(const struct vma_map_line *l)
 
     if (l->format)
         return l->format;
-    /* What is known to have no metadata must not be taken for what a guest wrote into it. */
+    /* These have no metadata: a header in one of them was written by a guest. */
     bool raw = strncmp(l->path, "/dev/", 5) == 0 || (n > 4 && strcmp(l->path + n - 4, ".raw") == 0);
     return raw ? "raw" : NULL;
 }
@@ -144,7 +159,7 @@ static int open_mapped(struct restore *r, const struct dr_vma_disk *d, const str
     struct dr_open_options open = {.format = target_format(l), .flags = DR_OPEN_RDWR};
     struct dr_error err = DR_ERROR_INIT;
 
-    /* What was found out from content may be what a guest wrote: it does not lead anywhere. */
+    /* A format that was found out by content may come from a guest: follow no names in it. */
     if (open.format)
         open.flags |= DR_OPEN_ANY_PATH;
 
@@ -166,9 +181,8 @@ static int open_mapped(struct restore *r, const struct dr_vma_disk *d, const str
 
 static int add_target(struct restore *r, const struct dr_vma_disk *d)
 {
-    if (!r->o->fifo || d->vmstate)
-        return make_file(r, d);
     const struct vma_map_line *l = vma_map_find(&r->map, d->name);
+
     if (!l) {
         cli_error(r->cli, "no device name mapping for %s", d->name);
         return -1;
@@ -180,7 +194,7 @@ static int add_targets(struct restore *r)
 {
     for (size_t i = 0; i < r->header->n_disks; i++) {
         const struct dr_vma_disk *d = &r->header->disks[i];
-        if (is_wanted(r, d) && add_target(r, d) < 0)
+        if (is_wanted(r, d) && !d->vmstate && add_target(r, d) < 0)
             return -1;
     }
     return 0;
@@ -188,49 +202,63 @@ static int add_targets(struct restore *r)
 
 /* ------------------------------------------------------------------ the whole */
 
+/* The configuration files are in the directory. */
+static int on_ready(void *user)
+{
+    struct restore *r = user;
+    int code = 0;
+
+    if (!r->o->fifo)
+        print_files(r);
+    else if (vma_print_listing(r->cli, r->o->archive, r->header) < 0 ||
+             vma_map_read(r->cli, r->o->fifo, &r->map) < 0 || add_targets(r) < 0)
+        code = -1;
+    r->to.read.targets = r->targets.list;
+    r->to.read.n_targets = r->targets.n;
+    r->told = code < 0;
+    return code;
+}
+
 static int extract(struct restore *r)
 {
-    const struct dr_vma_extract_options o = {.targets = r->targets.list, .n_targets = r->targets.n};
-    struct dr_vma_extract_result result = {0};
+    struct dr_vma_files_result result;
     struct dr_error err = DR_ERROR_INIT;
     CLEANUP_REPORT struct vma_report report = {0};
 
     vma_report_begin(r->cli, &report, r->o->verbose);
-    int e = dr_vma_extract(r->vma, &o, report.job.job, &result, &err);
+    int e = dr_vma_extract_files(r->vma, &r->to, report.job.job, &result, &err);
+    if (r->told)
+        return cli_signalled() ? cli_signalled() : 1;
     if (e == -ECANCELED && cli_signalled())
         return cli_job_failed(&report.job, e, &err, 1, "nothing was restored completely");
     if (e < 0) {
         cli_error(r->cli, "restore failed - %s", err.text);
         return 1;
     }
-    if (vma_targets_close(&r->targets) < 0 || vma_place_publish(&r->place) < 0)
+    if (vma_targets_close(&r->targets) < 0)
         return 1;
     if (r->o->verbose)
-        vma_report_totals(&result);
+        vma_report_totals(&result.read);
     return 0;
-}
-
-static int get_map(struct restore *r)
-{
-    if (vma_print_listing(r->cli, r->o->archive, r->header) < 0)
-        return -1;
-    return vma_map_read(r->cli, r->o->fifo, &r->map);
 }
 
 int vma_restore(const struct cli *cli, const struct vma_restore *o)
 {
+    struct dr_vma_new_config configs[256];
     __attribute__((cleanup(restore_free))) struct restore r = {
-        .cli = cli, .o = o, .place = {.cli = cli}, .targets = {.cli = cli}};
+        .cli = cli, .o = o, .targets = {.cli = cli}};
 
     if (vma_open(cli, o->archive, false, &r.vma) < 0)
         return 1;
     r.header = dr_vma_header(r.vma);
-    if (check_disks(&r) < 0)
+    if (check_disks(&r) < 0 || name_disks(&r) < 0)
         return 1;
+    r.to.dir = o->dir;
+    r.to.in_sight = true;
+    r.to.configs = configs;
+    r.to.n_configs = name_configs(&r, configs);
+    r.to.ready = on_ready;
+    r.to.user = &r;
     cli_catch_signals();
-    if (vma_place_begin_new(&r.place, o->dir) < 0 || write_configs(&r) < 0)
-        return 1;
-    if ((o->fifo && get_map(&r) < 0) || add_targets(&r) < 0)
-        return cli_signalled() ? cli_signalled() : 1;
     return extract(&r);
 }

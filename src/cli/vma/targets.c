@@ -17,34 +17,6 @@ int vma_targets_open(struct vma_targets *t, unsigned id, const char *path,
     return r;
 }
 
-int vma_targets_create(struct vma_targets *t, unsigned id, uint64_t size, const char *path,
-                       const struct vma_form *form, struct dr_error *err)
-{
-    const struct dr_create_options create = {
-        .format = form->format,
-        .size = size,
-        .has_size = true,
-        .pairs = form->pairs,
-        .n_pairs = form->n_pairs,
-        .no_replace = true,
-        .flags = form->flags,
-    };
-    const struct dr_open_options open = {.format = form->format,
-                                         .flags = DR_OPEN_RDWR | form->flags};
-
-    int r = dr_create(path, &create, err);
-    if (r == 0)
-        r = vma_targets_open(t, id, path, &open, true, err);
-    if (r < 0)
-        return r;
-    /* Disks of archives may have any size; new images are made of whole sectors. Formats that
-     * cannot say it exactly keep the zeros at the end. */
-    struct dr_disk *disk = t->list[t->n - 1].disk;
-    if (dr_size(disk) > size)
-        dr_truncate(disk, size, NULL);
-    return 0;
-}
-
 int vma_targets_close(struct vma_targets *t)
 {
     int result = 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What the vma commands share, under both names: `drover vma ...` and the tool called vma. */
+/* Shared by the vma commands, under both names: `drover vma ...` and the tool called vma. */
 #ifndef DR_CLI_VMA_H
 #define DR_CLI_VMA_H
 
@@ -15,12 +15,12 @@
 extern const struct cli_command vma_cmd_list, vma_cmd_config, vma_cmd_create, vma_cmd_extract,
     vma_cmd_verify, vma_cmd_index;
 
-/* "-" is standard input. What is wrong or odd is told. */
+/* "-" is standard input. Failures and oddities are printed. */
 int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma);
-/* The same, with the failure in *err and not told. */
+/* The same, with the failure in *err and not printed. */
 int vma_try_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma,
                  struct dr_error *err);
-/* What an archive is called in messages. */
+/* The name of an archive in messages. */
 const char *vma_shown(const char *name);
 static inline void vma_cleanup(struct dr_vma **vma)
 {
@@ -67,15 +67,6 @@ struct vma_targets {
 
 /* Takes the disk over. */
 void vma_targets_add(struct vma_targets *t, unsigned id, struct dr_disk *disk, bool is_zero);
-struct vma_form {
-    const char *format;
-    const struct dr_pair *pairs;
-    size_t n_pairs;
-    unsigned flags; /* DR_OPEN_NO_LOCK */
-};
-/* A new image of at least size bytes for the disk id, at path. */
-int vma_targets_create(struct vma_targets *t, unsigned id, uint64_t size, const char *path,
-                       const struct vma_form *form, struct dr_error *err);
 /* An image that is there, for writing (or as open says, to compare with). */
 int vma_targets_open(struct vma_targets *t, unsigned id, const char *path,
                      const struct dr_open_options *open, bool is_zero, struct dr_error *err);
@@ -109,7 +100,7 @@ void vma_damage_json(json_t *object, const struct vma_damage *d,
 
 /* ------------------------------------------------------------------ vma/source.c */
 
-/* What goes into a new archive: disks and configuration files, with what they own. */
+/* The contents of a new archive: disks and configuration files, with everything they own. */
 struct vma_source {
     const struct cli *cli;
     struct dr_vma_create_disk disks[256];
@@ -163,7 +154,7 @@ struct vma_report {
     struct cli_job job; /* first; report.job.job goes to the library */
     uint64_t *zeros;    /* so far, of a creation */
     int percent;
-    int64_t start; /* seconds */
+    int64_t start; /* of the reading, seconds */
 };
 void vma_report_begin(const struct cli *cli, struct vma_report *r, bool verbose);
 void vma_report_begin_create(const struct cli *cli, struct vma_report *r, uint64_t *zeros);

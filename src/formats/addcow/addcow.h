@@ -72,11 +72,11 @@ void addcow_header_encode(uint8_t out[ADDCOW_HEADER_SIZE], const char *backing, 
 
 /* ------------------------------------------------------------------ name.c */
 
-/* What version 1's field says about a parent of this name and format (NULL = raw). *field is
+/* Make the text of version 1's field for a parent of this name and format (NULL = raw). *field is
  * malloc'ed, at most 1023 bytes. */
 int addcow_name_encode(const char *path, const char *name, const char *format, char **field,
                        struct dr_error *err);
-/* The other way. *name and *format are malloc'ed. */
+/* Take the name and the format out of such a text. *name and *format are malloc'ed. */
 int addcow_name_decode(const char *path, const char *field, char **name, char **format,
                        struct dr_error *err);
 

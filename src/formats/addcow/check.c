@@ -11,7 +11,7 @@
 #include "base/json.h"
 #include "formats/addcow/addcow.h"
 
-/* Units whose bytes are in the raw file. What waits in memory counts. */
+/* Count the units whose bytes are in the raw file, with the bits as they are in memory. */
 static int count_own(struct dr_image *image, uint64_t *n, struct dr_error *err)
 {
     const struct addcow_header *h = &addcow_of(image)->h;
@@ -166,9 +166,10 @@ static int find_unseen(struct unseen *u, struct dr_error *err)
     return r;
 }
 
-/* What an interrupted write or drop left in the raw file under bits that are 0 (invariant 3). It
- * may also be somebody's wish to have the space there beforehand, so it is no leak until it is to
- * be given back. Where a file cannot tell its holes, everything would look like that. */
+/* Count, or give back, the data in the raw file under bits that are 0. An interrupted write or drop
+ * leaves it there (invariant 3). A user may also have allocated the space beforehand, so it is no
+ * leak until asked to be given back. Nothing is said of a file that cannot tell its holes:
+ * everything in it would look like that. */
 static int check_unseen(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                         struct dr_error *err)
 {

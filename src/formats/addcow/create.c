@@ -179,8 +179,8 @@ static int check_not_parent(const struct plan *p, const struct dr_file_id *id, s
     return 0;
 }
 
-/* What is made goes where the metadata is made and moves with it; what exists, or has a directory
- * of its own, is where it will stay. */
+/* A raw file that is made goes where the metadata is made and moves with it. One that exists, or is
+ * to be in another directory, is named by the place where it will stay. */
 static int find_place(struct plan *p, struct dr_error *err)
 {
     struct dr_file_id id;
@@ -334,7 +334,7 @@ static int take_raw(struct plan *p, struct dr_error *err)
         r = refuse_taken(p, err);
     if (r == 0 && p->params->backing_name && !p->reuse)
         r = check_empty(p, err);
-    if (r == 0) /* whoever wrote it may have left it in memory */
+    if (r == 0) /* another program may have left its data in memory */
         atomic_store(&p->raw->dirty, true);
     return r < 0 ? r : dr_file_flush(p->raw, err);
 }

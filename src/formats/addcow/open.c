@@ -195,7 +195,7 @@ static int addcow_map(struct dr_image *image, uint64_t off, uint64_t len, struct
     return 0;
 }
 
-/* What is left when the metadata and the parents are thrown away. */
+/* The file that remains when the metadata and the parents are thrown away. */
 static struct dr_file *addcow_plain(const struct dr_image *image)
 {
     return image->files[ADDCOW_RAW];

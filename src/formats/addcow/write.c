@@ -286,8 +286,8 @@ int addcow_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, s
 }
 
 /* Commit has dropped everything: no bit is set, so neither the bitmap nor the raw file needs space.
- * What is left there are blocks of the host's file system of which only a part was dropped at a
- * time. */
+ * They still have the blocks of the host's file system that were dropped in parts, and never as a
+ * whole. */
 int addcow_trim(struct dr_image *image, struct dr_error *err)
 {
     const struct addcow_header *h = &addcow_of(image)->h;

@@ -8,9 +8,10 @@
 #include "base/cleanup.h"
 #include "formats/vmdk/descriptor.h"
 
-/* What is known to stand in descriptors, and what Windows means by it (in the other Shift_JIS a
- * backslash is a yen sign). Not all that iconv has: the text is hostile, and rare converters had
- * holes. In none of these is a quote or a line end part of another character. */
+/* The encodings that are known to be named in descriptors, and iconv's names of what Windows means
+ * by them (in the other Shift_JIS a backslash is a yen sign). No others are accepted: the text is
+ * hostile, and rare converters had holes. In none of these is a quote or a line end part of another
+ * character. */
 static const char *find_charset(const char *encoding)
 {
     static const struct {

@@ -170,7 +170,7 @@ static int check_entry(struct walk *w, uint64_t table, bool copy, struct dr_erro
         count(w, false);
         return 0;
     }
-    r = read_or_zero(w, copy ? e->gd[table] : (gde == 0 ? 0 : other), buf, err);
+    r = read_or_zero(w, copy ? e->gd[table] : other, buf, err);
     if (r == 0)
         r = new_table(w, table, copy, buf, err);
     count(w, r == 0);
@@ -357,7 +357,7 @@ static int compare_copy(struct walk *w, uint64_t table, const uint8_t *primary, 
         w->e->h.unclean ? ", as they may when it was not closed" : "");
     if (fixing(w))
         r = write_table(w, w->e->rgd[table], primary, err);
-    /* After a crash that is no damage: who opens it for writing copies the one over the other. */
+    /* After a crash that is no damage: opening for writing copies the one over the other. */
     if (!w->e->h.unclean || fixing(w))
         count(w, fixing(w) && r == 0);
     return r;
@@ -409,7 +409,7 @@ static int check_leak(struct walk *w, uint64_t first, uint64_t last, struct dr_e
             continue;
         run = dr_round_up(dr_max(run, 1), w->e->grain); /* a grain may begin with a hole */
         uint64_t grains = run / w->e->grain;
-        /* What a damaged entry should point to belongs to nothing, too. */
+        /* A grain that a damaged entry should point to looks like a leak, too. */
         bool fix = (w->fix & DR_CHECK_FIX_LEAKS) && w->e->access == VMDK_RW && !w->damaged;
         say(w, "%" PRIu64 " grains at byte %" PRIu64 " belong to nothing%s", grains, at,
             w->damaged ? " that is intact" : "");

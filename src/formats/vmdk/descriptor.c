@@ -116,7 +116,8 @@ static bool needs_name(const struct vmdk_extent_line *e)
     return e->type == VMDK_SPARSE || e->type == VMDK_FLAT || e->type == VMDK_VMFS;
 }
 
-/* What stands behind the type: name, offset; a partition uuid and a device id may follow. */
+/* Parse the rest of an extent line, behind the type: a name and an offset; a partition uuid and a
+ * device id may follow. */
 static int parse_extent_rest(struct vmdk_extent_line *e, struct span rest, const char *where,
                              size_t number, struct dr_error *err)
 {
@@ -201,8 +202,8 @@ static enum vmdk_line_kind classify(const char *text, struct vmdk_line *line)
 static const char *const once[] = {"version", "CID", "parentCID", "createType",
                                    "parentFileNameHint"};
 
-/* What is not understood is kept and not read. That must not be a line without which the rest
- * means something else: "RX 2048 FLAT ..." left out, all extents behind it have other addresses. */
+/* Lines that are not understood are kept and not read. Refuse one that changes what the other lines
+ * mean: if "RX 2048 FLAT ..." were left out, all extents behind it would have other addresses. */
 static int check_other(const struct vmdk_desc *d, const struct vmdk_line *line, const char *where,
                        struct dr_error *err)
 {

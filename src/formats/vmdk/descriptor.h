@@ -59,8 +59,7 @@ struct vmdk_desc {
     size_t n_extents;
 };
 
-/* What of a name's bytes may stand between quotes: no quote, CR, LF (and no NUL, being a C string).
- */
+/* Can the name stand between quotes? It must not be empty or contain a quote, CR or LF. */
 bool vmdk_name_is_writable(const char *name);
 
 /* The text ends at the first NUL of buf. where: the file's name for messages. -EINVAL: not a

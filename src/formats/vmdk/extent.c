@@ -179,13 +179,26 @@ static int entry_kind(struct run *run, uint64_t grain, uint32_t gte, enum dr_kin
     return 0;
 }
 
-static bool continues(struct run *run, uint32_t gte)
+static bool continues(struct run *run, uint64_t grain, uint32_t gte)
 {
-    uint64_t grain = run->first + run->grains;
     enum dr_kind kind;
     if (entry_kind(run, grain, gte, &kind, NULL) < 0 || kind != run->kind)
         return false;
-    return kind != DR_DATA || gte == run->gte + run->grains * run->e->h.grain;
+    return kind != DR_DATA || gte == run->gte + (grain - run->first) * run->e->h.grain;
+}
+
+/* Entries that go on the run, of n in the loaded page. */
+static uint64_t alike_entries(struct run *run, const uint8_t *entries, uint64_t n)
+{
+    uint64_t i = 0;
+    if (run->kind == DR_HOLE) {
+        while (i + 2 <= n && get_le64(entries + i * 4) == 0)
+            i += 2;
+        return i < n && get_le32(entries + i * 4) == 0 ? i + 1 : i;
+    }
+    while (i < n && continues(run, run->first + run->grains + i, get_le32(entries + i * 4)))
+        i++;
+    return i;
 }
 
 /* How many entries of the table at slot go on the run, looking at the loaded page and at what is
@@ -199,10 +212,35 @@ static uint64_t extend(struct run *run, const struct vmdk_slot *slot)
         return run->kind == DR_HOLE ? dr_min(left, (run->zero_end - slot->pos) / 4) : 0;
     if (slot->pos < run->page_start || slot->pos >= run->page_end)
         return 0;
-    return continues(run, get_le32(dr_page_at(run->page, slot->pos)));
+    uint64_t n = dr_min(dr_min(left, run->max - run->grains), (run->page_end - slot->pos) / 4);
+    return alike_entries(run, dr_page_at(run->page, slot->pos), n);
 }
 
-/* Bounded: who walks a chain asks again for each piece that a lower image has, always up to the
+/* How many tables from this one on have no entries: they do not exist, or they lie where the file
+ * is known to be zero. Looks at one page of the directory at most. */
+static uint64_t empty_tables(const struct run *run, uint64_t table, struct dir_page *dir)
+{
+    const struct vmdk_extent *e = run->e;
+    uint32_t gde;
+    if (directory_entry(run->image, e, e->h.gd_off, table, dir, &gde) < 0)
+        return 0;
+    uint64_t at = e->h.gd_off * VMDK_SECTOR + table * 4;
+    const uint8_t *entries = dr_page_at(dir->page, at);
+    uint64_t n = dr_min(vmdk_tables_used(e) - table, (dir->start + DR_PAGE_SIZE - at) / 4);
+    /* Sectors of the zeros, [first, end). */
+    uint64_t file_size = dr_file_size(run->image->files[e->file]);
+    uint64_t first = dr_div_up(run->page_start, VMDK_SECTOR);
+    uint64_t end = dr_min(run->zero_end, file_size) / VMDK_SECTOR;
+    uint64_t i = 0;
+    for (; i < n; i++) {
+        gde = get_le32(entries + i * 4);
+        if (gde != 0 && (gde < first || gde + e->h.gt_sectors > end))
+            break;
+    }
+    return i;
+}
+
+/* Bounded: a walk of a chain asks again for each piece that a lower image has, always up to the
  * end of the disk. */
 #define MAX_TABLES_A_RUN 1024
 
@@ -210,10 +248,17 @@ static void run_on(struct run *run)
 {
     struct vmdk_slot slot;
     struct dir_page dir = {0};
-    uint64_t last = run->first / run->e->h.gtes + MAX_TABLES_A_RUN;
-    run->max = dr_min(run->max, last * run->e->h.gtes - run->first);
+    uint64_t gtes = run->e->h.gtes, last = run->first / gtes + MAX_TABLES_A_RUN;
+    run->max = dr_min(run->max, last * gtes - run->first);
     while (run->grains < run->max) {
-        if (next_slot(run->image, run->e, run->first + run->grains, &dir, &slot, NULL) < 0)
+        uint64_t grain = run->first + run->grains;
+        if (run->kind == DR_HOLE && grain % gtes == 0) {
+            uint64_t tables = empty_tables(run, grain / gtes, &dir);
+            run->grains += tables * gtes;
+            if (tables > 0)
+                continue;
+        }
+        if (next_slot(run->image, run->e, grain, &dir, &slot, NULL) < 0)
             return;
         uint64_t more = extend(run, &slot);
         if (more == 0)

@@ -26,7 +26,7 @@ enum vmdk_header_flag {
     VMDK_FLAG_MARKERS = 1u << 17,
 };
 
-/* What the first bytes of a file say it is. */
+/* The kind of file that the first bytes tell. */
 enum vmdk_magic {
     VMDK_MAGIC_NONE, /* text, or flat data */
     VMDK_MAGIC_KDMV,

@@ -144,8 +144,9 @@ int vmdk_end_write(struct dr_image *image, struct dr_error *err)
 
 /* ------------------------------------------------------------------ parents and commit */
 
-/* What the parent's CID becomes while `child` is committed into it: everybody who sees the pair can
- * tell that this is what happened, and that no data was written yet. */
+/* The CID that a parent gets while `child` is committed into it. It follows from the child's ids,
+ * so anybody who sees both images can tell that a commit was begun, and that no data was written
+ * yet. */
 uint32_t vmdk_commit_id(const struct dr_image *parent, const struct dr_image *child)
 {
     (void)parent; /* its CID may be the new one already */

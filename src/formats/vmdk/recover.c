@@ -130,7 +130,7 @@ static int used_end(struct dr_image *image, const struct vmdk_extent *e, uint64_
     return 0;
 }
 
-/* What is behind the new end is no longer ours to hand out. */
+/* Forget the free grains behind the new end: they must not be handed out again. */
 static void forget_free(struct dr_image *image, struct vmdk_extent *e, uint64_t end)
 {
     DR_LOCK_SCOPE(&image->lock);

@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "formats/vmdk/vmdk.h"
 
-/* What reserve leaves for publish and cancel in dr_reservation.priv. */
+/* Indices in dr_reservation.priv, where reserve leaves values for publish and cancel. */
 enum {
     PRIV_EXTENT, /* index in state->extents */
     PRIV_POS,    /* the entry in the table, 0: publish has nothing to do */
@@ -59,7 +59,7 @@ static void give_back(struct vmdk_extent *e, uint32_t sector)
 
 /* ------------------------------------------------------------------ reserve */
 
-/* What is asked for, with everything the helpers need. */
+/* One call of reserve, with everything the helpers need. */
 struct request {
     struct dr_image *image;
     struct vmdk_extent *e;
