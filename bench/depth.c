@@ -4,8 +4,9 @@
  * commit of an empty layer take. All pieces are in the lowest image, or scattered over all images.
  * Hot in the page cache.
  *
- *     drover-bench-depth [-f FORMAT] [-n READS] [-r ROUNDS] DIRECTORY
- */
+ *     drover-bench-depth [-c] [-f FORMAT] [-n READS] [-r ROUNDS] DIRECTORY
+ *
+ * -c: time of the processors, not of the clock on the wall. */
 #include <dirent.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -375,11 +376,13 @@ int main(int argc, char **argv)
     const char *only = NULL;
     char dir[4096];
     int opt;
-    while ((opt = getopt(argc, argv, "f:n:r:")) != -1) {
-        if (opt == 'f') {
+    while ((opt = getopt(argc, argv, "cf:n:r:")) != -1) {
+        if (opt == 'f')
             only = optarg;
+        if (opt == 'c')
+            bench_clock = CLOCK_PROCESS_CPUTIME_ID;
+        if (opt == 'f' || opt == 'c')
             continue;
-        }
         unsigned long value = strtoul(optarg, NULL, 0);
         if (opt == 'n' && value > 0)
             reads = (unsigned)value;

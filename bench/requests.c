@@ -3,8 +3,9 @@
  * writes through the library, and the same by pread(2) and pwrite(2) on the raw file, in turns and
  * in one process, with one thread and with two. Hot in the page cache.
  *
- *     drover-bench-requests [-n REQUESTS] [-r ROUNDS] [-s SIZE] DIRECTORY
- */
+ *     drover-bench-requests [-c] [-n REQUESTS] [-r ROUNDS] [-s SIZE] DIRECTORY
+ *
+ * -c: time of the processors, not of the clock on the wall. */
 #include <fcntl.h>
 #include <pthread.h>
 #include <unistd.h>
@@ -128,9 +129,11 @@ int main(int argc, char **argv)
     static const char *const formats[] = {"raw", "vmdk"};
     char raw[4096], path[4096];
     int opt;
-    while ((opt = getopt(argc, argv, "n:r:s:")) != -1) {
-        unsigned long long value = strtoull(optarg, NULL, 0);
-        if (opt == 'n')
+    while ((opt = getopt(argc, argv, "cn:r:s:")) != -1) {
+        unsigned long long value = optarg ? strtoull(optarg, NULL, 0) : 0;
+        if (opt == 'c')
+            bench_clock = CLOCK_PROCESS_CPUTIME_ID;
+        else if (opt == 'n')
             requests = (unsigned)value;
         else if (opt == 'r' && value > 0 && value <= BENCH_MAX_ROUNDS)
             rounds = (unsigned)value;
