@@ -48,6 +48,12 @@ struct dr_chain *dr_chain_tail(struct dr_chain *chain, size_t first)
     return dr_chain_new(chain->images + first, chain->n - first);
 }
 
+void dr_chain_renew_index(struct dr_chain *chain)
+{
+    dr_index_free(chain->index);
+    chain->index = dr_index_new(chain->images, chain->n);
+}
+
 /* ------------------------------------------------------------------ places */
 
 /* Frozen images, too: one that is thawed meanwhile frees and reuses places. */

@@ -241,6 +241,10 @@ size_t dr_chain_bound(void);
 /* Tests only: another bound, 0 = DR_CHAIN_MAX again. */
 void dr_chain_set_bound(size_t n);
 
+/* Images of a chain that nobody else uses yet were thawed or frozen since it was made: begin its
+ * index again. Cannot fail; without memory look-ups ask layer by layer. */
+void dr_chain_renew_index(struct dr_chain *chain);
+
 /* The chain above its index `first`: images[first..]; shares the images. NULL = out of memory. */
 struct dr_chain *dr_chain_tail(struct dr_chain *chain, size_t first);
 

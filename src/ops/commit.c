@@ -475,8 +475,10 @@ static int end_step(void *user, struct dr_chain *present, struct dr_chain **fres
         r = adopt(c, 0, err);
     if (r == 0)
         r = freeze_all(c, err);
-    if (r == 0)
+    if (r == 0) {
+        dr_chain_renew_index(next); /* made while P was writable, since that may fail */
         *fresh = DR_STEAL(next);
+    }
     dr_chain_unref(next, NULL);
     return r;
 }

@@ -17,7 +17,7 @@
 #include <cmocka.h>
 
 #include "base/bytes.h"
-#include "core/core.h"
+#include "core/internal.h"
 #include "drover/drover.h"
 #include "ops/ops-internal.h"
 
@@ -353,11 +353,9 @@ static void real_formats_say_the_same(void **state)
     }
 }
 
-/* Commit thaws the parent while the chain that has it in its index still lives. */
-static void what_a_thawed_image_gets_is_seen(void **state)
+/* dir/3.vmdk on dir/2.vmdk on ... */
+static void make_four(struct dr_fs *fs)
 {
-    struct dr_fs *fs = *state;
-    uint8_t buf[512], got[512];
     for (unsigned i = 0; i < 4; i++) {
         char path[32], below[32];
         snprintf(path, sizeof(path), "dir/%u.vmdk", i);
@@ -366,6 +364,27 @@ static void what_a_thawed_image_gets_is_seen(void **state)
             .format = "vmdk", .size = MIB, .has_size = true, .backing = i ? below : NULL};
         ok(dr_create_fs(fs, path, &o, &err));
     }
+}
+
+static void an_image_that_was_committed_into_is_indexed_again(void **state)
+{
+    struct dr_fs *fs = *state;
+    make_four(fs);
+    struct dr_disk *disk = open_top(fs, "dir/3.vmdk", DR_OPEN_RDWR);
+    ok(dr_disk_commit(disk, NULL, NULL, &err));
+    struct dr_chain *chain = dr_disk_chain(disk);
+    for (size_t i = 1; i < 4; i++)
+        assert_non_null(dr_index_at(chain->index, i));
+    dr_chain_unref(chain, NULL);
+    ok(dr_close(disk, &err));
+}
+
+/* Commit thaws the parent while the chain that has it in its index still lives. */
+static void what_a_thawed_image_gets_is_seen(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint8_t buf[512], got[512];
+    make_four(fs);
     struct dr_disk *disk = open_top(fs, "dir/3.vmdk", DR_OPEN_RDWR);
     struct dr_chain *chain = dr_disk_chain(disk);
     struct dr_place place;
@@ -492,6 +511,7 @@ int main(void)
         T(with_little_memory_windows_go_and_come_back),
         T(real_formats_say_the_same),
         T(what_a_thawed_image_gets_is_seen),
+        T(an_image_that_was_committed_into_is_indexed_again),
         T(the_questions_of_a_walk_do_not_grow_with_the_depth),
         T(a_walk_asks_about_each_run_of_a_layer_hardly_more_than_once),
         T(a_read_asks_only_the_owner),
