@@ -44,6 +44,13 @@ struct window {
     struct segment segments[];
 };
 
+/* Where windows are found: number modulo n. */
+struct slots {
+    size_t n;    /* a power of two */
+    size_t hand; /* the next one to empty; under all_lock */
+    _Atomic(struct window *) at[];
+};
+
 /* What a layer said about where it has nothing. Facts about a frozen layer stay true, so threads
  * may read and add them in any order. */
 struct memo {
@@ -66,17 +73,15 @@ struct dr_index {
     struct memo *memos;
     /* A bit for each chunk: all layers but the last of the run are empty there. */
     _Atomic uint64_t lowest;
-    size_t n_slots;                          /* a power of two */
-    _Atomic(struct window *) *_Atomic slots; /* NULL until the first window */
-    struct dr_ranges *readers;               /* for its epoch */
-    struct dr_index *newer, *older;          /* all indexes; under all_lock */
-    size_t hand;                             /* the next slot to empty; under all_lock */
+    _Atomic(struct slots *) slots;  /* NULL until the first window, and when it gave them back */
+    struct dr_ranges *readers;      /* for its epoch */
+    struct dr_index *newer, *older; /* indexes that have slots; under all_lock */
 };
 
 /* ------------------------------------------------------------------ all indexes */
 
 static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct dr_index *all_newest; /* indexes that have slots */
+static struct dr_index *all_newest; /* the index that kept a window last; those that have slots */
 static size_t all_bytes;
 static _Atomic unsigned thawings;
 
@@ -85,17 +90,42 @@ static size_t window_bytes(const struct window *w)
     return sizeof(*w) + w->n * sizeof(struct segment) + 2 * sizeof(void *);
 }
 
+static size_t slots_bytes(size_t n)
+{
+    return sizeof(struct slots) + n * sizeof(struct window *);
+}
+
+static void list_remove(struct dr_index *ix)
+{
+    if (ix->newer)
+        ix->newer->older = ix->older;
+    else
+        all_newest = ix->older;
+    if (ix->older)
+        ix->older->newer = ix->newer;
+    ix->newer = ix->older = NULL;
+}
+
+static void list_add_newest(struct dr_index *ix)
+{
+    ix->older = all_newest;
+    if (all_newest)
+        all_newest->newer = ix;
+    all_newest = ix;
+}
+
 /* Take windows out of ix until enough are gone or it has none; free them once nobody reads them.
  * all_lock held: readers wait for nothing, so they leave soon. */
 static void drop_windows(struct dr_index *ix, size_t target)
 {
+    struct slots *slots = ix->slots;
     size_t looked = 0;
-    while (all_bytes > target && looked < ix->n_slots) {
+    while (all_bytes > target && looked < slots->n) {
         struct window *gone[FREED_ROUND];
         unsigned n = 0;
-        for (; n < FREED_ROUND && all_bytes > target && looked < ix->n_slots; looked++) {
-            struct window *w = atomic_exchange(&ix->slots[ix->hand], NULL);
-            ix->hand = (ix->hand + 1) & (ix->n_slots - 1);
+        for (; n < FREED_ROUND && all_bytes > target && looked < slots->n; looked++) {
+            struct window *w = atomic_exchange(&slots->at[slots->hand], NULL);
+            slots->hand = (slots->hand + 1) & (slots->n - 1);
             if (!w)
                 continue;
             all_bytes -= window_bytes(w);
@@ -108,8 +138,24 @@ static void drop_windows(struct dr_index *ix, size_t target)
     }
 }
 
-/* Make room for `more` bytes: the chain that was opened first gives first. all_lock held. */
-static bool make_room(size_t more)
+/* Give back the slots of an index, and the windows in them. all_lock held. */
+static void drop_slots(struct dr_index *ix)
+{
+    struct slots *slots = atomic_exchange(&ix->slots, NULL);
+    dr_epoch_drain(ix->readers);
+    for (size_t i = 0; i < slots->n; i++) {
+        struct window *w = slots->at[i];
+        all_bytes -= w ? window_bytes(w) : 0;
+        free(w);
+    }
+    all_bytes -= slots_bytes(slots->n);
+    free(slots);
+    list_remove(ix);
+}
+
+/* Make room for `more` bytes: the index that has kept no window for the longest time gives first,
+ * its windows and then its slots; the keeper gives no slots. all_lock held. */
+static bool make_room(const struct dr_index *keeper, size_t more)
 {
     size_t limit = (size_t)dr_cache_limit(DR_CACHE_INDEX);
     if (more > limit)
@@ -117,11 +163,15 @@ static bool make_room(size_t more)
     if (all_bytes + more <= limit)
         return true;
     size_t target = dr_min(limit - more, limit - limit / 8);
-    struct dr_index *oldest = all_newest;
+    struct dr_index *oldest = all_newest, *newer;
     while (oldest && oldest->older)
         oldest = oldest->older;
-    for (struct dr_index *ix = oldest; ix && all_bytes > target; ix = ix->newer)
+    for (struct dr_index *ix = oldest; ix && all_bytes > target; ix = newer) {
+        newer = ix->newer;
         drop_windows(ix, target);
+        if (all_bytes > target && ix != keeper)
+            drop_slots(ix);
+    }
     return all_bytes + more <= limit;
 }
 
@@ -160,9 +210,6 @@ static struct dr_index *index_new(struct dr_image *const *images, size_t first, 
     ix->granule = GRANULE;
     while (ix->size / ix->granule > UINT32_MAX)
         ix->granule *= 2;
-    ix->n_slots = 1;
-    while (ix->n_slots < SLOTS_MAX && ix->n_slots < dr_div_up(ix->size, WINDOW))
-        ix->n_slots *= 2;
     ix->memos = calloc(last - first, sizeof(struct memo));
     ix->readers = dr_ranges_new();
     if (!ix->memos || !ix->readers) {
@@ -201,23 +248,10 @@ struct dr_index *dr_index_new(struct dr_image *const *images, size_t n)
 
 static void index_free(struct dr_index *ix)
 {
-    _Atomic(struct window *) *slots = ix->slots;
-    if (slots) {
-        DR_LOCK_SCOPE(&all_lock);
-        for (size_t i = 0; i < ix->n_slots; i++) {
-            struct window *w = slots[i];
-            all_bytes -= w ? window_bytes(w) : 0;
-            free(w);
-        }
-        all_bytes -= ix->n_slots * sizeof(*slots);
-        if (ix->newer)
-            ix->newer->older = ix->older;
-        else
-            all_newest = ix->older;
-        if (ix->older)
-            ix->older->newer = ix->newer;
-        free(slots);
-    }
+    pthread_mutex_lock(&all_lock);
+    if (ix->slots)
+        drop_slots(ix);
+    pthread_mutex_unlock(&all_lock);
     dr_ranges_free(ix->readers);
     free(ix->memos);
     free(ix);
@@ -475,19 +509,21 @@ static struct window *build_window(struct dr_index *ix, uint64_t number)
 
 /* ------------------------------------------------------------------ keep it */
 
+/* all_lock held. Several disks have to do with the budget, so no slots take more than an eighth. */
 static bool make_slots(struct dr_index *ix)
 {
-    size_t bytes = ix->n_slots * sizeof(*ix->slots);
+    uint64_t most = dr_cache_limit(DR_CACHE_INDEX) / 8 / sizeof(struct window *);
+    size_t n = 1;
     if (ix->slots)
         return true;
-    _Atomic(struct window *) *slots = make_room(bytes) ? calloc(ix->n_slots, sizeof(*slots)) : NULL;
+    while (n < SLOTS_MAX && n < dr_div_up(ix->size, WINDOW) && 2 * n <= most)
+        n *= 2;
+    struct slots *slots = make_room(ix, slots_bytes(n)) ? calloc(1, slots_bytes(n)) : NULL;
     if (!slots)
         return false;
-    all_bytes += bytes;
-    ix->older = all_newest;
-    if (all_newest)
-        all_newest->newer = ix;
-    all_newest = ix;
+    slots->n = n;
+    all_bytes += slots_bytes(n);
+    list_add_newest(ix);
     atomic_store(&ix->slots, slots);
     return true;
 }
@@ -497,13 +533,16 @@ static void keep(struct dr_index *ix, struct window *w)
 {
     struct window *old = w;
     pthread_mutex_lock(&all_lock);
-    if (make_slots(ix) && make_room(window_bytes(w))) {
+    if (make_slots(ix) && make_room(ix, window_bytes(w))) {
+        struct slots *slots = ix->slots;
         all_bytes += window_bytes(w);
-        old = atomic_exchange(&ix->slots[w->number & (ix->n_slots - 1)], w);
+        old = atomic_exchange(&slots->at[w->number & (slots->n - 1)], w);
         if (old) {
             all_bytes -= window_bytes(old);
             dr_epoch_drain(ix->readers);
         }
+        list_remove(ix);
+        list_add_newest(ix);
     }
     pthread_mutex_unlock(&all_lock);
     free(old);
@@ -560,8 +599,8 @@ static bool find(struct dr_index *ix, uint64_t off, size_t *owner, uint64_t *unt
         return true;
     }
     unsigned ticket = dr_epoch_enter(ix->readers);
-    _Atomic(struct window *) *slots = atomic_load(&ix->slots);
-    const struct window *w = slots ? atomic_load(&slots[number & (ix->n_slots - 1)]) : NULL;
+    struct slots *slots = atomic_load(&ix->slots);
+    const struct window *w = slots ? atomic_load(&slots->at[number & (slots->n - 1)]) : NULL;
     *known = w && w->number == number;
     if (*known)
         found = search(w, off, owner, until);

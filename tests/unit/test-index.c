@@ -310,6 +310,39 @@ static void with_little_memory_windows_go_and_come_back(void **state)
     assert_int_equal(dr_index_bytes(), 0);
 }
 
+/* Where windows are found takes memory, too: chains that are not asked any more give it back. */
+static void each_of_many_large_disks_gets_an_index(void **state)
+{
+    enum { DISKS = 12 };
+    struct dr_fs *fs = *state;
+    const struct dr_cache_limits little = {.index = 1 * MIB};
+    struct dr_disk *disks[DISKS];
+    ok(dr_set_cache_limits(&little, &err));
+    for (unsigned i = 0; i < 3; i++)
+        make_layer(fs, i, i == 2, 4096 * GIB, i, 8 * MIB, 300);
+    for (unsigned i = 0; i < 2 * DISKS; i++) {
+        struct dr_disk **disk = &disks[i % DISKS];
+        if (i < DISKS)
+            *disk = open_top(fs, "dir/p0", 0);
+        struct dr_chain *chain = dr_disk_chain(*disk);
+        uint64_t before = 0;
+        for (int again = 0; again < 2; again++) {
+            before = atomic_load(&asked);
+            for (uint64_t n = 0; n < 8; n++) {
+                struct dr_place place;
+                ok(dr_chain_map(chain, 0, (100 + n) * GIB, 4096, &place, &err));
+                dr_place_done(&place);
+            }
+        }
+        assert_in_range(atomic_load(&asked) - before, 0, 8); /* the owners */
+        dr_chain_unref(chain, NULL);
+        assert_in_range(dr_index_bytes(), 1, 1 * MIB);
+    }
+    for (unsigned i = 0; i < DISKS; i++)
+        dr_close(disks[i], NULL);
+    assert_int_equal(dr_index_bytes(), 0);
+}
+
 /* vmdk and add-cow in one chain, the top open for writing. */
 static void real_formats_say_the_same(void **state)
 {
@@ -509,6 +542,7 @@ int main(void)
         T(the_index_says_what_the_layers_say),
         T(a_long_run_of_one_owner_ends_where_it_ends),
         T(with_little_memory_windows_go_and_come_back),
+        T(each_of_many_large_disks_gets_an_index),
         T(real_formats_say_the_same),
         T(what_a_thawed_image_gets_is_seen),
         T(an_image_that_was_committed_into_is_indexed_again),
