@@ -50,6 +50,11 @@ struct dr_hold {
     size_t n, room;
 };
 
+/* A file as it was when an image was opened on it while others may write (FORCE_SHARE). */
+struct dr_seen_file {
+    uint64_t mtime, size;
+};
+
 /* size, flags and writable may be read at any time; they change while no request is past the gate.
  */
 struct dr_image {
@@ -60,8 +65,9 @@ struct dr_image {
     char *member;           /* which disk of the file; NULL = not said (DR_FORMAT_MEMBERS) */
     struct dr_file **files; /* [0] is the file at path */
     unsigned n_files;
-    _Atomic uint64_t size;  /* guest bytes */
-    _Atomic unsigned flags; /* enum dr_open_flag as they hold for this image */
+    struct dr_seen_file *seen; /* of each file, if others may write it; else NULL */
+    _Atomic uint64_t size;     /* guest bytes */
+    _Atomic unsigned flags;    /* enum dr_open_flag as they hold for this image */
     _Atomic bool writable;
     _Atomic unsigned thaws; /* how often it was thawed */
     bool unclean;           /* set by open: was not closed after writing */
@@ -142,8 +148,9 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
                           struct dr_image **image, struct dr_error *err);
 
 /* A frozen image becomes writable (commit into a parent) and frozen again. The caller is its only
- * writer. A chain that it is in goes on treating it as frozen: make another one (dr_chain_tail with
- * 0 will do) for what follows. */
+ * writer. -EBUSY: others wrote to it since it was opened with FORCE_SHARE, so what is known of it
+ * may be out of date. A chain that it is in goes on treating it as frozen: make another one
+ * (dr_chain_tail with 0 will do) for what follows. */
 int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err);
 int dr_image_freeze(struct dr_image *image, struct dr_error *err);
 /* Freeze an image whose flush fails: what was not flushed is given up, and the unclean mark stays.

@@ -9,6 +9,7 @@ static void image_free(struct dr_image *image)
     for (unsigned i = 0; i < image->n_files; i++)
         dr_file_unref(image->files[i]);
     free(image->files);
+    free(image->seen);
     dr_decoded_close(image);
     dr_cache_free(image);
     dr_ranges_free(image->ranges);
@@ -60,13 +61,29 @@ static unsigned image_file_flags(unsigned flags)
     return file_flags;
 }
 
+/* Users without locks have nobody to rely on: only where locks tell who may write is it noted what
+ * was there when no lock kept writers out. */
+static bool notes_changes(const struct dr_image *image)
+{
+    return (image->flags & (DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK)) == DR_OPEN_FORCE_SHARE;
+}
+
 /* Takes over the file on success. */
 static int image_add_file(struct dr_image *image, struct dr_file *file, struct dr_error *err)
 {
-    struct dr_file **files = realloc(image->files, (image->n_files + 1) * sizeof(struct dr_file *));
+    size_t n = image->n_files + 1;
+    struct dr_file **files = realloc(image->files, n * sizeof(struct dr_file *));
+    if (files)
+        image->files = files;
+    if (files && notes_changes(image)) {
+        struct dr_seen_file *seen = realloc(image->seen, n * sizeof(*seen));
+        if (!seen)
+            return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+        image->seen = seen;
+        seen[n - 1] = (struct dr_seen_file){dr_file_mtime(file), dr_file_size(file)};
+    }
     if (!files)
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-    image->files = files;
     image->files[image->n_files++] = file;
     return 0;
 }
@@ -444,6 +461,24 @@ static void downgrade_files(struct dr_image *image, unsigned n)
         dr_file_downgrade(image->files[i], NULL);
 }
 
+/* Did somebody write to the files before they were locked against that? */
+static int image_is_as_seen(struct dr_image *image, struct dr_error *err)
+{
+    for (unsigned i = 0; image->seen && i < image->n_files; i++) {
+        struct dr_file *file = image->files[i];
+        int r = dr_file_refresh_size(file, err);
+        if (r < 0)
+            return r;
+        if (dr_file_size(file) != image->seen[i].size ||
+            dr_file_mtime(file) != image->seen[i].mtime)
+            return dr_fail(err, EBUSY,
+                           "%s: another program wrote to %s since it was opened to be shared with "
+                           "writers: close the disk, and open it again",
+                           image->path, file->path);
+    }
+    return 0;
+}
+
 static void image_set_frozen(struct dr_image *image)
 {
     image->writable = false;
@@ -463,10 +498,16 @@ int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err)
             return r;
         }
     }
+    int r = image_is_as_seen(image, err);
+    if (r < 0) {
+        downgrade_files(image, image->n_files);
+        return r;
+    }
+    free(DR_STEAL(image->seen)); /* from now on locks keep writers out */
     image->flags |= DR_OPEN_RDWR | (unchanged ? DR_OPEN_UNCHANGED : 0);
     image->writable = true;
     dr_index_thawed(image);
-    int r = image_recover(image, err);
+    r = image_recover(image, err);
     if (r < 0) {
         image_set_frozen(image);
         downgrade_files(image, image->n_files);

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Operations on a disk that other threads read and write: what they read is what was written, all
  * the time and afterwards, and the operation has done its work. */
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include "faultfs.h"
 #include "test-ops-crowd.h"
 
@@ -161,6 +165,74 @@ static void what_cannot_be_done_to_an_open_disk_is_refused(void **state)
     ok(dr_disk_claim(disk, "another job", &err));
     refused(dr_disk_rebase(disk, &to, NULL, &err), EBUSY, "another job");
     dr_disk_unclaim(disk);
+    ok(dr_close(disk, &err));
+}
+
+/* ------------------------------------------------------------------ shared with writers */
+
+/* A disk that was rebased on a parent which others may write. */
+static struct dr_disk *open_on_shared(struct dr_fs *fs, const char *other)
+{
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_rebase_options to = {
+        .backing = other, .backing_format = "vmdk", .force_share = true};
+    struct dr_disk *disk = NULL;
+    ok(dr_open_fs(fs, "top.vmdk", &rw, &disk, &err));
+    ok(dr_disk_rebase(disk, &to, NULL, &err));
+    return disk;
+}
+
+static void nothing_is_committed_into_an_image_that_others_have_written(void **state)
+{
+    struct dr_fs *fs = *state;
+    make(fs, "old.vmdk", "vmdk", MiB, NULL);
+    make(fs, "other.vmdk", "vmdk", MiB, NULL);
+    make(fs, "top.vmdk", "vmdk", 0, "old.vmdk");
+    struct dr_disk *disk = open_on_shared(fs, "other.vmdk");
+    put(fs, "other.vmdk", 65536, 65536, 0x11);
+    refused(dr_disk_commit(disk, NULL, NULL, &err), EBUSY, "another program wrote to other.vmdk");
+    refused(dr_disk_commit(disk, NULL, NULL, &err), EBUSY, "another program wrote to other.vmdk");
+    ok(dr_close(disk, &err));
+}
+
+/* A write in place, which only the time of the last change tells of. */
+static void a_write_in_place_by_others_is_noticed_too(void **state)
+{
+    struct dr_fs *fs = dr_fs_posix();
+    const struct timespec long_ago[2] = {{1000, 0}, {1000, 0}};
+    char dir[] = "/tmp/drover-shared-XXXXXX";
+    int old = open(".", O_RDONLY | O_DIRECTORY);
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(chdir(dir), 0);
+    make(fs, "old.vmdk", "vmdk", MiB, NULL);
+    make(fs, "other.vmdk", "vmdk", MiB, NULL);
+    make(fs, "top.vmdk", "vmdk", 0, "old.vmdk");
+    put(fs, "other.vmdk", 65536, 65536, 0x11);
+    assert_int_equal(utimensat(AT_FDCWD, "other.vmdk", long_ago, 0), 0);
+    struct dr_disk *disk = open_on_shared(fs, "other.vmdk");
+    put(fs, "other.vmdk", 65536, 65536, 0x22);
+    refused(dr_disk_commit(disk, NULL, NULL, &err), EBUSY, "another program wrote to other.vmdk");
+    ok(dr_close(disk, &err));
+    static const char *const files[] = {"old.vmdk", "other.vmdk", "top.vmdk"};
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(unlink(files[i]), 0);
+    assert_int_equal(fchdir(old), 0);
+    close(old);
+    assert_int_equal(rmdir(dir), 0);
+}
+
+static void an_image_that_nobody_has_written_is_committed_into_twice(void **state)
+{
+    struct dr_fs *fs = *state;
+    make(fs, "old.vmdk", "vmdk", MiB, NULL);
+    make(fs, "other.vmdk", "vmdk", MiB, NULL);
+    make(fs, "top.vmdk", "vmdk", 0, "old.vmdk");
+    struct dr_disk *disk = open_on_shared(fs, "other.vmdk");
+    for (int i = 0; i < 2; i++) {
+        ok(dr_pwrite(disk, "abc", (uint64_t)i * 65536, 3, 0, &err));
+        ok(dr_disk_commit(disk, NULL, NULL, &err));
+    }
     ok(dr_close(disk, &err));
 }
 
@@ -450,6 +522,9 @@ int main(void)
         FOR_EACH_FORMAT(a_disk_without_a_parent_gets_one_while_it_is_used),
         ops_test(a_cancelled_stream_leaves_the_open_disk_on_its_parents),
         FOR_EACH_FORMAT(a_disk_goes_on_with_its_snapshots_while_it_is_used),
+        ops_test(nothing_is_committed_into_an_image_that_others_have_written),
+        ops_test(a_write_in_place_by_others_is_noticed_too),
+        ops_test(an_image_that_nobody_has_written_is_committed_into_twice),
         ops_test(the_frozen_layer_holds_the_moment_of_the_snapshot),
         ops_test(a_snapshot_is_a_child_of_what_its_parent_became),
         ops_test(a_snapshot_that_cannot_be_made_leaves_the_disk_in_use),
