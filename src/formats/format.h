@@ -184,6 +184,8 @@ enum dr_format_flag {
     DR_FORMAT_PUNCH_FREED = 1 << 5, /* the core punches what release says is gone, before reuse */
     DR_FORMAT_MEMBERS = 1 << 6, /* a file holds several disks: image->member says which (NULL: not
                                    said), and NAME:PATH#MEMBER names one */
+    DR_FORMAT_REPAIR_AS_FOUND = 1 << 7, /* check with repair does what recover does, and wants an
+                                           unclean image as it was left */
 };
 
 struct dr_format {

@@ -219,16 +219,23 @@ static int check_image(struct dr_image *image, unsigned repair, struct dr_check_
     return r;
 }
 
-/* Opening recovers, and refuses damage that a crash does not make: that is for the repair. */
+/* Opening recovers, and refuses damage that a crash does not make: that is for the repair. Where
+ * the repair finds what opening would recover, too, it gets the image as it is, and tells of it. */
 static int open_checked(struct dr_fs *fs, const char *path, struct dr_open_options open,
                         unsigned repair, struct dr_disk **disk, struct dr_error *err)
 {
+    struct dr_open_options as_found = open;
     struct dr_error why = DR_ERROR_INIT;
+    as_found.flags |= DR_OPEN_AS_FOUND;
+    if (repair && dr_open_fs(fs, path, &as_found, disk, NULL) == 0) {
+        if ((*disk)->chain->images[0]->fmt->flags & DR_FORMAT_REPAIR_AS_FOUND)
+            return 0;
+        dr_ops_close(disk, NULL);
+    }
     int r = dr_open_fs(fs, path, &open, disk, &why);
     if (r == 0)
         return 0;
-    open.flags |= DR_OPEN_AS_FOUND;
-    if (r == -EIO && repair && dr_open_fs(fs, path, &open, disk, NULL) == 0)
+    if (r == -EIO && repair && dr_open_fs(fs, path, &as_found, disk, NULL) == 0)
         return 0;
     return dr_fail(err, -r, "%s", why.text);
 }

@@ -257,7 +257,8 @@ static int qcow2_end_write(struct dr_image *image, struct dr_error *err)
 
 const struct dr_format dr_format_qcow2 = {
     .name = "qcow2",
-    .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_PUNCH_FREED,
+    .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_PUNCH_FREED |
+             DR_FORMAT_REPAIR_AS_FOUND,
     .create_options = qcow2_create_options,
     .snapshot_suffix = "qcow2",
     .probe = qcow2_probe,
@@ -278,5 +279,8 @@ const struct dr_format dr_format_qcow2 = {
     .end_write = qcow2_end_write,
     .set_backing = qcow2_set_backing,
     .resize = qcow2_resize,
+    .recover = qcow2_recover,
+    .trim = qcow2_trim,
     .info = qcow2_info,
+    .check = qcow2_check,
 };

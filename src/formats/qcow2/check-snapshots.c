@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The snapshot table and the bitmap directory: finds the tables that they name, and what is wrong
+ * with their own entries. */
+#include "formats/qcow2/check.h"
+
+#include "base/cleanup.h"
+
+#define SNAPSHOT_HEADER 40u
+#define SNAPSHOT_EXTRA  16u   /* bytes that version 3 demands */
+#define MAX_EXTRA       1024u /* QEMU's */
+#define MAX_TABLE       (UINT64_C(64) << 20)
+#define BITMAP_HEADER   24u
+#define BITMAP_RESERVED UINT32_C(0xfffffff8)
+#define MAX_BITMAP      (UINT64_C(1) << 30) /* bytes of its table (QEMU's) */
+
+static int new_ranges(struct qcow2_check *c, struct qcow2_range **ranges, size_t n,
+                      struct dr_error *err)
+{
+    free(*ranges);
+    *ranges = malloc((n ? n : 1) * sizeof(**ranges));
+    return *ranges ? 0 : dr_fail_errno(err, ENOMEM, "%s", c->image->path);
+}
+
+/* ------------------------------------------------------------------ snapshots */
+
+struct snapshot {
+    uint64_t at, len; /* of its entry */
+    uint64_t l1_at;
+    uint32_t l1_entries, extra;
+};
+
+enum { READ, NOT_THERE, DAMAGED };
+
+/* READ; NOT_THERE: behind the end of the file, or zeros; DAMAGED: nobody knows where it ends. */
+static int read_snapshot(struct qcow2_check *c, uint64_t at, struct snapshot *s,
+                         struct dr_error *err)
+{
+    uint8_t raw[SNAPSHOT_HEADER] = {0};
+    uint64_t size = dr_file_size(c->f);
+    int r = dr_file_pread_short(c->f, raw, at, sizeof(raw), NULL, err);
+    if (r < 0)
+        return r;
+    if (dr_is_zero(raw, sizeof(raw)))
+        return NOT_THERE;
+    *s = (struct snapshot){
+        .at = at,
+        .l1_at = get_be64(raw),
+        .l1_entries = get_be32(raw + 8),
+        .extra = get_be32(raw + 36),
+    };
+    s->len = sizeof(raw) + (uint64_t)s->extra + get_be16(raw + 12) + get_be16(raw + 14);
+    if (!dr_inside(at, s->len, size) || at + s->len - c->q->h.snapshots_at > MAX_TABLE)
+        return DAMAGED;
+    return READ;
+}
+
+static void judge_snapshot(struct qcow2_check *c, uint32_t i, const struct snapshot *s)
+{
+    uint64_t bytes = s->l1_entries * UINT64_C(8);
+    if (s->extra > MAX_EXTRA)
+        qcow2_found_lost(c, 1,
+                         "ERROR Too much extra metadata in snapshot table entry %u (at byte "
+                         "%llu)",
+                         i, ULL(s->at));
+    else if (c->q->h.version >= 3 && s->extra < SNAPSHOT_EXTRA)
+        qcow2_found(c, 1, "ERROR snapshot table entry %u is incomplete (at byte %llu)", i,
+                    ULL(s->at));
+    if (s->l1_at % c->q->cluster || s->l1_at > INT64_MAX)
+        qcow2_found_lost(c, 1,
+                         "ERROR snapshot %u l1_offset=0x%llx: L1 table is not cluster aligned; "
+                         "snapshot table entry corrupted (at byte %llu)",
+                         i, ULL(s->l1_at), ULL(s->at));
+    else if (bytes > QCOW2_MAX_L1)
+        qcow2_found_lost(c, 1,
+                         "ERROR snapshot %u l1_size=0x%x: L1 table is too large; snapshot table "
+                         "entry corrupted (at byte %llu)",
+                         i, s->l1_entries, ULL(s->at));
+    else
+        c->l1s[c->n_l1s++] = (struct qcow2_range){s->l1_at, bytes, false};
+}
+
+int qcow2_read_snapshots(struct qcow2_check *c, struct dr_error *err)
+{
+    const struct qcow2_header *h = &c->q->h;
+    uint64_t at = h->snapshots_at;
+    int r = new_ranges(c, &c->l1s, h->n_snapshots + (size_t)1, err);
+    if (r < 0)
+        return r;
+    c->l1s[0] = (struct qcow2_range){h->l1_at, h->l1_entries * UINT64_C(8), true};
+    c->n_l1s = 1;
+    c->n_snapshots = 0;
+    c->snapshots_len = 0;
+    c->overhang = false;
+    if (h->n_snapshots && qcow2_has_data_file(c->q))
+        qcow2_found(c, 1, "ERROR %u snapshots in image with data file (at byte %u)", h->n_snapshots,
+                    QCOW2_AT_SNAPSHOTS);
+    for (uint32_t i = 0; i < h->n_snapshots; i++) {
+        struct snapshot s;
+        at = dr_round_up(at, 8);
+        if ((r = read_snapshot(c, at, &s, err)) < 0)
+            return r;
+        if (r == NOT_THERE) { /* whatever the header says */
+            c->overhang = true;
+            qcow2_found_lost(
+                c, h->n_snapshots - i,
+                "ERROR snapshot table entry %u at byte %llu is missing: the header says "
+                "that there are %u",
+                i, ULL(at), h->n_snapshots);
+            break;
+        }
+        if (r == DAMAGED) {
+            qcow2_found_lost(c, h->n_snapshots - i,
+                             "ERROR snapshot table entry %u at byte %llu has lengths that are out "
+                             "of bounds: only %u of %u snapshots can be read",
+                             i, ULL(at), i, h->n_snapshots);
+            break;
+        }
+        judge_snapshot(c, i, &s);
+        at += s.len;
+        c->snapshots_len = at - h->snapshots_at;
+        c->n_snapshots++;
+    }
+    return r < 0 ? r : 0;
+}
+
+/* ------------------------------------------------------------------ bitmaps */
+
+struct bitmap {
+    uint64_t table_at, table_len;
+    uint32_t flags, extra;
+    unsigned type, granularity, name;
+};
+
+static const char *judge_bitmap(const struct qcow2_check *c, const struct bitmap *b)
+{
+    if (b->table_at == 0 || b->table_at % c->q->cluster || b->table_at > INT64_MAX)
+        return "its table is at no cluster's beginning";
+    if (b->table_len == 0 || b->table_len > MAX_BITMAP)
+        return "its table's size is out of bounds";
+    if (b->flags & BITMAP_RESERVED)
+        return "it has reserved flags";
+    if (b->type != 1)
+        return "it is of an unknown type";
+    if (b->granularity < 9 || b->granularity > 31)
+        return "its granularity is out of bounds";
+    if (b->name == 0 || b->name > QCOW2_MAX_NAME)
+        return "its name's length is out of bounds";
+    uint64_t units = dr_div_up(c->q->h.size, UINT64_C(1) << b->granularity);
+    if (!(b->flags & 1) && dr_div_up(dr_div_up(units, 8), c->q->cluster) > b->table_len / 8)
+        return "it does not cover the disk";
+    return NULL;
+}
+
+/* *at moves behind it; 0 = the directory ends before it does. */
+static int read_bitmap(struct qcow2_check *c, uint64_t *at, struct bitmap *b, struct dr_error *err)
+{
+    uint8_t raw[BITMAP_HEADER];
+    uint64_t end = c->q->bitmaps_at + c->q->bitmaps_len;
+    if (!dr_inside(*at, sizeof(raw), end))
+        return 0;
+    int r = dr_file_pread_short(c->f, raw, *at, sizeof(raw), NULL, err);
+    if (r < 0)
+        return r;
+    *b = (struct bitmap){
+        .table_at = get_be64(raw),
+        .table_len = get_be32(raw + 8) * UINT64_C(8),
+        .flags = get_be32(raw + 12),
+        .type = raw[16],
+        .granularity = raw[17],
+        .name = get_be16(raw + 18),
+        .extra = get_be32(raw + 20),
+    };
+    uint64_t len = dr_round_up(sizeof(raw) + (uint64_t)b->extra + b->name, 8);
+    if (!dr_inside(*at, len, end))
+        return 0;
+    *at += len;
+    return 1;
+}
+
+int qcow2_read_bitmaps(struct qcow2_check *c, struct dr_error *err)
+{
+    uint64_t at = c->q->bitmaps_at, from;
+    int r = new_ranges(c, &c->bitmaps, c->q->n_bitmaps, err);
+    c->n_bitmaps = 0;
+    for (uint32_t i = 0; r == 0 && i < c->q->n_bitmaps; i++) {
+        struct bitmap b;
+        from = at;
+        if ((r = read_bitmap(c, &at, &b, err)) < 0)
+            return r;
+        if (r == 0) {
+            qcow2_found_lost(c, 1,
+                             "ERROR bitmap directory entry %u at byte %llu is behind the end of "
+                             "the directory",
+                             i, ULL(from));
+            return 0;
+        }
+        r = 0;
+        const char *bad = judge_bitmap(c, &b);
+        if (bad)
+            qcow2_found_lost(c, 1, "ERROR bitmap directory entry %u at byte %llu: %s", i, ULL(from),
+                             bad);
+        else
+            c->bitmaps[c->n_bitmaps++] = (struct qcow2_range){b.table_at, b.table_len, false};
+    }
+    return r;
+}

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* check, repair, recovery of an image that was not closed, and trim.
+ *
+ * A repair goes in stages, each of which leaves the image no worse whenever it is cut off, is made
+ * durable, and is followed by another look at everything:
+ *
+ *   1. snapshots that the file does not hold are cut off the table     one write to the header
+ *   2. entries that have one right value get it                        each in its sector
+ *   3. counts are corrected in place, or all of them written anew      each alone; or one write
+ *   4. COPIED bits follow the counts                                   each in its sector
+ *   5. the marks "dirty" and "corrupt" go when nothing is wrong        one write to the header */
+#include "formats/qcow2/check.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "base/cleanup.h"
+
+void qcow2_say(struct qcow2_check *c, const char *fmt, ...)
+{
+    char line[512];
+    va_list ap;
+    if (c->silent)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof(line), fmt, ap);
+    va_end(ap);
+    c->result->report(c->result->user, line);
+}
+
+static void found(struct qcow2_check *c, uint64_t times, const char *fmt, va_list ap)
+{
+    char line[512];
+    c->result->corruptions += times;
+    vsnprintf(line, sizeof(line), fmt, ap);
+    qcow2_say(c, "%s", line);
+}
+
+void qcow2_found(struct qcow2_check *c, uint64_t times, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    found(c, times, fmt, ap);
+    va_end(ap);
+}
+
+void qcow2_found_lost(struct qcow2_check *c, uint64_t times, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    found(c, times, fmt, ap);
+    va_end(ap);
+    c->lost = true;
+}
+
+/* ------------------------------------------------------------------ looking */
+
+static void check_end(struct qcow2_check *c)
+{
+    qcow2_tally_free(&c->tally);
+    free(c->roots);
+    free(c->l1s);
+    free(c->bitmaps);
+    free(c->buf);
+}
+
+/* Everything anew, into *result. What an earlier look has lost stays lost. */
+static int examine(struct qcow2_check *c, struct dr_check_result *result, bool silent,
+                   struct dr_error *err)
+{
+    const struct qcow2 *q = c->q;
+    uint64_t total = dr_div_up(c->image->size, q->cluster);
+    c->result = result;
+    c->silent = silent;
+    c->clusters = dr_div_up(dr_file_size(c->f), q->cluster);
+    c->rebuild = c->no_block = c->copied_wrong = c->entries = false;
+    c->highest = c->dangling = c->low = c->high = 0;
+    qcow2_tally_begin(&c->tally, 0, QCOW2_TALLY_BYTES);
+    int r = qcow2_read_snapshots(c, err);
+    if (r == 0)
+        r = qcow2_read_bitmaps(c, err);
+    if (r == 0)
+        r = qcow2_read_roots(c, err);
+    if (r == 0)
+        r = qcow2_count_all(c, 0, err);
+    if (r == 0 && c->copied_wrong)
+        r = qcow2_check_copied(c, false, err);
+    result->has_clusters = true;
+    result->total_clusters = total;
+    result->image_end_offset = (c->highest + 1) * q->cluster;
+    return r;
+}
+
+static int check_begin(struct qcow2_check *c, struct dr_image *image, struct dr_error *err)
+{
+    *c = (struct qcow2_check){.image = image, .q = qcow2_of(image), .f = image->files[0]};
+    c->buf = malloc(QCOW2_CHECK_STEP);
+    return c->buf ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
+}
+
+/* ------------------------------------------------------------------ repairing */
+
+enum stage { CUT_SNAPSHOTS, MEND_ENTRIES, CORRECT_COUNTS, CORRECT_COPIED, STAGES };
+
+static int cut_snapshots(struct qcow2_check *c, struct dr_error *err)
+{
+    uint8_t field[4];
+    put_be32(field, c->n_snapshots);
+    int r = qcow2_switch(c->image, QCOW2_AT_SNAPSHOTS, field, sizeof(field), err);
+    if (r == 0)
+        c->q->h.n_snapshots = c->n_snapshots;
+    return r;
+}
+
+/* What may be done to counts: clusters that seem unused may be what a damaged entry should lead to,
+ * and are kept then. */
+static unsigned allowed(const struct qcow2_check *c, unsigned fix)
+{
+    if (!c->lost)
+        return fix;
+    return fix & DR_CHECK_FIX_ALL & ~(unsigned)DR_CHECK_FIX_LEAKS;
+}
+
+static bool wants_all(unsigned fix)
+{
+    return (fix & DR_CHECK_FIX_ALL) == DR_CHECK_FIX_ALL;
+}
+
+static bool must_rebuild(const struct qcow2_check *c)
+{
+    return c->rebuild || c->no_block;
+}
+
+static bool wanted(const struct qcow2_check *c, unsigned stage, unsigned fix)
+{
+    bool all = wants_all(fix);
+    switch (stage) {
+    case CUT_SNAPSHOTS:
+        return all && c->overhang;
+    case MEND_ENTRIES:
+        return all && c->entries;
+    case CORRECT_COUNTS:
+        if (all)
+            return must_rebuild(c) || c->low || (c->high && !c->lost);
+        return c->high && !c->lost && !must_rebuild(c);
+    default: /* by counts that are right */
+        return c->copied_wrong && (all || !(must_rebuild(c) || c->low || c->high || c->lost));
+    }
+}
+
+static int run_stage(struct qcow2_check *c, unsigned stage, unsigned fix, struct dr_error *err)
+{
+    bool silent = c->silent;
+    int r = 0;
+    if (stage == CORRECT_COUNTS && must_rebuild(c))
+        qcow2_say(c, "Rebuilding refcount structure");
+    c->silent = true;
+    if (stage == CUT_SNAPSHOTS)
+        r = cut_snapshots(c, err);
+    else if (stage == MEND_ENTRIES)
+        r = qcow2_mend_entries(c, err);
+    else if (stage == CORRECT_COPIED)
+        r = qcow2_check_copied(c, true, err);
+    else if (must_rebuild(c))
+        r = qcow2_rebuild(c, err);
+    else
+        r = qcow2_count_all(c, allowed(c, fix), err);
+    c->silent = silent;
+    return r < 0 ? r : dr_file_flush(c->f, err);
+}
+
+/* What the driver knows of the file was before the repair. */
+static int reload(struct dr_image *image, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    bool loaded;
+    {
+        DR_LOCK_SCOPE(&image->lock);
+        dr_page_forget(image, 0, 0, UINT64_MAX);
+        loaded = q->reftable;
+        free(q->reftable);
+        free(q->meta.slots);
+        free(q->damage);
+        q->reftable = NULL;
+        q->damage = NULL;
+        q->meta = (struct qcow2_set){0};
+        q->reftable_full = q->damage_noted = false;
+        q->cursor = q->coded_next = 0;
+        q->n_free = 0;
+    }
+    return loaded ? qcow2_load_reftable(image, err) : 0;
+}
+
+/* After examine has told what is wrong. *result becomes what is left. */
+static int repair(struct qcow2_check *c, unsigned fix, struct dr_check_result *result,
+                  struct dr_error *err)
+{
+    struct dr_check_result before = *result;
+    bool silent = c->silent, changed = false;
+    int r = 0;
+    for (unsigned stage = 0; r == 0 && stage < STAGES; stage++) {
+        if (!wanted(c, stage, fix))
+            continue;
+        struct dr_check_result ignored = before;
+        c->result = &ignored;
+        c->silent = silent;
+        changed = true;
+        r = run_stage(c, stage, fix, err);
+        *result = (struct dr_check_result){.report = before.report, .user = before.user};
+        if (r == 0)
+            r = examine(c, result, true, err);
+    }
+    int loaded = changed ? reload(c->image, r < 0 ? NULL : err) : 0;
+    if (r < 0 || loaded < 0)
+        return r < 0 ? r : loaded;
+    if (before.corruptions > result->corruptions)
+        result->corruptions_fixed = before.corruptions - result->corruptions;
+    if (before.leaks > result->leaks)
+        result->leaks_fixed = before.leaks - result->leaks;
+    return 0;
+}
+
+/* The image may be written to again. */
+static int clear_marks(struct dr_image *image, struct dr_error *err)
+{
+    int r = qcow2_switch_bits(image, QCOW2_AT_INCOMPATIBLE, 0, QCOW2_DIRTY | QCOW2_CORRUPT, err);
+    if (r == 0)
+        image->unclean = false;
+    return r;
+}
+
+static int check_image(struct dr_image *image, unsigned fix, struct dr_check_result *result,
+                       bool silent, struct dr_error *err)
+{
+    struct qcow2_check c;
+    int r = check_begin(&c, image, err);
+    if (r == 0)
+        r = examine(&c, result, silent, err);
+    if (r == 0 && fix && c.lost && c.high)
+        qcow2_say(&c, "Leaked clusters are kept: they may be what the damaged entries led to");
+    if (r == 0 && fix)
+        r = repair(&c, fix, result, err);
+    if (r == 0 && fix && result->corruptions == 0)
+        r = clear_marks(image, err);
+    check_end(&c);
+    return r;
+}
+
+int qcow2_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
+                struct dr_error *err)
+{
+    return check_image(image, fix, result, false, err);
+}
+
+/* Somebody who kept no counts while writing (lazy refcounts) was killed. */
+int qcow2_recover(struct dr_image *image, struct dr_error *err)
+{
+    struct dr_check_result result = {0};
+    int r = check_image(image, DR_CHECK_FIX_ALL, &result, true, err);
+    if (r == 0 && result.corruptions)
+        r = dr_fail(
+            err, EIO,
+            "%s: was not closed properly, and %llu errors in it cannot be repaired; `drover "
+            "check` names them",
+            image->path, ULL(result.corruptions));
+    return r;
+}
+
+/* ------------------------------------------------------------------ trim */
+
+/* The end of the last cluster with a count; UINT64_MAX: it cannot be told. */
+static int counted_end(struct qcow2_check *c, uint64_t *end, struct dr_error *err)
+{
+    uint64_t per = qcow2_block_entries(c->q), cluster = c->q->cluster, at;
+    CLEANUP_FREE uint8_t *block = malloc(cluster);
+    int r = block ? qcow2_read_roots(c, err) : dr_fail_errno(err, ENOMEM, "%s", c->image->path);
+    *end = UINT64_MAX;
+    for (uint64_t i = c->n_roots; r == 0 && i-- > 0;) {
+        enum qcow2_root root = qcow2_root_of(c, i, &at);
+        if (c->roots[i] && root != QCOW2_ROOT_BLOCK)
+            return 0;
+        if (root != QCOW2_ROOT_BLOCK)
+            continue;
+        r = dr_file_pread_short(c->f, block, at, cluster, NULL, err);
+        for (uint64_t j = per; r == 0 && j-- > 0;)
+            if (qcow2_count_get(c->q->h.refcount_order, block, j)) {
+                *end = (i * per + j + 1) * cluster;
+                return 0;
+            }
+    }
+    return r;
+}
+
+int qcow2_trim(struct dr_image *image, struct dr_error *err)
+{
+    struct qcow2_check c;
+    uint64_t end = UINT64_MAX;
+    if (image->files[0]->block_device)
+        return 0;
+    int r = dr_image_flush_all(image, err);
+    if (r < 0)
+        return r;
+    r = check_begin(&c, image, err);
+    c.clusters = dr_div_up(dr_file_size(c.f), c.q->cluster);
+    if (r == 0)
+        r = counted_end(&c, &end, err);
+    check_end(&c);
+    if (r < 0 || end >= dr_file_size(image->files[0]))
+        return r;
+    {
+        DR_LOCK_SCOPE(&image->lock);
+        dr_page_forget(image, 0, end, UINT64_MAX - end);
+    }
+    r = dr_file_truncate(image->files[0], end, err);
+    return r < 0 ? r : dr_file_flush(image->files[0], err);
+}

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Checking and repairing: what its files share.
+ *
+ *   check.c            the order of it all: check, recover, trim
+ *   check-walk.c       follows every table and counts the references to each cluster
+ *   check-tally.c      the counts, of as many clusters as memory is allowed for
+ *   check-sweep.c      ranges of the file that may overlap, each byte read once; lists of tables
+ *   check-snapshots.c  reads the snapshot table and the bitmap directory
+ *   check-entry.c      what is wrong with an L2 entry
+ *   check-compare.c    compares the counts with those on disk, and corrects these
+ *   check-copied.c     the COPIED bits of the active tables
+ *   check-rebuild.c    writes new counts at the end of the file
+ *
+ * A pass walks all tables in the order of the file and counts what lies in a window of the file's
+ * clusters: as many as fit into QCOW2_TALLY_BYTES, which are all clusters of nearly every image.
+ * Else the next pass counts the next window. A table that many entries lead to is read once and
+ * counts as often.
+ *
+ * Everything works on the file and not through the page cache: nothing is dirty meanwhile. */
+#ifndef DR_FORMATS_QCOW2_CHECK_H
+#define DR_FORMATS_QCOW2_CHECK_H
+
+#include "formats/qcow2/qcow2.h"
+
+#define QCOW2_TALLY_BYTES   (UINT64_C(32) << 20)
+#define QCOW2_CHECK_STEP    (UINT64_C(1) << 20) /* bytes read at once */
+#define QCOW2_CHECK_TABLES  (UINT64_C(1) << 18) /* L2 tables that are listed at once */
+#define QCOW2_L1_RESERVED   UINT64_C(0x7f000000000001ff)
+#define QCOW2_L2_RESERVED   UINT64_C(0x3f000000000001fe)
+#define QCOW2_ROOT_RESERVED UINT64_C(0x1ff)
+
+/* ------------------------------------------------------------------ check-tally.c */
+
+/* What active entries say of a cluster. */
+enum { QCOW2_SAYS_COPIED = 1, QCOW2_SAYS_SHARED = 2 };
+
+struct qcow2_tally_page;
+/* How often each cluster of [begin, end) is referred to. end shrinks when memory runs short. */
+struct qcow2_tally {
+    uint64_t begin, end;
+    bool more; /* something at or behind end was referred to */
+    uint64_t limit, bytes;
+    struct qcow2_tally_page **slots, **sorted, *last;
+    size_t n, n_sorted;
+};
+void qcow2_tally_begin(struct qcow2_tally *t, uint64_t first, uint64_t limit);
+void qcow2_tally_free(struct qcow2_tally *t);
+/* `times` more references. 0 or -ENOMEM. */
+int qcow2_tally_add(struct qcow2_tally *t, uint64_t cluster, uint64_t times, unsigned says);
+uint64_t qcow2_tally_get(struct qcow2_tally *t, uint64_t cluster, unsigned *says);
+/* After all of a pass was added: the first cluster from `from` on that may have references, or
+ * t->end. */
+int qcow2_tally_sort(struct qcow2_tally *t);
+uint64_t qcow2_tally_next(const struct qcow2_tally *t, uint64_t from);
+
+/* ------------------------------------------------------------------ the check */
+
+struct qcow2_range { /* of the file: an L1 table, a bitmap's table */
+    uint64_t at, len;
+    bool active;
+};
+
+struct qcow2_check {
+    struct dr_image *image;
+    struct qcow2 *q;
+    struct dr_file *f;
+    struct dr_check_result *result; /* what this check finds; report is called unless silent */
+    bool silent;
+    uint64_t clusters; /* of the file; the last may be shorter */
+    struct qcow2_tally tally;
+    uint64_t *roots; /* the refcount table, as on disk */
+    uint64_t n_roots;
+    struct qcow2_range *l1s; /* [0] is the active one */
+    size_t n_l1s;
+    uint64_t snapshots_len; /* bytes of the snapshot table */
+    uint32_t n_snapshots;   /* in it */
+    bool overhang;          /* the header says that there are more */
+    struct qcow2_range *bitmaps;
+    size_t n_bitmaps;
+    uint8_t *buf; /* QCOW2_CHECK_STEP bytes for qcow2_scan */
+
+    bool no_roots; /* walk: leave the refcount table and its blocks out */
+
+    /* What was found. */
+    bool lost;          /* what some entry should lead to is not known: unused clusters may be it */
+    bool rebuild;       /* the refcount structure itself is damaged */
+    bool no_block;      /* a cluster in use has no refcount block */
+    bool copied_wrong;  /* in some entry of the active tables */
+    bool entries;       /* some entry can be mended */
+    uint64_t highest;   /* cluster that is in use or counted */
+    uint64_t dangling;  /* references that lead behind the end of the file */
+    uint64_t low, high; /* counts */
+};
+
+/* One line for the user. */
+void qcow2_say(struct qcow2_check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* `times` errors. */
+void qcow2_found(struct qcow2_check *c, uint64_t times, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* The same, where it is not known what the damaged entry should say. */
+void qcow2_found_lost(struct qcow2_check *c, uint64_t times, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* The first window: what does not depend on it is reported once. */
+static inline bool qcow2_first_window(const struct qcow2_check *c)
+{
+    return c->tally.begin == 0;
+}
+
+/* ------------------------------------------------------------------ check-sweep.c */
+
+/* What [at, at + len) of the file holds, in pieces of at most QCOW2_CHECK_STEP; holes are left
+ * out. at and len: multiples of 8. */
+typedef int (*qcow2_scan_fn)(void *user, uint64_t at, uint8_t *bytes, size_t len,
+                             struct dr_error *err);
+int qcow2_scan(struct qcow2_check *c, uint64_t at, uint64_t len, qcow2_scan_fn fn, void *user,
+               struct dr_error *err);
+
+/* The union of ranges, each byte once. times: how many of them hold it; active: how many active
+ * ones. Ends and beginnings are multiples of 8. */
+struct qcow2_sweep {
+    uint64_t at, len; /* the part at hand */
+    uint64_t times, active;
+};
+typedef int (*qcow2_part_fn)(struct qcow2_check *c, const struct qcow2_sweep *part, void *user,
+                             struct dr_error *err);
+int qcow2_each_part(struct qcow2_check *c, const struct qcow2_range *ranges, size_t n,
+                    qcow2_part_fn fn, void *user, struct dr_error *err);
+/* The same, and reads it. */
+typedef int (*qcow2_sweep_fn)(struct qcow2_check *c, const struct qcow2_sweep *part, uint64_t at,
+                              uint8_t *bytes, size_t len, void *user, struct dr_error *err);
+int qcow2_sweep(struct qcow2_check *c, const struct qcow2_range *ranges, size_t n,
+                qcow2_sweep_fn fn, void *user, struct dr_error *err);
+
+/* An L2 table, or a cluster of a bitmap. */
+struct qcow2_table {
+    uint64_t at;
+    uint64_t times;  /* entries that lead to it */
+    uint32_t active; /* of them, in the active L1 */
+    uint32_t index;  /* in the active L1, of one of them */
+};
+
+/* All L2 tables in the order of the file, each once. Entries of the L1 tables are shown to each_l1
+ * (may be NULL) exactly once. */
+typedef int (*qcow2_table_fn)(struct qcow2_check *c, const struct qcow2_table *table, uint64_t at,
+                              uint8_t *bytes, size_t len, void *user, struct dr_error *err);
+int qcow2_each_table(struct qcow2_check *c, qcow2_sweep_fn each_l1, qcow2_table_fn each, void *user,
+                     struct dr_error *err);
+
+/* ------------------------------------------------------------------ check-snapshots.c */
+
+/* Lists all L1 tables and those of the bitmaps. */
+int qcow2_read_snapshots(struct qcow2_check *c, struct dr_error *err);
+int qcow2_read_bitmaps(struct qcow2_check *c, struct dr_error *err);
+
+/* ------------------------------------------------------------------ check-entry.c */
+
+enum qcow2_use {
+    QCOW2_USE_NOTHING,
+    QCOW2_USE_CLUSTER, /* one */
+    QCOW2_USE_CODED,   /* each that the coded bytes touch */
+};
+/* What an L2 entry refers to, as QEMU reads it even where it is damaged. */
+struct qcow2_reference {
+    enum qcow2_use use;
+    uint64_t at, len;
+    bool copied;
+};
+struct qcow2_fault {
+    char text[160];
+    bool mendable; /* there is one right value: the two words of the entry */
+    uint64_t value, masks;
+};
+/* The number of faults (0 to 2). host: where the guest's cluster has to be in a data file, or
+ * QCOW2_NO_PLACE: anywhere. */
+unsigned qcow2_entry_faults(const struct qcow2 *q, const uint8_t *raw, uint64_t host,
+                            struct qcow2_fault faults[2], struct qcow2_reference *ref);
+
+/* ------------------------------------------------------------------ the passes */
+
+/* check-walk.c: adds everything that lies in the tally's window. */
+int qcow2_walk(struct qcow2_check *c, struct dr_error *err);
+/* Corrects entries that have one right value. */
+int qcow2_mend_entries(struct qcow2_check *c, struct dr_error *err);
+
+/* check-compare.c. A root: what an entry of the refcount table says. */
+enum qcow2_root { QCOW2_ROOT_NONE, QCOW2_ROOT_BLOCK, QCOW2_ROOT_UNKNOWN };
+enum qcow2_root qcow2_root_of(const struct qcow2_check *c, uint64_t block, uint64_t *at);
+int qcow2_read_roots(struct qcow2_check *c, struct dr_error *err);
+/* fix: enum dr_check_flag; counts on disk that are too high, and too low, become right. */
+int qcow2_compare(struct qcow2_check *c, unsigned fix, struct dr_error *err);
+/* Walk and compare, window by window. */
+int qcow2_count_all(struct qcow2_check *c, unsigned fix, struct dr_error *err);
+
+/* check-copied.c: report wrong bits, or correct them. */
+int qcow2_check_copied(struct qcow2_check *c, bool fix, struct dr_error *err);
+
+/* check-rebuild.c */
+int qcow2_rebuild(struct qcow2_check *c, struct dr_error *err);
+
+#endif
