@@ -215,20 +215,16 @@ static void build_fixed(const struct vma_sums *s, uint8_t *buf)
 
 /* ------------------------------------------------------------------ writing */
 
-int vma_sums_create(struct dr_fs *fs, const char *path, struct dr_file *like,
-                    const struct dr_vma_header *header, struct vma_sums **sums,
-                    struct dr_error *err)
+int vma_sums_create(struct dr_file *file, const struct dr_vma_header *header,
+                    struct vma_sums **sums, struct dr_error *err)
 {
     CLEANUP_SUMS struct vma_sums *s = sums_new();
     if (!s)
-        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+        return dr_fail(err, ENOMEM, "%s: out of memory", file->path);
+    s->file = dr_file_ref(file);
     int r = identify(header, s->archive, err);
     if (r == 0)
-        r = lay_out(s, header, path, err);
-    if (r == 0)
-        r = dr_file_open(fs, path, DR_FILE_CREATE | (like ? DR_FILE_PRIVATE : 0), &s->file, err);
-    if (r == 0 && like && (r = fs->ops->copy_attrs(fs, like, s->file, err)) < 0)
-        fs->ops->unlink(fs, path, NULL);
+        r = lay_out(s, header, file->path, err);
     if (r == 0)
         *sums = DR_STEAL(s);
     return r;
@@ -287,7 +283,7 @@ int vma_sums_put(struct vma_sums *s, unsigned id, uint32_t cluster, struct vma_s
     return vma_sums_put_run(s, id, cluster, &sum, 1, err);
 }
 
-int vma_sums_finish(struct vma_sums *s, bool sync, struct dr_error *err)
+int vma_sums_finish(struct vma_sums *s, struct dr_error *err)
 {
     CLEANUP_FREE uint8_t *fixed = calloc(1, fixed_len(s->n));
     if (!fixed)
@@ -301,7 +297,7 @@ int vma_sums_finish(struct vma_sums *s, bool sync, struct dr_error *err)
         return r;
     build_fixed(s, fixed);
     r = dr_file_pwrite(s->file, fixed, 0, fixed_len(s->n), err);
-    return r == 0 && sync ? dr_file_flush(s->file, err) : r;
+    return r == 0 ? dr_file_flush(s->file, err) : r;
 }
 
 /* ------------------------------------------------------------------ reading */

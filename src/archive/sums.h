@@ -19,18 +19,17 @@ struct vma_sum {
 struct vma_sum vma_sum_of(const uint8_t *cluster);
 
 /* ---- writing: may be called from many threads for different clusters; memory is bounded. */
-/* The file gets the owner and mode of `like`, because checksums reveal something of the data
- * they were made from; NULL = those of any new file. */
-int vma_sums_create(struct dr_fs *fs, const char *path, struct dr_file *like,
-                    const struct dr_vma_header *header, struct vma_sums **sums,
-                    struct dr_error *err);
+/* Into an empty file that is open for writing. It should have the owner and mode of the archive:
+ * checksums reveal something of the data they were made from. */
+int vma_sums_create(struct dr_file *file, const struct dr_vma_header *header,
+                    struct vma_sums **sums, struct dr_error *err);
 int vma_sums_put(struct vma_sums *s, unsigned id, uint32_t cluster, struct vma_sum sum,
                  struct dr_error *err);
 /* The same for n clusters in a row; {0, 0} for those that are all zeros. One write. */
 int vma_sums_put_run(struct vma_sums *s, unsigned id, uint32_t cluster, const struct vma_sum *sums,
                      size_t n, struct dr_error *err);
-/* Complete it (sums of disks) and make it durable. It is still at the path of create. */
-int vma_sums_finish(struct vma_sums *s, bool sync, struct dr_error *err);
+/* Complete it (sums of disks) and make it durable (unless the file is NO_FLUSH). */
+int vma_sums_finish(struct vma_sums *s, struct dr_error *err);
 
 /* ---- reading: any threads. -ENOENT: no such file; -ESTALE: it is another archive's; -EINVAL: it
  * is no such file or damaged itself (all of it is checked here). */

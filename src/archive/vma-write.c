@@ -18,11 +18,10 @@
 #include "archive/vma-write.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
-#include "base/random.h"
+#include "core/publish.h"
 #include "ops/ops-internal.h"
 
 #define PVE_HEADER_MAX 524288u
-#define TRIES          16
 #define FIFO_WAIT_NS   (20 * 1000 * 1000)
 
 struct writer {
@@ -42,7 +41,7 @@ struct writer {
     struct dr_file *old; /* what is replaced, NULL = nothing; locked */
     char *sums_path;     /* where the checksums will be, NULL = none wanted */
     bool sums_give_way;  /* they were there, and may be replaced */
-    char *sums_tmp;      /* exists while not NULL */
+    struct dr_temp sums_file;
     char *stale_sums[2]; /* where those of the archive before us are: beside it, beside path */
     struct vma_sums *sums;
     struct vma_frames *frames;
@@ -215,7 +214,7 @@ static int write_archive(struct writer *w, struct dr_error *err)
         r = write_table(w, err);
     if (r == 0 && !w->options->no_sync)
         r = vma_output_sync(&w->out, err);
-    return r == 0 && w->sums ? vma_sums_finish(w->sums, !w->options->no_sync, err) : r;
+    return r == 0 && w->sums ? vma_sums_finish(w->sums, err) : r;
 }
 
 /* ------------------------------------------------------------------ checksums */
@@ -282,19 +281,12 @@ static int begin_sums(struct writer *w, struct dr_error *err)
     if (!w->sums_path)
         return 0;
     struct dr_error why = DR_ERROR_INIT;
-    int r = -EEXIST;
-    for (int i = 0; i < TRIES && r == -EEXIST; i++) {
-        dr_error_reset(&why);
-        free(w->sums_tmp);
-        w->sums_tmp = dr_aside_path(w->sums_path, DR_ASIDE_FILE);
-        if (!w->sums_tmp)
-            return no_memory(w, err);
-        r = vma_sums_create(w->fs, w->sums_tmp, w->old, &w->header, &w->sums, &why);
-    }
+    int r = dr_temp_create(&w->sums_file, w->fs, w->sums_path, NULL, w->old, &why);
+    if (r == 0 && w->options->no_sync)
+        w->sums_file.file->flags |= DR_FILE_NO_FLUSH;
     if (r == 0)
-        return 0;
-    free(DR_STEAL(w->sums_tmp)); /* what is there is not ours */
-    return dr_fail(err, -r, "%s: cannot be made: %s", w->sums_path, why.text);
+        r = vma_sums_create(w->sums_file.file, &w->header, &w->sums, &why);
+    return r < 0 ? dr_fail(err, -r, "%s: cannot be made: %s", w->sums_path, why.text) : 0;
 }
 
 static int sync_dir(const struct writer *w, const char *path, struct dr_error *err)
@@ -310,22 +302,11 @@ static int drop_stale(struct writer *w, const char *path, struct dr_error *err)
     return r < 0 ? r : sync_dir(w, path, err);
 }
 
-/* The archive has its name. */
+/* The archive has its name. What had that of the checksums is removed: a file that is there now is
+ * somebody else's, or the archive itself, by another path. */
 static int publish_sums(struct writer *w, struct dr_error *err)
 {
-    vma_sums_close(DR_STEAL(w->sums));
-    struct dr_error why = DR_ERROR_INIT; /* its names are not those that the user knows */
-    /* What was there is gone: what is there now is somebody else's, or what just got its name, by
-     * another path. */
-    int r = w->fs->ops->rename_new(w->fs, w->sums_tmp, w->sums_path, &why);
-    if (r == -EEXIST)
-        r = dr_fail(err, EEXIST, "%s: was made by somebody else meanwhile", w->sums_path);
-    else if (r < 0)
-        r = dr_fail(err, -r, "%s", why.text);
-    if (r == 0) {
-        free(DR_STEAL(w->sums_tmp));
-        r = sync_dir(w, w->sums_path, err);
-    }
+    int r = w->sums ? dr_temp_publish(&w->sums_file, err) : 0;
     return r < 0 ? dr_prefix(err, r, "%s: is complete, but its checksums are not in place", w->path)
                  : 0;
 }
@@ -333,9 +314,7 @@ static int publish_sums(struct writer *w, struct dr_error *err)
 static void end_sums(struct writer *w)
 {
     vma_sums_close(DR_STEAL(w->sums));
-    if (w->sums_tmp)
-        w->fs->ops->unlink(w->fs, w->sums_tmp, NULL);
-    free(w->sums_tmp);
+    dr_temp_end(&w->sums_file);
     free(w->sums_path);
     free(w->stale_sums[0]);
     free(w->stale_sums[1]);
@@ -350,18 +329,18 @@ static int check_name(const struct writer *w, struct dr_error *err)
 {
     struct dr_file_id id;
     bool there = w->fs->ops->identify(w->fs, w->real, &id, NULL) == 0;
-    if (w->old ? there && id.dev == w->old->id.dev && id.ino == w->old->id.ino : !there)
+    if (w->old ? there && dr_same_id(id, w->old->id) : !there)
         return 0;
     return dr_fail(err, w->old ? ESTALE : EEXIST, "%s: was %s by somebody else meanwhile", w->path,
                    w->old ? "replaced" : "made");
 }
 
-static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
+/* Archive and checksums under their temporary names, durable; and the old checksums are gone. */
+static int write_file(struct writer *w, struct dr_file *file, struct dr_error *err)
 {
-    struct writer *w = user;
     if (w->options->no_sync)
-        tmp->flags |= DR_FILE_NO_FLUSH;
-    vma_output_to_file(&w->out, tmp, w->path, w->job);
+        file->flags |= DR_FILE_NO_FLUSH;
+    vma_output_to_file(&w->out, file, w->path, w->job);
     int r = begin_sums(w, err);
     if (r == 0)
         r = write_archive(w, err);
@@ -372,12 +351,20 @@ static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
     return r == 0 && w->sums_give_way ? drop_stale(w, w->sums_path, err) : r;
 }
 
-/* Until its checksums have their name, nobody else may replace the archive. */
+/* The archive stays locked until its checksums have their name: nobody else may replace it. */
 static int replace(struct writer *w, struct dr_error *err)
 {
-    CLEANUP_FILE struct dr_file *fresh = NULL;
-    int r = dr_replace(w->fs, w->path, w->old, fill, w, &fresh, err);
-    return r == 0 && w->sums ? publish_sums(w, err) : r;
+    struct dr_temp archive;
+    int r = dr_temp_create(&archive, w->fs, w->path, w->old, w->old, err);
+    if (r < 0)
+        return r;
+    r = write_file(w, archive.file, err);
+    if (r == 0)
+        r = dr_temp_publish(&archive, err);
+    if (r == 0)
+        r = publish_sums(w, err);
+    dr_temp_end(&archive);
+    return r;
 }
 
 static int create_file(struct writer *w, struct dr_error *err)
@@ -424,7 +411,7 @@ static int write_through(struct writer *w, struct dr_error *err)
         r = zero_rest(w, err);
     if (r == 0 && w->sums_give_way)
         r = drop_stale(w, w->sums_path, err);
-    if (r == 0 && w->sums)
+    if (r == 0)
         r = publish_sums(w, err);
     vma_output_close(&w->out);
     return r;

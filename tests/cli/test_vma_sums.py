@@ -445,7 +445,7 @@ def test_checksums_that_came_meanwhile_are_not_replaced(v):
     made = [v.bin / "drover", "vma", "create", "-q", "-d", "format=raw:x=a.raw", "--sums", "side.sums", "s.vma"]
     with stopped(v.dir, "fsync", *made, sanitized=SANITIZED) as p:
         shutil.copy(v.dir / "other.vma.sums", v.dir / "side.sums")
-    assert p.returncode == 1 and "side.sums: was made by somebody else meanwhile" in p.err
+    assert p.returncode == 1 and "side.sums: exists by now" in p.err
     assert v.get("side.sums") == v.get("other.vma.sums")
 
 

@@ -378,14 +378,23 @@ static void a_state_comes_in_order(void **state)
 
 /* ------------------------------------------------------------------ checksums */
 
-static void write_sums(struct bench *b, const char *path)
+static struct vma_sums *new_sums(struct bench *b, const char *path)
 {
     struct vma_sums *s;
-    ok(vma_sums_create(b->fs, path, NULL, &b->a.header, &s, &err));
+    struct dr_file *file;
+    ok(dr_file_open(b->fs, path, DR_FILE_CREATE, &file, &err));
+    ok(vma_sums_create(file, &b->a.header, &s, &err));
+    dr_file_unref(file);
+    return s;
+}
+
+static void write_sums(struct bench *b, const char *path)
+{
+    struct vma_sums *s = new_sums(b, path);
     for (uint32_t c = 0; c < 4; c++)
         if (!dr_is_zero(b->a.image[1] + c * 65536, 65536))
             ok(vma_sums_put(s, 1, c, vma_sum_of(b->a.image[1] + c * 65536), &err));
-    ok(vma_sums_finish(s, false, &err));
+    ok(vma_sums_finish(s, &err));
     vma_sums_close(s);
 }
 
@@ -439,15 +448,14 @@ static void checksums_tell_zeros_from_data(void **state)
 static void checksums_end_with_the_disk(void **state)
 {
     struct bench *b = *state;
-    struct vma_sums *sums;
     uint8_t cluster[65536] = {0};
     add_disk(&b->a, 1, "d", 5120); /* a block and a quarter, stored as two */
     end_header(&b->a);
     add_extent(&b->a, &(struct vma_slot){1, 0, 0xffff, 0}, 1, true);
     memcpy(cluster, b->a.image[1], 5120);
-    ok(vma_sums_create(b->fs, ARCHIVE ".sums", NULL, &b->a.header, &sums, &err));
+    struct vma_sums *sums = new_sums(b, ARCHIVE ".sums");
     ok(vma_sums_put(sums, 1, 0, vma_sum_of(cluster), &err));
-    ok(vma_sums_finish(sums, false, &err));
+    ok(vma_sums_finish(sums, &err));
     vma_sums_close(sums);
     store(b);
     struct dr_vma_target t = target(b, 1, 5120, 0);

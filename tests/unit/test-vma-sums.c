@@ -33,18 +33,27 @@ static struct vma_sum sum_at(uint64_t i)
     return (struct vma_sum){i * 0x9e3779b97f4a7c15ull, ~i};
 }
 
-static void write_some(struct dr_fs *fs, const struct dr_vma_header *header)
+static struct vma_sums *new_sums(struct dr_fs *fs, const struct dr_vma_header *header)
 {
     struct vma_sums *s = NULL;
+    struct dr_file *file;
+    ok(dr_file_open(fs, PATH, DR_FILE_CREATE, &file, &err));
+    ok(vma_sums_create(file, header, &s, &err));
+    dr_file_unref(file);
+    return s;
+}
+
+static void write_some(struct dr_fs *fs, const struct dr_vma_header *header)
+{
+    struct vma_sums *s = new_sums(fs, header);
     struct vma_sum run[100];
-    ok(vma_sums_create(fs, PATH, NULL, header, &s, &err));
     for (uint32_t i = 0; i < 100; i++)
         run[i] = i < 3 || i == 50 || i > 90 ? (struct vma_sum){0, 0} : sum_at(i);
     ok(vma_sums_put_run(s, 7, 500, run, 100, &err));
     ok(vma_sums_put(s, 1, 10, sum_at(1), &err));
     ok(vma_sums_put(s, 2, 70000, sum_at(2), &err));
     ok(vma_sums_put(s, 2, 0, sum_at(3), &err));
-    ok(vma_sums_finish(s, true, &err));
+    ok(vma_sums_finish(s, &err));
     vma_sums_close(s);
 }
 
@@ -82,8 +91,7 @@ static void what_is_put_is_found(void **state)
 static void places_outside_the_disks_are_refused(void **state)
 {
     struct dr_vma_header header = header_of();
-    struct vma_sums *s = NULL;
-    ok(vma_sums_create(*state, PATH, NULL, &header, &s, &err));
+    struct vma_sums *s = new_sums(*state, &header);
     refused(vma_sums_put(s, 1, 11, sum_at(1), &err), EINVAL, "cluster 11 of disk 1");
     refused(vma_sums_put(s, 3, 0, sum_at(1), &err), EINVAL, "disk 3");
     vma_sums_close(s);
