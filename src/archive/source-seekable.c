@@ -325,7 +325,7 @@ int source_seekable_open(struct dr_file *f, struct dr_file **plain, struct dr_er
     s->under = dr_file_ref(f);
     s->base = (struct dr_file){
         .ops = &seekable_ops,
-        .id = {.dev = 0, .ino = (uintptr_t)s},
+        .id = {.owner = s, .ino = (uintptr_t)s},
         .path = strdup(f->path),
         .atomic_size = 512,
     };

@@ -57,7 +57,8 @@ struct dr_file_id dr_member_id(struct dr_file_id id, const char *member)
         return id;
     for (; *member; member++)
         h = (h ^ (uint8_t)*member) * 0x100000001b3u;
-    return (struct dr_file_id){.dev = id.dev, .ino = id.ino ^ (h | 1)};
+    id.ino ^= h | 1;
+    return id;
 }
 
 struct dr_file_id dr_image_id(const struct dr_image *image)

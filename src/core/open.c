@@ -62,7 +62,7 @@ static struct seen *seen_slot(struct seen *slots, size_t n_slots, struct dr_file
 {
     uint64_t hash = ((uint64_t)id.ino * 31 + (uint64_t)id.dev) * UINT64_C(0x9e3779b97f4a7c15);
     size_t i = (size_t)(hash >> 32) & (n_slots - 1);
-    while (slots[i].image && (slots[i].id.dev != id.dev || slots[i].id.ino != id.ino))
+    while (slots[i].image && !dr_same_id(slots[i].id, id))
         i = (i + 1) & (n_slots - 1);
     return &slots[i];
 }

@@ -41,7 +41,7 @@ static struct dr_file *table_find(const struct dr_fs *fs, struct dr_file_id id,
                                   enum dr_file_kind kind)
 {
     struct dr_file *f = *table_slot(fs, id);
-    while (f && (f->fs != fs || f->id.dev != id.dev || f->id.ino != id.ino || f->kind != kind))
+    while (f && (f->fs != fs || !dr_same_id(f->id, id) || f->kind != kind))
         f = f->next;
     return f;
 }
@@ -245,7 +245,7 @@ static bool name_leads_to(struct dr_fs *fs, const char *path, const struct dr_fi
     int r = fs->ops->identify(fs, path, &id, NULL);
     if (r)
         return r != -ENOENT;
-    return id.dev == f->id.dev && id.ino == f->id.ino;
+    return dr_same_id(id, f->id);
 }
 
 /* Opened and locked; *stale: but the name went over to another file before the lock was ours. */

@@ -29,7 +29,7 @@ struct mem_fs {
     struct mem_name *names;
     size_t n_names;
     struct mem_dir_lock *locks;
-    uint64_t dev, next_number;
+    uint64_t next_number;
 };
 
 /* Directories exist by being named: a lock is one of the name. */
@@ -338,7 +338,7 @@ static int mem_open(struct dr_fs *fs, const char *path, unsigned flags, struct d
     f->inode->refs++;
     f->base.ops = &mem_file_ops;
     f->base.fs = fs;
-    f->base.id = (struct dr_file_id){.dev = m->dev, .ino = f->inode->number};
+    f->base.id = (struct dr_file_id){.owner = m, .ino = f->inode->number};
     f->base.path = DR_STEAL(own_path);
     f->base.atomic_size = 512;
     uint64_t size;
@@ -359,7 +359,7 @@ static int mem_identify(struct dr_fs *fs, const char *path, struct dr_file_id *i
     struct mem_name *name = find_name(m, key);
     if (!name)
         return dr_fail_errno(err, ENOENT, "Could not open '%s'", path);
-    *id = (struct dr_file_id){.dev = m->dev, .ino = name->inode->number};
+    *id = (struct dr_file_id){.owner = m, .ino = name->inode->number};
     return 0;
 }
 
@@ -573,12 +573,10 @@ struct dr_fs *dr_fs_memory_new(void)
         .lock_dir = mem_lock_dir,
         .unlock_dir = mem_unlock_dir,
     };
-    static _Atomic uint64_t last_dev;
     struct mem_fs *m = calloc(1, sizeof(*m));
     if (!m)
         return NULL;
     m->base.ops = &ops;
-    m->dev = atomic_fetch_add(&last_dev, 1) + 1;
     pthread_mutex_init(&m->lock, NULL);
     return &m->base;
 }

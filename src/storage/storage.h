@@ -24,14 +24,17 @@ struct dr_dir_lock;
 struct dr_file;
 struct dr_fs;
 
-/* Which object a path leads to; two paths of one dr_fs with equal ids are the same file. */
+/* Which object a path leads to: two names or files with equal ids are the same object, also when
+ * they come from different file systems. */
 struct dr_file_id {
+    const void *owner; /* whose numbers these are: the file system in memory, say. NULL = the
+                        * operating system's */
     uint64_t dev, ino;
 };
 
 static inline bool dr_same_id(struct dr_file_id a, struct dr_file_id b)
 {
-    return a.dev == b.dev && a.ino == b.ino;
+    return a.owner == b.owner && a.dev == b.dev && a.ino == b.ino;
 }
 
 /* ------------------------------------------------------------------ locks */
@@ -202,7 +205,7 @@ void dr_file_unpin(struct dr_file *f);
 /* Do both stand for the same container? */
 static inline bool dr_file_same(const struct dr_file *a, const struct dr_file *b)
 {
-    return a == b || (a && b && a->fs == b->fs && a->id.dev == b->id.dev && a->id.ino == b->id.ino);
+    return a == b || (a && b && a->fs == b->fs && dr_same_id(a->id, b->id));
 }
 
 /* The one user of this object becomes a writer / a reader again (commit into a frozen parent).

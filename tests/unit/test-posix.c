@@ -64,6 +64,43 @@ static void attributes_are_taken_over(void **state)
     dr_file_unref(b);
 }
 
+static struct dr_file *written(struct place *p, const char *path)
+{
+    struct dr_file *f = open_ok(p, path, DR_FILE_CREATE);
+    assert_ok(dr_file_pwrite(f, "abc", 0, 3, &err));
+    return f;
+}
+
+/* Copying from another file system may be refused; copying within one goes on. */
+static void a_source_elsewhere_does_not_bar_those_beside_the_target(void **state)
+{
+    struct place *p = *state;
+    char far_path[64], got[3];
+    uint64_t copied;
+    snprintf(far_path, sizeof(far_path), "/dev/shm/drover-copy-%ld", (long)getpid());
+    struct dr_file *dst = open_ok(p, p->path, DR_FILE_CREATE);
+    struct dr_file *near = written(p, p->other), *far = written(p, far_path);
+    struct dr_file *sources[] = {far, near, far, near};
+    bool here = dr_file_copy(dst, 0, near, 0, 3, &copied, NULL) == 0;
+    for (int i = 0; i < 4; i++) {
+        assert_ok(dr_file_truncate(dst, 0, &err));
+        int r = dr_file_copy(dst, 0, sources[i], 0, 3, &copied, NULL);
+        if (sources[i] == near)
+            assert_int_equal(r, here ? 0 : -ENOTSUP);
+        else
+            assert_true(r == 0 || r == -ENOTSUP);
+        if (r < 0)
+            continue;
+        assert_int_equal(copied, 3);
+        assert_ok(dr_file_pread(dst, got, 0, 3, &err));
+        assert_memory_equal(got, "abc", 3);
+    }
+    dr_file_unref(dst);
+    dr_file_unref(near);
+    dr_file_unref(far);
+    assert_int_equal(unlink(far_path), 0);
+}
+
 static void label_and_list_are_taken_over(void **state)
 {
     struct place *p = *state;
@@ -321,6 +358,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(things_that_are_no_files_are_refused_at_once),
         T(attributes_are_taken_over),
+        T(a_source_elsewhere_does_not_bar_those_beside_the_target),
         T(label_and_list_are_taken_over),
         T(rights_never_get_wider_for_want_of_privilege),
         T(what_a_directory_gives_to_new_files_is_not_taken_over),

@@ -108,11 +108,6 @@ static int read_options(struct plan *p, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the image file's place */
 
-static bool same_id(const struct dr_file_id *a, const struct dr_file_id *b)
-{
-    return a->dev == b->dev && a->ino == b->ino;
-}
-
 /* The directory with its links followed, and the name in it, which may not exist. */
 static int real_place(struct plan *p, const char *path, char **real, struct dr_error *err)
 {
@@ -169,11 +164,11 @@ static int check_tree(struct plan *p, const char *full, struct dr_error *err)
     return 0;
 }
 
-static int check_not_parent(const struct plan *p, const struct dr_file_id *id, struct dr_error *err)
+static int check_not_parent(const struct plan *p, struct dr_file_id id, struct dr_error *err)
 {
     const struct dr_image *parent = p->params->backing;
     for (unsigned i = 0; parent && i < parent->n_files; i++)
-        if (same_id(&parent->files[i]->id, id))
+        if (dr_same_id(parent->files[i]->id, id))
             return dr_fail(err, EINVAL, "%s: its image file \"%s\" is also its backing file",
                            p->path, p->image);
     return 0;
@@ -188,7 +183,7 @@ static int find_place(struct plan *p, struct dr_error *err)
     if (!full)
         return dr_fail_errno(err, ENOMEM, "%s", p->path);
     p->exists = !p->params->all_new && p->fs->ops->identify(p->fs, full, &id, NULL) == 0;
-    int r = p->exists ? check_not_parent(p, &id, err) : 0;
+    int r = p->exists ? check_not_parent(p, id, err) : 0;
     if (r == 0)
         r = check_tree(p, full, err);
     if (r < 0)
@@ -265,7 +260,7 @@ static bool is_replaced(const struct plan *p, const char *path)
 {
     struct dr_file_id a, b;
     return p->fs->ops->identify(p->fs, path, &a, NULL) == 0 &&
-           p->fs->ops->identify(p->fs, p->final, &b, NULL) == 0 && same_id(&a, &b);
+           p->fs->ops->identify(p->fs, p->final, &b, NULL) == 0 && dr_same_id(a, b);
 }
 
 static int look_at(void *user, const char *name)
@@ -280,7 +275,7 @@ static int look_at(void *user, const char *name)
         return 0;
     CLEANUP_FREE char *image = image_of(f);
     dr_file_unref(f);
-    if (!image || fs->ops->identify(fs, image, &id, NULL) < 0 || !same_id(&id, &s->plan->raw->id))
+    if (!image || fs->ops->identify(fs, image, &id, NULL) < 0 || !dr_same_id(id, s->plan->raw->id))
         return 0;
     s->owner = DR_STEAL(path);
     return 1;

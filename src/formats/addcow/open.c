@@ -33,11 +33,10 @@ static int check_not_self(struct dr_image *image, const char *name, struct dr_er
 {
     CLEANUP_FREE char *full = dr_path_sibling(image->path, name);
     struct dr_file_id id;
-    const struct dr_file_id *own = &image->files[ADDCOW_META]->id;
     if (!full)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    if (image->fs->ops->identify(image->fs, full, &id, NULL) == 0 && id.dev == own->dev &&
-        id.ino == own->ino)
+    if (image->fs->ops->identify(image->fs, full, &id, NULL) == 0 &&
+        dr_same_id(id, image->files[ADDCOW_META]->id))
         return refuse_same(image, name, err);
     return 0;
 }
