@@ -32,10 +32,19 @@ ONE_LIBRARY = [("src/meson.build", "static_library('drover-internal'", "shared_l
                ("meson.build", "'-fvisibility=hidden',", "")]
 
 
+RUNNING = set()  # the processes of run(), each the leader of a session
+
+
+def stop_all():
+    for pid in list(RUNNING):
+        os.killpg(pid, signal.SIGKILL)
+
+
 def run(command, limit, cwd, env=None, memory=None):
     """The exit status, 1 as soon as a test of it fails, None when it takes too long. Leaves no process."""
     child = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, start_new_session=True)
+    RUNNING.add(child.pid)
     if memory:
         resource.prlimit(child.pid, resource.RLIMIT_AS, (memory, memory))
     end, tail, out = time.monotonic() + limit, b"", child.stdout.fileno()
@@ -58,6 +67,7 @@ def run(command, limit, cwd, env=None, memory=None):
             os.killpg(child.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        RUNNING.discard(child.pid)
         child.wait()
         child.stdout.close()
 
@@ -178,7 +188,7 @@ class Tree:
         """All tests that can be run, with their time and the blocks they run."""
         runtime = os.path.join(self.top, "cover.so")
         subprocess.run(["gcc", "-O2", "-fPIC", "-shared", "-o", runtime, "tests/mutate/cover.c"], cwd=self.top, check=True)
-        self.build("cover", ["-Doptimization=0", "-Dc_args=-fsanitize-coverage=trace-pc", "-Db_lundef=false",
+        self.build("cover", ["-Doptimization=1", "-Dc_args=-fsanitize-coverage=trace-pc", "-Db_lundef=false",
                              "-Dc_link_args=" + runtime])
         library = os.path.join(self.build_dir("cover"), "src/libdrover-internal.so")
         bare = os.path.join(self.top, "bare.so")
