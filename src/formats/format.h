@@ -164,7 +164,6 @@ struct dr_check_result {         /* the numbers of qemu-img check */
     uint64_t check_errors;
     uint64_t image_end_offset;
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
-    bool has_clusters;
     /* each finding as a line; never NULL while check runs */
     void (*report)(void *user, const char *line);
     void *user;

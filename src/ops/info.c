@@ -185,16 +185,16 @@ static json_t *check_report(const struct dr_image *image, const struct dr_check_
     json_t *o = json_object();
     put_number(o, "image-end-offset", c->image_end_offset);
     put_number(o, "compressed-clusters", c->compressed_clusters);
-    put_number(o, "total-clusters", c->has_clusters ? c->total_clusters : 0);
+    put_number(o, "total-clusters", c->total_clusters);
     put_number(o, "corruptions-fixed", c->corruptions_fixed);
     put_number(o, "corruptions", c->corruptions);
     put(o, "check-errors", number(c->check_errors));
     put_number(o, "leaks-fixed", c->leaks_fixed);
     put_number(o, "leaks", c->leaks);
-    put_number(o, "allocated-clusters", c->has_clusters ? c->allocated_clusters : 0);
+    put_number(o, "allocated-clusters", c->allocated_clusters);
     put_path(o, "filename", image->path);
     put_text(o, "format", image->fmt->name);
-    put_number(o, "fragmented-clusters", c->has_clusters ? c->fragmented_clusters : 0);
+    put_number(o, "fragmented-clusters", c->fragmented_clusters);
     return o;
 }
 

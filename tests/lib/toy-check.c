@@ -205,7 +205,6 @@ int toy_check(struct dr_image *image, unsigned fix, struct dr_check_result *resu
     __attribute__((cleanup(tally_cleanup))) struct tally t;
     const struct toy *toy = image->state;
     uint64_t leaks = 0;
-    result->has_clusters = true;
     result->total_clusters = dr_div_up(image->size, toy->cluster);
     result->image_end_offset = dr_file_size(image->files[0]);
     int r = tally_all(&t, image, result, err);

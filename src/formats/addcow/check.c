@@ -199,7 +199,6 @@ int addcow_check(struct dr_image *image, unsigned fix, struct dr_check_result *r
         r = count_own(image, &result->allocated_clusters, err);
     if (r < 0)
         return r;
-    result->has_clusters = true;
     result->total_clusters = addcow_bits(&addcow_of(image)->h, image->size);
     result->image_end_offset = dr_file_size(image->files[ADDCOW_META]);
     r = check_tail(image, fix, result, err);

@@ -85,7 +85,6 @@ static int examine(struct qcow2_check *c, struct dr_check_result *result, bool s
         r = qcow2_count_all(c, 0, err);
     if (r == 0 && c->copied_wrong)
         r = qcow2_check_copied(c, false, err);
-    result->has_clusters = true;
     result->total_clusters = total;
     result->image_end_offset = (c->highest + 1) * q->cluster;
     return r;
