@@ -325,6 +325,12 @@ static void the_last_revision_is_read(void **state)
     put_v20(fs, &v, 0x12);
     view_is(fs, "a", 0, 4096, 0);
     view_is(fs, "a", 4096, 4096, 0xaa);
+    static const char *const raw_formats[] = {"", "raw", "host_device"};
+    for (size_t i = 0; i < 3; i++) {
+        v.image_fmt = raw_formats[i];
+        put_v20(fs, &v, 0x12);
+        view_is(fs, "a", 4096, 4096, 0xaa);
+    }
 }
 
 static void the_last_revision_is_not_written(void **state)

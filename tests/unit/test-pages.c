@@ -547,6 +547,17 @@ static void pages_of_an_idle_image_go_before_those_of_a_busy_one(void **state)
     dr_image_unref(second, NULL);
 }
 
+/* The table that finds them grows several times meanwhile. */
+static void a_page_is_read_once_however_many_there_are(void **state)
+{
+    struct world *w = *state;
+    assert_int_equal(dr_file_truncate(w->image->files[0], 3000 * PAGE, NULL), 0);
+    load_pages(w->image, 0, 3000);
+    n_reads = 0;
+    load_pages(w->image, 0, 3000);
+    assert_int_equal(n_reads, 0);
+}
+
 static void pages_of_zeros_cost_less_than_their_size(void **state)
 {
     struct world *w = *state;
@@ -783,6 +794,7 @@ int main(void)
         T(a_new_table_leaves_the_rest_of_its_page_alone),
         T(a_callback_that_needs_many_pages_gets_them_while_others_take_the_budget),
         T(pages_of_an_idle_image_go_before_those_of_a_busy_one),
+        T(a_page_is_read_once_however_many_there_are),
         T(pages_of_zeros_cost_less_than_their_size),
         T(a_range_of_pages_is_read_in_large_pieces),
         T(a_page_of_data_costs_one_read_and_no_question_about_holes),
