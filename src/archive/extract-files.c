@@ -239,7 +239,7 @@ static int extract(struct files *x, struct dr_error *err)
 static bool is_worth_keeping(const struct files *x)
 {
     CLEANUP_FREE char *record = x->stage.work ? stage_path(&x->stage, RECORD) : NULL;
-    return x->stage.past_return || (record && dr_look(x->stage.fs, record, NULL, NULL, NULL) == 0);
+    return x->stage.stuck || (record && dr_look(x->stage.fs, record, NULL, NULL, NULL) == 0);
 }
 
 static void end(struct files *x)

@@ -33,7 +33,7 @@ static bool is_aside(const char *name)
 }
 
 /* sync_dir takes the path of something in the directory. */
-int stage_sync_dir(const struct stage *s, const char *dir, struct dr_error *err)
+static int sync_dir(const struct stage *s, const char *dir, struct dr_error *err)
 {
     CLEANUP_FREE char *entry = dr_path_join(dir, STAGE_OURS);
     if (s->no_sync)
@@ -43,8 +43,8 @@ int stage_sync_dir(const struct stage *s, const char *dir, struct dr_error *err)
 
 int stage_sync(const struct stage *s, struct dr_error *err)
 {
-    int r = s->in_sight ? 0 : stage_sync_dir(s, s->work, err);
-    return r == 0 ? stage_sync_dir(s, s->dir, err) : r;
+    int r = s->in_sight ? 0 : sync_dir(s, s->work, err);
+    return r == 0 ? sync_dir(s, s->dir, err) : r;
 }
 
 /* An old file that an interrupted attempt has put aside may be the user's only copy: it stays. */
@@ -172,12 +172,12 @@ static bool leads_to(const struct stage *s, const char *name, struct dr_file_id 
     return path && dr_look(s->fs, path, NULL, &now, NULL) == 0 && dr_same_id(now, id);
 }
 
-bool stage_is_claimed(const struct stage *s, const char *name)
+const struct stage_claim *stage_claim_of(const struct stage *s, const char *name)
 {
     for (size_t i = 0; i < s->n_claims; i++)
-        if (strcmp(s->claims[i].name, name) == 0 && leads_to(s, name, s->claims[i].id))
-            return true;
-    return false;
+        if (strcmp(s->claims[i].name, name) == 0)
+            return &s->claims[i];
+    return NULL;
 }
 
 /* Of a symbolic link only the link is replaced, so the file that it leads to may be in use. */
@@ -215,17 +215,16 @@ static int check_free(struct stage *s, const char *name, struct dr_error *err)
     return dr_fail(err, EEXIST, "%s: exists already", path);
 }
 
-int stage_append(struct stage_file **files, size_t *n, const char *made, const char *name)
+static int append(struct stage *s, const char *made, const char *name, bool image,
+                  struct dr_error *err)
 {
-    struct stage_file *more = reallocarray(*files, *n + 1, sizeof(*more));
-    if (!more)
-        return -ENOMEM;
-    *files = more;
+    struct stage_file *more = reallocarray(s->files, s->n_files + 1, sizeof(*more));
+    s->files = more ? more : s->files;
     CLEANUP_FREE char *m = strdup(made);
-    CLEANUP_FREE char *f = strdup(name);
-    if (!m || !f)
-        return -ENOMEM;
-    more[(*n)++] = (struct stage_file){.made = DR_STEAL(m), .name = DR_STEAL(f)};
+    CLEANUP_FREE char *n = strdup(name);
+    if (!more || !m || !n)
+        return stage_no_memory(s, err);
+    more[s->n_files++] = (struct stage_file){DR_STEAL(m), DR_STEAL(n), image};
     return 0;
 }
 
@@ -235,7 +234,7 @@ int stage_plan(struct stage *s, const char *made, const char *name, bool image,
     if (!dr_vma_name_is_safe(name) || !dr_vma_name_is_safe(made))
         return dr_fail(err, EINVAL, "%s: a file there cannot have the name that was asked for",
                        s->dir);
-    if (!s->in_sight && stage_is_ours(name))
+    if (!s->in_sight && strncmp(name, STAGE_OURS, strlen(STAGE_OURS)) == 0)
         return dr_fail(err, EINVAL, "%s/%s: files of that name are kept for what is not complete",
                        s->dir, name);
     for (size_t i = 0; i < s->n_files; i++) {
@@ -246,12 +245,7 @@ int stage_plan(struct stage *s, const char *made, const char *name, bool image,
                            s->dir);
     }
     int r = s->replace ? stage_claim(s, name, err) : check_free(s, name, err);
-    if (r < 0)
-        return r;
-    if (stage_append(&s->files, &s->n_files, made, name) < 0)
-        return stage_no_memory(s, err);
-    s->files[s->n_files - 1].image = image;
-    return 0;
+    return r == 0 ? append(s, made, name, image, err) : r;
 }
 
 /* ------------------------------------------------------------------ files */
@@ -291,7 +285,7 @@ int stage_note(struct stage *s, const char *name, const void *data, size_t len,
     int r = write_file(s, fresh, data, len, err);
     if (r == 0)
         r = s->fs->ops->rename(s->fs, fresh, path, err);
-    return r == 0 ? stage_sync_dir(s, s->work, err) : r;
+    return r == 0 ? sync_dir(s, s->work, err) : r;
 }
 
 /* ------------------------------------------------------------------ end */
@@ -335,15 +329,6 @@ static void remove_unpublished(const struct stage *s)
     }
 }
 
-void stage_drop(struct stage_file *files, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        free(files[i].made);
-        free(files[i].name);
-    }
-    free(files);
-}
-
 void stage_end(struct stage *s)
 {
     if (s->work && !s->keep)
@@ -356,8 +341,11 @@ void stage_end(struct stage *s)
         free(s->claims[i].name);
     }
     free(s->claims);
-    stage_drop(s->files, s->n_files);
-    stage_drop(s->moved, s->n_moved);
+    for (size_t i = 0; i < s->n_files; i++) {
+        free(s->files[i].made);
+        free(s->files[i].name);
+    }
+    free(s->files);
     free(s->dir);
     free(s->work);
     *s = (struct stage){0};

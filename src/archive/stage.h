@@ -31,7 +31,6 @@ struct stage_file {
     char *made; /* its name until it is published */
     char *name; /* its name afterwards */
     bool image; /* may have extents beside it */
-    bool aside; /* the file that it replaces has been moved into the staging directory */
 };
 
 /* A file that will be replaced. */
@@ -55,11 +54,11 @@ struct stage {
     bool finishing;     /* all files are complete; some may have their names already */
     bool made_dir;      /* dir did not exist before */
     bool found;         /* an earlier attempt left files, which are kept */
-    bool past_return;   /* an old file has been replaced, so that nothing can be moved back */
+    bool stuck;         /* publishing could neither go on nor be undone */
     bool published;
     struct dr_dir_lock *lock;
-    struct stage_file *files, *moved;
-    size_t n_files, n_moved;
+    struct stage_file *files;
+    size_t n_files;
     struct stage_claim *claims;
     size_t n_claims;
 };
@@ -92,19 +91,11 @@ void stage_end(struct stage *s);
 /* ------------------------------------------------------------------ for stage-publish.c */
 
 int stage_no_memory(const struct stage *s, struct dr_error *err);
-int stage_append(struct stage_file **files, size_t *n, const char *made, const char *name);
-void stage_drop(struct stage_file *files, size_t n);
 /* Lock the file of that name in dir, which will be replaced. Nothing there: 0. */
 int stage_claim(struct stage *s, const char *name, struct dr_error *err);
-/* Does the name still lead to the file that was claimed? */
-bool stage_is_claimed(const struct stage *s, const char *name);
-static inline bool stage_is_ours(const char *name)
-{
-    return strncmp(name, STAGE_OURS, strlen(STAGE_OURS)) == 0;
-}
+/* NULL: no file of that name was claimed. */
+const struct stage_claim *stage_claim_of(const struct stage *s, const char *name);
 /* Where the old file of that name is put aside, malloc'ed. */
 char *stage_aside(const struct stage *s, const char *name);
-/* Make the names in dir / in work durable, unless no_sync. */
-int stage_sync_dir(const struct stage *s, const char *dir, struct dr_error *err);
 
 #endif

@@ -48,7 +48,8 @@ void dr_publish_end(struct dr_publish *p)
 
 static bool identify(const struct dr_publish *p, const char *path, struct dr_file_id *id)
 {
-    return p->fs->ops->identify(p->fs, path, id, NULL) == 0;
+    return (p->no_follow ? dr_look(p->fs, path, NULL, id, NULL)
+                         : p->fs->ops->identify(p->fs, path, id, NULL)) == 0;
 }
 
 /* May the file get its name now? *gives_way: by replacing the old one. */

@@ -235,9 +235,10 @@ def test_force_replaces_what_nobody_uses(v):
     for name in ("drive-scsi0.raw", "drive-scsi1.raw"):
         v.put("out/" + name, b"old" * 1000)
     user = v.start("drover", "io", "-f", "raw", "out/drive-scsi1.raw", stdin=subprocess.PIPE)
-    while extract(v, "--force", "a.vma", "out").code == 0:  # it is not there yet
-        assert user.poll() is None
-        v.put("out/drive-scsi0.raw", b"old" * 1000)
+    user.stdin.write(b"length\n")
+    user.stdin.flush()
+    assert user.stdout.readline()  # it is open
+    assert extract(v, "--force", "a.vma", "out").code == 1
     assert v.get("out/drive-scsi0.raw") == b"old" * 1000 and ".drover.partial" not in os.listdir(v.dir / "out")
     user.communicate(b"quit\n", timeout=30)
     assert extract(v, "--force", "a.vma", "out").code == 0
