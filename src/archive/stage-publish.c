@@ -111,7 +111,8 @@ static bool undo(const struct dr_publish *p)
 
 int stage_publish(struct stage *s, struct dr_error *err)
 {
-    struct dr_publish p = {.fs = s->fs, .durable = !s->no_sync, .no_follow = true};
+    struct dr_publish p = {
+        .fs = s->fs, .durable = !s->no_sync, .no_follow = true, .again = s->finishing};
     int r = s->in_sight ? 0 : add_extents(s, &p, err);
     if (r == 0)
         r = add_planned(s, &p, err);

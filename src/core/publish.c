@@ -98,18 +98,22 @@ static int sync_dir(const struct dr_publish *p, const char *path, struct dr_erro
     return p->durable ? p->fs->ops->sync_dir(p->fs, path, err) : 0;
 }
 
-/* Both directories: an old file must not end up in neither. */
+/* Both directories: an old file must not end up in neither. An earlier attempt may have been killed
+ * between its renames and this. */
 static int put_aside(struct dr_publish *p, struct dr_error *err)
 {
     const struct dr_publish_file *last = NULL;
     int r = 0;
     for (size_t i = 0; i < p->n && r == 0; i++) {
         struct dr_publish_file *f = &p->files[i];
-        if (!f->aside || !dr_fs_exists(p->fs, f->to))
+        if (!f->aside)
             continue;
-        r = p->fs->ops->rename(p->fs, f->to, f->aside, err);
-        f->put_aside = r == 0;
-        last = f;
+        if (dr_fs_exists(p->fs, f->to)) {
+            r = p->fs->ops->rename(p->fs, f->to, f->aside, err);
+            f->put_aside = r == 0;
+        }
+        if (f->put_aside || dr_fs_exists(p->fs, f->aside))
+            last = f;
     }
     if (r == 0 && last)
         r = sync_dir(p, last->aside, err);
@@ -145,6 +149,8 @@ static int take_names(struct dr_publish *p, bool parts, bool *replaced, struct d
         last = &p->files[i];
         r = take_name(p, &p->files[i], replaced, err);
     }
+    if (parts && p->again && p->n > 0)
+        last = &p->files[0];
     return r == 0 && last ? sync_dir(p, last->to, err) : r;
 }
 

@@ -47,6 +47,7 @@ struct dr_publish {
     struct dr_fs *fs;
     bool durable;
     bool over_links; /* a link that leads nowhere may give way */
+    bool again;      /* an earlier attempt at this set may have moved parts, not durably */
     bool no_follow;  /* a link is what has the name, and `old` its own id, wherever it leads */
     struct dr_publish_file *files;
     size_t n;

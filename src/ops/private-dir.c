@@ -154,6 +154,7 @@ int dr_new_finish(struct dr_fs *fs, const char *dir, const char *final, struct d
     int r = dr_new_plan(fs, dir, final, &plan, err);
     if (r < 0)
         return r;
+    plan.again = true;
     r = dr_new_move(&plan, dir, err);
     dr_publish_end(&plan);
     return r;
