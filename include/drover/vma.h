@@ -102,7 +102,8 @@ struct dr_vma_extract_options {
     const char *sums;
     bool no_sums;
     /* Go on behind damage and keep what is good. The result then counts the damage and the call
-     * succeeds if the archive could be read at all. Without it the first damage is the failure. */
+     * succeeds if the archive could be read at all. Ranges that are missing become zeros in the
+     * targets. Without salvage the first damage is the failure. */
     bool salvage;
     /* Structure only: block data is not looked at (verify). Skipped where the archive can seek. */
     bool headers_only;

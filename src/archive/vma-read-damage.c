@@ -129,6 +129,16 @@ static bool next_gap(const struct vma_reading *d, uint64_t from, uint64_t *first
            vma_seen_gap(&d->seen, from, vma_clusters(d->disk->size), first, n);
 }
 
+/* Salvaging over an image that held something: its old bytes must not look like the archive's. */
+static int zero_gap(const struct vma_read *x, const struct vma_reading *d, uint64_t off,
+                    uint64_t len, struct dr_error *err)
+{
+    const struct dr_vma_target *t = d->target;
+    if (!x->o->salvage || !t || t->compare || t->is_zero)
+        return 0;
+    return dr_zero(t->disk, off, len, 0, err);
+}
+
 /* All runs are told, also when the first one is the failure. */
 int vma_damage_missing(struct vma_read *x, struct dr_error *err)
 {
@@ -145,6 +155,9 @@ int vma_damage_missing(struct vma_read *x, struct dr_error *err)
             if (first.damage.len == 0)
                 first = gap;
             add(x, &gap);
+            int r = zero_gap(x, d, off, len, err);
+            if (r < 0)
+                return r;
         }
     }
     vma_damage_flush(x);

@@ -41,25 +41,12 @@ static json_t *as_json(const struct dr_vma_damage *damage, const struct dr_vma_d
     return item;
 }
 
-static void remember(struct vma_damage *d, const struct dr_vma_damage *damage)
-{
-    struct vma_range *bigger = reallocarray(d->missing, d->n_missing + 1, sizeof(*bigger));
-
-    d->no_memory |= !bigger;
-    if (!bigger)
-        return;
-    d->missing = bigger;
-    d->missing[d->n_missing++] = (struct vma_range){damage->id, damage->off, damage->len};
-}
-
 void vma_damage_add(void *user, const struct dr_vma_damage *damage)
 {
     struct vma_damage *d = user;
     const struct dr_vma_disk *disk = damage->id ? vma_find_id(d->header, damage->id) : NULL;
 
     d->n++;
-    if (damage->kind == DR_VMA_MISSING)
-        remember(d, damage);
     if (d->array)
         json_array_append_new(d->array, as_json(damage, disk));
     if (!d->lines)
@@ -81,7 +68,6 @@ static void set(json_t *object, const char *key, uint64_t value)
 void vma_damage_free(struct vma_damage *d)
 {
     json_decref(d->array);
-    free(d->missing);
 }
 
 void vma_damage_json(json_t *object, const struct vma_damage *d,

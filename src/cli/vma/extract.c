@@ -318,30 +318,11 @@ static int failed(const struct extract *x, const struct cli_job *job, int r,
     return 1;
 }
 
-/* New files have zeros where something is missing. An image that is written over must not show its
- * old bytes there as if they had been in the archive. */
-static int zero_missing(struct extract *x, struct dr_error *err)
-{
-    const struct dr_vma_target *t = &x->targets.list[0];
-    int r = x->damage.no_memory ? dr_fail(err, ENOMEM, "out of memory") : 0;
-
-    if (!x->in_place || t->is_zero || x->damage.n_missing == 0)
-        return r;
-    for (size_t i = 0; i < x->damage.n_missing && r == 0; i++) {
-        const struct vma_range *m = &x->damage.missing[i];
-        if (m->id == t->id)
-            r = dr_zero(t->disk, m->off, m->len, 0, err);
-    }
-    return r == 0 ? dr_flush(t->disk, err) : r;
-}
-
 static int extract_in_place(struct extract *x, struct cli_job *job, struct dr_error *err)
 {
     x->read.targets = x->targets.list;
     x->read.n_targets = x->targets.n;
     int r = dr_vma_extract(x->vma, &x->read, job->job, &x->result.read, err);
-    if (r == 0 && x->read.salvage)
-        r = zero_missing(x, err);
     return r == 0 ? dr_close(DR_STEAL(x->targets.list[0].disk), err) : r;
 }
 

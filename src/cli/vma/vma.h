@@ -84,13 +84,6 @@ struct vma_damage {
     FILE *lines; /* NULL = none */
     json_t *array;
     size_t n;
-    /* Ranges of disks that are missing, for those who must do something about them. */
-    struct vma_range {
-        unsigned id;
-        uint64_t off, len;
-    } * missing;
-    size_t n_missing;
-    bool no_memory;
 };
 void vma_damage_add(void *user, const struct dr_vma_damage *damage); /* user: struct vma_damage */
 void vma_damage_free(struct vma_damage *d);
