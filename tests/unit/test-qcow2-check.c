@@ -370,12 +370,12 @@ static const struct damage {
     D(held_nowhere, "non-zero subcluster allocation map", SUB | KEEPS),
     D(data_behind_the_end, "exceeding the end of the file", KEEPS),
     D(data_in_a_table, "refcount=1 reference=2", WIDE),
-    D(data_in_the_counts, "ERROR refcount block 0 refcount=2", 0),
+    D(data_in_the_counts, "ERROR refcount block 0 refcount=2", WIDE),
     D(reserved_bits_in_the_table_of_counts, "refcount table entry 0 has reserved bits", 0),
     D(counts_at_an_odd_place, "refcount block 0 is not cluster aligned", PLAIN),
     D(counts_behind_the_end, "refcount block 0 is outside image", 0),
     D(no_counts, "ERROR cluster 0 refcount=0 reference=1", 0),
-    D(one_block_for_two_ranges, "refcount=2", 0),
+    D(one_block_for_two_ranges, "refcount=2", WIDE),
     D(marked_as_corrupt, "refcount=0 reference=1", V3),
     D(snapshots_without_a_table, "is missing: the header says that there are 3", 0),
 #undef D
@@ -445,12 +445,295 @@ static void damage_is_found_and_repaired_and_the_disk_reads_the_same(void **stat
             find_and_repair(&shapes[i], &damages[d]);
 }
 
+/* ------------------------------------------------------------------ repairs that are cut off */
+
+/* What must not get worse. */
+struct health {
+    uint8_t *bytes; /* the guest's; NULL = not all of them could be read */
+    unsigned low;   /* counts that are too low */
+    bool marked;    /* as corrupt or dirty */
+};
+
+static unsigned lines_with(const char *text)
+{
+    unsigned n = 0;
+    for (const char *at = lines; (at = strstr(at, text)); at++)
+        n++;
+    return n;
+}
+
+static struct health health_of(struct dr_fs *fs)
+{
+    struct health h = {.bytes = guest_bytes(fs)};
+    checked(fs, 0);
+    h.low = lines_with("ERROR cluster");
+    if (peek(fs, 4, 4) >= 3)
+        h.marked = peek(fs, QCOW2_AT_INCOMPATIBLE, 8) & (QCOW2_CORRUPT | QCOW2_DIRTY);
+    return h;
+}
+
+/* The image was left somewhere in the middle of a repair. */
+static void expect_no_worse(struct dr_fs *fs, const struct health *before, uint64_t left,
+                            const char *where)
+{
+    struct health h = health_of(fs);
+    if (before->bytes && (!h.bytes || memcmp(before->bytes, h.bytes, SIZE) != 0))
+        fail_msg("%s: the disk reads otherwise: %s", where, err.text);
+    if (h.low > before->low)
+        fail_msg("%s: %u counts are too low, before there were %u: %s", where, h.low, before->low,
+                 lines);
+    if (before->marked && !h.marked && checked(fs, 0).corruptions)
+        fail_msg("%s: damaged and no longer marked: %s", where, lines);
+    free(h.bytes);
+    struct dr_check_result r = checked(fs, DR_CHECK_FIX_ALL);
+    if (r.corruptions != left)
+        fail_msg("%s: a second repair leaves %llu errors, not %llu", where, ULL(r.corruptions),
+                 ULL(left));
+    uint8_t *after = guest_bytes(fs);
+    if (before->bytes && (!after || memcmp(before->bytes, after, SIZE) != 0))
+        fail_msg("%s: the disk reads otherwise after a second repair", where);
+    free(after);
+}
+
+/* The file of the damaged image, to begin with again and again. */
+struct copy {
+    uint8_t *bytes;
+    uint64_t size;
+};
+
+static struct copy copy_of(struct dr_fs *fs)
+{
+    struct copy c;
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, DR_FILE_NO_LOCK, &f, &err));
+    c.size = dr_file_size(f);
+    c.bytes = malloc(c.size);
+    ok(dr_file_pread(f, c.bytes, 0, c.size, &err));
+    dr_file_unref(f);
+    return c;
+}
+
+static void restore(struct dr_fs *fs, const struct copy *c)
+{
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_truncate(f, 0, &err));
+    ok(dr_file_pwrite(f, c->bytes, 0, c->size, &err));
+    dr_file_unref(f);
+}
+
+static void fail_each_io(const struct shape *shape, const struct damage *d)
+{
+    make_in(mem, shape);
+    struct patient p = patient_of(mem, shape);
+    if (!can_have(&p, d)) {
+        ok(mem->ops->unlink(mem, PATH, &err));
+        return;
+    }
+    d->inflict(&p);
+    struct copy copy = copy_of(mem);
+    struct health before = health_of(mem);
+    uint64_t left = checked(mem, DR_CHECK_FIX_ALL).corruptions;
+    struct faultfs *faults = faultfs_new(mem);
+    bool fired = true;
+    for (uint64_t nth = 0; fired; nth++) {
+        struct dr_check_result result;
+        char where[160];
+        restore(mem, &copy);
+        faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .partial = nth % 2, .seed = nth});
+        int r = check_in(faultfs_fs(faults), DR_CHECK_FIX_ALL, &result);
+        fired = faultfs_fired(faults);
+        faultfs_disarm(faults);
+        snprintf(where, sizeof(where), "%s, %s, I/O %llu fails", shape->name, d->name, ULL(nth));
+        if (fired && r == 0 && result.corruptions != left)
+            fail_msg("%s: nothing is said of it", where);
+        expect_no_worse(mem, &before, left, where);
+    }
+    faultfs_free(faults);
+    free(before.bytes);
+    free(copy.bytes);
+    ok(mem->ops->unlink(mem, PATH, &err));
+}
+
+static void a_repair_that_fails_anywhere_makes_nothing_worse(void **state)
+{
+    (void)state;
+    for (size_t d = 0; d < N_DAMAGES; d++)
+        fail_each_io(&shapes[d % N_SHAPES == 3 ? 0 : d % N_SHAPES], &damages[d]);
+}
+
+static void cut_everywhere(const struct shape *shape, const struct damage *d)
+{
+    struct powerfs *power = powerfs_new();
+    struct dr_fs *fs = powerfs_fs(power);
+    make_in(fs, shape);
+    struct patient p = patient_of(fs, shape);
+    if (can_have(&p, d)) {
+        d->inflict(&p);
+        struct health before = health_of(fs);
+        powerfs_settle(power);
+        uint64_t left = checked(fs, DR_CHECK_FIX_ALL).corruptions;
+        for (size_t i = 0; i <= powerfs_ops(power); i++)
+            for (unsigned m = 0; m < POWERFS_MODES + 2u; m++) {
+                enum powerfs_mode mode = m < POWERFS_MODES ? m : POWERFS_RANDOM;
+                char where[160];
+                if (m && powerfs_open_ops(power, i) == 0)
+                    break;
+                snprintf(where, sizeof(where), "%s, %s, cut after %zu changes, mode %u",
+                         shape->name, d->name, i, m);
+                struct dr_fs *disk = powerfs_cut(power, i, mode, i * 7 + m);
+                expect_no_worse(disk, &before, left, where);
+                dr_fs_memory_free(disk);
+            }
+        free(before.bytes);
+    }
+    powerfs_free(power);
+}
+
+static void a_repair_that_is_cut_off_anywhere_makes_nothing_worse(void **state)
+{
+    (void)state;
+    for (size_t d = 0; d < N_DAMAGES; d++)
+        cut_everywhere(&shapes[(d + 1) % N_SHAPES], &damages[d]);
+}
+
+/* ------------------------------------------------------------------ recovery, trim */
+
+/* As QEMU leaves an image with lazy refcounts when it is killed. */
+static void an_image_that_is_dirty_gets_its_counts_when_it_is_opened_for_writing(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    for (unsigned i = 0; i < 20; i++)
+        set_count(&p, entry_of(&p, i) & QCOW2_OFFSET, 0);
+    poke(mem, QCOW2_AT_INCOMPATIBLE, QCOW2_DIRTY, 8);
+    uint8_t *before = guest_bytes(mem); /* reading changes nothing */
+    assert_int_equal(peek(mem, QCOW2_AT_INCOMPATIBLE, 8), QCOW2_DIRTY);
+    rw.flags |= DR_OPEN_NO_RECOVER;
+    assert_int_equal(dr_open_fs(mem, PATH, &rw, &disk, NULL), -EUCLEAN);
+    rw.flags = DR_OPEN_RDWR;
+    ok(dr_open_fs(mem, PATH, &rw, &disk, &err));
+    write_at(disk, 300 * KiB, 64 * KiB, 9);
+    ok(dr_close(disk, &err));
+    assert_int_equal(peek(mem, QCOW2_AT_INCOMPATIBLE, 8), 0);
+    assert_true(is_clean(checked(mem, 0)));
+    memset(before + 300 * KiB, 9, 64 * KiB);
+    uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+    free(before);
+    free(after);
+}
+
+static void a_dirty_image_that_cannot_be_repaired_is_not_written_to(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    reserved_bits_in_l1(&p);
+    poke(mem, QCOW2_AT_INCOMPATIBLE, QCOW2_DIRTY, 8);
+    assert_int_equal(dr_open_fs(mem, PATH, &rw, &disk, &err), -EIO);
+    assert_non_null(strstr(err.text, "1 errors in it cannot be repaired"));
+    assert_int_equal(peek(mem, QCOW2_AT_INCOMPATIBLE, 8), QCOW2_DIRTY);
+}
+
+static void leaks_are_kept_while_it_is_not_known_what_they_were(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    unused_cluster_counted(&p);
+    reserved_bits_in_l2(&p);
+    assert_int_equal(checked(mem, DR_CHECK_FIX_LEAKS).leaks, 1);
+    assert_non_null(strstr(lines, "Leaked clusters are kept"));
+    assert_int_equal(checked(mem, DR_CHECK_FIX_ALL).leaks, 1);
+    /* Also when all counts are written anew, and the old ones cannot be read. */
+    counts_at_an_odd_place(&p);
+    struct dr_check_result r = checked(mem, DR_CHECK_FIX_ALL);
+    assert_int_equal(r.corruptions, 1);
+    assert_true(r.leaks >= 1);
+    assert_non_null(strstr(lines, "Rebuilding refcount structure"));
+    checked(mem, 0);
+    char leak[64];
+    snprintf(leak, sizeof(leak), "Leaked cluster %llu ",
+             ULL(dr_round_up(p.size, p.cluster) / p.cluster));
+    assert_non_null(strstr(lines, leak));
+}
+
+/* New counts would go where these entries say that the guest's data is. */
+static void counts_are_not_written_anew_while_entries_lead_behind_the_end(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    data_behind_the_end(&p);
+    no_counts(&p);
+    struct dr_check_result r = checked(mem, DR_CHECK_FIX_ALL);
+    assert_non_null(strstr(lines, "The refcount structure is not rebuilt"));
+    assert_true(r.corruptions > 1);
+    assert_int_equal(peek(mem, QCOW2_AT_REFTABLE, 8), p.roots);
+}
+
+static void repairing_leaks_corrects_nothing_else(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    unused_cluster_counted(&p);
+    count_of_data_zero(&p);
+    struct dr_check_result r = checked(mem, DR_CHECK_FIX_LEAKS);
+    assert_int_equal(r.leaks, 0);
+    assert_int_equal(r.leaks_fixed, 1);
+    assert_int_equal(r.corruptions, 2);
+    assert_int_equal(r.corruptions_fixed, 0);
+}
+
+static uint64_t file_size(void)
+{
+    struct dr_file *f;
+    ok(dr_file_open(mem, PATH, DR_FILE_NO_LOCK, &f, &err));
+    uint64_t size = dr_file_size(f);
+    dr_file_unref(f);
+    return size;
+}
+
+static void trim_cuts_the_file_behind_the_last_cluster_in_use(void **state)
+{
+    (void)state;
+    struct dr_image *image;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    uint8_t *before = guest_bytes(mem);
+    poke(mem, p.size + 100 * KiB, 1, 8);
+    ok(dr_image_open(mem, PATH, "qcow2", DR_OPEN_RDWR, &image, &err));
+    ok(dr_format_qcow2.trim(image, &err));
+    ok(dr_image_unref(image, &err));
+    assert_int_equal(file_size(), p.size);
+    uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+    free(before);
+    free(after);
+    assert_true(is_clean(checked(mem, 0)));
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         T(a_sound_image_has_nothing_to_report),
         T(damage_is_found_and_repaired_and_the_disk_reads_the_same),
+        T(a_repair_that_fails_anywhere_makes_nothing_worse),
+        T(a_repair_that_is_cut_off_anywhere_makes_nothing_worse),
+        T(an_image_that_is_dirty_gets_its_counts_when_it_is_opened_for_writing),
+        T(a_dirty_image_that_cannot_be_repaired_is_not_written_to),
+        T(leaks_are_kept_while_it_is_not_known_what_they_were),
+        T(counts_are_not_written_anew_while_entries_lead_behind_the_end),
+        T(repairing_leaks_corrects_nothing_else),
+        T(trim_cuts_the_file_behind_the_last_cluster_in_use),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,19 +21,13 @@ struct rebuilding {
     uint8_t *block;  /* being filled */
 };
 
-/* The most that can be needed. */
+/* The most that can be needed. Nothing leads behind the end of the file. */
 static int plan(struct rebuilding *b, struct dr_error *err)
 {
     const struct qcow2_check *c = b->c;
     const struct qcow2 *q = c->q;
     uint64_t per = qcow2_block_entries(q), before, clusters = 1;
     b->first = b->next = c->f->block_device ? c->highest + 1 : c->clusters;
-    if (c->dangling)
-        return dr_fail(err, EIO,
-                       "%s: new reference counts can only be written behind the end of the file, "
-                       "where %llu entries say that there is data; the file has been cut off, or "
-                       "these entries are damaged",
-                       c->image->path, ULL(c->dangling));
     b->room = 0;
     do {
         before = b->room;

@@ -242,11 +242,10 @@ static int walk_block(struct qcow2_check *c, uint64_t i, struct dr_error *err)
     if (r < 0 || cluster < c->tally.begin || cluster >= c->tally.end)
         return r;
     uint64_t count = qcow2_tally_get(&c->tally, cluster, NULL);
-    if (count != 1) {
+    c->rebuild |= count != 1;
+    if (dr_min(count, qcow2_max_count(c->q)) != 1) /* else its count cannot say more */
         qcow2_found(c, 1, "ERROR refcount block %llu refcount=%llu (at byte %llu)", ULL(i),
                     ULL(count), ULL(at));
-        c->rebuild = true;
-    }
     return 0;
 }
 

@@ -147,23 +147,40 @@ static bool wanted(const struct qcow2_check *c, unsigned stage, unsigned fix)
     }
 }
 
+static int correct_counts(struct qcow2_check *c, unsigned fix, struct dr_error *err)
+{
+    if (!must_rebuild(c))
+        return qcow2_count_all(c, allowed(c, fix), err);
+    return c->dangling ? 0 : qcow2_rebuild(c, err);
+}
+
+static void announce(struct qcow2_check *c, unsigned stage)
+{
+    if (stage != CORRECT_COUNTS || !must_rebuild(c))
+        return;
+    if (c->dangling)
+        qcow2_say(c,
+                  "The refcount structure is not rebuilt: it would go behind the end of the file, "
+                  "where %llu entries say that there is data",
+                  ULL(c->dangling));
+    else
+        qcow2_say(c, "Rebuilding refcount structure");
+}
+
 static int run_stage(struct qcow2_check *c, unsigned stage, unsigned fix, struct dr_error *err)
 {
     bool silent = c->silent;
-    int r = 0;
-    if (stage == CORRECT_COUNTS && must_rebuild(c))
-        qcow2_say(c, "Rebuilding refcount structure");
+    int r;
+    announce(c, stage);
     c->silent = true;
     if (stage == CUT_SNAPSHOTS)
         r = cut_snapshots(c, err);
     else if (stage == MEND_ENTRIES)
         r = qcow2_mend_entries(c, err);
-    else if (stage == CORRECT_COPIED)
-        r = qcow2_check_copied(c, true, err);
-    else if (must_rebuild(c))
-        r = qcow2_rebuild(c, err);
+    else if (stage == CORRECT_COUNTS)
+        r = correct_counts(c, fix, err);
     else
-        r = qcow2_count_all(c, allowed(c, fix), err);
+        r = qcow2_check_copied(c, true, err);
     c->silent = silent;
     return r < 0 ? r : dr_file_flush(c->f, err);
 }
