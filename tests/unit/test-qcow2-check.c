@@ -597,6 +597,120 @@ static void a_repair_that_is_cut_off_anywhere_makes_nothing_worse(void **state)
         cut_everywhere(&shapes[(d + 1) % N_SHAPES], &damages[d]);
 }
 
+/* ------------------------------------------------------------------ little memory, much to read */
+
+/* Ten pages of counts, 2000 tables. */
+static const struct shape wide = {
+    "wide", {{"cluster_size", "512"}, {"preallocation", "metadata"}}, 2};
+
+static struct patient make_wide(void)
+{
+    struct dr_create_params p = {
+        .size = 64 * 1024 * KiB, .options = wide.options, .n_options = wide.n};
+    ok(dr_format_qcow2.create(mem, PATH, &p, &err));
+    return patient_of(mem, &wide);
+}
+
+static uint64_t wide_entry(const struct patient *p, unsigned guest_cluster)
+{
+    unsigned per_table = (unsigned)(p->cluster / 8);
+    uint64_t table = peek(mem, p->l1 + guest_cluster / per_table * UINT64_C(8), 8) & QCOW2_OFFSET;
+    return table + guest_cluster % per_table * UINT64_C(8);
+}
+
+/* Low and high in the file. */
+static void harm_wide(const struct patient *p)
+{
+    static const unsigned hurt[] = {3, 40000, 130000};
+    for (size_t i = 0; i < 3; i++) {
+        uint64_t at = wide_entry(p, hurt[i]), next = wide_entry(p, hurt[i] + 1);
+        set_count(p, peek(mem, at, 8) & QCOW2_OFFSET, 0);
+        poke(mem, next, peek(mem, next, 8) & ~QCOW2_COPIED, 8);
+    }
+    poke(mem, wide_entry(p, 7), peek(mem, wide_entry(p, 120000), 8), 8);
+}
+
+static void with_little_memory_the_same_is_found_and_repaired(void **state)
+{
+    (void)state;
+    const struct qcow2_check_limits usual = qcow2_check_limits;
+    for (int rebuild = 0; rebuild < 2; rebuild++) {
+        struct patient p = make_wide();
+        harm_wide(&p);
+        if (rebuild)
+            poke(mem, p.roots + 8 * 20, 0, 8);
+        struct dr_check_result many = checked(mem, 0);
+        CLEANUP_FREE char *said = strdup(lines);
+        qcow2_check_limits = (struct qcow2_check_limits){.tally = 16 * KiB, .tables = 100};
+        struct dr_check_result few = checked(mem, 0);
+        assert_true(few.corruptions >= 7);
+        assert_int_equal(few.corruptions, many.corruptions);
+        assert_int_equal(few.leaks, many.leaks);
+        assert_int_equal(few.allocated_clusters, many.allocated_clusters);
+        assert_int_equal(few.image_end_offset, many.image_end_offset);
+        assert_string_equal(lines, said);
+        checked(mem, DR_CHECK_FIX_ALL);
+        assert_int_equal(!!strstr(lines, "Rebuilding"), rebuild);
+        qcow2_check_limits = usual;
+        assert_true(is_clean(checked(mem, 0)));
+        ok(mem->ops->unlink(mem, PATH, &err));
+    }
+}
+
+/* Read naively, these are 2^36 entries; each table is read once. */
+static void many_ways_to_one_table_are_counted_at_once(void **state)
+{
+    (void)state;
+    struct dr_create_params params = {.size = SIZE};
+    ok(dr_format_qcow2.create(mem, PATH, &params, &err));
+    const uint64_t at = 1024 * KiB, bytes = QCOW2_MAX_L1, n = bytes / 8, table = at + bytes;
+    uint8_t *l1 = malloc(bytes), l2[64 * 1024];
+    for (uint64_t i = 0; i < n; i++)
+        put_be64(l1 + 8 * i, table);
+    for (uint64_t i = 0; i < sizeof(l2) / 8; i++)
+        put_be64(l2 + 8 * i, table + sizeof(l2));
+    struct dr_file *f;
+    ok(dr_file_open(mem, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pwrite(f, l1, at, bytes, &err));
+    ok(dr_file_pwrite(f, l2, table, sizeof(l2), &err));
+    ok(dr_file_truncate(f, table + 2 * sizeof(l2), &err));
+    dr_file_unref(f);
+    free(l1);
+    poke(mem, QCOW2_AT_L1, n, 4);
+    poke(mem, QCOW2_AT_L1 + 4, at, 8);
+    struct dr_check_result r = checked(mem, 0);
+    /* Those that are more than a count can say, and the two clusters. */
+    uint64_t excess = n - 65535 + n * sizeof(l2) / 8 - 65535;
+    assert_true(r.corruptions > excess);
+    assert_int_equal(r.allocated_clusters, n * sizeof(l2) / 8);
+    checked(mem, DR_CHECK_FIX_ALL);
+    assert_true(checked(mem, 0).corruptions >= excess);
+}
+
+static void many_snapshots_with_one_table_are_counted_at_once(void **state)
+{
+    (void)state;
+    struct dr_create_params params = {.size = SIZE};
+    ok(dr_format_qcow2.create(mem, PATH, &params, &err));
+    const uint64_t at = 1024 * KiB, n = QCOW2_MAX_SNAPSHOTS, entry = 56;
+    uint8_t *table = calloc(n, entry);
+    for (uint64_t i = 0; i < n; i++) { /* 32 MiB each, which overlap */
+        put_be64(table + i * entry, at * 8 + i % 512 * 64 * KiB);
+        put_be32(table + i * entry + 8, 4 * 1024 * 1024);
+        put_be32(table + i * entry + 36, 16);
+    }
+    struct dr_file *f;
+    ok(dr_file_open(mem, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pwrite(f, table, at, n * entry, &err));
+    ok(dr_file_truncate(f, 128 * 1024 * KiB, &err));
+    dr_file_unref(f);
+    free(table);
+    poke(mem, at * 16, 0x1234, 8);
+    poke(mem, QCOW2_AT_SNAPSHOTS, n, 4);
+    poke(mem, QCOW2_AT_SNAPSHOTS + 4, at, 8);
+    assert_true(checked(mem, 0).corruptions > 1000);
+}
+
 /* ------------------------------------------------------------------ recovery, trim */
 
 /* As QEMU leaves an image with lazy refcounts when it is killed. */
@@ -728,6 +842,9 @@ int main(void)
         T(damage_is_found_and_repaired_and_the_disk_reads_the_same),
         T(a_repair_that_fails_anywhere_makes_nothing_worse),
         T(a_repair_that_is_cut_off_anywhere_makes_nothing_worse),
+        T(with_little_memory_the_same_is_found_and_repaired),
+        T(many_ways_to_one_table_are_counted_at_once),
+        T(many_snapshots_with_one_table_are_counted_at_once),
         T(an_image_that_is_dirty_gets_its_counts_when_it_is_opened_for_writing),
         T(a_dirty_image_that_cannot_be_repaired_is_not_written_to),
         T(leaks_are_kept_while_it_is_not_known_what_they_were),

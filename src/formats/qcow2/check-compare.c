@@ -152,7 +152,7 @@ int qcow2_count_all(struct qcow2_check *c, unsigned fix, struct dr_error *err)
     int r;
     c->tally.end = 0;
     do {
-        qcow2_tally_begin(&c->tally, c->tally.end, QCOW2_TALLY_BYTES);
+        qcow2_tally_begin(&c->tally, c->tally.end, qcow2_check_limits.tally);
         r = qcow2_walk(c, err);
         if (r == 0)
             r = qcow2_compare(c, fix, err);

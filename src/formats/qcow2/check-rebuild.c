@@ -124,7 +124,8 @@ static int write_window(struct rebuilding *b, struct dr_error *err)
 static int write_old_counts(struct rebuilding *b, struct dr_error *err)
 {
     struct qcow2_check *c = b->c;
-    uint64_t per = qcow2_block_entries(c->q), whole = b->first / per, limit = QCOW2_TALLY_BYTES;
+    uint64_t per = qcow2_block_entries(c->q), whole = b->first / per,
+             limit = qcow2_check_limits.tally;
     int r;
     for (;;) {
         uint64_t done = b->done;

@@ -140,9 +140,9 @@ static void merge(struct listing *l)
 static void make_room(struct listing *l)
 {
     merge(l);
-    if (l->n <= QCOW2_CHECK_TABLES / 4 * 3)
+    if (l->n <= qcow2_check_limits.tables / 4 * 3)
         return;
-    l->n = QCOW2_CHECK_TABLES / 2;
+    l->n = qcow2_check_limits.tables / 2;
     l->end = l->tables[l->n].at;
     l->more = true;
 }
@@ -155,7 +155,7 @@ static void list_table(struct listing *l, const struct qcow2_table *table)
         l->more = true;
         return;
     }
-    if (l->n == QCOW2_CHECK_TABLES)
+    if (l->n == qcow2_check_limits.tables)
         make_room(l);
     if (table->at < l->end)
         l->tables[l->n++] = *table;
@@ -227,7 +227,7 @@ int qcow2_each_table(struct qcow2_check *c, qcow2_sweep_fn each_l1, qcow2_table_
                      struct dr_error *err)
 {
     struct listing l = {.each_l1 = each_l1, .user = user};
-    CLEANUP_FREE struct qcow2_table *tables = malloc(QCOW2_CHECK_TABLES * sizeof(*tables));
+    CLEANUP_FREE struct qcow2_table *tables = malloc(qcow2_check_limits.tables * sizeof(*tables));
     int r = 0;
     if (!tables)
         return dr_fail_errno(err, ENOMEM, "%s", c->image->path);

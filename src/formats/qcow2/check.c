@@ -16,6 +16,9 @@
 
 #include "base/cleanup.h"
 
+struct qcow2_check_limits qcow2_check_limits = {.tally = UINT64_C(32) << 20,
+                                                .tables = UINT64_C(1) << 18};
+
 void qcow2_say(struct qcow2_check *c, const char *fmt, ...)
 {
     char line[512];
@@ -75,7 +78,7 @@ static int examine(struct qcow2_check *c, struct dr_check_result *result, bool s
     c->clusters = dr_div_up(dr_file_size(c->f), q->cluster);
     c->rebuild = c->no_block = c->copied_wrong = c->entries = false;
     c->highest = c->dangling = c->low = c->high = 0;
-    qcow2_tally_begin(&c->tally, 0, QCOW2_TALLY_BYTES);
+    qcow2_tally_begin(&c->tally, 0, qcow2_check_limits.tally);
     int r = qcow2_read_snapshots(c, err);
     if (r == 0)
         r = qcow2_read_bitmaps(c, err);

@@ -12,9 +12,9 @@
  *   check-rebuild.c    writes new counts at the end of the file
  *
  * A pass walks all tables in the order of the file and counts what lies in a window of the file's
- * clusters: as many as fit into QCOW2_TALLY_BYTES, which are all clusters of nearly every image.
- * Else the next pass counts the next window. A table that many entries lead to is read once and
- * counts as often.
+ * clusters: as many as fit into the memory it may use, which are all clusters of nearly every
+ * image. Else the next pass counts the next window. A table that many entries lead to is read once
+ * and counts as often.
  *
  * Everything works on the file and not through the page cache: nothing is dirty meanwhile. */
 #ifndef DR_FORMATS_QCOW2_CHECK_H
@@ -22,12 +22,17 @@
 
 #include "formats/qcow2/qcow2.h"
 
-#define QCOW2_TALLY_BYTES   (UINT64_C(32) << 20)
 #define QCOW2_CHECK_STEP    (UINT64_C(1) << 20) /* bytes read at once */
-#define QCOW2_CHECK_TABLES  (UINT64_C(1) << 18) /* L2 tables that are listed at once */
 #define QCOW2_L1_RESERVED   UINT64_C(0x7f000000000001ff)
 #define QCOW2_L2_RESERVED   UINT64_C(0x3f000000000001fe)
 #define QCOW2_ROOT_RESERVED UINT64_C(0x1ff)
+
+/* What a check may keep in memory. Tests make it less, to get several windows. */
+struct qcow2_check_limits {
+    uint64_t tally;  /* bytes of counts */
+    uint64_t tables; /* L2 tables that are listed at once, 4 at least */
+};
+extern struct qcow2_check_limits qcow2_check_limits;
 
 /* ------------------------------------------------------------------ check-tally.c */
 
