@@ -320,6 +320,14 @@ static void counts_behind_the_end(const struct patient *p)
 {
     poke(p->fs, p->roots, UINT64_C(1) << 40, 8);
 }
+static void table_of_counts_behind_the_end(const struct patient *p)
+{
+    poke(p->fs, QCOW2_AT_REFTABLE, dr_round_up(p->size, p->cluster) + 4 * p->cluster, 8);
+}
+static void no_table_of_counts(const struct patient *p)
+{
+    poke(p->fs, QCOW2_AT_REFTABLE + 8, 0, 4);
+}
 static void no_counts(const struct patient *p)
 {
     poke(p->fs, p->roots, 0, 8);
@@ -374,6 +382,8 @@ static const struct damage {
     D(reserved_bits_in_the_table_of_counts, "refcount table entry 0 has reserved bits", 0),
     D(counts_at_an_odd_place, "refcount block 0 is not cluster aligned", PLAIN),
     D(counts_behind_the_end, "refcount block 0 is outside image", 0),
+    D(table_of_counts_behind_the_end, "exceeding the end of the file", 0),
+    D(no_table_of_counts, "ERROR cluster 0 refcount=0 reference=1", 0),
     D(no_counts, "ERROR cluster 0 refcount=0 reference=1", 0),
     D(one_block_for_two_ranges, "refcount=2", WIDE),
     D(marked_as_corrupt, "refcount=0 reference=1", V3),

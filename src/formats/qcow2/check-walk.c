@@ -249,10 +249,17 @@ static int walk_block(struct qcow2_check *c, uint64_t i, struct dr_error *err)
     return 0;
 }
 
+/* Where it is behind the end of the file, another one can be made. */
 static int walk_roots(struct qcow2_check *c, struct dr_error *err)
 {
     const struct qcow2 *q = c->q;
-    return refer(c, q->h.reftable_at, q->h.reftable_clusters * q->cluster, 1, 0, 0, err);
+    uint64_t dangling = c->dangling;
+    bool lost = c->lost;
+    int r = refer(c, q->h.reftable_at, q->h.reftable_clusters * q->cluster, 1, 0, 0, err);
+    c->rebuild |= c->dangling > dangling;
+    c->lost = lost;
+    c->dangling = dangling;
+    return r;
 }
 
 static int walk_blocks(struct qcow2_check *c, struct dr_error *err)
