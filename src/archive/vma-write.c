@@ -254,7 +254,7 @@ static int plan_stale(struct writer *w, struct dr_error *err)
     return w->stale_sums[0] && w->stale_sums[1] ? 0 : no_memory(w, err);
 }
 
-/* Where checksums go, and whether what is there may give way. */
+/* Find out where checksums go, and whether a file that is there may give way. */
 static int plan_sums(struct writer *w, struct dr_error *err)
 {
     const struct dr_vma_create_options *o = w->options;
@@ -391,7 +391,7 @@ static int create_file(struct writer *w, struct dr_error *err)
 
 /* ------------------------------------------------------------------ to anything else */
 
-/* What the device held behind the archive would be taken for damage. */
+/* Erase the rest of the device: old bytes behind the archive would be taken for damage. */
 static int zero_rest(struct writer *w, struct dr_error *err)
 {
     uint64_t end = w->out.pos, size = w->out.file ? dr_file_size(w->out.file) : 0;

@@ -104,7 +104,7 @@ static bool begins_component(const char *text, const char *at)
     return at == text || strchr("/'\"", at[-1]) || (at - text >= 2 && memcmp(at - 2, ": ", 2) == 0);
 }
 
-/* Where the name begins whose mark's dot is at mark. The name itself may hold quotes. */
+/* Find the beginning of the name whose mark's dot is at mark. The name itself may hold quotes. */
 static char *name_start(char *text, char *mark)
 {
     char *at = mark - (mark > text);

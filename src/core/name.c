@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What names an image: a path, or FORMAT:PATH#MEMBER for the formats whose files hold several
+/* Names of images: a path, or FORMAT:PATH#MEMBER for the formats whose files hold several
  * disks. A path that begins like that by chance is written ./FORMAT:... */
 #include "core/internal.h"
 
@@ -19,8 +19,8 @@ static const struct dr_format *prefix_of(const char *name, const char **rest)
     return NULL;
 }
 
-/* Where the member begins in rest; NULL: it is a path as a whole. A file that has the whole name
- * wins, so that every file can be named. */
+/* Find the member in rest; NULL: rest is a path as a whole. A file that has the whole name wins, so
+ * that every file can be named. */
 static const char *member_in(struct dr_fs *fs, const char *rest)
 {
     struct dr_file_id id;

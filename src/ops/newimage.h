@@ -39,7 +39,7 @@ int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
                   unsigned flags, struct dr_error *err);
 /* Would moving what has been made so far take the place of files that are not the old image's? */
 int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err);
-/* What has been made so far gets owner, mode and labels of the file at from, as far as we may. */
+/* Give the files made so far owner, mode and labels of the file at from, as far as we may. */
 void dr_new_take_attrs(const struct dr_new_image *n, const char *from);
 /* The image is closed and complete: move it to its place. Ends n, whatever the result. */
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err);
@@ -79,7 +79,7 @@ enum dr_new_state {
     DR_NEW_HALF_MOVED, /* its main file lacks extents that have been moved already: the new image
                         * was complete, and moving the rest finishes it */
 };
-/* What is to become of dir, whose process was interrupted? */
+/* Decide what becomes of dir, whose process was interrupted. */
 enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *final);
 /* A half moved image may be finished only while nothing has its final name: an image that still had
  * it when the attempt was killed has been usable, and may have been used, since. */

@@ -46,7 +46,7 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
 
 /* ------------------------------------------------------------------ directories of images (scan.c)
  *
- * What each file of some directories is, without locks and without parents. Files that are no image
+ * Look at each file of some directories, without locks and without parents. Files that are no image
  * of a format with a magic number are listed as raw, unopened. */
 
 struct dr_scan_entry {
@@ -119,8 +119,8 @@ uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path);
 uint64_t dr_ops_image_space(const struct dr_image *image);
 /* Bytes that the image's files take in the file system. */
 int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *err);
-/* Where the image's recorded backing is, malloc'ed: the one that opening takes, or if it takes none
- * the first that is there. -ENOENT with *path NULL: it has none or it is nowhere. */
+/* Find the image's recorded backing, *path malloc'ed: the one that opening takes, or if it takes
+ * none the first that is there. -ENOENT with *path NULL: it has none or it is nowhere. */
 int dr_ops_backing_path(struct dr_image *image, const struct dr_open_options *options, char **path,
                         struct dr_error *err);
 /* name as recorded in an image at path → where that is. */

@@ -171,7 +171,7 @@ static void a_write_brings_its_edges_from_the_other_file_system(void **state)
     free(alone);
 }
 
-/* What the file systems cannot do among themselves goes through memory. */
+/* Bytes that the file systems cannot copy among themselves go through memory. */
 static void a_transfer_between_file_systems_copies_everything(void **state)
 {
     struct two *t = *state;

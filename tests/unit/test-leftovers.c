@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What is left of images that were being made when the process was killed: nothing is finished
- * over, removed from or taken from anybody else. On the system's own files. */
+/* Leftovers of images that were being made when the process was killed: nothing is finished over,
+ * removed from or taken from anybody else. On the system's own files. */
 #include "test-ops.h"
 
 #include <fcntl.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What only the operating system's files have: kinds, owners, modes, labels. */
+/* Things that only the operating system's files have: kinds, owners, modes, labels. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -189,7 +189,7 @@ static void the_size_is_the_one_behind_the_lock(void **state)
     dr_file_unref(f);
 }
 
-/* Who looks on without a lock sees an old size, which a writer must not inherit. */
+/* A reader without a lock sees an old size, which a writer must not inherit. */
 static void a_writer_does_not_inherit_the_size_an_onlooker_saw(void **state)
 {
     struct place *p = *state;
