@@ -44,11 +44,13 @@ static int find_name(struct dr_temp *t, const char *path, struct dr_error *err)
     return t->path ? 0 : no_memory(path, err);
 }
 
+/* -ESTALE: between the making of the file and its locking another process took it for a leftover.
+ */
 static int open_temp(struct dr_temp *t, unsigned flags, struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
     int r = -EEXIST;
-    for (int i = 0; i < ATTEMPTS && r == -EEXIST; i++) {
+    for (int i = 0; i < ATTEMPTS && (r == -EEXIST || r == -ESTALE); i++) {
         dr_error_reset(&why);
         free(t->temp);
         t->temp = dr_aside_path(t->path, DR_ASIDE_FILE);

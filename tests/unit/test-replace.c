@@ -133,6 +133,30 @@ static int fill_and_look(void *user, struct dr_file *tmp, struct dr_error *err)
     return fill_new(NULL, tmp, err);
 }
 
+static unsigned opens;
+
+static int open_and_lose_the_first(struct dr_fs *fs, const char *path, unsigned flags,
+                                   struct dr_file **file, struct dr_error *why)
+{
+    int r = dr_fs_posix()->ops->open(fs, path, flags, file, why);
+    if (r == 0 && (flags & DR_FILE_CREATE) && opens++ == 0)
+        assert_int_equal(unlink(path), 0);
+    return r;
+}
+
+/* Another process's recovery looks between the making of the file and its locking. */
+static void a_new_file_taken_for_a_leftover_is_made_again(void **state)
+{
+    struct place *p = *state;
+    struct dr_fs_ops ops = *dr_fs_posix()->ops;
+    struct dr_fs fs = {.ops = &ops};
+    ops.open = open_and_lose_the_first;
+    opens = 0;
+    assert_ok(dr_replace(&fs, p->path, NULL, fill_new, NULL, NULL, &err));
+    assert_int_equal(opens, 2);
+    assert_int_equal(access(p->path, F_OK), 0);
+}
+
 static void nobody_else_can_open_the_new_file_too_early(void **state)
 {
     struct place *p = *state;
@@ -346,6 +370,7 @@ int main(void)
         T(the_new_file_has_the_name_and_the_old_one_stays_open),
         T(mode_owner_and_locks_are_those_of_the_old_file),
         T(nobody_else_can_open_the_new_file_too_early),
+        T(a_new_file_taken_for_a_leftover_is_made_again),
         T(a_failed_fill_changes_nothing),
         T(somebody_elses_file_is_not_replaced),
         T(a_link_is_followed_not_replaced),
