@@ -240,7 +240,18 @@ static int copy_above(struct convert *c, struct dr_chain *src, struct dr_chain *
     struct dr_transfer t;
     transfer_init(c, &t, src, dst, 0);
     t.walk.last = last;
-    return dr_transfer_run(&t, c->total, c->job, err);
+    return c->o->compress ? dr_compress_run(&t, NULL, c->total, c->job, err)
+                          : dr_transfer_run(&t, c->total, c->job, err);
+}
+
+/* Everything is read and compared: what is kept is whole units anyway. */
+static int compress_difference(struct convert *c, struct dr_chain *src, struct dr_chain *dst,
+                               struct dr_error *err)
+{
+    struct dr_transfer t;
+    transfer_init(c, &t, src, dst, 0);
+    t.hole_is_zero = true;
+    return dr_compress_run(&t, c->backing->chain, c->total, c->job, err);
 }
 
 /* Disks are whole sectors, so pad the last, partial sector with zeros in the target. */
@@ -263,8 +274,13 @@ static int copy_with_backing(struct convert *c, struct dr_error *err)
             return r;
     }
     size_t k = member_of(src, c->backing->chain->images[0]);
-    int r = k > 0 && k < src->n ? copy_above(c, src, dst, k, err)
-                                : copy_difference(c, src, dst, err);
+    int r;
+    if (k > 0 && k < src->n)
+        r = copy_above(c, src, dst, k, err);
+    else if (c->o->compress)
+        r = compress_difference(c, src, dst, err);
+    else
+        r = copy_difference(c, src, dst, err);
     return r < 0 ? r : fill_sector(c, c->total, err);
 }
 
@@ -277,7 +293,8 @@ static int copy_plain(struct convert *c, struct dr_error *err)
         transfer_init(c, &t, c->sources[i]->chain, c->out->chain, end);
         t.before = end;
         t.after = c->total - dr_min(c->total, end + dr_size(c->sources[i]));
-        r = dr_transfer_run(&t, dr_size(c->sources[i]), c->job, err);
+        r = c->o->compress ? dr_compress_run(&t, NULL, dr_size(c->sources[i]), c->job, err)
+                           : dr_transfer_run(&t, dr_size(c->sources[i]), c->job, err);
         end += dr_size(c->sources[i]);
         if (r == 0)
             r = fill_sector(c, end, err);
@@ -321,6 +338,8 @@ static int run(struct convert *c, const char *const *names, size_t n, struct dr_
         r = open_backing(c, err);
     if (r == 0)
         r = make_target(c, err);
+    if (r == 0 && c->o->compress)
+        r = dr_compress_check(c->out->chain->images[0], err);
     if (r == 0)
         r = check_space(c, err);
     if (r == 0)
@@ -356,7 +375,8 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
                        target);
     if (n == 0)
         return dr_fail(err, EINVAL, "%s: nothing to convert", target);
-    if (o.compress)
+    const struct dr_format *fmt = dr_format_find(o.out_format);
+    if (o.compress && fmt && !fmt->encode)
         return dr_fail(err, ENOTSUP, "Compression not supported for file format '%s'",
                        o.out_format);
     struct convert c = {.fs = fs, .o = &o, .job = job, .target = target};

@@ -129,7 +129,7 @@ static enum plan plan_of(const struct dr_transfer *t, const struct dr_run *run)
 }
 
 /* A damaged table costs a salvage one unit, not the disk. */
-static int transfer_walk(struct dr_transfer *t, uint64_t off, struct dr_error *err)
+int dr_transfer_walk(struct dr_transfer *t, uint64_t off, struct dr_error *err)
 {
     int r = dr_walk_to(&t->walk, off, t->salvage ? NULL : err);
     if (r == 0 || !t->salvage)
@@ -144,13 +144,13 @@ static int transfer_walk(struct dr_transfer *t, uint64_t off, struct dr_error *e
 static int plan_until(struct dr_transfer *t, uint64_t off, uint64_t limit, enum plan *plan,
                       uint64_t *end, struct dr_error *err)
 {
-    int r = transfer_walk(t, off, err);
+    int r = dr_transfer_walk(t, off, err);
     if (r < 0)
         return r;
     *plan = plan_of(t, &t->walk.run);
     *end = dr_min(t->walk.run.end, limit);
     while (*end < limit) {
-        r = transfer_walk(t, *end, err);
+        r = dr_transfer_walk(t, *end, err);
         if (r < 0)
             return r;
         if (plan_of(t, &t->walk.run) != *plan)
@@ -174,7 +174,7 @@ int dr_transfer_next(void *user, struct dr_copy_item *item, struct dr_error *err
     while (t->pos < t->walk.size) {
         uint64_t off = t->pos, end;
         enum plan plan;
-        int r = transfer_walk(t, off, err);
+        int r = dr_transfer_walk(t, off, err);
         if (r < 0)
             return r;
         uint64_t limit = plan_of(t, &t->walk.run) == PLAN_COPY ? item_limit(t, off)
@@ -223,6 +223,16 @@ static void salvage(const struct dr_transfer *t, uint8_t *buf, uint64_t off, siz
     report_lost(t, bad_from, bad_to);
 }
 
+int dr_transfer_read(const struct dr_transfer *t, uint8_t *buf, uint64_t off, size_t len,
+                     struct dr_error *err)
+{
+    int r = read_source(t, buf, off, len, t->salvage ? NULL : err);
+    if (r == 0 || !t->salvage)
+        return r;
+    salvage(t, buf, off, len);
+    return 0;
+}
+
 /* Let the system copy as much as it can; the number of bytes done. */
 static int copy_in_kernel(const struct dr_transfer *t, uint64_t off, uint64_t len, uint64_t *done,
                           struct dr_error *err)
@@ -262,13 +272,7 @@ int dr_transfer_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
     item->aux[1] = done;
     if (done == item->len)
         return 0;
-    int r = read_source(t, buf[0] + done, item->off + done, (size_t)(item->len - done),
-                        t->salvage ? NULL : err);
-    if (r < 0 && t->salvage) {
-        salvage(t, buf[0] + done, item->off + done, (size_t)(item->len - done));
-        r = 0;
-    }
-    return r;
+    return dr_transfer_read(t, buf[0] + done, item->off + done, (size_t)(item->len - done), err);
 }
 
 /* ------------------------------------------------------------------ transfer: emit */

@@ -84,11 +84,32 @@ int dr_transfer_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                      struct dr_error *err);
 int dr_transfer_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                      struct dr_error *err);
+/* For other policies: the walk goes to off; and bytes of the source, with what salvage allows. */
+int dr_transfer_walk(struct dr_transfer *t, uint64_t off, struct dr_error *err);
+int dr_transfer_read(const struct dr_transfer *t, uint8_t *buf, uint64_t off, size_t len,
+                     struct dr_error *err);
 /* Run it. total: bytes for progress. */
 int dr_transfer_run(struct dr_transfer *t, uint64_t total, struct dr_job *job,
                     struct dr_error *err);
 /* Bytes of DATA that a transfer would copy: an upper bound of what it writes. */
 int dr_transfer_measure(const struct dr_transfer *t, uint64_t *bytes, struct dr_error *err);
+
+/* ------------------------------------------------------------------ the same, compressed
+ *
+ * compress.c. Units of the target that are whole in the transfer are encoded; where that does not
+ * make them smaller they are plain. */
+
+struct dr_compress {
+    struct dr_transfer *t;
+    struct dr_chain *parent; /* what reads the same there is left out; NULL = nothing */
+    uint64_t unit, group;    /* bytes: of the target's unit, and of an item */
+    uint64_t pos;            /* of next */
+};
+
+/* Can the image hold compressed units? */
+int dr_compress_check(const struct dr_image *image, struct dr_error *err);
+int dr_compress_run(struct dr_transfer *t, struct dr_chain *parent, uint64_t total,
+                    struct dr_job *job, struct dr_error *err);
 
 /* The unit in which images[at] takes space, for zero detection and comparing: a power of two from
  * lowest to DR_STOCK_BUFFER. */

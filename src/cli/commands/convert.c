@@ -25,7 +25,7 @@ static const struct cli_option options[] = {
     {KEY_IMAGE_OPTS, "image-opts", NULL, "sources are lists like driver=vmdk,file.filename=PATH",
      false},
     {KEY_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "with -n: the target is such a list", false},
-    {'c', "compress", NULL, "compressed targets", true},
+    {'c', "compress", NULL, "compress the target (qcow2)", false},
     {'C', NULL, NULL, "let the kernel copy what it can (reflink): zeros are not looked for", false},
     {'l', "snapshot", "NAME", "internal snapshots", true},
     {KEY_BITMAPS, "bitmaps", NULL, "persistent bitmaps", true},
@@ -140,6 +140,7 @@ static int get_options(struct convert *c, const struct cli_args *args,
                        struct cli_job_limits *limits)
 {
     c->o.out_format = cli_has(args, 'O') ? cli_value(args, 'O') : "raw";
+    c->o.compress = cli_has(args, 'c');
     c->o.no_create = cli_has(args, 'n');
     c->o.target_is_zero = cli_has(args, KEY_TARGET_IS_ZERO);
     c->o.salvage = cli_has(args, KEY_SALVAGE);
