@@ -97,6 +97,56 @@ def images():
                           61, {1: 0x44})
 
 
+COPIED, CODED, ZERO = 1 << 63, 1 << 62, 1
+
+
+def qcow2(entries, version=3, features=(0, 0, 0), order=4, snapshot=None, extensions=b"", extended=False, counts=None,
+          dirty=b"", size=40 * SECTOR):
+    """Clusters of 512 bytes (16 KiB extended): header, refcount table, block, L1, L2, then data."""
+    bits = 14 if extended else 9
+    cluster = 1 << bits
+    header = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", version, 0, 0, bits, size, 0, 1, 3 * cluster, cluster, 1,
+                         1 if snapshot else 0, 5 * cluster if snapshot else 0)
+    if version == 3:
+        header += struct.pack(">QQQII", *features, order, 104)
+    header += extensions
+    counts = counts or [1] * 12
+    block = b"".join(struct.pack(">H", c) for c in counts)
+    table = b"".join(struct.pack(">QQ", *e) if extended else struct.pack(">Q", e) for e in entries)
+    parts = [header, struct.pack(">Q", 2 * cluster), block, struct.pack(">Q", 4 * cluster | COPIED), table,
+             snapshot or b"", dirty]
+    return b"".join(p.ljust(cluster, b"\0") for p in parts).ljust(12 * cluster, b"\x77")
+
+
+def qcow2s():
+    data = [6 * SECTOR | COPIED, 7 * SECTOR | COPIED, ZERO, 8 * SECTOR | ZERO | COPIED]
+    yield "plain", qcow2(data)
+    yield "old", qcow2(data[:2], version=2)
+    yield "shared", qcow2([6 * SECTOR, 6 * SECTOR], counts=[1] * 6 + [2] + [1] * 5)
+    coded = zlib.compressobj(9, zlib.DEFLATED, -12)
+    coded = coded.compress(b"a" * SECTOR) + coded.flush()
+    yield "coded", qcow2([6 * SECTOR | CODED, 6 * SECTOR | CODED], dirty=coded, counts=[1] * 6 + [2] + [1] * 5)
+    yield "bomb", qcow2([6 * SECTOR | CODED | 1 << 61], dirty=zlib.compress(bytes(1 << 20))[2:])
+    yield "extended", qcow2([(6 << 14 | COPIED, 0xffff0000 << 32 | 0xffff), (0, 1 << 32)], features=(16, 0, 0),
+                            extended=True, size=40 << 14)
+    yield "extended-both", qcow2([(6 << 14 | COPIED, 1 << 32 | 1)], features=(16, 0, 0), extended=True, size=40 << 14)
+    yield "dirty", qcow2(data, features=(1, 1, 0), counts=[0] * 12)
+    yield "corrupt", qcow2(data, features=(2, 0, 0))
+    yield "unknown", qcow2(data, features=(1 << 40, 0, 1 << 50),
+                           extensions=struct.pack(">II", 0x6803f857, 48) + b"\0\x28" + b"later".ljust(46, b"\0"))
+    yield "data-file", qcow2([COPIED, 0, ZERO | SECTOR * 2 | COPIED], features=(4, 0, 2),
+                             extensions=struct.pack(">II", 0x44415441, 8) + b"flat.raw")
+    yield "over-the-header", qcow2([COPIED | 0, 1 << 9 | COPIED, 3 * SECTOR | COPIED])
+    yield "reserved", qcow2([6 * SECTOR | 1 << 57, 6 * SECTOR | 2, 100 << 40])
+    entry = struct.pack(">QIHHIIQIIQQQ", 9 * SECTOR, 1, 1, 4, 0, 0, 0, 0, 24, 0, 40 * SECTOR, (1 << 64) - 1) + b"1name"
+    yield "snapshot", qcow2(data, snapshot=entry)
+    yield "snapshot-cut", qcow2(data, snapshot=entry[:30])
+    bitmaps = struct.pack(">IIIIQQ", 0x23852875, 24, 1, 0, 32, 5 * SECTOR)
+    one = struct.pack(">QIIBBHI", 9 * SECTOR, 1, 2, 1, 9, 2, 0) + b"bm"
+    yield "bitmap", qcow2(data, features=(0, 0, 1), extensions=bitmaps, snapshot=one.ljust(32, b"\0"))
+    yield "huge", qcow2(data, size=1 << 62)
+
+
 def descriptors():
     yield "plain", descriptor(['RW 61 SPARSE "disk.vmdk"'])
     yield "child", descriptor(['RW 61 SPARSE "a b.vmdk"'], cid="1", parent="abcdef01", hint="../p\\q.vmdk")
@@ -260,7 +310,8 @@ def vma_sources():
 
 
 def main():
-    for target, inputs in (("addcow", addcows()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("vmdk-descriptor", descriptors()),
+    for target, inputs in (("addcow", addcows()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
+                           ("vmdk-descriptor", descriptors()),
                            ("vmdk-parent", parents())):
         directory = os.path.join(sys.argv[1], target)
         os.makedirs(directory, exist_ok=True)
