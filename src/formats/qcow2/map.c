@@ -197,7 +197,7 @@ int qcow2_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_exte
         (r = qcow2_read_entry(image, page, at, off, &e, err)) < 0)
         return r;
     first_extent(image, &e, off, ext);
-    uint64_t zero = dr_page_zero_until(image, page);
+    uint64_t zero = ext->kind == DR_HOLE ? dr_page_zero_until(image, page) : 0;
     if (zero > at)
         ext->len = empty_until(q, at, off, zero) - off;
     else
