@@ -9,7 +9,8 @@
  *
  * Other threads may read and write the disk meanwhile. Where C is what they write to, a bitmap
  * follows their changes: these are copied again, round by round and at last while requests wait,
- * and what has changed since is kept when C is emptied. */
+ * and what has changed since is kept when C is emptied. Where they change more than the rounds
+ * copy, requests wait several times, each time for a bounded part. */
 #include <stdio.h>
 
 #include "base/cleanup.h"
@@ -17,7 +18,7 @@
 #include "ops/ops-internal.h"
 
 #define ROUNDS    8u                   /* of copying again what was changed, at most */
-#define REST_SIZE (UINT64_C(16) << 20) /* bytes that are left for the time when requests wait */
+#define REST_SIZE (UINT64_C(16) << 20) /* bytes that are copied while requests wait */
 
 struct commit {
     struct dr_fs *fs;
@@ -33,6 +34,7 @@ struct commit {
     struct dr_image *thawed[3]; /* by this commit */
     unsigned n_thawed;
     struct dr_dirty dirty;
+    uint64_t part; /* bytes of it that are copied while requests wait */
 };
 
 static struct dr_image *image_c(const struct commit *c)
@@ -362,10 +364,14 @@ static int begin_step(void *user, struct dr_chain *present, struct dr_chain **fr
     return r;
 }
 
-static int quiesce(struct commit *c, dr_quiet_step step, struct dr_error *err)
+/* Calls dr_disk_quiesce or dr_disk_quiesce_unflushed. */
+static int quiesce(struct commit *c,
+                   int (*by)(struct dr_disk *, dr_quiet_step, void *, uint64_t *,
+                             struct dr_error *),
+                   dr_quiet_step step, struct dr_error *err)
 {
     uint64_t pause = 0;
-    int r = dr_disk_quiesce(c->disk, step, c, &pause, err);
+    int r = by(c->disk, step, c, &pause, err);
     dr_job_held(c->job, pause);
     dr_chain_unref(c->chain, NULL);
     c->chain = dr_disk_chain(c->disk);
@@ -384,7 +390,7 @@ static int copy_all(const struct commit *c, struct dr_error *err)
 struct rest {
     struct dr_transfer transfer;
     struct dr_dirty *dirty;
-    uint64_t size;
+    uint64_t size, left; /* left: bytes of it to be copied yet */
 };
 
 static int rest_next(void *user, struct dr_copy_item *item, struct dr_error *err)
@@ -394,18 +400,19 @@ static int rest_next(void *user, struct dr_copy_item *item, struct dr_error *err
     for (;;) {
         int r = dr_transfer_next(t, item, err);
         uint64_t off = t->pos, end;
-        if (r != 0 || !dr_dirty_take(rest->dirty, &off, &end))
+        if (r != 0 || rest->left == 0 || !dr_dirty_take(rest->dirty, &off, &end, rest->left))
             return r;
+        rest->left -= dr_min(rest->left, end - off);
         t->pos = off;
         t->walk.size = dr_min(end, rest->size);
         t->walk.run = (struct dr_run){0}; /* what was known of it is out of date */
     }
 }
 
-/* Copy again what the guest has changed since it was copied. */
-static int copy_rest(struct commit *c, struct dr_job *job, struct dr_error *err)
+/* Copy again what the guest has changed since it was copied, or this much of it. */
+static int copy_rest(struct commit *c, uint64_t most, struct dr_job *job, struct dr_error *err)
 {
-    struct rest rest = {.dirty = &c->dirty, .size = c->size};
+    struct rest rest = {.dirty = &c->dirty, .size = c->size, .left = most};
     transfer_init(c, &rest.transfer);
     rest.transfer.walk.size = 0;
     struct dr_copy_policy policy = {
@@ -428,7 +435,33 @@ static int copy(struct commit *c, struct dr_error *err)
     for (unsigned i = 0; r == 0 && c->dirty.disk && i < ROUNDS; i++) {
         if (dr_dirty_bytes(&c->dirty) <= REST_SIZE)
             break;
-        r = copy_rest(c, c->job, err);
+        r = copy_rest(c, UINT64_MAX, c->job, err);
+    }
+    return r;
+}
+
+static int part_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                     struct dr_error *err)
+{
+    struct commit *c = user;
+    (void)present, (void)fresh;
+    int r = copy_rest(c, c->part, NULL, err); /* no job: nobody may pause it here */
+    return r < 0 ? r : dr_image_flush(image_p(c), err);
+}
+
+/* P is flushed. While the guest changes more than the rounds copy, its requests wait time and again
+ * until a part is copied; in between only those that have waited get in before the next time. If
+ * they change as much as a part, the parts grow. */
+static int catch_up(struct commit *c, struct dr_error *err)
+{
+    uint64_t dirty = c->dirty.disk ? dr_dirty_bytes(&c->dirty) : 0, before;
+    int r = 0;
+    for (c->part = REST_SIZE; r == 0 && dirty > c->part; c->part *= dirty < before ? 1 : 2) {
+        before = dirty;
+        r = quiesce(c, dr_disk_quiesce_unflushed, part_step, err);
+        if (r == 0)
+            r = dr_job_rest(c->job, err);
+        dirty = dr_dirty_bytes(&c->dirty);
     }
     return r;
 }
@@ -468,7 +501,7 @@ static int end_step(void *user, struct dr_chain *present, struct dr_chain **fres
     struct dr_chain *next = NULL;
     int r = make_chain(c, present, &next, err);
     if (r == 0 && c->dirty.disk)
-        r = copy_rest(c, NULL, err); /* no job: nobody may pause it here */
+        r = copy_rest(c, UINT64_MAX, NULL, err);
     if (r == 0)
         r = dr_image_flush(image_p(c), err);
     if (r == 0)
@@ -562,7 +595,7 @@ static int empty_top(struct commit *c, struct dr_error *err)
     if (r == 0)
         r = dr_image_flush(top, err);
     if (r == 0 && top->fmt->trim)
-        r = quiesce(c, trim_step, err);
+        r = quiesce(c, dr_disk_quiesce, trim_step, err);
     return r;
 }
 
@@ -574,7 +607,7 @@ static int run(struct commit *c, struct dr_error *err)
     if (r == 0 && c->shared && c->first == 0)
         r = dr_dirty_begin(&c->dirty, c->disk, err);
     if (r == 0)
-        r = quiesce(c, begin_step, err);
+        r = quiesce(c, dr_disk_quiesce, begin_step, err);
     if (r == 0)
         r = copy(c, err);
     if (r == 0)
@@ -582,7 +615,9 @@ static int run(struct commit *c, struct dr_error *err)
     if (r == 0)
         r = dr_image_flush(image_p(c), err); /* so that little is left while requests wait */
     if (r == 0)
-        r = quiesce(c, end_step, err);
+        r = catch_up(c, err);
+    if (r == 0) /* the guest would change more during the flush of what is no part of this */
+        r = quiesce(c, c->dirty.disk ? dr_disk_quiesce_unflushed : dr_disk_quiesce, end_step, err);
     if (r < 0 && c->shared && c->n_thawed > 0)
         undo(c);
     else if (r == 0 && !c->keep)

@@ -50,7 +50,7 @@ static bool test_and_clear(struct dr_dirty *dirty, uint64_t grain)
     return atomic_fetch_and(&dirty->bits[grain / WORD], ~bit) & bit;
 }
 
-bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end)
+bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end, uint64_t most)
 {
     /* Rounded up: the grain that the disk ends in was handed out with its end as *end, and must not
      * be handed out to a second worker while the first still copies it. */
@@ -66,7 +66,7 @@ bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end)
     *off = i * DR_DIRTY_GRAIN;
     do
         i++;
-    while (i < n && test_and_clear(dirty, i));
+    while (i < n && i * DR_DIRTY_GRAIN - *off < most && test_and_clear(dirty, i));
     *end = dr_min(i * DR_DIRTY_GRAIN, dirty->size);
     return true;
 }

@@ -23,8 +23,9 @@ int dr_dirty_begin(struct dr_dirty *dirty, struct dr_disk *disk, struct dr_error
 /* Also for one that was never begun. Not while the disk is quiesced. */
 void dr_dirty_end(struct dr_dirty *dirty);
 
-/* The next dirty run at or behind *off; its bits are cleared. False: there is none. */
-bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end);
+/* The next dirty run at or behind *off, or the first grains of it that come to `most` bytes; its
+ * bits are cleared. False: there is none. */
+bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end, uint64_t most);
 /* Is any of [off, off+len) dirty? */
 bool dr_dirty_any(const struct dr_dirty *dirty, uint64_t off, uint64_t len);
 /* How many bytes are dirty, in whole grains. */

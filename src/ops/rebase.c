@@ -184,7 +184,7 @@ static int fill_next(void *user, struct dr_copy_item *item, struct dr_error *err
         if (r != 0 || !f->rest)
             return r;
         uint64_t off = f->pair.pos, end;
-        if (!dr_dirty_take(f->rest, &off, &end))
+        if (!dr_dirty_take(f->rest, &off, &end, UINT64_MAX))
             return 0;
         f->pair.pos = off;
         f->pair.size = end;

@@ -356,6 +356,69 @@ static void a_commit_keeps_what_is_written_meanwhile(void **state)
     crowd_end(c, n->top);
 }
 
+#define FAST_GRAINS 512u /* 32 MiB, which the guest changes whenever some of them are copied */
+
+/* A guest that changes more than is copied, as long as it may. */
+struct fast_guest {
+    struct dr_disk *disk;
+    _Atomic bool busy;
+    _Atomic uint64_t held, most_held; /* bytes written to the base while requests waited */
+    _Atomic uint64_t opened;          /* how often they had waited then */
+};
+
+static void change_all_again(struct fast_guest *g)
+{
+    if (atomic_exchange(&g->busy, true))
+        return;
+    for (uint64_t i = 0; i < FAST_GRAINS; i++)
+        ok(dr_pwrite(g->disk, "guest", i * 64 * KiB, 5, 0, &err));
+    atomic_store(&g->busy, false);
+}
+
+static int see_base_written(void *user, const struct faultfs_io *io)
+{
+    struct fast_guest *g = user;
+    bool data = io->kind == FAULTFS_WRITE || io->kind == FAULTFS_COPY;
+    if (!data || io->len < 4 * KiB || !strstr(io->path, "base.vmdk"))
+        return 0;
+    if (!atomic_load(&g->disk->closed)) {
+        change_all_again(g);
+        return 0;
+    }
+    pthread_mutex_lock(&g->disk->gate_lock);
+    uint64_t opened = g->disk->opened;
+    pthread_mutex_unlock(&g->disk->gate_lock);
+    if (atomic_exchange(&g->opened, opened) != opened)
+        atomic_store(&g->held, 0);
+    uint64_t held = atomic_fetch_add(&g->held, io->len) + io->len;
+    if (held > atomic_load(&g->most_held))
+        atomic_store(&g->most_held, held);
+    return 0;
+}
+
+static void a_commit_holds_a_fast_guest_for_a_bounded_part_at_a_time(void **state)
+{
+    struct faultfs *f = faultfs_new(*state);
+    struct dr_fs *fs = faultfs_fs(f);
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct fast_guest g = {0};
+    uint8_t got[5];
+    make(fs, "base.vmdk", "vmdk", 64 * MiB, NULL);
+    make(fs, "top.vmdk", "vmdk", 0, "base.vmdk");
+    ok(dr_open_fs(fs, "top.vmdk", &rw, &g.disk, &err));
+    change_all_again(&g);
+    faultfs_observe(f, see_base_written, &g);
+    ok(dr_disk_commit(g.disk, NULL, NULL, &err));
+    faultfs_observe(f, NULL, NULL);
+    assert_in_range(g.most_held, 1, 17 * MiB);
+    for (uint64_t i = 0; i < FAST_GRAINS; i++) {
+        ok(dr_pread(g.disk, got, i * 64 * KiB, 5, &err));
+        assert_memory_equal(got, "guest", 5);
+    }
+    ok(dr_close(g.disk, &err));
+    faultfs_free(f);
+}
+
 static void layers_below_the_active_one_go_down_while_it_is_used(void **state)
 {
     struct rig *g = *state;
@@ -522,6 +585,7 @@ int main(void)
         FOR_EACH_FORMAT(a_disk_without_a_parent_gets_one_while_it_is_used),
         ops_test(a_cancelled_stream_leaves_the_open_disk_on_its_parents),
         FOR_EACH_FORMAT(a_disk_goes_on_with_its_snapshots_while_it_is_used),
+        ops_test(a_commit_holds_a_fast_guest_for_a_bounded_part_at_a_time),
         ops_test(nothing_is_committed_into_an_image_that_others_have_written),
         ops_test(a_write_in_place_by_others_is_noticed_too),
         ops_test(an_image_that_nobody_has_written_is_committed_into_twice),
