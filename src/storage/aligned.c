@@ -56,14 +56,18 @@ static uint8_t *bounce_new(uint64_t off, uint64_t len, unsigned align, size_t *r
 
 /* ------------------------------------------------------------------ range lock */
 
-static bool overlaps_busy(const struct dr_file *f, const struct dr_busy_range *range)
+/* Does a range that came before this one overlap it? */
+static bool is_blocked(const struct dr_file *f, const struct dr_busy_range *range)
 {
-    for (const struct dr_busy_range *busy = f->busy; busy; busy = busy->next)
+    for (const struct dr_busy_range *busy = f->busy; busy != range; busy = busy->next)
         if (busy->off < range->end && range->off < busy->end)
             return true;
     return false;
 }
 
+/* f->busy has all ranges in the order in which they came, also those that wait. A range waits for
+ * what came before it and for nothing else: a writer of the last block, which locks all that lies
+ * behind, would wait for ever if others that come later got in. */
 void dr_aligned_begin(struct dr_file *f, uint64_t off, uint64_t len, struct dr_busy_range *range)
 {
     if (unit(f->write_align) == 1)
@@ -76,10 +80,13 @@ void dr_aligned_begin(struct dr_file *f, uint64_t off, uint64_t len, struct dr_b
     if ((off + len) % f->write_align != 0 && range->end > dr_file_size(f))
         range->end = UINT64_MAX;
     DR_LOCK_SCOPE(&f->range_lock);
-    while (overlaps_busy(f, range))
+    struct dr_busy_range **last = &f->busy;
+    while (*last)
+        last = &(*last)->next;
+    range->next = NULL;
+    *last = range;
+    while (is_blocked(f, range))
         pthread_cond_wait(&f->range_free, &f->range_lock);
-    range->next = f->busy;
-    f->busy = range;
 }
 
 void dr_aligned_end(struct dr_file *f, struct dr_busy_range *range)

@@ -13,10 +13,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "storage/aligned.h"
 #include "storage/posix.h"
 #include "storage/storage.h"
 #include "place.h"
@@ -216,6 +218,68 @@ static void neighbours_in_one_block_keep_their_bytes(void **state)
     struct target t = {0};
     strict_open(&t);
     check_neighbours(&t);
+    strict_close(&t);
+}
+
+/* ------------------------------------------------------------------ one after the other */
+
+struct queued {
+    struct dr_file *file;
+    uint64_t off, len;
+    struct dr_busy_range range;
+    unsigned turn;
+};
+
+static _Atomic unsigned turns;
+
+static void *lock_range(void *user)
+{
+    struct queued *q = user;
+    dr_aligned_begin(q->file, q->off, q->len, &q->range);
+    q->turn = atomic_fetch_add(&turns, 1);
+    return NULL;
+}
+
+/* Until so many ranges are locked or wait. */
+static void wait_for_ranges(struct dr_file *f, unsigned wanted)
+{
+    time_t until = time(NULL) + 20;
+    for (unsigned n = 0; n < wanted;) {
+        sched_yield();
+        n = 0;
+        pthread_mutex_lock(&f->range_lock);
+        for (struct dr_busy_range *r = f->busy; r; r = r->next)
+            n++;
+        pthread_mutex_unlock(&f->range_lock);
+        if (time(NULL) > until)
+            fail_msg("%u ranges, not %u", n, wanted);
+    }
+}
+
+/* The end is locked with all that lies behind it: who writes there comes later. */
+static void a_writer_of_the_last_block_is_not_overtaken(void **state)
+{
+    struct target t;
+    (void)state;
+    strict_open(&t);
+    assert_int_equal(dr_file_truncate(t.f, 2 * BLOCK, NULL), 0);
+    struct queued first = {.file = t.f, .off = BLOCK, .len = BLOCK};
+    struct queued end = {.file = t.f, .off = BLOCK, .len = BLOCK + 100};
+    struct queued behind = {.file = t.f, .off = 8 * BLOCK, .len = BLOCK};
+    pthread_t a, b;
+    atomic_store(&turns, 0);
+    lock_range(&first);
+    assert_int_equal(pthread_create(&a, NULL, lock_range, &end), 0);
+    wait_for_ranges(t.f, 2);
+    assert_int_equal(pthread_create(&b, NULL, lock_range, &behind), 0);
+    wait_for_ranges(t.f, 3);
+    dr_aligned_end(t.f, &first.range);
+    pthread_join(a, NULL);
+    dr_aligned_end(t.f, &end.range);
+    pthread_join(b, NULL);
+    dr_aligned_end(t.f, &behind.range);
+    assert_int_equal(end.turn, 1);
+    assert_int_equal(behind.turn, 2);
     strict_close(&t);
 }
 
@@ -421,6 +485,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_strict_file_takes_any_request),
         cmocka_unit_test(neighbours_in_one_block_keep_their_bytes),
+        cmocka_unit_test(a_writer_of_the_last_block_is_not_overtaken),
         cmocka_unit_test(what_fits_is_handed_through_as_it_is),
         P(direct_files_have_the_same_bytes),
         P(direct_files_are_copied_in_the_kernel_or_by_hand),
