@@ -54,8 +54,9 @@ struct dr_cache {
     uint64_t gen;               /* of hole knowledge: edits end it */
     uint64_t load_gen;          /* what was read from the file before this changed may be stale */
     struct dr_loading *loading; /* reads under way */
-    /* The hole of a file that was found last, while hole_gen is gen; where the last read ended. */
-    unsigned hole_file, read_file;
+    /* The hole of a file that was found last, while hole_gen is gen; where the last read ended, and
+     * how many pages the next one will have if it goes on there. */
+    unsigned hole_file, read_file, ahead;
     uint64_t hole_off, hole_end, hole_gen, read_end;
     pthread_cond_t loaded; /* with image->lock: one of them has ended */
 };

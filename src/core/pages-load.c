@@ -5,7 +5,7 @@
  * one pread; only for a page of zeros the file is asked how far the hole goes, since then the
  * answer saves reads: pages inside the hole that was found last are not read at all. A page right
  * behind that hole is read together with the next one, which mostly begins another hole; a page
- * right behind the last read, together with several.
+ * right behind the last read, together with others, twice as many each time.
  *
  * The budget is one for the whole process and counts the bytes that pages take. The pages of all
  * images stand in one ring, which a hand passes as in any second-chance clock: so an image that
@@ -16,7 +16,7 @@
 #include "base/bytes.h"
 
 #define LOAD_PAGES     64u /* at most, by one read */
-#define AHEAD_PAGES    8u  /* by one read of pages that are wanted one after the other */
+#define AHEAD_PAGES    8u  /* at most, by one read of pages that are wanted one after the other */
 #define BEHIND_HOLE    2u
 #define HOLE_LOOKAHEAD (1ull << 40)
 /* How many pages an evictor looks at: a cache full of dirty pages must not cost much. */
@@ -242,7 +242,7 @@ static uint64_t read_ahead(const struct dr_cache *cache, const struct dr_file *f
     if (cache->hole_file == file && at > 0 && dr_round_down(cache->hole_end, DR_PAGE_SIZE) == at)
         n = BEHIND_HOLE;
     else if (cache->read_file == file && cache->read_end == at && at > 0)
-        n = AHEAD_PAGES;
+        n = cache->ahead;
     return dr_min(at + n * DR_PAGE_SIZE, dr_file_size(f));
 }
 
@@ -335,6 +335,9 @@ static int load_run(struct dr_image *image, const struct dr_need *need, uint64_t
         bool holes_hold = quiet && gen == cache->gen;
         r = enter_pages(image, need->file, *at, &l, holes_hold, hold);
         *at += (uint64_t)l.n * DR_PAGE_SIZE;
+        bool goes_on = cache->read_file == need->file && cache->read_end == mine.off;
+        unsigned before = goes_on && cache->ahead > 0 ? cache->ahead : 1;
+        cache->ahead = before < AHEAD_PAGES ? 2 * before : AHEAD_PAGES;
         cache->read_file = need->file;
         cache->read_end = *at;
         if (holes_hold && l.hole_to > l.hole_from) {

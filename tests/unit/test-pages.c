@@ -645,7 +645,7 @@ static void pages_wanted_one_after_the_other_are_read_several_at_once(void **sta
     struct world *w = *state;
     struct dr_image *second = second_image(w, 512);
     load_pages(w->image, 0, 512);
-    assert_true(n_reads <= 2 + 512 / 8);
+    assert_true(n_reads <= 4 + 512 / 8);
     dr_image_unref(second, NULL);
 }
 
