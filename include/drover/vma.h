@@ -109,14 +109,6 @@ struct dr_vma_extract_options {
     bool headers_only;
     void (*damage)(void *user, const struct dr_vma_damage *damage); /* each, merged; or NULL */
     void *user;
-    /* Called now and then: everything that the extents before off (in the plain archive) hold is
-     * durable in the targets. A result other than 0 stops the extraction with -ECANCELED. NULL =
-     * not called. */
-    int (*checkpoint)(void *user, uint64_t off);
-    /* To continue after an interruption, the offset that checkpoint was called with last, with
-     * the same targets. The headers of extents before it are checked, but their data is skipped.
-     * 0 = from the start. */
-    uint64_t resume_from;
 };
 
 struct dr_vma_extract_result {
@@ -160,8 +152,7 @@ struct dr_vma_files_options {
     size_t n_disks;
     const struct dr_vma_new_config *configs;
     size_t n_configs;
-    /* How the archive is read, and targets for further disks, which need not be new images.
-     * checkpoint and resume_from are not the caller's here. */
+    /* How the archive is read, and targets for further disks, which need not be new images. */
     struct dr_vma_extract_options read;
     bool replace; /* existing files that nobody uses give way; else -EEXIST */
     bool resume;  /* after an interruption keep what was made, and go on from it in the next call */

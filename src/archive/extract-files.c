@@ -22,8 +22,8 @@ static int check_options(struct files *x, struct dr_error *err)
     if (!o->dir == !o->path || (o->path && (o->n_disks != 1 || o->n_configs > 0 || o->in_sight)))
         return dr_fail(err, EINVAL, "%s: either a directory or the path of one disk is needed",
                        x->vma->name);
-    if (o->read.checkpoint || o->read.resume_from || o->read.headers_only)
-        return dr_fail(err, EINVAL, "%s: an option that new files exclude is set", x->vma->name);
+    if (o->read.headers_only)
+        return dr_fail(err, EINVAL, "%s: new files need more than the structure", x->vma->name);
     if (o->resume && (o->no_sync || o->read.salvage || o->in_sight))
         return dr_fail(err, EINVAL,
                        "%s: resuming needs durable files in a staging directory, and "
@@ -172,16 +172,9 @@ static int make_all(struct files *x, struct dr_error *err)
 
 /* ------------------------------------------------------------------ reading the archive */
 
-static int checkpoint(void *user, uint64_t off)
+static int checkpoint(void *user, uint64_t off, struct dr_error *err)
 {
-    struct files *x = user;
-    return files_record_save(x, off, x->failed);
-}
-
-static void tell_damage(void *user, const struct dr_vma_damage *damage)
-{
-    const struct files *x = user;
-    x->o->read.damage(x->o->read.user, damage);
+    return files_record_save(user, off, err);
 }
 
 static int close_targets(struct files *x, struct dr_error *err)
@@ -197,18 +190,11 @@ static int close_targets(struct files *x, struct dr_error *err)
 
 static int read_archive(struct files *x, struct dr_error *err)
 {
+    const struct vma_resume resume = {x->resume_from, x->record ? checkpoint : NULL, x};
     struct dr_vma_extract_options o = x->o->read;
-    struct dr_error why = DR_ERROR_INIT;
     o.targets = x->targets;
     o.n_targets = x->n_targets;
-    o.resume_from = x->resume_from;
-    x->failed = &why;
-    o.user = x;
-    o.damage = o.damage ? tell_damage : NULL;
-    o.checkpoint = x->record ? checkpoint : NULL;
-    int r = vma_read_disks(x->vma, &o, x->job, &x->result.read, err);
-    if (r == -ECANCELED && why.errnum)
-        r = dr_fail(err, why.errnum, "%s", why.text);
+    int r = vma_read_disks(x->vma, &o, &resume, x->job, &x->result.read, err);
     return r == 0 ? close_targets(x, err) : r;
 }
 

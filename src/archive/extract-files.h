@@ -18,8 +18,7 @@ struct files {
     size_t n_new, n_targets;
     struct dr_job *job;
     uint64_t resume_from;
-    json_t *record;          /* with resume */
-    struct dr_error *failed; /* of a checkpoint */
+    json_t *record; /* with resume */
     struct dr_vma_files_result result;
 };
 

@@ -313,7 +313,7 @@ static int take_extent(struct vma_read *x, struct vma_chunk *c, struct dr_error 
 {
     uint64_t avail = 0, len = c->extent.data_len;
     uint64_t end = x->pos + VMA_EXTENT_HEADER + len;
-    bool before = end <= x->o->resume_from;
+    bool before = end <= x->resume.from;
     struct dr_error why = DR_ERROR_INIT;
     int r = get_data(x, c, before, &avail, &why);
     if (r < 0 && ends_all(x, r))
@@ -418,8 +418,8 @@ static int checkpoint(struct vma_read *x, struct dr_error *err)
     if (x->stopping || dr_job_stopped(x->job))
         return 0; /* the engine says how the run ends */
     int r = vma_flush_targets(x, err);
-    if (r == 0 && x->o->checkpoint(x->o->user, x->pos) != 0)
-        r = dr_fail(err, ECANCELED, "stopped on request");
+    if (r == 0)
+        r = x->resume.checkpoint(x->resume.user, x->pos, err);
     uint64_t now = vma_read_now(x);
     x->checkpoint_at = now + dr_max(VMA_CHECKPOINT_NS, 9 * (now - begun));
     return r;
@@ -427,7 +427,7 @@ static int checkpoint(struct vma_read *x, struct dr_error *err)
 
 static bool checkpoint_due(const struct vma_read *x)
 {
-    return x->o->checkpoint && x->pos > dr_max(x->o->resume_from, x->vma->header.header_size) &&
+    return x->resume.checkpoint && x->pos > dr_max(x->resume.from, x->vma->header.header_size) &&
            vma_read_now(x) >= x->checkpoint_at;
 }
 

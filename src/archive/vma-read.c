@@ -227,11 +227,11 @@ static int extract(struct vma_read *x, struct dr_error *err)
     want_sums(x);
     x->vma->done = true;
     r = run(x, err);
-    if (r == 0 && x->o->resume_from > x->pos) /* then nothing was taken */
+    if (r == 0 && x->resume.from > x->pos) /* then nothing was taken */
         r = dr_fail(err, EINVAL,
                     "%s: ends at offset %" PRIu64 ", before offset %" PRIu64
                     ", from which its extraction shall go on",
-                    x->vma->name, x->pos, x->o->resume_from);
+                    x->vma->name, x->pos, x->resume.from);
     if (r == 0)
         r = vma_damage_missing(x, err);
     else
@@ -287,12 +287,14 @@ static int begin(struct vma_read *x, struct dr_vma *vma, struct dr_error *err)
 }
 
 int vma_read_disks(struct dr_vma *vma, const struct dr_vma_extract_options *options,
-                   struct dr_job *job, struct dr_vma_extract_result *result, struct dr_error *err)
+                   const struct vma_resume *resume, struct dr_job *job,
+                   struct dr_vma_extract_result *result, struct dr_error *err)
 {
     struct vma_read *x = calloc(1, sizeof(*x));
     if (!x)
         return dr_fail(err, ENOMEM, "%s: out of memory", vma->name);
     x->o = options;
+    x->resume = resume ? *resume : (struct vma_resume){0};
     x->job = job;
     init_locks(x);
     int r = begin(x, vma, err);
@@ -315,5 +317,6 @@ int dr_vma_extract(struct dr_vma *vma, const struct dr_vma_extract_options *opti
     int r = dr_job_begin(job, err);
     if (r < 0)
         return r;
-    return dr_job_end(job, vma_read_disks(vma, options ? options : &defaults, job, result, err));
+    return dr_job_end(job,
+                      vma_read_disks(vma, options ? options : &defaults, NULL, job, result, err));
 }

@@ -43,6 +43,17 @@ int dr_vma_open_fs(struct dr_fs *fs, const char *path, const struct dr_vma_open_
 
 /* ------------------------------------------------------------------ one extraction */
 
+/* For an extraction that may be interrupted. */
+struct vma_resume {
+    /* Continue at this offset of the plain archive: the headers of extents before it are checked,
+     * but their data is skipped. 0 = from the start. */
+    uint64_t from;
+    /* Called now and then: everything that the extents before off hold is durable in the targets. A
+     * failure ends the extraction. NULL = not called. */
+    int (*checkpoint)(void *user, uint64_t off, struct dr_error *err);
+    void *user;
+};
+
 /* An extent on its way: header and, from a source that cannot seek, data. */
 struct vma_chunk {
     struct vma_extent extent; /* only the slots that somebody wants */
@@ -86,6 +97,7 @@ enum vma_item_kind { VMA_ITEM_NONE, VMA_ITEM_DATA, VMA_ITEM_ZEROS };
 struct vma_read {
     struct dr_vma *vma;
     const struct dr_vma_extract_options *o;
+    struct vma_resume resume;
     struct dr_job *job;   /* the caller's; may be NULL */
     struct dr_file *file; /* the plain bytes, or NULL: one after another only */
     bool unpack; /* nobody wants the data, but to unpack them tells whether they are whole */
@@ -124,9 +136,10 @@ struct vma_read {
     pthread_mutex_t damage_lock;   /* result's damage, pending and the caller's damage() */
 };
 
-/* dr_vma_extract within another call of the job. */
+/* dr_vma_extract within another call of the job. resume: NULL = all zeros. */
 int vma_read_disks(struct dr_vma *vma, const struct dr_vma_extract_options *options,
-                   struct dr_job *job, struct dr_vma_extract_result *result, struct dr_error *err);
+                   const struct vma_resume *resume, struct dr_job *job,
+                   struct dr_vma_extract_result *result, struct dr_error *err);
 
 /* vma-read-state.c */
 

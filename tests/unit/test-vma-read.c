@@ -486,13 +486,13 @@ struct checkpoints {
     const struct dr_vma_target *target;
 };
 
-static int on_checkpoint(void *user, uint64_t off)
+static int on_checkpoint(void *user, uint64_t off, struct dr_error *err)
 {
     struct checkpoints *c = user;
     assert_true(off > c->last);
     assert_false(c->target->disk->chain->images[0]->files[0]->dirty); /* what is told is durable */
     c->last = off;
-    return ++c->n == c->stop_at;
+    return ++c->n == c->stop_at ? dr_fail(err, ENOSPC, "no place for the note") : 0;
 }
 
 /* The clock jumps ahead at each look: every tenth extent or so is a checkpoint. */
@@ -518,12 +518,12 @@ static uint64_t interrupt(struct bench *b, const struct dr_vma_target *t, unsign
     struct dr_copy_clock clock = {hasty_now, fake_sleep, &now};
     struct checkpoints c = {.stop_at = n, .target = t};
     struct dr_vma *vma;
-    struct dr_vma_extract_options o = {
-        .targets = t, .n_targets = 1, .checkpoint = on_checkpoint, .user = &c};
+    const struct vma_resume resume = {.checkpoint = on_checkpoint, .user = &c};
+    struct dr_vma_extract_options o = {.targets = t, .n_targets = 1};
     ok(dr_vma_open_fs(b->fs, ARCHIVE, NULL, &vma, &err));
     vma->clock = &clock;
     vma->in_order = b->in_order;
-    refused(dr_vma_extract(vma, &o, NULL, NULL, &err), ECANCELED, "stopped");
+    refused(vma_read_disks(vma, &o, &resume, NULL, NULL, &err), ENOSPC, "no place");
     dr_vma_close(vma);
     assert_int_equal(c.n, n);
     return c.last;
@@ -543,6 +543,17 @@ static void spoil_before(struct bench *b, uint64_t off)
     store(b);
 }
 
+static void go_on(struct bench *b, const struct dr_vma_target *t, uint64_t off)
+{
+    const struct vma_resume resume = {.from = off};
+    const struct dr_vma_extract_options o = {.targets = t, .n_targets = 1};
+    struct dr_vma *vma;
+    ok(dr_vma_open_fs(b->fs, ARCHIVE, NULL, &vma, &err));
+    vma->in_order = b->in_order;
+    ok(vma_read_disks(vma, &o, &resume, NULL, &b->result, &err));
+    dr_vma_close(vma);
+}
+
 static void an_extraction_goes_on_where_it_was(void **state)
 {
     struct bench *b = *state;
@@ -552,8 +563,7 @@ static void an_extraction_goes_on_where_it_was(void **state)
         uint64_t off = interrupt(b, &t, n);
         assert_true(off >= b->a.extents[n]);
         spoil_before(b, off);
-        extract_ok(
-            b, (struct dr_vma_extract_options){.targets = &t, .n_targets = 1, .resume_from = off});
+        go_on(b, &t, off);
         assert_int_equal(b->result.bytes_read, 60 * 65536);
         expect_image(b, &t, 5);
         end_target(&t);
