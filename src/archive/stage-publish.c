@@ -51,6 +51,8 @@ static int add_extents(struct stage *s, struct dr_publish *p, struct dr_error *e
 {
     char **names;
     size_t n;
+    if (!stage_has_work_dir(s))
+        return dr_fail(err, ESTALE, "%s: was exchanged for another directory", s->work);
     int r = dr_ops_list(s->fs, s->work, &names, &n, err);
     if (r < 0)
         return r;

@@ -47,6 +47,13 @@ int stage_sync(const struct stage *s, struct dr_error *err)
     return r == 0 ? sync_dir(s, s->dir, err) : r;
 }
 
+/* Is path itself a directory, and no link to one? File systems without links have no look. */
+static bool is_dir(struct dr_fs *fs, const char *path, struct dr_file_id *id)
+{
+    enum dr_name_kind kind;
+    return !fs->ops->look || (dr_look(fs, path, &kind, id, NULL) == 0 && kind == DR_NAME_DIR);
+}
+
 /* An old file that an interrupted attempt has put aside may be the user's only copy: it stays. */
 static void remove_all(struct dr_fs *fs, const char *dir, int depth)
 {
@@ -56,7 +63,8 @@ static void remove_all(struct dr_fs *fs, const char *dir, int depth)
         return;
     for (size_t i = 0; i < n; i++) {
         CLEANUP_FREE char *path = dr_path_join(dir, names[i]);
-        if (!path || is_aside(names[i]) || fs->ops->unlink(fs, path, NULL) == 0 || depth == 0)
+        if (!path || is_aside(names[i]) || fs->ops->unlink(fs, path, NULL) == 0 || depth == 0 ||
+            !is_dir(fs, path, NULL))
             continue;
         remove_all(fs, path, depth - 1);
         if (fs->ops->rmdir)
@@ -65,9 +73,18 @@ static void remove_all(struct dr_fs *fs, const char *dir, int depth)
     dr_ops_free_names(names, n);
 }
 
+/* The owner of the target directory can exchange the staging directory: for a link to any other
+ * directory, of which nothing must be removed. */
+bool stage_has_work_dir(const struct stage *s)
+{
+    struct dr_file_id id = s->work_id;
+    return is_dir(s->fs, s->work, &id) && dr_same_id(id, s->work_id);
+}
+
 void stage_empty(struct stage *s)
 {
-    remove_all(s->fs, s->work, DEPTH);
+    if (stage_has_work_dir(s))
+        remove_all(s->fs, s->work, DEPTH);
     s->found = false;
 }
 
@@ -138,6 +155,8 @@ int stage_begin(struct stage *s, const char *dir, const char *work, struct dr_er
     s->work = path;
     int there = make_work_dir(s, err);
     r = there < 0 ? there : lock_work_dir(s, err);
+    if (r == 0 && !is_dir(s->fs, s->work, &s->work_id))
+        r = dr_fail(err, EBUSY, "%s: is no directory any more", s->work);
     if (r < 0) { /* it is not ours: stage_end leaves it alone */
         free(DR_STEAL(s->work));
         return r;
@@ -314,6 +333,8 @@ static void remove_aside(const struct stage *s)
 
 static void remove_work(const struct stage *s)
 {
+    if (!stage_has_work_dir(s))
+        return;
     remove_all(s->fs, s->work, DEPTH);
     remove_aside(s);
     if (s->fs->ops->rmdir)

@@ -57,6 +57,7 @@ struct stage {
     bool stuck;         /* publishing could neither go on nor be undone */
     bool published;
     struct dr_dir_lock *lock;
+    struct dr_file_id work_id;
     struct stage_file *files;
     size_t n_files;
     struct stage_claim *claims;
@@ -90,6 +91,8 @@ void stage_end(struct stage *s);
 
 /* ------------------------------------------------------------------ for stage-publish.c */
 
+/* Is the staging directory still the one that stage_begin has made? */
+bool stage_has_work_dir(const struct stage *s);
 int stage_no_memory(const struct stage *s, struct dr_error *err);
 /* Lock the file of that name in dir, which will be replaced. Nothing there: 0. */
 int stage_claim(struct stage *s, const char *name, struct dr_error *err);

@@ -332,6 +332,26 @@ def test_a_directory_of_work_that_is_somebody_elses_by_now_is_left_alone(v):
     assert os.listdir(v.dir / "out") == [".drover.partial"] and os.listdir(work) == ["theirs"]
 
 
+@pytest.mark.parametrize("end", [0, 1])
+def test_nothing_is_touched_behind_a_link_that_took_the_place_of_the_directory_of_work(v, end):
+    data = archive().build()
+    (v.dir / "victim/deeper").mkdir(parents=True)
+    names = ["deeper/file", "file", "drive-scsi0.raw", "drive-scsi1.raw", "qemu-server.conf"]
+    for name in names:
+        v.put("victim/" + name, b"precious")
+    with v.start("drover", "vma", "extract", "-", "out", stdin=subprocess.PIPE) as p:
+        p.stdin.write(data[:-1])
+        p.stdin.flush()
+        while not os.path.exists(v.dir / "out/.drover.partial/drive-scsi1.raw"):
+            assert p.poll() is None
+        os.rename(v.dir / "out/.drover.partial", v.dir / "gone")
+        os.symlink("../victim", v.dir / "out/.drover.partial")
+        p.communicate(data[len(data) - 1:][end:])
+    assert p.returncode == 1
+    assert all(v.get("victim/" + name) == b"precious" for name in names)
+    assert os.listdir(v.dir / "out") == [".drover.partial"]
+
+
 def test_more_disks_than_descriptors_at_first(v):
     vmagen.simple({n: bytes([n]) * 512 for n in range(1, 61)}).write(v.dir / "a.vma")
     for _ in range(2):  # in the second run each takes another's place

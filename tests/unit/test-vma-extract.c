@@ -472,37 +472,143 @@ static void judge_failure(struct dr_fs *fs, const char *before, const struct dr_
         wrong("something was left", now);
 }
 
+/* The n-th I/O of these kinds fails. False: there are not so many. */
+static bool fail_and_run_again(unsigned kinds, uint64_t n)
+{
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(fs);
+    struct dr_vma_files_result result = {0};
+    struct dr_error err = DR_ERROR_INIT;
+    const struct dr_vma_files_options o = {.replace = way->old};
+    char before[1024];
+    prepare(fs);
+    list_all(fs, before, sizeof(before));
+    snprintf(where, sizeof(where), "failure %llu", (unsigned long long)n);
+    faultfs_arm(f, &(struct faultfs_plan){.nth = n, .kinds = kinds, .partial = true});
+    int r = extract_files(faultfs_fs(f), &o, &result, &err);
+    bool fired = faultfs_fired(f);
+    if (r < 0)
+        judge_failure(fs, before, &err, &result);
+    else
+        assert_true(all_new(fs));
+    finishes_when_run_again(fs);
+    faultfs_free(f);
+    dr_fs_memory_free(fs);
+    return fired;
+}
+
 static void after_each_failure_nothing_is_half_and_running_again_finishes(void **state)
 {
     /* Failing to remove something is no failure of the call, and leaves it there. */
-    static const unsigned kinds = ~(1u << FAULTFS_UNLINK | 1u << FAULTFS_LIST);
+    static const unsigned removing = 1u << FAULTFS_UNLINK | 1u << FAULTFS_LIST;
     bench = *state;
     report = true;
     for (size_t i = 0; i < N_WAYS; i++) {
-        bool fired = true;
         way = &ways[i];
-        for (uint64_t n = 0; fired; n++) {
-            struct dr_fs *fs = dr_fs_memory_new();
-            struct faultfs *f = faultfs_new(fs);
-            struct dr_vma_files_result result;
-            struct dr_error err = DR_ERROR_INIT;
-            const struct dr_vma_files_options o = {.replace = way->old};
-            char before[1024];
-            prepare(fs);
-            list_all(fs, before, sizeof(before));
-            snprintf(where, sizeof(where), "failure %llu", (unsigned long long)n);
-            memset(&result, 0, sizeof(result));
-            faultfs_arm(f, &(struct faultfs_plan){.nth = n, .kinds = kinds, .partial = true});
-            int r = extract_files(faultfs_fs(f), &o, &result, &err);
-            fired = faultfs_fired(f);
-            if (r < 0)
-                judge_failure(fs, before, &err, &result);
-            else
-                assert_true(all_new(fs));
-            finishes_when_run_again(fs);
-            faultfs_free(f);
-            dr_fs_memory_free(fs);
-        }
+        for (uint64_t n = 0; fail_and_run_again(~removing, n); n++)
+            ;
+        for (uint64_t n = 0; fail_and_run_again(removing, n); n++)
+            ;
+    }
+}
+
+/* ------------------------------------------------------------------ refused */
+
+static int call(struct dr_fs *fs, const struct dr_vma_files_options *o,
+                struct dr_vma_files_result *result, struct dr_error *err)
+{
+    struct dr_vma *vma;
+    int r = dr_vma_open_fs(fs, ARCHIVE, NULL, &vma, err);
+    if (r < 0)
+        return r;
+    r = dr_vma_extract_files_fs(fs, vma, o, NULL, result, err);
+    dr_vma_close(vma);
+    return r;
+}
+
+static int no(void *user)
+{
+    (void)user;
+    return 1;
+}
+
+static void wrong_options_are_refused_and_leave_nothing(void **state)
+{
+    static const struct dr_vma_new_disk one = {1, "d", NULL, NULL, 0},
+                                        none = {3, "d", NULL, NULL, 0},
+                                        up = {1, "../d", NULL, NULL, 0},
+                                        ours = {1, ".drover.d", NULL, NULL, 0},
+                                        twice[] = {{1, "d", NULL, NULL, 0},
+                                                   {9, "d", NULL, NULL, 0}},
+                                        qcow9 = {1, "d", "qcow9", NULL, 0};
+    static const struct dr_vma_new_config second = {1, "c"};
+    static const struct {
+        struct dr_vma_files_options o;
+        int errnum;
+        const char *word;
+    } cases[] = {
+        {{.disks = &one, .n_disks = 1}, EINVAL, "either a directory or"},
+        {{.dir = "/out", .path = "/d", .disks = &one, .n_disks = 1}, EINVAL, "either a directory"},
+        {{.path = "/d", .disks = twice, .n_disks = 2}, EINVAL, "either a directory"},
+        {{.dir = "/out", .disks = &none, .n_disks = 1}, EINVAL, "no disk 3"},
+        {{.dir = "/out", .disks = &up, .n_disks = 1}, EINVAL, "cannot have the name"},
+        {{.dir = "/out", .disks = &ours, .n_disks = 1}, EINVAL, "/out/.drover.d: files of that"},
+        {{.dir = "/out", .disks = twice, .n_disks = 2}, EINVAL, "more than one file"},
+        {{.dir = "/out", .disks = &qcow9, .n_disks = 1}, EINVAL, "qcow9"},
+        {{.dir = "/out", .configs = &second, .n_configs = 1}, EINVAL, "no configuration file 1"},
+        {{.dir = "/out", .disks = &one, .n_disks = 1, .resume = true, .no_sync = true},
+         EINVAL,
+         "resuming"},
+        {{.dir = "/out", .disks = &one, .n_disks = 1, .resume = true, .read.salvage = true},
+         EINVAL,
+         "resuming"},
+        {{.dir = "/out", .disks = &one, .n_disks = 1, .read.headers_only = true},
+         EINVAL,
+         "structure"},
+        {{.dir = "/out", .disks = &one, .n_disks = 1, .ready = no}, ECANCELED, "stopped"},
+    };
+    bench = *state;
+    make_archive(bench->fs);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct dr_vma_files_result result;
+        refused(call(bench->fs, &cases[i].o, &result, &err), cases[i].errnum, cases[i].word);
+        assert_int_equal(count_files(bench->fs), 1);
+        assert_string_equal(result.kept, "");
+    }
+}
+
+static void a_staging_directory_that_is_in_use_is_left_alone(void **state)
+{
+    static const struct dr_vma_new_disk one = {1, "d", NULL, NULL, 0};
+    const struct dr_vma_files_options o = {.dir = "/out", .disks = &one, .n_disks = 1};
+    struct dr_dir_lock *lock;
+    bench = *state;
+    make_archive(bench->fs);
+    write_file(bench->fs, "/out/.drover.partial/d", "theirs", 6);
+    ok(dr_dir_lock(bench->fs, "/out/.drover.partial", &lock, &err));
+    refused(call(bench->fs, &o, NULL, &err), EBUSY, "another extraction");
+    assert_true(exists(bench->fs, "/out/.drover.partial/d"));
+    dr_dir_unlock(lock);
+    ok(call(bench->fs, &o, NULL, &err));
+    assert_false(exists(bench->fs, "/out/.drover.partial/d"));
+    assert_true(exists(bench->fs, "/out/d"));
+}
+
+static void long_names_with_one_beginning_have_a_staging_directory_each(void **state)
+{
+    char first[NAME_MAX + 1], second[NAME_MAX + 1];
+    (void)state;
+    for (size_t len = 1; len <= NAME_MAX; len++) {
+        memset(first, 'x', len);
+        first[len] = '\0';
+        strcpy(second, first);
+        second[len - 1] = 'y';
+        char *a = dr_aside_fixed_name(first, "drover.partial");
+        char *b = dr_aside_fixed_name(second, "drover.partial");
+        assert_true(strlen(a) <= NAME_MAX && a[0] == '.');
+        assert_string_not_equal(a, b);
+        free(a);
+        free(b);
     }
 }
 
@@ -518,6 +624,11 @@ int main(void)
                                         setup, teardown),
         cmocka_unit_test_setup_teardown(
             after_each_failure_nothing_is_half_and_running_again_finishes, setup, teardown),
+        cmocka_unit_test_setup_teardown(wrong_options_are_refused_and_leave_nothing, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(a_staging_directory_that_is_in_use_is_left_alone, setup,
+                                        teardown),
+        cmocka_unit_test(long_names_with_one_beginning_have_a_staging_directory_each),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
