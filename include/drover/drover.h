@@ -110,6 +110,9 @@ struct dr_open_options {
     const char *backing_format; /* with backing; NULL = find out */
     const char *data_file; /* NULL, or a path to use instead of the data file that the top image
                               records, for formats whose data may stand in a file of its own */
+    const char *snapshot;  /* NULL, or a snapshot inside the top image to show instead of the disk:
+                              its id, or else its name, or as `qemu-img convert -l` takes it,
+                              "snapshot.id=ID,snapshot.name=NAME". Only for reading. -ENOENT */
 };
 
 /* Every path of an image may also be FORMAT:PATH#MEMBER: one disk of a file that holds several,

@@ -197,7 +197,11 @@ int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr
  * next. Also what was freed before comes back to use. */
 int dr_image_flush(struct dr_image *image, struct dr_error *err);
 
-/* The same until nothing is dirty: what a flush releases may dirty counts again. */
+/* For a driver that edits many pages by itself, between two callbacks of [page] kind: flush if so
+ * many are dirty that writers had better wait. */
+int dr_image_relieve(struct dr_image *image, struct dr_error *err);
+
+/* Flush until nothing is dirty: what a flush releases may dirty counts again. */
 int dr_image_flush_all(struct dr_image *image, struct dr_error *err);
 
 /* Snapshots inside an image (internal-snapshots.c): the driver's callbacks, with every writer of
@@ -208,6 +212,15 @@ int dr_image_snapshot_apply(struct dr_image *image, const char *id, struct dr_er
 int dr_image_snapshot_delete(struct dr_image *image, const char *id, struct dr_error *err);
 int dr_image_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *user,
                            struct dr_error *err);
+/* How many there are. */
+int dr_image_snapshot_count(struct dr_image *image, size_t *n, struct dr_error *err);
+/* The id, malloc'ed, of the first snapshot that `text` means: with ids_first one with that id, else
+ * one with that name; without, the other way round. -ENOENT. */
+int dr_image_snapshot_find(struct dr_image *image, const char *text, bool ids_first, char **id,
+                           struct dr_error *err);
+/* The image, just opened for reading, shows the snapshot that text means: an id, else a name, or
+ * "snapshot.id=ID", "snapshot.name=NAME", or both with a comma between. */
+int dr_image_snapshot_show(struct dr_image *image, const char *text, struct dr_error *err);
 
 /* Names of images (name.c): a path, or FORMAT:PATH#MEMBER for a format with DR_FORMAT_MEMBERS. If
  * what stands behind the colon names a file as a whole, there is no member; else the last '#'

@@ -343,6 +343,14 @@ int dr_image_flush(struct dr_image *image, struct dr_error *err)
     return run_flush(image, err);
 }
 
+int dr_image_relieve(struct dr_image *image, struct dr_error *err)
+{
+    pthread_mutex_lock(&image->lock);
+    bool crowded = dr_cache_is_crowded(image->cache);
+    pthread_mutex_unlock(&image->lock);
+    return crowded ? dr_image_flush(image, err) : 0;
+}
+
 void dr_flush_hold(struct dr_image *image)
 {
     DR_LOCK_SCOPE(&image->lock);

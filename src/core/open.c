@@ -348,6 +348,8 @@ int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_optio
         if (r < 0)
             dr_image_unref(image, NULL);
     }
+    if (r == 0 && o.options->snapshot)
+        r = dr_image_snapshot_show(o.images[0], o.options->snapshot, err);
     if (r == 0)
         r = open_chain(&o, err);
     if (r < 0) {

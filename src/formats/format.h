@@ -151,6 +151,8 @@ struct dr_snapshot_info {
     int64_t seconds;   /* since 1970 */
     uint32_t nanoseconds;
     uint64_t clock_ns; /* how long the guest had been running */
+    bool has_icount;
+    uint64_t icount; /* instructions that it had executed */
 };
 
 /* The strings live until it returns. A result other than 0 ends the list and becomes its result. */
@@ -338,6 +340,9 @@ struct dr_format {
     int (*snapshot_delete)(struct dr_image *image, const char *id, struct dr_error *err);
     int (*snapshot_list)(struct dr_image *image, dr_snapshot_each each, void *user,
                          struct dr_error *err);
+    /* The image, which was just opened for reading, is what it was when the snapshot was made,
+     * until it is closed. */
+    int (*snapshot_show)(struct dr_image *image, const char *id, struct dr_error *err);
     /* Cut what no table points to off the end of the files (commit has emptied the image).
      * Optional. */
     int (*trim)(struct dr_image *image, struct dr_error *err);

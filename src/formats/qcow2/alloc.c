@@ -182,6 +182,65 @@ void qcow2_add(struct dr_image *image, uint64_t host, uint64_t len, int diff)
     }
 }
 
+/* The i-th count and those behind it that stand in the same page and the same block. */
+static uint64_t counts_in_page(const struct qcow2 *q, uint64_t i, uint64_t at)
+{
+    uint64_t bits = (DR_PAGE_SIZE - at % DR_PAGE_SIZE) * 8, per = qcow2_block_entries(q);
+    return dr_min((bits >> q->h.refcount_order) - count_index(q, i), per - i % per);
+}
+
+int qcow2_shift_counts(struct dr_image *image, uint64_t i, uint64_t n, int diff, bool change,
+                       uint64_t *done)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t at = count_place(q, i), max = qcow2_max_count(q), count = 0;
+    unsigned order = q->h.refcount_order, first = count_index(q, i);
+    uint8_t raw[DR_PAGE_SIZE];
+    struct dr_page *page;
+    *done = 0;
+    if (!at)
+        return qcow2_damage(image, "the cluster at byte %llu is in use and has no count",
+                            ULL(i * q->cluster));
+    int r = dr_page_get(image, 0, at, &page);
+    if (r < 0)
+        return r;
+    n = dr_min(n, counts_in_page(q, i, at));
+    size_t len = (size_t)dr_div_up((first + n) << order, 8);
+    memcpy(raw, dr_page_at(page, at), len);
+    for (; *done < n; ++*done) {
+        count = qcow2_count_get(order, raw, first + *done);
+        if (count == 0 || (diff > 0 && count == max) || (diff < 0 && count == 1))
+            break;
+        qcow2_count_put(order, raw, first + *done, count + (uint64_t)diff);
+    }
+    if (*done == 0 && count == 0)
+        return qcow2_damage(image, "the cluster at byte %llu is in use and counted as free",
+                            ULL(i * q->cluster));
+    if (*done == 0)
+        return diff > 0 ? -EOVERFLOW : 0;
+    if (!change || diff == 0)
+        return 0;
+    r = dr_page_pin(image, page, at, len, QCOW2_LEVEL_BLOCK);
+    if (r < 0)
+        return r;
+    dr_page_put(image, page, at, raw, len);
+    dr_page_unpin(image, page, at, len);
+    return 0;
+}
+
+int qcow2_count_sole(struct dr_image *image, uint64_t i, uint64_t n, uint64_t *sole)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t at = count_place(q, i), count;
+    n = at ? dr_min(n, counts_in_page(q, i, at)) : 0;
+    for (*sole = 0; *sole < n; ++*sole) {
+        int r = count_of(image, i + *sole, &count);
+        if (r < 0 || count != 1)
+            return r;
+    }
+    return 0;
+}
+
 /* ------------------------------------------------------------------ free clusters */
 
 static void drop_oldest_free(struct qcow2 *q)

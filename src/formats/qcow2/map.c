@@ -6,7 +6,7 @@
 
 /* ------------------------------------------------------------------ L1 */
 
-static int check_l1_entry(struct dr_image *image, uint64_t at, uint64_t v, struct dr_error *err)
+int qcow2_check_l1_entry(struct dr_image *image, uint64_t at, uint64_t v, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
     uint64_t table = v & QCOW2_OFFSET;
@@ -53,7 +53,7 @@ int qcow2_find_l2(struct dr_image *image, uint64_t off, uint64_t *table, bool *c
     *table = v & QCOW2_OFFSET;
     *copied = v & QCOW2_COPIED;
     *hole = 0;
-    if ((r = check_l1_entry(image, at, v, err)) < 0)
+    if ((r = qcow2_check_l1_entry(image, at, v, err)) < 0)
         return r;
     if (!*table)
         *hole = (i + empty_l1_entries(image, page, i)) * span - off;

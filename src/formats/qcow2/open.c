@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Opening and closing, marking as being written, and the driver's table. */
-#include "formats/qcow2/qcow2.h"
+#include "formats/qcow2/snapshot.h"
 
 #include "base/cleanup.h"
 
@@ -281,6 +281,11 @@ const struct dr_format dr_format_qcow2 = {
     .resize = qcow2_resize,
     .recover = qcow2_recover,
     .trim = qcow2_trim,
+    .snapshot_create = qcow2_snapshot_create,
+    .snapshot_apply = qcow2_snapshot_apply,
+    .snapshot_delete = qcow2_snapshot_delete,
+    .snapshot_list = qcow2_snapshot_list,
+    .snapshot_show = qcow2_snapshot_show,
     .info = qcow2_info,
     .check = qcow2_check,
 };

@@ -8,6 +8,7 @@
  *   codec.c    compressed clusters                         create.c  new images, measure
  *   backing.c  set_backing                                 resize.c  resize, trim
  *   check.c    check, repair, recover                      info.c    info
+ *   snapshot.h internal snapshots (snapshot*.c)
  *
  *   header ─► L1 table ─► L2 tables ─► data clusters
  *          ─► refcount table ─► refcount blocks: how many ways lead to each cluster of the file
@@ -103,6 +104,8 @@ static inline uint32_t qcow2_all_subs(const struct qcow2 *q)
 
 /* ------------------------------------------------------------------ map.c */
 
+/* The L1 entry v at byte `at`: -EIO where it cannot be one. */
+int qcow2_check_l1_entry(struct dr_image *image, uint64_t at, uint64_t v, struct dr_error *err);
 /* [page] Guest bytes that one L2 table covers. */
 static inline uint64_t qcow2_l2_span(const struct qcow2 *q)
 {
@@ -147,6 +150,13 @@ int qcow2_reserve_counts(struct dr_image *image, struct dr_reservation *r, uint6
                          uint64_t len);
 /* Pinned counts: add diff. */
 void qcow2_add(struct dr_image *image, uint64_t host, uint64_t len, int diff);
+/* [page] Add diff (-1, 0 or 1) to the counts of clusters from the i-th on, n at most, all of which
+ * are in use; without change only look. *done: as many as stand in one page, and none whose count
+ * would be 0 or too large afterwards. -EOVERFLOW: that is so of the first one. */
+int qcow2_shift_counts(struct dr_image *image, uint64_t i, uint64_t n, int diff, bool change,
+                       uint64_t *done);
+/* [page] How many of n clusters from the i-th on, in one page of counts, are counted once. */
+int qcow2_count_sole(struct dr_image *image, uint64_t i, uint64_t n, uint64_t *sole);
 /* [page] n free clusters in a row; their counts are still 0, and in memory. */
 int qcow2_find_free(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
 /* [page] The same, counted 1 from now on. */

@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Changing the snapshots of an image. The core has flushed and keeps writers out; readers go on.
+ *
+ *   create   counts of all that the disk has go up; COPIED is cleared in the disk's tables; a copy
+ *            of the L1 table and another snapshot table are written │ header: snapshot table │
+ *   apply    the same for what the snapshot has, and its L1 table │ header: size and L1 table │
+ *            counts of all that the disk had go down
+ *   delete   another snapshot table │ header: snapshot table │ counts of all that the snapshot had
+ *            go down; COPIED is set where the disk is the only one left
+ *
+ * What stands before a bar is durable before the switch, one write inside a sector. A crash on
+ * either side leaves counts that are too high. What fails before the switch is undone. */
+#include "formats/qcow2/snapshot.h"
+
+#include "base/cleanup.h"
+
+/* A change on the way to its switch. */
+struct change {
+    struct dr_image *image;
+    struct qcow2 *q;
+    struct qcow2_snapshots table; /* the present ones */
+    struct qcow2_tree tree;       /* what the snapshot has, or is to have */
+    uint64_t raised;              /* of its counts */
+    uint64_t l1_at, l1_len;       /* new L1 table; len 0: none yet */
+    uint64_t table_at, table_len; /* new snapshot table, the same */
+};
+
+static int change_begin(struct change *c, struct dr_image *image, struct dr_error *err)
+{
+    *c = (struct change){.image = image, .q = qcow2_of(image)};
+    if (qcow2_has_data_file(c->q))
+        return dr_fail(err, ENOTSUP, "%s: has its data in another file, and so no snapshots inside",
+                       image->path);
+    if (c->q->damage)
+        return qcow2_refuse_damaged(image, err);
+    return qcow2_snapshots_load(image, &c->table, err);
+}
+
+/* L1 entries of a disk of that size. What follows them in the table is the state of a machine. */
+static uint64_t entries_for(const struct qcow2 *q, uint64_t size)
+{
+    return dr_div_up(size, qcow2_l2_span(q));
+}
+
+/* ------------------------------------------------------------------ new tables */
+
+static int take(struct change *c, uint64_t bytes, uint64_t *at, uint64_t *len, struct dr_error *err)
+{
+    uint64_t n = dr_max(1, dr_div_up(bytes, c->q->cluster));
+    int r = qcow2_take(c->image, n, at, err);
+    if (r == 0)
+        *len = n * c->q->cluster;
+    return r;
+}
+
+/* Write the L1 table at c->l1_at: the tree's entries, without COPIED, then zeros. */
+static int write_l1(struct change *c, struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *l1 = calloc(1, c->l1_len);
+    uint64_t bytes = c->tree.entries * 8;
+    if (!l1)
+        return dr_fail_errno(err, ENOMEM, "%s", c->image->path);
+    int r = dr_file_pread(c->image->files[0], l1, c->tree.l1_at, bytes, err);
+    for (uint64_t i = 0; r == 0 && i < bytes; i += 8)
+        put_be64(l1 + i, get_be64(l1 + i) & ~QCOW2_COPIED);
+    return r < 0 ? r : dr_file_pwrite(c->image->files[0], l1, c->l1_at, c->l1_len, err);
+}
+
+/* Everything before the switch is durable, and what was written past the page cache is not in it.
+ */
+static int settle(struct change *c, struct dr_error *err)
+{
+    int r = dr_image_flush_all(c->image, err);
+    if (r < 0)
+        return r;
+    DR_LOCK_SCOPE(&c->image->lock);
+    if (c->l1_len)
+        dr_page_forget(c->image, 0, c->l1_at, c->l1_len);
+    if (c->table_len)
+        dr_page_forget(c->image, 0, c->table_at, c->table_len);
+    return 0;
+}
+
+static void guard_tables(struct change *c)
+{
+    for (uint64_t i = 0; i < c->l1_len; i += c->q->cluster)
+        qcow2_guard(c->q, c->l1_at + i);
+}
+
+/* Where this fails, too, counts stay too high. own: the tree is the disk's. */
+static void change_undo(struct change *c, bool own)
+{
+    int r = c->raised ? qcow2_tree_unraise(c->image, &c->tree, c->raised, NULL) : 0;
+    if (r == 0 && c->raised && own)
+        r = qcow2_tree_recount(c->image, &c->tree, NULL);
+    if (r == 0 && c->l1_len)
+        r = qcow2_lose(c->image, c->l1_at, c->l1_len, NULL);
+    if (r == 0 && c->table_len)
+        qcow2_lose(c->image, c->table_at, c->table_len, NULL);
+}
+
+/* ------------------------------------------------------------------ switches */
+
+/* Whether the header was switched is not known: what is written from now on might be lost. */
+static int switch_failed(struct change *c, int r)
+{
+    DR_LOCK_SCOPE(&c->image->lock);
+    if (!c->q->damage)
+        c->q->damage = strdup("whether its header was written is not known");
+    return r;
+}
+
+static int switch_table(struct change *c, uint32_t n, struct dr_error *err)
+{
+    struct qcow2 *q = c->q;
+    uint64_t old = q->h.snapshots_at;
+    uint8_t field[12];
+    put_be32(field, n);
+    put_be64(field + 4, c->table_at);
+    int r = qcow2_switch(c->image, QCOW2_AT_SNAPSHOTS, field, sizeof(field), err);
+    if (r < 0)
+        return switch_failed(c, r);
+    pthread_mutex_lock(&c->image->lock);
+    q->h.n_snapshots = n;
+    q->h.snapshots_at = c->table_at;
+    pthread_mutex_unlock(&c->image->lock);
+    return c->table.len ? qcow2_lose(c->image, old, c->table.len, err) : 0;
+}
+
+/* Size, kind of encryption and L1 table stand next to each other. */
+static int switch_disk(struct change *c, uint64_t size, uint64_t entries, struct dr_error *err)
+{
+    struct qcow2 *q = c->q;
+    uint8_t field[24];
+    put_be64(field, size);
+    put_be32(field + 8, q->h.crypt);
+    put_be32(field + 12, (uint32_t)entries);
+    put_be64(field + 16, c->l1_at);
+    int r = qcow2_switch(c->image, QCOW2_AT_SIZE, field, sizeof(field), err);
+    if (r < 0)
+        return switch_failed(c, r);
+    DR_LOCK_SCOPE(&c->image->lock); /* readers look there */
+    q->h.size = size;
+    q->h.l1_entries = (uint32_t)entries;
+    q->h.l1_at = c->l1_at;
+    c->image->size = size;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ create */
+
+static int prepare_create(struct change *c, const char *name, struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *bytes = NULL;
+    size_t len;
+    int r = take(c, c->tree.entries * 8, &c->l1_at, &c->l1_len, err);
+    if (r == 0)
+        r = qcow2_snapshots_with(c->image, &c->table, name, c->l1_at, c->tree.entries, &bytes, &len,
+                                 err);
+    if (r == 0)
+        r = take(c, len, &c->table_at, &c->table_len, err);
+    if (r == 0)
+        r = qcow2_tree_raise(c->image, &c->tree, &c->raised, err);
+    if (r == 0)
+        r = qcow2_tree_share(c->image, &c->tree, true, err);
+    if (r == 0)
+        r = write_l1(c, err);
+    if (r == 0)
+        r = dr_file_pwrite(c->image->files[0], bytes, c->table_at, len, err);
+    return r < 0 ? r : settle(c, err);
+}
+
+/* Nothing was changed yet where this fails. */
+static int check_create(struct change *c, const char *name, struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *bytes = NULL;
+    size_t len;
+    int r = qcow2_snapshots_with(c->image, &c->table, name, 0, 0, &bytes, &len, err);
+    return r < 0 ? r : qcow2_tree_check(c->image, &c->tree, true, err);
+}
+
+int qcow2_snapshot_create(struct dr_image *image, const char *name, struct dr_error *err)
+{
+    struct change c;
+    int r = change_begin(&c, image, err);
+    if (r == 0) {
+        uint64_t entries = dr_min(entries_for(c.q, image->size), c.q->h.l1_entries);
+        c.tree = (struct qcow2_tree){c.q->h.l1_at, entries};
+        r = check_create(&c, name, err);
+    }
+    if (r == 0) {
+        r = prepare_create(&c, name, err);
+        if (r < 0)
+            change_undo(&c, true);
+        else if ((r = switch_table(&c, c.q->h.n_snapshots + 1, err)) == 0)
+            guard_tables(&c);
+    }
+    qcow2_snapshots_free(&c.table);
+    return r;
+}
+
+/* ------------------------------------------------------------------ apply */
+
+static int check_size(struct change *c, const struct qcow2_snapshot *s, struct dr_error *err)
+{
+    uint64_t size = s->info.size, entries = entries_for(c->q, size);
+    if (size % 512 == 0 && entries * 8 <= QCOW2_MAX_L1)
+        return 0;
+    return dr_fail(err, EIO,
+                   "%s: the snapshot table's entry at byte %llu has a disk of %llu bytes, which is "
+                   "%s; `drover check` says more",
+                   c->image->path, ULL(c->q->h.snapshots_at + s->at), ULL(size),
+                   size % 512 ? "no multiple of 512" : "too large for clusters of this size");
+}
+
+static int find(struct change *c, const char *id, const struct qcow2_snapshot **s,
+                struct dr_error *err)
+{
+    int r = qcow2_snapshots_find(c->image, &c->table, id, s, err);
+    if (r == 0)
+        r = qcow2_snapshot_check_l1(c->image, *s, err);
+    if (r == 0)
+        c->tree = (struct qcow2_tree){(*s)->l1_at, (*s)->l1_entries};
+    return r;
+}
+
+static int prepare_apply(struct change *c, uint64_t entries, struct dr_error *err)
+{
+    int r = take(c, entries * 8, &c->l1_at, &c->l1_len, err);
+    if (r == 0)
+        r = qcow2_tree_raise(c->image, &c->tree, &c->raised, err);
+    if (r == 0)
+        r = qcow2_tree_share(c->image, &c->tree, false, err);
+    if (r == 0)
+        r = write_l1(c, err);
+    return r < 0 ? r : settle(c, err);
+}
+
+int qcow2_snapshot_apply(struct dr_image *image, const char *id, struct dr_error *err)
+{
+    struct change c;
+    const struct qcow2_snapshot *s = NULL;
+    uint64_t entries = 0;
+    int r = change_begin(&c, image, err);
+    struct qcow2_tree old = {c.q->h.l1_at, c.q->h.l1_entries};
+    if (r == 0)
+        r = find(&c, id, &s, err);
+    if (r == 0)
+        r = check_size(&c, s, err);
+    if (r == 0) {
+        entries = entries_for(c.q, s->info.size);
+        c.tree.entries = dr_min(c.tree.entries, entries); /* not a machine's state */
+        r = qcow2_tree_check(image, &c.tree, true, err);
+    }
+    if (r == 0)
+        r = qcow2_tree_check(image, &old, false, err);
+    if (r == 0 && (r = prepare_apply(&c, entries, err)) < 0)
+        change_undo(&c, false);
+    else if (r == 0)
+        r = switch_disk(&c, s->info.size, entries, err);
+    else
+        goto out;
+    if (r == 0)
+        r = qcow2_tree_lose(image, &old, err);
+    if (r == 0 && old.entries)
+        r = qcow2_lose(image, old.l1_at, old.entries * 8, err);
+out:
+    qcow2_snapshots_free(&c.table);
+    return r;
+}
+
+/* ------------------------------------------------------------------ delete */
+
+static int prepare_delete(struct change *c, const struct qcow2_snapshot *s, struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *bytes = NULL;
+    size_t len;
+    int r = qcow2_snapshots_without(c->image, &c->table, s, &bytes, &len, err);
+    if (r < 0 || !bytes) /* no snapshot, no table */
+        return r;
+    r = take(c, len, &c->table_at, &c->table_len, err);
+    if (r == 0)
+        r = dr_file_pwrite(c->image->files[0], bytes, c->table_at, len, err);
+    return r < 0 ? r : settle(c, err);
+}
+
+/* Nothing names the snapshot's tables any more. */
+static int lose_snapshot(struct change *c, struct dr_error *err)
+{
+    struct qcow2_tree disk = {c->q->h.l1_at, c->q->h.l1_entries};
+    int r = qcow2_tree_lose(c->image, &c->tree, err);
+    if (r == 0 && c->tree.entries)
+        r = qcow2_lose(c->image, c->tree.l1_at, c->tree.entries * 8, err);
+    return r < 0 ? r : qcow2_tree_recount(c->image, &disk, err);
+}
+
+int qcow2_snapshot_delete(struct dr_image *image, const char *id, struct dr_error *err)
+{
+    struct change c;
+    const struct qcow2_snapshot *s;
+    int r = change_begin(&c, image, err);
+    if (r == 0)
+        r = find(&c, id, &s, err);
+    if (r == 0)
+        r = qcow2_tree_check(image, &c.tree, false, err);
+    if (r == 0) {
+        r = prepare_delete(&c, s, err);
+        if (r < 0)
+            change_undo(&c, false);
+        else if ((r = switch_table(&c, c.q->h.n_snapshots - 1, err)) == 0)
+            r = lose_snapshot(&c, err);
+    }
+    qcow2_snapshots_free(&c.table);
+    return r;
+}
+
+/* ------------------------------------------------------------------ list, show */
+
+int qcow2_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *user,
+                        struct dr_error *err)
+{
+    CLEANUP_SNAPSHOTS struct qcow2_snapshots t;
+    int r = qcow2_snapshots_load(image, &t, err);
+    for (uint32_t i = 0; r == 0 && i < t.n; i++) {
+        const struct qcow2_snapshot *s = &t.list[i];
+        struct dr_snapshot_info info = s->info;
+        CLEANUP_FREE char *id = strndup((const char *)t.bytes + s->id_at, s->id_len);
+        CLEANUP_FREE char *name = strndup((const char *)t.bytes + s->name_at, s->name_len);
+        if (!id || !name)
+            return dr_fail_errno(err, ENOMEM, "%s", image->path);
+        info.id = id;
+        info.name = name;
+        r = each(user, &info);
+    }
+    return r;
+}
+
+int qcow2_snapshot_show(struct dr_image *image, const char *id, struct dr_error *err)
+{
+    struct change c = {.image = image, .q = qcow2_of(image)};
+    const struct qcow2_snapshot *s = NULL;
+    int r = qcow2_snapshots_load(image, &c.table, err);
+    if (r == 0)
+        r = find(&c, id, &s, err);
+    if (r == 0)
+        r = check_size(&c, s, err);
+    if (r == 0) {
+        c.q->h.l1_at = s->l1_at;
+        c.q->h.l1_entries = (uint32_t)s->l1_entries;
+        image->size = c.q->h.size = s->info.size;
+    }
+    qcow2_snapshots_free(&c.table);
+    return r;
+}

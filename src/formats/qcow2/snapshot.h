@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Snapshots inside a qcow2 image. Each is an L1 table of its own, named by an entry of the snapshot
+ * table; tables and clusters below it are shared with the disk and with other snapshots, and their
+ * counts say how often.
+ *
+ *   snapshot-table.c  the snapshot table: read, find, encode with one entry more or less
+ *   snapshot-tree.c   all that one L1 table leads to: counts up and down, COPIED
+ *   snapshot.c        create, apply, delete, list, show */
+#ifndef DR_FORMATS_QCOW2_SNAPSHOT_H
+#define DR_FORMATS_QCOW2_SNAPSHOT_H
+
+#include "formats/qcow2/qcow2.h"
+
+/* ------------------------------------------------------------------ snapshot-table.c */
+
+#define QCOW2_MAX_SNAPSHOT_NAME 255u /* bytes that QEMU shows of a name */
+
+struct qcow2_snapshot {
+    size_t at, len; /* of its entry in the table's bytes, with what pads it to 8 */
+    uint64_t l1_at, l1_entries;
+    size_t id_at, id_len, name_at, name_len;
+    struct dr_snapshot_info info; /* but for the texts */
+};
+
+struct qcow2_snapshots {
+    uint8_t *bytes; /* as in the file */
+    size_t len;
+    struct qcow2_snapshot *list;
+    uint32_t n;
+};
+
+int qcow2_snapshots_load(struct dr_image *image, struct qcow2_snapshots *t, struct dr_error *err);
+void qcow2_snapshots_free(struct qcow2_snapshots *t);
+#define CLEANUP_SNAPSHOTS __attribute__((cleanup(qcow2_snapshots_free)))
+/* -ENOENT: none has that id. */
+int qcow2_snapshots_find(struct dr_image *image, const struct qcow2_snapshots *t, const char *id,
+                         const struct qcow2_snapshot **s, struct dr_error *err);
+/* Its L1 table lies where one may be. */
+int qcow2_snapshot_check_l1(struct dr_image *image, const struct qcow2_snapshot *s,
+                            struct dr_error *err);
+/* The table's bytes, malloc'ed and padded to whole clusters, with one entry more, whose id is
+ * larger than all others, or without one. Where nothing is left *bytes is NULL. */
+int qcow2_snapshots_with(struct dr_image *image, const struct qcow2_snapshots *t, const char *name,
+                         uint64_t l1_at, uint64_t l1_entries, uint8_t **bytes, size_t *len,
+                         struct dr_error *err);
+int qcow2_snapshots_without(struct dr_image *image, const struct qcow2_snapshots *t,
+                            const struct qcow2_snapshot *s, uint8_t **bytes, size_t *len,
+                            struct dr_error *err);
+
+/* ------------------------------------------------------------------ snapshot-tree.c; no lock held
+ */
+
+struct qcow2_tree {
+    uint64_t l1_at, entries;
+};
+
+/* Every table and every cluster can be understood and is counted; with raise, has room for one
+ * more in its count. -EINVAL: it has not. Changes nothing. */
+int qcow2_tree_check(struct dr_image *image, const struct qcow2_tree *tree, bool raise,
+                     struct dr_error *err);
+/* One more way to each. *raised: how many counts went up, also after a failure. */
+int qcow2_tree_raise(struct dr_image *image, const struct qcow2_tree *tree, uint64_t *raised,
+                     struct dr_error *err);
+/* Undo that, while nothing durable counts on it. */
+int qcow2_tree_unraise(struct dr_image *image, const struct qcow2_tree *tree, uint64_t raised,
+                       struct dr_error *err);
+/* One way less to each, which is durable: what has none left goes to the core. */
+int qcow2_tree_lose(struct dr_image *image, const struct qcow2_tree *tree, struct dr_error *err);
+/* Everything below the tree is shared from now on. own: the tables of the disk itself, whose L1
+ * entries say so, too. */
+int qcow2_tree_share(struct dr_image *image, const struct qcow2_tree *tree, bool own,
+                     struct dr_error *err);
+/* COPIED as the counts say, in the tables of the disk. */
+int qcow2_tree_recount(struct dr_image *image, const struct qcow2_tree *tree, struct dr_error *err);
+
+/* ------------------------------------------------------------------ the callbacks */
+
+int qcow2_snapshot_create(struct dr_image *image, const char *name, struct dr_error *err);
+int qcow2_snapshot_apply(struct dr_image *image, const char *id, struct dr_error *err);
+int qcow2_snapshot_delete(struct dr_image *image, const char *id, struct dr_error *err);
+int qcow2_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *user,
+                        struct dr_error *err);
+int qcow2_snapshot_show(struct dr_image *image, const char *id, struct dr_error *err);
+
+#endif
