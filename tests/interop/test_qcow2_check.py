@@ -244,6 +244,22 @@ def snapshot_table_too_large(i):
     i.put(i.snapshots + 8, 0x7fffffff, 4)
 
 
+def snapshot_of_an_older_version(i):
+    """As a version 2 image has it that became version 3."""
+    if i.version < 3 or i.n_snapshots != 2:
+        return False
+    with open(i.path, 'r+b') as f:
+        f.seek(i.snapshots)
+        table = f.read(4096)
+        id_len, name_len, extra = (int.from_bytes(table[a:b], 'big')
+                                   for a, b in ((12, 14), (14, 16), (36, 40)))
+        names = table[40 + extra:40 + extra + id_len + name_len]
+        first = table[:36] + bytes(4) + names
+        second = table[-(-(40 + extra + len(names)) // 8) * 8:]
+        f.seek(i.snapshots)
+        f.write((first + bytes(-len(first) % 8) + second)[:4096])
+
+
 def marked_as_corrupt(i):
     if i.version < 3:
         return False
@@ -264,7 +280,7 @@ LASTING = [reserved_bit_in_l2, reserved_bit_in_l1, table_misaligned, data_misali
            data_in_its_own_table]
 DAMAGES = [nothing, count_too_high, count_of_a_table_zero, count_of_data_zero,
            unused_cluster_counted, copied_clear_in_l2, copied_set_everywhere, copied_wrong_in_l1,
-           zero_misaligned, compressed_and_copied, two_entries_at_one_place, data_in_the_counts,
+           zero_misaligned, compressed_and_copied, two_entries_at_one_place, data_in_the_counts, snapshot_of_an_older_version,
            reserved_bit_in_the_reftable, counts_behind_the_end, no_counts, counts_all_zero,
            one_block_for_two_ranges, marked_as_corrupt, dirty_with_counts_missing] + LASTING
 
@@ -348,6 +364,42 @@ def test_both_find_the_same_and_what_drover_repairs_is_clean_for_both(sound):
         if damage not in LASTING:
             assert ours[0] == 0, f'{damage.__name__}, repaired:\n{ours[2]}'
         assert before is None or guest_bytes(path) == before, damage.__name__
+
+
+def bitmap_names(path):
+    info = json.loads(run('qemu-img', 'info', '--output=json', path).stdout)
+    return [b['name'] for b in info['format-specific']['data'].get('bitmaps', [])]
+
+
+def find_extension(image, wanted):
+    at = image.get(100, 4)
+    while image.get(at, 4) != wanted:
+        at += 8 + -(-image.get(at + 4, 4) // 8) * 8
+    return at + 8
+
+
+@pytest.mark.parametrize('damage, left', [
+    (lambda i, directory, extension: i.put(directory + 16, 9, 1), ['b2']),
+    (lambda i, directory, extension: i.put(directory, 1 << 40), ['b2']),
+    (lambda i, directory, extension: i.put(directory + 18, 60000, 2), []),
+    (lambda i, directory, extension: i.put(extension + 16, 1 << 40), []),
+    (lambda i, directory, extension: i.put(extension + 16, 77), []),
+    (lambda i, directory, extension: i.put(extension, 0, 4), []),
+], ids=['type', 'table', 'length', 'directory', 'odd-directory', 'number'])
+def test_a_repair_removes_bitmaps_that_cannot_be_right_and_keeps_the_others(tmp_path, damage,
+                                                                            left):
+    """QEMU opens no such image."""
+    path = tmp_path / 'bitmaps.qcow2'
+    make(path, '', 'bitmaps')
+    before = guest_bytes(path)
+    image = Image(path)
+    extension = find_extension(image, 0x23852875)
+    damage(image, image.get(extension + 16), extension)
+    run(*Drover.img, 'check', '-r', 'all', path, ok=False)
+    for tool in (Drover, Qemu):
+        assert check(tool, path)[1]['corruptions'] == 0
+    assert bitmap_names(path) == left
+    assert guest_bytes(path) == before
 
 
 def test_the_repair_of_an_image_that_qemu_left_dirty_is_reported(tmp_path):

@@ -5,8 +5,6 @@
 
 #include "base/cleanup.h"
 
-#define SNAPSHOT_HEADER 40u
-#define SNAPSHOT_EXTRA  16u   /* bytes that version 3 demands */
 #define MAX_EXTRA       1024u /* QEMU's */
 #define MAX_TABLE       (UINT64_C(64) << 20)
 #define BITMAP_HEADER   24u
@@ -23,38 +21,30 @@ static int new_ranges(struct qcow2_check *c, struct qcow2_range **ranges, size_t
 
 /* ------------------------------------------------------------------ snapshots */
 
-struct snapshot {
-    uint64_t at, len; /* of its entry */
-    uint64_t l1_at;
-    uint32_t l1_entries, extra;
-};
-
+/* READ; NOT_THERE: behind the end of the file, or zeros; DAMAGED: nobody knows where it ends. */
 enum { READ, NOT_THERE, DAMAGED };
 
-/* READ; NOT_THERE: behind the end of the file, or zeros; DAMAGED: nobody knows where it ends. */
-static int read_snapshot(struct qcow2_check *c, uint64_t at, struct snapshot *s,
-                         struct dr_error *err)
+int qcow2_read_snapshot(struct qcow2_check *c, uint64_t at, struct qcow2_snapshot *s,
+                        struct dr_error *err)
 {
-    uint8_t raw[SNAPSHOT_HEADER] = {0};
+    uint8_t raw[QCOW2_SNAPSHOT_HEADER] = {0};
     uint64_t size = dr_file_size(c->f);
     int r = dr_file_pread_short(c->f, raw, at, sizeof(raw), NULL, err);
+    *s = (struct qcow2_snapshot){.at = at};
     if (r < 0)
         return r;
     if (dr_is_zero(raw, sizeof(raw)))
         return NOT_THERE;
-    *s = (struct snapshot){
-        .at = at,
-        .l1_at = get_be64(raw),
-        .l1_entries = get_be32(raw + 8),
-        .extra = get_be32(raw + 36),
-    };
+    s->l1_at = get_be64(raw);
+    s->l1_entries = get_be32(raw + 8);
+    s->extra = get_be32(raw + 36);
     s->len = sizeof(raw) + (uint64_t)s->extra + get_be16(raw + 12) + get_be16(raw + 14);
     if (!dr_inside(at, s->len, size) || at + s->len - c->q->h.snapshots_at > MAX_TABLE)
         return DAMAGED;
     return READ;
 }
 
-static void judge_snapshot(struct qcow2_check *c, uint32_t i, const struct snapshot *s)
+static void judge_snapshot(struct qcow2_check *c, uint32_t i, const struct qcow2_snapshot *s)
 {
     uint64_t bytes = s->l1_entries * UINT64_C(8);
     if (s->extra > MAX_EXTRA)
@@ -62,9 +52,11 @@ static void judge_snapshot(struct qcow2_check *c, uint32_t i, const struct snaps
                          "ERROR Too much extra metadata in snapshot table entry %u (at byte "
                          "%llu)",
                          i, ULL(s->at));
-    else if (c->q->h.version >= 3 && s->extra < SNAPSHOT_EXTRA)
+    else if (c->q->h.version >= 3 && s->extra < QCOW2_SNAPSHOT_EXTRA) {
         qcow2_found(c, 1, "ERROR snapshot table entry %u is incomplete (at byte %llu)", i,
                     ULL(s->at));
+        c->incomplete = true;
+    }
     if (s->l1_at % c->q->cluster || s->l1_at > INT64_MAX)
         qcow2_found_lost(c, 1,
                          "ERROR snapshot %u l1_offset=0x%llx: L1 table is not cluster aligned; "
@@ -90,14 +82,14 @@ int qcow2_read_snapshots(struct qcow2_check *c, struct dr_error *err)
     c->n_l1s = 1;
     c->n_snapshots = 0;
     c->snapshots_len = 0;
-    c->overhang = false;
+    c->overhang = c->incomplete = false;
     if (h->n_snapshots && qcow2_has_data_file(c->q))
         qcow2_found(c, 1, "ERROR %u snapshots in image with data file (at byte %u)", h->n_snapshots,
                     QCOW2_AT_SNAPSHOTS);
     for (uint32_t i = 0; i < h->n_snapshots; i++) {
-        struct snapshot s;
+        struct qcow2_snapshot s;
         at = dr_round_up(at, 8);
-        if ((r = read_snapshot(c, at, &s, err)) < 0)
+        if ((r = qcow2_read_snapshot(c, at, &s, err)) < 0)
             return r;
         if (r == NOT_THERE) { /* whatever the header says */
             c->overhang = true;
@@ -126,6 +118,7 @@ int qcow2_read_snapshots(struct qcow2_check *c, struct dr_error *err)
 /* ------------------------------------------------------------------ bitmaps */
 
 struct bitmap {
+    uint64_t at, len; /* of its entry */
     uint64_t table_at, table_len;
     uint32_t flags, extra;
     unsigned type, granularity, name;
@@ -137,6 +130,8 @@ static const char *judge_bitmap(const struct qcow2_check *c, const struct bitmap
         return "its table is at no cluster's beginning";
     if (b->table_len == 0 || b->table_len > MAX_BITMAP)
         return "its table's size is out of bounds";
+    if (!dr_inside(b->table_at, b->table_len, dr_file_size(c->f) + c->q->cluster - 1))
+        return "its table is behind the end of the file";
     if (b->flags & BITMAP_RESERVED)
         return "it has reserved flags";
     if (b->type != 1)
@@ -151,56 +146,60 @@ static const char *judge_bitmap(const struct qcow2_check *c, const struct bitmap
     return NULL;
 }
 
-/* *at moves behind it; 0 = the directory ends before it does. */
-static int read_bitmap(struct qcow2_check *c, uint64_t *at, struct bitmap *b, struct dr_error *err)
+/* 1 = read, 0 = the directory, or the file, ends before it does. */
+static int read_bitmap(struct qcow2_check *c, uint64_t at, struct bitmap *b, struct dr_error *err)
 {
     uint8_t raw[BITMAP_HEADER];
-    uint64_t end = c->q->bitmaps_at + c->q->bitmaps_len;
-    if (!dr_inside(*at, sizeof(raw), end))
+    uint64_t end = dr_min(c->q->bitmaps_at + c->q->bitmaps_len, dr_file_size(c->f));
+    *b = (struct bitmap){.at = at};
+    if (!dr_inside(at, sizeof(raw), end))
         return 0;
-    int r = dr_file_pread_short(c->f, raw, *at, sizeof(raw), NULL, err);
+    int r = dr_file_pread(c->f, raw, at, sizeof(raw), err);
     if (r < 0)
         return r;
-    *b = (struct bitmap){
-        .table_at = get_be64(raw),
-        .table_len = get_be32(raw + 8) * UINT64_C(8),
-        .flags = get_be32(raw + 12),
-        .type = raw[16],
-        .granularity = raw[17],
-        .name = get_be16(raw + 18),
-        .extra = get_be32(raw + 20),
-    };
-    uint64_t len = dr_round_up(sizeof(raw) + (uint64_t)b->extra + b->name, 8);
-    if (!dr_inside(*at, len, end))
-        return 0;
-    *at += len;
-    return 1;
+    b->table_at = get_be64(raw);
+    b->table_len = get_be32(raw + 8) * UINT64_C(8);
+    b->flags = get_be32(raw + 12);
+    b->type = raw[16];
+    b->granularity = raw[17];
+    b->name = get_be16(raw + 18);
+    b->extra = get_be32(raw + 20);
+    b->len = dr_round_up(sizeof(raw) + (uint64_t)b->extra + b->name, 8);
+    return dr_inside(at, b->len, end);
 }
 
-int qcow2_read_bitmaps(struct qcow2_check *c, struct dr_error *err)
+/* A sound entry of the directory. */
+static int take_bitmap(struct qcow2_check *c, const struct bitmap *b, qcow2_bitmap_fn each,
+                       void *user, struct dr_error *err)
 {
-    uint64_t at = c->q->bitmaps_at, from;
+    c->bitmaps[c->n_bitmaps++] = (struct qcow2_range){b->table_at, b->table_len, false};
+    return each ? each(c, b->at, b->len, user, err) : 0;
+}
+
+int qcow2_read_bitmaps(struct qcow2_check *c, qcow2_bitmap_fn each, void *user,
+                       struct dr_error *err)
+{
+    uint64_t at = c->q->bitmaps_at;
     int r = new_ranges(c, &c->bitmaps, c->q->n_bitmaps, err);
     c->n_bitmaps = 0;
+    c->bad_bitmaps = c->q->bitmaps_bad;
+    if (c->bad_bitmaps)
+        qcow2_found(c, 1, "ERROR the header's bitmaps extension is out of bounds");
     for (uint32_t i = 0; r == 0 && i < c->q->n_bitmaps; i++) {
         struct bitmap b;
-        from = at;
-        if ((r = read_bitmap(c, &at, &b, err)) < 0)
-            return r;
-        if (r == 0) {
-            qcow2_found_lost(c, 1,
-                             "ERROR bitmap directory entry %u at byte %llu is behind the end of "
-                             "the directory",
-                             i, ULL(from));
-            return 0;
+        int there = read_bitmap(c, at, &b, err);
+        if (there < 0)
+            return there;
+        const char *bad = there ? judge_bitmap(c, &b) : "it is behind the end of the directory";
+        if (bad) {
+            qcow2_found(c, 1, "ERROR bitmap directory entry %u at byte %llu: %s", i, ULL(at), bad);
+            c->bad_bitmaps = true;
+        } else {
+            r = take_bitmap(c, &b, each, user, err);
         }
-        r = 0;
-        const char *bad = judge_bitmap(c, &b);
-        if (bad)
-            qcow2_found_lost(c, 1, "ERROR bitmap directory entry %u at byte %llu: %s", i, ULL(from),
-                             bad);
-        else
-            c->bitmaps[c->n_bitmaps++] = (struct qcow2_range){b.table_at, b.table_len, false};
+        if (!there)
+            break; /* nobody knows where the others are */
+        at += b.len;
     }
     return r;
 }

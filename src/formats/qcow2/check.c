@@ -7,8 +7,9 @@
  *   1. snapshots that the file does not hold are cut off the table     one write to the header
  *   2. entries that have one right value get it                        each in its sector
  *   3. counts are corrected in place, or all of them written anew      each alone; or one write
- *   4. COPIED bits follow the counts                                   each in its sector
- *   5. the marks "dirty" and "corrupt" go when nothing is wrong        one write to the header */
+ *   4. a snapshot table or bitmap directory is written anew            one write to the header
+ *   5. COPIED bits follow the counts                                   each in its sector
+ *   6. the marks "dirty" and "corrupt" go when nothing is wrong        one write to the header */
 #include "formats/qcow2/check.h"
 
 #include <stdarg.h>
@@ -81,7 +82,7 @@ static int examine(struct qcow2_check *c, struct dr_check_result *result, bool s
     qcow2_tally_begin(&c->tally, 0, qcow2_check_limits.tally);
     int r = qcow2_read_snapshots(c, err);
     if (r == 0)
-        r = qcow2_read_bitmaps(c, err);
+        r = qcow2_read_bitmaps(c, NULL, NULL, err);
     if (r == 0)
         r = qcow2_read_roots(c, err);
     if (r == 0)
@@ -102,7 +103,16 @@ static int check_begin(struct qcow2_check *c, struct dr_image *image, struct dr_
 
 /* ------------------------------------------------------------------ repairing */
 
-enum stage { CUT_SNAPSHOTS, MEND_ENTRIES, CORRECT_COUNTS, CORRECT_COPIED, STAGES };
+enum stage {
+    CUT_SNAPSHOTS,
+    MEND_ENTRIES,
+    CORRECT_COUNTS,
+    RENEW_SNAPSHOTS,
+    RENEW_BITMAPS,
+    FREE_RENEWED, /* what the two have given up */
+    CORRECT_COPIED,
+    STAGES
+};
 
 static int cut_snapshots(struct qcow2_check *c, struct dr_error *err)
 {
@@ -114,13 +124,16 @@ static int cut_snapshots(struct qcow2_check *c, struct dr_error *err)
     return r;
 }
 
-/* What may be done to counts: clusters that seem unused may be what a damaged entry should lead to,
- * and are kept then. */
+/* Clusters that seem unused may be what a damaged entry should lead to. */
+static bool keeps_leaks(const struct qcow2_check *c)
+{
+    return c->lost || c->bad_bitmaps;
+}
+
+/* What may be done to counts. */
 static unsigned allowed(const struct qcow2_check *c, unsigned fix)
 {
-    if (!c->lost)
-        return fix;
-    return fix & DR_CHECK_FIX_ALL & ~(unsigned)DR_CHECK_FIX_LEAKS;
+    return keeps_leaks(c) ? fix & DR_CHECK_FIX_ALL & ~(unsigned)DR_CHECK_FIX_LEAKS : fix;
 }
 
 static bool wants_all(unsigned fix)
@@ -133,6 +146,19 @@ static bool must_rebuild(const struct qcow2_check *c)
     return c->rebuild || c->no_block;
 }
 
+/* Nothing that is in use looks free. */
+static bool can_allocate(const struct qcow2_check *c)
+{
+    return !must_rebuild(c) && c->low == 0;
+}
+
+static bool corrects_counts(const struct qcow2_check *c, bool all)
+{
+    if (all && (must_rebuild(c) || c->low))
+        return true;
+    return c->high && !keeps_leaks(c) && !must_rebuild(c);
+}
+
 static bool wanted(const struct qcow2_check *c, unsigned stage, unsigned fix)
 {
     bool all = wants_all(fix);
@@ -141,51 +167,17 @@ static bool wanted(const struct qcow2_check *c, unsigned stage, unsigned fix)
         return all && c->overhang;
     case MEND_ENTRIES:
         return all && c->entries;
+    case RENEW_SNAPSHOTS:
+        return all && c->incomplete && can_allocate(c) && c->n_snapshots == c->q->h.n_snapshots;
+    case RENEW_BITMAPS:
+        return all && c->bad_bitmaps && can_allocate(c);
+    case FREE_RENEWED:
+        return c->renewed && corrects_counts(c, all);
     case CORRECT_COUNTS:
-        if (all)
-            return must_rebuild(c) || c->low || (c->high && !c->lost);
-        return c->high && !c->lost && !must_rebuild(c);
+        return corrects_counts(c, all);
     default: /* by counts that are right */
-        return c->copied_wrong && (all || !(must_rebuild(c) || c->low || c->high || c->lost));
+        return c->copied_wrong && (all || (can_allocate(c) && !c->high && !keeps_leaks(c)));
     }
-}
-
-static int correct_counts(struct qcow2_check *c, unsigned fix, struct dr_error *err)
-{
-    if (!must_rebuild(c))
-        return qcow2_count_all(c, allowed(c, fix), err);
-    return c->dangling ? 0 : qcow2_rebuild(c, err);
-}
-
-static void announce(struct qcow2_check *c, unsigned stage)
-{
-    if (stage != CORRECT_COUNTS || !must_rebuild(c))
-        return;
-    if (c->dangling)
-        qcow2_say(c,
-                  "The refcount structure is not rebuilt: it would go behind the end of the file, "
-                  "where %llu entries say that there is data",
-                  ULL(c->dangling));
-    else
-        qcow2_say(c, "Rebuilding refcount structure");
-}
-
-static int run_stage(struct qcow2_check *c, unsigned stage, unsigned fix, struct dr_error *err)
-{
-    bool silent = c->silent;
-    int r;
-    announce(c, stage);
-    c->silent = true;
-    if (stage == CUT_SNAPSHOTS)
-        r = cut_snapshots(c, err);
-    else if (stage == MEND_ENTRIES)
-        r = qcow2_mend_entries(c, err);
-    else if (stage == CORRECT_COUNTS)
-        r = correct_counts(c, fix, err);
-    else
-        r = qcow2_check_copied(c, true, err);
-    c->silent = silent;
-    return r < 0 ? r : dr_file_flush(c->f, err);
 }
 
 /* What the driver knows of the file was before the repair. */
@@ -208,6 +200,56 @@ static int reload(struct dr_image *image, struct dr_error *err)
         q->n_free = 0;
     }
     return loaded ? qcow2_load_reftable(image, err) : 0;
+}
+
+/* The driver allocates: it must know the file as it is now. */
+static int renew(struct qcow2_check *c, unsigned stage, struct dr_error *err)
+{
+    int r = reload(c->image, err);
+    if (r < 0)
+        return r;
+    c->renewed = true;
+    return stage == RENEW_SNAPSHOTS ? qcow2_renew_snapshots(c, err) : qcow2_renew_bitmaps(c, err);
+}
+
+static int correct_counts(struct qcow2_check *c, unsigned fix, struct dr_error *err)
+{
+    if (!must_rebuild(c))
+        return qcow2_count_all(c, allowed(c, fix), err);
+    return c->dangling ? 0 : qcow2_rebuild(c, err);
+}
+
+static void announce(struct qcow2_check *c, unsigned stage)
+{
+    if ((stage != CORRECT_COUNTS && stage != FREE_RENEWED) || !must_rebuild(c))
+        return;
+    if (c->dangling)
+        qcow2_say(c,
+                  "The refcount structure is not rebuilt: it would go behind the end of the file, "
+                  "where %llu entries say that there is data",
+                  ULL(c->dangling));
+    else
+        qcow2_say(c, "Rebuilding refcount structure");
+}
+
+static int run_stage(struct qcow2_check *c, unsigned stage, unsigned fix, struct dr_error *err)
+{
+    bool silent = c->silent;
+    int r;
+    announce(c, stage);
+    c->silent = true;
+    if (stage == CUT_SNAPSHOTS)
+        r = cut_snapshots(c, err);
+    else if (stage == MEND_ENTRIES)
+        r = qcow2_mend_entries(c, err);
+    else if (stage == CORRECT_COPIED)
+        r = qcow2_check_copied(c, true, err);
+    else if (stage == RENEW_SNAPSHOTS || stage == RENEW_BITMAPS)
+        r = renew(c, stage, err);
+    else
+        r = correct_counts(c, fix, err);
+    c->silent = silent;
+    return r < 0 ? r : dr_file_flush(c->f, err);
 }
 
 /* After examine has told what is wrong. *result becomes what is left. */

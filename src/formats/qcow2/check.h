@@ -10,6 +10,7 @@
  *   check-compare.c    compares the counts with those on disk, and corrects these
  *   check-copied.c     the COPIED bits of the active tables
  *   check-rebuild.c    writes new counts at the end of the file
+ *   check-renew.c      writes a snapshot table or bitmap directory anew
  *
  * A pass walks all tables in the order of the file and counts what lies in a window of the file's
  * clusters: as many as fit into the memory it may use, which are all clusters of nearly every
@@ -80,10 +81,13 @@ struct qcow2_check {
     uint64_t snapshots_len; /* bytes of the snapshot table */
     uint32_t n_snapshots;   /* in it */
     bool overhang;          /* the header says that there are more */
+    bool incomplete;        /* some lack what version 3 demands */
+    bool bad_bitmaps;       /* some cannot be right */
     struct qcow2_range *bitmaps;
     size_t n_bitmaps;
     uint8_t *buf; /* QCOW2_CHECK_STEP bytes for qcow2_scan */
 
+    bool renewed;  /* a table was written anew */
     bool no_roots; /* walk: leave the refcount table and its blocks out */
 
     /* What was found. */
@@ -154,9 +158,32 @@ int qcow2_each_table(struct qcow2_check *c, qcow2_sweep_fn each_l1, qcow2_table_
 
 /* ------------------------------------------------------------------ check-snapshots.c */
 
-/* Lists all L1 tables and those of the bitmaps. */
+#define QCOW2_SNAPSHOT_HEADER 40u
+#define QCOW2_SNAPSHOT_EXTRA  16u /* bytes that version 3 demands */
+
+struct qcow2_snapshot {
+    uint64_t at, len; /* of its entry */
+    uint64_t l1_at;
+    uint32_t l1_entries, extra;
+};
+/* Lists all L1 tables. */
 int qcow2_read_snapshots(struct qcow2_check *c, struct dr_error *err);
-int qcow2_read_bitmaps(struct qcow2_check *c, struct dr_error *err);
+/* 0, or > 0: there is none that can be read. */
+int qcow2_read_snapshot(struct qcow2_check *c, uint64_t at, struct qcow2_snapshot *s,
+                        struct dr_error *err);
+/* Lists the tables of all bitmaps that may be right, and shows their entries of the directory to
+ * each (may be NULL). */
+typedef int (*qcow2_bitmap_fn)(struct qcow2_check *c, uint64_t at, uint64_t len, void *user,
+                               struct dr_error *err);
+int qcow2_read_bitmaps(struct qcow2_check *c, qcow2_bitmap_fn each, void *user,
+                       struct dr_error *err);
+
+/* ------------------------------------------------------------------ check-renew.c; the counts are
+ * right, and nothing of the file is in the page cache */
+
+int qcow2_renew_snapshots(struct qcow2_check *c, struct dr_error *err);
+/* Without those that cannot be right. */
+int qcow2_renew_bitmaps(struct qcow2_check *c, struct dr_error *err);
 
 /* ------------------------------------------------------------------ check-entry.c */
 

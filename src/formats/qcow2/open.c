@@ -40,6 +40,26 @@ static int copy_text(struct dr_image *image, char **out, const uint8_t *text, si
     return *out ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
 }
 
+/* A repair opens the image all the same. */
+static int refuse_bitmaps(struct dr_image *image, uint32_t len, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    int r = 0;
+    if (image->flags & DR_OPEN_AS_FOUND)
+        q->bitmaps_bad = true;
+    else if (len != 24)
+        r = dr_fail(err, EINVAL, "%s: the bitmaps extension has %u bytes, expected 24", image->path,
+                    len);
+    else
+        r = dr_fail(err, EINVAL,
+                    "%s: the bitmaps extension is out of bounds: %u bitmaps, a directory of %llu "
+                    "bytes at byte %llu",
+                    image->path, q->n_bitmaps, ULL(q->bitmaps_len), ULL(q->bitmaps_at));
+    q->n_bitmaps = 0;
+    q->bitmaps_at = q->bitmaps_len = 0;
+    return r;
+}
+
 static int take_bitmaps(struct dr_image *image, const uint8_t *data, uint32_t len,
                         struct dr_error *err)
 {
@@ -47,18 +67,13 @@ static int take_bitmaps(struct dr_image *image, const uint8_t *data, uint32_t le
     if (!(q->h.autoclear & QCOW2_BITMAPS))
         return 0; /* somebody wrote who does not know them: they mean nothing any more */
     if (len != 24)
-        return dr_fail(err, EINVAL, "%s: the bitmaps extension has %u bytes, expected 24",
-                       image->path, len);
+        return refuse_bitmaps(image, len, err);
     q->n_bitmaps = get_be32(data);
     q->bitmaps_len = get_be64(data + 8);
     q->bitmaps_at = get_be64(data + 16);
     if (q->bitmaps_at % q->cluster || !q->bitmaps_at || q->bitmaps_len > QCOW2_MAX_BITMAP_DIR ||
         !q->n_bitmaps || q->n_bitmaps > QCOW2_MAX_BITMAPS || q->bitmaps_at > QCOW2_MAX_OFFSET)
-        return dr_fail(
-            err, EINVAL,
-            "%s: the bitmaps extension is out of bounds: %u bitmaps, a directory of %llu "
-            "bytes at byte %llu",
-            image->path, q->n_bitmaps, ULL(q->bitmaps_len), ULL(q->bitmaps_at));
+        return refuse_bitmaps(image, len, err);
     return 0;
 }
 

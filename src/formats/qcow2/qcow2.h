@@ -64,6 +64,7 @@ struct qcow2 {
     uint64_t bitmaps_at;   /* bitmap directory; 0 = there are no bitmaps */
     uint64_t bitmaps_len;
     uint32_t n_bitmaps;
+    bool bitmaps_bad; /* the extension makes no sense; opened to be repaired */
     uint64_t crypto_at, crypto_len;
     char *data_name; /* as recorded, or NULL */
 
