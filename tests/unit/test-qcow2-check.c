@@ -348,6 +348,50 @@ static void snapshots_without_a_table(const struct patient *p)
     poke(p->fs, QCOW2_AT_SNAPSHOTS + 4, dr_round_up(p->size, p->cluster), 8);
 }
 
+/* A snapshot of nothing, as version 2 has it. */
+static void snapshot_of_version_2(const struct patient *p)
+{
+    uint64_t at = dr_round_up(p->size, p->cluster);
+    poke(p->fs, at + p->cluster - 8, 0, 8);
+    poke(p->fs, at, p->l1, 8);
+    poke(p->fs, at + 12, 1, 2); /* of the id */
+    poke(p->fs, at + 14, 1, 2); /* of the name */
+    poke(p->fs, at + 40, UINT64_C(0x3161) << 48, 8);
+    set_count(p, at, 1);
+    poke(p->fs, QCOW2_AT_SNAPSHOTS, 1, 4);
+    poke(p->fs, QCOW2_AT_SNAPSHOTS + 4, at, 8);
+}
+static uint64_t extensions_end(const struct patient *p)
+{
+    uint64_t at = peek(p->fs, QCOW2_AT_LENGTH, 4);
+    while (peek(p->fs, at, 4))
+        at += 8 + dr_round_up(peek(p->fs, at + 4, 4), 8);
+    return at;
+}
+/* The first is of a type that does not exist, the second is all right. */
+static void one_of_two_bitmaps_bad(const struct patient *p)
+{
+    uint64_t ext = extensions_end(p), at = dr_round_up(p->size, p->cluster);
+    poke(p->fs, at + 2 * p->cluster - 8, 0, 8);
+    poke(p->fs, ext, QCOW2_EXT_BITMAPS, 4);
+    poke(p->fs, ext + 4, 24, 4);
+    poke(p->fs, ext + 8, 2, 4);
+    poke(p->fs, ext + 16, 64, 8);
+    poke(p->fs, ext + 24, at, 8);
+    poke(p->fs, ext + 32, 0, 8);
+    poke(p->fs, QCOW2_AT_AUTOCLEAR, QCOW2_BITMAPS, 8);
+    for (uint64_t i = 0; i < 2; i++) {
+        uint64_t entry = at + 32 * i;
+        poke(p->fs, entry, at + p->cluster, 8);
+        poke(p->fs, entry + 8, 1, 4);
+        poke(p->fs, entry + 16, i == 0 ? 9 : 1, 1);
+        poke(p->fs, entry + 17, 16, 1);
+        poke(p->fs, entry + 18, 1, 2);
+        poke(p->fs, entry + 24, 'a' + i, 1);
+        set_count(p, at + i * p->cluster, 1);
+    }
+}
+
 enum { SUB = 1, V3 = 2, WIDE = 4, KEEPS = 8, PLAIN = 16 };
 static const struct damage {
     const char *name;
@@ -388,6 +432,8 @@ static const struct damage {
     D(one_block_for_two_ranges, "refcount=2", WIDE),
     D(marked_as_corrupt, "refcount=0 reference=1", V3),
     D(snapshots_without_a_table, "is missing: the header says that there are 3", 0),
+    D(snapshot_of_version_2, "snapshot table entry 0 is incomplete", V3),
+    D(one_of_two_bitmaps_bad, "ERROR bitmap directory entry 0", V3),
 #undef D
 };
 #define N_DAMAGES (sizeof(damages) / sizeof(damages[0]))
