@@ -265,6 +265,8 @@ static int check_step(void *user, struct dr_chain *present, struct dr_chain **fr
 {
     (void)fresh;
     int r = dr_chain_flush(present, 0, err);
+    if (r == 0) /* what a flush has freed is counted until the next one */
+        r = dr_image_flush_all(present->images[0], err);
     return r < 0 ? r : check_chain(user, present, err);
 }
 

@@ -834,6 +834,37 @@ static void leaks_are_kept_while_it_is_not_known_what_they_were(void **state)
     assert_non_null(strstr(lines, leak));
 }
 
+static void counts_that_are_too_low_are_raised_though_leaks_are_kept(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    reserved_bits_in_l1(&p);
+    unused_cluster_counted(&p);
+    count_of_data_zero(&p);
+    struct dr_check_result r = checked(mem, DR_CHECK_FIX_ALL);
+    assert_int_equal(r.corruptions, 1);
+    assert_int_equal(r.leaks, 1);
+    checked(mem, 0);
+    assert_null(strstr(lines, "refcount=0"));
+}
+
+static void an_open_disk_has_no_leaks_because_something_was_just_freed(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    char *json;
+    make_in(mem, &shapes[0]);
+    ok(dr_open_fs(mem, PATH, &rw, &disk, &err));
+    ok(dr_zero(disk, 0, 64 * KiB, DR_MAY_UNMAP, &err));
+    lines[0] = '\0';
+    ok(dr_disk_check(disk, note, NULL, &json, NULL, &err));
+    free(json);
+    ok(dr_close(disk, &err));
+    assert_string_equal(lines, "");
+}
+
 /* New counts would go where these entries say that the guest's data is. */
 static void counts_are_not_written_anew_while_entries_lead_behind_the_end(void **state)
 {
@@ -904,6 +935,8 @@ int main(void)
         T(an_image_that_is_dirty_gets_its_counts_when_it_is_opened_for_writing),
         T(a_dirty_image_that_cannot_be_repaired_is_not_written_to),
         T(leaks_are_kept_while_it_is_not_known_what_they_were),
+        T(counts_that_are_too_low_are_raised_though_leaks_are_kept),
+        T(an_open_disk_has_no_leaks_because_something_was_just_freed),
         T(counts_are_not_written_anew_while_entries_lead_behind_the_end),
         T(repairing_leaks_corrects_nothing_else),
         T(trim_cuts_the_file_behind_the_last_cluster_in_use),

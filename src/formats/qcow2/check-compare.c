@@ -58,11 +58,11 @@ static uint64_t judge(struct qcow2_check *c, uint64_t cluster, uint64_t stored, 
     if (stored < n) {
         c->low++;
         c->result->corruptions++;
-        return (fix & DR_CHECK_FIX_ALL) == DR_CHECK_FIX_ALL ? n : stored;
+        return fix & QCOW2_RAISE ? n : stored;
     }
     c->high++;
     c->result->leaks++;
-    return fix & DR_CHECK_FIX_LEAKS ? n : stored;
+    return fix & QCOW2_LOWER ? n : stored;
 }
 
 /* ------------------------------------------------------------------ ranges of clusters */

@@ -130,15 +130,15 @@ static bool keeps_leaks(const struct qcow2_check *c)
     return c->lost || c->bad_bitmaps;
 }
 
-/* What may be done to counts. */
-static unsigned allowed(const struct qcow2_check *c, unsigned fix)
-{
-    return keeps_leaks(c) ? fix & DR_CHECK_FIX_ALL & ~(unsigned)DR_CHECK_FIX_LEAKS : fix;
-}
-
 static bool wants_all(unsigned fix)
 {
     return (fix & DR_CHECK_FIX_ALL) == DR_CHECK_FIX_ALL;
+}
+
+static unsigned allowed(const struct qcow2_check *c, unsigned fix)
+{
+    unsigned what = wants_all(fix) ? QCOW2_RAISE : 0;
+    return keeps_leaks(c) ? what : what | QCOW2_LOWER;
 }
 
 static bool must_rebuild(const struct qcow2_check *c)

@@ -219,7 +219,8 @@ int qcow2_mend_entries(struct qcow2_check *c, struct dr_error *err);
 enum qcow2_root { QCOW2_ROOT_NONE, QCOW2_ROOT_BLOCK, QCOW2_ROOT_UNKNOWN };
 enum qcow2_root qcow2_root_of(const struct qcow2_check *c, uint64_t block, uint64_t *at);
 int qcow2_read_roots(struct qcow2_check *c, struct dr_error *err);
-/* fix: enum dr_check_flag; counts on disk that are too high, and too low, become right. */
+/* What becomes right on disk. */
+enum { QCOW2_RAISE = 1 /* counts that are too low */, QCOW2_LOWER = 2 /* too high */ };
 int qcow2_compare(struct qcow2_check *c, unsigned fix, struct dr_error *err);
 /* Walk and compare, window by window. */
 int qcow2_count_all(struct qcow2_check *c, unsigned fix, struct dr_error *err);
