@@ -52,6 +52,12 @@ static bool identify(const struct dr_publish *p, const char *path, struct dr_fil
                          : p->fs->ops->identify(p->fs, path, id, NULL)) == 0;
 }
 
+static bool exists(const struct dr_publish *p, const char *path)
+{
+    struct dr_file_id id;
+    return identify(p, path, &id);
+}
+
 /* May the file get its name now? *gives_way: by replacing the old one. */
 static int look(const struct dr_publish *p, const struct dr_publish_file *f, bool *gives_way,
                 struct dr_error *err)
@@ -82,7 +88,7 @@ static int look_at_all(const struct dr_publish *p, bool *old_parts, struct dr_er
         bool gives_way;
         r = look(p, f, &gives_way, err);
         *old_parts |= f->part && gives_way;
-        if (r == 0 && f->aside && dr_fs_exists(p->fs, f->aside) && dr_fs_exists(p->fs, f->to))
+        if (r == 0 && f->aside && exists(p, f->aside) && exists(p, f->to))
             r = dr_fail(err, EEXIST,
                         "%s: was being replaced when that was interrupted, and exists again: the "
                         "old file is %s, remove one of them",
@@ -108,11 +114,11 @@ static int put_aside(struct dr_publish *p, struct dr_error *err)
         struct dr_publish_file *f = &p->files[i];
         if (!f->aside)
             continue;
-        if (dr_fs_exists(p->fs, f->to)) {
+        if (exists(p, f->to)) {
             r = p->fs->ops->rename(p->fs, f->to, f->aside, err);
             f->put_aside = r == 0;
         }
-        if (f->put_aside || dr_fs_exists(p->fs, f->aside))
+        if (f->put_aside || exists(p, f->aside))
             last = f;
     }
     if (r == 0 && last)
@@ -189,7 +195,7 @@ static bool undo(struct dr_publish *p)
 static void remove_aside(const struct dr_publish *p)
 {
     for (size_t i = 0; i < p->n; i++)
-        if (p->files[i].aside && dr_fs_exists(p->fs, p->files[i].aside))
+        if (p->files[i].aside && exists(p, p->files[i].aside))
             p->fs->ops->unlink(p->fs, p->files[i].aside, NULL);
 }
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/rename.h"
+#include "faultfs.h"
 
 #define SIZE (2 * MiB)
 
@@ -163,6 +164,29 @@ static void an_extent_that_no_leftover_names_is_somebody_elses(void **state)
     struct stat st;
     assert_int_equal(stat("d-s001.vmdk", &st), 0);
     assert_int_equal(st.st_size, 4);
+}
+
+static int note_step(void *user, const struct faultfs_io *io)
+{
+    char *steps = user;
+    size_t n = strlen(steps);
+    if (io->kind == FAULTFS_RENAME || io->kind == FAULTFS_SYNC_DIR)
+        snprintf(steps + n, 256 - n, "%s %s, ", faultfs_kind_name(io->kind),
+                 dr_path_basename(io->path));
+    return 0;
+}
+
+/* The process may have been killed before the names of the extents were durable. */
+static void extents_are_durable_before_a_half_moved_image_is_finished(void **state)
+{
+    (void)state;
+    struct faultfs *faults = faultfs_new(dr_fs_posix());
+    char steps[256] = "";
+    half_moved("d");
+    faultfs_observe(faults, note_step, steps);
+    ok(dr_recover_fs(faultfs_fs(faults), "d.vmdk", NULL, false, NULL, NULL, NULL, &err));
+    assert_string_equal(steps, "sync_dir d.vmdk, rename d.vmdk, sync_dir d.vmdk, ");
+    faultfs_free(faults);
 }
 
 /* ------------------------------------------------------------------ somebody is still at work */
@@ -357,6 +381,7 @@ int main(void)
         T(a_second_link_is_no_other_file),
         T(a_published_image_whose_first_link_is_left_stays_as_it_is),
         T(an_extent_that_no_leftover_names_is_somebody_elses),
+        T(extents_are_durable_before_a_half_moved_image_is_finished),
         T(recover_leaves_an_image_alone_that_is_being_made),
         T(a_second_attempt_leaves_the_first_alone),
         T(an_image_that_is_being_moved_is_left_to_its_mover),

@@ -6,6 +6,8 @@
 #include "test-ops.h"
 
 #include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 struct rig {
     struct dr_fs *memory, *fs;
@@ -266,6 +268,30 @@ static void after_an_old_main_file_is_replaced_the_rest_is_kept(void **state)
     dr_publish_end(&p);
 }
 
+/* A relative link leads nowhere while it is aside. */
+static void an_old_name_that_is_a_link_is_put_aside_and_removed(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/drover-publish-XXXXXX";
+    const char *made[] = {"real", "a-1", "w/a", "w/a-1"};
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(chdir(dir), 0);
+    assert_int_equal(mkdir("w", 0700), 0);
+    for (size_t i = 0; i < 4; i++)
+        put_letter(&(struct rig){.memory = dr_fs_posix()}, made[i], 'x');
+    assert_int_equal(symlink("real", "a"), 0);
+    struct dr_publish_file files[] = {
+        {.from = "w/a", .to = "a", .aside = "w/.a", .replaces = true},
+        {.from = "w/a-1", .to = "a-1", .part = true, .replaces = true}};
+    struct dr_publish p = {.fs = dr_fs_posix(), .no_follow = true, .files = files, .n = 2};
+    for (size_t i = 0; i < 2; i++)
+        ok(dr_look(p.fs, files[i].to, NULL, &files[i].old, &err));
+    ok(dr_publish(&p, &err));
+    assert_int_equal(rmdir("w"), 0); /* nothing is left in it */
+    assert_int_equal(unlink("a") + unlink("a-1") + unlink("real"), 0);
+    assert_int_equal(chdir("/") + rmdir(dir), 0);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, rig_up, rig_down)
 
 int main(void)
@@ -278,6 +304,7 @@ int main(void)
         T(a_file_that_came_meanwhile_is_not_replaced),
         T(what_an_earlier_attempt_put_aside_is_not_lost),
         T(after_an_old_main_file_is_replaced_the_rest_is_kept),
+        cmocka_unit_test(an_old_name_that_is_a_link_is_put_aside_and_removed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
