@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+MAP_SIZE = 16 << 20  # as cover.c has it
 DIRECTORY = os.environ["DROVER_COVER_ITEMS"]
 _number = itertools.count()
 _failed = set()
@@ -24,6 +25,8 @@ def pytest_runtest_logreport(report):
 def pytest_runtest_protocol(item):
     name = os.path.join(DIRECTORY, str(next(_number)))
     os.environ["DROVER_COVER"] = name + ".map"
+    with open(name + ".map", "wb") as empty:
+        empty.truncate(MAP_SIZE)
     begin = time.monotonic()
     yield
     with open(name + ".json", "w", encoding="utf-8") as note:

@@ -21,6 +21,7 @@ import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PYTHON = "/usr/bin/python3"
+MAP_SIZE = 16 << 20  # as cover.c has it
 PYTESTS = ("cli", "crash", "interop")
 FAILED = b"[  FAILED  ]"  # cmocka goes on with the other tests of a program; we need not
 SANITIZERS = {"plain": [],
@@ -173,7 +174,7 @@ class Tree:
         directory, env = self.build_dir(build), dict(os.environ, CC="gcc")
         commands = [["ninja", "-C", directory]]
         if not os.path.exists(os.path.join(directory, "build.ninja")):
-            commands.insert(0, ["meson", "setup", directory, "-Dwerror=false"] + options)
+            commands.insert(0, ["meson", "setup", directory, "-Dwerror=false", "-Db_asneeded=false"] + options)
         for command in commands:
             done = subprocess.run(command, cwd=self.top, env=env, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -234,8 +235,8 @@ class Tree:
 
     def cover_program(self, program):
         seen = os.path.join(self.top, "seen.map")
-        if os.path.exists(seen):
-            os.unlink(seen)
+        with open(seen, "wb") as empty:
+            empty.truncate(MAP_SIZE)
         begin = time.monotonic()
         status = self.run_here(program["command"], 1800, "cover", dict(program["env"], DROVER_COVER=seen))
         if status not in (0, 77):
