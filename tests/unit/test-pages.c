@@ -114,10 +114,13 @@ static void replace_file(const char *call)
 }
 
 static const struct dr_fs_ops *real_fs_ops;
+static int fail_sync_dir; /* an errno; 0 = no */
 
 static int noting_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
     replace_file("sync_dir");
+    if (fail_sync_dir)
+        return dr_fail(err, fail_sync_dir, "%s: cannot be made durable", path);
     return real_fs_ops->sync_dir(fs, path, err);
 }
 
@@ -251,6 +254,7 @@ static int setup(void **state)
     noting_fs_ops.sync_dir = noting_sync_dir;
     w.fs->ops = &noting_fs_ops;
     closed = false;
+    fail_sync_dir = 0;
     journal[0] = '\0';
     fail_flush = fail_write = 0;
     n_reads = n_extents = 0;
@@ -770,6 +774,17 @@ static void a_file_that_is_replaced_stays_open_for_those_who_use_it(void **state
     }
 }
 
+static void a_name_that_cannot_be_made_durable_is_a_failure(void **state)
+{
+    struct world *w = *state;
+    struct dr_error err = DR_ERROR_INIT;
+    fail_sync_dir = EIO;
+    assert_int_equal(dr_image_harden(w->image, &err), -EIO);
+    assert_non_null(strstr(err.text, "cannot be made durable"));
+    fail_sync_dir = EACCES; /* a directory that may not be read: nobody here made the name */
+    assert_int_equal(dr_image_harden(w->image, NULL), 0);
+}
+
 static void a_limit_too_small_to_work_with_is_refused(void **state)
 {
     (void)state;
@@ -806,6 +821,7 @@ int main(void)
         T(two_threads_that_miss_a_page_read_it_once),
         T(a_page_forgotten_while_it_is_held_is_read_again),
         T(a_file_that_is_replaced_stays_open_for_those_who_use_it),
+        T(a_name_that_cannot_be_made_durable_is_a_failure),
         T(a_limit_too_small_to_work_with_is_refused),
         T(a_failed_data_flush_is_sticky),
         T(a_page_that_could_not_be_written_waits_for_the_next_flush),
