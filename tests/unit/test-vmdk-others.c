@@ -62,13 +62,16 @@ static void dump(struct dr_disk *disk, const char *name)
     uint64_t size = dr_size(disk);
     CLEANUP_FREE uint8_t *buf = malloc(MIB);
     assert_non_null(f);
-    for (uint64_t off = 0; off < size; off += MIB) {
-        size_t n = (size_t)(size - off < MIB ? size - off : MIB);
-        ok(dr_pread(disk, buf, off, n, &err));
-        if (dr_is_zero(buf, n))
+    struct dr_extent_status status;
+    for (uint64_t off = 0, n; off < size; off += n) {
+        ok(dr_block_status(disk, off, size - off, &status, &err));
+        n = status.len;
+        if (status.flags & DR_EXTENT_ZERO)
             continue; /* leave a hole */
+        n = dr_min(n, MIB);
+        ok(dr_pread(disk, buf, off, (size_t)n, &err));
         assert_int_equal(fseeko(f, (off_t)off, SEEK_SET), 0);
-        assert_int_equal(fwrite(buf, 1, n, f), n);
+        assert_int_equal(fwrite(buf, 1, (size_t)n, f), n);
     }
     assert_int_equal(fflush(f), 0);
     assert_int_equal(ftruncate(fileno(f), (off_t)size), 0);
