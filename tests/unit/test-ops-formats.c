@@ -134,12 +134,34 @@ static void snapshot_of_any_format_that_can(void **state)
 
 #define toy_test(f) cmocka_unit_test_setup_teardown(f, toy_fs, free_fs)
 
+/* Whatever order the file system has them in. */
+static void the_names_in_a_directory_are_sorted(void **state)
+{
+    static const char *const made[] = {"c.raw", "a.raw", "b.raw"};
+    struct dr_fs *fs = *state;
+    for (size_t n = 0; n <= 3; n++) {
+        char **names;
+        size_t found;
+        if (n > 0)
+            make(fs, made[n - 1], "raw", 512, NULL);
+        ok(dr_ops_list(fs, ".", &names, &found, &err));
+        assert_int_equal(found, n);
+        for (size_t i = 1; i < n; i++)
+            assert_true(strcmp(names[i - 1], names[i]) < 0);
+        dr_ops_free_names(names, found);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        toy_test(commit_grows_a_raw_base),    toy_test(commit_does_not_uncover_a_deeper_tail),
-        toy_test(raw_siblings_are_protected), toy_test(rebase_between_formats),
-        toy_test(convert_through_formats),    toy_test(snapshot_of_any_format_that_can),
+        ops_test(the_names_in_a_directory_are_sorted),
+        toy_test(commit_grows_a_raw_base),
+        toy_test(commit_does_not_uncover_a_deeper_tail),
+        toy_test(raw_siblings_are_protected),
+        toy_test(rebase_between_formats),
+        toy_test(convert_through_formats),
+        toy_test(snapshot_of_any_format_that_can),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
