@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A durable write (DR_FUA) to real files, counted in system calls. The C library's functions of
+/* Durable writes (DR_FUA) to real files, counted in system calls, and direct requests that a file
+ * system refuses. The C library's functions of
  * these names are replaced by the ones below, in this program only. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,6 +9,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,17 +28,28 @@ static struct calls {
     int plain, durable, flushes;
 } calls;
 
-static int durable_fails; /* an errno; 0 = no */
+static int durable_fails;   /* an errno; 0 = no */
+static bool direct_refused; /* O_DIRECT can be set, but no alignment is good enough */
+
+static bool refused_here(int fd)
+{
+    errno = EINVAL;
+    return direct_refused && (fcntl(fd, F_GETFL) & O_DIRECT);
+}
 
 ssize_t pwrite(int fd, const void *buf, size_t len, off_t off)
 {
     calls.plain++;
+    if (refused_here(fd))
+        return -1;
     return syscall(SYS_pwrite64, fd, buf, len, off);
 }
 
 ssize_t pwritev(int fd, const struct iovec *iov, int n, off_t off)
 {
     calls.plain++;
+    if (refused_here(fd))
+        return -1;
     return syscall(SYS_pwritev, fd, iov, n, off, 0);
 }
 
@@ -46,6 +59,11 @@ ssize_t pwritev2(int fd, const struct iovec *iov, int n, off_t off, int flags)
     calls.durable++;
     errno = durable_fails;
     return durable_fails ? -1 : syscall(SYS_pwritev2, fd, iov, n, off, 0, flags);
+}
+
+ssize_t pread(int fd, void *buf, size_t len, off_t off)
+{
+    return refused_here(fd) ? -1 : syscall(SYS_pread64, fd, buf, len, off);
 }
 
 int fdatasync(int fd)
@@ -107,6 +125,7 @@ static int setup(void **state)
     strcpy(p.dir, "/tmp/drover-durable-XXXXXX");
     err = (struct dr_error)DR_ERROR_INIT;
     durable_fails = 0;
+    direct_refused = false;
     *state = &p;
     return mkdtemp(p.dir) ? 0 : -1;
 }
@@ -182,6 +201,23 @@ static void another_error_of_a_durable_write_is_the_callers(void **state)
     costs(0, 1, 0);
 }
 
+static void a_file_that_refuses_direct_requests_is_used_through_the_page_cache(void **state)
+{
+    struct place *p = *state;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR | DR_OPEN_DIRECT, .format = "raw"};
+    open_disk(p, "raw");
+    for (int i = 0; i < 2; i++) { /* what comes first: a write, a read */
+        uint8_t buf[BLOCK];
+        ok(dr_close(p->disk, &err));
+        ok(dr_open(p->path, &rw, &p->disk, &err));
+        direct_refused = true;
+        if (i)
+            ok(dr_pread(p->disk, buf, 0, sizeof(buf), &err));
+        write_block(p, 0);
+        direct_refused = false;
+    }
+}
+
 int main(void)
 {
 #define T(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
@@ -190,6 +226,7 @@ int main(void)
         T(a_file_that_cannot_write_durably_is_asked_once),
         T(a_durable_write_without_space_is_done_in_two_steps_this_once),
         T(another_error_of_a_durable_write_is_the_callers),
+        T(a_file_that_refuses_direct_requests_is_used_through_the_page_cache),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -785,6 +785,13 @@ static void a_name_that_cannot_be_made_durable_is_a_failure(void **state)
     assert_int_equal(dr_image_harden(w->image, NULL), 0);
 }
 
+/* The first test: nothing has been opened yet. */
+static void the_limits_are_there_before_anything_is_opened(void **state)
+{
+    (void)state;
+    assert_int_equal(dr_cache_limit(DR_CACHE_INDEX), 32 << 20);
+}
+
 static void a_limit_too_small_to_work_with_is_refused(void **state)
 {
     (void)state;
@@ -800,6 +807,7 @@ static void a_limit_too_small_to_work_with_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_limits_are_there_before_anything_is_opened),
         T(levels_go_out_in_order_with_a_flush_between),
         T(only_dirty_sectors_are_written),
         T(nothing_dirty_means_no_io),
