@@ -210,6 +210,29 @@ static void check_finds_bits_behind_the_end(void **state)
     view_is(fs, "a", 0, 5000, 0xaa);
 }
 
+/* The bits that were in memory before the repair are forgotten. */
+static void a_repair_by_check_is_not_undone_by_the_next_write(void **state)
+{
+    struct dr_fs *fs = *state;
+    char said[256] = "";
+    static const unsigned fix[] = {0, DR_CHECK_FIX_ALL, 0};
+    static const uint64_t corruptions[] = {4, 0, 0};
+    struct dr_disk *disk = NULL;
+    put_pattern(fs, "raw", 5000, 0xaa);
+    put_v7(fs, "a", "", "raw", "\xfe\x0f\x03", 3);
+    ok(open_flags(fs, "a", DR_OPEN_RDWR, &disk, &err));
+    struct dr_image *image = disk->chain->images[0];
+    for (int i = 0; i < 3; i++) {
+        struct dr_check_result result = {.report = note_line, .user = said};
+        reads(disk, 4608, 392, 0xaa); /* which loads the page of the bits behind the end */
+        ok(image->fmt->check(image, fix[i], &result, &err));
+        assert_int_equal(result.corruptions, corruptions[i]);
+    }
+    ok(dr_pwrite(disk, "new", 0, 3, 0, &err)); /* this bit and those stood in one sector */
+    ok(dr_close(disk, &err));
+    assert_int_equal(check(fs, "a", 0, said).corruptions, 0);
+}
+
 /* Nothing else tells how long the image file should be. */
 static void check_notices_a_raw_file_that_was_cut(void **state)
 {
@@ -446,6 +469,7 @@ int main(void)
         T(a_vmdk_refuses_an_add_cow_parent),
         T(info_tells_how_much_is_copied_in),
         T(check_finds_bits_behind_the_end),
+        T(a_repair_by_check_is_not_undone_by_the_next_write),
         T(check_notices_a_raw_file_that_was_cut),
         T(check_gives_back_what_nobody_sees),
         T(a_huge_disk_costs_little),

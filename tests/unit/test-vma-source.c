@@ -5,13 +5,32 @@
 #include <bzlib.h>
 #include <fcntl.h>
 #include <lzo/lzo1x.h>
+#include <poll.h>
 #include <pthread.h>
+#include <time.h>
 #include <unistd.h>
 #include <zlib.h>
 #include <zstd.h>
 
 #include "archive/source.h"
 #include "base/bytes.h"
+
+/* ------------------------------------------------------------------ a pipe that stays empty */
+
+/* Stands for the C library's function while a test wants it: each call waits in vain for its whole
+ * time, and the last one that the test wants comes with a stop. */
+static int waits_until_stop;
+static volatile int stop_now;
+
+int poll(struct pollfd *fds, nfds_t n, int ms)
+{
+    if (waits_until_stop == 0) {
+        const struct timespec time = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
+        return ppoll(fds, n, ms < 0 ? NULL : &time, NULL);
+    }
+    stop_now = --waits_until_stop == 0;
+    return 0;
+}
 
 /* ------------------------------------------------------------------ bytes and containers */
 
@@ -299,6 +318,27 @@ static void a_plain_pipe_is_not_read_ahead(void **state)
     close(fd[1]);
 }
 
+/* The signal that asked to stop may have gone to another thread: it interrupts no read. */
+static void waiting_for_a_pipe_ends_with_a_stop(void **state)
+{
+    struct place *p = *state;
+    int fd[2];
+    uint8_t buf[16];
+    size_t got;
+    assert_int_equal(pipe(fd), 0);
+    assert_int_equal(write(fd[1], "0123456789abcdef", 16), 16);
+    struct dr_source *s = open_source(p, fd[0]);
+    dr_source_stop_by(s, &stop_now);
+    assert_ok(dr_source_read(s, buf, 16, &got, &err));
+    assert_int_equal(got, 16);
+    waits_until_stop = 5;
+    assert_fails(dr_source_read(s, buf, 16, &got, &err), ECANCELED, "stopped on request");
+    assert_int_equal(waits_until_stop, 0);
+    dr_source_close(s);
+    close(fd[0]);
+    close(fd[1]);
+}
+
 static void a_plain_file_can_be_read_at_random_also_through_a_descriptor(void **state)
 {
     struct place *p = *state;
@@ -548,6 +588,7 @@ int main(void)
         POSIX(a_file_yields_its_plain_bytes),
         POSIX(a_pipe_yields_its_plain_bytes),
         POSIX(a_plain_pipe_is_not_read_ahead),
+        POSIX(waiting_for_a_pipe_ends_with_a_stop),
         POSIX(a_plain_file_can_be_read_at_random_also_through_a_descriptor),
         POSIX(short_and_empty_files_are_plain),
         POSIX(directories_and_missing_files_are_refused),
