@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -409,6 +410,39 @@ static void a_device_of_large_sectors_takes_any_request(void **state)
     dr_file_unref(t.f);
 }
 
+static blkcnt_t blocks_of(const char *path)
+{
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    return st.st_blocks;
+}
+
+/* Whole sectors are given back; the rest of the range is written. */
+static void a_device_gives_back_the_space_of_zeros(void **state)
+{
+    struct place *p = *state;
+    const uint64_t off = 5 * 4096 + 100, len = 20 * 4096;
+    uint8_t *buf = malloc(BYTES);
+    if (geteuid() != 0 || !attach(p)) {
+        print_message("only root can make loop devices\n");
+        free(buf);
+        skip();
+    }
+    struct dr_file *f = open_ok(p, device, DR_FILE_RDWR);
+    memset(buf, 0xaa, BYTES);
+    assert_ok(dr_file_pwrite(f, buf, 0, BYTES, &err));
+    assert_ok(dr_file_flush(f, &err));
+    blkcnt_t before = blocks_of(p->path);
+    assert_ok(dr_file_zero(f, off, len, DR_FILE_ZERO_PUNCH, &err));
+    assert_ok(dr_file_flush(f, &err));
+    assert_true(blocks_of(p->path) <= before - 19 * 4096 / 512);
+    assert_ok(dr_file_pread(f, buf, 0, BYTES, &err));
+    for (uint64_t i = 0; i < BYTES; i++)
+        assert_int_equal(buf[i], i - off < len ? 0 : 0xaa);
+    dr_file_unref(f);
+    free(buf);
+}
+
 /* ------------------------------------------------------------------ durable writes */
 
 static unsigned flushes, durable_writes;
@@ -491,6 +525,8 @@ int main(void)
         P(direct_files_are_copied_in_the_kernel_or_by_hand),
         cmocka_unit_test(where_direct_is_refused_the_cache_serves),
         cmocka_unit_test_setup_teardown(a_device_of_large_sectors_takes_any_request, setup_posix,
+                                        teardown_device),
+        cmocka_unit_test_setup_teardown(a_device_gives_back_the_space_of_zeros, setup_posix,
                                         teardown_device),
         cmocka_unit_test(a_durable_write_is_one_call_where_there_is_one),
     };
