@@ -297,6 +297,25 @@ static void a_huge_disk_costs_little(void **state)
     assert_true(disk_size(fs, "d.add-cow") < 64 * KiB);
 }
 
+/* An empty disk has no bits: what it grows by would show the parent. */
+static void an_empty_disk_grows_only_without_a_parent(void **state)
+{
+    struct dr_fs *fs = *state;
+    static const size_t parents[] = {0, 1, 5000};
+    for (size_t i = 0; i < 3; i++) {
+        struct dr_disk *disk = NULL;
+        put_pattern(fs, "base", parents[i], 0xbb);
+        put_pattern(fs, "raw", 0, 0);
+        put_v7(fs, "a", i == 0 ? "" : "base", "raw", "", 0);
+        ok(open_flags(fs, "a", DR_OPEN_RDWR, &disk, &err));
+        if (i == 0)
+            ok(dr_truncate(disk, 5000, &err));
+        else
+            refused(dr_truncate(disk, 5000, &err), EINVAL, "cannot grow");
+        ok(dr_close(disk, &err));
+    }
+}
+
 /* ------------------------------------------------------------------ the last revision */
 
 struct v20 {
@@ -473,6 +492,7 @@ int main(void)
         T(check_notices_a_raw_file_that_was_cut),
         T(check_gives_back_what_nobody_sees),
         T(a_huge_disk_costs_little),
+        T(an_empty_disk_grows_only_without_a_parent),
         T(the_last_revision_is_read),
         T(the_last_revision_is_not_written),
         T(damage_to_the_last_revision_is_refused),
