@@ -550,6 +550,11 @@ static void an_open_disk_is_described_and_checked_while_it_is_used(void **state)
         free(json);
         ok(dr_disk_check(c->disk, NULL, NULL, &json, NULL, &err));
         assert_null(strstr(json, "corruptions"));
+        static const char *const keys[] = {"check-errors", "filename", "format"};
+        for (size_t k = 0; k < 3; k++)
+            assert_non_null(strstr(json, keys[k]));
+        if (strcmp(g->format, "add-cow") == 0)
+            assert_non_null(strstr(json, "image-end-offset"));
         free(json);
         crowd_pass(c, 2);
     }

@@ -453,6 +453,20 @@ static void neighbouring_whole_pages_are_one_write(void **state)
     assert_string_equal(journal, "w122880+16384 f ");
 }
 
+static void a_page_that_is_dirty_in_part_joins_no_other(void **state)
+{
+    struct world *w = *state;
+    struct dr_page *page;
+    put_byte(w->image, 31 * PAGE - 1, 1, 2);
+    put_byte(w->image, 32 * PAGE, 1, 2);
+    pthread_mutex_lock(&w->image->lock);
+    assert_int_equal(dr_page_new(w->image, 0, 31 * PAGE, PAGE, 2, &page), 0);
+    dr_page_unpin(w->image, page, 31 * PAGE, PAGE);
+    pthread_mutex_unlock(&w->image->lock);
+    assert_int_equal(flush(w), 0);
+    assert_string_equal(journal, "w126464+512 w126976+4096 w131072+512 f ");
+}
+
 /* A count of 512 bytes and a link to it, as formats with small units have them. */
 static void sectors_of_one_page_may_have_different_levels(void **state)
 {
@@ -839,6 +853,7 @@ int main(void)
         T(a_hole_of_the_file_is_known_beyond_the_page),
         T(an_edit_ends_what_is_known_about_holes),
         T(neighbouring_whole_pages_are_one_write),
+        T(a_page_that_is_dirty_in_part_joins_no_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

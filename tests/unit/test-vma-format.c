@@ -540,9 +540,29 @@ static void slots_must_fit_the_header(void **state)
     assert_int_equal(vma_clusters(VMA_MAX_SIZE), 1ull << 32);
 }
 
+/* What stands behind the fixed part: a byte that is not used, and for each blob 2 bytes and its
+ * own, of a name with the NUL at its end. */
+static void a_header_is_as_long_as_its_blobs_need(void **state)
+{
+    (void)state;
+    static const uint8_t data[1200];
+    struct dr_vma_disk disk = {1, "disk", 512, false};
+    for (size_t len = 0; len < sizeof(data); len++) {
+        struct dr_vma_config config = {"conf", data, len};
+        uint32_t size;
+        free(built(
+            (struct dr_vma_header){
+                .disks = &disk, .n_disks = 1, .configs = &config, .n_configs = 1},
+            &size));
+        size_t blobs = 1 + (2 + 5) + (2 + len) + (2 + 5);
+        assert_int_equal(size, (VMA_FIXED_HEADER + blobs + 511) / 512 * 512);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_header_is_as_long_as_its_blobs_need),
         cmocka_unit_test(header_comes_back),
         cmocka_unit_test(layout_is_the_formats),
         cmocka_unit_test(nothing_at_all_is_an_archive),
