@@ -310,6 +310,9 @@ static void names_made_aside_are_known_again(void **state)
     assert_true(dr_aside_is_of(&a, ".a.drover-x"));
     assert_true(dr_aside_parse(".a.drover.new-000000", DR_ASIDE_DIR, &a));
     assert_false(dr_aside_parse(".a.drover.new-000000", DR_ASIDE_FILE, &a));
+    /* A name ends at its NUL, whatever stands behind it. */
+    assert_false(dr_aside_parse("\0a.drover-a1b2c3", DR_ASIDE_FILE, &a));
+    assert_false(dr_aside_parse(".\0a.drover-a1b2c3", DR_ASIDE_FILE, &a));
     static const char *const foreign[] = {
         "disk.vmdk",
         ".disk.vmdk.drover-a1b2c",
