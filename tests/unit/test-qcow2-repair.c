@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Repairs of qcow2 images that fail or are cut off make nothing worse; what a repair leaves alone;
+ * recovery and trim. */
+#include "test-qcow2-damage.h"
+
+/* ------------------------------------------------------------------ repairs that are cut off */
+
+/* What must not get worse. */
+struct health {
+    uint8_t *bytes; /* the guest's; NULL = not all of them could be read */
+    unsigned low;   /* counts that are too low */
+    bool marked;    /* as corrupt or dirty */
+};
+
+static unsigned lines_with(const char *text)
+{
+    unsigned n = 0;
+    for (const char *at = lines; (at = strstr(at, text)); at++)
+        n++;
+    return n;
+}
+
+static struct health health_of(struct dr_fs *fs)
+{
+    struct health h = {.bytes = guest_bytes(fs)};
+    checked(fs, 0);
+    h.low = lines_with("ERROR cluster");
+    if (peek(fs, 4, 4) >= 3)
+        h.marked = peek(fs, QCOW2_AT_INCOMPATIBLE, 8) & (QCOW2_CORRUPT | QCOW2_DIRTY);
+    return h;
+}
+
+/* The image was left somewhere in the middle of a repair. */
+static void expect_no_worse(struct dr_fs *fs, const struct health *before, uint64_t left,
+                            const char *where)
+{
+    struct health h = health_of(fs);
+    if (before->bytes && (!h.bytes || memcmp(before->bytes, h.bytes, SIZE) != 0))
+        fail_msg("%s: the disk reads otherwise: %s", where, err.text);
+    if (h.low > before->low)
+        fail_msg("%s: %u counts are too low, before there were %u: %s", where, h.low, before->low,
+                 lines);
+    if (before->marked && !h.marked && checked(fs, 0).corruptions)
+        fail_msg("%s: damaged and no longer marked: %s", where, lines);
+    free(h.bytes);
+    struct dr_check_result r = checked(fs, DR_CHECK_FIX_ALL);
+    if (r.corruptions != left)
+        fail_msg("%s: a second repair leaves %llu errors, not %llu", where, ULL(r.corruptions),
+                 ULL(left));
+    uint8_t *after = guest_bytes(fs);
+    if (before->bytes && (!after || memcmp(before->bytes, after, SIZE) != 0))
+        fail_msg("%s: the disk reads otherwise after a second repair", where);
+    free(after);
+}
+
+/* The file of the damaged image, to begin with again and again. */
+struct copy {
+    uint8_t *bytes;
+    uint64_t size;
+};
+
+static struct copy copy_of(struct dr_fs *fs)
+{
+    struct copy c;
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, DR_FILE_NO_LOCK, &f, &err));
+    c.size = dr_file_size(f);
+    c.bytes = malloc(c.size);
+    ok(dr_file_pread(f, c.bytes, 0, c.size, &err));
+    dr_file_unref(f);
+    return c;
+}
+
+static void restore(struct dr_fs *fs, const struct copy *c)
+{
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_truncate(f, 0, &err));
+    ok(dr_file_pwrite(f, c->bytes, 0, c->size, &err));
+    dr_file_unref(f);
+}
+
+static void fail_each_io(const struct shape *shape, const struct damage *d)
+{
+    make_in(mem, shape);
+    struct patient p = patient_of(mem, shape);
+    if (!can_have(&p, d)) {
+        ok(mem->ops->unlink(mem, PATH, &err));
+        return;
+    }
+    d->inflict(&p);
+    struct copy copy = copy_of(mem);
+    struct health before = health_of(mem);
+    uint64_t left = checked(mem, DR_CHECK_FIX_ALL).corruptions;
+    struct faultfs *faults = faultfs_new(mem);
+    bool fired = true;
+    for (uint64_t nth = 0; fired; nth++) {
+        struct dr_check_result result;
+        char where[160];
+        restore(mem, &copy);
+        faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .partial = nth % 2, .seed = nth});
+        int r = check_in(faultfs_fs(faults), DR_CHECK_FIX_ALL, &result);
+        fired = faultfs_fired(faults);
+        faultfs_disarm(faults);
+        snprintf(where, sizeof(where), "%s, %s, I/O %llu fails", shape->name, d->name, ULL(nth));
+        if (fired && r == 0 && result.corruptions != left)
+            fail_msg("%s: nothing is said of it", where);
+        expect_no_worse(mem, &before, left, where);
+    }
+    faultfs_free(faults);
+    free(before.bytes);
+    free(copy.bytes);
+    ok(mem->ops->unlink(mem, PATH, &err));
+}
+
+static void a_repair_that_fails_anywhere_makes_nothing_worse(void **state)
+{
+    (void)state;
+    for (size_t d = 0; d < N_DAMAGES; d++)
+        fail_each_io(&shapes[d % N_SHAPES == 3 ? 0 : d % N_SHAPES], &damages[d]);
+}
+
+static void cut_everywhere(const struct shape *shape, const struct damage *d)
+{
+    struct powerfs *power = powerfs_new();
+    struct dr_fs *fs = powerfs_fs(power);
+    make_in(fs, shape);
+    struct patient p = patient_of(fs, shape);
+    if (can_have(&p, d)) {
+        d->inflict(&p);
+        struct health before = health_of(fs);
+        powerfs_settle(power);
+        uint64_t left = checked(fs, DR_CHECK_FIX_ALL).corruptions;
+        for (size_t i = 0; i <= powerfs_ops(power); i++)
+            for (unsigned m = 0; m < POWERFS_MODES + 2u; m++) {
+                enum powerfs_mode mode = m < POWERFS_MODES ? m : POWERFS_RANDOM;
+                char where[160];
+                if (m && powerfs_open_ops(power, i) == 0)
+                    break;
+                snprintf(where, sizeof(where), "%s, %s, cut after %zu changes, mode %u",
+                         shape->name, d->name, i, m);
+                struct dr_fs *disk = powerfs_cut(power, i, mode, i * 7 + m);
+                expect_no_worse(disk, &before, left, where);
+                dr_fs_memory_free(disk);
+            }
+        free(before.bytes);
+    }
+    powerfs_free(power);
+}
+
+static void a_repair_that_is_cut_off_anywhere_makes_nothing_worse(void **state)
+{
+    (void)state;
+    for (size_t d = 0; d < N_DAMAGES; d++)
+        cut_everywhere(&shapes[(d + 1) % N_SHAPES], &damages[d]);
+}
+
+/* ------------------------------------------------------------------ no space */
+
+static int nothing_grows(void *user, const struct faultfs_io *io)
+{
+    const uint64_t *size = user;
+    return io->kind == FAULTFS_WRITE && io->off + io->len > *size ? -ENOSPC : 0;
+}
+
+static int check_without_space(unsigned fix, struct dr_check_result *result)
+{
+    struct faultfs *faults = faultfs_new(mem);
+    uint64_t size = patient_of(mem, &shapes[0]).size;
+    faultfs_observe(faults, nothing_grows, &size);
+    int r = check_in(faultfs_fs(faults), fix, result);
+    faultfs_free(faults);
+    assert_int_equal(patient_of(mem, &shapes[0]).size, size);
+    return r;
+}
+
+static void a_full_file_system_keeps_no_count_from_being_corrected(void **state)
+{
+    (void)state;
+    struct dr_check_result r;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    all_counts_zero(&p);
+    ok(check_without_space(DR_CHECK_FIX_ALL, &r));
+    assert_true(is_clean(r));
+    assert_true(r.corruptions_fixed > 40);
+}
+
+static void without_space_for_new_counts_the_image_stays_as_it_is(void **state)
+{
+    (void)state;
+    struct dr_check_result r;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    counts_at_an_odd_place(&p);
+    uint8_t *before = guest_bytes(mem);
+    assert_int_equal(check_without_space(DR_CHECK_FIX_ALL, &r), -ENOSPC);
+    uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+    free(before);
+    free(after);
+    assert_true(is_clean(checked(mem, DR_CHECK_FIX_ALL)));
+}
+
+/* ------------------------------------------------------------------ recovery, trim */
+
+/* As QEMU leaves an image with lazy refcounts when it is killed. */
+static void an_image_that_is_dirty_gets_its_counts_when_it_is_opened_for_writing(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    for (unsigned i = 0; i < 20; i++)
+        set_count(&p, entry_of(&p, i) & QCOW2_OFFSET, 0);
+    poke(mem, QCOW2_AT_INCOMPATIBLE, QCOW2_DIRTY, 8);
+    uint8_t *before = guest_bytes(mem); /* reading changes nothing */
+    assert_int_equal(peek(mem, QCOW2_AT_INCOMPATIBLE, 8), QCOW2_DIRTY);
+    rw.flags |= DR_OPEN_NO_RECOVER;
+    assert_int_equal(dr_open_fs(mem, PATH, &rw, &disk, NULL), -EUCLEAN);
+    rw.flags = DR_OPEN_RDWR;
+    ok(dr_open_fs(mem, PATH, &rw, &disk, &err));
+    write_at(disk, 300 * KiB, 64 * KiB, 9);
+    ok(dr_close(disk, &err));
+    assert_int_equal(peek(mem, QCOW2_AT_INCOMPATIBLE, 8), 0);
+    assert_true(is_clean(checked(mem, 0)));
+    memset(before + 300 * KiB, 9, 64 * KiB);
+    uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+    free(before);
+    free(after);
+}
+
+static void a_dirty_image_that_cannot_be_repaired_is_not_written_to(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    reserved_bits_in_l1(&p);
+    poke(mem, QCOW2_AT_INCOMPATIBLE, QCOW2_DIRTY, 8);
+    assert_int_equal(dr_open_fs(mem, PATH, &rw, &disk, &err), -EIO);
+    assert_non_null(strstr(err.text, "1 errors in it cannot be repaired"));
+    assert_int_equal(peek(mem, QCOW2_AT_INCOMPATIBLE, 8), QCOW2_DIRTY);
+}
+
+static void leaks_are_kept_while_it_is_not_known_what_they_were(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    unused_cluster_counted(&p);
+    reserved_bits_in_l2(&p);
+    assert_int_equal(checked(mem, DR_CHECK_FIX_LEAKS).leaks, 1);
+    assert_non_null(strstr(lines, "Leaked clusters are kept"));
+    assert_int_equal(checked(mem, DR_CHECK_FIX_ALL).leaks, 1);
+    /* Also when all counts are written anew, and the old ones cannot be read. */
+    counts_at_an_odd_place(&p);
+    struct dr_check_result r = checked(mem, DR_CHECK_FIX_ALL);
+    assert_int_equal(r.corruptions, 1);
+    assert_true(r.leaks >= 1);
+    assert_non_null(strstr(lines, "Rebuilding refcount structure"));
+    checked(mem, 0);
+    char leak[64];
+    snprintf(leak, sizeof(leak), "Leaked cluster %llu ",
+             ULL(dr_round_up(p.size, p.cluster) / p.cluster));
+    assert_non_null(strstr(lines, leak));
+}
+
+static void counts_that_are_too_low_are_raised_though_leaks_are_kept(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    reserved_bits_in_l1(&p);
+    unused_cluster_counted(&p);
+    count_of_data_zero(&p);
+    struct dr_check_result r = checked(mem, DR_CHECK_FIX_ALL);
+    assert_int_equal(r.corruptions, 1);
+    assert_int_equal(r.leaks, 1);
+    checked(mem, 0);
+    assert_null(strstr(lines, "refcount=0"));
+}
+
+static struct dr_disk *open_disk;
+
+/* The guest frees something while the check flushes. */
+static int free_meanwhile(void *user, const struct faultfs_io *io)
+{
+    bool *done = user;
+    if (io->kind == FAULTFS_FLUSH && !*done) {
+        *done = true;
+        ok(dr_zero(open_disk, 0, 64 * KiB, DR_MAY_UNMAP, &err));
+    }
+    return 0;
+}
+
+static void an_open_disk_has_no_leaks_because_something_was_just_freed(void **state)
+{
+    (void)state;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct faultfs *faults = faultfs_new(mem);
+    char *json;
+    bool done = false;
+    make_in(mem, &shapes[0]);
+    ok(dr_open_fs(faultfs_fs(faults), PATH, &rw, &open_disk, &err));
+    write_at(open_disk, 900 * KiB, 4 * KiB, 5);
+    faultfs_observe(faults, free_meanwhile, &done);
+    lines[0] = '\0';
+    ok(dr_disk_check(open_disk, note, NULL, &json, NULL, &err));
+    assert_true(done);
+    faultfs_observe(faults, NULL, NULL);
+    free(json);
+    ok(dr_close(open_disk, &err));
+    faultfs_free(faults);
+    assert_string_equal(lines, "");
+}
+
+/* New counts would go where these entries say that the guest's data is. */
+static void counts_are_not_written_anew_while_entries_lead_behind_the_end(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    data_behind_the_end(&p);
+    no_counts(&p);
+    struct dr_check_result r = checked(mem, DR_CHECK_FIX_ALL);
+    assert_non_null(strstr(lines, "The refcount structure is not rebuilt"));
+    assert_true(r.corruptions > 1);
+    assert_int_equal(peek(mem, QCOW2_AT_REFTABLE, 8), p.roots);
+}
+
+static void repairing_leaks_corrects_nothing_else(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    unused_cluster_counted(&p);
+    count_of_data_zero(&p);
+    struct dr_check_result r = checked(mem, DR_CHECK_FIX_LEAKS);
+    assert_int_equal(r.leaks, 0);
+    assert_int_equal(r.leaks_fixed, 1);
+    assert_int_equal(r.corruptions, 2);
+    assert_int_equal(r.corruptions_fixed, 0);
+}
+
+static uint64_t file_size(void)
+{
+    struct dr_file *f;
+    ok(dr_file_open(mem, PATH, DR_FILE_NO_LOCK, &f, &err));
+    uint64_t size = dr_file_size(f);
+    dr_file_unref(f);
+    return size;
+}
+
+static void trim_cuts_the_file_behind_the_last_cluster_in_use(void **state)
+{
+    (void)state;
+    struct dr_image *image;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    uint8_t *before = guest_bytes(mem);
+    poke(mem, p.size + 100 * KiB, 1, 8);
+    ok(dr_image_open(mem, PATH, "qcow2", DR_OPEN_RDWR, &image, &err));
+    ok(dr_format_qcow2.trim(image, &err));
+    ok(dr_image_unref(image, &err));
+    assert_int_equal(file_size(), p.size);
+    uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+    free(before);
+    free(after);
+    assert_true(is_clean(checked(mem, 0)));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(a_repair_that_fails_anywhere_makes_nothing_worse),
+        T(a_repair_that_is_cut_off_anywhere_makes_nothing_worse),
+        T(a_full_file_system_keeps_no_count_from_being_corrected),
+        T(without_space_for_new_counts_the_image_stays_as_it_is),
+        T(an_image_that_is_dirty_gets_its_counts_when_it_is_opened_for_writing),
+        T(a_dirty_image_that_cannot_be_repaired_is_not_written_to),
+        T(leaks_are_kept_while_it_is_not_known_what_they_were),
+        T(counts_that_are_too_low_are_raised_though_leaks_are_kept),
+        T(an_open_disk_has_no_leaks_because_something_was_just_freed),
+        T(counts_are_not_written_anew_while_entries_lead_behind_the_end),
+        T(repairing_leaks_corrects_nothing_else),
+        T(trim_cuts_the_file_behind_the_last_cluster_in_use),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
