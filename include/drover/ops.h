@@ -251,6 +251,53 @@ DR_API int dr_disk_snapshot(struct dr_disk *disk, const char *name,
                             const struct dr_open_options *options, char **active,
                             struct dr_job *job, struct dr_error *err);
 
+/* ------------------------------------------------------------------ snapshots inside an image
+ *
+ * Formats such as qcow2 keep states of a disk inside its image, where they share what has not
+ * changed since. These have nothing to do with the snapshots above, which are images of their own.
+ * -ENOTSUP: images of this format have none. To read one: dr_open_options.snapshot. */
+
+struct dr_internal_snapshot { /* 0 = not known */
+    char *id, *name;
+    uint64_t size;     /* of the disk when it was made */
+    uint64_t vm_state; /* bytes of a saved machine; it stays as it is, and is never loaded */
+    int64_t seconds;   /* since 1970 */
+    uint32_t nanoseconds;
+    uint64_t clock_ns; /* how long the guest had been running */
+    bool has_icount;
+    uint64_t icount; /* instructions that it had executed */
+};
+/* All of them, in the order in which the image has them; free with dr_internal_snapshots_free. */
+DR_API int dr_internal_snapshots(const char *path, const struct dr_open_options *options,
+                                 struct dr_internal_snapshot **list, size_t *n,
+                                 struct dr_error *err);
+DR_API int dr_disk_internal_snapshots(struct dr_disk *disk, struct dr_internal_snapshot **list,
+                                      size_t *n, struct dr_error *err);
+DR_API void dr_internal_snapshots_free(struct dr_internal_snapshot *list, size_t n);
+
+/* create: named, of the disk as it is; several may have one name, the new id is one more than the
+ * largest. apply: the disk becomes what it was, its size, too; what it held since is gone unless
+ * another snapshot has it. delete: the others stay. apply takes an id, or a name if none has that
+ * id; delete a name, or an id if none has that name (as QEMU, whose delete takes names only). The
+ * disk must be open for writing; its requests wait meanwhile, and job (may be NULL) tells how
+ * long. Interrupted, the image holds what it held before or what it holds afterwards, and perhaps
+ * space that `drover check -r leaks` gives back. */
+DR_API int dr_disk_internal_snapshot_create(struct dr_disk *disk, const char *name,
+                                            struct dr_job *job, struct dr_error *err);
+DR_API int dr_disk_internal_snapshot_apply(struct dr_disk *disk, const char *snapshot,
+                                           struct dr_job *job, struct dr_error *err);
+DR_API int dr_disk_internal_snapshot_delete(struct dr_disk *disk, const char *snapshot,
+                                            struct dr_job *job, struct dr_error *err);
+/* The same of an image that nobody has open; its parents are not needed. */
+DR_API int dr_internal_snapshot_create(const char *path, const char *name,
+                                       const struct dr_open_options *options, struct dr_error *err);
+DR_API int dr_internal_snapshot_apply(const char *path, const char *snapshot,
+                                      const struct dr_open_options *options, struct dr_error *err);
+DR_API int dr_internal_snapshot_delete(const char *path, const char *snapshot,
+                                       const struct dr_open_options *options, struct dr_error *err);
+
+/* ------------------------------------------------------------------ the family */
+
 struct dr_tree_node {
     char *path;
     char *format;

@@ -265,9 +265,20 @@ static int check_child(const struct commit *c, struct dr_error *err)
     return dr_image_set_backing(m, image_p(c), m->backing_name, m->backing_format, DR_TRY, err);
 }
 
+/* What goes down into P shows in the snapshots inside the images above it, too. */
+static int check_snapshots(const struct commit *c, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t i = c->first; r == 0 && i < c->base; i++)
+        r = dr_ops_refuse_snapshots(c->chain->images[i], "a commit of the image", err);
+    return r;
+}
+
 static int prepare(struct commit *c, struct dr_error *err)
 {
     int r = choose_images(c, err);
+    if (r == 0)
+        r = check_snapshots(c, err);
     if (r == 0)
         r = check_growth(c, err);
     if (r == 0)

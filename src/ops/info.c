@@ -77,6 +77,30 @@ static int specific(struct dr_image *image, json_t **out, uint64_t *cluster, str
     return 0;
 }
 
+static int describe_snapshot(void *user, const struct dr_snapshot_info *s)
+{
+    json_t *o = json_object();
+    if (s->has_icount)
+        put(o, "icount", number(s->icount));
+    put(o, "vm-clock-nsec", number(s->clock_ns % 1000000000));
+    put_path(o, "name", s->name);
+    put(o, "date-sec", json_integer(s->seconds));
+    put(o, "date-nsec", number(s->nanoseconds));
+    put(o, "vm-clock-sec", number(s->clock_ns / 1000000000));
+    put_path(o, "id", s->id);
+    put(o, "vm-state-size", number(s->vm_state));
+    return json_array_append_new(user, o) == 0 ? 0 : -ENOMEM;
+}
+
+static int put_snapshots(json_t *object, struct dr_image *image, struct dr_error *err)
+{
+    CLEANUP_JSON json_t *all = json_array();
+    int r = dr_image_snapshot_list(image, describe_snapshot, all, err);
+    if (r == 0 && json_array_size(all) > 0)
+        put(object, "snapshots", json_incref(all));
+    return r;
+}
+
 static int describe(struct dr_image *image, const struct dr_open_options *options, json_t **out,
                     struct dr_error *err)
 {
@@ -86,6 +110,8 @@ static int describe(struct dr_image *image, const struct dr_open_options *option
     int r = specific(image, &data, &cluster, err);
     if (r == 0)
         r = dr_ops_disk_size(image, &disk, err);
+    if (r == 0)
+        r = put_snapshots(o, image, err);
     if (r < 0)
         return r;
     put_text(o, "backing-filename-format", image->backing_name ? image->backing_format : NULL);

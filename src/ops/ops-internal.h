@@ -44,6 +44,12 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
                   bool dry_run, void (*report)(void *user, const char *line), void *user,
                   unsigned *found, struct dr_error *err);
 
+/* ------------------------------------------------------------------ snapshots-inside.c */
+
+/* -ENOTSUP if the image has snapshots inside: they share its parent. what: would change it, for the
+ * text. */
+int dr_ops_refuse_snapshots(struct dr_image *image, const char *what, struct dr_error *err);
+
 /* ------------------------------------------------------------------ directories of images (scan.c)
  *
  * Look at each file of some directories, without locks and without parents. Files that are no image

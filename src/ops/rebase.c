@@ -42,7 +42,7 @@ static struct dr_image *new_parent(const struct rebase *rb)
 
 static int check_overlay(const struct rebase *rb, struct dr_error *err)
 {
-    const struct dr_image *image = overlay(rb);
+    struct dr_image *image = overlay(rb);
     if (!(image->fmt->flags & DR_FORMAT_BACKING) || !image->fmt->set_backing)
         return dr_fail(err, ENOTSUP, "%s: %s images have no backing file to change", rb->path,
                        image->fmt->name);
@@ -52,7 +52,9 @@ static int check_overlay(const struct rebase *rb, struct dr_error *err)
         return dr_fail(err, EINVAL,
                        "%s: was opened without its backing file %s: nothing to copy from", rb->path,
                        image->backing_name);
-    return 0;
+    if (rb->o->unsafe || (!rb->name && !image->backing_name))
+        return 0;
+    return dr_ops_refuse_snapshots(image, "another backing file", err);
 }
 
 /* The new parent may be one of the old ones: then its images are there already. */

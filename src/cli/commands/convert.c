@@ -27,7 +27,8 @@ static const struct cli_option options[] = {
     {KEY_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "with -n: the target is such a list", false},
     {'c', "compress", NULL, "compress the target (qcow2)", false},
     {'C', NULL, NULL, "let the kernel copy what it can (reflink): zeros are not looked for", false},
-    {'l', "snapshot", "NAME", "internal snapshots", true},
+    {'l', "snapshot", "NAME", "the source as a snapshot inside it shows it: a name, or an id",
+     false},
     {KEY_BITMAPS, "bitmaps", NULL, "persistent bitmaps", true},
     {KEY_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "persistent bitmaps", true},
     {0, NULL, NULL, NULL, false},
@@ -181,12 +182,18 @@ static int get_images(struct convert *c, const struct cli_args *args)
     c->sources = calloc(n, sizeof(*c->sources));
     if (!c->sources)
         return 1;
+    if (n > 1 && cli_has(args, 'l')) {
+        cli_error(c->cli, "No support for concatenating multiple snapshot");
+        return 1;
+    }
     for (size_t i = 0; i < n; i++) {
         spec.name = args->operands[i];
         c->n++;
         if (cli_image_get(c->cli, args, &spec, &c->sources[i]) != 0 ||
             cli_image_check(c->cli, &c->sources[i]) < 0)
             return 1;
+        if (cli_has(args, 'l'))
+            c->sources[i].open.snapshot = cli_value(args, 'l');
     }
     spec = (struct cli_image_spec){
         .name = args->operands[n], .opts_key = KEY_TARGET_IMAGE_OPTS, .flags = DR_OPEN_RDWR};

@@ -12,7 +12,8 @@ static const struct cli_option options[] = {
     {'O', "target-format", "FMT", "format of the new image (raw)", false},
     {'o', "options", "NAME=VALUE,...", "settings of that format; -o help lists them", false},
     {KEY_OUTPUT, "output", "human|json", "how to print", false},
-    {'l', "snapshot", "NAME", "internal snapshots", true},
+    {'l', "snapshot", "NAME", "the source as a snapshot inside it shows it: a name, or an id",
+     false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -97,6 +98,8 @@ static int get_source(struct measure *m, const struct cli_args *args)
         .name = args->operands[0], .format_key = 'f', .no_data = true};
     if (cli_image_get(m->cli, args, &spec, &m->source) != 0)
         return 1;
+    if (cli_has(args, 'l'))
+        m->source.open.snapshot = cli_value(args, 'l');
     m->o.source = &m->source.open;
     return cli_image_check(m->cli, &m->source) < 0;
 }

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
 #include <string.h>
 
 #include "cli/commands.h"
@@ -6,6 +7,7 @@
 #include "cli/common/json.h"
 #include "cli/common/paths.h"
 #include "cli/common/progress.h"
+#include "cli/common/snapshot-text.h"
 #include "cli/common/tree.h"
 
 static const struct cli_option options[] = {
@@ -13,12 +15,14 @@ static const struct cli_option options[] = {
     {'l', "list", NULL, "show FILE's family as a tree", false},
     {KEY_OUTPUT, "output", "human|json", "how to print the tree", false},
     {KEY_ASCII, "ascii", NULL, "draw the tree with plain characters", false},
-    {'a', "apply", NULL, "internal snapshots", true},
-    {'d', "delete", NULL, "internal snapshots", true},
+    {'i', "internal", NULL, "-c, -l: of the snapshots inside FILE, where its format has such",
+     false},
+    {'a', "apply", "NAME", "go back to a snapshot inside FILE", false},
+    {'d', "delete", "NAME", "delete a snapshot inside FILE", false},
     {0, NULL, NULL, NULL, false},
 };
 
-/* qemu-img's snapshots live inside an image: none of our formats has them. */
+/* qemu-img knows the snapshots inside an image only. */
 static const struct cli_option qemu_options[] = {
     {'l', NULL, NULL, "list the internal snapshots", false},
     {'c', NULL, "NAME", "make an internal snapshot", false},
@@ -69,14 +73,161 @@ static int create(const struct cli *cli, const struct cli_args *args, const stru
     return 0;
 }
 
+/* ------------------------------------------------------------------ inside an image */
+
+static int list_inside(const struct cli *cli, const struct cli_args *args, struct dr_disk *disk,
+                       const struct cli_image *image)
+{
+    CLEANUP_JSON json_t *info = NULL;
+    CLEANUP_FREE char *text = NULL;
+    struct dr_error err = DR_ERROR_INIT;
+    bool json = false;
+
+    if (cli->role == CLI_DROVER && cli_output_json(cli, args, &json) != 0)
+        return 1;
+    if (dr_disk_info(disk, &image->open, false, &text, &err) < 0) {
+        cli_fail(cli, &err);
+        return 1;
+    }
+    info = cli_json_load(cli, text);
+    if (!info)
+        return 1;
+    if (json) {
+        CLEANUP_JSON json_t *none = json_array();
+        const json_t *all = json_object_get(info, "snapshots");
+        json_dumpf(all ? all : none, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
+        printf("\n");
+    } else {
+        cli_print_snapshots(info);
+    }
+    return 0;
+}
+
+static bool exists_by_name(struct dr_disk *disk, const char *name)
+{
+    struct dr_internal_snapshot *list;
+    size_t n;
+    bool found = false;
+
+    if (dr_disk_internal_snapshots(disk, &list, &n, NULL) < 0)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        found |= strcmp(list[i].name, name) == 0;
+    dr_internal_snapshots_free(list, n);
+    return found;
+}
+
+/* What went wrong with 'c', 'a' or 'd', in qemu-img's words. */
+static void fail_as_qemu(const struct cli *cli, int action, const char *name, int r)
+{
+    if (action == 'c')
+        cli_error(cli, "Could not create snapshot '%s': %d (%s)", name, r, strerror(-r));
+    else if (action == 'a' && r == -ENOTSUP)
+        cli_error(cli, "Could not apply snapshot '%s': Block driver does not support snapshots",
+                  name);
+    else if (action == 'a')
+        cli_error(cli, "Could not apply snapshot '%s': Failed to load snapshot: %s", name,
+                  strerror(-r));
+    else if (r == -ENOENT)
+        cli_error(cli, "Could not delete snapshot '%s': snapshot not found", name);
+    else
+        cli_error(cli, "Could not delete snapshot '%s': Failed to remove snapshot: %s", name,
+                  strerror(-r));
+}
+
+static int change_inside(const struct cli *cli, struct dr_disk *disk, int action, const char *name)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    bool qemu = cli->role == CLI_QEMU_IMG;
+    int r;
+
+    if (action == 'c')
+        r = dr_disk_internal_snapshot_create(disk, name, NULL, &err);
+    else if (action == 'a')
+        r = dr_disk_internal_snapshot_apply(disk, name, NULL, &err);
+    else if (qemu && !exists_by_name(disk, name)) /* it takes no ids here */
+        r = -ENOENT;
+    else
+        r = dr_disk_internal_snapshot_delete(disk, name, NULL, &err);
+    if (r < 0 && qemu)
+        fail_as_qemu(cli, action, name, r);
+    else if (r < 0)
+        cli_fail(cli, &err);
+    return r < 0;
+}
+
+/* action: 'l', 'c', 'a', 'd'; 0: nothing but to see whether file is an image. */
+static int run_inside(const struct cli *cli, const struct cli_args *args, const char *file,
+                      int action, const char *name)
+{
+    CLEANUP_IMAGE struct cli_image image = {0};
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    bool changes = action && action != 'l';
+    const struct cli_image_spec spec = {
+        .name = file,
+        .format_key = cli->role == CLI_DROVER ? 'f' : 0,
+        .no_data = !changes,
+        .flags = DR_OPEN_NO_BACKING | (changes ? DR_OPEN_RDWR : 0u),
+    };
+
+    if (cli_image_get(cli, args, &spec, &image) != 0)
+        return 1;
+    if (changes)
+        cli_catch_signals(); /* it is finished once it has begun */
+    if (cli_image_open(cli, &image, &disk) < 0)
+        return 1;
+    if (changes)
+        return change_inside(cli, disk, action, name);
+    return action == 'l' ? list_inside(cli, args, disk, &image) : 0;
+}
+
+static int inside_action(const struct cli_args *args)
+{
+    static const char keys[] = "lcad";
+
+    for (const char *key = keys; *key; key++)
+        if (cli_has(args, *key))
+            return *key;
+    return 0;
+}
+
+static int wrong_mix(const struct cli *cli, const struct cli_args *args)
+{
+    unsigned actions = (unsigned)cli_has(args, 'l') + cli_has(args, 'a') + cli_has(args, 'c') +
+                       cli_has(args, 'd');
+
+    return actions > 1 ? cli_usage(cli, "Cannot mix '-l', '-a', '-c', '-d'") : 0;
+}
+
+/* -c takes the name as an operand, as for the other kind of snapshot. */
+static int run_internal(const struct cli *cli, const struct cli_args *args)
+{
+    int action = inside_action(args);
+    const char *name = action == 'a' || action == 'd' ? cli_value(args, action) : NULL;
+    int wanted = action == 'c' ? 2 : 1;
+
+    if (!action)
+        return cli_usage(cli, "Expecting one of '-l', '-a', '-c', '-d'");
+    if (args->n_operands != wanted)
+        return cli_usage(cli, action == 'c' ? "Expecting NAME and one image file name"
+                                            : "Expecting one image file name");
+    return run_inside(cli, args, args->operands[wanted - 1], action,
+                      action == 'c' ? args->operands[0] : name);
+}
+
+/* ------------------------------------------------------------------ the commands */
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
     bool making = cli_has(args, 'c');
     unsigned problems = 0;
+    int wrong = wrong_mix(cli, args);
 
-    if (making && cli_has(args, 'l'))
-        return cli_usage(cli, "Cannot mix '-l', '-a', '-c', '-d'");
+    if (wrong)
+        return wrong;
+    if (cli_has(args, 'i') || cli_has(args, 'a') || cli_has(args, 'd'))
+        return run_internal(cli, args);
     if (args->n_operands < 1 || args->n_operands > (making ? 2 : 1))
         return cli_usage(cli, making ? "Expecting [NAME] and one image file name"
                                      : "Expecting one image file name");
@@ -95,27 +246,14 @@ static int run(const struct cli *cli, const struct cli_args *args)
 
 static int run_as_qemu(const struct cli *cli, const struct cli_args *args)
 {
-    CLEANUP_IMAGE struct cli_image image = {0};
-    CLEANUP_DISK struct dr_disk *disk = NULL;
-    unsigned actions = (unsigned)cli_has(args, 'l') + cli_has(args, 'a') + cli_has(args, 'c') +
-                       cli_has(args, 'd');
+    int wrong = wrong_mix(cli, args), action = inside_action(args);
 
-    if (actions > 1)
-        return cli_usage(cli, "Cannot mix '-l', '-a', '-c', '-d'");
+    if (wrong)
+        return wrong;
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one image file name");
-    const struct cli_image_spec spec = {.name = args->operands[0], .no_data = cli_has(args, 'l')};
-    if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_open(cli, &image, &disk) < 0)
-        return 1;
-    if (cli_has(args, 'c'))
-        cli_error(cli, "Could not create snapshot '%s': -95 (Operation not supported)",
-                  cli_value(args, 'c'));
-    else if (cli_has(args, 'a'))
-        cli_error(cli, "Could not apply snapshot '%s': Block driver does not support snapshots",
-                  cli_value(args, 'a'));
-    else if (cli_has(args, 'd'))
-        cli_error(cli, "Could not delete snapshot '%s': snapshot not found", cli_value(args, 'd'));
-    return actions > 0 && !cli_has(args, 'l');
+    return run_inside(cli, args, args->operands[0], action,
+                      action && action != 'l' ? cli_value(args, action) : NULL);
 }
 
 static const struct cli_option *const sets[] = {options,        cli_opts_image,  cli_opts_share,
@@ -125,11 +263,12 @@ static const struct cli_option *const qemu_sets[] = {
 
 const struct cli_command cli_cmd_snapshot = {
     .name = "snapshot",
-    .operands = "-c [NAME] FILE | -l FILE",
+    .operands = "[-i] -c [NAME] FILE | [-i] -l FILE | -a|-d NAME FILE",
     .brief = "Freeze a disk and go on in a new child, or show the family",
     .about = "-c prints the name of the new active disk; FILE becomes its frozen parent. Without\n"
              "NAME the child of X.vmdk is called X-000001.vmdk, with the lowest free number.\n"
-             "The tree marks FILE with *; what does not open with its parent says why.",
+             "The tree marks FILE with *; what does not open with its parent says why.\n"
+             "With -i, -a and -d the snapshots are those inside FILE (qcow2), as qemu-img's.",
     .sets = sets,
     .roles = CLI_DROVER,
     .run = run,

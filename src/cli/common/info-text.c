@@ -4,6 +4,7 @@
 
 #include "cli/common/info-text.h"
 #include "cli/common/json.h"
+#include "cli/common/snapshot-text.h"
 
 static void print_text(const char *label, const json_t *info, const char *key)
 {
@@ -104,6 +105,7 @@ static void print_one(const json_t *info)
     if (json_is_true(json_object_get(info, "dirty-flag")))
         printf("cleanly shut down: no\n");
     print_backing(info);
+    cli_print_snapshots(info);
     cli_print_format_specific(info);
 }
 
