@@ -2,11 +2,11 @@
 /* The window of open descriptors, by which a chain of thousands of files works in a process that
  * may have a few hundred descriptors.
  *
- * Files that are only read get at most half of the descriptors that the process may have. When one
- * more is opened, the descriptor of a file that was not used lately is shut; it is opened again, by
- * the file's name, when somebody wants its bytes. Only regular files that are open for reading and
- * have nothing to flush are shut, and only while their name leads to them. Writers, block devices
- * and files that somebody else opened for us keep their descriptors.
+ * Files that are only read get at most three quarters of the descriptors that the process may have.
+ * When one more is opened, the descriptor of a file that was not used lately is shut; it is opened
+ * again, by the file's name, when somebody wants its bytes. Only regular files that are open for
+ * reading and have nothing to flush are shut, and only while their name leads to them. Writers,
+ * block devices and files that somebody else opened for us keep their descriptors.
  *
  * Shutting must lose neither the lock bytes nor the certainty of which file it was. Before a file's
  * first descriptor is closed, one page of it is mapped without any access. The mapping keeps the
@@ -209,15 +209,15 @@ static size_t n_open(void)
     return open_files.n;
 }
 
-/* Half of what the process may have: the other half is for writers, and for whoever uses the
- * library. */
+/* Three quarters of what the process may have. The rest is for writers, and for the program that
+ * uses the library. */
 static void shrink(void)
 {
     struct rlimit limit;
     size_t n = n_open();
     if (n <= WINDOW_MIN || getrlimit(RLIMIT_NOFILE, &limit) < 0)
         return;
-    while (n > WINDOW_MIN && n > limit.rlim_cur / 2 && shut_one() >= 0)
+    while (n > WINDOW_MIN && n > limit.rlim_cur / 4 * 3 && shut_one() >= 0)
         n = n_open();
 }
 

@@ -22,17 +22,24 @@ struct place {
     char path[128], other[128];
 };
 
-static inline int setup_posix(void **state)
+static inline int setup_posix_in(void **state, const char *dir)
 {
     struct place *p = calloc(1, sizeof(*p));
     p->fs = dr_fs_posix();
-    strcpy(p->dir, "/tmp/drover-test-XXXXXX");
-    if (!mkdtemp(p->dir))
+    snprintf(p->dir, sizeof(p->dir), "%s/drover-test-XXXXXX", dir);
+    if (!mkdtemp(p->dir)) {
+        free(p);
         return -1;
+    }
     snprintf(p->path, sizeof(p->path), "%s/a.img", p->dir);
     snprintf(p->other, sizeof(p->other), "%s/b.img", p->dir);
     *state = p;
     return 0;
+}
+
+static inline int setup_posix(void **state)
+{
+    return setup_posix_in(state, "/tmp");
 }
 
 static inline int teardown_posix(void **state)
