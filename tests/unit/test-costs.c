@@ -1,11 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What writing costs in calls to the file system: flushes of an allocating write, punches of a
- * large discard. The files are in memory, behind a layer that counts. */
+/* What things cost: calls to the files and shared locks of a request, flushes of an allocating
+ * write, punches of a large discard, system calls and bytes of opening a layer. The tables in
+ * docs/design.md have the same figures. Where calls are counted the files are in memory, behind a
+ * layer that counts. */
+#include <dlfcn.h>
+#include <malloc.h>
+#include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -195,6 +205,228 @@ static void what_a_snapshot_still_holds_is_not_punched(void **state)
         assert_int_equal(old[i], 0x5a);
 }
 
+/* ------------------------------------------------------------------ calls to the files */
+
+struct calls {
+    uint64_t reads, writes, zeros, flushes, all;
+};
+
+static struct calls counted(struct faultfs *f)
+{
+    struct calls c = {
+        .reads = faultfs_count_of(f, FAULTFS_READ),
+        .writes = faultfs_count_of(f, FAULTFS_WRITE),
+        .zeros = faultfs_count_of(f, FAULTFS_ZERO),
+        .flushes = faultfs_count_of(f, FAULTFS_FLUSH),
+        .all = faultfs_count(f),
+    };
+    faultfs_reset(f);
+    return c;
+}
+
+static void expect(const char *what, struct calls have, struct calls want)
+{
+    if (memcmp(&have, &want, sizeof(have)) != 0)
+        fail_msg("%s: %llu reads, %llu writes, %llu zeros, %llu flushes, %llu calls in all", what,
+                 (unsigned long long)have.reads, (unsigned long long)have.writes,
+                 (unsigned long long)have.zeros, (unsigned long long)have.flushes,
+                 (unsigned long long)have.all);
+}
+
+/* Of each format that can be written, once the tables are in memory and the unit is allocated. */
+static void a_request_in_place_is_one_call(void **state)
+{
+    static const char *const formats[] = {"raw", "vmdk", "add-cow"};
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        struct dr_fs *memory = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(memory);
+        struct dr_create_options create = {.format = formats[i], .size = 4 * MIB, .has_size = true};
+        struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+        struct dr_disk *disk;
+        uint8_t buf[4096] = {1};
+        ok(dr_create_fs(faultfs_fs(f), "disk", &create, &err));
+        ok(dr_open_fs(faultfs_fs(f), "disk", &open, &disk, &err));
+        ok(dr_pwrite(disk, buf, MIB, sizeof(buf), 0, &err));
+        ok(dr_flush(disk, &err));
+        faultfs_reset(f);
+
+        ok(dr_pread(disk, buf, MIB, sizeof(buf), &err));
+        expect(formats[i], counted(f), (struct calls){.reads = 1, .all = 1});
+        ok(dr_pwrite(disk, buf, MIB, sizeof(buf), 0, &err));
+        expect(formats[i], counted(f), (struct calls){.writes = 1, .all = 1});
+        ok(dr_flush(disk, &err));
+        expect(formats[i], counted(f), (struct calls){.flushes = 1, .all = 1});
+        ok(dr_flush(disk, &err));
+        expect(formats[i], counted(f), (struct calls){0});
+        ok(dr_pwrite(disk, buf, MIB, sizeof(buf), DR_FUA, &err));
+        expect(formats[i], counted(f), (struct calls){.writes = 1, .flushes = 1, .all = 2});
+        ok(dr_close(disk, &err));
+        faultfs_free(f);
+        dr_fs_memory_free(memory);
+    }
+}
+
+/* ------------------------------------------------------------------ locks */
+
+#define LOCKS_MAX 256
+
+static __thread bool recording;
+static const void *locks[2][LOCKS_MAX];
+static size_t n_locks[2];
+static int recorded; /* which of the two */
+
+/* Every lock that the library takes comes through here. */
+int pthread_mutex_lock(pthread_mutex_t *mutex)
+{
+    static int (*real)(pthread_mutex_t *);
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "pthread_mutex_lock");
+    if (recording && n_locks[recorded] < LOCKS_MAX)
+        locks[recorded][n_locks[recorded]++] = mutex;
+    return real(mutex);
+}
+
+static void use(struct dr_disk *disk, int which)
+{
+    uint8_t buf[4096] = {1};
+    recorded = which;
+    n_locks[which] = 0;
+    recording = true;
+    ok(dr_pread(disk, buf, MIB, sizeof(buf), &err));
+    ok(dr_pwrite(disk, buf, MIB, sizeof(buf), 0, &err));
+    ok(dr_pwrite(disk, buf, MIB, sizeof(buf), DR_FUA, &err));
+    ok(dr_flush(disk, &err));
+    recording = false;
+}
+
+static void make_dir(char *dir, size_t len)
+{
+    const char *tmp = getenv("TMPDIR");
+    snprintf(dir, len, "%s/drover-costs-XXXXXX", tmp ? tmp : "/tmp");
+    assert_non_null(mkdtemp(dir));
+}
+
+static void requests_in_place_take_no_lock_that_those_on_another_disk_take(void **state)
+{
+    static const char *const formats[] = {"raw", "vmdk", "add-cow"};
+    char dir[256], path[2][300], clean[300];
+    (void)state;
+    make_dir(dir, sizeof(dir));
+    for (size_t i = 0; i < 3; i++) {
+        struct dr_create_options create = {.format = formats[i], .size = 4 * MIB, .has_size = true};
+        struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+        struct dr_disk *disks[2];
+        uint8_t buf[4096] = {1};
+        for (int k = 0; k < 2; k++) {
+            snprintf(path[k], sizeof(path[k]), "%s/%s-%d", dir, formats[i], k);
+            ok(dr_create(path[k], &create, &err));
+            ok(dr_open(path[k], &open, &disks[k], &err));
+            ok(dr_pwrite(disks[k], buf, MIB, sizeof(buf), 0, &err));
+            ok(dr_flush(disks[k], &err));
+        }
+        use(disks[0], 0);
+        use(disks[1], 1);
+        for (size_t a = 0; a < n_locks[0]; a++)
+            for (size_t b = 0; b < n_locks[1]; b++)
+                if (locks[0][a] == locks[1][b])
+                    fail_msg("%s: the %zu. lock of %zu is shared", formats[i], a + 1, n_locks[0]);
+        /* The recorder works: an image's own lock is among them. */
+        assert_true(strcmp(formats[i], "raw") == 0 || n_locks[0] > 0);
+        ok(dr_close(disks[0], &err));
+        ok(dr_close(disks[1], &err));
+    }
+    snprintf(clean, sizeof(clean), "rm -rf '%s'", dir);
+    assert_int_equal(system(clean), 0);
+}
+
+/* ------------------------------------------------------------------ opening */
+
+#define LAYERS 20
+
+/* l0 is the lowest of LAYERS + 1 images, which hold nothing. */
+static void make_layers(const char *dir, const char *format)
+{
+    char path[2][300];
+    for (unsigned i = 0; i <= LAYERS; i++) {
+        struct dr_create_options o = {.format = format, .size = 64 * MIB, .has_size = true};
+        snprintf(path[i % 2], sizeof(path[0]), "%s/%s-l%u", dir, format, i);
+        if (i > 0)
+            o.backing = strrchr(path[(i + 1) % 2], '/') + 1;
+        o.backing_format = i > 0 ? format : NULL;
+        ok(dr_create(path[i % 2], &o, &err));
+    }
+}
+
+static struct dr_disk *open_layer(const char *dir, const char *format, unsigned i)
+{
+    char path[300];
+    struct dr_open_options open = {.format = format};
+    struct dr_disk *disk;
+    snprintf(path, sizeof(path), "%s/%s-l%u", dir, format, i);
+    ok(dr_open(path, &open, &disk, &err));
+    return disk;
+}
+
+/* Bytes that the allocator has given out for a chain of that many images. */
+static size_t bytes_of_chain(const char *dir, const char *format, unsigned layers)
+{
+    size_t before = mallinfo2().uordblks;
+    struct dr_disk *disk = open_layer(dir, format, layers);
+    size_t bytes = mallinfo2().uordblks - before;
+    ok(dr_close(disk, &err));
+    return bytes;
+}
+
+/* A child opens and closes the chain between two stops; we count its system calls there. */
+static unsigned calls_of_chain(const char *dir, const char *format, unsigned layers)
+{
+    unsigned calls = 0;
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+        raise(SIGSTOP);
+        ok(dr_close(open_layer(dir, format, layers), &err));
+        _exit(0);
+    }
+    waitpid(child, &status, 0);
+    if (ptrace(PTRACE_SETOPTIONS, child, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL) < 0)
+        return 0;
+    while (ptrace(PTRACE_SYSCALL, child, NULL, NULL) == 0 && waitpid(child, &status, 0) == child &&
+           WIFSTOPPED(status))
+        calls += WSTOPSIG(status) == (SIGTRAP | 0x80);
+    return calls / 2; /* one stop before the call and one after it */
+}
+
+static void opening_a_layer_costs_what_the_table_says(void **state)
+{
+    static const struct {
+        const char *format;
+        unsigned calls;
+        size_t bytes;
+    } table[] = {{"vmdk", 32, 8 * KIB}, {"add-cow", 62, 8 * KIB}};
+    char dir[256], clean[300];
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    skip(); /* they make calls of their own */
+#endif
+    make_dir(dir, sizeof(dir));
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+        const char *format = table[i].format;
+        make_layers(dir, format);
+        unsigned calls = calls_of_chain(dir, format, LAYERS);
+        if (calls)
+            calls = (calls - calls_of_chain(dir, format, 0)) / LAYERS;
+        size_t bytes = (bytes_of_chain(dir, format, LAYERS) - bytes_of_chain(dir, format, 0)) /
+                       LAYERS;
+        if (calls > table[i].calls || bytes > table[i].bytes)
+            fail_msg("%s: %u system calls and %zu bytes for each layer", format, calls, bytes);
+    }
+    snprintf(clean, sizeof(clean), "rm -rf '%s'", dir);
+    assert_int_equal(system(clean), 0);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -207,6 +439,9 @@ int main(void)
         T(neighbouring_freed_ranges_of_add_cow_are_punched_by_one_call),
         T(freed_places_with_a_used_one_between_them_are_two_punches),
         T(what_a_snapshot_still_holds_is_not_punched),
+        cmocka_unit_test(a_request_in_place_is_one_call),
+        cmocka_unit_test(requests_in_place_take_no_lock_that_those_on_another_disk_take),
+        cmocka_unit_test(opening_a_layer_costs_what_the_table_says),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
