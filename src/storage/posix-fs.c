@@ -345,9 +345,10 @@ static int posix_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *e
     CLEANUP_FREE char *dir = dr_path_dirname(path);
     if (!dir)
         return dr_fail_errno(err, ENOMEM, "%s: cannot make the name durable", path);
-    CLEANUP_CLOSE int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool direct = false;
+    CLEANUP_CLOSE int fd = posix_open_fd(dir, O_RDONLY | O_DIRECTORY, 0, &direct);
     if (fd < 0)
-        return dr_fail_errno(err, errno, "Could not open directory '%s'", dir);
+        return dr_fail_errno(err, -fd, "Could not open directory '%s'", dir);
     int r = dr_fsync_dir(fd);
     if (r < 0)
         return dr_fail_errno(err, -r, "%s: cannot make the directory durable", dir);
@@ -364,9 +365,14 @@ static int posix_list(struct dr_fs *fs, const char *dir, int (*each)(void *user,
                       void *user, struct dr_error *err)
 {
     (void)fs;
-    __attribute__((cleanup(close_dir))) DIR *d = opendir(dir);
+    bool direct = false;
+    CLEANUP_CLOSE int fd = posix_open_fd(dir, O_RDONLY | O_DIRECTORY, 0, &direct);
+    if (fd < 0)
+        return dr_fail_errno(err, -fd, "Could not open directory '%s'", dir);
+    __attribute__((cleanup(close_dir))) DIR *d = fdopendir(fd);
     if (!d)
         return dr_fail_errno(err, errno, "Could not open directory '%s'", dir);
+    fd = -1; /* d closes it */
     int r = 0;
     struct dirent *e;
     while (!r && (errno = 0, e = readdir(d)))

@@ -209,6 +209,13 @@ static void a_file_that_is_used_keeps_its_descriptor_before_one_that_is_not(void
     }
 }
 
+static int count(void *n, const char *name_found)
+{
+    (void)name_found;
+    ++*(unsigned *)n;
+    return 0;
+}
+
 /* Most of the descriptors would be for readers, but others have taken them. */
 static void where_descriptors_run_out_one_is_shut(void **state)
 {
@@ -223,6 +230,11 @@ static void where_descriptors_run_out_one_is_shut(void **state)
     for (unsigned i = 0; i < 20; i++)
         assert_reads(w->files[i], i);
     struct dr_file *writer = open_ok(w->place, w->place->path, DR_FILE_CREATE);
+    unsigned names = 0;
+    assert_ok(w->place->fs->ops->sync_dir(w->place->fs, w->place->path, &err));
+    taken[n++] = dup(0); /* the descriptor that has become free */
+    assert_ok(w->place->fs->ops->list(w->place->fs, w->place->dir, count, &names, &err));
+    assert_int_equal(names, 21);
     while (n > 0)
         close(taken[--n]);
     dr_file_unref(writer);
