@@ -74,10 +74,13 @@ struct op workload_next(const struct workload *w, struct rnd *rnd)
     default:
         break;
     }
-    if (op.kind == OP_CODED) { /* one unit of the toy */
-        op.off = dr_round_down(op.off, 4096);
-        op.len = dr_min(4096, size - op.off);
+    if (op.kind == OP_CODED) {
+        struct dr_pass pass;
+        struct dr_image *top = dr_disk_enter(w->disk, &pass)->images[0];
+        top->fmt->unit(top, op.off, &op.off, &op.len);
+        op.len = dr_min(op.len, size - op.off);
         op.data = 2;
+        dr_disk_leave(w->disk, &pass);
     } else if (w->align > 1) {
         op.off = dr_round_down(op.off, w->align);
         op.len = dr_min(dr_round_up(op.len, w->align), size - op.off);
@@ -173,21 +176,30 @@ static int run_drop(struct workload *w, const struct op *op)
     return r == -ENOTSUP ? 0 : r;
 }
 
+/* Compressed units are whole ones of a format that has them. */
+static bool takes_coded(const struct dr_image *top, const struct op *op)
+{
+    uint64_t uoff, ulen;
+    if (!top->fmt->encode || !strcmp(top->fmt->name, "vma") ||
+        (top->n_files > 1 && strcmp(top->fmt->name, "toy")))
+        return false;
+    top->fmt->unit(top, op->off, &uoff, &ulen);
+    return op->off == uoff && op->len == dr_min(ulen, top->size - uoff);
+}
+
 static int run_coded(struct workload *w, const struct op *op)
 {
     struct dr_pass pass;
     struct dr_chain *chain = dr_disk_enter(w->disk, &pass);
     struct dr_image *top = chain->images[0];
-    uint8_t coded[4096];
     int r = 0;
-    if (top->fmt->encode && !strcmp(top->fmt->name, "toy")) {
-        uint64_t uoff, len;
-        top->fmt->unit(top, op->off, &uoff, &len);
-        len = dr_min(len, op->len);
-        int64_t n = top->fmt->encode(top, w->buf, len, op->off, coded, sizeof(coded));
+    if (takes_coded(top, op)) {
+        uint8_t *coded = malloc(op->len + 4096);
+        int64_t n = top->fmt->encode(top, w->buf, op->len, op->off, coded, op->len + 4096);
         assert_true(n > 0);
-        shadow_write(w->view, op->off, w->buf, len);
-        r = dr_chain_write_coded(chain, 0, coded, (uint32_t)n, op->off, len, &w->err);
+        shadow_write(w->view, op->off, w->buf, op->len);
+        r = dr_chain_write_coded(chain, 0, coded, (uint32_t)n, op->off, op->len, &w->err);
+        free(coded);
     }
     dr_disk_leave(w->disk, &pass);
     return r;

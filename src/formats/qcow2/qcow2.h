@@ -25,7 +25,14 @@
 #define ULL(x) ((unsigned long long)(x))
 
 /* Levels of the page cache: a table is one below the link to it. */
-enum { QCOW2_LEVEL_BLOCK = 0, QCOW2_LEVEL_ROOT = 1, QCOW2_LEVEL_L2 = 2, QCOW2_LEVEL_L1 = 3 };
+#ifndef QCOW2_LEVELS /* tests build a driver in which the order is wrong */
+#define QCOW2_LEVELS 0, 1, 2, 3
+#endif
+static const unsigned qcow2_levels[] = {QCOW2_LEVELS};
+#define QCOW2_LEVEL_BLOCK qcow2_levels[0]
+#define QCOW2_LEVEL_ROOT  qcow2_levels[1]
+#define QCOW2_LEVEL_L2    qcow2_levels[2]
+#define QCOW2_LEVEL_L1    qcow2_levels[3]
 
 #define QCOW2_COPIED      (UINT64_C(1) << 63) /* the only way to what it points to */
 #define QCOW2_CODED       (UINT64_C(1) << 62)
