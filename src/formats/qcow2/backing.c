@@ -22,7 +22,8 @@ struct change {
     const char *name, *format; /* NULL = none */
     uint8_t *old, *ready, *fresh, *clean;
     uint64_t name_at;
-    bool moved; /* the other extensions go to a place of their own */
+    bool moved;    /* the other extensions go to a place of their own ... */
+    uint64_t rest; /* ... here; else what is behind byte 512 of them stands there */
 };
 
 static int decode_head(const struct change *c, const uint8_t *head, struct qcow2_header *h)
@@ -105,13 +106,14 @@ static uint64_t old_end(const struct change *c, const struct qcow2_header *h)
 }
 
 /* The extensions of the new cluster into head; *at: where they end. */
-static bool put_extensions(const struct change *c, const struct qcow2_header *h, uint8_t *head,
+static bool put_extensions(struct change *c, const struct qcow2_header *h, uint8_t *head,
                            uint64_t *at)
 {
     struct qcow2_ext ext = {0};
     uint64_t end = qcow2_cluster(h);
     bool fits = true;
     *at = h->length;
+    c->rest = SECTOR;
     if (c->name && c->format)
         fits = put_extension(head, at, end, QCOW2_EXT_BACKING_FORMAT, (const uint8_t *)c->format,
                              (uint32_t)strlen(c->format));
@@ -121,7 +123,7 @@ static bool put_extensions(const struct change *c, const struct qcow2_header *h,
             return false;
         put_be32(head + *at, EXT_FILLER);
         put_be32(head + *at + 4, (uint32_t)(to - *at - 8));
-        *at = to;
+        *at = c->rest = to;
     }
     while (fits && next_real(h, c->old, &ext) > 0)
         fits = put_extension(head, at, end, ext.type, c->old + ext.at, ext.len);
@@ -147,8 +149,8 @@ static bool compose(struct change *c)
     put_be32(c->clean + QCOW2_AT_BACKING + 8, (uint32_t)name_len);
 
     memcpy(c->ready, c->old, cluster);
-    if (at > SECTOR)
-        memcpy(c->ready + SECTOR, c->clean + SECTOR, at - SECTOR);
+    if (at > c->rest)
+        memcpy(c->ready + c->rest, c->clean + c->rest, at - c->rest);
     for (uint64_t i = dr_max(SECTOR, c->name_at); i < c->name_at + name_len; i++)
         c->ready[i] = c->clean[i];
     memcpy(c->fresh, c->clean, SECTOR);

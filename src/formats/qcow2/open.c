@@ -161,15 +161,22 @@ static int open_data_file(struct dr_image *image, struct dr_error *err)
     return dr_image_open_data_file(image, q->data_name ? q->data_name : "", &q->data, err);
 }
 
+/* Also asked when a parent is written to, which was opened for reading. */
+static int refuse_corrupt(struct dr_image *image, struct dr_error *err)
+{
+    if (!(qcow2_of(image)->h.incompatible & QCOW2_CORRUPT) || (image->flags & DR_OPEN_AS_FOUND))
+        return 0;
+    return dr_fail(err, EACCES,
+                   "%s: is marked as corrupt and can only be read; `drover check -r all` mends it",
+                   image->path);
+}
+
 static int check_state(struct dr_image *image, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
-    if ((q->h.incompatible & QCOW2_CORRUPT) && image->writable &&
-        !(image->flags & DR_OPEN_AS_FOUND))
-        return dr_fail(err, EACCES,
-                       "%s: is marked as corrupt and can only be read; `drover check -r all` mends "
-                       "it",
-                       image->path);
+    int r = image->writable ? refuse_corrupt(image, err) : 0;
+    if (r < 0)
+        return r;
     if ((q->h.autoclear & QCOW2_DATA_RAW) && qcow2_has_data_file(q) && image->backing_name)
         return dr_fail(err, EINVAL, "%s: a raw data file and a backing file exclude each other",
                        image->path);
@@ -249,7 +256,9 @@ static int qcow2_begin_write(struct dr_image *image, uint64_t off, bool changes,
     pthread_mutex_unlock(&image->lock);
     if (damaged)
         return note_damage(image, err);
-    int r = qcow2_load_reftable(image, err);
+    int r = refuse_corrupt(image, err);
+    if (r == 0)
+        r = qcow2_load_reftable(image, err);
     if (r == 0)
         r = clear_features(image, changes, err);
     if (r == 0 && move)
