@@ -305,6 +305,33 @@ static void ranges_outside_the_disk_are_refused(void **state)
     dr_close(disk, NULL);
 }
 
+/* They belong to the disk: asked again the same text comes, and all go with it. */
+static void texts_that_are_handed_out_are_kept_once(void **state)
+{
+    (void)state;
+    enum { LAYERS = 300 };
+    const char *paths[LAYERS];
+    struct dr_disk *disk;
+    char name[32], text[64];
+    for (int i = 0; i < LAYERS; i++) {
+        snprintf(name, sizeof(name), "own/l%d", i);
+        snprintf(text, sizeof(text), "LINK 4096 l%d link", i - 1);
+        if (i == 0)
+            strcpy(text, "LINK 4096");
+        make(name, text);
+    }
+    assert_int_equal(dr_open(at(name), NULL, &disk, NULL), 0);
+    assert_int_equal(dr_chain_length(disk), LAYERS);
+    for (size_t i = 0; i < LAYERS; i++)
+        paths[i] = dr_image_path(disk, i);
+    for (size_t i = 0; i < LAYERS; i++) {
+        snprintf(name, sizeof(name), "own/l%zu", LAYERS - 1 - i);
+        assert_string_equal(paths[i], at(name));
+        assert_ptr_equal(dr_image_path(disk, i), paths[i]);
+    }
+    dr_close(disk, NULL);
+}
+
 /* A disk in small pieces would hold up every change of the chain for as long as it takes to join
  * all of them. */
 static void the_status_of_a_disk_in_many_pieces_is_told_in_parts(void **state)
@@ -346,6 +373,7 @@ int main(void)
         T(a_missing_parent_is_named),
         T(past_a_shorter_parent_there_are_zeros),
         T(ranges_outside_the_disk_are_refused),
+        T(texts_that_are_handed_out_are_kept_once),
         T(the_status_of_a_disk_in_many_pieces_is_told_in_parts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
