@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What is complete in the staging directory becomes one set for dr_publish(): the planned files are
- * its main files, all others its parts. Extents are known by being there only, so the files that
- * they replace are claimed here. */
+/* All files in the staging directory become one set for dr_publish(): the planned files are its
+ * main files, all others its parts. Extents are known by being there only, so the files that they
+ * replace are claimed here. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What is wrong with an archive, told once for each stretch of it. */
+/* Counts the damage of an archive and tells of it, once for each stretch. */
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What the stages of one extraction share: chunks that travel from the stage that finds extents to
+/* Shared by the stages of one extraction: chunks that travel from the stage that finds extents to
  * the one that works on them and back, the clock, and the flush of all targets. Calls none of
  * them. */
 #include <stdlib.h>

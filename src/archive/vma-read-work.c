@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What happens to the data and the zeros of an extent: many threads at a time. */
+/* Checks, writes or compares the data and the zeros of an extent, in many threads at a time. */
 #include <inttypes.h>
 #include <time.h>
 
@@ -109,7 +109,7 @@ static int compare(struct vma_read *x, unsigned id, const uint8_t *want, uint64_
 
 /* ------------------------------------------------------------------ stretches of a disk */
 
-/* What goes out in one call: data that stands together here and there. */
+/* One write: data that is contiguous in memory and in the disk, or zeros. */
 struct stretch {
     struct vma_read *x;
     uint8_t *scratch; /* VMA_READ_BUFFER bytes */
@@ -274,7 +274,8 @@ static int read_group(struct vma_read *x, const struct vma_chunk *c, const struc
     return 0;
 }
 
-/* What cannot be read together is read cluster by cluster; those that cannot be had are missing. */
+/* After a failed read of several clusters, read them one by one; those that fail again are missing.
+ */
 static int save_group(struct stretch *s, const struct vma_chunk *c, const struct vma_slot *slots,
                       unsigned n, uint8_t *buf, struct dr_error *err)
 {

@@ -132,7 +132,7 @@ static void names_are_escaped(void **state)
 
 /* ------------------------------------------------------------------ cut off */
 
-/* What is_damaged must tell of plain_archive cut at `len`. */
+/* The damage that is_damaged must find in plain_archive cut at `len`. */
 static void expect_cut(struct archive *a, size_t len, char *damage, bool *header_only)
 {
     uint64_t from = 0, to = 0;

@@ -438,7 +438,7 @@ static uint64_t kill_and_run_again(uint64_t n, size_t *changes)
     return tried;
 }
 
-/* What a killed process did not make durable is not dirty for the one that goes on. Most of it
+/* Bytes and names that a killed process left in memory are not dirty for the next one. Most of it
  * happens at the end. */
 static void after_a_kill_and_another_run_a_power_cut_finds_nothing_half(void **state)
 {
@@ -457,7 +457,7 @@ static void after_a_kill_and_another_run_a_power_cut_finds_nothing_half(void **s
 
 /* ------------------------------------------------------------------ failures */
 
-/* What a failed call must have left: everything as it was; or with resume, or when an old file had
+/* A failed call must have left everything as it was; or with resume, or when an old file had
  * been replaced already, a staging directory from which the next call goes on. */
 static void judge_failure(struct dr_fs *fs, const char *before, const struct dr_error *err,
                           const struct dr_vma_files_result *result)

@@ -52,7 +52,7 @@ void vma_damage_add(void *user, const struct dr_vma_damage *damage)
     if (!d->lines)
         return;
     CLEANUP_FREE char *name = disk ? vma_escape(disk->name) : NULL;
-    /* What was expected there; of disks the kind says it all. */
+    /* The text says what was expected there; for disks the kind is enough. */
     bool more = damage->kind == DR_VMA_EXTENT && damage->text;
     CLEANUP_FREE char *text = more ? vma_escape(damage->text) : NULL;
     fprintf(d->lines, "%s: %" PRIu64 "..%" PRIu64 " (%" PRIu64 " bytes): %s%s%s\n",

@@ -25,7 +25,7 @@ static void print_time(int64_t ctime)
     struct tm tm;
     char text[64];
 
-    /* What ctime() would print; it has no text for years of more than four digits. */
+    /* As ctime() prints it, which has no text for years of more than four digits. */
     if (ctime < 0 || !localtime_r(&t, &tm) || tm.tm_year > 9999 - 1900 ||
         strftime(text, sizeof(text), "%a %b %e %H:%M:%S %Y", &tm) == 0)
         printf("CTIME: %" PRId64 "\n", ctime);

@@ -85,7 +85,7 @@ static int open_disk(const struct vma_source *s, const struct cli_args *args, co
     return cli_image_open(s->cli, &image, disk) < 0;
 }
 
-/* What could not be listed or extracted again does not go in. */
+/* Refuse names that could not be listed or extracted again. */
 static int check_name(const struct vma_source *s, const char *name)
 {
     if (vma_is_plain(name))

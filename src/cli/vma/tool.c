@@ -23,7 +23,7 @@ static int usage(void)
     return 1;
 }
 
-/* What the options of all commands may leave behind. */
+/* Everything that the options of the commands may set. */
 struct use {
     const struct cli *cli;
     bool verbose;

@@ -136,7 +136,7 @@ static int verify(struct verify *v, const struct cli_args *args)
     return v->damage.n > 0 ? EXIT_DAMAGED : EXIT_SOUND;
 }
 
-/* What is there, and has no good header, is damaged; else it could not be read. */
+/* A file without a good header is damaged; other failures mean that it could not be read. */
 static int not_opened(const struct cli *cli, const struct cli_args *args, int r,
                       const struct dr_error *err)
 {
