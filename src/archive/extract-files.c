@@ -224,7 +224,7 @@ static int extract(struct files *x, struct dr_error *err)
 /* Without a record there is nothing to go on from. */
 static bool is_worth_keeping(const struct files *x)
 {
-    CLEANUP_FREE char *record = x->stage.work ? stage_path(&x->stage, RECORD) : NULL;
+    CLEANUP_FREE char *record = x->stage.entered ? stage_path(&x->stage, RECORD) : NULL;
     return x->stage.stuck || (record && dr_look(x->stage.fs, record, NULL, NULL, NULL) == 0);
 }
 

@@ -135,36 +135,31 @@ static int lock_work_dir(struct stage *s, struct dr_error *err)
     return dr_fail(err, -r, "%s", why.text);
 }
 
-int stage_begin(struct stage *s, const char *dir, const char *work, struct dr_error *err)
+static int enter_work_dir(struct stage *s, struct dr_error *err)
 {
-    s->dir = strdup(dir);
-    char *path = s->in_sight ? strdup(dir) : dr_path_join(dir, work);
-    if (!s->dir || !path) {
-        free(path);
-        return stage_no_memory(s, err);
-    }
-    int r = s->make_dir || s->in_sight ? make_target_dir(s, err) : 0;
-    if (r == 0 && s->in_sight) {
-        s->work = path;
-        return 0;
-    }
-    if (r < 0) {
-        free(path);
-        return r;
-    }
-    s->work = path;
     int there = make_work_dir(s, err);
-    r = there < 0 ? there : lock_work_dir(s, err);
+    int r = there < 0 ? there : lock_work_dir(s, err);
     if (r == 0 && !is_dir(s->fs, s->work, &s->work_id))
         r = dr_fail(err, EBUSY, "%s: is no directory any more", s->work);
-    if (r < 0) { /* it is not ours: stage_end leaves it alone */
-        free(DR_STEAL(s->work));
+    if (r < 0)
         return r;
-    }
     s->found = there && s->keep;
     if (there && !s->keep)
         stage_empty(s);
     return 0;
+}
+
+int stage_begin(struct stage *s, const char *dir, const char *work, struct dr_error *err)
+{
+    s->dir = strdup(dir);
+    s->work = s->in_sight ? strdup(dir) : dr_path_join(dir, work);
+    if (!s->dir || !s->work)
+        return stage_no_memory(s, err);
+    int r = s->make_dir || s->in_sight ? make_target_dir(s, err) : 0;
+    if (r == 0 && !s->in_sight)
+        r = enter_work_dir(s, err);
+    s->entered = r == 0;
+    return r;
 }
 
 /* ------------------------------------------------------------------ plan */
@@ -352,7 +347,7 @@ static void remove_unpublished(const struct stage *s)
 
 void stage_end(struct stage *s)
 {
-    if (s->work && !s->keep)
+    if (s->entered && !s->keep)
         s->in_sight ? remove_unpublished(s) : remove_work(s);
     if (s->made_dir && !s->keep && !s->published)
         s->fs->ops->rmdir(s->fs, s->dir, NULL);

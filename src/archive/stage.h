@@ -52,6 +52,7 @@ struct stage {
     bool no_lock;       /* take no locks on the files that give way */
     bool no_sync;       /* do not wait until anything is durable */
     bool finishing;     /* all files are complete; some may have their names already */
+    bool entered;       /* stage_begin has succeeded: the files in work are ours */
     bool made_dir;      /* dir did not exist before */
     bool found;         /* an earlier attempt left files, which are kept */
     bool stuck;         /* publishing could neither go on nor be undone */
