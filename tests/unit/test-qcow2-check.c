@@ -169,12 +169,42 @@ static void many_snapshots_with_one_table_are_counted_at_once(void **state)
     assert_true(checked(mem, 0).corruptions > 1000);
 }
 
+static void count_lines(void *user, const char *line)
+{
+    unsigned *n = user;
+    ++*n;
+    snprintf(lines, sizeof(lines), "%s", line);
+}
+
+static void findings_beyond_number_are_counted_and_not_listed(void **state)
+{
+    (void)state;
+    struct dr_image *image;
+    unsigned n = 0;
+    struct dr_check_result r = {.report = count_lines, .user = &n};
+    struct patient p = make_wide();
+    poke(mem, p.roots, 0, 8);
+    struct dr_file *f;
+    ok(dr_file_open(mem, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_zero(f, p.roots, 4096, 0, &err)); /* nothing has a count */
+    dr_file_unref(f);
+    ok(dr_image_open(mem, PATH, "qcow2", 0, &image, &err));
+    ok(dr_format_qcow2.check(image, 0, &r, &err));
+    ok(dr_image_unref(image, &err));
+    assert_int_equal(n, 100001);
+    char last[64];
+    snprintf(last, sizeof(last), "%llu more findings are not listed",
+             ULL(r.corruptions + r.leaks - 100000));
+    assert_string_equal(lines, last);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(a_sound_image_has_nothing_to_report),
         T(damage_is_found_and_repaired_and_the_disk_reads_the_same),
         T(with_little_memory_the_same_is_found_and_repaired),
+        T(findings_beyond_number_are_counted_and_not_listed),
         T(many_ways_to_one_table_are_counted_at_once),
         T(many_snapshots_with_one_table_are_counted_at_once),
     };

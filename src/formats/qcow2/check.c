@@ -20,24 +20,44 @@
 struct qcow2_check_limits qcow2_check_limits = {.tally = UINT64_C(32) << 20,
                                                 .tables = UINT64_C(1) << 18};
 
-void qcow2_say(struct qcow2_check *c, const char *fmt, ...)
+/* More lines than anybody reads; a damaged image may have billions of findings. */
+#define MAX_LINES 100000u
+
+static void put_line(struct qcow2_check *c, const char *fmt, va_list ap)
 {
     char line[512];
+    vsnprintf(line, sizeof(line), fmt, ap);
+    c->result->report(c->result->user, line);
+}
+
+void qcow2_say(struct qcow2_check *c, const char *fmt, ...)
+{
+    va_list ap;
+    if (c->silent || c->said++ >= MAX_LINES)
+        return;
+    va_start(ap, fmt);
+    put_line(c, fmt, ap);
+    va_end(ap);
+}
+
+static void notice(struct qcow2_check *c, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void notice(struct qcow2_check *c, const char *fmt, ...)
+{
     va_list ap;
     if (c->silent)
         return;
     va_start(ap, fmt);
-    vsnprintf(line, sizeof(line), fmt, ap);
+    put_line(c, fmt, ap);
     va_end(ap);
-    c->result->report(c->result->user, line);
 }
 
 static void found(struct qcow2_check *c, uint64_t times, const char *fmt, va_list ap)
 {
-    char line[512];
     c->result->corruptions += times;
-    vsnprintf(line, sizeof(line), fmt, ap);
-    qcow2_say(c, "%s", line);
+    if (!c->silent && c->said++ < MAX_LINES)
+        put_line(c, fmt, ap);
 }
 
 void qcow2_found(struct qcow2_check *c, uint64_t times, const char *fmt, ...)
@@ -224,12 +244,12 @@ static void announce(struct qcow2_check *c, unsigned stage)
     if ((stage != CORRECT_COUNTS && stage != FREE_RENEWED) || !must_rebuild(c))
         return;
     if (c->dangling)
-        qcow2_say(c,
-                  "The refcount structure is not rebuilt: it would go behind the end of the file, "
-                  "where %llu entries say that there is data",
-                  ULL(c->dangling));
+        notice(c,
+               "The refcount structure is not rebuilt: it would go behind the end of the file, "
+               "where %llu entries say that there is data",
+               ULL(c->dangling));
     else
-        qcow2_say(c, "Rebuilding refcount structure");
+        notice(c, "Rebuilding refcount structure");
 }
 
 static int run_stage(struct qcow2_check *c, unsigned stage, unsigned fix, struct dr_error *err)
@@ -297,8 +317,10 @@ static int check_image(struct dr_image *image, unsigned fix, struct dr_check_res
     int r = check_begin(&c, image, err);
     if (r == 0)
         r = examine(&c, result, silent, err);
+    if (r == 0 && c.said > MAX_LINES)
+        notice(&c, "%llu more findings are not listed", ULL(c.said - MAX_LINES));
     if (r == 0 && fix && c.lost && c.high)
-        qcow2_say(&c, "Leaked clusters are kept: they may be what the damaged entries led to");
+        notice(&c, "Leaked clusters are kept: they may be what the damaged entries led to");
     if (r == 0 && fix)
         r = repair(&c, fix, result, err);
     if (r == 0 && fix && result->corruptions == 0)

@@ -72,6 +72,7 @@ struct qcow2_check {
     struct dr_file *f;
     struct dr_check_result *result; /* what this check finds; report is called unless silent */
     bool silent;
+    uint64_t said;     /* findings, as lines */
     uint64_t clusters; /* of the file; the last may be shorter */
     struct qcow2_tally tally;
     uint64_t *roots; /* the refcount table, as on disk */
@@ -101,7 +102,7 @@ struct qcow2_check {
     uint64_t low, high; /* counts */
 };
 
-/* One line for the user. */
+/* A finding, as a line for the user; those that are too many are left out. */
 void qcow2_say(struct qcow2_check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* `times` errors. */
 void qcow2_found(struct qcow2_check *c, uint64_t times, const char *fmt, ...)
