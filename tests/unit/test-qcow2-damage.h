@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What the tests of qcow2's check and repair share: images in memory, and kinds of damage. */
+/* Images in memory and kinds of damage, which the tests of qcow2's check and repair share. */
 #ifndef DR_TESTS_TEST_QCOW2_DAMAGE_H
 #define DR_TESTS_TEST_QCOW2_DAMAGE_H
 

@@ -5,7 +5,7 @@
 
 /* ------------------------------------------------------------------ repairs that are cut off */
 
-/* What must not get worse. */
+/* The state that must not get worse. */
 struct health {
     uint8_t *bytes; /* the guest's; NULL = not all of them could be read */
     unsigned low;   /* counts that are too low */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What an L2 entry refers to and what is wrong with it. A damaged entry is counted as QEMU counts
- * it, so that both find the same. */
+/* Judges an L2 entry: the clusters that it refers to, and its faults. A damaged entry is counted as
+ * QEMU counts it, so that both find the same. */
 #include "formats/qcow2/check.h"
 
 #include <stdarg.h>

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* One pass over all tables: every reference to a cluster in the tally's window is counted. What is
- * wrong with an entry is reported by the first window's pass; a cluster is said to be used as
- * often as QEMU says it, even by damaged entries. */
+/* Walks all tables once and counts every reference to a cluster in the tally's window. The first
+ * window's pass reports damaged entries. They count as references where they do for QEMU. */
 #include "formats/qcow2/check.h"
 
 #include <stdio.h>

@@ -88,7 +88,7 @@ static void check_end(struct qcow2_check *c)
     free(c->buf);
 }
 
-/* Everything anew, into *result. What an earlier look has lost stays lost. */
+/* Look at everything anew, into *result. c->lost stays set once it is. */
 static int examine(struct qcow2_check *c, struct dr_check_result *result, bool silent,
                    struct dr_error *err)
 {
@@ -200,7 +200,7 @@ static bool wanted(const struct qcow2_check *c, unsigned stage, unsigned fix)
     }
 }
 
-/* What the driver knows of the file was before the repair. */
+/* Make the driver forget the file as it was before the repair. */
 static int reload(struct dr_image *image, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);

@@ -28,7 +28,7 @@
 #define QCOW2_L2_RESERVED   UINT64_C(0x3f000000000001fe)
 #define QCOW2_ROOT_RESERVED UINT64_C(0x1ff)
 
-/* What a check may keep in memory. Tests make it less, to get several windows. */
+/* Bounds of the memory that a check takes. Tests make them less, to get several windows. */
 struct qcow2_check_limits {
     uint64_t tally;  /* bytes of counts */
     uint64_t tables; /* L2 tables that are listed at once, 4 at least */
@@ -37,7 +37,7 @@ extern struct qcow2_check_limits qcow2_check_limits;
 
 /* ------------------------------------------------------------------ check-tally.c */
 
-/* What active entries say of a cluster. */
+/* Active entries say of a cluster that it is theirs alone, or that it is not. */
 enum { QCOW2_SAYS_COPIED = 1, QCOW2_SAYS_SHARED = 2 };
 
 struct qcow2_tally_page;
@@ -91,7 +91,7 @@ struct qcow2_check {
     bool renewed;  /* a table was written anew */
     bool no_roots; /* walk: leave the refcount table and its blocks out */
 
-    /* What was found. */
+    /* Findings. */
     bool lost;          /* what some entry should lead to is not known: unused clusters may be it */
     bool rebuild;       /* the refcount structure itself is damaged */
     bool no_block;      /* a cluster in use has no refcount block */
@@ -119,7 +119,7 @@ static inline bool qcow2_first_window(const struct qcow2_check *c)
 
 /* ------------------------------------------------------------------ check-sweep.c */
 
-/* What [at, at + len) of the file holds, in pieces of at most QCOW2_CHECK_STEP; holes are left
+/* Read [at, at + len) of the file, in pieces of at most QCOW2_CHECK_STEP; holes are left
  * out. at and len: multiples of 8. */
 typedef int (*qcow2_scan_fn)(void *user, uint64_t at, uint8_t *bytes, size_t len,
                              struct dr_error *err);
@@ -193,7 +193,7 @@ enum qcow2_use {
     QCOW2_USE_CLUSTER, /* one */
     QCOW2_USE_CODED,   /* each that the coded bytes touch */
 };
-/* What an L2 entry refers to, as QEMU reads it even where it is damaged. */
+/* The clusters that an L2 entry refers to, as QEMU reads it even where it is damaged. */
 struct qcow2_reference {
     enum qcow2_use use;
     uint64_t at, len;
@@ -220,7 +220,7 @@ int qcow2_mend_entries(struct qcow2_check *c, struct dr_error *err);
 enum qcow2_root { QCOW2_ROOT_NONE, QCOW2_ROOT_BLOCK, QCOW2_ROOT_UNKNOWN };
 enum qcow2_root qcow2_root_of(const struct qcow2_check *c, uint64_t block, uint64_t *at);
 int qcow2_read_roots(struct qcow2_check *c, struct dr_error *err);
-/* What becomes right on disk. */
+/* A repair of counts on disk: */
 enum { QCOW2_RAISE = 1 /* counts that are too low */, QCOW2_LOWER = 2 /* too high */ };
 int qcow2_compare(struct qcow2_check *c, unsigned fix, struct dr_error *err);
 /* Walk and compare, window by window. */
