@@ -236,8 +236,8 @@ DR_API int dr_disk_commit(struct dr_disk *disk, const struct dr_commit_options *
 DR_API int dr_commit(const char *path, const struct dr_commit_options *options, struct dr_job *job,
                      struct dr_error *err);
 
-/* ------------------------------------------------------------------ snapshots of formats without
- * internal ones */
+/* ------------------------------------------------------------------ snapshots that are images of
+ * their own */
 
 /* Make a new child of path; it is the new active disk. name: file name or NULL = X-000001.ext with
  * the lowest free number. *active: its path, malloc'ed; active may be NULL. */

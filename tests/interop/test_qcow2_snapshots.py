@@ -94,3 +94,22 @@ def test_bring_the_size_back(tool):
         run(*tool.img, 'snapshot', '-a', name, 'disk.qcow2')
         run('qemu-img', 'check', '-q', 'disk.qcow2')
         assert json.loads(run(DROVER, 'info', '--output=json', 'disk.qcow2').stdout)['virtual-size'] == size
+
+
+def test_of_an_encrypted_disk():
+    secret = ['--object', 'secret,id=s,data=word']
+    image = ['--image-opts', 'driver=qcow2,encrypt.key-secret=s,file.filename=disk.qcow2']
+
+    def io(*commands):
+        done = run('qemu-io', *secret, *image, *(part for c in commands for part in ('-c', c)))
+        assert 'failed' not in done.stdout
+    run('qemu-img', 'create', '-q', *secret, '-f', 'qcow2', '-o',
+        'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10', 'disk.qcow2', 4 * MIB)
+    io('write -P 1 0 1M')
+    make(Drover, 'disk.qcow2', 'one')
+    io('write -P 2 0 2M')
+    run('qemu-img', 'check', '-q', *secret, *image)
+    run(DROVER, 'snapshot', '-a', 'one', 'disk.qcow2')
+    io('read -P 1 0 1M', 'read -P 0 1M 1M')
+    run(DROVER, 'snapshot', '-d', 'one', 'disk.qcow2')
+    run('qemu-img', 'check', '-q', *secret, *image)
