@@ -70,9 +70,11 @@ struct dr_scan_entry {
 struct dr_scan {
     struct dr_scan_entry *all;
     size_t n;
+    char **dirs; /* that were scanned: the images of a chain are mostly in one */
+    size_t n_dirs;
 };
 
-/* Add the files of dir that are not in the scan yet. */
+/* Add the files of dir that are not in the scan yet. A directory is looked at once. */
 int dr_scan_dir(struct dr_scan *s, struct dr_fs *fs, const char *dir,
                 const struct dr_open_options *options, struct dr_error *err);
 /* Add the one file at path. */

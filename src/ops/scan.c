@@ -26,6 +26,9 @@ void dr_scan_free(struct dr_scan *s)
     for (size_t i = 0; i < s->n; i++)
         clear_entry(&s->all[i]);
     free(s->all);
+    for (size_t i = 0; i < s->n_dirs; i++)
+        free(s->dirs[i]);
+    free(s->dirs);
     *s = (struct dr_scan){0};
 }
 
@@ -88,12 +91,31 @@ int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
     return 0;
 }
 
+/* 1 = is in the list already, 0 = is now, or -ENOMEM. */
+static int remember_dir(struct dr_scan *s, const char *dir, struct dr_error *err)
+{
+    for (size_t i = 0; i < s->n_dirs; i++)
+        if (strcmp(s->dirs[i], dir) == 0)
+            return 1;
+    char **more = realloc(s->dirs, (s->n_dirs + 1) * sizeof(char *));
+    if (more)
+        s->dirs = more;
+    char *copy = more ? strdup(dir) : NULL;
+    if (!copy)
+        return dr_fail(err, ENOMEM, "%s: out of memory", dir);
+    s->dirs[s->n_dirs++] = copy;
+    return 0;
+}
+
 int dr_scan_dir(struct dr_scan *s, struct dr_fs *fs, const char *dir,
                 const struct dr_open_options *options, struct dr_error *err)
 {
-    char **names;
-    size_t n;
-    int r = dr_ops_list(fs, dir, &names, &n, err);
+    char **names = NULL;
+    size_t n = 0;
+    int r = remember_dir(s, dir, err);
+    if (r != 0)
+        return r < 0 ? r : 0;
+    r = dr_ops_list(fs, dir, &names, &n, err);
     for (size_t i = 0; r == 0 && i < n; i++) {
         CLEANUP_FREE char *path = strcmp(dir, ".") == 0 ? strdup(names[i])
                                                         : dr_path_join(dir, names[i]);

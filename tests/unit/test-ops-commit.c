@@ -109,16 +109,14 @@ static void siblings_are_named_and_protected(void **state)
     free(after);
 }
 
-/* After the first look around, at each image's directory, somebody makes another child. */
+/* After the first look around, which lists the one directory of all images once, somebody makes
+ * another child. */
 static const struct dr_fs_ops *real_ops;
-static unsigned lists;
 
 static int late_list(struct dr_fs *fs, const char *dir, int (*each)(void *user, const char *name),
                      void *user, struct dr_error *err)
 {
     int r = real_ops->list(fs, dir, each, user, err);
-    if (++lists < 2)
-        return r;
     fs->ops = real_ops;
     make(fs, "other.vmdk", "vmdk", 0, "mid.vmdk");
     return r;
