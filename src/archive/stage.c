@@ -111,6 +111,8 @@ static int make_work_dir(const struct stage *s, struct dr_error *err)
     struct dr_error why = DR_ERROR_INIT;
     if (s->fs->ops->mkdir) {
         int r = s->fs->ops->mkdir(s->fs, s->work, 0700, &why);
+        if (r == -ENOENT)
+            return dr_fail_errno(err, ENOENT, "Could not create '%s': %s", s->work, s->dir);
         return r == -EEXIST ? 1 : r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
     }
     char **names;

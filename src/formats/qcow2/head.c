@@ -25,6 +25,20 @@ int qcow2_switch(struct dr_image *image, unsigned at, const void *bytes, size_t 
     return r < 0 ? r : dr_file_flush(image->files[0], err);
 }
 
+int qcow2_switch_tables(struct dr_image *image, unsigned at, const void *bytes, size_t len,
+                        struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    int r = qcow2_switch(image, at, bytes, len, err);
+    if (r == 0)
+        return 0;
+    DR_LOCK_SCOPE(&image->lock);
+    if (!q->damage)
+        q->damage = strdup("whether its header was written is not known");
+    q->damage_noted = true; /* the image itself is as good as before */
+    return r;
+}
+
 static uint64_t *feature_field(struct qcow2 *q, unsigned field)
 {
     if (field == QCOW2_AT_INCOMPATIBLE)

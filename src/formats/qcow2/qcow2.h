@@ -200,6 +200,10 @@ int qcow2_read_head(struct dr_image *image, uint8_t **head, struct dr_error *err
 /* Write bytes of the first sector, durably: a switch. */
 int qcow2_switch(struct dr_image *image, unsigned at, const void *bytes, size_t len,
                  struct dr_error *err);
+/* The same for a switch to another table. When it fails, the file may have the one or the other, so
+ * nothing more is written by this open: opening the image again tells. */
+int qcow2_switch_tables(struct dr_image *image, unsigned at, const void *bytes, size_t len,
+                        struct dr_error *err);
 /* Set and clear bits of a feature field (QCOW2_AT_...). */
 int qcow2_switch_bits(struct dr_image *image, unsigned field, uint64_t set, uint64_t clear,
                       struct dr_error *err);

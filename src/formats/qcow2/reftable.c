@@ -159,7 +159,7 @@ static int write_move(struct move *m, struct dr_error *err)
         return r;
     put_be64(field, table_at);
     put_be32(field + 8, (uint32_t)m->clusters);
-    return qcow2_switch(m->image, QCOW2_AT_REFTABLE, field, sizeof(field), err);
+    return qcow2_switch_tables(m->image, QCOW2_AT_REFTABLE, field, sizeof(field), err);
 }
 
 /* image->lock held. */

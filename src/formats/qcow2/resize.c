@@ -15,7 +15,7 @@ static int switch_l1(struct dr_image *image, uint64_t at, uint64_t entries, stru
     uint8_t field[12];
     put_be32(field, (uint32_t)entries);
     put_be64(field + 4, at);
-    int r = qcow2_switch(image, QCOW2_AT_L1, field, sizeof(field), err);
+    int r = qcow2_switch_tables(image, QCOW2_AT_L1, field, sizeof(field), err);
     if (r < 0)
         return r;
     DR_LOCK_SCOPE(&image->lock);

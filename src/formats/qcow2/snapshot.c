@@ -101,15 +101,6 @@ static void change_undo(struct change *c, bool own)
 
 /* ------------------------------------------------------------------ switches */
 
-/* Whether the header was switched is not known: what is written from now on might be lost. */
-static int switch_failed(struct change *c, int r)
-{
-    DR_LOCK_SCOPE(&c->image->lock);
-    if (!c->q->damage)
-        c->q->damage = strdup("whether its header was written is not known");
-    return r;
-}
-
 static int switch_table(struct change *c, uint32_t n, struct dr_error *err)
 {
     struct qcow2 *q = c->q;
@@ -117,9 +108,9 @@ static int switch_table(struct change *c, uint32_t n, struct dr_error *err)
     uint8_t field[12];
     put_be32(field, n);
     put_be64(field + 4, c->table_at);
-    int r = qcow2_switch(c->image, QCOW2_AT_SNAPSHOTS, field, sizeof(field), err);
+    int r = qcow2_switch_tables(c->image, QCOW2_AT_SNAPSHOTS, field, sizeof(field), err);
     if (r < 0)
-        return switch_failed(c, r);
+        return r;
     pthread_mutex_lock(&c->image->lock);
     q->h.n_snapshots = n;
     q->h.snapshots_at = c->table_at;
@@ -136,9 +127,9 @@ static int switch_disk(struct change *c, uint64_t size, uint64_t entries, struct
     put_be32(field + 8, q->h.crypt);
     put_be32(field + 12, (uint32_t)entries);
     put_be64(field + 16, c->l1_at);
-    int r = qcow2_switch(c->image, QCOW2_AT_SIZE, field, sizeof(field), err);
+    int r = qcow2_switch_tables(c->image, QCOW2_AT_SIZE, field, sizeof(field), err);
     if (r < 0)
-        return switch_failed(c, r);
+        return r;
     DR_LOCK_SCOPE(&c->image->lock); /* readers look there */
     q->h.size = size;
     q->h.l1_entries = (uint32_t)entries;
