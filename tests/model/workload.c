@@ -49,6 +49,19 @@ static enum op_kind choose_kind(struct rnd *rnd)
     return OP_WRITE;
 }
 
+/* The unit of the top image; while that is not open, the toy's. */
+static void unit_at(const struct workload *w, uint64_t off, uint64_t *start, uint64_t *len)
+{
+    struct dr_pass pass;
+    *start = dr_round_down(off, 4096);
+    *len = 4096;
+    if (!w->disk)
+        return;
+    struct dr_image *top = dr_disk_enter(w->disk, &pass)->images[0];
+    top->fmt->unit(top, off, start, len);
+    dr_disk_leave(w->disk, &pass);
+}
+
 struct op workload_next(const struct workload *w, struct rnd *rnd)
 {
     static const uint32_t longest[] = {512, 700, 4096, 9000, 65536, 70000, 200000};
@@ -75,12 +88,9 @@ struct op workload_next(const struct workload *w, struct rnd *rnd)
         break;
     }
     if (op.kind == OP_CODED) {
-        struct dr_pass pass;
-        struct dr_image *top = dr_disk_enter(w->disk, &pass)->images[0];
-        top->fmt->unit(top, op.off, &op.off, &op.len);
+        unit_at(w, op.off, &op.off, &op.len);
         op.len = dr_min(op.len, size - op.off);
         op.data = 2;
-        dr_disk_leave(w->disk, &pass);
     } else if (w->align > 1) {
         op.off = dr_round_down(op.off, w->align);
         op.len = dr_min(dr_round_up(op.len, w->align), size - op.off);
