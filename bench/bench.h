@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What the programs that measure share: a clock, medians, and giving up. */
+/* A clock, medians, random numbers and giving up, for the programs that measure. */
 #ifndef DR_BENCH_BENCH_H
 #define DR_BENCH_BENCH_H
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What a request costs above the system call that it comes to: random 4 KiB reads and in-place
- * writes through the library, and the same by pread(2) and pwrite(2) on the raw file, in turns and
- * in one process, with one thread and with two. Hot in the page cache.
+/* Measures what a request costs above the system call that it comes to: random 4 KiB reads and
+ * in-place writes through the library, and the same by pread(2) and pwrite(2) on the raw file, in
+ * turns and in one process, with one thread and with two. Hot in the page cache.
  *
  *     drover-bench-requests [-c] [-n REQUESTS] [-r ROUNDS] [-s SIZE] DIRECTORY
  *

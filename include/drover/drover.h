@@ -174,8 +174,8 @@ DR_API int dr_discard(struct dr_disk *disk, uint64_t off, uint64_t len, struct d
  * too (-EIO), since the kernel has dropped the data: close the disk and open it again. */
 DR_API int dr_flush(struct dr_disk *disk, struct dr_error *err);
 /* The disk gets this size; what is new reads as zeros. Other calls may be in progress: they come
- * before the change or after it. -ENOTSUP: not with this format; -EBUSY: an operation that changes
- * the disk's chain is under way. */
+ * before the change or after it, and wait until it is durable. -ENOTSUP: not with this format;
+ * -EBUSY: an operation that changes the disk's chain is under way. */
 DR_API int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err);
 
 /* ------------------------------------------------------------------ where bytes live */

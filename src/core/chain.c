@@ -127,7 +127,7 @@ int dr_place_sparse(struct dr_place *place, bool *zero, struct dr_error *err)
     int r = dr_file_extent(ext->file, ext->host, ext->len, &kind, &run, err);
     if (r < 0)
         return r;
-    /* What metadata points to must be there: a file that ends is not a hole (invariant 8). */
+    /* Metadata points here, so the file must have it: its end is not a hole (invariant 8). */
     uint64_t size = dr_file_size(ext->file);
     if (!dr_inside(ext->host, ext->len, size))
         return dr_fail(err, EIO, "%s: ends at %llu, data up to %llu was expected", ext->file->path,

@@ -178,7 +178,7 @@ int dr_image_satisfy(struct dr_image *image, struct dr_hold *hold, uint64_t off,
                      struct dr_error *err);
 void dr_hold_end(struct dr_hold *hold); /* image->lock held */
 
-/* What this image alone has; fmt->map with pages loaded as needed. Takes the lock itself. */
+/* Tell what this image alone has: fmt->map, with pages loaded as needed. Takes the lock itself. */
 int dr_image_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
                  struct dr_error *err);
 

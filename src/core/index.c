@@ -44,15 +44,15 @@ struct window {
     struct segment segments[];
 };
 
-/* Where windows are found: number modulo n. */
+/* A table of windows: each is in the slot of its number modulo n. */
 struct slots {
     size_t n;    /* a power of two */
     size_t hand; /* the next one to empty; under all_lock */
     _Atomic(struct window *) at[];
 };
 
-/* What a layer said about where it has nothing. Facts about a frozen layer stay true, so threads
- * may read and add them in any order. */
+/* The places in which a layer said that it has nothing. Facts about a frozen layer stay true, so
+ * threads may read and add them in any order. */
 struct memo {
     /* A bit for each 64th of the disk: asked about it as a whole; it is empty. */
     _Atomic uint64_t asked, empty;
@@ -286,7 +286,8 @@ static uint64_t end_of_chunks(const struct dr_index *ix, uint64_t bits, uint64_t
     return (clear ? (uint64_t)__builtin_ctzll(clear) : 64) * ix->chunk;
 }
 
-/* How far from off on the layer is known to be empty; off itself: not known. */
+/* The end of the range from off on in which the layer is known to be empty; off itself: not known.
+ */
 static uint64_t known_empty(const struct dr_index *ix, const struct memo *memo, uint64_t off)
 {
     uint64_t run = atomic_load_explicit(&memo->run, memory_order_relaxed);
@@ -367,7 +368,7 @@ static int add(struct build *b, uint64_t end, uint32_t owner)
     return 0;
 }
 
-/* What layer i has from off on, as far as it is one thing: does it own that, and to where? */
+/* Ask layer i about off: *owns tells whether it has something there, *until how far that holds. */
 static int ask(struct build *b, size_t i, uint64_t off, bool *owns, uint64_t *until)
 {
     const struct dr_index *ix = b->ix;

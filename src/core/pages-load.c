@@ -19,7 +19,7 @@
 #define AHEAD_PAGES    8u  /* at most, by one read of pages that are wanted one after the other */
 #define BEHIND_HOLE    2u
 #define HOLE_LOOKAHEAD (1ull << 40)
-/* How many pages an evictor looks at: a cache full of dirty pages must not cost much. */
+/* An evictor looks at this many pages at most: a cache full of dirty pages must not cost much. */
 #define EVICT_LOOK 256
 
 /* ------------------------------------------------------------------ the clock */
@@ -154,7 +154,7 @@ static int read_pages(struct dr_image *image, struct dr_file *f, uint64_t off, u
     return r;
 }
 
-/* Where the holes end that the pages of zeros lie in. */
+/* Find the ends of the holes that the pages of zeros lie in. */
 static int find_holes(struct dr_file *f, uint64_t off, struct loaded *l, struct dr_error *err)
 {
     uint64_t known = 0, hole_end = 0; /* up to known the file was asked */
@@ -224,7 +224,7 @@ static int pass_present(struct dr_image *image, const struct dr_need *need, uint
     return 0;
 }
 
-/* How many pages from at on, which is missing, are missing too and begin before end. */
+/* The number of pages in a row that are missing, from the one at `at` on, and begin before end. */
 static unsigned missing_run(const struct dr_cache *cache, unsigned file, uint64_t at, uint64_t end)
 {
     unsigned n = 1;
@@ -234,7 +234,7 @@ static unsigned missing_run(const struct dr_cache *cache, unsigned file, uint64_
     return n;
 }
 
-/* Where to read to, if all that is wanted is the page at `at`. */
+/* The end of the read for a callback that wants the page at `at`, and will want more. */
 static uint64_t read_ahead(const struct dr_cache *cache, const struct dr_file *f, unsigned file,
                            uint64_t at)
 {
@@ -246,7 +246,7 @@ static uint64_t read_ahead(const struct dr_cache *cache, const struct dr_file *f
     return dr_min(at + n * DR_PAGE_SIZE, dr_file_size(f));
 }
 
-/* How many of n pages lie in the hole that was found last. */
+/* The number of the n pages at `at` that lie in the hole that was found last. */
 static unsigned pages_in_hole(const struct dr_cache *cache, unsigned file, uint64_t at, unsigned n)
 {
     if (cache->hole_gen != cache->gen || cache->hole_file != file || at < cache->hole_off ||

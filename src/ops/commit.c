@@ -558,7 +558,7 @@ static bool not_dirty(void *user, uint64_t off, uint64_t len)
     return !c->dirty.disk || !dr_dirty_any(&c->dirty, off, len);
 }
 
-/* How far from off on everything is dirty, or nothing is. */
+/* The end of the range from off on in which everything is dirty, or nothing is. */
 static uint64_t same_until(const struct commit *c, uint64_t off, uint64_t size, bool *dirty)
 {
     uint64_t end = off;

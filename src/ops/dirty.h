@@ -28,7 +28,7 @@ void dr_dirty_end(struct dr_dirty *dirty);
 bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end, uint64_t most);
 /* Is any of [off, off+len) dirty? */
 bool dr_dirty_any(const struct dr_dirty *dirty, uint64_t off, uint64_t len);
-/* How many bytes are dirty, in whole grains. */
+/* The number of bytes that are dirty, in whole grains. */
 uint64_t dr_dirty_bytes(const struct dr_dirty *dirty);
 
 #endif

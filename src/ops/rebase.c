@@ -268,7 +268,7 @@ static int copy_rest(struct rebase *rb, struct dr_error *err)
     return run_fill(rb, &f, NULL, err);
 }
 
-/* How much the copy may have to fill at most, from metadata alone. */
+/* An upper bound of the bytes that the copy fills, from metadata alone. */
 static int measure(struct rebase *rb, uint64_t *bytes, struct dr_error *err)
 {
     struct fill f;

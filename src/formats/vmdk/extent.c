@@ -201,8 +201,8 @@ static uint64_t alike_entries(struct run *run, const uint8_t *entries, uint64_t 
     return i;
 }
 
-/* How many entries of the table at slot go on the run, looking at the loaded page and at what is
- * known to be zero; 0: the run ends here. */
+/* The number of entries of the table at slot that go on the run, looking at the loaded page and at
+ * what is known to be zero; 0: the run ends here. */
 static uint64_t extend(struct run *run, const struct vmdk_slot *slot)
 {
     uint64_t left = run->e->h.gtes - slot->entry;
@@ -216,8 +216,8 @@ static uint64_t extend(struct run *run, const struct vmdk_slot *slot)
     return alike_entries(run, dr_page_at(run->page, slot->pos), n);
 }
 
-/* How many tables from this one on have no entries: they do not exist, or they lie where the file
- * is known to be zero. Looks at one page of the directory at most. */
+/* Count the tables in a row, from this one on, that have no entries: they do not exist, or they lie
+ * where the file is known to be zero. Looks at one page of the directory at most. */
 static uint64_t empty_tables(const struct run *run, uint64_t table, struct dir_page *dir)
 {
     const struct vmdk_extent *e = run->e;
