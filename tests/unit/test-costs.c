@@ -236,9 +236,9 @@ static void expect(const char *what, struct calls have, struct calls want)
 /* Of each format that can be written, once the tables are in memory and the unit is allocated. */
 static void a_request_in_place_is_one_call(void **state)
 {
-    static const char *const formats[] = {"raw", "vmdk", "add-cow"};
+    static const char *const formats[] = {"raw", "vmdk", "add-cow", "qcow2"};
     (void)state;
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
         struct dr_fs *memory = dr_fs_memory_new();
         struct faultfs *f = faultfs_new(memory);
         struct dr_create_options create = {.format = formats[i], .size = 4 * MIB, .has_size = true};
@@ -265,6 +265,40 @@ static void a_request_in_place_is_one_call(void **state)
         faultfs_free(f);
         dr_fs_memory_free(memory);
     }
+}
+
+/* One write of the data, one of its count, one of its entry; with a new L2 table also the table and
+ * the link to it, each durable before the next. */
+static void an_allocating_write_to_qcow2_costs_two_flushes(void **state)
+{
+    (void)state;
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_create_options create = {.format = "qcow2", .size = 2048 * MIB, .has_size = true};
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    uint8_t buf[4096] = {1};
+    ok(dr_create_fs(faultfs_fs(f), "disk", &create, &err));
+    ok(dr_open_fs(faultfs_fs(f), "disk", &open, &disk, &err));
+    ok(dr_pwrite(disk, buf, 0, sizeof(buf), 0, &err));
+    ok(dr_flush(disk, &err));
+    for (unsigned i = 1; i < 4; i++) { /* one after another, and anywhere below the same table */
+        uint64_t off = i == 3 ? 300 * MIB : i * MIB / 16;
+        faultfs_reset(f);
+        ok(dr_pwrite(disk, buf, off, sizeof(buf), 0, &err));
+        ok(dr_flush(disk, &err));
+        struct calls have = counted(f);
+        assert_true(have.reads <= 1); /* of the entry's page */
+        have.all -= have.reads;
+        have.reads = 0;
+        expect("qcow2", have, (struct calls){.writes = 3, .flushes = 2, .all = 5});
+    }
+    ok(dr_pwrite(disk, buf, 1024 * MIB, sizeof(buf), 0, &err));
+    ok(dr_flush(disk, &err));
+    assert_int_equal(counted(f).flushes, 3); /* another table */
+    ok(dr_close(disk, &err));
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
 }
 
 /* ------------------------------------------------------------------ locks */
@@ -309,7 +343,7 @@ static void make_dir(char *dir, size_t len)
 
 static void requests_in_place_take_no_lock_that_those_on_another_disk_take(void **state)
 {
-    static const char *const formats[] = {"raw", "vmdk", "add-cow"};
+    static const char *const formats[] = {"raw", "vmdk", "add-cow", "qcow2"};
     char dir[256], path[2][300], clean[300];
     (void)state;
     make_dir(dir, sizeof(dir));
@@ -435,6 +469,7 @@ int main(void)
         T(an_allocating_write_with_counts_costs_two_flushes_or_three_with_a_new_table),
         T(an_allocating_write_to_vmdk_costs_two_flushes),
         T(an_allocating_write_to_add_cow_costs_one_flush_of_each_file),
+        cmocka_unit_test(an_allocating_write_to_qcow2_costs_two_flushes),
         T(neighbouring_freed_grains_are_punched_by_one_call),
         T(neighbouring_freed_ranges_of_add_cow_are_punched_by_one_call),
         T(freed_places_with_a_used_one_between_them_are_two_punches),
