@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from tools import DROVER, MIB, TOOLS, Disk, Drover, Qemu, compare, create, rng, run
+from tools import DROVER, MIB, TOOLS, Disk, Drover, Qemu, compare, create, create_encrypted, rng, run
 
 pytestmark = pytest.mark.usefixtures('qemu')
 
@@ -235,10 +235,8 @@ def test_an_entry_that_leads_into_a_table_is_refused_and_marked(tmp_path):
 
 @pytest.mark.parametrize('method', ['aes', 'luks'])
 def test_encrypted_images_are_told_of_and_not_read(method, tmp_path):
-    secret = ['--object', 'secret,id=s,data=abc']
-    run('qemu-img', 'create', '-q', *secret, '-f', 'qcow2', '-o', f'encrypt.format={method},encrypt.key-secret=s',
-        'disk.qcow2', '1M')
-    run('qemu-io', *secret, '-c', 'write -P 5 0 64k', '--image-opts',
+    create_encrypted('disk.qcow2', '1M', method)
+    run('qemu-io', '--object', 'secret,id=s,data=abc', '-c', 'write -P 5 0 64k', '--image-opts',
         f'driver=qcow2,encrypt.format={method},encrypt.key-secret=s,file.filename=disk.qcow2')
     run(DROVER, 'info', 'disk.qcow2')
     run(DROVER, 'map', '--output=json', 'disk.qcow2')

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tools import DROVER, MIB, TOOLS, Disk, Drover, Qemu, create, rng, run
+from tools import DROVER, MIB, TOOLS, Disk, Drover, Qemu, create, create_encrypted, rng, run
 
 pytestmark = pytest.mark.usefixtures('qemu')
 
@@ -97,14 +97,13 @@ def test_bring_the_size_back(tool):
 
 
 def test_of_an_encrypted_disk():
-    secret = ['--object', 'secret,id=s,data=word']
+    secret = ['--object', 'secret,id=s,data=abc']
     image = ['--image-opts', 'driver=qcow2,encrypt.key-secret=s,file.filename=disk.qcow2']
 
     def io(*commands):
         done = run('qemu-io', *secret, *image, *(part for c in commands for part in ('-c', c)))
         assert 'failed' not in done.stdout
-    run('qemu-img', 'create', '-q', *secret, '-f', 'qcow2', '-o',
-        'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10', 'disk.qcow2', 4 * MIB)
+    create_encrypted('disk.qcow2', 4 * MIB, 'luks')
     io('write -P 1 0 1M')
     make(Drover, 'disk.qcow2', 'one')
     io('write -P 2 0 2M')

@@ -38,6 +38,17 @@ def create(tool, path, fmt, size, options='', backing=None, backing_format='vmdk
     run(*argv, path, size)
 
 
+def create_encrypted(path, size, method):
+    """An image encrypted with the password abc. QEMU measures the processor first, which fails now and then."""
+    argv = ['qemu-img', 'create', '-q', '--object', 'secret,id=s,data=abc', '-f', 'qcow2', '-o',
+            f'encrypt.format={method},encrypt.key-secret=s' + (',encrypt.iter-time=100' if method == 'luks' else ''),
+            path, size]
+    for _ in range(30):
+        if run(*argv, ok=False).returncode == 0:
+            return
+    run(*argv)
+
+
 def compare(tool, a, a_format, b, b_format):
     run(*tool.img, 'compare', '-f', a_format, '-F', b_format, a, b)
 
