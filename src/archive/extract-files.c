@@ -124,7 +124,7 @@ static int make_target(struct files *x, const struct dr_vma_new_disk *d, struct 
                                          .flags = DR_OPEN_RDWR | flags};
     CLEANUP_FREE char *made = name_made(x, d);
     CLEANUP_FREE char *path = made ? stage_path(&x->stage, made) : NULL;
-    struct dr_disk *disk;
+    struct dr_disk *disk = NULL;
     int r = path ? 0 : no_memory(x, err);
     if (r == 0 && !x->stage.found)
         r = create_image(x, d, path, flags, err);

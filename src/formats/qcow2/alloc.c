@@ -126,7 +126,7 @@ static int pin_count(struct dr_image *image, uint64_t i)
 {
     const struct qcow2 *q = qcow2_of(image);
     uint64_t at = count_place(q, i), count = 0;
-    struct dr_page *page;
+    struct dr_page *page = NULL;
     int r = count_of(image, i, &count);
     if (r == 0 && count == 0)
         return qcow2_damage(image, "the cluster at byte %llu is in use and counted as free",

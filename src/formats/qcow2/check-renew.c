@@ -34,7 +34,7 @@ static int append(struct qcow2_check *c, struct renewal *t, uint64_t at, uint64_
 static int place(struct qcow2_check *c, const struct renewal *t, uint64_t *host,
                  struct dr_error *err)
 {
-    uint64_t n = dr_div_up(t->len, c->q->cluster);
+    uint64_t n = dr_max(1, dr_div_up(t->len, c->q->cluster));
     uint8_t *whole = calloc(n, c->q->cluster);
     if (!whole)
         return dr_fail_errno(err, ENOMEM, "%s", c->image->path);

@@ -87,9 +87,9 @@ static int sweep_piece(void *user, uint64_t at, uint8_t *bytes, size_t len, stru
 static int sweep_part(struct qcow2_check *c, const struct qcow2_sweep *part, void *user,
                       struct dr_error *err)
 {
-    struct sweeping *s = user;
-    s->part = part;
-    return qcow2_scan(c, part->at, part->len, sweep_piece, s, err);
+    struct sweeping s = *(const struct sweeping *)user;
+    s.part = part;
+    return qcow2_scan(c, part->at, part->len, sweep_piece, &s, err);
 }
 
 int qcow2_sweep(struct qcow2_check *c, const struct qcow2_range *ranges, size_t n,

@@ -287,6 +287,7 @@ static int repair(struct qcow2_check *c, unsigned fix, struct dr_check_result *r
         c->silent = silent;
         changed = true;
         r = run_stage(c, stage, fix, err);
+        c->result = result;
         *result = (struct dr_check_result){.report = before.report, .user = before.user};
         if (r == 0)
             r = examine(c, result, true, err);
