@@ -202,6 +202,23 @@ def test_an_image_marked_corrupt_is_only_read(tmp_path):
     assert (tmp_path / 'out.raw').read_bytes() == bytes(MIB)
 
 
+@pytest.mark.parametrize('write', [False, True])
+@pytest.mark.parametrize('left', [0, 1, 100])
+def test_a_table_that_was_cut_off_is_no_zeros(left, write, tmp_path):
+    create(Qemu, 'disk.qcow2', 'qcow2', 64 * MIB)
+    run('qemu-io', '-f', 'qcow2', '-c', 'write -P 7 40M 64k', 'disk.qcow2')
+    content = (tmp_path / 'disk.qcow2').read_bytes()
+    l1 = int.from_bytes(content[40:48], 'big')
+    l2 = int.from_bytes(content[l1:l1 + 8], 'big') & ~(1 << 63)
+    (tmp_path / 'disk.qcow2').write_bytes(content[:l2 + 4096 * left // 100 if left > 1 else l2 + left * 8])
+    args = [] if write else ['-r']
+    done = run(DROVER, 'io', *args, '-f', 'qcow2', '-c', 'read 40M 64k', 'disk.qcow2', ok=False)
+    assert done.returncode == 1 and 'ends at byte' in done.stdout + done.stderr
+    assert run(DROVER, 'convert', '-O', 'raw', 'disk.qcow2', 'out.raw', ok=False).returncode == 1
+    (tmp_path / 'disk.qcow2').write_bytes(content[:l1])
+    assert run(DROVER, 'convert', '-O', 'raw', 'disk.qcow2', 'out.raw', ok=False).returncode == 1
+
+
 def test_nothing_is_committed_into_a_corrupt_parent(tmp_path):
     create(Qemu, 'disk.qcow2', 'qcow2', MIB)
     create(Qemu, 'child.qcow2', 'qcow2', MIB, '', 'disk.qcow2', 'qcow2')

@@ -4,6 +4,14 @@
 
 #define L1_RESERVED UINT64_C(0x7f000000000001ff)
 
+/* A table that the file is too short for is damage, not zeros (invariant 8). */
+static int refuse_cut(const struct dr_image *image, uint64_t at, struct dr_error *err)
+{
+    return dr_fail(err, EIO,
+                   "%s: ends at byte %llu, in or before a table of which byte %llu is needed",
+                   image->path, ULL(dr_file_size(image->files[0])), ULL(at));
+}
+
 /* ------------------------------------------------------------------ L1 */
 
 int qcow2_check_l1_entry(struct dr_image *image, uint64_t at, uint64_t v, struct dr_error *err)
@@ -26,7 +34,8 @@ static uint64_t empty_l1_entries(const struct dr_image *image, const struct dr_p
                                  uint64_t i)
 {
     const struct qcow2 *q = qcow2_of(image);
-    uint64_t n = q->h.l1_entries, zero = dr_page_zero_until(image, page), next = i + 1;
+    uint64_t n = dr_min(q->h.l1_entries, (dr_file_size(image->files[0]) - q->h.l1_at) / 8);
+    uint64_t zero = dr_page_zero_until(image, page), next = i + 1;
     if (zero > q->h.l1_at + 8 * next)
         return dr_min(n, (zero - q->h.l1_at) / 8) - i;
     for (; next < n; next++) {
@@ -46,6 +55,8 @@ int qcow2_find_l2(struct dr_image *image, uint64_t off, uint64_t *table, bool *c
     if (i >= q->h.l1_entries)
         return dr_fail(err, EIO, "%s: its L1 table ends before guest offset %llu", image->path,
                        ULL(off));
+    if (at + 8 > dr_file_size(image->files[0]))
+        return refuse_cut(image, at, err);
     int r = dr_page_get(image, 0, at, &page);
     if (r < 0)
         return r;
@@ -119,6 +130,18 @@ static void data_extent(const struct dr_image *image, const struct qcow2_entry *
                     (e->copied && !q->damage && !qcow2_guarded(q, e->host, q->cluster));
 }
 
+/* The page of an L2 entry. What is not in memory has been written, so it must be in the file; a new
+ * table is in memory until it is. */
+static int get_l2_page(struct dr_image *image, uint64_t at, struct dr_page **page,
+                       struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t size = dr_file_size(image->files[0]);
+    int r = dr_page_get(image, 0, at, page);
+    bool written = r == -EAGAIN || !image->writable;
+    return written && at + q->entry > size ? refuse_cut(image, at, err) : r;
+}
+
 /* What the entry says from off on, to the end of the sub-cluster. */
 static void first_extent(const struct dr_image *image, const struct qcow2_entry *e, uint64_t off,
                          struct dr_extent *ext)
@@ -143,9 +166,12 @@ static bool continues(const struct dr_extent *ext, const struct dr_extent *next)
 }
 
 /* Guest offset up to which this page of the table tells. */
-static uint64_t told_until(const struct qcow2 *q, uint64_t at, uint64_t off)
+static uint64_t told_until(const struct dr_image *image, uint64_t at, uint64_t off)
 {
+    const struct qcow2 *q = qcow2_of(image);
     uint64_t in_page = (DR_PAGE_SIZE - at % DR_PAGE_SIZE) / q->entry;
+    if (!image->writable)
+        in_page = dr_min(in_page, (dr_file_size(image->files[0]) - at) / q->entry);
     uint64_t table_end = dr_round_down(off, qcow2_l2_span(q)) + qcow2_l2_span(q);
     return dr_min(dr_round_down(off, q->cluster) + in_page * q->cluster, table_end);
 }
@@ -193,15 +219,19 @@ int qcow2_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_exte
         return 0;
     }
     uint64_t at = qcow2_entry_at(q, table, off);
-    if ((r = dr_page_get(image, 0, at, &page)) < 0 ||
+    if ((r = get_l2_page(image, at, &page, err)) < 0 ||
         (r = qcow2_read_entry(image, page, at, off, &e, err)) < 0)
         return r;
     first_extent(image, &e, off, ext);
     uint64_t zero = ext->kind == DR_HOLE ? dr_page_zero_until(image, page) : 0;
     if (zero > at)
+        zero = dr_min(zero, dr_max(dr_file_size(image->files[0]),
+                                   image->writable ? dr_page_start(page) + DR_PAGE_SIZE : 0));
+    if (zero > at + q->entry)
         ext->len = empty_until(q, at, off, zero) - off;
     else
-        r = grow_extent(image, page, at, off, dr_min(told_until(q, at, off), off + len), ext, err);
+        r = grow_extent(image, page, at, off, dr_min(told_until(image, at, off), off + len), ext,
+                        err);
     ext->len = dr_min(ext->len, len);
     return r;
 }
