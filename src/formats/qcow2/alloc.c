@@ -475,8 +475,9 @@ int qcow2_damage(struct dr_image *image, const char *fmt, ...)
 
 int qcow2_refuse_damaged(struct dr_image *image, struct dr_error *err)
 {
+    const char *damage = qcow2_of(image)->damage;
     return dr_fail(err, EIO,
                    "%s: is damaged, nothing more is written to it: %s; `drover check -r all` mends "
                    "it",
-                   image->path, qcow2_of(image)->damage);
+                   image->path, damage ? damage : "a switch of its header failed");
 }

@@ -83,9 +83,9 @@ struct qcow2 {
     uint64_t cursor; /* cluster: nothing below it is free but what `free` tells */
     struct qcow2_free free[QCOW2_FREE_RANGES];
     unsigned n_free;
-    uint64_t coded_next;   /* where the next coded cluster may start; 0 = at a new cluster */
-    char *damage;          /* what was found wrong: nothing more is written; NULL = nothing */
-    bool damage_noted;     /* on disk, too */
+    uint64_t coded_next; /* where the next coded cluster may start; 0 = at a new cluster */
+    char *damage;        /* what was found wrong: nothing more is written; NULL = nothing */
+    bool damage_noted; /* nothing more is written, and no mark needs to be: it is, or not wanted */
     struct qcow2_set meta; /* clusters of tables that are known: none of them takes data */
 };
 
@@ -200,8 +200,8 @@ int qcow2_read_head(struct dr_image *image, uint8_t **head, struct dr_error *err
 /* Write bytes of the first sector, durably: a switch. */
 int qcow2_switch(struct dr_image *image, unsigned at, const void *bytes, size_t len,
                  struct dr_error *err);
-/* The same for a switch to another table. When it fails, the file may have the one or the other, so
- * nothing more is written by this open: opening the image again tells. */
+/* The same for a switch to another table or size. When it fails, the file may have the one or the
+ * other, so nothing more is written by this open: opening the image again tells. */
 int qcow2_switch_tables(struct dr_image *image, unsigned at, const void *bytes, size_t len,
                         struct dr_error *err);
 /* Set and clear bits of a feature field (QCOW2_AT_...). */

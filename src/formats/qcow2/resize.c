@@ -158,7 +158,7 @@ static int switch_size(struct dr_image *image, uint64_t size, struct dr_error *e
     struct qcow2 *q = qcow2_of(image);
     uint8_t field[8];
     put_be64(field, size);
-    int r = qcow2_switch(image, QCOW2_AT_SIZE, field, sizeof(field), err);
+    int r = qcow2_switch_tables(image, QCOW2_AT_SIZE, field, sizeof(field), err);
     if (r < 0)
         return r;
     q->h.size = size;

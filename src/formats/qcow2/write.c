@@ -344,7 +344,7 @@ static int ready_to_write(struct dr_image *image, struct dr_error *err)
     if (q->h.crypt)
         return dr_fail(err, EACCES, "%s: is encrypted (%s): this version writes no data to it",
                        image->path, q->h.crypt == QCOW2_LUKS ? "LUKS" : "AES");
-    if (q->damage)
+    if (q->damage || q->damage_noted)
         return qcow2_refuse_damaged(image, err);
     return q->marked ? 0 : dr_need_begin(image);
 }
