@@ -219,6 +219,19 @@ def test_a_table_that_was_cut_off_is_no_zeros(left, write, tmp_path):
     assert run(DROVER, 'convert', '-O', 'raw', 'disk.qcow2', 'out.raw', ok=False).returncode == 1
 
 
+def test_counts_behind_the_end_of_the_file_free_nothing(tmp_path):
+    create(Qemu, 'disk.qcow2', 'qcow2', MIB)
+    run('qemu-io', '-f', 'qcow2', '-c', 'write -P 7 0 64k', 'disk.qcow2')
+    with open('disk.qcow2', 'r+b') as f:
+        f.seek(0x10000)
+        f.write((1 << 40).to_bytes(8, 'big'))
+    before = (tmp_path / 'disk.qcow2').read_bytes()
+    done = run(DROVER, 'io', '-f', 'qcow2', '-c', 'write 512k 64k', 'disk.qcow2', ok=False)
+    assert done.returncode == 1 and 'where the file has ended' in done.stdout + done.stderr
+    assert (tmp_path / 'disk.qcow2').read_bytes() == before
+    run(DROVER, 'io', '-r', '-f', 'qcow2', '-c', 'read -P 7 0 64k', 'disk.qcow2')
+
+
 def test_nothing_is_committed_into_a_corrupt_parent(tmp_path):
     create(Qemu, 'disk.qcow2', 'qcow2', MIB)
     create(Qemu, 'child.qcow2', 'qcow2', MIB, '', 'disk.qcow2', 'qcow2')

@@ -4,21 +4,29 @@
 
 #include "base/cleanup.h"
 
-#define RESERVED UINT64_C(0x1ff)
-
 /* ------------------------------------------------------------------ reading it */
+
+/* A block that the file is too short for would call everything free. */
+static const char *block_problem(const struct dr_image *image, uint64_t block)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    if (block % q->cluster || block >= QCOW2_MAX_OFFSET)
+        return "which is no cluster's beginning";
+    if (block && !dr_inside(block, q->cluster, dr_file_size(image->files[0])))
+        return "where the file has ended";
+    return block && qcow2_guarded(q, block, q->cluster) ? "which belongs to another table" : NULL;
+}
 
 static int check_block(struct dr_image *image, uint64_t i, uint64_t block, struct dr_error *err)
 {
-    const struct qcow2 *q = qcow2_of(image);
-    const char *taken = block ? qcow2_guarded(q, block, q->cluster) : NULL;
-    if (block % q->cluster == 0 && block < QCOW2_MAX_OFFSET && !taken)
+    const char *problem = block_problem(image, block);
+    if (!problem)
         return 0;
     return dr_fail(err, EIO,
-                   "%s: refcount table entry %llu at byte %llu points to byte %llu, %s%s; `drover "
+                   "%s: refcount table entry %llu at byte %llu points to byte %llu, %s; `drover "
                    "check -r all` mends it",
-                   image->path, ULL(i), ULL(q->h.reftable_at + 8 * i), ULL(block),
-                   taken ? "which is " : "which is no cluster's beginning", taken ? taken : "");
+                   image->path, ULL(i), ULL(qcow2_of(image)->h.reftable_at + 8 * i), ULL(block),
+                   problem);
 }
 
 /* A table that is not in use yet: nobody but the caller knows it. */
