@@ -31,6 +31,7 @@ struct subject {
     bool waits;    /* a write may have to wait for a flush */
     bool snapshot; /* an internal snapshot is taken after the first writes (toy) */
     bool junk;     /* the raw file dir/top.raw is full of what nothing shows (add-cow) */
+    uint64_t fill; /* so much is written first: the tables are about to be full (qcow2) */
     bool zeroes;   /* new images read as zeros but for what the base has: always so */
 };
 
@@ -77,6 +78,13 @@ int model_run(const char *group, void (*test)(void **state),
 #define MODEL_FAIL(s, ...) model_fail(__FILE__, __LINE__, s, __VA_ARGS__)
 _Noreturn void model_fail(const char *file, int line, const struct subject *s, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
+
+/* A program of the suite "plant" runs the planted faults of the qcow2 driver, and nothing else. */
+#ifdef MODEL_PLANTS
+#define MODEL_ONLY_PLANTS true
+#else
+#define MODEL_ONLY_PLANTS false
+#endif
 
 /* Planted faults: does test(state) fail? It runs in a process of its own. */
 bool model_detects(void (*test)(void **state), const struct subject *s);

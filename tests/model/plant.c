@@ -145,6 +145,8 @@ void plant_into(const char *format, enum plant fault)
         planted.resize = resize_raw_first;
     if (fault == PLANT_GROW_BARE)
         planted.resize = resize_bare;
+    if (fault >= PLANT_REUSED_EARLY)
+        plant_qcow2(&planted, fault);
     dr_format_register(&planted);
 }
 

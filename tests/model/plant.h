@@ -16,9 +16,22 @@ enum plant {
     PLANT_LOST_BITS,   /* publish starts from the bits as they were at reserve */
     PLANT_GROW_FIRST,  /* the raw file grows before the bits that hide the parent */
     PLANT_GROW_BARE,   /* nothing hides the parent */
+    /* qcow2: */
+    PLANT_REUSED_EARLY,     /* a place is allocated again before its removal is durable */
+    PLANT_LATE_PUNCH,       /* ... before it is punched */
+    PLANT_LOST_COUNT,       /* a compressed cluster that goes lowers its neighbour's count, too */
+    PLANT_NARROW_LOCK,      /* changes to one cluster do not exclude each other */
+    PLANT_LOST_EXTENSION,   /* another parent: PLANT_EXTENSION is not in the header any more */
+    PLANT_NO_SPACE_IGNORED, /* no space for a larger refcount table, and it goes on */
 };
+
+#define PLANT_EXTENSION 0x6b656570u /* a header extension that no program knows */
 
 void plant(enum plant fault); /* into the toy */
 void plant_into(const char *format, enum plant fault);
+
+/* For plant_into(): put the fault into a copy of the qcow2 driver. */
+struct dr_format;
+void plant_qcow2(struct dr_format *planted, enum plant fault);
 
 #endif

@@ -139,6 +139,11 @@ const struct subject model_subjects[] = {
      .size = 512 * KIB,
      .waits = true,
      QCOW2_2("cluster_size", "512", "refcount_bits", "64")},
+    {.name = "qcow2-full-table", /* the refcount table has to grow */
+     .size = 3 * MIB,
+     .fill = 1960 * KIB,
+     .waits = true,
+     QCOW2_2("cluster_size", "512", "refcount_bits", "64")},
     {.name = "qcow2-bits", .size = 1 * MIB, QCOW2_2("cluster_size", "1024", "refcount_bits", "1")},
     {.name = "qcow2-large", .size = 5 * MIB, QCOW2("cluster_size", "2M")},
     {.name = "qcow2-sub-clusters",
@@ -328,6 +333,19 @@ static void scribble(const struct subject *s, struct dr_fs *fs, const char *path
     must(dr_close(disk, &err), s, "close after scribbling", &err);
 }
 
+/* One write from the beginning. */
+static void fill(const struct subject *s, struct dr_fs *fs, struct rnd *rnd, struct shadow *view)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_disk *disk;
+    CLEANUP_FREE uint8_t *buf = malloc(s->fill);
+    rnd_fill(rnd, buf, s->fill);
+    shadow_write(view, 0, buf, s->fill);
+    must(model_open(fs, s, DR_OPEN_RDWR, &disk, &err), s, "open to fill", &err);
+    must(dr_pwrite(disk, buf, 0, s->fill, 0, &err), s, "fill", &err);
+    must(dr_close(disk, &err), s, "close after filling", &err);
+}
+
 static void make_base(const struct subject *s, struct dr_fs *fs, struct rnd *rnd,
                       struct shadow *base)
 {
@@ -364,6 +382,8 @@ void subject_make(const struct subject *s, struct dr_fs *fs, struct rnd *rnd, st
              s, "create the top", &err);
     if (s->junk)
         make_junk(s, fs, rnd);
+    if (s->fill)
+        fill(s, fs, rnd, view);
     if (s->snapshot) {
         scribble(s, fs, subject_top(s), s->format, rnd, view, 12);
         must(toy_snapshot(fs, subject_top(s), &err), s, "snapshot", &err);

@@ -62,9 +62,14 @@ static void run_free(struct run *r)
     dr_fs_memory_free(r->memory);
 }
 
-static struct faultfs_plan plan_for(uint64_t nth)
+static struct faultfs_plan plan_for(const struct subject *s, uint64_t nth)
 {
     struct faultfs_plan plan = {.nth = nth};
+    if (s->fill) { /* the file has to grow, tables and all */
+        plan.error = ENOSPC;
+        plan.for_good = nth % 2;
+        return plan;
+    }
     switch (nth % 4) {
     case 0:
         plan.error = EIO;
@@ -169,7 +174,7 @@ static bool fail_nth(const struct subject *s, uint64_t nth)
 {
     struct run r;
     run_setup(&r, s, nth);
-    struct faultfs_plan plan = plan_for(nth);
+    struct faultfs_plan plan = plan_for(s, nth);
     faultfs_arm(r.faults, &plan);
     bool opened = !workload_open(&r.w, DR_OPEN_RDWR);
     if (opened)
@@ -216,9 +221,33 @@ static bool two_plain_ones(const struct subject *s)
     return !strcmp(s->name, "toy") || !strcmp(s->name, "add-cow-over-raw");
 }
 
+static void going_on_without_space(void **state)
+{
+    plant_into("qcow2", PLANT_NO_SPACE_IGNORED);
+    every_io_fails(state);
+}
+
+static void ignored_lack_of_space_is_found(void **state)
+{
+    if (!model_detects(going_on_without_space, *state))
+        MODEL_FAIL(*state, "nobody noticed that the refcount table has not grown");
+}
+
+static bool full_ones(const struct subject *s)
+{
+    return s->fill > 0;
+}
+
 int main(void)
 {
-    int r = model_run("every single I/O fails", every_io_fails, NULL);
-    r += model_run("planted: published before the data", early_publishing_is_found, two_plain_ones);
+    int r;
+    if (MODEL_ONLY_PLANTS) {
+        r = model_run("planted: no space for a larger refcount table",
+                      ignored_lack_of_space_is_found, full_ones);
+    } else {
+        r = model_run("every single I/O fails", every_io_fails, NULL);
+        r += model_run("planted: published before the data", early_publishing_is_found,
+                       two_plain_ones);
+    }
     return r ? 1 : 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Eight sectors have their bits in one byte, and each belongs to another thread; others read and
- * flush meanwhile. No bit is lost, none appears. */
+/* Eight sectors have their bits in one byte, or 32 theirs in one L2 entry, and each belongs to
+ * another thread; others read and flush meanwhile. No bit is lost, none appears. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -154,7 +154,7 @@ static void one_crew(const struct subject *s, const enum job *jobs, uint64_t see
     must(s, dr_pread(c.disk, all, 0, s->size, &err), "read", &err);
     check_sectors(&c, jobs, all);
     must(s, dr_close(c.disk, &err), "close", &err);
-    CLEANUP_FREE uint8_t *again = model_read_all(fs, subject_top(s), "add-cow", &size, &err);
+    CLEANUP_FREE uint8_t *again = model_read_all(fs, subject_top(s), s->format, &size, &err);
     if (!again)
         MODEL_FAIL(s, "reopen: %s", err.text);
     check_sectors(&c, jobs, again);
@@ -162,6 +162,8 @@ static void one_crew(const struct subject *s, const enum job *jobs, uint64_t see
     shadow_free(&view);
     dr_fs_memory_free(fs);
 }
+
+static uint64_t plant_try; /* another run each time */
 
 static void neighbours_share_a_byte(void **state)
 {
@@ -171,12 +173,17 @@ static void neighbours_share_a_byte(void **state)
         {JOB_WRITE, JOB_DROP, JOB_ZERO, JOB_DROP, JOB_READ, JOB_FLUSH},
     };
     for (unsigned i = 0; i < model_length(9); i++)
-        one_crew(*state, crews[i % 3], model_seed() + i);
+        one_crew(*state, crews[i % 3], model_seed() + plant_try + i);
 }
 
 static bool with_enough_sectors(const struct subject *s)
 {
     return !strcmp(s->format, "add-cow") && s->base_format && s->size >= SECTORS * 512ull;
+}
+
+static bool with_small_parts(const struct subject *s)
+{
+    return with_enough_sectors(s) || !strcmp(s->name, "qcow2-sub-clusters");
 }
 
 /* ------------------------------------------------------------------ the same, not by chance
@@ -256,10 +263,40 @@ static void lost_bits_are_found(void **state)
         MODEL_FAIL(*state, "nobody noticed that bits are lost");
 }
 
+/* ------------------------------------------------------------------ planted: no exclusive lock */
+
+static bool sub_clusters(const struct subject *s)
+{
+    return with_small_parts(s) && !with_enough_sectors(s);
+}
+
+static void unlocked(void **state)
+{
+    plant_into("qcow2", PLANT_NARROW_LOCK);
+    neighbours_share_a_byte(state);
+}
+
+/* Chance decides who meets whom. */
+static void a_zero_beside_an_allocating_write_is_found(void **state)
+{
+    bool found = false;
+    for (plant_try = 0; plant_try < 100 && !found; plant_try++)
+        found = model_detects(unlocked, *state);
+    plant_try = 0;
+    if (!found)
+        MODEL_FAIL(*state, "nobody noticed that a zero and a write meet in one cluster");
+}
+
 int main(void)
 {
-    int r = model_run("neighbours share a byte", neighbours_share_a_byte, with_enough_sectors);
-    r += model_run("a write inside a write", a_write_inside_a_write, with_enough_sectors);
-    r += model_run("planted: lost bits", lost_bits_are_found, with_enough_sectors);
+    int r;
+    if (MODEL_ONLY_PLANTS) {
+        r = model_run("planted: changes to one cluster beside each other",
+                      a_zero_beside_an_allocating_write_is_found, sub_clusters);
+    } else {
+        r = model_run("neighbours share a byte", neighbours_share_a_byte, with_small_parts);
+        r += model_run("a write inside a write", a_write_inside_a_write, with_enough_sectors);
+        r += model_run("planted: lost bits", lost_bits_are_found, with_enough_sectors);
+    }
     return r ? 1 : 0;
 }

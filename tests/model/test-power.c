@@ -241,7 +241,8 @@ static int meddle(void *user, const struct faultfs_io *io)
 {
     struct meddler *m = user;
     pthread_t thread;
-    if (!m->active || m->inside || (io->kind != FAULTFS_FLUSH && io->kind != FAULTFS_WRITE))
+    if (!m->active || m->inside ||
+        (io->kind != FAULTFS_FLUSH && io->kind != FAULTFS_WRITE && io->kind != FAULTFS_ZERO))
         return 0;
     m->inside = true; /* its own I/O is left alone */
     if (pthread_create(&thread, NULL, meddle_write, m))
@@ -481,6 +482,48 @@ static void missing_seal_is_found(void **state)
 }
 #endif
 
+static const struct {
+    const char *subject;
+    enum plant fault;
+    void (*harness)(void **state);
+} qcow2_plants[] = {
+    {"qcow2-bits", PLANT_REUSED_EARLY, power_cuts},
+    {"qcow2", PLANT_LATE_PUNCH, writes_inside_flushes},
+    {"qcow2-zstd", PLANT_LOST_COUNT, power_cuts},
+};
+enum { N_QCOW2_PLANTS = sizeof(qcow2_plants) / sizeof(qcow2_plants[0]) };
+
+static void (*plant_harness)(void **state);
+
+static void run_planted(void **state)
+{
+    plant_into("qcow2", plant_fault);
+    plant_harness(state);
+}
+
+static void qcow2_faults_are_found(void **state)
+{
+    const struct subject *s = *state;
+    always_deep = true;
+    for (unsigned i = 0; i < N_QCOW2_PLANTS; i++) {
+        bool found = strcmp(s->name, qcow2_plants[i].subject) != 0;
+        plant_fault = qcow2_plants[i].fault;
+        plant_harness = qcow2_plants[i].harness;
+        for (plant_try = 0; plant_try < 100 && !found; plant_try++)
+            found = model_detects(run_planted, *state);
+        if (!found)
+            MODEL_FAIL(s, "nobody noticed fault %u", plant_fault);
+    }
+}
+
+__attribute__((unused)) static bool has_qcow2_plants(const struct subject *s)
+{
+    for (unsigned i = 0; i < N_QCOW2_PLANTS; i++)
+        if (!strcmp(s->name, qcow2_plants[i].subject))
+            return true;
+    return false;
+}
+
 #ifdef QCOW2_LEVELS /* built with a driver of its own */
 static void wrong_levels_are_found(void **state)
 {
@@ -504,17 +547,22 @@ int main(void)
 #ifdef QCOW2_LEVELS
     r += model_run("planted: qcow2 tables become durable in another order", wrong_levels_are_found,
                    qcow2_ones);
-    (void)writes_inside_flushes;
     (void)every_program;
     (void)skipped_flush_is_found;
     (void)wrong_order_is_found;
+    (void)qcow2_faults_are_found;
 #elif defined(DR_TEST_PLANT)
     r += model_run("planted: pages are not sealed", missing_seal_is_found, not_raw);
-    (void)power_cuts;
+    (void)qcow2_faults_are_found;
     (void)every_program;
     (void)skipped_flush_is_found;
     (void)wrong_order_is_found;
 #else
+    if (MODEL_ONLY_PLANTS)
+        return model_run("planted: faults of the qcow2 driver", qcow2_faults_are_found,
+                         has_qcow2_plants)
+                   ? 1
+                   : 0;
     r += model_run("power cuts", power_cuts, NULL);
     r += model_run("writes inside a flush", writes_inside_flushes, never_waits);
     r += model_run("every short program", every_program, three_units);
