@@ -112,9 +112,9 @@ static int begin_without_space(struct dr_image *image, uint64_t off, bool change
 
 /* ------------------------------------------------------------------ planting */
 
-void plant_qcow2(struct dr_format *planted, enum plant fault)
+void plant_qcow2(struct dr_format *planted, const struct dr_format *driver, enum plant fault)
 {
-    healthy = dr_format_find("qcow2");
+    healthy = driver;
     switch (fault) {
     case PLANT_REUSED_EARLY:
         planted->publish = publish_reusing;

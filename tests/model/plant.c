@@ -146,7 +146,7 @@ void plant_into(const char *format, enum plant fault)
     if (fault == PLANT_GROW_BARE)
         planted.resize = resize_bare;
     if (fault >= PLANT_REUSED_EARLY)
-        plant_qcow2(&planted, fault);
+        plant_qcow2(&planted, healthy, fault);
     dr_format_register(&planted);
 }
 

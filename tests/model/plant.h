@@ -30,8 +30,8 @@ enum plant {
 void plant(enum plant fault); /* into the toy */
 void plant_into(const char *format, enum plant fault);
 
-/* For plant_into(): put the fault into a copy of the qcow2 driver. */
+/* For plant_into(): put the fault into planted, a copy of the qcow2 driver. */
 struct dr_format;
-void plant_qcow2(struct dr_format *planted, enum plant fault);
+void plant_qcow2(struct dr_format *planted, const struct dr_format *driver, enum plant fault);
 
 #endif

@@ -91,21 +91,25 @@ static void name_layers(struct family *f)
     f->subject = (struct subject){.name = f->text};
 }
 
+static bool only_qcow2; /* for faults that are planted into it */
+
 static void choose(struct family *f, uint64_t seed)
 {
     struct rnd rnd = {seed};
-    static const char *const below[] = {"toy", "vmdk", "raw", "add-cow"};
-    static const char *const above[] = {"toy", "add-cow"};
-    uint64_t n_below = dr_format_find("add-cow") ? 4 : 3, kind = rnd_below(&rnd, n_below - 1);
+    static const char *const below[] = {"toy", "vmdk", "raw", "add-cow", "qcow2"};
+    static const char *const above[] = {"toy", "add-cow", "add-cow", "qcow2"};
+    uint64_t n_below = sizeof(below) / sizeof(below[0]);
+    uint64_t kind = only_qcow2 ? 3 : rnd_below(&rnd, 4);
     *f = (struct family){.seed = seed, .verb = (enum verb)rnd_below(&rnd, VERBS)};
     f->n = 2 + (unsigned)rnd_below(&rnd, MAX_LAYERS - 1);
     for (unsigned i = 0; i <= f->n; i++) {
         struct layer *l = &f->layers[i];
         bool bottom = i == 0 || i == f->n;
         l->format = kind == 0   ? "vmdk"
+                    : kind == 3 ? "qcow2"
                     : bottom    ? below[rnd_below(&rnd, n_below)]
                     : kind == 1 ? "toy"
-                                : above[rnd_below(&rnd, 4) != 0];
+                                : above[rnd_below(&rnd, 4)];
         l->size = (150 + rnd_below(&rnd, 500)) * KIB + rnd_below(&rnd, 8) * 512;
     }
     snprintf(f->result, sizeof(f->result), "dir/result.%s", below[rnd_below(&rnd, n_below)]);
@@ -116,6 +120,8 @@ static void choose(struct family *f, uint64_t seed)
         f->layers[f->member].size = dr_max(f->layers[f->member].size, TOP(f)->size);
     name_layers(f);
 }
+
+static const char kept[] = "keep me!"; /* in the header of each qcow2 image */
 
 static void family_fail(const struct family *f, const char *what, const struct dr_error *err)
 {
@@ -156,6 +162,37 @@ static uint8_t *read_view(const struct family *f, struct dr_fs *fs, const char *
     return buf;
 }
 
+/* Put an extension that no program knows into the header of a qcow2 image: behind the others, and
+ * the parent's name behind it. */
+static void add_extension(const struct family *f, struct dr_fs *fs, const struct layer *l)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    uint8_t head[4096], *name;
+    struct dr_file *file;
+    int r = dr_file_open(fs, l->path, DR_FILE_RDWR, &file, &err);
+    if (r == 0)
+        r = dr_file_pread(file, head, 0, sizeof(head), &err);
+    size_t at = get_be32(head + 100), name_len = get_be32(head + 16);
+    while (r == 0 && get_be32(head + at) != 0)
+        at += 8 + dr_round_up(get_be32(head + at + 4), 8);
+    if (r == 0 && name_len > 0) {
+        name = head + get_be64(head + 8);
+        memmove(head + at + 24, name, name_len);
+        put_be64(head + 8, at + 24);
+    }
+    put_be32(head + at, PLANT_EXTENSION);
+    put_be32(head + at + 4, sizeof(kept) - 1);
+    memcpy(head + at + 8, kept, sizeof(kept) - 1);
+    memset(head + at + 16, 0, 8);
+    if (r == 0)
+        r = dr_file_pwrite(file, head, 0, sizeof(head), &err);
+    if (r == 0)
+        r = dr_file_flush(file, &err);
+    if (r < 0)
+        family_fail(f, "add an extension", &err);
+    dr_file_unref(file);
+}
+
 /* Add-cow images can be retired; of others nothing is asked. */
 static void choose_plain(struct family *f, struct dr_fs *fs)
 {
@@ -183,6 +220,8 @@ static void make_family(struct family *f, struct dr_fs *fs)
         o.backing_format = child ? f->layers[i - 1].format : NULL;
         if (dr_create_fs(fs, l->path, &o, &err))
             family_fail(f, "create", &err);
+        if (!strcmp(l->format, "qcow2"))
+            add_extension(f, fs, l);
         scribble(f, fs, l, &rnd, i == f->n ? TOP(f)->view : NULL, TOP(f)->size);
         l->view = read_view(f, fs, l->path, l->size);
     }
@@ -297,6 +336,29 @@ static void check_view(const struct family *f, struct dr_fs *fs, const struct la
         }
 }
 
+/* Whatever the verb did to its header, the extension is there: it is all that looks like it. */
+static void check_extension(const struct family *f, struct dr_fs *fs, const struct layer *l,
+                            const char *when)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    uint8_t head[4096], mark[16];
+    struct dr_file *file;
+    if (strcmp(l->format, "qcow2") != 0 || !exists(fs, l->path))
+        return;
+    put_be32(mark, PLANT_EXTENSION);
+    put_be32(mark + 4, sizeof(kept) - 1);
+    memcpy(mark + 8, kept, sizeof(kept) - 1);
+    int r = dr_file_open(fs, l->path, 0, &file, &err);
+    if (r == 0) {
+        r = dr_file_pread(file, head, 0, sizeof(head), &err);
+        dr_file_unref(file);
+    }
+    if (r == 0 && !memmem(head, sizeof(head), mark, sizeof(mark)))
+        dr_fail(&err, EILSEQ, "the header of %s has lost an extension", l->name);
+    if (err.errnum)
+        family_fail(f, when, &err);
+}
+
 /* The top and everybody whom the verb does not concern. */
 static void check_views(const struct family *f, struct dr_fs *fs, const char *when)
 {
@@ -305,6 +367,8 @@ static void check_views(const struct family *f, struct dr_fs *fs, const char *wh
         snprintf(top.path, sizeof(top.path), "%s", f->plain);
     check_view(f, fs, &top, when);
     check_view(f, fs, OTHER(f), when);
+    for (unsigned i = 0; i <= f->n; i++)
+        check_extension(f, fs, &f->layers[i], when);
     for (unsigned i = 0; i + 1 < f->n; i++)
         if (!commits(f) || i < f->member)
             check_view(f, fs, &f->layers[i], when);
@@ -574,6 +638,20 @@ static void long_parent_is_found(void **state)
     op_plant = PLANT_NONE;
 }
 
+static void losing_extensions(void **state)
+{
+    plant_into("qcow2", PLANT_LOST_EXTENSION);
+    operations_keep_the_view(state);
+}
+
+static void lost_extension_is_found(void **state)
+{
+    (void)state;
+    only_qcow2 = true;
+    assert_true(model_detects(losing_extensions, NULL));
+    only_qcow2 = false;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -581,6 +659,8 @@ int main(void)
         cmocka_unit_test(faults_keep_the_view),     cmocka_unit_test(skipped_flush_is_found),
         cmocka_unit_test(long_parent_is_found),
     };
+    const struct CMUnitTest plants[] = {cmocka_unit_test(lost_extension_is_found)};
     plant(PLANT_NONE); /* the toy itself */
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return MODEL_ONLY_PLANTS ? cmocka_run_group_tests(plants, NULL, NULL)
+                             : cmocka_run_group_tests(tests, NULL, NULL);
 }
