@@ -146,6 +146,8 @@ struct dr_measure_options {
 struct dr_measure_result {
     uint64_t required;        /* the lengths of its files with the data the source has */
     uint64_t fully_allocated; /* when every byte of it has been written */
+    bool has_bitmaps;         /* the source's format and the new one's keep bitmaps */
+    uint64_t bitmaps;         /* bytes that copies of the source's bitmaps would take besides */
 };
 /* Tell how many bytes a new image would take, at most. Nothing is made and no data is read. The
  * image is to hold what `source` holds; source NULL: a disk of `size` bytes. -ENOTSUP: the format

@@ -111,6 +111,7 @@ struct dr_create_params {
     bool any_path;                     /* further files may be outside the image's directory tree */
     const char *final; /* where the image will stand when path is only the private place from which
                           what stands in its directory is moved; NULL = path */
+    struct dr_image *bitmaps_of; /* measure: the image whose bitmaps the new one gets; or NULL */
     const volatile int *stop; /* non-zero: what takes long ends with dr_create_stopped; or NULL */
     bool all_new; /* the image is written before it is moved: all its files are made next to path,
                      none that exists becomes its own */
@@ -128,6 +129,8 @@ static inline int dr_create_stopped(const volatile int *stop, struct dr_error *e
 struct dr_cost {
     uint64_t fixed; /* header, tables, and disks that stand in their file as they are */
     uint64_t unit;  /* each such unit of the disk that holds data takes as much again; 0 = none */
+    bool has_bitmaps;
+    uint64_t bitmaps; /* copies of the bitmaps of params->bitmaps_of; with has_bitmaps */
 };
 
 /* One row a -o option; the table ends with a NULL name. */
@@ -157,6 +160,18 @@ struct dr_snapshot_info {
 
 /* The strings live until it returns. A result other than 0 ends the list and becomes its result. */
 typedef int (*dr_snapshot_each)(void *user, const struct dr_snapshot_info *info);
+
+/* ------------------------------------------------------------------ bitmaps of what was written */
+
+struct dr_bitmap_info {
+    const char *name;
+    uint64_t granularity; /* bytes of the disk that a bit stands for */
+    bool enabled;         /* writes set its bits */
+    bool inconsistent;    /* a writer was interrupted: nothing may rely on it */
+};
+
+/* The name lives until it returns. A result other than 0 ends the list and becomes its result. */
+typedef int (*dr_bitmap_each)(void *user, const struct dr_bitmap_info *info);
 
 /* ------------------------------------------------------------------ info, check */
 
@@ -219,8 +234,8 @@ struct dr_format {
     int (*create)(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
                   struct dr_error *err);
 
-    /* Compute the bytes that create would write. Arithmetic only: path is for messages, no file is
-     * touched, params->backing is NULL. Optional. */
+    /* Compute the bytes that create would write. Arithmetic only, apart from a look at the bitmaps
+     * of params->bitmaps_of: path is for messages, params->backing is NULL. Optional. */
     int (*measure)(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
                    struct dr_error *err);
     /* The file whose bytes are the disk, at the same offsets, as soon as map says DATA everywhere:
@@ -343,6 +358,9 @@ struct dr_format {
     /* The image, which was just opened for reading, is what it was when the snapshot was made,
      * until it is closed. */
     int (*snapshot_show)(struct dr_image *image, const char *id, struct dr_error *err);
+    /* Bitmaps that the image keeps. Optional. -ENOTSUP: an image of this version has none. */
+    int (*bitmap_list)(struct dr_image *image, dr_bitmap_each each, void *user,
+                       struct dr_error *err);
     /* Cut what no table points to off the end of the files (commit has emptied the image).
      * Optional. */
     int (*trim)(struct dr_image *image, struct dr_error *err);

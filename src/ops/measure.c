@@ -4,8 +4,10 @@
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
+/* source: the image on top of what is to be converted, or NULL. */
 static int ask_driver(const struct dr_format *fmt, const struct dr_measure_options *o,
-                      uint64_t size, struct dr_cost *cost, struct dr_error *err)
+                      uint64_t size, struct dr_image *source, struct dr_cost *cost,
+                      struct dr_error *err)
 {
     if (!fmt->measure)
         return dr_fail(err, ENOTSUP, "Block driver '%s' does not support size measurement",
@@ -15,7 +17,7 @@ static int ask_driver(const struct dr_format *fmt, const struct dr_measure_optio
     if (r < 0)
         return r;
     const struct dr_create_params params = {
-        .size = size, .options = options, .n_options = o->n_pairs};
+        .size = size, .options = options, .n_options = o->n_pairs, .bitmaps_of = source};
     return fmt->measure(fmt->name, &params, cost, err);
 }
 
@@ -50,12 +52,14 @@ static int measure(struct dr_fs *fs, const char *source, uint64_t size, const st
     if (r < 0)
         return r;
     size = disk ? dr_size(disk) : size;
-    r = ask_driver(fmt, o, size, &cost, err);
+    r = ask_driver(fmt, o, size, disk ? disk->chain->images[0] : NULL, &cost, err);
     if (r == 0 && disk && cost.unit && !o->backing)
         r = count_units(disk->chain, cost.unit, &bytes, err);
     uint64_t all = cost.unit ? dr_round_up(size, cost.unit) : 0;
     *result = (struct dr_measure_result){.required = cost.fixed + (o->backing ? all : bytes),
-                                         .fully_allocated = cost.fixed + all};
+                                         .fully_allocated = cost.fixed + all,
+                                         .has_bitmaps = cost.has_bitmaps,
+                                         .bitmaps = cost.bitmaps};
     return r;
 }
 

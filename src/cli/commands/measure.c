@@ -104,14 +104,21 @@ static int get_source(struct measure *m, const struct cli_args *args)
     return cli_image_check(m->cli, &m->source) < 0;
 }
 
-static void print(const struct measure *m, const struct dr_measure_result *result)
+static void print_json(const struct dr_measure_result *result)
 {
-    if (m->json)
-        printf("{\n    \"required\": %" PRIu64 ",\n    \"fully-allocated\": %" PRIu64 "\n}\n",
-               result->required, result->fully_allocated);
-    else
-        printf("required size: %" PRIu64 "\nfully allocated size: %" PRIu64 "\n", result->required,
-               result->fully_allocated);
+    printf("{\n");
+    if (result->has_bitmaps)
+        printf("    \"bitmaps\": %" PRIu64 ",\n", result->bitmaps);
+    printf("    \"required\": %" PRIu64 ",\n    \"fully-allocated\": %" PRIu64 "\n}\n",
+           result->required, result->fully_allocated);
+}
+
+static void print(const struct dr_measure_result *result)
+{
+    printf("required size: %" PRIu64 "\nfully allocated size: %" PRIu64 "\n", result->required,
+           result->fully_allocated);
+    if (result->has_bitmaps)
+        printf("bitmaps size: %" PRIu64 "\n", result->bitmaps);
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
@@ -132,7 +139,10 @@ static int run(const struct cli *cli, const struct cli_args *args)
             cli_fail(cli, &err);
         return 1;
     }
-    print(&m, &result);
+    if (m.json)
+        print_json(&result);
+    else
+        print(&result);
     return 0;
 }
 

@@ -1,15 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The snapshot table and the bitmap directory: finds the tables that they name, and what is wrong
  * with their own entries. */
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/check.h"
 
 #include "base/cleanup.h"
 
-#define MAX_EXTRA       1024u /* QEMU's */
-#define MAX_TABLE       (UINT64_C(64) << 20)
-#define BITMAP_HEADER   24u
-#define BITMAP_RESERVED UINT32_C(0xfffffff8)
-#define MAX_BITMAP      (UINT64_C(1) << 30) /* bytes of its table (QEMU's) */
+#define MAX_EXTRA 1024u /* QEMU's */
+#define MAX_TABLE (UINT64_C(64) << 20)
 
 static int new_ranges(struct qcow2_check *c, struct qcow2_range **ranges, size_t n,
                       struct dr_error *err)
@@ -117,63 +115,28 @@ int qcow2_read_snapshots(struct qcow2_check *c, struct dr_error *err)
 
 /* ------------------------------------------------------------------ bitmaps */
 
-struct bitmap {
-    uint64_t at, len; /* of its entry */
-    uint64_t table_at, table_len;
-    uint32_t flags, extra;
-    unsigned type, granularity, name;
-};
-
-static const char *judge_bitmap(const struct qcow2_check *c, const struct bitmap *b)
-{
-    if (b->table_at == 0 || b->table_at % c->q->cluster || b->table_at > INT64_MAX)
-        return "its table is at no cluster's beginning";
-    if (b->table_len == 0 || b->table_len > MAX_BITMAP)
-        return "its table's size is out of bounds";
-    if (!dr_inside(b->table_at, b->table_len, dr_file_size(c->f) + c->q->cluster - 1))
-        return "its table is behind the end of the file";
-    if (b->flags & BITMAP_RESERVED)
-        return "it has reserved flags";
-    if (b->type != 1)
-        return "it is of an unknown type";
-    if (b->granularity < 9 || b->granularity > 31)
-        return "its granularity is out of bounds";
-    if (b->name == 0 || b->name > QCOW2_MAX_NAME)
-        return "its name's length is out of bounds";
-    uint64_t units = dr_div_up(c->q->h.size, UINT64_C(1) << b->granularity);
-    if (!(b->flags & 1) && dr_div_up(dr_div_up(units, 8), c->q->cluster) > b->table_len / 8)
-        return "it does not cover the disk";
-    return NULL;
-}
-
 /* 1 = read, 0 = the directory, or the file, ends before it does. */
-static int read_bitmap(struct qcow2_check *c, uint64_t at, struct bitmap *b, struct dr_error *err)
+static int read_bitmap(struct qcow2_check *c, uint64_t at, struct qcow2_bitmap *b,
+                       struct dr_error *err)
 {
-    uint8_t raw[BITMAP_HEADER];
+    uint8_t raw[QCOW2_BITMAP_ENTRY];
     uint64_t end = dr_min(c->q->bitmaps_at + c->q->bitmaps_len, dr_file_size(c->f));
-    *b = (struct bitmap){.at = at};
+    *b = (struct qcow2_bitmap){0};
     if (!dr_inside(at, sizeof(raw), end))
         return 0;
     int r = dr_file_pread(c->f, raw, at, sizeof(raw), err);
     if (r < 0)
         return r;
-    b->table_at = get_be64(raw);
-    b->table_len = get_be32(raw + 8) * UINT64_C(8);
-    b->flags = get_be32(raw + 12);
-    b->type = raw[16];
-    b->granularity = raw[17];
-    b->name = get_be16(raw + 18);
-    b->extra = get_be32(raw + 20);
-    b->len = dr_round_up(sizeof(raw) + (uint64_t)b->extra + b->name, 8);
-    return dr_inside(at, b->len, end);
+    qcow2_bitmap_decode(raw, b);
+    return dr_inside(at, qcow2_bitmap_entry_len(b), end);
 }
 
 /* A sound entry of the directory. */
-static int take_bitmap(struct qcow2_check *c, const struct bitmap *b, qcow2_bitmap_fn each,
-                       void *user, struct dr_error *err)
+static int take_bitmap(struct qcow2_check *c, uint64_t at, const struct qcow2_bitmap *b,
+                       qcow2_bitmap_fn each, void *user, struct dr_error *err)
 {
-    c->bitmaps[c->n_bitmaps++] = (struct qcow2_range){b->table_at, b->table_len, false};
-    return each ? each(c, b->at, b->len, user, err) : 0;
+    c->bitmaps[c->n_bitmaps++] = (struct qcow2_range){b->table_at, b->entries * UINT64_C(8), false};
+    return each ? each(c, at, qcow2_bitmap_entry_len(b), user, err) : 0;
 }
 
 int qcow2_read_bitmaps(struct qcow2_check *c, qcow2_bitmap_fn each, void *user,
@@ -186,20 +149,21 @@ int qcow2_read_bitmaps(struct qcow2_check *c, qcow2_bitmap_fn each, void *user,
     if (c->bad_bitmaps)
         qcow2_found(c, 1, "ERROR the header's bitmaps extension is out of bounds");
     for (uint32_t i = 0; r == 0 && i < c->q->n_bitmaps; i++) {
-        struct bitmap b;
+        struct qcow2_bitmap b;
         int there = read_bitmap(c, at, &b, err);
         if (there < 0)
             return there;
-        const char *bad = there ? judge_bitmap(c, &b) : "it is behind the end of the directory";
+        const char *bad = there ? qcow2_bitmap_problem(c->image, &b)
+                                : "it is behind the end of the directory";
         if (bad) {
             qcow2_found(c, 1, "ERROR bitmap directory entry %u at byte %llu: %s", i, ULL(at), bad);
             c->bad_bitmaps = true;
         } else {
-            r = take_bitmap(c, &b, each, user, err);
+            r = take_bitmap(c, at, &b, each, user, err);
         }
         if (!there)
             break; /* nobody knows where the others are */
-        at += b.len;
+        at += qcow2_bitmap_entry_len(&b);
     }
     return r;
 }

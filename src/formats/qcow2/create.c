@@ -2,7 +2,7 @@
 /* New images. The data file first, then the tables, the header last: a file with a magic number is
  * complete. */
 #include "formats/qcow2/layout.h"
-#include "formats/qcow2/qcow2.h"
+#include "formats/qcow2/bitmap.h"
 
 #include "base/cleanup.h"
 
@@ -267,5 +267,5 @@ int qcow2_measure(const char *path, const struct dr_create_params *params, struc
         cost->fixed += lay.data * cluster;
         cost->unit = 0;
     }
-    return 0;
+    return lay.h.version < 3 ? 0 : qcow2_measure_bitmaps(params->bitmaps_of, cluster, cost, err);
 }

@@ -1,8 +1,31 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* info: the keys of qemu-img's format-specific data, in its order. */
-#include "formats/qcow2/qcow2.h"
+#include "formats/qcow2/bitmap.h"
 
 #include "base/json.h"
+
+static int put_bitmap(void *user, const struct dr_bitmap_info *info)
+{
+    json_t *flags = json_array(), *one = json_object();
+    int bad = info->inconsistent ? json_array_append_new(flags, json_string("in-use")) : 0;
+    if (info->enabled)
+        bad |= json_array_append_new(flags, json_string("auto"));
+    bad |= json_object_set_new(one, "flags", flags);
+    bad |= json_object_set_new(one, "name", dr_json_text(info->name));
+    bad |= json_object_set_new(one, "granularity", json_integer((json_int_t)info->granularity));
+    bad |= json_array_append_new(user, one);
+    return bad ? -ENOMEM : 0;
+}
+
+static int put_bitmaps(struct dr_image *image, json_t *data, struct dr_error *err)
+{
+    json_t *all = json_array();
+    int r = qcow2_bitmap_list(image, put_bitmap, all, err);
+    if (r == 0 && json_array_size(all) && json_object_set(data, "bitmaps", all))
+        r = -ENOMEM;
+    json_decref(all);
+    return r == -ENOMEM ? dr_fail_errno(err, ENOMEM, "%s", image->path) : r;
+}
 
 int qcow2_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err)
 {
@@ -21,6 +44,9 @@ int qcow2_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, str
     if (h->version >= 3)
         bad |=
             json_object_set_new(data, "lazy-refcounts", json_boolean(h->compatible & QCOW2_LAZY));
+    int r = h->version >= 3 ? put_bitmaps(image, data, err) : 0;
+    if (r < 0)
+        return r;
     bad |= json_object_set_new(data, "refcount-bits", json_integer(1 << h->refcount_order));
     if (h->version >= 3) {
         bad |= json_object_set_new(data, "corrupt", json_boolean(h->incompatible & QCOW2_CORRUPT));

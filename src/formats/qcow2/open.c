@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Opening and closing, marking as being written, and the driver's table. */
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/snapshot.h"
 
 #include "base/cleanup.h"
@@ -310,6 +311,7 @@ const struct dr_format dr_format_qcow2 = {
     .snapshot_delete = qcow2_snapshot_delete,
     .snapshot_list = qcow2_snapshot_list,
     .snapshot_show = qcow2_snapshot_show,
+    .bitmap_list = qcow2_bitmap_list,
     .info = qcow2_info,
     .check = qcow2_check,
 };
