@@ -113,8 +113,10 @@ struct dr_create_params {
                           what stands in its directory is moved; NULL = path */
     struct dr_image *bitmaps_of; /* measure: the image whose bitmaps the new one gets; or NULL */
     const volatile int *stop; /* non-zero: what takes long ends with dr_create_stopped; or NULL */
-    bool all_new; /* the image is written before it is moved: all its files are made next to path,
-                     none that exists becomes its own */
+    bool all_new;   /* the image is written before it is moved: all its files are made next to path,
+                       none that exists becomes its own */
+    bool on_device; /* path is a block device (DR_FORMAT_ON_DEVICE): write the image over what it
+                       holds, which may be an older image, and never remove it */
 };
 
 /* 0, or the failure when somebody wants no new image any more. */
@@ -202,6 +204,8 @@ enum dr_format_flag {
                                    said), and NAME:PATH#MEMBER names one */
     DR_FORMAT_REPAIR_AS_FOUND = 1 << 7, /* check with repair does what recover does, and wants an
                                            unclean image as it was left */
+    DR_FORMAT_ON_DEVICE = 1 << 8, /* an image may stand on a block device, whose size is fixed and
+                                     whose unused bytes may hold anything */
 };
 
 struct dr_format {

@@ -133,12 +133,14 @@ static int make_target(struct convert *c, struct dr_error *err)
     int r = refuse_own_source(c, err);
     if (r < 0)
         return r;
-    if (c->o->no_create || dr_ops_is_device(c->fs, c->target))
+    if (c->o->no_create)
         return open_existing(c, err);
     unsigned need = DR_FORMAT_CREATE | (c->o->backing ? DR_FORMAT_BACKING : 0u);
     const struct dr_format *fmt = dr_ops_format(c->o->out_format, need, err);
     if (!fmt)
         return err ? -err->errnum : -EINVAL;
+    if ((fmt->flags & DR_FORMAT_NO_PROBE) && dr_ops_is_device(c->fs, c->target))
+        return open_existing(c, err);
     r = dr_new_begin(&c->fresh, c->fs, c->target, false, target_flags(c), err);
     if (r < 0)
         return r;
@@ -303,14 +305,22 @@ static int copy_plain(struct convert *c, struct dr_error *err)
     return r;
 }
 
+/* Bytes that the target's data may take; links are followed. */
+static uint64_t target_room(const struct convert *c)
+{
+    const struct dr_file *file = c->out->chain->images[0]->files[0];
+    return c->fresh.on_device ? dr_file_size(file) : dr_ops_free_space(c->fs, c->fresh.final);
+}
+
 /* Compare the bytes to copy with the free space. When zeros are looked for, fewer bytes than
  * these may be written, so this only warns; else it refuses. */
 static int check_space(struct convert *c, struct dr_error *err)
 {
     uint64_t need = 0, part = 0, room;
+    const char *where = c->fresh.on_device ? "device" : "file system";
     if (!c->is_new)
         return 0;
-    room = dr_ops_free_space(c->fs, c->fresh.final); /* where links lead */
+    room = target_room(c);
     if (c->total <= room)
         return 0; /* whatever is in it: no need to look */
     for (size_t i = 0; i < c->n; i++) {
@@ -324,10 +334,10 @@ static int check_space(struct convert *c, struct dr_error *err)
     if (need <= room)
         return 0;
     if (c->o->sparse_size == 0)
-        return dr_fail(err, ENOSPC, "%s: needs %llu bytes, its file system has %llu free",
-                       c->target, (unsigned long long)need, (unsigned long long)room);
-    dr_job_message(c->job, "%s: may need up to %llu bytes, its file system has %llu free",
-                   c->target, (unsigned long long)need, (unsigned long long)room);
+        return dr_fail(err, ENOSPC, "%s: needs %llu bytes, its %s has %llu free", c->target,
+                       (unsigned long long)need, where, (unsigned long long)room);
+    dr_job_message(c->job, "%s: may need up to %llu bytes, its %s has %llu free", c->target,
+                   (unsigned long long)need, where, (unsigned long long)room);
     return 0;
 }
 

@@ -49,16 +49,14 @@ static int choose_size(const char *path, const struct dr_create_options *o,
 
 /* A raw disk on a device needs no creation. Only its first bytes are cleared, so that it is not
  * taken for the format that was there before. */
-static int create_on_device(struct dr_fs *fs, const char *path, const struct dr_create_options *o,
-                            const struct dr_format *fmt, uint64_t size, struct dr_error *err)
+static int clear_device(struct dr_fs *fs, const char *path, const struct dr_create_options *o,
+                        uint64_t size, struct dr_error *err)
 {
     static const char zeros[4096];
     CLEANUP_FILE struct dr_file *file = NULL;
     unsigned flags = DR_FILE_RDWR | (o->flags & DR_OPEN_NO_LOCK ? DR_FILE_NO_LOCK : 0);
     if (o->no_replace)
         return dr_fail(err, EEXIST, "%s: exists already", path);
-    if (!(fmt->flags & DR_FORMAT_NO_PROBE))
-        return dr_fail(err, ENOTSUP, "%s: is a block device: only raw disks are made there", path);
     int r = dr_file_open(fs, path, flags, &file, err);
     if (r < 0)
         return r;
@@ -92,8 +90,8 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
         r = refuse_loop(fs, path, name, backing, err);
     if (r == 0)
         r = choose_size(path, o, backing, &size, err);
-    if (r == 0 && dr_ops_is_device(fs, path))
-        return create_on_device(fs, path, o, fmt, size, err);
+    if (r == 0 && (fmt->flags & DR_FORMAT_NO_PROBE) && dr_ops_is_device(fs, path))
+        return clear_device(fs, path, o, size, err);
     if (r == 0)
         r = dr_new_begin(&fresh, fs, path, o->no_replace, o->flags, err);
     if (r < 0)

@@ -53,10 +53,13 @@ static int lock_old(struct dr_new_image *n, unsigned flags, struct dr_error *err
                        n->final);
     unsigned file_flags = DR_FILE_RDWR | (flags & DR_OPEN_NO_LOCK ? DR_FILE_NO_LOCK : 0);
     int r = dr_file_open(n->fs, n->final, file_flags, &n->old, err);
-    if (r == 0 && n->old->block_device) /* the move would put a file in the place of its node */
-        return dr_fail(err, ENOTSUP, "%s: is a block device: no new image takes its place",
-                       n->final);
-    return r;
+    if (r < 0 || !n->old->block_device)
+        return r;
+    n->on_device = true; /* a move would put a file in the place of its node */
+    dr_file_unref(n->old);
+    n->old = NULL;
+    n->path = strdup(n->final);
+    return n->path ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", n->final);
 }
 
 /* ------------------------------------------------------------------ the private directory */
@@ -112,15 +115,27 @@ int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, boo
     int r = n->final ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", path);
     if (r == 0)
         r = dr_fs_exists(fs, path) ? lock_old(n, flags, err) : take_free_place(n, err);
-    if (r == 0)
+    if (r == 0 && !n->on_device)
         r = make_dir(n, err);
     /* Give back the space of earlier attempts that never began to move files. Those that did are
      * still needed, to tell whose the moved files are. Without locks nobody can tell. */
-    if (r == 0 && !(flags & DR_OPEN_NO_LOCK))
+    if (r == 0 && !n->on_device && !(flags & DR_OPEN_NO_LOCK))
         dr_new_drop_others(n, DR_NEW_UNUSED);
     if (r < 0)
         dr_new_abandon(n);
     return r;
+}
+
+static int check_device(const struct dr_new_image *n, const struct dr_format *fmt,
+                        struct dr_error *err)
+{
+    if (fmt->flags & DR_FORMAT_ON_DEVICE)
+        return 0;
+    return dr_fail(
+        err, ENOTSUP,
+        "%s: is a block device: %s images need files that grow; raw and qcow2 images can "
+        "be made there",
+        n->final, fmt->name);
 }
 
 int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
@@ -128,7 +143,9 @@ int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
                   unsigned flags, struct dr_error *err)
 {
     CLEANUP_FREE struct dr_option *options = NULL;
-    int r = dr_ops_settings(pairs, n_pairs, &options, err);
+    int r = n->on_device ? check_device(n, fmt, err) : 0;
+    if (r == 0)
+        r = dr_ops_settings(pairs, n_pairs, &options, err);
     if (r < 0)
         return r;
     struct dr_create_params params = *what;
@@ -137,6 +154,7 @@ int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
     params.file_flags = dr_ops_file_flags(flags);
     params.final = n->final;
     params.any_path = flags & DR_OPEN_ANY_PATH;
+    params.on_device = n->on_device;
     r = what->backing ? dr_image_harden(what->backing, err) : 0; /* its id gets recorded */
     return r < 0 ? r : fmt->create(n->fs, n->path, &params, err);
 }
@@ -145,7 +163,7 @@ void dr_new_take_attrs(const struct dr_new_image *n, const char *from)
 {
     char **names;
     size_t count;
-    if (dr_ops_list(n->fs, n->dir, &names, &count, NULL) < 0)
+    if (n->on_device || dr_ops_list(n->fs, n->dir, &names, &count, NULL) < 0)
         return;
     for (size_t i = 0; i < count; i++) {
         CLEANUP_FREE char *to = dr_path_join(n->dir, names[i]);
@@ -212,6 +230,8 @@ static int plan_move(const struct dr_new_image *n, struct dr_publish *plan, stru
 int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err)
 {
     struct dr_publish plan;
+    if (n->on_device)
+        return 0;
     int r = plan_move(n, &plan, err);
     if (r == 0)
         dr_publish_end(&plan);
@@ -233,6 +253,10 @@ static void forget(struct dr_new_image *n)
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
 {
     struct dr_publish plan = {0};
+    if (n->on_device) {
+        forget(n);
+        return 0;
+    }
     int r = plan_move(n, &plan, err);
     if (r == 0)
         r = dr_new_move(&plan, n->dir, err);

@@ -6,6 +6,9 @@
  * main file, the one that was asked for, last (core/publish.h). Until then nothing under the final
  * names has changed. The directory is locked as long as somebody is at work in it.
  *
+ * A block device keeps its name and its node: an image on it is made in its place, there is no
+ * directory, and publishing it does nothing.
+ *
  * An attempt that was killed leaves its directory. What is in it tells whether the image had begun
  * to appear and must be finished, or nothing had changed and it can be removed (dr_new_judge). */
 #ifndef DR_OPS_NEWIMAGE_H
@@ -24,6 +27,7 @@ struct dr_new_image {
     struct dr_file *old;      /* what has the place now, locked against other users; or NULL */
     struct dr_dir_lock *lock; /* of dir: its files are closed before they are moved, and others must
                                * not take it for a leftover then; NULL = no such locks there */
+    bool on_device;           /* final is a block device: the image is made there at once */
     bool durable;             /* make the names durable */
     bool no_replace;          /* nothing that is there gives way */
 };

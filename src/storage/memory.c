@@ -16,6 +16,7 @@ struct mem_inode {
     struct page_tree pages;
     uint64_t number;
     unsigned refs; /* name and open files; under the file system's lock */
+    bool device;   /* keeps its size, and tells of no holes; set before it is first opened */
 };
 
 struct mem_name {
@@ -126,7 +127,12 @@ static int write_pages(struct mem_inode *inode, const uint8_t *buf, uint64_t off
 static int mem_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off)
 {
     struct mem_inode *inode = inode_of(f);
+    uint64_t end = off;
     int r = 0;
+    for (int i = 0; i < n; i++)
+        end += iov[i].iov_len;
+    if (inode->device && end > inode->size)
+        return -ENOSPC;
     pthread_rwlock_wrlock(&inode->lock);
     for (int i = 0; i < n && !r; i++) {
         r = write_pages(inode, iov[i].iov_base, off, iov[i].iov_len);
@@ -160,6 +166,8 @@ static int mem_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flag
 {
     struct mem_inode *inode = inode_of(f);
     (void)flags;
+    if (inode->device && off + len > inode->size)
+        return -ENOSPC;
     pthread_rwlock_wrlock(&inode->lock);
     zero_pages(inode, off, off + len);
     inode->size = dr_max(inode->size, off + len);
@@ -170,6 +178,8 @@ static int mem_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flag
 static int mem_truncate(struct dr_file *f, uint64_t size)
 {
     struct mem_inode *inode = inode_of(f);
+    if (inode->device)
+        return size == inode->size ? 0 : -ENOTSUP;
     pthread_rwlock_wrlock(&inode->lock);
     if (size < inode->size)
         zero_pages(inode, size, dr_round_up(inode->size, PAGE_TREE_BYTES));
@@ -199,6 +209,8 @@ static int mem_extent(struct dr_file *f, uint64_t off, uint64_t len, enum dr_fil
                       uint64_t *run)
 {
     struct mem_inode *inode = inode_of(f);
+    if (inode->device)
+        return 0;
     pthread_rwlock_rdlock(&inode->lock);
     uint64_t here = off / PAGE_TREE_BYTES, next = page_tree_next(&inode->pages, here);
     if (next == here) {
@@ -344,6 +356,7 @@ static int mem_open(struct dr_fs *fs, const char *path, unsigned flags, struct d
     uint64_t size;
     mem_get_size(&f->base, &size);
     f->base.size = size;
+    f->base.block_device = f->inode->device;
     *file = &DR_STEAL(f)->base;
     return 0;
 }
@@ -557,6 +570,20 @@ static void mem_unlock_dir(struct dr_dir_lock *held)
     free(lock);
 }
 
+static int mem_make_device(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    struct mem_fs *m = mem_fs(fs);
+    CLEANUP_FREE char *key = tidy(path);
+    if (!key)
+        return no_memory(path, err);
+    DR_LOCK_SCOPE(&m->lock);
+    struct mem_name *name = find_name(m, key);
+    if (!name)
+        return dr_fail_errno(err, ENOENT, "Could not open '%s'", path);
+    name->inode->device = true;
+    return 0;
+}
+
 struct dr_fs *dr_fs_memory_new(void)
 {
     static const struct dr_fs_ops ops = {
@@ -572,6 +599,7 @@ struct dr_fs *dr_fs_memory_new(void)
         .realpath = mem_realpath,
         .lock_dir = mem_lock_dir,
         .unlock_dir = mem_unlock_dir,
+        .make_device = mem_make_device,
     };
     struct mem_fs *m = calloc(1, sizeof(*m));
     if (!m)

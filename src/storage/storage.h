@@ -303,6 +303,9 @@ struct dr_fs_ops {
     int (*lock_dir)(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
                     struct dr_error *err);
     void (*unlock_dir)(struct dr_dir_lock *held);
+    /* The file at path, which nobody has open, becomes a block device of its present size and
+     * content. Only file systems made for tests have it. */
+    int (*make_device)(struct dr_fs *fs, const char *path, struct dr_error *err);
 };
 
 struct dr_fs {

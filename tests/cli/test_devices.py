@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Block devices are written to and stay devices: nothing ever takes the place of their node."""
+import json
 import os
 import stat
 import subprocess
@@ -118,3 +119,76 @@ def test_an_archive_on_a_device(t, device):
     assert t.drover("vma", "create", "--force", "-d", "x=some.img", "dev").code == 0
     r = t.drover("vma", "verify", "--against", "x=some.img", "dev")
     assert r.code == 0 and read(device, 4 * MIB - 512, 512) == bytes(512) and t.names() == ["dev", "some.img"], r
+
+
+def pattern(t, name="a.img"):
+    """A disk of 3 MiB that holds some data, raw."""
+    t.ok("create", name, "3M")
+    t.io(name, "write -P 7 1M 192k", "write -P 9 2500k 3k", fmt="raw")
+
+
+def test_a_qcow2_image_on_a_device(t, device):
+    assert t.ours("qemu-img", "create", "-q", "-f", "qcow2", "dev", "16M").code == 0
+    same(t.ours("qemu-img", "info", "dev"), t.real("qemu-img", "info", "dev"))
+    t.io("dev", "write -P 7 1M 100k", "write -P 8 5000k 5k", "read -P 0 0 1M", "read -P 0 9M 7M", fmt="qcow2")
+    for tool in (t.ours, t.real):
+        assert tool("qemu-img", "check", "-f", "qcow2", "dev").code == 0
+        r = tool("qemu-io", "-f", "qcow2", "-c", "read -P 7 1M 100k", "-c", "read -P 0 1124k 3876k", "-c", "read -P 8 5000k 5k", "-c", "read -P 0 5005k 1M", "dev")
+        assert "failed" not in r.out and r.code == 0, r
+    assert stat.S_ISBLK(os.lstat(device).st_mode) and t.names() == ["dev"]
+
+
+def test_a_qcow2_image_on_a_device_goes_through_every_operation(t, device):
+    pattern(t)
+    t.ok("create", "-f", "qcow2", "dev", "3M")
+    t.ok("convert", "-n", "-f", "raw", "-O", "qcow2", "a.img", "dev")
+    t.ok("snapshot", "-i", "-c", "one", "dev")
+    t.io("dev", "write -P 5 0 64k", fmt="qcow2")
+    t.ok("snapshot", "-i", "-a", "one", "dev")
+    t.ok("resize", "-f", "qcow2", "dev", "40M")
+    t.ok("resize", "-f", "qcow2", "--shrink", "dev", "3M")
+    t.ok("snapshot", "-i", "-d", "one", "dev")
+    t.ok("compare", "-f", "raw", "-F", "qcow2", "a.img", "dev")
+    t.ok("create", "-f", "qcow2", "-b", "dev", "-F", "qcow2", "top.qcow2")
+    t.io("top.qcow2", "write -P 6 512 512", fmt="qcow2")
+    t.io("a.img", "write -P 6 512 512", fmt="raw")
+    t.ok("commit", "-f", "qcow2", "top.qcow2")
+    t.ok("compare", "-f", "raw", "-F", "qcow2", "a.img", "dev")
+    t.ok("create", "-f", "qcow2", "base.qcow2", "3M")
+    t.ok("rebase", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "dev")
+    t.ok("check", "dev")
+    t.ok("compare", "-f", "raw", "-F", "qcow2", "a.img", "dev")
+    assert t.real("qemu-img", "check", "-f", "qcow2", "dev").code == 0
+    assert stat.S_ISBLK(os.lstat(device).st_mode)
+
+
+@pytest.mark.parametrize("options", [[], ["-c"], ["-o", "preallocation=metadata"], ["-o", "extended_l2=on"], ["-o", "cluster_size=4k"]], ids=" ".join)
+def test_convert_makes_a_qcow2_image_on_a_device(t, device, options):
+    pattern(t)
+    t.ok("convert", "-f", "raw", "-O", "qcow2", *options, "a.img", "dev")
+    assert stat.S_ISBLK(os.lstat(device).st_mode) and t.names() == ["a.img", "dev"]
+    for tool in (t.ours, t.real):
+        assert tool("qemu-img", "check", "-f", "qcow2", "dev").code == 0
+        r = tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", "a.img", "dev")
+        assert r.out == "Images are identical.\n", r
+
+
+def test_a_device_of_the_measured_size_takes_the_image(t, device):
+    t.ok("create", "big.img", "64M")
+    t.io("big.img", "write -P 7 0 1M", "write -P 8 30M 2M", fmt="raw")
+    need = json.loads(t.ok("measure", "-f", "raw", "-O", "qcow2", "--output=json", "big.img"))["required"]
+    assert need <= 4 * MIB
+    loop = subprocess.run(["losetup", "-j", device.parent.parent / "behind", "-O", "NAME", "-n"], capture_output=True, text=True, check=True).stdout.strip()
+    os.truncate(device.parent.parent / "behind", need)
+    subprocess.run(["losetup", "-c", loop], check=True)
+    t.ok("convert", "-f", "raw", "-O", "qcow2", "big.img", "dev")
+    assert t.real("qemu-img", "compare", "-f", "raw", "-F", "qcow2", "big.img", "dev").code == 0
+
+
+def test_a_full_device_says_so(t, device):
+    t.ok("create", "big.img", "64M")
+    t.io("big.img", "write -P 7 0 8M", fmt="raw")
+    r = t.drover("convert", "-f", "raw", "-O", "qcow2", "big.img", "dev")
+    assert r.code == 1 and "the device is full: all its 4194304 bytes are in use" in r.err, r
+    r = t.drover("create", "-f", "qcow2", "-o", "preallocation=full", "dev", "8M")
+    assert r.code == 1 and "the device is too small: it has 4194304 bytes" in r.err, r

@@ -282,6 +282,7 @@ static int fault_open(struct dr_fs *fs, const char *path, unsigned flags, struct
     f->base.path = DR_STEAL(own_path);
     f->base.id = f->inner->id;
     f->base.atomic_size = f->inner->atomic_size;
+    f->base.block_device = f->inner->block_device;
     f->base.depth = owner(fs)->depth;
     f->base.block_device = f->inner->block_device;
     f->base.size = dr_file_size(f->inner);

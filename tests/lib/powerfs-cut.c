@@ -258,6 +258,8 @@ static int build_file(const struct cut *c, struct dr_fs *disk, const struct powe
         if (c->p->log[i].kind <= POWERFS_TRUNCATE && c->p->log[i].ino == name->ino)
             r = apply(c, i, f);
     dr_file_unref(f);
+    if (r == 0 && name->ino == c->p->device)
+        r = disk->ops->make_device(disk, name->path, NULL);
     return r;
 }
 

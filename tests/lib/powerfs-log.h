@@ -28,6 +28,7 @@ struct powerfs {
     struct power_name *names;
     size_t n_names;
     pthread_mutex_t lock; /* changes of live, and the log */
+    uint64_t device;      /* ino of the file that was made a block device last; 0 = none */
     struct power_op *log;
     size_t n_ops, room;
     size_t flushes, sync_dirs;

@@ -232,6 +232,7 @@ static struct power_file *wrap(struct powerfs *p, struct dr_file *live, const ch
     f->base.path = copy_text(path);
     f->base.id = live->id;
     f->base.atomic_size = live->atomic_size;
+    f->base.block_device = live->block_device;
     f->base.size = dr_file_size(live);
     return f;
 }
@@ -359,6 +360,17 @@ static int power_realpath(struct dr_fs *fs, const char *path, char **out, struct
     return owner(fs)->live->ops->realpath(owner(fs)->live, path, out, err);
 }
 
+static int power_make_device(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    struct powerfs *p = owner(fs);
+    struct dr_file_id id;
+    DR_LOCK_SCOPE(&p->lock);
+    int r = p->live->ops->identify(p->live, path, &id, err);
+    if (r == 0)
+        p->device = id.ino;
+    return r < 0 ? r : p->live->ops->make_device(p->live, path, err);
+}
+
 /* The live one unlocks it. */
 static int power_lock_dir(struct dr_fs *fs, const char *path, struct dr_dir_lock **held,
                           struct dr_error *err)
@@ -378,6 +390,7 @@ static const struct dr_fs_ops power_fs_ops = {
     .free_space = power_free_space,
     .realpath = power_realpath,
     .lock_dir = power_lock_dir,
+    .make_device = power_make_device,
 };
 
 /* ------------------------------------------------------------------ handling it */

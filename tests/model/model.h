@@ -27,12 +27,13 @@ struct subject {
     uint64_t size, base_size;
     struct dr_pair pairs[4];
     unsigned n_pairs;
-    bool uneven;   /* put together from extents of uneven size, by hand */
-    bool waits;    /* a write may have to wait for a flush */
-    bool snapshot; /* an internal snapshot is taken after the first writes (toy) */
-    bool junk;     /* the raw file dir/top.raw is full of what nothing shows (add-cow) */
-    uint64_t fill; /* so much is written first: the tables are about to be full (qcow2) */
-    bool zeroes;   /* new images read as zeros but for what the base has: always so */
+    bool uneven;     /* put together from extents of uneven size, by hand */
+    bool waits;      /* a write may have to wait for a flush */
+    bool snapshot;   /* an internal snapshot is taken after the first writes (toy) */
+    bool junk;       /* the raw file dir/top.raw is full of what nothing shows (add-cow) */
+    uint64_t fill;   /* so much is written first: the tables are about to be full (qcow2) */
+    uint64_t device; /* the top stands on a block device of that size, full of junk */
+    bool zeroes;     /* new images read as zeros but for what the base has: always so */
 };
 
 extern const struct subject model_subjects[];

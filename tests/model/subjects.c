@@ -174,6 +174,22 @@ const struct subject model_subjects[] = {
      .base_format = "vmdk",
      .base_size = 700 * KIB + 512,
      QCOW2("cluster_size", "16k")},
+    {.name = "qcow2-device", .size = 1 * MIB + 512, .device = 2 * MIB, QCOW2("cluster_size", "8k")},
+    {.name = "qcow2-device-sub-clusters",
+     .size = 1 * MIB,
+     .device = 3 * MIB,
+     .base_format = "raw",
+     .base_size = 700 * KIB,
+     QCOW2_2("cluster_size", "16k", "extended_l2", "on")},
+    {.name = "qcow2-device-sectors",
+     .size = 256 * KIB,
+     .device = 1 * MIB + 512,
+     .waits = true,
+     QCOW2_2("cluster_size", "512", "refcount_bits", "64")},
+    {.name = "qcow2-device-preallocated",
+     .size = 1 * MIB,
+     .device = 2 * MIB,
+     QCOW2_2("preallocation", "metadata", "cluster_size", "4k")},
     {.name = "qcow2-three",
      .size = 3 * 1024,
      .base_format = "raw",
@@ -215,6 +231,16 @@ const char *subject_base(const struct subject *s)
 
 /* ------------------------------------------------------------------ making images */
 
+static bool is_device(struct dr_fs *fs, const char *path)
+{
+    struct dr_file *f;
+    if (dr_file_open(fs, path, 0, &f, NULL))
+        return false;
+    bool device = f->block_device;
+    dr_file_unref(f);
+    return device;
+}
+
 int model_create(struct dr_fs *fs, const char *format, const char *path, uint64_t size,
                  const struct dr_pair *pairs, size_t n, const char *backing,
                  const char *backing_format, struct dr_error *err)
@@ -226,6 +252,7 @@ int model_create(struct dr_fs *fs, const char *format, const char *path, uint64_
     for (size_t i = 0; i < n; i++)
         options[i] = (struct dr_option){pairs[i].name, pairs[i].value};
     struct dr_create_params p = {.size = size, .options = options, .n_options = n};
+    p.on_device = is_device(fs, path);
     CLEANUP_FREE char *where = backing ? dr_path_sibling(path, backing) : NULL;
     int r = backing ? dr_image_open(fs, where, backing_format, 0, &parent, err) : 0;
     p.backing = parent;
@@ -314,6 +341,24 @@ static void make_junk(const struct subject *s, struct dr_fs *fs, struct rnd *rnd
     dr_file_unref(f);
 }
 
+/* A device holds whatever was there before: here, bytes that look like entries of tables. */
+static void make_device(const struct subject *s, struct dr_fs *fs, struct rnd *rnd)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_file *f;
+    CLEANUP_FREE uint8_t *buf = malloc(s->device);
+    rnd_fill(rnd, buf, s->device);
+    for (uint64_t i = 0; i + 8 <= s->device; i += 8)
+        if (rnd_below(rnd, 2))
+            put_be64(buf + i, (UINT64_C(1) << 63) | rnd_below(rnd, s->device / 512) * 512);
+    must(dr_file_open(fs, subject_top(s), DR_FILE_CREATE, &f, &err), s, "the device", &err);
+    must(dr_file_pwrite(f, buf, 0, s->device, &err), s, "the device", &err);
+    must(dr_file_flush(f, &err), s, "the device", &err);
+    dr_file_unref(f);
+    must(fs->ops->sync_dir(fs, subject_top(s), &err), s, "the device", &err);
+    must(fs->ops->make_device(fs, subject_top(s), &err), s, "the device", &err);
+}
+
 /* Random runs of data, zeros and nothing. */
 static void scribble(const struct subject *s, struct dr_fs *fs, const char *path,
                      const char *format, struct rnd *rnd, struct shadow *view, unsigned n)
@@ -373,6 +418,8 @@ void subject_make(const struct subject *s, struct dr_fs *fs, struct rnd *rnd, st
         memcpy(*below, view->now, s->size);
     }
     shadow_free(&base);
+    if (s->device)
+        make_device(s, fs, rnd);
     if (s->uneven)
         make_uneven(s, fs);
     else

@@ -306,10 +306,23 @@ static void put_root(struct dr_image *image, uint64_t block, uint64_t host)
     qcow2_guard(q, host);
 }
 
+/* Does [host, host + len) end behind the end of a device, which does not grow? */
+static bool device_lacks(const struct dr_image *image, uint64_t host, uint64_t len)
+{
+    const struct dr_file *f = image->files[0];
+    return f->block_device && host + len > dr_file_size(f);
+}
+
+static int device_full(const struct dr_image *image, struct dr_error *err)
+{
+    return dr_fail(err, ENOSPC, "%s: the device is full: all its %llu bytes are in use",
+                   image->path, ULL(dr_file_size(image->files[0])));
+}
+
 /* Blocks for the counts of clusters that have none yet, in a row, so that a run of n clusters fits
  * behind them. They take the first of these clusters, which nothing can be using. Harmless if
  * nothing is allocated afterwards. */
-static int new_blocks(struct dr_image *image, uint64_t block, uint64_t n)
+static int new_blocks(struct dr_image *image, uint64_t block, uint64_t n, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
     struct dr_reservation pins = {0};
@@ -320,6 +333,8 @@ static int new_blocks(struct dr_image *image, uint64_t block, uint64_t n)
     if (taken)
         return qcow2_damage(image, "%s at byte %llu or behind it is counted as free", taken,
                             ULL(host));
+    if (device_lacks(image, host, n_blocks * q->cluster))
+        return device_full(image, err);
     q->reftable_full |= block + n_blocks > q->reftable_n;
     if (q->reftable_full || q->reftable_moving)
         return dr_need_begin(image);
@@ -343,16 +358,14 @@ static int is_free(struct dr_image *image, uint64_t i, uint64_t n, bool *yes, st
 {
     struct qcow2 *q = qcow2_of(image);
     uint64_t block = i / qcow2_block_entries(q), count;
-    const struct dr_file *f = image->files[0];
     *yes = false;
-    if (f->block_device && (i + 1) * q->cluster > dr_file_size(f))
-        return dr_fail(err, ENOSPC, "%s: the device is full: all its %llu bytes are in use",
-                       image->path, ULL(dr_file_size(f)));
+    if (device_lacks(image, i * q->cluster, q->cluster))
+        return device_full(image, err);
     if (block >= q->reftable_n) {
         q->reftable_full = true;
         return dr_need_begin(image);
     }
-    int r = q->reftable[block] ? 0 : new_blocks(image, block, n);
+    int r = q->reftable[block] ? 0 : new_blocks(image, block, n, err);
     if (r == 0 && (r = count_of(image, i, &count)) == -EAGAIN) {
         uint64_t at = count_place(q, i), end = q->reftable[block] + q->cluster;
         r = dr_page_get_all(image, 0, at, dr_min(READ_AHEAD, end - at));

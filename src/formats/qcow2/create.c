@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* New images. The data file first, then the tables, the header last: a file with a magic number is
- * complete. */
+ * complete. A block device loses the beginning of what it held before anything else, so that an
+ * interrupted attempt is not taken for the older image, half overwritten. */
 #include "formats/qcow2/layout.h"
 #include "formats/qcow2/bitmap.h"
 
 #include "base/cleanup.h"
 
-#define STEP (UINT64_C(1) << 20) /* bytes written at once */
+#define STEP   (UINT64_C(1) << 20) /* bytes written at once */
+#define SECTOR 512u
 
 struct creation {
     struct dr_fs *fs;
@@ -19,7 +21,7 @@ struct creation {
     size_t len;   /* bytes of it that are */
     uint64_t at;  /* where in the file it begins */
     char *data_path;
-    bool made, made_data;
+    bool made, made_data; /* and to be removed after a failure */
 };
 
 /* ------------------------------------------------------------------ the data file */
@@ -32,6 +34,11 @@ static int place_data_file(struct creation *c, struct dr_error *err)
     c->data_path = dr_path_sibling(strchr(name, '/') ? final : c->path, name);
     if (!c->data_path)
         return dr_fail_errno(err, ENOMEM, "%s", c->path);
+    if (c->params->on_device && dr_path_is_no_device(c->data_path))
+        return dr_fail(err, ENODEV,
+                       "%s: its data file would be made among the devices, as %s, and not last; "
+                       "give its path",
+                       c->path, c->data_path);
     if (strcmp(name, dr_path_basename(final)) == 0)
         return dr_fail(err, EINVAL, "%s: its data file \"%s\" would be the image itself", c->path,
                        name);
@@ -166,11 +173,16 @@ static int write_tables(struct creation *c, struct dr_error *err)
     return r < 0 ? r : write_out(c, err);
 }
 
+/* Clusters that are allocated at once read as zeros, whatever a device held there. */
 static int write_data(struct creation *c, struct dr_error *err)
 {
     uint64_t first = qcow2_data_first(&c->lay) * c->cluster;
     uint64_t end = qcow2_layout_clusters(&c->lay) * c->cluster;
-    int r = dr_file_truncate(c->file, end, err);
+    int r;
+    if (!c->params->on_device)
+        r = dr_file_truncate(c->file, end, err);
+    else
+        r = dr_file_zero(c->file, first, end - first, DR_FILE_ZERO_PUNCH, err);
     if (r == 0 && c->lay.prealloc >= QCOW2_PREALLOC_FALLOC)
         r = write_zeros(c, c->file, first, end, err);
     return r;
@@ -191,18 +203,49 @@ static int write_header(struct creation *c, struct dr_error *err)
 
 /* ------------------------------------------------------------------ create */
 
-static int make_image(struct creation *c, struct dr_error *err)
+/* Forget an older image, durably, and then clear the place of the tables: only what is not zero in
+ * them is written later. */
+static int clear_device(struct creation *c, struct dr_error *err)
 {
-    int r = dr_file_open(c->fs, c->path, DR_FILE_CREATE | c->params->file_flags, &c->file, err);
+    uint64_t tables = qcow2_data_first(&c->lay) * c->cluster;
+    int r = dr_file_zero(c->file, 0, SECTOR, 0, err);
+    if (r == 0)
+        r = dr_file_flush(c->file, err);
+    return r < 0 ? r : dr_file_zero(c->file, SECTOR, tables - SECTOR, 0, err);
+}
+
+static int open_device(struct creation *c, struct dr_error *err)
+{
+    uint64_t need = qcow2_layout_clusters(&c->lay) * c->cluster;
+    int r = dr_file_open(c->fs, c->path, DR_FILE_RDWR | c->params->file_flags, &c->file, err);
     if (r < 0)
         return r;
-    c->made = true;
-    r = write_tables(c, err);
+    if (need > dr_file_size(c->file))
+        return dr_fail(err, ENOSPC,
+                       "%s: the device is too small: it has %llu bytes, the new image takes %llu",
+                       c->path, ULL(dr_file_size(c->file)), ULL(need));
+    return clear_device(c, err);
+}
+
+static int open_file(struct creation *c, struct dr_error *err)
+{
+    if (c->params->on_device)
+        return open_device(c, err);
+    int r = dr_file_open(c->fs, c->path, DR_FILE_CREATE | c->params->file_flags, &c->file, err);
+    c->made = r == 0;
+    return r;
+}
+
+static int make_image(struct creation *c, struct dr_error *err)
+{
+    int r = open_file(c, err);
+    if (r == 0)
+        r = write_tables(c, err);
     if (r == 0)
         r = write_data(c, err);
     if (r == 0)
         r = write_header(c, err);
-    if (r == 0 && !(c->params->file_flags & DR_FILE_NO_FLUSH))
+    if (r == 0 && c->made && !(c->params->file_flags & DR_FILE_NO_FLUSH))
         r = c->fs->ops->sync_dir(c->fs, c->path, err);
     return r;
 }

@@ -178,7 +178,10 @@ static int grow_data_file(struct dr_image *image, uint64_t size, struct dr_error
         return 0;
     if ((q->h.autoclear & QCOW2_DATA_RAW) && end > old)
         r = dr_file_zero(f, old, dr_min(end, size) - old, DR_FILE_ZERO_PUNCH, err);
-    if (r == 0 && end < size)
+    if (r == 0 && end < size && f->block_device)
+        r = dr_fail(err, ENOSPC, "%s: a device of %llu bytes, the disk's data would need %llu",
+                    f->path, ULL(end), ULL(size));
+    else if (r == 0 && end < size)
         r = dr_file_truncate(f, size, err);
     return r < 0 ? r : dr_file_flush(f, err);
 }
@@ -211,7 +214,7 @@ static int shrink(struct dr_image *image, uint64_t size, struct dr_error *err)
         r = drop_range(image, size, old, err);
     if (r == 0)
         r = dr_image_flush_all(image, err);
-    if (r == 0 && (q->h.autoclear & QCOW2_DATA_RAW))
+    if (r == 0 && (q->h.autoclear & QCOW2_DATA_RAW) && !image->files[q->data]->block_device)
         r = dr_file_truncate(image->files[q->data], size, err);
     return r;
 }

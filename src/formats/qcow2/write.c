@@ -226,7 +226,9 @@ static int try_packing(struct request *q, uint64_t *host)
         return 0;
     if (second / s->cluster / qcow2_block_entries(s) != next / s->cluster / qcow2_block_entries(s))
         return 1; /* perhaps it has no block yet */
-    if (qcow2_guarded(s, second, s->cluster))
+    const struct dr_file *f = q->image->files[0];
+    if (qcow2_guarded(s, second, s->cluster) ||
+        (f->block_device && second + s->cluster > dr_file_size(f)))
         return 1;
     r = qcow2_count(q->image, second, &count);
     return r < 0 ? r : count != 0;
