@@ -30,6 +30,7 @@ struct subject {
     bool uneven;     /* put together from extents of uneven size, by hand */
     bool waits;      /* a write may have to wait for a flush */
     bool snapshot;   /* an internal snapshot is taken after the first writes (toy) */
+    bool snapshots;  /* short programs begin with a snapshot inside, and with data */
     bool junk;       /* the raw file dir/top.raw is full of what nothing shows (add-cow) */
     uint64_t fill;   /* so much is written first: the tables are about to be full (qcow2) */
     uint64_t device; /* the top stands on a block device of that size, full of junk */

@@ -85,6 +85,42 @@ static int set_backing_bare(struct dr_image *image, const struct dr_image *paren
     return r < 0 ? r : dr_file_flush(image->files[0], err);
 }
 
+/* ------------------------------------------------------------------ snapshots */
+
+/* The entries of the table at byte `at` say COPIED. */
+static int set_copied(struct dr_image *image, uint64_t at, uint64_t len, size_t entry,
+                      uint64_t *first, struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *table = malloc(len ? len : 1);
+    *first = 0;
+    int r = dr_file_pread(image->files[0], table, at, len, err);
+    for (uint64_t i = 0; r == 0 && i < len; i += entry) {
+        uint64_t v = get_be64(table + i);
+        if (!(v & QCOW2_OFFSET) || (v & QCOW2_CODED))
+            continue;
+        put_be64(table + i, v | QCOW2_COPIED);
+        *first = *first ? *first : v & QCOW2_OFFSET;
+    }
+    if (r == 0)
+        r = dr_file_pwrite(image->files[0], table, at, len, err);
+    DR_LOCK_SCOPE(&image->lock);
+    dr_page_forget(image, 0, at, len);
+    return r;
+}
+
+/* Of the disk's L1 table and of its first L2 table. */
+static int snapshot_copied(struct dr_image *image, const char *name, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t l2, data;
+    int r = healthy->snapshot_create(image, name, err);
+    if (r == 0)
+        r = set_copied(image, q->h.l1_at, q->h.l1_entries * UINT64_C(8), 8, &l2, err);
+    if (r == 0 && l2)
+        r = set_copied(image, l2, q->cluster, q->entry, &data, err);
+    return r;
+}
+
 /* ------------------------------------------------------------------ no space */
 
 /* Goes on as if the refcount table had grown, behind whose end something else lies. */
@@ -131,6 +167,9 @@ void plant_qcow2(struct dr_format *planted, const struct dr_format *driver, enum
         break;
     case PLANT_LOST_EXTENSION:
         planted->set_backing = set_backing_bare;
+        break;
+    case PLANT_COPIED:
+        planted->snapshot_create = snapshot_copied;
         break;
     case PLANT_NO_SPACE_IGNORED:
         planted->begin_write = begin_without_space;

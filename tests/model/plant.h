@@ -22,6 +22,7 @@ enum plant {
     PLANT_LOST_COUNT,       /* a compressed cluster that goes lowers its neighbour's count, too */
     PLANT_NARROW_LOCK,      /* changes to one cluster do not exclude each other */
     PLANT_LOST_EXTENSION,   /* another parent: PLANT_EXTENSION is not in the header any more */
+    PLANT_COPIED,           /* what a snapshot shares says that it is the disk's alone */
     PLANT_NO_SPACE_IGNORED, /* no space for a larger refcount table, and it goes on */
 };
 

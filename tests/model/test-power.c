@@ -343,78 +343,6 @@ static void writes_inside_flushes(void **state)
     cuts_free(&c);
 }
 
-/* ------------------------------------------------------------------ every short program
- *
- * All sequences of a few operations on a disk of three units, each cut after each I/O. */
-
-enum { PROGRAM_LENGTH = 3 };
-
-/* The n-th of the operations on this disk. False: there are no more. */
-static bool program_op(const struct cuts *c, unsigned n, struct op *op)
-{
-    static const enum op_kind whole[] = {OP_WRITE, OP_ZERO_UNMAP, OP_DISCARD, OP_DROP, OP_CODED};
-    enum { WHOLE = sizeof(whole) / sizeof(whole[0]), EACH = WHOLE + 1 };
-    uint64_t unit = c->s->size / 3;
-    *op = (struct op){.off = n % 3 * unit, .len = unit, .seed = n + 1};
-    switch (n / 3) {
-    case WHOLE: /* part of it */
-        op->kind = OP_WRITE;
-        op->off += 512;
-        op->len = 512;
-        break;
-    case EACH:
-        op->kind = n % 3 == 0 ? OP_FLUSH : OP_REOPEN;
-        return n % 3 < 2;
-    default:
-        op->kind = whole[n / 3];
-        op->data = op->kind == OP_CODED ? 2 : 0;
-        break;
-    }
-    return true;
-}
-
-static void run_program(const struct subject *s, unsigned long program, unsigned n_ops)
-{
-    struct cuts c;
-    struct rnd rnd = {model_seed() + program};
-    cuts_setup(&c, s, &rnd);
-    if (workload_open(&c.w, DR_OPEN_RDWR))
-        MODEL_FAIL(s, "open: %s", c.w.err.text);
-    for (unsigned i = 0; i < PROGRAM_LENGTH; i++, program /= n_ops) {
-        struct op op;
-        if (program_op(&c, (unsigned)(program % n_ops), &op) &&
-            (op.kind != OP_DROP || s->base_format))
-            run_logged(&c, &op);
-    }
-    uint64_t start = powerfs_ops(c.power);
-    if (workload_close(&c.w))
-        MODEL_FAIL(s, "close: %s", c.w.err.text);
-    shadow_log_add(&c.log, &c.view, 0, 0, true, start, powerfs_ops(c.power));
-    cut_everywhere(&c, UINT_MAX, &rnd);
-    cuts_free(&c);
-}
-
-/* Each run has a part of the programs, another one with another seed; a long run has all. */
-static void every_program(void **state)
-{
-    const struct subject *s = *state;
-    const struct cuts none = {.s = s};
-    struct op op;
-    unsigned n_ops = 0;
-    unsigned long n = 1, step = model_length(1) > 1 ? 1 : 40 * model_stride();
-    while (program_op(&none, n_ops, &op))
-        n_ops++;
-    for (unsigned i = 0; i < PROGRAM_LENGTH; i++)
-        n *= n_ops;
-    for (unsigned long i = model_seed() % step; i < n; i += step)
-        run_program(s, i, n_ops);
-}
-
-__attribute__((unused)) static bool three_units(const struct subject *s)
-{
-    return strstr(s->name, "-three") != NULL;
-}
-
 /* ------------------------------------------------------------------ planted faults */
 
 static enum plant plant_fault;
@@ -547,14 +475,12 @@ int main(void)
 #ifdef QCOW2_LEVELS
     r += model_run("planted: qcow2 tables become durable in another order", wrong_levels_are_found,
                    qcow2_ones);
-    (void)every_program;
     (void)skipped_flush_is_found;
     (void)wrong_order_is_found;
     (void)qcow2_faults_are_found;
 #elif defined(DR_TEST_PLANT)
     r += model_run("planted: pages are not sealed", missing_seal_is_found, not_raw);
     (void)qcow2_faults_are_found;
-    (void)every_program;
     (void)skipped_flush_is_found;
     (void)wrong_order_is_found;
 #else
@@ -565,7 +491,6 @@ int main(void)
                    : 0;
     r += model_run("power cuts", power_cuts, NULL);
     r += model_run("writes inside a flush", writes_inside_flushes, never_waits);
-    r += model_run("every short program", every_program, three_units);
     r += model_run("planted: one flush is skipped", skipped_flush_is_found, some_subjects);
     r += model_run("planted: bits or holes too early", wrong_order_is_found, one_add_cow);
 #endif
