@@ -202,6 +202,18 @@ struct dr_extent_status {
 DR_API int dr_block_status(struct dr_disk *disk, uint64_t off, uint64_t len,
                            struct dr_extent_status *status, struct dr_error *err);
 
+/* ------------------------------------------------------------------ bitmaps (drover/ops.h) */
+
+/* What dr_disk_bitmap_change does. */
+enum dr_bitmap_action {
+    DR_BITMAP_ADD, /* nothing is set in it, and it is enabled */
+    DR_BITMAP_REMOVE,
+    DR_BITMAP_CLEAR, /* nothing is set in it any more */
+    DR_BITMAP_ENABLE,
+    DR_BITMAP_DISABLE, /* it stays as it is */
+    DR_BITMAP_MERGE    /* what another one has is set in it, too */
+};
+
 #ifdef __cplusplus
 }
 #endif

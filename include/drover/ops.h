@@ -298,6 +298,47 @@ DR_API int dr_internal_snapshot_apply(const char *path, const char *snapshot,
 DR_API int dr_internal_snapshot_delete(const char *path, const char *snapshot,
                                        const struct dr_open_options *options, struct dr_error *err);
 
+/* ------------------------------------------------------------------ bitmaps inside an image
+ *
+ * Formats such as qcow2 keep bitmaps: each notes which parts of the disk were written to since some
+ * moment, for incremental backups. Everything in this library that writes to a disk keeps the
+ * enabled ones of its image right. While an image is open and was written to they are marked as in
+ * use; a program that is killed then leaves them inconsistent, and nothing relies on them any more.
+ * -ENOTSUP: images of this format, or of this version of it, have none. */
+
+struct dr_bitmap {
+    char *name;
+    uint64_t granularity; /* bytes of the disk that a bit stands for */
+    bool enabled;         /* writes set its bits */
+    bool inconsistent;    /* can only be removed; or the image is being written to */
+};
+/* All of them, in the order in which the top image has them; free with dr_bitmaps_free. */
+DR_API int dr_disk_bitmaps(struct dr_disk *disk, struct dr_bitmap **list, size_t *n,
+                           struct dr_error *err);
+DR_API void dr_bitmaps_free(struct dr_bitmap *list, size_t n);
+
+/* each: [off, off + len) was written to. Ascending, never two ranges that touch. A result other
+ * than 0 ends it and becomes its result. each must not use the disk. -EUCLEAN: it is inconsistent,
+ * or the disk was written to through this very object, which stores bitmaps when it is closed. */
+DR_API int dr_disk_bitmap_read(struct dr_disk *disk, const char *bitmap,
+                               int (*each)(void *user, uint64_t off, uint64_t len), void *user,
+                               struct dr_error *err);
+
+struct dr_bitmap_options {
+    uint64_t granularity;        /* ADD: a power of 2 from 512 to 2 GiB; 0 = the cluster's size,
+                                    from 4 KiB to 64 KiB */
+    bool disabled;               /* ADD */
+    const char *source;          /* MERGE: the bitmap whose bits are set, too ... */
+    struct dr_disk *source_disk; /* ... of this disk; NULL = the same one */
+};
+/* Of the top image; the disk must be open for writing. Other threads' requests wait meanwhile.
+ * options: NULL = defaults. Durable on return. Interrupted, the image has the bitmaps from before
+ * or those from afterwards, and perhaps space that `drover check -r leaks` gives back. -ENOENT,
+ * -EEXIST; -EUCLEAN: it, or the source, is inconsistent. */
+DR_API int dr_disk_bitmap_change(struct dr_disk *disk, const char *bitmap,
+                                 enum dr_bitmap_action action,
+                                 const struct dr_bitmap_options *options, struct dr_error *err);
+
 /* ------------------------------------------------------------------ the family */
 
 struct dr_tree_node {

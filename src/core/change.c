@@ -366,6 +366,17 @@ static int collect(struct batch *batch, const struct dr_change *c, uint64_t off,
     return 0;
 }
 
+/* Tell those who want to know what the guest has changed: the disk's hooks and, for its bitmaps,
+ * the driver. Under the lock of the units, also after a failure. */
+static void note_change(const struct dr_change *c, uint64_t off, uint64_t len)
+{
+    struct dr_image *image = c->chain->images[c->at];
+    if (image->fmt->changed && !c->keeps_view && !(image->flags & DR_OPEN_UNCHANGED))
+        image->fmt->changed(image, off, len);
+    if (c->guest)
+        dr_hooks_after(c->chain, off, len);
+}
+
 /* ------------------------------------------------------------------ overwriting in place */
 
 static int copy_in_place(const struct dr_change_source *src, uint64_t off,
@@ -426,8 +437,7 @@ static int try_in_place(const struct dr_change *c, uint64_t off, uint64_t len, u
         r = write_in_place(c, off, &ext, *done, durably, err);
         if (c->not_durable && !durably)
             *c->not_durable = true;
-        if (c->guest)
-            dr_hooks_after(c->chain, off, *done);
+        note_change(c, off, *done);
     }
     dr_epoch_leave(image->ranges, ticket);
     dr_range_unlock(image->ranges, &range);
@@ -473,8 +483,8 @@ static int run_step(const struct dr_change *c, struct batch *batch, uint64_t off
         r = batch_finish(batch, err);
     else if (step->action == ACT_IN_PLACE)
         r = write_in_place(c, off, &step->ext, step->done, false, err);
-    if (c->guest && step->action != ACT_SKIP)
-        dr_hooks_after(c->chain, off, step->done);
+    if (step->action != ACT_SKIP)
+        note_change(c, off, step->done);
     return r;
 }
 

@@ -212,7 +212,10 @@ int dr_image_snapshot_apply(struct dr_image *image, const char *id, struct dr_er
 int dr_image_snapshot_delete(struct dr_image *image, const char *id, struct dr_error *err);
 int dr_image_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *user,
                            struct dr_error *err);
-/* How many there are. */
+/* The driver's bitmap_change, with every writer of the image kept out. Durable on return. */
+int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
+                           struct dr_error *err);
+/* How many snapshots there are. */
 int dr_image_snapshot_count(struct dr_image *image, size_t *n, struct dr_error *err);
 /* The id, malloc'ed, of the first snapshot that `text` means: with ids_first one with that id, else
  * one with that name; without, the other way round. -ENOENT. */

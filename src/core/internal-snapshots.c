@@ -63,6 +63,29 @@ int dr_image_snapshot_count(struct dr_image *image, size_t *n, struct dr_error *
     return dr_image_snapshot_list(image, count_one, n, err);
 }
 
+/* ------------------------------------------------------------------ bitmaps */
+
+int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
+                           struct dr_error *err)
+{
+    struct dr_range range;
+    if (!image->fmt->bitmap_change)
+        return dr_fail(err, ENOTSUP, "Can't store persistent bitmaps to %s: %s", image->path,
+                       strerror(ENOTSUP));
+    if (!image->writable)
+        return dr_fail(err, EROFS, "%s: is open for reading only", image->path);
+    int r = dr_image_begin(image, 0, false, err);
+    if (r < 0)
+        return r;
+    dr_range_lock(image->ranges, &range, 0, UINT64_MAX, true);
+    r = dr_image_flush_all(image, err);
+    if (r == 0)
+        r = image->fmt->bitmap_change(image, change, err);
+    int flushed = dr_image_flush_all(image, r < 0 ? NULL : err);
+    dr_range_unlock(image->ranges, &range);
+    return r < 0 ? r : flushed;
+}
+
 /* ------------------------------------------------------------------ which one */
 
 /* The first snapshot with this id, and the first with this name, of which one may be NULL. */

@@ -114,6 +114,7 @@ struct dr_change {
     unsigned zero_flags; /* enum dr_file_zero_flag */
     bool no_bytes;       /* -ENOTSUP rather than zeros as bytes */
     bool guest;          /* the chain's hooks are called */
+    bool keeps_view;     /* what can be read here stays the same: bitmaps do not note it */
     bool *not_durable;   /* NULL, or: make it durable where one write does, else set this */
     /* NULL, or asked under the exclusive lock of [off, off+len): false = leave it as it is. */
     bool (*may)(void *user, uint64_t off, uint64_t len);

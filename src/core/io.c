@@ -120,7 +120,8 @@ int dr_chain_fill(struct dr_chain *chain, size_t at, const void *buf, uint64_t o
     if (r < 0)
         return r;
     struct dr_change_source src = {.buf = buf, .off = off};
-    struct dr_change c = {.chain = chain, .at = at, .mode = DR_CHANGE_FILL, .src = &src};
+    struct dr_change c = {
+        .chain = chain, .at = at, .mode = DR_CHANGE_FILL, .src = &src, .keeps_view = true};
     return change_all(&c, off, len, err);
 }
 
@@ -229,6 +230,7 @@ int dr_chain_drop_if(struct dr_chain *chain, size_t at, uint64_t off, uint64_t l
                           .mode = DR_CHANGE_DROP,
                           .src = &src,
                           .zero_flags = DR_FILE_ZERO_PUNCH,
+                          .keeps_view = true,
                           .may = may,
                           .user = user};
     return drop(&c, off, len, err);

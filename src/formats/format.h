@@ -172,6 +172,19 @@ struct dr_bitmap_info {
     bool inconsistent;    /* a writer was interrupted: nothing may rely on it */
 };
 
+/* [off, off + len) of the disk was written to, as far as a bitmap tells. A result other than 0 ends
+ * it and becomes its result. */
+typedef int (*dr_bitmap_dirty)(void *user, uint64_t off, uint64_t len);
+
+struct dr_bitmap_change {
+    enum dr_bitmap_action action;
+    const char *name;
+    uint64_t granularity;    /* ADD; 0 = the format's default */
+    bool disabled;           /* ADD */
+    struct dr_image *source; /* MERGE: what this bitmap of it has, too; may be the image itself */
+    const char *source_name;
+};
+
 /* The name lives until it returns. A result other than 0 ends the list and becomes its result. */
 typedef int (*dr_bitmap_each)(void *user, const struct dr_bitmap_info *info);
 
@@ -365,6 +378,17 @@ struct dr_format {
     /* Bitmaps that the image keeps. Optional. -ENOTSUP: an image of this version has none. */
     int (*bitmap_list)(struct dr_image *image, dr_bitmap_each each, void *user,
                        struct dr_error *err);
+    /* Show what the bitmap has: ascending, never two ranges that touch. */
+    int (*bitmap_read)(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
+                       struct dr_error *err);
+    /* As a snapshot callback: the core has flushed and keeps out every writer. The image has the
+     * bitmaps from before or those from afterwards, whenever it is interrupted. */
+    int (*bitmap_change)(struct dr_image *image, const struct dr_bitmap_change *change,
+                         struct dr_error *err);
+    /* The guest's view of [off, off + len) may have changed through this image, with begin_write
+     * called for changes before: the bitmaps of it that are enabled note that. Under the lock of
+     * the units, by many threads at once; no I/O, cannot fail. Optional. */
+    void (*changed)(struct dr_image *image, uint64_t off, uint64_t len);
     /* Cut what no table points to off the end of the files (commit has emptied the image).
      * Optional. */
     int (*trim)(struct dr_image *image, struct dr_error *err);

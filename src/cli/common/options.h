@@ -50,6 +50,12 @@ enum cli_key { /* options without a letter */
                KEY_SIZE,
                KEY_KEEP,
                KEY_RETIRE,
+               KEY_ADD,
+               KEY_REMOVE,
+               KEY_CLEAR,
+               KEY_ENABLE,
+               KEY_DISABLE,
+               KEY_MERGE,
 };
 
 struct cli_option {

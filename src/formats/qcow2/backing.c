@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Recording another parent. The name and its format stand in the first cluster, of which only the
- * first 512 bytes can be switched at once. So the new name goes where nothing is yet, what else
- * changes behind byte 512 must be without meaning for the present first 512 bytes, and then those
- * are written.
+/* Recording another parent, or another directory of bitmaps. Both stand in the first cluster, of
+ * which only the first 512 bytes can be switched at once. So a new name goes where nothing is yet,
+ * what else changes behind byte 512 must be without meaning for the present first 512 bytes, and
+ * then those are written.
  *
  *   old    the cluster as it is
  *   ready  the same, with what the new one needs behind byte 512: still reads as the old one
@@ -16,10 +16,13 @@
 /* An extension that no program knows and all keep: it spans what is in the way. */
 #define EXT_FILLER 0x44724669u
 #define SECTOR     512u
+#define BITMAPS    24u /* bytes of their extension */
 
 struct change {
     struct dr_image *image;
     const char *name, *format; /* NULL = none */
+    bool bitmaps;              /* their extension changes ... */
+    const uint8_t *directory;  /* ... to this; NULL = there are none any more */
     uint8_t *old, *ready, *fresh, *clean;
     uint64_t name_at;
     bool moved;    /* the other extensions go to a place of their own ... */
@@ -35,21 +38,24 @@ static int decode_head(const struct change *c, const uint8_t *head, struct qcow2
 /* ------------------------------------------------------------------ do two clusters say the same?
  */
 
-static int next_real(const struct qcow2_header *h, const uint8_t *head, struct qcow2_ext *ext)
+/* The next extension that stays as it is. */
+static int next_real(const struct change *c, const struct qcow2_header *h, const uint8_t *head,
+                     struct qcow2_ext *ext)
 {
     int r;
     do
         r = qcow2_ext_next(h, "", head, qcow2_cluster(h), ext, NULL);
-    while (r > 0 && (ext->type == EXT_FILLER || ext->type == QCOW2_EXT_BACKING_FORMAT));
+    while (r > 0 && (ext->type == EXT_FILLER || ext->type == QCOW2_EXT_BACKING_FORMAT ||
+                     (c->bitmaps && ext->type == QCOW2_EXT_BITMAPS)));
     return r;
 }
 
-static bool same_extensions(const struct qcow2_header *ha, const uint8_t *a,
+static bool same_extensions(const struct change *c, const struct qcow2_header *ha, const uint8_t *a,
                             const struct qcow2_header *hb, const uint8_t *b)
 {
     struct qcow2_ext x = {0}, y = {0};
     for (;;) {
-        int rx = next_real(ha, a, &x), ry = next_real(hb, b, &y);
+        int rx = next_real(c, ha, a, &x), ry = next_real(c, hb, b, &y);
         if (rx != ry || rx < 0)
             return false;
         if (rx == 0)
@@ -64,12 +70,43 @@ static bool is_text(const uint8_t *bytes, size_t len, const char *text)
     return text ? strlen(text) == len && memcmp(bytes, text, len) == 0 : len == 0;
 }
 
-/* Does head name this parent, and say everything else that the old one says? */
-static bool says(const struct change *c, const uint8_t *head, const char *name, const char *format)
+/* The bitmaps' extension is this one, and counts; or with NULL it does not. */
+static bool has_directory(const struct qcow2_header *h, const uint8_t *head,
+                          const uint8_t *directory)
+{
+    struct qcow2_ext ext;
+    int found = qcow2_ext_find(h, "", head, qcow2_cluster(h), QCOW2_EXT_BITMAPS, &ext, NULL);
+    bool counts = h->autoclear & QCOW2_BITMAPS;
+    if (!directory)
+        return found >= 0 && !counts;
+    return found > 0 && counts && ext.len == BITMAPS &&
+           memcmp(head + ext.at, directory, BITMAPS) == 0;
+}
+
+/* As the old one has it. */
+static bool keeps_directory(const struct change *c, const struct qcow2_header *old,
+                            const struct qcow2_header *h, const uint8_t *head)
+{
+    struct qcow2_ext ext;
+    int found = qcow2_ext_find(old, "", c->old, qcow2_cluster(old), QCOW2_EXT_BITMAPS, &ext, NULL);
+    if (found < 0 || old->autoclear != h->autoclear)
+        return false;
+    if (!(old->autoclear & QCOW2_BITMAPS))
+        return true;
+    return found > 0 && ext.len == BITMAPS && has_directory(h, head, c->old + ext.at);
+}
+
+/* Does head name this parent, and say everything else that the old one says? fresh: with the
+ * directory of bitmaps that it is to have. */
+static bool says(const struct change *c, const uint8_t *head, const char *name, const char *format,
+                 bool fresh)
 {
     struct qcow2_header old, h;
     struct qcow2_ext ext;
     if (decode_head(c, c->old, &old) < 0 || decode_head(c, head, &h) < 0)
+        return false;
+    if (c->bitmaps &&
+        !(fresh ? has_directory(&h, head, c->directory) : keeps_directory(c, &old, &h, head)))
         return false;
     int found =
         qcow2_ext_find(&h, "", head, qcow2_cluster(&h), QCOW2_EXT_BACKING_FORMAT, &ext, NULL);
@@ -77,7 +114,7 @@ static bool says(const struct change *c, const uint8_t *head, const char *name, 
     if (found < 0 || (name && !is_text(head + ext.at, found ? ext.len : 0, format)))
         return false;
     return is_text(head + h.backing_at, h.backing_at ? h.backing_len : 0, name) &&
-           same_extensions(&old, c->old, &h, head);
+           same_extensions(c, &old, c->old, &h, head);
 }
 
 /* ------------------------------------------------------------------ composing the new one */
@@ -117,6 +154,8 @@ static bool put_extensions(struct change *c, const struct qcow2_header *h, uint8
     if (c->name && c->format)
         fits = put_extension(head, at, end, QCOW2_EXT_BACKING_FORMAT, (const uint8_t *)c->format,
                              (uint32_t)strlen(c->format));
+    if (fits && c->bitmaps && c->directory)
+        fits = put_extension(head, at, end, QCOW2_EXT_BITMAPS, c->directory, BITMAPS);
     if (c->moved) {
         uint64_t to = dr_max(dr_round_up(old_end(c, h), 8), SECTOR);
         if (!fits || *at + 8 > to || to > end)
@@ -125,7 +164,7 @@ static bool put_extensions(struct change *c, const struct qcow2_header *h, uint8
         put_be32(head + *at + 4, (uint32_t)(to - *at - 8));
         *at = c->rest = to;
     }
-    while (fits && next_real(h, c->old, &ext) > 0)
+    while (fits && next_real(c, h, c->old, &ext) > 0)
         fits = put_extension(head, at, end, ext.type, c->old + ext.at, ext.len);
     return fits && put_extension(head, at, end, QCOW2_EXT_END, head, 0);
 }
@@ -147,6 +186,10 @@ static bool compose(struct change *c)
         memcpy(c->clean + c->name_at, c->name, name_len);
     put_be64(c->clean + QCOW2_AT_BACKING, c->name ? c->name_at : 0);
     put_be32(c->clean + QCOW2_AT_BACKING + 8, (uint32_t)name_len);
+    if (c->bitmaps)
+        put_be64(c->clean + QCOW2_AT_AUTOCLEAR, c->directory
+                                                    ? h.autoclear | QCOW2_BITMAPS
+                                                    : h.autoclear & ~(uint64_t)QCOW2_BITMAPS);
 
     memcpy(c->ready, c->old, cluster);
     if (at > c->rest)
@@ -155,8 +198,9 @@ static bool compose(struct change *c)
         c->ready[i] = c->clean[i];
     memcpy(c->fresh, c->clean, SECTOR);
     memcpy(c->fresh + SECTOR, c->ready + SECTOR, cluster - SECTOR);
-    return says(c, c->ready, c->image->backing_name, c->image->backing_format) &&
-           says(c, c->fresh, c->name, c->format) && says(c, c->clean, c->name, c->format);
+    return says(c, c->ready, c->image->backing_name, c->image->backing_format, false) &&
+           says(c, c->fresh, c->name, c->format, true) &&
+           says(c, c->clean, c->name, c->format, true);
 }
 
 /* First as QEMU lays it out, with the name right behind the extensions; then with the name behind
@@ -173,6 +217,11 @@ static int find_composition(struct change *c, struct dr_error *err)
             if (compose(c))
                 return 0;
         }
+    if (c->bitmaps)
+        return dr_fail(err, ENOSPC,
+                       "%s: the first cluster (%llu bytes) has no room to record other bitmaps "
+                       "without a moment in which it would record none",
+                       c->image->path, ULL(qcow2_of(c->image)->cluster));
     return dr_fail(err, ENOSPC,
                    "%s: the first cluster (%llu bytes) has no room to record the backing file "
                    "\"%s\" without a moment in which it would record none",
@@ -201,13 +250,16 @@ static int write_change(struct change *c, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(c->image);
     int r = write_rest(c, c->old, c->ready, err);
-    if (r == 0)
+    if (r == 0 && c->bitmaps)
+        r = qcow2_switch_tables(c->image, 0, c->fresh, SECTOR, err);
+    else if (r == 0)
         r = qcow2_switch(c->image, 0, c->fresh, SECTOR, err);
     if (r < 0)
         return r;
     q->h.backing_at = c->name ? c->name_at : 0;
     q->h.backing_len = c->name ? (uint32_t)strlen(c->name) : 0;
-    return write_rest(c, c->fresh, c->clean, err);
+    r = write_rest(c, c->fresh, c->clean, c->bitmaps ? NULL : err);
+    return c->bitmaps ? 0 : r; /* the new ones are there, whatever the old ones have left */
 }
 
 static int check_change(const struct change *c, struct dr_error *err)
@@ -226,25 +278,58 @@ static int check_change(const struct change *c, struct dr_error *err)
     return 0;
 }
 
-int qcow2_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
-                      const char *format, unsigned flags, struct dr_error *err)
+/* try: write nothing. */
+static int compose_and_write(struct change *c, bool try, struct dr_error *err)
 {
-    struct change c = {.image = image, .name = name && *name ? name : NULL};
+    struct dr_image *image = c->image;
     CLEANUP_FREE uint8_t *old = NULL;
     uint64_t cluster = qcow2_of(image)->cluster;
-    c.format = format ? format : parent ? parent->fmt->name : NULL;
-    int r = check_change(&c, err);
-    if (r == 0)
-        r = qcow2_read_head(image, &old, err);
+    int r = qcow2_read_head(image, &old, err);
     if (r < 0)
         return r;
     CLEANUP_FREE uint8_t *space = malloc(3 * cluster);
     if (!space)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    c.old = old;
-    c.ready = space;
-    c.fresh = space + cluster;
-    c.clean = space + 2 * cluster;
-    r = find_composition(&c, err);
-    return r < 0 || (flags & DR_TRY) ? r : write_change(&c, err);
+    c->old = old;
+    c->ready = space;
+    c->fresh = space + cluster;
+    c->clean = space + 2 * cluster;
+    r = find_composition(c, err);
+    return r < 0 || try ? r : write_change(c, err);
+}
+
+int qcow2_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
+                      const char *format, unsigned flags, struct dr_error *err)
+{
+    struct change c = {.image = image, .name = name && *name ? name : NULL};
+    c.format = format ? format : parent ? parent->fmt->name : NULL;
+    int r = check_change(&c, err);
+    return r < 0 ? r : compose_and_write(&c, flags & DR_TRY, err);
+}
+
+int qcow2_set_bitmaps(struct dr_image *image, uint32_t n, uint64_t len, uint64_t at,
+                      struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    uint8_t directory[BITMAPS] = {0};
+    struct change c = {.image = image,
+                       .name = image->backing_name,
+                       .format = image->backing_format,
+                       .bitmaps = true,
+                       .directory = n ? directory : NULL};
+    put_be32(directory, n);
+    put_be64(directory + 8, len);
+    put_be64(directory + 16, at);
+    int r = compose_and_write(&c, false, err);
+    if (r < 0)
+        return r;
+    DR_LOCK_SCOPE(&image->lock);
+    q->n_bitmaps = n;
+    q->bitmaps_len = n ? len : 0;
+    q->bitmaps_at = n ? at : 0;
+    if (n)
+        q->h.autoclear |= QCOW2_BITMAPS;
+    else
+        q->h.autoclear &= ~(uint64_t)QCOW2_BITMAPS;
+    return 0;
 }

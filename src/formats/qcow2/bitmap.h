@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Bitmaps that an image keeps: which parts of the disk were written to since some moment.
  *
- *   bitmap-dir.c   reading the directory
+ *   bitmap-dir.c     reading the directory
+ *   bitmap-bits.c    reading and setting bits
+ *   bitmap-edit.c    putting another directory in the place of the present one
+ *   bitmap-change.c  add, remove, clear, enable, disable, merge
+ *   bitmap-track.c   keeping the enabled ones right while the disk is written to
  *
  *   header extension ─► directory ─► a table for each bitmap ─► clusters of bits
  *
@@ -77,9 +81,115 @@ static inline bool qcow2_bitmap_foreign(const struct qcow2_bitmap *b)
     return b->extra && !(b->flags & QCOW2_BITMAP_COMPATIBLE);
 }
 
+/* ------------------------------------------------------------------ bitmap-bits.c */
+
+struct qcow2_place {
+    uint64_t at, len;
+};
+struct qcow2_places {
+    struct qcow2_place *list;
+    size_t n, room;
+};
+/* 0 or -ENOMEM. */
+int qcow2_places_add(struct qcow2_places *p, uint64_t at, uint64_t len);
+/* Nothing durable leads to them any more: give them up. The list is empty on success. */
+int qcow2_places_lose(struct dr_image *image, struct qcow2_places *p, struct dr_error *err);
+void qcow2_places_free(struct qcow2_places *p);
+
+/* qcow2_count with the pages loaded as needed; no lock is held. */
+int qcow2_count_now(struct dr_image *image, uint64_t at, uint64_t *count, struct dr_error *err);
+/* The entries of its table, malloc'ed. -EIO: one leads nowhere. */
+int qcow2_bitmap_load_table(struct dr_image *image, const struct qcow2_bitmap *b, uint64_t **table,
+                            struct dr_error *err);
+
+/* Call fn for each range of a disk of `size` bytes whose bits are set: ascending, and never two
+ * that touch. */
+int qcow2_bitmap_each_dirty(struct dr_image *image, const struct qcow2_bitmap *b, uint64_t size,
+                            dr_bitmap_dirty fn, void *user, struct dr_error *err);
+
+/* More bits of a bitmap, with one cluster of them in memory. */
+struct qcow2_bits {
+    struct dr_image *image;
+    struct qcow2_bitmap bitmap;
+    bool in_place;                   /* the bitmap is in use: its clusters may be overwritten */
+    uint64_t covers;                 /* bytes of the disk that a cluster of bits stands for */
+    uint64_t *table;                 /* as it is to be */
+    bool table_changed;              /* and has to be written */
+    uint8_t *bits;                   /* of one cluster ... */
+    uint64_t index;                  /* ... this one; UINT64_MAX: none */
+    bool changed;                    /* and has to be stored */
+    struct qcow2_places taken, left; /* clusters that only the new / only the old table leads to */
+    struct dr_error *err;            /* the caller's, for a callback */
+};
+/* Ends with qcow2_bits_close, also after a failure. */
+int qcow2_bits_open(struct qcow2_bits *s, struct dr_image *image, const struct qcow2_bitmap *b,
+                    bool in_place, struct dr_error *err);
+int qcow2_bits_set(struct qcow2_bits *s, uint64_t off, uint64_t len, struct dr_error *err);
+/* Clear what is behind the end of a disk of that size, and store it. */
+int qcow2_bits_cut(struct qcow2_bits *s, uint64_t size, struct dr_error *err);
+/* Write the cluster at hand to the file; last of all. The table is the caller's to write. */
+int qcow2_bits_store(struct qcow2_bits *s, struct dr_error *err);
+void qcow2_bits_close(struct qcow2_bits *s);
+
+/* ------------------------------------------------------------------ bitmap-edit.c; nobody writes
+ * to the image meanwhile */
+
+struct qcow2_bitmap_draft {
+    struct qcow2_bitmap b; /* as it is on disk; of a new one what is known so far */
+    uint8_t *raw;          /* its entry as it is to be, b.len bytes */
+    uint64_t *table;       /* its next table, or NULL: it keeps the present one */
+    uint64_t entries;
+};
+struct qcow2_bitmap_edit {
+    struct dr_image *image;
+    struct qcow2_bitmaps old;
+    struct qcow2_bitmap_draft *list; /* the bitmaps as they are to be */
+    uint32_t n;
+    struct qcow2_places taken, left; /* that only the new directory / only the old one leads to */
+};
+/* Ends with qcow2_edit_end, also after a failure. Who does not commit gives up what is taken. */
+int qcow2_edit_begin(struct qcow2_bitmap_edit *e, struct dr_image *image, struct dr_error *err);
+void qcow2_edit_end(struct qcow2_bitmap_edit *e);
+/* NULL: there is none. Before any is added or removed. */
+struct qcow2_bitmap_draft *qcow2_edit_find(struct qcow2_bitmap_edit *e, const char *name);
+/* One at most; it needs a table. NULL: out of memory. */
+struct qcow2_bitmap_draft *qcow2_edit_add(struct qcow2_bitmap_edit *e, const char *name,
+                                          unsigned granularity_bits);
+int qcow2_edit_remove(struct qcow2_bitmap_edit *e, struct qcow2_bitmap_draft *d,
+                      struct dr_error *err);
+/* Give it this table, malloc'ed, which is taken over also after a failure. Clusters that the
+ * present table does not have are in e->taken, by qcow2_edit_taken. */
+int qcow2_edit_table(struct qcow2_bitmap_edit *e, struct qcow2_bitmap_draft *d, uint64_t *table,
+                     uint64_t entries, struct dr_error *err);
+int qcow2_edit_taken(struct qcow2_bitmap_edit *e, struct qcow2_bits *bits, struct dr_error *err);
+void qcow2_draft_flags(struct qcow2_bitmap_draft *d, uint32_t flags);
+/* Make it the image's, durably but for what is given up. A failure leaves the old ones. */
+int qcow2_edit_commit(struct qcow2_bitmap_edit *e, struct dr_error *err);
+
+/* ------------------------------------------------------------------ bitmap-track.c */
+
+/* From now on what changes goes into the enabled bitmaps; they are marked as in use, durably. Does
+ * nothing where there are none or that was done. -EIO, -ENOTSUP: one cannot be kept right. */
+int qcow2_track_begin(struct dr_image *image, struct dr_error *err);
+/* Store what has changed. Nobody writes meanwhile. After a failure they stay in use. */
+int qcow2_track_end(struct dr_image *image, struct dr_error *err);
+void qcow2_track_forget(struct dr_image *image);
+/* Before the disk gets another size: all bitmaps are marked as in use. Refuses where one is
+ * inconsistent, or would be too large. */
+int qcow2_track_all(struct dr_image *image, uint64_t size, struct dr_error *err);
+/* The disk has another size: so have the bitmaps. */
+int qcow2_track_resize(struct dr_image *image, struct dr_error *err);
+/* All of the disk counts as changed. */
+void qcow2_track_everything(struct dr_image *image);
+
 /* ------------------------------------------------------------------ the callbacks */
 
 int qcow2_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user,
                       struct dr_error *err);
+int qcow2_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
+                      struct dr_error *err);
+int qcow2_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
+                        struct dr_error *err);
+void qcow2_changed(struct dr_image *image, uint64_t off, uint64_t len);
 
 #endif

@@ -207,6 +207,7 @@ static void qcow2_close(struct dr_image *image)
     struct qcow2 *q = image->state;
     if (!q)
         return;
+    qcow2_track_forget(image);
     free(q->reftable);
     free(q->damage);
     free(q->data_name);
@@ -242,7 +243,7 @@ static int note_damage(struct dr_image *image, struct dr_error *err)
 static int clear_features(struct dr_image *image, bool changes, struct dr_error *err)
 {
     uint64_t clear = ~(uint64_t)QCOW2_AUTOCLEAR;
-    if (changes)
+    if (changes && qcow2_of(image)->bitmaps_bad)
         clear |= QCOW2_BITMAPS;
     return qcow2_switch_bits(image, QCOW2_AT_AUTOCLEAR, 0, clear, err);
 }
@@ -262,6 +263,8 @@ static int qcow2_begin_write(struct dr_image *image, uint64_t off, bool changes,
         r = qcow2_load_reftable(image, err);
     if (r == 0)
         r = clear_features(image, changes, err);
+    if (r == 0 && changes)
+        r = qcow2_track_begin(image, err);
     if (r == 0 && move)
         r = qcow2_grow_reftable(image, err);
     if (r < 0)
@@ -274,7 +277,9 @@ static int qcow2_begin_write(struct dr_image *image, uint64_t off, bool changes,
 static int qcow2_end_write(struct dr_image *image, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
-    (void)err;
+    int r = qcow2_track_end(image, err);
+    if (r < 0)
+        return r;
     DR_LOCK_SCOPE(&image->lock);
     q->marked = false;
     return 0;
@@ -312,6 +317,9 @@ const struct dr_format dr_format_qcow2 = {
     .snapshot_list = qcow2_snapshot_list,
     .snapshot_show = qcow2_snapshot_show,
     .bitmap_list = qcow2_bitmap_list,
+    .bitmap_read = qcow2_bitmap_read,
+    .bitmap_change = qcow2_bitmap_change,
+    .changed = qcow2_changed,
     .info = qcow2_info,
     .check = qcow2_check,
 };

@@ -6,9 +6,9 @@
  *   open.c     open, close, probe, begin, end              alloc.c   counts, finding free clusters
  *   reftable.c the refcount table grows                    write.c   reserve, publish, release
  *   codec.c    compressed clusters                         create.c  new images, measure
- *   backing.c  set_backing                                 resize.c  resize, trim
+ *   backing.c  set_backing, set_bitmaps                    resize.c  resize, trim
  *   check.c    check, repair, recover                      info.c    info
- *   snapshot.h internal snapshots (snapshot*.c)
+ *   snapshot.h internal snapshots (snapshot*.c)            bitmap.h  bitmaps (bitmap*.c)
  *
  *   header ─► L1 table ─► L2 tables ─► data clusters
  *          ─► refcount table ─► refcount blocks: how many ways lead to each cluster of the file
@@ -71,7 +71,8 @@ struct qcow2 {
     uint64_t bitmaps_at;   /* bitmap directory; 0 = there are no bitmaps */
     uint64_t bitmaps_len;
     uint32_t n_bitmaps;
-    bool bitmaps_bad; /* the extension makes no sense; opened to be repaired */
+    struct qcow2_track *track; /* what changes, for the bitmaps; NULL: none is enabled */
+    bool bitmaps_bad;          /* the extension makes no sense; opened to be repaired */
     uint64_t crypto_at, crypto_len;
     char *data_name; /* as recorded, or NULL */
 
@@ -206,6 +207,13 @@ int qcow2_switch_tables(struct dr_image *image, unsigned at, const void *bytes, 
                         struct dr_error *err);
 /* Set and clear bits of a feature field (QCOW2_AT_...). */
 int qcow2_switch_bits(struct dr_image *image, unsigned field, uint64_t set, uint64_t clear,
+                      struct dr_error *err);
+
+/* ------------------------------------------------------------------ backing.c; nobody writes */
+
+/* Another directory of bitmaps: one switch of the first sector. n 0: there are none any more. After
+ * a failure the header names the old one, or q->damage is set: the one or the other. */
+int qcow2_set_bitmaps(struct dr_image *image, uint32_t n, uint64_t len, uint64_t at,
                       struct dr_error *err);
 
 /* ------------------------------------------------------------------ the callbacks */

@@ -3,7 +3,7 @@
  * cleared, then the size is switched. Shrinking: the size is switched, then what is behind the new
  * end is given back. A crash in between leaves the old size or the new one, and what is behind the
  * end is cleared before it can be seen. */
-#include "formats/qcow2/qcow2.h"
+#include "formats/qcow2/bitmap.h"
 
 #include "base/cleanup.h"
 
@@ -227,9 +227,13 @@ int qcow2_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, st
     if (q->h.version < 3 && q->h.n_snapshots)
         return dr_fail(err, ENOTSUP, "%s: Can't resize a version 2 image which has snapshots",
                        image->path);
-    if (q->bitmaps_at)
-        return dr_fail(err, ENOTSUP, "%s: has bitmaps, which would no longer fit", image->path);
-    if (size == image->size)
+    uint64_t old = image->size;
+    if (size == old)
         return 0;
-    return size > image->size ? grow(image, size, parent_size, err) : shrink(image, size, err);
+    int r = q->bitmaps_at ? qcow2_track_all(image, size, err) : 0;
+    if (r < 0)
+        return r;
+    r = size > old ? grow(image, size, parent_size, err) : shrink(image, size, err);
+    int resized = image->size != old ? qcow2_track_resize(image, r < 0 ? NULL : err) : 0;
+    return r < 0 ? r : resized;
 }

@@ -10,6 +10,7 @@
  *
  * What stands before a bar is durable before the switch, one write inside a sector. A crash on
  * either side leaves counts that are too high. What fails before the switch is undone. */
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/snapshot.h"
 
 #include "base/cleanup.h"
@@ -234,6 +235,7 @@ int qcow2_snapshot_apply(struct dr_image *image, const char *id, struct dr_error
     uint64_t entries = 0;
     int r = change_begin(&c, image, err);
     struct qcow2_tree old = {c.q->h.l1_at, c.q->h.l1_entries};
+    uint64_t size = image->size;
     if (r == 0)
         r = find(&c, id, &s, err);
     if (r == 0)
@@ -245,12 +247,18 @@ int qcow2_snapshot_apply(struct dr_image *image, const char *id, struct dr_error
     }
     if (r == 0)
         r = qcow2_tree_check(image, &old, false, err);
-    if (r == 0 && (r = prepare_apply(&c, entries, err)) < 0)
-        change_undo(&c, false);
-    else if (r == 0)
-        r = switch_disk(&c, s->info.size, entries, err);
-    else
+    if (r == 0 && c.q->bitmaps_at && s->info.size != image->size)
+        r = qcow2_track_all(image, s->info.size, err);
+    if (r == 0)
+        qcow2_track_everything(image);
+    if (r < 0)
         goto out;
+    if ((r = prepare_apply(&c, entries, err)) < 0)
+        change_undo(&c, false);
+    else
+        r = switch_disk(&c, s->info.size, entries, err);
+    if (r == 0 && image->size != size)
+        r = qcow2_track_resize(image, err);
     if (r == 0)
         r = qcow2_tree_lose(image, &old, err);
     if (r == 0 && old.entries)

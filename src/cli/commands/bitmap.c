@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Bitmaps inside an image: several changes of one bitmap in one call, in the order given. A failure
+ * ends it; what was done before stays done. */
+#include <errno.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/common/image.h"
+#include "cli/common/progress.h"
+
+static const struct cli_option options[] = {
+    {KEY_ADD, "add", NULL, "make BITMAP, enabled and with nothing set", false},
+    {KEY_REMOVE, "remove", NULL, "remove BITMAP, also an inconsistent one", false},
+    {KEY_CLEAR, "clear", NULL, "nothing is set in BITMAP any more", false},
+    {KEY_ENABLE, "enable", NULL, "from now on writes are noted in BITMAP", false},
+    {KEY_DISABLE, "disable", NULL, "from now on writes are not noted in BITMAP", false},
+    {KEY_MERGE, "merge", "SOURCE", "set in BITMAP, too, what is set in SOURCE", false},
+    {'g', "granularity", "SIZE", "--add: bytes that a bit stands for, a power of 2 from 512 to 2G",
+     false},
+    {'b', "source-file", "FILE", "--merge: SOURCE is a bitmap of this image", false},
+    {'F', "source-format", "FMT", "format of that image", false},
+    {0, NULL, NULL, NULL, false},
+};
+
+static const struct action {
+    int key;
+    enum dr_bitmap_action action;
+    const char *name;
+} actions[] = {
+    {KEY_ADD, DR_BITMAP_ADD, "add"},
+    {KEY_REMOVE, DR_BITMAP_REMOVE, "remove"},
+    {KEY_CLEAR, DR_BITMAP_CLEAR, "clear"},
+    {KEY_ENABLE, DR_BITMAP_ENABLE, "enable"},
+    {KEY_DISABLE, DR_BITMAP_DISABLE, "disable"},
+    {KEY_MERGE, DR_BITMAP_MERGE, "merge"},
+};
+#define N_ACTIONS (sizeof(actions) / sizeof(actions[0]))
+
+static const struct action *find_action(int key)
+{
+    for (size_t i = 0; i < N_ACTIONS; i++)
+        if (actions[i].key == key)
+            return &actions[i];
+    return NULL;
+}
+
+static int check_use(const struct cli *cli, const struct cli_args *args)
+{
+    const char *wrong = NULL;
+    bool any = false;
+
+    for (size_t i = 0; i < args->n_hits; i++)
+        any |= find_action(args->hits[i].key) != NULL;
+    if (!any)
+        wrong = "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge";
+    else if (args->n_operands != 2)
+        wrong = "Expecting filename and bitmap name";
+    else if (cli_has(args, 'g') && !cli_has(args, KEY_ADD))
+        wrong = "granularity only supported with --add";
+    else if (cli_has(args, 'F') && !cli_has(args, 'b'))
+        wrong = "-F only supported with -b";
+    else if (cli_has(args, 'b') && !cli_has(args, KEY_MERGE))
+        wrong = "Merge bitmap source file only supported with --merge";
+    if (wrong)
+        cli_error(cli, "%s", wrong);
+    return wrong != NULL;
+}
+
+/* To qemu-img's words belongs a hint. */
+static void fail(const struct cli *cli, const struct action *a, const char *bitmap,
+                 const struct dr_error *err)
+{
+    cli_error(cli, "Operation %s on bitmap %s failed: %s", a->name, bitmap, err->text);
+    if (err->errnum == EUCLEAN && cli->role == CLI_QEMU_IMG)
+        fprintf(stderr, "Try block-dirty-bitmap-remove to delete this bitmap from disk\n");
+    else if (err->errnum == EUCLEAN)
+        cli_error(cli, "`drover bitmap --remove` removes an inconsistent one");
+}
+
+static int change(const struct cli *cli, const struct cli_args *args, struct dr_disk *disk,
+                  struct dr_disk *source, uint64_t granularity)
+{
+    for (size_t i = 0; i < args->n_hits; i++) {
+        const struct action *a = find_action(args->hits[i].key);
+        const struct dr_bitmap_options o = {
+            .granularity = granularity,
+            .source = a && a->key == KEY_MERGE ? args->hits[i].arg : NULL,
+            .source_disk = source,
+        };
+        struct dr_error err = DR_ERROR_INIT;
+        if (a && dr_disk_bitmap_change(disk, args->operands[1], a->action, &o, &err) < 0) {
+            fail(cli, a, args->operands[1], &err);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    CLEANUP_IMAGE struct cli_image image = {0}, source_image = {0};
+    CLEANUP_DISK struct dr_disk *source = NULL;
+    struct dr_disk *disk = NULL;
+    struct dr_error err = DR_ERROR_INIT;
+    uint64_t granularity = 0;
+    int wrong = check_use(cli, args);
+
+    if (wrong)
+        return wrong;
+    if (cli_has(args, 'g') &&
+        cli_get_size(cli, "granularity", cli_value(args, 'g'), &granularity) < 0)
+        return 1;
+    const struct cli_image_spec spec = {.name = args->operands[0],
+                                        .format_key = 'f',
+                                        .no_data = true,
+                                        .flags = DR_OPEN_RDWR | DR_OPEN_NO_BACKING};
+    const struct cli_image_spec source_spec = {.name = cli_value(args, 'b'),
+                                               .format_key = 'F',
+                                               .no_image_opts = true,
+                                               .no_data = true,
+                                               .flags = DR_OPEN_NO_BACKING};
+    if (cli_image_get(cli, args, &spec, &image) != 0)
+        return 1;
+    if (cli_has(args, 'b') && cli_image_get(cli, args, &source_spec, &source_image) != 0)
+        return 1;
+    cli_catch_signals(); /* each change is finished once it has begun */
+    if (cli_image_open(cli, &image, &disk) < 0)
+        return 1;
+    int code = cli_has(args, 'b') && cli_image_open(cli, &source_image, &source) < 0;
+    if (code == 0)
+        code = change(cli, args, disk, source, granularity);
+    if (dr_close(disk, &err) < 0 && code == 0) {
+        cli_fail(cli, &err);
+        return 1;
+    }
+    return code;
+}
+
+static const struct cli_option *const sets[] = {options, cli_opts_image, cli_opts_common, NULL};
+
+const struct cli_command cli_cmd_bitmap = {
+    .name = "bitmap",
+    .operands = "FILE BITMAP",
+    .brief = "Change the bitmaps inside an image that note what is written",
+    .about = "Each of --add, --remove, --clear, --enable, --disable and --merge may be given\n"
+             "several times; they are done in this order, each as a whole or not at all. `info`\n"
+             "lists the bitmaps. Bitmaps are for incremental backups of qcow2 images.",
+    .sets = sets,
+    .roles = CLI_DROVER | CLI_QEMU_IMG,
+    .run = run,
+};

@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Keeping bitmaps right while the disk is written to.
+ *
+ * Before the first change of an open, every enabled bitmap is marked as in use, durably. From then
+ * on marks are kept in memory: one set for all bitmaps, as fine as the finest of them. When the
+ * image is closed the marks go into each bitmap, become durable, and only then the bitmaps are no
+ * longer in use. Who is killed in between leaves them in use: nobody relies on them any more.
+ *
+ * The marks are pages of 4 KiB that come when they are needed. When they take too much memory, or
+ * there is none, all that a page stands for counts as written. */
+#include "formats/qcow2/bitmap.h"
+
+#include <stdatomic.h>
+
+#include "base/cleanup.h"
+
+#define PAGE_BYTES 4096u
+#define PAGE_BITS  (PAGE_BYTES * 8)
+#define MAX_PAGES  8192u /* 32 MiB */
+
+struct qcow2_track {
+    bool *ours;    /* of the directory's bitmaps: which of them we have marked */
+    uint32_t n;    /* in the directory */
+    unsigned bits; /* granularity of a mark */
+    size_t n_pages, n_used;
+    _Atomic(_Atomic uint8_t *) *pages;
+    pthread_mutex_t lock; /* pages come */
+    _Atomic bool all;     /* everything counts as written */
+    bool lost;            /* the bitmaps do not go with the disk any more */
+};
+
+static _Atomic uint8_t whole_page[1]; /* stands for one with all marks set */
+
+/* ------------------------------------------------------------------ marks */
+
+static void track_free(struct qcow2_track *t)
+{
+    for (size_t i = 0; t && t->pages && i < t->n_pages; i++)
+        if (atomic_load(&t->pages[i]) != whole_page)
+            free(atomic_load(&t->pages[i]));
+    if (!t)
+        return;
+    pthread_mutex_destroy(&t->lock);
+    free(t->pages);
+    free(t->ours);
+    free(t);
+}
+
+static _Atomic uint8_t *get_page(struct qcow2_track *t, size_t i)
+{
+    _Atomic uint8_t *page = atomic_load_explicit(&t->pages[i], memory_order_acquire);
+    if (page)
+        return page;
+    DR_LOCK_SCOPE(&t->lock);
+    page = atomic_load_explicit(&t->pages[i], memory_order_acquire);
+    if (page)
+        return page;
+    page = t->n_used < MAX_PAGES ? calloc(1, PAGE_BYTES) : NULL;
+    if (page)
+        t->n_used++;
+    else
+        page = whole_page;
+    atomic_store_explicit(&t->pages[i], page, memory_order_release);
+    return page;
+}
+
+static void mark_in_page(_Atomic uint8_t *page, uint64_t from, uint64_t to)
+{
+    for (uint64_t i = from; i < to; i = (i / 8 + 1) * 8) {
+        uint64_t last = dr_min(to, (i / 8 + 1) * 8);
+        unsigned mask = ((1u << (last - i)) - 1) << i % 8;
+        if ((atomic_load_explicit(&page[i / 8], memory_order_relaxed) & mask) != mask)
+            atomic_fetch_or_explicit(&page[i / 8], (uint8_t)mask, memory_order_relaxed);
+    }
+}
+
+void qcow2_changed(struct dr_image *image, uint64_t off, uint64_t len)
+{
+    struct qcow2_track *t = qcow2_of(image)->track;
+    if (!t || !len || !t->pages)
+        return;
+    uint64_t first = off >> t->bits, end = ((off + len - 1) >> t->bits) + 1;
+    for (uint64_t i = first; i < end;) {
+        uint64_t n = i / PAGE_BITS, stop = dr_min(end, (n + 1) * PAGE_BITS);
+        if (n >= t->n_pages)
+            return;
+        _Atomic uint8_t *page = get_page(t, (size_t)n);
+        if (page != whole_page)
+            mark_in_page(page, i % PAGE_BITS, (stop - 1) % PAGE_BITS + 1);
+        i = stop;
+    }
+}
+
+/* Pages for marks on a disk of that size; those that there are stay. */
+static int make_pages(struct qcow2_track *t, uint64_t size)
+{
+    uint64_t n = dr_div_up(dr_div_up(size, UINT64_C(1) << t->bits), PAGE_BITS);
+    if (t->pages && n <= t->n_pages)
+        return 0;
+    _Atomic(_Atomic uint8_t *) *pages = calloc(n ? n : 1, sizeof(*pages));
+    if (!pages)
+        return -ENOMEM;
+    for (size_t i = 0; i < t->n_pages; i++)
+        atomic_store(&pages[i], atomic_load(&t->pages[i]));
+    free(t->pages);
+    t->pages = pages;
+    t->n_pages = (size_t)n;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ flags of the directory */
+
+/* Write the flags of the bitmaps that are ours, each of which lies inside a sector. */
+static int write_flags(struct dr_image *image, const struct qcow2_track *t,
+                       struct qcow2_bitmaps *dir, uint32_t set, uint32_t clear,
+                       struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    struct dr_file *f = image->files[0];
+    size_t from = dir->len, to = 0;
+    for (uint32_t i = 0; i < dir->n; i++) {
+        struct qcow2_bitmap *b = &dir->list[i];
+        size_t at = b->at + QCOW2_BITMAP_AT_FLAGS;
+        if (!t->ours[i])
+            continue;
+        b->flags = (b->flags | set) & ~clear;
+        put_be32(dir->bytes + at, b->flags);
+        from = dr_min(from, at);
+        to = at + 4;
+    }
+    int r = from < to ? dr_file_pwrite(f, dir->bytes + from, q->bitmaps_at + from, to - from, err)
+                      : 0;
+    return r < 0 ? r : dr_file_flush(f, err);
+}
+
+/* Nothing else than the bitmap uses these clusters: they are going to be written to. */
+static int check_own(struct dr_image *image, uint64_t at, uint64_t len, const char *what,
+                     struct dr_error *err)
+{
+    uint64_t cluster = qcow2_of(image)->cluster, count = 1;
+    int r = 0;
+    for (uint64_t i = at; r == 0 && count == 1 && i < at + len; i += cluster)
+        r = qcow2_count_now(image, i, &count, err);
+    if (r < 0 || count == 1)
+        return r;
+    return dr_fail(
+        err, EIO,
+        "%s: %s at byte %llu is counted %llu times, expected once; `drover check -r all` "
+        "mends it",
+        image->path, what, ULL(at), ULL(count));
+}
+
+static int check_tracked(struct dr_image *image, const struct qcow2_bitmaps *dir,
+                         const struct qcow2_bitmap *b, struct dr_error *err)
+{
+    CLEANUP_FREE uint64_t *table = NULL;
+    if (qcow2_bitmap_foreign(b))
+        return dr_fail(err, ENOTSUP,
+                       "%s: the bitmap \"%.*s\" has extra data that this version does not know, so "
+                       "it would not notice what is written; `drover bitmap --remove` removes it",
+                       image->path, (int)b->name_len, qcow2_bitmap_name(dir, b));
+    int r = qcow2_bitmap_load_table(image, b, &table, err);
+    return r < 0 ? r
+                 : check_own(image, b->table_at, b->entries * UINT64_C(8), "a bitmap's table", err);
+}
+
+/* ------------------------------------------------------------------ beginning */
+
+static int take_bitmaps(struct dr_image *image, struct qcow2_track *t, struct qcow2_bitmaps *dir,
+                        bool disabled, struct dr_error *err)
+{
+    bool any = false;
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < dir->n; i++) {
+        const struct qcow2_bitmap *b = &dir->list[i];
+        bool enabled = b->flags & QCOW2_BITMAP_AUTO;
+        if (t->ours[i] || (b->flags & QCOW2_BITMAP_IN_USE) || !(enabled || disabled))
+            continue;
+        r = check_tracked(image, dir, b, err);
+        t->ours[i] = any = true;
+        if (enabled)
+            t->bits = (unsigned)dr_min(t->bits, b->granularity_bits);
+    }
+    if (r < 0 || !any)
+        return r;
+    r = check_own(image, qcow2_of(image)->bitmaps_at, dir->len, "the bitmap directory", err);
+    return r < 0 ? r : write_flags(image, t, dir, QCOW2_BITMAP_IN_USE, 0, err);
+}
+
+static bool any_ours(const struct qcow2_track *t)
+{
+    for (uint32_t i = 0; i < t->n; i++)
+        if (t->ours[i])
+            return true;
+    return false;
+}
+
+static struct qcow2_track *track_new(uint32_t n)
+{
+    struct qcow2_track *t = calloc(1, sizeof(*t));
+    if (!t)
+        return NULL;
+    pthread_mutex_init(&t->lock, NULL);
+    t->n = n;
+    t->bits = QCOW2_BITMAP_MAX_BITS;
+    t->ours = calloc(n ? n : 1, sizeof(*t->ours));
+    if (t->ours)
+        return t;
+    track_free(t);
+    return NULL;
+}
+
+int qcow2_track_begin(struct dr_image *image, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    CLEANUP_BITMAPS struct qcow2_bitmaps dir = {0};
+    if (q->track || !q->bitmaps_at)
+        return 0;
+    int r = qcow2_bitmaps_load(image, &dir, err);
+    if (r < 0)
+        return r;
+    struct qcow2_track *t = track_new(dir.n);
+    if (!t)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    r = take_bitmaps(image, t, &dir, false, err);
+    if (r == 0 && any_ours(t) && make_pages(t, image->size) < 0)
+        r = dr_fail_errno(err, ENOMEM, "%s", image->path);
+    if (r == 0 && any_ours(t))
+        q->track = t;
+    else
+        track_free(t);
+    return r;
+}
+
+/* ------------------------------------------------------------------ storing */
+
+static int store_page(const struct qcow2_track *t, size_t n, struct qcow2_bits *bits,
+                      struct dr_error *err)
+{
+    const _Atomic uint8_t *page = atomic_load(&t->pages[n]);
+    uint64_t first = n * (uint64_t)PAGE_BITS;
+    int r = 0;
+    if (page == whole_page)
+        return qcow2_bits_set(bits, first << t->bits, (uint64_t)PAGE_BITS << t->bits, err);
+    for (uint64_t i = 0, from; page && r == 0 && i < PAGE_BITS; i++) {
+        if (i % 8 == 0 && !page[i / 8]) {
+            i += 7;
+            continue;
+        }
+        for (from = i; i < PAGE_BITS && page[i / 8] >> i % 8 & 1; i++)
+            ;
+        if (i > from)
+            r = qcow2_bits_set(bits, (first + from) << t->bits, (i - from) << t->bits, err);
+    }
+    return r;
+}
+
+/* Only what the table gained is written: entries that led nowhere before, or elsewhere. */
+static int store_table(struct qcow2_bits *bits, struct dr_error *err)
+{
+    struct dr_image *image = bits->image;
+    const struct qcow2_bitmap *b = &bits->bitmap;
+    if (!bits->table_changed)
+        return 0;
+    int r = dr_image_flush_all(image, err); /* counts and bits */
+    for (uint64_t i = 0; i < b->entries; i++)
+        put_be64(&bits->table[i], bits->table[i]);
+    if (r == 0)
+        r = dr_file_pwrite(image->files[0], bits->table, b->table_at, b->entries * UINT64_C(8),
+                           err);
+    if (r == 0)
+        r = dr_file_flush(image->files[0], err);
+    return r < 0 ? r : qcow2_places_lose(image, &bits->left, err);
+}
+
+static int store_one(struct dr_image *image, const struct qcow2_track *t,
+                     const struct qcow2_bitmap *b, struct dr_error *err)
+{
+    struct qcow2_bits bits = {0};
+    int r = qcow2_bits_open(&bits, image, b, true, err);
+    if (r == 0 && t->all)
+        r = qcow2_bits_set(&bits, 0, image->size, err);
+    for (size_t i = 0; r == 0 && !t->all && i < t->n_pages; i++)
+        r = store_page(t, i, &bits, err);
+    if (r == 0)
+        r = qcow2_bits_store(&bits, err);
+    if (r == 0)
+        r = store_table(&bits, err);
+    qcow2_bits_close(&bits);
+    return r;
+}
+
+int qcow2_track_end(struct dr_image *image, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    struct qcow2_track *t = q->track;
+    CLEANUP_BITMAPS struct qcow2_bitmaps dir = {0};
+    if (!t)
+        return 0;
+    int r = t->lost || q->damage ? 0 : qcow2_bitmaps_load(image, &dir, err);
+    for (uint32_t i = 0; r == 0 && i < dir.n; i++)
+        if (t->ours[i] && (dir.list[i].flags & QCOW2_BITMAP_AUTO))
+            r = store_one(image, t, &dir.list[i], err);
+    if (r == 0 && dir.n)
+        r = dr_image_flush_all(image, err);
+    if (r == 0 && dir.n)
+        r = write_flags(image, t, &dir, 0, QCOW2_BITMAP_IN_USE, err);
+    if (r < 0)
+        return r;
+    qcow2_track_forget(image);
+    return 0;
+}
+
+void qcow2_track_forget(struct dr_image *image)
+{
+    struct qcow2 *q = qcow2_of(image);
+    track_free(q->track);
+    q->track = NULL;
+}
+
+/* ------------------------------------------------------------------ another size */
+
+static int check_resizable(struct dr_image *image, const struct qcow2_track *t,
+                           const struct qcow2_bitmaps *dir, uint64_t size, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    for (uint32_t i = 0; i < dir->n; i++) {
+        const struct qcow2_bitmap *b = &dir->list[i];
+        int len = (int)b->name_len;
+        const char *name = qcow2_bitmap_name(dir, b);
+        if ((b->flags & QCOW2_BITMAP_IN_USE) && !(t && t->ours[i]))
+            return dr_fail(err, ENOTSUP,
+                           "%s: Bitmap '%.*s' is inconsistent and cannot be used; `drover bitmap "
+                           "--remove` removes it",
+                           image->path, len, name);
+        if (qcow2_bitmap_entries(q, size, b->granularity_bits) * q->cluster >
+            QCOW2_MAX_BITMAP_BYTES)
+            return dr_fail(err, EFBIG,
+                           "%s: Bitmap '%.*s' is too big for a disk of %llu bytes; `drover bitmap "
+                           "--remove` removes it",
+                           image->path, len, name, ULL(size));
+    }
+    return 0;
+}
+
+int qcow2_track_all(struct dr_image *image, uint64_t size, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    CLEANUP_BITMAPS struct qcow2_bitmaps dir = {0};
+    struct qcow2_track *t = q->track;
+    int r = qcow2_bitmaps_load(image, &dir, err);
+    if (r == 0)
+        r = check_resizable(image, t, &dir, size, err);
+    if (r < 0 || !dir.n)
+        return r;
+    if (!t && !(t = track_new(dir.n)))
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    r = take_bitmaps(image, t, &dir, true, err);
+    if (r == 0)
+        q->track = t;
+    else if (!q->track)
+        track_free(t);
+    return r;
+}
+
+static int resize_table(struct qcow2_bitmap_edit *e, struct qcow2_bitmap_draft *d, uint64_t size,
+                        struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(e->image);
+    uint64_t n = dr_max(1, qcow2_bitmap_entries(q, size, d->b.granularity_bits));
+    uint64_t *table = calloc(n, sizeof(*table));
+    struct qcow2_bits bits = {0};
+    int r = table ? qcow2_bits_open(&bits, e->image, &d->b, true, err)
+                  : dr_fail_errno(err, ENOMEM, "%s", e->image->path);
+    if (r == 0)
+        r = qcow2_bits_cut(&bits, size, err);
+    if (r == 0)
+        memcpy(table, bits.table, dr_min(n, d->b.entries) * sizeof(*table));
+    if (r == 0)
+        r = qcow2_edit_taken(e, &bits, err);
+    if (r == 0)
+        r = qcow2_edit_table(e, d, DR_STEAL(table), n, err);
+    free(table);
+    qcow2_bits_close(&bits);
+    return r;
+}
+
+int qcow2_track_resize(struct dr_image *image, struct dr_error *err)
+{
+    struct qcow2_track *t = qcow2_of(image)->track;
+    struct qcow2_bitmap_edit e;
+    if (!t)
+        return 0;
+    int r = qcow2_edit_begin(&e, image, err);
+    for (uint32_t i = 0; r == 0 && i < e.n; i++)
+        if (t->ours[i])
+            r = resize_table(&e, &e.list[i], image->size, err);
+    if (r == 0)
+        r = qcow2_edit_commit(&e, err);
+    else
+        qcow2_places_lose(image, &e.taken, NULL);
+    qcow2_edit_end(&e);
+    if (r == 0 && t->pages && make_pages(t, image->size) < 0)
+        r = dr_fail_errno(err, ENOMEM, "%s", image->path);
+    t->lost |= r < 0;
+    return r;
+}
+
+void qcow2_track_everything(struct dr_image *image)
+{
+    struct qcow2_track *t = qcow2_of(image)->track;
+    if (t)
+        t->all = true;
+}

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Bitmaps inside an image, which its format keeps. They are changed while no request is past the
+ * disk's gate. */
+#include "base/cleanup.h"
+#include "ops/ops-internal.h"
+
+/* ------------------------------------------------------------------ list */
+
+struct collect {
+    struct dr_bitmap *all;
+    size_t n, room;
+};
+
+static int collect_one(void *user, const struct dr_bitmap_info *info)
+{
+    struct collect *c = user;
+    if (c->n == c->room) {
+        size_t room = c->room ? c->room * 2 : 16;
+        void *more = realloc(c->all, room * sizeof(*c->all));
+        if (!more)
+            return -ENOMEM;
+        c->all = more;
+        c->room = room;
+    }
+    struct dr_bitmap *b = &c->all[c->n++];
+    *b = (struct dr_bitmap){strdup(info->name), info->granularity, info->enabled,
+                            info->inconsistent};
+    return b->name ? 0 : -ENOMEM;
+}
+
+void dr_bitmaps_free(struct dr_bitmap *list, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        free(list[i].name);
+    free(list);
+}
+
+static int list(struct dr_image *image, struct collect *c, struct dr_error *err)
+{
+    if (!image->fmt->bitmap_list)
+        return dr_fail(err, ENOTSUP, "%s: %s images have no bitmaps inside", image->path,
+                       image->fmt->name);
+    return image->fmt->bitmap_list(image, collect_one, c, err);
+}
+
+int dr_disk_bitmaps(struct dr_disk *disk, struct dr_bitmap **bitmaps, size_t *n,
+                    struct dr_error *err)
+{
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(bitmaps, err);
+    DR_REQUIRE(n, err);
+    struct collect c = {0};
+    struct dr_pass pass;
+    int r = list(dr_disk_enter(disk, &pass)->images[0], &c, err);
+    dr_disk_leave(disk, &pass);
+    if (r < 0) {
+        dr_bitmaps_free(c.all, c.n);
+        return r == -ENOMEM ? dr_fail(err, ENOMEM, "out of memory for %zu bitmaps", c.n) : r;
+    }
+    *bitmaps = c.all;
+    *n = c.n;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ read */
+
+int dr_disk_bitmap_read(struct dr_disk *disk, const char *bitmap,
+                        int (*each)(void *user, uint64_t off, uint64_t len), void *user,
+                        struct dr_error *err)
+{
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(bitmap, err);
+    DR_REQUIRE(each, err);
+    struct dr_pass pass;
+    struct dr_image *image = dr_disk_enter(disk, &pass)->images[0];
+    int r = image->fmt->bitmap_read ? image->fmt->bitmap_read(image, bitmap, each, user, err)
+                                    : dr_fail(err, ENOTSUP, "%s: %s images have no bitmaps inside",
+                                              image->path, image->fmt->name);
+    dr_disk_leave(disk, &pass);
+    return r;
+}
+
+/* ------------------------------------------------------------------ change */
+
+/* The source's images stay as they are: its disk is not written to while it is read. */
+static int change_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                       struct dr_error *err)
+{
+    struct dr_bitmap_change *c = user;
+    (void)fresh;
+    if (!c->source)
+        c->source = present->images[0];
+    return dr_image_bitmap_change(present->images[0], c, err);
+}
+
+int dr_disk_bitmap_change(struct dr_disk *disk, const char *bitmap, enum dr_bitmap_action action,
+                          const struct dr_bitmap_options *options, struct dr_error *err)
+{
+    static const struct dr_bitmap_options defaults;
+    const struct dr_bitmap_options *o = options ? options : &defaults;
+    struct dr_chain *source = NULL;
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(bitmap, err);
+    if (action == DR_BITMAP_MERGE) {
+        DR_REQUIRE(o->source, err);
+        if (o->source_disk && o->source_disk != disk)
+            source = dr_disk_chain(o->source_disk);
+    }
+    struct dr_bitmap_change change = {
+        .action = action,
+        .name = bitmap,
+        .granularity = o->granularity,
+        .disabled = o->disabled,
+        .source = source ? source->images[0] : NULL,
+        .source_name = o->source,
+    };
+    int r = dr_disk_claim(disk, "bitmap", err);
+    if (r == 0) {
+        r = dr_disk_quiesce(disk, change_step, &change, NULL, err);
+        dr_disk_unclaim(disk);
+    }
+    if (source)
+        dr_chain_unref(source, NULL);
+    return r;
+}
