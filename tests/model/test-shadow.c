@@ -148,7 +148,7 @@ static void when_it_is_full(void **state)
     struct workload w;
     unsigned refused = 0, written = 0;
     if (s.device) {
-        s.device = s.size * 2 / 3;
+        s.device = s.size / 3;
     } else {
         s.pairs[0] = (struct dr_pair){"clusters", "70"};
         s.n_pairs = 1;
