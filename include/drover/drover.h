@@ -177,6 +177,17 @@ DR_API int dr_flush(struct dr_disk *disk, struct dr_error *err);
  * before the change or after it, and wait until it is durable. -ENOTSUP: not with this format;
  * -EBUSY: an operation that changes the disk's chain is under way. */
 DR_API int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err);
+/* As dr_truncate; what is new gets its place in the disk's files at once. Only for growing. After a
+ * failure the disk has its old size. Killed: the old size, or the new one and some of the space.
+ * -ENOTSUP also: METADATA of a raw disk, which has none. */
+enum dr_preallocation {
+    DR_PREALLOC_OFF,
+    DR_PREALLOC_METADATA, /* the format's tables; the data may be a hole of the file */
+    DR_PREALLOC_FALLOC,   /* and its space is reserved, or zeros are written where it cannot be */
+    DR_PREALLOC_FULL,     /* and zeros are written */
+};
+DR_API int dr_resize(struct dr_disk *disk, uint64_t size, enum dr_preallocation prealloc,
+                     struct dr_error *err);
 
 /* ------------------------------------------------------------------ where bytes live */
 

@@ -24,6 +24,7 @@ struct batch {
     unsigned n;
     bool crowded;        /* too much metadata waits to be written */
     unsigned zero_flags; /* enum dr_file_zero_flag for ZERO_HOST */
+    unsigned new_flags;  /* the same for zeros in a new place */
     struct dr_reservation r[BATCH_UNITS];
 };
 
@@ -150,7 +151,7 @@ static int run_write(struct batch *batch, const struct run *run, struct dr_error
     if (batch->src->file)
         return whole ? run_copy_file(batch, run, err) : -ENOTSUP;
     if (!batch->src->buf && whole)
-        return dr_file_zero(run->file, run->host, run->len + run->pad, 0, err);
+        return dr_file_zero(run->file, run->host, run->len + run->pad, batch->new_flags, err);
     return run_write_buffer(batch, run, err);
 }
 
@@ -264,7 +265,8 @@ static uint64_t reservation_length(const struct dr_change *c, uint64_t cur, uint
 {
     const struct dr_image *image = c->chain->images[c->at];
     bool first = begins_unit(image, cur);
-    bool keeps_rest = c->mode == DR_CHANGE_WRITE || c->mode == DR_CHANGE_FILL;
+    bool keeps_rest = c->mode == DR_CHANGE_WRITE || c->mode == DR_CHANGE_FILL ||
+                      c->mode == DR_CHANGE_ALLOCATE;
     uint64_t end = dr_min(reach(image, cur), limit);
     if (image->fmt->span || keeps_rest || !first || !begins_unit(image, end))
         end = dr_min(end, cur + ext->len);
@@ -298,6 +300,11 @@ static struct plan plan_at(const struct dr_change *c, uint64_t cur, uint64_t lim
         if (!whole || (ext->kind == DR_HOLE && ext->len >= len))
             return (struct plan){ACT_SKIP, dr_min(len, ext->len)};
         return reserve;
+    case DR_CHANGE_ALLOCATE:
+        if (ext->kind == DR_DATA && ext->flat && in_place)
+            return (struct plan){ACT_IN_PLACE, alike};
+        return ext->kind == DR_HOLE || ext->kind == DR_ZERO ? reserve
+                                                            : (struct plan){ACT_SKIP, alike};
     default:
         return reserve;
     }
@@ -314,7 +321,7 @@ static int reserve_piece(struct batch *batch, const struct dr_change *c, uint64_
     default:
         break;
     }
-    if (brings_no_bytes(c->src)) {
+    if (brings_no_bytes(c->src) && c->mode != DR_CHANGE_ALLOCATE) {
         int r = batch_reserve(batch, off, len, DR_WANT_ZERO, err);
         if (r != -ENOTSUP || c->no_bytes)
             return r;
@@ -504,6 +511,7 @@ static int change_step(const struct dr_change *c, uint64_t off, uint64_t len, ui
     batch.n = 0;
     batch.crowded = false;
     batch.zero_flags = c->zero_flags;
+    batch.new_flags = c->mode == DR_CHANGE_ALLOCATE ? c->zero_flags : 0;
     struct step step = {.action = ACT_SKIP};
     struct dr_range range;
     uint64_t lock_off, lock_len;

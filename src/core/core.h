@@ -71,6 +71,7 @@ struct dr_image {
     _Atomic bool writable;
     _Atomic unsigned thaws; /* how often it was thawed */
     bool unclean;           /* set by open: was not closed after writing */
+    bool always_placed;     /* set by open: what the disk grows by gets its place at once */
     char *backing_name;     /* as recorded, NULL = none */
     char *backing_format;   /* as recorded, NULL = not recorded */
 
@@ -351,6 +352,10 @@ int dr_chain_write_coded(struct dr_chain *chain, size_t at, const void *coded, u
 /* images[at] gets this size; what is new reads as zeros, whatever lies below. The caller is its
  * only user. -ENOTSUP. */
 int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_error *err);
+/* Give [off, off+len) of images[at], which reads as zeros, a place in its files: holes of them
+ * (METADATA), reserved, or written. The view does not change. */
+int dr_chain_allocate(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                      enum dr_preallocation how, struct dr_error *err);
 /* dr_image_harden for images[first..]: before something durable relies on what they show. */
 int dr_chain_harden(struct dr_chain *chain, size_t first, struct dr_error *err);
 /* Every dirty image of images[at..], deepest first. */

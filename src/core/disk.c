@@ -304,7 +304,7 @@ static uint64_t parent_size_of(const struct dr_chain *chain, size_t at)
     return chain->images[at]->backing_name ? UINT64_MAX : 0;
 }
 
-int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_error *err)
+static int switch_size(struct dr_chain *chain, size_t at, uint64_t size, struct dr_error *err)
 {
     struct dr_image *image = chain->images[at];
     if (!image->writable)
@@ -325,23 +325,75 @@ int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_
     return r < 0 ? r : image->fmt->resize(image, size, below, err);
 }
 
+/* The size is switched. */
+static int allocate_growth(struct dr_chain *chain, size_t at, uint64_t old,
+                           enum dr_preallocation how, struct dr_error *err)
+{
+    const struct dr_image *image = chain->images[at];
+    if (how == DR_PREALLOC_OFF && image->always_placed)
+        how = DR_PREALLOC_METADATA;
+    if (how == DR_PREALLOC_OFF || image->size <= old)
+        return 0;
+    int r = dr_chain_allocate(chain, at, old, image->size - old, how, err);
+    return r < 0 ? r : dr_chain_flush(chain, at, err);
+}
+
+int dr_chain_resize(struct dr_chain *chain, size_t at, uint64_t size, struct dr_error *err)
+{
+    uint64_t old = chain->images[at]->size;
+    int r = switch_size(chain, at, size, err);
+    return r < 0 ? r : allocate_growth(chain, at, old, DR_PREALLOC_OFF, err);
+}
+
+struct resizing {
+    uint64_t size;
+    enum dr_preallocation prealloc;
+};
+
 static int resize_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                        struct dr_error *err)
 {
     (void)fresh;
-    const uint64_t *size = user;
-    return dr_chain_resize(present, 0, *size, err);
+    const struct resizing *to = user;
+    const struct dr_image *image = present->images[0];
+    uint64_t old = image->size;
+    bool fills = to->prealloc != DR_PREALLOC_OFF;
+    if (fills && to->size < old)
+        return dr_fail(err, EINVAL, "%s: Preallocation can't be used for shrinking an image",
+                       image->path);
+    if (to->prealloc == DR_PREALLOC_METADATA && (image->fmt->flags & DR_FORMAT_NO_PROBE))
+        return dr_fail(err, ENOTSUP,
+                       "%s: Unsupported preallocation mode: metadata: a %s disk has none",
+                       image->path, image->fmt->name);
+    int r = switch_size(present, 0, to->size, err);
+    if (r < 0)
+        return r;
+    r = allocate_growth(present, 0, old, to->prealloc, err);
+    if (r == 0)
+        return 0;
+    bool back = switch_size(present, 0, old, NULL) == 0;
+    return dr_prefix(err, r, "Could not preallocate new data%s",
+                     back ? "" : ", and the disk keeps its new size");
+}
+
+int dr_resize(struct dr_disk *disk, uint64_t size, enum dr_preallocation prealloc,
+              struct dr_error *err)
+{
+    struct resizing to = {size, prealloc};
+    DR_REQUIRE(disk, err);
+    if (prealloc > DR_PREALLOC_FULL)
+        return dr_fail(err, EINVAL, "preallocation mode %u is not known", (unsigned)prealloc);
+    int r = dr_disk_claim(disk, "resize", err);
+    if (r < 0)
+        return r;
+    r = dr_disk_quiesce(disk, resize_step, &to, NULL, err);
+    dr_disk_unclaim(disk);
+    return r;
 }
 
 int dr_truncate(struct dr_disk *disk, uint64_t size, struct dr_error *err)
 {
-    DR_REQUIRE(disk, err);
-    int r = dr_disk_claim(disk, "resize", err);
-    if (r < 0)
-        return r;
-    r = dr_disk_quiesce(disk, resize_step, &size, NULL, err);
-    dr_disk_unclaim(disk);
-    return r;
+    return dr_resize(disk, size, DR_PREALLOC_OFF, err);
 }
 
 /* ------------------------------------------------------------------ where bytes live */

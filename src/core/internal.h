@@ -88,11 +88,13 @@ void dr_flush_resume(struct dr_image *image);
 /* ------------------------------------------------------------------ change.c */
 
 enum dr_change_mode {
-    DR_CHANGE_WRITE, /* the source's bytes, everywhere */
-    DR_CHANGE_FILL,  /* the source's bytes, where this image is a HOLE */
-    DR_CHANGE_ZERO,  /* this image says zeros */
-    DR_CHANGE_DROP,  /* this image is a HOLE; whole units */
-    DR_CHANGE_CODED, /* one coded unit */
+    DR_CHANGE_WRITE,    /* the source's bytes, everywhere */
+    DR_CHANGE_FILL,     /* the source's bytes, where this image is a HOLE */
+    DR_CHANGE_ZERO,     /* this image says zeros */
+    DR_CHANGE_DROP,     /* this image is a HOLE; whole units */
+    DR_CHANGE_CODED,    /* one coded unit */
+    DR_CHANGE_ALLOCATE, /* a place for what reads as zeros and has none, and zeros in it, made as
+                           zero_flags say; what reads as zeros without a driver (flat) likewise */
 };
 
 /* The bytes for guest offsets from `off` on: memory, a file's bytes, a coded unit; or zeros, if it

@@ -168,6 +168,21 @@ int dr_chain_zero(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
     return r < 0 ? r : zero_range(&c, off, len, flags, err);
 }
 
+int dr_chain_allocate(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                      enum dr_preallocation how, struct dr_error *err)
+{
+    static const unsigned flags[] = {0, DR_FILE_ZERO_PUNCH, DR_FILE_ZERO_ALLOCATE,
+                                     DR_FILE_ZERO_WRITE};
+    struct dr_change_source src = {.off = off};
+    struct dr_change c = {.chain = chain,
+                          .at = at,
+                          .mode = DR_CHANGE_ALLOCATE,
+                          .src = &src,
+                          .zero_flags = flags[how]};
+    int r = check_range(chain->images[at], off, len, err);
+    return r < 0 || how == DR_PREALLOC_OFF ? r : change_all(&c, off, len, err);
+}
+
 /* Shrink [*off, *end) to whole units; the end of the disk counts as a unit's end. */
 static void whole_units(const struct dr_image *image, uint64_t *off, uint64_t *end)
 {

@@ -353,8 +353,7 @@ struct dr_format {
     /* The disk gets a new size; the caller has flushed. Nothing of the parent may come to light
      * behind the old size: parent_size is where the parent ends (0 = there is none, UINT64_MAX =
      * not known), and where that is more than the old size, the core has filled the unit the old
-     * size lies in. -ENOTSUP. Allocating what is new at once (preallocation) is no part of this
-     * contract yet; it will be one more argument here. */
+     * size lies in. -ENOTSUP. */
     int (*resize)(struct dr_image *image, uint64_t size, uint64_t parent_size,
                   struct dr_error *err);
     /* Snapshots inside the image. All optional. The core has flushed, and keeps out every writer of

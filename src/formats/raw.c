@@ -12,8 +12,9 @@
 /* Raw has no allocation unit. This only sets how wide the range lock of a zeroing is. */
 #define RAW_UNIT 65536u
 
-/* One write of "full" preallocation. */
-#define RAW_FULL_STEP (1u << 20)
+/* After so many bytes of preallocation, create looks whether it is to stop. */
+#define RAW_FULL_STEP   (UINT64_C(1) << 20)
+#define RAW_FALLOC_STEP (UINT64_C(1) << 30)
 
 static int raw_probe(const uint8_t *buf, size_t len, const char *path)
 {
@@ -155,31 +156,17 @@ static int raw_option(const struct dr_option *option, enum raw_preallocation *mo
     return dr_fail(err, ENOTSUP, "raw: nocow=%s is not supported, only off", option->value);
 }
 
-static int raw_write_zeros(struct dr_file *f, uint64_t size, const volatile int *stop,
-                           struct dr_error *err)
-{
-    CLEANUP_FREE void *zeros = calloc(1, RAW_FULL_STEP);
-    if (!zeros)
-        return dr_fail_errno(err, ENOMEM, "%s", f->path);
-    for (uint64_t off = 0; off < size; off += RAW_FULL_STEP) {
-        int r = dr_create_stopped(stop, err);
-        if (r == 0)
-            r = dr_file_pwrite(f, zeros, off, (size_t)dr_min(RAW_FULL_STEP, size - off), err);
-        if (r < 0)
-            return r;
-    }
-    return 0;
-}
-
 static int raw_fill(struct dr_file *f, uint64_t size, enum raw_preallocation mode,
                     const volatile int *stop, struct dr_error *err)
 {
-    /* Set the size first: zeroing allocates only inside the file. */
+    unsigned how = mode == RAW_FULL ? DR_FILE_ZERO_WRITE : DR_FILE_ZERO_ALLOCATE;
+    uint64_t step = mode == RAW_FULL ? RAW_FULL_STEP : RAW_FALLOC_STEP, off = 0;
     int r = dr_file_size(f) != size ? dr_file_truncate(f, size, err) : 0;
-    if (r == 0 && mode == RAW_FULL)
-        r = raw_write_zeros(f, size, stop, err);
-    else if (r == 0 && mode == RAW_FALLOC && size > 0)
-        r = dr_file_zero(f, 0, size, 0, err);
+    for (; r == 0 && mode != RAW_OFF && off < size; off += step) {
+        r = dr_create_stopped(stop, err);
+        if (r == 0)
+            r = dr_file_zero(f, off, dr_min(step, size - off), how, err);
+    }
     return r < 0 ? r : dr_file_flush(f, err);
 }
 

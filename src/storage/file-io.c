@@ -199,10 +199,13 @@ static int write_zeros_sparsely(struct dr_file *f, uint64_t off, uint64_t len, s
 int dr_file_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags,
                  struct dr_error *err)
 {
+    bool takes_space = flags & (DR_FILE_ZERO_ALLOCATE | DR_FILE_ZERO_WRITE);
     int r = check_write(f, off, len, err);
     if (r || !len)
         return r;
-    r = dr_aligned_zero(f, off, len, flags);
+    r = flags & DR_FILE_ZERO_WRITE ? -ENOTSUP : dr_aligned_zero(f, off, len, flags);
+    if (r == -ENOTSUP && takes_space)
+        return write_zeros(f, off, len, err);
     if (r == -ENOTSUP && !(flags & DR_FILE_ZERO_FAST))
         return write_zeros_sparsely(f, off, len, err);
     if (r == -ENOTSUP)
@@ -211,7 +214,7 @@ int dr_file_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags,
                        " without writing them",
                        f->path, len, off);
     if (r)
-        return write_failed(f, r, "zero", off, len, err);
+        return write_failed(f, r, takes_space ? "allocate" : "zero", off, len, err);
     dr_file_grow_size(f, off + len);
     mark_dirty(f);
     return 0;

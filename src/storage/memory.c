@@ -165,7 +165,8 @@ static void zero_pages(struct mem_inode *inode, uint64_t off, uint64_t end)
 static int mem_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags)
 {
     struct mem_inode *inode = inode_of(f);
-    (void)flags;
+    if (flags & DR_FILE_ZERO_ALLOCATE)
+        return -ENOTSUP; /* pages of zeros take space */
     if (inode->device && off + len > inode->size)
         return -ENOSPC;
     pthread_rwlock_wrlock(&inode->lock);

@@ -240,6 +240,17 @@ static int zero_inside(struct dr_file *f, uint64_t off, uint64_t len, bool give_
     return r ? r : try_fallocate(f, 0, off, len, NULL);
 }
 
+/* The file grows if the range ends behind it. */
+static int zero_allocated(struct dr_file *f, uint64_t off, uint64_t len)
+{
+    uint64_t size = dr_file_size(f);
+    int r = zero_range(f, off, len);
+    if (r != -ENOTSUP)
+        return r;
+    r = off < size ? punch(f, off, dr_min(len, size - off)) : 0;
+    return r ? r : try_fallocate(f, 0, off, len, &posix_file(f)->no_allocate);
+}
+
 static int zero_regular(struct dr_file *f, uint64_t off, uint64_t len, bool give_back)
 {
     uint64_t size = dr_file_size(f), end = off + len;
@@ -288,6 +299,8 @@ static int posix_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned fl
 {
     if (f->block_device)
         return zero_device(f, off, len, flags);
+    if (flags & DR_FILE_ZERO_ALLOCATE)
+        return zero_allocated(f, off, len);
     return zero_regular(f, off, len, flags & DR_FILE_ZERO_PUNCH);
 }
 

@@ -32,7 +32,7 @@ struct posix_file {
     uint32_t sector;        /* block device: its logical block */
     uint32_t block;         /* regular file: the file system's block */
     /* Calls that the file system refused; they are not tried again. */
-    _Atomic bool no_punch, no_zero_range, no_seek, no_dsync;
+    _Atomic bool no_punch, no_zero_range, no_allocate, no_seek, no_dsync;
     /* Copies into this file: never possible, or not from files of that device. */
     _Atomic bool no_clone, no_copy;
     _Atomic uint64_t no_clone_from, no_copy_from; /* dr_file_id.dev + 1; 0 = none */

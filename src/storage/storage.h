@@ -81,8 +81,12 @@ enum dr_file_extent {
 };
 
 enum dr_file_zero_flag {
-    DR_FILE_ZERO_PUNCH = 1 << 0, /* give the space back if the container can */
-    DR_FILE_ZERO_FAST = 1 << 1,  /* -ENOTSUP rather than writing zeros byte by byte */
+    DR_FILE_ZERO_PUNCH = 1 << 0,    /* give the space back if the container can */
+    DR_FILE_ZERO_FAST = 1 << 1,     /* -ENOTSUP rather than writing zeros byte by byte */
+    DR_FILE_ZERO_ALLOCATE = 1 << 2, /* all of the range takes its space now, so that no later write
+                                       there lacks it; written where it cannot be reserved */
+    DR_FILE_ZERO_WRITE = 1 << 3,    /* the zeros are written even where the container has a shorter
+                                       way */
 };
 
 struct dr_file_ops {
@@ -99,7 +103,7 @@ struct dr_file_ops {
     int (*extent)(struct dr_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
                   uint64_t *run); /* optional: absent = all DATA */
     /* Zeros in [off, off+len), growing the file if it ends inside; -ENOTSUP: the wrapper writes
-     * zeros. */
+     * zeros. flags: PUNCH, FAST, ALLOCATE. */
     int (*zero)(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags);
     int (*truncate)(struct dr_file *f, uint64_t size);
     int (*flush)(struct dr_file *f);
@@ -230,7 +234,8 @@ int dr_file_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off,
  * flush, unless there was merely no space. With NO_FLUSH only written. */
 int dr_file_pwritev_durable(struct dr_file *f, struct iovec *iov, int n, uint64_t off,
                             struct dr_error *err);
-/* Zeros in [off, off+len); beyond the end of the file it grows (sparsely). */
+/* Zeros in [off, off+len); beyond the end of the file it grows, sparsely unless flags say
+ * otherwise. After a failure it may have any part of them, and some of the space. */
 int dr_file_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags,
                  struct dr_error *err);
 /* The kind at off and for how long (0 < *run <= len). Past the end of the file: HOLE. */

@@ -220,6 +220,63 @@ def test_preallocation_takes_the_space(t, mode, room):
     assert (t.dir / "x.img").read_bytes() == bytes(6 << 20)
 
 
+QCOW2_GROWTH = ["cluster_size=64k", "extended_l2=on", "data_file=x.data", "data_file=x.data,data_file_raw=on", "cluster_size=4k", "compat=0.10"]
+
+
+@pytest.mark.parametrize("mode", ["off", "metadata", "falloc", "full"])
+@pytest.mark.parametrize("settings", QCOW2_GROWTH)
+def test_a_qcow2_grows_with_as_much_space_as_in_qemu(t, settings, mode):
+    """The places of the new clusters differ, as QEMU puts them behind the end of the file, and so do a few blocks."""
+    def grown(tool):
+        for name in ("x.qcow2", "x.data"):
+            (t.dir / name).unlink(missing_ok=True)
+        assert t.real("qemu-img", "create", "-q", "-f", "qcow2", "-o", settings, "x.qcow2", "3M").code == 0
+        assert t.real("qemu-io", "-c", "write -q -P 5 1M 300k", "x.qcow2").code == 0
+        r = tool("qemu-img", "resize", f"--preallocation={mode}", "x.qcow2", "9M")
+        assert t.real("qemu-img", "check", "-q", "x.qcow2").code == 0
+        reads = t.real("qemu-io", "-r", "-c", "read -P 5 1M 300k", "-c", "read -P 0 1324k 7892k", "x.qcow2")
+        assert reads.code == 0 and "failed" not in reads.out, reads
+        extents = json.loads(t.real("qemu-img", "map", "--output=json", "x.qcow2").out)
+        placed = sum(e["length"] for e in extents if e["present"] and e["start"] >= 3 << 20)
+        return r, placed, sum(os.stat(t.dir / name).st_blocks * 512 for name in t.names() if name.startswith("x."))
+    ours, our_placed, our_space = grown(t.ours)
+    real, real_placed, real_space = grown(t.real)
+    same(ours, real)
+    if "extended_l2" not in settings:  # there QEMU says that they are not present
+        assert our_placed == real_placed
+    assert abs(our_space - real_space) < 200 << 10
+
+
+def test_growing_with_space_over_a_parent_hides_it(t):
+    for mode in ("metadata", "falloc", "full"):
+        t.ok("create", "-f", "raw", "base.img", "4M")
+        t.io("base.img", "write -P 9 0 4M", fmt="raw")
+        t.ok("create", "-f", "qcow2", "-b", "base.img", "-F", "raw", "top.qcow2", "1M")
+        t.ok("resize", "-f", "qcow2", "--preallocation", mode, "top.qcow2", "6M")
+        for tool in (t.ours, t.real):
+            r = tool("qemu-io", "-f", "qcow2", "-c", "read -P 9 0 1M", "-c", "read -P 0 1M 5M", "top.qcow2")
+            assert r.code == 0 and "failed" not in r.out, r
+        assert t.real("qemu-img", "check", "top.qcow2").code == 0
+
+
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_no_room_for_a_qcow2_to_grow_leaves_the_old_size(t, tmp_path, mode):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs")
+    try:
+        t.ok("create", "-q", "-f", "qcow2", small / "x.qcow2", "1M")
+        t.io(small / "x.qcow2", "write -P 3 0 100k", fmt="qcow2")
+        r = t.ours("qemu-img", "resize", f"--preallocation={mode}", small / "x.qcow2", "9M")
+        assert r.code == 1 and r.err.startswith("qemu-img: Could not preallocate new data: "), r
+        assert json.loads(t.ok("info", "--output=json", small / "x.qcow2"))["virtual-size"] == 1 << 20
+        assert t.real("qemu-img", "check", small / "x.qcow2").code == 0
+        t.io(small / "x.qcow2", "read -P 3 0 100k", "write -P 4 500k 64k", fmt="qcow2")
+    finally:
+        subprocess.run(["umount", str(small)], check=False)
+
+
 @pytest.mark.parametrize("mode", ["falloc", "full"])
 def test_no_room_for_preallocation_leaves_the_old_size(t, tmp_path, mode):
     small = tmp_path / "small"

@@ -29,7 +29,8 @@ struct resizing {
     const struct subject *s;
     struct dr_disk *disk;
     uint64_t before, after;
-    uint8_t *content; /* what is there before, zeros up to `after` behind it */
+    enum dr_preallocation prealloc; /* where it grows */
+    uint8_t *content;               /* what is there before, zeros up to `after` behind it */
 };
 
 /* A qcow2 disk has whole sectors. */
@@ -90,6 +91,7 @@ static void resizing_setup(struct resizing *t, const struct subject *s, struct d
     }
     must(s, dr_close(t->disk, &err), "close", &err);
     t->after = other_size(s, &rnd);
+    t->prealloc = rnd_below(&rnd, DR_PREALLOC_FULL + 1);
 }
 
 static int resize(struct resizing *t, struct dr_fs *fs, struct dr_error *err)
@@ -97,7 +99,8 @@ static int resize(struct resizing *t, struct dr_fs *fs, struct dr_error *err)
     int r = model_open(fs, t->s, DR_OPEN_RDWR, &t->disk, err);
     if (r)
         return r;
-    r = dr_truncate(t->disk, t->after, err);
+    enum dr_preallocation how = t->after > dr_size(t->disk) ? t->prealloc : DR_PREALLOC_OFF;
+    r = dr_resize(t->disk, t->after, how, err);
     int closed = dr_close(t->disk, err);
     return r ? r : closed;
 }

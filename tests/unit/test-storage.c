@@ -200,6 +200,31 @@ static void zeros_are_written_where_the_container_cannot(void **state)
     dr_file_unref(f);
 }
 
+/* Inside the file and behind its end, by either way, and where the container cannot reserve. */
+static void allocated_zeros_take_their_space(void **state)
+{
+    static const unsigned how[] = {DR_FILE_ZERO_ALLOCATE, DR_FILE_ZERO_WRITE};
+    struct place *p = *state;
+    for (unsigned i = 0; i < 2; i++) {
+        struct dr_file *f = open_ok(p, i ? p->other : p->path, DR_FILE_CREATE);
+        uint8_t junk[100], got[1 << 16];
+        uint64_t bytes;
+        memset(junk, 7, sizeof(junk));
+        assert_ok(dr_file_pwrite(f, junk, 3000, sizeof(junk), &err));
+        assert_ok(dr_file_truncate(f, 1 << 20, &err));
+        assert_ok(dr_file_zero(f, 3001, (2 << 20) - 3001, how[i], &err));
+        assert_int_equal(dr_file_size(f), 2 << 20);
+        assert_ok(dr_file_usage(f, &bytes, &err));
+        assert_true(bytes >= 2 << 20);
+        for (uint64_t off = 0; off < 2 << 20; off += sizeof(got)) {
+            assert_ok(dr_file_pread(f, got, off, sizeof(got), &err));
+            for (size_t at = 0; at < sizeof(got); at++)
+                assert_int_equal(got[at], off + at == 3000 ? 7 : 0);
+        }
+        dr_file_unref(f);
+    }
+}
+
 static void holes_and_data_are_told_apart(void **state)
 {
     struct place *p = *state;
@@ -812,6 +837,7 @@ int main(void)
         BOTH(a_reader_cannot_write),
         BOTH(zeroed_bytes_read_as_zeros),
         BOTH(zeros_are_written_where_the_container_cannot),
+        BOTH(allocated_zeros_take_their_space),
         BOTH(holes_and_data_are_told_apart),
         BOTH(a_shorter_file_forgets_what_was_behind),
         BOTH(random_changes_match_a_plain_buffer),

@@ -9,7 +9,8 @@
 static const struct cli_option options[] = {
     {KEY_SHRINK, "shrink", NULL, "allow a smaller size: what is beyond it is lost", false},
     {KEY_PREALLOCATION, "preallocation", "MODE",
-     "space for what is new: off, falloc (reserved), full (zeros are written)", false},
+     "space for what is new: off, metadata (tables), falloc (reserved), full (zeros are written)",
+     false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -37,14 +38,13 @@ static int get_size(const struct cli *cli, const char *text, uint64_t old, uint6
 }
 
 static int resize(const struct cli *cli, const struct cli_args *args, struct dr_disk *disk,
-                  enum cli_filling filling)
+                  enum dr_preallocation prealloc)
 {
-    struct dr_error err = DR_ERROR_INIT;
     uint64_t old = dr_size(disk), size;
 
     if (get_size(cli, args->operands[1], old, &size) != 0)
         return 1;
-    if (size <= old && filling != CLI_FILL_OFF) {
+    if (size <= old && prealloc != DR_PREALLOC_OFF) {
         cli_error(cli, "Preallocation can only be used for growing images");
         return 1;
     }
@@ -55,12 +55,7 @@ static int resize(const struct cli *cli, const struct cli_args *args, struct dr_
                        "important data there.");
         return 1;
     }
-    int r = dr_truncate(disk, size, &err);
-    if (r == -ENOTSUP && cli->role != CLI_DROVER)
-        cli_error(cli, "Image format driver does not support resize");
-    else if (r < 0)
-        cli_fail(cli, &err);
-    return r < 0 ? 1 : cli_fill(cli, disk, filling, old, size);
+    return cli_resize(cli, disk, size, prealloc) < 0 ? 1 : 0;
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
@@ -68,9 +63,9 @@ static int run(const struct cli *cli, const struct cli_args *args)
     CLEANUP_IMAGE struct cli_image image = {0};
     struct dr_error err = DR_ERROR_INIT;
     struct dr_disk *disk = NULL;
-    enum cli_filling filling;
+    enum dr_preallocation prealloc;
 
-    if (cli_get_filling(cli, cli_value(args, KEY_PREALLOCATION), &filling) != 0)
+    if (cli_get_prealloc(cli, cli_value(args, KEY_PREALLOCATION), &prealloc) != 0)
         return 1;
     if (args->n_operands != 2)
         return cli_usage(cli, "Expecting image file name and size");
@@ -79,7 +74,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_open(cli, &image, &disk) < 0)
         return 1;
     cli_die_politely(cli, "the disk has its old size or the new one");
-    int code = resize(cli, args, disk, filling);
+    int code = resize(cli, args, disk, prealloc);
     if (dr_close(disk, &err) < 0) {
         cli_fail(cli, &err);
         return 1;

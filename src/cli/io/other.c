@@ -200,7 +200,7 @@ int io_aio_flush(struct io *io, const struct io_command *command, int argc, char
 
 int io_truncate(struct io *io, const struct io_command *command, int argc, char **argv)
 {
-    enum cli_filling filling = CLI_FILL_OFF;
+    enum dr_preallocation prealloc = DR_PREALLOC_OFF;
     uint64_t size, old = dr_size(io->disk);
     int c;
 
@@ -209,7 +209,7 @@ int io_truncate(struct io *io, const struct io_command *command, int argc, char 
     while ((c = getopt(argc, argv, "m:")) != -1) {
         if (c == '?')
             return io_wrong(command);
-        if (cli_get_filling(io->cli, optarg, &filling) != 0)
+        if (cli_get_prealloc(io->cli, optarg, &prealloc) != 0)
             return -EINVAL;
     }
     if (optind != argc - 1)
@@ -217,19 +217,11 @@ int io_truncate(struct io *io, const struct io_command *command, int argc, char 
     int r = io_number(argv[optind], &size);
     if (r < 0)
         return r;
-    struct dr_error err = DR_ERROR_INIT;
-    if (size < old && filling != CLI_FILL_OFF) {
+    if (size < old && prealloc != DR_PREALLOC_OFF) {
         cli_error(io->cli, "Cannot use preallocation for shrinking files");
         return -EINVAL;
     }
-    r = dr_truncate(io->disk, size, &err);
-    if (r == -ENOTSUP)
-        cli_error(io->cli, "Image format driver does not support resize");
-    else if (r < 0)
-        cli_fail(io->cli, &err);
-    if (r == 0 && size > old && cli_fill(io->cli, io->disk, filling, old, size) != 0)
-        r = -EIO;
-    return r;
+    return cli_resize(io->cli, io->disk, size, prealloc);
 }
 
 int io_help(struct io *io, const struct io_command *command, int argc, char **argv)

@@ -7,8 +7,9 @@
 
 #include "base/cleanup.h"
 
-#define STEP   (UINT64_C(1) << 20) /* bytes written at once */
-#define SECTOR 512u
+#define STEP        (UINT64_C(1) << 20) /* bytes written at once */
+#define FALLOC_STEP (UINT64_C(1) << 30) /* bytes reserved before it is asked whether to stop */
+#define SECTOR      512u
 
 struct creation {
     struct dr_fs *fs;
@@ -46,16 +47,17 @@ static int place_data_file(struct creation *c, struct dr_error *err)
 }
 
 /* Zeros in [off, end) that take space. */
-static int write_zeros(struct creation *c, struct dr_file *f, uint64_t off, uint64_t end,
+static int preallocate(struct creation *c, struct dr_file *f, uint64_t off, uint64_t end,
                        struct dr_error *err)
 {
-    memset(c->buf, 0, STEP);
+    bool full = c->lay.prealloc == QCOW2_PREALLOC_FULL;
+    unsigned how = full ? DR_FILE_ZERO_WRITE : DR_FILE_ZERO_ALLOCATE;
+    uint64_t step = full ? STEP : FALLOC_STEP;
     int r = 0;
-    for (uint64_t part; r == 0 && off < end; off += part) {
-        part = dr_min(STEP, end - off);
+    for (; r == 0 && off < end && c->lay.prealloc >= QCOW2_PREALLOC_FALLOC; off += step) {
         r = dr_create_stopped(c->params->stop, err);
         if (r == 0)
-            r = dr_file_pwrite(f, c->buf, off, part, err);
+            r = dr_file_zero(f, off, dr_min(step, end - off), how, err);
     }
     return r;
 }
@@ -70,8 +72,8 @@ static int make_data_file(struct creation *c, struct dr_error *err)
         return r;
     c->made_data = true;
     r = dr_file_truncate(f, c->lay.h.size, err);
-    if (r == 0 && c->lay.prealloc >= QCOW2_PREALLOC_FALLOC)
-        r = write_zeros(c, f, 0, c->lay.h.size, err);
+    if (r == 0)
+        r = preallocate(c, f, 0, c->lay.h.size, err);
     if (r == 0)
         r = dr_file_flush(f, err);
     dr_file_unref(f);
@@ -183,9 +185,7 @@ static int write_data(struct creation *c, struct dr_error *err)
         r = dr_file_truncate(c->file, end, err);
     else
         r = dr_file_zero(c->file, first, end - first, DR_FILE_ZERO_PUNCH, err);
-    if (r == 0 && c->lay.prealloc >= QCOW2_PREALLOC_FALLOC)
-        r = write_zeros(c, c->file, first, end, err);
-    return r;
+    return r < 0 ? r : preallocate(c, c->file, first, end, err);
 }
 
 static int write_header(struct creation *c, struct dr_error *err)
