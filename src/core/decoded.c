@@ -5,6 +5,9 @@
  * who asks for the same unit meanwhile waits for that, and later readers copy from memory. Units
  * go, the one not used for the longest time first, when all of them take more than the limit.
  *
+ * A reader that wants a whole unit once has it decoded straight into its buffer, and nothing is
+ * kept.
+ *
  * A reader that goes from one unit to the next in the file reads the coded bytes ahead, in windows
  * of WINDOW bytes, so that small units cost few system calls.
  *
@@ -296,8 +299,14 @@ static int unit_get(struct dr_image *image, const struct dr_extent *ext, struct 
 
 /* ------------------------------------------------------------------ for the core */
 
+static bool is_known(const struct dr_image *image, const struct dr_extent *ext)
+{
+    DR_LOCK_SCOPE(&cache.lock);
+    return unit_find(image, ext);
+}
+
 int dr_decoded_read(struct dr_image *image, const struct dr_extent *ext, uint8_t *buf, size_t len,
-                    struct dr_error *err)
+                    bool once, struct dr_error *err)
 {
     struct unit *u;
     if (ext->inner > ext->unit || len > ext->unit - ext->inner)
@@ -305,6 +314,8 @@ int dr_decoded_read(struct dr_image *image, const struct dr_extent *ext, uint8_t
                        image->path, ext->unit, len, ext->inner);
     if (!atomic_load(&image->has_decoded))
         atomic_store(&image->has_decoded, true);
+    if (once && len == ext->unit && !is_known(image, ext))
+        return read_and_decode(image, ext, buf, err);
     int r = unit_get(image, ext, &u, err);
     if (r < 0)
         return r;

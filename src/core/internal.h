@@ -57,9 +57,10 @@ bool dr_cache_unseal(struct dr_image *image, bool ok);
 
 /* ------------------------------------------------------------------ decoded.c */
 
-/* Bytes of the coded unit at ext (DR_CODED). The caller holds the place. */
+/* Bytes of the coded unit at ext (DR_CODED). The caller holds the place. once: the caller will not
+ * ask for the unit again, so if it is not in the cache it need not be put there. */
 int dr_decoded_read(struct dr_image *image, const struct dr_extent *ext, uint8_t *buf, size_t len,
-                    struct dr_error *err);
+                    bool once, struct dr_error *err);
 /* The coded bytes in this range of a file are other ones from now on. Nobody holds the place of a
  * unit there. */
 void dr_decoded_forget(struct dr_image *image, const struct dr_file *file, uint64_t host,

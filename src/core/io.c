@@ -16,7 +16,10 @@ static int check_range(const struct dr_image *image, uint64_t off, uint64_t len,
 
 /* ------------------------------------------------------------------ read */
 
-static int read_place(struct dr_chain *chain, const struct dr_place *place, uint8_t *buf,
+/* A request this large is one of many by which somebody copies the disk, and is not repeated. */
+#define READ_ONCE (128u << 10)
+
+static int read_place(struct dr_chain *chain, const struct dr_place *place, uint8_t *buf, bool once,
                       struct dr_error *err)
 {
     const struct dr_extent *ext = &place->ext;
@@ -24,7 +27,7 @@ static int read_place(struct dr_chain *chain, const struct dr_place *place, uint
     case DR_DATA:
         return dr_file_pread(ext->file, buf, ext->host, ext->len, err);
     case DR_CODED:
-        return dr_decoded_read(chain->images[place->owner], ext, buf, ext->len, err);
+        return dr_decoded_read(chain->images[place->owner], ext, buf, ext->len, once, err);
     default:
         memset(buf, 0, ext->len);
         return 0;
@@ -35,11 +38,12 @@ static int read_range(struct dr_chain *chain, size_t at, void *buf, uint64_t off
                       struct dr_error *err)
 {
     uint8_t *out = buf;
+    bool once = len >= READ_ONCE;
     while (len > 0) {
         struct dr_place place;
         int r = dr_chain_map(chain, at, off, len, &place, err);
         if (r == 0)
-            r = read_place(chain, &place, out, err);
+            r = read_place(chain, &place, out, once, err);
         dr_place_done(&place);
         if (r < 0)
             return r;

@@ -246,6 +246,25 @@ static void units_go_when_they_take_more_than_the_limit(void **state)
     assert_int_equal(n_decoded, 513);
 }
 
+/* Whoever copies the disk does not come back, so nothing is kept for him; what is there is used. */
+static void units_that_a_large_request_reads_are_decoded_into_its_buffer(void **state)
+{
+    struct world *w = *state;
+    static uint8_t buf[32 * UNIT];
+    for (unsigned i = 0; i < 32; i++)
+        write_unit(w, i, (uint8_t)(i + 1), 50);
+    assert_int_equal(byte_of(w, 3 * UNIT), 4);
+    assert_int_equal(n_decoded, 1);
+    ok(dr_pread(w->disk, buf, 0, sizeof(buf), &err));
+    assert_int_equal(n_decoded, 32);
+    for (unsigned i = 0; i < sizeof(buf); i++)
+        assert_int_equal(buf[i], i / UNIT + 1 + i % UNIT / 50 % 2);
+    assert_int_equal(byte_of(w, 3 * UNIT), 4);
+    assert_int_equal(n_decoded, 32);
+    assert_int_equal(byte_of(w, 4 * UNIT), 5);
+    assert_int_equal(n_decoded, 33);
+}
+
 /* Each reader hears of the damage, and nothing of it is kept. */
 static void a_unit_that_does_not_decode_fails_each_time(void **state)
 {
@@ -273,6 +292,7 @@ int main(void)
         T(what_was_read_ahead_is_not_shown_once_it_is_written),
         T(a_unit_written_while_its_bytes_are_read_ahead_is_shown),
         T(units_go_when_they_take_more_than_the_limit),
+        T(units_that_a_large_request_reads_are_decoded_into_its_buffer),
         T(a_unit_that_does_not_decode_fails_each_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
