@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What `qemu-img bench` does, through the library: COUNT requests of SIZE bytes, each STEP behind
  * the one before, back from the end to the beginning, DEPTH at a time. The same options, as far as
- * they go: drover-bench-io [-c COUNT] [-d DEPTH] [-f FORMAT] [-s SIZE] [-S STEP] [-w] FILE */
+ * they go, and -F for --flush-interval: drover-bench-io [-c COUNT] [-d DEPTH] [-f FORMAT]
+ * [-F INTERVAL] [-s SIZE] [-S STEP] [-w] FILE */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@
 struct bench {
     struct dr_disk *disk;
     uint64_t count, size, step, disk_size;
+    uint64_t interval; /* flush after so many requests; 0: only at the end */
     bool write;
     _Atomic uint64_t next;
     _Atomic bool failed;
@@ -31,6 +33,8 @@ static void *worker(void *arg)
         off = off < last ? off : last;
         int r = b->write ? dr_pwrite(b->disk, buf, off, b->size, 0, &err)
                          : dr_pread(b->disk, buf, off, b->size, &err);
+        if (r == 0 && b->interval && (i + 1) % b->interval == 0)
+            r = dr_flush(b->disk, &err);
         if (r) {
             fprintf(stderr, "%s\n", err.text);
             b->failed = true;
@@ -58,7 +62,7 @@ int main(int argc, char **argv)
     struct dr_error err = DR_ERROR_INIT;
     unsigned long depth = 64;
     int opt;
-    while ((opt = getopt(argc, argv, "c:d:f:s:S:w")) != -1) {
+    while ((opt = getopt(argc, argv, "c:d:f:F:s:S:w")) != -1) {
         switch (opt) {
         case 'c':
             b.count = strtoull(optarg, NULL, 0);
@@ -68,6 +72,9 @@ int main(int argc, char **argv)
             break;
         case 'f':
             o.format = optarg;
+            break;
+        case 'F':
+            b.interval = strtoull(optarg, NULL, 0);
             break;
         case 's':
             b.size = strtoull(optarg, NULL, 0);

@@ -126,7 +126,7 @@ static struct dr_disk *make(const char *dir, const char *format, char *path, siz
 
 int main(int argc, char **argv)
 {
-    static const char *const formats[] = {"raw", "vmdk"};
+    static const char *const formats[] = {"raw", "vmdk", "qcow2"};
     char raw[4096], path[4096];
     int opt;
     while ((opt = getopt(argc, argv, "cn:r:s:")) != -1) {
