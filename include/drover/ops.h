@@ -179,6 +179,9 @@ struct dr_rebase_options {
     bool drop_equal;  /* afterwards give up what equals the new parent */
     bool force_share; /* -U on the new parent */
     bool dry_run;
+    /* Snapshots inside the image keep what they show: it is copied for them, too. With this, and in
+     * formats that cannot do that, an image with snapshots inside is refused. */
+    bool refuse_snapshots;
 };
 /* On an open disk, which other threads may read and write meanwhile: its requests are held up only
  * for the switch. options->open tells how to open the new parent. -EBUSY: another operation changes
@@ -191,7 +194,8 @@ DR_API int dr_rebase(const char *path, const struct dr_rebase_options *options, 
 
 struct dr_stream_options {
     struct dr_open_options open;
-    const char *base; /* a member of the chain that stays the parent; NULL = none stays */
+    const char *base;      /* a member of the chain that stays the parent; NULL = none stays */
+    bool refuse_snapshots; /* as in struct dr_rebase_options */
 };
 /* As dr_disk_rebase. */
 DR_API int dr_disk_stream(struct dr_disk *disk, const struct dr_stream_options *options,

@@ -4,6 +4,7 @@
  * who looked up a place before it became the snapshot's. Readers go on. */
 #include "core/internal.h"
 
+#include "base/bytes.h"
 #include "base/cleanup.h"
 
 typedef int (*snapshot_change)(struct dr_image *image, const char *name, struct dr_error *err);
@@ -84,6 +85,61 @@ int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change
     int flushed = dr_image_flush_all(image, r < 0 ? NULL : err);
     dr_range_unlock(image->ranges, &range);
     return r < 0 ? r : flushed;
+}
+
+/* ------------------------------------------------------------------ all views together */
+
+int dr_image_views_begin(struct dr_image *image, struct dr_views *views, struct dr_error *err)
+{
+    return image->fmt->views_begin(image, views, err);
+}
+
+int dr_image_views_hole(struct dr_image *image, uint64_t off, uint64_t *len, bool *hole,
+                        struct dr_error *err)
+{
+    struct dr_hold hold = {0};
+    uint64_t asked = *len;
+    int r;
+    DR_LOCK_SCOPE(&image->lock);
+    do {
+        *len = asked;
+        r = image->fmt->views_hole(image, off, len, hole, err);
+    } while (r == -EAGAIN && (r = dr_image_satisfy(image, &hold, off, err)) == 0);
+    dr_hold_end(&hold);
+    return r;
+}
+
+int dr_image_views_fill(struct dr_image *image, const struct dr_views *views, const void *buf,
+                        uint64_t off, uint64_t len, struct dr_error *err)
+{
+    const uint8_t *bytes = buf;
+    int r = dr_image_begin(image, off, false, err);
+    for (uint64_t end = off + len, n; r == 0 && off < end; off += n) {
+        struct dr_range range;
+        uint64_t group = dr_round_down(off, views->group);
+        n = dr_min(end, group + views->group) - off;
+        dr_range_lock(image->ranges, &range, group, views->group, true);
+        r = image->fmt->views_fill(image, bytes, off, n, err);
+        dr_range_unlock(image->ranges, &range);
+        bytes = bytes ? bytes + n : NULL;
+        if (r == 0)
+            r = dr_image_relieve(image, err);
+    }
+    return r;
+}
+
+int dr_image_views_end(struct dr_image *image, struct dr_error *err)
+{
+    struct dr_range range;
+    if (!image->writable)
+        return image->fmt->views_end(image, err);
+    dr_range_lock(image->ranges, &range, 0, UINT64_MAX, true);
+    int r = dr_image_flush_all(image, err); /* what was freed has lower counts */
+    int ended = image->fmt->views_end(image, r == 0 ? err : NULL);
+    if (r == 0 && ended == 0)
+        r = dr_image_flush_all(image, err);
+    dr_range_unlock(image->ranges, &range);
+    return r < 0 ? r : ended;
 }
 
 /* ------------------------------------------------------------------ which one */

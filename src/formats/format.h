@@ -160,6 +160,13 @@ struct dr_snapshot_info {
     uint64_t icount; /* instructions that it had executed */
 };
 
+/* The views of an image: the disk and each snapshot inside it. */
+struct dr_views {
+    uint64_t size;  /* of the largest */
+    uint64_t group; /* guest ranges of so many bytes share tables: the core locks whole ones */
+    uint64_t unit;  /* fill takes whole ones */
+};
+
 /* The strings live until it returns. A result other than 0 ends the list and becomes its result. */
 typedef int (*dr_snapshot_each)(void *user, const struct dr_snapshot_info *info);
 
@@ -388,6 +395,21 @@ struct dr_format {
      * called for changes before: the bitmaps of it that are enabled note that. Under the lock of
      * the units, by many threads at once; no I/O, cannot fail. Optional. */
     void (*changed)(struct dr_image *image, uint64_t off, uint64_t len);
+    /* All views together, for who gives them another parent: begin, any number of hole and fill,
+     * end, while nobody changes snapshots or the disk's size. Optional, all or none.
+     *   hole [page]: does some view show its parent at off? *len becomes shorter if that is so for
+     *     less. off + *len <= size.
+     *   fill: every view that shows its parent inside [off, off + len), whole units of one group,
+     *     has these bytes (NULL: zeros) there from now on; none changes what it has itself. The
+     *     core has called begin_write, keeps writers out of the group, and flushes afterwards. The
+     *     driver does its own I/O, in the order that leaves each view as it is after a crash.
+     *   end: also after a failure. Nobody writes. */
+    int (*views_begin)(struct dr_image *image, struct dr_views *views, struct dr_error *err);
+    int (*views_hole)(struct dr_image *image, uint64_t off, uint64_t *len, bool *hole,
+                      struct dr_error *err);
+    int (*views_fill)(struct dr_image *image, const void *buf, uint64_t off, uint64_t len,
+                      struct dr_error *err);
+    int (*views_end)(struct dr_image *image, struct dr_error *err);
     /* Cut what no table points to off the end of the files (commit has emptied the image).
      * Optional. */
     int (*trim)(struct dr_image *image, struct dr_error *err);

@@ -408,6 +408,14 @@ static int pair_kind(struct dr_pair_walk *p, uint64_t off, uint64_t *end, int *k
         return 0;
     if (dr_run_same_place(&p->a.run, &p->b.run, off))
         return 0;
+    if (p->views) {
+        uint64_t len = *end - off;
+        bool hole;
+        r = dr_image_views_hole(p->views, off, &len, &hole, err);
+        *end = off + len;
+        if (r < 0 || !hole)
+            return r;
+    }
     *kind = za ? DR_ITEM_READ_B : zb ? DR_ITEM_READ_A : DR_ITEM_READ_TWO;
     return 0;
 }

@@ -131,6 +131,7 @@ struct dr_pair_walk {
     struct dr_walk a, b;
     struct dr_walk mask;
     bool masked;
+    struct dr_image *views; /* NULL, or: only where some view of the image shows its parent */
     uint64_t size;
     uint64_t pos;
 };

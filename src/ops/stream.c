@@ -32,6 +32,7 @@ static int stream(struct dr_disk *disk, const struct dr_stream_options *o, bool 
         .open = o->open,
         .backing = name ? name : "",
         .backing_format = format,
+        .refuse_snapshots = o->refuse_snapshots,
     };
     return dr_ops_rebase(disk, &rebase, shared, job, err);
 }

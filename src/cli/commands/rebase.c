@@ -15,6 +15,8 @@ static const struct cli_option options[] = {
      false},
     {KEY_DROP_EQUAL, "drop-equal", NULL, "then give up what equals the new parent", false},
     {KEY_DRY_RUN, "dry-run", NULL, "only find out whether it would work", false},
+    {KEY_REFUSE_SNAPSHOTS, "refuse-snapshots", NULL,
+     "fail if FILE has snapshots inside, instead of copying for them, too", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {'t', NULL, "CACHE", "cache mode of FILE and its parents", false},
     {'T', NULL, "CACHE", "cache mode of the new parent", false},
@@ -49,6 +51,7 @@ static int get_options(const struct cli *cli, const struct cli_args *args,
     o->drop_equal = cli_has(args, KEY_DROP_EQUAL);
     o->force_share = cli_has(args, 'U');
     o->dry_run = cli_has(args, KEY_DRY_RUN);
+    o->refuse_snapshots = cli_has(args, KEY_REFUSE_SNAPSHOTS);
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one image file name");
     if (!o->backing && !o->unsafe)

@@ -11,6 +11,8 @@ static const struct cli_option options[] = {
     {KEY_KEEP, "keep", NULL, "with --retire: rename FILE to FILE.done instead", false},
     {KEY_FORCE, "force", NULL, "with --retire: even if other images have FILE as their parent",
      false},
+    {KEY_REFUSE_SNAPSHOTS, "refuse-snapshots", NULL,
+     "fail if FILE has snapshots inside, instead of copying for them, too", false},
     {'t', NULL, "CACHE", "cache mode: none, writeback, unsafe, ...", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {0, NULL, NULL, NULL, false},
@@ -74,7 +76,8 @@ static int check_retire(const struct cli *cli, const struct cli_args *args, cons
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
-    struct stream s = {.o = {.base = cli_value(args, KEY_BASE)}};
+    struct stream s = {.o = {.base = cli_value(args, KEY_BASE),
+                             .refuse_snapshots = cli_has(args, KEY_REFUSE_SNAPSHOTS)}};
     struct dr_retire_options retire = {.keep = cli_has(args, KEY_KEEP),
                                        .force = cli_has(args, KEY_FORCE)};
     bool idle;

@@ -56,6 +56,7 @@ enum cli_key { /* options without a letter */
                KEY_ENABLE,
                KEY_DISABLE,
                KEY_MERGE,
+               KEY_REFUSE_SNAPSHOTS,
 };
 
 struct cli_option {

@@ -130,16 +130,15 @@ static void data_extent(const struct dr_image *image, const struct qcow2_entry *
                     (e->copied && !q->damage && !qcow2_guarded(q, e->host, q->cluster));
 }
 
-/* The page of an L2 entry. What is not in memory has been written, so it must be in the file; a new
- * table is in memory until it is. */
-static int get_l2_page(struct dr_image *image, uint64_t at, struct dr_page **page,
-                       struct dr_error *err)
+/* What is not in memory has been written, so it must be in the file; a new table is in memory until
+ * it is. */
+int qcow2_get_table_page(struct dr_image *image, uint64_t at, unsigned len, struct dr_page **page,
+                         struct dr_error *err)
 {
-    const struct qcow2 *q = qcow2_of(image);
     uint64_t size = dr_file_size(image->files[0]);
     int r = dr_page_get(image, 0, at, page);
     bool written = r == -EAGAIN || !image->writable;
-    return written && at + q->entry > size ? refuse_cut(image, at, err) : r;
+    return written && at + len > size ? refuse_cut(image, at, err) : r;
 }
 
 /* What the entry says from off on, to the end of the sub-cluster. */
@@ -219,7 +218,7 @@ int qcow2_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_exte
         return 0;
     }
     uint64_t at = qcow2_entry_at(q, table, off);
-    if ((r = get_l2_page(image, at, &page, err)) < 0 ||
+    if ((r = qcow2_get_table_page(image, at, q->entry, &page, err)) < 0 ||
         (r = qcow2_read_entry(image, page, at, off, &e, err)) < 0)
         return r;
     first_extent(image, &e, off, ext);

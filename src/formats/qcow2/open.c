@@ -214,6 +214,7 @@ static void qcow2_close(struct dr_image *image)
     free(q->damage);
     free(q->data_name);
     free(q->meta.slots);
+    qcow2_views_free(q);
     free(q);
     image->state = NULL;
 }
@@ -322,6 +323,10 @@ const struct dr_format dr_format_qcow2 = {
     .bitmap_read = qcow2_bitmap_read,
     .bitmap_change = qcow2_bitmap_change,
     .changed = qcow2_changed,
+    .views_begin = qcow2_views_begin,
+    .views_hole = qcow2_views_hole,
+    .views_fill = qcow2_views_fill,
+    .views_end = qcow2_views_end,
     .info = qcow2_info,
     .check = qcow2_check,
 };

@@ -8,7 +8,7 @@
  *   codec.c    compressed clusters                         create.c  new images, measure
  *   backing.c  set_backing, set_bitmaps                    resize.c  resize, trim
  *   check.c    check, repair, recover                      info.c    info
- *   snapshot.h internal snapshots (snapshot*.c)            bitmap.h  bitmaps (bitmap*.c)
+ *   snapshot.h internal snapshots (snapshot*.c, views.c)   bitmap.h  bitmaps (bitmap*.c)
  *
  *   header ─► L1 table ─► L2 tables ─► data clusters
  *          ─► refcount table ─► refcount blocks: how many ways lead to each cluster of the file
@@ -87,7 +87,8 @@ struct qcow2 {
     uint64_t coded_next; /* where the next coded cluster may start; 0 = at a new cluster */
     char *damage;        /* what was found wrong: nothing more is written; NULL = nothing */
     bool damage_noted; /* nothing more is written, and no mark needs to be: it is, or not wanted */
-    struct qcow2_set meta; /* clusters of tables that are known: none of them takes data */
+    struct qcow2_set meta;     /* clusters of tables that are known: none of them takes data */
+    struct qcow2_views *views; /* the disk and its snapshots, while they are filled together */
 };
 
 static inline struct qcow2 *qcow2_of(const struct dr_image *image)
@@ -125,6 +126,10 @@ static inline uint64_t qcow2_l2_span(const struct qcow2 *q)
 int qcow2_find_l2(struct dr_image *image, uint64_t off, uint64_t *table, bool *copied,
                   uint64_t *hole, struct dr_error *err);
 uint64_t qcow2_entry_at(const struct qcow2 *q, uint64_t table, uint64_t off);
+/* [page] The page of an entry of len bytes at byte `at` of an L1 or L2 table. -EIO: the file ends
+ * before it. */
+int qcow2_get_table_page(struct dr_image *image, uint64_t at, unsigned len, struct dr_page **page,
+                         struct dr_error *err);
 /* A damaged entry: -EIO naming it. */
 int qcow2_read_entry(struct dr_image *image, const struct dr_page *page, uint64_t at, uint64_t off,
                      struct qcow2_entry *e, struct dr_error *err);
@@ -215,6 +220,14 @@ int qcow2_switch_bits(struct dr_image *image, unsigned field, uint64_t set, uint
  * a failure the header names the old one, or q->damage is set: the one or the other. */
 int qcow2_set_bitmaps(struct dr_image *image, uint32_t n, uint64_t len, uint64_t at,
                       struct dr_error *err);
+
+/* ------------------------------------------------------------------ write.c; image->lock held */
+
+/* [page] May data be written? */
+int qcow2_ready_to_write(struct dr_image *image, struct dr_error *err);
+/* [page] A new L2 table at `fresh`, which is free and not counted yet: a copy of the one at old
+ * without COPIED, whose pages are in memory; or, if old is 0, empty. */
+int qcow2_write_table(struct dr_image *image, uint64_t fresh, uint64_t old);
 
 /* ------------------------------------------------------------------ the callbacks */
 

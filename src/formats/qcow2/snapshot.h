@@ -5,7 +5,8 @@
  *
  *   snapshot-table.c  the snapshot table: read, find, encode with one entry more or less
  *   snapshot-tree.c   all that one L1 table leads to: counts up and down, COPIED
- *   snapshot.c        create, apply, delete, list, show */
+ *   snapshot.c        create, apply, delete, list, show
+ *   views.c           filling the holes of the disk and of all snapshots together */
 #ifndef DR_FORMATS_QCOW2_SNAPSHOT_H
 #define DR_FORMATS_QCOW2_SNAPSHOT_H
 
@@ -81,5 +82,13 @@ int qcow2_snapshot_delete(struct dr_image *image, const char *id, struct dr_erro
 int qcow2_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *user,
                         struct dr_error *err);
 int qcow2_snapshot_show(struct dr_image *image, const char *id, struct dr_error *err);
+
+int qcow2_views_begin(struct dr_image *image, struct dr_views *views, struct dr_error *err);
+int qcow2_views_hole(struct dr_image *image, uint64_t off, uint64_t *len, bool *hole,
+                     struct dr_error *err);
+int qcow2_views_fill(struct dr_image *image, const void *buf, uint64_t off, uint64_t len,
+                     struct dr_error *err);
+int qcow2_views_end(struct dr_image *image, struct dr_error *err);
+void qcow2_views_free(struct qcow2 *q);
 
 #endif

@@ -45,9 +45,8 @@ static void copy_table_page(struct dr_image *image, struct dr_page *to, uint64_t
     dr_page_put(image, to, at, raw, len);
 }
 
-/* The new table's content. After a failure some of it may be written to the file, where nothing is.
- */
-static int write_table(struct dr_image *image, uint64_t fresh, uint64_t old)
+/* After a failure some of it may be written to the file, where nothing is. */
+int qcow2_write_table(struct dr_image *image, uint64_t fresh, uint64_t old)
 {
     const struct qcow2 *q = qcow2_of(image);
     size_t step = (size_t)dr_min(q->cluster, DR_PAGE_SIZE);
@@ -86,7 +85,7 @@ static int replace_table(struct dr_image *image, uint64_t link, uint64_t old, ui
         old_pinned = r == 0;
     }
     if (r == 0)
-        r = write_table(image, fresh, old);
+        r = qcow2_write_table(image, fresh, old);
     if (r == 0) {
         qcow2_add(image, fresh, q->cluster, 1);
         link_table(image, l1, link, fresh);
@@ -340,7 +339,7 @@ static void place_is_taken(struct request *q)
     }
 }
 
-static int ready_to_write(struct dr_image *image, struct dr_error *err)
+int qcow2_ready_to_write(struct dr_image *image, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
     if (q->h.crypt)
@@ -366,7 +365,7 @@ int qcow2_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wa
         q.end = dr_min(q.end, image->size);
     q.first = (unsigned)((off - q.start) / s->sub);
     q.last = (unsigned)dr_div_up(off + len - q.start, s->sub);
-    int rc = ready_to_write(image, err);
+    int rc = qcow2_ready_to_write(image, err);
     if (rc == 0)
         rc = own_table(image, off, &table, err);
     if (rc == 0) {

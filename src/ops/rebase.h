@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the files of a rebase share. Nobody else includes this.
+ *
+ *   rebase.c       what may be refused, the order of the steps, the switch
+ *   rebase-fill.c  fill into the image what only the old parents show
+ *   rebase-drop.c  give up what equals the new parent */
+#ifndef DR_OPS_REBASE_H
+#define DR_OPS_REBASE_H
+
+#include "ops/dirty.h"
+#include "ops/ops-internal.h"
+
+struct rebase {
+    struct dr_fs *fs;
+    const struct dr_rebase_options *o;
+    struct dr_job *job;
+    bool shared;             /* other threads may use the disk */
+    const char *path, *name; /* name NULL = no parent */
+    char *where;             /* of the new parent */
+    struct dr_disk *disk;
+    struct dr_chain *old;   /* the overlay on its old parents */
+    struct dr_disk *parent; /* the new parents when they are not among the old ones */
+    struct dr_chain *above; /* the chain that holds the new parent, or NULL */
+    size_t above_first;
+    struct dr_dirty dirty; /* what the guest changes, where that can undo what was filled */
+    bool has_views;        /* until the copy is done: the overlay has snapshots inside, which keep
+                              what they show, too */
+    struct dr_views views;
+};
+
+static inline struct dr_image *rebase_overlay(const struct rebase *rb)
+{
+    return rb->old->images[0];
+}
+
+/* -ENOSPC, if what is to be filled does not fit into the free space. Reports it in a dry run. */
+int rebase_check_space(struct rebase *rb, struct dr_error *err);
+/* Fill what the old parents show and the new ones do not into the overlay, and into all snapshots
+ * inside it; then, where it must need no parent, make its holes zeros of its own. */
+int rebase_fill(struct rebase *rb, struct dr_error *err);
+/* The same for what the guest has changed since, while no request is past the gate. */
+int rebase_fill_rest(struct rebase *rb, struct dr_error *err);
+int rebase_drop_equal(const struct rebase *rb, struct dr_error *err);
+
+#endif

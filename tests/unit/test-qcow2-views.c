@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Another parent for qcow2 images with snapshots inside: whatever goes wrong on the way, the disk
+ * and every snapshot show what they did before. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/bytes.h"
+#include "core/core.h"
+#include "faultfs.h"
+#include "ops/ops-internal.h"
+#include "powerfs.h"
+#include "qcow2-verify.h"
+
+#define KIB   1024u
+#define SIZE  (96 * KIB)
+#define LARGE (150 * KIB)
+#define PATH  "dir/disk.qcow2"
+
+#define ok(expr)                                            \
+    do {                                                    \
+        struct dr_error err = DR_ERROR_INIT;                \
+        int ok_r_ = (expr);                                 \
+        if (ok_r_ < 0)                                      \
+            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
+    } while (0)
+
+#define refused(expr, errnum_, word)                               \
+    do {                                                           \
+        struct dr_error err = DR_ERROR_INIT;                       \
+        int refused_r_ = (expr);                                   \
+        if (refused_r_ != -(errnum_) || !strstr(err.text, (word))) \
+            fail_msg("%s: %d: %s", #expr, refused_r_, err.text);   \
+    } while (0)
+
+struct geometry {
+    struct dr_pair pairs[3];
+    size_t n;
+};
+#define PAIRS(...)                                                                      \
+    {                                                                                   \
+        {__VA_ARGS__}, sizeof((struct dr_pair[]){__VA_ARGS__}) / sizeof(struct dr_pair) \
+    }
+static const struct geometry geometries[] = {
+    PAIRS({"cluster_size", "4096"}),
+    PAIRS({"cluster_size", "512"}, {"refcount_bits", "2"}),
+    PAIRS({"cluster_size", "16k"}, {"extended_l2", "on"}),
+    PAIRS({"cluster_size", "1024"}, {"compat", "0.10"}),
+    PAIRS({"cluster_size", "64k"}, {"refcount_bits", "64"}),
+};
+#define N_GEOMETRIES (sizeof(geometries) / sizeof(geometries[0]))
+
+static const char *const views[] = {NULL, "1", "2"}; /* the disk, and its snapshots */
+#define N_VIEWS 3
+
+struct shown {
+    uint8_t *bytes[N_VIEWS];
+    uint64_t size[N_VIEWS];
+};
+
+static void shown_free(struct shown *s)
+{
+    for (unsigned i = 0; i < N_VIEWS; i++)
+        free(s->bytes[i]);
+}
+
+/* ------------------------------------------------------------------ the family */
+
+static struct dr_disk *open_disk(struct dr_fs *fs, const char *path, const char *format)
+{
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR, .format = format};
+    struct dr_disk *disk;
+    ok(dr_open_fs(fs, path, &o, &disk, &err));
+    return disk;
+}
+
+static void write_byte(struct dr_disk *disk, uint64_t off, size_t len, int byte)
+{
+    uint8_t *buf = malloc(len);
+    memset(buf, byte, len);
+    ok(dr_pwrite(disk, buf, off, len, 0, &err));
+    free(buf);
+}
+
+/* 4 KiB of data, then as much that the other parent has, too, then a hole, and so on. */
+static void make_parent(struct dr_fs *fs, const char *path, uint64_t size, int byte)
+{
+    struct dr_create_options o = {.format = "raw", .size = size, .has_size = true};
+    ok(dr_create_fs(fs, path, &o, &err));
+    struct dr_disk *disk = open_disk(fs, path, "raw");
+    for (uint64_t off = 0; off + 8 * KIB <= size; off += 12 * KIB) {
+        write_byte(disk, off, 4 * KIB, byte);
+        write_byte(disk, off + 4 * KIB, 4 * KIB, 0x77);
+    }
+    ok(dr_close(disk, &err));
+}
+
+/* Two snapshots and the disk have tables and clusters in common, and are of different sizes where
+ * the version allows it. */
+static void make_family(struct dr_fs *fs, const struct geometry *g)
+{
+    bool v2 = g->n > 1 && strcmp(g->pairs[1].value, "0.10") == 0;
+    make_parent(fs, "dir/old.raw", LARGE - 20 * KIB, 0x11);
+    make_parent(fs, "dir/new.raw", SIZE, 0x22);
+    struct dr_create_options o = {.format = "qcow2",
+                                  .size = v2 ? LARGE : SIZE,
+                                  .has_size = true,
+                                  .pairs = g->pairs,
+                                  .n_pairs = g->n,
+                                  .backing = "old.raw",
+                                  .backing_format = "raw"};
+    ok(dr_create_fs(fs, PATH, &o, &err));
+    struct dr_disk *disk = open_disk(fs, PATH, NULL);
+    write_byte(disk, 2 * KIB + 512, 9 * KIB, 1);
+    ok(dr_image_snapshot_create(disk->chain->images[0], "one", &err));
+    write_byte(disk, 40 * KIB, 512, 2);
+    if (!v2)
+        ok(dr_truncate(disk, LARGE, &err));
+    write_byte(disk, 120 * KIB, 512, 3);
+    ok(dr_image_snapshot_create(disk->chain->images[0], "two", &err));
+    write_byte(disk, 60 * KIB, 9 * KIB, 4);
+    ok(dr_close(disk, &err));
+}
+
+static uint8_t *read_view(struct dr_fs *fs, const char *snapshot, uint64_t *size)
+{
+    struct dr_open_options o = {.snapshot = snapshot, .flags = DR_OPEN_FORCE_SHARE};
+    struct dr_disk *disk;
+    ok(dr_open_fs(fs, PATH, &o, &disk, &err));
+    *size = dr_size(disk);
+    uint8_t *buf = malloc(*size);
+    ok(dr_pread(disk, buf, 0, *size, &err));
+    ok(dr_close(disk, &err));
+    return buf;
+}
+
+static struct shown look(struct dr_fs *fs)
+{
+    struct shown s;
+    for (unsigned i = 0; i < N_VIEWS; i++)
+        s.bytes[i] = read_view(fs, views[i], &s.size[i]);
+    return s;
+}
+
+static void check_views(struct dr_fs *fs, const struct shown *expected)
+{
+    for (unsigned i = 0; i < N_VIEWS; i++) {
+        uint64_t size;
+        uint8_t *now = read_view(fs, views[i], &size);
+        assert_int_equal(size, expected->size[i]);
+        for (uint64_t k = 0; k < size; k++)
+            if (now[k] != expected->bytes[i][k])
+                fail_msg("view %u: byte %llu is %02x, not %02x", i, (unsigned long long)k, now[k],
+                         expected->bytes[i][k]);
+        free(now);
+    }
+}
+
+/* Nothing is counted too low, and nothing that is shared would be written in place. */
+static void check_safe(struct dr_fs *fs)
+{
+    struct qcow2_verdict v;
+    ok(qcow2_verify(fs, PATH, &v, &err));
+    if (v.low || v.shared || v.broken)
+        fail_msg("%u low, %u shared, %u broken: %s", v.low, v.shared, v.broken, v.text);
+}
+
+static void check_clean(struct dr_fs *fs)
+{
+    struct qcow2_verdict v;
+    ok(qcow2_verify(fs, PATH, &v, &err));
+    if (v.low || v.shared || v.broken || v.leaked || v.stale)
+        fail_msg("%u low, %u shared, %u broken, %u leaked, %u stale: %s", v.low, v.shared, v.broken,
+                 v.leaked, v.stale, v.text);
+}
+
+static const char *const targets[] = {"new.raw", ""};
+#define N_TARGETS 2
+
+static int rebase(struct dr_fs *fs, const char *target, struct dr_error *err)
+{
+    struct dr_rebase_options o = {.backing = target, .backing_format = *target ? "raw" : NULL};
+    return dr_rebase_fs(fs, PATH, &o, NULL, err);
+}
+
+static const char *parent_of(struct dr_fs *fs, char name[32])
+{
+    struct dr_image *image;
+    ok(dr_image_open(fs, PATH, "qcow2", DR_OPEN_NO_BACKING, &image, &err));
+    snprintf(name, 32, "%s", image->backing_name ? image->backing_name : "");
+    dr_image_unref(image, NULL);
+    return name;
+}
+
+/* ------------------------------------------------------------------ whole, cut off, failing */
+
+static void every_view_stays_and_nothing_leaks(void **state)
+{
+    (void)state;
+    for (unsigned round = 0; round < N_GEOMETRIES * N_TARGETS; round++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        char name[32];
+        make_family(fs, &geometries[round / N_TARGETS]);
+        struct shown before = look(fs);
+        ok(rebase(fs, targets[round % N_TARGETS], &err));
+        check_views(fs, &before);
+        check_clean(fs);
+        assert_string_equal(parent_of(fs, name), targets[round % N_TARGETS]);
+        shown_free(&before);
+        dr_fs_memory_free(fs);
+    }
+}
+
+/* As it may be found after a crash: it shows the same at once, after the rerun, and after a write
+ * to the disk, which reaches no snapshot. */
+static void check_after(struct dr_fs *fs, const struct shown *before, const char *target)
+{
+    check_views(fs, before);
+    check_safe(fs);
+    ok(rebase(fs, target, &err));
+    check_views(fs, before);
+    check_safe(fs);
+    struct dr_disk *disk = open_disk(fs, PATH, NULL);
+    write_byte(disk, 0, SIZE, 9);
+    ok(dr_pread(disk, before->bytes[0], 0, before->size[0], &err));
+    ok(dr_close(disk, &err));
+    check_views(fs, before);
+    check_safe(fs);
+}
+
+static struct shown copy_of(const struct shown *s)
+{
+    struct shown copy = *s;
+    for (unsigned i = 0; i < N_VIEWS; i++) {
+        copy.bytes[i] = malloc(s->size[i]);
+        memcpy(copy.bytes[i], s->bytes[i], s->size[i]);
+    }
+    return copy;
+}
+
+static void the_power_may_go_at_any_time(void **state)
+{
+    (void)state;
+    for (unsigned round = 0; round < N_GEOMETRIES * N_TARGETS; round++) {
+        const char *target = targets[round % N_TARGETS];
+        struct powerfs *power = powerfs_new();
+        struct dr_fs *fs = powerfs_fs(power);
+        make_family(fs, &geometries[round / N_TARGETS]);
+        struct shown before = look(fs);
+        powerfs_settle(power);
+        ok(rebase(fs, target, &err));
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += n / 25 + 1)
+            for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
+                struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
+                struct shown expected = copy_of(&before);
+                check_after(cut, &expected, target);
+                shown_free(&expected);
+                dr_fs_memory_free(cut);
+            }
+        shown_free(&before);
+        powerfs_free(power);
+    }
+}
+
+static void any_call_may_fail(void **state)
+{
+    (void)state;
+    for (unsigned round = 0; round < N_GEOMETRIES * N_TARGETS; round++) {
+        const char *target = targets[round % N_TARGETS];
+        bool failed = true;
+        for (uint64_t nth = 0; failed; nth += 1 + nth / 12) {
+            struct dr_fs *fs = dr_fs_memory_new();
+            make_family(fs, &geometries[round / N_TARGETS]);
+            struct shown before = look(fs);
+            struct faultfs *faults = faultfs_new(fs);
+            faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .error = EIO});
+            int r = rebase(faultfs_fs(faults), target, NULL);
+            failed = faultfs_fired(faults);
+            if (!failed && r < 0)
+                fail_msg("fails without a fault: %d", r);
+            faultfs_free(faults);
+            check_after(fs, &before, target);
+            shown_free(&before);
+            dr_fs_memory_free(fs);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ while the disk is in use */
+
+struct guest {
+    struct dr_disk *disk;
+    uint8_t *bytes; /* what the disk must hold */
+    _Atomic bool stop;
+};
+
+static void *be_a_guest(void *user)
+{
+    struct guest *g = user;
+    uint8_t buf[6 * KIB];
+    for (unsigned i = 0; !g->stop; i++) {
+        uint64_t off = i * 7919u % (LARGE - sizeof(buf));
+        size_t len = 1 + i * 104729u % sizeof(buf);
+        memset(buf, i % 5 ? (int)(i % 251) : 0, len);
+        memcpy(g->bytes + off, buf, len);
+        ok(i % 5 ? dr_pwrite(g->disk, buf, off, len, 0, &err)
+                 : dr_zero(g->disk, off, len, DR_MAY_UNMAP, &err));
+    }
+    return NULL;
+}
+
+static void a_guest_may_write_meanwhile(void **state)
+{
+    (void)state;
+    for (unsigned round = 0; round < N_GEOMETRIES * N_TARGETS; round++) {
+        const char *target = targets[round % N_TARGETS];
+        struct dr_fs *fs = dr_fs_memory_new();
+        make_family(fs, &geometries[round / N_TARGETS]);
+        struct shown shown = look(fs);
+        struct guest g = {.disk = open_disk(fs, PATH, NULL), .bytes = shown.bytes[0]};
+        struct dr_rebase_options o = {.backing = target, .backing_format = *target ? "raw" : NULL};
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, be_a_guest, &g), 0);
+        ok(dr_disk_rebase(g.disk, &o, NULL, &err));
+        g.stop = true;
+        pthread_join(thread, NULL);
+        ok(dr_close(g.disk, &err));
+        check_views(fs, &shown);
+        check_clean(fs);
+        shown_free(&shown);
+        dr_fs_memory_free(fs);
+    }
+}
+
+/* ------------------------------------------------------------------ shared, refused, damaged */
+
+static uint64_t file_space(struct dr_fs *fs)
+{
+    struct dr_image *image;
+    uint64_t bytes;
+    ok(dr_image_open(fs, PATH, "qcow2", DR_OPEN_NO_BACKING, &image, &err));
+    ok(dr_ops_disk_size(image, &bytes, &err));
+    dr_image_unref(image, NULL);
+    return bytes;
+}
+
+/* What the parent shows is written once, however many snapshots show it. */
+static void snapshots_cost_no_copies_of_their_own(void **state)
+{
+    (void)state;
+    uint64_t grown[2];
+    for (unsigned round = 0; round < 2; round++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        make_family(fs, &geometries[0]);
+        struct dr_disk *disk = open_disk(fs, PATH, NULL);
+        for (unsigned i = 0; i < round * 30; i++) {
+            char name[12];
+            snprintf(name, sizeof(name), "n%u", i);
+            ok(dr_image_snapshot_create(disk->chain->images[0], name, &err));
+            write_byte(disk, 60 * KIB, 512, (int)i); /* each has a table of its own */
+        }
+        ok(dr_close(disk, &err));
+        uint64_t before = file_space(fs);
+        ok(rebase(fs, "", &err));
+        grown[round] = file_space(fs) - before;
+        check_clean(fs);
+        dr_fs_memory_free(fs);
+    }
+    assert_true(grown[0] > 40 * KIB);
+    assert_in_range(grown[1], 0, grown[0] + 8 * KIB);
+}
+
+static void when_told_to_it_refuses_before_anything_is_written(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    make_family(fs, &geometries[0]);
+    struct faultfs *faults = faultfs_new(fs);
+    struct dr_rebase_options o = {.backing = "", .refuse_snapshots = true};
+    struct dr_stream_options s = {.refuse_snapshots = true};
+    refused(dr_rebase_fs(faultfs_fs(faults), PATH, &o, NULL, &err), ENOTSUP, "2 snapshots inside");
+    refused(dr_stream_fs(faultfs_fs(faults), PATH, &s, NULL, &err), ENOTSUP, "2 snapshots inside");
+    assert_int_equal(faultfs_count_of(faults, FAULTFS_WRITE), 0);
+    faultfs_free(faults);
+    dr_fs_memory_free(fs);
+}
+
+/* Counts that are too high, as a crash leaves them: something unknown may lead there. */
+static void a_table_with_a_higher_count_is_not_edited(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    uint8_t header[72], raw[8], table[4096], later[4096];
+    struct dr_file *f;
+    make_family(fs, &geometries[0]);
+    struct shown before = look(fs);
+    ok(dr_file_open(fs, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pread(f, header, 0, sizeof(header), &err));
+    ok(dr_file_pread(f, raw, get_be64(header + 40), 8, &err));
+    uint64_t at = get_be64(raw) & UINT64_C(0x00ffffffffffff00);
+    ok(dr_file_pread(f, raw, get_be64(header + 48), 8, &err));
+    uint64_t count_at = get_be64(raw) + at / 4096 * 2;
+    ok(dr_file_pread(f, raw, count_at, 2, &err));
+    put_be16(raw, (uint16_t)(get_be16(raw) + 1));
+    ok(dr_file_pwrite(f, raw, count_at, 2, &err));
+    ok(dr_file_pread(f, table, at, sizeof(table), &err));
+    dr_file_unref(f);
+    ok(rebase(fs, "", &err));
+    ok(dr_file_open(fs, PATH, 0, &f, &err));
+    ok(dr_file_pread(f, later, at, sizeof(later), &err));
+    dr_file_unref(f);
+    assert_memory_equal(table, later, sizeof(table));
+    check_views(fs, &before);
+    struct qcow2_verdict v;
+    ok(qcow2_verify(fs, PATH, &v, &err));
+    if (v.low || v.shared || v.broken || v.stale) /* leaked: at least the table */
+        fail_msg("%s", v.text);
+    shown_free(&before);
+    dr_fs_memory_free(fs);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_view_stays_and_nothing_leaks),
+        cmocka_unit_test(the_power_may_go_at_any_time),
+        cmocka_unit_test(any_call_may_fail),
+        cmocka_unit_test(a_guest_may_write_meanwhile),
+        cmocka_unit_test(snapshots_cost_no_copies_of_their_own),
+        cmocka_unit_test(when_told_to_it_refuses_before_anything_is_written),
+        cmocka_unit_test(a_table_with_a_higher_count_is_not_edited),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
