@@ -121,6 +121,8 @@ struct dr_convert_options {
                              all; default by DR_CONVERT_SPARSE_DEFAULT */
     bool salvage;         /* unreadable source ranges become zeros, with a message */
     bool compress;
+    bool bitmaps;             /* the target gets the source's bitmaps, too; one source only */
+    bool skip_broken_bitmaps; /* but inconsistent ones, which are refused otherwise */
     bool offload; /* -C: let the kernel copy (reflink, copy_file_range) what is plain in both files;
                      zeros in it are not looked for then */
     bool unsafe_target;    /* -t unsafe: no fsync at the end */

@@ -123,3 +123,72 @@ int dr_disk_bitmap_change(struct dr_disk *disk, const char *bitmap, enum dr_bitm
         dr_chain_unref(source, NULL);
     return r;
 }
+
+/* ------------------------------------------------------------------ for convert; qemu-img's texts
+ */
+
+static int check_copy(const struct dr_bitmap *list, size_t n, bool skip_broken,
+                      struct dr_error *err)
+{
+    for (size_t i = 0; i < n && !skip_broken; i++)
+        if (list[i].inconsistent)
+            return dr_fail(err, EUCLEAN, "Cannot copy inconsistent bitmap '%s'", list[i].name);
+    return 0;
+}
+
+int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to, bool skip_broken,
+                         struct dr_error *err)
+{
+    struct dr_bitmap *list = NULL;
+    size_t n = 0;
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_disk_bitmaps(to, &list, &n, &why);
+    dr_bitmaps_free(list, n);
+    if (r == -ENOTSUP)
+        return dr_fail(err, ENOTSUP, "Format driver '%s' does not support bitmaps",
+                       dr_image_format(to, 0));
+    if (r < 0)
+        return dr_fail(err, -r, "%s", why.text);
+    list = NULL;
+    r = dr_disk_bitmaps(from, &list, &n, &why);
+    if (r == -ENOTSUP)
+        return dr_fail(err, ENOTSUP, "Source lacks bitmap support");
+    if (r < 0)
+        return dr_fail(err, -r, "%s", why.text);
+    r = check_copy(list, n, skip_broken, err);
+    dr_bitmaps_free(list, n);
+    return r;
+}
+
+static int copy_one(struct dr_disk *from, struct dr_disk *to, const struct dr_bitmap *b,
+                    struct dr_error *err)
+{
+    const struct dr_bitmap_options o = {.granularity = b->granularity,
+                                        .disabled = !b->enabled,
+                                        .source = b->name,
+                                        .source_disk = from};
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_disk_bitmap_change(to, b->name, DR_BITMAP_ADD, &o, &why);
+    if (r < 0)
+        return dr_fail(err, -r, "Failed to create bitmap %s: %s", b->name, why.text);
+    r = dr_disk_bitmap_change(to, b->name, DR_BITMAP_MERGE, &o, &why);
+    if (r == 0)
+        return 0;
+    dr_disk_bitmap_change(to, b->name, DR_BITMAP_REMOVE, NULL, NULL);
+    return dr_fail(err, -r, "Failed to populate bitmap %s: %s", b->name, why.text);
+}
+
+int dr_ops_bitmaps_copy(struct dr_disk *from, struct dr_disk *to, struct dr_job *job,
+                        struct dr_error *err)
+{
+    struct dr_bitmap *list = NULL;
+    size_t n = 0;
+    int r = dr_disk_bitmaps(from, &list, &n, err);
+    for (size_t i = 0; r == 0 && i < n; i++)
+        if (list[i].inconsistent)
+            dr_job_message(job, "warning: Skipping inconsistent bitmap '%s'", list[i].name);
+        else
+            r = copy_one(from, to, &list[i], err);
+    dr_bitmaps_free(list, n);
+    return r;
+}

@@ -348,12 +348,16 @@ static int run(struct convert *c, const char *const *names, size_t n, struct dr_
         r = open_backing(c, err);
     if (r == 0)
         r = make_target(c, err);
+    if (r == 0 && c->o->bitmaps)
+        r = dr_ops_bitmaps_check(c->sources[0], c->out, c->o->skip_broken_bitmaps, err);
     if (r == 0 && c->o->compress)
         r = dr_compress_check(c->out->chain->images[0], err);
     if (r == 0)
         r = check_space(c, err);
     if (r == 0)
         r = c->backing ? copy_with_backing(c, err) : copy_plain(c, err);
+    if (r == 0 && c->o->bitmaps)
+        r = dr_ops_bitmaps_copy(c->sources[0], c->out, c->job, err);
     if (r == 0)
         r = dr_ops_close(&c->out, err);
     if (r == 0 && c->is_new)
@@ -385,6 +389,8 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
                        target);
     if (n == 0)
         return dr_fail(err, EINVAL, "%s: nothing to convert", target);
+    if (o.bitmaps && n > 1)
+        return dr_fail(err, EINVAL, "Copying bitmaps only possible with single source");
     const struct dr_format *fmt = dr_format_find(o.out_format);
     if (o.compress && fmt && !fmt->encode)
         return dr_fail(err, ENOTSUP, "Compression not supported for file format '%s'",

@@ -50,6 +50,15 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
  * text. */
 int dr_ops_refuse_snapshots(struct dr_image *image, const char *what, struct dr_error *err);
 
+/* ------------------------------------------------------------------ bitmaps.c */
+
+/* Before any data is copied: can the bitmaps of the one disk's top image get into the other's? */
+int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to, bool skip_broken,
+                         struct dr_error *err);
+/* Copy them, but for inconsistent ones. */
+int dr_ops_bitmaps_copy(struct dr_disk *from, struct dr_disk *to, struct dr_job *job,
+                        struct dr_error *err);
+
 /* ------------------------------------------------------------------ directories of images (scan.c)
  *
  * Look at each file of some directories, without locks and without parents. Files that are no image

@@ -316,3 +316,56 @@ def test_going_back_to_a_snapshot_sets_everything(resized):
     assert dirty('disk.qcow2', 'b') == [[0, MIB]]
     assert dirty('disk.qcow2', 'idle') == []
     sound('disk.qcow2')
+
+
+# ---------------------------------------------------------------- convert
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_convert_copies_bitmaps(options):
+    create(Qemu, 'base.qcow2', 'qcow2', 3 * MIB)
+    bitmap(Qemu, '--add', 'base.qcow2', 'in-the-base')
+    create(Qemu, 'disk.qcow2', 'qcow2', 3 * MIB, '', 'base.qcow2', 'qcow2')
+    bitmap(Qemu, '--add', 'disk.qcow2', 'b')
+    bitmap(Qemu, '--add', '-g', '512', 'disk.qcow2', 'fine')
+    run('qemu-io', '-f', 'qcow2', '-c', 'write 1M 1000k', '-c', 'write 3000k 72k', 'disk.qcow2')
+    bitmap(Qemu, '--disable', 'disk.qcow2', 'b')
+    for more in ([], ['-c'], ['-B', 'base.qcow2', '-F', 'qcow2']):
+        run(DROVER, 'convert', '--bitmaps', *more, '-O', 'qcow2', '-o', options or 'refcount_bits=16', 'disk.qcow2',
+            'out.qcow2')
+        assert sorted(listed('out.qcow2')) == sorted(listed('disk.qcow2'))
+        for name in ('b', 'fine'):
+            assert dirty('out.qcow2', name) == dirty('disk.qcow2', name)
+        sound('out.qcow2')
+        assert content('out.qcow2') == content('disk.qcow2')
+
+
+def test_convert_into_an_image_with_bitmaps_sets_theirs_and_adds_more():
+    for path in ('disk.qcow2', 'out.qcow2'):
+        create(Qemu, path, 'qcow2', MIB)
+    bitmap(Qemu, '--add', 'disk.qcow2', 'new')
+    bitmap(Qemu, '--add', 'out.qcow2', 'old')
+    run('qemu-io', '-f', 'qcow2', '-c', 'write 128k 64k', 'disk.qcow2')
+    run(DROVER, 'convert', '-n', '--bitmaps', '-O', 'qcow2', 'disk.qcow2', 'out.qcow2')
+    assert listed('out.qcow2') == [('old', ['auto'], 65536), ('new', ['auto'], 65536)]
+    assert dirty('out.qcow2', 'old') == [[131072, 65536]]
+    assert dirty('out.qcow2', 'new') == [[131072, 65536]]
+    done = run(DROVER, 'convert', '-n', '--bitmaps', '-O', 'qcow2', 'disk.qcow2', 'out.qcow2', ok=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == 'drover: Failed to create bitmap new: Bitmap already exists: new'
+    sound('out.qcow2')
+
+
+@pytest.mark.parametrize('args', [
+    ['--bitmaps', '-O', 'qcow2', 'disk.qcow2', 'out'], ['--skip-broken-bitmaps', '-O', 'qcow2', 'disk.qcow2', 'out'],
+    ['--bitmaps', '--skip-broken-bitmaps', '-O', 'qcow2', 'disk.qcow2', 'out'], ['--bitmaps', 'other.qcow2', 'out'],
+    ['--bitmaps', '-O', 'qcow2', 'disk.raw', 'out'], ['--bitmaps', '-O', 'qcow2', 'other.qcow2', 'other.qcow2', 'out'],
+    ['--bitmaps', '-O', 'qcow2', '-o', 'compat=0.10', 'other.qcow2', 'out'],
+], ids=' '.join)
+def test_what_convert_refuses_is_what_qemu_img_refuses(mistaken, args):
+    for name in ('disk.qcow2', 'other.qcow2'):
+        shutil.copy(mistaken / name, name)
+    bitmap(Qemu, '--remove', 'disk.qcow2', 'b0')
+    run('qemu-img', 'create', '-q', '-f', 'raw', 'disk.raw', MIB)
+    os.symlink(shutil.which(DROVER), 'qemu-img')
+    ours, theirs = (run(program, 'convert', *args, ok=False) for program in ('./qemu-img', 'qemu-img'))
+    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr)

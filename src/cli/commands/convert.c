@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
 #include <string.h>
 
 #include "cli/commands.h"
@@ -29,8 +30,9 @@ static const struct cli_option options[] = {
     {'C', NULL, NULL, "let the kernel copy what it can (reflink): zeros are not looked for", false},
     {'l', "snapshot", "NAME", "the source as a snapshot inside it shows it: a name, or an id",
      false},
-    {KEY_BITMAPS, "bitmaps", NULL, "persistent bitmaps", true},
-    {KEY_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "persistent bitmaps", true},
+    {KEY_BITMAPS, "bitmaps", NULL, "copy the bitmaps inside the source's own image, too", false},
+    {KEY_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "--bitmaps: without inconsistent ones",
+     false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -146,6 +148,12 @@ static int get_options(struct convert *c, const struct cli_args *args,
     c->o.target_is_zero = cli_has(args, KEY_TARGET_IS_ZERO);
     c->o.salvage = cli_has(args, KEY_SALVAGE);
     c->o.offload = cli_has(args, 'C');
+    c->o.bitmaps = cli_has(args, KEY_BITMAPS);
+    c->o.skip_broken_bitmaps = cli_has(args, KEY_SKIP_BROKEN_BITMAPS);
+    if (c->o.skip_broken_bitmaps && !c->o.bitmaps) {
+        cli_error(c->cli, "Use of --skip-broken-bitmaps requires --bitmaps");
+        return 1;
+    }
     if (!cli_format_exists(c->o.out_format)) {
         cli_error(c->cli, "Unknown file format '%s'", c->o.out_format);
         return 1;
@@ -227,7 +235,11 @@ static int convert(struct convert *c, struct cli_job *job)
     snprintf(state, sizeof(state),
              c->o.no_create ? "'%s' holds a part of the copy" : "'%s' is as it was before",
              c->target.path);
-    return cli_job_failed(job, r, &err, 1, state);
+    int code = cli_job_failed(job, r, &err, 1, state);
+    if (r == -EUCLEAN && c->o.bitmaps)
+        fprintf(stderr, "Try --skip-broken-bitmaps, or use '%s bitmap --remove' to delete it\n",
+                c->cli->prog);
+    return code;
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)

@@ -184,12 +184,12 @@ static int change_untracked(struct dr_image *image, const struct dr_bitmap_chang
 int qcow2_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *c,
                         struct dr_error *err)
 {
-    bool tracked = qcow2_of(image)->track;
-    int r = tracked ? qcow2_track_end(image, err) : 0;
+    bool writing = qcow2_of(image)->changing;
+    int r = qcow2_track_end(image, err);
     if (r < 0)
         return r;
     r = change_untracked(image, c, err);
-    int again = tracked ? qcow2_track_begin(image, r < 0 ? NULL : err) : 0;
+    int again = writing ? qcow2_track_begin(image, r < 0 ? NULL : err) : 0;
     return r < 0 ? r : again;
 }
 

@@ -16,7 +16,8 @@
 
 #define PAGE_BYTES 4096u
 #define PAGE_BITS  (PAGE_BYTES * 8)
-#define MAX_PAGES  8192u /* 32 MiB */
+
+size_t qcow2_track_pages = 8192; /* 32 MiB */
 
 struct qcow2_track {
     bool *ours;    /* of the directory's bitmaps: which of them we have marked */
@@ -55,7 +56,7 @@ static _Atomic uint8_t *get_page(struct qcow2_track *t, size_t i)
     page = atomic_load_explicit(&t->pages[i], memory_order_acquire);
     if (page)
         return page;
-    page = t->n_used < MAX_PAGES ? calloc(1, PAGE_BYTES) : NULL;
+    page = t->n_used < qcow2_track_pages ? calloc(1, PAGE_BYTES) : NULL;
     if (page)
         t->n_used++;
     else

@@ -168,6 +168,9 @@ int qcow2_edit_commit(struct qcow2_bitmap_edit *e, struct dr_error *err);
 
 /* ------------------------------------------------------------------ bitmap-track.c */
 
+/* The most pages of marks, of 4 KiB, that an image has in memory. Tests make it less. */
+extern size_t qcow2_track_pages;
+
 /* From now on what changes goes into the enabled bitmaps; they are marked as in use, durably. Does
  * nothing where there are none or that was done. -EIO, -ENOTSUP: one cannot be kept right. */
 int qcow2_track_begin(struct dr_image *image, struct dr_error *err);

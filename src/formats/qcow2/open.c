@@ -274,6 +274,7 @@ static int qcow2_begin_write(struct dr_image *image, uint64_t off, bool changes,
         return r;
     DR_LOCK_SCOPE(&image->lock);
     q->marked = true;
+    q->changing |= changes;
     return 0;
 }
 
@@ -284,7 +285,7 @@ static int qcow2_end_write(struct dr_image *image, struct dr_error *err)
     if (r < 0)
         return r;
     DR_LOCK_SCOPE(&image->lock);
-    q->marked = false;
+    q->marked = q->changing = false;
     return 0;
 }
 

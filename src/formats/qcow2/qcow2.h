@@ -68,6 +68,7 @@ struct qcow2 {
     uint64_t sub;          /* bytes */
     unsigned data;         /* index in files[] of the file with the guest's data */
     bool marked;           /* begin_write has been through */
+    bool changing;         /* the same, for changes of the guest's view */
     uint64_t bitmaps_at;   /* bitmap directory; 0 = there are no bitmaps */
     uint64_t bitmaps_len;
     uint32_t n_bitmaps;

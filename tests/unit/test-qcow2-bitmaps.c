@@ -1,0 +1,847 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Bitmaps inside qcow2 images: what is noted in them, and what is left of them when the power goes
+ * or a call fails. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "faultfs.h"
+#include "formats/qcow2/bitmap.h"
+#include "ops/ops-internal.h"
+#include "powerfs.h"
+
+#define KIB  1024u
+#define MIB  (1024u * KIB)
+#define SIZE (1 * MIB + 3 * 512)
+#define PATH "dir/disk.qcow2"
+
+#define ok(expr)                                            \
+    do {                                                    \
+        struct dr_error err = DR_ERROR_INIT;                \
+        int ok_r_ = (expr);                                 \
+        if (ok_r_ < 0)                                      \
+            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
+    } while (0)
+
+#define refused(expr, errnum_, word)                               \
+    do {                                                           \
+        struct dr_error err = DR_ERROR_INIT;                       \
+        int refused_r_ = (expr);                                   \
+        if (refused_r_ != -(errnum_) || !strstr(err.text, (word))) \
+            fail_msg("%s: %d: %s", #expr, refused_r_, err.text);   \
+    } while (0)
+
+/* ------------------------------------------------------------------ images */
+
+struct geometry {
+    struct dr_pair pairs[2];
+    size_t n;
+    bool across; /* the extension lies across the end of the first sector, as QEMU puts it */
+};
+#define PAIRS(...) \
+    .pairs = {__VA_ARGS__}, .n = sizeof((struct dr_pair[]){__VA_ARGS__}) / sizeof(struct dr_pair)
+static const struct geometry geometries[] = {
+    {PAIRS({"cluster_size", "8k"}), .across = true},
+    {PAIRS({"cluster_size", "512"}, {"refcount_bits", "64"})},
+    {PAIRS({"cluster_size", "16k"}, {"extended_l2", "on"})},
+    {PAIRS({"cluster_size", "2M"}), .across = true},
+};
+#define N_GEOMETRIES (sizeof(geometries) / sizeof(geometries[0]))
+
+static void create(struct dr_fs *fs, const struct geometry *g, uint64_t size)
+{
+    struct dr_create_options o = {
+        .format = "qcow2", .size = size, .has_size = true, .pairs = g->pairs, .n_pairs = g->n};
+    ok(dr_create_fs(fs, PATH, &o, &err));
+}
+
+static int try_open(struct dr_fs *fs, unsigned flags, struct dr_disk **disk, struct dr_error *err)
+{
+    struct dr_open_options o = {.flags = flags};
+    return dr_open_fs(fs, PATH, &o, disk, err);
+}
+
+static struct dr_disk *open_disk(struct dr_fs *fs)
+{
+    struct dr_disk *disk;
+    ok(try_open(fs, DR_OPEN_RDWR, &disk, &err));
+    return disk;
+}
+
+static int change(struct dr_disk *disk, const char *name, enum dr_bitmap_action action,
+                  const char *source, struct dr_error *err)
+{
+    const struct dr_bitmap_options o = {.source = source};
+    return dr_disk_bitmap_change(disk, name, action, &o, err);
+}
+
+static void add(struct dr_disk *disk, const char *name, uint64_t granularity, bool disabled)
+{
+    const struct dr_bitmap_options o = {.granularity = granularity, .disabled = disabled};
+    ok(dr_disk_bitmap_change(disk, name, DR_BITMAP_ADD, &o, &err));
+}
+
+static void write_at(struct dr_disk *disk, uint64_t off, size_t len, int value)
+{
+    CLEANUP_FREE uint8_t *buf = malloc(len);
+    memset(buf, value, len);
+    ok(dr_pwrite(disk, buf, off, len, 0, &err));
+}
+
+static uint8_t *read_all(struct dr_fs *fs, uint64_t *size)
+{
+    struct dr_disk *disk;
+    ok(try_open(fs, 0, &disk, &err));
+    *size = dr_size(disk);
+    uint8_t *all = malloc(*size + 1);
+    ok(dr_pread(disk, all, 0, *size, &err));
+    ok(dr_close(disk, &err));
+    return all;
+}
+
+/* Bytes of the file. */
+static void patch(struct dr_fs *fs, uint64_t off, const void *bytes, size_t len)
+{
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pwrite(f, bytes, off, len, &err));
+    ok(dr_file_flush(f, &err));
+    dr_file_unref(f);
+}
+
+static void peek(struct dr_fs *fs, uint64_t off, void *bytes, size_t len)
+{
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, 0, &f, &err));
+    ok(dr_file_pread(f, bytes, off, len, &err));
+    dr_file_unref(f);
+}
+
+/* Where an extension's data is in the file. */
+static size_t find_extension(const uint8_t *head, uint32_t type)
+{
+    size_t at = get_be32(head + 100);
+    while (get_be32(head + at) != type) {
+        assert_int_not_equal(get_be32(head + at), 0);
+        at += 8 + dr_round_up(get_be32(head + at + 4), 8);
+    }
+    return at + 8;
+}
+
+/* Exchange the bitmaps' extension and the feature table behind it. */
+static void put_across(struct dr_fs *fs)
+{
+    uint8_t head[4096], ext[32];
+    peek(fs, 0, head, sizeof(head));
+    size_t at = find_extension(head, QCOW2_EXT_BITMAPS) - 8;
+    assert_int_equal(get_be32(head + at + 32), QCOW2_EXT_FEATURES);
+    size_t len = 8 + get_be32(head + at + 36);
+    memcpy(ext, head + at, 32);
+    memmove(head + at, head + at + 32, len);
+    memcpy(head + at + len, ext, 32);
+    assert_true(at + len < 512 && at + len + 32 > 512);
+    patch(fs, 0, head, sizeof(head));
+}
+
+static uint64_t directory_at(struct dr_fs *fs)
+{
+    uint8_t head[4096];
+    peek(fs, 0, head, sizeof(head));
+    return get_be64(head + find_extension(head, QCOW2_EXT_BITMAPS) + 16);
+}
+
+/* ------------------------------------------------------------------ what they say */
+
+struct text {
+    char s[4000];
+    size_t n;
+};
+
+static void put(struct text *t, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    t->n += (size_t)vsnprintf(t->s + t->n, sizeof(t->s) - t->n, fmt, ap);
+    va_end(ap);
+    assert_true(t->n < sizeof(t->s));
+}
+
+static int put_range(void *user, uint64_t off, uint64_t len)
+{
+    put(user, " %llu+%llu", (unsigned long long)off / 512, (unsigned long long)(len + 511) / 512);
+    return 0;
+}
+
+/* "name granularity [on|off] ranges in sectors;" for each. */
+static struct text describe(struct dr_disk *disk)
+{
+    struct text t = {.n = 0};
+    struct dr_bitmap *list = NULL;
+    size_t n = 0;
+    ok(dr_disk_bitmaps(disk, &list, &n, &err));
+    for (size_t i = 0; i < n; i++) {
+        put(&t, "%s %llu %s", list[i].name, (unsigned long long)list[i].granularity,
+            list[i].enabled ? "on" : "off");
+        if (list[i].inconsistent)
+            put(&t, " inconsistent");
+        else
+            ok(dr_disk_bitmap_read(disk, list[i].name, put_range, &t, &err));
+        put(&t, ";");
+    }
+    dr_bitmaps_free(list, n);
+    return t;
+}
+
+static struct text described(struct dr_fs *fs)
+{
+    struct dr_disk *disk;
+    ok(try_open(fs, 0, &disk, &err));
+    struct text t = describe(disk);
+    ok(dr_close(disk, &err));
+    return t;
+}
+
+static void says(struct dr_fs *fs, const char *expected)
+{
+    struct text t = described(fs);
+    assert_string_equal(t.s, expected);
+}
+
+static void drop_line(void *user, const char *line)
+{
+    (void)user;
+    (void)line;
+}
+
+static struct dr_check_result check(struct dr_fs *fs, unsigned fix)
+{
+    struct dr_check_result result = {.report = drop_line};
+    struct dr_disk *disk;
+    ok(try_open(fs, DR_OPEN_NO_BACKING | (fix ? DR_OPEN_RDWR : 0u), &disk, &err));
+    struct dr_image *image = disk->chain->images[0];
+    ok(image->fmt->check(image, fix, &result, &err));
+    ok(dr_close(disk, &err));
+    return result;
+}
+
+static void check_clean(struct dr_fs *fs)
+{
+    struct dr_check_result result = check(fs, 0);
+    assert_int_equal(result.corruptions, 0);
+    assert_int_equal(result.leaks, 0);
+}
+
+/* A crash leaks at most, and a repair gives it back. */
+static void check_crashed(struct dr_fs *fs)
+{
+    struct dr_check_result result = check(fs, 0);
+    assert_int_equal(result.corruptions, 0);
+    check(fs, DR_CHECK_FIX_LEAKS);
+    check_clean(fs);
+}
+
+/* ------------------------------------------------------------------ what changes do */
+
+static void changes_do_what_they_say(void **state)
+{
+    for (size_t i = 0; i < N_GEOMETRIES; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        create(fs, &geometries[i], SIZE);
+        struct dr_disk *disk = open_disk(fs);
+        add(disk, "fine", 512, false);
+        add(disk, "coarse", 64 * KIB, false);
+        write_at(disk, 3 * 512, 512, 1);
+        write_at(disk, SIZE - 700, 700, 1);
+        ok(dr_close(disk, &err));
+        says(fs, "fine 512 on 3+1 2049+2;coarse 65536 on 0+128 2048+3;");
+        disk = open_disk(fs);
+        ok(change(disk, "coarse", DR_BITMAP_DISABLE, NULL, &err));
+        ok(change(disk, "fine", DR_BITMAP_CLEAR, NULL, &err));
+        write_at(disk, 64 * KIB, 512, 2);
+        ok(dr_close(disk, &err));
+        says(fs, "fine 512 on 128+1;coarse 65536 off 0+128 2048+3;");
+        disk = open_disk(fs);
+        ok(change(disk, "coarse", DR_BITMAP_MERGE, "fine", &err));
+        add(disk, "third", 4096, true);
+        ok(change(disk, "third", DR_BITMAP_MERGE, "coarse", &err));
+        ok(change(disk, "fine", DR_BITMAP_REMOVE, NULL, &err));
+        ok(change(disk, "coarse", DR_BITMAP_ENABLE, NULL, &err));
+        ok(dr_close(disk, &err));
+        says(fs, "coarse 65536 on 0+256 2048+3;third 4096 off 0+256 2048+3;");
+        check_clean(fs);
+        disk = open_disk(fs);
+        ok(change(disk, "coarse", DR_BITMAP_REMOVE, NULL, &err));
+        ok(change(disk, "third", DR_BITMAP_REMOVE, NULL, &err));
+        ok(dr_close(disk, &err));
+        says(fs, "");
+        check_clean(fs);
+        dr_fs_memory_free(fs);
+    }
+    (void)state;
+}
+
+static void changes_of_a_disk_that_was_written_to_lose_no_marks(void **state)
+{
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    add(disk, "old", 64 * KIB, false);
+    write_at(disk, 0, 512, 1);
+    refused(dr_disk_bitmap_read(disk, "old", put_range, NULL, &err), EUCLEAN, "inconsistent");
+    add(disk, "new", 64 * KIB, false);
+    write_at(disk, 512 * KIB, 512, 2);
+    refused(change(disk, "new", DR_BITMAP_ADD, NULL, &err), EEXIST, "already exists");
+    write_at(disk, 768 * KIB, 512, 2);
+    ok(change(disk, "new", DR_BITMAP_DISABLE, NULL, &err));
+    write_at(disk, 128 * KIB, 512, 3);
+    ok(dr_close(disk, &err));
+    says(*state, "old 65536 on 0+128 256+128 1024+128 1536+128;new 65536 off 1024+128 1536+128;");
+    check_clean(*state);
+}
+
+static void discards_and_zeros_are_noted_and_copies_that_change_nothing_are_not(void **state)
+{
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    write_at(disk, 0, SIZE, 1);
+    add(disk, "b", 8 * KIB, false);
+    ok(dr_zero(disk, 8 * KIB, 8 * KIB, DR_MAY_UNMAP, &err));
+    ok(dr_discard(disk, 64 * KIB, 8 * KIB, &err));
+    ok(dr_zero(disk, 128 * KIB + 5, 10, 0, &err));
+    ok(dr_chain_fill(disk->chain, 0, NULL, 256 * KIB, 8 * KIB, &err));
+    ok(dr_chain_fill(disk->chain, 0, NULL, 64 * KIB, 8 * KIB, &err)); /* there it is a hole */
+    ok(dr_chain_drop(disk->chain, 0, 8 * KIB, 8 * KIB, &err));
+    ok(dr_close(disk, &err));
+    says(*state, "b 8192 on 16+16 128+16 256+16;");
+}
+
+static void a_promise_to_leave_the_view_leaves_the_bitmaps(void **state)
+{
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    add(disk, "b", 64 * KIB, false);
+    ok(dr_close(disk, &err));
+    ok(try_open(*state, DR_OPEN_RDWR | DR_OPEN_UNCHANGED, &disk, &err));
+    uint8_t zeros[512] = {0};
+    ok(dr_chain_fill(disk->chain, 0, zeros, 0, sizeof(zeros), &err));
+    ok(dr_chain_write(disk->chain, 0, zeros, 0, sizeof(zeros), &err));
+    struct text now = describe(disk);
+    assert_string_equal(now.s, "b 65536 on;"); /* not even in use */
+    ok(dr_close(disk, &err));
+    says(*state, "b 65536 on;");
+}
+
+static void *write_stripe(void *user)
+{
+    struct dr_disk *disk = ((void **)user)[0];
+    size_t first = (size_t)(uintptr_t)((void **)user)[1];
+    for (size_t i = first; i < 256; i += 4)
+        write_at(disk, i * 4 * KIB, 512, (int)i);
+    return NULL;
+}
+
+static void many_threads_write_and_every_mark_is_there(void **state)
+{
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    add(disk, "fine", 512, false);
+    add(disk, "coarse", 1 * MIB, false);
+    pthread_t threads[4];
+    void *args[4][2];
+    for (size_t i = 0; i < 4; i++) {
+        args[i][0] = disk;
+        args[i][1] = (void *)(uintptr_t)i;
+        assert_int_equal(pthread_create(&threads[i], NULL, write_stripe, args[i]), 0);
+    }
+    for (size_t i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    ok(dr_close(disk, &err));
+    struct text expected = {.n = 0};
+    put(&expected, "fine 512 on");
+    for (unsigned i = 0; i < 256; i++)
+        put(&expected, " %u+1", i * 8);
+    put(&expected, ";coarse 1048576 on 0+2048;");
+    says(*state, expected.s);
+}
+
+/* ------------------------------------------------------------------ little room */
+
+static void where_marks_take_too_much_memory_more_counts_as_written(void **state)
+{
+    create(*state, &geometries[0], 40 * MIB);
+    struct dr_disk *disk = open_disk(*state);
+    add(disk, "b", 512, false); /* a page of marks stands for 16 MiB */
+    size_t bound = qcow2_track_pages;
+    qcow2_track_pages = 1;
+    write_at(disk, 5 * 512, 512, 1);
+    write_at(disk, 39 * MIB, 512, 1);
+    ok(dr_close(disk, &err));
+    qcow2_track_pages = bound;
+    says(*state, "b 512 on 5+1 65536+16384;");
+    check_clean(*state);
+}
+
+static void where_there_is_no_room_for_bits_all_of_them_are_set(void **state)
+{
+    struct faultfs *faults = faultfs_new(*state);
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(faultfs_fs(faults));
+    add(disk, "b", 512, false);
+    write_at(disk, 5 * 512, 512, 1);
+    ok(dr_flush(disk, &err));
+    faultfs_arm(faults, &(struct faultfs_plan){.kinds = 1u << FAULTFS_WRITE, .error = ENOSPC});
+    ok(dr_close(disk, &err));
+    assert_true(faultfs_fired(faults));
+    faultfs_free(faults);
+    says(*state, "b 512 on 0+2051;");
+    check_clean(*state);
+}
+
+/* ------------------------------------------------------------------ what cannot be kept right */
+
+static void make_two(struct dr_fs *fs)
+{
+    create(fs, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(fs);
+    add(disk, "b1", 64 * KIB, false);
+    add(disk, "b2", 64 * KIB, true);
+    ok(dr_close(disk, &err));
+}
+
+/* Give the n-th bitmap four bytes of extra data, of which nobody knows what they mean. */
+static void put_extra(struct dr_fs *fs, unsigned n, bool compatible)
+{
+    uint8_t entry[32];
+    uint64_t at = directory_at(fs) + n * 32;
+    peek(fs, at, entry, sizeof(entry));
+    put_be32(entry + 12, get_be32(entry + 12) | (compatible ? QCOW2_BITMAP_COMPATIBLE : 0));
+    put_be32(entry + 20, 4);
+    memcpy(entry + 24, "abcd", 4);
+    memcpy(entry + 28, n ? "b2" : "b1", 2);
+    patch(fs, at, entry, sizeof(entry));
+}
+
+static void writes_are_refused_where_an_enabled_bitmap_would_miss_them(void **state)
+{
+    make_two(*state);
+    put_extra(*state, 0, false);
+    struct dr_disk *disk = open_disk(*state);
+    uint8_t sector[512] = {1};
+    refused(dr_pwrite(disk, sector, 0, 512, 0, &err), ENOTSUP, "\"b1\" has extra data");
+    refused(change(disk, "b1", DR_BITMAP_CLEAR, NULL, &err), ENOTSUP, "only be removed");
+    ok(change(disk, "b1", DR_BITMAP_REMOVE, NULL, &err));
+    ok(dr_pwrite(disk, sector, 0, 512, 0, &err));
+    ok(dr_close(disk, &err));
+    says(*state, "b2 65536 off;");
+    check_clean(*state);
+}
+
+static void extra_data_stays(void **state)
+{
+    uint8_t entry[32];
+    make_two(*state);
+    put_extra(*state, 0, true);
+    put_extra(*state, 1, false); /* not enabled: nobody has to understand it */
+    struct dr_disk *disk = open_disk(*state);
+    write_at(disk, 0, 512, 1);
+    add(disk, "b3", 0, false);
+    ok(change(disk, "b1", DR_BITMAP_DISABLE, NULL, &err));
+    ok(dr_close(disk, &err));
+    for (unsigned i = 0; i < 2; i++) {
+        peek(*state, directory_at(*state) + i * 32, entry, sizeof(entry));
+        assert_int_equal(get_be32(entry + 20), 4);
+        assert_memory_equal(entry + 24, i ? "abcdb2" : "abcdb1", 6);
+    }
+}
+
+static void damage_table(struct dr_fs *fs)
+{
+    uint8_t entry[8];
+    peek(fs, directory_at(fs), entry, 8);
+    patch(fs, get_be64(entry), "\0\0\0\0\0\0\x02\0", 8); /* 512: no cluster begins there */
+}
+
+static void same_names(struct dr_fs *fs)
+{
+    patch(fs, directory_at(fs) + 32 + 24, "b1", 2);
+}
+
+static void too_far(struct dr_fs *fs)
+{
+    patch(fs, directory_at(fs), "\0\0\0\x10\0\0\0\0", 8);
+}
+
+static void too_long(struct dr_fs *fs)
+{
+    patch(fs, directory_at(fs) + 20, "\x7f\xff\xff\xff", 4);
+}
+
+static void reserved_flag(struct dr_fs *fs)
+{
+    patch(fs, directory_at(fs) + 32 + 12, "\x80\0\0\0", 4);
+}
+
+static void a_damaged_directory_refuses_writes_and_nothing_else(void **state)
+{
+    static void (*const damages[])(struct dr_fs * fs) = {damage_table, same_names, too_far,
+                                                         too_long, reserved_flag};
+    (void)state;
+    for (size_t i = 0; i < sizeof(damages) / sizeof(damages[0]); i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        uint8_t sector[512] = {1};
+        make_two(fs);
+        damages[i](fs);
+        struct dr_disk *disk = open_disk(fs);
+        refused(dr_pwrite(disk, sector, 0, 512, 0, &err), EIO, "bitmap");
+        ok(dr_pread(disk, sector, 0, 512, &err));
+        assert_int_equal(sector[0], 0);
+        ok(dr_close(disk, &err));
+        dr_fs_memory_free(fs);
+    }
+}
+
+static void a_damaged_table_can_be_removed(void **state)
+{
+    make_two(*state);
+    damage_table(*state);
+    struct dr_disk *disk = open_disk(*state);
+    ok(change(disk, "b1", DR_BITMAP_REMOVE, NULL, &err));
+    write_at(disk, 0, 512, 1);
+    ok(dr_close(disk, &err));
+    says(*state, "b2 65536 off;");
+    check_crashed(*state);
+}
+
+static void a_table_that_something_else_uses_is_not_written_to(void **state)
+{
+    uint8_t table[8], sector[512] = {1};
+    make_two(*state);
+    peek(*state, directory_at(*state), table, 8);
+    struct dr_disk *disk = open_disk(*state);
+    struct dr_image *image = disk->chain->images[0];
+    uint64_t count = 0;
+    ok(qcow2_count_now(image, get_be64(table), &count, &err)); /* loads nothing: frozen */
+    ok(dr_close(disk, &err));
+    patch(*state, directory_at(*state) + 32, table, 8); /* both have one table */
+    check(*state, DR_CHECK_FIX_ALL);
+    disk = open_disk(*state);
+    refused(dr_pwrite(disk, sector, 0, 512, 0, &err), EIO, "counted 2 times");
+    ok(dr_close(disk, &err));
+}
+
+/* ------------------------------------------------------------------ power cuts */
+
+static const struct {
+    const char *name;
+    enum dr_bitmap_action action;
+    const char *source;
+} changes[] = {
+    {"new", DR_BITMAP_ADD, NULL},    {"one", DR_BITMAP_REMOVE, NULL},
+    {"one", DR_BITMAP_CLEAR, NULL},  {"one", DR_BITMAP_DISABLE, NULL},
+    {"two", DR_BITMAP_ENABLE, NULL}, {"two", DR_BITMAP_MERGE, "one"},
+    {"one", DR_BITMAP_MERGE, "two"},
+};
+#define N_CHANGES (sizeof(changes) / sizeof(changes[0]))
+
+static int do_change(struct dr_disk *disk, size_t i, struct dr_error *err)
+{
+    return change(disk, changes[i].name, changes[i].action, changes[i].source, err);
+}
+
+/* "one" has bits, "two", coarser and disabled, has others. */
+static void make_bitmaps(struct dr_fs *fs, const struct geometry *g)
+{
+    create(fs, g, SIZE);
+    struct dr_disk *disk = open_disk(fs);
+    write_at(disk, 0, 300 * KIB, 9);
+    add(disk, "two", 64 * KIB, false);
+    write_at(disk, 512 * KIB, 4 * KIB, 1);
+    ok(change(disk, "two", DR_BITMAP_DISABLE, NULL, &err));
+    add(disk, "one", 512, false);
+    write_at(disk, 64 * KIB, 6 * KIB, 2);
+    ok(dr_close(disk, &err));
+    if (g->across)
+        put_across(fs);
+}
+
+static void a_cut_in_a_change_leaves_the_old_bitmaps_or_the_new_ones(void **state)
+{
+    (void)state;
+    for (size_t round = 0; round < N_CHANGES * N_GEOMETRIES; round++) {
+        struct powerfs *power = powerfs_new();
+        struct dr_fs *fs = powerfs_fs(power);
+        make_bitmaps(fs, &geometries[round / N_CHANGES]);
+        powerfs_settle(power);
+        struct text before = described(fs);
+        struct dr_disk *disk = open_disk(fs);
+        ok(do_change(disk, round % N_CHANGES, &err));
+        ok(dr_close(disk, &err));
+        struct text after = described(fs);
+        assert_string_not_equal(before.s, after.s);
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k++)
+            for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
+                struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
+                struct text now = described(cut);
+                if (strcmp(now.s, before.s) != 0)
+                    assert_string_equal(now.s, after.s);
+                check_crashed(cut);
+                dr_fs_memory_free(cut);
+            }
+        powerfs_free(power);
+    }
+}
+
+static void any_call_may_fail_during_a_change(void **state)
+{
+    (void)state;
+    for (size_t round = 0; round < N_CHANGES * N_GEOMETRIES; round++) {
+        bool failed = true;
+        for (uint64_t nth = 0; failed; nth++) {
+            struct dr_fs *fs = dr_fs_memory_new();
+            make_bitmaps(fs, &geometries[round / N_CHANGES]);
+            struct text before = described(fs);
+            struct faultfs *faults = faultfs_new(fs);
+            struct dr_disk *disk = open_disk(faultfs_fs(faults));
+            faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .error = EIO});
+            int r = do_change(disk, round % N_CHANGES, NULL);
+            failed = faultfs_fired(faults);
+            faultfs_disarm(faults);
+            dr_close(disk, NULL);
+            faultfs_free(faults);
+            struct text now = described(fs);
+            if (!failed)
+                assert_int_equal(r, 0);
+            if (r == 0)
+                assert_string_not_equal(now.s, before.s);
+            check_crashed(fs);
+            dr_fs_memory_free(fs);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ never a bit too few */
+
+struct cover {
+    const uint8_t *was, *is;
+    uint64_t size; /* of both */
+    uint64_t next; /* all is well up to here */
+};
+
+static int cover_range(void *user, uint64_t off, uint64_t len)
+{
+    struct cover *c = user;
+    if (off > c->next && memcmp(c->was + c->next, c->is + c->next, dr_min(off, c->size) - c->next))
+        fail_msg("a change between %llu and %llu was missed", (unsigned long long)c->next,
+                 (unsigned long long)off);
+    c->next = dr_min(off + len, c->size);
+    return 0;
+}
+
+/* Every bitmap is inconsistent, or enabled ones have all that differs from `was`. */
+static void check_covered(struct dr_fs *fs, const uint8_t *was, uint64_t was_size, bool consistent)
+{
+    struct dr_bitmap *list = NULL;
+    uint64_t size;
+    size_t n = 0;
+    struct dr_disk *disk;
+    CLEANUP_FREE uint8_t *is = read_all(fs, &size);
+    ok(try_open(fs, 0, &disk, &err));
+    ok(dr_disk_bitmaps(disk, &list, &n, &err));
+    assert_int_equal(n, 2);
+    for (size_t i = 0; i < n; i++) {
+        struct cover c = {was, is, dr_min(size, was_size), 0};
+        assert_false(consistent && list[i].inconsistent);
+        if (list[i].inconsistent || !list[i].enabled)
+            continue;
+        ok(dr_disk_bitmap_read(disk, list[i].name, cover_range, &c, &err));
+        cover_range(&c, c.size, 0);
+    }
+    dr_bitmaps_free(list, n);
+    ok(dr_close(disk, &err));
+}
+
+static int write_much(struct dr_disk *disk, struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *buf = malloc(40 * KIB);
+    memset(buf, 5, 40 * KIB);
+    int r = dr_pwrite(disk, buf, 100 * KIB + 7, 9 * KIB, 0, err);
+    if (r == 0)
+        r = dr_flush(disk, err);
+    if (r == 0)
+        r = dr_zero(disk, 256 * KIB, 64 * KIB, DR_MAY_UNMAP, err);
+    if (r == 0)
+        r = dr_pwrite(disk, buf, 700 * KIB, 40 * KIB, 0, err);
+    return r;
+}
+
+static int grow(struct dr_disk *disk, struct dr_error *err)
+{
+    uint8_t sector[512] = {3};
+    int r = dr_pwrite(disk, sector, 512, 512, 0, err);
+    if (r == 0)
+        r = dr_truncate(disk, 9 * MIB, err);
+    return r < 0 ? r : dr_pwrite(disk, sector, 8 * MIB, 512, 0, err);
+}
+
+static int shrink(struct dr_disk *disk, struct dr_error *err)
+{
+    uint8_t sector[512] = {3};
+    int r = dr_pwrite(disk, sector, 512, 512, 0, err);
+    return r < 0 ? r : dr_truncate(disk, 200 * KIB, err);
+}
+
+static int go_back(struct dr_disk *disk, struct dr_error *err)
+{
+    return dr_disk_internal_snapshot_apply(disk, "s", NULL, err);
+}
+
+static int (*const works[])(struct dr_disk *disk, struct dr_error *err) = {write_much, grow, shrink,
+                                                                           go_back};
+#define N_WORKS (sizeof(works) / sizeof(works[0]))
+
+/* A smaller snapshot, then two bitmaps. */
+static uint8_t *make_covered(struct dr_fs *fs, const struct geometry *g)
+{
+    uint64_t size;
+    create(fs, g, SIZE - 100 * KIB);
+    struct dr_disk *disk = open_disk(fs);
+    write_at(disk, 64 * KIB, 300 * KIB, 8);
+    ok(dr_disk_internal_snapshot_create(disk, "s", NULL, &err));
+    ok(dr_truncate(disk, SIZE, &err));
+    write_at(disk, 0, 350 * KIB, 9);
+    add(disk, "one", 512, false);
+    add(disk, "two", 64 * KIB, false);
+    ok(dr_close(disk, &err));
+    if (g->across)
+        put_across(fs);
+    uint8_t *was = read_all(fs, &size);
+    assert_int_equal(size, SIZE);
+    return was;
+}
+
+static void a_cut_leaves_bitmaps_that_miss_nothing_or_that_nobody_trusts(void **state)
+{
+    (void)state;
+    for (size_t round = 0; round < N_WORKS * N_GEOMETRIES; round++) {
+        struct powerfs *power = powerfs_new();
+        struct dr_fs *fs = powerfs_fs(power);
+        uint8_t *was = make_covered(fs, &geometries[round / N_WORKS]);
+        powerfs_settle(power);
+        struct dr_disk *disk = open_disk(fs);
+        ok(works[round % N_WORKS](disk, &err));
+        ok(dr_close(disk, &err));
+        check_covered(fs, was, SIZE, true);
+        check_clean(fs);
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += 1 + n / 60)
+            for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
+                struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
+                check_covered(cut, was, SIZE, false);
+                check_crashed(cut);
+                dr_fs_memory_free(cut);
+            }
+        free(was);
+        powerfs_free(power);
+    }
+}
+
+static void any_call_may_fail_while_the_disk_is_written_to(void **state)
+{
+    (void)state;
+    for (size_t round = 0; round < N_WORKS * N_GEOMETRIES; round++) {
+        bool failed = true;
+        for (uint64_t nth = 0; failed; nth += 1 + nth / 20) {
+            struct dr_fs *fs = dr_fs_memory_new();
+            uint8_t *was = make_covered(fs, &geometries[round / N_WORKS]);
+            struct faultfs *faults = faultfs_new(fs);
+            struct dr_disk *disk = open_disk(faultfs_fs(faults));
+            faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .error = EIO});
+            int r = works[round % N_WORKS](disk, NULL);
+            int closed = dr_close(disk, NULL);
+            failed = faultfs_fired(faults);
+            faultfs_disarm(faults);
+            faultfs_free(faults);
+            assert_true(failed || (r == 0 && closed == 0));
+            check_covered(fs, was, SIZE, !failed);
+            check_crashed(fs);
+            free(was);
+            dr_fs_memory_free(fs);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ costs */
+
+static void a_bitmap_costs_one_write_and_one_flush_when_writing_begins(void **state)
+{
+    uint64_t writes[2], flushes[2];
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct faultfs *faults = faultfs_new(fs);
+        create(fs, &geometries[0], SIZE);
+        struct dr_disk *disk = open_disk(fs);
+        write_at(disk, 0, SIZE, 1);
+        add(disk, "idle", 0, true);
+        if (i)
+            add(disk, "b", 0, false);
+        ok(dr_close(disk, &err));
+        disk = open_disk(faultfs_fs(faults));
+        write_at(disk, 0, 4096, 1);
+        writes[i] = faultfs_count_of(faults, FAULTFS_WRITE);
+        flushes[i] = faultfs_count_of(faults, FAULTFS_FLUSH);
+        write_at(disk, 4096, 4096, 1);
+        assert_int_equal(faultfs_count_of(faults, FAULTFS_WRITE), writes[i] + 1);
+        assert_int_equal(faultfs_count_of(faults, FAULTFS_FLUSH), flushes[i]);
+        ok(dr_close(disk, &err));
+        faultfs_free(faults);
+        dr_fs_memory_free(fs);
+    }
+    assert_int_equal(writes[0], 1); /* the data */
+    assert_int_equal(flushes[0], 0);
+    assert_int_equal(writes[1], 2);
+    assert_int_equal(flushes[1], 1);
+}
+
+static int setup(void **state)
+{
+    *state = dr_fs_memory_new();
+    return *state ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    dr_fs_memory_free(*state);
+    return 0;
+}
+
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(changes_do_what_they_say),
+        T(changes_of_a_disk_that_was_written_to_lose_no_marks),
+        T(discards_and_zeros_are_noted_and_copies_that_change_nothing_are_not),
+        T(a_promise_to_leave_the_view_leaves_the_bitmaps),
+        T(many_threads_write_and_every_mark_is_there),
+        T(where_marks_take_too_much_memory_more_counts_as_written),
+        T(where_there_is_no_room_for_bits_all_of_them_are_set),
+        T(writes_are_refused_where_an_enabled_bitmap_would_miss_them),
+        T(extra_data_stays),
+        T(a_damaged_directory_refuses_writes_and_nothing_else),
+        T(a_damaged_table_can_be_removed),
+        T(a_table_that_something_else_uses_is_not_written_to),
+        T(a_cut_in_a_change_leaves_the_old_bitmaps_or_the_new_ones),
+        T(any_call_may_fail_during_a_change),
+        T(a_cut_leaves_bitmaps_that_miss_nothing_or_that_nobody_trusts),
+        T(any_call_may_fail_while_the_disk_is_written_to),
+        T(a_bitmap_costs_one_write_and_one_flush_when_writing_begins),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
