@@ -34,6 +34,7 @@ struct subject {
     bool junk;       /* the raw file dir/top.raw is full of what nothing shows (add-cow) */
     uint64_t fill;   /* so much is written first: the tables are about to be full (qcow2) */
     uint64_t device; /* the top stands on a block device of that size, full of junk */
+    bool bitmaps;    /* the top has bitmaps, which are looked at whenever all of it is read */
     bool zeroes;     /* new images read as zeros but for what the base has: always so */
 };
 
@@ -63,6 +64,18 @@ uint8_t *model_read_all(struct dr_fs *fs, const char *path, const char *format, 
 /* Check the top image; -ENOTSUP formats count as clean. */
 int model_check(struct dr_fs *fs, const struct subject *s, unsigned fix,
                 struct dr_check_result *result, struct dr_error *err);
+
+/* bitmaps.c. Add two to the top, which holds `content`; none where the subject has none. */
+void model_add_bitmaps(const struct subject *s, struct dr_fs *fs, const uint8_t *content);
+/* They miss nothing of what has changed since, or say that they are not to be trusted; which they
+ * must not where they have to be consistent. Other disks and subjects: nothing. */
+void model_check_bitmaps(struct dr_disk *disk, const uint8_t *now, uint64_t size, bool consistent);
+/* The disk gets this size: what it cuts off is forgotten, also when the disk grows again. */
+void model_limit_bitmaps(uint64_t size);
+/* Remove them, since with inconsistent ones a disk keeps its size; then nobody looks at any until
+ * they are resumed, for other file systems. */
+void model_pause_bitmaps(const struct subject *s, struct dr_fs *fs);
+void model_resume_bitmaps(void);
 
 void model_check_line(void *user, const char *line); /* for dr_check_result.report */
 

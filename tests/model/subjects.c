@@ -159,6 +159,17 @@ const struct subject model_subjects[] = {
      .size = 1 * MIB,
      QCOW2_2("cluster_size", "8k", "compression_type", "zstd")},
     {.name = "qcow2-full", .size = 1 * MIB, QCOW2("preallocation", "full")},
+    {.name = "qcow2-bitmaps",
+     .size = 1 * MIB + 512,
+     .bitmaps = true,
+     QCOW2_2("cluster_size", "4096", "refcount_bits", "16")},
+    {.name = "qcow2-bitmaps-sectors",
+     .size = 256 * KIB,
+     .base_format = "raw",
+     .base_size = 200 * KIB,
+     .waits = true,
+     .bitmaps = true,
+     QCOW2_2("cluster_size", "512", "refcount_bits", "64")},
     {.name = "qcow2-over-qcow2",
      .size = 2 * MIB,
      .base_format = "qcow2",
@@ -445,6 +456,7 @@ void subject_make(const struct subject *s, struct dr_fs *fs, struct rnd *rnd, st
         scribble(s, fs, subject_top(s), s->format, rnd, view, 12);
         must(toy_snapshot(fs, subject_top(s), &err), s, "snapshot", &err);
     }
+    model_add_bitmaps(s, fs, view->now);
     shadow_flushed(view);
 }
 
@@ -467,6 +479,8 @@ uint8_t *model_read_all(struct dr_fs *fs, const char *path, const char *format, 
     *size = dr_size(disk);
     uint8_t *buf = malloc(*size + 1);
     int r = dr_pread(disk, buf, 0, *size, err);
+    if (!r)
+        model_check_bitmaps(disk, buf, *size, false);
     dr_close(disk, NULL);
     if (!r)
         return buf;

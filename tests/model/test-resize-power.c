@@ -67,6 +67,7 @@ static void resize_now(struct resizing *t, uint64_t size)
 {
     struct dr_error err = DR_ERROR_INIT;
     must(t->s, dr_truncate(t->disk, size, &err), "resize", &err);
+    model_limit_bitmaps(size);
     if (size < t->before)
         memset(t->content + size, 0, t->before - size);
     t->before = size;
@@ -92,6 +93,7 @@ static void resizing_setup(struct resizing *t, const struct subject *s, struct d
     must(s, dr_close(t->disk, &err), "close", &err);
     t->after = other_size(s, &rnd);
     t->prealloc = rnd_below(&rnd, DR_PREALLOC_FULL + 1);
+    model_limit_bitmaps(t->after);
 }
 
 static int resize(struct resizing *t, struct dr_fs *fs, struct dr_error *err)
@@ -137,11 +139,13 @@ static void check_growth(struct resizing *t, struct dr_fs *fs, const char *when)
         memset(t->content + size, 0, t->before - size);
     t->before = size;
     more.after = whole(t->s, 2 * dr_max(t->s->size, t->s->base_size) + 3 * 512 + 5);
+    model_pause_bitmaps(t->s, fs);
     must(t->s, resize(&more, fs, &err), "growing afterwards", &err);
     check_size(&more, fs, true, when);
     must(t->s, model_check(fs, t->s, 0, &result, &err), "check", &err);
     if (result.corruptions || result.check_errors)
         MODEL_FAIL(t->s, "%s: %llu corruptions", when, (unsigned long long)result.corruptions);
+    model_resume_bitmaps();
 }
 
 static void resize_cut(const struct subject *s, uint64_t seed)

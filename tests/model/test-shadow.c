@@ -102,6 +102,7 @@ static void long_run(const struct subject *s, struct dr_fs *fs, unsigned n)
     if (workload_open(&w, 0))
         MODEL_FAIL(s, "reopen: %s", w.err.text);
     workload_verify(&w, "after the last close");
+    model_check_bitmaps(w.disk, view.now, s->size, true);
     workload_close(&w);
     check_frozen(s, fs, &frozen);
     workload_free(&w);
