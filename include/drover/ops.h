@@ -184,6 +184,7 @@ struct dr_rebase_options {
     /* Snapshots inside the image keep what they show: it is copied for them, too. With this, and in
      * formats that cannot do that, an image with snapshots inside is refused. */
     bool refuse_snapshots;
+    bool compress; /* what is copied into the image is compressed; not with snapshots inside */
 };
 /* On an open disk, which other threads may read and write meanwhile: its requests are held up only
  * for the switch. options->open tells how to open the new parent. -EBUSY: another operation changes

@@ -341,6 +341,9 @@ int dr_chain_discard(struct dr_chain *chain, size_t at, uint64_t off, uint64_t l
  * = zeros. */
 int dr_chain_fill(struct dr_chain *chain, size_t at, const void *buf, uint64_t off, uint64_t len,
                   struct dr_error *err);
+/* One coded unit, like dr_chain_write_coded, but only where all of it is (still) a HOLE. */
+int dr_chain_fill_coded(struct dr_chain *chain, size_t at, const void *coded, uint32_t coded_len,
+                        uint64_t off, uint64_t len, struct dr_error *err);
 /* Make [off, off+len) a HOLE of images[at], whole units only (partial units at the edges are left
  * alone): what is below shows. For commit (emptying) and drop-equal. -ENOTSUP. */
 int dr_chain_drop(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,

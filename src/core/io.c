@@ -348,3 +348,26 @@ int dr_chain_write_coded(struct dr_chain *chain, size_t at, const void *coded, u
     struct dr_change c = guest_change(chain, at, DR_CHANGE_CODED, &src);
     return change_all(&c, off, len, err);
 }
+
+static bool is_hole(void *user, uint64_t off, uint64_t len)
+{
+    struct dr_extent ext;
+    return dr_image_map(user, off, len, &ext, NULL) == 0 && ext.kind == DR_HOLE && ext.len == len;
+}
+
+int dr_chain_fill_coded(struct dr_chain *chain, size_t at, const void *coded, uint32_t coded_len,
+                        uint64_t off, uint64_t len, struct dr_error *err)
+{
+    int r = check_range(chain->images[at], off, len, err);
+    if (r < 0)
+        return r;
+    struct dr_change_source src = {.off = off, .coded = coded, .coded_len = coded_len};
+    struct dr_change c = {.chain = chain,
+                          .at = at,
+                          .mode = DR_CHANGE_CODED,
+                          .src = &src,
+                          .keeps_view = true,
+                          .may = is_hole,
+                          .user = chain->images[at]};
+    return change_all(&c, off, len, err);
+}

@@ -5,8 +5,9 @@
  * write to the disk meanwhile.
  *
  * Snapshots inside the overlay have the same parents. With them the overlay's driver fills the
- * holes of all views together (views_fill), whole units at a time. */
-#include "ops/rebase.h"
+ * holes of all views together (views_fill), whole units at a time. rebase-coded.c is the same copy,
+ * compressed. */
+#include "ops/rebase-fill.h"
 
 #include "base/cleanup.h"
 
@@ -16,20 +17,11 @@
  * memory until it is flushed. */
 #define SAVE_EVERY (UINT64_C(128) << 20)
 
-struct fill {
-    struct dr_pair_walk pair; /* a = old view, b = new view, mask = the overlay itself */
-    struct dr_dirty *rest;    /* NULL, or: go on with what is dirty there */
-    struct dr_chain *chain;
-    const struct dr_views *views; /* NULL: there is only the disk */
-    uint64_t step;
-    uint64_t unsaved; /* bytes filled since the last flush; by several threads */
-};
-
-static void fill_init(struct fill *f, const struct rebase *rb)
+void rebase_fill_init(struct rebase_fill *f, const struct rebase *rb)
 {
     struct dr_chain *old = rb->old;
     uint64_t size = rb->has_views ? rb->views.size : rebase_overlay(rb)->size;
-    *f = (struct fill){.chain = old, .step = dr_stock_block(old, 0, 4096)};
+    *f = (struct rebase_fill){.chain = old, .step = dr_stock_block(old, 0, 4096)};
     f->pair.size = size;
     if (rb->has_views) {
         f->views = &rb->views;
@@ -44,7 +36,7 @@ static void fill_init(struct fill *f, const struct rebase *rb)
 
 static int fill_next(void *user, struct dr_copy_item *item, struct dr_error *err)
 {
-    struct fill *f = user;
+    struct rebase_fill *f = user;
     for (;;) {
         int r = dr_pair_next(&f->pair, item, err);
         if (r != 0 || !f->rest)
@@ -60,7 +52,7 @@ static int fill_next(void *user, struct dr_copy_item *item, struct dr_error *err
 static int fill_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                      struct dr_error *err)
 {
-    return dr_pair_read(&((struct fill *)user)->pair, item, buf, err);
+    return dr_pair_read(&((struct rebase_fill *)user)->pair, item, buf, err);
 }
 
 /* From at on, how many steps in a row differ? */
@@ -72,7 +64,7 @@ static uint64_t differing_until(const struct dr_copy_item *item, uint8_t *const 
     return at;
 }
 
-static int save(struct fill *f, uint64_t filled, struct dr_error *err)
+int rebase_fill_save(struct rebase_fill *f, uint64_t filled, struct dr_error *err)
 {
     if (__atomic_add_fetch(&f->unsaved, filled, __ATOMIC_RELAXED) < SAVE_EVERY ||
         __atomic_exchange_n(&f->unsaved, 0, __ATOMIC_RELAXED) < SAVE_EVERY)
@@ -82,7 +74,7 @@ static int save(struct fill *f, uint64_t filled, struct dr_error *err)
 
 /* Units of which the item has all bytes are written from its buffer; those at its edges are read
  * from the old parents again. */
-static int fill_views(struct fill *f, const struct dr_copy_item *item, const uint8_t *old,
+static int fill_views(struct rebase_fill *f, const struct dr_copy_item *item, const uint8_t *old,
                       uint64_t from, uint64_t to, struct dr_error *err)
 {
     struct dr_image *image = f->chain->images[0];
@@ -99,9 +91,10 @@ static int fill_views(struct fill *f, const struct dr_copy_item *item, const uin
             continue;
         }
         next = off + unit;
-        if (!edge && !(edge = malloc(unit)))
+        if (!edge && !(edge = calloc(1, unit)))
             return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-        r = dr_chain_read_padded(f->chain, 1, edge, off, unit, err);
+        if (f->chain->n > 1)
+            r = dr_chain_read_padded(f->chain, 1, edge, off, unit, err);
         if (r == 0)
             r = dr_image_views_fill(image, f->views, edge, off, unit, err);
     }
@@ -111,7 +104,7 @@ static int fill_views(struct fill *f, const struct dr_copy_item *item, const uin
 static int fill_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                      struct dr_error *err)
 {
-    struct fill *f = user;
+    struct rebase_fill *f = user;
     uint64_t filled = 0;
     int r = 0;
     uint64_t at = dr_pair_differs(item, buf, 0, f->step);
@@ -125,10 +118,11 @@ static int fill_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
         filled += end - at;
         at = dr_pair_differs(item, buf, end, f->step);
     }
-    return r < 0 ? r : save(f, filled, err);
+    return r < 0 ? r : rebase_fill_save(f, filled, err);
 }
 
-static int run_fill(struct rebase *rb, struct fill *f, struct dr_job *job, struct dr_error *err)
+static int run_fill(struct rebase *rb, struct rebase_fill *f, struct dr_job *job,
+                    struct dr_error *err)
 {
     struct dr_copy_policy policy = {
         .user = f,
@@ -145,18 +139,18 @@ static int run_fill(struct rebase *rb, struct fill *f, struct dr_job *job, struc
 
 static int copy(struct rebase *rb, struct dr_error *err)
 {
-    struct fill f;
-    fill_init(&f, rb);
+    struct rebase_fill f;
+    rebase_fill_init(&f, rb);
     return run_fill(rb, &f, rb->job, err);
 }
 
 /* No job: nobody may pause it here. Snapshots do not change meanwhile. */
 int rebase_fill_rest(struct rebase *rb, struct dr_error *err)
 {
-    struct fill f;
+    struct rebase_fill f;
     if (!rb->dirty.disk)
         return 0;
-    fill_init(&f, rb);
+    rebase_fill_init(&f, rb);
     f.rest = &rb->dirty;
     f.pair.size = 0;
     return run_fill(rb, &f, NULL, err);
@@ -165,10 +159,10 @@ int rebase_fill_rest(struct rebase *rb, struct dr_error *err)
 /* An upper bound of the bytes that the copy fills, from metadata alone. */
 static int measure(struct rebase *rb, uint64_t *bytes, struct dr_error *err)
 {
-    struct fill f;
+    struct rebase_fill f;
     struct dr_copy_item item = {0};
     int r;
-    fill_init(&f, rb);
+    rebase_fill_init(&f, rb);
     *bytes = 0;
     while ((r = dr_pair_next(&f.pair, &item, err)) > 0)
         *bytes += item.len;
@@ -176,8 +170,8 @@ static int measure(struct rebase *rb, uint64_t *bytes, struct dr_error *err)
 }
 
 struct count {
-    struct fill fill;       /* first: next and work are the copy's */
-    uint64_t bytes, enough; /* bytes: by several threads */
+    struct rebase_fill fill; /* first: next and work are the copy's */
+    uint64_t bytes, enough;  /* bytes: by several threads */
 };
 
 static int count_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
@@ -199,7 +193,7 @@ static int count_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf
 static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
 {
     struct count c = {.enough = room};
-    fill_init(&c.fill, rb);
+    rebase_fill_init(&c.fill, rb);
     struct dr_copy_policy policy = {
         .user = &c,
         .next = fill_next,
@@ -290,7 +284,7 @@ static int own_zeros(struct rebase *rb, struct dr_error *err)
 
 int rebase_fill(struct rebase *rb, struct dr_error *err)
 {
-    int r = copy(rb, err);
+    int r = rb->o->compress ? rebase_fill_coded(rb, err) : copy(rb, err);
     if (rb->has_views) {
         int ended = dr_image_views_end(rebase_overlay(rb), r == 0 ? err : NULL);
         rb->has_views = false;

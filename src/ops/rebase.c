@@ -32,7 +32,7 @@ static int check_overlay(const struct rebase *rb, struct dr_error *err)
         return dr_fail(err, EINVAL,
                        "%s: was opened without its backing file %s: nothing to copy from", rb->path,
                        image->backing_name);
-    return 0;
+    return rb->o->compress && !rb->o->unsafe ? dr_compress_check(image, err) : 0;
 }
 
 /* Snapshots inside the overlay have the same parent: where the driver can, what they show is filled
@@ -46,6 +46,11 @@ static int begin_views(struct rebase *rb, struct dr_error *err)
         return r;
     if (rb->o->refuse_snapshots || !image->fmt->views_begin)
         return dr_ops_refuse_snapshots(image, "another backing file", err);
+    if (rb->o->compress)
+        return dr_fail(
+            err, ENOTSUP,
+            "%s: has %zu snapshot%s inside: what is copied for them cannot be compressed",
+            image->path, n, n > 1 ? "s" : "");
     r = dr_image_views_begin(image, &rb->views, err);
     rb->has_views = r == 0;
     return r;

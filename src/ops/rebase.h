@@ -3,6 +3,7 @@
  *
  *   rebase.c       what may be refused, the order of the steps, the switch
  *   rebase-fill.c  fill into the image what only the old parents show
+ *   rebase-coded.c the same, compressed
  *   rebase-drop.c  give up what equals the new parent */
 #ifndef DR_OPS_REBASE_H
 #define DR_OPS_REBASE_H

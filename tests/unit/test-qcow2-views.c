@@ -425,6 +425,40 @@ static void a_table_with_a_higher_count_is_not_edited(void **state)
     dr_fs_memory_free(fs);
 }
 
+/* ------------------------------------------------------------------ compressed */
+
+static void a_compressed_unit_fills_nothing_but_a_hole(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct dr_create_options o = {.format = "qcow2",
+                                  .size = 64 * KIB,
+                                  .has_size = true,
+                                  .pairs = geometries[2].pairs,
+                                  .n_pairs = 2};
+    ok(dr_create_fs(fs, PATH, &o, &err));
+    struct dr_disk *disk = open_disk(fs, PATH, NULL);
+    struct dr_image *image = disk->chain->images[0];
+    uint8_t *ones = malloc(16 * KIB), *coded = malloc(16 * KIB), buf[512];
+    memset(ones, 1, 16 * KIB);
+    int64_t n = image->fmt->encode(image, ones, 16 * KIB, 0, coded, 16 * KIB);
+    assert_true(n > 0);
+    write_byte(disk, 16 * KIB + 5 * 512, 512, 2); /* one sub-cluster */
+    for (uint64_t off = 0; off < 32 * KIB; off += 16 * KIB)
+        ok(dr_chain_fill_coded(disk->chain, 0, coded, (uint32_t)n, off, 16 * KIB, &err));
+    ok(dr_pread(disk, buf, 8 * KIB, 512, &err));
+    assert_memory_equal(buf, ones, 512);
+    ok(dr_pread(disk, buf, 16 * KIB + 5 * 512, 512, &err));
+    assert_int_equal(buf[0], 2);
+    ok(dr_pread(disk, buf, 16 * KIB, 512, &err));
+    assert_int_equal(buf[0], 0);
+    ok(dr_close(disk, &err));
+    check_clean(fs);
+    free(ones);
+    free(coded);
+    dr_fs_memory_free(fs);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -434,6 +468,7 @@ int main(void)
         cmocka_unit_test(a_guest_may_write_meanwhile),
         cmocka_unit_test(snapshots_cost_no_copies_of_their_own),
         cmocka_unit_test(when_told_to_it_refuses_before_anything_is_written),
+        cmocka_unit_test(a_compressed_unit_fills_nothing_but_a_hole),
         cmocka_unit_test(a_table_with_a_higher_count_is_not_edited),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

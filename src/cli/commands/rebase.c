@@ -20,7 +20,7 @@ static const struct cli_option options[] = {
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {'t', NULL, "CACHE", "cache mode of FILE and its parents", false},
     {'T', NULL, "CACHE", "cache mode of the new parent", false},
-    {'c', "compress", NULL, "compressed copies", true},
+    {'c', "compress", NULL, "compress what is copied", false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -51,6 +51,7 @@ static int get_options(const struct cli *cli, const struct cli_args *args,
     o->drop_equal = cli_has(args, KEY_DROP_EQUAL);
     o->force_share = cli_has(args, 'U');
     o->dry_run = cli_has(args, KEY_DRY_RUN);
+    o->compress = cli_has(args, 'c');
     o->refuse_snapshots = cli_has(args, KEY_REFUSE_SNAPSHOTS);
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one image file name");
