@@ -62,6 +62,9 @@ struct dr_create_option {
 /* The options NAME=VALUE for creating an image of this format, index from 0 on. -ENOENT: no
  * more; -EINVAL: no such format. */
 DR_API int dr_format_option(const char *format, size_t index, struct dr_create_option *option);
+/* The same of those that an image may be given later (dr_amend). */
+DR_API int dr_format_amend_option(const char *format, size_t index,
+                                  struct dr_create_option *option);
 
 /* ------------------------------------------------------------------ memory */
 

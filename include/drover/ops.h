@@ -195,6 +195,21 @@ DR_API int dr_disk_rebase(struct dr_disk *disk, const struct dr_rebase_options *
 DR_API int dr_rebase(const char *path, const struct dr_rebase_options *options, struct dr_job *job,
                      struct dr_error *err);
 
+/* Change what create's options have laid down: dr_format_amend_option() lists what a format lets
+ * change. Everything is checked before anything changes. Cut off anywhere the image is right and
+ * shows what it did; asking again finishes it. */
+struct dr_amend_options {
+    struct dr_open_options open;
+    const struct dr_pair *pairs;
+    size_t n_pairs;
+    bool shrink; /* a smaller size is meant: what is behind it is lost */
+};
+/* On an open disk: its requests wait until it is done. */
+DR_API int dr_disk_amend(struct dr_disk *disk, const struct dr_amend_options *options,
+                         struct dr_job *job, struct dr_error *err);
+DR_API int dr_amend(const char *path, const struct dr_amend_options *options, struct dr_job *job,
+                    struct dr_error *err);
+
 struct dr_stream_options {
     struct dr_open_options open;
     const char *base;      /* a member of the chain that stays the parent; NULL = none stays */

@@ -6,6 +6,7 @@
 #include "cli/cli.h"
 
 extern const struct cli_command cli_cmd_addcow;
+extern const struct cli_command cli_cmd_amend;
 extern const struct cli_command cli_cmd_bitmap;
 extern const struct cli_command cli_cmd_check;
 extern const struct cli_command cli_cmd_chain;

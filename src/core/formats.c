@@ -22,17 +22,27 @@ DR_API int dr_format_list(size_t index, struct dr_format_info *info)
     return 0;
 }
 
-DR_API int dr_format_option(const char *format, size_t index, struct dr_create_option *option)
+static int nth_option(const struct dr_option_help *o, size_t index, struct dr_create_option *option)
 {
-    const struct dr_format *fmt = format ? dr_format_find(format) : NULL;
-
-    if (!fmt || !option)
-        return -EINVAL;
-    for (const struct dr_option_help *o = fmt->create_options; o && o->name; o++) {
+    for (; o && o->name; o++) {
         if (index-- == 0) {
             *option = (struct dr_create_option){o->name, o->type, o->help, o->initial};
             return 0;
         }
     }
     return -ENOENT;
+}
+
+DR_API int dr_format_option(const char *format, size_t index, struct dr_create_option *option)
+{
+    const struct dr_format *fmt = format ? dr_format_find(format) : NULL;
+
+    return fmt && option ? nth_option(fmt->create_options, index, option) : -EINVAL;
+}
+
+DR_API int dr_format_amend_option(const char *format, size_t index, struct dr_create_option *option)
+{
+    const struct dr_format *fmt = format ? dr_format_find(format) : NULL;
+
+    return fmt && option ? nth_option(fmt->amend_options, index, option) : -EINVAL;
 }

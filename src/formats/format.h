@@ -146,6 +146,29 @@ enum dr_set_backing_flag {
         1 << 0, /* only find out whether it would work: space, charset, permission; write nothing */
 };
 
+/* ------------------------------------------------------------------ amending */
+
+struct dr_amend {
+    const struct dr_option *options;
+    size_t n_options;
+    /* How far a step of it is; non-zero = stop. NULL = nobody asks. */
+    int (*progress)(void *user, uint64_t done, uint64_t total);
+    void *user;
+    /* CHECK's answers: what the core does between FIRST and LAST. */
+    uint64_t size; /* the disk gets this one */
+    bool no_zeros; /* nothing may stay that the image says is zeros (DR_ZERO): it becomes nothing
+                      where there is no parent, else bytes */
+};
+
+enum dr_amend_phase { DR_AMEND_CHECK, DR_AMEND_FIRST, DR_AMEND_LAST };
+
+static inline int dr_amend_report(const struct dr_amend *a, uint64_t done, uint64_t total,
+                                  struct dr_error *err)
+{
+    bool stop = a->progress && a->progress(a->user, done, total) != 0;
+    return stop ? dr_fail(err, ECANCELED, "stopped on request") : 0;
+}
+
 /* ------------------------------------------------------------------ internal snapshots */
 
 /* A field that is 0 or NULL is not known. */
@@ -335,6 +358,14 @@ struct dr_format {
      * threads may read, and edit pages that the next flush writes. */
     int (*set_backing)(struct dr_image *image, const struct dr_image *parent, const char *name,
                        const char *format, unsigned flags, struct dr_error *err);
+    /* Change what create's options have laid down. Called for each phase with the same `what`; no
+     * request is on its way, all is durable, and begin_write was done. CHECK refuses what cannot
+     * be, and changes nothing. FIRST and LAST do their own I/O and forget (dr_page_forget) what
+     * they have rewritten; each is durable when it returns, and cut off anywhere the image is right
+     * and the same call may be made again. Optional, with amend_options. */
+    int (*amend)(struct dr_image *image, struct dr_amend *what, enum dr_amend_phase phase,
+                 struct dr_error *err);
+    const struct dr_option_help *amend_options;
     /* The n-th place (from 0) where the recorded backing image may be; *path malloc'ed. -ENOENT: no
      * more. Absent: only the recorded name, relative to the image's directory. */
     int (*backing_candidate)(const struct dr_image *image, unsigned n, char **path,

@@ -30,6 +30,8 @@ int dr_retire_fs(struct dr_fs *fs, const char *path, const struct dr_retire_opti
                  char **plain, struct dr_error *err);
 int dr_commit_fs(struct dr_fs *fs, const char *path, const struct dr_commit_options *options,
                  struct dr_job *job, struct dr_error *err);
+int dr_amend_fs(struct dr_fs *fs, const char *path, const struct dr_amend_options *options,
+                struct dr_job *job, struct dr_error *err);
 int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
                           const struct dr_open_options *options, char **active,
                           struct dr_error *err);

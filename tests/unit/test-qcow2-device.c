@@ -168,6 +168,25 @@ static void an_image_on_a_device_is_resized(void **state)
     dr_fs_memory_free(fs);
 }
 
+static void the_counts_of_an_image_on_a_device_get_another_width(void **state)
+{
+    static const char *const bits[] = {"64", "1", "16"};
+    struct dr_fs *fs = dr_fs_memory_new();
+    (void)state;
+    make_device(fs, 1 * MiB);
+    ok(make_image(fs, 256 * KiB, "512", &err));
+    put(fs, DEVICE, 5000, 200 * KiB, 5);
+    for (size_t i = 0; i < 3; i++) {
+        const struct dr_pair pairs[] = {{"refcount_bits", bits[i]}};
+        struct dr_amend_options o = {.pairs = pairs, .n_pairs = 1};
+        ok(dr_amend_fs(fs, DEVICE, &o, NULL, &err));
+        is_sound(fs);
+        put(fs, DEVICE, 210 * KiB + 512 * i, 4 * KiB, 6);
+        is_sound(fs);
+    }
+    dr_fs_memory_free(fs);
+}
+
 /* Creating an image over an older one: whenever it is cut off there is the old image, the new one,
  * or none. */
 static void a_cut_creation_never_shows_a_mixture(void **state)
@@ -214,6 +233,7 @@ int main(void)
         cmocka_unit_test(a_device_too_small_for_the_tables_is_left_as_it_is),
         cmocka_unit_test(a_full_device_refuses_and_keeps_what_it_has),
         cmocka_unit_test(an_image_on_a_device_is_resized),
+        cmocka_unit_test(the_counts_of_an_image_on_a_device_get_another_width),
         cmocka_unit_test(a_cut_creation_never_shows_a_mixture),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,8 +9,7 @@
 static const struct cli_option options[] = {
     {KEY_SHRINK, "shrink", NULL, "allow a smaller size: what is beyond it is lost", false},
     {KEY_PREALLOCATION, "preallocation", "MODE",
-     "space for what is new: off, metadata (tables), falloc (reserved), full (zeros are written)",
-     false},
+     "space for what is new: off, metadata, falloc (reserved), full (zeros)", false},
     {0, NULL, NULL, NULL, false},
 };
 

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Recording another parent, or another directory of bitmaps. Both stand in the first cluster, of
- * which only the first 512 bytes can be switched at once. So a new name goes where nothing is yet,
- * what else changes behind byte 512 must be without meaning for the present first 512 bytes, and
- * then those are written.
+/* Recording another parent, another directory of bitmaps, another data file's name, or a header of
+ * another version. All of that stands in the first cluster, of which only the first 512 bytes can
+ * be switched at once. So a new name goes where nothing is yet, what else changes behind byte 512
+ * must be without meaning for the present first 512 bytes, and then those are written.
  *
  *   old    the cluster as it is
  *   ready  the same, with what the new one needs behind byte 512: still reads as the old one
  *   fresh  the first 512 bytes of the new one, and the rest of `ready`
  *   clean  fresh without what the old one has left
  */
+#include "formats/qcow2/layout.h"
 #include "formats/qcow2/qcow2.h"
 
 #include "base/cleanup.h"
@@ -23,6 +24,10 @@ struct change {
     const char *name, *format; /* NULL = none */
     bool bitmaps;              /* their extension changes ... */
     const uint8_t *directory;  /* ... to this; NULL = there are none any more */
+    bool renamed;              /* the data file's recorded name changes ... */
+    const char *data_file;     /* ... to this; "" = none is recorded any more */
+    unsigned version;          /* of the format; 0 = as it is */
+    bool features;             /* with another version: a feature table is put in */
     uint8_t *old, *ready, *fresh, *clean;
     uint64_t name_at;
     bool moved;    /* the other extensions go to a place of their own ... */
@@ -46,7 +51,9 @@ static int next_real(const struct change *c, const struct qcow2_header *h, const
     do
         r = qcow2_ext_next(h, "", head, qcow2_cluster(h), ext, NULL);
     while (r > 0 && (ext->type == EXT_FILLER || ext->type == QCOW2_EXT_BACKING_FORMAT ||
-                     (c->bitmaps && ext->type == QCOW2_EXT_BITMAPS)));
+                     (c->bitmaps && ext->type == QCOW2_EXT_BITMAPS) ||
+                     (c->renamed && ext->type == QCOW2_EXT_DATA_FILE) ||
+                     (c->version && ext->type == QCOW2_EXT_FEATURES)));
     return r;
 }
 
@@ -96,6 +103,14 @@ static bool keeps_directory(const struct change *c, const struct qcow2_header *o
     return found > 0 && ext.len == BITMAPS && has_directory(h, head, c->old + ext.at);
 }
 
+/* The data file's name is this one; NULL or "" = none is recorded. */
+static bool has_data_file(const struct qcow2_header *h, const uint8_t *head, const char *name)
+{
+    struct qcow2_ext ext;
+    int found = qcow2_ext_find(h, "", head, qcow2_cluster(h), QCOW2_EXT_DATA_FILE, &ext, NULL);
+    return found >= 0 && is_text(head + ext.at, found ? ext.len : 0, name && *name ? name : NULL);
+}
+
 /* Does head name this parent, and say everything else that the old one says? fresh: with the
  * directory of bitmaps that it is to have. */
 static bool says(const struct change *c, const uint8_t *head, const char *name, const char *format,
@@ -107,6 +122,11 @@ static bool says(const struct change *c, const uint8_t *head, const char *name, 
         return false;
     if (c->bitmaps &&
         !(fresh ? has_directory(&h, head, c->directory) : keeps_directory(c, &old, &h, head)))
+        return false;
+    if (h.version != (fresh && c->version ? c->version : old.version))
+        return false;
+    if (c->renamed &&
+        !has_data_file(&h, head, fresh ? c->data_file : qcow2_of(c->image)->data_name))
         return false;
     int found =
         qcow2_ext_find(&h, "", head, qcow2_cluster(&h), QCOW2_EXT_BACKING_FORMAT, &ext, NULL);
@@ -142,20 +162,50 @@ static uint64_t old_end(const struct change *c, const struct qcow2_header *h)
     return h->backing_at ? dr_max(end, h->backing_at + h->backing_len) : end;
 }
 
-/* The extensions of the new cluster into head; *at: where they end. */
+/* The new header itself, without what may be behind it; its length. */
+static uint64_t put_header(const struct change *c, const struct qcow2_header *h, uint8_t *head)
+{
+    if (!c->version) {
+        memcpy(head, c->old, h->length);
+        return h->length;
+    }
+    memcpy(head, c->old, QCOW2_HEADER_V2);
+    put_be32(head + 4, c->version);
+    if (c->version < 3)
+        return QCOW2_HEADER_V2;
+    put_be32(head + QCOW2_AT_ORDER, 4);
+    put_be32(head + QCOW2_AT_LENGTH, QCOW2_HEADER_TYPE);
+    return QCOW2_HEADER_TYPE;
+}
+
+/* Those that change. */
+static bool put_changed(const struct change *c, uint8_t *head, uint64_t *at, uint64_t end)
+{
+    size_t len;
+    const uint8_t *features = qcow2_feature_table(&len);
+    bool fits = true;
+    if (c->bitmaps && c->directory)
+        fits = put_extension(head, at, end, QCOW2_EXT_BITMAPS, c->directory, BITMAPS);
+    if (fits && c->renamed && *c->data_file)
+        fits = put_extension(head, at, end, QCOW2_EXT_DATA_FILE, (const uint8_t *)c->data_file,
+                             (uint32_t)strlen(c->data_file));
+    if (fits && c->features)
+        fits = put_extension(head, at, end, QCOW2_EXT_FEATURES, features, (uint32_t)len);
+    return fits;
+}
+
+/* The extensions of the new cluster into head, from *at on; *at: where they end. */
 static bool put_extensions(struct change *c, const struct qcow2_header *h, uint8_t *head,
                            uint64_t *at)
 {
     struct qcow2_ext ext = {0};
     uint64_t end = qcow2_cluster(h);
     bool fits = true;
-    *at = h->length;
     c->rest = SECTOR;
     if (c->name && c->format)
         fits = put_extension(head, at, end, QCOW2_EXT_BACKING_FORMAT, (const uint8_t *)c->format,
                              (uint32_t)strlen(c->format));
-    if (fits && c->bitmaps && c->directory)
-        fits = put_extension(head, at, end, QCOW2_EXT_BITMAPS, c->directory, BITMAPS);
+    fits = fits && put_changed(c, head, at, end);
     if (c->moved) {
         uint64_t to = dr_max(dr_round_up(old_end(c, h), 8), SECTOR);
         if (!fits || *at + 8 > to || to > end)
@@ -176,7 +226,7 @@ static bool compose(struct change *c)
     if (decode_head(c, c->old, &h) < 0)
         return false;
     memset(c->clean, 0, cluster);
-    memcpy(c->clean, c->old, h.length);
+    at = put_header(c, &h, c->clean);
     if (!put_extensions(c, &h, c->clean, &at))
         return false;
     c->name_at = dr_max(at, c->name_at);
@@ -217,11 +267,14 @@ static int find_composition(struct change *c, struct dr_error *err)
             if (compose(c))
                 return 0;
         }
-    if (c->bitmaps)
+    if (c->bitmaps || c->renamed || c->version)
         return dr_fail(err, ENOSPC,
-                       "%s: the first cluster (%llu bytes) has no room to record other bitmaps "
+                       "%s: the first cluster (%llu bytes) has no room to record %s "
                        "without a moment in which it would record none",
-                       c->image->path, ULL(qcow2_of(c->image)->cluster));
+                       c->image->path, ULL(qcow2_of(c->image)->cluster),
+                       c->bitmaps   ? "other bitmaps"
+                       : c->renamed ? "another data file"
+                                    : "another version");
     return dr_fail(err, ENOSPC,
                    "%s: the first cluster (%llu bytes) has no room to record the backing file "
                    "\"%s\" without a moment in which it would record none",
@@ -250,7 +303,8 @@ static int write_change(struct change *c, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(c->image);
     int r = write_rest(c, c->old, c->ready, err);
-    if (r == 0 && c->bitmaps)
+    bool tables = c->bitmaps || c->version;
+    if (r == 0 && tables)
         r = qcow2_switch_tables(c->image, 0, c->fresh, SECTOR, err);
     else if (r == 0)
         r = qcow2_switch(c->image, 0, c->fresh, SECTOR, err);
@@ -258,8 +312,8 @@ static int write_change(struct change *c, struct dr_error *err)
         return r;
     q->h.backing_at = c->name ? c->name_at : 0;
     q->h.backing_len = c->name ? (uint32_t)strlen(c->name) : 0;
-    r = write_rest(c, c->fresh, c->clean, c->bitmaps ? NULL : err);
-    return c->bitmaps ? 0 : r; /* the new ones are there, whatever the old ones have left */
+    r = write_rest(c, c->fresh, c->clean, tables ? NULL : err);
+    return tables ? 0 : r; /* the new ones are there, whatever the old ones have left */
 }
 
 static int check_change(const struct change *c, struct dr_error *err)
@@ -332,4 +386,46 @@ int qcow2_set_bitmaps(struct dr_image *image, uint32_t n, uint64_t len, uint64_t
     else
         q->h.autoclear &= ~(uint64_t)QCOW2_BITMAPS;
     return 0;
+}
+
+/* What the driver remembers of the header. */
+static int adopt_head(struct dr_image *image, const struct change *c, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    CLEANUP_FREE char *name = c->renamed && *c->data_file ? strdup(c->data_file) : NULL;
+    DR_LOCK_SCOPE(&image->lock);
+    if (c->version) {
+        q->h.version = c->version;
+        q->h.length = c->version < 3 ? QCOW2_HEADER_V2 : QCOW2_HEADER_TYPE;
+        q->h.incompatible = q->h.compatible = q->h.autoclear = 0;
+        q->h.refcount_order = 4;
+    }
+    if (!c->renamed)
+        return 0;
+    if (*c->data_file && !name)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    free(q->data_name);
+    q->data_name = DR_STEAL(name);
+    return 0;
+}
+
+int qcow2_set_head(struct dr_image *image, unsigned version, const char *data_file, bool try,
+                   struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    struct change c = {.image = image,
+                       .name = image->backing_name,
+                       .format = image->backing_format,
+                       .renamed = data_file,
+                       .data_file = data_file,
+                       .version = version != q->h.version ? version : 0};
+    c.features = c.version >= 3 && q->cluster > 4096;
+    int r = compose_and_write(&c, true, c.features ? NULL : err);
+    if (r == -ENOSPC && c.features) {
+        c.features = false; /* it only says what features are called */
+        r = compose_and_write(&c, true, err);
+    }
+    if (r == 0 && !try)
+        r = compose_and_write(&c, false, err);
+    return r < 0 || try ? r : adopt_head(image, &c, err);
 }

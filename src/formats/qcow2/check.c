@@ -200,8 +200,7 @@ static bool wanted(const struct qcow2_check *c, unsigned stage, unsigned fix)
     }
 }
 
-/* Make the driver forget the file as it was before the repair. */
-static int reload(struct dr_image *image, struct dr_error *err)
+int qcow2_reload(struct dr_image *image, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
     bool loaded;
@@ -225,7 +224,7 @@ static int reload(struct dr_image *image, struct dr_error *err)
 /* The driver allocates: it must know the file as it is now. */
 static int renew(struct qcow2_check *c, unsigned stage, struct dr_error *err)
 {
-    int r = reload(c->image, err);
+    int r = qcow2_reload(c->image, err);
     if (r < 0)
         return r;
     c->renewed = true;
@@ -292,7 +291,7 @@ static int repair(struct qcow2_check *c, unsigned fix, struct dr_check_result *r
         if (r == 0)
             r = examine(c, result, true, err);
     }
-    int loaded = changed ? reload(c->image, r < 0 ? NULL : err) : 0;
+    int loaded = changed ? qcow2_reload(c->image, r < 0 ? NULL : err) : 0;
     if (r < 0 || loaded < 0)
         return r < 0 ? r : loaded;
     if (before.corruptions > result->corruptions)

@@ -134,16 +134,30 @@ static int take_word(struct qcow2_layout *lay, const char *path, const struct dr
     return 0;
 }
 
+int qcow2_read_width(const char *path, const char *value, unsigned *order, struct dr_error *err)
+{
+    uint64_t number;
+    if (parse_power(value, 0, 6, order))
+        return 0;
+    if (!parse_size(value, &number))
+        return dr_fail(err, EINVAL, "%s: Parameter 'refcount_bits' expects a number", path);
+    return dr_fail(err, EINVAL,
+                   "%s: Refcount width must be a power of two and may not exceed 64 bits", path);
+}
+
+int qcow2_read_size(const char *path, const struct dr_option *o, uint64_t *size,
+                    struct dr_error *err)
+{
+    if (parse_size(o->value, size))
+        return 0;
+    return dr_fail(err, EINVAL, "%s: %s=%s is no number of bytes", path, o->name, o->value);
+}
+
 static int take_width(struct qcow2_layout *lay, const char *path, const struct dr_option *o,
                       struct dr_error *err)
 {
-    if (strcmp(o->name, "refcount_bits") == 0) {
-        if (parse_power(o->value, 0, 6, &lay->h.refcount_order))
-            return 0;
-        return dr_fail(err, EINVAL,
-                       "%s: Refcount width must be a power of two and may not exceed 64 bits",
-                       path);
-    }
+    if (strcmp(o->name, "refcount_bits") == 0)
+        return qcow2_read_width(path, o->value, &lay->h.refcount_order, err);
     if (parse_power(o->value, QCOW2_MIN_BITS, QCOW2_MAX_BITS, &lay->h.cluster_bits))
         return 0;
     return dr_fail(err, EINVAL, "%s: Cluster size must be a power of two between 512 and 2048k",
@@ -333,7 +347,7 @@ static bool add_extension(struct writer *w, uint32_t type, const void *data, siz
     return true;
 }
 
-static bool add_features(struct writer *w)
+const uint8_t *qcow2_feature_table(size_t *len)
 {
     static const struct {
         uint8_t kind, bit;
@@ -343,7 +357,8 @@ static bool add_features(struct writer *w)
         {0, 3, "compression type"}, {0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
         {2, 0, "bitmaps"},          {2, 1, "raw external data"},
     };
-    return add_extension(w, QCOW2_EXT_FEATURES, table, sizeof(table));
+    *len = sizeof(table);
+    return (const uint8_t *)table;
 }
 
 int qcow2_first_cluster(struct qcow2_layout *lay, const char *path, uint8_t *head,
@@ -353,13 +368,15 @@ int qcow2_first_cluster(struct qcow2_layout *lay, const char *path, uint8_t *hea
     struct writer w = {.head = head, .at = h->length, .end = qcow2_cluster(h)};
     const char *format = lay->backing_name ? lay->backing_format : NULL;
     bool fits = true;
+    size_t features_len;
+    const uint8_t *features = qcow2_feature_table(&features_len);
     memset(head, 0, qcow2_cluster(h));
     if (format)
         fits = add_extension(&w, QCOW2_EXT_BACKING_FORMAT, format, strlen(format));
     if (fits && lay->data_file)
         fits = add_extension(&w, QCOW2_EXT_DATA_FILE, lay->data_file, strlen(lay->data_file));
     if (fits && h->version >= 3 && qcow2_cluster(h) > 4096)
-        fits = add_features(&w);
+        fits = add_extension(&w, QCOW2_EXT_FEATURES, features, features_len);
     if (fits)
         fits = add_extension(&w, QCOW2_EXT_END, "", 0);
     if (lay->backing_name) {

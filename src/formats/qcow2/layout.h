@@ -43,6 +43,14 @@ static inline uint64_t qcow2_layout_clusters(const struct qcow2_layout *lay)
     return qcow2_data_first(lay) + lay->data;
 }
 
+/* The value of refcount_bits: 1 << *order. */
+int qcow2_read_width(const char *path, const char *value, unsigned *order, struct dr_error *err);
+/* A number of bytes, perhaps with a suffix. */
+int qcow2_read_size(const char *path, const struct dr_option *o, uint64_t *size,
+                    struct dr_error *err);
+/* The extension that says what features are called. */
+const uint8_t *qcow2_feature_table(size_t *len);
+
 /* The first cluster with the extensions and the parent's name. -ENOSPC: they do not fit. */
 int qcow2_first_cluster(struct qcow2_layout *lay, const char *path, uint8_t *head,
                         struct dr_error *err);

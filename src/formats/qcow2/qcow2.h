@@ -6,8 +6,9 @@
  *   open.c     open, close, probe, begin, end              alloc.c   counts, finding free clusters
  *   reftable.c the refcount table grows                    write.c   reserve, publish, release
  *   codec.c    compressed clusters                         create.c  new images, measure
- *   backing.c  set_backing, set_bitmaps                    resize.c  resize, trim
+ *   backing.c  set_backing, set_bitmaps, set_head          resize.c  resize, trim
  *   check.c    check, repair, recover                      info.c    info
+ *   amend.c    another version and the like                refcounts.c  counts of another width
  *   snapshot.h internal snapshots (snapshot*.c, views.c)   bitmap.h  bitmaps (bitmap*.c)
  *
  *   header ─► L1 table ─► L2 tables ─► data clusters
@@ -222,6 +223,18 @@ int qcow2_switch_bits(struct dr_image *image, unsigned field, uint64_t set, uint
 int qcow2_set_bitmaps(struct dr_image *image, uint32_t n, uint64_t len, uint64_t at,
                       struct dr_error *err);
 
+/* The header's version, and the data file's recorded name ("": none, NULL: as it is), by one
+ * switch. Another version has no features set, and counts of 16 bits. try: write nothing. After a
+ * failure the header is the old one, or q->damage is set: the one or the other. */
+int qcow2_set_head(struct dr_image *image, unsigned version, const char *data_file, bool try,
+                   struct dr_error *err);
+
+/* ------------------------------------------------------------------ check.c */
+
+/* Forget what is in memory of the tables and the counts: the driver has changed them in the file.
+ */
+int qcow2_reload(struct dr_image *image, struct dr_error *err);
+
 /* ------------------------------------------------------------------ write.c; image->lock held */
 
 /* [page] May data be written? */
@@ -247,6 +260,9 @@ int qcow2_measure(const char *path, const struct dr_create_params *params, struc
                   struct dr_error *err);
 int qcow2_set_backing(struct dr_image *image, const struct dr_image *parent, const char *name,
                       const char *format, unsigned flags, struct dr_error *err);
+extern const struct dr_option_help qcow2_amend_options[];
+int qcow2_amend(struct dr_image *image, struct dr_amend *what, enum dr_amend_phase phase,
+                struct dr_error *err);
 int qcow2_recover(struct dr_image *image, struct dr_error *err);
 int qcow2_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err);
 int qcow2_trim(struct dr_image *image, struct dr_error *err);
