@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "core/core.h"
+#include "drover/ops.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -84,6 +85,36 @@ static void write_some(struct dr_disk *disk)
     dr_flush(disk, NULL);
 }
 
+static int no_range(void *user, uint64_t off, uint64_t len)
+{
+    uint64_t *end = user;
+    if (off < *end || len == 0)
+        abort(); /* ascending */
+    *end = off + len;
+    return 0;
+}
+
+static void change_bitmaps(struct dr_disk *disk)
+{
+    static const struct dr_bitmap_options merge = {.source = "fuzz"};
+    struct dr_bitmap *list = NULL;
+    size_t n = 0;
+    if (dr_disk_bitmaps(disk, &list, &n, NULL) < 0)
+        return;
+    dr_disk_bitmap_change(disk, "fuzz", DR_BITMAP_ADD, NULL, NULL);
+    write_some(disk);
+    for (size_t i = 0; i < n; i++) {
+        uint64_t end = 0;
+        dr_disk_bitmap_read(disk, list[i].name, no_range, &end, NULL);
+        if (end > dr_size(disk))
+            abort();
+        dr_disk_bitmap_change(disk, list[i].name, DR_BITMAP_MERGE, &merge, NULL);
+        dr_disk_bitmap_change(disk, list[i].name, i % 2 ? DR_BITMAP_CLEAR : DR_BITMAP_REMOVE, NULL,
+                              NULL);
+    }
+    dr_bitmaps_free(list, n);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct dr_fs *fs = dr_fs_memory_new();
@@ -110,6 +141,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         options.flags = DR_OPEN_RDWR;
         if (dr_open_fs(fs, "/d/disk.vmdk", &options, &disk, NULL) == 0) {
             write_some(disk);
+            dr_close(disk, NULL);
+        }
+        if (sound && check(fs, 0) != 0)
+            abort(); /* what was sound stays so */
+        if (dr_open_fs(fs, "/d/disk.vmdk", &options, &disk, NULL) == 0) {
+            change_bitmaps(disk);
             dr_close(disk, NULL);
         }
         if (sound && check(fs, 0) != 0)

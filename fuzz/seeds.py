@@ -118,6 +118,31 @@ def qcow2(entries, version=3, features=(0, 0, 0), order=4, snapshot=None, extens
     return b"".join(p.ljust(cluster, b"\0") for p in parts).ljust(12 * cluster, b"\x77")
 
 
+def qcow2_bitmaps(data):
+    """Directories: (table, entries, flags, type, granularity, name, extra data) of each bitmap."""
+    sound = (9 * SECTOR, 1, 2, 1, 9, b"bm", b"")
+    directories = {
+        "two": [sound, (10 * SECTOR, 1, 0, 1, 16, b"other", b"")], "in-use": [sound[:2] + (3,) + sound[3:]],
+        "same-name": [sound, sound[:5] + (b"bm", b"")], "same-table": [sound, sound[:5] + (b"x", b"")],
+        "extra": [sound[:2] + (6,) + sound[3:6] + (b"12345",)], "foreign": [sound[:6] + (b"12345",)],
+        "reserved": [sound[:2] + (1 << 31,) + sound[3:]], "long-table": [(9 * SECTOR, 1 << 27, 1, 1, 9, b"bm", b"")],
+        "short-table": [sound[:4] + (31, b"bm", b"")], "coarse": [sound[:4] + (40, b"bm", b"")],
+        "header": [(0, 1, 2, 1, 9, b"bm", b"")], "over-l1": [(3 * SECTOR, 1, 2, 1, 9, b"bm", b"")],
+        "no-name": [sound[:5] + (b"", b"")],
+    }
+    for name, rows in directories.items():
+        directory = b""
+        for at, entries, flags, kind, granularity, label, extra in rows:
+            row = struct.pack(">QIIBBHI", at, entries, flags, kind, granularity, len(label), len(extra)) + extra + label
+            directory += row.ljust(-(-len(row) // 8) * 8, b"\0")
+        extension = struct.pack(">IIIIQQ", 0x23852875, 24, len(rows), 0, len(directory), 5 * SECTOR)
+        for table in (0, 1, 11 * SECTOR, 7):  # of the bitmap: bits are 0, are 1, stand there, stand nowhere
+            image = bytearray(qcow2(data, features=(0, 0, 1), extensions=extension, snapshot=directory))
+            image[9 * SECTOR:11 * SECTOR] = bytes(2 * SECTOR)
+            image[9 * SECTOR:9 * SECTOR + 8] = struct.pack(">Q", table)
+            yield f"bitmap-{name}-{table}", bytes(image)
+
+
 def qcow2s():
     data = [6 * SECTOR | COPIED, 7 * SECTOR | COPIED, ZERO, 8 * SECTOR | ZERO | COPIED]
     yield "plain", qcow2(data)
@@ -144,6 +169,7 @@ def qcow2s():
     bitmaps = struct.pack(">IIIIQQ", 0x23852875, 24, 1, 0, 32, 5 * SECTOR)
     one = struct.pack(">QIIBBHI", 9 * SECTOR, 1, 2, 1, 9, 2, 0) + b"bm"
     yield "bitmap", qcow2(data, features=(0, 0, 1), extensions=bitmaps, snapshot=one.ljust(32, b"\0"))
+    yield from qcow2_bitmaps(data)
     yield "huge", qcow2(data, size=1 << 62)
 
 

@@ -506,6 +506,30 @@ static void a_damaged_directory_refuses_writes_and_nothing_else(void **state)
     }
 }
 
+static void a_repair_gives_back_bitmaps_that_miss_nothing(void **state)
+{
+    make_two(*state);
+    damage_table(*state);
+    check(*state, DR_CHECK_FIX_ALL);
+    says(*state, "b1 65536 on 0+2051;b2 65536 off;");
+    check_clean(*state);
+    same_names(*state);
+    check(*state, DR_CHECK_FIX_ALL);
+    says(*state, "b1 65536 on 0+2051;");
+    check_clean(*state);
+}
+
+/* QEMU puts the extension where it cannot be switched at once. */
+static void a_repair_removes_bitmaps_wherever_their_extension_is(void **state)
+{
+    make_two(*state);
+    put_across(*state);
+    reserved_flag(*state);
+    check(*state, DR_CHECK_FIX_ALL);
+    says(*state, "b1 65536 on;");
+    check_clean(*state);
+}
+
 static void a_damaged_table_can_be_removed(void **state)
 {
     make_two(*state);
@@ -835,6 +859,8 @@ int main(void)
         T(writes_are_refused_where_an_enabled_bitmap_would_miss_them),
         T(extra_data_stays),
         T(a_damaged_directory_refuses_writes_and_nothing_else),
+        T(a_repair_gives_back_bitmaps_that_miss_nothing),
+        T(a_repair_removes_bitmaps_wherever_their_extension_is),
         T(a_damaged_table_can_be_removed),
         T(a_table_that_something_else_uses_is_not_written_to),
         T(a_cut_in_a_change_leaves_the_old_bitmaps_or_the_new_ones),

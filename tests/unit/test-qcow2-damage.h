@@ -393,6 +393,26 @@ static inline void one_of_two_bitmaps_bad(const struct patient *p)
         set_count(p, at + i * p->cluster, 1);
     }
 }
+static inline void two_bitmaps(const struct patient *p)
+{
+    uint64_t at = dr_round_up(p->size, p->cluster);
+    one_of_two_bitmaps_bad(p);
+    poke(p->fs, at + 16, 1, 1);
+    poke(p->fs, at, at + 2 * p->cluster, 8);
+    poke(p->fs, at + 3 * p->cluster - 8, 0, 8);
+    set_count(p, at + 2 * p->cluster, 1);
+}
+static inline void two_bitmaps_of_one_name(const struct patient *p)
+{
+    two_bitmaps(p);
+    poke(p->fs, dr_round_up(p->size, p->cluster) + 32 + 24, 'a', 1);
+}
+/* Its bits count as set then. */
+static inline void bitmap_that_leads_nowhere(const struct patient *p)
+{
+    two_bitmaps(p);
+    poke(p->fs, dr_round_up(p->size, p->cluster) + p->cluster, 2, 8);
+}
 
 enum { SUB = 1, V3 = 2, WIDE = 4, KEEPS = 8, PLAIN = 16 };
 static const struct damage {
@@ -436,6 +456,8 @@ static const struct damage {
     D(snapshots_without_a_table, "is missing: the header says that there are 3", 0),
     D(snapshot_of_version_2, "snapshot table entry 0 is incomplete", V3),
     D(one_of_two_bitmaps_bad, "ERROR bitmap directory entry 0", V3),
+    D(two_bitmaps_of_one_name, "another one has the same name", V3),
+    D(bitmap_that_leads_nowhere, "ERROR bitmap table entry 0x2", V3),
 #undef D
 };
 #define N_DAMAGES (sizeof(damages) / sizeof(damages[0]))

@@ -135,55 +135,18 @@ static int forget_bitmaps(struct qcow2_check *c, struct dr_error *err)
     return 0;
 }
 
-/* Where the extension has its three numbers; 0: not in one sector, so they cannot be switched at
- * once. */
-static int find_extension(struct qcow2_check *c, unsigned *at, struct dr_error *err)
-{
-    struct qcow2_ext ext;
-    uint8_t *head;
-    int r = qcow2_read_head(c->image, &head, err);
-    if (r < 0)
-        return r;
-    r = qcow2_ext_find(&c->q->h, c->image->path, head, c->q->cluster, QCOW2_EXT_BITMAPS, &ext, err);
-    free(head);
-    bool one_sector = r > 0 && ext.at / 512 == (ext.at + ext.len - 1) / 512;
-    *at = one_sector ? (unsigned)ext.at : 0;
-    return r < 0 ? r : 0;
-}
-
-static int switch_bitmaps(struct qcow2_check *c, unsigned ext, uint32_t n, uint64_t len,
-                          uint64_t at, struct dr_error *err)
-{
-    struct qcow2 *q = c->q;
-    uint8_t field[24] = {0};
-    put_be32(field, n);
-    put_be64(field + 8, len);
-    put_be64(field + 16, at);
-    int r = qcow2_switch(c->image, ext, field, sizeof(field), err);
-    if (r < 0)
-        return r;
-    q->n_bitmaps = n;
-    q->bitmaps_len = len;
-    q->bitmaps_at = at;
-    return 0;
-}
-
 int qcow2_renew_bitmaps(struct qcow2_check *c, struct dr_error *err)
 {
-    const struct qcow2 *q = c->q;
     struct renewal t = {0};
     uint64_t host = 0;
-    unsigned ext = 0;
     int r = qcow2_read_bitmaps(c, append_bitmap, &t, err);
-    if (r == 0)
-        r = find_extension(c, &ext, err);
-    if (r == 0 && (c->n_bitmaps == 0 || q->bitmaps_bad)) {
+    if (r == 0 && (c->n_bitmaps == 0 || c->q->bitmaps_bad)) {
         r = forget_bitmaps(c, err);
-    } else if (r == 0 && ext) {
+    } else if (r == 0) {
         uint64_t len = dr_round_up(t.len, 8);
         r = place(c, &t, &host, err);
         if (r == 0)
-            r = switch_bitmaps(c, ext, (uint32_t)c->n_bitmaps, len, host, err);
+            r = qcow2_set_bitmaps(c->image, (uint32_t)c->n_bitmaps, len, host, err);
     }
     free(t.bytes);
     return r; /* the next look finds what the old ones took, and gives it back */

@@ -139,11 +139,84 @@ static int take_bitmap(struct qcow2_check *c, uint64_t at, const struct qcow2_bi
     return each ? each(c, at, qcow2_bitmap_entry_len(b), user, err) : 0;
 }
 
+/* Names are few and long: each is compared only with those that have the same hash. */
+struct named {
+    uint64_t hash, at, len; /* of the name in the file */
+    uint32_t index;
+};
+
+static int name_order(const void *a, const void *b)
+{
+    const struct named *x = a, *y = b;
+    if (x->hash != y->hash)
+        return x->hash < y->hash ? -1 : 1;
+    return (x->index > y->index) - (x->index < y->index);
+}
+
+static int read_name(struct qcow2_check *c, uint64_t at, const struct qcow2_bitmap *b,
+                     struct named *n, struct dr_error *err)
+{
+    uint8_t name[QCOW2_MAX_BITMAP_NAME];
+    n->at = at + QCOW2_BITMAP_ENTRY + b->extra;
+    n->len = dr_min(b->name_len, sizeof(name));
+    n->hash = UINT64_C(0xcbf29ce484222325); /* FNV-1a */
+    int r = dr_file_pread(c->f, name, n->at, n->len, err);
+    for (uint64_t i = 0; i < n->len; i++)
+        n->hash = (n->hash ^ name[i]) * UINT64_C(0x100000001b3);
+    return r;
+}
+
+static int same_name(struct qcow2_check *c, const struct named *a, const struct named *b,
+                     bool *same, struct dr_error *err)
+{
+    uint8_t x[QCOW2_MAX_BITMAP_NAME], y[QCOW2_MAX_BITMAP_NAME];
+    int r = dr_file_pread(c->f, x, a->at, a->len, err);
+    if (r == 0)
+        r = dr_file_pread(c->f, y, b->at, b->len, err);
+    *same = r == 0 && a->len == b->len && memcmp(x, y, a->len) == 0;
+    return r;
+}
+
+/* twice[i]: an earlier bitmap than the i-th has the same name. */
+static int find_twins(struct qcow2_check *c, bool *twice, struct dr_error *err)
+{
+    uint64_t at = c->q->bitmaps_at;
+    uint32_t n = 0;
+    CLEANUP_FREE struct named *names = calloc(c->q->n_bitmaps, sizeof(*names));
+    if (!names)
+        return dr_fail_errno(err, ENOMEM, "%s", c->image->path);
+    for (; n < c->q->n_bitmaps; n++) {
+        struct qcow2_bitmap b;
+        int r = read_bitmap(c, at, &b, err);
+        if (r > 0)
+            r = read_name(c, at, &b, &names[n], err) < 0 ? -EIO : 1;
+        if (r < 0)
+            return r;
+        if (r == 0)
+            break;
+        names[n].index = n;
+        at += qcow2_bitmap_entry_len(&b);
+    }
+    qsort(names, n, sizeof(*names), name_order);
+    for (uint32_t i = 1; i < n; i++) {
+        const struct named *a = &names[i - 1], *b = &names[i];
+        int r = a->hash == b->hash ? same_name(c, a, b, &twice[b->index], err) : 0;
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 int qcow2_read_bitmaps(struct qcow2_check *c, qcow2_bitmap_fn each, void *user,
                        struct dr_error *err)
 {
     uint64_t at = c->q->bitmaps_at;
+    CLEANUP_FREE bool *twice = calloc(c->q->n_bitmaps + 1, sizeof(*twice));
+    if (!twice)
+        return dr_fail_errno(err, ENOMEM, "%s", c->image->path);
     int r = new_ranges(c, &c->bitmaps, c->q->n_bitmaps, err);
+    if (r == 0 && c->q->n_bitmaps > 1)
+        r = find_twins(c, twice, err);
     c->n_bitmaps = 0;
     c->bad_bitmaps = c->q->bitmaps_bad;
     if (c->bad_bitmaps)
@@ -155,6 +228,8 @@ int qcow2_read_bitmaps(struct qcow2_check *c, qcow2_bitmap_fn each, void *user,
             return there;
         const char *bad = there ? qcow2_bitmap_problem(c->image, &b)
                                 : "it is behind the end of the directory";
+        if (!bad && twice[i])
+            bad = "another one has the same name";
         if (bad) {
             qcow2_found(c, 1, "ERROR bitmap directory entry %u at byte %llu: %s", i, ULL(at), bad);
             c->bad_bitmaps = true;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Walks all tables once and counts every reference to a cluster in the tally's window. The first
  * window's pass reports damaged entries. They count as references where they do for QEMU. */
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/check.h"
 
 #include <stdio.h>
@@ -181,6 +182,13 @@ static int walk_table(struct qcow2_check *c, const struct qcow2_table *table, ui
 
 /* ------------------------------------------------------------------ bitmaps */
 
+static bool is_bad_bitmap_entry(const struct qcow2_check *c, uint64_t v)
+{
+    uint64_t cluster = v & QCOW2_OFFSET;
+    return (v & ~(QCOW2_OFFSET | QCOW2_BITMAP_ALL)) || (cluster && (v & QCOW2_BITMAP_ALL)) ||
+           cluster % c->q->cluster;
+}
+
 static int walk_bitmap(struct qcow2_check *c, const struct qcow2_sweep *part, uint64_t at,
                        uint8_t *bytes, size_t len, void *user, struct dr_error *err)
 {
@@ -188,10 +196,11 @@ static int walk_bitmap(struct qcow2_check *c, const struct qcow2_sweep *part, ui
     (void)user;
     for (size_t i = 0; r == 0 && i < len; i += 8) {
         uint64_t v = get_be64(bytes + i), cluster = v & QCOW2_OFFSET;
-        bool bad = (v & ~(QCOW2_OFFSET | 1)) || (cluster && (v & 1)) || cluster % c->q->cluster;
+        bool bad = is_bad_bitmap_entry(c, v);
+        c->entries |= bad;
         if (bad && qcow2_first_window(c))
-            qcow2_found_lost(c, part->times, "ERROR bitmap table entry 0x%llx at byte %llu", ULL(v),
-                             ULL(at + i));
+            qcow2_found(c, part->times, "ERROR bitmap table entry 0x%llx at byte %llu", ULL(v),
+                        ULL(at + i));
         if (!bad && cluster)
             r = refer(c, cluster, c->q->cluster, part->times, 0, at + i, err);
     }
@@ -304,6 +313,28 @@ int qcow2_walk(struct qcow2_check *c, struct dr_error *err)
 
 /* ------------------------------------------------------------------ entries that can be mended */
 
+/* Nothing but what leads to this table may be there: writing changes it, too. */
+static bool may_mend(struct qcow2_check *c, uint64_t table, uint64_t times)
+{
+    uint64_t cluster = table / c->q->cluster;
+    return cluster >= c->tally.begin && cluster < c->tally.end && table % c->q->cluster % 8 == 0 &&
+           qcow2_tally_get(&c->tally, cluster, NULL) == times;
+}
+
+/* What a bitmap says of these bytes is lost: they count as written, so that nothing is missed. */
+static int mend_bitmap(struct qcow2_check *c, const struct qcow2_sweep *part, uint64_t at,
+                       uint8_t *bytes, size_t len, void *user, struct dr_error *err)
+{
+    uint8_t all[8];
+    int r = 0;
+    (void)user;
+    put_be64(all, QCOW2_BITMAP_ALL);
+    for (size_t i = 0; r == 0 && i < len; i += 8)
+        if (is_bad_bitmap_entry(c, get_be64(bytes + i)) && may_mend(c, at + i, part->times))
+            r = dr_file_pwrite(c->f, all, at + i, sizeof(all), err);
+    return r;
+}
+
 static int mend_table(struct qcow2_check *c, const struct qcow2_table *table, uint64_t at,
                       uint8_t *bytes, size_t len, void *user, struct dr_error *err)
 {
@@ -339,6 +370,8 @@ int qcow2_mend_entries(struct qcow2_check *c, struct dr_error *err)
         r = qcow2_walk(c, err);
         if (r == 0)
             r = qcow2_each_table(c, NULL, mend_table, NULL, err);
+        if (r == 0)
+            r = qcow2_sweep(c, c->bitmaps, c->n_bitmaps, mend_bitmap, NULL, err);
     } while (r == 0 && c->tally.more);
     return r;
 }
