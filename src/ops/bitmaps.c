@@ -101,6 +101,8 @@ int dr_disk_bitmap_change(struct dr_disk *disk, const char *bitmap, enum dr_bitm
     struct dr_chain *source = NULL;
     DR_REQUIRE(disk, err);
     DR_REQUIRE(bitmap, err);
+    if (action > DR_BITMAP_MERGE)
+        return dr_fail(err, EINVAL, "%u is no change of a bitmap", (unsigned)action);
     if (action == DR_BITMAP_MERGE) {
         DR_REQUIRE(o->source, err);
         if (o->source_disk && o->source_disk != disk)

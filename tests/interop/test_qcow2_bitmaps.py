@@ -257,13 +257,14 @@ def test_rebase_flatten_and_stream_leave_bitmaps_as_they_are():
         sound('disk.qcow2')
 
 
-def test_a_commit_sets_bits_in_the_base_and_none_in_the_overlay():
+@pytest.mark.parametrize('more', [[], ['-d']], ids=['', 'keep'])
+def test_a_commit_sets_bits_in_the_base_and_none_in_the_overlay(more):
     create(Qemu, 'base.qcow2', 'qcow2', MIB)
     create(Qemu, 'disk.qcow2', 'qcow2', MIB, '', 'base.qcow2', 'qcow2')
     for path in ('base.qcow2', 'disk.qcow2'):
         bitmap(Qemu, '--add', path, 'b')
     run('qemu-io', '-f', 'qcow2', '-c', 'write -P 4 128k 64k', 'disk.qcow2')
-    run(DROVER, 'commit', 'disk.qcow2')
+    run(DROVER, 'commit', *more, 'disk.qcow2')
     for path in ('base.qcow2', 'disk.qcow2'):
         assert listed(path) == [('b', ['auto'], 65536)]
         assert dirty(path, 'b') == [[131072, 65536]]

@@ -51,7 +51,7 @@ static const struct geometry geometries[] = {
     {PAIRS({"cluster_size", "8k"}), .across = true},
     {PAIRS({"cluster_size", "512"}, {"refcount_bits", "64"})},
     {PAIRS({"cluster_size", "16k"}, {"extended_l2", "on"})},
-    {PAIRS({"cluster_size", "2M"}), .across = true},
+    {PAIRS({"cluster_size", "64k"}), .across = true},
 };
 #define N_GEOMETRIES (sizeof(geometries) / sizeof(geometries[0]))
 
@@ -303,6 +303,71 @@ static void changes_of_a_disk_that_was_written_to_lose_no_marks(void **state)
     ok(dr_close(disk, &err));
     says(*state, "old 65536 on 0+128 256+128 1024+128 1536+128;new 65536 off 1024+128 1536+128;");
     check_clean(*state);
+}
+
+static void disks_without_bitmaps_say_so(void **state)
+{
+    const struct geometry old = {PAIRS({"compat", "0.10"})};
+    struct dr_bitmap *list;
+    struct dr_disk *disk;
+    size_t n;
+    create(*state, &old, SIZE);
+    disk = open_disk(*state);
+    refused(dr_disk_bitmaps(disk, &list, &n, &err), ENOTSUP, "version 2");
+    refused(change(disk, "b", DR_BITMAP_ADD, NULL, &err), ENOTSUP, "qcow2 v2");
+    refused(dr_disk_bitmap_read(disk, "b", put_range, NULL, &err), ENOENT, "'b' not found");
+    ok(dr_close(disk, &err));
+    struct dr_create_options o = {.format = "raw", .size = SIZE, .has_size = true};
+    ok(dr_create_fs(*state, PATH, &o, &err));
+    struct dr_open_options raw = {.flags = DR_OPEN_RDWR, .format = "raw"};
+    ok(dr_open_fs(*state, PATH, &raw, &disk, &err));
+    refused(dr_disk_bitmaps(disk, &list, &n, &err), ENOTSUP, "raw images have no bitmaps");
+    refused(dr_disk_bitmap_read(disk, "b", put_range, NULL, &err), ENOTSUP, "no bitmaps");
+    refused(change(disk, "b", DR_BITMAP_ADD, NULL, &err), ENOTSUP, "Can't store");
+    ok(dr_close(disk, &err));
+}
+
+static void arguments_that_are_missing_are_refused(void **state)
+{
+    struct dr_bitmap *list;
+    size_t n;
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    add(disk, "b", 0, false);
+    refused(dr_disk_bitmaps(NULL, &list, &n, &err), EINVAL, "disk");
+    refused(dr_disk_bitmaps(disk, NULL, &n, &err), EINVAL, "bitmaps");
+    refused(dr_disk_bitmaps(disk, &list, NULL, &err), EINVAL, "n must");
+    refused(dr_disk_bitmap_read(disk, NULL, put_range, NULL, &err), EINVAL, "bitmap");
+    refused(dr_disk_bitmap_read(disk, "b", NULL, NULL, &err), EINVAL, "each");
+    refused(dr_disk_bitmap_change(disk, NULL, DR_BITMAP_ADD, NULL, &err), EINVAL, "bitmap");
+    refused(change(disk, "b", DR_BITMAP_MERGE, NULL, &err), EINVAL, "source");
+    refused(change(disk, "b", (enum dr_bitmap_action)77, NULL, &err), EINVAL, "77");
+    ok(dr_close(disk, &err));
+    ok(try_open(*state, 0, &disk, &err));
+    refused(change(disk, "c", DR_BITMAP_ADD, NULL, &err), EROFS, "reading only");
+    ok(dr_close(disk, &err));
+    says(*state, "b 8192 on;");
+}
+
+static int stop(void *user, uint64_t off, uint64_t len)
+{
+    *(uint64_t *)user += off + len;
+    return 7;
+}
+
+static void a_reader_of_a_bitmap_may_stop(void **state)
+{
+    uint64_t seen = 0;
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    add(disk, "b", 512, false);
+    write_at(disk, 1024, 512, 1);
+    write_at(disk, 4096, 512, 1);
+    ok(dr_close(disk, &err));
+    ok(try_open(*state, 0, &disk, &err));
+    assert_int_equal(dr_disk_bitmap_read(disk, "b", stop, &seen, NULL), 7);
+    assert_int_equal(seen, 1024 + 512);
+    ok(dr_close(disk, &err));
 }
 
 static void discards_and_zeros_are_noted_and_copies_that_change_nothing_are_not(void **state)
@@ -608,7 +673,7 @@ static void a_cut_in_a_change_leaves_the_old_bitmaps_or_the_new_ones(void **stat
         ok(dr_close(disk, &err));
         struct text after = described(fs);
         assert_string_not_equal(before.s, after.s);
-        for (size_t k = 0, n = powerfs_ops(power); k <= n; k++)
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += 1 + n / 40)
             for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
                 struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
                 struct text now = described(cut);
@@ -851,6 +916,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(changes_do_what_they_say),
         T(changes_of_a_disk_that_was_written_to_lose_no_marks),
+        T(disks_without_bitmaps_say_so),
+        T(arguments_that_are_missing_are_refused),
+        T(a_reader_of_a_bitmap_may_stop),
         T(discards_and_zeros_are_noted_and_copies_that_change_nothing_are_not),
         T(a_promise_to_leave_the_view_leaves_the_bitmaps),
         T(many_threads_write_and_every_mark_is_there),

@@ -142,7 +142,7 @@ int qcow2_bitmap_each_dirty(struct dr_image *image, const struct qcow2_bitmap *b
         if (r == 0 && at)
             r = run_add_bits(&run, bits, off, end, b->granularity_bits);
     }
-    return r < 0 || !run.len ? r : fn(user, run.off, run.len);
+    return r || !run.len ? r : fn(user, run.off, run.len);
 }
 
 /* ------------------------------------------------------------------ setting more */
