@@ -1,215 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Snapshots inside qcow2 images: what they show, what the counts say, and what is left when the
- * power goes or a call fails. */
+/* Snapshots inside qcow2 images: what they show, what the counts say, what is kept and refused. */
 #include <sched.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "base/bytes.h"
-#include "core/core.h"
 #include "faultfs.h"
-#include "ops/ops-internal.h"
-#include "powerfs.h"
-#include "qcow2-verify.h"
-
-#define KIB  1024u
-#define MIB  (1024u * KIB)
-#define SIZE (96 * KIB)
-#define PATH "dir/disk.qcow2"
-
-#define ok(expr)                                            \
-    do {                                                    \
-        struct dr_error err = DR_ERROR_INIT;                \
-        int ok_r_ = (expr);                                 \
-        if (ok_r_ < 0)                                      \
-            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
-    } while (0)
-
-#define refused(expr, errnum_, word)                               \
-    do {                                                           \
-        struct dr_error err = DR_ERROR_INIT;                       \
-        int refused_r_ = (expr);                                   \
-        if (refused_r_ != -(errnum_) || !strstr(err.text, (word))) \
-            fail_msg("%s: %d: %s", #expr, refused_r_, err.text);   \
-    } while (0)
-
-struct geometry {
-    struct dr_pair pairs[3];
-    size_t n;
-    bool coded; /* part of the first content is compressed */
-};
-#define PAIRS(...) \
-    .pairs = {__VA_ARGS__}, .n = sizeof((struct dr_pair[]){__VA_ARGS__}) / sizeof(struct dr_pair)
-static const struct geometry geometries[] = {
-    {PAIRS({"cluster_size", "4096"}), .coded = true},
-    {PAIRS({"cluster_size", "512"}, {"refcount_bits", "2"})},
-    {PAIRS({"cluster_size", "16k"}, {"extended_l2", "on"})},
-    {PAIRS({"cluster_size", "1024"}, {"compat", "0.10"}), .coded = true},
-    {PAIRS({"cluster_size", "512"}, {"refcount_bits", "64"}), .coded = true},
-    {PAIRS({"cluster_size", "2M"})},
-};
-#define N_GEOMETRIES (sizeof(geometries) / sizeof(geometries[0]))
-
-static void create(struct dr_fs *fs, const struct geometry *g, uint64_t size)
-{
-    struct dr_create_options o = {
-        .format = "qcow2", .size = size, .has_size = true, .pairs = g->pairs, .n_pairs = g->n};
-    ok(dr_create_fs(fs, PATH, &o, &err));
-}
-
-static struct dr_disk *open_disk(struct dr_fs *fs)
-{
-    struct dr_open_options o = {.flags = DR_OPEN_RDWR};
-    struct dr_disk *disk;
-    ok(dr_open_fs(fs, PATH, &o, &disk, &err));
-    return disk;
-}
-
-static struct dr_image *top_of(struct dr_disk *disk)
-{
-    return disk->chain->images[0];
-}
-
-/* Bytes that tell where they stand and which version they are, and compress well. */
-static void fill(uint8_t *buf, uint64_t off, size_t len, unsigned version)
-{
-    for (size_t i = 0; i < len; i++)
-        buf[i] = (uint8_t)(version * 101 + (off + i) / 512 * 7 + 1);
-}
-
-static void write_version(struct dr_disk *disk, uint64_t off, size_t len, unsigned version)
-{
-    uint8_t *buf = malloc(len);
-    fill(buf, off, len, version);
-    ok(dr_pwrite(disk, buf, off, len, 0, &err));
-    free(buf);
-}
-
-static void write_coded(struct dr_disk *disk, uint64_t off, size_t len, unsigned version)
-{
-    struct dr_image *image = top_of(disk);
-    uint64_t start, cluster;
-    image->fmt->unit(image, off, &start, &cluster);
-    uint8_t *buf = malloc(len), *coded = malloc(cluster);
-    fill(buf, off, len, version);
-    for (uint64_t at = 0; at < len; at += cluster) {
-        int64_t n = image->fmt->encode(image, buf + at, cluster, off + at, coded, cluster);
-        assert_true(n > 0);
-        ok(dr_chain_write_coded(disk->chain, 0, coded, (uint32_t)n, off + at, cluster, &err));
-    }
-    free(buf);
-    free(coded);
-}
-
-/* Version 1: all but a hole in the middle. Version 2: another part, over it, with a discard. */
-static void make_first(struct dr_disk *disk, const struct geometry *g)
-{
-    if (g->coded)
-        write_coded(disk, 0, 28 * KIB, 1);
-    else
-        write_version(disk, 0, 28 * KIB, 1);
-    write_version(disk, 28 * KIB, 2 * KIB, 1);
-    write_version(disk, 50 * KIB, SIZE - 50 * KIB, 1);
-}
-
-static void make_second(struct dr_disk *disk)
-{
-    write_version(disk, 20 * KIB + 512, 40 * KIB, 2);
-    ok(dr_discard(disk, 80 * KIB, 8 * KIB, &err));
-}
-
-static uint8_t *read_disk(struct dr_disk *disk)
-{
-    uint8_t *buf = malloc(dr_size(disk));
-    ok(dr_pread(disk, buf, 0, dr_size(disk), &err));
-    return buf;
-}
-
-/* The disk as it is, or as a snapshot shows it. */
-static uint8_t *read_view(struct dr_fs *fs, const char *snapshot, uint64_t *size)
-{
-    struct dr_open_options o = {.snapshot = snapshot, .flags = DR_OPEN_FORCE_SHARE};
-    struct dr_disk *disk;
-    ok(dr_open_fs(fs, PATH, &o, &disk, &err));
-    uint8_t *buf = read_disk(disk);
-    *size = dr_size(disk);
-    ok(dr_close(disk, &err));
-    return buf;
-}
-
-static void view_is(struct dr_fs *fs, const char *snapshot, const uint8_t *expected)
-{
-    uint64_t size;
-    uint8_t *now = read_view(fs, snapshot, &size);
-    assert_int_equal(size, SIZE);
-    if (memcmp(now, expected, SIZE) != 0)
-        fail_msg("%s shows something else", snapshot ? snapshot : "the disk");
-    free(now);
-}
-
-/* Nothing is counted too low, and nothing that is shared would be written in place. */
-static void check_safe(struct dr_fs *fs)
-{
-    struct qcow2_verdict v;
-    ok(qcow2_verify(fs, PATH, &v, &err));
-    if (v.low || v.shared || v.broken)
-        fail_msg("%u low, %u shared, %u broken, %u leaked: %s", v.low, v.shared, v.broken, v.leaked,
-                 v.text);
-}
-
-static void check_clean(struct dr_fs *fs)
-{
-    struct qcow2_verdict v;
-    ok(qcow2_verify(fs, PATH, &v, &err));
-    if (v.low || v.shared || v.broken || v.leaked || v.stale)
-        fail_msg("%u low, %u shared, %u broken, %u leaked, %u stale: %s", v.low, v.shared, v.broken,
-                 v.leaked, v.stale, v.text);
-}
-
-static int setup(void **state)
-{
-    *state = dr_fs_memory_new();
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    dr_fs_memory_free(*state);
-    return 0;
-}
+#include "test-qcow2-snapshots.h"
 
 /* ------------------------------------------------------------------ what they show */
-
-struct states {
-    uint8_t *first, *second;
-};
-
-/* Snapshot 1 with the first state, and the second state on top of it. */
-static struct states make_states(struct dr_fs *fs, const struct geometry *g)
-{
-    struct states s;
-    create(fs, g, SIZE);
-    struct dr_disk *disk = open_disk(fs);
-    make_first(disk, g);
-    s.first = read_disk(disk);
-    ok(dr_image_snapshot_create(top_of(disk), "one", &err));
-    make_second(disk);
-    s.second = read_disk(disk);
-    ok(dr_close(disk, &err));
-    return s;
-}
-
-static void states_free(struct states *s)
-{
-    free(s->first);
-    free(s->second);
-}
 
 static void a_snapshot_shows_what_the_disk_held(void **state)
 {
@@ -257,152 +54,6 @@ static void snapshots_come_and_go_without_a_trace(void **state)
     }
 }
 
-/* ------------------------------------------------------------------ cut off anywhere */
-
-enum action { CREATE, APPLY, DELETE, N_ACTIONS };
-
-static int act(struct dr_disk *disk, enum action action, struct dr_error *err)
-{
-    if (action == CREATE)
-        return dr_image_snapshot_create(top_of(disk), "two", err);
-    if (action == APPLY)
-        return dr_image_snapshot_apply(top_of(disk), "1", err);
-    return dr_image_snapshot_delete(top_of(disk), "1", err);
-}
-
-static int remember(void *user, const struct dr_snapshot_info *info)
-{
-    bool *there = user;
-    there[atoi(info->id)] = true;
-    return 0;
-}
-
-/* Which of the ids 1 and 2 there are. */
-static void list(struct dr_fs *fs, bool there[3])
-{
-    struct dr_image *image;
-    memset(there, 0, 3 * sizeof(*there));
-    ok(dr_image_open(fs, PATH, "qcow2", 0, &image, &err));
-    ok(dr_image_snapshot_list(image, remember, there, &err));
-    dr_image_unref(image, NULL);
-}
-
-static void check_views(struct dr_fs *fs, const struct states *s, const bool there[3])
-{
-    if (there[1])
-        view_is(fs, "1", s->first);
-    if (there[2])
-        view_is(fs, "2", s->second);
-}
-
-/* The disk shows the second state, or, when that is being applied, perhaps the first; snapshots
- * show what they always did, also after the disk was written to, and go. */
-static void check_after(struct dr_fs *fs, const struct states *s, enum action action)
-{
-    bool there[3];
-    uint64_t size;
-    check_safe(fs);
-    uint8_t *now = read_view(fs, NULL, &size);
-    bool second = memcmp(now, s->second, SIZE) == 0;
-    if (!second && (action != APPLY || memcmp(now, s->first, SIZE) != 0))
-        fail_msg("the disk shows neither state (action %d)", action);
-    free(now);
-    list(fs, there);
-    if (!there[1] && action != DELETE)
-        fail_msg("the snapshot is gone (action %d)", action);
-    check_views(fs, s, there);
-    struct dr_disk *disk = open_disk(fs);
-    write_version(disk, 0, SIZE, 5);
-    ok(dr_close(disk, &err));
-    check_safe(fs);
-    check_views(fs, s, there);
-    disk = open_disk(fs);
-    for (int i = 1; i <= 2; i++)
-        if (there[i])
-            ok(dr_image_snapshot_delete(top_of(disk), i == 1 ? "1" : "2", &err));
-    ok(dr_close(disk, &err));
-    check_safe(fs);
-}
-
-static void the_power_may_go_during_each_change(void **state)
-{
-    (void)state;
-    for (unsigned round = 0; round < N_ACTIONS * N_GEOMETRIES; round++) {
-        enum action action = round % N_ACTIONS;
-        struct powerfs *power = powerfs_new();
-        struct dr_fs *fs = powerfs_fs(power);
-        struct states s = make_states(fs, &geometries[round / N_ACTIONS]);
-        powerfs_settle(power);
-        struct dr_disk *disk = open_disk(fs);
-        ok(act(disk, action, &err));
-        ok(dr_close(disk, &err));
-        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += n / 25 + 1)
-            for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
-                struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
-                check_after(cut, &s, action);
-                dr_fs_memory_free(cut);
-            }
-        states_free(&s);
-        powerfs_free(power);
-    }
-}
-
-static void any_call_may_fail_during_a_change(void **state)
-{
-    (void)state;
-    for (unsigned round = 0; round < N_ACTIONS * N_GEOMETRIES; round++) {
-        enum action action = round % N_ACTIONS;
-        bool failed = true;
-        for (uint64_t nth = 0; failed; nth += 1 + nth / 12) {
-            struct dr_fs *fs = dr_fs_memory_new();
-            struct states s = make_states(fs, &geometries[round / N_ACTIONS]);
-            struct faultfs *faults = faultfs_new(fs);
-            struct dr_disk *disk = open_disk(faultfs_fs(faults));
-            faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .error = EIO});
-            int r = act(disk, action, NULL);
-            failed = faultfs_fired(faults);
-            if (!failed && r < 0)
-                fail_msg("fails without a fault: %d", r);
-            faultfs_disarm(faults);
-            dr_close(disk, NULL);
-            faultfs_free(faults);
-            check_after(fs, &s, action);
-            states_free(&s);
-            dr_fs_memory_free(fs);
-        }
-    }
-}
-
-/* Reading fails while nothing was switched: what was counted already is counted back. */
-static void a_change_that_fails_leaves_nothing_behind(void **state)
-{
-    (void)state;
-    unsigned failures = 0;
-    for (size_t i = 0; i < N_GEOMETRIES; i++) {
-        bool failed = true;
-        for (uint64_t nth = 0; failed; nth++) {
-            bool there[3];
-            struct dr_fs *fs = dr_fs_memory_new();
-            struct states s = make_states(fs, &geometries[i]);
-            struct faultfs *faults = faultfs_new(fs);
-            struct dr_disk *disk = open_disk(faultfs_fs(faults));
-            faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .kinds = 1u << FAULTFS_READ});
-            int r = dr_image_snapshot_create(top_of(disk), "two", NULL);
-            failed = faultfs_fired(faults);
-            faultfs_disarm(faults);
-            ok(dr_close(disk, &err));
-            faultfs_free(faults);
-            list(fs, there);
-            assert_int_equal(there[2], r == 0);
-            failures += r < 0;
-            check_clean(fs);
-            states_free(&s);
-            dr_fs_memory_free(fs);
-        }
-    }
-    assert_true(failures > 10);
-}
-
 /* ------------------------------------------------------------------ what is kept, what is refused
  */
 
@@ -412,7 +63,7 @@ static void a_count_that_has_no_room_is_refused_before_anything_is_written(void 
     const struct geometry g = {PAIRS({"cluster_size", "4096"}, {"refcount_bits", "1"})};
     create(*state, &g, SIZE);
     struct dr_disk *disk = open_disk(faultfs_fs(faults));
-    write_version(disk, 0, 8 * KIB, 1);
+    write_version(disk, 0, 8 * KiB, 1);
     ok(dr_flush(disk, &err));
     faultfs_reset(faults);
     refused(dr_image_snapshot_create(top_of(disk), "one", &err), EINVAL, "refcount_bits");
@@ -429,8 +80,8 @@ static void counting_that_stops_half_way_is_taken_back(void **state)
     const struct geometry g = {PAIRS({"cluster_size", "4096"}, {"refcount_bits", "2"})};
     create(*state, &g, SIZE);
     struct dr_disk *disk = open_disk(*state);
-    write_version(disk, 0, 16 * KIB, 1);
-    write_coded(disk, 16 * KIB, 8 * KIB, 1); /* both in one cluster */
+    write_version(disk, 0, 16 * KiB, 1);
+    write_coded(disk, 16 * KiB, 8 * KiB, 1); /* both in one cluster */
     refused(dr_image_snapshot_create(top_of(disk), "one", &err), EINVAL, "refcount_bits");
     ok(dr_close(disk, &err));
     check_clean(*state);
@@ -443,8 +94,8 @@ static void applying_brings_the_size_back(void **state)
     write_version(disk, 0, SIZE, 1);
     uint8_t *first = read_disk(disk);
     ok(dr_image_snapshot_create(top_of(disk), "small", &err));
-    ok(dr_truncate(disk, 8 * MIB, &err));
-    write_version(disk, 8 * MIB - 64 * KIB, 64 * KIB, 2);
+    ok(dr_truncate(disk, 8 * MiB, &err));
+    write_version(disk, 8 * MiB - 64 * KiB, 64 * KiB, 2);
     uint8_t *second = read_disk(disk);
     ok(dr_image_snapshot_create(top_of(disk), "large", &err));
     ok(dr_image_snapshot_apply(top_of(disk), "1", &err));
@@ -454,12 +105,12 @@ static void applying_brings_the_size_back(void **state)
     check_clean(*state);
     disk = open_disk(*state);
     ok(dr_image_snapshot_apply(top_of(disk), "2", &err));
-    assert_int_equal(dr_size(disk), 8 * MIB);
+    assert_int_equal(dr_size(disk), 8 * MiB);
     ok(dr_close(disk, &err));
     uint64_t size;
     uint8_t *now = read_view(*state, NULL, &size);
-    assert_int_equal(size, 8 * MIB);
-    assert_memory_equal(now, second, 8 * MIB);
+    assert_int_equal(size, 8 * MiB);
+    assert_memory_equal(now, second, 8 * MiB);
     check_clean(*state);
     free(first);
     free(second);
@@ -515,7 +166,7 @@ static void the_table_grows_beyond_a_cluster_and_shrinks_to_nothing(void **state
 {
     create(*state, &geometries[4], SIZE);
     struct dr_disk *disk = open_disk(*state);
-    write_version(disk, 0, 4 * KIB, 1);
+    write_version(disk, 0, 4 * KiB, 1);
     for (unsigned i = 1; i <= 40; i++) {
         char name[60];
         snprintf(name, sizeof(name), "a snapshot with a name of some length, number %u", i);
@@ -546,7 +197,7 @@ static void what_an_entry_holds_is_kept(void **state)
 {
     create(*state, &geometries[0], SIZE);
     struct dr_disk *disk = open_disk(*state);
-    write_version(disk, 0, 8 * KIB, 1);
+    write_version(disk, 0, 8 * KiB, 1);
     ok(dr_image_snapshot_create(top_of(disk), "a name that is to give way", &err));
     ok(dr_close(disk, &err));
     uint8_t header[72], entry[92], later[92];
@@ -590,7 +241,7 @@ static void a_snapshot_is_not_written_in_place_after_it_was_applied(void **state
     ok(dr_file_pread(f, header, 0, sizeof(header), &err));
     ok(dr_file_pread(f, raw, get_be64(header + 64), 8, &err));
     uint64_t l1_at = get_be64(raw);
-    for (uint64_t at = l1_at; at < l1_at + SIZE / (32 * KIB) * 8; at += 8) {
+    for (uint64_t at = l1_at; at < l1_at + SIZE / (32 * KiB) * 8; at += 8) {
         ok(dr_file_pread(f, l1, at, sizeof(l1), &err));
         uint64_t table = get_be64(l1) & 0xffffffffffff;
         ok(dr_file_pread(f, raw, table, sizeof(raw), &err));
@@ -664,7 +315,7 @@ struct writer {
 static void *write_in_place(void *user)
 {
     struct writer *w = user;
-    uint8_t buf[4 * KIB];
+    uint8_t buf[4 * KiB];
     for (unsigned v = 1; !atomic_load(&w->stop); v++) {
         memset(buf, (int)(v % 250 + 1), sizeof(buf));
         if (dr_pwrite(w->disk, buf, 0, sizeof(buf), 0, NULL) < 0)
@@ -720,9 +371,9 @@ static void a_snapshot_costs_a_fixed_number_of_flushes(void **state)
         struct dr_fs *fs = dr_fs_memory_new();
         struct faultfs *faults = faultfs_new(fs);
         const struct geometry g = {PAIRS({"cluster_size", "512"})};
-        create(fs, &g, 2 * MIB);
+        create(fs, &g, 2 * MiB);
         struct dr_disk *disk = open_disk(faultfs_fs(faults));
-        write_version(disk, 0, i ? 2 * MIB : 64 * KIB, 1);
+        write_version(disk, 0, i ? 2 * MiB : 64 * KiB, 1);
         ok(dr_flush(disk, &err));
         faultfs_reset(faults);
         ok(dr_image_snapshot_create(top_of(disk), "one", &err));
@@ -743,9 +394,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_snapshot_shows_what_the_disk_held),
         T(snapshots_come_and_go_without_a_trace),
-        T(the_power_may_go_during_each_change),
-        T(any_call_may_fail_during_a_change),
-        T(a_change_that_fails_leaves_nothing_behind),
         T(a_count_that_has_no_room_is_refused_before_anything_is_written),
         T(counting_that_stops_half_way_is_taken_back),
         T(applying_brings_the_size_back),

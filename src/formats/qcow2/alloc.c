@@ -189,8 +189,8 @@ static uint64_t counts_in_page(const struct qcow2 *q, uint64_t i, uint64_t at)
     return dr_min((bits >> q->h.refcount_order) - count_index(q, i), per - i % per);
 }
 
-int qcow2_shift_counts(struct dr_image *image, uint64_t i, uint64_t n, int diff, bool change,
-                       uint64_t *done)
+int qcow2_shift_counts(struct dr_image *image, uint64_t i, uint64_t n, int diff,
+                       enum qcow2_shift how, uint64_t *done)
 {
     const struct qcow2 *q = qcow2_of(image);
     uint64_t at = count_place(q, i), max = qcow2_max_count(q), count = 0;
@@ -209,7 +209,8 @@ int qcow2_shift_counts(struct dr_image *image, uint64_t i, uint64_t n, int diff,
     memcpy(raw, dr_page_at(page, at), len);
     for (; *done < n; ++*done) {
         count = qcow2_count_get(order, raw, first + *done);
-        if (count == 0 || (diff > 0 && count == max) || (diff < 0 && count == 1))
+        if (count == 0 || (diff > 0 && count == max) ||
+            (diff < 0 && count == 1 && how != QCOW2_SHIFT_TO_ZERO))
             break;
         qcow2_count_put(order, raw, first + *done, count + (uint64_t)diff);
     }
@@ -218,7 +219,7 @@ int qcow2_shift_counts(struct dr_image *image, uint64_t i, uint64_t n, int diff,
                             ULL(i * q->cluster));
     if (*done == 0)
         return diff > 0 ? -EOVERFLOW : 0;
-    if (!change || diff == 0)
+    if (how == QCOW2_SHIFT_LOOK || diff == 0)
         return 0;
     r = dr_page_pin(image, page, at, len, QCOW2_LEVEL_BLOCK);
     if (r < 0)
@@ -226,6 +227,36 @@ int qcow2_shift_counts(struct dr_image *image, uint64_t i, uint64_t n, int diff,
     dr_page_put(image, page, at, raw, len);
     dr_page_unpin(image, page, at, len);
     return 0;
+}
+
+int qcow2_revive_counts(struct dr_image *image, uint64_t i, uint64_t n, uint64_t *done,
+                        bool *revived)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t at = count_place(q, i), count, pinned = 0;
+    struct dr_page *page;
+    *done = 0;
+    if (!at)
+        return qcow2_damage(image, "the cluster at byte %llu is in use and has no count",
+                            ULL(i * q->cluster));
+    n = dr_min(n, counts_in_page(q, i, at));
+    int r = count_of(image, i, &count);
+    *revived = count == 0;
+    while (r == 0 && (count == 0) == *revived && ++*done < n)
+        r = count_of(image, i + *done, &count);
+    if (r < 0 || !*revived)
+        return r;
+    for (; r == 0 && pinned < *done; pinned++) {
+        at = count_place(q, i + pinned);
+        r = dr_page_get(image, 0, at, &page);
+        if (r == 0)
+            r = dr_page_pin(image, page, at, count_bytes(q), QCOW2_LEVEL_BLOCK);
+    }
+    if (r < 0 && pinned > 1)
+        qcow2_unpin_counts(image, i * q->cluster, (pinned - 1) * q->cluster);
+    if (r == 0)
+        qcow2_add(image, i * q->cluster, *done * q->cluster, 1);
+    return r;
 }
 
 int qcow2_count_sole(struct dr_image *image, uint64_t i, uint64_t n, uint64_t *sole)

@@ -167,10 +167,16 @@ int qcow2_reserve_counts(struct dr_image *image, struct dr_reservation *r, uint6
 /* Pinned counts: add diff. */
 void qcow2_add(struct dr_image *image, uint64_t host, uint64_t len, int diff);
 /* [page] Add diff (-1, 0 or 1) to the counts of clusters from the i-th on, n at most, all of which
- * are in use; without change only look. *done: as many as stand in one page, and none whose count
- * would be 0 or too large afterwards. -EOVERFLOW: that is so of the first one. */
-int qcow2_shift_counts(struct dr_image *image, uint64_t i, uint64_t n, int diff, bool change,
-                       uint64_t *done);
+ * are in use. *done: as many as stand in one page, and none whose count would be too large
+ * afterwards, or 0 unless that is asked for. -EOVERFLOW: the first one would be too large. */
+enum qcow2_shift { QCOW2_SHIFT_LOOK, QCOW2_SHIFT_CHANGE, QCOW2_SHIFT_TO_ZERO };
+int qcow2_shift_counts(struct dr_image *image, uint64_t i, uint64_t n, int diff,
+                       enum qcow2_shift how, uint64_t *done);
+/* [page] *done of n clusters from the i-th on, in one page of counts: if the first one is counted 0
+ * times so are all of these, and are counted once from now on, and pinned for qcow2_free_later();
+ * else none of them is changed. */
+int qcow2_revive_counts(struct dr_image *image, uint64_t i, uint64_t n, uint64_t *done,
+                        bool *revived);
 /* [page] How many of n clusters from the i-th on, in one page of counts, are counted once. */
 int qcow2_count_sole(struct dr_image *image, uint64_t i, uint64_t n, uint64_t *sole);
 /* [page] n free clusters in a row; their counts are still 0, and in memory. */
@@ -200,6 +206,8 @@ int qcow2_grow_reftable(struct dr_image *image, struct dr_error *err);
 /* No lock is held. */
 int qcow2_take(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
 int qcow2_lose(struct dr_image *image, uint64_t host, uint64_t len, struct dr_error *err);
+/* The same of qcow2_count. */
+int qcow2_count_of(struct dr_image *image, uint64_t host, uint64_t *count, struct dr_error *err);
 
 /* ------------------------------------------------------------------ head.c; no lock held */
 

@@ -100,6 +100,18 @@ int qcow2_lose(struct dr_image *image, uint64_t host, uint64_t len, struct dr_er
     return r;
 }
 
+int qcow2_count_of(struct dr_image *image, uint64_t host, uint64_t *count, struct dr_error *err)
+{
+    struct dr_hold hold = {0};
+    int r;
+    DR_LOCK_SCOPE(&image->lock);
+    do
+        r = qcow2_count(image, host, count);
+    while (r == -EAGAIN && (r = satisfy(image, &hold, err)) == 0);
+    dr_hold_end(&hold);
+    return r;
+}
+
 /* ------------------------------------------------------------------ moving it
  *
  * The table is full, so every cluster that has a count is in use, and what comes behind them is

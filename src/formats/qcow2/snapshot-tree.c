@@ -20,12 +20,15 @@ struct walk {
 
     /* counting */
     int diff;
-    bool change;          /* else only look */
+    enum qcow2_shift how;
     bool guard;           /* refuse entries that lead to a table */
-    bool frees;           /* who has the last way to something frees it */
+    bool frees;           /* what has lost its last way is freed */
+    bool revives;         /* what is counted 0 times is counted once, and freed */
     uint64_t done, limit; /* clusters counted; stop after so many */
     size_t n_freed;       /* since the last flush */
     /* COPIED */
+    uint64_t *marks; /* tables with an entry that has COPIED (share), or has not */
+    bool share;
     bool recount; /* set it as the counts say, else clear it */
     bool own;     /* in the L1 entries, too */
 
@@ -165,12 +168,28 @@ static int free_last(struct walk *w, uint64_t *done)
     return 0;
 }
 
+/* [page] Of the clusters that are gathered those that nothing leads to any more. */
+static int free_uncounted(struct walk *w, uint64_t *done)
+{
+    const struct qcow2 *q = w->q;
+    bool revived = false;
+    int r = dr_free_ahead(w->image, 1);
+    if (r == 0)
+        r = qcow2_revive_counts(w->image, w->first, w->n, done, &revived);
+    if (r < 0 || !revived)
+        return r;
+    qcow2_free_later(w->image, w->first * q->cluster, *done * q->cluster);
+    w->n_freed++;
+    return 0;
+}
+
 /* [page] */
 static int count_gathered(struct walk *w, struct dr_error *err)
 {
     while (w->n > 0 && w->done < w->limit) {
         uint64_t done = 0, n = dr_min(w->n, w->limit - w->done);
-        int r = qcow2_shift_counts(w->image, w->first, n, w->diff, w->change, &done);
+        int r = w->revives ? free_uncounted(w, &done)
+                           : qcow2_shift_counts(w->image, w->first, n, w->diff, w->how, &done);
         if (r == 0 && done == 0 && w->frees)
             r = free_last(w, &done);
         if (r == 0 && done == 0)
@@ -210,7 +229,7 @@ int qcow2_tree_check(struct dr_image *image, const struct qcow2_tree *tree, bool
 {
     struct walk w = {.image = image, .tree = tree, .step = count_step, .limit = UINT64_MAX};
     w.diff = raise;
-    w.guard = true;
+    w.guard = true; /* and only look */
     return walk_tree(&w, err);
 }
 
@@ -219,7 +238,7 @@ int qcow2_tree_raise(struct dr_image *image, const struct qcow2_tree *tree, uint
 {
     struct walk w = {.image = image, .tree = tree, .step = count_step, .limit = UINT64_MAX};
     w.diff = 1;
-    w.change = true;
+    w.how = QCOW2_SHIFT_CHANGE;
     int r = walk_tree(&w, err);
     *raised = w.done;
     return r;
@@ -230,7 +249,7 @@ int qcow2_tree_unraise(struct dr_image *image, const struct qcow2_tree *tree, ui
 {
     struct walk w = {.image = image, .tree = tree, .step = count_step, .limit = raised};
     w.diff = -1;
-    w.change = true;
+    w.how = QCOW2_SHIFT_CHANGE;
     return walk_tree(&w, err);
 }
 
@@ -238,8 +257,23 @@ int qcow2_tree_lose(struct dr_image *image, const struct qcow2_tree *tree, struc
 {
     struct walk w = {.image = image, .tree = tree, .step = count_step, .limit = UINT64_MAX};
     w.diff = -1;
-    w.change = true;
+    w.how = QCOW2_SHIFT_CHANGE;
     w.frees = true;
+    return walk_tree(&w, err);
+}
+
+int qcow2_tree_lower(struct dr_image *image, const struct qcow2_tree *tree, struct dr_error *err)
+{
+    struct walk w = {.image = image, .tree = tree, .step = count_step, .limit = UINT64_MAX};
+    w.diff = -1;
+    w.how = QCOW2_SHIFT_TO_ZERO;
+    return walk_tree(&w, err);
+}
+
+int qcow2_tree_free(struct dr_image *image, const struct qcow2_tree *tree, struct dr_error *err)
+{
+    struct walk w = {.image = image, .tree = tree, .step = count_step, .limit = UINT64_MAX};
+    w.revives = true;
     return walk_tree(&w, err);
 }
 
@@ -321,6 +355,33 @@ static int flag_step(struct walk *w, struct dr_error *err)
     while (r == 0 && w->entry < q->l2_entries)
         r = flag_sector(w);
     return r;
+}
+
+/* [page] */
+static int mark_step(struct walk *w, struct dr_error *err)
+{
+    const struct qcow2 *q = w->q;
+    struct dr_page *page = NULL;
+    int r = dr_page_get_all(w->image, 0, w->table, q->cluster);
+    (void)err;
+    for (uint64_t i = 0; r == 0 && !w->marks[w->i] && i < q->l2_entries; i++) {
+        uint64_t at = w->table + i * q->entry;
+        if (!page || at % DR_PAGE_SIZE == 0)
+            r = dr_page_get(w->image, 0, at, &page);
+        uint64_t v = r == 0 ? get_be64(dr_page_at(page, at)) : 0;
+        if ((v & QCOW2_OFFSET) && !(v & QCOW2_CODED) && !(v & QCOW2_COPIED) != w->share)
+            w->marks[w->i] = w->table;
+    }
+    return r;
+}
+
+int qcow2_tree_mark(struct dr_image *image, const struct qcow2_tree *tree, bool share,
+                    uint64_t *tables, struct dr_error *err)
+{
+    struct walk w = {.image = image, .tree = tree, .step = mark_step, .limit = UINT64_MAX};
+    w.marks = tables;
+    w.share = share;
+    return walk_tree(&w, err);
 }
 
 int qcow2_tree_share(struct dr_image *image, const struct qcow2_tree *tree, bool own,

@@ -1,15 +1,25 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Changing the snapshots of an image. The core has flushed and keeps writers out; readers go on.
  *
- *   create   counts of all that the disk has go up; COPIED is cleared in the disk's tables; a copy
- *            of the L1 table and another snapshot table are written │ header: snapshot table │
- *   apply    the same for what the snapshot has, and its L1 table │ header: size and L1 table │
- *            counts of all that the disk had go down
- *   delete   another snapshot table │ header: snapshot table │ counts of all that the snapshot had
- *            go down; COPIED is set where the disk is the only one left
+ *   create   1. in copies of the counts and of the disk's tables, raise the counts of all that the
+ *               disk has, and clear COPIED; write the snapshot's L1 table and a snapshot table
+ *            2. switch the header: L1 table, refcount table, snapshot table
+ *            3. free the former ones
+ *   apply    1. raise the counts of all that the snapshot has; copy its L1 table
+ *            2. switch the header: size and L1 table
+ *            3. lower the counts of all that the disk had
+ *   delete   1. in copies of the counts and of the disk's tables, lower the counts of all that the
+ *               snapshot has, and set COPIED where 1 is left; write a snapshot table
+ *            2. switch the header: L1 table, refcount table, snapshot table
+ *            3. free what is counted 0 times, and the former tables
  *
- * What stands before a bar is durable before the switch, one write inside a sector. A crash on
- * either side leaves counts that are too high. What fails before the switch is undone. */
+ * Step 1 is durable before step 2, one write inside a sector. A crash leaks what was allocated or
+ * what is to be freed, and leaves nothing else that a check finds. What fails before the switch is
+ * undone.
+ *
+ * Where the file has no space for copies a snapshot can be deleted all the same, in place: a crash
+ * may then leave COPIED clear where a count is 1. No harm comes of that, but QEMU's check reports
+ * it. */
 #include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/snapshot.h"
 
@@ -21,7 +31,9 @@ struct change {
     struct qcow2 *q;
     struct qcow2_snapshots table; /* the present ones */
     struct qcow2_tree tree;       /* what the snapshot has, or is to have */
-    uint64_t raised;              /* of its counts */
+    uint64_t raised;              /* of its counts, in place */
+    struct qcow2_next next;
+    uint64_t lost_at;             /* former snapshot table */
     uint64_t l1_at, l1_len;       /* new L1 table; len 0: none yet */
     uint64_t table_at, table_len; /* new snapshot table, the same */
 };
@@ -49,8 +61,10 @@ static int take(struct change *c, uint64_t bytes, uint64_t *at, uint64_t *len, s
 {
     uint64_t n = dr_max(1, dr_div_up(bytes, c->q->cluster));
     int r = qcow2_take(c->image, n, at, err);
-    if (r == 0)
+    if (r == 0) {
         *len = n * c->q->cluster;
+        c->next.end = dr_max(c->next.end, *at + *len);
+    }
     return r;
 }
 
@@ -88,19 +102,40 @@ static void guard_tables(struct change *c)
         qcow2_guard(c->q, c->l1_at + i);
 }
 
-/* Where this fails, too, counts stay too high. own: the tree is the disk's. */
-static void change_undo(struct change *c, bool own)
+/* Where this fails, too, counts stay too high. */
+static void change_undo(struct change *c)
 {
+    qcow2_next_undo(&c->next);
     int r = c->raised ? qcow2_tree_unraise(c->image, &c->tree, c->raised, NULL) : 0;
-    if (r == 0 && c->raised && own)
-        r = qcow2_tree_recount(c->image, &c->tree, NULL);
     if (r == 0 && c->l1_len)
         r = qcow2_lose(c->image, c->l1_at, c->l1_len, NULL);
     if (r == 0 && c->table_len)
         qcow2_lose(c->image, c->table_at, c->table_len, NULL);
+    qcow2_next_free(&c->next);
+    c->l1_len = c->table_len = 0;
+}
+
+static void change_end(struct change *c)
+{
+    qcow2_next_free(&c->next);
+    qcow2_snapshots_free(&c->table);
 }
 
 /* ------------------------------------------------------------------ switches */
+
+/* To the copies, and to a snapshot table of n entries. */
+static int switch_all(struct change *c, uint32_t n, struct dr_error *err)
+{
+    c->lost_at = c->q->h.snapshots_at;
+    return qcow2_next_switch(&c->next, n, c->table_at, err);
+}
+
+/* Free what is no longer in force. */
+static int lose_former(struct change *c, struct dr_error *err)
+{
+    int r = c->table.len ? qcow2_lose(c->image, c->lost_at, c->table.len, err) : 0;
+    return r < 0 ? r : qcow2_next_end(&c->next, err);
+}
 
 static int switch_table(struct change *c, uint32_t n, struct dr_error *err)
 {
@@ -144,15 +179,24 @@ static int switch_disk(struct change *c, uint64_t size, uint64_t entries, struct
 static int prepare_create(struct change *c, const char *name, struct dr_error *err)
 {
     CLEANUP_FREE uint8_t *bytes = NULL;
-    size_t len;
-    int r = take(c, c->tree.entries * 8, &c->l1_at, &c->l1_len, err);
+    size_t len = 0;
+    int r = qcow2_next_begin(&c->next, c->image, true, err);
+    if (r == 0)
+        r = take(c, c->tree.entries * 8, &c->l1_at, &c->l1_len, err);
     if (r == 0)
         r = qcow2_snapshots_with(c->image, &c->table, name, c->l1_at, c->tree.entries, &bytes, &len,
                                  err);
     if (r == 0)
         r = take(c, len, &c->table_at, &c->table_len, err);
     if (r == 0)
-        r = qcow2_tree_raise(c->image, &c->tree, &c->raised, err);
+        r = qcow2_next_count(&c->next, err);
+    if (r == 0)
+        r = qcow2_next_tables(&c->next, err);
+    if (r < 0)
+        return r;
+    uint64_t raised;
+    c->tree.l1_at = c->next.l1_at;
+    r = qcow2_tree_raise(c->image, &c->tree, &raised, err);
     if (r == 0)
         r = qcow2_tree_share(c->image, &c->tree, true, err);
     if (r == 0)
@@ -166,7 +210,7 @@ static int prepare_create(struct change *c, const char *name, struct dr_error *e
 static int check_create(struct change *c, const char *name, struct dr_error *err)
 {
     CLEANUP_FREE uint8_t *bytes = NULL;
-    size_t len;
+    size_t len = 0;
     int r = qcow2_snapshots_with(c->image, &c->table, name, 0, 0, &bytes, &len, err);
     return r < 0 ? r : qcow2_tree_check(c->image, &c->tree, true, err);
 }
@@ -183,11 +227,15 @@ int qcow2_snapshot_create(struct dr_image *image, const char *name, struct dr_er
     if (r == 0) {
         r = prepare_create(&c, name, err);
         if (r < 0)
-            change_undo(&c, true);
-        else if ((r = switch_table(&c, c.q->h.n_snapshots + 1, err)) == 0)
+            change_undo(&c);
+        else if ((r = switch_all(&c, c.q->h.n_snapshots + 1, err)) == 0) {
             guard_tables(&c);
+            /* The snapshot is there. What cannot be freed is leaked, which is no failure of this.
+             */
+            lose_former(&c, NULL);
+        }
     }
-    qcow2_snapshots_free(&c.table);
+    change_end(&c);
     return r;
 }
 
@@ -251,10 +299,10 @@ int qcow2_snapshot_apply(struct dr_image *image, const char *id, struct dr_error
         r = qcow2_track_all(image, s->info.size, err);
     if (r == 0)
         qcow2_track_everything(image);
-    if (r < 0)
+    if (r != 0)
         goto out;
     if ((r = prepare_apply(&c, entries, err)) < 0)
-        change_undo(&c, false);
+        change_undo(&c);
     else
         r = switch_disk(&c, s->info.size, entries, err);
     if (r == 0 && image->size != size)
@@ -264,52 +312,96 @@ int qcow2_snapshot_apply(struct dr_image *image, const char *id, struct dr_error
     if (r == 0 && old.entries)
         r = qcow2_lose(image, old.l1_at, old.entries * 8, err);
 out:
-    qcow2_snapshots_free(&c.table);
+    change_end(&c);
     return r;
 }
 
 /* ------------------------------------------------------------------ delete */
 
-static int prepare_delete(struct change *c, const struct qcow2_snapshot *s, struct dr_error *err)
+/* The snapshot table without s. */
+static int write_table_without(struct change *c, const struct qcow2_snapshot *s,
+                               struct dr_error *err)
 {
     CLEANUP_FREE uint8_t *bytes = NULL;
-    size_t len;
+    size_t len = 0;
+    c->table_at = 0;
     int r = qcow2_snapshots_without(c->image, &c->table, s, &bytes, &len, err);
     if (r < 0 || !bytes) /* no snapshot, no table */
         return r;
     r = take(c, len, &c->table_at, &c->table_len, err);
+    return r < 0 ? r : dr_file_pwrite(c->image->files[0], bytes, c->table_at, len, err);
+}
+
+static int prepare_delete(struct change *c, const struct qcow2_snapshot *s, struct dr_error *err)
+{
+    int r = qcow2_next_begin(&c->next, c->image, false, err);
     if (r == 0)
-        r = dr_file_pwrite(c->image->files[0], bytes, c->table_at, len, err);
+        r = write_table_without(c, s, err);
+    if (r == 0)
+        r = qcow2_next_count(&c->next, err);
+    if (r == 0)
+        r = qcow2_tree_lower(c->image, &c->tree, err);
+    if (r == 0)
+        r = dr_image_flush_all(c->image, err);
+    if (r == 0)
+        r = qcow2_next_tables(&c->next, err);
+    struct qcow2_tree disk = {c->next.l1_at, c->next.l1_entries};
+    if (r == 0)
+        r = qcow2_tree_recount(c->image, &disk, err);
     return r < 0 ? r : settle(c, err);
 }
 
-/* Nothing names the snapshot's tables any more. */
-static int lose_snapshot(struct change *c, struct dr_error *err)
+static int delete_now(struct change *c, const struct qcow2_snapshot *s, struct dr_error *err)
 {
-    struct qcow2_tree disk = {c->q->h.l1_at, c->q->h.l1_entries};
-    int r = qcow2_tree_lose(c->image, &c->tree, err);
+    int r = prepare_delete(c, s, err);
+    if (r < 0) {
+        change_undo(c);
+        return r;
+    }
+    r = switch_all(c, c->q->h.n_snapshots - 1, err);
+    if (r == 0)
+        r = qcow2_tree_free(c->image, &c->tree, err);
     if (r == 0 && c->tree.entries)
         r = qcow2_lose(c->image, c->tree.l1_at, c->tree.entries * 8, err);
+    return r < 0 ? r : lose_former(c, err);
+}
+
+static int delete_in_place(struct change *c, const struct qcow2_snapshot *s, struct dr_error *err)
+{
+    int r = write_table_without(c, s, err);
+    if (r == 0)
+        r = settle(c, err);
+    if (r < 0) {
+        change_undo(c);
+        return r;
+    }
+    r = switch_table(c, c->q->h.n_snapshots - 1, err);
+    if (r == 0)
+        r = qcow2_tree_lose(c->image, &c->tree, err);
+    if (r == 0 && c->tree.entries)
+        r = qcow2_lose(c->image, c->tree.l1_at, c->tree.entries * 8, err);
+    struct qcow2_tree disk = {c->q->h.l1_at, c->q->h.l1_entries};
     return r < 0 ? r : qcow2_tree_recount(c->image, &disk, err);
 }
 
 int qcow2_snapshot_delete(struct dr_image *image, const char *id, struct dr_error *err)
 {
     struct change c;
-    const struct qcow2_snapshot *s;
+    const struct qcow2_snapshot *s = NULL;
     int r = change_begin(&c, image, err);
     if (r == 0)
         r = find(&c, id, &s, err);
     if (r == 0)
         r = qcow2_tree_check(image, &c.tree, false, err);
-    if (r == 0) {
-        r = prepare_delete(&c, s, err);
-        if (r < 0)
-            change_undo(&c, false);
-        else if ((r = switch_table(&c, c.q->h.n_snapshots - 1, err)) == 0)
-            r = lose_snapshot(&c, err);
+    if (r == 0)
+        r = delete_now(&c, s, err);
+    if (r == -ENOSPC && !c.q->damage && !c.q->damage_noted) {
+        dr_error_reset(err);
+        r = dr_image_flush_all(image, err); /* what was undone goes */
+        if (r == 0)
+            r = delete_in_place(&c, s, err);
     }
-    qcow2_snapshots_free(&c.table);
+    change_end(&c);
     return r;
 }
 

@@ -5,6 +5,7 @@
  *
  *   snapshot-table.c  the snapshot table: read, find, encode with one entry more or less
  *   snapshot-tree.c   all that one L1 table leads to: counts up and down, COPIED
+ *   snapshot-next.c   counts and the disk's tables as they are to be, and the switch to them
  *   snapshot.c        create, apply, delete, list, show
  *   views.c           filling the holes of the disk and of all snapshots together */
 #ifndef DR_FORMATS_QCOW2_SNAPSHOT_H
@@ -67,12 +68,59 @@ int qcow2_tree_unraise(struct dr_image *image, const struct qcow2_tree *tree, ui
                        struct dr_error *err);
 /* One way less to each, which is durable: what has none left goes to the core. */
 int qcow2_tree_lose(struct dr_image *image, const struct qcow2_tree *tree, struct dr_error *err);
+/* The same, of counts that are not in force yet, and nothing is freed: counts may become 0. */
+int qcow2_tree_lower(struct dr_image *image, const struct qcow2_tree *tree, struct dr_error *err);
+/* Those counts are in force, durably: what is counted 0 times goes to the core. */
+int qcow2_tree_free(struct dr_image *image, const struct qcow2_tree *tree, struct dr_error *err);
+/* tables, by L1 entry: the offsets of the L2 tables that have an entry with COPIED (share), or one
+ * that could have COPIED and has not; of the others it is left as it is. */
+int qcow2_tree_mark(struct dr_image *image, const struct qcow2_tree *tree, bool share,
+                    uint64_t *tables, struct dr_error *err);
 /* Everything below the tree is shared from now on. own: the tables of the disk itself, whose L1
  * entries say so, too. */
 int qcow2_tree_share(struct dr_image *image, const struct qcow2_tree *tree, bool own,
                      struct dr_error *err);
 /* COPIED as the counts say, in the tables of the disk. */
 int qcow2_tree_recount(struct dr_image *image, const struct qcow2_tree *tree, struct dr_error *err);
+
+/* ------------------------------------------------------------------ snapshot-next.c; no lock held
+ */
+
+struct qcow2_next {
+    struct dr_image *image;
+    uint64_t l1_at, l1_len, l1_entries; /* the disk's L1 table; len 0: none yet */
+    uint64_t *copies;                   /* by L1 entry: its L2 table in there; 0 = as before */
+    uint64_t *lost; /* by L1 entry: an L2 table that nothing leads to after the switch; 0 = none */
+    bool kept;      /* lost has copies, too, that will not be used */
+    uint64_t *reftable; /* the new blocks; once the driver counts in them: the former ones */
+    uint64_t n_blocks;  /* entries of that */
+    bool counting;
+    uint64_t reftable_at;
+    uint32_t reftable_clusters; /* 0: none yet */
+    uint64_t end;               /* of what was allocated; the caller's goes in here, too */
+    uint64_t lost_l1_at, lost_reftable_at;
+    size_t n_lost;
+};
+
+/* Allocate clusters for the disk's tables. share: COPIED will be cleared, else it may be set. After
+ * a failure of this and the next two: qcow2_next_undo(), qcow2_next_free(). */
+int qcow2_next_begin(struct qcow2_next *next, struct dr_image *image, bool share,
+                     struct dr_error *err);
+/* Everything else is allocated, too: copy the counts, and count in the copies. */
+int qcow2_next_count(struct qcow2_next *next, struct dr_error *err);
+/* Write the disk's tables at their new places; counts of what it had are as they are to be, or
+ * lower.
+ */
+int qcow2_next_tables(struct qcow2_next *next, struct dr_error *err);
+/* Everything is durable: put it in force, with another snapshot table. After a failure nothing is
+ * to be undone. */
+int qcow2_next_switch(struct qcow2_next *next, uint32_t n_snapshots, uint64_t snapshots_at,
+                      struct dr_error *err);
+/* Free what is no longer in force. */
+int qcow2_next_end(struct qcow2_next *next, struct dr_error *err);
+/* Free all that was allocated; where this fails it is leaked. */
+void qcow2_next_undo(struct qcow2_next *next);
+void qcow2_next_free(struct qcow2_next *next);
 
 /* ------------------------------------------------------------------ the callbacks */
 
