@@ -157,15 +157,19 @@ static double map_time(const struct subject *s, const struct subject *other)
     return took;
 }
 
+#define INFO_CALLS 100 /* one takes microseconds */
+
 static double info_time(const struct subject *s, const struct subject *other)
 {
     (void)other;
     struct dr_disk *disk = open_top(s, 0);
-    char *json = NULL;
     double start = bench_now();
-    must(dr_disk_info(disk, NULL, false, &json, &err), "info");
-    double took = bench_now() - start;
-    free(json);
+    for (unsigned i = 0; i < INFO_CALLS; i++) {
+        char *json = NULL;
+        must(dr_disk_info(disk, NULL, false, &json, &err), "info");
+        free(json);
+    }
+    double took = (bench_now() - start) / INFO_CALLS;
     must(dr_close(disk, &err), "close");
     return took;
 }
@@ -263,7 +267,7 @@ static void compare_walks(const struct subject *deep, const struct subject *one,
         double a = bench_median(took[0], rounds), b = bench_median(took[1], rounds);
         snprintf(what, sizeof(what), "%s%s: %s", deep->format, deep->scattered ? ", scattered" : "",
                  walks[w].name);
-        snprintf(value, sizeof(value), "%.1f ms, %.1f ms, %.2f times", a * 1e3, b * 1e3, b / a);
+        snprintf(value, sizeof(value), "%.3g ms, %.3g ms, %.2f times", a * 1e3, b * 1e3, b / a);
         if (deep->depth <= 300 && walks[w].time != open_time)
             verdict(what, deep->depth, value, b <= 2 * a);
         else /* there is no figure that it must reach */

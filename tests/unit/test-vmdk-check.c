@@ -94,6 +94,21 @@ static void recovery_copies_the_table_over_its_copy(void **state)
     finds("/d/a.vmdk", 0, 0, "");
 }
 
+static void a_mended_directory_is_looked_up_anew(void **state)
+{
+    (void)state;
+    struct dr_check_result result = {.report = note};
+    struct dr_extent ext;
+    make_checked("/d/a.vmdk");
+    poke32("/d/a.vmdk", GD_AT, 99999999);
+    struct dr_image *image = image_of("/d/a.vmdk", DR_OPEN_RDWR);
+    assert_int_equal(dr_image_map(image, 0, GRAIN, &ext, &err), -EIO);
+    ok(vmdk_check(image, DR_CHECK_FIX_ALL, &result, &err));
+    ok(dr_image_map(image, 0, GRAIN, &ext, &err));
+    assert_int_equal(ext.kind, DR_DATA);
+    ok(dr_image_unref(image, &err));
+}
+
 static void check_finds_and_mends_tables(void **state)
 {
     (void)state;
@@ -194,10 +209,10 @@ static void a_missing_table_can_be_mended_and_written(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(what_is_not_read_is_refused_by_name),       T(create_refuses_and_leaves_nothing),
-        T(recovery_copies_the_table_over_its_copy),   T(check_finds_and_mends_tables),
-        T(check_finds_what_it_cannot_mend),           T(what_is_cancelled_does_not_leak),
-        T(a_missing_table_can_be_mended_and_written),
+        T(what_is_not_read_is_refused_by_name),     T(create_refuses_and_leaves_nothing),
+        T(recovery_copies_the_table_over_its_copy), T(check_finds_and_mends_tables),
+        T(a_mended_directory_is_looked_up_anew),    T(check_finds_what_it_cannot_mend),
+        T(what_is_cancelled_does_not_leak),         T(a_missing_table_can_be_mended_and_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -133,8 +133,8 @@ static void path_of(char path[64], const char *format, unsigned i)
     snprintf(path, 64, "dir/l%u.%s", i, format);
 }
 
-/* Layer i on layer i - 1, with every LAYERS-th piece or so. */
-static void make_layer(struct dr_fs *fs, const char *format, unsigned i)
+/* Layer i on layer i - 1, with every LAYERS-th piece or so; part LAYERS: with none. */
+static void make_layer(struct dr_fs *fs, const char *format, unsigned i, unsigned part)
 {
     char path[64], parent[64];
     struct dr_image *below = NULL;
@@ -154,7 +154,7 @@ static void make_layer(struct dr_fs *fs, const char *format, unsigned i)
     dr_image_unref(below, NULL);
     ok(dr_open_fs(fs, path, &open, &disk, &err));
     for (uint64_t piece = 0; piece < SCATTERED; piece++)
-        if (piece * 7919 % 104729 % LAYERS == i)
+        if (piece * 7919 % 104729 % LAYERS == part)
             ok(dr_pwrite(disk, buf, piece * (32 * MIB), sizeof(buf), 0, &err));
     ok(dr_close(disk, &err));
 }
@@ -184,7 +184,7 @@ static void a_walk_reads_a_page_for_each_piece_and_a_few_for_each_layer(void **s
         struct dr_disk *disk;
         char path[64];
         for (unsigned i = 0; i < LAYERS; i++)
-            make_layer(fs, formats[f], i);
+            make_layer(fs, formats[f], i, i);
         path_of(path, formats[f], LAYERS - 1);
         struct dr_open_options open = {.format = formats[f]};
         ok(dr_open_fs(fs, path, &open, &disk, &err));
@@ -205,10 +205,45 @@ static void a_walk_reads_a_page_for_each_piece_and_a_few_for_each_layer(void **s
     }
 }
 
+static void an_empty_layer_costs_a_walk_one_or_two_reads_and_a_question_about_holes(void **state)
+{
+    static const char *const formats[] = {"vmdk", "add-cow"};
+    static const unsigned most[] = {1, 2};
+    (void)state;
+    for (size_t f = 0; f < 2; f++) {
+        struct dr_fs *memory = dr_fs_memory_new();
+        struct faultfs *fault = faultfs_new(memory);
+        struct dr_open_options open = {.format = formats[f]};
+        uint64_t reads[2], questions[2], pieces = 0;
+        for (unsigned depth = 0, i = 0; depth < 2; depth++) {
+            struct dr_disk *disk;
+            char path[64];
+            for (; i <= depth * LAYERS; i++)
+                make_layer(faultfs_fs(fault), formats[f], i, i ? LAYERS : 0);
+            path_of(path, formats[f], i - 1);
+            ok(dr_open_fs(faultfs_fs(fault), path, &open, &disk, &err));
+            struct dr_chain *chain = dr_disk_chain(disk);
+            faultfs_reset(fault);
+            uint64_t found = walk(chain);
+            assert_true(found > 0 && (depth == 0 || found == pieces));
+            pieces = found;
+            reads[depth] = faultfs_count_of(fault, FAULTFS_READ);
+            questions[depth] = faultfs_count_of(fault, FAULTFS_EXTENT);
+            dr_chain_unref(chain, NULL);
+            ok(dr_close(disk, &err));
+        }
+        assert_true(reads[1] <= reads[0] + most[f] * LAYERS);
+        assert_true(questions[1] <= questions[0] + LAYERS);
+        faultfs_free(fault);
+        dr_fs_memory_free(memory);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(operations_walk_once_where_all_of_the_disk_would_fit),
+        cmocka_unit_test(an_empty_layer_costs_a_walk_one_or_two_reads_and_a_question_about_holes),
         cmocka_unit_test(a_walk_reads_a_page_for_each_piece_and_a_few_for_each_layer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

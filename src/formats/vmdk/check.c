@@ -109,6 +109,8 @@ static int new_table(struct walk *w, uint64_t table, bool copy, const uint8_t *b
     if (r == 0)
         r = dr_file_flush(w->f, err);
     put_le32(entry, sector);
+    if (!copy)
+        e->tables_at = 0; /* they may stand in no row now */
     if (r == 0)
         r = dr_file_pwrite(w->f, entry,
                            (copy ? e->h.rgd_off : e->h.gd_off) * VMDK_SECTOR + table * 4, 4, err);

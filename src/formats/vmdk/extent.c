@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "base/bytes.h"
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "formats/vmdk/vmdk.h"
 
@@ -37,6 +38,11 @@ struct dir_page {
     uint64_t start;       /* its offset in the file */
 };
 
+static uint32_t table_in_row(const struct vmdk_extent *e, uint64_t table)
+{
+    return (uint32_t)(e->tables_at + table * e->h.gt_sectors);
+}
+
 /* [page] The entry of a table in the directory that begins at this sector. */
 static int directory_entry(struct dr_image *image, const struct vmdk_extent *e, uint64_t sector,
                            uint64_t table, struct dir_page *last, uint32_t *gde)
@@ -52,12 +58,21 @@ static int directory_entry(struct dr_image *image, const struct vmdk_extent *e, 
     return 0;
 }
 
+static int primary_entry(struct dr_image *image, const struct vmdk_extent *e, uint64_t table,
+                         struct dir_page *last, uint32_t *gde)
+{
+    if (e->tables_at == 0)
+        return directory_entry(image, e, e->h.gd_off, table, last, gde);
+    *gde = table_in_row(e, table);
+    return 0;
+}
+
 /* vmdk_slot for one grain after the other. */
 static int next_slot(struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
                      struct dir_page *last, struct vmdk_slot *slot, struct dr_error *err)
 {
     *slot = (struct vmdk_slot){.table = grain / e->h.gtes, .entry = grain % e->h.gtes};
-    int r = directory_entry(image, e, e->h.gd_off, slot->table, last, &slot->gde);
+    int r = primary_entry(image, e, slot->table, last, &slot->gde);
     if (r < 0 || slot->gde == 0)
         return r;
     if (!vmdk_table_fits(image, e, slot->gde))
@@ -87,6 +102,29 @@ int vmdk_slot_copy(struct dr_image *image, const struct vmdk_extent *e, struct v
 }
 
 /* ------------------------------------------------------------------ whole directories */
+
+/* Larger directories are looked up page by page. */
+#define LEARN_MOST (64u << 10)
+
+int vmdk_learn_tables(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+{
+    uint64_t n = vmdk_tables_used(e);
+    e->tables_at = 0;
+    if (n == 0 || n * 4 > LEARN_MOST)
+        return 0;
+    CLEANUP_FREE uint8_t *dir = malloc((size_t)n * 4);
+    if (!dir)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    int r =
+        dr_file_pread(image->files[e->file], dir, e->h.gd_off * VMDK_SECTOR, (size_t)n * 4, err);
+    if (r < 0)
+        return r;
+    uint64_t at = get_le32(dir), i = 1;
+    while (i < n && get_le32(dir + i * 4) == at + i * e->h.gt_sectors)
+        i++;
+    e->tables_at = i == n ? (uint32_t)at : 0;
+    return 0;
+}
 
 static int load_directory(struct dr_image *image, struct vmdk_extent *e, uint64_t sector,
                           uint32_t **dir, struct dr_error *err)
@@ -221,16 +259,21 @@ static uint64_t extend(struct run *run, const struct vmdk_slot *slot)
 static uint64_t empty_tables(const struct run *run, uint64_t table, struct dir_page *dir)
 {
     const struct vmdk_extent *e = run->e;
+    uint64_t n = vmdk_tables_used(e) - table;
+    /* Sectors of the zeros, [first, end). */
+    uint64_t file_size = dr_file_size(run->image->files[e->file]);
+    uint64_t first = dr_div_up(run->page_start, VMDK_SECTOR);
+    uint64_t end = dr_min(run->zero_end, file_size) / VMDK_SECTOR;
+    if (e->tables_at != 0) {
+        uint64_t at = table_in_row(e, table);
+        return at < first || at > end ? 0 : dr_min(n, (end - at) / e->h.gt_sectors);
+    }
     uint32_t gde;
     if (directory_entry(run->image, e, e->h.gd_off, table, dir, &gde) < 0)
         return 0;
     uint64_t at = e->h.gd_off * VMDK_SECTOR + table * 4;
     const uint8_t *entries = dr_page_at(dir->page, at);
-    uint64_t n = dr_min(vmdk_tables_used(e) - table, (dir->start + DR_PAGE_SIZE - at) / 4);
-    /* Sectors of the zeros, [first, end). */
-    uint64_t file_size = dr_file_size(run->image->files[e->file]);
-    uint64_t first = dr_div_up(run->page_start, VMDK_SECTOR);
-    uint64_t end = dr_min(run->zero_end, file_size) / VMDK_SECTOR;
+    n = dr_min(n, (dir->start + DR_PAGE_SIZE - at) / 4);
     uint64_t i = 0;
     for (; i < n; i++) {
         gde = get_le32(entries + i * 4);
@@ -243,6 +286,25 @@ static uint64_t empty_tables(const struct run *run, uint64_t table, struct dir_p
 /* Bounded: a walk of a chain asks again for each piece that a lower image has, always up to the
  * end of the disk. */
 #define MAX_TABLES_A_RUN 1024
+
+static void look_at(struct run *run, const struct dr_page *page)
+{
+    run->page = page;
+    run->page_start = dr_page_start(page);
+    run->page_end = run->page_start + DR_PAGE_SIZE;
+    run->zero_end = dr_page_zero_until(run->image, page);
+}
+
+/* A hole goes on in the page of the entry at pos, if that is another one and in memory. */
+static bool turn_page(struct run *run, uint64_t pos)
+{
+    struct dr_page *page;
+    if (run->kind != DR_HOLE || pos == 0 || (pos >= run->page_start && pos < run->page_end) ||
+        dr_page_get(run->image, run->e->file, pos, &page) < 0)
+        return false;
+    look_at(run, page);
+    return true;
+}
 
 static void run_on(struct run *run)
 {
@@ -261,10 +323,20 @@ static void run_on(struct run *run)
         if (next_slot(run->image, run->e, grain, &dir, &slot, NULL) < 0)
             return;
         uint64_t more = extend(run, &slot);
-        if (more == 0)
+        if (more == 0 && !turn_page(run, slot.pos))
             return;
         run->grains += more;
     }
+}
+
+/* How many bytes of tables to read from pos on. The first table mostly begins in a page with the
+ * end of the directory. What follows is a hole in a disk with nothing in it, as most layers of a
+ * deep chain: read with the next page, that is found out by the same read. */
+static uint64_t first_read(const struct vmdk_extent *e, uint64_t pos)
+{
+    uint64_t left = DR_PAGE_SIZE - pos % DR_PAGE_SIZE,
+             tables = (uint64_t)e->tables_at * VMDK_SECTOR;
+    return tables > dr_round_down(pos, DR_PAGE_SIZE) ? left + DR_PAGE_SIZE : left;
 }
 
 /* The kind of the first grain; loads its page. */
@@ -281,11 +353,8 @@ static int run_start(struct run *run, struct dr_error *err)
     }
     r = dr_page_get(run->image, run->e->file, slot.pos, &page);
     if (r < 0)
-        return r;
-    run->page = page;
-    run->page_start = dr_round_down(slot.pos, DR_PAGE_SIZE);
-    run->page_end = run->page_start + DR_PAGE_SIZE;
-    run->zero_end = dr_page_zero_until(run->image, page);
+        return dr_page_get_all(run->image, run->e->file, slot.pos, first_read(run->e, slot.pos));
+    look_at(run, page);
     run->gte = get_le32(dr_page_at(page, slot.pos));
     r = entry_kind(run, run->first, run->gte, &run->kind, err);
     run->grains = 1;

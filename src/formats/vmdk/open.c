@@ -69,7 +69,7 @@ static int read_descriptor(struct dr_image *image, struct vmdk_header *h, struct
 
 /* ------------------------------------------------------------------ extents */
 
-/* The directory is read when it is needed; that it is all there is checked now. */
+/* A large directory is read when it is needed; that it is all there is checked now. */
 static int check_directory(const struct dr_image *image, const struct vmdk_extent *e,
                            uint64_t sector, struct dr_error *err)
 {
@@ -92,7 +92,9 @@ static int open_sparse(struct dr_image *image, struct vmdk_extent *e, struct dr_
     e->grain = e->h.grain * VMDK_SECTOR;
     image->unclean |= e->h.unclean;
     int r = check_directory(image, e, e->h.gd_off, err);
-    return r == 0 && vmdk_has_copies(e) ? check_directory(image, e, e->h.rgd_off, err) : r;
+    if (r == 0 && vmdk_has_copies(e))
+        r = check_directory(image, e, e->h.rgd_off, err);
+    return r == 0 ? vmdk_learn_tables(image, e, err) : r;
 }
 
 /* One file may serve several flat extents (partitions of a device), but is opened once. */

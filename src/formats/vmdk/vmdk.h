@@ -35,6 +35,9 @@ struct vmdk_extent {
     /* The directories, n_tables entries each, while vmdk_load_directories' caller works on whole
      * tables; look-ups go through the page cache. rgd NULL: there are no redundant tables. */
     uint32_t *gd, *rgd;
+    /* The sector of the first table, if all that are used stand in a row, as programs lay them out
+     * that make a disk with its tables; the directory need not be asked then. 0: it must be. */
+    uint32_t tables_at;
     _Atomic bool marked; /* the unclean byte is set by this open */
 
     /* Allocation, under image->lock. */
@@ -82,6 +85,8 @@ int vmdk_slot(struct dr_image *image, const struct vmdk_extent *e, uint64_t grai
               struct vmdk_slot *slot, struct dr_error *err);
 /* [page] Fills in rpos of a slot that has pos. */
 int vmdk_slot_copy(struct dr_image *image, const struct vmdk_extent *e, struct vmdk_slot *slot);
+/* Set e->tables_at: at opening, and when an entry of the directory was changed. */
+int vmdk_learn_tables(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err);
 /* Read the directories of a sparse extent into e->gd and e->rgd / forget them. */
 int vmdk_load_directories(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err);
 void vmdk_drop_directories(struct vmdk_extent *e);
