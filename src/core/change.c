@@ -290,7 +290,8 @@ static struct plan plan_at(const struct dr_change *c, uint64_t cur, uint64_t lim
     case DR_CHANGE_FILL:
         return ext->kind == DR_HOLE ? reserve : (struct plan){ACT_SKIP, alike};
     case DR_CHANGE_ZERO:
-        if (ext->kind == DR_ZERO && ext->len >= len)
+        if (ext->kind == DR_ZERO && ext->len >= len &&
+            !(ext->placed && whole && (c->zero_flags & DR_FILE_ZERO_PUNCH)))
             return (struct plan){ACT_SKIP, len};
         /* A whole unit is better given back than overwritten, unless the file's holes are zeros. */
         if (in_place && (ext->flat || !whole))
@@ -310,6 +311,14 @@ static struct plan plan_at(const struct dr_change *c, uint64_t cur, uint64_t lim
     }
 }
 
+/* Zeros that may be unmapped give their place up, where they have one; others keep it. */
+static enum dr_want zero_want(const struct batch *batch)
+{
+    bool keep = !(batch->zero_flags & DR_FILE_ZERO_PUNCH) &&
+                (batch->image->fmt->flags & DR_FORMAT_KEEPS_ZEROED);
+    return keep ? DR_WANT_ZERO_KEPT : DR_WANT_ZERO;
+}
+
 static int reserve_piece(struct batch *batch, const struct dr_change *c, uint64_t off, uint64_t len,
                          struct dr_error *err)
 {
@@ -322,7 +331,7 @@ static int reserve_piece(struct batch *batch, const struct dr_change *c, uint64_
         break;
     }
     if (brings_no_bytes(c->src) && c->mode != DR_CHANGE_ALLOCATE) {
-        int r = batch_reserve(batch, off, len, DR_WANT_ZERO, err);
+        int r = batch_reserve(batch, off, len, zero_want(batch), err);
         if (r != -ENOTSUP || c->no_bytes)
             return r;
     }

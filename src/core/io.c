@@ -141,7 +141,8 @@ static int zero_already(struct dr_chain *chain, size_t at, uint64_t off, uint64_
     *len = place.ext.len;
     bool own = place.owner == at && place.ext.kind == DR_ZERO;
     bool reads_zero = place.ext.kind == DR_ZERO || place.ext.kind == DR_HOLE;
-    *already = flags & DR_EXPLICIT ? own : reads_zero;
+    bool gives_up = (flags & DR_MAY_UNMAP) && own && place.ext.placed;
+    *already = gives_up ? false : flags & DR_EXPLICIT ? own : reads_zero;
     return 0;
 }
 
@@ -307,20 +308,39 @@ static int discard_hole(struct dr_chain *chain, size_t at, uint64_t off, uint64_
     return r == -ENOTSUP ? 0 : r;
 }
 
+/* Units that differ within (sub-clusters) are given up whole where the request [off, end) covers
+ * them: the range of ext is widened to their edges. */
+static void widen_to_units(const struct dr_image *image, const struct dr_extent *ext, uint64_t at,
+                           uint64_t off, uint64_t end, uint64_t *from, uint64_t *to)
+{
+    uint64_t uoff, ulen;
+    *from = at;
+    *to = at + ext->len;
+    if (ext->flat)
+        return;
+    image->fmt->unit(image, at, &uoff, &ulen);
+    *from = dr_max(off, uoff);
+    image->fmt->unit(image, at + ext->len - 1, &uoff, &ulen);
+    *to = dr_min(end, uoff + ulen);
+}
+
 int dr_chain_discard(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                      struct dr_error *err)
 {
     struct dr_image *image = chain->images[at];
+    uint64_t end = off + len, from, to;
     int r = check_range(image, off, len, err);
-    while (r == 0 && len > 0) {
+    for (uint64_t pos = off; r == 0 && pos < end;) {
         struct dr_extent ext;
-        r = dr_image_map(image, off, len, &ext, err);
-        if (r == 0 && (ext.kind == DR_DATA || ext.kind == DR_CODED))
-            r = discard_extent(chain, at, off, ext.len, ext.flat, err);
-        else if (r == 0 && ext.kind == DR_HOLE)
-            r = discard_hole(chain, at, off, ext.len, err);
-        off += ext.len;
-        len -= ext.len;
+        r = dr_image_map(image, pos, end - pos, &ext, err);
+        if (r < 0)
+            break;
+        widen_to_units(image, &ext, pos, off, end, &from, &to);
+        if (ext.kind == DR_DATA || ext.kind == DR_CODED || ext.placed)
+            r = discard_extent(chain, at, from, to - from, ext.flat, err);
+        else if (ext.kind == DR_HOLE)
+            r = discard_hole(chain, at, pos, ext.len, err);
+        pos += ext.len;
     }
     return r;
 }

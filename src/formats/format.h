@@ -40,12 +40,20 @@ struct dr_extent {
     uint32_t unit;        /* CODED: guest bytes the unit decodes to */
     uint32_t inner;       /* CODED: the asked offset's place in the decoded unit */
     bool in_place;        /* DATA: may be overwritten where it is */
+    bool placed;          /* ZERO: has a place all the same, which a discard gives up */
     bool flat;            /* DATA: holes of the file are this image's zeros (raw, flat extents) */
 };
 
 /* ------------------------------------------------------------------ reservations */
 
-enum dr_want { DR_WANT_DATA, DR_WANT_ZERO, DR_WANT_HOLE, DR_WANT_CODED };
+enum dr_want {
+    DR_WANT_DATA,
+    DR_WANT_ZERO,
+    DR_WANT_HOLE,
+    DR_WANT_CODED,
+    DR_WANT_ZERO_KEPT, /* zeros that keep the place they have, so that writing there later needs
+                          none; only with DR_FORMAT_KEEPS_ZEROED */
+};
 
 enum dr_todo {
     DR_TODO_WRITE,     /* write the guest bytes [off, off+len) at host, and pad zeros behind them */
@@ -247,6 +255,7 @@ enum dr_format_flag {
                                    said), and NAME:PATH#MEMBER names one */
     DR_FORMAT_REPAIR_AS_FOUND = 1 << 7, /* check with repair does what recover does, and wants an
                                            unclean image as it was left */
+    DR_FORMAT_KEEPS_ZEROED = 1 << 9,    /* knows DR_WANT_ZERO_KEPT; others get DR_WANT_ZERO */
     DR_FORMAT_ON_DEVICE = 1 << 8, /* an image may stand on a block device, whose size is fixed and
                                      whose unused bytes may hold anything */
 };

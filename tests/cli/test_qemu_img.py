@@ -247,6 +247,13 @@ def test_a_qcow2_grows_with_as_much_space_as_in_qemu(t, settings, mode):
     assert abs(our_space - real_space) < 200 << 10
 
 
+@pytest.mark.parametrize("mode", ["metadata", "falloc"])
+def test_a_format_that_cannot_resize_says_so_whatever_the_space(t, mode):
+    t.ok("create", "-f", "vmdk", "x.vmdk", "1M")
+    args = ["resize", "-f", "vmdk", f"--preallocation={mode}", "x.vmdk", "2M"]
+    same(t.ours("qemu-img", *args), t.real("qemu-img", *args))
+
+
 def test_growing_with_space_over_a_parent_hides_it(t):
     for mode in ("metadata", "falloc", "full"):
         t.ok("create", "-f", "raw", "base.img", "4M")

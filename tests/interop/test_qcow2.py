@@ -323,3 +323,22 @@ def test_compare_agrees():
     create(Qemu, 'b.qcow2', 'qcow2', MIB, 'cluster_size=512')
     for tool in TOOLS:
         compare(tool, 'a.qcow2', 'qcow2', 'b.qcow2', 'qcow2')
+
+
+@pytest.mark.parametrize('options', ['', 'compat=0.10', 'extended_l2=on', 'preallocation=full', 'data_file=disk.data', 'cluster_size=4k'])
+def test_zeros_keep_their_place_unless_it_may_be_unmapped(options):
+    """As many clusters as with QEMU afterwards; and writing there again takes none."""
+    def clusters(tool):
+        for name in ('disk.qcow2', 'disk.data'):
+            if os.path.exists(name):
+                os.remove(name)
+        create(Qemu, 'disk.qcow2', 'qcow2', MIB, options)
+        run(*Qemu.io, '-f', 'qcow2', '-c', 'write -P 5 0 512k', 'disk.qcow2')
+        found = []
+        for command in ('write -z 64k 128k', 'write -P 6 96k 16k', 'write -zu 256k 64k', 'write -z 256k 64k', 'discard 64k 64k'):
+            run(*tool.io, '-f', 'qcow2', '-c', command, 'disk.qcow2')
+            clean('disk.qcow2')
+            found.append(json.loads(run('qemu-img', 'check', '--output=json', 'disk.qcow2').stdout)['allocated-clusters'])
+        run(*Qemu.io, '-r', '-f', 'qcow2', '-c', 'read -P 5 0 64k', '-c', 'read -P 0 64k 32k', '-c', 'read -P 0 256k 64k', 'disk.qcow2')
+        return found
+    assert clusters(Drover) == clusters(Qemu)

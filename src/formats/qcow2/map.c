@@ -148,6 +148,7 @@ static void first_extent(const struct dr_image *image, const struct qcow2_entry 
     const struct qcow2 *q = qcow2_of(image);
     unsigned sub = (unsigned)(off % q->cluster / q->sub);
     *ext = (struct dr_extent){.kind = kind_of(e, sub), .len = q->sub - off % q->sub};
+    ext->placed = ext->kind == DR_ZERO && e->host != QCOW2_NO_PLACE && !e->held;
     if (ext->kind == DR_DATA || ext->kind == DR_CODED)
         ext->file = image->files[q->data];
     if (ext->kind == DR_CODED || (ext->kind == DR_DATA && q->h.crypt))
@@ -158,7 +159,7 @@ static void first_extent(const struct dr_image *image, const struct qcow2_entry 
 
 static bool continues(const struct dr_extent *ext, const struct dr_extent *next)
 {
-    if (next->kind != ext->kind || next->kind == DR_CODED)
+    if (next->kind != ext->kind || next->kind == DR_CODED || next->placed != ext->placed)
         return false;
     return next->kind != DR_DATA ||
            (next->in_place == ext->in_place && next->host == ext->host + ext->len);

@@ -26,6 +26,7 @@ struct request {
     bool place; /* needs a new place */
     bool drops; /* the old place loses its last reference from this table */
     bool zero_host;
+    bool keep; /* zeros, which keep the cluster's own place */
 };
 
 /* ------------------------------------------------------------------ L2 tables */
@@ -170,6 +171,7 @@ static int plan_clear(struct request *q)
     bool data_file = qcow2_has_data_file(s), whole = whole_cluster(q);
     bool aligned = (q->off - q->start) % s->sub == 0 &&
                    ((q->off + q->len) % s->sub == 0 || q->off + q->len == q->end);
+    bool keep = q->keep && has_own_place(q) && s->h.version >= 3;
     if (q->want == DR_WANT_ZERO && s->h.version < 3) {
         if (q->image->backing_name)
             return -ENOTSUP;
@@ -186,7 +188,7 @@ static int plan_clear(struct request *q)
     q->new.held &= ~mask;
     q->new.zero = q->want == DR_WANT_ZERO ? q->old.zero | mask : q->old.zero & ~mask;
     q->zero_host = data_file && (s->h.autoclear & QCOW2_DATA_RAW) && q->want == DR_WANT_ZERO;
-    q->drops = q->old.host != QCOW2_NO_PLACE && !q->new.held && !q->zero_host;
+    q->drops = q->old.host != QCOW2_NO_PLACE && !q->new.held && !q->zero_host && !keep;
     if (q->drops)
         q->new = (struct qcow2_entry){.host = QCOW2_NO_PLACE, .zero = q->new.zero};
     if (q->zero_host)
@@ -356,6 +358,10 @@ int qcow2_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wa
     struct qcow2 *s = qcow2_of(image);
     struct request q = {
         .image = image, .q = s, .off = off, .len = len, .want = want, .coded_len = host_len};
+    if (want == DR_WANT_ZERO_KEPT) {
+        q.keep = true;
+        q.want = DR_WANT_ZERO;
+    }
     struct dr_page *page;
     uint64_t table = 0, at = 0;
     *r = (struct dr_reservation){.want = want};
