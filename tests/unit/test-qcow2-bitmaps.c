@@ -370,6 +370,35 @@ static void a_reader_of_a_bitmap_may_stop(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* Taking clusters for a bitmap makes the refcount table move: begin_write is called for that. */
+static void bitmaps_are_added_while_the_refcount_table_grows(void **state)
+{
+    const struct geometry small = {PAIRS({"cluster_size", "512"}, {"refcount_bits", "64"})};
+    struct text expected = {.n = 0};
+    create(*state, &small, 3 * MIB);
+    struct dr_disk *disk = open_disk(*state);
+    write_at(disk, 0, 1940 * KIB, 1);
+    ok(dr_close(disk, &err));
+    disk = open_disk(*state);
+    const struct qcow2 *q = qcow2_of(disk->chain->images[0]);
+    uint64_t before = q->h.reftable_at;
+    unsigned n = 0;
+    for (; n < 100 && q->h.reftable_at == before; n++) {
+        char name[8];
+        snprintf(name, sizeof(name), "b%u", n);
+        add(disk, name, 4096, false);
+        put(&expected, "b%u 4096 on 8+8;", n);
+    }
+    assert_true(n > 2 && n < 100);
+    write_at(disk, 4096, 1, 2);
+    struct text now = describe(disk);
+    for (const char *at = now.s; n > 0; n--, at++) /* every one is in use */
+        assert_non_null(at = strstr(at, "inconsistent"));
+    ok(dr_close(disk, &err));
+    says(*state, expected.s);
+    check_clean(*state);
+}
+
 static void discards_and_zeros_are_noted_and_copies_that_change_nothing_are_not(void **state)
 {
     create(*state, &geometries[0], SIZE);
@@ -919,6 +948,7 @@ int main(void)
         T(disks_without_bitmaps_say_so),
         T(arguments_that_are_missing_are_refused),
         T(a_reader_of_a_bitmap_may_stop),
+        T(bitmaps_are_added_while_the_refcount_table_grows),
         T(discards_and_zeros_are_noted_and_copies_that_change_nothing_are_not),
         T(a_promise_to_leave_the_view_leaves_the_bitmaps),
         T(many_threads_write_and_every_mark_is_there),

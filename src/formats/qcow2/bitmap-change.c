@@ -184,11 +184,14 @@ static int change_untracked(struct dr_image *image, const struct dr_bitmap_chang
 int qcow2_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *c,
                         struct dr_error *err)
 {
-    bool writing = qcow2_of(image)->changing;
+    struct qcow2 *q = qcow2_of(image);
+    bool writing = q->changing;
     int r = qcow2_track_end(image, err);
     if (r < 0)
         return r;
+    q->editing = true;
     r = change_untracked(image, c, err);
+    q->editing = false;
     int again = writing ? qcow2_track_begin(image, r < 0 ? NULL : err) : 0;
     return r < 0 ? r : again;
 }

@@ -266,7 +266,7 @@ static int qcow2_begin_write(struct dr_image *image, uint64_t off, bool changes,
         r = qcow2_load_reftable(image, err);
     if (r == 0)
         r = clear_features(image, changes, err);
-    if (r == 0 && changes)
+    if (r == 0 && changes && !q->editing)
         r = qcow2_track_begin(image, err);
     if (r == 0 && move)
         r = qcow2_grow_reftable(image, err);
