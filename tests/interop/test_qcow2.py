@@ -10,7 +10,8 @@ pytestmark = pytest.mark.usefixtures('qemu')
 
 OPTIONS = ['', 'cluster_size=512', 'cluster_size=4k', 'cluster_size=2M', 'compat=0.10', 'refcount_bits=1',
            'refcount_bits=8,cluster_size=512', 'refcount_bits=64', 'extended_l2=on', 'extended_l2=on,cluster_size=16k',
-           'lazy_refcounts=on', 'compression_type=zstd', 'preallocation=metadata', 'preallocation=full',
+           'lazy_refcounts=on', 'compression_type=zstd', 'compression_type=zlib,cluster_size=1M', 'preallocation=metadata',
+           'preallocation=falloc', 'preallocation=full',
            'extended_l2=on,preallocation=metadata', 'data_file=disk.data', 'data_file=disk.data,data_file_raw=on']
 
 
