@@ -115,6 +115,29 @@ static void change_bitmaps(struct dr_disk *disk)
     dr_bitmaps_free(list, n);
 }
 
+static int first_id(void *user, const struct dr_snapshot_info *info)
+{
+    char **id = user;
+    if (!*id)
+        *id = strdup(info->id);
+    return 0;
+}
+
+/* Those inside: one more, back to the first, and that one goes. */
+static void change_snapshots(struct dr_disk *disk)
+{
+    struct dr_image *image = disk->chain->images[0];
+    char *id = NULL;
+    dr_image_snapshot_create(image, "fuzz", NULL);
+    write_some(disk);
+    if (dr_image_snapshot_list(image, first_id, &id, NULL) == 0 && id) {
+        dr_image_snapshot_apply(image, id, NULL);
+        write_some(disk);
+        dr_image_snapshot_delete(image, id, NULL);
+    }
+    free(id);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct dr_fs *fs = dr_fs_memory_new();
@@ -151,6 +174,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
         if (sound && check(fs, 0) != 0)
             abort(); /* what was sound stays so */
+        if (dr_open_fs(fs, "/d/disk.vmdk", &options, &disk, NULL) == 0) {
+            change_snapshots(disk);
+            dr_close(disk, NULL);
+        }
+        if (sound && check(fs, 0) != 0)
+            abort();
         check(fs, DR_CHECK_FIX_ALL);
     }
     dr_fs_memory_free(fs);

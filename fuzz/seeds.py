@@ -166,6 +166,18 @@ def qcow2s():
     entry = struct.pack(">QIHHIIQIIQQQ", 9 * SECTOR, 1, 1, 4, 0, 0, 0, 0, 24, 0, 40 * SECTOR, (1 << 64) - 1) + b"1name"
     yield "snapshot", qcow2(data, snapshot=entry)
     yield "snapshot-cut", qcow2(data, snapshot=entry[:30])
+    small = struct.pack(">QIHHIIQII", 9 * SECTOR, 1, 0, 0, 0, 0, 0, 0, 0)
+    yield "snapshots-same-table", qcow2(data, snapshot=small * 12)
+    yield "snapshot-over-l1", qcow2(data, snapshot=struct.pack(">QIHHIIQII", 3 * SECTOR, 1, 0, 0, 0, 0, 0, 0, 0))
+    yield "snapshot-large-table", qcow2(data, snapshot=struct.pack(">QIHHIIQII", 9 * SECTOR, 1 << 22, 0, 0, 0, 0, 0, 0, 0))
+    many = bytearray(qcow2(data, snapshot=small))
+    struct.pack_into(">I", many, 60, 65536)
+    yield "snapshots-65536", bytes(many)
+    for name, at, value in (("l1-over-counts", 40, SECTOR), ("l1-over-itself", 40, 4 * SECTOR), ("counts-over-l1", 48, 3 * SECTOR),
+                            ("l1-32m", 36, (1 << 22) << 32), ("size-2-63", 24, (1 << 63) - SECTOR)):
+        image = bytearray(qcow2(data))
+        struct.pack_into(">Q", image, at, value)
+        yield name, bytes(image)
     bitmaps = struct.pack(">IIIIQQ", 0x23852875, 24, 1, 0, 32, 5 * SECTOR)
     one = struct.pack(">QIIBBHI", 9 * SECTOR, 1, 2, 1, 9, 2, 0) + b"bm"
     yield "bitmap", qcow2(data, features=(0, 0, 1), extensions=bitmaps, snapshot=one.ljust(32, b"\0"))

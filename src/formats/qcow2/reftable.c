@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The refcount table: read whole by the first writer; moved when it is full. */
-#include "formats/qcow2/qcow2.h"
+#include "formats/qcow2/snapshot.h"
 
 #include "base/cleanup.h"
 
@@ -55,6 +55,7 @@ int qcow2_load_reftable(struct dr_image *image, struct dr_error *err)
         r = parse_reftable(image, table, bytes / 8, err);
     if (r < 0)
         return r;
+    qcow2_guard_snapshots(image);
     DR_LOCK_SCOPE(&image->lock);
     q->reftable_n = bytes / 8;
     q->reftable = DR_STEAL(table);

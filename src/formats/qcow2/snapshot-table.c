@@ -17,6 +17,7 @@
 #define ENTRY_EXTRA 24u
 #define MAX_EXTRA   1024u                /* QEMU's */
 #define MAX_TABLE   (UINT64_C(64) << 20) /* bytes (QEMU's) */
+#define MAX_GUARDED (UINT64_C(1) << 20)  /* clusters of L1 tables that are protected at most */
 #define FIRST_READ  64u                  /* bytes of an entry, most often */
 #define NO_ICOUNT   UINT64_MAX
 
@@ -151,6 +152,23 @@ int qcow2_snapshot_check_l1(struct dr_image *image, const struct qcow2_snapshot 
                    "%s: the snapshot table's entry at byte %llu has an L1 table of %llu entries at "
                    "byte %llu, where none can be; `drover check` says more",
                    image->path, ULL(q->h.snapshots_at + s->at), ULL(s->l1_entries), ULL(s->l1_at));
+}
+
+void qcow2_guard_snapshots(struct dr_image *image)
+{
+    struct qcow2 *q = qcow2_of(image);
+    CLEANUP_SNAPSHOTS struct qcow2_snapshots t;
+    uint64_t room = MAX_GUARDED;
+    if (qcow2_snapshots_load(image, &t, NULL) < 0)
+        return;
+    DR_LOCK_SCOPE(&image->lock);
+    for (uint32_t i = 0; i < t.n; i++) {
+        const struct qcow2_snapshot *s = &t.list[i];
+        if (qcow2_snapshot_check_l1(image, s, NULL) < 0)
+            continue;
+        for (uint64_t at = 0; at < s->l1_entries * 8 && room > 0; at += q->cluster, room--)
+            qcow2_guard(q, s->l1_at + at);
+    }
 }
 
 /* ------------------------------------------------------------------ the next table */

@@ -40,6 +40,9 @@ int qcow2_snapshots_find(struct dr_image *image, const struct qcow2_snapshots *t
 /* Its L1 table lies where one may be. */
 int qcow2_snapshot_check_l1(struct dr_image *image, const struct qcow2_snapshot *s,
                             struct dr_error *err);
+/* No lock held. Protect the L1 tables of snapshots from now on: they take no data. Of a table that
+ * cannot be read nothing is protected; the check names what is wrong with it. */
+void qcow2_guard_snapshots(struct dr_image *image);
 /* The table's bytes, malloc'ed and padded to whole clusters, with one entry more, whose id is
  * larger than all others, or without one. Where nothing is left *bytes is NULL. */
 int qcow2_snapshots_with(struct dr_image *image, const struct qcow2_snapshots *t, const char *name,
