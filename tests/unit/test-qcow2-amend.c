@@ -3,6 +3,10 @@
  * snapshot show what they did; asked again, it is done. */
 #include "test-ops.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
 #include "base/bytes.h"
 #include "faultfs.h"
 #include "formats/qcow2/qcow2.h"
@@ -322,12 +326,83 @@ static void a_refusal_changes_nothing(void **state)
     dr_fs_memory_free(fs);
 }
 
+/* ------------------------------------------------------------------ an open disk */
+
+#define THREADS 3
+#define PART    (SIZE / THREADS)
+
+struct writer {
+    pthread_t thread;
+    struct dr_disk *disk;
+    uint64_t from; /* its own part of the disk */
+    atomic_bool *stop;
+    uint8_t last[PART / 512]; /* what it wrote into each sector; 0 = zeros */
+    bool failed;
+};
+
+static void *write_and_read(void *arg)
+{
+    struct writer *w = arg;
+    uint8_t sector[512];
+    for (unsigned i = 0; !atomic_load(w->stop) && !w->failed; i++) {
+        unsigned at = i * 37 % (PART / 512);
+        uint64_t off = w->from + 512 * (uint64_t)at;
+        uint8_t value = i % 5 ? (uint8_t)(i % 255 + 1) : 0;
+        memset(sector, value, sizeof(sector));
+        int r = value ? dr_pwrite(w->disk, sector, off, sizeof(sector), 0, NULL)
+                      : dr_zero(w->disk, off, sizeof(sector), i % 2 ? DR_MAY_UNMAP : 0, NULL);
+        w->last[at] = value;
+        at = i * 11 % (PART / 512);
+        if (r == 0)
+            r = dr_pread(w->disk, sector, w->from + 512 * (uint64_t)at, sizeof(sector), NULL);
+        w->failed = r < 0 || sector[0] != w->last[at] || sector[511] != w->last[at];
+    }
+    return NULL;
+}
+
+static void an_open_disk_is_amended_while_others_use_it(void **state)
+{
+    static const struct dr_pair steps[] = {
+        {"refcount_bits", "64"}, {"refcount_bits", "1"},  {"lazy_refcounts", "on"},
+        {"size", "1000448"},     {"refcount_bits", "16"}, {"compat", "0.10"},
+        {"compat", "1.1"},       {"size", "3000320"},     {"refcount_bits", "2"},
+        {"refcount_bits", "16"}, {"compat", "0.10"}};
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct dr_create_options o = {.format = "qcow2", .size = SIZE, .has_size = true};
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    static struct writer w[THREADS];
+    atomic_bool stop = false;
+    struct dr_disk *disk;
+    (void)state;
+    o.pairs = &(const struct dr_pair){"cluster_size", "1024"};
+    o.n_pairs = 1;
+    ok(dr_create_fs(fs, IMAGE, &o, &err));
+    ok(dr_open_fs(fs, IMAGE, &open, &disk, &err));
+    for (unsigned i = 0; i < THREADS; i++) {
+        w[i] = (struct writer){.disk = disk, .from = i * PART, .stop = &stop};
+        assert_int_equal(pthread_create(&w[i].thread, NULL, write_and_read, &w[i]), 0);
+    }
+    for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
+        struct dr_amend_options a = {.pairs = &steps[i], .n_pairs = 1};
+        ok(dr_disk_amend(disk, &a, NULL, &err));
+    }
+    atomic_store(&stop, true);
+    for (unsigned i = 0; i < THREADS; i++) {
+        pthread_join(w[i].thread, NULL);
+        assert_false(w[i].failed);
+    }
+    ok(dr_close(disk, &err));
+    is_sound(fs, "amended while it was open");
+    dr_fs_memory_free(fs);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(amendments_survive_cuts),
         cmocka_unit_test(amendments_survive_faults),
         cmocka_unit_test(a_refusal_changes_nothing),
+        cmocka_unit_test(an_open_disk_is_amended_while_others_use_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
