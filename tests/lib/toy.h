@@ -111,7 +111,31 @@ void toy_put_entry(uint8_t *p, const struct toy_entry *e);
 /* NULL, or what is wrong with it. */
 const char *toy_entry_problem(const struct toy *t, const struct toy_entry *e);
 
-/* toy.c, for toy-snapshot.c and the moving of roots; image->lock held, -EAGAIN as in a callback. */
+/* toy.c, for toy-write.c; image->lock held, -EAGAIN as in a callback. */
+uint8_t toy_all(const struct toy *t);
+uint64_t toy_span(const struct toy *t);
+uint64_t toy_count_at(const struct toy *t, unsigned space, uint64_t place);
+int toy_count(struct dr_image *image, unsigned space, uint64_t place, uint16_t *count);
+int toy_used_count(struct dr_image *image, unsigned space, uint64_t place, uint16_t *count,
+                   struct dr_error *err);
+int toy_find_l2(struct dr_image *image, uint64_t off, uint64_t *table, uint64_t *hole,
+                struct dr_error *err);
+uint64_t toy_entry_place(const struct toy *t, uint64_t table, uint64_t off);
+int toy_entry_at(struct dr_image *image, const struct dr_page *page, uint64_t at, uint64_t off,
+                 struct toy_entry *e, struct dr_error *err);
+
+/* toy-write.c, the callbacks; and the roots go elsewhere, where there is room for more of them. */
+int toy_move_roots(struct dr_image *image, struct dr_error *err);
+int toy_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
+                uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
+void toy_publish(struct dr_image *image, struct dr_reservation *r);
+void toy_cancel(struct dr_image *image, struct dr_reservation *r);
+void toy_release(struct dr_image *image, const struct dr_freed *freed, struct dr_freed *gone);
+void toy_reuse(struct dr_image *image, const struct dr_freed *gone);
+
+/* toy-write.c, for toy-snapshot.c and the moving of roots; image->lock held, -EAGAIN as in a
+ * callback.
+ */
 /* Counts of all clusters in [place, place + len): pin them, unpin them (they are in memory). */
 int toy_pin_counts(struct dr_image *image, unsigned space, uint64_t place, uint64_t len);
 /* Allocates len bytes of whole clusters in a row; their counts are one. */

@@ -24,17 +24,10 @@
 #include "faultfs.h"
 #include "ops/ops-internal.h"
 #include "toy.h"
+#include "outcome.h"
 
 #define KIB 1024u
 #define MIB (1024u * KIB)
-
-#define ok(expr)                                            \
-    do {                                                    \
-        struct dr_error err = DR_ERROR_INIT;                \
-        int ok_r_ = (expr);                                 \
-        if (ok_r_ < 0)                                      \
-            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
-    } while (0)
 
 struct world {
     struct dr_fs *memory;

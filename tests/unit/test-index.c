@@ -20,18 +20,11 @@
 #include "core/internal.h"
 #include "drover/drover.h"
 #include "ops/ops-internal.h"
+#include "outcome.h"
 
 #define KIB UINT64_C(1024)
 #define MIB (1024 * KIB)
 #define GIB (1024 * MIB)
-
-#define ok(expr)                                            \
-    do {                                                    \
-        struct dr_error err = DR_ERROR_INIT;                \
-        int ok_r_ = (expr);                                 \
-        if (ok_r_ < 0)                                      \
-            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
-    } while (0)
 
 /* ------------------------------------------------------------------ the driver */
 

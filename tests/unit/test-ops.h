@@ -13,26 +13,10 @@
 #include <cmocka.h>
 
 #include "ops/ops-internal.h"
+#include "outcome.h"
 
 #define KiB 1024u
 #define MiB (1024u * 1024u)
-
-#define ok(expr)                                            \
-    do {                                                    \
-        struct dr_error err = DR_ERROR_INIT;                \
-        int ok_r_ = (expr);                                 \
-        if (ok_r_ < 0)                                      \
-            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
-    } while (0)
-
-/* The failure and a word that its text must have. */
-#define refused(expr, errnum_, word)                               \
-    do {                                                           \
-        struct dr_error err = DR_ERROR_INIT;                       \
-        int refused_r_ = (expr);                                   \
-        if (refused_r_ != -(errnum_) || !strstr(err.text, (word))) \
-            fail_msg("%s: %d: %s", #expr, refused_r_, err.text);   \
-    } while (0)
 
 static inline void make(struct dr_fs *fs, const char *path, const char *format, uint64_t size,
                         const char *backing)

@@ -21,34 +21,11 @@
 
 #include "faultfs.h"
 #include "powerfs.h"
+#include "test-in-memory.h"
 
 #define KiB  UINT64_C(1024)
 #define SIZE (1024 * KiB)
 #define PATH "/d/a.qcow2"
-
-static struct dr_error err;
-static struct dr_fs *mem;
-
-static inline void ok_at(int r, int line)
-{
-    if (r < 0)
-        fail_msg("line %d: %d %s", line, r, err.text);
-}
-#define ok(expression) (err = (struct dr_error)DR_ERROR_INIT, ok_at((expression), __LINE__))
-
-static inline int set_up(void **state)
-{
-    (void)state;
-    mem = dr_fs_memory_new();
-    return mem ? 0 : -1;
-}
-
-static inline int tear_down(void **state)
-{
-    (void)state;
-    dr_fs_memory_free(mem);
-    return 0;
-}
 
 /* ------------------------------------------------------------------ images */
 

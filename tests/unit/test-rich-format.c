@@ -15,27 +15,12 @@
 #include "faultfs.h"
 #include "powerfs.h"
 #include "toy.h"
+#include "outcome.h"
 
 #define KIB  1024u
 #define MIB  (1024u * KIB)
 #define SIZE (96 * KIB)
 #define PATH "dir/disk.toy"
-
-#define ok(expr)                                            \
-    do {                                                    \
-        struct dr_error err = DR_ERROR_INIT;                \
-        int ok_r_ = (expr);                                 \
-        if (ok_r_ < 0)                                      \
-            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
-    } while (0)
-
-#define refused(expr, errnum_, word)                               \
-    do {                                                           \
-        struct dr_error err = DR_ERROR_INIT;                       \
-        int refused_r_ = (expr);                                   \
-        if (refused_r_ != -(errnum_) || !strstr(err.text, (word))) \
-            fail_msg("%s: %d: %s", #expr, refused_r_, err.text);   \
-    } while (0)
 
 /* The geometries that snapshots are tried in. */
 struct geometry {

@@ -18,43 +18,11 @@
 #include "base/cleanup.h"
 #include "core/core.h"
 #include "formats/vmdk/vmdk.h"
+#include "test-in-memory.h"
 
 #define MIB   (UINT64_C(1) << 20)
 #define TIB   (UINT64_C(1) << 40)
 #define GRAIN 65536u
-
-static struct dr_error err;
-static struct dr_fs *mem;
-
-static inline void ok_at(int r, int line)
-{
-    if (r < 0)
-        fail_msg("line %d: %d %s", line, r, err.text);
-}
-#define ok(expression) (err = (struct dr_error)DR_ERROR_INIT, ok_at((expression), __LINE__))
-
-/* expression fails with -code and the message has why in it */
-#define fails(code, why, expression)                                   \
-    do {                                                               \
-        err = (struct dr_error)DR_ERROR_INIT;                          \
-        int fails_r = (expression);                                    \
-        if (fails_r != -(code) || !strstr(err.text, why))              \
-            fail_msg("line %d: %d '%s'", __LINE__, fails_r, err.text); \
-    } while (0)
-
-static inline int set_up(void **state)
-{
-    (void)state;
-    mem = dr_fs_memory_new();
-    return mem ? 0 : -1;
-}
-
-static inline int tear_down(void **state)
-{
-    (void)state;
-    dr_fs_memory_free(mem);
-    return 0;
-}
 
 static inline int create_in(struct dr_fs *fs, const char *path, uint64_t size,
                             const char *subformat, const char *zeroed, const char *parent)
