@@ -370,6 +370,21 @@ static void a_reader_of_a_bitmap_may_stop(void **state)
     ok(dr_close(disk, &err));
 }
 
+static void what_a_shrink_cuts_off_is_not_set_when_the_disk_grows(void **state)
+{
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    add(disk, "b", 512, false);
+    write_at(disk, 512 * KIB, 100 * KIB, 1);
+    ok(dr_truncate(disk, 520 * KIB, &err));
+    ok(dr_close(disk, &err));
+    disk = open_disk(*state);
+    ok(dr_truncate(disk, SIZE, &err));
+    ok(dr_close(disk, &err));
+    says(*state, "b 512 on 1024+16;");
+    check_clean(*state);
+}
+
 /* Taking clusters for a bitmap makes the refcount table move: begin_write is called for that. */
 static void bitmaps_are_added_while_the_refcount_table_grows(void **state)
 {
@@ -948,6 +963,7 @@ int main(void)
         T(disks_without_bitmaps_say_so),
         T(arguments_that_are_missing_are_refused),
         T(a_reader_of_a_bitmap_may_stop),
+        T(what_a_shrink_cuts_off_is_not_set_when_the_disk_grows),
         T(bitmaps_are_added_while_the_refcount_table_grows),
         T(discards_and_zeros_are_noted_and_copies_that_change_nothing_are_not),
         T(a_promise_to_leave_the_view_leaves_the_bitmaps),

@@ -278,12 +278,12 @@ static void set_bits(struct qcow2_bits *s, uint64_t from, uint64_t to)
 int qcow2_bits_set(struct qcow2_bits *s, uint64_t off, uint64_t len, struct dr_error *err)
 {
     unsigned shift = s->bitmap.granularity_bits;
-    uint64_t end = off + len;
+    uint64_t end = dr_min(off + len, s->image->size); /* bits behind the disk's end stay 0 */
     int r = 0;
     while (r == 0 && off < end) {
         uint64_t i = off / s->covers, start = i * s->covers;
         uint64_t part = dr_min(end, start + s->covers);
-        if (i >= s->bitmap.entries) /* behind the end of the disk */
+        if (i >= s->bitmap.entries)
             break;
         if (!(s->table[i] & QCOW2_BITMAP_ALL) && (r = seek(s, i, err)) == 0)
             set_bits(s, (off - start) >> shift, (part - start - 1) / (UINT64_C(1) << shift) + 1);
