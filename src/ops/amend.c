@@ -15,7 +15,7 @@ static int on_progress(void *user, uint64_t done, uint64_t total)
     return dr_job_report(job, done, total) != 0 || dr_job_stopped(job);
 }
 
-/* What the image says is zeros becomes a hole where nothing is below, else zeros as bytes. */
+/* Turn zeros that the image itself says into a hole where nothing is below, else into bytes. */
 static int drop_zeros(struct dr_chain *chain, struct dr_error *err)
 {
     struct dr_image *image = chain->images[0];

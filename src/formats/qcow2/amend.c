@@ -143,7 +143,7 @@ static int check_features(struct dr_image *image, const struct qcow2_amend *a, s
     return 0;
 }
 
-/* What version 2 cannot hold. */
+/* Refuse where the image has something that version 2 cannot hold. */
 static int check_downgrade(struct dr_image *image, const struct qcow2_amend *a,
                            struct dr_error *err)
 {

@@ -6,7 +6,7 @@
 
 #include "formats/qcow2/snapshot.h"
 
-/* What the image is to become. What was not asked for is as it is now. */
+/* The image as it is to become; settings that were not asked for are as they are now. */
 struct qcow2_amend {
     unsigned version, order;
     bool lazy, raw;

@@ -388,7 +388,7 @@ int qcow2_set_bitmaps(struct dr_image *image, uint32_t n, uint64_t len, uint64_t
     return 0;
 }
 
-/* What the driver remembers of the header. */
+/* Bring the driver's copy of the header up to date. */
 static int adopt_head(struct dr_image *image, const struct change *c, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What a new image is going to be: create's options and where everything stands.
+/* The plan of a new image: create's options and where everything stands.
  *
  *   header, refcount table, refcount blocks, L1 table, L2 tables, data; the last two only where
  *   they are made at once (preallocation) */

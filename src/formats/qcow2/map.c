@@ -130,8 +130,8 @@ static void data_extent(const struct dr_image *image, const struct qcow2_entry *
                     (e->copied && !q->damage && !qcow2_guarded(q, e->host, q->cluster));
 }
 
-/* What is not in memory has been written, so it must be in the file; a new table is in memory until
- * it is. */
+/* An entry that is not in memory has been written, so it must be in the file; a new table is in
+ * memory until it is. */
 int qcow2_get_table_page(struct dr_image *image, uint64_t at, unsigned len, struct dr_page **page,
                          struct dr_error *err)
 {
@@ -141,7 +141,7 @@ int qcow2_get_table_page(struct dr_image *image, uint64_t at, unsigned len, stru
     return written && at + len > size ? refuse_cut(image, at, err) : r;
 }
 
-/* What the entry says from off on, to the end of the sub-cluster. */
+/* Describe the bytes from off on, to the end of the sub-cluster, by the entry. */
 static void first_extent(const struct dr_image *image, const struct qcow2_entry *e, uint64_t off,
                          struct dr_extent *ext)
 {

@@ -198,7 +198,8 @@ static int qcow2_open(struct dr_image *image, struct dr_error *err)
     image->unclean = q->h.incompatible & QCOW2_DIRTY;
     if (!(q->h.incompatible & QCOW2_DATA_FILE))
         q->h.autoclear &= ~(uint64_t)QCOW2_DATA_RAW; /* it means nothing without */
-    /* Who changes a raw data file changes the disk: each byte of it must be one of the disk's. */
+    /* A program that writes to a raw data file writes to the disk, so each byte of the file must
+     * be one of the disk's. */
     image->always_placed = q->h.autoclear & QCOW2_DATA_RAW;
     r = check_state(image, err);
     return r < 0 ? r : open_data_file(image, err);

@@ -37,7 +37,7 @@ static int by_number(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* What the old structure itself occupies is not counted any more. */
+/* List the clusters of the old structure: the new counts leave them out. */
 static int list_owned(struct recount *c, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(c->image);

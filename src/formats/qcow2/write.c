@@ -2,7 +2,7 @@
 /* Changing where clusters are: reserve, publish, cancel. */
 #include "formats/qcow2/qcow2.h"
 
-/* What reserve leaves for publish and cancel in dr_reservation.priv. The pins are: the L2 entry,
+/* Reserve leaves these for publish and cancel in dr_reservation.priv. The pins are: the L2 entry,
  * the counts of the new place, the counts of the old one. */
 enum {
     PRIV_AT,      /* where the L2 entry stands; 0: publish has nothing to do */
@@ -12,7 +12,7 @@ enum {
     PRIV_LENS     /* bytes of the new one, and << 32 of the old one */
 };
 
-/* What is asked for and what is going to be. */
+/* A request for one cluster, with its entry as it is and as it is going to be. */
 struct request {
     struct dr_image *image;
     struct qcow2 *q;
