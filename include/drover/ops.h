@@ -390,9 +390,18 @@ DR_API int dr_info(const char *path, const struct dr_open_options *options, bool
 DR_API int dr_disk_info(struct dr_disk *disk, const struct dr_open_options *options, bool chain,
                         char **json, struct dr_error *err);
 
-enum dr_repair { DR_REPAIR_NONE = 0, DR_REPAIR_LEAKS = 1, DR_REPAIR_ALL = 3 };
+enum dr_repair {
+    DR_REPAIR_NONE = 0,
+    DR_REPAIR_LEAKS = 1,
+    DR_REPAIR_ALL = 3,
+    DR_REPAIR_DRY_RUN = 4, /* with one of these: change nothing, tell what would be changed */
+};
 /* As `qemu-img check --output=json`; *json is malloc'ed. repair: enum dr_repair. report gets a line
- * a finding, or is NULL. -ENOTSUP: the format has nothing to check. */
+ * a finding, or is NULL. -ENOTSUP: the format has nothing to check.
+ * With DR_REPAIR_DRY_RUN the image is opened for reading only. The numbers are those of the image
+ * as it is; "corruptions-fixable", "leaks-fixable" and "plan" say what the repair would do: an
+ * array of {"offset", "change"}, at most 100000, then "plan-more" counts the rest. -EFBIG: it would
+ * write more than fits into memory. */
 DR_API int dr_check(const char *path, const struct dr_open_options *options, unsigned repair,
                     void (*report)(void *user, const char *line), void *user, char **json,
                     struct dr_error *err);

@@ -237,6 +237,9 @@ struct dr_check_result {         /* the numbers of qemu-img check */
     /* each finding as a line; never NULL while check runs */
     void (*report)(void *user, const char *line);
     void *user;
+    /* NULL, or the repair is a rehearsal, whose changes are thrown away: gets each of them, with
+     * the offset in files[0] (DR_FORMAT_PLANS) */
+    void (*plan)(void *user, uint64_t off, const char *change);
 };
 
 enum dr_check_flag { DR_CHECK_FIX_LEAKS = 1, DR_CHECK_FIX_ALL = 3 };
@@ -253,6 +256,8 @@ enum dr_format_flag {
     DR_FORMAT_PUNCH_FREED = 1 << 5, /* the core punches what release says is gone, before reuse */
     DR_FORMAT_MEMBERS = 1 << 6, /* a file holds several disks: image->member says which (NULL: not
                                    said), and NAME:PATH#MEMBER names one */
+    DR_FORMAT_PLANS = 1 << 10,  /* check says itself what a repair changes, if dr_check_result.plan
+                                   is there; else the core tells of the bytes that are written */
     DR_FORMAT_REPAIR_AS_FOUND = 1 << 7, /* check with repair does what recover does, and wants an
                                            unclean image as it was left */
     DR_FORMAT_KEEPS_ZEROED = 1 << 9,    /* knows DR_WANT_ZERO_KEPT; others get DR_WANT_ZERO */

@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "base/json.h"
 #include "ops/ops-internal.h"
+#include "storage/rehearsal.h"
 
 static inline void cleanup_json(json_t **j)
 {
@@ -266,23 +267,89 @@ static int open_checked(struct dr_fs *fs, const char *path, struct dr_open_optio
     return dr_fail(err, -r, "%s", why.text);
 }
 
+/* What a repair would change. */
+#define MAX_PLAN   100000u
+#define PLAN_BYTES (UINT64_C(48) << 20)
+
 struct checking {
     unsigned repair; /* enum dr_repair */
     void (*report)(void *user, const char *line);
     void *user;
     char **json;
+    json_t *plan; /* of a dry run */
+    uint64_t plan_more;
+    bool says_bytes; /* the driver does not say what it changes */
 };
 
-static int check_chain(const struct checking *c, struct dr_chain *chain, struct dr_error *err)
+static void report_finding(void *user, const char *line)
+{
+    const struct checking *c = user;
+    c->report(c->user, line);
+}
+
+static void plan_change(void *user, uint64_t off, const char *change)
+{
+    struct checking *c = user;
+    if (json_array_size(c->plan) >= MAX_PLAN) {
+        c->plan_more++;
+        return;
+    }
+    json_t *o = json_object();
+    put(o, "offset", number(off));
+    put_text(o, "change", change);
+    json_array_append_new(c->plan, o);
+}
+
+static void plan_write(void *user, const char *path, uint64_t off, uint64_t len)
+{
+    struct checking *c = user;
+    char text[512];
+    if (!c->says_bytes)
+        return;
+    if (len)
+        snprintf(text, sizeof(text), "%llu bytes of %s are written", (unsigned long long)len, path);
+    else
+        snprintf(text, sizeof(text), "%s ends here", path);
+    plan_change(c, off, text);
+}
+
+static int check_planned(struct checking *c, struct dr_image *image, struct dr_check_result *result,
+                         struct dr_error *err)
+{
+    c->says_bytes = !(image->fmt->flags & DR_FORMAT_PLANS);
+    result->plan = plan_change;
+    int r = image->fmt->check(image, c->repair, result, err);
+    c->says_bytes = false;
+    return r;
+}
+
+/* Nothing is fixed: what would be counts as found. */
+static void put_plan(const struct checking *c, json_t *o, struct dr_check_result *result)
+{
+    put(o, "corruptions-fixable", number(result->corruptions_fixed));
+    put(o, "leaks-fixable", number(result->leaks_fixed));
+    put(o, "plan", json_incref(c->plan));
+    put_number(o, "plan-more", c->plan_more);
+    result->corruptions += result->corruptions_fixed;
+    result->leaks += result->leaks_fixed;
+    result->corruptions_fixed = result->leaks_fixed = 0;
+}
+
+static int check_chain(struct checking *c, struct dr_chain *chain, struct dr_error *err)
 {
     struct dr_image *image = chain->images[0];
     if (!image->fmt->check)
         return dr_fail(err, ENOTSUP, "This image format does not support checks");
-    struct dr_check_result result = {.report = c->report ? c->report : drop_line, .user = c->user};
-    int r = check_image(image, c->repair, &result, err);
+    struct dr_check_result result = {.report = c->report ? report_finding : drop_line, .user = c};
+    int r = c->plan ? check_planned(c, image, &result, err)
+                    : check_image(image, c->repair, &result, err);
     if (r < 0)
         return r;
+    CLEANUP_JSON json_t *extra = json_object();
+    if (c->plan)
+        put_plan(c, extra, &result);
     CLEANUP_JSON json_t *o = check_report(image, &result);
+    json_object_update(o, extra);
     return dump(o, c->json, err);
 }
 
@@ -317,22 +384,46 @@ int dr_disk_check(struct dr_disk *disk, void (*report)(void *user, const char *l
     return dr_job_end(job, r);
 }
 
+static int check_opened(struct checking *c, struct dr_fs *fs, const char *path,
+                        struct dr_open_options open, struct dr_error *err)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    /* A broken parent must not keep the child from being checked. */
+    open.flags |= DR_OPEN_NO_BACKING;
+    if (c->repair)
+        open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
+    int r = open_checked(fs, path, open, c->repair, &disk, err);
+    if (r == 0)
+        r = check_chain(c, disk->chain, err);
+    int closed = dr_ops_close(&disk, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
+/* The repair itself, on a copy in memory. */
+static int check_rehearsed(struct checking *c, struct dr_fs *fs, const char *path,
+                           struct dr_open_options open, struct dr_error *err)
+{
+    struct dr_rehearsal *rehearsal = dr_rehearsal_new(fs, PLAN_BYTES, plan_write, c);
+    c->plan = json_array();
+    int r = rehearsal && c->plan ? check_opened(c, dr_rehearsal_fs(rehearsal), path, open, err)
+                                 : dr_fail(err, ENOMEM, "%s: out of memory", path);
+    json_decref(c->plan);
+    dr_rehearsal_free(rehearsal);
+    return r;
+}
+
 int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                 unsigned repair, void (*report)(void *user, const char *line), void *user,
                 char **json, struct dr_error *err)
 {
-    CLEANUP_DISK struct dr_disk *disk = NULL;
     struct dr_open_options open = options ? *options : (struct dr_open_options){0};
-    const struct checking c = {.repair = repair, .report = report, .user = user, .json = json};
-    /* A broken parent must not keep the child from being checked. */
-    open.flags |= DR_OPEN_NO_BACKING;
-    if (repair)
-        open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
-    int r = open_checked(fs, path, open, repair, &disk, err);
-    if (r == 0)
-        r = check_chain(&c, disk->chain, err);
-    int closed = dr_ops_close(&disk, r == 0 ? err : NULL);
-    return r < 0 ? r : closed;
+    bool dry = repair & DR_REPAIR_DRY_RUN;
+    struct checking c = {.repair = repair & ~(unsigned)DR_REPAIR_DRY_RUN,
+                         .report = report,
+                         .user = user,
+                         .json = json};
+    return dry && c.repair ? check_rehearsed(&c, fs, path, open, err)
+                           : check_opened(&c, fs, path, open, err);
 }
 
 int dr_check(const char *path, const struct dr_open_options *options, unsigned repair,

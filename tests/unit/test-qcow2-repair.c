@@ -3,6 +3,101 @@
  * recovery and trim. */
 #include "test-qcow2-damage.h"
 
+/* ------------------------------------------------------------------ repairs that are rehearsed */
+
+/* The file of the damaged image, to begin with again and again. */
+struct copy {
+    uint8_t *bytes;
+    uint64_t size;
+};
+
+static struct copy copy_of(struct dr_fs *fs)
+{
+    struct copy c;
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, DR_FILE_NO_LOCK, &f, &err));
+    c.size = dr_file_size(f);
+    c.bytes = malloc(c.size);
+    ok(dr_file_pread(f, c.bytes, 0, c.size, &err));
+    dr_file_unref(f);
+    return c;
+}
+
+static json_t *check_by_name(unsigned repair)
+{
+    char *text = NULL;
+    ok(dr_check_fs(mem, PATH, NULL, repair, NULL, NULL, &text, &err));
+    json_t *o = json_loads(text, 0, NULL);
+    free(text);
+    assert_non_null(o);
+    return o;
+}
+
+static uint64_t number_of(const json_t *o, const char *name)
+{
+    return (uint64_t)json_integer_value(json_object_get(o, name));
+}
+
+/* In bytes of the file that both have. */
+static bool is_same(const struct copy *a, const struct copy *b)
+{
+    return a->size == b->size && memcmp(a->bytes, b->bytes, a->size) == 0;
+}
+
+/* Every 8 bytes that the repair changes in front of the old end belong to a change of the plan: of
+ * a count, an entry or a field, or of a table that is written from there on. */
+static void expect_planned(const struct copy *before, const struct copy *after, const json_t *plan,
+                           const char *name)
+{
+    uint64_t at = 0;
+    for (; at + 8 <= dr_min(before->size, after->size); at += 8) {
+        bool planned = memcmp(before->bytes + at, after->bytes + at, 8) == 0;
+        for (size_t i = 0; !planned && i < json_array_size(plan); i++) {
+            const json_t *change = json_array_get(plan, i);
+            uint64_t from = number_of(change, "offset");
+            bool table = strstr(json_string_value(json_object_get(change, "change")), "anew");
+            planned = table || (from < at + 8 && at < from + 24);
+        }
+        if (!planned)
+            fail_msg("%s: byte %llu changes, which is not planned", name, ULL(at));
+    }
+}
+
+static void a_rehearsed_repair_changes_nothing_and_tells_what_the_repair_does(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_DAMAGES * N_SHAPES; i++) {
+        const struct damage *d = &damages[i / N_SHAPES];
+        make_in(mem, &shapes[i % N_SHAPES]);
+        struct patient p = patient_of(mem, &shapes[i % N_SHAPES]);
+        if (can_have(&p, d)) {
+            d->inflict(&p);
+            struct copy before = copy_of(mem);
+            json_t *plan = check_by_name(DR_REPAIR_ALL | DR_REPAIR_DRY_RUN);
+            struct copy rehearsed = copy_of(mem);
+            json_t *done = check_by_name(DR_REPAIR_ALL);
+            struct copy after = copy_of(mem);
+            if (!is_same(&before, &rehearsed))
+                fail_msg("%s: changes the file", d->name);
+            size_t planned = json_array_size(json_object_get(plan, "plan"));
+            if ((planned == 0) != is_same(&before, &after))
+                fail_msg("%s, %s: %zu changes are planned", p.shape->name, d->name, planned);
+            expect_planned(&before, &after, json_object_get(plan, "plan"), d->name);
+            assert_int_equal(number_of(plan, "corruptions-fixable"),
+                             number_of(done, "corruptions-fixed"));
+            assert_int_equal(number_of(plan, "leaks-fixable"), number_of(done, "leaks-fixed"));
+            assert_int_equal(number_of(plan, "corruptions"),
+                             number_of(done, "corruptions") + number_of(done, "corruptions-fixed"));
+            json_decref(plan);
+            json_decref(done);
+            free(before.bytes);
+            free(rehearsed.bytes);
+            free(after.bytes);
+        }
+        ok(mem->ops->unlink(mem, PATH, &err));
+    }
+}
+
 /* ------------------------------------------------------------------ repairs that are cut off */
 
 /* The state that must not get worse. */
@@ -51,24 +146,6 @@ static void expect_no_worse(struct dr_fs *fs, const struct health *before, uint6
     if (before->bytes && (!after || memcmp(before->bytes, after, SIZE) != 0))
         fail_msg("%s: the disk reads otherwise after a second repair", where);
     free(after);
-}
-
-/* The file of the damaged image, to begin with again and again. */
-struct copy {
-    uint8_t *bytes;
-    uint64_t size;
-};
-
-static struct copy copy_of(struct dr_fs *fs)
-{
-    struct copy c;
-    struct dr_file *f;
-    ok(dr_file_open(fs, PATH, DR_FILE_NO_LOCK, &f, &err));
-    c.size = dr_file_size(f);
-    c.bytes = malloc(c.size);
-    ok(dr_file_pread(f, c.bytes, 0, c.size, &err));
-    dr_file_unref(f);
-    return c;
 }
 
 static void restore(struct dr_fs *fs, const struct copy *c)
@@ -377,6 +454,7 @@ static void trim_cuts_the_file_behind_the_last_cluster_in_use(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        T(a_rehearsed_repair_changes_nothing_and_tells_what_the_repair_does),
         T(a_repair_that_fails_anywhere_makes_nothing_worse),
         T(a_repair_that_is_cut_off_anywhere_makes_nothing_worse),
         T(a_full_file_system_keeps_no_count_from_being_corrected),

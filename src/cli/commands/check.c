@@ -11,6 +11,7 @@
 static const struct cli_option options[] = {
     {KEY_OUTPUT, "output", "human|json", "how to print", false},
     {'r', "repair", "leaks|all", "repair what was found", false},
+    {KEY_DRY_RUN, "dry-run", NULL, "with -r: change nothing, print what would be changed", false},
     {'T', NULL, "CACHE", "cache mode: none, writeback, unsafe, ...", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -28,6 +29,10 @@ static const char *const key_order[] = {"image-end-offset",
                                         "leaks",
                                         "corruptions-fixed",
                                         "leaks-fixed",
+                                        "corruptions-fixable",
+                                        "leaks-fixable",
+                                        "plan",
+                                        "plan-more",
                                         "check-errors",
                                         "filename",
                                         "format",
@@ -99,6 +104,32 @@ static void print_repaired(const json_t *result)
            leaks, corruptions);
 }
 
+static void print_plan(const json_t *result)
+{
+    const json_t *plan = json_object_get(result, "plan"), *change;
+    uint64_t more = cli_json_number(result, "plan-more");
+    size_t i;
+
+    if (!plan)
+        return;
+    if (json_array_size(plan) == 0)
+        printf("The repair would change nothing.\n");
+    json_array_foreach(plan, i, change)
+    {
+        CLEANUP_FREE char *text = strdup(json_string_value(json_object_get(change, "change")));
+        if (text)
+            printf("Would change byte %" PRIu64 ": %s\n", cli_json_number(change, "offset"),
+                   cli_tame(text));
+    }
+    if (more)
+        printf("%" PRIu64 " more changes are not listed.\n", more);
+    if (i)
+        printf("That would repair %" PRIu64 " errors and give back %" PRIu64
+               " leaked clusters. Nothing was changed.\n",
+               cli_json_number(result, "corruptions-fixable"),
+               cli_json_number(result, "leaks-fixable"));
+}
+
 static int exit_code(const json_t *result)
 {
     if (cli_json_number(result, "check-errors"))
@@ -118,6 +149,10 @@ static int get_repair(const struct cli *cli, const struct cli_args *args, unsign
         *repair = DR_REPAIR_ALL;
     else if (mode)
         return cli_usage(cli, "Unknown option value for -r (expecting 'leaks' or 'all'): %s", mode);
+    if (cli_has(args, KEY_DRY_RUN) && !mode)
+        return cli_usage(cli, "--dry-run goes with -r");
+    if (cli_has(args, KEY_DRY_RUN))
+        *repair |= DR_REPAIR_DRY_RUN;
     return 0;
 }
 
@@ -145,6 +180,7 @@ static int check(struct check *c, const struct cli_image *image, unsigned repair
     } else if (!c->quiet) {
         print_repaired(result);
         print_human(result);
+        print_plan(result);
     }
     return exit_code(result);
 }
@@ -170,26 +206,27 @@ static int run(const struct cli *cli, const struct cli_args *args)
     CLEANUP_IMAGE struct cli_image image = {0};
     struct check c = {.cli = cli, .quiet = cli_has(args, 'q')};
     unsigned repair = DR_REPAIR_NONE;
-    bool json;
+    bool json, changes;
 
     if (get_repair(cli, args, &repair) != 0 || cli_output_json(cli, args, &json) != 0)
         return EXIT_ERROR;
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one image file name");
     c.to_stderr = json;
+    changes = repair && !(repair & DR_REPAIR_DRY_RUN);
     const struct cli_image_spec spec = {
         .name = args->operands[0],
         .format_key = 'f',
         .cache_key = 'T',
         .no_data = true,
-        .flags = repair ? (unsigned)DR_OPEN_RDWR : 0,
+        .flags = changes ? (unsigned)DR_OPEN_RDWR : 0,
     };
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return EXIT_ERROR;
     if (cli->role == CLI_QEMU_IMG && !parents_open(cli, &image))
         return EXIT_ERROR;
-    cli_die_politely(cli, repair ? "the disk reads as before; the same command finishes the work"
-                                 : "nothing was changed");
+    cli_die_politely(cli, changes ? "the disk reads as before; the same command finishes the work"
+                                  : "nothing was changed");
     return check(&c, &image, repair, json);
 }
 

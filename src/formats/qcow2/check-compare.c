@@ -79,8 +79,8 @@ static void compare_uncounted(struct qcow2_check *c, uint64_t first, uint64_t la
     c->no_block |= c->low > low;
 }
 
-static void compare_counts(struct qcow2_check *c, uint8_t *counts, uint64_t first, uint64_t n,
-                           unsigned fix, uint64_t *changed_from, uint64_t *changed_to)
+static void compare_counts(struct qcow2_check *c, uint8_t *counts, uint64_t at, uint64_t first,
+                           uint64_t n, unsigned fix, uint64_t *changed_from, uint64_t *changed_to)
 {
     unsigned order = c->q->h.refcount_order;
     *changed_from = *changed_to = 0;
@@ -91,6 +91,8 @@ static void compare_counts(struct qcow2_check *c, uint8_t *counts, uint64_t firs
             continue;
         qcow2_count_put(order, counts, i, right);
         uint64_t byte = (i << order) / 8;
+        qcow2_plan(c, at + byte, "the count of the cluster at byte %llu becomes %llu, was %llu",
+                   ULL((first + i) * c->q->cluster), ULL(right), ULL(stored));
         if (*changed_to == 0)
             *changed_from = byte;
         *changed_to = byte + dr_max(1, (UINT64_C(1) << order) / 8);
@@ -112,7 +114,7 @@ static int compare_piece(struct qcow2_check *c, uint64_t at, uint64_t first, uin
     r = dr_file_pread_short(c->f, c->buf, at, len, NULL, err);
     if (r < 0 || (unused && dr_is_zero(c->buf, len)))
         return r;
-    compare_counts(c, c->buf, first, n, fix, &from, &to);
+    compare_counts(c, c->buf, at, first, n, fix, &from, &to);
     return to ? dr_file_pwrite(c->f, c->buf + from, at + from, to - from, err) : 0;
 }
 

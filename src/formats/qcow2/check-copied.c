@@ -71,6 +71,8 @@ static bool settle(struct copied *p, const char *what, uint64_t at, uint8_t *ent
     struct qcow2_check *c = p->c;
     uint64_t v = get_be64(entry);
     if (p->fix && (!c->lost || !(right & QCOW2_COPIED))) {
+        qcow2_plan(c, at, "COPIED is %s in the entry of the %s",
+                   right & QCOW2_COPIED ? "set" : "cleared", what);
         put_be64(entry, right);
         return true;
     }

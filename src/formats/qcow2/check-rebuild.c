@@ -193,6 +193,10 @@ int qcow2_rebuild(struct qcow2_check *c, struct dr_error *err)
     }
     put_be64(field, table);
     put_be32(field + 8, (uint32_t)clusters);
+    qcow2_plan(c, b.first * c->q->cluster,
+               "all counts are written anew from here on: %llu clusters", ULL(b.next - b.first));
+    qcow2_plan(c, QCOW2_AT_REFTABLE, "the header has the refcount table at byte %llu, not %llu",
+               ULL(table), ULL(c->q->h.reftable_at));
     r = qcow2_switch(c->image, QCOW2_AT_REFTABLE, field, sizeof(field), err);
     if (r == 0) {
         c->q->h.reftable_at = table;

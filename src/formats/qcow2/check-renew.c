@@ -106,6 +106,10 @@ int qcow2_renew_snapshots(struct qcow2_check *c, struct dr_error *err)
     if (r < 0)
         return r;
     put_be64(field, host);
+    qcow2_plan(c, host, "the snapshot table is written anew here, with what version 3 demands");
+    qcow2_plan(c, QCOW2_AT_SNAPSHOTS + 4,
+               "the header has the snapshot table at byte %llu, not %llu", ULL(host),
+               ULL(h->snapshots_at));
     r = qcow2_switch(c->image, QCOW2_AT_SNAPSHOTS + 4, field, sizeof(field), err);
     if (r < 0)
         return r;
@@ -126,6 +130,7 @@ static int append_bitmap(struct qcow2_check *c, uint64_t at, uint64_t len, void 
 static int forget_bitmaps(struct qcow2_check *c, struct dr_error *err)
 {
     struct qcow2 *q = c->q;
+    qcow2_plan(c, QCOW2_AT_AUTOCLEAR, "the header has no bitmaps: none of them can be right");
     int r = qcow2_switch_bits(c->image, QCOW2_AT_AUTOCLEAR, 0, QCOW2_BITMAPS, err);
     if (r < 0)
         return r;
@@ -145,6 +150,10 @@ int qcow2_renew_bitmaps(struct qcow2_check *c, struct dr_error *err)
     } else if (r == 0) {
         uint64_t len = dr_round_up(t.len, 8);
         r = place(c, &t, &host, err);
+        qcow2_plan(c, host, "the bitmap directory is written anew here, with %llu of %u bitmaps",
+                   ULL(c->n_bitmaps), c->q->n_bitmaps);
+        qcow2_plan(c, 0, "the header has the bitmap directory at byte %llu, not %llu", ULL(host),
+                   ULL(c->q->bitmaps_at));
         if (r == 0)
             r = qcow2_set_bitmaps(c->image, (uint32_t)c->n_bitmaps, len, host, err);
     }

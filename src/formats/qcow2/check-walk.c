@@ -330,8 +330,11 @@ static int mend_bitmap(struct qcow2_check *c, const struct qcow2_sweep *part, ui
     (void)user;
     put_be64(all, QCOW2_BITMAP_ALL);
     for (size_t i = 0; r == 0 && i < len; i += 8)
-        if (is_bad_bitmap_entry(c, get_be64(bytes + i)) && may_mend(c, at + i, part->times))
+        if (is_bad_bitmap_entry(c, get_be64(bytes + i)) && may_mend(c, at + i, part->times)) {
+            qcow2_plan(c, at + i, "the bitmap table's entry says that all was written, was 0x%llx",
+                       ULL(get_be64(bytes + i)));
             r = dr_file_pwrite(c->f, all, at + i, sizeof(all), err);
+        }
     return r;
 }
 
@@ -352,6 +355,8 @@ static int mend_table(struct qcow2_check *c, const struct qcow2_table *table, ui
         unsigned n = qcow2_entry_faults(q, bytes + i, own_place(q, table, at + i), faults, &ref);
         if (n != 1 || !faults[0].mendable)
             continue;
+        qcow2_plan(c, at + i, "the L2 entry becomes 0x%llx, was 0x%llx (%s)", ULL(faults[0].value),
+                   ULL(get_be64(bytes + i)), faults[0].text);
         put_be64(bytes + i, faults[0].value);
         if (q->entry == 16)
             put_be64(bytes + i + 8, faults[0].masks);

@@ -53,6 +53,18 @@ static void notice(struct qcow2_check *c, const char *fmt, ...)
     va_end(ap);
 }
 
+void qcow2_plan(struct qcow2_check *c, uint64_t at, const char *fmt, ...)
+{
+    char text[256];
+    va_list ap;
+    if (!c->plan)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    c->plan(c->result->user, at, text);
+}
+
 static void found(struct qcow2_check *c, uint64_t times, const char *fmt, va_list ap)
 {
     c->result->corruptions += times;
@@ -138,6 +150,8 @@ static int cut_snapshots(struct qcow2_check *c, struct dr_error *err)
 {
     uint8_t field[4];
     put_be32(field, c->n_snapshots);
+    qcow2_plan(c, QCOW2_AT_SNAPSHOTS, "the header counts %u snapshots, not %u", c->n_snapshots,
+               c->q->h.n_snapshots);
     int r = qcow2_switch(c->image, QCOW2_AT_SNAPSHOTS, field, sizeof(field), err);
     if (r == 0)
         c->q->h.n_snapshots = c->n_snapshots;
@@ -302,8 +316,11 @@ static int repair(struct qcow2_check *c, unsigned fix, struct dr_check_result *r
 }
 
 /* The image may be written to again. */
-static int clear_marks(struct dr_image *image, struct dr_error *err)
+static int clear_marks(struct qcow2_check *c, struct dr_error *err)
 {
+    struct dr_image *image = c->image;
+    if (c->q->h.incompatible & (QCOW2_DIRTY | QCOW2_CORRUPT))
+        qcow2_plan(c, QCOW2_AT_INCOMPATIBLE, "the header is not marked as dirty or corrupt");
     int r = qcow2_switch_bits(image, QCOW2_AT_INCOMPATIBLE, 0, QCOW2_DIRTY | QCOW2_CORRUPT, err);
     if (r == 0)
         image->unclean = false;
@@ -315,6 +332,7 @@ static int check_image(struct dr_image *image, unsigned fix, struct dr_check_res
 {
     struct qcow2_check c;
     int r = check_begin(&c, image, err);
+    c.plan = result->plan;
     if (r == 0)
         r = examine(&c, result, silent, err);
     if (r == 0 && c.said > MAX_LINES)
@@ -324,7 +342,7 @@ static int check_image(struct dr_image *image, unsigned fix, struct dr_check_res
     if (r == 0 && fix)
         r = repair(&c, fix, result, err);
     if (r == 0 && fix && result->corruptions == 0)
-        r = clear_marks(image, err);
+        r = clear_marks(&c, err);
     check_end(&c);
     return r;
 }

@@ -70,6 +70,7 @@ struct qcow2_check {
     struct dr_image *image;
     struct qcow2 *q;
     struct dr_file *f;
+    void (*plan)(void *user, uint64_t off, const char *change); /* dr_check_result */
     struct dr_check_result *result; /* what this check finds; report is called unless silent */
     bool silent;
     uint64_t said;     /* findings, as lines */
@@ -104,6 +105,9 @@ struct qcow2_check {
 
 /* A finding, as a line for the user; those that are too many are left out. */
 void qcow2_say(struct qcow2_check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* A repair changes something at byte `at` of the file. */
+void qcow2_plan(struct qcow2_check *c, uint64_t at, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 /* `times` errors. */
 void qcow2_found(struct qcow2_check *c, uint64_t times, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

@@ -293,7 +293,8 @@ static int qcow2_end_write(struct dr_image *image, struct dr_error *err)
 const struct dr_format dr_format_qcow2 = {
     .name = "qcow2",
     .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_PUNCH_FREED |
-             DR_FORMAT_REPAIR_AS_FOUND | DR_FORMAT_ON_DEVICE | DR_FORMAT_KEEPS_ZEROED,
+             DR_FORMAT_REPAIR_AS_FOUND | DR_FORMAT_PLANS | DR_FORMAT_ON_DEVICE |
+             DR_FORMAT_KEEPS_ZEROED,
     .create_options = qcow2_create_options,
     .snapshot_suffix = "qcow2",
     .probe = qcow2_probe,
