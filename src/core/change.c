@@ -10,6 +10,7 @@
  * Hooks of the disk (core.h) are called under the same locks. */
 #include "core/internal.h"
 #include "base/bytes.h"
+#include "base/inline.h"
 
 #define BATCH_UNITS 64
 
@@ -409,19 +410,19 @@ static int copy_in_place(const struct dr_change_source *src, uint64_t off,
     return 0;
 }
 
-static int write_in_place(const struct dr_change *c, uint64_t off, const struct dr_extent *ext,
-                          uint64_t len, bool durably, struct dr_error *err)
+DR_INLINE int write_in_place(const struct dr_change *c, uint64_t off, const struct dr_extent *ext,
+                             uint64_t len, bool durably, struct dr_error *err)
 {
     const struct dr_change_source *src = c->src;
-    if (src->file)
-        return copy_in_place(src, off, ext, len, err);
-    if (!src->buf)
-        return dr_file_zero(ext->file, ext->host, len, c->zero_flags, err);
-    /* pwritev takes no const */
-    struct iovec iov = {.iov_base = (void *)(uintptr_t)(src->buf + (off - src->off)),
-                        .iov_len = (size_t)len};
-    return durably ? dr_file_pwritev_durable(ext->file, &iov, 1, ext->host, err)
-                   : dr_file_pwritev(ext->file, &iov, 1, ext->host, err);
+    const uint8_t *from = src->buf ? src->buf + (off - src->off) : NULL;
+    if (from && !durably)
+        return dr_file_pwrite(ext->file, from, ext->host, (size_t)len, err);
+    if (from) { /* pwritev takes no const */
+        struct iovec iov = {.iov_base = (void *)(uintptr_t)from, .iov_len = (size_t)len};
+        return dr_file_pwritev_durable(ext->file, &iov, 1, ext->host, err);
+    }
+    return src->file ? copy_in_place(src, off, ext, len, err)
+                     : dr_file_zero(ext->file, ext->host, len, c->zero_flags, err);
 }
 
 /* *durably: the request asked for it, and this one write is all it takes, because the metadata that

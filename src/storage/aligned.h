@@ -25,6 +25,11 @@ int dr_aligned_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off
 int dr_aligned_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flags);
 
 /* The file is known to reach up to end. */
-void dr_file_grow_size(struct dr_file *f, uint64_t end);
+static inline void dr_file_grow_size(struct dr_file *f, uint64_t end)
+{
+    uint64_t size = f->size;
+    while (size < end && !atomic_compare_exchange_weak(&f->size, &size, end))
+        ;
+}
 
 #endif

@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/inline.h"
 #include "storage/aligned.h"
 
 #define MAX_SIZE ((uint64_t)INT64_MAX)
@@ -43,13 +44,6 @@ static const char *reason(struct dr_file *f, int r)
     return more ? more : "unknown error";
 }
 
-void dr_file_grow_size(struct dr_file *f, uint64_t end)
-{
-    uint64_t size = f->size;
-    while (size < end && !atomic_compare_exchange_weak(&f->size, &size, end))
-        ;
-}
-
 /* After the change, so that a flush that runs meanwhile does not take the mark away unseen. The
  * look first keeps the cache line shared between writers. */
 static void mark_dirty(struct dr_file *f)
@@ -72,10 +66,11 @@ static int write_failed(struct dr_file *f, int r, const char *what, uint64_t off
 
 /* ------------------------------------------------------------------ read */
 
-static ssize_t read_some(struct dr_file *f, void *buf, uint64_t off, size_t len,
-                         struct dr_error *err)
+DR_INLINE ssize_t read_some(struct dr_file *f, void *buf, uint64_t off, size_t len,
+                            struct dr_error *err)
 {
-    ssize_t n = dr_aligned_pread(f, buf, off, len);
+    bool plain = f->read_align <= 1 && f->mem_align <= 1;
+    ssize_t n = plain ? f->ops->pread(f, buf, off, len) : dr_aligned_pread(f, buf, off, len);
     if (n < 0)
         return dr_fail(err, (int)-n, "%s: cannot read %zu bytes at offset %" PRIu64 ": %s", f->path,
                        len, off, reason(f, (int)n));
@@ -115,16 +110,18 @@ int dr_file_pread_short(struct dr_file *f, void *buf, uint64_t off, size_t len, 
 
 /* ------------------------------------------------------------------ write */
 
-static int write_iov(struct dr_file *f, struct iovec *iov, int n, uint64_t off, uint64_t len,
-                     struct dr_error *err)
+DR_INLINE int write_iov(struct dr_file *f, struct iovec *iov, int n, uint64_t off, uint64_t len,
+                        struct dr_error *err)
 {
-    bool durable = false;
+    bool durable = false, plain = f->write_align <= 1 && f->mem_align <= 1;
     int r = check_write(f, off, len, err);
     if (r || !len)
         return r;
-    r = dr_aligned_pwritev(f, iov, n, off, len, &durable);
+    r = plain ? f->ops->pwritev(f, iov, n, off) : dr_aligned_pwritev(f, iov, n, off, len, &durable);
     if (r)
         return write_failed(f, r, "write", off, len, err);
+    if (plain)
+        dr_file_grow_size(f, off + len);
     mark_dirty(f);
     return 0;
 }

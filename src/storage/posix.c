@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/inline.h"
 #include "storage/posix.h"
 
 static bool not_supported(int e)
@@ -109,7 +110,7 @@ static bool lacks_dsync(int e)
 /* *how are flags of pwritev2; RWF_DSYNC is taken out of them where the kernel or the file system
  * cannot do it, and where space is short: then it would not be known whether bytes were refused or
  * lost, so these are written without. */
-static int write_all(struct dr_file *f, struct iovec *iov, int n, uint64_t off, int *how)
+DR_INLINE int write_all(struct dr_file *f, struct iovec *iov, int n, uint64_t off, int *how)
 {
     struct posix_file *p = posix_file(f);
     POSIX_USE(use, p);
