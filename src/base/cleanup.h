@@ -34,6 +34,17 @@ static inline void dr_cleanup_unlock(pthread_mutex_t **m)
     __attribute__((cleanup(dr_cleanup_unlock), unused)) pthread_mutex_t *DR_JOIN( \
         dr_held_, __LINE__) = (pthread_mutex_lock(mutex), (mutex))
 
+/* A mutex that is held for less time than it takes to fall asleep: who waits for it spins a little
+ * first. */
+static inline void dr_mutex_init_brief(pthread_mutex_t *mutex)
+{
+    pthread_mutexattr_t attr;
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
+    pthread_mutex_init(mutex, &attr);
+    pthread_mutexattr_destroy(&attr);
+}
+
 /* Hand an owned pointer on: the guard of the scope then frees nothing. */
 #define DR_STEAL(p)                     \
     __extension__({                     \

@@ -28,7 +28,7 @@ static struct dr_image *image_new(struct dr_fs *fs, const char *path, unsigned f
     struct dr_image *image = calloc(1, sizeof(*image));
     if (!image)
         return NULL;
-    pthread_mutex_init(&image->lock, NULL);
+    dr_mutex_init_brief(&image->lock);
     pthread_mutex_init(&image->begin_lock, NULL);
     atomic_store(&image->refs, 1);
     image->fs = fs;

@@ -16,6 +16,7 @@ struct dr_range {
     uint64_t off, len;
     bool exclusive;
     struct dr_range *prev, *next;
+    struct dr_range_slot *slot; /* NULL: the range is in the list */
 };
 /* Waits, first come first served, until no earlier range conflicts (overlap, one of them
  * exclusive). */
