@@ -49,7 +49,7 @@ const char *qcow2_entry_decode(const struct qcow2 *q, const uint8_t *raw, uint64
         return "a sub-cluster that is both held and zero";
     if (e->host == QCOW2_NO_PLACE)
         return e->held ? "a sub-cluster held nowhere" : NULL;
-    if (e->host % q->cluster)
+    if (qcow2_in_cluster(q, e->host))
         return "an offset that is no cluster's beginning";
     if (qcow2_has_data_file(q) && e->host != off)
         return "another place in the data file than its own";

@@ -27,7 +27,7 @@ static bool set_grow(struct qcow2_set *set)
 void qcow2_guard(struct qcow2 *q, uint64_t host)
 {
     struct qcow2_set *set = &q->meta;
-    uint64_t key = host / q->cluster;
+    uint64_t key = qcow2_cluster_of(q, host);
     if (key == 0 || ((set->n + 1) * 2 > set->room && !set_grow(set)))
         return;
     size_t i = set_slot(set, key);
@@ -52,7 +52,8 @@ static void set_remove(struct qcow2_set *set, uint64_t key)
 
 void qcow2_unguard(struct qcow2 *q, uint64_t host, uint64_t len)
 {
-    for (uint64_t key = host / q->cluster; q->meta.n && key * q->cluster < host + len; key++)
+    for (uint64_t key = qcow2_cluster_of(q, host); q->meta.n && key * q->cluster < host + len;
+         key++)
         set_remove(&q->meta, key);
 }
 
@@ -76,7 +77,8 @@ const char *qcow2_guarded(const struct qcow2 *q, uint64_t host, uint64_t len)
         return "the bitmap directory";
     if (overlaps(host, len, q->crypto_at, q->crypto_len))
         return "the encryption header";
-    for (uint64_t key = host / q->cluster; q->meta.n && key * q->cluster < host + len; key++)
+    for (uint64_t key = qcow2_cluster_of(q, host); q->meta.n && key * q->cluster < host + len;
+         key++)
         if (q->meta.slots[set_slot(&q->meta, key)])
             return "a table";
     return NULL;

@@ -21,7 +21,7 @@ int qcow2_check_l1_entry(struct dr_image *image, uint64_t at, uint64_t v, struct
     if (v & L1_RESERVED)
         return dr_fail(err, EIO, "%s: the L1 entry at byte %llu has reserved bits set: 0x%llx",
                        image->path, ULL(at), ULL(v));
-    if (table % q->cluster || (!table && v))
+    if (qcow2_in_cluster(q, table) || (!table && v))
         return dr_fail(err, EIO,
                        "%s: the L1 entry at byte %llu points to byte %llu, which is no L2 table's "
                        "place",
@@ -51,7 +51,8 @@ int qcow2_find_l2(struct dr_image *image, uint64_t off, uint64_t *table, bool *c
 {
     struct qcow2 *q = qcow2_of(image);
     struct dr_page *page;
-    uint64_t span = qcow2_l2_span(q), i = off / span, at = q->h.l1_at + 8 * i;
+    uint64_t span = qcow2_l2_span(q), i = off >> (q->h.cluster_bits + q->l2_bits),
+             at = q->h.l1_at + 8 * i;
     if (i >= q->h.l1_entries)
         return dr_fail(err, EIO, "%s: its L1 table ends before guest offset %llu", image->path,
                        ULL(off));
@@ -77,14 +78,14 @@ int qcow2_find_l2(struct dr_image *image, uint64_t off, uint64_t *table, bool *c
 
 uint64_t qcow2_entry_at(const struct qcow2 *q, uint64_t table, uint64_t off)
 {
-    return table + q->entry * (off / q->cluster % q->l2_entries);
+    return table + q->entry * (qcow2_cluster_of(q, off) & (q->l2_entries - 1));
 }
 
 int qcow2_read_entry(struct dr_image *image, const struct dr_page *page, uint64_t at, uint64_t off,
                      struct qcow2_entry *e, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
-    uint64_t start = dr_round_down(off, q->cluster);
+    uint64_t start = qcow2_cluster_start(q, off);
     const char *problem = qcow2_entry_decode(q, dr_page_at(page, at), start, e);
     if (!problem)
         return 0;
@@ -108,7 +109,7 @@ static void coded_extent(const struct dr_image *image, const struct qcow2_entry 
                          struct dr_extent *ext)
 {
     const struct qcow2 *q = qcow2_of(image);
-    uint64_t in = off % q->cluster, size = dr_file_size(image->files[0]);
+    uint64_t in = qcow2_in_cluster(q, off), size = dr_file_size(image->files[0]);
     ext->kind = DR_CODED;
     ext->len = q->cluster - in;
     ext->host = e->host;
@@ -123,7 +124,7 @@ static void data_extent(const struct dr_image *image, const struct qcow2_entry *
                         struct dr_extent *ext)
 {
     const struct qcow2 *q = qcow2_of(image);
-    ext->host = e->host + off % q->cluster;
+    ext->host = e->host + qcow2_in_cluster(q, off);
     if (!image->writable)
         return;
     ext->in_place = qcow2_has_data_file(q) ||
@@ -146,8 +147,8 @@ static void first_extent(const struct dr_image *image, const struct qcow2_entry 
                          struct dr_extent *ext)
 {
     const struct qcow2 *q = qcow2_of(image);
-    unsigned sub = (unsigned)(off % q->cluster / q->sub);
-    *ext = (struct dr_extent){.kind = kind_of(e, sub), .len = q->sub - off % q->sub};
+    unsigned sub = q->subs == 1 ? 0 : (unsigned)(qcow2_in_cluster(q, off) / q->sub);
+    *ext = (struct dr_extent){.kind = kind_of(e, sub), .len = q->sub - (off & (q->sub - 1))};
     ext->placed = ext->kind == DR_ZERO && e->host != QCOW2_NO_PLACE && !e->held;
     if (ext->kind == DR_DATA || ext->kind == DR_CODED)
         ext->file = image->files[q->data];
@@ -169,18 +170,19 @@ static bool continues(const struct dr_extent *ext, const struct dr_extent *next)
 static uint64_t told_until(const struct dr_image *image, uint64_t at, uint64_t off)
 {
     const struct qcow2 *q = qcow2_of(image);
-    uint64_t in_page = (DR_PAGE_SIZE - at % DR_PAGE_SIZE) / q->entry;
+    unsigned entry_bits = q->h.cluster_bits - q->l2_bits;
+    uint64_t in_page = (DR_PAGE_SIZE - at % DR_PAGE_SIZE) >> entry_bits;
     if (!image->writable)
-        in_page = dr_min(in_page, (dr_file_size(image->files[0]) - at) / q->entry);
-    uint64_t table_end = dr_round_down(off, qcow2_l2_span(q)) + qcow2_l2_span(q);
-    return dr_min(dr_round_down(off, q->cluster) + in_page * q->cluster, table_end);
+        in_page = dr_min(in_page, (dr_file_size(image->files[0]) - at) >> entry_bits);
+    uint64_t span = qcow2_l2_span(q), table_end = (off & ~(span - 1)) + span;
+    return dr_min(qcow2_cluster_start(q, off) + in_page * q->cluster, table_end);
 }
 
 /* Empty from off on, where the table's page is zeros up to the byte `zero` of the file. */
 static uint64_t empty_until(const struct qcow2 *q, uint64_t at, uint64_t off, uint64_t zero)
 {
-    uint64_t table_end = dr_round_down(off, qcow2_l2_span(q)) + qcow2_l2_span(q);
-    return dr_min(dr_round_down(off, q->cluster) + (zero - at) / q->entry * q->cluster, table_end);
+    uint64_t span = qcow2_l2_span(q), table_end = (off & ~(span - 1)) + span;
+    return dr_min(qcow2_cluster_start(q, off) + (zero - at) / q->entry * q->cluster, table_end);
 }
 
 static int grow_extent(struct dr_image *image, const struct dr_page *page, uint64_t at,
@@ -189,7 +191,8 @@ static int grow_extent(struct dr_image *image, const struct dr_page *page, uint6
     const struct qcow2 *q = qcow2_of(image);
     while (off + ext->len < end) {
         uint64_t next_off = off + ext->len;
-        uint64_t next_at = at + (next_off / q->cluster - off / q->cluster) * q->entry;
+        uint64_t next_at = at +
+                           (qcow2_cluster_of(q, next_off) - qcow2_cluster_of(q, off)) * q->entry;
         struct qcow2_entry e;
         struct dr_extent next;
         int r = qcow2_read_entry(image, page, next_at, next_off, &e, err);

@@ -124,6 +124,7 @@ static void set_geometry(struct qcow2 *q)
     bool extended = q->h.incompatible & QCOW2_EXTL2;
     q->cluster = qcow2_cluster(&q->h);
     q->entry = extended ? 16 : 8;
+    q->l2_bits = q->h.cluster_bits - (extended ? 4 : 3);
     q->l2_entries = q->cluster / q->entry;
     q->subs = extended ? QCOW2_SUBS : 1;
     q->sub = q->cluster / q->subs;

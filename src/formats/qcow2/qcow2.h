@@ -64,13 +64,14 @@ struct qcow2 {
     struct qcow2_header h; /* as on disk; l1_*, reftable_* change under image->lock */
     uint64_t cluster;      /* bytes */
     unsigned entry;        /* bytes of an L2 entry */
-    uint64_t l2_entries;   /* in a table */
-    unsigned subs;         /* in a cluster: 1 or 32 */
-    uint64_t sub;          /* bytes */
-    unsigned data;         /* index in files[] of the file with the guest's data */
-    bool marked;           /* begin_write has been through */
-    bool changing;         /* the same, for changes of the guest's view */
-    uint64_t bitmaps_at;   /* bitmap directory; 0 = there are no bitmaps */
+    uint64_t l2_entries;   /* in a table, a power of two: */
+    unsigned l2_bits;
+    unsigned subs;       /* in a cluster: 1 or 32 */
+    uint64_t sub;        /* bytes */
+    unsigned data;       /* index in files[] of the file with the guest's data */
+    bool marked;         /* begin_write has been through */
+    bool changing;       /* the same, for changes of the guest's view */
+    uint64_t bitmaps_at; /* bitmap directory; 0 = there are no bitmaps */
     uint64_t bitmaps_len;
     uint32_t n_bitmaps;
     struct qcow2_track *track; /* what changes, for the bitmaps; NULL: none is enabled */
@@ -102,6 +103,23 @@ static inline struct qcow2 *qcow2_of(const struct dr_image *image)
 static inline bool qcow2_has_data_file(const struct qcow2 *q)
 {
     return q->h.incompatible & QCOW2_DATA_FILE;
+}
+
+/* The cluster that holds a byte of the guest's disk or of the file; where it begins, and where the
+ * byte is in it. Shifts and masks, since each look-up does a dozen of these. */
+static inline uint64_t qcow2_cluster_of(const struct qcow2 *q, uint64_t off)
+{
+    return off >> q->h.cluster_bits;
+}
+
+static inline uint64_t qcow2_in_cluster(const struct qcow2 *q, uint64_t off)
+{
+    return off & (q->cluster - 1);
+}
+
+static inline uint64_t qcow2_cluster_start(const struct qcow2 *q, uint64_t off)
+{
+    return off & ~(q->cluster - 1);
 }
 
 /* ------------------------------------------------------------------ entry.c */
