@@ -35,7 +35,13 @@ struct dr_ranges;  /* inflight.c */
 struct dr_flusher; /* flush.c */
 struct dr_index;   /* index.c */
 
-enum dr_need_kind { DR_NEED_NONE, DR_NEED_PAGE, DR_NEED_FLUSH, DR_NEED_BEGIN };
+enum dr_need_kind {
+    DR_NEED_NONE,
+    DR_NEED_PAGE,
+    DR_NEED_FLUSH,
+    DR_NEED_BEGIN,
+    DR_NEED_REPAIR, /* it can never succeed: two tables have one sector, at `off` */
+};
 
 struct dr_need {
     enum dr_need_kind kind;

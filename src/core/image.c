@@ -573,6 +573,11 @@ int dr_image_satisfy(struct dr_image *image, struct dr_hold *hold, uint64_t off,
         r = dr_image_flush(image, err);
     else if (need.kind == DR_NEED_BEGIN)
         r = begin_again(image, off, err);
+    else if (need.kind == DR_NEED_REPAIR)
+        r = dr_fail(err, EIO,
+                    "%s: is damaged: two tables have the sector at byte %llu, and no order of "
+                    "writing it is right for both; `drover check` says more",
+                    image->path, (unsigned long long)need.off);
     else
         r = dr_fail(err, EINVAL, "%s: the %s driver wants to be called again but not why",
                     image->path, image->fmt->name);

@@ -417,6 +417,20 @@ static int pin_room(struct dr_reservation *r)
     return 0;
 }
 
+/* The reservation itself keeps a sector of the range at another level: no flush will ever help. */
+static bool waits_for_itself(struct dr_reservation *r, const struct dr_page *page, uint64_t off,
+                             size_t len, unsigned level)
+{
+    uint8_t mask = sector_mask(page, off, len);
+    for (unsigned i = 0; i < r->n_pins; i++) {
+        const struct dr_pin *pin = dr_reserved_pin(r, i);
+        uint8_t both = pin->page == page ? mask & sector_mask(page, pin->off, pin->len) : 0;
+        if (both && page->level[__builtin_ctz(both)] != level)
+            return true;
+    }
+    return false;
+}
+
 int dr_reserve_page(struct dr_image *image, struct dr_reservation *r, unsigned file, uint64_t off,
                     size_t len, unsigned level, struct dr_page **page)
 {
@@ -425,6 +439,8 @@ int dr_reserve_page(struct dr_image *image, struct dr_reservation *r, unsigned f
         rc = pin_room(r);
     if (rc == 0)
         rc = dr_page_pin(image, *page, off, len, level);
+    if (rc == -EAGAIN && *page && waits_for_itself(r, *page, off, len, level))
+        return need_more(image, DR_NEED_REPAIR, file, dr_round_down(off, 512), 512);
     if (rc == 0)
         *dr_reserved_pin(r, r->n_pins++) = (struct dr_pin){*page, off, len};
     return rc;

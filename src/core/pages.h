@@ -68,7 +68,8 @@ void dr_page_put(struct dr_image *image, struct dr_page *page, uint64_t off, con
 
 /* dr_page_get and dr_page_pin for a reservation, as its pin number r->n_pins - 1. There may be any
  * number of pins. The core takes them back when the reservation has failed, or has been published
- * or cancelled. */
+ * or cancelled. Where a damaged image has two tables in one sector, a reservation that pins it at
+ * two levels fails for good. */
 int dr_reserve_page(struct dr_image *image, struct dr_reservation *r, unsigned file, uint64_t off,
                     size_t len, unsigned level, struct dr_page **page);
 /* The i-th pin. A driver that needs it for longer (until release, for a count that is lowered

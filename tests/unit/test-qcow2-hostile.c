@@ -244,6 +244,33 @@ static void an_l1_table_of_a_snapshot_is_not_written_over(void **state)
     }
 }
 
+/* ------------------------------------------------------------------ two tables in one place */
+
+/* The first refcount block is the disk's L2 table, too: an entry and the count of what it leads to
+ * stand in one sector, of which the one must be durable before the other. */
+static void an_entry_beside_its_count_is_refused(void **state)
+{
+    struct hostile h = {
+        .size = 32 * KiB, .l1_at = 3 * CLUSTER, .l1_entries = 1, .file_size = 16 * CLUSTER};
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR};
+    uint8_t raw[8], data[CLUSTER] = {1}, before[CLUSTER], now[CLUSTER];
+    struct dr_file *file = make_image(*state, &h);
+    struct dr_disk *disk;
+    put_be64(raw, 2 * CLUSTER | UINT64_C(1) << 63);
+    ok(dr_file_pwrite(file, raw, h.l1_at, sizeof(raw), &err));
+    put_be64(raw, UINT64_C(0x0001000100010001));
+    ok(dr_file_pwrite(file, raw, 2 * CLUSTER, sizeof(raw), &err));
+    ok(dr_file_pread(file, before, 2 * CLUSTER, sizeof(before), &err));
+    dr_file_unref(file);
+    ok(dr_open_fs(*state, PATH, &o, &disk, &err));
+    refused(dr_pwrite(disk, data, 10 * CLUSTER, sizeof(data), 0, &err), EIO, "is damaged");
+    ok(dr_close(disk, &err));
+    ok(dr_file_open(*state, PATH, 0, &file, &err));
+    ok(dr_file_pread(file, now, 2 * CLUSTER, sizeof(now), &err));
+    dr_file_unref(file);
+    assert_memory_equal(before, now, sizeof(now));
+}
+
 /* ------------------------------------------------------------------ bombs */
 
 /* 1 MiB of zeros, deflated, as a cluster of 512 bytes: no more than that is decoded. */
@@ -286,6 +313,7 @@ int main(void)
         T(as_many_snapshots_as_there_can_be_are_listed),
         T(snapshots_with_one_large_table_read_it_once),
         T(an_l1_table_of_a_snapshot_is_not_written_over),
+        T(an_entry_beside_its_count_is_refused),
         T(a_decompression_bomb_gives_a_cluster_at_most),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -81,6 +81,8 @@ static int replace_table(struct dr_image *image, uint64_t link, uint64_t old, ui
     int r = dr_reserve_page(image, &pins, 0, link, 8, QCOW2_LEVEL_L1, &l1);
     if (r == 0)
         r = qcow2_reserve_counts(image, &pins, fresh, q->cluster);
+    if (r == 0 && old) /* by the reservation, too, which sees if its pins exclude each other */
+        r = qcow2_reserve_counts(image, &pins, old, q->cluster);
     if (r == 0 && old) {
         r = qcow2_pin_counts(image, old, q->cluster);
         old_pinned = r == 0;
