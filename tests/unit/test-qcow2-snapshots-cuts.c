@@ -157,6 +157,7 @@ static void a_change_that_fails_leaves_nothing_behind(void **state)
 
 struct full {
     uint64_t size; /* the file cannot be larger */
+    int error;
     unsigned refused;
 };
 
@@ -166,7 +167,7 @@ static int refuse_growth(void *user, const struct faultfs_io *io)
     bool grows = (io->kind == FAULTFS_WRITE || io->kind == FAULTFS_TRUNCATE) &&
                  io->off + io->len > full->size;
     full->refused += grows;
-    return grows ? -ENOSPC : 0;
+    return grows ? -full->error : 0;
 }
 
 static uint64_t file_size(struct dr_fs *fs)
@@ -183,17 +184,19 @@ static uint64_t file_size(struct dr_fs *fs)
 static void a_snapshot_can_be_deleted_in_a_full_file_system(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < N_GEOMETRIES; i++) {
+    static const int errors[] = {ENOSPC, EDQUOT, EFBIG};
+    for (size_t round = 0; round < 3 * N_GEOMETRIES; round++) {
+        size_t i = round / 3;
         bool there[3];
         if (!strcmp(geometries[i].pairs[0].value, "512"))
             continue;
         struct dr_fs *fs = dr_fs_memory_new();
         struct states s = make_states(fs, &geometries[i]);
         struct faultfs *faults = faultfs_new(fs);
-        struct full full = {.size = file_size(fs)};
+        struct full full = {.size = file_size(fs), .error = errors[round % 3]};
         struct dr_disk *disk = open_disk(faultfs_fs(faults));
         faultfs_observe(faults, refuse_growth, &full);
-        refused(dr_image_snapshot_create(top_of(disk), "two", &err), ENOSPC, "");
+        refused(dr_image_snapshot_create(top_of(disk), "two", &err), full.error, "");
         ok(dr_image_snapshot_delete(top_of(disk), "1", &err));
         ok(dr_close(disk, &err));
         assert_true(full.refused >= 2);

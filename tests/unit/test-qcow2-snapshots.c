@@ -305,6 +305,39 @@ static void a_damaged_image_is_left_alone(void **state)
     states_free(&s);
 }
 
+/* The counts say that only the snapshot has what the disk has, too. */
+static void what_the_disk_has_is_not_freed_with_a_snapshot(void **state)
+{
+    const struct geometry *g = &geometries[0];
+    uint8_t header[72], raw[8];
+    struct dr_file *f;
+    create(*state, g, SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    write_version(disk, 0, SIZE, 1);
+    uint8_t *before = read_disk(disk);
+    ok(dr_image_snapshot_create(top_of(disk), "one", &err));
+    write_version(disk, 0, 512, 1); /* a table of its own */
+    ok(dr_close(disk, &err));
+    ok(dr_file_open(*state, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pread(f, header, 0, sizeof(header), &err));
+    ok(dr_file_pread(f, raw, get_be64(header + 40), 8, &err));
+    ok(dr_file_pread(f, raw, (get_be64(raw) & 0xfffffffe00) + 8 * 3, 8, &err));
+    uint64_t i = (get_be64(raw) & 0xfffffffe00) / 4096;
+    ok(dr_file_pread(f, raw, get_be64(header + 48), 8, &err));
+    uint64_t at = get_be64(raw) + 2 * i;
+    ok(dr_file_pread(f, raw, at, 2, &err));
+    assert_int_equal(get_be16(raw), 2);
+    put_be16(raw, 1);
+    ok(dr_file_pwrite(f, raw, at, 2, &err));
+    dr_file_unref(f);
+    disk = open_disk(*state);
+    refused(dr_image_snapshot_delete(top_of(disk), "1", &err), EIO, "is damaged");
+    ok(dr_close(disk, &err));
+    view_is(*state, NULL, before);
+    view_is(*state, "1", before);
+    free(before);
+}
+
 /* ------------------------------------------------------------------ beside others */
 
 struct writer {
@@ -404,6 +437,7 @@ int main(void)
         T(images_that_can_have_none_are_refused),
         T(a_snapshot_can_only_be_read),
         T(a_damaged_image_is_left_alone),
+        T(what_the_disk_has_is_not_freed_with_a_snapshot),
         T(a_writer_beside_does_not_reach_a_snapshot),
         T(a_snapshot_costs_a_fixed_number_of_flushes),
     };

@@ -285,6 +285,9 @@ static int wanted(struct walk *w, uint64_t host, uint64_t *flag)
     uint64_t count = 0;
     int r = w->recount ? qcow2_count(w->image, host, &count) : 0;
     *flag = count == 1 ? QCOW2_COPIED : 0;
+    if (r == 0 && w->recount && count == 0)
+        r = qcow2_damage(w->image, "the disk has the cluster at byte %llu, and no count of it",
+                         ULL(host));
     return r;
 }
 

@@ -17,6 +17,9 @@
  * what is to be freed, and leaves nothing else that a check finds. What fails before the switch is
  * undone.
  *
+ * What the disk has must still be counted when the counts of a deleted snapshot are gone: else they
+ * were too low, and its clusters would be freed. The delete is refused.
+ *
  * Where the file has no space for copies a snapshot can be deleted all the same, in place: a crash
  * may then leave COPIED clear where a count is 1. No harm comes of that, but QEMU's check reports
  * it. */
@@ -384,6 +387,11 @@ static int delete_in_place(struct change *c, const struct qcow2_snapshot *s, str
     return r < 0 ? r : qcow2_tree_recount(c->image, &disk, err);
 }
 
+static bool has_no_space(int r)
+{
+    return r == -ENOSPC || r == -EDQUOT || r == -EFBIG;
+}
+
 int qcow2_snapshot_delete(struct dr_image *image, const char *id, struct dr_error *err)
 {
     struct change c;
@@ -395,7 +403,7 @@ int qcow2_snapshot_delete(struct dr_image *image, const char *id, struct dr_erro
         r = qcow2_tree_check(image, &c.tree, false, err);
     if (r == 0)
         r = delete_now(&c, s, err);
-    if (r == -ENOSPC && !c.q->damage && !c.q->damage_noted) {
+    if (has_no_space(r) && !c.q->damage && !c.q->damage_noted) {
         dr_error_reset(err);
         r = dr_image_flush_all(image, err); /* what was undone goes */
         if (r == 0)

@@ -83,7 +83,7 @@ int qcow2_tree_mark(struct dr_image *image, const struct qcow2_tree *tree, bool 
  * entries say so, too. */
 int qcow2_tree_share(struct dr_image *image, const struct qcow2_tree *tree, bool own,
                      struct dr_error *err);
-/* COPIED as the counts say, in the tables of the disk. */
+/* COPIED as the counts say, in the tables of the disk. What is counted 0 times is damage. */
 int qcow2_tree_recount(struct dr_image *image, const struct qcow2_tree *tree, struct dr_error *err);
 
 /* ------------------------------------------------------------------ snapshot-next.c; no lock held
