@@ -162,13 +162,15 @@ static void check_views(struct dr_fs *fs, const struct shown *expected)
     }
 }
 
-/* Nothing is counted too low, and nothing that is shared would be written in place. */
+/* Nothing is counted too low, nothing that is shared would be written in place, and COPIED is as
+ * the counts say. */
 static void check_safe(struct dr_fs *fs)
 {
     struct qcow2_verdict v;
     ok(qcow2_verify(fs, PATH, &v, &err));
-    if (v.low || v.shared || v.broken)
-        fail_msg("%u low, %u shared, %u broken: %s", v.low, v.shared, v.broken, v.text);
+    if (v.low || v.shared || v.broken || v.stale)
+        fail_msg("%u low, %u shared, %u broken, %u stale: %s", v.low, v.shared, v.broken, v.stale,
+                 v.text);
 }
 
 static void check_clean(struct dr_fs *fs)
@@ -289,6 +291,122 @@ static void any_call_may_fail(void **state)
             shown_free(&before);
             dr_fs_memory_free(fs);
         }
+    }
+}
+
+static int refuse_growth(void *user, const struct faultfs_io *io)
+{
+    const uint64_t *limit = user;
+    bool grows = (io->kind == FAULTFS_WRITE || io->kind == FAULTFS_TRUNCATE) &&
+                 io->off + io->len > *limit;
+    return grows ? -ENOSPC : 0;
+}
+
+static uint64_t file_size(struct dr_fs *fs)
+{
+    struct dr_file *file;
+    ok(dr_file_open(fs, PATH, 0, &file, &err));
+    uint64_t size = dr_file_size(file);
+    dr_file_unref(file);
+    return size;
+}
+
+static void a_full_file_system_leaves_every_view(void **state)
+{
+    (void)state;
+    unsigned failures = 0;
+    for (unsigned round = 0; round < N_GEOMETRIES * N_TARGETS; round++) {
+        const char *target = targets[round % N_TARGETS];
+        int r = -1;
+        for (uint64_t more = 0; r < 0; more += 8 * KIB) {
+            struct dr_fs *fs = dr_fs_memory_new();
+            make_family(fs, &geometries[round / N_TARGETS]);
+            struct shown before = look(fs);
+            struct faultfs *faults = faultfs_new(fs);
+            uint64_t limit = file_size(fs) + more;
+            faultfs_observe(faults, refuse_growth, &limit);
+            r = rebase(faultfs_fs(faults), target, NULL);
+            failures += r < 0;
+            if (r < 0)
+                assert_int_equal(r, -ENOSPC);
+            faultfs_free(faults);
+            check_after(fs, &before, target);
+            check_clean(fs);
+            shown_free(&before);
+            dr_fs_memory_free(fs);
+        }
+    }
+    assert_true(failures > 5);
+}
+
+/* The disk has zeros of its own where the snapshot shows the parent, in clusters that both hold. */
+static void make_zeroed_family(struct dr_fs *fs)
+{
+    struct dr_create_options o = {.format = "qcow2",
+                                  .size = LARGE,
+                                  .has_size = true,
+                                  .pairs = geometries[2].pairs,
+                                  .n_pairs = 2,
+                                  .backing = "old.raw",
+                                  .backing_format = "raw"};
+    make_parent(fs, "dir/old.raw", LARGE, 0x11);
+    ok(dr_create_fs(fs, PATH, &o, &err));
+    struct dr_disk *disk = open_disk(fs, PATH, NULL);
+    for (uint64_t off = 0; off + 16 * KIB <= LARGE; off += 16 * KIB)
+        write_byte(disk, off, 512, 1);
+    ok(dr_image_snapshot_create(disk->chain->images[0], "one", &err));
+    ok(dr_image_snapshot_create(disk->chain->images[0], "two", &err));
+    for (uint64_t off = 0; off + 16 * KIB <= LARGE; off += 16 * KIB)
+        ok(dr_zero(disk, off + 512, 16 * KIB - 512, DR_MAY_UNMAP, &err));
+    ok(dr_image_snapshot_delete(disk->chain->images[0], "2", &err));
+    ok(dr_close(disk, &err));
+}
+
+/* A snapshot that is larger than the disk, with which it has its table in common. */
+static void make_shrunk_family(struct dr_fs *fs)
+{
+    struct dr_create_options o = {.format = "qcow2",
+                                  .size = 64 * KIB,
+                                  .has_size = true,
+                                  .pairs = geometries[0].pairs,
+                                  .n_pairs = 1,
+                                  .backing = "old.raw",
+                                  .backing_format = "raw"};
+    make_parent(fs, "dir/old.raw", 32 * KIB, 0x11);
+    make_parent(fs, "dir/new.raw", LARGE, 0x22);
+    ok(dr_create_fs(fs, PATH, &o, &err));
+    struct dr_disk *disk = open_disk(fs, PATH, NULL);
+    struct dr_image *image = disk->chain->images[0];
+    write_byte(disk, 0, 64 * KIB, 1);
+    ok(dr_image_snapshot_create(image, "one", &err));
+    ok(dr_truncate(disk, LARGE, &err));
+    ok(dr_image_snapshot_create(image, "two", &err));
+    ok(dr_image_snapshot_apply(image, "1", &err));
+    ok(dr_image_snapshot_delete(image, "1", &err));
+    ok(dr_close(disk, &err));
+}
+
+/* QEMU's check calls it corruption where COPIED and a count differ. */
+static void a_crash_leaves_nothing_but_leaks(void **state)
+{
+    (void)state;
+    for (unsigned round = 0; round < 2; round++) {
+        struct powerfs *power = powerfs_new();
+        struct dr_fs *fs = powerfs_fs(power);
+        if (round)
+            make_shrunk_family(fs);
+        else
+            make_zeroed_family(fs);
+        powerfs_settle(power);
+        ok(rebase(fs, round ? "new.raw" : "", &err));
+        check_clean(fs);
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k++)
+            for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
+                struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
+                check_safe(cut);
+                dr_fs_memory_free(cut);
+            }
+        powerfs_free(power);
     }
 }
 
@@ -465,6 +583,8 @@ int main(void)
         cmocka_unit_test(every_view_stays_and_nothing_leaks),
         cmocka_unit_test(the_power_may_go_at_any_time),
         cmocka_unit_test(any_call_may_fail),
+        cmocka_unit_test(a_full_file_system_leaves_every_view),
+        cmocka_unit_test(a_crash_leaves_nothing_but_leaks),
         cmocka_unit_test(a_guest_may_write_meanwhile),
         cmocka_unit_test(snapshots_cost_no_copies_of_their_own),
         cmocka_unit_test(when_told_to_it_refuses_before_anything_is_written),

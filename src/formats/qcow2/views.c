@@ -13,6 +13,9 @@
  * Views without a table get a new one together. A table is copied first where views of different
  * sizes share it, because a small one must hold nothing behind its end, and where its count is
  * higher than the views tell, as a crash may leave it: something unknown might lead there, too.
+ * The disk is the first to get the copy: what it leaves to snapshots needs no COPIED, so COPIED
+ * goes with the counts at any time. For the same reason sub-clusters are filled where their cluster
+ * is, if no other view holds anything there: else the disk might be the only one that stays.
  *
  * Nothing that a view shows changes at any time. Counts and data are durable before the entries
  * that need them (invariants 1 and 5), so a crash leaves counts that are too high. */
@@ -323,6 +326,8 @@ static int give_table(struct fill *f, struct class *c, struct dr_error *err)
                             &page);
     if (r == 0)
         r = qcow2_reserve_counts(f->image, &pins, fresh, cluster);
+    if (r == 0 && old) /* by the reservation, too, which sees if its pins exclude each other */
+        r = qcow2_reserve_counts(f->image, &pins, old, cluster);
     if (r == 0 && old) {
         r = pin_often(f->image, old, cluster, c->n);
         old_pinned = r == 0;
@@ -342,6 +347,15 @@ static int give_table(struct fill *f, struct class *c, struct dr_error *err)
     return r;
 }
 
+/* The disk is the first that leaves a table: its L1 entry says by COPIED whether it is the only
+ * one, and must not be what is left when the others have gone. */
+static void disk_first(const struct fill *f, struct class *c)
+{
+    for (size_t i = 0; c->table && i < f->n_sharers; i++)
+        if (f->sharers[i].disk && f->sharers[i].table == c->table)
+            *c = (struct class){c->table, f->sharers[i].end, i, 1};
+}
+
 /* [page] Every class that gets something has a table that may be edited. */
 static int give_tables(struct fill *f, struct dr_error *err)
 {
@@ -356,6 +370,7 @@ static int give_tables(struct fill *f, struct dr_error *err)
             r = is_own(f, &c, &own, err);
         if (r < 0 || own)
             continue;
+        disk_first(f, &c);
         c.n = (size_t)dr_min(dr_min(c.n, MAX_AT_ONCE), qcow2_max_count(f->q));
         r = give_table(f, &c, err);
         if (r == 0)
@@ -414,8 +429,36 @@ static int find_group(struct fill *f, uint64_t off, struct group *g, struct dr_e
     return 0;
 }
 
-/* [page] Where the bytes go. What the cluster holds stays there if all that lead to it are in the
- * group; else the group leaves it. */
+/* [page] May the holes be written to where the cluster is? All that lead there are views, of which
+ * none outside the group holds anything in the holes. */
+static int may_stay(struct fill *f, const struct group *g, uint64_t count, bool *stay,
+                    struct dr_error *err)
+{
+    uint64_t known = 0;
+    uint32_t held = 0;
+    *stay = false;
+    for (size_t i = 0, k = 0; i < f->n_classes; i++) {
+        const struct class *c = &f->classes[i];
+        bool member = k < g->n && g->of[k] == i;
+        struct qcow2_entry e = {0};
+        uint32_t hole = 0;
+        k += member;
+        if (!c->table || c->end <= g->off)
+            continue;
+        int r = read_entry(f, c, g->off, &e, &hole, err);
+        if (r < 0)
+            return r;
+        if (e.coded || e.host != g->host)
+            continue;
+        known += c->n;
+        held |= member ? 0 : e.held;
+    }
+    *stay = known == count && !(held & g->hole);
+    return 0;
+}
+
+/* [page] Where the bytes go. What the cluster holds stays there if nobody else can see what is
+ * written to its holes; else the group leaves it. */
 static int find_host(struct fill *f, struct group *g, bool zeros, struct dr_error *err)
 {
     struct dr_image *image = f->image;
@@ -432,7 +475,10 @@ static int find_host(struct fill *f, struct group *g, bool zeros, struct dr_erro
         if (r == 0 && count < g->times)
             return qcow2_damage(image, "the cluster at byte %llu is used %llu times, counted %llu",
                                 ULL(g->host), ULL(g->times), ULL(count));
-        if (r < 0 || count == g->times)
+        bool stay = false;
+        if (r == 0)
+            r = may_stay(f, g, count, &stay, err);
+        if (r < 0 || stay)
             return r;
         g->moves = true;
     }
@@ -456,6 +502,8 @@ static int reserve_group(struct fill *f, struct group *g, bool zeros, struct dr_
     }
     if (r == 0 && g->n > 0 && g->fresh)
         r = qcow2_reserve_counts(image, &g->pins, g->host, cluster);
+    if (r == 0 && g->n > 0 && g->moves)
+        r = qcow2_reserve_counts(image, &g->pins, g->old.host, cluster);
     if (r == 0 && g->n > 0 && g->moves)
         r = pin_often(image, g->old.host, cluster, (size_t)g->times);
     if (r == 0 && g->n > 0 && g->fresh)
