@@ -94,7 +94,9 @@ struct dr_image {
     _Atomic uint64_t decoded_gen; /* changes whenever units are forgotten */
     _Atomic uint64_t decoded_at, decoded_end; /* coded bytes of the unit that was read last */
     pthread_mutex_t begin_lock;               /* one begin_write at a time */
-    _Atomic unsigned begun; /* bit 0: begin_write was called, bit 1: for changes of the view */
+    /* Bit 0: begin_write was called; bit 1: for changes of the view; bit 2: end_write failed, so it
+     * is still due, and begin_write comes again before the next change. */
+    _Atomic unsigned begun;
 };
 
 /* A hook is told of every change that the guest makes to a disk. Both functions run under the lock

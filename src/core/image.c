@@ -421,10 +421,11 @@ static int image_settle(struct dr_image *image, struct dr_error *err)
     if (!image->writable)
         return 0;
     int r = dr_image_flush_all(image, err);
-    if (r == 0 && atomic_load(&image->begun) && image->fmt->end_write)
+    if (r < 0)
+        return r;
+    if (atomic_load(&image->begun) && image->fmt->end_write)
         r = image->fmt->end_write(image, err);
-    if (r == 0)
-        atomic_store(&image->begun, 0);
+    atomic_store(&image->begun, r < 0 ? 4 : 0); /* the marks may be gone, or not */
     return r;
 }
 

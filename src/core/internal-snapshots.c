@@ -82,6 +82,8 @@ int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change
     r = dr_image_flush_all(image, err);
     if (r == 0)
         r = image->fmt->bitmap_change(image, change, err);
+    if (r < 0) /* perhaps nothing is noted any more: the next change of the view begins anew */
+        atomic_fetch_and(&image->begun, ~2u);
     int flushed = dr_image_flush_all(image, r < 0 ? NULL : err);
     dr_range_unlock(image->ranges, &range);
     return r < 0 ? r : flushed;

@@ -203,10 +203,10 @@ static int write_taken(struct qcow2_bits *s, uint64_t *at, struct dr_error *err)
     struct dr_error why = DR_ERROR_INIT;
     int r = dr_file_pwrite(image->files[0], s->bits, *at, cluster, &why);
     if (r == -ENOSPC) {
-        r = qcow2_places_add(&s->left, *at, cluster);
+        uint64_t unused = *at;
         s->taken.n--;
         *at = 0;
-        return r < 0 ? dr_fail_errno(err, -r, "%s", image->path) : 0;
+        return qcow2_lose(image, unused, cluster, err);
     }
     if (r < 0)
         return dr_fail(err, -r, "%s", why.text);

@@ -45,7 +45,8 @@ const char *qcow2_bitmap_problem(const struct dr_image *image, const struct qcow
     uint64_t bytes = b->entries * UINT64_C(8);
     if (b->table_at == 0 || b->table_at % q->cluster || b->table_at > INT64_MAX)
         return "its table is at no cluster's beginning";
-    if (bytes == 0 || b->entries > QCOW2_MAX_BITMAP_TABLE)
+    if (bytes == 0 || b->entries > QCOW2_MAX_BITMAP_TABLE ||
+        b->entries * q->cluster > QCOW2_MAX_BITMAP_BYTES)
         return "its table's size is out of bounds";
     if (!dr_inside(b->table_at, bytes, dr_file_size(image->files[0]) + q->cluster - 1))
         return "its table is behind the end of the file";

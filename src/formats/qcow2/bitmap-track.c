@@ -28,6 +28,7 @@ struct qcow2_track {
     pthread_mutex_t lock; /* pages come */
     _Atomic bool all;     /* everything counts as written */
     bool lost;            /* the bitmaps do not go with the disk any more */
+    bool doubtful;        /* a write of the flags failed: they may say that none is in use */
 };
 
 static _Atomic uint8_t whole_page[1]; /* stands for one with all marks set */
@@ -160,32 +161,88 @@ static int check_tracked(struct dr_image *image, const struct qcow2_bitmaps *dir
                        "%s: the bitmap \"%.*s\" has extra data that this version does not know, so "
                        "it would not notice what is written; `drover bitmap --remove` removes it",
                        image->path, (int)b->name_len, qcow2_bitmap_name(dir, b));
-    int r = qcow2_bitmap_load_table(image, b, &table, err);
-    return r < 0 ? r
-                 : check_own(image, b->table_at, b->entries * UINT64_C(8), "a bitmap's table", err);
+    int r = check_own(image, b->table_at, b->entries * UINT64_C(8), "a bitmap's table", err);
+    return r < 0 ? r : qcow2_bitmap_load_table(image, b, &table, err);
 }
 
 /* ------------------------------------------------------------------ beginning */
 
+static int table_order(const void *a, const void *b)
+{
+    const struct qcow2_bitmap *x = *(const struct qcow2_bitmap *const *)a;
+    const struct qcow2_bitmap *y = *(const struct qcow2_bitmap *const *)b;
+    return (x->table_at > y->table_at) - (x->table_at < y->table_at);
+}
+
+static bool is_wanted(const struct qcow2_track *t, const struct qcow2_bitmap *b, uint32_t i,
+                      bool disabled)
+{
+    return !t->ours[i] && !(b->flags & QCOW2_BITMAP_IN_USE) &&
+           (disabled || (b->flags & QCOW2_BITMAP_AUTO));
+}
+
+/* Their tables do not overlap: all of them together are no longer than the file. Reorders them. */
+static int check_apart(struct dr_image *image, const struct qcow2_bitmaps *dir,
+                       const struct qcow2_bitmap **wanted, size_t n, struct dr_error *err)
+{
+    qsort(wanted, n, sizeof(*wanted), table_order);
+    for (size_t i = 1; i < n; i++) {
+        const struct qcow2_bitmap *a = wanted[i - 1], *b = wanted[i];
+        if (a->table_at + a->entries * UINT64_C(8) > b->table_at)
+            return dr_fail(err, EIO,
+                           "%s: the tables of the bitmaps \"%.*s\" and \"%.*s\" overlap at byte "
+                           "%llu; after `drover check -r all` one of them can be removed",
+                           image->path, (int)a->name_len, qcow2_bitmap_name(dir, a),
+                           (int)b->name_len, qcow2_bitmap_name(dir, b), ULL(b->table_at));
+    }
+    return 0;
+}
+
+static int check_wanted(struct dr_image *image, const struct qcow2_bitmaps *dir,
+                        const struct qcow2_bitmap **wanted, size_t n, struct dr_error *err)
+{
+    int r = check_apart(image, dir, wanted, n, err);
+    for (size_t i = 0; r == 0 && i < n; i++)
+        r = check_tracked(image, dir, wanted[i], err);
+    return r < 0 ? r
+                 : check_own(image, qcow2_of(image)->bitmaps_at, dir->len, "the bitmap directory",
+                             err);
+}
+
+static int mark_in_use(struct dr_image *image, struct qcow2_track *t, struct qcow2_bitmaps *dir,
+                       struct dr_error *err)
+{
+    t->doubtful = true;
+    int r = write_flags(image, t, dir, QCOW2_BITMAP_IN_USE, 0, err);
+    t->doubtful = r < 0;
+    return r;
+}
+
+/* Those that are enabled and, with disabled, the others, too, are ours from now on. A failure
+ * before their flags are written leaves t as it was. */
 static int take_bitmaps(struct dr_image *image, struct qcow2_track *t, struct qcow2_bitmaps *dir,
                         bool disabled, struct dr_error *err)
 {
-    bool any = false;
-    int r = 0;
-    for (uint32_t i = 0; r == 0 && i < dir->n; i++) {
+    CLEANUP_FREE const struct qcow2_bitmap **wanted = malloc((dir->n + 1) * sizeof(*wanted));
+    size_t n = 0;
+    if (!wanted)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    for (uint32_t i = 0; i < dir->n; i++) {
         const struct qcow2_bitmap *b = &dir->list[i];
-        bool enabled = b->flags & QCOW2_BITMAP_AUTO;
-        if (t->ours[i] || (b->flags & QCOW2_BITMAP_IN_USE) || !(enabled || disabled))
+        if (!is_wanted(t, b, i, disabled))
             continue;
-        r = check_tracked(image, dir, b, err);
-        t->ours[i] = any = true;
-        if (enabled)
+        wanted[n++] = b;
+        if (b->flags & QCOW2_BITMAP_AUTO)
             t->bits = (unsigned)dr_min(t->bits, b->granularity_bits);
     }
-    if (r < 0 || !any)
+    int r = n ? check_wanted(image, dir, wanted, n, err) : 0;
+    if (r == 0 && n && !disabled && make_pages(t, image->size) < 0)
+        r = dr_fail_errno(err, ENOMEM, "%s", image->path);
+    if (r < 0 || !n)
         return r;
-    r = check_own(image, qcow2_of(image)->bitmaps_at, dir->len, "the bitmap directory", err);
-    return r < 0 ? r : write_flags(image, t, dir, QCOW2_BITMAP_IN_USE, 0, err);
+    for (uint32_t i = 0; i < dir->n; i++)
+        t->ours[i] |= is_wanted(t, &dir->list[i], i, disabled);
+    return mark_in_use(image, t, dir, err);
 }
 
 static bool any_ours(const struct qcow2_track *t)
@@ -215,18 +272,18 @@ int qcow2_track_begin(struct dr_image *image, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
     CLEANUP_BITMAPS struct qcow2_bitmaps dir = {0};
-    if (q->track || !q->bitmaps_at)
+    if (!q->bitmaps_at || (q->track && !q->track->doubtful))
         return 0;
     int r = qcow2_bitmaps_load(image, &dir, err);
     if (r < 0)
         return r;
+    if (q->track)
+        return mark_in_use(image, q->track, &dir, err);
     struct qcow2_track *t = track_new(dir.n);
     if (!t)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     r = take_bitmaps(image, t, &dir, false, err);
-    if (r == 0 && any_ours(t) && make_pages(t, image->size) < 0)
-        r = dr_fail_errno(err, ENOMEM, "%s", image->path);
-    if (r == 0 && any_ours(t))
+    if (any_ours(t)) /* also when it is not certain that the flags were written */
         q->track = t;
     else
         track_free(t);
@@ -304,8 +361,10 @@ int qcow2_track_end(struct dr_image *image, struct dr_error *err)
             r = store_one(image, t, &dir.list[i], err);
     if (r == 0 && dir.n)
         r = dr_image_flush_all(image, err);
-    if (r == 0 && dir.n)
+    if (r == 0 && dir.n) {
+        t->doubtful = true;
         r = write_flags(image, t, &dir, 0, QCOW2_BITMAP_IN_USE, err);
+    }
     if (r < 0)
         return r;
     qcow2_track_forget(image);
@@ -344,6 +403,13 @@ static int check_resizable(struct dr_image *image, const struct qcow2_track *t,
     return 0;
 }
 
+int qcow2_track_check(struct dr_image *image, uint64_t size, struct dr_error *err)
+{
+    CLEANUP_BITMAPS struct qcow2_bitmaps dir = {0};
+    int r = qcow2_bitmaps_load(image, &dir, err);
+    return r < 0 ? r : check_resizable(image, qcow2_of(image)->track, &dir, size, err);
+}
+
 int qcow2_track_all(struct dr_image *image, uint64_t size, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
@@ -357,9 +423,9 @@ int qcow2_track_all(struct dr_image *image, uint64_t size, struct dr_error *err)
     if (!t && !(t = track_new(dir.n)))
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     r = take_bitmaps(image, t, &dir, true, err);
-    if (r == 0)
+    if (any_ours(t))
         q->track = t;
-    else if (!q->track)
+    else if (t != q->track)
         track_free(t);
     return r;
 }

@@ -177,6 +177,8 @@ int qcow2_track_begin(struct dr_image *image, struct dr_error *err);
 /* Store what has changed. Nobody writes meanwhile. After a failure they stay in use. */
 int qcow2_track_end(struct dr_image *image, struct dr_error *err);
 void qcow2_track_forget(struct dr_image *image);
+/* May the disk get this size? Not where a bitmap is inconsistent, or would be too large. */
+int qcow2_track_check(struct dr_image *image, uint64_t size, struct dr_error *err);
 /* Before the disk gets another size: all bitmaps are marked as in use. Refuses where one is
  * inconsistent, or would be too large. */
 int qcow2_track_all(struct dr_image *image, uint64_t size, struct dr_error *err);
