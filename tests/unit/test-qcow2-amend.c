@@ -16,10 +16,13 @@
 #define PARENT "dir/parent.raw"
 #define SIZE   (192 * KiB)
 
+#define OLD_SNAPSHOT 2u
+
 struct amendment {
     const char *name;
     struct dr_pair before[3], after[3]; /* create's options, amend's */
-    bool snapshot, parent;
+    unsigned snapshot; /* OLD_SNAPSHOT: its entry says no more than old programs wrote */
+    bool parent;
     bool refused; /* a count is too high for the new width */
 };
 
@@ -28,6 +31,12 @@ static const struct amendment amendments[] = {
      {{"compat", "0.10"}},
      {{"compat", "1.1"}, {"lazy_refcounts", "on"}},
      true,
+     false,
+     false},
+    {"upgrade of an old snapshot",
+     {{"compat", "0.10"}, {"cluster_size", "512"}},
+     {{"compat", "1.1"}, {"refcount_bits", "8"}},
+     OLD_SNAPSHOT,
      false,
      false},
     {"upgrade over a parent",
@@ -103,6 +112,25 @@ static void make_parent(struct dr_fs *fs)
     ok(fs->ops->sync_dir(fs, PARENT, &err));
 }
 
+/* Before 2012 the entry of a snapshot ended with its id and name. */
+static void make_old(struct dr_fs *fs)
+{
+    uint8_t entry[512], raw[8];
+    struct dr_file *f;
+    ok(dr_file_open(fs, IMAGE, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pread(f, raw, QCOW2_AT_SNAPSHOTS + 4, 8, &err));
+    uint64_t at = get_be64(raw);
+    ok(dr_file_pread(f, entry, at, sizeof(entry), &err));
+    uint32_t extra = get_be32(entry + 36), names = get_be16(entry + 12) + get_be16(entry + 14);
+    assert_true(extra >= 16);
+    put_be32(entry + 36, 0);
+    memmove(entry + 40, entry + 40 + extra, names);
+    memset(entry + 40 + names, 0, sizeof(entry) - 40 - names);
+    ok(dr_file_pwrite(f, entry, at, sizeof(entry), &err));
+    ok(dr_file_flush(f, &err));
+    dr_file_unref(f);
+}
+
 /* Data, zeros, and what a snapshot shares with the disk. */
 static void make_disk(struct dr_fs *fs, const struct amendment *a)
 {
@@ -128,6 +156,8 @@ static void make_disk(struct dr_fs *fs, const struct amendment *a)
         ok(dr_open_fs(fs, IMAGE, &open, &disk, &err));
         ok(dr_disk_internal_snapshot_create(disk, "one", NULL, &err));
         ok(dr_close(disk, &err));
+        if (a->snapshot == OLD_SNAPSHOT)
+            make_old(fs);
         put(fs, IMAGE, 4 * KiB, 4 * KiB, 3);
     }
     put(fs, IMAGE, 8 * KiB, 8 * KiB, 0);
@@ -305,12 +335,13 @@ static void a_refusal_changes_nothing(void **state)
         {{"refcount_bits", "8"}, {"size", "1000"}},
         {{"lazy_refcounts", "on"}, {"data_file_raw", "on"}},
         {{"lazy_refcounts", "on"}, {"size", "4096"}},
+        {{"lazy_refcounts", "on"}, {"size", "1099511627776"}},
     };
     struct dr_fs *fs = dr_fs_memory_new();
     uint8_t before[4096], after[4096];
     struct dr_file *f;
     (void)state;
-    make_disk(fs, &amendments[5]);
+    make_disk(fs, &amendments[6]);
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
         struct dr_amend_options o = {.pairs = wrong[i], .n_pairs = 2};
         struct dr_error why = DR_ERROR_INIT;
@@ -323,6 +354,35 @@ static void a_refusal_changes_nothing(void **state)
         dr_file_unref(f);
         assert_memory_equal(before, after, sizeof(before));
     }
+    dr_fs_memory_free(fs);
+}
+
+/* An interrupted change of the size leaves entries behind the end, which version 2 cannot have. */
+static void zeros_behind_the_end_do_not_get_into_version_2(void **state)
+{
+    const struct amendment down = {
+        "downgrade", {{"cluster_size", "4096"}}, {{"compat", "0.10"}}, false, false, false};
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct dr_disk *disk;
+    struct dr_file *f;
+    uint8_t raw[8], sector[512];
+    (void)state;
+    make_disk(fs, &down);
+    put(fs, IMAGE, 160 * KiB, 16 * KiB, 0);
+    put_be64(raw, 100 * KiB);
+    ok(dr_file_open(fs, IMAGE, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pwrite(f, raw, QCOW2_AT_SIZE, sizeof(raw), &err));
+    ok(dr_file_flush(f, &err));
+    dr_file_unref(f);
+    ok(amend(fs, &down, &err));
+    is_done(fs, &down, "downgrade");
+    is_sound(fs, "downgrade");
+    ok(dr_open_fs(fs, IMAGE, &open, &disk, &err));
+    ok(dr_truncate(disk, SIZE, &err));
+    ok(dr_pread(disk, sector, 170 * KiB, sizeof(sector), &err));
+    assert_int_equal(sector[0], 0);
+    ok(dr_close(disk, &err));
     dr_fs_memory_free(fs);
 }
 
@@ -396,13 +456,56 @@ static void an_open_disk_is_amended_while_others_use_it(void **state)
     dr_fs_memory_free(fs);
 }
 
+/* A write that is not refused after an amendment failed is there, and the image is sound. */
+static bool write_after_failure(const struct amendment *a, uint64_t nth)
+{
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    struct dr_amend_options o = {.pairs = a->after, .n_pairs = count(a->after)};
+    struct dr_disk *disk;
+    char when[100];
+    uint8_t wrote[8 * KiB], read[8 * KiB];
+    make_disk(memory, a);
+    struct faultfs *f = faultfs_new(memory);
+    ok(dr_open_fs(faultfs_fs(f), IMAGE, &open, &disk, &err));
+    memset(wrote, 0x5a, sizeof(wrote));
+    ok(dr_pwrite(disk, wrote, 0, 512, 0, &err));
+    faultfs_arm(f, &(struct faultfs_plan){.nth = nth, .error = EIO});
+    dr_disk_amend(disk, &o, NULL, NULL);
+    bool fired = faultfs_fired(f);
+    faultfs_disarm(f);
+    snprintf(when, sizeof(when), "%s, I/O %llu failed", a->name, (unsigned long long)nth);
+    int r = dr_pwrite(disk, wrote, 130 * KiB, sizeof(wrote), 0, NULL);
+    int closed = dr_close(disk, NULL);
+    is_sound(memory, when);
+    if (r == 0 && closed == 0) {
+        ok(dr_open_fs(memory, IMAGE, NULL, &disk, &err));
+        ok(dr_pread(disk, read, 130 * KiB, sizeof(read), &err));
+        ok(dr_close(disk, &err));
+        assert_memory_equal(wrote, read, sizeof(read));
+    }
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+    return fired;
+}
+
+static void an_open_disk_goes_on_after_an_amendment_failed(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < AMENDMENTS; i++)
+        for (uint64_t nth = 0; write_after_failure(&amendments[i], nth); nth++)
+            ;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(amendments_survive_cuts),
         cmocka_unit_test(amendments_survive_faults),
         cmocka_unit_test(a_refusal_changes_nothing),
+        cmocka_unit_test(zeros_behind_the_end_do_not_get_into_version_2),
         cmocka_unit_test(an_open_disk_is_amended_while_others_use_it),
+        cmocka_unit_test(an_open_disk_goes_on_after_an_amendment_failed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

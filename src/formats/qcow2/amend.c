@@ -5,9 +5,11 @@
  * Everything is checked before anything changes. Then each step leaves an image that is right as it
  * stands, so an amendment that was cut off is simply asked for again:
  *
- *   FIRST   version 3, counts, data file, raw data file, lazy counts    a switch of the header each
+ *   FIRST   entries of snapshots get what version 3 demands             a switch of the header
+ *           version 3, counts, data file, raw data file, lazy counts    one each
  *   core    the size; for version 2 what reads as zeros becomes bytes, or nothing without a parent
- *   LAST    zeros in snapshots become nothing, then version 2           one switch of the header */
+ *   LAST    zeros in snapshots and behind the end become nothing,
+ *           then version 2                                              one switch of the header */
 #include "formats/qcow2/amend.h"
 
 #include "base/cleanup.h"
@@ -251,12 +253,14 @@ static int check(struct dr_image *image, const struct qcow2_amend *a, struct dr_
     }
     if (r == 0 && (a->version != q->h.version || a->data_file))
         r = qcow2_set_head(image, a->version, a->data_file, true, err);
+    if (r == 0 && a->size != image->size)
+        r = qcow2_check_size(image, a->size, err);
     a->what->size = a->size;
     a->what->no_zeros = a->version < q->h.version;
     return r;
 }
 
-/* Version 3 wants fields of a snapshot that version 2 may lack. The check puts them in. */
+/* Version 3 wants fields of a snapshot that version 2 may lack, and does not mind. */
 static int complete_snapshots(struct dr_image *image, struct dr_error *err)
 {
     CLEANUP_SNAPSHOTS struct qcow2_snapshots t = {0};
@@ -264,7 +268,7 @@ static int complete_snapshots(struct dr_image *image, struct dr_error *err)
     int r = qcow2_snapshots_load(image, &t, err);
     for (uint32_t i = 0; r == 0 && i < t.n; i++)
         lacks |= get_be32(t.bytes + t.list[i].at + 36) < 16;
-    return r < 0 || !lacks ? r : qcow2_recover(image, err);
+    return r < 0 || !lacks ? r : qcow2_complete_snapshots(image, err);
 }
 
 static int change_first(struct dr_image *image, const struct qcow2_amend *a, struct dr_error *err)
@@ -272,10 +276,10 @@ static int change_first(struct dr_image *image, const struct qcow2_amend *a, str
     struct qcow2 *q = qcow2_of(image);
     int r = 0;
     bool upgrade = a->version > q->h.version;
-    if (upgrade || a->data_file)
-        r = qcow2_set_head(image, upgrade ? a->version : q->h.version, a->data_file, false, err);
-    if (r == 0 && upgrade)
+    if (upgrade)
         r = complete_snapshots(image, err);
+    if (r == 0 && (upgrade || a->data_file))
+        r = qcow2_set_head(image, upgrade ? a->version : q->h.version, a->data_file, false, err);
     if (r == 0 && a->order != q->h.refcount_order)
         r = qcow2_change_order(image, a, a->order, err);
     if (r == 0 && a->raw != is_raw(q)) {
@@ -294,7 +298,11 @@ static int change_last(struct dr_image *image, const struct qcow2_amend *a, stru
     const struct qcow2 *q = qcow2_of(image);
     if (a->version >= q->h.version)
         return 0;
-    int r = clear_snapshots(image, true, err);
+    int r = qcow2_clear_behind(image, err);
+    if (r == 0)
+        r = dr_image_flush_all(image, err);
+    if (r == 0)
+        r = clear_snapshots(image, true, err);
     if (r == 0)
         r = dr_file_flush(image->files[0], err);
     return r < 0 ? r : qcow2_set_head(image, a->version, NULL, false, err);

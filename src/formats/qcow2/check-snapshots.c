@@ -50,7 +50,7 @@ static void judge_snapshot(struct qcow2_check *c, uint32_t i, const struct qcow2
                          "ERROR Too much extra metadata in snapshot table entry %u (at byte "
                          "%llu)",
                          i, ULL(s->at));
-    else if (c->q->h.version >= 3 && s->extra < QCOW2_SNAPSHOT_EXTRA) {
+    else if ((c->q->h.version >= 3 || c->upgrading) && s->extra < QCOW2_SNAPSHOT_EXTRA) {
         qcow2_found(c, 1, "ERROR snapshot table entry %u is incomplete (at byte %llu)", i,
                     ULL(s->at));
         c->incomplete = true;

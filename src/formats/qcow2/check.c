@@ -231,8 +231,16 @@ int qcow2_reload(struct dr_image *image, struct dr_error *err)
         q->reftable_full = q->damage_noted = false;
         q->cursor = q->coded_next = 0;
         q->n_free = 0;
+        q->reftable_n = 0;
     }
-    return loaded ? qcow2_load_reftable(image, err) : 0;
+    int r = loaded ? qcow2_load_reftable(image, err) : 0;
+    if (r == 0)
+        return 0;
+    DR_LOCK_SCOPE(&image->lock);
+    if (!q->damage)
+        q->damage = strdup("its refcount table could not be read again");
+    q->damage_noted = true; /* the image itself is right */
+    return r;
 }
 
 /* The driver allocates: it must know the file as it is now. */
@@ -327,12 +335,14 @@ static int clear_marks(struct qcow2_check *c, struct dr_error *err)
     return r;
 }
 
+/* upgrading: version 3 is to follow, and what it demands is missing. */
 static int check_image(struct dr_image *image, unsigned fix, struct dr_check_result *result,
-                       bool silent, struct dr_error *err)
+                       bool silent, bool upgrading, struct dr_error *err)
 {
     struct qcow2_check c;
     int r = check_begin(&c, image, err);
     c.plan = result->plan;
+    c.upgrading = upgrading;
     if (r == 0)
         r = examine(&c, result, silent, err);
     if (r == 0 && c.said > MAX_LINES)
@@ -350,20 +360,31 @@ static int check_image(struct dr_image *image, unsigned fix, struct dr_check_res
 int qcow2_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                 struct dr_error *err)
 {
-    return check_image(image, fix, result, false, err);
+    return check_image(image, fix, result, false, false, err);
 }
 
 /* Somebody who kept no counts while writing (lazy refcounts) was killed. */
 int qcow2_recover(struct dr_image *image, struct dr_error *err)
 {
     struct dr_check_result result = {0};
-    int r = check_image(image, DR_CHECK_FIX_ALL, &result, true, err);
+    int r = check_image(image, DR_CHECK_FIX_ALL, &result, true, false, err);
     if (r == 0 && result.corruptions)
         r = dr_fail(
             err, EIO,
             "%s: was not closed properly, and %llu errors in it cannot be repaired; `drover "
             "check` names them",
             image->path, ULL(result.corruptions));
+    return r;
+}
+
+int qcow2_complete_snapshots(struct dr_image *image, struct dr_error *err)
+{
+    struct dr_check_result result = {0};
+    int r = check_image(image, DR_CHECK_FIX_ALL, &result, true, true, err);
+    if (r == 0 && result.corruptions)
+        r = dr_fail(err, EIO,
+                    "%s: has %llu errors that cannot be repaired; `drover check` names them",
+                    image->path, ULL(result.corruptions));
     return r;
 }
 

@@ -73,6 +73,7 @@ struct qcow2_check {
     void (*plan)(void *user, uint64_t off, const char *change); /* dr_check_result */
     struct dr_check_result *result; /* what this check finds; report is called unless silent */
     bool silent;
+    bool upgrading;    /* what version 3 demands is demanded of version 2, too */
     uint64_t said;     /* findings, as lines */
     uint64_t clusters; /* of the file; the last may be shorter */
     struct qcow2_tally tally;

@@ -291,7 +291,14 @@ extern const struct dr_option_help qcow2_amend_options[];
 int qcow2_amend(struct dr_image *image, struct dr_amend *what, enum dr_amend_phase phase,
                 struct dr_error *err);
 int qcow2_recover(struct dr_image *image, struct dr_error *err);
+/* Repair the image, whose snapshots' entries get what version 3 demands, also in version 2. */
+int qcow2_complete_snapshots(struct dr_image *image, struct dr_error *err);
 int qcow2_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err);
+/* May the disk get this size? */
+int qcow2_check_size(struct dr_image *image, uint64_t size, struct dr_error *err);
+/* Whole clusters behind the disk's end become nothing; an interrupted change of the size leaves
+ * some. Durable with the next flush. */
+int qcow2_clear_behind(struct dr_image *image, struct dr_error *err);
 int qcow2_trim(struct dr_image *image, struct dr_error *err);
 int qcow2_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
 int qcow2_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,

@@ -63,13 +63,22 @@ static int move_l1(struct dr_image *image, uint64_t entries, struct dr_error *er
     return r < 0 || !old_len ? r : qcow2_lose(image, old, old_len, err);
 }
 
+static int check_l1(const struct dr_image *image, uint64_t size, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    if (dr_div_up(size, qcow2_l2_span(q)) * 8 <= QCOW2_MAX_L1)
+        return 0;
+    return dr_fail(err, EFBIG, "%s: with clusters of %llu bytes a disk has at most %llu bytes",
+                   image->path, ULL(q->cluster), ULL(QCOW2_MAX_L1 / 8 * qcow2_l2_span(q)));
+}
+
 static int grow_l1(struct dr_image *image, uint64_t size, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
     uint64_t entries = dr_div_up(size, qcow2_l2_span(q));
-    if (entries * 8 > QCOW2_MAX_L1)
-        return dr_fail(err, EFBIG, "%s: with clusters of %llu bytes a disk has at most %llu bytes",
-                       image->path, ULL(q->cluster), ULL(QCOW2_MAX_L1 / 8 * qcow2_l2_span(q)));
+    int r = check_l1(image, size, err);
+    if (r < 0)
+        return r;
     if (entries <= q->h.l1_entries)
         return 0;
     uint64_t room = dr_round_up(q->h.l1_entries * UINT64_C(8), q->cluster);
@@ -217,6 +226,18 @@ static int shrink(struct dr_image *image, uint64_t size, struct dr_error *err)
     if (r == 0 && (q->h.autoclear & QCOW2_DATA_RAW) && !image->files[q->data]->block_device)
         r = dr_file_truncate(image->files[q->data], size, err);
     return r;
+}
+
+int qcow2_clear_behind(struct dr_image *image, struct dr_error *err)
+{
+    return clear_range(image, dr_round_up(image->size, qcow2_of(image)->cluster), UINT64_MAX,
+                       DR_WANT_HOLE, err);
+}
+
+int qcow2_check_size(struct dr_image *image, uint64_t size, struct dr_error *err)
+{
+    int r = check_l1(image, size, err);
+    return r < 0 || !qcow2_of(image)->bitmaps_at ? r : qcow2_track_check(image, size, err);
 }
 
 int qcow2_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err)
