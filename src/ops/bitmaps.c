@@ -187,7 +187,9 @@ int dr_ops_bitmaps_copy(struct dr_disk *from, struct dr_disk *to, struct dr_job 
     size_t n = 0;
     int r = dr_disk_bitmaps(from, &list, &n, err);
     for (size_t i = 0; r == 0 && i < n; i++)
-        if (list[i].inconsistent)
+        if (dr_job_stopped(job))
+            r = dr_fail(err, ECANCELED, "stopped on request");
+        else if (list[i].inconsistent)
             dr_job_message(job, "warning: Skipping inconsistent bitmap '%s'", list[i].name);
         else
             r = copy_one(from, to, &list[i], err);

@@ -138,7 +138,7 @@ static int check_device(const struct dr_new_image *n, const struct dr_format *fm
         n->final, fmt->name);
 }
 
-int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
+int dr_new_create(struct dr_new_image *n, const struct dr_format *fmt,
                   const struct dr_create_params *what, const struct dr_pair *pairs, size_t n_pairs,
                   unsigned flags, struct dr_error *err)
 {
@@ -156,7 +156,10 @@ int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
     params.any_path = flags & DR_OPEN_ANY_PATH;
     params.on_device = n->on_device;
     r = what->backing ? dr_image_harden(what->backing, err) : 0; /* its id gets recorded */
-    return r < 0 ? r : fmt->create(n->fs, n->path, &params, err);
+    r = r < 0 ? r : fmt->create(n->fs, n->path, &params, err);
+    n->made_there = r == 0 && n->on_device;
+    n->file_flags = params.file_flags;
+    return r;
 }
 
 void dr_new_take_attrs(const struct dr_new_image *n, const char *from)
@@ -272,8 +275,20 @@ int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
     return r;
 }
 
+/* What stands there is not complete, so it must not look like an image. */
+static void clear_device(const struct dr_new_image *n)
+{
+    static const char zeros[512];
+    CLEANUP_FILE struct dr_file *f = NULL;
+    if (dr_file_open(n->fs, n->final, DR_FILE_RDWR | n->file_flags, &f, NULL) == 0 &&
+        dr_file_pwrite(f, zeros, 0, sizeof(zeros), NULL) == 0)
+        dr_file_flush(f, NULL);
+}
+
 void dr_new_abandon(struct dr_new_image *n)
 {
+    if (n->made_there)
+        clear_device(n);
     if (n->dir)
         dr_new_remove_all(n->fs, n->dir, NULL);
     forget(n);

@@ -7,7 +7,7 @@
  * names has changed. The directory is locked as long as somebody is at work in it.
  *
  * A block device keeps its name and its node: an image on it is made in its place, there is no
- * directory, and publishing it does nothing.
+ * directory, and publishing it does nothing. Abandoned, it loses its header.
  *
  * An attempt that was killed leaves its directory. What is in it tells whether the image had begun
  * to appear and must be finished, or nothing had changed and it can be removed (dr_new_judge). */
@@ -28,6 +28,8 @@ struct dr_new_image {
     struct dr_dir_lock *lock; /* of dir: its files are closed before they are moved, and others must
                                * not take it for a leftover then; NULL = no such locks there */
     bool on_device;           /* final is a block device: the image is made there at once */
+    bool made_there;          /* and it has a header */
+    unsigned file_flags;      /* how that was opened */
     bool durable;             /* make the names durable */
     bool no_replace;          /* nothing that is there gives way */
 };
@@ -38,7 +40,7 @@ int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, boo
                  unsigned flags, struct dr_error *err);
 /* Create the image by its driver in the private directory. what: all but the settings, which are
  * pairs, and what n knows. */
-int dr_new_create(const struct dr_new_image *n, const struct dr_format *fmt,
+int dr_new_create(struct dr_new_image *n, const struct dr_format *fmt,
                   const struct dr_create_params *what, const struct dr_pair *pairs, size_t n_pairs,
                   unsigned flags, struct dr_error *err);
 /* Would moving what has been made so far take the place of files that are not the old image's? */
@@ -47,7 +49,7 @@ int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err);
 void dr_new_take_attrs(const struct dr_new_image *n, const char *from);
 /* The image is closed and complete: move it to its place. Ends n, whatever the result. */
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err);
-/* Remove what was made. Does nothing after an end. */
+/* Remove what was made; on a device, the beginning of it. Does nothing after an end. */
 void dr_new_abandon(struct dr_new_image *n);
 
 static inline void dr_cleanup_new(struct dr_new_image *n)

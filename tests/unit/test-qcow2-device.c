@@ -4,6 +4,7 @@
 #include "test-ops.h"
 
 #include "base/bytes.h"
+#include "faultfs.h"
 #include "powerfs.h"
 
 #define DEVICE "dir/device"
@@ -226,6 +227,37 @@ static void a_cut_creation_never_shows_a_mixture(void **state)
     powerfs_free(p);
 }
 
+static int unreadable(void *user, const struct faultfs_io *io)
+{
+    const uint64_t *from = user;
+    return io->kind == FAULTFS_READ && strcmp(io->path, "dir/source.raw") == 0 && io->off >= *from
+               ? -EIO
+               : 0;
+}
+
+/* A copy that failed half-way is no image: nobody takes it for the whole. */
+static void a_conversion_that_fails_leaves_no_image_on_the_device(void **state)
+{
+    static const char *const sources[] = {"dir/source.raw"};
+    static const struct dr_convert_options o = {.out_format = "qcow2"};
+    uint64_t from = 2 * MiB;
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct faultfs *faults = faultfs_new(fs);
+    struct dr_image *image;
+    (void)state;
+    make(fs, sources[0], "raw", 3 * MiB, NULL);
+    put(fs, sources[0], 0, 3 * MiB, 7);
+    make_device(fs, 8 * MiB);
+    faultfs_observe(faults, unreadable, &from);
+    refused(dr_convert_fs(faultfs_fs(faults), sources, 1, DEVICE, &o, NULL, &err), EIO, "source");
+    assert_true(dr_image_open(fs, DEVICE, "qcow2", 0, &image, NULL) < 0);
+    faultfs_observe(faults, NULL, NULL);
+    ok(dr_convert_fs(faultfs_fs(faults), sources, 1, DEVICE, &o, NULL, &err));
+    is_sound(fs);
+    faultfs_free(faults);
+    dr_fs_memory_free(fs);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -235,6 +267,7 @@ int main(void)
         cmocka_unit_test(an_image_on_a_device_is_resized),
         cmocka_unit_test(the_counts_of_an_image_on_a_device_get_another_width),
         cmocka_unit_test(a_cut_creation_never_shows_a_mixture),
+        cmocka_unit_test(a_conversion_that_fails_leaves_no_image_on_the_device),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
