@@ -19,6 +19,9 @@
 struct dr_image;
 struct dr_page;
 
+/* A result below 0 ends what calls it, with that result. */
+typedef int (*dr_orphan_fn)(void *user, uint64_t off, uint64_t len, struct dr_error *err);
+
 /* ------------------------------------------------------------------ extents */
 
 enum dr_kind {
@@ -463,6 +466,9 @@ struct dr_format {
     int (*info)(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
     int (*check)(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                  struct dr_error *err);
+    /* Show the ranges of files[0] that nothing in the image leads to, ascending, none twice.
+     * Optional. */
+    int (*orphans)(struct dr_image *image, dr_orphan_fn each, void *user, struct dr_error *err);
 };
 
 extern const struct dr_format dr_format_addcow;

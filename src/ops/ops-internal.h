@@ -39,6 +39,9 @@ int dr_tree_fs(struct dr_fs *fs, const char *path, const struct dr_open_options 
                struct dr_tree_node **nodes, size_t *n, struct dr_error *err);
 int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                bool chain, char **json, struct dr_error *err);
+int dr_salvage_orphans_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
+                          const char *target, void (*report)(void *user, const char *line),
+                          void *user, uint64_t *found, struct dr_error *err);
 int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                 unsigned repair, void (*report)(void *user, const char *line), void *user,
                 char **json, struct dr_error *err);

@@ -92,7 +92,7 @@ static void resizing_setup(struct resizing *t, const struct subject *s, struct d
     }
     must(s, dr_close(t->disk, &err), "close", &err);
     t->after = other_size(s, &rnd);
-    t->prealloc = rnd_below(&rnd, DR_PREALLOC_FULL + 1);
+    t->prealloc = (enum dr_preallocation)rnd_below(&rnd, DR_PREALLOC_FULL + 1);
     model_limit_bitmaps(t->after);
 }
 

@@ -23,6 +23,8 @@ static const struct cli_option options[] = {
     {'m', "jobs", "N", "how many workers, 1 to 16", false},
     {'W', NULL, NULL, "write in any order (always done where it is faster)", false},
     {KEY_SALVAGE, "salvage", NULL, "unreadable parts of a source become zeros", false},
+    {KEY_ORPHANS, "orphans", "FILE", "--salvage: put into FILE what nothing in the source leads to",
+     false},
     {KEY_IMAGE_OPTS, "image-opts", NULL, "sources are lists like driver=vmdk,file.filename=PATH",
      false},
     {KEY_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "with -n: the target is such a list", false},
@@ -43,6 +45,7 @@ struct convert {
     char *backing, *backing_format;
     struct cli_image *sources;
     struct cli_image target;
+    const char *orphans;
     size_t n;
 };
 
@@ -147,11 +150,16 @@ static int get_options(struct convert *c, const struct cli_args *args,
     c->o.no_create = cli_has(args, 'n');
     c->o.target_is_zero = cli_has(args, KEY_TARGET_IS_ZERO);
     c->o.salvage = cli_has(args, KEY_SALVAGE);
+    c->orphans = cli_value(args, KEY_ORPHANS);
     c->o.offload = cli_has(args, 'C');
     c->o.bitmaps = cli_has(args, KEY_BITMAPS);
     c->o.skip_broken_bitmaps = cli_has(args, KEY_SKIP_BROKEN_BITMAPS);
     if (c->o.skip_broken_bitmaps && !c->o.bitmaps) {
         cli_error(c->cli, "Use of --skip-broken-bitmaps requires --bitmaps");
+        return 1;
+    }
+    if (c->orphans && !c->o.salvage) {
+        cli_error(c->cli, "--orphans requires --salvage");
         return 1;
     }
     if (!cli_format_exists(c->o.out_format)) {
@@ -190,6 +198,10 @@ static int get_images(struct convert *c, const struct cli_args *args)
     c->sources = calloc(n, sizeof(*c->sources));
     if (!c->sources)
         return 1;
+    if (n > 1 && c->orphans) {
+        cli_error(c->cli, "--orphans goes with one source only");
+        return 1;
+    }
     if (n > 1 && cli_has(args, 'l')) {
         cli_error(c->cli, "No support for concatenating multiple snapshot");
         return 1;
@@ -242,6 +254,23 @@ static int convert(struct convert *c, struct cli_job *job)
     return code;
 }
 
+static void report(void *user, const char *line)
+{
+    (void)user;
+    fprintf(stderr, "%s\n", line);
+}
+
+/* First: it helps even where the disk cannot be converted. */
+static int rescue_orphans(struct convert *c)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    if (!c->orphans || dr_salvage_orphans(c->sources[0].path, &c->sources[0].open, c->orphans,
+                                          report, NULL, NULL, &err) == 0)
+        return 0;
+    cli_fail(c->cli, &err);
+    return 1;
+}
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     __attribute__((cleanup(convert_free))) struct convert c = {.cli = cli};
@@ -260,7 +289,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (get_images(&c, args) != 0)
         return 1;
     cli_export_allowed(args);
-    if (cli_job_begin(cli, args, &limits, &job) != 0)
+    if (rescue_orphans(&c) != 0 || cli_job_begin(cli, args, &limits, &job) != 0)
         return 1;
     int code = convert(&c, &job);
     cli_job_end(&job);

@@ -91,7 +91,7 @@ void qcow2_found_lost(struct qcow2_check *c, uint64_t times, const char *fmt, ..
 
 /* ------------------------------------------------------------------ looking */
 
-static void check_end(struct qcow2_check *c)
+void qcow2_check_end(struct qcow2_check *c)
 {
     qcow2_tally_free(&c->tally);
     free(c->roots);
@@ -100,23 +100,28 @@ static void check_end(struct qcow2_check *c)
     free(c->buf);
 }
 
-/* Look at everything anew, into *result. c->lost stays set once it is. */
-static int examine(struct qcow2_check *c, struct dr_check_result *result, bool silent,
-                   struct dr_error *err)
+int qcow2_read_structure(struct qcow2_check *c, struct dr_check_result *result, bool silent,
+                         struct dr_error *err)
 {
-    const struct qcow2 *q = c->q;
-    uint64_t total = dr_div_up(c->image->size, q->cluster);
     c->result = result;
     c->silent = silent;
-    c->clusters = dr_div_up(dr_file_size(c->f), q->cluster);
+    c->clusters = dr_div_up(dr_file_size(c->f), c->q->cluster);
     c->rebuild = c->no_block = c->copied_wrong = c->entries = false;
     c->highest = c->dangling = c->low = c->high = 0;
     qcow2_tally_begin(&c->tally, 0, qcow2_check_limits.tally);
     int r = qcow2_read_snapshots(c, err);
     if (r == 0)
         r = qcow2_read_bitmaps(c, NULL, NULL, err);
-    if (r == 0)
-        r = qcow2_read_roots(c, err);
+    return r < 0 ? r : qcow2_read_roots(c, err);
+}
+
+/* Look at everything anew, into *result. c->lost stays set once it is. */
+static int examine(struct qcow2_check *c, struct dr_check_result *result, bool silent,
+                   struct dr_error *err)
+{
+    const struct qcow2 *q = c->q;
+    uint64_t total = dr_div_up(c->image->size, q->cluster);
+    int r = qcow2_read_structure(c, result, silent, err);
     if (r == 0)
         r = qcow2_count_all(c, 0, err);
     if (r == 0 && c->copied_wrong)
@@ -126,7 +131,7 @@ static int examine(struct qcow2_check *c, struct dr_check_result *result, bool s
     return r;
 }
 
-static int check_begin(struct qcow2_check *c, struct dr_image *image, struct dr_error *err)
+int qcow2_check_begin(struct qcow2_check *c, struct dr_image *image, struct dr_error *err)
 {
     *c = (struct qcow2_check){.image = image, .q = qcow2_of(image), .f = image->files[0]};
     c->buf = malloc(QCOW2_CHECK_STEP);
@@ -340,7 +345,7 @@ static int check_image(struct dr_image *image, unsigned fix, struct dr_check_res
                        bool silent, bool upgrading, struct dr_error *err)
 {
     struct qcow2_check c;
-    int r = check_begin(&c, image, err);
+    int r = qcow2_check_begin(&c, image, err);
     c.plan = result->plan;
     c.upgrading = upgrading;
     if (r == 0)
@@ -353,7 +358,7 @@ static int check_image(struct dr_image *image, unsigned fix, struct dr_check_res
         r = repair(&c, fix, result, err);
     if (r == 0 && fix && result->corruptions == 0)
         r = clear_marks(&c, err);
-    check_end(&c);
+    qcow2_check_end(&c);
     return r;
 }
 
@@ -422,11 +427,11 @@ int qcow2_trim(struct dr_image *image, struct dr_error *err)
     int r = dr_image_flush_all(image, err);
     if (r < 0)
         return r;
-    r = check_begin(&c, image, err);
+    r = qcow2_check_begin(&c, image, err);
     c.clusters = dr_div_up(dr_file_size(c.f), c.q->cluster);
     if (r == 0)
         r = counted_end(&c, &end, err);
-    check_end(&c);
+    qcow2_check_end(&c);
     if (r < 0 || end >= dr_file_size(image->files[0]))
         return r;
     {

@@ -11,6 +11,7 @@
  *   check-copied.c     the COPIED bits of the active tables
  *   check-rebuild.c    writes new counts at the end of the file
  *   check-renew.c      writes a snapshot table or bitmap directory anew
+ *   check-orphans.c    what no table leads to
  *
  * A pass walks all tables in the order of the file and counts what lies in a window of the file's
  * clusters: as many as fit into the memory it may use, which are all clusters of nearly every
@@ -115,6 +116,13 @@ void qcow2_found(struct qcow2_check *c, uint64_t times, const char *fmt, ...)
 /* The same, where it is not known what the damaged entry should say. */
 void qcow2_found_lost(struct qcow2_check *c, uint64_t times, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* Ends with qcow2_check_end, also after a failure. */
+int qcow2_check_begin(struct qcow2_check *c, struct dr_image *image, struct dr_error *err);
+/* Find the tables that a walk begins with. */
+int qcow2_read_structure(struct qcow2_check *c, struct dr_check_result *result, bool silent,
+                         struct dr_error *err);
+void qcow2_check_end(struct qcow2_check *c);
 
 /* The first window: what does not depend on it is reported once. */
 static inline bool qcow2_first_window(const struct qcow2_check *c)

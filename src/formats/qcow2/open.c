@@ -335,4 +335,5 @@ const struct dr_format dr_format_qcow2 = {
     .views_end = qcow2_views_end,
     .info = qcow2_info,
     .check = qcow2_check,
+    .orphans = qcow2_orphans,
 };

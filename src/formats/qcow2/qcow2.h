@@ -301,6 +301,7 @@ int qcow2_check_size(struct dr_image *image, uint64_t size, struct dr_error *err
 int qcow2_clear_behind(struct dr_image *image, struct dr_error *err);
 int qcow2_trim(struct dr_image *image, struct dr_error *err);
 int qcow2_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
+int qcow2_orphans(struct dr_image *image, dr_orphan_fn each, void *user, struct dr_error *err);
 int qcow2_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                 struct dr_error *err);
 
