@@ -129,36 +129,60 @@ int dr_disk_bitmap_change(struct dr_disk *disk, const char *bitmap, enum dr_bitm
 /* ------------------------------------------------------------------ for convert; qemu-img's texts
  */
 
-static int check_copy(const struct dr_bitmap *list, size_t n, bool skip_broken,
+struct listed {
+    struct dr_bitmap *all;
+    size_t n;
+};
+
+static int name_order(const void *a, const void *b)
+{
+    const struct dr_bitmap *x = a, *y = b;
+    return strcmp(x->name, y->name);
+}
+
+/* present: those of the target; sorted here. */
+static int check_copy(const struct listed *copied, const struct listed *present, bool skip_broken,
                       struct dr_error *err)
 {
-    for (size_t i = 0; i < n && !skip_broken; i++)
-        if (list[i].inconsistent)
-            return dr_fail(err, EUCLEAN, "Cannot copy inconsistent bitmap '%s'", list[i].name);
+    if (present->n)
+        qsort(present->all, present->n, sizeof(*present->all), name_order);
+    for (size_t i = 0; i < copied->n; i++) {
+        const struct dr_bitmap *b = &copied->all[i];
+        if (b->inconsistent && skip_broken)
+            continue;
+        if (b->inconsistent)
+            return dr_fail(err, EUCLEAN, "Cannot copy inconsistent bitmap '%s'", b->name);
+        if (present->n && bsearch(b, present->all, present->n, sizeof(*b), name_order))
+            return dr_fail(err, EEXIST, "Failed to create bitmap %s: Bitmap already exists: %s",
+                           b->name, b->name);
+    }
     return 0;
+}
+
+static int list_both(struct dr_disk *from, struct dr_disk *to, struct listed *copied,
+                     struct listed *present, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_disk_bitmaps(to, &present->all, &present->n, &why);
+    if (r == -ENOTSUP)
+        return dr_fail(err, ENOTSUP, "Format driver '%s' does not support bitmaps",
+                       dr_image_format(to, 0));
+    if (r == 0)
+        r = dr_disk_bitmaps(from, &copied->all, &copied->n, &why);
+    if (r == -ENOTSUP)
+        return dr_fail(err, ENOTSUP, "Source lacks bitmap support");
+    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
 int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to, bool skip_broken,
                          struct dr_error *err)
 {
-    struct dr_bitmap *list = NULL;
-    size_t n = 0;
-    struct dr_error why = DR_ERROR_INIT;
-    int r = dr_disk_bitmaps(to, &list, &n, &why);
-    dr_bitmaps_free(list, n);
-    if (r == -ENOTSUP)
-        return dr_fail(err, ENOTSUP, "Format driver '%s' does not support bitmaps",
-                       dr_image_format(to, 0));
-    if (r < 0)
-        return dr_fail(err, -r, "%s", why.text);
-    list = NULL;
-    r = dr_disk_bitmaps(from, &list, &n, &why);
-    if (r == -ENOTSUP)
-        return dr_fail(err, ENOTSUP, "Source lacks bitmap support");
-    if (r < 0)
-        return dr_fail(err, -r, "%s", why.text);
-    r = check_copy(list, n, skip_broken, err);
-    dr_bitmaps_free(list, n);
+    struct listed copied = {0}, present = {0};
+    int r = list_both(from, to, &copied, &present, err);
+    if (r == 0)
+        r = check_copy(&copied, &present, skip_broken, err);
+    dr_bitmaps_free(copied.all, copied.n);
+    dr_bitmaps_free(present.all, present.n);
     return r;
 }
 

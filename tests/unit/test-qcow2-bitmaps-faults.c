@@ -163,6 +163,32 @@ static void a_merge_without_room_for_bits_leaks_nothing(void **state)
     }
 }
 
+/* ------------------------------------------------------------------ copies */
+
+static void a_copy_of_bitmaps_that_the_target_has_leaves_its_data(void **state)
+{
+    static const char *const sources[] = {PATH};
+    static const struct dr_convert_options o = {
+        .out_format = "qcow2", .no_create = true, .bitmaps = true};
+    struct dr_create_options target = {.format = "qcow2", .size = SIZE, .has_size = true};
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    uint64_t size;
+    (void)state;
+    make_two(fs, "4096");
+    ok(dr_create_fs(fs, "dir/target", &target, &err));
+    put(fs, "dir/target", 0, SIZE, 8);
+    ok(dr_open_fs(fs, "dir/target", &open, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "one", DR_BITMAP_ADD, NULL, &err));
+    ok(dr_close(disk, &err));
+    uint8_t *before = view(fs, "dir/target", &size);
+    refused(dr_convert_fs(fs, sources, 1, "dir/target", &o, NULL, &err), EEXIST, "exists: one");
+    same_view(fs, "dir/target", before, size);
+    free(before);
+    dr_fs_memory_free(fs);
+}
+
 /* ------------------------------------------------------------------ hostile directories */
 
 /* Where the directory is, and in the header what names it. */
@@ -243,6 +269,7 @@ int main(void)
         cmocka_unit_test(what_is_written_after_a_change_that_failed_is_noted),
         cmocka_unit_test(what_is_written_after_a_freezing_that_failed_is_noted),
         cmocka_unit_test(a_merge_without_room_for_bits_leaks_nothing),
+        cmocka_unit_test(a_copy_of_bitmaps_that_the_target_has_leaves_its_data),
         cmocka_unit_test(bitmaps_that_share_a_table_cost_no_more_than_one),
         cmocka_unit_test(a_table_for_more_bits_than_a_bitmap_may_have_is_not_read),
     };
