@@ -509,6 +509,47 @@ static void when_told_to_it_refuses_before_anything_is_written(void **state)
     dr_fs_memory_free(fs);
 }
 
+/* There cannot be any; a header may say so all the same. */
+static void snapshots_beside_a_data_file_are_refused(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct dr_pair pairs[] = {{"data_file", "disk.data"}, {"cluster_size", "4096"}};
+    struct dr_create_options o = {.format = "qcow2",
+                                  .size = LARGE,
+                                  .has_size = true,
+                                  .pairs = pairs,
+                                  .n_pairs = 2,
+                                  .backing = "old.raw",
+                                  .backing_format = "raw"};
+    uint8_t one[4], at[8], entry[64] = {0};
+    struct dr_file *f;
+    make_parent(fs, "dir/old.raw", LARGE, 0x11);
+    ok(dr_create_fs(fs, PATH, &o, &err));
+    uint64_t end = file_size(fs), size;
+    put_be32(one, 1);
+    put_be64(at, end);
+    put_be64(entry, end + 4096); /* its L1 table: zeros */
+    put_be32(entry + 8, 1);
+    put_be16(entry + 12, 1); /* bytes of its id */
+    put_be32(entry + 36, 16);
+    put_be64(entry + 48, LARGE);
+    entry[56] = '1';
+    ok(dr_file_open(fs, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_truncate(f, end + 2 * 4096, &err));
+    ok(dr_file_pwrite(f, entry, end, sizeof(entry), &err));
+    ok(dr_file_pwrite(f, one, 60, sizeof(one), &err));
+    ok(dr_file_pwrite(f, at, 64, sizeof(at), &err));
+    dr_file_unref(f);
+    uint8_t *before = read_view(fs, NULL, &size);
+    refused(rebase(fs, "", &err), ENOTSUP, "data in another file");
+    uint8_t *after = read_view(fs, NULL, &size);
+    assert_memory_equal(before, after, size);
+    free(before);
+    free(after);
+    dr_fs_memory_free(fs);
+}
+
 /* Counts that are too high, as a crash leaves them: something unknown may lead there. */
 static void a_table_with_a_higher_count_is_not_edited(void **state)
 {
@@ -587,6 +628,7 @@ int main(void)
         cmocka_unit_test(a_crash_leaves_nothing_but_leaks),
         cmocka_unit_test(a_guest_may_write_meanwhile),
         cmocka_unit_test(snapshots_cost_no_copies_of_their_own),
+        cmocka_unit_test(snapshots_beside_a_data_file_are_refused),
         cmocka_unit_test(when_told_to_it_refuses_before_anything_is_written),
         cmocka_unit_test(a_compressed_unit_fills_nothing_but_a_hole),
         cmocka_unit_test(a_table_with_a_higher_count_is_not_edited),

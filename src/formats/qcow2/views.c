@@ -94,6 +94,11 @@ int qcow2_views_begin(struct dr_image *image, struct dr_views *all, struct dr_er
 {
     CLEANUP_SNAPSHOTS struct qcow2_snapshots t;
     struct qcow2 *q = qcow2_of(image);
+    if (qcow2_has_data_file(q)) /* each cluster has one place there: no two views can differ */
+        return dr_fail(err, ENOTSUP,
+                       "%s: has its data in another file, so it cannot keep what snapshots inside "
+                       "it show; `drover check` says more",
+                       image->path);
     int r = qcow2_snapshots_load(image, &t, err);
     if (r < 0)
         return r;
