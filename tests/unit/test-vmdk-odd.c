@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What other programs' VMDKs have and ours never: other geometries, names, ids, lines. */
+#include "faultfs.h"
 #include "test-vmdk.h"
 
 #define HEAD "# Disk DescriptorFile\nversion=1\nCID=12345678\n"
@@ -457,6 +458,36 @@ static void the_data_base_is_vmwares(void **state)
     says("/d/c.vmdk", "virtualHWVersion = \"13\"");
 }
 
+/* The nth I/O of freezing fails, then the guest goes on. False: there is none. */
+static bool allocate_after_failure(uint64_t nth)
+{
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    uint8_t byte = 1;
+    ok(create("/d/f.vmdk", 4 * MIB, NULL));
+    struct faultfs *faults = faultfs_new(mem);
+    ok(dr_open_fs(faultfs_fs(faults), "/d/f.vmdk", &o, &disk, &err));
+    ok(dr_pwrite(disk, &byte, 0, 1, 0, &err));
+    faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .error = EIO});
+    if (dr_image_freeze(disk->chain->images[0], NULL) == 0)
+        ok(dr_image_thaw(disk->chain->images[0], false, &err));
+    bool failed = faultfs_fired(faults);
+    faultfs_disarm(faults);
+    if (dr_pwrite(disk, &byte, 2 * MIB, 1, 0, NULL) == 0)
+        assert_int_equal(peek32("/d/f.vmdk", VMDK_UNCLEAN_AT) & 0xff, 1);
+    dr_close(disk, NULL);
+    faultfs_free(faults);
+    ok(mem->ops->unlink(mem, "/d/f.vmdk", &err));
+    return failed;
+}
+
+static void what_is_allocated_after_a_freezing_that_failed_is_marked(void **state)
+{
+    (void)state;
+    for (uint64_t nth = 1; allocate_after_failure(nth); nth++)
+        ;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -482,6 +513,7 @@ int main(void)
         T(a_recorded_name_is_a_hint),
         T(a_child_is_cut_as_its_parent),
         T(the_data_base_is_vmwares),
+        T(what_is_allocated_after_a_freezing_that_failed_is_marked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

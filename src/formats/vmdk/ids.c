@@ -121,13 +121,11 @@ static int unmark(struct dr_image *image, struct vmdk_extent *e, struct dr_error
     if (!atomic_load(&e->marked))
         return 0;
     int r = vmdk_tidy(image, e, err);
-    if (r == 0)
-        r = vmdk_mark(image, e, false, false, err);
-    if (r == 0)
-        r = dr_file_flush(image->files[e->file], err);
-    if (r == 0)
-        atomic_store(&e->marked, false);
-    return r;
+    if (r < 0)
+        return r;
+    atomic_store(&e->marked, false); /* also after a failure: the mark may be gone, or not */
+    r = vmdk_mark(image, e, false, false, err);
+    return r < 0 ? r : dr_file_flush(image->files[e->file], err);
 }
 
 int vmdk_end_write(struct dr_image *image, struct dr_error *err)
