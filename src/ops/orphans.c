@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "core/publish.h"
@@ -38,6 +39,25 @@ static int keep(struct rescue *s, uint64_t off, uint64_t len, struct dr_error *e
     return r;
 }
 
+static void tell(struct rescue *s, const char *line)
+{
+    if (s->report)
+        s->report(s->user, line);
+}
+
+/* Block by block; what cannot be read is told and becomes zeros. */
+static void read_readable(struct rescue *s, uint64_t at, uint64_t len)
+{
+    for (uint64_t i = 0; i < len; i += BLOCK) {
+        struct dr_error why = DR_ERROR_INIT;
+        size_t n = (size_t)dr_min(BLOCK, len - i);
+        if (dr_file_pread_short(s->from, s->buf + i, at + i, n, NULL, &why) == 0)
+            continue;
+        memset(s->buf + i, 0, n);
+        tell(s, why.text);
+    }
+}
+
 static int rescue_range(void *user, uint64_t off, uint64_t len, struct dr_error *err)
 {
     struct rescue *s = user;
@@ -49,17 +69,17 @@ static int rescue_range(void *user, uint64_t off, uint64_t len, struct dr_error 
         if (r < 0 || kind == DR_FILE_HOLE)
             continue;
         run = dr_min(run, PIECE);
-        r = dr_file_pread_short(s->from, s->buf, at, (size_t)run, NULL, err);
-        if (r == 0)
-            r = keep(s, at, run, err);
+        if (dr_file_pread_short(s->from, s->buf, at, (size_t)run, NULL, NULL) < 0)
+            read_readable(s, at, run);
+        r = keep(s, at, run, err);
     }
-    if (r == 0 && s->found > before && s->report) {
+    if (r == 0 && s->found > before) {
         char line[200];
         snprintf(line, sizeof(line),
                  "nothing leads to the %" PRIu64 " bytes at byte %" PRIu64 " of the file, %" PRIu64
                  " of which are not zero",
                  len, off, s->found - before);
-        s->report(s->user, line);
+        tell(s, line);
     }
     return r;
 }
