@@ -1,29 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The cache of decoded units, by means of the toy, whose decoder is counted here. */
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "core/internal.h"
 #include "faultfs.h"
+#include "outcome.h"
 #include "toy.h"
 
 #define KIB  1024u
 #define MIB  (1024u * KIB)
 #define UNIT 4096u
-
-#define ok(expr)                                            \
-    do {                                                    \
-        struct dr_error err = DR_ERROR_INIT;                \
-        int ok_r_ = (expr);                                 \
-        if (ok_r_ < 0)                                      \
-            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
-    } while (0)
 
 static _Atomic unsigned n_decoded;
 static void (*inside_decode)(void); /* once */

@@ -1,42 +1,23 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Bitmaps inside qcow2 images: what is noted in them, and what is left of them when the power goes
  * or a call fails. */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "faultfs.h"
 #include "formats/qcow2/bitmap.h"
 #include "ops/ops-internal.h"
+#include "outcome.h"
 #include "powerfs.h"
 
 #define KIB  1024u
 #define MIB  (1024u * KIB)
 #define SIZE (1 * MIB + 3 * 512)
 #define PATH "dir/disk.qcow2"
-
-#define ok(expr)                                            \
-    do {                                                    \
-        struct dr_error err = DR_ERROR_INIT;                \
-        int ok_r_ = (expr);                                 \
-        if (ok_r_ < 0)                                      \
-            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
-    } while (0)
-
-#define refused(expr, errnum_, word)                               \
-    do {                                                           \
-        struct dr_error err = DR_ERROR_INIT;                       \
-        int refused_r_ = (expr);                                   \
-        if (refused_r_ != -(errnum_) || !strstr(err.text, (word))) \
-            fail_msg("%s: %d: %s", #expr, refused_r_, err.text);   \
-    } while (0)
 
 /* ------------------------------------------------------------------ images */
 

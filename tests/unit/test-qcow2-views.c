@@ -2,19 +2,16 @@
 /* Another parent for qcow2 images with snapshots inside: whatever goes wrong on the way, the disk
  * and every snapshot show what they did before. */
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/bytes.h"
 #include "core/core.h"
 #include "faultfs.h"
 #include "ops/ops-internal.h"
+#include "outcome.h"
 #include "powerfs.h"
 #include "qcow2-verify.h"
 
@@ -22,22 +19,6 @@
 #define SIZE  (96 * KIB)
 #define LARGE (150 * KIB)
 #define PATH  "dir/disk.qcow2"
-
-#define ok(expr)                                            \
-    do {                                                    \
-        struct dr_error err = DR_ERROR_INIT;                \
-        int ok_r_ = (expr);                                 \
-        if (ok_r_ < 0)                                      \
-            fail_msg("%s: %d: %s", #expr, ok_r_, err.text); \
-    } while (0)
-
-#define refused(expr, errnum_, word)                               \
-    do {                                                           \
-        struct dr_error err = DR_ERROR_INIT;                       \
-        int refused_r_ = (expr);                                   \
-        if (refused_r_ != -(errnum_) || !strstr(err.text, (word))) \
-            fail_msg("%s: %d: %s", #expr, refused_r_, err.text);   \
-    } while (0)
 
 struct geometry {
     struct dr_pair pairs[3];
