@@ -158,7 +158,8 @@ static void resize_cut(const struct subject *s, uint64_t seed)
     powerfs_settle(p);
     must(s, resize(&t, powerfs_fs(p), &err), "resize", &err);
     check_size(&t, powerfs_fs(p), true, "at the end");
-    for (size_t k = 0; k <= powerfs_ops(p); k++)
+    size_t n = powerfs_ops(p);
+    for (size_t k = 0; k <= n; k = k < n ? dr_min(k + model_stride(), n) : n + 1)
         for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
             if (mode && !powerfs_open_ops(p, k))
                 continue;
@@ -215,7 +216,7 @@ static bool resize_fault(const struct subject *s, uint64_t seed, uint64_t nth)
 static void resizes_survive_faults(void **state)
 {
     for (unsigned i = 0; i < model_length(4); i++)
-        for (uint64_t nth = 0; resize_fault(*state, model_seed() + i, nth); nth++)
+        for (uint64_t nth = 0; resize_fault(*state, model_seed() + i, nth); nth += model_stride())
             ;
 }
 
