@@ -107,6 +107,13 @@ static ssize_t mem_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
     return (ssize_t)n;
 }
 
+/* Never writes the size of a device, which is read without the lock. */
+static void grow_to(struct mem_inode *inode, uint64_t size)
+{
+    if (size > inode->size)
+        inode->size = size;
+}
+
 static int write_pages(struct mem_inode *inode, const uint8_t *buf, uint64_t off, size_t len)
 {
     while (len) {
@@ -119,7 +126,7 @@ static int write_pages(struct mem_inode *inode, const uint8_t *buf, uint64_t off
         buf += n;
         off += n;
         len -= n;
-        inode->size = dr_max(inode->size, off);
+        grow_to(inode, off);
     }
     return 0;
 }
@@ -171,7 +178,7 @@ static int mem_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flag
         return -ENOSPC;
     pthread_rwlock_wrlock(&inode->lock);
     zero_pages(inode, off, off + len);
-    inode->size = dr_max(inode->size, off + len);
+    grow_to(inode, off + len);
     pthread_rwlock_unlock(&inode->lock);
     return 0;
 }

@@ -32,6 +32,7 @@ static int check_block(struct dr_image *image, uint64_t i, uint64_t block, struc
 /* A table that is not in use yet: nobody but the caller knows it. */
 static int parse_reftable(struct dr_image *image, uint64_t *table, uint64_t n, struct dr_error *err)
 {
+    DR_LOCK_SCOPE(&image->lock); /* readers note their tables meanwhile */
     for (uint64_t i = 0; i < n; i++) {
         table[i] = get_be64(&table[i]);
         int r = check_block(image, i, table[i], err);
