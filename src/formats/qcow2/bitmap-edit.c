@@ -141,16 +141,6 @@ static int take(struct qcow2_bitmap_edit *e, uint64_t bytes, uint64_t *at, struc
     return r;
 }
 
-static int write_place(struct qcow2_bitmap_edit *e, const uint8_t *bytes, uint64_t len, uint64_t at,
-                       struct dr_error *err)
-{
-    struct dr_image *image = e->image;
-    int r = dr_file_pwrite(image->files[0], bytes, at, len, err);
-    DR_LOCK_SCOPE(&image->lock);
-    dr_page_forget(image, 0, at, len);
-    return r;
-}
-
 static int write_table(struct qcow2_bitmap_edit *e, struct qcow2_bitmap_draft *d,
                        struct dr_error *err)
 {
@@ -162,7 +152,7 @@ static int write_table(struct qcow2_bitmap_edit *e, struct qcow2_bitmap_draft *d
         put_be64(bytes + 8 * i, d->table[i]);
     int r = take(e, len, &at, err);
     if (r == 0)
-        r = write_place(e, bytes, len, at, err);
+        r = qcow2_write_taken(e->image, bytes, len, at, err);
     put_be64(d->raw, at);
     put_be32(d->raw + 8, (uint32_t)d->entries);
     return r;
@@ -189,7 +179,7 @@ static int write_directory(struct qcow2_bitmap_edit *e, uint64_t len, uint64_t *
         to += d->b.len;
     }
     int r = take(e, room, at, err);
-    return r < 0 ? r : write_place(e, bytes, room, *at, err);
+    return r < 0 ? r : qcow2_write_taken(e->image, bytes, room, *at, err);
 }
 
 static int prepare(struct qcow2_bitmap_edit *e, uint64_t len, uint64_t *at, struct dr_error *err)

@@ -224,6 +224,10 @@ int qcow2_grow_reftable(struct dr_image *image, struct dr_error *err);
 /* Like qcow2_allocate and then qcow2_free_later, for callers that hold no lock. */
 /* No lock is held. */
 int qcow2_take(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
+/* Write a table into clusters that were taken, past the page cache, which forgets what it has of
+ * that place: nothing in there is dirty, since a dirty sector keeps all of its page. */
+int qcow2_write_taken(struct dr_image *image, const void *bytes, uint64_t len, uint64_t host,
+                      struct dr_error *err);
 int qcow2_lose(struct dr_image *image, uint64_t host, uint64_t len, struct dr_error *err);
 /* The same of qcow2_count. */
 int qcow2_count_of(struct dr_image *image, uint64_t host, uint64_t *count, struct dr_error *err);

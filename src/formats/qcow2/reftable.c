@@ -87,6 +87,15 @@ int qcow2_take(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_err
     return r;
 }
 
+int qcow2_write_taken(struct dr_image *image, const void *bytes, uint64_t len, uint64_t host,
+                      struct dr_error *err)
+{
+    int r = dr_file_pwrite(image->files[0], bytes, host, len, err);
+    DR_LOCK_SCOPE(&image->lock);
+    dr_page_forget(image, 0, host, len);
+    return r;
+}
+
 int qcow2_lose(struct dr_image *image, uint64_t host, uint64_t len, struct dr_error *err)
 {
     struct dr_hold hold = {0};

@@ -115,23 +115,12 @@ static int take_counts(struct qcow2_next *next, struct dr_error *err)
 
 /* ------------------------------------------------------------------ copying */
 
-/* Write past the page cache, which forgets what it has of that place: nothing in there is dirty,
- * since a dirty sector keeps all of its page. */
-static int write_bytes(struct dr_image *image, const void *bytes, uint64_t at, uint64_t len,
-                       struct dr_error *err)
-{
-    int r = dr_file_pwrite(image->files[0], bytes, at, len, err);
-    DR_LOCK_SCOPE(&image->lock);
-    dr_page_forget(image, 0, at, len);
-    return r;
-}
-
 static int copy_cluster(struct dr_image *image, uint64_t from, uint64_t to, uint8_t *buf,
                         struct dr_error *err)
 {
     uint64_t len = qcow2_of(image)->cluster;
     int r = dr_file_pread(image->files[0], buf, from, len, err);
-    return r < 0 ? r : write_bytes(image, buf, to, len, err);
+    return r < 0 ? r : qcow2_write_taken(image, buf, len, to, err);
 }
 
 static int copy_counts(struct qcow2_next *next, struct dr_error *err)
@@ -148,7 +137,7 @@ static int copy_counts(struct qcow2_next *next, struct dr_error *err)
         r = copy_cluster(image, q->reftable[i], next->reftable[i], buf, err);
     }
     uint64_t len = next->reftable_clusters * q->cluster;
-    return r < 0 ? r : write_bytes(image, table, next->reftable_at, len, err);
+    return r < 0 ? r : qcow2_write_taken(image, table, len, next->reftable_at, err);
 }
 
 static void swap_counts(struct qcow2_next *next)
@@ -218,7 +207,7 @@ int qcow2_next_tables(struct qcow2_next *next, struct dr_error *err)
         put_be64(l1 + 8 * i, next->copies[i] | QCOW2_COPIED);
         r = copy_cluster(image, next->lost[i], next->copies[i], buf, err);
     }
-    return r < 0 ? r : write_bytes(image, l1, next->l1_at, next->l1_len, err);
+    return r < 0 ? r : qcow2_write_taken(image, l1, next->l1_len, next->l1_at, err);
 }
 
 /* ------------------------------------------------------------------ the switch */
