@@ -43,6 +43,13 @@ enum dr_need_kind {
     DR_NEED_REPAIR, /* it can never succeed: two tables have one sector, at `off` */
 };
 
+/* What an image has been told of writers. */
+enum dr_begun {
+    DR_BEGUN_WRITING = 1, /* begin_write was called */
+    DR_BEGUN_CHANGES = 2, /* for changes of the view */
+    DR_END_DUE = 4, /* end_write failed: it is still due, and begin_write comes before any change */
+};
+
 struct dr_need {
     enum dr_need_kind kind;
     unsigned file;
@@ -94,9 +101,7 @@ struct dr_image {
     _Atomic uint64_t decoded_gen; /* changes whenever units are forgotten */
     _Atomic uint64_t decoded_at, decoded_end; /* coded bytes of the unit that was read last */
     pthread_mutex_t begin_lock;               /* one begin_write at a time */
-    /* Bit 0: begin_write was called; bit 1: for changes of the view; bit 2: end_write failed, so it
-     * is still due, and begin_write comes again before the next change. */
-    _Atomic unsigned begun;
+    _Atomic unsigned begun;                   /* enum dr_begun */
 };
 
 /* A hook is told of every change that the guest makes to a disk. Both functions run under the lock

@@ -425,7 +425,7 @@ static int image_settle(struct dr_image *image, struct dr_error *err)
         return r;
     if (atomic_load(&image->begun) && image->fmt->end_write)
         r = image->fmt->end_write(image, err);
-    atomic_store(&image->begun, r < 0 ? 4 : 0); /* the marks may be gone, or not */
+    atomic_store(&image->begun, r < 0 ? DR_END_DUE : 0); /* the marks may be gone, or not */
     return r;
 }
 
@@ -540,7 +540,7 @@ int dr_image_freeze(struct dr_image *image, struct dr_error *err)
 
 int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err)
 {
-    unsigned wanted = changes ? 3 : 1;
+    unsigned wanted = DR_BEGUN_WRITING | (changes ? DR_BEGUN_CHANGES : 0);
     if ((atomic_load(&image->begun) & wanted) == wanted)
         return 0;
     DR_LOCK_SCOPE(&image->begin_lock);

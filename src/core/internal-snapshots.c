@@ -83,7 +83,7 @@ int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change
     if (r == 0)
         r = image->fmt->bitmap_change(image, change, err);
     if (r < 0) /* perhaps nothing is noted any more: the next change of the view begins anew */
-        atomic_fetch_and(&image->begun, ~2u);
+        atomic_fetch_and(&image->begun, ~(unsigned)DR_BEGUN_CHANGES);
     int flushed = dr_image_flush_all(image, r < 0 ? NULL : err);
     dr_range_unlock(image->ranges, &range);
     return r < 0 ? r : flushed;

@@ -2,11 +2,12 @@
 /* The contract between the core and a format driver. Drivers map, the core moves bytes.
  *
  * A driver answers questions about metadata pages that the core has loaded for it, and edits those
- * pages. It never copies guest data. Callbacks marked [page] run with the image lock held, do no
- * I/O and may return -EAGAIN after dr_page_get(), dr_page_pin(), dr_need_begin() or dr_need_flush()
- * said so: the core does what is needed outside the lock and calls again with the same arguments.
- * All others may do I/O on the image's files through dr_file_*; the core calls at most one of them
- * at a time per image and none while a [page] callback runs, unless said otherwise.
+ * pages. It never copies guest data, but in views_fill, whose bytes go into several trees.
+ * Callbacks marked [page] run with the image lock held, do no I/O and may return -EAGAIN after
+ * dr_page_get(), dr_page_pin(), dr_need_begin() or dr_need_flush() said so: the core does what is
+ * needed outside the lock and calls again with the same arguments. All others may do I/O on the
+ * image's files through dr_file_*; the core calls at most one of them at a time per image and none
+ * while a [page] callback runs, unless said otherwise.
  */
 #ifndef DR_FORMATS_FORMAT_H
 #define DR_FORMATS_FORMAT_H
