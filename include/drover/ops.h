@@ -138,13 +138,14 @@ DR_API int dr_convert(const char *const *sources, size_t n, const char *target,
 /* What lies in the image's file although none of its tables leads there: data that damaged tables
  * have lost, but also what was given up long ago. Makes the file target, which must not exist, as
  * long as the image's file: the bytes stand at the same offsets, the rest is a hole. What cannot be
- * read is a hole, too, and told. report (may be
- * NULL) is called with a line for each range. *found (may be NULL) = the bytes that are not zero.
- * The image is only read; its parents are not opened. -ENOTSUP: not a qcow2. A failure leaves no
- * target. */
+ * read is a hole, too, and told. report (may be NULL) is called with a line for each range. stop is
+ * NULL, or set non-zero to cancel: -ECANCELED. *found (found may be NULL) = the bytes that are not
+ * zero. The image is only read; its parents are not opened. -ENOTSUP: not a qcow2. A failure leaves
+ * no target. */
 DR_API int dr_salvage_orphans(const char *path, const struct dr_open_options *options,
                               const char *target, void (*report)(void *user, const char *line),
-                              void *user, uint64_t *found, struct dr_error *err);
+                              void *user, const volatile int *stop, uint64_t *found,
+                              struct dr_error *err);
 
 /* ------------------------------------------------------------------ measure */
 

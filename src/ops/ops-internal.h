@@ -41,7 +41,8 @@ int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options 
                bool chain, char **json, struct dr_error *err);
 int dr_salvage_orphans_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                           const char *target, void (*report)(void *user, const char *line),
-                          void *user, uint64_t *found, struct dr_error *err);
+                          void *user, const volatile int *stop, uint64_t *found,
+                          struct dr_error *err);
 int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                 unsigned repair, void (*report)(void *user, const char *line), void *user,
                 char **json, struct dr_error *err);

@@ -19,6 +19,7 @@ struct rescue {
     uint64_t found;
     void (*report)(void *user, const char *line);
     void *user;
+    const volatile int *stop;
 };
 
 /* Write what is not zero, in runs of blocks. */
@@ -65,6 +66,8 @@ static int rescue_range(void *user, uint64_t off, uint64_t len, struct dr_error 
     int r = 0;
     for (uint64_t at = off; r == 0 && at < end; at += run) {
         enum dr_file_extent kind;
+        if (s->stop && *s->stop)
+            return dr_fail(err, ECANCELED, "stopped on request");
         r = dr_file_extent(s->from, at, end - at, &kind, &run, err);
         if (r < 0 || kind == DR_FILE_HOLE)
             continue;
@@ -104,12 +107,13 @@ static int rescue(struct rescue *s, struct dr_image *image, struct dr_fs *fs, co
 
 int dr_salvage_orphans_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                           const char *target, void (*report)(void *user, const char *line),
-                          void *user, uint64_t *found, struct dr_error *err)
+                          void *user, const volatile int *stop, uint64_t *found,
+                          struct dr_error *err)
 {
     struct dr_open_options open = options ? *options : (struct dr_open_options){0};
     CLEANUP_DISK struct dr_disk *disk = NULL;
     CLEANUP_FREE uint8_t *buf = malloc(PIECE);
-    struct rescue s = {.buf = buf, .report = report, .user = user};
+    struct rescue s = {.buf = buf, .report = report, .user = user, .stop = stop};
     if (!buf)
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
     if (dr_fs_exists(fs, target))
@@ -130,10 +134,11 @@ int dr_salvage_orphans_fs(struct dr_fs *fs, const char *path, const struct dr_op
 }
 
 int dr_salvage_orphans(const char *path, const struct dr_open_options *options, const char *target,
-                       void (*report)(void *user, const char *line), void *user, uint64_t *found,
-                       struct dr_error *err)
+                       void (*report)(void *user, const char *line), void *user,
+                       const volatile int *stop, uint64_t *found, struct dr_error *err)
 {
     DR_REQUIRE(path, err);
     DR_REQUIRE(target, err);
-    return dr_salvage_orphans_fs(dr_fs_posix(), path, options, target, report, user, found, err);
+    return dr_salvage_orphans_fs(dr_fs_posix(), path, options, target, report, user, stop, found,
+                                 err);
 }

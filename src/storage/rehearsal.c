@@ -114,6 +114,8 @@ static void rehearsed_close(struct dr_file *f)
     free(p);
 }
 
+/* The lock is held over reads of the file, too: one repair uses it, and a page is read and changed
+ * as one. */
 static ssize_t rehearsed_pread(struct dr_file *f, void *buf, uint64_t off, size_t len)
 {
     struct rehearsed_file *p = file_of(f);

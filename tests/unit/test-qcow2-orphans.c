@@ -7,7 +7,7 @@
 static uint64_t rescue(struct dr_fs *fs)
 {
     uint64_t found = UINT64_MAX;
-    ok(dr_salvage_orphans_fs(fs, PATH, NULL, OUT, NULL, NULL, &found, &err));
+    ok(dr_salvage_orphans_fs(fs, PATH, NULL, OUT, NULL, NULL, NULL, &found, &err));
     return found;
 }
 
@@ -108,7 +108,8 @@ static void a_failure_leaves_no_file_and_the_image_as_it_was(void **state)
     for (uint64_t i = 0; i < n; i++) {
         uint64_t found, left;
         faultfs_arm(fault, &(struct faultfs_plan){.nth = i, .error = EIO});
-        int r = dr_salvage_orphans_fs(faultfs_fs(fault), PATH, NULL, OUT, NULL, NULL, &found, &err);
+        int r = dr_salvage_orphans_fs(faultfs_fs(fault), PATH, NULL, OUT, NULL, NULL, NULL, &found,
+                                      &err);
         faultfs_disarm(fault);
         CLEANUP_FREE uint8_t *after = content(mem, PATH, &left);
         assert_int_equal(left, size);
@@ -144,10 +145,21 @@ static void what_cannot_be_read_is_told_and_left_out(void **state)
         bad += 4096;
     faultfs_observe(fault, refuse_bad, &bad);
     lines[0] = '\0';
-    ok(dr_salvage_orphans_fs(faultfs_fs(fault), PATH, NULL, OUT, note, NULL, &found, &err));
+    ok(dr_salvage_orphans_fs(faultfs_fs(fault), PATH, NULL, OUT, note, NULL, NULL, &found, &err));
     assert_non_null(strstr(lines, PATH));
     assert_int_equal(found, whole - 4096);
     faultfs_free(fault);
+}
+
+static void stopped_it_leaves_no_file(void **state)
+{
+    (void)state;
+    const volatile int stop = 1;
+    make_in(mem, &shapes[0]);
+    lose_l1(mem);
+    fails(ECANCELED, "stopped",
+          dr_salvage_orphans_fs(mem, PATH, NULL, OUT, NULL, NULL, &stop, NULL, &err));
+    assert_false(dr_fs_exists(mem, OUT));
 }
 
 static void a_file_that_is_there_is_kept(void **state)
@@ -159,7 +171,8 @@ static void a_file_that_is_there_is_kept(void **state)
     ok(dr_file_open(mem, OUT, DR_FILE_CREATE | DR_FILE_RDWR, &f, &err));
     ok(dr_file_pwrite(f, "mine", 0, 4, &err));
     dr_file_unref(f);
-    fails(EEXIST, "exists", dr_salvage_orphans_fs(mem, PATH, NULL, OUT, NULL, NULL, NULL, &err));
+    fails(EEXIST, "exists",
+          dr_salvage_orphans_fs(mem, PATH, NULL, OUT, NULL, NULL, NULL, NULL, &err));
     CLEANUP_FREE uint8_t *kept = content(mem, OUT, &size);
     assert_int_equal(size, 4);
     assert_memory_equal(kept, "mine", 4);
@@ -173,6 +186,7 @@ int main(void)
         T(with_little_memory_the_same_is_put_aside),
         T(a_failure_leaves_no_file_and_the_image_as_it_was),
         T(what_cannot_be_read_is_told_and_left_out),
+        T(stopped_it_leaves_no_file),
         T(a_file_that_is_there_is_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -264,11 +264,14 @@ static void report(void *user, const char *line)
 static int rescue_orphans(struct convert *c)
 {
     struct dr_error err = DR_ERROR_INIT;
-    if (!c->orphans || dr_salvage_orphans(c->sources[0].path, &c->sources[0].open, c->orphans,
-                                          report, NULL, NULL, &err) == 0)
+    if (!c->orphans)
+        return 0;
+    cli_catch_signals();
+    if (dr_salvage_orphans(c->sources[0].path, &c->sources[0].open, c->orphans, report, NULL,
+                           cli_stop(), NULL, &err) == 0)
         return 0;
     cli_fail(c->cli, &err);
-    return 1;
+    return cli_signalled() ? cli_signalled() : 1;
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
@@ -289,9 +292,12 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (get_images(&c, args) != 0)
         return 1;
     cli_export_allowed(args);
-    if (rescue_orphans(&c) != 0 || cli_job_begin(cli, args, &limits, &job) != 0)
+    int code = rescue_orphans(&c);
+    if (code != 0)
+        return code;
+    if (cli_job_begin(cli, args, &limits, &job) != 0)
         return 1;
-    int code = convert(&c, &job);
+    code = convert(&c, &job);
     cli_job_end(&job);
     return code;
 }
