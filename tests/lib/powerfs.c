@@ -483,6 +483,11 @@ size_t powerfs_ops(struct powerfs *p)
     return p->n_ops;
 }
 
+size_t powerfs_stride(struct powerfs *p, size_t cuts)
+{
+    return getenv("DROVER_TEST_LONG") ? 1 : powerfs_ops(p) / cuts + 1;
+}
+
 enum powerfs_kind powerfs_op_kind(struct powerfs *p, size_t i)
 {
     DR_LOCK_SCOPE(&p->lock);

@@ -61,6 +61,8 @@ void powerfs_settle(struct powerfs *p);
 
 /* Length of the log. */
 size_t powerfs_ops(struct powerfs *p);
+/* A step from cut to cut that makes about so many of them; 1 with DROVER_TEST_LONG. */
+size_t powerfs_stride(struct powerfs *p, size_t cuts);
 enum powerfs_kind powerfs_op_kind(struct powerfs *p, size_t i);
 /* One line for a message: "3 write /a.vmdk 512+1024". Returns text. */
 char *powerfs_op_text(struct powerfs *p, size_t i, char *text, size_t len);

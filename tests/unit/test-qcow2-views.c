@@ -238,7 +238,7 @@ static void the_power_may_go_at_any_time(void **state)
         struct shown before = look(fs);
         powerfs_settle(power);
         ok(rebase(fs, target, &err));
-        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += n / 25 + 1)
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += powerfs_stride(power, 25))
             for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
                 struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
                 struct shown expected = copy_of(&before);
