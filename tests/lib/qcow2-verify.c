@@ -9,9 +9,10 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 
-#define COPIED (UINT64_C(1) << 63)
-#define CODED  (UINT64_C(1) << 62)
-#define PLACE  UINT64_C(0x00fffffffffffe00)
+#define COPIED  (UINT64_C(1) << 63)
+#define CODED   (UINT64_C(1) << 62)
+#define BITMAPS 0x23852875u /* the type of the extension */
+#define PLACE   UINT64_C(0x00fffffffffffe00)
 
 struct file {
     uint8_t *bytes;
@@ -87,6 +88,37 @@ static void use_snapshots(struct file *f)
     }
     if (n)
         use(f, start, at - start, "the snapshot table");
+}
+
+static void use_bitmap(struct file *f, uint64_t table, uint64_t n)
+{
+    use(f, table, n * 8, "a bitmap's table");
+    for (uint64_t i = 0; inside(f, table, n * 8) && i < n; i++)
+        if (get_be64(f->bytes + table + 8 * i) & PLACE)
+            use(f, get_be64(f->bytes + table + 8 * i) & PLACE, f->cluster, "a bitmap");
+}
+
+static void use_bitmap_directory(struct file *f, uint64_t start, uint64_t len, uint32_t n)
+{
+    use(f, start, len, "the bitmap directory");
+    for (uint64_t at = start; n > 0 && inside(f, at, 24); n--) {
+        const uint8_t *e = f->bytes + at;
+        use_bitmap(f, get_be64(e), get_be32(e + 8));
+        at += dr_round_up(24 + get_be16(e + 18) + get_be32(e + 20), 8);
+    }
+}
+
+/* The extension counts only where an autoclear bit says that it has not been left behind. */
+static void use_bitmaps(struct file *f)
+{
+    if (get_be32(f->bytes + 4) < 3 || !(get_be64(f->bytes + 88) & 1))
+        return;
+    for (uint64_t at = get_be32(f->bytes + 100); inside(f, at, 32) && get_be32(f->bytes + at);
+         at += 8 + dr_round_up(get_be32(f->bytes + at + 4), 8)) {
+        const uint8_t *e = f->bytes + at + 8;
+        if (get_be32(e - 8) == BITMAPS)
+            use_bitmap_directory(f, get_be64(e + 16), get_be64(e + 8), get_be32(e));
+    }
 }
 
 static void use_counts(struct file *f)
@@ -185,6 +217,7 @@ int qcow2_verify(struct dr_fs *fs, const char *path, struct qcow2_verdict *v, st
         use_counts(&f);
         use_l1(&f, get_be64(f.bytes + 40), get_be32(f.bytes + 36), "the L1 table");
         use_snapshots(&f);
+        use_bitmaps(&f);
         compare_counts(&f);
         compare_flags(&f);
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Counts every way to every cluster of a qcow2 file and compares that with what the file says. It
  * reads the file by itself, by nothing that the driver has, so that the driver cannot be wrong in
- * the same manner. For small files without a data file, bitmaps and encryption. */
+ * the same manner. For small files without a data file and encryption. */
 #ifndef DR_TEST_QCOW2_VERIFY_H
 #define DR_TEST_QCOW2_VERIFY_H
 

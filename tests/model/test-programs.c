@@ -3,7 +3,8 @@
  * each I/O. What is left opens, without repair; the disk has the size that it had after one of the
  * operations since the last one that made everything durable, and each of its sectors holds what it
  * held after one of them; snapshots inside the image are those of one of these moments and show
- * what they always did; the base has what it had or what was committed.
+ * what they always did; the base has what it had or what was committed. A bitmap inside the image
+ * that claims to be consistent has every sector that was changed since; a disabled one stays.
  *
  * A usual run takes a part of the programs, with another seed another part; a long run takes all.
  */
@@ -15,6 +16,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "model.h"
+#include "noted.h"
 #include "ops/ops-internal.h"
 #include "plant.h"
 #include "powerfs.h"
@@ -45,6 +47,7 @@ enum kind {
     GROW,
     SHRINK,
     COMMIT,
+    BITMAP,
     KINDS,
 };
 
@@ -54,6 +57,16 @@ struct step {
     const char *text;
 };
 
+/* unit of a BITMAP says which. */
+static const struct bitmap_change {
+    const char *name;
+    enum dr_bitmap_action action;
+} bitmap_changes[] = {
+    {"new", DR_BITMAP_ADD},    {"on", DR_BITMAP_CLEAR}, {"on", DR_BITMAP_DISABLE},
+    {"off", DR_BITMAP_ENABLE}, {"on", DR_BITMAP_MERGE}, {"on", DR_BITMAP_REMOVE},
+};
+
+/* Those that change bitmaps stand last: only images that have bitmaps get them. */
 static const struct step steps[] = {
     {WRITE, 0, 1, "write 0"},
     {WRITE, 1, 1, "write 1"},
@@ -81,8 +94,22 @@ static const struct step steps[] = {
     {GROW, 0, 0, "resize +"},
     {SHRINK, 0, 0, "resize -"},
     {COMMIT, 0, 0, "commit"},
+    {BITMAP, 0, 0, "bitmap --add new"},
+    {BITMAP, 1, 0, "bitmap --clear on"},
+    {BITMAP, 2, 0, "bitmap --disable on"},
+    {BITMAP, 3, 0, "bitmap --enable off"},
+    {BITMAP, 4, 0, "bitmap --merge on"},
+    {BITMAP, 5, 0, "bitmap --remove on"},
 };
-enum { N_STEPS = sizeof(steps) / sizeof(steps[0]) };
+enum {
+    N_STEPS = sizeof(steps) / sizeof(steps[0]),
+    N_BITMAP_STEPS = sizeof(bitmap_changes) / sizeof(bitmap_changes[0]),
+};
+
+static unsigned n_steps(const struct subject *s)
+{
+    return s->bitmaps ? N_STEPS : N_STEPS - N_BITMAP_STEPS;
+}
 
 /* ------------------------------------------------------------------ what there is at a moment */
 
@@ -98,9 +125,11 @@ struct moment {
     struct snapshot snapshots[MAX_SNAPSHOTS]; /* their views belong to the program */
     unsigned n_snapshots;
     uint8_t *base; /* the same; NULL: there is none */
+    struct noted noted;
     /* The operation that led here: its place in the log, and whether all is durable after it. */
     size_t start, end;
     bool durable;
+    enum noted_state bitmaps;
 };
 
 struct program {
@@ -203,6 +232,17 @@ static int fill_top(struct program *p, struct rnd *rnd, struct dr_error *err)
     return dr_pwrite(p->disk, m->view + p->unit, p->unit, p->unit, 0, err);
 }
 
+/* In place of those that all harnesses have. */
+static int make_bitmaps(struct program *p, struct rnd *rnd, struct dr_error *err)
+{
+    struct moment *m = now(p);
+    int r = dr_disk_bitmap_change(p->disk, "fine", DR_BITMAP_REMOVE, NULL, err);
+    if (r == 0)
+        r = dr_disk_bitmap_change(p->disk, "coarse", DR_BITMAP_REMOVE, NULL, err);
+    rnd_fill(rnd, m->view + p->unit, p->unit);
+    return r < 0 ? r : noted_make(p->disk, p->unit, m->view + p->unit, &m->noted, err);
+}
+
 static void program_setup(struct program *p, const struct subject *s, struct rnd *rnd)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -216,6 +256,7 @@ static void program_setup(struct program *p, const struct subject *s, struct rnd
     m->view = calloc(1, p->longest);
     memcpy(m->view, view.now, s->size);
     m->durable = true;
+    m->bitmaps = NOTED_STORED;
     shadow_free(&view);
     if (s->base_format)
         m->base =
@@ -223,6 +264,8 @@ static void program_setup(struct program *p, const struct subject *s, struct rnd
     open_top(p);
     if (s->snapshots && fill_top(p, rnd, &err))
         PROGRAM_FAIL(p, "fill: %s", err.text);
+    if (s->bitmaps && make_bitmaps(p, rnd, &err))
+        PROGRAM_FAIL(p, "add bitmaps: %s", err.text);
     close_top(p);
     powerfs_settle(p->power);
 }
@@ -282,6 +325,8 @@ static int give_up(struct program *p, const struct step *step, uint64_t off, uin
                    struct dr_error *err)
 {
     struct moment *m = now(p);
+    if (step->kind == DROP && p->s->bitmaps)
+        return -ENOTSUP; /* only for what equals the base: no bitmap notes it */
     len = dr_min(len, m->size - off);
     CLEANUP_FREE uint8_t *bytes = malloc(len);
     const uint8_t *below = step->kind == DROP && m->base ? m->base + off : NULL;
@@ -388,6 +433,9 @@ static int run_kind(struct program *p, const struct step *step, struct dr_error 
     case GROW:
     case SHRINK:
         return resize(p, step->kind == GROW, err);
+    case BITMAP:
+        return noted_change(p->disk, bitmap_changes[step->unit].name,
+                            bitmap_changes[step->unit].action, &now(p)->noted, err);
     default:
         return commit(p, err);
     }
@@ -398,6 +446,13 @@ static int run_kind(struct program *p, const struct step *step, struct dr_error 
 static bool may_refuse(enum kind kind, int r)
 {
     return kind >= CREATE || r == -ERANGE || r == -ENOTSUP;
+}
+
+static void note_changes(struct program *p)
+{
+    struct moment *m = now(p), *before = m - 1;
+    noted_compare(&m->noted, before->view, m->view, dr_min(before->size, m->size));
+    noted_cut(&m->noted, m->size);
 }
 
 static void run_step(struct program *p, const struct step *step)
@@ -411,8 +466,15 @@ static void run_step(struct program *p, const struct step *step)
         PROGRAM_FAIL(p, "%s", err.text);
     done_well[step->kind] += r == 0;
     same_as_read(p, step->text);
+    note_changes(p);
     m->end = powerfs_ops(p->power);
     m->durable = r == 0 && step->kind >= FLUSH && step->kind != GROW && step->kind != SHRINK;
+    if (step->kind == REOPEN)
+        m->bitmaps = NOTED_STORED;
+    else if (m->size != (m - 1)->size)
+        m->bitmaps = NOTED_RESIZED;
+    else if (m->bitmaps == NOTED_STORED)
+        m->bitmaps = NOTED_OPEN;
 }
 
 /* ------------------------------------------------------------------ cuts */
@@ -443,11 +505,36 @@ static struct cut make_cut(struct program *p, size_t k, enum powerfs_mode mode, 
     return c;
 }
 
+/* They are those of one of the moments, with what the disk shows beyond that. */
+static void check_bitmaps(struct cut *c, const uint8_t *bytes, uint64_t size)
+{
+    struct program *p = c->p;
+    struct dr_error err = DR_ERROR_INIT;
+    struct noted found;
+    const char *why = NULL;
+    enum noted_state state = NOTED_STORED;
+    if (!p->s->bitmaps)
+        return;
+    for (unsigned i = c->first; i <= c->last; i++)
+        state = (enum noted_state)dr_max(state, p->moments[i].bitmaps);
+    if (noted_read(c->fs, subject_top(p->s), &found, &err))
+        PROGRAM_FAIL(p, "%s: %s", c->text, err.text);
+    for (unsigned i = c->last;; i--) {
+        const struct moment *m = &p->moments[i];
+        why = noted_wrong(&found, &m->noted, m->view, bytes, dr_min(size, m->size), state);
+        if (!why)
+            return;
+        if (i == c->first)
+            PROGRAM_FAIL(p, "%s: of the bitmaps: %s", c->text, why);
+    }
+}
+
 static void check_disk(struct cut *c)
 {
     struct program *p = c->p;
     uint64_t size;
     CLEANUP_FREE uint8_t *bytes = read_whole(p, c->fs, subject_top(p->s), NULL, &size, c->text);
+    check_bitmaps(c, bytes, size);
     bool known_size = false;
     for (unsigned i = c->first; i <= c->last; i++)
         known_size |= p->moments[i].size == size;
@@ -538,22 +625,50 @@ static void check_counts(struct cut *c)
                      v.broken, v.stale, v.text);
 }
 
-/* Write to every unit: snapshots do not change by that, and what is counted is right. */
+/* Bitmaps after each unit's first sector was written to, and the disk was closed. */
+static void check_bitmaps_written(struct cut *c, const struct noted *before, uint64_t size)
+{
+    struct program *p = c->p;
+    struct dr_error err = DR_ERROR_INIT;
+    struct noted found;
+    CLEANUP_FREE uint8_t *was = calloc(1, p->longest), *is = calloc(1, p->longest);
+    for (uint64_t off = 0; off < size; off += p->unit)
+        is[off] = 1;
+    struct noted then = *before;
+    noted_compare(&then, was, is, size);
+    if (noted_read(c->fs, subject_top(p->s), &found, &err))
+        PROGRAM_FAIL(p, "%s: after writing: %s", c->text, err.text);
+    const char *why = noted_wrong(&found, &then, is, is, size, NOTED_RESIZED);
+    for (unsigned i = 0; i < found.n && !why; i++)
+        if (found.list[i].inconsistent != before->list[i].inconsistent)
+            why = "another one is inconsistent";
+    if (why)
+        PROGRAM_FAIL(p, "%s: after writing, of the bitmaps: %s", c->text, why);
+}
+
+/* Write to every unit: snapshots do not change by that, bitmaps note it, and what is counted is
+ * right. */
 static void check_writing(struct cut *c)
 {
     struct program *p = c->p;
+    struct noted before = {.n = 0};
     struct dr_error err = DR_ERROR_INIT;
     struct dr_check_result result;
     struct dr_disk *disk;
     uint8_t sector[SECTOR];
     memset(sector, 0x5a, sizeof(sector));
+    if (p->s->bitmaps && noted_read(c->fs, subject_top(p->s), &before, &err))
+        PROGRAM_FAIL(p, "%s: %s", c->text, err.text);
     if (model_open(c->fs, p->s, DR_OPEN_RDWR, &disk, &err))
         PROGRAM_FAIL(p, "%s: open for writing: %s", c->text, err.text);
-    for (uint64_t off = 0; off < dr_size(disk); off += p->unit)
+    uint64_t size = dr_size(disk);
+    for (uint64_t off = 0; off < size; off += p->unit)
         if (dr_pwrite(disk, sector, off, SECTOR, 0, &err))
             PROGRAM_FAIL(p, "%s: write: %s", c->text, err.text);
     if (dr_close(disk, &err))
         PROGRAM_FAIL(p, "%s: close: %s", c->text, err.text);
+    if (p->s->bitmaps)
+        check_bitmaps_written(c, &before, size);
     check_snapshots(c);
     check_counts(c);
     if (model_check(c->fs, p->s, DR_CHECK_FIX_LEAKS, &result, &err) ||
@@ -583,9 +698,9 @@ static void run_program(const struct subject *s, unsigned long number)
     struct rnd rnd = {model_seed() + number};
     program_setup(&p, s, &rnd);
     open_top(&p);
-    for (unsigned i = 0; i < LENGTH; i++, number /= N_STEPS)
-        run_step(&p, &steps[number % N_STEPS]);
-    run_step(&p, &(struct step){REOPEN, 0, 0, "close"});
+    for (unsigned i = 0; i < LENGTH; i++, number /= n_steps(s))
+        run_step(&p, &steps[number % n_steps(s)]);
+    run_step(&p, &(struct step){.kind = REOPEN, .text = "close"});
     close_top(&p);
     now(&p)->end = powerfs_ops(p.power);
     for (size_t k = 0, n = powerfs_ops(p.power); k <= n; k++)
@@ -602,13 +717,14 @@ static void every_program(void **state)
     const struct subject *s = *state;
     unsigned long n = 1, step = model_length(1) > 1 ? 1 : 24 * model_stride();
     for (unsigned i = 0; i < LENGTH; i++)
-        n *= N_STEPS;
+        n *= n_steps(s);
     memset(done_well, 0, sizeof(done_well));
     for (unsigned long i = (model_seed() + plant_try) % step; i < n; i += step)
         run_program(s, i);
     for (enum kind kind = WRITE; kind < KINDS; kind++)
         if (!done_well[kind] && (s->snapshots || kind < CREATE || kind > DELETE) &&
-            ((s->base_format && !s->snapshots) || kind != COMMIT))
+            ((s->base_format && !s->snapshots) || kind != COMMIT) &&
+            kind != (s->bitmaps ? DROP : BITMAP))
             MODEL_FAIL(s, "an operation was always refused: %u", kind);
 }
 
