@@ -41,6 +41,36 @@ def stop_all():
         os.killpg(pid, signal.SIGKILL)
 
 
+def usage(session):
+    """The seconds of processor time that the processes of a session have had, and whether one wants more."""
+    ticks, wants = 0, False
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+                fields = stat.read().rpartition(")")[2].split()
+            if int(fields[3]) != session:
+                continue
+            ticks += sum(int(field) for field in fields[11:15])
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as stat:
+                    wants = wants or stat.read().rpartition(")")[2].split()[0] in "RD"
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return ticks / os.sysconf("SC_CLK_TCK"), wants
+
+
+def hangs(session, limit):
+    """Whether a command that ran out of time has had that time. On a busy machine it may only have waited."""
+    for _ in range(10):
+        used, wants = usage(session)
+        if used >= limit:
+            return True
+        if wants:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def run(command, limit, cwd, env=None, memory=None):
     """The exit status, 1 as soon as a test of it fails, None when it takes too long. Leaves no process."""
     child = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -50,11 +80,11 @@ def run(command, limit, cwd, env=None, memory=None):
         resource.prlimit(child.pid, resource.RLIMIT_AS, (memory, memory))
     end, tail, out = time.monotonic() + limit, b"", child.stdout.fileno()
     try:
-        while time.monotonic() < end:
+        while time.monotonic() < end or not hangs(child.pid, limit):
             if select.select([out], [], [], 0.1)[0]:
                 chunk = os.read(out, 65536)
                 if not chunk:
-                    return child.wait(max(0.1, end - time.monotonic()))
+                    return child.wait(max(20, end - time.monotonic()))
                 if FAILED in tail + chunk:
                     return 1
                 tail = chunk[-len(FAILED):]
@@ -133,13 +163,14 @@ class Blocks:
 class Tree:
     """A copy of the sources with builds of its own. It stays, so that a second session starts soon."""
 
-    def __init__(self, where, suites, limit):
+    def __init__(self, where, suites, limit, first=None):
+        """What the first tree has learnt of the tests holds for the others, too."""
         self.top, self.suites, self.limit = where, suites, limit
         self.tmp, self.objects, self.good = os.path.join(where, "t"), {}, set()
         self.copy_sources()
         self.build("plain", SANITIZERS["plain"])
         self.objects = self.object_hashes("plain")
-        self.tests = self.covered_tests()
+        self.tests, self.blocks = (first.tests, first.blocks) if first else self.covered_tests()
 
     def copy_sources(self):
         """Only what differs is copied, and gets the time of now: a mutant may have been built here last."""
@@ -186,7 +217,7 @@ class Tree:
     # ------------------------------------------------------------ which tests run what
 
     def covered_tests(self):
-        """All tests that can be run, with their time and the blocks they run."""
+        """All tests that can be run, with their time and the blocks they run; and the blocks there are."""
         runtime = os.path.join(self.top, "cover.so")
         subprocess.run(["gcc", "-O2", "-fPIC", "-shared", "-o", runtime, "tests/mutate/cover.c"], cwd=self.top, check=True)
         self.build("cover", ["-Doptimization=1", "-Dc_args=-fsanitize-coverage=trace-pc", "-Db_lundef=false",
@@ -194,7 +225,7 @@ class Tree:
         library = os.path.join(self.build_dir("cover"), "src/libdrover-internal.so")
         bare = os.path.join(self.top, "bare.so")
         subprocess.run(["strip", "-g", "-o", bare, library], check=True)
-        self.blocks = Blocks(library, self.top)
+        blocks = Blocks(library, self.top)
         notes = os.path.join(self.top, "cover.json")
         try:
             with open(notes, encoding="utf-8") as kept:
@@ -202,7 +233,7 @@ class Tree:
         except FileNotFoundError:
             known = {}
         new, tests = {}, []
-        for name, key, measure in self.measures(file_hash(bare)):
+        for name, key, measure in self.measures(file_hash(bare), blocks):
             if key not in known:
                 print(f"mutate: looking at what {name} runs", flush=True)
             new[key] = known.get(key) or measure()
@@ -211,19 +242,19 @@ class Tree:
                 json.dump({**known, **new}, keep)
         with open(notes, "w", encoding="utf-8") as keep:
             json.dump(new, keep)
-        return tests
+        return tests, blocks
 
-    def measures(self, library):
+    def measures(self, library, blocks):
         """(name, what the measurement depends on, function that measures) of every program and suite."""
         for program in self.programs("cover"):
             key = file_hash(program["command"][0]) + library
-            yield program["name"], program["name"] + key, lambda p=program: self.cover_program(p)
+            yield program["name"], program["name"] + key, lambda p=program: self.cover_program(p, blocks)
         for suite in PYTESTS:
             if suite in self.suites:
                 directory = os.path.join(self.top, "tests", suite)
                 files = sorted(os.path.join(directory, f) for f in os.listdir(directory) if not f.startswith("__"))
                 key = file_hash(os.path.join(self.build_dir("cover"), "drover"), *files) + library
-                yield suite, suite + key, lambda s=suite: self.cover_pytest(s)
+                yield suite, suite + key, lambda s=suite: self.cover_pytest(s, blocks)
 
     def programs(self, build):
         listed = json.loads(subprocess.run(["meson", "introspect", "--tests", self.build_dir(build)],
@@ -233,7 +264,7 @@ class Tree:
             if "pytest" not in suites and suites & self.suites & {"unit", "model", "fuzz"}:
                 yield {"name": test["name"], "command": test["cmd"], "env": test["env"]}
 
-    def cover_program(self, program):
+    def cover_program(self, program, blocks):
         seen = os.path.join(self.top, "seen.map")
         with open(seen, "wb") as empty:
             empty.truncate(MAP_SIZE)
@@ -243,9 +274,9 @@ class Tree:
             print(f"mutate: {program['name']} fails without any change: left out")
             return []
         return [{"name": program["name"], "suite": "", "seconds": time.monotonic() - begin,
-                 "covers": hex(self.blocks.seen(seen))}]
+                 "covers": hex(blocks.seen(seen))}]
 
-    def cover_pytest(self, suite):
+    def cover_pytest(self, suite, blocks):
         items = os.path.join(self.top, "items")
         shutil.rmtree(items, ignore_errors=True)
         os.makedirs(items)
@@ -261,7 +292,7 @@ class Tree:
             if item["failed"]:
                 print(f"mutate: {item['id']} fails without any change: left out")
                 continue
-            covers = self.blocks.seen(os.path.join(items, note[:-5] + ".map"))
+            covers = blocks.seen(os.path.join(items, note[:-5] + ".map"))
             if covers:
                 tests.append({"name": item["id"], "suite": suite, "seconds": item["seconds"], "covers": hex(covers)})
         shutil.rmtree(items, ignore_errors=True)
