@@ -38,6 +38,11 @@ for room in base storage formats core ops archive cli; do
 $wrong"
 done
 
+# A scope guard frees at every return, so at each of them its variable holds something.
+wrong=$(grep -rnE '^ +CLEANUP_\w+ [^=;(]*;' src --include='*.[ch]' || true)
+[ -z "$wrong" ] || complain "a scope guard over a variable without a first value:
+$wrong"
+
 # A format's name has no business outside its folder, the registry, and the command's help.
 wrong=$(grep -rnE 'strcmp\([^)]*"(vmdk|qcow2|add-cow|raw)"' src/core src/ops src/storage --include='*.c' || true)
 [ -z "$wrong" ] || complain "decided by a format's name:

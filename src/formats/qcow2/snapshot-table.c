@@ -157,7 +157,7 @@ int qcow2_snapshot_check_l1(struct dr_image *image, const struct qcow2_snapshot 
 void qcow2_guard_snapshots(struct dr_image *image)
 {
     struct qcow2 *q = qcow2_of(image);
-    CLEANUP_SNAPSHOTS struct qcow2_snapshots t;
+    CLEANUP_SNAPSHOTS struct qcow2_snapshots t = {0};
     uint64_t room = MAX_GUARDED;
     if (qcow2_snapshots_load(image, &t, NULL) < 0)
         return;

@@ -418,7 +418,7 @@ int qcow2_snapshot_delete(struct dr_image *image, const char *id, struct dr_erro
 int qcow2_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *user,
                         struct dr_error *err)
 {
-    CLEANUP_SNAPSHOTS struct qcow2_snapshots t;
+    CLEANUP_SNAPSHOTS struct qcow2_snapshots t = {0};
     int r = qcow2_snapshots_load(image, &t, err);
     for (uint32_t i = 0; r == 0 && i < t.n; i++) {
         const struct qcow2_snapshot *s = &t.list[i];

@@ -92,7 +92,7 @@ static int add_view(struct dr_image *image, const struct qcow2_snapshot *s, stru
 
 int qcow2_views_begin(struct dr_image *image, struct dr_views *all, struct dr_error *err)
 {
-    CLEANUP_SNAPSHOTS struct qcow2_snapshots t;
+    CLEANUP_SNAPSHOTS struct qcow2_snapshots t = {0};
     struct qcow2 *q = qcow2_of(image);
     if (qcow2_has_data_file(q)) /* each cluster has one place there: no two views can differ */
         return dr_fail(err, ENOTSUP,
@@ -224,7 +224,7 @@ static int any_hole(struct fill *f, uint64_t off, bool *any, struct dr_error *er
 int qcow2_views_hole(struct dr_image *image, uint64_t off, uint64_t *len, bool *hole,
                      struct dr_error *err)
 {
-    CLEANUP_FILL struct fill f;
+    CLEANUP_FILL struct fill f = {0};
     uint64_t cluster = qcow2_of(image)->cluster, end = off + *len;
     bool same;
     int r = fill_init(&f, image, off, *len);
@@ -620,7 +620,7 @@ static int fill_cluster(struct fill *f, struct group *g, uint64_t off, const uin
 int qcow2_views_fill(struct dr_image *image, const void *buf, uint64_t off, uint64_t len,
                      struct dr_error *err)
 {
-    CLEANUP_FILL struct fill f;
+    CLEANUP_FILL struct fill f = {0};
     uint64_t cluster = qcow2_of(image)->cluster;
     CLEANUP_FREE struct group *g = malloc(sizeof(*g));
     int r = fill_init(&f, image, off, len);
