@@ -34,7 +34,15 @@ struct dr_job_options {
     /* Warnings and decisions that are no failures. Called from any thread, also from several at
      * once. NULL = drop them. */
     void (*message)(void *user, const char *text);
-    void *user;       /* for both */
+    /* Called once by an operation on an open disk when its copying is done and only the switch of
+     * the disk's images is left, with the guest's requests going on. It may wait as long as it
+     * likes. Non-zero: the operation is cancelled, and the disk keeps its images. NULL = go on. */
+    int (*before_switch)(void *user);
+    /* Called once by an operation that follows the guest (a mirror, a commit with pivot) when both
+     * sides are nearly the same. From then on it copies what the guest changes, until
+     * dr_job_complete(). NULL = it switches at once. */
+    void (*ready)(void *user);
+    void *user;       /* for all of them */
     uint64_t rate;    /* bytes a second, 0 = as fast as it goes */
     unsigned workers; /* threads; 0 = as many as the processors or the files can use */
 };
@@ -79,6 +87,10 @@ DR_API void dr_job_pause(struct dr_job *job);
 DR_API void dr_job_resume(struct dr_job *job);
 /* Bytes a second, 0 = as fast as it goes. */
 DR_API void dr_job_set_rate(struct dr_job *job, uint64_t rate);
+/* An operation that has called `ready` ends, also if it is told before that: the disk goes on with
+ * the other side, or, without `pivot`, with what it has, and the other side is the disk as it was
+ * at that moment. The first call counts. */
+DR_API void dr_job_complete(struct dr_job *job, bool pivot);
 
 /* One NAME=VALUE of -o. Tables end by count. */
 struct dr_pair {
@@ -262,6 +274,9 @@ struct dr_commit_options {
                          between it and base leave the chain, and their files stay. NULL = the
                          active image, which stays in the chain */
     bool keep;        /* -d: do not empty the overlay afterwards */
+    bool pivot;       /* of an open disk, its active image into the parent: the disk goes on with
+                         the parent, and the overlay is left as an empty image on it. The job
+                         follows the guest until dr_job_complete() */
     bool force;       /* even if other images, in the base's directory or path's, name it */
 };
 /* On an open disk, which other threads may read and write meanwhile. Where the active image goes
@@ -271,6 +286,27 @@ DR_API int dr_disk_commit(struct dr_disk *disk, const struct dr_commit_options *
                           struct dr_job *job, struct dr_error *err);
 DR_API int dr_commit(const char *path, const struct dr_commit_options *options, struct dr_job *job,
                      struct dr_error *err);
+
+/* ------------------------------------------------------------------ mirror */
+
+struct dr_mirror_options {
+    struct dr_open_options open; /* of the target: flags and allow_paths */
+    const char *format;          /* of the target; NULL = as the active image's; with existing, find
+                                    out */
+    const struct dr_pair *pairs; /* settings of a new target */
+    size_t n_pairs;
+    bool existing; /* the target is there, as large as the disk, and is written over; else nothing
+                      may be there */
+    bool top;      /* copy only what the active image holds: a new target gets the same parent, an
+                      existing one has it */
+};
+/* Copy the disk, which other threads may read and write meanwhile, into the image at target, and go
+ * on with that one: the images that the disk had stay as they are at that moment. The job follows
+ * the guest until dr_job_complete(), if it has `ready`. A new target gets its name when it is
+ * complete; after a failure or a cancel there is none. Holes stay holes. */
+DR_API int dr_disk_mirror(struct dr_disk *disk, const char *target,
+                          const struct dr_mirror_options *options, struct dr_job *job,
+                          struct dr_error *err);
 
 /* ------------------------------------------------------------------ snapshots that are images of
  * their own */

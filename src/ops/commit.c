@@ -14,11 +14,8 @@
 #include <stdio.h>
 
 #include "base/cleanup.h"
-#include "ops/dirty.h"
+#include "ops/follow.h"
 #include "ops/ops-internal.h"
-
-#define ROUNDS    8u                   /* of copying again what was changed, at most */
-#define REST_SIZE (UINT64_C(16) << 20) /* bytes that are copied while requests wait */
 
 struct commit {
     struct dr_fs *fs;
@@ -33,8 +30,7 @@ struct commit {
     bool keep;
     struct dr_image *thawed[3]; /* by this commit */
     unsigned n_thawed;
-    struct dr_dirty dirty;
-    uint64_t part; /* bytes of it that are copied while requests wait */
+    struct dr_follow follow;
 };
 
 static struct dr_image *image_c(const struct commit *c)
@@ -156,7 +152,7 @@ static int choose_images(struct commit *c, struct dr_error *err)
     if (c->base <= c->first || c->base >= c->chain->n)
         return dr_fail(err, EINVAL, "Did not find '%s' in the backing chain of '%s'", c->o->base,
                        image_c(c)->path);
-    c->keep = c->o->keep || c->o->base || c->first > 0;
+    c->keep = c->o->keep || c->o->base || c->first > 0 || c->o->pivot;
     if (c->first == 0 && !image_c(c)->writable)
         return dr_fail(err, EROFS, "%s: is open for reading only", c->path);
     return 0;
@@ -274,6 +270,22 @@ static int check_snapshots(const struct commit *c, struct dr_error *err)
     return r;
 }
 
+static int check_pivot(const struct commit *c, struct dr_error *err)
+{
+    if (!c->o->pivot)
+        return 0;
+    if (!c->shared || c->first > 0 || c->base > 1)
+        return dr_fail(err, EINVAL,
+                       "%s: only the active image of an open disk is committed with a pivot, and "
+                       "into its parent: commit those between them first",
+                       c->path);
+    if (c->size != image_c(c)->size)
+        return dr_fail(err, ENOTSUP, "%s: ends at %llu, and the disk has %llu bytes",
+                       image_p(c)->path, (unsigned long long)image_p(c)->size,
+                       (unsigned long long)image_c(c)->size);
+    return 0;
+}
+
 static int prepare(struct commit *c, struct dr_error *err)
 {
     int r = choose_images(c, err);
@@ -281,6 +293,8 @@ static int prepare(struct commit *c, struct dr_error *err)
         r = check_snapshots(c, err);
     if (r == 0)
         r = check_growth(c, err);
+    if (r == 0)
+        r = check_pivot(c, err);
     if (r == 0)
         r = check_siblings(c, err);
     if (r == 0)
@@ -398,83 +412,35 @@ static int copy_all(const struct commit *c, struct dr_error *err)
     return dr_transfer_run(&t, t.walk.size, c->job, err);
 }
 
-struct rest {
-    struct dr_transfer transfer;
-    struct dr_dirty *dirty;
-    uint64_t size, left; /* left: bytes of it to be copied yet */
-};
-
-static int rest_next(void *user, struct dr_copy_item *item, struct dr_error *err)
+static void transfer_rest(void *user, struct dr_transfer *t)
 {
-    struct rest *rest = user;
-    struct dr_transfer *t = &rest->transfer;
-    for (;;) {
-        int r = dr_transfer_next(t, item, err);
-        uint64_t off = t->pos, end;
-        if (r != 0 || rest->left == 0 || !dr_dirty_take(rest->dirty, &off, &end, rest->left))
-            return r;
-        rest->left -= dr_min(rest->left, end - off);
-        t->pos = off;
-        t->walk.size = dr_min(end, rest->size);
-        t->walk.run = (struct dr_run){0}; /* what was known of it is out of date */
-    }
+    transfer_init(user, t);
 }
 
-/* Copy again what the guest has changed since it was copied, or this much of it. */
-static int copy_rest(struct commit *c, uint64_t most, struct dr_job *job, struct dr_error *err)
+static int flush_base(void *user, struct dr_error *err)
 {
-    struct rest rest = {.dirty = &c->dirty, .size = c->size, .left = most};
-    transfer_init(c, &rest.transfer);
-    rest.transfer.walk.size = 0;
-    struct dr_copy_policy policy = {
-        .user = &rest,
-        .next = rest_next,
-        .work = dr_transfer_work,
-        .emit = dr_transfer_emit,
-        .buffers = 1,
-        .buffer_size = DR_STOCK_BUFFER,
-        .depth = dr_stock_depth(c->chain),
-        .total = c->size,
-        .silent = true,
-    };
-    return dr_copy_run(&policy, job, err);
+    const struct commit *c = user;
+    return dr_image_flush(image_p(c), err);
 }
 
+/* Returns with all but a bounded part of what the guest has changed in P, durably. */
 static int copy(struct commit *c, struct dr_error *err)
 {
+    c->follow.job = c->job;
+    c->follow.size = c->size;
+    c->follow.transfer = transfer_rest;
+    c->follow.flush = flush_base;
+    c->follow.user = c;
     int r = copy_all(c, err);
-    for (unsigned i = 0; r == 0 && c->dirty.disk && i < ROUNDS; i++) {
-        if (dr_dirty_bytes(&c->dirty) <= REST_SIZE)
-            break;
-        r = copy_rest(c, UINT64_MAX, c->job, err);
-    }
-    return r;
-}
-
-static int part_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                     struct dr_error *err)
-{
-    struct commit *c = user;
-    (void)present, (void)fresh;
-    int r = copy_rest(c, c->part, NULL, err); /* no job: nobody may pause it here */
-    return r < 0 ? r : dr_image_flush(image_p(c), err);
-}
-
-/* P is flushed. While the guest changes more than the rounds copy, its requests wait time and again
- * until a part is copied; in between only those that have waited get in before the next time. If
- * they change as much as a part, the parts grow. */
-static int catch_up(struct commit *c, struct dr_error *err)
-{
-    uint64_t dirty = c->dirty.disk ? dr_dirty_bytes(&c->dirty) : 0, before;
-    int r = 0;
-    for (c->part = REST_SIZE; r == 0 && dirty > c->part; c->part *= dirty < before ? 1 : 2) {
-        before = dirty;
-        r = quiesce(c, dr_disk_quiesce_unflushed, part_step, err);
-        if (r == 0)
-            r = dr_job_rest(c->job, err);
-        dirty = dr_dirty_bytes(&c->dirty);
-    }
-    return r;
+    if (r == 0)
+        r = dr_follow_rounds(&c->follow, err);
+    if (r == 0 && c->o->pivot)
+        r = dr_follow_until_told(&c->follow, err);
+    if (r == 0)
+        r = dr_job_before_switch(c->job, err);
+    if (r == 0)
+        r = flush_base(c, err); /* so that little is left while requests wait */
+    return r < 0 ? r : dr_follow_catch_up(&c->follow, err);
 }
 
 /* ------------------------------------------------------------------ the end */
@@ -511,8 +477,8 @@ static int end_step(void *user, struct dr_chain *present, struct dr_chain **fres
     struct commit *c = user;
     struct dr_chain *next = NULL;
     int r = make_chain(c, present, &next, err);
-    if (r == 0 && c->dirty.disk)
-        r = copy_rest(c, UINT64_MAX, NULL, err);
+    if (r == 0 && c->follow.dirty.disk)
+        r = dr_follow_rest(&c->follow, UINT64_MAX, NULL, err);
     if (r == 0)
         r = dr_image_flush(image_p(c), err);
     if (r == 0)
@@ -555,19 +521,19 @@ static void undo(struct commit *c)
 static bool not_dirty(void *user, uint64_t off, uint64_t len)
 {
     const struct commit *c = user;
-    return !c->dirty.disk || !dr_dirty_any(&c->dirty, off, len);
+    return !c->follow.dirty.disk || !dr_dirty_any(&c->follow.dirty, off, len);
 }
 
 /* The end of the range from off on in which everything is dirty, or nothing is. */
 static uint64_t same_until(const struct commit *c, uint64_t off, uint64_t size, bool *dirty)
 {
     uint64_t end = off;
-    if (!c->dirty.disk) {
+    if (!c->follow.dirty.disk) {
         *dirty = false;
         return size;
     }
-    *dirty = dr_dirty_any(&c->dirty, off, 1);
-    while (end < size && dr_dirty_any(&c->dirty, end, 1) == *dirty)
+    *dirty = dr_dirty_any(&c->follow.dirty, off, 1);
+    while (end < size && dr_dirty_any(&c->follow.dirty, end, 1) == *dirty)
         end += DR_DIRTY_GRAIN;
     return dr_min(end, size);
 }
@@ -610,30 +576,81 @@ static int empty_top(struct commit *c, struct dr_error *err)
     return r;
 }
 
+/* ------------------------------------------------------------------ pivot
+ *
+ * The disk goes on with P. C is emptied before, so that it reads through to P for ever: what P
+ * holds durably and is clean is dropped while requests go on, the rest while they wait. Killed
+ * before the last of it is dropped, C still masks P; killed afterwards, C and P read the same. */
+
+static bool shall_pivot(const struct commit *c)
+{
+    return c->o->pivot && (!c->job || atomic_load(&c->job->complete) != DR_COMPLETE_COPY);
+}
+
+static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                      struct dr_error *err)
+{
+    struct commit *c = user;
+    struct dr_chain *next = dr_chain_tail(present, c->base);
+    int r = next ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", c->path);
+    if (r == 0)
+        r = dr_follow_rest(&c->follow, UINT64_MAX, NULL, err);
+    if (r == 0)
+        r = dr_image_flush(image_p(c), err);
+    if (r == 0)
+        r = dr_chain_drop(present, 0, 0, image_c(c)->size, err);
+    if (r == 0)
+        r = dr_image_flush(image_c(c), err);
+    if (r == 0) {
+        c->n_thawed = 0; /* P stays open for writing: it is the disk now */
+        *fresh = DR_STEAL(next);
+    }
+    dr_chain_unref(next, NULL);
+    return r;
+}
+
+static int pivot(struct commit *c, struct dr_error *err)
+{
+    struct dr_image *top = dr_image_ref(image_c(c));
+    int r = drop_clean(c, err);
+    if (r == 0)
+        r = dr_image_flush(top, err);
+    if (r == 0)
+        r = dr_follow_rounds(&c->follow, err);
+    if (r == 0)
+        r = dr_image_flush(image_p(c), err);
+    if (r == 0)
+        r = dr_follow_catch_up(&c->follow, err);
+    if (r == 0)
+        r = quiesce(c, dr_disk_quiesce_unflushed, pivot_step, err);
+    if (r == 0 && top->fmt->trim)
+        r = top->fmt->trim(top, err);
+    int closed = dr_image_unref(top, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
 /* ------------------------------------------------------------------ the whole */
 
 static int run(struct commit *c, struct dr_error *err)
 {
     int r = thaw(c, err);
     if (r == 0 && c->shared && c->first == 0)
-        r = dr_dirty_begin(&c->dirty, c->disk, err);
+        r = dr_dirty_begin(&c->follow.dirty, c->disk, err);
     if (r == 0)
         r = quiesce(c, dr_disk_quiesce, begin_step, err);
     if (r == 0)
         r = copy(c, err);
-    if (r == 0)
-        r = dr_job_rest(c->job, err);
-    if (r == 0)
-        r = dr_image_flush(image_p(c), err); /* so that little is left while requests wait */
-    if (r == 0)
-        r = catch_up(c, err);
-    if (r == 0) /* the guest would change more during the flush of what is no part of this */
-        r = quiesce(c, c->dirty.disk ? dr_disk_quiesce_unflushed : dr_disk_quiesce, end_step, err);
+    bool pivots = r == 0 && shall_pivot(c);
+    if (pivots)
+        r = pivot(c, err);
+    else if (r == 0) /* the guest would change more during the flush of what is no part of this */
+        r = quiesce(c, c->follow.dirty.disk ? dr_disk_quiesce_unflushed : dr_disk_quiesce, end_step,
+                    err);
     if (r < 0 && c->shared && c->n_thawed > 0)
         undo(c);
-    else if (r == 0 && !c->keep)
+    else if (r == 0 && !c->keep && !pivots)
         r = empty_top(c, err);
-    dr_dirty_end(&c->dirty);
+    dr_dirty_end(&c->follow.dirty);
     return r;
 }
 

@@ -79,6 +79,8 @@ int dr_job_new(const char *id, const struct dr_job_options *options, struct dr_j
     if (options) {
         fresh->progress = options->progress;
         fresh->message = options->message;
+        fresh->before_switch = options->before_switch;
+        fresh->ready = options->ready;
         fresh->user = options->user;
         fresh->workers = options->workers;
         atomic_store(&fresh->rate, options->rate);
@@ -143,6 +145,21 @@ void dr_job_set_rate(struct dr_job *job, uint64_t rate)
 {
     atomic_store(&job->rate, rate);
     dr_job_ring(job);
+}
+
+void dr_job_complete(struct dr_job *job, bool pivot)
+{
+    int follow = DR_FOLLOW;
+    atomic_compare_exchange_strong(&job->complete, &follow,
+                                   pivot ? DR_COMPLETE_PIVOT : DR_COMPLETE_COPY);
+    dr_job_ring(job);
+}
+
+int dr_job_before_switch(struct dr_job *job, struct dr_error *err)
+{
+    if (job && job->before_switch && !dr_job_stopped(job) && job->before_switch(job->user) != 0)
+        dr_job_cancel(job);
+    return dr_job_rest(job, err);
 }
 
 int dr_job_rest(struct dr_job *job, struct dr_error *err)

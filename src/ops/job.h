@@ -14,16 +14,21 @@
 #include "base/error.h"
 #include "drover/ops.h"
 
+enum dr_job_complete { DR_FOLLOW, DR_COMPLETE_PIVOT, DR_COMPLETE_COPY };
+
 struct dr_job {
     char *id;
     /* as in struct dr_job_options; they do not change */
     int (*progress)(void *user, uint64_t done, uint64_t total);
     void (*message)(void *user, const char *text);
+    int (*before_switch)(void *user);
+    void (*ready)(void *user);
     void *user;
     unsigned workers;
 
     _Atomic uint64_t rate;
     int cancelled; /* only by __atomic calls: drivers and sources look at it by its address */
+    _Atomic int complete; /* enum dr_job_complete */
     _Atomic bool pause;
     _Atomic bool waiting;  /* the worker whose turn it is waits for the end of a pause */
     _Atomic unsigned busy; /* workers that have an item */
@@ -59,6 +64,10 @@ static inline const volatile int *dr_job_stop_flag(const struct dr_job *job)
 /* Between two steps of an operation: wait while the job is paused. -ECANCELED when it was told to
  * stop. */
 int dr_job_rest(struct dr_job *job, struct dr_error *err);
+
+/* The copying is done: ask whoever made the job whether the disk may be switched now. -ECANCELED:
+ * no. */
+int dr_job_before_switch(struct dr_job *job, struct dr_error *err);
 
 /* Waiting for a change: read the bell, look at what matters, then sleep until the bell has been
  * rung since, or for ns nanoseconds (UINT64_MAX = for ever). */

@@ -202,7 +202,7 @@ static int switch_parent(struct rebase *rb, struct dr_error *err)
     /* A process that wrote the new parents may have left them in memory. */
     int r = rb->above ? dr_chain_harden(rb->above, rb->above_first, err) : 0;
     if (r == 0)
-        r = dr_job_rest(rb->job, err);
+        r = dr_job_before_switch(rb->job, err);
     if (r < 0)
         return r;
     uint64_t pause = 0;

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* An open disk goes on with another image: a mirror, or its parent after a commit with pivot. */
+#include "test-ops-crowd.h"
+
+static const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+
+struct told {
+    struct crowd *crowd; /* goes on for a while when the job is ready; or NULL */
+    struct dr_job *job;
+    struct dr_disk *disk;
+    bool pivot, cancel;
+    unsigned ready, switches;
+};
+
+static void on_ready(void *user)
+{
+    struct told *t = user;
+    t->ready++;
+    if (t->crowd)
+        crowd_pass(t->crowd, 40);
+    dr_job_complete(t->job, t->pivot);
+}
+
+static int on_switch(void *user)
+{
+    struct told *t = user;
+    t->switches++;
+    if (t->crowd)
+        crowd_pass(t->crowd, 40);
+    return t->cancel;
+}
+
+static void make_job(struct told *t)
+{
+    const struct dr_job_options o = {.ready = on_ready, .before_switch = on_switch, .user = t};
+    ok(dr_job_new(NULL, &o, &t->job, &err));
+}
+
+/* An overlay of any format on another, with data in both. */
+static void make_pair(struct dr_fs *fs, const char *top, const char *top_format, const char *base,
+                      const char *base_format)
+{
+    struct dr_create_options b = {.format = base_format, .size = CROWD_SIZE, .has_size = true};
+    struct dr_create_options t = {
+        .format = top_format, .backing = base, .backing_format = base_format};
+    struct dr_disk *disk;
+    uint8_t *buf = malloc(MiB);
+    memset(buf, 0x11, MiB);
+    ok(dr_create_fs(fs, base, &b, &err));
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR, .format = base_format};
+    ok(dr_open_fs(fs, base, &open, &disk, &err));
+    ok(dr_pwrite(disk, buf, 0, MiB, 0, &err));
+    ok(dr_close(disk, &err));
+    ok(dr_create_fs(fs, top, &t, &err));
+    ok(dr_open_fs(fs, top, &rw, &disk, &err));
+    memset(buf, 0x22, MiB);
+    ok(dr_pwrite(disk, buf, 512 * KiB, MiB, 0, &err));
+    ok(dr_close(disk, &err));
+    free(buf);
+}
+
+static const char *const formats[] = {"raw", "vmdk", "qcow2", "add-cow"};
+
+static void a_mirror_follows_a_disk_in_use(void **state)
+{
+    for (size_t i = 0; i < 4; i++)
+        for (int top = 0; top < 2; top++) {
+            if (top && strcmp(formats[i], "raw") == 0)
+                continue;
+            struct dr_fs *fs = dr_fs_memory_new();
+            struct crowd crowd;
+            bool vmdk = top && strcmp(formats[i], "vmdk") == 0; /* which takes no other parent */
+            make_pair(fs, "top", vmdk ? "vmdk" : "qcow2", "base", vmdk ? "vmdk" : "qcow2");
+            crowd_begin(&crowd, fs, "top");
+            struct told t = {.crowd = &crowd, .pivot = true};
+            const struct dr_mirror_options o = {.format = formats[i], .top = top};
+            make_job(&t);
+            ok(dr_disk_mirror(crowd.disk, "moved", &o, t.job, &err));
+            assert_int_equal(t.ready, 1);
+            assert_int_equal(t.switches, 1);
+            assert_string_equal(dr_image_path(crowd.disk, 0), "moved");
+            assert_string_equal(dr_image_format(crowd.disk, 0), formats[i]);
+            assert_int_equal(dr_chain_length(crowd.disk), top ? 2 : 1);
+            dr_job_free(t.job);
+            crowd_end(&crowd, "moved");
+            dr_fs_memory_free(fs);
+        }
+    (void)state;
+}
+
+static void a_commit_with_pivot_follows_a_disk_in_use(void **state)
+{
+    static const struct {
+        const char *top, *base;
+    } pairs[] = {{"vmdk", "vmdk"}, {"qcow2", "qcow2"}, {"add-cow", "raw"}, {"qcow2", "raw"}};
+    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct crowd crowd;
+        make_pair(fs, "top", pairs[i].top, "base", pairs[i].base);
+        crowd_begin(&crowd, fs, "top");
+        struct told t = {.crowd = &crowd, .pivot = true};
+        const struct dr_commit_options o = {.pivot = true};
+        make_job(&t);
+        ok(dr_disk_commit(crowd.disk, &o, t.job, &err));
+        assert_int_equal(t.ready, 1);
+        assert_string_equal(dr_image_path(crowd.disk, 0), "base");
+        assert_int_equal(dr_chain_length(crowd.disk), 1);
+        dr_job_free(t.job);
+        crowd_end(&crowd, "top"); /* the overlay is empty: its name reads what the base reads */
+        dr_fs_memory_free(fs);
+    }
+    (void)state;
+}
+
+static void after_a_pivot_the_next_one_works(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_disk *disk;
+    const struct dr_commit_options o = {.pivot = true};
+    make_pair(fs, "top.vmdk", "vmdk", "base.vmdk", "vmdk");
+    ok(dr_open_fs(fs, "top.vmdk", &rw, &disk, &err));
+    for (int i = 0; i < 3; i++) {
+        uint8_t byte = (uint8_t)(0x30 + i), have = 0;
+        const char *overlay = dr_image_path(disk, 0);
+        ok(dr_pwrite(disk, &byte, MiB + 7, 1, 0, &err));
+        ok(dr_disk_commit(disk, &o, NULL, &err));
+        assert_int_equal(dr_chain_length(disk), 1);
+        ok(fs->ops->unlink(fs, overlay, &err)); /* it would be a sibling of the next one */
+        ok(dr_pwrite(disk, &byte, 2 * MiB, 1, 0, &err));
+        ok(dr_disk_snapshot(disk, NULL, NULL, NULL, NULL, &err));
+        ok(dr_pread(disk, &have, MiB + 7, 1, &err));
+        assert_int_equal(have, byte);
+    }
+    ok(dr_close(disk, &err));
+}
+
+static void a_copy_without_pivot_is_the_disk_of_that_moment(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct told t = {.pivot = false};
+    uint64_t size;
+    make_pair(fs, "top", "qcow2", "base", "raw");
+    uint8_t *want = view(fs, "top", &size), byte = 0x99;
+    ok(dr_open_fs(fs, "top", &rw, &t.disk, &err));
+    const struct dr_mirror_options o = {.format = "vmdk"};
+    make_job(&t);
+    ok(dr_disk_mirror(t.disk, "copy", &o, t.job, &err));
+    dr_job_free(t.job);
+    assert_string_equal(dr_image_path(t.disk, 0), "top");
+    ok(dr_pwrite(t.disk, &byte, 0, 1, 0, &err));
+    ok(dr_close(t.disk, &err));
+    same_view(fs, "copy", want, size);
+    want[0] = byte;
+    same_view(fs, "top", want, size);
+    free(want);
+}
+
+static void a_mirror_that_is_cancelled_leaves_nothing(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct told t = {.pivot = true, .cancel = true};
+    make_pair(fs, "top", "qcow2", "base", "raw");
+    size_t files = count_files(fs);
+    ok(dr_open_fs(fs, "top", &rw, &t.disk, &err));
+    make_job(&t);
+    refused(dr_disk_mirror(t.disk, "moved", NULL, t.job, &err), ECANCELED, "stopped");
+    dr_job_free(t.job);
+    assert_int_equal(count_files(fs), files);
+    assert_string_equal(dr_image_path(t.disk, 0), "top");
+    ok(dr_truncate(t.disk, 2 * CROWD_SIZE, &err)); /* nobody has a claim on it any more */
+    ok(dr_close(t.disk, &err));
+}
+
+static void what_is_there_already_is_taken_only_when_told(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_disk *disk;
+    uint64_t size;
+    make_pair(fs, "top", "qcow2", "base", "raw");
+    uint8_t *want = view(fs, "top", &size);
+    struct dr_create_options b = {.format = "raw", .size = CROWD_SIZE, .has_size = true};
+    ok(dr_create_fs(fs, "there", &b, &err));
+    put(fs, "there", MiB, MiB, 0x77);
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    struct dr_mirror_options o = {.format = "raw"};
+    refused(dr_disk_mirror(disk, "there", &o, NULL, &err), EEXIST, "there");
+    refused(dr_disk_mirror(disk, "base", &o, NULL, &err), EBUSY, "base");
+    o.existing = true;
+    ok(dr_disk_mirror(disk, "there", &o, NULL, &err));
+    assert_string_equal(dr_image_path(disk, 0), "there");
+    ok(dr_close(disk, &err));
+    same_view(fs, "there", want, size);
+    free(want);
+}
+
+static void holes_stay_holes(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_disk *disk;
+    struct dr_create_options b = {.format = "raw", .size = 64 * MiB, .has_size = true};
+    ok(dr_create_fs(fs, "disk", &b, &err));
+    put(fs, "disk", 32 * MiB, 64 * KiB, 0x77);
+    ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+    ok(dr_disk_mirror(disk, "moved", NULL, NULL, &err));
+    ok(dr_close(disk, &err));
+    assert_true(disk_size(fs, "moved") <= 128 * KiB);
+}
+
+static void a_pivot_below_the_active_image_is_refused(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_disk *disk;
+    make_pair(fs, "mid.vmdk", "vmdk", "base.vmdk", "vmdk");
+    make(fs, "top.vmdk", "vmdk", 0, "mid.vmdk");
+    ok(dr_open_fs(fs, "top.vmdk", &rw, &disk, &err));
+    const struct dr_commit_options deep = {.pivot = true, .base = "base.vmdk"};
+    refused(dr_disk_commit(disk, &deep, NULL, &err), EINVAL, "into its parent");
+    assert_int_equal(dr_chain_length(disk), 3);
+    ok(dr_close(disk, &err));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_mirror_follows_a_disk_in_use),
+        cmocka_unit_test(a_commit_with_pivot_follows_a_disk_in_use),
+        ops_test(after_a_pivot_the_next_one_works),
+        ops_test(a_copy_without_pivot_is_the_disk_of_that_moment),
+        ops_test(a_mirror_that_is_cancelled_leaves_nothing),
+        ops_test(what_is_there_already_is_taken_only_when_told),
+        ops_test(holes_stay_holes),
+        ops_test(a_pivot_below_the_active_image_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
