@@ -323,6 +323,20 @@ DR_API int dr_disk_snapshot(struct dr_disk *disk, const char *name,
                             const struct dr_open_options *options, char **active,
                             struct dr_job *job, struct dr_error *err);
 
+/* Several disks at one moment: all go on with their children, or none does (then children that have
+ * got their names may be left). The disks are different ones. */
+struct dr_overlay {
+    struct dr_disk *disk;        /* open for writing */
+    struct dr_open_options open; /* allow_paths and flags for the child */
+    const char *path;            /* of the child; NULL = beside the active image, X-000001.ext */
+    const char *format; /* NULL = as the active image's. It must be one that can have parents */
+    const struct dr_pair *pairs; /* settings of the child */
+    size_t n_pairs;
+    char *active; /* by dr_disks_snapshot: the child's path, malloc'ed; NULL after a failure */
+};
+DR_API int dr_disks_snapshot(struct dr_overlay *overlays, size_t n, struct dr_job *job,
+                             struct dr_error *err);
+
 /* ------------------------------------------------------------------ snapshots inside an image
  *
  * Formats such as qcow2 keep states of a disk inside its image, where they share what has not

@@ -66,8 +66,8 @@ static int free_number(struct dr_fs *fs, const char *path, size_t stem_len, unsi
     return *number <= MAX_NUMBER ? 0 : dr_fail(err, EEXIST, "%s: no free snapshot number", path);
 }
 
-static int choose_name(struct dr_fs *fs, const struct dr_image *image, const char *name,
-                       char **chosen, struct dr_error *err)
+static int choose_name(struct dr_fs *fs, const struct dr_image *image, const struct dr_format *fmt,
+                       const char *name, char **chosen, struct dr_error *err)
 {
     const char *base = dr_path_basename(image->path);
     if (name && (!*name || strchr(name, '/')))
@@ -79,8 +79,8 @@ static int choose_name(struct dr_fs *fs, const struct dr_image *image, const cha
         *chosen = strdup(name);
         return *chosen ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", image->path);
     }
-    const char *suffix = image->fmt->snapshot_suffix;
-    size_t stem = stem_length(base, suffix);
+    const char *suffix = fmt->snapshot_suffix;
+    size_t stem = stem_length(base, image->fmt->snapshot_suffix);
     unsigned number = 0;
     int r = free_number(fs, image->path, stem, &number, err);
     if (r < 0)
@@ -110,9 +110,13 @@ struct snapshot {
     struct dr_disk *disk;
     const struct dr_open_options *options; /* allow_paths and flags for the child; may be NULL */
     const char *name;                      /* as the user gave it, or NULL */
+    const struct dr_overlay *overlay;      /* of dr_disks_snapshot, or NULL */
+    const struct dr_format *fmt;           /* of the child */
     struct dr_chain *chain;                /* the disk before */
     char *where;                           /* of the child */
     struct dr_new_image fresh;
+    struct dr_chain *present, *next; /* while requests wait: the disk's chain, and the one to be */
+    bool frozen, unchanged;          /* the old top was frozen; it was open with that promise */
 };
 
 static unsigned flags_of(const struct snapshot *s)
@@ -123,17 +127,23 @@ static unsigned flags_of(const struct snapshot *s)
 static int make_child(struct snapshot *s, struct dr_error *err)
 {
     struct dr_image *image = s->chain->images[0];
+    const struct dr_overlay *o = s->overlay;
+    bool alike = s->fmt == image->fmt;
+    CLEANUP_FREE char *name = dr_ops_name_from(s->disk->fs, s->where, image->path);
     const struct dr_create_params what = {
         .size = image->size,
         .backing = image,
-        .backing_name = dr_path_basename(image->path),
+        .backing_name = o && o->path ? name : dr_path_basename(image->path),
         .backing_format = image->fmt->name,
-        .like = image,
-        .like_chain = s->chain,
+        .like = alike ? image : NULL,
+        .like_chain = alike ? s->chain : NULL,
         .all_new = true,
     };
+    if (!name)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
     pthread_mutex_lock(&image->begin_lock); /* begin_write edits what is taken over */
-    int r = dr_new_create(&s->fresh, image->fmt, &what, NULL, 0, flags_of(s), err);
+    int r = dr_new_create(&s->fresh, s->fmt, &what, o ? o->pairs : NULL, o ? o->n_pairs : 0,
+                          flags_of(s), err);
     pthread_mutex_unlock(&image->begin_lock);
     /* The user of the disk goes on with the child; a parent that may only be read says nothing
      * about who that is. */
@@ -142,26 +152,51 @@ static int make_child(struct snapshot *s, struct dr_error *err)
     return r;
 }
 
+static int choose_format(struct snapshot *s, struct dr_error *err)
+{
+    const struct dr_image *image = s->chain->images[0];
+    s->fmt = image->fmt;
+    if (s->overlay && s->overlay->format)
+        s->fmt = dr_ops_format(s->overlay->format, DR_FORMAT_CREATE | DR_FORMAT_BACKING, err);
+    if (!s->fmt)
+        return err ? -err->errnum : -EINVAL;
+    if (!(s->fmt->flags & DR_FORMAT_BACKING) || !s->fmt->create || !s->fmt->snapshot_suffix)
+        return dr_fail(err, ENOTSUP, "%s: %s images cannot have snapshots", image->path,
+                       s->fmt->name);
+    if (s->fmt->parent_format && strcmp(s->fmt->parent_format, image->fmt->name) != 0)
+        return dr_fail(err, ENOTSUP, "%s: is a %s image, and the parent of a %s image must be %s",
+                       image->path, image->fmt->name, s->fmt->name, s->fmt->parent_format);
+    return 0;
+}
+
+static int choose_place(struct snapshot *s, struct dr_error *err)
+{
+    const struct dr_image *image = s->chain->images[0];
+    CLEANUP_FREE char *chosen = NULL;
+    if (s->overlay && s->overlay->path)
+        s->where = strdup(s->overlay->path);
+    else {
+        int r = choose_name(s->disk->fs, image, s->fmt, s->name, &chosen, err);
+        if (r < 0)
+            return r;
+        s->where = dr_path_sibling(image->path, chosen);
+    }
+    return s->where ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+}
+
 /* Everything that may be refused, and the child, complete, in its private directory. */
 static int prepare(struct snapshot *s, struct dr_error *err)
 {
     struct dr_image *image = s->chain->images[0];
     struct dr_fs *fs = s->disk->fs;
-    CLEANUP_FREE char *chosen = NULL;
-    if (!(image->fmt->flags & DR_FORMAT_BACKING) || !image->fmt->create ||
-        !image->fmt->snapshot_suffix)
-        return dr_fail(err, ENOTSUP, "%s: %s images cannot have snapshots", image->path,
-                       image->fmt->name);
-    int r = dr_chain_check_length(image->path, s->chain->n + 1, err);
+    int r = choose_format(s, err);
     if (r == 0)
-        r = choose_name(fs, image, s->name, &chosen, err);
-    if (r < 0)
-        return r;
-    s->where = dr_path_sibling(image->path, chosen);
-    if (!s->where)
-        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-    /* Through a link the disk may be where the child could not open it. */
-    r = dr_gate_check(fs, s->where, image->path, s->options, err);
+        r = dr_chain_check_length(image->path, s->chain->n + 1, err);
+    if (r == 0)
+        r = choose_place(s, err);
+    /* Through a link, or in another directory, the child could not open the disk. */
+    if (r == 0)
+        r = dr_gate_check(fs, s->where, image->path, s->options, err);
     if (r == 0)
         r = dr_new_begin(&s->fresh, fs, s->where, true, flags_of(s), err);
     return r < 0 ? r : make_child(s, err);
@@ -181,7 +216,7 @@ static int renew_parent_id(const struct snapshot *s, const struct dr_image *top,
                            struct dr_error *err)
 {
     struct dr_image *child;
-    if (!(top->fmt->flags & DR_FORMAT_CONTENT_ID))
+    if (s->fmt != top->fmt || !(top->fmt->flags & DR_FORMAT_CONTENT_ID))
         return 0;
     int r = dr_image_open(s->disk->fs, s->fresh.path, top->fmt->name, child_flags(s), &child, err);
     if (r < 0)
@@ -208,35 +243,78 @@ static int make_chain(const struct dr_chain *old, struct dr_image *child, struct
     return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", old->images[0]->path);
 }
 
-static int switch_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                       struct dr_error *err)
+/* What the disk holds in memory becomes durable, and the child takes its name. */
+static int publish_child(struct snapshot *s, struct dr_error *err)
 {
-    struct snapshot *s = user;
-    struct dr_image *top = present->images[0], *child = NULL;
-    bool unchanged = top->flags & DR_OPEN_UNCHANGED;
-    int r = dr_chain_flush(present, 0, err);
+    int r = dr_chain_flush(s->present, 0, err);
     if (r == 0)
-        r = renew_parent_id(s, top, err);
-    if (r == 0)
-        r = dr_new_publish(&s->fresh, err);
-    if (r < 0)
-        return r;
-    r = dr_image_open(s->disk->fs, s->where, top->fmt->name, child_flags(s), &child, err);
+        r = renew_parent_id(s, s->present->images[0], err);
+    return r < 0 ? r : dr_new_publish(&s->fresh, err);
+}
+
+/* The chain with the child on top; the old top is frozen. */
+static int take_child(struct snapshot *s, struct dr_error *err)
+{
+    struct dr_image *top = s->present->images[0], *child = NULL;
+    s->unchanged = top->flags & DR_OPEN_UNCHANGED;
+    int r = dr_image_open(s->disk->fs, s->where, s->fmt->name, child_flags(s), &child, err);
     if (r == 0)
         r = dr_image_freeze(top, err);
-    if (r == 0) {
-        r = make_chain(present, DR_STEAL(child), fresh, err);
-        if (r < 0)
-            dr_image_thaw(top, unchanged, NULL);
-    }
+    s->frozen = r == 0;
+    if (r == 0)
+        r = make_chain(s->present, DR_STEAL(child), &s->next, err);
     dr_image_unref(child, NULL);
     return r < 0 ? dr_prefix(err, r, "%s was made, but the disk goes on without it", s->where) : 0;
 }
 
-static int switch_disk(struct snapshot *s, struct dr_job *job, struct dr_error *err)
+static void give_back_child(struct snapshot *s)
+{
+    if (s->frozen)
+        dr_image_thaw(s->present->images[0], s->unchanged, NULL);
+    dr_chain_unref(DR_STEAL(s->next), NULL);
+}
+
+/* ------------------------------------------------------------------ several disks at one moment */
+
+struct set {
+    struct snapshot *all;
+    size_t n, quiet; /* disks whose requests wait */
+    bool switched;
+};
+
+static int switch_all(struct set *set, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < set->n; i++)
+        r = publish_child(&set->all[i], err);
+    for (size_t i = 0; r == 0 && i < set->n; i++)
+        r = take_child(&set->all[i], err);
+    for (size_t i = 0; r < 0 && i < set->n; i++)
+        give_back_child(&set->all[i]);
+    set->switched = r == 0;
+    return r;
+}
+
+/* Each disk's step holds the next one's requests, too; the innermost does it for all. */
+static int quiet_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                      struct dr_error *err)
+{
+    struct set *set = user;
+    struct snapshot *s = &set->all[set->quiet++];
+    s->present = present;
+    int r = set->quiet < set->n
+                ? dr_disk_quiesce(set->all[set->quiet].disk, quiet_step, set, NULL, err)
+                : switch_all(set, err);
+    if (!set->switched)
+        return r;
+    *fresh = DR_STEAL(s->next);
+    return 0;
+}
+
+static int switch_disks(struct set *set, struct dr_job *job, struct dr_error *err)
 {
     uint64_t pause = 0;
-    int r = dr_disk_quiesce(s->disk, switch_step, s, &pause, err);
+    int r = dr_disk_quiesce(set->all[0].disk, quiet_step, set, &pause, err);
     dr_job_held(job, pause);
     return r;
 }
@@ -244,33 +322,85 @@ static int switch_disk(struct snapshot *s, struct dr_job *job, struct dr_error *
 /* ------------------------------------------------------------------ on an open disk, and by path
  */
 
-static int snapshot_claimed(struct snapshot *s, bool live, char **active, struct dr_job *job,
-                            struct dr_error *err)
+static int snapshots_claimed(struct set *set, bool live, struct dr_job *job, struct dr_error *err)
 {
-    s->chain = dr_disk_chain(s->disk);
-    int r = prepare(s, err);
-    if (r == 0 && live)
-        r = switch_disk(s, job, err);
-    else if (r == 0)
-        r = dr_new_publish(&s->fresh, err);
-    if (r == 0 && active)
-        *active = DR_STEAL(s->where);
-    dr_new_abandon(&s->fresh);
-    int closed = dr_chain_unref(s->chain, r == 0 ? err : NULL);
-    free(s->where);
-    return r < 0 ? r : closed;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < set->n; i++) {
+        set->all[i].chain = dr_disk_chain(set->all[i].disk);
+        r = prepare(&set->all[i], err);
+    }
+    if (r == 0)
+        r = live ? switch_disks(set, job, err) : dr_new_publish(&set->all[0].fresh, err);
+    for (size_t i = 0; i < set->n; i++) {
+        dr_new_abandon(&set->all[i].fresh);
+        int closed = dr_chain_unref(set->all[i].chain, r == 0 ? err : NULL);
+        r = r < 0 ? r : closed;
+    }
+    return r;
+}
+
+static int snapshots(struct set *set, bool live, struct dr_job *job, struct dr_error *err)
+{
+    size_t claimed = 0;
+    int r = 0;
+    while (r == 0 && claimed < set->n) {
+        r = dr_disk_claim(set->all[claimed].disk, "snapshot", err);
+        claimed += r == 0;
+    }
+    if (r == 0)
+        r = snapshots_claimed(set, live, job, err);
+    while (claimed > 0)
+        dr_disk_unclaim(set->all[--claimed].disk);
+    return r;
 }
 
 static int snapshot(struct dr_disk *disk, const char *name, const struct dr_open_options *options,
                     bool live, char **active, struct dr_job *job, struct dr_error *err)
 {
     struct snapshot s = {.disk = disk, .options = options, .name = name};
-    int r = dr_disk_claim(disk, "snapshot", err);
+    struct set set = {.all = &s, .n = 1};
+    int r = snapshots(&set, live, job, err);
+    if (r == 0 && active)
+        *active = DR_STEAL(s.where);
+    free(s.where);
+    return r;
+}
+
+static int snapshot_disks(struct dr_overlay *overlays, size_t n, struct dr_job *job,
+                          struct dr_error *err)
+{
+    struct set set = {.all = calloc(n, sizeof(*set.all)), .n = n};
+    int r = set.all ? 0 : dr_fail(err, ENOMEM, "out of memory for %zu snapshots", n);
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        set.all[i] = (struct snapshot){
+            .disk = overlays[i].disk, .options = &overlays[i].open, .overlay = &overlays[i]};
+        if (!dr_writable(overlays[i].disk))
+            r = dr_fail(err, EROFS, "%s: is open for reading only",
+                        dr_image_path(overlays[i].disk, 0));
+    }
+    if (r == 0)
+        r = snapshots(&set, true, job, err);
+    for (size_t i = 0; set.all && i < n; i++) {
+        overlays[i].active = r == 0 ? DR_STEAL(set.all[i].where) : NULL;
+        free(set.all[i].where);
+    }
+    free(set.all);
+    return r;
+}
+
+int dr_disks_snapshot(struct dr_overlay *overlays, size_t n, struct dr_job *job,
+                      struct dr_error *err)
+{
+    DR_REQUIRE(overlays, err);
+    if (n == 0)
+        return dr_fail(err, EINVAL, "no disk to make a snapshot of");
+    for (size_t i = 0; i < n; i++)
+        DR_REQUIRE(overlays[i].disk, err);
+    int r = dr_job_begin(job, err);
     if (r < 0)
         return r;
-    r = snapshot_claimed(&s, live, active, job, err);
-    dr_disk_unclaim(disk);
-    return r;
+    r = dr_job_end(job, snapshot_disks(overlays, n, job, err));
+    return dr_new_hide(r, NULL, err);
 }
 
 int dr_disk_snapshot(struct dr_disk *disk, const char *name, const struct dr_open_options *options,

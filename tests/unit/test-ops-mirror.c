@@ -219,6 +219,117 @@ static void a_pivot_below_the_active_image_is_refused(void **state)
     ok(dr_close(disk, &err));
 }
 
+static void snapshots_of_a_disk_in_use_may_have_another_format(void **state)
+{
+    static const struct {
+        const char *base, *child;
+    } pairs[] = {{"raw", "add-cow"}, {"vmdk", "qcow2"}, {"qcow2", "add-cow"}, {"raw", "qcow2"}};
+    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct crowd crowd;
+        struct dr_create_options b = {.format = pairs[i].base, .size = CROWD_SIZE};
+        ok(dr_create_fs(fs, "disk", &b, &err));
+        crowd_begin(&crowd, fs, "disk");
+        for (unsigned k = 0; k < 2; k++) {
+            struct dr_overlay o = {
+                .disk = crowd.disk, .path = k ? "two" : "one", .format = pairs[i].child};
+            ok(dr_disks_snapshot(&o, 1, NULL, &err));
+            assert_string_equal(o.active, o.path);
+            free(o.active);
+            assert_string_equal(dr_image_format(crowd.disk, 0), pairs[i].child);
+            assert_int_equal(dr_chain_length(crowd.disk), k + 2);
+            crowd_pass(&crowd, 30);
+        }
+        crowd_end(&crowd, "two");
+        dr_fs_memory_free(fs);
+    }
+    (void)state;
+}
+
+/* One writer goes from disk to disk: at no moment has a later one more than an earlier one. */
+struct in_turn {
+    struct dr_disk *disks[3];
+    _Atomic bool stop;
+    _Atomic unsigned rounds;
+};
+
+static void *write_in_turn(void *user)
+{
+    struct in_turn *t = user;
+    for (uint32_t n = 1; !atomic_load(&t->stop); n++) {
+        for (unsigned i = 0; i < 3; i++)
+            if (dr_pwrite(t->disks[i], &n, 0, sizeof(n), 0, NULL) < 0)
+                return t;
+        atomic_fetch_add(&t->rounds, 1);
+    }
+    return NULL;
+}
+
+static void several_disks_stop_at_one_moment(void **state)
+{
+    static const char *const names[] = {"a.vmdk", "b.qcow2", "c.raw"};
+    static const char *const kinds[] = {"vmdk", "qcow2", "raw"};
+    struct dr_fs *fs = *state;
+    struct in_turn t = {0};
+    struct dr_overlay o[3] = {0};
+    pthread_t thread;
+    void *trouble;
+    for (unsigned i = 0; i < 3; i++) {
+        make(fs, names[i], kinds[i], MiB, NULL);
+        ok(dr_open_fs(fs, names[i], &rw, &t.disks[i], &err));
+        o[i] = (struct dr_overlay){.disk = t.disks[i], .format = i == 2 ? "add-cow" : NULL};
+    }
+    assert_int_equal(pthread_create(&thread, NULL, write_in_turn, &t), 0);
+    while (atomic_load(&t.rounds) < 50)
+        sched_yield();
+    ok(dr_disks_snapshot(o, 3, NULL, &err));
+    unsigned then = atomic_load(&t.rounds);
+    while (atomic_load(&t.rounds) < then + 50)
+        sched_yield();
+    atomic_store(&t.stop, true);
+    pthread_join(thread, &trouble);
+    assert_null(trouble);
+    uint32_t last = UINT32_MAX, first = 0;
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(dr_chain_length(t.disks[i]), 2);
+        ok(dr_close(t.disks[i], &err));
+        free(o[i].active);
+        uint64_t size;
+        uint32_t n;
+        uint8_t *all = view(fs, names[i], &size);
+        memcpy(&n, all, sizeof(n));
+        free(all);
+        assert_true(n <= last);
+        last = n;
+        first = i == 0 ? n : first;
+    }
+    assert_true(first - last <= 1);
+}
+
+static void a_snapshot_that_is_refused_changes_no_disk(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_disk *disks[2];
+    make(fs, "a.vmdk", "vmdk", MiB, NULL);
+    make(fs, "b.raw", "raw", MiB, NULL);
+    size_t files = count_files(fs);
+    ok(dr_open_fs(fs, "a.vmdk", &rw, &disks[0], &err));
+    ok(dr_open_fs(fs, "b.raw", &rw, &disks[1], &err));
+    struct dr_overlay o[2] = {{.disk = disks[0]}, {.disk = disks[1], .format = "vmdk"}};
+    refused(dr_disks_snapshot(o, 2, NULL, &err), ENOTSUP, "must be vmdk");
+    o[1].format = "raw";
+    refused(dr_disks_snapshot(o, 2, NULL, &err), ENOTSUP, "raw");
+    o[1] = o[0];
+    refused(dr_disks_snapshot(o, 2, NULL, &err), EBUSY, "snapshot");
+    o[1] = (struct dr_overlay){.disk = disks[1], .format = "add-cow", .path = "a.vmdk"};
+    refused(dr_disks_snapshot(o, 2, NULL, &err), EEXIST, "a.vmdk");
+    assert_int_equal(dr_chain_length(disks[0]), 1);
+    assert_int_equal(dr_chain_length(disks[1]), 1);
+    assert_int_equal(count_files(fs), files);
+    ok(dr_close(disks[0], &err));
+    ok(dr_close(disks[1], &err));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -230,6 +341,9 @@ int main(void)
         ops_test(what_is_there_already_is_taken_only_when_told),
         ops_test(holes_stay_holes),
         ops_test(a_pivot_below_the_active_image_is_refused),
+        cmocka_unit_test(snapshots_of_a_disk_in_use_may_have_another_format),
+        ops_test(several_disks_stop_at_one_moment),
+        ops_test(a_snapshot_that_is_refused_changes_no_disk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
