@@ -115,6 +115,112 @@ static void with_little_memory_the_same_is_found_and_repaired(void **state)
     }
 }
 
+/* ------------------------------------------------------------------ several readers */
+
+static struct dr_check_result checked_by(unsigned readers, unsigned fix)
+{
+    const struct qcow2_check_limits usual = qcow2_check_limits;
+    qcow2_check_limits.readers = readers;
+    struct dr_check_result r = checked(mem, fix);
+    qcow2_check_limits = usual;
+    return r;
+}
+
+static void assert_same_by_one_and_four(const char *what)
+{
+    struct dr_check_result one = checked_by(1, 0), four;
+    CLEANUP_FREE char *said = strdup(lines);
+    for (int i = 0; i < 3; i++) {
+        four = checked_by(4, 0);
+        if (memcmp(&one, &four, sizeof(one)) != 0 || strcmp(lines, said) != 0)
+            fail_msg("%s: one thread says:\n%sfour say:\n%s", what, said, lines);
+    }
+}
+
+static void one_thread_and_four_find_and_say_the_same(void **state)
+{
+    (void)state;
+    for (size_t d = 0; d < N_DAMAGES; d++) {
+        make_in(mem, &shapes[0]);
+        struct patient p = patient_of(mem, &shapes[0]);
+        if (can_have(&p, &damages[d])) {
+            damages[d].inflict(&p);
+            assert_same_by_one_and_four(damages[d].name);
+        }
+        ok(mem->ops->unlink(mem, PATH, &err));
+    }
+    struct patient p = make_wide();
+    harm_wide(&p);
+    poke(mem, p.roots + 8 * 20, 0, 8);
+    assert_same_by_one_and_four("a wide image");
+    checked_by(4, DR_CHECK_FIX_ALL);
+    assert_true(is_clean(checked_by(4, 0)));
+}
+
+/* Reads of the image, which wait for each other. */
+struct meeting {
+    pthread_mutex_t lock;
+    pthread_cond_t all_there;
+    unsigned there, wanted;
+    uint64_t from; /* reads of tables begin here */
+};
+
+static int meet(void *user, const struct faultfs_io *io)
+{
+    struct meeting *m = user;
+    if (io->kind != FAULTFS_READ || io->off < m->from)
+        return 0;
+    pthread_mutex_lock(&m->lock);
+    if (++m->there == m->wanted)
+        pthread_cond_broadcast(&m->all_there);
+    while (m->there < m->wanted)
+        pthread_cond_wait(&m->all_there, &m->lock);
+    pthread_mutex_unlock(&m->lock);
+    return 0;
+}
+
+/* Sixteen tables, none behind the other: without eight readers the test hangs. */
+static void a_file_far_away_gets_as_many_requests_at_once_as_it_wants(void **state)
+{
+    (void)state;
+    struct meeting m = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 8, 0};
+    struct faultfs *far = faultfs_new(mem);
+    struct dr_disk *disk;
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    struct dr_create_params create = {
+        .size = 64 * 1024 * KiB, .options = shapes[0].options, .n_options = shapes[0].n};
+    ok(dr_format_qcow2.create(mem, PATH, &create, &err));
+    ok(dr_open_fs(mem, PATH, &open, &disk, &err));
+    for (uint64_t i = 0; i < 16; i++)
+        write_at(disk, i * 4096 * KiB, 512, 1);
+    ok(dr_close(disk, &err));
+    m.from = peek(mem, peek(mem, QCOW2_AT_L1 + 4, 8), 8) & QCOW2_OFFSET;
+    faultfs_set_depth(far, 8);
+    faultfs_observe(far, meet, &m);
+    assert_true(is_clean(checked(faultfs_fs(far), 0)));
+    assert_true(m.there >= 16);
+    faultfs_free(far);
+}
+
+static void the_first_piece_that_cannot_be_read_fails_the_check(void **state)
+{
+    (void)state;
+    const unsigned kinds = 1u << FAULTFS_READ | 1u << FAULTFS_EXTENT;
+    struct faultfs *f = faultfs_new(mem);
+    make_wide();
+    bool failed = true;
+    for (uint64_t n = 0; failed; n += 31) {
+        struct dr_check_result r;
+        faultfs_arm(f, &(struct faultfs_plan){.nth = n, .kinds = kinds});
+        failed = check_in(faultfs_fs(f), 0, &r) < 0;
+        assert_int_equal(failed, faultfs_fired(f));
+    }
+    assert_true(faultfs_count_of(f, FAULTFS_READ) > 100);
+    faultfs_free(f);
+}
+
+/* ------------------------------------------------------------------ many ways to one place */
+
 /* Read naively, these are 2^36 entries; each table is read once. */
 static void many_ways_to_one_table_are_counted_at_once(void **state)
 {
@@ -204,6 +310,9 @@ int main(void)
         T(a_sound_image_has_nothing_to_report),
         T(damage_is_found_and_repaired_and_the_disk_reads_the_same),
         T(with_little_memory_the_same_is_found_and_repaired),
+        T(one_thread_and_four_find_and_say_the_same),
+        T(a_file_far_away_gets_as_many_requests_at_once_as_it_wants),
+        T(the_first_piece_that_cannot_be_read_fails_the_check),
         T(findings_beyond_number_are_counted_and_not_listed),
         T(many_ways_to_one_table_are_counted_at_once),
         T(many_snapshots_with_one_table_are_counted_at_once),

@@ -99,39 +99,45 @@ static void compare_counts(struct qcow2_check *c, uint8_t *counts, uint64_t at, 
     }
 }
 
-/* Part of a block: clusters [first, first + n), whose counts stand at `at`. */
-static int compare_piece(struct qcow2_check *c, uint64_t at, uint64_t first, uint64_t n,
-                         unsigned fix, struct dr_error *err)
+/* Counts of piece->n clusters from piece->first on: part of a block, or there is none. */
+static int use_counts(struct qcow2_check *c, const struct qcow2_piece *piece, uint8_t *bytes,
+                      void *user, struct dr_error *err)
 {
-    unsigned order = c->q->h.refcount_order;
-    size_t len = (size_t)(((n << order) + 7) / 8);
-    bool unused = qcow2_tally_next(&c->tally, first) >= first + n;
-    enum dr_file_extent kind = DR_FILE_DATA;
-    uint64_t run = 0, from, to;
-    int r = unused ? dr_file_extent(c->f, at, len, &kind, &run, err) : 0;
-    if (r < 0 || (kind == DR_FILE_HOLE && run >= len))
-        return r;
-    r = dr_file_pread_short(c->f, c->buf, at, len, NULL, err);
-    if (r < 0 || (unused && dr_is_zero(c->buf, len)))
-        return r;
-    compare_counts(c, c->buf, at, first, n, fix, &from, &to);
-    return to ? dr_file_pwrite(c->f, c->buf + from, at + from, to - from, err) : 0;
+    unsigned fix = *(const unsigned *)user;
+    uint64_t from, to;
+    if (piece->len == 0) {
+        compare_uncounted(c, piece->first, piece->first + piece->n, piece->unknown);
+        return 0;
+    }
+    bool unused = qcow2_tally_next(&c->tally, piece->first) >= piece->first + piece->n;
+    if (unused && (!bytes || dr_is_zero(bytes, piece->len)))
+        return 0;
+    if (!bytes)
+        bytes = memset(c->buf, 0, piece->len);
+    compare_counts(c, bytes, piece->at, piece->first, piece->n, fix, &from, &to);
+    return to ? dr_file_pwrite(c->f, bytes + from, piece->at + from, to - from, err) : 0;
 }
 
 static int compare_block(struct qcow2_check *c, uint64_t at, uint64_t first, uint64_t last,
-                         unsigned fix, struct dr_error *err)
+                         struct dr_error *err)
 {
     unsigned order = c->q->h.refcount_order;
     uint64_t step = QCOW2_CHECK_STEP * 8 >> order, start = first % qcow2_block_entries(c->q);
     int r = 0;
     for (uint64_t i = first, n; r == 0 && i < last; i += n) {
         n = dr_min(step, last - i);
-        r = compare_piece(c, at + ((start + i - first) << order) / 8, i, n, fix, err);
+        struct qcow2_piece piece = {.first = i, .n = n};
+        piece.at = at + ((start + i - first) << order) / 8;
+        piece.len = (size_t)(((n << order) + 7) / 8);
+        piece.used = qcow2_tally_next(&c->tally, i) < i + n;
+        r = qcow2_ahead_add(c, &piece, err);
     }
     return r;
 }
 
-int qcow2_compare(struct qcow2_check *c, unsigned fix, struct dr_error *err)
+/* Clusters without a block wait their turn, too, so that findings stand in the order of the file.
+ */
+static int compare_blocks(struct qcow2_check *c, struct dr_error *err)
 {
     uint64_t per = qcow2_block_entries(c->q), end = dr_min(c->tally.end, c->clusters + 1), at;
     int r = 0;
@@ -139,13 +145,24 @@ int qcow2_compare(struct qcow2_check *c, unsigned fix, struct dr_error *err)
         enum qcow2_root root = qcow2_root_of(c, i / per, &at);
         next = dr_min((i / per + 1) * per, end);
         if (root == QCOW2_ROOT_BLOCK) {
-            r = compare_block(c, at, i, next, fix, err);
+            r = compare_block(c, at, i, next, err);
             continue;
         }
         if (i / per >= c->n_roots)
             next = end;
-        compare_uncounted(c, i, next, root == QCOW2_ROOT_UNKNOWN);
+        struct qcow2_piece piece = {.first = i, .n = next - i};
+        piece.unknown = root == QCOW2_ROOT_UNKNOWN;
+        r = qcow2_ahead_add(c, &piece, err);
     }
+    return r;
+}
+
+int qcow2_compare(struct qcow2_check *c, unsigned fix, struct dr_error *err)
+{
+    c->writes = fix;
+    qcow2_ahead_start(c, use_counts, &fix);
+    int r = qcow2_ahead_finish(c, compare_blocks(c, err), err);
+    c->writes = false;
     return r;
 }
 

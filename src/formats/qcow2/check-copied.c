@@ -146,5 +146,8 @@ int qcow2_check_copied(struct qcow2_check *c, bool fix, struct dr_error *err)
     p->c = c;
     p->fix = fix;
     p->lines = lines;
-    return qcow2_each_table(c, copied_l1, copied_table, p, err);
+    c->writes = fix;
+    int r = qcow2_each_table(c, copied_l1, copied_table, p, err);
+    c->writes = false;
+    return r;
 }

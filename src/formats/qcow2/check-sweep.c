@@ -5,30 +5,18 @@
 
 #include "base/cleanup.h"
 
-int qcow2_scan(struct qcow2_check *c, uint64_t at, uint64_t len, qcow2_scan_fn fn, void *user,
-               struct dr_error *err)
+/* Add [what->at, what->at + len) in pieces. Entries do not end inside of a sector. */
+static int add_pieces(struct qcow2_check *c, const struct qcow2_piece *what, uint64_t len,
+                      struct dr_error *err)
 {
-    for (uint64_t end = at + len, next; at < end; at = next) {
-        enum dr_file_extent kind;
-        uint64_t run;
-        int r = dr_file_extent(c->f, at, end - at, &kind, &run, err);
-        if (r < 0)
-            return r;
-        /* An entry does not end inside of a sector. */
-        next = kind == DR_FILE_HOLE ? dr_round_down(at + run, 512) : dr_round_up(at + run, 512);
-        if (kind == DR_FILE_HOLE && (next > at || at + run == end)) {
-            next = at + run == end ? end : next;
-            continue;
-        }
-        next = dr_min(dr_max(next, dr_round_down(at, 512) + 512), at + QCOW2_CHECK_STEP);
-        next = dr_min(next, end);
-        r = dr_file_pread_short(c->f, c->buf, at, next - at, NULL, err);
-        if (r == 0)
-            r = fn(user, at, c->buf, next - at, err);
-        if (r < 0)
-            return r;
+    struct qcow2_piece piece = *what;
+    int r = 0;
+    for (uint64_t end = what->at + len; r == 0 && piece.at < end; piece.at += piece.len) {
+        uint64_t next = dr_round_down(piece.at, 512) + QCOW2_CHECK_STEP;
+        piece.len = (size_t)(dr_min(next, end) - piece.at);
+        r = qcow2_ahead_add(c, &piece, err);
     }
-    return 0;
+    return r;
 }
 
 /* ------------------------------------------------------------------ ranges */
@@ -72,31 +60,30 @@ int qcow2_each_part(struct qcow2_check *c, const struct qcow2_range *ranges, siz
 }
 
 struct sweeping {
-    struct qcow2_check *c;
-    const struct qcow2_sweep *part;
     qcow2_sweep_fn fn;
     void *user;
 };
 
-static int sweep_piece(void *user, uint64_t at, uint8_t *bytes, size_t len, struct dr_error *err)
+static int use_swept(struct qcow2_check *c, const struct qcow2_piece *piece, uint8_t *bytes,
+                     void *user, struct dr_error *err)
 {
-    struct sweeping *s = user;
-    return s->fn(s->c, s->part, at, bytes, len, s->user, err);
+    const struct sweeping *s = user;
+    return bytes ? s->fn(c, &piece->part, piece->at, bytes, piece->len, s->user, err) : 0;
 }
 
-static int sweep_part(struct qcow2_check *c, const struct qcow2_sweep *part, void *user,
-                      struct dr_error *err)
+static int read_part(struct qcow2_check *c, const struct qcow2_sweep *part, void *user,
+                     struct dr_error *err)
 {
-    struct sweeping s = *(const struct sweeping *)user;
-    s.part = part;
-    return qcow2_scan(c, part->at, part->len, sweep_piece, &s, err);
+    (void)user;
+    return add_pieces(c, &(struct qcow2_piece){.at = part->at, .part = *part}, part->len, err);
 }
 
 int qcow2_sweep(struct qcow2_check *c, const struct qcow2_range *ranges, size_t n,
                 qcow2_sweep_fn fn, void *user, struct dr_error *err)
 {
-    struct sweeping s = {.c = c, .fn = fn, .user = user};
-    return qcow2_each_part(c, ranges, n, sweep_part, &s, err);
+    struct sweeping s = {fn, user};
+    qcow2_ahead_start(c, use_swept, &s);
+    return qcow2_ahead_finish(c, qcow2_each_part(c, ranges, n, read_part, NULL, err), err);
 }
 
 /* ------------------------------------------------------------------ L2 tables */
@@ -179,33 +166,32 @@ static int list_l1(struct qcow2_check *c, const struct qcow2_sweep *part, uint64
     return 0;
 }
 
-/* A run of tables that follow each other without a gap. */
 struct reading {
-    struct qcow2_check *c;
-    const struct qcow2_table *tables;
     qcow2_table_fn each;
     void *user;
 };
 
-static int read_piece(void *user, uint64_t at, uint8_t *bytes, size_t len, struct dr_error *err)
+static int use_tables(struct qcow2_check *c, const struct qcow2_piece *piece, uint8_t *bytes,
+                      void *user, struct dr_error *err)
 {
-    struct reading *g = user;
-    uint64_t first = g->tables->at, cluster = g->c->q->cluster;
+    const struct reading *g = user;
+    uint64_t first = piece->tables->at, cluster = c->q->cluster;
     int r = 0;
-    for (size_t i = 0, part; r == 0 && i < len; i += part) {
-        const struct qcow2_table *t = &g->tables[(at + i - first) / cluster];
-        part = dr_min(len - i, t->at + cluster - (at + i));
-        r = g->each(g->c, t, at + i, bytes + i, part, g->user, err);
+    for (size_t i = 0, part; bytes && r == 0 && i < piece->len; i += part) {
+        const struct qcow2_table *t = &piece->tables[(piece->at + i - first) / cluster];
+        part = dr_min(piece->len - i, t->at + cluster - (piece->at + i));
+        r = g->each(c, t, piece->at + i, bytes + i, part, g->user, err);
     }
     return r;
 }
 
-/* Tables that do not stand at the beginning of a cluster may overlap: the first of those counts. */
-static int read_tables(struct qcow2_check *c, const struct listing *l, qcow2_table_fn each,
-                       void *user, struct dr_error *err)
+/* Tables that follow each other without a gap are read as one. Tables that do not stand at the
+ * beginning of a cluster may overlap: the first of those counts. */
+static int add_tables(struct qcow2_check *c, const struct listing *l, struct dr_error *err)
 {
     uint64_t cluster = c->q->cluster, odd_end = 0;
-    for (size_t i = 0, next; i < l->n; i = next) {
+    int r = 0;
+    for (size_t i = 0, next; r == 0 && i < l->n; i = next) {
         const struct qcow2_table *first = &l->tables[i];
         bool odd = first->at % cluster;
         next = i + 1;
@@ -215,12 +201,18 @@ static int read_tables(struct qcow2_check *c, const struct listing *l, qcow2_tab
             next++;
         if (odd)
             odd_end = first->at + cluster;
-        struct reading g = {c, first, each, user};
-        int r = qcow2_scan(c, first->at, (next - i) * cluster, read_piece, &g, err);
-        if (r < 0)
-            return r;
+        struct qcow2_piece run = {.at = first->at, .tables = first};
+        r = add_pieces(c, &run, (next - i) * cluster, err);
     }
-    return 0;
+    return r;
+}
+
+static int read_tables(struct qcow2_check *c, const struct listing *l, qcow2_table_fn each,
+                       void *user, struct dr_error *err)
+{
+    struct reading g = {each, user};
+    qcow2_ahead_start(c, use_tables, &g);
+    return qcow2_ahead_finish(c, add_tables(c, l, err), err);
 }
 
 int qcow2_each_table(struct qcow2_check *c, qcow2_sweep_fn each_l1, qcow2_table_fn each, void *user,

@@ -373,10 +373,12 @@ int qcow2_mend_entries(struct qcow2_check *c, struct dr_error *err)
     do {
         qcow2_tally_begin(&c->tally, c->tally.end, qcow2_check_limits.tally);
         r = qcow2_walk(c, err);
+        c->writes = true;
         if (r == 0)
             r = qcow2_each_table(c, NULL, mend_table, NULL, err);
         if (r == 0)
             r = qcow2_sweep(c, c->bitmaps, c->n_bitmaps, mend_bitmap, NULL, err);
+        c->writes = false;
     } while (r == 0 && c->tally.more);
     return r;
 }

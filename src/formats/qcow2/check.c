@@ -17,7 +17,7 @@
 
 #include "base/cleanup.h"
 
-struct qcow2_check_limits qcow2_check_limits = {.tally = UINT64_C(32) << 20,
+struct qcow2_check_limits qcow2_check_limits = {.tally = UINT64_C(31) << 20,
                                                 .tables = UINT64_C(1) << 18};
 
 /* More lines than anybody reads; a damaged image may have billions of findings. */
@@ -93,6 +93,7 @@ void qcow2_found_lost(struct qcow2_check *c, uint64_t times, const char *fmt, ..
 
 void qcow2_check_end(struct qcow2_check *c)
 {
+    qcow2_ahead_free(c);
     qcow2_tally_free(&c->tally);
     free(c->roots);
     free(c->l1s);
@@ -135,7 +136,9 @@ int qcow2_check_begin(struct qcow2_check *c, struct dr_image *image, struct dr_e
 {
     *c = (struct qcow2_check){.image = image, .q = qcow2_of(image), .f = image->files[0]};
     c->buf = malloc(QCOW2_CHECK_STEP);
-    return c->buf ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
+    if (!c->buf || qcow2_ahead_new(c) < 0)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    return 0;
 }
 
 /* ------------------------------------------------------------------ repairing */

@@ -4,6 +4,7 @@
  *   check.c            the order of it all: check, recover, trim
  *   check-walk.c       follows every table and counts the references to each cluster
  *   check-tally.c      the counts, of as many clusters as memory is allowed for
+ *   check-ahead.c      reads pieces of the file, several at a time
  *   check-sweep.c      ranges of the file that may overlap, each byte read once; lists of tables
  *   check-snapshots.c  reads the snapshot table and the bitmap directory
  *   check-entry.c      what is wrong with an L2 entry
@@ -24,15 +25,17 @@
 
 #include "formats/qcow2/qcow2.h"
 
-#define QCOW2_CHECK_STEP    (UINT64_C(1) << 20) /* bytes read at once */
+#define QCOW2_CHECK_STEP    (UINT64_C(256) << 10) /* bytes read at once */
 #define QCOW2_L1_RESERVED   UINT64_C(0x7f000000000001ff)
 #define QCOW2_L2_RESERVED   UINT64_C(0x3f000000000001fe)
 #define QCOW2_ROOT_RESERVED UINT64_C(0x1ff)
 
-/* Bounds of the memory that a check takes. Tests make them less, to get several windows. */
+/* Bounds of the memory that a check takes, and of its threads. Tests make them less, to get several
+ * windows. */
 struct qcow2_check_limits {
-    uint64_t tally;  /* bytes of counts */
-    uint64_t tables; /* L2 tables that are listed at once, 4 at least */
+    uint64_t tally;   /* bytes of counts */
+    uint64_t tables;  /* L2 tables that are listed at once, 4 at least */
+    unsigned readers; /* threads; 0: a processor's each, or as many requests as the file wants */
 };
 extern struct qcow2_check_limits qcow2_check_limits;
 
@@ -89,8 +92,10 @@ struct qcow2_check {
     bool bad_bitmaps;       /* some cannot be right */
     struct qcow2_range *bitmaps;
     size_t n_bitmaps;
-    uint8_t *buf; /* QCOW2_CHECK_STEP bytes for qcow2_scan */
+    struct qcow2_ahead *ahead;
+    uint8_t *buf; /* QCOW2_CHECK_STEP bytes */
 
+    bool writes;   /* this pass writes to the file: nothing is read ahead */
     bool renewed;  /* a table was written anew */
     bool no_roots; /* walk: leave the refcount table and its blocks out */
 
@@ -130,21 +135,47 @@ static inline bool qcow2_first_window(const struct qcow2_check *c)
     return c->tally.begin == 0;
 }
 
+/* ------------------------------------------------------------------ check-ahead.c */
+
+/* A part of the file, in as many ranges. Its ends are multiples of 8. */
+struct qcow2_sweep {
+    uint64_t at, len;
+    uint64_t times, active; /* active: that many of the ranges are */
+};
+
+/* An L2 table, or a cluster of a bitmap. */
+struct qcow2_table {
+    uint64_t at;
+    uint64_t times;  /* entries that lead to it */
+    uint32_t active; /* of them, in the active L1 */
+    uint32_t index;  /* in the active L1, of one of them */
+};
+
+/* Bytes of the file to be read, and what they are: part of one of these. */
+struct qcow2_piece {
+    uint64_t at;
+    size_t len; /* up to QCOW2_CHECK_STEP; 0: nothing is read, it only waits its turn */
+    bool used;  /* surely no hole: the file need not be asked */
+    struct qcow2_sweep part;
+    const struct qcow2_table *tables; /* the first one of a run */
+    uint64_t first, n;                /* clusters whose counts these are */
+    bool unknown;                     /* their block is somewhere, nobody knows where */
+};
+/* Uses a piece. bytes NULL: it is a hole, and so zeros; else they may be changed. */
+typedef int (*qcow2_piece_fn)(struct qcow2_check *c, const struct qcow2_piece *piece,
+                              uint8_t *bytes, void *user, struct dr_error *err);
+/* From start to finish pieces may be added. Each is shown to fn by this thread, in the order of
+ * adding, during a call of add or finish. finish: r < 0 drops what waits; returns r, or what went
+ * wrong. After a failed add: nothing but finish, with that failure. */
+void qcow2_ahead_start(struct qcow2_check *c, qcow2_piece_fn fn, void *user);
+int qcow2_ahead_add(struct qcow2_check *c, const struct qcow2_piece *piece, struct dr_error *err);
+int qcow2_ahead_finish(struct qcow2_check *c, int r, struct dr_error *err);
+int qcow2_ahead_new(struct qcow2_check *c);
+void qcow2_ahead_free(struct qcow2_check *c);
+
 /* ------------------------------------------------------------------ check-sweep.c */
 
-/* Read [at, at + len) of the file, in pieces of at most QCOW2_CHECK_STEP; holes are left
- * out. at and len: multiples of 8. */
-typedef int (*qcow2_scan_fn)(void *user, uint64_t at, uint8_t *bytes, size_t len,
-                             struct dr_error *err);
-int qcow2_scan(struct qcow2_check *c, uint64_t at, uint64_t len, qcow2_scan_fn fn, void *user,
-               struct dr_error *err);
-
-/* The union of ranges, each byte once. times: how many of them hold it; active: how many active
- * ones. Ends and beginnings are multiples of 8. */
-struct qcow2_sweep {
-    uint64_t at, len; /* the part at hand */
-    uint64_t times, active;
-};
+/* The union of ranges, each byte once, in parts. */
 typedef int (*qcow2_part_fn)(struct qcow2_check *c, const struct qcow2_sweep *part, void *user,
                              struct dr_error *err);
 int qcow2_each_part(struct qcow2_check *c, const struct qcow2_range *ranges, size_t n,
@@ -154,14 +185,6 @@ typedef int (*qcow2_sweep_fn)(struct qcow2_check *c, const struct qcow2_sweep *p
                               uint8_t *bytes, size_t len, void *user, struct dr_error *err);
 int qcow2_sweep(struct qcow2_check *c, const struct qcow2_range *ranges, size_t n,
                 qcow2_sweep_fn fn, void *user, struct dr_error *err);
-
-/* An L2 table, or a cluster of a bitmap. */
-struct qcow2_table {
-    uint64_t at;
-    uint64_t times;  /* entries that lead to it */
-    uint32_t active; /* of them, in the active L1 */
-    uint32_t index;  /* in the active L1, of one of them */
-};
 
 /* All L2 tables in the order of the file, each once. Entries of the L1 tables are shown to each_l1
  * (may be NULL) exactly once. */
