@@ -11,6 +11,7 @@ const struct cli_command *const cli_commands[] = {
     &cli_cmd_chain,      &cli_cmd_check,
     &cli_cmd_recover,    &cli_cmd_resize,
     &cli_cmd_amend,      &cli_cmd_bitmap,
+    &cli_cmd_mount,      &cli_cmd_unmount,
     &cli_cmd_vma,        &cli_cmd_io,
     &cli_cmd_completion, NULL,
 };

@@ -19,12 +19,14 @@ extern const struct cli_command cli_cmd_info;
 extern const struct cli_command cli_cmd_io;
 extern const struct cli_command cli_cmd_map;
 extern const struct cli_command cli_cmd_measure;
+extern const struct cli_command cli_cmd_mount;
 extern const struct cli_command cli_cmd_qemu_snapshot;
 extern const struct cli_command cli_cmd_rebase;
 extern const struct cli_command cli_cmd_recover;
 extern const struct cli_command cli_cmd_resize;
 extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_stream;
+extern const struct cli_command cli_cmd_unmount;
 extern const struct cli_command cli_cmd_vma;
 
 /* commands/snapshot.c: the family of an image; counts what does not open. 0 or the exit code. */

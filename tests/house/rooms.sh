@@ -27,10 +27,11 @@ allowed() {
     core) echo 'base/|storage/|formats/format\.h|core/|drover/' ;;
     ops) echo 'base/|storage/|formats/format\.h|core/(aside|core|pages|publish)\.h|ops/|drover/' ;;
     archive) echo 'base/|storage/|core/(core|publish)\.h|ops/|archive/|drover/' ;;
-    cli) echo 'base/|cli/|drover/' ;;
+    exports) echo 'base/|exports/|drover/' ;;
+    cli) echo 'base/|cli/|exports/|drover/' ;;
     esac
 }
-for room in base storage formats core ops archive cli; do
+for room in base storage formats core ops archive exports cli; do
     # Names without a slash stand next to the file.
     wrong=$(grep -rnE '^#include "[^"]*/' "src/$room" --include='*.[ch]' |
         grep -vE "#include \"($(allowed "$room"))" || true)

@@ -58,6 +58,10 @@ enum cli_key { /* options without a letter */
                KEY_DISABLE,
                KEY_MERGE,
                KEY_REFUSE_SNAPSHOTS,
+               KEY_FOREGROUND,
+               KEY_ALLOW_OTHER,
+               KEY_ALLOW_ROOT,
+               KEY_NAME,
 };
 
 struct cli_option {

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* `drover mount` and `drover unmount`. In the background a child serves the disk; the parent waits
+ * on a pipe until the child says that the mount works, or has printed why it does not and ended.
+ * The child opens the disk itself, because locks and threads would not survive the fork. */
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <syslog.h>
+#include <unistd.h>
+
+#include "cli/commands.h"
+#include "cli/common/image.h"
+#include "exports/fuse.h"
+
+static const struct cli_option mount_options[] = {
+    {'r', "read-only", NULL, "refuse writes; what cannot be written needs this", false},
+    {'l', "snapshot", "NAME", "mount what a snapshot inside shows, read-only: a name, or an id",
+     false},
+    {'t', "cache", "CACHE", "none, writeback, writethrough, directsync or unsafe", false},
+    {KEY_NAME, "name", "NAME", "the name of the file in DIR; otherwise that of the disk", false},
+    {KEY_FOREGROUND, "foreground", NULL, "stay until the disk is unmounted or Ctrl-C", false},
+    {KEY_ALLOW_OTHER, "allow-other", NULL, "let other users in, as the file's mode says", false},
+    {KEY_ALLOW_ROOT, "allow-root", NULL, "let root in besides the user who mounts", false},
+    {0, NULL, NULL, NULL, false},
+};
+
+struct mount {
+    const struct cli *cli;
+    struct cli_image image;
+    struct dr_fuse_options fuse;
+    char *name, *source;
+    bool background;
+    int told;           /* background: the parent waits for a byte here */
+    atomic_bool silent; /* nobody reads our standard error any more */
+};
+
+static void mount_free(struct mount *m)
+{
+    cli_image_free(&m->image);
+    free(m->name);
+    free(m->source);
+}
+
+/* The file is called as the disk's own file is, or as the member of a file that holds several. */
+static char *file_name(const char *path)
+{
+    CLEANUP_FREE char *file = dr_name_file(path);
+    const char *member = dr_name_format(path) ? strrchr(path, '#') : NULL;
+
+    if (!file)
+        return NULL;
+    const char *slash = strrchr(file, '/');
+    char *name = strdup(member && member[1] ? member + 1 : slash ? slash + 1 : file);
+    for (char *p = name; p && *p; p++) {
+        if (*p == '/')
+            *p = '_';
+    }
+    return name;
+}
+
+static bool name_is_good(const char *name)
+{
+    return name[0] && !strchr(name, '/') && strlen(name) < 256 && strcmp(name, ".") != 0 &&
+           strcmp(name, "..") != 0;
+}
+
+static int get_names(struct mount *m, const struct cli_args *args)
+{
+    const char *name = cli_value(args, KEY_NAME);
+    CLEANUP_FREE char *file = dr_name_file(m->image.path);
+
+    m->name = name ? strdup(name) : file_name(m->image.path);
+    m->source = file ? realpath(file, NULL) : NULL;
+    if (!m->source)
+        m->source = strdup(m->image.path);
+    if (!m->name || !m->source) {
+        cli_error(m->cli, "out of memory");
+        return 1;
+    }
+    if (!name_is_good(m->name))
+        return cli_usage(m->cli, "'%s' cannot be the name of a file", m->name);
+    m->fuse.name = m->name;
+    m->fuse.source = m->source;
+    return 0;
+}
+
+static int get_options(struct mount *m, const struct cli_args *args)
+{
+    const char *cache = cli_value(args, 't');
+    unsigned ignored = 0;
+
+    if (args->n_operands != 2)
+        return cli_usage(m->cli, "Expecting an image file name and a directory");
+    struct cli_image_spec spec = {.name = args->operands[0], .format_key = 'f', .cache_key = 't'};
+    if (!cli_has(args, 'r') && !cli_has(args, 'l'))
+        spec.flags = DR_OPEN_RDWR;
+    if (cli_image_get(m->cli, args, &spec, &m->image) != 0)
+        return 1;
+    m->image.open.snapshot = cli_value(args, 'l');
+    if (cache)
+        cli_cache_flags(cache, &ignored, &m->fuse.writethrough);
+    m->fuse.mountpoint = args->operands[1];
+    m->fuse.allow_other = cli_has(args, KEY_ALLOW_OTHER);
+    m->fuse.allow_root = cli_has(args, KEY_ALLOW_ROOT);
+    if (m->fuse.allow_other && m->fuse.allow_root)
+        return cli_usage(m->cli, "--allow-other and --allow-root exclude each other");
+    return get_names(m, args);
+}
+
+/* Called when the file can be used. The parent returns, and nobody may wait any longer for what
+ * this process has to say on its standard output. */
+static void ready(void *user)
+{
+    struct mount *m = user;
+
+    if (!m->background)
+        return;
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; null >= 0 && fd < 3; fd++)
+        dup2(null, fd);
+    if (null > 2)
+        close(null);
+    atomic_store(&m->silent, true);
+    while (write(m->told, "", 1) < 0 && errno == EINTR)
+        ;
+}
+
+static void message(void *user, const char *text)
+{
+    struct mount *m = user;
+
+    if (atomic_load(&m->silent))
+        syslog(LOG_DAEMON | LOG_ERR, "%s: %s", m->source, text);
+    else
+        cli_error(m->cli, "%s", text);
+}
+
+static int serve(struct mount *m)
+{
+    struct dr_error err = DR_ERROR_INIT, closing = DR_ERROR_INIT;
+    struct dr_disk *disk = NULL;
+
+    if (cli_image_open(m->cli, &m->image, &disk) < 0)
+        return 1;
+    m->fuse.ready = ready;
+    m->fuse.message = message;
+    m->fuse.user = m;
+    int r = dr_fuse_serve(disk, &m->fuse, &err);
+    if (r < 0)
+        message(m, err.text);
+    int c = dr_close(disk, &closing);
+    if (c < 0)
+        message(m, closing.text);
+    return r < 0 || c < 0;
+}
+
+/* The child's exit code, if it ended before it was ready. */
+static int wait_until_ready(struct mount *m, pid_t child, int pipe)
+{
+    ssize_t n;
+    char byte;
+    int status;
+
+    do {
+        n = read(pipe, &byte, 1);
+    } while (n < 0 && errno == EINTR);
+    if (n == 1)
+        return 0;
+    while (waitpid(child, &status, 0) < 0) {
+        if (errno != EINTR)
+            return 1;
+    }
+    if (WIFEXITED(status))
+        return WEXITSTATUS(status) ? WEXITSTATUS(status) : 1;
+    cli_error(m->cli, "the process in the background was ended by signal %d", WTERMSIG(status));
+    return 1;
+}
+
+static int serve_in_background(struct mount *m)
+{
+    int ends[2];
+
+    if (pipe2(ends, O_CLOEXEC) < 0) {
+        cli_error(m->cli, "pipe: %s", strerror(errno));
+        return 1;
+    }
+    fflush(stdout);
+    pid_t child = fork();
+    if (child < 0) {
+        cli_error(m->cli, "fork: %s", strerror(errno));
+        close(ends[0]);
+        close(ends[1]);
+        return 1;
+    }
+    if (child > 0) {
+        close(ends[1]);
+        int code = wait_until_ready(m, child, ends[0]);
+        close(ends[0]);
+        return code;
+    }
+    close(ends[0]);
+    setsid();
+    m->told = ends[1];
+    return serve(
+        m); /* the pipe is closed at the end of the process: a failure was printed before */
+}
+
+static int run_mount(const struct cli *cli, const struct cli_args *args)
+{
+    __attribute__((cleanup(mount_free))) struct mount m = {.cli = cli};
+
+    if (get_options(&m, args) != 0)
+        return 1;
+    m.background = !cli_has(args, KEY_FOREGROUND);
+    return m.background ? serve_in_background(&m) : serve(&m);
+}
+
+static int run_unmount(const struct cli *cli, const struct cli_args *args)
+{
+    struct dr_error err = DR_ERROR_INIT;
+
+    if (args->n_operands != 1)
+        return cli_usage(cli, "Expecting the directory that a disk is mounted on");
+    if (dr_fuse_unmount(args->operands[0], &err) < 0) {
+        cli_fail(cli, &err);
+        return 1;
+    }
+    return 0;
+}
+
+static const struct cli_option *const mount_sets[] = {mount_options, cli_opts_image, cli_opts_share,
+                                                      cli_opts_common, NULL};
+static const struct cli_option unmount_options[] = {
+    {'h', "help", NULL, "print this help", false},
+    {0, NULL, NULL, NULL, false},
+};
+static const struct cli_option *const unmount_sets[] = {unmount_options, NULL};
+
+const struct cli_command cli_cmd_mount = {
+    .name = "mount",
+    .operands = "FILE DIR",
+    .brief = "Mount a disk as a raw file in an empty directory (FUSE)",
+    .about = "Returns when DIR/NAME can be used; 'drover unmount DIR' ends it.",
+    .sets = mount_sets,
+    .roles = CLI_DROVER,
+    .run = run_mount,
+};
+
+const struct cli_command cli_cmd_unmount = {
+    .name = "unmount",
+    .operands = "DIR",
+    .brief = "Unmount a disk and wait until it is closed",
+    .sets = unmount_sets,
+    .roles = CLI_DROVER,
+    .run = run_unmount,
+};

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What fuse.c (mounting, threads, signals) and fuse-file.c (the requests) share. */
+#ifndef DR_EXPORTS_FUSE_FILE_H
+#define DR_EXPORTS_FUSE_FILE_H
+
+#define FUSE_USE_VERSION 312
+#include <fuse_lowlevel.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/ioctl.h>
+
+#include "exports/fuse.h"
+
+struct fuse_disk {
+    struct dr_disk *disk;
+    const struct dr_fuse_options *options;
+    struct fuse_session *session;
+    atomic_uint writers; /* opened for writing: these may have it mapped, too */
+    /* Attributes of the file that its owner may change; they last as long as the mount. */
+    atomic_uint mode, uid, gid;
+    atomic_llong mtime; /* nanoseconds since 1970 */
+    long long started;
+    pthread_key_t buffer; /* each thread's buffer for reads */
+    pthread_mutex_t lock; /* of what follows */
+    char last_text[sizeof(((struct dr_error *)0)->text)];
+};
+
+#define FUSE_DISK_FILE 2 /* the inode of the file; that of the directory is FUSE_ROOT_ID */
+
+/* Asked of the directory: the process that serves it. */
+#define FUSE_DISK_PID _IOR('D', 1, int)
+
+extern const struct fuse_lowlevel_ops fuse_disk_ops;
+
+int fuse_disk_init(struct fuse_disk *d, struct dr_disk *disk, const struct dr_fuse_options *options,
+                   struct dr_error *err);
+void fuse_disk_destroy(struct fuse_disk *d);
+
+/* Have the kernel write back what programs changed in this range of a mapped file. */
+void fuse_disk_write_back(struct fuse_disk *d, uint64_t off, uint64_t len);
+
+#endif
