@@ -194,6 +194,14 @@ def differs(expected, directory, name, tool=DROVER):
     return None if done.returncode == 0 else f'{done.returncode} {done.stdout}{done.stderr}'
 
 
+def kill_points(total, limit):
+    limit *= SOAK
+    if total <= limit:
+        return range(1, total + 1)
+    step = total / limit  # the switches are at the end
+    return sorted({1 + int(i * step) for i in range(limit)} | set(range(max(1, total - 12), total + 1)))
+
+
 def finish(op, chain, directory):
     """Run op again, to its end; None or what is wrong then."""
     if chain.finished(op, directory):

@@ -23,14 +23,6 @@ def count_changes(op, chain, where):
     return int((where / 'count').read_text(encoding='ascii'))
 
 
-def kill_points(total, limit):
-    limit *= crashlib.SOAK
-    if total <= limit:
-        return range(1, total + 1)
-    step = total / limit  # the switches are at the end
-    return sorted({1 + int(i * step) for i in range(limit)} | set(range(total - 12, total + 1)))
-
-
 @pytest.mark.parametrize('tear', [False, True], ids=['between', 'torn'])
 @pytest.mark.parametrize('op', ALL, ids=lambda op: op.name)
 def test_a_kill_leaves_the_view(op, tear, tmp_path):
@@ -38,7 +30,7 @@ def test_a_kill_leaves_the_view(op, tear, tmp_path):
     total = count_changes(op, chain, tmp_path)
     assert total > 0
     # Few points: test_power looks at what is left after each change, torn or not, at far more of them.
-    for n in kill_points(total, 16 * chain.share // 2):
+    for n in crashlib.kill_points(total, 16 * chain.share // 2):
         directory = str(tmp_path / 'killed')
         if os.path.exists(directory):
             shutil.rmtree(directory)
@@ -67,7 +59,7 @@ def test_an_interrupt_leaves_what_was_there_or_all_that_was_wanted(op, tmp_path)
     chain = op.make(tmp_path)
     total, ended = count_changes(op, chain, tmp_path), set()
     before = everything(chain.dir)
-    for n in kill_points(total, 60):
+    for n in crashlib.kill_points(total, 60):
         directory = str(tmp_path / 'interrupted')
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(chain.dir, directory)
@@ -101,7 +93,7 @@ def test_recover_settles_what_a_kill_left(name, tmp_path):
     chain = op.make(tmp_path)
     total = count_changes(op, chain, tmp_path)
     settled = 0
-    for n in kill_points(total, 20):
+    for n in crashlib.kill_points(total, 20):
         directory = str(tmp_path / 'killed')
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(chain.dir, directory)
@@ -132,7 +124,7 @@ def test_running_again_leaves_nothing_of_the_first_run(name, tmp_path):
     op = next(o for o in ALL if o.name == name)
     chain = op.make(tmp_path)
     total = count_changes(op, chain, tmp_path)
-    for n in kill_points(total, 12):
+    for n in crashlib.kill_points(total, 12):
         directory = str(tmp_path / 'killed')
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(chain.dir, directory)
@@ -156,7 +148,7 @@ def test_a_kill_while_a_split_disk_is_replaced_leaves_the_old_or_the_new(again, 
     old = str(tmp_path / 'old.raw')
     crashlib.drover('convert', '-f', 'vmdk', '-O', 'raw', chain.path('out.vmdk'), old)
     total, gone = count_changes(op, chain, tmp_path), 0
-    for n in kill_points(total, 40):
+    for n in crashlib.kill_points(total, 40):
         directory = str(tmp_path / 'killed')
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(chain.dir, directory)
