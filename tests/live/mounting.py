@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Disks under `drover mount`, and what they hold."""
 import contextlib
+import ctypes
+import errno
 import json
 import os
+import random
+import select
 import signal
 import subprocess
 
@@ -11,6 +15,8 @@ import pytest
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DROVER = os.path.abspath(os.environ.get("DROVER", os.path.join(TOP, "build", "drover")))
 KIB, MIB = 1 << 10, 1 << 20
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
+libc = ctypes.CDLL(None, use_errno=True)
 
 needs_fuse = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="FUSE is not there")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may")
@@ -62,6 +68,42 @@ def content(disk, tmp_path, *options):
     return data
 
 
+def fallocate(fd, mode, off, length):
+    if libc.fallocate(fd, mode, ctypes.c_long(off), ctypes.c_long(length)) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def close(fd):
+    """Close what may have lost its server, so that nobody is left to flush."""
+    try:
+        os.close(fd)
+    except OSError as e:
+        assert e.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def create(where, kind, size):
+    """A disk of 16 MiB or more: its path, and the bytes it has."""
+    if kind == "chain":
+        base, top = where / "base.vmdk", where / "top.qcow2"
+        drover("create", "-f", "vmdk", base, size)
+        drover("io", "-c", f"write -P 7 0 {5 * MIB + 512}", "-c", f"write -P 9 {11 * MIB} 70k", base)
+        drover("create", "-f", "qcow2", "-b", base.name, "-F", "vmdk", top)
+        drover("io", "-c", f"write -P 8 {MIB + 1024} 100k", top)
+        return top, bytearray(content(top, where))
+    if kind == "addcow":
+        base, top = where / "base.raw", where / "top.add-cow"
+        base.write_bytes(random.Random(kind).randbytes(3 * MIB))
+        os.truncate(base, size)
+        drover("create", "-f", "add-cow", "-b", base.name, "-F", "raw", "-o", "image_file=top.raw", top)
+        return top, bytearray(content(top, where))
+    path = where / f"disk.{kind}"
+    drover("create", "-f", kind, path, size)
+    first = random.Random(kind).randbytes(300000)
+    with Mount(path, where / "first") as m, opened(m.file) as fd:
+        os.pwrite(fd, first, 100)
+    return path, bytearray(bytes(100) + first + bytes(size - 100 - len(first)))
+
+
 class Mount:
     """A disk that is mounted; `file` is the disk as a file."""
 
@@ -104,7 +146,6 @@ class Mount:
 
 
 def wait_for_end(pidfd, seconds=30):
-    import select  # pylint: disable=import-outside-toplevel
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return poll.poll(seconds * 1000)

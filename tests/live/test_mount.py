@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A disk as a file: what is written to a mount is the disk, whole and at once, and ends with it."""
-import ctypes
 import errno
 import mmap
 import os
@@ -10,38 +9,11 @@ import signal
 import subprocess
 
 import pytest
-from mounting import (DROVER, KIB, MIB, Mount, content, drover, extents, holes_by_lseek, needs_fuse, needs_root, opened, run)
+from mounting import (DROVER, KEEP_SIZE, KIB, MIB, PUNCH_HOLE, ZERO_RANGE, Mount, close, content, create, drover, extents, fallocate, holes_by_lseek, needs_fuse, needs_root, opened, run)
 
 pytestmark = needs_fuse
 
 SIZE = 24 * MIB
-KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def fallocate(fd, mode, off, length):
-    if libc.fallocate(fd, mode, ctypes.c_long(off), ctypes.c_long(length)) < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def create(tmp_path, kind, size=SIZE):
-    """The disk's path, and the bytes it has."""
-    rnd = random.Random(kind)
-    if kind == "chain":
-        base, top = tmp_path / "base.vmdk", tmp_path / "top.qcow2"
-        drover("create", "-f", "vmdk", base, size)
-        drover("io", "-c", f"write -P 7 0 {5 * MIB + 512}", "-c", f"write -P 9 {11 * MIB} 70k", base)
-        drover("create", "-f", "qcow2", "-b", base.name, "-F", "vmdk", top)
-        drover("io", "-c", f"write -P 8 {MIB + 1024} 100k", top)
-        return top, bytearray(content(top, tmp_path))
-    path = tmp_path / f"disk.{kind}"
-    drover("create", "-f", kind, path, size)
-    first = rnd.randbytes(300000)
-    with Mount(path, tmp_path / "first") as m, opened(m.file) as fd:
-        os.pwrite(fd, first, 100)
-    return path, bytearray(bytes(100) + first + bytes(size - 100 - len(first)))
-
-
 KINDS = ["raw", "qcow2", "vmdk", "chain"]
 
 
@@ -53,7 +25,7 @@ def check(path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cache", ["writeback", "none", "writethrough"])
 def test_what_is_written_anywhere_in_any_length_is_the_disk(tmp_path, kind, cache):
-    disk, shadow = create(tmp_path, kind)
+    disk, shadow = create(tmp_path, kind, SIZE)
     rnd = random.Random(kind)
     with Mount(disk, tmp_path / "mnt", "-t", cache) as m:
         with opened(m.file) as fd:
@@ -72,7 +44,7 @@ def test_what_is_written_anywhere_in_any_length_is_the_disk(tmp_path, kind, cach
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_holes_are_those_of_the_map(tmp_path, kind):
-    disk, shadow = create(tmp_path, kind)
+    disk, shadow = create(tmp_path, kind, SIZE)
     with Mount(disk, tmp_path / "mnt", "-r") as m, opened(m.file, os.O_RDONLY) as fd:
         assert holes_by_lseek(fd) == extents(disk) != []
         for off, whence in ((SIZE, os.SEEK_DATA), (SIZE, os.SEEK_HOLE), (SIZE - 1, os.SEEK_DATA)):
@@ -88,7 +60,7 @@ def test_holes_are_those_of_the_map(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seek_finds_what_a_map_of_the_file_has_changed(tmp_path, kind):
     """The kernel has not written these pages yet: they must not be taken for holes."""
-    disk, shadow = create(tmp_path, kind)
+    disk, shadow = create(tmp_path, kind, SIZE)
     with Mount(disk, tmp_path / "mnt") as m, opened(m.file) as fd, mmap.mmap(fd, SIZE) as memory:
         def change(off):
             memory[off:off + 3] = shadow[off:off + 3] = b"new"
@@ -109,7 +81,7 @@ def test_a_seek_finds_what_a_map_of_the_file_has_changed(tmp_path, kind):
 
 
 def test_changes_by_mmap_reach_the_disk_and_other_openers(tmp_path):
-    disk, shadow = create(tmp_path, "qcow2")
+    disk, shadow = create(tmp_path, "qcow2", SIZE)
     rnd = random.Random(1)
     with Mount(disk, tmp_path / "mnt") as m:
         with opened(m.file) as fd, opened(m.file, os.O_RDONLY | os.O_DIRECT) as direct, mmap.mmap(fd, SIZE) as memory, \
@@ -132,7 +104,7 @@ def test_changes_by_mmap_reach_the_disk_and_other_openers(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_o_direct_writes_what_others_read(tmp_path, kind):
-    disk, shadow = create(tmp_path, kind)
+    disk, shadow = create(tmp_path, kind, SIZE)
     rnd = random.Random(2)
     with Mount(disk, tmp_path / "mnt") as m:
         with opened(m.file, os.O_RDWR | os.O_DIRECT) as direct, opened(m.file) as fd, mmap.mmap(-1, 256 * KIB) as buffer:
@@ -150,7 +122,7 @@ def test_o_direct_writes_what_others_read(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_punched_and_zeroed_ranges_read_as_zeros_and_punching_gives_space_back(tmp_path, kind):
-    disk, shadow = create(tmp_path, kind)
+    disk, shadow = create(tmp_path, kind, SIZE)
     with Mount(disk, tmp_path / "mnt") as m, opened(m.file) as fd:
         os.pwrite(fd, b"x" * (8 * MIB), 8 * MIB)
         shadow[8 * MIB:16 * MIB] = b"x" * (8 * MIB)
@@ -208,7 +180,7 @@ def test_a_size_that_is_no_multiple_of_a_page_is_right_to_its_last_byte(tmp_path
 
 
 def test_the_directory_has_only_the_disk(tmp_path):
-    disk, _ = create(tmp_path, "qcow2")
+    disk, _ = create(tmp_path, "qcow2", SIZE)
     with Mount(disk, tmp_path / "mnt", "--name", "a, b") as m:
         assert os.listdir(m.dir) == ["a, b"]
         st = os.stat(m.file)
@@ -228,7 +200,7 @@ def test_the_directory_has_only_the_disk(tmp_path):
 
 
 def test_read_only_refuses_writes(tmp_path):
-    disk, shadow = create(tmp_path, "qcow2")
+    disk, shadow = create(tmp_path, "qcow2", SIZE)
     before = disk.read_bytes()
     with Mount(disk, tmp_path / "mnt", "--read-only") as m:
         with pytest.raises(OSError) as e:
@@ -241,7 +213,7 @@ def test_read_only_refuses_writes(tmp_path):
 
 
 def test_the_middle_of_a_chain_a_snapshot_and_a_member_of_an_archive_are_mounted_read_only(tmp_path):
-    disk, shadow = create(tmp_path, "chain")
+    disk, shadow = create(tmp_path, "chain", SIZE)
     base = content(tmp_path / "base.vmdk", tmp_path)
     drover("snapshot", "-i", "-c", "then", disk)
     drover("io", "-c", "write -P 1 0 1M", disk)
@@ -260,7 +232,7 @@ def test_the_middle_of_a_chain_a_snapshot_and_a_member_of_an_archive_are_mounted
 
 
 def test_the_image_is_closed_when_unmount_returns(tmp_path):
-    disk, shadow = create(tmp_path, "vmdk")
+    disk, shadow = create(tmp_path, "vmdk", SIZE)
     for i in range(20):
         with Mount(disk, tmp_path / "mnt") as m, opened(m.file) as fd:
             os.pwrite(fd, bytes([i + 1]) * 1000, 1000 * i)
@@ -271,7 +243,7 @@ def test_the_image_is_closed_when_unmount_returns(tmp_path):
 
 
 def test_unmount_refuses_while_the_file_is_open(tmp_path):
-    disk, _ = create(tmp_path, "qcow2")
+    disk, _ = create(tmp_path, "qcow2", SIZE)
     with Mount(disk, tmp_path / "mnt") as m:
         with opened(m.file):
             r = drover("unmount", m.dir, check=False)
@@ -283,17 +255,10 @@ def test_unmount_refuses_while_the_file_is_open(tmp_path):
         assert r.returncode == 1 and "no disk of drover is mounted here" in r.stderr, r
 
 
-def close(fd):
-    try:
-        os.close(fd)
-    except OSError as e:  # nobody is left to flush
-        assert e.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-
-
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("used", [False, True])
 def test_a_signal_unmounts_and_closes_the_image_whoever_uses_it(tmp_path, sig, used):
-    disk, shadow = create(tmp_path, "vmdk")
+    disk, shadow = create(tmp_path, "vmdk", SIZE)
     with Mount(disk, tmp_path / "mnt") as m:
         fd = os.open(m.file, os.O_RDWR)
         with mmap.mmap(fd, SIZE) as memory:
@@ -315,7 +280,7 @@ def test_a_signal_unmounts_and_closes_the_image_whoever_uses_it(tmp_path, sig, u
 
 
 def test_in_the_foreground_it_stays_until_it_is_unmounted(tmp_path):
-    disk, shadow = create(tmp_path, "qcow2")
+    disk, shadow = create(tmp_path, "qcow2", SIZE)
     where = tmp_path / "mnt"
     where.mkdir()
     with subprocess.Popen([DROVER, "mount", "--foreground", disk, where], stderr=subprocess.PIPE) as p:
@@ -328,7 +293,7 @@ def test_in_the_foreground_it_stays_until_it_is_unmounted(tmp_path):
 
 @needs_root
 def test_killed_it_leaves_what_was_flushed(tmp_path):
-    disk, shadow = create(tmp_path, "vmdk")
+    disk, shadow = create(tmp_path, "vmdk", SIZE)
     rnd = random.Random(4)
     with Mount(disk, tmp_path / "mnt") as m:
         fd = os.open(m.file, os.O_RDWR)
@@ -353,7 +318,7 @@ def test_killed_it_leaves_what_was_flushed(tmp_path):
 
 def test_an_idle_mount_sleeps_without_a_timeout(tmp_path):
     """Each thread waits in read(2) for a request, for the end of the others, or for a signal."""
-    disk, _ = create(tmp_path, "qcow2")
+    disk, _ = create(tmp_path, "qcow2", SIZE)
     with Mount(disk, tmp_path / "mnt") as m:
         assert m.file.read_bytes()
         calls = set()
@@ -376,7 +341,7 @@ def test_an_idle_mount_sleeps_without_a_timeout(tmp_path):
     (lambda d: (d.rmdir(), d.write_bytes(b"")), "Not a directory"),
 ], ids=["full", "missing", "a file"])
 def test_a_mount_point_that_cannot_be_one_is_refused(tmp_path, make, text):
-    disk, _ = create(tmp_path, "qcow2")
+    disk, _ = create(tmp_path, "qcow2", SIZE)
     where = tmp_path / "mnt"
     where.mkdir()
     make(where)
@@ -388,7 +353,7 @@ def test_a_mount_point_that_cannot_be_one_is_refused(tmp_path, make, text):
 
 @needs_root
 def test_without_fuse_one_line_says_what_to_do(tmp_path):
-    disk, _ = create(tmp_path, "qcow2")
+    disk, _ = create(tmp_path, "qcow2", SIZE)
     (tmp_path / "mnt").mkdir()
     r = subprocess.run(["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev && exec "$@"', "sh", DROVER, "mount", disk,
                         tmp_path / "mnt"], capture_output=True, text=True, check=False, timeout=60)
