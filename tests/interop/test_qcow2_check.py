@@ -278,6 +278,8 @@ LASTING = [reserved_bit_in_l2, reserved_bit_in_l1, table_misaligned, data_misali
            compressed_behind_the_end, held_and_zero, held_nowhere, data_behind_the_end,
            table_behind_the_end, snapshot_table_misaligned, snapshot_table_too_large,
            data_in_its_own_table]
+# Repaired, but what leaked may be the data that the entry should lead to.
+KEEPING_LEAKS = [data_in_the_counts]
 DAMAGES = [nothing, count_too_high, count_of_a_table_zero, count_of_data_zero,
            unused_cluster_counted, copied_clear_in_l2, copied_set_everywhere, copied_wrong_in_l1,
            zero_misaligned, compressed_and_copied, two_entries_at_one_place, data_in_the_counts, snapshot_of_an_older_version,
@@ -362,7 +364,8 @@ def test_both_find_the_same_and_what_drover_repairs_is_clean_for_both(sound):
         assert ours[:2] == theirs[:2], f'{damage.__name__}, repaired:\n{theirs[2]}\n{ours[2]}'
         assert repaired.returncode == ours[0]
         if damage not in LASTING:
-            assert ours[0] == 0, f'{damage.__name__}, repaired:\n{ours[2]}'
+            allowed = (0, 3) if damage in KEEPING_LEAKS else (0,)
+            assert ours[0] in allowed, f'{damage.__name__}, repaired:\n{ours[2]}'
         assert before is None or guest_bytes(path) == before, damage.__name__
 
 

@@ -55,6 +55,78 @@ static void damage_is_found_and_repaired_and_the_disk_reads_the_same(void **stat
             find_and_repair(&shapes[i], &damages[d]);
 }
 
+/* ------------------------------------------------------------------ data on tables */
+
+static uint64_t place_of(const struct patient *p, const char *what)
+{
+    uint64_t behind = dr_round_up(p->size, p->cluster);
+    if (!strcmp(what, "the L1 table"))
+        return p->l1;
+    if (!strcmp(what, "the refcount table"))
+        return p->roots;
+    if (!strcmp(what, "a refcount block"))
+        return peek(mem, p->roots, 8);
+    if (!strcmp(what, "an L2 table"))
+        return l2_of(p);
+    if (!strcmp(what, "the snapshot table")) {
+        snapshot_of_version_2(p);
+        return behind;
+    }
+    two_bitmaps(p);
+    if (!strcmp(what, "the bitmap directory"))
+        return behind;
+    uint64_t table = behind + p->cluster;
+    if (!strcmp(what, "a bitmap's table"))
+        return table;
+    poke(mem, table + 3 * p->cluster - 8, 0, 8);
+    poke(mem, table, table + 2 * p->cluster, 8);
+    set_count(p, table + 2 * p->cluster, 1);
+    return table + 2 * p->cluster;
+}
+
+/* The number of errors is that of the same reference to other data. */
+static void data_that_lies_on_a_table_is_named(void **state)
+{
+    (void)state;
+    static const char *const tables[] = {
+        "the L1 table",       "the refcount table",   "a refcount block", "an L2 table",
+        "the snapshot table", "the bitmap directory", "a bitmap's table", "the bits of a bitmap"};
+    for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++) {
+        char line[160];
+        make_in(mem, &shapes[0]);
+        struct patient p = patient_of(mem, &shapes[0]);
+        uint64_t at = place_of(&p, tables[i]);
+        struct dr_check_result sound = checked(mem, 0);
+        assert_null(strstr(lines, "lies on"));
+        poke(mem, entry_at(&p, 1), QCOW2_COPIED | at, 8);
+        struct dr_check_result r = checked(mem, 0);
+        snprintf(line, sizeof(line),
+                 "ERROR L2 entry at byte %llu: guest data at 0x%llx lies on %s\n",
+                 ULL(entry_at(&p, 1)), ULL(at), tables[i]);
+        if (!strstr(lines, line) || strstr(strstr(lines, "lies on") + 1, "lies on"))
+            fail_msg("%s: %s", line, lines);
+        /* Its count is too low; and it is one block of counts. */
+        assert_int_equal(r.corruptions,
+                         sound.corruptions + 1 + !strcmp(tables[i], "a refcount block"));
+        assert_int_equal(r.leaks, 1);
+        /* The cluster that the entry should lead to may be the one that nothing leads to. */
+        assert_in_range(checked(mem, DR_CHECK_FIX_ALL).leaks, 1, 3);
+        assert_non_null(strstr(lines, "Leaked clusters are kept"));
+        ok(mem->ops->unlink(mem, PATH, &err));
+    }
+}
+
+static void clusters_that_data_of_two_entries_share_are_no_tables(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    two_entries_at_one_place(&p);
+    assert_int_equal(checked(mem, 0).leaks, 1);
+    assert_null(strstr(lines, "lies on"));
+    assert_true(is_clean(checked(mem, DR_CHECK_FIX_ALL)));
+}
+
 /* ------------------------------------------------------------------ little memory, much to read */
 
 /* Ten pages of counts, 2000 tables. */
@@ -309,6 +381,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_sound_image_has_nothing_to_report),
         T(damage_is_found_and_repaired_and_the_disk_reads_the_same),
+        T(data_that_lies_on_a_table_is_named),
+        T(clusters_that_data_of_two_entries_share_are_no_tables),
         T(with_little_memory_the_same_is_found_and_repaired),
         T(one_thread_and_four_find_and_say_the_same),
         T(a_file_far_away_gets_as_many_requests_at_once_as_it_wants),

@@ -3,7 +3,7 @@
  *
  * Counts are kept in pages of neighbouring clusters, and only pages exist of which something is
  * referred to. A page begins with one bit for each count and is widened when one of them outgrows
- * it, so the usual image, in which every cluster is used once, takes three bits a cluster. When the
+ * it, so the usual image, in which every cluster is used once, takes four bits a cluster. When the
  * pages take too much, those with the highest clusters are given up, and the window ends where they
  * began. */
 #include "formats/qcow2/check.h"
@@ -17,6 +17,7 @@ struct qcow2_tally_page {
     unsigned order; /* counts have 1 << order bits */
     uint8_t *counts;
     uint8_t says[SAYS_BYTES]; /* two bits a cluster */
+    uint8_t tables[PAGE / 8]; /* clusters in which there is a table */
 };
 
 static uint64_t page_bytes(const struct qcow2_tally_page *p)
@@ -164,6 +165,11 @@ static int page_widen(struct qcow2_tally *t, struct qcow2_tally_page *p, unsigne
     return 0;
 }
 
+static bool has_table(const struct qcow2_tally_page *p, uint64_t i)
+{
+    return p->tables[i / 8] >> i % 8 & 1;
+}
+
 int qcow2_tally_add(struct qcow2_tally *t, uint64_t cluster, uint64_t times, unsigned says)
 {
     if (cluster < t->begin || times == 0)
@@ -177,15 +183,19 @@ int qcow2_tally_add(struct qcow2_tally *t, uint64_t cluster, uint64_t times, uns
     struct qcow2_tally_page *p = page_find(t, cluster);
     if (!p && page_new(t, cluster, &p) < 0)
         return -ENOMEM;
-    uint64_t i = cluster % PAGE, count;
-    if (dr_add_overflow(qcow2_count_get(p->order, p->counts, i), times, &count))
+    uint64_t i = cluster % PAGE, before = qcow2_count_get(p->order, p->counts, i), count;
+    bool table = says & QCOW2_IS_TABLE, meet = before && table != has_table(p, i);
+    if (dr_add_overflow(before, times, &count))
         count = UINT64_MAX;
     unsigned order = order_for(count);
     if (order > p->order && page_widen(t, p, order) < 0)
         return -ENOMEM;
     qcow2_count_put(p->order, p->counts, i, count);
-    p->says[i / 4] |= (uint8_t)(says << i % 4 * 2);
-    return t->bytes > t->limit || t->n >= SLOTS / 2 ? shrink(t) : 0;
+    p->says[i / 4] |= (uint8_t)((says & 3) << i % 4 * 2);
+    if (table)
+        p->tables[i / 8] |= (uint8_t)(1u << i % 8);
+    int r = t->bytes > t->limit || t->n >= SLOTS / 2 ? shrink(t) : 0;
+    return r < 0 ? r : meet;
 }
 
 uint64_t qcow2_tally_get(struct qcow2_tally *t, uint64_t cluster, unsigned *says)

@@ -29,7 +29,7 @@ static bool inside_file(struct qcow2_check *c, uint64_t at, uint64_t len, uint64
     return false;
 }
 
-/* [at, at + len) is referred to. says: of its first cluster. */
+/* [at, at + len) is referred to. says: of its first cluster; QCOW2_IS_TABLE: of each. */
 static int refer(struct qcow2_check *c, uint64_t at, uint64_t len, uint64_t times, unsigned says,
                  uint64_t from, struct dr_error *err)
 {
@@ -40,9 +40,12 @@ static int refer(struct qcow2_check *c, uint64_t at, uint64_t len, uint64_t time
         return 0;
     }
     for (uint64_t i = at / c->q->cluster; i * c->q->cluster < at + len; i++) {
-        if (qcow2_tally_add(&c->tally, i, times, says) < 0)
+        int r = qcow2_tally_add(&c->tally, i, times, says);
+        if (r < 0)
             return dr_fail_errno(err, ENOMEM, "%s", c->image->path);
-        says = 0;
+        if (r > 0)
+            qcow2_note_overlap(c, i);
+        says &= QCOW2_IS_TABLE;
     }
     return 0;
 }
@@ -51,7 +54,7 @@ static int refer_part(struct qcow2_check *c, const struct qcow2_sweep *part, voi
                       struct dr_error *err)
 {
     (void)user;
-    return refer(c, part->at, part->len, part->times, 0, 0, err);
+    return refer(c, part->at, part->len, part->times, QCOW2_IS_TABLE, 0, err);
 }
 
 /* The same for tables, of which a damaged image may have thousands in one place. */
@@ -91,6 +94,7 @@ static int walk_l1_entry(struct qcow2_check *c, const struct qcow2_sweep *part, 
                          "ERROR l2_offset=%llx: Table is not cluster aligned; L1 entry corrupted "
                          "(L1 entry at byte %llu)",
                          ULL(table), ULL(at));
+    says |= QCOW2_IS_TABLE;
     return table ? refer(c, table, c->q->cluster, part->times, says, at, err) : 0;
 }
 
@@ -202,14 +206,14 @@ static int walk_bitmap(struct qcow2_check *c, const struct qcow2_sweep *part, ui
             qcow2_found(c, part->times, "ERROR bitmap table entry 0x%llx at byte %llu", ULL(v),
                         ULL(at + i));
         if (!bad && cluster)
-            r = refer(c, cluster, c->q->cluster, part->times, 0, at + i, err);
+            r = refer(c, cluster, c->q->cluster, part->times, QCOW2_IS_TABLE, at + i, err);
     }
     return r;
 }
 
 static int walk_bitmaps(struct qcow2_check *c, struct dr_error *err)
 {
-    int r = refer(c, c->q->bitmaps_at, c->q->bitmaps_len, 1, 0, 0, err);
+    int r = refer(c, c->q->bitmaps_at, c->q->bitmaps_len, 1, QCOW2_IS_TABLE, 0, err);
     if (r == 0)
         r = refer_ranges(c, c->bitmaps, c->n_bitmaps, c->q->bitmaps_at, err);
     return r < 0 ? r : qcow2_sweep(c, c->bitmaps, c->n_bitmaps, walk_bitmap, NULL, err);
@@ -246,7 +250,7 @@ static int walk_block(struct qcow2_check *c, uint64_t i, struct dr_error *err)
     uint64_t at = c->roots[i] & ~QCOW2_ROOT_RESERVED, cluster = at / c->q->cluster;
     if (!judge_root(c, i))
         return 0;
-    int r = refer(c, at, c->q->cluster, 1, 0, c->q->h.reftable_at + 8 * i, err);
+    int r = refer(c, at, c->q->cluster, 1, QCOW2_IS_TABLE, c->q->h.reftable_at + 8 * i, err);
     if (r < 0 || cluster < c->tally.begin || cluster >= c->tally.end)
         return r;
     uint64_t count = qcow2_tally_get(&c->tally, cluster, NULL);
@@ -263,7 +267,8 @@ static int walk_roots(struct qcow2_check *c, struct dr_error *err)
     const struct qcow2 *q = c->q;
     uint64_t dangling = c->dangling;
     bool lost = c->lost;
-    int r = refer(c, q->h.reftable_at, q->h.reftable_clusters * q->cluster, 1, 0, 0, err);
+    int r =
+        refer(c, q->h.reftable_at, q->h.reftable_clusters * q->cluster, 1, QCOW2_IS_TABLE, 0, err);
     c->rebuild |= c->dangling > dangling;
     c->lost = lost;
     c->dangling = dangling;
@@ -293,15 +298,15 @@ static int walk_l1_tables(struct qcow2_check *c, struct dr_error *err)
 int qcow2_walk(struct qcow2_check *c, struct dr_error *err)
 {
     const struct qcow2 *q = c->q;
-    int r = refer(c, 0, q->cluster, 1, 0, 0, err);
+    int r = refer(c, 0, q->cluster, 1, QCOW2_IS_TABLE, 0, err);
     if (r == 0)
         r = walk_l1_tables(c, err);
     if (r == 0)
-        r = refer(c, q->h.snapshots_at, c->snapshots_len, 1, 0, 0, err);
+        r = refer(c, q->h.snapshots_at, c->snapshots_len, 1, QCOW2_IS_TABLE, 0, err);
     if (r == 0 && !c->no_roots)
         r = walk_roots(c, err);
     if (r == 0)
-        r = refer(c, q->crypto_at, q->crypto_len, 1, 0, 0, err);
+        r = refer(c, q->crypto_at, q->crypto_len, 1, QCOW2_IS_TABLE, 0, err);
     if (r == 0)
         r = walk_bitmaps(c, err);
     if (r == 0 && !c->no_roots)

@@ -98,6 +98,7 @@ void qcow2_check_end(struct qcow2_check *c)
     free(c->roots);
     free(c->l1s);
     free(c->bitmaps);
+    free(c->overlaps);
     free(c->buf);
 }
 
@@ -109,6 +110,7 @@ int qcow2_read_structure(struct qcow2_check *c, struct dr_check_result *result, 
     c->clusters = dr_div_up(dr_file_size(c->f), c->q->cluster);
     c->rebuild = c->no_block = c->copied_wrong = c->entries = false;
     c->highest = c->dangling = c->low = c->high = 0;
+    c->n_overlaps = 0;
     qcow2_tally_begin(&c->tally, 0, qcow2_check_limits.tally);
     int r = qcow2_read_snapshots(c, err);
     if (r == 0)
@@ -125,6 +127,8 @@ static int examine(struct qcow2_check *c, struct dr_check_result *result, bool s
     int r = qcow2_read_structure(c, result, silent, err);
     if (r == 0)
         r = qcow2_count_all(c, 0, err);
+    if (r == 0 && c->n_overlaps)
+        r = qcow2_name_overlaps(c, err);
     if (r == 0 && c->copied_wrong)
         r = qcow2_check_copied(c, false, err);
     result->total_clusters = total;

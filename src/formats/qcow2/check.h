@@ -8,6 +8,7 @@
  *   check-sweep.c      ranges of the file that may overlap, each byte read once; lists of tables
  *   check-snapshots.c  reads the snapshot table and the bitmap directory
  *   check-entry.c      what is wrong with an L2 entry
+ *   check-overlap.c    names data that lies on tables
  *   check-compare.c    compares the counts with those on disk, and corrects these
  *   check-copied.c     the COPIED bits of the active tables
  *   check-rebuild.c    writes new counts at the end of the file
@@ -41,8 +42,9 @@ extern struct qcow2_check_limits qcow2_check_limits;
 
 /* ------------------------------------------------------------------ check-tally.c */
 
-/* Active entries say of a cluster that it is theirs alone, or that it is not. */
-enum { QCOW2_SAYS_COPIED = 1, QCOW2_SAYS_SHARED = 2 };
+/* Active entries say of a cluster that it is theirs alone, or that it is not; QCOW2_IS_TABLE: the
+ * reference is not one to data of the guest. */
+enum { QCOW2_SAYS_COPIED = 1, QCOW2_SAYS_SHARED = 2, QCOW2_IS_TABLE = 4 };
 
 struct qcow2_tally_page;
 /* How often each cluster of [begin, end) is referred to. end shrinks when memory runs short. */
@@ -55,7 +57,7 @@ struct qcow2_tally {
 };
 void qcow2_tally_begin(struct qcow2_tally *t, uint64_t first, uint64_t limit);
 void qcow2_tally_free(struct qcow2_tally *t);
-/* `times` more references. 0 or -ENOMEM. */
+/* `times` more references. 0 or -ENOMEM; 1: data and a table meet in this cluster. */
 int qcow2_tally_add(struct qcow2_tally *t, uint64_t cluster, uint64_t times, unsigned says);
 uint64_t qcow2_tally_get(struct qcow2_tally *t, uint64_t cluster, unsigned *says);
 /* After all of a pass was added: the first cluster from `from` on that may have references, or
@@ -68,6 +70,12 @@ uint64_t qcow2_tally_next(const struct qcow2_tally *t, uint64_t from);
 struct qcow2_range { /* of the file: an L1 table, a bitmap's table */
     uint64_t at, len;
     bool active;
+};
+
+/* A cluster in which data and a table meet. */
+struct qcow2_overlap {
+    uint64_t cluster;
+    const char *what; /* the table */
 };
 
 struct qcow2_check {
@@ -92,6 +100,8 @@ struct qcow2_check {
     bool bad_bitmaps;       /* some cannot be right */
     struct qcow2_range *bitmaps;
     size_t n_bitmaps;
+    struct qcow2_overlap *overlaps;
+    size_t n_overlaps, room_overlaps;
     struct qcow2_ahead *ahead;
     uint8_t *buf; /* QCOW2_CHECK_STEP bytes */
 
@@ -251,6 +261,10 @@ unsigned qcow2_entry_faults(const struct qcow2 *q, const uint8_t *raw, uint64_t 
 int qcow2_walk(struct qcow2_check *c, struct dr_error *err);
 /* Corrects entries that have one right value. */
 int qcow2_mend_entries(struct qcow2_check *c, struct dr_error *err);
+
+/* check-overlap.c. The walk notes clusters; afterwards the entries that lead there are named. */
+void qcow2_note_overlap(struct qcow2_check *c, uint64_t cluster);
+int qcow2_name_overlaps(struct qcow2_check *c, struct dr_error *err);
 
 /* check-compare.c. A root: what an entry of the refcount table says. */
 enum qcow2_root { QCOW2_ROOT_NONE, QCOW2_ROOT_BLOCK, QCOW2_ROOT_UNKNOWN };
