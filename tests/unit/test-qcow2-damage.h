@@ -233,6 +233,12 @@ static inline void two_entries_at_one_place(const struct patient *p)
 {
     poke(p->fs, entry_at(p, 0), entry_of(p, 1), 8);
 }
+static inline void two_compressed_at_one_place(const struct patient *p)
+{
+    uint64_t v = QCOW2_CODED | (entry_of(p, 1) & QCOW2_OFFSET) | UINT64_C(1) << 60;
+    poke(p->fs, entry_at(p, 0), v, 8);
+    poke(p->fs, entry_at(p, 1), v, 8);
+}
 static inline void reserved_bits_in_l2(const struct patient *p)
 {
     poke(p->fs, entry_at(p, 0), entry_of(p, 0) | UINT64_C(1) << 57, 8);
@@ -391,7 +397,7 @@ static inline void bitmap_that_leads_nowhere(const struct patient *p)
     poke(p->fs, dr_round_up(p->size, p->cluster) + p->cluster, 2, 8);
 }
 
-enum { SUB = 1, V3 = 2, WIDE = 4, KEEPS = 8, PLAIN = 16 };
+enum { SUB = 1, V3 = 2, WIDE = 4, KEEPS = 8, PLAIN = 16, NARROW = 32 };
 static const struct damage {
     const char *name;
     void (*inflict)(const struct patient *p);
@@ -410,6 +416,10 @@ static const struct damage {
     D(not_copied_though_alone, "OFLAG_COPIED data cluster", 0),
     D(table_not_copied_though_alone, "OFLAG_COPIED L2 cluster", 0),
     D(two_entries_at_one_place, "refcount=1 reference=2", WIDE),
+    D(two_entries_at_one_place, "2 references, counts go up to 1", NARROW),
+    D(two_compressed_at_one_place, "2 references, counts go up to 1", NARROW),
+    D(data_in_a_table, "2 references, counts go up to 1", NARROW),
+    D(data_in_the_counts, "2 references, counts go up to 1", NARROW),
     D(reserved_bits_in_l2, "l2 entry with reserved bits set", KEEPS),
     D(reserved_bits_in_l1, "L1 entry with reserved bits set", KEEPS),
     D(table_at_an_odd_place, "Table is not cluster aligned", KEEPS | PLAIN),
@@ -446,6 +456,8 @@ static inline bool can_have(const struct patient *p, const struct damage *d)
     if ((d->only & V3) && p->version < 3)
         return false;
     if ((d->only & PLAIN) && p->cluster == 512) /* nothing is at an odd place */
+        return false;
+    if ((d->only & NARROW) && p->order > 0)
         return false;
     return !(d->only & WIDE) || p->order > 0;
 }

@@ -237,7 +237,8 @@ static void a_repair_that_is_cut_off_anywhere_makes_nothing_worse(void **state)
 static int nothing_grows(void *user, const struct faultfs_io *io)
 {
     const uint64_t *size = user;
-    return io->kind == FAULTFS_WRITE && io->off + io->len > *size ? -ENOSPC : 0;
+    bool grows = io->kind == FAULTFS_WRITE || io->kind == FAULTFS_ZERO;
+    return grows && io->off + io->len > *size ? -ENOSPC : 0;
 }
 
 static int check_without_space(unsigned fix, struct dr_check_result *result)
@@ -409,6 +410,115 @@ static void counts_are_not_written_anew_while_entries_lead_behind_the_end(void *
     assert_int_equal(peek(mem, QCOW2_AT_REFTABLE, 8), p.roots);
 }
 
+/* ------------------------------------------------------------------ more users than counts can say
+ */
+
+static const struct shape *const narrow = &shapes[3]; /* counts of 1 bit */
+
+static void write_and_close(uint64_t off, int byte)
+{
+    struct dr_disk *disk;
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    ok(dr_open_fs(mem, PATH, &open, &disk, &err));
+    write_at(disk, off, 4096, byte);
+    ok(dr_close(disk, &err));
+}
+
+static int try_to_write(uint64_t off)
+{
+    struct dr_disk *disk;
+    uint8_t bytes[512] = {0};
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    err = (struct dr_error)DR_ERROR_INIT;
+    int r = dr_open_fs(mem, PATH, &open, &disk, &err);
+    if (r < 0)
+        return r;
+    r = dr_pwrite(disk, bytes, off, sizeof(bytes), 0, &err);
+    dr_close(disk, NULL);
+    return r;
+}
+
+static void two_users_of_a_cluster_that_cannot_be_counted_get_one_each(void **state)
+{
+    (void)state;
+    make_in(mem, narrow);
+    struct patient p = patient_of(mem, narrow);
+    write_and_close(4096, 0x11);
+    two_entries_at_one_place(&p);
+    CLEANUP_FREE uint8_t *before = guest_bytes(mem);
+    assert_int_equal(before[0], 0x11);
+    assert_int_equal(checked(mem, 0).corruptions, 1);
+    assert_true(is_clean(checked(mem, DR_CHECK_FIX_ALL)));
+    write_and_close(0, 0x22);
+    memset(before, 0x22, 4096);
+    CLEANUP_FREE uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+    assert_true(is_clean(checked(mem, 0)));
+}
+
+/* A table with two links is not copied: all that it leads to would have two. */
+static void an_image_whose_counts_cannot_say_who_shares_is_marked_and_not_written_to(void **state)
+{
+    (void)state;
+    make_in(mem, narrow);
+    struct patient p = patient_of(mem, narrow);
+    poke(mem, QCOW2_AT_SIZE, 2 * p.cluster / 8 * p.cluster, 8);
+    poke(mem, QCOW2_AT_L1, 2, 4);
+    poke(mem, p.l1 + 8, peek(mem, p.l1, 8), 8);
+    CLEANUP_FREE uint8_t *before = guest_bytes(mem);
+    uint64_t left = checked(mem, DR_CHECK_FIX_ALL).corruptions;
+    assert_true(left > 0);
+    assert_non_null(strstr(lines, "The image is marked as corrupt and can only be read"));
+    assert_int_equal(checked(mem, DR_CHECK_FIX_ALL).corruptions, left);
+    assert_int_equal(try_to_write(0), -EACCES);
+    assert_non_null(strstr(err.text, "is marked as corrupt"));
+    CLEANUP_FREE uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+}
+
+static void what_is_said_to_be_shared_is_not_given_up_where_counts_cannot_say_so(void **state)
+{
+    (void)state;
+    static void (*const clear[])(const struct patient *) = {not_copied_though_alone,
+                                                            table_not_copied_though_alone};
+    for (size_t i = 0; i < 2; i++) {
+        make_in(mem, narrow);
+        struct patient p = patient_of(mem, narrow);
+        uint64_t entry = peek(mem, p.l1, 8);
+        uint64_t off = i ? 120 * KiB : 0; /* a new entry of that table; another place for data */
+        clear[i](&p);
+        assert_int_equal(try_to_write(off), -EIO);
+        assert_non_null(strstr(err.text, "which counts of 1 bit cannot say"));
+        assert_int_equal(peek(mem, p.l1, 8) & QCOW2_OFFSET, entry & QCOW2_OFFSET);
+        assert_true(is_clean(checked(mem, DR_CHECK_FIX_ALL)));
+        assert_int_equal(try_to_write(off), 0);
+        ok(mem->ops->unlink(mem, PATH, &err));
+    }
+}
+
+static void without_space_for_copies_the_image_is_marked(void **state)
+{
+    (void)state;
+    struct dr_check_result r;
+    make_in(mem, narrow);
+    for (uint64_t i = 0; i < 20; i++) /* whatever was free in the file */
+        write_and_close(200 * KiB + i * 4096, 4);
+    struct patient p = patient_of(mem, narrow);
+    poke(mem, entry_at(&p, 30), entry_of(&p, 1), 8);
+    CLEANUP_FREE uint8_t *before = guest_bytes(mem);
+    ok(check_without_space(DR_CHECK_FIX_ALL, &r));
+    assert_int_equal(r.corruptions, 1);
+    assert_int_equal(r.leaks, 0);
+    assert_int_equal(try_to_write(0), -EACCES);
+    r = checked(mem, DR_CHECK_FIX_ALL);
+    if (!is_clean(r))
+        fail_msg("%llu %llu %llu: %s", ULL(r.corruptions), ULL(r.leaks), ULL(r.corruptions_fixed),
+                 lines);
+    CLEANUP_FREE uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+    assert_int_equal(try_to_write(0), 0);
+}
+
 static void repairing_leaks_corrects_nothing_else(void **state)
 {
     (void)state;
@@ -465,6 +575,10 @@ int main(void)
         T(counts_that_are_too_low_are_raised_though_leaks_are_kept),
         T(an_open_disk_has_no_leaks_because_something_was_just_freed),
         T(counts_are_not_written_anew_while_entries_lead_behind_the_end),
+        T(two_users_of_a_cluster_that_cannot_be_counted_get_one_each),
+        T(an_image_whose_counts_cannot_say_who_shares_is_marked_and_not_written_to),
+        T(what_is_said_to_be_shared_is_not_given_up_where_counts_cannot_say_so),
+        T(without_space_for_copies_the_image_is_marked),
         T(repairing_leaks_corrects_nothing_else),
         T(trim_cuts_the_file_behind_the_last_cluster_in_use),
     };

@@ -33,6 +33,7 @@ enum qcow2_root qcow2_root_of(const struct qcow2_check *c, uint64_t block, uint6
 static uint64_t references(struct qcow2_check *c, uint64_t cluster, unsigned *says)
 {
     uint64_t n = qcow2_tally_get(&c->tally, cluster, says), max = qcow2_max_count(c->q);
+    c->crowd += n > max ? n - max : 0;
     if (n > max)
         qcow2_found(c, n - max,
                     "ERROR: overflow cluster offset=0x%llx: %llu references, counts "

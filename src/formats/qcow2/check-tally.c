@@ -207,6 +207,14 @@ uint64_t qcow2_tally_get(struct qcow2_tally *t, uint64_t cluster, unsigned *says
     return p ? qcow2_count_get(p->order, p->counts, i) : 0;
 }
 
+void qcow2_tally_remove(struct qcow2_tally *t, uint64_t cluster)
+{
+    struct qcow2_tally_page *p = page_find(t, cluster);
+    uint64_t i = cluster % PAGE, count = p ? qcow2_count_get(p->order, p->counts, i) : 0;
+    if (count)
+        qcow2_count_put(p->order, p->counts, i, count - 1);
+}
+
 uint64_t qcow2_tally_next(const struct qcow2_tally *t, uint64_t from)
 {
     size_t low = 0, high = t->n_sorted;

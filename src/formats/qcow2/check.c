@@ -7,9 +7,13 @@
  *   1. snapshots that the file does not hold are cut off the table     one write to the header
  *   2. entries that have one right value get it                        each in its sector
  *   3. counts are corrected in place, or all of them written anew      each alone; or one write
- *   4. a snapshot table or bitmap directory is written anew            one write to the header
- *   5. COPIED bits follow the counts                                   each in its sector
- *   6. the marks "dirty" and "corrupt" go when nothing is wrong        one write to the header */
+ *   4. entries get clusters of their own where counts have no room     each in its sector
+ *   5. a snapshot table or bitmap directory is written anew            one write to the header
+ *   6. COPIED bits follow the counts                                   each in its sector
+ *   7. the marks "dirty" and "corrupt" go when nothing is wrong        one write to the header
+ *
+ * Where more ways lead to a cluster than its count can say, and 4 has not helped, the image is
+ * marked as corrupt: writing through one of them would change or free what the others show. */
 #include "formats/qcow2/check.h"
 
 #include <stdarg.h>
@@ -111,6 +115,7 @@ int qcow2_read_structure(struct qcow2_check *c, struct dr_check_result *result, 
     c->rebuild = c->no_block = c->copied_wrong = c->entries = false;
     c->highest = c->dangling = c->low = c->high = 0;
     c->n_overlaps = 0;
+    c->crowd = 0;
     qcow2_tally_begin(&c->tally, 0, qcow2_check_limits.tally);
     int r = qcow2_read_snapshots(c, err);
     if (r == 0)
@@ -151,6 +156,7 @@ enum stage {
     CUT_SNAPSHOTS,
     MEND_ENTRIES,
     CORRECT_COUNTS,
+    SPLIT_CROWDED,
     RENEW_SNAPSHOTS,
     RENEW_BITMAPS,
     FREE_RENEWED, /* what the two have given up */
@@ -215,6 +221,8 @@ static bool wanted(const struct qcow2_check *c, unsigned stage, unsigned fix)
         return all && c->entries;
     case RENEW_SNAPSHOTS:
         return all && c->incomplete && can_allocate(c) && c->n_snapshots == c->q->h.n_snapshots;
+    case SPLIT_CROWDED: /* how a cluster is encrypted depends on its place */
+        return all && c->crowd && can_allocate(c) && !c->q->h.crypt;
     case RENEW_BITMAPS:
         return all && c->bad_bitmaps && can_allocate(c);
     case FREE_RENEWED:
@@ -259,8 +267,8 @@ int qcow2_reload(struct dr_image *image, struct dr_error *err)
 static int renew(struct qcow2_check *c, unsigned stage, struct dr_error *err)
 {
     int r = qcow2_reload(c->image, err);
-    if (r < 0)
-        return r;
+    if (r < 0 || stage == SPLIT_CROWDED)
+        return r < 0 ? r : qcow2_split_crowded(c, err);
     c->renewed = true;
     return stage == RENEW_SNAPSHOTS ? qcow2_renew_snapshots(c, err) : qcow2_renew_bitmaps(c, err);
 }
@@ -297,7 +305,7 @@ static int run_stage(struct qcow2_check *c, unsigned stage, unsigned fix, struct
         r = qcow2_mend_entries(c, err);
     else if (stage == CORRECT_COPIED)
         r = qcow2_check_copied(c, true, err);
-    else if (stage == RENEW_SNAPSHOTS || stage == RENEW_BITMAPS)
+    else if (stage == SPLIT_CROWDED || stage == RENEW_SNAPSHOTS || stage == RENEW_BITMAPS)
         r = renew(c, stage, err);
     else
         r = correct_counts(c, fix, err);
@@ -347,6 +355,20 @@ static int clear_marks(struct qcow2_check *c, struct dr_error *err)
     return r;
 }
 
+/* More ways lead to some cluster than its count can say: nobody can write without harm. Version 2
+ * has no such mark. */
+static int mark_crowded(struct qcow2_check *c, struct dr_error *err)
+{
+    if (c->q->h.version < 3 || (c->q->h.incompatible & QCOW2_CORRUPT))
+        return 0;
+    notice(c,
+           "The image is marked as corrupt and can only be read: %llu references are more than "
+           "counts of %u bits can say; copy it with `convert`",
+           ULL(c->crowd), 1u << c->q->h.refcount_order);
+    qcow2_plan(c, QCOW2_AT_INCOMPATIBLE, "the header is marked as corrupt");
+    return qcow2_switch_bits(c->image, QCOW2_AT_INCOMPATIBLE, QCOW2_CORRUPT, 0, err);
+}
+
 /* upgrading: version 3 is to follow, and what it demands is missing. */
 static int check_image(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                        bool silent, bool upgrading, struct dr_error *err)
@@ -365,6 +387,9 @@ static int check_image(struct dr_image *image, unsigned fix, struct dr_check_res
         r = repair(&c, fix, result, err);
     if (r == 0 && fix && result->corruptions == 0)
         r = clear_marks(&c, err);
+    c.silent = silent;
+    if (r == 0 && wants_all(fix) && c.crowd)
+        r = mark_crowded(&c, err);
     qcow2_check_end(&c);
     return r;
 }

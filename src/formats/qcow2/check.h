@@ -13,7 +13,8 @@
  *   check-copied.c     the COPIED bits of the active tables
  *   check-rebuild.c    writes new counts at the end of the file
  *   check-renew.c      writes a snapshot table or bitmap directory anew
- *   check-orphans.c    what no table leads to
+ *   check-split.c      gives entries clusters of their own, where counts cannot say how many share
+ * one check-orphans.c    what no table leads to
  *
  * A pass walks all tables in the order of the file and counts what lies in a window of the file's
  * clusters: as many as fit into the memory it may use, which are all clusters of nearly every
@@ -59,6 +60,8 @@ void qcow2_tally_begin(struct qcow2_tally *t, uint64_t first, uint64_t limit);
 void qcow2_tally_free(struct qcow2_tally *t);
 /* `times` more references. 0 or -ENOMEM; 1: data and a table meet in this cluster. */
 int qcow2_tally_add(struct qcow2_tally *t, uint64_t cluster, uint64_t times, unsigned says);
+/* One less; there is one. */
+void qcow2_tally_remove(struct qcow2_tally *t, uint64_t cluster);
 uint64_t qcow2_tally_get(struct qcow2_tally *t, uint64_t cluster, unsigned *says);
 /* After all of a pass was added: the first cluster from `from` on that may have references, or
  * t->end. */
@@ -115,6 +118,7 @@ struct qcow2_check {
     bool no_block;      /* a cluster in use has no refcount block */
     bool copied_wrong;  /* in some entry of the active tables */
     bool entries;       /* some entry can be mended */
+    uint64_t crowd;     /* references that are more than counts can say */
     uint64_t highest;   /* cluster that is in use or counted */
     uint64_t dangling;  /* references that lead behind the end of the file */
     uint64_t low, high; /* counts */
@@ -278,6 +282,10 @@ int qcow2_count_all(struct qcow2_check *c, unsigned fix, struct dr_error *err);
 
 /* check-copied.c: report wrong bits, or correct them. */
 int qcow2_check_copied(struct qcow2_check *c, bool fix, struct dr_error *err);
+
+/* check-split.c; the counts are right as far as they go, and nothing of the file is in the page
+ * cache. */
+int qcow2_split_crowded(struct qcow2_check *c, struct dr_error *err);
 
 /* check-rebuild.c */
 int qcow2_rebuild(struct qcow2_check *c, struct dr_error *err);

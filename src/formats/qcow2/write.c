@@ -101,6 +101,19 @@ static int replace_table(struct dr_image *image, uint64_t link, uint64_t old, ui
     return r;
 }
 
+/* Counts of 1 bit cannot say that something is shared: what is said to be would be freed though
+ * somebody else has it. */
+static int refuse_shared(struct dr_image *image, uint64_t host)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    if (qcow2_max_count(q) > 1)
+        return 0;
+    return qcow2_damage(image,
+                        "the cluster at byte %llu is said to be shared, which counts of 1 bit "
+                        "cannot say",
+                        ULL(host));
+}
+
 /* Nobody else refers to the table for off: make it or copy it. Changes nothing that can be seen, so
  * it need not be undone when the reservation comes to nothing. */
 static int own_table(struct dr_image *image, uint64_t off, uint64_t *table, struct dr_error *err)
@@ -110,6 +123,8 @@ static int own_table(struct dr_image *image, uint64_t off, uint64_t *table, stru
     bool copied;
     int r = qcow2_find_l2(image, off, table, &copied, &hole, err);
     if (r < 0 || (*table && copied))
+        return r;
+    if (*table && (r = refuse_shared(image, *table)) < 0)
         return r;
     if (*table && (r = dr_page_get_all(image, 0, *table, q->cluster)) < 0)
         return r;
@@ -273,6 +288,8 @@ static int take_places(struct request *q, struct dr_reservation *r, struct dr_er
 {
     bool counted = !qcow2_has_data_file(q->q);
     int rc = check_target(q);
+    if (rc == 0 && q->drops && counted && !q->old.coded && !q->old.copied)
+        rc = refuse_shared(q->image, q->old.host);
     if (rc == 0 && q->place)
         rc = find_place(q, err);
     if (rc == 0 && q->place && counted)
