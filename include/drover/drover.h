@@ -142,6 +142,10 @@ DR_API int dr_close(struct dr_disk *disk, struct dr_error *err);
 
 DR_API uint64_t dr_size(const struct dr_disk *disk);
 DR_API bool dr_writable(const struct dr_disk *disk);
+/* The smallest piece of which a write, if it covers all of it, copies nothing from a parent: the
+ * top image's cluster or grain. A power of 2 from 512 to 2 MiB; 4096 in formats without such
+ * pieces. */
+DR_API uint32_t dr_block_size(const struct dr_disk *disk);
 
 /* The chain, top first. index 0 is the top; NULL past the base. The strings live until the disk is
  * closed, also when its chain changes meanwhile. */
@@ -158,7 +162,9 @@ enum dr_io_flag {
     DR_FUA = 1 << 0,       /* durable when the call returns */
     DR_MAY_UNMAP = 1 << 1, /* dr_zero: space may be given back */
     DR_EXPLICIT =
-        1 << 2, /* dr_zero: the top image itself must say zero, even where its parent does */
+        1 << 2,       /* dr_zero: the top image itself must say zero, even where its parent does */
+    DR_FAST = 1 << 3, /* dr_zero: -ENOTSUP rather than writing zeros as bytes; part of the range may
+                         be zeros by then */
 };
 
 /* All of [off, off+len) must lie inside the disk, else -EINVAL and nothing is done. len 0 is fine,

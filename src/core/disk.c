@@ -140,6 +140,21 @@ bool dr_writable(const struct dr_disk *disk)
     return writable;
 }
 
+uint32_t dr_block_size(const struct dr_disk *disk)
+{
+    const uint64_t without = 4096, least = 512, most = 2 << 20;
+    struct dr_pass pass;
+    struct dr_image *image = enter_to_ask(disk, &pass)->images[0];
+    uint64_t uoff, ulen = without;
+    if (!(image->fmt->flags & DR_FORMAT_NO_PROBE) && image->size > 0)
+        image->fmt->unit(image, 0, &uoff, &ulen);
+    leave(disk, &pass);
+    uint64_t block = least; /* the only unit of a small disk may end with it */
+    while (block < ulen && block < most)
+        block *= 2;
+    return (uint32_t)block;
+}
+
 size_t dr_chain_length(const struct dr_disk *disk)
 {
     struct dr_pass pass;
@@ -190,7 +205,7 @@ const char *dr_image_backing_name(const struct dr_disk *disk, size_t index)
 /* Also where there is nothing to do. A flag that a later library may give a meaning is refused. */
 static int may_change(const struct dr_chain *chain, unsigned flags, struct dr_error *err)
 {
-    const unsigned known = DR_FUA | DR_MAY_UNMAP | DR_EXPLICIT;
+    const unsigned known = DR_FUA | DR_MAY_UNMAP | DR_EXPLICIT | DR_FAST;
     const struct dr_image *top = chain->images[0];
     if (flags & ~known)
         return dr_fail(err, EINVAL, "%s: unknown flags %#x", top->path, flags & ~known);

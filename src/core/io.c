@@ -169,8 +169,16 @@ int dr_chain_zero(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
     struct dr_change_source src = {.off = off};
     struct dr_change c = guest_change(chain, at, DR_CHANGE_ZERO, &src);
     c.zero_flags = flags & DR_MAY_UNMAP ? DR_FILE_ZERO_PUNCH : 0;
+    c.no_bytes = flags & DR_FAST;
+    if (c.no_bytes)
+        c.zero_flags |= DR_FILE_ZERO_FAST;
     int r = check_range(chain->images[at], off, len, err);
-    return r < 0 ? r : zero_range(&c, off, len, flags, err);
+    if (r == 0)
+        r = zero_range(&c, off, len, flags, err);
+    if (r == -ENOTSUP) /* drivers answer so without a text */
+        return dr_fail(err, ENOTSUP, "%s: cannot zero %llu bytes at %llu without writing them",
+                       chain->images[at]->path, (unsigned long long)len, (unsigned long long)off);
+    return r;
 }
 
 int dr_chain_allocate(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,

@@ -239,6 +239,63 @@ static void the_result_is_the_same_without_a_place_for_the_text(void **state)
     assert_int_equal(access(child, F_OK), -1);
 }
 
+/* Zero a part of a child without data, whose parent of the same format is full of sevens. */
+static void zero_fast(const char *format, uint64_t off, uint64_t len, int expected)
+{
+    struct dr_create_options o = {.format = format, .backing = "disk", .backing_format = format};
+    struct dr_open_options open = {.format = format, .flags = DR_OPEN_RDWR};
+    struct dr_error err = DR_ERROR_INIT;
+    static unsigned char sevens[1 << 20], buf[1 << 20];
+    struct dr_disk *disk;
+    char child[300];
+
+    make(format, sizeof(sevens));
+    memset(sevens, 7, sizeof(sevens));
+    disk = open_disk(format, DR_OPEN_RDWR);
+    assert_int_equal(dr_pwrite(disk, sevens, 0, sizeof(sevens), 0, NULL), 0);
+    assert_int_equal(dr_close(disk, NULL), 0);
+    snprintf(child, sizeof(child), "%s/child", dir);
+    assert_int_equal(dr_create(child, &o, NULL), 0);
+    assert_int_equal(dr_open(child, &open, &disk, &err), 0);
+    assert_int_equal(dr_zero(disk, off, len, DR_FAST, &err), expected);
+    assert_int_equal(dr_pread(disk, buf, 0, sizeof(buf), NULL), 0);
+    if (expected == 0)
+        memset(sevens + off, 0, len);
+    else
+        assert_non_null(strstr(err.text, "without writing"));
+    assert_memory_equal(buf, sevens, sizeof(buf));
+    assert_int_equal(dr_close(disk, NULL), 0);
+    unlink(child);
+}
+
+static void zeroing_fast_writes_no_zeros_as_bytes(void **state)
+{
+    (void)state;
+    zero_fast("qcow2", 128 << 10, 128 << 10, 0);
+    zero_fast("qcow2", 128 << 10, 4096, -ENOTSUP); /* the rest of the cluster would be copied */
+    zero_fast("vmdk", 128 << 10, 128 << 10, -ENOTSUP); /* its tables have no word for zeros */
+}
+
+static void a_block_is_what_a_write_copies_nothing_for(void **state)
+{
+    static const struct {
+        const char *format;
+        uint64_t size;
+        uint32_t block;
+    } cases[] = {{"raw", 1 << 20, 4096},
+                 {"qcow2", 1 << 20, 65536},
+                 {"vmdk", 1 << 20, 65536},
+                 {"raw", 0, 4096}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        make(cases[i].format, cases[i].size);
+        struct dr_disk *disk = open_disk(cases[i].format, 0);
+        assert_int_equal(dr_block_size(disk), cases[i].block);
+        assert_int_equal(dr_close(disk, NULL), 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -252,6 +309,8 @@ int main(void)
         cmocka_unit_test(a_disk_open_for_reading_takes_no_change_at_all),
         cmocka_unit_test(a_job_of_one_call_can_be_stopped_by_it),
         cmocka_unit_test(the_result_is_the_same_without_a_place_for_the_text),
+        cmocka_unit_test(zeroing_fast_writes_no_zeros_as_bytes),
+        cmocka_unit_test(a_block_is_what_a_write_copies_nothing_for),
     };
 
     if (!mkdtemp(dir))
