@@ -1,0 +1,451 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Parameters become settings of disks: those given after a disk are its own, those before the first
+ * disk are where every disk begins. Paths become absolute at once, since a server that goes into
+ * the background changes its directory. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "exports/disk-list.h"
+#include "exports/exports.h"
+
+/* ------------------------------------------------------------------ texts */
+
+/* A copy that lives as long as the list; NULL = out of memory. Takes text over. */
+static const char *own_text(struct disk_list *list, char *text)
+{
+    char **more = realloc(list->texts, (list->n_texts + 1) * sizeof(*more));
+    if (more)
+        list->texts = more;
+    if (!more || !text) {
+        free(text);
+        return NULL;
+    }
+    list->texts[list->n_texts++] = text;
+    return text;
+}
+
+static char *absolute_path(const char *path)
+{
+    CLEANUP_FREE char *cwd = path[0] == '/' ? NULL : getcwd(NULL, 0);
+    char *full = NULL;
+    if (path[0] == '/')
+        return strdup(path);
+    if (!cwd || asprintf(&full, "%s/%s", cwd, path) < 0)
+        return NULL;
+    return full;
+}
+
+/* The path in FORMAT:PATH#MEMBER becomes absolute, too. */
+static char *absolute_name(const char *name)
+{
+    const char *format = dr_name_format(name);
+    if (!format)
+        return absolute_path(name);
+    size_t prefix = strlen(format) + 1;
+    CLEANUP_FREE char *path = absolute_path(name + prefix);
+    char *full = NULL;
+    if (!path || asprintf(&full, "%s:%s", format, path) < 0)
+        return NULL;
+    return full;
+}
+
+/* ------------------------------------------------------------------ parameters */
+
+static int parse_bool(const char *key, const char *value, bool *out, struct dr_error *err)
+{
+    static const char *const words[] = {"false", "true", "off", "on", "no", "yes", "0", "1"};
+    for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+        if (strcmp(value, words[i]) == 0) {
+            *out = i % 2;
+            return 0;
+        }
+    }
+    return dr_fail(err, EINVAL, "%s=%s: expected true or false", key, value);
+}
+
+static int no_memory(struct dr_error *err)
+{
+    return dr_fail(err, ENOMEM, "out of memory");
+}
+
+static int add_disk(struct disk_list *list, const char *value, struct dr_error *err)
+{
+    struct served *more = realloc(list->served, (list->n + 1) * sizeof(*more));
+    if (!more)
+        return no_memory(err);
+    list->served = more;
+    if (!*value)
+        return dr_fail(err, EINVAL, "disk=: expected the name of a disk");
+    char *path = absolute_name(value);
+    if (!path)
+        return no_memory(err);
+    list->served[list->n++] = (struct served){.path = path, .settings = list->before};
+    return 0;
+}
+
+static int set_export(struct disk_list *list, const char *value, struct dr_error *err)
+{
+    const size_t longest = 4096; /* the protocol's limit for strings */
+    if (list->n == 0)
+        return dr_fail(err, EINVAL, "export=%s: must follow the disk that it names", value);
+    if (!*value || strlen(value) > longest)
+        return dr_fail(err, EINVAL, "export=: expected 1 to %zu bytes", longest);
+    struct served *last = &list->served[list->n - 1];
+    free(last->name);
+    last->name = strdup(value);
+    return last->name ? 0 : no_memory(err);
+}
+
+static int set_cache(struct disk_settings *settings, const char *value, struct dr_error *err)
+{
+    static const struct {
+        const char *name;
+        unsigned flags;
+    } modes[] = {{"writeback", 0}, {"none", DR_OPEN_DIRECT}, {"unsafe", DR_OPEN_NO_FLUSH}};
+    for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+        if (strcmp(value, modes[i].name) == 0) {
+            settings->open.flags &= ~(unsigned)(DR_OPEN_DIRECT | DR_OPEN_NO_FLUSH);
+            settings->open.flags |= modes[i].flags;
+            return 0;
+        }
+    }
+    return dr_fail(err, EINVAL, "cache=%s: expected writeback, none or unsafe", value);
+}
+
+static int add_allowed(struct disk_list *list, const char *value, struct dr_error *err)
+{
+    char **more = realloc(list->allowed, (list->n_allowed + 2) * sizeof(*more));
+    if (!more)
+        return no_memory(err);
+    list->allowed = more;
+    more[list->n_allowed] = absolute_path(value);
+    more[list->n_allowed + 1] = NULL;
+    return more[list->n_allowed++] ? 0 : no_memory(err);
+}
+
+static int set_ready_fd(struct disk_list *list, const char *value, struct dr_error *err)
+{
+    char *end;
+    errno = 0;
+    long fd = strtol(value, &end, 10);
+    if (!*value || *end || errno || fd < 3 || fd > INT_MAX ||
+        fcntl((int)fd, F_SETFD, FD_CLOEXEC) < 0)
+        return dr_fail(err, EINVAL, "ready-fd=%s: expected the number of an open descriptor",
+                       value);
+    list->ready_fd = (int)fd;
+    return 0;
+}
+
+/* Settings that are texts. */
+static const char **text_setting(struct disk_settings *settings, const char *key)
+{
+    const struct {
+        const char *key;
+        const char **text;
+    } texts[] = {
+        {"format", &settings->open.format},
+        {"snapshot", &settings->open.snapshot},
+        {"backing", &settings->open.backing},
+        {"backing-format", &settings->open.backing_format},
+        {"data-file", &settings->open.data_file},
+    };
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+        if (strcmp(key, texts[i].key) == 0)
+            return texts[i].text;
+    return NULL;
+}
+
+static int set_text(struct disk_list *list, const char *key, const char *value, const char **text,
+                    struct dr_error *err)
+{
+    bool is_name = strcmp(key, "backing") == 0 || strcmp(key, "data-file") == 0;
+    *text = own_text(list, is_name ? absolute_name(value) : strdup(value));
+    return *text ? 0 : no_memory(err);
+}
+
+static int set_flag(struct disk_settings *settings, const char *key, const char *value,
+                    struct dr_error *err)
+{
+    bool on = false;
+    int r = parse_bool(key, value, &on, err);
+    if (r < 0)
+        return r;
+    if (strcmp(key, "read-only") == 0) {
+        settings->mode = on ? DISK_READ_ONLY : DISK_READ_WRITE;
+        return 0;
+    }
+    if (strcmp(key, "temporary") == 0) {
+        settings->temporary = on;
+        return 0;
+    }
+    bool locking = strcmp(key, "locking") == 0;
+    unsigned flag = locking ? DR_OPEN_NO_LOCK : DR_OPEN_FORCE_SHARE;
+    settings->open.flags &= ~flag;
+    settings->open.flags |= on != locking ? flag : 0;
+    return 0;
+}
+
+int disk_list_config(struct disk_list *list, const char *key, const char *value,
+                     struct dr_error *err)
+{
+    static const char *const flags[] = {"read-only", "temporary", "locking", "share"};
+    struct disk_settings *settings = list->n ? &list->served[list->n - 1].settings : &list->before;
+    const char **text = text_setting(settings, key);
+    if (strcmp(key, "disk") == 0)
+        return add_disk(list, value, err);
+    if (strcmp(key, "export") == 0)
+        return set_export(list, value, err);
+    if (strcmp(key, "allow-path") == 0)
+        return add_allowed(list, value, err);
+    if (strcmp(key, "ready-fd") == 0)
+        return set_ready_fd(list, value, err);
+    if (strcmp(key, "cache") == 0)
+        return set_cache(settings, value, err);
+    if (text)
+        return set_text(list, key, value, text, err);
+    for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++)
+        if (strcmp(key, flags[i]) == 0)
+            return set_flag(settings, key, value, err);
+    return dr_fail(err, EINVAL, "there is no parameter '%s'", key);
+}
+
+/* The member of an archive, or the file's own name. */
+static char *default_name(const char *path)
+{
+    const char *member = dr_name_format(path) ? strrchr(path, '#') : NULL;
+    const char *slash = strrchr(path, '/');
+    return strdup(member && member > slash && member[1] ? member + 1 : slash ? slash + 1 : path);
+}
+
+static int check_settings(const struct served *served, struct dr_error *err)
+{
+    const struct disk_settings *s = &served->settings;
+    bool only_reads = s->mode == DISK_READ_ONLY && !s->temporary;
+    if (s->open.backing_format && !s->open.backing)
+        return dr_fail(err, EINVAL, "%s: backing-format without backing", served->path);
+    if ((s->open.flags & DR_OPEN_FORCE_SHARE) && !only_reads && !s->temporary)
+        return dr_fail(err, EINVAL, "%s: share=true needs read-only=true", served->path);
+    if (s->mode == DISK_READ_ONLY && s->temporary)
+        return dr_fail(err, EINVAL, "%s: what is temporary is written to: leave read-only out",
+                       served->path);
+    if (s->open.snapshot && s->mode == DISK_READ_WRITE)
+        return dr_fail(err, EINVAL, "%s: a snapshot inside an image can only be read",
+                       served->path);
+    return 0;
+}
+
+int disk_list_complete(struct disk_list *list, struct dr_error *err)
+{
+    if (list->n == 0)
+        return dr_fail(err, EINVAL, "no disk is given: disk=DISK");
+    for (size_t i = 0; i < list->n; i++) {
+        struct served *served = &list->served[i];
+        if (!served->name)
+            served->name = default_name(served->path);
+        if (!served->name)
+            return no_memory(err);
+        int r = check_settings(served, err);
+        if (r < 0)
+            return r;
+        if (served->settings.open.snapshot)
+            served->settings.mode = DISK_READ_ONLY;
+        served->settings.open.allow_paths = (const char *const *)list->allowed;
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(list->served[k].name, served->name) == 0)
+                return dr_fail(err, EINVAL,
+                               "%s and %s would both be the export '%s': give them names with "
+                               "export=NAME",
+                               list->served[k].path, served->path, served->name);
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ opening */
+
+static int open_for(const struct served *served, bool writing, struct dr_disk **disk,
+                    struct dr_error *err)
+{
+    struct dr_open_options open = served->settings.open;
+    if (served->settings.temporary)
+        return temporary_open(served->path, &open, disk, err);
+    if (writing)
+        open.flags |= DR_OPEN_RDWR;
+    return dr_open(served->path, &open, disk, err);
+}
+
+/* A client that would like to write takes what it can get, as with every other NBD server. */
+static bool only_readable(int r)
+{
+    return r == -EACCES || r == -EPERM || r == -EROFS || r == -ENOTSUP;
+}
+
+static int open_as_asked(const struct served *served, bool readonly, struct dr_disk **disk,
+                         struct dr_error *err)
+{
+    int r = readonly ? -EROFS : open_for(served, true, disk, err);
+    if (!only_readable(r))
+        return r;
+    dr_error_reset(err);
+    return open_for(served, false, disk, err);
+}
+
+static int open_served(const struct served *served, bool readonly, struct dr_disk **disk,
+                       struct dr_error *err)
+{
+    if (served->settings.mode == DISK_AS_ASKED)
+        return open_as_asked(served, readonly, disk, err);
+    return open_for(served, served->settings.mode == DISK_READ_WRITE, disk, err);
+}
+
+/* ------------------------------------------------------------------ two disks with one file */
+
+static bool is_file(const char *name, const struct stat *st)
+{
+    CLEANUP_FREE char *path = name ? dr_name_file(name) : NULL;
+    struct stat other;
+    return path && stat(path, &other) == 0 && other.st_dev == st->st_dev &&
+           other.st_ino == st->st_ino;
+}
+
+/* Does the disk's chain use the file that the other disk writes to? */
+static int refuse_if_uses(const struct served *user, struct dr_disk *disk,
+                          const struct served *writer, struct dr_error *err)
+{
+    CLEANUP_FREE char *path = dr_name_file(writer->path);
+    struct stat st;
+    if (!path || stat(path, &st) < 0)
+        return 0; /* opening it tells what is wrong */
+    for (size_t i = 0, n = dr_chain_length(disk); i < n; i++)
+        if (is_file(dr_image_path(disk, i), &st))
+            return dr_fail(err, EBUSY,
+                           "%s is used by %s, which is served, too: it can only be served with "
+                           "read-only=true",
+                           writer->path, user->path);
+    return 0;
+}
+
+static bool format_can_write(const char *name)
+{
+    struct dr_format_info info;
+    for (size_t i = 0; dr_format_list(i, &info) == 0; i++)
+        if (strcmp(info.name, name) == 0)
+            return info.can_write;
+    return false;
+}
+
+static int refuse_shared(struct disk_list *list, const struct served *writer, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < list->n && r == 0; i++) {
+        struct served *user = &list->served[i];
+        struct dr_open_options open = user->settings.open;
+        struct dr_disk *disk;
+        if (user == writer)
+            continue;
+        open.flags |= DR_OPEN_FORCE_SHARE; /* only its names are asked */
+        r = dr_open(user->path, &open, &disk, err);
+        if (r < 0)
+            return r;
+        r = refuse_if_uses(user, disk, writer, err);
+        dr_close(disk, NULL);
+    }
+    return r;
+}
+
+static bool may_write(const struct served *served)
+{
+    const struct disk_settings *s = &served->settings;
+    const char *format = s->open.format ? s->open.format : dr_name_format(served->path);
+    return s->mode != DISK_READ_ONLY && !s->temporary && (!format || format_can_write(format));
+}
+
+/* ------------------------------------------------------------------ the list's life */
+
+static void ignore(void *user, const struct dr_error *err)
+{
+    (void)user;
+    (void)err;
+}
+
+int disk_list_try(struct disk_list *list, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < list->n && list->n > 1 && r == 0; i++)
+        if (may_write(&list->served[i]))
+            r = refuse_shared(list, &list->served[i], err);
+    /* All at once, as they will be. */
+    for (size_t i = 0; i < list->n && r == 0; i++)
+        r = open_served(&list->served[i], true, &list->served[i].disk, err);
+    disk_list_close(list, ignore, NULL);
+    return r;
+}
+
+static int tell_ready(struct disk_list *list, struct dr_error *err)
+{
+    static const char line[] = "ready\n";
+    if (list->ready_fd < 0)
+        return 0;
+    ssize_t n = write(list->ready_fd, line, sizeof(line) - 1);
+    close(list->ready_fd);
+    list->ready_fd = -1;
+    return n == sizeof(line) - 1 ? 0
+                                 : dr_fail(err, EIO, "cannot tell on ready-fd that we are ready");
+}
+
+int disk_list_open(struct disk_list *list, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < list->n && r == 0; i++)
+        if (list->served[i].settings.mode != DISK_AS_ASKED || list->served[i].settings.temporary)
+            r = open_served(&list->served[i], false, &list->served[i].disk, err);
+    return r < 0 ? r : tell_ready(list, err);
+}
+
+int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
+                  struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&list->lock);
+    return served->disk ? 0 : open_served(served, readonly, &served->disk, err);
+}
+
+struct served *disk_list_find(struct disk_list *list, const char *name)
+{
+    for (size_t i = 0; i < list->n; i++)
+        if (!*name || strcmp(list->served[i].name, name) == 0)
+            return &list->served[i];
+    return NULL;
+}
+
+void disk_list_close(struct disk_list *list, void (*failed)(void *user, const struct dr_error *err),
+                     void *user)
+{
+    for (size_t i = 0; i < list->n; i++) {
+        struct dr_error err = DR_ERROR_INIT;
+        if (dr_close(list->served[i].disk, &err) < 0)
+            failed(user, &err);
+        list->served[i].disk = NULL;
+    }
+}
+
+void disk_list_free(struct disk_list *list)
+{
+    for (size_t i = 0; i < list->n; i++) {
+        free(list->served[i].name);
+        free(list->served[i].path);
+    }
+    for (size_t i = 0; i < list->n_texts; i++)
+        free(list->texts[i]);
+    for (size_t i = 0; i < list->n_allowed; i++)
+        free(list->allowed[i]);
+    free(list->served);
+    free(list->texts);
+    free(list->allowed);
+}

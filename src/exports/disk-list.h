@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The disks that one server shows: what the NAME=VALUE parameters say about them, and opening and
+ * closing them. It knows nothing of nbdkit. */
+#ifndef DR_EXPORTS_DISK_LIST_H
+#define DR_EXPORTS_DISK_LIST_H
+
+#include <pthread.h>
+
+#include "drover/drover.h"
+
+enum disk_mode {
+    DISK_AS_ASKED,   /* opened by the first client, for writing if it may write */
+    DISK_READ_ONLY,  /* opened at once */
+    DISK_READ_WRITE, /* opened at once; it is an error if that cannot be */
+};
+
+struct disk_settings {
+    struct dr_open_options open; /* its flags without RDWR */
+    enum disk_mode mode;
+    bool temporary; /* what is written is thrown away */
+};
+
+struct served {
+    char *name; /* of the export; unlike all others */
+    char *path; /* absolute, as dr_open() takes it */
+    struct disk_settings settings;
+    struct dr_disk *disk; /* NULL: not open. Set under the list's lock */
+};
+
+struct disk_list {
+    struct served *served;
+    size_t n;
+    struct disk_settings before; /* what was said before the first disk holds for all */
+    char **texts;                /* what the settings point to */
+    size_t n_texts;
+    char **allowed; /* NULL-terminated */
+    size_t n_allowed;
+    int ready_fd; /* -1, or where to tell that all disks are open */
+    pthread_mutex_t lock;
+};
+#define DISK_LIST_INIT                                    \
+    {                                                     \
+        .ready_fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER \
+    }
+
+#define DISK_LIST_HELP                                                                        \
+    "[disk=]DISK          (required) a disk, as drover names them; several may be given\n"    \
+    "What follows holds for the disk before it; before the first disk, for all:\n"            \
+    "export=NAME          name of the export (default: the file's or the member's name)\n"    \
+    "format=FORMAT        of the top image (default: find out)\n"                             \
+    "read-only=true|false open it so now (default: when a client comes, as nbdkit -r says)\n" \
+    "temporary=true       writable, and what is written is thrown away at the end\n"          \
+    "snapshot=NAME        show a snapshot inside the image\n"                                 \
+    "backing=DISK         instead of the recorded parent; with backing-format=FORMAT\n"       \
+    "data-file=FILE       instead of the recorded data file\n"                                \
+    "cache=writeback|none|unsafe\n"                                                           \
+    "locking=on|off       lock the files (default: on)\n"                                     \
+    "share=true           read it even while somebody writes to it\n"                         \
+    "For all disks:\n"                                                                        \
+    "allow-path=DIR       a directory where parents may be, too; may be repeated\n"           \
+    "ready-fd=N           write a line to this descriptor when the disks are open"
+
+/* Take in one parameter. */
+int disk_list_config(struct disk_list *list, const char *key, const char *value,
+                     struct dr_error *err);
+/* There are no more of them: give every disk a name, refuse what does not fit together. */
+int disk_list_complete(struct disk_list *list, struct dr_error *err);
+/* Open and close all of them to see that this works; refuse to serve a disk for writing whose files
+ * another one of the list uses. */
+int disk_list_try(struct disk_list *list, struct dr_error *err);
+/* Open those that are not left to the first client, and tell ready_fd. */
+int disk_list_open(struct disk_list *list, struct dr_error *err);
+/* Make sure that the disk is open. readonly: this client only reads. */
+int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
+                  struct dr_error *err);
+/* "" finds the first one. NULL: no such name. */
+struct served *disk_list_find(struct disk_list *list, const char *name);
+/* Close what is open; failed is called for each disk whose last writes may be lost. */
+void disk_list_close(struct disk_list *list, void (*failed)(void *user, const struct dr_error *err),
+                     void *user);
+void disk_list_free(struct disk_list *list);
+
+#endif

@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* nbdkit-drover-plugin: disks as NBD exports. nbdkit does the protocol, sockets, TLS and filters
+ * and calls the functions of the table at the end; disk-list.c reads the parameters and opens the
+ * disks.
+ *
+ * All connections to an export share one open disk, so what one of them flushed is durable for all
+ * of them, and each sees what the others wrote. Requests come from many threads at once and go
+ * straight to the library. Disks are opened after nbdkit has gone into the background, because
+ * locks and threads belong to the process that serves; before that they are opened once to see that
+ * they can be, so that failures end nbdkit while somebody looks. */
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "exports/disk-list.h"
+#include "exports/hang-up.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+static struct disk_list list = DISK_LIST_INIT;
+
+/* Tell nbdkit of a failure, in the words of the library. */
+static int failed(int r, const struct dr_error *err)
+{
+    nbdkit_error("%s", err->text[0] ? err->text : strerrordesc_np(-r));
+    nbdkit_set_error(-r);
+    errno = -r;
+    return -1;
+}
+
+/* ------------------------------------------------------------------ the life of the server */
+
+static int plugin_config(const char *key, const char *value)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    int r = disk_list_config(&list, key, value, &err);
+    return r < 0 ? failed(r, &err) : 0;
+}
+
+static int plugin_config_complete(void)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    int r = disk_list_complete(&list, &err);
+    return r < 0 ? failed(r, &err) : 0;
+}
+
+static int plugin_get_ready(void)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    int r = disk_list_try(&list, &err);
+    return r < 0 ? failed(r, &err) : 0;
+}
+
+static int plugin_after_fork(void)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    int r = hang_up_on_signals(&err);
+    if (r == 0)
+        r = disk_list_open(&list, &err);
+    return r < 0 ? failed(r, &err) : 0;
+}
+
+static void report_close(void *user, const struct dr_error *err)
+{
+    (void)user;
+    nbdkit_error("%s", err->text);
+}
+
+/* No connection is left. */
+static void plugin_cleanup(void)
+{
+    hang_up_stop();
+    disk_list_close(&list, report_close, NULL);
+}
+
+static void plugin_unload(void)
+{
+    hang_up_stop();
+    disk_list_close(&list, report_close, NULL);
+    disk_list_free(&list);
+}
+
+static void plugin_dump(void)
+{
+    struct dr_format_info info;
+    printf("drover_version=%s\n", dr_version());
+    printf("drover_formats=");
+    for (size_t i = 0; dr_format_list(i, &info) == 0; i++)
+        printf("%s%s", i ? "," : "", info.name);
+    printf("\n");
+}
+
+/* ------------------------------------------------------------------ exports */
+
+static int plugin_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
+{
+    (void)readonly;
+    (void)is_tls;
+    for (size_t i = 0; i < list.n; i++)
+        if (nbdkit_add_export(exports, list.served[i].name, NULL) < 0)
+            return -1;
+    return 0;
+}
+
+static const char *plugin_default_export(int readonly, int is_tls)
+{
+    (void)readonly;
+    (void)is_tls;
+    return list.served[0].name;
+}
+
+static void *plugin_open(int readonly)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    const char *name = nbdkit_export_name();
+    struct served *served = disk_list_find(&list, name ? name : "");
+    if (!served) {
+        nbdkit_error("there is no export named '%s'", name);
+        nbdkit_set_error(ENOENT);
+        return NULL;
+    }
+    int r = disk_list_use(&list, served, readonly, &err);
+    if (r == 0)
+        return served->disk;
+    failed(r, &err);
+    return NULL;
+}
+
+/* The format and the depth; paths are none of a client's business. */
+static const char *plugin_export_description(void *disk)
+{
+    size_t n = dr_chain_length(disk);
+    if (n == 1)
+        return nbdkit_printf_intern("%s", dr_image_format(disk, 0));
+    return nbdkit_printf_intern("%s, a chain of %zu images", dr_image_format(disk, 0), n);
+}
+
+static int64_t plugin_get_size(void *disk)
+{
+    return (int64_t)dr_size(disk); /* no disk has more than INT64_MAX bytes */
+}
+
+static int plugin_can_write(void *disk)
+{
+    return dr_writable(disk);
+}
+
+static int plugin_yes(void *disk)
+{
+    (void)disk;
+    return 1;
+}
+
+static int plugin_can_fua(void *disk)
+{
+    (void)disk;
+    return NBDKIT_FUA_NATIVE;
+}
+
+/* nbdkit reads and drops the bytes: that loads the tables and the host's page cache, too. */
+static int plugin_can_cache(void *disk)
+{
+    (void)disk;
+    return NBDKIT_CACHE_EMULATE;
+}
+
+/* nbdkit takes no data longer than 64 MiB in one request, so a client had better know. */
+static int plugin_block_size(void *disk, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+{
+    *minimum = 1;
+    *preferred = dr_block_size(disk);
+    *maximum = 64 << 20;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ data
+ *
+ * Texts of failures are long, and only their beginning is cleared for each request. */
+
+static unsigned io_flags(uint32_t flags)
+{
+    return (flags & NBDKIT_FLAG_FUA ? DR_FUA : 0) | (flags & NBDKIT_FLAG_FAST_ZERO ? DR_FAST : 0) |
+           (flags & NBDKIT_FLAG_MAY_TRIM ? DR_MAY_UNMAP : 0);
+}
+
+static int plugin_pread(void *disk, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    struct dr_error err;
+    dr_error_reset(&err);
+    (void)flags;
+    int r = dr_pread(disk, buf, offset, count, &err);
+    return r < 0 ? failed(r, &err) : 0;
+}
+
+static int plugin_pwrite(void *disk, const void *buf, uint32_t count, uint64_t offset,
+                         uint32_t flags)
+{
+    struct dr_error err;
+    dr_error_reset(&err);
+    int r = dr_pwrite(disk, buf, offset, count, io_flags(flags), &err);
+    return r < 0 ? failed(r, &err) : 0;
+}
+
+/* That zeros would be slow is an answer, not a failure, and not worth a line in a log. */
+static int plugin_zero(void *disk, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    struct dr_error err;
+    dr_error_reset(&err);
+    int r = dr_zero(disk, offset, count, io_flags(flags), &err);
+    if (r == -ENOTSUP && (flags & NBDKIT_FLAG_FAST_ZERO)) {
+        nbdkit_set_error(ENOTSUP);
+        errno = ENOTSUP;
+        return -1;
+    }
+    return r < 0 ? failed(r, &err) : 0;
+}
+
+static int plugin_trim(void *disk, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    struct dr_error err;
+    dr_error_reset(&err);
+    int r = dr_discard(disk, offset, count, &err);
+    if (r == 0 && (flags & NBDKIT_FLAG_FUA))
+        r = dr_flush(disk, &err);
+    return r < 0 ? failed(r, &err) : 0;
+}
+
+static int plugin_flush(void *disk, uint32_t flags)
+{
+    struct dr_error err;
+    dr_error_reset(&err);
+    (void)flags;
+    int r = dr_flush(disk, &err);
+    return r < 0 ? failed(r, &err) : 0;
+}
+
+/* ------------------------------------------------------------------ extents */
+
+/* A client asks again from where an answer ends; what lies in many small pieces must not keep a
+ * thread busy for 4 GiB. */
+#define MOST_PIECES 16384
+
+static uint32_t extent_type(const struct dr_extent_status *status)
+{
+    return (status->flags & DR_EXTENT_DATA ? 0 : NBDKIT_EXTENT_HOLE) |
+           (status->flags & DR_EXTENT_ZERO ? NBDKIT_EXTENT_ZERO : 0);
+}
+
+/* The library's pieces also end where another image or place begins; nbdkit joins what is alike to
+ * its client, which with REQ_ONE wants the first extent only. */
+static int plugin_extents(void *disk, uint32_t count, uint64_t offset, uint32_t flags,
+                          struct nbdkit_extents *extents)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    uint64_t pos = offset, end = offset + count;
+    uint32_t first = 0;
+    for (unsigned n = 0; pos < end && n < MOST_PIECES; n++) {
+        struct dr_extent_status status;
+        int r = dr_block_status(disk, pos, end - pos, &status, &err);
+        if (r < 0 && n > 0)
+            return 0; /* damage is told when a client asks for what lies there */
+        if (r < 0)
+            return failed(r, &err);
+        if (n == 0)
+            first = extent_type(&status);
+        if ((flags & NBDKIT_FLAG_REQ_ONE) && extent_type(&status) != first)
+            return 0;
+        if (nbdkit_add_extent(extents, pos, status.len, extent_type(&status)) < 0)
+            return -1;
+        pos += status.len;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ the table */
+
+static struct nbdkit_plugin plugin = {
+    .name = "drover",
+    .longname = "Drover: copy-on-write disk images",
+    .version = DR_VERSION,
+    .description = "Serve raw, VMDK, add-cow and qcow2 disks with their backing chains, and disks "
+                   "inside VMA archives.",
+    .magic_config_key = "disk",
+    .config_help = DISK_LIST_HELP,
+    .errno_is_preserved = 1,
+    .config = plugin_config,
+    .config_complete = plugin_config_complete,
+    .get_ready = plugin_get_ready,
+    .after_fork = plugin_after_fork,
+    .cleanup = plugin_cleanup,
+    .unload = plugin_unload,
+    .dump_plugin = plugin_dump,
+    .list_exports = plugin_list_exports,
+    .default_export = plugin_default_export,
+    .export_description = plugin_export_description,
+    .open = plugin_open,
+    .get_size = plugin_get_size,
+    .block_size = plugin_block_size,
+    .can_write = plugin_can_write,
+    .can_flush = plugin_yes,
+    .can_trim = plugin_yes,
+    .can_zero = plugin_yes,
+    .can_fast_zero = plugin_yes,
+    .can_extents = plugin_yes,
+    .can_multi_conn = plugin_yes,
+    .can_fua = plugin_can_fua,
+    .can_cache = plugin_can_cache,
+    .pread = plugin_pread,
+    .pwrite = plugin_pwrite,
+    .zero = plugin_zero,
+    .trim = plugin_trim,
+    .flush = plugin_flush,
+    .extents = plugin_extents,
+};
+
+NBDKIT_REGISTER_PLUGIN(plugin)
