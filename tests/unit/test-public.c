@@ -272,7 +272,7 @@ static void zeroing_fast_writes_no_zeros_as_bytes(void **state)
 {
     (void)state;
     zero_fast("qcow2", 128 << 10, 128 << 10, 0);
-    zero_fast("qcow2", 128 << 10, 4096, -ENOTSUP); /* the rest of the cluster would be copied */
+    zero_fast("qcow2", 128 << 10, 4096, -ENOTSUP);     /* the rest of the cluster would be copied */
     zero_fast("vmdk", 128 << 10, 128 << 10, -ENOTSUP); /* its tables have no word for zeros */
 }
 
