@@ -24,6 +24,7 @@ extern const struct cli_command cli_cmd_qemu_snapshot;
 extern const struct cli_command cli_cmd_rebase;
 extern const struct cli_command cli_cmd_recover;
 extern const struct cli_command cli_cmd_resize;
+extern const struct cli_command cli_cmd_serve;
 extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_stream;
 extern const struct cli_command cli_cmd_unmount;

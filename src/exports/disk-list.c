@@ -388,16 +388,11 @@ int disk_list_try(struct disk_list *list, struct dr_error *err)
     return r;
 }
 
-static int tell_ready(struct disk_list *list, struct dr_error *err)
+static int tell(const struct disk_list *list, const char *line, struct dr_error *err)
 {
-    static const char line[] = "ready\n";
-    if (list->ready_fd < 0)
+    if (list->ready_fd < 0 || write(list->ready_fd, line, strlen(line)) == (ssize_t)strlen(line))
         return 0;
-    ssize_t n = write(list->ready_fd, line, sizeof(line) - 1);
-    close(list->ready_fd);
-    list->ready_fd = -1;
-    return n == sizeof(line) - 1 ? 0
-                                 : dr_fail(err, EIO, "cannot tell on ready-fd that we are ready");
+    return dr_fail_errno(err, errno, "cannot write to ready-fd");
 }
 
 int disk_list_open(struct disk_list *list, struct dr_error *err)
@@ -406,7 +401,8 @@ int disk_list_open(struct disk_list *list, struct dr_error *err)
     for (size_t i = 0; i < list->n && r == 0; i++)
         if (list->served[i].settings.mode != DISK_AS_ASKED || list->served[i].settings.temporary)
             r = open_served(&list->served[i], false, &list->served[i].disk, err);
-    return r < 0 ? r : tell_ready(list, err);
+    list->opened = r == 0;
+    return r < 0 ? r : tell(list, "ready\n", err);
 }
 
 int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
@@ -427,12 +423,18 @@ struct served *disk_list_find(struct disk_list *list, const char *name)
 void disk_list_close(struct disk_list *list, void (*failed)(void *user, const struct dr_error *err),
                      void *user)
 {
+    bool well = true;
     for (size_t i = 0; i < list->n; i++) {
         struct dr_error err = DR_ERROR_INIT;
-        if (dr_close(list->served[i].disk, &err) < 0)
+        if (dr_close(list->served[i].disk, &err) < 0) {
             failed(user, &err);
+            well = false;
+        }
         list->served[i].disk = NULL;
     }
+    if (list->opened && well)
+        tell(list, "closed\n", NULL);
+    list->opened = false;
 }
 
 void disk_list_free(struct disk_list *list)

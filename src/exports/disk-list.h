@@ -35,7 +35,8 @@ struct disk_list {
     size_t n_texts;
     char **allowed; /* NULL-terminated */
     size_t n_allowed;
-    int ready_fd; /* -1, or where to tell that all disks are open */
+    int ready_fd; /* -1, or where to tell that all disks are open, and later that they are closed */
+    bool opened;  /* disk_list_open() was fine */
     pthread_mutex_t lock;
 };
 #define DISK_LIST_INIT                                    \
@@ -43,22 +44,23 @@ struct disk_list {
         .ready_fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER \
     }
 
-#define DISK_LIST_HELP                                                                        \
-    "[disk=]DISK          (required) a disk, as drover names them; several may be given\n"    \
-    "What follows holds for the disk before it; before the first disk, for all:\n"            \
-    "export=NAME          name of the export (default: the file's or the member's name)\n"    \
-    "format=FORMAT        of the top image (default: find out)\n"                             \
-    "read-only=true|false open it so now (default: when a client comes, as nbdkit -r says)\n" \
-    "temporary=true       writable, and what is written is thrown away at the end\n"          \
-    "snapshot=NAME        show a snapshot inside the image\n"                                 \
-    "backing=DISK         instead of the recorded parent; with backing-format=FORMAT\n"       \
-    "data-file=FILE       instead of the recorded data file\n"                                \
-    "cache=writeback|none|unsafe\n"                                                           \
-    "locking=on|off       lock the files (default: on)\n"                                     \
-    "share=true           read it even while somebody writes to it\n"                         \
-    "For all disks:\n"                                                                        \
-    "allow-path=DIR       a directory where parents may be, too; may be repeated\n"           \
-    "ready-fd=N           write a line to this descriptor when the disks are open"
+#define DISK_LIST_HELP                                                                             \
+    "[disk=]DISK          (required) a disk, as drover names them; several may be given\n"         \
+    "What follows holds for the disk before it; before the first disk, for all:\n"                 \
+    "export=NAME          name of the export (default: the file's or the member's name)\n"         \
+    "format=FORMAT        of the top image (default: find out)\n"                                  \
+    "read-only=true|false open it so now (default: when a client comes, as nbdkit -r says)\n"      \
+    "temporary=true       writable, and what is written is thrown away at the end\n"               \
+    "snapshot=NAME        show a snapshot inside the image\n"                                      \
+    "backing=DISK         instead of the recorded parent; with backing-format=FORMAT\n"            \
+    "data-file=FILE       instead of the recorded data file\n"                                     \
+    "cache=writeback|none|unsafe\n"                                                                \
+    "locking=on|off       lock the files (default: on)\n"                                          \
+    "share=true           read it even while somebody writes to it\n"                              \
+    "For all disks:\n"                                                                             \
+    "allow-path=DIR       a directory where parents may be, too; may be repeated\n"                \
+    "ready-fd=N           write a line to this descriptor when the disks are open, and one when\n" \
+    "                     they have been closed without a loss"
 
 /* Take in one parameter. */
 int disk_list_config(struct disk_list *list, const char *key, const char *value,
@@ -75,7 +77,8 @@ int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
                   struct dr_error *err);
 /* "" finds the first one. NULL: no such name. */
 struct served *disk_list_find(struct disk_list *list, const char *name);
-/* Close what is open; failed is called for each disk whose last writes may be lost. */
+/* Close what is open; failed is called for each disk whose last writes may be lost. The first time
+ * after disk_list_open() that none is, ready_fd is told. */
 void disk_list_close(struct disk_list *list, void (*failed)(void *user, const struct dr_error *err),
                      void *user);
 void disk_list_free(struct disk_list *list);

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -361,13 +362,15 @@ def test_damage_is_an_error_for_the_client_and_no_crash(serve):
 
 def test_the_plugin_goes_into_the_background_with_relative_names(work):
     chain("qcow2")
-    subprocess.run(["nbdkit", "-U", str(work / "s"), "-P", str(work / "pid"), PLUGIN, "disk", "read-only=false"],
-                   check=True, timeout=20, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    pid = int((work / "pid").read_text())
-    try:
+    ready, told = os.pipe()
+    subprocess.run(["nbdkit", "-U", str(work / "s"), "-P", str(work / "pid"), PLUGIN, "disk", "read-only=false",
+                    f"ready-fd={told}"], check=True, timeout=20, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL, pass_fds=[told])
+    os.close(told)
+    with os.fdopen(ready) as f:
+        assert f.readline() == "ready\n"
         h = nbd.NBD()
         h.connect_unix(str(work / "s"))
         assert h.pread(4, 0) == b"\x11" * 4
-        h.shutdown()
-    finally:
-        os.kill(pid, 15)
+        os.kill(int((work / "pid").read_text()), signal.SIGTERM)
+        assert f.read() == "closed\n"  # until nobody has the other end any more

@@ -62,6 +62,17 @@ enum cli_key { /* options without a letter */
                KEY_ALLOW_OTHER,
                KEY_ALLOW_ROOT,
                KEY_NAME,
+               KEY_SOCKET,
+               KEY_PORT,
+               KEY_BIND,
+               KEY_TLS,
+               KEY_TLS_CERTIFICATES,
+               KEY_TLS_PSK,
+               KEY_TLS_VERIFY_PEER,
+               KEY_TEMPORARY,
+               KEY_EXPORT,
+               KEY_RUN,
+               KEY_PIDFILE,
 };
 
 struct cli_option {

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Finding nbdkit and our plugin, and running them on sockets that are there already. */
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "cli/serve/serve.h"
+
+/* ------------------------------------------------------------------ words */
+
+void words_add(struct words *w, const char *fmt, ...)
+{
+    char **more = realloc(w->words, (w->n + 2) * sizeof(*more)), *word = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    if (vasprintf(&word, fmt, ap) < 0)
+        word = NULL;
+    va_end(ap);
+    if (more)
+        w->words = more;
+    if (!more || !word) {
+        free(word);
+        w->failed = true;
+        return;
+    }
+    more[w->n++] = word;
+    more[w->n] = NULL;
+}
+
+void words_free(struct words *w)
+{
+    for (size_t i = 0; i < w->n; i++)
+        free(w->words[i]);
+    free(w->words);
+    *w = (struct words){0};
+}
+
+/* ------------------------------------------------------------------ where they are */
+
+static char *in_path(const char *name)
+{
+    CLEANUP_FREE char *path = strdup(getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin");
+    char *rest = NULL;
+
+    for (char *dir = path ? strtok_r(path, ":", &rest) : NULL; dir;
+         dir = strtok_r(NULL, ":", &rest)) {
+        char *full = NULL;
+        if (asprintf(&full, "%s/%s", dir, name) < 0)
+            return NULL;
+        if (access(full, X_OK) == 0)
+            return full;
+        free(full);
+    }
+    return NULL;
+}
+
+/* Beside the program, where it is built; then where both are installed, wherever the tree was
+ * moved; then where it was to be installed. */
+static char *find_plugin(void)
+{
+    static const char *const places[] = {
+        "%s/nbdkit-drover-plugin.so", "%s/../" DR_LIBDIR "/nbdkit/plugins/nbdkit-drover-plugin.so"};
+    char self[PATH_MAX], *full = NULL;
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    char *slash = n > 0 ? memrchr(self, '/', (size_t)n) : NULL;
+
+    for (size_t i = 0; slash && i < sizeof(places) / sizeof(places[0]); i++) {
+        *slash = '\0';
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+        int r = asprintf(&full, places[i], self);
+#pragma GCC diagnostic pop
+        if (r >= 0 && access(full, R_OK) == 0)
+            return full;
+        if (r >= 0)
+            free(full);
+    }
+    full = strdup(DR_PREFIX "/" DR_LIBDIR "/nbdkit/plugins/nbdkit-drover-plugin.so");
+    if (full && access(full, R_OK) == 0)
+        return full;
+    free(full);
+    return NULL;
+}
+
+int nbdkit_find(const struct cli *cli, char **program, char **plugin)
+{
+    const char *said = getenv("NBDKIT"), *said_plugin = getenv("DROVER_NBDKIT_PLUGIN");
+
+    *program = said && *said ? strdup(said) : in_path("nbdkit");
+    *plugin = said_plugin && *said_plugin ? strdup(said_plugin) : find_plugin();
+    if (!*program || access(*program, X_OK) < 0) {
+        cli_error(cli, "%s: not found: install nbdkit, or say in $NBDKIT where it is",
+                  *program ? *program : "nbdkit");
+        return 1;
+    }
+    if (!*plugin || access(*plugin, R_OK) < 0) {
+        cli_error(cli,
+                  "%s: not found: build drover with nbdkit-plugin-dev installed, or say in "
+                  "$DROVER_NBDKIT_PLUGIN where it is",
+                  *plugin ? *plugin : "nbdkit-drover-plugin.so");
+        return 1;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ running it */
+
+/* Where systemd's protocol wants the first socket. */
+#define FIRST_SOCKET 3
+
+/* In the child: sockets from FIRST_SOCKET on, nothing else that we have open but told. */
+static void hand_over(const struct listener *l, int told)
+{
+    int fds[LISTEN_MOST], out = fcntl(told, F_DUPFD, FIRST_SOCKET + LISTEN_MOST);
+    char number[32];
+
+    for (size_t i = 0; i < l->n; i++)
+        fds[i] = fcntl(l->fds[i], F_DUPFD_CLOEXEC, FIRST_SOCKET + LISTEN_MOST + 1);
+    for (size_t i = 0; i < l->n; i++)
+        dup2(fds[i], FIRST_SOCKET + (int)i);
+    if (dup2(out, FIRST_SOCKET + LISTEN_MOST) < 0)
+        _exit(127);
+    if (out != FIRST_SOCKET + LISTEN_MOST)
+        close(out);
+    snprintf(number, sizeof(number), "%ld", (long)getpid());
+    setenv("LISTEN_PID", number, 1);
+    snprintf(number, sizeof(number), "%zu", l->n);
+    setenv("LISTEN_FDS", number, 1);
+    unsetenv("LISTEN_FDNAMES");
+}
+
+/* nbdkit and its options, the plugin and its parameters. */
+static int command_line(const struct cli *cli, const struct words *options,
+                        const struct words *parameters, struct words *all)
+{
+    char *program = NULL, *plugin = NULL;
+    int code = nbdkit_find(cli, &program, &plugin);
+
+    if (code == 0) {
+        words_add(all, "%s", program);
+        words_add(all, "--foreground");
+        words_add(all, "--exit-with-parent");
+        for (size_t i = 0; i < options->n; i++)
+            words_add(all, "%s", options->words[i]);
+        words_add(all, "%s", plugin);
+        words_add(all, "ready-fd=%d", FIRST_SOCKET + LISTEN_MOST);
+        for (size_t i = 0; i < parameters->n; i++)
+            words_add(all, "%s", parameters->words[i]);
+    }
+    free(program);
+    free(plugin);
+    if (code == 0 && (all->failed || options->failed || parameters->failed)) {
+        cli_error(cli, "out of memory");
+        return 1;
+    }
+    return code;
+}
+
+static pid_t spawn(const struct words *all, const struct listener *l, int told)
+{
+    pid_t pid = fork();
+    sigset_t none;
+
+    if (pid != 0)
+        return pid;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    hand_over(l, told);
+    execv(all->words[0], all->words);
+    dprintf(STDERR_FILENO, "drover: %s: %s\n", all->words[0], strerror(errno));
+    _exit(127);
+}
+
+/* A line comes when it serves; nothing, when it ended before. */
+static int wait_until_ready(const struct cli *cli, struct server *server)
+{
+    char line[8];
+    int status;
+
+    if (read(server->told, line, sizeof(line)) > 0)
+        return 0;
+    while (waitpid(server->pid, &status, 0) < 0 && errno == EINTR)
+        continue;
+    if (WIFSIGNALED(status))
+        cli_error(cli, "nbdkit was killed by signal %d", WTERMSIG(status));
+    close(server->told);
+    return 1;
+}
+
+int nbdkit_start(const struct cli *cli, const struct words *options, const struct words *parameters,
+                 const struct listener *l, struct server *server)
+{
+    struct words all = {0};
+    int told[2], code = command_line(cli, options, parameters, &all);
+
+    if (code == 0 && pipe2(told, O_CLOEXEC) < 0) {
+        cli_error(cli, "cannot make a pipe: %s", strerror(errno));
+        code = 1;
+    }
+    if (code == 0) {
+        server->told = told[0];
+        server->pid = spawn(&all, l, told[1]);
+        close(told[1]);
+        code = server->pid < 0 ? 1 : wait_until_ready(cli, server);
+        if (server->pid < 0)
+            cli_error(cli, "cannot start nbdkit: %s", strerror(errno));
+    }
+    words_free(&all);
+    return code;
+}
+
+int nbdkit_ended(const struct cli *cli, struct server *server, int status, bool told_to)
+{
+    char line[8];
+    bool closed_well = read(server->told, line, sizeof(line)) > 0;
+
+    close(server->told);
+    if (closed_well && told_to && WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        return 0;
+    if (WIFSIGNALED(status))
+        cli_error(cli, "nbdkit was killed by signal %d: what was not flushed may be lost",
+                  WTERMSIG(status));
+    else if (!closed_well)
+        cli_error(cli, "not all disks were closed well: what was not flushed may be lost");
+    else
+        cli_error(cli, "nbdkit ended with exit code %d", WEXITSTATUS(status));
+    return 1;
+}
