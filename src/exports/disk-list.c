@@ -94,7 +94,7 @@ static int add_disk(struct disk_list *list, const char *value, struct dr_error *
 static int set_export(struct disk_list *list, const char *value, struct dr_error *err)
 {
     const size_t longest = 4096; /* the protocol's limit for strings */
-    if (list->n == 0)
+    if (!list->served || list->n == 0)
         return dr_fail(err, EINVAL, "export=%s: must follow the disk that it names", value);
     if (!*value || strlen(value) > longest)
         return dr_fail(err, EINVAL, "export=: expected 1 to %zu bytes", longest);
@@ -197,7 +197,8 @@ int disk_list_config(struct disk_list *list, const char *key, const char *value,
                      struct dr_error *err)
 {
     static const char *const flags[] = {"read-only", "temporary", "locking", "share"};
-    struct disk_settings *settings = list->n ? &list->served[list->n - 1].settings : &list->before;
+    struct disk_settings *settings = list->served && list->n ? &list->served[list->n - 1].settings
+                                                             : &list->before;
     const char **text = text_setting(settings, key);
     if (strcmp(key, "disk") == 0)
         return add_disk(list, value, err);

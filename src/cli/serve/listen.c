@@ -96,14 +96,17 @@ int listen_unix(const struct cli *cli, const char *path, struct listener *l)
 
 static unsigned bound_port(int fd)
 {
-    struct sockaddr_storage bound;
+    union {
+        struct sockaddr_storage any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } bound;
     socklen_t size = sizeof(bound);
 
+    memset(&bound, 0, sizeof(bound));
     if (getsockname(fd, (struct sockaddr *)&bound, &size) < 0)
         return 0;
-    if (bound.ss_family == AF_INET6)
-        return ntohs(((struct sockaddr_in6 *)&bound)->sin6_port);
-    return ntohs(((struct sockaddr_in *)&bound)->sin_port);
+    return ntohs(bound.any.ss_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port);
 }
 
 /* The second address of a host gets the port that the first one got. */
