@@ -28,7 +28,9 @@ FAILED = b"[  FAILED  ]"  # cmocka goes on with the other tests of a program; we
 SANITIZERS = {"plain": [],
               "asan": ["-Db_sanitize=address,undefined", "-Db_lundef=false"],
               "tsan": ["-Db_sanitize=thread", "-Db_lundef=false"]}
-ONE_LIBRARY = [("src/meson.build", "static_library('drover-internal'", "shared_library('drover-internal'"),
+ONE_LIBRARY = [("src/meson.build", "static_library('drover-internal', lib_sources,",
+                "shared_library('drover-internal', lib_sources, "
+                "c_args: meson.project_build_root().endswith('build-cover') ? '-fsanitize-coverage=trace-pc' : [],"),
                ("src/meson.build", "link_whole: drover_static", "link_with: drover_static"),
                ("src/meson.build", ", pic: true)", ")"),
                ("meson.build", "'-fvisibility=hidden',", "")]
@@ -223,7 +225,7 @@ class Tree:
         """All tests that can be run, with their time and the blocks they run; and the blocks there are."""
         runtime = os.path.join(self.top, "cover.so")
         subprocess.run(["gcc", "-O2", "-fPIC", "-shared", "-o", runtime, "tests/mutate/cover.c"], cwd=self.top, check=True)
-        self.build("cover", ["-Doptimization=1", "-Dc_args=-fsanitize-coverage=trace-pc", "-Db_lundef=false",
+        self.build("cover", ["-Doptimization=1", "-Db_lundef=false",
                              "-Dc_link_args=" + runtime])
         library = os.path.join(self.build_dir("cover"), "src/libdrover-internal.so")
         bare = os.path.join(self.top, "bare.so")
