@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -169,9 +168,7 @@ class Tree:
     def __init__(self, where, suites, limit, first=None):
         """What the first tree has learnt of the tests holds for the others, too."""
         self.top, self.suites, self.limit = where, suites, limit
-        # Not below the tree: some tests count the calls that a path costs, and long ones cost more.
-        self.tmp = os.path.join(tempfile.gettempdir(), "drover-mutate-" + hashlib.sha256(where.encode()).hexdigest()[:8])
-        self.objects, self.good = {}, set()
+        self.tmp, self.objects, self.good = os.path.join(where, "t"), {}, set()
         self.copy_sources()
         self.build("plain", SANITIZERS["plain"])
         self.objects = self.object_hashes("plain")
