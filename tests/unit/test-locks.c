@@ -318,6 +318,7 @@ static void an_upgrade_follows_the_file_not_its_name(void **state)
 /* ------------------------------------------------------------------ at every instant */
 
 static void (*between)(void); /* called after each change of a lock */
+static int lock_error;        /* what setting a lock fails with */
 
 /* In the place of the C library's. */
 int fcntl(int fd, int cmd, ...)
@@ -326,6 +327,10 @@ int fcntl(int fd, int cmd, ...)
     va_start(ap, cmd);
     void *arg = va_arg(ap, void *);
     va_end(ap);
+    if (cmd == F_OFD_SETLK && lock_error) {
+        errno = lock_error;
+        return -1;
+    }
     int r = (int)syscall(SYS_fcntl, fd, cmd, arg);
     if (cmd == F_OFD_SETLK && between) {
         void (*call)(void) = between;
@@ -386,6 +391,32 @@ static void no_writer_gets_between_reader_and_writer(void **state)
     assert_true(lock_changes > 10);
     assert_int_equal(writers_let_in, 0);
     dr_file_unref(f);
+}
+
+static void where_nothing_can_be_locked_reading_is_allowed_and_writing_is_not(void **state)
+{
+    (void)state;
+    static const struct {
+        int error;
+        bool lacks_locks;
+    } table[] = {{ENOLCK, true},  {EOPNOTSUPP, true}, {EINVAL, true}, {ENOSYS, true},
+                 {EAGAIN, false}, {EACCES, false},    {EIO, false},   {EDEADLK, false}};
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+        struct dr_file *f = NULL;
+        int error = table[i].error;
+        lock_error = error;
+        int reading = dr_file_open(dr_fs_posix(), path, 0, &f, NULL);
+        if (reading == 0)
+            dr_file_unref(f);
+        int writing = dr_file_open(dr_fs_posix(), path, DR_FILE_RDWR, &f, NULL);
+        int unlocked = dr_file_open(dr_fs_posix(), path, DR_FILE_RDWR | DR_FILE_NO_LOCK, &f, NULL);
+        if (unlocked == 0)
+            dr_file_unref(f);
+        lock_error = 0;
+        assert_int_equal(reading, table[i].lacks_locks ? 0 : -error);
+        assert_int_equal(writing, table[i].lacks_locks ? -ENOLCK : -error);
+        assert_int_equal(unlocked, 0);
+    }
 }
 
 /* ------------------------------------------------------------------ drover and qemu */
@@ -458,6 +489,7 @@ int main(int argc, char **argv)
         T(locks_go_with_their_user),
         T(an_upgrade_follows_the_file_not_its_name),
         T(no_writer_gets_between_reader_and_writer),
+        T(where_nothing_can_be_locked_reading_is_allowed_and_writing_is_not),
         T(we_keep_qemu_out),
         T(qemu_keeps_us_out),
     };
