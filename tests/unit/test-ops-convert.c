@@ -501,6 +501,8 @@ static void info_has_the_keys_in_order(void **state)
                                        "\"format\": \"vmdk\"",
                                        "\"actual-size\": ",
                                        "\"format-specific\": {",
+                                       "\"type\": \"vmdk\"",
+                                       "\"data\": {",
                                        "\"full-backing-filename\": \"base.vmdk\"",
                                        "\"backing-filename\": \"base.vmdk\"",
                                        "\"dirty-flag\": false"};

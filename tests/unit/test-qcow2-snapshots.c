@@ -54,6 +54,47 @@ static void snapshots_come_and_go_without_a_trace(void **state)
     }
 }
 
+/* The L2 tables that the disk's L1 table (snapshot false) or that of the first snapshot leads to.
+ */
+static void read_l1(struct dr_fs *fs, bool snapshot, uint64_t *tables, uint32_t *n)
+{
+    struct dr_file *f;
+    uint8_t header[72], entry[12];
+    ok(dr_file_open(fs, PATH, DR_FILE_FORCE_SHARE, &f, &err));
+    ok(dr_file_pread(f, header, 0, sizeof(header), &err));
+    ok(dr_file_pread(f, entry, get_be64(header + 64), sizeof(entry), &err));
+    uint64_t at = get_be64(snapshot ? entry : header + 40);
+    *n = get_be32(snapshot ? entry + 8 : header + 36);
+    assert_in_range(*n, 1, 4096);
+    ok(dr_file_pread(f, tables, at, *n * sizeof(*tables), &err));
+    for (uint32_t i = 0; i < *n; i++)
+        tables[i] = get_be64((const uint8_t *)&tables[i]) & UINT64_C(0x00fffffffffffe00);
+    dr_file_unref(f);
+}
+
+static void tables_that_a_snapshot_shares_stay_shared_when_another_one_goes(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_GEOMETRIES; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        uint64_t own[4096], its[4096];
+        uint32_t n_own, n_its;
+        create(fs, &geometries[i], SIZE);
+        struct dr_disk *disk = open_disk(fs);
+        make_first(disk, &geometries[i]);
+        ok(dr_image_snapshot_create(top_of(disk), "one", &err));
+        ok(dr_image_snapshot_create(top_of(disk), "two", &err));
+        ok(dr_image_snapshot_delete(top_of(disk), "2", &err));
+        ok(dr_close(disk, &err));
+        read_l1(fs, false, own, &n_own);
+        read_l1(fs, true, its, &n_its);
+        assert_int_equal(n_own, n_its);
+        assert_memory_equal(own, its, n_own * sizeof(*own));
+        check_clean(fs);
+        dr_fs_memory_free(fs);
+    }
+}
+
 /* ------------------------------------------------------------------ what is kept, what is refused
  */
 
@@ -427,6 +468,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_snapshot_shows_what_the_disk_held),
         T(snapshots_come_and_go_without_a_trace),
+        cmocka_unit_test(tables_that_a_snapshot_shares_stay_shared_when_another_one_goes),
         T(a_count_that_has_no_room_is_refused_before_anything_is_written),
         T(counting_that_stops_half_way_is_taken_back),
         T(applying_brings_the_size_back),
