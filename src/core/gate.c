@@ -82,10 +82,11 @@ void dr_gate_clear(struct dr_gate *gate)
 
 int dr_real_dir(struct dr_fs *fs, const char *dir, char **real, struct dr_error *err)
 {
-    int r = fs->ops->realpath(fs, dir, real, NULL);
+    struct dr_error why = DR_ERROR_INIT;
+    int r = fs->ops->realpath(fs, dir, real, &why);
     if (r == -ENOENT && !fs->ops->mkdir)
         return (*real = strdup(dir)) ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", dir);
-    return r < 0 ? fs->ops->realpath(fs, dir, real, err) : 0;
+    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
 /* Does real lie in the tree of the directory that path is in? path may be a link: both directories
@@ -96,9 +97,10 @@ int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool 
     CLEANUP_FREE char *own = NULL;
     const char *from[2] = {path, NULL};
     *inside = false;
-    int r = fs->ops->realpath(fs, path, &own, NULL);
+    struct dr_error why = DR_ERROR_INIT;
+    int r = fs->ops->realpath(fs, path, &own, &why);
     if (r < 0 && r != -ENOENT) /* a new image is not there yet: its directory counts */
-        return fs->ops->realpath(fs, path, &own, err);
+        return dr_fail(err, -r, "%s", why.text);
     from[1] = own;
     r = 0;
     for (int i = 0; r == 0 && i < 2 && from[i] && !*inside; i++) {

@@ -275,6 +275,10 @@ static bool run_once(const struct operation *op, long at)
     int r = op->run(fs, &why);
     bool failed = has_failed();
     let_fail(-1);
+    /* To a file in memory a lack of it is a lack of space. */
+    if (r < 0 && r != -ENOMEM && r != -ENOSPC)
+        fail_msg("%s, %s: without allocation %ld it says %d %s", op->format, op->name, at, r,
+                 why.text);
     if (r < 0 && !failed)
         fail_msg("%s, %s: %d %s", op->format, op->name, r, why.text);
     if (op->changes)
