@@ -274,8 +274,8 @@ struct dr_commit_options {
                          between it and base leave the chain, and their files stay. NULL = the
                          active image, which stays in the chain */
     bool keep;        /* -d: do not empty the overlay afterwards */
-    bool pivot;       /* of an open disk, its active image into the parent: the disk goes on with
-                         the parent, and the overlay is left as an empty image on it. The job
+    bool pivot;       /* of an open disk, its active image down into base: the disk goes on with
+                         that, and the overlay is left as an empty image on it. The job
                          follows the guest until dr_job_complete() */
     bool force;       /* even if other images, in the base's directory or path's, name it */
 };

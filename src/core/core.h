@@ -472,6 +472,10 @@ int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool 
 int dr_gate_check(struct dr_fs *fs, const char *from, const char *path,
                   const struct dr_open_options *options, struct dr_error *err);
 
+/* The same for a file that may not be there yet: its directory counts. */
+int dr_gate_check_new(struct dr_fs *fs, const char *from, const char *path,
+                      const struct dr_open_options *options, struct dr_error *err);
+
 /* Where opening the chain finds the parent that child records: of the places where it may be the
  * first that the gate allows and that has the right id. Malloc'ed. */
 int dr_backing_locate(struct dr_image *child, const struct dr_open_options *options, char **path,

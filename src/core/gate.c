@@ -160,6 +160,31 @@ int dr_gate_pass_data_file(const struct dr_gate *gate, const char *from, const c
     return gate->any ? 0 : pass_real(gate, from, real, "data file", err);
 }
 
+int dr_gate_check_new(struct dr_fs *fs, const char *from, const char *path,
+                      const struct dr_open_options *options, struct dr_error *err)
+{
+    static const struct dr_open_options defaults;
+    struct dr_gate gate;
+    if (dr_fs_exists(fs, path))
+        return dr_gate_check(fs, from, path, options, err);
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    CLEANUP_FREE char *real_dir = NULL;
+    if (!dir)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    int r = dr_real_dir(fs, dir, &real_dir, err);
+    if (r == 0)
+        r = dr_gate_make(&gate, fs, options ? options : &defaults, err);
+    if (r < 0)
+        return r;
+    CLEANUP_FREE char *real = dr_path_join(real_dir, dr_path_basename(path));
+    if (!real)
+        r = dr_fail(err, ENOMEM, "%s: out of memory", path);
+    else if (!gate.any)
+        r = pass_real(&gate, from, real, "new image", err);
+    dr_gate_clear(&gate);
+    return r;
+}
+
 int dr_gate_check(struct dr_fs *fs, const char *from, const char *path,
                   const struct dr_open_options *options, struct dr_error *err)
 {

@@ -22,6 +22,9 @@ struct commit {
     const struct dr_commit_options *o;
     struct dr_job *job;
     bool shared; /* other threads may use the disk */
+    /* A pivot over several images is two commits: the first one looks for siblings for both, and
+     * nobody is asked before its switch. */
+    enum commit_part { COMMIT_WHOLE, COMMIT_FIRST, COMMIT_SECOND } part;
     const char *path;
     struct dr_disk *disk;
     struct dr_chain *chain;
@@ -90,7 +93,8 @@ static bool is_own_leftover(const struct commit *c, const char *path)
 
 static bool loses_validity(const struct commit *c, const struct dr_scan_entry *e)
 {
-    return e->backing_path && in_part(c, e->backing_id, c->first + 1, c->base) &&
+    size_t from = c->part == COMMIT_FIRST ? c->first : c->first + 1;
+    return e->backing_path && in_part(c, e->backing_id, from, c->base) &&
            !in_part(c, e->id, 0, c->base) && !is_own_leftover(c, e->path);
 }
 
@@ -120,6 +124,8 @@ static int scan_dirs(const struct commit *c, struct dr_scan *scan, struct dr_err
 static int check_siblings(const struct commit *c, struct dr_error *err)
 {
     struct dr_scan scan = {0};
+    if (c->part == COMMIT_SECOND)
+        return 0;
     int r = scan_dirs(c, &scan, err);
     CLEANUP_FREE char *list = r == 0 ? list_siblings(c, &scan) : NULL;
     dr_scan_free(&scan);
@@ -274,10 +280,9 @@ static int check_pivot(const struct commit *c, struct dr_error *err)
 {
     if (!c->o->pivot)
         return 0;
-    if (!c->shared || c->first > 0 || c->base > 1)
+    if (!c->shared || c->first > 0)
         return dr_fail(err, EINVAL,
-                       "%s: only the active image of an open disk is committed with a pivot, and "
-                       "into its parent: commit those between them first",
+                       "%s: only the active image of an open disk is committed with a pivot",
                        c->path);
     if (c->size != image_c(c)->size)
         return dr_fail(err, ENOTSUP, "%s: ends at %llu, and the disk has %llu bytes",
@@ -437,7 +442,7 @@ static int copy(struct commit *c, struct dr_error *err)
     if (r == 0 && c->o->pivot)
         r = dr_follow_until_told(&c->follow, err);
     if (r == 0)
-        r = dr_job_before_switch(c->job, err);
+        r = c->part == COMMIT_FIRST ? dr_job_rest(c->job, err) : dr_job_before_switch(c->job, err);
     if (r == 0)
         r = flush_base(c, err); /* so that little is left while requests wait */
     return r < 0 ? r : dr_follow_catch_up(&c->follow, err);
@@ -665,6 +670,27 @@ static int commit_claimed(struct commit *c, struct dr_error *err)
     return r < 0 ? r : closed;
 }
 
+/* A pivot goes to the active image's parent. Images between it and the base go down before, as they
+ * would by a commit of their own. */
+static int commit_between(struct commit *c, struct dr_error *err)
+{
+    const struct dr_commit_options *o = c->o;
+    struct dr_chain *chain = dr_disk_chain(c->disk);
+    size_t base = o->pivot && o->base ? dr_ops_member(chain, o->base) : 0;
+    int r = 0;
+    if (base > 1 && base < chain->n && !o->top) {
+        const struct dr_commit_options between = {
+            .open = o->open, .base = o->base, .top = chain->images[1]->path, .force = o->force};
+        struct commit first = *c;
+        first.o = &between;
+        first.part = COMMIT_FIRST;
+        r = commit_claimed(&first, err);
+        c->part = COMMIT_SECOND;
+    }
+    dr_chain_unref(chain, NULL);
+    return r;
+}
+
 static int commit(struct dr_disk *disk, const struct dr_commit_options *options, bool shared,
                   struct dr_job *job, struct dr_error *err)
 {
@@ -672,7 +698,9 @@ static int commit(struct dr_disk *disk, const struct dr_commit_options *options,
     int r = dr_disk_claim(disk, "commit", err);
     if (r < 0)
         return r;
-    r = commit_claimed(&c, err);
+    r = commit_between(&c, err);
+    if (r == 0)
+        r = commit_claimed(&c, err);
     dr_disk_unclaim(disk);
     return r;
 }

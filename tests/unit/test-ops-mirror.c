@@ -206,15 +206,63 @@ static void holes_stay_holes(void **state)
     assert_true(disk_size(fs, "moved") <= 128 * KiB);
 }
 
-static void a_pivot_below_the_active_image_is_refused(void **state)
+static void a_pivot_takes_what_is_between_along(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        const char *format = i ? "qcow2" : "vmdk";
+        struct crowd crowd;
+        make_pair(fs, "low", format, "base", format);
+        for (int k = 0; k < 2; k++) {
+            struct dr_create_options o = {
+                .format = format, .backing = k ? "mid" : "low", .backing_format = format};
+            ok(dr_create_fs(fs, k ? "top" : "mid", &o, &err));
+            put(fs, k ? "top" : "mid", (1 + (unsigned)k) * MiB, 256 * KiB, 0x70 + k);
+        }
+        crowd_begin(&crowd, fs, "top");
+        struct told t = {.crowd = &crowd, .pivot = true};
+        const struct dr_commit_options o = {.pivot = true, .base = "base"};
+        make_job(&t);
+        ok(dr_disk_commit(crowd.disk, &o, t.job, &err));
+        dr_job_free(t.job);
+        assert_int_equal(t.switches, 1);
+        assert_int_equal(dr_chain_length(crowd.disk), 1);
+        assert_string_equal(dr_image_path(crowd.disk, 0), "base");
+        crowd_end(&crowd, "top");
+        dr_fs_memory_free(fs);
+    }
+}
+
+static void a_pivot_sees_the_siblings_of_what_is_between(void **state)
+{
+    static const char *const parents[] = {"base.vmdk", "low.vmdk", "mid.vmdk"};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct dr_disk *disk;
+        make_pair(fs, "low.vmdk", "vmdk", "base.vmdk", "vmdk");
+        make(fs, "mid.vmdk", "vmdk", 0, "low.vmdk");
+        make(fs, "top.vmdk", "vmdk", 0, "mid.vmdk");
+        make(fs, "other.vmdk", "vmdk", 0, parents[i]);
+        ok(dr_open_fs(fs, "top.vmdk", &rw, &disk, &err));
+        const struct dr_commit_options o = {.pivot = true, .base = "base.vmdk"};
+        refused(dr_disk_commit(disk, &o, NULL, &err), EBUSY, "other.vmdk");
+        assert_int_equal(dr_chain_length(disk), 4);
+        ok(dr_close(disk, &err));
+        dr_fs_memory_free(fs);
+    }
+}
+
+static void a_pivot_is_of_the_active_image(void **state)
 {
     struct dr_fs *fs = *state;
     struct dr_disk *disk;
     make_pair(fs, "mid.vmdk", "vmdk", "base.vmdk", "vmdk");
     make(fs, "top.vmdk", "vmdk", 0, "mid.vmdk");
     ok(dr_open_fs(fs, "top.vmdk", &rw, &disk, &err));
-    const struct dr_commit_options deep = {.pivot = true, .base = "base.vmdk"};
-    refused(dr_disk_commit(disk, &deep, NULL, &err), EINVAL, "into its parent");
+    const struct dr_commit_options lower = {.pivot = true, .top = "mid.vmdk"};
+    refused(dr_disk_commit(disk, &lower, NULL, &err), EINVAL, "only the active image");
     assert_int_equal(dr_chain_length(disk), 3);
     ok(dr_close(disk, &err));
 }
@@ -340,7 +388,9 @@ int main(void)
         ops_test(a_mirror_that_is_cancelled_leaves_nothing),
         ops_test(what_is_there_already_is_taken_only_when_told),
         ops_test(holes_stay_holes),
-        ops_test(a_pivot_below_the_active_image_is_refused),
+        cmocka_unit_test(a_pivot_takes_what_is_between_along),
+        cmocka_unit_test(a_pivot_sees_the_siblings_of_what_is_between),
+        ops_test(a_pivot_is_of_the_active_image),
         cmocka_unit_test(snapshots_of_a_disk_in_use_may_have_another_format),
         ops_test(several_disks_stop_at_one_moment),
         ops_test(a_snapshot_that_is_refused_changes_no_disk),

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Drover: disks that are in use, with jobs on them, controlled over a socket that speaks QMP.
+ *
+ * A program opens disks, serves them in whatever way it likes, and adds them to a dr_live. Clients
+ * of its socket may then ask about the disks and make snapshots, stream, commit, mirror and resize
+ * them while they are in use. Which commands there are, and what differs from QEMU's, is in
+ * drover(1).
+ *
+ * Threads: one that waits for clients, from dr_live_start() on if there is a socket, and one for
+ * each job while it runs. All functions may be called from any thread, but for dr_live_free().
+ */
+#ifndef DROVER_LIVE_H
+#define DROVER_LIVE_H
+
+#include "drover/drover.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct dr_live;
+
+struct dr_live_options {
+    /* Path of the socket that clients connect to, made with mode 0600; NULL = none. A socket that
+     * nobody listens on any more gives way. */
+    const char *control;
+    /* Called once, from a thread of its own, when a client has said "quit". It must not call
+     * dr_live_free(). NULL = such clients are refused. */
+    void (*quit)(void *user);
+    void *user;
+    /* NULL or NULL-terminated: directories, besides that of a disk's active image, in which files
+     * that clients name may be; as in struct dr_open_options. */
+    const char *const *allow_paths;
+};
+
+/* Nothing is started and no socket is made yet: the process may still fork. Strings in options are
+ * copied. */
+DR_API int dr_live_new(const struct dr_live_options *options, struct dr_live **live,
+                       struct dr_error *err);
+/* disk, which stays the caller's and must stay open until dr_live_free(), is called `name` by
+ * clients: 1 to 31 letters, digits, '-', '.' and '_', the first one a letter. -EEXIST. */
+DR_API int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk,
+                       struct dr_error *err);
+/* Make the socket and listen. -EADDRINUSE: somebody listens there. */
+DR_API int dr_live_start(struct dr_live *live, struct dr_error *err);
+/* Cancel all jobs and wait until they have ended, hang up, and remove the socket. What a cancelled
+ * job has done so far stays, and its disk reads as before. NULL is allowed. */
+DR_API void dr_live_free(struct dr_live *live);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Jobs: each is one operation on a thread of its own, with QEMU's states and events around it.
+ *
+ *     created → running ⇄ paused                        ready, standby: only jobs that follow the
+ *                  ↓ ↘ ready ⇄ standby                  guest until job-complete
+ *               waiting → pending → concluded → null    pending: until job-finalize, if wanted
+ *     any of them → aborting → concluded → null         failed or cancelled
+ *
+ * A change of state is an event, queued under the lock in which the state changes. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "live/live.h"
+
+const char *live_kind_name(enum live_kind kind)
+{
+    static const char *const names[] = {"stream", "commit", "mirror"};
+    return names[kind];
+}
+
+const char *live_status_name(enum live_status status)
+{
+    static const char *const names[] = {"created", "running", "paused",   "ready",     "standby",
+                                        "waiting", "pending", "aborting", "concluded", "null"};
+    return names[status];
+}
+
+struct live_job *live_job_find(struct dr_live *live, const char *id)
+{
+    struct live_job *job = live->jobs;
+    while (job && strcmp(dr_job_id(job->job), id) != 0)
+        job = job->next;
+    return job;
+}
+
+struct live_job *live_job_on(struct dr_live *live, const struct live_disk *on)
+{
+    struct live_job *job = live->jobs;
+    while (job && (job->on != on || job->status >= LIVE_CONCLUDED))
+        job = job->next;
+    return job;
+}
+
+void live_order_clear(struct live_order *order)
+{
+    free(order->base);
+    free(order->top);
+    free(order->target);
+    free(order->format);
+    *order = (struct live_order){0};
+}
+
+/* ------------------------------------------------------------------ events */
+
+static void set_status(struct live_job *job, enum live_status status)
+{
+    job->status = status;
+    live_event(
+        job->live, "JOB_STATUS_CHANGE",
+        json_pack("{s:s, s:s}", "id", dr_job_id(job->job), "status", live_status_name(status)));
+}
+
+/* type, device, len, offset, speed, as the events of block jobs have them. */
+static json_t *progress_of(const struct live_job *job)
+{
+    struct dr_job_status s;
+    dr_job_query(job->job, &s);
+    return json_pack("{s:s, s:s, s:I, s:I, s:I}", "type", live_kind_name(job->order.kind), "device",
+                     dr_job_id(job->job), "len", (json_int_t)s.total, "offset", (json_int_t)s.done,
+                     "speed", (json_int_t)s.rate);
+}
+
+static void tell_end(struct live_job *job)
+{
+    json_t *data = progress_of(job);
+    bool cancelled = job->cancelled && job->result == -ECANCELED;
+    if (job->result < 0 && !cancelled)
+        json_object_set_new(data, "error", dr_json_text(job->error.text));
+    live_event(job->live, cancelled ? "BLOCK_JOB_CANCELLED" : "BLOCK_JOB_COMPLETED", data);
+}
+
+/* ------------------------------------------------------------------ on the job's thread */
+
+/* The job's turn comes again when it is not paused. */
+static void wait_for_resume(struct live_job *job)
+{
+    while (job->paused && !job->cancelled)
+        pthread_cond_wait(&job->changed, &job->live->lock);
+}
+
+static void on_ready(void *user)
+{
+    struct live_job *job = user;
+    DR_LOCK_SCOPE(&job->live->lock);
+    wait_for_resume(job);
+    if (job->cancelled)
+        return;
+    set_status(job, LIVE_READY);
+    live_event(job->live, "BLOCK_JOB_READY", progress_of(job));
+}
+
+static int on_switch(void *user)
+{
+    struct live_job *job = user;
+    DR_LOCK_SCOPE(&job->live->lock);
+    wait_for_resume(job);
+    if (job->cancelled)
+        return 1;
+    set_status(job, LIVE_WAITING);
+    set_status(job, LIVE_PENDING);
+    if (!job->order.keep_finalize)
+        return 0;
+    live_event(job->live, "BLOCK_JOB_PENDING",
+               json_pack("{s:s, s:s}", "type", live_kind_name(job->order.kind), "id",
+                         dr_job_id(job->job)));
+    while (!job->finalize && !job->cancelled)
+        pthread_cond_wait(&job->changed, &job->live->lock);
+    return job->cancelled;
+}
+
+static int operate(struct live_job *job, struct dr_error *err)
+{
+    const struct live_order *o = &job->order;
+    const struct dr_stream_options stream = {.base = o->base};
+    const struct dr_commit_options commit = {.base = o->base, .top = o->top, .pivot = !o->top};
+    const struct dr_mirror_options mirror = {
+        .format = o->format, .existing = o->existing, .top = o->top_only};
+    switch (o->kind) {
+    case LIVE_STREAM:
+        return dr_disk_stream(job->on->disk, &stream, job->job, err);
+    case LIVE_COMMIT:
+        return dr_disk_commit(job->on->disk, &commit, job->job, err);
+    case LIVE_MIRROR:
+        return dr_disk_mirror(job->on->disk, o->target, &mirror, job->job, err);
+    }
+    return dr_fail(err, EINVAL, "a job of an unknown kind");
+}
+
+/* The job leaves the list; its thread, which this may be, is joined later. */
+static void retire(struct live_job *job)
+{
+    struct live_job **at = &job->live->jobs;
+    while (*at != job)
+        at = &(*at)->next;
+    *at = job->next;
+    set_status(job, LIVE_NULL);
+    job->next = job->live->gone;
+    job->live->gone = job;
+    live_wake(job->live);
+}
+
+static void *work(void *user)
+{
+    struct live_job *job = user;
+    struct dr_error err = DR_ERROR_INIT;
+    int r = operate(job, &err);
+    DR_LOCK_SCOPE(&job->live->lock);
+    job->result = r;
+    job->error = err;
+    if (r < 0)
+        set_status(job, LIVE_ABORTING);
+    else if (job->status < LIVE_WAITING) { /* it had nothing to switch */
+        set_status(job, LIVE_WAITING);
+        set_status(job, LIVE_PENDING);
+    }
+    tell_end(job);
+    set_status(job, LIVE_CONCLUDED);
+    if (!job->order.keep_dismiss)
+        retire(job);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ beginning */
+
+static int make_job(struct dr_live *live, struct live_disk *on, const char *id,
+                    struct live_order *order, struct live_job **job, struct dr_error *err)
+{
+    struct live_job *fresh = calloc(1, sizeof(*fresh));
+    if (!fresh)
+        return dr_fail(err, ENOMEM, "out of memory for a job");
+    const struct dr_job_options options = {
+        .rate = order->speed,
+        .before_switch = on_switch,
+        .ready = order->kind == LIVE_MIRROR || (order->kind == LIVE_COMMIT && !order->top)
+                     ? on_ready
+                     : NULL,
+        .user = fresh,
+    };
+    int r = dr_job_new(id, &options, &fresh->job, err);
+    if (r < 0) {
+        free(fresh);
+        return r;
+    }
+    fresh->live = live;
+    fresh->on = on;
+    fresh->order = *order;
+    *order = (struct live_order){0};
+    pthread_cond_init(&fresh->changed, NULL);
+    *job = fresh;
+    return 0;
+}
+
+static void free_job(struct live_job *job)
+{
+    pthread_cond_destroy(&job->changed);
+    dr_job_free(job->job);
+    live_order_clear(&job->order);
+    free(job);
+}
+
+int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
+                   struct live_order *order, struct dr_error *err)
+{
+    struct live_job *job = NULL, *other = live_job_on(live, on), **end = &live->jobs;
+    int r = 0;
+    if (live->stopping)
+        r = dr_fail(err, EBUSY, "The server is about to end");
+    else if (live_job_find(live, id))
+        r = dr_fail(err, EEXIST, "Job ID '%s' already in use", id);
+    else if (other)
+        r = dr_fail(err, EBUSY, "Node '%s' is busy: block device is in use by block job: %s",
+                    on->name, live_kind_name(other->order.kind));
+    else
+        r = make_job(live, on, id, order, &job, err);
+    live_order_clear(order);
+    if (r < 0)
+        return r;
+    while (*end)
+        end = &(*end)->next;
+    r = pthread_create(&job->thread, NULL, work, job); /* it waits for the lock before it tells */
+    if (r != 0) {
+        free_job(job);
+        return dr_fail_errno(err, r, "no thread for job '%s'", id);
+    }
+    *end = job;
+    set_status(job, LIVE_CREATED);
+    set_status(job, LIVE_RUNNING);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ verbs */
+
+static bool allowed(enum live_status status, enum live_verb verb)
+{
+#define IN(s) (1u << (s))
+    static const unsigned in[] = {
+        [LIVE_CANCEL] = IN(LIVE_CREATED) | IN(LIVE_RUNNING) | IN(LIVE_PAUSED) | IN(LIVE_READY) |
+                        IN(LIVE_STANDBY) | IN(LIVE_WAITING) | IN(LIVE_PENDING),
+        [LIVE_PAUSE] = IN(LIVE_CREATED) | IN(LIVE_RUNNING) | IN(LIVE_PAUSED) | IN(LIVE_READY) |
+                       IN(LIVE_STANDBY),
+        [LIVE_RESUME] = IN(LIVE_CREATED) | IN(LIVE_RUNNING) | IN(LIVE_PAUSED) | IN(LIVE_READY) |
+                        IN(LIVE_STANDBY),
+        [LIVE_SET_SPEED] = IN(LIVE_CREATED) | IN(LIVE_RUNNING) | IN(LIVE_PAUSED) | IN(LIVE_READY) |
+                           IN(LIVE_STANDBY),
+        [LIVE_COMPLETE] = IN(LIVE_READY) | IN(LIVE_STANDBY),
+        [LIVE_FINALIZE] = IN(LIVE_PENDING),
+        [LIVE_DISMISS] = IN(LIVE_CONCLUDED),
+    };
+#undef IN
+    return in[verb] & (1u << status);
+}
+
+static int cancel(struct live_job *job, bool force, struct dr_error *err)
+{
+    if (job->paused && !force)
+        return dr_fail(err, EINVAL, "The block job for device '%s' is currently paused",
+                       dr_job_id(job->job));
+    if (job->status == LIVE_READY && !force) {
+        dr_job_complete(job->job, false); /* the target is a copy of this moment */
+        return 0;
+    }
+    job->cancelled = true;
+    dr_job_cancel(job->job);
+    return 0;
+}
+
+static int pause_job(struct live_job *job, struct dr_error *err)
+{
+    if (job->paused)
+        return dr_fail(err, EINVAL, "Job is already paused");
+    job->paused = true;
+    dr_job_pause(job->job);
+    set_status(job, job->status == LIVE_READY ? LIVE_STANDBY : LIVE_PAUSED);
+    return 0;
+}
+
+static void let_go_on(struct live_job *job)
+{
+    job->paused = false;
+    set_status(job, job->status == LIVE_STANDBY ? LIVE_READY : LIVE_RUNNING);
+    dr_job_resume(job->job);
+}
+
+static int resume(struct live_job *job, struct dr_error *err)
+{
+    if (!job->paused)
+        return dr_fail(err, EINVAL, "Can't resume a job that was not paused");
+    let_go_on(job);
+    return 0;
+}
+
+static void complete(struct live_job *job)
+{
+    if (job->paused)
+        let_go_on(job);
+    dr_job_complete(job->job, true);
+}
+
+int live_job_do(struct live_job *job, enum live_verb verb, bool force, uint64_t speed,
+                struct dr_error *err)
+{
+    static const char *const names[] = {"cancel",   "pause",    "resume", "set-speed",
+                                        "complete", "finalize", "dismiss"};
+    int r = 0;
+    if (!allowed(job->status, verb))
+        return dr_fail(err, EINVAL, "Job '%s' in state '%s' cannot accept command verb '%s'",
+                       dr_job_id(job->job), live_status_name(job->status), names[verb]);
+    switch (verb) {
+    case LIVE_CANCEL:
+        r = cancel(job, force, err);
+        break;
+    case LIVE_PAUSE:
+        r = pause_job(job, err);
+        break;
+    case LIVE_RESUME:
+        r = resume(job, err);
+        break;
+    case LIVE_SET_SPEED:
+        dr_job_set_rate(job->job, speed);
+        break;
+    case LIVE_COMPLETE:
+        complete(job);
+        break;
+    case LIVE_FINALIZE:
+        job->finalize = true;
+        break;
+    case LIVE_DISMISS:
+        retire(job);
+        return 0;
+    }
+    pthread_cond_broadcast(&job->changed);
+    return r;
+}
+
+/* ------------------------------------------------------------------ the end */
+
+static struct live_job *take_gone(struct dr_live *live)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    struct live_job *job = live->gone;
+    if (job)
+        live->gone = job->next;
+    return job;
+}
+
+void live_jobs_reap(struct dr_live *live)
+{
+    struct live_job *job;
+    while ((job = take_gone(live))) {
+        pthread_join(job->thread, NULL);
+        free_job(job);
+    }
+}
+
+static struct live_job *take_any(struct dr_live *live)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    live->stopping = true;
+    struct live_job *job = live->jobs;
+    if (!job)
+        return NULL;
+    job->cancelled = true;
+    job->order.keep_dismiss = true; /* it stays for us to free */
+    dr_job_cancel(job->job);
+    pthread_cond_broadcast(&job->changed);
+    return job;
+}
+
+void live_jobs_end(struct dr_live *live)
+{
+    struct live_job *job;
+    while ((job = take_any(live))) {
+        pthread_join(job->thread, NULL);
+        pthread_mutex_lock(&live->lock);
+        live->jobs = job->next;
+        pthread_mutex_unlock(&live->lock);
+        free_job(job);
+    }
+    live_jobs_reap(live);
+}

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Disks by their names, and the beginning and the end of a dr_live. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "live/live.h"
+
+/* ------------------------------------------------------------------ names */
+
+struct live_disk *live_find_disk(struct dr_live *live, const char *name)
+{
+    struct live_disk *d = live->disks;
+    while (d && strcmp(d->name, name) != 0)
+        d = d->next;
+    return d;
+}
+
+const char *live_node_path(const struct dr_live *live, const char *name)
+{
+    const struct live_node *n = live->nodes;
+    while (n && strcmp(n->name, name) != 0)
+        n = n->next;
+    return n ? n->path : NULL;
+}
+
+static const char *node_name(const struct dr_live *live, const char *path)
+{
+    const struct live_node *n = live->nodes;
+    while (n && strcmp(n->path, path) != 0)
+        n = n->next;
+    return n ? n->name : NULL;
+}
+
+struct live_disk *live_find_device(struct dr_live *live, const char *name)
+{
+    struct live_disk *d = live_find_disk(live, name);
+    const char *path = d ? NULL : live_node_path(live, name);
+    if (d || !path)
+        return d;
+    for (d = live->disks; d && strcmp(dr_image_path(d->disk, 0), path) != 0;)
+        d = d->next;
+    return d;
+}
+
+static bool is_name(const char *name)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    static const char all[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
+    size_t len = strlen(name);
+    return len > 0 && len <= LIVE_NAME_MAX && strspn(name, letters) > 0 && strspn(name, all) == len;
+}
+
+int live_check_name(struct dr_live *live, const char *name, struct dr_error *err)
+{
+    if (!is_name(name))
+        return dr_fail(err, EINVAL,
+                       "Invalid node-name: '%s' (a letter, then letters, digits, '-', '.' and "
+                       "'_', %d at most)",
+                       name, LIVE_NAME_MAX);
+    if (live_find_disk(live, name) || live_node_path(live, name))
+        return dr_fail(err, EEXIST, "Duplicate nodes with node-name='%s'", name);
+    return 0;
+}
+
+static int add_node(struct dr_live *live, const char *name, const char *path, struct dr_error *err)
+{
+    struct live_node *n = calloc(1, sizeof(*n));
+    if (n) {
+        n->name = strdup(name);
+        n->path = strdup(path);
+    }
+    if (!n || !n->name || !n->path) {
+        if (n) {
+            free(n->name);
+            free(n->path);
+        }
+        free(n);
+        return dr_fail(err, ENOMEM, "out of memory for a node's name");
+    }
+    n->next = live->nodes;
+    live->nodes = n;
+    return 0;
+}
+
+int live_name_node(struct dr_live *live, const char *name, const char *path, struct dr_error *err)
+{
+    int r = live_check_name(live, name, err);
+    return r < 0 ? r : add_node(live, name, path, err);
+}
+
+const char *live_node_of(struct dr_live *live, const char *path)
+{
+    const char *name = node_name(live, path);
+    char own[32];
+    if (name)
+        return name;
+    snprintf(own, sizeof(own), "#block%u", ++live->unnamed);
+    return add_node(live, own, path, NULL) < 0 ? "" : node_name(live, path);
+}
+
+/* ------------------------------------------------------------------ beginning */
+
+static void free_strings(char **strings)
+{
+    for (size_t i = 0; strings && strings[i]; i++)
+        free(strings[i]);
+    free(strings);
+}
+
+static char **copy_strings(const char *const *from)
+{
+    size_t n = 0;
+    while (from[n])
+        n++;
+    char **to = calloc(n + 1, sizeof(*to));
+    for (size_t i = 0; to && i < n; i++)
+        if (!(to[i] = strdup(from[i]))) {
+            free_strings(to);
+            return NULL;
+        }
+    return to;
+}
+
+int dr_live_new(const struct dr_live_options *options, struct dr_live **live, struct dr_error *err)
+{
+    DR_REQUIRE(options, err);
+    DR_REQUIRE(live, err);
+    *live = NULL;
+    struct dr_live *fresh = calloc(1, sizeof(*fresh));
+    if (!fresh)
+        return dr_fail(err, ENOMEM, "out of memory for the control of disks");
+    fresh->listener = fresh->bell = -1;
+    fresh->quit = options->quit;
+    fresh->user = options->user;
+    pthread_mutex_init(&fresh->lock, NULL);
+    if (options->control)
+        fresh->control = strdup(options->control);
+    if (options->allow_paths)
+        fresh->allow = copy_strings(options->allow_paths);
+    if ((options->control && !fresh->control) || (options->allow_paths && !fresh->allow)) {
+        dr_live_free(fresh);
+        return dr_fail(err, ENOMEM, "out of memory for the control of disks");
+    }
+    *live = fresh;
+    return 0;
+}
+
+int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk, struct dr_error *err)
+{
+    DR_REQUIRE(live, err);
+    DR_REQUIRE(name, err);
+    DR_REQUIRE(disk, err);
+    DR_LOCK_SCOPE(&live->lock);
+    int r = live_check_name(live, name, err);
+    if (r < 0)
+        return r;
+    struct live_disk *d = calloc(1, sizeof(*d)), **end = &live->disks;
+    char *own = strdup(name);
+    if (!d || !own) {
+        free(d);
+        free(own);
+        return dr_fail(err, ENOMEM, "%s: out of memory", name);
+    }
+    r = add_node(live, name, dr_image_path(disk, 0), err);
+    if (r < 0) {
+        free(d);
+        free(own);
+        return r;
+    }
+    *d = (struct live_disk){.name = own, .disk = disk};
+    while (*end)
+        end = &(*end)->next;
+    *end = d;
+    return 0;
+}
+
+int dr_live_start(struct dr_live *live, struct dr_error *err)
+{
+    DR_REQUIRE(live, err);
+    return live->control && !live->started ? live_listen(live, err) : 0;
+}
+
+void live_wake(struct dr_live *live)
+{
+    uint64_t one = 1;
+    if (live->bell >= 0 && write(live->bell, &one, sizeof(one)) < 0)
+        return; /* it is full: the thread will wake up anyway */
+}
+
+/* ------------------------------------------------------------------ the end */
+
+static void free_lists(struct dr_live *live)
+{
+    for (struct live_disk *d = live->disks, *next; d; d = next) {
+        next = d->next;
+        free(d->name);
+        free(d);
+    }
+    for (struct live_node *n = live->nodes, *next; n; n = next) {
+        next = n->next;
+        free(n->name);
+        free(n->path);
+        free(n);
+    }
+    free_strings(live->allow);
+}
+
+void dr_live_free(struct dr_live *live)
+{
+    if (!live)
+        return;
+    live_hang_up(live); /* nobody gives orders any more */
+    live_jobs_end(live);
+    free_lists(live);
+    free(live->control);
+    pthread_mutex_destroy(&live->lock);
+    free(live);
+}

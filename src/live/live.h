@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The inside of a dr_live.
+ *
+ *   live.c           disks by their names, beginning and end
+ *   jobs.c           jobs: a state machine around the operations of drover/ops.h, and its events
+ *   qmp.c            the wire: clients, lines, replies, events
+ *   qmp-commands.c   the table of commands, and what becomes of a line
+ *   qmp-jobs.c       commands that begin jobs or speak to them
+ *   qmp-disks.c      commands that ask about disks or change them at once
+ *
+ * One lock covers everything here. It is never held while an operation runs, nor over a system call
+ * on a file. Events are queued under it, so all clients see them in the order in which they
+ * happened. */
+#ifndef DR_LIVE_LIVE_H
+#define DR_LIVE_LIVE_H
+
+#include <jansson.h>
+#include <pthread.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "drover/live.h"
+#include "drover/ops.h"
+
+#define LIVE_NAME_MAX    31
+#define LIVE_LINE_MAX    (1u << 20) /* bytes of a request */
+#define LIVE_OUT_MAX     (8u << 20) /* bytes that wait for a client: then it is hung up on */
+#define LIVE_CLIENTS_MAX 16
+
+struct live_disk {
+    struct live_disk *next;
+    char *name;
+    struct dr_disk *disk;
+};
+
+/* A client gave an image a name. */
+struct live_node {
+    struct live_node *next;
+    char *name, *path;
+};
+
+/* The names are QEMU's (JobStatus). */
+enum live_status {
+    LIVE_CREATED,
+    LIVE_RUNNING,
+    LIVE_PAUSED,
+    LIVE_READY,
+    LIVE_STANDBY,
+    LIVE_WAITING,
+    LIVE_PENDING,
+    LIVE_ABORTING,
+    LIVE_CONCLUDED,
+    LIVE_NULL,
+};
+
+enum live_kind { LIVE_STREAM, LIVE_COMMIT, LIVE_MIRROR };
+
+/* What a job is to do. */
+struct live_order {
+    enum live_kind kind;
+    char *base, *top; /* stream, commit: paths of images of the chain; or NULL */
+    char *target, *format;
+    bool existing, top_only;          /* mirror */
+    bool keep_finalize, keep_dismiss; /* wait for job-finalize, job-dismiss */
+    uint64_t speed;
+};
+
+struct live_job {
+    struct live_job *next;
+    struct dr_live *live;
+    struct live_disk *on;
+    struct live_order order;
+    struct dr_job *job;
+    pthread_t thread;
+    pthread_cond_t changed;
+    enum live_status status;
+    bool paused, cancelled, completing, finalize;
+    int result;
+    struct dr_error error;
+};
+
+struct live_client;
+
+struct dr_live {
+    pthread_mutex_t lock;
+    char *control;
+    void (*quit)(void *user);
+    void *user;
+    char **allow; /* NULL-terminated, or NULL */
+    struct live_disk *disks;
+    struct live_node *nodes;
+    unsigned unnamed;             /* nodes that nobody gave a name */
+    struct live_job *jobs, *gone; /* gone: their threads are to be joined */
+    struct live_client *clients;
+    pthread_t thread;
+    bool started, stopping, quitting;
+    int listener, bell; /* bell: an eventfd that wakes the thread */
+};
+
+/* ------------------------------------------------------------------ live.c; all under the lock */
+
+struct live_disk *live_find_disk(struct dr_live *live, const char *name);
+/* Like it, and also by the name that a client gave to its active image. */
+struct live_disk *live_find_device(struct dr_live *live, const char *name);
+const char *live_node_path(const struct dr_live *live, const char *name); /* or NULL */
+/* The name of an image's node: what a client called it, or one that is made up now. */
+const char *live_node_of(struct dr_live *live, const char *path);
+/* May a client call something so? */
+int live_check_name(struct dr_live *live, const char *name, struct dr_error *err);
+int live_name_node(struct dr_live *live, const char *name, const char *path, struct dr_error *err);
+void live_wake(struct dr_live *live);
+
+/* ------------------------------------------------------------------ jobs.c; under the lock */
+
+/* Begin a job; the strings in *order are taken over, also on failure. */
+int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
+                   struct live_order *order, struct dr_error *err);
+struct live_job *live_job_find(struct dr_live *live, const char *id);
+/* A job that has not ended on this disk, or NULL. */
+struct live_job *live_job_on(struct dr_live *live, const struct live_disk *on);
+const char *live_kind_name(enum live_kind kind);
+const char *live_status_name(enum live_status status);
+
+enum live_verb {
+    LIVE_CANCEL,
+    LIVE_PAUSE,
+    LIVE_RESUME,
+    LIVE_SET_SPEED,
+    LIVE_COMPLETE,
+    LIVE_FINALIZE,
+    LIVE_DISMISS,
+};
+/* -EINVAL: not in the job's state. force: of CANCEL; speed: of SET_SPEED. */
+int live_job_do(struct live_job *job, enum live_verb verb, bool force, uint64_t speed,
+                struct dr_error *err);
+/* Cancel all and wait for them. Takes the lock itself. */
+void live_jobs_end(struct dr_live *live);
+/* Free those whose threads have ended. Takes the lock itself. */
+void live_jobs_reap(struct dr_live *live);
+void live_order_clear(struct live_order *order);
+
+/* ------------------------------------------------------------------ qmp.c */
+
+int live_listen(struct dr_live *live, struct dr_error *err);
+void live_hang_up(struct dr_live *live);
+/* To all clients, under the lock. Takes over data, which may be NULL. Without memory it is lost. */
+void live_event(struct dr_live *live, const char *name, json_t *data);
+
+/* ------------------------------------------------------------------ qmp-commands.c */
+
+struct qmp_error {
+    const char *class; /* NULL = GenericError */
+    struct dr_error text;
+};
+#define QMP_ERROR_INIT      \
+    {                       \
+        NULL, DR_ERROR_INIT \
+    }
+
+struct qmp_arg {
+    const char *name;
+    char type; /* 's'tring, 'n'umber (not negative), 'b'ool, 'l'ist */
+    bool required;
+};
+#define QMP_ARGS_MAX 20
+struct qmp_command {
+    const char *name;
+    /* args has what the table allows, with the right types. The result is a new reference; NULL: it
+     * failed, and err says how. Called without the lock. */
+    json_t *(*run)(struct dr_live *live, json_t *args, struct qmp_error *err);
+    struct qmp_arg args[QMP_ARGS_MAX]; /* ends with a NULL name */
+};
+extern const struct qmp_command
+    *const qmp_tables[]; /* each ends with a NULL name; NULL-terminated */
+extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_own_commands[];
+
+/* One line of a client: a new reference to the reply. *negotiated: has it said qmp_capabilities? */
+json_t *qmp_answer(struct dr_live *live, const char *line, size_t len, bool *negotiated);
+/* Are args what the command takes? */
+int qmp_check_args(const struct qmp_arg *table, json_t *args, struct qmp_error *err);
+json_t *qmp_greeting(void);
+
+/* Fails with the text; returns NULL. class NULL = GenericError. */
+json_t *qmp_fail(struct qmp_error *err, const char *class, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* The reply of a command that has nothing to say, or NULL after a failure r < 0. */
+json_t *qmp_done(int r);
+const char *qmp_string(json_t *args, const char *name); /* or NULL */
+bool qmp_bool(json_t *args, const char *name, bool otherwise);
+uint64_t qmp_number(json_t *args, const char *name);
+/* Under the lock: the disk that "device" or "node-name" means, or NULL and a failure. */
+struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_error *err);
+
+/* ------------------------------------------------------------------ qmp-disks.c */
+
+/* May a client make or use a file at this path for the disk? */
+int live_gate(struct dr_live *live, const struct live_disk *on, const char *path,
+              struct dr_error *err);
+
+#endif

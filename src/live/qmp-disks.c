@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Commands that ask about disks, or change them at once: snapshots, sizes, names of parents. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "live/live.h"
+#include "ops/ops-internal.h"
+
+int live_gate(struct dr_live *live, const struct live_disk *on, const char *path,
+              struct dr_error *err)
+{
+    const struct dr_open_options open = {.allow_paths = (const char *const *)live->allow};
+    struct dr_chain *chain = dr_disk_chain(on->disk);
+    int r = dr_gate_check_new(on->disk->fs, chain->images[0]->path, path, &open, err);
+    dr_chain_unref(chain, NULL);
+    return r;
+}
+
+/* ------------------------------------------------------------------ asking */
+
+static json_t *describe_node(struct dr_live *live, const struct dr_chain *chain, size_t i)
+{
+    const struct dr_image *image = chain->images[i];
+    json_t *node = json_pack("{s:s, s:o, s:s, s:b, s:i, s:{s:o, s:s, s:I}}", "node-name",
+                             live_node_of(live, image->path), "file", dr_json_text(image->path),
+                             "drv", image->fmt->name, "ro", !image->writable, "backing_file_depth",
+                             (int)(chain->n - i - 1), "image", "filename",
+                             dr_json_text(image->path), "format", image->fmt->name, "virtual-size",
+                             (json_int_t)image->size);
+    if (node && i + 1 < chain->n)
+        json_object_set_new(node, "backing_file", dr_json_text(chain->images[i + 1]->path));
+    return node;
+}
+
+static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    json_t *all = json_array();
+    (void)args, (void)err;
+    DR_LOCK_SCOPE(&live->lock);
+    for (const struct live_disk *on = live->disks; on; on = on->next) {
+        struct dr_chain *chain = dr_disk_chain(on->disk);
+        for (size_t i = 0; i < chain->n; i++)
+            json_array_append_new(all, describe_node(live, chain, i));
+        dr_chain_unref(chain, NULL);
+    }
+    return all;
+}
+
+static json_t *query_block(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    json_t *all = json_array();
+    (void)args, (void)err;
+    DR_LOCK_SCOPE(&live->lock);
+    for (const struct live_disk *on = live->disks; on; on = on->next) {
+        struct dr_chain *chain = dr_disk_chain(on->disk);
+        json_array_append_new(all, json_pack("{s:s, s:s, s:b, s:b, s:o}", "device", on->name,
+                                             "type", "unknown", "removable", 0, "locked", 0,
+                                             "inserted", describe_node(live, chain, 0)));
+        dr_chain_unref(chain, NULL);
+    }
+    return all;
+}
+
+static json_t *query_exports(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    json_t *all = json_array();
+    (void)args, (void)err;
+    DR_LOCK_SCOPE(&live->lock);
+    for (const struct live_disk *on = live->disks; on; on = on->next)
+        json_array_append_new(
+            all, json_pack("{s:s, s:s, s:s, s:b}", "id", on->name, "type", "nbd", "node-name",
+                           live_node_of(live, dr_image_path(on->disk, 0)), "shutting-down", 0));
+    return all;
+}
+
+/* ------------------------------------------------------------------ snapshots */
+
+struct shot {
+    struct dr_overlay overlay;
+    const char *node; /* what the client calls the new image; or NULL */
+    struct live_disk *on;
+};
+
+/* As QEMU does, a new overlay is a qcow2 unless a format is said; but a disk whose format has
+ * snapshots of its own kind goes on with that. */
+static const char *default_format(const struct live_disk *on)
+{
+    const struct dr_format *fmt = dr_format_find(dr_image_format(on->disk, 0));
+    return fmt && fmt->flags & DR_FORMAT_BACKING ? fmt->name : "qcow2";
+}
+
+/* Under the lock. */
+static int read_shot(struct dr_live *live, json_t *args, struct shot *shot, struct qmp_error *err)
+{
+    const char *mode = qmp_string(args, "mode"), *format = qmp_string(args, "format");
+    shot->on = qmp_device(live, args, err);
+    shot->node = qmp_string(args, "snapshot-node-name");
+    if (!shot->on)
+        return -ENOENT;
+    if (mode && strcmp(mode, "absolute-paths") != 0) {
+        qmp_fail(err, NULL, "Parameter 'mode' does not accept value '%s': a snapshot is a new file",
+                 mode);
+        return -EINVAL;
+    }
+    if (shot->node && live_check_name(live, shot->node, &err->text) < 0)
+        return -EINVAL;
+    shot->overlay = (struct dr_overlay){
+        .disk = shot->on->disk,
+        .path = qmp_string(args, "snapshot-file"),
+        .format = format ? format : default_format(shot->on),
+        .open = {.allow_paths = (const char *const *)live->allow},
+    };
+    return live_gate(live, shot->on, shot->overlay.path, &err->text);
+}
+
+static json_t *take_shots(struct dr_live *live, struct shot *shots, size_t n, struct qmp_error *err)
+{
+    CLEANUP_FREE struct dr_overlay *overlays = calloc(n, sizeof(*overlays));
+    if (!overlays)
+        return qmp_fail(err, NULL, "out of memory");
+    for (size_t i = 0; i < n; i++)
+        overlays[i] = shots[i].overlay;
+    int r = dr_disks_snapshot(overlays, n, NULL, &err->text);
+    DR_LOCK_SCOPE(&live->lock);
+    for (size_t i = 0; i < n; i++) {
+        if (r == 0 && shots[i].node)
+            live_name_node(live, shots[i].node, overlays[i].active, NULL);
+        free(overlays[i].active);
+    }
+    return qmp_done(r);
+}
+
+static const struct qmp_arg snapshot_args[] = {
+    {"device", 's', false},
+    {"node-name", 's', false},
+    {"snapshot-file", 's', true},
+    {"snapshot-node-name", 's', false},
+    {"format", 's', false},
+    {"mode", 's', false},
+    {0},
+};
+
+static json_t *snapshot_sync(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct shot shot = {0};
+    if (qmp_check_args(snapshot_args, args, err) < 0)
+        return NULL;
+    pthread_mutex_lock(&live->lock);
+    int r = read_shot(live, args, &shot, err);
+    pthread_mutex_unlock(&live->lock);
+    return r < 0 ? NULL : take_shots(live, &shot, 1, err);
+}
+
+static int read_action(struct dr_live *live, json_t *action, struct shot *shot,
+                       struct qmp_error *err)
+{
+    static const struct qmp_arg table[] = {{"type", 's', true}, {0}};
+    const char *type = json_is_object(action) ? qmp_string(action, "type") : NULL;
+    json_t *data = json_object_get(action, "data");
+    if (!type)
+        return qmp_check_args(table, json_is_object(action) ? action : NULL, err);
+    if (strcmp(type, "blockdev-snapshot-sync") != 0 || !json_is_object(data)) {
+        qmp_fail(err, NULL,
+                 "Parameter 'type' does not accept value '%s': a transaction is of "
+                 "blockdev-snapshot-sync with their data",
+                 type);
+        return -EINVAL;
+    }
+    int r = qmp_check_args(snapshot_args, data, err);
+    return r < 0 ? r : read_shot(live, data, shot, err);
+}
+
+static json_t *transaction(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    json_t *actions = json_object_get(args, "actions");
+    size_t n = json_array_size(actions);
+    CLEANUP_FREE struct shot *shots = calloc(n + 1, sizeof(*shots));
+    int r = 0;
+    if (!shots)
+        return qmp_fail(err, NULL, "out of memory");
+    pthread_mutex_lock(&live->lock);
+    for (size_t i = 0; r == 0 && i < n; i++)
+        r = read_action(live, json_array_get(actions, i), &shots[i], err);
+    pthread_mutex_unlock(&live->lock);
+    return r < 0 ? NULL : n == 0 ? json_object() : take_shots(live, shots, n, err);
+}
+
+/* ------------------------------------------------------------------ other changes */
+
+static struct live_disk *find(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    return qmp_device(live, args, err);
+}
+
+static json_t *resize(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    const struct live_disk *on = find(live, args, err);
+    return on ? qmp_done(dr_truncate(on->disk, qmp_number(args, "size"), &err->text)) : NULL;
+}
+
+/* Only the name in the active image: whoever says so knows that the new parent reads the same. */
+static json_t *change_backing(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    const struct live_disk *on = find(live, args, err);
+    const char *node = qmp_string(args, "image-node-name");
+    if (!on)
+        return NULL;
+    pthread_mutex_lock(&live->lock);
+    const char *path = live_node_path(live, node);
+    bool active = path && strcmp(path, dr_image_path(on->disk, 0)) == 0;
+    pthread_mutex_unlock(&live->lock);
+    if (!active)
+        return qmp_fail(err, NULL, "'%s' is not the active image of '%s'", node, on->name);
+    const struct dr_rebase_options rebase = {
+        .open = {.allow_paths = (const char *const *)live->allow},
+        .backing = qmp_string(args, "backing-file"),
+        .backing_format = dr_chain_length(on->disk) > 1 ? dr_image_format(on->disk, 1) : NULL,
+        .unsafe = true,
+    };
+    return qmp_done(dr_disk_rebase(on->disk, &rebase, NULL, &err->text));
+}
+
+/* ------------------------------------------------------------------ the table */
+
+const struct qmp_command qmp_disk_commands[] = {
+    {"query-named-block-nodes", query_nodes, {{"flat", 'b', false}}},
+    {"query-block", query_block, {{0}}},
+    {"query-block-exports", query_exports, {{0}}},
+    {"blockdev-snapshot-sync",
+     snapshot_sync,
+     {{"device", 's', false},
+      {"node-name", 's', false},
+      {"snapshot-file", 's', true},
+      {"snapshot-node-name", 's', false},
+      {"format", 's', false},
+      {"mode", 's', false}}},
+    {"transaction", transaction, {{"actions", 'l', true}}},
+    {"block_resize",
+     resize,
+     {{"device", 's', false}, {"node-name", 's', false}, {"size", 'n', true}}},
+    {"change-backing-file",
+     change_backing,
+     {{"device", 's', true}, {"image-node-name", 's', true}, {"backing-file", 's', true}}},
+    {0},
+};

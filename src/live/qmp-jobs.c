@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Commands that begin jobs, ask about them or speak to them. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "live/live.h"
+#include "ops/ops-internal.h"
+
+/* ------------------------------------------------------------------ beginning */
+
+/* The path of the image of the disk's chain that a client means, malloc'ed: by a node's name, or by
+ * the name of its file. NULL and 0: it means none. */
+static int chain_path(struct dr_live *live, const struct live_disk *on, const char *node,
+                      const char *file, char **path, struct qmp_error *err)
+{
+    const char *name = file;
+    *path = NULL;
+    if (node)
+        name = live_node_path(live, node);
+    if (node && !name)
+        name = live_find_disk(live, node) ? dr_image_path(live_find_disk(live, node)->disk, 0) : "";
+    if (!name)
+        return 0;
+    struct dr_chain *chain = dr_disk_chain(on->disk);
+    size_t k = *name ? dr_ops_member(chain, name) : chain->n;
+    if (k < chain->n)
+        *path = strdup(chain->images[k]->path);
+    else
+        qmp_fail(err, NULL, "Did not find '%s' in the backing chain of '%s'", node ? node : file,
+                 on->name);
+    dr_chain_unref(chain, NULL);
+    return *path ? 0 : -EINVAL;
+}
+
+static int check_policy(json_t *args, struct qmp_error *err)
+{
+    static const char *const names[] = {"on-error", "on-source-error", "on-target-error"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        const char *policy = qmp_string(args, names[i]);
+        if (policy && strcmp(policy, "report") != 0) {
+            qmp_fail(err, NULL, "Parameter '%s' does not accept value '%s': only 'report' is there",
+                     names[i], policy);
+            return -EINVAL;
+        }
+    }
+    return 0;
+}
+
+static json_t *begin(struct dr_live *live, struct live_disk *on, json_t *args,
+                     struct live_order *order, struct qmp_error *err)
+{
+    const char *id = qmp_string(args, "job-id");
+    order->speed = qmp_number(args, "speed");
+    order->keep_finalize = !qmp_bool(args, "auto-finalize", true);
+    order->keep_dismiss = !qmp_bool(args, "auto-dismiss", true);
+    if (check_policy(args, err) < 0) {
+        live_order_clear(order);
+        return NULL;
+    }
+    return qmp_done(live_job_begin(live, on, id ? id : on->name, order, &err->text));
+}
+
+static json_t *block_stream(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct live_order order = {.kind = LIVE_STREAM};
+    DR_LOCK_SCOPE(&live->lock);
+    struct live_disk *on = qmp_device(live, args, err);
+    if (!on || chain_path(live, on, qmp_string(args, "base-node"), qmp_string(args, "base"),
+                          &order.base, err) < 0)
+        return NULL;
+    return begin(live, on, args, &order, err);
+}
+
+/* The device that a commit goes by has an error class of its own. */
+static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct live_order order = {.kind = LIVE_COMMIT};
+    DR_LOCK_SCOPE(&live->lock);
+    const char *device = qmp_string(args, "device");
+    struct live_disk *on = live_find_device(live, device);
+    if (!on)
+        return qmp_fail(err, "DeviceNotFound", "Device '%s' not found", device);
+    if (chain_path(live, on, qmp_string(args, "base-node"), qmp_string(args, "base"), &order.base,
+                   err) < 0 ||
+        chain_path(live, on, qmp_string(args, "top-node"), qmp_string(args, "top"), &order.top,
+                   err) < 0) {
+        live_order_clear(&order);
+        return NULL;
+    }
+    if (!order.base) { /* the lowest one */
+        size_t n = dr_chain_length(on->disk);
+        order.base = strdup(dr_image_path(on->disk, n - 1));
+    }
+    if (order.top && strcmp(order.top, dr_image_path(on->disk, 0)) == 0) {
+        free(order.top); /* the active image */
+        order.top = NULL;
+    }
+    return begin(live, on, args, &order, err);
+}
+
+static int mirror_order(struct dr_live *live, struct live_disk *on, json_t *args,
+                        struct live_order *order, struct qmp_error *err)
+{
+    const char *sync = qmp_string(args, "sync"), *mode = qmp_string(args, "mode");
+    const char *how = qmp_string(args, "copy-mode"), *format = qmp_string(args, "format");
+    order->existing = mode && strcmp(mode, "existing") == 0;
+    order->top_only = strcmp(sync, "top") == 0;
+    if (mode && !order->existing && strcmp(mode, "absolute-paths") != 0)
+        qmp_fail(err, NULL, "Parameter 'mode' does not accept value '%s'", mode);
+    else if (!order->top_only && strcmp(sync, "full") != 0)
+        qmp_fail(err, NULL,
+                 "Parameter 'sync' does not accept value '%s': 'full' and 'top' are there", sync);
+    else if (how && strcmp(how, "background") != 0)
+        qmp_fail(err, NULL,
+                 "Parameter 'copy-mode' does not accept value '%s': a mirror holds the "
+                 "guest by itself when it must",
+                 how);
+    else if (live_gate(live, on, qmp_string(args, "target"), &err->text) == 0) {
+        order->target = strdup(qmp_string(args, "target"));
+        order->format = format ? strdup(format) : NULL;
+        return 0;
+    }
+    return -EINVAL;
+}
+
+static json_t *drive_mirror(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct live_order order = {.kind = LIVE_MIRROR};
+    DR_LOCK_SCOPE(&live->lock);
+    struct live_disk *on = qmp_device(live, args, err);
+    if (!on || mirror_order(live, on, args, &order, err) < 0) {
+        live_order_clear(&order);
+        return NULL;
+    }
+    return begin(live, on, args, &order, err);
+}
+
+/* ------------------------------------------------------------------ asking */
+
+static json_t *query_jobs(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    json_t *all = json_array();
+    (void)args, (void)err;
+    DR_LOCK_SCOPE(&live->lock);
+    for (const struct live_job *job = live->jobs; job; job = job->next) {
+        struct dr_job_status s;
+        dr_job_query(job->job, &s);
+        json_t *one = json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", dr_job_id(job->job), "type",
+                                live_kind_name(job->order.kind), "status",
+                                live_status_name(job->status), "current-progress",
+                                (json_int_t)s.done, "total-progress", (json_int_t)s.total);
+        if (job->result < 0)
+            json_object_set_new(one, "error", dr_json_text(job->error.text));
+        json_array_append_new(all, one);
+    }
+    return all;
+}
+
+static json_t *query_block_jobs(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    json_t *all = json_array();
+    (void)args, (void)err;
+    DR_LOCK_SCOPE(&live->lock);
+    for (const struct live_job *job = live->jobs; job; job = job->next) {
+        struct dr_job_status s;
+        dr_job_query(job->job, &s);
+        json_t *one =
+            json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:I, s:s, s:b, s:s, s:b, s:b}", "type",
+                      live_kind_name(job->order.kind), "device", dr_job_id(job->job), "len",
+                      (json_int_t)s.total, "offset", (json_int_t)s.done, "busy",
+                      job->status == LIVE_RUNNING || job->status == LIVE_READY, "paused",
+                      job->paused, "speed", (json_int_t)s.rate, "io-status", "ok", "ready",
+                      job->status == LIVE_READY || job->status == LIVE_STANDBY, "status",
+                      live_status_name(job->status), "auto-finalize", !job->order.keep_finalize,
+                      "auto-dismiss", !job->order.keep_dismiss);
+        if (job->result < 0)
+            json_object_set_new(one, "error", dr_json_text(job->error.text));
+        json_array_append_new(all, one);
+    }
+    return all;
+}
+
+/* ------------------------------------------------------------------ verbs */
+
+static json_t *speak(struct dr_live *live, json_t *args, enum live_verb verb, bool force,
+                     struct qmp_error *err)
+{
+    const char *id = qmp_string(args, "id"), *device = qmp_string(args, "device");
+    DR_LOCK_SCOPE(&live->lock);
+    struct live_job *job = live_job_find(live, device ? device : id);
+    if (!job && device)
+        return qmp_fail(err, "DeviceNotActive", "Block job '%s' not found", device);
+    if (!job)
+        return qmp_fail(err, NULL, "Job not found");
+    return qmp_done(live_job_do(job, verb, force, qmp_number(args, "speed"), &err->text));
+}
+
+#define VERB(name, verb, force)                                                    \
+    static json_t *name(struct dr_live *live, json_t *args, struct qmp_error *err) \
+    {                                                                              \
+        return speak(live, args, verb, force, err);                                \
+    }
+VERB(job_cancel, LIVE_CANCEL, true)
+VERB(block_job_cancel, LIVE_CANCEL, qmp_bool(args, "force", false))
+VERB(job_pause, LIVE_PAUSE, false)
+VERB(job_resume, LIVE_RESUME, false)
+VERB(job_set_speed, LIVE_SET_SPEED, false)
+VERB(job_complete, LIVE_COMPLETE, false)
+VERB(job_finalize, LIVE_FINALIZE, false)
+VERB(job_dismiss, LIVE_DISMISS, false)
+
+/* ------------------------------------------------------------------ the table */
+
+#define DEVICE              \
+    {                       \
+        "device", 's', true \
+    }
+#define ID              \
+    {                   \
+        "id", 's', true \
+    }
+#define ANY_JOB                                                                           \
+    {"job-id", 's', false}, DEVICE, {"speed", 'n', false}, {"auto-finalize", 'b', false}, \
+        {"auto-dismiss", 'b', false},                                                     \
+    {                                                                                     \
+        "filter-node-name", 's', false                                                    \
+    }
+
+const struct qmp_command qmp_job_commands[] = {
+    {"block-stream",
+     block_stream,
+     {ANY_JOB, {"base", 's', false}, {"base-node", 's', false}, {"on-error", 's', false}}},
+    {"block-commit",
+     block_commit,
+     {ANY_JOB,
+      {"base", 's', false},
+      {"base-node", 's', false},
+      {"top", 's', false},
+      {"top-node", 's', false},
+      {"on-error", 's', false}}},
+    {"drive-mirror",
+     drive_mirror,
+     {ANY_JOB,
+      {"target", 's', true},
+      {"sync", 's', true},
+      {"format", 's', false},
+      {"mode", 's', false},
+      {"copy-mode", 's', false},
+      {"unmap", 'b', false},
+      {"on-source-error", 's', false},
+      {"on-target-error", 's', false}}},
+    {"query-jobs", query_jobs, {{0}}},
+    {"query-block-jobs", query_block_jobs, {{0}}},
+    {"block-job-set-speed", job_set_speed, {DEVICE, {"speed", 'n', true}}},
+    {"block-job-cancel", block_job_cancel, {DEVICE, {"force", 'b', false}}},
+    {"block-job-pause", job_pause, {DEVICE}},
+    {"block-job-resume", job_resume, {DEVICE}},
+    {"block-job-complete", job_complete, {DEVICE}},
+    {"block-job-finalize", job_finalize, {ID}},
+    {"block-job-dismiss", job_dismiss, {ID}},
+    {"job-cancel", job_cancel, {ID}},
+    {"job-pause", job_pause, {ID}},
+    {"job-resume", job_resume, {ID}},
+    {"job-complete", job_complete, {ID}},
+    {"job-finalize", job_finalize, {ID}},
+    {"job-dismiss", job_dismiss, {ID}},
+    {0},
+};
