@@ -24,6 +24,10 @@ struct dr_live_options {
     /* Path of the socket that clients connect to, made with mode 0600; NULL = none. A socket that
      * nobody listens on any more gives way. */
     const char *control;
+    /* Path of the file that tells which image each disk goes on with and which jobs have not ended,
+     * replaced whenever that changes; NULL = none. A server that was killed is begun again with the
+     * images that dr_live_recall() says, and goes on with the jobs. */
+    const char *state;
     /* Called once, from a thread of its own, when a client has said "quit". It must not call
      * dr_live_free(). NULL = such clients are refused. */
     void (*quit)(void *user);
@@ -41,10 +45,15 @@ DR_API int dr_live_new(const struct dr_live_options *options, struct dr_live **l
  * clients: 1 to 31 letters, digits, '-', '.' and '_', the first one a letter. -EEXIST. */
 DR_API int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk,
                        struct dr_error *err);
-/* Make the socket and listen. -EADDRINUSE: somebody listens there. */
+/* What the state at this path says of the disk called name: the path and format to open it by, each
+ * malloc'ed; NULL = it says nothing. -EBUSY: a server has it. */
+DR_API int dr_live_recall(const char *state, const char *name, char **path, char **format,
+                          struct dr_error *err);
+/* Read the state and begin its jobs again; make the socket and listen. -EADDRINUSE: somebody
+ * listens there. */
 DR_API int dr_live_start(struct dr_live *live, struct dr_error *err);
-/* Cancel all jobs and wait until they have ended, hang up, and remove the socket. What a cancelled
- * job has done so far stays, and its disk reads as before. NULL is allowed. */
+/* Stop all jobs and wait until they have ended, hang up, and remove the socket. The disk of a job
+ * that was stopped reads as before; the state keeps the job. NULL is allowed. */
 DR_API void dr_live_free(struct dr_live *live);
 
 #ifdef __cplusplus

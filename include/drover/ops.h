@@ -26,6 +26,12 @@ extern "C" {
 
 struct dr_job;
 
+/* What a disk is about to go on with. */
+struct dr_switch {
+    struct dr_disk *disk;
+    const char *path, *format; /* of its active image from then on */
+};
+
 struct dr_job_options {
     /* Called by the operation's threads, but one at a time, at most about 20 times a second and
      * once at the end. done and total are bytes of work; total may grow. Non-zero cancels the job,
@@ -42,6 +48,10 @@ struct dr_job_options {
      * sides are nearly the same. From then on it copies what the guest changes, until
      * dr_job_complete(). NULL = it switches at once. */
     void (*ready)(void *user);
+    /* Called when one or several disks are about to go on with another active image, which is
+     * durable and has its name, while their requests wait: time to note which it is. A failure
+     * keeps the disks as they are. It must not use the disks. NULL = nobody notes it. */
+    int (*record)(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err);
     void *user;       /* for all of them */
     uint64_t rate;    /* bytes a second, 0 = as fast as it goes */
     unsigned workers; /* threads; 0 = as many as the processors or the files can use */

@@ -15,6 +15,7 @@ extern const struct cli_command cli_cmd_compare;
 extern const struct cli_command cli_cmd_completion;
 extern const struct cli_command cli_cmd_convert;
 extern const struct cli_command cli_cmd_create;
+extern const struct cli_command cli_cmd_ctl;
 extern const struct cli_command cli_cmd_info;
 extern const struct cli_command cli_cmd_io;
 extern const struct cli_command cli_cmd_map;

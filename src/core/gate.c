@@ -164,7 +164,7 @@ int dr_gate_check_new(struct dr_fs *fs, const char *from, const char *path,
                       const struct dr_open_options *options, struct dr_error *err)
 {
     static const struct dr_open_options defaults;
-    struct dr_gate gate;
+    struct dr_gate gate = {0};
     if (dr_fs_exists(fs, path))
         return dr_gate_check(fs, from, path, options, err);
     CLEANUP_FREE char *dir = dr_path_dirname(path);

@@ -119,6 +119,12 @@ static int on_switch(void *user)
     return job->cancelled;
 }
 
+static int on_record(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err)
+{
+    struct live_job *job = user;
+    return live_record(job->live, switches, n, err);
+}
+
 static int operate(struct live_job *job, struct dr_error *err)
 {
     const struct live_order *o = &job->order;
@@ -150,11 +156,24 @@ static void retire(struct live_job *job)
     live_wake(job->live);
 }
 
+/* The job has ended: the state says so before any client hears it. Jobs that the end of the server
+ * stops are kept. If it cannot be written, the job begins again with the next server, which does no
+ * harm. */
+static void forget(struct live_job *job, int r, struct dr_error *err)
+{
+    pthread_mutex_lock(&job->live->lock);
+    job->done = r != -ECANCELED || !job->live->stopping;
+    pthread_mutex_unlock(&job->live->lock);
+    if (job->done)
+        live_state_save(job->live, err);
+}
+
 static void *work(void *user)
 {
     struct live_job *job = user;
     struct dr_error err = DR_ERROR_INIT;
     int r = operate(job, &err);
+    forget(job, r, &err);
     DR_LOCK_SCOPE(&job->live->lock);
     job->result = r;
     job->error = err;
@@ -182,6 +201,7 @@ static int make_job(struct dr_live *live, struct live_disk *on, const char *id,
     const struct dr_job_options options = {
         .rate = order->speed,
         .before_switch = on_switch,
+        .record = on_record,
         .ready = order->kind == LIVE_MIRROR || (order->kind == LIVE_COMMIT && !order->top)
                      ? on_ready
                      : NULL,
@@ -228,12 +248,13 @@ int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
         return r;
     while (*end)
         end = &(*end)->next;
-    r = pthread_create(&job->thread, NULL, work, job); /* it waits for the lock before it tells */
+    r = live_thread(&job->thread, work, job); /* it waits for the lock before it tells */
     if (r != 0) {
         free_job(job);
         return dr_fail_errno(err, r, "no thread for job '%s'", id);
     }
     *end = job;
+    live->changed = true;
     set_status(job, LIVE_CREATED);
     set_status(job, LIVE_RUNNING);
     return 0;
@@ -328,6 +349,8 @@ int live_job_do(struct live_job *job, enum live_verb verb, bool force, uint64_t 
         break;
     case LIVE_SET_SPEED:
         dr_job_set_rate(job->job, speed);
+        job->order.speed = speed;
+        job->live->changed = true;
         break;
     case LIVE_COMPLETE:
         complete(job);

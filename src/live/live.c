@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Disks by their names, and the beginning and the end of a dr_live. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +8,7 @@
 #include <unistd.h>
 
 #include "live/live.h"
+#include "storage/storage.h"
 
 /* ------------------------------------------------------------------ names */
 
@@ -40,7 +42,7 @@ struct live_disk *live_find_device(struct dr_live *live, const char *name)
     const char *path = d ? NULL : live_node_path(live, name);
     if (d || !path)
         return d;
-    for (d = live->disks; d && strcmp(dr_image_path(d->disk, 0), path) != 0;)
+    for (d = live->disks; d && strcmp(d->path, path) != 0;)
         d = d->next;
     return d;
 }
@@ -51,6 +53,15 @@ static bool is_name(const char *name)
     static const char all[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
     size_t len = strlen(name);
     return len > 0 && len <= LIVE_NAME_MAX && strspn(name, letters) > 0 && strspn(name, all) == len;
+}
+
+struct live_disk *live_nth_disk(struct dr_live *live, size_t n)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    struct live_disk *d = live->disks;
+    while (d && n-- > 0)
+        d = d->next;
+    return d;
 }
 
 int live_check_name(struct dr_live *live, const char *name, struct dr_error *err)
@@ -135,12 +146,17 @@ int dr_live_new(const struct dr_live_options *options, struct dr_live **live, st
     fresh->listener = fresh->bell = -1;
     fresh->quit = options->quit;
     fresh->user = options->user;
+    fresh->fs = dr_fs_posix();
     pthread_mutex_init(&fresh->lock, NULL);
+    pthread_mutex_init(&fresh->state_lock, NULL);
+    if (options->state)
+        fresh->state = strdup(options->state);
     if (options->control)
         fresh->control = strdup(options->control);
     if (options->allow_paths)
         fresh->allow = copy_strings(options->allow_paths);
-    if ((options->control && !fresh->control) || (options->allow_paths && !fresh->allow)) {
+    if ((options->control && !fresh->control) || (options->state && !fresh->state) ||
+        (options->allow_paths && !fresh->allow)) {
         dr_live_free(fresh);
         return dr_fail(err, ENOMEM, "out of memory for the control of disks");
     }
@@ -148,29 +164,45 @@ int dr_live_new(const struct dr_live_options *options, struct dr_live **live, st
     return 0;
 }
 
+static void free_disk(struct live_disk *d)
+{
+    if (!d)
+        return;
+    free(d->name);
+    free(d->path);
+    free(d->format);
+    free(d);
+}
+
+static struct live_disk *make_disk(const char *name, struct dr_disk *disk)
+{
+    struct live_disk *d = calloc(1, sizeof(*d));
+    if (!d)
+        return NULL;
+    *d = (struct live_disk){.disk = disk,
+                            .name = strdup(name),
+                            .path = strdup(dr_image_path(disk, 0)),
+                            .format = strdup(dr_image_format(disk, 0))};
+    if (d->name && d->path && d->format)
+        return d;
+    free_disk(d);
+    return NULL;
+}
+
 int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk, struct dr_error *err)
 {
     DR_REQUIRE(live, err);
     DR_REQUIRE(name, err);
     DR_REQUIRE(disk, err);
+    struct live_disk *d = make_disk(name, disk), **end = &live->disks;
     DR_LOCK_SCOPE(&live->lock);
-    int r = live_check_name(live, name, err);
-    if (r < 0)
-        return r;
-    struct live_disk *d = calloc(1, sizeof(*d)), **end = &live->disks;
-    char *own = strdup(name);
-    if (!d || !own) {
-        free(d);
-        free(own);
-        return dr_fail(err, ENOMEM, "%s: out of memory", name);
-    }
-    r = add_node(live, name, dr_image_path(disk, 0), err);
+    int r = d ? live_check_name(live, name, err) : dr_fail(err, ENOMEM, "%s: out of memory", name);
+    if (r == 0)
+        r = add_node(live, name, d->path, err);
     if (r < 0) {
-        free(d);
-        free(own);
+        free_disk(d);
         return r;
     }
-    *d = (struct live_disk){.name = own, .disk = disk};
     while (*end)
         end = &(*end)->next;
     *end = d;
@@ -180,7 +212,8 @@ int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk, st
 int dr_live_start(struct dr_live *live, struct dr_error *err)
 {
     DR_REQUIRE(live, err);
-    return live->control && !live->started ? live_listen(live, err) : 0;
+    int r = live_state_begin(live, err);
+    return r == 0 && live->control && !live->started ? live_listen(live, err) : r;
 }
 
 void live_wake(struct dr_live *live)
@@ -190,14 +223,23 @@ void live_wake(struct dr_live *live)
         return; /* it is full: the thread will wake up anyway */
 }
 
+int live_thread(pthread_t *thread, void *(*run)(void *user), void *user)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int r = pthread_create(thread, NULL, run, user);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return r;
+}
+
 /* ------------------------------------------------------------------ the end */
 
 static void free_lists(struct dr_live *live)
 {
     for (struct live_disk *d = live->disks, *next; d; d = next) {
         next = d->next;
-        free(d->name);
-        free(d);
+        free_disk(d);
     }
     for (struct live_node *n = live->nodes, *next; n; n = next) {
         next = n->next;
@@ -216,6 +258,9 @@ void dr_live_free(struct dr_live *live)
     live_jobs_end(live);
     free_lists(live);
     free(live->control);
+    dr_file_unref(live->state_file);
+    free(live->state);
+    pthread_mutex_destroy(&live->state_lock);
     pthread_mutex_destroy(&live->lock);
     free(live);
 }

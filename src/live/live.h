@@ -2,6 +2,7 @@
 /* The inside of a dr_live.
  *
  *   live.c           disks by their names, beginning and end
+ *   state.c          the file that outlives the process
  *   jobs.c           jobs: a state machine around the operations of drover/ops.h, and its events
  *   qmp.c            the wire: clients, lines, replies, events
  *   qmp-commands.c   the table of commands, and what becomes of a line
@@ -9,8 +10,9 @@
  *   qmp-disks.c      commands that ask about disks or change them at once
  *
  * One lock covers everything here. It is never held while an operation runs, nor over a system call
- * on a file. Events are queued under it, so all clients see them in the order in which they
- * happened. */
+ * on a file, and no request or question that passes a disk's gate is made under it: while the gate
+ * is closed, live_record() takes the lock. Events are queued under it, so all clients see them in
+ * the order in which they happened. */
 #ifndef DR_LIVE_LIVE_H
 #define DR_LIVE_LIVE_H
 
@@ -31,6 +33,7 @@ struct live_disk {
     struct live_disk *next;
     char *name;
     struct dr_disk *disk;
+    char *path, *format; /* of its active image; under the lock */
 };
 
 /* A client gave an image a name. */
@@ -74,7 +77,8 @@ struct live_job {
     pthread_t thread;
     pthread_cond_t changed;
     enum live_status status;
-    bool paused, cancelled, completing, finalize;
+    bool paused, cancelled, finalize;
+    bool done; /* its operation has ended */
     int result;
     struct dr_error error;
 };
@@ -86,7 +90,12 @@ struct dr_live {
     char *control;
     void (*quit)(void *user);
     void *user;
-    char **allow; /* NULL-terminated, or NULL */
+    struct dr_fs *fs; /* of the state; tests have another one */
+    char *state;
+    struct dr_file *state_file; /* open and locked; under state_lock */
+    pthread_mutex_t state_lock; /* taken before the lock, and held while the state is written */
+    bool changed;               /* a job has begun or ended, and the state does not say so yet */
+    char **allow;               /* NULL-terminated, or NULL */
     struct live_disk *disks;
     struct live_node *nodes;
     unsigned unnamed;             /* nodes that nobody gave a name */
@@ -102,6 +111,8 @@ struct dr_live {
 struct live_disk *live_find_disk(struct dr_live *live, const char *name);
 /* Like it, and also by the name that a client gave to its active image. */
 struct live_disk *live_find_device(struct dr_live *live, const char *name);
+/* The n-th disk, or NULL. Takes the lock itself. Disks stay until the end. */
+struct live_disk *live_nth_disk(struct dr_live *live, size_t n);
 const char *live_node_path(const struct dr_live *live, const char *name); /* or NULL */
 /* The name of an image's node: what a client called it, or one that is made up now. */
 const char *live_node_of(struct dr_live *live, const char *path);
@@ -109,6 +120,20 @@ const char *live_node_of(struct dr_live *live, const char *path);
 int live_check_name(struct dr_live *live, const char *name, struct dr_error *err);
 int live_name_node(struct dr_live *live, const char *name, const char *path, struct dr_error *err);
 void live_wake(struct dr_live *live);
+/* As pthread_create, for a thread that takes none of the program's signals. */
+int live_thread(pthread_t *thread, void *(*run)(void *user), void *user);
+
+/* ------------------------------------------------------------------ state.c; without the lock */
+
+int live_recall_fs(struct dr_fs *fs, const char *state, const char *name, char **path,
+                   char **format, struct dr_error *err);
+/* Read it, and begin its jobs again. */
+int live_state_begin(struct dr_live *live, struct dr_error *err);
+int live_state_save(struct dr_live *live, struct dr_error *err);
+int live_state_save_if_changed(struct dr_live *live, struct dr_error *err);
+/* Disks are about to go on with other images. */
+int live_record(struct dr_live *live, const struct dr_switch *switches, size_t n,
+                struct dr_error *err);
 
 /* ------------------------------------------------------------------ jobs.c; under the lock */
 
@@ -188,12 +213,12 @@ json_t *qmp_done(int r);
 const char *qmp_string(json_t *args, const char *name); /* or NULL */
 bool qmp_bool(json_t *args, const char *name, bool otherwise);
 uint64_t qmp_number(json_t *args, const char *name);
-/* Under the lock: the disk that "device" or "node-name" means, or NULL and a failure. */
+/* The disk that "device" or "node-name" means, or NULL and a failure. Takes the lock itself. */
 struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_error *err);
 
 /* ------------------------------------------------------------------ qmp-disks.c */
 
-/* May a client make or use a file at this path for the disk? */
+/* May a client make or use a file at this path for the disk? Without the lock. */
 int live_gate(struct dr_live *live, const struct live_disk *on, const char *path,
               struct dr_error *err);
 

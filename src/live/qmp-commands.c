@@ -46,6 +46,7 @@ struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_erro
 {
     const char *device = qmp_string(args, "device"), *node = qmp_string(args, "node-name");
     const char *name = node ? node : device;
+    DR_LOCK_SCOPE(&live->lock);
     struct live_disk *on = name ? live_find_device(live, name) : NULL;
     if (!on)
         qmp_fail(err, NULL, "Cannot find device='%s' nor node-name='%s'", device ? device : "",
@@ -240,6 +241,10 @@ static json_t *run(struct dr_live *live, const char *name, json_t *args, bool *n
         return NULL;
     json_t *result = command->run(live, args, err);
     *negotiated |= capable && result;
+    if (live_state_save_if_changed(live, &err->text) < 0 && result) {
+        json_decref(result);
+        return NULL; /* the job goes on, but would not outlive this process: the text says why */
+    }
     return result;
 }
 

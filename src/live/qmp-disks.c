@@ -22,6 +22,7 @@ int live_gate(struct dr_live *live, const struct live_disk *on, const char *path
 static json_t *describe_node(struct dr_live *live, const struct dr_chain *chain, size_t i)
 {
     const struct dr_image *image = chain->images[i];
+    DR_LOCK_SCOPE(&live->lock);
     json_t *node = json_pack("{s:s, s:o, s:s, s:b, s:i, s:{s:o, s:s, s:I}}", "node-name",
                              live_node_of(live, image->path), "file", dr_json_text(image->path),
                              "drv", image->fmt->name, "ro", !image->writable, "backing_file_depth",
@@ -36,9 +37,9 @@ static json_t *describe_node(struct dr_live *live, const struct dr_chain *chain,
 static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     json_t *all = json_array();
+    const struct live_disk *on;
     (void)args, (void)err;
-    DR_LOCK_SCOPE(&live->lock);
-    for (const struct live_disk *on = live->disks; on; on = on->next) {
+    for (size_t n = 0; (on = live_nth_disk(live, n)); n++) {
         struct dr_chain *chain = dr_disk_chain(on->disk);
         for (size_t i = 0; i < chain->n; i++)
             json_array_append_new(all, describe_node(live, chain, i));
@@ -50,9 +51,9 @@ static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error 
 static json_t *query_block(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     json_t *all = json_array();
+    const struct live_disk *on;
     (void)args, (void)err;
-    DR_LOCK_SCOPE(&live->lock);
-    for (const struct live_disk *on = live->disks; on; on = on->next) {
+    for (size_t n = 0; (on = live_nth_disk(live, n)); n++) {
         struct dr_chain *chain = dr_disk_chain(on->disk);
         json_array_append_new(all, json_pack("{s:s, s:s, s:b, s:b, s:o}", "device", on->name,
                                              "type", "unknown", "removable", 0, "locked", 0,
@@ -68,9 +69,9 @@ static json_t *query_exports(struct dr_live *live, json_t *args, struct qmp_erro
     (void)args, (void)err;
     DR_LOCK_SCOPE(&live->lock);
     for (const struct live_disk *on = live->disks; on; on = on->next)
-        json_array_append_new(
-            all, json_pack("{s:s, s:s, s:s, s:b}", "id", on->name, "type", "nbd", "node-name",
-                           live_node_of(live, dr_image_path(on->disk, 0)), "shutting-down", 0));
+        json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:b}", "id", on->name, "type", "nbd",
+                                             "node-name", live_node_of(live, on->path),
+                                             "shutting-down", 0));
     return all;
 }
 
@@ -90,7 +91,12 @@ static const char *default_format(const struct live_disk *on)
     return fmt && fmt->flags & DR_FORMAT_BACKING ? fmt->name : "qcow2";
 }
 
-/* Under the lock. */
+static int check_node(struct dr_live *live, const char *node, struct qmp_error *err)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    return node ? live_check_name(live, node, &err->text) : 0;
+}
+
 static int read_shot(struct dr_live *live, json_t *args, struct shot *shot, struct qmp_error *err)
 {
     const char *mode = qmp_string(args, "mode"), *format = qmp_string(args, "format");
@@ -103,7 +109,7 @@ static int read_shot(struct dr_live *live, json_t *args, struct shot *shot, stru
                  mode);
         return -EINVAL;
     }
-    if (shot->node && live_check_name(live, shot->node, &err->text) < 0)
+    if (check_node(live, shot->node, err) < 0)
         return -EINVAL;
     shot->overlay = (struct dr_overlay){
         .disk = shot->on->disk,
@@ -114,6 +120,11 @@ static int read_shot(struct dr_live *live, json_t *args, struct shot *shot, stru
     return live_gate(live, shot->on, shot->overlay.path, &err->text);
 }
 
+static int record(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err)
+{
+    return live_record(user, switches, n, err);
+}
+
 static json_t *take_shots(struct dr_live *live, struct shot *shots, size_t n, struct qmp_error *err)
 {
     CLEANUP_FREE struct dr_overlay *overlays = calloc(n, sizeof(*overlays));
@@ -121,7 +132,12 @@ static json_t *take_shots(struct dr_live *live, struct shot *shots, size_t n, st
         return qmp_fail(err, NULL, "out of memory");
     for (size_t i = 0; i < n; i++)
         overlays[i] = shots[i].overlay;
-    int r = dr_disks_snapshot(overlays, n, NULL, &err->text);
+    const struct dr_job_options options = {.record = record, .user = live};
+    struct dr_job *job = NULL;
+    int r = dr_job_new(NULL, &options, &job, &err->text);
+    if (r == 0)
+        r = dr_disks_snapshot(overlays, n, job, &err->text);
+    dr_job_free(job);
     DR_LOCK_SCOPE(&live->lock);
     for (size_t i = 0; i < n; i++) {
         if (r == 0 && shots[i].node)
@@ -146,9 +162,7 @@ static json_t *snapshot_sync(struct dr_live *live, json_t *args, struct qmp_erro
     struct shot shot = {0};
     if (qmp_check_args(snapshot_args, args, err) < 0)
         return NULL;
-    pthread_mutex_lock(&live->lock);
     int r = read_shot(live, args, &shot, err);
-    pthread_mutex_unlock(&live->lock);
     return r < 0 ? NULL : take_shots(live, &shot, 1, err);
 }
 
@@ -179,37 +193,29 @@ static json_t *transaction(struct dr_live *live, json_t *args, struct qmp_error 
     int r = 0;
     if (!shots)
         return qmp_fail(err, NULL, "out of memory");
-    pthread_mutex_lock(&live->lock);
     for (size_t i = 0; r == 0 && i < n; i++)
         r = read_action(live, json_array_get(actions, i), &shots[i], err);
-    pthread_mutex_unlock(&live->lock);
     return r < 0 ? NULL : n == 0 ? json_object() : take_shots(live, shots, n, err);
 }
 
 /* ------------------------------------------------------------------ other changes */
 
-static struct live_disk *find(struct dr_live *live, json_t *args, struct qmp_error *err)
-{
-    DR_LOCK_SCOPE(&live->lock);
-    return qmp_device(live, args, err);
-}
-
 static json_t *resize(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
-    const struct live_disk *on = find(live, args, err);
+    const struct live_disk *on = qmp_device(live, args, err);
     return on ? qmp_done(dr_truncate(on->disk, qmp_number(args, "size"), &err->text)) : NULL;
 }
 
 /* Only the name in the active image: whoever says so knows that the new parent reads the same. */
 static json_t *change_backing(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
-    const struct live_disk *on = find(live, args, err);
+    const struct live_disk *on = qmp_device(live, args, err);
     const char *node = qmp_string(args, "image-node-name");
     if (!on)
         return NULL;
     pthread_mutex_lock(&live->lock);
     const char *path = live_node_path(live, node);
-    bool active = path && strcmp(path, dr_image_path(on->disk, 0)) == 0;
+    bool active = path && strcmp(path, on->path) == 0;
     pthread_mutex_unlock(&live->lock);
     if (!active)
         return qmp_fail(err, NULL, "'%s' is not the active image of '%s'", node, on->name);

@@ -9,21 +9,27 @@
 
 /* ------------------------------------------------------------------ beginning */
 
+/* A name of a file, malloc'ed, for the node that a client means. */
+static char *node_file(struct dr_live *live, const char *node)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    const struct live_disk *on = live_find_disk(live, node);
+    const char *path = live_node_path(live, node);
+    return path ? strdup(path) : on ? strdup(on->path) : NULL;
+}
+
 /* The path of the image of the disk's chain that a client means, malloc'ed: by a node's name, or by
  * the name of its file. NULL and 0: it means none. */
 static int chain_path(struct dr_live *live, const struct live_disk *on, const char *node,
                       const char *file, char **path, struct qmp_error *err)
 {
-    const char *name = file;
+    CLEANUP_FREE char *by_node = node ? node_file(live, node) : NULL;
+    const char *name = node ? by_node : file;
     *path = NULL;
-    if (node)
-        name = live_node_path(live, node);
-    if (node && !name)
-        name = live_find_disk(live, node) ? dr_image_path(live_find_disk(live, node)->disk, 0) : "";
-    if (!name)
+    if (!node && !file)
         return 0;
     struct dr_chain *chain = dr_disk_chain(on->disk);
-    size_t k = *name ? dr_ops_member(chain, name) : chain->n;
+    size_t k = name ? dr_ops_member(chain, name) : chain->n;
     if (k < chain->n)
         *path = strdup(chain->images[k]->path);
     else
@@ -58,13 +64,13 @@ static json_t *begin(struct dr_live *live, struct live_disk *on, json_t *args,
         live_order_clear(order);
         return NULL;
     }
+    DR_LOCK_SCOPE(&live->lock);
     return qmp_done(live_job_begin(live, on, id ? id : on->name, order, &err->text));
 }
 
 static json_t *block_stream(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct live_order order = {.kind = LIVE_STREAM};
-    DR_LOCK_SCOPE(&live->lock);
     struct live_disk *on = qmp_device(live, args, err);
     if (!on || chain_path(live, on, qmp_string(args, "base-node"), qmp_string(args, "base"),
                           &order.base, err) < 0)
@@ -76,9 +82,8 @@ static json_t *block_stream(struct dr_live *live, json_t *args, struct qmp_error
 static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct live_order order = {.kind = LIVE_COMMIT};
-    DR_LOCK_SCOPE(&live->lock);
     const char *device = qmp_string(args, "device");
-    struct live_disk *on = live_find_device(live, device);
+    struct live_disk *on = qmp_device(live, args, err);
     if (!on)
         return qmp_fail(err, "DeviceNotFound", "Device '%s' not found", device);
     if (chain_path(live, on, qmp_string(args, "base-node"), qmp_string(args, "base"), &order.base,
@@ -127,7 +132,6 @@ static int mirror_order(struct dr_live *live, struct live_disk *on, json_t *args
 static json_t *drive_mirror(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct live_order order = {.kind = LIVE_MIRROR};
-    DR_LOCK_SCOPE(&live->lock);
     struct live_disk *on = qmp_device(live, args, err);
     if (!on || mirror_order(live, on, args, &order, err) < 0) {
         live_order_clear(&order);

@@ -106,9 +106,11 @@ static void drop_dead(struct dr_live *live)
     }
 }
 
-static void greet(struct dr_live *live)
+/* False: there is no descriptor for a client, who is left waiting. */
+static bool greet(struct dr_live *live)
 {
     int fd = accept4(live->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    bool none = fd < 0 && errno != EAGAIN && errno != ECONNABORTED;
     struct live_client *c = fd < 0 ? NULL : calloc(1, sizeof(*c));
     unsigned n = 0;
     DR_LOCK_SCOPE(&live->lock);
@@ -118,7 +120,7 @@ static void greet(struct dr_live *live)
         free(c);
         if (fd >= 0)
             close(fd);
-        return;
+        return !none;
     }
     json_t *greeting = qmp_greeting();
     c->fd = fd;
@@ -126,6 +128,7 @@ static void greet(struct dr_live *live)
     json_decref(greeting);
     c->next = live->clients;
     live->clients = c;
+    return true;
 }
 
 static void send_out(struct live_client *c)
@@ -199,11 +202,11 @@ static void hear(struct dr_live *live, struct live_client *c)
 
 /* ------------------------------------------------------------------ the thread */
 
-static size_t list_fds(struct dr_live *live, struct pollfd *fds)
+static size_t list_fds(struct dr_live *live, bool deaf, struct pollfd *fds)
 {
     DR_LOCK_SCOPE(&live->lock);
     size_t n = 2;
-    fds[0] = (struct pollfd){.fd = live->listener, .events = POLLIN};
+    fds[0] = (struct pollfd){.fd = live->listener, .events = deaf ? 0 : POLLIN};
     fds[1] = (struct pollfd){.fd = live->bell, .events = POLLIN};
     for (const struct live_client *c = live->clients; c; c = c->next)
         fds[n++] = (struct pollfd){
@@ -244,19 +247,19 @@ static bool is_stopping(struct dr_live *live)
 static void *serve(void *user)
 {
     struct dr_live *live = user;
+    bool deaf = false; /* out of descriptors: look again for new clients in a second */
     while (!is_stopping(live)) {
         struct pollfd fds[2 + LIVE_CLIENTS_MAX];
-        size_t n = list_fds(live, fds);
+        size_t n = list_fds(live, deaf, fds);
         uint64_t rung;
-        if (poll(fds, (nfds_t)n, -1) < 0)
+        if (poll(fds, (nfds_t)n, deaf ? 1000 : -1) < 0)
             continue;
         if (fds[1].revents && read(live->bell, &rung, sizeof(rung)) < 0)
             continue;
         serve_clients(live, fds);
         drop_dead(live);
         live_jobs_reap(live);
-        if (fds[0].revents & POLLIN)
-            greet(live);
+        deaf = (fds[0].revents & POLLIN) && !greet(live);
         if (take_quit(live))
             live->quit(live->user);
     }
@@ -331,7 +334,7 @@ int live_listen(struct dr_live *live, struct dr_error *err)
         live->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         r = live->bell < 0 ? dr_fail_errno(err, errno, "%s: no eventfd", live->control) : 0;
         if (r == 0) {
-            r = -pthread_create(&live->thread, NULL, serve, live);
+            r = -live_thread(&live->thread, serve, live);
             if (r < 0)
                 dr_fail_errno(err, -r, "%s: no thread", live->control);
         }

@@ -606,6 +606,9 @@ static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fr
         r = dr_chain_drop(present, 0, 0, image_c(c)->size, err);
     if (r == 0)
         r = dr_image_flush(image_c(c), err);
+    const struct dr_switch to = {c->disk, image_p(c)->path, image_p(c)->fmt->name};
+    if (r == 0)
+        r = dr_job_record(c->job, &to, 1, err);
     if (r == 0) {
         c->n_thawed = 0; /* P stays open for writing: it is the disk now */
         *fresh = DR_STEAL(next);

@@ -81,6 +81,7 @@ int dr_job_new(const char *id, const struct dr_job_options *options, struct dr_j
         fresh->message = options->message;
         fresh->before_switch = options->before_switch;
         fresh->ready = options->ready;
+        fresh->record = options->record;
         fresh->user = options->user;
         fresh->workers = options->workers;
         atomic_store(&fresh->rate, options->rate);
@@ -160,6 +161,12 @@ int dr_job_before_switch(struct dr_job *job, struct dr_error *err)
     if (job && job->before_switch && !dr_job_stopped(job) && job->before_switch(job->user) != 0)
         dr_job_cancel(job);
     return dr_job_rest(job, err);
+}
+
+int dr_job_record(struct dr_job *job, const struct dr_switch *switches, size_t n,
+                  struct dr_error *err)
+{
+    return job && job->record ? job->record(job->user, switches, n, err) : 0;
 }
 
 int dr_job_rest(struct dr_job *job, struct dr_error *err)

@@ -23,6 +23,7 @@ struct dr_job {
     void (*message)(void *user, const char *text);
     int (*before_switch)(void *user);
     void (*ready)(void *user);
+    int (*record)(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err);
     void *user;
     unsigned workers;
 
@@ -68,6 +69,10 @@ int dr_job_rest(struct dr_job *job, struct dr_error *err);
 /* The copying is done: ask whoever made the job whether the disk may be switched now. -ECANCELED:
  * no. */
 int dr_job_before_switch(struct dr_job *job, struct dr_error *err);
+
+/* While the disks' requests wait: tell what they are about to go on with. */
+int dr_job_record(struct dr_job *job, const struct dr_switch *switches, size_t n,
+                  struct dr_error *err);
 
 /* Waiting for a change: read the bell, look at what matters, then sleep until the bell has been
  * rung since, or for ns nanoseconds (UINT64_MAX = for ever). */

@@ -278,9 +278,20 @@ static void give_back_child(struct snapshot *s)
 
 struct set {
     struct snapshot *all;
+    struct dr_job *job;
     size_t n, quiet; /* disks whose requests wait */
     bool switched;
 };
+
+static int record(const struct set *set, struct dr_error *err)
+{
+    CLEANUP_FREE struct dr_switch *to = calloc(set->n + 1, sizeof(*to));
+    if (!to)
+        return dr_fail(err, ENOMEM, "out of memory for %zu snapshots", set->n);
+    for (size_t i = 0; i < set->n; i++)
+        to[i] = (struct dr_switch){set->all[i].disk, set->all[i].where, set->all[i].fmt->name};
+    return dr_job_record(set->job, to, set->n, err);
+}
 
 static int switch_all(struct set *set, struct dr_error *err)
 {
@@ -289,6 +300,8 @@ static int switch_all(struct set *set, struct dr_error *err)
         r = publish_child(&set->all[i], err);
     for (size_t i = 0; r == 0 && i < set->n; i++)
         r = take_child(&set->all[i], err);
+    if (r == 0)
+        r = record(set, err);
     for (size_t i = 0; r < 0 && i < set->n; i++)
         give_back_child(&set->all[i]);
     set->switched = r == 0;
@@ -324,6 +337,7 @@ static int switch_disks(struct set *set, struct dr_job *job, struct dr_error *er
 
 static int snapshots_claimed(struct set *set, bool live, struct dr_job *job, struct dr_error *err)
 {
+    set->job = job;
     int r = 0;
     for (size_t i = 0; r == 0 && i < set->n; i++) {
         set->all[i].chain = dr_disk_chain(set->all[i].disk);

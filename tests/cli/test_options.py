@@ -64,7 +64,7 @@ def test_the_manual_is_sound_pod(t):
 
 def commands():
     return ["create", "info", "map", "measure", "compare", "convert", "rebase", "commit", "stream", "addcow", "snapshot", "serve", "io", "chain", "check",
-            "recover", "resize", "amend", "bitmap", "mount", "unmount", "vma", "completion"]
+            "recover", "resize", "amend", "bitmap", "mount", "unmount", "vma", "ctl", "completion"]
 
 
 def children():

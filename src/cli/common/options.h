@@ -73,6 +73,10 @@ enum cli_key { /* options without a letter */
                KEY_EXPORT,
                KEY_RUN,
                KEY_PIDFILE,
+               KEY_TOP,
+               KEY_TOP_ONLY,
+               KEY_NO_COMPLETE,
+               KEY_DETACH,
 };
 
 struct cli_option {

@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* `drover ctl`: the person's way to speak to a server of disks. What begins a job stays to show how
+ * far it is; the job is the server's, and goes on when this program ends. */
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cli/commands.h"
+#include "cli/common/progress.h"
+#include "cli/live/client.h"
+
+static const struct cli_option options[] = {
+    {'f', "format", "FMT", "snapshot, mirror: format of the new image", false},
+    {KEY_BASE, "base", "IMAGE", "stream, commit: the image that stays below", false},
+    {KEY_TOP, "top", "IMAGE", "commit: the topmost image that goes down", false},
+    {KEY_TOP_ONLY, "top-only", NULL, "mirror: only what the active image holds", false},
+    {'r', "rate", "BYTES", "bytes a second at most", false},
+    {KEY_NO_COMPLETE, "no-complete", NULL,
+     "commit, mirror: do not go over to the other image when both are the same", false},
+    {KEY_DETACH, "detach", NULL, "do not wait for the end of the job", false},
+    {KEY_FORCE, "force", NULL, "cancel: also what is ready, leaving no copy", false},
+    {KEY_JSON, "json", NULL, "print what the server says, a line of JSON each", false},
+    {0, NULL, NULL, NULL, false},
+};
+
+/* ------------------------------------------------------------------ following a job */
+
+struct follow {
+    struct ctl *ctl;
+    const struct cli_args *args;
+    const char *id;
+    struct timespec began;
+    bool ready, bar;
+};
+
+static double seconds_since(const struct timespec *then)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - then->tv_sec) + (double)(now.tv_nsec - then->tv_nsec) / 1e9;
+}
+
+static void show_bar(struct follow *f, uint64_t done, uint64_t total)
+{
+    enum { WIDTH = 30 };
+    double share = total ? (double)done / (double)total : 0, time = seconds_since(&f->began);
+    double speed = time > 0 ? (double)done / time : 0;
+    int full = (int)(share * WIDTH);
+    char text[CLI_SIZE_TEXT], eta[32] = "";
+    if (speed > 0 && total > done) {
+        unsigned left = (unsigned)((double)(total - done) / speed);
+        snprintf(eta, sizeof(eta), ", %u:%02u left", left / 60, left % 60);
+    }
+    printf("\r[%.*s%*s] %5.1f %%, %s/s%s   ", full, "##############################", WIDTH - full,
+           "", share * 100, cli_human_size((uint64_t)speed, text), eta);
+    fflush(stdout);
+    f->bar = true;
+}
+
+static void end_bar(struct follow *f)
+{
+    if (f->bar)
+        printf("\n");
+    f->bar = false;
+}
+
+/* Ask how far the job is, and show it. */
+static int ask_progress(struct follow *f)
+{
+    CLEANUP_JSON json_t *jobs = NULL;
+    json_t *job;
+    size_t i;
+    int code = ctl_ask(f->ctl, "query-jobs", NULL, &jobs);
+    json_array_foreach(jobs, i, job)
+    {
+        const char *id = json_string_value(json_object_get(job, "id"));
+        if (id && strcmp(id, f->id) == 0)
+            show_bar(f, cli_json_number(job, "current-progress"),
+                     cli_json_number(job, "total-progress"));
+    }
+    return code;
+}
+
+static int on_ready(struct follow *f)
+{
+    if (cli_has(f->args, KEY_NO_COMPLETE)) {
+        end_bar(f);
+        if (!f->ctl->show)
+            printf("%s is ready: both images are the same. `drover ctl %s complete %s` goes over, "
+                   "`cancel` leaves a copy.\n",
+                   f->id, f->ctl->path, f->id);
+        f->ready = true;
+        return 0;
+    }
+    return ctl_ask(f->ctl, "job-complete", json_pack("{s:s}", "id", f->id), NULL);
+}
+
+/* *ended: it was the job's last event. */
+static int on_event(struct follow *f, json_t *event, bool *ended)
+{
+    const char *name = json_string_value(json_object_get(event, "event"));
+    json_t *data = json_object_get(event, "data");
+    const char *device = json_string_value(json_object_get(data, "device"));
+    const char *error = json_string_value(json_object_get(data, "error"));
+    *ended = false;
+    if (!name || !device || strcmp(device, f->id) != 0)
+        return 0;
+    if (strcmp(name, "BLOCK_JOB_READY") == 0)
+        return on_ready(f);
+    *ended = strcmp(name, "BLOCK_JOB_COMPLETED") == 0 || strcmp(name, "BLOCK_JOB_CANCELLED") == 0;
+    if (!*ended)
+        return 0;
+    if (!error && strcmp(name, "BLOCK_JOB_COMPLETED") == 0) {
+        if (!f->ctl->show)
+            show_bar(f, 1, 1);
+        end_bar(f);
+        return 0;
+    }
+    end_bar(f);
+    cli_error(f->ctl->cli, "%s: %s", f->id, error ? error : "was cancelled");
+    return 1;
+}
+
+static int say_how_to_come_back(struct follow *f)
+{
+    end_bar(f);
+    cli_error(f->ctl->cli,
+              "%s goes on in the server: `drover ctl %s jobs` shows it, `drover ctl %s cancel %s` "
+              "ends it",
+              f->id, f->ctl->path, f->ctl->path, f->id);
+    return cli_signalled();
+}
+
+static int follow(struct ctl *ctl, const struct cli_args *args, const char *id)
+{
+    struct follow f = {.ctl = ctl, .args = args, .id = id};
+    int code = 0;
+    bool ended = false;
+    clock_gettime(CLOCK_MONOTONIC, &f.began);
+    while (code == 0 && !ended && !f.ready) {
+        if (cli_signalled())
+            return say_how_to_come_back(&f);
+        CLEANUP_JSON json_t *event = ctl_event(ctl, 250, &code);
+        if (event)
+            code = on_event(&f, event, &ended);
+        else if (code == 0 && !cli_signalled() && !ctl->show)
+            code = ask_progress(&f);
+    }
+    return code;
+}
+
+/* ------------------------------------------------------------------ what begins jobs */
+
+/* A name is the client's: the server may stand in another directory. Malloc'ed. */
+static char *full_path(const char *path)
+{
+    char *full, cwd[PATH_MAX];
+    if (path[0] == '/')
+        return strdup(path);
+    if (!getcwd(cwd, sizeof(cwd)) || asprintf(&full, "%s/%s", cwd, path) < 0)
+        return NULL;
+    return full;
+}
+
+static int set_common(const struct cli *cli, const struct cli_args *args, json_t *to)
+{
+    const char *rate = cli_value(args, 'r'), *format = cli_value(args, 'f');
+    uint64_t speed = 0;
+    if (rate && cli_get_size(cli, "rate limit", rate, &speed) < 0)
+        return 1;
+    if (rate)
+        json_object_set_new(to, "speed", json_integer((json_int_t)speed));
+    if (format)
+        json_object_set_new(to, "format", json_string(format));
+    if (cli_has(args, KEY_BASE))
+        json_object_set_new(to, "base", json_string(cli_value(args, KEY_BASE)));
+    if (cli_has(args, KEY_TOP))
+        json_object_set_new(to, "top", json_string(cli_value(args, KEY_TOP)));
+    return 0;
+}
+
+/* Takes over arguments. */
+static int begin_job(struct ctl *ctl, const struct cli_args *args, const char *command,
+                     json_t *arguments)
+{
+    char id[64];
+    snprintf(id, sizeof(id), "ctl-%ld", (long)getpid());
+    json_object_set_new(arguments, "job-id", json_string(id));
+    if (set_common(ctl->cli, args, arguments) != 0) {
+        json_decref(arguments);
+        return 1;
+    }
+    cli_catch_signals();
+    int code = ctl_ask(ctl, command, arguments, NULL);
+    if (code == 0 && cli_has(args, KEY_DETACH) && !ctl->show)
+        printf("%s\n", id);
+    return code || cli_has(args, KEY_DETACH) ? code : follow(ctl, args, id);
+}
+
+static int do_stream(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    return begin_job(ctl, args, "block-stream", json_pack("{s:s}", "device", operands[0]));
+}
+
+static int do_commit(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    return begin_job(ctl, args, "block-commit", json_pack("{s:s}", "device", operands[0]));
+}
+
+static int do_mirror(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    CLEANUP_FREE char *target = full_path(operands[1]);
+    json_t *arguments = target
+                            ? json_pack("{s:s, s:s, s:s}", "device", operands[0], "target", target,
+                                        "sync", cli_has(args, KEY_TOP_ONLY) ? "top" : "full")
+                            : NULL;
+    if (!arguments)
+        return cli_usage(ctl->cli, "'%s' is no name that can be sent", operands[1]);
+    return begin_job(ctl, args, "drive-mirror", arguments);
+}
+
+/* ------------------------------------------------------------------ what is done at once */
+
+static int do_snapshot(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    CLEANUP_FREE char *file = full_path(operands[1]);
+    json_t *arguments = file ? json_pack("{s:s, s:s}", "device", operands[0], "snapshot-file", file)
+                             : NULL;
+    if (!arguments)
+        return cli_usage(ctl->cli, "'%s' is no name that can be sent", operands[1]);
+    if (cli_has(args, 'f'))
+        json_object_set_new(arguments, "format", json_string(cli_value(args, 'f')));
+    return ctl_ask(ctl, "blockdev-snapshot-sync", arguments, NULL);
+}
+
+static int do_resize(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    uint64_t size;
+    (void)args;
+    if (cli_get_size(ctl->cli, "size", operands[1], &size) < 0)
+        return 1;
+    return ctl_ask(ctl, "block_resize",
+                   json_pack("{s:s, s:I}", "device", operands[0], "size", (json_int_t)size), NULL);
+}
+
+static int do_pause(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    (void)args;
+    return ctl_ask(ctl, "job-pause", json_pack("{s:s}", "id", operands[0]), NULL);
+}
+
+static int do_resume(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    (void)args;
+    return ctl_ask(ctl, "job-resume", json_pack("{s:s}", "id", operands[0]), NULL);
+}
+
+static int do_complete(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    (void)args;
+    return ctl_ask(ctl, "job-complete", json_pack("{s:s}", "id", operands[0]), NULL);
+}
+
+static int do_cancel(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    return ctl_ask(
+        ctl, "block-job-cancel",
+        json_pack("{s:s, s:b}", "device", operands[0], "force", cli_has(args, KEY_FORCE)), NULL);
+}
+
+/* ------------------------------------------------------------------ what is shown */
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
+static void show_disk(const json_t *disk)
+{
+    const json_t *image = json_object_get(disk, "inserted");
+    char size[CLI_SIZE_TEXT];
+    printf("%s: ", text_of(disk, "device"));
+    cli_put(text_of(image, "file"));
+    printf(" (%s, %s, %llu below it)\n", text_of(image, "drv"),
+           cli_human_size(cli_json_number(json_object_get(image, "image"), "virtual-size"), size),
+           (unsigned long long)cli_json_number(image, "backing_file_depth"));
+}
+
+static int do_jobs(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    CLEANUP_JSON json_t *jobs = NULL;
+    json_t *job;
+    size_t i;
+    (void)args, (void)operands;
+    int code = ctl_ask(ctl, "query-jobs", NULL, &jobs);
+    json_array_foreach(jobs, i, job)
+    {
+        uint64_t total = cli_json_number(job, "total-progress");
+        uint64_t done = cli_json_number(job, "current-progress");
+        if (ctl->show)
+            break;
+        printf("%s: %s, %s, %.1f %%\n", text_of(job, "id"), text_of(job, "type"),
+               text_of(job, "status"), total ? 100.0 * (double)done / (double)total : 0.0);
+    }
+    return code;
+}
+
+static int do_status(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    CLEANUP_JSON json_t *disks = NULL;
+    json_t *disk;
+    size_t i;
+    int code = ctl_ask(ctl, "query-block", NULL, &disks);
+    json_array_foreach(disks, i, disk) if (!ctl->show) show_disk(disk);
+    return code ? code : do_jobs(ctl, args, operands);
+}
+
+/* ------------------------------------------------------------------ the command */
+
+static const struct verb {
+    const char *name, *operands;
+    int n;
+    int (*run)(struct ctl *ctl, const struct cli_args *args, char **operands);
+} verbs[] = {
+    {"status", "", 0, do_status},
+    {"jobs", "", 0, do_jobs},
+    {"snapshot", " DISK FILE", 2, do_snapshot},
+    {"stream", " DISK", 1, do_stream},
+    {"commit", " DISK", 1, do_commit},
+    {"mirror", " DISK FILE", 2, do_mirror},
+    {"resize", " DISK SIZE", 2, do_resize},
+    {"pause", " JOB", 1, do_pause},
+    {"resume", " JOB", 1, do_resume},
+    {"complete", " JOB", 1, do_complete},
+    {"cancel", " JOB", 1, do_cancel},
+};
+
+static const struct verb *find_verb(const char *name)
+{
+    for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
+        if (strcmp(verbs[i].name, name) == 0)
+            return &verbs[i];
+    return NULL;
+}
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    struct ctl ctl;
+    if (args->n_operands < 2)
+        return cli_usage(cli, "Expecting the path of a control socket and what to do");
+    const struct verb *verb = find_verb(args->operands[1]);
+    if (!verb)
+        return cli_usage(cli, "'%s' is nothing that a server does", args->operands[1]);
+    if (args->n_operands - 2 != verb->n)
+        return cli_usage(cli, "Expecting: ctl SOCKET %s%s", verb->name, verb->operands);
+    int code = ctl_begin(&ctl, cli, args->operands[0]);
+    ctl.show = cli_has(args, KEY_JSON);
+    if (code == 0)
+        code = verb->run(&ctl, args, args->operands + 2);
+    ctl_end(&ctl);
+    return code;
+}
+
+static const struct cli_option *const sets[] = {options, cli_opts_common, NULL};
+
+const struct cli_command cli_cmd_ctl = {
+    .name = "ctl",
+    .operands = "SOCKET COMMAND [DISK|JOB] [FILE|SIZE]",
+    .brief = "Work on disks that a server has in use",
+    .about = "SOCKET is what `drover serve --control` was given. COMMAND is one of\n"
+             "  status, jobs\n"
+             "  snapshot DISK FILE     go on with a new image, FILE, on what the disk has\n"
+             "  stream DISK            pull the parents' data into the active image\n"
+             "  commit DISK            put the active image, or --top, down into its base\n"
+             "  mirror DISK FILE       copy the disk into a new image and go on with that\n"
+             "  resize DISK SIZE\n"
+             "  pause, resume, complete, cancel JOB\n"
+             "stream, commit and mirror show how far they are. Interrupted, the job goes on in\n"
+             "the server; `jobs` shows it, and `cancel` ends it.",
+    .sets = sets,
+    .roles = CLI_DROVER,
+    .run = run,
+};

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The state: which image each disk goes on with, and which jobs have not ended. It is one file of
+ * JSON, replaced as a whole, so that a server that is killed finds both as they belong together:
+ *
+ *   a disk's new image is durable and has its name → the state names it → the disk's first write
+ *   a job has begun → the state has it → the client gets its reply
+ *   a job has ended → the state forgets it
+ *
+ * A job that the state has begins anew with the server: a stream or commit goes on where it was,
+ * since what it has done is in the images; a mirror starts with a fresh target, and what the old
+ * one left aside is removed then. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/publish.h"
+#include "live/live.h"
+#include "storage/storage.h"
+
+#define STATE_MAX (16u << 20) /* bytes of a file that are read */
+
+/* ------------------------------------------------------------------ reading */
+
+static int parse(const char *path, const char *text, size_t len, json_t **state,
+                 struct dr_error *err)
+{
+    json_error_t why;
+    *state = len == 0 ? json_object() : json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
+    if (!*state)
+        return dr_fail(err, EINVAL, "%s: is no state of a server: %s", path, why.text);
+    if (len > 0 && json_integer_value(json_object_get(*state, "drover-state")) != 1) {
+        json_decref(*state);
+        *state = NULL;
+        return dr_fail(err, EINVAL, "%s: is no state of a server, or of a newer one", path);
+    }
+    return 0;
+}
+
+static int read_state(struct dr_file *file, const char *path, json_t **state, struct dr_error *err)
+{
+    uint64_t size = dr_file_size(file);
+    if (size > STATE_MAX)
+        return dr_fail(err, EINVAL, "%s: is no state of a server: %llu bytes", path,
+                       (unsigned long long)size);
+    CLEANUP_FREE char *text = malloc((size_t)size + 1);
+    if (!text)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    int r = dr_file_pread(file, text, 0, (size_t)size, err);
+    return r < 0 ? r : parse(path, text, (size_t)size, state, err);
+}
+
+static json_t *find_disk(json_t *state, const char *name)
+{
+    json_t *one;
+    size_t i;
+    json_array_foreach(json_object_get(state, "disks"), i, one)
+    {
+        const char *its = json_string_value(json_object_get(one, "name"));
+        if (its && strcmp(its, name) == 0)
+            return one;
+    }
+    return NULL;
+}
+
+int live_recall_fs(struct dr_fs *fs, const char *state, const char *name, char **path,
+                   char **format, struct dr_error *err)
+{
+    struct dr_file *file = NULL;
+    json_t *all = NULL;
+    *path = *format = NULL;
+    if (!dr_fs_exists(fs, state))
+        return 0;
+    int r = dr_file_open(fs, state, 0, &file, err);
+    if (r == 0)
+        r = read_state(file, state, &all, err);
+    dr_file_unref(file);
+    json_t *disk = find_disk(all, name);
+    const char *its_path = json_string_value(json_object_get(disk, "path"));
+    const char *its_format = json_string_value(json_object_get(disk, "format"));
+    if (r == 0 && its_path && its_format) {
+        *path = strdup(its_path);
+        *format = strdup(its_format);
+        if (!*path || !*format) {
+            free(*path);
+            free(*format);
+            *path = *format = NULL;
+            r = dr_fail(err, ENOMEM, "%s: out of memory", state);
+        }
+    }
+    json_decref(all);
+    return r;
+}
+
+int dr_live_recall(const char *state, const char *name, char **path, char **format,
+                   struct dr_error *err)
+{
+    DR_REQUIRE(state, err);
+    DR_REQUIRE(name, err);
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(format, err);
+    return live_recall_fs(dr_fs_posix(), state, name, path, format, err);
+}
+
+/* ------------------------------------------------------------------ writing */
+
+static bool set_text(json_t *object, const char *key, const char *text)
+{
+    return !text || json_object_set_new(object, key, json_string(text)) == 0;
+}
+
+static json_t *describe_job(const struct live_job *job)
+{
+    const struct live_order *o = &job->order;
+    json_t *one = json_pack("{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:I}", "id", dr_job_id(job->job),
+                            "disk", job->on->name, "kind", (int)o->kind, "existing", o->existing,
+                            "top-only", o->top_only, "keep-finalize", o->keep_finalize,
+                            "keep-dismiss", o->keep_dismiss, "speed", (json_int_t)o->speed);
+    if (set_text(one, "base", o->base) && set_text(one, "top", o->top) &&
+        set_text(one, "target", o->target) && set_text(one, "format", o->format))
+        return one;
+    json_decref(one);
+    return NULL;
+}
+
+/* Names that are not UTF-8 cannot be in it: NULL. */
+static char *describe(struct dr_live *live)
+{
+    json_t *disks = json_array(), *jobs = json_array();
+    DR_LOCK_SCOPE(&live->lock);
+    bool all = true;
+    for (const struct live_disk *d = live->disks; d; d = d->next)
+        all &= json_array_append_new(disks, json_pack("{s:s, s:s, s:s}", "name", d->name, "path",
+                                                      d->path, "format", d->format)) == 0;
+    for (const struct live_job *job = live->jobs; job; job = job->next)
+        if (job->status < LIVE_ABORTING && !job->cancelled && !job->done)
+            all &= json_array_append_new(jobs, describe_job(job)) == 0;
+    json_t *state = json_pack("{s:i, s:o, s:o}", "drover-state", 1, "disks", disks, "jobs", jobs);
+    char *text = all && state ? json_dumps(state, JSON_INDENT(1)) : NULL;
+    json_decref(state);
+    return text;
+}
+
+static int replace(struct dr_live *live, const char *text, struct dr_error *err)
+{
+    struct dr_temp t;
+    int r = dr_temp_create(&t, live->fs, live->state, live->state_file, live->state_file, err);
+    if (r < 0)
+        return r;
+    r = dr_file_pwrite(t.file, text, 0, strlen(text), err);
+    if (r == 0)
+        r = dr_temp_publish(&t, err);
+    if (r == 0) { /* open, it keeps other servers from it */
+        dr_file_unref(live->state_file);
+        live->state_file = dr_file_ref(t.file);
+    }
+    dr_temp_end(&t);
+    return r;
+}
+
+int live_state_save(struct dr_live *live, struct dr_error *err)
+{
+    if (!live->state)
+        return 0;
+    DR_LOCK_SCOPE(&live->state_lock); /* the later state is the later file */
+    CLEANUP_FREE char *text = describe(live);
+    return text ? replace(live, text, err)
+                : dr_fail(err, EILSEQ, "%s: cannot hold a name that is not UTF-8", live->state);
+}
+
+int live_state_save_if_changed(struct dr_live *live, struct dr_error *err)
+{
+    pthread_mutex_lock(&live->lock);
+    bool changed = live->changed;
+    live->changed = false;
+    pthread_mutex_unlock(&live->lock);
+    return changed ? live_state_save(live, err) : 0;
+}
+
+/* ------------------------------------------------------------------ what disks go on with */
+
+static void exchange(struct dr_live *live, const struct dr_switch *s, char **path, char **format)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    for (struct live_disk *d = live->disks; d; d = d->next)
+        if (d->disk == s->disk) {
+            char *old_path = d->path, *old_format = d->format;
+            d->path = *path;
+            d->format = *format;
+            *path = old_path;
+            *format = old_format;
+        }
+}
+
+/* As record of struct dr_job_options: user is the dr_live. */
+int live_record(struct dr_live *live, const struct dr_switch *switches, size_t n,
+                struct dr_error *err)
+{
+    CLEANUP_FREE char **names = calloc(2 * n, sizeof(*names));
+    bool all = names;
+    for (size_t i = 0; names && i < n; i++) {
+        names[2 * i] = strdup(switches[i].path);
+        names[2 * i + 1] = strdup(switches[i].format);
+        all &= names[2 * i] && names[2 * i + 1];
+    }
+    int r = all ? 0 : dr_fail(err, ENOMEM, "out of memory for the state");
+    for (size_t i = 0; r == 0 && i < n; i++)
+        exchange(live, &switches[i], &names[2 * i], &names[2 * i + 1]);
+    if (r == 0) {
+        r = live_state_save(live, err);
+        for (size_t i = 0; r < 0 && i < n; i++)
+            exchange(live, &switches[i], &names[2 * i], &names[2 * i + 1]);
+    }
+    for (size_t i = 0; names && i < 2 * n; i++)
+        free(names[i]);
+    return r;
+}
+
+/* ------------------------------------------------------------------ beginning */
+
+static char *copy_text(json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? strdup(text) : NULL;
+}
+
+/* Begin a job that the state has. What has become impossible meanwhile is told by its events. */
+static void begin_again(struct dr_live *live, json_t *one)
+{
+    const char *id = json_string_value(json_object_get(one, "id"));
+    const char *name = json_string_value(json_object_get(one, "disk"));
+    json_int_t kind = json_integer_value(json_object_get(one, "kind"));
+    struct live_disk *on = name ? live_find_disk(live, name) : NULL;
+    if (!id || !on || kind < LIVE_STREAM || kind > LIVE_MIRROR)
+        return;
+    struct live_order order = {
+        .kind = (enum live_kind)kind,
+        .base = copy_text(one, "base"),
+        .top = copy_text(one, "top"),
+        .target = copy_text(one, "target"),
+        .format = copy_text(one, "format"),
+        .existing = json_is_true(json_object_get(one, "existing")),
+        .top_only = json_is_true(json_object_get(one, "top-only")),
+        .keep_finalize = json_is_true(json_object_get(one, "keep-finalize")),
+        .keep_dismiss = json_is_true(json_object_get(one, "keep-dismiss")),
+        .speed = (uint64_t)json_integer_value(json_object_get(one, "speed")),
+    };
+    if (kind == LIVE_MIRROR && !order.target)
+        live_order_clear(&order);
+    else
+        live_job_begin(live, on, id, &order, NULL);
+}
+
+int live_state_begin(struct dr_live *live, struct dr_error *err)
+{
+    json_t *state = NULL, *one;
+    size_t i;
+    int r = 0;
+    if (!live->state)
+        return 0;
+    if (dr_fs_exists(live->fs, live->state)) {
+        r = dr_file_open(live->fs, live->state, DR_FILE_RDWR, &live->state_file, err);
+        if (r == 0)
+            r = read_state(live->state_file, live->state, &state, err);
+    }
+    if (r == 0) {
+        DR_LOCK_SCOPE(&live->lock);
+        json_array_foreach(json_object_get(state, "jobs"), i, one) begin_again(live, one);
+    }
+    json_decref(state);
+    return r < 0 ? r : live_state_save(live, err);
+}

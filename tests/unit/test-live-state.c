@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A server that is killed, or whose power goes, is begun again on its state: with the images that
+ * its disks had, all that was flushed, and the jobs that had not ended. */
+#include <sched.h>
+
+#include "live/live.h"
+#include "powerfs.h"
+#include "test-ops.h"
+
+#define SIZE (768 * KiB)
+
+struct server {
+    struct dr_fs *fs;
+    struct dr_disk *disk;
+    struct dr_live *live;
+};
+
+/* As a program does it: open what the state says, or else the disk that was asked for. */
+static int open_recalled(struct dr_fs *fs, struct dr_disk **disk, struct dr_error *err)
+{
+    char *path, *format;
+    int r = live_recall_fs(fs, "state", "disk0", &path, &format, err);
+    const struct dr_open_options o = {.flags = DR_OPEN_RDWR, .format = format};
+    if (r == 0)
+        r = dr_open_fs(fs, path ? path : "top", &o, disk, err);
+    free(path);
+    free(format);
+    return r;
+}
+
+static struct server serve(struct dr_fs *fs)
+{
+    const struct dr_live_options o = {.state = "state"};
+    struct server s = {.fs = fs};
+    ok(open_recalled(fs, &s.disk, &err));
+    ok(dr_live_new(&o, &s.live, &err));
+    s.live->fs = fs;
+    ok(dr_live_add(s.live, "disk0", s.disk, &err));
+    ok(dr_live_start(s.live, &err));
+    return s;
+}
+
+static void stop(struct server *s)
+{
+    dr_live_free(s->live);
+    ok(dr_close(s->disk, &err));
+}
+
+/* Quotes are written as ' to be readable. */
+static json_t *ask(const struct server *s, const char *line)
+{
+    char text[512];
+    bool negotiated = true;
+    snprintf(text, sizeof(text), "%s", line);
+    for (char *p = text; *p; p++)
+        if (*p == '\'')
+            *p = '"';
+    json_t *reply = qmp_answer(s->live, text, strlen(text), &negotiated);
+    if (!json_object_get(reply, "return"))
+        fail_msg("%s: %s", line, json_dumps(reply, JSON_COMPACT));
+    return reply;
+}
+
+static void tell(const struct server *s, const char *line)
+{
+    json_decref(ask(s, line));
+}
+
+/* The status of the only job; "" when there is none. */
+static void status(const struct server *s, char *text, size_t size)
+{
+    json_t *reply = ask(s, "{'execute': 'query-jobs'}");
+    json_t *job = json_array_get(json_object_get(reply, "return"), 0);
+    const char *now = json_string_value(json_object_get(job, "status"));
+    snprintf(text, size, "%s", now ? now : "");
+    json_decref(reply);
+}
+
+static void wait_for(const struct server *s, const char *wanted)
+{
+    char text[32];
+    do {
+        sched_yield();
+        status(s, text, sizeof(text));
+        if (strcmp(text, "concluded") == 0 && strcmp(wanted, text) != 0)
+            fail_msg("the job has failed");
+    } while (strcmp(text, wanted) != 0);
+}
+
+static void family(struct dr_fs *fs, const char *format)
+{
+    struct dr_create_options b = {.format = format, .size = SIZE, .has_size = true};
+    struct dr_create_options t = {.format = format, .backing = "base", .backing_format = format};
+    ok(dr_create_fs(fs, "base", &b, &err));
+    put(fs, "base", 0, 256 * KiB, 0x11);
+    ok(dr_create_fs(fs, "top", &t, &err));
+    put(fs, "top", 64 * KiB, 64 * KiB, 0x22);
+}
+
+static void snapshot(const struct server *s)
+{
+    tell(s, "{'execute': 'blockdev-snapshot-sync', 'arguments': {'device': 'disk0', "
+            "'snapshot-file': 'new'}}");
+}
+
+static void commit(const struct server *s)
+{
+    tell(s, "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0'}}");
+    wait_for(s, "ready");
+    tell(s, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
+    wait_for(s, "");
+}
+
+static void mirror(const struct server *s)
+{
+    tell(s, "{'execute': 'drive-mirror', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+            "'target': 'moved', 'sync': 'full'}}");
+    wait_for(s, "ready");
+    tell(s, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
+    wait_for(s, "");
+}
+
+static void stream(const struct server *s)
+{
+    tell(s, "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0'}}");
+    wait_for(s, "");
+}
+
+static const struct change {
+    const char *name, *format;
+    void (*make)(const struct server *s);
+} changes[] = {
+    {"snapshot, vmdk", "vmdk", snapshot}, {"snapshot, qcow2", "qcow2", snapshot},
+    {"commit, vmdk", "vmdk", commit},     {"commit, qcow2", "qcow2", commit},
+    {"mirror, vmdk", "vmdk", mirror},     {"mirror, qcow2", "qcow2", mirror},
+    {"stream, vmdk", "vmdk", stream},     {"stream, qcow2", "qcow2", stream},
+};
+#define N_CHANGES (sizeof(changes) / sizeof(changes[0]))
+
+/* Where the guest writes, and flushes, before and after the change. */
+static const uint64_t before_at = 300 * KiB, after_at = 80 * KiB;
+
+static void look(struct dr_fs *fs, const char *where, const uint8_t *want, bool flushed)
+{
+    struct dr_error problem = DR_ERROR_INIT;
+    struct dr_disk *disk = NULL;
+    uint8_t *have = malloc(SIZE);
+    int r = open_recalled(fs, &disk, &problem);
+    if (r == 0)
+        r = dr_pread(disk, have, 0, SIZE, &problem);
+    if (r < 0)
+        fail_msg("%s: %s", where, problem.text);
+    for (uint64_t i = 0; i < SIZE; i++)
+        if (have[i] != want[i] && (flushed || i < after_at || i >= after_at + 512))
+            fail_msg("%s: byte %llu is %02x, not %02x", where, (unsigned long long)i, have[i],
+                     want[i]);
+    dr_close(disk, NULL);
+    free(have);
+}
+
+static void what_was_flushed_is_found_after_a_cut_anywhere(void **state)
+{
+    (void)state;
+    for (size_t k = 0; k < N_CHANGES; k++) {
+        struct powerfs *p = powerfs_new();
+        struct dr_fs *fs = powerfs_fs(p);
+        uint8_t bytes[512], *want = malloc(SIZE);
+        memset(bytes, 0x77, sizeof(bytes));
+        family(fs, changes[k].format);
+        struct server s = serve(fs);
+        ok(dr_pwrite(s.disk, bytes, before_at, sizeof(bytes), 0, &err));
+        ok(dr_flush(s.disk, &err));
+        powerfs_settle(p);
+        changes[k].make(&s);
+        ok(dr_pwrite(s.disk, bytes, after_at, sizeof(bytes), 0, &err));
+        ok(dr_flush(s.disk, &err));
+        size_t flushed = powerfs_ops(p);
+        ok(dr_pread(s.disk, want, 0, SIZE, &err));
+        stop(&s);
+        for (size_t i = 0; i <= powerfs_ops(p); i++)
+            for (int mode = 0; mode < POWERFS_RANDOM; mode++) {
+                char where[200], text[128] = "the end";
+                if (i < powerfs_ops(p))
+                    powerfs_op_text(p, i, text, sizeof(text));
+                snprintf(where, sizeof(where), "%s, mode %d before %s", changes[k].name, mode,
+                         text);
+                struct dr_fs *cut = powerfs_cut(p, i, (enum powerfs_mode)mode, i);
+                look(cut, where, want, i >= flushed);
+                dr_fs_memory_free(cut);
+            }
+        free(want);
+        powerfs_free(p);
+    }
+}
+
+/* Kill the server: what the file system has at this moment is all that is left. */
+static struct server kill_and_begin_again(struct server *s, struct powerfs *p)
+{
+    struct dr_fs *left = powerfs_cut(p, powerfs_ops(p), POWERFS_ALL, 0);
+    stop(s);
+    powerfs_free(p);
+    return serve(left);
+}
+
+static void a_mirror_goes_on_with_the_next_server(void **state)
+{
+    (void)state;
+    struct powerfs *p = powerfs_new();
+    uint64_t size;
+    family(powerfs_fs(p), "qcow2");
+    uint8_t *want = view(powerfs_fs(p), "top", &size);
+    struct server s = serve(powerfs_fs(p));
+    tell(&s, "{'execute': 'drive-mirror', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+             "'target': 'moved', 'sync': 'full', 'format': 'vmdk'}}");
+    wait_for(&s, "ready");
+    struct server next = kill_and_begin_again(&s, p);
+    wait_for(&next, "ready");
+    tell(&next, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
+    wait_for(&next, "");
+    assert_string_equal(dr_image_path(next.disk, 0), "moved");
+    stop(&next);
+    same_view(next.fs, "moved", want, size);
+    assert_int_equal(count_files(next.fs), 4); /* base, top, moved, state: nothing half made */
+    dr_fs_memory_free(next.fs);
+    free(want);
+}
+
+static void a_stream_goes_on_with_the_next_server(void **state)
+{
+    (void)state;
+    struct powerfs *p = powerfs_new();
+    uint64_t size;
+    family(powerfs_fs(p), "vmdk");
+    uint8_t *want = view(powerfs_fs(p), "top", &size);
+    struct server s = serve(powerfs_fs(p));
+    tell(&s, "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0', 'speed': "
+             "1, 'auto-finalize': false}}");
+    struct server next = kill_and_begin_again(&s, p);
+    char now[32];
+    status(&next, now, sizeof(now));
+    assert_string_equal(now, "running");
+    tell(&next, "{'execute': 'block-job-set-speed', 'arguments': {'device': 'j', 'speed': 0}}");
+    wait_for(&next, "pending");
+    tell(&next, "{'execute': 'job-finalize', 'arguments': {'id': 'j'}}");
+    wait_for(&next, "");
+    assert_int_equal(dr_chain_length(next.disk), 1);
+    stop(&next);
+    same_view(next.fs, "top", want, size);
+    dr_fs_memory_free(next.fs);
+    free(want);
+}
+
+static void a_job_that_was_cancelled_does_not_come_back(void **state)
+{
+    (void)state;
+    struct powerfs *p = powerfs_new();
+    family(powerfs_fs(p), "vmdk");
+    struct server s = serve(powerfs_fs(p));
+    tell(&s, "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0', 'speed': "
+             "1}}");
+    tell(&s, "{'execute': 'job-cancel', 'arguments': {'id': 'j'}}");
+    wait_for(&s, "");
+    struct server next = kill_and_begin_again(&s, p);
+    char now[32];
+    status(&next, now, sizeof(now));
+    assert_string_equal(now, "");
+    stop(&next);
+    dr_fs_memory_free(next.fs);
+}
+
+static void a_server_keeps_its_state_to_itself(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    char *path, *format;
+    family(fs, "vmdk");
+    struct server s = serve(fs);
+    refused(live_recall_fs(fs, "state", "disk0", &path, &format, &err), EBUSY, "state");
+    stop(&s);
+    ok(live_recall_fs(fs, "state", "disk0", &path, &format, &err));
+    assert_string_equal(path, "top");
+    assert_string_equal(format, "vmdk");
+    free(path);
+    free(format);
+    ok(live_recall_fs(fs, "state", "disk1", &path, &format, &err));
+    assert_null(path);
+    dr_fs_memory_free(fs);
+}
+
+static void what_is_no_state_is_refused(void **state)
+{
+    static const char *const bad[] = {"{", "[]", "{\"drover-state\": 2}", "KDMV\1\0\0\0", "7"};
+    (void)state;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct dr_file *file;
+        char *path, *format;
+        ok(dr_file_open(fs, "state", DR_FILE_CREATE, &file, &err));
+        ok(dr_file_pwrite(file, bad[i], 0, strlen(bad[i]), &err));
+        dr_file_unref(file);
+        refused(live_recall_fs(fs, "state", "disk0", &path, &format, &err), EINVAL,
+                "is no state of a server");
+        dr_fs_memory_free(fs);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_was_flushed_is_found_after_a_cut_anywhere),
+        cmocka_unit_test(a_mirror_goes_on_with_the_next_server),
+        cmocka_unit_test(a_stream_goes_on_with_the_next_server),
+        cmocka_unit_test(a_job_that_was_cancelled_does_not_come_back),
+        cmocka_unit_test(a_server_keeps_its_state_to_itself),
+        cmocka_unit_test(what_is_no_state_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
