@@ -131,6 +131,15 @@ static int add_allowed(struct disk_list *list, const char *value, struct dr_erro
     return more[list->n_allowed++] ? 0 : no_memory(err);
 }
 
+static int set_path(struct disk_list *list, const char *value, const char **path,
+                    struct dr_error *err)
+{
+    if (!*value)
+        return dr_fail(err, EINVAL, "control= and state=: expected a path");
+    *path = own_text(list, absolute_path(value));
+    return *path ? 0 : no_memory(err);
+}
+
 static int set_ready_fd(struct disk_list *list, const char *value, struct dr_error *err)
 {
     char *end;
@@ -208,6 +217,10 @@ int disk_list_config(struct disk_list *list, const char *key, const char *value,
         return add_allowed(list, value, err);
     if (strcmp(key, "ready-fd") == 0)
         return set_ready_fd(list, value, err);
+    if (strcmp(key, "control") == 0)
+        return set_path(list, value, &list->control, err);
+    if (strcmp(key, "state") == 0)
+        return set_path(list, value, &list->state, err);
     if (strcmp(key, "cache") == 0)
         return set_cache(settings, value, err);
     if (text)
@@ -306,6 +319,21 @@ static int open_served(const struct served *served, bool readonly, struct dr_dis
     return open_for(served, served->settings.mode == DISK_READ_WRITE, disk, err);
 }
 
+/* A disk that the state knows goes on with the image that it had when the last server ended. */
+static int recall(struct disk_list *list, struct served *served, struct dr_error *err)
+{
+    char *path = NULL, *format = NULL;
+    if (!list->state || served->settings.temporary || served->settings.open.snapshot)
+        return 0;
+    int r = dr_live_recall(list->state, served->name, &path, &format, err);
+    if (r < 0 || !path)
+        return r;
+    free(served->path);
+    served->path = path;
+    served->settings.open.format = own_text(list, format);
+    return served->settings.open.format ? 0 : no_memory(err);
+}
+
 /* ------------------------------------------------------------------ two disks with one file */
 
 static bool is_file(const char *name, const struct stat *st)
@@ -379,6 +407,8 @@ static void ignore(void *user, const struct dr_error *err)
 int disk_list_try(struct disk_list *list, struct dr_error *err)
 {
     int r = 0;
+    for (size_t i = 0; i < list->n && r == 0; i++)
+        r = recall(list, &list->served[i], err);
     for (size_t i = 0; i < list->n && list->n > 1 && r == 0; i++)
         if (may_write(&list->served[i]))
             r = refuse_shared(list, &list->served[i], err);
@@ -396,12 +426,31 @@ static int tell(const struct disk_list *list, const char *line, struct dr_error 
     return dr_fail_errno(err, errno, "cannot write to ready-fd");
 }
 
-int disk_list_open(struct disk_list *list, struct dr_error *err)
+static int begin_control(struct disk_list *list, void (*quit)(void *user), struct dr_error *err)
 {
+    const struct dr_live_options options = {
+        .control = list->control,
+        .state = list->state,
+        .quit = quit,
+        .allow_paths = (const char *const *)list->allowed,
+    };
+    int r = dr_live_new(&options, &list->live, err);
+    for (size_t i = 0; i < list->n && r == 0; i++)
+        r = dr_live_add(list->live, list->served[i].name, list->served[i].disk, err);
+    return r < 0 ? dr_prefix(err, r, "control") : dr_live_start(list->live, err);
+}
+
+/* A disk on which jobs may be begun is open from the start. */
+int disk_list_open(struct disk_list *list, void (*quit)(void *user), struct dr_error *err)
+{
+    bool controlled = list->control || list->state;
     int r = 0;
     for (size_t i = 0; i < list->n && r == 0; i++)
-        if (list->served[i].settings.mode != DISK_AS_ASKED || list->served[i].settings.temporary)
+        if (list->served[i].settings.mode != DISK_AS_ASKED || list->served[i].settings.temporary ||
+            controlled)
             r = open_served(&list->served[i], false, &list->served[i].disk, err);
+    if (r == 0 && controlled)
+        r = begin_control(list, quit, err);
     list->opened = r == 0;
     return r < 0 ? r : tell(list, "ready\n", err);
 }
@@ -425,6 +474,8 @@ void disk_list_close(struct disk_list *list, void (*failed)(void *user, const st
                      void *user)
 {
     bool well = true;
+    dr_live_free(list->live);
+    list->live = NULL;
     for (size_t i = 0; i < list->n; i++) {
         struct dr_error err = DR_ERROR_INIT;
         if (dr_close(list->served[i].disk, &err) < 0) {

@@ -6,7 +6,7 @@
 
 #include <pthread.h>
 
-#include "drover/drover.h"
+#include "drover/live.h"
 
 enum disk_mode {
     DISK_AS_ASKED,   /* opened by the first client, for writing if it may write */
@@ -35,6 +35,8 @@ struct disk_list {
     size_t n_texts;
     char **allowed; /* NULL-terminated */
     size_t n_allowed;
+    const char *control, *state; /* of struct dr_live_options; or NULL */
+    struct dr_live *live;        /* while they are open and one of these is given */
     int ready_fd; /* -1, or where to tell that all disks are open, and later that they are closed */
     bool opened;  /* disk_list_open() was fine */
     pthread_mutex_t lock;
@@ -59,6 +61,10 @@ struct disk_list {
     "share=true           read it even while somebody writes to it\n"                              \
     "For all disks:\n"                                                                             \
     "allow-path=DIR       a directory where parents may be, too; may be repeated\n"                \
+    "control=SOCKET       jobs on the disks over this unix socket, see drover(1), ctl; the "       \
+    "disks\n"                                                                                      \
+    "                     are opened at once, for writing where that can be\n"                     \
+    "state=FILE           which images disks have and which jobs there are outlives the server\n"  \
     "ready-fd=N           write a line to this descriptor when the disks are open, and one when\n" \
     "                     they have been closed without a loss"
 
@@ -70,8 +76,9 @@ int disk_list_complete(struct disk_list *list, struct dr_error *err);
 /* Open and close all of them to see that this works; refuse to serve a disk for writing whose files
  * another one of the list uses. */
 int disk_list_try(struct disk_list *list, struct dr_error *err);
-/* Open those that are not left to the first client, and tell ready_fd. */
-int disk_list_open(struct disk_list *list, struct dr_error *err);
+/* Open those that are not left to the first client, begin their control, and tell ready_fd. quit is
+ * called when a client of the control says so. */
+int disk_list_open(struct disk_list *list, void (*quit)(void *user), struct dr_error *err);
 /* Make sure that the disk is open. readonly: this client only reads. */
 int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
                   struct dr_error *err);

@@ -56,12 +56,18 @@ static int plugin_get_ready(void)
     return r < 0 ? failed(r, &err) : 0;
 }
 
+static void quit(void *user)
+{
+    (void)user;
+    nbdkit_shutdown();
+}
+
 static int plugin_after_fork(void)
 {
     struct dr_error err = DR_ERROR_INIT;
     int r = hang_up_on_signals(&err);
     if (r == 0)
-        r = disk_list_open(&list, &err);
+        r = disk_list_open(&list, quit, &err);
     return r < 0 ? failed(r, &err) : 0;
 }
 

@@ -77,6 +77,8 @@ enum cli_key { /* options without a letter */
                KEY_TOP_ONLY,
                KEY_NO_COMPLETE,
                KEY_DETACH,
+               KEY_CONTROL,
+               KEY_STATE,
 };
 
 struct cli_option {

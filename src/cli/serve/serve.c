@@ -38,6 +38,8 @@ static const struct cli_option disk_options[] = {
 
 static const struct cli_option life_options[] = {
     {KEY_RUN, "run", "CMD", "run a shell command with $uri, then end", false},
+    {KEY_CONTROL, "control", "SOCKET", "let `drover ctl SOCKET` work on the disks", false},
+    {KEY_STATE, "state", "FILE", "go on there with the images and jobs that a server had", false},
     {KEY_PIDFILE, "pidfile", "FILE", "write the process id there when clients are served", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -139,6 +141,10 @@ static int get_settings(struct serving *s)
         words_add(&s->parameters, "snapshot=%s", snapshot);
     if (cache)
         words_add(&s->parameters, "cache=%s", cache);
+    if (cli_has(args, KEY_CONTROL))
+        words_add(&s->parameters, "control=%s", cli_value(args, KEY_CONTROL));
+    if (cli_has(args, KEY_STATE))
+        words_add(&s->parameters, "state=%s", cli_value(args, KEY_STATE));
     if (cli_has(args, 'U'))
         words_add(&s->parameters, "share=true");
     if (flags & DR_OPEN_NO_LOCK)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Jobs on served disks, by `drover ctl` and QMP, while a client writes."""
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+
+import pytest
+
+from serving import DROVER, KiB, MiB, drover, io, run
+
+nbd = pytest.importorskip("nbd")
+
+SIZE = 8 * MiB
+PIECE = 16 * KiB
+
+
+def make(fmt, name, parent=None):
+    args = ["-b", parent[1], "-F", parent[0]] if parent else []
+    drover("create", "-q", "-f", fmt, *args, name, *([] if parent else [str(SIZE)]))
+
+
+def chain(fmt):
+    """base ← mid ← disk."""
+    make(fmt, "base")
+    io("base", "write -P 0x11 0 3M", fmt=fmt)
+    make(fmt, "mid", (fmt, "base"))
+    io("mid", "write -P 0x22 1M 3M", fmt=fmt)
+    make(fmt, "disk", (fmt, "mid"))
+    io("disk", "write -P 0x33 2M 1M", fmt=fmt)
+
+
+class Guest:
+    """Writes pieces all the time, flushes now and then, and knows what it has written."""
+
+    def __init__(self, server, export=""):
+        self.handle = server.connect(export)
+        self.shadow = bytearray(self.handle.pread(SIZE // 2, 0) + self.handle.pread(SIZE // 2, SIZE // 2))
+        self.flushed = bytes(self.shadow)
+        self.touched = set()  # since the last flush
+        self.stop, self.count, self.trouble = False, 0, None
+        self.steps = threading.Condition()
+        self.thread = threading.Thread(target=self.work)
+        self.thread.start()
+
+    def work(self):
+        rnd = random.Random(7)
+        try:
+            while not self.stop:
+                at = rnd.randrange(SIZE // PIECE) * PIECE
+                data = bytes([rnd.randrange(1, 256)]) * PIECE
+                self.touched.add(at)
+                if rnd.randrange(4):
+                    self.handle.pwrite(data, at)
+                else:
+                    data = bytes(PIECE)
+                    self.handle.zero(PIECE, at)
+                self.shadow[at:at + PIECE] = data
+                if rnd.randrange(8) == 0:
+                    self.handle.flush()
+                    self.flushed, self.touched = bytes(self.shadow), set()
+                with self.steps:
+                    self.count += 1
+                    self.steps.notify_all()
+        except nbd.Error as e:
+            self.trouble = e
+            with self.steps:
+                self.count += 1 << 40
+                self.steps.notify_all()
+
+    def go_on(self, n):
+        """Wait until it has done n more requests."""
+        with self.steps:
+            until = self.count + n
+            self.steps.wait_for(lambda: self.count >= until)
+
+    def rest(self):
+        self.stop = True
+        self.thread.join()
+
+    def end(self):
+        """It leaves, having seen nothing wrong."""
+        self.rest()
+        assert self.trouble is None
+        self.handle.flush()
+        assert self.handle.pread(SIZE, 0) == bytes(self.shadow)
+        self.handle.shutdown()
+        return bytes(self.shadow)
+
+
+def bytes_of(name, fmt):
+    drover("convert", "-f", fmt, "-O", "raw", name, "all.raw")
+    with open("all.raw", "rb") as f:
+        return f.read(SIZE)
+
+
+def ctl(*args, **kw):
+    return drover("ctl", "control", *args, **kw)
+
+
+@pytest.mark.parametrize("fmt", ["vmdk", "qcow2"])
+def test_every_job_beside_a_client_that_writes(serve, fmt):
+    chain(fmt)
+    server = serve("disk", "control=control", "export=d")
+    guest = Guest(server)
+    guest.go_on(20)
+    ctl("snapshot", "d", "new")
+    guest.go_on(20)
+    ctl("commit", "--top", "mid", "--base", "base", "d")
+    guest.go_on(20)
+    ctl("stream", "--base", "disk", "d")
+    ctl("snapshot", "d", "newer")
+    guest.go_on(20)
+    ctl("commit", "--base", "disk", "d")
+    guest.go_on(20)
+    assert ctl("status").startswith("d: ") and "/disk (" in ctl("status")
+    ctl("mirror", "-f", fmt, "d", "moved")
+    guest.go_on(20)
+    ctl("stream", "d")
+    want = guest.end()
+    server.stop()
+    assert bytes_of("moved", fmt) == want
+    assert not os.path.exists("control")
+    assert run(DROVER, "check", "moved").returncode == 0
+
+
+def test_a_raw_disk_gets_an_overlay_and_is_raw_again(serve):
+    make("raw", "disk")
+    server = serve("disk", "control=control", "export=d", "format=raw")
+    guest = Guest(server)
+    guest.go_on(20)
+    ctl("snapshot", "-f", "add-cow", "d", "overlay")
+    guest.go_on(20)
+    ctl("commit", "d")
+    assert "(raw, " in ctl("status")
+    guest.go_on(20)
+    want = guest.end()
+    server.stop()
+    assert bytes_of("disk", "raw") == want
+
+
+def test_a_mirror_that_is_not_completed_leaves_a_copy(serve):
+    chain("qcow2")
+    server = serve("disk", "control=control", "export=d")
+    assert "is ready" in ctl("mirror", "--no-complete", "-f", "raw", "d", "copy")
+    job = ctl("jobs").split(":")[0]
+    ctl("cancel", job)
+    server.stop()
+    assert bytes_of("copy", "raw") == bytes_of("disk", "qcow2")
+
+
+def test_an_interrupted_client_leaves_the_job_running(serve):
+    chain("qcow2")
+    server = serve("disk", "control=control", "export=d")
+    with subprocess.Popen([DROVER, "ctl", "--json", "control", "stream", "-r", "1", "d"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as client:
+        for line in client.stdout:
+            if '"running"' in line:
+                break
+        while '"return"' not in client.stdout.readline():
+            pass
+        client.send_signal(signal.SIGINT)
+        _, said = client.communicate(timeout=60)
+    assert client.returncode == 130 and "goes on in the server" in said
+    job = ctl("jobs").split(":")[0]
+    assert job in said
+    r = run(DROVER, "ctl", "control", "complete", job)
+    assert r.returncode == 1 and "cannot accept command verb 'complete'" in r.stdout
+    ctl("cancel", job)
+    server.stop()
+
+
+def test_what_ctl_cannot_do_is_one_line(serve, work):
+    chain("vmdk")
+    r = run(DROVER, "ctl", "control", "status")
+    assert r.returncode == 1 and "no server listens there" in r.stdout
+    server = serve("disk", "control=control", "export=d")
+    for args, text in [(["stream", "e"], "Cannot find device='e'"),
+                       (["snapshot", "d", "base"], "exists already"),
+                       (["snapshot", "d", "/dev/shm/drover-outside"], "outside the image's directory"),
+                       (["mirror", "-f", "nonsense", "d", "new"], "nonsense"),
+                       (["resize", "d", "1X"], "Invalid size"),
+                       (["cancel", "j"], "not found"),
+                       (["dance"], "nothing that a server does")]:
+        r = run(DROVER, "ctl", "control", *args)
+        assert r.returncode == 1 and text in r.stdout, (args, r.stdout)
+    assert sorted(os.listdir(work)) == ["base", "control", "disk", "mid"]
+    server.stop()
+
+
+def test_quit_ends_the_server(serve):
+    chain("vmdk")
+    server = serve("disk", "control=control", "export=d")
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect("control")
+        lines = s.makefile("rw")
+        assert "QMP" in json.loads(lines.readline())
+        for command in ("qmp_capabilities", "quit"):
+            lines.write(json.dumps({"execute": command}) + "\n")
+            lines.flush()
+            assert json.loads(lines.readline()) == {"return": {}}
+    assert server.process.wait(60) == 0
+
+
+JOBS = {
+    "stream": ["stream"],
+    "commit": ["commit", "--base", "base"],
+    "mirror": ["mirror", "-f", "qcow2"],
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_server_that_is_killed_goes_on_with_its_job(serve, job):
+    """What was flushed is there, and the job ends, wherever the server is killed."""
+    rnd = random.Random(job)
+    chain("qcow2")
+    parameters = ["disk", "format=qcow2", "control=control", "export=d", "state=state"]
+    server = serve(*parameters)
+    for attempt in range(6):
+        guest = Guest(server)
+        target = [f"target{attempt}"] if job == "mirror" else []
+        if job != "mirror":
+            ctl("snapshot", "d", f"new{attempt}")
+        ctl(*JOBS[job], "--detach", "-r", "20M", "d", *target)
+        guest.go_on(rnd.randrange(1, 40))
+        server.kill()
+        guest.rest()
+        server = serve(*parameters)
+        handle = server.connect()
+        have = handle.pread(SIZE, 0)
+        for at in range(0, SIZE, PIECE):
+            if at not in guest.touched:
+                assert have[at:at + PIECE] == guest.flushed[at:at + PIECE], f"{attempt}: at {at}"
+        handle.shutdown()
+        while True:
+            jobs = ctl("jobs")
+            if ", ready, " in jobs:
+                run(DROVER, "ctl", "control", "complete", jobs.split(":")[0])
+            elif not jobs:
+                break
+    assert not [n for n in os.listdir(".") if n.startswith(".")]
+    server.stop()
