@@ -346,37 +346,105 @@ static void a_damaged_image_is_left_alone(void **state)
     states_free(&s);
 }
 
+/* The count of the cluster that the disk has at `off` becomes less. Its first L2 table has it. */
+static void lower_count(struct dr_fs *fs, uint64_t off, unsigned from)
+{
+    uint8_t header[72], raw[8];
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pread(f, header, 0, sizeof(header), &err));
+    ok(dr_file_pread(f, raw, get_be64(header + 40), 8, &err));
+    ok(dr_file_pread(f, raw, (get_be64(raw) & 0xfffffffe00) + 8 * (off / 4096), 8, &err));
+    uint64_t i = (get_be64(raw) & 0xfffffffe00) / 4096;
+    ok(dr_file_pread(f, raw, get_be64(header + 48), 8, &err));
+    uint64_t at = get_be64(raw) + 2 * i;
+    ok(dr_file_pread(f, raw, at, 2, &err));
+    assert_int_equal(get_be16(raw), from);
+    put_be16(raw, (uint16_t)(from - 1));
+    ok(dr_file_pwrite(f, raw, at, 2, &err));
+    dr_file_unref(f);
+}
+
 /* The counts say that only the snapshot has what the disk has, too. */
 static void what_the_disk_has_is_not_freed_with_a_snapshot(void **state)
 {
-    const struct geometry *g = &geometries[0];
-    uint8_t header[72], raw[8];
-    struct dr_file *f;
-    create(*state, g, SIZE);
+    create(*state, &geometries[0], SIZE);
     struct dr_disk *disk = open_disk(*state);
     write_version(disk, 0, SIZE, 1);
     uint8_t *before = read_disk(disk);
     ok(dr_image_snapshot_create(top_of(disk), "one", &err));
     write_version(disk, 0, 512, 1); /* a table of its own */
     ok(dr_close(disk, &err));
-    ok(dr_file_open(*state, PATH, DR_FILE_RDWR, &f, &err));
-    ok(dr_file_pread(f, header, 0, sizeof(header), &err));
-    ok(dr_file_pread(f, raw, get_be64(header + 40), 8, &err));
-    ok(dr_file_pread(f, raw, (get_be64(raw) & 0xfffffffe00) + 8 * 3, 8, &err));
-    uint64_t i = (get_be64(raw) & 0xfffffffe00) / 4096;
-    ok(dr_file_pread(f, raw, get_be64(header + 48), 8, &err));
-    uint64_t at = get_be64(raw) + 2 * i;
-    ok(dr_file_pread(f, raw, at, 2, &err));
-    assert_int_equal(get_be16(raw), 2);
-    put_be16(raw, 1);
-    ok(dr_file_pwrite(f, raw, at, 2, &err));
-    dr_file_unref(f);
+    lower_count(*state, 3 * 4096, 2);
     disk = open_disk(*state);
     refused(dr_image_snapshot_delete(top_of(disk), "1", &err), EIO, "is damaged");
     ok(dr_close(disk, &err));
     view_is(*state, NULL, before);
     view_is(*state, "1", before);
     free(before);
+}
+
+static int nothing_grows(void *user, const struct faultfs_io *io)
+{
+    const uint64_t *size = user;
+    return io->kind == FAULTFS_WRITE && io->off + io->len > *size ? -ENOSPC : 0;
+}
+
+/* The same where there is no space for copies of the counts. */
+static void what_the_disk_has_is_not_freed_in_place_either(void **state)
+{
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    write_version(disk, 0, SIZE, 1);
+    uint8_t *before = read_disk(disk);
+    ok(dr_image_snapshot_create(top_of(disk), "one", &err));
+    write_version(disk, 0, 512, 1);
+    ok(dr_close(disk, &err));
+    lower_count(*state, 3 * 4096, 2);
+    struct faultfs *full = faultfs_new(*state);
+    disk = open_disk(faultfs_fs(full));
+    uint64_t size = dr_file_size(top_of(disk)->files[0]);
+    faultfs_observe(full, nothing_grows, &size);
+    refused(dr_image_snapshot_delete(top_of(disk), "1", &err), EIO, "less often than it is used");
+    ok(dr_close(disk, &err));
+    faultfs_free(full);
+    view_is(*state, NULL, before);
+    view_is(*state, "1", before);
+    free(before);
+}
+
+/* One cluster is counted once too few: its other user is a snapshot that is not touched. */
+static void what_another_snapshot_has_is_not_freed_by_a_delete_or_apply(void **state)
+{
+    (void)state;
+    for (int apply = 0; apply < 2; apply++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        create(fs, &geometries[0], SIZE);
+        struct dr_disk *disk = open_disk(fs);
+        write_version(disk, 0, SIZE, 1);
+        ok(dr_image_snapshot_create(top_of(disk), "one", &err));
+        if (apply)
+            write_version(disk, 0, SIZE, 2);
+        uint8_t *kept = read_disk(disk);
+        ok(dr_image_snapshot_create(top_of(disk), "two", &err));
+        ok(dr_close(disk, &err));
+        lower_count(fs, 3 * 4096, apply ? 2 : 3);
+        disk = open_disk(fs);
+        if (!apply) { /* the disk goes: only the snapshots have it */
+            write_version(disk, 0, SIZE, 3);
+            ok(dr_flush(disk, &err));
+        }
+        if (apply)
+            refused(dr_image_snapshot_apply(top_of(disk), "1", &err), EIO, "less often than it is");
+        else
+            refused(dr_image_snapshot_delete(top_of(disk), "1", &err), EIO,
+                    "less often than it is");
+        list_is(top_of(disk), "1 one, 2 two, ");
+        ok(dr_close(disk, &err));
+        view_is(fs, "2", kept);
+        free(kept);
+        dr_fs_memory_free(fs);
+    }
 }
 
 /* ------------------------------------------------------------------ beside others */
@@ -480,6 +548,8 @@ int main(void)
         T(a_snapshot_can_only_be_read),
         T(a_damaged_image_is_left_alone),
         T(what_the_disk_has_is_not_freed_with_a_snapshot),
+        T(what_the_disk_has_is_not_freed_in_place_either),
+        T(what_another_snapshot_has_is_not_freed_by_a_delete_or_apply),
         T(a_writer_beside_does_not_reach_a_snapshot),
         T(a_snapshot_costs_a_fixed_number_of_flushes),
     };

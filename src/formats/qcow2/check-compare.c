@@ -57,7 +57,8 @@ static uint64_t judge(struct qcow2_check *c, uint64_t cluster, uint64_t stored, 
     qcow2_say(c, "%s cluster %llu refcount=%llu reference=%llu (at byte %llu)",
               stored < n ? "ERROR" : "Leaked", ULL(cluster), ULL(stored), ULL(n), ULL(offset));
     if (stored < n) {
-        c->low++;
+        if (c->low++ == 0)
+            c->low_at = offset;
         c->result->corruptions++;
         return fix & QCOW2_RAISE ? n : stored;
     }

@@ -425,6 +425,30 @@ int qcow2_complete_snapshots(struct dr_image *image, struct dr_error *err)
     return r;
 }
 
+int qcow2_refuse_low_counts(struct dr_image *image, struct dr_error *err)
+{
+    struct dr_check_result result = {0};
+    struct qcow2_check c;
+    int r = qcow2_check_begin(&c, image, err);
+    if (r == 0)
+        r = qcow2_read_structure(&c, &result, true, err);
+    if (r == 0)
+        r = qcow2_count_all(&c, 0, err);
+    if (r == 0 && c.low)
+        r = dr_fail(err, EIO,
+                    "%s: the cluster at byte %llu is counted less often than it is used (%llu are), "
+                    "so it could be freed while something still has it; `drover check -r all` "
+                    "mends it",
+                    image->path, ULL(c.low_at), ULL(c.low));
+    if (r == 0 && (must_rebuild(&c) || c.crowd))
+        r = dr_fail(err, EIO,
+                    "%s: its reference counts are damaged, so something could be freed that is "
+                    "still in use; `drover check -r all` mends them",
+                    image->path);
+    qcow2_check_end(&c);
+    return r;
+}
+
 /* ------------------------------------------------------------------ trim */
 
 /* The end of the last cluster with a count; UINT64_MAX: it cannot be told. */

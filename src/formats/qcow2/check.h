@@ -122,6 +122,7 @@ struct qcow2_check {
     uint64_t highest;   /* cluster that is in use or counted */
     uint64_t dangling;  /* references that lead behind the end of the file */
     uint64_t low, high; /* counts */
+    uint64_t low_at;    /* the first cluster whose count is too low */
 };
 
 /* A finding, as a line for the user; those that are too many are left out. */

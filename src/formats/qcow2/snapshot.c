@@ -18,7 +18,9 @@
  * undone.
  *
  * What the disk has must still be counted when the counts of a deleted snapshot are gone: else they
- * were too low, and its clusters would be freed. The delete is refused.
+ * were too low, and its clusters would be freed. The delete is refused. Where other snapshots could
+ * lose clusters like that, and before an apply or a delete in place, all of the image's references
+ * are counted as `check` does, and a count that is too low refuses the change.
  *
  * Where the file has no space for copies a snapshot can be deleted all the same, in place: a crash
  * may then leave COPIED clear where a count is 1. No harm comes of that, but QEMU's check reports
@@ -298,6 +300,8 @@ int qcow2_snapshot_apply(struct dr_image *image, const char *id, struct dr_error
     }
     if (r == 0)
         r = qcow2_tree_check(image, &old, false, err);
+    if (r == 0)
+        r = qcow2_refuse_low_counts(image, err);
     if (r == 0 && c.q->bitmaps_at && s->info.size != image->size)
         r = qcow2_track_all(image, s->info.size, err);
     if (r == 0)
@@ -401,11 +405,15 @@ int qcow2_snapshot_delete(struct dr_image *image, const char *id, struct dr_erro
         r = find(&c, id, &s, err);
     if (r == 0)
         r = qcow2_tree_check(image, &c.tree, false, err);
+    if (r == 0 && c.q->h.n_snapshots > 1) /* delete_now sees to what the disk has */
+        r = qcow2_refuse_low_counts(image, err);
     if (r == 0)
         r = delete_now(&c, s, err);
     if (has_no_space(r) && !c.q->damage && !c.q->damage_noted) {
         dr_error_reset(err);
         r = dr_image_flush_all(image, err); /* what was undone goes */
+        if (r == 0)
+            r = qcow2_refuse_low_counts(image, err);
         if (r == 0)
             r = delete_in_place(&c, s, err);
     }
