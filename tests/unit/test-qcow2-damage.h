@@ -309,6 +309,14 @@ static inline void table_of_counts_behind_the_end(const struct patient *p)
 {
     poke(p->fs, QCOW2_AT_REFTABLE, dr_round_up(p->size, p->cluster) + 4 * p->cluster, 8);
 }
+static inline void table_of_counts_at_an_odd_place(const struct patient *p)
+{
+    poke(p->fs, QCOW2_AT_REFTABLE, p->roots + 8, 8);
+}
+static inline void table_of_counts_too_large(const struct patient *p)
+{
+    poke(p->fs, QCOW2_AT_REFTABLE + 8, UINT32_MAX, 4);
+}
 static inline void no_table_of_counts(const struct patient *p)
 {
     poke(p->fs, QCOW2_AT_REFTABLE + 8, 0, 4);
@@ -436,6 +444,8 @@ static const struct damage {
     D(counts_at_an_odd_place, "refcount block 0 is not cluster aligned", PLAIN),
     D(counts_behind_the_end, "refcount block 0 is outside image", 0),
     D(table_of_counts_behind_the_end, "exceeding the end of the file", 0),
+    D(table_of_counts_at_an_odd_place, "cannot be where the header says", 0),
+    D(table_of_counts_too_large, "cannot be where the header says", 0),
     D(no_table_of_counts, "ERROR cluster 0 refcount=0 reference=1", 0),
     D(no_counts, "ERROR cluster 0 refcount=0 reference=1", 0),
     D(one_block_for_two_ranges, "refcount=2", WIDE),

@@ -519,6 +519,47 @@ static void without_space_for_copies_the_image_is_marked(void **state)
     assert_int_equal(try_to_write(0), 0);
 }
 
+/* ------------------------------------------------------------------ no counts at all */
+
+static void an_image_whose_counts_cannot_be_found_is_read_and_not_written_to(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    CLEANUP_FREE uint8_t *before = guest_bytes(mem);
+    table_of_counts_at_an_odd_place(&p);
+    CLEANUP_FREE uint8_t *damaged = guest_bytes(mem);
+    assert_non_null(damaged);
+    assert_memory_equal(before, damaged, SIZE);
+    assert_int_equal(try_to_write(0), -EINVAL);
+    assert_non_null(strstr(err.text, "the refcount table cannot be where"));
+    assert_int_equal(peek(mem, QCOW2_AT_REFTABLE, 8), p.roots + 8);
+    assert_true(is_clean(checked(mem, DR_CHECK_FIX_ALL)));
+    CLEANUP_FREE uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+    assert_int_equal(try_to_write(0), 0);
+}
+
+/* It was opened for reading, and a commit wants to write to it. */
+static void a_parent_whose_counts_cannot_be_found_takes_no_commit(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    table_of_counts_at_an_odd_place(&p);
+    const struct dr_commit_options commit = {0};
+    struct dr_create_options create = {
+        .format = "qcow2", .backing = PATH, .backing_format = "qcow2"};
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    ok(dr_create_fs(mem, "/d/child.qcow2", &create, &err));
+    ok(dr_open_fs(mem, "/d/child.qcow2", &open, &disk, &err));
+    write_at(disk, 0, 4096, 9);
+    fails(EINVAL, "the refcount table cannot be where", dr_disk_commit(disk, &commit, NULL, &err));
+    ok(dr_close(disk, &err));
+    assert_int_equal(peek(mem, QCOW2_AT_REFTABLE, 8), p.roots + 8);
+}
+
 static void repairing_leaks_corrects_nothing_else(void **state)
 {
     (void)state;
@@ -575,6 +616,8 @@ int main(void)
         T(counts_that_are_too_low_are_raised_though_leaks_are_kept),
         T(an_open_disk_has_no_leaks_because_something_was_just_freed),
         T(counts_are_not_written_anew_while_entries_lead_behind_the_end),
+        T(an_image_whose_counts_cannot_be_found_is_read_and_not_written_to),
+        T(a_parent_whose_counts_cannot_be_found_takes_no_commit),
         T(two_users_of_a_cluster_that_cannot_be_counted_get_one_each),
         T(an_image_whose_counts_cannot_say_who_shares_is_marked_and_not_written_to),
         T(what_is_said_to_be_shared_is_not_given_up_where_counts_cannot_say_so),

@@ -13,7 +13,7 @@ int qcow2_read_roots(struct qcow2_check *c, struct dr_error *err)
     c->roots = malloc(bytes ? bytes : 1);
     if (!c->roots)
         return dr_fail_errno(err, ENOMEM, "%s", c->image->path);
-    int r = dr_file_pread_short(c->f, c->roots, h->reftable_at, bytes, NULL, err);
+    int r = bytes ? dr_file_pread_short(c->f, c->roots, h->reftable_at, bytes, NULL, err) : 0;
     for (uint64_t i = 0; r == 0 && i < c->n_roots; i++)
         c->roots[i] = get_be64(&c->roots[i]);
     return r;
@@ -22,7 +22,7 @@ int qcow2_read_roots(struct qcow2_check *c, struct dr_error *err)
 enum qcow2_root qcow2_root_of(const struct qcow2_check *c, uint64_t block, uint64_t *at)
 {
     *at = block < c->n_roots ? c->roots[block] & ~QCOW2_ROOT_RESERVED : 0;
-    if (*at % c->q->cluster)
+    if (*at % c->q->cluster || c->q->h.reftable_bad)
         return QCOW2_ROOT_UNKNOWN;
     return *at == 0 || *at / c->q->cluster >= c->clusters ? QCOW2_ROOT_NONE : QCOW2_ROOT_BLOCK;
 }

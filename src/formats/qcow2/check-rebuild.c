@@ -201,6 +201,7 @@ int qcow2_rebuild(struct qcow2_check *c, struct dr_error *err)
     if (r == 0) {
         c->q->h.reftable_at = table;
         c->q->h.reftable_clusters = (uint32_t)clusters;
+        c->q->h.reftable_bad = false;
     }
     return r;
 }

@@ -120,6 +120,11 @@ int qcow2_read_structure(struct qcow2_check *c, struct dr_check_result *result, 
     int r = qcow2_read_snapshots(c, err);
     if (r == 0)
         r = qcow2_read_bitmaps(c, NULL, NULL, err);
+    if (r == 0 && c->q->h.reftable_bad) {
+        qcow2_found(c, 1, "ERROR the refcount table cannot be where the header says (at byte %u)",
+                    QCOW2_AT_REFTABLE);
+        c->rebuild = true;
+    }
     return r < 0 ? r : qcow2_read_roots(c, err);
 }
 
@@ -435,11 +440,12 @@ int qcow2_refuse_low_counts(struct dr_image *image, struct dr_error *err)
     if (r == 0)
         r = qcow2_count_all(&c, 0, err);
     if (r == 0 && c.low)
-        r = dr_fail(err, EIO,
-                    "%s: the cluster at byte %llu is counted less often than it is used (%llu are), "
-                    "so it could be freed while something still has it; `drover check -r all` "
-                    "mends it",
-                    image->path, ULL(c.low_at), ULL(c.low));
+        r = dr_fail(
+            err, EIO,
+            "%s: the cluster at byte %llu is counted less often than it is used (%llu are), "
+            "so it could be freed while something still has it; `drover check -r all` "
+            "mends it",
+            image->path, ULL(c.low_at), ULL(c.low));
     if (r == 0 && (must_rebuild(&c) || c.crowd))
         r = dr_fail(err, EIO,
                     "%s: its reference counts are damaged, so something could be freed that is "

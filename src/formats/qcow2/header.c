@@ -97,15 +97,33 @@ static int check_geometry(const struct qcow2_header *h, const char *path, struct
         return dr_fail(err, EFBIG, "%s: a disk of %llu bytes, at most 2^63-1 are possible", path,
                        ULL(h->size));
     int r = check_l1(h, path, err);
-    if (r == 0)
-        r = check_table(h, path, "the refcount table", h->reftable_at,
-                        h->reftable_clusters * qcow2_cluster(h), QCOW2_MAX_REFTABLE, err);
     if (r == 0 && h->n_snapshots > QCOW2_MAX_SNAPSHOTS)
         r = dr_fail(err, EFBIG, "%s: %u snapshots, at most %u are allowed", path, h->n_snapshots,
                     QCOW2_MAX_SNAPSHOTS);
     if (r == 0)
         r = check_table(h, path, "the snapshot table", h->snapshots_at, 0, 0, err);
     return r;
+}
+
+int qcow2_header_check_reftable(const struct qcow2_header *h, const char *path,
+                                struct dr_error *err)
+{
+    if (!h->reftable_bad)
+        return 0;
+    return dr_fail(err, EINVAL,
+                   "%s: the refcount table cannot be where the header's bytes 48 to 59 say: a "
+                   "multiple of %llu and at most %llu bytes of table are expected; the image can "
+                   "be read, and `drover check -r all` counts anew",
+                   path, ULL(qcow2_cluster(h)), ULL(QCOW2_MAX_REFTABLE));
+}
+
+static void judge_reftable(struct qcow2_header *h, const char *path)
+{
+    uint64_t bytes = h->reftable_clusters * qcow2_cluster(h);
+    h->reftable_bad = check_table(h, path, "the refcount table", h->reftable_at, bytes,
+                                  QCOW2_MAX_REFTABLE, NULL) < 0;
+    if (h->reftable_bad)
+        h->reftable_clusters = 0;
 }
 
 static int check_backing(const struct qcow2_header *h, const char *path, struct dr_error *err)
@@ -145,7 +163,10 @@ int qcow2_header_decode(struct qcow2_header *h, const char *path, const uint8_t 
     int r = h->version == 3 ? decode_v3(h, path, buf, len, err) : 0;
     if (r == 0)
         r = check_geometry(h, path, err);
-    return r < 0 ? r : check_backing(h, path, err);
+    if (r < 0)
+        return r;
+    judge_reftable(h, path);
+    return check_backing(h, path, err);
 }
 
 void qcow2_header_encode(const struct qcow2_header *h, uint8_t *buf)

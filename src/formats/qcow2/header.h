@@ -70,7 +70,8 @@ struct qcow2_header {
     uint64_t l1_at;
     uint32_t l1_entries;
     uint64_t reftable_at;
-    uint32_t reftable_clusters;
+    uint32_t reftable_clusters; /* 0 where reftable_bad */
+    bool reftable_bad;          /* it cannot be where the header says: reading needs no counts */
     uint64_t snapshots_at;
     uint32_t n_snapshots;
     uint64_t incompatible, compatible, autoclear;
@@ -79,6 +80,9 @@ struct qcow2_header {
     enum qcow2_compression compression;
 };
 
+/* -EINVAL where the refcount table cannot be: nothing is written to such an image. */
+int qcow2_header_check_reftable(const struct qcow2_header *h, const char *path,
+                                struct dr_error *err);
 /* Decode and check buf, the first len bytes of the file. path is for messages. */
 int qcow2_header_decode(struct qcow2_header *h, const char *path, const uint8_t *buf, size_t len,
                         struct dr_error *err);

@@ -177,6 +177,8 @@ static int check_state(struct dr_image *image, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
     int r = image->writable ? refuse_corrupt(image, err) : 0;
+    if (r == 0 && image->writable && !(image->flags & DR_OPEN_AS_FOUND))
+        r = qcow2_header_check_reftable(&q->h, image->path, err);
     if (r < 0)
         return r;
     if ((q->h.autoclear & QCOW2_DATA_RAW) && qcow2_has_data_file(q) && image->backing_name)

@@ -47,11 +47,14 @@ int qcow2_load_reftable(struct dr_image *image, struct dr_error *err)
     struct qcow2 *q = qcow2_of(image);
     if (q->reftable)
         return 0;
+    int r = qcow2_header_check_reftable(&q->h, image->path, err);
+    if (r < 0)
+        return r;
     uint64_t bytes = q->h.reftable_clusters * q->cluster;
     CLEANUP_FREE uint64_t *table = malloc(bytes ? bytes : 1);
     if (!table)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    int r = dr_file_pread(image->files[0], table, q->h.reftable_at, bytes, err);
+    r = dr_file_pread(image->files[0], table, q->h.reftable_at, bytes, err);
     if (r == 0)
         r = parse_reftable(image, table, bytes / 8, err);
     if (r < 0)
