@@ -19,6 +19,7 @@ struct convert {
     struct dr_disk *out;
     struct dr_new_image fresh; /* when it is new */
     bool is_new;
+    struct dr_lost lost;
 };
 
 /* ------------------------------------------------------------------ sources */
@@ -215,7 +216,7 @@ static size_t member_of(const struct dr_chain *chain, const struct dr_image *ima
 
 /* ------------------------------------------------------------------ copying */
 
-static void transfer_init(const struct convert *c, struct dr_transfer *t, struct dr_chain *src,
+static void transfer_init(struct convert *c, struct dr_transfer *t, struct dr_chain *src,
                           struct dr_chain *dst, uint64_t shift)
 {
     *t = (struct dr_transfer){
@@ -226,7 +227,7 @@ static void transfer_init(const struct convert *c, struct dr_transfer *t, struct
         .hole_is_zero = !c->backing,
         .write_zeros = c->backing || (!c->is_new && !c->o->target_is_zero),
         .zero_flags = DR_MAY_UNMAP,
-        .salvage = c->o->salvage,
+        .lost = c->o->salvage ? &c->lost : NULL,
         .to_file = c->o->offload || c->o->sparse_size == 0,
         .job = c->job,
     };
@@ -297,6 +298,7 @@ static int copy_plain(struct convert *c, struct dr_error *err)
         t.after = c->total - dr_min(c->total, end + dr_size(c->sources[i]));
         r = c->o->compress ? dr_compress_run(&t, NULL, dr_size(c->sources[i]), c->job, err)
                            : dr_transfer_run(&t, dr_size(c->sources[i]), c->job, err);
+        dr_lost_tell(&c->lost, c->job);
         end += dr_size(c->sources[i]);
         if (r == 0)
             r = fill_sector(c, end, err);
@@ -356,6 +358,7 @@ static int run(struct convert *c, const char *const *names, size_t n, struct dr_
         r = check_space(c, err);
     if (r == 0)
         r = c->backing ? copy_with_backing(c, err) : copy_plain(c, err);
+    dr_lost_tell(&c->lost, c->job);
     if (r == 0 && c->o->bitmaps)
         r = dr_ops_bitmaps_copy(c->sources[0], c->out, c->job, err);
     if (r == 0)
@@ -374,6 +377,7 @@ static void clean_up(struct convert *c)
         dr_ops_close(&c->sources[i], NULL);
     free(c->sources);
     free(c->backing_path);
+    dr_lost_free(&c->lost);
 }
 
 int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const char *target,
@@ -395,7 +399,7 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
     if (o.compress && fmt && !fmt->encode)
         return dr_fail(err, ENOTSUP, "Compression not supported for file format '%s'",
                        o.out_format);
-    struct convert c = {.fs = fs, .o = &o, .job = job, .target = target};
+    struct convert c = {.fs = fs, .o = &o, .job = job, .target = target, .lost = DR_LOST_INIT};
     int r = run(&c, sources, n, err);
     clean_up(&c);
     return r;

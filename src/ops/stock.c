@@ -110,13 +110,6 @@ unsigned dr_stock_depth(const struct dr_chain *chain)
 
 /* ------------------------------------------------------------------ transfer: next */
 
-static void report_lost(const struct dr_transfer *t, uint64_t from, uint64_t to)
-{
-    if (to > from)
-        dr_job_message(t->job, "bytes %llu to %llu cannot be read, zeros instead",
-                       (unsigned long long)from, (unsigned long long)to);
-}
-
 enum plan { PLAN_SKIP, PLAN_COPY, PLAN_ZERO };
 
 static enum plan plan_of(const struct dr_transfer *t, const struct dr_run *run)
@@ -128,15 +121,31 @@ static enum plan plan_of(const struct dr_transfer *t, const struct dr_run *run)
     return t->write_zeros ? PLAN_ZERO : PLAN_SKIP;
 }
 
+/* Bytes that one damaged entry may tell of: the smallest unit in the chain. */
+static uint64_t salvage_unit(const struct dr_chain *chain, uint64_t off)
+{
+    uint64_t least = SALVAGE_UNIT;
+    for (size_t i = 0; i < chain->n; i++) {
+        const struct dr_image *image = chain->images[i];
+        uint64_t start = 0, len = 0;
+        if (image->fmt->unit && off < image->size)
+            image->fmt->unit(image, off, &start, &len);
+        if (len >= SECTOR && (len & (len - 1)) == 0)
+            least = dr_min(least, len);
+    }
+    return least;
+}
+
 /* A damaged table costs a salvage one unit, not the disk. */
 int dr_transfer_walk(struct dr_transfer *t, uint64_t off, struct dr_error *err)
 {
-    int r = dr_walk_to(&t->walk, off, t->salvage ? NULL : err);
-    if (r == 0 || !t->salvage)
+    int r = dr_walk_to(&t->walk, off, t->lost ? NULL : err);
+    if (r == 0 || !t->lost)
         return r;
-    uint64_t end = dr_min(t->walk.size, dr_round_down(off, SALVAGE_UNIT) + SALVAGE_UNIT);
+    uint64_t unit = salvage_unit(t->walk.chain, off);
+    uint64_t end = dr_min(t->walk.size, dr_round_down(off, unit) + unit);
     set_run(&t->walk, off, end - off, DR_RUN_ZERO);
-    report_lost(t, off, end);
+    dr_lost_add(t->lost, off, end, t->job);
     return 0;
 }
 
@@ -208,26 +217,24 @@ static int read_source(const struct dr_transfer *t, void *buf, uint64_t off, siz
 /* Sector by sector; what cannot be read becomes zeros. */
 static void salvage(const struct dr_transfer *t, uint8_t *buf, uint64_t off, size_t len)
 {
-    uint64_t bad_from = off, bad_to = off; /* not reported yet */
+    uint64_t bad = off; /* not noted yet from here on */
     for (size_t done = 0; done < len; done += SECTOR) {
         size_t n = dr_min(SECTOR, len - done);
-        if (read_source(t, buf + done, off + done, n, NULL) == 0)
+        if (read_source(t, buf + done, off + done, n, NULL) < 0) {
+            memset(buf + done, 0, n);
             continue;
-        memset(buf + done, 0, n);
-        if (bad_to != off + done) {
-            report_lost(t, bad_from, bad_to);
-            bad_from = off + done;
         }
-        bad_to = off + done + n;
+        dr_lost_add(t->lost, bad, off + done, t->job);
+        bad = off + done + n;
     }
-    report_lost(t, bad_from, bad_to);
+    dr_lost_add(t->lost, bad, off + len, t->job);
 }
 
 int dr_transfer_read(const struct dr_transfer *t, uint8_t *buf, uint64_t off, size_t len,
                      struct dr_error *err)
 {
-    int r = read_source(t, buf, off, len, t->salvage ? NULL : err);
-    if (r == 0 || !t->salvage)
+    int r = read_source(t, buf, off, len, t->lost ? NULL : err);
+    if (r == 0 || !t->lost)
         return r;
     salvage(t, buf, off, len);
     return 0;

@@ -6,6 +6,7 @@
 #include "base/bytes.h"
 #include "core/core.h"
 #include "ops/copy.h"
+#include "ops/lost.h"
 
 /* One buffer: big enough for long writes, small enough that what was read is still in the
  * processor's cache when it is looked at and written. */
@@ -71,7 +72,8 @@ struct dr_transfer {
     bool hole_is_zero;   /* HOLE reads as zeros (whole chain), else it is left alone */
     bool write_zeros;    /* the target does not read as zeros by itself */
     unsigned zero_flags; /* for dr_chain_zero */
-    bool salvage;
+    struct dr_lost
+        *lost;    /* gets what cannot be read, and zeros are taken; NULL: that is an error */
     bool to_file; /* try to copy without passing through memory */
     struct dr_job *job;
     uint64_t before, after; /* bytes of the same job in other runs, for progress */

@@ -151,6 +151,49 @@ static void what_cannot_be_read_is_told_and_left_out(void **state)
     faultfs_free(fault);
 }
 
+static void expect_lost(const char *expected)
+{
+    struct dr_convert_options o = {.salvage = true, .sparse_size = 4096, .out_format = "raw"};
+    struct dr_job job = {.message = note};
+    const char *source = PATH;
+    lines[0] = '\0';
+    ok(dr_convert_fs(mem, &source, 1, OUT, &o, &job, &err));
+    assert_string_equal(lines, expected);
+}
+
+/* Each once, whoever found it, and however often. */
+static void what_a_salvage_could_not_read_is_told_joined_and_in_order(void **state)
+{
+    (void)state;
+    static const unsigned hurt[] = {20, 1, 3, 2, 128, 130};
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    CLEANUP_FREE uint8_t *before = guest_bytes(mem);
+    for (size_t i = 0; i < sizeof(hurt) / sizeof(hurt[0]); i++) {
+        uint64_t at = entry_at(&p, hurt[i]);
+        poke(mem, at, peek(mem, at, 8) | UINT64_C(1) << 57, 8);
+    }
+    expect_lost("bytes 4096 to 16384 cannot be read, zeros instead\n"
+                "bytes 81920 to 86016 cannot be read, zeros instead\n"
+                "bytes 524288 to 528384 cannot be read, zeros instead\n"
+                "bytes 532480 to 536576 cannot be read, zeros instead\n");
+    uint64_t size;
+    CLEANUP_FREE uint8_t *after = content(mem, OUT, &size);
+    assert_int_equal(size, SIZE);
+    for (size_t i = 0; i < sizeof(hurt) / sizeof(hurt[0]); i++)
+        memset(before + hurt[i] * p.cluster, 0, p.cluster);
+    assert_memory_equal(before, after, SIZE);
+}
+
+static void a_lost_table_is_one_lost_range(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    poke(mem, p.l1, UINT64_C(1) << 57 | 512, 8);
+    expect_lost("bytes 0 to 1048576 cannot be read, zeros instead\n");
+}
+
 static void stopped_it_leaves_no_file(void **state)
 {
     (void)state;
@@ -186,6 +229,8 @@ int main(void)
         T(with_little_memory_the_same_is_put_aside),
         T(a_failure_leaves_no_file_and_the_image_as_it_was),
         T(what_cannot_be_read_is_told_and_left_out),
+        T(what_a_salvage_could_not_read_is_told_joined_and_in_order),
+        T(a_lost_table_is_one_lost_range),
         T(stopped_it_leaves_no_file),
         T(a_file_that_is_there_is_kept),
     };

@@ -185,8 +185,9 @@ static uint64_t empty_until(const struct qcow2 *q, uint64_t at, uint64_t off, ui
     return dr_min(qcow2_cluster_start(q, off) + (zero - at) / q->entry * q->cluster, table_end);
 }
 
-static int grow_extent(struct dr_image *image, const struct dr_page *page, uint64_t at,
-                       uint64_t off, uint64_t end, struct dr_extent *ext, struct dr_error *err)
+/* A damaged entry ends it: who asks for that is told then. What is before it can be read. */
+static void grow_extent(struct dr_image *image, const struct dr_page *page, uint64_t at,
+                        uint64_t off, uint64_t end, struct dr_extent *ext)
 {
     const struct qcow2 *q = qcow2_of(image);
     while (off + ext->len < end) {
@@ -195,15 +196,13 @@ static int grow_extent(struct dr_image *image, const struct dr_page *page, uint6
                            (qcow2_cluster_of(q, next_off) - qcow2_cluster_of(q, off)) * q->entry;
         struct qcow2_entry e;
         struct dr_extent next;
-        int r = qcow2_read_entry(image, page, next_at, next_off, &e, err);
-        if (r < 0)
-            return r;
+        if (qcow2_read_entry(image, page, next_at, next_off, &e, NULL) < 0)
+            return;
         first_extent(image, &e, next_off, &next);
         if (!continues(ext, &next))
-            return 0;
+            return;
         ext->len += next.len;
     }
-    return 0;
 }
 
 int qcow2_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
@@ -233,8 +232,7 @@ int qcow2_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_exte
     if (zero > at + q->entry)
         ext->len = empty_until(q, at, off, zero) - off;
     else
-        r = grow_extent(image, page, at, off, dr_min(told_until(image, at, off), off + len), ext,
-                        err);
+        grow_extent(image, page, at, off, dr_min(told_until(image, at, off), off + len), ext);
     ext->len = dr_min(ext->len, len);
-    return r;
+    return 0;
 }
