@@ -6,7 +6,7 @@ import subprocess
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DROVER = os.path.abspath(os.environ.get("DROVER", os.path.join(TOP, "build", "drover")))
-PLUGIN = os.path.join(os.path.dirname(DROVER), "nbdkit-drover-plugin.so")
+PLUGIN = os.environ.get("DROVER_NBDKIT_PLUGIN") or os.path.join(os.path.dirname(DROVER), "nbdkit-drover-plugin.so")
 
 KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
