@@ -54,7 +54,7 @@ def test_a_kill_leaves_every_view_and_the_command_finishes(case, options, tear, 
     make(made, options, snapshot)
     views = {s: show(made, s) for s in ([None, 'one'] if snapshot else [None])}
     others = parents(made)
-    switched = set()
+    unfinished = 0
 
     def same(directory):
         for s, view in views.items():
@@ -64,7 +64,7 @@ def test_a_kill_leaves_every_view_and_the_command_finishes(case, options, tear, 
     for directory in each_kill(tmp_path, argv, tear):
         same(directory)
         leaks_at_most(directory)
-        switched.add(info(directory).get('backing-filename') == parent)
+        unfinished += info(directory).get('backing-filename') != parent
         run(directory, *argv)
         assert info(directory).get('backing-filename') == parent
         same(directory)
@@ -73,4 +73,4 @@ def test_a_kill_leaves_every_view_and_the_command_finishes(case, options, tear, 
         run(directory, 'qemu-img', 'check', '-q', 'disk.qcow2')
         if snapshot:
             assert show(directory, 'one') == views['one']
-    assert switched == {False, True}
+    assert unfinished > 0

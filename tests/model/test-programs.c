@@ -715,7 +715,7 @@ static uint64_t plant_try; /* other programs each time */
 static void every_program(void **state)
 {
     const struct subject *s = *state;
-    unsigned long n = 1, step = model_length(1) > 1 ? 1 : 24 * model_stride();
+    unsigned long n = 1, step = model_length(1) > 1 ? 1 : (s->bitmaps ? 96 : 24) * model_stride();
     for (unsigned i = 0; i < LENGTH; i++)
         n *= n_steps(s);
     memset(done_well, 0, sizeof(done_well));
