@@ -31,7 +31,8 @@ void dr_cache_seal(struct dr_cache *cache)
         page->sealed = page->data;
         page->sealed_dirty = page->dirty;
         memcpy(page->sealed_level, page->level, sizeof(page->level));
-        page->dirty = 0;
+        page->sealed_fresh = page->fresh;
+        page->dirty = page->fresh = 0;
         page->on_dirty_list = false;
         page->dirty_next = NULL;
         page->sealed_next = cache->sealed_first;
@@ -40,6 +41,7 @@ void dr_cache_seal(struct dr_cache *cache)
     cache->n_sealed = cache->n_dirty;
     cache->n_dirty = 0;
     cache->dirty_first = NULL;
+    cache->linking = false;
 }
 
 /* ------------------------------------------------------------------ writing, no lock held: nothing
@@ -50,11 +52,16 @@ struct write_page {
     uint8_t mask; /* sectors of the level at hand */
 };
 
+/* Fresh sectors have no level: nothing on disk leads to them before this flush has linked them. */
+#define FRESH DR_PAGE_LEVELS
+
 static uint8_t sealed_at_level(const struct dr_page *page, unsigned level)
 {
     uint8_t mask = 0;
+    if (level == FRESH)
+        return page->sealed_dirty & page->sealed_fresh;
     for (unsigned i = 0; i < DR_PAGE_SECTORS; i++)
-        if ((page->sealed_dirty >> i & 1) && page->sealed_level[i] == level)
+        if ((page->sealed_dirty & ~page->sealed_fresh) >> i & 1 && page->sealed_level[i] == level)
             mask |= (uint8_t)(1u << i);
     return mask;
 }
@@ -109,12 +116,9 @@ static int write_run(struct dr_image *image, const struct write_page *w, size_t 
     return dr_file_pwritev(f, iov, (int)n, w->page->off, err);
 }
 
-int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, struct dr_error *err)
+static int write_level(struct dr_image *image, unsigned level, bool *wrote, struct dr_error *err)
 {
-    struct dr_cache *cache = image->cache;
-    *wrote = false;
-    if (cache->n_sealed == 0)
-        return 0;
+    const struct dr_cache *cache = image->cache;
     CLEANUP_FREE struct write_page *pages = malloc(cache->n_sealed * sizeof(*pages));
     if (!pages)
         return dr_fail(err, ENOMEM, "%s: out of memory for a flush", image->path);
@@ -125,7 +129,7 @@ int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, st
             pages[n++] = (struct write_page){page, mask};
     }
     qsort(pages, n, sizeof(*pages), write_order);
-    *wrote = n > 0;
+    *wrote |= n > 0;
     for (size_t i = 0, run; i < n; i += run) {
         run = whole_run(pages + i, n - i);
         int r = write_run(image, pages + i, run, err);
@@ -135,9 +139,23 @@ int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, st
     return 0;
 }
 
+/* Fresh sectors go before the others of level 0, the raised counts: where the file system has no
+ * space for a table, nothing on disk counts it yet, and nothing leaks. */
+int dr_cache_write_level(struct dr_image *image, unsigned level, bool *wrote, struct dr_error *err)
+{
+    struct dr_cache *cache = image->cache;
+    *wrote = false;
+    if (cache->n_sealed == 0)
+        return 0;
+    cache->linking |= level > 0;
+    int r = level == 0 ? write_level(image, FRESH, wrote, err) : 0;
+    return r < 0 ? r : write_level(image, level, wrote, err);
+}
+
 /* ------------------------------------------------------------------ unsealing */
 
 /* The sealed sectors were not written: they are dirty again, together with edits that came since.
+ * What may be linked on disk is no longer fresh: it waits for the data that it tells of.
  * False: a sector has edits of two levels now. */
 static bool put_back(struct dr_cache *cache, struct dr_page *page)
 {
@@ -151,6 +169,8 @@ static bool put_back(struct dr_cache *cache, struct dr_page *page)
             page->level[i] = page->sealed_level[i];
     }
     dr_page_mark(cache, page, page->sealed_dirty);
+    if (!cache->linking)
+        page->fresh |= page->sealed_fresh;
     return fits;
 }
 
@@ -175,7 +195,7 @@ bool dr_cache_unseal(struct dr_image *image, bool ok)
         dr_page_charge(page);
         if (!ok)
             fits &= put_back(cache, page);
-        page->sealed_dirty = 0;
+        page->sealed_dirty = page->sealed_fresh = 0;
     }
     cache->sealed_first = NULL;
     cache->n_sealed = 0;

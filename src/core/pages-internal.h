@@ -20,6 +20,8 @@ struct dr_page {
     uint8_t *spare;       /* guarantees that the clone cannot fail, while pinned */
     uint8_t dirty;        /* mask of edits that no flush has sealed yet */
     uint8_t sealed_dirty; /* mask, of sealed */
+    uint8_t fresh;        /* mask, of dirty: dr_page_new made them, and no flush has linked them */
+    uint8_t sealed_fresh; /* mask, of sealed */
     uint8_t level[DR_PAGE_SECTORS]; /* of sectors that are dirty or pinned */
     uint8_t sealed_level[DR_PAGE_SECTORS];
     uint32_t pins[DR_PAGE_SECTORS];
@@ -51,6 +53,7 @@ struct dr_cache {
     struct dr_page *dirty_first;
     struct dr_page *sealed_first;
     size_t n_dirty, n_sealed;
+    bool linking;               /* the running flush has come to level 1 */
     uint64_t gen;               /* of hole knowledge: edits end it */
     uint64_t load_gen;          /* what was read from the file before this changed may be stale */
     struct dr_loading *loading; /* reads under way */

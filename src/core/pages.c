@@ -364,6 +364,7 @@ int dr_page_new(struct dr_image *image, unsigned file, uint64_t off, size_t len,
     if (r < 0)
         return r;
     dr_page_put(image, page, off, dr_zero_page, len);
+    page->fresh |= sector_mask(page, off, len);
     *out = page;
     return 0;
 }

@@ -56,9 +56,10 @@ void dr_page_unpin(struct dr_image *image, struct dr_page *page, uint64_t off, s
  * that are not on their way already. */
 int dr_page_dirty_level(const struct dr_page *page, uint64_t off);
 
-/* [off, off + len), whole sectors of one page, becomes zeros that are not read from the file (a new
- * table), pinned at level and dirty. -EAGAIN: return it (as dr_page_pin; or the rest of the page
- * must be read). */
+/* [off, off + len), whole sectors of one page, becomes zeros that are not read from the file: a new
+ * table, pinned at level and dirty. Nothing on disk may lead there: the next flush writes it before
+ * all else, whatever its level, with what is put into it before that. -EAGAIN: return it (as
+ * dr_page_pin; or the rest of the page must be read). */
 int dr_page_new(struct dr_image *image, unsigned file, uint64_t off, size_t len, unsigned level,
                 struct dr_page **page);
 

@@ -456,15 +456,43 @@ static void neighbouring_whole_pages_are_one_write(void **state)
 static void a_page_that_is_dirty_in_part_joins_no_other(void **state)
 {
     struct world *w = *state;
+    uint8_t bytes[PAGE] = {1};
     struct dr_page *page;
     put_byte(w->image, 31 * PAGE - 1, 1, 2);
     put_byte(w->image, 32 * PAGE, 1, 2);
+    put_byte(w->image, 31 * PAGE, 1, 2);
     pthread_mutex_lock(&w->image->lock);
-    assert_int_equal(dr_page_new(w->image, 0, 31 * PAGE, PAGE, 2, &page), 0);
+    assert_int_equal(dr_page_get(w->image, 0, 31 * PAGE, &page), 0);
+    assert_int_equal(dr_page_pin(w->image, page, 31 * PAGE, PAGE, 2), 0);
+    dr_page_put(w->image, page, 31 * PAGE, bytes, PAGE);
     dr_page_unpin(w->image, page, 31 * PAGE, PAGE);
     pthread_mutex_unlock(&w->image->lock);
     assert_int_equal(flush(w), 0);
     assert_string_equal(journal, "w126464+512 w126976+4096 w131072+512 f ");
+}
+
+/* So where there is no space for it, no count of it is on disk. After a flush that got as far as
+ * links it is one of those tables that may be in use. */
+static void a_new_table_is_written_before_counts_until_it_may_be_linked(void **state)
+{
+    struct world *w = *state;
+    struct dr_page *page;
+    put_byte(w->image, 0, 1, 0);
+    put_byte(w->image, 4 * PAGE, 2, 3);
+    pthread_mutex_lock(&w->image->lock);
+    assert_int_equal(dr_page_new(w->image, 0, 31 * PAGE, PAGE, 2, &page), 0);
+    dr_page_unpin(w->image, page, 31 * PAGE, PAGE);
+    pthread_mutex_unlock(&w->image->lock);
+    fail_write = 1;
+    assert_int_equal(flush(w), -ENOSPC);
+    assert_string_equal(journal, "w126976+4096 ");
+    fail_write = 3;
+    journal[0] = 0;
+    assert_int_equal(flush(w), -ENOSPC);
+    assert_string_equal(journal, "w126976+4096 w0+512 f w16384+512 ");
+    journal[0] = 0;
+    assert_int_equal(flush(w), 0);
+    assert_string_equal(journal, "w0+512 f w126976+4096 f w16384+512 f ");
 }
 
 /* A count of 512 bytes and a link to it, as formats with small units have them. */
@@ -854,6 +882,7 @@ int main(void)
         T(an_edit_ends_what_is_known_about_holes),
         T(neighbouring_whole_pages_are_one_write),
         T(a_page_that_is_dirty_in_part_joins_no_other),
+        T(a_new_table_is_written_before_counts_until_it_may_be_linked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
