@@ -172,6 +172,26 @@ static int rebase(struct dr_fs *fs, const char *target, struct dr_error *err)
     return dr_rebase_fs(fs, PATH, &o, NULL, err);
 }
 
+/* The snapshot table gets n copies of its first entry. */
+static void repeat_snapshot(struct dr_fs *fs, uint32_t n)
+{
+    uint8_t head[72], entry[128];
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pread(f, head, 0, sizeof(head), &err));
+    ok(dr_file_pread(f, entry, get_be64(head + 64), sizeof(entry), &err));
+    uint64_t at = dr_round_up(dr_file_size(f), 4096);
+    size_t len = 40 + get_be32(entry + 36) + get_be16(entry + 12) + get_be16(entry + 14);
+    assert_true(len <= sizeof(entry));
+    put_be32(head + 60, n);
+    put_be64(head + 64, at);
+    for (uint32_t i = 0; i < n; i++)
+        ok(dr_file_pwrite(f, entry, at + i * dr_round_up(len, 8), dr_round_up(len, 8), &err));
+    ok(dr_file_pwrite(f, head, 0, sizeof(head), &err));
+    ok(dr_file_flush(f, &err));
+    dr_file_unref(f);
+}
+
 static const char *parent_of(struct dr_fs *fs, char name[32])
 {
     struct dr_image *image;
@@ -327,6 +347,21 @@ static void a_full_file_system_leaves_every_view_and_no_leaks(void **state)
         }
     }
     assert_true(failures > 5);
+}
+
+/* A step has a page of each in memory. */
+static void more_snapshots_than_can_be_looked_at_together_are_refused(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    char name[32];
+    make_family(fs, &geometries[0]);
+    repeat_snapshot(fs, 4096);
+    uint64_t size = file_size(fs);
+    refused(rebase(fs, "", &err), ENOTSUP, "4096 snapshots inside");
+    assert_string_equal(parent_of(fs, name), "old.raw");
+    assert_int_equal(file_size(fs), size);
+    dr_fs_memory_free(fs);
 }
 
 /* The disk has zeros of its own where the snapshot shows the parent, in clusters that both hold. */
@@ -615,6 +650,7 @@ int main(void)
         cmocka_unit_test(the_power_may_go_at_any_time),
         cmocka_unit_test(any_call_may_fail),
         cmocka_unit_test(a_full_file_system_leaves_every_view_and_no_leaks),
+        cmocka_unit_test(more_snapshots_than_can_be_looked_at_together_are_refused),
         cmocka_unit_test(a_crash_leaves_nothing_but_leaks),
         cmocka_unit_test(a_guest_may_write_meanwhile),
         cmocka_unit_test(snapshots_cost_no_copies_of_their_own),

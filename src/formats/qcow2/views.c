@@ -26,6 +26,9 @@
 /* What one step keeps pinned or frees at most: L1 entries of a new table, L2 entries of a new
  * cluster, ways to a place that is given up. */
 #define MAX_AT_ONCE 512u
+/* A step looks at an L1 entry and an L2 entry of every view together, and has their pages in memory
+ * meanwhile: 32 MiB for so many views with tables of their own. The time grows with the square. */
+#define MAX_VIEWS 4096u
 /* Clusters that one question looks at. */
 #define MAX_LOOK 512u
 
@@ -102,6 +105,12 @@ int qcow2_views_begin(struct dr_image *image, struct dr_views *all, struct dr_er
     int r = qcow2_snapshots_load(image, &t, err);
     if (r < 0)
         return r;
+    if (t.n >= MAX_VIEWS)
+        return dr_fail(
+            err, ENOTSUP,
+            "%s: has %u snapshots inside, each of which would have to keep what it shows; "
+            "no more than %u can. Delete some first",
+            image->path, t.n, MAX_VIEWS - 1);
     *all = (struct dr_views){image->size, qcow2_l2_span(q), q->cluster};
     q->views = calloc(1, sizeof(*q->views));
     if (q->views)
