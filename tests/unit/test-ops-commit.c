@@ -231,6 +231,51 @@ static void shorter_base_takes_what_fits_when_nothing_is_behind_it(void **state)
     free(base);
 }
 
+static void make_qcow2(struct dr_fs *fs, const char *path, uint64_t size, const char *backing,
+                       const char *backing_format)
+{
+    struct dr_create_options o = {.format = "qcow2",
+                                  .size = size,
+                                  .has_size = true,
+                                  .backing = backing,
+                                  .backing_format = backing_format};
+    ok(dr_create_fs(fs, path, &o, &err));
+}
+
+static uint64_t size_of(struct dr_fs *fs, const char *path)
+{
+    uint64_t size;
+    free(view(fs, path, &size));
+    return size;
+}
+
+/* Behind the end of the base its own parent has bytes that nobody sees, and growing the base would
+ * show them: they are hidden, and where the overlay has nothing there the base does not grow. */
+static void a_base_that_is_shorter_than_its_parent_grows_only_for_data(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_commit_options o = {0};
+    uint64_t size;
+    make(fs, "lowest.raw", "raw", 2 * MiB, NULL);
+    put(fs, "lowest.raw", 0, 2 * MiB, 0x11);
+    make_qcow2(fs, "base", MiB, "lowest.raw", "raw");
+    make_qcow2(fs, "top", 2 * MiB, "base", "qcow2");
+    put(fs, "top", 64 * KiB, 64 * KiB, 0x22);
+    uint8_t *before = view(fs, "top", &size);
+    assert_int_equal(before[2 * MiB - 1], 0);
+    ok(dr_commit_fs(fs, "top", &o, NULL, &err));
+    same_view(fs, "top", before, size);
+    assert_int_equal(size_of(fs, "base"), MiB);
+    free(before);
+
+    put(fs, "top", MiB + 64 * KiB, 64 * KiB, 0x33);
+    before = view(fs, "top", &size);
+    ok(dr_commit_fs(fs, "top", &o, NULL, &err));
+    same_view(fs, "top", before, size);
+    same_view(fs, "base", before, size);
+    free(before);
+}
+
 static void longer_base_keeps_its_tail(void **state)
 {
     struct dr_fs *fs = *state;
@@ -442,6 +487,7 @@ int main(void)
         ops_test(what_is_no_base_is_refused),
         ops_test(shorter_base_that_cannot_grow_is_refused_unchanged),
         ops_test(shorter_base_takes_what_fits_when_nothing_is_behind_it),
+        ops_test(a_base_that_is_shorter_than_its_parent_grows_only_for_data),
         ops_test(longer_base_keeps_its_tail),
         ops_test(shorter_middle_image_commits_its_zeros),
         ops_test(interrupted_between_the_ids_reads_the_same_and_goes_on),
