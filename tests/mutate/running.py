@@ -169,6 +169,7 @@ class Tree:
         """What the first tree has learnt of the tests holds for the others, too."""
         self.top, self.suites, self.limit = where, suites, limit
         self.tmp, self.objects, self.good = os.path.join(where, "t"), {}, set()
+        self.commands = {}  # of each build, the programs by their names
         self.copy_sources()
         self.build("plain", SANITIZERS["plain"])
         self.objects = self.object_hashes("plain")
@@ -363,7 +364,9 @@ class Tree:
             tests = [test for test in tests if not test["suite"] and
                      (build != "tsan" or not re.search("-(faults|power)$", test["name"]))]
             self.build(build, SANITIZERS[build])
-        commands = {program["name"]: program for program in self.programs(build)}
+        if build not in self.commands:
+            self.commands[build] = {program["name"]: program for program in self.programs(build)}
+        commands = self.commands[build]
         words, spent = set(re.split(r"[/.-]", mutant.path)), 0
 
         def order(test):
