@@ -4,17 +4,20 @@
  * never be closed.
  *
  * So this takes over the signals that tell nbdkit to end. The handler calls nbdkit's own and wakes
- * a thread that does nothing else; that thread shuts down the receiving side of every connection.
- * The threads of nbdkit then see the end of their clients' requests, send what replies are left,
- * and leave. */
+ * a thread that does nothing else; that thread shuts down the receiving side of every client's
+ * connection. The threads of nbdkit then see the end of their clients' requests, send what replies
+ * are left, and leave. */
 #include <dirent.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,28 +33,81 @@ static pthread_t thread;
 static bool running;
 static atomic_bool stop;
 
-/* A connection of a client: a stream that has a peer. */
-static bool is_connection(int fd)
+/* ------------------------------------------------------------------ connections
+ *
+ * A connection of a client was accepted by a socket that listens, so it has that one's name, or its
+ * port. Other connections of the process, to storage for example, are left alone. */
+
+#define LISTENERS_MOST 16
+
+union name {
+    struct sockaddr_storage any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    struct sockaddr_un local;
+};
+
+static union name listeners[LISTENERS_MOST];
+static size_t n_listeners;
+
+static bool is_stream(int fd, bool listening)
 {
-    struct sockaddr_storage peer;
-    socklen_t size = sizeof(peer), type_size = sizeof(int);
-    int type;
+    socklen_t type_size = sizeof(int), accepts_size = sizeof(int);
+    int type = 0, accepts = 0;
     return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_size) == 0 && type == SOCK_STREAM &&
-           getpeername(fd, (struct sockaddr *)&peer, &size) == 0;
+           getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &accepts_size) == 0 &&
+           (accepts != 0) == listening;
 }
 
-static void shut_connections(void)
+static bool get_name(int fd, union name *name)
+{
+    socklen_t size = sizeof(*name);
+    memset(name, 0, sizeof(*name));
+    return getsockname(fd, (struct sockaddr *)name, &size) == 0;
+}
+
+static bool same_listener(const union name *a, const union name *b)
+{
+    if (a->any.ss_family != b->any.ss_family)
+        return false;
+    if (a->any.ss_family == AF_INET)
+        return a->v4.sin_port == b->v4.sin_port;
+    if (a->any.ss_family == AF_INET6)
+        return a->v6.sin6_port == b->v6.sin6_port;
+    if (a->any.ss_family == AF_UNIX)
+        return memcmp(a->local.sun_path, b->local.sun_path, sizeof(a->local.sun_path)) == 0;
+    return true; /* vsock: nobody but clients has it */
+}
+
+static void note_listener(int fd)
+{
+    if (n_listeners < LISTENERS_MOST && is_stream(fd, true) &&
+        get_name(fd, &listeners[n_listeners]))
+        n_listeners++;
+}
+
+static void shut_if_clients(int fd)
+{
+    union name name;
+    if (!is_stream(fd, false) || !get_name(fd, &name))
+        return;
+    for (size_t i = 0; i < n_listeners; i++)
+        if (same_listener(&listeners[i], &name))
+            shutdown(fd, SHUT_RD);
+}
+
+static void for_each_descriptor(void (*each)(int fd))
 {
     DIR *dir = opendir("/proc/self/fd");
     if (!dir)
         return;
-    for (struct dirent *entry; (entry = readdir(dir));) {
-        int fd = (int)strtol(entry->d_name, NULL, 10);
-        if (entry->d_name[0] != '.' && fd > STDERR_FILENO && is_connection(fd))
-            shutdown(fd, SHUT_RD);
-    }
+    for (struct dirent *entry; (entry = readdir(dir));)
+        if (entry->d_name[0] != '.')
+            each((int)strtol(entry->d_name, NULL, 10));
     closedir(dir);
 }
+
+/* ------------------------------------------------------------------ the thread that ends them */
 
 /* Asleep until the end. Then a connection may have been accepted a moment before nbdkit looked at
  * the signal and after we looked at the connections, so look again until nbdkit is done. */
@@ -61,7 +117,7 @@ static void *run(void *unused)
         continue;
     while (!atomic_load(&stop)) {
         struct timespec until;
-        shut_connections();
+        for_each_descriptor(shut_if_clients);
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_sec++;
         sem_timedwait(&wake, &until);
@@ -110,6 +166,7 @@ static void take_over(size_t i)
 
 int hang_up_on_signals(struct dr_error *err)
 {
+    for_each_descriptor(note_listener);
     sem_init(&wake, 0, 0);
     atomic_store(&stop, false);
     int r = start_thread();
@@ -138,4 +195,5 @@ void hang_up_stop(void)
     pthread_join(thread, NULL);
     sem_destroy(&wake);
     running = false;
+    n_listeners = 0;
 }

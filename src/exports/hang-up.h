@@ -6,7 +6,8 @@
 
 /* Make SIGTERM, SIGINT and SIGQUIT end the connections, too: what their handlers did until now
  * happens first, then clients' connections are shut down for reading, so that requests
- * under way are still answered. Call it when the process has its last signal handlers. */
+ * under way are still answered. Call it when the process has its last signal handlers and listens.
+ */
 int hang_up_on_signals(struct dr_error *err);
 /* Do the same now, without a signal. */
 void hang_up_now(void);

@@ -131,8 +131,9 @@ def test_several_disks_have_a_uri_each(serve, disk):
 def test_a_free_port_is_chosen_and_told(serve, disk):
     s = serve("--port", 0, disk)
     assert re.fullmatch(r"nbd://localhost:[1-9]\d*/", s.uris[0])
-    assert s.connect().get_size() == 4 * MiB
-    assert s.end()[0] == 0
+    h = s.connect()  # and stays
+    assert h.get_size() == 4 * MiB
+    assert s.end() == (0, "")
 
 
 # ---------------------------------------------------------------- what may be written
