@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What fuse.c (mounting, threads, signals) and fuse-file.c (the requests) share. */
+/* What fuse.c (mounting, signals), fuse-loop.c (threads) and fuse-file.c (the requests) share. */
 #ifndef DR_EXPORTS_FUSE_FILE_H
 #define DR_EXPORTS_FUSE_FILE_H
 
@@ -38,5 +38,28 @@ void fuse_disk_destroy(struct fuse_disk *d);
 
 /* Have the kernel write back what programs changed in this range of a mapped file. */
 void fuse_disk_write_back(struct fuse_disk *d, uint64_t off, uint64_t len);
+
+/* ------------------------------------------------------------------ fuse-loop.c */
+
+/* Threads mostly wait for the disk, not for a processor. */
+#define FUSE_LOOP_THREADS 32
+
+struct fuse_loop {
+    struct fuse_session *session;
+    pthread_mutex_t lock; /* of what follows */
+    pthread_cond_t parked, end;
+    unsigned n_readers, n_parked, n_threads;
+    pthread_t threads[FUSE_LOOP_THREADS];
+    bool ended;
+    int result;
+};
+
+void fuse_loop_init(struct fuse_loop *l, struct fuse_session *session);
+void fuse_loop_destroy(struct fuse_loop *l);
+/* Serve until the kernel ends the session (0), it fails (-errno), or fuse_loop_stop() is called in
+ * another thread (0). Requests that were received are answered before it returns. SIGUSR1 is used
+ * meanwhile. */
+int fuse_loop_run(struct fuse_loop *l);
+void fuse_loop_stop(struct fuse_loop *l);
 
 #endif

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Mount a disk, serve it with libfuse's threads, and unmount it.
+/* Mount a disk, serve it, and unmount it.
  *
- * The calling thread runs libfuse's loop, which starts threads as requests come in, up to a number,
- * and keeps them; an idle one sleeps in read(2). A further thread waits for signals. Told to end,
- * it has the kernel write back what programs changed in mapped pages, unmounts (lazily: somebody
- * may have the file open) and stops the loop; requests that are under way are answered before.
- * After umount(8) or fusermount3 -u by somebody else the kernel ends the session, and with it the
- * loop.
+ * The calling thread starts the threads that serve and waits for them. A further one waits for
+ * signals. Told to end, it has the kernel write back what programs changed in mapped pages,
+ * unmounts (lazily: somebody may have the file open) and stops the others; requests that are under
+ * way are answered before. After umount(8) or fusermount3 -u by somebody else the kernel ends the
+ * session.
  *
  * The kernel does not tell umount(8) when the disk is closed, so dr_fuse_unmount() asks for the
  * process before it unmounts, and waits until that is gone.
@@ -14,7 +13,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <semaphore.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -30,21 +28,17 @@
 #include "base/error.h"
 #include "exports/fuse-file.h"
 
-/* Threads mostly wait for the disk, not for a processor. */
-#define THREADS 32
-
 extern char **environ;
 
 struct server {
     struct fuse_disk disk;
     const struct dr_fuse_options *options;
     char *mountpoint; /* absolute */
-    pthread_t main, watcher;
-    sigset_t signals;  /* that end the server */
-    atomic_bool ended; /* the loop has returned */
-    sem_t end;         /* posted then */
-    atomic_bool
-        detached; /* the watcher has unmounted, or has left a mount that is not ours alone */
+    struct fuse_loop loop;
+    pthread_t watcher;
+    sigset_t signals;     /* that end the server */
+    atomic_bool ended;    /* the loop has returned */
+    atomic_bool detached; /* the watcher has unmounted, or left a mount that is not ours alone */
 };
 
 /* ------------------------------------------------------------------ what libfuse says */
@@ -132,29 +126,6 @@ static int unmount(const char *mountpoint, bool lazy)
 
 /* ------------------------------------------------------------------ the watching thread */
 
-static void interrupt_wait(int sig)
-{
-    (void)sig; /* it is there to end a system call of the main thread */
-}
-
-/* The main thread may be about to wait when the signal arrives, so it is sent until the loop has
- * returned. */
-static void stop_loop(struct server *s)
-{
-    fuse_session_exit(s->disk.session);
-    while (!atomic_load(&s->ended)) {
-        struct timespec t;
-        pthread_kill(s->main, SIGUSR1);
-        clock_gettime(CLOCK_REALTIME, &t);
-        t.tv_nsec += 10000000;
-        if (t.tv_nsec >= 1000000000) {
-            t.tv_sec++;
-            t.tv_nsec -= 1000000000;
-        }
-        sem_timedwait(&s->end, &t);
-    }
-}
-
 /* Does the path still lead to our mount, and not to another one? */
 static bool is_mounted(const struct server *s, dev_t dev)
 {
@@ -182,30 +153,22 @@ static void *watch(void *arg)
     atomic_store(&s->detached, true);
     if (is_mounted(s, st.st_dev))
         unmount(s->mountpoint, true);
-    stop_loop(s);
+    fuse_loop_stop(&s->loop);
     return NULL;
 }
 
 static int start_watching(struct server *s, struct dr_error *err)
 {
-    const struct sigaction interrupt = {.sa_handler = interrupt_wait};
-
-    s->main = pthread_self();
-    sem_init(&s->end, 0, 0);
-    sigaction(SIGUSR1, &interrupt, NULL);
     int e = pthread_create(&s->watcher, NULL, watch, s);
-    if (e != 0) {
-        sem_destroy(&s->end);
-        return dr_fail_errno(err, e, "%s: starting a thread", s->mountpoint);
-    }
-    return 0;
+
+    return e == 0 ? 0 : dr_fail_errno(err, e, "%s: starting a thread", s->mountpoint);
 }
 
 static void stop_watching(struct server *s)
 {
+    atomic_store(&s->ended, true);
     pthread_kill(s->watcher, SIGHUP); /* one of those it waits for */
     pthread_join(s->watcher, NULL);
-    sem_destroy(&s->end);
 }
 
 /* ------------------------------------------------------------------ the session */
@@ -246,19 +209,6 @@ static int make_session(struct server *s, struct dr_error *err)
     return 0;
 }
 
-static int run_loop(struct server *s, struct dr_error *err)
-{
-    struct fuse_loop_config *config = fuse_loop_cfg_create();
-
-    if (!config)
-        return dr_fail(err, ENOMEM, "%s: out of memory", s->mountpoint);
-    fuse_loop_cfg_set_max_threads(config, THREADS);
-    fuse_loop_cfg_set_idle_threads(config, THREADS);
-    int r = fuse_session_loop_mt(s->disk.session, config);
-    fuse_loop_cfg_destroy(config);
-    return r < 0 ? fail_with_said(err, -r, s->mountpoint, "serving ended") : 0;
-}
-
 /* A process that writes much has to wait until the kernel has written pages back. If these belong
  * to this mount, that waits for us: ask to be exempt, as prctl(2) says. Only root may. */
 static void exempt_from_write_back(void)
@@ -280,18 +230,19 @@ static void block_signals(struct server *s)
 /* Once the watcher has unmounted, libfuse must not: another mount below might be hit. */
 static int run_session(struct server *s, struct dr_error *err)
 {
+    fuse_loop_init(&s->loop, s->disk.session);
     int r = start_watching(s, err);
-
-    if (r < 0) {
+    if (r == 0) {
+        r = fuse_loop_run(&s->loop);
+        if (r < 0)
+            fail_with_said(err, -r, s->mountpoint, "serving ended");
+        if (!atomic_load(&s->detached))
+            fuse_session_unmount(s->disk.session);
+        stop_watching(s);
+    } else {
         fuse_session_unmount(s->disk.session);
-        return r;
     }
-    r = run_loop(s, err);
-    atomic_store(&s->ended, true);
-    sem_post(&s->end);
-    if (!atomic_load(&s->detached))
-        fuse_session_unmount(s->disk.session);
-    stop_watching(s);
+    fuse_loop_destroy(&s->loop);
     return r;
 }
 
