@@ -128,10 +128,12 @@ static int on_record(void *user, const struct dr_switch *switches, size_t n, str
 static int operate(struct live_job *job, struct dr_error *err)
 {
     const struct live_order *o = &job->order;
-    const struct dr_stream_options stream = {.base = o->base};
-    const struct dr_commit_options commit = {.base = o->base, .top = o->top, .pivot = !o->top};
+    const struct dr_open_options open = {.allow_paths = (const char *const *)job->live->allow};
+    const struct dr_stream_options stream = {.open = open, .base = o->base};
+    const struct dr_commit_options commit = {
+        .open = open, .base = o->base, .top = o->top, .pivot = !o->top};
     const struct dr_mirror_options mirror = {
-        .format = o->format, .existing = o->existing, .top = o->top_only};
+        .open = open, .format = o->format, .existing = o->existing, .top = o->top_only};
     switch (o->kind) {
     case LIVE_STREAM:
         return dr_disk_stream(job->on->disk, &stream, job->job, err);
@@ -162,7 +164,7 @@ static void retire(struct live_job *job)
 static void forget(struct live_job *job, int r, struct dr_error *err)
 {
     pthread_mutex_lock(&job->live->lock);
-    job->done = r != -ECANCELED || !job->live->stopping;
+    job->done = r != -ECANCELED || !job->kept;
     pthread_mutex_unlock(&job->live->lock);
     if (job->done)
         live_state_save(job->live, err);
@@ -185,7 +187,7 @@ static void *work(void *user)
     }
     tell_end(job);
     set_status(job, LIVE_CONCLUDED);
-    if (!job->order.keep_dismiss)
+    if (!job->order.keep_dismiss && !job->stays)
         retire(job);
     return NULL;
 }
@@ -386,29 +388,29 @@ void live_jobs_reap(struct dr_live *live)
     }
 }
 
-static struct live_job *take_any(struct dr_live *live)
+void live_jobs_stop(struct dr_live *live)
 {
     DR_LOCK_SCOPE(&live->lock);
     live->stopping = true;
-    struct live_job *job = live->jobs;
-    if (!job)
-        return NULL;
-    job->cancelled = true;
-    job->order.keep_dismiss = true; /* it stays for us to free */
-    dr_job_cancel(job->job);
-    pthread_cond_broadcast(&job->changed);
-    return job;
+    for (struct live_job *job = live->jobs; job; job = job->next) {
+        job->kept |= !job->cancelled;
+        job->stays = true;
+        job->cancelled = true;
+        dr_job_cancel(job->job);
+        pthread_cond_broadcast(&job->changed);
+    }
 }
 
+/* All stay in the list until the last one has ended: it may write the state. */
 void live_jobs_end(struct dr_live *live)
 {
-    struct live_job *job;
-    while ((job = take_any(live))) {
+    live_jobs_stop(live);
+    for (struct live_job *job = live->jobs; job; job = job->next)
         pthread_join(job->thread, NULL);
-        pthread_mutex_lock(&live->lock);
-        live->jobs = job->next;
-        pthread_mutex_unlock(&live->lock);
+    for (struct live_job *job = live->jobs, *next; job; job = next) {
+        next = job->next;
         free_job(job);
     }
+    live->jobs = NULL;
     live_jobs_reap(live);
 }

@@ -248,6 +248,8 @@ static void free_lists(struct dr_live *live)
         free(n);
     }
     free_strings(live->allow);
+    json_decref(live->other_disks);
+    json_decref(live->other_jobs);
 }
 
 void dr_live_free(struct dr_live *live)

@@ -78,7 +78,9 @@ struct live_job {
     pthread_cond_t changed;
     enum live_status status;
     bool paused, cancelled, finalize;
-    bool done; /* its operation has ended */
+    bool done;  /* its operation has ended */
+    bool stays; /* the server ends: it is joined and freed there */
+    bool kept;  /* and the next server shall go on with it */
     int result;
     struct dr_error error;
 };
@@ -94,8 +96,9 @@ struct dr_live {
     char *state;
     struct dr_file *state_file; /* open and locked; under state_lock */
     pthread_mutex_t state_lock; /* taken before the lock, and held while the state is written */
-    bool changed;               /* a job has begun or ended, and the state does not say so yet */
-    char **allow;               /* NULL-terminated, or NULL */
+    json_t *other_disks, *other_jobs; /* what the state says of disks that are not here */
+    bool changed; /* a job has begun or ended, and the state does not say so yet */
+    char **allow; /* NULL-terminated, or NULL */
     struct live_disk *disks;
     struct live_node *nodes;
     unsigned unnamed;             /* nodes that nobody gave a name */
@@ -158,7 +161,9 @@ enum live_verb {
 /* -EINVAL: not in the job's state. force: of CANCEL; speed: of SET_SPEED. */
 int live_job_do(struct live_job *job, enum live_verb verb, bool force, uint64_t speed,
                 struct dr_error *err);
-/* Cancel all and wait for them. Takes the lock itself. */
+/* Cancel all; the state keeps those that nobody else has cancelled. Takes the lock itself. */
+void live_jobs_stop(struct dr_live *live);
+/* Stop all and wait for them. Takes the lock itself. */
 void live_jobs_end(struct dr_live *live);
 /* Free those whose threads have ended. Takes the lock itself. */
 void live_jobs_reap(struct dr_live *live);

@@ -35,6 +35,17 @@ static int parse(const char *path, const char *text, size_t len, json_t **state,
     return 0;
 }
 
+/* Only where there is none may a server begin without: a state that cannot be looked at is not
+ * nothing. */
+static int look_for(struct dr_fs *fs, const char *path, bool *there, struct dr_error *err)
+{
+    struct dr_file_id id;
+    struct dr_error why = DR_ERROR_INIT;
+    int r = fs->ops->identify(fs, path, &id, &why);
+    *there = r == 0;
+    return r == 0 || r == -ENOENT ? 0 : dr_fail(err, -r, "%s", why.text);
+}
+
 static int read_state(struct dr_file *file, const char *path, json_t **state, struct dr_error *err)
 {
     uint64_t size = dr_file_size(file);
@@ -67,9 +78,11 @@ int live_recall_fs(struct dr_fs *fs, const char *state, const char *name, char *
     struct dr_file *file = NULL;
     json_t *all = NULL;
     *path = *format = NULL;
-    if (!dr_fs_exists(fs, state))
-        return 0;
-    int r = dr_file_open(fs, state, 0, &file, err);
+    bool there;
+    int r = look_for(fs, state, &there, err);
+    if (r < 0 || !there)
+        return r;
+    r = dr_file_open(fs, state, 0, &file, err);
     if (r == 0)
         r = read_state(file, state, &all, err);
     dr_file_unref(file);
@@ -131,15 +144,18 @@ static char *describe(struct dr_live *live)
         all &= json_array_append_new(disks, json_pack("{s:s, s:s, s:s}", "name", d->name, "path",
                                                       d->path, "format", d->format)) == 0;
     for (const struct live_job *job = live->jobs; job; job = job->next)
-        if (job->status < LIVE_ABORTING && !job->cancelled && !job->done)
+        if (!job->done && (job->kept || (job->status < LIVE_ABORTING && !job->cancelled)))
             all &= json_array_append_new(jobs, describe_job(job)) == 0;
+    all &= !live->other_disks || json_array_extend(disks, live->other_disks) == 0;
+    all &= !live->other_jobs || json_array_extend(jobs, live->other_jobs) == 0;
     json_t *state = json_pack("{s:i, s:o, s:o}", "drover-state", 1, "disks", disks, "jobs", jobs);
     char *text = all && state ? json_dumps(state, JSON_INDENT(1)) : NULL;
     json_decref(state);
     return text;
 }
 
-static int replace(struct dr_live *live, const char *text, struct dr_error *err)
+/* *named: the new state has the name, although a failure may follow: it may not be durable. */
+static int replace(struct dr_live *live, const char *text, bool *named, struct dr_error *err)
 {
     struct dr_temp t;
     int r = dr_temp_create(&t, live->fs, live->state, live->state_file, live->state_file, err);
@@ -148,7 +164,8 @@ static int replace(struct dr_live *live, const char *text, struct dr_error *err)
     r = dr_file_pwrite(t.file, text, 0, strlen(text), err);
     if (r == 0)
         r = dr_temp_publish(&t, err);
-    if (r == 0) { /* open, it keeps other servers from it */
+    *named = !t.temp;
+    if (*named) { /* open, it keeps other servers from it */
         dr_file_unref(live->state_file);
         live->state_file = dr_file_ref(t.file);
     }
@@ -156,14 +173,22 @@ static int replace(struct dr_live *live, const char *text, struct dr_error *err)
     return r;
 }
 
-int live_state_save(struct dr_live *live, struct dr_error *err)
+/* Under the state's lock: the later state is the later file. */
+static int save(struct dr_live *live, bool *named, struct dr_error *err)
 {
+    *named = false;
     if (!live->state)
         return 0;
-    DR_LOCK_SCOPE(&live->state_lock); /* the later state is the later file */
     CLEANUP_FREE char *text = describe(live);
-    return text ? replace(live, text, err)
+    return text ? replace(live, text, named, err)
                 : dr_fail(err, EILSEQ, "%s: cannot hold a name that is not UTF-8", live->state);
+}
+
+int live_state_save(struct dr_live *live, struct dr_error *err)
+{
+    bool named;
+    DR_LOCK_SCOPE(&live->state_lock);
+    return save(live, &named, err);
 }
 
 int live_state_save_if_changed(struct dr_live *live, struct dr_error *err)
@@ -190,6 +215,32 @@ static void exchange(struct dr_live *live, const struct dr_switch *s, char **pat
         }
 }
 
+static void exchange_all(struct dr_live *live, const struct dr_switch *switches, size_t n,
+                         char **names)
+{
+    for (size_t i = 0; i < n; i++)
+        exchange(live, &switches[i], &names[2 * i], &names[2 * i + 1]);
+}
+
+/* After a failure the disks go on with what they had, and so must the next server: a state that has
+ * its name but may not be durable is replaced once more. Where not even that is possible, the disks
+ * follow what the state says. */
+static int record(struct dr_live *live, const struct dr_switch *switches, size_t n, char **names,
+                  struct dr_error *err)
+{
+    bool named, back;
+    DR_LOCK_SCOPE(&live->state_lock);
+    exchange_all(live, switches, n, names);
+    int r = save(live, &named, err);
+    if (r == 0)
+        return 0;
+    exchange_all(live, switches, n, names);
+    if (!named || save(live, &back, NULL) == 0 || back)
+        return r;
+    exchange_all(live, switches, n, names);
+    return 0;
+}
+
 /* As record of struct dr_job_options: user is the dr_live. */
 int live_record(struct dr_live *live, const struct dr_switch *switches, size_t n,
                 struct dr_error *err)
@@ -202,13 +253,8 @@ int live_record(struct dr_live *live, const struct dr_switch *switches, size_t n
         all &= names[2 * i] && names[2 * i + 1];
     }
     int r = all ? 0 : dr_fail(err, ENOMEM, "out of memory for the state");
-    for (size_t i = 0; r == 0 && i < n; i++)
-        exchange(live, &switches[i], &names[2 * i], &names[2 * i + 1]);
-    if (r == 0) {
-        r = live_state_save(live, err);
-        for (size_t i = 0; r < 0 && i < n; i++)
-            exchange(live, &switches[i], &names[2 * i], &names[2 * i + 1]);
-    }
+    if (r == 0)
+        r = record(live, switches, n, names, err);
     for (size_t i = 0; names && i < 2 * n; i++)
         free(names[i]);
     return r;
@@ -220,6 +266,29 @@ static char *copy_text(json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
     return text ? strdup(text) : NULL;
+}
+
+static bool is_served(const struct dr_live *live, const char *name)
+{
+    for (const struct live_disk *d = live->disks; d && name; d = d->next)
+        if (strcmp(d->name, name) == 0)
+            return true;
+    return false;
+}
+
+/* What the state says of disks that this server does not have is for another server to know:
+ * without it, that one would go on with an image that has become a parent. */
+static int keep_others(const struct dr_live *live, const json_t *list, const char *key,
+                       json_t **kept, struct dr_error *err)
+{
+    json_t *one;
+    size_t i;
+    *kept = json_array();
+    bool all = *kept;
+    json_array_foreach(list, i,
+                       one) if (!is_served(live, json_string_value(json_object_get(one, key))))
+        all &= json_array_append(*kept, one) == 0;
+    return all ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", live->state);
 }
 
 /* Begin a job that the state has. What has become impossible meanwhile is told by its events. */
@@ -253,14 +322,19 @@ int live_state_begin(struct dr_live *live, struct dr_error *err)
 {
     json_t *state = NULL, *one;
     size_t i;
-    int r = 0;
+    bool there;
     if (!live->state)
         return 0;
-    if (dr_fs_exists(live->fs, live->state)) {
+    int r = look_for(live->fs, live->state, &there, err);
+    if (r == 0 && there) {
         r = dr_file_open(live->fs, live->state, DR_FILE_RDWR, &live->state_file, err);
         if (r == 0)
             r = read_state(live->state_file, live->state, &state, err);
     }
+    if (r == 0)
+        r = keep_others(live, json_object_get(state, "disks"), "name", &live->other_disks, err);
+    if (r == 0)
+        r = keep_others(live, json_object_get(state, "jobs"), "disk", &live->other_jobs, err);
     if (r == 0) {
         DR_LOCK_SCOPE(&live->lock);
         json_array_foreach(json_object_get(state, "jobs"), i, one) begin_again(live, one);

@@ -2,7 +2,9 @@
 /* A server that is killed, or whose power goes, is begun again on its state: with the images that
  * its disks had, all that was flushed, and the jobs that had not ended. */
 #include <sched.h>
+#include <unistd.h>
 
+#include "faultfs.h"
 #include "live/live.h"
 #include "powerfs.h"
 #include "test-ops.h"
@@ -87,6 +89,16 @@ static void wait_for(const struct server *s, const char *wanted)
     } while (strcmp(text, wanted) != 0);
 }
 
+/* Well or not. */
+static void wait_for_end(const struct server *s)
+{
+    char text[32];
+    do {
+        sched_yield();
+        status(s, text, sizeof(text));
+    } while (text[0]);
+}
+
 static void family(struct dr_fs *fs, const char *format)
 {
     struct dr_create_options b = {.format = format, .size = SIZE, .has_size = true};
@@ -103,19 +115,30 @@ static void snapshot(const struct server *s)
             "'snapshot-file': 'new'}}");
 }
 
-static void commit(const struct server *s)
+/* Begin it, and wait until it is ready. */
+static void order_commit(const struct server *s)
 {
     tell(s, "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0'}}");
     wait_for(s, "ready");
+}
+
+static void order_mirror(const struct server *s)
+{
+    tell(s, "{'execute': 'drive-mirror', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+            "'target': 'moved', 'sync': 'full'}}");
+    wait_for(s, "ready");
+}
+
+static void commit(const struct server *s)
+{
+    order_commit(s);
     tell(s, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
     wait_for(s, "");
 }
 
 static void mirror(const struct server *s)
 {
-    tell(s, "{'execute': 'drive-mirror', 'arguments': {'job-id': 'j', 'device': 'disk0', "
-            "'target': 'moved', 'sync': 'full'}}");
-    wait_for(s, "ready");
+    order_mirror(s);
     tell(s, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
     wait_for(s, "");
 }
@@ -304,6 +327,174 @@ static void what_is_no_state_is_refused(void **state)
     }
 }
 
+/* ------------------------------------------------------------------ a state that is not written */
+
+/* Which steps of replacing the state fail, counted from when it is armed. */
+struct trouble {
+    _Atomic bool armed;
+    unsigned syncs;   /* so many times its new name is not made durable */
+    bool then_no_new; /* and then no new file can be made */
+};
+
+static int fail_state(void *user, const struct faultfs_io *io)
+{
+    struct trouble *t = user;
+    if (!t->armed || !strstr(io->path, "state"))
+        return 0;
+    if (io->kind == FAULTFS_SYNC_DIR && t->syncs > 0) {
+        t->syncs--;
+        return -EIO;
+    }
+    return io->kind == FAULTFS_WRITE && t->syncs == 0 && t->then_no_new ? -ENOSPC : 0;
+}
+
+/* The name of the state may have changed hands although the change failed. */
+static void the_next_server_has_the_disk_that_the_guest_wrote_to(void **state)
+{
+    static const struct {
+        unsigned syncs;
+        bool then_no_new;
+    } cases[] = {{0, true}, {1, false}, {2, false}, {1, true}};
+    static void (*const orders[])(const struct server *s) = {order_commit, order_mirror};
+    (void)state;
+    for (size_t i = 0; i < 2 * sizeof(cases) / sizeof(cases[0]); i++) {
+        struct dr_fs *memory = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(memory);
+        struct trouble t = {.syncs = cases[i / 2].syncs, .then_no_new = cases[i / 2].then_no_new};
+        uint8_t bytes[512];
+        memset(bytes, 0x77, sizeof(bytes));
+        family(memory, "qcow2");
+        faultfs_observe(f, fail_state, &t);
+        struct server s = serve(faultfs_fs(f));
+        orders[i % 2](&s);
+        t.armed = true;
+        tell(&s, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
+        wait_for_end(&s);
+        t.armed = false;
+        ok(dr_pwrite(s.disk, bytes, 0, sizeof(bytes), 0, &err));
+        ok(dr_flush(s.disk, &err));
+        char *used = strdup(dr_image_path(s.disk, 0));
+        stop(&s);
+        struct server next = serve(memory);
+        assert_string_equal(dr_image_path(next.disk, 0), used);
+        ok(dr_pread(next.disk, bytes, 0, sizeof(bytes), &err));
+        assert_int_equal(bytes[511], 0x77);
+        stop(&next);
+        free(used);
+        faultfs_free(f);
+        dr_fs_memory_free(memory);
+    }
+}
+
+static void a_state_is_written_again_after_it_could_not_be(void **state)
+{
+    (void)state;
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(memory);
+    struct trouble t = {.syncs = 1};
+    family(memory, "qcow2");
+    faultfs_observe(f, fail_state, &t);
+    struct server s = serve(faultfs_fs(f));
+    t.armed = true;
+    assert_int_equal(live_state_save(s.live, NULL), -EIO);
+    snapshot(&s);
+    stop(&s);
+    struct server next = serve(memory);
+    assert_string_equal(dr_image_path(next.disk, 0), "new");
+    stop(&next);
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+}
+
+static void a_state_that_cannot_be_looked_at_is_not_taken_for_none(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/drover-state-XXXXXX", where[64];
+    char *path, *format;
+    assert_non_null(mkdtemp(dir));
+    snprintf(where, sizeof(where), "%s/loop", dir);
+    ok(dr_live_recall(where, "disk0", &path, &format, &err));
+    assert_null(path);
+    assert_int_equal(symlink("loop", where), 0);
+    refused(dr_live_recall(where, "disk0", &path, &format, &err), ELOOP, where);
+    unlink(where);
+    rmdir(dir);
+}
+
+/* ------------------------------------------------------------------ several disks, and the end */
+
+/* The number of jobs, or of disks, that the state has. */
+static size_t count_in_state(struct dr_fs *fs, const char *what)
+{
+    struct dr_file *file;
+    char text[4096] = "";
+    ok(dr_file_open(fs, "state", DR_FILE_NO_LOCK, &file, &err));
+    ok(dr_file_pread(file, text, 0, (size_t)dr_file_size(file), &err));
+    json_t *all = json_loads(text, 0, NULL);
+    size_t n = json_array_size(json_object_get(all, what));
+    json_decref(all);
+    dr_file_unref(file);
+    return n;
+}
+
+static void slow_stream(const struct server *s)
+{
+    tell(s, "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0', 'speed': "
+            "1}}");
+}
+
+static void a_job_that_the_end_stops_stays_in_every_later_state(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    family(fs, "qcow2");
+    struct server s = serve(fs);
+    slow_stream(&s);
+    live_jobs_stop(s.live);
+    ok(live_state_save(s.live, &err)); /* as another disk's job does that ends later */
+    assert_int_equal(count_in_state(fs, "jobs"), 1);
+    stop(&s);
+    assert_int_equal(count_in_state(fs, "jobs"), 1);
+    struct server next = serve(fs);
+    char now[32];
+    status(&next, now, sizeof(now));
+    assert_string_equal(now, "running");
+    tell(&next, "{'execute': 'job-cancel', 'arguments': {'id': 'j'}}");
+    live_jobs_stop(next.live); /* a client has cancelled it, too */
+    stop(&next);
+    assert_int_equal(count_in_state(fs, "jobs"), 0);
+    dr_fs_memory_free(fs);
+}
+
+static void a_server_leaves_in_the_state_what_is_of_other_disks(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    family(fs, "qcow2");
+    struct server s = serve(fs);
+    snapshot(&s);
+    slow_stream(&s);
+    stop(&s);
+    const struct dr_live_options o = {.state = "state"};
+    struct dr_create_options b = {.format = "raw", .size = SIZE, .has_size = true};
+    struct server other = {.fs = fs};
+    ok(dr_create_fs(fs, "elsewhere", &b, &err));
+    ok(dr_open_fs(fs, "elsewhere",
+                  &(struct dr_open_options){.flags = DR_OPEN_RDWR, .format = "raw"}, &other.disk,
+                  &err));
+    ok(dr_live_new(&o, &other.live, &err));
+    other.live->fs = fs;
+    ok(dr_live_add(other.live, "disk7", other.disk, &err));
+    ok(dr_live_start(other.live, &err));
+    stop(&other);
+    assert_int_equal(count_in_state(fs, "disks"), 2);
+    s = serve(fs);
+    assert_string_equal(dr_image_path(s.disk, 0), "new");
+    assert_int_equal(count_in_state(fs, "jobs"), 1);
+    stop(&s);
+    dr_fs_memory_free(fs);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -313,6 +504,11 @@ int main(void)
         cmocka_unit_test(a_job_that_was_cancelled_does_not_come_back),
         cmocka_unit_test(a_server_keeps_its_state_to_itself),
         cmocka_unit_test(what_is_no_state_is_refused),
+        cmocka_unit_test(the_next_server_has_the_disk_that_the_guest_wrote_to),
+        cmocka_unit_test(a_state_is_written_again_after_it_could_not_be),
+        cmocka_unit_test(a_state_that_cannot_be_looked_at_is_not_taken_for_none),
+        cmocka_unit_test(a_job_that_the_end_stops_stays_in_every_later_state),
+        cmocka_unit_test(a_server_leaves_in_the_state_what_is_of_other_disks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
