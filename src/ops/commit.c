@@ -617,6 +617,18 @@ static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fr
     return r;
 }
 
+/* The disk has gone over: it is too late for a failure, by which a caller would take it that the
+ * disk has the image that it had. */
+static void leave_top(const struct commit *c, struct dr_image *top)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    int r = top->fmt->trim ? top->fmt->trim(top, &why) : 0;
+    int closed = dr_image_unref(top, r == 0 ? &why : NULL);
+    if (r < 0 || closed < 0)
+        dr_job_message(c->job, "the disk goes on with %s, but what it had did not close well: %s",
+                       c->chain->images[0]->path, why.text);
+}
+
 static int pivot(struct commit *c, struct dr_error *err)
 {
     struct dr_image *top = dr_image_ref(image_c(c));
@@ -631,10 +643,11 @@ static int pivot(struct commit *c, struct dr_error *err)
         r = dr_follow_catch_up(&c->follow, err);
     if (r == 0)
         r = quiesce(c, dr_disk_quiesce_unflushed, pivot_step, err);
-    if (r == 0 && top->fmt->trim)
-        r = top->fmt->trim(top, err);
-    int closed = dr_image_unref(top, r == 0 ? err : NULL);
-    return r < 0 ? r : closed;
+    if (r == 0)
+        leave_top(c, top);
+    else
+        dr_image_unref(top, NULL);
+    return r;
 }
 
 /* ------------------------------------------------------------------ the whole */

@@ -192,6 +192,16 @@ static int end(struct mirror *m, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the whole */
 
+/* The disk has gone over, or still has these images: either way it is too late for a failure, by
+ * which a caller would take it that the disk has what it had. */
+static void close_old(struct mirror *m)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    if (dr_chain_unref(m->chain, &why) < 0)
+        dr_job_message(m->job, "the disk goes on with %s, but what it had did not close well: %s",
+                       m->target, why.text);
+}
+
 static int mirror_claimed(struct mirror *m, struct dr_error *err)
 {
     m->chain = dr_disk_chain(m->disk);
@@ -212,8 +222,8 @@ static int mirror_claimed(struct mirror *m, struct dr_error *err)
     dr_ops_close(&m->out, NULL);
     dr_new_abandon(&m->fresh);
     free(m->parent);
-    int closed = dr_chain_unref(m->chain, r == 0 ? err : NULL);
-    return r < 0 ? r : closed;
+    close_old(m);
+    return r;
 }
 
 int dr_disk_mirror(struct dr_disk *disk, const char *target,

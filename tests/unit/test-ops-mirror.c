@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* An open disk goes on with another image: a mirror, or its parent after a commit with pivot. */
+#include "faultfs.h"
 #include "test-ops-crowd.h"
 
 static const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
@@ -28,6 +29,12 @@ static int on_switch(void *user)
     if (t->crowd)
         crowd_pass(t->crowd, 40);
     return t->cancel;
+}
+
+static void put_byte(struct dr_disk *disk, uint64_t off)
+{
+    const uint8_t byte = 0x5a;
+    ok(dr_pwrite(disk, &byte, off, 1, 0, &err));
 }
 
 static void make_job(struct told *t)
@@ -110,6 +117,68 @@ static void a_commit_with_pivot_follows_a_disk_in_use(void **state)
         dr_fs_memory_free(fs);
     }
     (void)state;
+}
+
+/* From the switch on, what the disk had fails whatever is done to it. */
+struct broken {
+    struct told told;
+    _Atomic bool over;
+    unsigned failed, messages;
+};
+
+static int on_record(void *user, const struct dr_switch *switches, size_t n, struct dr_error *e)
+{
+    struct broken *b = user;
+    (void)switches, (void)n, (void)e;
+    atomic_store(&b->over, true);
+    return 0;
+}
+
+static void on_message(void *user, const char *text)
+{
+    struct broken *b = user;
+    assert_non_null(strstr(text, "goes on with"));
+    b->messages++;
+}
+
+static int fail_old(void *user, const struct faultfs_io *io)
+{
+    struct broken *b = user;
+    if (!atomic_load(&b->over) || strcmp(io->path, "top") != 0)
+        return 0;
+    b->failed++;
+    return -EIO;
+}
+
+static void a_switch_that_has_been_made_is_no_failure(void **state)
+{
+    static const char *const kinds[] = {"vmdk", "qcow2", "add-cow"};
+    unsigned failed = 0;
+    (void)state;
+    for (size_t i = 0; i < 6; i++) {
+        const char *format = kinds[i / 2];
+        struct dr_fs *memory = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(memory);
+        struct broken b = {.failed = 0};
+        const struct dr_job_options o = {.record = on_record, .message = on_message, .user = &b};
+        const struct dr_commit_options pivot = {.pivot = true};
+        make_pair(memory, "top", format, "base", i / 2 == 0 ? "vmdk" : "raw");
+        faultfs_observe(f, fail_old, &b);
+        ok(dr_open_fs(faultfs_fs(f), "top", &rw, &b.told.disk, &err));
+        put_byte(b.told.disk, MiB);
+        ok(dr_job_new(NULL, &o, &b.told.job, &err));
+        ok(i % 2 ? dr_disk_commit(b.told.disk, &pivot, b.told.job, &err)
+                 : dr_disk_mirror(b.told.disk, "moved", NULL, b.told.job, &err));
+        dr_job_free(b.told.job);
+        assert_string_equal(dr_image_path(b.told.disk, 0), i % 2 ? "base" : "moved");
+        assert_true(b.failed == 0 || b.messages > 0);
+        failed += b.failed;
+        put_byte(b.told.disk, 2 * MiB);
+        ok(dr_close(b.told.disk, &err));
+        faultfs_free(f);
+        dr_fs_memory_free(memory);
+    }
+    assert_true(failed > 0);
 }
 
 static void after_a_pivot_the_next_one_works(void **state)
@@ -383,6 +452,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_mirror_follows_a_disk_in_use),
         cmocka_unit_test(a_commit_with_pivot_follows_a_disk_in_use),
+        cmocka_unit_test(a_switch_that_has_been_made_is_no_failure),
         ops_test(after_a_pivot_the_next_one_works),
         ops_test(a_copy_without_pivot_is_the_disk_of_that_moment),
         ops_test(a_mirror_that_is_cancelled_leaves_nothing),
