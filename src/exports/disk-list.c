@@ -319,6 +319,20 @@ static int open_served(const struct served *served, bool readonly, struct dr_dis
     return open_for(served, served->settings.mode == DISK_READ_WRITE, disk, err);
 }
 
+static bool is_file(const char *name, const struct stat *st)
+{
+    CLEANUP_FREE char *path = name ? dr_name_file(name) : NULL;
+    struct stat other;
+    return path && stat(path, &other) == 0 && other.st_dev == st->st_dev &&
+           other.st_ino == st->st_ino;
+}
+
+static bool is_same_file(const char *name, const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && is_file(name, &st);
+}
+
 /* A disk that the state knows goes on with the image that it had when the last server ended. */
 static int recall(struct disk_list *list, struct served *served, struct dr_error *err)
 {
@@ -328,6 +342,18 @@ static int recall(struct disk_list *list, struct served *served, struct dr_error
     int r = dr_live_recall(list->state, served->name, &path, &format, err);
     if (r < 0 || !path)
         return r;
+    /* They are of the image that the disk had first. Under a newer one they would take the place of
+     * that image, and what the guest wrote there would be gone from sight. */
+    if ((served->settings.open.backing || served->settings.open.data_file) &&
+        !is_same_file(served->path, path)) {
+        r = dr_fail(err, EINVAL,
+                    "%s: by %s '%s' goes on with %s: backing= and data-file= cannot be given any "
+                    "more",
+                    served->path, list->state, served->name, path);
+        free(path);
+        free(format);
+        return r;
+    }
     free(served->path);
     served->path = path;
     served->settings.open.format = own_text(list, format);
@@ -335,14 +361,6 @@ static int recall(struct disk_list *list, struct served *served, struct dr_error
 }
 
 /* ------------------------------------------------------------------ two disks with one file */
-
-static bool is_file(const char *name, const struct stat *st)
-{
-    CLEANUP_FREE char *path = name ? dr_name_file(name) : NULL;
-    struct stat other;
-    return path && stat(path, &other) == 0 && other.st_dev == st->st_dev &&
-           other.st_ino == st->st_ino;
-}
 
 /* Does the disk's chain use the file that the other disk writes to? */
 static int refuse_if_uses(const struct served *user, struct dr_disk *disk,

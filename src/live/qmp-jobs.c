@@ -93,13 +93,18 @@ static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error
         live_order_clear(&order);
         return NULL;
     }
-    if (!order.base) { /* the lowest one */
-        size_t n = dr_chain_length(on->disk);
-        order.base = strdup(dr_image_path(on->disk, n - 1));
-    }
-    if (order.top && strcmp(order.top, dr_image_path(on->disk, 0)) == 0) {
+    /* One look at the chain: another job on the disk may be about to shorten it. */
+    struct dr_chain *chain = dr_disk_chain(on->disk);
+    if (!order.base) /* the lowest one */
+        order.base = strdup(chain->images[chain->n - 1]->path);
+    if (order.top && strcmp(order.top, chain->images[0]->path) == 0) {
         free(order.top); /* the active image */
         order.top = NULL;
+    }
+    dr_chain_unref(chain, NULL);
+    if (!order.base) {
+        live_order_clear(&order);
+        return qmp_fail(err, NULL, "out of memory");
     }
     return begin(live, on, args, &order, err);
 }
@@ -124,7 +129,9 @@ static int mirror_order(struct dr_live *live, struct live_disk *on, json_t *args
     else if (live_gate(live, on, qmp_string(args, "target"), &err->text) == 0) {
         order->target = strdup(qmp_string(args, "target"));
         order->format = format ? strdup(format) : NULL;
-        return 0;
+        if (order->target && (order->format || !format))
+            return 0;
+        qmp_fail(err, NULL, "out of memory");
     }
     return -EINVAL;
 }

@@ -243,3 +243,16 @@ def test_a_server_that_is_killed_goes_on_with_its_job(serve, job):
                 break
     assert not [n for n in os.listdir(".") if n.startswith(".")]
     server.stop()
+
+
+def test_a_parent_that_was_given_is_not_put_under_a_newer_image(serve):
+    chain("qcow2")
+    given = ["disk", "format=qcow2", "backing=mid", "backing-format=qcow2", "control=control", "export=d", "state=state"]
+    serve(*given).stop()
+    server = serve(*given)
+    ctl("snapshot", "d", "new")
+    server.stop()
+    with pytest.raises(AssertionError, match="goes on with .*/new: backing="):
+        serve(*given)
+    server = serve("disk", "control=control", "export=d", "state=state")
+    assert server.connect().pread(512, 2 * MiB) == b"\x33" * 512
