@@ -223,6 +223,7 @@ struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_erro
 
 /* ------------------------------------------------------------------ qmp-disks.c */
 
+char *live_full_path(const struct live_disk *on, const char *path);
 /* May a client make or use a file at this path for the disk? Without the lock. */
 int live_gate(struct dr_live *live, const struct live_disk *on, const char *path,
               struct dr_error *err);

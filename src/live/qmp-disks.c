@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Commands that ask about disks, or change them at once: snapshots, sizes, names of parents. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/json.h"
 #include "live/live.h"
@@ -15,6 +17,18 @@ int live_gate(struct dr_live *live, const struct live_disk *on, const char *path
     int r = dr_gate_check_new(on->disk->fs, chain->images[0]->path, path, &open, err);
     dr_chain_unref(chain, NULL);
     return r;
+}
+
+/* The name of a file as a client gave it, malloc'ed. It goes into the state, so it must mean the
+ * same to a server that is begun in another directory. */
+char *live_full_path(const struct live_disk *on, const char *path)
+{
+    CLEANUP_FREE char *cwd = NULL;
+    char *full;
+    if (path[0] == '/' || on->disk->fs != dr_fs_posix())
+        return strdup(path);
+    cwd = getcwd(NULL, 0);
+    return cwd && asprintf(&full, "%s/%s", cwd, path) >= 0 ? full : NULL;
 }
 
 /* ------------------------------------------------------------------ asking */
@@ -79,6 +93,7 @@ static json_t *query_exports(struct dr_live *live, json_t *args, struct qmp_erro
 
 struct shot {
     struct dr_overlay overlay;
+    char *path;
     const char *node; /* what the client calls the new image; or NULL */
     struct live_disk *on;
 };
@@ -111,9 +126,12 @@ static int read_shot(struct dr_live *live, json_t *args, struct shot *shot, stru
     }
     if (check_node(live, shot->node, err) < 0)
         return -EINVAL;
+    shot->path = live_full_path(shot->on, qmp_string(args, "snapshot-file"));
+    if (!shot->path)
+        return dr_fail(&err->text, ENOMEM, "out of memory");
     shot->overlay = (struct dr_overlay){
         .disk = shot->on->disk,
-        .path = qmp_string(args, "snapshot-file"),
+        .path = shot->path,
         .format = format ? format : default_format(shot->on),
         .open = {.allow_paths = (const char *const *)live->allow},
     };
@@ -163,7 +181,9 @@ static json_t *snapshot_sync(struct dr_live *live, json_t *args, struct qmp_erro
     if (qmp_check_args(snapshot_args, args, err) < 0)
         return NULL;
     int r = read_shot(live, args, &shot, err);
-    return r < 0 ? NULL : take_shots(live, &shot, 1, err);
+    json_t *result = r < 0 ? NULL : take_shots(live, &shot, 1, err);
+    free(shot.path);
+    return result;
 }
 
 static int read_action(struct dr_live *live, json_t *action, struct shot *shot,
@@ -195,7 +215,10 @@ static json_t *transaction(struct dr_live *live, json_t *args, struct qmp_error 
         return qmp_fail(err, NULL, "out of memory");
     for (size_t i = 0; r == 0 && i < n; i++)
         r = read_action(live, json_array_get(actions, i), &shots[i], err);
-    return r < 0 ? NULL : n == 0 ? json_object() : take_shots(live, shots, n, err);
+    json_t *result = r < 0 ? NULL : n == 0 ? json_object() : take_shots(live, shots, n, err);
+    for (size_t i = 0; i < n; i++)
+        free(shots[i].path);
+    return result;
 }
 
 /* ------------------------------------------------------------------ other changes */

@@ -127,7 +127,7 @@ static int mirror_order(struct dr_live *live, struct live_disk *on, json_t *args
                  "guest by itself when it must",
                  how);
     else if (live_gate(live, on, qmp_string(args, "target"), &err->text) == 0) {
-        order->target = strdup(qmp_string(args, "target"));
+        order->target = live_full_path(on, qmp_string(args, "target"));
         order->format = format ? strdup(format) : NULL;
         if (order->target && (order->format || !format))
             return 0;

@@ -154,14 +154,14 @@ static int publish(struct mirror *m, struct dr_error *err)
 static int take_over(struct mirror *m, struct dr_chain **fresh, struct dr_error *err)
 {
     CLEANUP_DISK struct dr_disk *out = NULL;
+    const struct dr_switch to = {m->disk, m->target, m->fmt->name};
     int r = open_out(m, m->target, 0, NULL, &out, err);
+    if (r == 0)
+        r = dr_job_record(m->job, &to, 1, err);
     if (r < 0)
         return dr_prefix(err, r, "%s was made, but the disk goes on without it", m->target);
-    const struct dr_switch to = {m->disk, m->target, m->fmt->name};
-    r = dr_job_record(m->job, &to, 1, err);
-    if (r == 0)
-        *fresh = dr_disk_chain(out);
-    return r;
+    *fresh = dr_disk_chain(out);
+    return 0;
 }
 
 static int end_step(void *user, struct dr_chain *present, struct dr_chain **fresh,

@@ -264,7 +264,7 @@ static int take_child(struct snapshot *s, struct dr_error *err)
     if (r == 0)
         r = make_chain(s->present, DR_STEAL(child), &s->next, err);
     dr_image_unref(child, NULL);
-    return r < 0 ? dr_prefix(err, r, "%s was made, but the disk goes on without it", s->where) : 0;
+    return r;
 }
 
 static void give_back_child(struct snapshot *s)
@@ -293,17 +293,21 @@ static int record(const struct set *set, struct dr_error *err)
     return dr_job_record(set->job, to, set->n, err);
 }
 
+/* No file is left that nobody knows of. */
 static int switch_all(struct set *set, struct dr_error *err)
 {
+    size_t made = 0;
     int r = 0;
-    for (size_t i = 0; r == 0 && i < set->n; i++)
-        r = publish_child(&set->all[i], err);
+    for (; r == 0 && made < set->n; made += r == 0)
+        r = publish_child(&set->all[made], err);
     for (size_t i = 0; r == 0 && i < set->n; i++)
         r = take_child(&set->all[i], err);
     if (r == 0)
         r = record(set, err);
     for (size_t i = 0; r < 0 && i < set->n; i++)
         give_back_child(&set->all[i]);
+    while (r < 0 && made-- > 0)
+        dr_prefix(err, r, "%s was made, but the disk goes on without it", set->all[made].where);
     set->switched = r == 0;
     return r;
 }

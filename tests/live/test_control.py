@@ -256,3 +256,25 @@ def test_a_parent_that_was_given_is_not_put_under_a_newer_image(serve):
         serve(*given)
     server = serve("disk", "control=control", "export=d", "state=state")
     assert server.connect().pread(512, 2 * MiB) == b"\x33" * 512
+
+
+def test_a_name_means_the_same_to_a_server_in_another_directory(serve):
+    chain("qcow2")
+    server = serve("disk", "control=control", "export=d", "state=state")
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect("control")
+        lines = s.makefile("rw")
+        for command, arguments in (
+                ("qmp_capabilities", {}),
+                ("blockdev-snapshot-sync", {"device": "d", "snapshot-file": "its-snapshot-file"}),
+                ("drive-mirror", {"device": "d", "target": "its-target", "sync": "full"})):
+            print(json.dumps({"execute": command, "arguments": arguments}), file=lines, flush=True)
+            while "return" not in (line := lines.readline()):
+                assert line and "error" not in line
+    while ", ready, " not in ctl("jobs"):
+        pass
+    with open("state", encoding="utf-8") as f:
+        state = json.load(f)
+    assert state["disks"][0]["path"] == os.path.abspath("its-snapshot-file")
+    assert state["jobs"][0]["target"] == os.path.abspath("its-target")
+    server.stop()

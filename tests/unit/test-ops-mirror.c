@@ -447,12 +447,54 @@ static void a_snapshot_that_is_refused_changes_no_disk(void **state)
     ok(dr_close(disks[1], &err));
 }
 
+static int fail_second(void *user, const struct faultfs_io *io)
+{
+    (void)user;
+    return io->kind == FAULTFS_RENAME && strcmp(io->to, "two") == 0 ? -EIO : 0;
+}
+
+static int record_nothing(void *user, const struct dr_switch *switches, size_t n,
+                          struct dr_error *e)
+{
+    (void)user, (void)switches, (void)n;
+    return dr_fail(e, ENOSPC, "it cannot be noted");
+}
+
+static void snapshots_that_fail_together_say_what_they_leave(void **state)
+{
+    struct faultfs *f = faultfs_new(*state);
+    struct dr_fs *fs = faultfs_fs(f);
+    struct dr_overlay o[2] = {{.path = "one"}, {.path = "two"}};
+    const struct dr_job_options how = {.record = record_nothing};
+    struct dr_job *job;
+    make(*state, "a.qcow2", "qcow2", MiB, NULL);
+    make(*state, "b.qcow2", "qcow2", MiB, NULL);
+    ok(dr_open_fs(fs, "a.qcow2", &rw, &o[0].disk, &err));
+    ok(dr_open_fs(fs, "b.qcow2", &rw, &o[1].disk, &err));
+    faultfs_observe(f, fail_second, NULL);
+    refused(dr_disks_snapshot(o, 2, NULL, &err), EIO, "one was made, but the disk");
+    faultfs_observe(f, NULL, NULL);
+    o[0].path = "three";
+    o[1].path = "four";
+    ok(dr_job_new(NULL, &how, &job, &err));
+    refused(dr_disks_snapshot(o, 2, job, &err), ENOSPC,
+            "three was made, but the disk goes on without it: four was made, but");
+    dr_job_free(job);
+    for (int i = 0; i < 2; i++) {
+        put_byte(o[i].disk, 0);
+        assert_int_equal(dr_chain_length(o[i].disk), 1);
+        ok(dr_close(o[i].disk, &err));
+    }
+    faultfs_free(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_mirror_follows_a_disk_in_use),
         cmocka_unit_test(a_commit_with_pivot_follows_a_disk_in_use),
         cmocka_unit_test(a_switch_that_has_been_made_is_no_failure),
+        ops_test(snapshots_that_fail_together_say_what_they_leave),
         ops_test(after_a_pivot_the_next_one_works),
         ops_test(a_copy_without_pivot_is_the_disk_of_that_moment),
         ops_test(a_mirror_that_is_cancelled_leaves_nothing),
