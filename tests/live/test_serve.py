@@ -119,6 +119,17 @@ def test_a_command_gets_the_uri_and_its_exit_code_is_ours(disk):
     assert r.returncode == 128 + 9, r.stdout
 
 
+def test_what_a_command_leaves_behind_does_not_keep_the_port(disk):
+    r = run(DROVER, "serve", "--port", 0, "--bind", "127.0.0.1", disk, "--run",
+            'sleep 1000 >/dev/null 2>&1 & echo "$! $port"')
+    left, port = map(int, r.stdout.split())
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+    finally:
+        os.kill(left, signal.SIGKILL)
+
+
 # ---------------------------------------------------------------- where clients find it
 
 def test_several_disks_have_a_uri_each(serve, disk):

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The sockets of `drover serve`. They are made here and handed to nbdkit, as systemd does it, so
- * that we know when one is taken, which port a free one is, and whose name to remove at the end. */
+ * that we know when one is taken, which port a free one is, and whose name to remove at the end.
+ * The command of --run must not inherit them: what it leaves behind would keep the port. */
 #include <netdb.h>
 #include <netinet/in.h>
 #include <string.h>
@@ -75,7 +76,7 @@ int listen_unix(const struct cli *cli, const char *path, struct listener *l)
         return 1;
     }
     strcpy(address.sun_path, name);
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
         int code = tell_unix_problem(cli, &address, errno);
         if (fd >= 0)
@@ -121,7 +122,7 @@ static void set_port(struct addrinfo *ai, unsigned port)
 /* A descriptor, or -errno. */
 static int listen_at(const struct addrinfo *ai)
 {
-    int on = 1, fd = socket(ai->ai_family, SOCK_STREAM, 0);
+    int on = 1, fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     if (fd < 0)
         return -errno;
