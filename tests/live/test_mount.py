@@ -279,6 +279,16 @@ def test_a_signal_unmounts_and_closes_the_image_whoever_uses_it(tmp_path, sig, u
     assert "No errors" in drover("check", disk).stdout
 
 
+def test_the_process_in_the_background_keeps_nothing_that_its_caller_had_open(tmp_path):
+    disk, _ = create(tmp_path, "qcow2", SIZE)
+    reads, writes = os.pipe()
+    with Mount(disk, tmp_path / "mnt", pass_fds=[writes]):
+        os.close(writes)
+        os.set_blocking(reads, False)
+        assert os.read(reads, 1) == b""  # the end; it would not be there yet if somebody could write
+    os.close(reads)
+
+
 def test_in_the_foreground_it_stays_until_it_is_unmounted(tmp_path):
     disk, shadow = create(tmp_path, "qcow2", SIZE)
     where = tmp_path / "mnt"

@@ -177,6 +177,18 @@ static int wait_until_ready(struct mount *m, pid_t child, int pipe)
     return 1;
 }
 
+/* Keep fd and the standard files, and close what our caller had open: a lock of flock(1) or a pipe
+ * that somebody reads to its end would otherwise last as long as the mount. */
+static int close_others(int fd)
+{
+    const int kept = STDERR_FILENO + 1;
+
+    if (fd != kept && dup3(fd, kept, O_CLOEXEC) < 0)
+        return fd;
+    close_range((unsigned)kept + 1, ~0u, 0);
+    return kept;
+}
+
 static int serve_in_background(struct mount *m)
 {
     int ends[2];
@@ -199,11 +211,10 @@ static int serve_in_background(struct mount *m)
         close(ends[0]);
         return code;
     }
-    close(ends[0]);
     setsid();
-    m->told = ends[1];
-    return serve(
-        m); /* the pipe is closed at the end of the process: a failure was printed before */
+    m->told = close_others(ends[1]);
+    /* The pipe is closed at the end of the process: a failure was printed before. */
+    return serve(m);
 }
 
 static int run_mount(const struct cli *cli, const struct cli_args *args)
