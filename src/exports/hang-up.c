@@ -6,11 +6,16 @@
  * So this takes over the signals that tell nbdkit to end. The handler calls nbdkit's own and wakes
  * a thread that does nothing else; that thread shuts down the receiving side of every client's
  * connection. The threads of nbdkit then see the end of their clients' requests, send what replies
- * are left, and leave. */
+ * are left, and leave.
+ *
+ * A client that is stopped, or does not read what it asked for, keeps its threads in send(2).
+ * Shutting down its connection for writing, too, would not do: nbdkit 1.32 aborts when two
+ * replies fail on one connection. So the disks are closed without nbdkit after a while. */
 #include <dirent.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -24,7 +29,7 @@
 #include "base/error.h"
 #include "exports/hang-up.h"
 
-static const int numbers[] = {SIGTERM, SIGINT, SIGQUIT};
+static const int numbers[] = {SIGTERM, SIGINT, SIGQUIT, SIGHUP};
 #define N_SIGNALS (sizeof(numbers) / sizeof(numbers[0]))
 
 static struct sigaction before[N_SIGNALS];
@@ -32,6 +37,37 @@ static sem_t wake;
 static pthread_t thread;
 static bool running;
 static atomic_bool stop;
+
+/* ------------------------------------------------------------------ requests */
+
+static void (*when_given_up)(void);
+static atomic_bool given_up;
+static atomic_uint under_way;
+static atomic_ulong begun; /* so far */
+
+bool hang_up_begin_request(void)
+{
+    atomic_fetch_add(&under_way, 1);
+    atomic_fetch_add_explicit(&begun, 1, memory_order_relaxed);
+    if (!atomic_load(&given_up))
+        return true;
+    atomic_fetch_sub(&under_way, 1);
+    return false;
+}
+
+void hang_up_end_request(void)
+{
+    atomic_fetch_sub(&under_way, 1);
+}
+
+/* A request either counts itself before we look here, or sees afterwards that we have given up. */
+static void give_up(void)
+{
+    atomic_store(&given_up, true);
+    while (atomic_load(&under_way) > 0)
+        sched_yield();
+    when_given_up();
+}
 
 /* ------------------------------------------------------------------ connections
  *
@@ -115,13 +151,20 @@ static void *run(void *unused)
 {
     while (sem_wait(&wake) < 0)
         continue;
-    while (!atomic_load(&stop)) {
+    unsigned long before_wait = atomic_load(&begun);
+    for (int idle = 0; !atomic_load(&stop) && idle < HANG_UP_PATIENCE;) {
         struct timespec until;
         for_each_descriptor(shut_if_clients);
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_sec++;
-        sem_timedwait(&wake, &until);
+        if (sem_timedwait(&wake, &until) == 0 || errno != ETIMEDOUT)
+            continue;
+        unsigned long now = atomic_load(&begun);
+        idle = now == before_wait && atomic_load(&under_way) == 0 ? idle + 1 : 0;
+        before_wait = now;
     }
+    if (!atomic_load(&stop))
+        give_up();
     return unused;
 }
 
@@ -164,8 +207,9 @@ static void take_over(size_t i)
     sigaction(numbers[i], &ours, NULL);
 }
 
-int hang_up_on_signals(struct dr_error *err)
+int hang_up_on_signals(void (*give_up_now)(void), struct dr_error *err)
 {
+    when_given_up = give_up_now;
     for_each_descriptor(note_listener);
     sem_init(&wake, 0, 0);
     atomic_store(&stop, false);

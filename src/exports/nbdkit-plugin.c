@@ -14,7 +14,9 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "exports/disk-list.h"
@@ -24,10 +26,26 @@
 
 static struct disk_list list = DISK_LIST_INIT;
 
+/* Tell nbdkit, which prints it as it is. Clients, and strangers who made images, choose names: what
+ * could steer a terminal or look like a line of its own in a log becomes '?'. */
+static void say(const char *what, const char *name, const char *behind)
+{
+    char text[sizeof(((struct dr_error *)0)->text) + 64];
+    snprintf(text, sizeof(text), "%s%s%s", what, name, behind);
+    for (char *c = text; *c; c++) {
+        bool c1 = c[0] == '\xc2' && (unsigned char)c[1] >= 0x80 && (unsigned char)c[1] < 0xa0;
+        if (c1)
+            *c++ = '?';
+        if (c1 || (unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = '?';
+    }
+    nbdkit_error("%s", text);
+}
+
 /* Tell nbdkit of a failure, in the words of the library. */
 static int failed(int r, const struct dr_error *err)
 {
-    nbdkit_error("%s", err->text[0] ? err->text : strerrordesc_np(-r));
+    say(err->text[0] ? err->text : strerrordesc_np(-r), "", "");
     nbdkit_set_error(-r);
     errno = -r;
     return -1;
@@ -60,21 +78,33 @@ static void quit(void *user)
 {
     (void)user;
     nbdkit_shutdown();
+    hang_up_now(); /* no signal comes */
+}
+
+static void report_close(void *user, const struct dr_error *err)
+{
+    bool *well = user;
+    if (well)
+        *well = false;
+    say(err->text, "", "");
+}
+
+/* Told to end, but there are clients that do not take their replies. */
+static void end_without_clients(void)
+{
+    bool well = true;
+    nbdkit_error("clients do not read the replies to their requests: ending without them");
+    disk_list_close(&list, report_close, &well);
+    _exit(well ? EXIT_SUCCESS : EXIT_FAILURE);
 }
 
 static int plugin_after_fork(void)
 {
     struct dr_error err = DR_ERROR_INIT;
-    int r = hang_up_on_signals(&err);
+    int r = hang_up_on_signals(end_without_clients, &err);
     if (r == 0)
         r = disk_list_open(&list, quit, &err);
     return r < 0 ? failed(r, &err) : 0;
-}
-
-static void report_close(void *user, const struct dr_error *err)
-{
-    (void)user;
-    nbdkit_error("%s", err->text);
 }
 
 /* No connection is left. */
@@ -126,7 +156,7 @@ static void *plugin_open(int readonly)
     const char *name = nbdkit_export_name();
     struct served *served = disk_list_find(&list, name ? name : "");
     if (!served) {
-        nbdkit_error("there is no export named '%s'", name);
+        say("there is no export named '", name ? name : "", "'");
         nbdkit_set_error(ENOENT);
         return NULL;
     }
@@ -188,6 +218,13 @@ static int plugin_block_size(void *disk, uint32_t *minimum, uint32_t *preferred,
  *
  * Texts of failures are long, and only their beginning is cleared for each request. */
 
+static int ended(void)
+{
+    nbdkit_set_error(ESHUTDOWN);
+    errno = ESHUTDOWN;
+    return -1;
+}
+
 static unsigned io_flags(uint32_t flags)
 {
     return (flags & NBDKIT_FLAG_FUA ? DR_FUA : 0) | (flags & NBDKIT_FLAG_FAST_ZERO ? DR_FAST : 0) |
@@ -199,7 +236,10 @@ static int plugin_pread(void *disk, void *buf, uint32_t count, uint64_t offset, 
     struct dr_error err;
     dr_error_reset(&err);
     (void)flags;
+    if (!hang_up_begin_request())
+        return ended();
     int r = dr_pread(disk, buf, offset, count, &err);
+    hang_up_end_request();
     return r < 0 ? failed(r, &err) : 0;
 }
 
@@ -208,7 +248,10 @@ static int plugin_pwrite(void *disk, const void *buf, uint32_t count, uint64_t o
 {
     struct dr_error err;
     dr_error_reset(&err);
+    if (!hang_up_begin_request())
+        return ended();
     int r = dr_pwrite(disk, buf, offset, count, io_flags(flags), &err);
+    hang_up_end_request();
     return r < 0 ? failed(r, &err) : 0;
 }
 
@@ -217,7 +260,10 @@ static int plugin_zero(void *disk, uint32_t count, uint64_t offset, uint32_t fla
 {
     struct dr_error err;
     dr_error_reset(&err);
+    if (!hang_up_begin_request())
+        return ended();
     int r = dr_zero(disk, offset, count, io_flags(flags), &err);
+    hang_up_end_request();
     if (r == -ENOTSUP && (flags & NBDKIT_FLAG_FAST_ZERO)) {
         nbdkit_set_error(ENOTSUP);
         errno = ENOTSUP;
@@ -230,9 +276,12 @@ static int plugin_trim(void *disk, uint32_t count, uint64_t offset, uint32_t fla
 {
     struct dr_error err;
     dr_error_reset(&err);
+    if (!hang_up_begin_request())
+        return ended();
     int r = dr_discard(disk, offset, count, &err);
     if (r == 0 && (flags & NBDKIT_FLAG_FUA))
         r = dr_flush(disk, &err);
+    hang_up_end_request();
     return r < 0 ? failed(r, &err) : 0;
 }
 
@@ -241,7 +290,10 @@ static int plugin_flush(void *disk, uint32_t flags)
     struct dr_error err;
     dr_error_reset(&err);
     (void)flags;
+    if (!hang_up_begin_request())
+        return ended();
     int r = dr_flush(disk, &err);
+    hang_up_end_request();
     return r < 0 ? failed(r, &err) : 0;
 }
 
@@ -259,8 +311,8 @@ static uint32_t extent_type(const struct dr_extent_status *status)
 
 /* The library's pieces also end where another image or place begins; nbdkit joins what is alike to
  * its client, which with REQ_ONE wants the first extent only. */
-static int plugin_extents(void *disk, uint32_t count, uint64_t offset, uint32_t flags,
-                          struct nbdkit_extents *extents)
+static int add_extents(void *disk, uint32_t count, uint64_t offset, uint32_t flags,
+                       struct nbdkit_extents *extents)
 {
     struct dr_error err = DR_ERROR_INIT;
     uint64_t pos = offset, end = offset + count;
@@ -281,6 +333,16 @@ static int plugin_extents(void *disk, uint32_t count, uint64_t offset, uint32_t 
         pos += status.len;
     }
     return 0;
+}
+
+static int plugin_extents(void *disk, uint32_t count, uint64_t offset, uint32_t flags,
+                          struct nbdkit_extents *extents)
+{
+    if (!hang_up_begin_request())
+        return ended();
+    int r = add_extents(disk, count, offset, flags, extents);
+    hang_up_end_request();
+    return r;
 }
 
 /* ------------------------------------------------------------------ the table */

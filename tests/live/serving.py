@@ -79,9 +79,9 @@ class Server:
         h.connect_uri(self.uri(export))
         return h
 
-    def stop(self):
+    def stop(self, number=signal.SIGTERM):
         """End it as an administrator does."""
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(number)
         assert self.process.wait(60) == 0, self.text()
 
     def kill(self):

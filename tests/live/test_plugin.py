@@ -113,12 +113,12 @@ def test_what_was_flushed_is_there_after_a_kill(serve, fmt):
     io(name, "read -P 0x31 3M 64k", "read -P 0x32 4M 4k", "read -P 0 0 64k", fmt=fmt)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
-def test_the_server_ends_although_clients_stay_and_its_images_are_clean(serve, fmt):
+@pytest.mark.parametrize("fmt, number", [(fmt, signal.SIGTERM) for fmt in FORMATS] + [("qcow2", signal.SIGHUP)])
+def test_the_server_ends_although_clients_stay_and_its_images_are_clean(serve, fmt, number):
     server = serve(chain(fmt))
     clients = [server.connect() for _ in range(3)]
     clients[0].pwrite(b"\x31" * 5000, 3 * MiB + 11)
-    server.stop()
+    server.stop(number)
     out = drover("check", "disk")
     assert "No errors were found" in out, out
     io("disk", f"read -P 0x31 {3 * MiB + 11} 5000", fmt=fmt)
@@ -263,15 +263,42 @@ def test_random_programs_of_several_clients_read_what_they_wrote(serve, fmt):
         assert f.read(4 * (MiB + 4099)) == b"".join(shadows[i] for i in range(len(parts)))
 
 
+def connect_by_hand(server):
+    """A socket at which the server expects requests, and who is at it can do what libnbd never does."""
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(server.socket)
+    s.recv(18, socket.MSG_WAITALL)  # NBDMAGIC IHAVEOPT flags
+    s.sendall(struct.pack(">IQII", 3, 0x49484156454F5054, 1, 0))  # flags, EXPORT_NAME ""
+    s.recv(10, socket.MSG_WAITALL)
+    return s
+
+
+def test_the_server_ends_although_a_client_does_not_read_its_replies(serve):
+    server = serve(chain("qcow2"))
+    other = server.connect()
+    other.pwrite(b"\x31" * 5000, 3 * MiB + 11)
+    with connect_by_hand(server) as stuck:
+        for handle in range(20):
+            stuck.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, handle, 0, 2 * MiB))
+        assert stuck.recv(4, socket.MSG_PEEK)  # there is a reply, far too long for the socket's buffers
+        server.stop()
+    assert "No errors were found" in drover("check", "disk")
+    io("disk", f"read -P 0x31 {3 * MiB + 11} 5000", fmt="qcow2")
+
+
+def test_the_name_that_a_client_asks_for_cannot_forge_the_log(serve):
+    server = serve(chain("qcow2"))
+    with pytest.raises(nbd.Error):
+        server.connect("%1b%5b2J%0anbdkit:%20forged%7f%c2%9b")
+    server.stop()
+    assert "'?[2J?nbdkit: forged???'" in server.text(), server.text()
+
+
 def test_a_client_that_leaves_in_the_middle_of_a_request_harms_nobody(serve):
     server = serve(chain("qcow2"))
     other = server.connect()
     for _ in range(3):
-        s = socket.socket(socket.AF_UNIX)
-        s.connect(server.socket)
-        s.recv(18, socket.MSG_WAITALL)  # NBDMAGIC IHAVEOPT flags
-        s.sendall(struct.pack(">IQII", 3, 0x49484156454F5054, 1, 0))  # flags, EXPORT_NAME ""
-        s.recv(10, socket.MSG_WAITALL)
+        s = connect_by_hand(server)
         s.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 1, 0, MiB) + b"x" * 1000)  # a write, cut off
         s.close()
     assert other.pread(4096, 0) == b"\x11" * 4096
