@@ -191,9 +191,10 @@ def test_what_ctl_cannot_do_is_one_line(serve, work):
     server.stop()
 
 
-def test_quit_ends_the_server(serve):
+def test_quit_ends_the_server_although_a_client_stays(serve):
     chain("vmdk")
     server = serve("disk", "control=control", "export=d")
+    client = server.connect()
     with socket.socket(socket.AF_UNIX) as s:
         s.connect("control")
         lines = s.makefile("rw")
@@ -203,6 +204,7 @@ def test_quit_ends_the_server(serve):
             lines.flush()
             assert json.loads(lines.readline()) == {"return": {}}
     assert server.process.wait(60) == 0
+    del client
 
 
 JOBS = {

@@ -97,6 +97,18 @@ def test_nbdkit_ends_cleanly_when_drover_is_killed(serve, disk):
     io(disk, "read -P 0x32 0 4k")
 
 
+def test_who_has_the_control_socket_can_end_it(serve, disk):
+    s = serve("--socket", "s", "--control", "control", disk)
+    client = s.connect()
+    with socket.socket(socket.AF_UNIX) as control:
+        control.connect("control")
+        control.sendall(b'{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n')
+        out, err = s.process.communicate(timeout=60)
+    assert (s.process.returncode, err) == (0, ""), (out, err)
+    del client
+    assert not os.path.exists("s")
+
+
 def test_a_death_of_nbdkit_is_a_failure_that_is_told(serve, disk):
     s = serve("--socket", "s", disk)
     children = ok("pgrep", "-P", s.process.pid).split()

@@ -212,13 +212,13 @@ int nbdkit_start(const struct cli *cli, const struct words *options, const struc
     return code;
 }
 
-int nbdkit_ended(const struct cli *cli, struct server *server, int status, bool told_to)
+int nbdkit_ended(const struct cli *cli, struct server *server, int status)
 {
     char line[8];
     bool closed_well = read(server->told, line, sizeof(line)) > 0;
 
     close(server->told);
-    if (closed_well && told_to && WIFEXITED(status) && WEXITSTATUS(status) == 0)
+    if (closed_well && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return 0;
     if (WIFSIGNALED(status))
         cli_error(cli, "nbdkit was killed by signal %d: what was not flushed may be lost",

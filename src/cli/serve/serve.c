@@ -54,7 +54,6 @@ struct serving {
     struct server server;
     pid_t command; /* of --run; 0: there is none, or it has ended */
     int command_code;
-    bool ending; /* we have told nbdkit to end */
 };
 
 /* ------------------------------------------------------------------ options */
@@ -284,7 +283,6 @@ static int tell_clients(struct serving *s)
 
 static void tell_to_end(struct serving *s)
 {
-    s->ending = true;
     kill(s->server.pid, SIGTERM);
 }
 
@@ -305,7 +303,7 @@ static bool look_at_children(struct serving *s, int *code)
             s->command_code = code_of(status);
             tell_to_end(s);
         } else if (pid == s->server.pid) {
-            *code = nbdkit_ended(s->cli, &s->server, status, s->ending);
+            *code = nbdkit_ended(s->cli, &s->server, status);
             return false;
         }
     }

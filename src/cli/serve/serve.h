@@ -59,6 +59,6 @@ int nbdkit_find(const struct cli *cli, char **program, char **plugin);
 int nbdkit_start(const struct cli *cli, const struct words *options, const struct words *parameters,
                  const struct listener *l, struct server *server);
 /* It has ended with this status of wait(2). The exit code. */
-int nbdkit_ended(const struct cli *cli, struct server *server, int status, bool told_to);
+int nbdkit_ended(const struct cli *cli, struct server *server, int status);
 
 #endif
