@@ -130,7 +130,12 @@ int fuse_loop_run(struct fuse_loop *l)
 {
     const struct sigaction interrupt = {.sa_handler = interrupt_read};
     struct sigaction before;
+    sigset_t unblocked;
 
+    /* Our caller may have blocked it; the threads that serve inherit this thread's mask. */
+    sigemptyset(&unblocked);
+    sigaddset(&unblocked, SIGUSR1);
+    pthread_sigmask(SIG_UNBLOCK, &unblocked, NULL);
     sigaction(SIGUSR1, &interrupt, &before);
     pthread_mutex_lock(&l->lock);
     int r = summon(l);

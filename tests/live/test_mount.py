@@ -289,6 +289,16 @@ def test_the_process_in_the_background_keeps_nothing_that_its_caller_had_open(tm
     os.close(reads)
 
 
+def test_a_signal_ends_it_although_its_caller_had_blocked_signals(tmp_path):
+    disk, _ = create(tmp_path, "qcow2", SIZE)
+    with Mount(disk, tmp_path / "mnt",
+               preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})) as m:
+        fd = os.open(m.file, os.O_RDWR)
+        m.kill(signal.SIGTERM)
+        close(fd)
+        assert not os.path.ismount(m.dir)
+
+
 def test_in_the_foreground_it_stays_until_it_is_unmounted(tmp_path):
     disk, shadow = create(tmp_path, "qcow2", SIZE)
     where = tmp_path / "mnt"

@@ -97,7 +97,7 @@ def test_nbdkit_ends_cleanly_when_drover_is_killed(serve, disk):
     io(disk, "read -P 0x32 0 4k")
 
 
-def test_who_has_the_control_socket_can_end_it(serve, disk):
+def test_a_client_of_the_control_socket_can_end_it(serve, disk):
     s = serve("--socket", "s", "--control", "control", disk)
     client = s.connect()
     with socket.socket(socket.AF_UNIX) as control:
