@@ -21,6 +21,7 @@
 #include "base/error.h"
 #include "exports/disk-list.h"
 #include "exports/hang-up.h"
+#include "exports/outlive.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -101,6 +102,7 @@ static void end_without_clients(void)
 static int plugin_after_fork(void)
 {
     struct dr_error err = DR_ERROR_INIT;
+    outlive_clients_that_vanish();
     int r = hang_up_on_signals(end_without_clients, &err);
     if (r == 0)
         r = disk_list_open(&list, quit, &err);

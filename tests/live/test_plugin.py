@@ -306,6 +306,27 @@ def test_a_client_that_leaves_in_the_middle_of_a_request_harms_nobody(serve):
     assert "No errors were found" in drover("check", "disk")
 
 
+def test_a_client_that_leaves_with_many_replies_under_way_harms_nobody(serve):
+    server = serve(chain("qcow2"))
+    other = server.connect()
+    other.pwrite(b"\x31" * 5000, 3 * MiB + 11)
+    for _ in range(10):
+        with connect_by_hand(server) as s:
+            for handle in range(16):
+                s.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, handle, 0, MiB))
+            assert s.recv(4, socket.MSG_PEEK)
+        assert other.pread(4096, 0) == b"\x11" * 4096
+    server.stop()
+    assert "No errors were found" in drover("check", "disk")
+    io("disk", f"read -P 0x31 {3 * MiB + 11} 5000", fmt="qcow2")
+
+
+def test_an_abort_ends_the_server(serve):
+    server = serve(chain("qcow2"))
+    server.process.send_signal(signal.SIGABRT)
+    assert server.process.wait(60) == -signal.SIGABRT
+
+
 # ---------------------------------------------------------------- with other programs
 
 @pytest.mark.parametrize("fmt", FORMATS)
