@@ -137,6 +137,19 @@ static int take_page(struct dr_image *image, struct dr_file *f, uint64_t off, co
     return 0;
 }
 
+/* Bytes of a page behind the end of the file are zeros. But if the file is shorter than its length
+ * when it was opened, or written last, then somebody has cut it off: zeros would read as "nothing
+ * is here". size: of the file, before these bytes were read and now, the smaller one. */
+static int check_page_end(const struct dr_file *f, uint64_t off, uint64_t end, uint64_t size,
+                          struct dr_error *err)
+{
+    uint64_t expected = dr_min(off + DR_PAGE_SIZE, size);
+    if (end >= expected)
+        return 0;
+    return dr_fail(err, EIO, "%s: was cut off while it was open: ends at %llu, expected %llu bytes",
+                   f->path, (unsigned long long)end, (unsigned long long)size);
+}
+
 static int read_pages(struct dr_image *image, struct dr_file *f, uint64_t off, unsigned n,
                       struct loaded *l, struct dr_error *err)
 {
@@ -147,10 +160,16 @@ static int read_pages(struct dr_image *image, struct dr_file *f, uint64_t off, u
         if (!many)
             return no_memory(f, err);
     }
-    int r = dr_file_pread_short(f, bytes, off, (size_t)n * DR_PAGE_SIZE, NULL, err);
-    for (l->n = 0; r == 0 && l->n < n; l->n += r == 0)
-        r = take_page(image, f, off + (uint64_t)l->n * DR_PAGE_SIZE,
-                      bytes + (size_t)l->n * DR_PAGE_SIZE, &l->data[l->n], err);
+    size_t got = 0;
+    uint64_t size = dr_file_size(f);
+    int r = dr_file_pread_short(f, bytes, off, (size_t)n * DR_PAGE_SIZE, &got, err);
+    size = dr_min(size, dr_file_size(f));
+    for (l->n = 0; r == 0 && l->n < n; l->n += r == 0) {
+        uint64_t at = off + (uint64_t)l->n * DR_PAGE_SIZE;
+        r = check_page_end(f, at, off + got, size, err);
+        if (r == 0)
+            r = take_page(image, f, at, bytes + (size_t)l->n * DR_PAGE_SIZE, &l->data[l->n], err);
+    }
     return r;
 }
 

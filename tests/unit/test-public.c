@@ -296,6 +296,27 @@ static void a_block_is_what_a_write_copies_nothing_for(void **state)
     }
 }
 
+static void tables_of_a_file_that_is_cut_off_meanwhile_are_missed(void **state)
+{
+    static const char *const formats[] = {"qcow2", "vmdk"};
+    const uint64_t far = UINT64_C(1000) << 20;
+    uint8_t byte = 7;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
+        struct dr_error err = DR_ERROR_INIT;
+        make(formats[i], UINT64_C(1) << 30);
+        struct dr_disk *disk = open_disk(formats[i], DR_OPEN_RDWR);
+        assert_int_equal(dr_pwrite(disk, &byte, far, 1, 0, &err), 0);
+        assert_int_equal(dr_close(disk, &err), 0);
+        disk = open_disk(formats[i], 0);
+        assert_int_equal(truncate(path, 65536), 0);
+        assert_int_equal(dr_pread(disk, &byte, far, 1, &err), -EIO);
+        assert_non_null(strstr(err.text, "was cut off"));
+        assert_int_equal(dr_close(disk, NULL), 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -311,6 +332,7 @@ int main(void)
         cmocka_unit_test(the_result_is_the_same_without_a_place_for_the_text),
         cmocka_unit_test(zeroing_fast_writes_no_zeros_as_bytes),
         cmocka_unit_test(a_block_is_what_a_write_copies_nothing_for),
+        cmocka_unit_test(tables_of_a_file_that_is_cut_off_meanwhile_are_missed),
     };
 
     if (!mkdtemp(dir))
