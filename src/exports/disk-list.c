@@ -256,10 +256,23 @@ static int check_settings(const struct served *served, struct dr_error *err)
     return 0;
 }
 
+/* For temporary disks, which are made after the directory has changed. */
+static int settle_tmpdir(struct dr_error *err)
+{
+    const char *dir = getenv("TMPDIR");
+    if (!dir || !*dir || *dir == '/')
+        return 0;
+    CLEANUP_FREE char *full = absolute_path(dir);
+    return full && setenv("TMPDIR", full, 1) == 0 ? 0 : no_memory(err);
+}
+
 int disk_list_complete(struct disk_list *list, struct dr_error *err)
 {
     if (list->n == 0)
         return dr_fail(err, EINVAL, "no disk is given: disk=DISK");
+    int settled = settle_tmpdir(err);
+    if (settled < 0)
+        return settled;
     for (size_t i = 0; i < list->n; i++) {
         struct served *served = &list->served[i];
         if (!served->name)

@@ -35,7 +35,7 @@ static const int numbers[] = {SIGTERM, SIGINT, SIGQUIT, SIGHUP};
 static struct sigaction before[N_SIGNALS];
 static sem_t wake;
 static pthread_t thread;
-static bool running;
+static atomic_bool running;
 static atomic_bool stop;
 
 /* ------------------------------------------------------------------ requests */
@@ -234,10 +234,9 @@ void hang_up_stop(void)
         return;
     for (size_t i = 0; i < N_SIGNALS; i++)
         sigaction(numbers[i], &before[i], NULL);
+    running = false; /* hang_up_now() may be called meanwhile, so the semaphore stays */
     atomic_store(&stop, true);
     sem_post(&wake);
     pthread_join(thread, NULL);
-    sem_destroy(&wake);
-    running = false;
     n_listeners = 0;
 }

@@ -408,10 +408,13 @@ def test_damage_is_an_error_for_the_client_and_no_crash(serve):
     assert h.pread(512, MiB) == b"\x22" * 512
 
 
-def test_the_plugin_goes_into_the_background_with_relative_names(work):
+@pytest.mark.parametrize("mode", ["read-only=false", "temporary=true"])
+def test_the_plugin_goes_into_the_background_with_relative_names(work, monkeypatch, mode):
     chain("qcow2")
+    os.mkdir("written")
+    monkeypatch.setenv("TMPDIR", "written")
     ready, told = os.pipe()
-    subprocess.run(["nbdkit", "-U", str(work / "s"), "-P", str(work / "pid"), PLUGIN, "disk", "read-only=false",
+    subprocess.run(["nbdkit", "-U", str(work / "s"), "-P", str(work / "pid"), PLUGIN, "disk", mode,
                     f"ready-fd={told}"], check=True, timeout=20, stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL, pass_fds=[told])
     os.close(told)
