@@ -388,4 +388,6 @@ static struct nbdkit_plugin plugin = {
     .extents = plugin_extents,
 };
 
+/* nbdkit's macro defines it without a declaration, which clang warns of. */
+struct nbdkit_plugin *plugin_init(void);
 NBDKIT_REGISTER_PLUGIN(plugin)
