@@ -14,6 +14,7 @@
 
 #include "core/publish.h"
 #include "live/live.h"
+#include "ops/ops-internal.h"
 #include "storage/storage.h"
 
 #define STATE_MAX (16u << 20) /* bytes of a file that are read */
@@ -330,6 +331,8 @@ int live_state_begin(struct dr_live *live, struct dr_error *err)
         r = dr_file_open(live->fs, live->state, DR_FILE_RDWR, &live->state_file, err);
         if (r == 0)
             r = read_state(live->state_file, live->state, &state, err);
+        if (r == 0)
+            dr_ops_remove_asides(live->fs, live->state);
     }
     if (r == 0)
         r = keep_others(live, json_object_get(state, "disks"), "name", &live->other_disks, err);

@@ -154,6 +154,9 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name);
 /* The name under which an image at path records the file at target: relative if it can be.
  * Malloc'ed, NULL = out of memory. */
 char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target);
+/* What a program that was killed was about to give this name. The caller has locked the file that
+ * has it: nobody else is about to. */
+void dr_ops_remove_asides(struct dr_fs *fs, const char *path);
 
 static inline void dr_cleanup_disk(struct dr_disk **disk)
 {

@@ -323,3 +323,22 @@ char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target)
     char *out = NULL;
     return name && asprintf(&out, "%s:%s", said, name) >= 0 ? out : NULL;
 }
+
+void dr_ops_remove_asides(struct dr_fs *fs, const char *path)
+{
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    char **names;
+    size_t n;
+    if (!dir || dr_ops_list(fs, dir, &names, &n, NULL) < 0)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        struct dr_aside aside;
+        CLEANUP_FREE char *left = NULL;
+        if (dr_aside_parse(names[i], DR_ASIDE_FILE, &aside) &&
+            dr_aside_is_of(&aside, dr_path_basename(path)))
+            left = dr_path_sibling(path, names[i]);
+        if (left)
+            fs->ops->unlink(fs, left, NULL);
+    }
+    dr_ops_free_names(names, n);
+}

@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include "core/aside.h"
 #include "faultfs.h"
 #include "live/live.h"
 #include "powerfs.h"
@@ -167,7 +168,7 @@ static void look(struct dr_fs *fs, const char *where, const uint8_t *want, bool 
 {
     struct dr_error problem = DR_ERROR_INIT;
     struct dr_disk *disk = NULL;
-    uint8_t *have = malloc(SIZE);
+    uint8_t *have = calloc(1, SIZE);
     int r = open_recalled(fs, &disk, &problem);
     if (r == 0)
         r = dr_pread(disk, have, 0, SIZE, &problem);
@@ -289,6 +290,30 @@ static void a_job_that_was_cancelled_does_not_come_back(void **state)
     assert_string_equal(now, "");
     stop(&next);
     dr_fs_memory_free(next.fs);
+}
+
+static void make_aside(struct dr_fs *fs, const char *of)
+{
+    struct dr_file *file;
+    char *name = dr_aside_name(of, DR_ASIDE_FILE);
+    ok(dr_file_open(fs, name, DR_FILE_CREATE, &file, &err));
+    dr_file_unref(file);
+    free(name);
+}
+
+static void what_a_killed_server_was_about_to_name_is_removed(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    family(fs, "qcow2");
+    struct server s = serve(fs);
+    stop(&s);
+    make_aside(fs, "state");
+    make_aside(fs, "other");
+    s = serve(fs);
+    stop(&s);
+    assert_int_equal(count_files(fs), 4); /* base, top, state and what is not the state's */
+    dr_fs_memory_free(fs);
 }
 
 static void a_server_keeps_its_state_to_itself(void **state)
@@ -502,6 +527,7 @@ int main(void)
         cmocka_unit_test(a_mirror_goes_on_with_the_next_server),
         cmocka_unit_test(a_stream_goes_on_with_the_next_server),
         cmocka_unit_test(a_job_that_was_cancelled_does_not_come_back),
+        cmocka_unit_test(what_a_killed_server_was_about_to_name_is_removed),
         cmocka_unit_test(a_server_keeps_its_state_to_itself),
         cmocka_unit_test(what_is_no_state_is_refused),
         cmocka_unit_test(the_next_server_has_the_disk_that_the_guest_wrote_to),
