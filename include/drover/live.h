@@ -46,9 +46,10 @@ DR_API int dr_live_new(const struct dr_live_options *options, struct dr_live **l
 DR_API int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk,
                        struct dr_error *err);
 /* What the state at this path says of the disk called name: the path and format to open it by, each
- * malloc'ed; NULL = it says nothing. -EBUSY: a server has it. */
-DR_API int dr_live_recall(const char *state, const char *name, char **path, char **format,
-                          struct dr_error *err);
+ * malloc'ed; NULL = it says nothing. given: the image that is to be served by that name; -EINVAL:
+ * the state knows another disk by it. NULL = whichever it is. -EBUSY: a server has the state. */
+DR_API int dr_live_recall(const char *state, const char *name, const char *given, char **path,
+                          char **format, struct dr_error *err);
 /* Read the state and begin its jobs again; make the socket and listen. -EADDRINUSE: somebody
  * listens there. */
 DR_API int dr_live_start(struct dr_live *live, struct dr_error *err);

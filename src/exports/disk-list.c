@@ -352,7 +352,9 @@ static int recall(struct disk_list *list, struct served *served, struct dr_error
     char *path = NULL, *format = NULL;
     if (!list->state || served->settings.temporary || served->settings.open.snapshot)
         return 0;
-    int r = dr_live_recall(list->state, served->name, &path, &format, err);
+    CLEANUP_FREE char *given = dr_name_file(served->path);
+    int r = dr_live_recall(list->state, served->name, given ? given : served->path, &path, &format,
+                           err);
     if (r < 0 || !path)
         return r;
     /* They are of the image that the disk had first. Under a newer one they would take the place of

@@ -171,6 +171,7 @@ static void free_disk(struct live_disk *d)
     free(d->name);
     free(d->path);
     free(d->format);
+    free(d->first);
     free(d);
 }
 

@@ -34,6 +34,7 @@ struct live_disk {
     char *name;
     struct dr_disk *disk;
     char *path, *format; /* of its active image; under the lock */
+    char *first;         /* path that its active image had when the state first heard of the disk */
 };
 
 /* A client gave an image a name. */
@@ -128,8 +129,8 @@ int live_thread(pthread_t *thread, void *(*run)(void *user), void *user);
 
 /* ------------------------------------------------------------------ state.c; without the lock */
 
-int live_recall_fs(struct dr_fs *fs, const char *state, const char *name, char **path,
-                   char **format, struct dr_error *err);
+int live_recall_fs(struct dr_fs *fs, const char *state, const char *name, const char *given,
+                   char **path, char **format, struct dr_error *err);
 /* Read it, and begin its jobs again. */
 int live_state_begin(struct dr_live *live, struct dr_error *err);
 int live_state_save(struct dr_live *live, struct dr_error *err);

@@ -73,8 +73,48 @@ static json_t *find_disk(json_t *state, const char *name)
     return NULL;
 }
 
-int live_recall_fs(struct dr_fs *fs, const char *state, const char *name, char **path,
-                   char **format, struct dr_error *err)
+static bool is_same(struct dr_fs *fs, const char *given, const char *known)
+{
+    struct dr_file_id a, b;
+    return known && (strcmp(given, known) == 0 ||
+                     (fs->ops->identify(fs, given, &a, NULL) == 0 &&
+                      fs->ops->identify(fs, known, &b, NULL) == 0 && dr_same_id(a, b)));
+}
+
+/* disk: what the state has of it. Another image by the same name would silently be left aside for
+ * the one that the state has. */
+static int check_given(struct dr_fs *fs, const char *state, const char *name, const char *given,
+                       json_t *disk, struct dr_error *err)
+{
+    const char *path = json_string_value(json_object_get(disk, "path"));
+    const char *first = json_string_value(json_object_get(disk, "first"));
+    if (!given || !path || is_same(fs, given, path) || is_same(fs, given, first))
+        return 0;
+    return dr_fail(err, EINVAL,
+                   "%s: knows '%s' as the disk that began with %s and goes on with %s: serve %s by "
+                   "another name, or with another state",
+                   state, name, first ? first : path, path, given);
+}
+
+static int copy_names(const json_t *disk, const char *state, char **path, char **format,
+                      struct dr_error *err)
+{
+    const char *its_path = json_string_value(json_object_get(disk, "path"));
+    const char *its_format = json_string_value(json_object_get(disk, "format"));
+    if (!its_path || !its_format)
+        return 0;
+    *path = strdup(its_path);
+    *format = strdup(its_format);
+    if (*path && *format)
+        return 0;
+    free(*path);
+    free(*format);
+    *path = *format = NULL;
+    return dr_fail(err, ENOMEM, "%s: out of memory", state);
+}
+
+int live_recall_fs(struct dr_fs *fs, const char *state, const char *name, const char *given,
+                   char **path, char **format, struct dr_error *err)
 {
     struct dr_file *file = NULL;
     json_t *all = NULL;
@@ -88,30 +128,22 @@ int live_recall_fs(struct dr_fs *fs, const char *state, const char *name, char *
         r = read_state(file, state, &all, err);
     dr_file_unref(file);
     json_t *disk = find_disk(all, name);
-    const char *its_path = json_string_value(json_object_get(disk, "path"));
-    const char *its_format = json_string_value(json_object_get(disk, "format"));
-    if (r == 0 && its_path && its_format) {
-        *path = strdup(its_path);
-        *format = strdup(its_format);
-        if (!*path || !*format) {
-            free(*path);
-            free(*format);
-            *path = *format = NULL;
-            r = dr_fail(err, ENOMEM, "%s: out of memory", state);
-        }
-    }
+    if (r == 0)
+        r = check_given(fs, state, name, given, disk, err);
+    if (r == 0)
+        r = copy_names(disk, state, path, format, err);
     json_decref(all);
     return r;
 }
 
-int dr_live_recall(const char *state, const char *name, char **path, char **format,
-                   struct dr_error *err)
+int dr_live_recall(const char *state, const char *name, const char *given, char **path,
+                   char **format, struct dr_error *err)
 {
     DR_REQUIRE(state, err);
     DR_REQUIRE(name, err);
     DR_REQUIRE(path, err);
     DR_REQUIRE(format, err);
-    return live_recall_fs(dr_fs_posix(), state, name, path, format, err);
+    return live_recall_fs(dr_fs_posix(), state, name, given, path, format, err);
 }
 
 /* ------------------------------------------------------------------ writing */
@@ -142,8 +174,9 @@ static char *describe(struct dr_live *live)
     DR_LOCK_SCOPE(&live->lock);
     bool all = true;
     for (const struct live_disk *d = live->disks; d; d = d->next)
-        all &= json_array_append_new(disks, json_pack("{s:s, s:s, s:s}", "name", d->name, "path",
-                                                      d->path, "format", d->format)) == 0;
+        all &= json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:s}", "name", d->name,
+                                                      "path", d->path, "format", d->format, "first",
+                                                      d->first)) == 0;
     for (const struct live_job *job = live->jobs; job; job = job->next)
         if (!job->done && (job->kept || (job->status < LIVE_ABORTING && !job->cancelled)))
             all &= json_array_append_new(jobs, describe_job(job)) == 0;
@@ -319,6 +352,20 @@ static void begin_again(struct dr_live *live, json_t *one)
         live_job_begin(live, on, id, &order, NULL);
 }
 
+/* Which image a disk began with is for the state to know, if it has heard of the disk before. */
+static int learn_first(struct dr_live *live, json_t *state, struct dr_error *err)
+{
+    bool all = true;
+    DR_LOCK_SCOPE(&live->lock);
+    for (struct live_disk *d = live->disks; d; d = d->next) {
+        d->first = copy_text(find_disk(state, d->name), "first");
+        if (!d->first)
+            d->first = strdup(d->path);
+        all &= d->first != NULL;
+    }
+    return all ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", live->state);
+}
+
 int live_state_begin(struct dr_live *live, struct dr_error *err)
 {
     json_t *state = NULL, *one;
@@ -334,6 +381,8 @@ int live_state_begin(struct dr_live *live, struct dr_error *err)
         if (r == 0)
             dr_ops_remove_asides(live->fs, live->state);
     }
+    if (r == 0)
+        r = learn_first(live, state, err);
     if (r == 0)
         r = keep_others(live, json_object_get(state, "disks"), "name", &live->other_disks, err);
     if (r == 0)

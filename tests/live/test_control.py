@@ -260,6 +260,18 @@ def test_a_parent_that_was_given_is_not_put_under_a_newer_image(serve):
     assert server.connect().pread(512, 2 * MiB) == b"\x33" * 512
 
 
+def test_another_disk_is_not_served_by_a_name_that_the_state_knows(serve):
+    chain("qcow2")
+    server = serve("disk", "control=control", "export=d", "state=state")
+    ctl("snapshot", "d", "new")
+    server.stop()
+    with pytest.raises(AssertionError, match="began with .*/disk and goes on with .*/new"):
+        serve("mid", "control=control", "export=d", "state=state")
+    os.link("disk", "link")
+    for same in "link", "new":
+        serve(same, "control=control", "export=d", "state=state").stop()
+
+
 def test_a_name_means_the_same_to_a_server_in_another_directory(serve):
     chain("qcow2")
     server = serve("disk", "control=control", "export=d", "state=state")

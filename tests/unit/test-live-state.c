@@ -22,7 +22,7 @@ struct server {
 static int open_recalled(struct dr_fs *fs, struct dr_disk **disk, struct dr_error *err)
 {
     char *path, *format;
-    int r = live_recall_fs(fs, "state", "disk0", &path, &format, err);
+    int r = live_recall_fs(fs, "state", "disk0", NULL, &path, &format, err);
     const struct dr_open_options o = {.flags = DR_OPEN_RDWR, .format = format};
     if (r == 0)
         r = dr_open_fs(fs, path ? path : "top", &o, disk, err);
@@ -323,14 +323,39 @@ static void a_server_keeps_its_state_to_itself(void **state)
     char *path, *format;
     family(fs, "vmdk");
     struct server s = serve(fs);
-    refused(live_recall_fs(fs, "state", "disk0", &path, &format, &err), EBUSY, "state");
+    refused(live_recall_fs(fs, "state", "disk0", NULL, &path, &format, &err), EBUSY, "state");
     stop(&s);
-    ok(live_recall_fs(fs, "state", "disk0", &path, &format, &err));
+    ok(live_recall_fs(fs, "state", "disk0", NULL, &path, &format, &err));
     assert_string_equal(path, "top");
     assert_string_equal(format, "vmdk");
     free(path);
     free(format);
-    ok(live_recall_fs(fs, "state", "disk1", &path, &format, &err));
+    ok(live_recall_fs(fs, "state", "disk1", NULL, &path, &format, &err));
+    assert_null(path);
+    dr_fs_memory_free(fs);
+}
+
+static void a_name_stays_with_the_disk_that_the_state_knows_by_it(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    char *path, *format;
+    family(fs, "qcow2");
+    struct server s = serve(fs);
+    tell(&s, "{'execute': 'blockdev-snapshot-sync', 'arguments': {'device': 'disk0', "
+             "'snapshot-file': 'newer', 'format': 'qcow2'}}");
+    stop(&s);
+    s = serve(fs); /* it knows of the disk's first image only from the state */
+    stop(&s);
+    static const char *const its[] = {"top", "newer"};
+    for (size_t i = 0; i < 2; i++) {
+        ok(live_recall_fs(fs, "state", "disk0", its[i], &path, &format, &err));
+        assert_string_equal(path, "newer");
+        free(path);
+        free(format);
+    }
+    refused(live_recall_fs(fs, "state", "disk0", "base", &path, &format, &err), EINVAL,
+            "began with top and goes on with newer");
     assert_null(path);
     dr_fs_memory_free(fs);
 }
@@ -346,7 +371,7 @@ static void what_is_no_state_is_refused(void **state)
         ok(dr_file_open(fs, "state", DR_FILE_CREATE, &file, &err));
         ok(dr_file_pwrite(file, bad[i], 0, strlen(bad[i]), &err));
         dr_file_unref(file);
-        refused(live_recall_fs(fs, "state", "disk0", &path, &format, &err), EINVAL,
+        refused(live_recall_fs(fs, "state", "disk0", NULL, &path, &format, &err), EINVAL,
                 "is no state of a server");
         dr_fs_memory_free(fs);
     }
@@ -438,10 +463,10 @@ static void a_state_that_cannot_be_looked_at_is_not_taken_for_none(void **state)
     char *path, *format;
     assert_non_null(mkdtemp(dir));
     snprintf(where, sizeof(where), "%s/loop", dir);
-    ok(dr_live_recall(where, "disk0", &path, &format, &err));
+    ok(dr_live_recall(where, "disk0", NULL, &path, &format, &err));
     assert_null(path);
     assert_int_equal(symlink("loop", where), 0);
-    refused(dr_live_recall(where, "disk0", &path, &format, &err), ELOOP, where);
+    refused(dr_live_recall(where, "disk0", NULL, &path, &format, &err), ELOOP, where);
     unlink(where);
     rmdir(dir);
 }
@@ -529,6 +554,7 @@ int main(void)
         cmocka_unit_test(a_job_that_was_cancelled_does_not_come_back),
         cmocka_unit_test(what_a_killed_server_was_about_to_name_is_removed),
         cmocka_unit_test(a_server_keeps_its_state_to_itself),
+        cmocka_unit_test(a_name_stays_with_the_disk_that_the_state_knows_by_it),
         cmocka_unit_test(what_is_no_state_is_refused),
         cmocka_unit_test(the_next_server_has_the_disk_that_the_guest_wrote_to),
         cmocka_unit_test(a_state_is_written_again_after_it_could_not_be),
