@@ -181,7 +181,8 @@ def test_ended_under_load_it_leaves_what_was_acknowledged_and_flushed(tmp_path, 
         for off, expected in synced[number]:
             assert data[off:off + len(expected)] == expected
     assert data[writers * 5 * MIB:] == first[writers * 5 * MIB:]
-    assert drover("check", disk, check=False).returncode == 0
+    allowed = (0, 3) if sig == signal.SIGKILL else (0,)  # 3: leaks
+    assert drover("check", disk, check=False).returncode in allowed
 
 
 @needs_root
