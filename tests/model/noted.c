@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "noted.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -23,9 +24,11 @@ static uint64_t sectors(uint64_t size)
     return n < 64 ? (UINT64_C(1) << n) - 1 : UINT64_MAX;
 }
 
+/* Only of disks with bitmaps, which are small. */
 static uint64_t differing(const uint8_t *a, const uint8_t *b, uint64_t size)
 {
     uint64_t bits = 0;
+    assert(size <= 64 * SECTOR);
     for (uint64_t off = 0; off < size; off += SECTOR)
         if (memcmp(a + off, b + off, dr_min(SECTOR, size - off)) != 0)
             bits |= UINT64_C(1) << off / SECTOR;
@@ -137,7 +140,7 @@ int noted_make(struct dr_disk *disk, uint64_t unit, const uint8_t *bytes, struct
 
 void noted_compare(struct noted *now, const uint8_t *before, const uint8_t *after, uint64_t size)
 {
-    uint64_t bits = differing(before, after, size);
+    uint64_t bits = now->n ? differing(before, after, size) : 0;
     for (unsigned i = 0; i < now->n; i++)
         if (now->list[i].enabled)
             now->list[i].bits |= bits;
@@ -169,9 +172,9 @@ const char *noted_wrong(const struct noted *found, const struct noted *then,
                         enum noted_state state)
 {
     static _Thread_local char text[100];
-    uint64_t changed = differing(then_view, view, size);
     if (found->n != then->n)
         return "there are more or less of them";
+    uint64_t changed = found->n ? differing(then_view, view, size) : 0;
     for (unsigned i = 0; i < found->n; i++) {
         const struct noted_bitmap *b = find((struct noted *)(uintptr_t)then, found->list[i].name);
         const char *why = b ? wrong_one(&found->list[i], b, changed, sectors(size), state)

@@ -20,6 +20,8 @@ static int by_cluster(const void *a, const void *b)
 static void settle(struct qcow2_check *c)
 {
     size_t n = 0;
+    if (c->n_overlaps == 0)
+        return;
     qsort(c->overlaps, c->n_overlaps, sizeof(*c->overlaps), by_cluster);
     for (size_t i = 0; i < c->n_overlaps; i++)
         if (n == 0 || c->overlaps[n - 1].cluster != c->overlaps[i].cluster)
