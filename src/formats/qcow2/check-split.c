@@ -83,7 +83,7 @@ static int split_table(struct qcow2_check *c, const struct qcow2_table *table, u
     for (size_t i = 0; r == 0 && s->left && !s->full && i < len; i += c->q->entry) {
         struct qcow2_fault faults[2];
         struct qcow2_reference ref;
-        uint64_t host, v = get_be64(bytes + i);
+        uint64_t host = 0, v = get_be64(bytes + i);
         if (qcow2_entry_faults(c->q, bytes + i, QCOW2_NO_PLACE, faults, &ref) ||
             ref.use == QCOW2_USE_NOTHING || !is_crowded(c, &ref))
             continue;
