@@ -1,6 +1,4 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "archive/leftovers.h"
@@ -31,17 +29,5 @@ static bool is_dead(struct dr_fs *fs, const char *path)
 
 void vma_drop_leftovers(struct dr_fs *fs, const char *path)
 {
-    CLEANUP_FREE char *dir = dr_path_dirname(path);
-    char **names;
-    size_t n;
-    if (!dir || dr_ops_list(fs, dir, &names, &n, NULL) < 0)
-        return;
-    for (size_t i = 0; i < n; i++) {
-        struct dr_aside aside;
-        CLEANUP_FREE char *tmp = dr_path_sibling(path, names[i]);
-        if (tmp && dr_aside_parse(names[i], DR_ASIDE_FILE, &aside) &&
-            dr_aside_is_of(&aside, dr_path_basename(path)) && is_dead(fs, tmp))
-            fs->ops->unlink(fs, tmp, NULL);
-    }
-    dr_ops_free_names(names, n);
+    dr_ops_remove_asides(fs, path, is_dead);
 }

@@ -379,7 +379,7 @@ int live_state_begin(struct dr_live *live, struct dr_error *err)
         if (r == 0)
             r = read_state(live->state_file, live->state, &state, err);
         if (r == 0)
-            dr_ops_remove_asides(live->fs, live->state);
+            dr_ops_remove_asides(live->fs, live->state, NULL);
     }
     if (r == 0)
         r = learn_first(live, state, err);

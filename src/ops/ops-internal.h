@@ -154,9 +154,11 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name);
 /* The name under which an image at path records the file at target: relative if it can be.
  * Malloc'ed, NULL = out of memory. */
 char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target);
-/* What a program that was killed was about to give this name. The caller has locked the file that
- * has it: nobody else is about to. */
-void dr_ops_remove_asides(struct dr_fs *fs, const char *path);
+/* Remove the files that interrupted attempts made to replace the file at path, if is_dead says so
+ * of one. NULL: all are; the caller holds the lock of the file at path, so no attempt is under way.
+ */
+void dr_ops_remove_asides(struct dr_fs *fs, const char *path,
+                          bool (*is_dead)(struct dr_fs *fs, const char *aside));
 
 static inline void dr_cleanup_disk(struct dr_disk **disk)
 {

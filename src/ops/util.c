@@ -324,7 +324,8 @@ char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target)
     return name && asprintf(&out, "%s:%s", said, name) >= 0 ? out : NULL;
 }
 
-void dr_ops_remove_asides(struct dr_fs *fs, const char *path)
+void dr_ops_remove_asides(struct dr_fs *fs, const char *path,
+                          bool (*is_dead)(struct dr_fs *fs, const char *aside))
 {
     CLEANUP_FREE char *dir = dr_path_dirname(path);
     char **names;
@@ -337,7 +338,7 @@ void dr_ops_remove_asides(struct dr_fs *fs, const char *path)
         if (dr_aside_parse(names[i], DR_ASIDE_FILE, &aside) &&
             dr_aside_is_of(&aside, dr_path_basename(path)))
             left = dr_path_sibling(path, names[i]);
-        if (left)
+        if (left && (!is_dead || is_dead(fs, left)))
             fs->ops->unlink(fs, left, NULL);
     }
     dr_ops_free_names(names, n);
