@@ -405,14 +405,15 @@ int qcow2_snapshot_delete(struct dr_image *image, const char *id, struct dr_erro
         r = find(&c, id, &s, err);
     if (r == 0)
         r = qcow2_tree_check(image, &c.tree, false, err);
-    if (r == 0 && c.q->h.n_snapshots > 1) /* delete_now sees to what the disk has */
+    bool others = c.q->h.n_snapshots > 1; /* delete_now checks the counts of what the disk has */
+    if (r == 0 && others)
         r = qcow2_refuse_low_counts(image, err);
     if (r == 0)
         r = delete_now(&c, s, err);
     if (has_no_space(r) && !c.q->damage && !c.q->damage_noted) {
         dr_error_reset(err);
         r = dr_image_flush_all(image, err); /* what was undone goes */
-        if (r == 0)
+        if (r == 0 && !others)
             r = qcow2_refuse_low_counts(image, err);
         if (r == 0)
             r = delete_in_place(&c, s, err);
