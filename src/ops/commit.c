@@ -204,8 +204,9 @@ static int check_growth(struct commit *c, struct dr_error *err)
     return r;
 }
 
-static void transfer_init(const struct commit *c, struct dr_transfer *t)
+static void transfer_init(void *user, struct dr_transfer *t)
 {
+    const struct commit *c = user;
     *t = (struct dr_transfer){
         .dst = c->chain,
         .dst_at = c->base,
@@ -410,16 +411,11 @@ static int quiesce(struct commit *c,
 
 /* ------------------------------------------------------------------ the copy */
 
-static int copy_all(const struct commit *c, struct dr_error *err)
+static int copy_all(struct commit *c, struct dr_error *err)
 {
     struct dr_transfer t;
     transfer_init(c, &t);
     return dr_transfer_run(&t, t.walk.size, c->job, err);
-}
-
-static void transfer_rest(void *user, struct dr_transfer *t)
-{
-    transfer_init(user, t);
 }
 
 static int flush_base(void *user, struct dr_error *err)
@@ -433,7 +429,7 @@ static int copy(struct commit *c, struct dr_error *err)
 {
     c->follow.job = c->job;
     c->follow.size = c->size;
-    c->follow.transfer = transfer_rest;
+    c->follow.transfer = transfer_init;
     c->follow.flush = flush_base;
     c->follow.user = c;
     int r = copy_all(c, err);

@@ -322,7 +322,8 @@ static int quiet_step(void *user, struct dr_chain *present, struct dr_chain **fr
     int r = set->quiet < set->n
                 ? dr_disk_quiesce(set->all[set->quiet].disk, quiet_step, set, NULL, err)
                 : switch_all(set, err);
-    if (!set->switched)
+    if (!set->switched) /* once it has, a failure of an inner disk comes too late to undo anything
+                         */
         return r;
     *fresh = DR_STEAL(s->next);
     return 0;

@@ -108,7 +108,7 @@ static void *help(void *user)
     return NULL;
 }
 
-/* A helper that cannot be had is done without. */
+/* If no thread can be made, the check goes on with those it has. */
 static void add_helper(struct qcow2_ahead *a)
 {
     pthread_attr_t attr;
@@ -239,7 +239,7 @@ int qcow2_ahead_finish(struct qcow2_check *c, int r, struct dr_error *err)
 
 /* ------------------------------------------------------------------ beginning and end */
 
-/* Beside the caller, who has the pieces to use. Where reading takes long, he only waits. */
+/* The caller uses one processor. Where reading takes long it only waits, so the file decides. */
 static unsigned wanted_helpers(const struct dr_file *f)
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);

@@ -185,7 +185,8 @@ static uint64_t empty_until(const struct qcow2 *q, uint64_t at, uint64_t off, ui
     return dr_min(qcow2_cluster_start(q, off) + (zero - at) / q->entry * q->cluster, table_end);
 }
 
-/* A damaged entry ends it: who asks for that is told then. What is before it can be read. */
+/* A damaged entry ends the extent: a read of that entry fails, and what is before it can be read.
+ */
 static void grow_extent(struct dr_image *image, const struct dr_page *page, uint64_t at,
                         uint64_t off, uint64_t end, struct dr_extent *ext)
 {
