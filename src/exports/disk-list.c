@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/absolute.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "exports/disk-list.h"
@@ -32,25 +33,14 @@ static const char *own_text(struct disk_list *list, char *text)
     return text;
 }
 
-static char *absolute_path(const char *path)
-{
-    CLEANUP_FREE char *cwd = path[0] == '/' ? NULL : getcwd(NULL, 0);
-    char *full = NULL;
-    if (path[0] == '/')
-        return strdup(path);
-    if (!cwd || asprintf(&full, "%s/%s", cwd, path) < 0)
-        return NULL;
-    return full;
-}
-
 /* The path in FORMAT:PATH#MEMBER becomes absolute, too. */
 static char *absolute_name(const char *name)
 {
     const char *format = dr_name_format(name);
     if (!format)
-        return absolute_path(name);
+        return dr_absolute_path(name);
     size_t prefix = strlen(format) + 1;
-    CLEANUP_FREE char *path = absolute_path(name + prefix);
+    CLEANUP_FREE char *path = dr_absolute_path(name + prefix);
     char *full = NULL;
     if (!path || asprintf(&full, "%s:%s", format, path) < 0)
         return NULL;
@@ -126,7 +116,7 @@ static int add_allowed(struct disk_list *list, const char *value, struct dr_erro
     if (!more)
         return no_memory(err);
     list->allowed = more;
-    more[list->n_allowed] = absolute_path(value);
+    more[list->n_allowed] = dr_absolute_path(value);
     more[list->n_allowed + 1] = NULL;
     return more[list->n_allowed++] ? 0 : no_memory(err);
 }
@@ -136,7 +126,7 @@ static int set_path(struct disk_list *list, const char *value, const char **path
 {
     if (!*value)
         return dr_fail(err, EINVAL, "control= and state=: expected a path");
-    *path = own_text(list, absolute_path(value));
+    *path = own_text(list, dr_absolute_path(value));
     return *path ? 0 : no_memory(err);
 }
 
@@ -231,14 +221,6 @@ int disk_list_config(struct disk_list *list, const char *key, const char *value,
     return dr_fail(err, EINVAL, "there is no parameter '%s'", key);
 }
 
-/* The member of an archive, or the file's own name. */
-static char *default_name(const char *path)
-{
-    const char *member = dr_name_format(path) ? strrchr(path, '#') : NULL;
-    const char *slash = strrchr(path, '/');
-    return strdup(member && member > slash && member[1] ? member + 1 : slash ? slash + 1 : path);
-}
-
 static int check_settings(const struct served *served, struct dr_error *err)
 {
     const struct disk_settings *s = &served->settings;
@@ -262,7 +244,7 @@ static int settle_tmpdir(struct dr_error *err)
     const char *dir = getenv("TMPDIR");
     if (!dir || !*dir || *dir == '/')
         return 0;
-    CLEANUP_FREE char *full = absolute_path(dir);
+    CLEANUP_FREE char *full = dr_absolute_path(dir);
     return full && setenv("TMPDIR", full, 1) == 0 ? 0 : no_memory(err);
 }
 
@@ -276,7 +258,7 @@ int disk_list_complete(struct disk_list *list, struct dr_error *err)
     for (size_t i = 0; i < list->n; i++) {
         struct served *served = &list->served[i];
         if (!served->name)
-            served->name = default_name(served->path);
+            served->name = strdup(export_default_name(served->path));
         if (!served->name)
             return no_memory(err);
         int r = check_settings(served, err);
@@ -308,7 +290,7 @@ static int open_for(const struct served *served, bool writing, struct dr_disk **
     return dr_open(served->path, &open, disk, err);
 }
 
-/* A client that would like to write takes what it can get, as with every other NBD server. */
+/* Where the disk cannot be opened for writing it is served read-only, as by other NBD servers. */
 static bool only_readable(int r)
 {
     return r == -EACCES || r == -EPERM || r == -EROFS || r == -ENOTSUP;

@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/thread.h"
 #include "exports/hang-up.h"
 
 static const int numbers[] = {SIGTERM, SIGINT, SIGQUIT, SIGHUP};
@@ -183,17 +184,6 @@ static void on_signal(int number, siginfo_t *info, void *context)
     errno = e;
 }
 
-/* Signals go on being delivered to the threads that nbdkit expects them in. */
-static int start_thread(void)
-{
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int r = pthread_create(&thread, NULL, run, NULL);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return r;
-}
-
 /* Only signals that have a handler end the server in good order. */
 static void take_over(size_t i)
 {
@@ -213,7 +203,7 @@ int hang_up_on_signals(void (*give_up_now)(void), struct dr_error *err)
     for_each_descriptor(note_listener);
     sem_init(&wake, 0, 0);
     atomic_store(&stop, false);
-    int r = start_thread();
+    int r = dr_thread_start(&thread, run, NULL);
     if (r != 0)
         return dr_fail_errno(err, r, "cannot start a thread");
     running = true;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "base/thread.h"
 #include "live/live.h"
 
 const char *live_kind_name(enum live_kind kind)
@@ -250,7 +251,7 @@ int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
         return r;
     while (*end)
         end = &(*end)->next;
-    r = live_thread(&job->thread, work, job); /* it waits for the lock before it tells */
+    r = dr_thread_start(&job->thread, work, job); /* it waits for the lock before it tells */
     if (r != 0) {
         free_job(job);
         return dr_fail_errno(err, r, "no thread for job '%s'", id);

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Disks by their names, and the beginning and the end of a dr_live. */
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -222,16 +221,6 @@ void live_wake(struct dr_live *live)
     uint64_t one = 1;
     if (live->bell >= 0 && write(live->bell, &one, sizeof(one)) < 0)
         return; /* it is full: the thread will wake up anyway */
-}
-
-int live_thread(pthread_t *thread, void *(*run)(void *user), void *user)
-{
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int r = pthread_create(thread, NULL, run, user);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return r;
 }
 
 /* ------------------------------------------------------------------ the end */

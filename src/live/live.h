@@ -124,8 +124,6 @@ const char *live_node_of(struct dr_live *live, const char *path);
 int live_check_name(struct dr_live *live, const char *name, struct dr_error *err);
 int live_name_node(struct dr_live *live, const char *name, const char *path, struct dr_error *err);
 void live_wake(struct dr_live *live);
-/* As pthread_create, for a thread that takes none of the program's signals. */
-int live_thread(pthread_t *thread, void *(*run)(void *user), void *user);
 
 /* ------------------------------------------------------------------ state.c; without the lock */
 

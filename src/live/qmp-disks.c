@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/absolute.h"
 #include "base/json.h"
 #include "live/live.h"
 #include "ops/ops-internal.h"
@@ -23,12 +24,7 @@ int live_gate(struct dr_live *live, const struct live_disk *on, const char *path
  * same to a server that is begun in another directory. */
 char *live_full_path(const struct live_disk *on, const char *path)
 {
-    CLEANUP_FREE char *cwd = NULL;
-    char *full;
-    if (path[0] == '/' || on->disk->fs != dr_fs_posix())
-        return strdup(path);
-    cwd = getcwd(NULL, 0);
-    return cwd && asprintf(&full, "%s/%s", cwd, path) >= 0 ? full : NULL;
+    return on->disk->fs == dr_fs_posix() ? dr_absolute_path(path) : strdup(path);
 }
 
 /* ------------------------------------------------------------------ asking */
@@ -165,21 +161,16 @@ static json_t *take_shots(struct dr_live *live, struct shot *shots, size_t n, st
     return qmp_done(r);
 }
 
-static const struct qmp_arg snapshot_args[] = {
-    {"device", 's', false},
-    {"node-name", 's', false},
-    {"snapshot-file", 's', true},
-    {"snapshot-node-name", 's', false},
-    {"format", 's', false},
-    {"mode", 's', false},
-    {0},
-};
+#define SNAPSHOT_ARGS                                                                \
+    {"device", 's', false}, {"node-name", 's', false}, {"snapshot-file", 's', true}, \
+        {"snapshot-node-name", 's', false}, {"format", 's', false},                  \
+    {                                                                                \
+        "mode", 's', false                                                           \
+    }
 
 static json_t *snapshot_sync(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct shot shot = {0};
-    if (qmp_check_args(snapshot_args, args, err) < 0)
-        return NULL;
     int r = read_shot(live, args, &shot, err);
     json_t *result = r < 0 ? NULL : take_shots(live, &shot, 1, err);
     free(shot.path);
@@ -190,6 +181,7 @@ static int read_action(struct dr_live *live, json_t *action, struct shot *shot,
                        struct qmp_error *err)
 {
     static const struct qmp_arg table[] = {{"type", 's', true}, {0}};
+    static const struct qmp_arg snapshot_args[] = {SNAPSHOT_ARGS, {0}};
     const char *type = json_is_object(action) ? qmp_string(action, "type") : NULL;
     json_t *data = json_object_get(action, "data");
     if (!type)
@@ -229,7 +221,8 @@ static json_t *resize(struct dr_live *live, json_t *args, struct qmp_error *err)
     return on ? qmp_done(dr_truncate(on->disk, qmp_number(args, "size"), &err->text)) : NULL;
 }
 
-/* Only the name in the active image: whoever says so knows that the new parent reads the same. */
+/* Write another parent's name into the active image. The client vouches that this parent reads the
+ * same; nothing is compared. */
 static json_t *change_backing(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     const struct live_disk *on = qmp_device(live, args, err);
@@ -257,14 +250,7 @@ const struct qmp_command qmp_disk_commands[] = {
     {"query-named-block-nodes", query_nodes, {{"flat", 'b', false}}},
     {"query-block", query_block, {{0}}},
     {"query-block-exports", query_exports, {{0}}},
-    {"blockdev-snapshot-sync",
-     snapshot_sync,
-     {{"device", 's', false},
-      {"node-name", 's', false},
-      {"snapshot-file", 's', true},
-      {"snapshot-node-name", 's', false},
-      {"format", 's', false},
-      {"mode", 's', false}}},
+    {"blockdev-snapshot-sync", snapshot_sync, {SNAPSHOT_ARGS}},
     {"transaction", transaction, {{"actions", 'l', true}}},
     {"block_resize",
      resize,

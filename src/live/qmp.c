@@ -15,6 +15,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/thread.h"
 #include "live/live.h"
 
 struct buffer {
@@ -334,7 +335,7 @@ int live_listen(struct dr_live *live, struct dr_error *err)
         live->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         r = live->bell < 0 ? dr_fail_errno(err, errno, "%s: no eventfd", live->control) : 0;
         if (r == 0) {
-            r = -live_thread(&live->thread, serve, live);
+            r = -dr_thread_start(&live->thread, serve, live);
             if (r < 0)
                 dr_fail_errno(err, -r, "%s: no thread", live->control);
         }

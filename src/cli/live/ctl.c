@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/absolute.h"
 #include "cli/commands.h"
 #include "cli/common/progress.h"
 #include "cli/live/client.h"
@@ -32,6 +33,7 @@ struct follow {
     const struct cli_args *args;
     const char *id;
     struct timespec began;
+    uint64_t total; /* bytes of the job, when it was asked last */
     bool ready, bar;
 };
 
@@ -45,6 +47,7 @@ static double seconds_since(const struct timespec *then)
 static void show_bar(struct follow *f, uint64_t done, uint64_t total)
 {
     enum { WIDTH = 30 };
+    f->total = total;
     double share = total ? (double)done / (double)total : 0, time = seconds_since(&f->began);
     double speed = time > 0 ? (double)done / time : 0;
     int full = (int)(share * WIDTH);
@@ -113,8 +116,8 @@ static int on_event(struct follow *f, json_t *event, bool *ended)
     if (!*ended)
         return 0;
     if (!error && strcmp(name, "BLOCK_JOB_COMPLETED") == 0) {
-        if (!f->ctl->show)
-            show_bar(f, 1, 1);
+        if (f->bar && f->total)
+            show_bar(f, f->total, f->total);
         end_bar(f);
         return 0;
     }
@@ -152,17 +155,6 @@ static int follow(struct ctl *ctl, const struct cli_args *args, const char *id)
 }
 
 /* ------------------------------------------------------------------ what begins jobs */
-
-/* A name is the client's: the server may stand in another directory. Malloc'ed. */
-static char *full_path(const char *path)
-{
-    char *full, cwd[PATH_MAX];
-    if (path[0] == '/')
-        return strdup(path);
-    if (!getcwd(cwd, sizeof(cwd)) || asprintf(&full, "%s/%s", cwd, path) < 0)
-        return NULL;
-    return full;
-}
 
 static int set_common(const struct cli *cli, const struct cli_args *args, json_t *to)
 {
@@ -211,7 +203,7 @@ static int do_commit(struct ctl *ctl, const struct cli_args *args, char **operan
 
 static int do_mirror(struct ctl *ctl, const struct cli_args *args, char **operands)
 {
-    CLEANUP_FREE char *target = full_path(operands[1]);
+    CLEANUP_FREE char *target = dr_absolute_path(operands[1]);
     json_t *arguments = target
                             ? json_pack("{s:s, s:s, s:s}", "device", operands[0], "target", target,
                                         "sync", cli_has(args, KEY_TOP_ONLY) ? "top" : "full")
@@ -225,7 +217,7 @@ static int do_mirror(struct ctl *ctl, const struct cli_args *args, char **operan
 
 static int do_snapshot(struct ctl *ctl, const struct cli_args *args, char **operands)
 {
-    CLEANUP_FREE char *file = full_path(operands[1]);
+    CLEANUP_FREE char *file = dr_absolute_path(operands[1]);
     json_t *arguments = file ? json_pack("{s:s, s:s}", "device", operands[0], "snapshot-file", file)
                              : NULL;
     if (!arguments)

@@ -62,17 +62,14 @@ static char *in_path(const char *name)
 static char *find_plugin(void)
 {
     static const char *const places[] = {
-        "%s/nbdkit-drover-plugin.so", "%s/../" DR_LIBDIR "/nbdkit/plugins/nbdkit-drover-plugin.so"};
+        "/nbdkit-drover-plugin.so", "/../" DR_LIBDIR "/nbdkit/plugins/nbdkit-drover-plugin.so"};
     char self[PATH_MAX], *full = NULL;
     ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
     char *slash = n > 0 ? memrchr(self, '/', (size_t)n) : NULL;
 
     for (size_t i = 0; slash && i < sizeof(places) / sizeof(places[0]); i++) {
         *slash = '\0';
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-        int r = asprintf(&full, places[i], self);
-#pragma GCC diagnostic pop
+        int r = asprintf(&full, "%s%s", self, places[i]);
         if (r >= 0 && access(full, R_OK) == 0)
             return full;
         if (r >= 0)

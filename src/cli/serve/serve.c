@@ -10,6 +10,7 @@
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
 #include "cli/serve/serve.h"
+#include "exports/exports.h"
 
 static const struct cli_option serve_options[] = {
     {KEY_SOCKET, "socket", "PATH", "listen at this socket in the file system", false},
@@ -186,18 +187,10 @@ static int get_disks(struct serving *s)
 
 /* ------------------------------------------------------------------ when it serves */
 
-/* As the plugin names exports that got no name: after the member, or the file. */
 static const char *export_name(const struct cli_args *args, int i)
 {
-    const char *said = cli_nth_value(args, KEY_EXPORT, (size_t)i), *name = args->operands[i];
-    const char *member = dr_name_format(name) ? strrchr(name, '#') : NULL;
-    const char *slash = strrchr(name, '/');
-
-    if (said)
-        return said;
-    if (member && (!slash || member > slash) && member[1])
-        return member + 1;
-    return slash ? slash + 1 : name;
+    const char *said = cli_nth_value(args, KEY_EXPORT, (size_t)i);
+    return said ? said : export_default_name(args->operands[i]);
 }
 
 /* A single disk is the default export, so its name is left out unless somebody chose it. */
