@@ -72,7 +72,7 @@ static int take_down(void **state)
         .name = #test " (" form ")", .test_func = test, .setup_func = set_up, \
         .teardown_func = take_down, .initial_state = form                     \
     }
-#define FOR_EACH_FORMAT(test) WITH("vmdk", test), WITH("add-cow", test)
+#define FOR_EACH_FORMAT(test) WITH("vmdk", test), WITH("add-cow", test), WITH("qcow2", test)
 
 /* ------------------------------------------------------------------ rebase, stream */
 

@@ -358,7 +358,20 @@ int qcow2_set_backing(struct dr_image *image, const struct dr_image *parent, con
     struct change c = {.image = image, .name = name && *name ? name : NULL};
     c.format = format ? format : parent ? parent->fmt->name : NULL;
     int r = check_change(&c, err);
-    return r < 0 ? r : compose_and_write(&c, flags & DR_TRY, err);
+    if (r < 0)
+        return r;
+    CLEANUP_FREE char *its_name = c.name ? strdup(c.name) : NULL;
+    CLEANUP_FREE char *its_format = c.name && c.format ? strdup(c.format) : NULL;
+    if ((c.name && !its_name) || (c.name && c.format && !its_format))
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    r = compose_and_write(&c, flags & DR_TRY, err);
+    if (r < 0 || (flags & DR_TRY))
+        return r;
+    free(image->backing_name);
+    free(image->backing_format);
+    image->backing_name = DR_STEAL(its_name);
+    image->backing_format = DR_STEAL(its_format);
+    return 0;
 }
 
 int qcow2_set_bitmaps(struct dr_image *image, uint32_t n, uint64_t len, uint64_t at,
