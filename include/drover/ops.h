@@ -218,10 +218,12 @@ struct dr_rebase_options {
     /* Snapshots inside the image keep what they show: it is copied for them, too. With this, and in
      * formats that cannot do that, an image with snapshots inside is refused. */
     bool refuse_snapshots;
-    bool compress; /* what is copied into the image is compressed; not with snapshots inside */
+    bool compress;     /* what is copied into the image is compressed; not with snapshots inside */
+    const char *image; /* the member of the chain that gets another parent; NULL = the top image */
 };
 /* On an open disk, which other threads may read and write meanwhile: its requests are held up only
- * for the switch. options->open tells how to open the new parent. -EBUSY: another operation changes
+ * for the switch. options->open tells how to open the new parent. A lower image must have no other
+ * users: it is written to, though it reads the same all the time. -EBUSY: another operation changes
  * the disk's images. With unsafe the disk reads through the new parent from then on, with force it
  * goes on with the old one until it is opened again. */
 DR_API int dr_disk_rebase(struct dr_disk *disk, const struct dr_rebase_options *options,
@@ -248,8 +250,9 @@ struct dr_stream_options {
     struct dr_open_options open;
     const char *base;      /* a member of the chain that stays the parent; NULL = none stays */
     bool refuse_snapshots; /* as in struct dr_rebase_options */
+    const char *image;     /* the member of the chain that is filled; NULL = the top image */
 };
-/* As dr_disk_rebase. */
+/* As dr_disk_rebase. Images that leave the chain keep their files. */
 DR_API int dr_disk_stream(struct dr_disk *disk, const struct dr_stream_options *options,
                           struct dr_job *job, struct dr_error *err);
 DR_API int dr_stream(const char *path, const struct dr_stream_options *options, struct dr_job *job,

@@ -16,7 +16,7 @@
 
 const char *live_kind_name(enum live_kind kind)
 {
-    static const char *const names[] = {"stream", "commit", "mirror"};
+    static const char *const names[] = {"stream", "commit", "mirror", "x-drover-rebase"};
     return names[kind];
 }
 
@@ -130,11 +130,13 @@ static int operate(struct live_job *job, struct dr_error *err)
 {
     const struct live_order *o = &job->order;
     const struct dr_open_options open = {.allow_paths = (const char *const *)job->live->allow};
-    const struct dr_stream_options stream = {.open = open, .base = o->base};
+    const struct dr_stream_options stream = {.open = open, .base = o->base, .image = o->top};
     const struct dr_commit_options commit = {
         .open = open, .base = o->base, .top = o->top, .pivot = !o->top};
     const struct dr_mirror_options mirror = {
         .open = open, .format = o->format, .existing = o->existing, .top = o->top_only};
+    const struct dr_rebase_options rebase = {
+        .open = open, .backing = o->base, .backing_format = o->format, .image = o->top};
     switch (o->kind) {
     case LIVE_STREAM:
         return dr_disk_stream(job->on->disk, &stream, job->job, err);
@@ -142,6 +144,8 @@ static int operate(struct live_job *job, struct dr_error *err)
         return dr_disk_commit(job->on->disk, &commit, job->job, err);
     case LIVE_MIRROR:
         return dr_disk_mirror(job->on->disk, o->target, &mirror, job->job, err);
+    case LIVE_REBASE:
+        return dr_disk_rebase(job->on->disk, &rebase, job->job, err);
     }
     return dr_fail(err, EINVAL, "a job of an unknown kind");
 }

@@ -8,6 +8,7 @@
  *   qmp-commands.c   the table of commands, and what becomes of a line
  *   qmp-jobs.c       commands that begin jobs or speak to them
  *   qmp-disks.c      commands that ask about disks or change them at once
+ *   qmp-edit.c       commands that change what lies below active images
  *
  * One lock covers everything here. It is never held while an operation runs, nor over a system call
  * on a file, and no request or question that passes a disk's gate is made under it: while the gate
@@ -57,12 +58,14 @@ enum live_status {
     LIVE_NULL,
 };
 
-enum live_kind { LIVE_STREAM, LIVE_COMMIT, LIVE_MIRROR };
+enum live_kind { LIVE_STREAM, LIVE_COMMIT, LIVE_MIRROR, LIVE_REBASE };
 
 /* What a job is to do. */
 struct live_order {
     enum live_kind kind;
-    char *base, *top; /* stream, commit: paths of images of the chain; or NULL */
+    char *base; /* stream, commit: path of an image of the chain; rebase: the new parent; or NULL */
+    char *top;  /* of an image of the chain: what goes down first; stream, rebase: the image that is
+                   filled; NULL = the active one */
     char *target, *format;
     bool existing, top_only;          /* mirror */
     bool keep_finalize, keep_dismiss; /* wait for job-finalize, job-dismiss */
@@ -201,7 +204,8 @@ struct qmp_command {
 };
 extern const struct qmp_command
     *const qmp_tables[]; /* each ends with a NULL name; NULL-terminated */
-extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_own_commands[];
+extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_own_commands[],
+    qmp_edit_commands[];
 
 /* One line of a client: a new reference to the reply. *negotiated: has it said qmp_capabilities? */
 json_t *qmp_answer(struct dr_live *live, const char *line, size_t len, bool *negotiated);
@@ -219,6 +223,24 @@ bool qmp_bool(json_t *args, const char *name, bool otherwise);
 uint64_t qmp_number(json_t *args, const char *name);
 /* The disk that "device" or "node-name" means, or NULL and a failure. Takes the lock itself. */
 struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_error *err);
+
+/* ------------------------------------------------------------------ qmp-jobs.c */
+
+/* The path of the image of the disk's chain that a client means, malloc'ed: by a node's name, or by
+ * the name of its file. NULL and 0: it means none. */
+int qmp_chain_path(struct dr_live *live, const struct live_disk *on, const char *node,
+                   const char *file, char **path, struct qmp_error *err);
+/* Begin a job with the arguments that all jobs have; the strings in *order are taken over. */
+json_t *qmp_begin_job(struct dr_live *live, struct live_disk *on, json_t *args,
+                      struct live_order *order, struct qmp_error *err);
+
+/* ------------------------------------------------------------------ qmp-edit.c */
+
+/* The disk that "device" means. By the name of a node it may also mean an image below an active
+ * one, as may "x-image", the name of its file: *image is its path then, malloc'ed, else NULL. NULL
+ * and a failure: it means none. Takes the lock itself. */
+struct live_disk *qmp_device_image(struct dr_live *live, json_t *args, char **image,
+                                   struct qmp_error *err);
 
 /* ------------------------------------------------------------------ qmp-disks.c */
 

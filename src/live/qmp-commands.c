@@ -176,7 +176,7 @@ const struct qmp_command qmp_own_commands[] = {
 };
 
 const struct qmp_command *const qmp_tables[] = {qmp_own_commands, qmp_disk_commands,
-                                                qmp_job_commands, NULL};
+                                                qmp_job_commands, qmp_edit_commands, NULL};
 
 /* ------------------------------------------------------------------ a line */
 

@@ -18,10 +18,8 @@ static char *node_file(struct dr_live *live, const char *node)
     return path ? strdup(path) : on ? strdup(on->path) : NULL;
 }
 
-/* The path of the image of the disk's chain that a client means, malloc'ed: by a node's name, or by
- * the name of its file. NULL and 0: it means none. */
-static int chain_path(struct dr_live *live, const struct live_disk *on, const char *node,
-                      const char *file, char **path, struct qmp_error *err)
+int qmp_chain_path(struct dr_live *live, const struct live_disk *on, const char *node,
+                   const char *file, char **path, struct qmp_error *err)
 {
     CLEANUP_FREE char *by_node = node ? node_file(live, node) : NULL;
     const char *name = node ? by_node : file;
@@ -53,8 +51,8 @@ static int check_policy(json_t *args, struct qmp_error *err)
     return 0;
 }
 
-static json_t *begin(struct dr_live *live, struct live_disk *on, json_t *args,
-                     struct live_order *order, struct qmp_error *err)
+json_t *qmp_begin_job(struct dr_live *live, struct live_disk *on, json_t *args,
+                      struct live_order *order, struct qmp_error *err)
 {
     const char *id = qmp_string(args, "job-id");
     order->speed = qmp_number(args, "speed");
@@ -71,11 +69,13 @@ static json_t *begin(struct dr_live *live, struct live_disk *on, json_t *args,
 static json_t *block_stream(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct live_order order = {.kind = LIVE_STREAM};
-    struct live_disk *on = qmp_device(live, args, err);
-    if (!on || chain_path(live, on, qmp_string(args, "base-node"), qmp_string(args, "base"),
-                          &order.base, err) < 0)
+    struct live_disk *on = qmp_device_image(live, args, &order.top, err);
+    if (!on || qmp_chain_path(live, on, qmp_string(args, "base-node"), qmp_string(args, "base"),
+                              &order.base, err) < 0) {
+        live_order_clear(&order);
         return NULL;
-    return begin(live, on, args, &order, err);
+    }
+    return qmp_begin_job(live, on, args, &order, err);
 }
 
 /* The device that a commit goes by has an error class of its own. */
@@ -86,10 +86,10 @@ static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error
     struct live_disk *on = qmp_device(live, args, err);
     if (!on)
         return qmp_fail(err, "DeviceNotFound", "Device '%s' not found", device);
-    if (chain_path(live, on, qmp_string(args, "base-node"), qmp_string(args, "base"), &order.base,
-                   err) < 0 ||
-        chain_path(live, on, qmp_string(args, "top-node"), qmp_string(args, "top"), &order.top,
-                   err) < 0) {
+    if (qmp_chain_path(live, on, qmp_string(args, "base-node"), qmp_string(args, "base"),
+                       &order.base, err) < 0 ||
+        qmp_chain_path(live, on, qmp_string(args, "top-node"), qmp_string(args, "top"), &order.top,
+                       err) < 0) {
         live_order_clear(&order);
         return NULL;
     }
@@ -106,7 +106,7 @@ static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error
         live_order_clear(&order);
         return qmp_fail(err, NULL, "out of memory");
     }
-    return begin(live, on, args, &order, err);
+    return qmp_begin_job(live, on, args, &order, err);
 }
 
 static int mirror_order(struct dr_live *live, struct live_disk *on, json_t *args,
@@ -144,7 +144,7 @@ static json_t *drive_mirror(struct dr_live *live, json_t *args, struct qmp_error
         live_order_clear(&order);
         return NULL;
     }
-    return begin(live, on, args, &order, err);
+    return qmp_begin_job(live, on, args, &order, err);
 }
 
 /* ------------------------------------------------------------------ asking */
@@ -241,7 +241,11 @@ VERB(job_dismiss, LIVE_DISMISS, false)
 const struct qmp_command qmp_job_commands[] = {
     {"block-stream",
      block_stream,
-     {ANY_JOB, {"base", 's', false}, {"base-node", 's', false}, {"on-error", 's', false}}},
+     {ANY_JOB,
+      {"base", 's', false},
+      {"base-node", 's', false},
+      {"x-image", 's', false},
+      {"on-error", 's', false}}},
     {"block-commit",
      block_commit,
      {ANY_JOB,

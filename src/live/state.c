@@ -6,9 +6,9 @@
  *   a job has begun → the state has it → the client gets its reply
  *   a job has ended → the state forgets it
  *
- * A job that the state has begins anew with the server: a stream or commit goes on where it was,
- * since what it has done is in the images; a mirror starts with a fresh target, and what the old
- * one left aside is removed then. */
+ * A job that the state has begins anew with the server: a stream, rebase or commit goes on where it
+ * was, since what it has done is in the images; a mirror starts with a fresh target, and what the
+ * old one left aside is removed then. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -332,7 +332,7 @@ static void begin_again(struct dr_live *live, json_t *one)
     const char *name = json_string_value(json_object_get(one, "disk"));
     json_int_t kind = json_integer_value(json_object_get(one, "kind"));
     struct live_disk *on = name ? live_find_disk(live, name) : NULL;
-    if (!id || !on || kind < LIVE_STREAM || kind > LIVE_MIRROR)
+    if (!id || !on || kind < LIVE_STREAM || kind > LIVE_REBASE)
         return;
     struct live_order order = {
         .kind = (enum live_kind)kind,
@@ -346,7 +346,7 @@ static void begin_again(struct dr_live *live, json_t *one)
         .keep_dismiss = json_is_true(json_object_get(one, "keep-dismiss")),
         .speed = (uint64_t)json_integer_value(json_object_get(one, "speed")),
     };
-    if (kind == LIVE_MIRROR && !order.target)
+    if ((kind == LIVE_MIRROR && !order.target) || (kind == LIVE_REBASE && !order.base))
         live_order_clear(&order);
     else
         live_job_begin(live, on, id, &order, NULL);

@@ -115,9 +115,12 @@ int rebase_drop_equal(const struct rebase *rb, struct dr_error *err)
 {
     if (!rb->o->drop_equal || !rb->name)
         return 0;
-    struct dr_chain *chain = dr_disk_chain(rb->disk);
-    int r = chain->n < 2 ? 0 : drop_from(rb, chain, err);
+    struct dr_chain *whole = dr_disk_chain(rb->disk), *chain = dr_chain_tail(whole, rb->at);
+    int r = !chain          ? dr_fail(err, ENOMEM, "%s: out of memory", rb->path)
+            : chain->n >= 2 ? drop_from(rb, chain, err)
+                            : 0;
     dr_chain_unref(chain, NULL);
+    dr_chain_unref(whole, NULL);
     return r < 0 ? dr_prefix(err, r, "%s: is rebased, but what equals the parent stays", rb->path)
                  : 0;
 }

@@ -8,7 +8,10 @@
  *
  * Other threads may read and write the disk meanwhile. A fill changes nothing but holes, which it
  * looks at under the unit's lock, so what a guest writes stays. Only for the switch, the record on
- * disk and the chain in memory, requests are held up. */
+ * disk and the chain in memory, requests are held up.
+ *
+ * The image may be a lower one of an open disk. It is thawed for the time of the rebase; the guest
+ * writes to the images above it, and reads the same from it all the time. */
 #include "ops/rebase.h"
 
 #include "base/cleanup.h"
@@ -26,7 +29,7 @@ static int check_overlay(const struct rebase *rb, struct dr_error *err)
     if (!(image->fmt->flags & DR_FORMAT_BACKING) || !image->fmt->set_backing)
         return dr_fail(err, ENOTSUP, "%s: %s images have no backing file to change", rb->path,
                        image->fmt->name);
-    if (!rb->o->dry_run && !image->writable)
+    if (!rb->o->dry_run && rb->at == 0 && !image->writable)
         return dr_fail(err, EROFS, "%s: is open for reading only", rb->path);
     if (rb->shared && !rb->o->unsafe && image->backing_name && rb->old->n == 1)
         return dr_fail(err, EINVAL,
@@ -126,7 +129,7 @@ static int open_parent(struct rebase *rb, struct dr_error *err)
     if (r < 0)
         return dr_prefix(err, r, "%s: cannot open the new backing file", rb->path);
     rb->above = rb->parent->chain;
-    return dr_chain_check_length(rb->path, rb->above->n + 1, err);
+    return dr_chain_check_length(rb->path, rb->at + rb->above->n + 1, err);
 }
 
 static const char *recorded_format(const struct rebase *rb)
@@ -153,18 +156,20 @@ static void warn_about_sizes(const struct rebase *rb)
 
 /* ------------------------------------------------------------------ the switch */
 
-/* The overlay on its new parents. */
-static int make_chain(const struct rebase *rb, struct dr_chain **chain, struct dr_error *err)
+/* What is above the overlay, and the overlay, on its new parents. */
+static int make_chain(const struct rebase *rb, const struct dr_chain *present,
+                      struct dr_chain **chain, struct dr_error *err)
 {
-    size_t below = rb->above ? rb->above->n - rb->above_first : 0;
-    CLEANUP_FREE struct dr_image **images = calloc(below + 1, sizeof(struct dr_image *));
+    size_t kept = rb->at + 1, below = rb->above ? rb->above->n - rb->above_first : 0;
+    CLEANUP_FREE struct dr_image **images = calloc(kept + below, sizeof(struct dr_image *));
     *chain = NULL;
     if (!images)
         return dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
-    images[0] = dr_image_ref(rebase_overlay(rb));
+    for (size_t i = 0; i < kept; i++)
+        images[i] = dr_image_ref(present->images[i]);
     for (size_t i = 0; i < below; i++)
-        images[i + 1] = dr_image_ref(rb->above->images[rb->above_first + i]);
-    *chain = dr_chain_new(images, below + 1);
+        images[kept + i] = dr_image_ref(rb->above->images[rb->above_first + i]);
+    *chain = dr_chain_new(images, kept + below);
     return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
 }
 
@@ -173,7 +178,7 @@ static int switch_step(void *user, struct dr_chain *present, struct dr_chain **f
 {
     struct rebase *rb = user;
     struct dr_chain *next = NULL;
-    int r = make_chain(rb, &next, err);
+    int r = make_chain(rb, present, &next, err);
     if (r == 0)
         r = rebase_fill_rest(rb, err);
     if (r == 0)
@@ -218,7 +223,7 @@ static int switch_parent(struct rebase *rb, struct dr_error *err)
  * show the new parent. */
 static int watch_discards(struct rebase *rb, struct dr_error *err)
 {
-    if (!rb->shared || !rb->name || rb->old->n > 1)
+    if (!rb->shared || !rb->name || rb->at > 0 || rb->old->n > 1)
         return 0;
     return dr_dirty_begin(&rb->dirty, rb->disk, err);
 }
@@ -292,21 +297,108 @@ static int rebase_unsafe(struct rebase *rb, struct dr_error *err)
     return switch_parent(rb, err);
 }
 
+/* ------------------------------------------------------------------ a lower image */
+
+/* What is known of frozen images does not hold for thawed ones, and the other way round: the same
+ * images get another chain. */
+static int renew_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                      struct dr_error *err)
+{
+    const struct rebase *rb = user;
+    *fresh = dr_chain_tail(present, 0);
+    return *fresh ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
+}
+
+static int thaw(struct rebase *rb, struct dr_error *err)
+{
+    uint64_t pause = 0;
+    if (rb->at == 0 || rb->o->dry_run)
+        return 0;
+    int r = dr_image_thaw(rebase_overlay(rb), true, err);
+    rb->thawed = r == 0;
+    if (r == 0)
+        r = dr_disk_quiesce(rb->disk, renew_step, rb, &pause, err);
+    dr_job_held(rb->job, pause);
+    return r;
+}
+
+static int freeze_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                       struct dr_error *err)
+{
+    struct rebase *rb = user;
+    struct dr_chain *next = NULL;
+    int r = renew_step(rb, present, &next, err);
+    if (r == 0)
+        r = dr_image_freeze(rebase_overlay(rb), err);
+    if (r == 0) {
+        dr_chain_renew_index(next); /* made while the image was writable, since that may fail */
+        *fresh = DR_STEAL(next);
+    }
+    dr_chain_unref(next, NULL);
+    return r;
+}
+
+static int give_up_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                        struct dr_error *err)
+{
+    struct rebase *rb = user;
+    (void)err;
+    dr_image_give_up(rebase_overlay(rb));
+    *fresh = dr_chain_tail(present, 0); /* without memory, it goes on without its index */
+    return 0;
+}
+
+/* r: of what was done while the image was thawed. What a failure leaves in it changes no view. */
+static int freeze(struct rebase *rb, int r, struct dr_error *err)
+{
+    uint64_t pause = 0;
+    if (!rb->thawed)
+        return r;
+    int frozen = r == 0 ? dr_disk_quiesce(rb->disk, freeze_step, rb, &pause, err)
+                        : dr_disk_quiesce_unflushed(rb->disk, freeze_step, rb, &pause, NULL);
+    dr_job_held(rb->job, pause);
+    if (frozen < 0) /* its flushes fail: those of the disk must not */
+        dr_disk_quiesce_unflushed(rb->disk, give_up_step, rb, &pause, NULL);
+    return r < 0 ? r : frozen;
+}
+
 /* ------------------------------------------------------------------ on an open disk, and by path
  */
 
+/* The chain that begins with the image which gets another parent. */
+static int find_overlay(struct rebase *rb, struct dr_error *err)
+{
+    struct dr_chain *chain = dr_disk_chain(rb->disk);
+    const char *top = chain->images[0]->path;
+    int r = 0;
+    rb->at = rb->o->image ? dr_ops_member(chain, rb->o->image) : 0;
+    if (rb->at >= chain->n)
+        r = dr_fail(err, EINVAL, "%s: '%s' is not an image of its chain", top, rb->o->image);
+    else if (rb->at > 0 && !rb->o->dry_run && !chain->images[0]->writable)
+        r = dr_fail(err, EROFS, "%s: is open for reading only", top);
+    else if (!(rb->old = dr_chain_tail(chain, rb->at)))
+        r = dr_fail(err, ENOMEM, "%s: out of memory", top);
+    dr_chain_unref(chain, NULL);
+    return r;
+}
+
 static int rebase_claimed(struct rebase *rb, struct dr_error *err)
 {
-    rb->old = dr_disk_chain(rb->disk);
+    int r = find_overlay(rb, err);
+    if (r < 0)
+        return r;
     rb->path = rebase_overlay(rb)->path;
     rb->name = rb->o->backing && *rb->o->backing ? rb->o->backing : NULL;
-    int r = check_overlay(rb, err);
+    r = check_overlay(rb, err);
     if (r == 0 && rb->name) {
         rb->where = dr_ops_resolve(rb->path, rb->name);
         r = rb->where ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
     }
     if (r == 0)
+        r = thaw(rb, err);
+    if (r == 0)
         r = rb->o->unsafe ? rebase_unsafe(rb, err) : rebase_safe(rb, err);
+    r = freeze(rb, r, err);
     dr_ops_close(&rb->parent, NULL);
     int closed = dr_chain_unref(rb->old, r == 0 ? err : NULL);
     free(rb->where);

@@ -17,9 +17,11 @@ struct rebase {
     struct dr_job *job;
     bool shared;             /* other threads may use the disk */
     const char *path, *name; /* name NULL = no parent */
+    size_t at;               /* the overlay's index in the disk's chain */
+    bool thawed;             /* it lies below the active image, and was frozen before */
     char *where;             /* of the new parent */
     struct dr_disk *disk;
-    struct dr_chain *old;   /* the overlay on its old parents */
+    struct dr_chain *old;   /* the overlay, at its index 0, on its old parents */
     struct dr_disk *parent; /* the new parents when they are not among the old ones */
     struct dr_chain *above; /* the chain that holds the new parent, or NULL */
     size_t above_first;

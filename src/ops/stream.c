@@ -4,17 +4,21 @@
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
-/* How the overlay is to name the ancestor, and which format that has. */
-static int find_base(const struct dr_chain *chain, const char *base, char **name, char **format,
-                     struct dr_error *err)
+/* How the overlay is to name the ancestor, and which format that has. image: the overlay if it is
+ * not the active one. */
+static int find_base(const struct dr_chain *chain, const char *image, const char *base, char **name,
+                     char **format, struct dr_error *err)
 {
-    const struct dr_image *top = chain->images[0];
-    size_t k = dr_ops_member(chain, base);
-    if (k == 0 || k == chain->n)
-        return dr_fail(err, EINVAL, "%s: %s is not one of its backing files", top->path, base);
-    *name = dr_ops_name_from(top->fs, top->path, chain->images[k]->path);
+    size_t at = image ? dr_ops_member(chain, image) : 0, k = dr_ops_member(chain, base);
+    if (at == chain->n)
+        return dr_fail(err, EINVAL, "%s: '%s' is not an image of its chain", chain->images[0]->path,
+                       image);
+    const struct dr_image *overlay = chain->images[at];
+    if (k <= at || k == chain->n)
+        return dr_fail(err, EINVAL, "%s: %s is not one of its backing files", overlay->path, base);
+    *name = dr_ops_name_from(overlay->fs, overlay->path, chain->images[k]->path);
     *format = strdup(chain->images[k]->fmt->name);
-    return *name && *format ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", top->path);
+    return *name && *format ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", overlay->path);
 }
 
 static int stream(struct dr_disk *disk, const struct dr_stream_options *o, bool shared,
@@ -23,7 +27,7 @@ static int stream(struct dr_disk *disk, const struct dr_stream_options *o, bool 
     CLEANUP_FREE char *name = NULL, *format = NULL;
     if (o->base && *o->base) {
         struct dr_chain *chain = dr_disk_chain(disk);
-        int r = find_base(chain, o->base, &name, &format, err);
+        int r = find_base(chain, o->image, o->base, &name, &format, err);
         dr_chain_unref(chain, NULL);
         if (r < 0)
             return r;
@@ -32,6 +36,7 @@ static int stream(struct dr_disk *disk, const struct dr_stream_options *o, bool 
         .open = o->open,
         .backing = name ? name : "",
         .backing_format = format,
+        .image = o->image,
         .refuse_snapshots = o->refuse_snapshots,
     };
     return dr_ops_rebase(disk, &rebase, shared, job, err);

@@ -87,6 +87,52 @@ static void a_stream_stops_at_its_base(void **state)
     end(w, "top");
 }
 
+static void a_stream_fills_an_image_below_the_active_one(void **state)
+{
+    static const char *const by[] = {"'device': 'n1'", "'device': 'disk0', 'x-image': 'top'"};
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        struct world *w = begin("qcow2");
+        char line[200];
+        tell(w, "{'execute': 'blockdev-snapshot-sync', 'arguments': {'device': 'disk0', "
+                "'snapshot-file': 'new', 'snapshot-node-name': 'n1'}}");
+        tell(w, "{'execute': 'blockdev-snapshot-sync', 'arguments': {'device': 'disk0', "
+                "'snapshot-file': 'newer'}}");
+        snprintf(line, sizeof(line),
+                 "{'execute': 'block-stream', 'arguments': {'job-id': 'j', %s, 'base': 'base'}}",
+                 by[i]);
+        tell(w, line);
+        events_are(&w->talk, BEGUN ENDING COMPLETED GONE);
+        assert_string_equal(dr_image_path(w->crowd.disk, 2), i ? "top" : "base");
+        assert_string_equal(dr_image_path(w->crowd.disk, dr_chain_length(w->crowd.disk) - 1),
+                            "base");
+        assert_int_equal(dr_chain_length(w->crowd.disk), 3 + i);
+        end(w, "newer");
+    }
+}
+
+static void a_rebase_gives_a_lower_image_another_parent(void **state)
+{
+    struct world *w = begin("vmdk");
+    (void)state;
+    make(w->fs, "other", "vmdk", CROWD_SIZE, NULL);
+    put(w->fs, "other", 64 * KiB, MiB, 0x55);
+    tell(w, "{'execute': 'x-drover-rebase', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+            "'x-image': 'mid', 'backing-file': 'other', 'backing-format': 'vmdk'}}");
+    events_are(&w->talk, BEGUN ENDING COMPLETED GONE);
+    assert_int_equal(dr_chain_length(w->crowd.disk), 3);
+    assert_string_equal(dr_image_path(w->crowd.disk, 2), "other");
+    told_no(w,
+            "{'execute': 'x-drover-rebase', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+            "'x-image': 'base', 'backing-file': 'other', 'backing-format': 'vmdk'}}",
+            "GenericError", "Did not find 'base' in the backing chain");
+    told_no(w,
+            "{'execute': 'x-drover-rebase', 'arguments': {'device': 'disk1', "
+            "'backing-file': 'other'}}",
+            "GenericError", "Cannot find device='disk1'");
+    end(w, "top");
+}
+
 static void a_job_waits_to_be_finalized_and_dismissed(void **state)
 {
     struct world *w = begin("qcow2");
@@ -349,6 +395,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_stream_pulls_everything_in),
         cmocka_unit_test(a_stream_stops_at_its_base),
+        cmocka_unit_test(a_stream_fills_an_image_below_the_active_one),
+        cmocka_unit_test(a_rebase_gives_a_lower_image_another_parent),
         cmocka_unit_test(a_job_waits_to_be_finalized_and_dismissed),
         cmocka_unit_test(a_pending_job_may_be_cancelled),
         cmocka_unit_test(an_intermediate_commit_ends_alone),

@@ -75,6 +75,7 @@ enum cli_key { /* options without a letter */
                KEY_PIDFILE,
                KEY_TOP,
                KEY_TOP_ONLY,
+               KEY_IMAGE,
                KEY_NO_COMPLETE,
                KEY_DETACH,
                KEY_CONTROL,

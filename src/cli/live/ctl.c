@@ -13,9 +13,12 @@
 #include "cli/live/client.h"
 
 static const struct cli_option options[] = {
-    {'f', "format", "FMT", "snapshot, mirror: format of the new image", false},
+    {'f', "format", "FMT", "snapshot, mirror: format of the new image; rebase: of the parent",
+     false},
     {KEY_BASE, "base", "IMAGE", "stream, commit: the image that stays below", false},
     {KEY_TOP, "top", "IMAGE", "commit: the topmost image that goes down", false},
+    {KEY_IMAGE, "image", "IMAGE", "stream, rebase: work on this image, not on the active one",
+     false},
     {KEY_TOP_ONLY, "top-only", NULL, "mirror: only what the active image holds", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {KEY_NO_COMPLETE, "no-complete", NULL,
@@ -165,7 +168,10 @@ static int set_common(const struct cli *cli, const struct cli_args *args, json_t
     if (rate)
         json_object_set_new(to, "speed", json_integer((json_int_t)speed));
     if (format)
-        json_object_set_new(to, "format", json_string(format));
+        json_object_set_new(to, json_object_get(to, "backing-file") ? "backing-format" : "format",
+                            json_string(format));
+    if (cli_has(args, KEY_IMAGE))
+        json_object_set_new(to, "x-image", json_string(cli_value(args, KEY_IMAGE)));
     if (cli_has(args, KEY_BASE))
         json_object_set_new(to, "base", json_string(cli_value(args, KEY_BASE)));
     if (cli_has(args, KEY_TOP))
@@ -199,6 +205,15 @@ static int do_stream(struct ctl *ctl, const struct cli_args *args, char **operan
 static int do_commit(struct ctl *ctl, const struct cli_args *args, char **operands)
 {
     return begin_job(ctl, args, "block-commit", json_pack("{s:s}", "device", operands[0]));
+}
+
+/* The parent's name is sent as it is to be recorded. */
+static int do_rebase(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    json_t *arguments = json_pack("{s:s, s:s}", "device", operands[0], "backing-file", operands[1]);
+    if (!arguments)
+        return cli_usage(ctl->cli, "'%s' is no name that can be sent", operands[1]);
+    return begin_job(ctl, args, "x-drover-rebase", arguments);
 }
 
 static int do_mirror(struct ctl *ctl, const struct cli_args *args, char **operands)
@@ -323,6 +338,7 @@ static const struct verb {
     {"stream", " DISK", 1, do_stream},
     {"commit", " DISK", 1, do_commit},
     {"mirror", " DISK FILE", 2, do_mirror},
+    {"rebase", " DISK PARENT", 2, do_rebase},
     {"resize", " DISK SIZE", 2, do_resize},
     {"pause", " JOB", 1, do_pause},
     {"resume", " JOB", 1, do_resume},
@@ -365,13 +381,14 @@ const struct cli_command cli_cmd_ctl = {
     .about = "SOCKET is what `drover serve --control` was given. COMMAND is one of\n"
              "  status, jobs\n"
              "  snapshot DISK FILE     go on with a new image, FILE, on what the disk has\n"
-             "  stream DISK            pull the parents' data into the active image\n"
+             "  stream DISK            pull the parents' data into the active image, or --image\n"
              "  commit DISK            put the active image, or --top, down into its base\n"
              "  mirror DISK FILE       copy the disk into a new image and go on with that\n"
+             "  rebase DISK PARENT     give the active image, or --image, another parent\n"
              "  resize DISK SIZE\n"
              "  pause, resume, complete, cancel JOB\n"
-             "stream, commit and mirror show how far they are. Interrupted, the job goes on in\n"
-             "the server; `jobs` shows it, and `cancel` ends it.",
+             "stream, commit, mirror and rebase show how far they are. Interrupted, the job goes\n"
+             "on in the server; `jobs` shows it, and `cancel` ends it.",
     .sets = sets,
     .roles = CLI_DROVER,
     .run = run,
