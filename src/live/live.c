@@ -19,18 +19,29 @@ struct live_disk *live_find_disk(struct dr_live *live, const char *name)
     return d;
 }
 
-const char *live_node_path(const struct dr_live *live, const char *name)
+struct live_node *live_find_node(const struct dr_live *live, const char *name)
 {
-    const struct live_node *n = live->nodes;
+    struct live_node *n = live->nodes;
     while (n && strcmp(n->name, name) != 0)
         n = n->next;
-    return n ? n->path : NULL;
+    return n;
+}
+
+static bool is_image(const struct live_node *n)
+{
+    return !n->added || n->format;
+}
+
+const char *live_node_path(const struct dr_live *live, const char *name)
+{
+    const struct live_node *n = live_find_node(live, name);
+    return n && is_image(n) ? n->path : NULL;
 }
 
 static const char *node_name(const struct dr_live *live, const char *path)
 {
     const struct live_node *n = live->nodes;
-    while (n && strcmp(n->path, path) != 0)
+    while (n && (strcmp(n->path, path) != 0 || !is_image(n)))
         n = n->next;
     return n ? n->name : NULL;
 }
@@ -70,9 +81,20 @@ int live_check_name(struct dr_live *live, const char *name, struct dr_error *err
                        "Invalid node-name: '%s' (a letter, then letters, digits, '-', '.' and "
                        "'_', %d at most)",
                        name, LIVE_NAME_MAX);
-    if (live_find_disk(live, name) || live_node_path(live, name))
+    if (live_find_disk(live, name) || live_find_node(live, name))
         return dr_fail(err, EEXIST, "Duplicate nodes with node-name='%s'", name);
     return 0;
+}
+
+void live_free_node(struct live_node *node)
+{
+    if (!node)
+        return;
+    free(node->name);
+    free(node->path);
+    free(node->format);
+    free(node->file_node);
+    free(node);
 }
 
 static int add_node(struct dr_live *live, const char *name, const char *path, struct dr_error *err)
@@ -83,11 +105,7 @@ static int add_node(struct dr_live *live, const char *name, const char *path, st
         n->path = strdup(path);
     }
     if (!n || !n->name || !n->path) {
-        if (n) {
-            free(n->name);
-            free(n->path);
-        }
-        free(n);
+        live_free_node(n);
         return dr_fail(err, ENOMEM, "out of memory for a node's name");
     }
     n->next = live->nodes;
@@ -163,7 +181,7 @@ int dr_live_new(const struct dr_live_options *options, struct dr_live **live, st
     return 0;
 }
 
-static void free_disk(struct live_disk *d)
+void live_free_disk(struct live_disk *d)
 {
     if (!d)
         return;
@@ -174,7 +192,7 @@ static void free_disk(struct live_disk *d)
     free(d);
 }
 
-static struct live_disk *make_disk(const char *name, struct dr_disk *disk)
+struct live_disk *live_make_disk(const char *name, struct dr_disk *disk)
 {
     struct live_disk *d = calloc(1, sizeof(*d));
     if (!d)
@@ -185,7 +203,7 @@ static struct live_disk *make_disk(const char *name, struct dr_disk *disk)
                             .format = strdup(dr_image_format(disk, 0))};
     if (d->name && d->path && d->format)
         return d;
-    free_disk(d);
+    live_free_disk(d);
     return NULL;
 }
 
@@ -194,13 +212,13 @@ int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk, st
     DR_REQUIRE(live, err);
     DR_REQUIRE(name, err);
     DR_REQUIRE(disk, err);
-    struct live_disk *d = make_disk(name, disk), **end = &live->disks;
+    struct live_disk *d = live_make_disk(name, disk), **end = &live->disks;
     DR_LOCK_SCOPE(&live->lock);
     int r = d ? live_check_name(live, name, err) : dr_fail(err, ENOMEM, "%s: out of memory", name);
     if (r == 0)
         r = add_node(live, name, d->path, err);
     if (r < 0) {
-        free_disk(d);
+        live_free_disk(d);
         return r;
     }
     while (*end)
@@ -229,13 +247,13 @@ static void free_lists(struct dr_live *live)
 {
     for (struct live_disk *d = live->disks, *next; d; d = next) {
         next = d->next;
-        free_disk(d);
+        if (d->node)
+            dr_close(d->disk, NULL);
+        live_free_disk(d);
     }
     for (struct live_node *n = live->nodes, *next; n; n = next) {
         next = n->next;
-        free(n->name);
-        free(n->path);
-        free(n);
+        live_free_node(n);
     }
     free_strings(live->allow);
     json_decref(live->other_disks);

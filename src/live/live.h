@@ -9,6 +9,7 @@
  *   qmp-jobs.c       commands that begin jobs or speak to them
  *   qmp-disks.c      commands that ask about disks or change them at once
  *   qmp-edit.c       commands that change what lies below active images
+ *   qmp-nodes.c      commands that give images names, for others to mean them by
  *
  * One lock covers everything here. It is never held while an operation runs, nor over a system call
  * on a file, and no request or question that passes a disk's gate is made under it: while the gate
@@ -36,12 +37,22 @@ struct live_disk {
     struct dr_disk *disk;
     char *path, *format; /* of its active image; under the lock */
     char *first;         /* path that its active image had when the state first heard of the disk */
+    struct live_node *node; /* blockdev-add named it, and it is closed by us; else NULL */
 };
 
-/* A client gave an image a name. */
+/* An image, or the bytes of a file, has a name. Where blockdev-add gave it, it need not be part of
+ * any disk, and nothing has it open until a command uses it. Only the thread of the clients
+ * changes and removes nodes, so it may look at one without the lock. */
 struct live_node {
     struct live_node *next;
     char *name, *path;
+    bool added;      /* by blockdev-add; what follows is only said of these */
+    bool inner;      /* described inside another node, and goes with that */
+    char *format;    /* NULL: the bytes of a file */
+    char *file_node; /* the node that the client named as its file, or NULL */
+    bool read_only, has_parent;
+    unsigned flags; /* enum dr_open_flag, without RDWR */
+    uint64_t size;
 };
 
 /* The names are QEMU's (JobStatus). */
@@ -118,7 +129,7 @@ struct dr_live {
 struct live_disk *live_find_disk(struct dr_live *live, const char *name);
 /* Like it, and also by the name that a client gave to its active image. */
 struct live_disk *live_find_device(struct dr_live *live, const char *name);
-/* The n-th disk, or NULL. Takes the lock itself. Disks stay until the end. */
+/* The n-th disk, or NULL. Takes the lock itself. Only the thread of the clients closes one. */
 struct live_disk *live_nth_disk(struct dr_live *live, size_t n);
 const char *live_node_path(const struct dr_live *live, const char *name); /* or NULL */
 /* The name of an image's node: what a client called it, or one that is made up now. */
@@ -126,6 +137,11 @@ const char *live_node_of(struct dr_live *live, const char *path);
 /* May a client call something so? */
 int live_check_name(struct dr_live *live, const char *name, struct dr_error *err);
 int live_name_node(struct dr_live *live, const char *name, const char *path, struct dr_error *err);
+struct live_node *live_find_node(const struct dr_live *live, const char *name); /* or NULL */
+void live_free_node(struct live_node *node);                                    /* may be NULL */
+/* Takes over a node's disk, also on failure; NULL = out of memory. Not in the list yet. */
+struct live_disk *live_make_disk(const char *name, struct dr_disk *disk);
+void live_free_disk(struct live_disk *d); /* may be NULL; its dr_disk stays open */
 void live_wake(struct dr_live *live);
 
 /* ------------------------------------------------------------------ state.c; without the lock */
@@ -191,7 +207,8 @@ struct qmp_error {
 
 struct qmp_arg {
     const char *name;
-    char type; /* 's'tring, 'n'umber (not negative), 'b'ool, 'l'ist */
+    char type; /* 's'tring, 'n'umber (not negative), 'b'ool, 'l'ist, 'o'bject, 'r'eference to a node
+                  (its name, or an object that describes it), 'R': that, or null */
     bool required;
 };
 #define QMP_ARGS_MAX 20
@@ -200,17 +217,19 @@ struct qmp_command {
     /* args has what the table allows, with the right types. The result is a new reference; NULL: it
      * failed, and err says how. Called without the lock. */
     json_t *(*run)(struct dr_live *live, json_t *args, struct qmp_error *err);
-    struct qmp_arg args[QMP_ARGS_MAX]; /* ends with a NULL name */
+    struct qmp_arg args[QMP_ARGS_MAX]; /* ends with a NULL name; "*": run checks them itself */
 };
 extern const struct qmp_command
     *const qmp_tables[]; /* each ends with a NULL name; NULL-terminated */
-extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_own_commands[],
-    qmp_edit_commands[];
+extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_node_commands[],
+    qmp_edit_commands[], qmp_own_commands[];
 
 /* One line of a client: a new reference to the reply. *negotiated: has it said qmp_capabilities? */
 json_t *qmp_answer(struct dr_live *live, const char *line, size_t len, bool *negotiated);
-/* Are args what the command takes? */
-int qmp_check_args(const struct qmp_arg *table, json_t *args, struct qmp_error *err);
+/* Are args what the table takes? As QEMU does, look at what is known in the table's order first.
+ * where: goes before their names in texts, "" or "file.". */
+int qmp_check_args(const struct qmp_arg *table, const char *where, json_t *args,
+                   struct qmp_error *err);
 json_t *qmp_greeting(void);
 
 /* Fails with the text; returns NULL. class NULL = GenericError. */
@@ -221,7 +240,8 @@ json_t *qmp_done(int r);
 const char *qmp_string(json_t *args, const char *name); /* or NULL */
 bool qmp_bool(json_t *args, const char *name, bool otherwise);
 uint64_t qmp_number(json_t *args, const char *name);
-/* The disk that "device" or "node-name" means, or NULL and a failure. Takes the lock itself. */
+/* The disk that "device" or "node-name" means, or NULL and a failure. A node that blockdev-add
+ * named is opened for that. Without the lock. */
 struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_error *err);
 
 /* ------------------------------------------------------------------ qmp-jobs.c */
@@ -248,5 +268,14 @@ char *live_full_path(const struct live_disk *on, const char *path);
 /* May a client make or use a file at this path for the disk? Without the lock. */
 int live_gate(struct dr_live *live, const struct live_disk *on, const char *path,
               struct dr_error *err);
+
+/* ------------------------------------------------------------------ qmp-nodes.c; without the lock
+ */
+
+/* The disk of a node that blockdev-add named, opened if it is not; NULL and a failure. */
+struct live_disk *live_node_disk(struct dr_live *live, struct live_node *node,
+                                 struct dr_error *err);
+/* Somebody else is about to open the node's image: close it here. -EBUSY: it is in use. */
+int live_node_let_go(struct dr_live *live, struct live_node *node, struct dr_error *err);
 
 #endif

@@ -46,8 +46,12 @@ struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_erro
 {
     const char *device = qmp_string(args, "device"), *node = qmp_string(args, "node-name");
     const char *name = node ? node : device;
-    DR_LOCK_SCOPE(&live->lock);
+    pthread_mutex_lock(&live->lock);
     struct live_disk *on = name ? live_find_device(live, name) : NULL;
+    struct live_node *closed = name && !on ? live_find_node(live, name) : NULL;
+    pthread_mutex_unlock(&live->lock);
+    if (!on && closed && closed->format)
+        return live_node_disk(live, closed, &err->text);
     if (!on)
         qmp_fail(err, NULL, "Cannot find device='%s' nor node-name='%s'", device ? device : "",
                  node ? node : "");
@@ -66,6 +70,14 @@ static bool has_type(const json_t *value, char type)
         return json_is_integer(value) && json_integer_value(value) >= 0;
     case 'b':
         return json_is_boolean(value);
+    case 'o':
+        return json_is_object(value);
+    case 'R':
+        if (json_is_null(value))
+            return true;
+        /* fall through */
+    case 'r':
+        return json_is_object(value) || has_type(value, 's');
     default:
         return json_is_array(value);
     }
@@ -80,6 +92,12 @@ static const char *type_name(char type)
         return "a number that is not negative";
     case 'b':
         return "boolean";
+    case 'o':
+        return "object";
+    case 'r':
+        return "BlockdevRef";
+    case 'R':
+        return "BlockdevRefOrNull";
     default:
         return "array";
     }
@@ -92,28 +110,37 @@ static const struct qmp_arg *find_arg(const struct qmp_arg *table, const char *n
     return table->name ? table : NULL;
 }
 
-int qmp_check_args(const struct qmp_arg *table, json_t *args, struct qmp_error *err)
+static int check_known(const struct qmp_arg *table, const char *where, json_t *args,
+                       struct qmp_error *err)
 {
-    const char *name;
-    json_t *value;
-    json_object_foreach(args, name, value)
-    {
-        const struct qmp_arg *arg = find_arg(table, name);
-        if (!arg) {
-            qmp_fail(err, NULL, "Parameter '%s' is unexpected", name);
+    for (; table->name; table++) {
+        const json_t *value = json_object_get(args, table->name);
+        if (!value && table->required) {
+            qmp_fail(err, NULL, "Parameter '%s%s' is missing", where, table->name);
             return -EINVAL;
         }
-        if (!has_type(value, arg->type)) {
-            qmp_fail(err, NULL, "Invalid parameter type for '%s', expected: %s", name,
-                     type_name(arg->type));
+        if (value && !has_type(value, table->type)) {
+            qmp_fail(err, NULL, "Invalid parameter type for '%s%s', expected: %s", where,
+                     table->name, type_name(table->type));
             return -EINVAL;
         }
     }
-    for (; table->name; table++)
-        if (table->required && !json_object_get(args, table->name)) {
-            qmp_fail(err, NULL, "Parameter '%s' is missing", table->name);
-            return -EINVAL;
-        }
+    return 0;
+}
+
+int qmp_check_args(const struct qmp_arg *table, const char *where, json_t *args,
+                   struct qmp_error *err)
+{
+    const char *name;
+    json_t *value;
+    int r = check_known(table, where, args, err);
+    if (r < 0)
+        return r;
+    json_object_foreach(args, name, value) if (!find_arg(table, name))
+    {
+        qmp_fail(err, NULL, "Parameter '%s%s' is unexpected", where, name);
+        return -EINVAL;
+    }
     return 0;
 }
 
@@ -175,8 +202,9 @@ const struct qmp_command qmp_own_commands[] = {
     {0},
 };
 
-const struct qmp_command *const qmp_tables[] = {qmp_own_commands, qmp_disk_commands,
-                                                qmp_job_commands, qmp_edit_commands, NULL};
+const struct qmp_command *const qmp_tables[] = {qmp_own_commands,  qmp_disk_commands,
+                                                qmp_node_commands, qmp_job_commands,
+                                                qmp_edit_commands, NULL};
 
 /* ------------------------------------------------------------------ a line */
 
@@ -237,7 +265,8 @@ static json_t *run(struct dr_live *live, const char *name, json_t *args, bool *n
     if (!capable && !*negotiated)
         return qmp_fail(err, "CommandNotFound",
                         "Expecting capabilities negotiation with 'qmp_capabilities'");
-    if (qmp_check_args(command->args, args, err) < 0)
+    bool checks_itself = command->args[0].name && strcmp(command->args[0].name, "*") == 0;
+    if (!checks_itself && qmp_check_args(command->args, "", args, err) < 0)
         return NULL;
     json_t *result = command->run(live, args, err);
     *negotiated |= capable && result;

@@ -29,19 +29,91 @@ char *live_full_path(const struct live_disk *on, const char *path)
 
 /* ------------------------------------------------------------------ asking */
 
-static json_t *describe_node(struct dr_live *live, const struct dr_chain *chain, size_t i)
+struct node_view {
+    const char *name, *path, *format, *parent, *parent_format;
+    bool read_only;
+    int depth; /* images below it */
+    unsigned flags;
+    uint64_t size;
+};
+
+/* What QEMU counts and limits is nothing and unlimited here. */
+static json_t *show_node(const struct node_view *v)
+{
+    static const char *const limits[] = {"bps",     "bps_rd",  "bps_wr",         "iops",
+                                         "iops_rd", "iops_wr", "write_threshold"};
+    json_t *node = json_pack(
+        "{s:s, s:o, s:s, s:b, s:b, s:s, s:i, s:{s:b, s:b, s:b}, s:{s:o, s:s, s:I, s:b}}",
+        "node-name", v->name, "file", dr_json_text(v->path), "drv", v->format, "ro", v->read_only,
+        "encrypted", 0, "detect_zeroes", "off", "backing_file_depth", v->depth, "cache",
+        "writeback", 1, "direct", (v->flags & DR_OPEN_DIRECT) != 0, "no-flush",
+        (v->flags & DR_OPEN_NO_FLUSH) != 0, "image", "filename", dr_json_text(v->path), "format",
+        v->format, "virtual-size", (json_int_t)v->size, "dirty-flag", 0);
+    for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++)
+        json_object_set_new(node, limits[i], json_integer(0));
+    if (v->parent) {
+        json_t *image = json_object_get(node, "image");
+        json_object_set_new(node, "backing_file", dr_json_text(v->parent));
+        json_object_set_new(image, "full-backing-filename", dr_json_text(v->parent));
+        json_object_set_new(image, "backing-filename-format", json_string(v->parent_format));
+    }
+    return node;
+}
+
+static json_t *show_image(struct dr_live *live, const struct dr_disk *disk,
+                          const struct dr_chain *chain, size_t i)
 {
     const struct dr_image *image = chain->images[i];
+    const struct dr_image *parent = i + 1 < chain->n ? chain->images[i + 1] : NULL;
     DR_LOCK_SCOPE(&live->lock);
-    json_t *node = json_pack("{s:s, s:o, s:s, s:b, s:i, s:{s:o, s:s, s:I}}", "node-name",
-                             live_node_of(live, image->path), "file", dr_json_text(image->path),
-                             "drv", image->fmt->name, "ro", !image->writable, "backing_file_depth",
-                             (int)(chain->n - i - 1), "image", "filename",
-                             dr_json_text(image->path), "format", image->fmt->name, "virtual-size",
-                             (json_int_t)image->size);
-    if (node && i + 1 < chain->n)
-        json_object_set_new(node, "backing_file", dr_json_text(chain->images[i + 1]->path));
-    return node;
+    const struct node_view view = {
+        .name = live_node_of(live, image->path),
+        .path = image->path,
+        .format = image->fmt->name,
+        .parent = parent ? parent->path : NULL,
+        .parent_format = parent ? parent->fmt->name : NULL,
+        .read_only = !image->writable,
+        .depth = (int)(chain->n - i - 1),
+        .flags = disk->flags,
+        .size = image->size,
+    };
+    json_t *shown = show_node(&view);
+    if (image->backing_name)
+        json_object_set_new(json_object_get(shown, "image"), "backing-filename",
+                            dr_json_text(image->backing_name));
+    return shown;
+}
+
+static bool is_shown(const json_t *all, const char *name)
+{
+    const json_t *one;
+    size_t i;
+    json_array_foreach(all, i, one)
+    {
+        const char *shown = json_string_value(json_object_get(one, "node-name"));
+        if (shown && strcmp(shown, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Nodes that blockdev-add named and no disk has. */
+static void show_added(struct dr_live *live, json_t *all)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    for (const struct live_node *n = live->nodes; n; n = n->next) {
+        const struct node_view view = {
+            .name = n->name,
+            .path = n->path,
+            .format = n->format ? n->format : "file",
+            .read_only = n->read_only,
+            .depth = n->has_parent,
+            .flags = n->flags,
+            .size = n->size,
+        };
+        if (n->added && !is_shown(all, n->name))
+            json_array_append_new(all, show_node(&view));
+    }
 }
 
 static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error *err)
@@ -52,9 +124,10 @@ static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error 
     for (size_t n = 0; (on = live_nth_disk(live, n)); n++) {
         struct dr_chain *chain = dr_disk_chain(on->disk);
         for (size_t i = 0; i < chain->n; i++)
-            json_array_append_new(all, describe_node(live, chain, i));
+            json_array_append_new(all, show_image(live, on->disk, chain, i));
         dr_chain_unref(chain, NULL);
     }
+    show_added(live, all);
     return all;
 }
 
@@ -64,10 +137,12 @@ static json_t *query_block(struct dr_live *live, json_t *args, struct qmp_error 
     const struct live_disk *on;
     (void)args, (void)err;
     for (size_t n = 0; (on = live_nth_disk(live, n)); n++) {
+        if (on->node)
+            continue; /* a node, but no device */
         struct dr_chain *chain = dr_disk_chain(on->disk);
         json_array_append_new(all, json_pack("{s:s, s:s, s:b, s:b, s:o}", "device", on->name,
                                              "type", "unknown", "removable", 0, "locked", 0,
-                                             "inserted", describe_node(live, chain, 0)));
+                                             "inserted", show_image(live, on->disk, chain, 0)));
         dr_chain_unref(chain, NULL);
     }
     return all;
@@ -177,23 +252,36 @@ static json_t *snapshot_sync(struct dr_live *live, json_t *args, struct qmp_erro
     return result;
 }
 
-static int read_action(struct dr_live *live, json_t *action, struct shot *shot,
+static int read_action(struct dr_live *live, json_t *action, size_t i, struct shot *shot,
                        struct qmp_error *err)
 {
-    static const struct qmp_arg table[] = {{"type", 's', true}, {0}};
+    static const struct qmp_arg table[] = {{"type", 's', true}, {"data", 'o', true}, {0}};
     static const struct qmp_arg snapshot_args[] = {SNAPSHOT_ARGS, {0}};
-    const char *type = json_is_object(action) ? qmp_string(action, "type") : NULL;
+    char where[40];
+    snprintf(where, sizeof(where), "actions[%zu]", i);
+    if (!json_is_object(action)) {
+        qmp_fail(err, NULL, "Invalid parameter type for '%s', expected: object", where);
+        return -EINVAL;
+    }
+    snprintf(where, sizeof(where), "actions[%zu].", i);
+    int r = qmp_check_args(table, where, action, err);
+    if (r < 0)
+        return r;
+    const char *type = qmp_string(action, "type");
     json_t *data = json_object_get(action, "data");
-    if (!type)
-        return qmp_check_args(table, json_is_object(action) ? action : NULL, err);
-    if (strcmp(type, "blockdev-snapshot-sync") != 0 || !json_is_object(data)) {
+    if (strcmp(type, "abort") == 0) {
+        qmp_fail(err, NULL, "Transaction aborted using Abort action");
+        return -EINVAL;
+    }
+    if (strcmp(type, "blockdev-snapshot-sync") != 0) {
         qmp_fail(err, NULL,
                  "Parameter 'type' does not accept value '%s': a transaction is of "
                  "blockdev-snapshot-sync with their data",
                  type);
         return -EINVAL;
     }
-    int r = qmp_check_args(snapshot_args, data, err);
+    snprintf(where, sizeof(where), "actions[%zu].data.", i);
+    r = qmp_check_args(snapshot_args, where, data, err);
     return r < 0 ? r : read_shot(live, data, shot, err);
 }
 
@@ -206,7 +294,7 @@ static json_t *transaction(struct dr_live *live, json_t *args, struct qmp_error 
     if (!shots)
         return qmp_fail(err, NULL, "out of memory");
     for (size_t i = 0; r == 0 && i < n; i++)
-        r = read_action(live, json_array_get(actions, i), &shots[i], err);
+        r = read_action(live, json_array_get(actions, i), i, &shots[i], err);
     json_t *result = r < 0 ? NULL : n == 0 ? json_object() : take_shots(live, shots, n, err);
     for (size_t i = 0; i < n; i++)
         free(shots[i].path);

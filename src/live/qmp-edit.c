@@ -36,9 +36,11 @@ struct live_disk *qmp_device_image(struct dr_live *live, json_t *args, char **im
         return qmp_chain_path(live, on, NULL, name, image, err) < 0 ? NULL : on;
     for (size_t n = 0; !on && *image && (on = live_nth_disk(live, n)); n++)
         on = has_image(on, *image) ? on : NULL;
-    if (!on)
-        qmp_fail(err, NULL, "Cannot find device='%s' nor node-name=''", device);
-    return on;
+    if (on)
+        return on;
+    free(*image); /* perhaps it is a node that is no disk yet: its active image is meant */
+    *image = NULL;
+    return qmp_device(live, args, err);
 }
 
 /* ------------------------------------------------------------------ rebase */

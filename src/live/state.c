@@ -167,18 +167,21 @@ static json_t *describe_job(const struct live_job *job)
     return NULL;
 }
 
-/* Names that are not UTF-8 cannot be in it: NULL. */
+/* Disks that a client has added are not in it: the next server does not have them. Names that are
+ * not UTF-8 cannot be in it: NULL. */
 static char *describe(struct dr_live *live)
 {
     json_t *disks = json_array(), *jobs = json_array();
     DR_LOCK_SCOPE(&live->lock);
     bool all = true;
     for (const struct live_disk *d = live->disks; d; d = d->next)
-        all &= json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:s}", "name", d->name,
+        all &= d->node ||
+               json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:s}", "name", d->name,
                                                       "path", d->path, "format", d->format, "first",
                                                       d->first)) == 0;
     for (const struct live_job *job = live->jobs; job; job = job->next)
-        if (!job->done && (job->kept || (job->status < LIVE_ABORTING && !job->cancelled)))
+        if (!job->done && !job->on->node &&
+            (job->kept || (job->status < LIVE_ABORTING && !job->cancelled)))
             all &= json_array_append_new(jobs, describe_job(job)) == 0;
     all &= !live->other_disks || json_array_extend(disks, live->other_disks) == 0;
     all &= !live->other_jobs || json_array_extend(jobs, live->other_jobs) == 0;

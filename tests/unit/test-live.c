@@ -73,9 +73,22 @@ static void bad_lines_get_an_error_each(void **state)
         {"{\"execute\": \"block_resize\", \"arguments\": {\"size\": 512}}", "GenericError",
          "Cannot find device"},
         {"{\"execute\": \"transaction\", \"arguments\": {\"actions\": [3]}}", "GenericError",
-         "'type' is missing"},
+         "Invalid parameter type for 'actions[0]', expected: object"},
+        {"{\"execute\": \"transaction\", \"arguments\": {\"actions\": [{\"type\": 3, \"data\": "
+         "{}}]}}",
+         "GenericError", "Invalid parameter type for 'actions[0].type', expected: string"},
         {"{\"execute\": \"transaction\", \"arguments\": {\"actions\": [{\"type\": \"abort\"}]}}",
-         "GenericError", "does not accept value 'abort'"},
+         "GenericError", "'actions[0].data' is missing"},
+        {"{\"execute\": \"transaction\", \"arguments\": {\"actions\": [{\"type\": "
+         "\"blockdev-snapshot-sync\", \"data\": {}}]}}",
+         "GenericError", "'actions[0].data.snapshot-file' is missing"},
+        {"{\"execute\": \"transaction\", \"arguments\": {\"actions\": [{\"type\": \"abort\", "
+         "\"data\": {}}]}}",
+         "GenericError", "Transaction aborted using Abort action"},
+        {"{\"execute\": \"transaction\", \"arguments\": {\"actions\": [{\"type\": "
+         "\"drive-backup\", "
+         "\"data\": {}}]}}",
+         "GenericError", "does not accept value 'drive-backup'"},
         {"{\"execute\": \"block-job-cancel\", \"arguments\": {\"device\": \"j\"}}",
          "DeviceNotActive", "Block job 'j' not found"},
         {"{\"execute\": \"job-cancel\", \"arguments\": {\"id\": \"j\"}}", "GenericError",
