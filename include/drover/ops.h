@@ -312,6 +312,8 @@ struct dr_mirror_options {
                       may be there */
     bool top;      /* copy only what the active image holds: a new target gets the same parent, an
                       existing one has it */
+    bool only_new; /* with existing: copy only what is written from now on. The target has the rest
+                      from elsewhere, or shall not have it */
 };
 /* Copy the disk, which other threads may read and write meanwhile, into the image at target, and go
  * on with that one: the images that the disk had stay as they are at that moment. The job follows
@@ -342,6 +344,8 @@ struct dr_overlay {
     struct dr_disk *disk;        /* open for writing */
     struct dr_open_options open; /* allow_paths and flags for the child */
     const char *path;            /* of the child; NULL = beside the active image, X-000001.ext */
+    bool existing;      /* the child is there, as large as the disk, and is not open: what it holds
+                           covers the disk's. It gets the active image as its parent */
     const char *format; /* NULL = as the active image's. It must be one that can have parents */
     const struct dr_pair *pairs; /* settings of the child */
     size_t n_pairs;

@@ -134,7 +134,11 @@ static int operate(struct live_job *job, struct dr_error *err)
     const struct dr_commit_options commit = {
         .open = open, .base = o->base, .top = o->top, .pivot = !o->top};
     const struct dr_mirror_options mirror = {
-        .open = open, .format = o->format, .existing = o->existing, .top = o->top_only};
+        .open = {.allow_paths = open.allow_paths, .flags = o->flags},
+        .format = o->format,
+        .existing = o->existing,
+        .top = o->top_only,
+        .only_new = o->only_new};
     const struct dr_rebase_options rebase = {
         .open = open, .backing = o->base, .backing_format = o->format, .image = o->top};
     switch (o->kind) {

@@ -78,8 +78,9 @@ struct live_order {
     char *top;  /* of an image of the chain: what goes down first; stream, rebase: the image that is
                    filled; NULL = the active one */
     char *target, *format;
-    bool existing, top_only;          /* mirror */
-    bool keep_finalize, keep_dismiss; /* wait for job-finalize, job-dismiss */
+    bool existing, top_only, only_new; /* mirror */
+    unsigned flags;                    /* mirror: enum dr_open_flag of the target */
+    bool keep_finalize, keep_dismiss;  /* wait for job-finalize, job-dismiss */
     uint64_t speed;
 };
 
@@ -243,6 +244,8 @@ uint64_t qmp_number(json_t *args, const char *name);
 /* The disk that "device" or "node-name" means, or NULL and a failure. A node that blockdev-add
  * named is opened for that. Without the lock. */
 struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_error *err);
+/* Like it, of "node", which must be the active image of a disk. */
+struct live_disk *qmp_node_device(struct dr_live *live, json_t *args, struct qmp_error *err);
 
 /* ------------------------------------------------------------------ qmp-jobs.c */
 
@@ -275,7 +278,10 @@ int live_gate(struct dr_live *live, const struct live_disk *on, const char *path
 /* The disk of a node that blockdev-add named, opened if it is not; NULL and a failure. */
 struct live_disk *live_node_disk(struct dr_live *live, struct live_node *node,
                                  struct dr_error *err);
-/* Somebody else is about to open the node's image: close it here. -EBUSY: it is in use. */
+/* The node's image is about to be opened by others, or forgotten: close it here. -EBUSY: it is in
+ * use. */
 int live_node_let_go(struct dr_live *live, struct live_node *node, struct dr_error *err);
+/* A node that can become part of a disk: blockdev-add named it, for writing. NULL and a failure. */
+struct live_node *qmp_free_node(struct dr_live *live, const char *name, struct qmp_error *err);
 
 #endif

@@ -42,9 +42,9 @@ uint64_t qmp_number(json_t *args, const char *name)
     return (uint64_t)json_integer_value(json_object_get(args, name));
 }
 
-struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_error *err)
+static struct live_disk *find_disk(struct dr_live *live, const char *device, const char *node,
+                                   struct qmp_error *err)
 {
-    const char *device = qmp_string(args, "device"), *node = qmp_string(args, "node-name");
     const char *name = node ? node : device;
     pthread_mutex_lock(&live->lock);
     struct live_disk *on = name ? live_find_device(live, name) : NULL;
@@ -56,6 +56,17 @@ struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_erro
         qmp_fail(err, NULL, "Cannot find device='%s' nor node-name='%s'", device ? device : "",
                  node ? node : "");
     return on;
+}
+
+struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    return find_disk(live, qmp_string(args, "device"), qmp_string(args, "node-name"), err);
+}
+
+struct live_disk *qmp_node_device(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    const char *node = qmp_string(args, "node");
+    return find_disk(live, node, node, err);
 }
 
 /* ------------------------------------------------------------------ arguments */

@@ -183,6 +183,11 @@ static int check_node(struct dr_live *live, const char *node, struct qmp_error *
     return node ? live_check_name(live, node, &err->text) : 0;
 }
 
+static int out_of_memory(struct qmp_error *err)
+{
+    return dr_fail(&err->text, ENOMEM, "out of memory");
+}
+
 static int read_shot(struct dr_live *live, json_t *args, struct shot *shot, struct qmp_error *err)
 {
     const char *mode = qmp_string(args, "mode"), *format = qmp_string(args, "format");
@@ -199,7 +204,7 @@ static int read_shot(struct dr_live *live, json_t *args, struct shot *shot, stru
         return -EINVAL;
     shot->path = live_full_path(shot->on, qmp_string(args, "snapshot-file"));
     if (!shot->path)
-        return dr_fail(&err->text, ENOMEM, "out of memory");
+        return out_of_memory(err);
     shot->overlay = (struct dr_overlay){
         .disk = shot->on->disk,
         .path = shot->path,
@@ -207,6 +212,39 @@ static int read_shot(struct dr_live *live, json_t *args, struct shot *shot, stru
         .open = {.allow_paths = (const char *const *)live->allow},
     };
     return live_gate(live, shot->on, shot->overlay.path, &err->text);
+}
+
+/* A snapshot whose image is there. It is opened by the operation that makes it the active one. */
+static int read_overlay(struct dr_live *live, json_t *args, struct shot *shot,
+                        struct qmp_error *err)
+{
+    const char *name = qmp_string(args, "overlay");
+    shot->on = qmp_node_device(live, args, err);
+    struct live_node *node = shot->on ? qmp_free_node(live, name, err) : NULL;
+    const struct dr_format *fmt = node && node->format ? dr_format_find(node->format) : NULL;
+    if (!node)
+        return -ENOENT;
+    if (!fmt || !(fmt->flags & DR_FORMAT_BACKING))
+        qmp_fail(err, NULL, "The overlay does not support backing images");
+    else if (node->has_parent)
+        qmp_fail(err, NULL, "The overlay already has a backing image");
+    if (err->text.text[0])
+        return -EINVAL;
+    int r = live_gate(live, shot->on, node->path, &err->text);
+    if (r == 0)
+        r = live_node_let_go(live, node, &err->text);
+    if (r < 0)
+        return r;
+    shot->path = strdup(node->path);
+    shot->overlay = (struct dr_overlay){
+        .disk = shot->on->disk,
+        .path = shot->path,
+        .existing = true,
+        .format = node->format,
+        .open = {.allow_paths = (const char *const *)live->allow,
+                 .flags = node->flags & ~(unsigned)DR_OPEN_NO_BACKING},
+    };
+    return shot->path ? 0 : out_of_memory(err);
 }
 
 static int record(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err)
@@ -252,11 +290,45 @@ static json_t *snapshot_sync(struct dr_live *live, json_t *args, struct qmp_erro
     return result;
 }
 
+#define OVERLAY_ARGS         \
+    {"node", 's', true},     \
+    {                        \
+        "overlay", 's', true \
+    }
+
+static json_t *snapshot_overlay(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct shot shot = {0};
+    int r = read_overlay(live, args, &shot, err);
+    json_t *result = r < 0 ? NULL : take_shots(live, &shot, 1, err);
+    free(shot.path);
+    return result;
+}
+
+/* Other things that QEMU's transactions hold: refused by name. */
+static bool is_other_action(const char *type)
+{
+    static const char *const others[] = {"block-dirty-bitmap-add",
+                                         "block-dirty-bitmap-clear",
+                                         "block-dirty-bitmap-disable",
+                                         "block-dirty-bitmap-enable",
+                                         "block-dirty-bitmap-merge",
+                                         "block-dirty-bitmap-remove",
+                                         "blockdev-backup",
+                                         "blockdev-snapshot-internal-sync",
+                                         "drive-backup"};
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        if (strcmp(type, others[i]) == 0)
+            return true;
+    return false;
+}
+
 static int read_action(struct dr_live *live, json_t *action, size_t i, struct shot *shot,
                        struct qmp_error *err)
 {
     static const struct qmp_arg table[] = {{"type", 's', true}, {"data", 'o', true}, {0}};
     static const struct qmp_arg snapshot_args[] = {SNAPSHOT_ARGS, {0}};
+    static const struct qmp_arg overlay_args[] = {OVERLAY_ARGS, {0}};
     char where[40];
     snprintf(where, sizeof(where), "actions[%zu]", i);
     if (!json_is_object(action)) {
@@ -273,16 +345,19 @@ static int read_action(struct dr_live *live, json_t *action, size_t i, struct sh
         qmp_fail(err, NULL, "Transaction aborted using Abort action");
         return -EINVAL;
     }
-    if (strcmp(type, "blockdev-snapshot-sync") != 0) {
-        qmp_fail(err, NULL,
-                 "Parameter 'type' does not accept value '%s': a transaction is of "
-                 "blockdev-snapshot-sync with their data",
-                 type);
+    bool overlay = strcmp(type, "blockdev-snapshot") == 0;
+    if (!overlay && strcmp(type, "blockdev-snapshot-sync") != 0) {
+        qmp_fail(err, NULL, "Parameter 'type' does not accept value '%s'%s", type,
+                 is_other_action(type) ? ": a transaction is of blockdev-snapshot and "
+                                         "blockdev-snapshot-sync here"
+                                       : "");
         return -EINVAL;
     }
     snprintf(where, sizeof(where), "actions[%zu].data.", i);
-    r = qmp_check_args(snapshot_args, where, data, err);
-    return r < 0 ? r : read_shot(live, data, shot, err);
+    r = qmp_check_args(overlay ? overlay_args : snapshot_args, where, data, err);
+    if (r < 0)
+        return r;
+    return overlay ? read_overlay(live, data, shot, err) : read_shot(live, data, shot, err);
 }
 
 static json_t *transaction(struct dr_live *live, json_t *args, struct qmp_error *err)
@@ -339,6 +414,7 @@ const struct qmp_command qmp_disk_commands[] = {
     {"query-block", query_block, {{0}}},
     {"query-block-exports", query_exports, {{0}}},
     {"blockdev-snapshot-sync", snapshot_sync, {SNAPSHOT_ARGS}},
+    {"blockdev-snapshot", snapshot_overlay, {OVERLAY_ARGS}},
     {"transaction", transaction, {{"actions", 'l', true}}},
     {"block_resize",
      resize,

@@ -109,23 +109,39 @@ static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error
     return qmp_begin_job(live, on, args, &order, err);
 }
 
-static int mirror_order(struct dr_live *live, struct live_disk *on, json_t *args,
-                        struct live_order *order, struct qmp_error *err)
+/* What both kinds of mirrors take. */
+static int mirror_order(json_t *args, struct live_order *order, struct qmp_error *err)
 {
-    const char *sync = qmp_string(args, "sync"), *mode = qmp_string(args, "mode");
-    const char *how = qmp_string(args, "copy-mode"), *format = qmp_string(args, "format");
-    order->existing = mode && strcmp(mode, "existing") == 0;
+    const char *sync = qmp_string(args, "sync"), *how = qmp_string(args, "copy-mode");
     order->top_only = strcmp(sync, "top") == 0;
-    if (mode && !order->existing && strcmp(mode, "absolute-paths") != 0)
-        qmp_fail(err, NULL, "Parameter 'mode' does not accept value '%s'", mode);
-    else if (!order->top_only && strcmp(sync, "full") != 0)
-        qmp_fail(err, NULL,
-                 "Parameter 'sync' does not accept value '%s': 'full' and 'top' are there", sync);
+    order->only_new = strcmp(sync, "none") == 0;
+    if (strcmp(sync, "incremental") == 0 || strcmp(sync, "bitmap") == 0)
+        qmp_fail(err, NULL, "Sync mode '%s' not supported", sync);
+    else if (!order->top_only && !order->only_new && strcmp(sync, "full") != 0)
+        qmp_fail(err, NULL, "Parameter 'sync' does not accept value '%s'", sync);
     else if (how && strcmp(how, "background") != 0)
         qmp_fail(err, NULL,
                  "Parameter 'copy-mode' does not accept value '%s': a mirror holds the "
                  "guest by itself when it must",
                  how);
+    else
+        return 0;
+    return -EINVAL;
+}
+
+static int drive_order(struct dr_live *live, struct live_disk *on, json_t *args,
+                       struct live_order *order, struct qmp_error *err)
+{
+    const char *mode = qmp_string(args, "mode"), *format = qmp_string(args, "format");
+    order->existing = mode && strcmp(mode, "existing") == 0;
+    if (mode && !order->existing && strcmp(mode, "absolute-paths") != 0)
+        qmp_fail(err, NULL, "Parameter 'mode' does not accept value '%s'", mode);
+    else if (mirror_order(args, order, err) < 0)
+        return -EINVAL;
+    else if (order->only_new && !order->existing)
+        qmp_fail(err, NULL,
+                 "Sync mode 'none' needs mode 'existing': blockdev-snapshot-sync makes a new image "
+                 "for what is written from now on");
     else if (live_gate(live, on, qmp_string(args, "target"), &err->text) == 0) {
         order->target = live_full_path(on, qmp_string(args, "target"));
         order->format = format ? strdup(format) : NULL;
@@ -140,7 +156,49 @@ static json_t *drive_mirror(struct dr_live *live, json_t *args, struct qmp_error
 {
     struct live_order order = {.kind = LIVE_MIRROR};
     struct live_disk *on = qmp_device(live, args, err);
-    if (!on || mirror_order(live, on, args, &order, err) < 0) {
+    if (!on || drive_order(live, on, args, &order, err) < 0) {
+        live_order_clear(&order);
+        return NULL;
+    }
+    return qmp_begin_job(live, on, args, &order, err);
+}
+
+static bool is_active(struct dr_live *live, const struct live_disk *on, const char *node)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    return live_find_device(live, node) == on;
+}
+
+/* The job opens the target by its path. */
+static int node_order(struct dr_live *live, const struct live_disk *on, json_t *args,
+                      struct live_order *order, struct qmp_error *err)
+{
+    const char *name = qmp_string(args, "target");
+    if (mirror_order(args, order, err) < 0)
+        return -EINVAL;
+    if (is_active(live, on, name)) {
+        qmp_fail(err, NULL, "Can't mirror node into itself");
+        return -EINVAL;
+    }
+    struct live_node *node = qmp_free_node(live, name, err);
+    if (!node || live_gate(live, on, node->path, &err->text) < 0 ||
+        live_node_let_go(live, node, &err->text) < 0)
+        return -EINVAL;
+    order->existing = true;
+    order->flags = node->flags & ~(unsigned)DR_OPEN_NO_BACKING;
+    order->target = strdup(node->path);
+    order->format = strdup(node->format ? node->format : "raw");
+    if (order->target && order->format)
+        return 0;
+    qmp_fail(err, NULL, "out of memory");
+    return -EINVAL;
+}
+
+static json_t *blockdev_mirror(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct live_order order = {.kind = LIVE_MIRROR};
+    struct live_disk *on = qmp_device(live, args, err);
+    if (!on || node_order(live, on, args, &order, err) < 0) {
         live_order_clear(&order);
         return NULL;
     }
@@ -263,6 +321,16 @@ const struct qmp_command qmp_job_commands[] = {
       {"mode", 's', false},
       {"copy-mode", 's', false},
       {"unmap", 'b', false},
+      {"on-source-error", 's', false},
+      {"on-target-error", 's', false}}},
+    {"blockdev-mirror",
+     blockdev_mirror,
+     {ANY_JOB,
+      {"target", 's', true},
+      {"sync", 's', true},
+      {"granularity", 'n', false},
+      {"buf-size", 'n', false},
+      {"copy-mode", 's', false},
       {"on-source-error", 's', false},
       {"on-target-error", 's', false}}},
     {"query-jobs", query_jobs, {{0}}},

@@ -328,7 +328,7 @@ static int check_idle(struct dr_live *live, const struct live_disk *d, struct dr
     return 0;
 }
 
-int live_node_let_go(struct dr_live *live, struct live_node *node, struct dr_error *err)
+static int close_node(struct dr_live *live, struct live_node *node, struct dr_error *err)
 {
     struct live_disk *d = disk_of(live, node);
     int r = d ? check_idle(live, d, err) : 0;
@@ -382,6 +382,30 @@ static int check_users(struct dr_live *live, const struct live_node *node, struc
     return 0;
 }
 
+int live_node_let_go(struct dr_live *live, struct live_node *node, struct dr_error *err)
+{
+    int r = check_users(live, node, err);
+    if (r == 0 && (!node->added || node->format))
+        r = check_chains(live, node, err);
+    return r < 0 ? r : close_node(live, node, err);
+}
+
+struct live_node *qmp_free_node(struct dr_live *live, const char *name, struct qmp_error *err)
+{
+    pthread_mutex_lock(&live->lock);
+    struct live_node *node = live_find_node(live, name);
+    pthread_mutex_unlock(&live->lock);
+    if (!node)
+        qmp_fail(err, NULL, "Cannot find device='%s' nor node-name='%s'", name, name);
+    else if (!node->added)
+        qmp_fail(err, NULL, "Node '%s' is not one that blockdev-add named", name);
+    else if (node->read_only)
+        qmp_fail(err, NULL, "Block node is read-only");
+    else
+        return node;
+    return NULL;
+}
+
 static void unlink_node(struct dr_live *live, struct live_node *node)
 {
     DR_LOCK_SCOPE(&live->lock);
@@ -406,11 +430,7 @@ static json_t *blockdev_del(struct dr_live *live, json_t *args, struct qmp_error
         return qmp_fail(err, NULL, "Failed to find node with node-name='%s'", name);
     if (node->inner)
         return qmp_fail(err, NULL, "Node %s is not owned by the monitor", name);
-    int r = check_users(live, node, &err->text);
-    if (r == 0 && (!node->added || node->format))
-        r = check_chains(live, node, &err->text);
-    if (r == 0)
-        r = live_node_let_go(live, node, &err->text);
+    int r = live_node_let_go(live, node, &err->text);
     if (r == 0)
         unlink_node(live, node);
     return qmp_done(r);

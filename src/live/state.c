@@ -167,7 +167,8 @@ static json_t *describe_job(const struct live_job *job)
     return NULL;
 }
 
-/* Disks that a client has added are not in it: the next server does not have them. Names that are
+/* Disks that a client has added are not in it: the next server does not have them. Nor are mirrors
+ * of what is written from now on: what was written is not known any more. Names that are
  * not UTF-8 cannot be in it: NULL. */
 static char *describe(struct dr_live *live)
 {
@@ -180,7 +181,7 @@ static char *describe(struct dr_live *live)
                                                       "path", d->path, "format", d->format, "first",
                                                       d->first)) == 0;
     for (const struct live_job *job = live->jobs; job; job = job->next)
-        if (!job->done && !job->on->node &&
+        if (!job->done && !job->on->node && !job->order.only_new &&
             (job->kept || (job->status < LIVE_ABORTING && !job->cancelled)))
             all &= json_array_append_new(jobs, describe_job(job)) == 0;
     all &= !live->other_disks || json_array_extend(disks, live->other_disks) == 0;

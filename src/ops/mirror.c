@@ -77,8 +77,24 @@ static int create_out(struct mirror *m, struct dr_error *err)
     return r < 0 ? r : open_out(m, m->fresh.path, DR_OPEN_UNCHANGED, m->parent, &m->out, err);
 }
 
+/* A target that holds a part of the disk must show the rest as the disk does. */
+static int check_parents(const struct mirror *m, struct dr_error *err)
+{
+    const struct dr_chain *out = m->out->chain;
+    bool same = out->n == m->chain->n;
+    for (size_t i = 1; same && i < out->n; i++)
+        same = dr_same_id(dr_image_id(out->images[i]), dr_image_id(m->chain->images[i]));
+    return same ? 0
+                : dr_fail(err, EINVAL, "%s: does not have the parents of %s, whose data it lacks",
+                          m->target, m->chain->images[0]->path);
+}
+
 static int make_target(struct mirror *m, struct dr_error *err)
 {
+    if (m->o->only_new && !m->o->existing)
+        return dr_fail(err, EINVAL,
+                       "%s: a target that gets only what is written from now on must exist",
+                       m->target);
     if (dr_ops_reads(m->fs, m->chain, m->target))
         return dr_fail(err, EBUSY,
                        "%s: belongs to the disk itself: the target must be another file",
@@ -87,7 +103,7 @@ static int make_target(struct mirror *m, struct dr_error *err)
         int r = open_out(m, m->target, 0, NULL, &m->out, err);
         if (r == 0) /* it is not found out again: what a guest wrote into a raw one would decide */
             m->fmt = m->out->chain->images[0]->fmt;
-        return r;
+        return r == 0 && m->o->top ? check_parents(m, err) : r;
     }
     m->fmt = dr_ops_format(m->o->format ? m->o->format : m->chain->images[0]->fmt->name,
                            DR_FORMAT_CREATE | (parent_of(m) ? DR_FORMAT_BACKING : 0u), err);
@@ -129,7 +145,7 @@ static int copy(struct mirror *m, struct dr_error *err)
     m->first_pass = !m->o->existing && !parent_of(m);
     transfer_init(m, &t);
     m->first_pass = false;
-    int r = dr_transfer_run(&t, m->follow.size, m->job, err);
+    int r = m->o->only_new ? 0 : dr_transfer_run(&t, m->follow.size, m->job, err);
     if (r == 0)
         r = dr_follow_rounds(&m->follow, err);
     if (r == 0)

@@ -115,6 +115,7 @@ struct snapshot {
     struct dr_chain *chain;                /* the disk before */
     char *where;                           /* of the child */
     struct dr_new_image fresh;
+    struct dr_image *child;          /* of an overlay that is there: open for writing */
     struct dr_chain *present, *next; /* while requests wait: the disk's chain, and the one to be */
     bool frozen, unchanged;          /* the old top was frozen; it was open with that promise */
 };
@@ -184,6 +185,36 @@ static int choose_place(struct snapshot *s, struct dr_error *err)
     return s->where ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", image->path);
 }
 
+static unsigned child_flags(const struct snapshot *s)
+{
+    const unsigned kept = DR_OPEN_NO_FLUSH | DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_DIRECT;
+    return ((s->disk->flags | flags_of(s)) & kept) | DR_OPEN_RDWR;
+}
+
+/* The child that is there records its parent. */
+static int adopt(struct snapshot *s, const struct dr_image *parent, unsigned flags,
+                 struct dr_error *err)
+{
+    CLEANUP_FREE char *name = dr_ops_name_from(s->disk->fs, s->where, parent->path);
+    if (!name)
+        return dr_fail(err, ENOMEM, "%s: out of memory", s->where);
+    return dr_image_set_backing(s->child, parent, name, parent->fmt->name, flags, err);
+}
+
+/* Nobody else has it: it is open for writing from here on. */
+static int open_existing(struct snapshot *s, struct dr_error *err)
+{
+    const struct dr_image *top = s->chain->images[0];
+    if (!s->fmt->set_backing)
+        return dr_fail(err, ENOTSUP, "%s: %s images have no backing file to change", s->where,
+                       s->fmt->name);
+    int r = dr_image_open(s->disk->fs, s->where, s->fmt->name, child_flags(s), &s->child, err);
+    if (r == 0 && s->child->size != top->size)
+        r = dr_fail(err, EINVAL, "%s: holds %llu bytes, and the disk has %llu", s->where,
+                    (unsigned long long)s->child->size, (unsigned long long)top->size);
+    return r < 0 ? r : adopt(s, top, DR_TRY, err);
+}
+
 /* Everything that may be refused, and the child, complete, in its private directory. */
 static int prepare(struct snapshot *s, struct dr_error *err)
 {
@@ -197,18 +228,14 @@ static int prepare(struct snapshot *s, struct dr_error *err)
     /* Through a link, or in another directory, the child could not open the disk. */
     if (r == 0)
         r = dr_gate_check(fs, s->where, image->path, s->options, err);
+    if (r == 0 && s->overlay && s->overlay->existing)
+        return open_existing(s, err);
     if (r == 0)
         r = dr_new_begin(&s->fresh, fs, s->where, true, flags_of(s), err);
     return r < 0 ? r : make_child(s, err);
 }
 
 /* ------------------------------------------------------------------ the switch of an open disk */
-
-static unsigned child_flags(const struct snapshot *s)
-{
-    const unsigned kept = DR_OPEN_NO_FLUSH | DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_DIRECT;
-    return (s->disk->flags & kept) | DR_OPEN_RDWR;
-}
 
 /* The first write since the child was made has given the parent another id. The child learns it
  * while it is still aside: under its own name it always opens. */
@@ -247,6 +274,8 @@ static int make_chain(const struct dr_chain *old, struct dr_image *child, struct
 static int publish_child(struct snapshot *s, struct dr_error *err)
 {
     int r = dr_chain_flush(s->present, 0, err);
+    if (r == 0 && s->child)
+        return adopt(s, s->present->images[0], 0, err);
     if (r == 0)
         r = renew_parent_id(s, s->present->images[0], err);
     return r < 0 ? r : dr_new_publish(&s->fresh, err);
@@ -255,9 +284,10 @@ static int publish_child(struct snapshot *s, struct dr_error *err)
 /* The chain with the child on top; the old top is frozen. */
 static int take_child(struct snapshot *s, struct dr_error *err)
 {
-    struct dr_image *top = s->present->images[0], *child = NULL;
+    struct dr_image *top = s->present->images[0], *child = DR_STEAL(s->child);
     s->unchanged = top->flags & DR_OPEN_UNCHANGED;
-    int r = dr_image_open(s->disk->fs, s->where, s->fmt->name, child_flags(s), &child, err);
+    int r = child ? 0
+                  : dr_image_open(s->disk->fs, s->where, s->fmt->name, child_flags(s), &child, err);
     if (r == 0)
         r = dr_image_freeze(top, err);
     s->frozen = r == 0;
@@ -307,7 +337,8 @@ static int switch_all(struct set *set, struct dr_error *err)
     for (size_t i = 0; r < 0 && i < set->n; i++)
         give_back_child(&set->all[i]);
     while (r < 0 && made-- > 0)
-        dr_prefix(err, r, "%s was made, but the disk goes on without it", set->all[made].where);
+        if (!set->all[made].overlay || !set->all[made].overlay->existing)
+            dr_prefix(err, r, "%s was made, but the disk goes on without it", set->all[made].where);
     set->switched = r == 0;
     return r;
 }
@@ -352,6 +383,7 @@ static int snapshots_claimed(struct set *set, bool live, struct dr_job *job, str
         r = live ? switch_disks(set, job, err) : dr_new_publish(&set->all[0].fresh, err);
     for (size_t i = 0; i < set->n; i++) {
         dr_new_abandon(&set->all[i].fresh);
+        dr_image_unref(set->all[i].child, NULL);
         int closed = dr_chain_unref(set->all[i].chain, r == 0 ? err : NULL);
         r = r < 0 ? r : closed;
     }

@@ -44,7 +44,8 @@ static int begin(void **state)
 static int end(void **state)
 {
     (void)state;
-    talk_end(&talk);
+    if (live)
+        talk_end(&talk);
     dr_live_free(live);
     ok(dr_close(disk, &err));
     dr_fs_memory_free(fs);
@@ -228,6 +229,186 @@ static void a_node_can_be_used_as_a_disk(void **state)
     ok(dr_close(again, &err));
 }
 
+#define BEGUN "JOB_STATUS_CHANGE:created JOB_STATUS_CHANGE:running "
+#define READY "JOB_STATUS_CHANGE:ready BLOCK_JOB_READY "
+#define COMPLETED                                          \
+    "JOB_STATUS_CHANGE:waiting JOB_STATUS_CHANGE:pending " \
+    "BLOCK_JOB_COMPLETED JOB_STATUS_CHANGE:concluded JOB_STATUS_CHANGE:null "
+
+static void write_disk(uint64_t off, uint64_t len, int byte)
+{
+    char *bytes = malloc(len);
+    assert_non_null(bytes);
+    memset(bytes, byte, len);
+    ok(dr_pwrite(disk, bytes, off, len, 0, &err));
+    free(bytes);
+}
+
+static void disk_has(uint64_t off, int byte)
+{
+    char have[512], want[512];
+    memset(want, byte, sizeof(want));
+    ok(dr_pread(disk, have, off, sizeof(have), &err));
+    assert_memory_equal(have, want, sizeof(want));
+}
+
+static void a_mirror_goes_over_to_a_node(void **state)
+{
+    (void)state;
+    done("blockdev-add", QCOW2("x", "target") ", 'backing': null");
+    done("blockdev-mirror", "'job-id': 'j', 'device': 'disk0', 'target': 'x', 'sync': 'full'");
+    events_are(&talk, BEGUN READY);
+    no("blockdev-del", "'node-name': 'x'", "Node x is in use");
+    no("block_resize", "'node-name': 'x', 'size': 1048576", "already open");
+    write_disk(2 * MiB, 512, 0x33);
+    done("job-complete", "'id': 'j'");
+    events_are(&talk, COMPLETED);
+    assert_string_equal(dr_image_path(disk, 0), "target");
+    assert_int_equal(dr_chain_length(disk), 1);
+    disk_has(0, 0x11);
+    disk_has(MiB, 0x22);
+    disk_has(2 * MiB, 0x33);
+    no("blockdev-del", "'node-name': 'x'", "Node x is in use");
+    done("blockdev-del", "'node-name': 'disk0'"); /* the name of the image, not of the disk */
+    done("block_resize", "'node-name': 'x', 'size': 16777216");
+    assert_int_equal(dr_size(disk), 16777216);
+}
+
+static void a_mirror_of_the_top_needs_a_target_on_the_same_parents(void **state)
+{
+    (void)state;
+    done("blockdev-add", QCOW2("x", "target"));
+    done("blockdev-mirror", "'job-id': 'j', 'device': 'disk0', 'target': 'x', 'sync': 'top'");
+    events_are(&talk, BEGUN "JOB_STATUS_CHANGE:aborting BLOCK_JOB_COMPLETED! "
+                            "JOB_STATUS_CHANGE:concluded JOB_STATUS_CHANGE:null ");
+    done("blockdev-add", QCOW2("c", "child"));
+    done("blockdev-mirror", "'job-id': 'j', 'device': 'disk0', 'target': 'c', 'sync': 'top'");
+    events_are(&talk, BEGUN READY);
+    done("job-complete", "'id': 'j'");
+    events_are(&talk, COMPLETED);
+    assert_string_equal(dr_image_path(disk, 0), "child");
+    assert_int_equal(dr_chain_length(disk), 2);
+    disk_has(0, 0x11);
+    disk_has(MiB, 0x22);
+}
+
+static void a_mirror_may_copy_only_what_is_written_from_now_on(void **state)
+{
+    (void)state;
+    done("blockdev-add", QCOW2("x", "target"));
+    no("drive-mirror", "'device': 'disk0', 'target': 'new', 'sync': 'none'",
+       "needs mode 'existing'");
+    done("blockdev-mirror", "'job-id': 'j', 'device': 'disk0', 'target': 'x', 'sync': 'none'");
+    events_are(&talk, BEGUN READY);
+    write_disk(2 * MiB, 64 * KiB, 0x33);
+    done("job-complete", "'id': 'j'");
+    events_are(&talk, COMPLETED);
+    disk_has(0, 0);
+    disk_has(MiB, 0);
+    disk_has(2 * MiB, 0x33);
+}
+
+static void what_cannot_be_a_target_is_refused(void **state)
+{
+    static const struct {
+        const char *arguments, *why;
+    } bad[] = {
+        {"'device': 'disk0', 'target': 'x'", "Parameter 'sync' is missing"},
+        {"'device': 'disk0', 'sync': 'full'", "Parameter 'target' is missing"},
+        {"'device': 'none', 'target': 'x', 'sync': 'full'",
+         "Cannot find device='none' nor node-name=''"},
+        {"'device': 'disk0', 'target': 'none', 'sync': 'full'",
+         "Cannot find device='none' nor node-name='none'"},
+        {"'device': 'disk0', 'target': 'disk0', 'sync': 'full'", "Can't mirror node into itself"},
+        {"'device': 'disk0', 'target': '#block1', 'sync': 'full'", "not one that blockdev-add"},
+        {"'device': 'disk0', 'target': 'x', 'sync': 'nonsense'",
+         "Parameter 'sync' does not accept value 'nonsense'"},
+        {"'device': 'disk0', 'target': 'x', 'sync': 'incremental'",
+         "Sync mode 'incremental' not supported"},
+        {"'device': 'disk0', 'target': 'r', 'sync': 'full'", "Block node is read-only"},
+        {"'device': 'disk0', 'target': 'x', 'sync': 'full', 'replaces': 'x'",
+         "Parameter 'replaces' is unexpected"},
+        {"'device': 'disk0', 'target': 'x', 'sync': 'full', 'granularity': 'x'",
+         "Invalid parameter type for 'granularity', expected: a number"},
+    };
+    (void)state;
+    json_decref(ask(&talk, request("query-named-block-nodes", ""))); /* names base */
+    done("blockdev-add", QCOW2("x", "target"));
+    done("blockdev-add", "'driver': 'file', 'node-name': 'r', 'filename': 'plain', "
+                         "'read-only': true");
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        no("blockdev-mirror", bad[i].arguments, bad[i].why);
+}
+
+static void a_disk_goes_on_with_an_overlay_that_was_named(void **state)
+{
+    (void)state;
+    done("blockdev-add", QCOW2("x", "target"));
+    done("blockdev-add", QCOW2("c", "child"));
+    done("blockdev-add", QCOW2("s", "small"));
+    done("blockdev-add", "'driver': 'raw', 'node-name': 'r', 'file': {'driver': 'file', "
+                         "'filename': 'plain'}");
+    no("blockdev-snapshot", "", "Parameter 'node' is missing");
+    no("blockdev-snapshot", "'node': 'disk0'", "Parameter 'overlay' is missing");
+    no("blockdev-snapshot", "'node': 'none', 'overlay': 'x'",
+       "Cannot find device='none' nor node-name='none'");
+    no("blockdev-snapshot", "'node': 'disk0', 'overlay': 'none'",
+       "Cannot find device='none' nor node-name='none'");
+    no("blockdev-snapshot", "'node': 'disk0', 'overlay': 'disk0'", "not one that blockdev-add");
+    no("blockdev-snapshot", "'node': 'disk0', 'overlay': 'c'",
+       "The overlay already has a backing image");
+    no("blockdev-snapshot", "'node': 'disk0', 'overlay': 'r'",
+       "The overlay does not support backing images");
+    no("blockdev-snapshot", "'node': 'disk0', 'overlay': 's'", "and the disk has");
+    done("blockdev-snapshot", "'node': 'disk0', 'overlay': 'x'");
+    assert_string_equal(dr_image_path(disk, 0), "target");
+    assert_int_equal(dr_chain_length(disk), 3);
+    write_disk(2 * MiB, 64 * KiB, 0x33);
+    disk_has(0, 0x11);
+    disk_has(MiB, 0x22);
+    no("blockdev-snapshot", "'node': 'disk0', 'overlay': 'x'", "Node x is in use");
+    no("blockdev-del", "'node-name': 'x'", "Node x is in use");
+    ok(dr_flush(disk, &err));
+    /* The overlay's header has learned its parent. */
+    struct dr_disk *again;
+    const struct dr_open_options look = {.flags = DR_OPEN_FORCE_SHARE};
+    ok(dr_open_fs(fs, "target", &look, &again, &err));
+    assert_int_equal(dr_chain_length(again), 3);
+    ok(dr_close(again, &err));
+}
+
+static void a_transaction_takes_overlays_of_both_kinds(void **state)
+{
+    struct dr_disk *second;
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    (void)state;
+    create("vmdk", "disk.vmdk", CROWD_SIZE, NULL);
+    ok(dr_open_fs(fs, "disk.vmdk", &rw, &second, &err));
+    ok(dr_live_add(live, "disk1", second, &err));
+    done("blockdev-add", "'driver': 'vmdk', 'node-name': 'v', 'file': {'driver': 'file', "
+                         "'filename': 'target.vmdk'}");
+    no("transaction", "'actions': [{'type': 'blockdev-snapshot', 'data': {'node': 'disk1'}}]",
+       "Parameter 'actions[0].data.overlay' is missing");
+    no("transaction", "'actions': [{'type': 'blockdev-backup', 'data': {}}]",
+       "does not accept value 'blockdev-backup': a transaction is of");
+    no("transaction",
+       "'actions': [{'type': 'blockdev-snapshot', 'data': {'node': 'disk1', 'overlay': 'v'}}, "
+       "{'type': 'abort', 'data': {}}]",
+       "Transaction aborted using Abort action");
+    done("transaction",
+         "'actions': [{'type': 'blockdev-snapshot', 'data': {'node': 'disk1', 'overlay': 'v'}}, "
+         "{'type': 'blockdev-snapshot-sync', 'data': {'device': 'disk0', 'snapshot-file': 'o'}}]");
+    assert_string_equal(dr_image_path(second, 0), "target.vmdk");
+    assert_int_equal(dr_chain_length(second), 2);
+    assert_string_equal(dr_image_path(disk, 0), "o");
+    talk_end(&talk);
+    dr_live_free(live);
+    live = NULL;
+    ok(dr_close(second, &err));
+    ok(dr_open_fs(fs, "target.vmdk", &rw, &second, &err)); /* its content ids fit */
+    ok(dr_close(second, &err));
+}
+
 #define live_test(f) cmocka_unit_test_setup_teardown(f, begin, end)
 
 int main(void)
@@ -237,6 +418,12 @@ int main(void)
         live_test(a_node_is_shown_until_it_is_deleted),
         live_test(an_image_of_a_disk_is_not_deleted),
         live_test(a_node_can_be_used_as_a_disk),
+        live_test(a_mirror_goes_over_to_a_node),
+        live_test(a_mirror_of_the_top_needs_a_target_on_the_same_parents),
+        live_test(a_mirror_may_copy_only_what_is_written_from_now_on),
+        live_test(what_cannot_be_a_target_is_refused),
+        live_test(a_disk_goes_on_with_an_overlay_that_was_named),
+        live_test(a_transaction_takes_overlays_of_both_kinds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
