@@ -141,7 +141,8 @@ int dr_chain_flush(struct dr_chain *chain, size_t at, struct dr_error *err)
 {
     int result = 0;
     for (size_t i = chain->n; i-- > at;) {
-        int r = dr_image_flush(chain->images[i], err);
+        bool masked = i > at && chain->images[i]->masked;
+        int r = masked ? 0 : dr_image_flush(chain->images[i], err);
         if (r < 0 && result == 0)
             result = r;
     }

@@ -483,6 +483,7 @@ static int image_is_as_seen(struct dr_image *image, struct dr_error *err)
 static void image_set_frozen(struct dr_image *image)
 {
     image->writable = false;
+    image->masked = false;
     image->flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
 }
 

@@ -328,6 +328,8 @@ static int thaw(struct commit *c, struct dr_error *err)
     /* A child without ids does not mind that P gets a new one, and P's other children must notice.
      */
     int r = thaw_one(c, image_p(c), has_ids(c), err);
+    if (r == 0) /* where P's file system is full, say, the guest's flushes must not fail */
+        image_p(c)->masked = true;
     if (r == 0 && has_ids(c))
         r = thaw_one(c, image_m(c), true, err);
     if (r == 0 && image_k(c))
@@ -607,6 +609,7 @@ static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fr
         r = dr_job_record(c->job, &to, 1, err);
     if (r == 0) {
         c->n_thawed = 0; /* P stays open for writing: it is the disk now */
+        image_p(c)->masked = false;
         *fresh = DR_STEAL(next);
     }
     dr_chain_unref(next, NULL);
