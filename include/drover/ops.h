@@ -32,6 +32,14 @@ struct dr_switch {
     const char *path, *format; /* of its active image from then on */
 };
 
+/* What a job is to do about a piece that could not be read or written. */
+enum dr_error_action {
+    DR_ERROR_REPORT, /* the operation fails */
+    DR_ERROR_IGNORE, /* go on with other pieces, and try this one again after a second; a rebase or
+                        stream leaves it out, goes on to the end, and fails then */
+    DR_ERROR_STOP,   /* wait until the job is not paused, and try it again */
+};
+
 struct dr_job_options {
     /* Called by the operation's threads, but one at a time, at most about 20 times a second and
      * once at the end. done and total are bytes of work; total may grow. Non-zero cancels the job,
@@ -52,6 +60,13 @@ struct dr_job_options {
      * durable and has its name, while their requests wait: time to note which it is. A failure
      * keeps the disks as they are. It must not use the disks. NULL = nobody notes it. */
     int (*record)(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err);
+    /* Called when a rebase, stream, commit, mirror or convert could not read or write a piece, with
+     * a positive errno and the text that the operation would fail with, and by several threads at
+     * once when several pieces fail. Nothing of the piece is lost when it is tried again. Whoever
+     * answers STOP calls dr_job_pause() before, or at any time dr_job_resume(): the job waits only
+     * while it is paused. Failures outside the copying, and while requests of the disk wait for a
+     * switch, are always the end. NULL = REPORT. */
+    enum dr_error_action (*error)(void *user, bool reading, int error, const char *text);
     void *user;       /* for all of them */
     uint64_t rate;    /* bytes a second, 0 = as fast as it goes */
     unsigned workers; /* threads; 0 = as many as the processors or the files can use */

@@ -7,6 +7,7 @@
  *     any of them → aborting → concluded → null         failed or cancelled
  *
  * A change of state is an event, queued under the lock in which the state changes. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,6 +26,32 @@ const char *live_status_name(enum live_status status)
     static const char *const names[] = {"created", "running", "paused",   "ready",     "standby",
                                         "waiting", "pending", "aborting", "concluded", "null"};
     return names[status];
+}
+
+const char *live_on_error_name(enum live_on_error policy)
+{
+    static const char *const names[] = {"report", "ignore", "enospc", "stop"};
+    return policy <= LIVE_STOP ? names[policy] : NULL;
+}
+
+int live_on_error_parse(const char *name, enum live_on_error *policy)
+{
+    if (strcmp(name, "auto") == 0)
+        name = "enospc"; /* what QEMU's jobs do by it */
+    for (*policy = LIVE_REPORT; *policy <= LIVE_STOP; ++*policy)
+        if (strcmp(name, live_on_error_name(*policy)) == 0)
+            return 0;
+    return -EINVAL;
+}
+
+static bool is_no_space(int error)
+{
+    return error == ENOSPC || error == EDQUOT;
+}
+
+const char *live_io_status(int error)
+{
+    return error == 0 ? "ok" : is_no_space(error) ? "nospace" : "failed";
 }
 
 struct live_job *live_job_find(struct dr_live *live, const char *id)
@@ -126,6 +153,44 @@ static int on_record(void *user, const struct dr_switch *switches, size_t n, str
     return live_record(job->live, switches, n, err);
 }
 
+static void pause_running(struct live_job *job)
+{
+    job->paused = true;
+    dr_job_pause(job->job);
+    set_status(job, job->status == LIVE_READY ? LIVE_STANDBY : LIVE_PAUSED);
+}
+
+/* A job that waits for its switch, or is about to end, cannot be paused any more. */
+static enum dr_error_action action_for(const struct live_job *job, bool reading, int error)
+{
+    enum live_on_error policy = reading ? job->order.on_source_error : job->order.on_target_error;
+    if (job->cancelled || job->status >= LIVE_WAITING)
+        return DR_ERROR_REPORT;
+    if (policy == LIVE_STOP || (policy == LIVE_ENOSPC && is_no_space(error)))
+        return DR_ERROR_STOP;
+    return policy == LIVE_IGNORE ? DR_ERROR_IGNORE : DR_ERROR_REPORT;
+}
+
+static enum dr_error_action on_error(void *user, bool reading, int error, const char *text)
+{
+    static const char *const names[] = {"report", "ignore", "stop"};
+    struct live_job *job = user;
+    (void)text;
+    DR_LOCK_SCOPE(&job->live->lock);
+    if (job->paused && job->stopped_by)
+        return DR_ERROR_STOP; /* another piece has failed, and it was told: this one waits, too */
+    enum dr_error_action action = action_for(job, reading, error);
+    live_event(job->live, "BLOCK_JOB_ERROR",
+               json_pack("{s:s, s:s, s:s}", "device", dr_job_id(job->job), "operation",
+                         reading ? "read" : "write", "action", names[action]));
+    if (action != DR_ERROR_STOP)
+        return action;
+    job->stopped_by = error;
+    if (!job->paused)
+        pause_running(job);
+    return action;
+}
+
 static int operate(struct live_job *job, struct dr_error *err)
 {
     const struct live_order *o = &job->order;
@@ -213,6 +278,7 @@ static int make_job(struct dr_live *live, struct live_disk *on, const char *id,
         .rate = order->speed,
         .before_switch = on_switch,
         .record = on_record,
+        .error = on_error,
         .ready = order->kind == LIVE_MIRROR || (order->kind == LIVE_COMMIT && !order->top)
                      ? on_ready
                      : NULL,
@@ -228,6 +294,8 @@ static int make_job(struct dr_live *live, struct live_disk *on, const char *id,
     fresh->order = *order;
     *order = (struct live_order){0};
     pthread_cond_init(&fresh->changed, NULL);
+    if (fresh->order.paused)
+        dr_job_pause(fresh->job); /* before its thread begins */
     *job = fresh;
     return 0;
 }
@@ -268,6 +336,8 @@ int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
     live->changed = true;
     set_status(job, LIVE_CREATED);
     set_status(job, LIVE_RUNNING);
+    if (job->order.paused)
+        pause_running(job);
     return 0;
 }
 
@@ -311,15 +381,16 @@ static int pause_job(struct live_job *job, struct dr_error *err)
 {
     if (job->paused)
         return dr_fail(err, EINVAL, "Job is already paused");
-    job->paused = true;
-    dr_job_pause(job->job);
-    set_status(job, job->status == LIVE_READY ? LIVE_STANDBY : LIVE_PAUSED);
+    pause_running(job);
+    job->live->changed = true;
     return 0;
 }
 
 static void let_go_on(struct live_job *job)
 {
     job->paused = false;
+    job->stopped_by = 0;
+    job->live->changed = true;
     set_status(job, job->status == LIVE_STANDBY ? LIVE_READY : LIVE_RUNNING);
     dr_job_resume(job->job);
 }

@@ -71,6 +71,9 @@ enum live_status {
 
 enum live_kind { LIVE_STREAM, LIVE_COMMIT, LIVE_MIRROR, LIVE_REBASE };
 
+/* What a job does about what it cannot read or write; the names are QEMU's (BlockdevOnError). */
+enum live_on_error { LIVE_REPORT, LIVE_IGNORE, LIVE_ENOSPC, LIVE_STOP };
+
 /* What a job is to do. */
 struct live_order {
     enum live_kind kind;
@@ -81,6 +84,8 @@ struct live_order {
     bool existing, top_only, only_new; /* mirror */
     unsigned flags;                    /* mirror: enum dr_open_flag of the target */
     bool keep_finalize, keep_dismiss;  /* wait for job-finalize, job-dismiss */
+    bool paused;                       /* from the beginning */
+    enum live_on_error on_source_error, on_target_error;
     uint64_t speed;
 };
 
@@ -94,9 +99,10 @@ struct live_job {
     pthread_cond_t changed;
     enum live_status status;
     bool paused, cancelled, finalize;
-    bool done;  /* its operation has ended */
-    bool stays; /* the server ends: it is joined and freed there */
-    bool kept;  /* and the next server shall go on with it */
+    bool done;      /* its operation has ended */
+    bool stays;     /* the server ends: it is joined and freed there */
+    bool kept;      /* and the next server shall go on with it */
+    int stopped_by; /* 0, or the positive errno for which it was paused */
     int result;
     struct dr_error error;
 };
@@ -167,6 +173,12 @@ struct live_job *live_job_find(struct dr_live *live, const char *id);
 struct live_job *live_job_on(struct dr_live *live, const struct live_disk *on);
 const char *live_kind_name(enum live_kind kind);
 const char *live_status_name(enum live_status status);
+/* "report" and so on; NULL = another number. */
+const char *live_on_error_name(enum live_on_error policy);
+/* -EINVAL: there is no such name. */
+int live_on_error_parse(const char *name, enum live_on_error *policy);
+/* What QEMU calls the io-status: "ok", "nospace", "failed". error: a positive errno, or 0. */
+const char *live_io_status(int error);
 
 enum live_verb {
     LIVE_CANCEL,

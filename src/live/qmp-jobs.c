@@ -37,16 +37,22 @@ int qmp_chain_path(struct dr_live *live, const struct live_disk *on, const char 
     return *path ? 0 : -EINVAL;
 }
 
-static int check_policy(json_t *args, struct qmp_error *err)
+static int read_policies(json_t *args, struct live_order *order, struct qmp_error *err)
 {
     static const char *const names[] = {"on-error", "on-source-error", "on-target-error"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        const char *policy = qmp_string(args, names[i]);
-        if (policy && strcmp(policy, "report") != 0) {
-            qmp_fail(err, NULL, "Parameter '%s' does not accept value '%s': only 'report' is there",
-                     names[i], policy);
+        const char *name = qmp_string(args, names[i]);
+        enum live_on_error policy;
+        if (!name)
+            continue;
+        if (live_on_error_parse(name, &policy) < 0) {
+            qmp_fail(err, NULL, "Parameter '%s' does not accept value '%s'", names[i], name);
             return -EINVAL;
         }
+        if (i != 2)
+            order->on_source_error = policy;
+        if (i != 1)
+            order->on_target_error = policy;
     }
     return 0;
 }
@@ -58,7 +64,7 @@ json_t *qmp_begin_job(struct dr_live *live, struct live_disk *on, json_t *args,
     order->speed = qmp_number(args, "speed");
     order->keep_finalize = !qmp_bool(args, "auto-finalize", true);
     order->keep_dismiss = !qmp_bool(args, "auto-dismiss", true);
-    if (check_policy(args, err) < 0) {
+    if (read_policies(args, order, err) < 0) {
         live_order_clear(order);
         return NULL;
     }
@@ -238,8 +244,8 @@ static json_t *query_block_jobs(struct dr_live *live, json_t *args, struct qmp_e
             json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:I, s:s, s:b, s:s, s:b, s:b}", "type",
                       live_kind_name(job->order.kind), "device", dr_job_id(job->job), "len",
                       (json_int_t)s.total, "offset", (json_int_t)s.done, "busy",
-                      job->status == LIVE_RUNNING || job->status == LIVE_READY, "paused",
-                      job->paused, "speed", (json_int_t)s.rate, "io-status", "ok", "ready",
+                      s.state == DR_JOB_RUNNING, "paused", job->paused, "speed", (json_int_t)s.rate,
+                      "io-status", live_io_status(job->stopped_by), "ready",
                       job->status == LIVE_READY || job->status == LIVE_STANDBY, "status",
                       live_status_name(job->status), "auto-finalize", !job->order.keep_finalize,
                       "auto-dismiss", !job->order.keep_dismiss);

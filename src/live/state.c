@@ -156,10 +156,13 @@ static bool set_text(json_t *object, const char *key, const char *text)
 static json_t *describe_job(const struct live_job *job)
 {
     const struct live_order *o = &job->order;
-    json_t *one = json_pack("{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:I}", "id", dr_job_id(job->job),
-                            "disk", job->on->name, "kind", (int)o->kind, "existing", o->existing,
-                            "top-only", o->top_only, "keep-finalize", o->keep_finalize,
-                            "keep-dismiss", o->keep_dismiss, "speed", (json_int_t)o->speed);
+    json_t *one = json_pack("{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:I, s:b, s:s, s:s}", "id",
+                            dr_job_id(job->job), "disk", job->on->name, "kind", (int)o->kind,
+                            "existing", o->existing, "top-only", o->top_only, "keep-finalize",
+                            o->keep_finalize, "keep-dismiss", o->keep_dismiss, "speed",
+                            (json_int_t)o->speed, "paused", job->paused, "on-source-error",
+                            live_on_error_name(o->on_source_error), "on-target-error",
+                            live_on_error_name(o->on_target_error));
     if (set_text(one, "base", o->base) && set_text(one, "top", o->top) &&
         set_text(one, "target", o->target) && set_text(one, "format", o->format))
         return one;
@@ -329,6 +332,14 @@ static int keep_others(const struct dr_live *live, const json_t *list, const cha
     return all ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", live->state);
 }
 
+/* A state of a server that knew no policies has none: report. */
+static enum live_on_error policy_of(const json_t *job, const char *key)
+{
+    const char *name = json_string_value(json_object_get(job, key));
+    enum live_on_error policy;
+    return name && live_on_error_parse(name, &policy) == 0 ? policy : LIVE_REPORT;
+}
+
 /* Begin a job that the state has. What has become impossible meanwhile is told by its events. */
 static void begin_again(struct dr_live *live, json_t *one)
 {
@@ -348,6 +359,9 @@ static void begin_again(struct dr_live *live, json_t *one)
         .top_only = json_is_true(json_object_get(one, "top-only")),
         .keep_finalize = json_is_true(json_object_get(one, "keep-finalize")),
         .keep_dismiss = json_is_true(json_object_get(one, "keep-dismiss")),
+        .paused = json_is_true(json_object_get(one, "paused")),
+        .on_source_error = policy_of(one, "on-source-error"),
+        .on_target_error = policy_of(one, "on-target-error"),
         .speed = (uint64_t)json_integer_value(json_object_get(one, "speed")),
     };
     if ((kind == LIVE_MIRROR && !order.target) || (kind == LIVE_REBASE && !order.base))

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
@@ -37,6 +38,8 @@ struct run {
     bool emitting;        /* ordered: some thread is in emit */
     int result;           /* first failure or "enough" */
     struct dr_error *err; /* the caller's, written once */
+    int skipped;          /* failure of the first item that was left out, and its text */
+    struct dr_error skipped_err;
     pthread_mutex_t progress_lock;
     uint64_t progress_at; /* under progress_lock */
 
@@ -170,7 +173,71 @@ static bool wait_for_turn(struct run *run, bool has_item)
     return go;
 }
 
+/* ------------------------------------------------------------------ failures that are not the end
+ */
+
+/* Until the job is not paused any more, or for a while after a failure that is ignored. */
+static void wait_to_try_again(struct run *run, enum dr_error_action action)
+{
+    struct dr_job *job = run->job;
+    uint64_t ns = action == DR_ERROR_IGNORE ? DR_JOB_AGAIN_NS : 0;
+    for (;;) {
+        uint32_t bell = dr_job_bell(job);
+        bool paused = dr_job_paused(job);
+        if (!may_go_on(run) || (!paused && ns == 0))
+            break;
+        atomic_store(&job->waiting, paused);
+        wait_for_change(run, bell, paused ? MAX_WAIT_NS : ns);
+        ns = 0;
+    }
+    atomic_store(&job->waiting, false);
+}
+
+/* The item has failed with r. 0: it is to be tried again; 1: it is to be left out; else r. busy:
+ * the job counts this worker as one that moves bytes. */
+static int after_failure(struct run *run, const struct dr_copy_item *item, bool busy, int r,
+                         struct dr_error *err)
+{
+    const struct dr_copy_policy *p = run->policy;
+    if (p->repeat == DR_COPY_ONCE || p->ordered || !run->job || !may_go_on(run))
+        return r;
+    /* A copy inside the kernel does not tell which side failed: only one of them can be full. */
+    bool reading = !item->writing && r != -ENOSPC && r != -EDQUOT;
+    enum dr_error_action action = dr_job_ask(run->job, reading, r, err);
+    if (action == DR_ERROR_REPORT)
+        return r;
+    if (action == DR_ERROR_IGNORE && p->repeat == DR_COPY_SKIP)
+        return busy ? 1 : r;
+    if (busy)
+        atomic_fetch_sub(&run->job->busy, 1);
+    wait_to_try_again(run, action);
+    if (busy)
+        atomic_fetch_add(&run->job->busy, 1);
+    if (!may_go_on(run))
+        return r;
+    dr_error_reset(err);
+    return 0;
+}
+
+static void note_skipped(struct run *run, int r, const struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&run->lock);
+    if (run->skipped == 0) {
+        run->skipped = r;
+        run->skipped_err = *err;
+    }
+}
+
 /* ------------------------------------------------------------------ the three steps */
+
+static int call_next(struct run *run, struct dr_copy_item *item, struct dr_error *err)
+{
+    int r;
+    do
+        r = run->policy->next(run->policy->user, item, err);
+    while (r < 0 && (r = after_failure(run, item, false, r, err)) == 0);
+    return r;
+}
 
 /* Ordered: wait for a slot to come free; next_lock is held, so nobody overtakes. */
 static struct slot *wait_for_slot(struct run *run)
@@ -190,7 +257,7 @@ static struct slot *take(struct run *run, struct slot *own, struct dr_error *err
     if (run->ended || !wait_for_turn(run, false))
         return NULL;
     struct dr_copy_item item = {0};
-    int r = run->policy->next(run->policy->user, &item, err);
+    int r = call_next(run, &item, err);
     if (r <= 0) {
         run->ended = true;
         if (r < 0)
@@ -255,13 +322,42 @@ static void emit_in_order(struct run *run, struct slot *slot, struct dr_error *e
     pthread_mutex_unlock(&run->lock);
 }
 
+static int work_and_emit(const struct dr_copy_policy *p, struct slot *slot, struct dr_error *err)
+{
+    slot->item.writing = false;
+    int r = p->work ? p->work(p->user, &slot->item, slot->buf, err) : 0;
+    if (r != 0 || !p->emit)
+        return r;
+    slot->item.writing = true;
+    return p->emit(p->user, &slot->item, slot->buf, err);
+}
+
+/* Not ordered. What has failed is read again, too: it may be another one by now. */
+static int finish_item(struct run *run, struct slot *slot, struct dr_error *err)
+{
+    int r, failure = 0;
+    do
+        failure = r = work_and_emit(run->policy, slot, err);
+    while (r < 0 && (r = after_failure(run, &slot->item, true, r, err)) == 0);
+    if (failure < 0 && r > 0) {
+        note_skipped(run, failure, err);
+        dr_error_reset(err);
+        r = 0;
+    }
+    if (r == 0)
+        account(run, slot->item.passed + slot->item.len);
+    else
+        stop_run(run, r, err);
+    return r;
+}
+
 /* False: the run ends. */
 static bool do_item(struct run *run, struct slot *slot, struct dr_error *err)
 {
+    if (!run->policy->ordered)
+        return finish_item(run, slot, err) == 0;
     if (call(run, run->policy->work, slot, err) != 0)
         return false;
-    if (!run->policy->ordered)
-        return emit(run, slot, err) == 0;
     emit_in_order(run, slot, err);
     return true;
 }
@@ -380,6 +476,8 @@ int dr_copy_run(const struct dr_copy_policy *policy, struct dr_job *job, struct 
     init_locks(&run);
     run.progress_at = run.owed_at = run.clock->now(run.clock->user);
     run_workers(&run);
+    if (run.result == 0 && run.skipped < 0)
+        stop_run(&run, run.skipped, &run.skipped_err);
     finish_progress(&run);
     destroy_locks(&run);
     if (memory)

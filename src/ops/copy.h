@@ -24,6 +24,17 @@ struct dr_copy_item {
     uint64_t passed;   /* bytes in front of it that needed no work: progress only */
     uint64_t aux[3];   /* the policy's */
     unsigned kind;     /* the policy's */
+    bool writing; /* set for emit, and by a work that writes: a failure is that of the target */
+};
+
+/* What may become of an item that has failed, if whoever made the job does not take it for the end.
+ * But for ONCE, next, work and emit are called again after a failure, next with the same item; not
+ * in an ordered run. */
+enum dr_copy_repeat {
+    DR_COPY_ONCE,  /* nothing: the run has failed */
+    DR_COPY_RETRY, /* it is tried again, until it succeeds or the job is cancelled */
+    DR_COPY_SKIP,  /* so it is, if the job was paused for it; what is ignored is left out, and the
+                      run fails at its end */
 };
 
 /* Where the time comes from; tests bring their own. */
@@ -45,6 +56,7 @@ struct dr_copy_policy {
     int (*work)(void *user, struct dr_copy_item *item, uint8_t *const *buf, struct dr_error *err);
     int (*emit)(void *user, struct dr_copy_item *item, uint8_t *const *buf, struct dr_error *err);
     bool ordered;
+    enum dr_copy_repeat repeat;
     unsigned buffers; /* 0..DR_COPY_BUFFERS for each item */
     size_t buffer_size;
     /* How many requests the files want to be under way at once (dr_stock_depth); 0 = local files, a

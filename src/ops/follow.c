@@ -37,6 +37,7 @@ int dr_follow_rest(struct dr_follow *f, uint64_t most, struct dr_job *job, struc
         .next = rest_next,
         .work = dr_transfer_work,
         .emit = dr_transfer_emit,
+        .repeat = DR_COPY_RETRY,
         .buffers = 1,
         .buffer_size = DR_STOCK_BUFFER,
         .depth = dr_stock_depth_of_two(rest.transfer.walk.chain, rest.transfer.dst),
@@ -46,15 +47,27 @@ int dr_follow_rest(struct dr_follow *f, uint64_t most, struct dr_job *job, struc
     return dr_copy_run(&policy, job, err);
 }
 
+/* A target that is full may notice it only when its metadata is written. */
+static int flush_copy(struct dr_follow *f, struct dr_error *err)
+{
+    int r;
+    do
+        r = f->flush(f->user, err);
+    while (r < 0 && (r = dr_job_after_failure(f->job, r, err)) == 0);
+    return r;
+}
+
 int dr_follow_rounds(struct dr_follow *f, struct dr_error *err)
 {
     int r = 0;
-    for (unsigned i = 0; r == 0 && f->dirty.disk && i < ROUNDS; i++) {
+    if (!f->dirty.disk)
+        return 0;
+    for (unsigned i = 0; r == 0 && i < ROUNDS; i++) {
         if (dr_dirty_bytes(&f->dirty) <= REST_SIZE)
             break;
         r = dr_follow_rest(f, UINT64_MAX, f->job, err);
     }
-    return r;
+    return r < 0 ? r : flush_copy(f, err);
 }
 
 int dr_follow_until_told(struct dr_follow *f, struct dr_error *err)

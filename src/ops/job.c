@@ -82,6 +82,7 @@ int dr_job_new(const char *id, const struct dr_job_options *options, struct dr_j
         fresh->before_switch = options->before_switch;
         fresh->ready = options->ready;
         fresh->record = options->record;
+        fresh->error = options->error;
         fresh->user = options->user;
         fresh->workers = options->workers;
         atomic_store(&fresh->rate, options->rate);
@@ -179,6 +180,26 @@ int dr_job_rest(struct dr_job *job, struct dr_error *err)
         atomic_store(&job->waiting, false);
     }
     return dr_job_stopped(job) ? dr_fail(err, ECANCELED, "stopped on request") : 0;
+}
+
+enum dr_error_action dr_job_ask(struct dr_job *job, bool reading, int r, const struct dr_error *err)
+{
+    if (!job || !job->error || dr_job_stopped(job))
+        return DR_ERROR_REPORT;
+    const char *text = err && err->text[0] ? err->text : strerrordesc_np(-r);
+    return job->error(job->user, reading, -r, text);
+}
+
+int dr_job_after_failure(struct dr_job *job, int r, struct dr_error *err)
+{
+    enum dr_error_action action = dr_job_ask(job, false, r, err);
+    if (action == DR_ERROR_REPORT)
+        return r;
+    uint32_t bell = dr_job_bell(job);
+    if (action == DR_ERROR_IGNORE && !dr_job_stopped(job))
+        dr_job_sleep(job, bell, DR_JOB_AGAIN_NS);
+    dr_error_reset(err);
+    return dr_job_rest(job, err);
 }
 
 int dr_job_report(struct dr_job *job, uint64_t done, uint64_t total)

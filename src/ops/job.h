@@ -24,6 +24,7 @@ struct dr_job {
     int (*before_switch)(void *user);
     void (*ready)(void *user);
     int (*record)(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err);
+    enum dr_error_action (*error)(void *user, bool reading, int error, const char *text);
     void *user;
     unsigned workers;
 
@@ -86,6 +87,17 @@ void dr_job_ring(struct dr_job *job);
 /* How far it is; calls progress. Non-zero: the caller of the operation wants it to end, and the job
  * is cancelled. */
 int dr_job_report(struct dr_job *job, uint64_t done, uint64_t total);
+
+/* A piece failed with r < 0: ask whoever made the job what to do about it. REPORT for a job that
+ * was told to stop, and without a job. */
+enum dr_error_action dr_job_ask(struct dr_job *job, bool reading, int r,
+                                const struct dr_error *err);
+
+/* After a step that only writes has failed with r: 0 = make it again, after waiting where that was
+ * wanted; else r, or -ECANCELED. */
+int dr_job_after_failure(struct dr_job *job, int r, struct dr_error *err);
+/* Until what has failed, and is ignored, is tried again. */
+#define DR_JOB_AGAIN_NS UINT64_C(1000000000)
 
 /* The operation held up the requests of a disk for so long. */
 void dr_job_held(struct dr_job *job, uint64_t ns);

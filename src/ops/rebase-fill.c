@@ -129,6 +129,7 @@ static int run_fill(struct rebase *rb, struct rebase_fill *f, struct dr_job *job
         .next = fill_next,
         .work = fill_work,
         .emit = fill_emit,
+        .repeat = DR_COPY_SKIP,
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
         .depth = dr_stock_depth_of_two(rb->old, rb->above),

@@ -364,6 +364,7 @@ int dr_transfer_run(struct dr_transfer *t, uint64_t total, struct dr_job *job, s
         .next = dr_transfer_next,
         .work = dr_transfer_work,
         .emit = dr_transfer_emit,
+        .repeat = DR_COPY_RETRY,
         .buffers = 1,
         .buffer_size = DR_STOCK_BUFFER,
         .depth = dr_stock_depth_of_two(t->walk.chain, t->dst),

@@ -292,6 +292,32 @@ static void a_job_that_was_cancelled_does_not_come_back(void **state)
     dr_fs_memory_free(next.fs);
 }
 
+static void a_job_that_was_paused_is_paused_with_the_next_server(void **state)
+{
+    (void)state;
+    struct powerfs *p = powerfs_new();
+    char now[32];
+    uint64_t size;
+    family(powerfs_fs(p), "vmdk");
+    uint8_t *want = view(powerfs_fs(p), "top", &size);
+    struct server s = serve(powerfs_fs(p));
+    tell(&s, "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0', 'speed': "
+             "1, 'on-error': 'stop'}}");
+    tell(&s, "{'execute': 'job-pause', 'arguments': {'id': 'j'}}");
+    struct server next = kill_and_begin_again(&s, p);
+    status(&next, now, sizeof(now));
+    assert_string_equal(now, "paused");
+    tell(&next, "{'execute': 'block-job-set-speed', 'arguments': {'device': 'j', 'speed': 0}}");
+    assert_int_equal(dr_chain_length(next.disk), 2);
+    tell(&next, "{'execute': 'job-resume', 'arguments': {'id': 'j'}}");
+    wait_for(&next, "");
+    assert_int_equal(dr_chain_length(next.disk), 1);
+    stop(&next);
+    same_view(next.fs, "top", want, size);
+    dr_fs_memory_free(next.fs);
+    free(want);
+}
+
 static void make_aside(struct dr_fs *fs, const char *of)
 {
     struct dr_file *file;
@@ -552,6 +578,7 @@ int main(void)
         cmocka_unit_test(a_mirror_goes_on_with_the_next_server),
         cmocka_unit_test(a_stream_goes_on_with_the_next_server),
         cmocka_unit_test(a_job_that_was_cancelled_does_not_come_back),
+        cmocka_unit_test(a_job_that_was_paused_is_paused_with_the_next_server),
         cmocka_unit_test(what_a_killed_server_was_about_to_name_is_removed),
         cmocka_unit_test(a_server_keeps_its_state_to_itself),
         cmocka_unit_test(a_name_stays_with_the_disk_that_the_state_knows_by_it),

@@ -98,8 +98,8 @@ static void bad_lines_get_an_error_each(void **state)
         {"{\"execute\": \"block-stream\", \"arguments\": {\"device\": \"disk0\", \"base\": \"x\"}}",
          "GenericError", "Did not find 'x'"},
         {"{\"execute\": \"block-stream\", \"arguments\": {\"device\": \"disk0\", \"on-error\": "
-         "\"stop\"}}",
-         "GenericError", "only 'report'"},
+         "\"panic\"}}",
+         "GenericError", "does not accept value 'panic'"},
     };
     struct talk t = talk_begin(true);
     (void)state;

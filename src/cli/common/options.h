@@ -78,6 +78,7 @@ enum cli_key { /* options without a letter */
                KEY_IMAGE,
                KEY_NO_COMPLETE,
                KEY_DETACH,
+               KEY_ON_ERROR,
                KEY_CONTROL,
                KEY_STATE,
 };

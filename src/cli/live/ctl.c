@@ -23,6 +23,8 @@ static const struct cli_option options[] = {
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {KEY_NO_COMPLETE, "no-complete", NULL,
      "commit, mirror: do not go over to the other image when both are the same", false},
+    {KEY_ON_ERROR, "on-error", "WHAT",
+     "stream, commit, mirror: report (fail), ignore, enospc or stop (pause)", false},
     {KEY_DETACH, "detach", NULL, "do not wait for the end of the job", false},
     {KEY_FORCE, "force", NULL, "cancel: also what is ready, leaving no copy", false},
     {KEY_JSON, "json", NULL, "print what the server says, a line of JSON each", false},
@@ -103,6 +105,21 @@ static int on_ready(struct follow *f)
     return ctl_ask(f->ctl, "job-complete", json_pack("{s:s}", "id", f->id), NULL);
 }
 
+static void on_error(struct follow *f, const json_t *data)
+{
+    const char *operation = json_string_value(json_object_get(data, "operation"));
+    const char *action = json_string_value(json_object_get(data, "action"));
+    if (!operation || !action || strcmp(action, "report") == 0)
+        return; /* the job's end tells why */
+    end_bar(f);
+    if (strcmp(action, "stop") == 0)
+        cli_error(f->ctl->cli,
+                  "%s is paused after a failed %s: `drover ctl %s resume %s` tries again", f->id,
+                  operation, f->ctl->path, f->id);
+    else
+        cli_error(f->ctl->cli, "%s: a %s has failed", f->id, operation);
+}
+
 /* *ended: it was the job's last event. */
 static int on_event(struct follow *f, json_t *event, bool *ended)
 {
@@ -115,6 +132,8 @@ static int on_event(struct follow *f, json_t *event, bool *ended)
         return 0;
     if (strcmp(name, "BLOCK_JOB_READY") == 0)
         return on_ready(f);
+    if (strcmp(name, "BLOCK_JOB_ERROR") == 0)
+        on_error(f, data);
     *ended = strcmp(name, "BLOCK_JOB_COMPLETED") == 0 || strcmp(name, "BLOCK_JOB_CANCELLED") == 0;
     if (!*ended)
         return 0;
@@ -179,6 +198,18 @@ static int set_common(const struct cli *cli, const struct cli_args *args, json_t
     return 0;
 }
 
+/* A mirror has a policy for each side. */
+static void set_policy(const struct cli_args *args, const char *command, json_t *to)
+{
+    const char *policy = cli_value(args, KEY_ON_ERROR);
+    bool mirror = strcmp(command, "drive-mirror") == 0;
+    if (!policy)
+        return;
+    if (mirror)
+        json_object_set_new(to, "on-source-error", json_string(policy));
+    json_object_set_new(to, mirror ? "on-target-error" : "on-error", json_string(policy));
+}
+
 /* Takes over arguments. */
 static int begin_job(struct ctl *ctl, const struct cli_args *args, const char *command,
                      json_t *arguments)
@@ -191,6 +222,7 @@ static int begin_job(struct ctl *ctl, const struct cli_args *args, const char *c
         return 1;
     }
     cli_catch_signals();
+    set_policy(args, command, arguments);
     int code = ctl_ask(ctl, command, arguments, NULL);
     if (code == 0 && cli_has(args, KEY_DETACH) && !ctl->show)
         printf("%s\n", id);
