@@ -2,6 +2,8 @@
 """A server of disks for tests, and clients for it."""
 import os
 import signal
+import socket
+import struct
 import subprocess
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -104,3 +106,13 @@ def extents(handle, size, offset=0):
         handle.block_status(min(size - (at - offset), (1 << 32) - 512), at, take)
         at += sum(length for length, _ in out[got:])
     return out
+
+
+def connect_by_hand(server):
+    """A socket at which the server expects requests, and who is at it can do what libnbd never does."""
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(server.socket)
+    s.recv(18, socket.MSG_WAITALL)  # NBDMAGIC IHAVEOPT flags
+    s.sendall(struct.pack(">IQII", 3, 0x49484156454F5054, 1, 0))  # flags, EXPORT_NAME ""
+    s.recv(10, socket.MSG_WAITALL)
+    return s

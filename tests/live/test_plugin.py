@@ -9,11 +9,11 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
 
 import pytest
 
-from serving import GiB, KiB, MiB, PLUGIN, TiB, drover, extents, io, ok, run, zeros_and_data
+import programs
+from serving import GiB, KiB, MiB, PLUGIN, TiB, connect_by_hand, drover, extents, io, ok, run, zeros_and_data
 
 nbd = pytest.importorskip("nbd")
 
@@ -210,67 +210,17 @@ def test_what_one_client_flushed_others_see_and_find_durable(serve):
     io("disk", "read -P 0x51 0 4k")
 
 
-def random_program(server, seed, part, failures):
-    """One client at work in its own part of the disk, against a copy in memory."""
-    rng, h = random.Random(seed), server.connect()
-    base, size = part
-    shadow = bytearray(h.pread(size, base))
-    try:
-        for _ in range(150):
-            off = rng.randrange(size)
-            length = min(size - off, rng.choice([1, 511, 512, 4096, 65536, 200000]))
-            what = rng.choice(["write", "write", "zero", "hole", "trim", "read", "flush"])
-            if what == "write":
-                data = rng.randbytes(length)
-                h.pwrite(data, base + off, rng.choice([0, nbd.CMD_FLAG_FUA]))
-                shadow[off:off + length] = data
-            elif what in ("zero", "hole"):
-                h.zero(length, base + off, nbd.CMD_FLAG_NO_HOLE if what == "zero" else 0)
-                shadow[off:off + length] = bytes(length)
-            elif what == "trim":
-                h.trim(length, base + off)
-                got = h.pread(length, base + off)
-                assert all(g in (0, s) for g, s in zip(got, shadow[off:off + length])), "a trim shows other bytes"
-                shadow[off:off + length] = got
-            elif what == "read":
-                assert h.pread(length, base + off) == shadow[off:off + length], f"seed {seed}: {length} at {off}"
-            else:
-                h.flush()
-        assert h.pread(size, base) == shadow, f"seed {seed}: at the end"
-    except Exception as e:  # pylint: disable=broad-except
-        failures.append(e)
-    return bytes(shadow)
-
-
 @pytest.mark.parametrize("fmt", ["raw", *FORMATS])
 def test_random_programs_of_several_clients_read_what_they_wrote(serve, fmt):
     name = make("raw", "disk", 8 * MiB) if fmt == "raw" else chain(fmt)
     server = serve(name, f"format={fmt}")
-    failures, shadows = [], {}
-    parts = [(i * (MiB + 4099), MiB + 4099) for i in range(4)]  # they meet in the middle of clusters
-
-    def client(i):
-        shadows[i] = random_program(server, i, parts[i], failures)
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(len(parts))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(300)
-    assert not failures, failures
+    part = MiB + 4099  # parts meet in the middle of clusters
+    clients = [programs.Program(server, programs.new_seed() + i, (i * part, part), steps=150) for i in range(4)]
+    want = b"".join(client.end() for client in clients)
     server.stop()
     drover("convert", "-f", fmt, "-O", "raw", name, "plain")
     with open("plain", "rb") as f:
-        assert f.read(4 * (MiB + 4099)) == b"".join(shadows[i] for i in range(len(parts)))
-
-
-def connect_by_hand(server):
-    """A socket at which the server expects requests, and who is at it can do what libnbd never does."""
-    s = socket.socket(socket.AF_UNIX)
-    s.connect(server.socket)
-    s.recv(18, socket.MSG_WAITALL)  # NBDMAGIC IHAVEOPT flags
-    s.sendall(struct.pack(">IQII", 3, 0x49484156454F5054, 1, 0))  # flags, EXPORT_NAME ""
-    s.recv(10, socket.MSG_WAITALL)
-    return s
+        assert f.read(len(want)) == want
 
 
 def test_the_server_ends_although_a_client_does_not_read_its_replies(serve):
@@ -355,22 +305,6 @@ def test_qemu_io_works_on_a_served_disk(serve):
     out = ok("qemu-io", "-f", "raw", "-c", "write -P 3 100k 200k", "-c", "write -z 1M 64k", "-c", "discard 2M 1M",
              "-c", "read -P 3 100k 200k", "-c", "read -P 0 1M 64k", "-c", "flush", server.uri())
     assert "failed" not in out, out
-
-
-@pytest.mark.parametrize("options", [
-    ["--filter=blocksize", "--filter=error"], ["--filter=delay"], ["--filter=multi-conn"], ["--filter=cow"]],
-    ids=lambda o: o[-1].partition("=")[2])
-def test_filters_work_on_a_served_disk(serve, options):
-    parameters = {"error": ["error-rate=0%"], "delay": ["rdelay=1ms"], "multi-conn": ["multi-conn-mode=disable"],
-                  "cow": []}[options[-1].partition("=")[2]]
-    server = serve(chain("qcow2"), *parameters, options=options)
-    h = server.connect()
-    assert h.pread(512, MiB) == b"\x22" * 512
-    h.pwrite(b"\x66" * 100, 77)
-    assert h.pread(100, 77) == b"\x66" * 100
-    h.flush()
-    server.stop()
-    io("disk", f"read -P {0x11 if 'cow' in options[0] else 0x66} 77 100")
 
 
 # ---------------------------------------------------------------- bad input

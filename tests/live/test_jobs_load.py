@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Random jobs below random clients; and races that need requests which really meet."""
+import os
+import socket
+import struct
+
+import pytest
+
+import programs
+from qmp import Control
+from serving import DROVER, KiB, MiB, connect_by_hand, drover, io, run
+
+nbd = pytest.importorskip("nbd")
+
+SIZE = 8 * MiB
+LONG = bool(os.environ.get("DROVER_TEST_LONG"))
+
+
+def make(fmt, name, parent=None):
+    args = ["-b", parent[1], "-F", parent[0]] if parent else []
+    drover("create", "-q", "-f", fmt, *args, name, *([] if parent else [str(SIZE)]))
+    return name
+
+
+def bytes_of(name, fmt):
+    drover("convert", "-f", fmt, "-O", "raw", name, "all.raw")
+    with open("all.raw", "rb") as f:
+        return f.read()
+
+
+@pytest.mark.parametrize("first, then", [("vmdk", "vmdk"), ("vmdk", "qcow2"), ("qcow2", "qcow2"), ("raw", "add-cow")])
+def test_random_jobs_below_random_programs_change_no_byte(serve, first, then):
+    seed = programs.new_seed()
+    make(first, "disk")
+    server = serve("disk", f"format={first}", "control=control", "export=d")
+    part = MiB + 4099  # parts meet in the middle of clusters
+    clients = [programs.Program(server, seed + i, (i * part, part)) for i in range(3)]
+    control = Control()
+    jobs = programs.Jobs(control, seed, then, SIZE, can_grow=first != "vmdk")
+    for _ in range(300 if LONG else 15):
+        jobs.run_one(between=lambda: clients[0].go_on(2))
+        for client in clients:
+            client.go_on(1)
+    (path, fmt), *_ = control.chain()
+    control.close()
+    want = b"".join(client.end() for client in clients)
+    server.stop()
+    assert bytes_of(path, fmt) == want + bytes(jobs.size - len(want))
+    assert run(DROVER, "check", path).returncode in (0, 63)  # 63: raw has no check
+
+
+# ---------------------------------------------------------------- races
+
+CLUSTER = 64 * KiB
+OTHERS = {
+    "zero": lambda h, length, off: h.aio_zero(length, off),
+    "zero without a hole": lambda h, length, off: h.aio_zero(length, off, flags=nbd.CMD_FLAG_NO_HOLE),
+    "trim": lambda h, length, off: h.aio_trim(length, off),
+}
+
+
+def finish(handle, cookies):
+    for cookie in cookies:
+        while not handle.aio_command_completed(cookie):
+            handle.poll(-1)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("fmt", ["vmdk", "qcow2", "add-cow"])
+def test_a_zero_or_trim_and_an_allocating_write_in_one_cluster_both_happen(serve, fmt, other):
+    """The write covers 40 KiB from the beginning of each cluster, the other request 40 KiB to its end."""
+    base = "raw" if fmt == "add-cow" else fmt
+    io(make(base, "base"), f"write -P 0x11 0 {SIZE}", fmt=base)
+    make(fmt, "disk", (base, "base"))
+    server = serve("disk", f"format={fmt}")
+    writer, zeroer = server.connect(), server.connect()
+    data = nbd.Buffer.from_bytearray(bytearray(b"\x22" * 40 * KiB))
+    writes, others = [], []
+    for n, off in enumerate(range(0, SIZE, CLUSTER)):
+        def write():
+            writes.append(writer.aio_pwrite(data, off))
+
+        def zero():
+            others.append(OTHERS[other](zeroer, 40 * KiB, off + 24 * KiB))
+        for request in (write, zero) if n % 2 else (zero, write):
+            request()
+    finish(writer, writes)
+    finish(zeroer, others)
+    seen = bytes(writer.pread(SIZE, 0))
+    rest = {b"\0", b"\x11"} if other == "trim" else {b"\0"}
+    for off in range(0, SIZE, CLUSTER):
+        sectors = [seen[at:at + 512] for at in range(off, off + CLUSTER, 512)]
+        assert set(sectors[:48]) == {b"\x22" * 512}, f"at {off}"
+        assert set(sectors[48:80]) <= {b"\x22" * 512, bytes(512)}, f"at {off}"
+        assert set(sectors[80:]) <= {r * 512 for r in rest}, f"at {off}"
+    server.stop()
+    assert bytes_of("disk", fmt) == seen
+    assert run(DROVER, "check", "disk").returncode == 0
+
+
+def test_clients_that_read_no_replies_or_vanish_hold_up_no_job(serve):
+    make("qcow2", "disk")
+    io("disk", "write -P 0x11 0 8M", fmt="qcow2")
+    server = serve("disk", "format=qcow2", "control=control", "export=d")
+    control = Control()
+    jobs = programs.Jobs(control, 1, "qcow2", SIZE, can_grow=False)
+    good = programs.Program(server, programs.new_seed(), (0, 4 * MiB))
+    with connect_by_hand(server) as stuck:
+        for handle in range(16):
+            stuck.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, handle, 0, MiB))
+        assert stuck.recv(4, socket.MSG_PEEK)
+        for _ in range(6):
+            with connect_by_hand(server) as vanishing:  # in the middle of a write
+                vanishing.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 1, 5 * MiB, MiB) + b"x" * 1000)
+                jobs.run_one(between=lambda: good.go_on(1))
+    want = good.end()
+    (path, fmt), *_ = control.chain()
+    control.close()
+    server.stop()
+    assert bytes_of(path, fmt) == want + b"\x11" * 4 * MiB
