@@ -152,9 +152,11 @@ def test_children_are_told_and_kept(t):
             assert "child.add-cow" in refused(t, *args)
         else:
             t.ok(*args)
-    assert "child.add-cow" in refused(t, "addcow", "retire", "disk.add-cow")
+    t.ok("create", "-q", "-f", "add-cow", "-b", "disk.add-cow", "-F", "add-cow", "brother.add-cow")
+    assert ": brother.add-cow, child.add-cow; rebase them" in refused(t, "addcow", "retire", "disk.add-cow")
     want = content(t, "child.add-cow")
-    t.ok("rebase", "-u", "-b", "disk.raw", "-F", "raw", "child.add-cow")
+    for child in ("brother.add-cow", "child.add-cow"):
+        t.ok("rebase", "-u", "-b", "disk.raw", "-F", "raw", child)
     t.ok("addcow", "retire", "disk.add-cow")
     assert content(t, "child.add-cow") == want
 

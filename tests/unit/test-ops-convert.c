@@ -117,6 +117,26 @@ static void space_counts_where_the_data_is_kept(void **state)
     fs->ops = full;
 }
 
+/* Neither holes nor what the base has a place for, with data above or without. */
+static void a_commit_needs_space_for_new_data_only(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_fs_ops *full = fs->ops;
+    struct dr_fs_ops ops = *full;
+    make(fs, "base.vmdk", "vmdk", 16 * MiB, NULL);
+    put(fs, "base.vmdk", 0, 4 * MiB, 0x11);
+    make(fs, "top.vmdk", "vmdk", 0, "base.vmdk");
+    put(fs, "top.vmdk", 2 * MiB, 2 * MiB, 0x22);
+    put(fs, "top.vmdk", 8 * MiB, MiB, 0x33);
+    ops.free_space = little_space;
+    fs->ops = &ops;
+    struct dr_commit_options c = {0};
+    ok(dr_commit_fs(fs, "top.vmdk", &c, NULL, &err));
+    put(fs, "top.vmdk", 9 * MiB, MiB + 64 * KiB, 0x44);
+    refused(dr_commit_fs(fs, "top.vmdk", &c, NULL, &err), ENOSPC, "needs 1114112 more bytes");
+    fs->ops = full;
+}
+
 static void note_message(void *user, const char *text)
 {
     if (strstr(text, "free"))
@@ -652,6 +672,7 @@ int main(void)
         ops_test(files_of_others_are_not_taken_for_extents),
         ops_test(space_is_looked_at_before_copying),
         ops_test(space_counts_where_the_data_is_kept),
+        ops_test(a_commit_needs_space_for_new_data_only),
         ops_test(odd_sizes_are_rounded_up_to_sectors),
         ops_test(written_zeros_become_holes),
         ops_test(sparse_zero_means_all_is_written),

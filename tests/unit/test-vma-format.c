@@ -367,9 +367,11 @@ static void refuse_config(const char *name, size_t len, const char *words)
 static void writers_rules_hold(void **state)
 {
     (void)state;
+    struct dr_vma_disk none = {0, "a", 512, false}; /* the first one, which nothing precedes */
     char name[257];
     memset(name, 'n', 256);
     name[256] = '\0';
+    refuse_build((struct dr_vma_header){.disks = &none, .n_disks = 1}, "device id 0");
     refuse_disk(0, "a", 512, false, "device id 0");
     refuse_disk(1, "a", 512, false, "ascending");
     refuse_disk(255, "a", 512, false, "device id 255");

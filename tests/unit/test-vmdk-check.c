@@ -41,11 +41,14 @@ static void create_refuses_and_leaves_nothing(void **state)
 {
     (void)state;
     struct dr_option odd = {"subformat", "odd"}, unknown = {"color", "red"};
+    struct dr_option adapter = {"adapter_type", "odd"};
     struct dr_option both[] = {{"compat6", "on"}, {"hwversion", "9"}};
     struct dr_create_params p = {.size = MIB, .options = &odd, .n_options = 1};
     fails(EINVAL, "odd", dr_format_vmdk.create(mem, "/d/x.vmdk", &p, &err));
     p.options = &unknown;
     fails(EINVAL, "color", dr_format_vmdk.create(mem, "/d/x.vmdk", &p, &err));
+    p.options = &adapter;
+    fails(EINVAL, "adapter type: odd", dr_format_vmdk.create(mem, "/d/x.vmdk", &p, &err));
     p.options = both;
     p.n_options = 2;
     fails(EINVAL, "compat6", dr_format_vmdk.create(mem, "/d/x.vmdk", &p, &err));

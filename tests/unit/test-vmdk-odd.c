@@ -93,6 +93,30 @@ static void a_grain_may_stand_at_any_sector(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* It then takes parts of two aligned places, wherever these stand. */
+static void check_finds_what_a_grain_at_any_sector_reaches_into(void **state)
+{
+    (void)state;
+    struct dr_file *f;
+    ok(create("/d/a.vmdk", 1 * MIB, NULL));
+    write_one("/d/a.vmdk", 0, 2 * GRAIN, 1, 0);
+    ok(dr_file_open(mem, "/d/a.vmdk", DR_FILE_RDWR, &f, &err));
+    ok(dr_file_truncate(f, 32 * GRAIN, &err));
+    dr_file_unref(f);
+    for (uint32_t place = 2; place < 20; place++) {
+        for (uint32_t beside = place - 1; beside <= place + 2; beside++) {
+            poke32("/d/a.vmdk", GT_AT, place * 128 + 8);
+            poke32("/d/a.vmdk", RGT_AT, place * 128 + 8);
+            poke32("/d/a.vmdk", GT_AT + 4, beside * 128);
+            poke32("/d/a.vmdk", RGT_AT + 4, beside * 128);
+            bool overlap = beside == place || beside == place + 1;
+            struct dr_check_result r = checked("/d/a.vmdk", 0);
+            assert_int_equal(r.corruptions, overlap);
+            assert_true(!strstr(lines, "belongs to another one too") == !overlap);
+        }
+    }
+}
+
 /* Table entries have 32 bits. */
 static void an_extent_file_ends_at_2_tib(void **state)
 {
@@ -493,6 +517,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(other_geometries_are_read_and_written),
         T(a_grain_may_stand_at_any_sector),
+        T(check_finds_what_a_grain_at_any_sector_reaches_into),
         T(an_extent_file_ends_at_2_tib),
         T(any_mark_says_that_it_was_not_closed),
         T(what_may_only_be_read_is_not_recovered),
