@@ -341,8 +341,7 @@ class Tree:
             if self.object_hash(output)[1] == was:
                 mutant.verdict = "same"
                 return
-            near = self.blocks.near(mutant.path, mutant.line, mutant.last)
-            tests = [test for test in self.tests if test["covers"] & near]
+            tests = self.tests_of(mutant)
             mutant.tests = len(tests)
             for build in [b for b in ("plain", "asan", "tsan") if b == "plain" or b in self.suites]:
                 mutant.by = self.first_failure(build, tests, mutant, before)
@@ -352,6 +351,16 @@ class Tree:
             mutant.verdict = "survived"
         finally:
             self.write(path, before)
+
+    def tests_of(self, mutant):
+        """Those that run the changed lines, or else the nearest ones before. The compiler may give a
+        condition's code to the line above, and to its own only a block that never runs."""
+        for first in range(mutant.line, max(mutant.line - 20, 0), -1):
+            near = self.blocks.near(mutant.path, first, mutant.last)
+            tests = [test for test in self.tests if test["covers"] & near]
+            if tests:
+                return tests
+        return []
 
     @staticmethod
     def write(path, text):
