@@ -83,6 +83,37 @@ static void disks_without_bitmaps_say_so(void **state)
     ok(dr_close(disk, &err));
 }
 
+static void impossible_names_and_granularities_are_refused(void **state)
+{
+    char longest[1024 + 1];
+    memset(longest, 'n', 1024);
+    longest[1024] = '\0';
+    const struct {
+        const char *name;
+        uint64_t granularity;
+        const char *why;
+    } cases[] = {
+        {"", 512, "cannot be empty"},
+        {longest, 512, "name too long"},
+        {"b", 256, "power of 2"},
+        {"b", 1, "power of 2"},
+        {"b", 1536, "power of 2"},
+        {"b", UINT64_C(1) << 32, "power of 2"},
+        {"b", (UINT64_C(1) << 31) + 512, "power of 2"},
+    };
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const struct dr_bitmap_options o = {.granularity = cases[i].granularity};
+        refused(dr_disk_bitmap_change(disk, cases[i].name, DR_BITMAP_ADD, &o, &err), EINVAL,
+                cases[i].why);
+    }
+    add(disk, longest + 1, UINT64_C(1) << 31, false);
+    add(disk, "b", 512, false);
+    ok(dr_close(disk, &err));
+    check_clean(*state);
+}
+
 static void arguments_that_are_missing_are_refused(void **state)
 {
     struct dr_bitmap *list;
@@ -477,6 +508,7 @@ int main(void)
         T(changes_do_what_they_say),
         T(changes_of_a_disk_that_was_written_to_lose_no_marks),
         T(disks_without_bitmaps_say_so),
+        T(impossible_names_and_granularities_are_refused),
         T(arguments_that_are_missing_are_refused),
         T(a_reader_of_a_bitmap_may_stop),
         T(what_a_shrink_cuts_off_is_not_set_when_the_disk_grows),

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Tables of qcow2 images that grow with the disk, or have several pages. */
+#include "formats/qcow2/qcow2.h"
+#include "test-qcow2-snapshots.h"
+
+static void put_file(struct dr_fs *fs, uint64_t off, const void *bytes, size_t len)
+{
+    struct dr_file *f;
+    ok(dr_file_open(fs, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pwrite(f, bytes, off, len, &err));
+    dr_file_unref(f);
+}
+
+/* ------------------------------------------------------------------ growing */
+
+/* What other programs, and shrinking, leave behind the end. */
+struct behind {
+    uint64_t size, span;         /* of the disk; of a table */
+    uint64_t host, len;          /* the rest of the disk's last cluster */
+    uint64_t l1, entries, table; /* the first level, and what its first entry says */
+};
+
+static struct behind find_behind(struct dr_fs *fs)
+{
+    struct behind b;
+    struct dr_extent_status last;
+    struct dr_disk *disk = open_disk(fs);
+    const struct qcow2 *q = qcow2_of(top_of(disk));
+    b.size = dr_size(disk);
+    ok(dr_block_status(disk, b.size - 512, 512, &last, &err));
+    b.span = qcow2_l2_span(q);
+    b.host = last.host_off + 512;
+    b.len = dr_round_up(b.size, q->cluster) - b.size;
+    b.l1 = q->h.l1_at;
+    b.entries = q->h.l1_entries;
+    ok(dr_file_pread(top_of(disk)->files[0], &b.table, b.l1, 8, &err));
+    ok(dr_close(disk, &err));
+    return b;
+}
+
+static void reads_zeros(struct dr_disk *disk, uint64_t off, size_t len)
+{
+    uint8_t *buf = malloc(len);
+    ok(dr_pread(disk, buf, off, len, &err));
+    for (size_t i = 0; i < len; i++)
+        if (buf[i] != 0)
+            fail_msg("%02x at %llu", buf[i], (unsigned long long)(off + i));
+    free(buf);
+}
+
+static void a_disk_that_grows_shows_zeros_whatever_stood_behind_its_end(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_GEOMETRIES; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        create(fs, &geometries[i], SIZE - 1536);
+        struct dr_disk *disk = open_disk(fs);
+        write_version(disk, 0, SIZE - 1536, 1);
+        ok(dr_close(disk, &err));
+        struct behind b = find_behind(fs);
+        uint8_t *junk = malloc(b.len + 1);
+        memset(junk, 0xee, b.len);
+        put_file(fs, b.host, junk, b.len);
+        for (unsigned k = 0; k < 3; k++)
+            put_file(fs, b.l1 + 8 * (b.entries + k), &b.table, 8);
+        disk = open_disk(fs);
+        uint64_t grown = (b.entries + 3) * b.span;
+        ok(dr_truncate(disk, grown, &err));
+        reads_zeros(disk, b.size, SIZE);
+        for (unsigned k = 0; k < 3; k++)
+            reads_zeros(disk, (b.entries + k) * b.span, 4096);
+        ok(dr_close(disk, &err));
+        check_clean(fs);
+        free(junk);
+        dr_fs_memory_free(fs);
+    }
+}
+
+/* ------------------------------------------------------------------ several pages */
+
+/* A page of 4 KiB has the entries of 32 MiB. */
+static void an_extent_ends_with_the_entries_that_are_alike(void **state)
+{
+    const struct geometry g = {PAIRS({"cluster_size", "64k"})};
+    create(*state, &g, 128 * MiB);
+    struct dr_disk *disk = open_disk(*state);
+    ok(dr_zero(disk, 0, 32 * MiB, DR_EXPLICIT, &err));
+    ok(dr_zero(disk, 40 * MiB, MiB, DR_EXPLICIT, &err));
+    for (unsigned from = 0; from < 32; from++) {
+        struct dr_extent ext;
+        ok(dr_image_map(top_of(disk), from * MiB, 128 * MiB - from * MiB, &ext, &err));
+        assert_int_equal(ext.kind, DR_ZERO);
+        assert_int_equal(ext.len, 32 * MiB - from * MiB);
+    }
+    ok(dr_close(disk, &err));
+}
+
+#define T(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(a_disk_that_grows_shows_zeros_whatever_stood_behind_its_end),
+        T(an_extent_ends_with_the_entries_that_are_alike),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
