@@ -36,8 +36,9 @@ struct posix_file {
     /* Copies into this file: never possible, or not from files of that device. */
     _Atomic bool no_clone, no_copy;
     _Atomic uint64_t no_clone_from, no_copy_from; /* dr_file_id.dev + 1; 0 = none */
-    _Atomic bool inode_dirty; /* owner, mode or labels were set: fdatasync is not enough */
-    _Atomic bool random;      /* read nothing ahead */
+    _Atomic bool inode_dirty;      /* owner, mode or labels were set: fdatasync is not enough */
+    _Atomic bool random;           /* read nothing ahead */
+    _Atomic signed char in_pieces; /* large writes go in pieces: 1 yes, -1 no, 0 not known yet */
 
     /* owned by posix-window.c */
     bool by_name;        /* base.path leads to it, so it can be opened again; constant */

@@ -7,12 +7,14 @@
 #include <cmocka.h>
 
 #include <grp.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -352,6 +354,53 @@ static void where_nothing_can_be_flushed_all_is_durable(void **state)
     dr_file_unref(f);
 }
 
+/* Calls of this thread that write, or -1 where the kernel does not count them. */
+static long count_write_calls(void)
+{
+    FILE *f = fopen("/proc/thread-self/io", "re");
+    long n = -1;
+    char line[64];
+    while (f && n < 0 && fgets(line, sizeof(line), f))
+        if (sscanf(line, "syscw: %ld", &n) != 1)
+            n = -1;
+    if (f)
+        fclose(f);
+    return n;
+}
+
+/* Three buffers whose edges are not those of the pieces, 1 MiB in all. */
+static void on_ext4_a_large_write_goes_in_pieces_and_a_durable_one_whole(void **state)
+{
+    struct place *p = *state;
+    static uint8_t wrote[1 << 20], read[1 << 20];
+    const size_t edge = 100000, off = 5 << 10;
+    for (size_t i = 0; i < sizeof(wrote); i++)
+        wrote[i] = (uint8_t)(i * 7 + i / 251);
+    struct dr_file *f = open_ok(p, p->path, DR_FILE_CREATE);
+    struct statfs fs;
+    assert_int_equal(statfs(p->path, &fs), 0);
+    bool ext4 = fs.f_type == EXT4_SUPER_MAGIC;
+    for (int durable = 0; durable < 2; durable++) {
+        struct iovec iov[] = {
+            {wrote, 1}, {wrote + 1, edge - 1}, {wrote + edge, sizeof(wrote) - edge}};
+        long before = count_write_calls();
+        if (durable)
+            assert_ok(dr_file_pwritev_durable(f, iov, 3, off, &err));
+        else
+            assert_ok(dr_file_pwritev(f, iov, 3, off, &err));
+        long calls = count_write_calls() - before;
+        assert_ok(dr_file_pread(f, read, off, sizeof(read), &err));
+        assert_memory_equal(read, wrote, sizeof(read));
+        memset(read, 0, sizeof(read));
+        if (before >= 0 && !durable)
+            assert_int_equal(calls, ext4 ? 5 : 1); /* the edges are inside pieces of 256 KiB */
+        else if (before >= 0)
+            assert_true(calls == 1 || calls == 2); /* 2: this file system has no RWF_DSYNC */
+        assert_ok(dr_file_flush(f, &err));         /* until then a new file has no durable writes */
+    }
+    dr_file_unref(f);
+}
+
 int main(void)
 {
 #define T(test) cmocka_unit_test_setup_teardown(test, setup_posix, teardown_posix)
@@ -365,6 +414,7 @@ int main(void)
         T(the_size_is_the_one_behind_the_lock),
         T(a_file_system_that_counts_no_blocks_is_not_full),
         T(where_nothing_can_be_flushed_all_is_durable),
+        T(on_ext4_a_large_write_goes_in_pieces_and_a_durable_one_whole),
         T(a_link_that_turns_outside_is_not_followed),
         T(what_gets_locked_is_what_the_name_leads_to),
         T(a_writer_does_not_inherit_the_size_an_onlooker_saw),
