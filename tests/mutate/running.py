@@ -235,16 +235,18 @@ class Tree:
                 known = json.load(kept)
         except FileNotFoundError:
             known = {}
-        new, tests = {}, []
-        for name, key, measure in self.measures(file_hash(bare), blocks):
+        new, tests, library_hash = {}, [], file_hash(bare)
+        for name, key, measure in self.measures(library_hash, blocks):
             if key not in known:
                 print(f"mutate: looking at what {name} runs", flush=True)
             new[key] = known.get(key) or measure()
             tests += [dict(test, covers=int(test["covers"], 16)) for test in new[key]]
             with open(notes, "w", encoding="utf-8") as keep:
                 json.dump({**known, **new}, keep)
+        # What was not asked for now is kept, too, as long as the library is the same.
+        kept = {key: tests_of for key, tests_of in known.items() if key.endswith(library_hash)}
         with open(notes, "w", encoding="utf-8") as keep:
-            json.dump(new, keep)
+            json.dump({**kept, **new}, keep)
         return tests, blocks
 
     def measures(self, library, blocks):
