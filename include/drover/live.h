@@ -20,6 +20,24 @@ extern "C" {
 
 struct dr_live;
 
+/* How a program lets clients of the control socket change which disks it shows, and to whom. Called
+ * with `user` of struct dr_live_options, from a thread of the dr_live, one at a time. */
+struct dr_live_exports {
+    /* Show the disk by this name from now on; for reading only, unless writable. -EEXIST: the name
+     * is taken. id is what the control calls it. */
+    int (*add)(void *user, const char *id, const char *name, struct dr_disk *disk, bool writable,
+               struct dr_error *err);
+    /* Show it no more: no client comes and no request begins from now on. -EBUSY: clients have it,
+     * and not `hard`. When the last request on it has ended, which may be at once, call
+     * dr_live_export_gone(); until then its disk stays open. */
+    int (*remove)(void *user, const char *id, bool hard, struct dr_error *err);
+    /* Hang up on all clients, and let none come until start. */
+    void (*stop)(void *user);
+    /* Let clients come again. One of path (of a unix socket) and port (of TCP) is given; a failure:
+     * it is not where the program listens. */
+    int (*start)(void *user, const char *path, const char *port, struct dr_error *err);
+};
+
 struct dr_live_options {
     /* Path of the socket that clients connect to, made with mode 0600; NULL = none. A socket that
      * nobody listens on any more gives way. */
@@ -35,6 +53,8 @@ struct dr_live_options {
     /* NULL or NULL-terminated: directories, besides that of a disk's active image, in which files
      * that clients name may be; as in struct dr_open_options. */
     const char *const *allow_paths;
+    /* NULL: which disks are shown does not change. It must live as long as the dr_live. */
+    const struct dr_live_exports *exports;
 };
 
 /* Nothing is started and no socket is made yet: the process may still fork. Strings in options are
@@ -42,7 +62,8 @@ struct dr_live_options {
 DR_API int dr_live_new(const struct dr_live_options *options, struct dr_live **live,
                        struct dr_error *err);
 /* disk, which stays the caller's and must stay open until dr_live_free(), is called `name` by
- * clients: 1 to 31 letters, digits, '-', '.' and '_', the first one a letter. -EEXIST. */
+ * clients: 1 to 31 letters, digits, '-', '.' and '_', the first one a letter. It is an export of
+ * that name, too. -EEXIST. */
 DR_API int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk,
                        struct dr_error *err);
 /* What the state at this path says of the disk called name: the path and format to open it by, each
@@ -53,6 +74,9 @@ DR_API int dr_live_recall(const char *state, const char *name, const char *given
 /* Read the state and begin its jobs again; make the socket and listen. -EADDRINUSE: somebody
  * listens there. */
 DR_API int dr_live_start(struct dr_live *live, struct dr_error *err);
+/* The export that was removed is used by nobody any more. From any thread; unknown ones are
+ * ignored. */
+DR_API void dr_live_export_gone(struct dr_live *live, const char *id);
 /* Stop all jobs and wait until they have ended, hang up, and remove the socket. The disk of a job
  * that was stopped reads as before; the state keeps the job. NULL is allowed. */
 DR_API void dr_live_free(struct dr_live *live);

@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "exports/disk-list.h"
 #include "exports/exports.h"
+#include "exports/shown.h"
 
 /* ------------------------------------------------------------------ texts */
 
@@ -441,12 +442,15 @@ static int tell(const struct disk_list *list, const char *line, struct dr_error 
     return dr_fail_errno(err, errno, "cannot write to ready-fd");
 }
 
-static int begin_control(struct disk_list *list, void (*quit)(void *user), struct dr_error *err)
+static int begin_control(struct disk_list *list, void (*quit)(void *user),
+                         const struct dr_live_exports *exports, struct dr_error *err)
 {
     const struct dr_live_options options = {
         .control = list->control,
         .state = list->state,
         .quit = quit,
+        .user = list,
+        .exports = exports,
         .allow_paths = (const char *const *)list->allowed,
     };
     int r = dr_live_new(&options, &list->live, err);
@@ -456,7 +460,8 @@ static int begin_control(struct disk_list *list, void (*quit)(void *user), struc
 }
 
 /* A disk on which jobs may be begun is open from the start. */
-int disk_list_open(struct disk_list *list, void (*quit)(void *user), struct dr_error *err)
+int disk_list_open(struct disk_list *list, void (*quit)(void *user),
+                   const struct dr_live_exports *exports, struct dr_error *err)
 {
     bool controlled = list->control || list->state;
     int r = 0;
@@ -464,8 +469,10 @@ int disk_list_open(struct disk_list *list, void (*quit)(void *user), struct dr_e
         if (list->served[i].settings.mode != DISK_AS_ASKED || list->served[i].settings.temporary ||
             controlled)
             r = open_served(&list->served[i], false, &list->served[i].disk, err);
+    if (r == 0)
+        r = shown_open(list, err);
     if (r == 0 && controlled)
-        r = begin_control(list, quit, err);
+        r = begin_control(list, quit, exports, err);
     list->opened = r == 0;
     return r < 0 ? r : tell(list, "ready\n", err);
 }
@@ -477,20 +484,13 @@ int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
     return served->disk ? 0 : open_served(served, readonly, &served->disk, err);
 }
 
-struct served *disk_list_find(struct disk_list *list, const char *name)
-{
-    for (size_t i = 0; i < list->n; i++)
-        if (!*name || strcmp(list->served[i].name, name) == 0)
-            return &list->served[i];
-    return NULL;
-}
-
 void disk_list_close(struct disk_list *list, void (*failed)(void *user, const struct dr_error *err),
                      void *user)
 {
     bool well = true;
     dr_live_free(list->live);
     list->live = NULL;
+    shown_close(list);
     for (size_t i = 0; i < list->n; i++) {
         struct dr_error err = DR_ERROR_INIT;
         if (dr_close(list->served[i].disk, &err) < 0) {

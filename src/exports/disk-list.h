@@ -27,6 +27,8 @@ struct served {
     struct dr_disk *disk; /* NULL: not open. Set under the list's lock */
 };
 
+struct export;
+
 struct disk_list {
     struct served *served;
     size_t n;
@@ -39,6 +41,7 @@ struct disk_list {
     struct dr_live *live;        /* while they are open and one of these is given */
     int ready_fd; /* -1, or where to tell that all disks are open, and later that they are closed */
     bool opened;  /* disk_list_open() was fine */
+    struct export *shown; /* shown.c */
     pthread_mutex_t lock;
 };
 #define DISK_LIST_INIT                                    \
@@ -76,14 +79,14 @@ int disk_list_complete(struct disk_list *list, struct dr_error *err);
 /* Open and close all of them to see that this works; refuse to serve a disk for writing whose files
  * another one of the list uses. */
 int disk_list_try(struct disk_list *list, struct dr_error *err);
-/* Open those that are not left to the first client, begin their control, and tell ready_fd. quit is
- * called when a client of the control says so. */
-int disk_list_open(struct disk_list *list, void (*quit)(void *user), struct dr_error *err);
+/* Open those that are not left to the first client, begin to show them and their control, and tell
+ * ready_fd. quit is called when a client of the control says so; quit and exports get the list as
+ * their user. */
+int disk_list_open(struct disk_list *list, void (*quit)(void *user),
+                   const struct dr_live_exports *exports, struct dr_error *err);
 /* Make sure that the disk is open. readonly: this client only reads. */
 int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
                   struct dr_error *err);
-/* "" finds the first one. NULL: no such name. */
-struct served *disk_list_find(struct disk_list *list, const char *name);
 /* Close what is open; failed is called for each disk whose last writes may be lost. The first time
  * after disk_list_open() that none is, ready_fd is told. */
 void disk_list_close(struct disk_list *list, void (*failed)(void *user, const struct dr_error *err),

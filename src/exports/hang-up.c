@@ -11,6 +11,7 @@
  * A client that is stopped, or does not read what it asked for, keeps its threads in send(2).
  * Shutting down its connection for writing, too, would not do: nbdkit 1.32 aborts when two
  * replies fail on one connection. So the disks are closed without nbdkit after a while. */
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -22,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -142,6 +144,35 @@ static void for_each_descriptor(void (*each)(int fd))
         if (entry->d_name[0] != '.')
             each((int)strtol(entry->d_name, NULL, 10));
     closedir(dir);
+}
+
+void hang_up_on_clients(void)
+{
+    for_each_descriptor(shut_if_clients);
+}
+
+static bool is_socket_at(const union name *name, const char *path)
+{
+    struct stat ours, given;
+    return name->any.ss_family == AF_UNIX &&
+           (strcmp(name->local.sun_path, path) == 0 ||
+            (stat(name->local.sun_path, &ours) == 0 && stat(path, &given) == 0 &&
+             ours.st_dev == given.st_dev && ours.st_ino == given.st_ino));
+}
+
+static bool is_port(const union name *name, const char *port)
+{
+    long number = strtol(port, NULL, 10);
+    return (name->any.ss_family == AF_INET && ntohs(name->v4.sin_port) == number) ||
+           (name->any.ss_family == AF_INET6 && ntohs(name->v6.sin6_port) == number);
+}
+
+bool hang_up_listens_at(const char *path, const char *port)
+{
+    for (size_t i = 0; i < n_listeners; i++)
+        if (path ? is_socket_at(&listeners[i], path) : is_port(&listeners[i], port))
+            return true;
+    return false;
 }
 
 /* ------------------------------------------------------------------ the thread that ends them */

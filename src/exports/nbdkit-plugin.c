@@ -3,16 +3,18 @@
  * and calls the functions of the table at the end; disk-list.c reads the parameters and opens the
  * disks.
  *
- * All connections to an export share one open disk, so what one of them flushed is durable for all
- * of them, and each sees what the others wrote. Requests come from many threads at once and go
- * straight to the library. Disks are opened after nbdkit has gone into the background, because
- * locks and threads belong to the process that serves; before that they are opened once to see that
- * they can be, so that failures end nbdkit while somebody looks. */
+ * shown.c knows which export shows which disk. All connections to an export share one open disk, so
+ * what one of them flushed is durable for all of them, and each sees what the others wrote.
+ * Requests come from many threads at once and go straight to the library. Disks are opened after
+ * nbdkit has gone into the background, because locks and threads belong to the process that serves;
+ * before that they are opened once to see that they can be, so that failures end nbdkit while
+ * somebody looks. */
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +24,7 @@
 #include "exports/disk-list.h"
 #include "exports/hang-up.h"
 #include "exports/outlive.h"
+#include "exports/shown.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -82,6 +85,46 @@ static void quit(void *user)
     hang_up_now(); /* no signal comes */
 }
 
+/* What clients of the control socket change about the exports. */
+
+static atomic_bool stopped; /* clients that come are sent away */
+
+static int control_add(void *user, const char *id, const char *name, struct dr_disk *disk,
+                       bool writable, struct dr_error *err)
+{
+    return shown_add(user, id, name, disk, writable, err);
+}
+
+static int control_remove(void *user, const char *id, bool hard, struct dr_error *err)
+{
+    return shown_remove(user, id, hard, err);
+}
+
+static void control_stop(void *user)
+{
+    (void)user;
+    atomic_store(&stopped, true);
+    hang_up_on_clients();
+}
+
+static int control_start(void *user, const char *path, const char *port, struct dr_error *err)
+{
+    (void)user;
+    if (!hang_up_listens_at(path, port))
+        return dr_fail(err, EADDRNOTAVAIL,
+                       "%s%s: the server listens where it did when it began, and nowhere else",
+                       path ? path : "port ", path ? "" : port);
+    atomic_store(&stopped, false);
+    return 0;
+}
+
+static const struct dr_live_exports control = {
+    .add = control_add,
+    .remove = control_remove,
+    .stop = control_stop,
+    .start = control_start,
+};
+
 static void report_close(void *user, const struct dr_error *err)
 {
     bool *well = user;
@@ -105,7 +148,7 @@ static int plugin_after_fork(void)
     outlive_clients_that_vanish();
     int r = hang_up_on_signals(end_without_clients, &err);
     if (r == 0)
-        r = disk_list_open(&list, quit, &err);
+        r = disk_list_open(&list, quit, &control, &err);
     return r < 0 ? failed(r, &err) : 0;
 }
 
@@ -135,57 +178,112 @@ static void plugin_dump(void)
 
 /* ------------------------------------------------------------------ exports */
 
+static int add_name(void *exports, const char *name)
+{
+    return nbdkit_add_export(exports, name, NULL);
+}
+
 static int plugin_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
 {
     (void)readonly;
     (void)is_tls;
-    for (size_t i = 0; i < list.n; i++)
-        if (nbdkit_add_export(exports, list.served[i].name, NULL) < 0)
-            return -1;
-    return 0;
+    return shown_list(&list, add_name, exports);
+}
+
+static int take_first(void *first, const char *name)
+{
+    *(const char **)first = nbdkit_strdup_intern(name);
+    return 1;
 }
 
 static const char *plugin_default_export(int readonly, int is_tls)
 {
+    const char *first = "";
     (void)readonly;
     (void)is_tls;
-    return list.served[0].name;
+    shown_list(&list, take_first, &first);
+    return first;
+}
+
+static int plugin_preconnect(int readonly)
+{
+    (void)readonly;
+    return atomic_load(&stopped) ? -1 : 0;
 }
 
 static void *plugin_open(int readonly)
 {
     struct dr_error err = DR_ERROR_INIT;
+    struct connection *c;
     const char *name = nbdkit_export_name();
-    struct served *served = disk_list_find(&list, name ? name : "");
-    if (!served) {
-        say("there is no export named '", name ? name : "", "'");
-        nbdkit_set_error(ENOENT);
-        return NULL;
-    }
-    int r = disk_list_use(&list, served, readonly, &err);
+    int r = shown_connect(&list, name ? name : "", readonly, &c, &err);
     if (r == 0)
-        return served->disk;
+        return c;
     failed(r, &err);
     return NULL;
 }
 
+static void plugin_close(void *handle)
+{
+    shown_disconnect(&list, handle);
+}
+
+/* Every use of a connection's disk, until end(). NULL: it was removed, or the server has given up
+ * its clients. */
+static struct dr_disk *begin(struct connection *c)
+{
+    if (!hang_up_begin_request())
+        return NULL;
+    struct dr_disk *disk = shown_begin(&list, c);
+    if (!disk)
+        hang_up_end_request();
+    return disk;
+}
+
+static void end(struct connection *c)
+{
+    shown_end(&list, c);
+    hang_up_end_request();
+}
+
+static int ended(void)
+{
+    nbdkit_set_error(ESHUTDOWN);
+    errno = ESHUTDOWN;
+    return -1;
+}
+
 /* The format and the depth; paths are none of a client's business. */
-static const char *plugin_export_description(void *disk)
+static const char *plugin_export_description(void *handle)
 {
+    struct dr_disk *disk = begin(handle);
+    if (!disk)
+        return NULL;
     size_t n = dr_chain_length(disk);
-    if (n == 1)
-        return nbdkit_printf_intern("%s", dr_image_format(disk, 0));
-    return nbdkit_printf_intern("%s, a chain of %zu images", dr_image_format(disk, 0), n);
+    const char *text =
+        n == 1 ? nbdkit_printf_intern("%s", dr_image_format(disk, 0))
+               : nbdkit_printf_intern("%s, a chain of %zu images", dr_image_format(disk, 0), n);
+    end(handle);
+    return text;
 }
 
-static int64_t plugin_get_size(void *disk)
+static int64_t plugin_get_size(void *handle)
 {
-    return (int64_t)dr_size(disk); /* no disk has more than INT64_MAX bytes */
+    struct dr_disk *disk = begin(handle);
+    if (!disk)
+        return ended();
+    int64_t size = (int64_t)dr_size(disk); /* no disk has more than INT64_MAX bytes */
+    end(handle);
+    return size;
 }
 
-static int plugin_can_write(void *disk)
+static int plugin_can_write(void *handle)
 {
-    return dr_writable(disk);
+    if (!begin(handle))
+        return ended();
+    int can = shown_writable(handle);
+    end(handle);
+    return can;
 }
 
 static int plugin_yes(void *disk)
@@ -208,11 +306,16 @@ static int plugin_can_cache(void *disk)
 }
 
 /* nbdkit takes no data longer than 64 MiB in one request, so a client had better know. */
-static int plugin_block_size(void *disk, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+static int plugin_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
+                             uint32_t *maximum)
 {
+    struct dr_disk *disk = begin(handle);
+    if (!disk)
+        return ended();
     *minimum = 1;
     *preferred = dr_block_size(disk);
     *maximum = 64 << 20;
+    end(handle);
     return 0;
 }
 
@@ -220,52 +323,48 @@ static int plugin_block_size(void *disk, uint32_t *minimum, uint32_t *preferred,
  *
  * Texts of failures are long, and only their beginning is cleared for each request. */
 
-static int ended(void)
-{
-    nbdkit_set_error(ESHUTDOWN);
-    errno = ESHUTDOWN;
-    return -1;
-}
-
 static unsigned io_flags(uint32_t flags)
 {
     return (flags & NBDKIT_FLAG_FUA ? DR_FUA : 0) | (flags & NBDKIT_FLAG_FAST_ZERO ? DR_FAST : 0) |
            (flags & NBDKIT_FLAG_MAY_TRIM ? DR_MAY_UNMAP : 0);
 }
 
-static int plugin_pread(void *disk, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+static int plugin_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
     struct dr_error err;
     dr_error_reset(&err);
     (void)flags;
-    if (!hang_up_begin_request())
+    struct dr_disk *disk = begin(handle);
+    if (!disk)
         return ended();
     int r = dr_pread(disk, buf, offset, count, &err);
-    hang_up_end_request();
+    end(handle);
     return r < 0 ? failed(r, &err) : 0;
 }
 
-static int plugin_pwrite(void *disk, const void *buf, uint32_t count, uint64_t offset,
+static int plugin_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
                          uint32_t flags)
 {
     struct dr_error err;
     dr_error_reset(&err);
-    if (!hang_up_begin_request())
+    struct dr_disk *disk = begin(handle);
+    if (!disk)
         return ended();
     int r = dr_pwrite(disk, buf, offset, count, io_flags(flags), &err);
-    hang_up_end_request();
+    end(handle);
     return r < 0 ? failed(r, &err) : 0;
 }
 
 /* That zeros would be slow is an answer, not a failure, and not worth a line in a log. */
-static int plugin_zero(void *disk, uint32_t count, uint64_t offset, uint32_t flags)
+static int plugin_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
     struct dr_error err;
     dr_error_reset(&err);
-    if (!hang_up_begin_request())
+    struct dr_disk *disk = begin(handle);
+    if (!disk)
         return ended();
     int r = dr_zero(disk, offset, count, io_flags(flags), &err);
-    hang_up_end_request();
+    end(handle);
     if (r == -ENOTSUP && (flags & NBDKIT_FLAG_FAST_ZERO)) {
         nbdkit_set_error(ENOTSUP);
         errno = ENOTSUP;
@@ -274,28 +373,30 @@ static int plugin_zero(void *disk, uint32_t count, uint64_t offset, uint32_t fla
     return r < 0 ? failed(r, &err) : 0;
 }
 
-static int plugin_trim(void *disk, uint32_t count, uint64_t offset, uint32_t flags)
+static int plugin_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
     struct dr_error err;
     dr_error_reset(&err);
-    if (!hang_up_begin_request())
+    struct dr_disk *disk = begin(handle);
+    if (!disk)
         return ended();
     int r = dr_discard(disk, offset, count, &err);
     if (r == 0 && (flags & NBDKIT_FLAG_FUA))
         r = dr_flush(disk, &err);
-    hang_up_end_request();
+    end(handle);
     return r < 0 ? failed(r, &err) : 0;
 }
 
-static int plugin_flush(void *disk, uint32_t flags)
+static int plugin_flush(void *handle, uint32_t flags)
 {
     struct dr_error err;
     dr_error_reset(&err);
     (void)flags;
-    if (!hang_up_begin_request())
+    struct dr_disk *disk = begin(handle);
+    if (!disk)
         return ended();
     int r = dr_flush(disk, &err);
-    hang_up_end_request();
+    end(handle);
     return r < 0 ? failed(r, &err) : 0;
 }
 
@@ -337,13 +438,14 @@ static int add_extents(void *disk, uint32_t count, uint64_t offset, uint32_t fla
     return 0;
 }
 
-static int plugin_extents(void *disk, uint32_t count, uint64_t offset, uint32_t flags,
+static int plugin_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                           struct nbdkit_extents *extents)
 {
-    if (!hang_up_begin_request())
+    struct dr_disk *disk = begin(handle);
+    if (!disk)
         return ended();
     int r = add_extents(disk, count, offset, flags, extents);
-    hang_up_end_request();
+    end(handle);
     return r;
 }
 
@@ -365,10 +467,12 @@ static struct nbdkit_plugin plugin = {
     .cleanup = plugin_cleanup,
     .unload = plugin_unload,
     .dump_plugin = plugin_dump,
+    .preconnect = plugin_preconnect,
     .list_exports = plugin_list_exports,
     .default_export = plugin_default_export,
     .export_description = plugin_export_description,
     .open = plugin_open,
+    .close = plugin_close,
     .get_size = plugin_get_size,
     .block_size = plugin_block_size,
     .can_write = plugin_can_write,

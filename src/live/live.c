@@ -57,7 +57,7 @@ struct live_disk *live_find_device(struct dr_live *live, const char *name)
     return d;
 }
 
-static bool is_name(const char *name)
+bool live_is_name(const char *name)
 {
     static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
     static const char all[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
@@ -76,7 +76,7 @@ struct live_disk *live_nth_disk(struct dr_live *live, size_t n)
 
 int live_check_name(struct dr_live *live, const char *name, struct dr_error *err)
 {
-    if (!is_name(name))
+    if (!live_is_name(name))
         return dr_fail(err, EINVAL,
                        "Invalid node-name: '%s' (a letter, then letters, digits, '-', '.' and "
                        "'_', %d at most)",
@@ -163,6 +163,7 @@ int dr_live_new(const struct dr_live_options *options, struct dr_live **live, st
     fresh->listener = fresh->bell = -1;
     fresh->quit = options->quit;
     fresh->user = options->user;
+    fresh->served = options->exports;
     fresh->fs = dr_fs_posix();
     pthread_mutex_init(&fresh->lock, NULL);
     pthread_mutex_init(&fresh->state_lock, NULL);
@@ -217,6 +218,8 @@ int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk, st
     int r = d ? live_check_name(live, name, err) : dr_fail(err, ENOMEM, "%s: out of memory", name);
     if (r == 0)
         r = add_node(live, name, d->path, err);
+    if (r == 0)
+        r = live_export_add(live, name, d, err);
     if (r < 0) {
         live_free_disk(d);
         return r;
@@ -245,6 +248,7 @@ void live_wake(struct dr_live *live)
 
 static void free_lists(struct dr_live *live)
 {
+    live_free_exports(live);
     for (struct live_disk *d = live->disks, *next; d; d = next) {
         next = d->next;
         if (d->node)

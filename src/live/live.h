@@ -10,6 +10,7 @@
  *   qmp-disks.c      commands that ask about disks or change them at once
  *   qmp-edit.c       commands that change what lies below active images
  *   qmp-nodes.c      commands that give images names, for others to mean them by
+ *   qmp-exports.c    commands that change what NBD clients see
  *
  * One lock covers everything here. It is never held while an operation runs, nor over a system call
  * on a file, and no request or question that passes a disk's gate is made under it: while the gate
@@ -53,6 +54,14 @@ struct live_node {
     bool read_only, has_parent;
     unsigned flags; /* enum dr_open_flag, without RDWR */
     uint64_t size;
+};
+
+/* NBD clients see a disk. */
+struct live_export {
+    struct live_export *next;
+    char *id;
+    struct live_disk *on;
+    bool removed; /* but requests may be under way */
 };
 
 /* The names are QEMU's (JobStatus). */
@@ -121,6 +130,9 @@ struct dr_live {
     json_t *other_disks, *other_jobs; /* what the state says of disks that are not here */
     bool changed; /* a job has begun or ended, and the state does not say so yet */
     char **allow; /* NULL-terminated, or NULL */
+    const struct dr_live_exports *served;
+    struct live_export *exports;
+    bool hung_up; /* by nbd-server-stop; of the clients' thread */
     struct live_disk *disks;
     struct live_node *nodes;
     unsigned unnamed;             /* nodes that nobody gave a name */
@@ -141,6 +153,7 @@ struct live_disk *live_nth_disk(struct dr_live *live, size_t n);
 const char *live_node_path(const struct dr_live *live, const char *name); /* or NULL */
 /* The name of an image's node: what a client called it, or one that is made up now. */
 const char *live_node_of(struct dr_live *live, const char *path);
+bool live_is_name(const char *name);
 /* May a client call something so? */
 int live_check_name(struct dr_live *live, const char *name, struct dr_error *err);
 int live_name_node(struct dr_live *live, const char *name, const char *path, struct dr_error *err);
@@ -235,7 +248,7 @@ struct qmp_command {
 extern const struct qmp_command
     *const qmp_tables[]; /* each ends with a NULL name; NULL-terminated */
 extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_node_commands[],
-    qmp_edit_commands[], qmp_own_commands[];
+    qmp_export_commands[], qmp_edit_commands[], qmp_own_commands[];
 
 /* One line of a client: a new reference to the reply. *negotiated: has it said qmp_capabilities? */
 json_t *qmp_answer(struct dr_live *live, const char *line, size_t len, bool *negotiated);
@@ -283,6 +296,14 @@ char *live_full_path(const struct live_disk *on, const char *path);
 /* May a client make or use a file at this path for the disk? Without the lock. */
 int live_gate(struct dr_live *live, const struct live_disk *on, const char *path,
               struct dr_error *err);
+
+/* ------------------------------------------------------------------ qmp-exports.c; under the lock
+ */
+
+int live_export_add(struct dr_live *live, const char *id, struct live_disk *on,
+                    struct dr_error *err);
+bool live_is_exported(const struct dr_live *live, const struct live_disk *on);
+void live_free_exports(struct dr_live *live);
 
 /* ------------------------------------------------------------------ qmp-nodes.c; without the lock
  */

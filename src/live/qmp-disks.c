@@ -148,18 +148,6 @@ static json_t *query_block(struct dr_live *live, json_t *args, struct qmp_error 
     return all;
 }
 
-static json_t *query_exports(struct dr_live *live, json_t *args, struct qmp_error *err)
-{
-    json_t *all = json_array();
-    (void)args, (void)err;
-    DR_LOCK_SCOPE(&live->lock);
-    for (const struct live_disk *on = live->disks; on; on = on->next)
-        json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:b}", "id", on->name, "type", "nbd",
-                                             "node-name", live_node_of(live, on->path),
-                                             "shutting-down", 0));
-    return all;
-}
-
 /* ------------------------------------------------------------------ snapshots */
 
 struct shot {
@@ -412,7 +400,6 @@ static json_t *change_backing(struct dr_live *live, json_t *args, struct qmp_err
 const struct qmp_command qmp_disk_commands[] = {
     {"query-named-block-nodes", query_nodes, {{"flat", 'b', false}}},
     {"query-block", query_block, {{0}}},
-    {"query-block-exports", query_exports, {{0}}},
     {"blockdev-snapshot-sync", snapshot_sync, {SNAPSHOT_ARGS}},
     {"blockdev-snapshot", snapshot_overlay, {OVERLAY_ARGS}},
     {"transaction", transaction, {{"actions", 'l', true}}},

@@ -321,6 +321,8 @@ struct live_disk *live_node_disk(struct dr_live *live, struct live_node *node, s
 static int check_idle(struct dr_live *live, const struct live_disk *d, struct dr_error *err)
 {
     DR_LOCK_SCOPE(&live->lock);
+    if (live_is_exported(live, d))
+        return dr_fail(err, EBUSY, "Node %s is in use", d->name);
     for (const struct live_job *job = live->jobs; job; job = job->next)
         if (job->on == d)
             return dr_fail(err, EBUSY, "Node '%s' is busy: block device is in use by block job: %s",
