@@ -315,11 +315,11 @@ int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
     int r = 0;
     if (live->stopping)
         r = dr_fail(err, EBUSY, "The server is about to end");
-    else if (live_job_find(live, id))
-        r = dr_fail(err, EEXIST, "Job ID '%s' already in use", id);
     else if (other)
         r = dr_fail(err, EBUSY, "Node '%s' is busy: block device is in use by block job: %s",
                     on->name, live_kind_name(other->order.kind));
+    else if (live_job_find(live, id))
+        r = dr_fail(err, EEXIST, "Job ID '%s' already in use", id);
     else
         r = make_job(live, on, id, order, &job, err);
     live_order_clear(order);

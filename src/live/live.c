@@ -77,10 +77,7 @@ struct live_disk *live_nth_disk(struct dr_live *live, size_t n)
 int live_check_name(struct dr_live *live, const char *name, struct dr_error *err)
 {
     if (!live_is_name(name))
-        return dr_fail(err, EINVAL,
-                       "Invalid node-name: '%s' (a letter, then letters, digits, '-', '.' and "
-                       "'_', %d at most)",
-                       name, LIVE_NAME_MAX);
+        return dr_fail(err, EINVAL, "Invalid node-name: '%s'", name);
     if (live_find_disk(live, name) || live_find_node(live, name))
         return dr_fail(err, EEXIST, "Duplicate nodes with node-name='%s'", name);
     return 0;
@@ -213,6 +210,11 @@ int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk, st
     DR_REQUIRE(live, err);
     DR_REQUIRE(name, err);
     DR_REQUIRE(disk, err);
+    if (!live_is_name(name))
+        return dr_fail(err, EINVAL,
+                       "Invalid name of a disk: '%s' (a letter, then letters, digits, '-', '.' and "
+                       "'_', %d at most)",
+                       name, LIVE_NAME_MAX);
     struct live_disk *d = live_make_disk(name, disk), **end = &live->disks;
     DR_LOCK_SCOPE(&live->lock);
     int r = d ? live_check_name(live, name, err) : dr_fail(err, ENOMEM, "%s: out of memory", name);

@@ -269,7 +269,8 @@ uint64_t qmp_number(json_t *args, const char *name);
 /* The disk that "device" or "node-name" means, or NULL and a failure. A node that blockdev-add
  * named is opened for that. Without the lock. */
 struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_error *err);
-/* Like it, of "node", which must be the active image of a disk. */
+/* The same where "device" may be a node's name, too; and where it is called "node". */
+struct live_disk *qmp_root_device(struct dr_live *live, json_t *args, struct qmp_error *err);
 struct live_disk *qmp_node_device(struct dr_live *live, json_t *args, struct qmp_error *err);
 
 /* ------------------------------------------------------------------ qmp-jobs.c */
@@ -314,7 +315,7 @@ struct live_disk *live_node_disk(struct dr_live *live, struct live_node *node,
 /* The node's image is about to be opened by others, or forgotten: close it here. -EBUSY: it is in
  * use. */
 int live_node_let_go(struct dr_live *live, struct live_node *node, struct dr_error *err);
-/* A node that can become part of a disk: blockdev-add named it, for writing. NULL and a failure. */
+/* A node that can become part of a disk, since blockdev-add named it. NULL and a failure. */
 struct live_node *qmp_free_node(struct dr_live *live, const char *name, struct qmp_error *err);
 
 #endif

@@ -63,6 +63,12 @@ struct live_disk *qmp_device(struct dr_live *live, json_t *args, struct qmp_erro
     return find_disk(live, qmp_string(args, "device"), qmp_string(args, "node-name"), err);
 }
 
+struct live_disk *qmp_root_device(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    const char *device = qmp_string(args, "device");
+    return find_disk(live, device, device, err);
+}
+
 struct live_disk *qmp_node_device(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     const char *node = qmp_string(args, "node");
@@ -78,7 +84,7 @@ static bool has_type(const json_t *value, char type)
         return json_is_string(value) &&
                strlen(json_string_value(value)) == json_string_length(value);
     case 'n':
-        return json_is_integer(value) && json_integer_value(value) >= 0;
+        return json_is_integer(value);
     case 'b':
         return json_is_boolean(value);
     case 'o':
@@ -100,7 +106,7 @@ static const char *type_name(char type)
     case 's':
         return "string";
     case 'n':
-        return "a number that is not negative";
+        return "integer";
     case 'b':
         return "boolean";
     case 'o':
@@ -133,6 +139,11 @@ static int check_known(const struct qmp_arg *table, const char *where, json_t *a
         if (value && !has_type(value, table->type)) {
             qmp_fail(err, NULL, "Invalid parameter type for '%s%s', expected: %s", where,
                      table->name, type_name(table->type));
+            return -EINVAL;
+        }
+        if (value && table->type == 'n' && json_integer_value(value) < 0) {
+            qmp_fail(err, NULL, "Parameter '%s%s' expects a non-negative value", where,
+                     table->name);
             return -EINVAL;
         }
     }

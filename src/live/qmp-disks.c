@@ -216,6 +216,8 @@ static int read_overlay(struct dr_live *live, json_t *args, struct shot *shot,
         qmp_fail(err, NULL, "The overlay does not support backing images");
     else if (node->has_parent)
         qmp_fail(err, NULL, "The overlay already has a backing image");
+    else if (node->read_only)
+        qmp_fail(err, NULL, "Block node is read-only");
     if (err->text.text[0])
         return -EINVAL;
     int r = live_gate(live, shot->on, node->path, &err->text);
@@ -372,24 +374,55 @@ static json_t *resize(struct dr_live *live, json_t *args, struct qmp_error *err)
     return on ? qmp_done(dr_truncate(on->disk, qmp_number(args, "size"), &err->text)) : NULL;
 }
 
-/* Write another parent's name into the active image. The client vouches that this parent reads the
- * same; nothing is compared. */
+/* The image's node, malloc'ed path, and where it stands in the disk's chain. */
+static int find_image(struct dr_live *live, const struct live_disk *on, const char *node,
+                      char **path, struct qmp_error *err)
+{
+    pthread_mutex_lock(&live->lock);
+    const char *its = live_node_path(live, node);
+    *path = its ? strdup(its) : NULL;
+    pthread_mutex_unlock(&live->lock);
+    if (!*path) {
+        qmp_fail(err, NULL, "Cannot find device='' nor node-name='%s'", node);
+        return -ENOENT;
+    }
+    struct dr_chain *chain = dr_disk_chain(on->disk);
+    size_t k = dr_ops_member(chain, *path), n = chain->n;
+    bool has_parent = k + 1 < n || (k < n && chain->images[k]->backing_name);
+    dr_chain_unref(chain, NULL);
+    if (k < n && has_parent)
+        return 0;
+    if (k == n)
+        qmp_fail(err, NULL, "'%s' and image file are not in the same chain", on->name);
+    else
+        qmp_fail(err, NULL, "not allowing backing file change on an image without a backing file");
+    return -EINVAL;
+}
+
+/* The format of the image's parent, in whose place the new one comes. */
+static char *parent_format(const struct live_disk *on, const char *path)
+{
+    struct dr_chain *chain = dr_disk_chain(on->disk);
+    size_t k = dr_ops_member(chain, path);
+    char *format = k + 1 < chain->n ? strdup(chain->images[k + 1]->fmt->name) : NULL;
+    dr_chain_unref(chain, NULL);
+    return format;
+}
+
+/* Write another parent's name into an image of the chain. The client vouches that this parent reads
+ * the same; nothing is compared. */
 static json_t *change_backing(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
-    const struct live_disk *on = qmp_device(live, args, err);
-    const char *node = qmp_string(args, "image-node-name");
-    if (!on)
+    const struct live_disk *on = qmp_root_device(live, args, err);
+    CLEANUP_FREE char *path = NULL;
+    if (!on || find_image(live, on, qmp_string(args, "image-node-name"), &path, err) < 0)
         return NULL;
-    pthread_mutex_lock(&live->lock);
-    const char *path = live_node_path(live, node);
-    bool active = path && strcmp(path, on->path) == 0;
-    pthread_mutex_unlock(&live->lock);
-    if (!active)
-        return qmp_fail(err, NULL, "'%s' is not the active image of '%s'", node, on->name);
+    CLEANUP_FREE char *format = parent_format(on, path);
     const struct dr_rebase_options rebase = {
         .open = {.allow_paths = (const char *const *)live->allow},
+        .image = path,
         .backing = qmp_string(args, "backing-file"),
-        .backing_format = dr_chain_length(on->disk) > 1 ? dr_image_format(on->disk, 1) : NULL,
+        .backing_format = format,
         .unsafe = true,
     };
     return qmp_done(dr_disk_rebase(on->disk, &rebase, NULL, &err->text));

@@ -40,7 +40,7 @@ struct live_disk *qmp_device_image(struct dr_live *live, json_t *args, char **im
         return on;
     free(*image); /* perhaps it is a node that is no disk yet: its active image is meant */
     *image = NULL;
-    return qmp_device(live, args, err);
+    return qmp_root_device(live, args, err);
 }
 
 /* ------------------------------------------------------------------ rebase */

@@ -30,9 +30,12 @@ int qmp_chain_path(struct dr_live *live, const struct live_disk *on, const char 
     size_t k = name ? dr_ops_member(chain, name) : chain->n;
     if (k < chain->n)
         *path = strdup(chain->images[k]->path);
+    else if (!name)
+        qmp_fail(err, NULL, "Cannot find device='' nor node-name='%s'", node);
+    else if (node)
+        qmp_fail(err, NULL, "Node '%s' is not a backing image of '%s'", node, on->name);
     else
-        qmp_fail(err, NULL, "Did not find '%s' in the backing chain of '%s'", node ? node : file,
-                 on->name);
+        qmp_fail(err, NULL, "Can't find '%s' in the backing chain", file);
     dr_chain_unref(chain, NULL);
     return *path ? 0 : -EINVAL;
 }
@@ -161,7 +164,7 @@ static int drive_order(struct dr_live *live, struct live_disk *on, json_t *args,
 static json_t *drive_mirror(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct live_order order = {.kind = LIVE_MIRROR};
-    struct live_disk *on = qmp_device(live, args, err);
+    struct live_disk *on = qmp_root_device(live, args, err);
     if (!on || drive_order(live, on, args, &order, err) < 0) {
         live_order_clear(&order);
         return NULL;
@@ -187,7 +190,9 @@ static int node_order(struct dr_live *live, const struct live_disk *on, json_t *
         return -EINVAL;
     }
     struct live_node *node = qmp_free_node(live, name, err);
-    if (!node || live_gate(live, on, node->path, &err->text) < 0 ||
+    if (node && node->read_only)
+        qmp_fail(err, NULL, "Block node is read-only");
+    if (!node || node->read_only || live_gate(live, on, node->path, &err->text) < 0 ||
         live_node_let_go(live, node, &err->text) < 0)
         return -EINVAL;
     order->existing = true;
@@ -203,7 +208,7 @@ static int node_order(struct dr_live *live, const struct live_disk *on, json_t *
 static json_t *blockdev_mirror(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct live_order order = {.kind = LIVE_MIRROR};
-    struct live_disk *on = qmp_device(live, args, err);
+    struct live_disk *on = qmp_root_device(live, args, err);
     if (!on || node_order(live, on, args, &order, err) < 0) {
         live_order_clear(&order);
         return NULL;

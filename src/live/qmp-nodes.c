@@ -401,8 +401,6 @@ struct live_node *qmp_free_node(struct dr_live *live, const char *name, struct q
         qmp_fail(err, NULL, "Cannot find device='%s' nor node-name='%s'", name, name);
     else if (!node->added)
         qmp_fail(err, NULL, "Node '%s' is not one that blockdev-add named", name);
-    else if (node->read_only)
-        qmp_fail(err, NULL, "Block node is read-only");
     else
         return node;
     return NULL;

@@ -10,7 +10,7 @@ static struct dr_fs *fs;
 static struct dr_disk *disk;
 static struct disk_list list = DISK_LIST_INIT;
 static struct talk talk;
-static bool stopped;
+static _Atomic bool stopped;
 
 static int add(void *user, const char *id, const char *name, struct dr_disk *shown, bool writable,
                struct dr_error *e)

@@ -125,7 +125,7 @@ static void a_rebase_gives_a_lower_image_another_parent(void **state)
     told_no(w,
             "{'execute': 'x-drover-rebase', 'arguments': {'job-id': 'j', 'device': 'disk0', "
             "'x-image': 'base', 'backing-file': 'other', 'backing-format': 'vmdk'}}",
-            "GenericError", "Did not find 'base' in the backing chain");
+            "GenericError", "Can't find 'base' in the backing chain");
     told_no(w,
             "{'execute': 'x-drover-rebase', 'arguments': {'device': 'disk1', "
             "'backing-file': 'other'}}",
@@ -145,7 +145,7 @@ static void a_job_waits_to_be_finalized_and_dismissed(void **state)
             "Job 'j' in state 'pending' cannot accept command verb 'dismiss'");
     told_no(w, "{'execute': 'job-pause', 'arguments': {'id': 'j'}}", "GenericError", "'pending'");
     told_no(w, "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0'}}",
-            "GenericError", "already in use");
+            "GenericError", "Node 'disk0' is busy");
     told_no(w, "{'execute': 'block-stream', 'arguments': {'job-id': 'k', 'device': 'disk0'}}",
             "GenericError", "Node 'disk0' is busy");
     tell(w, "{'execute': 'job-finalize', 'arguments': {'id': 'j'}}");

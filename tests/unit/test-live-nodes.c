@@ -316,7 +316,7 @@ static void what_cannot_be_a_target_is_refused(void **state)
         {"'device': 'disk0', 'target': 'x'", "Parameter 'sync' is missing"},
         {"'device': 'disk0', 'sync': 'full'", "Parameter 'target' is missing"},
         {"'device': 'none', 'target': 'x', 'sync': 'full'",
-         "Cannot find device='none' nor node-name=''"},
+         "Cannot find device='none' nor node-name='none'"},
         {"'device': 'disk0', 'target': 'none', 'sync': 'full'",
          "Cannot find device='none' nor node-name='none'"},
         {"'device': 'disk0', 'target': 'disk0', 'sync': 'full'", "Can't mirror node into itself"},
@@ -329,7 +329,7 @@ static void what_cannot_be_a_target_is_refused(void **state)
         {"'device': 'disk0', 'target': 'x', 'sync': 'full', 'replaces': 'x'",
          "Parameter 'replaces' is unexpected"},
         {"'device': 'disk0', 'target': 'x', 'sync': 'full', 'granularity': 'x'",
-         "Invalid parameter type for 'granularity', expected: a number"},
+         "Invalid parameter type for 'granularity', expected: integer"},
     };
     (void)state;
     json_decref(ask(&talk, request("query-named-block-nodes", ""))); /* names base */
@@ -375,6 +375,34 @@ static void a_disk_goes_on_with_an_overlay_that_was_named(void **state)
     ok(dr_open_fs(fs, "target", &look, &again, &err));
     assert_int_equal(dr_chain_length(again), 3);
     ok(dr_close(again, &err));
+}
+
+static void a_lower_image_gets_another_name_for_its_parent(void **state)
+{
+    (void)state;
+    create("qcow2", "same", CROWD_SIZE, NULL);
+    put(fs, "same", 0, MiB, 0x11);
+    done("blockdev-add", QCOW2("x", "target"));
+    done("blockdev-snapshot", "'node': 'disk0', 'overlay': 'x'");
+    json_decref(ask(&talk, request("query-named-block-nodes", ""))); /* names base */
+    done("blockdev-add", QCOW2("s", "small"));
+    no("change-backing-file",
+       "'device': 'disk0', 'image-node-name': 'none', 'backing-file': 'same'",
+       "Cannot find device='' nor node-name='none'");
+    no("change-backing-file", "'device': 'none', 'image-node-name': 'x', 'backing-file': 'same'",
+       "Cannot find device='none' nor node-name='none'");
+    no("change-backing-file", "'device': 'disk0', 'image-node-name': 's', 'backing-file': 'same'",
+       "'disk0' and image file are not in the same chain");
+    no("change-backing-file",
+       "'device': 'disk0', 'image-node-name': '#block1', 'backing-file': 'same'",
+       "not allowing backing file change on an image without a backing file");
+    done("change-backing-file",
+         "'device': 'x', 'image-node-name': 'disk0', 'backing-file': 'same'");
+    assert_int_equal(dr_chain_length(disk), 3);
+    assert_string_equal(dr_image_path(disk, 1), "disk");
+    assert_string_equal(dr_image_path(disk, 2), "same");
+    disk_has(0, 0x11);
+    disk_has(MiB, 0x22);
 }
 
 static void a_transaction_takes_overlays_of_both_kinds(void **state)
@@ -423,6 +451,7 @@ int main(void)
         live_test(a_mirror_may_copy_only_what_is_written_from_now_on),
         live_test(what_cannot_be_a_target_is_refused),
         live_test(a_disk_goes_on_with_an_overlay_that_was_named),
+        live_test(a_lower_image_gets_another_name_for_its_parent),
         live_test(a_transaction_takes_overlays_of_both_kinds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
