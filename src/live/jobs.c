@@ -191,6 +191,17 @@ static enum dr_error_action on_error(void *user, bool reading, int error, const 
     return action;
 }
 
+/* A warning of the operation, or a decision that is no failure. QEMU has none of these. */
+static void on_message(void *user, const char *text)
+{
+    struct live_job *job = user;
+    DR_LOCK_SCOPE(&job->live->lock);
+    free(job->message);
+    job->message = strdup(text);
+    live_event(job->live, "X_DROVER_JOB_MESSAGE",
+               json_pack("{s:s, s:o}", "id", dr_job_id(job->job), "message", dr_json_text(text)));
+}
+
 static int operate(struct live_job *job, struct dr_error *err)
 {
     const struct live_order *o = &job->order;
@@ -279,6 +290,7 @@ static int make_job(struct dr_live *live, struct live_disk *on, const char *id,
         .before_switch = on_switch,
         .record = on_record,
         .error = on_error,
+        .message = on_message,
         .ready = order->kind == LIVE_MIRROR || (order->kind == LIVE_COMMIT && !order->top)
                      ? on_ready
                      : NULL,
@@ -305,6 +317,7 @@ static void free_job(struct live_job *job)
     pthread_cond_destroy(&job->changed);
     dr_job_free(job->job);
     live_order_clear(&job->order);
+    free(job->message);
     free(job);
 }
 

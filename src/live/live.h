@@ -112,6 +112,7 @@ struct live_job {
     bool stays;     /* the server ends: it is joined and freed there */
     bool kept;      /* and the next server shall go on with it */
     int stopped_by; /* 0, or the positive errno for which it was paused */
+    char *message;  /* the last one of its operation, or NULL; under the lock */
     int result;
     struct dr_error error;
 };

@@ -232,6 +232,8 @@ static json_t *query_jobs(struct dr_live *live, json_t *args, struct qmp_error *
                                 (json_int_t)s.done, "total-progress", (json_int_t)s.total);
         if (job->result < 0)
             json_object_set_new(one, "error", dr_json_text(job->error.text));
+        if (job->message)
+            json_object_set_new(one, "x-message", dr_json_text(job->message));
         json_array_append_new(all, one);
     }
     return all;

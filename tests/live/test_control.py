@@ -191,6 +191,31 @@ def test_what_ctl_cannot_do_is_one_line(serve, work):
     server.stop()
 
 
+def test_the_disk_may_be_left_out_when_there_is_one(serve):
+    chain("qcow2")
+    make("qcow2", "small")
+    server = serve("disk", "control=control", "export=d")
+    ctl("snapshot", "new")
+    ctl("resize", str(2 * SIZE))
+    ctl("stream", "--base", "base")
+    assert ctl("status").startswith("d: ") and "/new (" in ctl("status")
+    assert json.loads(ctl("--json", "resize", str(SIZE * 3)).strip()) == {"return": {}}
+    server.stop()
+    server = serve("new", "small", "control=control")
+    r = run(DROVER, "ctl", "control", "resize", str(4 * SIZE))
+    assert r.returncode == 1 and "has 2 disks: say which" in r.stdout
+    server.stop()
+
+
+def test_ctl_shows_what_a_job_says(serve):
+    chain("qcow2")
+    drover("create", "-q", "-f", "qcow2", "small", "1M")
+    server = serve("disk", "control=control", "export=d")
+    r = run(DROVER, "ctl", "control", "rebase", "-f", "qcow2", "d", "small")
+    assert r.returncode == 0 and "its new backing file" in r.stdout
+    server.stop()
+
+
 def test_quit_ends_the_server_although_a_client_stays(serve):
     chain("vmdk")
     server = serve("disk", "control=control", "export=d")

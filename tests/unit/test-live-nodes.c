@@ -405,6 +405,22 @@ static void a_lower_image_gets_another_name_for_its_parent(void **state)
     disk_has(MiB, 0x22);
 }
 
+static void what_a_job_has_to_say_is_an_event(void **state)
+{
+    (void)state;
+    done("x-drover-rebase", "'job-id': 'j', 'device': 'disk0', 'backing-file': 'small', "
+                            "'backing-format': 'qcow2', 'auto-dismiss': false");
+    events_are(&talk, BEGUN "X_DROVER_JOB_MESSAGE JOB_STATUS_CHANGE:waiting "
+                            "JOB_STATUS_CHANGE:pending BLOCK_JOB_COMPLETED "
+                            "JOB_STATUS_CHANGE:concluded ");
+    json_t *reply = ask(&talk, request("query-jobs", ""));
+    json_t *job = json_array_get(json_object_get(reply, "return"), 0);
+    assert_non_null(
+        strstr(json_string_value(json_object_get(job, "x-message")), "its new backing file small"));
+    json_decref(reply);
+    done("job-dismiss", "'id': 'j'");
+}
+
 static void a_transaction_takes_overlays_of_both_kinds(void **state)
 {
     struct dr_disk *second;
@@ -452,6 +468,7 @@ int main(void)
         live_test(what_cannot_be_a_target_is_refused),
         live_test(a_disk_goes_on_with_an_overlay_that_was_named),
         live_test(a_lower_image_gets_another_name_for_its_parent),
+        live_test(what_a_job_has_to_say_is_an_event),
         live_test(a_transaction_takes_overlays_of_both_kinds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

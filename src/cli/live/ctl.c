@@ -120,6 +120,17 @@ static void on_error(struct follow *f, const json_t *data)
         cli_error(f->ctl->cli, "%s: a %s has failed", f->id, operation);
 }
 
+/* A warning, or a decision that is no failure. */
+static void show_message(struct follow *f, const json_t *data)
+{
+    const char *id = json_string_value(json_object_get(data, "id"));
+    const char *text = json_string_value(json_object_get(data, "message"));
+    if (!id || !text || strcmp(id, f->id) != 0 || f->ctl->show)
+        return;
+    end_bar(f);
+    cli_error(f->ctl->cli, "%s: %s", f->id, text);
+}
+
 /* *ended: it was the job's last event. */
 static int on_event(struct follow *f, json_t *event, bool *ended)
 {
@@ -128,6 +139,8 @@ static int on_event(struct follow *f, json_t *event, bool *ended)
     const char *device = json_string_value(json_object_get(data, "device"));
     const char *error = json_string_value(json_object_get(data, "error"));
     *ended = false;
+    if (name && strcmp(name, "X_DROVER_JOB_MESSAGE") == 0)
+        show_message(f, data);
     if (!name || !device || strcmp(device, f->id) != 0)
         return 0;
     if (strcmp(name, "BLOCK_JOB_READY") == 0)
@@ -386,6 +399,43 @@ static const struct verb *find_verb(const char *name)
     return NULL;
 }
 
+/* The disk of a server that has one, malloc'ed. */
+static int find_only_disk(struct ctl *ctl, char **name)
+{
+    CLEANUP_JSON json_t *disks = NULL;
+    int code = ctl_ask(ctl, "query-block", NULL, &disks);
+    if (code != 0)
+        return code;
+    if (json_array_size(disks) != 1) {
+        cli_error(ctl->cli, "%s: the server has %zu disks: say which one (`status` names them)",
+                  ctl->path, json_array_size(disks));
+        return 1;
+    }
+    *name = strdup(text_of(json_array_get(disks, 0), "device"));
+    return *name ? 0 : 1;
+}
+
+/* Where the disk's name is left out, it comes first among what the verb gets. */
+static int run_verb(struct ctl *ctl, const struct verb *verb, const struct cli_args *args)
+{
+    char **operands = args->operands + 2;
+    CLEANUP_FREE char *disk = NULL;
+    char *all[2] = {NULL, operands[0]};
+    if (args->n_operands - 2 == verb->n)
+        return verb->run(ctl, args, operands);
+    bool show = ctl->show;
+    ctl->show = false; /* the reply to a question that nobody asked */
+    int code = find_only_disk(ctl, &disk);
+    ctl->show = show;
+    all[0] = disk;
+    return code ? code : verb->run(ctl, args, all);
+}
+
+static bool has_operands(const struct verb *verb, int n)
+{
+    return n == verb->n || (n == verb->n - 1 && strncmp(verb->operands, " DISK", 5) == 0);
+}
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     struct ctl ctl;
@@ -394,12 +444,12 @@ static int run(const struct cli *cli, const struct cli_args *args)
     const struct verb *verb = find_verb(args->operands[1]);
     if (!verb)
         return cli_usage(cli, "'%s' is nothing that a server does", args->operands[1]);
-    if (args->n_operands - 2 != verb->n)
+    if (!has_operands(verb, args->n_operands - 2))
         return cli_usage(cli, "Expecting: ctl SOCKET %s%s", verb->name, verb->operands);
     int code = ctl_begin(&ctl, cli, args->operands[0]);
     ctl.show = cli_has(args, KEY_JSON);
     if (code == 0)
-        code = verb->run(&ctl, args, args->operands + 2);
+        code = run_verb(&ctl, verb, args);
     ctl_end(&ctl);
     return code;
 }
@@ -419,6 +469,7 @@ const struct cli_command cli_cmd_ctl = {
              "  rebase DISK PARENT     give the active image, or --image, another parent\n"
              "  resize DISK SIZE\n"
              "  pause, resume, complete, cancel JOB\n"
+             "DISK may be left out where the server has one only.\n"
              "stream, commit, mirror and rebase show how far they are. Interrupted, the job goes\n"
              "on in the server; `jobs` shows it, and `cancel` ends it.",
     .sets = sets,
