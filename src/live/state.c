@@ -410,5 +410,9 @@ int live_state_begin(struct dr_live *live, struct dr_error *err)
         json_array_foreach(json_object_get(state, "jobs"), i, one) begin_again(live, one);
     }
     json_decref(state);
-    return r < 0 ? r : live_state_save(live, err);
+    if (r == 0)
+        r = live_state_save(live, err);
+    if (r == 0 && !there) /* now the state is ours, and there are no jobs that might write it */
+        dr_ops_remove_asides(live->fs, live->state, NULL);
+    return r;
 }

@@ -332,8 +332,10 @@ static void what_a_killed_server_was_about_to_name_is_removed(void **state)
     (void)state;
     struct dr_fs *fs = dr_fs_memory_new();
     family(fs, "qcow2");
+    make_aside(fs, "state"); /* killed before there was any state */
     struct server s = serve(fs);
     stop(&s);
+    assert_int_equal(count_files(fs), 3);
     make_aside(fs, "state");
     make_aside(fs, "other");
     s = serve(fs);
