@@ -180,11 +180,14 @@ static int holds_data_behind(struct commit *c, uint64_t from, bool *data, struct
 }
 
 /* Bytes to copy into P, and whether it has to grow first. A P that cannot is no obstacle when there
- * is nothing to put behind its end: zeros show there anyway. */
+ * is nothing to put behind its end: zeros show there anyway. A C that ends before P hides the rest
+ * of P from K: without C, the zeros that K sees there have to be in P. */
 static int check_growth(struct commit *c, struct dr_error *err)
 {
-    const struct dr_image *p = image_p(c);
+    const struct dr_image *p = image_p(c), *k = image_k(c);
     c->size = image_c(c)->size;
+    if (k)
+        c->size = dr_max(c->size, dr_min(k->size, p->size));
     if (p->size >= c->size)
         return 0;
     bool below_is_longer = c->base + 1 < c->chain->n &&

@@ -23,13 +23,13 @@ def work(tmp_path, monkeypatch):
 
 @pytest.fixture
 def serve(work):
-    """serve(PARAMETER..., options=[nbdkit's]) starts nbdkit with our plugin; all of them end with the test."""
+    """serve(PARAMETER..., options=[nbdkit's], env={more variables}) starts nbdkit with our plugin; all of them end with the test."""
     if not shutil.which("nbdkit") or not os.path.exists(serving.PLUGIN):
         pytest.skip("nbdkit or our plugin is missing")
     started = []
 
-    def start(*parameters, options=()):
-        started.append(serving.Server(work, parameters, options, len(started)))
+    def start(*parameters, options=(), env=None):
+        started.append(serving.Server(work, parameters, options, len(started), env))
         return started[-1].wait_ready()
 
     yield start

@@ -50,14 +50,15 @@ def zeros_and_data(extents):
 class Server:
     """nbdkit in the foreground with our plugin, at a socket of its own."""
 
-    def __init__(self, work, parameters, options, number):
+    def __init__(self, work, parameters, options, number, env=None):
         self.socket = str(work.parent / f"s{number}")
         self.log = work.parent / f"log{number}"
         ready, told = os.pipe()
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 ["nbdkit", "-f", "-U", self.socket, *options, PLUGIN, *map(str, parameters), f"ready-fd={told}"],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, pass_fds=[told])
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, pass_fds=[told],
+                env={**os.environ, **(env or {})})
         os.close(told)
         self.ready = ready
 

@@ -3,11 +3,12 @@
 import os
 import socket
 import struct
+import subprocess
 
 import pytest
 
 import programs
-from qmp import Control
+from qmp import Control, Refused
 from serving import DROVER, KiB, MiB, connect_by_hand, drover, io, run
 
 nbd = pytest.importorskip("nbd")
@@ -118,3 +119,55 @@ def test_clients_that_read_no_replies_or_vanish_hold_up_no_job(serve):
     control.close()
     server.stop()
     assert bytes_of(path, fmt) == want + b"\x11" * 4 * MiB
+
+
+@pytest.mark.parametrize("job", [["stream", "--base", "base"], ["stream"], ["commit", "--top", "mid", "--base", "base"],
+                                 ["commit", "--base", "base"]], ids=" ".join)
+@pytest.mark.parametrize("fmt", ["vmdk", "qcow2"])
+def test_a_shorter_image_in_the_middle_hides_what_lies_deeper_during_a_job_and_after_it(serve, fmt, job):
+    make(fmt, "base")
+    io("base", f"write -P 0x11 0 {SIZE}", fmt=fmt)
+    for name, size, parent in ("mid", 2 * MiB, "base"), ("disk", SIZE, "mid"):
+        drover("create", "-q", "-f", fmt, "-b", parent, "-F", fmt, name, size)
+    server = serve("disk", f"format={fmt}", "control=control", "export=d")
+    seed = programs.new_seed()
+    across = programs.Program(server, seed, (2 * MiB - 300 * KiB, 600 * KiB))
+    reader = server.connect()
+    across.go_on(5)
+    with subprocess.Popen([DROVER, "ctl", "control", *job, "-r", "8M", "d"], stdout=subprocess.DEVNULL) as client:
+        while client.poll() is None:
+            assert not any(reader.pread(MiB, 3 * MiB))
+            across.go_on(1)
+    assert client.returncode == 0
+    written = across.end()
+    server.stop()
+    want = b"\x11" * 2 * MiB + bytes(SIZE - 2 * MiB)
+    want = want[:across.base] + written + want[across.base + across.size:]
+    path = "base" if job[:2] == ["commit", "--base"] else "disk"
+    assert bytes_of(path, fmt) == want
+
+
+def test_a_disk_that_is_resized_while_it_is_mirrored_goes_on_with_a_copy_of_its_size(serve):
+    make("qcow2", "disk")
+    io("disk", f"write -P 0x11 0 {SIZE}", fmt="qcow2")
+    server = serve("disk", "format=qcow2", "control=control", "export=d")
+    control = Control()
+    size = SIZE
+    control.ask("drive-mirror", device="d", job_id="job", target=os.path.abspath("copy"), sync="full", speed=4 * MiB)
+    try:
+        control.ask("block_resize", device="d", size=2 * SIZE)
+        size = 2 * SIZE
+    except Refused:  # that is right, too
+        pass
+    control.ask("block-job-set-speed", device="job", speed=0)
+    states = []
+    for state in control.states("job"):
+        states.append(state)
+        if state == "ready":
+            control.ask("job-complete", id="job")
+    assert "BLOCK_JOB_COMPLETED" in states, states
+    (path, fmt), = control.chain()
+    control.close()
+    assert os.path.basename(path) == "copy" and server.connect().get_size() == size
+    server.stop()
+    assert bytes_of(path, fmt) == b"\x11" * SIZE + bytes(size - SIZE)

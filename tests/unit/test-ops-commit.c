@@ -313,6 +313,28 @@ static void shorter_middle_image_commits_its_zeros(void **state)
     free(want);
 }
 
+/* Once it is out of the chain, the zeros behind its end must be its parent's: as far as anybody
+ * above can see, and no further. */
+static void shorter_middle_image_that_goes_down_itself_leaves_its_zeros(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "a.vmdk", "vmdk", SIZE + MiB, NULL);
+    put(fs, "a.vmdk", 0, SIZE + MiB, 0x11);
+    make(fs, "mid.vmdk", "vmdk", MiB, "a.vmdk");
+    make(fs, "top.vmdk", "vmdk", SIZE, "mid.vmdk");
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    assert_int_equal(want[MiB], 0);
+    const struct dr_commit_options o = {.top = "mid.vmdk"};
+    ok(dr_commit_fs(fs, "top.vmdk", &o, NULL, &err));
+    same_view(fs, "top.vmdk", want, size);
+    free(want);
+    want = view(fs, "a.vmdk", &size);
+    assert_int_equal(want[SIZE - 1], 0);
+    assert_int_equal(want[SIZE], 0x11);
+    free(want);
+}
+
 /* ------------------------------------------------------------------ interrupted */
 
 /* As if killed between the two ids: P has its new one, M still the old. */
@@ -490,6 +512,7 @@ int main(void)
         ops_test(a_base_that_is_shorter_than_its_parent_grows_only_for_data),
         ops_test(longer_base_keeps_its_tail),
         ops_test(shorter_middle_image_commits_its_zeros),
+        ops_test(shorter_middle_image_that_goes_down_itself_leaves_its_zeros),
         ops_test(interrupted_between_the_ids_reads_the_same_and_goes_on),
         ops_test(interrupted_between_the_ids_goes_on_with_other_work),
         ops_test(recover_repairs_an_interrupted_commit),
