@@ -393,7 +393,7 @@ static void on_ext4_a_large_write_goes_in_pieces_and_a_durable_one_whole(void **
         assert_memory_equal(read, wrote, sizeof(read));
         memset(read, 0, sizeof(read));
         if (before >= 0 && !durable)
-            assert_int_equal(calls, ext4 ? 5 : 1); /* the edges are inside pieces of 256 KiB */
+            assert_int_equal(calls, ext4 ? 9 : 1); /* the edges are inside pieces of 128 KiB */
         else if (before >= 0)
             assert_true(calls == 1 || calls == 2); /* 2: this file system has no RWF_DSYNC */
         assert_ok(dr_file_flush(f, &err));         /* until then a new file has no durable writes */
