@@ -306,8 +306,8 @@ static int run_flush(struct dr_image *image, struct dr_error *err)
     bool can_retry = dr_cache_unseal(image, r == 0);
     if (r < 0) {
         freed_put_back(&flusher->freed, &freed);
-        if (data_lost || !can_retry)
-            flusher->sticky = r;
+        if (data_lost || !can_retry) /* no space is what others wait for, and it would not help */
+            flusher->sticky = r == -ENOSPC || r == -EDQUOT ? -EIO : r;
         remember_error(flusher, err);
     }
     flusher->last = r;

@@ -30,6 +30,32 @@ static int fail_one_flush(void *user, const struct faultfs_io *io)
     return io->kind == FAULTFS_FLUSH && strstr(io->path, (const char *)user) ? -EIO : 0;
 }
 
+static int refuse_data(void *user, const struct faultfs_io *io)
+{
+    int *left = user;
+    return io->kind == FAULTFS_FLUSH && *left > 0 && (*left)-- ? -ENOSPC : 0;
+}
+
+/* Who is told that there is no space tries again when there is some. */
+static void data_that_had_no_space_is_lost_and_not_waited_for(void **state)
+{
+    (void)state;
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *fault = faultfs_new(memory);
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    int left = 1;
+    make(memory, "/d", "qcow2", SIZE, NULL);
+    ok(dr_open_fs(faultfs_fs(fault), "/d", &rw, &disk, &err));
+    ok(dr_pwrite(disk, "data", 0, 4, 0, &err));
+    faultfs_observe(fault, refuse_data, &left);
+    refused(dr_flush(disk, &err), ENOSPC, "");
+    refused(dr_flush(disk, &err), EIO, "what was written since the last good one may be lost");
+    refused(dr_close(disk, &err), EIO, "a flush failed");
+    faultfs_free(fault);
+    dr_fs_memory_free(memory);
+}
+
 #define LAYERS 40
 
 static void make_layers(struct dr_fs *fs)
@@ -198,6 +224,7 @@ static void a_transfer_between_file_systems_copies_everything(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(data_that_had_no_space_is_lost_and_not_waited_for),
         cmocka_unit_test(each_layer_is_flushed_once_and_their_directory_once),
         cmocka_unit_test(a_layer_that_cannot_be_made_durable_is_named),
         cmocka_unit_test(a_discard_on_the_lowest_layer_leaves_a_hole),
