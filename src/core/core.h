@@ -83,8 +83,9 @@ struct dr_image {
     _Atomic unsigned flags;    /* enum dr_open_flag as they hold for this image */
     _Atomic bool writable;
     _Atomic unsigned thaws; /* how often it was thawed */
-    _Atomic bool masked;    /* what is written to it now, images above hold, too: a job makes it
-                               durable, and flushes of the disk pass it over. Until it is frozen */
+    _Atomic bool masked;    /* what is written to it now, images above hold, too, or its parents: a
+                               job makes it durable, and flushes of the disk pass it over. Until it
+                               is frozen */
     bool unclean;           /* set by open: was not closed after writing */
     bool always_placed;     /* set by open: what the disk grows by gets its place at once */
     char *backing_name;     /* as recorded, NULL = none */

@@ -173,6 +173,13 @@ static int make_chain(const struct rebase *rb, const struct dr_chain *present,
     return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
 }
 
+/* The disk's flushes pass over a lower image while it is filled. */
+static int flush(const struct rebase *rb, struct dr_chain *present, struct dr_error *err)
+{
+    int r = dr_image_flush(rebase_overlay(rb), err);
+    return r < 0 ? r : dr_chain_flush(present, 0, err);
+}
+
 static int switch_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                        struct dr_error *err)
 {
@@ -182,7 +189,7 @@ static int switch_step(void *user, struct dr_chain *present, struct dr_chain **f
     if (r == 0)
         r = rebase_fill_rest(rb, err);
     if (r == 0)
-        r = dr_chain_flush(present, 0, err);
+        r = flush(rb, present, err);
     if (r == 0)
         r = set_backing(rb, 0, err);
     if (r == 0)
@@ -198,7 +205,7 @@ static int record_step(void *user, struct dr_chain *present, struct dr_chain **f
 {
     struct rebase *rb = user;
     (void)fresh;
-    int r = dr_chain_flush(present, 0, err);
+    int r = flush(rb, present, err);
     return r < 0 ? r : set_backing(rb, 0, err);
 }
 
@@ -316,6 +323,8 @@ static int thaw(struct rebase *rb, struct dr_error *err)
         return 0;
     int r = dr_image_thaw(rebase_overlay(rb), true, err);
     rb->thawed = r == 0;
+    if (r == 0) /* where its file system is full, the guest's flushes must not fail */
+        rebase_overlay(rb)->masked = true;
     if (r == 0)
         r = dr_disk_quiesce(rb->disk, renew_step, rb, &pause, err);
     dr_job_held(rb->job, pause);
