@@ -60,6 +60,7 @@ static json_t *show_node(const struct node_view *v)
     return node;
 }
 
+/* Inside the disk's gate: a job may be about to give the image another parent, or size. */
 static json_t *show_image(struct dr_live *live, const struct dr_disk *disk,
                           const struct dr_chain *chain, size_t i)
 {
@@ -122,10 +123,11 @@ static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error 
     const struct live_disk *on;
     (void)args, (void)err;
     for (size_t n = 0; (on = live_nth_disk(live, n)); n++) {
-        struct dr_chain *chain = dr_disk_chain(on->disk);
+        struct dr_pass pass;
+        const struct dr_chain *chain = dr_disk_enter(on->disk, &pass);
         for (size_t i = 0; i < chain->n; i++)
             json_array_append_new(all, show_image(live, on->disk, chain, i));
-        dr_chain_unref(chain, NULL);
+        dr_disk_leave(on->disk, &pass);
     }
     show_added(live, all);
     return all;
@@ -139,11 +141,12 @@ static json_t *query_block(struct dr_live *live, json_t *args, struct qmp_error 
     for (size_t n = 0; (on = live_nth_disk(live, n)); n++) {
         if (on->node)
             continue; /* a node, but no device */
-        struct dr_chain *chain = dr_disk_chain(on->disk);
+        struct dr_pass pass;
+        const struct dr_chain *chain = dr_disk_enter(on->disk, &pass);
         json_array_append_new(all, json_pack("{s:s, s:s, s:b, s:b, s:o}", "device", on->name,
                                              "type", "unknown", "removable", 0, "locked", 0,
                                              "inserted", show_image(live, on->disk, chain, 0)));
-        dr_chain_unref(chain, NULL);
+        dr_disk_leave(on->disk, &pass);
     }
     return all;
 }
@@ -202,10 +205,21 @@ static int read_shot(struct dr_live *live, json_t *args, struct shot *shot, stru
     return live_gate(live, shot->on, shot->overlay.path, &err->text);
 }
 
-/* A snapshot whose image is there. It is opened by the operation that makes it the active one. */
-static int read_overlay(struct dr_live *live, json_t *args, struct shot *shot,
+/* Is the node open as the disk of one of these shots? */
+static bool is_shot(const struct live_node *node, const struct shot *shots, size_t n)
+{
+    bool is = false;
+    for (size_t i = 0; i < n; i++)
+        is |= shots[i].on->node == node;
+    return is;
+}
+
+/* A snapshot whose image is there. It is opened by the operation that makes it the active one, so
+ * it must not be open as the disk of a shot: of shots[n], which is read here, or of one before. */
+static int read_overlay(struct dr_live *live, json_t *args, struct shot *shots, size_t n,
                         struct qmp_error *err)
 {
+    struct shot *shot = &shots[n];
     const char *name = qmp_string(args, "overlay");
     shot->on = qmp_node_device(live, args, err);
     struct live_node *node = shot->on ? qmp_free_node(live, name, err) : NULL;
@@ -218,6 +232,8 @@ static int read_overlay(struct dr_live *live, json_t *args, struct shot *shot,
         qmp_fail(err, NULL, "The overlay already has a backing image");
     else if (node->read_only)
         qmp_fail(err, NULL, "Block node is read-only");
+    else if (is_shot(node, shots, n + 1))
+        qmp_fail(err, NULL, "The overlay is already in use");
     if (err->text.text[0])
         return -EINVAL;
     int r = live_gate(live, shot->on, node->path, &err->text);
@@ -289,7 +305,7 @@ static json_t *snapshot_sync(struct dr_live *live, json_t *args, struct qmp_erro
 static json_t *snapshot_overlay(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct shot shot = {0};
-    int r = read_overlay(live, args, &shot, err);
+    int r = read_overlay(live, args, &shot, 0, err);
     json_t *result = r < 0 ? NULL : take_shots(live, &shot, 1, err);
     free(shot.path);
     return result;
@@ -313,7 +329,7 @@ static bool is_other_action(const char *type)
     return false;
 }
 
-static int read_action(struct dr_live *live, json_t *action, size_t i, struct shot *shot,
+static int read_action(struct dr_live *live, json_t *action, size_t i, struct shot *shots,
                        struct qmp_error *err)
 {
     static const struct qmp_arg table[] = {{"type", 's', true}, {"data", 'o', true}, {0}};
@@ -347,7 +363,8 @@ static int read_action(struct dr_live *live, json_t *action, size_t i, struct sh
     r = qmp_check_args(overlay ? overlay_args : snapshot_args, where, data, err);
     if (r < 0)
         return r;
-    return overlay ? read_overlay(live, data, shot, err) : read_shot(live, data, shot, err);
+    return overlay ? read_overlay(live, data, shots, i, err)
+                   : read_shot(live, data, &shots[i], err);
 }
 
 static json_t *transaction(struct dr_live *live, json_t *args, struct qmp_error *err)
@@ -359,7 +376,7 @@ static json_t *transaction(struct dr_live *live, json_t *args, struct qmp_error 
     if (!shots)
         return qmp_fail(err, NULL, "out of memory");
     for (size_t i = 0; r == 0 && i < n; i++)
-        r = read_action(live, json_array_get(actions, i), i, &shots[i], err);
+        r = read_action(live, json_array_get(actions, i), i, shots, err);
     json_t *result = r < 0 ? NULL : n == 0 ? json_object() : take_shots(live, shots, n, err);
     for (size_t i = 0; i < n; i++)
         free(shots[i].path);

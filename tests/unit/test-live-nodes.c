@@ -2,6 +2,8 @@
 /* Nodes: names that clients give images by blockdev-add, and what they may do with them. */
 #include "test-live.h"
 
+#include <stdatomic.h>
+
 static struct dr_fs *fs;
 static struct dr_disk *disk;
 static struct dr_live *live;
@@ -453,6 +455,56 @@ static void a_transaction_takes_overlays_of_both_kinds(void **state)
     ok(dr_close(second, &err));
 }
 
+/* The node becomes a disk, since it is to be snapshotted, and must not be closed as an overlay. */
+static void a_disk_is_not_an_overlay_of_the_same_command(void **state)
+{
+    (void)state;
+    done("blockdev-add", QCOW2("x", "target"));
+    no("blockdev-snapshot", "'node': 'x', 'overlay': 'x'", "The overlay is already in use");
+    no("transaction",
+       "'actions': [{'type': 'blockdev-snapshot-sync', 'data': {'node-name': 'x', "
+       "'snapshot-file': 'o'}}, {'type': 'blockdev-snapshot', 'data': {'node': 'disk0', "
+       "'overlay': 'x'}}]",
+       "The overlay is already in use");
+    done("block_resize", "'node-name': 'x', 'size': 16777216");
+    done("block_resize", "'node-name': 'disk0', 'size': 16777216");
+    done("blockdev-snapshot", "'node': 'disk0', 'overlay': 'x'");
+}
+
+static void *change_parents(void *ended)
+{
+    static const char *const parents[] = {"other", "base"};
+    struct dr_error why = DR_ERROR_INIT;
+    for (unsigned i = 0; i < 100; i++) {
+        const struct dr_rebase_options o = {
+            .backing = parents[i % 2], .backing_format = "qcow2", .unsafe = true};
+        if (dr_disk_rebase(disk, &o, NULL, &why) < 0)
+            break;
+    }
+    atomic_store((atomic_bool *)ended, true);
+    return why.errnum ? strdup(why.text) : NULL;
+}
+
+/* For the sanitizers: the names of parents are looked at while they change. */
+static void images_are_shown_while_their_parents_change(void **state)
+{
+    atomic_bool ended = false;
+    pthread_t thread;
+    void *why;
+    (void)state;
+    create("qcow2", "other", CROWD_SIZE, NULL);
+    assert_int_equal(pthread_create(&thread, NULL, change_parents, &ended), 0);
+    do {
+        json_t *one = node("disk0");
+        const json_t *image = json_object_get(one, "image");
+        const char *name = json_string_value(json_object_get(image, "backing-filename"));
+        assert_true(strcmp(name, "base") == 0 || strcmp(name, "other") == 0);
+        json_decref(one);
+    } while (!atomic_load(&ended));
+    pthread_join(thread, &why);
+    assert_null(why);
+}
+
 #define live_test(f) cmocka_unit_test_setup_teardown(f, begin, end)
 
 int main(void)
@@ -462,6 +514,8 @@ int main(void)
         live_test(a_node_is_shown_until_it_is_deleted),
         live_test(an_image_of_a_disk_is_not_deleted),
         live_test(a_node_can_be_used_as_a_disk),
+        live_test(images_are_shown_while_their_parents_change),
+        live_test(a_disk_is_not_an_overlay_of_the_same_command),
         live_test(a_mirror_goes_over_to_a_node),
         live_test(a_mirror_of_the_top_needs_a_target_on_the_same_parents),
         live_test(a_mirror_may_copy_only_what_is_written_from_now_on),
