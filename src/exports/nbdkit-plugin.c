@@ -85,7 +85,7 @@ static void quit(void *user)
     hang_up_now(); /* no signal comes */
 }
 
-/* What clients of the control socket change about the exports. */
+/* Clients of the control socket change the exports by these. */
 
 static atomic_bool stopped; /* clients that come are sent away */
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What clients see: exports, and the connections that have them. An export shows a disk of the
+/* Exports, as clients see them, and the connections that have them. An export shows a disk of the
  * list, or one that a client of the control socket has opened; it may be removed while connections
  * have it, and the disk may be closed as soon as no request is under way on it. So every use of a
  * connection's disk stands between shown_begin() and shown_end(). */

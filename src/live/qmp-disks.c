@@ -37,7 +37,7 @@ struct node_view {
     uint64_t size;
 };
 
-/* What QEMU counts and limits is nothing and unlimited here. */
+/* QEMU has counters and limits that stay 0 here. */
 static json_t *show_node(const struct node_view *v)
 {
     static const char *const limits[] = {"bps",     "bps_rd",  "bps_wr",         "iops",

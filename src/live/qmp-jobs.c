@@ -118,7 +118,7 @@ static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error
     return qmp_begin_job(live, on, args, &order, err);
 }
 
-/* What both kinds of mirrors take. */
+/* Read the arguments that both kinds of mirrors take. */
 static int mirror_order(json_t *args, struct live_order *order, struct qmp_error *err)
 {
     const char *sync = qmp_string(args, "sync"), *how = qmp_string(args, "copy-mode");

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The control socket: lines, replies, and whom it serves. */
+#include "live/live.h"
 #include "test-live.h"
 
 static struct dr_fs *fs;
@@ -210,6 +211,58 @@ static void every_command_that_is_listed_is_there(void **state)
     talk_end(&t);
 }
 
+/* A value of the type, as in struct qmp_arg. */
+static const char *value_of(char type)
+{
+    return type == 'n'   ? "1"
+           : type == 'b' ? "true"
+           : type == 'l' ? "[]"
+           : type == 'o' ? "{}"
+                         : "\"x\"";
+}
+
+static bool is_of(char type, const char *value)
+{
+    bool reference = type == 'r' || type == 'R';
+    return strcmp(value, value_of(type)) == 0 || (reference && strcmp(value, "{}") == 0) ||
+           (type == 'R' && strcmp(value, "null") == 0);
+}
+
+/* All arguments that the command needs, and `bad`, which gets the value. */
+static void ask_with(struct talk *t, const struct qmp_command *c, const struct qmp_arg *bad,
+                     const char *value)
+{
+    char line[2048], why[200];
+    int n = snprintf(line, sizeof(line), "{\"execute\": \"%s\", \"arguments\": {", c->name);
+    for (const struct qmp_arg *a = c->args; a->name; a++)
+        if (a->required && a != bad)
+            n += snprintf(line + n, sizeof(line) - (size_t)n, "\"%s\": %s, ", a->name,
+                          value_of(a->type));
+    snprintf(line + n, sizeof(line) - (size_t)n, "\"%s\": %s}}", bad->name, value);
+    snprintf(why, sizeof(why), "Invalid parameter type for '%s', expected: ", bad->name);
+    asked_refused(t, line, "GenericError", why);
+}
+
+static void every_argument_of_another_type_is_refused(void **state)
+{
+    static const char *const values[] = {"null", "7.5", "1", "\"x\"", "true", "[]", "{}", "[[{}]]"};
+    struct talk t = talk_begin(true);
+    size_t asked = 0;
+    (void)state;
+    for (size_t i = 0; qmp_tables[i]; i++)
+        for (const struct qmp_command *c = qmp_tables[i]; c->name; c++)
+            for (const struct qmp_arg *a = c->args; a->name && a->type; a++)
+                for (size_t v = 0; v < sizeof(values) / sizeof(values[0]); v++)
+                    if (!is_of(a->type, values[v]) &&
+                        !(a->type == 'l' && strcmp(values[v], "[[{}]]") == 0) &&
+                        strcmp(c->name, "qmp_capabilities") != 0) {
+                        ask_with(&t, c, a, values[v]);
+                        asked++;
+                    }
+    assert_true(asked > 500);
+    talk_end(&t);
+}
+
 static void nodes_and_exports_are_told(void **state)
 {
     struct talk t = talk_begin(true);
@@ -260,6 +313,7 @@ int main(void)
         live_test(the_socket_is_the_owners_alone),
         live_test(a_socket_in_use_is_left_alone_and_a_stale_one_gives_way),
         live_test(every_command_that_is_listed_is_there),
+        live_test(every_argument_of_another_type_is_refused),
         live_test(nodes_and_exports_are_told),
         live_test(names_are_checked),
     };

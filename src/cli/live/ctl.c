@@ -415,7 +415,7 @@ static int find_only_disk(struct ctl *ctl, char **name)
     return *name ? 0 : 1;
 }
 
-/* Where the disk's name is left out, it comes first among what the verb gets. */
+/* A disk's name that was left out is put first among the verb's operands. */
 static int run_verb(struct ctl *ctl, const struct verb *verb, const struct cli_args *args)
 {
     char **operands = args->operands + 2;
