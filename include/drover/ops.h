@@ -233,7 +233,7 @@ struct dr_rebase_options {
     /* Snapshots inside the image keep what they show: it is copied for them, too. With this, and in
      * formats that cannot do that, an image with snapshots inside is refused. */
     bool refuse_snapshots;
-    bool compress;     /* what is copied into the image is compressed; not with snapshots inside */
+    bool compress;     /* what is copied is compressed, for snapshots inside, too */
     const char *image; /* the member of the chain that gets another parent; NULL = the top image */
 };
 /* On an open disk, which other threads may read and write meanwhile: its requests are held up only

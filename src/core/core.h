@@ -243,13 +243,19 @@ int dr_image_snapshot_find(struct dr_image *image, const char *text, bool ids_fi
 int dr_image_snapshot_show(struct dr_image *image, const char *text, struct dr_error *err);
 
 /* The callbacks of the same names, for an image that is open for writing or, but for fill, for
- * reading. fill: off and len are multiples of the unit; durable with the next flush. */
+ * reading. fill: off and len are multiples of the unit, unless coded_len says that buf is one
+ * unit's bytes, coded; durable with the next flush. One thread at a time asks for holes. */
 int dr_image_views_begin(struct dr_image *image, struct dr_views *views, struct dr_error *err);
 int dr_image_views_hole(struct dr_image *image, uint64_t off, uint64_t *len, bool *hole,
                         struct dr_error *err);
 int dr_image_views_fill(struct dr_image *image, const struct dr_views *views, const void *buf,
-                        uint64_t off, uint64_t len, struct dr_error *err);
+                        uint32_t coded_len, uint64_t off, uint64_t len, struct dr_error *err);
 int dr_image_views_end(struct dr_image *image, struct dr_error *err);
+
+/* The coded bytes in this range of a file are other ones from now on. Nobody holds the place of a
+ * unit there. */
+void dr_decoded_forget(struct dr_image *image, const struct dr_file *file, uint64_t host,
+                       uint64_t len);
 
 /* Names of images (name.c): a path, or FORMAT:PATH#MEMBER for a format with DR_FORMAT_MEMBERS. If
  * what stands behind the colon names a file as a whole, there is no member; else the last '#'

@@ -99,20 +99,22 @@ int dr_image_views_begin(struct dr_image *image, struct dr_views *views, struct 
 int dr_image_views_hole(struct dr_image *image, uint64_t off, uint64_t *len, bool *hole,
                         struct dr_error *err)
 {
-    struct dr_hold hold = {0};
     uint64_t asked = *len;
     int r;
-    DR_LOCK_SCOPE(&image->lock);
     do {
-        *len = asked;
-        r = image->fmt->views_hole(image, off, len, hole, err);
-    } while (r == -EAGAIN && (r = dr_image_satisfy(image, &hold, off, err)) == 0);
-    dr_hold_end(&hold);
+        struct dr_hold hold = {0};
+        DR_LOCK_SCOPE(&image->lock);
+        do {
+            *len = asked;
+            r = image->fmt->views_hole(image, off, len, hole, err);
+        } while (r == -EAGAIN && (r = dr_image_satisfy(image, &hold, off, err)) == 0);
+        dr_hold_end(&hold);
+    } while (r == 1);
     return r;
 }
 
 int dr_image_views_fill(struct dr_image *image, const struct dr_views *views, const void *buf,
-                        uint64_t off, uint64_t len, struct dr_error *err)
+                        uint32_t coded_len, uint64_t off, uint64_t len, struct dr_error *err)
 {
     const uint8_t *bytes = buf;
     int r = dr_image_begin(image, off, false, err);
@@ -121,7 +123,7 @@ int dr_image_views_fill(struct dr_image *image, const struct dr_views *views, co
         uint64_t group = dr_round_down(off, views->group);
         n = dr_min(end, group + views->group) - off;
         dr_range_lock(image->ranges, &range, group, views->group, true);
-        r = image->fmt->views_fill(image, bytes, off, n, err);
+        r = image->fmt->views_fill(image, bytes, coded_len, off, n, err);
         dr_range_unlock(image->ranges, &range);
         bytes = bytes ? bytes + n : NULL;
         if (r == 0)

@@ -62,10 +62,6 @@ bool dr_cache_unseal(struct dr_image *image, bool ok);
  * ask for the unit again, so if it is not in the cache it need not be put there. */
 int dr_decoded_read(struct dr_image *image, const struct dr_extent *ext, uint8_t *buf, size_t len,
                     bool once, struct dr_error *err);
-/* The coded bytes in this range of a file are other ones from now on. Nobody holds the place of a
- * unit there. */
-void dr_decoded_forget(struct dr_image *image, const struct dr_file *file, uint64_t host,
-                       uint64_t len);
 void dr_decoded_close(const struct dr_image *image);
 
 /* ------------------------------------------------------------------ limits.c */

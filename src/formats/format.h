@@ -447,17 +447,21 @@ struct dr_format {
     /* All views together, for who gives them another parent: begin, any number of hole and fill,
      * end, while nobody changes snapshots or the disk's size. Optional, all or none.
      *   hole [page]: does some view show its parent at off? *len becomes shorter if that is so for
-     *     less. off + *len <= size.
+     *     less. off + *len <= size. 1: there are so many views that it has to be called again, with
+     *     the same arguments; it goes on where it was, and needs no pages of before. Asked by one
+     *     thread at a time.
      *   fill: every view that shows its parent inside [off, off + len), whole units of one group,
-     *     has these bytes (NULL: zeros) there from now on; none changes what it has itself. The
-     *     core has called begin_write, keeps writers out of the group, and flushes afterwards. The
-     *     driver does its own I/O, in the order that leaves each view as it is after a crash.
-     *   end: also after a failure. Nobody writes. */
+     *     has these bytes (NULL: zeros) there from now on; none changes what it has itself. If
+     *     coded_len > 0, buf has so many bytes of one unit, coded, and [off, off + len) is all of
+     * it that a view has; only views that have nothing at all in it get them. The core has called
+     * begin_write, keeps writers out of the group, and flushes afterwards. The driver does its own
+     * I/O, in the order that leaves each view as it is after a crash. end: also after a failure.
+     * Nobody writes. */
     int (*views_begin)(struct dr_image *image, struct dr_views *views, struct dr_error *err);
     int (*views_hole)(struct dr_image *image, uint64_t off, uint64_t *len, bool *hole,
                       struct dr_error *err);
-    int (*views_fill)(struct dr_image *image, const void *buf, uint64_t off, uint64_t len,
-                      struct dr_error *err);
+    int (*views_fill)(struct dr_image *image, const void *buf, uint32_t coded_len, uint64_t off,
+                      uint64_t len, struct dr_error *err);
     int (*views_end)(struct dr_image *image, struct dr_error *err);
     /* Cut what no table points to off the end of the files (commit has emptied the image).
      * Optional. */

@@ -2,7 +2,9 @@
 /* The copy of a rebase, compressed: as rebase-fill.c has it, but in whole units of the overlay. All
  * workers read, compare and encode; one after another they write, in the order of the disk, so that
  * what is read together later stands together in the file. A unit that gets no smaller, and one of
- * which the overlay has a part already, is filled plain. */
+ * which the overlay has a part already, is filled plain. With snapshots inside the overlay that
+ * goes for each view: those that have nothing of a unit share the coded one, the others a plain
+ * one. */
 #include "ops/rebase-fill.h"
 
 #include "base/cleanup.h"
@@ -88,11 +90,31 @@ static int coded_work(void *user, struct dr_copy_item *item, uint8_t *const *buf
                  : 0;
 }
 
+/* One unit, of which `coded` bytes stand in the second buffer, or 0. */
+static int fill_unit(const struct coded *c, uint8_t *const *buf, uint32_t coded, bool zero,
+                     uint64_t at, uint64_t off, uint64_t len, struct dr_error *err)
+{
+    struct dr_chain *chain = c->fill.chain;
+    int r = 0;
+    /* What is plain goes where the coded unit did not. */
+    if (!c->fill.views) {
+        if (coded)
+            r = dr_chain_fill_coded(chain, 0, buf[1] + at, coded, off, len, err);
+        return r < 0 ? r : dr_chain_fill(chain, 0, zero ? NULL : buf[0] + at, off, len, err);
+    }
+    if (coded)
+        r = dr_image_views_fill(image_of(c), c->fill.views, buf[1] + at, coded, off, len, err);
+    memset(buf[0] + at + len, 0, (size_t)(c->unit - len)); /* behind the end of the largest view */
+    if (r == 0)
+        r = dr_image_views_fill(image_of(c), c->fill.views, zero ? NULL : buf[0] + at, 0, off,
+                                c->unit, err);
+    return r;
+}
+
 static int coded_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                       struct dr_error *err)
 {
     struct coded *c = user;
-    struct dr_chain *chain = c->fill.chain;
     uint64_t filled = 0;
     int r = 0;
     for (uint64_t at = 0, len; r == 0 && at < item->len; at += len) {
@@ -102,10 +124,8 @@ static int coded_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf
         len = unit_len(c, item, at);
         if (fate == UNIT_SKIP)
             continue;
-        if (fate != UNIT_ZERO && fate != UNIT_PLAIN)
-            r = dr_chain_fill_coded(chain, 0, buf[1] + at, fate, off, len, err);
-        if (r == 0) /* finds nothing to do where the coded unit went in */
-            r = dr_chain_fill(chain, 0, fate == UNIT_ZERO ? NULL : buf[0] + at, off, len, err);
+        bool coded = fate != UNIT_ZERO && fate != UNIT_PLAIN;
+        r = fill_unit(c, buf, coded ? fate : 0, fate == UNIT_ZERO, at, off, len, err);
         filled += len;
     }
     return r < 0 ? r : rebase_fill_save(&c->fill, filled, err);
@@ -127,7 +147,7 @@ int rebase_fill_coded(struct rebase *rb, struct dr_error *err)
         .buffers = 2,
         .buffer_size = c.data + (size_t)(c.data / c.unit) * sizeof(uint32_t),
         .depth = dr_stock_depth_of_two(rb->old, rb->above),
-        .total = rebase_overlay(rb)->size,
+        .total = c.fill.pair.size,
     };
     return dr_copy_run(&policy, rb->job, err);
 }

@@ -86,7 +86,7 @@ static int fill_views(struct rebase_fill *f, const struct dr_copy_item *item, co
         uint64_t whole = dr_min(to, dr_round_down(item->off + item->len, unit));
         if (off >= item->off && off < whole) {
             next = whole;
-            r = dr_image_views_fill(image, f->views, old ? old + (off - item->off) : NULL, off,
+            r = dr_image_views_fill(image, f->views, old ? old + (off - item->off) : NULL, 0, off,
                                     next - off, err);
             continue;
         }
@@ -96,7 +96,7 @@ static int fill_views(struct rebase_fill *f, const struct dr_copy_item *item, co
         if (f->chain->n > 1)
             r = dr_chain_read_padded(f->chain, 1, edge, off, unit, err);
         if (r == 0)
-            r = dr_image_views_fill(image, f->views, edge, off, unit, err);
+            r = dr_image_views_fill(image, f->views, edge, 0, off, unit, err);
     }
     return r;
 }

@@ -49,11 +49,6 @@ static int begin_views(struct rebase *rb, struct dr_error *err)
         return r;
     if (rb->o->refuse_snapshots || !image->fmt->views_begin)
         return dr_ops_refuse_snapshots(image, "another backing file", err);
-    if (rb->o->compress)
-        return dr_fail(
-            err, ENOTSUP,
-            "%s: has %zu snapshot%s inside: what is copied for them cannot be compressed",
-            image->path, n, n > 1 ? "s" : "");
     r = dr_image_views_begin(image, &rb->views, err);
     rb->has_views = r == 0;
     return r;

@@ -15,9 +15,10 @@ CASES = {
     'rebase': (True, 'other.qcow2', ['rebase', '-b', 'other.qcow2', '-F', 'qcow2']),
     'rebase-shorter': (True, 'short.qcow2', ['rebase', '-b', 'short.qcow2', '-F', 'qcow2']),
     'rebase-drop-equal': (False, 'other.qcow2', ['rebase', '--drop-equal', '-b', 'other.qcow2', '-F', 'qcow2']),
-    'rebase-compressed': (False, 'other.qcow2', ['rebase', '-c', '-b', 'other.qcow2', '-F', 'qcow2']),
+    'rebase-compressed': (True, 'other.qcow2', ['rebase', '-c', '-b', 'other.qcow2', '-F', 'qcow2']),
     'flatten': (True, None, ['rebase', '-b', '']),
-    'flatten-compressed': (False, None, ['rebase', '-c', '-b', '']),
+    'flatten-compressed': (True, None, ['rebase', '-c', '-b', '']),
+    'flatten-compressed-alone': (False, None, ['rebase', '-c', '-b', '']),
     'stream': (True, None, ['stream']),
     'stream-to-base': (True, 'base.qcow2', ['stream', '--base', 'base.qcow2']),
 }

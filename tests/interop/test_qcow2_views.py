@@ -12,6 +12,8 @@ OPTIONS = ['', 'cluster_size=512', 'cluster_size=2M', 'compat=0.10,cluster_size=
            'extended_l2=on,cluster_size=16k', 'refcount_bits=64,cluster_size=4k']
 WAYS = {'first parent': ['rebase', '-b', 'new.raw', '-F', 'raw', 'disk.qcow2'],
         'rebase': ['rebase', '-b', 'new.raw', '-F', 'raw', 'disk.qcow2'], 'flatten': ['rebase', '-b', '', 'disk.qcow2'],
+        'compressed': ['rebase', '-c', '-b', 'new.raw', '-F', 'raw', 'disk.qcow2'],
+        'flatten compressed': ['rebase', '-c', '-b', '', 'disk.qcow2'],
         'stream': ['stream', 'disk.qcow2'], 'stream to the base': ['stream', '--base', 'old.raw', 'disk.qcow2']}
 
 

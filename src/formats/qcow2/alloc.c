@@ -474,6 +474,34 @@ void qcow2_free_later(struct dr_image *image, uint64_t host, uint64_t len)
     dr_free_later(image, (struct dr_freed){image->files[0], host, len});
 }
 
+/* Compressed clusters follow each other byte by byte, as long as each host cluster's count has room
+ * and the next cluster of the file is free. */
+int qcow2_find_packed(struct dr_image *image, uint32_t len, uint64_t times, uint64_t *host)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t next = q->coded_next, end = next + len, count;
+    if (!next)
+        return 1;
+    int r = qcow2_count(image, next, &count);
+    if (r < 0 || count == 0 || count > qcow2_max_count(q) - times)
+        return r < 0 ? r : 1;
+    uint64_t second = dr_round_up(next, q->cluster);
+    *host = next;
+    if (end <= second)
+        return 0;
+    if (second / q->cluster / qcow2_block_entries(q) != next / q->cluster / qcow2_block_entries(q))
+        return 1; /* perhaps it has no block yet */
+    if (qcow2_guarded(q, second, q->cluster) || device_lacks(image, second, q->cluster))
+        return 1;
+    r = qcow2_count(image, second, &count);
+    return r < 0 ? r : count != 0;
+}
+
+void qcow2_packed_until(struct qcow2 *q, uint64_t end)
+{
+    q->coded_next = end % q->cluster ? end : 0;
+}
+
 /* ------------------------------------------------------------------ freed places */
 
 /* All clusters of a range have as many ways to them. */

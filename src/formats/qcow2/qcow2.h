@@ -9,7 +9,7 @@
  *   backing.c  set_backing, set_bitmaps, set_head          resize.c  resize, trim
  *   check.c    check, repair, recover                      info.c    info
  *   amend.c    another version and the like                refcounts.c  counts of another width
- *   snapshot.h internal snapshots (snapshot*.c, views.c)   bitmap.h  bitmaps (bitmap*.c)
+ *   snapshot.h internal snapshots (snapshot*.c, views*.c)  bitmap.h  bitmaps (bitmap*.c)
  *
  *   header ─► L1 table ─► L2 tables ─► data clusters
  *          ─► refcount table ─► refcount blocks: how many ways lead to each cluster of the file
@@ -202,6 +202,11 @@ int qcow2_count_sole(struct dr_image *image, uint64_t i, uint64_t n, uint64_t *s
 int qcow2_find_free(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
 /* [page] The same, counted 1 from now on. */
 int qcow2_allocate(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
+/* [page] A place for so many coded bytes that are going to be counted `times` times, behind those
+ * that were written last. 1: they do not fit there. */
+int qcow2_find_packed(struct dr_image *image, uint32_t len, uint64_t times, uint64_t *host);
+/* Coded bytes were given a place that ends there. */
+void qcow2_packed_until(struct qcow2 *q, uint64_t end);
 /* One way to each cluster of [host, host + len) is gone, and was pinned: it stays so until release.
  */
 void qcow2_free_later(struct dr_image *image, uint64_t host, uint64_t len);

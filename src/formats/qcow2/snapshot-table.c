@@ -114,7 +114,7 @@ int qcow2_snapshots_load(struct dr_image *image, struct qcow2_snapshots *t, stru
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     uint64_t most = dr_min(size - at, MAX_TABLE), len = dr_min(most, FIRST_READ * (uint64_t)t->n);
     int r;
-    for (;; len = dr_min(most, len * 4)) {
+    for (;; len = dr_min(most, len * 2)) {
         r = read_table(image, t, len, err);
         if (r == 0)
             r = parse_table(image, t, err);

@@ -7,7 +7,7 @@
  *   snapshot-tree.c   all that one L1 table leads to: counts up and down, COPIED
  *   snapshot-next.c   counts and the disk's tables as they are to be, and the switch to them
  *   snapshot.c        create, apply, delete, list, show
- *   views.c           filling the holes of the disk and of all snapshots together */
+ *   views.h           filling the holes of the disk and of all snapshots together */
 #ifndef DR_FORMATS_QCOW2_SNAPSHOT_H
 #define DR_FORMATS_QCOW2_SNAPSHOT_H
 
@@ -137,8 +137,8 @@ int qcow2_snapshot_show(struct dr_image *image, const char *id, struct dr_error 
 int qcow2_views_begin(struct dr_image *image, struct dr_views *views, struct dr_error *err);
 int qcow2_views_hole(struct dr_image *image, uint64_t off, uint64_t *len, bool *hole,
                      struct dr_error *err);
-int qcow2_views_fill(struct dr_image *image, const void *buf, uint64_t off, uint64_t len,
-                     struct dr_error *err);
+int qcow2_views_fill(struct dr_image *image, const void *buf, uint32_t coded_len, uint64_t off,
+                     uint64_t len, struct dr_error *err);
 int qcow2_views_end(struct dr_image *image, struct dr_error *err);
 void qcow2_views_free(struct qcow2 *q);
 

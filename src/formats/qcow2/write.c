@@ -227,31 +227,6 @@ static int make_plan(struct request *q)
 
 /* ------------------------------------------------------------------ places */
 
-/* Compressed clusters follow each other byte by byte, as long as each host cluster's count has room
- * and the next cluster of the file is free. Returns 1 if the one at hand does not fit there. */
-static int try_packing(struct request *q, uint64_t *host)
-{
-    struct qcow2 *s = q->q;
-    uint64_t next = s->coded_next, end = next + q->coded_len, count;
-    if (!next)
-        return 1;
-    int r = qcow2_count(q->image, next, &count);
-    if (r < 0 || count == 0 || count == qcow2_max_count(s))
-        return r < 0 ? r : 1;
-    uint64_t second = dr_round_up(next, s->cluster);
-    *host = next;
-    if (end <= second)
-        return 0;
-    if (second / s->cluster / qcow2_block_entries(s) != next / s->cluster / qcow2_block_entries(s))
-        return 1; /* perhaps it has no block yet */
-    const struct dr_file *f = q->image->files[0];
-    if (qcow2_guarded(s, second, s->cluster) ||
-        (f->block_device && second + s->cluster > dr_file_size(f)))
-        return 1;
-    r = qcow2_count(q->image, second, &count);
-    return r < 0 ? r : count != 0;
-}
-
 static int find_place(struct request *q, struct dr_error *err)
 {
     if (qcow2_has_data_file(q->q)) {
@@ -259,7 +234,7 @@ static int find_place(struct request *q, struct dr_error *err)
         return 0;
     }
     if (q->new.coded) {
-        int r = try_packing(q, &q->new.host);
+        int r = qcow2_find_packed(q->image, q->coded_len, 1, &q->new.host);
         if (r <= 0)
             return r;
     }
@@ -354,10 +329,8 @@ static void place_is_taken(struct request *q)
     if (!q->place || qcow2_has_data_file(s))
         return;
     qcow2_add(q->image, q->new.host, place_len(s, &q->new), 1);
-    if (q->new.coded) {
-        uint64_t end = q->new.host + q->new.coded;
-        s->coded_next = end % s->cluster ? end : 0;
-    }
+    if (q->new.coded)
+        qcow2_packed_until(s, q->new.host + q->new.coded);
 }
 
 int qcow2_ready_to_write(struct dr_image *image, struct dr_error *err)
