@@ -224,7 +224,7 @@ struct dr_bitmap_change {
     uint64_t granularity;    /* ADD; 0 = the format's default */
     bool disabled;           /* ADD */
     struct dr_image *source; /* MERGE: what this bitmap of it has, too; may be the image itself */
-    const char *source_name;
+    const char *source_name; /* ADD: the new one has that from the beginning, or NULL */
 };
 
 /* The name lives until it returns. A result other than 0 ends the list and becomes its result. */

@@ -93,28 +93,20 @@ static int change_step(void *user, struct dr_chain *present, struct dr_chain **f
     return dr_image_bitmap_change(present->images[0], c, err);
 }
 
-int dr_disk_bitmap_change(struct dr_disk *disk, const char *bitmap, enum dr_bitmap_action action,
-                          const struct dr_bitmap_options *options, struct dr_error *err)
+/* merge: the bitmap gets what the source has, also a new one. */
+static int change_bitmap(struct dr_disk *disk, const char *bitmap, enum dr_bitmap_action action,
+                         const struct dr_bitmap_options *o, bool merge, struct dr_error *err)
 {
-    static const struct dr_bitmap_options defaults;
-    const struct dr_bitmap_options *o = options ? options : &defaults;
     struct dr_chain *source = NULL;
-    DR_REQUIRE(disk, err);
-    DR_REQUIRE(bitmap, err);
-    if (action > DR_BITMAP_MERGE)
-        return dr_fail(err, EINVAL, "%u is no change of a bitmap", (unsigned)action);
-    if (action == DR_BITMAP_MERGE) {
-        DR_REQUIRE(o->source, err);
-        if (o->source_disk && o->source_disk != disk)
-            source = dr_disk_chain(o->source_disk);
-    }
+    if (merge && o->source_disk && o->source_disk != disk)
+        source = dr_disk_chain(o->source_disk);
     struct dr_bitmap_change change = {
         .action = action,
         .name = bitmap,
         .granularity = o->granularity,
         .disabled = o->disabled,
         .source = source ? source->images[0] : NULL,
-        .source_name = o->source,
+        .source_name = merge ? o->source : NULL,
     };
     int r = dr_disk_claim(disk, "bitmap", err);
     if (r == 0) {
@@ -124,6 +116,20 @@ int dr_disk_bitmap_change(struct dr_disk *disk, const char *bitmap, enum dr_bitm
     if (source)
         dr_chain_unref(source, NULL);
     return r;
+}
+
+int dr_disk_bitmap_change(struct dr_disk *disk, const char *bitmap, enum dr_bitmap_action action,
+                          const struct dr_bitmap_options *options, struct dr_error *err)
+{
+    static const struct dr_bitmap_options defaults;
+    const struct dr_bitmap_options *o = options ? options : &defaults;
+    DR_REQUIRE(disk, err);
+    DR_REQUIRE(bitmap, err);
+    if (action > DR_BITMAP_MERGE)
+        return dr_fail(err, EINVAL, "%u is no change of a bitmap", (unsigned)action);
+    if (action == DR_BITMAP_MERGE)
+        DR_REQUIRE(o->source, err);
+    return change_bitmap(disk, bitmap, action, o, action == DR_BITMAP_MERGE, err);
 }
 
 /* ------------------------------------------------------------------ for convert; qemu-img's texts
@@ -186,6 +192,7 @@ int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to, bool skip_bro
     return r;
 }
 
+/* At once: a bitmap that is there without its bits would hide what was written. */
 static int copy_one(struct dr_disk *from, struct dr_disk *to, const struct dr_bitmap *b,
                     struct dr_error *err)
 {
@@ -194,14 +201,8 @@ static int copy_one(struct dr_disk *from, struct dr_disk *to, const struct dr_bi
                                         .source = b->name,
                                         .source_disk = from};
     struct dr_error why = DR_ERROR_INIT;
-    int r = dr_disk_bitmap_change(to, b->name, DR_BITMAP_ADD, &o, &why);
-    if (r < 0)
-        return dr_fail(err, -r, "Failed to create bitmap %s: %s", b->name, why.text);
-    r = dr_disk_bitmap_change(to, b->name, DR_BITMAP_MERGE, &o, &why);
-    if (r == 0)
-        return 0;
-    dr_disk_bitmap_change(to, b->name, DR_BITMAP_REMOVE, NULL, NULL);
-    return dr_fail(err, -r, "Failed to populate bitmap %s: %s", b->name, why.text);
+    int r = change_bitmap(to, b->name, DR_BITMAP_ADD, &o, true, &why);
+    return r == 0 ? 0 : dr_fail(err, -r, "Failed to create bitmap %s: %s", b->name, why.text);
 }
 
 int dr_ops_bitmaps_copy(struct dr_disk *from, struct dr_disk *to, struct dr_job *job,

@@ -17,6 +17,7 @@ WRITES = {'write': ['io', '-c', 'write -P 5 700k 20k', '-c', 'flush', '-c', 'wri
           'grow': ['resize', '-q', 'disk.qcow2', '3M'], 'shrink': ['resize', '-q', '--shrink', 'disk.qcow2', '500k'],
           'convert': ['convert', '-n', '-O', 'qcow2', 'other.raw', 'disk.qcow2']}
 COPY = ['convert', '--bitmaps', '-O', 'qcow2', 'disk.qcow2', 'copy.qcow2']
+INTO = ['convert', '-n', '--bitmaps', '-O', 'qcow2', 'disk.qcow2', 'copy.qcow2']
 
 pytestmark = NEEDS_QEMU
 
@@ -117,3 +118,36 @@ def test_a_killed_copy_with_bitmaps_is_there_with_all_of_them_or_not_at_all(pres
         run(directory, 'qemu-img', 'check', '-q', 'copy.qcow2')
         assert set(os.listdir(directory)) == files
     assert False in seen
+
+
+@ROUNDS
+def test_a_killed_copy_into_an_image_adds_no_bitmap_that_misses_something(options, tear, tmp_path):
+    """The bitmaps come last, each whole; what the target had before is not touched. What a killed run has added must go
+    before the next one: it refuses to copy a bitmap that is there."""
+    made = str(tmp_path / 'made')
+    make(made, options)
+    shutil.copy(os.path.join(made, 'third.qcow2'), os.path.join(made, 'copy.qcow2'))
+    bits, disk, before = state(made), show(made), show(made, name='copy.qcow2')
+    unfinished = 0
+
+    def noted(directory):
+        return {u for off, n in dirty(directory, 'three', 'copy.qcow2') for u in range(off // 65536, -(-(off + n) // 65536))}
+    for directory in each_kill(tmp_path, [DROVER, *INTO], tear):
+        flags = bitmaps(directory, 'copy.qcow2')
+        assert 'three' in flags and set(flags) <= {'one', 'two', 'three'}
+        for name in set(flags) - {'three'}:
+            if 'in-use' not in flags[name]:
+                assert (flags[name], dirty(directory, name, 'copy.qcow2')) == bits[name]
+                assert show(directory, name='copy.qcow2') == disk
+        if 'in-use' not in flags['three'] and show(directory, name='copy.qcow2') != before:
+            assert noted(directory) >= noted(made)
+        unfinished += len(flags) < 3
+        leaks_at_most(directory, 'copy.qcow2')
+        for name in set(flags) - {'three'}:
+            run(directory, DROVER, 'bitmap', '--remove', 'copy.qcow2', name)
+        run(directory, DROVER, *INTO)
+        assert show(directory, name='copy.qcow2') == disk
+        flags = bitmaps(directory, 'copy.qcow2')
+        assert {name: (flags[name], dirty(directory, name, 'copy.qcow2')) for name in bits} == bits
+        run(directory, 'qemu-img', 'check', '-q', 'copy.qcow2')
+    assert unfinished > 0

@@ -147,17 +147,31 @@ int qcow2_bitmap_each_dirty(struct dr_image *image, const struct qcow2_bitmap *b
 
 /* ------------------------------------------------------------------ setting more */
 
-int qcow2_bits_open(struct qcow2_bits *s, struct dr_image *image, const struct qcow2_bitmap *b,
-                    bool in_place, struct dr_error *err)
+static int bits_init(struct qcow2_bits *s, struct dr_image *image, const struct qcow2_bitmap *b,
+                     bool in_place, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
     *s = (struct qcow2_bits){.image = image, .bitmap = *b, .in_place = in_place};
     s->index = UINT64_MAX;
     s->covers = q->cluster * 8 << b->granularity_bits;
     s->bits = malloc(q->cluster);
-    if (!s->bits)
-        return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    return qcow2_bitmap_load_table(image, b, &s->table, err);
+    return s->bits ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
+}
+
+int qcow2_bits_open(struct qcow2_bits *s, struct dr_image *image, const struct qcow2_bitmap *b,
+                    bool in_place, struct dr_error *err)
+{
+    int r = bits_init(s, image, b, in_place, err);
+    return r < 0 ? r : qcow2_bitmap_load_table(image, b, &s->table, err);
+}
+
+int qcow2_bits_open_new(struct qcow2_bits *s, struct dr_image *image, const struct qcow2_bitmap *b,
+                        uint64_t entries, struct dr_error *err)
+{
+    int r = bits_init(s, image, b, false, err);
+    s->bitmap.entries = (uint32_t)entries;
+    s->table = calloc(entries, sizeof(*s->table));
+    return r == 0 && !s->table ? dr_fail_errno(err, ENOMEM, "%s", image->path) : r;
 }
 
 void qcow2_bits_close(struct qcow2_bits *s)

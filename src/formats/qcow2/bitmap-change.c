@@ -25,6 +25,50 @@ static int check_usable(const struct dr_image *image, const struct qcow2_bitmap 
     return 0;
 }
 
+/* ------------------------------------------------------------------ merge */
+
+static int set_dirty(void *user, uint64_t off, uint64_t len)
+{
+    struct qcow2_bits *s = user;
+    return qcow2_bits_set(s, off, len, s->err);
+}
+
+static int check_source(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c,
+                        struct dr_error *err)
+{
+    uint64_t size = qcow2_of(e->image)->h.size, theirs = c->source->size;
+    if (!c->source->fmt->bitmap_read)
+        return not_found(c->source_name, err);
+    if (theirs == size)
+        return 0;
+    return dr_fail(err, EINVAL,
+                   "Bitmaps are of different sizes (destination size is %llu, source size is %llu) "
+                   "and can't be merged",
+                   ULL(size), ULL(theirs));
+}
+
+static int merge(struct qcow2_bitmap_edit *e, struct qcow2_bitmap_draft *d,
+                 const struct dr_bitmap_change *c, struct dr_error *err)
+{
+    struct qcow2_bits bits = {0};
+    int r = check_source(e, c, err);
+    if (r == 0)
+        r = d->b.table_at ? qcow2_bits_open(&bits, e->image, &d->b, false, err)
+                          : qcow2_bits_open_new(&bits, e->image, &d->b, d->entries, err);
+    if (r == 0) {
+        bits.err = err;
+        r = c->source->fmt->bitmap_read(c->source, c->source_name, set_dirty, &bits, err);
+    }
+    if (r == 0)
+        r = qcow2_bits_store(&bits, err);
+    int kept = qcow2_edit_taken(e, &bits, r < 0 ? NULL : err);
+    r = r < 0 ? r : kept;
+    if (r == 0 && bits.table_changed)
+        r = qcow2_edit_table(e, d, DR_STEAL(bits.table), bits.bitmap.entries, err);
+    qcow2_bits_close(&bits);
+    return r;
+}
+
 /* ------------------------------------------------------------------ add, remove */
 
 static int check_new(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c,
@@ -88,50 +132,8 @@ static int add(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c, st
     if (!d)
         return dr_fail_errno(err, ENOMEM, "%s", e->image->path);
     qcow2_draft_flags(d, c->disabled ? 0 : QCOW2_BITMAP_AUTO);
-    return clear(e, d, err);
-}
-
-/* ------------------------------------------------------------------ merge */
-
-static int set_dirty(void *user, uint64_t off, uint64_t len)
-{
-    struct qcow2_bits *s = user;
-    return qcow2_bits_set(s, off, len, s->err);
-}
-
-static int check_source(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c,
-                        struct dr_error *err)
-{
-    uint64_t size = qcow2_of(e->image)->h.size, theirs = c->source->size;
-    if (!c->source->fmt->bitmap_read)
-        return not_found(c->source_name, err);
-    if (theirs == size)
-        return 0;
-    return dr_fail(err, EINVAL,
-                   "Bitmaps are of different sizes (destination size is %llu, source size is %llu) "
-                   "and can't be merged",
-                   ULL(size), ULL(theirs));
-}
-
-static int merge(struct qcow2_bitmap_edit *e, struct qcow2_bitmap_draft *d,
-                 const struct dr_bitmap_change *c, struct dr_error *err)
-{
-    struct qcow2_bits bits = {0};
-    int r = check_source(e, c, err);
-    if (r == 0)
-        r = qcow2_bits_open(&bits, e->image, &d->b, false, err);
-    if (r == 0) {
-        bits.err = err;
-        r = c->source->fmt->bitmap_read(c->source, c->source_name, set_dirty, &bits, err);
-    }
-    if (r == 0)
-        r = qcow2_bits_store(&bits, err);
-    int kept = qcow2_edit_taken(e, &bits, r < 0 ? NULL : err);
-    r = r < 0 ? r : kept;
-    if (r == 0 && bits.table_changed)
-        r = qcow2_edit_table(e, d, DR_STEAL(bits.table), d->b.entries, err);
-    qcow2_bits_close(&bits);
-    return r;
+    r = clear(e, d, err);
+    return r < 0 || !c->source_name ? r : merge(e, d, c, err);
 }
 
 /* ------------------------------------------------------------------ one of them */

@@ -124,6 +124,9 @@ struct qcow2_bits {
 /* Ends with qcow2_bits_close, also after a failure. */
 int qcow2_bits_open(struct qcow2_bits *s, struct dr_image *image, const struct qcow2_bitmap *b,
                     bool in_place, struct dr_error *err);
+/* Of a bitmap that has no table yet, but will have one of so many entries, all of them 0. */
+int qcow2_bits_open_new(struct qcow2_bits *s, struct dr_image *image, const struct qcow2_bitmap *b,
+                        uint64_t entries, struct dr_error *err);
 int qcow2_bits_set(struct qcow2_bits *s, uint64_t off, uint64_t len, struct dr_error *err);
 /* Clear what is behind the end of a disk of that size, and store it. */
 int qcow2_bits_cut(struct qcow2_bits *s, uint64_t size, struct dr_error *err);
