@@ -410,6 +410,40 @@ static void counts_are_not_written_anew_while_entries_lead_behind_the_end(void *
     assert_int_equal(peek(mem, QCOW2_AT_REFTABLE, 8), p.roots);
 }
 
+/* ------------------------------------------------------------------ a raw data file */
+
+/* The file is the disk for whoever opens it by itself: what the entry said is no other answer. */
+static void what_lies_elsewhere_in_a_raw_data_file_is_at_its_own_place_again(void **state)
+{
+    (void)state;
+    static const struct shape raw = {
+        "a raw data file",
+        {{"cluster_size", "4096"}, {"data_file", "a.data"}, {"data_file_raw", "on"}},
+        3};
+    static const uint64_t wrong[] = {8 * 4096, 4096 + 512}; /* aligned or not */
+    for (size_t i = 0; i < 2; i++) {
+        make_in(mem, &raw);
+        struct patient p = patient_of(mem, &raw);
+        CLEANUP_FREE uint8_t *before = guest_bytes(mem);
+        poke(mem, entry_at(&p, 3), wrong[i] | QCOW2_COPIED, 8);
+        assert_int_equal(checked(mem, 0).corruptions, 1);
+        struct dr_check_result r = checked(mem, DR_CHECK_FIX_ALL);
+        assert_int_equal(r.corruptions_fixed, 1);
+        assert_true(is_clean(r));
+        assert_int_equal(peek(mem, entry_at(&p, 3), 8), 3 * 4096 | QCOW2_COPIED);
+        CLEANUP_FREE uint8_t *after = guest_bytes(mem);
+        assert_memory_equal(before, after, SIZE);
+        struct copy once = copy_of(mem);
+        assert_true(is_clean(checked(mem, DR_CHECK_FIX_ALL)));
+        struct copy twice = copy_of(mem);
+        assert_true(is_same(&once, &twice));
+        free(once.bytes);
+        free(twice.bytes);
+        ok(mem->ops->unlink(mem, PATH, &err));
+        ok(mem->ops->unlink(mem, "/d/a.data", &err));
+    }
+}
+
 /* ------------------------------------------------------------------ more users than counts can say
  */
 
@@ -454,6 +488,28 @@ static void two_users_of_a_cluster_that_cannot_be_counted_get_one_each(void **st
     CLEANUP_FREE uint8_t *after = guest_bytes(mem);
     assert_memory_equal(before, after, SIZE);
     assert_true(is_clean(checked(mem, 0)));
+}
+
+/* Each of them says that it is the only one, so the write itself could not see it. */
+static void a_write_to_an_image_of_two_such_users_is_refused(void **state)
+{
+    (void)state;
+    make_in(mem, narrow);
+    struct patient p = patient_of(mem, narrow);
+    two_entries_at_one_place(&p);
+    CLEANUP_FREE uint8_t *before = guest_bytes(mem);
+    struct copy file = copy_of(mem);
+    for (uint64_t off = 0; off <= 512 * KiB; off += 4 * KiB)
+        assert_int_equal(try_to_write(off), -EIO);
+    assert_non_null(strstr(err.text, "than its count of 1 bit can say"));
+    struct copy later = copy_of(mem);
+    assert_true(is_same(&file, &later));
+    CLEANUP_FREE uint8_t *after = guest_bytes(mem);
+    assert_memory_equal(before, after, SIZE);
+    free(file.bytes);
+    free(later.bytes);
+    assert_true(is_clean(checked(mem, DR_CHECK_FIX_ALL)));
+    assert_int_equal(try_to_write(0), 0);
 }
 
 /* A table with two links is not copied: all that it leads to would have two. */
@@ -618,7 +674,9 @@ int main(void)
         T(counts_are_not_written_anew_while_entries_lead_behind_the_end),
         T(an_image_whose_counts_cannot_be_found_is_read_and_not_written_to),
         T(a_parent_whose_counts_cannot_be_found_takes_no_commit),
+        T(what_lies_elsewhere_in_a_raw_data_file_is_at_its_own_place_again),
         T(two_users_of_a_cluster_that_cannot_be_counted_get_one_each),
+        T(a_write_to_an_image_of_two_such_users_is_refused),
         T(an_image_whose_counts_cannot_say_who_shares_is_marked_and_not_written_to),
         T(what_is_said_to_be_shared_is_not_given_up_where_counts_cannot_say_so),
         T(without_space_for_copies_the_image_is_marked),

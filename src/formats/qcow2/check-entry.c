@@ -55,26 +55,32 @@ static void judge_coded(struct judging *j, struct qcow2_reference *ref)
         copied->mendable = false;
 }
 
-/* A place that is no cluster's beginning: without data in it, it can be given up. */
+/* A place that is no cluster's beginning: without data in it, it can be given up. In a raw data
+ * file each cluster has one place, since that file is the disk for whoever opens it by itself. */
 static void judge_place(struct judging *j, uint64_t at, uint64_t host)
 {
-    bool extended = j->q->entry == 16;
+    bool extended = j->q->entry == 16, alone = j->n == 0;
     bool data = extended ? j->held != 0 : !(j->v & QCOW2_ZERO);
-    if (at % j->q->cluster && data) {
-        fault(j, "ERROR offset=%llx: Data cluster is not properly aligned; L2 entry corrupted.",
-              ULL(at));
-    } else if (at % j->q->cluster) {
-        bool alone = j->n == 0;
-        struct qcow2_fault *f =
-            fault(j,
+    struct qcow2_fault *f = NULL;
+    if (at % j->q->cluster && data)
+        f = fault(j, "ERROR offset=%llx: Data cluster is not properly aligned; L2 entry corrupted.",
+                  ULL(at));
+    else if (at % j->q->cluster)
+        f = fault(j,
                   "ERROR offset=%llx: Preallocated cluster is not properly aligned; L2 entry "
                   "corrupted.",
                   ULL(at));
+    else if (host != QCOW2_NO_PLACE && at != host)
+        f = fault(j, "ERROR offset=%llx: In the data file it must be at 0x%llx", ULL(at),
+                  ULL(host));
+    if (f && host != QCOW2_NO_PLACE && (j->q->h.autoclear & QCOW2_DATA_RAW)) {
+        f->mendable = alone;
+        f->value = host | QCOW2_COPIED | (j->v & QCOW2_ZERO);
+        f->masks = j->zero << 32 | j->held;
+    } else if (f && at % j->q->cluster && !data) {
         f->mendable = alone;
         f->value = extended ? 0 : QCOW2_ZERO;
         f->masks = j->zero << 32;
-    } else if (host != QCOW2_NO_PLACE && at != host) {
-        fault(j, "ERROR offset=%llx: In the data file it must be at 0x%llx", ULL(at), ULL(host));
     }
 }
 

@@ -446,7 +446,12 @@ int qcow2_refuse_low_counts(struct dr_image *image, struct dr_error *err)
             "so it could be freed while something still has it; `drover check -r all` "
             "mends it",
             image->path, ULL(c.low_at), ULL(c.low));
-    if (r == 0 && (must_rebuild(&c) || c.crowd))
+    if (r == 0 && c.crowd)
+        r = dr_fail(err, EIO,
+                    "%s: more entries lead to a cluster than its count of %u bit%s can say, so a "
+                    "write to one would change another; `drover check -r all` gives each its own",
+                    image->path, 1u << c.q->h.refcount_order, c.q->h.refcount_order ? "s" : "");
+    if (r == 0 && must_rebuild(&c))
         r = dr_fail(err, EIO,
                     "%s: its reference counts are damaged, so something could be freed that is "
                     "still in use; `drover check -r all` mends them",

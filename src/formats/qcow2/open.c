@@ -255,6 +255,19 @@ static int clear_features(struct dr_image *image, bool changes, struct dr_error 
     return qcow2_switch_bits(image, QCOW2_AT_AUTOCLEAR, 0, clear, err);
 }
 
+/* Counts of 1 bit cannot say that something is shared. Where two entries lead to one cluster and
+ * each says that it is the only one, a write through the one changes what the other shows, and no
+ * write can notice it. So all ways to each cluster are counted before the first write. A repair
+ * knows already. */
+static int refuse_sharing(struct dr_image *image, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    bool repairs = (image->flags & DR_OPEN_AS_FOUND) || (q->h.incompatible & QCOW2_DIRTY);
+    if (q->marked || repairs || qcow2_max_count(q) > 1)
+        return 0;
+    return qcow2_refuse_low_counts(image, err);
+}
+
 static int qcow2_begin_write(struct dr_image *image, uint64_t off, bool changes,
                              struct dr_error *err)
 {
@@ -266,6 +279,8 @@ static int qcow2_begin_write(struct dr_image *image, uint64_t off, bool changes,
     if (damaged)
         return note_damage(image, err);
     int r = refuse_corrupt(image, err);
+    if (r == 0)
+        r = refuse_sharing(image, err);
     if (r == 0)
         r = qcow2_load_reftable(image, err);
     if (r == 0)

@@ -270,8 +270,8 @@ int qcow2_set_head(struct dr_image *image, unsigned version, const char *data_fi
 /* Forget what is in memory of the tables and the counts: the driver has changed them in the file.
  */
 int qcow2_reload(struct dr_image *image, struct dr_error *err);
-/* -EIO where something is counted less often than it is used, so that one user could not be told
- * from the last one. All is flushed, and nobody writes. */
+/* -EIO where something is counted less often than it is used, or its count cannot say how often, so
+ * that one user could not be told from the last one. All is flushed, and nobody writes. */
 int qcow2_refuse_low_counts(struct dr_image *image, struct dr_error *err);
 
 /* ------------------------------------------------------------------ write.c; image->lock held */
