@@ -357,3 +357,16 @@ def test_recover_finishes_what_was_half_moved(t):
     out = t.ok("recover", "disk.add-cow")
     assert "finished" in out and t.names() == ["disk.add-cow", "disk.raw"]
     assert content(t, "disk.add-cow") == b"\x03" * MIB
+
+
+def test_a_long_name_of_the_parent_keeps_a_long_run_of_bits(t):
+    """The file is copied in steps, of which the last one is shorter."""
+    t.ok("create", "-q", "base.raw", "1M")
+    t.ok("create", "-q", "-f", "add-cow", "-b", "base.raw", "-F", "raw", "disk.add-cow", "13000M")
+    meta = t.dir / "disk.add-cow"
+    before = meta.read_bytes()
+    before = before[:8192] + b"\xff" * (len(before) - 8192)
+    meta.write_bytes(before)
+    t.ok("rebase", "-q", "-u", "-b", "./" * 300 + "base.raw", "-F", "raw", "disk.add-cow")
+    after = meta.read_bytes()
+    assert len(after) == len(before) and after[4096:] == before[4096:]

@@ -116,6 +116,32 @@ static void data_that_lies_on_a_table_is_named(void **state)
     }
 }
 
+/* One line for each, whichever of them the search comes to first. */
+static void data_that_lies_on_many_tables_is_named_for_each(void **state)
+{
+    (void)state;
+    make_in(mem, &shapes[0]);
+    struct patient p = patient_of(mem, &shapes[0]);
+    const char *const tables[] = {"the L1 table", "the refcount table",   "a refcount block",
+                                  "an L2 table",  "the bitmap directory", "a bitmap's table"};
+    uint64_t at[6];
+    place_of(&p, "the bitmap directory"); /* makes the bitmaps */
+    uint64_t behind = dr_round_up(p.size, p.cluster);
+    for (unsigned i = 0; i < 6; i++) {
+        at[i] = i < 4 ? place_of(&p, tables[i]) : behind + (i - 4) * p.cluster;
+        poke(mem, entry_at(&p, i + 1), QCOW2_COPIED | at[i], 8);
+    }
+    checked(mem, 0);
+    for (unsigned i = 0; i < 6; i++) {
+        char line[160];
+        snprintf(line, sizeof(line),
+                 "ERROR L2 entry at byte %llu: guest data at 0x%llx lies on %s\n",
+                 ULL(entry_at(&p, i + 1)), ULL(at[i]), tables[i]);
+        if (!strstr(lines, line))
+            fail_msg("%s: %s", line, lines);
+    }
+}
+
 static void clusters_that_data_of_two_entries_share_are_no_tables(void **state)
 {
     (void)state;
@@ -382,6 +408,7 @@ int main(void)
         T(a_sound_image_has_nothing_to_report),
         T(damage_is_found_and_repaired_and_the_disk_reads_the_same),
         T(data_that_lies_on_a_table_is_named),
+        T(data_that_lies_on_many_tables_is_named_for_each),
         T(clusters_that_data_of_two_entries_share_are_no_tables),
         T(with_little_memory_the_same_is_found_and_repaired),
         T(one_thread_and_four_find_and_say_the_same),

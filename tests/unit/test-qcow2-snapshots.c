@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <stdio.h>
 
+#include "formats/qcow2/qcow2.h"
 #include "faultfs.h"
 #include "test-qcow2-snapshots.h"
 
@@ -201,6 +202,38 @@ static void ids_go_up_and_names_may_repeat(void **state)
     refused(dr_image_snapshot_find(image, "b", true, &id, &err), ENOENT, "b");
     ok(dr_close(disk, &err));
     check_clean(*state);
+}
+
+static int see_times(void *user, const struct dr_snapshot_info *info)
+{
+    *(struct dr_snapshot_info *)user = *info;
+    return 0;
+}
+
+/* As QEMU writes them when a machine is running. */
+static void the_times_of_a_snapshot_are_told(void **state)
+{
+    uint8_t head[72], raw[20];
+    struct dr_snapshot_info info;
+    struct dr_file *f;
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    ok(dr_image_snapshot_create(top_of(disk), "one", &err));
+    ok(dr_close(disk, &err));
+    put_be32(raw, 1700000001);
+    put_be32(raw + 4, 123456789);
+    put_be64(raw + 8, UINT64_C(3723004005006));
+    put_be32(raw + 16, 77);
+    ok(dr_file_open(*state, PATH, DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pread(f, head, 0, sizeof(head), &err));
+    ok(dr_file_pwrite(f, raw, get_be64(head + 64) + 16, sizeof(raw), &err));
+    dr_file_unref(f);
+    disk = open_disk(*state);
+    ok(dr_image_snapshot_list(top_of(disk), see_times, &info, &err));
+    assert_int_equal(info.seconds, 1700000001);
+    assert_int_equal(info.nanoseconds, 123456789);
+    assert_int_equal(info.clock_ns, UINT64_C(3723004005006));
+    ok(dr_close(disk, &err));
 }
 
 static void the_table_grows_beyond_a_cluster_and_shrinks_to_nothing(void **state)
@@ -413,6 +446,52 @@ static void what_the_disk_has_is_not_freed_in_place_either(void **state)
     free(before);
 }
 
+struct quiet_table {
+    uint64_t size, at, len;
+    unsigned writes;
+};
+
+static int nothing_grows_and_the_table_rests(void *user, const struct faultfs_io *io)
+{
+    struct quiet_table *t = user;
+    if (io->kind == FAULTFS_WRITE && io->off < t->at + t->len && io->off + io->len > t->at)
+        t->writes++;
+    return io->kind == FAULTFS_WRITE && io->off + io->len > t->size ? -ENOSPC : 0;
+}
+
+/* Of all clusters but one another snapshot is a user, too: the disk's table says the same as
+ * before. */
+static void a_delete_in_place_writes_no_table_that_says_the_same(void **state)
+{
+    uint8_t raw[8];
+    struct quiet_table t = {.len = 4096};
+    create(*state, &geometries[0], SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    write_version(disk, 0, SIZE, 1);
+    uint8_t *snapshot = read_disk(disk);
+    ok(dr_image_snapshot_create(top_of(disk), "one", &err));
+    ok(dr_image_snapshot_create(top_of(disk), "two", &err));
+    write_version(disk, 0, 512, 2); /* a table of its own */
+    uint8_t *before = read_disk(disk);
+    ok(dr_close(disk, &err));
+    struct faultfs *full = faultfs_new(*state);
+    disk = open_disk(faultfs_fs(full));
+    struct dr_file *f = top_of(disk)->files[0];
+    ok(dr_file_pread(f, raw, qcow2_of(top_of(disk))->h.l1_at, sizeof(raw), &err));
+    t.at = get_be64(raw) & QCOW2_OFFSET;
+    t.size = dr_file_size(f);
+    faultfs_observe(full, nothing_grows_and_the_table_rests, &t);
+    ok(dr_image_snapshot_delete(top_of(disk), "1", &err));
+    ok(dr_close(disk, &err));
+    assert_int_equal(t.writes, 0);
+    faultfs_free(full);
+    view_is(*state, NULL, before);
+    view_is(*state, "2", snapshot);
+    check_clean(*state);
+    free(snapshot);
+    free(before);
+}
+
 /* One cluster is counted once too few: its other user is a snapshot that is not touched. */
 static void what_another_snapshot_has_is_not_freed_by_a_delete_or_apply(void **state)
 {
@@ -541,6 +620,7 @@ int main(void)
         T(counting_that_stops_half_way_is_taken_back),
         T(applying_brings_the_size_back),
         T(ids_go_up_and_names_may_repeat),
+        T(the_times_of_a_snapshot_are_told),
         T(the_table_grows_beyond_a_cluster_and_shrinks_to_nothing),
         T(what_an_entry_holds_is_kept),
         T(a_snapshot_is_not_written_in_place_after_it_was_applied),
@@ -549,6 +629,7 @@ int main(void)
         T(a_damaged_image_is_left_alone),
         T(what_the_disk_has_is_not_freed_with_a_snapshot),
         T(what_the_disk_has_is_not_freed_in_place_either),
+        T(a_delete_in_place_writes_no_table_that_says_the_same),
         T(what_another_snapshot_has_is_not_freed_by_a_delete_or_apply),
         T(a_writer_beside_does_not_reach_a_snapshot),
         T(a_snapshot_costs_a_fixed_number_of_flushes),

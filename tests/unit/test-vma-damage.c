@@ -558,6 +558,37 @@ static void unreadable_data_is_missing(void **state)
     faultfs_free(f);
 }
 
+/* Clusters that stand together are read together. */
+static void only_the_cluster_that_cannot_be_read_is_missing(void **state)
+{
+    struct bench *b = *state;
+    for (unsigned lost = 0; lost < 3; lost++) {
+        struct vma_slot slots[3];
+        char damage[64];
+        empty_archive(&b->a);
+        add_disk(&b->a, 1, "disk", 3 * 65536);
+        end_header(&b->a);
+        for (unsigned i = 0; i < 3; i++)
+            slots[i] = (struct vma_slot){.id = 1, .cluster = i, .mask = 0xffff};
+        add_extent(&b->a, slots, 3, true);
+        store(b);
+        struct dr_fs *memory = b->fs;
+        uint64_t at = b->a.extents[0] + 512 + lost * 65536 + 5000;
+        struct bad bad = {at, at + 1};
+        struct faultfs *f = faultfs_new(memory);
+        b->fs = faultfs_fs(f);
+        faultfs_observe(f, fail_range, &bad);
+        struct dr_vma_target t = target(b, 1, 3 * 65536, 0);
+        snprintf(damage, sizeof(damage), "missing 1 %u 65536\n", lost * 65536);
+        salvage(b, (struct dr_vma_extract_options){.targets = &t, .n_targets = 1}, damage);
+        forget(&b->a, 1, lost);
+        expect_image(b, &t, 0);
+        end_target(&t);
+        b->fs = memory;
+        faultfs_free(f);
+    }
+}
+
 static void unreadable_headers_are_stepped_over(void **state)
 {
     struct bench *b = *state;
@@ -687,6 +718,8 @@ int main(void)
         BOTH(checksums_of_another_archive_are_not_used),
         BOTH(disks_are_compared),
         cmocka_unit_test_setup_teardown(unreadable_data_is_missing, setup, teardown),
+        cmocka_unit_test_setup_teardown(only_the_cluster_that_cannot_be_read_is_missing, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(unreadable_headers_are_stepped_over, setup, teardown),
         BOTH(failing_targets_fail_the_run),
         cmocka_unit_test(gaps_between_seen_clusters),

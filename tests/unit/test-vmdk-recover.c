@@ -74,6 +74,23 @@ static void an_entry_that_only_one_directory_has_is_refused_by_its_number(void *
         }
 }
 
+/* Other programs keep copies among the grains, where recovery writes nothing. */
+static void a_copy_that_is_equal_may_stand_anywhere(void **state)
+{
+    (void)state;
+    make_disk();
+    for (unsigned i = 0; i < TABLES; i++) {
+        uint8_t table[512 * 4];
+        uint32_t place = (uint32_t)dr_div_up(file_size(PATH), 512);
+        peek(PATH, table_at(i, false), table, sizeof(table));
+        poke(PATH, place * UINT64_C(512), table, sizeof(table));
+        poke32(PATH, directory(true) + i * 4, place);
+        mark_unclean();
+        ok(dr_close(opened(PATH, DR_OPEN_RDWR), &err));
+        disk_is_whole();
+    }
+}
+
 /* The copy is not written over when the table leads out of the file. */
 static void a_table_that_is_not_sound_is_refused_and_its_copy_kept(void **state)
 {
@@ -112,6 +129,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(any_table_whose_copy_is_behind_is_copied_over_it),
         T(an_entry_that_only_one_directory_has_is_refused_by_its_number),
+        T(a_copy_that_is_equal_may_stand_anywhere),
         T(a_table_that_is_not_sound_is_refused_and_its_copy_kept),
         T(check_mends_an_entry_that_leads_nowhere_from_its_copy),
     };
