@@ -654,6 +654,18 @@ def test_an_archive_damaged_before_where_it_goes_on_is_refused(v):
     assert r.code == 1 and str(len(data) + 1) in r.errors and os.listdir(v.dir / "out") == [".drover.partial"], r
 
 
+def test_a_new_directory_has_the_rights_of_any_other(v):
+    vmagen.simple({1: bytes(CLUSTER)}).write(v.dir / "a.vma")
+    before = os.umask(0o022)
+    try:
+        for mask in (0o022, 0o000, 0o077):
+            os.umask(mask)
+            assert extract(v, "a.vma", f"out{mask}").code == 0
+            assert os.stat(v.dir / f"out{mask}").st_mode & 0o777 == 0o777 & ~mask
+    finally:
+        os.umask(before)
+
+
 def test_going_on_with_another_archive_is_refused(v):
     rng = random.Random(6)
     a = vmagen.simple({1: rng.randbytes(100 * CLUSTER)})

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* commit: the upper images' data goes down, the view at the top stands still. */
+#include "faultfs.h"
 #include "test-ops.h"
 
 #define SIZE (2 * MiB)
@@ -363,6 +364,31 @@ static void interrupted_between_the_ids_reads_the_same_and_goes_on(void **state)
 }
 
 /* Nobody says that the commit is done again first. */
+/* Whatever write fails after that, the disk reads the same, and the commit can be finished. */
+static void interrupted_between_the_ids_may_be_interrupted_again(void **state)
+{
+    (void)state;
+    bool fired = true;
+    for (uint64_t n = 0; fired; n++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        uint64_t size;
+        family(fs);
+        uint8_t *want = view(fs, "top.vmdk", &size);
+        tell_only_the_parent(fs, "mid.vmdk", "top.vmdk");
+        struct faultfs *f = faultfs_new(fs);
+        faultfs_arm(
+            f, &(struct faultfs_plan){.nth = n, .kinds = 1u << FAULTFS_WRITE, .for_good = true});
+        commit(faultfs_fs(f), "top.vmdk", NULL, false, NULL);
+        fired = faultfs_fired(f);
+        faultfs_free(f);
+        same_view(fs, "top.vmdk", want, size);
+        ok(commit(fs, "top.vmdk", NULL, false, &err));
+        same_view(fs, "top.vmdk", want, size);
+        free(want);
+        dr_fs_memory_free(fs);
+    }
+}
+
 static void interrupted_between_the_ids_goes_on_with_other_work(void **state)
 {
     struct dr_fs *fs = *state;
@@ -514,6 +540,7 @@ int main(void)
         ops_test(shorter_middle_image_commits_its_zeros),
         ops_test(shorter_middle_image_that_goes_down_itself_leaves_its_zeros),
         ops_test(interrupted_between_the_ids_reads_the_same_and_goes_on),
+        ops_test(interrupted_between_the_ids_may_be_interrupted_again),
         ops_test(interrupted_between_the_ids_goes_on_with_other_work),
         ops_test(recover_repairs_an_interrupted_commit),
         ops_test(stopped_commit_reads_the_same_and_goes_on),

@@ -137,6 +137,23 @@ static void a_commit_needs_space_for_new_data_only(void **state)
     fs->ops = full;
 }
 
+static void a_backing_file_in_use_is_read_without_locks_when_told_so(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_open_options writable = {.flags = DR_OPEN_RDWR};
+    struct dr_convert_options o = {
+        .out_format = "vmdk", .backing = "base.vmdk", .backing_format = "vmdk"};
+    struct dr_disk *base;
+    const char *from = "a.raw";
+    make(fs, "a.raw", "raw", MiB, NULL);
+    make(fs, "base.vmdk", "vmdk", MiB, NULL);
+    ok(dr_open_fs(fs, "base.vmdk", &writable, &base, &err));
+    refused(dr_convert_fs(fs, &from, 1, "new.vmdk", &o, NULL, &err), EBUSY, "lock");
+    o.target_flags = DR_OPEN_NO_LOCK;
+    ok(dr_convert_fs(fs, &from, 1, "new.vmdk", &o, NULL, &err));
+    ok(dr_close(base, &err));
+}
+
 static void note_message(void *user, const char *text)
 {
     if (strstr(text, "free"))
@@ -673,6 +690,7 @@ int main(void)
         ops_test(space_is_looked_at_before_copying),
         ops_test(space_counts_where_the_data_is_kept),
         ops_test(a_commit_needs_space_for_new_data_only),
+        ops_test(a_backing_file_in_use_is_read_without_locks_when_told_so),
         ops_test(odd_sizes_are_rounded_up_to_sectors),
         ops_test(written_zeros_become_holes),
         ops_test(sparse_zero_means_all_is_written),

@@ -76,6 +76,33 @@ static void a_disk_that_grows_shows_zeros_whatever_stood_behind_its_end(void **s
     }
 }
 
+/* ------------------------------------------------------------------ beside a data file */
+
+/* There a cluster has the offset that it has on the disk. */
+static void an_entry_that_leads_elsewhere_in_the_data_file_is_damage(void **state)
+{
+    const struct geometry g = {PAIRS({"cluster_size", "4096"}, {"data_file", "disk.data"})};
+    uint8_t raw[8], buf[512];
+    create(*state, &g, SIZE);
+    struct dr_disk *disk = open_disk(*state);
+    write_version(disk, 0, SIZE, 1);
+    ok(dr_close(disk, &err));
+    disk = open_disk(*state);
+    struct dr_file *f = top_of(disk)->files[0];
+    ok(dr_file_pread(f, raw, qcow2_of(top_of(disk))->h.l1_at, sizeof(raw), &err));
+    uint64_t entry = (get_be64(raw) & QCOW2_OFFSET) + 8;
+    ok(dr_file_pread(f, raw, entry, sizeof(raw), &err));
+    assert_int_equal(get_be64(raw), QCOW2_COPIED | 4096);
+    ok(dr_close(disk, &err));
+    put_be64(raw, QCOW2_COPIED | 8192);
+    put_file(*state, entry, raw, sizeof(raw));
+    disk = open_disk(*state);
+    ok(dr_pread(disk, buf, 0, sizeof(buf), &err));
+    ok(dr_pread(disk, buf, 8192, sizeof(buf), &err));
+    refused(dr_pread(disk, buf, 4096, sizeof(buf), &err), EIO, "another place in the data file");
+    ok(dr_close(disk, &err));
+}
+
 /* ------------------------------------------------------------------ several pages */
 
 /* A page of 4 KiB has the entries of 32 MiB. */
@@ -101,6 +128,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(a_disk_that_grows_shows_zeros_whatever_stood_behind_its_end),
+        T(an_entry_that_leads_elsewhere_in_the_data_file_is_damage),
         T(an_extent_ends_with_the_entries_that_are_alike),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -303,6 +303,19 @@ static void seven_digits_stay_seven(void **state)
 {
     (void)state;
     struct vmdk_desc d;
+    static const struct {
+        uint32_t cid;
+        const char *digits;
+    } cases[] = {{0x00ffffff, "00ffffff"},
+                 {0x01000000, "1000000"},
+                 {0x0fffffff, "fffffff"},
+                 {0x10000000, "10000000"}};
+    for (size_t i = 0; i < 4; i++) {
+        must_parse(&d, "version=1\nCID=52db3b7\n");
+        assert_int_equal(vmdk_desc_set_cid(&d, cases[i].cid, &err), 0);
+        value_is(&d, "CID", cases[i].digits);
+        vmdk_desc_free(&d);
+    }
     must_parse(&d, "version=1\nCID=52db3b7\n");
     uint32_t cid = vmdk_random_cid(7);
     assert_true(cid >= 0x01000000 && cid <= 0x0fffffff);

@@ -360,9 +360,59 @@ static void threads_share_grains(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* The table reads 1, 1, 256, 0: looked at one byte off, the third entry says zeros, too. */
+static void zeros_end_where_the_next_grain_has_data(void **state)
+{
+    (void)state;
+    struct dr_option zeroed = {"zeroed_grain", "on"};
+    struct dr_create_params p = {.size = MIB, .options = &zeroed, .n_options = 1};
+    ok(dr_format_vmdk.create(mem, "/d/zero.vmdk", &p, &err));
+    struct dr_disk *disk = opened("/d/zero.vmdk", DR_OPEN_RDWR);
+    write_at(disk, 5 * GRAIN, GRAIN, 1);
+    write_at(disk, 2 * GRAIN, GRAIN, 2);
+    ok(dr_zero(disk, 0, 2 * GRAIN, DR_EXPLICIT, &err));
+    ok(dr_close(disk, &err));
+    assert_int_equal(peek32("/d/zero.vmdk", GT_AT), 1);
+    assert_int_equal(peek32("/d/zero.vmdk", GT_AT + 8), 256);
+    disk = opened("/d/zero.vmdk", 0);
+    reads_zero(disk, 0, 2 * GRAIN);
+    reads(disk, 2 * GRAIN, GRAIN, 2);
+    struct dr_extent ext;
+    ok(dr_image_map(disk->chain->images[0], 0, MIB, &ext, &err));
+    assert_int_equal(ext.kind, DR_ZERO);
+    assert_int_equal(ext.len, 2 * GRAIN);
+    ok(dr_close(disk, &err));
+}
+
+/* One extent, however many grains it has, up to what is otherwise. */
+static void grains_that_stand_in_a_row_are_one_extent(void **state)
+{
+    (void)state;
+    struct dr_extent ext;
+    ok(create("/d/row.vmdk", 64 * MIB, NULL));
+    struct dr_disk *disk = opened("/d/row.vmdk", DR_OPEN_RDWR);
+    for (unsigned i = 0; i < 100; i++)
+        if (i < 20 || i >= 30)
+            write_at(disk, i * GRAIN, GRAIN, i);
+    ok(dr_close(disk, &err));
+    struct dr_image *image = image_of("/d/row.vmdk", 0);
+    ok(dr_image_map(image, 0, 64 * MIB, &ext, &err));
+    assert_int_equal(ext.kind, DR_DATA);
+    assert_int_equal(ext.len, 20 * GRAIN);
+    ok(dr_image_map(image, 20 * GRAIN, 64 * MIB - 20 * GRAIN, &ext, &err));
+    assert_int_equal(ext.kind, DR_HOLE);
+    assert_int_equal(ext.len, 10 * GRAIN);
+    ok(dr_image_map(image, 31 * GRAIN, 64 * MIB - 31 * GRAIN, &ext, &err));
+    assert_int_equal(ext.kind, DR_DATA);
+    assert_int_equal(ext.len, 69 * GRAIN);
+    ok(dr_image_unref(image, &err));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        T(grains_that_stand_in_a_row_are_one_extent),
+        T(zeros_end_where_the_next_grain_has_data),
         T(every_subformat_reads_back_what_was_written),
         T(split_disks_are_cut_at_2047_mib),
         T(tables_of_a_new_image_are_complete_and_equal),
