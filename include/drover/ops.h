@@ -266,6 +266,8 @@ struct dr_stream_options {
     const char *base;      /* a member of the chain that stays the parent; NULL = none stays */
     bool refuse_snapshots; /* as in struct dr_rebase_options */
     const char *image;     /* the member of the chain that is filled; NULL = the top image */
+    bool retire; /* no base; the disk goes on with the top image's plain file, and the rest of that
+                    image is removed (dr_retire) */
 };
 /* As dr_disk_rebase. Images that leave the chain keep their files. */
 DR_API int dr_disk_stream(struct dr_disk *disk, const struct dr_stream_options *options,

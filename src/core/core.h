@@ -174,6 +174,17 @@ int dr_image_freeze(struct dr_image *image, struct dr_error *err);
  */
 void dr_image_give_up(struct dr_image *image);
 
+/* Flush the image and mark it as closed well; it may be written to again. */
+int dr_image_settle(struct dr_image *image, struct dr_error *err);
+/* A new image of this format over files[i] of another one, which both have from then on: for a disk
+ * that goes on with that file alone. Its flags are those of the other, but for UNCHANGED. Only one
+ * of the two may be written to. */
+int dr_image_over(struct dr_image *image, unsigned i, const char *format, struct dr_image **over,
+                  struct dr_error *err);
+/* The image, which was settled, is frozen for good: the file `kept` stays open for writing in the
+ * hands of another image. Cannot fail. */
+void dr_image_leave(struct dr_image *image, const struct dr_file *kept);
+
 /* files[i] as it is now, pinned: a driver may put another file in its place while others use the
  * image. Ends with dr_file_unpin. */
 struct dr_file *dr_image_file(struct dr_image *image, unsigned i);

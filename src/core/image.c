@@ -390,6 +390,31 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
     return 0;
 }
 
+int dr_image_over(struct dr_image *image, unsigned i, const char *format, struct dr_image **out,
+                  struct dr_error *err)
+{
+    struct dr_file *file = image->files[i];
+    const struct dr_format *fmt = dr_format_find(format);
+    struct dr_image *over =
+        image_new(image->fs, file->path, image->flags & ~(unsigned)DR_OPEN_UNCHANGED);
+    if (!fmt || !over) {
+        if (over)
+            image_free(over);
+        return fmt ? dr_fail(err, ENOMEM, "%s: out of memory", file->path)
+                   : dr_fail(err, EINVAL, "%s: unknown format \"%s\"", file->path, format);
+    }
+    int r = image_add_file(over, file, err);
+    if (r == 0)
+        dr_file_ref(file);
+    if (r == 0)
+        r = image_open_driver(over, fmt, err);
+    if (r < 0)
+        image_free(over);
+    else
+        *out = over;
+    return r;
+}
+
 struct dr_image *dr_image_ref(struct dr_image *image)
 {
     atomic_fetch_add(&image->refs, 1);
@@ -416,7 +441,7 @@ int dr_image_flush_all(struct dr_image *image, struct dr_error *err)
 }
 
 /* After a failed flush the unclean mark stays: the next write-open recovers. */
-static int image_settle(struct dr_image *image, struct dr_error *err)
+int dr_image_settle(struct dr_image *image, struct dr_error *err)
 {
     if (!image->writable)
         return 0;
@@ -433,7 +458,7 @@ int dr_image_unref(struct dr_image *image, struct dr_error *err)
 {
     if (!image || atomic_fetch_sub(&image->refs, 1) != 1)
         return 0;
-    int r = image_settle(image, err);
+    int r = dr_image_settle(image, err);
     image_free(image);
     return r;
 }
@@ -525,11 +550,19 @@ void dr_image_give_up(struct dr_image *image)
     downgrade_files(image, image->n_files);
 }
 
+void dr_image_leave(struct dr_image *image, const struct dr_file *kept)
+{
+    image_set_frozen(image);
+    for (unsigned i = 0; i < image->n_files; i++)
+        if (image->files[i] != kept)
+            dr_file_downgrade(image->files[i], NULL);
+}
+
 int dr_image_freeze(struct dr_image *image, struct dr_error *err)
 {
     if (!image->writable)
         return 0;
-    int r = image_settle(image, err);
+    int r = dr_image_settle(image, err);
     if (r < 0)
         return r;
     image_set_frozen(image);

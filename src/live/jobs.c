@@ -14,6 +14,7 @@
 #include "base/json.h"
 #include "base/thread.h"
 #include "live/live.h"
+#include "ops/ops-internal.h"
 
 const char *live_kind_name(enum live_kind kind)
 {
@@ -202,11 +203,21 @@ static void on_message(void *user, const char *text)
                json_pack("{s:s, s:o}", "id", dr_job_id(job->job), "message", dr_json_text(text)));
 }
 
+/* An earlier server may have gone over to the plain file and been killed then. */
+static int stream(struct live_job *job, const struct dr_stream_options *o, struct dr_error *err)
+{
+    const struct live_order *order = &job->order;
+    if (o->retire && order->target && strcmp(dr_image_path(job->on->disk, 0), order->target) != 0)
+        return dr_ops_retire_rest(job->on->disk, order->target, &o->open, err);
+    return dr_disk_stream(job->on->disk, o, job->job, err);
+}
+
 static int operate(struct live_job *job, struct dr_error *err)
 {
     const struct live_order *o = &job->order;
     const struct dr_open_options open = {.allow_paths = (const char *const *)job->live->allow};
-    const struct dr_stream_options stream = {.open = open, .base = o->base, .image = o->top};
+    const struct dr_stream_options streaming = {
+        .open = open, .base = o->base, .image = o->top, .retire = o->retire};
     const struct dr_commit_options commit = {
         .open = open, .base = o->base, .top = o->top, .pivot = !o->top};
     const struct dr_mirror_options mirror = {
@@ -219,7 +230,7 @@ static int operate(struct live_job *job, struct dr_error *err)
         .open = open, .backing = o->base, .backing_format = o->format, .image = o->top};
     switch (o->kind) {
     case LIVE_STREAM:
-        return dr_disk_stream(job->on->disk, &stream, job->job, err);
+        return stream(job, &streaming, err);
     case LIVE_COMMIT:
         return dr_disk_commit(job->on->disk, &commit, job->job, err);
     case LIVE_MIRROR:

@@ -89,7 +89,8 @@ struct live_order {
     char *base; /* stream, commit: path of an image of the chain; rebase: the new parent; or NULL */
     char *top;  /* of an image of the chain: what goes down first; stream, rebase: the image that is
                    filled; NULL = the active one */
-    char *target, *format;
+    char *target, *format; /* target: of a mirror; stream with retire: the image that goes */
+    bool retire;           /* stream: go on with the active image's plain file alone */
     bool existing, top_only, only_new; /* mirror */
     unsigned flags;                    /* mirror: enum dr_open_flag of the target */
     bool keep_finalize, keep_dismiss;  /* wait for job-finalize, job-dismiss */

@@ -84,7 +84,16 @@ static json_t *block_stream(struct dr_live *live, json_t *args, struct qmp_error
         live_order_clear(&order);
         return NULL;
     }
-    return qmp_begin_job(live, on, args, &order, err);
+    order.retire = qmp_bool(args, "x-retire", false);
+    if (order.retire) {
+        pthread_mutex_lock(&live->lock);
+        order.target = strdup(on->path);
+        pthread_mutex_unlock(&live->lock);
+    }
+    if (!order.retire || order.target)
+        return qmp_begin_job(live, on, args, &order, err);
+    live_order_clear(&order);
+    return qmp_fail(err, NULL, "out of memory");
 }
 
 /* The device that a commit goes by has an error class of its own. */
@@ -316,6 +325,7 @@ const struct qmp_command qmp_job_commands[] = {
       {"base", 's', false},
       {"base-node", 's', false},
       {"x-image", 's', false},
+      {"x-retire", 'b', false},
       {"on-error", 's', false}}},
     {"block-commit",
      block_commit,

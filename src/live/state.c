@@ -156,11 +156,11 @@ static bool set_text(json_t *object, const char *key, const char *text)
 static json_t *describe_job(const struct live_job *job)
 {
     const struct live_order *o = &job->order;
-    json_t *one = json_pack("{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:I, s:b, s:s, s:s}", "id",
+    json_t *one = json_pack("{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:b, s:I, s:b, s:s, s:s}", "id",
                             dr_job_id(job->job), "disk", job->on->name, "kind", (int)o->kind,
-                            "existing", o->existing, "top-only", o->top_only, "keep-finalize",
-                            o->keep_finalize, "keep-dismiss", o->keep_dismiss, "speed",
-                            (json_int_t)o->speed, "paused", job->paused, "on-source-error",
+                            "retire", o->retire, "existing", o->existing, "top-only", o->top_only,
+                            "keep-finalize", o->keep_finalize, "keep-dismiss", o->keep_dismiss,
+                            "speed", (json_int_t)o->speed, "paused", job->paused, "on-source-error",
                             live_on_error_name(o->on_source_error), "on-target-error",
                             live_on_error_name(o->on_target_error));
     if (set_text(one, "base", o->base) && set_text(one, "top", o->top) &&
@@ -355,6 +355,7 @@ static void begin_again(struct dr_live *live, json_t *one)
         .top = copy_text(one, "top"),
         .target = copy_text(one, "target"),
         .format = copy_text(one, "format"),
+        .retire = json_is_true(json_object_get(one, "retire")),
         .existing = json_is_true(json_object_get(one, "existing")),
         .top_only = json_is_true(json_object_get(one, "top-only")),
         .keep_finalize = json_is_true(json_object_get(one, "keep-finalize")),

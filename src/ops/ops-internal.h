@@ -19,9 +19,10 @@ int dr_measure_fs(struct dr_fs *fs, const char *source, uint64_t size,
                   struct dr_error *err);
 int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
                  struct dr_job *job, struct dr_error *err);
-/* On an open disk. shared: other threads may use it. No job is begun or ended. */
-int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options, bool shared,
-                  struct dr_job *job, struct dr_error *err);
+/* On an open disk. retire: at last go on with the plain file alone. shared: other threads may use
+ * it. No job is begun or ended. */
+int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options, bool retire,
+                  bool shared, struct dr_job *job, struct dr_error *err);
 int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *options,
                  struct dr_job *job, struct dr_error *err);
 int dr_retire_look_fs(struct dr_fs *fs, const char *path, const struct dr_retire_options *options,
@@ -49,6 +50,19 @@ int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options
 int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                   bool dry_run, void (*report)(void *user, const char *line), void *user,
                   unsigned *found, struct dr_error *err);
+
+/* ------------------------------------------------------------------ retire.c */
+
+/* -EBUSY: other images beside the open image have it as their parent. */
+int dr_ops_retire_check(struct dr_image *image, const struct dr_open_options *open,
+                        struct dr_error *err);
+/* Remove all of the open image but its plain file, which is the disk by now. */
+int dr_ops_retire_remove(struct dr_image *image, const struct dr_open_options *open,
+                         struct dr_error *err);
+/* The disk went on with the plain file of the image at path, and then its process was killed:
+ * remove the rest of that image, if it is still there. */
+int dr_ops_retire_rest(struct dr_disk *disk, const char *path, const struct dr_open_options *open,
+                       struct dr_error *err);
 
 /* ------------------------------------------------------------------ snapshots-inside.c */
 

@@ -281,6 +281,17 @@ static int own_zeros(struct rebase *rb, struct dr_error *err)
     return dr_copy_run(&policy, rb->job, err);
 }
 
+int rebase_own_rest(struct rebase *rb, struct dr_error *err)
+{
+    uint64_t off = 0, end;
+    int r = 0;
+    while (r == 0 && rb->dirty.disk && dr_dirty_take(&rb->dirty, &off, &end, UINT64_MAX)) {
+        r = dr_chain_fill(rb->old, 0, NULL, off, end - off, err);
+        off = end;
+    }
+    return r;
+}
+
 /* ------------------------------------------------------------------ all of it */
 
 int rebase_fill(struct rebase *rb, struct dr_error *err)

@@ -35,7 +35,12 @@ static int check_overlay(const struct rebase *rb, struct dr_error *err)
         return dr_fail(err, EINVAL,
                        "%s: was opened without its backing file %s: nothing to copy from", rb->path,
                        image->backing_name);
-    return rb->o->compress && !rb->o->unsafe ? dr_compress_check(image, err) : 0;
+    if (rb->o->compress && !rb->o->unsafe) {
+        int r = dr_compress_check(image, err);
+        if (r < 0)
+            return r;
+    }
+    return rebase_retire_check(rb, err);
 }
 
 /* Snapshots inside the overlay have the same parent: where the driver can, what they show is filled
@@ -213,19 +218,25 @@ static int switch_parent(struct rebase *rb, struct dr_error *err)
     if (r < 0)
         return r;
     uint64_t pause = 0;
-    r = dr_disk_quiesce(rb->disk, rb->o->unsafe && rb->o->force ? record_step : switch_step, rb,
-                        &pause, err);
+    if (rb->retire)
+        r = rebase_own_rest(rb, err); /* so that little is left while requests wait */
+    if (r == 0)
+        r = dr_disk_quiesce(rb->disk,
+                            rb->o->unsafe && rb->o->force ? record_step
+                            : rb->retire                  ? rebase_retire_step
+                                                          : switch_step,
+                            rb, &pause, err);
     dr_job_held(rb->job, pause);
-    return r;
+    return r == 0 && rb->retire ? rebase_retire_end(rb, err) : r;
 }
 
 /* ------------------------------------------------------------------ the two ways */
 
 /* A disk without a parent may forget what its guest discards: the units are holes again, and would
- * show the new parent. */
+ * show the new parent, or not be the plain file's own. */
 static int watch_discards(struct rebase *rb, struct dr_error *err)
 {
-    if (!rb->shared || !rb->name || rb->at > 0 || rb->old->n > 1)
+    if (!rb->shared || (!rb->name && !rb->retire) || rb->at > 0 || rb->old->n > 1)
         return 0;
     return dr_dirty_begin(&rb->dirty, rb->disk, err);
 }
@@ -380,7 +391,7 @@ static int find_overlay(struct rebase *rb, struct dr_error *err)
         r = dr_fail(err, EINVAL, "%s: '%s' is not an image of its chain", top, rb->o->image);
     else if (rb->at > 0 && !rb->o->dry_run && !chain->images[0]->writable)
         r = dr_fail(err, EROFS, "%s: is open for reading only", top);
-    else if (!(rb->old = dr_chain_tail(chain, rb->at)))
+    else if (!(rb->old = rb->at ? dr_chain_tail(chain, rb->at) : dr_chain_ref(chain)))
         r = dr_fail(err, ENOMEM, "%s: out of memory", top);
     dr_chain_unref(chain, NULL);
     return r;
@@ -409,10 +420,11 @@ static int rebase_claimed(struct rebase *rb, struct dr_error *err)
     return r < 0 ? r : closed;
 }
 
-int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options, bool shared,
-                  struct dr_job *job, struct dr_error *err)
+int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options, bool retire,
+                  bool shared, struct dr_job *job, struct dr_error *err)
 {
-    struct rebase rb = {.fs = disk->fs, .o = options, .job = job, .disk = disk, .shared = shared};
+    struct rebase rb = {
+        .fs = disk->fs, .o = options, .job = job, .disk = disk, .shared = shared, .retire = retire};
     int r = dr_disk_claim(disk, "rebase", err);
     if (r < 0)
         return r;
@@ -428,7 +440,7 @@ int dr_disk_rebase(struct dr_disk *disk, const struct dr_rebase_options *options
     DR_REQUIRE(options, err);
     DR_REQUIRE(options->backing, err);
     int r = dr_job_begin(job, err);
-    return r < 0 ? r : dr_job_end(job, dr_ops_rebase(disk, options, true, job, err));
+    return r < 0 ? r : dr_job_end(job, dr_ops_rebase(disk, options, false, true, job, err));
 }
 
 int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
@@ -442,7 +454,7 @@ int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_opti
     int r = dr_open_fs(fs, path, &open, &disk, err);
     if (r < 0)
         return r;
-    r = dr_ops_rebase(disk, options, false, job, err);
+    r = dr_ops_rebase(disk, options, false, false, job, err);
     int closed = dr_ops_close(&disk, r == 0 ? err : NULL);
     return r < 0 ? r : closed;
 }

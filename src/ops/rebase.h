@@ -4,7 +4,8 @@
  *   rebase.c       what may be refused, the order of the steps, the switch
  *   rebase-fill.c  fill into the image what only the old parents show
  *   rebase-coded.c the same, compressed
- *   rebase-drop.c  give up what equals the new parent */
+ *   rebase-drop.c  give up what equals the new parent
+ *   rebase-retire.c  go on with the image's plain file alone */
 #ifndef DR_OPS_REBASE_H
 #define DR_OPS_REBASE_H
 
@@ -16,6 +17,7 @@ struct rebase {
     const struct dr_rebase_options *o;
     struct dr_job *job;
     bool shared;             /* other threads may use the disk */
+    bool retire;             /* at last the image's plain file is the disk */
     const char *path, *name; /* name NULL = no parent */
     size_t at;               /* the overlay's index in the disk's chain */
     bool thawed;             /* it lies below the active image, and was frozen before */
@@ -43,6 +45,15 @@ int rebase_check_space(struct rebase *rb, struct dr_error *err);
 int rebase_fill(struct rebase *rb, struct dr_error *err);
 /* The same for what the guest has changed since, while no request is past the gate. */
 int rebase_fill_rest(struct rebase *rb, struct dr_error *err);
+/* Make holes that a guest's discards have left since zeros of the image's own. */
+int rebase_own_rest(struct rebase *rb, struct dr_error *err);
 int rebase_drop_equal(const struct rebase *rb, struct dr_error *err);
+
+/* May the image be left to its plain file, if that is wanted? */
+int rebase_retire_check(const struct rebase *rb, struct dr_error *err);
+/* A dr_quiet_step, in the place of the switch to other parents. */
+int rebase_retire_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                       struct dr_error *err);
+int rebase_retire_end(const struct rebase *rb, struct dr_error *err);
 
 #endif

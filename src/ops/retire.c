@@ -13,11 +13,12 @@ struct retire {
     const char *path;
     const struct dr_retire_options *o;
     struct dr_disk *disk;
+    struct dr_image *image; /* of the disk; or of one that others use */
 };
 
 static struct dr_image *image_of(const struct retire *rt)
 {
-    return rt->disk->chain->images[0];
+    return rt->image;
 }
 
 static struct dr_file *plain_of(const struct retire *rt)
@@ -33,7 +34,10 @@ static int open_image(struct retire *rt, unsigned more, struct dr_error *err)
     struct dr_open_options open = rt->o->open;
     open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
     open.flags |= DR_OPEN_NO_BACKING | more;
-    return dr_open_fs(rt->fs, rt->path, &open, &rt->disk, err);
+    int r = dr_open_fs(rt->fs, rt->path, &open, &rt->disk, err);
+    if (r == 0)
+        rt->image = rt->disk->chain->images[0];
+    return r;
 }
 
 /* A revision that we only read can be retired as well, since retiring writes nothing to it. Its
@@ -191,6 +195,60 @@ static int remove_metadata(const struct retire *rt, struct dr_error *err)
         r = rt->fs->ops->sync_dir(rt->fs, real, err);
     return r;
 }
+
+/* ------------------------------------------------------------------ of a disk in use */
+
+int dr_ops_retire_check(struct dr_image *image, const struct dr_open_options *open,
+                        struct dr_error *err)
+{
+    const struct dr_retire_options o = {.open = *open};
+    const struct retire rt = {.fs = image->fs, .path = image->path, .o = &o, .image = image};
+    return check_children(&rt, err);
+}
+
+int dr_ops_retire_remove(struct dr_image *image, const struct dr_open_options *open,
+                         struct dr_error *err)
+{
+    struct dr_retire_options o = {.open = *open};
+    const struct retire rt = {.fs = image->fs, .path = image->path, .o = &o, .image = image};
+    o.open.flags |= image->flags & DR_OPEN_NO_FLUSH;
+    return remove_metadata(&rt, err);
+}
+
+/* Is the open image nothing but a second way to the disk? */
+static int check_rest(const struct retire *rt, struct dr_disk *disk, struct dr_error *err)
+{
+    struct dr_retire_state state = {0};
+    struct dr_chain *chain = dr_disk_chain(disk);
+    const struct dr_image *now = chain->images[0];
+    const struct dr_file *plain = plain_of(rt);
+    bool its = plain && now->n_files == 1 && dr_same_id(plain->id, now->files[0]->id) &&
+               !image_of(rt)->backing_name;
+    int r = its ? count_missing(rt, &state, err) : 0;
+    if (r == 0 && (!its || state.missing > 0))
+        r = dr_fail(err, EINVAL, "%s: is not what is left of an image that the disk %s was: kept",
+                    rt->path, now->path);
+    dr_chain_unref(chain, NULL);
+    return r;
+}
+
+int dr_ops_retire_rest(struct dr_disk *disk, const char *path, const struct dr_open_options *open,
+                       struct dr_error *err)
+{
+    const struct dr_retire_options o = {.open = *open};
+    struct retire rt = {.fs = disk->fs, .path = path, .o = &o};
+    if (!dr_fs_exists(rt.fs, path))
+        return 0;
+    int r = open_image(&rt, DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK, err);
+    if (r == 0)
+        r = check_rest(&rt, disk, err);
+    if (r == 0)
+        r = remove_metadata(&rt, err);
+    dr_ops_close(&rt.disk, NULL);
+    return r;
+}
+
+/* ------------------------------------------------------------------ by path */
 
 static int run(struct retire *rt, struct dr_retire_state *state, struct dr_error *err)
 {

@@ -39,7 +39,7 @@ static int stream(struct dr_disk *disk, const struct dr_stream_options *o, bool 
         .image = o->image,
         .refuse_snapshots = o->refuse_snapshots,
     };
-    return dr_ops_rebase(disk, &rebase, shared, job, err);
+    return dr_ops_rebase(disk, &rebase, o->retire, shared, job, err);
 }
 
 int dr_disk_stream(struct dr_disk *disk, const struct dr_stream_options *options,

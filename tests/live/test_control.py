@@ -142,6 +142,41 @@ def test_a_raw_disk_gets_an_overlay_and_is_raw_again(serve):
     assert bytes_of("disk", "raw") == want
 
 
+def test_an_add_cow_becomes_the_raw_disk_that_its_data_is_in(serve):
+    chain("qcow2")
+    make("add-cow", "overlay", ("qcow2", "disk"))
+    given = ["overlay", "control=control", "export=d", "state=state"]
+    server = serve(*given)
+    guest = Guest(server)
+    guest.go_on(20)
+    ctl("stream", "--retire", "d")
+    assert "overlay.raw (raw, " in ctl("status")
+    guest.go_on(20)
+    want = guest.end()
+    server.stop()
+    assert not os.path.exists("overlay") and bytes_of("overlay.raw", "raw") == want
+    server = serve(*given)  # the state knows what the name stood for
+    assert server.connect().pread(SIZE, 0) == want
+
+
+def test_the_images_below_the_active_one_are_changed_beside_a_client_that_writes(serve):
+    chain("vmdk")
+    make("vmdk", "other")
+    io("other", "write -P 0x11 0 6M", fmt="vmdk")
+    server = serve("disk", "control=control", "export=d")
+    guest = Guest(server)
+    ctl("snapshot", "d", "new")
+    guest.go_on(20)
+    ctl("rebase", "--image", "disk", "-f", "vmdk", "d", "other")
+    guest.go_on(20)
+    ctl("stream", "--image", "disk", "d")
+    assert ", 1 below it)" in ctl("status")
+    want = guest.end()
+    server.stop()
+    os.remove("other")
+    assert bytes_of("new", "vmdk") == want
+
+
 def test_a_mirror_that_is_not_completed_leaves_a_copy(serve):
     chain("qcow2")
     server = serve("disk", "control=control", "export=d")

@@ -19,6 +19,8 @@ static const struct cli_option options[] = {
     {KEY_TOP, "top", "IMAGE", "commit: the topmost image that goes down", false},
     {KEY_IMAGE, "image", "IMAGE", "stream, rebase: work on this image, not on the active one",
      false},
+    {KEY_RETIRE, "retire", NULL,
+     "stream: go on with an add-cow's raw file, and remove the rest of it", false},
     {KEY_TOP_ONLY, "top-only", NULL, "mirror: only what the active image holds", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {KEY_NO_COMPLETE, "no-complete", NULL,
@@ -244,7 +246,9 @@ static int begin_job(struct ctl *ctl, const struct cli_args *args, const char *c
 
 static int do_stream(struct ctl *ctl, const struct cli_args *args, char **operands)
 {
-    return begin_job(ctl, args, "block-stream", json_pack("{s:s}", "device", operands[0]));
+    return begin_job(
+        ctl, args, "block-stream",
+        json_pack("{s:s, s:b}", "device", operands[0], "x-retire", cli_has(args, KEY_RETIRE)));
 }
 
 static int do_commit(struct ctl *ctl, const struct cli_args *args, char **operands)

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A server is killed anywhere while the chain of its disk changes, and begun again on its state:
+ * the disk reads as before, the job ends, and no file is left that is neither the old chain's nor
+ * the new one's. */
+#include "powerfs.h"
+#include "test-live-state.h"
+
+static void make_on(struct dr_fs *fs, const char *path, const char *format, const char *backing)
+{
+    struct dr_create_options o = {.format = format,
+                                  .size = backing ? 0 : SIZE,
+                                  .has_size = !backing,
+                                  .backing = backing,
+                                  .backing_format = backing ? format : NULL};
+    ok(dr_create_fs(fs, path, &o, &err));
+}
+
+/* base ← mid ← top, and other. */
+static void family(struct dr_fs *fs, const char *format)
+{
+    make_on(fs, "base", format, NULL);
+    put(fs, "base", 0, 256 * KiB, 0x11);
+    make_on(fs, "mid", format, "base");
+    put(fs, "mid", 64 * KiB, 64 * KiB, 0x22);
+    make_on(fs, "top", format, "mid");
+    put(fs, "top", 96 * KiB, 64 * KiB, 0x33);
+    make_on(fs, "other", format, NULL);
+    put(fs, "other", 0, 128 * KiB, 0x11);
+}
+
+/* The only job, asked anew; a new reference, or NULL: there is none. */
+static json_t *the_job(const struct server *s)
+{
+    json_t *reply = ask(s, "{'execute': 'query-jobs'}");
+    json_t *job = json_incref(json_array_get(json_object_get(reply, "return"), 0));
+    json_decref(reply);
+    return job;
+}
+
+/* Wait until the job has ended, well. */
+static void end_job(const struct server *s, const char *where)
+{
+    json_t *job;
+    for (bool told = false, gone = false; !gone && (job = the_job(s)); json_decref(job)) {
+        const char *now = json_string_value(json_object_get(job, "status"));
+        const char *why = json_string_value(json_object_get(job, "error"));
+        if (why)
+            fail_msg("%s: the job has failed: %s", where, why);
+        if (strcmp(now, "ready") == 0 && !told) {
+            tell(s, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
+            told = true;
+        }
+        gone = strcmp(now, "concluded") == 0;
+        sched_yield();
+    }
+}
+
+static const struct edit {
+    const char *name, *format, *line;
+    const char *active; /* what the disk goes on with */
+    const char *after;  /* files that are there then */
+} edits[] = {
+    {"stream into mid, qcow2", "qcow2",
+     "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0', 'x-image': "
+     "'mid', 'auto-dismiss': false}}",
+     "top", "base mid other state top "},
+    {"rebase of mid, vmdk", "vmdk",
+     "{'execute': 'x-drover-rebase', 'arguments': {'job-id': 'j', 'device': 'disk0', 'x-image': "
+     "'mid', 'backing-file': 'other', 'auto-dismiss': false}}",
+     "top", "base mid other state top "},
+    {"stream to a raw disk", "add-cow",
+     "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0', 'x-retire': "
+     "true, 'auto-dismiss': false}}",
+     "top.raw", "base base.raw mid mid.raw other other.raw state top.raw "},
+};
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The names in the directory, malloc'ed, each with a blank behind it. */
+static char *list(struct dr_fs *fs)
+{
+    char **names, *all = calloc(1, 4096);
+    size_t n;
+    ok(dr_ops_list(fs, ".", &names, &n, &err));
+    qsort(names, n, sizeof(*names), by_name);
+    for (size_t i = 0; i < n; i++) {
+        strcat(all, names[i]);
+        strcat(all, " ");
+    }
+    dr_ops_free_names(names, n);
+    return all;
+}
+
+/* A server begins on what the last one left. */
+static void begin_again(const struct edit *e, struct dr_fs *fs, const char *where,
+                        const char *before, const uint8_t *want)
+{
+    uint8_t *have = malloc(SIZE);
+    struct server s = serve(fs);
+    end_job(&s, where);
+    ok(dr_pread(s.disk, have, 0, SIZE, &err));
+    for (size_t i = 0; i < SIZE; i++)
+        if (have[i] != want[i])
+            fail_msg("%s, %s: byte %zu is %02x, not %02x", e->name, where, i, have[i], want[i]);
+    bool went_over = strcmp(dr_image_path(s.disk, 0), "top") != 0;
+    if (went_over)
+        assert_string_equal(dr_image_path(s.disk, 0), e->active);
+    stop(&s);
+    char *left = list(fs);
+    if (strcmp(left, e->after) != 0 && (went_over || strcmp(left, before) != 0))
+        fail_msg("%s, %s: there are %s", e->name, where, left);
+    free(left);
+    free(have);
+}
+
+static void a_killed_server_leaves_the_old_chain_or_the_new_one(void **state)
+{
+    (void)state;
+    for (size_t k = 0; k < sizeof(edits) / sizeof(edits[0]); k++) {
+        const struct edit *e = &edits[k];
+        struct powerfs *p = powerfs_new();
+        uint64_t size;
+        family(powerfs_fs(p), e->format);
+        uint8_t *want = view(powerfs_fs(p), "top", &size);
+        struct server s = serve(powerfs_fs(p));
+        char *before = list(powerfs_fs(p));
+        powerfs_settle(p);
+        tell(&s, e->line);
+        end_job(&s, e->name);
+        assert_string_equal(dr_image_path(s.disk, 0), e->active);
+        stop(&s);
+        for (size_t i = 0; i <= powerfs_ops(p); i++) {
+            char text[128] = "the end";
+            if (i < powerfs_ops(p))
+                powerfs_op_text(p, i, text, sizeof(text));
+            struct dr_fs *left = powerfs_cut(p, i, POWERFS_ALL, 0);
+            begin_again(e, left, text, before, want);
+            dr_fs_memory_free(left);
+        }
+        free(before);
+        free(want);
+        powerfs_free(p);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_killed_server_leaves_the_old_chain_or_the_new_one),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
