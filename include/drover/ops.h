@@ -268,8 +268,10 @@ struct dr_stream_options {
     const char *image;     /* the member of the chain that is filled; NULL = the top image */
     bool retire; /* no base; the disk goes on with the top image's plain file, and the rest of that
                     image is removed (dr_retire) */
+    bool remove; /* remove the images that leave the chain. One that somebody uses, or that an image
+                    beside it has as its parent, stays, which is a failure after all else is done */
 };
-/* As dr_disk_rebase. Images that leave the chain keep their files. */
+/* As dr_disk_rebase. Without remove, images that leave the chain keep their files. */
 DR_API int dr_disk_stream(struct dr_disk *disk, const struct dr_stream_options *options,
                           struct dr_job *job, struct dr_error *err);
 DR_API int dr_stream(const char *path, const struct dr_stream_options *options, struct dr_job *job,
@@ -308,10 +310,15 @@ struct dr_commit_options {
                          that, and the overlay is left as an empty image on it. The job
                          follows the guest until dr_job_complete() */
     bool force;       /* even if other images, in the base's directory or path's, name it */
+    bool remove;      /* as in struct dr_stream_options; with pivot also the active image */
+    const char *const *emptied; /* images that earlier commits with pivot have left: as long as they
+                                   are empty, they show the disk's base and are no other images */
+    size_t n_emptied;
 };
 /* On an open disk, which other threads may read and write meanwhile. Where the active image goes
  * down, base holds at the end what the disk held at one moment of this call, and the active image
- * keeps what was written to it since. */
+ * keeps what was written to it since. With pivot the bitmaps inside the active image go into base;
+ * where that cannot keep them it is refused. */
 DR_API int dr_disk_commit(struct dr_disk *disk, const struct dr_commit_options *options,
                           struct dr_job *job, struct dr_error *err);
 DR_API int dr_commit(const char *path, const struct dr_commit_options *options, struct dr_job *job,
@@ -355,8 +362,8 @@ DR_API int dr_disk_snapshot(struct dr_disk *disk, const char *name,
                             const struct dr_open_options *options, char **active,
                             struct dr_job *job, struct dr_error *err);
 
-/* Several disks at one moment: all go on with their children, or none does (then children that have
- * got their names may be left). The disks are different ones. */
+/* Several disks at one moment: all go on with their children, or none does, and there are none. The
+ * disks are different ones. */
 struct dr_overlay {
     struct dr_disk *disk;        /* open for writing */
     struct dr_open_options open; /* allow_paths and flags for the child */

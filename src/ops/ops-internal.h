@@ -51,6 +51,31 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
                   bool dry_run, void (*report)(void *user, const char *line), void *user,
                   unsigned *found, struct dr_error *err);
 
+/* ------------------------------------------------------------------ remove.c */
+
+/* Names of the images beside the open image that have it as their parent, with commas between;
+ * malloc'ed, "" = none. */
+int dr_ops_children(struct dr_image *image, const struct dr_open_options *open, char **names,
+                    struct dr_error *err);
+/* Remove the image at path, with all its files. -EBUSY: somebody uses it, or an image beside it has
+ * it as its parent. may (or NULL) is asked before, when nobody else can open the image any more. */
+int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
+                        const struct dr_open_options *open,
+                        int (*may)(void *user, struct dr_image *image, struct dr_error *err),
+                        void *user, struct dr_error *err);
+
+/* The images of a disk's chain, to remove those that an operation takes out of it. */
+struct dr_ops_left {
+    char **paths;
+    const struct dr_format **formats;
+    size_t n;
+};
+int dr_ops_left_begin(struct dr_ops_left *left, struct dr_disk *disk, struct dr_error *err);
+/* Remove those that are not in the chain any more. Does nothing before dr_ops_left_begin. */
+int dr_ops_left_remove(const struct dr_ops_left *left, struct dr_disk *disk,
+                       const struct dr_open_options *open, struct dr_error *err);
+void dr_ops_left_free(struct dr_ops_left *left);
+
 /* ------------------------------------------------------------------ retire.c */
 
 /* -EBUSY: other images beside the open image have it as their parent. */
@@ -77,6 +102,13 @@ int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to, bool skip_bro
                          struct dr_error *err);
 /* Copy them, but for inconsistent ones. */
 int dr_ops_bitmaps_copy(struct dr_disk *from, struct dr_disk *to, struct dr_job *job,
+                        struct dr_error *err);
+
+/* Can all bitmaps of one image be kept in another one? -ENOTSUP: no. */
+int dr_ops_bitmaps_check_move(struct dr_image *from, struct dr_image *to, struct dr_error *err);
+/* Put them there; a bitmap of that name gets what the other one has, too. Nobody uses the images,
+ * and `from` is not written to any more after success. */
+int dr_ops_bitmaps_move(struct dr_image *from, struct dr_image *to, struct dr_job *job,
                         struct dr_error *err);
 
 /* ------------------------------------------------------------------ directories of images (scan.c)

@@ -94,34 +94,12 @@ static int count_missing(const struct retire *rt, struct dr_retire_state *state,
     return 0;
 }
 
-/* Names of the images that would lose their parent; "" = none, NULL = out of memory. */
-static char *list_children(const struct retire *rt, const struct dr_scan *scan)
-{
-    char *text = NULL;
-    size_t len = 0;
-    FILE *out = open_memstream(&text, &len);
-    if (!out)
-        return NULL;
-    struct dr_file_id own = dr_image_id(image_of(rt));
-    for (size_t i = 0; i < scan->n; i++)
-        if (dr_scan_is_child(&scan->all[i], own) && !dr_same_id(scan->all[i].id, own))
-            fprintf(out, "%s%s", ftell(out) > 0 ? ", " : "", scan->all[i].path);
-    fclose(out);
-    return text;
-}
-
 static int check_children(const struct retire *rt, struct dr_error *err)
 {
-    struct dr_scan scan = {0};
-    int r = dr_scan_beside(&scan, rt->fs, rt->path, &rt->o->open, err);
-    CLEANUP_FREE char *list = r == 0 ? list_children(rt, &scan) : NULL;
-    dr_scan_free(&scan);
-    if (r < 0)
+    CLEANUP_FREE char *list = NULL;
+    int r = dr_ops_children(image_of(rt), &rt->o->open, &list, err);
+    if (r < 0 || !*list)
         return r;
-    if (!list)
-        return dr_fail(err, ENOMEM, "%s: out of memory", rt->path);
-    if (!*list)
-        return 0;
     return dr_fail(err, EBUSY,
                    "%s: these images have it as their parent: %s; rebase them first (-u to the "
                    "plain file is enough), or force it",

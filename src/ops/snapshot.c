@@ -323,6 +323,17 @@ static int record(const struct set *set, struct dr_error *err)
     return dr_job_record(set->job, to, set->n, err);
 }
 
+/* The child has its name, and the disk goes on without it: nobody has used it. r: the failure. */
+static void remove_child(const struct snapshot *s, int r, struct dr_error *err)
+{
+    static const struct dr_open_options defaults;
+    struct dr_open_options open = s->options ? *s->options : defaults;
+    open.flags |= s->disk->flags & (DR_OPEN_NO_LOCK | DR_OPEN_NO_FLUSH | DR_OPEN_ANY_PATH);
+    if (dr_ops_remove_image(s->disk->fs, s->where, s->fmt->name, &open, NULL, NULL, NULL) < 0)
+        dr_prefix(err, r, "%s was made, and cannot be removed: the disk goes on without it",
+                  s->where);
+}
+
 /* No file is left that nobody knows of. */
 static int switch_all(struct set *set, struct dr_error *err)
 {
@@ -338,7 +349,7 @@ static int switch_all(struct set *set, struct dr_error *err)
         give_back_child(&set->all[i]);
     while (r < 0 && made-- > 0)
         if (!set->all[made].overlay || !set->all[made].overlay->existing)
-            dr_prefix(err, r, "%s was made, but the disk goes on without it", set->all[made].where);
+            remove_child(&set->all[made], r, err);
     set->switched = r == 0;
     return r;
 }

@@ -453,6 +453,13 @@ static int fail_second(void *user, const struct faultfs_io *io)
     return io->kind == FAULTFS_RENAME && strcmp(io->to, "two") == 0 ? -EIO : 0;
 }
 
+static int fail_second_and_unlink(void *user, const struct faultfs_io *io)
+{
+    return io->kind == FAULTFS_UNLINK && strcmp(dr_path_basename(io->path), "one") == 0
+               ? -EIO
+               : fail_second(user, io);
+}
+
 static int record_nothing(void *user, const struct dr_switch *switches, size_t n,
                           struct dr_error *e)
 {
@@ -460,7 +467,7 @@ static int record_nothing(void *user, const struct dr_switch *switches, size_t n
     return dr_fail(e, ENOSPC, "it cannot be noted");
 }
 
-static void snapshots_that_fail_together_say_what_they_leave(void **state)
+static void snapshots_that_fail_together_leave_nothing(void **state)
 {
     struct faultfs *f = faultfs_new(*state);
     struct dr_fs *fs = faultfs_fs(f);
@@ -471,15 +478,20 @@ static void snapshots_that_fail_together_say_what_they_leave(void **state)
     make(*state, "b.qcow2", "qcow2", MiB, NULL);
     ok(dr_open_fs(fs, "a.qcow2", &rw, &o[0].disk, &err));
     ok(dr_open_fs(fs, "b.qcow2", &rw, &o[1].disk, &err));
+    size_t files = count_files(fs);
     faultfs_observe(f, fail_second, NULL);
-    refused(dr_disks_snapshot(o, 2, NULL, &err), EIO, "one was made, but the disk");
+    refused(dr_disks_snapshot(o, 2, NULL, &err), EIO, "two");
+    assert_int_equal(count_files(fs), files);
+    faultfs_observe(f, fail_second_and_unlink, NULL);
+    refused(dr_disks_snapshot(o, 2, NULL, &err), EIO, "one was made, and cannot be removed");
     faultfs_observe(f, NULL, NULL);
+    assert_int_equal(count_files(fs), files + 1);
     o[0].path = "three";
     o[1].path = "four";
     ok(dr_job_new(NULL, &how, &job, &err));
-    refused(dr_disks_snapshot(o, 2, job, &err), ENOSPC,
-            "three was made, but the disk goes on without it: four was made, but");
+    refused(dr_disks_snapshot(o, 2, job, &err), ENOSPC, "it cannot be noted");
     dr_job_free(job);
+    assert_int_equal(count_files(fs), files + 1);
     for (int i = 0; i < 2; i++) {
         put_byte(o[i].disk, 0);
         assert_int_equal(dr_chain_length(o[i].disk), 1);
@@ -494,7 +506,7 @@ int main(void)
         cmocka_unit_test(a_mirror_follows_a_disk_in_use),
         cmocka_unit_test(a_commit_with_pivot_follows_a_disk_in_use),
         cmocka_unit_test(a_switch_that_has_been_made_is_no_failure),
-        ops_test(snapshots_that_fail_together_say_what_they_leave),
+        ops_test(snapshots_that_fail_together_leave_nothing),
         ops_test(after_a_pivot_the_next_one_works),
         ops_test(a_copy_without_pivot_is_the_disk_of_that_moment),
         ops_test(a_mirror_that_is_cancelled_leaves_nothing),
