@@ -221,3 +221,77 @@ int dr_ops_bitmaps_copy(struct dr_disk *from, struct dr_disk *to, struct dr_job 
     dr_bitmaps_free(list, n);
     return r;
 }
+
+/* ------------------------------------------------------------------ for a disk that goes over */
+
+static int list_quietly(struct dr_image *image, struct collect *c, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    int r = list(image, c, &why);
+    if (r == 0 || r == -ENOTSUP)
+        return r;
+    return r == -ENOMEM ? dr_fail(err, ENOMEM, "%s: out of memory for its bitmaps", image->path)
+                        : dr_fail(err, -r, "%s", why.text);
+}
+
+int dr_ops_bitmaps_check_move(struct dr_image *from, struct dr_image *to, struct dr_error *err)
+{
+    struct collect its = {0}, there = {0};
+    int r = list_quietly(from, &its, err);
+    if (r == 0 && its.n > 0) {
+        r = list_quietly(to, &there, err);
+        if (r == -ENOTSUP)
+            r = dr_fail(err, ENOTSUP,
+                        "%s: has %zu bitmap%s inside, which %s cannot keep: remove them first, "
+                        "or commit without going over",
+                        from->path, its.n, its.n > 1 ? "s" : "", to->path);
+    } else if (r == -ENOTSUP) {
+        r = 0; /* it has none */
+    }
+    dr_bitmaps_free(its.all, its.n);
+    dr_bitmaps_free(there.all, there.n);
+    return r;
+}
+
+static int move_one(struct dr_image *from, struct dr_image *to, const struct dr_bitmap *b,
+                    struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    struct dr_bitmap_change change = {.action = DR_BITMAP_ADD,
+                                      .name = b->name,
+                                      .granularity = b->granularity,
+                                      .disabled = !b->enabled};
+    int added = dr_image_bitmap_change(to, &change, &why);
+    if (added < 0 && added != -EEXIST)
+        return dr_fail(err, -added, "%s", why.text);
+    change.action = DR_BITMAP_MERGE;
+    change.source = from;
+    change.source_name = b->name;
+    int r = dr_image_bitmap_change(to, &change, err);
+    if (r < 0 && added == 0) {
+        change.action = DR_BITMAP_REMOVE;
+        dr_image_bitmap_change(to, &change, NULL);
+    }
+    return r;
+}
+
+int dr_ops_bitmaps_move(struct dr_image *from, struct dr_image *to, struct dr_job *job,
+                        struct dr_error *err)
+{
+    struct collect its = {0};
+    if (!from->fmt->bitmap_list)
+        return 0;
+    int r = dr_image_settle(from, err); /* only then are those that note writes complete */
+    if (r == 0)
+        r = list_quietly(from, &its, err);
+    if (r == -ENOTSUP)
+        r = 0;
+    for (size_t i = 0; r == 0 && i < its.n; i++)
+        if (its.all[i].inconsistent)
+            dr_job_message(job, "%s: its bitmap '%s' is inconsistent, and stays there", from->path,
+                           its.all[i].name);
+        else
+            r = move_one(from, to, &its.all[i], err);
+    dr_bitmaps_free(its.all, its.n);
+    return r;
+}

@@ -11,137 +11,15 @@
  * follows their changes: these are copied again, round by round and at last while requests wait,
  * and what has changed since is kept when C is emptied. Where they change more than the rounds
  * copy, requests wait several times, each time for a bounded part. */
-#include <stdio.h>
+#include "ops/commit.h"
 
 #include "base/cleanup.h"
-#include "ops/follow.h"
-#include "ops/ops-internal.h"
-
-struct commit {
-    struct dr_fs *fs;
-    const struct dr_commit_options *o;
-    struct dr_job *job;
-    bool shared; /* other threads may use the disk */
-    /* A pivot over several images is two commits: the first one looks for siblings for both, and
-     * nobody is asked before its switch. */
-    enum commit_part { COMMIT_WHOLE, COMMIT_FIRST, COMMIT_SECOND } part;
-    const char *path;
-    struct dr_disk *disk;
-    struct dr_chain *chain;
-    size_t first, base; /* indexes of C and P */
-    uint64_t size;      /* bytes that go down */
-    bool keep;
-    struct dr_image *thawed[3]; /* by this commit */
-    unsigned n_thawed;
-    struct dr_follow follow;
-};
-
-static struct dr_image *image_c(const struct commit *c)
-{
-    return c->chain->images[c->first];
-}
-
-static struct dr_image *image_m(const struct commit *c)
-{
-    return c->chain->images[c->base - 1];
-}
-
-/* NULL: C is the top. */
-static struct dr_image *image_k(const struct commit *c)
-{
-    return c->first > 0 ? c->chain->images[c->first - 1] : NULL;
-}
-
-static struct dr_image *image_p(const struct commit *c)
-{
-    return c->chain->images[c->base];
-}
 
 static bool has_ids(const struct commit *c)
 {
-    const struct dr_format *p = image_p(c)->fmt, *m = image_m(c)->fmt;
+    const struct dr_format *p = commit_p(c)->fmt, *m = commit_m(c)->fmt;
     return (p->flags & DR_FORMAT_CONTENT_ID) && (m->flags & DR_FORMAT_CONTENT_ID) && m->parent_id &&
            p->id;
-}
-
-/* ------------------------------------------------------------------ siblings */
-
-static bool in_part(const struct commit *c, struct dr_file_id id, size_t first, size_t last)
-{
-    for (size_t i = first; i <= last; i++)
-        if (dr_same_id(dr_image_id(c->chain->images[i]), id))
-            return true;
-    return false;
-}
-
-/* Is path the leftover of an interrupted replacement of one of the chain's own files? */
-static bool is_own_leftover(const struct commit *c, const char *path)
-{
-    struct dr_aside aside;
-    bool own = false;
-    if (!dr_aside_parse(dr_path_basename(path), DR_ASIDE_FILE, &aside))
-        return false;
-    for (size_t i = 0; i <= c->base && !own; i++) {
-        const char *name = dr_path_basename(c->chain->images[i]->path);
-        CLEANUP_FREE char *of = dr_path_sibling(path, name);
-        struct dr_file_id id;
-        own = of && dr_aside_is_of(&aside, name) && dr_name_identify(c->fs, of, &id, NULL) == 0 &&
-              in_part(c, id, 0, c->base);
-    }
-    return own;
-}
-
-static bool loses_validity(const struct commit *c, const struct dr_scan_entry *e)
-{
-    size_t from = c->part == COMMIT_FIRST ? c->first : c->first + 1;
-    return e->backing_path && in_part(c, e->backing_id, from, c->base) &&
-           !in_part(c, e->id, 0, c->base) && !is_own_leftover(c, e->path);
-}
-
-/* Separated by commas alone, so that the names can be copied. */
-static char *list_siblings(const struct commit *c, const struct dr_scan *scan)
-{
-    char *text = NULL;
-    size_t len = 0;
-    FILE *out = open_memstream(&text, &len);
-    if (!out)
-        return NULL;
-    for (size_t i = 0; i < scan->n; i++)
-        if (loses_validity(c, &scan->all[i]))
-            fprintf(out, "%s%s", ftell(out) > 0 ? ", " : "", scan->all[i].path);
-    fclose(out);
-    return text;
-}
-
-static int scan_dirs(const struct commit *c, struct dr_scan *scan, struct dr_error *err)
-{
-    int r = 0;
-    for (size_t i = 0; i <= c->base && r == 0; i++)
-        r = dr_scan_beside(scan, c->fs, c->chain->images[i]->path, &c->o->open, err);
-    return r;
-}
-
-static int check_siblings(const struct commit *c, struct dr_error *err)
-{
-    struct dr_scan scan = {0};
-    if (c->part == COMMIT_SECOND)
-        return 0;
-    int r = scan_dirs(c, &scan, err);
-    CLEANUP_FREE char *list = r == 0 ? list_siblings(c, &scan) : NULL;
-    dr_scan_free(&scan);
-    if (r < 0)
-        return r;
-    if (!list)
-        return dr_fail(err, ENOMEM, "%s: out of memory", c->path);
-    if (!*list)
-        return 0;
-    if (!c->o->force)
-        return dr_fail(err, EBUSY,
-                       "%s: committing into %s would make these images unusable: %s; rebase or "
-                       "remove them first, or force it",
-                       c->path, image_p(c)->path, list);
-    dr_job_message(c->job, "%s: these images are no longer valid: %s", image_p(c)->path, list);
-    return 0;
 }
 
 /* ------------------------------------------------------------------ what may be refused */
@@ -157,9 +35,9 @@ static int choose_images(struct commit *c, struct dr_error *err)
     c->base = c->o->base ? dr_ops_member(c->chain, c->o->base) : c->first + 1;
     if (c->base <= c->first || c->base >= c->chain->n)
         return dr_fail(err, EINVAL, "Did not find '%s' in the backing chain of '%s'", c->o->base,
-                       image_c(c)->path);
+                       commit_c(c)->path);
     c->keep = c->o->keep || c->o->base || c->first > 0 || c->o->pivot;
-    if (c->first == 0 && !image_c(c)->writable)
+    if (c->first == 0 && !commit_c(c)->writable)
         return dr_fail(err, EROFS, "%s: is open for reading only", c->path);
     return 0;
 }
@@ -168,7 +46,7 @@ static int choose_images(struct commit *c, struct dr_error *err)
 static int holds_data_behind(struct commit *c, uint64_t from, bool *data, struct dr_error *err)
 {
     struct dr_walk above;
-    dr_walk_init(&above, c->chain, c->first, c->base, image_c(c)->size);
+    dr_walk_init(&above, c->chain, c->first, c->base, commit_c(c)->size);
     *data = false;
     for (uint64_t off = from; off < above.size && !*data; off = above.run.end) {
         int r = dr_walk_to(&above, off, err);
@@ -184,8 +62,8 @@ static int holds_data_behind(struct commit *c, uint64_t from, bool *data, struct
  * of P from K: without C, the zeros that K sees there have to be in P. */
 static int check_growth(struct commit *c, struct dr_error *err)
 {
-    const struct dr_image *p = image_p(c), *k = image_k(c);
-    c->size = image_c(c)->size;
+    const struct dr_image *p = commit_p(c), *k = commit_k(c);
+    c->size = commit_c(c)->size;
     if (k)
         c->size = dr_max(c->size, dr_min(k->size, p->size));
     if (p->size >= c->size)
@@ -226,7 +104,7 @@ static void transfer_init(void *user, struct dr_transfer *t)
 static int check_space(const struct commit *c, struct dr_error *err)
 {
     struct dr_walk above, own;
-    uint64_t need = 0, room = dr_ops_image_space(image_p(c));
+    uint64_t need = 0, room = dr_ops_image_space(commit_p(c));
     if (c->size <= room)
         return 0; /* whatever is in it: no need to look */
     dr_walk_init(&above, c->chain, c->first, c->base, c->size);
@@ -244,13 +122,13 @@ static int check_space(const struct commit *c, struct dr_error *err)
     if (need <= room)
         return 0;
     return dr_fail(err, ENOSPC, "%s: needs %llu more bytes, its file system has %llu free",
-                   image_p(c)->path, (unsigned long long)need, (unsigned long long)room);
+                   commit_p(c)->path, (unsigned long long)need, (unsigned long long)room);
 }
 
 /* K's record of P as its parent. */
 static int adopt(const struct commit *c, unsigned flags, struct dr_error *err)
 {
-    struct dr_image *k = image_k(c), *p = image_p(c);
+    struct dr_image *k = commit_k(c), *p = commit_p(c);
     if (!k)
         return 0;
     if (!k->fmt->set_backing)
@@ -264,11 +142,11 @@ static int adopt(const struct commit *c, unsigned flags, struct dr_error *err)
 
 static int check_child(const struct commit *c, struct dr_error *err)
 {
-    struct dr_image *m = image_m(c);
+    struct dr_image *m = commit_m(c);
     int r = adopt(c, DR_TRY, err);
     if (r < 0 || !has_ids(c) || !m->fmt->set_backing)
         return r;
-    return dr_image_set_backing(m, image_p(c), m->backing_name, m->backing_format, DR_TRY, err);
+    return dr_image_set_backing(m, commit_p(c), m->backing_name, m->backing_format, DR_TRY, err);
 }
 
 /* What goes down into P shows in the snapshots inside the images above it, too. */
@@ -280,21 +158,6 @@ static int check_snapshots(const struct commit *c, struct dr_error *err)
     return r;
 }
 
-static int check_pivot(const struct commit *c, struct dr_error *err)
-{
-    if (!c->o->pivot)
-        return 0;
-    if (!c->shared || c->first > 0)
-        return dr_fail(err, EINVAL,
-                       "%s: only the active image of an open disk is committed with a pivot",
-                       c->path);
-    if (c->size != image_c(c)->size)
-        return dr_fail(err, ENOTSUP, "%s: ends at %llu, and the disk has %llu bytes",
-                       image_p(c)->path, (unsigned long long)image_p(c)->size,
-                       (unsigned long long)image_c(c)->size);
-    return 0;
-}
-
 static int prepare(struct commit *c, struct dr_error *err)
 {
     int r = choose_images(c, err);
@@ -303,9 +166,9 @@ static int prepare(struct commit *c, struct dr_error *err)
     if (r == 0)
         r = check_growth(c, err);
     if (r == 0)
-        r = check_pivot(c, err);
+        r = commit_check_pivot(c, err);
     if (r == 0)
-        r = check_siblings(c, err);
+        r = commit_check_siblings(c, err);
     if (r == 0)
         r = check_child(c, err);
     if (r == 0)
@@ -330,25 +193,25 @@ static int thaw(struct commit *c, struct dr_error *err)
 {
     /* A child without ids does not mind that P gets a new one, and P's other children must notice.
      */
-    int r = thaw_one(c, image_p(c), has_ids(c), err);
+    int r = thaw_one(c, commit_p(c), has_ids(c), err);
     if (r == 0) /* where P's file system is full, say, the guest's flushes must not fail */
-        image_p(c)->masked = true;
+        commit_p(c)->masked = true;
     if (r == 0 && has_ids(c))
-        r = thaw_one(c, image_m(c), true, err);
-    if (r == 0 && image_k(c))
-        r = thaw_one(c, image_k(c), true, err);
+        r = thaw_one(c, commit_m(c), true, err);
+    if (r == 0 && commit_k(c))
+        r = thaw_one(c, commit_k(c), true, err);
     /* An earlier commit may have been killed: what it wrote last must not be lost behind what we
      * write first. */
     for (size_t i = c->first; r == 0 && i <= c->base; i++)
         r = dr_image_harden(c->chain->images[i], err);
     /* Before the locks somebody could make another child. */
-    return r < 0 || c->o->force ? r : check_siblings(c, err);
+    return r < 0 || c->o->force ? r : commit_check_siblings(c, err);
 }
 
 /* An earlier commit was stopped between telling P and telling M: M learns it now. */
 static int repair_child(const struct commit *c, struct dr_error *err)
 {
-    struct dr_image *p = image_p(c), *m = image_m(c);
+    struct dr_image *p = commit_p(c), *m = commit_m(c);
     uint32_t id = p->fmt->id(p);
     return m->fmt->parent_id(m) == id ? 0 : m->fmt->set_parent_id(m, id, err);
 }
@@ -357,7 +220,7 @@ static int repair_child(const struct commit *c, struct dr_error *err)
  * change it. */
 static int fix_id(const struct commit *c, struct dr_error *err)
 {
-    struct dr_image *m = image_m(c);
+    struct dr_image *m = commit_m(c);
     if (!c->shared || c->base > 1)
         return 0;
     return dr_image_begin(m, 0, !(m->flags & DR_OPEN_UNCHANGED), err);
@@ -365,7 +228,7 @@ static int fix_id(const struct commit *c, struct dr_error *err)
 
 static int exchange_ids(const struct commit *c, struct dr_error *err)
 {
-    struct dr_image *p = image_p(c), *m = image_m(c);
+    struct dr_image *p = commit_p(c), *m = commit_m(c);
     int r = repair_child(c, err);
     if (r == 0)
         r = fix_id(c, err);
@@ -392,7 +255,7 @@ static int begin_step(void *user, struct dr_chain *present, struct dr_chain **fr
     int r = renew_chain(present, &next, err);
     if (r == 0 && has_ids(c))
         r = exchange_ids(c, err);
-    if (r == 0 && image_p(c)->size < c->size)
+    if (r == 0 && commit_p(c)->size < c->size)
         r = dr_chain_resize(next, c->base, c->size, err);
     if (r == 0)
         *fresh = DR_STEAL(next);
@@ -400,8 +263,7 @@ static int begin_step(void *user, struct dr_chain *present, struct dr_chain **fr
     return r;
 }
 
-/* Calls dr_disk_quiesce or dr_disk_quiesce_unflushed. */
-static int quiesce(struct commit *c,
+int commit_quiesce(struct commit *c,
                    int (*by)(struct dr_disk *, dr_quiet_step, void *, uint64_t *,
                              struct dr_error *),
                    dr_quiet_step step, struct dr_error *err)
@@ -426,7 +288,7 @@ static int copy_all(struct commit *c, struct dr_error *err)
 static int flush_base(void *user, struct dr_error *err)
 {
     const struct commit *c = user;
-    return dr_image_flush(image_p(c), err);
+    return dr_image_flush(commit_p(c), err);
 }
 
 /* Returns with all but a bounded part of what the guest has changed in P, durably. */
@@ -486,7 +348,7 @@ static int end_step(void *user, struct dr_chain *present, struct dr_chain **fres
     if (r == 0 && c->follow.dirty.disk)
         r = dr_follow_rest(&c->follow, UINT64_MAX, NULL, err);
     if (r == 0)
-        r = dr_image_flush(image_p(c), err);
+        r = dr_image_flush(commit_p(c), err);
     if (r == 0)
         r = adopt(c, 0, err);
     if (r == 0)
@@ -522,136 +384,6 @@ static void undo(struct commit *c)
     c->chain = dr_disk_chain(c->disk);
 }
 
-/* ------------------------------------------------------------------ emptying C */
-
-static bool not_dirty(void *user, uint64_t off, uint64_t len)
-{
-    const struct commit *c = user;
-    return !c->follow.dirty.disk || !dr_dirty_any(&c->follow.dirty, off, len);
-}
-
-/* The end of the range from off on in which everything is dirty, or nothing is. */
-static uint64_t same_until(const struct commit *c, uint64_t off, uint64_t size, bool *dirty)
-{
-    uint64_t end = off;
-    if (!c->follow.dirty.disk) {
-        *dirty = false;
-        return size;
-    }
-    *dirty = dr_dirty_any(&c->follow.dirty, off, 1);
-    while (end < size && dr_dirty_any(&c->follow.dirty, end, 1) == *dirty)
-        end += DR_DIRTY_GRAIN;
-    return dr_min(end, size);
-}
-
-static int drop_clean(struct commit *c, struct dr_error *err)
-{
-    uint64_t size = image_c(c)->size, end;
-    int r = 0;
-    for (uint64_t off = 0; r == 0 && off < size; off = end) {
-        bool dirty;
-        end = same_until(c, off, size, &dirty);
-        if (!dirty)
-            r = dr_chain_drop_if(c->chain, 0, off, end - off, not_dirty, c, err);
-    }
-    return r;
-}
-
-static int trim_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                     struct dr_error *err)
-{
-    const struct commit *c = user;
-    struct dr_image *top = image_c(c);
-    (void)fresh;
-    int r = dr_chain_flush(present, 0, err);
-    return r < 0 ? r : top->fmt->trim(top, err);
-}
-
-static int empty_top(struct commit *c, struct dr_error *err)
-{
-    struct dr_image *top = image_c(c);
-    int r = drop_clean(c, err);
-    if (r == -ENOTSUP) {
-        dr_job_message(c->job, "%s: cannot be emptied; it is valid as it is", c->path);
-        return 0;
-    }
-    if (r == 0)
-        r = dr_image_flush(top, err);
-    if (r == 0 && top->fmt->trim)
-        r = quiesce(c, dr_disk_quiesce, trim_step, err);
-    return r;
-}
-
-/* ------------------------------------------------------------------ pivot
- *
- * The disk goes on with P. C is emptied before, so that it reads through to P for ever: what P
- * holds durably and is clean is dropped while requests go on, the rest while they wait. Killed
- * before the last of it is dropped, C still masks P; killed afterwards, C and P read the same. */
-
-static bool shall_pivot(const struct commit *c)
-{
-    return c->o->pivot && (!c->job || atomic_load(&c->job->complete) != DR_COMPLETE_COPY);
-}
-
-static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                      struct dr_error *err)
-{
-    struct commit *c = user;
-    struct dr_chain *next = dr_chain_tail(present, c->base);
-    int r = next ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", c->path);
-    if (r == 0)
-        r = dr_follow_rest(&c->follow, UINT64_MAX, NULL, err);
-    if (r == 0)
-        r = dr_image_flush(image_p(c), err);
-    if (r == 0)
-        r = dr_chain_drop(present, 0, 0, image_c(c)->size, err);
-    if (r == 0)
-        r = dr_image_flush(image_c(c), err);
-    const struct dr_switch to = {c->disk, image_p(c)->path, image_p(c)->fmt->name};
-    if (r == 0)
-        r = dr_job_record(c->job, &to, 1, err);
-    if (r == 0) {
-        c->n_thawed = 0; /* P stays open for writing: it is the disk now */
-        image_p(c)->masked = false;
-        *fresh = DR_STEAL(next);
-    }
-    dr_chain_unref(next, NULL);
-    return r;
-}
-
-/* The disk has gone over: it is too late for a failure, by which a caller would take it that the
- * disk has the image that it had. */
-static void leave_top(const struct commit *c, struct dr_image *top)
-{
-    struct dr_error why = DR_ERROR_INIT;
-    int r = top->fmt->trim ? top->fmt->trim(top, &why) : 0;
-    int closed = dr_image_unref(top, r == 0 ? &why : NULL);
-    if (r < 0 || closed < 0)
-        dr_job_message(c->job, "the disk goes on with %s, but what it had did not close well: %s",
-                       c->chain->images[0]->path, why.text);
-}
-
-static int pivot(struct commit *c, struct dr_error *err)
-{
-    struct dr_image *top = dr_image_ref(image_c(c));
-    int r = drop_clean(c, err);
-    if (r == 0)
-        r = dr_image_flush(top, err);
-    if (r == 0)
-        r = dr_follow_rounds(&c->follow, err);
-    if (r == 0)
-        r = dr_image_flush(image_p(c), err);
-    if (r == 0)
-        r = dr_follow_catch_up(&c->follow, err);
-    if (r == 0)
-        r = quiesce(c, dr_disk_quiesce_unflushed, pivot_step, err);
-    if (r == 0)
-        leave_top(c, top);
-    else
-        dr_image_unref(top, NULL);
-    return r;
-}
-
 /* ------------------------------------------------------------------ the whole */
 
 static int run(struct commit *c, struct dr_error *err)
@@ -660,19 +392,19 @@ static int run(struct commit *c, struct dr_error *err)
     if (r == 0 && c->shared && c->first == 0)
         r = dr_dirty_begin(&c->follow.dirty, c->disk, err);
     if (r == 0)
-        r = quiesce(c, dr_disk_quiesce, begin_step, err);
+        r = commit_quiesce(c, dr_disk_quiesce, begin_step, err);
     if (r == 0)
         r = copy(c, err);
-    bool pivots = r == 0 && shall_pivot(c);
+    bool pivots = r == 0 && commit_shall_pivot(c);
     if (pivots)
-        r = pivot(c, err);
+        r = commit_pivot(c, err);
     else if (r == 0) /* the guest would change more during the flush of what is no part of this */
-        r = quiesce(c, c->follow.dirty.disk ? dr_disk_quiesce_unflushed : dr_disk_quiesce, end_step,
-                    err);
+        r = commit_quiesce(c, c->follow.dirty.disk ? dr_disk_quiesce_unflushed : dr_disk_quiesce,
+                           end_step, err);
     if (r < 0 && c->shared && c->n_thawed > 0)
         undo(c);
     else if (r == 0 && !c->keep && !pivots)
-        r = empty_top(c, err);
+        r = commit_empty_top(c, err);
     dr_dirty_end(&c->follow.dirty);
     return r;
 }
@@ -697,8 +429,12 @@ static int commit_between(struct commit *c, struct dr_error *err)
     size_t base = o->pivot && o->base ? dr_ops_member(chain, o->base) : 0;
     int r = 0;
     if (base > 1 && base < chain->n && !o->top) {
-        const struct dr_commit_options between = {
-            .open = o->open, .base = o->base, .top = chain->images[1]->path, .force = o->force};
+        const struct dr_commit_options between = {.open = o->open,
+                                                  .base = o->base,
+                                                  .top = chain->images[1]->path,
+                                                  .force = o->force,
+                                                  .emptied = o->emptied,
+                                                  .n_emptied = o->n_emptied};
         struct commit first = *c;
         first.o = &between;
         first.part = COMMIT_FIRST;
@@ -716,9 +452,16 @@ static int commit(struct dr_disk *disk, const struct dr_commit_options *options,
     int r = dr_disk_claim(disk, "commit", err);
     if (r < 0)
         return r;
-    r = commit_between(&c, err);
+    struct dr_ops_left left = {0};
+    if (options->remove)
+        r = dr_ops_left_begin(&left, disk, err);
+    if (r == 0)
+        r = commit_between(&c, err);
     if (r == 0)
         r = commit_claimed(&c, err);
+    if (r == 0)
+        r = dr_ops_left_remove(&left, disk, &options->open, err);
+    dr_ops_left_free(&left);
     dr_disk_unclaim(disk);
     return r;
 }

@@ -39,7 +39,14 @@ static int stream(struct dr_disk *disk, const struct dr_stream_options *o, bool 
         .image = o->image,
         .refuse_snapshots = o->refuse_snapshots,
     };
-    return dr_ops_rebase(disk, &rebase, o->retire, shared, job, err);
+    struct dr_ops_left left = {0};
+    int r = o->remove ? dr_ops_left_begin(&left, disk, err) : 0;
+    if (r == 0)
+        r = dr_ops_rebase(disk, &rebase, o->retire, shared, job, err);
+    if (r == 0)
+        r = dr_ops_left_remove(&left, disk, &o->open, err);
+    dr_ops_left_free(&left);
+    return r;
 }
 
 int dr_disk_stream(struct dr_disk *disk, const struct dr_stream_options *options,

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What operations leave behind when a disk in use goes on with fewer images: files, empty overlays,
+ * bitmaps. */
+#include "test-ops-crowd.h"
+
+static void make_on(struct dr_fs *fs, const char *path, const char *format, const char *backing,
+                    const char *backing_format)
+{
+    struct dr_create_options o = {.format = format,
+                                  .size = backing ? 0 : CROWD_SIZE,
+                                  .has_size = !backing,
+                                  .backing = backing,
+                                  .backing_format = backing_format};
+    ok(dr_create_fs(fs, path, &o, &err));
+}
+
+/* base ← low ← mid ← top, with some data in each. */
+static void make_disks(struct dr_fs *fs, const char *format)
+{
+    static const char *const names[] = {"base", "low", "mid", "top"};
+    for (unsigned i = 0; i < 4; i++) {
+        make_on(fs, names[i], format, i ? names[i - 1] : NULL, i ? format : NULL);
+        put(fs, names[i], i * 300 * KiB, MiB, 0x11 * ((int)i + 1));
+    }
+}
+
+static void snapshot(struct dr_disk *disk, const char *name)
+{
+    struct dr_overlay over = {.disk = disk, .path = name};
+    ok(dr_disks_snapshot(&over, 1, NULL, &err));
+    free(over.active);
+}
+
+static const char *const formats[] = {"vmdk", "qcow2", "add-cow"};
+
+/* ------------------------------------------------------------------ files */
+
+static void images_that_a_stream_takes_out_are_removed(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct crowd c;
+        make_disks(fs, formats[i]);
+        size_t files = count_files(fs) / 4; /* of each image */
+        crowd_begin(&c, fs, "top");
+        const struct dr_stream_options o = {.image = "mid", .base = "base", .remove = true};
+        ok(dr_disk_stream(c.disk, &o, NULL, &err));
+        assert_int_equal(dr_chain_length(c.disk), 3);
+        assert_int_equal(count_files(fs), 3 * files);
+        assert_false(exists(fs, "low"));
+        crowd_end(&c, "top");
+        dr_fs_memory_free(fs);
+    }
+}
+
+static void images_that_a_commit_takes_out_are_removed(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct crowd c;
+        make_disks(fs, formats[i]);
+        size_t files = count_files(fs) / 4;
+        crowd_begin(&c, fs, "top");
+        ok(dr_disk_commit(c.disk, &(struct dr_commit_options){.top = "mid", .remove = true}, NULL,
+                          &err));
+        assert_int_equal(count_files(fs), 3 * files);
+        assert_false(exists(fs, "mid"));
+        crowd_pass(&c, 5);
+        const struct dr_commit_options all = {.base = "base", .pivot = true, .remove = true};
+        ok(dr_disk_commit(c.disk, &all, NULL, &err));
+        assert_int_equal(count_files(fs), files);
+        crowd_end(&c, "base");
+        dr_fs_memory_free(fs);
+    }
+}
+
+static void an_image_that_somebody_needs_stays(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_stream_options o = {.base = "base", .remove = true};
+    struct dr_disk *disk;
+    make_disks(fs, "qcow2");
+    make_on(fs, "other", "qcow2", "low", "qcow2");
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    refused(dr_disk_stream(disk, &o, NULL, &err), EBUSY,
+            "top goes on without low, but that could not be removed");
+    assert_int_equal(dr_chain_length(disk), 2);
+    assert_false(exists(fs, "mid"));
+    assert_true(exists(fs, "low"));
+    ok(dr_close(disk, &err));
+}
+
+/* ------------------------------------------------------------------ empty overlays */
+
+static void an_overlay_that_a_pivot_emptied_does_not_hold_up_the_next_one(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct crowd c;
+        const char *const emptied[] = {"top", "new"};
+        struct dr_commit_options o = {.base = "base", .pivot = true};
+        make_on(fs, "base", formats[i], NULL, NULL);
+        make_on(fs, "top", formats[i], "base", formats[i]);
+        crowd_begin(&c, fs, "top");
+        ok(dr_disk_commit(c.disk, &o, NULL, &err));
+        snapshot(c.disk, "new");
+        crowd_pass(&c, 5);
+        if (i > 0) /* without content ids it still opens, and shows what the base shows */
+            refused(dr_disk_commit(c.disk, &o, NULL, &err), EBUSY, "top");
+        o.emptied = emptied;
+        o.n_emptied = 2;
+        ok(dr_disk_commit(c.disk, &o, NULL, &err));
+        crowd_end(&c, "base");
+        dr_fs_memory_free(fs);
+    }
+}
+
+static void an_overlay_that_was_written_to_since_holds_up_the_next_one(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const char *const emptied[] = {"top"};
+    const struct dr_commit_options o = {
+        .base = "base", .pivot = true, .emptied = emptied, .n_emptied = 1};
+    struct dr_disk *disk;
+    make_on(fs, "base", "qcow2", NULL, NULL);
+    make_on(fs, "top", "qcow2", "base", "qcow2");
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    ok(dr_disk_commit(disk, &o, NULL, &err));
+    ok(dr_close(disk, &err));
+    put(fs, "top", 0, 64 * KiB, 0x55); /* somebody began to use it */
+    ok(dr_open_fs(fs, "base", &rw, &disk, &err));
+    snapshot(disk, "new");
+    refused(dr_disk_commit(disk, &o, NULL, &err), EBUSY, "top");
+    ok(dr_close(disk, &err));
+}
+
+/* ------------------------------------------------------------------ bitmaps */
+
+static int note(void *user, uint64_t off, uint64_t len)
+{
+    uint64_t *bytes = user;
+    (void)off;
+    *bytes += len;
+    return 0;
+}
+
+static uint64_t noted(struct dr_fs *fs, const char *path, const char *bitmap)
+{
+    struct dr_disk *disk;
+    uint64_t bytes = 0;
+    ok(dr_open_fs(fs, path, NULL, &disk, &err));
+    ok(dr_disk_bitmap_read(disk, bitmap, note, &bytes, &err));
+    ok(dr_close(disk, &err));
+    return bytes;
+}
+
+static void a_pivot_takes_the_bitmaps_of_the_active_image_along(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_bitmap_options small = {.granularity = 64 * KiB};
+    struct dr_disk *disk;
+    uint8_t bytes[512] = {1};
+    make_on(fs, "base", "qcow2", NULL, NULL);
+    ok(dr_open_fs(fs, "base", &rw, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "both", DR_BITMAP_ADD, &small, &err));
+    ok(dr_close(disk, &err));
+    make_on(fs, "top", "qcow2", "base", "qcow2");
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "both", DR_BITMAP_ADD, &small, &err));
+    ok(dr_disk_bitmap_change(disk, "own", DR_BITMAP_ADD, &small, &err));
+    ok(dr_pwrite(disk, bytes, 128 * KiB, sizeof(bytes), 0, &err));
+    ok(dr_disk_commit(disk, &(struct dr_commit_options){.pivot = true}, NULL, &err));
+    assert_string_equal(dr_image_path(disk, 0), "base");
+    ok(dr_pwrite(disk, bytes, 320 * KiB, sizeof(bytes), 0, &err)); /* it goes on */
+    ok(dr_close(disk, &err));
+    assert_int_equal(noted(fs, "base", "own"), 128 * KiB);
+    assert_int_equal(noted(fs, "base", "both"), 128 * KiB);
+}
+
+static void a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    make_on(fs, "base", "raw", NULL, NULL);
+    make_on(fs, "top", "qcow2", "base", "raw");
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "b", DR_BITMAP_ADD, NULL, &err));
+    refused(dr_disk_commit(disk, &(struct dr_commit_options){.pivot = true}, NULL, &err), ENOTSUP,
+            "has 1 bitmap inside, which base cannot keep");
+    ok(dr_disk_bitmap_change(disk, "b", DR_BITMAP_REMOVE, NULL, &err));
+    ok(dr_disk_commit(disk, &(struct dr_commit_options){.pivot = true}, NULL, &err));
+    ok(dr_close(disk, &err));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(images_that_a_stream_takes_out_are_removed),
+        cmocka_unit_test(images_that_a_commit_takes_out_are_removed),
+        ops_test(an_image_that_somebody_needs_stays),
+        cmocka_unit_test(an_overlay_that_a_pivot_emptied_does_not_hold_up_the_next_one),
+        ops_test(an_overlay_that_was_written_to_since_holds_up_the_next_one),
+        ops_test(a_pivot_takes_the_bitmaps_of_the_active_image_along),
+        ops_test(a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
