@@ -151,7 +151,23 @@ static int on_switch(void *user)
 static int on_record(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err)
 {
     struct live_job *job = user;
-    return live_record(job->live, switches, n, err);
+    struct dr_live *live = job->live;
+    pthread_mutex_lock(&live->lock);
+    bool leaves = job->order.kind == LIVE_COMMIT && !job->order.remove;
+    char *left = leaves ? strdup(job->on->path) : NULL;
+    bool noted = !leaves || (left && live_names_add(&live->emptied, left));
+    job->switched = noted && !job->order.retire; /* then something is left to be removed */
+    pthread_mutex_unlock(&live->lock);
+    int r = noted ? live_record(live, switches, n, err)
+                  : dr_fail(err, ENOMEM, "out of memory for the state");
+    if (r < 0) {
+        DR_LOCK_SCOPE(&live->lock);
+        job->switched = false;
+        if (left)
+            live_names_remove(&live->emptied, left);
+    }
+    free(left);
+    return r;
 }
 
 static void pause_running(struct live_job *job)
@@ -209,7 +225,26 @@ static int stream(struct live_job *job, const struct dr_stream_options *o, struc
     const struct live_order *order = &job->order;
     if (o->retire && order->target && strcmp(dr_image_path(job->on->disk, 0), order->target) != 0)
         return dr_ops_retire_rest(job->on->disk, order->target, &o->open, err);
-    return dr_disk_stream(job->on->disk, o, job->job, err);
+    int r = dr_disk_stream(job->on->disk, o, job->job, err);
+    return r < 0 ? r : live_remove_left(job, err);
+}
+
+/* An earlier server may have finished a commit of lower images. */
+static int commit(struct live_job *job, struct dr_commit_options *o, struct dr_error *err)
+{
+    struct live_names emptied;
+    if (o->top && !live_has_image(job->on, o->top))
+        return live_remove_left(job, err);
+    pthread_mutex_lock(&job->live->lock);
+    bool copied = live_names_copy(&job->live->emptied, &emptied);
+    pthread_mutex_unlock(&job->live->lock);
+    if (!copied)
+        return dr_fail(err, ENOMEM, "out of memory for a commit");
+    o->emptied = (const char *const *)emptied.all;
+    o->n_emptied = emptied.n;
+    int r = dr_disk_commit(job->on->disk, o, job->job, err);
+    live_names_free(&emptied);
+    return r;
 }
 
 static int operate(struct live_job *job, struct dr_error *err)
@@ -217,9 +252,9 @@ static int operate(struct live_job *job, struct dr_error *err)
     const struct live_order *o = &job->order;
     const struct dr_open_options open = {.allow_paths = (const char *const *)job->live->allow};
     const struct dr_stream_options streaming = {
-        .open = open, .base = o->base, .image = o->top, .retire = o->retire};
-    const struct dr_commit_options commit = {
-        .open = open, .base = o->base, .top = o->top, .pivot = !o->top};
+        .open = open, .base = o->base, .image = o->top, .retire = o->retire, .remove = o->remove};
+    struct dr_commit_options committing = {
+        .open = open, .base = o->base, .top = o->top, .pivot = !o->top, .remove = o->remove};
     const struct dr_mirror_options mirror = {
         .open = {.allow_paths = open.allow_paths, .flags = o->flags},
         .format = o->format,
@@ -232,7 +267,7 @@ static int operate(struct live_job *job, struct dr_error *err)
     case LIVE_STREAM:
         return stream(job, &streaming, err);
     case LIVE_COMMIT:
-        return dr_disk_commit(job->on->disk, &commit, job->job, err);
+        return commit(job, &committing, err);
     case LIVE_MIRROR:
         return dr_disk_mirror(job->on->disk, o->target, &mirror, job->job, err);
     case LIVE_REBASE:
@@ -270,6 +305,7 @@ static void *work(void *user)
 {
     struct live_job *job = user;
     struct dr_error err = DR_ERROR_INIT;
+    live_state_save(job->live, NULL); /* a killed job's files are known by it */
     int r = operate(job, &err);
     forget(job, r, &err);
     DR_LOCK_SCOPE(&job->live->lock);

@@ -262,6 +262,8 @@ static void free_lists(struct dr_live *live)
         live_free_node(n);
     }
     free_strings(live->allow);
+    live_names_free(&live->emptied);
+    live_names_free(&live->making);
     json_decref(live->other_disks);
     json_decref(live->other_jobs);
 }

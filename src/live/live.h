@@ -3,6 +3,7 @@
  *
  *   live.c           disks by their names, beginning and end
  *   state.c          the file that outlives the process
+ *   leftovers.c      files that changes of chains leave
  *   jobs.c           jobs: a state machine around the operations of drover/ops.h, and its events
  *   qmp.c            the wire: clients, lines, replies, events
  *   qmp-commands.c   the table of commands, and what becomes of a line
@@ -83,14 +84,21 @@ enum live_kind { LIVE_STREAM, LIVE_COMMIT, LIVE_MIRROR, LIVE_REBASE };
 /* What a job does about what it cannot read or write; the names are QEMU's (BlockdevOnError). */
 enum live_on_error { LIVE_REPORT, LIVE_IGNORE, LIVE_ENOSPC, LIVE_STOP };
 
+struct live_names {
+    char **all;
+    size_t n;
+};
+
 /* What a job is to do. */
 struct live_order {
     enum live_kind kind;
     char *base; /* stream, commit: path of an image of the chain; rebase: the new parent; or NULL */
     char *top;  /* of an image of the chain: what goes down first; stream, rebase: the image that is
                    filled; NULL = the active one */
-    char *target, *format; /* target: of a mirror; stream with retire: the image that goes */
+    char *target, *format; /* target: of a mirror; with retire or remove: the image that goes */
     bool retire;           /* stream: go on with the active image's plain file alone */
+    bool remove;           /* stream, commit: remove the files of what leaves the chain */
+    bool fresh;            /* mirror: nothing had the target's name when it was ordered */
     bool existing, top_only, only_new; /* mirror */
     unsigned flags;                    /* mirror: enum dr_open_flag of the target */
     bool keep_finalize, keep_dismiss;  /* wait for job-finalize, job-dismiss */
@@ -110,6 +118,7 @@ struct live_job {
     enum live_status status;
     bool paused, cancelled, finalize;
     bool done;      /* its operation has ended */
+    bool switched;  /* the disk has gone over, so that there is nothing for the next server to do */
     bool stays;     /* the server ends: it is joined and freed there */
     bool kept;      /* and the next server shall go on with it */
     int stopped_by; /* 0, or the positive errno for which it was paused */
@@ -130,8 +139,10 @@ struct dr_live {
     struct dr_file *state_file; /* open and locked; under state_lock */
     pthread_mutex_t state_lock; /* taken before the lock, and held while the state is written */
     json_t *other_disks, *other_jobs; /* what the state says of disks that are not here */
-    bool changed; /* a job has begun or ended, and the state does not say so yet */
-    char **allow; /* NULL-terminated, or NULL */
+    bool changed;              /* a job has begun or ended, and the state does not say so yet */
+    struct live_names emptied; /* overlays that commits have emptied and left */
+    struct live_names making;  /* new images of snapshots that are under way */
+    char **allow;              /* NULL-terminated, or NULL */
     const struct dr_live_exports *served;
     struct live_export *exports;
     bool hung_up; /* by nbd-server-stop; of the clients' thread */
@@ -177,6 +188,26 @@ int live_state_save_if_changed(struct dr_live *live, struct dr_error *err);
 /* Disks are about to go on with other images. */
 int live_record(struct dr_live *live, const struct dr_switch *switches, size_t n,
                 struct dr_error *err);
+
+/* ------------------------------------------------------------------ leftovers.c */
+
+/* Under the lock. False: out of memory. A name is in a list once. */
+bool live_names_add(struct live_names *names, const char *name);
+void live_names_remove(struct live_names *names, const char *name);
+bool live_names_copy(const struct live_names *from, struct live_names *to);
+json_t *live_names_json(const struct live_names *names); /* NULL: one is not UTF-8, or no memory */
+void live_names_free(struct live_names *names);
+
+/* The rest without the lock. Remove what the state knows of and no disk went on with. */
+int live_leftovers_begin(struct dr_live *live, json_t *state, struct dr_error *err);
+/* Images at these paths are about to be made, and nothing is there / they are made or given up. */
+int live_making(struct dr_live *live, const char *const *paths, size_t n, bool begin,
+                struct dr_error *err);
+/* Does the disk's chain have the image at this path? */
+bool live_has_image(const struct live_disk *on, const char *path);
+/* The job's image has left the chain in an earlier server, which was killed before its file went.
+ */
+int live_remove_left(const struct live_job *job, struct dr_error *err);
 
 /* ------------------------------------------------------------------ jobs.c; under the lock */
 

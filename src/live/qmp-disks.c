@@ -258,6 +258,24 @@ static int record(void *user, const struct dr_switch *switches, size_t n, struct
     return live_record(user, switches, n, err);
 }
 
+/* With the names of what is made in the state, should the server be killed meanwhile. */
+static int make_shots(struct dr_live *live, struct dr_overlay *overlays, size_t n,
+                      struct dr_job *job, struct dr_error *err)
+{
+    CLEANUP_FREE const char **fresh = calloc(n, sizeof(*fresh));
+    size_t n_fresh = 0;
+    if (!fresh)
+        return dr_fail(err, ENOMEM, "out of memory");
+    for (size_t i = 0; i < n; i++) /* what is there already is somebody else's */
+        if (!overlays[i].existing && !dr_fs_exists(overlays[i].disk->fs, overlays[i].path))
+            fresh[n_fresh++] = overlays[i].path;
+    int r = live_making(live, fresh, n_fresh, true, err);
+    if (r == 0)
+        r = dr_disks_snapshot(overlays, n, job, err);
+    live_making(live, fresh, n_fresh, false, NULL);
+    return r;
+}
+
 static json_t *take_shots(struct dr_live *live, struct shot *shots, size_t n, struct qmp_error *err)
 {
     CLEANUP_FREE struct dr_overlay *overlays = calloc(n, sizeof(*overlays));
@@ -269,7 +287,7 @@ static json_t *take_shots(struct dr_live *live, struct shot *shots, size_t n, st
     struct dr_job *job = NULL;
     int r = dr_job_new(NULL, &options, &job, &err->text);
     if (r == 0)
-        r = dr_disks_snapshot(overlays, n, job, &err->text);
+        r = make_shots(live, overlays, n, job, &err->text);
     dr_job_free(job);
     DR_LOCK_SCOPE(&live->lock);
     for (size_t i = 0; i < n; i++) {

@@ -17,16 +17,6 @@ static struct live_disk *find_device(struct dr_live *live, const char *name, cha
     return on;
 }
 
-static bool has_image(const struct live_disk *on, const char *path)
-{
-    struct dr_chain *chain = dr_disk_chain(on->disk);
-    bool has = false;
-    for (size_t i = 0; i < chain->n && !has; i++)
-        has = strcmp(chain->images[i]->path, path) == 0;
-    dr_chain_unref(chain, NULL);
-    return has;
-}
-
 struct live_disk *qmp_device_image(struct dr_live *live, json_t *args, char **image,
                                    struct qmp_error *err)
 {
@@ -35,7 +25,7 @@ struct live_disk *qmp_device_image(struct dr_live *live, json_t *args, char **im
     if (on && name)
         return qmp_chain_path(live, on, NULL, name, image, err) < 0 ? NULL : on;
     for (size_t n = 0; !on && *image && (on = live_nth_disk(live, n)); n++)
-        on = has_image(on, *image) ? on : NULL;
+        on = live_has_image(on, *image) ? on : NULL;
     if (on)
         return on;
     free(*image); /* perhaps it is a node that is no disk yet: its active image is meant */
@@ -65,6 +55,55 @@ static json_t *rebase(struct dr_live *live, json_t *args, struct qmp_error *err)
     return qmp_begin_job(live, on, args, &order, err);
 }
 
+/* ------------------------------------------------------------------ delete */
+
+static char *path_at(const struct dr_chain *chain, size_t i)
+{
+    return strdup(chain->images[i]->path);
+}
+
+/* Down: the image goes into its parent. Else its child takes what it needs of it, and all other
+ * images read as before. */
+static int delete_order(const struct dr_chain *chain, const char *image, bool down,
+                        struct live_order *order, struct qmp_error *err)
+{
+    size_t at = dr_ops_member(chain, image);
+    const char *top = chain->images[0]->path;
+    bool lowest = at + 1 >= chain->n;
+    if (at == chain->n)
+        return dr_fail(&err->text, EINVAL, "Did not find '%s' in the backing chain of '%s'", image,
+                       top);
+    if (at == 0)
+        return dr_fail(&err->text, EINVAL,
+                       "'%s' is the active image: only images below it can be deleted", image);
+    if (down && lowest)
+        return dr_fail(&err->text, EINVAL, "'%s' has no parent that it could go down into", image);
+    order->kind = down ? LIVE_COMMIT : LIVE_STREAM;
+    order->target = path_at(chain, at);
+    order->format = strdup(chain->images[at]->fmt->name);
+    order->top = down ? path_at(chain, at) : at > 1 ? path_at(chain, at - 1) : NULL;
+    order->base = lowest ? NULL : path_at(chain, at + 1);
+    bool all = order->target && order->format && (order->base || lowest) &&
+               (order->top || (!down && at == 1));
+    return all ? 0 : dr_fail(&err->text, ENOMEM, "out of memory");
+}
+
+static json_t *delete (struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct live_order order = {.remove = qmp_bool(args, "remove", false)};
+    struct live_disk *on = qmp_device(live, args, err);
+    if (!on)
+        return NULL;
+    struct dr_chain *chain = dr_disk_chain(on->disk);
+    int r =
+        delete_order(chain, qmp_string(args, "image"), qmp_bool(args, "down", false), &order, err);
+    dr_chain_unref(chain, NULL);
+    if (r == 0)
+        return qmp_begin_job(live, on, args, &order, err);
+    live_order_clear(&order);
+    return NULL;
+}
+
 /* ------------------------------------------------------------------ the table */
 
 const struct qmp_command qmp_edit_commands[] = {
@@ -75,6 +114,16 @@ const struct qmp_command qmp_edit_commands[] = {
       {"x-image", 's', false},
       {"backing-file", 's', true},
       {"backing-format", 's', false},
+      {"speed", 'n', false},
+      {"auto-finalize", 'b', false},
+      {"auto-dismiss", 'b', false}}},
+    {"x-drover-delete",
+     delete,
+     {{"job-id", 's', false},
+      {"device", 's', true},
+      {"image", 's', true},
+      {"down", 'b', false},
+      {"remove", 'b', false},
       {"speed", 'n', false},
       {"auto-finalize", 'b', false},
       {"auto-dismiss", 'b', false}}},

@@ -99,7 +99,7 @@ static json_t *block_stream(struct dr_live *live, json_t *args, struct qmp_error
 /* The device that a commit goes by has an error class of its own. */
 static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
-    struct live_order order = {.kind = LIVE_COMMIT};
+    struct live_order order = {.kind = LIVE_COMMIT, .remove = qmp_bool(args, "x-remove", false)};
     const char *device = qmp_string(args, "device");
     struct live_disk *on = qmp_device(live, args, err);
     if (!on)
@@ -163,8 +163,10 @@ static int drive_order(struct dr_live *live, struct live_disk *on, json_t *args,
     else if (live_gate(live, on, qmp_string(args, "target"), &err->text) == 0) {
         order->target = live_full_path(on, qmp_string(args, "target"));
         order->format = format ? strdup(format) : NULL;
-        if (order->target && (order->format || !format))
+        if (order->target && (order->format || !format)) {
+            order->fresh = !order->existing && !dr_fs_exists(on->disk->fs, order->target);
             return 0;
+        }
         qmp_fail(err, NULL, "out of memory");
     }
     return -EINVAL;
@@ -334,6 +336,7 @@ const struct qmp_command qmp_job_commands[] = {
       {"base-node", 's', false},
       {"top", 's', false},
       {"top-node", 's', false},
+      {"x-remove", 'b', false},
       {"on-error", 's', false}}},
     {"drive-mirror",
      drive_mirror,

@@ -6,9 +6,10 @@
  *   a job has begun → the state has it → the client gets its reply
  *   a job has ended → the state forgets it
  *
- * A job that the state has begins anew with the server: a stream, rebase or commit goes on where it
- * was, since what it has done is in the images; a mirror starts with a fresh target, and what the
- * old one left aside is removed then. */
+ * A disk that goes over, and the job that made it do so, change in one write. A job that the state
+ * has begins anew with the server: a stream, rebase or commit goes on where it was, since what it
+ * has done is in the images; a mirror starts with a fresh target. What an earlier server made and
+ * no disk went on with is removed then (leftovers.c). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -156,13 +157,14 @@ static bool set_text(json_t *object, const char *key, const char *text)
 static json_t *describe_job(const struct live_job *job)
 {
     const struct live_order *o = &job->order;
-    json_t *one = json_pack("{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:b, s:I, s:b, s:s, s:s}", "id",
-                            dr_job_id(job->job), "disk", job->on->name, "kind", (int)o->kind,
-                            "retire", o->retire, "existing", o->existing, "top-only", o->top_only,
-                            "keep-finalize", o->keep_finalize, "keep-dismiss", o->keep_dismiss,
-                            "speed", (json_int_t)o->speed, "paused", job->paused, "on-source-error",
-                            live_on_error_name(o->on_source_error), "on-target-error",
-                            live_on_error_name(o->on_target_error));
+    json_t *one =
+        json_pack("{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:I, s:b, s:s, s:s}", "id",
+                  dr_job_id(job->job), "disk", job->on->name, "kind", (int)o->kind, "retire",
+                  o->retire, "remove", o->remove, "fresh", o->fresh, "existing", o->existing,
+                  "top-only", o->top_only, "keep-finalize", o->keep_finalize, "keep-dismiss",
+                  o->keep_dismiss, "speed", (json_int_t)o->speed, "paused", job->paused,
+                  "on-source-error", live_on_error_name(o->on_source_error), "on-target-error",
+                  live_on_error_name(o->on_target_error));
     if (set_text(one, "base", o->base) && set_text(one, "top", o->top) &&
         set_text(one, "target", o->target) && set_text(one, "format", o->format))
         return one;
@@ -184,12 +186,14 @@ static char *describe(struct dr_live *live)
                                                       "path", d->path, "format", d->format, "first",
                                                       d->first)) == 0;
     for (const struct live_job *job = live->jobs; job; job = job->next)
-        if (!job->done && !job->on->node && !job->order.only_new &&
+        if (!job->done && !job->switched && !job->on->node && !job->order.only_new &&
             (job->kept || (job->status < LIVE_ABORTING && !job->cancelled)))
             all &= json_array_append_new(jobs, describe_job(job)) == 0;
     all &= !live->other_disks || json_array_extend(disks, live->other_disks) == 0;
     all &= !live->other_jobs || json_array_extend(jobs, live->other_jobs) == 0;
-    json_t *state = json_pack("{s:i, s:o, s:o}", "drover-state", 1, "disks", disks, "jobs", jobs);
+    json_t *state = json_pack("{s:i, s:o, s:o, s:o, s:o}", "drover-state", 1, "disks", disks,
+                              "jobs", jobs, "emptied", live_names_json(&live->emptied), "making",
+                              live_names_json(&live->making));
     char *text = all && state ? json_dumps(state, JSON_INDENT(1)) : NULL;
     json_decref(state);
     return text;
@@ -356,6 +360,8 @@ static void begin_again(struct dr_live *live, json_t *one)
         .target = copy_text(one, "target"),
         .format = copy_text(one, "format"),
         .retire = json_is_true(json_object_get(one, "retire")),
+        .remove = json_is_true(json_object_get(one, "remove")),
+        .fresh = json_is_true(json_object_get(one, "fresh")),
         .existing = json_is_true(json_object_get(one, "existing")),
         .top_only = json_is_true(json_object_get(one, "top-only")),
         .keep_finalize = json_is_true(json_object_get(one, "keep-finalize")),
@@ -406,6 +412,8 @@ int live_state_begin(struct dr_live *live, struct dr_error *err)
         r = keep_others(live, json_object_get(state, "disks"), "name", &live->other_disks, err);
     if (r == 0)
         r = keep_others(live, json_object_get(state, "jobs"), "disk", &live->other_jobs, err);
+    if (r == 0)
+        r = live_leftovers_begin(live, state, err);
     if (r == 0) {
         DR_LOCK_SCOPE(&live->lock);
         json_array_foreach(json_object_get(state, "jobs"), i, one) begin_again(live, one);

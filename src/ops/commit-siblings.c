@@ -32,20 +32,12 @@ static bool is_own_leftover(const struct commit *c, const char *path)
     return own;
 }
 
-/* Does nothing stand in the image itself, so that it shows what its parent shows? */
 static bool is_empty(const struct commit *c, const char *path)
 {
     CLEANUP_IMAGE struct dr_image *image = NULL;
     const unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK | DR_OPEN_NO_BACKING;
-    struct dr_extent ext = {.kind = DR_HOLE};
-    size_t snapshots = 0;
-    if (dr_image_open(c->fs, path, NULL, flags, &image, NULL) < 0 ||
-        dr_image_snapshot_count(image, &snapshots, NULL) < 0)
-        return false;
-    for (uint64_t off = 0; off < image->size && ext.kind == DR_HOLE; off += ext.len)
-        if (dr_image_map(image, off, image->size - off, &ext, NULL) < 0)
-            return false;
-    return ext.kind == DR_HOLE && snapshots == 0;
+    return dr_image_open(c->fs, path, NULL, flags, &image, NULL) == 0 &&
+           dr_ops_holds_nothing(image);
 }
 
 /* An overlay that an earlier commit has emptied and left is another name of the disk itself. */

@@ -64,6 +64,9 @@ int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
                         int (*may)(void *user, struct dr_image *image, struct dr_error *err),
                         void *user, struct dr_error *err);
 
+/* Does nothing stand in the image itself, so that it shows what its parent shows? */
+bool dr_ops_holds_nothing(struct dr_image *image);
+
 /* The images of a disk's chain, to remove those that an operation takes out of it. */
 struct dr_ops_left {
     char **paths;

@@ -90,6 +90,18 @@ int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
     return r;
 }
 
+bool dr_ops_holds_nothing(struct dr_image *image)
+{
+    struct dr_extent ext = {.kind = DR_HOLE};
+    size_t snapshots = 0;
+    if (dr_image_snapshot_count(image, &snapshots, NULL) < 0)
+        return false;
+    for (uint64_t off = 0; off < image->size && ext.kind == DR_HOLE; off += ext.len)
+        if (dr_image_map(image, off, image->size - off, &ext, NULL) < 0)
+            return false;
+    return ext.kind == DR_HOLE && snapshots == 0;
+}
+
 /* ------------------------------------------------------------------ what leaves a chain */
 
 int dr_ops_left_begin(struct dr_ops_left *left, struct dr_disk *disk, struct dr_error *err)

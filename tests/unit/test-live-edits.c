@@ -72,6 +72,38 @@ static const struct edit {
      "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0', 'x-retire': "
      "true, 'auto-dismiss': false}}",
      "top.raw", "base base.raw mid mid.raw other other.raw state top.raw "},
+    {"mirror", "qcow2",
+     "{'execute': 'drive-mirror', 'arguments': {'job-id': 'j', 'device': 'disk0', 'target': "
+     "'moved', 'sync': 'full', 'auto-dismiss': false}}",
+     "moved", "base mid moved other state top "},
+    {"mirror to two files", "add-cow",
+     "{'execute': 'drive-mirror', 'arguments': {'job-id': 'j', 'device': 'disk0', 'target': "
+     "'moved', 'sync': 'full', 'auto-dismiss': false}}",
+     "moved", "base base.raw mid mid.raw moved moved.raw other other.raw state top top.raw "},
+    {"commit", "vmdk",
+     "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', 'base': 'mid', "
+     "'auto-dismiss': false}}",
+     "mid", "base mid other state top "},
+    {"commit of mid", "qcow2",
+     "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', 'top': 'mid', "
+     "'auto-dismiss': false}}",
+     "top", "base mid other state top "},
+    {"delete, up", "qcow2",
+     "{'execute': 'x-drover-delete', 'arguments': {'job-id': 'j', 'device': 'disk0', 'image': "
+     "'mid', 'remove': true, 'auto-dismiss': false}}",
+     "top", "base other state top "},
+    {"delete, down", "vmdk",
+     "{'execute': 'x-drover-delete', 'arguments': {'job-id': 'j', 'device': 'disk0', 'image': "
+     "'mid', 'down': true, 'remove': true, 'auto-dismiss': false}}",
+     "top", "base other state top "},
+    {"snapshot", "vmdk",
+     "{'execute': 'blockdev-snapshot-sync', 'arguments': {'device': 'disk0', 'snapshot-file': "
+     "'new'}}",
+     "new", "base mid new other state top "},
+    {"snapshot of two files", "add-cow",
+     "{'execute': 'blockdev-snapshot-sync', 'arguments': {'device': 'disk0', 'snapshot-file': "
+     "'new'}}",
+     "new", "base base.raw mid mid.raw new new.raw other other.raw state top top.raw "},
 };
 
 static int by_name(const void *a, const void *b)

@@ -133,6 +133,61 @@ static void a_rebase_gives_a_lower_image_another_parent(void **state)
     end(w, "top");
 }
 
+static void an_image_below_the_active_one_is_deleted(void **state)
+{
+    static const char *const formats[] = {"vmdk", "qcow2", "add-cow"};
+    (void)state;
+    for (unsigned i = 0; i < 6; i++) {
+        struct world *w = begin(formats[i / 2]);
+        char line[200];
+        told_no(w,
+                "{'execute': 'x-drover-delete', 'arguments': {'device': 'disk0', 'image': 'top'}}",
+                "GenericError", "only images below it can be deleted");
+        told_no(w,
+                "{'execute': 'x-drover-delete', 'arguments': {'device': 'disk0', 'image': 'no'}}",
+                "GenericError", "Did not find 'no'");
+        told_no(w,
+                "{'execute': 'x-drover-delete', 'arguments': {'device': 'disk0', 'image': 'base', "
+                "'down': true}}",
+                "GenericError", "no parent that it could go down into");
+        snprintf(line, sizeof(line),
+                 "{'execute': 'x-drover-delete', 'arguments': {'device': 'disk0', 'image': 'mid', "
+                 "'down': %s, 'remove': %s}}",
+                 i % 2 ? "true" : "false", i < 4 ? "true" : "false");
+        tell(w, line);
+        events_are(&w->talk, BEGUN ENDING COMPLETED GONE);
+        assert_int_equal(dr_chain_length(w->crowd.disk), 2);
+        assert_int_equal(exists(w->fs, "mid"), i >= 4); /* only when asked */
+        crowd_pass(&w->crowd, 5);
+        tell(w, "{'execute': 'x-drover-delete', 'arguments': {'device': 'disk0', 'image': 'base', "
+                "'remove': false}}");
+        events_are(&w->talk, BEGUN ENDING COMPLETED GONE);
+        assert_int_equal(dr_chain_length(w->crowd.disk), 1);
+        assert_true(exists(w->fs, "base"));
+        end(w, "top");
+    }
+}
+
+/* The overlay that a commit has emptied shows the disk, and is no other image on its base. */
+static void a_second_commit_into_the_same_base_is_not_refused(void **state)
+{
+    struct world *w = begin("qcow2");
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        tell(w, "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+                "'base': 'mid'}}");
+        events_are(&w->talk, BEGUN READY);
+        tell(w, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
+        events_are(&w->talk, ENDING COMPLETED GONE);
+        assert_string_equal(dr_image_path(w->crowd.disk, 0), "mid");
+        crowd_pass(&w->crowd, 5);
+        if (i == 0)
+            tell(w, "{'execute': 'blockdev-snapshot-sync', 'arguments': {'device': 'disk0', "
+                    "'snapshot-file': 'new'}}");
+    }
+    end(w, "mid");
+}
+
 static void a_job_waits_to_be_finalized_and_dismissed(void **state)
 {
     struct world *w = begin("qcow2");
@@ -397,6 +452,8 @@ int main(void)
         cmocka_unit_test(a_stream_stops_at_its_base),
         cmocka_unit_test(a_stream_fills_an_image_below_the_active_one),
         cmocka_unit_test(a_rebase_gives_a_lower_image_another_parent),
+        cmocka_unit_test(an_image_below_the_active_one_is_deleted),
+        cmocka_unit_test(a_second_commit_into_the_same_base_is_not_refused),
         cmocka_unit_test(a_job_waits_to_be_finalized_and_dismissed),
         cmocka_unit_test(a_pending_job_may_be_cancelled),
         cmocka_unit_test(an_intermediate_commit_ends_alone),

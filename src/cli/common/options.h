@@ -76,6 +76,7 @@ enum cli_key { /* options without a letter */
                KEY_TOP,
                KEY_TOP_ONLY,
                KEY_IMAGE,
+               KEY_DOWN,
                KEY_NO_COMPLETE,
                KEY_DETACH,
                KEY_ON_ERROR,

@@ -19,6 +19,10 @@ static const struct cli_option options[] = {
     {KEY_TOP, "top", "IMAGE", "commit: the topmost image that goes down", false},
     {KEY_IMAGE, "image", "IMAGE", "stream, rebase: work on this image, not on the active one",
      false},
+    {KEY_DOWN, "down", NULL, "delete: into the image's parent, which then reads as the image did",
+     false},
+    {KEY_REMOVE, "remove", NULL, "delete, commit: remove the files of what leaves the chain",
+     false},
     {KEY_RETIRE, "retire", NULL,
      "stream: go on with an add-cow's raw file, and remove the rest of it", false},
     {KEY_TOP_ONLY, "top-only", NULL, "mirror: only what the active image holds", false},
@@ -253,7 +257,9 @@ static int do_stream(struct ctl *ctl, const struct cli_args *args, char **operan
 
 static int do_commit(struct ctl *ctl, const struct cli_args *args, char **operands)
 {
-    return begin_job(ctl, args, "block-commit", json_pack("{s:s}", "device", operands[0]));
+    return begin_job(
+        ctl, args, "block-commit",
+        json_pack("{s:s, s:b}", "device", operands[0], "x-remove", cli_has(args, KEY_REMOVE)));
 }
 
 /* The parent's name is sent as it is to be recorded. */
@@ -263,6 +269,16 @@ static int do_rebase(struct ctl *ctl, const struct cli_args *args, char **operan
     if (!arguments)
         return cli_usage(ctl->cli, "'%s' is no name that can be sent", operands[1]);
     return begin_job(ctl, args, "x-drover-rebase", arguments);
+}
+
+static int do_delete(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    json_t *arguments = json_pack("{s:s, s:s, s:b, s:b}", "device", operands[0], "image",
+                                  operands[1], "down", cli_has(args, KEY_DOWN), "remove",
+                                  cli_has(args, KEY_REMOVE));
+    if (!arguments)
+        return cli_usage(ctl->cli, "'%s' is no name that can be sent", operands[1]);
+    return begin_job(ctl, args, "x-drover-delete", arguments);
 }
 
 static int do_mirror(struct ctl *ctl, const struct cli_args *args, char **operands)
@@ -388,6 +404,7 @@ static const struct verb {
     {"commit", " DISK", 1, do_commit},
     {"mirror", " DISK FILE", 2, do_mirror},
     {"rebase", " DISK PARENT", 2, do_rebase},
+    {"delete", " DISK IMAGE", 2, do_delete},
     {"resize", " DISK SIZE", 2, do_resize},
     {"pause", " JOB", 1, do_pause},
     {"resume", " JOB", 1, do_resume},
@@ -470,6 +487,7 @@ const struct cli_command cli_cmd_ctl = {
              "  stream DISK            pull the parents' data into the active image, or --image\n"
              "  commit DISK            put the active image, or --top, down into its base\n"
              "  mirror DISK FILE       copy the disk into a new image and go on with that\n"
+             "  delete DISK IMAGE      take an image below the active one out of the chain\n"
              "  rebase DISK PARENT     give the active image, or --image, another parent\n"
              "  resize DISK SIZE\n"
              "  pause, resume, complete, cancel JOB\n"

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Files that changes of chains leave, and what a server that was killed may have left.
+ *
+ * The state knows them by name before they come to be: new images of snapshots, targets of mirrors,
+ * images that leave a chain. The next server removes those that no disk went on with, each only if
+ * it is what the state takes it for. Overlays that a commit has emptied stay; they are noted, since
+ * they show nothing but the disk. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "live/live.h"
+#include "ops/ops-internal.h"
+
+/* ------------------------------------------------------------------ lists of names */
+
+static size_t find_name(const struct live_names *names, const char *name)
+{
+    size_t i = 0;
+    while (i < names->n && strcmp(names->all[i], name) != 0)
+        i++;
+    return i;
+}
+
+bool live_names_add(struct live_names *names, const char *name)
+{
+    if (find_name(names, name) < names->n)
+        return true;
+    char **all = realloc(names->all, (names->n + 1) * sizeof(*all));
+    if (!all)
+        return false;
+    names->all = all;
+    all[names->n] = strdup(name);
+    names->n += all[names->n] != NULL;
+    return names->n > 0 && all[names->n - 1] && strcmp(all[names->n - 1], name) == 0;
+}
+
+void live_names_remove(struct live_names *names, const char *name)
+{
+    size_t i = find_name(names, name);
+    if (i == names->n)
+        return;
+    free(names->all[i]);
+    names->all[i] = names->all[--names->n];
+}
+
+void live_names_free(struct live_names *names)
+{
+    for (size_t i = 0; i < names->n; i++)
+        free(names->all[i]);
+    free(names->all);
+    *names = (struct live_names){0};
+}
+
+json_t *live_names_json(const struct live_names *names)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < names->n; i++)
+        if (json_array_append_new(list, json_string(names->all[i])) < 0) {
+            json_decref(list);
+            return NULL;
+        }
+    return list;
+}
+
+bool live_names_copy(const struct live_names *from, struct live_names *to)
+{
+    *to = (struct live_names){0};
+    for (size_t i = 0; i < from->n; i++)
+        if (!live_names_add(to, from->all[i])) {
+            live_names_free(to);
+            return false;
+        }
+    return true;
+}
+
+/* ------------------------------------------------------------------ what is removed */
+
+static bool is_path_of(const json_t *disks, const char *path)
+{
+    json_t *one;
+    size_t i;
+    json_array_foreach(disks, i, one)
+    {
+        const char *its = json_string_value(json_object_get(one, "path"));
+        if (its && strcmp(its, path) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Of what the state says, a new snapshot has nothing of its own, and a parent. */
+static int may_be_new(void *user, struct dr_image *image, struct dr_error *err)
+{
+    (void)user;
+    if (image->backing_name && dr_ops_holds_nothing(image))
+        return 0;
+    return dr_fail(err, EEXIST, "%s: is no new snapshot: kept", image->path);
+}
+
+static void remove_snapshot(struct dr_live *live, const char *path)
+{
+    const struct dr_open_options open = {.allow_paths = (const char *const *)live->allow};
+    dr_recover_fs(live->fs, path, &open, false, NULL, NULL, NULL, NULL); /* what is aside yet */
+    if (dr_fs_exists(live->fs, path))
+        dr_ops_remove_image(live->fs, path, NULL, &open, may_be_new, NULL, NULL);
+}
+
+static int may_be_target(void *user, struct dr_image *image, struct dr_error *err)
+{
+    const struct dr_disk *disk = user;
+    if (image->size == dr_size(disk))
+        return 0;
+    return dr_fail(err, EEXIST, "%s: is no copy of the disk: kept", image->path);
+}
+
+/* A mirror begins anew. Its target, which was not there when it was ordered, may have got its name,
+ * but the disk did not go on with it. */
+static void remove_target(struct dr_live *live, json_t *job)
+{
+    const struct dr_open_options open = {.allow_paths = (const char *const *)live->allow};
+    const char *name = json_string_value(json_object_get(job, "disk"));
+    const char *path = json_string_value(json_object_get(job, "target"));
+    const char *format = json_string_value(json_object_get(job, "format"));
+    pthread_mutex_lock(&live->lock);
+    const struct live_disk *on = name ? live_find_disk(live, name) : NULL;
+    pthread_mutex_unlock(&live->lock);
+    if (!on || !path || !dr_fs_exists(live->fs, path))
+        return;
+    dr_ops_remove_image(live->fs, path, format ? format : dr_image_format(on->disk, 0), &open,
+                        may_be_target, on->disk, NULL);
+}
+
+static bool is_fresh_mirror(const json_t *job)
+{
+    return json_integer_value(json_object_get(job, "kind")) == LIVE_MIRROR &&
+           json_is_true(json_object_get(job, "fresh"));
+}
+
+int live_leftovers_begin(struct dr_live *live, json_t *state, struct dr_error *err)
+{
+    json_t *one, *disks = json_object_get(state, "disks");
+    size_t i;
+    bool all = true;
+    json_array_foreach(json_object_get(state, "making"), i, one)
+    {
+        const char *path = json_string_value(one);
+        if (path && !is_path_of(disks, path))
+            remove_snapshot(live, path);
+    }
+    json_array_foreach(json_object_get(state, "jobs"), i, one)
+    {
+        const char *path = json_string_value(json_object_get(one, "target"));
+        if (is_fresh_mirror(one) && path && !is_path_of(disks, path))
+            remove_target(live, one);
+    }
+    json_array_foreach(json_object_get(state, "emptied"), i, one)
+    {
+        const char *path = json_string_value(one);
+        if (path && dr_fs_exists(live->fs, path))
+            all &= live_names_add(&live->emptied, path);
+    }
+    return all ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", live->state);
+}
+
+/* ------------------------------------------------------------------ snapshots */
+
+int live_making(struct dr_live *live, const char *const *paths, size_t n, bool begin,
+                struct dr_error *err)
+{
+    bool all = true;
+    if (!live->state)
+        return 0;
+    pthread_mutex_lock(&live->lock);
+    for (size_t i = 0; i < n; i++)
+        if (begin)
+            all &= live_names_add(&live->making, paths[i]);
+        else
+            live_names_remove(&live->making, paths[i]);
+    live->changed |= !begin;
+    pthread_mutex_unlock(&live->lock);
+    if (!all)
+        return dr_fail(err, ENOMEM, "%s: out of memory", live->state);
+    return begin ? live_state_save(live, err) : 0;
+}
+
+/* ------------------------------------------------------------------ what left a chain */
+
+bool live_has_image(const struct live_disk *on, const char *path)
+{
+    struct dr_chain *chain = dr_disk_chain(on->disk);
+    bool has = false;
+    for (size_t i = 0; i < chain->n && !has; i++)
+        has = strcmp(chain->images[i]->path, path) == 0;
+    dr_chain_unref(chain, NULL);
+    return has;
+}
+
+/* An image that left the chain still has a parent there, as its former child has now. */
+static int may_have_left(void *user, struct dr_image *image, struct dr_error *err)
+{
+    struct dr_disk *disk = user;
+    CLEANUP_FREE char *parent = NULL;
+    struct dr_chain *chain = dr_disk_chain(disk);
+    bool has = dr_ops_backing_path(image, NULL, &parent, NULL) == 0 &&
+               dr_ops_member(chain, parent) < chain->n;
+    dr_chain_unref(chain, NULL);
+    return has ? 0
+               : dr_fail(err, EEXIST, "%s: has left the chain of the disk already: its file stays",
+                         image->path);
+}
+
+int live_remove_left(const struct live_job *job, struct dr_error *err)
+{
+    const struct live_order *o = &job->order;
+    const struct dr_open_options open = {.allow_paths = (const char *const *)job->live->allow};
+    struct dr_disk *disk = job->on->disk;
+    if (!o->remove || !o->target || live_has_image(job->on, o->target) ||
+        !dr_fs_exists(disk->fs, o->target))
+        return 0;
+    return dr_ops_remove_image(disk->fs, o->target, o->format, &open, may_have_left, disk, err);
+}
