@@ -307,6 +307,59 @@ def test_a_server_that_is_killed_goes_on_with_its_job(serve, job):
     server.stop()
 
 
+EDITS = {
+    "rebase": ["rebase", "--image", "mid", "-f", "qcow2"],
+    "delete": ["delete"],
+    "retire": ["stream", "--retire"],
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_server_that_is_killed_in_the_middle_of_a_change_of_the_chain_finishes_it(serve, edit):
+    """Under load, at several points: what was flushed is there, the change is made in the end, and nothing is left."""
+    rnd = random.Random(edit)
+    chain("qcow2")
+    make("qcow2", "other")
+    io("other", "write -P 0x11 0 6M", fmt="qcow2")
+    if edit == "retire":
+        make("add-cow", "overlay", ("qcow2", "disk"))
+    first = "overlay" if edit == "retire" else "disk"
+    parameters = [first, "control=control", "export=d", "state=state"]
+    server = serve(*parameters)
+    for attempt in range(5):
+        guest = Guest(server)
+        if edit == "rebase":
+            operands = ["d", ["other", "base"][attempt % 2]]
+        elif edit == "delete":
+            ctl("snapshot", "d", f"new{attempt}")
+            ctl("snapshot", "d", f"newer{attempt}")
+            operands = ["--remove", *(["--down"] if attempt % 2 else []), "d", f"new{attempt}"]
+        else:
+            if attempt:
+                ctl("snapshot", "-f", "add-cow", "d", f"overlay{attempt}")
+            operands = ["d"]
+        guest.go_on(20)
+        ctl(*EDITS[edit], "--detach", "-r", "20M", *operands)
+        guest.go_on(rnd.randrange(1, 40))
+        server.kill()
+        guest.rest()
+        server = serve(*parameters)
+        handle = server.connect()
+        have = handle.pread(SIZE, 0)
+        for at in range(0, SIZE, PIECE):
+            if at not in guest.touched:
+                assert have[at:at + PIECE] == guest.flushed[at:at + PIECE], f"{attempt}: at {at}"
+        handle.shutdown()
+        while ctl("jobs"):
+            pass
+        if edit == "delete":
+            assert not os.path.exists(f"new{attempt}")
+        if edit == "retire":
+            assert "(raw, " in ctl("status")
+    assert not [n for n in os.listdir(".") if n.startswith(".")]
+    server.stop()
+
+
 def test_a_parent_that_was_given_is_not_put_under_a_newer_image(serve):
     chain("qcow2")
     given = ["disk", "format=qcow2", "backing=mid", "backing-format=qcow2", "control=control", "export=d", "state=state"]
