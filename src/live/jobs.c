@@ -129,9 +129,8 @@ static void on_ready(void *user)
     live_event(job->live, "BLOCK_JOB_READY", progress_of(job));
 }
 
-static int on_switch(void *user)
+static int wait_for_switch(struct live_job *job)
 {
-    struct live_job *job = user;
     DR_LOCK_SCOPE(&job->live->lock);
     wait_for_resume(job);
     if (job->cancelled)
@@ -146,6 +145,27 @@ static int on_switch(void *user)
     while (!job->finalize && !job->cancelled)
         pthread_cond_wait(&job->changed, &job->live->lock);
     return job->cancelled;
+}
+
+/* From here on a file by the target's name is the mirror's; before, it is somebody else's. Where
+ * the state cannot be written, the next server takes it for that. */
+static void note_naming(struct live_job *job)
+{
+    if (job->order.kind != LIVE_MIRROR || job->order.existing)
+        return;
+    pthread_mutex_lock(&job->live->lock);
+    job->naming = true;
+    pthread_mutex_unlock(&job->live->lock);
+    live_state_save(job->live, NULL);
+}
+
+static int on_switch(void *user)
+{
+    struct live_job *job = user;
+    int r = wait_for_switch(job);
+    if (r == 0)
+        note_naming(job);
+    return r;
 }
 
 static int on_record(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err)

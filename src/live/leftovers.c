@@ -113,8 +113,8 @@ static int may_be_target(void *user, struct dr_image *image, struct dr_error *er
     return dr_fail(err, EEXIST, "%s: is no copy of the disk: kept", image->path);
 }
 
-/* A mirror begins anew. Its target, which was not there when it was ordered, may have got its name,
- * but the disk did not go on with it. */
+/* A mirror begins anew. Its target, which was about to get its name, may have it, but the disk did
+ * not go on with it. */
 static void remove_target(struct dr_live *live, json_t *job)
 {
     const struct dr_open_options open = {.allow_paths = (const char *const *)live->allow};
@@ -128,12 +128,6 @@ static void remove_target(struct dr_live *live, json_t *job)
         return;
     dr_ops_remove_image(live->fs, path, format ? format : dr_image_format(on->disk, 0), &open,
                         may_be_target, on->disk, NULL);
-}
-
-static bool is_fresh_mirror(const json_t *job)
-{
-    return json_integer_value(json_object_get(job, "kind")) == LIVE_MIRROR &&
-           json_is_true(json_object_get(job, "fresh"));
 }
 
 int live_leftovers_begin(struct dr_live *live, json_t *state, struct dr_error *err)
@@ -150,7 +144,7 @@ int live_leftovers_begin(struct dr_live *live, json_t *state, struct dr_error *e
     json_array_foreach(json_object_get(state, "jobs"), i, one)
     {
         const char *path = json_string_value(json_object_get(one, "target"));
-        if (is_fresh_mirror(one) && path && !is_path_of(disks, path))
+        if (json_is_true(json_object_get(one, "naming")) && path && !is_path_of(disks, path))
             remove_target(live, one);
     }
     json_array_foreach(json_object_get(state, "emptied"), i, one)

@@ -98,7 +98,6 @@ struct live_order {
     char *target, *format; /* target: of a mirror; with retire or remove: the image that goes */
     bool retire;           /* stream: go on with the active image's plain file alone */
     bool remove;           /* stream, commit: remove the files of what leaves the chain */
-    bool fresh;            /* mirror: nothing had the target's name when it was ordered */
     bool existing, top_only, only_new; /* mirror */
     unsigned flags;                    /* mirror: enum dr_open_flag of the target */
     bool keep_finalize, keep_dismiss;  /* wait for job-finalize, job-dismiss */
@@ -118,6 +117,7 @@ struct live_job {
     enum live_status status;
     bool paused, cancelled, finalize;
     bool done;      /* its operation has ended */
+    bool naming;    /* mirror: its new target is about to get its name, or has it */
     bool switched;  /* the disk has gone over, so that there is nothing for the next server to do */
     bool stays;     /* the server ends: it is joined and freed there */
     bool kept;      /* and the next server shall go on with it */

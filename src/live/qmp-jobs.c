@@ -163,10 +163,8 @@ static int drive_order(struct dr_live *live, struct live_disk *on, json_t *args,
     else if (live_gate(live, on, qmp_string(args, "target"), &err->text) == 0) {
         order->target = live_full_path(on, qmp_string(args, "target"));
         order->format = format ? strdup(format) : NULL;
-        if (order->target && (order->format || !format)) {
-            order->fresh = !order->existing && !dr_fs_exists(on->disk->fs, order->target);
+        if (order->target && (order->format || !format))
             return 0;
-        }
         qmp_fail(err, NULL, "out of memory");
     }
     return -EINVAL;

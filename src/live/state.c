@@ -160,7 +160,7 @@ static json_t *describe_job(const struct live_job *job)
     json_t *one =
         json_pack("{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:I, s:b, s:s, s:s}", "id",
                   dr_job_id(job->job), "disk", job->on->name, "kind", (int)o->kind, "retire",
-                  o->retire, "remove", o->remove, "fresh", o->fresh, "existing", o->existing,
+                  o->retire, "remove", o->remove, "naming", job->naming, "existing", o->existing,
                   "top-only", o->top_only, "keep-finalize", o->keep_finalize, "keep-dismiss",
                   o->keep_dismiss, "speed", (json_int_t)o->speed, "paused", job->paused,
                   "on-source-error", live_on_error_name(o->on_source_error), "on-target-error",
@@ -361,7 +361,6 @@ static void begin_again(struct dr_live *live, json_t *one)
         .format = copy_text(one, "format"),
         .retire = json_is_true(json_object_get(one, "retire")),
         .remove = json_is_true(json_object_get(one, "remove")),
-        .fresh = json_is_true(json_object_get(one, "fresh")),
         .existing = json_is_true(json_object_get(one, "existing")),
         .top_only = json_is_true(json_object_get(one, "top-only")),
         .keep_finalize = json_is_true(json_object_get(one, "keep-finalize")),

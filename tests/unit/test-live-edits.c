@@ -178,9 +178,63 @@ static void a_killed_server_leaves_the_old_chain_or_the_new_one(void **state)
     }
 }
 
+/* Is the file made, in a private directory, and has it no name yet? */
+static bool is_aside(struct dr_fs *fs, const char *name)
+{
+    char **names;
+    size_t n;
+    bool aside = false;
+    ok(dr_ops_list(fs, ".", &names, &n, &err));
+    for (size_t i = 0; i < n; i++) {
+        CLEANUP_FREE char *path = dr_path_join(names[i], name);
+        aside |= exists(fs, path);
+    }
+    dr_ops_free_names(names, n);
+    return aside && !exists(fs, name);
+}
+
+/* The image that was being made may still stand aside when somebody uses its name. */
+static void a_file_that_came_after_the_kill_is_not_taken_for_the_target(void **state)
+{
+    struct powerfs *p = powerfs_new();
+    unsigned cuts = 0;
+    uint8_t want[SIZE];
+    (void)state;
+    memset(want, 0x77, sizeof(want));
+    family(powerfs_fs(p), "qcow2");
+    struct server s = serve(powerfs_fs(p));
+    powerfs_settle(p);
+    tell(&s, "{'execute': 'drive-mirror', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+             "'target': 'moved', 'sync': 'full'}}");
+    wait_for(&s, "ready");
+    stop(&s);
+    for (size_t i = 0; i <= powerfs_ops(p); i++) {
+        struct dr_fs *left = powerfs_cut(p, i, POWERFS_ALL, 0);
+        if (is_aside(left, "moved")) {
+            make_on(left, "moved", "qcow2", NULL);
+            put(left, "moved", 0, SIZE, 0x77);
+            char now[32];
+            struct server next = serve(left);
+            do {
+                status(&next, now, sizeof(now));
+                if (strcmp(now, "ready") == 0)
+                    fail_msg("what had the target's name was removed");
+                sched_yield();
+            } while (now[0]);
+            stop(&next);
+            same_view(left, "moved", want, SIZE);
+            cuts++;
+        }
+        dr_fs_memory_free(left);
+    }
+    assert_true(cuts > 0);
+    powerfs_free(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_file_that_came_after_the_kill_is_not_taken_for_the_target),
         cmocka_unit_test(a_killed_server_leaves_the_old_chain_or_the_new_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
