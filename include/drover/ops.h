@@ -301,16 +301,18 @@ DR_API int dr_retire(const char *path, const struct dr_retire_options *options, 
 
 struct dr_commit_options {
     struct dr_open_options open;
-    const char *base; /* -b: a member of the chain; NULL = the immediate parent */
-    const char *top;  /* a member of the chain: the topmost image that goes down. It and those
-                         between it and base leave the chain, and their files stay. NULL = the
-                         active image, which stays in the chain */
-    bool keep;        /* -d: do not empty the overlay afterwards */
-    bool pivot;       /* of an open disk, its active image down into base: the disk goes on with
-                         that, and the overlay is left as an empty image on it. The job
-                         follows the guest until dr_job_complete() */
-    bool force;       /* even if other images, in the base's directory or path's, name it */
-    bool remove;      /* as in struct dr_stream_options; with pivot also the active image */
+    const char *base;    /* -b: a member of the chain; NULL = the immediate parent */
+    const char *top;     /* a member of the chain: the topmost image that goes down. It and those
+                            between it and base leave the chain, and their files stay. NULL = the
+                            active image, which stays in the chain */
+    bool keep;           /* -d: do not empty the overlay afterwards */
+    bool pivot;          /* of an open disk, its active image down into base: the disk goes on with
+                            that, and the overlay is left as an empty image on it. The job
+                            follows the guest until dr_job_complete() */
+    bool write_blocking; /* of an open disk's active image: each write reaches the base, too, before
+                            it is answered; else only near the end */
+    bool force;          /* even if other images, in the base's directory or path's, name it */
+    bool remove;         /* as in struct dr_stream_options; with pivot also the active image */
     const char *const *emptied; /* images that earlier commits with pivot have left: as long as they
                                    are empty, they show the disk's base and are no other images */
     size_t n_emptied;
@@ -338,6 +340,10 @@ struct dr_mirror_options {
                       existing one has it */
     bool only_new; /* with existing: copy only what is written from now on. The target has the rest
                       from elsewhere, or shall not have it */
+    bool write_blocking; /* each write reaches the target, too, before it is answered; else only
+                            near the end, so that a guest that writes faster than the target does
+                            not keep the job busy for ever. A target that fails does not fail the
+                            guest's writes */
 };
 /* Copy the disk, which other threads may read and write meanwhile, into the image at target, and go
  * on with that one: the images that the disk had stay as they are at that moment. The job follows

@@ -108,7 +108,8 @@ struct dr_image {
 };
 
 /* A hook is told of every change that the guest makes to a disk. Both functions run under the lock
- * of the units that change; neither may enter the disk's gate, write to it or flush it. */
+ * of the units that change; neither may enter the disk's gate, or write to its active image or
+ * flush that. */
 struct dr_hook {
     /* [off, off+len) is about to change, and still reads as before through chain's images[0]: time
      * to copy it elsewhere. A failure makes the guest's request fail, unchanged. NULL allowed. */
@@ -292,6 +293,26 @@ const struct dr_format *dr_format_find(const char *name); /* NULL = none */
 const struct dr_format *dr_format_at(size_t i);           /* NULL past the end; raw is last */
 /* Tests only: one more driver, first in the order. Not thread-safe. */
 void dr_format_register(const struct dr_format *fmt);
+
+/* ------------------------------------------------------------------ locks of ranges (inflight.c)
+ *
+ * Each image has them for its units, and a job for what it copies. */
+
+struct dr_ranges *dr_ranges_new(void);
+void dr_ranges_free(struct dr_ranges *ranges);
+
+/* A held or awaited range; lives on the stack of the thread that holds it. */
+struct dr_range {
+    uint64_t off, len;
+    bool exclusive;
+    struct dr_range *prev, *next;
+    struct dr_range_slot *slot; /* NULL: the range is in the list */
+};
+/* Waits, first come first served, until no earlier range conflicts (overlap, one of them
+ * exclusive). */
+void dr_range_lock(struct dr_ranges *ranges, struct dr_range *range, uint64_t off, uint64_t len,
+                   bool exclusive);
+void dr_range_unlock(struct dr_ranges *ranges, struct dr_range *range);
 
 /* ------------------------------------------------------------------ chains (chain.c) */
 

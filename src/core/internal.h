@@ -6,23 +6,8 @@
 #include "base/cleanup.h"
 #include "core/core.h"
 
-/* ------------------------------------------------------------------ inflight.c */
-
-struct dr_ranges *dr_ranges_new(void);
-void dr_ranges_free(struct dr_ranges *ranges);
-
-/* A held or awaited range; lives on the stack of the thread that holds it. */
-struct dr_range {
-    uint64_t off, len;
-    bool exclusive;
-    struct dr_range *prev, *next;
-    struct dr_range_slot *slot; /* NULL: the range is in the list */
-};
-/* Waits, first come first served, until no earlier range conflicts (overlap, one of them
- * exclusive). */
-void dr_range_lock(struct dr_ranges *ranges, struct dr_range *range, uint64_t off, uint64_t len,
-                   bool exclusive);
-void dr_range_unlock(struct dr_ranges *ranges, struct dr_range *range);
+/* ------------------------------------------------------------------ inflight.c, see core.h for
+ * ranges */
 
 /* Readers and in-place writers stand in an epoch from before map until after their I/O. Entering
  * takes no lock. */

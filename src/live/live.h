@@ -98,10 +98,10 @@ struct live_order {
     char *target, *format; /* target: of a mirror; with retire or remove: the image that goes */
     bool retire;           /* stream: go on with the active image's plain file alone */
     bool remove;           /* stream, commit: remove the files of what leaves the chain */
-    bool existing, top_only, only_new; /* mirror */
-    unsigned flags;                    /* mirror: enum dr_open_flag of the target */
-    bool keep_finalize, keep_dismiss;  /* wait for job-finalize, job-dismiss */
-    bool paused;                       /* from the beginning */
+    bool existing, top_only, only_new, write_blocking; /* mirror */
+    unsigned flags;                                    /* mirror: enum dr_open_flag of the target */
+    bool keep_finalize, keep_dismiss;                  /* wait for job-finalize, job-dismiss */
+    bool paused;                                       /* from the beginning */
     enum live_on_error on_source_error, on_target_error;
     uint64_t speed;
 };

@@ -133,15 +133,13 @@ static int mirror_order(json_t *args, struct live_order *order, struct qmp_error
     const char *sync = qmp_string(args, "sync"), *how = qmp_string(args, "copy-mode");
     order->top_only = strcmp(sync, "top") == 0;
     order->only_new = strcmp(sync, "none") == 0;
+    order->write_blocking = how && strcmp(how, "write-blocking") == 0;
     if (strcmp(sync, "incremental") == 0 || strcmp(sync, "bitmap") == 0)
         qmp_fail(err, NULL, "Sync mode '%s' not supported", sync);
     else if (!order->top_only && !order->only_new && strcmp(sync, "full") != 0)
         qmp_fail(err, NULL, "Parameter 'sync' does not accept value '%s'", sync);
-    else if (how && strcmp(how, "background") != 0)
-        qmp_fail(err, NULL,
-                 "Parameter 'copy-mode' does not accept value '%s': a mirror holds the "
-                 "guest by itself when it must",
-                 how);
+    else if (how && !order->write_blocking && strcmp(how, "background") != 0)
+        qmp_fail(err, NULL, "Parameter 'copy-mode' does not accept value '%s'", how);
     else
         return 0;
     return -EINVAL;

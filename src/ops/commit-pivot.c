@@ -83,7 +83,7 @@ static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fr
     struct dr_chain *next = dr_chain_tail(present, c->base);
     int r = next ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", c->path);
     if (r == 0)
-        r = dr_follow_rest(&c->follow, UINT64_MAX, NULL, err);
+        r = dr_follow_rest(&c->follow, err);
     if (r == 0)
         r = dr_image_flush(commit_p(c), err);
     if (r == 0)
@@ -119,13 +119,13 @@ static void leave_top(const struct commit *c, struct dr_image *top)
 int commit_pivot(struct commit *c, struct dr_error *err)
 {
     struct dr_image *top = dr_image_ref(commit_c(c));
-    int r = drop_clean(c, err);
+    int r = dr_follow_settle(&c->follow, err);
+    if (r == 0)
+        r = drop_clean(c, err);
     if (r == 0)
         r = dr_image_flush(top, err);
     if (r == 0)
         r = dr_follow_rounds(&c->follow, err);
-    if (r == 0)
-        r = dr_image_flush(commit_p(c), err);
     if (r == 0)
         r = dr_follow_catch_up(&c->follow, err);
     if (r == 0)

@@ -85,9 +85,10 @@ static int check_growth(struct commit *c, struct dr_error *err)
     return r;
 }
 
-static void transfer_init(void *user, struct dr_transfer *t)
+static void transfer_init(void *user, bool first, struct dr_transfer *t)
 {
     const struct commit *c = user;
+    (void)first; /* P has something already */
     *t = (struct dr_transfer){
         .dst = c->chain,
         .dst_at = c->base,
@@ -278,13 +279,6 @@ int commit_quiesce(struct commit *c,
 
 /* ------------------------------------------------------------------ the copy */
 
-static int copy_all(struct commit *c, struct dr_error *err)
-{
-    struct dr_transfer t;
-    transfer_init(c, &t);
-    return dr_transfer_run(&t, t.walk.size, c->job, err);
-}
-
 static int flush_base(void *user, struct dr_error *err)
 {
     const struct commit *c = user;
@@ -294,21 +288,20 @@ static int flush_base(void *user, struct dr_error *err)
 /* Returns with all but a bounded part of what the guest has changed in P, durably. */
 static int copy(struct commit *c, struct dr_error *err)
 {
-    c->follow.job = c->job;
-    c->follow.size = c->size;
-    c->follow.transfer = transfer_init;
-    c->follow.flush = flush_base;
-    c->follow.user = c;
-    int r = copy_all(c, err);
+    int r = dr_follow_all(&c->follow, err);
     if (r == 0)
         r = dr_follow_rounds(&c->follow, err);
     if (r == 0 && c->o->pivot)
         r = dr_follow_until_told(&c->follow, err);
+    if (r == 0) /* the next failure is the end: little shall be left for it */
+        r = dr_follow_catch_up(&c->follow, err);
+    if (!c->o->write_blocking)
+        dr_follow_stop(&c->follow); /* whoever is asked next may take long */
     if (r == 0)
         r = c->part == COMMIT_FIRST ? dr_job_rest(c->job, err) : dr_job_before_switch(c->job, err);
     if (r == 0)
-        r = flush_base(c, err); /* so that little is left while requests wait */
-    return r < 0 ? r : dr_follow_catch_up(&c->follow, err);
+        r = dr_follow_catch_up(&c->follow, err);
+    return r < 0 ? r : flush_base(c, err);
 }
 
 /* ------------------------------------------------------------------ the end */
@@ -346,7 +339,7 @@ static int end_step(void *user, struct dr_chain *present, struct dr_chain **fres
     struct dr_chain *next = NULL;
     int r = make_chain(c, present, &next, err);
     if (r == 0 && c->follow.dirty.disk)
-        r = dr_follow_rest(&c->follow, UINT64_MAX, NULL, err);
+        r = dr_follow_rest(&c->follow, err);
     if (r == 0)
         r = dr_image_flush(commit_p(c), err);
     if (r == 0)
@@ -367,6 +360,7 @@ static int undo_step(void *user, struct dr_chain *present, struct dr_chain **fre
                      struct dr_error *err)
 {
     struct commit *c = user;
+    dr_follow_stop(&c->follow);
     while (c->n_thawed > 0) {
         struct dr_image *image = c->thawed[--c->n_thawed];
         if (dr_image_freeze(image, NULL) < 0) /* its flushes fail: those of the disk must not */
@@ -388,9 +382,15 @@ static void undo(struct commit *c)
 
 static int run(struct commit *c, struct dr_error *err)
 {
+    c->follow = (struct dr_follow){.job = c->job,
+                                   .size = c->size,
+                                   .write_blocking = c->o->write_blocking,
+                                   .transfer = transfer_init,
+                                   .flush = flush_base,
+                                   .user = c};
     int r = thaw(c, err);
     if (r == 0 && c->shared && c->first == 0)
-        r = dr_dirty_begin(&c->follow.dirty, c->disk, err);
+        r = dr_follow_begin(&c->follow, c->disk, err);
     if (r == 0)
         r = commit_quiesce(c, dr_disk_quiesce, begin_step, err);
     if (r == 0)
@@ -405,7 +405,7 @@ static int run(struct commit *c, struct dr_error *err)
         undo(c);
     else if (r == 0 && !c->keep && !pivots)
         r = commit_empty_top(c, err);
-    dr_dirty_end(&c->follow.dirty);
+    dr_follow_end(&c->follow);
     return r;
 }
 

@@ -5,7 +5,7 @@
 
 #define WORD 64u
 
-static void set_range(struct dr_dirty *dirty, uint64_t off, uint64_t len)
+void dr_dirty_set(struct dr_dirty *dirty, uint64_t off, uint64_t len)
 {
     uint64_t last = len ? (off + len - 1) / DR_DIRTY_GRAIN : 0;
     for (uint64_t i = off / DR_DIRTY_GRAIN; len && i <= last && i / WORD < dirty->n; i++)
@@ -14,14 +14,26 @@ static void set_range(struct dr_dirty *dirty, uint64_t off, uint64_t len)
 
 static void on_change(void *user, uint64_t off, uint64_t len)
 {
-    set_range(user, off, len);
+    struct dr_dirty *dirty = user;
+    if (dirty->changed)
+        dirty->changed(dirty->user, off, len);
+    else
+        dr_dirty_set(dirty, off, len);
 }
 
 int dr_dirty_begin(struct dr_dirty *dirty, struct dr_disk *disk, struct dr_error *err)
 {
+    return dr_dirty_begin_with(dirty, disk, NULL, NULL, err);
+}
+
+int dr_dirty_begin_with(struct dr_dirty *dirty, struct dr_disk *disk,
+                        void (*changed)(void *user, uint64_t off, uint64_t len), void *user,
+                        struct dr_error *err)
+{
     const struct dr_hook hook = {.after = on_change, .user = dirty};
     uint64_t size = dr_size(disk), grains = (size + DR_DIRTY_GRAIN - 1) / DR_DIRTY_GRAIN;
-    *dirty = (struct dr_dirty){.size = size, .n = (size_t)(grains + WORD - 1) / WORD};
+    *dirty = (struct dr_dirty){
+        .size = size, .n = (size_t)(grains + WORD - 1) / WORD, .changed = changed, .user = user};
     dirty->bits = calloc(dirty->n ? dirty->n : 1, sizeof(*dirty->bits));
     if (!dirty->bits)
         return dr_fail(err, ENOMEM, "out of memory to follow the changes of a disk of %llu bytes",

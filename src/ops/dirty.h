@@ -16,10 +16,17 @@ struct dr_dirty {
     uint64_t size;
     size_t n; /* words */
     _Atomic uint64_t *bits;
+    void (*changed)(void *user, uint64_t off, uint64_t len); /* of dr_dirty_begin_with */
+    void *user;
 };
 
 /* The disk keeps its size while it is watched: the caller has claimed it. */
 int dr_dirty_begin(struct dr_dirty *dirty, struct dr_disk *disk, struct dr_error *err);
+/* The same, but each change is told to `changed`, which notes it by dr_dirty_set() if it likes. */
+int dr_dirty_begin_with(struct dr_dirty *dirty, struct dr_disk *disk,
+                        void (*changed)(void *user, uint64_t off, uint64_t len), void *user,
+                        struct dr_error *err);
+void dr_dirty_set(struct dr_dirty *dirty, uint64_t off, uint64_t len);
 /* Also for one that was never begun. Not while the disk is quiesced. */
 void dr_dirty_end(struct dr_dirty *dirty);
 

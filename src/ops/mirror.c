@@ -22,7 +22,6 @@ struct mirror {
     char *parent;              /* what a new target of the top image alone stands on */
     struct dr_disk *out;
     struct dr_follow follow;
-    bool first_pass; /* the target is new and nothing has been written into it */
     bool pivot;
 };
 
@@ -118,14 +117,14 @@ static int make_target(struct mirror *m, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the copy */
 
-static void transfer_init(void *user, struct dr_transfer *t)
+static void transfer_init(void *user, bool first, struct dr_transfer *t)
 {
     const struct mirror *m = user;
     *t = (struct dr_transfer){
         .dst = m->out->chain,
         .sparse = DR_CONVERT_SPARSE_DEFAULT,
         .hole_is_zero = m->last == m->chain->n,
-        .write_zeros = !m->first_pass,
+        .write_zeros = !first || m->o->existing || parent_of(m), /* else it is new, and empty */
         .zero_flags = DR_MAY_UNMAP,
         .job = m->job,
     };
@@ -141,19 +140,17 @@ static int flush_out(void *user, struct dr_error *err)
 
 static int copy(struct mirror *m, struct dr_error *err)
 {
-    struct dr_transfer t;
-    m->first_pass = !m->o->existing && !parent_of(m);
-    transfer_init(m, &t);
-    m->first_pass = false;
-    int r = m->o->only_new ? 0 : dr_transfer_run(&t, m->follow.size, m->job, err);
+    int r = dr_follow_all(&m->follow, err);
     if (r == 0)
         r = dr_follow_rounds(&m->follow, err);
     if (r == 0)
         r = dr_follow_until_told(&m->follow, err);
+    if (r == 0) /* the next failure is the end: little shall be left for it */
+        r = dr_follow_catch_up(&m->follow, err);
+    if (!m->o->write_blocking)
+        dr_follow_stop(&m->follow); /* whoever is asked next may take long */
     if (r == 0)
         r = dr_job_before_switch(m->job, err);
-    if (r == 0)
-        r = flush_out(m, err); /* so that little is left while requests wait */
     return r < 0 ? r : dr_follow_catch_up(&m->follow, err);
 }
 
@@ -184,7 +181,7 @@ static int end_step(void *user, struct dr_chain *present, struct dr_chain **fres
                     struct dr_error *err)
 {
     struct mirror *m = user;
-    int r = dr_follow_rest(&m->follow, UINT64_MAX, NULL, err);
+    int r = dr_follow_rest(&m->follow, err);
     if (r == 0)
         r = flush_out(m, err);
     /* What the guest has flushed must be durable in the old images, too, should the target not open
@@ -224,17 +221,19 @@ static int mirror_claimed(struct mirror *m, struct dr_error *err)
     m->last = m->o->top ? 1 : m->chain->n;
     m->follow = (struct dr_follow){.job = m->job,
                                    .size = m->chain->images[0]->size,
+                                   .write_blocking = m->o->write_blocking,
+                                   .only_new = m->o->only_new,
                                    .transfer = transfer_init,
                                    .flush = flush_out,
                                    .user = m};
     int r = make_target(m, err);
     if (r == 0)
-        r = dr_dirty_begin(&m->follow.dirty, m->disk, err);
+        r = dr_follow_begin(&m->follow, m->disk, err);
     if (r == 0)
         r = copy(m, err);
     if (r == 0)
         r = end(m, err);
-    dr_dirty_end(&m->follow.dirty);
+    dr_follow_end(&m->follow);
     dr_ops_close(&m->out, NULL);
     dr_new_abandon(&m->fresh);
     free(m->parent);
