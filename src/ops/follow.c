@@ -256,11 +256,11 @@ int dr_follow_catch_up(struct dr_follow *f, struct dr_error *err)
     if (!f->dirty.disk)
         return 0;
     f->wants_blocking = true;
-    do {
+    while (r == 0 && dr_dirty_bytes(&f->dirty) > LEAST) {
         r = run_round(f, f->job, err);
         if (r == 0)
             r = dr_job_rest(f->job, err);
-    } while (r == 0 && dr_dirty_bytes(&f->dirty) > LEAST);
+    }
     return r < 0 ? r : flush_copy(f, err);
 }
 

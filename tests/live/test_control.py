@@ -183,6 +183,8 @@ def test_a_mirror_that_is_not_completed_leaves_a_copy(serve):
     assert "is ready" in ctl("mirror", "--no-complete", "-f", "raw", "d", "copy")
     job = ctl("jobs").split(":")[0]
     ctl("cancel", job)
+    while ctl("jobs"):
+        pass
     server.stop()
     assert bytes_of("copy", "raw") == bytes_of("disk", "qcow2")
 
