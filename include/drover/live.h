@@ -81,6 +81,51 @@ DR_API void dr_live_export_gone(struct dr_live *live, const char *id);
  * that was stopped reads as before; the state keeps the job. NULL is allowed. */
 DR_API void dr_live_free(struct dr_live *live);
 
+/* ------------------------------------------------------------------ requests that cannot be done
+ * now
+ *
+ * A guest that is told of a failed write takes its disk for broken. So a program that serves a disk
+ * makes the requests that change it through a dr_stall, where those that fail wait, and are made
+ * again, in the order in which they came: once a second, since space may appear, and when
+ * somebody says so. While one waits those that come later wait behind it. What waits holds nothing
+ * that other requests, snapshots or jobs need. */
+
+struct dr_stall;
+
+enum dr_stall_policy {
+    DR_STALL_ENOSPC, /* what fails because a file system or a quota is full waits */
+    DR_STALL_REPORT, /* nothing waits */
+    DR_STALL_STOP,   /* whatever fails waits, but for what no request can do: EINVAL, ENOTSUP, EROFS
+                      */
+};
+
+struct dr_stall_options {
+    enum dr_stall_policy policy;
+    /* Called when requests begin to wait, from the thread of the first one, with the text of its
+     * failure; not again until none waits, but after dr_stall_resume() if that was in vain. NULL
+     * allowed. */
+    void (*waits)(void *user, const char *text);
+    void *user;
+};
+
+DR_API int dr_stall_new(const struct dr_stall_options *options, struct dr_stall **stall,
+                        struct dr_error *err);
+/* No request is under way, and no dr_live has it any more. NULL is allowed. */
+DR_API void dr_stall_free(struct dr_stall *stall);
+/* Make a request: calls request(user, err), perhaps several times, and returns what it has returned
+ * last. request may make half of what it is to do before it fails. From any thread; err must not be
+ * NULL. -ESHUTDOWN: it would wait, but dr_stall_end() was called. */
+DR_API int dr_stall_run(struct dr_stall *stall, int (*request)(void *user, struct dr_error *err),
+                        void *user, struct dr_error *err);
+/* Make what waits again now. */
+DR_API void dr_stall_resume(struct dr_stall *stall);
+/* What waits fails, and so does what would wait from now on. */
+DR_API void dr_stall_end(struct dr_stall *stall);
+/* The requests of the disk called `name` go through the stall: clients are told of failures by
+ * BLOCK_IO_ERROR, see in query-block that some wait, and let them go on by "cont". */
+DR_API int dr_live_add_stall(struct dr_live *live, const char *name, struct dr_stall *stall,
+                             struct dr_error *err);
+
 #ifdef __cplusplus
 }
 #endif

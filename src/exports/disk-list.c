@@ -111,6 +111,18 @@ static int set_cache(struct disk_settings *settings, const char *value, struct d
     return dr_fail(err, EINVAL, "cache=%s: expected writeback, none or unsafe", value);
 }
 
+static int set_on_error(struct disk_settings *settings, const char *value, struct dr_error *err)
+{
+    static const char *const names[] = {
+        [DR_STALL_ENOSPC] = "enospc", [DR_STALL_REPORT] = "report", [DR_STALL_STOP] = "stop"};
+    for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (strcmp(value, names[i]) == 0) {
+            settings->on_error = (enum dr_stall_policy)i;
+            return 0;
+        }
+    return dr_fail(err, EINVAL, "on-error=%s: expected enospc, report or stop", value);
+}
+
 static int add_allowed(struct disk_list *list, const char *value, struct dr_error *err)
 {
     char **more = realloc(list->allowed, (list->n_allowed + 2) * sizeof(*more));
@@ -214,6 +226,8 @@ int disk_list_config(struct disk_list *list, const char *key, const char *value,
         return set_path(list, value, &list->state, err);
     if (strcmp(key, "cache") == 0)
         return set_cache(settings, value, err);
+    if (strcmp(key, "on-error") == 0)
+        return set_on_error(settings, value, err);
     if (text)
         return set_text(list, key, value, text, err);
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++)
@@ -442,6 +456,12 @@ static int tell(const struct disk_list *list, const char *line, struct dr_error 
     return dr_fail_errno(err, errno, "cannot write to ready-fd");
 }
 
+static int add_to_control(struct dr_live *live, const struct served *served, struct dr_error *err)
+{
+    int r = dr_live_add(live, served->name, served->disk, err);
+    return r < 0 ? r : dr_live_add_stall(live, served->name, served->stall, err);
+}
+
 static int begin_control(struct disk_list *list, void (*quit)(void *user),
                          const struct dr_live_exports *exports, struct dr_error *err)
 {
@@ -455,8 +475,26 @@ static int begin_control(struct disk_list *list, void (*quit)(void *user),
     };
     int r = dr_live_new(&options, &list->live, err);
     for (size_t i = 0; i < list->n && r == 0; i++)
-        r = dr_live_add(list->live, list->served[i].name, list->served[i].disk, err);
+        r = add_to_control(list->live, &list->served[i], err);
     return r < 0 ? dr_prefix(err, r, "control") : dr_live_start(list->live, err);
+}
+
+static int make_stalls(struct disk_list *list, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t i = 0; i < list->n && r == 0; i++) {
+        struct served *served = &list->served[i];
+        const struct dr_stall_options options = {
+            .policy = served->settings.on_error, .waits = list->waits, .user = served->name};
+        r = dr_stall_new(&options, &served->stall, err);
+    }
+    return r;
+}
+
+void disk_list_end_waiting(struct disk_list *list)
+{
+    for (size_t i = 0; i < list->n; i++)
+        dr_stall_end(list->served[i].stall);
 }
 
 /* A disk on which jobs may be begun is open from the start. */
@@ -464,7 +502,7 @@ int disk_list_open(struct disk_list *list, void (*quit)(void *user),
                    const struct dr_live_exports *exports, struct dr_error *err)
 {
     bool controlled = list->control || list->state;
-    int r = 0;
+    int r = make_stalls(list, err);
     for (size_t i = 0; i < list->n && r == 0; i++)
         if (list->served[i].settings.mode != DISK_AS_ASKED || list->served[i].settings.temporary ||
             controlled)
@@ -507,6 +545,7 @@ void disk_list_close(struct disk_list *list, void (*failed)(void *user, const st
 void disk_list_free(struct disk_list *list)
 {
     for (size_t i = 0; i < list->n; i++) {
+        dr_stall_free(list->served[i].stall);
         free(list->served[i].name);
         free(list->served[i].path);
     }

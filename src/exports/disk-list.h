@@ -18,13 +18,15 @@ struct disk_settings {
     struct dr_open_options open; /* its flags without RDWR */
     enum disk_mode mode;
     bool temporary; /* what is written is thrown away */
+    enum dr_stall_policy on_error;
 };
 
 struct served {
     char *name; /* of the export; unlike all others */
     char *path; /* absolute, as dr_open() takes it */
     struct disk_settings settings;
-    struct dr_disk *disk; /* NULL: not open. Set under the list's lock */
+    struct dr_disk *disk;   /* NULL: not open. Set under the list's lock */
+    struct dr_stall *stall; /* what clients change goes through it */
 };
 
 struct export;
@@ -41,7 +43,8 @@ struct disk_list {
     struct dr_live *live;        /* while they are open and one of these is given */
     int ready_fd; /* -1, or where to tell that all disks are open, and later that they are closed */
     bool opened;  /* disk_list_open() was fine */
-    struct export *shown; /* shown.c */
+    struct export *shown;                        /* shown.c */
+    void (*waits)(void *name, const char *text); /* as in struct dr_stall_options; or NULL */
     pthread_mutex_t lock;
 };
 #define DISK_LIST_INIT                                    \
@@ -61,6 +64,10 @@ struct disk_list {
     "data-file=FILE       instead of the recorded data file\n"                                     \
     "cache=writeback|none|unsafe\n"                                                                \
     "locking=on|off       lock the files (default: on)\n"                                          \
+    "on-error=enospc|report|stop\n"                                                                \
+    "                     writes wait, rather than fail, when there is no space (default), "       \
+    "never,\n"                                                                                     \
+    "                     or whatever is wrong\n"                                                  \
     "share=true           read it even while somebody writes to it\n"                              \
     "For all disks:\n"                                                                             \
     "allow-path=DIR       a directory where parents may be, too; may be repeated\n"                \
@@ -91,6 +98,8 @@ int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
  * after disk_list_open() that none is, ready_fd is told. */
 void disk_list_close(struct disk_list *list, void (*failed)(void *user, const struct dr_error *err),
                      void *user);
+/* Requests that wait fail, and no request waits from now on: the server is to end. */
+void disk_list_end_waiting(struct disk_list *list);
 void disk_list_free(struct disk_list *list);
 
 #endif

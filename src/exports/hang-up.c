@@ -43,6 +43,7 @@ static atomic_bool stop;
 
 /* ------------------------------------------------------------------ requests */
 
+static void (*when_ending)(void);
 static void (*when_given_up)(void);
 static atomic_bool given_up;
 static atomic_uint under_way;
@@ -183,6 +184,8 @@ static void *run(void *unused)
 {
     while (sem_wait(&wake) < 0)
         continue;
+    if (!atomic_load(&stop))
+        when_ending();
     unsigned long before_wait = atomic_load(&begun);
     for (int idle = 0; !atomic_load(&stop) && idle < HANG_UP_PATIENCE;) {
         struct timespec until;
@@ -228,8 +231,9 @@ static void take_over(size_t i)
     sigaction(numbers[i], &ours, NULL);
 }
 
-int hang_up_on_signals(void (*give_up_now)(void), struct dr_error *err)
+int hang_up_on_signals(void (*ending)(void), void (*give_up_now)(void), struct dr_error *err)
 {
+    when_ending = ending;
     when_given_up = give_up_now;
     for_each_descriptor(note_listener);
     sem_init(&wake, 0, 0);

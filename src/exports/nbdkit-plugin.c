@@ -142,11 +142,23 @@ static void end_without_clients(void)
     _exit(well ? EXIT_SUCCESS : EXIT_FAILURE);
 }
 
+/* A reply to a request that waits for space would be waited for. */
+static void end_waiting(void)
+{
+    disk_list_end_waiting(&list);
+}
+
+static void report_waiting(void *name, const char *text)
+{
+    say(name, ": its clients' writes wait: ", text);
+}
+
 static int plugin_after_fork(void)
 {
     struct dr_error err = DR_ERROR_INIT;
+    list.waits = report_waiting;
     outlive_clients_that_vanish();
-    int r = hang_up_on_signals(end_without_clients, &err);
+    int r = hang_up_on_signals(end_waiting, end_without_clients, &err);
     if (r == 0)
         r = disk_list_open(&list, quit, &control, &err);
     return r < 0 ? failed(r, &err) : 0;
@@ -342,30 +354,44 @@ static int plugin_pread(void *handle, void *buf, uint32_t count, uint64_t offset
     return r < 0 ? failed(r, &err) : 0;
 }
 
-static int plugin_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
-                         uint32_t flags)
+/* What changes the disk may have to wait until there is space for it. */
+struct change {
+    struct dr_disk *disk;
+    enum { WRITE, ZERO, TRIM, FLUSH } kind;
+    const void *buf;
+    uint32_t count, flags;
+    uint64_t offset;
+};
+
+static int make_change(void *user, struct dr_error *err)
 {
-    struct dr_error err;
-    dr_error_reset(&err);
-    struct dr_disk *disk = begin(handle);
-    if (!disk)
-        return ended();
-    int r = dr_pwrite(disk, buf, offset, count, io_flags(flags), &err);
-    end(handle);
-    return r < 0 ? failed(r, &err) : 0;
+    const struct change *c = user;
+    int r;
+    switch (c->kind) {
+    case WRITE:
+        return dr_pwrite(c->disk, c->buf, c->offset, c->count, io_flags(c->flags), err);
+    case ZERO:
+        return dr_zero(c->disk, c->offset, c->count, io_flags(c->flags), err);
+    case TRIM:
+        r = dr_discard(c->disk, c->offset, c->count, err);
+        return r == 0 && (c->flags & NBDKIT_FLAG_FUA) ? dr_flush(c->disk, err) : r;
+    default:
+        return dr_flush(c->disk, err);
+    }
 }
 
 /* That zeros would be slow is an answer, not a failure, and not worth a line in a log. */
-static int plugin_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+static int change(void *handle, struct change *c)
 {
     struct dr_error err;
     dr_error_reset(&err);
-    struct dr_disk *disk = begin(handle);
-    if (!disk)
+    c->disk = begin(handle);
+    if (!c->disk)
         return ended();
-    int r = dr_zero(disk, offset, count, io_flags(flags), &err);
+    struct dr_stall *stall = shown_stall(handle);
+    int r = stall ? dr_stall_run(stall, make_change, c, &err) : make_change(c, &err);
     end(handle);
-    if (r == -ENOTSUP && (flags & NBDKIT_FLAG_FAST_ZERO)) {
+    if (r == -ENOTSUP && c->kind == ZERO && (c->flags & NBDKIT_FLAG_FAST_ZERO)) {
         nbdkit_set_error(ENOTSUP);
         errno = ENOTSUP;
         return -1;
@@ -373,31 +399,29 @@ static int plugin_zero(void *handle, uint32_t count, uint64_t offset, uint32_t f
     return r < 0 ? failed(r, &err) : 0;
 }
 
+static int plugin_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
+                         uint32_t flags)
+{
+    struct change c = {.kind = WRITE, .buf = buf, .count = count, .offset = offset, .flags = flags};
+    return change(handle, &c);
+}
+
+static int plugin_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    struct change c = {.kind = ZERO, .count = count, .offset = offset, .flags = flags};
+    return change(handle, &c);
+}
+
 static int plugin_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct dr_error err;
-    dr_error_reset(&err);
-    struct dr_disk *disk = begin(handle);
-    if (!disk)
-        return ended();
-    int r = dr_discard(disk, offset, count, &err);
-    if (r == 0 && (flags & NBDKIT_FLAG_FUA))
-        r = dr_flush(disk, &err);
-    end(handle);
-    return r < 0 ? failed(r, &err) : 0;
+    struct change c = {.kind = TRIM, .count = count, .offset = offset, .flags = flags};
+    return change(handle, &c);
 }
 
 static int plugin_flush(void *handle, uint32_t flags)
 {
-    struct dr_error err;
-    dr_error_reset(&err);
-    (void)flags;
-    struct dr_disk *disk = begin(handle);
-    if (!disk)
-        return ended();
-    int r = dr_flush(disk, &err);
-    end(handle);
-    return r < 0 ? failed(r, &err) : 0;
+    struct change c = {.kind = FLUSH, .flags = flags};
+    return change(handle, &c);
 }
 
 /* ------------------------------------------------------------------ extents */

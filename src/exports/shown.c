@@ -253,6 +253,11 @@ void shown_end(struct disk_list *list, struct connection *c)
         tell_gone(list, c->export);
 }
 
+struct dr_stall *shown_stall(const struct connection *c)
+{
+    return c->export->served ? c->export->served->stall : NULL;
+}
+
 bool shown_writable(const struct connection *c)
 {
     return c->export->writable && dr_writable(c->disk);

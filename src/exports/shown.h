@@ -28,6 +28,9 @@ void shown_end(struct disk_list *list, struct connection *c);
 /* May clients of this connection write? Between shown_begin() and shown_end(). */
 bool shown_writable(const struct connection *c);
 
+/* What its changes go through; NULL: the disk is not one of the list, and nothing waits. */
+struct dr_stall *shown_stall(const struct connection *c);
+
 /* As in struct dr_live_exports. */
 int shown_add(struct disk_list *list, const char *id, const char *name, struct dr_disk *disk,
               bool writable, struct dr_error *err);

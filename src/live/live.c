@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Disks by their names, and the beginning and the end of a dr_live. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/json.h"
 #include "live/live.h"
 #include "storage/storage.h"
 
@@ -232,6 +234,35 @@ int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk, st
     return 0;
 }
 
+/* A request of the disk's guest has failed. */
+static void on_failure(void *user, int error, bool waits, const char *text)
+{
+    const struct live_disk *d = user;
+    DR_LOCK_SCOPE(&d->live->lock);
+    live_event(d->live, "BLOCK_IO_ERROR",
+               json_pack("{s:s, s:s, s:s, s:s, s:b, s:o}", "device", d->name, "node-name",
+                         live_node_of(d->live, d->path), "operation", "write", "action",
+                         waits ? "stop" : "report", "nospace",
+                         strcmp(live_io_status(error), "nospace") == 0, "reason",
+                         dr_json_text(text)));
+}
+
+int dr_live_add_stall(struct dr_live *live, const char *name, struct dr_stall *stall,
+                      struct dr_error *err)
+{
+    DR_REQUIRE(live, err);
+    DR_REQUIRE(name, err);
+    DR_REQUIRE(stall, err);
+    DR_LOCK_SCOPE(&live->lock);
+    struct live_disk *d = live_find_disk(live, name);
+    if (!d)
+        return dr_fail(err, ENOENT, "there is no disk called '%s'", name);
+    d->live = live;
+    d->stall = stall;
+    live_stall_listen(stall, on_failure, d);
+    return 0;
+}
+
 int dr_live_start(struct dr_live *live, struct dr_error *err)
 {
     DR_REQUIRE(live, err);
@@ -253,6 +284,8 @@ static void free_lists(struct dr_live *live)
     live_free_exports(live);
     for (struct live_disk *d = live->disks, *next; d; d = next) {
         next = d->next;
+        if (d->stall)
+            live_stall_listen(d->stall, NULL, NULL);
         if (d->node)
             dr_close(d->disk, NULL);
         live_free_disk(d);

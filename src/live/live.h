@@ -2,6 +2,7 @@
 /* The inside of a dr_live.
  *
  *   live.c           disks by their names, beginning and end
+ *   stall.c          requests of guests that wait until there is space for them
  *   state.c          the file that outlives the process
  *   leftovers.c      files that changes of chains leave
  *   jobs.c           jobs: a state machine around the operations of drover/ops.h, and its events
@@ -39,6 +40,8 @@ struct live_disk {
     struct dr_disk *disk;
     char *path, *format; /* of its active image; under the lock */
     char *first;         /* path that its active image had when the state first heard of the disk */
+    struct dr_live *live;
+    struct dr_stall *stall; /* its guest's requests go through it; or NULL */
     struct live_node *node; /* blockdev-add named it, and it is closed by us; else NULL */
 };
 
@@ -176,6 +179,16 @@ void live_free_node(struct live_node *node);                                    
 struct live_disk *live_make_disk(const char *name, struct dr_disk *disk);
 void live_free_disk(struct live_disk *d); /* may be NULL; its dr_disk stays open */
 void live_wake(struct dr_live *live);
+
+/* ------------------------------------------------------------------ stall.c */
+
+/* Called without any lock of the stall when a request has failed; waits: it is made again. */
+typedef void (*live_stall_listener)(void *user, int error, bool waits, const char *text);
+void live_stall_listen(struct dr_stall *stall, live_stall_listener listener, void *user);
+/* How many requests wait. */
+unsigned live_stall_length(struct dr_stall *stall);
+/* The positive errno for which requests wait, or 0. */
+int live_stall_error(struct dr_stall *stall);
 
 /* ------------------------------------------------------------------ state.c; without the lock */
 

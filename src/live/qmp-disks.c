@@ -133,6 +133,11 @@ static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error 
     return all;
 }
 
+static const char *io_status(const struct live_disk *on)
+{
+    return live_io_status(on->stall ? live_stall_error(on->stall) : 0);
+}
+
 static json_t *query_block(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     json_t *all = json_array();
@@ -141,14 +146,27 @@ static json_t *query_block(struct dr_live *live, json_t *args, struct qmp_error 
     for (size_t n = 0; (on = live_nth_disk(live, n)); n++) {
         if (on->node)
             continue; /* a node, but no device */
+        const char *status = io_status(on);
         struct dr_pass pass;
         const struct dr_chain *chain = dr_disk_enter(on->disk, &pass);
-        json_array_append_new(all, json_pack("{s:s, s:s, s:b, s:b, s:o}", "device", on->name,
-                                             "type", "unknown", "removable", 0, "locked", 0,
-                                             "inserted", show_image(live, on->disk, chain, 0)));
+        json_array_append_new(all,
+                              json_pack("{s:s, s:s, s:b, s:b, s:s, s:o}", "device", on->name,
+                                        "type", "unknown", "removable", 0, "locked", 0, "io-status",
+                                        status, "inserted", show_image(live, on->disk, chain, 0)));
         dr_disk_leave(on->disk, &pass);
     }
     return all;
+}
+
+/* Guests whose requests wait go on. In QEMU this is said to a machine. */
+static json_t *cont(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    (void)args, (void)err;
+    DR_LOCK_SCOPE(&live->lock);
+    for (const struct live_disk *on = live->disks; on; on = on->next)
+        if (on->stall)
+            dr_stall_resume(on->stall);
+    return json_object();
 }
 
 /* ------------------------------------------------------------------ snapshots */
@@ -468,6 +486,7 @@ static json_t *change_backing(struct dr_live *live, json_t *args, struct qmp_err
 const struct qmp_command qmp_disk_commands[] = {
     {"query-named-block-nodes", query_nodes, {{"flat", 'b', false}}},
     {"query-block", query_block, {{0}}},
+    {"cont", cont, {{0}}},
     {"blockdev-snapshot-sync", snapshot_sync, {SNAPSHOT_ARGS}},
     {"blockdev-snapshot", snapshot_overlay, {OVERLAY_ARGS}},
     {"transaction", transaction, {{"actions", 'l', true}}},

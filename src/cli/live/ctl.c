@@ -317,6 +317,12 @@ static int do_resize(struct ctl *ctl, const struct cli_args *args, char **operan
                    json_pack("{s:s, s:I}", "device", operands[0], "size", (json_int_t)size), NULL);
 }
 
+static int do_cont(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    (void)args, (void)operands;
+    return ctl_ask(ctl, "cont", NULL, NULL);
+}
+
 static int do_pause(struct ctl *ctl, const struct cli_args *args, char **operands)
 {
     (void)args;
@@ -353,12 +359,16 @@ static const char *text_of(const json_t *object, const char *key)
 static void show_disk(const json_t *disk)
 {
     const json_t *image = json_object_get(disk, "inserted");
+    const char *status = text_of(disk, "io-status");
     char size[CLI_SIZE_TEXT];
     printf("%s: ", text_of(disk, "device"));
     cli_put(text_of(image, "file"));
     printf(" (%s, %s, %llu below it)\n", text_of(image, "drv"),
            cli_human_size(cli_json_number(json_object_get(image, "image"), "virtual-size"), size),
            (unsigned long long)cli_json_number(image, "backing_file_depth"));
+    if (strcmp(status, "ok") != 0 && *status)
+        printf("%s: its guest's writes wait: %s\n", text_of(disk, "device"),
+               strcmp(status, "nospace") == 0 ? "there is no space for them" : "they fail");
 }
 
 static int do_jobs(struct ctl *ctl, const struct cli_args *args, char **operands)
@@ -406,6 +416,7 @@ static const struct verb {
     {"rebase", " DISK PARENT", 2, do_rebase},
     {"delete", " DISK IMAGE", 2, do_delete},
     {"resize", " DISK SIZE", 2, do_resize},
+    {"cont", "", 0, do_cont},
     {"pause", " JOB", 1, do_pause},
     {"resume", " JOB", 1, do_resume},
     {"complete", " JOB", 1, do_complete},
@@ -490,6 +501,7 @@ const struct cli_command cli_cmd_ctl = {
              "  delete DISK IMAGE      take an image below the active one out of the chain\n"
              "  rebase DISK PARENT     give the active image, or --image, another parent\n"
              "  resize DISK SIZE\n"
+             "  cont                   writes that wait for space are tried again\n"
              "  pause, resume, complete, cancel JOB\n"
              "DISK may be left out where the server has one only.\n"
              "stream, commit, mirror and rebase show how far they are. Interrupted, the job goes\n"

@@ -33,6 +33,10 @@ static const struct cli_option disk_options[] = {
     {'f', "format", "FMT", "format of all disks (default: find out)", false},
     {'l', "snapshot", "NAME", "show a snapshot inside, read-only: a name, or an id", false},
     {'t', "cache", "CACHE", "none, writeback or unsafe", false},
+    {KEY_ON_ERROR, "on-error", "WHAT",
+     "writes that fail wait: enospc (when there is no space, the default), stop (all), report "
+     "(none)",
+     false},
     {'U', "force-share", NULL, "with -r: even while somebody writes to them", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -141,6 +145,8 @@ static int get_settings(struct serving *s)
         words_add(&s->parameters, "snapshot=%s", snapshot);
     if (cache)
         words_add(&s->parameters, "cache=%s", cache);
+    if (cli_has(args, KEY_ON_ERROR))
+        words_add(&s->parameters, "on-error=%s", cli_value(args, KEY_ON_ERROR));
     if (cli_has(args, KEY_CONTROL))
         words_add(&s->parameters, "control=%s", cli_value(args, KEY_CONTROL));
     if (cli_has(args, KEY_STATE))
