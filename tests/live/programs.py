@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from qmp import Refused
-from serving import MiB, extents
+from serving import MiB, drover, extents, io
 
 nbd = pytest.importorskip("nbd")
 
@@ -115,7 +115,8 @@ class Jobs:
         chain = self.control.chain(self.disk)
         kinds = ["mirror"] + ["snapshot"] * (3 if len(chain) < 5 else 0)
         kinds += ["resize"] if self.can_grow else []
-        kinds += ["stream", "commit"] * (2 if len(chain) > 1 else 0) + ["middle"] * (2 if len(chain) > 2 else 0)
+        kinds += ["stream", "commit"] * (2 if len(chain) > 1 else 0) + ["rebase"] * (len(chain) > 1)
+        kinds += ["middle", "middle", "below", "delete"] * (len(chain) > 2)
         kind = self.rng.choice(kinds)
         self.count += 1
         print(f"{self.count}: {kind} on {[(os.path.basename(f), d) for f, d in chain]}")
@@ -145,6 +146,27 @@ class Jobs:
         top = self.rng.randrange(1, len(chain) - 1)
         base = self.rng.randrange(top + 1, len(chain))
         self.job("block-commit", between, top=chain[top][0], base=chain[base][0])
+
+    def below(self, chain, between):
+        """Fill an image below the active one."""
+        at = self.rng.randrange(1, len(chain) - 1)
+        self.job("block-stream", between, x_image=chain[at][0],
+                 base=self.rng.choice([None] + [f for f, _ in chain[at + 1:]]))
+
+    def delete(self, chain, between):
+        """An image in the middle goes, up or down, and its file with it."""
+        at = self.rng.randrange(1, len(chain) - 1)
+        self.job("x-drover-delete", between, image=chain[at][0], down=self.rng.randrange(2) == 0, remove=True)
+        assert os.path.exists(chain[at][0]) == (chain[at] in self.control.chain(self.disk))
+
+    def rebase(self, chain, between):
+        """Onto another image of the chain, or onto one that has something else."""
+        at = self.rng.randrange(len(chain) - 1)
+        file, fmt = self.rng.choice(chain[at + 1:] + [(self.name(), self.fmt)])
+        if file == self.name():
+            drover("create", "-q", "-f", fmt, file, self.size)
+            io(file, f"write -P {self.count % 255 + 1} {self.rng.randrange(16) * 65536} 1M", fmt=fmt)
+        self.job("x-drover-rebase", between, x_image=chain[at][0], backing_file=file, backing_format=fmt)
 
     def mirror(self, _chain, between):
         self.job("drive-mirror", between, target=self.name(), sync="full", format=self.fmt)
