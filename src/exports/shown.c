@@ -18,6 +18,7 @@ struct export
     char *id, *name;
     struct served *served; /* a disk of the list, which may not be open yet; or NULL */
     struct dr_disk *disk;  /* of others */
+    struct dr_stall *stall;
     bool writable;
     _Atomic bool removed;
     bool gone, told; /* nothing is under way any more; the control knows it */
@@ -165,6 +166,15 @@ int shown_remove(struct disk_list *list, const char *id, bool hard, struct dr_er
     return 0; /* else a request is under way, and the last one tells */
 }
 
+/* Changes of one disk stand in one line, whichever export they come through. */
+static struct dr_stall *stall_of(const struct disk_list *list, const struct dr_disk *disk)
+{
+    for (size_t i = 0; i < list->n; i++)
+        if (list->served[i].disk == disk)
+            return list->served[i].stall;
+    return NULL;
+}
+
 int shown_add(struct disk_list *list, const char *id, const char *name, struct dr_disk *disk,
               bool writable, struct dr_error *err)
 {
@@ -173,6 +183,7 @@ int shown_add(struct disk_list *list, const char *id, const char *name, struct d
     int r = add(list, id, name, &e, err);
     if (r == 0) {
         e->disk = disk;
+        e->stall = stall_of(list, disk);
         e->writable = writable;
     }
     return r;
@@ -255,7 +266,7 @@ void shown_end(struct disk_list *list, struct connection *c)
 
 struct dr_stall *shown_stall(const struct connection *c)
 {
-    return c->export->served ? c->export->served->stall : NULL;
+    return c->export->served ? c->export->served->stall : c->export->stall;
 }
 
 bool shown_writable(const struct connection *c)

@@ -439,10 +439,11 @@ static int find_image(struct dr_live *live, const struct live_disk *on, const ch
         qmp_fail(err, NULL, "Cannot find device='' nor node-name='%s'", node);
         return -ENOENT;
     }
-    struct dr_chain *chain = dr_disk_chain(on->disk);
+    struct dr_pass pass;
+    const struct dr_chain *chain = dr_disk_enter(on->disk, &pass);
     size_t k = dr_ops_member(chain, *path), n = chain->n;
     bool has_parent = k + 1 < n || (k < n && chain->images[k]->backing_name);
-    dr_chain_unref(chain, NULL);
+    dr_disk_leave(on->disk, &pass);
     if (k < n && has_parent)
         return 0;
     if (k == n)

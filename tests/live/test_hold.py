@@ -113,6 +113,25 @@ def test_writes_wait_until_there_is_space(serve, small, tmp_path, fmt, said):
     server.stop()
 
 
+def test_writes_of_all_exports_of_a_disk_wait_in_one_line(serve, small, tmp_path):
+    server, qmp = begin(serve, small, tmp_path, "raw")
+    qmp.ask("block-export-add", type="nbd", id="second", **{"node-name": "disk0", "name": "second", "writable": True})
+    writer = Writer(server)
+    qmp.await_event("BLOCK_IO_ERROR")
+    later = server.connect("second")
+    done = later.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"\xee" * MiB)), SIZE - MiB)
+    for _ in range(10):
+        later.poll(50)  # without the line it would be told ENOSPC now
+    run("mount", "-o", "remount,size=64m", small)
+    qmp.ask("cont")
+    while not later.aio_command_completed(done):
+        later.poll(-1)
+    writer.join()
+    assert writer.failed is None
+    assert read_all(later) == WANTED  # what the first client wrote there came later
+    server.stop()
+
+
 def test_a_snapshot_elsewhere_makes_space(serve, small, tmp_path):
     server, qmp = begin(serve, small, tmp_path, "raw", f"allow-path={tmp_path}")
     writer = Writer(server)
