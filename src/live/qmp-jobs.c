@@ -145,6 +145,23 @@ static int mirror_order(json_t *args, struct live_order *order, struct qmp_error
     return -EINVAL;
 }
 
+/* Which format the target has is found out once: later what a guest wrote into a raw one would
+ * decide. The result is malloc'ed; NULL and a failure. */
+static char *target_format(const struct live_disk *on, const struct live_order *order,
+                           const char *given, struct qmp_error *err)
+{
+    const struct dr_format *found;
+    if (!given) {
+        if (dr_probe(on->disk->fs, order->target, 0, &found, &err->text) < 0)
+            return NULL;
+        given = found->name;
+    }
+    char *format = strdup(given);
+    if (!format)
+        qmp_fail(err, NULL, "out of memory");
+    return format;
+}
+
 static int drive_order(struct dr_live *live, struct live_disk *on, json_t *args,
                        struct live_order *order, struct qmp_error *err)
 {
@@ -160,10 +177,12 @@ static int drive_order(struct dr_live *live, struct live_disk *on, json_t *args,
                  "for what is written from now on");
     else if (live_gate(live, on, qmp_string(args, "target"), &err->text) == 0) {
         order->target = live_full_path(on, qmp_string(args, "target"));
-        order->format = format ? strdup(format) : NULL;
-        if (order->target && (order->format || !format))
+        if (!order->target)
+            qmp_fail(err, NULL, "out of memory");
+        else if (!format && !order->existing) /* the job gives it that of the disk */
             return 0;
-        qmp_fail(err, NULL, "out of memory");
+        else if ((order->format = target_format(on, order, format, err)))
+            return 0;
     }
     return -EINVAL;
 }

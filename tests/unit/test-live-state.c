@@ -157,6 +157,37 @@ static void a_mirror_goes_on_with_the_next_server(void **state)
     free(want);
 }
 
+/* By then the guest may have made a raw target look like another format. */
+static void a_mirror_knows_the_format_of_its_target_with_the_next_server(void **state)
+{
+    (void)state;
+    struct powerfs *p = powerfs_new();
+    family(powerfs_fs(p), "qcow2");
+    struct server s = serve(powerfs_fs(p));
+    ok(dr_pwrite(s.disk, "QFI\xfb\0\0\0\3", 0, 8, 0, &err));
+    ok(dr_flush(s.disk, &err));
+    const struct dr_create_options raw = {
+        .format = "raw", .size = dr_size(s.disk), .has_size = true};
+    ok(dr_create_fs(powerfs_fs(p), "moved", &raw, &err));
+    tell(&s, "{'execute': 'drive-mirror', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+             "'target': 'moved', 'sync': 'full', 'mode': 'existing'}}");
+    wait_for(&s, "ready");
+    const uint64_t size = dr_size(s.disk);
+    uint8_t *want = malloc(size), *got = malloc(size);
+    ok(dr_pread(s.disk, want, 0, size, &err));
+    struct server next = kill_and_begin_again(&s, p);
+    wait_for(&next, "ready");
+    tell(&next, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
+    wait_for(&next, "");
+    assert_string_equal(dr_image_path(next.disk, 0), "moved");
+    ok(dr_pread(next.disk, got, 0, size, &err));
+    assert_memory_equal(got, want, size);
+    stop(&next);
+    dr_fs_memory_free(next.fs);
+    free(got);
+    free(want);
+}
+
 static void a_stream_goes_on_with_the_next_server(void **state)
 {
     (void)state;
@@ -486,6 +517,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_flushed_is_found_after_a_cut_anywhere),
         cmocka_unit_test(a_mirror_goes_on_with_the_next_server),
+        cmocka_unit_test(a_mirror_knows_the_format_of_its_target_with_the_next_server),
         cmocka_unit_test(a_stream_goes_on_with_the_next_server),
         cmocka_unit_test(a_job_that_was_cancelled_does_not_come_back),
         cmocka_unit_test(a_job_that_was_paused_is_paused_with_the_next_server),
