@@ -98,17 +98,6 @@ static void end(struct world *w, const char *path)
     free(w);
 }
 
-/* Quotes are written as ' to be readable. */
-static char *quoted(const char *line)
-{
-    static char text[1024];
-    snprintf(text, sizeof(text), "%s", line);
-    for (char *p = text; *p; p++)
-        if (*p == '\'')
-            *p = '"';
-    return text;
-}
-
 #define tell(w, line) asked_ok(&(w)->talk, quoted(line))
 
 static void tell_verb(struct world *w, const char *verb)

@@ -74,17 +74,6 @@ static int end(void **state)
     return 0;
 }
 
-/* {'execute': COMMAND, 'arguments': {ARGUMENTS}}, with quotes written as ' to be readable. */
-static char *request(const char *command, const char *arguments)
-{
-    static char text[8192];
-    snprintf(text, sizeof(text), "{'execute': '%s', 'arguments': {%s}}", command, arguments);
-    for (char *p = text; *p; p++)
-        if (*p == '\'')
-            *p = '"';
-    return text;
-}
-
 static void done(const char *command, const char *arguments)
 {
     asked_ok(&talk, request(command, arguments));

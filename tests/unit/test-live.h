@@ -14,6 +14,26 @@
 #include "drover/live.h"
 #include "test-ops-crowd.h"
 
+/* Lines are written with ' for quotes to be readable: here they become JSON. It is good until the
+ * next call. */
+static inline const char *quoted(const char *line)
+{
+    static char text[8192];
+    assert_in_range(snprintf(text, sizeof(text), "%s", line), 0, sizeof(text) - 1);
+    for (char *p = text; *p; p++)
+        if (*p == '\'')
+            *p = '"';
+    return text;
+}
+
+/* {'execute': COMMAND, 'arguments': {ARGUMENTS}} */
+static inline const char *request(const char *command, const char *arguments)
+{
+    char line[8192];
+    snprintf(line, sizeof(line), "{'execute': '%s', 'arguments': {%s}}", command, arguments);
+    return quoted(line);
+}
+
 struct talk {
     int fd;
     FILE *in;
