@@ -26,15 +26,21 @@ static void drop_json(json_t **value)
 
 /* ------------------------------------------------------------------ which extraction it is */
 
+/* NULL: there is no memory. Names of formats and settings are checked when images are made. */
 static json_t *describe_disk(const struct files *x, const struct dr_vma_new_disk *d)
 {
     json_t *pairs = json_object();
-    for (size_t i = 0; i < d->n_pairs; i++)
-        json_object_set_new(pairs, d->pairs[i].name, dr_json_text(d->pairs[i].value));
+    int r = 0;
+    for (size_t i = 0; i < d->n_pairs && r == 0; i++)
+        r = json_object_set_new_nocheck(pairs, d->pairs[i].name, dr_json_text(d->pairs[i].value));
+    if (r < 0) {
+        json_decref(pairs);
+        return NULL;
+    }
     const struct dr_vma_disk *disk = vma_header_disk(&x->vma->header, d->id);
-    return json_pack("{s:i, s:I, s:o, s:s, s:o}", "id", (int)d->id, "size",
+    return json_pack("{s:i, s:I, s:o, s:o, s:o}", "id", (int)d->id, "size",
                      (json_int_t)(disk ? disk->size : 0), "file", dr_json_text(d->file), "format",
-                     d->format ? d->format : "raw", "options", pairs);
+                     dr_json_text(d->format ? d->format : "raw"), "options", pairs);
 }
 
 /* The properties of an extraction that must be the same for a later call to go on with it. */
@@ -46,7 +52,10 @@ static json_t *describe(const struct files *x)
     for (unsigned i = 0; i < 16; i++)
         sprintf(uuid + 2 * i, "%02x", header->uuid[i]);
     for (size_t i = 0; i < x->o->n_disks; i++)
-        json_array_append_new(disks, describe_disk(x, &x->disks[i]));
+        if (json_array_append_new(disks, describe_disk(x, &x->disks[i])) < 0) {
+            json_decref(disks);
+            return NULL;
+        }
     return json_pack("{s:s, s:I, s:I, s:o}", "uuid", uuid, "ctime", (json_int_t)header->ctime,
                      "header-size", (json_int_t)header->header_size, "disks", disks);
 }

@@ -682,6 +682,9 @@ def test_going_on_with_another_archive_is_refused(v):
     for name, stdin in (("day.vma", None), ("-", day.build())):
         r = extract(v, "--resume", name, "out", stdin=stdin)
         assert r.code == 1 and "another extraction" in r.errors and os.listdir(v.dir / "out") == [".drover.partial"], r
+    # Nor into files of another format.
+    r = extract(v, "--resume", "--to", "vmdk", "a.vma", "out")
+    assert r.code == 1 and "another extraction" in r.errors and os.listdir(v.dir / "out") == [".drover.partial"], r
     assert extract(v, "--resume", "a.vma", "out").code == 0
     assert v.get("out/drive-scsi0.raw") == a.contents[1]
 
