@@ -600,6 +600,39 @@ def test_going_on(v, number):
     same_files(v.dir / "out", {"qemu-server.conf": vmagen.CONF, "drive-scsi0.raw": a.contents[1], "drive-scsi1.raw": a.contents[2]})
 
 
+def leave(v, *names):
+    """What a kill may leave in the directory of work."""
+    for name in names:
+        path = v.dir / "out/.drover.partial" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half of it")
+
+
+# A new image has a directory of its own until it is complete; a file is replaced by one beside it.
+LEFT = [".drive-scsi1.raw.drover.new-a1b2c3/drive-scsi1.raw", ".drive-scsi1.raw.drover-a1b2c3"]
+
+
+def test_what_a_kill_left_incomplete_gets_no_name(v):
+    a = vmagen.simple({1: random.Random(5).randbytes(100 * CLUSTER)})
+    a.write(v.dir / "a.vma")
+    interrupt(v, "--resume", "a.vma", "out", until="out/.drover.partial/.drover.record")
+    leave(v, *LEFT)
+    assert extract(v, "--resume", "a.vma", "out").code == 0
+    same_files(v.dir / "out", {"qemu-server.conf": vmagen.CONF, "drive-scsi0.raw": a.contents[1]})
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=str)
+def test_what_a_kill_left_before_anything_was_recorded_goes_away(v, resume):
+    a = archive()
+    a.write(v.dir / "a.vma")
+    wanted = {"qemu-server.conf": vmagen.CONF, "drive-scsi0.raw": a.contents[1], "drive-scsi1.raw": a.contents[2]}
+    for code in (0, 1):  # then the names are taken, which is noticed before there is anything to keep
+        leave(v, *LEFT, "drive-scsi0.raw", "more.raw")
+        r = extract(v, *resume, "a.vma", "out")
+        assert r.code == code, r
+        same_files(v.dir / "out", wanted)
+
+
 def position(v):
     try:
         return json.loads(v.get("out/.drover.partial/.drover.record")).get("position", 0)
