@@ -3,6 +3,7 @@
 #include "place.h"
 
 #include <bzlib.h>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <lzo/lzo1x.h>
 #include <poll.h>
@@ -30,6 +31,23 @@ int poll(struct pollfd *fds, nfds_t n, int ms)
     }
     stop_now = --waits_until_stop == 0;
     return 0;
+}
+
+/* ------------------------------------------------------------------ bzip2 without memory */
+
+/* Stands for the library's function, which allocates: the call with this number, from now on, gets
+ * no memory; 0: all get some. */
+static int init_that_fails;
+
+__attribute__((visibility("default"))) int BZ2_bzDecompressInit(bz_stream *b, int verbosity,
+                                                                int small)
+{
+    if (init_that_fails > 0 && --init_that_fails == 0)
+        return BZ_MEM_ERROR;
+    void *real = dlsym(RTLD_NEXT, "BZ2_bzDecompressInit");
+    int (*init)(bz_stream *, int, int);
+    memcpy(&init, &real, sizeof(init));
+    return init(b, verbosity, small);
 }
 
 /* ------------------------------------------------------------------ bytes and containers */
@@ -464,6 +482,24 @@ static void no_flipped_bit_goes_unseen(void **state)
     free(plain.p);
 }
 
+/* Each of the two streams needs some, and the bytes of the first one are not all there is. */
+static void a_lack_of_memory_for_bzip2_is_told(void **state)
+{
+    struct place *p = *state;
+    struct bytes plain = sample(30000), packed = bzip2_pack(&plain);
+    struct bytes out = {0};
+    struct dr_source *s;
+    put(p, p->path, packed.p, packed.n);
+    init_that_fails = 1;
+    assert_fails(dr_source_open(p->fs, p->path, -1, &s, &err), ENOMEM, "out of memory");
+    init_that_fails = 2;
+    assert_fails(read_all(p, &out, &err), ENOMEM, "out of memory");
+    assert_true(out.n < plain.n);
+    free(out.p);
+    free(packed.p);
+    free(plain.p);
+}
+
 /* ------------------------------------------------------------------ other programs' */
 
 static void what_the_programs_compress_is_read(void **state)
@@ -594,6 +630,7 @@ int main(void)
         POSIX(directories_and_missing_files_are_refused),
         POSIX(every_truncation_is_told_or_harmless),
         POSIX(no_flipped_bit_goes_unseen),
+        POSIX(a_lack_of_memory_for_bzip2_is_told),
         POSIX(what_the_programs_compress_is_read),
         POSIX(lzop_blocks_of_absurd_sizes_are_refused),
         POSIX(lzop_filters_methods_and_versions_of_the_future_are_refused),

@@ -169,6 +169,47 @@ static void a_huge_hole_is_only_headers(void **state)
     ok(dr_close(disk.disk, &err));
 }
 
+struct failing {
+    _Atomic uint64_t reads;
+    uint64_t nth;
+};
+
+/* Pages of tables are read with those beside them, and if that fails, alone: both fail. */
+static int fail_twice(void *user, const struct faultfs_io *io)
+{
+    struct failing *f = user;
+    if (io->kind != FAULTFS_READ)
+        return 0;
+    uint64_t read = f->reads++;
+    return read == f->nth || read == f->nth + 1 ? -EIO : 0;
+}
+
+/* Also of tables, which are read to find out what is zero: for each of them once, so that asking
+ * again would find out. */
+static void whatever_cannot_be_read_of_a_disk_is_told(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct faultfs *faults = faultfs_new(fs);
+    struct failing f = {0};
+    make(fs, "d.vmdk", "vmdk", 256 * MiB, NULL);
+    for (unsigned i = 0; i < 4; i++) /* tables for 32 MiB each */
+        put(fs, "d.vmdk", i * 64 * MiB, 100 * KiB, (int)i + 1);
+    for (int r = -EIO; r < 0; f.nth++) {
+        struct dr_error why = DR_ERROR_INIT;
+        struct dr_disk *disk = open_disk(faultfs_fs(faults), "d.vmdk");
+        const struct dr_vma_create_disk from = {.name = "d", .disk = disk};
+        f.reads = 0;
+        faultfs_observe(faults, fail_twice, &f);
+        r = create(fs, &from, 1, (struct dr_vma_create_options){0}, 1, NULL, &why);
+        faultfs_observe(faults, NULL, NULL);
+        if (r < 0 ? r != -EIO : f.reads > f.nth)
+            fail_msg("read %u: %d %s", (unsigned)f.nth, r, why.text);
+        ok(dr_close(disk, &err));
+    }
+    assert_true(f.nth > 6);
+    faultfs_free(faults);
+}
+
 static void many_disks_share_extents(void **state)
 {
     struct dr_fs *fs = *state;
@@ -517,6 +558,7 @@ int main(void)
         ops_test(zeros_are_not_stored),
         ops_test(holes_are_never_read),
         ops_test(a_huge_hole_is_only_headers),
+        ops_test(whatever_cannot_be_read_of_a_disk_is_told),
         ops_test(many_disks_share_extents),
         ops_test(a_header_that_pve_would_not_write_is_told),
         ops_test(state_streams_are_taken_to_their_end),
