@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <errno.h>
 #include <grp.h>
 #include <linux/magic.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -23,6 +25,37 @@
 #include "core/core.h"
 #include "storage/storage.h"
 #include "place.h"
+
+/* ------------------------------------------------------------------ signals */
+
+/* Stands for the C library's function: a signal interrupts so many of the next calls. */
+static _Atomic int interruptions;
+
+__attribute__((visibility("default"))) ssize_t pwrite(int fd, const void *buf, size_t n, off_t off)
+{
+    const struct iovec iov = {(void *)(uintptr_t)buf, n};
+    if (interruptions > 0) {
+        interruptions--;
+        errno = EINTR;
+        return -1;
+    }
+    return pwritev(fd, &iov, 1, off);
+}
+
+static void a_write_that_a_signal_interrupts_goes_on(void **state)
+{
+    struct place *p = *state;
+    char got[3];
+    struct dr_file *f = open_ok(p, p->path, DR_FILE_CREATE);
+    interruptions = 3;
+    assert_ok(dr_file_pwrite(f, "abc", 0, 3, &err));
+    assert_int_equal(interruptions, 0);
+    assert_ok(dr_file_pread(f, got, 0, 3, &err));
+    assert_memory_equal(got, "abc", 3);
+    dr_file_unref(f);
+}
+
+/* ------------------------------------------------------------------ kinds and attributes */
 
 static void things_that_are_no_files_are_refused_at_once(void **state)
 {
@@ -405,6 +438,7 @@ int main(void)
 {
 #define T(test) cmocka_unit_test_setup_teardown(test, setup_posix, teardown_posix)
     const struct CMUnitTest tests[] = {
+        T(a_write_that_a_signal_interrupts_goes_on),
         T(things_that_are_no_files_are_refused_at_once),
         T(attributes_are_taken_over),
         T(a_source_elsewhere_does_not_bar_those_beside_the_target),

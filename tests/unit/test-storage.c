@@ -195,6 +195,9 @@ static void zeros_are_written_where_the_container_cannot(void **state)
     assert_bytes(f, 3 + (4 << 20), 1000, 9);
     assert_ok(dr_file_zero(f, (5 << 20) - 1, 1 << 30, 0, &err));
     assert_int_equal(dr_file_size(f), (5 << 20) - 1 + (1 << 30));
+    assert_ok(dr_file_zero(f, 2ull << 30, 100, 0, &err)); /* behind the end */
+    assert_int_equal(dr_file_size(f), (2ull << 30) + 100);
+    assert_bytes(f, 2ull << 30, 100, 0);
     assert_fails(dr_file_zero(f, 0, 10, DR_FILE_ZERO_FAST, &err), ENOTSUP, "without writing");
     f->ops = good;
     dr_file_unref(f);
