@@ -247,9 +247,11 @@ def test_a_killed_stream_keeps_what_it_saved_now_and_then(t):
     with open(t.dir / "base.raw", "wb") as f:
         for i in range(224):
             f.write(bytes([i + 1]) * MIB)
-    t.ok("create", "-q", "-f", "add-cow", "-b", "base.raw", "disk.add-cow")
-    # Of 448 writes of 512 KiB: it saves after 256. While one thread does that another goes on, and must not be done before it.
-    r = killed_at(t, 440, "stream", "-t", "unsafe", "disk.add-cow")
+    for name in ("counted", "disk"):
+        t.ok("create", "-q", "-f", "add-cow", "-b", "base.raw", f"{name}.add-cow")
+    total = changes(t, "stream", "-q", "-t", "unsafe", "counted.add-cow")
+    # It saves after 128 MiB. While one thread does that another goes on, and must not be done before it.
+    r = killed_at(t, total * 97 // 100, "stream", "-t", "unsafe", "disk.add-cow")
     assert r.code == -9, r
     copied = json.loads(t.ok("info", "--output=json", "disk.add-cow"))["format-specific"]["data"]["copied-in"]
     assert 100 * MIB < copied < 224 * MIB

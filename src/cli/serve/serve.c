@@ -34,9 +34,7 @@ static const struct cli_option disk_options[] = {
     {'l', "snapshot", "NAME", "show a snapshot inside, read-only: a name, or an id", false},
     {'t', "cache", "CACHE", "none, writeback or unsafe", false},
     {KEY_ON_ERROR, "on-error", "WHAT",
-     "writes that fail wait: enospc (when there is no space, the default), stop (all), report "
-     "(none)",
-     false},
+     "failed writes wait: enospc (no space; default), stop (all), report (none)", false},
     {'U', "force-share", NULL, "with -r: even while somebody writes to them", false},
     {0, NULL, NULL, NULL, false},
 };
