@@ -303,7 +303,7 @@ static int make_text(const struct plan *p, char **text, size_t *len, struct dr_e
     if (!f)
         return dr_fail_errno(err, ENOMEM, "%s", p->path);
     print_text(f, p);
-    if (fclose(f) != 0)
+    if (fclose(f) != 0 || !*text) /* closing allocates, and does not say when it could not */
         return dr_fail_errno(err, ENOMEM, "%s", p->path);
     size_t room = p->sub->suffix ? VMDK_DESC_MAX : VMDK_DESC_SECTORS * VMDK_SECTOR;
     if (*len >= room)

@@ -316,6 +316,8 @@ static int read_backing(struct dr_image *image, struct dr_error *err)
     struct vmdk_state *s = vmdk_of(image);
     CLEANUP_FREE char *hint = vmdk_desc_get(&s->desc, "parentFileNameHint");
     bool alone = image->flags & DR_OPEN_NO_BACKING;
+    if (!hint && vmdk_desc_find(&s->desc, "parentFileNameHint"))
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
     if (!alone) {
         int r = refuse_uuid_child(image, err);
         if (r < 0)
