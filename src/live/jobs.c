@@ -273,8 +273,12 @@ static int operate(struct live_job *job, struct dr_error *err)
     const struct dr_open_options open = {.allow_paths = (const char *const *)job->live->allow};
     const struct dr_stream_options streaming = {
         .open = open, .base = o->base, .image = o->top, .retire = o->retire, .remove = o->remove};
-    struct dr_commit_options committing = {
-        .open = open, .base = o->base, .top = o->top, .pivot = !o->top, .remove = o->remove};
+    struct dr_commit_options committing = {.open = open,
+                                           .base = o->base,
+                                           .top = o->top,
+                                           .pivot = !o->top,
+                                           .remove = o->remove,
+                                           .force = o->force};
     const struct dr_mirror_options mirror = {
         .open = {.allow_paths = open.allow_paths, .flags = o->flags},
         .format = o->format,

@@ -101,6 +101,7 @@ struct live_order {
     char *target, *format; /* target: of a mirror; with retire or remove: the image that goes */
     bool retire;           /* stream: go on with the active image's plain file alone */
     bool remove;           /* stream, commit: remove the files of what leaves the chain */
+    bool force;            /* commit: even if other images have the base as their parent */
     bool existing, top_only, only_new, write_blocking; /* mirror */
     unsigned flags;                                    /* mirror: enum dr_open_flag of the target */
     bool keep_finalize, keep_dismiss;                  /* wait for job-finalize, job-dismiss */

@@ -90,7 +90,8 @@ static int delete_order(const struct dr_chain *chain, const char *image, bool do
 
 static json_t *delete (struct dr_live *live, json_t *args, struct qmp_error *err)
 {
-    struct live_order order = {.remove = qmp_bool(args, "remove", false)};
+    struct live_order order = {.remove = qmp_bool(args, "remove", false),
+                               .force = qmp_bool(args, "force", false)};
     struct live_disk *on = qmp_device(live, args, err);
     if (!on)
         return NULL;
@@ -124,6 +125,7 @@ const struct qmp_command qmp_edit_commands[] = {
       {"image", 's', true},
       {"down", 'b', false},
       {"remove", 'b', false},
+      {"force", 'b', false},
       {"speed", 'n', false},
       {"auto-finalize", 'b', false},
       {"auto-dismiss", 'b', false}}},

@@ -99,7 +99,9 @@ static json_t *block_stream(struct dr_live *live, json_t *args, struct qmp_error
 /* The device that a commit goes by has an error class of its own. */
 static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
-    struct live_order order = {.kind = LIVE_COMMIT, .remove = qmp_bool(args, "x-remove", false)};
+    struct live_order order = {.kind = LIVE_COMMIT,
+                               .remove = qmp_bool(args, "x-remove", false),
+                               .force = qmp_bool(args, "x-force", false)};
     const char *device = qmp_string(args, "device");
     struct live_disk *on = qmp_device(live, args, err);
     if (!on)
@@ -352,6 +354,7 @@ const struct qmp_command qmp_job_commands[] = {
       {"top", 's', false},
       {"top-node", 's', false},
       {"x-remove", 'b', false},
+      {"x-force", 'b', false},
       {"on-error", 's', false}}},
     {"drive-mirror",
      drive_mirror,

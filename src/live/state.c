@@ -157,14 +157,14 @@ static bool set_text(json_t *object, const char *key, const char *text)
 static json_t *describe_job(const struct live_job *job)
 {
     const struct live_order *o = &job->order;
-    json_t *one =
-        json_pack("{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:I, s:b, s:s, s:s}",
-                  "id", dr_job_id(job->job), "disk", job->on->name, "kind", (int)o->kind, "retire",
-                  o->retire, "remove", o->remove, "naming", job->naming, "existing", o->existing,
-                  "write-blocking", o->write_blocking, "top-only", o->top_only, "keep-finalize",
-                  o->keep_finalize, "keep-dismiss", o->keep_dismiss, "speed", (json_int_t)o->speed,
-                  "paused", job->paused, "on-source-error", live_on_error_name(o->on_source_error),
-                  "on-target-error", live_on_error_name(o->on_target_error));
+    json_t *one = json_pack(
+        "{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:I, s:b, s:s, s:s}", "id",
+        dr_job_id(job->job), "disk", job->on->name, "kind", (int)o->kind, "retire", o->retire,
+        "remove", o->remove, "force", o->force, "naming", job->naming, "existing", o->existing,
+        "write-blocking", o->write_blocking, "top-only", o->top_only, "keep-finalize",
+        o->keep_finalize, "keep-dismiss", o->keep_dismiss, "speed", (json_int_t)o->speed, "paused",
+        job->paused, "on-source-error", live_on_error_name(o->on_source_error), "on-target-error",
+        live_on_error_name(o->on_target_error));
     if (set_text(one, "base", o->base) && set_text(one, "top", o->top) &&
         set_text(one, "target", o->target) && set_text(one, "format", o->format))
         return one;
@@ -361,6 +361,7 @@ static void begin_again(struct dr_live *live, json_t *one)
         .format = copy_text(one, "format"),
         .retire = json_is_true(json_object_get(one, "retire")),
         .remove = json_is_true(json_object_get(one, "remove")),
+        .force = json_is_true(json_object_get(one, "force")),
         .existing = json_is_true(json_object_get(one, "existing")),
         .write_blocking = json_is_true(json_object_get(one, "write-blocking")),
         .top_only = json_is_true(json_object_get(one, "top-only")),

@@ -243,6 +243,23 @@ static void an_active_commit_is_ready_and_goes_over_when_told(void **state)
     }
 }
 
+static void a_commit_that_makes_another_image_unusable_has_to_be_forced(void **state)
+{
+    struct world *w = begin("vmdk");
+    const struct dr_create_options sibling = {
+        .format = "vmdk", .backing = "base", .backing_format = "vmdk"};
+    (void)state;
+    ok(dr_create_fs(w->fs, "sibling", &sibling, &err));
+    tell(w, "{'execute': 'block-commit', 'arguments': {'device': 'disk0', 'top': 'mid'}}");
+    events_are(&w->talk, BEGUN FAILED GONE);
+    assert_int_equal(dr_chain_length(w->crowd.disk), 3);
+    tell(w, "{'execute': 'block-commit', 'arguments': {'device': 'disk0', 'top': 'mid', "
+            "'x-force': true}}");
+    events_are(&w->talk, BEGUN "X_DROVER_JOB_MESSAGE " ENDING COMPLETED GONE);
+    assert_int_equal(dr_chain_length(w->crowd.disk), 2);
+    end(w, "top");
+}
+
 static void a_mirror_is_ready_and_goes_over_when_told(void **state)
 {
     struct world *w = begin("qcow2");
@@ -447,6 +464,7 @@ int main(void)
         cmocka_unit_test(a_pending_job_may_be_cancelled),
         cmocka_unit_test(an_intermediate_commit_ends_alone),
         cmocka_unit_test(an_active_commit_is_ready_and_goes_over_when_told),
+        cmocka_unit_test(a_commit_that_makes_another_image_unusable_has_to_be_forced),
         cmocka_unit_test(a_mirror_is_ready_and_goes_over_when_told),
         cmocka_unit_test(a_ready_mirror_that_is_cancelled_leaves_a_copy),
         cmocka_unit_test(a_mirror_that_is_forced_to_end_leaves_nothing),

@@ -32,7 +32,8 @@ static const struct cli_option options[] = {
     {KEY_ON_ERROR, "on-error", "WHAT",
      "stream, commit, mirror: report (fail), ignore, enospc or stop (pause)", false},
     {KEY_DETACH, "detach", NULL, "do not wait for the end of the job", false},
-    {KEY_FORCE, "force", NULL, "cancel: also what is ready, leaving no copy", false},
+    {KEY_FORCE, "force", NULL,
+     "cancel: even if ready; commit, delete: even if others become unusable", false},
     {KEY_JSON, "json", NULL, "print what the server says, a line of JSON each", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -257,9 +258,9 @@ static int do_stream(struct ctl *ctl, const struct cli_args *args, char **operan
 
 static int do_commit(struct ctl *ctl, const struct cli_args *args, char **operands)
 {
-    return begin_job(
-        ctl, args, "block-commit",
-        json_pack("{s:s, s:b}", "device", operands[0], "x-remove", cli_has(args, KEY_REMOVE)));
+    return begin_job(ctl, args, "block-commit",
+                     json_pack("{s:s, s:b, s:b}", "device", operands[0], "x-remove",
+                               cli_has(args, KEY_REMOVE), "x-force", cli_has(args, KEY_FORCE)));
 }
 
 /* The parent's name is sent as it is to be recorded. */
@@ -273,9 +274,9 @@ static int do_rebase(struct ctl *ctl, const struct cli_args *args, char **operan
 
 static int do_delete(struct ctl *ctl, const struct cli_args *args, char **operands)
 {
-    json_t *arguments = json_pack("{s:s, s:s, s:b, s:b}", "device", operands[0], "image",
+    json_t *arguments = json_pack("{s:s, s:s, s:b, s:b, s:b}", "device", operands[0], "image",
                                   operands[1], "down", cli_has(args, KEY_DOWN), "remove",
-                                  cli_has(args, KEY_REMOVE));
+                                  cli_has(args, KEY_REMOVE), "force", cli_has(args, KEY_FORCE));
     if (!arguments)
         return cli_usage(ctl->cli, "'%s' is no name that can be sent", operands[1]);
     return begin_job(ctl, args, "x-drover-delete", arguments);
