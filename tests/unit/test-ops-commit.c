@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* commit: the upper images' data goes down, the view at the top stands still. */
+#include "base/bytes.h"
 #include "faultfs.h"
 #include "test-ops.h"
 
@@ -336,6 +337,61 @@ static void shorter_middle_image_that_goes_down_itself_leaves_its_zeros(void **s
     free(want);
 }
 
+static int little_space(struct dr_fs *fs, const char *path, uint64_t *bytes, struct dr_error *err)
+{
+    (void)fs;
+    (void)path;
+    (void)err;
+    *bytes = MiB;
+    return 0;
+}
+
+struct bad_tables {
+    const char *path;
+    uint64_t at[2]; /* of its grain tables: the one and its copy */
+};
+
+static int fail_tables(void *user, const struct faultfs_io *io)
+{
+    const struct bad_tables *bad = user;
+    bool hit = io->kind == FAULTFS_READ && strcmp(io->path, bad->path) == 0;
+    for (unsigned i = 0; i < 2; i++)
+        if (hit && io->off <= bad->at[i] && bad->at[i] < io->off + io->len)
+            return -EIO;
+    return 0;
+}
+
+/* Only a look at all that is to be copied says whether it fits. Nothing is written before. */
+static void what_cannot_be_looked_at_for_space_stops_the_commit(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct bad_tables bad = {.path = "top.vmdk"};
+    size_t len, now;
+    family(fs);
+    uint8_t *top = file_bytes(fs, "top.vmdk", &len);
+    for (unsigned i = 0; i < 2; i++) /* rgdOffset, gdOffset */
+        bad.at[i] = get_le32(top + get_le64(top + 48 + 8 * i) * 512) * UINT64_C(512);
+    free(top);
+    uint8_t *before = file_bytes(fs, "mid.vmdk", &len);
+    struct faultfs *f = faultfs_new(fs);
+    struct dr_fs *faulty = faultfs_fs(f);
+    const struct dr_fs_ops *full = faulty->ops;
+    struct dr_fs_ops ops = *full;
+    ops.free_space = little_space;
+    faulty->ops = &ops;
+    faultfs_observe(f, fail_tables, &bad);
+    refused(commit(faulty, "top.vmdk", NULL, false, &err), EIO, "top.vmdk");
+    assert_int_equal(faultfs_count_of(f, FAULTFS_WRITE), 0);
+    faultfs_observe(f, NULL, NULL);
+    ok(commit(faulty, "top.vmdk", NULL, false, &err));
+    faulty->ops = full;
+    faultfs_free(f);
+    uint8_t *after = file_bytes(fs, "mid.vmdk", &now);
+    assert_true(now != len || memcmp(before, after, len) != 0);
+    free(before);
+    free(after);
+}
+
 /* ------------------------------------------------------------------ interrupted */
 
 /* As if killed between the two ids: P has its new one, M still the old. */
@@ -363,7 +419,6 @@ static void interrupted_between_the_ids_reads_the_same_and_goes_on(void **state)
     free(want);
 }
 
-/* Nobody says that the commit is done again first. */
 /* Whatever write fails after that, the disk reads the same, and the commit can be finished. */
 static void interrupted_between_the_ids_may_be_interrupted_again(void **state)
 {
@@ -389,6 +444,7 @@ static void interrupted_between_the_ids_may_be_interrupted_again(void **state)
     }
 }
 
+/* Nobody says that the commit is done again first. */
 static void interrupted_between_the_ids_goes_on_with_other_work(void **state)
 {
     struct dr_fs *fs = *state;
@@ -539,6 +595,7 @@ int main(void)
         ops_test(longer_base_keeps_its_tail),
         ops_test(shorter_middle_image_commits_its_zeros),
         ops_test(shorter_middle_image_that_goes_down_itself_leaves_its_zeros),
+        ops_test(what_cannot_be_looked_at_for_space_stops_the_commit),
         ops_test(interrupted_between_the_ids_reads_the_same_and_goes_on),
         ops_test(interrupted_between_the_ids_may_be_interrupted_again),
         ops_test(interrupted_between_the_ids_goes_on_with_other_work),

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* rebase, stream: another parent, the same bytes. */
+#include "faultfs.h"
 #include "test-ops.h"
 
 #define SIZE (2 * MiB)
@@ -276,6 +277,34 @@ static void holes_of_huge_parents_are_not_read(void **state)
 
 /* ------------------------------------------------------------------ by chance */
 
+/* So many pieces of the disk are filled, compressed. */
+static uint64_t flushes_of_a_compressing_rebase(uint64_t size)
+{
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct dr_create_options o = {.format = "qcow2", .backing = "old.raw", .backing_format = "raw"};
+    make(fs, "old.raw", "raw", size, NULL);
+    put(fs, "old.raw", 0, size, 0x11);
+    ok(dr_create_fs(fs, "top.qcow2", &o, &err));
+    struct faultfs *f = faultfs_new(fs);
+    struct dr_rebase_options compress = {.backing = "", .compress = true};
+    struct dr_job job = {.workers = 1};
+    ok(dr_rebase_fs(faultfs_fs(f), "top.qcow2", &compress, &job, &err));
+    uint64_t flushes = faultfs_count_of(f, FAULTFS_FLUSH);
+    faultfs_free(f);
+    dr_fs_memory_free(fs);
+    return flushes;
+}
+
+/* A run that is killed has to do again what was filled since the last flush: 128 MiB are not too
+ * much for that. */
+static void a_compressing_rebase_flushes_now_and_then_only(void **state)
+{
+    (void)state;
+    uint64_t few = flushes_of_a_compressing_rebase(MiB);
+    assert_int_equal(flushes_of_a_compressing_rebase(16 * MiB), few);
+    assert_true(flushes_of_a_compressing_rebase(130 * MiB) > few);
+}
+
 static void random_chain(struct dr_fs *fs, uint64_t *seed, const char *name, const char *backing)
 {
     static const uint64_t sizes[] = {MiB, MiB + 512, 2 * MiB, 3 * MiB - 512, 192 * KiB};
@@ -328,6 +357,7 @@ int main(void)
         ops_test(dry_run_writes_nothing),
         ops_test(stopped_rebase_changes_nothing_and_can_be_repeated),
         ops_test(holes_of_huge_parents_are_not_read),
+        cmocka_unit_test(a_compressing_rebase_flushes_now_and_then_only),
         ops_test(any_rebase_keeps_any_view),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

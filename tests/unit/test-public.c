@@ -317,6 +317,37 @@ static void tables_of_a_file_that_is_cut_off_meanwhile_are_missed(void **state)
     }
 }
 
+static void snapshots_inside_are_listed_without_the_parent(void **state)
+{
+    struct dr_create_options o = {.format = "qcow2", .backing = "disk", .backing_format = "raw"};
+    struct dr_internal_snapshot *list = NULL;
+    struct dr_error err = DR_ERROR_INIT;
+    char child[300];
+    size_t n = 7;
+
+    (void)state;
+    make("raw", 1 << 20);
+    snprintf(child, sizeof(child), "%s/child", dir);
+    unlink(child);
+    assert_int_equal(dr_internal_snapshots(child, NULL, &list, &n, &err), -ENOENT);
+    assert_non_null(strstr(err.text, child));
+    assert_null(list);
+    assert_int_equal(n, 7);
+    assert_int_equal(dr_create(child, &o, &err), 0);
+    struct dr_open_options writable = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk;
+    assert_int_equal(dr_open(child, &writable, &disk, &err), 0);
+    assert_int_equal(dr_disk_internal_snapshot_create(disk, "before", NULL, &err), 0);
+    assert_int_equal(dr_close(disk, &err), 0);
+    unlink(path);
+    assert_int_equal(dr_internal_snapshots(child, NULL, &list, &n, &err), 0);
+    assert_int_equal(n, 1);
+    assert_string_equal(list[0].name, "before");
+    assert_int_equal(list[0].size, 1 << 20);
+    dr_internal_snapshots_free(list, n);
+    unlink(child);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -333,6 +364,7 @@ int main(void)
         cmocka_unit_test(zeroing_fast_writes_no_zeros_as_bytes),
         cmocka_unit_test(a_block_is_what_a_write_copies_nothing_for),
         cmocka_unit_test(tables_of_a_file_that_is_cut_off_meanwhile_are_missed),
+        cmocka_unit_test(snapshots_inside_are_listed_without_the_parent),
     };
 
     if (!mkdtemp(dir))

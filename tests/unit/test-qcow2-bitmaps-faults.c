@@ -163,6 +163,46 @@ static void a_merge_without_room_for_bits_leaks_nothing(void **state)
     }
 }
 
+/* The nth I/O of a change of the size fails. False: there is none. */
+static bool resize_with_failure(uint64_t size, uint64_t nth)
+{
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct dr_bitmap *list = NULL;
+    size_t n = 0;
+    make_two(fs, "4096");
+    struct faultfs *faults = faultfs_new(fs);
+    struct dr_disk *disk = open_disk(faultfs_fs(faults));
+    faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .error = EIO});
+    int r = dr_truncate(disk, size, NULL);
+    bool failed = faultfs_fired(faults);
+    faultfs_disarm(faults);
+    int closed = dr_close(disk, NULL);
+    faultfs_free(faults);
+    assert_int_equal(check(fs).corruptions, 0);
+    ok(dr_open_fs(fs, PATH, NULL, &disk, &err));
+    if (r == 0)
+        assert_int_equal(dr_size(disk), size);
+    ok(dr_disk_bitmaps(disk, &list, &n, &err));
+    assert_int_equal(n, 2);
+    for (size_t i = 0; i < n && r == 0 && closed == 0; i++)
+        if (list[i].inconsistent)
+            fail_msg("I/O %llu failed: \"%s\" is lost, and nobody was told",
+                     (unsigned long long)nth, list[i].name);
+    dr_bitmaps_free(list, n);
+    ok(dr_close(disk, &err));
+    dr_fs_memory_free(fs);
+    return failed;
+}
+
+static void a_resize_that_loses_bitmaps_fails(void **state)
+{
+    (void)state;
+    for (uint64_t nth = 0; resize_with_failure(2 * SIZE, nth); nth++)
+        ;
+    for (uint64_t nth = 0; resize_with_failure(SIZE / 2, nth); nth++)
+        ;
+}
+
 /* ------------------------------------------------------------------ copies */
 
 static void a_copy_of_bitmaps_that_the_target_has_leaves_its_data(void **state)
@@ -269,6 +309,7 @@ int main(void)
         cmocka_unit_test(what_is_written_after_a_change_that_failed_is_noted),
         cmocka_unit_test(what_is_written_after_a_freezing_that_failed_is_noted),
         cmocka_unit_test(a_merge_without_room_for_bits_leaks_nothing),
+        cmocka_unit_test(a_resize_that_loses_bitmaps_fails),
         cmocka_unit_test(a_copy_of_bitmaps_that_the_target_has_leaves_its_data),
         cmocka_unit_test(bitmaps_that_share_a_table_cost_no_more_than_one),
         cmocka_unit_test(a_table_for_more_bits_than_a_bitmap_may_have_is_not_read),
