@@ -588,10 +588,8 @@ static void when_told_to_it_refuses_before_anything_is_written(void **state)
 }
 
 /* There cannot be any; a header may say so all the same. */
-static void snapshots_beside_a_data_file_are_refused(void **state)
+static void make_snapshot_beside_data_file(struct dr_fs *fs)
 {
-    (void)state;
-    struct dr_fs *fs = dr_fs_memory_new();
     struct dr_pair pairs[] = {{"data_file", "disk.data"}, {"cluster_size", "4096"}};
     struct dr_create_options o = {.format = "qcow2",
                                   .size = LARGE,
@@ -604,7 +602,7 @@ static void snapshots_beside_a_data_file_are_refused(void **state)
     struct dr_file *f;
     make_parent(fs, "dir/old.raw", LARGE, 0x11);
     ok(dr_create_fs(fs, PATH, &o, &err));
-    uint64_t end = file_size(fs), size;
+    uint64_t end = file_size(fs);
     put_be32(one, 1);
     put_be64(at, end);
     put_be64(entry, end + 4096); /* its L1 table: zeros */
@@ -619,12 +617,48 @@ static void snapshots_beside_a_data_file_are_refused(void **state)
     ok(dr_file_pwrite(f, one, 60, sizeof(one), &err));
     ok(dr_file_pwrite(f, at, 64, sizeof(at), &err));
     dr_file_unref(f);
+}
+
+static void snapshots_beside_a_data_file_are_refused(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    uint64_t size;
+    make_snapshot_beside_data_file(fs);
     uint8_t *before = read_view(fs, NULL, &size);
     refused(rebase(fs, "", &err), ENOTSUP, "data in another file");
     uint8_t *after = read_view(fs, NULL, &size);
     assert_memory_equal(before, after, size);
     free(before);
     free(after);
+    dr_fs_memory_free(fs);
+}
+
+struct told {
+    unsigned errors, data_file;
+};
+
+static void count_errors(void *user, const char *line)
+{
+    struct told *told = user;
+    told->errors += strstr(line, "ERROR") != NULL;
+    told->data_file += strstr(line, "image with data file") != NULL;
+}
+
+/* Nor are the snapshot's clusters counted. */
+static void a_check_counts_snapshots_beside_a_data_file_as_one_error(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct told told = {0};
+    struct dr_check_result result = {.report = count_errors, .user = &told};
+    struct dr_image *image;
+    make_snapshot_beside_data_file(fs);
+    ok(dr_image_open(fs, PATH, "qcow2", DR_OPEN_NO_BACKING, &image, &err));
+    ok(image->fmt->check(image, 0, &result, &err));
+    dr_image_unref(image, NULL);
+    assert_int_equal(told.data_file, 1);
+    assert_int_equal(told.errors, result.corruptions);
     dr_fs_memory_free(fs);
 }
 
@@ -659,6 +693,51 @@ static void a_table_with_a_higher_count_is_not_edited(void **state)
     if (v.low || v.shared || v.broken || v.stale) /* leaked: at least the table */
         fail_msg("%s", v.text);
     shown_free(&before);
+    dr_fs_memory_free(fs);
+}
+
+/* Each view has clusters of its own in a range that is filled together: more than there is room for
+ * in one round. */
+static void views_that_have_nothing_in_common_are_all_filled(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"1", "2", "3", "4", "5", NULL};
+    enum { N = sizeof(names) / sizeof(names[0]) };
+    const uint64_t cluster = 16 * KIB, size = 64 * cluster;
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct dr_create_options o = {.format = "qcow2",
+                                  .size = size,
+                                  .has_size = true,
+                                  .pairs = geometries[2].pairs,
+                                  .n_pairs = 2,
+                                  .backing = "old.raw",
+                                  .backing_format = "raw"};
+    uint8_t *before[N];
+    uint64_t len;
+    make_parent(fs, "dir/old.raw", size, 0x11);
+    struct dr_disk *disk = open_disk(fs, "dir/old.raw", "raw");
+    write_byte(disk, 0, size, 0x11); /* without gaps */
+    ok(dr_close(disk, &err));
+    ok(dr_create_fs(fs, PATH, &o, &err));
+    disk = open_disk(fs, PATH, NULL);
+    for (unsigned i = 0; i < N; i++) {
+        for (uint64_t off = 0; off < size; off += cluster)
+            write_byte(disk, off + i * KIB, 512, 0x40 + (int)i);
+        if (names[i])
+            ok(dr_image_snapshot_create(disk->chain->images[0], names[i], &err));
+    }
+    ok(dr_close(disk, &err));
+    for (unsigned i = 0; i < N; i++)
+        before[i] = read_view(fs, names[i], &len);
+    ok(rebase(fs, "", &err));
+    for (unsigned i = 0; i < N; i++) {
+        uint8_t *after = read_view(fs, names[i], &len);
+        assert_int_equal(len, size);
+        assert_memory_equal(before[i], after, size);
+        free(before[i]);
+        free(after);
+    }
+    check_clean(fs);
     dr_fs_memory_free(fs);
 }
 
@@ -707,9 +786,11 @@ int main(void)
         cmocka_unit_test(a_guest_may_write_meanwhile),
         cmocka_unit_test(snapshots_cost_no_copies_of_their_own),
         cmocka_unit_test(snapshots_beside_a_data_file_are_refused),
+        cmocka_unit_test(a_check_counts_snapshots_beside_a_data_file_as_one_error),
         cmocka_unit_test(when_told_to_it_refuses_before_anything_is_written),
         cmocka_unit_test(a_compressed_unit_fills_nothing_but_a_hole),
         cmocka_unit_test(a_table_with_a_higher_count_is_not_edited),
+        cmocka_unit_test(views_that_have_nothing_in_common_are_all_filled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
