@@ -456,6 +456,47 @@ static void an_open_disk_is_amended_while_others_use_it(void **state)
     dr_fs_memory_free(fs);
 }
 
+/* The nth write fails while what version 2 cannot hold is given up. False: there is none. */
+static bool downgrade_with_failure(const struct amendment *a, uint64_t nth)
+{
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+    struct dr_amend_options o = {.pairs = a->after, .n_pairs = count(a->after)};
+    char line[200] = "";
+    struct dr_check_result result = {.report = remember, .user = line};
+    struct dr_disk *disk;
+    struct dr_image *image;
+    make_disk(memory, a);
+    struct faultfs *f = faultfs_new(memory);
+    ok(dr_open_fs(faultfs_fs(f), IMAGE, &open, &disk, &err));
+    faultfs_arm(f,
+                &(struct faultfs_plan){.nth = nth, .kinds = 1u << FAULTFS_WRITE, .error = ENOSPC});
+    int r = dr_disk_amend(disk, &o, NULL, NULL);
+    bool fired = faultfs_fired(f);
+    faultfs_disarm(f);
+    assert_int_equal(r, fired ? -ENOSPC : 0);
+    /* as somebody finds it who comes after a kill */
+    ok(dr_image_open(memory, IMAGE, "qcow2", DR_OPEN_NO_LOCK, &image, &err));
+    ok(image->fmt->check(image, 0, &result, &err));
+    dr_image_unref(image, NULL);
+    if (result.leaks || result.corruptions)
+        fail_msg("%s, write %llu failed: %s", a->name, (unsigned long long)nth, line);
+    dr_close(disk, NULL);
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+    return fired;
+}
+
+/* What it gave up until then is free, and what it did not give up is counted. */
+static void a_downgrade_that_failed_leaves_nothing_to_a_later_flush(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < AMENDMENTS; i++)
+        if (strncmp(amendments[i].name, "downgrade", 9) == 0)
+            for (uint64_t nth = 0; downgrade_with_failure(&amendments[i], nth); nth++)
+                ;
+}
+
 /* A write that is not refused after an amendment failed is there, and the image is sound. */
 static bool write_after_failure(const struct amendment *a, uint64_t nth)
 {
@@ -505,6 +546,7 @@ int main(void)
         cmocka_unit_test(a_refusal_changes_nothing),
         cmocka_unit_test(zeros_behind_the_end_do_not_get_into_version_2),
         cmocka_unit_test(an_open_disk_is_amended_while_others_use_it),
+        cmocka_unit_test(a_downgrade_that_failed_leaves_nothing_to_a_later_flush),
         cmocka_unit_test(an_open_disk_goes_on_after_an_amendment_failed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
