@@ -209,14 +209,6 @@ static int thaw(struct commit *c, struct dr_error *err)
     return r < 0 || c->o->force ? r : commit_check_siblings(c, err);
 }
 
-/* An earlier commit was stopped between telling P and telling M: M learns it now. */
-static int repair_child(const struct commit *c, struct dr_error *err)
-{
-    struct dr_image *p = commit_p(c), *m = commit_m(c);
-    uint32_t id = p->fmt->id(p);
-    return m->fmt->parent_id(m) == id ? 0 : m->fmt->set_parent_id(m, id, err);
-}
-
 /* P's id is computed from M's, which must not change between the two: a guest's first write would
  * change it. */
 static int fix_id(const struct commit *c, struct dr_error *err)
@@ -227,12 +219,12 @@ static int fix_id(const struct commit *c, struct dr_error *err)
     return dr_image_begin(m, 0, !(m->flags & DR_OPEN_UNCHANGED), err);
 }
 
+/* A commit that was stopped between telling P and telling M is done again in the same way: while M
+ * has its ids, P's is the same one. */
 static int exchange_ids(const struct commit *c, struct dr_error *err)
 {
     struct dr_image *p = commit_p(c), *m = commit_m(c);
-    int r = repair_child(c, err);
-    if (r == 0)
-        r = fix_id(c, err);
+    int r = fix_id(c, err);
     if (r < 0)
         return r;
     uint32_t id = p->fmt->commit_id(p, m);
