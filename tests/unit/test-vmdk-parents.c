@@ -125,6 +125,37 @@ static void an_interrupted_commit_opens(void **state)
     ok(dr_close(opened("/d/child.vmdk", 0), &err));
 }
 
+/* A commit fails between the two ids, and the disk goes on: with the child's own id changes what
+ * tells that the commit was begun. */
+static void an_id_that_the_child_could_not_learn_comes_with_its_next_one(void **state)
+{
+    (void)state;
+    struct faultfs *faults = faultfs_new(mem);
+    struct faultfs_plan plan = {.kinds = 1u << FAULTFS_WRITE};
+    struct dr_image *base, *child;
+    ok(create("/d/base.vmdk", 1 * MIB, NULL));
+    write_one("/d/base.vmdk", 0, 1000, 1, 0);
+    ok(create("/d/child.vmdk", 1 * MIB, "base.vmdk"));
+    struct dr_disk *disk;
+    ok(open_in(faultfs_fs(faults), "/d/child.vmdk", DR_OPEN_RDWR, &disk));
+    child = disk->chain->images[0];
+    base = disk->chain->images[1];
+    ok(dr_image_thaw(base, true, &err));
+    uint32_t id = vmdk_commit_id(base, child);
+    ok(vmdk_set_id(base, id, &err));
+    faultfs_arm(faults, &plan);
+    fails(EIO, "child.vmdk", vmdk_set_parent_id(child, id, &err));
+    faultfs_disarm(faults);
+    ok(dr_image_freeze(base, &err));
+    write_at(disk, 5 * GRAIN, 10, 2);
+    ok(dr_close(disk, &err));
+    disk = opened("/d/child.vmdk", 0);
+    reads(disk, 0, 1000, 1);
+    reads(disk, 5 * GRAIN, 10, 2);
+    ok(dr_close(disk, &err));
+    faultfs_free(faults);
+}
+
 static void tracking_and_long_ids_follow_the_cid(void **state)
 {
     (void)state;
@@ -407,6 +438,7 @@ int main(void)
         T(the_unclean_mark_is_there_while_writing),
         T(a_changed_parent_turns_its_children_away),
         T(an_interrupted_commit_opens),
+        T(an_id_that_the_child_could_not_learn_comes_with_its_next_one),
         T(tracking_and_long_ids_follow_the_cid),
         T(hints_of_other_worlds_are_resolved),
         T(of_several_candidates_the_one_with_the_right_id_is_taken),

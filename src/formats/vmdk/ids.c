@@ -174,6 +174,7 @@ int vmdk_set_id(struct dr_image *image, uint32_t id, struct dr_error *err)
 
 int vmdk_set_parent_id(struct dr_image *image, uint32_t id, struct dr_error *err)
 {
+    struct vmdk_state *s = vmdk_of(image);
     struct vmdk_desc d;
     int r = vmdk_desc_copy(image, &d, err);
     if (r < 0)
@@ -182,11 +183,11 @@ int vmdk_set_parent_id(struct dr_image *image, uint32_t id, struct dr_error *err
     if (r == 0)
         r = vmdk_store(image, &d, 0, err);
     vmdk_desc_free(&d);
-    if (r < 0)
-        return r;
-    vmdk_of(image)->parent_cid = id;
-    vmdk_of(image)->parent_moved = false;
-    return 0;
+    if (r == 0)
+        s->parent_cid = id;
+    s->parent_moved = r < 0; /* the next CID takes it along */
+    s->parent_now = id;
+    return r;
 }
 
 int vmdk_check_parent_id(const struct dr_image *parent, struct dr_error *err)

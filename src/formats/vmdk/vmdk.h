@@ -54,8 +54,9 @@ struct vmdk_state {
     bool redo;                    /* the descriptor came from a redo copy that is to be finished */
     uint32_t cid, parent_cid;
     bool cid_changed; /* since open or the last end_write */
-    /* A commit into the parent was interrupted: its CID is the one that follows from ours, and our
-     * record of it is old. The write that changes our CID must mend that record, too. */
+    /* A commit into the parent was interrupted, or failed: its CID is the one that follows from
+     * ours, and our record of it is old. The write that changes our CID must mend that record, too.
+     */
     bool parent_moved;
     uint32_t parent_now;
     struct vmdk_extent *extents;
