@@ -153,13 +153,11 @@ static void make_classes(const struct qcow2_views *v, struct qcow2_span *s)
         qsort_r(&list[i], n, sizeof(*list), by_end, v->list);
     }
     for (size_t i = 0; i < s->n_sharers; i++) {
-        struct qcow2_class *c = s->n_classes ? &s->classes[s->n_classes - 1] : NULL;
         uint64_t end = end_of(v, s, &list[i]);
-        if (!c || c->table != list[i].table || c->end != end) {
-            c = &s->classes[s->n_classes++];
-            *c = (struct qcow2_class){list[i].table, end, (uint32_t)i, 0};
-        }
-        c->n++;
+        size_t n = s->n_classes;
+        if (n == 0 || s->classes[n - 1].table != list[i].table || s->classes[n - 1].end != end)
+            s->classes[s->n_classes++] = (struct qcow2_class){list[i].table, end, (uint32_t)i, 0};
+        s->classes[s->n_classes - 1].n++;
         if (list[i].view == 0)
             s->disk_class = s->n_classes - 1;
     }
