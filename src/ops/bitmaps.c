@@ -253,6 +253,7 @@ int dr_ops_bitmaps_check_move(struct dr_image *from, struct dr_image *to, struct
     return r;
 }
 
+/* In one step, as in copy_one. */
 static int move_one(struct dr_image *from, struct dr_image *to, const struct dr_bitmap *b,
                     struct dr_error *err)
 {
@@ -260,19 +261,14 @@ static int move_one(struct dr_image *from, struct dr_image *to, const struct dr_
     struct dr_bitmap_change change = {.action = DR_BITMAP_ADD,
                                       .name = b->name,
                                       .granularity = b->granularity,
-                                      .disabled = !b->enabled};
-    int added = dr_image_bitmap_change(to, &change, &why);
-    if (added < 0 && added != -EEXIST)
-        return dr_fail(err, -added, "%s", why.text);
+                                      .disabled = !b->enabled,
+                                      .source = from,
+                                      .source_name = b->name};
+    int r = dr_image_bitmap_change(to, &change, &why);
+    if (r != -EEXIST)
+        return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
     change.action = DR_BITMAP_MERGE;
-    change.source = from;
-    change.source_name = b->name;
-    int r = dr_image_bitmap_change(to, &change, err);
-    if (r < 0 && added == 0) {
-        change.action = DR_BITMAP_REMOVE;
-        dr_image_bitmap_change(to, &change, NULL);
-    }
-    return r;
+    return dr_image_bitmap_change(to, &change, err);
 }
 
 int dr_ops_bitmaps_move(struct dr_image *from, struct dr_image *to, struct dr_job *job,

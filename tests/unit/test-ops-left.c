@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What operations leave behind when a disk in use goes on with fewer images: files, empty overlays,
  * bitmaps. */
+#include "powerfs.h"
 #include "test-ops-crowd.h"
 
 static void make_on(struct dr_fs *fs, const char *path, const char *format, const char *backing,
@@ -183,6 +184,42 @@ static void a_pivot_takes_the_bitmaps_of_the_active_image_along(void **state)
     assert_int_equal(noted(fs, "base", "both"), 128 * KiB);
 }
 
+/* A bitmap that is there without its bits would hide what was written. */
+static void a_pivot_that_is_killed_leaves_no_bitmap_without_its_bits(void **state)
+{
+    struct powerfs *p = powerfs_new();
+    struct dr_fs *fs = powerfs_fs(p);
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_bitmap_options small = {.granularity = 64 * KiB};
+    struct dr_disk *disk;
+    uint8_t bytes[512] = {1};
+    unsigned without = 0, with = 0;
+    (void)state;
+    make_on(fs, "base", "qcow2", NULL, NULL);
+    make_on(fs, "top", "qcow2", "base", "qcow2");
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "own", DR_BITMAP_ADD, &small, &err));
+    ok(dr_pwrite(disk, bytes, 128 * KiB, sizeof(bytes), 0, &err));
+    ok(dr_disk_commit(disk, &(struct dr_commit_options){.pivot = true}, NULL, &err));
+    ok(dr_close(disk, &err));
+    for (size_t i = 0; i <= powerfs_ops(p); i++) {
+        struct dr_fs *cut = powerfs_cut(p, i, POWERFS_ALL, 0);
+        uint64_t noted = 0;
+        disk = NULL;
+        if (dr_fs_exists(cut, "top") && dr_open_fs(cut, "base", NULL, &disk, NULL) == 0) {
+            int r = dr_disk_bitmap_read(disk, "own", note, &noted, NULL);
+            without += r < 0;
+            with += r == 0;
+            if (r == 0)
+                assert_int_equal(noted, 64 * KiB);
+        }
+        ok(dr_close(disk, &err));
+        dr_fs_memory_free(cut);
+    }
+    assert_true(without > 0 && with > 0);
+    powerfs_free(p);
+}
+
 static void a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused(void **state)
 {
     struct dr_fs *fs = *state;
@@ -208,6 +245,7 @@ int main(void)
         cmocka_unit_test(an_overlay_that_a_pivot_emptied_does_not_hold_up_the_next_one),
         ops_test(an_overlay_that_was_written_to_since_holds_up_the_next_one),
         ops_test(a_pivot_takes_the_bitmaps_of_the_active_image_along),
+        cmocka_unit_test(a_pivot_that_is_killed_leaves_no_bitmap_without_its_bits),
         ops_test(a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
