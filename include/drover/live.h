@@ -113,8 +113,8 @@ DR_API int dr_stall_new(const struct dr_stall_options *options, struct dr_stall 
 /* No request is under way, and no dr_live has it any more. NULL is allowed. */
 DR_API void dr_stall_free(struct dr_stall *stall);
 /* Make a request: calls request(user, err), perhaps several times, and returns what it has returned
- * last. request may make half of what it is to do before it fails. From any thread; err must not be
- * NULL. -ESHUTDOWN: it would wait, but dr_stall_end() was called. */
+ * last. request may make half of what it is to do before it fails; the err that it gets is never
+ * NULL. From any thread. -ESHUTDOWN: it would wait, but dr_stall_end() was called. */
 DR_API int dr_stall_run(struct dr_stall *stall, int (*request)(void *user, struct dr_error *err),
                         void *user, struct dr_error *err);
 /* Make what waits again now. */

@@ -303,8 +303,8 @@ struct dr_commit_options {
     struct dr_open_options open;
     const char *base;    /* -b: a member of the chain; NULL = the immediate parent */
     const char *top;     /* a member of the chain: the topmost image that goes down. It and those
-                            between it and base leave the chain, and their files stay. NULL = the
-                            active image, which stays in the chain */
+                            between it and base leave the chain. NULL = the active image, which
+                            stays in the chain but with pivot */
     bool keep;           /* -d: do not empty the overlay afterwards */
     bool pivot;          /* of an open disk, its active image down into base: the disk goes on with
                             that, and the overlay is left as an empty image on it. The job

@@ -29,7 +29,7 @@ struct served {
     struct dr_stall *stall; /* what clients change goes through it */
 };
 
-struct export;
+struct shown;
 
 struct disk_list {
     struct served *served;
@@ -43,7 +43,7 @@ struct disk_list {
     struct dr_live *live;        /* while they are open and one of these is given */
     int ready_fd; /* -1, or where to tell that all disks are open, and later that they are closed */
     bool opened;  /* disk_list_open() was fine */
-    struct export *shown;                        /* shown.c */
+    struct shown *shown;                         /* shown.c */
     void (*waits)(void *name, const char *text); /* as in struct dr_stall_options; or NULL */
     pthread_mutex_t lock;
 };

@@ -12,9 +12,8 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 
-struct export
-{
-    struct export *next;
+struct shown {
+    struct shown *next;
     char *id, *name;
     struct served *served; /* a disk of the list, which may not be open yet; or NULL */
     struct dr_disk *disk;  /* of others */
@@ -27,14 +26,14 @@ struct export
 
 struct connection {
     struct connection *next;
-    struct export *export;
+    struct shown *export;
     struct dr_disk *disk;
     _Atomic unsigned under_way;
 };
 
 /* ------------------------------------------------------------------ the list; under its lock */
 
-static void free_export(struct export *e)
+static void free_export(struct shown *e)
 {
     if (!e)
         return;
@@ -43,29 +42,29 @@ static void free_export(struct export *e)
     free(e);
 }
 
-static struct export *find_id(const struct disk_list *list, const char *id)
+static struct shown *find_id(const struct disk_list *list, const char *id)
 {
-    struct export *e = list->shown;
+    struct shown *e = list->shown;
     while (e && strcmp(e->id, id) != 0)
         e = e->next;
     return e;
 }
 
-static struct export *find_name(const struct disk_list *list, const char *name)
+static struct shown *find_name(const struct disk_list *list, const char *name)
 {
-    struct export *e = list->shown;
+    struct shown *e = list->shown;
     while (e && *name && strcmp(e->name, name) != 0)
         e = e->next;
     return e;
 }
 
-static int add(struct disk_list *list, const char *id, const char *name, struct export **made,
+static int add(struct disk_list *list, const char *id, const char *name, struct shown **made,
                struct dr_error *err)
 {
-    struct export **end = &list->shown;
+    struct shown **end = &list->shown;
     if (find_name(list, name) && *name)
         return dr_fail(err, EEXIST, "there is an export '%s' already", name);
-    struct export *e = calloc(1, sizeof(*e));
+    struct shown *e = calloc(1, sizeof(*e));
     if (e) {
         e->id = strdup(id);
         e->name = strdup(name);
@@ -87,7 +86,7 @@ int shown_open(struct disk_list *list, struct dr_error *err)
     int r = 0;
     DR_LOCK_SCOPE(&list->lock);
     for (size_t i = 0; r == 0 && i < list->n; i++) {
-        struct export *e;
+        struct shown *e;
         r = add(list, list->served[i].name, list->served[i].name, &e, err);
         if (r == 0) {
             e->served = &list->served[i];
@@ -100,7 +99,7 @@ int shown_open(struct disk_list *list, struct dr_error *err)
 void shown_close(struct disk_list *list)
 {
     DR_LOCK_SCOPE(&list->lock);
-    for (struct export *e = list->shown, *next; e; e = next) {
+    for (struct shown *e = list->shown, *next; e; e = next) {
         next = e->next;
         e->told = true;
         if (!e->connections) /* else the last one frees it */
@@ -113,7 +112,7 @@ int shown_list(struct disk_list *list, int (*each)(void *user, const char *name)
 {
     int r = 0;
     DR_LOCK_SCOPE(&list->lock);
-    for (const struct export *e = list->shown; r == 0 && e; e = e->next)
+    for (const struct shown *e = list->shown; r == 0 && e; e = e->next)
         r = each(user, e->name);
     return r;
 }
@@ -121,7 +120,7 @@ int shown_list(struct disk_list *list, int (*each)(void *user, const char *name)
 /* ------------------------------------------------------------------ removal */
 
 /* Under the list's lock. True: nothing is under way, and the caller is the one to tell. */
-static bool take_gone(struct export *e)
+static bool take_gone(struct shown *e)
 {
     if (e->gone)
         return false;
@@ -133,7 +132,7 @@ static bool take_gone(struct export *e)
 }
 
 /* The caller has taken it: until told is set nobody else frees it. */
-static void tell_gone(struct disk_list *list, struct export *e)
+static void tell_gone(struct disk_list *list, struct shown *e)
 {
     dr_live_export_gone(list->live, e->id);
     pthread_mutex_lock(&list->lock);
@@ -147,7 +146,7 @@ static void tell_gone(struct disk_list *list, struct export *e)
 int shown_remove(struct disk_list *list, const char *id, bool hard, struct dr_error *err)
 {
     pthread_mutex_lock(&list->lock);
-    struct export *e = find_id(list, id), **at = &list->shown;
+    struct shown *e = find_id(list, id), **at = &list->shown;
     bool busy = e && e->connections && !hard, gone = false;
     if (e && !busy) {
         while (*at != e)
@@ -178,7 +177,7 @@ static struct dr_stall *stall_of(const struct disk_list *list, const struct dr_d
 int shown_add(struct disk_list *list, const char *id, const char *name, struct dr_disk *disk,
               bool writable, struct dr_error *err)
 {
-    struct export *e;
+    struct shown *e;
     DR_LOCK_SCOPE(&list->lock);
     int r = add(list, id, name, &e, err);
     if (r == 0) {
@@ -194,7 +193,7 @@ int shown_add(struct disk_list *list, const char *id, const char *name, struct d
 static struct served *find_served(struct disk_list *list, const char *name)
 {
     DR_LOCK_SCOPE(&list->lock);
-    const struct export *e = find_name(list, name);
+    const struct shown *e = find_name(list, name);
     return e ? e->served : NULL;
 }
 
@@ -202,7 +201,7 @@ static int join(struct disk_list *list, const char *name, struct connection *c,
                 struct dr_error *err)
 {
     DR_LOCK_SCOPE(&list->lock);
-    struct export *e = find_name(list, name);
+    struct shown *e = find_name(list, name);
     if (!e)
         return dr_fail(err, ENOENT, "there is no export named '%s'", name);
     c->disk = e->served ? e->served->disk : e->disk;
@@ -230,7 +229,7 @@ int shown_connect(struct disk_list *list, const char *name, bool readonly, struc
 
 void shown_disconnect(struct disk_list *list, struct connection *c)
 {
-    struct export *e = c->export;
+    struct shown *e = c->export;
     pthread_mutex_lock(&list->lock);
     struct connection **at = &e->connections;
     while (*at != c)

@@ -453,10 +453,10 @@ struct dr_format {
      *   fill: every view that shows its parent inside [off, off + len), whole units of one group,
      *     has these bytes (NULL: zeros) there from now on; none changes what it has itself. If
      *     coded_len > 0, buf has so many bytes of one unit, coded, and [off, off + len) is all of
-     * it that a view has; only views that have nothing at all in it get them. The core has called
-     * begin_write, keeps writers out of the group, and flushes afterwards. The driver does its own
-     * I/O, in the order that leaves each view as it is after a crash. end: also after a failure.
-     * Nobody writes. */
+     *     it that a view has; only views that have nothing at all in it get them. The core has
+     *     called begin_write, keeps writers out of the group, and flushes afterwards. The driver
+     *     does its own I/O, in the order that leaves each view as it is after a crash.
+     *   end: also after a failure. Nobody writes. */
     int (*views_begin)(struct dr_image *image, struct dr_views *views, struct dr_error *err);
     int (*views_hole)(struct dr_image *image, uint64_t off, uint64_t *len, bool *hole,
                       struct dr_error *err);

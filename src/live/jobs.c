@@ -176,7 +176,7 @@ static int on_record(void *user, const struct dr_switch *switches, size_t n, str
     bool leaves = job->order.kind == LIVE_COMMIT && !job->order.remove;
     char *left = leaves ? strdup(job->on->path) : NULL;
     bool noted = !leaves || (left && live_names_add(&live->emptied, left));
-    job->switched = noted && !job->order.retire; /* then something is left to be removed */
+    job->switched = noted && !job->order.retire; /* retire: its metadata has to be removed yet */
     pthread_mutex_unlock(&live->lock);
     int r = noted ? live_record(live, switches, n, err)
                   : dr_fail(err, ENOMEM, "out of memory for the state");

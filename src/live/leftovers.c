@@ -29,9 +29,10 @@ bool live_names_add(struct live_names *names, const char *name)
     if (!all)
         return false;
     names->all = all;
-    all[names->n] = strdup(name);
-    names->n += all[names->n] != NULL;
-    return names->n > 0 && all[names->n - 1] && strcmp(all[names->n - 1], name) == 0;
+    char *copy = strdup(name);
+    if (copy)
+        all[names->n++] = copy;
+    return copy;
 }
 
 void live_names_remove(struct live_names *names, const char *name)

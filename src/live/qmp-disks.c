@@ -427,7 +427,8 @@ static json_t *resize(struct dr_live *live, json_t *args, struct qmp_error *err)
     return on ? qmp_done(dr_truncate(on->disk, qmp_number(args, "size"), &err->text)) : NULL;
 }
 
-/* The image's node, malloc'ed path, and where it stands in the disk's chain. */
+/* The path of the node's image, malloc'ed. A failure unless it is in the disk's chain and has a
+ * parent there or by name. */
 static int find_image(struct dr_live *live, const struct live_disk *on, const char *node,
                       char **path, struct qmp_error *err)
 {

@@ -88,7 +88,7 @@ static int delete_order(const struct dr_chain *chain, const char *image, bool do
     return all ? 0 : dr_fail(&err->text, ENOMEM, "out of memory");
 }
 
-static json_t *delete (struct dr_live *live, json_t *args, struct qmp_error *err)
+static json_t *delete_image(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct live_order order = {.remove = qmp_bool(args, "remove", false),
                                .force = qmp_bool(args, "force", false)};
@@ -119,7 +119,7 @@ const struct qmp_command qmp_edit_commands[] = {
       {"auto-finalize", 'b', false},
       {"auto-dismiss", 'b', false}}},
     {"x-drover-delete",
-     delete,
+     delete_image,
      {{"job-id", 's', false},
       {"device", 's', true},
       {"image", 's', true},

@@ -9,8 +9,8 @@
  *
  * Other threads may read and write the disk meanwhile. Where C is what they write to, a bitmap
  * follows their changes: these are copied again, round by round and at last while requests wait,
- * and what has changed since is kept when C is emptied. Where they change more than the rounds
- * copy, requests wait several times, each time for a bounded part. */
+ * and what has changed since is kept when C is emptied. Near the end their writes reach P, too,
+ * before they are answered (follow.h), so that what is left gets less however fast they are. */
 #include "ops/commit.h"
 
 #include "base/cleanup.h"
@@ -293,7 +293,7 @@ static int copy(struct commit *c, struct dr_error *err)
         r = c->part == COMMIT_FIRST ? dr_job_rest(c->job, err) : dr_job_before_switch(c->job, err);
     if (r == 0)
         r = dr_follow_catch_up(&c->follow, err);
-    return r < 0 ? r : flush_base(c, err);
+    return r < 0 || c->follow.dirty.disk ? r : flush_base(c, err); /* else that has flushed it */
 }
 
 /* ------------------------------------------------------------------ the end */

@@ -276,6 +276,16 @@ JOBS = {
 }
 
 
+def look(server, guest, attempt):
+    """What the guest flushed before the kill, and has not written to since, is there."""
+    handle = server.connect()
+    have = handle.pread(SIZE, 0)
+    for at in range(0, SIZE, PIECE):
+        if at not in guest.touched:
+            assert have[at:at + PIECE] == guest.flushed[at:at + PIECE], f"{attempt}: at {at}"
+    handle.shutdown()
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_a_server_that_is_killed_goes_on_with_its_job(serve, job):
     """What was flushed is there, and the job ends, wherever the server is killed."""
@@ -293,12 +303,7 @@ def test_a_server_that_is_killed_goes_on_with_its_job(serve, job):
         server.kill()
         guest.rest()
         server = serve(*parameters)
-        handle = server.connect()
-        have = handle.pread(SIZE, 0)
-        for at in range(0, SIZE, PIECE):
-            if at not in guest.touched:
-                assert have[at:at + PIECE] == guest.flushed[at:at + PIECE], f"{attempt}: at {at}"
-        handle.shutdown()
+        look(server, guest, attempt)
         while True:
             jobs = ctl("jobs")
             if ", ready, " in jobs:
@@ -346,12 +351,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_change_of_the_chain_finishes
         server.kill()
         guest.rest()
         server = serve(*parameters)
-        handle = server.connect()
-        have = handle.pread(SIZE, 0)
-        for at in range(0, SIZE, PIECE):
-            if at not in guest.touched:
-                assert have[at:at + PIECE] == guest.flushed[at:at + PIECE], f"{attempt}: at {at}"
-        handle.shutdown()
+        look(server, guest, attempt)
         while ctl("jobs"):
             pass
         if edit == "delete":

@@ -113,6 +113,8 @@ static size_t valid_bytes(const struct fill *f, const struct qcow2_class *c, uns
 static void count_entry(struct fill *f, const struct qcow2_class *c, const struct qcow2_entry *e,
                         uint32_t hole)
 {
+    if (!hole)
+        return;
     size_t valid = valid_bytes(f, c, f->k);
     if (!may_get(f, e, valid))
         return;
@@ -128,8 +130,11 @@ static void count_entry(struct fill *f, const struct qcow2_class *c, const struc
     g->times += c->n;
 }
 
-/* [page] Count the entries of each group. */
-static int find_groups(struct fill *f, struct dr_error *err)
+/* [page] Show each entry of each class to see(). */
+static int each_entry(struct fill *f,
+                      void (*see)(struct fill *f, const struct qcow2_class *c,
+                                  const struct qcow2_entry *e, uint32_t hole),
+                      struct dr_error *err)
 {
     for (; f->at < f->span->n_classes; f->at++, f->k = 0) {
         const struct qcow2_class *c = class_at(f, f->at);
@@ -141,11 +146,16 @@ static int find_groups(struct fill *f, struct dr_error *err)
             int r = qcow2_views_entry(f->image, c, offset_of(f, f->k), &e, &hole, err);
             if (r < 0)
                 return r;
-            if (hole)
-                count_entry(f, c, &e, hole);
+            see(f, c, &e, hole);
         }
     }
     return 0;
+}
+
+/* [page] Count the entries of each group. */
+static int find_groups(struct fill *f, struct dr_error *err)
+{
+    return each_entry(f, count_entry, err);
 }
 
 /* ------------------------------------------------------------------ who stays where it is */
@@ -164,8 +174,10 @@ static bool any_has_place(const struct fill *f)
     return any;
 }
 
-static void count_user(struct fill *f, const struct qcow2_class *c, const struct qcow2_entry *e)
+static void count_user(struct fill *f, const struct qcow2_class *c, const struct qcow2_entry *e,
+                       uint32_t hole)
 {
+    (void)hole;
     if (f->at == 0 && disk_alone(f))
         f->disk[f->k] = *e;
     for (size_t i = 0; i < f->n_groups; i++) {
@@ -181,20 +193,7 @@ static void count_user(struct fill *f, const struct qcow2_class *c, const struct
 /* [page] Count who leads to the places that groups have. */
 static int find_users(struct fill *f, struct dr_error *err)
 {
-    for (; f->at < f->span->n_classes; f->at++, f->k = 0) {
-        const struct qcow2_class *c = class_at(f, f->at);
-        if (qcow2_views_enough(f->span))
-            return 1;
-        for (; f->k < f->n; f->k++) {
-            struct qcow2_entry e;
-            uint32_t hole;
-            int r = qcow2_views_entry(f->image, c, offset_of(f, f->k), &e, &hole, err);
-            if (r < 0)
-                return r;
-            count_user(f, c, &e);
-        }
-    }
-    return 0;
+    return each_entry(f, count_user, err);
 }
 
 /* Another group has holes in the same cluster, and ends elsewhere: what it writes there differs. */
