@@ -400,7 +400,7 @@ static int find_overlay(struct rebase *rb, struct dr_error *err)
 static int rebase_claimed(struct rebase *rb, struct dr_error *err)
 {
     int r = find_overlay(rb, err);
-    if (r < 0)
+    if (!rb->old)
         return r;
     rb->path = rebase_overlay(rb)->path;
     rb->name = rb->o->backing && *rb->o->backing ? rb->o->backing : NULL;
