@@ -497,6 +497,8 @@ void dr_disk_unclaim(struct dr_disk *disk);
 /* From its return on every change that the guest makes calls the hook / from its return on the hook
  * is not called any more. A hook is known by its user pointer. */
 int dr_disk_hook(struct dr_disk *disk, const struct dr_hook *hook, struct dr_error *err);
+/* dr_disk_hook for a step of dr_disk_quiesce: no request is past the gate. */
+int dr_disk_hook_quiet(struct dr_disk *disk, const struct dr_hook *hook, struct dr_error *err);
 void dr_disk_unhook(struct dr_disk *disk, const void *user);
 
 /* The real path of a directory. In a file system without mkdir, where they exist by being named, a

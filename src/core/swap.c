@@ -194,26 +194,32 @@ void dr_disk_unclaim(struct dr_disk *disk)
 
 /* ------------------------------------------------------------------ hooks */
 
+int dr_disk_hook_quiet(struct dr_disk *disk, const struct dr_hook *hook, struct dr_error *err)
+{
+    struct dr_hooks *hooks = &disk->hooks;
+    if (hooks->n == DR_HOOKS_MAX)
+        return dr_fail(err, EBUSY, "%s: %d jobs watch its changes already",
+                       disk->chain->images[0]->path, DR_HOOKS_MAX);
+    hooks->list[hooks->n++] = *hook;
+    return 0;
+}
+
 struct hooking {
-    struct dr_hooks *hooks;
+    struct dr_disk *disk;
     const struct dr_hook *hook;
 };
 
 static int hook_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                      struct dr_error *err)
 {
-    struct hooking *h = user;
-    (void)fresh;
-    if (h->hooks->n == DR_HOOKS_MAX)
-        return dr_fail(err, EBUSY, "%s: %d jobs watch its changes already",
-                       present->images[0]->path, DR_HOOKS_MAX);
-    h->hooks->list[h->hooks->n++] = *h->hook;
-    return 0;
+    const struct hooking *h = user;
+    (void)present, (void)fresh;
+    return dr_disk_hook_quiet(h->disk, h->hook, err);
 }
 
 int dr_disk_hook(struct dr_disk *disk, const struct dr_hook *hook, struct dr_error *err)
 {
-    struct hooking h = {.hooks = &disk->hooks, .hook = hook};
+    struct hooking h = {.disk = disk, .hook = hook};
     return dr_disk_quiesce(disk, hook_step, &h, NULL, err);
 }
 

@@ -12,6 +12,13 @@ void dr_dirty_set(struct dr_dirty *dirty, uint64_t off, uint64_t len)
         atomic_fetch_or(&dirty->bits[i / WORD], UINT64_C(1) << i % WORD);
 }
 
+void dr_dirty_clear(struct dr_dirty *dirty, uint64_t off, uint64_t len)
+{
+    uint64_t last = len ? (off + len - 1) / DR_DIRTY_GRAIN : 0;
+    for (uint64_t i = off / DR_DIRTY_GRAIN; len && i <= last && i / WORD < dirty->n; i++)
+        atomic_fetch_and(&dirty->bits[i / WORD], ~(UINT64_C(1) << i % WORD));
+}
+
 static void on_change(void *user, uint64_t off, uint64_t len)
 {
     struct dr_dirty *dirty = user;
@@ -26,21 +33,36 @@ int dr_dirty_begin(struct dr_dirty *dirty, struct dr_disk *disk, struct dr_error
     return dr_dirty_begin_with(dirty, disk, NULL, NULL, err);
 }
 
+int dr_dirty_make(struct dr_dirty *dirty, uint64_t size, struct dr_error *err)
+{
+    uint64_t grains = (size + DR_DIRTY_GRAIN - 1) / DR_DIRTY_GRAIN;
+    *dirty = (struct dr_dirty){.size = size, .n = (size_t)(grains + WORD - 1) / WORD};
+    dirty->bits = calloc(dirty->n ? dirty->n : 1, sizeof(*dirty->bits));
+    return dirty->bits
+               ? 0
+               : dr_fail(err, ENOMEM, "out of memory to follow the changes of a disk of %llu bytes",
+                         (unsigned long long)size);
+}
+
+void dr_dirty_free(struct dr_dirty *dirty)
+{
+    free(dirty->bits);
+    *dirty = (struct dr_dirty){0};
+}
+
 int dr_dirty_begin_with(struct dr_dirty *dirty, struct dr_disk *disk,
                         void (*changed)(void *user, uint64_t off, uint64_t len), void *user,
                         struct dr_error *err)
 {
     const struct dr_hook hook = {.after = on_change, .user = dirty};
-    uint64_t size = dr_size(disk), grains = (size + DR_DIRTY_GRAIN - 1) / DR_DIRTY_GRAIN;
-    *dirty = (struct dr_dirty){
-        .size = size, .n = (size_t)(grains + WORD - 1) / WORD, .changed = changed, .user = user};
-    dirty->bits = calloc(dirty->n ? dirty->n : 1, sizeof(*dirty->bits));
-    if (!dirty->bits)
-        return dr_fail(err, ENOMEM, "out of memory to follow the changes of a disk of %llu bytes",
-                       (unsigned long long)size);
-    int r = dr_disk_hook(disk, &hook, err);
+    int r = dr_dirty_make(dirty, dr_size(disk), err);
+    if (r < 0)
+        return r;
+    dirty->changed = changed;
+    dirty->user = user;
+    r = dr_disk_hook(disk, &hook, err);
     if (r < 0) {
-        free(DR_STEAL(dirty->bits));
+        dr_dirty_free(dirty);
         return r;
     }
     dirty->disk = disk;
@@ -52,8 +74,7 @@ void dr_dirty_end(struct dr_dirty *dirty)
     if (!dirty->disk)
         return;
     dr_disk_unhook(dirty->disk, dirty);
-    free(dirty->bits);
-    *dirty = (struct dr_dirty){0};
+    dr_dirty_free(dirty);
 }
 
 static bool test_and_clear(struct dr_dirty *dirty, uint64_t grain)
@@ -81,6 +102,16 @@ bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end, uint64_
     while (i < n && i * DR_DIRTY_GRAIN - *off < most && test_and_clear(dirty, i));
     *end = dr_min(i * DR_DIRTY_GRAIN, dirty->size);
     return true;
+}
+
+uint64_t dr_dirty_next(const struct dr_dirty *dirty, uint64_t off)
+{
+    for (uint64_t i = off / DR_DIRTY_GRAIN; i / WORD < dirty->n; i = (i / WORD + 1) * WORD) {
+        uint64_t word = atomic_load(&dirty->bits[i / WORD]) & (UINT64_MAX << i % WORD);
+        if (word)
+            return (i / WORD * WORD + (unsigned)__builtin_ctzll(word)) * DR_DIRTY_GRAIN;
+    }
+    return UINT64_MAX;
 }
 
 bool dr_dirty_any(const struct dr_dirty *dirty, uint64_t off, uint64_t len)

@@ -27,9 +27,16 @@ int dr_dirty_begin_with(struct dr_dirty *dirty, struct dr_disk *disk,
                         void (*changed)(void *user, uint64_t off, uint64_t len), void *user,
                         struct dr_error *err);
 void dr_dirty_set(struct dr_dirty *dirty, uint64_t off, uint64_t len);
+void dr_dirty_clear(struct dr_dirty *dirty, uint64_t off, uint64_t len);
 /* Also for one that was never begun. Not while the disk is quiesced. */
 void dr_dirty_end(struct dr_dirty *dirty);
 
+/* A bitmap of a disk of that size that watches nothing; nothing is set. */
+int dr_dirty_make(struct dr_dirty *dirty, uint64_t size, struct dr_error *err);
+void dr_dirty_free(struct dr_dirty *dirty);
+
+/* The first dirty grain at or behind off, a multiple of the grain; UINT64_MAX: there is none. */
+uint64_t dr_dirty_next(const struct dr_dirty *dirty, uint64_t off);
 /* The next dirty run at or behind *off, or the first grains of it that come to `most` bytes; its
  * bits are cleared. False: there is none. */
 bool dr_dirty_take(struct dr_dirty *dirty, uint64_t *off, uint64_t *end, uint64_t most);

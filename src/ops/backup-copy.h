@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Copying what a disk holds at one instant, while its guest goes on changing it.
+ *
+ * From the instant on a hook is told of each change before it happens, under the lock of the units
+ * that change. It copies the grains of 64 KiB that the change touches, if nobody has copied them
+ * yet: they still hold what they held at the instant. The job copies all others in order. So each
+ * grain is copied once, as it was.
+ *
+ *     todo      a bit for each grain that is not copied yet; cleared when it has reached the target
+ *     copying   range locks: one thread at a time copies a grain
+ *
+ * Another thread cannot be changing a part of a grain that is being copied: its own hook waits for
+ * the lock of the grain first, and then finds it copied.
+ *
+ * What the hook cannot copy breaks the copy, and not the guest's request: the job ends with that
+ * failure, and nothing is copied any more. */
+#ifndef DR_OPS_BACKUP_COPY_H
+#define DR_OPS_BACKUP_COPY_H
+
+#include "ops/backup-sums.h"
+#include "ops/dirty.h"
+#include "ops/stock.h"
+
+struct dr_frozen {
+    struct dr_disk *disk;
+    uint64_t size;           /* of the disk; it does not change meanwhile */
+    struct dr_chain *target; /* what the grains are written to; it reads as zeros where nothing is
+                                written */
+    struct dr_sums *sums;    /* gets the sums of what is copied */
+
+    /* private */
+    struct dr_chain *chain; /* the disk at the instant */
+    struct dr_dirty todo;
+    struct dr_ranges *copying;
+    struct dr_transfer transfer; /* how grains are written */
+    struct dr_walk walk;         /* of the job: what there is to copy */
+    uint64_t pos;                /* of the job */
+    bool hooked;
+    _Atomic uint64_t copied; /* bytes read */
+    _Atomic bool broken;
+    pthread_mutex_t lock;
+    struct dr_error error; /* why it is broken; under lock */
+};
+
+/* Make ready for the instant. The members that are not private are set, but for target. Ends with
+ * dr_frozen_end, also after a failure. */
+int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err);
+/* This is the instant: in a step of dr_disk_quiesce, with the target there. Nothing is written. */
+int dr_frozen_now(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err);
+/* Copy all that is to be copied. before, after: bytes of the job's other disks, for progress. */
+int dr_frozen_copy(struct dr_frozen *f, uint64_t before, uint64_t after, struct dr_job *job,
+                   struct dr_error *err);
+/* The guest's changes are told no more, and the target is not written to any more. -errno: the copy
+ * was broken. */
+int dr_frozen_finish(struct dr_frozen *f, struct dr_error *err);
+void dr_frozen_end(struct dr_frozen *f);
+
+#endif

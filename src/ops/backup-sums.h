@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The checksums of what a disk holds, from which its digest is computed: an XXH3-128 for each 64
+ * KiB of it, and one over all of these. docs/formats/backup.md has the side file that keeps them.
+ */
+#ifndef DR_OPS_BACKUP_SUMS_H
+#define DR_OPS_BACKUP_SUMS_H
+
+#include "drover/backup.h"
+#include "storage/storage.h"
+
+#define DR_SUMS_GRAIN 65536u
+#define DR_SUM        16u /* bytes of a sum */
+
+struct dr_sums {
+    uint64_t size, n; /* bytes of the disk, and its grains */
+    uint8_t *table;   /* DR_SUM bytes for each; zeros: the grain is zeros */
+};
+
+/* Of a disk that holds zeros. Memory is taken as sums are put. */
+int dr_sums_begin(struct dr_sums *s, uint64_t size, struct dr_error *err);
+void dr_sums_end(struct dr_sums *s);
+/* [off, off+len) of the disk holds this; off begins a grain, and only the disk's last grain may be
+ * given in part. From any thread, a grain by one at a time. buf NULL: zeros. */
+void dr_sums_put(struct dr_sums *s, uint64_t off, const uint8_t *buf, uint64_t len);
+/* text: DR_DIGEST_TEXT bytes. */
+void dr_sums_digest(const struct dr_sums *s, char *text);
+
+/* The name of the side file of the image at path, malloc'ed; NULL = out of memory. */
+char *dr_sums_path(const char *path);
+/* Write the side file, durably; another one of the kind gives way. flags: enum dr_file_flag. */
+int dr_sums_save(const struct dr_sums *s, struct dr_fs *fs, const char *path, unsigned flags,
+                 struct dr_error *err);
+/* Read it. -ENOENT; -EINVAL: it is damaged or something else. */
+int dr_sums_load(struct dr_sums *s, struct dr_fs *fs, const char *path, struct dr_error *err);
+
+#endif
