@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "slower.h"
 
 struct power_file {
     struct dr_file base;
@@ -483,9 +484,10 @@ size_t powerfs_ops(struct powerfs *p)
     return p->n_ops;
 }
 
-size_t powerfs_stride(struct powerfs *p, size_t cuts)
+size_t powerfs_next(struct powerfs *p, size_t cut, size_t cuts)
 {
-    return getenv("DROVER_TEST_LONG") ? 1 : powerfs_ops(p) / cuts + 1;
+    size_t n = powerfs_ops(p), step = getenv("DROVER_TEST_LONG") ? 1 : (n / cuts + 1) * SLOWER;
+    return cut < n ? dr_min(cut + step, n) : n + 1;
 }
 
 enum powerfs_kind powerfs_op_kind(struct powerfs *p, size_t i)

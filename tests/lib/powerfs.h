@@ -61,8 +61,11 @@ void powerfs_settle(struct powerfs *p);
 
 /* Length of the log. */
 size_t powerfs_ops(struct powerfs *p);
-/* A step from cut to cut that makes about so many of them; 1 with DROVER_TEST_LONG. */
-size_t powerfs_stride(struct powerfs *p, size_t cuts);
+#define POWERFS_EVERY SIZE_MAX
+/* The cut after this one, when there are to be about so many, or POWERFS_EVERY one; the last one is
+ * the length of the log, and the next of that is more. With sanitizers fewer (slower.h); every one
+ * with DROVER_TEST_LONG. */
+size_t powerfs_next(struct powerfs *p, size_t cut, size_t cuts);
 enum powerfs_kind powerfs_op_kind(struct powerfs *p, size_t i);
 /* One line for a message: "3 write /a.vmdk 512+1024". Returns text. */
 char *powerfs_op_text(struct powerfs *p, size_t i, char *text, size_t len);

@@ -14,6 +14,7 @@
 #include "core/core.h"
 #include "drover/ops.h"
 #include "shadow.h"
+#include "slower.h"
 
 /* ------------------------------------------------------------------ images under test */
 
@@ -83,7 +84,6 @@ void model_check_line(void *user, const char *line); /* for dr_check_result.repo
 
 uint64_t model_seed(void);         /* DROVER_SEED or a fixed one */
 unsigned model_length(unsigned n); /* n, times DROVER_SOAK */
-unsigned model_stride(void);       /* 1; more where everything is slow (sanitizers) */
 const char *model_only(void);      /* DROVER_ONLY: part of the names of the subjects to run */
 /* Run test over all subjects (that `takes` accepts, NULL = all); returns cmocka's result. */
 int model_run(const char *group, void (*test)(void **state),

@@ -531,30 +531,12 @@ uint64_t model_seed(void)
     return e ? strtoull(e, NULL, 0) : 20091211;
 }
 
-#if defined(__SANITIZE_THREAD__)
-#define SLOWER 5
-#elif defined(__SANITIZE_ADDRESS__)
-#define SLOWER 2
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define SLOWER 5
-#endif
-#endif
-#ifndef SLOWER
-#define SLOWER 1
-#endif
-
 unsigned model_length(unsigned n)
 {
     const char *e = getenv("DROVER_SOAK");
     unsigned long times = e ? strtoul(e, NULL, 0) : getenv("DROVER_TEST_LONG") ? 20 : 1;
     n = n * (unsigned)(times ? times : 1);
     return n > 10 ? n / SLOWER : n;
-}
-
-unsigned model_stride(void)
-{
-    return SLOWER;
 }
 
 const char *model_only(void)

@@ -259,6 +259,7 @@ static void losing_bits(void **state)
 
 static void lost_bits_are_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     if (!model_detects(losing_bits, *state))
         MODEL_FAIL(*state, "nobody noticed that bits are lost");
 }
@@ -279,6 +280,7 @@ static void unlocked(void **state)
 /* Chance decides who meets whom. */
 static void a_zero_beside_an_allocating_write_is_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     bool found = false;
     for (plant_try = 0; plant_try < 100 && !found; plant_try++)
         found = model_detects(unlocked, *state);

@@ -588,7 +588,7 @@ static void cut_it(struct family *f)
 static void fail_it(struct family *f)
 {
     uint64_t seed = f->seed;
-    for (uint64_t nth = 0; with_fault(f, nth); nth += model_stride())
+    for (uint64_t nth = 0; with_fault(f, nth); nth += SLOWER)
         choose(f, seed);
 }
 
@@ -598,16 +598,10 @@ static void operations_keep_the_view(void **state)
     each_family(200, undisturbed);
 }
 
-/* Cuts run the same work many times over; ThreadSanitizer has seen its threads without. */
-static bool too_slow(void)
-{
-    return model_stride() > 2;
-}
-
 static void power_cuts_keep_the_view(void **state)
 {
     (void)state;
-    if (too_slow())
+    if (SLOWER_THREADS) /* has seen its threads without */
         skip();
     each_family(40, cut_it);
 }
@@ -620,10 +614,9 @@ static void faults_keep_the_view(void **state)
 
 static void skipped_flush_is_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     (void)state;
     bool found = false;
-    if (too_slow())
-        skip();
     for (plant_skip = 0; plant_skip < 12 && !found; plant_skip++)
         found = model_detects(power_cuts_keep_the_view, NULL);
     plant_skip = SIZE_MAX;
@@ -632,6 +625,7 @@ static void skipped_flush_is_found(void **state)
 
 static void long_parent_is_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     (void)state;
     op_plant = PLANT_LONG_PARENT;
     assert_true(model_detects(operations_keep_the_view, NULL));
@@ -646,6 +640,7 @@ static void losing_extensions(void **state)
 
 static void lost_extension_is_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     (void)state;
     only_qcow2 = true;
     assert_true(model_detects(losing_extensions, NULL));

@@ -356,6 +356,7 @@ static void with_a_fault(void **state)
 
 static void wrong_order_is_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     static const enum plant faults[] = {PLANT_EAGER_BITS, PLANT_EARLY_PUNCH};
     for (unsigned i = 0; i < 2; i++) {
         bool found = false;
@@ -375,6 +376,7 @@ __attribute__((unused)) static bool one_add_cow(const struct subject *s)
 
 static void skipped_flush_is_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     const struct subject *s = *state;
     bool found = false;
     for (plant_skip_flush = 0; plant_skip_flush < 40 && !found; plant_skip_flush++)
@@ -402,6 +404,7 @@ bool planted_no_seal = true;
 
 static void missing_seal_is_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     bool found = false;
     for (plant_try = 0; plant_try < 100 && !found; plant_try++)
         found = model_detects(writes_inside_flushes, *state);
@@ -431,6 +434,7 @@ static void run_planted(void **state)
 
 static void qcow2_faults_are_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     const struct subject *s = *state;
     always_deep = true;
     for (unsigned i = 0; i < N_QCOW2_PLANTS; i++) {
@@ -455,6 +459,7 @@ __attribute__((unused)) static bool has_qcow2_plants(const struct subject *s)
 #ifdef QCOW2_LEVELS /* built with a driver of its own */
 static void wrong_levels_are_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     bool found = false;
     always_deep = true;
     for (plant_try = 0; plant_try < 100 && !found; plant_try++)

@@ -159,7 +159,7 @@ static void resize_cut(const struct subject *s, uint64_t seed)
     must(s, resize(&t, powerfs_fs(p), &err), "resize", &err);
     check_size(&t, powerfs_fs(p), true, "at the end");
     size_t n = powerfs_ops(p);
-    for (size_t k = 0; k <= n; k = k < n ? dr_min(k + model_stride(), n) : n + 1)
+    for (size_t k = 0; k <= n; k = powerfs_next(p, k, POWERFS_EVERY))
         for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
             if (mode && !powerfs_open_ops(p, k))
                 continue;
@@ -184,7 +184,7 @@ static unsigned plant_try;
 
 static void resizes_survive_cuts(void **state)
 {
-    for (unsigned i = 0; i < model_length(8); i++)
+    for (unsigned i = 0; i < model_length(6); i++)
         resize_cut(*state, model_seed() + 1000 * plant_try + i);
 }
 
@@ -216,7 +216,7 @@ static bool resize_fault(const struct subject *s, uint64_t seed, uint64_t nth)
 static void resizes_survive_faults(void **state)
 {
     for (unsigned i = 0; i < model_length(4); i++)
-        for (uint64_t nth = 0; resize_fault(*state, model_seed() + i, nth); nth += model_stride())
+        for (uint64_t nth = 0; resize_fault(*state, model_seed() + i, nth); nth += SLOWER)
             ;
 }
 
@@ -264,6 +264,7 @@ static void resizes_with_a_fault(void **state)
 
 static void wrong_growth_is_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     static const enum plant faults[] = {PLANT_GROW_FIRST, PLANT_GROW_BARE};
     for (unsigned i = 0; i < 2; i++) {
         resize_plant = faults[i];

@@ -436,6 +436,7 @@ static void without_tails_in_threads(void **state)
 
 static void lost_tails_are_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     if (!model_detects(without_tails, *state) || !model_detects(without_tails_in_threads, *state))
         MODEL_FAIL(*state, "nobody noticed that tails are not copied");
 }
@@ -448,6 +449,7 @@ static void without_punching(void **state)
 
 static void junk_behind_zeros_is_found(void **state)
 {
+    ONLY_IN_A_PLAIN_BUILD();
     if (!model_detects(without_punching, *state))
         MODEL_FAIL(*state, "nobody noticed that zeros leave in the raw file what lay there");
 }

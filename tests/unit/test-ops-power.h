@@ -8,6 +8,7 @@
 #include "test-ops.h"
 #include "faultfs.h"
 #include "powerfs.h"
+#include "slower.h"
 
 #include <stdio.h>
 
@@ -83,7 +84,7 @@ static inline bool look(struct dr_fs *disk, const uint8_t *want, bool again, boo
 
 static inline bool all_cuts(struct powerfs *p, const uint8_t *want, bool report)
 {
-    for (size_t i = 0; i <= powerfs_ops(p); i++) {
+    for (size_t i = 0; i <= powerfs_ops(p); i = powerfs_next(p, i, POWERFS_EVERY)) {
         for (int mode = 0; mode < POWERFS_MODES; mode++) {
             size_t open_ops = powerfs_open_ops(p, i);
             uint64_t seeds = mode == POWERFS_RANDOM        ? 3
@@ -161,7 +162,7 @@ static inline bool is_sound(struct dr_fs *fs, const char *path, struct dr_error 
 static inline void cuts_from(struct powerfs *p, size_t first, uint64_t n, const uint8_t *want)
 {
     static const enum powerfs_mode modes[] = {POWERFS_NONE, POWERFS_ONLY_LAST};
-    for (size_t i = first; i <= powerfs_ops(p); i++)
+    for (size_t i = first; i <= powerfs_ops(p); i = powerfs_next(p, i, POWERFS_EVERY))
         for (int mode = 0; mode < 2; mode++) {
             struct dr_error problem = DR_ERROR_INIT;
             char text[128] = "the end";
@@ -213,6 +214,7 @@ static inline void miss_a_flush(const struct operation *o)
 {
     size_t flushes = 1;
     bool caught = false;
+    ONLY_IN_A_PLAIN_BUILD();
     for (size_t n = 0; n < flushes && !caught; n++)
         caught = !run_operation(o, n, &flushes, false);
     if (!caught)
@@ -225,7 +227,7 @@ static inline void kill_and_cut_each(const struct operation *all, size_t n)
 {
     for (size_t k = 0; k < n; k++) {
         size_t changes = SIZE_MAX;
-        for (uint64_t at = 0; kill_and_cut(&all[k], at, &changes); at++)
+        for (uint64_t at = 0; kill_and_cut(&all[k], at, &changes); at += SLOWER)
             ;
     }
 }

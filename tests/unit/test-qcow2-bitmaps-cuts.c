@@ -53,7 +53,7 @@ static void a_cut_in_a_change_leaves_the_old_bitmaps_or_the_new_ones(void **stat
         ok(dr_close(disk, &err));
         struct text after = described(fs);
         assert_string_not_equal(before.s, after.s);
-        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += powerfs_stride(power, 40))
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k = powerfs_next(power, k, 40))
             for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
                 struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
                 struct text now = described(cut);
@@ -207,7 +207,7 @@ static void a_cut_leaves_bitmaps_that_miss_nothing_or_that_nobody_trusts(void **
         ok(dr_close(disk, &err));
         check_covered(fs, was, SIZE, true);
         check_clean(fs);
-        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += powerfs_stride(power, 60))
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k = powerfs_next(power, k, 60))
             for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
                 struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
                 check_covered(cut, was, SIZE, false);

@@ -208,7 +208,7 @@ static void cut_everywhere(const struct shape *shape, const struct damage *d)
         struct health before = health_of(fs);
         powerfs_settle(power);
         uint64_t left = checked(fs, DR_CHECK_FIX_ALL).corruptions;
-        for (size_t i = 0; i <= powerfs_ops(power); i++)
+        for (size_t i = 0; i <= powerfs_ops(power); i = powerfs_next(power, i, POWERFS_EVERY))
             for (unsigned m = 0; m < POWERFS_MODES + 2u; m++) {
                 enum powerfs_mode mode = m < POWERFS_MODES ? m : POWERFS_RANDOM;
                 char where[160];

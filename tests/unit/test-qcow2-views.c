@@ -263,7 +263,7 @@ static void the_power_may_go_at_any_time(void **state)
         struct shown before = look(fs);
         powerfs_settle(power);
         ok(rebase_to(fs, target, &err));
-        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += powerfs_stride(power, 25))
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k = powerfs_next(power, k, 25))
             for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
                 struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
                 struct shown expected = copy_of(&before);
@@ -474,7 +474,8 @@ static void a_crash_leaves_nothing_but_leaks(void **state)
         check_clean(fs);
         uint8_t *after = read_view(fs, NULL, &size);
         assert_memory_equal(before, after, size);
-        for (size_t k = 0, n = powerfs_ops(power); k <= n; k++)
+        for (size_t k = 0, n = powerfs_ops(power); k <= n;
+             k = powerfs_next(power, k, POWERFS_EVERY))
             for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
                 struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
                 check_safe(cut);

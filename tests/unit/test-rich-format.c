@@ -286,7 +286,7 @@ static void the_power_may_go_during_each_change_of_snapshots(void **state)
         struct dr_disk *disk = open_disk(fs);
         ok(act(disk, action, &err));
         ok(dr_close(disk, &err));
-        for (size_t k = 0, n = powerfs_ops(power); k <= n; k += powerfs_stride(power, 40))
+        for (size_t k = 0, n = powerfs_ops(power); k <= n; k = powerfs_next(power, k, 40))
             for (unsigned mode = 0; mode < POWERFS_MODES; mode++) {
                 struct dr_fs *cut = powerfs_cut(power, k, mode, k * 7 + mode);
                 check_after(cut, &s, action);
