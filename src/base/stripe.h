@@ -3,11 +3,13 @@
 #ifndef DR_BASE_STRIPE_H
 #define DR_BASE_STRIPE_H
 
+#include <stdint.h>
+
 #define DR_STRIPES 8
 
 struct dr_stripe {
-    _Atomic unsigned n;
-    char apart[60];
+    _Atomic uint64_t n;
+    char apart[56];
 };
 
 /* The stripe this thread counts in. */

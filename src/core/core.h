@@ -437,7 +437,7 @@ struct dr_disk {
     _Atomic(struct dr_chain *) chain; /* swapped only with the gate closed and nobody past it */
 
     /* the gate */
-    struct dr_stripe inside[DR_STRIPES]; /* requests past the gate */
+    struct dr_stripe inside[DR_STRIPES]; /* requests past the gate, and those that came: swap.c */
     _Atomic bool closed;
     pthread_mutex_t gate_lock; /* taken to close and open, and by those who meet a closed gate */
     pthread_cond_t gate_cond;
@@ -465,6 +465,10 @@ struct dr_pass {
  * request: a swap waits for it, and everybody waits for the swap. */
 struct dr_chain *dr_disk_enter(struct dr_disk *disk, struct dr_pass *pass);
 void dr_disk_leave(struct dr_disk *disk, struct dr_pass *pass);
+
+/* Do requests use the disk: is one past the gate, or has one come since the last look? *seen is how
+ * many had come then, 0 before the first look; it may have wrapped around. */
+bool dr_disk_busy(const struct dr_disk *disk, uint32_t *seen);
 
 /* The present chain with a reference of its own, for what takes longer than a request; ends with
  * dr_chain_unref. The disk may get another chain meanwhile: then this one reads as the disk did,

@@ -6,11 +6,17 @@
  * waits until all counters are zero, does what must happen while nobody is inside, and opens the
  * gate again. A request that finds the gate closed takes its count back and waits.
  *
+ * The same counters tell how many requests have come (dr_disk_busy): their low halves count those
+ * that are inside, their high halves all that have ever come. So it costs a request nothing more.
+ *
  * Neither side starves the other: closing keeps new requests out, so that the old ones run dry; and
  * the gate is not closed again before every request that waited has got in (let_through). */
 #include <time.h>
 
 #include "core/internal.h"
+
+#define CAME   (UINT64_C(1) << 32) /* one request in the high half of a counter */
+#define INSIDE (CAME - 1)          /* its low half */
 
 /* ------------------------------------------------------------------ requests */
 
@@ -31,7 +37,8 @@ static void wait_and_enter(struct dr_disk *disk, unsigned stripe)
 
 static void count_out(struct dr_disk *disk, unsigned stripe)
 {
-    if (atomic_fetch_sub(&disk->inside[stripe].n, 1) != 1 || !atomic_load(&disk->closed))
+    bool last = (atomic_fetch_sub(&disk->inside[stripe].n, 1) & INSIDE) == 1;
+    if (!last || !atomic_load(&disk->closed))
         return;
     DR_LOCK_SCOPE(&disk->gate_lock);
     pthread_cond_broadcast(&disk->gate_cond);
@@ -41,7 +48,7 @@ struct dr_chain *dr_disk_enter(struct dr_disk *disk, struct dr_pass *pass)
 {
     pass->stripe = dr_stripe_of_thread();
     /* Count first, then look: a closer that does not see the count has closed before the look. */
-    atomic_fetch_add(&disk->inside[pass->stripe].n, 1);
+    atomic_fetch_add(&disk->inside[pass->stripe].n, CAME + 1);
     if (atomic_load(&disk->closed)) {
         count_out(disk, pass->stripe);
         wait_and_enter(disk, pass->stripe);
@@ -64,6 +71,20 @@ struct dr_chain *dr_disk_chain(struct dr_disk *disk)
     return chain;
 }
 
+bool dr_disk_busy(const struct dr_disk *disk, uint32_t *seen)
+{
+    uint64_t inside = 0;
+    uint32_t came = 0;
+    for (unsigned i = 0; i < DR_STRIPES; i++) {
+        uint64_t n = atomic_load_explicit(&disk->inside[i].n, memory_order_relaxed);
+        inside += n & INSIDE;
+        came += (uint32_t)(n / CAME);
+    }
+    bool busy = inside > 0 || came != *seen;
+    *seen = came;
+    return busy;
+}
+
 /* ------------------------------------------------------------------ changing the chain */
 
 static uint64_t now(void)
@@ -76,7 +97,7 @@ static uint64_t now(void)
 static bool somebody_inside(struct dr_disk *disk)
 {
     for (unsigned i = 0; i < DR_STRIPES; i++)
-        if (atomic_load(&disk->inside[i].n) != 0)
+        if ((atomic_load(&disk->inside[i].n) & INSIDE) != 0)
             return true;
     return false;
 }

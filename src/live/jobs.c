@@ -359,6 +359,7 @@ static int make_job(struct dr_live *live, struct live_disk *on, const char *id,
         return dr_fail(err, ENOMEM, "out of memory for a job");
     const struct dr_job_options options = {
         .rate = order->speed,
+        .hurry = order->hurry,
         .before_switch = on_switch,
         .record = on_record,
         .error = on_error,

@@ -108,6 +108,7 @@ struct live_order {
     bool paused;                                       /* from the beginning */
     enum live_on_error on_source_error, on_target_error;
     uint64_t speed;
+    bool hurry; /* do not give way to the guest */
 };
 
 struct live_job {

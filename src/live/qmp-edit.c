@@ -117,7 +117,8 @@ const struct qmp_command qmp_edit_commands[] = {
       {"backing-format", 's', false},
       {"speed", 'n', false},
       {"auto-finalize", 'b', false},
-      {"auto-dismiss", 'b', false}}},
+      {"auto-dismiss", 'b', false},
+      {"x-hurry", 'b', false}}},
     {"x-drover-delete",
      delete_image,
      {{"job-id", 's', false},
@@ -128,6 +129,7 @@ const struct qmp_command qmp_edit_commands[] = {
       {"force", 'b', false},
       {"speed", 'n', false},
       {"auto-finalize", 'b', false},
-      {"auto-dismiss", 'b', false}}},
+      {"auto-dismiss", 'b', false},
+      {"x-hurry", 'b', false}}},
     {0},
 };

@@ -65,6 +65,7 @@ json_t *qmp_begin_job(struct dr_live *live, struct live_disk *on, json_t *args,
 {
     const char *id = qmp_string(args, "job-id");
     order->speed = qmp_number(args, "speed");
+    order->hurry = qmp_bool(args, "x-hurry", false);
     order->keep_finalize = !qmp_bool(args, "auto-finalize", true);
     order->keep_dismiss = !qmp_bool(args, "auto-dismiss", true);
     if (read_policies(args, order, err) < 0) {
@@ -332,7 +333,7 @@ VERB(job_dismiss, LIVE_DISMISS, false)
     }
 #define ANY_JOB                                                                           \
     {"job-id", 's', false}, DEVICE, {"speed", 'n', false}, {"auto-finalize", 'b', false}, \
-        {"auto-dismiss", 'b', false},                                                     \
+        {"auto-dismiss", 'b', false}, {"x-hurry", 'b', false},                            \
     {                                                                                     \
         "filter-node-name", 's', false                                                    \
     }

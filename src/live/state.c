@@ -158,13 +158,13 @@ static json_t *describe_job(const struct live_job *job)
 {
     const struct live_order *o = &job->order;
     json_t *one = json_pack(
-        "{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:I, s:b, s:s, s:s}", "id",
-        dr_job_id(job->job), "disk", job->on->name, "kind", (int)o->kind, "retire", o->retire,
+        "{s:s, s:s, s:i, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:I, s:b, s:b, s:s, s:s}",
+        "id", dr_job_id(job->job), "disk", job->on->name, "kind", (int)o->kind, "retire", o->retire,
         "remove", o->remove, "force", o->force, "naming", job->naming, "existing", o->existing,
         "write-blocking", o->write_blocking, "top-only", o->top_only, "keep-finalize",
-        o->keep_finalize, "keep-dismiss", o->keep_dismiss, "speed", (json_int_t)o->speed, "paused",
-        job->paused, "on-source-error", live_on_error_name(o->on_source_error), "on-target-error",
-        live_on_error_name(o->on_target_error));
+        o->keep_finalize, "keep-dismiss", o->keep_dismiss, "speed", (json_int_t)o->speed, "hurry",
+        o->hurry, "paused", job->paused, "on-source-error", live_on_error_name(o->on_source_error),
+        "on-target-error", live_on_error_name(o->on_target_error));
     if (set_text(one, "base", o->base) && set_text(one, "top", o->top) &&
         set_text(one, "target", o->target) && set_text(one, "format", o->format))
         return one;
@@ -368,6 +368,7 @@ static void begin_again(struct dr_live *live, json_t *one)
         .keep_finalize = json_is_true(json_object_get(one, "keep-finalize")),
         .keep_dismiss = json_is_true(json_object_get(one, "keep-dismiss")),
         .paused = json_is_true(json_object_get(one, "paused")),
+        .hurry = json_is_true(json_object_get(one, "hurry")),
         .on_source_error = policy_of(one, "on-source-error"),
         .on_target_error = policy_of(one, "on-target-error"),
         .speed = (uint64_t)json_integer_value(json_object_get(one, "speed")),

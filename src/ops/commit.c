@@ -463,7 +463,7 @@ int dr_disk_commit(struct dr_disk *disk, const struct dr_commit_options *options
 {
     DR_REQUIRE(disk, err);
     static const struct dr_commit_options defaults;
-    int r = dr_job_begin(job, err);
+    int r = dr_job_begin_beside(job, disk, err);
     if (r < 0)
         return r;
     return dr_job_end(job, commit(disk, options ? options : &defaults, true, job, err));

@@ -10,6 +10,9 @@
 #include "ops/copy.h"
 
 #define PROGRESS_NS  (50u * 1000 * 1000)
+#define GIVE_WAY     2                    /* times as long as it worked a worker rests */
+#define REST_NS      UINT64_C(1000000000) /* at most: an item may have waited for a resume */
+#define LOOK_NS      (5u * 1000 * 1000)   /* whether the guest is still busy */
 #define MAX_WAIT_NS  UINT64_C(1000000000000000000)
 #define SLOTS_FACTOR 2 /* ordered: slots a worker, so that a slow item does not stop the others */
 #define MEMORY_MAX   (UINT64_C(64) << 20) /* of all buffers of a run that has many workers */
@@ -171,6 +174,27 @@ static bool wait_for_turn(struct run *run, bool has_item)
     }
     atomic_store(&job->waiting, false);
     return go;
+}
+
+/* ------------------------------------------------------------------ a busy guest */
+
+static uint64_t now(struct run *run)
+{
+    return run->clock->now(run->clock->user);
+}
+
+/* A worker that has been at work for so long rests for twice that time, while requests use the
+ * disk: so it takes a third of what it could take. It has no item then and holds no lock, so
+ * workers rest beside each other, and whatever changes the job ends the rest. */
+static void give_way(struct run *run, uint64_t worked, uint32_t *seen)
+{
+    uint64_t start = now(run), end = start + dr_min(GIVE_WAY * worked, REST_NS);
+    for (uint64_t at = start; at < end; at = now(run)) {
+        uint32_t bell = dr_job_bell(run->job);
+        if (!may_go_on(run) || dr_job_paused(run->job) || !dr_job_disturbs(run->job, seen))
+            break;
+        wait_for_change(run, bell, dr_min(end - at, LOOK_NS));
+    }
 }
 
 /* ------------------------------------------------------------------ failures that are not the end
@@ -366,12 +390,16 @@ static void work_loop(struct run *run, unsigned index)
 {
     struct dr_error err = DR_ERROR_INIT;
     struct slot *own = run->policy->ordered ? NULL : &run->slots[index], *slot;
-    bool more = true;
+    bool more = true, polite = dr_job_polite(run->job) && !run->policy->hurry;
+    uint32_t seen = 0;
 
     while (more && (slot = take(run, own, &err))) {
+        uint64_t begin = polite ? now(run) : 0;
         more = do_item(run, slot, &err);
         if (run->job)
             atomic_fetch_sub(&run->job->busy, 1);
+        if (more && polite)
+            give_way(run, now(run) - begin, &seen);
     }
 }
 

@@ -66,6 +66,7 @@ struct dr_copy_policy {
     /* For progress: bytes of this run, and those of the same job before and after it. */
     uint64_t total, before, after;
     bool silent;                       /* no progress: the job counts other runs */
+    bool hurry;                        /* do not give way to those who use the job's disk */
     const struct dr_copy_clock *clock; /* NULL = the system's */
 };
 

@@ -159,6 +159,7 @@ static int run_rest(struct rest *rest, bool first, struct dr_job *job, struct dr
         .depth = dr_stock_depth_of_two(rest->like->walk.chain, rest->like->dst),
         .total = rest->follow->size,
         .silent = !first,
+        .hurry = rest->follow->hurry,
     };
     return dr_copy_run(&policy, job, err);
 }
@@ -197,15 +198,24 @@ static int flush_copy(struct dr_follow *f, struct dr_error *err)
     return r;
 }
 
+/* Is so much left after a round that another one like it is of little use? */
+static bool no_progress(uint64_t before, uint64_t left)
+{
+    return left > before - before / 4;
+}
+
 int dr_follow_rounds(struct dr_follow *f, struct dr_error *err)
 {
     int r = 0;
     if (!f->dirty.disk)
         return 0;
-    for (unsigned i = 0; r == 0 && i < ROUNDS; i++) {
-        if (dr_dirty_bytes(&f->dirty) <= LITTLE)
-            break;
+    uint64_t before = UINT64_MAX, left = dr_dirty_bytes(&f->dirty);
+    for (unsigned i = 0; i < ROUNDS && left > LITTLE && !no_progress(before, left); i++) {
         r = run_round(f, f->job, err);
+        if (r < 0)
+            break;
+        before = left;
+        left = dr_dirty_bytes(&f->dirty);
     }
     return r < 0 ? r : flush_copy(f, err);
 }
@@ -250,17 +260,23 @@ int dr_follow_until_told(struct dr_follow *f, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the end */
 
+/* A round leaves less than the one before unless the guest's writes could not block all the time
+ * (the target fails now and then): then the next one must be faster than the guest. */
 int dr_follow_catch_up(struct dr_follow *f, struct dr_error *err)
 {
     int r = 0;
     if (!f->dirty.disk)
         return 0;
+    uint64_t before = UINT64_MAX, left;
     f->wants_blocking = true;
-    while (r == 0 && dr_dirty_bytes(&f->dirty) > LEAST) {
+    while (r == 0 && (left = dr_dirty_bytes(&f->dirty)) > LEAST) {
+        f->hurry = no_progress(before, left);
+        before = left;
         r = run_round(f, f->job, err);
         if (r == 0)
             r = dr_job_rest(f->job, err);
     }
+    f->hurry = false;
     return r < 0 ? r : flush_copy(f, err);
 }
 

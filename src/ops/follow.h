@@ -37,6 +37,7 @@ struct dr_follow {
     struct dr_ranges *copying; /* what is being copied */
     struct dr_transfer again;  /* as transfer() has set it up */
     bool wants_blocking;
+    bool hurry;            /* the job does not give way to the guest now */
     _Atomic bool blocking; /* the guest's writes block now */
     _Atomic bool idle;     /* the job sleeps until something is noted */
 };

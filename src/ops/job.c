@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "core/core.h"
 #include "ops/job.h"
 
 #define ID_MAX 128
@@ -85,6 +86,7 @@ int dr_job_new(const char *id, const struct dr_job_options *options, struct dr_j
         fresh->error = options->error;
         fresh->user = options->user;
         fresh->workers = options->workers;
+        fresh->hurry = options->hurry;
         atomic_store(&fresh->rate, options->rate);
     }
     *job = fresh;
@@ -105,6 +107,14 @@ int dr_job_begin(struct dr_job *job, struct dr_error *err)
     if (!job || atomic_compare_exchange_strong(&job->state, &created, DR_JOB_RUNNING))
         return 0;
     return dr_fail(err, EBUSY, "job %s was used already: each operation needs its own", job->id);
+}
+
+int dr_job_begin_beside(struct dr_job *job, const struct dr_disk *disk, struct dr_error *err)
+{
+    int r = dr_job_begin(job, err);
+    if (r == 0 && job)
+        job->beside = disk;
+    return r;
 }
 
 int dr_job_end(struct dr_job *job, int r)
@@ -200,6 +210,11 @@ int dr_job_after_failure(struct dr_job *job, int r, struct dr_error *err)
         dr_job_sleep(job, bell, DR_JOB_AGAIN_NS);
     dr_error_reset(err);
     return dr_job_rest(job, err);
+}
+
+bool dr_job_disturbs(const struct dr_job *job, uint32_t *seen)
+{
+    return dr_job_polite(job) && dr_disk_busy(job->beside, seen);
 }
 
 int dr_job_report(struct dr_job *job, uint64_t done, uint64_t total)

@@ -27,6 +27,9 @@ struct dr_job {
     enum dr_error_action (*error)(void *user, bool reading, int error, const char *text);
     void *user;
     unsigned workers;
+    bool hurry;
+
+    const struct dr_disk *beside; /* other threads use it meanwhile; NULL = no disk is in use */
 
     _Atomic uint64_t rate;
     int cancelled; /* only by __atomic calls: drivers and sources look at it by its address */
@@ -46,6 +49,18 @@ struct dr_job {
  * operation: -EBUSY if it was used. job may be NULL in all of these. */
 int dr_job_begin(struct dr_job *job, struct dr_error *err);
 int dr_job_end(struct dr_job *job, int r);
+/* dr_job_begin for an operation on an open disk: its copying gives way to those who use the disk.
+ */
+int dr_job_begin_beside(struct dr_job *job, const struct dr_disk *disk, struct dr_error *err);
+
+/* Is the job to give way to a guest, if there is one? */
+static inline bool dr_job_polite(const struct dr_job *job)
+{
+    return job && job->beside && !job->hurry;
+}
+
+/* Has somebody used the disk since the last look (dr_disk_busy), so that the job gives way? */
+bool dr_job_disturbs(const struct dr_job *job, uint32_t *seen);
 
 static inline bool dr_job_stopped(const struct dr_job *job)
 {

@@ -248,7 +248,7 @@ int dr_disk_mirror(struct dr_disk *disk, const char *target,
     static const struct dr_mirror_options defaults;
     DR_REQUIRE(disk, err);
     DR_REQUIRE(target, err);
-    int r = dr_job_begin(job, err);
+    int r = dr_job_begin_beside(job, disk, err);
     if (r < 0)
         return r;
     struct mirror m = {.fs = disk->fs,

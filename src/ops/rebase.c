@@ -439,7 +439,7 @@ int dr_disk_rebase(struct dr_disk *disk, const struct dr_rebase_options *options
     DR_REQUIRE(disk, err);
     DR_REQUIRE(options, err);
     DR_REQUIRE(options->backing, err);
-    int r = dr_job_begin(job, err);
+    int r = dr_job_begin_beside(job, disk, err);
     return r < 0 ? r : dr_job_end(job, dr_ops_rebase(disk, options, false, true, job, err));
 }
 

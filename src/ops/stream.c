@@ -54,7 +54,7 @@ int dr_disk_stream(struct dr_disk *disk, const struct dr_stream_options *options
 {
     DR_REQUIRE(disk, err);
     static const struct dr_stream_options defaults;
-    int r = dr_job_begin(job, err);
+    int r = dr_job_begin_beside(job, disk, err);
     if (r < 0)
         return r;
     return dr_job_end(job, stream(disk, options ? options : &defaults, true, job, err));

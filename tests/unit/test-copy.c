@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "core/core.h"
 #include "ops/copy.h"
 
 #define MAX_ITEMS 4096
@@ -395,6 +396,228 @@ static void a_paused_job_can_be_cancelled(void **state)
     free(b);
 }
 
+/* ------------------------------------------------------------------ a busy guest */
+
+#define MS UINT64_C(1000000)
+
+/* A worker's item takes 1 ms, or as said, in which the guest makes a request or does not. */
+struct shared_disk {
+    struct dr_disk disk;
+    struct fake_time time;
+    struct dr_job job;
+    uint64_t item_ns;
+    unsigned given, items, worked, busy_items, busy_sleeps;
+    bool cancel, pause; /* by the first sleep */
+    bool hurry;         /* this run only */
+};
+
+static void guest_asks(struct dr_disk *disk)
+{
+    struct dr_pass pass;
+    dr_disk_enter(disk, &pass);
+    dr_disk_leave(disk, &pass);
+}
+
+static int shared_next(void *user, struct dr_copy_item *item, struct dr_error *err)
+{
+    struct shared_disk *s = user;
+    (void)item, (void)err;
+    return s->given < s->items ? (int)(++s->given > 0) : 0;
+}
+
+static int shared_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                       struct dr_error *err)
+{
+    struct shared_disk *s = user;
+    (void)item, (void)buf, (void)err;
+    s->time.now += s->item_ns ? s->item_ns : MS;
+    if (s->worked++ < s->busy_items)
+        guest_asks(&s->disk);
+    return 0;
+}
+
+static void shared_sleep(void *user, uint64_t ns)
+{
+    struct shared_disk *s = user;
+    assert_int_equal(s->job.busy, 0); /* or a pause would wait for it */
+    fake_sleep(&s->time, ns);
+    if (s->time.sleeps <= s->busy_sleeps)
+        guest_asks(&s->disk);
+    if (s->time.sleeps == 1 && s->cancel)
+        dr_job_cancel(&s->job);
+    if (s->time.sleeps == 1 && s->pause)
+        dr_job_pause(&s->job);
+    if (s->time.sleeps == 2 && s->pause)
+        assert_true(s->job.waiting && ns > 1000 * 1000 * MS); /* for its end, not for the guest */
+}
+
+static uint64_t shared_now(void *user)
+{
+    return fake_now(&((struct shared_disk *)user)->time);
+}
+
+static int run_shared(struct shared_disk *s)
+{
+    struct dr_copy_clock clock = {shared_now, shared_sleep, s};
+    struct dr_copy_policy p = {
+        .user = s, .next = shared_next, .work = shared_work, .clock = &clock, .hurry = s->hurry};
+    s->items = 10;
+    s->job.workers = 1;
+    return dr_copy_run(&p, &s->job, NULL);
+}
+
+static void a_job_works_a_third_of_the_time_beside_a_busy_guest(void **state)
+{
+    (void)state;
+    struct shared_disk s = {.job.beside = &s.disk, .busy_items = 10};
+    assert_int_equal(run_shared(&s), 0);
+    assert_int_equal(s.worked, 10);
+    assert_int_equal(s.time.slept, 20 * MS);
+}
+
+static void a_job_waits_only_after_items_beside_which_the_guest_was_busy(void **state)
+{
+    (void)state;
+    struct shared_disk idle = {.job.beside = &idle.disk},
+                       first = {.job.beside = &first.disk, .busy_items = 3};
+    guest_asks(&first.disk); /* what was before the job is no matter, but for the first look */
+    assert_int_equal(run_shared(&idle), 0);
+    assert_int_equal(idle.time.slept, 0);
+    assert_int_equal(run_shared(&first), 0);
+    assert_int_equal(first.time.slept, 6 * MS);
+}
+
+static void a_request_that_takes_long_counts_all_the_time(void **state)
+{
+    (void)state;
+    struct shared_disk s = {.job.beside = &s.disk};
+    struct dr_pass pass;
+    dr_disk_enter(&s.disk, &pass);
+    assert_int_equal(run_shared(&s), 0);
+    dr_disk_leave(&s.disk, &pass);
+    assert_int_equal(s.time.slept, 20 * MS);
+}
+
+/* It looks every few milliseconds: an item of 50 ms would make it wait for 100. */
+static void a_job_does_not_wait_for_a_guest_that_has_become_idle(void **state)
+{
+    (void)state;
+    struct shared_disk s = {
+        .job.beside = &s.disk, .item_ns = 50 * MS, .busy_items = 1, .busy_sleeps = 3};
+    assert_int_equal(run_shared(&s), 0);
+    assert_int_equal(s.time.sleeps, 4);
+    assert_in_range(s.time.slept, 4 * MS, 40 * MS);
+}
+
+/* As after a failure for which the job was paused. */
+static void a_job_does_not_rest_long_after_an_item_that_took_very_long(void **state)
+{
+    (void)state;
+    struct shared_disk s = {.job.beside = &s.disk,
+                            .item_ns = 3600 * 1000 * MS,
+                            .busy_items = 1,
+                            .busy_sleeps = 1000000};
+    assert_int_equal(run_shared(&s), 0);
+    assert_int_equal(s.time.slept, 10 * 1000 * MS);
+}
+
+static void a_job_in_a_hurry_or_on_a_disk_of_its_own_does_not_wait(void **state)
+{
+    (void)state;
+    struct shared_disk hurry = {.job = {.beside = &hurry.disk, .hurry = true}, .busy_items = 10};
+    struct shared_disk alone = {.busy_items = 10};
+    struct shared_disk this_run = {.job.beside = &this_run.disk, .busy_items = 10, .hurry = true};
+    assert_int_equal(run_shared(&this_run), 0);
+    assert_int_equal(this_run.time.sleeps, 0);
+    assert_int_equal(run_shared(&hurry), 0);
+    assert_int_equal(hurry.time.sleeps, 0);
+    assert_int_equal(run_shared(&alone), 0);
+    assert_int_equal(alone.time.sleeps, 0);
+}
+
+static void a_cancel_ends_the_wait_for_the_guest(void **state)
+{
+    (void)state;
+    struct shared_disk s = {.job.beside = &s.disk,
+                            .item_ns = 1000 * MS,
+                            .busy_items = 10,
+                            .busy_sleeps = 1000,
+                            .cancel = true};
+    assert_int_equal(run_shared(&s), -ECANCELED);
+    assert_int_equal(s.worked, 1);
+    assert_int_equal(s.time.sleeps, 1);
+}
+
+static void a_pause_ends_the_wait_for_the_guest(void **state)
+{
+    (void)state;
+    struct shared_disk s = {.job.beside = &s.disk,
+                            .item_ns = 1000 * MS,
+                            .busy_items = 1,
+                            .busy_sleeps = 1000,
+                            .pause = true};
+    s.time.change = &s.job; /* resumed by the 5th sleep */
+    assert_int_equal(run_shared(&s), 0);
+    assert_int_equal(s.worked, 10);
+    assert_true(s.time.sleeps >= 5);
+}
+
+/* All workers wait for the guest at the same time; it would hang if they queued up. */
+struct crossing {
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    struct dr_disk disk;
+    unsigned given, asleep;
+    _Atomic uint64_t now;
+};
+
+static int crossing_next(void *user, struct dr_copy_item *item, struct dr_error *err)
+{
+    (void)item, (void)err;
+    return ((struct crossing *)user)->given++ < 2;
+}
+
+static int crossing_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                         struct dr_error *err)
+{
+    struct crossing *c = user;
+    (void)item, (void)buf, (void)err;
+    atomic_fetch_add(&c->now, MS);
+    return 0;
+}
+
+static uint64_t crossing_now(void *user)
+{
+    return atomic_load(&((struct crossing *)user)->now);
+}
+
+static void crossing_sleep(void *user, uint64_t ns)
+{
+    struct crossing *c = user;
+    pthread_mutex_lock(&c->lock);
+    c->asleep++;
+    pthread_cond_broadcast(&c->more);
+    while (c->asleep < 2)
+        pthread_cond_wait(&c->more, &c->lock);
+    pthread_mutex_unlock(&c->lock);
+    atomic_fetch_add(&c->now, ns);
+}
+
+static void workers_wait_for_the_guest_beside_each_other(void **state)
+{
+    (void)state;
+    struct crossing c = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+    struct dr_copy_clock clock = {crossing_now, crossing_sleep, &c};
+    struct dr_copy_policy p = {
+        .user = &c, .next = crossing_next, .work = crossing_work, .clock = &clock};
+    struct dr_job job = {.workers = 2, .beside = &c.disk};
+    struct dr_pass pass;
+    dr_disk_enter(&c.disk, &pass); /* busy all the time */
+    assert_int_equal(dr_copy_run(&p, &job, NULL), 0);
+    dr_disk_leave(&c.disk, &pass);
+    assert_true(c.asleep >= 2);
+}
+
 struct seen_progress {
     unsigned calls;
     uint64_t last, total;
@@ -471,6 +694,15 @@ int main(void)
         cmocka_unit_test(a_paused_job_can_be_cancelled),
         cmocka_unit_test(progress_is_rare_and_ends_at_the_total),
         cmocka_unit_test(progress_can_cancel),
+        cmocka_unit_test(a_job_works_a_third_of_the_time_beside_a_busy_guest),
+        cmocka_unit_test(a_job_waits_only_after_items_beside_which_the_guest_was_busy),
+        cmocka_unit_test(a_request_that_takes_long_counts_all_the_time),
+        cmocka_unit_test(a_job_does_not_wait_for_a_guest_that_has_become_idle),
+        cmocka_unit_test(a_job_does_not_rest_long_after_an_item_that_took_very_long),
+        cmocka_unit_test(a_job_in_a_hurry_or_on_a_disk_of_its_own_does_not_wait),
+        cmocka_unit_test(a_cancel_ends_the_wait_for_the_guest),
+        cmocka_unit_test(a_pause_ends_the_wait_for_the_guest),
+        cmocka_unit_test(workers_wait_for_the_guest_beside_each_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -197,11 +197,12 @@ static void a_stream_goes_on_with_the_next_server(void **state)
     uint8_t *want = view(powerfs_fs(p), "top", &size);
     struct server s = serve(powerfs_fs(p));
     tell(&s, "{'execute': 'block-stream', 'arguments': {'job-id': 'j', 'device': 'disk0', 'speed': "
-             "1, 'auto-finalize': false}}");
+             "1, 'auto-finalize': false, 'x-hurry': true}}");
     struct server next = kill_and_begin_again(&s, p);
     char now[32];
     status(&next, now, sizeof(now));
     assert_string_equal(now, "running");
+    assert_true(next.live->jobs->job->hurry);
     tell(&next, "{'execute': 'block-job-set-speed', 'arguments': {'device': 'j', 'speed': 0}}");
     wait_for(&next, "pending");
     tell(&next, "{'execute': 'job-finalize', 'arguments': {'id': 'j'}}");

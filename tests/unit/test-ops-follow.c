@@ -23,6 +23,7 @@ static void on_ready(void *user)
 static int on_switch(void *user)
 {
     struct told *t = user;
+    assert_ptr_equal(t->job->beside, t->crowd->disk); /* so it has given way */
     atomic_store(&t->switches, true);
     crowd_pass(t->crowd, 20);
     return 0;
@@ -209,7 +210,8 @@ static void a_guest_that_is_faster_than_the_copy_does_not_keep_it_busy(void **st
     dr_job_free(job);
     faultfs_observe(f, NULL, NULL);
     assert_string_equal(dr_image_path(g->disk, 0), "moved");
-    assert_true(g->copied > 4 * (uint64_t)LARGE); /* rounds alone came to no end */
+    /* all, and at least once again; more rounds like that one are of no use, so writes block */
+    assert_in_range(g->copied / LARGE, 2, 5);
     assert_true(g->held <= MiB);
     ok(dr_pread(g->disk, all, 0, LARGE, &err));
     for (unsigned i = 0; i < GRAINS; i++) {

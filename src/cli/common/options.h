@@ -75,6 +75,7 @@ enum cli_key { /* options without a letter */
                KEY_PIDFILE,
                KEY_TOP,
                KEY_TOP_ONLY,
+               KEY_HURRY,
                KEY_IMAGE,
                KEY_DOWN,
                KEY_NO_COMPLETE,

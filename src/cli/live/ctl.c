@@ -27,6 +27,7 @@ static const struct cli_option options[] = {
      "stream: go on with an add-cow's raw file, and remove the rest of it", false},
     {KEY_TOP_ONLY, "top-only", NULL, "mirror: only what the active image holds", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
+    {KEY_HURRY, "hurry", NULL, "jobs: do not give way to those who use the disk", false},
     {KEY_NO_COMPLETE, "no-complete", NULL,
      "commit, mirror: do not go over to the other image when both are the same", false},
     {KEY_ON_ERROR, "on-error", "WHAT",
@@ -243,6 +244,8 @@ static int begin_job(struct ctl *ctl, const struct cli_args *args, const char *c
     }
     cli_catch_signals();
     set_policy(args, command, arguments);
+    if (cli_has(args, KEY_HURRY))
+        json_object_set_new(arguments, "x-hurry", json_true());
     int code = ctl_ask(ctl, command, arguments, NULL);
     if (code == 0 && cli_has(args, KEY_DETACH) && !ctl->show)
         printf("%s\n", id);
