@@ -57,8 +57,10 @@ struct dr_job_options {
      * dr_job_complete(). NULL = it switches at once. */
     void (*ready)(void *user);
     /* Called when one or several disks are about to go on with another active image, which is
-     * durable and has its name, while their requests wait: time to note which it is. A failure
-     * keeps the disks as they are. It must not use the disks. NULL = nobody notes it. */
+     * durable and has its name: time to note which it is. Their requests may wait meanwhile (they
+     * do not for a snapshot), so it must not use the disks. A failure keeps the disks as they are.
+     * When a snapshot fails after it was noted it is called again, with the images before. NULL =
+     * nobody notes it. */
     int (*record)(void *user, const struct dr_switch *switches, size_t n, struct dr_error *err);
     /* Called when a rebase, stream, commit, mirror or convert could not read or write a piece, with
      * a positive errno and the text that the operation would fail with, and by several threads at
@@ -372,7 +374,8 @@ DR_API int dr_disk_snapshot(struct dr_disk *disk, const char *name,
                             struct dr_job *job, struct dr_error *err);
 
 /* Several disks at one moment: all go on with their children, or none does, and there are none. The
- * disks are different ones. */
+ * disks are different ones. It returns when what was active is durable. Where that fails, the disks
+ * go on with their children all the same, the text says so, and so will flushes of the disk. */
 struct dr_overlay {
     struct dr_disk *disk;        /* open for writing */
     struct dr_open_options open; /* allow_paths and flags for the child */
@@ -382,7 +385,8 @@ struct dr_overlay {
     const char *format; /* NULL = as the active image's. It must be one that can have parents */
     const struct dr_pair *pairs; /* settings of the child */
     size_t n_pairs;
-    char *active; /* by dr_disks_snapshot: the child's path, malloc'ed; NULL after a failure */
+    char *active; /* by dr_disks_snapshot: the child's path, malloc'ed; NULL if the disk does not go
+                     on with it */
 };
 DR_API int dr_disks_snapshot(struct dr_overlay *overlays, size_t n, struct dr_job *job,
                              struct dr_error *err);

@@ -68,8 +68,8 @@ struct dr_seen_file {
     uint64_t mtime, size;
 };
 
-/* size, flags and writable may be read at any time; they change while no request is past the gate.
- */
+/* size, flags and writable may be read at any time; they change while no request is past the gate,
+ * but for an image below the top: that is frozen while requests read it. */
 struct dr_image {
     const struct dr_format *fmt;
     void *state; /* the driver's */
@@ -382,10 +382,10 @@ int dr_chain_read_padded(struct dr_chain *chain, size_t at, void *buf, uint64_t 
                          struct dr_error *err);
 int dr_chain_write(struct dr_chain *chain, size_t at, const void *buf, uint64_t off, size_t len,
                    struct dr_error *err);
-/* The same, durable on return: one durable write where the bytes are overwritten in place and the
- * metadata that leads to them is durable already, else a flush of the chain. */
+/* The same, by one durable write where the bytes are overwritten in place and the metadata that
+ * leads to them is durable already; *durable = that was so: else a flush has to follow. */
 int dr_chain_write_durable(struct dr_chain *chain, size_t at, const void *buf, uint64_t off,
-                           size_t len, struct dr_error *err);
+                           size_t len, bool *durable, struct dr_error *err);
 /* flags: DR_MAY_UNMAP, DR_EXPLICIT. */
 int dr_chain_zero(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len, unsigned flags,
                   struct dr_error *err);
@@ -437,8 +437,11 @@ struct dr_disk {
     _Atomic(struct dr_chain *) chain; /* swapped only with the gate closed and nobody past it */
 
     /* the gate */
-    struct dr_stripe inside[DR_STRIPES]; /* requests past the gate, and those that came: swap.c */
-    _Atomic bool closed;
+    struct dr_stripe inside[DR_STRIPES];   /* requests past the gate, and those that came: swap.c */
+    struct dr_stripe flushing[DR_STRIPES]; /* flushes at work, which are not past it */
+    _Atomic bool closed;                   /* to requests */
+    _Atomic bool flushes_closed;           /* to flushes, somewhat earlier */
+    _Atomic bool switching;                /* a switch is being prepared */
     pthread_mutex_t gate_lock; /* taken to close and open, and by those who meet a closed gate */
     pthread_cond_t gate_cond;
     unsigned waiting, let_through; /* requests; under gate_lock, as is opened */
@@ -475,9 +478,14 @@ bool dr_disk_busy(const struct dr_disk *disk, uint32_t *seen);
  * as long as nobody changes its images, and must not be written to. */
 struct dr_chain *dr_disk_chain(struct dr_disk *disk);
 
-/* Run step while no request is past the gate. Flushes the disk first, with the gate open, so that
- * little is left for step to flush; then closes the gate, waits for the requests inside, runs step,
- * and opens it again. step may set *fresh: the disk's chain from then on, whose reference is taken
+/* Flush the present chain. The gate may be closed meanwhile, and the disk get another chain by
+ * dr_disk_exchange: a flush takes long, and requests need not wait for it. */
+int dr_disk_flush(struct dr_disk *disk, struct dr_error *err);
+
+/* Run step while no request is past the gate, and no flush is at work. Flushes the disk first, with
+ * the gate open, so that little is left for step to flush; then keeps new flushes out, waits for
+ * those at work, closes the gate, waits for the requests inside, runs step, and opens it again.
+ * step may set *fresh: the disk's chain from then on, whose reference is taken
  * over; the hooks go with it. When step fails (fresh is NULL then), the disk is as before. step
  * must not enter this disk's gate. *pause_ns (may be NULL): how long requests were held up. Callers
  * come one after another, and between two of them every request that waited gets in. */
@@ -489,6 +497,14 @@ int dr_disk_quiesce(struct dr_disk *disk, dr_quiet_step step, void *user, uint64
  * fail, too. */
 int dr_disk_quiesce_unflushed(struct dr_disk *disk, dr_quiet_step step, void *user,
                               uint64_t *pause_ns, struct dr_error *err);
+/* The same beside flushes at work, which go on with the chain they have: for a step that only puts
+ * another chain in place, with the same images open, and waits for no file. */
+int dr_disk_exchange(struct dr_disk *disk, dr_quiet_step step, void *user, uint64_t *pause_ns,
+                     struct dr_error *err);
+/* Announce a switch that is being prepared, and take that back: requests that would wait for the
+ * disk inside the gate (DR_FUA) wait outside until then, since the switch would wait for them. */
+void dr_disk_announce(struct dr_disk *disk, bool begin);
+bool dr_disk_is_about_to_change(const struct dr_disk *disk);
 /* dr_disk_quiesce with nothing to do but to put fresh in the place of the chain. Takes over the
  * reference, also on failure. */
 int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *err);

@@ -224,20 +224,24 @@ int dr_pread(struct dr_disk *disk, void *buf, uint64_t off, size_t len, struct d
     return r;
 }
 
+/* What has to be flushed after a change with DR_FUA is flushed outside the gate, as by dr_flush():
+ * whoever changes the chain meanwhile need not wait for that. */
 int dr_pwrite(struct dr_disk *disk, const void *buf, uint64_t off, size_t len, unsigned flags,
               struct dr_error *err)
 {
     DR_REQUIRE(disk, err);
     DR_REQUIRE_N(buf, len, err);
     struct dr_pass pass;
+    bool durable = !(flags & DR_FUA);
+    bool at_once = !durable && !dr_disk_is_about_to_change(disk);
     struct dr_chain *chain = dr_disk_enter(disk, &pass);
     int r = may_change(chain, flags, err);
-    if (r == 0 && (flags & DR_FUA))
-        r = dr_chain_write_durable(chain, 0, buf, off, len, err);
+    if (r == 0 && at_once)
+        r = dr_chain_write_durable(chain, 0, buf, off, len, &durable, err);
     else if (r == 0)
         r = dr_chain_write(chain, 0, buf, off, len, err);
     dr_disk_leave(disk, &pass);
-    return r;
+    return r < 0 || durable ? r : dr_disk_flush(disk, err);
 }
 
 int dr_zero(struct dr_disk *disk, uint64_t off, uint64_t len, unsigned flags, struct dr_error *err)
@@ -248,10 +252,8 @@ int dr_zero(struct dr_disk *disk, uint64_t off, uint64_t len, unsigned flags, st
     int r = may_change(chain, flags, err);
     if (r == 0)
         r = dr_chain_zero(chain, 0, off, len, flags, err);
-    if (r == 0 && (flags & DR_FUA))
-        r = dr_chain_flush(chain, 0, err);
     dr_disk_leave(disk, &pass);
-    return r;
+    return r < 0 || !(flags & DR_FUA) ? r : dr_disk_flush(disk, err);
 }
 
 int dr_discard(struct dr_disk *disk, uint64_t off, uint64_t len, struct dr_error *err)
@@ -269,10 +271,7 @@ int dr_discard(struct dr_disk *disk, uint64_t off, uint64_t len, struct dr_error
 int dr_flush(struct dr_disk *disk, struct dr_error *err)
 {
     DR_REQUIRE(disk, err);
-    struct dr_pass pass;
-    int r = dr_chain_flush(dr_disk_enter(disk, &pass), 0, err);
-    dr_disk_leave(disk, &pass);
-    return r;
+    return dr_disk_flush(disk, err);
 }
 
 /* A disk that grows shows zeros behind its old end, never its parent. The driver takes care of

@@ -104,7 +104,7 @@ int dr_chain_write(struct dr_chain *chain, size_t at, const void *buf, uint64_t 
 }
 
 int dr_chain_write_durable(struct dr_chain *chain, size_t at, const void *buf, uint64_t off,
-                           size_t len, struct dr_error *err)
+                           size_t len, bool *durable, struct dr_error *err)
 {
     int r = check_range(chain->images[at], off, len, err);
     if (r < 0)
@@ -114,7 +114,8 @@ int dr_chain_write_durable(struct dr_chain *chain, size_t at, const void *buf, u
     struct dr_change c = guest_change(chain, at, DR_CHANGE_WRITE, &src);
     c.not_durable = &not_durable;
     r = change_all(&c, off, len, err);
-    return r == 0 && not_durable ? dr_chain_flush(chain, at, err) : r;
+    *durable = !not_durable;
+    return r;
 }
 
 int dr_chain_fill(struct dr_chain *chain, size_t at, const void *buf, uint64_t off, uint64_t len,

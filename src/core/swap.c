@@ -10,7 +10,13 @@
  * that are inside, their high halves all that have ever come. So it costs a request nothing more.
  *
  * Neither side starves the other: closing keeps new requests out, so that the old ones run dry; and
- * the gate is not closed again before every request that waited has got in (let_through). */
+ * the gate is not closed again before every request that waited has got in (let_through).
+ *
+ * Flushes take long, and whoever waits for one inside the gate makes all requests wait for the
+ * disk. So a flush only takes a reference to the chain inside, and is counted apart while it works.
+ * A change that needs flushes to have ended keeps new ones out first, while requests go on, and
+ * closes the gate when the last one has ended. A change that does not (dr_disk_exchange) lets them
+ * run on with the old chain. */
 #include <time.h>
 
 #include "core/internal.h"
@@ -20,11 +26,13 @@
 
 /* ------------------------------------------------------------------ requests */
 
-/* The gate was closed: wait for it, and get in before it can close again. */
-static void wait_and_enter(struct dr_disk *disk, unsigned stripe)
+/* It was closed: wait until it opens, and get in before it can close again. counts: inside or
+ * flushing of the disk; closed: what keeps that kind out. */
+static void wait_and_enter(struct dr_disk *disk, struct dr_stripe *count,
+                           const _Atomic bool *closed)
 {
     DR_LOCK_SCOPE(&disk->gate_lock);
-    if (disk->closed) {
+    if (atomic_load(closed)) {
         uint64_t opened = disk->opened;
         disk->waiting++;
         while (disk->opened == opened)
@@ -32,27 +40,32 @@ static void wait_and_enter(struct dr_disk *disk, unsigned stripe)
         if (--disk->let_through == 0)
             pthread_cond_broadcast(&disk->gate_cond);
     }
-    atomic_fetch_add(&disk->inside[stripe].n, 1);
+    atomic_fetch_add(&count->n, 1);
 }
 
-static void count_out(struct dr_disk *disk, unsigned stripe)
+static void count_out(struct dr_disk *disk, struct dr_stripe *count, const _Atomic bool *closed)
 {
-    bool last = (atomic_fetch_sub(&disk->inside[stripe].n, 1) & INSIDE) == 1;
-    if (!last || !atomic_load(&disk->closed))
+    bool last = (atomic_fetch_sub(&count->n, 1) & INSIDE) == 1;
+    if (!last || !atomic_load(closed))
         return;
     DR_LOCK_SCOPE(&disk->gate_lock);
     pthread_cond_broadcast(&disk->gate_cond);
 }
 
+static void count_in(struct dr_disk *disk, struct dr_stripe *count, const _Atomic bool *closed)
+{
+    /* Count first, then look: a closer that does not see the count has closed before the look. */
+    atomic_fetch_add(&count->n, CAME + 1);
+    if (atomic_load(closed)) {
+        count_out(disk, count, closed);
+        wait_and_enter(disk, count, closed);
+    }
+}
+
 struct dr_chain *dr_disk_enter(struct dr_disk *disk, struct dr_pass *pass)
 {
     pass->stripe = dr_stripe_of_thread();
-    /* Count first, then look: a closer that does not see the count has closed before the look. */
-    atomic_fetch_add(&disk->inside[pass->stripe].n, CAME + 1);
-    if (atomic_load(&disk->closed)) {
-        count_out(disk, pass->stripe);
-        wait_and_enter(disk, pass->stripe);
-    }
+    count_in(disk, &disk->inside[pass->stripe], &disk->closed);
     pass->chain = atomic_load(&disk->chain);
     return pass->chain;
 }
@@ -60,7 +73,7 @@ struct dr_chain *dr_disk_enter(struct dr_disk *disk, struct dr_pass *pass)
 void dr_disk_leave(struct dr_disk *disk, struct dr_pass *pass)
 {
     pass->chain = NULL;
-    count_out(disk, pass->stripe);
+    count_out(disk, &disk->inside[pass->stripe], &disk->closed);
 }
 
 struct dr_chain *dr_disk_chain(struct dr_disk *disk)
@@ -77,7 +90,8 @@ bool dr_disk_busy(const struct dr_disk *disk, uint32_t *seen)
     uint32_t came = 0;
     for (unsigned i = 0; i < DR_STRIPES; i++) {
         uint64_t n = atomic_load_explicit(&disk->inside[i].n, memory_order_relaxed);
-        inside += n & INSIDE;
+        inside += (n & INSIDE) +
+                  (atomic_load_explicit(&disk->flushing[i].n, memory_order_relaxed) & INSIDE);
         came += (uint32_t)(n / CAME);
     }
     bool busy = inside > 0 || came != *seen;
@@ -94,22 +108,27 @@ static uint64_t now(void)
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-static bool somebody_inside(struct dr_disk *disk)
+static bool any(const struct dr_stripe *counts)
 {
     for (unsigned i = 0; i < DR_STRIPES; i++)
-        if ((atomic_load(&disk->inside[i].n) & INSIDE) != 0)
+        if ((atomic_load(&counts[i].n) & INSIDE) != 0)
             return true;
     return false;
 }
 
-/* Returns with the gate closed and nobody inside. */
-static void close_gate(struct dr_disk *disk)
+/* Returns with the gate closed and nobody inside; flushes: and no flush at work. *since: when
+ * requests began to wait. */
+static void close_gate(struct dr_disk *disk, bool flushes, uint64_t *since)
 {
     DR_LOCK_SCOPE(&disk->gate_lock);
-    while (disk->closed || disk->let_through > 0)
+    while (disk->closed || disk->flushes_closed || disk->let_through > 0)
         pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
+    atomic_store(&disk->flushes_closed, flushes);
+    while (flushes && any(disk->flushing))
+        pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
+    *since = now();
     atomic_store(&disk->closed, true);
-    while (somebody_inside(disk))
+    while (any(disk->inside))
         pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
 }
 
@@ -117,6 +136,7 @@ static void open_gate(struct dr_disk *disk)
 {
     DR_LOCK_SCOPE(&disk->gate_lock);
     atomic_store(&disk->closed, false);
+    atomic_store(&disk->flushes_closed, false);
     disk->opened++;
     disk->let_through = disk->waiting;
     disk->waiting = 0;
@@ -138,33 +158,58 @@ static int run_step(struct dr_disk *disk, dr_quiet_step step, void *user, struct
     return 0;
 }
 
-static int flush_present(struct dr_disk *disk, struct dr_error *err)
+int dr_disk_flush(struct dr_disk *disk, struct dr_error *err)
 {
+    struct dr_stripe *count = &disk->flushing[dr_stripe_of_thread()];
+    count_in(disk, count, &disk->flushes_closed);
     struct dr_chain *chain = dr_disk_chain(disk);
     int r = dr_chain_flush(chain, 0, err);
     int closed = dr_chain_unref(chain, r == 0 ? err : NULL); /* ours may be the last reference */
+    count_out(disk, count, &disk->flushes_closed);
+    return r < 0 ? r : closed;
+}
+
+static int change(struct dr_disk *disk, bool flushes, dr_quiet_step step, void *user,
+                  uint64_t *pause_ns, struct dr_error *err)
+{
+    struct dr_chain *old = NULL;
+    uint64_t since;
+    close_gate(disk, flushes, &since);
+    int r = run_step(disk, step, user, &old, err);
+    open_gate(disk);
+    if (pause_ns)
+        *pause_ns = now() - since;
+    int closed = dr_chain_unref(old, r == 0 ? err : NULL);
     return r < 0 ? r : closed;
 }
 
 int dr_disk_quiesce(struct dr_disk *disk, dr_quiet_step step, void *user, uint64_t *pause_ns,
                     struct dr_error *err)
 {
-    int r = flush_present(disk, err);
+    int r = dr_disk_flush(disk, err);
     return r < 0 ? r : dr_disk_quiesce_unflushed(disk, step, user, pause_ns, err);
 }
 
 int dr_disk_quiesce_unflushed(struct dr_disk *disk, dr_quiet_step step, void *user,
                               uint64_t *pause_ns, struct dr_error *err)
 {
-    struct dr_chain *old = NULL;
-    uint64_t start = now();
-    close_gate(disk);
-    int r = run_step(disk, step, user, &old, err);
-    open_gate(disk);
-    if (pause_ns)
-        *pause_ns = now() - start;
-    int closed = dr_chain_unref(old, r == 0 ? err : NULL);
-    return r < 0 ? r : closed;
+    return change(disk, true, step, user, pause_ns, err);
+}
+
+int dr_disk_exchange(struct dr_disk *disk, dr_quiet_step step, void *user, uint64_t *pause_ns,
+                     struct dr_error *err)
+{
+    return change(disk, false, step, user, pause_ns, err);
+}
+
+bool dr_disk_is_about_to_change(const struct dr_disk *disk)
+{
+    return atomic_load(&disk->flushes_closed) || atomic_load(&disk->switching);
+}
+
+void dr_disk_announce(struct dr_disk *disk, bool begin)
+{
+    atomic_store(&disk->switching, begin);
 }
 
 static int swap_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
@@ -241,13 +286,14 @@ static int hook_step(void *user, struct dr_chain *present, struct dr_chain **fre
 int dr_disk_hook(struct dr_disk *disk, const struct dr_hook *hook, struct dr_error *err)
 {
     struct hooking h = {.disk = disk, .hook = hook};
-    return dr_disk_quiesce(disk, hook_step, &h, NULL, err);
+    return dr_disk_exchange(disk, hook_step, &h, NULL, err);
 }
 
 void dr_disk_unhook(struct dr_disk *disk, const void *user)
 {
     struct dr_hooks *hooks = &disk->hooks;
-    close_gate(disk);
+    uint64_t since;
+    close_gate(disk, false, &since);
     for (unsigned i = 0; i < hooks->n;)
         if (hooks->list[i].user == user)
             memmove(&hooks->list[i], &hooks->list[i + 1],

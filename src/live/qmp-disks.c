@@ -309,7 +309,7 @@ static json_t *take_shots(struct dr_live *live, struct shot *shots, size_t n, st
     dr_job_free(job);
     DR_LOCK_SCOPE(&live->lock);
     for (size_t i = 0; i < n; i++) {
-        if (r == 0 && shots[i].node)
+        if (overlays[i].active && shots[i].node) /* also where the old image could not be frozen */
             live_name_node(live, shots[i].node, overlays[i].active, NULL);
         free(overlays[i].active);
     }

@@ -393,6 +393,22 @@ static int learn_first(struct dr_live *live, json_t *state, struct dr_error *err
     return all ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", live->state);
 }
 
+/* A server that was killed may have left in the machine's memory what its clients take for written,
+ * also in images that are parents by now: it was about to freeze them. The next flush of a client
+ * means that, too. */
+static int harden_disks(const struct dr_live *live, struct dr_error *err)
+{
+    int r = 0;
+    for (const struct live_disk *d = live->disks; r == 0 && d; d = d->next) {
+        if (!dr_writable(d->disk))
+            continue;
+        struct dr_chain *chain = dr_disk_chain(d->disk);
+        r = dr_chain_harden(chain, 0, err);
+        dr_chain_unref(chain, NULL);
+    }
+    return r;
+}
+
 int live_state_begin(struct dr_live *live, struct dr_error *err)
 {
     json_t *state = NULL, *one;
@@ -407,6 +423,8 @@ int live_state_begin(struct dr_live *live, struct dr_error *err)
             r = read_state(live->state_file, live->state, &state, err);
         if (r == 0)
             dr_ops_remove_asides(live->fs, live->state, NULL);
+        if (r == 0)
+            r = harden_disks(live, err);
     }
     if (r == 0)
         r = learn_first(live, state, err);

@@ -86,7 +86,7 @@ int dr_job_rest(struct dr_job *job, struct dr_error *err);
  * no. */
 int dr_job_before_switch(struct dr_job *job, struct dr_error *err);
 
-/* While the disks' requests wait: tell what they are about to go on with. */
+/* Tell what the disks are about to go on with; mostly while their requests wait. */
 int dr_job_record(struct dr_job *job, const struct dr_switch *switches, size_t n,
                   struct dr_error *err);
 

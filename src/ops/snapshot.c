@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* snapshot: a new, empty child becomes the active disk; what was active keeps its name and is the
- * frozen parent. By path the parent is not written to.
- *
- * On an open disk the child is made aside, complete and durable. Then, while requests wait, what
- * the disk holds in memory is made durable, the child takes its name, and the disk goes on with it.
- */
+ * frozen parent. By path the parent is not written to. How an open disk goes on with the child is
+ * in snapshot-switch.c. */
 #include <ctype.h>
 #include <stdio.h>
 #include <strings.h>
 
 #include "base/cleanup.h"
-#include "ops/ops-internal.h"
+#include "ops/snapshot.h"
 
 #define DIGITS     6
 #define MAX_NUMBER 999999u
@@ -106,23 +103,26 @@ static int open_exclusive(struct dr_fs *fs, const char *path, const struct dr_op
     return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
-struct snapshot {
-    struct dr_disk *disk;
-    const struct dr_open_options *options; /* allow_paths and flags for the child; may be NULL */
-    const char *name;                      /* as the user gave it, or NULL */
-    const struct dr_overlay *overlay;      /* of dr_disks_snapshot, or NULL */
-    const struct dr_format *fmt;           /* of the child */
-    struct dr_chain *chain;                /* the disk before */
-    char *where;                           /* of the child */
-    struct dr_new_image fresh;
-    struct dr_image *child;          /* of an overlay that is there: open for writing */
-    struct dr_chain *present, *next; /* while requests wait: the disk's chain, and the one to be */
-    bool frozen, unchanged;          /* the old top was frozen; it was open with that promise */
-};
-
 static unsigned flags_of(const struct snapshot *s)
 {
     return s->options ? s->options->flags : 0;
+}
+
+unsigned snapshot_child_flags(const struct snapshot *s)
+{
+    const unsigned kept = DR_OPEN_NO_FLUSH | DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_DIRECT;
+    return ((s->disk->flags | flags_of(s)) & kept) | DR_OPEN_RDWR;
+}
+
+/* The first write of an open gives the parent another content id, and the child records the
+ * present one. So that comes first: from then on the id stays until the parent is closed. Behind
+ * its end the parent has no place that writing would have to be prepared for. */
+static int settle_id(const struct snapshot *s, struct dr_error *err)
+{
+    struct dr_image *top = s->chain->images[0];
+    if (!top->writable || s->fmt != top->fmt || !(top->fmt->flags & DR_FORMAT_CONTENT_ID))
+        return 0;
+    return dr_image_begin(top, top->size, !(top->flags & DR_OPEN_UNCHANGED), err);
 }
 
 static int make_child(struct snapshot *s, struct dr_error *err)
@@ -185,16 +185,9 @@ static int choose_place(struct snapshot *s, struct dr_error *err)
     return s->where ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", image->path);
 }
 
-static unsigned child_flags(const struct snapshot *s)
+int snapshot_adopt(struct snapshot *s, unsigned flags, struct dr_error *err)
 {
-    const unsigned kept = DR_OPEN_NO_FLUSH | DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_DIRECT;
-    return ((s->disk->flags | flags_of(s)) & kept) | DR_OPEN_RDWR;
-}
-
-/* The child that is there records its parent. */
-static int adopt(struct snapshot *s, const struct dr_image *parent, unsigned flags,
-                 struct dr_error *err)
-{
+    const struct dr_image *parent = s->chain->images[0];
     CLEANUP_FREE char *name = dr_ops_name_from(s->disk->fs, s->where, parent->path);
     if (!name)
         return dr_fail(err, ENOMEM, "%s: out of memory", s->where);
@@ -208,15 +201,17 @@ static int open_existing(struct snapshot *s, struct dr_error *err)
     if (!s->fmt->set_backing)
         return dr_fail(err, ENOTSUP, "%s: %s images have no backing file to change", s->where,
                        s->fmt->name);
-    int r = dr_image_open(s->disk->fs, s->where, s->fmt->name, child_flags(s), &s->child, err);
+    int r =
+        dr_image_open(s->disk->fs, s->where, s->fmt->name, snapshot_child_flags(s), &s->child, err);
     if (r == 0 && s->child->size != top->size)
         r = dr_fail(err, EINVAL, "%s: holds %llu bytes, and the disk has %llu", s->where,
                     (unsigned long long)s->child->size, (unsigned long long)top->size);
-    return r < 0 ? r : adopt(s, top, DR_TRY, err);
+    return r < 0 ? r : snapshot_adopt(s, DR_TRY, err);
 }
 
-/* Everything that may be refused, and the child, complete, in its private directory. */
-static int prepare(struct snapshot *s, struct dr_error *err)
+/* Everything that may be refused, and the child, complete, in its private directory. live: the
+ * parent is in use. */
+static int prepare(struct snapshot *s, bool live, struct dr_error *err)
 {
     struct dr_image *image = s->chain->images[0];
     struct dr_fs *fs = s->disk->fs;
@@ -228,6 +223,8 @@ static int prepare(struct snapshot *s, struct dr_error *err)
     /* Through a link, or in another directory, the child could not open the disk. */
     if (r == 0)
         r = dr_gate_check(fs, s->where, image->path, s->options, err);
+    if (r == 0 && live)
+        r = settle_id(s, err);
     if (r == 0 && s->overlay && s->overlay->existing)
         return open_existing(s, err);
     if (r == 0)
@@ -235,163 +232,18 @@ static int prepare(struct snapshot *s, struct dr_error *err)
     return r < 0 ? r : make_child(s, err);
 }
 
-/* ------------------------------------------------------------------ the switch of an open disk */
-
-/* The first write since the child was made has given the parent another id. The child learns it
- * while it is still aside: under its own name it always opens. */
-static int renew_parent_id(const struct snapshot *s, const struct dr_image *top,
-                           struct dr_error *err)
-{
-    struct dr_image *child;
-    if (s->fmt != top->fmt || !(top->fmt->flags & DR_FORMAT_CONTENT_ID))
-        return 0;
-    int r = dr_image_open(s->disk->fs, s->fresh.path, top->fmt->name, child_flags(s), &child, err);
-    if (r < 0)
-        return r;
-    if (top->fmt->parent_id(child) != top->fmt->id(top))
-        r = top->fmt->set_parent_id(child, top->fmt->id(top), err);
-    int closed = dr_image_unref(child, r == 0 ? err : NULL);
-    return r < 0 ? r : closed;
-}
-
-/* child on the images of the old chain. Takes over the reference to the child. */
-static int make_chain(const struct dr_chain *old, struct dr_image *child, struct dr_chain **chain,
-                      struct dr_error *err)
-{
-    CLEANUP_FREE struct dr_image **images = calloc(old->n + 1, sizeof(struct dr_image *));
-    if (!images) {
-        dr_image_unref(child, NULL);
-        return dr_fail(err, ENOMEM, "%s: out of memory", old->images[0]->path);
-    }
-    images[0] = child;
-    for (size_t i = 0; i < old->n; i++)
-        images[i + 1] = dr_image_ref(old->images[i]);
-    *chain = dr_chain_new(images, old->n + 1);
-    return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", old->images[0]->path);
-}
-
-/* What the disk holds in memory becomes durable, and the child takes its name. */
-static int publish_child(struct snapshot *s, struct dr_error *err)
-{
-    int r = dr_chain_flush(s->present, 0, err);
-    if (r == 0 && s->child)
-        return adopt(s, s->present->images[0], 0, err);
-    if (r == 0)
-        r = renew_parent_id(s, s->present->images[0], err);
-    return r < 0 ? r : dr_new_publish(&s->fresh, err);
-}
-
-/* The chain with the child on top; the old top is frozen. */
-static int take_child(struct snapshot *s, struct dr_error *err)
-{
-    struct dr_image *top = s->present->images[0], *child = DR_STEAL(s->child);
-    s->unchanged = top->flags & DR_OPEN_UNCHANGED;
-    int r = child ? 0
-                  : dr_image_open(s->disk->fs, s->where, s->fmt->name, child_flags(s), &child, err);
-    if (r == 0)
-        r = dr_image_freeze(top, err);
-    s->frozen = r == 0;
-    if (r == 0)
-        r = make_chain(s->present, DR_STEAL(child), &s->next, err);
-    dr_image_unref(child, NULL);
-    return r;
-}
-
-static void give_back_child(struct snapshot *s)
-{
-    if (s->frozen)
-        dr_image_thaw(s->present->images[0], s->unchanged, NULL);
-    dr_chain_unref(DR_STEAL(s->next), NULL);
-}
-
-/* ------------------------------------------------------------------ several disks at one moment */
-
-struct set {
-    struct snapshot *all;
-    struct dr_job *job;
-    size_t n, quiet; /* disks whose requests wait */
-    bool switched;
-};
-
-static int record(const struct set *set, struct dr_error *err)
-{
-    CLEANUP_FREE struct dr_switch *to = calloc(set->n + 1, sizeof(*to));
-    if (!to)
-        return dr_fail(err, ENOMEM, "out of memory for %zu snapshots", set->n);
-    for (size_t i = 0; i < set->n; i++)
-        to[i] = (struct dr_switch){set->all[i].disk, set->all[i].where, set->all[i].fmt->name};
-    return dr_job_record(set->job, to, set->n, err);
-}
-
-/* The child has its name, and the disk goes on without it: nobody has used it. r: the failure. */
-static void remove_child(const struct snapshot *s, int r, struct dr_error *err)
-{
-    static const struct dr_open_options defaults;
-    struct dr_open_options open = s->options ? *s->options : defaults;
-    open.flags |= s->disk->flags & (DR_OPEN_NO_LOCK | DR_OPEN_NO_FLUSH | DR_OPEN_ANY_PATH);
-    if (dr_ops_remove_image(s->disk->fs, s->where, s->fmt->name, &open, NULL, NULL, NULL) < 0)
-        dr_prefix(err, r, "%s was made, and cannot be removed: the disk goes on without it",
-                  s->where);
-}
-
-/* No file is left that nobody knows of. */
-static int switch_all(struct set *set, struct dr_error *err)
-{
-    size_t made = 0;
-    int r = 0;
-    for (; r == 0 && made < set->n; made += r == 0)
-        r = publish_child(&set->all[made], err);
-    for (size_t i = 0; r == 0 && i < set->n; i++)
-        r = take_child(&set->all[i], err);
-    if (r == 0)
-        r = record(set, err);
-    for (size_t i = 0; r < 0 && i < set->n; i++)
-        give_back_child(&set->all[i]);
-    while (r < 0 && made-- > 0)
-        if (!set->all[made].overlay || !set->all[made].overlay->existing)
-            remove_child(&set->all[made], r, err);
-    set->switched = r == 0;
-    return r;
-}
-
-/* Each disk's step holds the next one's requests, too; the innermost does it for all. */
-static int quiet_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                      struct dr_error *err)
-{
-    struct set *set = user;
-    struct snapshot *s = &set->all[set->quiet++];
-    s->present = present;
-    int r = set->quiet < set->n
-                ? dr_disk_quiesce(set->all[set->quiet].disk, quiet_step, set, NULL, err)
-                : switch_all(set, err);
-    if (!set->switched) /* once it has, a failure of an inner disk comes too late to undo anything
-                         */
-        return r;
-    *fresh = DR_STEAL(s->next);
-    return 0;
-}
-
-static int switch_disks(struct set *set, struct dr_job *job, struct dr_error *err)
-{
-    uint64_t pause = 0;
-    int r = dr_disk_quiesce(set->all[0].disk, quiet_step, set, &pause, err);
-    dr_job_held(job, pause);
-    return r;
-}
-
 /* ------------------------------------------------------------------ on an open disk, and by path
  */
 
-static int snapshots_claimed(struct set *set, bool live, struct dr_job *job, struct dr_error *err)
+static int snapshots_claimed(struct snapshot_set *set, bool live, struct dr_error *err)
 {
-    set->job = job;
     int r = 0;
     for (size_t i = 0; r == 0 && i < set->n; i++) {
         set->all[i].chain = dr_disk_chain(set->all[i].disk);
-        r = prepare(&set->all[i], err);
+        r = prepare(&set->all[i], live, err);
     }
     if (r == 0)
-        r = live ? switch_disks(set, job, err) : dr_new_publish(&set->all[0].fresh, err);
+        r = live ? snapshot_switch(set, err) : dr_new_publish(&set->all[0].fresh, err);
     for (size_t i = 0; i < set->n; i++) {
         dr_new_abandon(&set->all[i].fresh);
         dr_image_unref(set->all[i].child, NULL);
@@ -401,7 +253,7 @@ static int snapshots_claimed(struct set *set, bool live, struct dr_job *job, str
     return r;
 }
 
-static int snapshots(struct set *set, bool live, struct dr_job *job, struct dr_error *err)
+static int snapshots(struct snapshot_set *set, bool live, struct dr_error *err)
 {
     size_t claimed = 0;
     int r = 0;
@@ -410,7 +262,7 @@ static int snapshots(struct set *set, bool live, struct dr_job *job, struct dr_e
         claimed += r == 0;
     }
     if (r == 0)
-        r = snapshots_claimed(set, live, job, err);
+        r = snapshots_claimed(set, live, err);
     while (claimed > 0)
         dr_disk_unclaim(set->all[--claimed].disk);
     return r;
@@ -420,9 +272,9 @@ static int snapshot(struct dr_disk *disk, const char *name, const struct dr_open
                     bool live, char **active, struct dr_job *job, struct dr_error *err)
 {
     struct snapshot s = {.disk = disk, .options = options, .name = name};
-    struct set set = {.all = &s, .n = 1};
-    int r = snapshots(&set, live, job, err);
-    if (r == 0 && active)
+    struct snapshot_set set = {.all = &s, .n = 1, .job = job};
+    int r = snapshots(&set, live, err);
+    if ((r == 0 || set.switched) && active)
         *active = DR_STEAL(s.where);
     free(s.where);
     return r;
@@ -431,7 +283,7 @@ static int snapshot(struct dr_disk *disk, const char *name, const struct dr_open
 static int snapshot_disks(struct dr_overlay *overlays, size_t n, struct dr_job *job,
                           struct dr_error *err)
 {
-    struct set set = {.all = calloc(n, sizeof(*set.all)), .n = n};
+    struct snapshot_set set = {.all = calloc(n, sizeof(*set.all)), .n = n, .job = job};
     int r = set.all ? 0 : dr_fail(err, ENOMEM, "out of memory for %zu snapshots", n);
     for (size_t i = 0; r == 0 && i < n; i++) {
         set.all[i] = (struct snapshot){
@@ -441,9 +293,9 @@ static int snapshot_disks(struct dr_overlay *overlays, size_t n, struct dr_job *
                         dr_image_path(overlays[i].disk, 0));
     }
     if (r == 0)
-        r = snapshots(&set, true, job, err);
+        r = snapshots(&set, true, err);
     for (size_t i = 0; set.all && i < n; i++) {
-        overlays[i].active = r == 0 ? DR_STEAL(set.all[i].where) : NULL;
+        overlays[i].active = r == 0 || set.switched ? DR_STEAL(set.all[i].where) : NULL;
         free(set.all[i].where);
     }
     free(set.all);

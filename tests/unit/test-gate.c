@@ -292,6 +292,90 @@ static void a_step_waits_for_every_request_inside(void **state)
     assert_true(atomic_load(&in.stepped));
 }
 
+/* ------------------------------------------------------------------ flushes */
+
+/* A flush that waits for the disk until it is told to go on. */
+struct slow_flush {
+    struct rig *g;
+    pthread_t thread;
+    _Atomic bool runs, may_end, changed;
+};
+
+static int hold_flush(void *user, const struct faultfs_io *io)
+{
+    struct slow_flush *s = user;
+    if (io->kind == FAULTFS_FLUSH && !atomic_exchange(&s->runs, true))
+        wait_for(&s->may_end);
+    return 0;
+}
+
+static void *flush_slowly(void *arg)
+{
+    struct slow_flush *s = arg;
+    ok(dr_flush(s->g->disk, &err));
+    return NULL;
+}
+
+static void begin_slow_flush(struct slow_flush *s)
+{
+    write_byte(s->g->disk, 0, 1, 1);
+    faultfs_observe(s->g->fault, hold_flush, s);
+    pthread_create(&s->thread, NULL, flush_slowly, s);
+    wait_for(&s->runs);
+}
+
+static void end_slow_flush(struct slow_flush *s)
+{
+    atomic_store(&s->may_end, true);
+    pthread_join(s->thread, NULL);
+    faultfs_observe(s->g->fault, NULL, NULL);
+}
+
+static int exchange_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                         struct dr_error *err)
+{
+    (void)user;
+    (void)err;
+    *fresh = dr_chain_tail(present, 0);
+    return 0;
+}
+
+static void an_exchange_does_not_wait_for_a_flush(void **state)
+{
+    struct slow_flush s = {.g = *state};
+    begin_slow_flush(&s);
+    ok(dr_disk_exchange(s.g->disk, exchange_step, NULL, NULL, &err));
+    write_byte(s.g->disk, 0, 1, 2);
+    end_slow_flush(&s);
+}
+
+static void *change_disk(void *arg)
+{
+    struct slow_flush *s = arg;
+    ok(dr_disk_quiesce_unflushed(s->g->disk, note_step, &s->changed, NULL, &err));
+    return NULL;
+}
+
+static void a_step_waits_for_flushes_while_requests_go_on(void **state)
+{
+    struct slow_flush s = {.g = *state};
+    pthread_t changer, later;
+    begin_slow_flush(&s);
+    pthread_create(&changer, NULL, change_disk, &s);
+    while (!atomic_load(&s.g->disk->flushes_closed))
+        sched_yield();
+    for (int i = 0; i < 1000; i++)
+        write_byte(s.g->disk, 0, 1, i); /* the gate is open */
+    pthread_create(&later, NULL, flush_slowly, &s);
+    while (waiting(s.g->disk) < 1) /* flushes that come now wait for the change */
+        sched_yield();
+    assert_false(atomic_load(&s.changed));
+    end_slow_flush(&s);
+    pthread_join(changer, NULL);
+    pthread_join(later, NULL);
+    assert_true(atomic_load(&s.changed));
+}
+
 /* ------------------------------------------------------------------ epochs */
 
 static void a_place_in_a_frozen_image_is_held_like_any_other(void **state)
@@ -545,6 +629,8 @@ int main(void)
         T(only_one_operation_changes_the_graph),
         T(a_request_that_waited_gets_in_before_the_next_swap),
         T(a_step_waits_for_every_request_inside),
+        T(an_exchange_does_not_wait_for_a_flush),
+        T(a_step_waits_for_flushes_while_requests_go_on),
         T(a_place_in_a_frozen_image_is_held_like_any_other),
         T(every_kind_of_change_is_marked),
         T(hooks_stay_with_the_disk_when_its_chain_changes),

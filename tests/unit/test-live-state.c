@@ -134,6 +134,66 @@ static struct server kill_and_begin_again(struct server *s, struct powerfs *p)
     return serve(left);
 }
 
+/* A snapshot is killed when the disk has gone over and the old image is to be made durable. */
+struct killer {
+    struct dr_disk *disk;
+    struct dr_fs *fs;
+    bool recorded, killed;
+};
+
+static int write_and_kill(void *user, const struct faultfs_io *io)
+{
+    struct killer *k = user;
+    uint8_t bytes[512];
+    memset(bytes, 0x77, sizeof(bytes));
+    if (!k->recorded && io->kind == FAULTFS_RENAME &&
+        strcmp(dr_path_basename(io->to), "state") == 0 && exists(k->fs, "new")) {
+        k->recorded = true;
+        ok(dr_pwrite(k->disk, bytes, after_at, sizeof(bytes), 0, &err)); /* in place */
+    }
+    struct dr_chain *chain = k->disk->chain;
+    k->killed |= chain->n == 3 && io->kind == FAULTFS_FLUSH;
+    return k->killed ? -EIO : 0;
+}
+
+static void a_flush_of_the_next_server_means_what_the_killed_one_left_in_memory(void **state)
+{
+    static const char *const formats[] = {"vmdk", "qcow2"};
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct powerfs *p = powerfs_new();
+        struct faultfs *f = faultfs_new(powerfs_fs(p));
+        struct dr_disk *disk;
+        uint8_t bytes[512], want[512];
+        memset(want, 0x77, sizeof(want));
+        family(powerfs_fs(p), formats[i]);
+        struct server s = serve(faultfs_fs(f));
+        struct killer k = {.disk = s.disk, .fs = powerfs_fs(p)};
+        faultfs_observe(f, write_and_kill, &k);
+        bool negotiated = true;
+        const char *line = "{\"execute\": \"blockdev-snapshot-sync\", \"arguments\": "
+                           "{\"device\": \"disk0\", \"snapshot-file\": \"new\"}}";
+        json_decref(qmp_answer(s.live, line, strlen(line), &negotiated));
+        assert_true(k.recorded && k.killed);
+        dr_live_free(s.live);
+        dr_close(s.disk, NULL);
+        struct server next = serve(powerfs_fs(p));
+        assert_string_equal(dr_image_path(next.disk, 0), "new");
+        ok(dr_pread(next.disk, bytes, after_at, sizeof(bytes), &err));
+        assert_memory_equal(bytes, want, sizeof(want));
+        ok(dr_flush(next.disk, &err));
+        struct dr_fs *cut = powerfs_cut(p, powerfs_ops(p), POWERFS_NONE, 0);
+        ok(open_recalled(cut, &disk, &err));
+        ok(dr_pread(disk, bytes, after_at, sizeof(bytes), &err));
+        assert_memory_equal(bytes, want, sizeof(want));
+        ok(dr_close(disk, &err));
+        stop(&next);
+        dr_fs_memory_free(cut);
+        faultfs_free(f);
+        powerfs_free(p);
+    }
+}
+
 static void a_mirror_goes_on_with_the_next_server(void **state)
 {
     (void)state;
@@ -517,6 +577,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_flushed_is_found_after_a_cut_anywhere),
+        cmocka_unit_test(a_flush_of_the_next_server_means_what_the_killed_one_left_in_memory),
         cmocka_unit_test(a_mirror_goes_on_with_the_next_server),
         cmocka_unit_test(a_mirror_knows_the_format_of_its_target_with_the_next_server),
         cmocka_unit_test(a_stream_goes_on_with_the_next_server),

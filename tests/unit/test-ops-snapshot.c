@@ -5,8 +5,6 @@
 #include "test-ops.h"
 
 #include <limits.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -660,52 +658,29 @@ static void images_may_have_the_longest_names_there_are(void **state)
 
 /* ------------------------------------------------------------------ of an open disk */
 
-/* While the child is made somebody writes for the first time, which gives the parent another id. */
+/* When the child gets its name, somebody has written for the first time, which gives the parent
+ * another id. */
 struct late_writer {
     struct dr_fs *memory;
     struct dr_disk *disk;
-    pthread_t thread;
-    bool started, looked;
-    uint32_t parent_id, recorded; /* when the child gets its name */
+    bool looked;
+    uint32_t parent_id, recorded;
 };
 
-static void *write_late(void *arg)
-{
-    struct late_writer *w = arg;
-    ok(dr_pwrite(w->disk, "late", 0, 4, 0, &err));
-    return NULL;
-}
-
-static bool is_inside(struct dr_disk *disk)
-{
-    for (unsigned i = 0; i < DR_STRIPES; i++)
-        if (atomic_load(&disk->inside[i].n) != 0)
-            return true;
-    return false;
-}
-
-static void look_at_child(struct late_writer *w, const char *path)
-{
-    struct dr_image *child = NULL;
-    const struct dr_image *top = w->disk->chain->images[0]; /* the gate is closed, by us */
-    ok(dr_image_open(w->memory, path, "vmdk", DR_OPEN_NO_LOCK, &child, &err));
-    w->recorded = child->fmt->parent_id(child);
-    w->parent_id = top->fmt->id(top);
-    w->looked = true;
-    dr_image_unref(child, NULL);
-}
-
-static int write_while_it_is_made(void *user, const struct faultfs_io *io)
+static int write_when_it_is_named(void *user, const struct faultfs_io *io)
 {
     struct late_writer *w = user;
-    if (io->kind == FAULTFS_WRITE && strstr(io->path, ".drover.new") && !w->started) {
-        w->started = true;
-        pthread_create(&w->thread, NULL, write_late, w);
-        while (!is_inside(w->disk)) /* the switch will wait for it */
-            sched_yield();
-    }
-    if (io->kind == FAULTFS_RENAME && strstr(io->path, "-000001.vmdk"))
-        look_at_child(w, io->path);
+    struct dr_image *child = NULL;
+    if (io->kind != FAULTFS_RENAME || !strstr(io->path, "-000001.vmdk"))
+        return 0;
+    ok(dr_pwrite(w->disk, "late", 0, 4, 0, &err));
+    ok(dr_image_open(w->memory, io->path, "vmdk", DR_OPEN_NO_LOCK, &child, &err));
+    struct dr_chain *chain = dr_disk_chain(w->disk);
+    w->recorded = child->fmt->parent_id(child);
+    w->parent_id = chain->images[0]->fmt->id(chain->images[0]);
+    w->looked = true;
+    dr_chain_unref(chain, NULL);
+    dr_image_unref(child, NULL);
     return 0;
 }
 
@@ -718,11 +693,10 @@ static void a_child_knows_its_parent_before_it_has_its_name(void **state)
     struct late_writer w = {.memory = memory};
     make(memory, "/d/d.vmdk", "vmdk", MiB, NULL);
     ok(dr_open_fs(faultfs_fs(fault), "/d/d.vmdk", &o, &w.disk, &err));
-    faultfs_observe(fault, write_while_it_is_made, &w);
+    faultfs_observe(fault, write_when_it_is_named, &w);
     ok(dr_disk_snapshot(w.disk, NULL, NULL, NULL, NULL, &err));
     faultfs_observe(fault, NULL, NULL);
-    assert_true(w.started && w.looked);
-    pthread_join(w.thread, NULL);
+    assert_true(w.looked);
     assert_int_equal(w.recorded, w.parent_id);
     ok(dr_close(w.disk, &err));
     faultfs_free(fault);
