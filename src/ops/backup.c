@@ -102,13 +102,13 @@ static int instant_step(void *user, struct dr_chain *present, struct dr_chain **
     int r = dr_frozen_now(&b->frozen, present, err);
     if (r < 0 || set->quiet == set->n)
         return r;
-    return dr_disk_quiesce_unflushed(set->all[set->quiet].what->disk, instant_step, set, NULL, err);
+    return dr_disk_exchange(set->all[set->quiet].what->disk, instant_step, set, NULL, err);
 }
 
 static int take_instant(struct set *set, struct dr_error *err)
 {
     uint64_t pause = 0;
-    int r = dr_disk_quiesce_unflushed(set->all[0].what->disk, instant_step, set, &pause, err);
+    int r = dr_disk_exchange(set->all[0].what->disk, instant_step, set, &pause, err);
     dr_job_held(set->job, pause);
     return r;
 }
