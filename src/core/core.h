@@ -225,6 +225,9 @@ int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr
 /* Flush in the one right order (flush.c): data, then metadata by levels, each durable before the
  * next. Also what was freed before comes back to use. */
 int dr_image_flush(struct dr_image *image, struct dr_error *err);
+/* The same while requests wait: what was freed is not punched and does not come back to use before
+ * the next flush. */
+int dr_image_flush_keep(struct dr_image *image, struct dr_error *err);
 
 /* For a driver that edits many pages by itself, between two callbacks of [page] kind: flush if so
  * many are dirty that writers had better wait. */

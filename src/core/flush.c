@@ -286,8 +286,9 @@ static void remember_error(struct dr_flusher *flusher, const struct dr_error *er
     flusher->last_error = err && err->errnum ? strdup(err->text) : NULL;
 }
 
-/* image->lock held on entry and exit, dropped for the I/O. */
-static int run_flush(struct dr_image *image, struct dr_error *err)
+/* image->lock held on entry and exit, dropped for the I/O. keep: what was freed waits for the next
+ * flush. */
+static int run_flush(struct dr_image *image, bool keep, struct dr_error *err)
 {
     struct dr_flusher *flusher = image->flusher;
     flusher->running = true;
@@ -299,13 +300,14 @@ static int run_flush(struct dr_image *image, struct dr_error *err)
 
     bool data_lost = false;
     int r = flush_sealed(image, &data_lost, err);
-    if (r == 0)
+    if (r == 0 && !keep)
         release_freed(image, &freed);
 
     pthread_mutex_lock(&image->lock);
     bool can_retry = dr_cache_unseal(image, r == 0);
-    if (r < 0) {
+    if (r < 0 || keep)
         freed_put_back(&flusher->freed, &freed);
+    if (r < 0) {
         if (data_lost || !can_retry) /* no space is what others wait for, and it would not help */
             flusher->sticky = r == -ENOSPC || r == -EDQUOT ? -EIO : r;
         remember_error(flusher, err);
@@ -325,7 +327,7 @@ static int flush_failed_before(struct dr_image *image, int code, struct dr_error
                    image->path, last ? last : strerror(-code));
 }
 
-int dr_image_flush(struct dr_image *image, struct dr_error *err)
+static int flush(struct dr_image *image, bool keep, struct dr_error *err)
 {
     struct dr_flusher *flusher = image->flusher;
     if (!image->writable)
@@ -340,7 +342,17 @@ int dr_image_flush(struct dr_image *image, struct dr_error *err)
         return flusher->last == 0 ? 0 : flush_failed_before(image, flusher->last, err);
     if (flusher->sticky)
         return flush_failed_before(image, flusher->sticky, err);
-    return run_flush(image, err);
+    return run_flush(image, keep, err);
+}
+
+int dr_image_flush(struct dr_image *image, struct dr_error *err)
+{
+    return flush(image, false, err);
+}
+
+int dr_image_flush_keep(struct dr_image *image, struct dr_error *err)
+{
+    return flush(image, true, err);
 }
 
 int dr_image_relieve(struct dr_image *image, struct dr_error *err)

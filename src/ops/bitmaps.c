@@ -277,9 +277,14 @@ int dr_ops_bitmaps_move(struct dr_image *from, struct dr_image *to, struct dr_jo
     struct collect its = {0};
     if (!from->fmt->bitmap_list)
         return 0;
-    int r = dr_image_settle(from, err); /* only then are those that note writes complete */
-    if (r == 0)
-        r = list_quietly(from, &its, err);
+    int r = list_quietly(from, &its, err);
+    if (r == 0 && its.n > 0) { /* those that note writes are complete only when it is settled */
+        dr_bitmaps_free(its.all, its.n);
+        its = (struct collect){0};
+        r = dr_image_settle(from, err);
+        if (r == 0)
+            r = list_quietly(from, &its, err);
+    }
     if (r == -ENOTSUP)
         r = 0;
     for (size_t i = 0; r == 0 && i < its.n; i++)

@@ -89,7 +89,7 @@ static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fr
     if (r == 0)
         r = dr_chain_drop(present, 0, 0, commit_c(c)->size, err);
     if (r == 0)
-        r = dr_image_flush(commit_c(c), err);
+        r = dr_image_flush_keep(commit_c(c), err); /* it is punched when the disk has gone over */
     if (r == 0)
         r = dr_ops_bitmaps_move(commit_c(c), commit_p(c), c->job, err);
     const struct dr_switch to = {c->disk, commit_p(c)->path, commit_p(c)->fmt->name};
@@ -116,6 +116,12 @@ static void leave_top(const struct commit *c, struct dr_image *top)
                        c->chain->images[0]->path, why.text);
 }
 
+static int flush_top(void *user, struct dr_error *err)
+{
+    const struct commit *c = user;
+    return dr_image_flush(commit_c(c), err);
+}
+
 int commit_pivot(struct commit *c, struct dr_error *err)
 {
     struct dr_image *top = dr_image_ref(commit_c(c));
@@ -127,7 +133,7 @@ int commit_pivot(struct commit *c, struct dr_error *err)
     if (r == 0)
         r = dr_follow_rounds(&c->follow, err);
     if (r == 0)
-        r = dr_follow_catch_up(&c->follow, err);
+        r = dr_follow_draw_near(&c->follow, flush_top, err);
     if (r == 0)
         r = commit_quiesce(c, dr_disk_quiesce_unflushed, pivot_step, err);
     if (r == 0)

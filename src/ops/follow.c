@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "ops/follow.h"
 
+#include <time.h>
+
 #include "base/cleanup.h"
 
 #define ROUNDS    8u                   /* of copying again what was changed, at most */
 #define LITTLE    (UINT64_C(16) << 20) /* bytes for which no further round is worth it */
 #define LEAST     (UINT64_C(1) << 20)  /* the same, once writes block: requests wait for them */
 #define GATHER_NS UINT64_C(100000000)  /* between the first of some changes and copying them */
+#define FLUSHES   5u                   /* of both sides before the switch, at most */
+#define SHORT_NS  UINT64_C(5000000)    /* a flush that leaves next to nothing for one more */
 #define PIECE     (UINT64_C(16) << 20) /* bytes of zeros that are locked at once */
 
 /* ------------------------------------------------------------------ one piece */
@@ -270,7 +274,7 @@ int dr_follow_catch_up(struct dr_follow *f, struct dr_error *err)
     uint64_t before = UINT64_MAX, left;
     f->wants_blocking = true;
     while (r == 0 && (left = dr_dirty_bytes(&f->dirty)) > LEAST) {
-        f->hurry = no_progress(before, left);
+        f->hurry = f->hurry || no_progress(before, left);
         before = left;
         r = run_round(f, f->job, err);
         if (r == 0)
@@ -278,6 +282,30 @@ int dr_follow_catch_up(struct dr_follow *f, struct dr_error *err)
     }
     f->hurry = false;
     return r < 0 ? r : flush_copy(f, err);
+}
+
+static uint64_t now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* What the guest writes during a flush is left for the next one, which takes the shorter the less
+ * that is. */
+int dr_follow_draw_near(struct dr_follow *f, int (*flush_disk)(void *user, struct dr_error *err),
+                        struct dr_error *err)
+{
+    int r = dr_follow_catch_up(f, err);
+    for (unsigned i = 0; r == 0 && i < FLUSHES; i++) {
+        uint64_t start = now();
+        r = flush_disk(f->user, err);
+        if (r == 0)
+            r = dr_follow_catch_up(f, err);
+        if (now() - start <= SHORT_NS)
+            break;
+    }
+    return r;
 }
 
 void dr_follow_stop(struct dr_follow *f)

@@ -56,6 +56,10 @@ int dr_follow_rounds(struct dr_follow *f, struct dr_error *err);
 int dr_follow_until_told(struct dr_follow *f, struct dr_error *err);
 /* The guest's writes block until little is left. They go on blocking, so that it stays so. */
 int dr_follow_catch_up(struct dr_follow *f, struct dr_error *err);
+/* The same just before the switch, and flush both sides (flush_disk: the guest's), until there is
+ * little left to flush while requests wait, but not for ever. */
+int dr_follow_draw_near(struct dr_follow *f, int (*flush_disk)(void *user, struct dr_error *err),
+                        struct dr_error *err);
 /* They block no longer, and all that is not noted is durable in the copy. It stays so for what is
  * not noted later. */
 int dr_follow_settle(struct dr_follow *f, struct dr_error *err);

@@ -138,6 +138,12 @@ static int flush_out(void *user, struct dr_error *err)
     return dr_chain_flush(m->out->chain, 0, err);
 }
 
+static int flush_disk(void *user, struct dr_error *err)
+{
+    const struct mirror *m = user;
+    return dr_chain_flush(m->chain, 0, err);
+}
+
 static int copy(struct mirror *m, struct dr_error *err)
 {
     int r = dr_follow_all(&m->follow, err);
@@ -151,7 +157,7 @@ static int copy(struct mirror *m, struct dr_error *err)
         dr_follow_stop(&m->follow); /* whoever is asked next may take long */
     if (r == 0)
         r = dr_job_before_switch(m->job, err);
-    return r < 0 ? r : dr_follow_catch_up(&m->follow, err);
+    return r < 0 ? r : dr_follow_draw_near(&m->follow, flush_disk, err);
 }
 
 /* ------------------------------------------------------------------ the end */

@@ -225,6 +225,91 @@ static void a_guest_that_is_faster_than_the_copy_does_not_keep_it_busy(void **st
     faultfs_free(f);
 }
 
+/* ------------------------------------------------------------------ while requests wait */
+
+/* A guest that writes to the overlay after all that was clean there has been dropped, and again
+ * beside the job's copying of that. */
+struct late_guest {
+    struct dr_disk *disk;
+    struct dr_job *job;
+    bool switches, dropped, wrote, nested;
+    unsigned again;    /* writes beside the copying */
+    bool unflushed;    /* the overlay has something that was written since its last flush */
+    bool flushed_late; /* it still had when requests waited */
+    unsigned punched, punched_late;
+};
+
+static void late_write(struct late_guest *g, uint64_t off, size_t len)
+{
+    uint8_t *buf = malloc(len);
+    memset(buf, 0x44, len);
+    g->nested = true;
+    ok(dr_pwrite(g->disk, buf, off, len, 0, &err));
+    g->nested = false;
+    free(buf);
+}
+
+static void see_overlay(struct late_guest *g, const struct faultfs_io *io, bool waiting)
+{
+    if (io->kind == FAULTFS_WRITE && !waiting)
+        g->unflushed = true;
+    if (io->kind == FAULTFS_FLUSH) {
+        g->dropped = g->dropped || g->switches;
+        g->flushed_late = g->flushed_late || (waiting && g->unflushed);
+        g->unflushed = false;
+    }
+    if (io->kind == FAULTFS_ZERO)
+        *(waiting ? &g->punched_late : &g->punched) += 1;
+}
+
+/* The space of what was clean is given back before the job copies what has changed since. */
+static int see_pivot(void *user, const struct faultfs_io *io)
+{
+    struct late_guest *g = user;
+    bool waiting = atomic_load(&g->disk->closed), top = strstr(io->path, "top");
+    if (top)
+        see_overlay(g, io, waiting);
+    if (waiting || g->nested || !g->dropped)
+        return 0;
+    if (top && io->kind == FAULTFS_ZERO && !g->wrote) {
+        g->wrote = true;
+        late_write(g, 0, 1536 * KiB);
+    } else if (!top && io->kind == FAULTFS_WRITE && g->wrote && g->again < 4) {
+        late_write(g, 2 * MiB + g->again++ * 64 * KiB, 64 * KiB);
+    }
+    return 0;
+}
+
+static int late_switch(void *user)
+{
+    ((struct late_guest *)user)->switches = true;
+    return 0;
+}
+
+static void
+requests_wait_neither_for_what_was_written_long_ago_nor_for_space_to_be_given_back(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct faultfs *f = faultfs_new(fs);
+    struct late_guest g = {0};
+    const struct dr_job_options o = {.before_switch = late_switch, .user = &g, .workers = 1};
+    const struct dr_commit_options pivot = {.pivot = true};
+    make_pair(fs, "qcow2", "qcow2");
+    ok(dr_open_fs(faultfs_fs(f), "top", &rw, &g.disk, &err));
+    faultfs_observe(f, see_pivot, &g);
+    ok(dr_job_new(NULL, &o, &g.job, &err));
+    ok(dr_disk_commit(g.disk, &pivot, g.job, &err));
+    faultfs_observe(f, NULL, NULL);
+    assert_string_equal(dr_image_path(g.disk, 0), "base");
+    assert_int_equal(g.again, 4);
+    assert_false(g.flushed_late);
+    assert_int_equal(g.punched_late, 0);
+    assert_true(g.punched > 1); /* also what was dropped while requests waited */
+    dr_job_free(g.job);
+    ok(dr_close(g.disk, &err));
+    faultfs_free(f);
+}
+
 /* ------------------------------------------------------------------ a job that sleeps */
 
 struct sleeper {
@@ -291,6 +376,8 @@ int main(void)
         cmocka_unit_test(a_base_holds_what_a_crowd_wrote),
         ops_test(a_target_that_fails_fails_no_write_of_the_guest),
         ops_test(a_guest_that_is_faster_than_the_copy_does_not_keep_it_busy),
+        ops_test(
+            requests_wait_neither_for_what_was_written_long_ago_nor_for_space_to_be_given_back),
         ops_test(a_job_that_is_ready_wakes_up_for_each_change),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
