@@ -321,6 +321,10 @@ struct dr_commit_options {
     const char *const *emptied; /* images that earlier commits with pivot have left: as long as they
                                    are empty, they show the disk's base and are no other images */
     size_t n_emptied;
+    const char *const *committed; /* images that an earlier attempt at this commit has put into the
+                                     base and taken out of the chain, but has not removed: they are
+                                     no longer valid already */
+    size_t n_committed;
 };
 /* On an open disk, which other threads may read and write meanwhile. Where the active image goes
  * down, base holds at the end what the disk held at one moment of this call, and the active image

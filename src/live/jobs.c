@@ -77,6 +77,7 @@ void live_order_clear(struct live_order *order)
     free(order->top);
     free(order->target);
     free(order->format);
+    live_images_free(&order->leaving);
     *order = (struct live_order){0};
 }
 
@@ -176,7 +177,8 @@ static int on_record(void *user, const struct dr_switch *switches, size_t n, str
     bool leaves = job->order.kind == LIVE_COMMIT && !job->order.remove;
     char *left = leaves ? strdup(job->on->path) : NULL;
     bool noted = !leaves || (left && live_names_add(&live->emptied, left));
-    job->switched = noted && !job->order.retire; /* retire: its metadata has to be removed yet */
+    /* With retire or remove there are files to be removed yet. */
+    job->switched = noted && !job->order.retire && !job->order.remove;
     pthread_mutex_unlock(&live->lock);
     int r = noted ? live_record(live, switches, n, err)
                   : dr_fail(err, ENOMEM, "out of memory for the state");
@@ -249,22 +251,37 @@ static int stream(struct live_job *job, const struct dr_stream_options *o, struc
     return r < 0 ? r : live_remove_left(job, err);
 }
 
-/* An earlier server may have finished a commit of lower images. */
+/* Images that an earlier server has committed for this job and taken out of the chain. */
+static bool list_committed(const struct live_job *job, struct live_names *committed)
+{
+    const struct live_images *leaving = &job->order.leaving;
+    bool all = true;
+    for (size_t i = 0; all && i < leaving->n; i++)
+        if (!live_has_image(job->on, leaving->all[i].path))
+            all = live_names_add(committed, leaving->all[i].path);
+    return all;
+}
+
+/* An earlier server may have finished the commit, or that of the images below the active one. */
 static int commit(struct live_job *job, struct dr_commit_options *o, struct dr_error *err)
 {
-    struct live_names emptied;
-    if (o->top && !live_has_image(job->on, o->top))
+    const struct live_images *leaving = &job->order.leaving;
+    struct live_names emptied = {0}, committed = {0};
+    if (leaving->n > 0 && !live_has_image(job->on, leaving->all[0].path))
         return live_remove_left(job, err);
     pthread_mutex_lock(&job->live->lock);
     bool copied = live_names_copy(&job->live->emptied, &emptied);
     pthread_mutex_unlock(&job->live->lock);
-    if (!copied)
-        return dr_fail(err, ENOMEM, "out of memory for a commit");
+    copied = copied && list_committed(job, &committed);
     o->emptied = (const char *const *)emptied.all;
     o->n_emptied = emptied.n;
-    int r = dr_disk_commit(job->on->disk, o, job->job, err);
+    o->committed = (const char *const *)committed.all;
+    o->n_committed = committed.n;
+    int r = copied ? dr_disk_commit(job->on->disk, o, job->job, err)
+                   : dr_fail(err, ENOMEM, "out of memory for a commit");
     live_names_free(&emptied);
-    return r;
+    live_names_free(&committed);
+    return r < 0 ? r : live_remove_left(job, err);
 }
 
 static int operate(struct live_job *job, struct dr_error *err)
@@ -330,8 +347,10 @@ static void *work(void *user)
 {
     struct live_job *job = user;
     struct dr_error err = DR_ERROR_INIT;
+    int r = live_note_leaving(job, &err);
     live_state_save(job->live, NULL); /* a killed job's files are known by it */
-    int r = operate(job, &err);
+    if (r == 0)
+        r = operate(job, &err);
     forget(job, r, &err);
     DR_LOCK_SCOPE(&job->live->lock);
     job->result = r;

@@ -183,22 +183,103 @@ int live_making(struct dr_live *live, const char *const *paths, size_t n, bool b
 bool live_has_image(const struct live_disk *on, const char *path)
 {
     struct dr_chain *chain = dr_disk_chain(on->disk);
-    bool has = false;
+    struct dr_file_id id;
+    bool known = dr_name_identify(chain->images[0]->fs, path, &id, NULL) == 0, has = false;
     for (size_t i = 0; i < chain->n && !has; i++)
-        has = strcmp(chain->images[i]->path, path) == 0;
+        has = strcmp(chain->images[i]->path, path) == 0 ||
+              (known && dr_same_id(dr_image_id(chain->images[i]), id));
     dr_chain_unref(chain, NULL);
     return has;
 }
 
-/* An image that left the chain still has a parent there, as its former child has now. */
+void live_images_free(struct live_images *images)
+{
+    for (size_t i = 0; i < images->n; i++)
+        free(images->all[i].path);
+    free(images->all);
+    *images = (struct live_images){0};
+}
+
+static bool add_image(struct live_images *images, const char *path, const char *format)
+{
+    struct live_image *all = realloc(images->all, (images->n + 1) * sizeof(*all));
+    if (!all)
+        return false;
+    images->all = all;
+    all[images->n] = (struct live_image){strdup(path), format};
+    return all[images->n].path && ++images->n;
+}
+
+json_t *live_images_json(const struct live_images *images)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < images->n; i++)
+        if (json_array_append_new(list, json_pack("{s:s, s:s}", "path", images->all[i].path,
+                                                  "format", images->all[i].format)) < 0) {
+            json_decref(list);
+            return NULL;
+        }
+    return list;
+}
+
+int live_images_parse(const json_t *list, struct live_images *images, struct dr_error *err)
+{
+    json_t *one;
+    size_t i;
+    json_array_foreach(list, i, one)
+    {
+        const char *path = json_string_value(json_object_get(one, "path"));
+        const char *name = json_string_value(json_object_get(one, "format"));
+        const struct dr_format *fmt = name ? dr_format_find(name) : NULL;
+        if (path && fmt && !add_image(images, path, fmt->name))
+            return dr_fail(err, ENOMEM, "out of memory for what leaves a chain");
+    }
+    return 0;
+}
+
+/* Which images of the chain leave it: [first, end). */
+static void leaving_range(const struct live_order *o, const struct dr_chain *chain, size_t *first,
+                          size_t *end)
+{
+    size_t top = o->top ? dr_ops_member(chain, o->top) : 0;
+    *end = o->base ? dr_ops_member(chain, o->base) : chain->n;
+    *first = o->kind == LIVE_STREAM ? top + 1 : top;
+}
+
+int live_note_leaving(struct live_job *job, struct dr_error *err)
+{
+    const struct live_order *o = &job->order;
+    struct live_images leaving = {0};
+    size_t first, end;
+    bool all = true;
+    if ((o->kind != LIVE_COMMIT && !(o->kind == LIVE_STREAM && o->remove)) || o->leaving.n > 0)
+        return 0;
+    struct dr_chain *chain = dr_disk_chain(job->on->disk);
+    for (leaving_range(o, chain, &first, &end); all && first < end; first++)
+        all = add_image(&leaving, chain->images[first]->path, chain->images[first]->fmt->name);
+    dr_chain_unref(chain, NULL);
+    if (!all) {
+        live_images_free(&leaving);
+        return dr_fail(err, ENOMEM, "out of memory for what leaves a chain");
+    }
+    DR_LOCK_SCOPE(&job->live->lock);
+    job->order.leaving = leaving;
+    return 0;
+}
+
+/* An image that left the chain still has a parent there, as its former child has now, or one that
+ * leaves with it. */
 static int may_have_left(void *user, struct dr_image *image, struct dr_error *err)
 {
-    struct dr_disk *disk = user;
+    const struct live_job *job = user;
+    const struct live_images *leaving = &job->order.leaving;
     CLEANUP_FREE char *parent = NULL;
-    struct dr_chain *chain = dr_disk_chain(disk);
+    struct dr_chain *chain = dr_disk_chain(job->on->disk);
     bool has = dr_ops_backing_path(image, NULL, &parent, NULL) == 0 &&
                dr_ops_member(chain, parent) < chain->n;
     dr_chain_unref(chain, NULL);
+    for (size_t i = 0; parent && !has && i < leaving->n; i++)
+        has = strcmp(parent, leaving->all[i].path) == 0;
     return has ? 0
                : dr_fail(err, EEXIST, "%s: has left the chain of the disk already: its file stays",
                          image->path);
@@ -208,9 +289,13 @@ int live_remove_left(const struct live_job *job, struct dr_error *err)
 {
     const struct live_order *o = &job->order;
     const struct dr_open_options open = {.allow_paths = (const char *const *)job->live->allow};
-    struct dr_disk *disk = job->on->disk;
-    if (!o->remove || !o->target || live_has_image(job->on, o->target) ||
-        !dr_fs_exists(disk->fs, o->target))
-        return 0;
-    return dr_ops_remove_image(disk->fs, o->target, o->format, &open, may_have_left, disk, err);
+    struct dr_fs *fs = job->on->disk->fs;
+    int r = 0;
+    for (size_t i = 0; o->remove && r == 0 && i < o->leaving.n; i++) {
+        const struct live_image *image = &o->leaving.all[i];
+        if (!live_has_image(job->on, image->path) && dr_fs_exists(fs, image->path))
+            r = dr_ops_remove_image(fs, image->path, image->format, &open, may_have_left,
+                                    (void *)(uintptr_t)job, err);
+    }
+    return r;
 }

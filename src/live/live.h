@@ -92,16 +92,28 @@ struct live_names {
     size_t n;
 };
 
+/* Images by their paths and formats; a format is one of the registry's own strings. */
+struct live_images {
+    struct live_image {
+        char *path;
+        const char *format;
+    } * all;
+    size_t n;
+};
+
 /* What a job is to do. */
 struct live_order {
     enum live_kind kind;
     char *base; /* stream, commit: path of an image of the chain; rebase: the new parent; or NULL */
     char *top;  /* of an image of the chain: what goes down first; stream, rebase: the image that is
                    filled; NULL = the active one */
-    char *target, *format; /* target: of a mirror; with retire or remove: the image that goes */
-    bool retire;           /* stream: go on with the active image's plain file alone */
-    bool remove;           /* stream, commit: remove the files of what leaves the chain */
-    bool force;            /* commit: even if other images have the base as their parent */
+    char *target, *format; /* target: of a mirror; with retire: the active image, whose metadata
+                              goes */
+    struct live_images leaving; /* stream with remove, commit: images that leave the chain, upper
+                                   ones first; under the lock */
+    bool retire;                /* stream: go on with the active image's plain file alone */
+    bool remove;                /* stream, commit: remove the files of what leaves the chain */
+    bool force;                 /* commit: even if other images have the base as their parent */
     bool existing, top_only, only_new, write_blocking; /* mirror */
     unsigned flags;                                    /* mirror: enum dr_open_flag of the target */
     bool keep_finalize, keep_dismiss;                  /* wait for job-finalize, job-dismiss */
@@ -220,9 +232,15 @@ int live_making(struct dr_live *live, const char *const *paths, size_t n, bool b
                 struct dr_error *err);
 /* Does the disk's chain have the image at this path? */
 bool live_has_image(const struct live_disk *on, const char *path);
-/* The job's image has left the chain in an earlier server, which was killed before its file went.
- */
+/* The images that job takes out of its disk's chain, unless an earlier server has noted them. On
+ * the job's thread, before anything changes. */
+int live_note_leaving(struct live_job *job, struct dr_error *err);
+/* An earlier server may have been killed when images had left the chain, but not all their files
+ * were removed: remove the rest. */
 int live_remove_left(const struct live_job *job, struct dr_error *err);
+json_t *live_images_json(const struct live_images *images); /* NULL: as live_names_json */
+int live_images_parse(const json_t *list, struct live_images *images, struct dr_error *err);
+void live_images_free(struct live_images *images);
 
 /* ------------------------------------------------------------------ jobs.c; under the lock */
 

@@ -79,12 +79,9 @@ static int delete_order(const struct dr_chain *chain, const char *image, bool do
     if (down && lowest)
         return dr_fail(&err->text, EINVAL, "'%s' has no parent that it could go down into", image);
     order->kind = down ? LIVE_COMMIT : LIVE_STREAM;
-    order->target = path_at(chain, at);
-    order->format = strdup(chain->images[at]->fmt->name);
     order->top = down ? path_at(chain, at) : at > 1 ? path_at(chain, at - 1) : NULL;
     order->base = lowest ? NULL : path_at(chain, at + 1);
-    bool all = order->target && order->format && (order->base || lowest) &&
-               (order->top || (!down && at == 1));
+    bool all = (order->base || lowest) && (order->top || (!down && at == 1));
     return all ? 0 : dr_fail(&err->text, ENOMEM, "out of memory");
 }
 

@@ -166,7 +166,8 @@ static json_t *describe_job(const struct live_job *job)
         o->hurry, "paused", job->paused, "on-source-error", live_on_error_name(o->on_source_error),
         "on-target-error", live_on_error_name(o->on_target_error));
     if (set_text(one, "base", o->base) && set_text(one, "top", o->top) &&
-        set_text(one, "target", o->target) && set_text(one, "format", o->format))
+        set_text(one, "target", o->target) && set_text(one, "format", o->format) &&
+        json_object_set_new(one, "leaving", live_images_json(&o->leaving)) == 0)
         return one;
     json_decref(one);
     return NULL;
@@ -373,7 +374,8 @@ static void begin_again(struct dr_live *live, json_t *one)
         .on_target_error = policy_of(one, "on-target-error"),
         .speed = (uint64_t)json_integer_value(json_object_get(one, "speed")),
     };
-    if ((kind == LIVE_MIRROR && !order.target) || (kind == LIVE_REBASE && !order.base))
+    int r = live_images_parse(json_object_get(one, "leaving"), &order.leaving, NULL);
+    if (r < 0 || (kind == LIVE_MIRROR && !order.target) || (kind == LIVE_REBASE && !order.base))
         live_order_clear(&order);
     else
         live_job_begin(live, on, id, &order, NULL);

@@ -40,14 +40,24 @@ static bool is_empty(const struct commit *c, const char *path)
            dr_ops_holds_nothing(image);
 }
 
-/* An overlay that an earlier commit has emptied and left is another name of the disk itself. */
-static bool is_left(const struct commit *c, const struct dr_scan_entry *e)
+static bool is_one_of(const struct commit *c, const char *const *paths, size_t n,
+                      struct dr_file_id its)
 {
     struct dr_file_id id;
-    for (size_t i = 0; i < c->o->n_emptied; i++)
-        if (dr_name_identify(c->fs, c->o->emptied[i], &id, NULL) == 0 && dr_same_id(id, e->id))
-            return is_empty(c, e->path);
+    for (size_t i = 0; i < n; i++)
+        if (dr_name_identify(c->fs, paths[i], &id, NULL) == 0 && dr_same_id(id, its))
+            return true;
     return false;
+}
+
+/* An overlay that an earlier commit has emptied and left is another name of the disk itself. An
+ * image that this commit has put into the base, before it was interrupted, is of no use any more.
+ */
+static bool is_left(const struct commit *c, const struct dr_scan_entry *e)
+{
+    const struct dr_commit_options *o = c->o;
+    return is_one_of(c, o->committed, o->n_committed, e->id) ||
+           (is_one_of(c, o->emptied, o->n_emptied, e->id) && is_empty(c, e->path));
 }
 
 static bool loses_validity(const struct commit *c, const struct dr_scan_entry *e)

@@ -426,7 +426,9 @@ static int commit_between(struct commit *c, struct dr_error *err)
                                                   .top = chain->images[1]->path,
                                                   .force = o->force,
                                                   .emptied = o->emptied,
-                                                  .n_emptied = o->n_emptied};
+                                                  .n_emptied = o->n_emptied,
+                                                  .committed = o->committed,
+                                                  .n_committed = o->n_committed};
         struct commit first = *c;
         first.o = &between;
         first.part = COMMIT_FIRST;

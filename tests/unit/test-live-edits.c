@@ -88,6 +88,34 @@ static const struct edit {
      "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', 'top': 'mid', "
      "'auto-dismiss': false}}",
      "top", "base mid other state top "},
+    {"commit of all, qcow2", "qcow2",
+     "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+     "'auto-dismiss': false}}",
+     "base", "base mid other state top "},
+    {"commit of all, vmdk", "vmdk",
+     "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+     "'auto-dismiss': false}}",
+     "base", "base mid other state top "},
+    {"commit of all that is removed, qcow2", "qcow2",
+     "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', 'x-remove': "
+     "true, "
+     "'auto-dismiss': false}}",
+     "base", "base other state "},
+    {"commit of all that is removed, vmdk", "vmdk",
+     "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', 'x-remove': "
+     "true, "
+     "'auto-dismiss': false}}",
+     "base", "base other state "},
+    {"commit of the top that is removed, qcow2", "qcow2",
+     "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', 'base': 'mid', "
+     "'x-remove': true, "
+     "'auto-dismiss': false}}",
+     "mid", "base mid other state "},
+    {"commit of mid that is removed, vmdk", "vmdk",
+     "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', 'top': 'mid', "
+     "'x-remove': true, "
+     "'auto-dismiss': false}}",
+     "top", "base other state top "},
     {"delete, up", "qcow2",
      "{'execute': 'x-drover-delete', 'arguments': {'job-id': 'j', 'device': 'disk0', 'image': "
      "'mid', 'remove': true, 'auto-dismiss': false}}",
