@@ -215,6 +215,23 @@ static int find_owner(struct recover *rc, const struct dr_aside *aside, const ch
     return lost ? dr_fail(err, ENOMEM, "%s: out of memory", rc->path) : 0;
 }
 
+/* Is the image in this private directory to become a child of ours? A snapshot may have a name that
+ * has nothing of its parent's. The name of the parent that it records holds where the image would
+ * have gone. */
+static bool makes_our_child(struct recover *rc, const char *dir, const char *of)
+{
+    const unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK | DR_OPEN_RECORDED;
+    CLEANUP_IMAGE struct dr_image *image = NULL;
+    CLEANUP_FREE char *made = dr_path_join(dir, of), *final = dr_path_sibling(rc->path, of);
+    struct dr_file_id ours, parent;
+    if (!made || !final || dr_image_open(rc->fs, made, NULL, flags, &image, NULL) < 0 ||
+        !image->backing_name)
+        return false;
+    CLEANUP_FREE char *backing = dr_ops_resolve(final, image->backing_name);
+    return backing && dr_name_identify(rc->fs, backing, &parent, NULL) == 0 &&
+           dr_name_identify(rc->fs, rc->path, &ours, NULL) == 0 && dr_same_id(ours, parent);
+}
+
 static int leftover(struct recover *rc, const char *name, char *const *names, size_t n,
                     struct dr_error *err)
 {
@@ -232,7 +249,8 @@ static int leftover(struct recover *rc, const char *name, char *const *names, si
         r = find_owner(rc, &aside, dir ? path : NULL, names, n, &of, err);
     if (r < 0)
         return r == -ENOENT ? 0 : r; /* its maker has just finished */
-    if (!same_family(dr_path_basename(rc->path), of ? of : stem))
+    if (!same_family(dr_path_basename(rc->path), of ? of : stem) &&
+        !(dir && of && makes_our_child(rc, path, of)))
         return 0;
     if (dir)
         return private_dir(rc, path, of, err);

@@ -36,6 +36,42 @@ static const char *const formats[] = {"vmdk", "qcow2", "add-cow"};
 
 /* ------------------------------------------------------------------ files */
 
+static size_t first_rename(struct powerfs *p)
+{
+    size_t i = 0;
+    while (powerfs_op_kind(p, i) != POWERFS_RENAME)
+        i++;
+    return i;
+}
+
+/* Its name has nothing of its parent's. */
+static void recover_finds_a_snapshot_that_was_being_made(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        struct powerfs *p = powerfs_new();
+        struct dr_disk *disk;
+        unsigned found = 0;
+        make_disks(powerfs_fs(p), formats[i]);
+        make_on(powerfs_fs(p), "another", formats[i], NULL, NULL);
+        size_t files = count_files(powerfs_fs(p));
+        ok(dr_open_fs(powerfs_fs(p), "top", &(struct dr_open_options){.flags = DR_OPEN_RDWR}, &disk,
+                      &err));
+        powerfs_settle(p);
+        snapshot(disk, "new");
+        ok(dr_close(disk, &err));
+        struct dr_fs *cut = powerfs_cut(p, first_rename(p), POWERFS_ALL, 0);
+        ok(dr_recover_fs(cut, "another", NULL, false, NULL, NULL, &found, &err));
+        assert_int_equal(found, 0);
+        assert_int_not_equal(count_files(cut), files);
+        ok(dr_recover_fs(cut, "top", NULL, false, NULL, NULL, &found, &err));
+        assert_int_equal(found, 1);
+        assert_int_equal(count_files(cut), files);
+        dr_fs_memory_free(cut);
+        powerfs_free(p);
+    }
+}
+
 static void images_that_a_stream_takes_out_are_removed(void **state)
 {
     (void)state;
@@ -239,6 +275,7 @@ static void a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(recover_finds_a_snapshot_that_was_being_made),
         cmocka_unit_test(images_that_a_stream_takes_out_are_removed),
         cmocka_unit_test(images_that_a_commit_takes_out_are_removed),
         ops_test(an_image_that_somebody_needs_stays),
