@@ -55,6 +55,15 @@ const char *live_io_status(int error)
     return error == 0 ? "ok" : is_no_space(error) ? "nospace" : "failed";
 }
 
+int live_io_error(const char *status)
+{
+    static const int errors[] = {ENOSPC, EIO};
+    for (size_t i = 0; status && i < sizeof(errors) / sizeof(errors[0]); i++)
+        if (strcmp(status, live_io_status(errors[i])) == 0)
+            return errors[i];
+    return 0;
+}
+
 struct live_job *live_job_find(struct dr_live *live, const char *id)
 {
     struct live_job *job = live->jobs;
@@ -199,22 +208,26 @@ static void pause_running(struct live_job *job)
     set_status(job, job->status == LIVE_READY ? LIVE_STANDBY : LIVE_PAUSED);
 }
 
+static bool stops_at(enum live_on_error policy, int error)
+{
+    return policy == LIVE_STOP || (policy == LIVE_ENOSPC && is_no_space(error));
+}
+
 /* A job that waits for its switch, or is about to end, cannot be paused any more. */
 static enum dr_error_action action_for(const struct live_job *job, bool reading, int error)
 {
     enum live_on_error policy = reading ? job->order.on_source_error : job->order.on_target_error;
     if (job->cancelled || job->status >= LIVE_WAITING)
         return DR_ERROR_REPORT;
-    if (policy == LIVE_STOP || (policy == LIVE_ENOSPC && is_no_space(error)))
+    if (stops_at(policy, error))
         return DR_ERROR_STOP;
     return policy == LIVE_IGNORE ? DR_ERROR_IGNORE : DR_ERROR_REPORT;
 }
 
-static enum dr_error_action on_error(void *user, bool reading, int error, const char *text)
+/* *pauses: it does now, and the state does not say so yet. */
+static enum dr_error_action decide(struct live_job *job, bool reading, int error, bool *pauses)
 {
     static const char *const names[] = {"report", "ignore", "stop"};
-    struct live_job *job = user;
-    (void)text;
     DR_LOCK_SCOPE(&job->live->lock);
     if (job->paused && job->stopped_by)
         return DR_ERROR_STOP; /* another piece has failed, and it was told: this one waits, too */
@@ -225,8 +238,20 @@ static enum dr_error_action on_error(void *user, bool reading, int error, const 
     if (action != DR_ERROR_STOP)
         return action;
     job->stopped_by = error;
+    *pauses = true;
     if (!job->paused)
         pause_running(job);
+    return action;
+}
+
+static enum dr_error_action on_error(void *user, bool reading, int error, const char *text)
+{
+    struct live_job *job = user;
+    bool pauses = false;
+    (void)text;
+    enum dr_error_action action = decide(job, reading, error, &pauses);
+    if (pauses)
+        live_state_save(job->live, NULL); /* without it the next server would try at once */
     return action;
 }
 
@@ -331,15 +356,30 @@ static void retire(struct live_job *job)
     live_wake(job->live);
 }
 
+/* The job failed while the end of the server was stopping it: its policies were not asked. Which
+ * side has failed is not known any more, unless it had no space. */
+static void note_late_failure(struct live_job *job, int error)
+{
+    const struct live_order *o = &job->order;
+    if (!stops_at(o->on_target_error, error) ||
+        !(is_no_space(error) || stops_at(o->on_source_error, error)))
+        return;
+    job->paused = true;
+    job->stopped_by = error;
+}
+
 /* The job has ended: the state says so before any client hears it. Jobs that the end of the server
- * stops are kept. If it cannot be written, the job begins again with the next server, which does no
- * harm. */
+ * stops are kept, also those that fail at that moment: the next server meets the failure again, or
+ * does not. If the state cannot be written, the job begins again with the next server, which does
+ * no harm. */
 static void forget(struct live_job *job, int r, struct dr_error *err)
 {
     pthread_mutex_lock(&job->live->lock);
-    job->done = r != -ECANCELED || !job->kept;
+    if (job->kept && r < 0 && r != -ECANCELED)
+        note_late_failure(job, -r);
+    job->done = r == 0 || !job->kept;
     pthread_mutex_unlock(&job->live->lock);
-    if (job->done)
+    if (job->done || r != -ECANCELED)
         live_state_save(job->live, err);
 }
 
@@ -443,6 +483,7 @@ int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
     set_status(job, LIVE_RUNNING);
     if (job->order.paused)
         pause_running(job);
+    job->stopped_by = job->order.paused ? job->order.stopped_by : 0;
     return 0;
 }
 

@@ -118,6 +118,7 @@ struct live_order {
     unsigned flags;                                    /* mirror: enum dr_open_flag of the target */
     bool keep_finalize, keep_dismiss;                  /* wait for job-finalize, job-dismiss */
     bool paused;                                       /* from the beginning */
+    int stopped_by; /* 0, or the positive errno for which an earlier server had paused it */
     enum live_on_error on_source_error, on_target_error;
     uint64_t speed;
     bool hurry; /* do not give way to the guest */
@@ -258,6 +259,8 @@ const char *live_on_error_name(enum live_on_error policy);
 int live_on_error_parse(const char *name, enum live_on_error *policy);
 /* What QEMU calls the io-status: "ok", "nospace", "failed". error: a positive errno, or 0. */
 const char *live_io_status(int error);
+/* An error that has this io-status; NULL or another word: 0. */
+int live_io_error(const char *status);
 
 enum live_verb {
     LIVE_CANCEL,

@@ -167,6 +167,7 @@ static json_t *describe_job(const struct live_job *job)
         "on-target-error", live_on_error_name(o->on_target_error));
     if (set_text(one, "base", o->base) && set_text(one, "top", o->top) &&
         set_text(one, "target", o->target) && set_text(one, "format", o->format) &&
+        set_text(one, "io-status", live_io_status(job->stopped_by)) &&
         json_object_set_new(one, "leaving", live_images_json(&o->leaving)) == 0)
         return one;
     json_decref(one);
@@ -370,6 +371,7 @@ static void begin_again(struct dr_live *live, json_t *one)
         .keep_dismiss = json_is_true(json_object_get(one, "keep-dismiss")),
         .paused = json_is_true(json_object_get(one, "paused")),
         .hurry = json_is_true(json_object_get(one, "hurry")),
+        .stopped_by = live_io_error(json_string_value(json_object_get(one, "io-status"))),
         .on_source_error = policy_of(one, "on-source-error"),
         .on_target_error = policy_of(one, "on-target-error"),
         .speed = (uint64_t)json_integer_value(json_object_get(one, "speed")),

@@ -318,6 +318,113 @@ static void a_job_that_was_paused_is_paused_with_the_next_server(void **state)
     free(want);
 }
 
+/* ------------------------------------------------------------------ jobs that failed */
+
+/* No flush of the mirror's target succeeds; the first one of them may come together with the end of
+ * the server. */
+struct full {
+    struct dr_live *live; /* is about to end; NULL: it is not */
+};
+
+static int fail_target(void *user, const struct faultfs_io *io)
+{
+    struct full *full = user;
+    if (io->kind != FAULTFS_FLUSH || !strstr(io->path, "moved"))
+        return 0;
+    if (full->live)
+        live_jobs_stop(full->live);
+    return -ENOSPC;
+}
+
+/* To an image that is there: only the job flushes it. */
+static void order_mirror_with(const struct server *s, struct dr_fs *fs, const char *policy)
+{
+    const struct dr_create_options c = {.format = "raw", .size = SIZE, .has_size = true};
+    char line[256];
+    ok(dr_create_fs(fs, "moved", &c, &err));
+    snprintf(line, sizeof(line),
+             "{'execute': 'drive-mirror', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+             "'target': 'moved', 'sync': 'full', 'format': 'raw', 'mode': 'existing', "
+             "'on-target-error': '%s'}}",
+             policy);
+    tell(s, line);
+}
+
+static void job_is(const struct server *s, bool paused, const char *io_status)
+{
+    json_t *reply = ask(s, "{'execute': 'query-block-jobs'}");
+    json_t *job = json_array_get(json_object_get(reply, "return"), 0);
+    assert_non_null(job);
+    assert_int_equal(json_is_true(json_object_get(job, "paused")), paused);
+    assert_string_equal(json_string_value(json_object_get(job, "io-status")), io_status);
+    json_decref(reply);
+}
+
+/* The next server has space for the target. */
+static void end_mirror(struct dr_fs *fs, bool paused, const char *io_status)
+{
+    struct server next = serve(fs);
+    job_is(&next, paused, io_status);
+    if (paused)
+        tell(&next, "{'execute': 'job-resume', 'arguments': {'id': 'j'}}");
+    wait_for(&next, "ready");
+    job_is(&next, false, "ok");
+    tell(&next, "{'execute': 'job-complete', 'arguments': {'id': 'j'}}");
+    wait_for(&next, "");
+    assert_string_equal(dr_image_path(next.disk, 0), "moved");
+    stop(&next);
+}
+
+static void a_job_that_an_error_has_paused_says_so_with_the_next_server(void **state)
+{
+    (void)state;
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(memory);
+    struct full full = {0};
+    family(memory, "qcow2");
+    faultfs_observe(f, fail_target, &full);
+    struct server s = serve(faultfs_fs(f));
+    order_mirror_with(&s, memory, "enospc");
+    wait_for(&s, "paused");
+    job_is(&s, true, "nospace");
+    stop(&s);
+    end_mirror(memory, true, "nospace");
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+}
+
+/* Wait until the job's thread has told the server to end. */
+static void wait_for_stop(struct dr_live *live)
+{
+    for (bool stops = false; !stops; sched_yield()) {
+        DR_LOCK_SCOPE(&live->lock);
+        stops = live->stopping;
+    }
+}
+
+static void a_job_that_fails_as_the_server_ends_is_kept(void **state)
+{
+    static const struct {
+        const char *policy, *io_status;
+        bool paused;
+    } cases[] = {{"report", "ok", false}, {"stop", "nospace", true}, {"enospc", "nospace", true}};
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct dr_fs *memory = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(memory);
+        family(memory, "qcow2");
+        struct server s = serve(faultfs_fs(f));
+        struct full full = {.live = s.live};
+        faultfs_observe(f, fail_target, &full);
+        order_mirror_with(&s, memory, cases[i].policy);
+        wait_for_stop(s.live);
+        stop(&s);
+        end_mirror(memory, cases[i].paused, cases[i].io_status);
+        faultfs_free(f);
+        dr_fs_memory_free(memory);
+    }
+}
+
 static void make_aside(struct dr_fs *fs, const char *of)
 {
     struct dr_file *file;
@@ -576,6 +683,8 @@ static void a_server_leaves_in_the_state_what_is_of_other_disks(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_job_that_an_error_has_paused_says_so_with_the_next_server),
+        cmocka_unit_test(a_job_that_fails_as_the_server_ends_is_kept),
         cmocka_unit_test(what_was_flushed_is_found_after_a_cut_anywhere),
         cmocka_unit_test(a_flush_of_the_next_server_means_what_the_killed_one_left_in_memory),
         cmocka_unit_test(a_mirror_goes_on_with_the_next_server),
