@@ -128,6 +128,7 @@ static int flush_target(struct backup *b, struct dr_job *job, struct dr_error *e
 static int copy_one(struct set *set, struct backup *b, uint64_t before, struct dr_error *err)
 {
     uint64_t after = set->total - before - b->sums.size;
+    dr_job_beside(set->job, b->what->disk);
     int r = dr_frozen_copy(&b->frozen, before, after, set->job, err);
     int broken = dr_frozen_finish(&b->frozen, err);
     r = r < 0 ? r : broken;

@@ -112,8 +112,8 @@ int dr_job_begin(struct dr_job *job, struct dr_error *err)
 int dr_job_begin_beside(struct dr_job *job, const struct dr_disk *disk, struct dr_error *err)
 {
     int r = dr_job_begin(job, err);
-    if (r == 0 && job)
-        job->beside = disk;
+    if (r == 0)
+        dr_job_beside(job, disk);
     return r;
 }
 

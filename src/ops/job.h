@@ -53,6 +53,13 @@ int dr_job_end(struct dr_job *job, int r);
  */
 int dr_job_begin_beside(struct dr_job *job, const struct dr_disk *disk, struct dr_error *err);
 
+/* From now on it works on this disk, one of several. */
+static inline void dr_job_beside(struct dr_job *job, const struct dr_disk *disk)
+{
+    if (job)
+        job->beside = disk;
+}
+
 /* Is the job to give way to a guest, if there is one? */
 static inline bool dr_job_polite(const struct dr_job *job)
 {

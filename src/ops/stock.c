@@ -5,6 +5,7 @@
 
 #define SECTOR       512u
 #define SALVAGE_UNIT 65536u
+#define POLITE_ZERO  (UINT64_C(16) << 20) /* bytes of zeros in one item beside a guest */
 
 /* ------------------------------------------------------------------ walking */
 
@@ -169,12 +170,20 @@ static int plan_until(struct dr_transfer *t, uint64_t off, uint64_t limit, enum 
     return 0;
 }
 
-/* Items end where the target's buffers-full end, so that two workers do not meet in one unit. */
-static uint64_t item_limit(const struct dr_transfer *t, uint64_t off)
+/* Items end where multiples of `most` end in the target. */
+static uint64_t item_limit(const struct dr_transfer *t, uint64_t off, uint64_t most)
 {
-    uint64_t target = off + t->shift;
-    uint64_t end = dr_round_down(target, DR_STOCK_BUFFER) + DR_STOCK_BUFFER - t->shift;
+    uint64_t end = dr_round_down(off + t->shift, most) + most - t->shift;
     return dr_min(end, t->walk.size);
+}
+
+/* Data: a buffer, so that two workers do not meet in one unit. Zeros: all there are; but beside a
+ * guest the worker rests between items, not within one. */
+static uint64_t plan_limit(const struct dr_transfer *t, uint64_t off)
+{
+    if (plan_of(t, &t->walk.run) == PLAN_COPY)
+        return item_limit(t, off, DR_STOCK_BUFFER);
+    return dr_job_polite(t->job) ? item_limit(t, off, POLITE_ZERO) : t->walk.run.end;
 }
 
 int dr_transfer_next(void *user, struct dr_copy_item *item, struct dr_error *err)
@@ -186,9 +195,7 @@ int dr_transfer_next(void *user, struct dr_copy_item *item, struct dr_error *err
         int r = dr_transfer_walk(t, off, err);
         if (r < 0)
             return r;
-        uint64_t limit = plan_of(t, &t->walk.run) == PLAN_COPY ? item_limit(t, off)
-                                                               : t->walk.run.end;
-        r = plan_until(t, off, dr_min(limit, t->walk.size), &plan, &end, err);
+        r = plan_until(t, off, dr_min(plan_limit(t, off), t->walk.size), &plan, &end, err);
         if (r < 0)
             return r;
         t->pos = end;

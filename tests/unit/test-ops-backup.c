@@ -76,6 +76,8 @@ static void begin(struct backing_up *b, struct dr_disk *disk, const char *format
         sched_yield();
         dr_job_query(b->job, &status);
     } while (status.state != DR_JOB_PAUSED && status.state != DR_JOB_CONCLUDED);
+    if (status.state == DR_JOB_PAUSED)
+        assert_ptr_equal(b->job->beside, disk); /* to which it gives way */
 }
 
 static int end(struct backing_up *b)

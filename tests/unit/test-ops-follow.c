@@ -310,6 +310,34 @@ requests_wait_neither_for_what_was_written_long_ago_nor_for_space_to_be_given_ba
     faultfs_free(f);
 }
 
+/* ------------------------------------------------------------------ many zeros */
+
+static uint64_t first_item_of_zeros(struct dr_chain *chain, const struct dr_job *job)
+{
+    struct dr_job copy = *job;
+    struct dr_transfer t = {.dst = chain, .hole_is_zero = true, .write_zeros = true, .job = &copy};
+    struct dr_copy_item item = {0};
+    dr_walk_init(&t.walk, chain, 0, 1, LARGE);
+    assert_int_equal(dr_transfer_next(&t, &item, NULL), 1);
+    assert_int_equal(item.kind, DR_ITEM_ZERO);
+    return item.aux[0];
+}
+
+static void a_job_beside_a_guest_makes_many_zeros_in_parts(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_disk *disk;
+    make(fs, "top", "qcow2", LARGE, NULL);
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    ok(dr_zero(disk, 0, LARGE, 0, &err));
+    struct dr_chain *chain = dr_disk_chain(disk);
+    const struct dr_job beside = {.beside = disk}, hurry = {.beside = disk, .hurry = true};
+    assert_int_equal(first_item_of_zeros(chain, &beside), 16 * MiB);
+    assert_int_equal(first_item_of_zeros(chain, &hurry), LARGE);
+    ok(dr_chain_unref(chain, &err));
+    ok(dr_close(disk, &err));
+}
+
 /* ------------------------------------------------------------------ a job that sleeps */
 
 struct sleeper {
@@ -378,6 +406,7 @@ int main(void)
         ops_test(a_guest_that_is_faster_than_the_copy_does_not_keep_it_busy),
         ops_test(
             requests_wait_neither_for_what_was_written_long_ago_nor_for_space_to_be_given_back),
+        ops_test(a_job_beside_a_guest_makes_many_zeros_in_parts),
         ops_test(a_job_that_is_ready_wakes_up_for_each_change),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
