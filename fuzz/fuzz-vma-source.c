@@ -101,7 +101,7 @@ static void make_archive(struct dr_fs *fs)
     for (uint32_t i = 0; i < 640; i++) {
         struct vma_slot s = {i < 40 ? 1 : 9, i < 40 ? i : i - 40, 0, 0};
         s.mask = i >= 40 ? 0 : i > 0 && i < 5 ? 0xffff : (uint16_t)(i % 3);
-        must(vma_extent_build(&s, 1, h.uuid, bytes + n) == 0);
+        must(vma_extent_build(&s, 1, h.uuid, bytes + n, NULL) == 0);
         n += VMA_EXTENT_HEADER + (size_t)__builtin_popcount(s.mask) * DR_VMA_BLOCK;
     }
     put(fs, PATH, bytes, n);

@@ -33,7 +33,8 @@ static void resum_extents(uint8_t *buf, size_t size, size_t at)
                 if (extent[VMA_AT_SLOTS + i * 8 + 3])
                     blocks += (unsigned)__builtin_popcount(get_be16(extent + VMA_AT_SLOTS + i * 8));
             memcpy(extent + VMA_AT_EXTENT_UUID, uuid, 16);
-            vma_md5(extent, VMA_EXTENT_HEADER, VMA_AT_EXTENT_MD5, extent + VMA_AT_EXTENT_MD5);
+            vma_md5(extent, VMA_EXTENT_HEADER, VMA_AT_EXTENT_MD5, extent + VMA_AT_EXTENT_MD5,
+                    "a.vma", NULL);
         }
         at += VMA_EXTENT_HEADER + blocks * (size_t)DR_VMA_BLOCK;
     }
@@ -44,7 +45,7 @@ static void resum(uint8_t *buf, size_t size)
     uint32_t header;
     if (size < VMA_FIXED_HEADER || vma_header_size(buf, PATH, &header, NULL) < 0 || header > size)
         return;
-    vma_md5(buf, header, VMA_AT_MD5, buf + VMA_AT_MD5);
+    vma_md5(buf, header, VMA_AT_MD5, buf + VMA_AT_MD5, "a.vma", NULL);
     resum_extents(buf, size, header);
 }
 

@@ -136,8 +136,9 @@ int vma_header_build(struct dr_vma_header *header, uint8_t **buf, uint32_t *size
     put_be32(out + VMA_AT_BLOB_OFFSET, VMA_FIXED_HEADER);
     put_be32(out + VMA_AT_BLOB_SIZE, fill_blobs(header, out));
     put_be32(out + VMA_AT_HEADER_SIZE, *size);
-    if (vma_md5(out, *size, VMA_AT_MD5, out + VMA_AT_MD5) < 0)
-        return dr_fail(err, ENOTSUP, "this system's OpenSSL has no MD5");
+    r = vma_md5(out, *size, VMA_AT_MD5, out + VMA_AT_MD5, "the archive's header", err);
+    if (r < 0)
+        return r;
     header->header_size = *size;
     *buf = DR_STEAL(out);
     return 0;
@@ -146,7 +147,7 @@ int vma_header_build(struct dr_vma_header *header, uint8_t **buf, uint32_t *size
 /* ------------------------------------------------------------------ extents */
 
 int vma_extent_build(const struct vma_slot *slots, unsigned n, const uint8_t uuid[16],
-                     uint8_t buf[VMA_EXTENT_HEADER])
+                     uint8_t buf[VMA_EXTENT_HEADER], struct dr_error *err)
 {
     unsigned blocks = 0;
     memset(buf, 0, VMA_EXTENT_HEADER);
@@ -158,5 +159,6 @@ int vma_extent_build(const struct vma_slot *slots, unsigned n, const uint8_t uui
         blocks += slots[i].id ? (unsigned)__builtin_popcount(slots[i].mask) : 0u;
     }
     put_be16(buf + VMA_AT_EXTENT_COUNT, (uint16_t)blocks);
-    return vma_md5(buf, VMA_EXTENT_HEADER, VMA_AT_EXTENT_MD5, buf + VMA_AT_EXTENT_MD5);
+    return vma_md5(buf, VMA_EXTENT_HEADER, VMA_AT_EXTENT_MD5, buf + VMA_AT_EXTENT_MD5, "an extent",
+                   err);
 }

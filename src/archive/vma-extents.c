@@ -374,7 +374,7 @@ static int fill_window(const struct vma_extents *x, struct vma_plan *p, uint8_t 
     }
     p->len = (uint32_t)(end - buf);
     int r = x->sums ? record_sums(x, p, sums, err) : 0;
-    return r < 0 ? r : vma_extent_build(p->slot, p->n, x->uuid, buf);
+    return r < 0 ? r : vma_extent_build(p->slot, p->n, x->uuid, buf, err);
 }
 
 static size_t zeros_len(const struct dr_copy_item *item)
@@ -382,7 +382,8 @@ static size_t zeros_len(const struct dr_copy_item *item)
     return (size_t)dr_div_up(item->aux[0], VMA_WRITE_SLOTS) * VMA_EXTENT_HEADER;
 }
 
-static int fill_zeros(const struct vma_extents *x, const struct dr_copy_item *item, uint8_t *buf)
+static int fill_zeros(const struct vma_extents *x, const struct dr_copy_item *item, uint8_t *buf,
+                      struct dr_error *err)
 {
     struct vma_slot slot[VMA_WRITE_SLOTS] = {0};
     uint32_t cluster = (uint32_t)(item->off / DR_VMA_CLUSTER);
@@ -391,7 +392,7 @@ static int fill_zeros(const struct vma_extents *x, const struct dr_copy_item *it
     for (uint64_t done = 0; done < item->aux[0] && r == 0; done += VMA_WRITE_SLOTS) {
         for (unsigned i = 0; i < VMA_WRITE_SLOTS; i++)
             slot[i] = (struct vma_slot){.id = id, .cluster = cluster++};
-        r = vma_extent_build(slot, VMA_WRITE_SLOTS, x->uuid, buf);
+        r = vma_extent_build(slot, VMA_WRITE_SLOTS, x->uuid, buf, err);
         buf += VMA_EXTENT_HEADER;
     }
     return r;
@@ -440,7 +441,7 @@ static int extents_work(void *user, struct dr_copy_item *item, uint8_t *const *b
                         struct dr_error *err)
 {
     const struct vma_extents *x = user;
-    int r = item->kind == ITEM_ZEROS ? fill_zeros(x, item, buf[0])
+    int r = item->kind == ITEM_ZEROS ? fill_zeros(x, item, buf[0], err)
                                      : fill_window(x, plan_of(item), buf[0], err);
     return r < 0 || !x->frames ? r : compress(x, item, buf[0], buf[1], err);
 }
@@ -505,7 +506,7 @@ static int extents_emit(void *user, struct dr_copy_item *item, uint8_t *const *b
 static int write_empty(struct vma_extents *x, struct dr_error *err)
 {
     uint8_t plain[VMA_EXTENT_HEADER];
-    int r = vma_extent_build(NULL, 0, x->uuid, plain);
+    int r = vma_extent_build(NULL, 0, x->uuid, plain, err);
     if (r < 0 || !x->frames)
         return r < 0 ? r : vma_output_write(x->out, plain, sizeof(plain), err);
     size_t len;

@@ -49,7 +49,19 @@ const struct dr_vma_disk *vma_header_disk(const struct dr_vma_header *header, un
     return NULL;
 }
 
-int vma_md5(const uint8_t *buf, size_t len, size_t field, uint8_t sum[16])
+/* OpenSSL says in its queue of errors that there is no such method. It says less when memory is
+ * short. */
+static int fail_md5(const char *name, struct dr_error *err)
+{
+    bool lacks = false;
+    for (unsigned long e; (e = ERR_get_error()) != 0;)
+        lacks = lacks || ERR_GET_REASON(e) == ERR_R_UNSUPPORTED;
+    return lacks ? dr_fail(err, ENOTSUP, "%s: this system's OpenSSL has no MD5", name)
+                 : dr_fail(err, ENOMEM, "%s: out of memory", name);
+}
+
+int vma_md5(const uint8_t *buf, size_t len, size_t field, uint8_t sum[16], const char *name,
+            struct dr_error *err)
 {
     static const uint8_t zeros[16];
     EVP_MD_CTX *ctx = EVP_MD_CTX_new();
@@ -59,7 +71,7 @@ int vma_md5(const uint8_t *buf, size_t len, size_t field, uint8_t sum[16])
               EVP_DigestUpdate(ctx, buf + field + 16, len - field - 16) == 1 &&
               EVP_DigestFinal_ex(ctx, sum, NULL) == 1;
     EVP_MD_CTX_free(ctx);
-    return ok ? 0 : -ENOTSUP;
+    return ok ? 0 : fail_md5(name, err);
 }
 
 /* ------------------------------------------------------------------ the fixed header */
@@ -289,8 +301,9 @@ static int parse_config(struct parser *p, unsigned i, struct dr_error *err)
 static int check_sum(const struct parser *p, struct dr_error *err)
 {
     uint8_t sum[16];
-    if (vma_md5(p->buf, p->size, VMA_AT_MD5, sum) < 0)
-        return dr_fail(err, ENOTSUP, "%s: this system's OpenSSL has no MD5", p->name);
+    int r = vma_md5(p->buf, p->size, VMA_AT_MD5, sum, p->name, err);
+    if (r < 0)
+        return r;
     if (memcmp(sum, p->buf + VMA_AT_MD5, sizeof(sum)) != 0)
         return dr_fail(err, EINVAL,
                        "%s: the header's checksum (offset %u) does not fit its %" PRIu32 " bytes",
@@ -366,8 +379,9 @@ static int check_extent(const uint8_t *buf, const uint8_t uuid[16], const char *
     if (memcmp(buf, VMA_EXTENT_MAGIC, 6) != 0)
         return dr_fail(err, EBADMSG, "%s: no extent at offset %" PRIu64 ", expected \"VMAE\"", name,
                        off);
-    if (vma_md5(buf, VMA_EXTENT_HEADER, VMA_AT_EXTENT_MD5, sum) < 0)
-        return dr_fail(err, ENOTSUP, "%s: this system's OpenSSL has no MD5", name);
+    int r = vma_md5(buf, VMA_EXTENT_HEADER, VMA_AT_EXTENT_MD5, sum, name, err);
+    if (r < 0)
+        return r;
     if (memcmp(sum, buf + VMA_AT_EXTENT_MD5, sizeof(sum)) != 0)
         return dr_fail(err, EBADMSG,
                        "%s: extent at offset %" PRIu64 ": its checksum does not fit its header",

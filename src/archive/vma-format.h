@@ -72,7 +72,7 @@ int vma_slot_check(const struct dr_vma_header *header, const struct vma_slot *sl
 /* Write the 512 bytes of an extent with these slots (data of the slots is not looked at).
  * -ENOTSUP: OpenSSL gives no MD5; then vma_header_build has failed before. */
 int vma_extent_build(const struct vma_slot *slots, unsigned n, const uint8_t uuid[16],
-                     uint8_t buf[VMA_EXTENT_HEADER]);
+                     uint8_t buf[VMA_EXTENT_HEADER], struct dr_error *err);
 
 /* Where block k (its mask bit is set) of a slot stands behind the extent header. */
 static inline uint32_t vma_block_at(const struct vma_slot *slot, unsigned k)

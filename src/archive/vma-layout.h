@@ -3,6 +3,7 @@
 #ifndef DR_ARCHIVE_VMA_LAYOUT_H
 #define DR_ARCHIVE_VMA_LAYOUT_H
 
+#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -34,6 +35,7 @@
 #define VMA_AT_SLOTS        40u /* mask u16, 0 u8, device u8, cluster u32 */
 
 /* MD5 of buf with its 16 bytes at field taken as zeros. -ENOTSUP: OpenSSL will not. */
-int vma_md5(const uint8_t *buf, size_t len, size_t field, uint8_t sum[16]);
+int vma_md5(const uint8_t *buf, size_t len, size_t field, uint8_t sum[16], const char *name,
+            struct dr_error *err);
 
 #endif

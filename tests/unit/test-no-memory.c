@@ -32,7 +32,8 @@ static void *none(void)
     return NULL;
 }
 
-/* In the place of the C library's. */
+/* In the place of the C library's, for the libraries that we use, too. */
+#pragma GCC visibility push(default)
 void *malloc(size_t size)
 {
     return fails() ? none() : __libc_malloc(size);
@@ -47,6 +48,7 @@ void *realloc(void *old, size_t size)
 {
     return fails() ? none() : __libc_realloc(old, size);
 }
+#pragma GCC visibility pop
 #endif
 
 static void let_fail(long at)

@@ -72,7 +72,7 @@ static inline void end_header(struct archive *a)
         memset(a->buf + VMA_AT_DEVICES + 254 * 32, 0, 32);
         a->disks[h->n_disks - 1].id = 255;
     }
-    assert_int_equal(vma_md5(a->buf, size, VMA_AT_MD5, a->buf + VMA_AT_MD5), 0);
+    assert_int_equal(vma_md5(a->buf, size, VMA_AT_MD5, a->buf + VMA_AT_MD5, "a.vma", NULL), 0);
     a->len = size;
 }
 
@@ -109,7 +109,7 @@ static inline void add_extent(struct archive *a, const struct vma_slot *slots, u
 {
     need(a, 512 + (size_t)n * 65536);
     a->extents[a->n_extents++] = a->len;
-    assert_int_equal(vma_extent_build(slots, n, a->header.uuid, a->buf + a->len), 0);
+    assert_int_equal(vma_extent_build(slots, n, a->header.uuid, a->buf + a->len, NULL), 0);
     a->len += 512;
     for (unsigned i = 0; i < n; i++)
         if (slots[i].id)

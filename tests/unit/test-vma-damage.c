@@ -125,7 +125,7 @@ static void names_are_escaped(void **state)
     end_header(&b->a);
     uint8_t *name = memmem(b->a.buf, b->a.len, "aXb", 3);
     name[1] = '\n';
-    vma_md5(b->a.buf, b->a.len, VMA_AT_MD5, b->a.buf + VMA_AT_MD5);
+    vma_md5(b->a.buf, b->a.len, VMA_AT_MD5, b->a.buf + VMA_AT_MD5, "a.vma", NULL);
     store(b);
     refuse(b, (struct dr_vma_extract_options){0}, NULL, "disk 1 ('a\\x0ab')");
 }

@@ -48,7 +48,7 @@ static uint8_t *sample(uint32_t *size)
 
 static void resum(uint8_t *buf, uint32_t size)
 {
-    assert_int_equal(vma_md5(buf, size, VMA_AT_MD5, buf + VMA_AT_MD5), 0);
+    assert_int_equal(vma_md5(buf, size, VMA_AT_MD5, buf + VMA_AT_MD5, "a.vma", NULL), 0);
 }
 
 static void note(void *user, const char *text)
@@ -431,7 +431,7 @@ static void make_extent(uint8_t buf[512])
     slots[0] = (struct vma_slot){1, 5, 0x8001, 0};
     slots[2] = (struct vma_slot){1, 0xffffffff, 0, 0};
     slots[58] = (struct vma_slot){7, 0, 0xffff, 0};
-    assert_int_equal(vma_extent_build(slots, 59, uuid, buf), 0);
+    assert_int_equal(vma_extent_build(slots, 59, uuid, buf, NULL), 0);
 }
 
 static void extent_comes_back(void **state)
@@ -455,7 +455,8 @@ static void extent_comes_back(void **state)
 
 static void resum_extent(uint8_t buf[512])
 {
-    assert_int_equal(vma_md5(buf, 512, VMA_AT_EXTENT_MD5, buf + VMA_AT_EXTENT_MD5), 0);
+    assert_int_equal(vma_md5(buf, 512, VMA_AT_EXTENT_MD5, buf + VMA_AT_EXTENT_MD5, "a.vma", NULL),
+                     0);
 }
 
 static void refuse_extent(const uint8_t buf[512], const char *words)
@@ -509,7 +510,7 @@ static void odd_extents_are_taken(void **state)
     (void)state;
     uint8_t buf[512];
     struct vma_extent e;
-    assert_int_equal(vma_extent_build(NULL, 0, uuid, buf), 0);
+    assert_int_equal(vma_extent_build(NULL, 0, uuid, buf, NULL), 0);
     assert_int_equal(vma_extent_parse(buf, uuid, NAME, 0, &e, NULL), 0);
     assert_int_equal(e.n, 0);
     make_extent(buf);

@@ -286,7 +286,8 @@ static void two_disks_of_one_name_are_told_apart_by_number(void **state)
     struct fixture *f = *state;
     uint8_t *head = f->a.bytes;
     memcpy(head + VMA_AT_DEVICES + 7 * VMA_DEVICE_LEN, head + VMA_AT_DEVICES + VMA_DEVICE_LEN, 4);
-    assert_int_equal(vma_md5(head, f->a.header.header_size, VMA_AT_MD5, head + VMA_AT_MD5), 0);
+    assert_int_equal(
+        vma_md5(head, f->a.header.header_size, VMA_AT_MD5, head + VMA_AT_MD5, "a.vma", NULL), 0);
     archive_write(&f->a, dr_fs_posix(), f->archive);
     assert_refused(member(f, "drive-scsi0"), NULL, EINVAL, "2 disks have the name");
     assert_is(member(f, "7"), &f->a.disks[2]);

@@ -129,7 +129,7 @@ static inline void archive_extent(struct archive *a, const struct archive_slot *
             archive_add(a, block, sizeof(block));
         }
     }
-    vma_extent_build(s, n, a->header.uuid, head);
+    vma_extent_build(s, n, a->header.uuid, head, NULL);
     memcpy(a->bytes + at, head, sizeof(head));
     a->last = at;
 }
@@ -151,7 +151,7 @@ static inline void archive_build(struct archive *a)
     a->header.disks = a->disks;
     for (size_t i = 0; i < a->header.n_disks; i++)
         put_be64(head + VMA_AT_DEVICES + a->disks[i].id * VMA_DEVICE_LEN + 8, a->disks[i].size);
-    assert_int_equal(vma_md5(head, size, VMA_AT_MD5, head + VMA_AT_MD5), 0);
+    assert_int_equal(vma_md5(head, size, VMA_AT_MD5, head + VMA_AT_MD5, "a.vma", NULL), 0);
     a->n = 0;
     archive_add(a, head, size);
     free(head);
