@@ -402,6 +402,30 @@ static void findings_beyond_number_are_counted_and_not_listed(void **state)
     assert_string_equal(lines, last);
 }
 
+/* Nor is any count cut short: each one here is the largest of a width, or one more. */
+static void counts_take_no_more_memory_than_the_largest_of_their_page_needs(void **state)
+{
+    (void)state;
+    struct qcow2_tally t = {0};
+    uint64_t narrow = 0, bit = 0;
+    for (unsigned order = 0; order <= 6; order++) {
+        const uint64_t least = order ? UINT64_C(1) << (1u << (order - 1)) : 1;
+        const uint64_t most = order < 6 ? (UINT64_C(1) << (1u << order)) - 1 : UINT64_MAX;
+        for (unsigned k = 0; k < 2; k++) {
+            const uint64_t count = k ? most : least;
+            qcow2_tally_begin(&t, 0, UINT64_MAX);
+            assert_int_equal(qcow2_tally_add(&t, 5, count, 0), 0);
+            assert_int_equal(qcow2_tally_get(&t, 5, NULL), count);
+            assert_int_equal(qcow2_tally_get(&t, 4, NULL) + qcow2_tally_get(&t, 6, NULL), 0);
+            narrow = order == 0 ? t.bytes : narrow;
+            bit = order == 1 ? t.bytes - narrow : bit; /* one more for each count */
+            assert_int_equal(t.bytes, narrow + bit * ((1u << order) - 1));
+            qcow2_tally_free(&t);
+        }
+    }
+    assert_true(bit > 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -415,6 +439,7 @@ int main(void)
         T(a_file_far_away_gets_as_many_requests_at_once_as_it_wants),
         T(the_first_piece_that_cannot_be_read_fails_the_check),
         T(findings_beyond_number_are_counted_and_not_listed),
+        T(counts_take_no_more_memory_than_the_largest_of_their_page_needs),
         T(many_ways_to_one_table_are_counted_at_once),
         T(many_snapshots_with_one_table_are_counted_at_once),
     };

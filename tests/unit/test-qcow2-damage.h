@@ -229,6 +229,11 @@ static inline void table_not_copied_though_alone(const struct patient *p)
 {
     poke(p->fs, p->l1, peek(p->fs, p->l1, 8) & ~QCOW2_COPIED, 8);
 }
+static inline void counts_unsound_and_data_lost(const struct patient *p)
+{
+    poke(p->fs, entry_at(p, 0), entry_of(p, 0) | UINT64_C(1) << 57, 8);
+    poke(p->fs, p->roots, peek(p->fs, p->roots, 8) | 1, 8);
+}
 static inline void two_entries_at_one_place(const struct patient *p)
 {
     poke(p->fs, entry_at(p, 0), entry_of(p, 1), 8);
@@ -441,6 +446,7 @@ static const struct damage {
     D(data_in_a_table, "refcount=1 reference=2", WIDE),
     D(data_in_the_counts, "ERROR refcount block 0 refcount=2", WIDE),
     D(reserved_bits_in_the_table_of_counts, "refcount table entry 0 has reserved bits", 0),
+    D(counts_unsound_and_data_lost, "refcount table entry 0 has reserved bits", KEEPS),
     D(counts_at_an_odd_place, "refcount block 0 is not cluster aligned", PLAIN),
     D(counts_behind_the_end, "refcount block 0 is outside image", 0),
     D(table_of_counts_behind_the_end, "exceeding the end of the file", 0),

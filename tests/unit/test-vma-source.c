@@ -413,12 +413,16 @@ static void directories_and_missing_files_are_refused(void **state)
 /* ------------------------------------------------------------------ bad */
 
 /* Everything there is, or the failure. */
-static int read_all(struct place *p, struct bytes *out, struct dr_error *err)
+static int read_all_of(struct place *p, int fd, struct bytes *out, struct dr_error *err)
 {
     uint8_t *buf = malloc(5000);
     struct dr_source *s;
     size_t got = 1;
-    int r = dr_source_open(p->fs, p->path, -1, &s, err);
+    int r = dr_source_open(p->fs, p->path, fd, &s, err);
+    if (r < 0) {
+        free(buf);
+        return r;
+    }
     while (r == 0 && got > 0) {
         r = dr_source_read(s, buf, 5000, &got, err);
         add(out, buf, got);
@@ -430,24 +434,60 @@ static int read_all(struct place *p, struct bytes *out, struct dr_error *err)
     return r;
 }
 
+static int read_all(struct place *p, struct bytes *out, struct dr_error *err)
+{
+    return read_all_of(p, -1, out, err);
+}
+
+static void cut_after(struct place *p, size_t kind, const struct bytes *plain, size_t step)
+{
+    struct bytes packed = kinds[kind].pack(plain);
+    for (size_t n = 10; n < packed.n; n += step) {
+        struct bytes out = {0};
+        struct dr_error err = DR_ERROR_INIT;
+        put(p, p->path, packed.p, n);
+        int r = read_all(p, &out, &err);
+        if (r < 0 && (r != -EBADMSG || !strstr(err.text, "ends at")))
+            fail_msg("%s cut at %zu: %s", kinds[kind].name, n, err.text);
+        if (r == 0) /* at a boundary of members */
+            assert_true(out.n < plain->n);
+        assert_true(out.n <= plain->n && memcmp(out.p ? out.p : plain->p, plain->p, out.n) == 0);
+        free(out.p);
+    }
+    free(packed.p);
+}
+
 static void every_truncation_is_told_or_harmless(void **state)
 {
-    struct place *p = *state;
-    struct bytes plain = sample(30000);
+    struct bytes little = sample(300), plain = sample(30000);
+    for (size_t k = 1; k < N_KINDS; k++) {
+        cut_after(*state, k, &little, 1);
+        cut_after(*state, k, &plain, 97);
+    }
+    free(little.p);
+    free(plain.p);
+}
+
+/* A pipe that has no more bytes now fails so when nobody may wait. That is no damage. */
+static void a_read_that_fails_is_told_wherever_it_does(void **state)
+{
+    struct bytes plain = sample(300);
     for (size_t k = 1; k < N_KINDS; k++) {
         struct bytes packed = kinds[k].pack(&plain);
-        for (size_t n = SIZE_MAX; n != packed.n; n = n < packed.n - 200 ? n + 97 : n + 1) {
-            size_t len = n == SIZE_MAX ? 10 : n;
+        for (size_t n = 0; n < packed.n; n++) {
             struct bytes out = {0};
             struct dr_error err = DR_ERROR_INIT;
-            put(p, p->path, packed.p, len);
-            int r = read_all(p, &out, &err);
-            n = n == SIZE_MAX ? 10 : n;
-            if (r < 0 && (r != -EBADMSG || !strstr(err.text, "ends at")))
-                fail_msg("%s cut at %zu: %s", kinds[k].name, len, err.text);
-            if (r == 0) /* at a boundary of members */
-                assert_true(out.n < plain.n);
+            int fd[2];
+            char where[64];
+            assert_int_equal(pipe2(fd, O_NONBLOCK | O_CLOEXEC), 0);
+            assert_int_equal(write(fd[1], packed.p, n), n);
+            int r = read_all_of(*state, fd[0], &out, &err);
+            snprintf(where, sizeof(where), "cannot read at offset %zu", n);
+            if (r != -EAGAIN || !strstr(err.text, where))
+                fail_msg("%s, %zu bytes: %d %s", kinds[k].name, n, r, err.text);
             assert_true(out.n <= plain.n && memcmp(out.p ? out.p : plain.p, plain.p, out.n) == 0);
+            close(fd[0]);
+            close(fd[1]);
             free(out.p);
         }
         free(packed.p);
@@ -629,6 +669,7 @@ int main(void)
         POSIX(short_and_empty_files_are_plain),
         POSIX(directories_and_missing_files_are_refused),
         POSIX(every_truncation_is_told_or_harmless),
+        POSIX(a_read_that_fails_is_told_wherever_it_does),
         POSIX(no_flipped_bit_goes_unseen),
         POSIX(a_lack_of_memory_for_bzip2_is_told),
         POSIX(what_the_programs_compress_is_read),
