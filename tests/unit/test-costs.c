@@ -259,6 +259,59 @@ static void a_request_in_place_is_one_call(void **state)
     }
 }
 
+/* Nothing is written where the disk reads as zeros already, unless the image itself must say so. */
+static void zeros_are_written_where_there_are_none(void **state)
+{
+    static const char *const formats[] = {"vmdk", "qcow2"};
+    static const struct {
+        uint64_t off;
+        unsigned flags;
+        bool written;
+    } cases[] = {
+        {0, 0, false},       {0, DR_EXPLICIT, false},        {0, DR_MAY_UNMAP, false},
+        {MIB / 2, 0, true}, /* its parent has data there */
+        {2 * MIB, 0, false}, {2 * MIB, DR_MAY_UNMAP, false}, {2 * MIB, DR_EXPLICIT, true},
+    };
+    static const struct dr_pair zeroed_grain = {"zeroed_grain", "on"}; /* of vmdk */
+    (void)state;
+    for (size_t i = 0; i < 2 * sizeof(cases) / sizeof(cases[0]); i++) {
+        const char *format = formats[i % 2];
+        struct dr_fs *memory = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(memory);
+        struct dr_create_options create = {.format = format, .size = 4 * MIB, .has_size = true};
+        struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+        struct dr_disk *disk;
+        uint8_t buf[64 * KIB] = {1};
+        ok(dr_create_fs(memory, "parent", &create, &err));
+        ok(dr_open_fs(memory, "parent", &open, &disk, &err));
+        for (uint64_t off = 0; off < MIB; off += sizeof(buf))
+            ok(dr_pwrite(disk, buf, off, sizeof(buf), 0, &err));
+        ok(dr_close(disk, &err));
+        create.backing = "parent";
+        create.backing_format = format;
+        create.pairs = &zeroed_grain;
+        create.n_pairs = i % 2 == 0;
+        ok(dr_create_fs(memory, "disk", &create, &err));
+        ok(dr_open_fs(faultfs_fs(f), "disk", &open, &disk, &err));
+        ok(dr_zero(disk, 0, sizeof(buf), DR_EXPLICIT, &err));
+        ok(dr_flush(disk, &err));
+        counted(f);
+        ok(dr_zero(disk, cases[i / 2].off, sizeof(buf), cases[i / 2].flags, &err));
+        ok(dr_flush(disk, &err));
+        struct calls have = counted(f);
+        if ((have.writes + have.zeros + have.flushes > 0) != cases[i / 2].written)
+            fail_msg("%s, zeros at %llu, flags %u: %llu writes, %llu zeros, %llu flushes", format,
+                     (unsigned long long)cases[i / 2].off, cases[i / 2].flags,
+                     (unsigned long long)have.writes, (unsigned long long)have.zeros,
+                     (unsigned long long)have.flushes);
+        ok(dr_pread(disk, buf, cases[i / 2].off, sizeof(buf), &err));
+        assert_int_equal(buf[0], 0);
+        ok(dr_close(disk, &err));
+        faultfs_free(f);
+        dr_fs_memory_free(memory);
+    }
+}
+
 /* What an allocating write of 4 KiB and a flush cost in qcow2, next to what QEMU 7.2 does for them
  * (strace of qemu-io, the mean of ten). */
 static const struct qcow2_cost {
@@ -520,6 +573,7 @@ int main(void)
         T(freed_places_with_a_used_one_between_them_are_two_punches),
         T(what_a_snapshot_still_holds_is_not_punched),
         cmocka_unit_test(a_request_in_place_is_one_call),
+        cmocka_unit_test(zeros_are_written_where_there_are_none),
         cmocka_unit_test(requests_in_place_take_no_lock_that_those_on_another_disk_take),
         cmocka_unit_test(opening_a_layer_costs_what_the_table_says),
     };
