@@ -112,6 +112,31 @@ static void a_mended_directory_is_looked_up_anew(void **state)
     ok(dr_image_unref(image, &err));
 }
 
+/* Its pages are as they were before the table was written anew. */
+static void a_mended_table_is_read_anew(void **state)
+{
+    (void)state;
+    struct dr_check_result result = {.report = note};
+    struct dr_extent ext;
+    uint8_t zeros[2048] = {0};
+    ok(create("/d/a.vmdk", 40 * MIB, NULL));
+    write_one("/d/a.vmdk", 0, GRAIN, 1, 0);
+    write_one("/d/a.vmdk", 36 * MIB, GRAIN, 5, 0);
+    struct dr_image *image = image_of("/d/a.vmdk", 0);
+    uint64_t gd = vmdk_of(image)->extents[0].h.gd_off * 512;
+    ok(dr_image_unref(image, &err));
+    uint64_t second = peek32("/d/a.vmdk", gd + 4) * UINT64_C(512);
+    poke("/d/a.vmdk", second, zeros, sizeof(zeros)); /* its copy is sound */
+    poke32("/d/a.vmdk", gd + 4, 99999999);
+    image = image_of("/d/a.vmdk", DR_OPEN_RDWR);
+    ok(dr_image_map(image, 0, GRAIN, &ext, &err)); /* it stands in a page with the second */
+    ok(vmdk_check(image, DR_CHECK_FIX_ALL, &result, &err));
+    assert_int_equal(peek32("/d/a.vmdk", gd + 4) * UINT64_C(512), second);
+    ok(dr_image_map(image, 36 * MIB, GRAIN, &ext, &err));
+    assert_int_equal(ext.kind, DR_DATA);
+    ok(dr_image_unref(image, &err));
+}
+
 static void check_finds_and_mends_tables(void **state)
 {
     (void)state;
@@ -212,10 +237,15 @@ static void a_missing_table_can_be_mended_and_written(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(what_is_not_read_is_refused_by_name),     T(create_refuses_and_leaves_nothing),
-        T(recovery_copies_the_table_over_its_copy), T(check_finds_and_mends_tables),
-        T(a_mended_directory_is_looked_up_anew),    T(check_finds_what_it_cannot_mend),
-        T(what_is_cancelled_does_not_leak),         T(a_missing_table_can_be_mended_and_written),
+        T(what_is_not_read_is_refused_by_name),
+        T(create_refuses_and_leaves_nothing),
+        T(recovery_copies_the_table_over_its_copy),
+        T(check_finds_and_mends_tables),
+        T(a_mended_table_is_read_anew),
+        T(a_mended_directory_is_looked_up_anew),
+        T(check_finds_what_it_cannot_mend),
+        T(what_is_cancelled_does_not_leak),
+        T(a_missing_table_can_be_mended_and_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
