@@ -289,6 +289,21 @@ static void bitmaps_that_share_a_table_cost_no_more_than_one(void **state)
     dr_fs_memory_free(fs);
 }
 
+static void tables_of_bitmaps_that_overlap_are_refused(void **state)
+{
+    (void)state;
+    for (uint32_t n = 2; n < 5; n++) {
+        uint8_t sector[512] = {1};
+        struct dr_fs *fs = dr_fs_memory_new();
+        make_two(fs, "64k");
+        multiply(fs, n, 1);
+        struct dr_disk *disk = open_disk(fs);
+        refused(dr_pwrite(disk, sector, 0, sizeof(sector), 0, &err), EIO, "overlap");
+        ok(dr_close(disk, &err));
+        dr_fs_memory_free(fs);
+    }
+}
+
 /* 2^27 entries would be 1 GiB of table, for 8 TiB of bits. */
 static void a_table_for_more_bits_than_a_bitmap_may_have_is_not_read(void **state)
 {
@@ -312,6 +327,7 @@ int main(void)
         cmocka_unit_test(a_resize_that_loses_bitmaps_fails),
         cmocka_unit_test(a_copy_of_bitmaps_that_the_target_has_leaves_its_data),
         cmocka_unit_test(bitmaps_that_share_a_table_cost_no_more_than_one),
+        cmocka_unit_test(tables_of_bitmaps_that_overlap_are_refused),
         cmocka_unit_test(a_table_for_more_bits_than_a_bitmap_may_have_is_not_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Where some view of a qcow2 image with snapshots has a hole, so that another parent would show
  * there: what the driver says of all views together is compared with what each view's map says. */
+#include "formats/qcow2/qcow2.h"
 #include "test-qcow2-snapshots.h"
 
 #define LARGER (SIZE + 40 * KiB + 512)
@@ -11,7 +12,12 @@ static const char *const views[] = {NULL, "1", "2"}; /* the disk, and its snapsh
 static void make_parent(struct dr_fs *fs, uint64_t size)
 {
     struct dr_create_options o = {.format = "raw", .size = size, .has_size = true};
+    struct dr_file *f;
     ok(dr_create_fs(fs, "dir/old.raw", &o, &err));
+    ok(dr_file_open(fs, "dir/old.raw", DR_FILE_RDWR, &f, &err));
+    for (uint64_t off = 0; off < size; off += 512)
+        ok(dr_file_pwrite(f, "old", off, 3, &err));
+    dr_file_unref(f);
 }
 
 /* Data in one view, in two and in all; zeros over holes; a disk that is longer than its snapshots.
@@ -98,10 +104,37 @@ static void each_hole_of_a_view_is_told_and_no_other(void **state)
     }
 }
 
+static uint64_t peek(struct dr_fs *fs, uint64_t off)
+{
+    struct dr_file *f;
+    uint8_t raw[8];
+    ok(dr_file_open(fs, PATH, DR_FILE_NO_LOCK, &f, &err));
+    ok(dr_file_pread(f, raw, off, sizeof(raw), &err));
+    dr_file_unref(f);
+    return get_be64(raw);
+}
+
+/* Nobody else uses it, so nothing need be copied. */
+static void a_table_of_the_disk_alone_is_filled_where_it_is(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct dr_rebase_options o = {.backing = ""};
+    make_views(fs, &geometries[0]);
+    uint64_t l1 = peek(fs, QCOW2_AT_L1 + 4), before = peek(fs, l1);
+    uint64_t first = peek(fs, l1) & QCOW2_OFFSET, hole = first + 70 * KiB / 4096 * 8;
+    assert_int_equal(peek(fs, hole), 0);
+    ok(dr_rebase_fs(fs, PATH, &o, NULL, &err));
+    assert_int_equal(peek(fs, l1), before);
+    assert_int_not_equal(peek(fs, hole), 0);
+    dr_fs_memory_free(fs);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_hole_of_a_view_is_told_and_no_other),
+        cmocka_unit_test(a_table_of_the_disk_alone_is_filled_where_it_is),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

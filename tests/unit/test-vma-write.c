@@ -515,6 +515,71 @@ static void sums_of_what_was_there_never_stay(void **state)
     unpacked_free(&u);
 }
 
+/* ------------------------------------------------------------------ failures */
+
+/* Puts bytes under the name of the archive, and takes away the sums. */
+static void put_archive(struct dr_fs *fs, const void *bytes, size_t len)
+{
+    struct dr_file *file;
+    ok(dr_file_open(fs, ARCHIVE, DR_FILE_RDWR | DR_FILE_CREATE | DR_FILE_TRUNCATE, &file, &err));
+    ok(dr_file_pwrite(file, bytes, 0, len, &err));
+    dr_file_unref(file);
+    if (exists(fs, SUMS))
+        ok(fs->ops->unlink(fs, SUMS, &err));
+}
+
+static bool file_is(struct dr_fs *fs, const char *path, const uint8_t *want, size_t want_len)
+{
+    size_t len;
+    uint8_t *have = exists(fs, path) ? file_bytes(fs, path, &len) : NULL;
+    bool same = have && len == want_len && memcmp(have, want, len) == 0;
+    free(have);
+    return same;
+}
+
+/* The archive that was there stays until the new one is complete, and nobody is told that it is
+ * when it is not. */
+static void a_call_that_fails_anywhere_leaves_the_old_archive_or_a_whole_one(void **state)
+{
+    static const uint8_t old[] = "what was there";
+    static const struct dr_vma_create_options variants[] = {
+        {.reproducible = true, .replace = true},
+        {.reproducible = true, .replace = true, .compression = DR_VMA_ZSTD},
+        {.reproducible = true, .replace = true, .no_sums = true},
+    };
+    struct dr_fs *fs = *state;
+    struct faultfs *faults = faultfs_new(fs);
+    free(random_disk(fs, "d", 65536 * 5 + 512, 0xffff00ffff0000ff, 1));
+    struct dr_vma_create_disk disk = {.name = "d", .disk = open_disk(fs, "d")};
+    for (size_t i = 0; i < sizeof(variants) / sizeof(variants[0]); i++) {
+        size_t len, sums_len = 0;
+        put_archive(fs, old, sizeof(old));
+        ok(create(fs, &disk, 1, variants[i], 1, NULL, &err));
+        uint8_t *good = file_bytes(fs, ARCHIVE, &len);
+        uint8_t *sums = exists(fs, SUMS) ? file_bytes(fs, SUMS, &sums_len) : NULL;
+        assert_true(variants[i].no_sums == !sums);
+        bool fired = true;
+        for (uint64_t nth = 0; fired; nth++) {
+            struct dr_error why = DR_ERROR_INIT;
+            put_archive(fs, old, sizeof(old));
+            faultfs_arm(faults, &(struct faultfs_plan){.nth = nth, .partial = nth % 2});
+            int r = create(faultfs_fs(faults), &disk, 1, variants[i], 1, NULL, &why);
+            fired = faultfs_fired(faults);
+            faultfs_disarm(faults);
+            bool whole = file_is(fs, ARCHIVE, good, len);
+            if (r == 0 && (!whole || (sums && !file_is(fs, SUMS, sums, sums_len))))
+                fail_msg("variant %zu, call %llu fails, and nothing is said", i,
+                         (unsigned long long)nth);
+            if (r < 0 && (!fired || (!whole && !file_is(fs, ARCHIVE, old, sizeof(old)))))
+                fail_msg("variant %zu, call %llu: %s", i, (unsigned long long)nth, why.text);
+        }
+        free(good);
+        free(sums);
+    }
+    ok(dr_close(disk.disk, &err));
+    faultfs_free(faults);
+}
+
 /* ------------------------------------------------------------------ disks in use */
 
 static int swap_chain(void *user, uint64_t done, uint64_t total)
@@ -568,6 +633,7 @@ int main(void)
         ops_test(empty_extents_are_compressed_together),
         ops_test(sums_are_those_of_the_clusters),
         ops_test(sums_of_what_was_there_never_stay),
+        ops_test(a_call_that_fails_anywhere_leaves_the_old_archive_or_a_whole_one),
         ops_test(a_disk_that_is_listed_twice_can_be_swapped_meanwhile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

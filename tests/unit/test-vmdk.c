@@ -231,6 +231,29 @@ static void dropped_grains_are_used_again(void **state)
     ok(dr_close(disk, &err));
 }
 
+static void trim_cuts_each_extent(void **state)
+{
+    (void)state;
+    const char *const extents[] = {"/d/a-s001.vmdk", "/d/a-s002.vmdk", "/d/a-s003.vmdk"};
+    for (unsigned which = 0; which < 8; which++) { /* one bit for each that is longer */
+        uint64_t size[3];
+        ok(create_in(mem, "/d/a.vmdk", 5000 * MIB, "twoGbMaxExtentSparse", NULL, NULL));
+        for (unsigned i = 0; i < 3; i++) {
+            size[i] = file_size(extents[i]);
+            if (which >> i & 1)
+                poke(extents[i], size[i] + 3 * GRAIN, "old", 3);
+        }
+        struct dr_image *image = image_of("/d/a.vmdk", DR_OPEN_RDWR);
+        ok(vmdk_trim(image, &err));
+        ok(dr_image_unref(image, &err));
+        for (unsigned i = 0; i < 3; i++) {
+            assert_in_range(file_size(extents[i]), 1, dr_round_up(size[i], GRAIN));
+            ok(mem->ops->unlink(mem, extents[i], &err));
+        }
+        ok(mem->ops->unlink(mem, "/d/a.vmdk", &err));
+    }
+}
+
 static void trim_cuts_what_nothing_points_to(void **state)
 {
     (void)state;
@@ -424,6 +447,7 @@ int main(void)
         T(zeroed_grains_mask_the_parent),
         T(zeros_without_the_flag_are_written),
         T(dropped_grains_are_used_again),
+        T(trim_cuts_each_extent),
         T(trim_cuts_what_nothing_points_to),
         T(a_last_grain_may_be_cut_behind_the_disk),
         T(bad_entries_are_errors_not_data),
