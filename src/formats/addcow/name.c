@@ -24,18 +24,21 @@ static void json_cleanup(json_t **j)
 static int as_json(const char *path, const char *name, const char *format, char **field,
                    struct dr_error *err)
 {
+    json_error_t bad;
     CLEANUP_JSON json_t *j =
-        json_pack("{s:s, s:{s:s}}", "driver", format, "file", "filename", name);
-    CLEANUP_FREE char *text = j ? json_dumps(j, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
-    if (!text)
+        json_pack_ex(&bad, 0, "{s:s, s:{s:s}}", "driver", format, "file", "filename", name);
+    if (!j && json_error_code(&bad) == json_error_invalid_utf8)
         return dr_fail(err, EILSEQ,
                        "%s: the parent's name must be UTF-8 to be recorded with its format %s",
                        path, format);
-    *field = malloc(JSON_LEN + strlen(text) + 1);
-    if (!*field)
+    /* Into a buffer of our own: where json_dumps() lacks memory it may leave out a character. */
+    size_t len = json_dumpb(j, NULL, 0, JSON_COMPACT | JSON_PRESERVE_ORDER);
+    CLEANUP_FREE char *text = len > 0 ? malloc(JSON_LEN + len + 1) : NULL;
+    if (!text || json_dumpb(j, text + JSON_LEN, len, JSON_COMPACT | JSON_PRESERVE_ORDER) != len)
         return dr_fail_errno(err, ENOMEM, "%s", path);
-    strcpy(*field, JSON);
-    strcpy(*field + JSON_LEN, text);
+    memcpy(text, JSON, JSON_LEN);
+    text[JSON_LEN + len] = '\0';
+    *field = DR_STEAL(text);
     return 0;
 }
 
@@ -115,6 +118,8 @@ static int from_json(const char *path, const char *text, char **name, char **for
     CLEANUP_JSON json_t *j = json_loads(text, JSON_REJECT_DUPLICATES, &bad);
     const char *driver = NULL, *file = NULL, *key, *why;
     json_t *value;
+    if (!j && (bad.text[0] == '\0' || json_error_code(&bad) == json_error_out_of_memory))
+        return dr_fail_errno(err, ENOMEM, "%s", path);
     if (!j)
         return refuse(path, bad.text, err);
     if (!json_is_object(j))
