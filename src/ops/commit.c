@@ -132,9 +132,6 @@ static int adopt(const struct commit *c, unsigned flags, struct dr_error *err)
     struct dr_image *k = commit_k(c), *p = commit_p(c);
     if (!k)
         return 0;
-    if (!k->fmt->set_backing)
-        return dr_fail(err, ENOTSUP, "%s: %s images have no backing file to change", k->path,
-                       k->fmt->name);
     CLEANUP_FREE char *name = dr_ops_name_from(c->fs, k->path, p->path);
     if (!name)
         return dr_fail(err, ENOMEM, "%s: out of memory", k->path);
