@@ -11,6 +11,8 @@
 /* In the private directory: the old main file, while extents are being exchanged. */
 #define ASIDE ".replaced"
 
+#define LOOKED_AT (UINT64_C(64) << 10) /* bytes of a main file: headers, or a descriptor */
+
 static bool holds(struct dr_fs *fs, const char *dir, const char *name)
 {
     CLEANUP_FREE char *path = dr_path_join(dir, name);
@@ -110,12 +112,32 @@ static bool may_be_cut_short(const struct dr_aside *aside, struct dr_fs *fs, con
     return may;
 }
 
-/* Does the image at path lack files that it names? */
-static bool lacks_files(struct dr_fs *fs, const char *path)
+static bool can_be_read(struct dr_fs *fs, const char *path)
 {
-    CLEANUP_IMAGE struct dr_image *image = NULL;
-    unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
-    return dr_image_open(fs, path, NULL, flags, &image, NULL) == -ENOENT;
+    CLEANUP_FILE struct dr_file *file = NULL;
+    uint8_t buf[4096];
+    int r = dr_file_open(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &file, NULL);
+    uint64_t size = r == 0 ? dr_file_size(file) : 0;
+    for (uint64_t off = 0; r == 0 && off < dr_min(size, LOOKED_AT); off += sizeof(buf))
+        r = dr_file_pread_short(file, buf, off, sizeof(buf), NULL, NULL);
+    return r == 0;
+}
+
+/* Does the image at path lack files that it names? One that does not open may be cut short, as a
+ * kill leaves it while it is being made; but what cannot be read now tells nothing: -EIO. */
+static int lacks_files(struct dr_fs *fs, const char *path)
+{
+    const unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
+    int r = 0;
+    for (unsigned tries = 0; tries < 2; tries++) {
+        CLEANUP_IMAGE struct dr_image *image = NULL;
+        r = dr_image_open(fs, path, NULL, flags, &image, NULL);
+        if (r == 0 || r == -ENOENT)
+            return r == -ENOENT;
+        if (!can_be_read(fs, path))
+            return -EIO;
+    }
+    return 0;
 }
 
 /*  in dir                              it was interrupted
@@ -136,8 +158,10 @@ enum dr_new_state dr_new_judge(struct dr_fs *fs, const char *dir, const char *fi
         return DR_NEW_UNKNOWN;
     if (is_one_file(fs, main, final))
         return DR_NEW_UNUSED;
-    if (dr_fs_exists(fs, main))
-        return holds(fs, dir, ASIDE) || lacks_files(fs, main) ? DR_NEW_HALF_MOVED : DR_NEW_UNUSED;
+    if (dr_fs_exists(fs, main)) {
+        int lacks = holds(fs, dir, ASIDE) ? 1 : lacks_files(fs, main);
+        return lacks < 0 ? DR_NEW_UNKNOWN : lacks > 0 ? DR_NEW_HALF_MOVED : DR_NEW_UNUSED;
+    }
     if (may_be_cut_short(&aside, fs, dir))
         return DR_NEW_UNKNOWN;
     return holds(fs, dir, ASIDE) && !dr_fs_exists(fs, final) ? DR_NEW_UNKNOWN : DR_NEW_UNUSED;

@@ -189,6 +189,37 @@ static void extents_are_durable_before_a_half_moved_image_is_finished(void **sta
     faultfs_free(faults);
 }
 
+static void last_line(void *user, const char *line)
+{
+    snprintf(user, 256, "%s", line);
+}
+
+/* What a call that fails has hidden is still there for the next attempt. */
+static void a_recovery_that_fails_anywhere_says_so_and_can_be_made_again(void **state)
+{
+    (void)state;
+    struct faultfs *faults = faultfs_new(dr_fs_posix());
+    bool fired = true;
+    for (uint64_t nth = 0; fired; nth++) {
+        unsigned found;
+        char line[256] = "";
+        half_moved("d");
+        faultfs_arm(faults, &(struct faultfs_plan){.nth = nth});
+        int r =
+            dr_recover_fs(faultfs_fs(faults), "d.vmdk", NULL, false, last_line, line, &found, NULL);
+        fired = faultfs_fired(faults);
+        faultfs_disarm(faults);
+        assert_true(fired || r == 0);
+        if (r == 0 && !is_there("d.vmdk") && !strstr(line, "left alone"))
+            fail_msg("call %llu fails, and nothing is said: %s", (unsigned long long)nth, line);
+        ok(recover("d.vmdk", &found, &err));
+        assert_true(is_there("d.vmdk"));
+        assert_int_equal(unlink("d.vmdk"), 0);
+        assert_int_equal(unlink("d-s001.vmdk"), 0);
+    }
+    faultfs_free(faults);
+}
+
 /* ------------------------------------------------------------------ somebody is still at work */
 
 static const struct dr_pair split = {"subformat", "twoGbMaxExtentSparse"};
@@ -200,11 +231,6 @@ static void made_but_not_moved(struct dr_new_image *n)
     struct dr_create_params what = {.size = 2 * SIZE};
     ok(dr_new_begin(n, dr_fs_posix(), "d.vmdk", false, 0, &err));
     ok(dr_new_create(n, dr_format_find("vmdk"), &what, &split, 1, 0, &err));
-}
-
-static void last_line(void *user, const char *line)
-{
-    snprintf(user, 256, "%s", line);
 }
 
 /* The image is complete and closed, and about to be moved. */
@@ -382,6 +408,7 @@ int main(void)
         T(a_published_image_whose_first_link_is_left_stays_as_it_is),
         T(an_extent_that_no_leftover_names_is_somebody_elses),
         T(extents_are_durable_before_a_half_moved_image_is_finished),
+        T(a_recovery_that_fails_anywhere_says_so_and_can_be_made_again),
         T(recover_leaves_an_image_alone_that_is_being_made),
         T(a_second_attempt_leaves_the_first_alone),
         T(an_image_that_is_being_moved_is_left_to_its_mover),
