@@ -4,7 +4,15 @@
 #include "test-vma.h"
 #include "faultfs.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <zstd.h>
 
@@ -580,6 +588,67 @@ static void a_call_that_fails_anywhere_leaves_the_old_archive_or_a_whole_one(voi
     faultfs_free(faults);
 }
 
+/* ------------------------------------------------------------------ a pipe */
+
+static sem_t waits; /* for a reader, or has ended */
+
+/* In the place of the C library's: the writer has found no reader and will look again. */
+int nanosleep(const struct timespec *time, struct timespec *left)
+{
+    sem_post(&waits);
+    errno = clock_nanosleep(CLOCK_REALTIME, 0, time, left);
+    return errno ? -1 : 0;
+}
+
+struct to_pipe {
+    char path[64];
+    int result;
+    atomic_bool ended;
+};
+
+static void *write_to_pipe(void *user)
+{
+    struct to_pipe *to = user;
+    struct dr_vma_create_options o = {.configs = &config, .n_configs = 1};
+    to->result = dr_vma_create(to->path, &o, NULL, NULL, NULL);
+    atomic_store(&to->ended, true);
+    sem_post(&waits);
+    return NULL;
+}
+
+static void a_reader_of_a_pipe_may_come_late(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/drover-test-XXXXXX";
+    struct to_pipe to = {0};
+    pthread_t writer;
+    uint8_t buf[4096], first[4] = {0};
+    size_t all = 0;
+    bool ended = false;
+    assert_non_null(mkdtemp(dir));
+    snprintf(to.path, sizeof(to.path), "%s/pipe", dir);
+    assert_int_equal(mkfifo(to.path, 0600), 0);
+    assert_int_equal(sem_init(&waits, 0, 0), 0);
+    assert_int_equal(pthread_create(&writer, NULL, write_to_pipe, &to), 0);
+    sem_wait(&waits);
+    int fd = open(to.path, O_RDONLY | O_NONBLOCK);
+    assert_true(fd >= 0);
+    for (ssize_t n = 0; n > 0 || !ended; all += n > 0 ? (size_t)n : 0) {
+        ended = atomic_load(&to.ended);
+        n = read(fd, buf, sizeof(buf));
+        if (n >= 4 && all == 0)
+            memcpy(first, buf, 4);
+        sched_yield();
+    }
+    pthread_join(writer, NULL);
+    assert_int_equal(to.result, 0);
+    assert_memory_equal(first, "VMA", 4);
+    assert_in_range(all, 12288, 16384);
+    close(fd);
+    unlink(to.path);
+    rmdir(dir);
+}
+
 /* ------------------------------------------------------------------ disks in use */
 
 static int swap_chain(void *user, uint64_t done, uint64_t total)
@@ -634,6 +703,7 @@ int main(void)
         ops_test(sums_are_those_of_the_clusters),
         ops_test(sums_of_what_was_there_never_stay),
         ops_test(a_call_that_fails_anywhere_leaves_the_old_archive_or_a_whole_one),
+        cmocka_unit_test(a_reader_of_a_pipe_may_come_late),
         ops_test(a_disk_that_is_listed_twice_can_be_swapped_meanwhile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -111,6 +111,19 @@ static void a_table_that_is_not_sound_is_refused_and_its_copy_kept(void **state)
     }
 }
 
+static void a_disk_that_was_recovered_is_a_clean_one_for_those_who_have_it_open(void **state)
+{
+    (void)state;
+    struct dr_check_result result = {.report = note};
+    make_disk();
+    mark_unclean();
+    struct dr_image *image = image_of(PATH, DR_OPEN_RDWR);
+    lines[0] = '\0';
+    ok(vmdk_check(image, 0, &result, &err));
+    assert_string_equal(lines, "");
+    ok(dr_image_unref(image, &err));
+}
+
 static void check_mends_an_entry_that_leads_nowhere_from_its_copy(void **state)
 {
     static const uint32_t entries[] = {99999999, 0xffffffff};
@@ -131,6 +144,7 @@ int main(void)
         T(an_entry_that_only_one_directory_has_is_refused_by_its_number),
         T(a_copy_that_is_equal_may_stand_anywhere),
         T(a_table_that_is_not_sound_is_refused_and_its_copy_kept),
+        T(a_disk_that_was_recovered_is_a_clean_one_for_those_who_have_it_open),
         T(check_mends_an_entry_that_leads_nowhere_from_its_copy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
