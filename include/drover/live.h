@@ -55,6 +55,13 @@ struct dr_live_options {
     const char *const *allow_paths;
     /* NULL: which disks are shown does not change. It must live as long as the dr_live. */
     const struct dr_live_exports *exports;
+    /* The disk called `name` may have another size now. From any thread of the dr_live, which holds
+     * no lock meanwhile. NULL = nobody wants to know. */
+    void (*resized)(void *user, const char *name);
+    /* A snapshot of the disk called `name` is about to be taken: what its users have changed, and
+     * the program or the kernel holds back, is to be in the disk when this returns. From the
+     * clients' thread. NULL = nothing is held back. */
+    void (*write_back)(void *user, const char *name);
 };
 
 /* Nothing is started and no socket is made yet: the process may still fork. Strings in options are
@@ -119,6 +126,8 @@ DR_API int dr_stall_run(struct dr_stall *stall, int (*request)(void *user, struc
                         void *user, struct dr_error *err);
 /* Make what waits again now. */
 DR_API void dr_stall_resume(struct dr_stall *stall);
+/* How many requests wait. */
+DR_API unsigned dr_stall_waiting(const struct dr_stall *stall);
 /* What waits fails, and so does what would wait from now on. */
 DR_API void dr_stall_end(struct dr_stall *stall);
 /* The requests of the disk called `name` go through the stall: clients are told of failures by

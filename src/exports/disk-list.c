@@ -78,7 +78,7 @@ static int add_disk(struct disk_list *list, const char *value, struct dr_error *
     char *path = absolute_name(value);
     if (!path)
         return no_memory(err);
-    list->served[list->n++] = (struct served){.path = path, .settings = list->before};
+    list->served[list->n++] = (struct served){.list = list, .path = path, .settings = list->before};
     return 0;
 }
 
@@ -434,11 +434,17 @@ static void ignore(void *user, const struct dr_error *err)
     (void)err;
 }
 
-int disk_list_try(struct disk_list *list, struct dr_error *err)
+int disk_list_recall(struct disk_list *list, struct dr_error *err)
 {
     int r = 0;
     for (size_t i = 0; i < list->n && r == 0; i++)
         r = recall(list, &list->served[i], err);
+    return r;
+}
+
+int disk_list_try(struct disk_list *list, struct dr_error *err)
+{
+    int r = disk_list_recall(list, err);
     for (size_t i = 0; i < list->n && list->n > 1 && r == 0; i++)
         if (may_write(&list->served[i]))
             r = refuse_shared(list, &list->served[i], err);
@@ -462,21 +468,23 @@ static int add_to_control(struct dr_live *live, const struct served *served, str
     return r < 0 ? r : dr_live_add_stall(live, served->name, served->stall, err);
 }
 
-static int begin_control(struct disk_list *list, void (*quit)(void *user),
-                         const struct dr_live_exports *exports, struct dr_error *err)
+static int begin_control(struct disk_list *list, const struct dr_live_options *control,
+                         struct dr_error *err)
 {
-    const struct dr_live_options options = {
-        .control = list->control,
-        .state = list->state,
-        .quit = quit,
-        .user = list,
-        .exports = exports,
-        .allow_paths = (const char *const *)list->allowed,
-    };
+    struct dr_live_options options = *control;
+    options.control = list->control;
+    options.state = list->state;
+    options.allow_paths = (const char *const *)list->allowed;
     int r = dr_live_new(&options, &list->live, err);
     for (size_t i = 0; i < list->n && r == 0; i++)
         r = add_to_control(list->live, &list->served[i], err);
     return r < 0 ? dr_prefix(err, r, "control") : dr_live_start(list->live, err);
+}
+
+static void tell_waits(void *user, const char *text)
+{
+    const struct served *served = user;
+    served->list->waits(served->list->user, served->name, text);
 }
 
 static int make_stalls(struct disk_list *list, struct dr_error *err)
@@ -484,8 +492,9 @@ static int make_stalls(struct disk_list *list, struct dr_error *err)
     int r = 0;
     for (size_t i = 0; i < list->n && r == 0; i++) {
         struct served *served = &list->served[i];
-        const struct dr_stall_options options = {
-            .policy = served->settings.on_error, .waits = list->waits, .user = served->name};
+        const struct dr_stall_options options = {.policy = served->settings.on_error,
+                                                 .waits = list->waits ? tell_waits : NULL,
+                                                 .user = served};
         r = dr_stall_new(&options, &served->stall, err);
     }
     return r;
@@ -498,8 +507,8 @@ void disk_list_end_waiting(struct disk_list *list)
 }
 
 /* A disk on which jobs may be begun is open from the start. */
-int disk_list_open(struct disk_list *list, void (*quit)(void *user),
-                   const struct dr_live_exports *exports, struct dr_error *err)
+int disk_list_open(struct disk_list *list, const struct dr_live_options *control,
+                   struct dr_error *err)
 {
     bool controlled = list->control || list->state;
     int r = make_stalls(list, err);
@@ -510,7 +519,7 @@ int disk_list_open(struct disk_list *list, void (*quit)(void *user),
     if (r == 0)
         r = shown_open(list, err);
     if (r == 0 && controlled)
-        r = begin_control(list, quit, exports, err);
+        r = begin_control(list, control, err);
     list->opened = r == 0;
     return r < 0 ? r : tell(list, "ready\n", err);
 }

@@ -21,7 +21,10 @@ struct disk_settings {
     enum dr_stall_policy on_error;
 };
 
+struct disk_list;
+
 struct served {
+    struct disk_list *list;
     char *name; /* of the export; unlike all others */
     char *path; /* absolute, as dr_open() takes it */
     struct disk_settings settings;
@@ -43,8 +46,10 @@ struct disk_list {
     struct dr_live *live;        /* while they are open and one of these is given */
     int ready_fd; /* -1, or where to tell that all disks are open, and later that they are closed */
     bool opened;  /* disk_list_open() was fine */
-    struct shown *shown;                         /* shown.c */
-    void (*waits)(void *name, const char *text); /* as in struct dr_stall_options; or NULL */
+    struct shown *shown; /* shown.c */
+    /* Requests of a disk begin to wait, as struct dr_stall_options has it; or NULL. */
+    void (*waits)(void *user, const char *name, const char *text);
+    void *user; /* of waits */
     pthread_mutex_t lock;
 };
 #define DISK_LIST_INIT                                    \
@@ -83,14 +88,16 @@ int disk_list_config(struct disk_list *list, const char *key, const char *value,
                      struct dr_error *err);
 /* There are no more of them: give every disk a name, refuse what does not fit together. */
 int disk_list_complete(struct disk_list *list, struct dr_error *err);
-/* Open and close all of them to see that this works; refuse to serve a disk for writing whose files
- * another one of the list uses. */
+/* Let the disks that the state knows go on with the images that they had. */
+int disk_list_recall(struct disk_list *list, struct dr_error *err);
+/* Recall, then open and close all of them to see that this works; refuse to serve a disk for
+ * writing whose files another one of the list uses. */
 int disk_list_try(struct disk_list *list, struct dr_error *err);
 /* Open those that are not left to the first client, begin to show them and their control, and tell
- * ready_fd. quit is called when a client of the control says so; quit and exports get the list as
- * their user. */
-int disk_list_open(struct disk_list *list, void (*quit)(void *user),
-                   const struct dr_live_exports *exports, struct dr_error *err);
+ * ready_fd. control: what the program does for the control's clients; the paths in it are the
+ * list's. */
+int disk_list_open(struct disk_list *list, const struct dr_live_options *control,
+                   struct dr_error *err);
 /* Make sure that the disk is open. readonly: this client only reads. */
 int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
                   struct dr_error *err);

@@ -9,8 +9,12 @@
  * the page cache; SEEK_DATA and SEEK_HOLE have the kernel write these back before they call a range
  * a hole.
  *
- * The file behaves like a block device in that its size is fixed: truncate(2) to another size is
- * refused, and a write ends at the end of the disk.
+ * The file behaves like a block device in that its users cannot change its size: truncate(2) to
+ * another size is refused, and a write ends at the end of the disk. Clients of the control socket
+ * can; then the kernel is told to ask again.
+ *
+ * What changes the disk goes through its dr_stall, where it may wait for space. The loop is told
+ * so, and has another thread for the other requests.
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -345,47 +349,20 @@ static void answer_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
         fuse_reply_buf(req, buf, size);
 }
 
-static void answer_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
-                         struct fuse_file_info *fi)
+/* What changes the disk may have to wait until there is space for it. */
+struct change {
+    struct fuse_disk *disk;
+    enum { WRITE, PUNCH, ZERO, FLUSH } kind;
+    const void *buf;
+    uint64_t off, len;
+    bool waits; /* the loop may have another thread instead of this one */
+};
+
+static void set_waits(struct change *c, bool waits)
 {
-    struct fuse_disk *d = disk_of(req);
-    struct dr_error err = DR_ERROR_INIT;
-    size_t n = (size_t)inside(d, off, size);
-
-    (void)ino;
-    (void)fi;
-    if (n == 0 && size > 0) {
-        fuse_reply_err(req, ENOSPC);
-        return;
-    }
-    int r = dr_pwrite(d->disk, buf, (uint64_t)off, n, d->options->writethrough ? DR_FUA : 0, &err);
-    note_change(d); /* after a failure, too: a part may be there */
-    if (r < 0)
-        reply_failure(req, r, &err);
-    else
-        fuse_reply_write(req, n);
-}
-
-static void answer_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-    struct dr_error err = DR_ERROR_INIT;
-    int r = 0;
-
-    (void)ino;
-    if (opened_for_writing(fi))
-        r = dr_flush(disk_of(req)->disk, &err);
-    reply_failure(req, r, &err);
-}
-
-static void answer_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
-{
-    struct dr_error err = DR_ERROR_INIT;
-
-    (void)ino;
-    (void)datasync;
-    (void)fi;
-    int r = dr_flush(disk_of(req)->disk, &err);
-    reply_failure(req, r, &err);
+    if (c->waits != waits)
+        fuse_loop_waits(c->disk->loop, waits);
+    c->waits = waits;
 }
 
 /* Give space back. A discard gives up most, the place in the format's tables, too, but may leave
@@ -397,6 +374,100 @@ static int punch(struct fuse_disk *d, uint64_t off, uint64_t len, struct dr_erro
     return r < 0 ? r : dr_zero(d->disk, off, len, DR_MAY_UNMAP, err);
 }
 
+static int try_change(const struct change *c, struct dr_error *err)
+{
+    struct fuse_disk *d = c->disk;
+    bool through = d->options->writethrough;
+    int r;
+
+    switch (c->kind) {
+    case WRITE:
+        return dr_pwrite(d->disk, c->buf, c->off, c->len, through ? DR_FUA : 0, err);
+    case PUNCH:
+        r = punch(d, c->off, c->len, err);
+        return r == 0 && through ? dr_flush(d->disk, err) : r;
+    case ZERO:
+        return dr_zero(d->disk, c->off, c->len, through ? DR_FUA : 0, err);
+    default:
+        return dr_flush(d->disk, err);
+    }
+}
+
+static int make_change(void *user, struct dr_error *err)
+{
+    struct change *c = user;
+
+    set_waits(c, false);
+    int r = try_change(c, err);
+    if (r < 0)
+        set_waits(c, true);
+    return r;
+}
+
+static int change(struct change *c, struct dr_error *err)
+{
+    struct dr_stall *stall = c->disk->options->stall;
+
+    set_waits(c, dr_stall_waiting(stall) > 0);
+    int r = dr_stall_run(stall, make_change, c, err);
+    set_waits(c, false);
+    if (c->kind != FLUSH)
+        note_change(c->disk); /* after a failure, too: a part may be there */
+    return r;
+}
+
+static void answer_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+                         struct fuse_file_info *fi)
+{
+    struct fuse_disk *d = disk_of(req);
+    struct dr_error err = DR_ERROR_INIT;
+    size_t n = (size_t)inside(d, off, size);
+    struct change c = {.disk = d, .kind = WRITE, .buf = buf, .off = (uint64_t)off, .len = n};
+
+    (void)ino;
+    (void)fi;
+    if (n == 0 && size > 0) {
+        fuse_reply_err(req, ENOSPC);
+        return;
+    }
+    int r = change(&c, &err);
+    if (r < 0)
+        reply_failure(req, r, &err);
+    else
+        fuse_reply_write(req, n);
+}
+
+static void answer_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct change c = {.disk = disk_of(req), .kind = FLUSH};
+
+    (void)ino;
+    reply_failure(req, opened_for_writing(fi) ? change(&c, &err) : 0, &err);
+}
+
+static void answer_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    struct change c = {.disk = disk_of(req), .kind = FLUSH};
+
+    (void)ino;
+    (void)datasync;
+    (void)fi;
+    reply_failure(req, change(&c, &err), &err);
+}
+
+/* `drover unmount` flushes by the directory, and wants to know rather than wait. */
+static void answer_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+    struct dr_error err = DR_ERROR_INIT;
+
+    (void)ino;
+    (void)datasync;
+    (void)fi;
+    reply_failure(req, dr_flush(disk_of(req)->disk, &err), &err);
+}
+
 /* Punching gives space back, zeroing a range keeps it; both read as zeros. Space is not reserved in
  * advance: a promise that a later write succeeds could not be kept for a disk with parents. */
 static void answer_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
@@ -405,21 +476,19 @@ static void answer_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off
     struct fuse_disk *d = disk_of(req);
     struct dr_error err = DR_ERROR_INIT;
     uint64_t n = inside(d, off, (uint64_t)len);
+    struct change c = {.disk = d, .kind = ZERO, .off = (uint64_t)off, .len = n};
     int r;
 
     (void)ino;
     (void)fi;
     if (mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
-        r = punch(d, (uint64_t)off, n, &err);
-    else if ((mode & ~FALLOC_FL_KEEP_SIZE) != FALLOC_FL_ZERO_RANGE)
+        c.kind = PUNCH;
+    if (c.kind == ZERO && (mode & ~FALLOC_FL_KEEP_SIZE) != FALLOC_FL_ZERO_RANGE)
         r = -EOPNOTSUPP;
     else if (!(mode & FALLOC_FL_KEEP_SIZE) && n < (uint64_t)len)
         r = -ENOSPC;
     else
-        r = dr_zero(d->disk, (uint64_t)off, n, 0, &err);
-    note_change(d);
-    if (r == 0 && d->options->writethrough)
-        r = dr_flush(d->disk, &err);
+        r = change(&c, &err);
     reply_failure(req, r, &err);
 }
 
@@ -521,7 +590,7 @@ const struct fuse_lowlevel_ops fuse_disk_ops = {
     .setattr = answer_setattr,
     .statfs = answer_statfs,
     .readdir = answer_readdir,
-    .fsyncdir = answer_fsync,
+    .fsyncdir = answer_fsyncdir,
     .ioctl = answer_ioctl,
     .mknod = refuse_mknod,
     .create = refuse_create,

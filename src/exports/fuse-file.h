@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What fuse.c (mounting, signals), fuse-loop.c (threads) and fuse-file.c (the requests) share. */
+/* What fuse.c (mounting, signals), fuse-loop.c (threads), fuse-file.c (the requests) and
+ * fuse-outside.c (what other threads want of the mount) share. */
 #ifndef DR_EXPORTS_FUSE_FILE_H
 #define DR_EXPORTS_FUSE_FILE_H
 
@@ -15,6 +16,7 @@ struct fuse_disk {
     struct dr_disk *disk;
     const struct dr_fuse_options *options;
     struct fuse_session *session;
+    struct fuse_loop *loop;
     atomic_uint writers; /* opened for writing: these may have it mapped, too */
     /* Attributes of the file that its owner may change; they last as long as the mount. */
     atomic_uint mode, uid, gid;
@@ -41,25 +43,46 @@ void fuse_disk_write_back(struct fuse_disk *d, uint64_t off, uint64_t len);
 
 /* ------------------------------------------------------------------ fuse-loop.c */
 
-/* Threads mostly wait for the disk, not for a processor. */
+/* Threads mostly wait for the disk, not for a processor. Those that wait for space are not counted,
+ * so that reads and other files' users go on. */
 #define FUSE_LOOP_THREADS 32
+#define FUSE_LOOP_WAITING 128
 
 struct fuse_loop {
     struct fuse_session *session;
+    struct dr_stall *stall;
     pthread_mutex_t lock; /* of what follows */
     pthread_cond_t parked, end;
-    unsigned n_readers, n_parked, n_threads;
-    pthread_t threads[FUSE_LOOP_THREADS];
+    unsigned n_readers, n_parked, n_threads, n_waiting;
+    pthread_t threads[FUSE_LOOP_THREADS + FUSE_LOOP_WAITING];
     bool ended;
     int result;
 };
 
-void fuse_loop_init(struct fuse_loop *l, struct fuse_session *session);
+void fuse_loop_init(struct fuse_loop *l, struct fuse_session *session, struct dr_stall *stall);
 void fuse_loop_destroy(struct fuse_loop *l);
 /* Serve until the kernel ends the session (0), it fails (-errno), or fuse_loop_stop() is called in
  * another thread (0). Requests that were received are answered before it returns. SIGUSR1 is used
  * meanwhile. */
 int fuse_loop_run(struct fuse_loop *l);
 void fuse_loop_stop(struct fuse_loop *l);
+/* The calling thread, which answers a request, begins to wait for space, or ends to. */
+void fuse_loop_waits(struct fuse_loop *l, bool begin);
+
+/* ------------------------------------------------------------------ fuse-outside.c */
+
+struct fuse_outside {
+    struct fuse_session *session;
+    struct dr_stall *stall;
+    char *file; /* its path */
+    dev_t dev;  /* of what is mounted */
+};
+
+/* The file can be used: other threads may have wishes. */
+void fuse_outside_begin(const struct fuse_outside *o);
+/* The session is about to be destroyed: nobody uses it any more. */
+void fuse_outside_end(void);
+/* The session was destroyed: wait until nobody is left who used the file. */
+void fuse_outside_join(void);
 
 #endif

@@ -9,15 +9,16 @@
 #include <signal.h>
 #include <time.h>
 
+#include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "exports/fuse-file.h"
 
 #define READERS 2
 
-void fuse_loop_init(struct fuse_loop *l, struct fuse_session *session)
+void fuse_loop_init(struct fuse_loop *l, struct fuse_session *session, struct dr_stall *stall)
 {
-    *l = (struct fuse_loop){.session = session};
+    *l = (struct fuse_loop){.session = session, .stall = stall};
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->parked, NULL);
     pthread_cond_init(&l->end, NULL);
@@ -55,7 +56,7 @@ static int summon(struct fuse_loop *l)
         pthread_cond_signal(&l->parked);
         return 0;
     }
-    if (l->n_threads == FUSE_LOOP_THREADS)
+    if (l->n_threads >= FUSE_LOOP_THREADS + dr_min(l->n_waiting, (unsigned)FUSE_LOOP_WAITING))
         return 0; /* the first that is done reads */
     int e = pthread_create(&l->threads[l->n_threads], NULL, work, l);
     if (e == 0)
@@ -104,6 +105,14 @@ static void *work(void *arg)
     return NULL;
 }
 
+void fuse_loop_waits(struct fuse_loop *l, bool begin)
+{
+    DR_LOCK_SCOPE(&l->lock);
+    l->n_waiting += begin ? 1 : -1u;
+    if (begin && l->n_readers == 0 && !l->ended)
+        summon(l);
+}
+
 static void interrupt_read(int sig)
 {
     (void)sig; /* it is there to end a system call */
@@ -145,6 +154,8 @@ int fuse_loop_run(struct fuse_loop *l)
         pthread_cond_wait(&l->end, &l->lock);
     unsigned n = l->n_threads; /* once it has ended, nobody summons */
     pthread_mutex_unlock(&l->lock);
+    if (l->stall)
+        dr_stall_end(l->stall);
     for (unsigned i = 0; i < n; i++)
         join(l->threads[i]);
     sigaction(SIGUSR1, &before, NULL);

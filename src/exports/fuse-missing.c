@@ -11,6 +11,26 @@ int dr_fuse_serve(struct dr_disk *disk, const struct dr_fuse_options *options, s
                    options->mountpoint);
 }
 
+void dr_fuse_block_signals(void)
+{
+}
+
+void dr_fuse_end(void)
+{
+}
+
+void dr_fuse_resized(void)
+{
+}
+
+void dr_fuse_write_back(void)
+{
+}
+
+void dr_fuse_stalled(void)
+{
+}
+
 int dr_fuse_unmount(const char *mountpoint, struct dr_error *err)
 {
     return dr_fail(err, ENOTSUP,

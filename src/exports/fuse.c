@@ -39,6 +39,7 @@ struct server {
     sigset_t signals;     /* that end the server */
     atomic_bool ended;    /* the loop has returned */
     atomic_bool detached; /* the watcher has unmounted, or left a mount that is not ours alone */
+    char *file;           /* absolute path of the disk as a file */
 };
 
 /* ------------------------------------------------------------------ what libfuse says */
@@ -143,12 +144,16 @@ static void *watch(void *arg)
     /* The answer comes from the loop: when it is there, the file can be used. */
     if (lstat(s->mountpoint, &st) < 0)
         return NULL;
+    const struct fuse_outside outside = {
+        .session = s->disk.session, .stall = s->options->stall, .file = s->file, .dev = st.st_dev};
+    fuse_outside_begin(&outside);
     if (s->options->ready)
         s->options->ready(s->options->user);
     while (sigwait(&s->signals, &sig) != 0)
         ;
     if (atomic_load(&s->ended))
         return NULL;
+    dr_stall_end(s->options->stall);
     fuse_disk_write_back(&s->disk, 0, 0);
     atomic_store(&s->detached, true);
     if (is_mounted(s, st.st_dev))
@@ -218,19 +223,27 @@ static void exempt_from_write_back(void)
 #endif
 }
 
-static void block_signals(struct server *s)
+static void set_signals(sigset_t *signals)
 {
-    sigemptyset(&s->signals);
-    sigaddset(&s->signals, SIGTERM);
-    sigaddset(&s->signals, SIGINT);
-    sigaddset(&s->signals, SIGHUP);
-    pthread_sigmask(SIG_BLOCK, &s->signals, NULL);
+    sigemptyset(signals);
+    sigaddset(signals, SIGTERM);
+    sigaddset(signals, SIGINT);
+    sigaddset(signals, SIGHUP);
+}
+
+void dr_fuse_block_signals(void)
+{
+    sigset_t signals;
+
+    set_signals(&signals);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
 }
 
 /* Once the watcher has unmounted, libfuse must not: another mount below might be hit. */
 static int run_session(struct server *s, struct dr_error *err)
 {
-    fuse_loop_init(&s->loop, s->disk.session);
+    fuse_loop_init(&s->loop, s->disk.session, s->options->stall);
+    s->disk.loop = &s->loop;
     int r = start_watching(s, err);
     if (r == 0) {
         r = fuse_loop_run(&s->loop);
@@ -248,7 +261,7 @@ static int run_session(struct server *s, struct dr_error *err)
 
 int dr_fuse_serve(struct dr_disk *disk, const struct dr_fuse_options *options, struct dr_error *err)
 {
-    CLEANUP_FREE char *path = NULL;
+    CLEANUP_FREE char *path = NULL, *file = NULL;
     struct server s = {.options = options};
     int r;
 
@@ -260,15 +273,20 @@ int dr_fuse_serve(struct dr_disk *disk, const struct dr_fuse_options *options, s
     s.mountpoint = path = realpath(options->mountpoint, NULL);
     if (!path)
         return dr_fail_errno(err, errno, "%s", options->mountpoint);
+    if (asprintf(&file, "%s/%s", path, options->name) < 0)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    s.file = file;
     r = fuse_disk_init(&s.disk, disk, options, err);
     if (r < 0)
         return r;
-    block_signals(&s);
+    set_signals(&s.signals);
     exempt_from_write_back();
     r = make_session(&s, err);
     if (r == 0) {
         r = run_session(&s, err);
+        fuse_outside_end();
         fuse_session_destroy(s.disk.session);
+        fuse_outside_join();
     }
     fuse_disk_destroy(&s.disk);
     return r;

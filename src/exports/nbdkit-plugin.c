@@ -118,12 +118,15 @@ static int control_start(void *user, const char *path, const char *port, struct 
     return 0;
 }
 
-static const struct dr_live_exports control = {
+static const struct dr_live_exports control_exports = {
     .add = control_add,
     .remove = control_remove,
     .stop = control_stop,
     .start = control_start,
 };
+
+static const struct dr_live_options control = {
+    .quit = quit, .user = &list, .exports = &control_exports};
 
 static void report_close(void *user, const struct dr_error *err)
 {
@@ -148,8 +151,9 @@ static void end_waiting(void)
     disk_list_end_waiting(&list);
 }
 
-static void report_waiting(void *name, const char *text)
+static void report_waiting(void *user, const char *name, const char *text)
 {
+    (void)user;
     say(name, ": its clients' writes wait: ", text);
 }
 
@@ -160,7 +164,7 @@ static int plugin_after_fork(void)
     outlive_clients_that_vanish();
     int r = hang_up_on_signals(end_waiting, end_without_clients, &err);
     if (r == 0)
-        r = disk_list_open(&list, quit, &control, &err);
+        r = disk_list_open(&list, &control, &err);
     return r < 0 ? failed(r, &err) : 0;
 }
 

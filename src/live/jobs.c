@@ -391,6 +391,7 @@ static void *work(void *user)
     live_state_save(job->live, NULL); /* a killed job's files are known by it */
     if (r == 0)
         r = operate(job, &err);
+    live_tell_size(job->live, job->on);
     forget(job, r, &err);
     DR_LOCK_SCOPE(&job->live->lock);
     job->result = r;

@@ -161,6 +161,8 @@ int dr_live_new(const struct dr_live_options *options, struct dr_live **live, st
         return dr_fail(err, ENOMEM, "out of memory for the control of disks");
     fresh->listener = fresh->bell = -1;
     fresh->quit = options->quit;
+    fresh->resized = options->resized;
+    fresh->write_back = options->write_back;
     fresh->user = options->user;
     fresh->served = options->exports;
     fresh->fs = dr_fs_posix();
@@ -200,7 +202,8 @@ struct live_disk *live_make_disk(const char *name, struct dr_disk *disk)
     *d = (struct live_disk){.disk = disk,
                             .name = strdup(name),
                             .path = strdup(dr_image_path(disk, 0)),
-                            .format = strdup(dr_image_format(disk, 0))};
+                            .format = strdup(dr_image_format(disk, 0)),
+                            .size = dr_size(disk)};
     if (d->name && d->path && d->format)
         return d;
     live_free_disk(d);
@@ -232,6 +235,17 @@ int dr_live_add(struct dr_live *live, const char *name, struct dr_disk *disk, st
         end = &(*end)->next;
     *end = d;
     return 0;
+}
+
+void live_tell_size(struct dr_live *live, struct live_disk *d)
+{
+    uint64_t size = dr_size(d->disk);
+    pthread_mutex_lock(&live->lock);
+    bool changed = d->size != size;
+    d->size = size;
+    pthread_mutex_unlock(&live->lock);
+    if (changed && live->resized && !d->node)
+        live->resized(live->user, d->name);
 }
 
 /* A request of the disk's guest has failed. */

@@ -43,6 +43,7 @@ struct live_disk {
     struct dr_live *live;
     struct dr_stall *stall; /* its guest's requests go through it; or NULL */
     struct live_node *node; /* blockdev-add named it, and it is closed by us; else NULL */
+    uint64_t size;          /* that the program knows; under the lock */
 };
 
 /* An image, or the bytes of a file, has a name. Where blockdev-add gave it, it need not be part of
@@ -151,6 +152,8 @@ struct dr_live {
     pthread_mutex_t lock;
     char *control;
     void (*quit)(void *user);
+    void (*resized)(void *user, const char *name);
+    void (*write_back)(void *user, const char *name);
     void *user;
     struct dr_fs *fs; /* of the state; tests have another one */
     char *state;
@@ -194,14 +197,14 @@ void live_free_node(struct live_node *node);                                    
 struct live_disk *live_make_disk(const char *name, struct dr_disk *disk);
 void live_free_disk(struct live_disk *d); /* may be NULL; its dr_disk stays open */
 void live_wake(struct dr_live *live);
+/* Without the lock: if the disk has another size than the program knows, tell the program. */
+void live_tell_size(struct dr_live *live, struct live_disk *d);
 
 /* ------------------------------------------------------------------ stall.c */
 
 /* Called without any lock of the stall when a request has failed; waits: it is made again. */
 typedef void (*live_stall_listener)(void *user, int error, bool waits, const char *text);
 void live_stall_listen(struct dr_stall *stall, live_stall_listener listener, void *user);
-/* How many requests wait. */
-unsigned live_stall_length(struct dr_stall *stall);
 /* The positive errno for which requests wait, or 0. */
 int live_stall_error(struct dr_stall *stall);
 

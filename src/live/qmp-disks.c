@@ -304,9 +304,14 @@ static json_t *take_shots(struct dr_live *live, struct shot *shots, size_t n, st
     const struct dr_job_options options = {.record = record, .user = live};
     struct dr_job *job = NULL;
     int r = dr_job_new(NULL, &options, &job, &err->text);
+    for (size_t i = 0; i < n && r == 0 && live->write_back; i++)
+        if (!shots[i].on->node)
+            live->write_back(live->user, shots[i].on->name);
     if (r == 0)
         r = make_shots(live, overlays, n, job, &err->text);
     dr_job_free(job);
+    for (size_t i = 0; i < n; i++)
+        live_tell_size(live, shots[i].on);
     DR_LOCK_SCOPE(&live->lock);
     for (size_t i = 0; i < n; i++) {
         if (overlays[i].active && shots[i].node) /* also where the old image could not be frozen */
@@ -423,8 +428,12 @@ static json_t *transaction(struct dr_live *live, json_t *args, struct qmp_error 
 
 static json_t *resize(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
-    const struct live_disk *on = qmp_device(live, args, err);
-    return on ? qmp_done(dr_truncate(on->disk, qmp_number(args, "size"), &err->text)) : NULL;
+    struct live_disk *on = qmp_device(live, args, err);
+    if (!on)
+        return NULL;
+    int r = dr_truncate(on->disk, qmp_number(args, "size"), &err->text);
+    live_tell_size(live, on);
+    return qmp_done(r);
 }
 
 /* The path of the node's image, malloc'ed. A failure unless it is in the disk's chain and has a

@@ -239,7 +239,7 @@ void dr_stall_end(struct dr_stall *stall)
     pthread_cond_broadcast(&stall->changed);
 }
 
-unsigned live_stall_length(struct dr_stall *stall)
+unsigned dr_stall_waiting(const struct dr_stall *stall)
 {
     return atomic_load(&stall->waiting);
 }

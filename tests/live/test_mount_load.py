@@ -115,7 +115,9 @@ class Worker(threading.Thread):
         try:
             with opened(self.file) as fd, opened(self.file, os.O_RDWR | os.O_DIRECT) as direct, \
                     mmap.mmap(fd, SIZE) as memory, mmap.mmap(-1, self.PIECE) as buffer:
-                for _ in range(self.steps):
+                done = 0
+                while done < self.steps:
+                    done += 1
                     self.step(rnd, fd, direct, memory, buffer)
         except (AssertionError, OSError) as e:
             self.error = e

@@ -15,13 +15,29 @@ struct world {
     struct crowd crowd;
     struct dr_live *live;
     struct talk talk;
+    unsigned resized, written_back; /* how often the program was told to */
+    size_t images; /* that the chain had, the last time it was told to write back */
 };
+
+static void resized(void *user, const char *name)
+{
+    struct world *w = user;
+    w->resized += strcmp(name, "disk0") == 0;
+}
+
+static void write_back(void *user, const char *name)
+{
+    struct world *w = user;
+    w->written_back += strcmp(name, "disk0") == 0;
+    w->images = dr_chain_length(w->crowd.disk);
+}
 
 /* base ← mid ← top, of this format, with data in each, and a crowd that uses top. */
 static struct world *begin(const char *format)
 {
     struct world *w = calloc(1, sizeof(*w));
-    const struct dr_live_options o = {.control = socket_path()};
+    const struct dr_live_options o = {
+        .control = socket_path(), .user = w, .resized = resized, .write_back = write_back};
     const char *const names[] = {"base", "mid", "top"};
     w->fs = dr_fs_memory_new();
     for (unsigned i = 0; i < 3; i++) {
@@ -403,7 +419,24 @@ static void a_disk_grows_in_use(void **state)
     (void)state;
     tell(w, "{'execute': 'block_resize', 'arguments': {'device': 'disk0', 'size': 8388608}}");
     assert_int_equal(dr_size(w->crowd.disk), 8388608);
+    assert_int_equal(w->resized, 1);
+    tell(w, "{'execute': 'block_resize', 'arguments': {'device': 'disk0', 'size': 8388608}}");
+    assert_int_equal(w->resized, 1);
     end(w, "top");
+}
+
+static void a_program_writes_back_what_it_holds_before_a_snapshot(void **state)
+{
+    struct world *w = begin("qcow2");
+    (void)state;
+    tell(w, "{'execute': 'block_resize', 'arguments': {'device': 'disk0', 'size': 8388608}}");
+    assert_int_equal(w->written_back, 0);
+    tell(w, "{'execute': 'blockdev-snapshot-sync', 'arguments': {'device': 'disk0', "
+            "'snapshot-file': 'new'}}");
+    assert_int_equal(w->written_back, 1);
+    assert_int_equal(w->images, 3);
+    assert_int_equal(dr_chain_length(w->crowd.disk), 4);
+    end(w, "new");
 }
 
 static void snapshots_are_all_or_none(void **state)
@@ -475,6 +508,7 @@ int main(void)
         cmocka_unit_test(a_client_may_leave_in_the_middle),
         cmocka_unit_test(the_end_cancels_jobs),
         cmocka_unit_test(a_disk_grows_in_use),
+        cmocka_unit_test(a_program_writes_back_what_it_holds_before_a_snapshot),
         cmocka_unit_test(snapshots_are_all_or_none),
         cmocka_unit_test(a_node_that_a_client_named_is_a_device_and_a_base),
     };

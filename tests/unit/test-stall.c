@@ -126,7 +126,7 @@ static void later_requests_wait_behind_it_and_keep_their_order(void **state)
     await(&rig.waits, 1);
     for (unsigned i = 1; i < 5; i++) {
         begin(&all[i], &rig, (char)('a' + i));
-        while (live_stall_length(rig.stall) < i + 1)
+        while (dr_stall_waiting(rig.stall) < i + 1)
             sched_yield();
     }
     assert_int_equal(rig.waits, 1);
@@ -195,7 +195,7 @@ static void at_the_end_nothing_waits(void **state)
     rig_begin(&rig);
     for (unsigned i = 0; i < 3; i++)
         begin(&all[i], &rig, (char)('a' + i));
-    while (live_stall_length(rig.stall) < 3)
+    while (dr_stall_waiting(rig.stall) < 3)
         sched_yield();
     dr_stall_end(rig.stall);
     for (unsigned i = 0; i < 3; i++) {

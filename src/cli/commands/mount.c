@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* `drover mount` and `drover unmount`. In the background a child serves the disk; the parent waits
  * on a pipe until the child says that the mount works, or has printed why it does not and ended.
- * The child opens the disk itself, because locks and threads would not survive the fork. */
+ * The child opens the disk itself and makes the control socket, because locks and threads would not
+ * survive the fork. Opening, control and state are those of `drover serve`: exports/disk-list.h,
+ * with one disk in the list. */
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -11,6 +13,7 @@
 
 #include "cli/commands.h"
 #include "cli/common/image.h"
+#include "exports/disk-list.h"
 #include "exports/fuse.h"
 
 static const struct cli_option mount_options[] = {
@@ -18,7 +21,14 @@ static const struct cli_option mount_options[] = {
     {'l', "snapshot", "NAME", "mount what a snapshot inside shows, read-only: a name, or an id",
      false},
     {'t', "cache", "CACHE", "none, writeback, writethrough, directsync or unsafe", false},
+    {KEY_TEMPORARY, "temporary", NULL, "writable, and what is written is thrown away at the end",
+     false},
     {KEY_NAME, "name", "NAME", "the name of the file in DIR; otherwise that of the disk", false},
+    {KEY_CONTROL, "control", "SOCKET", "let `drover ctl SOCKET` work on the disk", false},
+    {KEY_STATE, "state", "FILE", "go on there with the image and job that an earlier mount had",
+     false},
+    {KEY_ON_ERROR, "on-error", "WHAT",
+     "failed writes are told: report (default), or wait: enospc (no space), stop (all)", false},
     {KEY_FOREGROUND, "foreground", NULL, "stay until the disk is unmounted or Ctrl-C", false},
     {KEY_ALLOW_OTHER, "allow-other", NULL, "let other users in, as the file's mode says", false},
     {KEY_ALLOW_ROOT, "allow-root", NULL, "let root in besides the user who mounts", false},
@@ -28,15 +38,18 @@ static const struct cli_option mount_options[] = {
 struct mount {
     const struct cli *cli;
     struct cli_image image;
+    struct disk_list list;
     struct dr_fuse_options fuse;
     char *name, *source;
     bool background;
     int told;           /* background: the parent waits for a byte here */
     atomic_bool silent; /* nobody reads our standard error any more */
+    bool lost;          /* closing the disk failed */
 };
 
 static void mount_free(struct mount *m)
 {
+    disk_list_free(&m->list);
     cli_image_free(&m->image);
     free(m->name);
     free(m->source);
@@ -85,15 +98,58 @@ static int get_names(struct mount *m, const struct cli_args *args)
     return 0;
 }
 
+/* 0, or 1 after a message. */
+static int set(struct mount *m, const char *key, const char *value)
+{
+    struct dr_error err = DR_ERROR_INIT;
+
+    if (!value || disk_list_config(&m->list, key, value, &err) == 0)
+        return 0;
+    cli_fail(m->cli, &err);
+    return 1;
+}
+
+/* The list gets the one disk, to be opened as the options of an image say. */
+static int fill_list(struct mount *m, const struct cli_args *args)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    const char *policy = cli_value(args, KEY_ON_ERROR), *allow;
+
+    if (set(m, "disk", m->image.path) != 0)
+        return 1;
+    struct disk_settings *settings = &m->list.served->settings;
+    settings->open = m->image.open;
+    settings->open.flags &= ~(unsigned)DR_OPEN_RDWR;
+    settings->temporary = cli_has(args, KEY_TEMPORARY);
+    if (!settings->temporary)
+        settings->mode = m->image.open.flags & DR_OPEN_RDWR ? DISK_READ_WRITE : DISK_READ_ONLY;
+    if (set(m, "export", m->name) != 0 || set(m, "control", cli_value(args, KEY_CONTROL)) != 0 ||
+        set(m, "state", cli_value(args, KEY_STATE)) != 0 ||
+        set(m, "on-error", policy ? policy : "report") != 0)
+        return 1;
+    for (size_t i = 0; (allow = cli_nth_value(args, KEY_ALLOW_PATH, i)); i++) {
+        if (set(m, "allow-path", allow) != 0)
+            return 1;
+    }
+    if (disk_list_complete(&m->list, &err) == 0)
+        return 0;
+    cli_fail(m->cli, &err);
+    return 1;
+}
+
 static int get_options(struct mount *m, const struct cli_args *args)
 {
     const char *cache = cli_value(args, 't');
+    bool read_only = cli_has(args, 'r') || cli_has(args, 'l');
+    bool temporary = cli_has(args, KEY_TEMPORARY);
     unsigned ignored = 0;
 
     if (args->n_operands != 2)
         return cli_usage(m->cli, "Expecting an image file name and a directory");
     struct cli_image_spec spec = {.name = args->operands[0], .format_key = 'f', .cache_key = 't'};
-    if (!cli_has(args, 'r') && !cli_has(args, 'l'))
+    if (temporary && read_only)
+        return cli_usage(m->cli, "--temporary is for writing: leave -r and -l out");
+    if (!read_only && !temporary)
         spec.flags = DR_OPEN_RDWR;
     if (cli_image_get(m->cli, args, &spec, &m->image) != 0)
         return 1;
@@ -105,7 +161,8 @@ static int get_options(struct mount *m, const struct cli_args *args)
     m->fuse.allow_root = cli_has(args, KEY_ALLOW_ROOT);
     if (m->fuse.allow_other && m->fuse.allow_root)
         return cli_usage(m->cli, "--allow-other and --allow-root exclude each other");
-    return get_names(m, args);
+    int code = get_names(m, args);
+    return code ? code : fill_list(m, args);
 }
 
 /* Called when the file can be used. The parent returns, and nobody may wait any longer for what
@@ -136,23 +193,90 @@ static void message(void *user, const char *text)
         cli_error(m->cli, "%s", text);
 }
 
+static void tell_waiting(void *user, const char *name, const char *text)
+{
+    CLEANUP_FREE char *line = NULL;
+
+    dr_fuse_stalled();
+    if (asprintf(&line, "%s: writes wait: %s", name, text) >= 0)
+        message(user, line);
+}
+
+static void tell_close(void *user, const struct dr_error *err)
+{
+    struct mount *m = user;
+
+    message(m, err->text);
+    m->lost = true;
+}
+
+/* What clients of the control socket want. */
+
+static void quit(void *user)
+{
+    (void)user;
+    dr_fuse_end();
+}
+
+static void resized(void *user, const char *name)
+{
+    (void)user;
+    (void)name;
+    dr_fuse_resized();
+}
+
+static void write_back(void *user, const char *name)
+{
+    (void)user;
+    (void)name;
+    dr_fuse_write_back();
+}
+
+/* The list has one disk. */
+static int open_disk(struct mount *m, struct served *served)
+{
+    const struct dr_live_options control = {
+        .quit = quit, .user = m, .resized = resized, .write_back = write_back};
+    struct dr_error err = DR_ERROR_INIT;
+
+    /* With a state the disk may have gone on without this image. */
+    if (!m->list.state && cli_image_check(m->cli, &m->image) < 0)
+        return -EINVAL;
+    int r = disk_list_recall(&m->list, &err);
+    if (r < 0) {
+        cli_fail(m->cli, &err);
+        return r;
+    }
+    r = disk_list_open(&m->list, &control, &err);
+    if (r < 0 && !served->disk)
+        cli_fail_open(m->cli, served->path, &err);
+    else if (r < 0)
+        cli_fail(m->cli, &err);
+    return r;
+}
+
 static int serve(struct mount *m)
 {
-    struct dr_error err = DR_ERROR_INIT, closing = DR_ERROR_INIT;
-    struct dr_disk *disk = NULL;
+    struct dr_error err = DR_ERROR_INIT;
+    struct served *served = m->list.served;
 
-    if (cli_image_open(m->cli, &m->image, &disk) < 0)
+    if (!served)
         return 1;
+    m->list.waits = tell_waiting;
+    m->list.user = m;
     m->fuse.ready = ready;
     m->fuse.message = message;
     m->fuse.user = m;
-    int r = dr_fuse_serve(disk, &m->fuse, &err);
-    if (r < 0)
-        message(m, err.text);
-    int c = dr_close(disk, &closing);
-    if (c < 0)
-        message(m, closing.text);
-    return r < 0 || c < 0;
+    dr_fuse_block_signals();
+    int r = open_disk(m, served);
+    if (r == 0) {
+        m->fuse.stall = served->stall;
+        r = dr_fuse_serve(served->disk, &m->fuse, &err);
+        if (r < 0)
+            message(m, err.text);
+    }
+    disk_list_close(&m->list, tell_close, m);
+    return r < 0 || m->lost;
 }
 
 /* The child's exit code, if it ended before it was ready. */
@@ -219,7 +343,7 @@ static int serve_in_background(struct mount *m)
 
 static int run_mount(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(mount_free))) struct mount m = {.cli = cli};
+    __attribute__((cleanup(mount_free))) struct mount m = {.cli = cli, .list = DISK_LIST_INIT};
 
     if (get_options(&m, args) != 0)
         return 1;
