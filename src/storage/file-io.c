@@ -261,6 +261,13 @@ uint64_t dr_file_mtime(struct dr_file *f)
     return f->ops->mtime ? f->ops->mtime(f) : 0;
 }
 
+int dr_file_stamp(struct dr_file *f, bool settle, struct dr_file_stamp *stamp, struct dr_error *err)
+{
+    *stamp = (struct dr_file_stamp){.size = dr_file_size(f)};
+    int r = f->ops->stamp ? f->ops->stamp(f, settle, stamp) : 0;
+    return r < 0 ? dr_fail_errno(err, -r, "%s: its size and times cannot be read", f->path) : 0;
+}
+
 static int sum_data(struct dr_file *f, uint64_t *bytes, struct dr_error *err)
 {
     uint64_t size = dr_file_size(f), run;

@@ -11,12 +11,13 @@
 #include "storage/storage.h"
 
 struct mem_inode {
-    pthread_rwlock_t lock; /* size and pages */
+    pthread_rwlock_t lock; /* size, pages, changes */
     uint64_t size;
     struct page_tree pages;
     uint64_t number;
-    unsigned refs; /* name and open files; under the file system's lock */
-    bool device;   /* keeps its size, and tells of no holes; set before it is first opened */
+    uint64_t changes; /* how often it was changed: its time */
+    unsigned refs;    /* name and open files; under the file system's lock */
+    bool device;      /* keeps its size, and tells of no holes; set before it is first opened */
 };
 
 struct mem_name {
@@ -141,6 +142,7 @@ static int mem_pwritev(struct dr_file *f, struct iovec *iov, int n, uint64_t off
     if (inode->device && end > inode->size)
         return -ENOSPC;
     pthread_rwlock_wrlock(&inode->lock);
+    inode->changes++;
     for (int i = 0; i < n && !r; i++) {
         r = write_pages(inode, iov[i].iov_base, off, iov[i].iov_len);
         off += iov[i].iov_len;
@@ -177,6 +179,7 @@ static int mem_zero(struct dr_file *f, uint64_t off, uint64_t len, unsigned flag
     if (inode->device && off + len > inode->size)
         return -ENOSPC;
     pthread_rwlock_wrlock(&inode->lock);
+    inode->changes++;
     zero_pages(inode, off, off + len);
     grow_to(inode, off + len);
     pthread_rwlock_unlock(&inode->lock);
@@ -189,6 +192,7 @@ static int mem_truncate(struct dr_file *f, uint64_t size)
     if (inode->device)
         return size == inode->size ? 0 : -ENOTSUP;
     pthread_rwlock_wrlock(&inode->lock);
+    inode->changes++;
     if (size < inode->size)
         zero_pages(inode, size, dr_round_up(inode->size, PAGE_TREE_BYTES));
     inode->size = size;
@@ -201,6 +205,19 @@ static int mem_get_size(struct dr_file *f, uint64_t *size)
     struct mem_inode *inode = inode_of(f);
     pthread_rwlock_rdlock(&inode->lock);
     *size = inode->size;
+    pthread_rwlock_unlock(&inode->lock);
+    return 0;
+}
+
+static int mem_stamp(struct dr_file *f, bool settle, struct dr_file_stamp *stamp)
+{
+    struct mem_inode *inode = inode_of(f);
+    (void)settle;
+    pthread_rwlock_rdlock(&inode->lock);
+    *stamp = (struct dr_file_stamp){.size = inode->size,
+                                    .mtime = inode->changes,
+                                    .ctime = inode->changes,
+                                    .ino = inode->number};
     pthread_rwlock_unlock(&inode->lock);
     return 0;
 }
@@ -258,6 +275,7 @@ static const struct dr_file_ops mem_file_ops = {
     .truncate = mem_truncate,
     .flush = mem_flush,
     .get_size = mem_get_size,
+    .stamp = mem_stamp,
 };
 
 /* ------------------------------------------------------------------ names */

@@ -484,6 +484,43 @@ static uint64_t posix_mtime(struct dr_file *f)
     return (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
 }
 
+static uint64_t nanoseconds(const struct timespec *t)
+{
+    return (uint64_t)t->tv_sec * 1000000000u + (uint64_t)t->tv_nsec;
+}
+
+/* File times come from a clock that ticks every few milliseconds: a write in the same tick would
+ * leave the same time. A ctime far ahead was set by another clock: there is nothing to wait for. */
+static void wait_for_tick(uint64_t ctime)
+{
+    const uint64_t most = 1000000000;
+    const struct timespec pause = {.tv_nsec = 1000000};
+    struct timespec now;
+    while (clock_gettime(CLOCK_REALTIME_COARSE, &now) == 0 && nanoseconds(&now) <= ctime &&
+           ctime - nanoseconds(&now) < most)
+        nanosleep(&pause, NULL);
+}
+
+static int posix_stamp(struct dr_file *f, bool settle, struct dr_file_stamp *stamp)
+{
+    struct stat st;
+    POSIX_USE(use, posix_file(f));
+    if (use.fd < 0)
+        return use.fd;
+    /* fdatasync leaves out times. */
+    if (settle && !(f->flags & DR_FILE_NO_FLUSH) && fsync(use.fd))
+        return -errno;
+    if (fstat(use.fd, &st))
+        return -errno;
+    *stamp = (struct dr_file_stamp){.size = (uint64_t)st.st_size,
+                                    .mtime = nanoseconds(&st.st_mtim),
+                                    .ctime = nanoseconds(&st.st_ctim),
+                                    .ino = (uint64_t)st.st_ino};
+    if (settle)
+        wait_for_tick(stamp->ctime);
+    return 0;
+}
+
 static int posix_usage(struct dr_file *f, uint64_t *bytes)
 {
     struct stat st;
@@ -511,6 +548,7 @@ const struct dr_file_ops posix_file_ops = {
     .lock = posix_lock,
     .advise = posix_advise,
     .mtime = posix_mtime,
+    .stamp = posix_stamp,
     .usage = posix_usage,
     .reason = posix_reason,
 };

@@ -89,6 +89,13 @@ enum dr_file_zero_flag {
                                        way */
 };
 
+/* What tells one state of a file from another. Fields that the container does not know are 0. */
+struct dr_file_stamp {
+    uint64_t size;
+    uint64_t mtime, ctime; /* nanoseconds since 1970: of the bytes, of anything */
+    uint64_t ino;
+};
+
 struct dr_file_ops {
     const char *name;
     void (*close)(struct dr_file *f);
@@ -126,6 +133,8 @@ struct dr_file_ops {
     void (*advise)(struct dr_file *f, bool random);
     /* When the bytes were last changed, in nanoseconds since 1970; 0 = not known. Optional. */
     uint64_t (*mtime)(struct dr_file *f);
+    /* See dr_file_stamp. Optional: absent = only the size is known. */
+    int (*stamp)(struct dr_file *f, bool settle, struct dr_file_stamp *stamp);
     /* Bytes of space it takes, or -errno. Optional: absent = the data that extent tells of. */
     int (*usage)(struct dr_file *f, uint64_t *bytes);
     /* Why r, which an operation of f returned, means that the container could not be reached and
@@ -252,6 +261,11 @@ int dr_file_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uin
 void dr_file_advise(struct dr_file *f, bool random);
 /* When the bytes were last changed, in nanoseconds since 1970; 0 = not known. */
 uint64_t dr_file_mtime(struct dr_file *f);
+/* The file's stamp now. settle: nobody writes meanwhile, and the stamp must still be that of the
+ * file after a crash, and not any more after the next write of anybody: makes the file's times
+ * durable, and waits until the clock that they come from has ticked (milliseconds). */
+int dr_file_stamp(struct dr_file *f, bool settle, struct dr_file_stamp *stamp,
+                  struct dr_error *err);
 /* Bytes of space it takes where it is kept. */
 int dr_file_usage(struct dr_file *f, uint64_t *bytes, struct dr_error *err);
 /* Re-read the size from the container (another process may have grown it). */
