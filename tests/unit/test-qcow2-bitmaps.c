@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Bitmaps inside qcow2 images: what is noted in them, and what is not. */
 #include "faultfs.h"
+#include "core/marks.h"
 #include "test-qcow2-bitmaps.h"
 
 /* ------------------------------------------------------------------ what changes do */
@@ -273,12 +274,12 @@ static void where_marks_take_too_much_memory_more_counts_as_written(void **state
     create(*state, &geometries[0], 40 * MIB);
     struct dr_disk *disk = open_disk(*state);
     add(disk, "b", 512, false); /* a page of marks stands for 16 MiB */
-    size_t bound = qcow2_track_pages;
-    qcow2_track_pages = 1;
+    size_t bound = dr_marks_pages;
+    dr_marks_pages = 1;
     write_at(disk, 5 * 512, 512, 1);
     write_at(disk, 39 * MIB, 512, 1);
     ok(dr_close(disk, &err));
-    qcow2_track_pages = bound;
+    dr_marks_pages = bound;
     says(*state, "b 512 on 5+1 65536+16384;");
     check_clean(*state);
 }

@@ -4,110 +4,37 @@
  * Before the first change of an open, every enabled bitmap is marked as in use, durably. From then
  * on marks are kept in memory: one set for all bitmaps, as fine as the finest of them. When the
  * image is closed the marks go into each bitmap, become durable, and only then the bitmaps are no
- * longer in use. Who is killed in between leaves them in use: nobody relies on them any more.
- *
- * The marks are pages of 4 KiB that come when they are needed. When they take too much memory, or
- * there is none, all that a page stands for counts as written. */
+ * longer in use. A process that is killed in between leaves them in use: nobody relies on them any
+ * more. */
 #include "formats/qcow2/bitmap.h"
 
-#include <stdatomic.h>
-
 #include "base/cleanup.h"
-
-#define PAGE_BYTES 4096u
-#define PAGE_BITS  (PAGE_BYTES * 8)
-
-size_t qcow2_track_pages = 8192; /* 32 MiB */
+#include "core/marks.h"
 
 struct qcow2_track {
-    bool *ours;    /* of the directory's bitmaps: which of them we have marked */
-    uint32_t n;    /* in the directory */
-    unsigned bits; /* granularity of a mark */
-    size_t n_pages, n_used;
-    _Atomic(_Atomic uint8_t *) *pages;
-    pthread_mutex_t lock; /* pages come */
-    _Atomic bool all;     /* everything counts as written */
-    bool lost;            /* the bitmaps do not go with the disk any more */
-    bool doubtful;        /* a write of the flags failed: they may say that none is in use */
+    bool *ours; /* of the directory's bitmaps: which of them we have marked */
+    uint32_t n; /* in the directory */
+    struct dr_marks marks;
+    bool lost;     /* the bitmaps do not go with the disk any more */
+    bool doubtful; /* a write of the flags failed: they may say that none is in use */
 };
-
-static _Atomic uint8_t whole_page[1]; /* stands for one with all marks set */
 
 /* ------------------------------------------------------------------ marks */
 
 static void track_free(struct qcow2_track *t)
 {
-    for (size_t i = 0; t && t->pages && i < t->n_pages; i++)
-        if (atomic_load(&t->pages[i]) != whole_page)
-            free(atomic_load(&t->pages[i]));
     if (!t)
         return;
-    pthread_mutex_destroy(&t->lock);
-    free(t->pages);
+    dr_marks_free(&t->marks);
     free(t->ours);
     free(t);
-}
-
-static _Atomic uint8_t *get_page(struct qcow2_track *t, size_t i)
-{
-    _Atomic uint8_t *page = atomic_load_explicit(&t->pages[i], memory_order_acquire);
-    if (page)
-        return page;
-    DR_LOCK_SCOPE(&t->lock);
-    page = atomic_load_explicit(&t->pages[i], memory_order_acquire);
-    if (page)
-        return page;
-    page = t->n_used < qcow2_track_pages ? calloc(1, PAGE_BYTES) : NULL;
-    if (page)
-        t->n_used++;
-    else
-        page = whole_page;
-    atomic_store_explicit(&t->pages[i], page, memory_order_release);
-    return page;
-}
-
-static void mark_in_page(_Atomic uint8_t *page, uint64_t from, uint64_t to)
-{
-    for (uint64_t i = from; i < to; i = (i / 8 + 1) * 8) {
-        uint64_t last = dr_min(to, (i / 8 + 1) * 8);
-        unsigned mask = ((1u << (last - i)) - 1) << i % 8;
-        if ((atomic_load_explicit(&page[i / 8], memory_order_relaxed) & mask) != mask)
-            atomic_fetch_or_explicit(&page[i / 8], (uint8_t)mask, memory_order_relaxed);
-    }
 }
 
 void qcow2_changed(struct dr_image *image, uint64_t off, uint64_t len)
 {
     struct qcow2_track *t = qcow2_of(image)->track;
-    if (!t || !len || !t->pages)
-        return;
-    uint64_t first = off >> t->bits, end = ((off + len - 1) >> t->bits) + 1;
-    for (uint64_t i = first; i < end;) {
-        uint64_t n = i / PAGE_BITS, stop = dr_min(end, (n + 1) * PAGE_BITS);
-        if (n >= t->n_pages)
-            return;
-        _Atomic uint8_t *page = get_page(t, (size_t)n);
-        if (page != whole_page)
-            mark_in_page(page, i % PAGE_BITS, (stop - 1) % PAGE_BITS + 1);
-        i = stop;
-    }
-}
-
-/* Pages for marks on a disk of that size; those that there are stay. */
-static int make_pages(struct qcow2_track *t, uint64_t size)
-{
-    uint64_t n = dr_div_up(dr_div_up(size, UINT64_C(1) << t->bits), PAGE_BITS);
-    if (t->pages && n <= t->n_pages)
-        return 0;
-    _Atomic(_Atomic uint8_t *) *pages = calloc(n ? n : 1, sizeof(*pages));
-    if (!pages)
-        return -ENOMEM;
-    for (size_t i = 0; i < t->n_pages; i++)
-        atomic_store(&pages[i], atomic_load(&t->pages[i]));
-    free(t->pages);
-    t->pages = pages;
-    t->n_pages = (size_t)n;
-    return 0;
+    if (t)
+        dr_marks_set(&t->marks, off, len);
 }
 
 /* ------------------------------------------------------------------ flags of the directory */
@@ -233,10 +160,10 @@ static int take_bitmaps(struct dr_image *image, struct qcow2_track *t, struct qc
             continue;
         wanted[n++] = b;
         if (b->flags & QCOW2_BITMAP_AUTO)
-            t->bits = (unsigned)dr_min(t->bits, b->granularity_bits);
+            t->marks.bits = (unsigned)dr_min(t->marks.bits, b->granularity_bits);
     }
     int r = n ? check_wanted(image, dir, wanted, n, err) : 0;
-    if (r == 0 && n && !disabled && make_pages(t, image->size) < 0)
+    if (r == 0 && n && !disabled && dr_marks_cover(&t->marks, image->size) < 0)
         r = dr_fail_errno(err, ENOMEM, "%s", image->path);
     if (r < 0 || !n)
         return r;
@@ -258,9 +185,8 @@ static struct qcow2_track *track_new(uint32_t n)
     struct qcow2_track *t = calloc(1, sizeof(*t));
     if (!t)
         return NULL;
-    pthread_mutex_init(&t->lock, NULL);
+    dr_marks_init(&t->marks, QCOW2_BITMAP_MAX_BITS);
     t->n = n;
-    t->bits = QCOW2_BITMAP_MAX_BITS;
     t->ours = calloc(n ? n : 1, sizeof(*t->ours));
     if (t->ours)
         return t;
@@ -292,25 +218,10 @@ int qcow2_track_begin(struct dr_image *image, struct dr_error *err)
 
 /* ------------------------------------------------------------------ storing */
 
-static int store_page(const struct qcow2_track *t, size_t n, struct qcow2_bits *bits,
-                      struct dr_error *err)
+static int store_range(void *user, uint64_t off, uint64_t len)
 {
-    const _Atomic uint8_t *page = atomic_load(&t->pages[n]);
-    uint64_t first = n * (uint64_t)PAGE_BITS;
-    int r = 0;
-    if (page == whole_page)
-        return qcow2_bits_set(bits, first << t->bits, (uint64_t)PAGE_BITS << t->bits, err);
-    for (uint64_t i = 0, from; page && r == 0 && i < PAGE_BITS; i++) {
-        if (i % 8 == 0 && !page[i / 8]) {
-            i += 7;
-            continue;
-        }
-        for (from = i; i < PAGE_BITS && page[i / 8] >> i % 8 & 1; i++)
-            ;
-        if (i > from)
-            r = qcow2_bits_set(bits, (first + from) << t->bits, (i - from) << t->bits, err);
-    }
-    return r;
+    struct qcow2_bits *bits = user;
+    return qcow2_bits_set(bits, off, len, bits->err);
 }
 
 /* Only what the table gained is written: entries that led nowhere before, or elsewhere. */
@@ -336,10 +247,9 @@ static int store_one(struct dr_image *image, const struct qcow2_track *t,
 {
     struct qcow2_bits bits = {0};
     int r = qcow2_bits_open(&bits, image, b, true, err);
-    if (r == 0 && t->all)
-        r = qcow2_bits_set(&bits, 0, image->size, err);
-    for (size_t i = 0; r == 0 && !t->all && i < t->n_pages; i++)
-        r = store_page(t, i, &bits, err);
+    bits.err = err;
+    if (r == 0)
+        r = dr_marks_each(&t->marks, image->size, store_range, &bits);
     if (r == 0)
         r = qcow2_bits_store(&bits, err);
     if (r == 0)
@@ -467,7 +377,7 @@ int qcow2_track_resize(struct dr_image *image, struct dr_error *err)
     else
         qcow2_places_lose(image, &e.taken, NULL);
     qcow2_edit_end(&e);
-    if (r == 0 && t->pages && make_pages(t, image->size) < 0)
+    if (r == 0 && t->marks.pages && dr_marks_cover(&t->marks, image->size) < 0)
         r = dr_fail_errno(err, ENOMEM, "%s", image->path);
     t->lost |= r < 0;
     return r;
@@ -477,5 +387,5 @@ void qcow2_track_everything(struct dr_image *image)
 {
     struct qcow2_track *t = qcow2_of(image)->track;
     if (t)
-        t->all = true;
+        t->marks.all = true;
 }

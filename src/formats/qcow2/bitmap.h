@@ -171,9 +171,6 @@ int qcow2_edit_commit(struct qcow2_bitmap_edit *e, struct dr_error *err);
 
 /* ------------------------------------------------------------------ bitmap-track.c */
 
-/* The most pages of marks, of 4 KiB, that an image has in memory. Tests make it less. */
-extern size_t qcow2_track_pages;
-
 /* From now on what changes goes into the enabled bitmaps; they are marked as in use, durably. Does
  * nothing where there are none or that was done. -EIO, -ENOTSUP: one cannot be kept right. */
 int qcow2_track_begin(struct dr_image *image, struct dr_error *err);
@@ -192,6 +189,7 @@ void qcow2_track_everything(struct dr_image *image);
 
 /* ------------------------------------------------------------------ the callbacks */
 
+bool qcow2_bitmaps_inside(const struct dr_image *image);
 int qcow2_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user,
                       struct dr_error *err);
 int qcow2_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
