@@ -440,13 +440,15 @@ DR_API int dr_internal_snapshot_apply(const char *path, const char *snapshot,
 DR_API int dr_internal_snapshot_delete(const char *path, const char *snapshot,
                                        const struct dr_open_options *options, struct dr_error *err);
 
-/* ------------------------------------------------------------------ bitmaps inside an image
+/* ------------------------------------------------------------------ bitmaps
  *
- * Formats such as qcow2 keep bitmaps: each notes which parts of the disk were written to since some
- * moment, for incremental backups. Everything in this library that writes to a disk keeps the
- * enabled ones of its image right. While an image is open and was written to they are marked as in
- * use; a program that is killed then leaves them inconsistent, and nothing relies on them any more.
- * -ENOTSUP: images of this format, or of this version of it, have none. */
+ * Images have bitmaps, qcow2 ones inside, others in a file beside them: each notes which parts of
+ * the disk were written to since some moment, for incremental backups. Everything in this library
+ * that writes to a disk keeps the enabled ones of its image right. While an image is open and was
+ * written to they are marked as in use; a program that is killed then leaves them inconsistent, and
+ * nothing relies on them any more. The same goes for bitmaps beside an image that another program
+ * has written to, or that was put back from a copy. -ENOTSUP: the image has no place for any: it
+ * can only be read, or is a block device. -EBADMSG: the file beside it is damaged. */
 
 struct dr_bitmap {
     char *name;

@@ -384,12 +384,15 @@ static int collect(struct batch *batch, const struct dr_change *c, uint64_t off,
 }
 
 /* Tell those who want to know what the guest has changed: the disk's hooks and, for its bitmaps,
- * the driver. Under the lock of the units, also after a failure. */
+ * the driver and the file beside the image. Under the lock of the units, also after a failure. */
 static void note_change(const struct dr_change *c, uint64_t off, uint64_t len)
 {
     struct dr_image *image = c->chain->images[c->at];
-    if (image->fmt->changed && !c->keeps_view && !(image->flags & DR_OPEN_UNCHANGED))
+    bool other_view = !c->keeps_view && !(image->flags & DR_OPEN_UNCHANGED);
+    if (other_view && image->fmt->changed)
         image->fmt->changed(image, off, len);
+    if (other_view && image->noting)
+        dr_noting_changed(image, off, len);
     if (c->guest)
         dr_hooks_after(c->chain, off, len);
 }

@@ -34,6 +34,7 @@ struct dr_cache;   /* pages.c */
 struct dr_ranges;  /* inflight.c */
 struct dr_flusher; /* flush.c */
 struct dr_index;   /* index.c */
+struct dr_noting;  /* bitmaps.c */
 
 enum dr_need_kind {
     DR_NEED_NONE,
@@ -105,6 +106,9 @@ struct dr_image {
     _Atomic uint64_t decoded_at, decoded_end; /* coded bytes of the unit that was read last */
     pthread_mutex_t begin_lock;               /* one begin_write at a time */
     _Atomic unsigned begun;                   /* enum dr_begun */
+    struct dr_noting *noting; /* bitmaps beside the image are being kept (bitmaps.c); changes under
+                                 begin_lock, while nobody writes */
+    bool noting_begun;        /* they are, or there are none; under begin_lock */
 };
 
 /* A hook is told of every change that the guest makes to a disk. Both functions run under the lock
@@ -244,9 +248,23 @@ int dr_image_snapshot_apply(struct dr_image *image, const char *id, struct dr_er
 int dr_image_snapshot_delete(struct dr_image *image, const char *id, struct dr_error *err);
 int dr_image_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *user,
                            struct dr_error *err);
-/* The driver's bitmap_change, with every writer of the image kept out. Durable on return. */
+/* Bitmaps (bitmaps.c), wherever the image keeps them: inside by its driver, else in a file beside
+ * it. As the driver's callbacks of these names. -ENOTSUP: it has no place for any. -EBADMSG: the
+ * file beside it is damaged. change: every writer of the image is kept out; durable on return. */
+bool dr_image_bitmaps_inside(const struct dr_image *image);
+int dr_image_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user,
+                         struct dr_error *err);
+int dr_image_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
+                         struct dr_error *err);
 int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
                            struct dr_error *err);
+/* The bitmap, which may be inconsistent, has exactly these from now on, and is trusted again. The
+ * same conditions as for change. Interrupted, it is inconsistent or, inside an image, gone. */
+int dr_image_bitmap_rebuild(struct dr_image *image, const char *name, const struct dr_marks *ranges,
+                            struct dr_error *err);
+/* Remove the file of bitmaps beside an image whose files[0] is, or was, at path. Nothing happens
+ * where there is none. */
+int dr_bitmaps_unlink(struct dr_fs *fs, const char *path, struct dr_error *err);
 /* How many snapshots there are. */
 int dr_image_snapshot_count(struct dr_image *image, size_t *n, struct dr_error *err);
 /* The id, malloc'ed, of the first snapshot that `text` means: with ids_first one with that id, else

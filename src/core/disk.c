@@ -336,7 +336,14 @@ static int switch_size(struct dr_chain *chain, size_t at, uint64_t size, struct 
         r = own_last_unit(chain, at, err);
     if (r == 0)
         r = dr_chain_flush(chain, at, err);
-    return r < 0 ? r : image->fmt->resize(image, size, below, err);
+    if (r == 0)
+        r = dr_noting_check_size(image, size, err);
+    if (r < 0)
+        return r;
+    uint64_t old = image->size;
+    r = image->fmt->resize(image, size, below, err);
+    dr_noting_resized(image, old);
+    return r;
 }
 
 /* The size is switched. */

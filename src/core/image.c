@@ -6,6 +6,7 @@ static void image_free(struct dr_image *image)
 {
     if (image->fmt && image->fmt->close)
         image->fmt->close(image);
+    dr_noting_drop(image);
     for (unsigned i = 0; i < image->n_files; i++)
         dr_file_unref(image->files[i]);
     free(image->files);
@@ -450,6 +451,8 @@ int dr_image_settle(struct dr_image *image, struct dr_error *err)
         return r;
     if (atomic_load(&image->begun) && image->fmt->end_write)
         r = image->fmt->end_write(image, err);
+    if (r == 0)
+        r = dr_noting_end(image, err);
     atomic_store(&image->begun, r < 0 ? DR_END_DUE : 0); /* the marks may be gone, or not */
     return r;
 }
@@ -473,8 +476,11 @@ int dr_image_set_backing(struct dr_image *image, const struct dr_image *parent, 
     DR_LOCK_SCOPE(&image->begin_lock); /* begin_write edits what set_backing reads */
     if (flags & DR_TRY)
         return image->fmt->set_backing(image, parent, name, format, flags, err);
+    int r = image->writable ? dr_noting_begin(image, err) : 0;
+    if (r < 0)
+        return r;
     dr_flush_hold(image);
-    int r = image->fmt->set_backing(image, parent, name, format, flags, err);
+    r = image->fmt->set_backing(image, parent, name, format, flags, err);
     dr_flush_resume(image);
     return r;
 }
@@ -547,6 +553,7 @@ void dr_image_give_up(struct dr_image *image)
     if (!image->writable)
         return;
     image_set_frozen(image);
+    dr_noting_drop(image);
     downgrade_files(image, image->n_files);
 }
 
@@ -580,7 +587,9 @@ int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr
     DR_LOCK_SCOPE(&image->begin_lock);
     if ((atomic_load(&image->begun) & wanted) == wanted)
         return 0;
-    int r = image->fmt->begin_write ? image->fmt->begin_write(image, off, changes, err) : 0;
+    int r = dr_noting_begin(image, err);
+    if (r == 0 && image->fmt->begin_write)
+        r = image->fmt->begin_write(image, off, changes, err);
     if (r == 0)
         atomic_fetch_or(&image->begun, wanted);
     return r;

@@ -37,7 +37,9 @@ int dr_image_snapshot_create(struct dr_image *image, const char *name, struct dr
 
 int dr_image_snapshot_apply(struct dr_image *image, const char *id, struct dr_error *err)
 {
-    return change_alone(image, image->fmt->snapshot_apply, true, id, err);
+    int r = change_alone(image, image->fmt->snapshot_apply, true, id, err);
+    dr_noting_everything(image);
+    return r;
 }
 
 int dr_image_snapshot_delete(struct dr_image *image, const char *id, struct dr_error *err)
@@ -62,31 +64,6 @@ int dr_image_snapshot_count(struct dr_image *image, size_t *n, struct dr_error *
 {
     *n = 0;
     return dr_image_snapshot_list(image, count_one, n, err);
-}
-
-/* ------------------------------------------------------------------ bitmaps */
-
-int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
-                           struct dr_error *err)
-{
-    struct dr_range range;
-    if (!image->fmt->bitmap_change)
-        return dr_fail(err, ENOTSUP, "Can't store persistent bitmaps to %s: %s", image->path,
-                       strerror(ENOTSUP));
-    if (!image->writable)
-        return dr_fail(err, EROFS, "%s: is open for reading only", image->path);
-    int r = dr_image_begin(image, 0, false, err);
-    if (r < 0)
-        return r;
-    dr_range_lock(image->ranges, &range, 0, UINT64_MAX, true);
-    r = dr_image_flush_all(image, err);
-    if (r == 0)
-        r = image->fmt->bitmap_change(image, change, err);
-    if (r < 0) /* perhaps nothing is noted any more: the next change of the view begins anew */
-        atomic_fetch_and(&image->begun, ~(unsigned)DR_BEGUN_CHANGES);
-    int flushed = dr_image_flush_all(image, r < 0 ? NULL : err);
-    dr_range_unlock(image->ranges, &range);
-    return r < 0 ? r : flushed;
 }
 
 /* ------------------------------------------------------------------ all views together */

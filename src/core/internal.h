@@ -146,6 +146,29 @@ int dr_image_harden_name(struct dr_image *image, struct dr_file *file, struct dr
 int dr_image_map_locked(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
                         struct dr_error *err);
 
+/* ------------------------------------------------------------------ bitmaps.c: bitmaps beside an
+ * image */
+
+/* Pieces of each file that are compared; tests make it 0. */
+extern unsigned dr_noting_samples;
+
+/* Before the first write of an open: if there are bitmaps beside the image, mark them as in use,
+ * durably, and note changes from now on. begin_lock held. */
+int dr_noting_begin(struct dr_image *image, struct dr_error *err);
+/* All of the image is durable and nobody writes: store the bitmaps, then unmark them. After a
+ * failure they stay in use. */
+int dr_noting_end(struct dr_image *image, struct dr_error *err);
+/* Forget what was noted; what is on disk stays in use. */
+void dr_noting_drop(struct dr_image *image);
+/* As the driver's callback `changed`. */
+void dr_noting_changed(struct dr_image *image, uint64_t off, uint64_t len);
+/* All of the disk counts as changed. */
+void dr_noting_everything(struct dr_image *image);
+/* May the disk get that size? -EFBIG: a bitmap would be too large. */
+int dr_noting_check_size(struct dr_image *image, uint64_t size, struct dr_error *err);
+/* The disk had another size before. */
+void dr_noting_resized(struct dr_image *image, uint64_t old);
+
 /* ------------------------------------------------------------------ name.c */
 
 #define DR_CLEANUP_NAME __attribute__((cleanup(dr_name_clear)))

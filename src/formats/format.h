@@ -18,6 +18,7 @@
 #include "storage/storage.h"
 
 struct dr_image;
+struct dr_marks;
 struct dr_page;
 
 /* A result below 0 ends what calls it, with that result. */
@@ -212,6 +213,7 @@ struct dr_bitmap_info {
     uint64_t granularity; /* bytes of the disk that a bit stands for */
     bool enabled;         /* writes set its bits */
     bool inconsistent;    /* a writer was interrupted: nothing may rely on it */
+    const char *distrust; /* beside the image: why it is inconsistent; NULL = it is in use */
 };
 
 /* [off, off + len) of the disk was written to, as far as a bitmap tells. A result other than 0 ends
@@ -225,6 +227,7 @@ struct dr_bitmap_change {
     bool disabled;           /* ADD */
     struct dr_image *source; /* MERGE: what this bitmap of it has, too; may be the image itself */
     const char *source_name; /* ADD: the new one has that from the beginning, or NULL */
+    const struct dr_marks *ranges; /* ADD: the new one has these from the beginning, or NULL */
 };
 
 /* The name lives until it returns. A result other than 0 ends the list and becomes its result. */
@@ -430,7 +433,10 @@ struct dr_format {
     /* The image, which was just opened for reading, is what it was when the snapshot was made,
      * until it is closed. */
     int (*snapshot_show)(struct dr_image *image, const char *id, struct dr_error *err);
-    /* Bitmaps that the image keeps. Optional. -ENOTSUP: an image of this version has none. */
+    /* Bitmaps that the image keeps. Optional. An image that keeps none, because its format or this
+     * version of it has no room for them, has them in a file beside it (core/bitmaps.c). */
+    bool (*bitmaps_inside)(const struct dr_image *image);
+    /* -ENOTSUP: an image of this version has none. */
     int (*bitmap_list)(struct dr_image *image, dr_bitmap_each each, void *user,
                        struct dr_error *err);
     /* Show what the bitmap has: ascending, never two ranges that touch. */

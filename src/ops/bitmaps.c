@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Bitmaps inside an image, which its format keeps. They are changed while no request is past the
- * disk's gate. */
+/* Bitmaps of an image, inside it or in a file beside it. They are changed while no request is past
+ * the disk's gate. */
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
@@ -37,10 +37,7 @@ void dr_bitmaps_free(struct dr_bitmap *list, size_t n)
 
 static int list(struct dr_image *image, struct collect *c, struct dr_error *err)
 {
-    if (!image->fmt->bitmap_list)
-        return dr_fail(err, ENOTSUP, "%s: %s images have no bitmaps inside", image->path,
-                       image->fmt->name);
-    return image->fmt->bitmap_list(image, collect_one, c, err);
+    return dr_image_bitmap_list(image, collect_one, c, err);
 }
 
 int dr_disk_bitmaps(struct dr_disk *disk, struct dr_bitmap **bitmaps, size_t *n,
@@ -73,9 +70,7 @@ int dr_disk_bitmap_read(struct dr_disk *disk, const char *bitmap,
     DR_REQUIRE(each, err);
     struct dr_pass pass;
     struct dr_image *image = dr_disk_enter(disk, &pass)->images[0];
-    int r = image->fmt->bitmap_read ? image->fmt->bitmap_read(image, bitmap, each, user, err)
-                                    : dr_fail(err, ENOTSUP, "%s: %s images have no bitmaps inside",
-                                              image->path, image->fmt->name);
+    int r = dr_image_bitmap_read(image, bitmap, each, user, err);
     dr_disk_leave(disk, &pass);
     return r;
 }
@@ -275,8 +270,6 @@ int dr_ops_bitmaps_move(struct dr_image *from, struct dr_image *to, struct dr_jo
                         struct dr_error *err)
 {
     struct collect its = {0};
-    if (!from->fmt->bitmap_list)
-        return 0;
     int r = list_quietly(from, &its, err);
     if (r == 0 && its.n > 0) { /* those that note writes are complete only when it is settled */
         dr_bitmaps_free(its.all, its.n);

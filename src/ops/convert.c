@@ -343,6 +343,21 @@ static int check_space(struct convert *c, struct dr_error *err)
     return 0;
 }
 
+static bool bitmaps_inside(const struct convert *c)
+{
+    return !c->is_new || dr_image_bitmaps_inside(c->out->chain->images[0]);
+}
+
+/* Bitmaps beside an image go with its name and its files as they are at last. */
+static int copy_bitmaps_beside(struct convert *c, struct dr_error *err)
+{
+    int r = open_out(c, c->target, c->o->out_format, DR_OPEN_NO_BACKING, err);
+    if (r == 0)
+        r = dr_ops_bitmaps_copy(c->sources[0], c->out, c->job, err);
+    int closed = dr_ops_close(&c->out, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
 static int run(struct convert *c, const char *const *names, size_t n, struct dr_error *err)
 {
     int r = open_sources(c, names, n, err);
@@ -359,12 +374,15 @@ static int run(struct convert *c, const char *const *names, size_t n, struct dr_
     if (r == 0)
         r = c->backing ? copy_with_backing(c, err) : copy_plain(c, err);
     dr_lost_tell(&c->lost, c->job);
-    if (r == 0 && c->o->bitmaps)
+    bool inside = r == 0 && c->o->bitmaps && bitmaps_inside(c);
+    if (inside)
         r = dr_ops_bitmaps_copy(c->sources[0], c->out, c->job, err);
     if (r == 0)
         r = dr_ops_close(&c->out, err);
     if (r == 0 && c->is_new)
         r = dr_new_publish(&c->fresh, err);
+    if (r == 0 && c->o->bitmaps && !inside)
+        r = copy_bitmaps_beside(c, err);
     return r;
 }
 

@@ -102,6 +102,38 @@ static int put_snapshots(json_t *object, struct dr_image *image, struct dr_error
     return r;
 }
 
+static int describe_bitmap(void *user, const struct dr_bitmap_info *b)
+{
+    json_t *o = json_object(), *flags = json_array();
+    if (b->inconsistent && !b->distrust)
+        json_array_append_new(flags, json_string("in-use"));
+    if (b->enabled)
+        json_array_append_new(flags, json_string("auto"));
+    put(o, "flags", flags);
+    put_path(o, "name", b->name);
+    put(o, "granularity", number(b->granularity));
+    put_text(o, "untrusted", b->distrust);
+    return json_array_append_new(user, o) == 0 ? 0 : -ENOMEM;
+}
+
+/* Bitmaps beside the image; the driver tells of those inside. A damaged file of them is no reason
+ * to say nothing about the image. */
+static int put_bitmaps(json_t *object, struct dr_image *image, struct dr_error *err)
+{
+    CLEANUP_JSON json_t *all = json_array();
+    struct dr_error why = DR_ERROR_INIT;
+    if (dr_image_bitmaps_inside(image))
+        return 0;
+    int r = dr_image_bitmap_list(image, describe_bitmap, all, &why);
+    if (r == -EBADMSG)
+        put_text(object, "bitmaps-problem", why.text);
+    else if (r < 0 && r != -ENOTSUP)
+        return dr_fail(err, -r, "%s", why.text);
+    if (json_array_size(all) > 0)
+        put(object, "bitmaps", json_incref(all));
+    return 0;
+}
+
 static int describe(struct dr_image *image, const struct dr_open_options *options, json_t **out,
                     struct dr_error *err)
 {
@@ -113,6 +145,8 @@ static int describe(struct dr_image *image, const struct dr_open_options *option
         r = dr_ops_disk_size(image, &disk, err);
     if (r == 0)
         r = put_snapshots(o, image, err);
+    if (r == 0)
+        r = put_bitmaps(o, image, err);
     if (r < 0)
         return r;
     put_text(o, "backing-filename-format", image->backing_name ? image->backing_format : NULL);

@@ -268,8 +268,12 @@ int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
                   n->final, n->final);
     else if (r < 0)
         dr_new_remove_all(n->fs, n->dir, NULL);
-    else /* completing an earlier, half moved attempt now would mix two images */
+    else {
+        /* Completing an earlier, half moved attempt now would mix two images. */
         dr_new_drop_others(n, DR_NEW_HALF_MOVED);
+        /* Bitmaps of the image that gave way go with no other. */
+        dr_bitmaps_unlink(n->fs, n->final, NULL);
+    }
     dr_publish_end(&plan);
     forget(n);
     return r;

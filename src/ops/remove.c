@@ -69,6 +69,14 @@ static int unlink_file(struct dr_fs *fs, const struct dr_file *file, struct dr_e
     return r < 0 ? r : fs->ops->unlink(fs, real, err);
 }
 
+/* The bitmaps beside the image go first: without it nobody would know whose they were. */
+static int unlink_bitmaps(struct dr_fs *fs, const struct dr_file *file, struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL;
+    int r = fs->ops->realpath(fs, file->path, &real, err);
+    return r < 0 ? r : dr_bitmaps_unlink(fs, real, err);
+}
+
 int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
                         const struct dr_open_options *open,
                         int (*may)(void *user, struct dr_image *image, struct dr_error *err),
@@ -83,6 +91,8 @@ int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
         r = may(user, image, err);
     if (r == 0)
         r = refuse_children(image, open, err);
+    if (r == 0)
+        r = unlink_bitmaps(fs, image->files[0], err);
     for (unsigned i = r == 0 ? image->n_files : 0; r == 0 && i-- > 0;)
         r = unlink_file(fs, image->files[i], err);
     if (r == 0 && !(open->flags & DR_OPEN_NO_FLUSH))

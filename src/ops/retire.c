@@ -167,6 +167,8 @@ static int remove_metadata(const struct retire *rt, struct dr_error *err)
 {
     CLEANUP_FREE char *real = NULL;
     int r = real_name(rt, &real, err);
+    if (r == 0) /* its bitmaps are of an image that is no more */
+        r = dr_bitmaps_unlink(rt->fs, real, err);
     if (r == 0)
         r = rt->o->keep ? put_away(rt, real, err) : rt->fs->ops->unlink(rt->fs, real, err);
     if (r == 0 && !(rt->o->open.flags & DR_OPEN_NO_FLUSH))

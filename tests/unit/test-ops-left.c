@@ -262,6 +262,7 @@ static void a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused(void **state)
     const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
     struct dr_disk *disk;
     make_on(fs, "base", "raw", NULL, NULL);
+    ok(fs->ops->make_device(fs, "base", &err));
     make_on(fs, "top", "qcow2", "base", "raw");
     ok(dr_open_fs(fs, "top", &rw, &disk, &err));
     ok(dr_disk_bitmap_change(disk, "b", DR_BITMAP_ADD, NULL, &err));
@@ -269,6 +270,28 @@ static void a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused(void **state)
             "has 1 bitmap inside, which base cannot keep");
     ok(dr_disk_bitmap_change(disk, "b", DR_BITMAP_REMOVE, NULL, &err));
     ok(dr_disk_commit(disk, &(struct dr_commit_options){.pivot = true}, NULL, &err));
+    ok(dr_close(disk, &err));
+}
+
+static void a_pivot_takes_bitmaps_to_a_file_beside_a_raw_base(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_bitmap_options fine = {.granularity = 512};
+    const uint8_t sector[512] = {1};
+    uint64_t noted = 0;
+    struct dr_disk *disk;
+    make_on(fs, "base", "raw", NULL, NULL);
+    make_on(fs, "top", "qcow2", "base", "raw");
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "b", DR_BITMAP_ADD, &fine, &err));
+    ok(dr_pwrite(disk, sector, 1024, 512, 0, &err));
+    ok(dr_disk_commit(disk, &(struct dr_commit_options){.pivot = true}, NULL, &err));
+    ok(dr_pwrite(disk, sector, 4096, 512, 0, &err));
+    ok(dr_close(disk, &err));
+    ok(dr_open_fs(fs, "base", NULL, &disk, &err));
+    ok(dr_disk_bitmap_read(disk, "b", note, &noted, &err));
+    assert_int_equal(noted, 1024);
     ok(dr_close(disk, &err));
 }
 
@@ -281,6 +304,7 @@ int main(void)
         ops_test(an_image_that_somebody_needs_stays),
         cmocka_unit_test(an_overlay_that_a_pivot_emptied_does_not_hold_up_the_next_one),
         ops_test(an_overlay_that_was_written_to_since_holds_up_the_next_one),
+        ops_test(a_pivot_takes_bitmaps_to_a_file_beside_a_raw_base),
         ops_test(a_pivot_takes_the_bitmaps_of_the_active_image_along),
         cmocka_unit_test(a_pivot_that_is_killed_leaves_no_bitmap_without_its_bits),
         ops_test(a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused),

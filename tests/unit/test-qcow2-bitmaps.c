@@ -62,28 +62,6 @@ static void changes_of_a_disk_that_was_written_to_lose_no_marks(void **state)
     check_clean(*state);
 }
 
-static void disks_without_bitmaps_say_so(void **state)
-{
-    const struct geometry old = {PAIRS({"compat", "0.10"})};
-    struct dr_bitmap *list;
-    struct dr_disk *disk;
-    size_t n;
-    create(*state, &old, SIZE);
-    disk = open_disk(*state);
-    refused(dr_disk_bitmaps(disk, &list, &n, &err), ENOTSUP, "version 2");
-    refused(change(disk, "b", DR_BITMAP_ADD, NULL, &err), ENOTSUP, "qcow2 v2");
-    refused(dr_disk_bitmap_read(disk, "b", put_range, NULL, &err), ENOENT, "'b' not found");
-    ok(dr_close(disk, &err));
-    struct dr_create_options o = {.format = "raw", .size = SIZE, .has_size = true};
-    ok(dr_create_fs(*state, PATH, &o, &err));
-    struct dr_open_options raw = {.flags = DR_OPEN_RDWR, .format = "raw"};
-    ok(dr_open_fs(*state, PATH, &raw, &disk, &err));
-    refused(dr_disk_bitmaps(disk, &list, &n, &err), ENOTSUP, "raw images have no bitmaps");
-    refused(dr_disk_bitmap_read(disk, "b", put_range, NULL, &err), ENOTSUP, "no bitmaps");
-    refused(change(disk, "b", DR_BITMAP_ADD, NULL, &err), ENOTSUP, "Can't store");
-    ok(dr_close(disk, &err));
-}
-
 static void impossible_names_and_granularities_are_refused(void **state)
 {
     char longest[1024 + 1];
@@ -508,7 +486,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(changes_do_what_they_say),
         T(changes_of_a_disk_that_was_written_to_lose_no_marks),
-        T(disks_without_bitmaps_say_so),
         T(impossible_names_and_granularities_are_refused),
         T(arguments_that_are_missing_are_refused),
         T(a_reader_of_a_bitmap_may_stop),

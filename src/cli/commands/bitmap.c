@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Bitmaps inside an image: several changes of one bitmap in one call, in the order given. A failure
+/* Bitmaps of an image: several changes of one bitmap in one call, in the order given. A failure
  * ends it; what was done before stays done. */
 #include <errno.h>
 #include <string.h>
@@ -141,10 +141,12 @@ static const struct cli_option *const sets[] = {options, cli_opts_image, cli_opt
 const struct cli_command cli_cmd_bitmap = {
     .name = "bitmap",
     .operands = "FILE BITMAP",
-    .brief = "Change the bitmaps inside an image that note what is written",
-    .about = "Each of --add, --remove, --clear, --enable, --disable and --merge may be given\n"
-             "several times; they are done in this order, each as a whole or not at all. `info`\n"
-             "lists the bitmaps. Bitmaps are for incremental backups of qcow2 images.",
+    .brief = "Change the bitmaps of an image that note what is written",
+    .about =
+        "Each of --add, --remove, --clear, --enable, --disable and --merge may be given\n"
+        "several times; they are done in this order, each as a whole or not at all. `info`\n"
+        "lists the bitmaps. They are for incremental backups. qcow2 images have them inside, for\n"
+        "others they are in a file beside the image, FILE.drover-bitmaps.",
     .sets = sets,
     .roles = CLI_DROVER | CLI_QEMU_IMG,
     .run = run,

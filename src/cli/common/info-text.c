@@ -107,6 +107,11 @@ static void print_one(const json_t *info)
     print_backing(info);
     cli_print_snapshots(info);
     cli_print_format_specific(info);
+    if (json_array_size(json_object_get(info, "bitmaps")) > 0) {
+        printf("Bitmaps:\n");
+        print_nested(json_object_get(info, "bitmaps"), 1);
+    }
+    print_text("bitmaps", info, "bitmaps-problem");
 }
 
 void cli_print_info(const json_t *info)

@@ -3,6 +3,7 @@
 #include "formats/qcow2/bitmap.h"
 
 #include "base/cleanup.h"
+#include "core/marks.h"
 
 #define DEFAULT_MIN UINT64_C(4096) /* granularity when none is told: the cluster, within these */
 #define DEFAULT_MAX UINT64_C(65536)
@@ -37,8 +38,6 @@ static int check_source(struct qcow2_bitmap_edit *e, const struct dr_bitmap_chan
                         struct dr_error *err)
 {
     uint64_t size = qcow2_of(e->image)->h.size, theirs = c->source->size;
-    if (!c->source->fmt->bitmap_read)
-        return not_found(c->source_name, err);
     if (theirs == size)
         return 0;
     return dr_fail(err, EINVAL,
@@ -51,13 +50,14 @@ static int merge(struct qcow2_bitmap_edit *e, struct qcow2_bitmap_draft *d,
                  const struct dr_bitmap_change *c, struct dr_error *err)
 {
     struct qcow2_bits bits = {0};
-    int r = check_source(e, c, err);
+    int r = c->ranges ? 0 : check_source(e, c, err);
     if (r == 0)
         r = d->b.table_at ? qcow2_bits_open(&bits, e->image, &d->b, false, err)
                           : qcow2_bits_open_new(&bits, e->image, &d->b, d->entries, err);
     if (r == 0) {
         bits.err = err;
-        r = c->source->fmt->bitmap_read(c->source, c->source_name, set_dirty, &bits, err);
+        r = c->ranges ? dr_marks_each(c->ranges, e->image->size, set_dirty, &bits)
+                      : dr_image_bitmap_read(c->source, c->source_name, set_dirty, &bits, err);
     }
     if (r == 0)
         r = qcow2_bits_store(&bits, err);
@@ -133,7 +133,7 @@ static int add(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c, st
         return dr_fail_errno(err, ENOMEM, "%s", e->image->path);
     qcow2_draft_flags(d, c->disabled ? 0 : QCOW2_BITMAP_AUTO);
     r = clear(e, d, err);
-    return r < 0 || !c->source_name ? r : merge(e, d, c, err);
+    return r < 0 || !(c->source_name || c->ranges) ? r : merge(e, d, c, err);
 }
 
 /* ------------------------------------------------------------------ one of them */

@@ -153,6 +153,11 @@ struct qcow2_bitmap *qcow2_bitmaps_find(const struct qcow2_bitmaps *t, const cha
     return NULL;
 }
 
+bool qcow2_bitmaps_inside(const struct dr_image *image)
+{
+    return qcow2_of(image)->h.version >= 3;
+}
+
 int qcow2_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user, struct dr_error *err)
 {
     CLEANUP_BITMAPS struct qcow2_bitmaps t = {0};
@@ -194,15 +199,17 @@ static int measure_one(void *user, const struct dr_bitmap_info *info)
 int qcow2_measure_bitmaps(struct dr_image *image, uint64_t cluster, struct dr_cost *cost,
                           struct dr_error *err)
 {
-    if (!image || !image->fmt->bitmap_list)
+    if (!image)
         return 0;
     struct measured m = {.size = image->size, .cluster = cluster};
     struct dr_error why = DR_ERROR_INIT;
-    int r = image->fmt->bitmap_list(image, measure_one, &m, &why);
+    int r = dr_image_bitmap_list(image, measure_one, &m, &why);
     if (r == -ENOTSUP)
         return 0;
     if (r < 0)
         return dr_fail(err, -r, "%s", why.text);
+    if (!m.bits && !image->fmt->bitmap_list)
+        return 0;
     cost->has_bitmaps = true;
     cost->bitmaps = m.bits + dr_round_up(m.names, cluster);
     return 0;

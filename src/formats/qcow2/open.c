@@ -342,6 +342,7 @@ const struct dr_format dr_format_qcow2 = {
     .snapshot_delete = qcow2_snapshot_delete,
     .snapshot_list = qcow2_snapshot_list,
     .snapshot_show = qcow2_snapshot_show,
+    .bitmaps_inside = qcow2_bitmaps_inside,
     .bitmap_list = qcow2_bitmap_list,
     .bitmap_read = qcow2_bitmap_read,
     .bitmap_change = qcow2_bitmap_change,
