@@ -483,6 +483,13 @@ DR_API int dr_disk_bitmap_change(struct dr_disk *disk, const char *bitmap,
                                  enum dr_bitmap_action action,
                                  const struct dr_bitmap_options *options, struct dr_error *err);
 
+/* Make a bitmap right that is inconsistent: what it has from then on is where the disk differs from
+ * `against`, a backup of it, or a little more; it is trusted again. Compares both, as dr_compare()
+ * does; other threads' requests wait meanwhile. Interrupted, it is as inconsistent as before; or,
+ * inside an image, gone. Writes nothing else. */
+DR_API int dr_disk_bitmap_rebuild(struct dr_disk *disk, const char *bitmap, struct dr_disk *against,
+                                  struct dr_job *job, struct dr_error *err);
+
 /* ------------------------------------------------------------------ the family */
 
 struct dr_tree_node {

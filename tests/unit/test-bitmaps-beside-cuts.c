@@ -4,6 +4,7 @@
  * bitmap that lacks a change from being trusted. */
 #include "faultfs.h"
 #include "powerfs.h"
+#include "slower.h"
 #include "test-bitmaps-beside.h"
 
 static int no_samples(void **state)
@@ -238,6 +239,7 @@ static void a_cut_leaves_bitmaps_that_miss_nothing_or_that_nobody_trusts(void **
 static void a_mark_that_is_not_durable_before_the_first_write_is_found_by_these_tests(void **state)
 {
     (void)state;
+    ONLY_IN_A_PLAIN_BUILD();
     struct powerfs *power = powerfs_new();
     struct dr_fs *fs = powerfs_fs(power);
     CLEANUP_FREE uint8_t *was = make_covered(fs, &kinds[0]);

@@ -346,6 +346,127 @@ static void a_rebuilt_bitmap_has_exactly_the_ranges_and_is_trusted(void **state)
     dr_fs_memory_free(fs);
 }
 
+static void rebuilds(struct dr_fs *fs)
+{
+    const char *source = PATH;
+    const struct dr_convert_options raw = {.out_format = "raw"};
+    const struct dr_open_options read = {.format = "raw"};
+    struct dr_disk *disk = open_disk(fs), *backup;
+    write_at(disk, 0, 256 * KIB, 1);
+    ok(dr_close(disk, &err));
+    ok(dr_convert_fs(fs, &source, 1, "/dir/backup", &raw, NULL, &err));
+    disk = open_disk(fs);
+    add(disk, "b", 512, false);
+    write_at(disk, 512, 512, 2);
+    ok(dr_zero(disk, 64 * KIB, 64 * KIB, 0, &err));
+    write_at(disk, SIZE - 512, 512, 3);
+    write_at(disk, 200 * KIB, 512, 1); /* it had these bytes before */
+    dr_image_give_up(disk->chain->images[0]);
+    ok(dr_close(disk, &err));
+    says(fs, "b 512 on inconsistent;");
+    disk = open_disk(fs);
+    write_at(disk, 512, 512, 2); /* perhaps it was lost */
+    ok(dr_zero(disk, 64 * KIB, 64 * KIB, 0, &err));
+    write_at(disk, SIZE - 512, 512, 3);
+    ok(dr_open_fs(fs, "/dir/backup", &read, &backup, &err));
+    refused(dr_disk_bitmap_rebuild(disk, "x", backup, NULL, &err), ENOENT, "not found");
+    ok(dr_disk_bitmap_rebuild(disk, "b", backup, NULL, &err));
+    ok(dr_close(backup, &err));
+    write_at(disk, 10 * 512, 512, 4);
+    ok(dr_close(disk, &err));
+    says(fs, "b 512 on 1+1 10+1 128+128 2055+1;");
+}
+
+static void a_bitmap_rebuilt_against_a_backup_has_what_differs_and_goes_on(void **state)
+{
+    (void)state;
+    each_kind(rebuilds);
+    struct dr_fs *fs = dr_fs_memory_new(); /* inside an image it is the same */
+    const struct kind inside = {.format = "qcow2"};
+    create(fs, &inside);
+    rebuilds(fs);
+    dr_fs_memory_free(fs);
+}
+
+/* ------------------------------------------------------------------ many writers */
+
+enum { WRITERS = 4, ROUNDS = 60 };
+
+struct writer {
+    struct dr_disk *disk;
+    unsigned seed;
+};
+
+static void *write_anywhere(void *user)
+{
+    struct writer *w = user;
+    uint8_t sector[512];
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        w->seed = w->seed * 1103515245u + 12345u;
+        uint64_t off = (uint64_t)(w->seed >> 8) % (SIZE / 512) * 512;
+        memset(sector, (int)(w->seed >> 3), sizeof(sector));
+        if (i % 4 == 0)
+            dr_zero(w->disk, off, 512, DR_MAY_UNMAP, NULL);
+        else
+            dr_pwrite(w->disk, sector, off, sizeof(sector), 0, NULL);
+    }
+    return NULL;
+}
+
+struct missing {
+    const uint8_t *was, *is;
+    uint64_t next;
+};
+
+static int check_between(void *user, uint64_t off, uint64_t len)
+{
+    struct missing *m = user;
+    assert_memory_equal(m->was + m->next, m->is + m->next, off - m->next);
+    m->next = off + len;
+    return 0;
+}
+
+static void written_by_many(struct dr_fs *fs)
+{
+    static const uint64_t granularities[] = {512, 4 * KIB, 64 * KIB, 2 * MIB};
+    struct dr_disk *disk = open_disk(fs);
+    pthread_t threads[WRITERS];
+    struct writer writers[WRITERS];
+    uint64_t size;
+    for (size_t i = 0; i < 4; i++)
+        add(disk, (const char *[]){"a", "b", "c", "d"}[i], granularities[i], false);
+    ok(dr_close(disk, &err));
+    CLEANUP_FREE uint8_t *was = read_all(fs, &size);
+    disk = open_disk(fs);
+    for (unsigned i = 0; i < WRITERS; i++) {
+        writers[i] = (struct writer){disk, i * 7919 + 1};
+        assert_int_equal(pthread_create(&threads[i], NULL, write_anywhere, &writers[i]), 0);
+    }
+    for (unsigned i = 0; i < 4; i++) /* while they write */
+        ok(change(disk, "d", DR_BITMAP_MERGE, "a", &err));
+    for (unsigned i = 0; i < WRITERS; i++)
+        pthread_join(threads[i], NULL);
+    ok(dr_close(disk, &err));
+    CLEANUP_FREE uint8_t *is = read_all(fs, &size);
+    assert_memory_not_equal(was, is, size);
+    ok(try_open(fs, 0, &disk, &err));
+    for (size_t i = 0; i < 4; i++) {
+        struct missing m = {was, is, 0};
+        ok(dr_disk_bitmap_read(disk, (const char *[]){"a", "b", "c", "d"}[i], check_between, &m,
+                               &err));
+        check_between(&m, size, 0);
+    }
+    ok(dr_close(disk, &err));
+}
+
+static void bitmaps_of_every_granularity_have_all_that_many_threads_change(void **state)
+{
+    (void)state;
+    each_kind(written_by_many);
+}
+
+/* ------------------------------------------------------------------ damage */
+
 static uint8_t *content(struct dr_fs *fs, size_t *len)
 {
     struct dr_file *f;
@@ -427,6 +548,8 @@ int main(void)
         cmocka_unit_test(convert_copies_bitmaps_to_a_file_beside_the_target_and_back),
         cmocka_unit_test(an_interrupted_writer_leaves_bitmaps_that_nobody_trusts),
         cmocka_unit_test(a_rebuilt_bitmap_has_exactly_the_ranges_and_is_trusted),
+        cmocka_unit_test(a_bitmap_rebuilt_against_a_backup_has_what_differs_and_goes_on),
+        cmocka_unit_test(bitmaps_of_every_granularity_have_all_that_many_threads_change),
         cmocka_unit_test(a_damaged_byte_never_makes_another_bitmap_that_is_trusted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

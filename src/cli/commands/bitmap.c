@@ -15,10 +15,13 @@ static const struct cli_option options[] = {
     {KEY_ENABLE, "enable", NULL, "from now on writes are noted in BITMAP", false},
     {KEY_DISABLE, "disable", NULL, "from now on writes are not noted in BITMAP", false},
     {KEY_MERGE, "merge", "SOURCE", "set in BITMAP, too, what is set in SOURCE", false},
+    {KEY_REBUILD, "rebuild", NULL, "set in BITMAP what differs from a backup, and trust it again",
+     false},
+    {KEY_AGAINST, "against", "BACKUP", "--rebuild: the backup that BITMAP begins at", false},
     {'g', "granularity", "SIZE", "--add: bytes that a bit stands for, a power of 2 from 512 to 2G",
      false},
     {'b', "source-file", "FILE", "--merge: SOURCE is a bitmap of this image", false},
-    {'F', "source-format", "FMT", "format of that image", false},
+    {'F', "source-format", "FMT", "format of that image, or of the backup", false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -51,13 +54,17 @@ static int check_use(const struct cli *cli, const struct cli_args *args)
 
     for (size_t i = 0; i < args->n_hits; i++)
         any |= find_action(args->hits[i].key) != NULL;
-    if (!any)
+    if (any && cli_has(args, KEY_REBUILD))
+        wrong = "--rebuild cannot go with other actions";
+    else if (cli_has(args, KEY_REBUILD) != cli_has(args, KEY_AGAINST))
+        wrong = "--rebuild needs --against BACKUP, and --against goes with --rebuild only";
+    else if (!any && !cli_has(args, KEY_REBUILD))
         wrong = "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge";
     else if (args->n_operands != 2)
         wrong = "Expecting filename and bitmap name";
     else if (cli_has(args, 'g') && !cli_has(args, KEY_ADD))
         wrong = "granularity only supported with --add";
-    else if (cli_has(args, 'F') && !cli_has(args, 'b'))
+    else if (cli_has(args, 'F') && !cli_has(args, 'b') && !cli_has(args, KEY_AGAINST))
         wrong = "-F only supported with -b";
     else if (cli_has(args, 'b') && !cli_has(args, KEY_MERGE))
         wrong = "Merge bitmap source file only supported with --merge";
@@ -96,6 +103,18 @@ static int change(const struct cli *cli, const struct cli_args *args, struct dr_
     return 0;
 }
 
+struct rebuild {
+    struct dr_disk *disk, *against;
+    const char *bitmap;
+};
+
+static int rebuild(void *user, struct dr_job *job, struct dr_error *err)
+{
+    const struct rebuild *rb = user;
+
+    return dr_disk_bitmap_rebuild(rb->disk, rb->bitmap, rb->against, job, err);
+}
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image image = {0}, source_image = {0};
@@ -104,6 +123,9 @@ static int run(const struct cli *cli, const struct cli_args *args)
     struct dr_error err = DR_ERROR_INIT;
     uint64_t granularity = 0;
     int wrong = check_use(cli, args);
+    bool rebuilds = cli_has(args, KEY_REBUILD);
+    const char *other = cli_value(args, rebuilds ? KEY_AGAINST : 'b');
+    unsigned alone = rebuilds ? 0 : DR_OPEN_NO_BACKING; /* what is compared has parents */
 
     if (wrong)
         return wrong;
@@ -113,21 +135,22 @@ static int run(const struct cli *cli, const struct cli_args *args)
     const struct cli_image_spec spec = {.name = args->operands[0],
                                         .format_key = 'f',
                                         .no_data = true,
-                                        .flags = DR_OPEN_RDWR | DR_OPEN_NO_BACKING};
-    const struct cli_image_spec source_spec = {.name = cli_value(args, 'b'),
-                                               .format_key = 'F',
-                                               .no_image_opts = true,
-                                               .no_data = true,
-                                               .flags = DR_OPEN_NO_BACKING};
+                                        .flags = DR_OPEN_RDWR | alone};
+    const struct cli_image_spec source_spec = {
+        .name = other, .format_key = 'F', .no_image_opts = true, .no_data = true, .flags = alone};
     if (cli_image_get(cli, args, &spec, &image) != 0)
         return 1;
-    if (cli_has(args, 'b') && cli_image_get(cli, args, &source_spec, &source_image) != 0)
+    if (other && cli_image_get(cli, args, &source_spec, &source_image) != 0)
         return 1;
-    cli_catch_signals(); /* each change is finished once it has begun */
+    if (!rebuilds)
+        cli_catch_signals(); /* each change is finished once it has begun */
     if (cli_image_open(cli, &image, &disk) < 0)
         return 1;
-    int code = cli_has(args, 'b') && cli_image_open(cli, &source_image, &source) < 0;
-    if (code == 0)
+    int code = other && cli_image_open(cli, &source_image, &source) < 0;
+    struct rebuild rb = {disk, source, args->operands[1]};
+    if (code == 0 && rebuilds)
+        code = cli_job_run(cli, args, rebuild, &rb);
+    else if (code == 0)
         code = change(cli, args, disk, source, granularity);
     if (dr_close(disk, &err) < 0 && code == 0) {
         cli_fail(cli, &err);

@@ -57,6 +57,7 @@ enum cli_key { /* options without a letter */
                KEY_ENABLE,
                KEY_DISABLE,
                KEY_MERGE,
+               KEY_REBUILD,
                KEY_REFUSE_SNAPSHOTS,
                KEY_FOREGROUND,
                KEY_ALLOW_OTHER,
