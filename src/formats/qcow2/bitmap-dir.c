@@ -208,7 +208,7 @@ int qcow2_measure_bitmaps(struct dr_image *image, uint64_t cluster, struct dr_co
         return 0;
     if (r < 0)
         return dr_fail(err, -r, "%s", why.text);
-    if (!m.bits && !image->fmt->bitmap_list)
+    if (!m.bits && !dr_image_bitmaps_inside(image))
         return 0;
     cost->has_bitmaps = true;
     cost->bitmaps = m.bits + dr_round_up(m.names, cluster);
