@@ -615,6 +615,7 @@ static int change_at_rest(struct dr_image *image, struct edit *e, struct dr_erro
     e->b = &b;
     if (r == 0 || r == -ENOENT)
         r = edit_run(e, false, err);
+    e->b = NULL;
     dr_bitmap_file_free(&b);
     return r;
 }
