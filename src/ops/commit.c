@@ -444,7 +444,8 @@ static int commit(struct dr_disk *disk, const struct dr_commit_options *options,
     if (r < 0)
         return r;
     struct dr_ops_left left = {0};
-    if (options->remove)
+    r = dr_ops_freeze_parents(disk, job, err);
+    if (r == 0 && options->remove)
         r = dr_ops_left_begin(&left, disk, err);
     if (r == 0)
         r = commit_between(&c, err);

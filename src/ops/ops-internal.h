@@ -51,6 +51,13 @@ int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_optio
                   bool dry_run, void (*report)(void *user, const char *line), void *user,
                   unsigned *found, struct dr_error *err);
 
+/* ------------------------------------------------------------------ snapshot-switch.c */
+
+/* Freeze the images below the active one that a snapshot could not freeze. Whoever changes the
+ * chain of an open disk begins with it, once the disk is claimed: a failure is one that the disk's
+ * flushes have, too. job may be NULL. */
+int dr_ops_freeze_parents(struct dr_disk *disk, struct dr_job *job, struct dr_error *err);
+
 /* ------------------------------------------------------------------ remove.c */
 
 /* Names of the images beside the open image that have it as their parent, with commas between;

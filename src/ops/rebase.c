@@ -428,7 +428,10 @@ int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options,
     int r = dr_disk_claim(disk, "rebase", err);
     if (r < 0)
         return r;
-    r = rebase_claimed(&rb, err);
+    if (!options->dry_run)
+        r = dr_ops_freeze_parents(disk, job, err);
+    if (r == 0)
+        r = rebase_claimed(&rb, err);
     dr_disk_unclaim(disk);
     return r;
 }

@@ -13,7 +13,8 @@
  * After the switch nobody writes to the old top, but it still holds in memory what the guest was
  * told is written. Until it is frozen it is writable, so each flush of the disk flushes it too, and
  * before the child (dr_chain_flush); and the ownership index leaves it out. Where it cannot be made
- * durable, the guest's flushes fail as they would have without a snapshot. */
+ * durable, the guest's flushes fail as they would have without a snapshot, and no snapshot, commit,
+ * stream or rebase begins before it can: those may leave out flushes of images below the top. */
 #include "base/cleanup.h"
 #include "ops/snapshot.h"
 
@@ -110,29 +111,42 @@ static int renewed_step(void *user, struct dr_chain *present, struct dr_chain **
     return 0;
 }
 
-/* A chain of the same images, which knows the old top as frozen. Without memory look-ups ask layer
- * by layer. */
-static void renew_chain(const struct snapshot *s, struct dr_job *job)
+/* A chain of the same images, which knows those that were frozen as frozen. Without memory look-ups
+ * ask layer by layer. */
+static void renew_chain(struct dr_disk *disk, struct dr_chain *chain, struct dr_job *job)
 {
-    struct dr_chain *renewed = dr_chain_tail(s->next, 0);
+    struct dr_chain *renewed = dr_chain_tail(chain, 0);
     uint64_t pause = 0;
     if (renewed)
-        dr_disk_exchange(s->disk, renewed_step, &renewed, &pause, NULL);
+        dr_disk_exchange(disk, renewed_step, &renewed, &pause, NULL);
     dr_job_held(job, pause);
+}
+
+int dr_ops_freeze_parents(struct dr_disk *disk, struct dr_job *job, struct dr_error *err)
+{
+    struct dr_chain *chain = dr_disk_chain(disk);
+    bool any = false;
+    int r = 0;
+    for (size_t i = chain->n; r == 0 && i-- > 1;)
+        if (chain->images[i]->writable) {
+            r = dr_image_freeze(chain->images[i], err);
+            any |= r == 0;
+        }
+    if (any)
+        renew_chain(disk, chain, job);
+    dr_chain_unref(chain, NULL);
+    return r;
 }
 
 static int freeze_old(const struct snapshot *s, struct dr_job *job, struct dr_error *err)
 {
-    struct dr_image *top = s->chain->images[0];
     struct dr_error why = DR_ERROR_INIT;
-    int r = dr_image_freeze(top, &why);
-    if (r < 0)
-        return dr_fail(err, -r,
-                       "%s: the disk goes on with %s, but what was written before may not be safe: "
-                       "%s",
-                       top->path, s->where, why.text);
-    renew_chain(s, job);
-    return 0;
+    int r = dr_ops_freeze_parents(s->disk, job, &why);
+    return r == 0 ? 0
+                  : dr_fail(err, -r,
+                            "%s: the disk goes on with %s, but what was written before may not be "
+                            "safe: %s",
+                            s->chain->images[0]->path, s->where, why.text);
 }
 
 /* ------------------------------------------------------------------ a failure before the switch */

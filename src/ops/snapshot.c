@@ -239,8 +239,10 @@ static int snapshots_claimed(struct snapshot_set *set, bool live, struct dr_erro
 {
     int r = 0;
     for (size_t i = 0; r == 0 && i < set->n; i++) {
+        r = live ? dr_ops_freeze_parents(set->all[i].disk, set->job, err) : 0;
         set->all[i].chain = dr_disk_chain(set->all[i].disk);
-        r = prepare(&set->all[i], live, err);
+        if (r == 0)
+            r = prepare(&set->all[i], live, err);
     }
     if (r == 0)
         r = live ? snapshot_switch(set, err) : dr_new_publish(&set->all[0].fresh, err);

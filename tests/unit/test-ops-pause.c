@@ -400,6 +400,68 @@ static void a_guest_whose_old_image_is_lost_is_told_by_its_flush(void **state)
     faultfs_free(f);
 }
 
+/* The metadata of the old image finds no space. */
+static int fill_old_image(void *user, const struct faultfs_io *io)
+{
+    struct dr_disk *disk = user;
+    struct dr_chain *chain = disk->chain;
+    return io->kind == FAULTFS_WRITE && chain->n == 2 && strcmp(io->path, "a") == 0 ? -ENOSPC : 0;
+}
+
+/* A disk that goes on with a-child over a, which could not be frozen. */
+static struct dr_disk *leave_unfrozen(struct faultfs *f, faultfs_observer fault, int code)
+{
+    struct dr_overlay o = {.path = "a-child"};
+    const struct dr_job_options how = {.record = write_more};
+    struct dr_job *job;
+    make_disk(faultfs_fs(f), "a", "qcow2");
+    ok(dr_open_fs(faultfs_fs(f), "a", &rw, &o.disk, &err));
+    write_bytes(o.disk, BEFORE, 0x11);
+    faultfs_observe(f, fault, o.disk);
+    ok(dr_job_new(NULL, &how, &job, &err));
+    refused(dr_disks_snapshot(&o, 1, job, &err), code, "a: the disk goes on with a-child, but");
+    dr_job_free(job);
+    faultfs_observe(f, NULL, NULL);
+    free(o.active);
+    assert_int_equal(dr_chain_length(o.disk), 2);
+    assert_true(o.disk->chain->images[1]->writable);
+    return o.disk;
+}
+
+/* A commit does not have the guest's flushes reach its base: that must not hide that it is lost. */
+static void what_is_lost_with_the_old_image_is_told_whatever_is_tried(void **state)
+{
+    struct faultfs *f = faultfs_new(*state);
+    const struct dr_commit_options pivot = {.pivot = true};
+    const struct dr_rebase_options lower = {.backing = "", .image = "a"};
+    struct dr_disk *disk = leave_unfrozen(f, fail_old_image, EIO);
+    refused(dr_disk_commit(disk, &pivot, NULL, &err), EIO, "a: ");
+    refused(dr_flush(disk, &err), EIO, "a: a flush failed");
+    refused(dr_disk_rebase(disk, &lower, NULL, &err), EIO, "a: ");
+    refused(dr_flush(disk, &err), EIO, "a: a flush failed");
+    refused(dr_disk_snapshot(disk, "a-second", NULL, NULL, NULL, &err), EIO, "a: a flush failed");
+    refused(dr_flush(disk, &err), EIO, "a: a flush failed");
+    assert_int_equal(dr_chain_length(disk), 2);
+    assert_int_equal(count_files(*state), 2);
+    assert_true(dr_close(disk, NULL) < 0);
+    faultfs_free(f);
+}
+
+static void an_old_image_that_had_no_space_is_frozen_by_the_next_snapshot(void **state)
+{
+    struct faultfs *f = faultfs_new(*state);
+    char *active;
+    struct dr_disk *disk = leave_unfrozen(f, fill_old_image, ENOSPC);
+    ok(dr_disk_snapshot(disk, "a-second", NULL, &active, NULL, &err));
+    assert_int_equal(dr_chain_length(disk), 3);
+    assert_false(disk->chain->images[1]->writable);
+    assert_false(disk->chain->images[2]->writable);
+    expect_bytes(disk, BETWEEN, 0x22);
+    ok(dr_close(disk, &err));
+    free(active);
+    faultfs_free(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -410,6 +472,8 @@ int main(void)
         ops_test(a_failure_after_the_record_takes_it_back),
         ops_test(a_child_stays_while_it_is_recorded),
         ops_test(a_guest_whose_old_image_is_lost_is_told_by_its_flush),
+        ops_test(what_is_lost_with_the_old_image_is_told_whatever_is_tried),
+        ops_test(an_old_image_that_had_no_space_is_frozen_by_the_next_snapshot),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
