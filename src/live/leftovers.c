@@ -222,19 +222,32 @@ json_t *live_images_json(const struct live_images *images)
     return list;
 }
 
-int live_images_parse(const json_t *list, struct live_images *images, struct dr_error *err)
+static int parse_image(const json_t *object, const char *key, struct live_images *images,
+                       struct dr_error *err)
 {
-    json_t *one;
+    const char *path = json_string_value(json_object_get(object, key));
+    const char *name = json_string_value(json_object_get(object, "format"));
+    const struct dr_format *fmt = name ? dr_format_find(name) : NULL;
+    if (path && fmt && !add_image(images, path, fmt->name))
+        return dr_fail(err, ENOMEM, "out of memory for what leaves a chain");
+    return 0;
+}
+
+/* A state of a server that knew no lists has the only image that goes, if any, as the target. */
+int live_leaving_parse(const json_t *job, struct live_images *images, struct dr_error *err)
+{
+    json_t *one, *list = json_object_get(job, "leaving");
+    bool retires = json_is_true(json_object_get(job, "retire"));
     size_t i;
+    int r = 0;
+    if (!list && !retires && json_is_true(json_object_get(job, "remove")))
+        return parse_image(job, "target", images, err);
     json_array_foreach(list, i, one)
     {
-        const char *path = json_string_value(json_object_get(one, "path"));
-        const char *name = json_string_value(json_object_get(one, "format"));
-        const struct dr_format *fmt = name ? dr_format_find(name) : NULL;
-        if (path && fmt && !add_image(images, path, fmt->name))
-            return dr_fail(err, ENOMEM, "out of memory for what leaves a chain");
+        if (r == 0)
+            r = parse_image(one, "path", images, err);
     }
-    return 0;
+    return r;
 }
 
 /* Which images of the chain leave it: [first, end). */

@@ -243,7 +243,8 @@ int live_note_leaving(struct live_job *job, struct dr_error *err);
  * were removed: remove the rest. */
 int live_remove_left(const struct live_job *job, struct dr_error *err);
 json_t *live_images_json(const struct live_images *images); /* NULL: as live_names_json */
-int live_images_parse(const json_t *list, struct live_images *images, struct dr_error *err);
+/* What a job of an earlier server, as the state has it, takes out of its chain. */
+int live_leaving_parse(const json_t *job, struct live_images *images, struct dr_error *err);
 void live_images_free(struct live_images *images);
 
 /* ------------------------------------------------------------------ jobs.c; under the lock */

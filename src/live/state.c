@@ -376,7 +376,7 @@ static void begin_again(struct dr_live *live, json_t *one)
         .on_target_error = policy_of(one, "on-target-error"),
         .speed = (uint64_t)json_integer_value(json_object_get(one, "speed")),
     };
-    int r = live_images_parse(json_object_get(one, "leaving"), &order.leaving, NULL);
+    int r = live_leaving_parse(one, &order.leaving, NULL);
     if (r < 0 || (kind == LIVE_MIRROR && !order.target) || (kind == LIVE_REBASE && !order.base))
         live_order_clear(&order);
     else

@@ -259,10 +259,51 @@ static void a_file_that_came_after_the_kill_is_not_taken_for_the_target(void **s
     powerfs_free(p);
 }
 
+/* The image has left the chain, and the server was killed before its file went. */
+static void a_job_of_a_server_that_knew_no_lists_is_ended(void **state)
+{
+    static const char *const jobs[] = {
+        "'kind': 0, 'base': 'base'",
+        "'kind': 1, 'base': 'base', 'top': 'mid'",
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof(jobs) / sizeof(jobs[0]); i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct dr_file *file;
+        char text[512];
+        family(fs, "qcow2");
+        struct server s = serve(fs);
+        tell(&s, "{'execute': 'x-drover-delete', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+                 "'image': 'mid', 'auto-dismiss': false}}");
+        end_job(&s, "delete");
+        stop(&s);
+        assert_true(exists(fs, "mid"));
+        int n = snprintf(text, sizeof(text),
+                         "{'drover-state': 1, 'disks': [{'name': 'disk0', 'path': 'top', 'format': "
+                         "'qcow2', 'first': 'top'}], 'jobs': [{'id': 'j', 'disk': 'disk0', "
+                         "'remove': true, 'target': 'mid', 'format': 'qcow2', 'keep-dismiss': "
+                         "true, %s}]}",
+                         jobs[i]);
+        for (int at = 0; at < n; at++)
+            text[at] = text[at] == '\'' ? '"' : text[at];
+        ok(fs->ops->unlink(fs, "state", &err));
+        ok(dr_file_open(fs, "state", DR_FILE_CREATE, &file, &err));
+        ok(dr_file_pwrite(file, text, 0, (size_t)n, &err));
+        dr_file_unref(file);
+        s = serve(fs);
+        end_job(&s, jobs[i]);
+        assert_int_equal(dr_chain_length(s.disk), 2);
+        stop(&s);
+        assert_false(exists(fs, "mid"));
+        dr_fs_memory_free(fs);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_file_that_came_after_the_kill_is_not_taken_for_the_target),
+        cmocka_unit_test(a_job_of_a_server_that_knew_no_lists_is_ended),
         cmocka_unit_test(a_killed_server_leaves_the_old_chain_or_the_new_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
