@@ -280,6 +280,15 @@ int live_note_leaving(struct live_job *job, struct dr_error *err)
     return 0;
 }
 
+/* A commit empties the active image, durably, before the state names the base: what is in it now
+ * was written to it since, by somebody who went on with it. */
+static bool was_written_to(const struct live_job *job, struct dr_image *image)
+{
+    const struct live_order *o = &job->order;
+    return o->kind == LIVE_COMMIT && !o->top && strcmp(image->path, o->leaving.all[0].path) == 0 &&
+           !dr_ops_holds_nothing(image);
+}
+
 /* An image that left the chain still has a parent there, as its former child has now, or one that
  * leaves with it. */
 static int may_have_left(void *user, struct dr_image *image, struct dr_error *err)
@@ -293,9 +302,14 @@ static int may_have_left(void *user, struct dr_image *image, struct dr_error *er
     dr_chain_unref(chain, NULL);
     for (size_t i = 0; parent && !has && i < leaving->n; i++)
         has = strcmp(parent, leaving->all[i].path) == 0;
-    return has ? 0
-               : dr_fail(err, EEXIST, "%s: has left the chain of the disk already: its file stays",
-                         image->path);
+    if (!has)
+        return dr_fail(err, EEXIST, "%s: has left the chain of the disk already: its file stays",
+                       image->path);
+    return was_written_to(job, image)
+               ? dr_fail(err, EEXIST,
+                         "%s: was written to since the disk goes on without it: its file stays",
+                         image->path)
+               : 0;
 }
 
 int live_remove_left(const struct live_job *job, struct dr_error *err)

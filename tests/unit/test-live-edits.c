@@ -299,10 +299,60 @@ static void a_job_of_a_server_that_knew_no_lists_is_ended(void **state)
     }
 }
 
+/* Wait until the job has ended, with a failure that says why. */
+static void fail_job(const struct server *s, const char *why)
+{
+    json_t *job;
+    for (bool gone = false; !gone && (job = the_job(s)); json_decref(job)) {
+        const char *error = json_string_value(json_object_get(job, "error"));
+        gone = strcmp(json_string_value(json_object_get(job, "status")), "concluded") == 0;
+        if (gone && (!error || !strstr(error, why)))
+            fail_msg("the job ended with: %s", error ? error : "no failure");
+        sched_yield();
+    }
+}
+
+/* Somebody boots the guest from the overlay that was about to be removed. */
+static void an_overlay_that_was_written_to_after_the_kill_stays(void **state)
+{
+    (void)state;
+    struct powerfs *p = powerfs_new();
+    unsigned cuts = 0;
+    family(powerfs_fs(p), "qcow2");
+    struct server s = serve(powerfs_fs(p));
+    powerfs_settle(p);
+    tell(&s, "{'execute': 'block-commit', 'arguments': {'job-id': 'j', 'device': 'disk0', 'base': "
+             "'mid', 'x-remove': true, 'auto-dismiss': false}}");
+    end_job(&s, "commit");
+    stop(&s);
+    for (size_t i = 0; i <= powerfs_ops(p); i++) {
+        struct dr_fs *left = powerfs_cut(p, i, POWERFS_ALL, 0);
+        char *path = NULL, *format = NULL;
+        ok(live_recall_fs(left, "state", "disk0", NULL, &path, &format, &err));
+        if (path && strcmp(path, "mid") == 0 && exists(left, "top")) {
+            uint64_t size;
+            put(left, "top", 0, 64 * KiB, 0x77);
+            uint8_t *want = view(left, "top", &size);
+            struct server next = serve(left);
+            fail_job(&next, "top: was written to since");
+            stop(&next);
+            same_view(left, "top", want, size);
+            free(want);
+            cuts++;
+        }
+        free(path);
+        free(format);
+        dr_fs_memory_free(left);
+    }
+    assert_true(cuts > 0);
+    powerfs_free(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_file_that_came_after_the_kill_is_not_taken_for_the_target),
+        cmocka_unit_test(an_overlay_that_was_written_to_after_the_kill_stays),
         cmocka_unit_test(a_job_of_a_server_that_knew_no_lists_is_ended),
         cmocka_unit_test(a_killed_server_leaves_the_old_chain_or_the_new_one),
     };
