@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Drover: backups. What a disk holds at one instant is copied into a new image, of any format,
- * while other threads go on using the disk.
+ * while other threads go on using the disk; later only what has changed since. Backups are listed
+ * in a file, a set, with a digest of what each holds: so it can be verified at any time.
  *
  * The conventions of drover.h and ops.h hold. */
 #ifndef DROVER_BACKUP_H
@@ -21,11 +22,23 @@ struct dr_backup_options {
     const char *format;          /* of the target; NULL = qcow2 */
     const struct dr_pair *pairs; /* settings of the target */
     size_t n_pairs;
+    const char *set; /* path of the set, which gets the backup; it is made if it is not there. NULL
+                        = none */
+    /* With a set: the bitmap inside the disk's active image that notes what changes from this
+     * backup on, and is made if it is not there. If it notes what has changed since the last backup
+     * that the set has of this disk with this bitmap, the target is a child of that one and holds
+     * only what has changed. NULL = none, and the target holds all. */
+    const char *bitmap;
+    bool full; /* the target holds all, whatever a bitmap says */
+    /* Instead of bitmap: the one of this backup in the set. -EINVAL: that has gone on to a later
+     * one. */
+    const char *since;
 };
 
 struct dr_backup_result {
     uint64_t size;               /* of the disk at that instant */
     uint64_t copied;             /* bytes that were read from the disk */
+    bool incremental;            /* the target is a child of the last backup */
     char digest[DR_DIGEST_TEXT]; /* of the disk at that instant */
 };
 
@@ -36,23 +49,73 @@ struct dr_backup_disk {
     struct dr_backup_result result; /* by dr_disks_backup */
 };
 
-/* Copy several disks as they are at one instant of this call, at which their requests wait, for as
- * long as it takes to note the instant and no longer: nothing is written or flushed then. From then
- * on, before a range changes that was not copied yet, it is copied first; the job copies the rest.
- * A target that fails does not fail the guest: the backup fails. The targets get their names when
- * all of them are complete and durable; after a failure there are none. Holes are not read.
+/* Copy several disks as they are at one instant of this call, at which their requests wait: for as
+ * long as it takes to note the instant, and, with a bitmap, to change the bitmaps durably. From
+ * then on, before a range changes that was not copied yet, it is copied first; the job copies the
+ * rest. A target that fails does not fail the guest: the backup fails. The targets get their names
+ * when all of them are complete and durable; after a failure there are none, and the bitmaps note
+ * what they did before. Holes are not read.
  *
  * TARGET.sums, beside each target, has the checksums that the digest is computed from. It may be
- * removed.
+ * removed: then the next incremental backup reads all of this one.
  *
- * The disks are different ones, open for reading or writing. -EBUSY: another operation changes the
- * images of one. -EEXIST: something is at a target's place. */
+ * The disks are different ones, open for reading or, with a bitmap, for writing. -EBUSY: another
+ * operation changes the images of one. -EEXIST: something is at a target's place. -EUCLEAN: the
+ * bitmap does not tell all that has changed; a full backup begins it anew. */
 DR_API int dr_disks_backup(struct dr_backup_disk *disks, size_t n, struct dr_job *job,
                            struct dr_error *err);
 /* The same of one disk. options and result may be NULL. */
 DR_API int dr_disk_backup(struct dr_disk *disk, const char *target,
                           const struct dr_backup_options *options, struct dr_job *job,
                           struct dr_backup_result *result, struct dr_error *err);
+/* The same of a disk that nobody writes to. source (may be NULL): how to open it. */
+DR_API int dr_backup(const char *path, const struct dr_open_options *source, const char *target,
+                     const struct dr_backup_options *options, struct dr_job *job,
+                     struct dr_backup_result *result, struct dr_error *err);
+
+/* ------------------------------------------------------------------ sets */
+
+struct dr_backup_entry {
+    char *name;   /* of the backup, unlike all others in the set: the last part of its path */
+    char *file;   /* where its image is; relative to the set's directory */
+    char *format; /* of its image */
+    char *parent; /* name of the backup that it stands on; NULL = it holds all */
+    char *disk;   /* real path of the image that was backed up */
+    char *bitmap; /* that notes what has changed since, or NULL */
+    char *time;   /* of the instant: 2026-11-30T02:10:00Z */
+    uint64_t size, copied;
+    char digest[DR_DIGEST_TEXT];
+};
+/* All backups of the set, in the order in which they were made; free with dr_backup_list_free.
+ * -ENOENT: there is no such file. -EINVAL: it is no set. */
+DR_API int dr_backup_list(const char *set, struct dr_backup_entry **list, size_t *n,
+                          struct dr_error *err);
+DR_API void dr_backup_list_free(struct dr_backup_entry *list, size_t n);
+
+/* Read all that the backup called name shows, and compare its digest with the set's. With against,
+ * the open disk, which other threads may use: read that, as it is at one instant of this call,
+ * instead of the backup. open (may be NULL): how to open the backup. -EBADMSG: something differs;
+ * the text says where, as far as checksums tell. */
+DR_API int dr_backup_verify(const char *set, const char *name, const struct dr_open_options *open,
+                            struct dr_disk *against, struct dr_job *job, struct dr_error *err);
+
+/* The digest of what the disk holds at one instant of this call. text: DR_DIGEST_TEXT bytes. */
+DR_API int dr_disk_digest(struct dr_disk *disk, struct dr_job *job, char *text,
+                          struct dr_error *err);
+
+/* ------------------------------------------------------------------ restore */
+
+struct dr_restore_options {
+    struct dr_open_options source; /* how to open what is restored */
+    struct dr_open_options open;   /* how to open the disk; RDWR is implied */
+    bool shrink;                   /* the disk may become smaller: what is behind the end is lost */
+};
+/* Make the existing disk hold what the image at source shows. Both are read, and only what differs
+ * is written, so doing it again goes on where an interrupted call ended. Zeros give space back. The
+ * disk gets the source's size. written (may be NULL): bytes. -EAGAIN/-EBUSY: somebody uses it. */
+DR_API int dr_restore(const char *source, const char *disk,
+                      const struct dr_restore_options *options, struct dr_job *job,
+                      uint64_t *written, struct dr_error *err);
 
 #ifdef __cplusplus
 }

@@ -7,6 +7,7 @@
 
 extern const struct cli_command cli_cmd_addcow;
 extern const struct cli_command cli_cmd_amend;
+extern const struct cli_command cli_cmd_backup;
 extern const struct cli_command cli_cmd_bitmap;
 extern const struct cli_command cli_cmd_check;
 extern const struct cli_command cli_cmd_chain;
@@ -25,6 +26,7 @@ extern const struct cli_command cli_cmd_qemu_snapshot;
 extern const struct cli_command cli_cmd_rebase;
 extern const struct cli_command cli_cmd_recover;
 extern const struct cli_command cli_cmd_resize;
+extern const struct cli_command cli_cmd_restore;
 extern const struct cli_command cli_cmd_serve;
 extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_stream;

@@ -54,11 +54,53 @@ static int alike_until(const struct dr_frozen *f, struct dr_walk *walk, uint64_t
     return r;
 }
 
-static int write_data(struct dr_frozen *f, uint64_t off, uint64_t len, uint8_t *const *buf,
-                      struct dr_error *err)
+/* [off, end) of the grains that begin at `base`, and are in buf. */
+static int write_part(struct dr_frozen *f, uint64_t base, uint64_t off, uint64_t end, bool data,
+                      uint8_t *const *buf, struct dr_error *err)
 {
-    struct dr_copy_item item = {.off = off, .len = len, .kind = DR_ITEM_COPY};
-    return dr_transfer_emit(&f->transfer, &item, buf, err);
+    uint8_t *const part[DR_COPY_BUFFERS] = {data ? buf[0] + (off - base) : NULL};
+    struct dr_copy_item item = {.off = off, .len = end - off, .kind = DR_ITEM_COPY};
+    item.aux[0] = item.len;
+    if (!data)
+        item.kind = DR_ITEM_ZERO;
+    return dr_transfer_emit(&f->transfer, &item, part, err);
+}
+
+/* The first range of what has changed that ends behind off. */
+static size_t changed_from(const struct dr_changed *c, uint64_t off)
+{
+    size_t low = 0, high = c->n;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (c->list[middle].off + c->list[middle].len <= off)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static int write_changed(struct dr_frozen *f, uint64_t off, uint64_t end, bool data,
+                         uint8_t *const *buf, struct dr_error *err)
+{
+    const struct dr_changed *c = f->changed;
+    int r = 0;
+    for (size_t i = changed_from(c, off); r == 0 && i < c->n && c->list[i].off < end; i++) {
+        uint64_t from = dr_max(off, c->list[i].off);
+        uint64_t to = dr_min(end, c->list[i].off + c->list[i].len);
+        r = write_part(f, off, from, to, data, buf, err);
+    }
+    return r;
+}
+
+static int write_grains(struct dr_frozen *f, uint64_t off, uint64_t end, bool data,
+                        uint8_t *const *buf, struct dr_error *err)
+{
+    if (!f->target)
+        return 0;
+    if (f->changed)
+        return write_changed(f, off, end, data, buf, err);
+    return data ? write_part(f, off, off, end, data, buf, err) : 0;
 }
 
 /* Copy the grains [off, end), which the caller has locked. buf has room for DR_STOCK_BUFFER bytes,
@@ -79,10 +121,8 @@ static int copy_grains(struct dr_frozen *f, uint64_t off, uint64_t end, uint8_t 
             return r;
         dr_sums_put(f->sums, off, data ? buf[0] : NULL, next - off);
         *writing = true;
-        if (data) {
-            r = write_data(f, off, next - off, buf, err);
-            atomic_fetch_add(&f->copied, next - off);
-        }
+        r = write_grains(f, off, next, data, buf, err);
+        atomic_fetch_add(&f->copied, data ? next - off : 0);
     }
     return r;
 }
@@ -147,6 +187,8 @@ static int pass_over(struct dr_frozen *f, struct dr_copy_item *item, struct dr_e
 {
     while (f->pos < f->size) {
         uint64_t next = dr_min(dr_dirty_next(&f->todo, f->pos), f->size);
+        if (next == f->pos && f->changed)
+            return 0; /* what has become zeros is written, too */
         if (next == f->pos) {
             int r = dr_walk_to(&f->walk, f->pos, err);
             if (r < 0)
@@ -173,6 +215,9 @@ static int frozen_next(void *user, struct dr_copy_item *item, struct dr_error *e
     if (r < 0 || f->pos >= f->size || atomic_load(&f->broken))
         return r;
     uint64_t limit = dr_min(dr_round_down(f->pos, DR_STOCK_BUFFER) + DR_STOCK_BUFFER, f->size);
+    for (end = grain_end(f, f->pos); end < limit && dr_dirty_any(&f->todo, end, 1);)
+        end = grain_end(f, end);
+    limit = dr_min(limit, end);
     r = alike_until(f, &f->walk, f->pos, limit, &data, &end, err);
     if (r < 0)
         return r;
@@ -219,18 +264,23 @@ int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err)
     f->copying = dr_ranges_new();
     if (!f->copying)
         return dr_fail(err, ENOMEM, "out of memory for a backup");
-    int r = dr_dirty_make(&f->todo, f->size, err);
-    if (r == 0)
-        dr_dirty_set(&f->todo, 0, f->size);
-    return r;
+    f->transfer = (struct dr_transfer){.dst = f->target,
+                                       .sparse = DR_CONVERT_SPARSE_DEFAULT,
+                                       .write_zeros = f->changed,
+                                       .zero_flags = DR_MAY_UNMAP};
+    if (f->target)
+        f->transfer.block = dr_stock_block(f->target, 0, DR_CONVERT_SPARSE_DEFAULT);
+    return dr_dirty_make(&f->todo, f->size, err);
 }
 
 int dr_frozen_now(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err)
 {
     const struct dr_hook hook = {.before = before_change, .user = f};
     f->chain = dr_chain_ref(present);
-    f->transfer = (struct dr_transfer){.dst = f->target, .sparse = DR_CONVERT_SPARSE_DEFAULT};
-    f->transfer.block = dr_stock_block(f->target, 0, DR_CONVERT_SPARSE_DEFAULT);
+    if (!f->changed)
+        dr_dirty_set(&f->todo, 0, f->size);
+    for (size_t i = 0; f->changed && i < f->changed->n; i++)
+        dr_dirty_set(&f->todo, f->changed->list[i].off, f->changed->list[i].len);
     dr_walk_init(&f->walk, f->chain, 0, f->chain->n, f->size);
     if (!present->images[0]->writable)
         return 0; /* nobody changes it */

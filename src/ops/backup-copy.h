@@ -18,15 +18,18 @@
 #define DR_OPS_BACKUP_COPY_H
 
 #include "ops/backup-sums.h"
+#include "ops/backup-track.h"
 #include "ops/dirty.h"
 #include "ops/stock.h"
 
 struct dr_frozen {
     struct dr_disk *disk;
     uint64_t size;           /* of the disk; it does not change meanwhile */
-    struct dr_chain *target; /* what the grains are written to; it reads as zeros where nothing is
-                                written */
+    struct dr_chain *target; /* what the grains are written to; NULL = nothing: they are summed */
     struct dr_sums *sums;    /* gets the sums of what is copied */
+    /* NULL: all is copied, into a target that reads as zeros. Else the target holds already what
+     * the disk holds elsewhere, and zeros in these ranges are written, too. */
+    const struct dr_changed *changed;
 
     /* private */
     struct dr_chain *chain; /* the disk at the instant */
@@ -42,10 +45,10 @@ struct dr_frozen {
     struct dr_error error; /* why it is broken; under lock */
 };
 
-/* Make ready for the instant. The members that are not private are set, but for target. Ends with
- * dr_frozen_end, also after a failure. */
+/* Make ready for the instant. The members that are not private are set. Ends with dr_frozen_end,
+ * also after a failure. */
 int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err);
-/* This is the instant: in a step of dr_disk_quiesce, with the target there. Nothing is written. */
+/* This is the instant: in a step of dr_disk_quiesce. It is known what has changed. */
 int dr_frozen_now(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err);
 /* Copy all that is to be copied. before, after: bytes of the job's other disks, for progress. */
 int dr_frozen_copy(struct dr_frozen *f, uint64_t before, uint64_t after, struct dr_job *job,

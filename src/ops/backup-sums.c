@@ -33,9 +33,14 @@ static void put_hash(uint8_t *to, XXH128_hash_t h)
     put_le64(to + 8, h.high64);
 }
 
+static uint64_t grains_of(uint64_t size)
+{
+    return size / DR_SUMS_GRAIN + (size % DR_SUMS_GRAIN != 0);
+}
+
 int dr_sums_begin(struct dr_sums *s, uint64_t size, struct dr_error *err)
 {
-    *s = (struct dr_sums){.size = size, .n = size / DR_SUMS_GRAIN + (size % DR_SUMS_GRAIN != 0)};
+    *s = (struct dr_sums){.size = size, .n = grains_of(size)};
     s->table = calloc((size_t)s->n + 1, DR_SUM);
     return s->table ? 0
                     : dr_fail(err, ENOMEM, "out of memory for the checksums of %llu bytes",
@@ -46,6 +51,27 @@ void dr_sums_end(struct dr_sums *s)
 {
     free(s->table);
     *s = (struct dr_sums){0};
+}
+
+int dr_sums_resize(struct dr_sums *s, uint64_t size, struct dr_error *err)
+{
+    uint64_t n = grains_of(size);
+    uint8_t *table = n == s->n ? s->table : realloc(s->table, (size_t)(n + 1) * DR_SUM);
+    if (!table)
+        return dr_fail(err, ENOMEM, "out of memory for the checksums of %llu bytes",
+                       (unsigned long long)size);
+    if (n > s->n)
+        memset(table + s->n * DR_SUM, 0, (size_t)(n - s->n) * DR_SUM);
+    *s = (struct dr_sums){size, n, table};
+    return 0;
+}
+
+uint64_t dr_sums_differ(const struct dr_sums *a, const struct dr_sums *b)
+{
+    for (uint64_t i = 0; i < a->n; i++)
+        if (memcmp(a->table + i * DR_SUM, b->table + i * DR_SUM, DR_SUM) != 0)
+            return i * DR_SUMS_GRAIN;
+    return a->size;
 }
 
 /* Behind the end of the disk there are zeros. */
@@ -202,7 +228,7 @@ static int read_file(struct dr_sums *s, struct dr_file *file, const char *path,
     uint64_t size = get_le64(header + AT_SIZE);
     if (get_le32(header + AT_VERSION) != VERSION || size > LARGEST)
         return bad(err, path, "its version or the size of the disk is not known");
-    uint64_t n = size / DR_SUMS_GRAIN + (size % DR_SUMS_GRAIN != 0);
+    uint64_t n = grains_of(size);
     if (get_le64(header + AT_N) != n || dr_file_size(file) != TABLE_AT + n * DR_SUM)
         return bad(err, path, "its length is not that of the table");
     r = dr_sums_begin(s, size, err);

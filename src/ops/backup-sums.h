@@ -19,11 +19,19 @@ struct dr_sums {
 /* Of a disk that holds zeros. Memory is taken as sums are put. */
 int dr_sums_begin(struct dr_sums *s, uint64_t size, struct dr_error *err);
 void dr_sums_end(struct dr_sums *s);
+/* The disk has another size: what is new is zeros. */
+int dr_sums_resize(struct dr_sums *s, uint64_t size, struct dr_error *err);
 /* [off, off+len) of the disk holds this; off begins a grain, and only the disk's last grain may be
  * given in part. From any thread, a grain by one at a time. buf NULL: zeros. */
 void dr_sums_put(struct dr_sums *s, uint64_t off, const uint8_t *buf, uint64_t len);
 /* text: DR_DIGEST_TEXT bytes. */
 void dr_sums_digest(const struct dr_sums *s, char *text);
+/* Where the first grain begins that differs, of disks of one size; the size: none does. */
+uint64_t dr_sums_differ(const struct dr_sums *a, const struct dr_sums *b);
+
+/* Those of what the disk holds at one instant of this call. It is claimed here. */
+int dr_sums_of_disk(struct dr_sums *s, struct dr_disk *disk, struct dr_job *job,
+                    struct dr_error *err);
 
 /* The name of the side file of the image at path, malloc'ed; NULL = out of memory. */
 char *dr_sums_path(const char *path);

@@ -1,25 +1,41 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* backup: copy what disks hold at one instant into new images.
  *
- *     claim each disk ─► make each target aside ─► the instant, while all their requests wait
+ *     claim each disk ─► what does its set say, and its bitmap? ─► make each target aside
+ *     ─► the instant, while all their requests wait
  *     ─► copy each disk (backup-copy.h) ─► unhook it, flush its target
- *     ─► side files with checksums ─► the targets get their names
+ *     ─► side files with checksums ─► the targets get their names ─► the set names them
+ *     ─► the bitmaps are handed on (backup-track.h)
  *
- * Nothing of a disk changes but its list of hooks. Killed anywhere, it is as its guest left it, and
- * a target that has its name is whole. */
+ * Nothing of a disk changes but its list of hooks and its bitmaps. Killed anywhere, it is as its
+ * guest left it, a target that has its name is whole, and the next backup misses nothing. */
+#include <time.h>
+
 #include "base/cleanup.h"
 #include "ops/backup-copy.h"
+#include "ops/backup-set.h"
 #include "ops/ops-internal.h"
 
 struct backup {
     struct dr_backup_disk *what;
     struct dr_fs *fs;
-    const struct dr_format *fmt;
+    struct dr_job *job;
+    const struct dr_format *fmt; /* of the target */
     bool claimed, published;
+
+    char *path; /* real path of the disk's active image */
+    struct dr_backup_set set;
+    const struct dr_backup_entry *last; /* what an incremental one stands on, or NULL: it is full */
+    const char *bitmap;                 /* or NULL */
+    struct dr_track track;
+    struct dr_changed changed;
+    struct dr_disk *parent; /* the last backup */
+
     struct dr_new_image fresh;
     struct dr_disk *out;
     struct dr_sums sums;
     struct dr_frozen frozen;
+    char time[32];
 };
 
 struct set {
@@ -29,77 +45,258 @@ struct set {
     uint64_t total; /* bytes of all disks */
 };
 
+/* ------------------------------------------------------------------ full or incremental? */
+
+static const struct dr_backup_options *options_of(const struct backup *b)
+{
+    return &b->what->options;
+}
+
+static int check_options(const struct backup *b, struct dr_error *err)
+{
+    const struct dr_backup_options *o = options_of(b);
+    if (!o->set && (o->bitmap || o->since))
+        return dr_fail(err, EINVAL,
+                       "%s: which backup a bitmap belongs to stands in a set, and none is given",
+                       b->what->target);
+    if (o->bitmap && o->since)
+        return dr_fail(err, EINVAL, "%s: \"bitmap\" and \"since\" exclude each other",
+                       b->what->target);
+    if ((o->bitmap || o->since) && !dr_writable(b->what->disk))
+        return dr_fail(err, EROFS, "%s: is open for reading only, and its bitmaps must change",
+                       dr_image_path(b->what->disk, 0));
+    return 0;
+}
+
+/* The bitmap of the backup that was asked for must not have gone on to a later one. */
+static int bitmap_since(struct backup *b, const char *name, struct dr_error *err)
+{
+    const char *set = options_of(b)->set;
+    const struct dr_backup_entry *e = dr_set_find(&b->set, name);
+    if (!e)
+        return dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", set, name);
+    if (!e->bitmap || strcmp(e->disk, b->path) != 0)
+        return dr_fail(err, EINVAL, "%s: its backup \"%s\" is not one of %s with a bitmap", set,
+                       name, b->path);
+    const struct dr_backup_entry *last = dr_set_last(&b->set, b->path, e->bitmap);
+    if (last != e)
+        return dr_fail(err, EINVAL,
+                       "%s: the bitmap \"%s\" has gone on from backup \"%s\" to \"%s\"", set,
+                       e->bitmap, name, last->name);
+    b->bitmap = e->bitmap;
+    return 0;
+}
+
+static int read_set(struct backup *b, struct dr_error *err)
+{
+    const struct dr_backup_options *o = options_of(b);
+    if (!o->set)
+        return 0;
+    int r = b->fs->ops->realpath(b->fs, dr_image_path(b->what->disk, 0), &b->path, err);
+    if (r == 0)
+        r = dr_set_load(&b->set, b->fs, o->set, err);
+    if (r == 0 && dr_set_find(&b->set, dr_path_basename(b->what->target)))
+        r = dr_fail(err, EEXIST, "%s: has a backup called \"%s\" already", o->set,
+                    dr_path_basename(b->what->target));
+    return r;
+}
+
+static int look_at_bitmap(struct backup *b, struct dr_error *err)
+{
+    const struct dr_backup_options *o = options_of(b);
+    bool there;
+    int r = 0;
+    b->bitmap = o->bitmap;
+    if (o->since)
+        r = bitmap_since(b, o->since, err);
+    if (r < 0 || !b->bitmap)
+        return r;
+    b->track = (struct dr_track){.disk = b->what->disk, .bitmap = b->bitmap};
+    r = dr_track_begin(&b->track, o->full, &there, err);
+    if (r == 0 && there && !o->full)
+        b->last = dr_set_last(&b->set, b->path, b->bitmap);
+    if (r == 0 && o->since && !there)
+        r = dr_fail(err, ENOENT, "%s: has no bitmap \"%s\" any more: back it up in full", b->path,
+                    b->bitmap);
+    return r;
+}
+
+/* ------------------------------------------------------------------ the last backup */
+
+static int open_parent(struct backup *b, struct dr_error *err)
+{
+    const struct dr_backup_options *o = options_of(b);
+    const unsigned kept = DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH;
+    struct dr_open_options open = o->open;
+    CLEANUP_FREE char *path = dr_set_path(o->set, b->last);
+    if (!path)
+        return dr_fail(err, ENOMEM, "%s: out of memory", o->set);
+    open.format = b->last->format;
+    open.flags = (o->open.flags | b->what->disk->flags) & kept;
+    int r = dr_gate_check(b->fs, o->set, path, &open, err);
+    if (r == 0) /* the target is to be able to open it, too */
+        r = dr_gate_check(b->fs, b->what->target, path, &open, err);
+    if (r == 0)
+        r = dr_open_fs(b->fs, path, &open, &b->parent, err);
+    if (r == 0)
+        r = dr_chain_check_length(b->what->target, b->parent->chain->n + 1, err);
+    if (r == 0 && dr_size(b->parent) != b->last->size)
+        r = dr_fail(err, EBADMSG, "%s: has %llu bytes, and had %llu when it was made", path,
+                    (unsigned long long)dr_size(b->parent), (unsigned long long)b->last->size);
+    if (r == 0) /* what is left out must be there for good */
+        r = dr_chain_harden(b->parent->chain, 0, err);
+    return r < 0 ? dr_prefix(err, r, "the last backup, \"%s\"", b->last->name) : 0;
+}
+
+/* From its side file, or else from all of its bytes. */
+static int sums_of_parent(struct backup *b, struct dr_error *err)
+{
+    CLEANUP_FREE char *side = dr_sums_path(dr_image_path(b->parent, 0));
+    char digest[DR_DIGEST_TEXT];
+    if (side && dr_sums_load(&b->sums, b->fs, side, NULL) == 0) {
+        dr_sums_digest(&b->sums, digest);
+        if (strcmp(digest, b->last->digest) == 0 && b->sums.size == b->last->size)
+            return 0;
+        dr_sums_end(&b->sums);
+    }
+    dr_job_message(b->job,
+                   "%s: there is no such file that belongs to the last backup: all of that "
+                   "is read for its checksums",
+                   side ? side : b->last->name);
+    return dr_sums_of_disk(&b->sums, b->parent, NULL, err);
+}
+
+static int begin_sums(struct backup *b, struct dr_error *err)
+{
+    uint64_t size = dr_size(b->what->disk);
+    if (!b->last)
+        return dr_sums_begin(&b->sums, size, err);
+    int r = open_parent(b, err);
+    if (r == 0)
+        r = sums_of_parent(b, err);
+    return r < 0 ? r : dr_sums_resize(&b->sums, size, err);
+}
+
 /* ------------------------------------------------------------------ the target */
 
 static unsigned target_flags(const struct backup *b)
 {
     const unsigned kept = DR_OPEN_NO_FLUSH | DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_DIRECT;
-    return DR_OPEN_RDWR | (b->what->disk->flags & kept) | b->what->options.open.flags;
+    return DR_OPEN_RDWR | (b->what->disk->flags & kept) | options_of(b)->open.flags;
 }
 
-static int create_target(struct backup *b, struct dr_job *job, struct dr_error *err)
+static int create_target(struct backup *b, struct dr_error *err)
 {
+    const struct dr_backup_options *o = options_of(b);
+    const char *parent = b->parent ? dr_image_path(b->parent, 0) : NULL;
+    CLEANUP_FREE char *name = parent ? dr_ops_name_from(b->fs, b->what->target, parent) : NULL;
+    struct dr_open_options open = o->open;
+    if (parent && !name)
+        return dr_fail(err, ENOMEM, "%s: out of memory", b->what->target);
+    open.format = b->fmt->name;
+    open.flags = target_flags(b) | DR_OPEN_UNCHANGED;
+    open.backing = parent;
+    open.backing_format = parent ? b->last->format : NULL;
     const struct dr_create_params params = {
         .size = b->sums.size,
-        .stop = dr_job_stop_flag(job),
+        .backing = parent ? b->parent->chain->images[0] : NULL,
+        .backing_name = name,
+        .backing_format = open.backing_format,
+        .stop = dr_job_stop_flag(b->job),
         .all_new = true,
     };
-    const struct dr_backup_options *o = &b->what->options;
-    struct dr_open_options open = o->open;
     int r = dr_new_create(&b->fresh, b->fmt, &params, o->pairs, o->n_pairs, target_flags(b), err);
     if (r == 0)
         r = dr_new_check_places(&b->fresh, err);
-    open.format = b->fmt->name;
-    open.flags = target_flags(b) | DR_OPEN_UNCHANGED;
     return r < 0 ? r : dr_open_fs(b->fs, b->fresh.path, &open, &b->out, err);
 }
 
-static int make_target(struct backup *b, struct dr_job *job, struct dr_error *err)
+static int make_target(struct backup *b, struct dr_error *err)
 {
-    const struct dr_backup_options *o = &b->what->options;
+    const char *target = b->what->target, *format = options_of(b)->format;
     struct dr_chain *chain = dr_disk_chain(b->what->disk);
     int r = 0;
-    if (dr_ops_reads(b->fs, chain, b->what->target))
+    if (dr_ops_reads(b->fs, chain, target))
         r = dr_fail(err, EBUSY, "%s: belongs to the disk itself: the target must be another file",
-                    b->what->target);
-    else if (dr_fs_exists(b->fs, b->what->target))
-        r = dr_fail(err, EEXIST, "%s: exists already", b->what->target);
+                    target);
+    else if (dr_fs_exists(b->fs, target))
+        r = dr_fail(err, EEXIST, "%s: exists already", target);
     dr_chain_unref(chain, NULL);
     if (r < 0)
         return r;
-    b->fmt = dr_ops_format(o->format ? o->format : "qcow2", DR_FORMAT_CREATE, err);
+    b->fmt = dr_ops_format(format ? format : "qcow2",
+                           DR_FORMAT_CREATE | (b->last ? DR_FORMAT_BACKING : 0u), err);
     if (!b->fmt)
         return err ? -err->errnum : -EINVAL;
-    r = dr_new_begin(&b->fresh, b->fs, b->what->target, true, target_flags(b), err);
-    return r < 0 ? r : create_target(b, job, err);
+    if (b->last && b->fmt->parent_format && strcmp(b->fmt->parent_format, b->last->format) != 0)
+        return dr_fail(err, ENOTSUP,
+                       "%s: a %s image cannot stand on the last backup, which is a %s image",
+                       target, b->fmt->name, b->last->format);
+    r = dr_new_begin(&b->fresh, b->fs, target, false, target_flags(b), err);
+    return r < 0 ? r : create_target(b, err);
 }
 
 /* ------------------------------------------------------------------ the instant */
 
-static int prepare(struct backup *b, struct dr_job *job, struct dr_error *err)
+static int prepare(struct backup *b, struct dr_error *err)
 {
-    int r = dr_disk_claim(b->what->disk, "backup", err);
-    b->claimed = r == 0;
+    int r = check_options(b, err);
+    if (r == 0) {
+        r = dr_disk_claim(b->what->disk, "backup", err);
+        b->claimed = r == 0;
+    }
     if (r == 0)
-        r = dr_sums_begin(&b->sums, dr_size(b->what->disk), err);
+        r = read_set(b, err);
     if (r == 0)
-        r = make_target(b, job, err);
+        r = look_at_bitmap(b, err);
+    if (r == 0)
+        r = begin_sums(b, err);
+    if (r == 0)
+        r = make_target(b, err);
     if (r < 0)
         return r;
-    b->frozen = (struct dr_frozen){
-        .disk = b->what->disk, .size = b->sums.size, .target = b->out->chain, .sums = &b->sums};
+    b->frozen = (struct dr_frozen){.disk = b->what->disk,
+                                   .size = b->sums.size,
+                                   .target = b->out->chain,
+                                   .sums = &b->sums,
+                                   .changed = b->last ? &b->changed : NULL};
     return dr_frozen_begin(&b->frozen, err);
 }
 
-/* Each disk's step holds the next one's requests, too. A failure leaves hooks that
- * dr_frozen_finish() takes away. */
+/* Where the disk has become smaller, the sum of its last, partial grain is another one. */
+static int note_new_end(struct backup *b, struct dr_error *err)
+{
+    uint64_t size = b->sums.size, from = dr_round_down(size, DR_SUMS_GRAIN);
+    if (!b->last || b->last->size <= size || from == size)
+        return 0;
+    return dr_changed_add(&b->changed, from, size - from) == 0
+               ? 0
+               : dr_fail(err, ENOMEM, "out of memory for a backup");
+}
+
+static int now_one(struct backup *b, struct dr_chain *present, struct dr_error *err)
+{
+    time_t seconds = time(NULL);
+    struct tm tm;
+    int r = 0;
+    if (b->bitmap)
+        r = dr_track_now(&b->track, present, b->last ? &b->changed : NULL, err);
+    if (r == 0)
+        r = note_new_end(b, err);
+    if (gmtime_r(&seconds, &tm))
+        strftime(b->time, sizeof(b->time), "%Y-%m-%dT%H:%M:%SZ", &tm);
+    return r < 0 ? r : dr_frozen_now(&b->frozen, present, err);
+}
+
+/* Each disk's step holds the next one's requests, too. A failure leaves hooks, which end_one()
+ * takes away. */
 static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                         struct dr_error *err)
 {
     struct set *set = user;
     struct backup *b = &set->all[set->quiet++];
     (void)fresh;
-    int r = dr_frozen_now(&b->frozen, present, err);
+    int r = now_one(b, present, err);
     if (r < 0 || set->quiet == set->n)
         return r;
     return dr_disk_exchange(set->all[set->quiet].what->disk, instant_step, set, NULL, err);
@@ -116,12 +313,12 @@ static int take_instant(struct set *set, struct dr_error *err)
 /* ------------------------------------------------------------------ the copy */
 
 /* A target that is full may notice it only when its metadata is written. */
-static int flush_target(struct backup *b, struct dr_job *job, struct dr_error *err)
+static int flush_target(struct backup *b, struct dr_error *err)
 {
     int r;
     do
         r = dr_chain_flush(b->out->chain, 0, err);
-    while (r < 0 && (r = dr_job_after_failure(job, r, err)) == 0);
+    while (r < 0 && (r = dr_job_after_failure(b->job, r, err)) == 0);
     return r;
 }
 
@@ -134,7 +331,7 @@ static int copy_one(struct set *set, struct backup *b, uint64_t before, struct d
     r = r < 0 ? r : broken;
     b->what->result.copied = atomic_load(&b->frozen.copied);
     if (r == 0)
-        r = flush_target(b, set->job, err);
+        r = flush_target(b, err);
     return r < 0 ? r : dr_ops_close(&b->out, err);
 }
 
@@ -154,6 +351,7 @@ static int copy_all(struct set *set, struct dr_error *err)
 /* The side file first: where the target has its name, its checksums are there. */
 static int publish_one(struct backup *b, struct dr_error *err)
 {
+    struct dr_backup_result *result = &b->what->result;
     CLEANUP_FREE char *sums = dr_sums_path(b->what->target);
     if (!sums)
         return dr_fail(err, ENOMEM, "%s: out of memory", b->what->target);
@@ -164,18 +362,16 @@ static int publish_one(struct backup *b, struct dr_error *err)
         if (r < 0)
             b->fs->ops->unlink(b->fs, sums, NULL);
     }
-    if (r == 0) {
-        b->what->result.size = b->sums.size;
-        dr_sums_digest(&b->sums, b->what->result.digest);
-    }
+    result->size = b->sums.size;
+    result->incremental = b->last;
+    dr_sums_digest(&b->sums, result->digest);
     return r;
 }
 
-/* Another target did not get its name: there are none. */
+/* There is to be no target where another one did not get its name, or the set not its entry. */
 static void unpublish(struct backup *b)
 {
-    static const struct dr_open_options defaults;
-    struct dr_open_options open = defaults;
+    struct dr_open_options open = options_of(b)->open;
     CLEANUP_FREE char *sums = dr_sums_path(b->what->target);
     open.flags = target_flags(b) & (DR_OPEN_NO_LOCK | DR_OPEN_NO_FLUSH | DR_OPEN_ANY_PATH);
     dr_ops_remove_image(b->fs, b->what->target, b->fmt->name, &open, NULL, NULL, NULL);
@@ -183,15 +379,79 @@ static void unpublish(struct backup *b)
         b->fs->ops->unlink(b->fs, sums, NULL);
 }
 
+/* The strings that are not the set's own are freed by free_entries(). */
+static bool make_entry(const struct backup *b, struct dr_backup_entry *e)
+{
+    *e = (struct dr_backup_entry){
+        .name = (char *)(uintptr_t)dr_path_basename(b->what->target),
+        .file = dr_ops_name_from(b->fs, options_of(b)->set, b->what->target),
+        .format = (char *)(uintptr_t)b->fmt->name,
+        .parent = b->last ? b->last->name : NULL,
+        .disk = b->path,
+        .bitmap = (char *)(uintptr_t)b->bitmap,
+        .time = (char *)(uintptr_t)b->time,
+        .size = b->sums.size,
+        .copied = b->what->result.copied,
+    };
+    dr_sums_digest(&b->sums, e->digest);
+    return e->file;
+}
+
+/* Does the set name the backup? It may after a failure: its directory may not be durable. */
+static bool is_listed(const struct backup *b)
+{
+    struct dr_backup_set now;
+    if (dr_set_load(&now, b->fs, options_of(b)->set, NULL) < 0)
+        return true; /* nobody knows */
+    bool listed = dr_set_find(&now, dr_path_basename(b->what->target));
+    dr_set_free(&now);
+    return listed;
+}
+
+static int list_all(struct set *set, struct dr_error *err)
+{
+    const char *path = options_of(&set->all[0])->set;
+    if (!path)
+        return 0;
+    CLEANUP_FREE struct dr_backup_entry *entries = calloc(set->n, sizeof(*entries));
+    bool all = entries;
+    for (size_t i = 0; all && i < set->n; i++)
+        all = make_entry(&set->all[i], &entries[i]);
+    int r = all ? dr_set_add(set->all[0].fs, path, entries, set->n, err)
+                : dr_fail(err, ENOMEM, "%s: out of memory", path);
+    for (size_t i = 0; entries && i < set->n; i++)
+        free(entries[i].file);
+    return r;
+}
+
 static int publish_all(struct set *set, struct dr_error *err)
 {
     int r = dr_job_before_switch(set->job, err);
     for (size_t i = 0; r == 0 && i < set->n; i++)
         r = publish_one(&set->all[i], err);
-    for (size_t i = 0; r < 0 && i < set->n; i++)
+    bool named = r == 0;
+    if (r == 0)
+        r = list_all(set, err);
+    if (r == 0 || (named && is_listed(&set->all[0])))
+        return r;
+    for (size_t i = 0; i < set->n; i++)
         if (set->all[i].published)
             unpublish(&set->all[i]);
     return r;
+}
+
+/* The backups are there. A bitmap that could not be handed on tells too much, and nothing wrong. */
+static void hand_on_all(struct set *set)
+{
+    for (size_t i = 0; i < set->n; i++) {
+        struct backup *b = &set->all[i];
+        struct dr_error why = DR_ERROR_INIT;
+        if (b->bitmap && dr_track_hand_on(&b->track, &why) < 0)
+            dr_job_message(set->job,
+                           "%s: its bitmap \"%s\" could not be handed on, so that the next backup "
+                           "may copy more than has changed: %s",
+                           b->path, b->bitmap, why.text);
+    }
 }
 
 /* ------------------------------------------------------------------ the whole */
@@ -199,9 +459,15 @@ static int publish_all(struct set *set, struct dr_error *err)
 static void end_one(struct backup *b)
 {
     dr_frozen_end(&b->frozen);
+    dr_track_give_up(&b->track);
+    dr_track_end(&b->track);
+    dr_changed_free(&b->changed);
     dr_ops_close(&b->out, NULL);
     dr_new_abandon(&b->fresh);
+    dr_ops_close(&b->parent, NULL);
     dr_sums_end(&b->sums);
+    dr_set_free(&b->set);
+    free(b->path);
     if (b->claimed)
         dr_disk_unclaim(b->what->disk);
 }
@@ -210,7 +476,7 @@ static int run(struct set *set, struct dr_error *err)
 {
     int r = 0;
     for (size_t i = 0; r == 0 && i < set->n; i++) {
-        r = prepare(&set->all[i], set->job, err);
+        r = prepare(&set->all[i], err);
         if (r == 0 && dr_add_overflow(set->total, set->all[i].sums.size, &set->total))
             r = dr_fail(err, EFBIG, "the disks together are too large");
     }
@@ -220,11 +486,14 @@ static int run(struct set *set, struct dr_error *err)
         r = copy_all(set, err);
     if (r == 0)
         r = publish_all(set, err);
+    if (r == 0)
+        hand_on_all(set);
     for (size_t i = 0; i < set->n; i++)
         end_one(&set->all[i]);
     return r;
 }
 
+/* No job is begun or ended. */
 static int backup_disks(struct dr_backup_disk *disks, size_t n, struct dr_job *job,
                         struct dr_error *err)
 {
@@ -233,11 +502,18 @@ static int backup_disks(struct dr_backup_disk *disks, size_t n, struct dr_job *j
         return dr_fail(err, ENOMEM, "out of memory for %zu backups", n);
     for (size_t i = 0; i < n; i++) {
         disks[i].result = (struct dr_backup_result){0};
-        set.all[i] = (struct backup){.what = &disks[i], .fs = disks[i].disk->fs};
+        set.all[i] = (struct backup){.what = &disks[i], .fs = disks[i].disk->fs, .job = job};
     }
     int r = run(&set, err);
     free(set.all);
+    for (size_t i = 0; r < 0 && i < n; i++)
+        dr_new_hide(r, disks[i].target, err);
     return r;
+}
+
+static bool same_set(const char *a, const char *b)
+{
+    return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
 int dr_disks_backup(struct dr_backup_disk *disks, size_t n, struct dr_job *job,
@@ -249,14 +525,11 @@ int dr_disks_backup(struct dr_backup_disk *disks, size_t n, struct dr_job *job,
     for (size_t i = 0; i < n; i++) {
         DR_REQUIRE(disks[i].disk, err);
         DR_REQUIRE(disks[i].target, err);
+        if (!same_set(disks[i].options.set, disks[0].options.set))
+            return dr_fail(err, EINVAL, "disks that are backed up at one instant have one set");
     }
     int r = dr_job_begin(job, err);
-    if (r < 0)
-        return r;
-    r = dr_job_end(job, backup_disks(disks, n, job, err));
-    for (size_t i = 0; r < 0 && i < n; i++)
-        dr_new_hide(r, disks[i].target, err);
-    return r;
+    return r < 0 ? r : dr_job_end(job, backup_disks(disks, n, job, err));
 }
 
 int dr_disk_backup(struct dr_disk *disk, const char *target,
@@ -270,4 +543,37 @@ int dr_disk_backup(struct dr_disk *disk, const char *target,
     if (r == 0 && result)
         *result = one.result;
     return r;
+}
+
+int dr_backup_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *source,
+                 const char *target, const struct dr_backup_options *options, struct dr_job *job,
+                 struct dr_backup_result *result, struct dr_error *err)
+{
+    struct dr_backup_disk one = {.target = target};
+    struct dr_open_options open = source ? *source : (struct dr_open_options){0};
+    if (options)
+        one.options = *options;
+    if (one.options.bitmap || one.options.since) /* what can be read stays as it is */
+        open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
+    int r = dr_open_fs(fs, path, &open, &one.disk, err);
+    if (r < 0)
+        return r;
+    r = backup_disks(&one, 1, job, err);
+    int closed = dr_close(one.disk, r == 0 ? err : NULL);
+    if (r == 0 && result)
+        *result = one.result;
+    return r < 0 ? r : closed;
+}
+
+int dr_backup(const char *path, const struct dr_open_options *source, const char *target,
+              const struct dr_backup_options *options, struct dr_job *job,
+              struct dr_backup_result *result, struct dr_error *err)
+{
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(target, err);
+    int r = dr_job_begin(job, err);
+    if (r < 0)
+        return r;
+    return dr_job_end(job,
+                      dr_backup_fs(dr_fs_posix(), path, source, target, options, job, result, err));
 }

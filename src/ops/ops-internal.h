@@ -4,6 +4,7 @@
 #define DR_OPS_INTERNAL_H
 
 #include "core/aside.h"
+#include "drover/backup.h"
 #include "ops/newimage.h"
 #include "ops/stock.h"
 
@@ -50,6 +51,17 @@ int dr_check_fs(struct dr_fs *fs, const char *path, const struct dr_open_options
 int dr_recover_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                   bool dry_run, void (*report)(void *user, const char *line), void *user,
                   unsigned *found, struct dr_error *err);
+int dr_backup_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *source,
+                 const char *target, const struct dr_backup_options *options, struct dr_job *job,
+                 struct dr_backup_result *result, struct dr_error *err);
+int dr_backup_list_fs(struct dr_fs *fs, const char *set, struct dr_backup_entry **list, size_t *n,
+                      struct dr_error *err);
+int dr_backup_verify_fs(struct dr_fs *fs, const char *set, const char *name,
+                        const struct dr_open_options *open, struct dr_disk *against,
+                        struct dr_job *job, struct dr_error *err);
+int dr_restore_fs(struct dr_fs *fs, const char *source, const char *disk,
+                  const struct dr_restore_options *options, struct dr_job *job, uint64_t *written,
+                  struct dr_error *err);
 
 /* ------------------------------------------------------------------ snapshot-switch.c */
 

@@ -136,18 +136,24 @@ static void a_reader_of_a_bitmap_may_stop(void **state)
     ok(dr_close(disk, &err));
 }
 
-static void what_a_shrink_cuts_off_is_not_set_when_the_disk_grows(void **state)
+static void what_a_disk_grows_by_has_changed(void **state)
 {
+    char all[100];
     create(*state, &geometries[0], SIZE);
     struct dr_disk *disk = open_disk(*state);
     add(disk, "b", 512, false);
+    add(disk, "off", 512, false);
     write_at(disk, 512 * KIB, 100 * KIB, 1);
+    ok(change(disk, "off", DR_BITMAP_DISABLE, NULL, &err));
     ok(dr_truncate(disk, 520 * KIB, &err));
     ok(dr_close(disk, &err));
+    says(*state, "b 512 on 1024+16;off 512 off 1024+16;");
     disk = open_disk(*state);
     ok(dr_truncate(disk, SIZE, &err));
     ok(dr_close(disk, &err));
-    says(*state, "b 512 on 1024+16;");
+    snprintf(all, sizeof(all), "b 512 on 1024+%u;off 512 off 1024+16;",
+             (unsigned)(SIZE / 512 - 1024));
+    says(*state, all);
     check_clean(*state);
 }
 
@@ -489,7 +495,7 @@ int main(void)
         T(impossible_names_and_granularities_are_refused),
         T(arguments_that_are_missing_are_refused),
         T(a_reader_of_a_bitmap_may_stop),
-        T(what_a_shrink_cuts_off_is_not_set_when_the_disk_grows),
+        T(what_a_disk_grows_by_has_changed),
         T(bitmaps_are_added_while_the_refcount_table_grows),
         T(discards_and_zeros_are_noted_and_copies_that_change_nothing_are_not),
         T(a_promise_to_leave_the_view_leaves_the_bitmaps),

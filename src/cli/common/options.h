@@ -84,6 +84,9 @@ enum cli_key { /* options without a letter */
                KEY_ON_ERROR,
                KEY_CONTROL,
                KEY_STATE,
+               KEY_FULL,
+               KEY_BITMAP,
+               KEY_SINCE,
 };
 
 struct cli_option {

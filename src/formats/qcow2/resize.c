@@ -256,5 +256,8 @@ int qcow2_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, st
         return r;
     r = size > old ? grow(image, size, parent_size, err) : shrink(image, size, err);
     int resized = image->size != old ? qcow2_track_resize(image, r < 0 ? NULL : err) : 0;
+    /* What comes back after the disk was made smaller reads as zeros now, and not as before. */
+    if (image->size > old)
+        qcow2_changed(image, old, image->size - old);
     return r < 0 ? r : resized;
 }

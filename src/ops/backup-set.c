@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "ops/backup-set.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "ops/ops-internal.h"
+
+#define VERSION  1
+#define LARGEST  (64u << 20) /* bytes of a set */
+#define ATTEMPTS 200         /* while another backup writes its entry */
+#define PAUSE_NS 20000000
+
+/* ------------------------------------------------------------------ reading */
+
+static int bad(struct dr_error *err, const char *path, const char *what)
+{
+    return dr_fail(err, EINVAL, "%s: is no list of backups: %s", path, what);
+}
+
+static void clear_entry(struct dr_backup_entry *e)
+{
+    free(e->name);
+    free(e->file);
+    free(e->format);
+    free(e->parent);
+    free(e->disk);
+    free(e->bitmap);
+    free(e->time);
+    *e = (struct dr_backup_entry){0};
+}
+
+void dr_set_free(struct dr_backup_set *s)
+{
+    for (size_t i = 0; i < s->n; i++)
+        clear_entry(&s->all[i]);
+    free(s->all);
+    *s = (struct dr_backup_set){0};
+}
+
+/* A text that may be missing. False: it is something else, or there is no memory. */
+static bool take_text(const json_t *one, const char *key, bool required, char **text)
+{
+    const json_t *value = json_object_get(one, key);
+    *text = NULL;
+    if (!value || json_is_null(value))
+        return !required;
+    if (!json_is_string(value) || strlen(json_string_value(value)) != json_string_length(value))
+        return false;
+    *text = strdup(json_string_value(value));
+    return *text != NULL;
+}
+
+static bool take_number(const json_t *one, const char *key, uint64_t *number)
+{
+    const json_t *value = json_object_get(one, key);
+    if (!json_is_integer(value) || json_integer_value(value) < 0)
+        return false;
+    *number = (uint64_t)json_integer_value(value);
+    return true;
+}
+
+static bool is_digest(const char *text)
+{
+    return strlen(text) == DR_DIGEST_TEXT - 1 &&
+           strspn(text, "0123456789abcdef") == DR_DIGEST_TEXT - 1;
+}
+
+static bool take_entry(const json_t *one, struct dr_backup_entry *e)
+{
+    const char *digest = json_string_value(json_object_get(one, "digest"));
+    bool good = take_text(one, "name", true, &e->name);
+    good &= take_text(one, "file", true, &e->file);
+    good &= take_text(one, "format", true, &e->format);
+    good &= take_text(one, "parent", false, &e->parent);
+    good &= take_text(one, "disk", true, &e->disk);
+    good &= take_text(one, "bitmap", false, &e->bitmap);
+    good &= take_text(one, "time", true, &e->time);
+    good = good && take_number(one, "size", &e->size) && take_number(one, "copied", &e->copied);
+    if (!good || !digest || !is_digest(digest))
+        return false;
+    memcpy(e->digest, digest, DR_DIGEST_TEXT);
+    return true;
+}
+
+static int take_all(struct dr_backup_set *s, const json_t *root, const char *path,
+                    struct dr_error *err)
+{
+    const json_t *list = json_object_get(root, "backups");
+    if (json_integer_value(json_object_get(root, "drover-backups")) != VERSION)
+        return bad(err, path, "it does not begin with \"drover-backups\": 1");
+    if (!json_is_array(list))
+        return bad(err, path, "\"backups\" is no array");
+    size_t n = json_array_size(list);
+    s->all = calloc(n + 1, sizeof(*s->all));
+    if (!s->all)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    for (; s->n < n; s->n++)
+        if (!take_entry(json_array_get(list, s->n), &s->all[s->n])) {
+            clear_entry(&s->all[s->n]);
+            return dr_fail(err, EINVAL, "%s: its backup number %zu is not well-formed", path, s->n);
+        }
+    return 0;
+}
+
+static int read_text(struct dr_file *file, const char *path, json_t **root, struct dr_error *err)
+{
+    uint64_t len = dr_file_size(file);
+    json_error_t why;
+    if (len > LARGEST)
+        return bad(err, path, "it is longer than 64 MiB");
+    CLEANUP_FREE char *text = malloc((size_t)len + 1);
+    if (!text)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    int r = dr_file_pread(file, text, 0, (size_t)len, err);
+    if (r < 0)
+        return r;
+    *root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
+    return *root ? 0 : bad(err, path, why.text);
+}
+
+static int read_set(struct dr_backup_set *s, struct dr_file *file, const char *path,
+                    struct dr_error *err)
+{
+    json_t *root = NULL;
+    int r = read_text(file, path, &root, err);
+    if (r == 0)
+        r = take_all(s, root, path, err);
+    json_decref(root);
+    if (r < 0)
+        dr_set_free(s);
+    return r;
+}
+
+int dr_set_load(struct dr_backup_set *s, struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    struct dr_file *file = NULL;
+    *s = (struct dr_backup_set){0};
+    if (!dr_fs_exists(fs, path))
+        return 0;
+    int r = dr_file_open(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &file, err);
+    if (r == 0)
+        r = read_set(s, file, path, err);
+    dr_file_unref(file);
+    return r;
+}
+
+/* ------------------------------------------------------------------ finding */
+
+const struct dr_backup_entry *dr_set_find(const struct dr_backup_set *s, const char *name)
+{
+    for (size_t i = 0; i < s->n; i++)
+        if (strcmp(s->all[i].name, name) == 0)
+            return &s->all[i];
+    return NULL;
+}
+
+const struct dr_backup_entry *dr_set_last(const struct dr_backup_set *s, const char *disk,
+                                          const char *bitmap)
+{
+    for (size_t i = s->n; i > 0; i--) {
+        const struct dr_backup_entry *e = &s->all[i - 1];
+        if (e->bitmap && strcmp(e->bitmap, bitmap) == 0 && strcmp(e->disk, disk) == 0)
+            return e;
+    }
+    return NULL;
+}
+
+char *dr_set_path(const char *set, const struct dr_backup_entry *e)
+{
+    return dr_name_beside(set, e->file);
+}
+
+/* ------------------------------------------------------------------ writing */
+
+static json_t *text_or_null(const char *text)
+{
+    return text ? dr_json_text(text) : json_null();
+}
+
+static json_t *to_json(const struct dr_backup_entry *e)
+{
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:s}", "name",
+                     dr_json_text(e->name), "file", dr_json_text(e->file), "format",
+                     dr_json_text(e->format), "parent", text_or_null(e->parent), "disk",
+                     dr_json_text(e->disk), "bitmap", text_or_null(e->bitmap), "time",
+                     dr_json_text(e->time), "size", (json_int_t)e->size, "copied",
+                     (json_int_t)e->copied, "digest", e->digest);
+}
+
+static char *to_text(const struct dr_backup_set *s, const struct dr_backup_entry *more, size_t n)
+{
+    json_t *list = json_array();
+    bool all = list != NULL;
+    for (size_t i = 0; all && i < s->n + n; i++)
+        all = json_array_append_new(list, to_json(i < s->n ? &s->all[i] : &more[i - s->n])) == 0;
+    json_t *root = json_pack("{s:i, s:o}", "drover-backups", VERSION, "backups", list);
+    char *text = all && root ? json_dumps(root, JSON_INDENT(2)) : NULL;
+    char *line = NULL;
+    json_decref(root);
+    if (text && asprintf(&line, "%s\n", text) < 0)
+        line = NULL;
+    free(text);
+    return line;
+}
+
+static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
+{
+    const char *text = user;
+    return dr_file_pwrite(tmp, text, 0, strlen(text), err);
+}
+
+/* Nobody else writes the set while we have it open for writing. */
+static int open_for_writing(struct dr_fs *fs, const char *path, struct dr_file **file,
+                            struct dr_error *err)
+{
+    const struct timespec pause = {.tv_nsec = PAUSE_NS};
+    struct dr_error why = DR_ERROR_INIT;
+    int r = -EAGAIN;
+    for (int i = 0; i < ATTEMPTS && (r == -EAGAIN || r == -EBUSY || r == -ESTALE); i++) {
+        if (i > 0)
+            nanosleep(&pause, NULL);
+        dr_error_reset(&why);
+        r = dr_file_open(fs, path, DR_FILE_RDWR, file, &why);
+    }
+    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
+}
+
+static int add_to(struct dr_fs *fs, const char *path, struct dr_file *old,
+                  const struct dr_backup_entry *entries, size_t n, struct dr_error *err)
+{
+    struct dr_backup_set s = {0};
+    struct dr_file *fresh = NULL;
+    int r = old ? read_set(&s, old, path, err) : 0;
+    for (size_t i = 0; r == 0 && i < n; i++)
+        if (dr_set_find(&s, entries[i].name))
+            r = dr_fail(err, EEXIST, "%s: has a backup called \"%s\" already", path,
+                        entries[i].name);
+    CLEANUP_FREE char *text = r == 0 ? to_text(&s, entries, n) : NULL;
+    if (r == 0 && !text)
+        r = dr_fail(err, ENOMEM, "%s: out of memory", path);
+    if (r == 0)
+        r = dr_replace(fs, path, old, fill, text, &fresh, err);
+    dr_file_unref(fresh);
+    dr_set_free(&s);
+    return r;
+}
+
+/* Two first backups may make the set at the same time: the second one adds to it. */
+int dr_set_add(struct dr_fs *fs, const char *path, const struct dr_backup_entry *entries, size_t n,
+               struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    bool again = true;
+    int r = 0;
+    while (again) {
+        struct dr_file *old = NULL;
+        bool there = dr_fs_exists(fs, path);
+        dr_error_reset(&why);
+        r = there ? open_for_writing(fs, path, &old, &why) : 0;
+        if (r == 0)
+            r = add_to(fs, path, old, entries, n, &why);
+        dr_file_unref(old);
+        again = r == -EEXIST && !there;
+    }
+    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
+}
+
+/* ------------------------------------------------------------------ for users */
+
+int dr_backup_list_fs(struct dr_fs *fs, const char *set, struct dr_backup_entry **list, size_t *n,
+                      struct dr_error *err)
+{
+    struct dr_backup_set s;
+    if (!dr_fs_exists(fs, set))
+        return dr_fail(err, ENOENT, "%s: there is no such list of backups", set);
+    int r = dr_set_load(&s, fs, set, err);
+    if (r < 0)
+        return r;
+    *list = s.all;
+    *n = s.n;
+    return 0;
+}
+
+int dr_backup_list(const char *set, struct dr_backup_entry **list, size_t *n, struct dr_error *err)
+{
+    DR_REQUIRE(set, err);
+    DR_REQUIRE(list, err);
+    DR_REQUIRE(n, err);
+    return dr_backup_list_fs(dr_fs_posix(), set, list, n, err);
+}
+
+void dr_backup_list_free(struct dr_backup_entry *list, size_t n)
+{
+    struct dr_backup_set s = {list, n};
+    dr_set_free(&s);
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The file that lists backups: a JSON text beside them, replaced as a whole
+ * (docs/formats/backup.md). What it says is taken as hostile: a name in it leads to a file only
+ * through the gate. */
+#ifndef DR_OPS_BACKUP_SET_H
+#define DR_OPS_BACKUP_SET_H
+
+#include "drover/backup.h"
+#include "storage/storage.h"
+
+struct dr_backup_set {
+    struct dr_backup_entry *all; /* in the order in which they were made */
+    size_t n;
+};
+
+/* A set that is not there is empty. -EINVAL: it is no such file. */
+int dr_set_load(struct dr_backup_set *s, struct dr_fs *fs, const char *path, struct dr_error *err);
+void dr_set_free(struct dr_backup_set *s);
+/* NULL: there is none of that name. */
+const struct dr_backup_entry *dr_set_find(const struct dr_backup_set *s, const char *name);
+/* The last one that was made of a disk with this bitmap, or NULL. disk: its real path. */
+const struct dr_backup_entry *dr_set_last(const struct dr_backup_set *s, const char *disk,
+                                          const char *bitmap);
+/* Put n entries behind the others, durably and at once. -EEXIST: one of the names is taken. */
+int dr_set_add(struct dr_fs *fs, const char *path, const struct dr_backup_entry *entries, size_t n,
+               struct dr_error *err);
+/* The path of the entry's image, malloc'ed; NULL = out of memory. */
+char *dr_set_path(const char *set, const struct dr_backup_entry *e);
+
+#endif

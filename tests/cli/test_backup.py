@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Backups by command: a chain that qemu-img reads, too; the set; what is refused."""
+import json
+
+import pytest
+
+
+@pytest.fixture
+def disk(t):
+    t.ok("create", "-q", "-f", "qcow2", "disk.qcow2", "64M")
+    t.io("disk.qcow2", "write -P 3 1M 2M")
+    return "disk.qcow2"
+
+
+def same_disks(t, a, b):
+    t.ok("compare", a, b)
+    assert t.real("qemu-img", "compare", a, b).code == 0
+
+
+def test_a_series_of_backups(t, disk):
+    assert t.ok("backup", "--bitmap", "daily", disk, "b0").startswith("Full backup of 64 MiB: 2 MiB read")
+    t.io(disk, "write -P 4 1536k 64k")
+    t.io(disk, "write -z 2M 64k")
+    assert t.ok("backup", "--bitmap", "daily", disk, "b1").startswith("Incremental backup of 64 MiB: 64 KiB read")
+    same_disks(t, disk, "b1")
+    t.io(disk, "write -P 5 40M 512")
+    t.ok("backup", "--since", "b1", disk, "b2")
+    same_disks(t, disk, "b2")
+    assert t.real("qemu-img", "check", disk).code == 0
+    assert [b["name"] for b in json.loads((t.dir / "backups.json").read_text())["backups"]] == ["b0", "b1", "b2"]
+    lines = t.ok("backup", "list", "backups.json").splitlines()
+    assert [line.split()[0] for line in lines] == ["NAME", "b0", "b1", "b2"]
+    assert [line.split()[-1] for line in lines[1:]] == ["full", "b0", "b1"]
+    assert len(t.ok("backup", "verify", "backups.json").splitlines()) == 3
+
+
+def test_a_bitmap_that_qemu_made_is_used(t, disk):
+    t.ok("backup", "--bitmap", "b", disk, "b0")
+    t.ok("bitmap", "--remove", disk, "b")
+    assert t.real("qemu-img", "bitmap", "--add", "-g", "4096", disk, "b").code == 0
+    assert t.real("qemu-io", "-c", "write -P 9 5M 4k", disk).code == 0
+    assert "4 KiB" not in t.ok("backup", "--bitmap", "b", disk, "b1")
+    same_disks(t, disk, "b1")
+
+
+def test_verify_tells_of_damage(t, disk):
+    t.ok("backup", disk, "b0", "-O", "raw")
+    t.ok("backup", "verify", "backups.json", "b0")
+    with open(t.dir / "b0", "r+b") as f:
+        f.seek(1024 * 1024)
+        f.write(b"?")
+    r = t.drover("backup", "verify", "backups.json")
+    assert r.code == 1 and "first in the 65536 bytes at 1048576" in r.err
+    t.ok("restore", disk, "b0")
+    t.ok("backup", "verify", "backups.json", "b0")
+
+
+def test_against_a_disk(t, disk):
+    t.ok("backup", disk, "b0")
+    assert t.ok("backup", "verify", "--against", disk, "backups.json", "b0") == "The disk holds what was backed up.\n"
+    t.io(disk, "write -P 9 3M 1")
+    assert "at 3145728" in t.drover("backup", "verify", "--against", disk, "backups.json", "b0").err
+
+
+@pytest.mark.parametrize("args, text", [
+    (("backup", "disk.qcow2"), "Expecting the disk"),
+    (("backup", "disk.qcow2", "b0", "-O", "nope"), "Unknown file format"),
+    (("backup", "disk.qcow2", "disk.qcow2"), "belongs to the disk itself"),
+    (("backup", "disk.qcow2", "taken"), "exists already"),
+    (("backup", "--since", "b", "disk.qcow2", "b0"), 'no backup called "b"'),
+    (("backup", "--bitmap", "a", "--since", "b", "disk.qcow2", "b0"), "exclude"),
+    (("backup", "--bitmap", "a", "taken", "b0"), "no bitmaps inside"),
+    (("backup", "list", "nope"), "no such list"),
+    (("backup", "list", "taken"), "is no list of backups"),
+    (("restore", "disk.qcow2"), "Expecting a backup"),
+    (("restore", "disk.qcow2", "disk.qcow2"), "belongs to what is restored"),
+    (("restore", "disk.qcow2", "nope"), "nope"),
+])
+def test_mistakes(t, disk, args, text):
+    (t.dir / "taken").write_bytes(b"x" * 512)
+    r = t.drover(*args)
+    assert r.code != 0 and text in r.err, r.err
+    assert not (t.dir / "b0").exists()
+
+
+def test_restore_makes_a_disk_what_it_was(t, disk):
+    t.ok("backup", disk, "b0")
+    t.io(disk, "write -P 7 0 128k")
+    assert t.ok("restore", "b0", disk) == "128 KiB differed, and were written.\n"
+    same_disks(t, disk, "b0")
+    t.ok("resize", disk, "+64M")
+    r = t.drover("restore", "b0", disk)
+    assert r.code == 1 and "--shrink" in r.err
+    t.ok("restore", "--shrink", "b0", disk)
+    same_disks(t, disk, "b0")
