@@ -34,6 +34,7 @@ static void clear_entry(struct dr_backup_entry *e)
     free(e->parent);
     free(e->disk);
     free(e->bitmap);
+    free(e->noted);
     free(e->time);
     *e = (struct dr_backup_entry){0};
 }
@@ -83,6 +84,7 @@ static bool take_entry(const json_t *one, struct dr_backup_entry *e)
     good &= take_text(one, "parent", false, &e->parent);
     good &= take_text(one, "disk", true, &e->disk);
     good &= take_text(one, "bitmap", false, &e->bitmap);
+    good &= take_text(one, "noted", e->bitmap, &e->noted);
     good &= take_text(one, "time", true, &e->time);
     good = good && take_number(one, "size", &e->size) && take_number(one, "copied", &e->copied);
     if (!good || !digest || !is_digest(digest))
@@ -188,12 +190,12 @@ static json_t *text_or_null(const char *text)
 
 static json_t *to_json(const struct dr_backup_entry *e)
 {
-    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:s}", "name",
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:s}", "name",
                      dr_json_text(e->name), "file", dr_json_text(e->file), "format",
                      dr_json_text(e->format), "parent", text_or_null(e->parent), "disk",
-                     dr_json_text(e->disk), "bitmap", text_or_null(e->bitmap), "time",
-                     dr_json_text(e->time), "size", (json_int_t)e->size, "copied",
-                     (json_int_t)e->copied, "digest", e->digest);
+                     dr_json_text(e->disk), "bitmap", text_or_null(e->bitmap), "noted",
+                     text_or_null(e->noted), "time", dr_json_text(e->time), "size",
+                     (json_int_t)e->size, "copied", (json_int_t)e->copied, "digest", e->digest);
 }
 
 static char *to_text(const struct dr_backup_set *s, const struct dr_backup_entry *more, size_t n)

@@ -1,54 +1,50 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "ops/backup-track.h"
 
+#include <stdio.h>
+#include <xxhash.h>
+
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "base/random.h"
 
 /* ------------------------------------------------------------------ changes of bitmaps */
-
-struct change {
-    struct dr_bitmap_change what[3]; /* one after another, each durable before the next */
-    size_t n;
-};
 
 static int change_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                        struct dr_error *err)
 {
-    struct change *c = user;
-    int r = 0;
     (void)fresh;
-    for (size_t i = 0; r == 0 && i < c->n; i++) {
-        if (c->what[i].source_name)
-            c->what[i].source = present->images[0];
-        r = dr_image_bitmap_change(present->images[0], &c->what[i], err);
-    }
-    return r;
+    return dr_image_bitmap_change(present->images[0], user, err);
 }
 
-static struct dr_bitmap_change removal(const char *name)
+static int remove_bitmap(struct dr_track *t, const char *name, struct dr_error *err)
 {
-    return (struct dr_bitmap_change){.action = DR_BITMAP_REMOVE, .name = name};
+    struct dr_bitmap_change change = {.action = DR_BITMAP_REMOVE, .name = name};
+    return dr_disk_quiesce(t->disk, change_step, &change, NULL, err);
 }
 
 /* ------------------------------------------------------------------ what is there */
 
 struct found {
-    const struct dr_track *track;
-    bool bitmap, next, bitmap_bad, next_bad, disabled;
-    uint64_t granularity; /* of N */
+    struct dr_track *track;
+    bool inconsistent, disabled; /* the bitmap of the last backup */
+    char *left;                  /* one that is left over, malloc'ed */
 };
 
 static int look_at(void *user, const struct dr_bitmap_info *info)
 {
     struct found *f = user;
-    if (strcmp(info->name, f->track->bitmap) == 0) {
-        f->bitmap = true;
-        f->bitmap_bad = info->inconsistent || !info->enabled;
-        f->disabled = !info->inconsistent;
-    } else if (strcmp(info->name, f->track->next) == 0) {
-        f->next = true;
-        f->next_bad = info->inconsistent;
-        f->granularity = info->granularity;
+    struct dr_track *t = f->track;
+    if (t->last && strcmp(info->name, t->last) == 0) {
+        t->had = true;
+        t->granularity = info->granularity;
+        f->inconsistent = info->inconsistent;
+        f->disabled = !info->enabled;
+    } else if (strncmp(info->name, t->prefix, strlen(t->prefix)) == 0 && !f->left) {
+        f->left = strdup(info->name);
+        return f->left ? 0 : -ENOMEM;
+    } else if (strcmp(info->name, t->name) == 0 && !t->had) {
+        t->granularity = info->granularity;
     }
     return 0;
 }
@@ -64,54 +60,56 @@ static int look_step(void *user, struct dr_chain *present, struct dr_chain **fre
         return dr_fail(err, ENOTSUP, "%s: %s images have no bitmaps inside: back it up in full",
                        image->path, image->fmt->name);
     int r = dr_image_settle(image, err);
-    return r < 0 ? r : image->fmt->bitmap_list(image, look_at, f, err);
+    if (r == 0)
+        r = image->fmt->bitmap_list(image, look_at, f, err);
+    return r == -ENOMEM ? dr_fail(err, ENOMEM, "out of memory for a backup") : r;
 }
 
-/* B is added with what N has, and then N is dropped. */
-static struct change rename_next(const struct dr_track *t, uint64_t granularity)
+/* One look for each bitmap that is left over: there is mostly none. */
+static int look(struct found *f, struct dr_error *err)
 {
-    return (struct change){.what = {{.action = DR_BITMAP_ADD,
-                                     .name = t->bitmap,
-                                     .granularity = granularity,
-                                     .source_name = t->next},
-                                    removal(t->next)},
-                           .n = 2};
+    int r;
+    do {
+        free(DR_STEAL(f->left));
+        r = dr_disk_quiesce(f->track->disk, look_step, f, NULL, err);
+        if (r == 0 && f->left)
+            r = remove_bitmap(f->track, f->left, err);
+    } while (r == 0 && f->left);
+    free(f->left);
+    return r;
 }
 
-static int settle_leftovers(struct dr_track *t, struct found *f, struct dr_error *err)
+static int choose_names(struct dr_track *t, const char *set, struct dr_error *err)
 {
-    struct change c = {.what = {removal(t->next)}, .n = 1};
-    if (!f->next)
-        return 0;
-    if (!f->bitmap && !f->next_bad) {
-        c = rename_next(t, f->granularity);
-        f->bitmap = true;
-    }
-    return dr_disk_quiesce(t->disk, change_step, &c, NULL, err);
+    uint64_t place = XXH3_64bits(set, strlen(set));
+    if (asprintf(&t->prefix, "%s@%08x.", t->name, (unsigned)place) < 0)
+        t->prefix = NULL;
+    if (!t->prefix || asprintf(&t->next, "%s%08x", t->prefix, dr_random32()) < 0)
+        t->next = NULL;
+    return t->next ? 0 : dr_fail(err, ENOMEM, "out of memory for a backup");
 }
 
-int dr_track_begin(struct dr_track *t, bool anew, bool *there, struct dr_error *err)
+int dr_track_begin(struct dr_track *t, const char *set, bool anew, bool *there,
+                   struct dr_error *err)
 {
     struct found f = {.track = t};
     *there = false;
-    if (asprintf(&t->next, "%s~new", t->bitmap) < 0)
-        t->next = NULL;
-    if (!t->next)
-        return dr_fail(err, ENOMEM, "out of memory for a backup");
-    int r = dr_disk_quiesce(t->disk, look_step, &f, NULL, err);
-    if (r == 0 && f.bitmap_bad && !anew)
-        r = dr_fail(
-            err, EUCLEAN,
-            "%s: its bitmap \"%s\" does not tell all that has changed: %s; back it up in full "
-            "(--full), which begins the bitmap anew",
-            dr_image_path(t->disk, 0), t->bitmap,
-            f.disabled ? "it is disabled" : "a program that wrote to the disk did not store it");
+    int r = choose_names(t, set, err);
     if (r == 0)
-        r = settle_leftovers(t, &f, err);
-    t->had = f.bitmap;
-    t->unusable = f.bitmap_bad;
-    *there = r == 0 && f.bitmap && !f.bitmap_bad;
-    return r;
+        r = look(&f, err);
+    if (r < 0)
+        return r;
+    bool bad = f.inconsistent || f.disabled;
+    if (t->had && bad && !anew)
+        return dr_fail(
+            err, EUCLEAN,
+            "%s: its bitmap \"%s\" does not tell all that has changed: %s; back it up in "
+            "full (--full), which begins a new one",
+            dr_image_path(t->disk, 0), t->last,
+            f.inconsistent ? "a program that wrote to the disk did not store it"
+                           : "it is disabled");
+    *there = t->had && !bad;
+    return 0;
 }
 
 /* ------------------------------------------------------------------ the instant */
@@ -136,42 +134,35 @@ int dr_changed_add(struct dr_changed *c, uint64_t off, uint64_t len)
     return 0;
 }
 
-static int add_range(void *user, uint64_t off, uint64_t len)
-{
-    return dr_changed_add(user, off, len);
-}
-
 void dr_changed_free(struct dr_changed *c)
 {
     free(c->list);
     *c = (struct dr_changed){0};
 }
 
-/* Which granularity B has, for N to have the same. */
-static int granularity_of(struct dr_track *t, struct dr_image *image, uint64_t *granularity,
-                          struct dr_error *err)
+static int add_range(void *user, uint64_t off, uint64_t len)
 {
-    struct dr_track swapped = {.bitmap = "", .next = (char *)(uintptr_t)t->bitmap};
-    struct found f = {.track = &swapped};
-    int r = image->fmt->bitmap_list(image, look_at, &f, err);
-    *granularity = f.granularity;
-    return r;
+    return dr_changed_add(user, off, len);
+}
+
+static int read_last(const struct dr_track *t, struct dr_image *image, struct dr_changed *changed,
+                     struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_image_settle(image, err);
+    if (r < 0)
+        return r;
+    r = image->fmt->bitmap_read(image, t->last, add_range, changed, &why);
+    return r < 0 ? dr_fail(err, -r, "%s", why.errnum ? why.text : "out of memory for a backup") : 0;
 }
 
 int dr_track_now(struct dr_track *t, struct dr_chain *present, struct dr_changed *changed,
                  struct dr_error *err)
 {
     struct dr_image *image = present->images[0];
-    struct dr_bitmap_change add = {.action = DR_BITMAP_ADD, .name = t->next};
-    struct dr_error why = DR_ERROR_INIT;
-    int r = t->had ? granularity_of(t, image, &add.granularity, err) : 0;
-    if (r == 0 && changed) {
-        r = dr_image_settle(image, err);
-        if (r == 0)
-            r = image->fmt->bitmap_read(image, t->bitmap, add_range, changed, &why);
-        if (r < 0)
-            r = dr_fail(err, -r, "%s", why.errnum ? why.text : "out of memory for a backup");
-    }
+    struct dr_bitmap_change add = {
+        .action = DR_BITMAP_ADD, .name = t->next, .granularity = t->granularity};
+    int r = changed ? read_last(t, image, changed, err) : 0;
     if (r == 0)
         r = dr_image_bitmap_change(image, &add, err);
     t->added = r == 0;
@@ -182,29 +173,20 @@ int dr_track_now(struct dr_track *t, struct dr_chain *present, struct dr_changed
 
 int dr_track_hand_on(struct dr_track *t, struct dr_error *err)
 {
-    struct found f = {.track = t};
-    struct change drop = {.what = {removal(t->bitmap)}, .n = 1};
-    int r = dr_disk_quiesce(t->disk, look_step, &f, NULL, err);
-    if (r == 0 && f.bitmap)
-        r = dr_disk_quiesce(t->disk, change_step, &drop, NULL, err);
-    if (r == 0) {
-        struct change rename = rename_next(t, f.granularity);
-        r = dr_disk_quiesce(t->disk, change_step, &rename, NULL, err);
-    }
-    t->added = false; /* whatever is left now is the next backup's to finish */
-    return r;
+    t->added = false; /* it is the set's from now on */
+    return t->had ? remove_bitmap(t, t->last, err) : 0;
 }
 
 void dr_track_give_up(struct dr_track *t)
 {
-    struct change drop = {.what = {removal(t->next)}, .n = 1};
     if (t->added)
-        dr_disk_quiesce(t->disk, change_step, &drop, NULL, NULL);
+        remove_bitmap(t, t->next, NULL);
     t->added = false;
 }
 
 void dr_track_end(struct dr_track *t)
 {
+    free(t->prefix);
     free(t->next);
     *t = (struct dr_track){0};
 }

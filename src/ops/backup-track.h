@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* How incremental backups find out what has changed: a bitmap B inside the disk's active image,
- * which notes what was written since the last backup, and how it is handed on to the next one.
+/* How incremental backups find out what has changed: each backup begins a bitmap of its own inside
+ * the disk's active image, at its instant. The set says which one. It is called
  *
- *     at the instant       a second bitmap N ("B~new") is added, empty and enabled; B goes on
- * noting target durable, set  the set names the new backup then                 B is removed; B is
- * added anew with what N has; N is removed
+ *     NAME@SSSSSSSS.RRRRRRRR    NAME: as the user calls them; S: the set's path, hashed; R: random
  *
- * B always has all that N has, and more. So where both are found after an interruption, B is right
- * whichever backup is the last in the set, and N is dropped. Where only N is found, the set names
- * the backup of the instant at which N began: it becomes B. */
+ * so one that somebody else made, or that came back with an older copy of the disk, is never taken
+ * for it. When the target is durable and the set has the backup, the bitmap of the one before is
+ * removed. So, whatever is interrupted, the bitmap of the last backup in the set is there and has
+ * noted all that changed since. Others of the same name and set are left over, and removed. */
 #ifndef DR_OPS_BACKUP_TRACK_H
 #define DR_OPS_BACKUP_TRACK_H
 
@@ -24,26 +23,28 @@ struct dr_changed {
 
 struct dr_track {
     struct dr_disk *disk; /* claimed by the caller, open for writing */
-    const char *bitmap;
+    const char *name;     /* as the user calls them */
+    const char *last;     /* the bitmap of the last backup, or NULL */
+    char *next;           /* that of this one; by dr_track_begin */
 
     /* private */
-    char *next;    /* the name of N */
-    bool had;      /* there is B */
-    bool added;    /* there is N */
-    bool unusable; /* B is inconsistent */
+    char *prefix;
+    uint64_t granularity; /* of next; 0 = the format's default */
+    bool had, added;      /* last / next is there */
 };
 
-/* Finish or undo what an interrupted backup has left. *there: B is there, to be relied on.
- * -EUCLEAN: it is there, but a writer did not store it; not so with `anew`, for which it is going
- * to be dropped. Ends with dr_track_end. */
-int dr_track_begin(struct dr_track *t, bool anew, bool *there, struct dr_error *err);
-/* In a step of dr_disk_quiesce, at the instant: N begins. changed: gets what B has; NULL = nobody
- * wants to know. */
+/* Look at what there is, and remove what is left over. set: its real path. *there: `last` is there,
+ * to be relied on. -EUCLEAN: it is there, but does not tell all; not so with `anew`. Ends with
+ * dr_track_end. */
+int dr_track_begin(struct dr_track *t, const char *set, bool anew, bool *there,
+                   struct dr_error *err);
+/* In a step of dr_disk_quiesce, at the instant: `next` begins. changed: gets what `last` has; NULL
+ * = nobody wants to know. */
 int dr_track_now(struct dr_track *t, struct dr_chain *present, struct dr_changed *changed,
                  struct dr_error *err);
-/* The backup is durable, and its set says so: from now on B notes what changed since then. */
+/* The backup is durable, and its set says so: `last` is removed. */
 int dr_track_hand_on(struct dr_track *t, struct dr_error *err);
-/* There is no backup: drops N, and leaves B as it was. */
+/* There is no backup: `next` is removed, unless it was handed on. */
 void dr_track_give_up(struct dr_track *t);
 void dr_track_end(struct dr_track *t);
 

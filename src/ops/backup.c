@@ -101,6 +101,17 @@ static int read_set(struct backup *b, struct dr_error *err)
     return r;
 }
 
+/* That of its directory, where it is not there yet. */
+static int real_path_of_set(const struct backup *b, char **path, struct dr_error *err)
+{
+    const char *set = options_of(b)->set;
+    CLEANUP_FREE char *dir = dr_path_dirname(set), *real = NULL;
+    int r = dir ? dr_real_dir(b->fs, dir, &real, err) : -ENOMEM;
+    if (r == 0)
+        *path = dr_path_join(real, dr_path_basename(set));
+    return r == -ENOMEM || (r == 0 && !*path) ? dr_fail(err, ENOMEM, "%s: out of memory", set) : r;
+}
+
 static int look_at_bitmap(struct backup *b, struct dr_error *err)
 {
     const struct dr_backup_options *o = options_of(b);
@@ -111,13 +122,18 @@ static int look_at_bitmap(struct backup *b, struct dr_error *err)
         r = bitmap_since(b, o->since, err);
     if (r < 0 || !b->bitmap)
         return r;
-    b->track = (struct dr_track){.disk = b->what->disk, .bitmap = b->bitmap};
-    r = dr_track_begin(&b->track, o->full, &there, err);
+    const struct dr_backup_entry *last = dr_set_last(&b->set, b->path, b->bitmap);
+    CLEANUP_FREE char *set = NULL;
+    b->track = (struct dr_track){
+        .disk = b->what->disk, .name = b->bitmap, .last = last ? last->noted : NULL};
+    r = real_path_of_set(b, &set, err);
+    if (r == 0)
+        r = dr_track_begin(&b->track, set, o->full, &there, err);
     if (r == 0 && there && !o->full)
-        b->last = dr_set_last(&b->set, b->path, b->bitmap);
+        b->last = last;
     if (r == 0 && o->since && !there)
         r = dr_fail(err, ENOENT, "%s: has no bitmap \"%s\" any more: back it up in full", b->path,
-                    b->bitmap);
+                    b->track.last);
     return r;
 }
 
@@ -389,6 +405,7 @@ static bool make_entry(const struct backup *b, struct dr_backup_entry *e)
         .parent = b->last ? b->last->name : NULL,
         .disk = b->path,
         .bitmap = (char *)(uintptr_t)b->bitmap,
+        .noted = b->track.next,
         .time = (char *)(uintptr_t)b->time,
         .size = b->sums.size,
         .copied = b->what->result.copied,
@@ -440,17 +457,15 @@ static int publish_all(struct set *set, struct dr_error *err)
     return r;
 }
 
-/* The backups are there. A bitmap that could not be handed on tells too much, and nothing wrong. */
+/* The backups are there. A bitmap that could not be removed is removed by the next backup. */
 static void hand_on_all(struct set *set)
 {
     for (size_t i = 0; i < set->n; i++) {
         struct backup *b = &set->all[i];
         struct dr_error why = DR_ERROR_INIT;
         if (b->bitmap && dr_track_hand_on(&b->track, &why) < 0)
-            dr_job_message(set->job,
-                           "%s: its bitmap \"%s\" could not be handed on, so that the next backup "
-                           "may copy more than has changed: %s",
-                           b->path, b->bitmap, why.text);
+            dr_job_message(set->job, "%s: the bitmap of the last backup could not be removed: %s",
+                           b->path, why.text);
     }
 }
 

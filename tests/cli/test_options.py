@@ -64,11 +64,11 @@ def test_the_manual_is_sound_pod(t):
 
 def commands():
     return ["create", "info", "map", "measure", "compare", "convert", "rebase", "commit", "stream", "addcow", "snapshot", "serve", "io", "chain", "check",
-            "recover", "resize", "amend", "bitmap", "mount", "unmount", "vma", "ctl", "completion"]
+            "recover", "resize", "amend", "bitmap", "backup", "restore", "mount", "unmount", "vma", "ctl", "completion"]
 
 
 def children():
-    return ["vma " + c for c in ("list", "config", "create", "extract", "verify", "index")]
+    return ["vma " + c for c in ("list", "config", "create", "extract", "verify", "index")] + ["backup list", "backup verify"]
 
 
 @pytest.mark.parametrize("command", commands() + children())
@@ -88,7 +88,8 @@ def test_the_overview_names_every_command(t):
     assert out == t.ok("help") == t.ok("-h")
     assert re.findall(r"^  (\w+) +\S", out, flags=re.M) == sorted(commands(), key=out.index)
     assert set(commands() + children()) == set(tables(t))
-    assert re.findall(r"^  (vma \w+) +\S", t.ok("vma", "--help"), flags=re.M) == children()
+    assert re.findall(r"^  (vma \w+) +\S", t.ok("vma", "--help"), flags=re.M) + \
+        re.findall(r"^  (backup \w+) +\S", t.ok("backup", "--help"), flags=re.M) == children()
 
 
 def test_version(t):

@@ -67,22 +67,31 @@ static void holds_the_disk(struct dr_fs *fs, const char *target)
     free(want);
 }
 
-static bool has_bitmap(struct dr_fs *fs, const char *name, bool *inconsistent)
+/* How many bitmaps the disk has that backups began; its name in *name, if there is one. */
+static size_t begun(struct dr_fs *fs, char *name, size_t room)
 {
     struct dr_disk *disk = NULL;
     struct dr_bitmap *list;
-    size_t n;
-    bool has = false;
+    size_t n, found = 0;
     ok(dr_open_fs(fs, "disk", NULL, &disk, &err));
     ok(dr_disk_bitmaps(disk, &list, &n, &err));
     for (size_t i = 0; i < n; i++)
-        if (strcmp(list[i].name, name) == 0) {
-            has = true;
-            *inconsistent = list[i].inconsistent;
+        if (strncmp(list[i].name, "B@", 2) == 0) {
+            found++;
+            if (name)
+                snprintf(name, room, "%s", list[i].name);
         }
     dr_bitmaps_free(list, n);
     ok(dr_close(disk, &err));
-    return has;
+    return found;
+}
+
+static void change_bitmap(struct dr_fs *fs, const char *name, enum dr_bitmap_action action)
+{
+    struct dr_disk *disk = NULL;
+    ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, name, action, NULL, &err));
+    ok(dr_close(disk, &err));
 }
 
 static void change_at_random(struct dr_disk *disk, uint64_t *seed, unsigned n)
@@ -226,7 +235,6 @@ static void a_bitmap_without_a_backup_means_a_full_one(void **state)
 {
     struct dr_fs *fs = *state;
     struct dr_backup_options o = {.set = set, .bitmap = "B", .full = true};
-    bool bad;
     make_tracked(fs, 4096);
     put(fs, "disk", 2 * MiB, 5, 0x55);
     assert_false(back_up(fs, "b0").incremental);
@@ -234,8 +242,7 @@ static void a_bitmap_without_a_backup_means_a_full_one(void **state)
     ok(dr_backup_fs(fs, "disk", NULL, "b1", &o, NULL, NULL, &err));
     struct dr_backup_result result = back_up(fs, "b2");
     assert_true(result.incremental);
-    assert_true(has_bitmap(fs, "B", &bad) && !bad);
-    assert_false(has_bitmap(fs, "B~new", &bad));
+    assert_int_equal(begun(fs, NULL, 0), 1);
 }
 
 static void since_means_the_bitmap_of_the_last_backup(void **state)
@@ -292,16 +299,69 @@ static void a_bitmap_that_was_not_stored_is_never_trusted(void **state)
     dr_fs_memory_free(fs);
 }
 
+/* What was written before somebody made it is not in it. */
+static void a_bitmap_that_no_backup_began_is_not_trusted(void **state)
+{
+    struct dr_fs *fs = *state;
+    char name[100];
+    make_tracked(fs, 0);
+    back_up(fs, "b0");
+    assert_int_equal(begun(fs, name, sizeof(name)), 1);
+    change_bitmap(fs, name, DR_BITMAP_REMOVE);
+    put(fs, "disk", 2 * MiB, 5, 0x55);
+    change_bitmap(fs, "B", DR_BITMAP_ADD);
+    assert_false(back_up(fs, "b1").incremental);
+    holds_the_disk(fs, "b1");
+}
+
+/* An older copy of the disk came back, with the bitmap of an older backup. */
+static void an_older_copy_of_the_disk_is_backed_up_in_full(void **state)
+{
+    struct dr_fs *fs = *state;
+    size_t len, ignored;
+    struct dr_file *file = NULL;
+    make_tracked(fs, 0);
+    back_up(fs, "b0");
+    uint8_t *old = file_bytes(fs, "disk", &len);
+    put(fs, "disk", 2 * MiB, 5, 0x55);
+    back_up(fs, "b1");
+    ok(dr_file_open(fs, "disk", DR_FILE_RDWR | DR_FILE_TRUNCATE, &file, &err));
+    ok(dr_file_pwrite(file, old, 0, len, &err));
+    dr_file_unref(file);
+    free(old);
+    free(file_bytes(fs, "disk", &ignored));
+    assert_false(back_up(fs, "b2").incremental);
+    holds_the_disk(fs, "b2");
+    assert_int_equal(begun(fs, NULL, 0), 1); /* the older one is left over, and gone */
+}
+
+static void sets_do_not_take_bitmaps_from_each_other(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_backup_options other = {.set = "others.json", .bitmap = "B"};
+    struct dr_backup_result result;
+    make_tracked(fs, 0);
+    back_up(fs, "b0");
+    put(fs, "disk", 2 * MiB, 5, 0x55);
+    ok(dr_backup_fs(fs, "disk", NULL, "o0", &other, NULL, &result, &err));
+    assert_false(result.incremental);
+    put(fs, "disk", 2 * MiB + 512 * KiB, 5, 0x66);
+    assert_true(back_up(fs, "b1").incremental);
+    holds_the_disk(fs, "b1");
+    ok(dr_backup_fs(fs, "disk", NULL, "o1", &other, NULL, &result, &err));
+    assert_true(result.incremental);
+    assert_int_equal(begun(fs, NULL, 0), 2);
+}
+
 static void a_disabled_bitmap_is_not_trusted(void **state)
 {
     struct dr_fs *fs = *state;
     const struct dr_backup_options o = {.set = set, .bitmap = "B"};
-    struct dr_disk *disk = NULL;
+    char name[100];
     make_tracked(fs, 0);
     back_up(fs, "b0");
-    ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
-    ok(dr_disk_bitmap_change(disk, "B", DR_BITMAP_DISABLE, NULL, &err));
-    ok(dr_close(disk, &err));
+    assert_int_equal(begun(fs, name, sizeof(name)), 1);
+    change_bitmap(fs, name, DR_BITMAP_DISABLE);
     refused(dr_backup_fs(fs, "disk", NULL, "b1", &o, NULL, NULL, &err), EUCLEAN, "disabled");
 }
 
@@ -309,12 +369,11 @@ static void a_failed_backup_leaves_the_bitmap_as_it_was(void **state)
 {
     struct dr_fs *fs = *state;
     const struct dr_backup_options o = {.set = set, .bitmap = "B", .format = "vmdk"};
-    bool bad;
     make_tracked(fs, 0);
     back_up(fs, "b0");
     put(fs, "disk", 2 * MiB, 5, 0x55);
     refused(dr_backup_fs(fs, "disk", NULL, "b1", &o, NULL, NULL, &err), ENOTSUP, "vmdk");
-    assert_false(has_bitmap(fs, "B~new", &bad));
+    assert_int_equal(begun(fs, NULL, 0), 1);
     assert_true(back_up(fs, "b1").incremental);
     holds_the_disk(fs, "b1");
 }
@@ -595,6 +654,9 @@ int main(void)
         ops_test(a_bitmap_without_a_backup_means_a_full_one),
         ops_test(since_means_the_bitmap_of_the_last_backup),
         ops_test(a_bitmap_that_was_not_stored_is_never_trusted),
+        ops_test(a_bitmap_that_no_backup_began_is_not_trusted),
+        ops_test(an_older_copy_of_the_disk_is_backed_up_in_full),
+        ops_test(sets_do_not_take_bitmaps_from_each_other),
         ops_test(a_disabled_bitmap_is_not_trusted),
         ops_test(a_failed_backup_leaves_the_bitmap_as_it_was),
         ops_test(an_increment_of_a_disk_in_use_is_of_one_instant),
