@@ -23,7 +23,7 @@ static int sum_frozen(struct dr_sums *sums, struct dr_disk *disk, struct dr_job 
     uint64_t pause = 0;
     int r = dr_frozen_begin(&f, err);
     if (r == 0)
-        r = dr_disk_quiesce_unflushed(disk, instant_step, &f, &pause, err);
+        r = dr_disk_exchange(disk, instant_step, &f, &pause, err);
     dr_job_held(job, pause);
     if (r == 0)
         r = dr_frozen_copy(&f, 0, 0, job, err);

@@ -304,6 +304,17 @@ static int now_one(struct backup *b, struct dr_chain *present, struct dr_error *
     return r < 0 ? r : dr_frozen_now(&b->frozen, present, err);
 }
 
+static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                        struct dr_error *err);
+
+/* Flushes may go on beside it, but not where bitmaps change, which writes to the disk's image. */
+static int hold_next(struct set *set, uint64_t *pause, struct dr_error *err)
+{
+    const struct backup *b = &set->all[set->quiet];
+    return b->bitmap ? dr_disk_quiesce_unflushed(b->what->disk, instant_step, set, pause, err)
+                     : dr_disk_exchange(b->what->disk, instant_step, set, pause, err);
+}
+
 /* Each disk's step holds the next one's requests, too. A failure leaves hooks, which end_one()
  * takes away. */
 static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
@@ -313,15 +324,13 @@ static int instant_step(void *user, struct dr_chain *present, struct dr_chain **
     struct backup *b = &set->all[set->quiet++];
     (void)fresh;
     int r = now_one(b, present, err);
-    if (r < 0 || set->quiet == set->n)
-        return r;
-    return dr_disk_exchange(set->all[set->quiet].what->disk, instant_step, set, NULL, err);
+    return r < 0 || set->quiet == set->n ? r : hold_next(set, NULL, err);
 }
 
 static int take_instant(struct set *set, struct dr_error *err)
 {
     uint64_t pause = 0;
-    int r = dr_disk_exchange(set->all[0].what->disk, instant_step, set, &pause, err);
+    int r = hold_next(set, &pause, err);
     dr_job_held(set->job, pause);
     return r;
 }
