@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* How long snapshots of a disk in use hold its requests.
+/* How long changes of the chain of a disk in use hold its requests.
  *
- *     drover-bench-pause DIR FORMAT [SNAPSHOTS]
+ *     drover-bench-pause DIR FORMAT [ROUNDS [JOB]]
  *
  * Four threads write 4 KiB at random, as fast as they can, each with a flush after every 256th
- * write, while a snapshot is made each 0.1 s. Says the median and the longest pause as the jobs
+ * write, while a snapshot is made each 0.1 s, and, if JOB says so, committed (with a pivot),
+ * streamed or mirrored 0.1 s later. Says the median and the longest pause as the snapshots or jobs
  * tell it (held_ns), and the longest that a write took. */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -46,26 +47,42 @@ static void *write_on(void *user)
     return NULL;
 }
 
-static double snapshot(struct dr_disk *disk, const char *dir, const char *format, unsigned n)
+static int snapshot(struct dr_disk *disk, const char *path, const char *format, struct dr_job *job,
+                    struct dr_error *err)
+{
+    struct dr_overlay overlay = {.disk = disk, .path = path, .format = format};
+    int r = dr_disks_snapshot(&overlay, 1, job, err);
+    free(overlay.active);
+    return r;
+}
+
+/* what NULL: a snapshot. Returns the pause in ms. */
+static double change(struct dr_disk *disk, const char *what, const char *path, const char *format)
 {
     struct dr_error err = DR_ERROR_INIT;
+    struct dr_commit_options pivot = {.pivot = true, .force = true};
+    struct dr_mirror_options as_it_is = {.format = format};
     struct dr_job *job;
     struct dr_job_status status;
-    char path[4096];
-    snprintf(path, sizeof(path), "%s/pause-%u.%s", dir, n, format);
-    struct dr_overlay overlay = {.disk = disk, .path = path, .format = format};
-    bench_must(dr_job_new(NULL, NULL, &job, &err), "job", &err);
-    bench_must(dr_disks_snapshot(&overlay, 1, job, &err), "snapshot", &err);
+    int r = dr_job_new(NULL, NULL, &job, &err);
+    if (r == 0 && !what)
+        r = snapshot(disk, path, format, job, &err);
+    else if (r == 0 && strcmp(what, "commit") == 0)
+        r = dr_disk_commit(disk, &pivot, job, &err);
+    else if (r == 0 && strcmp(what, "stream") == 0)
+        r = dr_disk_stream(disk, NULL, job, &err);
+    else if (r == 0)
+        r = dr_disk_mirror(disk, path, &as_it_is, job, &err);
+    bench_must(r, what ? what : "snapshot", &err);
     dr_job_query(job, &status);
     dr_job_free(job);
-    free(overlay.active);
     return (double)status.held_ns / 1e6;
 }
 
-static void remove_all(const char *dir, const char *format, unsigned snapshots)
+static void remove_all(const char *dir, const char *format, unsigned images)
 {
     char path[4096];
-    for (unsigned n = 0; n <= snapshots; n++) {
+    for (unsigned n = 0; n < images; n++) {
         snprintf(path, sizeof(path), "%s/pause-%u.%s", dir, n, format);
         unlink(path);
     }
@@ -73,12 +90,12 @@ static void remove_all(const char *dir, const char *format, unsigned snapshots)
 
 int main(int argc, char **argv)
 {
-    if (argc < 3 || argc > 4) {
-        fprintf(stderr, "usage: drover-bench-pause DIR FORMAT [SNAPSHOTS]\n");
+    if (argc < 3 || argc > 5) {
+        fprintf(stderr, "usage: drover-bench-pause DIR FORMAT [ROUNDS [commit|stream|mirror]]\n");
         return 2;
     }
-    const char *dir = argv[1], *format = argv[2];
-    unsigned snapshots = argc > 3 ? (unsigned)atoi(argv[3]) : 30;
+    const char *dir = argv[1], *format = argv[2], *job = argc > 4 ? argv[4] : NULL;
+    unsigned rounds = argc > 3 ? (unsigned)atoi(argv[3]) : 30, images = 0;
     struct dr_create_options create = {.format = format, .size = DISK_SIZE, .has_size = true};
     struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
     struct dr_error err = DR_ERROR_INIT;
@@ -86,9 +103,10 @@ int main(int argc, char **argv)
     struct writer writers[THREADS];
     double held[BENCH_MAX_ROUNDS], longest = 0;
     char path[4096];
-    snprintf(path, sizeof(path), "%s/pause-0.%s", dir, format);
-    if (snapshots < 1 || snapshots > BENCH_MAX_ROUNDS)
-        snapshots = BENCH_MAX_ROUNDS;
+    if (rounds < 1 || rounds > BENCH_MAX_ROUNDS)
+        rounds = BENCH_MAX_ROUNDS;
+    remove_all(dir, format, 2 * BENCH_MAX_ROUNDS + 1);
+    snprintf(path, sizeof(path), "%s/pause-%u.%s", dir, images++, format);
     bench_must(dr_create(path, &create, &err), "create", &err);
     bench_must(dr_open(path, &rw, &disk, &err), "open", &err);
     for (unsigned i = 0; i < THREADS; i++) {
@@ -96,19 +114,23 @@ int main(int argc, char **argv)
         bench_must(-pthread_create(&writers[i].thread, NULL, write_on, &writers[i]), "thread",
                    NULL);
     }
-    for (unsigned n = 0; n < snapshots; n++) {
-        usleep(100 * 1000);
-        held[n] = snapshot(disk, dir, format, n + 1);
-    }
+    for (unsigned n = 0; n < rounds; n++)
+        for (const char *what = NULL;; what = job) {
+            usleep(100 * 1000);
+            snprintf(path, sizeof(path), "%s/pause-%u.%s", dir, images++, format);
+            held[n] = change(disk, what, path, format);
+            if (what == job)
+                break;
+        }
     atomic_store(&stop, 1);
     for (unsigned i = 0; i < THREADS; i++) {
         pthread_join(writers[i].thread, NULL);
         longest = writers[i].longest > longest ? writers[i].longest : longest;
     }
     bench_must(dr_close(disk, &err), "close", &err);
-    double median = bench_median(held, snapshots);
-    printf("%s: %u snapshots hold requests for %.2f ms, at most %.1f ms; longest write %.1f ms\n",
-           format, snapshots, median, held[snapshots - 1], longest * 1e3);
-    remove_all(dir, format, snapshots);
+    double median = bench_median(held, rounds);
+    printf("%s: %u times %s holds requests for %.2f ms, at most %.1f ms; longest write %.1f ms\n",
+           format, rounds, job ? job : "snapshot", median, held[rounds - 1], longest * 1e3);
+    remove_all(dir, format, images);
     return 0;
 }

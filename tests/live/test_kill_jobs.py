@@ -24,6 +24,7 @@ JOBS = {
     "commit": ("block-commit", {"base": "base"}),
     "commit below": ("block-commit", {"top": "mid", "base": "base"}),
     "mirror": ("drive-mirror", {"target": "target", "sync": "full"}),
+    "snapshot": ("blockdev-snapshot-sync", {"snapshot-file": "child"}),
 }
 
 
@@ -76,10 +77,12 @@ class Client(threading.Thread):
 def begin(control, job):
     command, arguments = JOBS[job]
     arguments = {k: os.path.abspath(v) if v != "full" else v for k, v in arguments.items()}
-    control.ask(command, device="d", job_id="job", **arguments)
+    control.ask(command, device="d", job_id="job" if job != "snapshot" else None, **arguments)
 
 
-def follow(control):
+def follow(control, job):
+    if job == "snapshot":  # it has ended with its answer
+        return
     for state in control.states("job"):
         if state == "ready":
             control.ask("job-complete", id="job")
@@ -91,7 +94,7 @@ def work_until_killed(server, job):
     try:
         control = Control()
         begin(control, job)
-        follow(control)
+        follow(control, job)
         client.stop = True
         client.join()
         control.ask("quit")

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Snapshots of disks in use: requests wait for no file, what the guest flushed is safe whatever
- * happens between the steps, and a step that fails leaves the disks on one side or the other. */
+/* What requests of a disk in use wait for while its chain is changed. A snapshot lets them wait for
+ * no file: what the guest flushed is safe whatever happens between the steps, and a step that fails
+ * leaves the disks on one side or the other. */
 #include "faultfs.h"
 #include "powerfs.h"
 #include "test-ops.h"
@@ -165,8 +166,75 @@ static void no_request_waits_for_the_disk_inside_the_gate(void **state)
     faultfs_free(f);
 }
 
-/* ------------------------------------------------------------------ power cuts between the steps
- */
+/* ------------------------------------------------------------------ a commit that goes over */
+
+struct pivot {
+    struct dr_disk *disk;
+    unsigned closed, open; /* punches in the old image while requests wait, and when not */
+};
+
+static int count_punches(void *user, const struct faultfs_io *io)
+{
+    struct pivot *p = user;
+    if (io->kind == FAULTFS_ZERO && strncmp(io->path, "top", 3) == 0)
+        *(atomic_load(&p->disk->closed) ? &p->closed : &p->open) += 1;
+    return 0;
+}
+
+/* What the job has copied and then the guest writes again is left for the end. */
+static int write_at_the_end(void *user)
+{
+    struct pivot *p = user;
+    for (unsigned i = 0; i < 4; i++)
+        write_bytes(p->disk, i * 128 * KiB, 0x22);
+    return 0;
+}
+
+static void pivot_is_watched(const char *format)
+{
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(memory);
+    struct pivot p = {0};
+    const struct dr_job_options how = {.before_switch = write_at_the_end, .user = &p};
+    const struct dr_commit_options pivot = {.pivot = true};
+    const struct dr_create_options over = {
+        .format = format, .backing = "base", .backing_format = format};
+    struct dr_job *job;
+    struct dr_image *top;
+    char *json = NULL;
+    make_disk(memory, "base", format);
+    ok(dr_create_fs(memory, "top", &over, &err));
+    ok(dr_open_fs(faultfs_fs(f), "top", &rw, &p.disk, &err));
+    for (unsigned i = 0; i < 4; i++)
+        write_bytes(p.disk, i * 128 * KiB, 0x11);
+    faultfs_observe(f, count_punches, &p);
+    ok(dr_job_new(NULL, &how, &job, &err));
+    ok(dr_disk_commit(p.disk, &pivot, job, &err));
+    dr_job_free(job);
+    faultfs_observe(f, NULL, NULL);
+    assert_int_equal(p.closed, 0);
+    assert_true(p.open > 0);
+    expect_bytes(p.disk, 3 * 128 * KiB, 0x22);
+    ok(dr_close(p.disk, &err));
+    ok(dr_image_open(memory, "top", format, 0, &top, &err));
+    assert_true(dr_ops_holds_nothing(top));
+    ok(dr_image_unref(top, &err));
+    ok(dr_check_fs(memory, "top", NULL, DR_REPAIR_NONE, NULL, NULL, &json, &err));
+    assert_null(strstr(json, "\"leaks\""));
+    free(json);
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+}
+
+static void a_pivot_gives_space_back_when_requests_go_on(void **state)
+{
+    (void)state;
+    pivot_is_watched("vmdk");
+    pivot_is_watched("qcow2");
+    pivot_is_watched("add-cow");
+}
+
+/* ------------------------------------------------------------------ power cuts */
 
 /* Two disks stop at one moment. The guest writes between the record and the switch; and while the
  * first disk's old image is made durable, it writes to the second one and flushes that, whose old
@@ -467,6 +535,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(requests_wait_for_no_file),
         ops_test(no_request_waits_for_the_disk_inside_the_gate),
+        cmocka_unit_test(a_pivot_gives_space_back_when_requests_go_on),
         cmocka_unit_test(what_was_flushed_is_safe_between_all_steps),
         cmocka_unit_test(a_flush_that_passes_the_old_image_over_is_caught),
         ops_test(a_failure_after_the_record_takes_it_back),
