@@ -353,6 +353,9 @@ struct dr_mirror_options {
                             near the end, so that a guest that writes faster than the target does
                             not keep the job busy for ever. A target that fails does not fail the
                             guest's writes */
+    bool bitmaps; /* the target gets the bitmaps inside the active image, with what the guest has
+                     noted in them meanwhile; bitmaps of the same names in an existing target get
+                     that, too. -ENOTSUP: one of the two cannot have any */
 };
 /* Copy the disk, which other threads may read and write meanwhile, into the image at target, and go
  * on with that one: the images that the disk had stay as they are at that moment. The job follows

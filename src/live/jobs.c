@@ -327,7 +327,8 @@ static int operate(struct live_job *job, struct dr_error *err)
         .existing = o->existing,
         .top = o->top_only,
         .only_new = o->only_new,
-        .write_blocking = o->write_blocking};
+        .write_blocking = o->write_blocking,
+        .bitmaps = o->bitmaps};
     const struct dr_rebase_options rebase = {
         .open = open, .backing = o->base, .backing_format = o->format, .image = o->top};
     switch (o->kind) {

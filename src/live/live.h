@@ -115,10 +115,10 @@ struct live_order {
     bool retire;                /* stream: go on with the active image's plain file alone */
     bool remove;                /* stream, commit: remove the files of what leaves the chain */
     bool force;                 /* commit: even if other images have the base as their parent */
-    bool existing, top_only, only_new, write_blocking; /* mirror */
-    unsigned flags;                                    /* mirror: enum dr_open_flag of the target */
-    bool keep_finalize, keep_dismiss;                  /* wait for job-finalize, job-dismiss */
-    bool paused;                                       /* from the beginning */
+    bool existing, top_only, only_new, write_blocking, bitmaps; /* mirror */
+    unsigned flags;                   /* mirror: enum dr_open_flag of the target */
+    bool keep_finalize, keep_dismiss; /* wait for job-finalize, job-dismiss */
+    bool paused;                      /* from the beginning */
     int stopped_by; /* 0, or the positive errno for which an earlier server had paused it */
     enum live_on_error on_source_error, on_target_error;
     uint64_t speed;

@@ -137,6 +137,7 @@ static int mirror_order(json_t *args, struct live_order *order, struct qmp_error
     order->top_only = strcmp(sync, "top") == 0;
     order->only_new = strcmp(sync, "none") == 0;
     order->write_blocking = how && strcmp(how, "write-blocking") == 0;
+    order->bitmaps = qmp_bool(args, "x-bitmaps", false);
     if (strcmp(sync, "incremental") == 0 || strcmp(sync, "bitmap") == 0)
         qmp_fail(err, NULL, "Sync mode '%s' not supported", sync);
     else if (!order->top_only && !order->only_new && strcmp(sync, "full") != 0)
@@ -366,6 +367,7 @@ const struct qmp_command qmp_job_commands[] = {
       {"mode", 's', false},
       {"copy-mode", 's', false},
       {"unmap", 'b', false},
+      {"x-bitmaps", 'b', false},
       {"on-source-error", 's', false},
       {"on-target-error", 's', false}}},
     {"blockdev-mirror",
@@ -376,6 +378,7 @@ const struct qmp_command qmp_job_commands[] = {
       {"granularity", 'n', false},
       {"buf-size", 'n', false},
       {"copy-mode", 's', false},
+      {"x-bitmaps", 'b', false},
       {"on-source-error", 's', false},
       {"on-target-error", 's', false}}},
     {"query-jobs", query_jobs, {{0}}},

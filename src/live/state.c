@@ -168,6 +168,7 @@ static json_t *describe_job(const struct live_job *job)
     if (set_text(one, "base", o->base) && set_text(one, "top", o->top) &&
         set_text(one, "target", o->target) && set_text(one, "format", o->format) &&
         set_text(one, "io-status", live_io_status(job->stopped_by)) &&
+        json_object_set_new(one, "bitmaps", json_boolean(o->bitmaps)) == 0 &&
         json_object_set_new(one, "leaving", live_images_json(&o->leaving)) == 0)
         return one;
     json_decref(one);
@@ -366,6 +367,7 @@ static void begin_again(struct dr_live *live, json_t *one)
         .force = json_is_true(json_object_get(one, "force")),
         .existing = json_is_true(json_object_get(one, "existing")),
         .write_blocking = json_is_true(json_object_get(one, "write-blocking")),
+        .bitmaps = json_is_true(json_object_get(one, "bitmaps")),
         .top_only = json_is_true(json_object_get(one, "top-only")),
         .keep_finalize = json_is_true(json_object_get(one, "keep-finalize")),
         .keep_dismiss = json_is_true(json_object_get(one, "keep-dismiss")),

@@ -88,6 +88,19 @@ static int check_parents(const struct mirror *m, struct dr_error *err)
                           m->target, m->chain->images[0]->path);
 }
 
+/* Bitmaps in an existing target may be what this mirror has put there before it was interrupted:
+ * they get what ours have besides. */
+static int check_bitmaps(const struct mirror *m, struct dr_error *err)
+{
+    if (!m->o->bitmaps)
+        return 0;
+    int r = dr_ops_bitmaps_check(m->disk, m->out, true, err);
+    if (r != -EEXIST || !m->o->existing)
+        return r;
+    dr_error_reset(err);
+    return 0;
+}
+
 static int make_target(struct mirror *m, struct dr_error *err)
 {
     if (m->o->only_new && !m->o->existing)
@@ -190,6 +203,8 @@ static int end_step(void *user, struct dr_chain *present, struct dr_chain **fres
     int r = dr_follow_rest(&m->follow, err);
     if (r == 0)
         r = flush_out(m, err);
+    if (r == 0 && m->o->bitmaps)
+        r = dr_ops_bitmaps_move(present->images[0], m->out->chain->images[0], m->job, err);
     /* What the guest has flushed must be durable in the old images, too, should the target not open
      * again: the target's name is what decides. */
     if (r == 0)
@@ -233,6 +248,8 @@ static int mirror_claimed(struct mirror *m, struct dr_error *err)
                                    .flush = flush_out,
                                    .user = m};
     int r = make_target(m, err);
+    if (r == 0)
+        r = check_bitmaps(m, err);
     if (r == 0)
         r = dr_follow_begin(&m->follow, m->disk, err);
     if (r == 0)

@@ -295,6 +295,138 @@ static void a_pivot_takes_bitmaps_to_a_file_beside_a_raw_base(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* A mirror whose guest writes once more when it is ready. */
+struct moving {
+    struct dr_disk *disk;
+    struct dr_job *job;
+    bool pivot;
+};
+
+static void write_when_ready(void *user)
+{
+    struct moving *m = user;
+    uint8_t bytes[512] = {2};
+    ok(dr_pwrite(m->disk, bytes, 320 * KiB, sizeof(bytes), 0, &err));
+    dr_job_complete(m->job, m->pivot);
+}
+
+/* Mirror top, which has a bitmap that is on and one that is off, to moved. */
+static void mirror_with(struct dr_fs *fs, const struct dr_mirror_options *o, bool pivot)
+{
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct moving m = {.pivot = pivot};
+    const struct dr_job_options job = {.ready = write_when_ready, .user = &m};
+    uint8_t bytes[512] = {1};
+    ok(dr_open_fs(fs, "top", &rw, &m.disk, &err));
+    ok(dr_job_new(NULL, &job, &m.job, &err));
+    ok(dr_disk_mirror(m.disk, "moved", o, m.job, &err));
+    dr_job_free(m.job);
+    assert_string_equal(dr_image_path(m.disk, 0), pivot ? "moved" : "top");
+    ok(dr_pwrite(m.disk, bytes, 512 * KiB, sizeof(bytes), 0, &err)); /* it goes on */
+    ok(dr_close(m.disk, &err));
+}
+
+static void make_noted(struct dr_fs *fs)
+{
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_bitmap_options on = {.granularity = 64 * KiB};
+    struct dr_disk *disk;
+    uint8_t bytes[512] = {1};
+    make_on(fs, "top", "qcow2", NULL, NULL);
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "off", DR_BITMAP_ADD, &on, &err));
+    ok(dr_pwrite(disk, bytes, 0, sizeof(bytes), 0, &err));
+    ok(dr_disk_bitmap_change(disk, "off", DR_BITMAP_DISABLE, NULL, &err));
+    ok(dr_disk_bitmap_change(disk, "on", DR_BITMAP_ADD, &on, &err));
+    ok(dr_pwrite(disk, bytes, 128 * KiB, sizeof(bytes), 0, &err));
+    ok(dr_close(disk, &err));
+}
+
+static void a_mirror_takes_bitmaps_along_if_asked(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 4; i++) {
+        const struct dr_mirror_options o = {.bitmaps = i < 2};
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct dr_disk *disk;
+        struct dr_bitmap *all;
+        size_t n;
+        bool pivot = i % 2 == 0;
+        make_noted(fs);
+        mirror_with(fs, &o, pivot);
+        assert_int_equal(noted(fs, "top", "on"), (pivot ? 2u : 3u) * 64 * KiB);
+        ok(dr_open_fs(fs, "moved", NULL, &disk, &err));
+        ok(dr_disk_bitmaps(disk, &all, &n, &err));
+        ok(dr_close(disk, &err));
+        assert_int_equal(n, o.bitmaps ? 2 : 0);
+        dr_bitmaps_free(all, n);
+        if (o.bitmaps) {
+            assert_int_equal(noted(fs, "moved", "on"), (pivot ? 3u : 2u) * 64 * KiB);
+            assert_int_equal(noted(fs, "moved", "off"), 64 * KiB);
+        }
+        dr_fs_memory_free(fs);
+    }
+}
+
+static void a_mirror_without_room_for_bitmaps_is_refused(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_mirror_options to_raw = {.bitmaps = true, .format = "raw"},
+                                   to_qcow2 = {.bitmaps = true, .format = "qcow2"};
+    struct dr_disk *disk;
+    make_noted(fs);
+    ok(dr_open_fs(fs, "top", &rw, &disk, &err));
+    refused(dr_disk_mirror(disk, "moved", &to_raw, NULL, &err), ENOTSUP,
+            "Format driver 'raw' does not support bitmaps");
+    ok(dr_close(disk, &err));
+    make_on(fs, "other", "vmdk", NULL, NULL);
+    ok(dr_open_fs(fs, "other", &rw, &disk, &err));
+    refused(dr_disk_mirror(disk, "moved", &to_qcow2, NULL, &err), ENOTSUP,
+            "Source lacks bitmap support");
+    ok(dr_close(disk, &err));
+    assert_false(exists(fs, "moved"));
+}
+
+/* Killed anywhere, the target has its name only with its bitmaps. */
+static void a_mirror_that_is_killed_leaves_no_target_without_its_bitmaps(void **state)
+{
+    (void)state;
+    const struct dr_mirror_options o = {.bitmaps = true};
+    struct powerfs *p = powerfs_new();
+    unsigned with = 0;
+    make_noted(powerfs_fs(p));
+    powerfs_settle(p);
+    mirror_with(powerfs_fs(p), &o, true);
+    for (size_t i = 0; i <= powerfs_ops(p); i++) {
+        struct dr_fs *cut = powerfs_cut(p, i, POWERFS_ALL, 0);
+        if (exists(cut, "moved")) {
+            assert_int_equal(noted(cut, "moved", "off"), 64 * KiB);
+            with++;
+        }
+        dr_fs_memory_free(cut);
+    }
+    assert_true(with > 0);
+    powerfs_free(p);
+}
+
+/* A mirror that was interrupted may have put them there. */
+static void a_mirror_adds_to_bitmaps_that_an_existing_target_has(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_bitmap_options small = {.granularity = 64 * KiB, .disabled = true};
+    struct dr_disk *disk;
+    make_noted(fs);
+    make_on(fs, "moved", "qcow2", NULL, NULL);
+    ok(dr_open_fs(fs, "moved", &rw, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "on", DR_BITMAP_ADD, &small, &err));
+    ok(dr_close(disk, &err));
+    mirror_with(fs, &(struct dr_mirror_options){.bitmaps = true, .existing = true}, true);
+    assert_int_equal(noted(fs, "moved", "on"), 2 * 64 * KiB);
+    assert_int_equal(noted(fs, "moved", "off"), 64 * KiB);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -308,6 +440,10 @@ int main(void)
         ops_test(a_pivot_takes_the_bitmaps_of_the_active_image_along),
         cmocka_unit_test(a_pivot_that_is_killed_leaves_no_bitmap_without_its_bits),
         ops_test(a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused),
+        cmocka_unit_test(a_mirror_takes_bitmaps_along_if_asked),
+        ops_test(a_mirror_without_room_for_bitmaps_is_refused),
+        cmocka_unit_test(a_mirror_that_is_killed_leaves_no_target_without_its_bitmaps),
+        ops_test(a_mirror_adds_to_bitmaps_that_an_existing_target_has),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -26,6 +26,7 @@ static const struct cli_option options[] = {
     {KEY_RETIRE, "retire", NULL,
      "stream: go on with an add-cow's raw file, and remove the rest of it", false},
     {KEY_TOP_ONLY, "top-only", NULL, "mirror: only what the active image holds", false},
+    {KEY_BITMAPS, "bitmaps", NULL, "mirror: the new image gets the bitmaps, too", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {KEY_HURRY, "hurry", NULL, "jobs: do not give way to those who use the disk", false},
     {KEY_NO_COMPLETE, "no-complete", NULL,
@@ -294,6 +295,8 @@ static int do_mirror(struct ctl *ctl, const struct cli_args *args, char **operan
                             : NULL;
     if (!arguments)
         return cli_usage(ctl->cli, "'%s' is no name that can be sent", operands[1]);
+    if (cli_has(args, KEY_BITMAPS))
+        json_object_set_new(arguments, "x-bitmaps", json_true());
     return begin_job(ctl, args, "drive-mirror", arguments);
 }
 
