@@ -49,6 +49,10 @@ struct dr_live_options {
     /* Called once, from a thread of its own, when a client has said "quit". It must not call
      * dr_live_free(). NULL = such clients are refused. */
     void (*quit)(void *user);
+    /* Called by dr_live_free() for each disk that a client had opened (blockdev-add) and that does
+     * not close well: what was written to it last may be lost. NULL = nobody wants to know. */
+    void (*failed)(void *failed_user, const struct dr_error *err);
+    void *failed_user;
     void *user;
     /* NULL or NULL-terminated: directories, besides that of a disk's active image, in which files
      * that clients name may be; as in struct dr_open_options. */

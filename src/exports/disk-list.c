@@ -468,6 +468,14 @@ static int add_to_control(struct dr_live *live, const struct served *served, str
     return r < 0 ? r : dr_live_add_stall(live, served->name, served->stall, err);
 }
 
+/* A disk that a client of the control had opened did not close well. */
+static void node_failed(void *user, const struct dr_error *err)
+{
+    struct disk_list *list = user;
+    list->well = false;
+    list->failed(list->failed_user, err);
+}
+
 static int begin_control(struct disk_list *list, const struct dr_live_options *control,
                          struct dr_error *err)
 {
@@ -475,6 +483,8 @@ static int begin_control(struct disk_list *list, const struct dr_live_options *c
     options.control = list->control;
     options.state = list->state;
     options.allow_paths = (const char *const *)list->allowed;
+    options.failed = node_failed;
+    options.failed_user = list;
     int r = dr_live_new(&options, &list->live, err);
     for (size_t i = 0; i < list->n && r == 0; i++)
         r = add_to_control(list->live, &list->served[i], err);
@@ -534,7 +544,9 @@ int disk_list_use(struct disk_list *list, struct served *served, bool readonly,
 void disk_list_close(struct disk_list *list, void (*failed)(void *user, const struct dr_error *err),
                      void *user)
 {
-    bool well = true;
+    list->well = true;
+    list->failed = failed;
+    list->failed_user = user;
     dr_live_free(list->live);
     list->live = NULL;
     shown_close(list);
@@ -542,11 +554,11 @@ void disk_list_close(struct disk_list *list, void (*failed)(void *user, const st
         struct dr_error err = DR_ERROR_INIT;
         if (dr_close(list->served[i].disk, &err) < 0) {
             failed(user, &err);
-            well = false;
+            list->well = false;
         }
         list->served[i].disk = NULL;
     }
-    if (list->opened && well)
+    if (list->opened && list->well)
         tell(list, "closed\n", NULL);
     list->opened = false;
 }

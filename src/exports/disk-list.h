@@ -46,6 +46,9 @@ struct disk_list {
     struct dr_live *live;        /* while they are open and one of these is given */
     int ready_fd; /* -1, or where to tell that all disks are open, and later that they are closed */
     bool opened;  /* disk_list_open() was fine */
+    bool well;    /* no disk has failed to close; while disk_list_close() runs, as the next two */
+    void (*failed)(void *user, const struct dr_error *err);
+    void *failed_user;
     struct shown *shown; /* shown.c */
     /* Requests of a disk begin to wait, as struct dr_stall_options has it; or NULL. */
     void (*waits)(void *user, const char *name, const char *text);

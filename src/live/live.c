@@ -163,6 +163,8 @@ int dr_live_new(const struct dr_live_options *options, struct dr_live **live, st
     fresh->quit = options->quit;
     fresh->resized = options->resized;
     fresh->write_back = options->write_back;
+    fresh->failed = options->failed;
+    fresh->failed_user = options->failed_user;
     fresh->user = options->user;
     fresh->served = options->exports;
     fresh->fs = dr_fs_posix();
@@ -293,6 +295,13 @@ void live_wake(struct dr_live *live)
 
 /* ------------------------------------------------------------------ the end */
 
+static void close_disk(const struct dr_live *live, struct dr_disk *disk)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    if (dr_close(disk, &err) < 0 && live->failed)
+        live->failed(live->failed_user, &err);
+}
+
 static void free_lists(struct dr_live *live)
 {
     live_free_exports(live);
@@ -301,7 +310,7 @@ static void free_lists(struct dr_live *live)
         if (d->stall)
             live_stall_listen(d->stall, NULL, NULL);
         if (d->node)
-            dr_close(d->disk, NULL);
+            close_disk(live, d->disk);
         live_free_disk(d);
     }
     for (struct live_node *n = live->nodes, *next; n; n = next) {

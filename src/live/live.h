@@ -154,6 +154,8 @@ struct dr_live {
     void (*quit)(void *user);
     void (*resized)(void *user, const char *name);
     void (*write_back)(void *user, const char *name);
+    void (*failed)(void *user, const struct dr_error *err);
+    void *failed_user;
     void *user;
     struct dr_fs *fs; /* of the state; tests have another one */
     char *state;

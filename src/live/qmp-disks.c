@@ -117,6 +117,20 @@ static void show_added(struct dr_live *live, json_t *all)
     }
 }
 
+/* Names that were made up for images that no disk has any more. */
+static void forget_unseen(struct dr_live *live, const json_t *all)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    for (struct live_node **at = &live->nodes, *n; (n = *at);) {
+        if (n->added || n->name[0] != '#' || is_shown(all, n->name)) {
+            at = &n->next;
+            continue;
+        }
+        *at = n->next;
+        live_free_node(n);
+    }
+}
+
 static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     json_t *all = json_array();
@@ -130,6 +144,7 @@ static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error 
         dr_disk_leave(on->disk, &pass);
     }
     show_added(live, all);
+    forget_unseen(live, all);
     return all;
 }
 

@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Nodes: names that clients give images by blockdev-add, and what they may do with them. */
+#include "faultfs.h"
+#include "live/live.h"
 #include "test-live.h"
 
+#include <sched.h>
 #include <stdatomic.h>
 
 static struct dr_fs *fs;
+static struct faultfs *faults;  /* around it; some servers use it */
+static struct dr_error failure; /* what the end of the server has told */
 static struct dr_disk *disk;
 static struct dr_live *live;
 static struct talk talk;
@@ -19,13 +24,20 @@ static void create(const char *format, const char *name, uint64_t size, const ch
     ok(dr_create_fs(fs, name, &c, &err));
 }
 
-/* A server of "disk0", the image disk on base, and files that nobody has open. */
-static int begin(void **state)
+static void note_failure(void *user, const struct dr_error *why)
 {
-    const struct dr_live_options o = {.control = socket_path()};
+    (void)user;
+    failure = *why;
+}
+
+/* A server of "disk0", the image disk on base, and files that nobody has open. */
+static int begin_on(bool faulty)
+{
+    const struct dr_live_options o = {.control = socket_path(), .failed = note_failure};
     const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
-    (void)state;
     fs = dr_fs_memory_new();
+    faults = faultfs_new(fs);
+    failure = (struct dr_error)DR_ERROR_INIT;
     create("qcow2", "base", CROWD_SIZE, NULL);
     put(fs, "base", 0, MiB, 0x11);
     create("qcow2", "disk", 0, "base");
@@ -35,12 +47,24 @@ static int begin(void **state)
     create("qcow2", "child", 0, "base");
     create("vmdk", "target.vmdk", CROWD_SIZE, NULL);
     create("raw", "plain", CROWD_SIZE, NULL);
-    ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+    ok(dr_open_fs(faulty ? faultfs_fs(faults) : fs, "disk", &rw, &disk, &err));
     ok(dr_live_new(&o, &live, &err));
     ok(dr_live_add(live, "disk0", disk, &err));
     ok(dr_live_start(live, &err));
     talk = talk_begin(true);
     return 0;
+}
+
+static int begin(void **state)
+{
+    (void)state;
+    return begin_on(false);
+}
+
+static int begin_faulty(void **state)
+{
+    (void)state;
+    return begin_on(true);
 }
 
 static int end(void **state)
@@ -50,6 +74,7 @@ static int end(void **state)
         talk_end(&talk);
     dr_live_free(live);
     ok(dr_close(disk, &err));
+    faultfs_free(faults);
     dr_fs_memory_free(fs);
     return 0;
 }
@@ -494,6 +519,63 @@ static void images_are_shown_while_their_parents_change(void **state)
     assert_null(why);
 }
 
+static int fail_flush(void *user, const struct faultfs_io *io)
+{
+    (void)user;
+    return io->kind == FAULTFS_FLUSH && strstr(io->path, "target") ? -EIO : 0;
+}
+
+static void a_node_that_does_not_close_well_is_told_at_the_end(void **state)
+{
+    const uint8_t byte = 1;
+    (void)state;
+    done("blockdev-add", QCOW2("x", "target"));
+    done("block_resize", "'node-name': 'x', 'size': 16777216"); /* the server has it open now */
+    struct live_disk *x = live->disks;
+    while (!x->node)
+        x = x->next;
+    ok(dr_pwrite(x->disk, &byte, 0, 1, 0, &err));
+    faultfs_observe(faults, fail_flush, NULL);
+    talk_end(&talk);
+    dr_live_free(live);
+    live = NULL;
+    assert_non_null(strstr(failure.text, "target"));
+}
+
+/* How many names the server has made up. */
+static unsigned made_up(void)
+{
+    unsigned n = 0;
+    DR_LOCK_SCOPE(&live->lock);
+    for (const struct live_node *one = live->nodes; one; one = one->next)
+        n += one->name[0] == '#';
+    return n;
+}
+
+static void names_of_images_that_are_gone_are_forgotten(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        done("blockdev-snapshot-sync", i ? "'device': 'disk0', 'snapshot-file': 'upper'"
+                                         : "'device': 'disk0', 'snapshot-file': 'lower'");
+        node_is_gone("nobody");
+        done("block-commit", "'device': 'disk0', 'base': 'disk', 'x-remove': true, 'job-id': 'j', "
+                             "'auto-dismiss': false");
+        for (bool ready = false; !ready; sched_yield()) {
+            DR_LOCK_SCOPE(&live->lock);
+            ready = live->jobs->status == LIVE_READY;
+        }
+        done("job-complete", "'id': 'j'");
+        for (bool over = false; !over; sched_yield()) {
+            DR_LOCK_SCOPE(&live->lock);
+            over = live->jobs->status == LIVE_CONCLUDED;
+        }
+        done("job-dismiss", "'id': 'j'");
+        node_is_gone("nobody");
+        assert_int_equal(made_up(), 1); /* base */
+    }
+}
+
 #define live_test(f) cmocka_unit_test_setup_teardown(f, begin, end)
 
 int main(void)
@@ -512,6 +594,9 @@ int main(void)
         live_test(a_disk_goes_on_with_an_overlay_that_was_named),
         live_test(a_lower_image_gets_another_name_for_its_parent),
         live_test(what_a_job_has_to_say_is_an_event),
+        cmocka_unit_test_setup_teardown(a_node_that_does_not_close_well_is_told_at_the_end,
+                                        begin_faulty, end),
+        live_test(names_of_images_that_are_gone_are_forgotten),
         live_test(a_transaction_takes_overlays_of_both_kinds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
