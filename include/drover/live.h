@@ -53,7 +53,7 @@ struct dr_live_options {
      * not close well: what was written to it last may be lost. NULL = nobody wants to know. */
     void (*failed)(void *failed_user, const struct dr_error *err);
     void *failed_user;
-    void *user;
+    void *user; /* of quit and the functions below */
     /* NULL or NULL-terminated: directories, besides that of a disk's active image, in which files
      * that clients name may be; as in struct dr_open_options. */
     const char *const *allow_paths;

@@ -23,10 +23,6 @@ bool hang_up_begin_request(void);
 void hang_up_end_request(void);
 /* Do the same now, without a signal. */
 void hang_up_now(void);
-/* Shut down the connections of all clients for reading; the server goes on. */
-void hang_up_on_clients(void);
-/* Does the process listen there? One of path (of a unix socket) and port (of TCP) is given. */
-bool hang_up_listens_at(const char *path, const char *port);
 /* Undo hang_up_on_signals(); fine if that was never called. */
 void hang_up_stop(void);
 

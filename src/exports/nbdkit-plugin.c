@@ -22,6 +22,7 @@
 
 #include "base/error.h"
 #include "exports/disk-list.h"
+#include "exports/clients.h"
 #include "exports/hang-up.h"
 #include "exports/outlive.h"
 #include "exports/shown.h"
@@ -97,20 +98,20 @@ static int control_add(void *user, const char *id, const char *name, struct dr_d
 
 static int control_remove(void *user, const char *id, bool hard, struct dr_error *err)
 {
-    return shown_remove(user, id, hard, err);
+    return shown_remove(user, id, hard, clients_hang_up_on, err);
 }
 
 static void control_stop(void *user)
 {
     (void)user;
     atomic_store(&stopped, true);
-    hang_up_on_clients();
+    clients_hang_up();
 }
 
 static int control_start(void *user, const char *path, const char *port, struct dr_error *err)
 {
     (void)user;
-    if (!hang_up_listens_at(path, port))
+    if (!clients_listen_at(path, port))
         return dr_fail(err, EADDRNOTAVAIL,
                        "%s%s: the server listens where it did when it began, and nowhere else",
                        path ? path : "port ", path ? "" : port);
@@ -148,6 +149,7 @@ static void end_without_clients(void)
 /* A reply to a request that waits for space would be waited for. */
 static void end_waiting(void)
 {
+    clients_end();
     disk_list_end_waiting(&list);
 }
 
@@ -232,16 +234,18 @@ static void *plugin_open(int readonly)
     struct dr_error err = DR_ERROR_INIT;
     struct connection *c;
     const char *name = nbdkit_export_name();
-    int r = shown_connect(&list, name ? name : "", readonly, &c, &err);
+    int socket = clients_socket();
+    int r = shown_connect(&list, name ? name : "", readonly, socket, &c, &err);
     if (r == 0)
         return c;
+    clients_let_go(socket);
     failed(r, &err);
     return NULL;
 }
 
 static void plugin_close(void *handle)
 {
-    shown_disconnect(&list, handle);
+    clients_let_go(shown_disconnect(&list, handle));
 }
 
 /* Every use of a connection's disk, until end(). NULL: it was removed, or the server has given up

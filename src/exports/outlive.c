@@ -5,8 +5,10 @@
  *
  * So where an assertion of nbdkit itself fails, the thread is stopped instead of the process. It
  * keeps the lock of its connection, which nobody needs any more; its threads stay until the
- * server ends, and hang-up.c ends the server without them. Other reasons to abort, in our library,
- * in the C library or by a signal from outside, end the process as always. */
+ * server ends, and hang-up.c ends the server without them. Ending the thread would free no more:
+ * nbdkit is not compiled for its cleanups to run when a thread unwinds, so the lock stays taken,
+ * and the other threads of the connection wait for it. Other reasons to abort, in our library, in
+ * the C library or by a signal from outside, end the process as always. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <execinfo.h>

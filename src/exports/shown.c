@@ -29,6 +29,7 @@ struct connection {
     struct shown *export;
     struct dr_disk *disk;
     _Atomic unsigned under_way;
+    int socket; /* or -1 */
 };
 
 /* ------------------------------------------------------------------ the list; under its lock */
@@ -143,7 +144,9 @@ static void tell_gone(struct disk_list *list, struct shown *e)
         free_export(e);
 }
 
-int shown_remove(struct disk_list *list, const char *id, bool hard, struct dr_error *err)
+/* Its requests fail from now on. The one under way on a connection is still answered. */
+int shown_remove(struct disk_list *list, const char *id, bool hard, void (*hang_up)(int socket),
+                 struct dr_error *err)
 {
     pthread_mutex_lock(&list->lock);
     struct shown *e = find_id(list, id), **at = &list->shown;
@@ -154,6 +157,8 @@ int shown_remove(struct disk_list *list, const char *id, bool hard, struct dr_er
         *at = e->next;
         atomic_store(&e->removed, true);
         gone = take_gone(e);
+        for (const struct connection *c = e->connections; c; c = c->next)
+            hang_up(c->socket);
     }
     pthread_mutex_unlock(&list->lock);
     if (!e)
@@ -211,8 +216,8 @@ static int join(struct disk_list *list, const char *name, struct connection *c,
     return 0;
 }
 
-int shown_connect(struct disk_list *list, const char *name, bool readonly, struct connection **c,
-                  struct dr_error *err)
+int shown_connect(struct disk_list *list, const char *name, bool readonly, int socket,
+                  struct connection **c, struct dr_error *err)
 {
     struct served *served = find_served(list, name);
     int r = served ? disk_list_use(list, served, readonly, err) : 0;
@@ -221,15 +226,17 @@ int shown_connect(struct disk_list *list, const char *name, bool readonly, struc
     *c = calloc(1, sizeof(**c));
     if (!*c)
         return dr_fail(err, ENOMEM, "out of memory for a client");
+    (*c)->socket = socket;
     r = join(list, name, *c, err);
     if (r < 0)
         free(*c);
     return r;
 }
 
-void shown_disconnect(struct disk_list *list, struct connection *c)
+int shown_disconnect(struct disk_list *list, struct connection *c)
 {
     struct shown *e = c->export;
+    int socket = c->socket;
     pthread_mutex_lock(&list->lock);
     struct connection **at = &e->connections;
     while (*at != c)
@@ -240,6 +247,7 @@ void shown_disconnect(struct disk_list *list, struct connection *c)
     if (last)
         free_export(e);
     free(c);
+    return socket;
 }
 
 struct dr_disk *shown_begin(struct disk_list *list, struct connection *c)

@@ -11,6 +11,13 @@ static struct dr_disk *disk;
 static struct disk_list list = DISK_LIST_INIT;
 static struct talk talk;
 static _Atomic bool stopped;
+static int next_socket;  /* connections have numbers in the place of sockets */
+static unsigned hung_up; /* bit n: on the connection n */
+
+static void hang_up(int socket)
+{
+    hung_up |= socket >= 0 ? 1u << socket : 0u;
+}
 
 static int add(void *user, const char *id, const char *name, struct dr_disk *shown, bool writable,
                struct dr_error *e)
@@ -20,7 +27,7 @@ static int add(void *user, const char *id, const char *name, struct dr_disk *sho
 
 static int take_away(void *user, const char *id, bool hard, struct dr_error *e)
 {
-    return shown_remove(user, id, hard, e);
+    return shown_remove(user, id, hard, hang_up, e);
 }
 
 static void stop(void *user)
@@ -59,6 +66,8 @@ static int begin(void **state)
     ok(dr_live_start(list.live, &err));
     talk = talk_begin(true);
     stopped = false;
+    next_socket = 0;
+    hung_up = 0;
     return 0;
 }
 
@@ -89,13 +98,13 @@ static void no(const char *command, const char *arguments, const char *why)
 
 static void connected(const char *name, struct connection **c)
 {
-    ok(shown_connect(&list, name, false, c, &err));
+    ok(shown_connect(&list, name, false, next_socket++, c, &err));
 }
 
 static void nobody_finds(const char *name)
 {
     struct connection *c;
-    refused(shown_connect(&list, name, false, &c, &err), ENOENT, "there is no export");
+    refused(shown_connect(&list, name, false, -1, &c, &err), ENOENT, "there is no export");
 }
 
 /* How many exports there are, and how many of them are shutting down. */
@@ -210,14 +219,19 @@ static void a_disk_may_have_other_names(void **state)
 
 static void a_removed_export_waits_for_its_requests_only(void **state)
 {
-    struct connection *c, *idle;
+    struct connection *c, *idle, *other;
     (void)state;
     done("blockdev-add", X);
     done("block-export-add", "'type': 'nbd', 'id': 'e', 'node-name': 'x'");
+    connected("disk0", &other);
     connected("x", &c);
     connected("x", &idle);
     assert_non_null(shown_begin(&list, c));
+    no("block-export-del", "'id': 'e'", "export 'e' still in use");
+    assert_int_equal(hung_up, 0);
     done("block-export-del", "'id': 'e', 'mode': 'hard'");
+    assert_int_equal(hung_up, 6); /* not the other one's */
+    assert_int_equal(shown_disconnect(&list, other), 0);
     exports_are(2, 1);
     nobody_finds("x");
     assert_null(shown_begin(&list, idle));
@@ -287,7 +301,7 @@ static void use(struct guests *g)
     struct dr_disk *x;
     struct dr_error why = DR_ERROR_INIT;
     char bytes[4096] = {1};
-    if (shown_connect(&list, "x", false, &c, &why) < 0)
+    if (shown_connect(&list, "x", false, -1, &c, &why) < 0)
         return; /* it came too late */
     while ((x = shown_begin(&list, c))) {
         ok(dr_pwrite(x, bytes, 0, sizeof(bytes), 0, &why));
