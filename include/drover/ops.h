@@ -353,7 +353,7 @@ struct dr_mirror_options {
                             near the end, so that a guest that writes faster than the target does
                             not keep the job busy for ever. A target that fails does not fail the
                             guest's writes */
-    bool bitmaps; /* the target gets the bitmaps inside the active image, with what the guest has
+    bool bitmaps; /* the target gets the bitmaps of the active image inside, with what the guest has
                      noted in them meanwhile; bitmaps of the same names in an existing target get
                      that, too. -ENOTSUP: one of the two cannot have any */
 };

@@ -94,6 +94,10 @@ static int check_bitmaps(const struct mirror *m, struct dr_error *err)
 {
     if (!m->o->bitmaps)
         return 0;
+    const struct dr_image *to = m->out->chain->images[0];
+    if (!dr_image_bitmaps_inside(to)) /* a file beside it would not get its name with it */
+        return dr_fail(err, ENOTSUP, "Format driver '%s' does not support bitmaps inside",
+                       to->fmt->name);
     int r = dr_ops_bitmaps_check(m->disk, m->out, true, err);
     if (r != -EEXIST || !m->o->existing)
         return r;

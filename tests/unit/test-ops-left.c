@@ -372,20 +372,32 @@ static void a_mirror_without_room_for_bitmaps_is_refused(void **state)
 {
     struct dr_fs *fs = *state;
     const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
-    const struct dr_mirror_options to_raw = {.bitmaps = true, .format = "raw"},
-                                   to_qcow2 = {.bitmaps = true, .format = "qcow2"};
+    const struct dr_mirror_options to_raw = {.bitmaps = true, .format = "raw"};
     struct dr_disk *disk;
     make_noted(fs);
     ok(dr_open_fs(fs, "top", &rw, &disk, &err));
     refused(dr_disk_mirror(disk, "moved", &to_raw, NULL, &err), ENOTSUP,
-            "Format driver 'raw' does not support bitmaps");
-    ok(dr_close(disk, &err));
-    make_on(fs, "other", "vmdk", NULL, NULL);
-    ok(dr_open_fs(fs, "other", &rw, &disk, &err));
-    refused(dr_disk_mirror(disk, "moved", &to_qcow2, NULL, &err), ENOTSUP,
-            "Source lacks bitmap support");
+            "Format driver 'raw' does not support bitmaps inside");
     ok(dr_close(disk, &err));
     assert_false(exists(fs, "moved"));
+}
+
+static void a_mirror_takes_bitmaps_beside_an_image_into_one(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_mirror_options to_qcow2 = {.bitmaps = true, .format = "qcow2"};
+    const struct dr_bitmap_options on = {.granularity = 64 * KiB};
+    const uint8_t bytes[512] = {1};
+    struct dr_disk *disk;
+    make_on(fs, "other", "vmdk", NULL, NULL);
+    ok(dr_open_fs(fs, "other", &rw, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "on", DR_BITMAP_ADD, &on, &err));
+    ok(dr_pwrite(disk, bytes, 0, sizeof(bytes), 0, &err));
+    ok(dr_disk_mirror(disk, "moved", &to_qcow2, NULL, &err));
+    ok(dr_pwrite(disk, bytes, 128 * KiB, sizeof(bytes), 0, &err));
+    ok(dr_close(disk, &err));
+    assert_int_equal(noted(fs, "moved", "on"), 2 * 64 * KiB);
 }
 
 /* Killed anywhere, the target has its name only with its bitmaps. */
@@ -442,6 +454,7 @@ int main(void)
         ops_test(a_pivot_to_a_base_that_keeps_no_bitmaps_is_refused),
         cmocka_unit_test(a_mirror_takes_bitmaps_along_if_asked),
         ops_test(a_mirror_without_room_for_bitmaps_is_refused),
+        ops_test(a_mirror_takes_bitmaps_beside_an_image_into_one),
         cmocka_unit_test(a_mirror_that_is_killed_leaves_no_target_without_its_bitmaps),
         ops_test(a_mirror_adds_to_bitmaps_that_an_existing_target_has),
     };
