@@ -62,9 +62,9 @@ struct dr_live_options {
     /* The disk called `name` may have another size now. From any thread of the dr_live, which holds
      * no lock meanwhile. NULL = nobody wants to know. */
     void (*resized)(void *user, const char *name);
-    /* A snapshot of the disk called `name` is about to be taken: what its users have changed, and
-     * the program or the kernel holds back, is to be in the disk when this returns. From the
-     * clients' thread. NULL = nothing is held back. */
+    /* A snapshot or backup of the disk called `name` is about to begin: what its users have
+     * changed, and the program or the kernel holds back, is to be in the disk when this returns.
+     * From the clients' thread. NULL = nothing is held back. */
     void (*write_back)(void *user, const char *name);
 };
 

@@ -18,7 +18,7 @@
 
 const char *live_kind_name(enum live_kind kind)
 {
-    static const char *const names[] = {"stream", "commit", "mirror", "x-drover-rebase"};
+    static const char *const names[] = {"stream", "commit", "mirror", "x-drover-rebase", "backup"};
     return names[kind];
 }
 
@@ -87,6 +87,8 @@ void live_order_clear(struct live_order *order)
     free(order->target);
     free(order->format);
     live_images_free(&order->leaving);
+    free(order->set);
+    free(order->bitmap);
     *order = (struct live_order){0};
 }
 
@@ -331,6 +333,8 @@ static int operate(struct live_job *job, struct dr_error *err)
         .bitmaps = o->bitmaps};
     const struct dr_rebase_options rebase = {
         .open = open, .backing = o->base, .backing_format = o->format, .image = o->top};
+    const struct dr_backup_options backup = {
+        .open = open, .format = o->format, .set = o->set, .bitmap = o->bitmap, .full = o->full};
     switch (o->kind) {
     case LIVE_STREAM:
         return stream(job, &streaming, err);
@@ -340,6 +344,8 @@ static int operate(struct live_job *job, struct dr_error *err)
         return dr_disk_mirror(job->on->disk, o->target, &mirror, job->job, err);
     case LIVE_REBASE:
         return dr_disk_rebase(job->on->disk, &rebase, job->job, err);
+    case LIVE_BACKUP:
+        return dr_disk_backup(job->on->disk, o->target, &backup, job->job, NULL, err);
     }
     return dr_fail(err, EINVAL, "a job of an unknown kind");
 }

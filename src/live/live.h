@@ -83,7 +83,7 @@ enum live_status {
     LIVE_NULL,
 };
 
-enum live_kind { LIVE_STREAM, LIVE_COMMIT, LIVE_MIRROR, LIVE_REBASE };
+enum live_kind { LIVE_STREAM, LIVE_COMMIT, LIVE_MIRROR, LIVE_REBASE, LIVE_BACKUP };
 
 /* What a job does about what it cannot read or write; the names are QEMU's (BlockdevOnError). */
 enum live_on_error { LIVE_REPORT, LIVE_IGNORE, LIVE_ENOSPC, LIVE_STOP };
@@ -108,8 +108,10 @@ struct live_order {
     char *base; /* stream, commit: path of an image of the chain; rebase: the new parent; or NULL */
     char *top;  /* of an image of the chain: what goes down first; stream, rebase: the image that is
                    filled; NULL = the active one */
-    char *target, *format; /* target: of a mirror; with retire: the active image, whose metadata
-                              goes */
+    char *target, *format; /* target: of a mirror or backup; with retire: the active image, whose
+                              metadata goes */
+    char *set, *bitmap;    /* backup: as in struct dr_backup_options, or NULL */
+    bool full;             /* the same */
     struct live_images leaving; /* stream with remove, commit: images that leave the chain, upper
                                    ones first; under the lock */
     bool retire;                /* stream: go on with the active image's plain file alone */

@@ -202,6 +202,73 @@ static json_t *drive_mirror(struct dr_live *live, json_t *args, struct qmp_error
     return qmp_begin_job(live, on, args, &order, err);
 }
 
+/* A path that a client named for the disk, malloc'ed; NULL and a failure: it must not be used. */
+static char *gated_path(struct dr_live *live, const struct live_disk *on, const char *path,
+                        struct qmp_error *err)
+{
+    if (live_gate(live, on, path, &err->text) < 0)
+        return NULL;
+    char *full = live_full_path(on, path);
+    if (!full)
+        qmp_fail(err, NULL, "out of memory");
+    return full;
+}
+
+static int backup_sync(json_t *args, struct live_order *order, struct qmp_error *err)
+{
+    const char *sync = qmp_string(args, "sync"), *mode = qmp_string(args, "mode");
+    const char *bitmap = qmp_string(args, "x-bitmap"), *set = qmp_string(args, "x-set");
+    bool incremental = strcmp(sync, "incremental") == 0;
+    order->full = !incremental;
+    if (mode && strcmp(mode, "absolute-paths") != 0)
+        qmp_fail(err, NULL, "Parameter 'mode' does not accept value '%s'%s", mode,
+                 strcmp(mode, "existing") == 0 ? ": the target of a backup is a new image here"
+                                               : "");
+    else if (strcmp(sync, "top") == 0 || strcmp(sync, "none") == 0 || strcmp(sync, "bitmap") == 0 ||
+             (incremental && !bitmap))
+        qmp_fail(err, NULL, "Sync mode '%s' not supported", sync);
+    else if (!incremental && strcmp(sync, "full") != 0)
+        qmp_fail(err, NULL, "Parameter 'sync' does not accept value '%s'", sync);
+    else if (bitmap && !set)
+        qmp_fail(err, NULL, "Parameter 'x-set' is missing");
+    else
+        return 0;
+    return -EINVAL;
+}
+
+static int backup_order(struct dr_live *live, struct live_disk *on, json_t *args,
+                        struct live_order *order, struct qmp_error *err)
+{
+    const char *format = qmp_string(args, "format"), *set = qmp_string(args, "x-set");
+    const char *bitmap = qmp_string(args, "x-bitmap");
+    if (backup_sync(args, order, err) < 0)
+        return -EINVAL;
+    order->target = gated_path(live, on, qmp_string(args, "target"), err);
+    if (order->target && set)
+        order->set = gated_path(live, on, set, err);
+    if (!order->target || (set && !order->set))
+        return -EINVAL;
+    order->format = format ? strdup(format) : NULL;
+    order->bitmap = bitmap ? strdup(bitmap) : NULL;
+    if ((order->format || !format) && (order->bitmap || !bitmap))
+        return 0;
+    qmp_fail(err, NULL, "out of memory");
+    return -EINVAL;
+}
+
+static json_t *drive_backup(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct live_order order = {.kind = LIVE_BACKUP};
+    struct live_disk *on = qmp_root_device(live, args, err);
+    if (!on || backup_order(live, on, args, &order, err) < 0) {
+        live_order_clear(&order);
+        return NULL;
+    }
+    if (live->write_back)
+        live->write_back(live->user, on->name);
+    return qmp_begin_job(live, on, args, &order, err);
+}
+
 static bool is_active(struct dr_live *live, const struct live_disk *on, const char *node)
 {
     DR_LOCK_SCOPE(&live->lock);
@@ -368,6 +435,17 @@ const struct qmp_command qmp_job_commands[] = {
       {"copy-mode", 's', false},
       {"unmap", 'b', false},
       {"x-bitmaps", 'b', false},
+      {"on-source-error", 's', false},
+      {"on-target-error", 's', false}}},
+    {"drive-backup",
+     drive_backup,
+     {ANY_JOB,
+      {"target", 's', true},
+      {"sync", 's', true},
+      {"format", 's', false},
+      {"mode", 's', false},
+      {"x-set", 's', false},
+      {"x-bitmap", 's', false},
       {"on-source-error", 's', false},
       {"on-target-error", 's', false}}},
     {"blockdev-mirror",

@@ -176,8 +176,8 @@ static json_t *describe_job(const struct live_job *job)
 }
 
 /* Disks that a client has added are not in it: the next server does not have them. Nor are mirrors
- * of what is written from now on: what was written is not known any more. Names that are
- * not UTF-8 cannot be in it: NULL. */
+ * of what is written from now on: what was written is not known any more; nor backups: their
+ * instant is over. Names that are not UTF-8 cannot be in it: NULL. */
 static char *describe(struct dr_live *live)
 {
     json_t *disks = json_array(), *jobs = json_array();
@@ -190,6 +190,7 @@ static char *describe(struct dr_live *live)
                                                       d->first)) == 0;
     for (const struct live_job *job = live->jobs; job; job = job->next)
         if (!job->done && !job->switched && !job->on->node && !job->order.only_new &&
+            job->order.kind != LIVE_BACKUP &&
             (job->kept || (job->status < LIVE_ABORTING && !job->cancelled)))
             all &= json_array_append_new(jobs, describe_job(job)) == 0;
     all &= !live->other_disks || json_array_extend(disks, live->other_disks) == 0;

@@ -189,6 +189,40 @@ def test_a_mirror_that_is_not_completed_leaves_a_copy(serve):
     assert bytes_of("copy", "raw") == bytes_of("disk", "qcow2")
 
 
+def test_backups_of_a_disk_in_use_hold_what_it_held(serve):
+    chain("qcow2")
+    server = serve("disk", "control=control", "export=d")
+    handle = server.connect()
+    for name, kind in ("b0", "full"), ("b1", "b0"), ("b2", "b1"):
+        handle.pwrite(name.encode() * 2048, 5 * MiB + int(name[1]) * 64 * KiB)
+        before = handle.pread(SIZE, 0)
+        ctl("backup", "--state", "set.json", "--bitmap", "daily", "d", name)
+        handle.pwrite(b"later" * 1000, MiB)
+        assert bytes_of(name, "qcow2") == before
+        assert drover("backup", "list", "set.json").splitlines()[-1].split()[-1] == kind
+    ctl("backup", "-f", "raw", "d", "alone")
+    assert bytes_of("alone", "raw") == handle.pread(SIZE, 0)
+    handle.shutdown()
+    server.stop()
+    drover("backup", "verify", "set.json")
+
+
+def test_a_backup_beside_a_client_that_writes_goes_on_by_command(serve):
+    make("raw", "disk")
+    server = serve("disk", "control=control", "export=d", "format=raw")
+    guest = Guest(server)
+    guest.go_on(20)
+    for i in range(4):
+        ctl("backup", "--state", "set.json", "--bitmap", "daily", "d", f"b{i}")
+        guest.go_on(20)
+    want = guest.end()
+    server.stop()
+    said = drover("backup", "--state", "set.json", "--bitmap", "daily", "-f", "raw", "disk", "last")
+    assert said.startswith("Incremental")
+    assert bytes_of("last", "qcow2") == want
+    drover("backup", "verify", "set.json")
+
+
 def test_an_interrupted_client_leaves_the_job_running(serve):
     chain("qcow2")
     server = serve("disk", "control=control", "export=d")
@@ -219,6 +253,11 @@ def test_what_ctl_cannot_do_is_one_line(serve, work):
                        (["snapshot", "d", "base"], "exists already"),
                        (["snapshot", "d", "/dev/shm/drover-outside"], "outside the image's directory"),
                        (["mirror", "-f", "nonsense", "d", "new"], "nonsense"),
+                       (["backup", "-f", "nonsense", "d", "new"], "nonsense"),
+                       (["backup", "--bitmap", "b", "d", "new"], "--state"),
+                       (["backup", "d", "base"], "belongs to the disk itself"),
+                       (["backup", "d", "control"], "exists already"),
+                       (["backup", "d", "/dev/shm/drover-outside"], "outside the image's directory"),
                        (["resize", "d", "1X"], "Invalid size"),
                        (["cancel", "j"], "not found"),
                        (["dance"], "nothing that a server does")]:

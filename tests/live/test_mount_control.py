@@ -66,6 +66,19 @@ def test_a_snapshot_has_what_was_written_before_it_even_in_mapped_pages(work, ki
     assert content(work / "new", work, "-f", then) == shadow
 
 
+def test_a_backup_has_what_was_written_before_it_even_in_mapped_pages(work):
+    disk, shadow = create(work, "qcow2", SIZE)
+    m, control = controlled(disk, work)
+    with m, opened(m.file) as fd, mmap.mmap(fd, SIZE) as memory:
+        for off in range(0, SIZE, 2 * MIB):
+            memory[off:off + 4] = shadow[off:off + 4] = b"page"
+        control.ask("drive-backup", device="d", job_id="job", target=str(work / "new"), sync="full", format="raw")
+        for state in control.states("job"):
+            assert state != "aborting"
+        control.close()
+        assert (work / "new").read_bytes() == shadow
+
+
 @pytest.mark.parametrize("kind, then", [("vmdk", "qcow2"), ("qcow2", "qcow2"), ("raw", "add-cow")])
 def test_random_jobs_below_random_programs_change_no_byte(work, kind, then):
     seed = programs.new_seed()

@@ -276,6 +276,70 @@ static void a_commit_that_makes_another_image_unusable_has_to_be_forced(void **s
     end(w, "top");
 }
 
+static void a_disk_in_use_is_backed_up(void **state)
+{
+    struct world *w = begin("qcow2");
+    (void)state;
+    tell(w, "{'execute': 'drive-backup', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+            "'target': 'b0', 'sync': 'full', 'x-set': 'set', 'x-bitmap': 'B'}}");
+    events_are(&w->talk, BEGUN ENDING COMPLETED GONE);
+    crowd_pass(&w->crowd, 20);
+    tell(w, "{'execute': 'drive-backup', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+            "'target': 'b1', 'sync': 'incremental', 'x-set': 'set', 'x-bitmap': 'B'}}");
+    events_are(&w->talk, BEGUN ENDING COMPLETED GONE);
+    struct dr_backup_entry *list;
+    size_t n;
+    ok(dr_backup_list_fs(w->fs, "set", &list, &n, &err));
+    assert_int_equal(n, 2);
+    assert_string_equal(list[1].parent, "b0");
+    dr_backup_list_free(list, n);
+    ok(dr_backup_verify_fs(w->fs, "set", "b0", NULL, NULL, NULL, &err));
+    ok(dr_backup_verify_fs(w->fs, "set", "b1", NULL, NULL, NULL, &err));
+    tell(w, "{'execute': 'drive-backup', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+            "'target': 'raw', 'sync': 'full', 'format': 'raw'}}");
+    events_are(&w->talk, BEGUN ENDING COMPLETED GONE);
+    assert_true(exists(w->fs, "raw"));
+    end(w, "top");
+}
+
+static void a_backup_that_cannot_be_is_refused(void **state)
+{
+    static const struct {
+        const char *arguments, *text;
+    } cases[] = {
+        {"'sync': 'top'", "Sync mode 'top' not supported"},
+        {"'sync': 'incremental'", "Sync mode 'incremental' not supported"},
+        {"'sync': 'half'", "Parameter 'sync' does not accept value 'half'"},
+        {"'sync': 'full', 'mode': 'existing'", "does not accept value 'existing'"},
+        {"'sync': 'full', 'x-bitmap': 'B'", "Parameter 'x-set' is missing"},
+    };
+    struct world *w = begin("qcow2");
+    char line[400];
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        snprintf(
+            line, sizeof(line),
+            "{'execute': 'drive-backup', 'arguments': {'device': 'disk0', 'target': 'b0', %s}}",
+            cases[i].arguments);
+        told_no(w, line, "GenericError", cases[i].text);
+    }
+    assert_false(exists(w->fs, "b0"));
+    end(w, "top");
+}
+
+static void a_cancelled_backup_leaves_nothing(void **state)
+{
+    struct world *w = begin("qcow2");
+    (void)state;
+    tell(w, "{'execute': 'drive-backup', 'arguments': {'job-id': 'j', 'device': 'disk0', "
+            "'target': 'b0', 'sync': 'full', 'speed': 1}}");
+    events_are(&w->talk, BEGUN);
+    tell(w, "{'execute': 'job-cancel', 'arguments': {'id': 'j'}}");
+    events_are(&w->talk, CANCELLED GONE);
+    assert_false(exists(w->fs, "b0"));
+    end(w, "top");
+}
+
 static void a_mirror_is_ready_and_goes_over_when_told(void **state)
 {
     struct world *w = begin("qcow2");
@@ -498,6 +562,9 @@ int main(void)
         cmocka_unit_test(an_intermediate_commit_ends_alone),
         cmocka_unit_test(an_active_commit_is_ready_and_goes_over_when_told),
         cmocka_unit_test(a_commit_that_makes_another_image_unusable_has_to_be_forced),
+        cmocka_unit_test(a_disk_in_use_is_backed_up),
+        cmocka_unit_test(a_backup_that_cannot_be_is_refused),
+        cmocka_unit_test(a_cancelled_backup_leaves_nothing),
         cmocka_unit_test(a_mirror_is_ready_and_goes_over_when_told),
         cmocka_unit_test(a_ready_mirror_that_is_cancelled_leaves_a_copy),
         cmocka_unit_test(a_mirror_that_is_forced_to_end_leaves_nothing),

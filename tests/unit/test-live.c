@@ -61,7 +61,7 @@ static void bad_lines_get_an_error_each(void **state)
         {"{\"exec-oob\": \"quit\"}", "GenericError", "out-of-band"},
         {"{\"execute\": \"quit\", \"arguments\": []}", "GenericError", "must be an object"},
         {"{\"execute\": \"quit\"}", "GenericError", "not ended over"},
-        {"{\"execute\": \"drive-backup\"}", "CommandNotFound", "has not been found"},
+        {"{\"execute\": \"drive-nothing\"}", "CommandNotFound", "has not been found"},
         {"{\"execute\": \"block_resize\"}", "GenericError", "'size' is missing"},
         {"{\"execute\": \"block_resize\", \"arguments\": {\"size\": \"1G\"}}", "GenericError",
          "Invalid parameter type"},

@@ -13,7 +13,7 @@
 #include "cli/live/client.h"
 
 static const struct cli_option options[] = {
-    {'f', "format", "FMT", "snapshot, mirror: format of the new image; rebase: of the parent",
+    {'f', "format", "FMT", "snapshot, mirror, backup: of the new image; rebase: of the parent",
      false},
     {KEY_BASE, "base", "IMAGE", "stream, commit: the image that stays below", false},
     {KEY_TOP, "top", "IMAGE", "commit: the topmost image that goes down", false},
@@ -27,12 +27,15 @@ static const struct cli_option options[] = {
      "stream: go on with an add-cow's raw file, and remove the rest of it", false},
     {KEY_TOP_ONLY, "top-only", NULL, "mirror: only what the active image holds", false},
     {KEY_BITMAPS, "bitmaps", NULL, "mirror: the new image gets the bitmaps, too", false},
+    {KEY_STATE, "state", "SET", "backup: the file that lists backups", false},
+    {KEY_BITMAP, "bitmap", "NAME", "backup: as for `drover backup`; with --state", false},
+    {KEY_FULL, "full", NULL, "backup: all of the disk, whatever a bitmap says", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {KEY_HURRY, "hurry", NULL, "jobs: do not give way to those who use the disk", false},
     {KEY_NO_COMPLETE, "no-complete", NULL,
      "commit, mirror: do not go over to the other image when both are the same", false},
     {KEY_ON_ERROR, "on-error", "WHAT",
-     "stream, commit, mirror: report (fail), ignore, enospc or stop (pause)", false},
+     "stream, commit, mirror, backup: report (fail), ignore, enospc or stop (pause)", false},
     {KEY_DETACH, "detach", NULL, "do not wait for the end of the job", false},
     {KEY_FORCE, "force", NULL,
      "cancel: even if ready; commit, delete: even if others become unusable", false},
@@ -220,16 +223,16 @@ static int set_common(const struct cli *cli, const struct cli_args *args, json_t
     return 0;
 }
 
-/* A mirror has a policy for each side. */
+/* A mirror or backup has a policy for each side. */
 static void set_policy(const struct cli_args *args, const char *command, json_t *to)
 {
     const char *policy = cli_value(args, KEY_ON_ERROR);
-    bool mirror = strcmp(command, "drive-mirror") == 0;
+    bool two_sides = strcmp(command, "drive-mirror") == 0 || strcmp(command, "drive-backup") == 0;
     if (!policy)
         return;
-    if (mirror)
+    if (two_sides)
         json_object_set_new(to, "on-source-error", json_string(policy));
-    json_object_set_new(to, mirror ? "on-target-error" : "on-error", json_string(policy));
+    json_object_set_new(to, two_sides ? "on-target-error" : "on-error", json_string(policy));
 }
 
 /* Takes over arguments. */
@@ -298,6 +301,28 @@ static int do_mirror(struct ctl *ctl, const struct cli_args *args, char **operan
     if (cli_has(args, KEY_BITMAPS))
         json_object_set_new(arguments, "x-bitmaps", json_true());
     return begin_job(ctl, args, "drive-mirror", arguments);
+}
+
+static int do_backup(struct ctl *ctl, const struct cli_args *args, char **operands)
+{
+    const char *bitmap = cli_value(args, KEY_BITMAP), *state = cli_value(args, KEY_STATE);
+    CLEANUP_FREE char *target = dr_absolute_path(operands[1]);
+    CLEANUP_FREE char *set = state ? dr_absolute_path(state) : NULL;
+    bool full = !bitmap || cli_has(args, KEY_FULL);
+    if (bitmap && !state)
+        return cli_usage(ctl->cli, "--bitmap goes with --state, which lists the backups");
+    json_t *arguments = target ? json_pack("{s:s, s:s, s:s}", "device", operands[0], "target",
+                                           target, "sync", full ? "full" : "incremental")
+                               : NULL;
+    if (!arguments || (state && !set)) {
+        json_decref(arguments);
+        return cli_usage(ctl->cli, "'%s' is no name that can be sent", operands[1]);
+    }
+    if (set)
+        json_object_set_new(arguments, "x-set", json_string(set));
+    if (bitmap)
+        json_object_set_new(arguments, "x-bitmap", json_string(bitmap));
+    return begin_job(ctl, args, "drive-backup", arguments);
 }
 
 /* ------------------------------------------------------------------ what is done at once */
@@ -420,6 +445,7 @@ static const struct verb {
     {"stream", " DISK", 1, do_stream},
     {"commit", " DISK", 1, do_commit},
     {"mirror", " DISK FILE", 2, do_mirror},
+    {"backup", " DISK FILE", 2, do_backup},
     {"rebase", " DISK PARENT", 2, do_rebase},
     {"delete", " DISK IMAGE", 2, do_delete},
     {"resize", " DISK SIZE", 2, do_resize},
@@ -505,13 +531,14 @@ const struct cli_command cli_cmd_ctl = {
              "  stream DISK            pull the parents' data into the active image, or --image\n"
              "  commit DISK            put the active image, or --top, down into its base\n"
              "  mirror DISK FILE       copy the disk into a new image and go on with that\n"
+             "  backup DISK FILE       copy what the disk holds now into a new image\n"
              "  delete DISK IMAGE      take an image below the active one out of the chain\n"
              "  rebase DISK PARENT     give the active image, or --image, another parent\n"
              "  resize DISK SIZE\n"
              "  cont                   writes that wait for space are tried again\n"
              "  pause, resume, complete, cancel JOB\n"
              "DISK may be left out where the server has one only.\n"
-             "stream, commit, mirror and rebase show how far they are. Interrupted, the job goes\n"
+             "Those that take long show how far they are. Interrupted, the job goes\n"
              "on in the server; `jobs` shows it, and `cancel` ends it.",
     .sets = sets,
     .roles = CLI_DROVER,
