@@ -24,11 +24,11 @@ struct dr_backup_options {
     size_t n_pairs;
     const char *set; /* path of the set, which gets the backup; it is made if it is not there. NULL
                         = none */
-    /* With a set: what changes from this backup on is noted by a bitmap inside the disk's active
-     * image, whose name begins with this one and an '@'. Where such a bitmap notes what has changed
-     * since the last backup that the set has of this disk with this name, the target is a child of
-     * that one and holds only what has changed. Another bitmap of just this name says which
-     * granularity new ones get. NULL = none, and the target holds all. */
+    /* With a set: what changes from this backup on is noted by a bitmap in the disk's active image,
+     * or beside it, whose name begins with this one and an '@'. Where such a bitmap notes what has
+     * changed since the last backup that the set has of this disk with this name, the target is a
+     * child of that one and holds only what has changed. Another bitmap of just this name says
+     * which granularity new ones get. NULL = none, and the target holds all. */
     const char *bitmap;
     bool full; /* the target holds all, whatever a bitmap says */
     /* Instead of bitmap: the one of this backup in the set. -EINVAL: that has gone on to a later
@@ -83,7 +83,7 @@ struct dr_backup_entry {
     char *parent; /* name of the backup that it stands on; NULL = it holds all */
     char *disk;   /* real path of the image that was backed up */
     char *bitmap; /* the name by which bitmaps were asked for, or NULL */
-    char *noted;  /* with it: the bitmap inside the disk that notes what has changed since */
+    char *noted;  /* with it: the bitmap of the disk that notes what has changed since */
     char *time;   /* of the instant: 2026-11-30T02:10:00Z */
     uint64_t size, copied;
     char digest[DR_DIGEST_TEXT];

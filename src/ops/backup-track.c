@@ -25,10 +25,13 @@ static int remove_bitmap(struct dr_track *t, const char *name, struct dr_error *
 
 /* ------------------------------------------------------------------ what is there */
 
+#define NOT_STORED "a program that wrote to the disk did not store it"
+
 struct found {
     struct dr_track *track;
-    bool inconsistent, disabled; /* the bitmap of the last backup */
-    char *left;                  /* one that is left over, malloc'ed */
+    const char *distrust; /* NULL, or why the bitmap of the last backup does not tell all */
+    bool inconsistent;    /* that is why */
+    char *left;           /* one that is left over, malloc'ed */
 };
 
 static int look_at(void *user, const struct dr_bitmap_info *info)
@@ -39,7 +42,9 @@ static int look_at(void *user, const struct dr_bitmap_info *info)
         t->had = true;
         t->granularity = info->granularity;
         f->inconsistent = info->inconsistent;
-        f->disabled = !info->enabled;
+        f->distrust = info->inconsistent ? info->distrust ? info->distrust : NOT_STORED
+                      : info->enabled    ? NULL
+                                         : "it is disabled";
     } else if (strncmp(info->name, t->prefix, strlen(t->prefix)) == 0 && !f->left) {
         f->left = strdup(info->name);
         return f->left ? 0 : -ENOMEM;
@@ -56,13 +61,13 @@ static int look_step(void *user, struct dr_chain *present, struct dr_chain **fre
     struct found *f = user;
     struct dr_image *image = present->images[0];
     (void)fresh;
-    if (!image->fmt->bitmap_list)
-        return dr_fail(err, ENOTSUP, "%s: %s images have no bitmaps inside: back it up in full",
-                       image->path, image->fmt->name);
-    int r = dr_image_settle(image, err);
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_image_settle(image, &why);
     if (r == 0)
-        r = image->fmt->bitmap_list(image, look_at, f, err);
-    return r == -ENOMEM ? dr_fail(err, ENOMEM, "out of memory for a backup") : r;
+        r = dr_image_bitmap_list(image, look_at, f, &why);
+    if (r == -ENOTSUP)
+        return dr_fail(err, ENOTSUP, "%s; back it up without one", why.text);
+    return r < 0 ? dr_fail(err, -r, "%s", why.errnum ? why.text : "out of memory for a backup") : 0;
 }
 
 /* One look for each bitmap that is left over: there is mostly none. */
@@ -99,16 +104,15 @@ int dr_track_begin(struct dr_track *t, const char *set, bool anew, bool *there,
         r = look(&f, err);
     if (r < 0)
         return r;
-    bool bad = f.inconsistent || f.disabled;
-    if (t->had && bad && !anew)
-        return dr_fail(
-            err, EUCLEAN,
-            "%s: its bitmap \"%s\" does not tell all that has changed: %s; back it up in "
-            "full (--full), which begins a new one",
-            dr_image_path(t->disk, 0), t->last,
-            f.inconsistent ? "a program that wrote to the disk did not store it"
-                           : "it is disabled");
-    *there = t->had && !bad;
+    if (t->had && f.distrust && !anew)
+        return dr_fail(err, EUCLEAN,
+                       "%s: its bitmap \"%s\" does not tell all that has changed: %s; back it up "
+                       "in full (--full), which begins a new one%s",
+                       dr_image_path(t->disk, 0), t->last, f.distrust,
+                       f.inconsistent ? ", or compare the disk with its last backup "
+                                        "(drover bitmap --rebuild)"
+                                      : "");
+    *there = t->had && !f.distrust;
     return 0;
 }
 
@@ -152,7 +156,7 @@ static int read_last(const struct dr_track *t, struct dr_image *image, struct dr
     int r = dr_image_settle(image, err);
     if (r < 0)
         return r;
-    r = image->fmt->bitmap_read(image, t->last, add_range, changed, &why);
+    r = dr_image_bitmap_read(image, t->last, add_range, changed, &why);
     return r < 0 ? dr_fail(err, -r, "%s", why.errnum ? why.text : "out of memory for a backup") : 0;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* How incremental backups find out what has changed: each backup begins a bitmap of its own inside
- * the disk's active image, at its instant. The set says which one. It is called
+/* How incremental backups find out what has changed: each backup begins a bitmap of its own in
+ * the disk's active image, or beside it, at its instant. The set says which one. It is called
  *
  *     NAME@SSSSSSSS.RRRRRRRR    NAME: as the user calls them; S: the set's path, hashed; R: random
  *

@@ -269,7 +269,7 @@ static int prepare(struct backup *b, struct dr_error *err)
         r = begin_sums(b, err);
     if (r == 0)
         r = make_target(b, err);
-    if (r < 0)
+    if (r != 0)
         return r;
     b->frozen = (struct dr_frozen){.disk = b->what->disk,
                                    .size = b->sums.size,
@@ -307,7 +307,7 @@ static int now_one(struct backup *b, struct dr_chain *present, struct dr_error *
 static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                         struct dr_error *err);
 
-/* Flushes may go on beside it, but not where bitmaps change, which writes to the disk's image. */
+/* Flushes may go on beside it, but not where bitmaps change, which writes to the disk's files. */
 static int hold_next(struct set *set, uint64_t *pause, struct dr_error *err)
 {
     const struct backup *b = &set->all[set->quiet];

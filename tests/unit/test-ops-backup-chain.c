@@ -13,11 +13,16 @@
 static const char set[] = "backups.json";
 static const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
 
+/* Of the disk: with bitmaps inside, and those with a file of bitmaps beside. */
+static const char *disk_format = "qcow2";
+static const char *const beside[] = {"raw", "vmdk", "add-cow"};
+#define N_BESIDE (sizeof(beside) / sizeof(beside[0]))
+
 static void make_tracked(struct dr_fs *fs, uint64_t granularity)
 {
     const struct dr_bitmap_options o = {.granularity = granularity};
     struct dr_disk *disk = NULL;
-    make(fs, "disk", "qcow2", SIZE, NULL);
+    make(fs, "disk", disk_format, SIZE, NULL);
     put(fs, "disk", 0, 300 * KiB, 0x11);
     put(fs, "disk", MiB, 200 * KiB, 0x22);
     if (granularity == 0)
@@ -150,6 +155,20 @@ static void a_chain_of_backups_reads_as_the_disk_did(void **state)
         }
         dr_fs_memory_free(fs);
     }
+}
+
+static void for_each_beside(void (*test)(void **), void **state)
+{
+    for (size_t i = 0; i < N_BESIDE; i++) {
+        disk_format = beside[i];
+        test(state);
+    }
+    disk_format = "qcow2";
+}
+
+static void a_chain_by_bitmaps_beside_a_disk_reads_as_it_did(void **state)
+{
+    for_each_beside(a_chain_of_backups_reads_as_the_disk_did, state);
 }
 
 static void an_incremental_backup_holds_only_what_has_changed(void **state)
@@ -299,6 +318,42 @@ static void a_bitmap_that_was_not_stored_is_never_trusted(void **state)
     dr_fs_memory_free(fs);
 }
 
+/* As by a program that does not know of bitmaps. */
+static void write_behind(struct dr_fs *fs, uint64_t off)
+{
+    struct dr_file *file = NULL;
+    ok(dr_file_open(fs, "disk", DR_FILE_RDWR, &file, &err));
+    ok(dr_file_pwrite(file, "foreign", off, 7, &err));
+    dr_file_unref(file);
+}
+
+static void a_disk_that_another_program_wrote_to_is_backed_up_after_a_rebuild(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_backup_options o = {.set = set, .bitmap = "B"};
+    struct dr_disk *disk = NULL, *last = NULL;
+    struct dr_backup_result result;
+    char name[100];
+    disk_format = "raw";
+    make_tracked(fs, 0);
+    disk_format = "qcow2";
+    back_up(fs, "b0");
+    assert_int_equal(begun(fs, name, sizeof(name)), 1);
+    write_behind(fs, 2 * MiB);
+    refused(dr_backup_fs(fs, "disk", NULL, "b1", &o, NULL, NULL, &err), EUCLEAN,
+            "drover bitmap --rebuild");
+    assert_false(exists(fs, "b1"));
+    ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+    ok(dr_open_fs(fs, "b0", NULL, &last, &err));
+    ok(dr_disk_bitmap_rebuild(disk, name, last, NULL, &err));
+    ok(dr_close(last, &err));
+    ok(dr_close(disk, &err));
+    result = back_up(fs, "b1");
+    assert_true(result.incremental);
+    assert_int_equal(result.copied, 64 * KiB);
+    holds_the_disk(fs, "b1");
+}
+
 /* What was written before somebody made it is not in it. */
 static void a_bitmap_that_no_backup_began_is_not_trusted(void **state)
 {
@@ -404,6 +459,18 @@ static void an_increment_of_a_disk_in_use_is_of_one_instant(void **state)
     holds_the_disk(fs, "last");
 }
 
+static void increments_by_bitmaps_beside_a_disk_in_use_are_of_one_instant(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_BESIDE; i++) {
+        void *fs = dr_fs_memory_new();
+        disk_format = beside[i];
+        an_increment_of_a_disk_in_use_is_of_one_instant(&fs);
+        dr_fs_memory_free(fs);
+    }
+    disk_format = "qcow2";
+}
+
 /* ------------------------------------------------------------------ interruptions */
 
 /* A backup after whatever has happened holds the disk; so do those that the set names. */
@@ -459,6 +526,11 @@ static void after_a_power_cut_the_next_backup_misses_nothing(void **state)
     (void)state;
     assert_true(cut_everywhere(SIZE_MAX, &flushes, true));
     assert_true(flushes > 5);
+}
+
+static void after_a_power_cut_bitmaps_beside_a_disk_miss_nothing(void **state)
+{
+    for_each_beside(after_a_power_cut_the_next_backup_misses_nothing, state);
 }
 
 /* Whichever I/O fails: the next backup is right. */
@@ -646,6 +718,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_chain_of_backups_reads_as_the_disk_did),
+        cmocka_unit_test(a_chain_by_bitmaps_beside_a_disk_reads_as_it_did),
         ops_test(an_incremental_backup_holds_only_what_has_changed),
         ops_test(a_disk_may_change_its_size_between_backups),
         ops_test(a_disk_that_shrinks_and_grows_again_misses_nothing),
@@ -655,12 +728,15 @@ int main(void)
         ops_test(since_means_the_bitmap_of_the_last_backup),
         ops_test(a_bitmap_that_was_not_stored_is_never_trusted),
         ops_test(a_bitmap_that_no_backup_began_is_not_trusted),
+        ops_test(a_disk_that_another_program_wrote_to_is_backed_up_after_a_rebuild),
         ops_test(an_older_copy_of_the_disk_is_backed_up_in_full),
         ops_test(sets_do_not_take_bitmaps_from_each_other),
         ops_test(a_disabled_bitmap_is_not_trusted),
         ops_test(a_failed_backup_leaves_the_bitmap_as_it_was),
         ops_test(an_increment_of_a_disk_in_use_is_of_one_instant),
+        cmocka_unit_test(increments_by_bitmaps_beside_a_disk_in_use_are_of_one_instant),
         cmocka_unit_test(after_a_power_cut_the_next_backup_misses_nothing),
+        cmocka_unit_test(after_a_power_cut_bitmaps_beside_a_disk_miss_nothing),
         cmocka_unit_test(after_a_failure_the_next_backup_misses_nothing),
         ops_test(verify_tells_where_a_backup_differs),
         ops_test(verify_compares_with_a_disk_in_use),

@@ -11,8 +11,7 @@
 
 static const struct cli_option options[] = {
     {KEY_FULL, "full", NULL, "TARGET holds all of DISK, whatever a bitmap says", false},
-    {KEY_BITMAP, "bitmap", "NAME", "a bitmap inside DISK notes what changes between backups",
-     false},
+    {KEY_BITMAP, "bitmap", "NAME", "a bitmap of DISK notes what changes between backups", false},
     {KEY_SINCE, "since", "BACKUP", "with the bitmap of this backup of the set", false},
     {KEY_STATE, "state", "SET", "the file that lists the backups (backups.json beside TARGET)",
      false},
