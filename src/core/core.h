@@ -87,6 +87,7 @@ struct dr_image {
     _Atomic bool masked;    /* what is written to it now, images above hold, too, or its parents: a
                                job makes it durable, and flushes of the disk pass it over. Until it
                                is frozen */
+    _Atomic bool given_up;  /* frozen although some of its metadata is in memory only */
     bool unclean;           /* set by open: was not closed after writing */
     bool always_placed;     /* set by open: what the disk grows by gets its place at once */
     char *backing_name;     /* as recorded, NULL = none */

@@ -552,6 +552,7 @@ void dr_image_give_up(struct dr_image *image)
 {
     if (!image->writable)
         return;
+    image->given_up = true; /* first: its tables are still looked up there */
     image_set_frozen(image);
     dr_noting_drop(image);
     downgrade_files(image, image->n_files);
@@ -573,6 +574,7 @@ int dr_image_freeze(struct dr_image *image, struct dr_error *err)
     if (r < 0)
         return r;
     image_set_frozen(image);
+    image->given_up = false;
     downgrade_files(image, image->n_files);
     return 0;
 }

@@ -576,6 +576,50 @@ static void a_child_that_cannot_learn_the_new_id_is_refused_before_anything(void
     free(after);
 }
 
+/* The base's file system has no space left from the first data on. */
+static int fill_base(void *user, const struct faultfs_io *io)
+{
+    bool *full = user;
+    bool base = io->kind == FAULTFS_WRITE && strcmp(io->path, "base") == 0;
+    *full |= base && io->len >= 64 * KiB;
+    return base && *full ? -ENOSPC : 0;
+}
+
+/* New tables of the base are in memory only when it is given up. */
+static void a_guest_reads_what_it_did_after_a_commit_had_no_space(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct faultfs *f = faultfs_new(fs);
+    const struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    const struct dr_commit_options lower = {.top = "mid", .base = "base"};
+    struct dr_create_options o = {.format = "qcow2", .size = 512 * KiB, .has_size = true};
+    struct dr_disk *disk;
+    uint64_t size;
+    bool full = false;
+    ok(dr_create_fs(fs, "base", &o, &err));
+    o = (struct dr_create_options){.format = "qcow2", .backing = "base", .backing_format = "qcow2"};
+    ok(dr_create_fs(fs, "mid", &o, &err));
+    put(fs, "mid", 64 * KiB, 192 * KiB, 0x22);
+    o.backing = "mid";
+    ok(dr_create_fs(fs, "top", &o, &err));
+    uint8_t *want = view(fs, "top", &size), *have = malloc(size);
+    ok(dr_open_fs(faultfs_fs(f), "top", &rw, &disk, &err));
+    faultfs_observe(f, fill_base, &full);
+    refused(dr_disk_commit(disk, &lower, NULL, &err), ENOSPC, "base: ");
+    assert_true(full);
+    ok(dr_pread(disk, have, 0, size, &err));
+    assert_memory_equal(have, want, size);
+    faultfs_observe(f, NULL, NULL);
+    ok(dr_disk_commit(disk, &lower, NULL, &err));
+    ok(dr_pread(disk, have, 0, size, &err));
+    assert_memory_equal(have, want, size);
+    ok(dr_close(disk, &err));
+    same_view(fs, "top", want, size);
+    free(have);
+    free(want);
+    faultfs_free(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -602,6 +646,7 @@ int main(void)
         ops_test(recover_repairs_an_interrupted_commit),
         ops_test(stopped_commit_reads_the_same_and_goes_on),
         ops_test(any_commit_keeps_any_view),
+        ops_test(a_guest_reads_what_it_did_after_a_commit_had_no_space),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

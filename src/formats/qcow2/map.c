@@ -131,6 +131,12 @@ static void data_extent(const struct dr_image *image, const struct qcow2_entry *
                     (e->copied && !q->damage && !qcow2_guarded(q, e->host, q->cluster));
 }
 
+/* May there be tables in memory that the file has not got yet? */
+static bool has_new_tables(const struct dr_image *image)
+{
+    return image->writable || image->given_up;
+}
+
 /* An entry that is not in memory has been written, so it must be in the file; a new table is in
  * memory until it is. */
 int qcow2_get_table_page(struct dr_image *image, uint64_t at, unsigned len, struct dr_page **page,
@@ -138,7 +144,7 @@ int qcow2_get_table_page(struct dr_image *image, uint64_t at, unsigned len, stru
 {
     uint64_t size = dr_file_size(image->files[0]);
     int r = dr_page_get(image, 0, at, page);
-    bool written = r == -EAGAIN || !image->writable;
+    bool written = r == -EAGAIN || !has_new_tables(image);
     return written && at + len > size ? refuse_cut(image, at, err) : r;
 }
 
@@ -172,7 +178,7 @@ static uint64_t told_until(const struct dr_image *image, uint64_t at, uint64_t o
     const struct qcow2 *q = qcow2_of(image);
     unsigned entry_bits = q->h.cluster_bits - q->l2_bits;
     uint64_t in_page = (DR_PAGE_SIZE - at % DR_PAGE_SIZE) >> entry_bits;
-    if (!image->writable)
+    if (!has_new_tables(image))
         in_page = dr_min(in_page, (dr_file_size(image->files[0]) - at) >> entry_bits);
     uint64_t span = qcow2_l2_span(q), table_end = (off & ~(span - 1)) + span;
     return dr_min(qcow2_cluster_start(q, off) + in_page * q->cluster, table_end);
@@ -229,7 +235,7 @@ int qcow2_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_exte
     uint64_t zero = ext->kind == DR_HOLE ? dr_page_zero_until(image, page) : 0;
     if (zero > at)
         zero = dr_min(zero, dr_max(dr_file_size(image->files[0]),
-                                   image->writable ? dr_page_start(page) + DR_PAGE_SIZE : 0));
+                                   has_new_tables(image) ? dr_page_start(page) + DR_PAGE_SIZE : 0));
     if (zero > at + q->entry)
         ext->len = empty_until(q, at, off, zero) - off;
     else
