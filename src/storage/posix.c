@@ -489,15 +489,27 @@ static uint64_t nanoseconds(const struct timespec *t)
     return (uint64_t)t->tv_sec * 1000000000u + (uint64_t)t->tv_nsec;
 }
 
-/* File times come from a clock that ticks every few milliseconds: a write in the same tick would
- * leave the same time. A ctime far ahead was set by another clock: there is nothing to wait for. */
-static void wait_for_tick(uint64_t ctime)
+/* How fine the file system keeps times. Some know only every other second (FAT), or whole seconds
+ * (ext4 with inodes of 128 bytes); a time that looks like theirs by chance costs a wait. */
+static uint64_t granule_of(const struct dr_file_stamp *stamp)
 {
-    const uint64_t most = 1000000000;
+    static const uint64_t granules[] = {2000000000, 1000000000, 10000000, 1000000};
+    for (size_t i = 0; i < sizeof(granules) / sizeof(granules[0]); i++)
+        if (stamp->mtime % granules[i] == 0 && stamp->ctime % granules[i] == 0)
+            return granules[i];
+    return 1;
+}
+
+/* File times come from a clock that ticks every few milliseconds, and are cut to what the file
+ * system can keep: until both have gone on, a write would leave the same time. A ctime far ahead
+ * was set by another clock: there is nothing to wait for. */
+static void wait_for_tick(const struct dr_file_stamp *stamp)
+{
+    const uint64_t most = 1000000000, granule = granule_of(stamp), until = stamp->ctime + granule;
     const struct timespec pause = {.tv_nsec = 1000000};
     struct timespec now;
-    while (clock_gettime(CLOCK_REALTIME_COARSE, &now) == 0 && nanoseconds(&now) <= ctime &&
-           ctime - nanoseconds(&now) < most)
+    while (clock_gettime(CLOCK_REALTIME_COARSE, &now) == 0 && nanoseconds(&now) < until &&
+           until - nanoseconds(&now) < granule + most)
         nanosleep(&pause, NULL);
 }
 
@@ -517,7 +529,7 @@ static int posix_stamp(struct dr_file *f, bool settle, struct dr_file_stamp *sta
                                     .ctime = nanoseconds(&st.st_ctim),
                                     .ino = (uint64_t)st.st_ino};
     if (settle)
-        wait_for_tick(stamp->ctime);
+        wait_for_tick(stamp);
     return 0;
 }
 

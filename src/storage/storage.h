@@ -263,7 +263,8 @@ void dr_file_advise(struct dr_file *f, bool random);
 uint64_t dr_file_mtime(struct dr_file *f);
 /* The file's stamp now. settle: nobody writes meanwhile, and the stamp must still be that of the
  * file after a crash, and not any more after the next write of anybody: makes the file's times
- * durable, and waits until the clock that they come from has ticked (milliseconds). */
+ * durable, and waits until the clock that they come from has ticked (milliseconds; up to two
+ * seconds where the file system keeps no finer times). */
 int dr_file_stamp(struct dr_file *f, bool settle, struct dr_file_stamp *stamp,
                   struct dr_error *err);
 /* Bytes of space it takes where it is kept. */

@@ -4,6 +4,7 @@ does to the times of the file."""
 import json
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -82,3 +83,32 @@ def test_a_link_leads_to_the_same_bitmaps(t, monkeypatch):
     t.ok('bitmap', '--add', 'elsewhere/link', 'c')
     assert set(bitmaps(t, disk)) == {'b', 'c'}
     assert not os.path.exists('elsewhere/link' + BESIDE)
+
+
+@pytest.fixture(name='seconds')
+def whole_seconds(tmp_path):
+    """A directory on a file system that keeps times in whole seconds."""
+    image, where = tmp_path / 'fs.img', tmp_path / 'mnt'
+    where.mkdir()
+    image.touch()
+    os.truncate(image, 32 << 20)
+    mkfs = shutil.which('mkfs.ext4', path=os.environ['PATH'] + ':/usr/sbin:/sbin')
+    if not mkfs or subprocess.run([mkfs, '-q', '-I', '128', image], capture_output=True, check=False).returncode != 0:
+        pytest.skip('no mkfs.ext4')
+    if subprocess.run(['mount', '-o', 'loop', image, where], capture_output=True, check=False).returncode != 0:
+        pytest.skip('file systems cannot be mounted here')
+    yield where
+    subprocess.run(['umount', where], check=False)
+
+
+def test_a_write_at_once_is_noticed_where_times_are_whole_seconds(seconds, t):
+    disk = str(seconds / 'disk')
+    t.ok('create', '-f', 'raw', disk, '4M')
+    t.ok('bitmap', '--add', disk, 'b')
+    for _ in range(3):
+        t.ok('io', '-c', 'write 0 64k', disk)
+        assert bitmaps(t, disk) == {'b': None}
+    with open(disk, 'r+b') as f:
+        f.seek(1000000)  # where no sample is taken
+        f.write(b'x')
+    assert 'another program' in bitmaps(t, disk)['b']
