@@ -388,7 +388,8 @@ static int collect(struct batch *batch, const struct dr_change *c, uint64_t off,
 static void note_change(const struct dr_change *c, uint64_t off, uint64_t len)
 {
     struct dr_image *image = c->chain->images[c->at];
-    bool other_view = !c->keeps_view && !(image->flags & DR_OPEN_UNCHANGED);
+    bool promised = (image->flags & DR_OPEN_UNCHANGED) && !image->overwritten;
+    bool other_view = !c->keeps_view && !promised;
     if (other_view && image->fmt->changed)
         image->fmt->changed(image, off, len);
     if (other_view && image->noting)

@@ -88,10 +88,12 @@ struct dr_image {
                                job makes it durable, and flushes of the disk pass it over. Until it
                                is frozen */
     _Atomic bool given_up;  /* frozen although some of its metadata is in memory only */
-    bool unclean;           /* set by open: was not closed after writing */
-    bool always_placed;     /* set by open: what the disk grows by gets its place at once */
-    char *backing_name;     /* as recorded, NULL = none */
-    char *backing_format;   /* as recorded, NULL = not recorded */
+    _Atomic bool overwritten; /* what it shows changes, although it is UNCHANGED: the promise is for
+                                 the disk, whose images above hold the same. Until it is frozen */
+    bool unclean;             /* set by open: was not closed after writing */
+    bool always_placed;       /* set by open: what the disk grows by gets its place at once */
+    char *backing_name;       /* as recorded, NULL = none */
+    char *backing_format;     /* as recorded, NULL = not recorded */
 
     /* the core's own */
     _Atomic unsigned refs;

@@ -515,6 +515,7 @@ static void image_set_frozen(struct dr_image *image)
 {
     image->writable = false;
     image->masked = false;
+    image->overwritten = false;
     image->flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
 }
 

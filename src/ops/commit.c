@@ -192,8 +192,10 @@ static int thaw(struct commit *c, struct dr_error *err)
     /* A child without ids does not mind that P gets a new one, and P's other children must notice.
      */
     int r = thaw_one(c, commit_p(c), has_ids(c), err);
-    if (r == 0) /* where P's file system is full, say, the guest's flushes must not fail */
+    if (r == 0) { /* where P's file system is full, say, the guest's flushes must not fail */
         commit_p(c)->masked = true;
+        commit_p(c)->overwritten = true;
+    }
     if (r == 0 && has_ids(c))
         r = thaw_one(c, commit_m(c), true, err);
     if (r == 0 && commit_k(c))
@@ -222,6 +224,10 @@ static int exchange_ids(const struct commit *c, struct dr_error *err)
 {
     struct dr_image *p = commit_p(c), *m = commit_m(c);
     int r = fix_id(c, err);
+    if (r == 0) /* their bitmaps must know first that the files are going to change */
+        r = dr_image_begin(p, 0, false, err);
+    if (r == 0)
+        r = dr_image_begin(m, 0, false, err);
     if (r < 0)
         return r;
     uint32_t id = p->fmt->commit_id(p, m);

@@ -293,7 +293,9 @@ static int teach_parent_id(struct recover *rc, const char *path, const char *for
     int r = dr_image_open(rc->fs, path, format, flags, &image, err);
     if (r < 0)
         return r;
-    r = image->fmt->set_parent_id(image, id, err);
+    r = dr_image_begin(image, 0, false, err);
+    if (r == 0)
+        r = image->fmt->set_parent_id(image, id, err);
     int closed = dr_image_unref(image, r == 0 ? err : NULL);
     return r < 0 ? r : closed;
 }

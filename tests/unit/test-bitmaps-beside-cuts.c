@@ -280,6 +280,36 @@ static void any_call_may_fail_while_the_disk_is_written_to(void **state)
     }
 }
 
+/* ------------------------------------------------------------------ commit */
+
+/* Here only what the commit notes tells a base from one that nobody wrote to. */
+static void a_commit_is_noted_in_the_bitmaps_of_its_base(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_KINDS; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        bool vmdk = strcmp(kinds[i].format, "vmdk") == 0;
+        struct dr_create_options o = {.format = vmdk ? "vmdk" : "qcow2",
+                                      .backing = "disk",
+                                      .backing_format = kinds[i].format};
+        struct dr_commit_options c = {0};
+        struct dr_disk *disk;
+        create(fs, &kinds[i]);
+        disk = open_disk(fs);
+        add(disk, "b", 64 * KIB, false);
+        ok(dr_close(disk, &err));
+        ok(dr_create_fs(fs, "/dir/child", &o, &err));
+        struct dr_open_options open = {.flags = DR_OPEN_RDWR};
+        ok(dr_open_fs(fs, "/dir/child", &open, &disk, &err));
+        write_at(disk, 64 * KIB, 512, 3);
+        ok(dr_close(disk, &err));
+        says(fs, "b 65536 on;");
+        ok(dr_commit_fs(fs, "/dir/child", &c, NULL, &err));
+        says(fs, "b 65536 on 128+128;");
+        dr_fs_memory_free(fs);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -288,6 +318,7 @@ int main(void)
         cmocka_unit_test(a_cut_leaves_bitmaps_that_miss_nothing_or_that_nobody_trusts),
         cmocka_unit_test(a_mark_that_is_not_durable_before_the_first_write_is_found_by_these_tests),
         cmocka_unit_test(any_call_may_fail_while_the_disk_is_written_to),
+        cmocka_unit_test(a_commit_is_noted_in_the_bitmaps_of_its_base),
     };
     return cmocka_run_group_tests(tests, no_samples, NULL);
 }
