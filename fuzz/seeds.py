@@ -347,8 +347,41 @@ def vma_sources():
     yield "index-run-first", b"\1" + disk(1, 40, 3 << 62 | 40) + empty
 
 
+def bitmaps():
+    """Files of bitmaps beside a disk of 64 KiB: even = the whole file, odd = contents that get a header."""
+    def one(name=b"b", flags=1, distrust=0, bits=9, pages=((0, 1, b"\5"),), zero=0):
+        head = struct.pack("<6I", flags, distrust, bits, len(name), len(pages), zero) + name + bytes(-len(name) % 8)
+        entries = b"".join(struct.pack("<II", index, kind) for index, kind, _ in pages)
+        return head + entries + b"".join(words.ljust(4096, b"\0") for _, kind, words in pages if kind == 1)
+
+    def contents(*rows, disk=65536, files=((65536, 0, 0, 0, 0),), n=None):
+        stamps = b"".join(struct.pack("<5Q", *f) for f in files)
+        return struct.pack("<QII", disk, len(files), len(rows) if n is None else n) + stamps + b"".join(rows)
+
+    sound = contents(one(), one(b"other", flags=0, bits=16, pages=((0, 2, b""),)))
+    yield "sound", b"\1" + sound
+    yield "empty", b"\1" + contents()
+    yield "no-files", b"\1" + contents(one(), files=())
+    yield "distrusted", b"\1" + contents(one(distrust=1), one(b"c", distrust=2), one(b"d"))
+    yield "other-disk", b"\1" + contents(one(pages=((1, 1, b"\xff" * 4096), (2, 2, b""))), disk=1 << 26)
+    yield "huge-disk", b"\1" + contents(one(bits=21), disk=(1 << 63) - 1)
+    yield "full-name", b"\1" + contents(one(b"n" * 1023))
+    yield "disk-2^50", b"\1" + contents(one(bits=21, pages=((16383, 2, b""),)), disk=1 << 50)
+    for what, row in {"long-name": one(b"n" * 1024), "no-name": one(b""), "nul": one(b"a\0b"), "fine": one(bits=8),
+                      "coarse": one(bits=22), "flag": one(flags=2), "why": one(distrust=3), "zero": one(zero=1),
+                      "page": one(pages=((1, 2, b""),)), "kind": one(pages=((0, 3, b""),)),
+                      "twice": one(pages=((0, 2, b""), (0, 2, b"")))}.items():
+        yield "bad-" + what, b"\1" + contents(row)
+    yield "same-name", b"\1" + contents(one(), one())
+    yield "more", b"\1" + sound + b"\0"
+    yield "less", b"\1" + sound[:-1]
+    yield "many", b"\1" + contents(one(), n=257)
+    yield "no-header", b"\0" + b"DRBITMAP" + bytes(600)
+    yield "short", b"\0DRB"
+
+
 def main():
-    for target, inputs in (("addcow", addcows()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
+    for target, inputs in (("addcow", addcows()), ("bitmaps", bitmaps()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
                            ("vmdk-descriptor", descriptors()),
                            ("vmdk-parent", parents())):
         directory = os.path.join(sys.argv[1], target)
