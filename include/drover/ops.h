@@ -165,6 +165,7 @@ struct dr_convert_options {
     bool compress;
     bool bitmaps;             /* the target gets the source's bitmaps, too; one source only */
     bool skip_broken_bitmaps; /* but inconsistent ones, which are refused otherwise */
+    bool bitmaps_inside;      /* from an image that has its bitmaps inside to one that can have */
     bool offload; /* -C: let the kernel copy (reflink, copy_file_range) what is plain in both files;
                      zeros in it are not looked for then */
     bool unsafe_target;    /* -t unsafe: no fsync at the end */
@@ -475,6 +476,7 @@ struct dr_bitmap_options {
     uint64_t granularity;        /* ADD: a power of 2 from 512 to 2 GiB; 0 = the cluster's size,
                                     from 4 KiB to 64 KiB */
     bool disabled;               /* ADD */
+    bool inside;                 /* ADD: -ENOTSUP rather than in a file beside the image */
     const char *source;          /* MERGE: the bitmap whose bits are set, too ... */
     struct dr_disk *source_disk; /* ... of this disk; NULL = the same one */
 };

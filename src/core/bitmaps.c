@@ -724,7 +724,7 @@ int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change
                            struct dr_error *err)
 {
     struct dr_range range;
-    if (!dr_image_bitmaps_inside(image) && no_place(image))
+    if (!dr_image_bitmaps_inside(image) && (change->inside || no_place(image)))
         return dr_fail(err, ENOTSUP, "Can't store persistent bitmaps to %s: %s", image->path,
                        strerror(ENOTSUP));
     if (!image->writable)

@@ -225,6 +225,7 @@ struct dr_bitmap_change {
     const char *name;
     uint64_t granularity;    /* ADD; 0 = the format's default */
     bool disabled;           /* ADD */
+    bool inside;             /* ADD: not beside the image */
     struct dr_image *source; /* MERGE: what this bitmap of it has, too; may be the image itself */
     const char *source_name; /* ADD: the new one has that from the beginning, or NULL */
     const struct dr_marks *ranges; /* ADD: the new one has these from the beginning, or NULL */

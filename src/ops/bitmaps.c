@@ -100,6 +100,7 @@ static int change_bitmap(struct dr_disk *disk, const char *bitmap, enum dr_bitma
         .name = bitmap,
         .granularity = o->granularity,
         .disabled = o->disabled,
+        .inside = o->inside && action == DR_BITMAP_ADD,
         .source = source ? source->images[0] : NULL,
         .source_name = merge ? o->source : NULL,
     };
@@ -160,28 +161,36 @@ static int check_copy(const struct listed *copied, const struct listed *present,
     return 0;
 }
 
-static int list_both(struct dr_disk *from, struct dr_disk *to, struct listed *copied,
+/* inside: those in files beside their images do not count. */
+static int list_one(struct dr_disk *disk, bool inside, struct listed *l, struct dr_error *err)
+{
+    if (inside && !dr_image_bitmaps_inside(disk->chain->images[0]))
+        return -ENOTSUP;
+    return dr_disk_bitmaps(disk, &l->all, &l->n, err);
+}
+
+static int list_both(struct dr_disk *from, struct dr_disk *to, bool inside, struct listed *copied,
                      struct listed *present, struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
-    int r = dr_disk_bitmaps(to, &present->all, &present->n, &why);
+    int r = list_one(to, inside, present, &why);
     if (r == -ENOTSUP)
         return dr_fail(err, ENOTSUP, "Format driver '%s' does not support bitmaps",
                        dr_image_format(to, 0));
     if (r == 0)
-        r = dr_disk_bitmaps(from, &copied->all, &copied->n, &why);
+        r = list_one(from, inside, copied, &why);
     if (r == -ENOTSUP)
         return dr_fail(err, ENOTSUP, "Source lacks bitmap support");
     return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
-int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to, bool skip_broken,
-                         struct dr_error *err)
+int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to,
+                         const struct dr_convert_options *o, struct dr_error *err)
 {
     struct listed copied = {0}, present = {0};
-    int r = list_both(from, to, &copied, &present, err);
+    int r = list_both(from, to, o->bitmaps_inside, &copied, &present, err);
     if (r == 0)
-        r = check_copy(&copied, &present, skip_broken, err);
+        r = check_copy(&copied, &present, o->skip_broken_bitmaps, err);
     dr_bitmaps_free(copied.all, copied.n);
     dr_bitmaps_free(present.all, present.n);
     return r;

@@ -366,7 +366,7 @@ static int run(struct convert *c, const char *const *names, size_t n, struct dr_
     if (r == 0)
         r = make_target(c, err);
     if (r == 0 && c->o->bitmaps)
-        r = dr_ops_bitmaps_check(c->sources[0], c->out, c->o->skip_broken_bitmaps, err);
+        r = dr_ops_bitmaps_check(c->sources[0], c->out, c->o, err);
     if (r == 0 && c->o->compress)
         r = dr_compress_check(c->out->chain->images[0], err);
     if (r == 0)

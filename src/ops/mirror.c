@@ -98,7 +98,8 @@ static int check_bitmaps(const struct mirror *m, struct dr_error *err)
     if (!dr_image_bitmaps_inside(to)) /* a file beside it would not get its name with it */
         return dr_fail(err, ENOTSUP, "Format driver '%s' does not support bitmaps inside",
                        to->fmt->name);
-    int r = dr_ops_bitmaps_check(m->disk, m->out, true, err);
+    const struct dr_convert_options passing = {.skip_broken_bitmaps = true};
+    int r = dr_ops_bitmaps_check(m->disk, m->out, &passing, err);
     if (r != -EEXIST || !m->o->existing)
         return r;
     dr_error_reset(err);

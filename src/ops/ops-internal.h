@@ -120,8 +120,8 @@ int dr_ops_refuse_snapshots(struct dr_image *image, const char *what, struct dr_
 /* ------------------------------------------------------------------ bitmaps.c */
 
 /* Before any data is copied: can the bitmaps of the one disk's top image get into the other's? */
-int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to, bool skip_broken,
-                         struct dr_error *err);
+int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to,
+                         const struct dr_convert_options *o, struct dr_error *err);
 /* Copy them, but for inconsistent ones. */
 int dr_ops_bitmaps_copy(struct dr_disk *from, struct dr_disk *to, struct dr_job *job,
                         struct dr_error *err);

@@ -112,3 +112,12 @@ def test_a_write_at_once_is_noticed_where_times_are_whole_seconds(seconds, t):
         f.seek(1000000)  # where no sample is taken
         f.write(b'x')
     assert 'another program' in bitmaps(t, disk)['b']
+
+
+def test_under_the_name_of_qemu_img_there_are_bitmaps_inside_only(disk, t):
+    for args in (['bitmap', '--add', disk, 'c'], ['convert', '--bitmaps', '-O', 'qcow2', disk, 'copy']):
+        r = t.ours('qemu-img', *args)
+        assert r.code == 1 and 'support' in r.err, r
+    assert bitmaps(t, disk) == {'b': None}
+    r = t.ours('qemu-img', 'bitmap', '--remove', disk, 'b')
+    assert r.code == 0 and not os.path.exists(disk + BESIDE)

@@ -91,6 +91,7 @@ static int change(const struct cli *cli, const struct cli_args *args, struct dr_
         const struct action *a = find_action(args->hits[i].key);
         const struct dr_bitmap_options o = {
             .granularity = granularity,
+            .inside = cli->role == CLI_QEMU_IMG, /* qemu-img knows no others */
             .source = a && a->key == KEY_MERGE ? args->hits[i].arg : NULL,
             .source_disk = source,
         };

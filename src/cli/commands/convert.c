@@ -154,6 +154,7 @@ static int get_options(struct convert *c, const struct cli_args *args,
     c->o.offload = cli_has(args, 'C');
     c->o.bitmaps = cli_has(args, KEY_BITMAPS);
     c->o.skip_broken_bitmaps = cli_has(args, KEY_SKIP_BROKEN_BITMAPS);
+    c->o.bitmaps_inside = c->cli->role == CLI_QEMU_IMG; /* which knows no others */
     if (c->o.skip_broken_bitmaps && !c->o.bitmaps) {
         cli_error(c->cli, "Use of --skip-broken-bitmaps requires --bitmaps");
         return 1;
