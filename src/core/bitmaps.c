@@ -4,10 +4,11 @@
  * The functions dr_image_bitmap_*() ask the driver if the image keeps its bitmaps inside. The rest
  * of this file keeps those in the file beside the image right, for all other formats alike:
  *
- *   first write   load the file; mark it as in use, durably; only then anything of the image
- * changes change        note the range in memory, under the lock of its units clean close   all of
- * the image is durable: put the notes into the bitmaps, look at the image's files, and store both
- * with a header that says that they are not in use
+ * - First write: load the file; mark it as in use, durably; only then anything of the image
+ * changes.
+ * - Change: note the range in memory, under the lock of its units.
+ * - Clean close: all of the image is durable; put the notes into the bitmaps, look at the image's
+ *   files, and store both with a header that says that they are not in use.
  *
  * A bitmap lacks changes where a writer was interrupted (the file is still in use), or where a
  * program that does not know of it wrote to the image (its files do not look as they did at the
