@@ -28,7 +28,7 @@ static const struct cli_option mount_options[] = {
     {KEY_STATE, "state", "FILE", "go on there with the image and job that an earlier mount had",
      false},
     {KEY_ON_ERROR, "on-error", "WHAT",
-     "failed writes are told: report (default), or wait: enospc (no space), stop (all)", false},
+     "writes that fail: report (default) or wait: enospc (no space), stop (all)", false},
     {KEY_FOREGROUND, "foreground", NULL, "stay until the disk is unmounted or Ctrl-C", false},
     {KEY_ALLOW_OTHER, "allow-other", NULL, "let other users in, as the file's mode says", false},
     {KEY_ALLOW_ROOT, "allow-root", NULL, "let root in besides the user who mounts", false},
