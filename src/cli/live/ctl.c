@@ -35,7 +35,7 @@ static const struct cli_option options[] = {
     {KEY_NO_COMPLETE, "no-complete", NULL,
      "commit, mirror: do not go over to the other image when both are the same", false},
     {KEY_ON_ERROR, "on-error", "WHAT",
-     "stream, commit, mirror, backup: report (fail), ignore, enospc or stop (pause)", false},
+     "jobs: report (fail), ignore, stop (pause), enospc (pause if it is full)", false},
     {KEY_DETACH, "detach", NULL, "do not wait for the end of the job", false},
     {KEY_FORCE, "force", NULL,
      "cancel: even if ready; commit, delete: even if others become unusable", false},
