@@ -11,8 +11,8 @@ static struct dr_disk *disk;
 static struct disk_list list = DISK_LIST_INIT;
 static struct talk talk;
 static _Atomic bool stopped;
-static int next_socket;  /* connections have numbers in the place of sockets */
-static unsigned hung_up; /* bit n: on the connection n */
+static int next_socket;          /* connections have numbers in the place of sockets */
+static _Atomic unsigned hung_up; /* bit n: on the connection n */
 
 static void hang_up(int socket)
 {

@@ -15,8 +15,8 @@ struct world {
     struct crowd crowd;
     struct dr_live *live;
     struct talk talk;
-    unsigned resized, written_back; /* how often the program was told to */
-    size_t images; /* that the chain had, the last time it was told to write back */
+    _Atomic unsigned resized, written_back; /* how often the program was told to */
+    _Atomic size_t images; /* that the chain had, the last time it was told to write back */
 };
 
 static void resized(void *user, const char *name)

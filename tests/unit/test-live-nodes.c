@@ -531,10 +531,13 @@ static void a_node_that_does_not_close_well_is_told_at_the_end(void **state)
     (void)state;
     done("blockdev-add", QCOW2("x", "target"));
     done("block_resize", "'node-name': 'x', 'size': 16777216"); /* the server has it open now */
+    pthread_mutex_lock(&live->lock);
     struct live_disk *x = live->disks;
     while (!x->node)
         x = x->next;
-    ok(dr_pwrite(x->disk, &byte, 0, 1, 0, &err));
+    struct dr_disk *opened = x->disk;
+    pthread_mutex_unlock(&live->lock);
+    ok(dr_pwrite(opened, &byte, 0, 1, 0, &err));
     faultfs_observe(faults, fail_flush, NULL);
     talk_end(&talk);
     dr_live_free(live);
