@@ -253,7 +253,7 @@ static int mirror_claimed(struct mirror *m, struct dr_error *err)
                                    .flush = flush_out,
                                    .user = m};
     int r = make_target(m, err);
-    if (r == 0)
+    if (r == 0 && m->out)
         r = check_bitmaps(m, err);
     if (r == 0)
         r = dr_follow_begin(&m->follow, m->disk, err);
