@@ -72,8 +72,8 @@ struct dr_job_options {
     void *user;       /* for all of them */
     uint64_t rate;    /* bytes a second, 0 = as fast as it goes */
     unsigned workers; /* threads; 0 = as many as the processors or the files can use */
-    /* An operation on an open disk gives way to requests, so that it takes them a third of their
-     * speed at most, and three times as long as without them. hurry: it does not. */
+    /* An operation on an open disk gives way to requests: it takes them about a third of their
+     * speed, and up to four times as long as without them. hurry: it does not. */
     bool hurry;
 };
 

@@ -10,7 +10,7 @@
 #include "ops/copy.h"
 
 #define PROGRESS_NS  (50u * 1000 * 1000)
-#define GIVE_WAY     2                    /* times as long as it worked a worker rests */
+#define GIVE_WAY     3                    /* times as long as it worked a worker rests */
 #define REST_NS      UINT64_C(1000000000) /* at most: an item may have waited for a resume */
 #define LOOK_NS      (5u * 1000 * 1000)   /* whether the guest is still busy */
 #define MAX_WAIT_NS  UINT64_C(1000000000000000000)
@@ -183,8 +183,8 @@ static uint64_t now(struct run *run)
     return run->clock->now(run->clock->user);
 }
 
-/* A worker that has been at work for so long rests for twice that time, while requests use the
- * disk: so it takes a third of what it could take. It has no item then and holds no lock, so
+/* A worker that has been at work for so long rests for three times as long, while requests use the
+ * disk: so it takes a quarter of what it could take. It has no item then and holds no lock, so
  * workers rest beside each other, and whatever changes the job ends the rest. */
 static void give_way(struct run *run, uint64_t worked, uint32_t *seen)
 {
