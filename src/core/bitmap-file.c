@@ -430,19 +430,24 @@ static int build(const struct dr_bitmap_file *b, struct writer *w, struct dr_err
 }
 
 /* Later generations go to the other header: the one that counts is never written over. */
-static int put_head(struct dr_file *f, const struct dr_bitmap_file *b, struct dr_error *err)
+static int put_head(struct dr_file *f, struct dr_bitmap_file *b, struct dr_error *err)
 {
     uint8_t head[HEAD] = {0};
     memcpy(head, magic, sizeof(magic));
     put_le32(head + AT_VERSION, VERSION);
     put_le32(head + AT_FLAGS, b->in_use ? FLAG_IN_USE : 0);
-    put_le64(head + AT_GEN, b->generation);
+    uint64_t generation = b->generation + 1;
+    put_le64(head + AT_GEN, generation);
     put_le64(head + AT_CONTENTS, b->at);
     put_le64(head + AT_LEN, b->len);
     put_le64(head + AT_SUM, b->sum);
     put_le64(head + AT_HEAD_SUM, XXH3_64bits(head, AT_HEAD_SUM));
-    int r = dr_file_pwrite(f, head, b->generation % 2 * HEAD_STEP, sizeof(head), err);
-    return r < 0 ? r : dr_file_flush(f, err);
+    int r = dr_file_pwrite(f, head, generation % 2 * HEAD_STEP, sizeof(head), err);
+    if (r == 0)
+        r = dr_file_flush(f, err);
+    if (r == 0) /* after a failure the next try goes to the same place */
+        b->generation = generation;
+    return r;
 }
 
 static int put_contents(struct dr_file *f, struct dr_bitmap_file *b, const struct writer *w,
@@ -456,7 +461,6 @@ static int put_contents(struct dr_file *f, struct dr_bitmap_file *b, const struc
     b->at = at;
     b->len = w->len;
     b->sum = XXH3_64bits(w->bytes, w->len);
-    b->generation++;
     return 0;
 }
 
@@ -535,7 +539,6 @@ int dr_bitmap_file_use(struct dr_bitmap_file *b, struct dr_file *like, struct dr
     if (r < 0)
         return r;
     b->in_use = true;
-    b->generation++;
     r = put_head(f, b, err);
     dr_file_unref(f);
     return r;

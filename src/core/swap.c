@@ -26,8 +26,8 @@
 
 /* ------------------------------------------------------------------ requests */
 
-/* It was closed: wait until it opens, and get in before it can close again. counts: inside or
- * flushing of the disk; closed: what keeps that kind out. */
+/* It was closed: wait until it opens, and get in before it can close again. count: the thread's own
+ * among those of requests, or of flushes; closed: what keeps that kind out. */
 static void wait_and_enter(struct dr_disk *disk, struct dr_stripe *count,
                            const _Atomic bool *closed)
 {

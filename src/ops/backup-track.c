@@ -181,6 +181,11 @@ int dr_track_hand_on(struct dr_track *t, struct dr_error *err)
     return t->had ? remove_bitmap(t, t->last, err) : 0;
 }
 
+void dr_track_keep(struct dr_track *t)
+{
+    t->added = false;
+}
+
 void dr_track_give_up(struct dr_track *t)
 {
     if (t->added)

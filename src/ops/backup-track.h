@@ -44,7 +44,9 @@ int dr_track_now(struct dr_track *t, struct dr_chain *present, struct dr_changed
                  struct dr_error *err);
 /* The backup is durable, and its set says so: `last` is removed. */
 int dr_track_hand_on(struct dr_track *t, struct dr_error *err);
-/* There is no backup: `next` is removed, unless it was handed on. */
+/* The set may say that there is the backup, and says so for good or not: both bitmaps stay. */
+void dr_track_keep(struct dr_track *t);
+/* There is no backup: `next` is removed, unless it was handed on or kept. */
 void dr_track_give_up(struct dr_track *t);
 void dr_track_end(struct dr_track *t);
 

@@ -458,8 +458,13 @@ static int publish_all(struct set *set, struct dr_error *err)
     bool named = r == 0;
     if (r == 0)
         r = list_all(set, err);
-    if (r == 0 || (named && is_listed(&set->all[0])))
+    if (r == 0)
+        return 0;
+    if (named && is_listed(&set->all[0])) {
+        for (size_t i = 0; i < set->n; i++)
+            dr_track_keep(&set->all[i].track);
         return r;
+    }
     for (size_t i = 0; i < set->n; i++)
         if (set->all[i].published)
             unpublish(&set->all[i]);

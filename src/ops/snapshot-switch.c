@@ -7,8 +7,8 @@
  *   beside the guest   make the old top durable and freeze it; renew the index of the chain
  *
  * The child is empty: over the old top it reads as that does. So the record may come before the
- * switch, and whoever is killed in between goes on with the child over all that was written. (A
- * child that was there before covers what it holds; killed in between, it does so from then on.)
+ * switch: a server that is killed in between is begun again with the child, over all that was
+ * written. (A child that was there before the snapshot covers what it holds from then on.)
  *
  * After the switch nobody writes to the old top, but it still holds in memory what the guest was
  * told is written. Until it is frozen it is writable, so each flush of the disk flushes it too, and
@@ -23,7 +23,7 @@ static bool is_fresh(const struct snapshot *s)
     return !s->overlay || !s->overlay->existing;
 }
 
-/* The child under the images of the old chain. */
+/* The child on top of the images of the old chain. */
 static int make_chain(struct snapshot *s, struct dr_error *err)
 {
     const struct dr_chain *old = s->chain;

@@ -280,6 +280,40 @@ static void any_call_may_fail_while_the_disk_is_written_to(void **state)
     }
 }
 
+static void read_header(struct dr_fs *fs, uint64_t at, uint8_t *bytes)
+{
+    struct dr_file *f;
+    ok(dr_file_open(fs, BESIDE, 0, &f, &err));
+    ok(dr_file_pread(f, bytes, at, 512, &err));
+    dr_file_unref(f);
+}
+
+/* A cut in the second try would else find neither header whole. */
+static void a_header_that_could_not_be_written_is_tried_again_at_its_place(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    struct faultfs *faults = faultfs_new(fs);
+    struct dr_bitmap_file b;
+    struct dr_file *like;
+    uint8_t before[512], after[512];
+    CLEANUP_FREE uint8_t *was = make_covered(fs, &kinds[0]);
+    ok(dr_bitmap_file_load(faultfs_fs(faults), BESIDE, &b, &err));
+    uint64_t counts = b.generation % 2 * 4096;
+    read_header(fs, counts, before);
+    ok(dr_file_open(faultfs_fs(faults), PATH, DR_FILE_RDWR, &like, &err));
+    faultfs_arm(faults, &(struct faultfs_plan){.kinds = 1u << FAULTFS_FLUSH});
+    assert_int_equal(dr_bitmap_file_use(&b, like, NULL), -EIO);
+    faultfs_disarm(faults);
+    ok(dr_bitmap_file_use(&b, like, &err));
+    read_header(fs, counts, after);
+    assert_memory_equal(before, after, sizeof(before));
+    dr_bitmap_file_free(&b);
+    dr_file_unref(like);
+    faultfs_free(faults);
+    dr_fs_memory_free(fs);
+}
+
 /* ------------------------------------------------------------------ commit */
 
 /* Here only what the commit notes tells a base from one that nobody wrote to. */
@@ -318,6 +352,7 @@ int main(void)
         cmocka_unit_test(a_cut_leaves_bitmaps_that_miss_nothing_or_that_nobody_trusts),
         cmocka_unit_test(a_mark_that_is_not_durable_before_the_first_write_is_found_by_these_tests),
         cmocka_unit_test(any_call_may_fail_while_the_disk_is_written_to),
+        cmocka_unit_test(a_header_that_could_not_be_written_is_tried_again_at_its_place),
         cmocka_unit_test(a_commit_is_noted_in_the_bitmaps_of_its_base),
     };
     return cmocka_run_group_tests(tests, no_samples, NULL);
