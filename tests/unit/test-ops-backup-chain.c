@@ -557,6 +557,47 @@ static void after_a_failure_the_next_backup_misses_nothing(void **state)
     }
 }
 
+static bool lists(struct dr_fs *fs, const char *name)
+{
+    struct dr_backup_entry *list;
+    bool does = false;
+    size_t n;
+    ok(dr_backup_list_fs(fs, set, &list, &n, &err));
+    for (size_t i = 0; i < n; i++)
+        does |= strcmp(list[i].name, name) == 0;
+    dr_backup_list_free(list, n);
+    return does;
+}
+
+/* The set names it, but may not after a power cut: the bitmaps of both lists stay. */
+static void a_backup_whose_entry_may_not_last_keeps_its_bitmap(void **state)
+{
+    (void)state;
+    unsigned seen = 0;
+    for (uint64_t nth = 0, fired = 1; fired; nth++) {
+        struct dr_fs *memory = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(memory);
+        struct dr_fs *fs = faultfs_fs(f);
+        const struct dr_backup_options o = {.set = set, .bitmap = "B"};
+        make_tracked(fs, 0);
+        back_up(fs, "b0");
+        put(fs, "disk", 2 * MiB, 5000, 0x55);
+        faultfs_arm(f, &(struct faultfs_plan){.nth = nth, .kinds = 1u << FAULTFS_SYNC_DIR});
+        int r = dr_backup_fs(fs, "disk", NULL, "b1", &o, NULL, NULL, NULL);
+        fired = faultfs_fired(f);
+        faultfs_disarm(f);
+        if (r < 0 && lists(fs, "b1")) {
+            assert_int_equal(begun(fs, NULL, 0), 2);
+            assert_true(back_up(fs, "b2").incremental);
+            holds_the_disk(fs, "b2");
+            seen++;
+        }
+        faultfs_free(f);
+        dr_fs_memory_free(memory);
+    }
+    assert_true(seen > 0);
+}
+
 /* ------------------------------------------------------------------ verify */
 
 static void verify_tells_where_a_backup_differs(void **state)
@@ -738,6 +779,7 @@ int main(void)
         cmocka_unit_test(after_a_power_cut_the_next_backup_misses_nothing),
         cmocka_unit_test(after_a_power_cut_bitmaps_beside_a_disk_miss_nothing),
         cmocka_unit_test(after_a_failure_the_next_backup_misses_nothing),
+        cmocka_unit_test(a_backup_whose_entry_may_not_last_keeps_its_bitmap),
         ops_test(verify_tells_where_a_backup_differs),
         ops_test(verify_compares_with_a_disk_in_use),
         ops_test(a_file_that_is_no_set_is_refused),
