@@ -297,6 +297,7 @@ static void a_header_that_could_not_be_written_is_tried_again_at_its_place(void 
     struct dr_bitmap_file b;
     struct dr_file *like;
     uint8_t before[512], after[512];
+    size_t trusted;
     CLEANUP_FREE uint8_t *was = make_covered(fs, &kinds[0]);
     ok(dr_bitmap_file_load(faultfs_fs(faults), BESIDE, &b, &err));
     uint64_t counts = b.generation % 2 * 4096;
@@ -311,6 +312,7 @@ static void a_header_that_could_not_be_written_is_tried_again_at_its_place(void 
     dr_bitmap_file_free(&b);
     dr_file_unref(like);
     faultfs_free(faults);
+    assert_true(covered(fs, was, SIZE, &trusted));
     dr_fs_memory_free(fs);
 }
 
