@@ -13,6 +13,7 @@ extern const struct cli_command cli_cmd_check;
 extern const struct cli_command cli_cmd_chain;
 extern const struct cli_command cli_cmd_commit;
 extern const struct cli_command cli_cmd_compare;
+extern const struct cli_command cli_cmd_checksum;
 extern const struct cli_command cli_cmd_completion;
 extern const struct cli_command cli_cmd_convert;
 extern const struct cli_command cli_cmd_create;

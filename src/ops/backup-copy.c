@@ -117,9 +117,10 @@ static int copy_grains(struct dr_frozen *f, uint64_t off, uint64_t end, uint8_t 
         r = alike_until(f, &walk, off, dr_min(end, off + DR_STOCK_BUFFER), &data, &next, err);
         if (r == 0 && data)
             r = dr_chain_read(f->chain, 0, buf[0], off, (size_t)(next - off), err);
+        if (r == 0)
+            r = dr_sums_put(f->sums, off, data ? buf[0] : NULL, next - off, err);
         if (r < 0)
             return r;
-        dr_sums_put(f->sums, off, data ? buf[0] : NULL, next - off);
         *writing = true;
         r = write_grains(f, off, next, data, buf, err);
         atomic_fetch_add(&f->copied, data ? next - off : 0);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "ops/backup-sums.h"
 
+#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #define VERSION    1u
 #define HEADER     64u
 #define AT_VERSION 8u
+#define AT_KIND    12u
 #define AT_SIZE    16u
 #define AT_N       24u
 #define AT_DIGEST  32u
@@ -26,6 +28,9 @@
 #define LARGEST    (INT64_MAX / 32) /* disk: its table still fits into a file */
 
 /* ------------------------------------------------------------------ sums */
+
+#define SUM    16u /* bytes of an XXH3-128 */
+#define SHA256 32u
 
 static void put_hash(uint8_t *to, XXH128_hash_t h)
 {
@@ -38,13 +43,32 @@ static uint64_t grains_of(uint64_t size)
     return size / DR_SUMS_GRAIN + (size % DR_SUMS_GRAIN != 0);
 }
 
+static size_t width(const struct dr_sums *s)
+{
+    return s->kind == DR_CHECKSUM_SHA256 ? SHA256 : SUM;
+}
+
+static size_t table_len(const struct dr_sums *s)
+{
+    return (size_t)s->n * width(s);
+}
+
+static int no_memory(struct dr_error *err, uint64_t size)
+{
+    return dr_fail(err, ENOMEM, "out of memory for the checksums of %llu bytes",
+                   (unsigned long long)size);
+}
+
+int dr_sums_begin_as(struct dr_sums *s, enum dr_checksum kind, uint64_t size, struct dr_error *err)
+{
+    *s = (struct dr_sums){.size = size, .n = grains_of(size), .kind = kind};
+    s->table = calloc((size_t)s->n + 1, width(s));
+    return s->table ? 0 : no_memory(err, size);
+}
+
 int dr_sums_begin(struct dr_sums *s, uint64_t size, struct dr_error *err)
 {
-    *s = (struct dr_sums){.size = size, .n = grains_of(size)};
-    s->table = calloc((size_t)s->n + 1, DR_SUM);
-    return s->table ? 0
-                    : dr_fail(err, ENOMEM, "out of memory for the checksums of %llu bytes",
-                              (unsigned long long)size);
+    return dr_sums_begin_as(s, DR_CHECKSUM_XXH3, size, err);
 }
 
 void dr_sums_end(struct dr_sums *s)
@@ -56,58 +80,92 @@ void dr_sums_end(struct dr_sums *s)
 int dr_sums_resize(struct dr_sums *s, uint64_t size, struct dr_error *err)
 {
     uint64_t n = grains_of(size);
-    uint8_t *table = n == s->n ? s->table : realloc(s->table, (size_t)(n + 1) * DR_SUM);
+    uint8_t *table = n == s->n ? s->table : realloc(s->table, (size_t)(n + 1) * width(s));
     if (!table)
-        return dr_fail(err, ENOMEM, "out of memory for the checksums of %llu bytes",
-                       (unsigned long long)size);
+        return no_memory(err, size);
     if (n > s->n)
-        memset(table + s->n * DR_SUM, 0, (size_t)(n - s->n) * DR_SUM);
-    *s = (struct dr_sums){size, n, table};
+        memset(table + s->n * width(s), 0, (size_t)(n - s->n) * width(s));
+    s->size = size;
+    s->n = n;
+    s->table = table;
     return 0;
 }
 
-uint64_t dr_sums_differ(const struct dr_sums *a, const struct dr_sums *b)
+uint64_t dr_sums_next(const struct dr_sums *a, const struct dr_sums *b, uint64_t from, bool equal)
 {
-    for (uint64_t i = 0; i < a->n; i++)
-        if (memcmp(a->table + i * DR_SUM, b->table + i * DR_SUM, DR_SUM) != 0)
+    size_t w = width(a);
+    for (uint64_t i = from / DR_SUMS_GRAIN; i < a->n; i++)
+        if ((memcmp(a->table + i * w, b->table + i * w, w) == 0) == equal)
             return i * DR_SUMS_GRAIN;
     return a->size;
 }
 
-/* Behind the end of the disk there are zeros. */
-static XXH128_hash_t hash_padded(const uint8_t *buf, size_t len)
+static bool sha256(const void *data, size_t len, uint8_t *to)
 {
-    uint8_t grain[DR_SUMS_GRAIN];
-    memcpy(grain, buf, len);
-    memset(grain + len, 0, sizeof(grain) - len);
-    return XXH3_128bits(grain, sizeof(grain));
+    unsigned n = SHA256;
+    return EVP_Digest(data, len, to, &n, EVP_sha256(), NULL) == 1;
 }
 
-static void put_one(uint8_t *to, const uint8_t *buf, size_t len)
+static int no_sha256(struct dr_error *err)
 {
-    if (!buf || dr_is_zero(buf, len)) {
-        memset(to, 0, DR_SUM);
-        return;
-    }
-    XXH128_hash_t h = len == DR_SUMS_GRAIN ? XXH3_128bits(buf, DR_SUMS_GRAIN)
-                                           : hash_padded(buf, len);
+    return dr_fail(err, ENOMEM, "libcrypto cannot compute a SHA-256");
+}
+
+/* Zeros stand for a grain of zeros, and for nothing else. */
+static int put_whole(enum dr_checksum kind, uint8_t *to, const uint8_t *grain)
+{
+    if (kind == DR_CHECKSUM_SHA256)
+        return sha256(grain, DR_SUMS_GRAIN, to) ? 0 : -ENOMEM;
+    XXH128_hash_t h = XXH3_128bits(grain, DR_SUMS_GRAIN);
     if (h.low64 == 0 && h.high64 == 0)
-        h.low64 = 1; /* 0 stands for zeros */
+        h.low64 = 1;
     put_hash(to, h);
+    return 0;
 }
 
-void dr_sums_put(struct dr_sums *s, uint64_t off, const uint8_t *buf, uint64_t len)
+static int put_one(struct dr_sums *s, uint64_t off, const uint8_t *buf, size_t len)
 {
-    for (uint64_t done = 0; done < len; done += DR_SUMS_GRAIN)
-        put_one(s->table + (off + done) / DR_SUMS_GRAIN * DR_SUM, buf ? buf + done : NULL,
-                (size_t)dr_min(DR_SUMS_GRAIN, len - done));
+    uint8_t padded[DR_SUMS_GRAIN], *to = s->table + off / DR_SUMS_GRAIN * width(s);
+    if (!buf || dr_is_zero(buf, len)) {
+        memset(to, 0, width(s));
+        return 0;
+    }
+    if (len == DR_SUMS_GRAIN)
+        return put_whole(s->kind, to, buf);
+    memcpy(padded, buf, len); /* behind the end of the disk there are zeros */
+    memset(padded + len, 0, sizeof(padded) - len);
+    return put_whole(s->kind, to, padded);
+}
+
+int dr_sums_put(struct dr_sums *s, uint64_t off, const uint8_t *buf, uint64_t len,
+                struct dr_error *err)
+{
+    int r = 0;
+    for (uint64_t done = 0; r == 0 && done < len; done += DR_SUMS_GRAIN)
+        r = put_one(s, off + done, buf ? buf + done : NULL,
+                    (size_t)dr_min(DR_SUMS_GRAIN, len - done));
+    return r < 0 ? no_sha256(err) : 0;
 }
 
 void dr_sums_digest(const struct dr_sums *s, char *text)
 {
-    XXH128_hash_t h = XXH3_128bits(s->table, (size_t)s->n * DR_SUM);
+    XXH128_hash_t h = XXH3_128bits(s->table, table_len(s));
     snprintf(text, DR_DIGEST_TEXT, "%016llx%016llx", (unsigned long long)h.high64,
              (unsigned long long)h.low64);
+}
+
+int dr_sums_digest_any(const struct dr_sums *s, char *text, struct dr_error *err)
+{
+    uint8_t sum[SHA256];
+    if (s->kind == DR_CHECKSUM_XXH3) {
+        dr_sums_digest(s, text);
+        return 0;
+    }
+    if (!sha256(s->table, table_len(s), sum))
+        return no_sha256(err);
+    for (size_t i = 0; i < SHA256; i++)
+        snprintf(text + 2 * i, 3, "%02x", sum[i]);
+    return 0;
 }
 
 /* ------------------------------------------------------------------ the side file */
@@ -123,16 +181,17 @@ static void make_header(const struct dr_sums *s, uint8_t *h)
     memset(h, 0, HEADER);
     memcpy(h, MAGIC, 8);
     put_le32(h + AT_VERSION, VERSION);
+    put_le32(h + AT_KIND, s->kind);
     put_le64(h + AT_SIZE, s->size);
     put_le64(h + AT_N, s->n);
-    put_hash(h + AT_DIGEST, XXH3_128bits(s->table, (size_t)s->n * DR_SUM));
+    put_hash(h + AT_DIGEST, XXH3_128bits(s->table, table_len(s)));
     put_hash(h + AT_OWN, XXH3_128bits(h, HEADER));
 }
 
 /* Only what is not zeros is written. */
 static int write_table(const struct dr_sums *s, struct dr_file *file, struct dr_error *err)
 {
-    uint64_t len = s->n * DR_SUM;
+    uint64_t len = table_len(s);
     int r = 0;
     for (uint64_t off = 0, end; r == 0 && off < len; off = end) {
         bool zero = dr_is_zero(s->table + off, (size_t)dr_min(BLOCK, len - off));
@@ -150,7 +209,7 @@ static int write_file(const struct dr_sums *s, struct dr_file *file, struct dr_e
 {
     uint8_t header[HEADER];
     make_header(s, header);
-    int r = dr_file_truncate(file, TABLE_AT + s->n * DR_SUM, err);
+    int r = dr_file_truncate(file, TABLE_AT + table_len(s), err);
     if (r == 0)
         r = dr_file_pwrite(file, header, 0, HEADER, err);
     return r < 0 ? r : write_table(s, file, err);
@@ -168,7 +227,7 @@ static int open_old(struct dr_fs *fs, const char *path, unsigned flags, struct d
     if (r == 0)
         r = dr_file_pread_short(*old, magic, 0, sizeof(magic), &got, err);
     if (r == 0 && (got < sizeof(magic) || memcmp(magic, MAGIC, sizeof(magic)) != 0))
-        r = dr_fail(err, EEXIST, "%s: exists already, and holds no checksums of a backup", path);
+        r = dr_fail(err, EEXIST, "%s: exists already, and holds no checksums of a disk", path);
     return r;
 }
 
@@ -191,12 +250,12 @@ int dr_sums_save(const struct dr_sums *s, struct dr_fs *fs, const char *path, un
 
 static int bad(struct dr_error *err, const char *path, const char *what)
 {
-    return dr_fail(err, EINVAL, "%s: no checksums of a backup, or damaged: %s", path, what);
+    return dr_fail(err, EINVAL, "%s: no checksums of a disk, or damaged: %s", path, what);
 }
 
 static int read_table(struct dr_sums *s, struct dr_file *file, struct dr_error *err)
 {
-    uint64_t len = s->n * DR_SUM;
+    uint64_t len = table_len(s);
     for (uint64_t off = 0, run; off < len; off += run) {
         enum dr_file_extent kind;
         int r = dr_file_extent(file, TABLE_AT + off, len - off, &kind, &run, err);
@@ -221,7 +280,7 @@ static int read_file(struct dr_sums *s, struct dr_file *file, const char *path,
     if (got < HEADER || memcmp(header, MAGIC, 8) != 0)
         return bad(err, path, "the first 8 bytes are not " MAGIC);
     memcpy(own, header, HEADER);
-    memset(own + AT_OWN, 0, DR_SUM);
+    memset(own + AT_OWN, 0, SUM);
     put_hash(own + AT_OWN, XXH3_128bits(own, HEADER));
     if (memcmp(own, header, HEADER) != 0)
         return bad(err, path, "the checksum of its header at 48 is another one");
@@ -229,9 +288,13 @@ static int read_file(struct dr_sums *s, struct dr_file *file, const char *path,
     if (get_le32(header + AT_VERSION) != VERSION || size > LARGEST)
         return bad(err, path, "its version or the size of the disk is not known");
     uint64_t n = grains_of(size);
-    if (get_le64(header + AT_N) != n || dr_file_size(file) != TABLE_AT + n * DR_SUM)
+    uint32_t kind = get_le32(header + AT_KIND);
+    if (kind > DR_CHECKSUM_SHA256)
+        return bad(err, path, "the kind of its checksums at 12 is not known");
+    *s = (struct dr_sums){.n = n, .kind = (enum dr_checksum)kind};
+    if (get_le64(header + AT_N) != n || dr_file_size(file) != TABLE_AT + table_len(s))
         return bad(err, path, "its length is not that of the table");
-    r = dr_sums_begin(s, size, err);
+    r = dr_sums_begin_as(s, s->kind, size, err);
     if (r == 0)
         r = read_table(s, file, err);
     if (r < 0)
@@ -240,7 +303,7 @@ static int read_file(struct dr_sums *s, struct dr_file *file, const char *path,
     return memcmp(own, header, HEADER) == 0 ? 0 : bad(err, path, "the table has another digest");
 }
 
-int dr_sums_load(struct dr_sums *s, struct dr_fs *fs, const char *path, struct dr_error *err)
+int dr_sums_load_any(struct dr_sums *s, struct dr_fs *fs, const char *path, struct dr_error *err)
 {
     struct dr_file *file = NULL;
     *s = (struct dr_sums){0};
@@ -250,5 +313,15 @@ int dr_sums_load(struct dr_sums *s, struct dr_fs *fs, const char *path, struct d
     dr_file_unref(file);
     if (r < 0)
         dr_sums_end(s);
+    return r;
+}
+
+int dr_sums_load(struct dr_sums *s, struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    int r = dr_sums_load_any(s, fs, path, err);
+    if (r == 0 && s->kind != DR_CHECKSUM_XXH3) {
+        dr_sums_end(s);
+        r = bad(err, path, "a backup has checksums of the kind 0 (at 12)");
+    }
     return r;
 }

@@ -1,37 +1,43 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The checksums of what a disk holds, from which its digest is computed: an XXH3-128 for each 64
- * KiB of it, and one over all of these. docs/formats/backup.md has the side file that keeps them.
- */
+/* The checksums of what a disk holds, from which its digest is computed: one for each 64 KiB of it,
+ * and one over all of these. docs/formats/backup.md has the side file that keeps them. */
 #ifndef DR_OPS_BACKUP_SUMS_H
 #define DR_OPS_BACKUP_SUMS_H
 
 #include "drover/backup.h"
+#include "drover/checksum.h"
 #include "storage/storage.h"
 
 #define DR_SUMS_GRAIN 65536u
-#define DR_SUM        16u /* bytes of a sum */
 
 struct dr_sums {
     uint64_t size, n; /* bytes of the disk, and its grains */
-    uint8_t *table;   /* DR_SUM bytes for each; zeros: the grain is zeros */
+    uint8_t *table;   /* a sum for each; zeros: the grain is zeros */
+    enum dr_checksum kind;
 };
 
 /* Of a disk that holds zeros. Memory is taken as sums are put. */
+int dr_sums_begin_as(struct dr_sums *s, enum dr_checksum kind, uint64_t size, struct dr_error *err);
+/* The same with XXH3-128, as all backups have. */
 int dr_sums_begin(struct dr_sums *s, uint64_t size, struct dr_error *err);
 void dr_sums_end(struct dr_sums *s);
 /* The disk has another size: what is new is zeros. */
 int dr_sums_resize(struct dr_sums *s, uint64_t size, struct dr_error *err);
 /* [off, off+len) of the disk holds this; off begins a grain, and only the disk's last grain may be
  * given in part. From any thread, a grain by one at a time. buf NULL: zeros. */
-void dr_sums_put(struct dr_sums *s, uint64_t off, const uint8_t *buf, uint64_t len);
-/* text: DR_DIGEST_TEXT bytes. */
+int dr_sums_put(struct dr_sums *s, uint64_t off, const uint8_t *buf, uint64_t len,
+                struct dr_error *err);
+/* Those of XXH3-128 have one of DR_DIGEST_TEXT bytes. */
 void dr_sums_digest(const struct dr_sums *s, char *text);
-/* Where the first grain begins that differs, of disks of one size; the size: none does. */
-uint64_t dr_sums_differ(const struct dr_sums *a, const struct dr_sums *b);
+/* text: DR_CHECKSUM_TEXT bytes. */
+int dr_sums_digest_any(const struct dr_sums *s, char *text, struct dr_error *err);
+/* Where the first grain at or behind `from` (which begins one) begins that differs (or that is
+ * equal), of disks of one size; the size: none does. */
+uint64_t dr_sums_next(const struct dr_sums *a, const struct dr_sums *b, uint64_t from, bool equal);
 
 /* Those of what the disk holds at one instant of this call. It is claimed here. */
-int dr_sums_of_disk(struct dr_sums *s, struct dr_disk *disk, struct dr_job *job,
-                    struct dr_error *err);
+int dr_sums_of_disk(struct dr_sums *s, enum dr_checksum kind, struct dr_disk *disk,
+                    struct dr_job *job, struct dr_error *err);
 
 /* The name of the side file of the image at path, malloc'ed; NULL = out of memory. */
 char *dr_sums_path(const char *path);
@@ -39,6 +45,8 @@ char *dr_sums_path(const char *path);
 int dr_sums_save(const struct dr_sums *s, struct dr_fs *fs, const char *path, unsigned flags,
                  struct dr_error *err);
 /* Read it. -ENOENT; -EINVAL: it is damaged or something else. */
+int dr_sums_load_any(struct dr_sums *s, struct dr_fs *fs, const char *path, struct dr_error *err);
+/* The same of a backup: only XXH3-128. */
 int dr_sums_load(struct dr_sums *s, struct dr_fs *fs, const char *path, struct dr_error *err);
 
 #endif

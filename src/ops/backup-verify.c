@@ -2,67 +2,9 @@
 /* Proof that a backup holds what its disk held: its bytes are read, summed, and compared with the
  * digest in the set. */
 #include "base/cleanup.h"
-#include "ops/backup-copy.h"
 #include "ops/backup-set.h"
+#include "ops/backup-sums.h"
 #include "ops/ops-internal.h"
-
-/* ------------------------------------------------------------------ the sums of a disk */
-
-static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                        struct dr_error *err)
-{
-    (void)fresh;
-    return dr_frozen_now(user, present, err);
-}
-
-/* Other threads may use the disk: they are the sums of one instant. */
-static int sum_frozen(struct dr_sums *sums, struct dr_disk *disk, struct dr_job *job,
-                      struct dr_error *err)
-{
-    struct dr_frozen f = {.disk = disk, .size = sums->size, .sums = sums};
-    uint64_t pause = 0;
-    int r = dr_frozen_begin(&f, err);
-    if (r == 0)
-        r = dr_disk_exchange(disk, instant_step, &f, &pause, err);
-    dr_job_held(job, pause);
-    if (r == 0)
-        r = dr_frozen_copy(&f, 0, 0, job, err);
-    int broken = dr_frozen_finish(&f, r < 0 ? NULL : err);
-    dr_frozen_end(&f);
-    return r < 0 ? r : broken;
-}
-
-int dr_sums_of_disk(struct dr_sums *sums, struct dr_disk *disk, struct dr_job *job,
-                    struct dr_error *err)
-{
-    *sums = (struct dr_sums){0};
-    int r = dr_disk_claim(disk, "verify", err);
-    if (r < 0)
-        return r;
-    r = dr_sums_begin(sums, dr_size(disk), err);
-    if (r == 0)
-        r = sum_frozen(sums, disk, job, err);
-    dr_disk_unclaim(disk);
-    if (r < 0)
-        dr_sums_end(sums);
-    return r;
-}
-
-int dr_disk_digest(struct dr_disk *disk, struct dr_job *job, char *text, struct dr_error *err)
-{
-    struct dr_sums sums;
-    DR_REQUIRE(disk, err);
-    DR_REQUIRE(text, err);
-    int r = dr_job_begin(job, err);
-    if (r < 0)
-        return r;
-    r = dr_job_end(job, dr_sums_of_disk(&sums, disk, job, err));
-    if (r == 0) {
-        dr_sums_digest(&sums, text);
-        dr_sums_end(&sums);
-    }
-    return r;
-}
 
 /* ------------------------------------------------------------------ compared with the set */
 
@@ -88,7 +30,7 @@ static int tell_difference(struct dr_fs *fs, const struct dr_backup_entry *e, co
     if (side && dr_sums_load(&want, fs, side, NULL) == 0) {
         dr_sums_digest(&want, digest);
         if (strcmp(digest, e->digest) == 0 && want.size == have->size)
-            r = differs(e, what, dr_sums_differ(&want, have), err);
+            r = differs(e, what, dr_sums_next(&want, have, 0, false), err);
     }
     dr_sums_end(&want);
     if (err && err->errnum)
@@ -103,7 +45,7 @@ static int verify(struct dr_fs *fs, const struct dr_backup_entry *e, const char 
 {
     struct dr_sums have;
     char digest[DR_DIGEST_TEXT];
-    int r = dr_sums_of_disk(&have, disk, job, err);
+    int r = dr_sums_of_disk(&have, DR_CHECKSUM_XXH3, disk, job, err);
     if (r < 0)
         return r;
     dr_sums_digest(&have, digest);

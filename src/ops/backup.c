@@ -179,7 +179,7 @@ static int sums_of_parent(struct backup *b, struct dr_error *err)
                    "%s: there is no such file that belongs to the last backup: all of that "
                    "is read for its checksums",
                    side ? side : b->last->name);
-    return dr_sums_of_disk(&b->sums, b->parent, NULL, err);
+    return dr_sums_of_disk(&b->sums, DR_CHECKSUM_XXH3, b->parent, NULL, err);
 }
 
 static int begin_sums(struct backup *b, struct dr_error *err)

@@ -40,6 +40,7 @@ enum cli_key { /* options without a letter */
                KEY_NO_SUMS,
                KEY_HEADERS_ONLY,
                KEY_AGAINST,
+               KEY_SAVE,
                KEY_COMPRESS,
                KEY_ZSTD,
                KEY_REPRODUCIBLE,
