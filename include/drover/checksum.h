@@ -12,15 +12,6 @@
 extern "C" {
 #endif
 
-/* docs/formats/backup.md says how they are computed. */
-enum dr_checksum {
-    DR_CHECKSUM_XXH3,   /* XXH3-128: fast, against accidents. The digest of backups */
-    DR_CHECKSUM_SHA256, /* against somebody who changes the disk on purpose, too */
-};
-
-/* Bytes of any digest in hexadecimal, with its end. */
-#define DR_CHECKSUM_TEXT 65
-
 struct dr_checksum_options {
     enum dr_checksum kind; /* not with `against` */
     /* The checksums of each 64 KiB are written to this file, which takes the place of another one

@@ -148,6 +148,16 @@ DR_API int dr_create(const char *path, const struct dr_create_options *options,
 
 /* ------------------------------------------------------------------ convert */
 
+/* Checksums of what a disk shows. docs/formats/backup.md says how they are computed; checksum.h has
+ * more. */
+enum dr_checksum {
+    DR_CHECKSUM_XXH3,   /* XXH3-128: fast, against accidents. The digest of backups */
+    DR_CHECKSUM_SHA256, /* against somebody who changes the disk on purpose, too */
+};
+
+/* Bytes of any digest in hexadecimal, with its end. */
+#define DR_CHECKSUM_TEXT 65
+
 struct dr_convert_options {
     const struct dr_open_options *source;      /* how to open all sources; NULL = defaults */
     const struct dr_open_options *const *each; /* or each of them; NULL = all as source says */
@@ -170,6 +180,10 @@ struct dr_convert_options {
                      zeros in it are not looked for then */
     bool unsafe_target;    /* -t unsafe: no fsync at the end */
     unsigned target_flags; /* enum dr_open_flag for the target */
+    /* NULL, or DR_CHECKSUM_TEXT bytes: the checksum of what the target shows, of this kind. It is
+     * computed of what is written where that passes through memory; else the target is read. */
+    char *digest;
+    enum dr_checksum digest_kind;
 };
 #define DR_CONVERT_SPARSE_DEFAULT 4096
 

@@ -20,6 +20,7 @@ struct convert {
     struct dr_new_image fresh; /* when it is new */
     bool is_new;
     struct dr_lost lost;
+    struct dr_sums sums; /* of what is written; no table: they are not taken while it is */
 };
 
 /* ------------------------------------------------------------------ sources */
@@ -214,6 +215,32 @@ static size_t member_of(const struct dr_chain *chain, const struct dr_image *ima
     return i;
 }
 
+/* ------------------------------------------------------------------ the checksum */
+
+/* Do all bytes of the target pass through the transfer, at the offsets that they have there? */
+static bool sums_on_the_way(const struct convert *c)
+{
+    return c->n == 1 && !c->backing && !c->o->compress && !c->o->offload &&
+           c->o->sparse_size != 0 && dr_size(c->out) == dr_size(c->sources[0]);
+}
+
+static int begin_sums(struct convert *c, struct dr_error *err)
+{
+    if (!c->o->digest || !sums_on_the_way(c))
+        return 0;
+    return dr_sums_begin_as(&c->sums, c->o->digest_kind, dr_size(c->out), err);
+}
+
+static int finish_sums(struct convert *c, struct dr_error *err)
+{
+    int r = 0;
+    if (!c->o->digest)
+        return 0;
+    if (!c->sums.table)
+        r = dr_sums_of_disk(&c->sums, c->o->digest_kind, c->out, NULL, err);
+    return r < 0 ? r : dr_sums_digest_any(&c->sums, c->o->digest, err);
+}
+
 /* ------------------------------------------------------------------ copying */
 
 static void transfer_init(struct convert *c, struct dr_transfer *t, struct dr_chain *src,
@@ -230,6 +257,7 @@ static void transfer_init(struct convert *c, struct dr_transfer *t, struct dr_ch
         .lost = c->o->salvage ? &c->lost : NULL,
         .to_file = c->o->offload || c->o->sparse_size == 0,
         .job = c->job,
+        .sums = c->sums.table ? &c->sums : NULL,
     };
     uint64_t lowest = c->o->sparse_size ? c->o->sparse_size : DR_CONVERT_SPARSE_DEFAULT;
     lowest = dr_min(dr_max(lowest, 512), DR_CONVERT_SPARSE_DEFAULT);
@@ -372,8 +400,12 @@ static int run(struct convert *c, const char *const *names, size_t n, struct dr_
     if (r == 0)
         r = check_space(c, err);
     if (r == 0)
+        r = begin_sums(c, err);
+    if (r == 0)
         r = c->backing ? copy_with_backing(c, err) : copy_plain(c, err);
     dr_lost_tell(&c->lost, c->job);
+    if (r == 0)
+        r = finish_sums(c, err);
     bool inside = r == 0 && c->o->bitmaps && bitmaps_inside(c);
     if (inside)
         r = dr_ops_bitmaps_copy(c->sources[0], c->out, c->job, err);
@@ -396,6 +428,7 @@ static void clean_up(struct convert *c)
     free(c->sources);
     free(c->backing_path);
     dr_lost_free(&c->lost);
+    dr_sums_end(&c->sums);
 }
 
 int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const char *target,

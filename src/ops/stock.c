@@ -186,6 +186,18 @@ static uint64_t plan_limit(const struct dr_transfer *t, uint64_t off)
     return dr_job_polite(t->job) ? item_limit(t, off, POLITE_ZERO) : t->walk.run.end;
 }
 
+/* What has one sum is read at once: a grain that is data in part is copied as data, and zeros end
+ * where a grain does. */
+static enum plan whole_grains(const struct dr_transfer *t, enum plan plan, uint64_t off,
+                              uint64_t *end)
+{
+    uint64_t down = dr_round_down(*end, DR_SUMS_GRAIN);
+    if (*end == t->walk.size || *end == down)
+        return plan;
+    *end = plan != PLAN_COPY && down > off ? down : dr_min(down + DR_SUMS_GRAIN, t->walk.size);
+    return down > off ? plan : PLAN_COPY;
+}
+
 int dr_transfer_next(void *user, struct dr_copy_item *item, struct dr_error *err)
 {
     struct dr_transfer *t = user;
@@ -198,6 +210,8 @@ int dr_transfer_next(void *user, struct dr_copy_item *item, struct dr_error *err
         r = plan_until(t, off, dr_min(plan_limit(t, off), t->walk.size), &plan, &end, err);
         if (r < 0)
             return r;
+        if (t->sums)
+            plan = whole_grains(t, plan, off, &end);
         t->pos = end;
         if (plan == PLAN_SKIP) {
             item->passed += end - off;
@@ -286,7 +300,10 @@ int dr_transfer_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
     item->aux[1] = done;
     if (done == item->len)
         return 0;
-    return dr_transfer_read(t, buf[0] + done, item->off + done, (size_t)(item->len - done), err);
+    int r = dr_transfer_read(t, buf[0] + done, item->off + done, (size_t)(item->len - done), err);
+    if (r == 0 && t->sums)
+        r = dr_sums_put(t->sums, item->off, buf[0], item->len, err);
+    return r;
 }
 
 /* ------------------------------------------------------------------ transfer: emit */

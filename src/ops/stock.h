@@ -5,6 +5,7 @@
 
 #include "base/bytes.h"
 #include "core/core.h"
+#include "ops/backup-sums.h"
 #include "ops/copy.h"
 #include "ops/lost.h"
 
@@ -75,6 +76,8 @@ struct dr_transfer {
     struct dr_lost
         *lost;    /* gets what cannot be read, and zeros are taken; NULL: that is an error */
     bool to_file; /* try to copy without passing through memory */
+    /* NULL, or gets the sums of all that is copied: only with shift 0, hole_is_zero, no to_file. */
+    struct dr_sums *sums;
     struct dr_job *job;
     uint64_t before, after; /* bytes of the same job in other runs, for progress */
 

@@ -139,3 +139,37 @@ def test_what_cannot_be_meant_is_refused(t, args):
     make_disk(t)
     r = t.drover("checksum", "-f", "raw", *args)
     assert r.code in (1, 2) and r.out == "" and not (t.dir / "s").exists()
+
+
+@pytest.mark.parametrize("args", [
+    ["-O", "raw"], ["-O", "qcow2"], ["-O", "vmdk"], ["-O", "raw", "-S", "0"], ["-O", "qcow2", "-c"], ["-C"],
+    ["-O", "qcow2", "-B", "base.qcow2", "-F", "qcow2"], ["-n"]], ids=" ".join)
+def test_convert_computes_it(t, args):
+    make_disk(t)
+    t.ok("create", "-q", "-f", "qcow2", "base.qcow2", "329216")
+    t.ok("create", "-q", "-f", "raw", "out", "1M")
+    t.io("out", "write -P 9 0 329216", fmt="raw")
+    value, name = t.ok("convert", "-f", "raw", "--checksum", *args, "disk.raw", "out").split()
+    assert name == "out"
+    fmt = args[args.index("-O") + 1] if "-O" in args else "raw"
+    assert value == digest(t, "-f", fmt, "out")
+    if args != ["-n"]:
+        assert value == digest(t, "-f", "raw", "disk.raw")
+
+
+def test_convert_computes_it_of_several_sources(t):
+    make_disk(t)
+    value = t.ok("convert", "-f", "raw", "--checksum", "disk.raw", "disk.raw", "out").split()[0]
+    assert value == digest(t, "-f", "raw", "out")
+
+
+def test_grains_that_are_data_in_part(t):
+    """Every mixture of data, holes and written zeros at the edges of grains."""
+    t.ok("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "d.qcow2", "1M")
+    at = 0
+    for n, step in enumerate([4, 60, 64, 68, 128, 12, 52, 200, 300, 100]):
+        t.io("d.qcow2", f"write {'-z' if n % 3 == 1 else '-P 5'} {at}k {step // 2}k")
+        at += step
+    for fmt in ("raw", "qcow2"):
+        assert t.ok("convert", "--checksum", "-O", fmt, "d.qcow2", "out").split()[0] == digest(t, "d.qcow2")
+        t.ok("compare", "-F", fmt, "d.qcow2", "out")

@@ -33,6 +33,7 @@ static const struct cli_option options[] = {
     {'l', "snapshot", "NAME", "the source as a snapshot inside it shows it: a name, or an id",
      false},
     {KEY_BITMAPS, "bitmaps", NULL, "copy the bitmaps inside the source's own image, too", false},
+    {KEY_CHECKSUM, "checksum", NULL, "print the checksum of what the target shows", false},
     {KEY_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "--bitmaps: without inconsistent ones",
      false},
     {0, NULL, NULL, NULL, false},
@@ -46,6 +47,7 @@ struct convert {
     struct cli_image *sources;
     struct cli_image target;
     const char *orphans;
+    char digest[DR_CHECKSUM_TEXT];
     size_t n;
 };
 
@@ -151,6 +153,7 @@ static int get_options(struct convert *c, const struct cli_args *args,
     c->o.target_is_zero = cli_has(args, KEY_TARGET_IS_ZERO);
     c->o.salvage = cli_has(args, KEY_SALVAGE);
     c->orphans = cli_value(args, KEY_ORPHANS);
+    c->o.digest = cli_has(args, KEY_CHECKSUM) ? c->digest : NULL;
     c->o.offload = cli_has(args, 'C');
     c->o.bitmaps = cli_has(args, KEY_BITMAPS);
     c->o.skip_broken_bitmaps = cli_has(args, KEY_SKIP_BROKEN_BITMAPS);
@@ -300,6 +303,11 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return 1;
     code = convert(&c, &job);
     cli_job_end(&job);
+    if (code == 0 && c.o.digest) {
+        printf("%s  ", c.digest);
+        cli_put(args->operands[args->n_operands - 1]);
+        printf("\n");
+    }
     return code;
 }
 

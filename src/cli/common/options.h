@@ -41,6 +41,7 @@ enum cli_key { /* options without a letter */
                KEY_HEADERS_ONLY,
                KEY_AGAINST,
                KEY_SAVE,
+               KEY_CHECKSUM,
                KEY_COMPRESS,
                KEY_ZSTD,
                KEY_REPRODUCIBLE,
