@@ -64,7 +64,64 @@ def sparse(text, capacity, grains, version=1, flags=3, gtes=512, unclean=0, magi
     return bytes(out[:len(out) - tail])
 
 
+def stream(text, capacity, grains, front=False, cut=0, header_too=False):
+    """A streamOptimized extent. front: tables in front of the grains and no footer, else a footer that
+    says where they are. grains: {grain number: a fill byte}"""
+    desc_sectors, gtes = 2, 512
+    n_tables = -(-capacity // (GRAIN * gtes))
+    entries, out = [0] * (n_tables * gtes), bytearray()
+
+    def header(gd, overhead):
+        return struct.pack("<4sIIQQQQIQQQBBBBBH", b"KDMV", 3, 0x30001, capacity, GRAIN, 1, desc_sectors, gtes, 0, gd,
+                           overhead, 0, 10, 32, 13, 10, 1).ljust(SECTOR, b"\0")
+
+    def marker(val, kind):
+        return struct.pack("<QII", val, 0, kind).ljust(SECTOR, b"\0")
+
+    def table(i):
+        return b"".join(struct.pack("<I", e) for e in entries[i * gtes:(i + 1) * gtes])
+
+    base = 1 + desc_sectors
+    tables = [base + 1 + i * 4 for i in range(n_tables)] if front else [0] * n_tables
+    overhead = -(-(base + (1 + 4 * n_tables if front else 0)) // GRAIN) * GRAIN
+    for i in range(n_tables):
+        for number, fill in sorted(grains.items()):
+            if number // gtes == i:
+                entries[number] = overhead + len(out) // SECTOR
+                coded = zlib.compress(bytes([fill, fill ^ 1, 7, number % 251]) * (GRAIN * SECTOR // 4))
+                out += struct.pack("<QI", number * GRAIN, len(coded)) + coded
+                out += bytes(-len(out) % SECTOR)
+        if not front:
+            out += marker(4, 1)
+            tables[i] = overhead + len(out) // SECTOR
+            out += table(i)
+    directory = b"".join(struct.pack("<I", t) for t in tables).ljust(SECTOR, b"\0")
+    head = text.ljust(desc_sectors * SECTOR, b"\0")
+    gd = base
+    if front:
+        head += directory + b"".join(table(i) for i in range(n_tables))
+    else:
+        out += marker(1, 2)
+        gd = overhead + len(out) // SECTOR
+        out += directory + marker(1, 3) + header(gd, overhead)
+    out += bytes(SECTOR)
+    head = header(gd if front or header_too else 2 ** 64 - 1, overhead) + head
+    whole = bytes(head.ljust(overhead * SECTOR, b"\0") + out)
+    return whole[:len(whole) - cut]
+
+
+def streams():
+    one = descriptor(['RDONLY 61 SPARSE "generated-stream.vmdk"'], "streamOptimized")
+    yield "stream", stream(one, 61, {0: 0x11, 2: 0x22, 7: 0x33})
+    yield "stream-header-too", stream(one, 61, {0: 0x11, 2: 0x22}, header_too=True)
+    yield "stream-front", stream(one, 61, {0: 0x11, 2: 0x22, 7: 0x33}, front=True)
+    yield "stream-empty", stream(one, 61, {})
+    yield "stream-cut", stream(one, 61, {0: 0x11, 2: 0x22, 7: 0x33}, cut=3000)
+    yield "stream-tables", stream(descriptor(['RDONLY 9000 SPARSE "x"'], "streamOptimized"), 9000, {0: 1, 600: 2, 1124: 3})
+
+
 def images():
+    yield from streams()
     one = descriptor(['RW 61 SPARSE "disk.vmdk"'])
     yield "empty", b""
     yield "raw", b"not an image\n" * 100

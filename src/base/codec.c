@@ -19,7 +19,7 @@
  *
  * Each kind is made and freed by the functions in `kinds`. */
 
-enum kind { INFLATE, DEFLATE, UNZSTD, ZSTD, KINDS };
+enum kind { INFLATE, DEFLATE, UNZSTD, ZSTD, ZLIB, KINDS = ZLIB + DR_ZLIB_MAX };
 
 static void *new_inflate(void)
 {
@@ -68,10 +68,21 @@ static void free_zstd(void *context)
     ZSTD_freeCCtx(context);
 }
 
+/* ZLIB is a kind for each level. */
+static void *new_zlib(int level)
+{
+    return libdeflate_alloc_compressor(level);
+}
+
+static void free_zlib(void *context)
+{
+    libdeflate_free_compressor(context);
+}
+
 static const struct {
     void *(*make)(void);
     void (*destroy)(void *context);
-} kinds[KINDS] = {
+} kinds[ZLIB] = {
     [INFLATE] = {new_inflate, free_inflate},
     [DEFLATE] = {new_deflate, free_deflate},
     [UNZSTD] = {new_unzstd, free_unzstd},
@@ -87,15 +98,17 @@ static struct {
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* NULL: no memory. */
-static void *take(enum kind kind)
+static void *take(unsigned kind)
 {
     pthread_mutex_lock(&pool.lock);
     void *context = pool.of[kind].n ? pool.of[kind].idle[--pool.of[kind].n] : NULL;
     pthread_mutex_unlock(&pool.lock);
-    return context ? context : kinds[kind].make();
+    if (context)
+        return context;
+    return kind < ZLIB ? kinds[kind].make() : new_zlib((int)kind - ZLIB + 1);
 }
 
-static void give_back(enum kind kind, void *context)
+static void give_back(unsigned kind, void *context)
 {
     pthread_mutex_lock(&pool.lock);
     bool keep = context && pool.of[kind].n < KEPT;
@@ -103,7 +116,7 @@ static void give_back(enum kind kind, void *context)
         pool.of[kind].idle[pool.of[kind].n++] = context;
     pthread_mutex_unlock(&pool.lock);
     if (context && !keep)
-        kinds[kind].destroy(context);
+        (kind < ZLIB ? kinds[kind].destroy : free_zlib)(context);
 }
 
 /* ------------------------------------------------------------------ deflate */
@@ -149,6 +162,41 @@ int64_t dr_deflate_4k(const uint8_t *in, size_t in_len, uint8_t *out, size_t out
                                                        : -ENOTSUP;
     give_back(DEFLATE, z);
     return len;
+}
+
+bool dr_is_zlib(const uint8_t *in, size_t in_len)
+{
+    return in_len >= 2 && (in[0] & 15) == 8 && (in[0] << 8 | in[1]) % 31 == 0;
+}
+
+int64_t dr_unzlib(const uint8_t *in, size_t in_len, uint8_t *out, size_t out_len)
+{
+    void *context = take(INFLATE);
+    size_t got = 0;
+    if (!context)
+        return -1;
+    enum libdeflate_result r =
+        dr_is_zlib(in, in_len)
+            ? libdeflate_zlib_decompress(context, in, in_len, out, out_len, &got)
+            : libdeflate_deflate_decompress(context, in, in_len, out, out_len, &got);
+    give_back(INFLATE, context);
+    return r == LIBDEFLATE_SUCCESS ? (int64_t)got : -1;
+}
+
+int64_t dr_zlib(const uint8_t *in, size_t in_len, int level, uint8_t *out, size_t out_cap)
+{
+    unsigned kind = (unsigned)(ZLIB + level - 1);
+    void *context = take(kind);
+    if (!context)
+        return -ENOMEM;
+    size_t len = libdeflate_zlib_compress(context, in, in_len, out, out_cap);
+    give_back(kind, context);
+    return len > 0 ? (int64_t)len : -ENOTSUP;
+}
+
+size_t dr_zlib_bound(size_t in_len)
+{
+    return libdeflate_zlib_compress_bound(NULL, in_len);
 }
 
 /* ------------------------------------------------------------------ zstd */

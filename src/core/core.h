@@ -29,6 +29,8 @@
  * A driver that can tell without the disk's other files does not open them; nothing may be mapped
  * then. Reading only. */
 #define DR_OPEN_RECORDED (1u << 29)
+/* Open what is cut off or lacks parts, too: reads of what is missing fail. For salvaging. */
+#define DR_OPEN_SALVAGE (1u << 28)
 
 struct dr_cache;   /* pages.c */
 struct dr_ranges;  /* inflight.c */

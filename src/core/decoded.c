@@ -247,7 +247,7 @@ static int read_and_decode(struct dr_image *image, const struct dr_extent *ext, 
         return r;
     if (w) {
         size_t len = (size_t)dr_min(ext->host_len, w->host + w->len - ext->host);
-        r = image->fmt->decode(image, w->bytes + (ext->host - w->host), len, plain, ext->unit, err);
+        r = image->fmt->decode(image, ext, w->bytes + (ext->host - w->host), len, plain, err);
         DR_LOCK_SCOPE(&cache.lock);
         window_leave(w);
         return r;
@@ -257,7 +257,7 @@ static int read_and_decode(struct dr_image *image, const struct dr_extent *ext, 
     if (!coded)
         return dr_fail(err, ENOMEM, "%s: out of memory for a compressed unit", image->path);
     r = dr_file_pread_short(ext->file, coded, ext->host, ext->host_len, &got, err);
-    return r < 0 ? r : image->fmt->decode(image, coded, got, plain, ext->unit, err);
+    return r < 0 ? r : image->fmt->decode(image, ext, coded, got, plain, err);
 }
 
 /* The unit, ready, with the caller as one of its users. A thread that waited for a unit that could

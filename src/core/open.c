@@ -5,7 +5,7 @@
 #include "core/internal.h"
 
 /* All there are. What a later library may give a meaning is not passed over in silence. */
-#define OPEN_FLAGS ((2u * DR_OPEN_DIRECT - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE)
+#define OPEN_FLAGS ((2u * DR_OPEN_DIRECT - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE | DR_OPEN_SALVAGE)
 
 /* A file of the chain so far, in a hash table by its id. */
 struct seen {

@@ -44,6 +44,7 @@ struct dr_extent {
     uint32_t host_len;    /* CODED: number of coded bytes (an upper bound is fine) */
     uint32_t unit;        /* CODED: guest bytes the unit decodes to */
     uint32_t inner;       /* CODED: the asked offset's place in the decoded unit */
+    uint64_t tag;         /* CODED: the driver's own, for decode */
     bool in_place;        /* DATA: may be overwritten where it is */
     bool placed;          /* ZERO: has a place all the same, which a discard gives up */
     bool flat;            /* DATA: holes of the file are this image's zeros (raw, flat extents) */
@@ -351,10 +352,11 @@ struct dr_format {
      * its counts to 0, it may be allocated again. Called in the order of release. Optional. */
     void (*reuse)(struct dr_image *image, const struct dr_freed *gone);
 
-    /* No I/O, no lock, called by many threads at once. decode: coded bytes → exactly out_len bytes.
+    /* No I/O, no lock, called by many threads at once. decode: the coded bytes of ext (host_len, or
+     * what the file has of them) → exactly ext->unit bytes.
      * encode: the size used in out, or -ENOTSUP when it does not shrink into out_cap. */
-    int (*decode)(struct dr_image *image, const uint8_t *in, size_t in_len, uint8_t *out,
-                  size_t out_len, struct dr_error *err);
+    int (*decode)(struct dr_image *image, const struct dr_extent *ext, const uint8_t *in,
+                  size_t in_len, uint8_t *out, struct dr_error *err);
     int64_t (*encode)(struct dr_image *image, const uint8_t *in, size_t in_len, uint64_t guest_off,
                       uint8_t *out, size_t out_cap);
     /* End of a sequential format: tables, footer. Optional. */

@@ -31,8 +31,10 @@ static int open_sources(struct convert *c, const char *const *names, size_t n, s
     if (!c->sources)
         return dr_fail(err, ENOMEM, "out of memory for %zu sources", n);
     for (; c->n < n; c->n++) {
-        const struct dr_open_options *open = c->o->each ? c->o->each[c->n] : c->o->source;
-        int r = dr_open_fs(c->fs, names[c->n], open, &c->sources[c->n], err);
+        const struct dr_open_options *asked = c->o->each ? c->o->each[c->n] : c->o->source;
+        struct dr_open_options open = asked ? *asked : (struct dr_open_options){0};
+        open.flags |= c->o->salvage ? DR_OPEN_SALVAGE : 0u;
+        int r = dr_open_fs(c->fs, names[c->n], &open, &c->sources[c->n], err);
         if (r < 0)
             return r;
         /* the next one begins with a sector */

@@ -200,7 +200,9 @@ static int snapshot_unit(struct dr_image *image, const struct toy_entry *e, uint
     memset(unit, hole, t->cluster);
     if (e->coded) {
         r = dr_file_pread(f, coded, e->host, e->coded, err);
-        return r ? r : image->fmt->decode(image, coded, e->coded, unit, t->cluster, err);
+        return r ? r
+                 : image->fmt->decode(image, &(struct dr_extent){.unit = t->cluster}, coded,
+                                      e->coded, unit, err);
     }
     for (unsigned i = 0; !r && i < t->subs; i++) {
         if (e->zero >> i & 1)

@@ -322,9 +322,10 @@ static int toy_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr
 
 /* ------------------------------------------------------------------ the code: runs of bytes */
 
-static int toy_decode(struct dr_image *image, const uint8_t *in, size_t in_len, uint8_t *out,
-                      size_t out_len, struct dr_error *err)
+static int toy_decode(struct dr_image *image, const struct dr_extent *ext, const uint8_t *in,
+                      size_t in_len, uint8_t *out, struct dr_error *err)
 {
+    size_t out_len = ext->unit;
     size_t done = 0;
     for (size_t i = 0; i + 1 < in_len && done < out_len; i += 2) {
         size_t run = in[i] + 1u;

@@ -17,15 +17,15 @@
 static _Atomic unsigned n_decoded;
 static void (*inside_decode)(void); /* once */
 
-static int counting_decode(struct dr_image *image, const uint8_t *in, size_t in_len, uint8_t *out,
-                           size_t out_len, struct dr_error *err)
+static int counting_decode(struct dr_image *image, const struct dr_extent *ext, const uint8_t *in,
+                           size_t in_len, uint8_t *out, struct dr_error *err)
 {
     void (*inside)(void) = inside_decode;
     inside_decode = NULL;
     n_decoded++;
     if (inside)
         inside();
-    return dr_format_toy.decode(image, in, in_len, out, out_len, err);
+    return dr_format_toy.decode(image, ext, in, in_len, out, err);
 }
 
 static struct dr_format counting;

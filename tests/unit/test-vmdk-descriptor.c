@@ -412,9 +412,9 @@ static void damaged_headers_are_refused(void **state)
         {0, 4, 0, EINVAL, "expected magic"},
         {4, 4, 0, ENOTSUP, "header version 0"},
         {4, 4, 4, ENOTSUP, "header version 4"},
-        {8, 4, 0x30003, ENOTSUP, "streamOptimized"},
-        {8, 4, 0x10003, ENOTSUP, "streamOptimized"},
-        {8, 4, 0x20003, ENOTSUP, "streamOptimized"},
+        {8, 4, 0x30003, ENOTSUP, "compression algorithm 0"},
+        {8, 4, 0x10003, ENOTSUP, "without markers"},
+        {8, 4, 0x20003, EINVAL, "not compressed"},
         {8, 4, 0x40003, ENOTSUP, "0x40000"},
         {8, 4, 0x80000001, ENOTSUP, "0x80000000"},
         {12, 8, UINT64_C(1) << 55, EINVAL, "capacity"},
@@ -432,13 +432,13 @@ static void damaged_headers_are_refused(void **state)
         {48, 8, UINT64_MAX, EINVAL, "grain directory"},
         {48, 8, 0x1a, EINVAL, "overlap"},
         {48, 8, 5, EINVAL, "overlap"},
-        {56, 8, UINT64_MAX, ENOTSUP, "at the end"},
+        {56, 8, UINT64_MAX, EINVAL, "at the end"},
         {56, 8, UINT64_MAX - 1, EINVAL, "grain directory"},
         {56, 8, 0, EINVAL, "grain directory"},
         {64, 8, UINT64_MAX, EINVAL, "metadata"},
         {73, 1, 13, EINVAL, "text mode"},
         {75, 1, 10, EINVAL, "text mode"},
-        {77, 2, 1, ENOTSUP, "streamOptimized"},
+        {77, 2, 1, EINVAL, "compression algorithm (1)"},
     };
     struct vmdk_header h;
     uint8_t buf[VMDK_HEADER_SIZE];

@@ -83,10 +83,11 @@ static void dump(struct dr_disk *disk, const char *name)
 static void vddks_disks_read_right(void **state)
 {
     (void)state;
-    static const char *const names[] = {"monolithicSparse.vmdk", "twoGbMaxExtentSparse.vmdk"};
+    static const char *const names[] = {"monolithicSparse.vmdk", "twoGbMaxExtentSparse.vmdk",
+                                        "streamOptimized.vmdk"};
     if (!samples)
         skip();
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < 3; i++) {
         struct dr_disk *disk = opened(samples, names[i], 0);
         dump(disk, "disk.raw");
         ok(dr_close(disk, &err));
@@ -101,8 +102,6 @@ static void other_samples_are_refused_with_a_reason(void **state)
         const char *name, *why;
     } cases[] = {
         {"afl9.vmdk", "text mode"},
-        {"streamOptimized.vmdk", "not supported yet"},
-        {"iotest-version3.vmdk", "not supported yet"},
         {"ms3-win.vmdk", "disk-s001.vmdk"},
         {"twoGbMaxExtentSparse-s001.vmdk", "split disk"},
     };

@@ -12,9 +12,10 @@ static int refuse_encrypted(const struct dr_image *image, struct dr_error *err)
                    image->path, qcow2_of(image)->h.crypt == QCOW2_LUKS ? "LUKS" : "AES");
 }
 
-int qcow2_decode(struct dr_image *image, const uint8_t *in, size_t in_len, uint8_t *out,
-                 size_t out_len, struct dr_error *err)
+int qcow2_decode(struct dr_image *image, const struct dr_extent *ext, const uint8_t *in,
+                 size_t in_len, uint8_t *out, struct dr_error *err)
 {
+    size_t out_len = ext->unit;
     const struct qcow2 *q = qcow2_of(image);
     if (q->h.crypt)
         return refuse_encrypted(image, err);

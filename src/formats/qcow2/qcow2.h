@@ -288,8 +288,8 @@ int qcow2_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wa
                   uint32_t host_len, struct dr_reservation *r, struct dr_error *err);
 void qcow2_publish(struct dr_image *image, struct dr_reservation *r);
 void qcow2_cancel(struct dr_image *image, struct dr_reservation *r);
-int qcow2_decode(struct dr_image *image, const uint8_t *in, size_t in_len, uint8_t *out,
-                 size_t out_len, struct dr_error *err);
+int qcow2_decode(struct dr_image *image, const struct dr_extent *ext, const uint8_t *in,
+                 size_t in_len, uint8_t *out, struct dr_error *err);
 int64_t qcow2_encode(struct dr_image *image, const uint8_t *in, size_t in_len, uint64_t guest_off,
                      uint8_t *out, size_t out_cap);
 extern const struct dr_option_help qcow2_create_options[];

@@ -529,7 +529,9 @@ int vmdk_check(struct dr_image *image, unsigned fix, struct dr_check_result *res
     struct vmdk_state *s = vmdk_of(image);
     int r = 0;
     for (size_t i = 0; r == 0 && i < s->n_extents; i++)
-        if (s->extents[i].type == VMDK_SPARSE)
+        if (vmdk_is_stream(&s->extents[i]))
+            r = vmdk_check_stream(image, &s->extents[i], result, err);
+        else if (s->extents[i].type == VMDK_SPARSE)
             r = check_sparse(image, &s->extents[i], fix, result, err);
     return r;
 }

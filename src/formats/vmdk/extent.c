@@ -166,6 +166,8 @@ uint64_t vmdk_grain_len(const struct vmdk_extent *e, uint64_t grain)
 bool vmdk_gte_fits(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
                    uint32_t gte)
 {
+    if (vmdk_is_stream(e)) /* of a marker that is elsewhere the LBA is wrong */
+        return gte > 1 && dr_inside(gte, 1, dr_file_size(image->files[e->file]) / VMDK_SECTOR);
     return gte > 1 && gte >= e->h.overhead &&
            dr_inside((uint64_t)gte * VMDK_SECTOR, vmdk_grain_len(e, grain),
                      dr_file_size(image->files[e->file]));
@@ -190,10 +192,11 @@ struct run {
     uint64_t page_start, page_end;
     uint64_t zero_end; /* the file is zero from page_start up to here */
     enum dr_kind kind;
-    uint64_t first;  /* first grain */
-    uint64_t grains; /* so far */
-    uint64_t max;    /* grains worth looking at */
-    uint32_t gte;    /* DATA: entry of the first grain */
+    uint64_t first;    /* first grain */
+    uint64_t grains;   /* so far */
+    uint64_t max;      /* grains worth looking at */
+    uint32_t gte;      /* DATA: entry of the first grain */
+    uint64_t first_at; /* where that stands in the file */
 };
 
 static int entry_kind(struct run *run, uint64_t grain, uint32_t gte, enum dr_kind *kind,
@@ -355,10 +358,25 @@ static int run_start(struct run *run, struct dr_error *err)
     if (r < 0)
         return dr_page_get_all(run->image, run->e->file, slot.pos, first_read(run->e, slot.pos));
     look_at(run, page);
+    run->first_at = slot.pos;
     run->gte = get_le32(dr_page_at(page, slot.pos));
     r = entry_kind(run, run->first, run->gte, &run->kind, err);
     run->grains = 1;
     return r;
+}
+
+/* The next entry behind that of the first grain that is not 0, in the same table and page; 0: there
+ * is none. */
+static uint32_t next_entry(const struct run *run)
+{
+    uint64_t left = run->e->h.gtes - run->first % run->e->h.gtes;
+    uint64_t end = dr_min(run->page_end, run->first_at + left * 4);
+    for (uint64_t at = run->first_at + 4; at < end; at += 4) {
+        uint32_t gte = get_le32(dr_page_at(run->page, at));
+        if (gte != 0)
+            return gte;
+    }
+    return 0;
 }
 
 static int map_sparse(struct dr_image *image, const struct vmdk_extent *e, uint64_t rel,
@@ -370,6 +388,11 @@ static int map_sparse(struct dr_image *image, const struct vmdk_extent *e, uint6
     int r = run_start(&run, err);
     if (r < 0)
         return r;
+    if (run.kind == DR_DATA && vmdk_is_stream(e)) {
+        vmdk_map_coded(image, e, first, inner, run.gte, next_entry(&run), ext);
+        ext->len = dr_min(ext->len, len);
+        return 0;
+    }
     run_on(&run);
     *ext = (struct dr_extent){.kind = run.kind};
     ext->len = dr_min(len, run.grains * e->grain - inner);
@@ -390,6 +413,8 @@ int vmdk_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_exten
     if (e->access == VMDK_NOACCESS && e->type != VMDK_ZERO)
         return dr_fail(err, EACCES, "%s: guest offset %llu is in a NOACCESS extent", image->path,
                        (unsigned long long)off);
+    if (e->scanned)
+        return vmdk_map_found(image, e, rel, len, ext, err);
     if (e->type == VMDK_SPARSE)
         return map_sparse(image, e, rel, len, ext, err);
     if (e->type == VMDK_ZERO) {

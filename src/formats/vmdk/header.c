@@ -10,7 +10,9 @@
 #define MAX_GRAIN  UINT64_C(0x200000)   /* sectors, 1 GiB: as QEMU */
 #define MAX_TABLES (UINT64_C(32) << 20) /* directory entries: as QEMU */
 
-#define GD_AT_END UINT64_MAX
+#define MAX_CODED                                                                   \
+    UINT64_C(0x2000) /* sectors of a compressed grain, 4 MiB: it is read as a whole \
+                      */
 
 enum vmdk_magic vmdk_magic(const uint8_t *buf, size_t len)
 {
@@ -85,15 +87,23 @@ static int check_flags(const struct vmdk_header *h, const char *where, const uin
     if (h->flags & 0xffff0000u & ~coded)
         return dr_fail(err, ENOTSUP, "%s: unknown incompatible header flags 0x%x", where,
                        h->flags & 0xffff0000u & ~coded);
-    if ((h->flags & coded) || get_le16(buf + 77) != 0)
+    unsigned algorithm = get_le16(buf + 77);
+    if ((h->flags & coded) == VMDK_FLAG_COMPRESSED)
         return dr_fail(err, ENOTSUP,
-                       "%s: not supported yet: compressed grains (streamOptimized), header flags "
-                       "0x%x",
+                       "%s: compressed grains without markers in front of them (header flags 0x%x) "
+                       "are not supported",
                        where, h->flags);
-    if (h->gd_off == GD_AT_END)
-        return dr_fail(err, ENOTSUP,
-                       "%s: not supported yet: grain directory at the end (streamOptimized)",
-                       where);
+    if ((h->flags & coded) != coded && (h->flags & coded || algorithm != 0))
+        return dr_fail(err, EINVAL,
+                       "%s: grains that are not compressed (header flags 0x%x) have markers, or a "
+                       "compression algorithm (%u)",
+                       where, h->flags, algorithm);
+    if ((h->flags & coded) && algorithm != 1)
+        return dr_fail(err, ENOTSUP, "%s: compression algorithm %u, expected 1 (deflate)", where,
+                       algorithm);
+    if (h->gd_off == VMDK_GD_AT_END && !(h->flags & coded))
+        return dr_fail(err, EINVAL,
+                       "%s: a grain directory at the end of an extent that is no stream", where);
     return 0;
 }
 
@@ -104,6 +114,9 @@ static int check_geometry(struct vmdk_header *h, const char *where, struct dr_er
         return dr_fail(err, EINVAL,
                        "%s: grain size %llu sectors, expected a power of two up to %llu", where,
                        (unsigned long long)h->grain, (unsigned long long)MAX_GRAIN);
+    if ((h->flags & VMDK_FLAG_COMPRESSED) && h->grain > MAX_CODED)
+        return dr_fail(err, ENOTSUP, "%s: compressed grains of %llu sectors, expected at most %llu",
+                       where, (unsigned long long)h->grain, (unsigned long long)MAX_CODED);
     if (h->gtes < 1 || h->gtes > VMDK_GTES)
         return dr_fail(err, EINVAL, "%s: %u entries a grain table (L2 size), expected 1 to %u",
                        where, h->gtes, VMDK_GTES);
@@ -135,8 +148,8 @@ static int check_areas(const struct vmdk_header *h, const char *where, uint64_t 
                        struct dr_error *err)
 {
     uint64_t sectors = dr_div_up(file_size, VMDK_SECTOR);
-    bool rgd = h->flags & VMDK_FLAG_RGD;
-    if (!area_fits(h->gd_off, h->gd_sectors, sectors) ||
+    bool at_end = h->gd_off == VMDK_GD_AT_END, rgd = !at_end && (h->flags & VMDK_FLAG_RGD);
+    if ((!at_end && !area_fits(h->gd_off, h->gd_sectors, sectors)) ||
         (rgd && !area_fits(h->rgd_off, h->gd_sectors, sectors)))
         return dr_fail(err, EINVAL,
                        "%s: the grain directory (%llu sectors at sector %llu, copy at %llu) does "
@@ -154,7 +167,7 @@ static int check_areas(const struct vmdk_header *h, const char *where, uint64_t 
                        (unsigned long long)h->overhead, (unsigned long long)file_size);
     if ((rgd && areas_overlap(h->gd_off, h->gd_sectors, h->rgd_off, h->gd_sectors)) ||
         (h->desc_off &&
-         (areas_overlap(h->desc_off, h->desc_len, h->gd_off, h->gd_sectors) ||
+         ((!at_end && areas_overlap(h->desc_off, h->desc_len, h->gd_off, h->gd_sectors)) ||
           (rgd && areas_overlap(h->desc_off, h->desc_len, h->rgd_off, h->gd_sectors)))))
         return dr_fail(err, EINVAL,
                        "%s: descriptor (sector %llu), grain directory (%llu) and its copy (%llu) "

@@ -17,6 +17,7 @@
 #define VMDK_DESC_SECTORS  20u /* reserved for an embedded descriptor in what we create */
 #define VMDK_DEFAULT_GRAIN 128u
 #define VMDK_GTES          512u
+#define VMDK_GD_AT_END     UINT64_MAX /* as gd_off: a footer says where the directory is */
 
 enum vmdk_header_flag {
     VMDK_FLAG_NEWLINES = 1u << 0,    /* bytes 73-76 tell whether a text transfer spoiled the file */

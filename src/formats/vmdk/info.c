@@ -12,6 +12,8 @@ static json_t *extent_info(const struct dr_image *image, const struct vmdk_exten
     const struct vmdk_state *s = vmdk_of(image);
     bool own = s->embedded && e->file == 0;
     json_t *o = json_object();
+    if (vmdk_is_stream(e))
+        json_object_set_new(o, "compressed", json_true());
     json_object_set_new(o, "virtual-size", json_integer((json_int_t)e->len));
     json_object_set_new(o, "filename",
                         dr_json_text(e->file == VMDK_NO_FILE ? "" : image->files[e->file]->path));

@@ -91,7 +91,10 @@ static int open_sparse(struct dr_image *image, struct vmdk_extent *e, struct dr_
                        (unsigned long long)e->h.capacity);
     e->grain = e->h.grain * VMDK_SECTOR;
     image->unclean |= e->h.unclean;
-    int r = check_directory(image, e, e->h.gd_off, err);
+    int r = vmdk_is_stream(e) ? vmdk_stream_open(image, e, err) : 0;
+    if (r < 0 || e->scanned)
+        return r;
+    r = check_directory(image, e, e->h.gd_off, err);
     if (r == 0 && vmdk_has_copies(e))
         r = check_directory(image, e, e->h.rgd_off, err);
     return r == 0 ? vmdk_learn_tables(image, e, err) : r;
@@ -278,6 +281,20 @@ static int refuse_overlaps(const struct dr_image *image, struct dr_error *err)
     return 0;
 }
 
+/* ------------------------------------------------------------------ streams */
+
+static int refuse_streams(const struct dr_image *image, struct dr_error *err)
+{
+    const struct vmdk_state *s = vmdk_of(image);
+    for (size_t i = 0; i < s->n_extents; i++)
+        if (vmdk_is_stream(&s->extents[i]))
+            return dr_fail(err, EROFS,
+                           "%s: streamOptimized disks are written once and cannot be changed; "
+                           "convert it, or create an overlay on it",
+                           vmdk_extent_path(image, &s->extents[i]));
+    return 0;
+}
+
 /* ------------------------------------------------------------------ the parent */
 
 static bool is_nil_uuid(const char *uuid)
@@ -354,6 +371,8 @@ static int vmdk_open(struct dr_image *image, struct dr_error *err)
     if (r == 0 && !(image->flags & DR_OPEN_RECORDED))
         r = open_extents(image, &h, err);
     if (r == 0 && (image->flags & DR_OPEN_RDWR))
+        r = refuse_streams(image, err);
+    if (r == 0 && (image->flags & DR_OPEN_RDWR))
         r = refuse_overlaps(image, err);
     image->unclean |= vmdk_of(image)->redo;
     return r;
@@ -367,6 +386,7 @@ static void vmdk_close(struct dr_image *image)
     for (size_t i = 0; i < s->n_extents; i++) {
         vmdk_drop_directories(&s->extents[i]);
         free(s->extents[i].free);
+        free(s->extents[i].found);
     }
     free(s->extents);
     vmdk_desc_free(&s->desc);
@@ -392,6 +412,7 @@ const struct dr_format dr_format_vmdk = {
     .publish = vmdk_publish,
     .cancel = vmdk_cancel,
     .reuse = vmdk_reuse,
+    .decode = vmdk_decode,
     .begin_write = vmdk_begin_write,
     .end_write = vmdk_end_write,
     .set_backing = vmdk_set_backing,

@@ -8,6 +8,7 @@
  *   ids.c          content ids         backing.c  set_backing, candidates
  *   create.c       new images          recover.c  recover, trim
  *   check.c        check, repair       info.c     info
+ *   stream*.c      streamOptimized
  */
 #ifndef DR_FORMATS_VMDK_VMDK_H
 #define DR_FORMATS_VMDK_VMDK_H
@@ -18,6 +19,11 @@
 #include "formats/vmdk/header.h"
 
 #define VMDK_FLAT_UNIT UINT64_C(65536) /* lock width where there are no grains */
+
+/* A grain of a stream that has lost its tables, and the sector of its marker. */
+struct vmdk_found {
+    uint64_t grain, sector;
+};
 
 /* One non-empty extent of the disk. */
 struct vmdk_extent {
@@ -39,6 +45,11 @@ struct vmdk_extent {
      * that make a disk with its tables; the directory need not be asked then. 0: it must be. */
     uint32_t tables_at;
     _Atomic bool marked; /* the unclean byte is set by this open */
+
+    /* A stream without tables (scanned): the grains that are there, by number. */
+    struct vmdk_found *found;
+    size_t n_found;
+    bool scanned, complete; /* complete: what was not found is not in the stream */
 
     /* Allocation, under image->lock. */
     uint64_t next;  /* sector behind the last grain; 0: not looked at yet */
@@ -116,6 +127,28 @@ static inline bool vmdk_has_zero_grains(const struct vmdk_extent *e)
 int vmdk_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
              struct dr_error *err);
 void vmdk_unit(const struct dr_image *image, uint64_t off, uint64_t *uoff, uint64_t *ulen);
+
+/* ------------------------------------------------------------------ stream.c */
+
+/* Compressed, each grain behind a marker? Such an extent is only read. */
+static inline bool vmdk_is_stream(const struct vmdk_extent *e)
+{
+    return e->h.flags & VMDK_FLAG_COMPRESSED;
+}
+/* Read the footer. An image that is opened for salvage may lack one: its grains are looked for, and
+ * e->scanned says so. */
+int vmdk_stream_open(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err);
+/* The grain whose marker is at the sector, from `inner` on. next: the sector of the next one, if it
+ * is known. */
+void vmdk_map_coded(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
+                    uint64_t inner, uint64_t sector, uint64_t next, struct dr_extent *ext);
+/* map of a scanned extent; rel: byte in the extent. */
+int vmdk_map_found(const struct dr_image *image, const struct vmdk_extent *e, uint64_t rel,
+                   uint64_t len, struct dr_extent *ext, struct dr_error *err);
+int vmdk_decode(struct dr_image *image, const struct dr_extent *ext, const uint8_t *in,
+                size_t in_len, uint8_t *out, struct dr_error *err);
+int vmdk_check_stream(struct dr_image *image, struct vmdk_extent *e, struct dr_check_result *result,
+                      struct dr_error *err);
 
 /* ------------------------------------------------------------------ write.c */
 
