@@ -8,7 +8,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-#include "archive/source.h"
+#include "storage/source.h"
 #include "archive/vma-index.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"

@@ -184,6 +184,16 @@ struct dr_convert_options {
      * computed of what is written where that passes through memory; else the target is read. */
     char *digest;
     enum dr_checksum digest_kind;
+    /* Instead of the files: descriptors of pipes, sockets or files that somebody opened. They are
+     * read and written from front to back, once, and not closed; sources and target are what
+     * messages call them. The target is raw then: all bytes of the disk, holes as zeros. The source
+     * is one, and raw or compressed raw (each->format "raw": the bytes as they come); how much
+     * comes need not be known, so the target must be of a format that can grow. */
+    bool from_fd, to_fd;
+    int source_fd, target_fd;
+    /* Of one source only the bytes [range_from, range_to), as far as it has them. */
+    bool has_range;
+    uint64_t range_from, range_to;
 };
 #define DR_CONVERT_SPARSE_DEFAULT 4096
 

@@ -12,7 +12,7 @@
 #ifndef DR_ARCHIVE_VMA_READ_H
 #define DR_ARCHIVE_VMA_READ_H
 
-#include "archive/source.h"
+#include "storage/source.h"
 #include "archive/sums.h"
 #include "archive/vma-format.h"
 #include "archive/vma-seen.h"

@@ -155,7 +155,7 @@ static bool is_one_of(const char *word, const char *a, const char *b)
 /* Commands of qemu-img that we lack: the message must not call them mistyped. */
 static bool is_missing(const struct cli *cli, const char *word)
 {
-    static const char *const missing[] = {"bench", "dd"};
+    static const char *const missing[] = {"bench"};
 
     for (size_t i = 0; i < sizeof(missing) / sizeof(missing[0]); i++) {
         if (cli->role == CLI_QEMU_IMG && strcmp(word, missing[i]) == 0)

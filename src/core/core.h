@@ -315,6 +315,9 @@ int dr_name_identify(struct dr_fs *fs, const char *name, struct dr_file_id *id,
 /* Which format is the image at path? Never reads more than 4 KiB. */
 int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const struct dr_format **fmt,
              struct dr_error *err);
+/* The same of the bytes that an image begins with: 4 KiB of them, or all there are. */
+int dr_probe_bytes(const uint8_t *head, size_t got, const char *path, const struct dr_format **fmt,
+                   struct dr_error *err);
 const struct dr_format *dr_format_find(const char *name); /* NULL = none */
 const struct dr_format *dr_format_at(size_t i);           /* NULL past the end; raw is last */
 /* Tests only: one more driver, first in the order. Not thread-safe. */

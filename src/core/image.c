@@ -293,15 +293,10 @@ static int refuse_foreign(const uint8_t *head, size_t got, const char *path, str
     return 0;
 }
 
-static int probe_file(struct dr_file *file, const char *path, const struct dr_format **fmt,
-                      struct dr_error *err)
+int dr_probe_bytes(const uint8_t *head, size_t got, const char *path, const struct dr_format **fmt,
+                   struct dr_error *err)
 {
-    uint8_t head[4096];
-    size_t got;
-    int r = dr_file_pread_short(file, head, 0, sizeof(head), &got, err);
-    if (r < 0)
-        return r;
-    int best = 0;
+    int best = 0, r;
     const struct dr_format *candidate;
     *fmt = dr_format_find("raw");
     for (size_t i = 0; (candidate = dr_format_at(i)); i++) {
@@ -314,6 +309,15 @@ static int probe_file(struct dr_file *file, const char *path, const struct dr_fo
     if (best == 0 && (r = refuse_foreign(head, got, path, err)) < 0)
         return r;
     return *fmt ? 0 : dr_fail(err, EINVAL, "%s: no known image format", path);
+}
+
+static int probe_file(struct dr_file *file, const char *path, const struct dr_format **fmt,
+                      struct dr_error *err)
+{
+    uint8_t head[4096];
+    size_t got;
+    int r = dr_file_pread_short(file, head, 0, sizeof(head), &got, err);
+    return r < 0 ? r : dr_probe_bytes(head, got, path, fmt, err);
 }
 
 int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const struct dr_format **fmt,

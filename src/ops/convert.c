@@ -3,6 +3,7 @@
  * another name and gets its own when it is complete. */
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
+#include "ops/pipes.h"
 
 #define SECTOR 512
 
@@ -20,10 +21,27 @@ struct convert {
     struct dr_new_image fresh; /* when it is new */
     bool is_new;
     struct dr_lost lost;
-    struct dr_sums sums; /* of what is written; no table: they are not taken while it is */
+    struct dr_sums sums;    /* of what is written; no table: they are not taken while it is */
+    struct dr_piped piped;  /* the source, if it comes from a descriptor */
+    struct dr_file *outlet; /* the target, if it is one */
 };
 
 /* ------------------------------------------------------------------ sources */
+
+/* What is copied of a source: [*from, *to). */
+static void part_of(const struct convert *c, size_t i, uint64_t *from, uint64_t *to)
+{
+    uint64_t size = dr_size(c->sources[i]);
+    *from = c->o->has_range ? dr_min(c->o->range_from, size) : 0;
+    *to = c->o->has_range ? dr_max(*from, dr_min(c->o->range_to, size)) : size;
+}
+
+static uint64_t length_of(const struct convert *c, size_t i)
+{
+    uint64_t from, to;
+    part_of(c, i, &from, &to);
+    return to - from;
+}
 
 static int open_sources(struct convert *c, const char *const *names, size_t n, struct dr_error *err)
 {
@@ -37,9 +55,11 @@ static int open_sources(struct convert *c, const char *const *names, size_t n, s
         int r = dr_open_fs(c->fs, names[c->n], &open, &c->sources[c->n], err);
         if (r < 0)
             return r;
+        if (c->o->has_range && c->o->range_from > dr_size(c->sources[c->n]))
+            dr_job_message(c->job, "%s: cannot skip to specified offset", names[c->n]);
         /* the next one begins with a sector */
         if (dr_add_overflow(c->total, (SECTOR - c->total % SECTOR) % SECTOR, &c->total) ||
-            dr_add_overflow(c->total, dr_size(c->sources[c->n]), &c->total) || c->total > INT64_MAX)
+            dr_add_overflow(c->total, length_of(c, c->n), &c->total) || c->total > INT64_MAX)
             return dr_fail(err, EFBIG, "%s: the sources together are too large", names[c->n]);
     }
     return 0;
@@ -222,7 +242,7 @@ static size_t member_of(const struct dr_chain *chain, const struct dr_image *ima
 /* Do all bytes of the target pass through the transfer, at the offsets that they have there? */
 static bool sums_on_the_way(const struct convert *c)
 {
-    return c->n == 1 && !c->backing && !c->o->compress && !c->o->offload &&
+    return c->n == 1 && !c->o->has_range && !c->backing && !c->o->compress && !c->o->offload &&
            c->o->sparse_size != 0 && dr_size(c->out) == dr_size(c->sources[0]);
 }
 
@@ -245,12 +265,15 @@ static int finish_sums(struct convert *c, struct dr_error *err)
 
 /* ------------------------------------------------------------------ copying */
 
-static void transfer_init(struct convert *c, struct dr_transfer *t, struct dr_chain *src,
-                          struct dr_chain *dst, uint64_t shift)
+static void transfer_init(struct convert *c, struct dr_transfer *t, size_t source, uint64_t shift)
 {
+    struct dr_chain *src = c->sources[source]->chain, *dst = c->out->chain;
+    uint64_t from, to;
+    part_of(c, source, &from, &to);
     *t = (struct dr_transfer){
         .dst = dst,
-        .shift = shift,
+        .shift = shift - from, /* modulo 2^64 */
+        .from = from,
         .sparse = c->o->sparse_size,
         .all = c->o->sparse_size == 0 && !c->backing,
         .hole_is_zero = !c->backing,
@@ -264,25 +287,23 @@ static void transfer_init(struct convert *c, struct dr_transfer *t, struct dr_ch
     uint64_t lowest = c->o->sparse_size ? c->o->sparse_size : DR_CONVERT_SPARSE_DEFAULT;
     lowest = dr_min(dr_max(lowest, 512), DR_CONVERT_SPARSE_DEFAULT);
     t->block = dr_stock_block(dst, 0, lowest);
-    dr_walk_init(&t->walk, src, 0, src->n, src->images[0]->size);
+    dr_walk_init(&t->walk, src, 0, src->n, to);
 }
 
-static int copy_above(struct convert *c, struct dr_chain *src, struct dr_chain *dst, size_t last,
-                      struct dr_error *err)
+static int copy_above(struct convert *c, size_t last, struct dr_error *err)
 {
     struct dr_transfer t;
-    transfer_init(c, &t, src, dst, 0);
+    transfer_init(c, &t, 0, 0);
     t.walk.last = last;
     return c->o->compress ? dr_compress_run(&t, NULL, c->total, c->job, err)
                           : dr_transfer_run(&t, c->total, c->job, err);
 }
 
 /* Everything is read and compared: what is kept is whole units anyway. */
-static int compress_difference(struct convert *c, struct dr_chain *src, struct dr_chain *dst,
-                               struct dr_error *err)
+static int compress_difference(struct convert *c, struct dr_error *err)
 {
     struct dr_transfer t;
-    transfer_init(c, &t, src, dst, 0);
+    transfer_init(c, &t, 0, 0);
     t.hole_is_zero = true;
     return dr_compress_run(&t, c->backing->chain, c->total, c->job, err);
 }
@@ -309,9 +330,9 @@ static int copy_with_backing(struct convert *c, struct dr_error *err)
     size_t k = member_of(src, c->backing->chain->images[0]);
     int r;
     if (k > 0 && k < src->n)
-        r = copy_above(c, src, dst, k, err);
+        r = copy_above(c, k, err);
     else if (c->o->compress)
-        r = compress_difference(c, src, dst, err);
+        r = compress_difference(c, err);
     else
         r = copy_difference(c, src, dst, err);
     return r < 0 ? r : fill_sector(c, c->total, err);
@@ -323,13 +344,14 @@ static int copy_plain(struct convert *c, struct dr_error *err)
     int r = 0;
     for (size_t i = 0; i < c->n && r == 0; i++) {
         struct dr_transfer t;
-        transfer_init(c, &t, c->sources[i]->chain, c->out->chain, end);
+        uint64_t len = length_of(c, i);
+        transfer_init(c, &t, i, end);
         t.before = end;
-        t.after = c->total - dr_min(c->total, end + dr_size(c->sources[i]));
-        r = c->o->compress ? dr_compress_run(&t, NULL, dr_size(c->sources[i]), c->job, err)
-                           : dr_transfer_run(&t, dr_size(c->sources[i]), c->job, err);
+        t.after = c->total - dr_min(c->total, end + len);
+        r = c->o->compress ? dr_compress_run(&t, NULL, len, c->job, err)
+                           : dr_transfer_run(&t, len, c->job, err);
         dr_lost_tell(&c->lost, c->job);
-        end += dr_size(c->sources[i]);
+        end += len;
         if (r == 0)
             r = fill_sector(c, end, err);
         end = dr_round_up(end, SECTOR);
@@ -357,11 +379,11 @@ static int check_space(struct convert *c, struct dr_error *err)
         return 0; /* whatever is in it: no need to look */
     for (size_t i = 0; i < c->n; i++) {
         struct dr_transfer t;
-        transfer_init(c, &t, c->sources[i]->chain, c->out->chain, 0);
+        transfer_init(c, &t, i, 0);
         int r = c->o->salvage ? 0 : dr_transfer_measure(&t, &part, err);
         if (r < 0)
             return r;
-        need += t.all ? dr_size(c->sources[i]) : part;
+        need += t.all ? length_of(c, i) : part;
     }
     if (need <= room)
         return 0;
@@ -388,9 +410,82 @@ static int copy_bitmaps_beside(struct convert *c, struct dr_error *err)
     return r < 0 ? r : closed;
 }
 
+/* ------------------------------------------------------------------ pipes */
+
+/* Before anything is read or made. */
+static int check_pipes(const struct convert *c, size_t n, struct dr_error *err)
+{
+    const struct dr_convert_options *o = c->o;
+    const struct dr_format *fmt = dr_format_find(o->out_format);
+    if (!o->from_fd && !o->to_fd)
+        return 0;
+    const char *what = o->backing                 ? "a backing file"
+                       : o->no_create             ? "writing over what is there"
+                       : o->compress              ? "compressing"
+                       : o->bitmaps               ? "copying bitmaps"
+                       : o->offload               ? "copying in the kernel"
+                       : o->from_fd && o->salvage ? "salvaging"
+                                                  : NULL;
+    if (what)
+        return dr_fail(err, ENOTSUP, "%s: %s does not go with a pipe", c->target, what);
+    if (o->from_fd && n > 1)
+        return dr_fail(err, ENOTSUP, "%s: a pipe must be the only source", c->target);
+    if (o->to_fd && fmt && !(fmt->flags & DR_FORMAT_NO_PROBE))
+        return dr_fail(err, ENOTSUP, "%s: a %s image cannot be written into a pipe; only raw can",
+                       c->target, fmt->name);
+    if (o->to_fd && o->n_pairs > 0)
+        return dr_fail(err, EINVAL, "%s: %s has no meaning in a pipe", c->target, o->pairs[0].name);
+    if (o->from_fd && !o->to_fd && fmt && !fmt->resize)
+        return dr_fail(
+            err, ENOTSUP,
+            "%s: %s images cannot grow, so what comes from a pipe cannot be put into one "
+            "as it comes; convert to raw or qcow2 first",
+            c->target, fmt->name);
+    return 0;
+}
+
+static int open_piped(struct convert *c, const char *name, struct dr_error *err)
+{
+    const struct dr_open_options *open = c->o->each ? c->o->each[0] : c->o->source;
+    const char *format = open ? open->format : NULL;
+    struct dr_source *source;
+    int r = dr_source_open_as(c->fs, name, c->o->source_fd, format != NULL, &source, err);
+    if (r < 0)
+        return r;
+    dr_source_stop_by(source, dr_job_stop_flag(c->job));
+    r = dr_piped_begin(&c->piped, source, format, err);
+    if (r == 0 && c->o->has_range)
+        r = dr_piped_range(&c->piped, c->o->range_from, c->o->range_to, err);
+    return r;
+}
+
+/* Nothing is written before the sources are open. */
+static int run_to_pipe(struct convert *c, struct dr_error *err)
+{
+    int r =
+        dr_file_open_pipe(c->o->target_fd, c->target, dr_job_stop_flag(c->job), &c->outlet, err);
+    if (r < 0)
+        return r;
+    if (c->o->from_fd)
+        return dr_piped_to_file(&c->piped, c->outlet, NULL, c->job, err);
+    for (size_t i = 0; i < c->n && r == 0; i++) {
+        uint64_t from, to;
+        part_of(c, i, &from, &to);
+        r = dr_pipe_write(c->sources[i], from, to, c->outlet, c->total,
+                          c->o->salvage ? &c->lost : NULL, c->job, err);
+    }
+    return r < 0 ? r : dr_file_flush(c->outlet, err);
+}
+
+/* ------------------------------------------------------------------ the whole */
+
 static int run(struct convert *c, const char *const *names, size_t n, struct dr_error *err)
 {
-    int r = open_sources(c, names, n, err);
+    int r = check_pipes(c, n, err);
+    if (r == 0)
+        r = c->o->from_fd ? open_piped(c, names[0], err) : open_sources(c, names, n, err);
+    if (r == 0 && c->o->to_fd)
+        return run_to_pipe(c, err);
     if (r == 0 && c->o->backing)
         r = open_backing(c, err);
     if (r == 0)
@@ -403,7 +498,9 @@ static int run(struct convert *c, const char *const *names, size_t n, struct dr_
         r = check_space(c, err);
     if (r == 0)
         r = begin_sums(c, err);
-    if (r == 0)
+    if (r == 0 && c->o->from_fd)
+        r = dr_piped_to_disk(&c->piped, c->out, c->o->sparse_size, NULL, c->job, err);
+    else if (r == 0)
         r = c->backing ? copy_with_backing(c, err) : copy_plain(c, err);
     dr_lost_tell(&c->lost, c->job);
     if (r == 0)
@@ -428,6 +525,8 @@ static void clean_up(struct convert *c)
     for (size_t i = 0; i < c->n; i++)
         dr_ops_close(&c->sources[i], NULL);
     free(c->sources);
+    dr_piped_close(&c->piped);
+    dr_file_unref(c->outlet);
     free(c->backing_path);
     dr_lost_free(&c->lost);
     dr_sums_end(&c->sums);
@@ -446,6 +545,8 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
                        target);
     if (n == 0)
         return dr_fail(err, EINVAL, "%s: nothing to convert", target);
+    if (o.has_range && (n > 1 || o.backing || o.bitmaps || o.compress))
+        return dr_fail(err, EINVAL, "%s: a range goes with one source, and alone", target);
     if (o.bitmaps && n > 1)
         return dr_fail(err, EINVAL, "Copying bitmaps only possible with single source");
     const struct dr_format *fmt = dr_format_find(o.out_format);

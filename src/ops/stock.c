@@ -381,7 +381,7 @@ int dr_transfer_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
 
 int dr_transfer_run(struct dr_transfer *t, uint64_t total, struct dr_job *job, struct dr_error *err)
 {
-    t->pos = 0;
+    t->pos = t->from;
     t->job = job;
     struct dr_copy_policy policy = {
         .user = t,
@@ -403,7 +403,7 @@ int dr_transfer_measure(const struct dr_transfer *t, uint64_t *bytes, struct dr_
 {
     struct dr_walk walk = t->walk;
     *bytes = 0;
-    for (uint64_t off = 0; off < walk.size; off = walk.run.end) {
+    for (uint64_t off = t->from; off < walk.size; off = walk.run.end) {
         int r = dr_walk_to(&walk, off, err);
         if (r < 0)
             return r;

@@ -66,7 +66,8 @@ struct dr_transfer {
     struct dr_walk walk;
     struct dr_chain *dst;
     size_t dst_at;
-    uint64_t shift;      /* added to offsets of the source */
+    uint64_t from;       /* of the source: the first byte; walk.size is behind the last one */
+    uint64_t shift;      /* added to offsets of the source, modulo 2^64 */
     uint64_t sparse;     /* runs of zeros this long are not written as data; 0 = all is written */
     uint64_t block;      /* granule of zero detection */
     bool all;            /* zeros are data like any other */

@@ -202,6 +202,12 @@ int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_f
  * descriptor of its own (the offset of fd stays where it is), without locks; name is for messages.
  * Fails for pipes and the like. */
 int dr_file_open_fd(int fd, const char *name, struct dr_file **file, struct dr_error *err);
+/* What fd leads to (a pipe, a socket, a file), to be written from front to back: each write and
+ * dr_file_zero() begins where the last one ended, else it fails with -ESPIPE, and so does every
+ * read. One thread at a time. fd stays the caller's and is not closed. A write that waits for a
+ * reader ends with -ECANCELED when *stop (may be NULL) is not 0. */
+int dr_file_open_pipe(int fd, const char *name, const volatile int *stop, struct dr_file **file,
+                      struct dr_error *err);
 /* A file that no dr_fs opened, such as bytes decoded from another one, gets its place in the
  * process-wide table and one user. fresh->id must be like nobody else's: fs NULL and the object's
  * own address will do. On failure it is closed. */

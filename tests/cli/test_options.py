@@ -63,7 +63,7 @@ def test_the_manual_is_sound_pod(t):
 
 
 def commands():
-    return ["create", "info", "map", "measure", "compare", "convert", "rebase", "commit", "stream", "addcow", "snapshot", "serve", "io", "chain", "check",
+    return ["create", "info", "map", "measure", "compare", "convert", "dd", "rebase", "commit", "stream", "addcow", "snapshot", "serve", "io", "chain", "check",
             "recover", "resize", "amend", "bitmap", "backup", "restore", "mount", "unmount", "vma", "ctl", "completion"]
 
 

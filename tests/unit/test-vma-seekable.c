@@ -7,7 +7,7 @@
 #include <xxhash.h>
 #include <zstd.h>
 
-#include "archive/source.h"
+#include "storage/source.h"
 #include "base/bytes.h"
 #include "faultfs.h"
 

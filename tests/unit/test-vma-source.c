@@ -13,7 +13,7 @@
 #include <zlib.h>
 #include <zstd.h>
 
-#include "archive/source.h"
+#include "storage/source.h"
 #include "base/bytes.h"
 
 /* ------------------------------------------------------------------ a pipe that stays empty */

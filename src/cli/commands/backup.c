@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
+#include "cli/common/pipes.h"
 #include "cli/common/progress.h"
 #include "drover/backup.h"
 
@@ -66,6 +67,8 @@ static int get_target(const struct cli *cli, const struct cli_args *args, struct
     }
     if (cli_pairs_from_args(cli, args, &b->pairs) < 0 ||
         cli_shared_flags(cli, args, &b->o.open.flags) != 0)
+        return 1;
+    if (cli_refuse_pipe(cli, args->operands[1]))
         return 1;
     b->target = cli_plain_name(cli, args->operands[1]);
     b->set = b->target ? dr_name_beside(b->target, "backups.json") : NULL;

@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
+#include "cli/common/pipes.h"
 #include "cli/common/progress.h"
 
 static const struct cli_option options[] = {
@@ -46,6 +47,7 @@ struct convert {
     char *backing, *backing_format;
     struct cli_image *sources;
     struct cli_image target;
+    struct cli_pipe in, out; /* what the source and the target are, if they are no files */
     const char *orphans;
     char digest[DR_CHECKSUM_TEXT];
     size_t n;
@@ -57,6 +59,8 @@ static void convert_free(struct convert *c)
         cli_image_free(&c->sources[i]);
     free(c->sources);
     cli_image_free(&c->target);
+    cli_pipe_close(&c->in);
+    cli_pipe_close(&c->out);
     cli_pairs_free(&c->pairs);
     free(c->backing);
     free(c->backing_format);
@@ -194,10 +198,47 @@ static int get_options(struct convert *c, const struct cli_args *args,
            get_target_flags(c, args);
 }
 
+/* What messages call it. */
+static void name_pipe(struct cli_image *image, const char *standard)
+{
+    char *name = strcmp(image->path, "-") == 0 ? strdup(standard) : NULL;
+    if (!name)
+        return;
+    free(image->path);
+    image->path = name;
+}
+
+static int get_source(struct convert *c, const struct cli_args *args, const char *name, size_t n)
+{
+    struct cli_image_spec spec = {.name = name, .format_key = 'f', .cache_key = 'T', .pipes = true};
+    struct cli_image *source = &c->sources[c->n++];
+    CLEANUP_FREE char *file = NULL;
+
+    if (cli_image_get(c->cli, args, &spec, source) != 0 ||
+        cli_pipe_in(c->cli, source->path, &c->in, &file) != 0)
+        return 1;
+    if (c->in.fd >= 0 && n > 1) {
+        cli_error(c->cli, "%s: a pipe must be the only source", name);
+        return 1;
+    }
+    if (c->in.fd >= 0 && cli_has(args, 'l')) {
+        cli_error(c->cli, "%s: -l needs an image that can be read at random", name);
+        return 1;
+    }
+    if (file) {
+        free(source->path);
+        source->path = DR_STEAL(file);
+    }
+    if (c->in.fd >= 0)
+        name_pipe(source, "standard input");
+    source->open.snapshot = cli_value(args, 'l');
+    return c->in.fd < 0 && cli_image_check(c->cli, source) < 0;
+}
+
 static int get_images(struct convert *c, const struct cli_args *args)
 {
     size_t n = (size_t)args->n_operands - 1;
-    struct cli_image_spec spec = {.format_key = 'f', .cache_key = 'T'};
+    struct cli_image_spec spec;
 
     c->sources = calloc(n, sizeof(*c->sources));
     if (!c->sources)
@@ -210,24 +251,27 @@ static int get_images(struct convert *c, const struct cli_args *args)
         cli_error(c->cli, "No support for concatenating multiple snapshot");
         return 1;
     }
-    for (size_t i = 0; i < n; i++) {
-        spec.name = args->operands[i];
-        c->n++;
-        if (cli_image_get(c->cli, args, &spec, &c->sources[i]) != 0 ||
-            cli_image_check(c->cli, &c->sources[i]) < 0)
+    for (size_t i = 0; i < n; i++)
+        if (get_source(c, args, args->operands[i], n) != 0)
             return 1;
-        if (cli_has(args, 'l'))
-            c->sources[i].open.snapshot = cli_value(args, 'l');
-    }
-    spec = (struct cli_image_spec){
-        .name = args->operands[n], .opts_key = KEY_TARGET_IMAGE_OPTS, .flags = DR_OPEN_RDWR};
-    if (cli_image_get(c->cli, args, &spec, &c->target) != 0)
+    spec = (struct cli_image_spec){.name = args->operands[n],
+                                   .opts_key = KEY_TARGET_IMAGE_OPTS,
+                                   .flags = DR_OPEN_RDWR,
+                                   .pipes = true};
+    if (cli_image_get(c->cli, args, &spec, &c->target) != 0 ||
+        cli_pipe_out(c->cli, c->target.path, &c->out) != 0)
         return 1;
     if (c->target.format)
         c->o.out_format = c->target.format;
     c->o.target_flags |= c->target.open.flags & DR_OPEN_NO_LOCK;
-    if (c->o.no_create)
+    if (c->o.no_create && c->out.fd < 0)
         return cli_image_check(c->cli, &c->target) < 0;
+    if (c->out.fd >= 0)
+        name_pipe(&c->target, "standard output");
+    c->o.from_fd = c->in.fd >= 0;
+    c->o.source_fd = c->in.fd;
+    c->o.to_fd = c->out.fd >= 0;
+    c->o.target_fd = c->out.fd;
     return 0;
 }
 
@@ -248,9 +292,12 @@ static int convert(struct convert *c, struct cli_job *job)
     int r = dr_convert(paths, c->n, c->target.path, &c->o, job->job, &err);
     if (r == 0)
         return 0;
-    snprintf(state, sizeof(state),
-             c->o.no_create ? "'%s' holds a part of the copy" : "'%s' is as it was before",
-             c->target.path);
+    if (c->o.to_fd)
+        snprintf(state, sizeof(state), "a part of the disk was written");
+    else
+        snprintf(state, sizeof(state),
+                 c->o.no_create ? "'%s' holds a part of the copy" : "'%s' is as it was before",
+                 c->target.path);
     int code = cli_job_failed(job, r, &err, 1, state);
     if (r == -EUCLEAN && c->o.bitmaps)
         fprintf(stderr, "Try --skip-broken-bitmaps, or use '%s bitmap --remove' to delete it\n",
@@ -280,7 +327,8 @@ static int rescue_orphans(struct convert *c)
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    __attribute__((cleanup(convert_free))) struct convert c = {.cli = cli};
+    __attribute__((cleanup(convert_free))) struct convert c = {
+        .cli = cli, .in = CLI_PIPE_NONE, .out = CLI_PIPE_NONE};
     struct cli_job job;
 
     if (cli_wants_option_list(args))
@@ -299,6 +347,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     int code = rescue_orphans(&c);
     if (code != 0)
         return code;
+    limits.stdout_taken = c.out.fd >= 0;
     if (cli_job_begin(cli, args, &limits, &job) != 0)
         return 1;
     code = convert(&c, &job);

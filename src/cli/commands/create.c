@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
+#include "cli/common/pipes.h"
 #include "cli/common/progress.h"
 
 static const struct cli_option options[] = {
@@ -280,6 +281,8 @@ static int run(const struct cli *cli, const struct cli_args *args)
                   (int)cli_foreign_protocol(cli, c.shown), c.shown);
         return 1;
     }
+    if (cli_refuse_pipe(cli, c.shown))
+        return 1;
     c.path = cli_plain_name(cli, c.shown);
     if (!c.path)
         return 1;

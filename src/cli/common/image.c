@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include "cli/common/image.h"
+#include "cli/common/pipes.h"
 #include "cli/common/json.h"
 #include "cli/common/paths.h"
 
@@ -305,6 +306,8 @@ static int get_name(const struct cli *cli, const struct cli_args *args,
                    !spec->no_image_opts;
     const char *name = spec->name;
 
+    if (!spec->pipes && cli_refuse_pipe(cli, name))
+        return -EINVAL;
     if (options && cli_pairs_add(&list, name) == 0)
         return apply_pairs(cli, &list, name, image);
     if (strncmp(name, "json:", 5) == 0 && access(name, F_OK) != 0) {

@@ -22,6 +22,7 @@ struct cli_image_spec {
     int cache_key;      /* 't', 'T' or 0 */
     unsigned flags;     /* enum dr_open_flag to begin with */
     int opts_key;       /* what makes name a list instead of a path; 0 = --image-opts */
+    bool pipes;         /* "-" is a name like any other to this place: the caller asks what it is */
     bool no_image_opts; /* name is a path, whatever that says */
     bool no_data;       /* what the guest's bytes are is not asked */
 };

@@ -81,7 +81,8 @@ static void show_json(double percent, uint64_t done, uint64_t total)
 
 static int show_progress(struct cli_job *job, uint64_t done, uint64_t total)
 {
-    double percent = total ? 100.0 * (double)done / (double)total : 100.0;
+    FILE *to = job->to_stderr ? stderr : stdout;
+    double percent = total ? 100.0 * (double)done / (double)total : done ? 0.0 : 100.0;
 
     if (percent > 100.0)
         percent = 100.0;
@@ -96,8 +97,8 @@ static int show_progress(struct cli_job *job, uint64_t done, uint64_t total)
         show_json(percent, done, total);
     } else if (job->mode == CLI_PROGRESS_TEXT && (percent < job->shown || percent >= 100.0 ||
                                                   job->shown < 0 || percent - job->shown >= 1.0)) {
-        printf("    (%3.2f/100%%)\r", percent);
-        fflush(stdout);
+        fprintf(to, "    (%3.2f/100%%)\r", percent);
+        fflush(to);
         job->shown = percent;
     }
     return 0;
@@ -149,6 +150,7 @@ int cli_job_begin(const struct cli *cli, const struct cli_args *args,
     if (limits) {
         options.rate = limits->rate;
         options.workers = limits->workers;
+        job->to_stderr = limits->stdout_taken;
     }
     if (dr_job_new(NULL, &options, &job->job, &err) < 0) {
         cli_fail(cli, &err);
@@ -166,8 +168,8 @@ int cli_job_begin(const struct cli *cli, const struct cli_args *args,
 void cli_job_end(struct cli_job *job)
 {
     if (job->mode == CLI_PROGRESS_TEXT) {
-        printf("\n");
-        fflush(stdout);
+        fprintf(job->to_stderr ? stderr : stdout, "\n");
+        fflush(job->to_stderr ? stderr : stdout);
     }
     job->mode = CLI_PROGRESS_NONE;
     atomic_store(&job_to_cancel, NULL);

@@ -9,16 +9,18 @@
 enum cli_progress_mode { CLI_PROGRESS_NONE, CLI_PROGRESS_TEXT, CLI_PROGRESS_JSON };
 
 struct cli_job_limits {
-    uint64_t rate;    /* bytes a second, 0 = none */
-    unsigned workers; /* 0 = the library chooses */
+    uint64_t rate;     /* bytes a second, 0 = none */
+    unsigned workers;  /* 0 = the library chooses */
+    bool stdout_taken; /* by the operation's own output: progress goes to standard error */
 };
 
 struct cli_job {
     struct dr_job *job; /* hand it to the operation */
     const struct cli *cli;
     enum cli_progress_mode mode;
-    double shown; /* percent printed last, < 0 = none */
-    bool quiet;   /* drop messages */
+    double shown;   /* percent printed last, < 0 = none */
+    bool quiet;     /* drop messages */
+    bool to_stderr; /* where progress as text goes, else to standard output */
     /* Set after cli_job_begin(): where progress and messages go instead. */
     int (*progress)(void *user, uint64_t done, uint64_t total);
     void (*message)(void *user, const char *text);

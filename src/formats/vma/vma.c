@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "archive/source.h"
+#include "storage/source.h"
 #include "archive/vma-index.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"

@@ -4,7 +4,7 @@
 #include <poll.h>
 #include <sys/stat.h>
 
-#include "archive/source-codec.h"
+#include "storage/source-codec.h"
 
 struct dr_source {
     char *name;
@@ -144,9 +144,9 @@ static void look_behind(struct dr_source *s, int fd)
 
 /* A seek table that is damaged is no failure: the stream is then read from its start like one
  * without a table. */
-static int open_codec(struct dr_source *s, struct dr_error *err)
+static int open_codec(struct dr_source *s, bool as_is, struct dr_error *err)
 {
-    s->codec = codec_of(s->in.buf, s->in.n);
+    s->codec = as_is ? NULL : codec_of(s->in.buf, s->in.n);
     if (!s->codec) {
         s->plain = s->in.file ? dr_file_ref(s->in.file) : NULL;
         return 0;
@@ -159,6 +159,12 @@ static int open_codec(struct dr_source *s, struct dr_error *err)
 
 int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
                    struct dr_error *err)
+{
+    return dr_source_open_as(fs, path, fd, false, source, err);
+}
+
+int dr_source_open_as(struct dr_fs *fs, const char *path, int fd, bool as_is,
+                      struct dr_source **source, struct dr_error *err)
 {
     struct dr_source *s = calloc(1, sizeof(*s));
     *source = NULL;
@@ -176,7 +182,7 @@ int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source 
     if (r == 0)
         r = look_at_magic(&s->in, err);
     if (r == 0)
-        r = open_codec(s, err);
+        r = open_codec(s, as_is, err);
     if (r < 0)
         dr_source_close(s);
     else
@@ -221,6 +227,11 @@ struct dr_file *dr_source_stored(struct dr_source *s)
 void dr_source_stop_by(struct dr_source *s, const volatile int *stop)
 {
     s->in.stop = stop;
+}
+
+uint64_t dr_source_stored_pos(const struct dr_source *s)
+{
+    return s->plain ? s->pos : source_in_pos(&s->in);
 }
 
 uint64_t dr_source_pos(const struct dr_source *s)

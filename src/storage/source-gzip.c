@@ -2,7 +2,7 @@
 /* gzip files: members one after another, each with a checksum. */
 #include <zlib.h>
 
-#include "archive/source-codec.h"
+#include "storage/source-codec.h"
 
 struct gzip_state {
     z_stream z;

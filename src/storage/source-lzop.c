@@ -3,7 +3,7 @@
  * numbers are big endian. The blocks are LZO1X. */
 #include <lzo/lzo1x.h>
 
-#include "archive/source-codec.h"
+#include "storage/source-codec.h"
 
 #define MAGIC      "\x89LZO\0\r\n\x1a\n"
 #define MAGIC_LEN  9u

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The interface between source.c and the decoders: both sides hand bytes over in pieces of any
  * length. */
-#ifndef DR_ARCHIVE_SOURCE_CODEC_H
-#define DR_ARCHIVE_SOURCE_CODEC_H
+#ifndef DR_STORAGE_SOURCE_CODEC_H
+#define DR_STORAGE_SOURCE_CODEC_H
 
-#include "archive/source.h"
+#include "storage/source.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"

@@ -4,7 +4,7 @@
 #include <xxhash.h>
 #include <zstd.h>
 
-#include "archive/source-codec.h"
+#include "storage/source-codec.h"
 
 #define TABLE_MAGIC  0x184d2a5eu
 #define FOOTER_MAGIC 0x8f92eab1u

@@ -2,8 +2,8 @@
 /* Where an archive's bytes come from: one after another, from a file, a pipe, or out of a
  * compressed stream (zstd, gzip, bzip2, lzop; found out by the first bytes). Plain files, and zstd
  * files with a seek table, can also be read at random: through dr_source_file. */
-#ifndef DR_ARCHIVE_SOURCE_H
-#define DR_ARCHIVE_SOURCE_H
+#ifndef DR_STORAGE_SOURCE_H
+#define DR_STORAGE_SOURCE_H
 
 #include "storage/storage.h"
 
@@ -13,6 +13,9 @@ struct dr_source;
  * blocks on a FIFO for longer than its writer. fd is not closed. */
 int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
                    struct dr_error *err);
+/* The same; as_is: the bytes as they are stored, whatever packer may have made them. */
+int dr_source_open_as(struct dr_fs *fs, const char *path, int fd, bool as_is,
+                      struct dr_source **source, struct dr_error *err);
 void dr_source_close(struct dr_source *s); /* NULL allowed */
 
 const char *dr_source_name(const struct dr_source *s);        /* for messages */
@@ -26,6 +29,8 @@ int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, stru
 /* Reading then fails with -ECANCELED, even while it waits for bytes of a pipe, when *stop is not 0.
  */
 void dr_source_stop_by(struct dr_source *s, const volatile int *stop);
+/* How far the container has been read, in bytes of it. */
+uint64_t dr_source_stored_pos(const struct dr_source *s);
 /* Plain bytes taken so far. */
 uint64_t dr_source_pos(const struct dr_source *s);
 /* Pass over len bytes: free where the source can seek. Less than len: the end, in *skipped.

@@ -2,7 +2,7 @@
 /* bzip2 files: streams one after another, each with checksums. */
 #include <bzlib.h>
 
-#include "archive/source-codec.h"
+#include "storage/source-codec.h"
 
 struct bzip2_state {
     bz_stream b;

@@ -3,7 +3,7 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
-#include "archive/source-codec.h"
+#include "storage/source-codec.h"
 
 /* Windows up to 128 MiB, as zstd itself reads without being asked; that bounds the memory. */
 #define WINDOW_LOG_MAX 27

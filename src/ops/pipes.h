@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Disks that go through pipes: written from front to back, and read once, in order, without
+ * knowing how long they are. */
+#ifndef DR_OPS_PIPES_H
+#define DR_OPS_PIPES_H
+
+#include "ops/stock.h"
+#include "storage/source.h"
+
+/* ------------------------------------------------------------------ to a pipe */
+
+/* The guest's bytes [from, to) of the disk, holes as zeros, and zeros up to the end of the sector,
+ * to the end of out (dr_file_open_pipe(), or any file). total: bytes of the job, for progress, of
+ * which those that out has are done. lost as in struct dr_transfer. Flushes nothing. */
+int dr_pipe_write(struct dr_disk *disk, uint64_t from, uint64_t to, struct dr_file *out,
+                  uint64_t total, struct dr_lost *lost, struct dr_job *job, struct dr_error *err);
+
+/* ------------------------------------------------------------------ from a pipe
+ *
+ * Raw bytes that come from a source one after another; what is compressed is unpacked on the way.
+ * Memory is bounded however much comes. */
+
+struct dr_piped {
+    struct dr_source *source;
+    const char *name;
+    uint8_t *head; /* what was read to find out the format, and is given out first */
+    size_t head_len, head_at;
+    uint64_t left; /* bytes that are still wanted */
+};
+
+/* format "raw": the bytes as they come. NULL: unpacked, and refused if an image of another format
+ * begins there (-ENOTSUP). source is taken over, also after a failure. End with dr_piped_close().
+ */
+int dr_piped_begin(struct dr_piped *p, struct dr_source *source, const char *format,
+                   struct dr_error *err);
+/* Only the bytes [from, to) of those that come, as far as there are some. */
+int dr_piped_range(struct dr_piped *p, uint64_t from, uint64_t to, struct dr_error *err);
+void dr_piped_close(struct dr_piped *p);
+/* All that comes into the disk, which must be able to grow and grows to it, or into a file from its
+ * beginning on. *size (may be NULL): how many bytes came. */
+int dr_piped_to_disk(struct dr_piped *p, struct dr_disk *disk, uint64_t sparse, uint64_t *size,
+                     struct dr_job *job, struct dr_error *err);
+int dr_piped_to_file(struct dr_piped *p, struct dr_file *out, uint64_t *size, struct dr_job *job,
+                     struct dr_error *err);
+
+#endif
