@@ -248,9 +248,14 @@ static bool sums_on_the_way(const struct convert *c)
 
 static int begin_sums(struct convert *c, struct dr_error *err)
 {
-    if (!c->o->digest || !sums_on_the_way(c))
+    bool pipes = c->o->from_fd || c->o->to_fd;
+    if (!c->o->digest || (!pipes && !sums_on_the_way(c)))
         return 0;
-    return dr_sums_begin_as(&c->sums, c->o->digest_kind, dr_size(c->out), err);
+    uint64_t size = c->o->from_fd ? 0
+                    : c->o->to_fd ? dr_round_up(c->total, SECTOR)
+                                  : dr_size(c->out);
+    c->piped.sums = &c->sums;
+    return dr_sums_begin_as(&c->sums, c->o->digest_kind, size, err);
 }
 
 static int finish_sums(struct convert *c, struct dr_error *err)
@@ -428,6 +433,9 @@ static int check_pipes(const struct convert *c, size_t n, struct dr_error *err)
                                                   : NULL;
     if (what)
         return dr_fail(err, ENOTSUP, "%s: %s does not go with a pipe", c->target, what);
+    if (o->digest && o->to_fd && (n > 1 || o->has_range))
+        return dr_fail(err, ENOTSUP, "%s: a checksum goes with one whole disk in a pipe",
+                       c->target);
     if (o->from_fd && n > 1)
         return dr_fail(err, ENOTSUP, "%s: a pipe must be the only source", c->target);
     if (o->to_fd && fmt && !(fmt->flags & DR_FORMAT_NO_PROBE))
@@ -466,14 +474,18 @@ static int run_to_pipe(struct convert *c, struct dr_error *err)
         dr_file_open_pipe(c->o->target_fd, c->target, dr_job_stop_flag(c->job), &c->outlet, err);
     if (r < 0)
         return r;
-    if (c->o->from_fd)
-        return dr_piped_to_file(&c->piped, c->outlet, NULL, c->job, err);
+    r = begin_sums(c, err);
+    if (r == 0 && c->o->from_fd)
+        r = dr_piped_to_file(&c->piped, c->outlet, NULL, c->job, err);
     for (size_t i = 0; i < c->n && r == 0; i++) {
         uint64_t from, to;
         part_of(c, i, &from, &to);
         r = dr_pipe_write(c->sources[i], from, to, c->outlet, c->total,
-                          c->o->salvage ? &c->lost : NULL, c->job, err);
+                          c->o->salvage ? &c->lost : NULL, c->sums.table ? &c->sums : NULL, c->job,
+                          err);
     }
+    if (r == 0)
+        r = finish_sums(c, err);
     return r < 0 ? r : dr_file_flush(c->outlet, err);
 }
 

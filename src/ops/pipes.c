@@ -51,14 +51,23 @@ static int giving_emit(void *user, struct dr_copy_item *item, uint8_t *const *bu
     g->pos += item->len;
     if (item->kind == DR_ITEM_ZERO)
         return dr_file_zero(g->out, at, item->len, 0, err);
-    return dr_file_pwrite(g->out, buf[0], at, (size_t)item->len, err);
+    int r = dr_file_pwrite(g->out, buf[0], at, (size_t)item->len, err);
+    if (r == 0 && g->t.sums)
+        r = dr_sums_put(g->t.sums, item->off, buf[0], item->len, err);
+    return r;
 }
 
 int dr_pipe_write(struct dr_disk *disk, uint64_t from, uint64_t to, struct dr_file *out,
-                  uint64_t total, struct dr_lost *lost, struct dr_job *job, struct dr_error *err)
+                  uint64_t total, struct dr_lost *lost, struct dr_sums *sums, struct dr_job *job,
+                  struct dr_error *err)
 {
     struct giving g = {
-        .t = {.hole_is_zero = true, .write_zeros = true, .lost = lost, .job = job, .pos = from},
+        .t = {.hole_is_zero = true,
+              .write_zeros = true,
+              .lost = lost,
+              .sums = sums,
+              .job = job,
+              .pos = from},
         .out = out,
         .pos = dr_file_size(out),
     };
@@ -248,6 +257,10 @@ static int taking_emit(void *user, struct dr_copy_item *item, uint8_t *const *bu
         r = dr_resize(k->disk, end, DR_PREALLOC_OFF, err);
     if (r == 0 && k->disk)
         r = dr_transfer_emit(&k->t, item, &c->buf, err);
+    if (r == 0 && k->piped->sums)
+        r = dr_sums_resize(k->piped->sums, end, err);
+    if (r == 0 && k->piped->sums)
+        r = dr_sums_put(k->piped->sums, item->off, c->buf, item->len, err);
     chunk_give(k, c);
     if (r == 0 && tell(k, end, stored_done))
         r = dr_fail(err, ECANCELED, "stopped on request");

@@ -11,9 +11,11 @@
 
 /* The guest's bytes [from, to) of the disk, holes as zeros, and zeros up to the end of the sector,
  * to the end of out (dr_file_open_pipe(), or any file). total: bytes of the job, for progress, of
- * which those that out has are done. lost as in struct dr_transfer. Flushes nothing. */
+ * which those that out has are done. lost and sums as in struct dr_transfer; with sums, from is 0.
+ * Flushes nothing. */
 int dr_pipe_write(struct dr_disk *disk, uint64_t from, uint64_t to, struct dr_file *out,
-                  uint64_t total, struct dr_lost *lost, struct dr_job *job, struct dr_error *err);
+                  uint64_t total, struct dr_lost *lost, struct dr_sums *sums, struct dr_job *job,
+                  struct dr_error *err);
 
 /* ------------------------------------------------------------------ from a pipe
  *
@@ -25,7 +27,8 @@ struct dr_piped {
     const char *name;
     uint8_t *head; /* what was read to find out the format, and is given out first */
     size_t head_len, head_at;
-    uint64_t left; /* bytes that are still wanted */
+    uint64_t left;        /* bytes that are still wanted */
+    struct dr_sums *sums; /* NULL, or gets the sums of all that is copied, and its size */
 };
 
 /* format "raw": the bytes as they come. NULL: unpacked, and refused if an image of another format

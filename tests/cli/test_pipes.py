@@ -129,6 +129,14 @@ def test_progress_of_a_pipe_goes_to_standard_error(t, disk):
     assert code == 0 and out.endswith(b"(100.00/100%)\r\n") and err == ""
 
 
+def test_the_checksum_of_what_goes_through_pipes(t, disk):
+    digest = t.ok("checksum", "d.raw").split()[0]
+    assert run(t, "convert", "--checksum", "d.vmdk", "-") == (0, disk, f"{digest}  -\n")
+    assert run(t, "convert", "--checksum", "-", "-", stdin=disk) == (0, disk, f"{digest}  -\n")
+    for fmt in "raw", "qcow2":
+        assert run(t, "convert", "--checksum", "-O", fmt, "-", "new", stdin=disk) == (0, f"{digest}  new\n".encode(), "")
+
+
 def test_a_reader_that_goes_away_is_told(t, disk):
     p = subprocess.Popen([t.bin / "drover", "convert", "d.raw", "-"], cwd=t.dir, stdout=subprocess.PIPE,
                          stderr=subprocess.PIPE)

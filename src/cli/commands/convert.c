@@ -352,7 +352,9 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return 1;
     code = convert(&c, &job);
     cli_job_end(&job);
-    if (code == 0 && c.o.digest) {
+    if (code == 0 && c.o.digest && c.o.to_fd) { /* standard output may hold the disk */
+        fprintf(stderr, "%s  %s\n", c.digest, args->operands[args->n_operands - 1]);
+    } else if (code == 0 && c.o.digest) {
         printf("%s  ", c.digest);
         cli_put(args->operands[args->n_operands - 1]);
         printf("\n");
