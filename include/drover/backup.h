@@ -50,12 +50,13 @@ struct dr_backup_disk {
     struct dr_backup_result result; /* by dr_disks_backup */
 };
 
-/* Copy several disks as they are at one instant of this call, at which their requests wait: for as
- * long as it takes to note the instant, and, with a bitmap, to change the bitmaps durably. From
- * then on, before a range changes that was not copied yet, it is copied first; the job copies the
- * rest. A target that fails does not fail the guest: the backup fails. The targets get their names
- * when all of them are complete and durable; after a failure there are none, and the bitmaps note
- * what they did before. Holes are not read.
+/* Copy several disks as they are at one instant of this call, at which their requests wait for as
+ * long as it takes to note that in memory. (Before, a bitmap begins: where it lies inside the
+ * disk's image, requests wait until it is durable; beside it, for memory only.) From then on,
+ * before a range changes that was not copied yet, it is copied first; the job copies the rest. A
+ * target that fails does not fail the guest: the backup fails. The targets get their names when all
+ * of them are complete and durable; after a failure there are none, and the bitmaps note what they
+ * did before. Holes are not read.
  *
  * TARGET.sums, beside each target, has the checksums that the digest is computed from. It may be
  * removed: then the next incremental backup reads all of this one.

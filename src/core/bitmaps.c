@@ -17,21 +17,11 @@
 #include <xxhash.h>
 
 #include "base/bytes.h"
-#include "core/bitmap-file.h"
-#include "core/internal.h"
+#include "core/bitmaps-internal.h"
 
-#define SAMPLE              4096u
-#define DEFAULT_GRANULARITY UINT64_C(65536)
-#define MAX_GRANULARITY     (UINT64_C(1) << DR_BITMAP_FILE_MAX_BITS)
+#define SAMPLE 4096u
 
 unsigned dr_noting_samples = 16;
-
-/* While the image is written to. */
-struct dr_noting {
-    struct dr_bitmap_file file;
-    struct dr_marks marks; /* what changed since the bitmaps were stored, as fine as the finest */
-    bool marking;          /* an enabled bitmap wants to know */
-};
 
 /* ------------------------------------------------------------------ where */
 
@@ -41,8 +31,7 @@ bool dr_image_bitmaps_inside(const struct dr_image *image)
     return fmt->bitmap_list && (!fmt->bitmaps_inside || fmt->bitmaps_inside(image));
 }
 
-/* NULL, or why the image can have no file of bitmaps. */
-static const char *no_place(const struct dr_image *image)
+const char *dr_bitmaps_no_place(const struct dr_image *image)
 {
     if (!(image->fmt->flags & DR_FORMAT_WRITE) || image->member)
         return "is of a format that is only read, and has no bitmaps";
@@ -153,7 +142,7 @@ static int looks_the_same(struct dr_image *image, const struct dr_bitmap_file *b
 
 /* ------------------------------------------------------------------ trust */
 
-static void distrust_all(struct dr_bitmap_file *b, enum dr_distrust why)
+void dr_bitmaps_distrust(struct dr_bitmap_file *b, enum dr_distrust why)
 {
     for (uint32_t i = 0; i < b->n; i++)
         if (b->list[i].distrust == DR_TRUSTED)
@@ -168,9 +157,7 @@ static bool any_trusted(const struct dr_bitmap_file *b)
     return false;
 }
 
-/* Load the file of bitmaps, which nobody of this process has in use, and see which can be trusted.
- * -ENOENT: there is none, b->path says where it would be. */
-static int load(struct dr_image *image, struct dr_bitmap_file *b, struct dr_error *err)
+int dr_bitmaps_load(struct dr_image *image, struct dr_bitmap_file *b, struct dr_error *err)
 {
     CLEANUP_FREE char *path = NULL;
     bool as_left = true;
@@ -183,11 +170,11 @@ static int load(struct dr_image *image, struct dr_bitmap_file *b, struct dr_erro
     if (r < 0)
         return r;
     if (b->in_use)
-        distrust_all(b, DR_UNCLEAN);
+        dr_bitmaps_distrust(b, DR_UNCLEAN);
     else
         r = looks_the_same(image, b, &as_left, err);
     if (!as_left)
-        distrust_all(b, DR_FOREIGN);
+        dr_bitmaps_distrust(b, DR_FOREIGN);
     return r;
 }
 
@@ -200,7 +187,15 @@ static const char *reason(enum dr_distrust why)
 
 /* ------------------------------------------------------------------ noting */
 
-static void noting_free(struct dr_noting *n)
+struct dr_noting *dr_noting_new(void)
+{
+    struct dr_noting *n = calloc(1, sizeof(*n));
+    if (n)
+        dr_marks_init(&n->marks, DR_BITMAP_FILE_MAX_BITS);
+    return n;
+}
+
+void dr_noting_free(struct dr_noting *n)
 {
     if (!n)
         return;
@@ -211,22 +206,30 @@ static void noting_free(struct dr_noting *n)
 
 void dr_noting_drop(struct dr_image *image)
 {
-    noting_free(DR_STEAL(image->noting));
+    dr_noting_free(DR_STEAL(image->noting));
     image->noting_begun = false;
 }
 
-/* Empty marks for the enabled bitmaps of the list. */
-static int marks_for(const struct dr_noted *list, uint32_t n, uint64_t size, struct dr_marks *marks,
-                     bool *marking)
+static void look_for_enabled(struct dr_noting *n, const struct dr_noted *list, uint32_t count)
 {
-    dr_marks_init(marks, DR_BITMAP_FILE_MAX_BITS);
-    *marking = false;
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < count; i++)
         if (list[i].enabled && list[i].distrust == DR_TRUSTED) {
-            marks->bits = (unsigned)dr_min(marks->bits, list[i].set->bits);
-            *marking = true;
+            n->marks.bits = (unsigned)dr_min(n->marks.bits, list[i].set->bits);
+            n->marking = true;
         }
-    return *marking ? dr_marks_cover(marks, size) : 0;
+}
+
+int dr_noting_marks(struct dr_noting *n, uint64_t size, const struct dr_noted *also,
+                    uint32_t n_also)
+{
+    dr_marks_free(&n->marks);
+    dr_marks_init(&n->marks, DR_BITMAP_FILE_MAX_BITS);
+    n->marking = false;
+    look_for_enabled(n, n->file.list, n->file.n);
+    look_for_enabled(n, also, n_also);
+    int r = n->marking ? dr_marks_cover(&n->marks, size) : 0;
+    n->marks.all = r < 0;
+    return r;
 }
 
 /* *n NULL: there are no bitmaps that could be kept right. */
@@ -234,21 +237,18 @@ static int noting_open(struct dr_image *image, struct dr_noting **n, struct dr_e
 {
     struct dr_error why = DR_ERROR_INIT;
     *n = NULL;
-    if (dr_image_bitmaps_inside(image) || no_place(image))
+    if (dr_image_bitmaps_inside(image) || dr_bitmaps_no_place(image))
         return 0;
-    struct dr_noting *fresh = calloc(1, sizeof(*fresh));
+    struct dr_noting *fresh = dr_noting_new();
     if (!fresh)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    dr_marks_init(&fresh->marks, DR_BITMAP_FILE_MAX_BITS);
-    int r = load(image, &fresh->file, &why);
-    if (r == 0) {
-        dr_marks_free(&fresh->marks);
-        r = marks_for(fresh->file.list, fresh->file.n, image->size, &fresh->marks, &fresh->marking);
-    }
+    int r = dr_bitmaps_load(image, &fresh->file, &why);
+    if (r == 0)
+        r = dr_noting_marks(fresh, image->size, NULL, 0);
     if (r == 0)
         *n = fresh;
     else
-        noting_free(fresh);
+        dr_noting_free(fresh);
     if (r == 0 || r == -ENOENT || r == -EBADMSG) /* nothing trusts a damaged file */
         return 0;
     return why.errnum ? dr_fail(err, -r, "%s", why.text)
@@ -267,7 +267,7 @@ int dr_noting_begin(struct dr_image *image, struct dr_error *err)
     /* That all are distrusted must last, and why: the image is about to look different. */
     if (n && any_trusted(&n->file))
         r = dr_bitmap_file_use(&n->file, image->files[0], err);
-    else if (n && !n->file.in_use)
+    else if (n && n->file.n && !n->file.in_use)
         r = dr_bitmap_file_store(&n->file, true, image->files[0], err);
     image->noting_begun = r == 0;
     return r;
@@ -285,24 +285,22 @@ void dr_noting_everything(struct dr_image *image)
         image->noting->marks.all = true;
 }
 
-static int set_range(void *user, uint64_t off, uint64_t len)
+int dr_bitmaps_set_range(void *user, uint64_t off, uint64_t len)
 {
     dr_marks_set(user, off, len);
     return 0;
 }
 
-/* What was noted so far goes into the enabled bitmaps. */
-static void put_notes(const struct dr_image *image, struct dr_noting *n)
+void dr_noting_put(const struct dr_image *image, struct dr_noting *n)
 {
     for (uint32_t i = 0; n->marking && i < n->file.n; i++) {
         struct dr_noted *one = &n->file.list[i];
         if (one->enabled && one->distrust == DR_TRUSTED)
-            dr_marks_each(&n->marks, image->size, set_range, one->set);
+            dr_marks_each(&n->marks, image->size, dr_bitmaps_set_range, one->set);
     }
 }
 
-/* The files of the image, on which nothing is under way, and the bitmaps go together. */
-static int store_clean(struct dr_image *image, struct dr_bitmap_file *b, struct dr_error *err)
+int dr_bitmaps_store_clean(struct dr_image *image, struct dr_bitmap_file *b, struct dr_error *err)
 {
     struct dr_noted_file *files;
     int r = look_at_files(image, true, &files, err);
@@ -322,8 +320,8 @@ int dr_noting_end(struct dr_image *image, struct dr_error *err)
     int r = 0;
     image->noting_begun = false; /* after a failure the header may say anything: mark it again */
     if (n && any_trusted(&n->file)) {
-        put_notes(image, n);
-        r = store_clean(image, &n->file, err);
+        dr_noting_put(image, n);
+        r = dr_bitmaps_store_clean(image, &n->file, err);
     }
     if (r == 0)
         dr_noting_drop(image);
@@ -332,7 +330,7 @@ int dr_noting_end(struct dr_image *image, struct dr_error *err)
 
 /* ------------------------------------------------------------------ another size */
 
-static int check_bytes(const struct dr_image *image, uint64_t bytes, struct dr_error *err)
+int dr_bitmaps_check_bytes(const struct dr_image *image, uint64_t bytes, struct dr_error *err)
 {
     if (bytes <= DR_BITMAP_FILE_BYTES)
         return 0;
@@ -343,7 +341,7 @@ static int check_bytes(const struct dr_image *image, uint64_t bytes, struct dr_e
                    (unsigned long long)DR_BITMAP_FILE_BYTES);
 }
 
-static uint64_t bytes_of(uint64_t size, unsigned bits)
+uint64_t dr_bitmaps_bytes(uint64_t size, unsigned bits)
 {
     return (size / 8 >> bits) + 1;
 }
@@ -354,8 +352,8 @@ int dr_noting_check_size(struct dr_image *image, uint64_t size, struct dr_error 
     const struct dr_noting *n = image->noting;
     uint64_t bytes = 0;
     for (uint32_t i = 0; n && i < n->file.n; i++)
-        bytes += bytes_of(size, n->file.list[i].set->bits);
-    return check_bytes(image, bytes, err);
+        bytes += dr_bitmaps_bytes(size, n->file.list[i].set->bits);
+    return dr_bitmaps_check_bytes(image, bytes, err);
 }
 
 void dr_noting_resized(struct dr_image *image, uint64_t old)
@@ -390,7 +388,7 @@ struct view {
 /* begin_lock held until the view is closed. */
 static int view_open(struct dr_image *image, struct view *v, struct dr_error *err)
 {
-    const char *why = no_place(image);
+    const char *why = dr_bitmaps_no_place(image);
     *v = (struct view){.b = &v->own};
     if (why)
         return dr_fail(err, ENOTSUP, "%s: %s", image->path, why);
@@ -399,7 +397,7 @@ static int view_open(struct dr_image *image, struct view *v, struct dr_error *er
         v->live = true;
         return 0;
     }
-    int r = load(image, &v->own, err);
+    int r = dr_bitmaps_load(image, &v->own, err);
     return r == -ENOENT ? 0 : r;
 }
 
@@ -412,7 +410,6 @@ static int list_beside(struct dr_image *image, dr_bitmap_each each, void *user,
                        struct dr_error *err)
 {
     struct view v;
-    DR_LOCK_SCOPE(&image->begin_lock);
     int r = view_open(image, &v, err);
     for (uint32_t i = 0; r == 0 && i < v.b->n; i++) {
         const struct dr_noted *one = &v.b->list[i];
@@ -421,6 +418,7 @@ static int list_beside(struct dr_image *image, dr_bitmap_each each, void *user,
             .granularity = UINT64_C(1) << one->set->bits,
             .enabled = one->enabled,
             .inconsistent = one->distrust != DR_TRUSTED || (v.live && one->enabled),
+            .noting = one->distrust == DR_TRUSTED && v.live && one->enabled,
             .distrust = reason(one->distrust),
         };
         r = each(user, &info);
@@ -429,7 +427,7 @@ static int list_beside(struct dr_image *image, dr_bitmap_each each, void *user,
     return r;
 }
 
-static int unusable(const char *name, struct dr_error *err)
+int dr_bitmaps_unusable(const char *name, struct dr_error *err)
 {
     return dr_fail(err, EUCLEAN, "Bitmap '%s' is inconsistent and cannot be used", name);
 }
@@ -444,7 +442,7 @@ static int read_beside(struct dr_image *image, const char *name, dr_bitmap_dirty
     if (r == 0 && !one)
         r = dr_fail(err, ENOENT, "Dirty bitmap '%s' not found", name);
     else if (r == 0 && (one->distrust != DR_TRUSTED || (v.live && one->enabled)))
-        r = unusable(name, err);
+        r = dr_bitmaps_unusable(name, err);
     if (r == 0)
         r = dr_marks_each(one->set, image->size, each, user);
     view_close(&v);
@@ -454,6 +452,7 @@ static int read_beside(struct dr_image *image, const char *name, dr_bitmap_dirty
 int dr_image_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user,
                          struct dr_error *err)
 {
+    DR_LOCK_SCOPE(&image->begin_lock);
     return dr_image_bitmaps_inside(image) ? image->fmt->bitmap_list(image, each, user, err)
                                           : list_beside(image, each, user, err);
 }
@@ -465,317 +464,41 @@ int dr_image_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dir
                                           : read_beside(image, name, each, user, err);
 }
 
-/* ------------------------------------------------------------------ changing */
+/* ------------------------------------------------------------------ while it is written to */
 
-/* The list of bitmaps as it is to be: a copy of the present one with one change. */
-struct edit {
-    struct dr_image *image;
-    struct dr_bitmap_file *b;
-    const struct dr_bitmap_change *c;
-    const struct dr_marks *source; /* bits that the bitmap gets, or NULL */
-    struct dr_noted *list;
-    uint32_t n;
-    struct dr_noted made; /* what the new list alone has ... */
-    struct dr_noted gone; /* ... and the old one alone */
-};
-
-static int edit_add(struct edit *e, struct dr_error *err)
+static int stored_beside(struct dr_image *image, const char *name, struct dr_marks *into,
+                         bool *enabled, struct dr_error *err)
 {
-    const struct dr_bitmap_change *c = e->c;
-    uint64_t granularity = c->granularity ? c->granularity : DEFAULT_GRANULARITY, bytes = 0;
-    if (c->source_name) /* of an image that keeps coarser ones */
-        granularity = dr_min(granularity, MAX_GRANULARITY);
-    if (!*c->name)
-        return dr_fail(err, EINVAL, "Bitmap name cannot be empty");
-    if (granularity < 512 || granularity > MAX_GRANULARITY || granularity & (granularity - 1))
-        return dr_fail(err, EINVAL,
-                       "Granularity must be power of 2 and at least 512, and beside a %s image at "
-                       "most 2 MiB",
-                       e->image->fmt->name);
-    if (strlen(c->name) > DR_BITMAP_FILE_NAME)
-        return dr_fail(err, EINVAL, "Bitmap name too long: %s", c->name);
-    if (dr_bitmap_file_find(e->b, c->name))
-        return dr_fail(err, EEXIST, "Bitmap already exists: %s", c->name);
-    if (e->b->n >= DR_BITMAP_FILE_MAX)
-        return dr_fail(err, EINVAL, "%s: has %u bitmaps already, the most there can be",
-                       e->image->path, e->b->n);
-    unsigned bits = (unsigned)__builtin_ctzll(granularity);
-    for (uint32_t i = 0; i < e->b->n; i++)
-        bytes += bytes_of(e->image->size, e->b->list[i].set->bits);
-    int r = check_bytes(e->image, bytes + bytes_of(e->image->size, bits), err);
-    if (r < 0)
-        return r;
-    e->made.name = strdup(c->name);
-    e->made.set = dr_noted_set(bits, e->image->size);
-    if (!e->made.name || !e->made.set)
-        return dr_fail_errno(err, ENOMEM, "%s", e->image->path);
-    if (e->source)
-        dr_marks_each(e->source, e->image->size, set_range, e->made.set);
-    e->list[e->n] = e->made;
-    e->list[e->n++].enabled = !c->disabled;
-    return 0;
-}
-
-/* One of the list gets other bits: those of old, or none, and those of the source. */
-static int edit_bits(struct edit *e, struct dr_noted *one, bool keep, struct dr_error *err)
-{
-    e->made.set = dr_noted_set(one->set->bits, e->image->size);
-    if (!e->made.set)
-        return dr_fail_errno(err, ENOMEM, "%s", e->image->path);
-    if (keep)
-        dr_marks_each(one->set, e->image->size, set_range, e->made.set);
-    if (e->source)
-        dr_marks_each(e->source, e->image->size, set_range, e->made.set);
-    e->gone.set = one->set;
-    one->set = e->made.set;
-    return 0;
-}
-
-static int edit_list(struct edit *e, struct dr_error *err)
-{
-    const struct dr_bitmap_change *c = e->c;
-    e->n = e->b->n;
-    e->list = calloc(e->n + 1, sizeof(*e->list));
-    if (!e->list)
-        return dr_fail_errno(err, ENOMEM, "%s", e->image->path);
-    if (e->n)
-        memcpy(e->list, e->b->list, e->n * sizeof(*e->list));
-    if (c->action == DR_BITMAP_ADD)
-        return edit_add(e, err);
-    const struct dr_noted *old = dr_bitmap_file_find(e->b, c->name);
-    if (!old)
-        return dr_fail(err, ENOENT, "Dirty bitmap '%s' not found", c->name);
-    struct dr_noted *one = &e->list[old - e->b->list];
-    if (c->action == DR_BITMAP_REMOVE) {
-        e->gone = *one;
-        memmove(one, one + 1, (size_t)(e->list + --e->n - one) * sizeof(*one));
-        return 0;
-    }
-    bool rebuilt = c->action == DR_BITMAP_CLEAR && c->ranges;
-    if (one->distrust != DR_TRUSTED && !rebuilt)
-        return unusable(c->name, err);
-    one->distrust = DR_TRUSTED;
-    if (c->action == DR_BITMAP_CLEAR || c->action == DR_BITMAP_MERGE)
-        return edit_bits(e, one, c->action == DR_BITMAP_MERGE, err);
-    one->enabled = c->action == DR_BITMAP_ENABLE;
-    return 0;
-}
-
-/* Without bitmaps there is no file. */
-static int remove_file(struct dr_image *image, struct dr_bitmap_file *b, struct dr_error *err)
-{
-    struct dr_fs *fs = image->fs;
-    int r = b->generation ? fs->ops->unlink(fs, b->path, err) : 0;
-    if (r == 0 && !(image->flags & DR_OPEN_NO_FLUSH))
-        r = fs->ops->sync_dir(fs, b->path, err);
-    return r;
-}
-
-/* The list takes the place of the present one, in memory and on disk. After a failure it does not,
- * in memory; on disk it may. live: the image is being written to. */
-static int edit_store(struct edit *e, bool live, struct dr_error *err)
-{
-    struct dr_bitmap_file *b = e->b;
-    struct dr_noted *old = b->list;
-    uint32_t n = b->n;
-    b->list = e->list;
-    b->n = e->n;
-    b->disk = e->image->size;
-    int r = !b->n  ? remove_file(e->image, b, err)
-            : live ? dr_bitmap_file_store(b, true, e->image->files[0], err)
-                   : store_clean(e->image, b, err);
-    if (r < 0) {
-        b->list = old;
-        b->n = n;
-        return r;
-    }
-    e->list = old;
-    e->made = (struct dr_noted){0};
-    free(e->gone.name);
-    dr_noted_set_free(e->gone.set);
-    return 0;
-}
-
-static int edit_run(struct edit *e, bool live, struct dr_error *err)
-{
-    int r = edit_list(e, err);
-    if (r == 0)
-        r = edit_store(e, live, err);
-    free(e->list);
-    free(e->made.name);
-    dr_noted_set_free(e->made.set);
-    return r;
-}
-
-/* The image is not being written to: the bitmaps that are trusted stay so, whenever this is
- * interrupted. */
-static int change_at_rest(struct dr_image *image, struct edit *e, struct dr_error *err)
-{
-    struct dr_bitmap_file b;
-    int r = load(image, &b, err);
-    e->b = &b;
-    if (r == 0 || r == -ENOENT)
-        r = edit_run(e, false, err);
-    e->b = NULL;
-    dr_bitmap_file_free(&b);
-    return r;
-}
-
-/* What was noted so far goes into the bitmaps first, and what changes afterwards into those that
- * there are then. */
-static int change_live(struct dr_image *image, struct edit *e, struct dr_error *err)
-{
-    struct dr_noting *n = image->noting, *fresh = NULL;
-    if (!n) {
-        n = fresh = calloc(1, sizeof(*fresh));
-        if (!n)
-            return dr_fail_errno(err, ENOMEM, "%s", image->path);
-        dr_marks_init(&n->marks, DR_BITMAP_FILE_MAX_BITS);
-        int r = load(image, &n->file, err);
-        if (r < 0 && r != -ENOENT) {
-            noting_free(fresh);
-            return r;
-        }
-        distrust_all(&n->file, DR_FOREIGN); /* it came while the image was open */
-    }
-    put_notes(image, n);
-    e->b = &n->file;
-    int r = edit_run(e, true, err);
+    struct view v;
+    int r = view_open(image, &v, err);
+    const struct dr_noted *one = r == 0 ? dr_bitmap_file_find(v.b, name) : NULL;
+    if (r == 0 && !one)
+        r = dr_fail(err, ENOENT, "Dirty bitmap '%s' not found", name);
+    else if (r == 0 && one->distrust != DR_TRUSTED)
+        r = dr_bitmaps_unusable(name, err);
     if (r == 0) {
-        dr_marks_free(&n->marks);
-        if (marks_for(n->file.list, n->file.n, image->size, &n->marks, &n->marking) < 0)
-            n->marks.all = true;
-        image->noting = n;
-    } else {
-        noting_free(fresh);
+        *enabled = one->enabled;
+        dr_marks_each(one->set, image->size, dr_bitmaps_set_range, into);
     }
-    if (r == 0 && !n->file.n) {
-        noting_free(n);
-        image->noting = NULL;
-    }
+    view_close(&v);
     return r;
 }
 
-/* The source's bits, before the lock of the image is taken: it may be the other way round in
- * another thread. */
-static int read_source(struct dr_image *image, const struct dr_bitmap_change *c,
-                       struct dr_marks **set, struct dr_error *err)
-{
-    if (c->source->size != image->size)
-        return dr_fail(err, EINVAL,
-                       "Bitmaps are of different sizes (destination size is %llu, source size is "
-                       "%llu) and can't be merged",
-                       (unsigned long long)image->size, (unsigned long long)c->source->size);
-    *set = dr_noted_set(DR_BITMAP_FILE_MIN_BITS, image->size);
-    if (!*set)
-        return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    return dr_image_bitmap_read(c->source, c->source_name, set_range, *set, err);
-}
-
-/* A bitmap of the image itself that is to be merged: what is noted for it by now, too. */
-static int read_own_source(struct dr_image *image, const struct dr_bitmap_change *c,
-                           struct dr_marks **set, struct dr_error *err)
+int dr_image_bitmap_stored(struct dr_image *image, const char *name, struct dr_marks *into,
+                           bool *enabled, struct dr_error *err)
 {
     DR_LOCK_SCOPE(&image->begin_lock);
-    struct dr_noting *n = image->noting;
-    const struct dr_noted *one = n ? dr_bitmap_file_find(&n->file, c->source_name) : NULL;
-    if (!one || one->distrust != DR_TRUSTED)
-        return 1;
-    *set = dr_noted_set(one->set->bits, image->size);
-    if (!*set)
-        return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    put_notes(image, n);
-    dr_marks_each(one->set, image->size, set_range, *set);
-    return 0;
+    return dr_image_bitmaps_inside(image)
+               ? image->fmt->bitmap_stored(image, name, dr_bitmaps_set_range, into, enabled, err)
+               : stored_beside(image, name, into, enabled, err);
 }
 
-static int change_beside(struct dr_image *image, const struct dr_bitmap_change *c,
-                         struct dr_error *err)
+void dr_image_bitmap_noted(struct dr_image *image, struct dr_marks *into)
 {
-    struct dr_marks *read = NULL;
-    struct edit e = {.image = image, .c = c, .source = c->ranges};
-    bool merges = c->source_name && (c->action == DR_BITMAP_ADD || c->action == DR_BITMAP_MERGE);
-    int r = merges && c->source == image ? read_own_source(image, c, &read, err) : 1;
-    if (r == 1)
-        r = merges ? read_source(image, c, &read, err) : 0;
-    if (read)
-        e.source = read;
-    if (r == 0) {
-        DR_LOCK_SCOPE(&image->begin_lock);
-        r = image->noting_begun || image->noting ? change_live(image, &e, err)
-                                                 : change_at_rest(image, &e, err);
-    }
-    dr_noted_set_free(read);
-    return r;
-}
-
-/* With every writer kept out and all durable. */
-static int change_alone(struct dr_image *image, const struct dr_bitmap_change *c,
-                        struct dr_error *err)
-{
-    if (!dr_image_bitmaps_inside(image))
-        return change_beside(image, c, err);
-    int r = image->fmt->bitmap_change(image, c, err);
-    if (r < 0) /* perhaps nothing is noted any more: the next change of the view begins anew */
-        atomic_fetch_and(&image->begun, ~(unsigned)DR_BEGUN_CHANGES);
-    return r;
-}
-
-int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
-                           struct dr_error *err)
-{
-    struct dr_range range;
-    if (!dr_image_bitmaps_inside(image) && (change->inside || no_place(image)))
-        return dr_fail(err, ENOTSUP, "Can't store persistent bitmaps to %s: %s", image->path,
-                       strerror(ENOTSUP));
-    if (!image->writable)
-        return dr_fail(err, EROFS, "%s: is open for reading only", image->path);
-    int r = dr_image_bitmaps_inside(image) ? dr_image_begin(image, 0, false, err) : 0;
-    if (r < 0)
-        return r;
-    dr_range_lock(image->ranges, &range, 0, UINT64_MAX, true);
-    r = dr_image_flush_all(image, err);
-    if (r == 0)
-        r = change_alone(image, change, err);
-    int flushed = dr_image_flush_all(image, r < 0 ? NULL : err);
-    dr_range_unlock(image->ranges, &range);
-    return r < 0 ? r : flushed;
-}
-
-/* ------------------------------------------------------------------ rebuilding */
-
-struct search {
-    const char *name;
-    uint64_t granularity;
-    bool enabled, found;
-};
-
-static int find_one(void *user, const struct dr_bitmap_info *info)
-{
-    struct search *s = user;
-    if (strcmp(info->name, s->name) == 0) {
-        s->granularity = info->granularity;
-        s->enabled = info->enabled;
-        s->found = true;
-    }
-    return 0;
-}
-
-int dr_image_bitmap_rebuild(struct dr_image *image, const char *name, const struct dr_marks *ranges,
-                            struct dr_error *err)
-{
-    struct search s = {.name = name};
-    struct dr_bitmap_change c = {.action = DR_BITMAP_CLEAR, .name = name, .ranges = ranges};
-    if (!dr_image_bitmaps_inside(image))
-        return dr_image_bitmap_change(image, &c, err);
-    int r = dr_image_bitmap_list(image, find_one, &s, err);
-    if (r == 0 && !s.found)
-        r = dr_fail(err, ENOENT, "Dirty bitmap '%s' not found", name);
-    c.action = DR_BITMAP_REMOVE;
-    if (r == 0)
-        r = dr_image_bitmap_change(image, &c, err);
-    c.action = DR_BITMAP_ADD;
-    c.granularity = s.granularity;
-    c.disabled = !s.enabled;
-    return r < 0 ? r : dr_image_bitmap_change(image, &c, err);
+    DR_LOCK_SCOPE(&image->begin_lock);
+    const struct dr_marks *marks = dr_image_bitmaps_inside(image) ? image->fmt->bitmap_noted(image)
+                                   : image->noting && image->noting->marking ? &image->noting->marks
+                                                                             : NULL;
+    if (marks)
+        dr_marks_each(marks, image->size, dr_bitmaps_set_range, into);
 }

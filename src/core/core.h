@@ -255,7 +255,9 @@ int dr_image_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *
                            struct dr_error *err);
 /* Bitmaps (bitmaps.c), wherever the image keeps them: inside by its driver, else in a file beside
  * it. As the driver's callbacks of these names. -ENOTSUP: it has no place for any. -EBADMSG: the
- * file beside it is damaged. change: every writer of the image is kept out; durable on return. */
+ * file beside it is damaged. change: the caller has claimed the disk; durable on return. What
+ * writes to the image waits: inside an image until it is durable; beside it for changes of memory
+ * only, unless nothing was written yet. */
 bool dr_image_bitmaps_inside(const struct dr_image *image);
 int dr_image_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user,
                          struct dr_error *err);
@@ -263,6 +265,13 @@ int dr_image_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dir
                          struct dr_error *err);
 int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
                            struct dr_error *err);
+/* What a bitmap has by now, also while it notes changes, in two steps: what is stored of it, and
+ * what was noted since the bitmaps were stored, which an enabled one has, too. The second reads no
+ * file; it is exact with every writer kept out. Bitmaps are neither changed nor stored in between:
+ * the caller has claimed the disk. -ENOENT, -EUCLEAN: it is inconsistent. */
+int dr_image_bitmap_stored(struct dr_image *image, const char *name, struct dr_marks *into,
+                           bool *enabled, struct dr_error *err);
+void dr_image_bitmap_noted(struct dr_image *image, struct dr_marks *into);
 /* The bitmap, which may be inconsistent, has exactly these from now on, and is trusted again. The
  * same conditions as for change. Interrupted, it is inconsistent or, inside an image, gone. */
 int dr_image_bitmap_rebuild(struct dr_image *image, const char *name, const struct dr_marks *ranges,

@@ -214,6 +214,7 @@ struct dr_bitmap_info {
     uint64_t granularity; /* bytes of the disk that a bit stands for */
     bool enabled;         /* writes set its bits */
     bool inconsistent;    /* a writer was interrupted: nothing may rely on it */
+    bool noting;          /* inconsistent only because it notes what is written by this very open */
     const char *distrust; /* beside the image: why it is inconsistent; NULL = it is in use */
 };
 
@@ -445,6 +446,13 @@ struct dr_format {
     /* Show what the bitmap has: ascending, never two ranges that touch. */
     int (*bitmap_read)(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
                        struct dr_error *err);
+    /* The same of a bitmap that notes what is written by this very open: what it had before. With
+     * bitmap_noted; the core's begin_lock is held. *enabled: it gets what bitmap_noted tells, too.
+     */
+    int (*bitmap_stored)(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
+                         bool *enabled, struct dr_error *err);
+    /* What changed since the bitmaps were stored; NULL = nothing. Reads no file. */
+    const struct dr_marks *(*bitmap_noted)(const struct dr_image *image);
     /* As a snapshot callback: the core has flushed and keeps out every writer. The image has the
      * bitmaps from before or those from afterwards, whenever it is interrupted. */
     int (*bitmap_change)(struct dr_image *image, const struct dr_bitmap_change *change,

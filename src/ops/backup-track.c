@@ -7,25 +7,25 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/random.h"
+#include "ops/ops-internal.h"
 
 /* ------------------------------------------------------------------ changes of bitmaps */
-
-static int change_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                       struct dr_error *err)
-{
-    (void)fresh;
-    return dr_image_bitmap_change(present->images[0], user, err);
-}
 
 static int remove_bitmap(struct dr_track *t, const char *name, struct dr_error *err)
 {
     struct dr_bitmap_change change = {.action = DR_BITMAP_REMOVE, .name = name};
-    return dr_disk_quiesce(t->disk, change_step, &change, NULL, err);
+    return dr_ops_bitmap_change(t->disk, &change, err);
 }
 
 /* ------------------------------------------------------------------ what is there */
 
 #define NOT_STORED "a program that wrote to the disk did not store it"
+
+/* Here it counts as inconsistent only where it lacks changes. */
+static bool lacks_changes(const struct dr_bitmap_info *info)
+{
+    return info->inconsistent && !info->noting;
+}
 
 struct found {
     struct dr_track *track;
@@ -41,10 +41,10 @@ static int look_at(void *user, const struct dr_bitmap_info *info)
     if (t->last && strcmp(info->name, t->last) == 0) {
         t->had = true;
         t->granularity = info->granularity;
-        f->inconsistent = info->inconsistent;
-        f->distrust = info->inconsistent ? info->distrust ? info->distrust : NOT_STORED
-                      : info->enabled    ? NULL
-                                         : "it is disabled";
+        f->inconsistent = lacks_changes(info);
+        f->distrust = f->inconsistent ? info->distrust ? info->distrust : NOT_STORED
+                      : info->enabled ? NULL
+                                      : "it is disabled";
     } else if (strncmp(info->name, t->prefix, strlen(t->prefix)) == 0 && !f->left) {
         f->left = strdup(info->name);
         return f->left ? 0 : -ENOMEM;
@@ -54,17 +54,10 @@ static int look_at(void *user, const struct dr_bitmap_info *info)
     return 0;
 }
 
-/* Inconsistent is what a bitmap is while its image is written to, too: first it is stored. */
-static int look_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                     struct dr_error *err)
+static int look_once(struct found *f, struct dr_image *image, struct dr_error *err)
 {
-    struct found *f = user;
-    struct dr_image *image = present->images[0];
-    (void)fresh;
     struct dr_error why = DR_ERROR_INIT;
-    int r = dr_image_settle(image, &why);
-    if (r == 0)
-        r = dr_image_bitmap_list(image, look_at, f, &why);
+    int r = dr_image_bitmap_list(image, look_at, f, &why);
     if (r == -ENOTSUP)
         return dr_fail(err, ENOTSUP, "%s; back it up without one", why.text);
     return r < 0 ? dr_fail(err, -r, "%s", why.errnum ? why.text : "out of memory for a backup") : 0;
@@ -73,15 +66,17 @@ static int look_step(void *user, struct dr_chain *present, struct dr_chain **fre
 /* One look for each bitmap that is left over: there is mostly none. */
 static int look(struct found *f, struct dr_error *err)
 {
+    struct dr_chain *chain = dr_disk_chain(f->track->disk);
     int r;
     do {
         free(DR_STEAL(f->left));
-        r = dr_disk_quiesce(f->track->disk, look_step, f, NULL, err);
+        r = look_once(f, chain->images[0], err);
         if (r == 0 && f->left)
             r = remove_bitmap(f->track, f->left, err);
     } while (r == 0 && f->left);
     free(f->left);
-    return r;
+    int closed = dr_chain_unref(chain, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
 }
 
 static int choose_names(struct dr_track *t, const char *set, struct dr_error *err)
@@ -149,28 +144,40 @@ static int add_range(void *user, uint64_t off, uint64_t len)
     return dr_changed_add(user, off, len);
 }
 
-static int read_last(const struct dr_track *t, struct dr_image *image, struct dr_changed *changed,
-                     struct dr_error *err)
+/* What `last` has of the time before now is in its image or beside it, and does not change. */
+static int read_last(struct dr_track *t, struct dr_image *image, struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
-    int r = dr_image_settle(image, err);
-    if (r < 0)
-        return r;
-    r = dr_image_bitmap_read(image, t->last, add_range, changed, &why);
+    bool enabled;
+    dr_marks_init(&t->marks, (unsigned)__builtin_ctzll(t->granularity));
+    t->reads_last = true;
+    int r = dr_marks_cover(&t->marks, image->size);
+    if (r == 0)
+        r = dr_image_bitmap_stored(image, t->last, &t->marks, &enabled, &why);
     return r < 0 ? dr_fail(err, -r, "%s", why.errnum ? why.text : "out of memory for a backup") : 0;
+}
+
+int dr_track_prepare(struct dr_track *t, bool incremental, struct dr_error *err)
+{
+    struct dr_bitmap_change add = {
+        .action = DR_BITMAP_ADD, .name = t->next, .granularity = t->granularity};
+    int r = dr_ops_bitmap_change(t->disk, &add, err);
+    t->added = r == 0;
+    if (r < 0 || !incremental)
+        return r;
+    struct dr_chain *chain = dr_disk_chain(t->disk);
+    r = read_last(t, chain->images[0], err);
+    int closed = dr_chain_unref(chain, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
 }
 
 int dr_track_now(struct dr_track *t, struct dr_chain *present, struct dr_changed *changed,
                  struct dr_error *err)
 {
     struct dr_image *image = present->images[0];
-    struct dr_bitmap_change add = {
-        .action = DR_BITMAP_ADD, .name = t->next, .granularity = t->granularity};
-    int r = changed ? read_last(t, image, changed, err) : 0;
-    if (r == 0)
-        r = dr_image_bitmap_change(image, &add, err);
-    t->added = r == 0;
-    return r;
+    dr_image_bitmap_noted(image, &t->marks);
+    int r = dr_marks_each(&t->marks, image->size, add_range, changed);
+    return r < 0 ? dr_fail(err, -r, "out of memory for a backup") : 0;
 }
 
 /* ------------------------------------------------------------------ afterwards */
@@ -197,5 +204,7 @@ void dr_track_end(struct dr_track *t)
 {
     free(t->prefix);
     free(t->next);
+    if (t->reads_last)
+        dr_marks_free(&t->marks);
     *t = (struct dr_track){0};
 }

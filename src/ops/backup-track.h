@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* How incremental backups find out what has changed: each backup begins a bitmap of its own in
- * the disk's active image, or beside it, at its instant. The set says which one. It is called
+ * the disk's active image, or beside it, shortly before its instant. The set says which one. At the
+ * instant itself, while requests wait, only memory is read. It is called
  *
  *     NAME@SSSSSSSS.RRRRRRRR    NAME: as the user calls them; S: the set's path, hashed; R: random
  *
@@ -12,6 +13,7 @@
 #define DR_OPS_BACKUP_TRACK_H
 
 #include "core/core.h"
+#include "core/marks.h"
 
 /* What has changed: ascending ranges that do not touch. */
 struct dr_changed {
@@ -31,6 +33,8 @@ struct dr_track {
     char *prefix;
     uint64_t granularity; /* of next; 0 = the format's default */
     bool had, added;      /* last / next is there */
+    bool reads_last;
+    struct dr_marks marks; /* what last has, if reads_last */
 };
 
 /* Look at what there is, and remove what is left over. set: its real path. *there: `last` is there,
@@ -38,8 +42,10 @@ struct dr_track {
  * dr_track_end. */
 int dr_track_begin(struct dr_track *t, const char *set, bool anew, bool *there,
                    struct dr_error *err);
-/* In a step of dr_disk_quiesce, at the instant: `next` begins. changed: gets what `last` has; NULL
- * = nobody wants to know. */
+/* Shortly before the instant: `next` begins, durably, and what `last` has got so far is read. */
+int dr_track_prepare(struct dr_track *t, bool incremental, struct dr_error *err);
+/* In a step of dr_disk_exchange, at the instant: changed gets what `last` has, after
+ * dr_track_prepare with incremental. Reads no file. */
 int dr_track_now(struct dr_track *t, struct dr_chain *present, struct dr_changed *changed,
                  struct dr_error *err);
 /* The backup is durable, and its set says so: `last` is removed. */

@@ -295,8 +295,8 @@ static int now_one(struct backup *b, struct dr_chain *present, struct dr_error *
     time_t seconds = time(NULL);
     struct tm tm;
     int r = 0;
-    if (b->bitmap)
-        r = dr_track_now(&b->track, present, b->last ? &b->changed : NULL, err);
+    if (b->last)
+        r = dr_track_now(&b->track, present, &b->changed, err);
     if (r == 0)
         r = note_new_end(b, err);
     if (gmtime_r(&seconds, &tm))
@@ -307,12 +307,10 @@ static int now_one(struct backup *b, struct dr_chain *present, struct dr_error *
 static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                         struct dr_error *err);
 
-/* Flushes may go on beside it, but not where bitmaps change, which writes to the disk's files. */
+/* Flushes may go on beside it. */
 static int hold_next(struct set *set, uint64_t *pause, struct dr_error *err)
 {
-    const struct backup *b = &set->all[set->quiet];
-    return b->bitmap ? dr_disk_quiesce_unflushed(b->what->disk, instant_step, set, pause, err)
-                     : dr_disk_exchange(b->what->disk, instant_step, set, pause, err);
+    return dr_disk_exchange(set->all[set->quiet].what->disk, instant_step, set, pause, err);
 }
 
 /* Each disk's step holds the next one's requests, too. A failure leaves hooks, which end_one()
@@ -327,10 +325,16 @@ static int instant_step(void *user, struct dr_chain *present, struct dr_chain **
     return r < 0 || set->quiet == set->n ? r : hold_next(set, NULL, err);
 }
 
+/* Files are written before and afterwards: at the instant nobody waits for one. */
 static int take_instant(struct set *set, struct dr_error *err)
 {
     uint64_t pause = 0;
-    int r = hold_next(set, &pause, err);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < set->n; i++)
+        if (set->all[i].bitmap)
+            r = dr_track_prepare(&set->all[i].track, set->all[i].last, err);
+    if (r == 0)
+        r = hold_next(set, &pause, err);
     dr_job_held(set->job, pause);
     return r;
 }

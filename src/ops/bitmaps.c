@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Bitmaps of an image, inside it or in a file beside it. They are changed while no request is past
- * the disk's gate. */
+/* Bitmaps of an image, inside it or in a file beside it. Those inside are changed while no request
+ * is past the disk's gate; those beside it keep requests waiting only while memory changes. */
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
@@ -77,15 +77,23 @@ int dr_disk_bitmap_read(struct dr_disk *disk, const char *bitmap,
 
 /* ------------------------------------------------------------------ change */
 
-/* The source's images stay as they are: its disk is not written to while it is read. */
 static int change_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                        struct dr_error *err)
 {
-    struct dr_bitmap_change *c = user;
     (void)fresh;
-    if (!c->source)
-        c->source = present->images[0];
-    return dr_image_bitmap_change(present->images[0], c, err);
+    return dr_image_bitmap_change(present->images[0], user, err);
+}
+
+int dr_ops_bitmap_change(struct dr_disk *disk, struct dr_bitmap_change *c, struct dr_error *err)
+{
+    struct dr_chain *chain = dr_disk_chain(disk);
+    struct dr_image *image = chain->images[0];
+    if (!c->source) /* its images stay as they are: its disk is not written to while it is read */
+        c->source = image;
+    int r = dr_image_bitmaps_inside(image) ? dr_disk_quiesce(disk, change_step, c, NULL, err)
+                                           : dr_image_bitmap_change(image, c, err);
+    int closed = dr_chain_unref(chain, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
 }
 
 /* merge: the bitmap gets what the source has, also a new one. */
@@ -106,7 +114,7 @@ static int change_bitmap(struct dr_disk *disk, const char *bitmap, enum dr_bitma
     };
     int r = dr_disk_claim(disk, "bitmap", err);
     if (r == 0) {
-        r = dr_disk_quiesce(disk, change_step, &change, NULL, err);
+        r = dr_ops_bitmap_change(disk, &change, err);
         dr_disk_unclaim(disk);
     }
     if (source)

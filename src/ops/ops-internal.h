@@ -119,6 +119,10 @@ int dr_ops_refuse_snapshots(struct dr_image *image, const char *what, struct dr_
 
 /* ------------------------------------------------------------------ bitmaps.c */
 
+/* Change a bitmap of the active image of a disk that the caller has claimed. Without a source it is
+ * the image itself. Durable on return. */
+int dr_ops_bitmap_change(struct dr_disk *disk, struct dr_bitmap_change *change,
+                         struct dr_error *err);
 /* Before any data is copied: can the bitmaps of the one disk's top image get into the other's? */
 int dr_ops_bitmaps_check(struct dr_disk *from, struct dr_disk *to,
                          const struct dr_convert_options *o, struct dr_error *err);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What requests of a disk in use wait for while its chain is changed. A snapshot lets them wait for
- * no file: what the guest flushed is safe whatever happens between the steps, and a step that fails
- * leaves the disks on one side or the other. */
+/* What requests of a disk in use wait for while its chain is changed. A snapshot, and a backup
+ * whose bitmaps stand beside the disk, lets them wait for no file: what the guest flushed is safe
+ * whatever happens between the steps, and a step that fails leaves the disks on one side or the
+ * other. */
+#include "drover/backup.h"
 #include "faultfs.h"
 #include "powerfs.h"
 #include "test-ops.h"
@@ -111,6 +113,93 @@ static void requests_wait_for_no_file(void **state)
     snapshots_are_watched("vmdk", "qcow2", false);
     snapshots_are_watched("qcow2", "qcow2", true);
     snapshots_are_watched("vmdk", "vmdk", true);
+}
+
+/* A full backup, and an incremental one of what was written since. */
+static void backups_are_watched(const char *format)
+{
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_fs *fs = faultfs_fs(f);
+    const struct dr_backup_options o = {.set = "set", .bitmap = "B"};
+    struct dr_backup_result result = {0};
+    struct watch w = {0};
+    make_disk(memory, "a", format);
+    ok(dr_open_fs(fs, "a", &rw, &w.disks[0], &err));
+    for (unsigned i = 0; i < 2; i++) {
+        write_bytes(w.disks[0], i * 256 * KiB, 0x11);
+        faultfs_observe(f, count_calls, &w);
+        ok(dr_disk_backup(w.disks[0], i ? "second" : "first", &o, NULL, &result, &err));
+        faultfs_observe(f, NULL, NULL);
+        assert_int_equal(result.incremental, i == 1);
+        if (w.closed)
+            fail_msg("%s: %u calls while requests wait, first: %s", format, w.closed, w.first);
+    }
+    assert_int_equal(result.copied, 64 * KiB);
+    assert_true(w.all > 10);
+    ok(dr_close(w.disks[0], &err));
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+}
+
+static void the_instant_of_a_backup_waits_for_no_file(void **state)
+{
+    (void)state;
+    backups_are_watched("raw");
+    backups_are_watched("vmdk");
+    backups_are_watched("add-cow");
+}
+
+/* While the file of bitmaps is written, the guest writes; then the file fails. */
+static int write_beside(void *user, const struct faultfs_io *io)
+{
+    struct watch *w = user;
+    if (!strstr(io->path, ".drover-bitmaps") || io->kind != FAULTFS_WRITE)
+        return 0;
+    if (w->all++ == 0)
+        write_bytes(w->disks[0], 256 * KiB, 0x12);
+    return -ENOSPC;
+}
+
+static int add_up(void *user, uint64_t off, uint64_t len)
+{
+    uint64_t *sum = user;
+    assert_true(off == 256 * KiB || off == 0);
+    *sum += len;
+    return 0;
+}
+
+static void a_guest_writes_while_bitmaps_beside_its_disk_change(void **state)
+{
+    static const enum dr_bitmap_action actions[] = {DR_BITMAP_DISABLE, DR_BITMAP_CLEAR,
+                                                    DR_BITMAP_REMOVE};
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        struct dr_fs *memory = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(memory);
+        struct watch w = {0};
+        uint64_t dirty = 0;
+        make_disk(memory, "a", "raw");
+        ok(dr_open_fs(faultfs_fs(f), "a", &rw, &w.disks[0], &err));
+        ok(dr_disk_bitmap_change(w.disks[0], "B", DR_BITMAP_ADD, NULL, &err));
+        write_bytes(w.disks[0], 0, 0x11);
+        faultfs_observe(f, write_beside, &w);
+        int r = dr_disk_bitmap_change(w.disks[0], "B", actions[i], NULL, NULL);
+        faultfs_observe(f, NULL, NULL);
+        if (actions[i] == DR_BITMAP_REMOVE) /* the file goes, and is not written */
+            assert_int_equal(r, 0);
+        else
+            assert_int_equal(r, -ENOSPC);
+        ok(dr_close(w.disks[0], &err));
+        ok(dr_open_fs(memory, "a", NULL, &w.disks[0], &err));
+        if (r < 0) { /* it is as it was, and has both */
+            ok(dr_disk_bitmap_read(w.disks[0], "B", add_up, &dirty, &err));
+            assert_int_equal(dirty, 128 * KiB);
+        }
+        ok(dr_close(w.disks[0], &err));
+        faultfs_free(f);
+        dr_fs_memory_free(memory);
+    }
 }
 
 static bool is_inside(struct dr_disk *disk)
@@ -534,6 +623,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(requests_wait_for_no_file),
+        cmocka_unit_test(the_instant_of_a_backup_waits_for_no_file),
+        cmocka_unit_test(a_guest_writes_while_bitmaps_beside_its_disk_change),
         ops_test(no_request_waits_for_the_disk_inside_the_gate),
         cmocka_unit_test(a_pivot_gives_space_back_when_requests_go_on),
         cmocka_unit_test(what_was_flushed_is_safe_between_all_steps),

@@ -13,10 +13,11 @@ static int not_found(const char *name, struct dr_error *err)
     return dr_fail(err, ENOENT, "Dirty bitmap '%s' not found", name);
 }
 
-static int check_usable(const struct dr_image *image, const struct qcow2_bitmap *b,
+/* ours: it is in use by this very open. */
+static int check_usable(const struct dr_image *image, const struct qcow2_bitmap *b, bool ours,
                         const char *name, struct dr_error *err)
 {
-    if (b->flags & QCOW2_BITMAP_IN_USE)
+    if ((b->flags & QCOW2_BITMAP_IN_USE) && !ours)
         return dr_fail(err, EUCLEAN, "Bitmap '%s' is inconsistent and cannot be used", name);
     if (qcow2_bitmap_foreign(b))
         return dr_fail(err, ENOTSUP,
@@ -148,7 +149,7 @@ static int change(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c,
         return not_found(c->name, err);
     if (c->action == DR_BITMAP_REMOVE)
         return qcow2_edit_remove(e, d, err);
-    int r = check_usable(e->image, &d->b, c->name, err);
+    int r = check_usable(e->image, &d->b, false, c->name, err);
     if (r < 0)
         return r;
     switch (c->action) {
@@ -200,8 +201,8 @@ int qcow2_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *c
 
 /* ------------------------------------------------------------------ reading one */
 
-int qcow2_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
-                      struct dr_error *err)
+static int read_one(struct dr_image *image, const char *name, bool stored, dr_bitmap_dirty each,
+                    void *user, bool *enabled, struct dr_error *err)
 {
     CLEANUP_BITMAPS struct qcow2_bitmaps t = {0};
     int r = qcow2_bitmaps_load(image, &t, err);
@@ -210,6 +211,21 @@ int qcow2_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dirty 
     const struct qcow2_bitmap *b = qcow2_bitmaps_find(&t, name);
     if (!b)
         return not_found(name, err);
-    r = check_usable(image, b, name, err);
+    bool ours = stored && qcow2_track_has(image, (uint32_t)(b - t.list));
+    *enabled = b->flags & QCOW2_BITMAP_AUTO;
+    r = check_usable(image, b, ours, name, err);
     return r < 0 ? r : qcow2_bitmap_each_dirty(image, b, image->size, each, user, err);
+}
+
+int qcow2_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
+                      struct dr_error *err)
+{
+    bool enabled;
+    return read_one(image, name, false, each, user, &enabled, err);
+}
+
+int qcow2_bitmap_stored(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
+                        bool *enabled, struct dr_error *err)
+{
+    return read_one(image, name, true, each, user, enabled, err);
 }

@@ -174,6 +174,7 @@ int qcow2_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user, s
             .granularity = UINT64_C(1) << b->granularity_bits,
             .enabled = b->flags & QCOW2_BITMAP_AUTO,
             .inconsistent = b->flags & QCOW2_BITMAP_IN_USE,
+            .noting = qcow2_track_has(image, i),
         };
         r = each(user, &info);
     }

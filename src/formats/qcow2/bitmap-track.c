@@ -37,6 +37,18 @@ void qcow2_changed(struct dr_image *image, uint64_t off, uint64_t len)
         dr_marks_set(&t->marks, off, len);
 }
 
+bool qcow2_track_has(const struct dr_image *image, uint32_t i)
+{
+    const struct qcow2_track *t = qcow2_of(image)->track;
+    return t && !t->lost && i < t->n && t->ours[i];
+}
+
+const struct dr_marks *qcow2_bitmap_noted(const struct dr_image *image)
+{
+    const struct qcow2_track *t = qcow2_of(image)->track;
+    return t ? &t->marks : NULL;
+}
+
 /* ------------------------------------------------------------------ flags of the directory */
 
 /* Write the flags of the bitmaps that are ours, each of which lies inside a sector. */

@@ -186,6 +186,8 @@ int qcow2_track_all(struct dr_image *image, uint64_t size, struct dr_error *err)
 int qcow2_track_resize(struct dr_image *image, struct dr_error *err);
 /* All of the disk counts as changed. */
 void qcow2_track_everything(struct dr_image *image);
+/* The i-th bitmap of the directory is in use by us, who note all that changes. */
+bool qcow2_track_has(const struct dr_image *image, uint32_t i);
 
 /* ------------------------------------------------------------------ the callbacks */
 
@@ -194,6 +196,9 @@ int qcow2_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user,
                       struct dr_error *err);
 int qcow2_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
                       struct dr_error *err);
+int qcow2_bitmap_stored(struct dr_image *image, const char *name, dr_bitmap_dirty each, void *user,
+                        bool *enabled, struct dr_error *err);
+const struct dr_marks *qcow2_bitmap_noted(const struct dr_image *image);
 int qcow2_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
                         struct dr_error *err);
 void qcow2_changed(struct dr_image *image, uint64_t off, uint64_t len);
