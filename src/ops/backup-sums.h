@@ -38,6 +38,12 @@ uint64_t dr_sums_next(const struct dr_sums *a, const struct dr_sums *b, uint64_t
 /* Those of what the disk holds at one instant of this call. It is claimed here. */
 int dr_sums_of_disk(struct dr_sums *s, enum dr_checksum kind, struct dr_disk *disk,
                     struct dr_job *job, struct dr_error *err);
+/* The same of its first `size` bytes. */
+int dr_sums_of_part(struct dr_sums *s, enum dr_checksum kind, struct dr_disk *disk, uint64_t size,
+                    struct dr_job *job, struct dr_error *err);
+/* Can an image of `have` bytes be the backup of a disk of `size` bytes? Some formats count in
+ * sectors: the image then ends with the disk's last sector. */
+bool dr_sums_fits(uint64_t size, uint64_t have);
 
 /* The name of the side file of the image at path, malloc'ed; NULL = out of memory. */
 char *dr_sums_path(const char *path);

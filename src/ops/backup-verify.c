@@ -45,7 +45,10 @@ static int verify(struct dr_fs *fs, const struct dr_backup_entry *e, const char 
 {
     struct dr_sums have;
     char digest[DR_DIGEST_TEXT];
-    int r = dr_sums_of_disk(&have, DR_CHECKSUM_XXH3, disk, job, err);
+    uint64_t size = dr_size(disk);
+    if (dr_sums_fits(e->size, size))
+        size = e->size;
+    int r = dr_sums_of_part(&have, DR_CHECKSUM_XXH3, disk, size, job, err);
     if (r < 0)
         return r;
     dr_sums_digest(&have, digest);

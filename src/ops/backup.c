@@ -156,7 +156,7 @@ static int open_parent(struct backup *b, struct dr_error *err)
         r = dr_open_fs(b->fs, path, &open, &b->parent, err);
     if (r == 0)
         r = dr_chain_check_length(b->what->target, b->parent->chain->n + 1, err);
-    if (r == 0 && dr_size(b->parent) != b->last->size)
+    if (r == 0 && !dr_sums_fits(b->last->size, dr_size(b->parent)))
         r = dr_fail(err, EBADMSG, "%s: has %llu bytes, and had %llu when it was made", path,
                     (unsigned long long)dr_size(b->parent), (unsigned long long)b->last->size);
     if (r == 0) /* what is left out must be there for good */
@@ -179,7 +179,7 @@ static int sums_of_parent(struct backup *b, struct dr_error *err)
                    "%s: there is no such file that belongs to the last backup: all of that "
                    "is read for its checksums",
                    side ? side : b->last->name);
-    return dr_sums_of_disk(&b->sums, DR_CHECKSUM_XXH3, b->parent, NULL, err);
+    return dr_sums_of_part(&b->sums, DR_CHECKSUM_XXH3, b->parent, b->last->size, NULL, err);
 }
 
 static int begin_sums(struct backup *b, struct dr_error *err)
@@ -351,6 +351,14 @@ static int flush_target(struct backup *b, struct dr_error *err)
     return r;
 }
 
+/* A target that counts in sectors ends behind the disk, and a larger last backup has bytes there.
+ */
+static int zero_behind_end(struct backup *b, struct dr_error *err)
+{
+    uint64_t size = b->sums.size, end = dr_size(b->out);
+    return b->last && end > size ? dr_zero(b->out, size, end - size, 0, err) : 0;
+}
+
 static int copy_one(struct set *set, struct backup *b, uint64_t before, struct dr_error *err)
 {
     uint64_t after = set->total - before - b->sums.size;
@@ -359,6 +367,8 @@ static int copy_one(struct set *set, struct backup *b, uint64_t before, struct d
     int broken = dr_frozen_finish(&b->frozen, err);
     r = r < 0 ? r : broken;
     b->what->result.copied = atomic_load(&b->frozen.copied);
+    if (r == 0)
+        r = zero_behind_end(b, err);
     if (r == 0)
         r = flush_target(b, err);
     return r < 0 ? r : dr_ops_close(&b->out, err);

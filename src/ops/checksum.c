@@ -33,20 +33,31 @@ static int sum_frozen(struct dr_sums *sums, struct dr_disk *disk, struct dr_job 
     return r < 0 ? r : broken;
 }
 
-int dr_sums_of_disk(struct dr_sums *sums, enum dr_checksum kind, struct dr_disk *disk,
-                    struct dr_job *job, struct dr_error *err)
+int dr_sums_of_part(struct dr_sums *sums, enum dr_checksum kind, struct dr_disk *disk,
+                    uint64_t size, struct dr_job *job, struct dr_error *err)
 {
     *sums = (struct dr_sums){0};
     int r = dr_disk_claim(disk, "verify", err);
     if (r < 0)
         return r;
-    r = dr_sums_begin_as(sums, kind, dr_size(disk), err);
+    r = dr_sums_begin_as(sums, kind, size, err);
     if (r == 0)
         r = sum_frozen(sums, disk, job, err);
     dr_disk_unclaim(disk);
     if (r < 0)
         dr_sums_end(sums);
     return r;
+}
+
+int dr_sums_of_disk(struct dr_sums *sums, enum dr_checksum kind, struct dr_disk *disk,
+                    struct dr_job *job, struct dr_error *err)
+{
+    return dr_sums_of_part(sums, kind, disk, dr_size(disk), job, err);
+}
+
+bool dr_sums_fits(uint64_t size, uint64_t have)
+{
+    return have == size || have == dr_round_up(size, 512);
 }
 
 int dr_disk_digest(struct dr_disk *disk, struct dr_job *job, char *text, struct dr_error *err)

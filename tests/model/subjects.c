@@ -576,7 +576,7 @@ enum { DETECTED = 42 };
 
 void model_fail(const char *file, int line, const struct subject *s, const char *fmt, ...)
 {
-    char text[1000];
+    char text[5000];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
