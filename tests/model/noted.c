@@ -160,8 +160,8 @@ static const char *wrong_one(const struct noted_bitmap *found, const struct note
     if (found->enabled != then->enabled)
         return "is enabled, or disabled, as it never was";
     if (found->inconsistent)
-        return state >= (then->enabled ? NOTED_OPEN : NOTED_RESIZED) ? NULL
-                                                                     : "must not be inconsistent";
+        return state >= (then->enabled ? NOTED_OPEN : NOTED_ANY) ? NULL
+                                                                 : "must not be inconsistent";
     if (then->enabled)
         return ((then->bits | changed) & all & ~found->bits) ? "misses a change" : NULL;
     return ((then->bits ^ found->bits) & all) ? "is disabled, and has changed" : NULL;

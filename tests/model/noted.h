@@ -42,9 +42,10 @@ int noted_read(struct dr_fs *fs, const char *path, struct noted *found, struct d
 
 /* Which of them a cut may leave inconsistent. */
 enum noted_state {
-    NOTED_STORED,  /* none: the disk was closed */
-    NOTED_OPEN,    /* the enabled ones: their bits are in memory */
-    NOTED_RESIZED, /* all: each gets another length when the disk gets another size */
+    NOTED_STORED, /* none: the disk was closed */
+    NOTED_OPEN,   /* the enabled ones: their bits are in memory */
+    NOTED_ANY,    /* all: each gets another length when the disk gets another size, and those in a
+                     file beside the image are distrusted together */
 };
 
 /* Can `found` be what is left of `then`? then_view and view are what the disk showed, up to size.
