@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The io shell against the real qemu-io: the same lines but for times, the same exit codes, the same disk."""
+import json
 import shutil
 
 import pytest
@@ -189,3 +190,56 @@ def test_every_request_has_its_numbers(t):
     assert out[0] == "wrote 65536/65536 bytes at offset 0"
     assert without_times(out[1]) == "64 KiB, 1 ops; TIME"
     assert without_times(out[2]) == "65536,1,TIME" and len(out[2].split(",")) == 5
+
+
+def both_chains(t, make, *args):
+    """The same by the real qemu-io and by ours; what qemu-img map tells of the image afterwards."""
+    maps = []
+    for tool in (t.real, t.ours):
+        make()
+        r = tool("qemu-io", *args)
+        assert r.code == 0, r
+        text = t.real("qemu-img", "map", "--output=json", "top.qcow2").out
+        maps.append([(e["start"], e["length"], e["depth"], e["zero"], e["data"]) for e in json.loads(text)])
+    return maps
+
+
+def make_chain(t):
+    for name in ("base.qcow2", "top.qcow2"):
+        (t.dir / name).unlink(missing_ok=True)
+    t.ok("create", "-q", "-f", "qcow2", "base.qcow2", "1M")
+    t.io("base.qcow2", "write -P 3 0 512k")
+    t.ok("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2")
+
+
+@pytest.mark.parametrize("open_", [["-C", "top.qcow2"], ["-c", "open -C top.qcow2"]], ids=["option", "command"])
+def test_copy_on_read_writes_what_was_read_into_the_image(t, open_):
+    real, ours = both_chains(t, lambda: make_chain(t), *open_, "-c", "write -P 9 64k 64k", "-c", "read -P 3 128k 128k",
+                             "-c", "read -P 9 64k 64k")
+    assert ours == real
+    assert (65536, 196608, 0, False, True) in ours
+    t.io("top.qcow2", "read -P 3 0 64k", "read -P 9 64k 64k", "read -P 3 128k 384k", "read -P 0 512k 512k")
+
+
+def test_copy_on_read_of_a_disk_open_for_reading_leaves_it(t):
+    make_chain(t)
+    before = (t.dir / "top.qcow2").read_bytes()
+    assert t.ours("qemu-io", "-r", "-C", "-c", "read -P 3 0 128k", "top.qcow2").code == 0
+    assert (t.dir / "top.qcow2").read_bytes() == before
+
+
+@pytest.mark.parametrize("open_", [["-s", "top.qcow2"], ["-c", "open -s top.qcow2"]], ids=["option", "command"])
+def test_what_is_written_to_a_temporary_file_is_gone_at_the_end(t, open_):
+    make_chain(t)
+    before = (t.dir / "top.qcow2").read_bytes()
+    names = t.names()
+    r = t.ours("qemu-io", *open_, "-c", "write -P 9 64k 64k", "-c", "read -P 9 64k 64k", "-c", "read -P 3 128k 64k")
+    assert r.code == 0 and "failed" not in r.out, r
+    assert (t.dir / "top.qcow2").read_bytes() == before and t.names() == names
+
+
+def test_a_temporary_file_over_a_disk_that_may_not_be_written(t):
+    make_chain(t)
+    (t.dir / "top.qcow2").chmod(0o444)
+    r = t.ours("qemu-io", "-s", "-c", "write -P 9 0 64k", "-c", "read -P 9 0 64k", "top.qcow2")
+    assert r.code == 0 and "failed" not in r.out, r

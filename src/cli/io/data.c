@@ -227,6 +227,22 @@ static int outside(const struct io *io, uint64_t off, uint64_t len, struct dr_er
                    dr_image_path(io->disk, 0), len, off, dr_size(io->disk));
 }
 
+/* What the image itself does not hold goes into it. */
+static int copy_up(struct io *io, const struct request *q, const uint8_t *buf, struct dr_error *err)
+{
+    int r = 0;
+    bool allocated;
+    for (uint64_t at = 0, n; r == 0 && at < q->len; at += n) {
+        r = io_top_run(io, q->off + at, q->len - at, &allocated, &n);
+        if (r < 0 || allocated)
+            continue;
+        r = dr_is_zero(buf + at, (size_t)n)
+                ? dr_zero(io->disk, q->off + at, n, 0, err)
+                : dr_pwrite(io->disk, buf + at, q->off + at, (size_t)n, 0, err);
+    }
+    return r;
+}
+
 static int do_read(struct io *io, struct request *q, const char *name)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -245,6 +261,8 @@ static int do_read(struct io *io, struct request *q, const char *name)
         r = outside(io, q->off, q->len, &err);
     else
         r = dr_pread(io->disk, buf, q->off, q->len, &err);
+    if (r == 0 && io->copy_on_read && (io->image.open.flags & DR_OPEN_RDWR))
+        r = copy_up(io, q, buf, &err);
     if (r < 0)
         return io_failed(io, name, r, &err);
     r = verify(q, buf);

@@ -18,8 +18,8 @@ static const struct cli_option options[] = {
     {'k', "native-aio", NULL, "ignored", false},
     {'i', "aio", "MODE", "ignored", false},
     {'T', "trace", "WHAT", "ignored", false},
-    {'s', "snapshot", NULL, "writes to a temporary file", true},
-    {'C', "copy-on-read", NULL, "copying what is read", true},
+    {'s', "snapshot", NULL, "throw away at the end what is written", false},
+    {'C', "copy-on-read", NULL, "write into the image what is read from its backing files", false},
     {'V', "version", NULL, "print the version", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -147,6 +147,8 @@ static int get_flags(struct io *io, unsigned *flags)
     const char *discard = cli_value(io->args, 'd');
     const char *aio = cli_value(io->args, 'i');
 
+    io->temporary = cli_has(io->args, 's');
+    io->copy_on_read = cli_has(io->args, 'C');
     *flags = cli_has(io->args, 'r') ? 0 : DR_OPEN_RDWR;
     if (cli_has(io->args, 'U'))
         *flags |= DR_OPEN_FORCE_SHARE;

@@ -13,6 +13,8 @@ struct io {
     struct dr_disk *disk;   /* NULL = none open */
     struct cli_image image; /* how it was opened */
     bool writethrough;
+    bool temporary;    /* what is written is thrown away at the end */
+    bool copy_on_read; /* what is read from below is written into the image */
     bool quit;
 };
 
@@ -56,6 +58,10 @@ int io_close_disk(struct io *io);
 int io_open(struct io *io, const struct io_command *command, int argc, char **argv);
 int io_close(struct io *io, const struct io_command *command, int argc, char **argv);
 int io_reopen(struct io *io, const struct io_command *command, int argc, char **argv);
+
+/* io/other.c. The run at off that the top image itself holds, or does not: *n bytes, at most len. A
+ * failure is said. */
+int io_top_run(struct io *io, uint64_t off, uint64_t len, bool *allocated, uint64_t *n);
 
 /* io/data.c */
 int io_read(struct io *io, const struct io_command *command, int argc, char **argv);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cli/io/io.h"
+#include "exports/exports.h"
 
 static void cant_open(const struct io *io, const char *name, const char *text)
 {
@@ -23,7 +24,8 @@ int io_open_disk(struct io *io, struct cli_image *image, const char *name)
     if (r < 0) {
         cant_open(io, name, text);
     } else {
-        r = dr_open(image->path, &image->open, &io->disk, &err);
+        r = io->temporary ? temporary_open(image->path, &image->open, &io->disk, &err)
+                          : dr_open(image->path, &image->open, &io->disk, &err);
         if (r < 0) {
             cli_open_reason(io->cli, image->path, &err, text, sizeof(text));
             cant_open(io, name, text);
@@ -60,7 +62,7 @@ int io_close(struct io *io, const struct io_command *command, int argc, char **a
 
 struct opening {
     unsigned flags;
-    bool writethrough;
+    bool writethrough, temporary, copy_on_read;
     const char *options; /* -o */
 };
 
@@ -84,9 +86,10 @@ static int parse_open(struct io *io, const struct io_command *command, int argc,
         } else if (c == 't' && cli_cache_flags(optarg, &o->flags, &o->writethrough) < 0) {
             cli_error(io->cli, "Invalid cache option: %s", optarg);
             return -EINVAL;
-        } else if (c == 's' || c == 'C') {
-            cli_error(io->cli, "open -%c is not supported", c);
-            return -ENOTSUP;
+        } else if (c == 's') {
+            o->temporary = true;
+        } else if (c == 'C') {
+            o->copy_on_read = true;
         } else if (c == '?') {
             return io_wrong(command);
         }
@@ -126,6 +129,8 @@ int io_open(struct io *io, const struct io_command *command, int argc, char **ar
         hits[args.n_hits++] = (struct cli_hit){KEY_LOCKING, locking};
     const struct cli_image_spec spec = {.name = list ? list : name, .flags = o.flags};
     r = cli_image_get(io->cli, &args, &spec, &image) != 0 ? -EINVAL : 0;
+    io->temporary = o.temporary;
+    io->copy_on_read = o.copy_on_read;
     if (r == 0)
         r = io_open_disk(io, &image, name);
     free(list);

@@ -73,8 +73,7 @@ int io_failed(const struct io *io, const char *name, int r, const struct dr_erro
 
 /* ------------------------------------------------------------------ looking */
 
-/* A run of what the top image itself holds, or does not. */
-static int top_run(struct io *io, uint64_t off, uint64_t len, bool *allocated, uint64_t *n)
+int io_top_run(struct io *io, uint64_t off, uint64_t len, bool *allocated, uint64_t *n)
 {
     struct dr_error err = DR_ERROR_INIT;
 
@@ -106,7 +105,7 @@ int io_alloc(struct io *io, const struct io_command *command, int argc, char **a
         return r;
     len = off < size ? dr_min(len, size - off) : 0;
     for (uint64_t at = 0; at < len; at += n) {
-        r = top_run(io, off + at, len - at, &allocated, &n);
+        r = io_top_run(io, off + at, len - at, &allocated, &n);
         if (r < 0)
             return r;
         sum += allocated ? n : 0;
@@ -126,7 +125,7 @@ int io_map(struct io *io, const struct io_command *command, int argc, char **arg
     (void)argc;
     (void)argv;
     for (uint64_t off = 0; off < end; off += n) {
-        int r = top_run(io, off, end - off, &allocated, &n);
+        int r = io_top_run(io, off, end - off, &allocated, &n);
         if (r < 0)
             return r;
         printf("%s (0x%" PRIx64 ") bytes %s allocated at offset %s (0x%" PRIx64 ")\n",
