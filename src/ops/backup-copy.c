@@ -54,11 +54,11 @@ static int alike_until(const struct dr_frozen *f, struct dr_walk *walk, uint64_t
     return r;
 }
 
-/* [off, end) of the grains that begin at `base`, and are in buf. */
-static int write_part(struct dr_frozen *f, uint64_t base, uint64_t off, uint64_t end, bool data,
-                      uint8_t *const *buf, struct dr_error *err)
+/* [off, end) of the disk, which data has; NULL: zeros. */
+static int write_part(struct dr_frozen *f, uint64_t off, uint64_t end, uint8_t *data,
+                      struct dr_error *err)
 {
-    uint8_t *const part[DR_COPY_BUFFERS] = {data ? buf[0] + (off - base) : NULL};
+    uint8_t *const part[DR_COPY_BUFFERS] = {data};
     struct dr_copy_item item = {.off = off, .len = end - off, .kind = DR_ITEM_COPY};
     item.aux[0] = item.len;
     if (!data)
@@ -80,71 +80,136 @@ static size_t changed_from(const struct dr_changed *c, uint64_t off)
     return low;
 }
 
-static int write_changed(struct dr_frozen *f, uint64_t off, uint64_t end, bool data,
-                         uint8_t *const *buf, struct dr_error *err)
+static int write_changed(struct dr_frozen *f, uint64_t off, uint64_t end, uint8_t *data,
+                         struct dr_error *err)
 {
     const struct dr_changed *c = f->changed;
     int r = 0;
     for (size_t i = changed_from(c, off); r == 0 && i < c->n && c->list[i].off < end; i++) {
         uint64_t from = dr_max(off, c->list[i].off);
         uint64_t to = dr_min(end, c->list[i].off + c->list[i].len);
-        r = write_part(f, off, from, to, data, buf, err);
+        r = write_part(f, from, to, data ? data + (from - off) : NULL, err);
     }
     return r;
 }
 
-static int write_grains(struct dr_frozen *f, uint64_t off, uint64_t end, bool data,
-                        uint8_t *const *buf, struct dr_error *err)
+/* The grains [off, end), which data has; NULL: zeros. */
+static int write_grains(struct dr_frozen *f, uint64_t off, uint64_t end, uint8_t *data,
+                        struct dr_error *err)
 {
+    if (f->put)
+        return data ? f->put(f->user, off, end - off, data, err) : 0;
     if (!f->target)
         return 0;
     if (f->changed)
-        return write_changed(f, off, end, data, buf, err);
-    return data ? write_part(f, off, off, end, data, buf, err) : 0;
+        return write_changed(f, off, end, data, err);
+    return data ? write_part(f, off, end, data, err) : 0;
 }
 
-/* Copy the grains [off, end), which the caller has locked. buf has room for DR_STOCK_BUFFER bytes,
- * or for all of them. *writing: a failure is that of the target. */
-static int copy_grains(struct dr_frozen *f, uint64_t off, uint64_t end, uint8_t *const *buf,
-                       bool *writing, struct dr_error *err)
+/* ------------------------------------------------------------------ taking grains */
+
+/* Up to DR_STOCK_BUFFER bytes of grains, from off on: which of them somebody has taken, and not
+ * written yet, and which of these hold data, which stands in buf. */
+struct held {
+    uint64_t off;
+    uint64_t taken, data; /* a bit for each grain */
+    uint8_t *buf;
+};
+
+_Static_assert(DR_STOCK_BUFFER / GRAIN <= 64, "a bit for each grain of a buffer");
+
+static uint64_t bits_of(const struct held *h, uint64_t off, uint64_t end)
 {
-    struct dr_walk walk;
-    dr_walk_init(&walk, f->chain, 0, f->chain->n, f->size);
-    int r = 0;
-    for (uint64_t next; r == 0 && off < end; off = next) {
-        bool data;
-        *writing = false;
-        r = alike_until(f, &walk, off, dr_min(end, off + DR_STOCK_BUFFER), &data, &next, err);
-        if (r == 0 && data)
-            r = dr_chain_read(f->chain, 0, buf[0], off, (size_t)(next - off), err);
-        if (r == 0)
-            r = dr_sums_put(f->sums, off, data ? buf[0] : NULL, next - off, err);
+    uint64_t first = (off - h->off) / GRAIN, n = dr_div_up(end - off, GRAIN);
+    return (n < 64 ? (UINT64_C(1) << n) - 1 : UINT64_MAX) << first;
+}
+
+/* Read the grains [off, end), and find out which hold data. looked: it is known that all do. */
+static int read_grains(struct dr_frozen *f, struct held *h, uint64_t off, uint64_t end, bool looked,
+                       struct dr_error *err)
+{
+    uint8_t *buf = h->buf + (off - h->off);
+    int r = dr_chain_read(f->chain, 0, buf, off, (size_t)(end - off), err);
+    if (r < 0)
+        return r;
+    for (uint64_t next; off < end; off = next, buf = h->buf + (off - h->off)) {
+        next = looked ? end : dr_min(grain_end(f, off), end);
+        if (!looked && dr_is_zero(buf, (size_t)(next - off)))
+            continue;
+        h->data |= bits_of(h, off, next);
+        atomic_fetch_add(&f->copied, next - off);
+    }
+    return 0;
+}
+
+enum known { KNOWN_DATA, KNOWN_ZEROS, NOT_KNOWN }; /* about grains, as far as metadata tells */
+
+static int take_run(struct dr_frozen *f, struct held *h, uint64_t off, uint64_t end,
+                    enum known known, struct dr_error *err)
+{
+    int r = known == KNOWN_ZEROS ? 0 : read_grains(f, h, off, end, known == KNOWN_DATA, err);
+    if (r < 0)
+        return r;
+    for (uint64_t at = off, next; at < end; at = next) {
+        next = grain_end(f, at);
+        r = dr_sums_put(f->sums, at, h->data & bits_of(h, at, next) ? h->buf + (at - h->off) : NULL,
+                        next - at, err);
         if (r < 0)
             return r;
-        *writing = true;
-        r = write_grains(f, off, next, data, buf, err);
-        atomic_fetch_add(&f->copied, data ? next - off : 0);
     }
-    return r;
+    h->taken |= bits_of(h, off, end);
+    dr_dirty_clear(&f->todo, off, end - off); /* from now on it may change */
+    return 0;
 }
 
-/* Copy what is left to copy of the grains [from, to), and of no others. */
-static int copy_left(struct dr_frozen *f, uint64_t from, uint64_t to, uint8_t *const *buf,
-                     bool *writing, struct dr_error *err)
+/* Take what is left of the grains [h->off, end). What is known of them is known of those that are
+ * left, however long ago somebody looked: they are as they were at the instant. A guest does not
+ * look: some file systems take long for it. */
+static int take(struct dr_frozen *f, struct held *h, uint64_t end, enum known known,
+                struct dr_error *err)
 {
     struct dr_range range;
     int r = 0;
-    dr_range_lock(f->copying, &range, from, to - from, true);
-    for (uint64_t off = dr_dirty_next(&f->todo, from), end; r == 0 && off < to;
-         off = dr_dirty_next(&f->todo, end)) {
-        end = grain_end(f, off);
-        while (end < to && dr_dirty_any(&f->todo, end, 1))
-            end = grain_end(f, end);
-        r = copy_grains(f, off, end, buf, writing, err);
-        if (r == 0) /* the target has them: from now on they may change */
-            dr_dirty_clear(&f->todo, off, end - off);
+    dr_range_lock(f->taking, &range, h->off, end - h->off, true);
+    for (uint64_t off = dr_dirty_next(&f->todo, h->off), next; r == 0 && off < end;
+         off = dr_dirty_next(&f->todo, next)) {
+        next = grain_end(f, off);
+        while (next < end && dr_dirty_any(&f->todo, next, 1))
+            next = grain_end(f, next);
+        r = take_run(f, h, off, next, known, err);
     }
-    dr_range_unlock(f->copying, &range);
+    dr_range_unlock(f->taking, &range);
+    return r;
+}
+
+/* How far the grains from off on are alike in being taken and holding data. */
+static uint64_t held_until(const struct dr_frozen *f, const struct held *h, uint64_t off,
+                           uint64_t end)
+{
+    uint64_t first = bits_of(h, off, off + 1);
+    uint64_t next = grain_end(f, off);
+    for (; next < end; next = grain_end(f, next)) {
+        uint64_t bit = bits_of(h, next, next + 1);
+        if (!(h->taken & bit) != !(h->taken & first) || !(h->data & bit) != !(h->data & first))
+            break;
+    }
+    return next;
+}
+
+/* Write what was taken. After a failure h has what is still to be written. */
+static int write_held(struct dr_frozen *f, struct held *h, uint64_t end, struct dr_error *err)
+{
+    int r = 0;
+    for (uint64_t off = h->off, next; r == 0 && off < end; off = next) {
+        uint64_t bits;
+        next = held_until(f, h, off, end);
+        bits = bits_of(h, off, next);
+        if (!(h->taken & bits))
+            continue;
+        r = write_grains(f, off, next, h->data & bits ? h->buf + (off - h->off) : NULL, err);
+        if (r == 0)
+            h->taken &= ~bits;
+    }
     return r;
 }
 
@@ -154,11 +219,13 @@ static int copy_before(struct dr_frozen *f, uint64_t off, uint64_t len, struct d
 {
     uint64_t from = dr_round_down(off, GRAIN), end = dr_min(dr_round_up(off + len, GRAIN), f->size);
     CLEANUP_FREE uint8_t *buf = malloc((size_t)dr_min(end - from, DR_STOCK_BUFFER));
-    bool writing;
     int r = buf ? 0 : dr_fail(err, ENOMEM, "out of memory to copy what a guest changes");
     for (uint64_t next; r == 0 && from < end; from = next) {
+        struct held h = {.off = from, .buf = buf};
         next = dr_min(from + DR_STOCK_BUFFER, end);
-        r = copy_left(f, from, next, &buf, &writing, err);
+        r = take(f, &h, next, NOT_KNOWN, err);
+        if (r == 0)
+            r = write_held(f, &h, next, err);
     }
     return r;
 }
@@ -224,18 +291,31 @@ static int frozen_next(void *user, struct dr_copy_item *item, struct dr_error *e
         return r;
     item->off = f->pos;
     item->len = end - f->pos;
+    item->kind = data ? KNOWN_DATA : KNOWN_ZEROS;
     f->pos = end;
     return 1;
 }
 
-/* The walk told of this item without a lock: now it is locked, and looked at again. */
+enum { AUX_TAKEN, AUX_DATA }; /* of struct held, for an item that is tried again */
+
 static int frozen_work(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                        struct dr_error *err)
 {
     struct dr_frozen *f = user;
+    uint64_t end = item->off + item->len;
+    struct held h = {.off = item->off,
+                     .taken = item->aux[AUX_TAKEN],
+                     .data = item->aux[AUX_DATA],
+                     .buf = buf[0]};
     if (atomic_load(&f->broken))
         return 1; /* the end: dr_frozen_finish tells why */
-    return copy_left(f, item->off, item->off + item->len, buf, &item->writing, err);
+    int r = take(f, &h, end, item->kind, err);
+    item->writing = r == 0;
+    if (r == 0)
+        r = write_held(f, &h, end, err);
+    item->aux[AUX_TAKEN] = h.taken;
+    item->aux[AUX_DATA] = h.data;
+    return r;
 }
 
 int dr_frozen_copy(struct dr_frozen *f, uint64_t before, uint64_t after, struct dr_job *job,
@@ -245,7 +325,7 @@ int dr_frozen_copy(struct dr_frozen *f, uint64_t before, uint64_t after, struct 
         .user = f,
         .next = frozen_next,
         .work = frozen_work,
-        .repeat = DR_COPY_RETRY,
+        .repeat = f->put ? DR_COPY_ONCE : DR_COPY_RETRY,
         .buffers = 1,
         .buffer_size = DR_STOCK_BUFFER,
         .depth = dr_stock_depth_of_two(f->chain, f->target),
@@ -262,8 +342,8 @@ int dr_frozen_copy(struct dr_frozen *f, uint64_t before, uint64_t after, struct 
 int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err)
 {
     pthread_mutex_init(&f->lock, NULL);
-    f->copying = dr_ranges_new();
-    if (!f->copying)
+    f->taking = dr_ranges_new();
+    if (!f->taking)
         return dr_fail(err, ENOMEM, "out of memory for a backup");
     f->transfer = (struct dr_transfer){.dst = f->target,
                                        .sparse = DR_CONVERT_SPARSE_DEFAULT,
@@ -290,6 +370,39 @@ int dr_frozen_now(struct dr_frozen *f, struct dr_chain *present, struct dr_error
     return r;
 }
 
+struct instant {
+    struct dr_frozen *const *all;
+    size_t n, quiet; /* disks whose requests wait */
+};
+
+static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                        struct dr_error *err);
+
+static int hold_next(struct instant *i, uint64_t *pause, struct dr_error *err)
+{
+    return dr_disk_exchange(i->all[i->quiet]->disk, instant_step, i, pause, err);
+}
+
+/* Each disk's step holds the next one's requests, too. */
+static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                        struct dr_error *err)
+{
+    struct instant *i = user;
+    (void)fresh;
+    int r = dr_frozen_now(i->all[i->quiet++], present, err);
+    return r < 0 || i->quiet == i->n ? r : hold_next(i, NULL, err);
+}
+
+int dr_frozen_now_all(struct dr_frozen *const *all, size_t n, struct dr_job *job,
+                      struct dr_error *err)
+{
+    struct instant i = {.all = all, .n = n};
+    uint64_t pause = 0;
+    int r = hold_next(&i, &pause, err);
+    dr_job_held(job, pause);
+    return r;
+}
+
 int dr_frozen_finish(struct dr_frozen *f, struct dr_error *err)
 {
     if (f->hooked)
@@ -311,8 +424,8 @@ void dr_frozen_end(struct dr_frozen *f)
     if (f->chain)
         dr_chain_unref(f->chain, NULL);
     dr_dirty_free(&f->todo);
-    if (f->copying)
-        dr_ranges_free(f->copying);
+    if (f->taking)
+        dr_ranges_free(f->taking);
     pthread_mutex_destroy(&f->lock);
     *f = (struct dr_frozen){0};
 }

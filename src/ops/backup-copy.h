@@ -2,15 +2,17 @@
 /* Copying what a disk holds at one instant, while its guest goes on changing it.
  *
  * From the instant on a hook is told of each change before it happens, under the lock of the units
- * that change. It copies the grains of 64 KiB that the change touches, if nobody has copied them
- * yet: they still hold what they held at the instant. The job copies all others in order. So each
- * grain is copied once, as it was.
+ * that change. It takes the grains of 64 KiB that the change touches, if nobody has taken them yet:
+ * they still hold what they held at the instant. The job takes all others in order. So each grain
+ * is taken once, as it was. Taking a grain means to read it into memory; from then on its guest may
+ * change it. Who has taken a grain writes it to the target, the hook before the change goes on: so
+ * guests are not faster than the target for long.
  *
- *     todo      a bit for each grain that is not copied yet; cleared when it has reached the target
- *     copying   range locks: one thread at a time copies a grain
+ *     todo      a bit for each grain that nobody has taken yet
+ *     taking    range locks: one thread at a time takes a grain
  *
- * Another thread cannot be changing a part of a grain that is being copied: its own hook waits for
- * the lock of the grain first, and then finds it copied.
+ * Another thread cannot be changing a part of a grain that is being taken: its own hook waits for
+ * the lock of the grain first, and then finds it taken.
  *
  * What the hook cannot copy breaks the copy, and not the guest's request: the job ends with that
  * failure, and nothing is copied any more. */
@@ -24,9 +26,14 @@
 
 struct dr_frozen {
     struct dr_disk *disk;
-    uint64_t size;           /* of the disk; it does not change meanwhile */
-    struct dr_chain *target; /* what the grains are written to; NULL = nothing: they are summed */
-    struct dr_sums *sums;    /* gets the sums of what is copied */
+    uint64_t size; /* of the disk; it does not change meanwhile */
+    /* What the grains are written to: an image, or a function that gets those that hold data, once
+     * each, in any order and from any thread: [off, off+len), which data has. Both NULL: they are
+     * only summed. */
+    struct dr_chain *target;
+    int (*put)(void *user, uint64_t off, uint64_t len, const uint8_t *data, struct dr_error *err);
+    void *user;
+    struct dr_sums *sums; /* gets the sums of what is copied */
     /* NULL: all is copied, into a target that reads as zeros. Else the target holds already what
      * the disk holds elsewhere, and zeros in these ranges are written, too. */
     const struct dr_changed *changed;
@@ -34,7 +41,7 @@ struct dr_frozen {
     /* private */
     struct dr_chain *chain; /* the disk at the instant */
     struct dr_dirty todo;
-    struct dr_ranges *copying;
+    struct dr_ranges *taking;
     struct dr_transfer transfer; /* how grains are written */
     struct dr_walk walk;         /* of the job: what there is to copy */
     uint64_t pos;                /* of the job */
@@ -50,6 +57,9 @@ struct dr_frozen {
 int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err);
 /* This is the instant: in a step of dr_disk_quiesce. It is known what has changed. */
 int dr_frozen_now(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err);
+/* The same for several disks, of which this is one instant: their requests wait for it. */
+int dr_frozen_now_all(struct dr_frozen *const *all, size_t n, struct dr_job *job,
+                      struct dr_error *err);
 /* Copy all that is to be copied. before, after: bytes of the job's other disks, for progress. */
 int dr_frozen_copy(struct dr_frozen *f, uint64_t before, uint64_t after, struct dr_job *job,
                    struct dr_error *err);

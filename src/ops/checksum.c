@@ -9,23 +9,14 @@
 
 /* ------------------------------------------------------------------ the sums of a disk */
 
-static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                        struct dr_error *err)
-{
-    (void)fresh;
-    return dr_frozen_now(user, present, err);
-}
-
 /* Other threads may use the disk: they are the sums of one instant. */
 static int sum_frozen(struct dr_sums *sums, struct dr_disk *disk, struct dr_job *job,
                       struct dr_error *err)
 {
-    struct dr_frozen f = {.disk = disk, .size = sums->size, .sums = sums};
-    uint64_t pause = 0;
+    struct dr_frozen f = {.disk = disk, .size = sums->size, .sums = sums}, *one = &f;
     int r = dr_frozen_begin(&f, err);
     if (r == 0)
-        r = dr_disk_exchange(disk, instant_step, &f, &pause, err);
-    dr_job_held(job, pause);
+        r = dr_frozen_now_all(&one, 1, job, err);
     if (r == 0)
         r = dr_frozen_copy(&f, 0, 0, job, err);
     int broken = dr_frozen_finish(&f, r < 0 ? NULL : err);
