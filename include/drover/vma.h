@@ -9,7 +9,7 @@
 #define DROVER_VMA_H
 
 #include "drover/drover.h"
-#include "drover/ops.h"
+#include "drover/backup.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -221,6 +221,12 @@ struct dr_vma_create_options {
     const char *sums; /* its path; NULL = path + ".sums" */
     bool no_sync;     /* do not wait until all is durable */
     bool replace;     /* take an existing file's place; else -EEXIST */
+    /* A backup of disks that other threads use meanwhile: the archive has what all of them hold at
+     * one instant of this call, at which their requests wait for a moment. From then on, before a
+     * range changes that was not read yet, it is read and written to the archive first; so clusters
+     * come in any order. The disks are different ones. Not with vmstate and reproducible. -EBUSY:
+     * another operation changes the images of a disk. */
+    bool at_instant;
     uint64_t
         *zero_so_far; /* NULL, or zeros among what is done: up to date when progress is called */
 };
@@ -228,12 +234,16 @@ struct dr_vma_create_options {
 struct dr_vma_create_result {
     struct dr_vma_disk_result {
         uint64_t size, zero_bytes;
-    } disks[256]; /* in the order of options->disks */
+        uint64_t copied;             /* at_instant: bytes that were read from the disk */
+        char digest[DR_DIGEST_TEXT]; /* at_instant: of the disk at that instant */
+    } disks[256];                    /* in the order of options->disks */
     uint64_t archive_bytes;
 };
 
 /* The archive appears under its name only when it is complete. A device or FIFO at path is written
- * to. progress: bytes of disks. result may be NULL. */
+ * to; after a failure what went to a pipe or socket ends within an extent, if somebody reads it
+ * still, so that nobody takes it for a whole archive. progress: bytes of disks. result may be NULL.
+ */
 DR_API int dr_vma_create(const char *path, const struct dr_vma_create_options *options,
                          struct dr_job *job, struct dr_vma_create_result *result,
                          struct dr_error *err);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "archive/vma-extents.h"
+#include "archive/vma-pack.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
 
@@ -15,7 +16,6 @@
 #define ZERO_CLUSTERS (ZERO_EXTENTS * VMA_WRITE_SLOTS)
 /* Clusters read before they are looked at: still in the processor's cache then. */
 #define GROUP     4u
-#define ALL       0xffffu
 #define STREAM_MS 100
 
 enum item_kind {
@@ -149,7 +149,7 @@ static int wanted(struct vma_extents *x, uint16_t *want, struct dr_error *err)
         if (!dr_run_zero(&x->walk.run)) {
             unsigned first = (unsigned)((off - start) / DR_VMA_BLOCK);
             unsigned last = (unsigned)((stop - 1 - start) / DR_VMA_BLOCK);
-            *want |= (uint16_t)(ALL << first & ALL >> (VMA_BLOCKS - 1 - last));
+            *want |= (uint16_t)(VMA_ALL << first & VMA_ALL >> (VMA_BLOCKS - 1 - last));
         }
         off = stop;
     }
@@ -239,7 +239,7 @@ static int next_stream(struct vma_extents *x, struct dr_copy_item *item, struct 
     item->kind = ITEM_WINDOW;
     item->aux[0] = (uintptr_t)p;
     for (size_t i = 0; i < clusters; i++, x->cluster++)
-        add_slot(x, p, ALL);
+        add_slot(x, p, VMA_ALL);
     if (got < room) { /* the end */
         x->at++;
         x->cluster = 0;
@@ -291,40 +291,15 @@ static int read_blocks(const struct vma_extents *x, const struct vma_plan *p, un
     return 0;
 }
 
-static uint16_t find_data(const uint8_t *blocks, uint16_t want)
-{
-    uint16_t mask = 0;
-    for (unsigned left = want; left; left &= left - 1, blocks += DR_VMA_BLOCK)
-        if (!dr_is_zero(blocks, DR_VMA_BLOCK))
-            mask |= (uint16_t)(left & -left);
-    return mask;
-}
-
 static struct vma_sum sum_blocks(const uint8_t *blocks, uint16_t want)
 {
-    if (want == ALL)
+    if (want == VMA_ALL)
         return vma_sum_of(blocks);
     uint8_t cluster[DR_VMA_CLUSTER];
     memset(cluster, 0, sizeof(cluster));
     for (unsigned left = want; left; left &= left - 1, blocks += DR_VMA_BLOCK)
         memcpy(cluster + (size_t)__builtin_ctz(left) * DR_VMA_BLOCK, blocks, DR_VMA_BLOCK);
     return vma_sum_of(cluster);
-}
-
-/* The blocks of mask, out of those of want, to `to`; the number of bytes they take. Moves towards
- * the front only, by whole blocks. */
-static uint32_t pack(uint8_t *to, const uint8_t *blocks, uint16_t want, uint16_t mask)
-{
-    uint32_t len = (uint32_t)__builtin_popcount(mask) * DR_VMA_BLOCK;
-    if (to == blocks && want == mask)
-        return len;
-    for (unsigned left = want; left; left &= left - 1, blocks += DR_VMA_BLOCK)
-        if (left & -left & mask) {
-            if (to != blocks)
-                memcpy(to, blocks, DR_VMA_BLOCK);
-            to += DR_VMA_BLOCK;
-        }
-    return len;
 }
 
 /* Count the slots from i on, at most limit, that are consecutive clusters of one disk. */
@@ -364,10 +339,10 @@ static int fill_window(const struct vma_extents *x, struct vma_plan *p, uint8_t 
         if (r < 0)
             return r;
         for (unsigned k = i; k < i + n; k++) {
-            uint16_t want = p->source[k].want, mask = find_data(blocks, want);
+            uint16_t want = p->source[k].want, mask = vma_find_data(blocks, want);
             if (x->sums && mask)
                 sums[k] = sum_blocks(blocks, want);
-            end += pack(end, blocks, want, mask);
+            end += vma_pack(end, blocks, want, mask);
             blocks += (size_t)__builtin_popcount(want) * DR_VMA_BLOCK;
             p->slot[k].mask = mask;
         }

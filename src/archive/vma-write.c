@@ -15,6 +15,7 @@
 
 #include "archive/leftovers.h"
 #include "archive/vma-extents.h"
+#include "archive/vma-instant.h"
 #include "archive/vma-write.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
@@ -35,6 +36,8 @@ struct writer {
     uint8_t *head;
     struct vma_member members[VMA_MAX_DISKS]; /* streams first */
     size_t n_taken;                           /* members whose chain we hold a reference to */
+    size_t n_claimed;                         /* disks; at_instant */
+    struct dr_vma_disk_result *instants;      /* of the disks, NULL without at_instant */
 
     bool to_file;        /* a new file that gets its name at the end */
     char *real;          /* path, where links lead to what is replaced */
@@ -196,8 +199,7 @@ static int write_table(struct writer *w, struct dr_error *err)
     return r < 0 ? r : vma_output_write(&w->out, table, len, err);
 }
 
-/* All of the archive into the output, durable if it has to be; and its checksums. */
-static int write_archive(struct writer *w, struct dr_error *err)
+static int write_as_read(struct writer *w, struct dr_error *err)
 {
     struct vma_extents x = {.members = w->members,
                             .n = w->options->n_disks,
@@ -207,9 +209,27 @@ static int write_archive(struct writer *w, struct dr_error *err)
                             .sums = w->sums,
                             .job = w->job,
                             .zeros = w->options->zero_so_far};
+    return vma_extents_run(&x, err);
+}
+
+static int write_instant(struct writer *w, struct dr_error *err)
+{
+    const struct vma_instant x = {.options = w->options,
+                                  .header = &w->header,
+                                  .out = &w->out,
+                                  .frames = w->frames,
+                                  .sums = w->sums,
+                                  .job = w->job,
+                                  .results = w->instants};
+    return vma_instant_run(&x, err);
+}
+
+/* All of the archive into the output, durable if it has to be; and its checksums. */
+static int write_archive(struct writer *w, struct dr_error *err)
+{
     int r = write_header(w, err);
     if (r == 0)
-        r = vma_extents_run(&x, err);
+        r = w->instants ? write_instant(w, err) : write_as_read(w, err);
     if (r == 0 && w->frames)
         r = write_table(w, err);
     if (r == 0 && !w->options->no_sync)
@@ -413,14 +433,26 @@ static int write_through(struct writer *w, struct dr_error *err)
         r = drop_stale(w, w->sums_path, err);
     if (r == 0)
         r = publish_sums(w, err);
-    vma_output_close(&w->out);
     return r;
+}
+
+/* Whoever reads a pipe sees its end, but not why: it must not come behind a whole extent, which may
+ * have been the last one. The beginning of another one, or of a zstd frame, is what no archive ends
+ * with. */
+static void spoil(struct writer *w)
+{
+    static const uint8_t extent[] = {'V', 'M', 'A', 'E'}, frame[] = {0x28, 0xb5, 0x2f, 0xfd};
+    vma_output_write(&w->out, w->frames ? frame : extent, 4, NULL);
 }
 
 static int create_on_fd(struct writer *w, int fd, struct dr_error *err)
 {
     vma_output_to_fd(&w->out, fd, w->path, w->job);
-    return write_through(w, err);
+    int r = write_through(w, err);
+    if (r < 0 && r != -EPIPE)
+        spoil(w);
+    vma_output_close(&w->out);
+    return r;
 }
 
 static int create_on_device(struct writer *w, struct dr_error *err)
@@ -516,11 +548,56 @@ static int refuse_own_source(const struct writer *w, struct dr_error *err)
     return 0;
 }
 
+static int check_instant(const struct writer *w, struct dr_error *err)
+{
+    const struct dr_vma_create_options *o = w->options;
+    if (o->n_disks == 0)
+        return dr_fail(err, EINVAL, "%s: a backup without a disk", w->path);
+    if (o->reproducible)
+        return dr_fail(err, EINVAL,
+                       "%s: a backup of disks in use takes clusters as they come, and is not "
+                       "reproducible",
+                       w->path);
+    for (size_t i = 0; i < o->n_disks; i++)
+        if (o->disks[i].vmstate)
+            return dr_fail(err, EINVAL,
+                           "%s: the state of a machine cannot be read at one instant with its "
+                           "disks",
+                           w->path);
+    return 0;
+}
+
+/* From now on no disk gets another size. */
+static int claim_disks(struct writer *w, struct dr_error *err)
+{
+    const struct dr_vma_create_options *o = w->options;
+    int r = check_instant(w, err);
+    if (r < 0)
+        return r;
+    w->instants = calloc(o->n_disks, sizeof(*w->instants));
+    if (!w->instants)
+        return no_memory(w, err);
+    while (r == 0 && w->n_claimed < o->n_disks) {
+        struct dr_disk *disk = o->disks[w->n_claimed].disk;
+        r = disk ? dr_disk_claim(disk, "backup", err) : check_source(&o->disks[w->n_claimed], err);
+        w->n_claimed += r == 0;
+    }
+    return r;
+}
+
+static void unclaim_disks(struct writer *w)
+{
+    while (w->n_claimed > 0)
+        dr_disk_unclaim(w->options->disks[--w->n_claimed].disk);
+}
+
 static int create(struct writer *w, struct dr_error *err)
 {
     enum place place = place_of(w);
     w->to_file = place == PLACE_FILE;
-    int r = make_header(w, err);
+    int r = w->options->at_instant ? claim_disks(w, err) : 0;
+    if (r == 0)
+        r = make_header(w, err);
     if (r == 0)
         r = plan_sums(w, err);
     if (r == 0 && w->options->compression == DR_VMA_ZSTD)
@@ -538,7 +615,9 @@ static int create(struct writer *w, struct dr_error *err)
 static void fill_result(const struct writer *w, struct dr_vma_create_result *result)
 {
     *result = (struct dr_vma_create_result){.archive_bytes = w->out.pos};
-    for (size_t i = 0; i < w->options->n_disks; i++) {
+    for (size_t i = 0; w->instants && i < w->options->n_disks; i++)
+        result->disks[i] = w->instants[i];
+    for (size_t i = 0; !w->instants && i < w->options->n_disks; i++) {
         const struct vma_member *m = &w->members[i];
         result->disks[m->disk->id - 1].size = m->disk->size;
         result->disks[m->disk->id - 1].zero_bytes = m->zero_bytes;
@@ -557,6 +636,7 @@ int dr_vma_create_fs(struct dr_fs *fs, const char *path,
     w->options = options;
     w->job = job;
     int r = create(w, err);
+    unclaim_disks(w);
     if (r == 0 && result)
         fill_result(w, result);
     if (r < 0 && err)
@@ -565,6 +645,7 @@ int dr_vma_create_fs(struct dr_fs *fs, const char *path,
         dr_aside_hide(err->text, DR_ASIDE_FILE, dr_path_basename(w->sums_path));
     end_sums(w);
     vma_frames_free(w->frames);
+    free(w->instants);
     free(w->head);
     free(w);
     return r;

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "cli/commands.h"
+#include "cli/commands/backup.h"
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
 #include "cli/common/pipes.h"
@@ -16,8 +16,14 @@ static const struct cli_option options[] = {
     {KEY_SINCE, "since", "BACKUP", "with the bitmap of this backup of the set", false},
     {KEY_STATE, "state", "SET", "the file that lists the backups (backups.json beside TARGET)",
      false},
-    {'O', "target-format", "FMT", "format of TARGET (qcow2)", false},
+    {'O', "target-format", "FMT", "format of TARGET (qcow2); vma: an archive, as by its name",
+     false},
     {'o', "options", "NAME=VALUE,...", "settings of TARGET's format; -o help lists them", false},
+    {'c', "config", "FILE", "archive: put this configuration file in (repeatable)", false},
+    {'d', "disk", "[format=FMT:]NAME=FILE", "archive: put this disk in, as NAME (repeatable)",
+     false},
+    {KEY_COMPRESS, "compress", "zstd[:LEVEL]|none", "archive: zstd if TARGET ends in .zst", false},
+    {KEY_NO_SUMS, "no-sums", NULL, "archive: write no checksums beside it", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -94,6 +100,8 @@ static int run_make(const struct cli *cli, const struct cli_args *args)
     if (cli_wants_option_list(args))
         return cli_print_option_list(cli, cli_has(args, 'O') ? cli_value(args, 'O') : "qcow2",
                                      false);
+    if (cli_backup_is_archive(args))
+        return cli_backup_archive(cli, args);
     if (args->n_operands != 2)
         return cli_usage(cli, "Expecting the disk and the new file for its backup");
     const struct cli_image_spec spec = {.name = args->operands[0], .format_key = 'f'};
@@ -281,11 +289,12 @@ static const struct cli_command *const children[] = {&list_command, &verify_comm
 
 const struct cli_command cli_cmd_backup = {
     .name = "backup",
-    .operands = "DISK TARGET",
-    .brief = "Copy a disk, or what has changed, into a new image, and record a digest",
+    .operands = "DISK... TARGET",
+    .brief = "Copy disks, or what has changed, into new images or an archive, with digests",
     .about =
         "With --bitmap the next backup with the same bitmap holds only what has changed, on top\n"
-        "of the last one. `backup list` and `backup verify` take the file that lists them.",
+        "of the last one. `backup list` and `backup verify` take the file that lists them.\n"
+        "Several DISKs go into one archive: TARGET.vma, TARGET.vma.zst, or - for a pipe.",
     .sets = sets,
     .children = children,
     .roles = CLI_DROVER,

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -47,28 +46,6 @@ static void create_free(struct create *c)
 
 /* ------------------------------------------------------------------ options */
 
-static int get_compression(struct create *c, const struct cli_args *args)
-{
-    const char *text = cli_value(args, KEY_COMPRESS);
-    size_t n = strlen(c->path);
-    char *end;
-
-    if (!text && (cli_has(args, KEY_ZSTD) || (n > 4 && strcmp(c->path + n - 4, ".zst") == 0)))
-        text = "zstd";
-    if (!text || strcmp(text, "none") == 0)
-        return 0;
-    if (strncmp(text, "zstd", 4) != 0 || (text[4] && text[4] != ':'))
-        return cli_usage(c->cli, "--compress must be zstd, zstd:LEVEL or none, not '%s'", text);
-    c->o.compression = DR_VMA_ZSTD;
-    if (!text[4])
-        return 0;
-    long level = strtol(text + 5, &end, 10);
-    if (!text[5] || *end || level < 1 || level > 22)
-        return cli_usage(c->cli, "the level of zstd must be between 1 and 22, not '%s'", text + 5);
-    c->o.level = (int)level;
-    return 0;
-}
-
 static int get_identity(struct create *c, const struct cli_args *args)
 {
     const char *uuid = cli_value(args, KEY_UUID), *ctime = cli_value(args, KEY_CTIME);
@@ -104,29 +81,11 @@ static int get_sources(struct create *c, const struct cli_args *args)
     return code;
 }
 
-/* "-", or the pipe's own name: /dev/stdout. */
-static bool is_stdout(const char *path)
-{
-    struct stat a, b;
-
-    if (strcmp(path, "-") == 0)
-        return true;
-    return stat(path, &a) == 0 && fstat(STDOUT_FILENO, &b) == 0 && S_ISFIFO(a.st_mode) &&
-           a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-}
-
 /* The archive goes to standard output: whatever else is printed must not. */
 static int take_stdout(struct create *c)
 {
-    if (isatty(STDOUT_FILENO)) {
-        cli_error(c->cli, "an archive is not written to a terminal");
+    if (vma_take_stdout(c->cli, &c->fd) != 0)
         return 1;
-    }
-    c->fd = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
-    if (c->fd < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0) {
-        cli_error(c->cli, "standard output: %s", strerror(errno));
-        return 1;
-    }
     c->path = "standard output";
     c->o.use_fd = true;
     c->o.fd = c->fd;
@@ -142,10 +101,10 @@ static int get_options(struct create *c, const struct cli_args *args)
     c->o.replace = cli_has(args, KEY_FORCE);
     if (c->o.no_sums && c->o.sums)
         return cli_usage(c->cli, "--sums and --no-sums exclude each other");
-    int code = get_compression(c, args);
+    int code = vma_get_compression(c->cli, args, c->path, &c->o);
     if (code == 0)
         code = get_identity(c, args);
-    if (code == 0 && is_stdout(c->path))
+    if (code == 0 && vma_is_stdout(c->path))
         code = take_stdout(c);
     if (code == 0)
         code = get_sources(c, args);

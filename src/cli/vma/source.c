@@ -96,16 +96,38 @@ static int check_name(const struct vma_source *s, const char *name)
     return 1;
 }
 
+/* Takes the name over. */
+static int put_disk(struct vma_source *s, const struct cli_args *args, const char *format,
+                    char *name, const char *path)
+{
+    struct dr_vma_create_disk *d = next_disk(s);
+
+    if (!d) {
+        free(name);
+        return 1;
+    }
+    *d = (struct dr_vma_create_disk){.name = name, .state_fd = -1};
+    s->n_disks++;
+    if (check_name(s, name) != 0)
+        return 1;
+    return open_disk(s, args, format, path, &d->disk);
+}
+
+int vma_source_image(struct vma_source *s, const struct cli_args *args, const char *format,
+                     const char *name, const char *path)
+{
+    char *copy = strdup(name);
+
+    return copy ? put_disk(s, args, format, copy, path) : out_of_memory(s->cli);
+}
+
 /* "NAME=PATH"; without a NAME, disks are counted. */
 static int add_disk(struct vma_source *s, const struct cli_args *args, const char *format,
                     const char *text)
 {
     const char *equals = strchr(text, '='), *path = equals ? equals + 1 : text;
-    struct dr_vma_create_disk *d = next_disk(s);
     char *name;
 
-    if (!d)
-        return 1;
     int r = equals ? asprintf(&name, "%.*s", (int)(equals - text), text)
                    : asprintf(&name, "disk%zu", s->n_disks);
     if (r < 0)
@@ -114,11 +136,7 @@ static int add_disk(struct vma_source *s, const struct cli_args *args, const cha
         free(name);
         return vma_source_vmstate(s, path, NULL);
     }
-    *d = (struct dr_vma_create_disk){.name = name, .state_fd = -1};
-    s->n_disks++;
-    if (check_name(s, name) != 0)
-        return 1;
-    return open_disk(s, args, format, path, &d->disk);
+    return put_disk(s, args, format, name, path);
 }
 
 int vma_source_disk(struct vma_source *s, const struct cli_args *args, const char *text)

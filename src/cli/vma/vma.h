@@ -109,6 +109,21 @@ int vma_source_config(struct vma_source *s, const char *path);
 void vma_source_free(struct vma_source *s);
 #define CLEANUP_SOURCE __attribute__((cleanup(vma_source_free)))
 
+/* [format=FMT:]NAME=PATH, taken apart; format may be NULL. */
+int vma_source_image(struct vma_source *s, const struct cli_args *args, const char *format,
+                     const char *name, const char *path);
+
+/* ------------------------------------------------------------------ vma/output.c */
+
+/* --compress and --zstd, or what the name of the archive says. 0 or the exit code. */
+int vma_get_compression(const struct cli *cli, const struct cli_args *args, const char *path,
+                        struct dr_vma_create_options *o);
+/* "-", or the pipe's own name: /dev/stdout. */
+bool vma_is_stdout(const char *path);
+/* An archive goes to *fd, where standard output was, and whatever else is printed to standard
+ * error. 0, or 1 after a message. */
+int vma_take_stdout(const struct cli *cli, int *fd);
+
 /* ------------------------------------------------------------------ vma/map.c
  *
  * The lines that say where each disk of a restore goes. */

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Backups of disks into VMA archives, read by a reader that shares nothing with the writer; what is refused."""
+import os
+import random
+import signal
+import subprocess
+
+import pytest
+import vmacheck
+import vmagen
+from conftest import DROVER
+
+CONF = b"cores: 2\n"
+
+
+@pytest.fixture
+def disks(t):
+    t.ok("create", "-q", "-f", "qcow2", "one.qcow2", "64M")
+    t.io("one.qcow2", "write -P 3 1M 2M", "write -P 4 40M 4k")
+    data = vmagen.random_disk(random.Random(1), 30 * 65536, 0.5)
+    (t.dir / "two.raw").write_bytes(data)
+    (t.dir / "qemu-server.conf").write_bytes(CONF)
+    t.ok("convert", "-q", "-O", "raw", "one.qcow2", "one.flat")
+    return {"one": (t.dir / "one.flat").read_bytes(), "two": data}
+
+
+def holds(path, disks):
+    parsed = vmacheck.check(path)
+    assert parsed.configs == [(b"qemu-server.conf", CONF)]
+    for name, data in disks.items():
+        assert parsed.content(name) == data
+
+
+@pytest.mark.parametrize("name", ["b.vma", "b.vma.zst"])
+def test_disks_go_into_an_archive(t, disks, name):
+    out = t.ok("backup", "-c", "qemu-server.conf", "one.qcow2", "two.raw", name)
+    holds(t.dir / name, disks)
+    assert "one: 64 MiB, 2.06 MiB read, digest " in out
+    digests = dict(line.split(":")[0:1] + [line.split()[-1]] for line in out.splitlines() if "digest" in line)
+    assert "checked with checksums" in t.ok("vma", "verify", name)
+    t.ok("compare", "one.qcow2", f"vma:{name}#one")
+    t.ok("backup", "-q", "--state", "s.json", "one.qcow2", "copy.qcow2")
+    assert digests["one"] in (t.dir / "s.json").read_text()
+
+
+def test_names_and_formats_are_given(t, disks):
+    t.ok("backup", "-q", "-c", "qemu-server.conf", "-d", "drive-scsi0=one.qcow2", "-d", "format=raw:drive-scsi1=two.raw",
+         "-O", "vma", "--no-sums", "b")
+    holds(t.dir / "b", {"drive-scsi0": disks["one"], "drive-scsi1": disks["two"]})
+    assert not (t.dir / "b.sums").exists()
+
+
+def test_an_archive_goes_into_a_pipe(t, disks):
+    r = subprocess.run([DROVER, "backup", "-c", "qemu-server.conf", "--compress", "zstd", "one.qcow2", "two.raw", "-"],
+                       cwd=t.dir, capture_output=True, check=True)
+    assert b"digest" in r.stderr
+    (t.dir / "b.vma.zst").write_bytes(r.stdout)
+    holds(t.dir / "b.vma.zst", disks)
+
+
+def test_a_killed_backup_into_a_pipe_is_no_whole_archive(t, disks):
+    p = subprocess.Popen([DROVER, "backup", "-r", "1M", "one.qcow2", "two.raw", "-"], cwd=t.dir, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE)
+    head = os.read(p.stdout.fileno(), 4096)
+    p.send_signal(signal.SIGTERM)
+    rest, err = p.communicate(timeout=60)
+    assert p.returncode != 0 and b"no whole archive" in err
+    (t.dir / "b.vma").write_bytes(head + rest)
+    with pytest.raises(vmacheck.Broken):
+        vmacheck.check(t.dir / "b.vma")
+    assert t.drover("vma", "verify", "b.vma").code == 2
+
+
+def test_a_reader_that_goes_ends_the_backup(t, disks):
+    p = subprocess.Popen([DROVER, "backup", "two.raw", "-"], cwd=t.dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdout.read(100)
+    p.stdout.close()
+    err = p.stderr.read()
+    assert p.wait(timeout=60) == 1
+    assert err.count(b"\n") == 1 and b"nobody reads the archive any more" in err
+    p.stderr.close()
+
+
+def test_what_is_refused(t, disks):
+    names = t.names()
+    for args, text in ((["b.vma"], "Expecting disks and the archive"),
+                       (["one.qcow2", "one.qcow2", "b.vma"], "two disks have the name 'one'"),
+                       (["--bitmap", "d", "one.qcow2", "b.vma"], "--bitmap is for backups into images"),
+                       (["--since", "d", "one.qcow2", "b.vma"], "--since is for backups into images"),
+                       (["-O", "vma", "one.qcow2", "two.raw"], "exists already"),
+                       (["nothing.qcow2", "b.vma"], "nothing.qcow2"),
+                       (["-c", "nothing.conf", "one.qcow2", "b.vma"], "nothing.conf"),
+                       (["--compress", "lzop", "one.qcow2", "b.vma"], "--compress must be zstd")):
+        r = t.drover("backup", *args)
+        assert r.code == 1 and text in r.err, r
+    assert t.names() == names
+
+
+def test_a_disk_in_use_is_refused_before_anything_is_read(t, disks):
+    names = t.names()
+    with subprocess.Popen([DROVER, "io", "two.raw"], cwd=t.dir, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        user.stdin.write(b"read 0 512\n")
+        user.stdin.flush()
+        user.stdout.readline()
+        r = t.drover("backup", "one.qcow2", "two.raw", "b.vma")
+        assert r.code == 1 and "two.raw" in r.err and "lock" in r.err
+        user.stdin.close()
+        user.wait(timeout=60)
+    assert t.names() == names
