@@ -100,15 +100,17 @@ enum dr_open_flag {
                                     changes; content ids stay (rebase, stream) */
     DR_OPEN_DIRECT = 1 << 9,     /* past the host's page cache (O_DIRECT) where that is
                                     possible, else advise it to keep nothing */
+    DR_OPEN_SALVAGE = 1 << 10,   /* open an image of which parts are missing, too: reads of those
+                                    parts fail. Excludes RDWR */
 };
 
 struct dr_open_options {
     const char *format;             /* of the top image; NULL = find out (raw if nothing fits) */
     unsigned flags;                 /* enum dr_open_flag */
     const char *const *allow_paths; /* NULL or NULL-terminated: directories, besides an image's own,
-                                       in which backing files may be; added to the environment's
-                                       DROVER_ALLOW_PATH (':' between) and /etc/drover/allow-paths
-                                       (one a line) */
+                                       in which backing files and extents may be; added to the
+                                       environment's DROVER_ALLOW_PATH (':' between) and
+                                       /etc/drover/allow-paths (one a line) */
     const char *backing;        /* NULL, or a path to use instead of the recorded backing name */
     const char *backing_format; /* with backing; NULL = find out */
     const char *data_file; /* NULL, or a path to use instead of the data file that the top image

@@ -172,6 +172,7 @@ struct dr_convert_options {
     uint64_t sparse_size; /* -S: runs of zeros at least this long are not written; 0 = none, write
                              all; default by DR_CONVERT_SPARSE_DEFAULT */
     bool salvage;         /* unreadable source ranges become zeros, with a message */
+    bool *lost;           /* NULL, or salvage sets it where there were such ranges */
     bool compress;
     bool bitmaps;             /* the target gets the source's bitmaps, too; one source only */
     bool skip_broken_bitmaps; /* but inconsistent ones, which are refused otherwise */

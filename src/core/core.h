@@ -29,8 +29,6 @@
  * A driver that can tell without the disk's other files does not open them; nothing may be mapped
  * then. Reading only. */
 #define DR_OPEN_RECORDED (1u << 29)
-/* Open what is cut off or lacks parts, too: reads of what is missing fail. For salvaging. */
-#define DR_OPEN_SALVAGE (1u << 28)
 
 struct dr_cache;   /* pages.c */
 struct dr_ranges;  /* inflight.c */
@@ -146,9 +144,9 @@ struct dr_chain {
 /* ------------------------------------------------------------------ images (image.c, open.c) */
 
 /* For drivers, during open: open a further file of the image (extent, data file). name as recorded:
- * resolved against the image's directory, must lie inside that directory's tree once links are
- * followed (invariant 6). The file gets the image's access mode and locks and is appended to
- * files[]. */
+ * resolved against the image's directory, must lie inside that directory's tree, or in a directory
+ * that somebody allowed, once links are followed (invariant 6). The file gets the image's access
+ * mode and locks and is appended to files[]. */
 int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index,
                        struct dr_error *err);
 

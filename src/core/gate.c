@@ -154,10 +154,10 @@ int dr_gate_pass_file(const struct dr_gate *gate, const char *from, struct dr_fi
     return r == 0 ? pass_real(gate, from, real, "backing file", err) : r == -ENOTSUP ? 0 : r;
 }
 
-int dr_gate_pass_data_file(const struct dr_gate *gate, const char *from, const char *real,
-                           struct dr_error *err)
+int dr_gate_pass_further(const struct dr_gate *gate, const char *from, const char *real,
+                         const char *what, struct dr_error *err)
 {
-    return gate->any ? 0 : pass_real(gate, from, real, "data file", err);
+    return gate->any ? 0 : pass_real(gate, from, real, what, err);
 }
 
 int dr_gate_check_new(struct dr_fs *fs, const char *from, const char *path,

@@ -103,86 +103,54 @@ static int image_open_path(struct dr_image *image, const char *path, struct dr_e
 
 /* ------------------------------------------------------------------ further files */
 
-static int place_allowed(struct dr_image *image, const char *name, const char *real,
-                         struct dr_error *err)
-{
-    bool inside = false;
-    int r = dr_gate_own_tree(image->fs, image->path, real, &inside, err);
-    if (r < 0 || inside)
-        return r;
-    return dr_fail(err, EACCES,
-                   "%s: refuses to open its extent \"%s\" (%s): extents must be in the image's own "
-                   "directory; move the file there",
-                   image->path, name, real);
-}
-
-static int name_allowed(struct dr_image *image, const char *name, const char *full,
-                        struct dr_error *err)
-{
-    CLEANUP_FREE char *real = NULL;
-    if (image->flags & DR_OPEN_ANY_PATH)
-        return 0;
-    int r = image->fs->ops->realpath(image->fs, full, &real, err);
-    if (r < 0)
-        return dr_prefix(err, r, "%s: cannot open its extent \"%s\"", image->path, name);
-    return place_allowed(image, name, real, err);
-}
-
-/* The name may have been turned since it was looked at. */
-static int file_allowed(struct dr_image *image, const char *name, struct dr_file *file,
-                        struct dr_error *err)
-{
-    CLEANUP_FREE char *real = NULL;
-    if ((image->flags & DR_OPEN_ANY_PATH) || !image->fs->ops->where)
-        return 0;
-    int r = image->fs->ops->where(image->fs, file, &real, err);
-    return r == 0 ? place_allowed(image, name, real, err) : r == -ENOTSUP ? 0 : r;
-}
-
-int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index,
-                       struct dr_error *err)
-{
-    CLEANUP_FREE char *full = dr_path_sibling(image->path, name);
-    if (!full)
-        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-    int r = name_allowed(image, name, full, err);
-    if (r == 0)
-        r = image_open_path(image, full, err);
-    if (r == 0)
-        r = file_allowed(image, name, image->files[image->n_files - 1], err);
-    if (r == 0)
-        *index = image->n_files - 1;
-    return r;
-}
-
-static int data_file_allowed(struct dr_image *image, const char *real, struct dr_error *err)
+/* May the image open this file, which it calls its `what`? */
+static int further_allowed(struct dr_image *image, const char *real, const char *what,
+                           struct dr_error *err)
 {
     static const struct dr_open_options defaults;
     struct dr_gate gate;
     if (image->gate)
-        return dr_gate_pass_data_file(image->gate, image->path, real, err);
+        return dr_gate_pass_further(image->gate, image->path, real, what, err);
     int r = dr_gate_make(&gate, image->fs, &defaults, err);
     if (r < 0)
         return r;
-    r = dr_gate_pass_data_file(&gate, image->path, real, err);
+    r = dr_gate_pass_further(&gate, image->path, real, what, err);
     dr_gate_clear(&gate);
     return r;
 }
 
 /* First by its name, then, since a link may have been turned meanwhile, as what was opened. */
-static int open_allowed_data_file(struct dr_image *image, const char *full, struct dr_error *err)
+static int open_allowed(struct dr_image *image, const char *full, const char *what,
+                        struct dr_error *err)
 {
     CLEANUP_FREE char *real = NULL, *opened = NULL;
     bool any = image->flags & DR_OPEN_ANY_PATH;
     int r = any ? 0 : image->fs->ops->realpath(image->fs, full, &real, err);
     if (r == 0 && !any)
-        r = data_file_allowed(image, real, err);
+        r = further_allowed(image, real, what, err);
     if (r == 0)
         r = image_open_path(image, full, err);
     if (r < 0 || any || !image->fs->ops->where)
         return r;
     r = image->fs->ops->where(image->fs, image->files[image->n_files - 1], &opened, err);
-    return r == 0 ? data_file_allowed(image, opened, err) : r == -ENOTSUP ? 0 : r;
+    return r == 0 ? further_allowed(image, opened, what, err) : r == -ENOTSUP ? 0 : r;
+}
+
+int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index,
+                       struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    CLEANUP_FREE char *full = dr_path_sibling(image->path, name);
+    if (!full)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    int r = open_allowed(image, full, "extent", &why);
+    if (r == -ENOENT)
+        return dr_fail(err, ENOENT, "%s: cannot open its extent \"%s\": %s", image->path, name,
+                       why.text);
+    if (r < 0)
+        return dr_fail(err, -r, "%s", why.text);
+    *index = image->n_files - 1;
+    return 0;
 }
 
 int dr_image_open_data_file(struct dr_image *image, const char *name, unsigned *index,
@@ -192,7 +160,7 @@ int dr_image_open_data_file(struct dr_image *image, const char *name, unsigned *
     if (!full)
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
     int r = image->data_file ? image_open_path(image, image->data_file, err)
-                             : open_allowed_data_file(image, full, err);
+                             : open_allowed(image, full, "data file", err);
     image->data_file = NULL;
     if (r == 0)
         *index = image->n_files - 1;

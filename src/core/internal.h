@@ -189,9 +189,10 @@ int dr_gate_pass(const struct dr_gate *gate, const char *from, const char *path,
 /* The same for the file that was opened: the name may have been turned in between. */
 int dr_gate_pass_file(const struct dr_gate *gate, const char *from, struct dr_file *file,
                       struct dr_error *err);
-/* May the image at `from` open its data file at the real path `real`? */
-int dr_gate_pass_data_file(const struct dr_gate *gate, const char *from, const char *real,
-                           struct dr_error *err);
+/* May the image at `from` open a further file of its own, an extent or a data file as `what` says,
+ * at the real path `real`? */
+int dr_gate_pass_further(const struct dr_gate *gate, const char *from, const char *real,
+                         const char *what, struct dr_error *err);
 
 /* ------------------------------------------------------------------ open.c */
 

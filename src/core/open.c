@@ -5,7 +5,7 @@
 #include "core/internal.h"
 
 /* All there are. What a later library may give a meaning is not passed over in silence. */
-#define OPEN_FLAGS ((2u * DR_OPEN_DIRECT - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE | DR_OPEN_SALVAGE)
+#define OPEN_FLAGS ((2u * DR_OPEN_SALVAGE - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE)
 
 /* A file of the chain so far, in a hash table by its id. */
 struct seen {
@@ -338,6 +338,8 @@ int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_optio
     struct dr_image *image;
     if (o.options->flags & ~OPEN_FLAGS)
         return dr_fail(err, EINVAL, "%s: unknown flags %#x", path, o.options->flags & ~OPEN_FLAGS);
+    if ((o.options->flags & DR_OPEN_SALVAGE) && (o.options->flags & DR_OPEN_RDWR))
+        return dr_fail(err, EINVAL, "%s: an image with missing parts can only be read", path);
     int r = dr_gate_make(&o.gate, fs, o.options, err);
     if (r < 0)
         return r;

@@ -567,6 +567,8 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
                        o.out_format);
     struct convert c = {.fs = fs, .o = &o, .job = job, .target = target, .lost = DR_LOST_INIT};
     int r = run(&c, sources, n, err);
+    if (o.lost && c.lost.any)
+        *o.lost = true;
     clean_up(&c);
     return r;
 }

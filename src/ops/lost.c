@@ -67,6 +67,7 @@ void dr_lost_add(struct dr_lost *lost, uint64_t from, uint64_t to, struct dr_job
     if (from >= to)
         return;
     pthread_mutex_lock(&lost->lock);
+    lost->any = true;
     if (lost->n == lost->room)
         grow(lost, job);
     if (lost->n < lost->room)

@@ -5,6 +5,7 @@
 #define DR_OPS_LOST_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,6 +17,7 @@ struct dr_lost {
         uint64_t from, to;
     } * ranges;
     size_t n, room;
+    bool any; /* something was lost */
 };
 #define DR_LOST_INIT                      \
     {                                     \

@@ -288,10 +288,12 @@ static int convert(struct convert *c, struct cli_job *job)
         paths[i] = c->sources[i].path;
         each[i] = &c->sources[i].open; /* a list of settings is for its image alone */
     }
+    bool lost = false;
     c->o.each = each;
+    c->o.lost = &lost;
     int r = dr_convert(paths, c->n, c->target.path, &c->o, job->job, &err);
     if (r == 0)
-        return 0;
+        return lost && c->cli->role == CLI_DROVER ? 3 : 0;
     if (c->o.to_fd)
         snprintf(state, sizeof(state), "a part of the disk was written");
     else

@@ -38,6 +38,7 @@ enum vmdk_extent_type {
     VMDK_FLAT,
     VMDK_VMFS,
     VMDK_ZERO,
+    VMDK_ABSENT,      /* of an open image: nothing of it can be read (NOACCESS, or a salvage) */
     VMDK_UNSUPPORTED, /* a type that exists but that nothing here reads: see type_name */
 };
 

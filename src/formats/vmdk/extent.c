@@ -410,9 +410,14 @@ int vmdk_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_exten
     const struct vmdk_extent *e = vmdk_extent_at(image, off);
     uint64_t rel = off - e->start;
     len = dr_min(len, e->len - rel);
-    if (e->access == VMDK_NOACCESS && e->type != VMDK_ZERO)
+    if (e->type == VMDK_ABSENT && e->access == VMDK_NOACCESS)
         return dr_fail(err, EACCES, "%s: guest offset %llu is in a NOACCESS extent", image->path,
                        (unsigned long long)off);
+    if (e->type == VMDK_ABSENT || rel >= e->there)
+        return dr_fail(err, EIO,
+                       "%s: guest offset %llu is in a part of its %s extent that is missing",
+                       image->path, (unsigned long long)off, e->type_name);
+    len = dr_min(len, e->there - rel);
     if (e->scanned)
         return vmdk_map_found(image, e, rel, len, ext, err);
     if (e->type == VMDK_SPARSE)

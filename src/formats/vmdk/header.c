@@ -143,12 +143,45 @@ static bool areas_overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len
     return a < b + b_len && b < a + a_len;
 }
 
+/* The sector behind everything the header points to; UINT64_MAX: no file can be that long. */
+static uint64_t metadata_end(const struct vmdk_header *h)
+{
+    bool at_end = h->gd_off == VMDK_GD_AT_END, rgd = !at_end && (h->flags & VMDK_FLAG_RGD);
+    const uint64_t areas[][2] = {
+        {at_end ? 0 : h->gd_off, at_end ? 0 : h->gd_sectors},
+        {rgd ? h->rgd_off : 0, rgd ? h->gd_sectors : 0},
+        {h->desc_off, h->desc_off ? h->desc_len : 0},
+        {0, h->overhead},
+    };
+    uint64_t end = 0;
+    for (size_t i = 0; i < sizeof(areas) / sizeof(areas[0]); i++) {
+        if (!dr_inside(areas[i][0], areas[i][1], UINT32_MAX))
+            return UINT64_MAX;
+        end = dr_max(end, areas[i][0] + areas[i][1]);
+    }
+    return end;
+}
+
+/* Programs that fetch the head of a file look for these words, and then fetch so many bytes. */
+static int refuse_truncated(const struct vmdk_header *h, const char *where, uint64_t file_size,
+                            uint64_t end, struct dr_error *err)
+{
+    return dr_fail(err, EINVAL,
+                   "%s: File truncated, expecting at least %llu bytes: it has %llu, and the "
+                   "header tells of more tables than that; a sparse VMDK extent of %llu bytes "
+                   "(virtual size)",
+                   where, (unsigned long long)(end * VMDK_SECTOR), (unsigned long long)file_size,
+                   (unsigned long long)(h->capacity * VMDK_SECTOR));
+}
+
 /* Everything the header points to lies in the file and does not lie on something else. */
 static int check_areas(const struct vmdk_header *h, const char *where, uint64_t file_size,
                        struct dr_error *err)
 {
-    uint64_t sectors = dr_div_up(file_size, VMDK_SECTOR);
+    uint64_t sectors = dr_div_up(file_size, VMDK_SECTOR), end = metadata_end(h);
     bool at_end = h->gd_off == VMDK_GD_AT_END, rgd = !at_end && (h->flags & VMDK_FLAG_RGD);
+    if (end > sectors && end != UINT64_MAX)
+        return refuse_truncated(h, where, file_size, end, err);
     if ((!at_end && !area_fits(h->gd_off, h->gd_sectors, sectors)) ||
         (rgd && !area_fits(h->rgd_off, h->gd_sectors, sectors)))
         return dr_fail(err, EINVAL,

@@ -2,6 +2,7 @@
 /* Opening and closing, and the driver's table. */
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
@@ -57,13 +58,16 @@ static int read_text(struct dr_image *image, struct dr_error *err)
 
 static int read_descriptor(struct dr_image *image, struct vmdk_header *h, struct dr_error *err)
 {
-    uint8_t buf[VMDK_HEADER_SIZE];
+    uint8_t buf[VMDK_HEADER_SIZE] = {0};
     size_t got;
     int r = dr_file_pread_short(image->files[0], buf, 0, sizeof(buf), &got, err);
     if (r < 0)
         return r;
     if (vmdk_magic(buf, got) == VMDK_MAGIC_NONE)
         return read_text(image, err);
+    if (got < sizeof(buf) && vmdk_magic(buf, got) == VMDK_MAGIC_KDMV)
+        return dr_fail(err, EINVAL, "%s: File truncated, expecting at least %zu bytes", image->path,
+                       sizeof(buf));
     return read_embedded(image, buf, h, err);
 }
 
@@ -159,9 +163,30 @@ static int read_sparse_header(struct dr_image *image, struct vmdk_extent *e, str
 {
     uint8_t buf[VMDK_HEADER_SIZE];
     struct dr_file *f = image->files[e->file];
-    size_t got;
+    size_t got = 0;
     int r = dr_file_pread_short(f, buf, 0, sizeof(buf), &got, err);
+    if (r == 0 && got < sizeof(buf))
+        return dr_fail(err, EINVAL, "%s: File truncated, expecting at least %zu bytes", f->path,
+                       sizeof(buf));
     return r < 0 ? r : vmdk_header_decode(&e->h, f->path, buf, dr_file_size(f), err);
+}
+
+/* The descriptor may want more than the file has. A salvage takes the whole sectors that exist. */
+static int check_flat_size(const struct dr_image *image, struct vmdk_extent *e,
+                           struct dr_error *err)
+{
+    uint64_t size = dr_file_size(image->files[e->file]);
+    if (dr_inside(e->host, e->len, size))
+        return 0;
+    if (image->flags & DR_OPEN_SALVAGE) {
+        e->there = size > e->host ? dr_round_down(size - e->host, VMDK_SECTOR) : 0;
+        return 0;
+    }
+    return dr_fail(err, EINVAL,
+                   "%s: the descriptor wants %llu bytes at %llu, the file ends at %llu; `drover "
+                   "convert --salvage` takes what is there",
+                   vmdk_extent_path(image, e), (unsigned long long)e->len,
+                   (unsigned long long)e->host, (unsigned long long)size);
 }
 
 static int open_extent_file(struct dr_image *image, struct vmdk_extent *e,
@@ -174,15 +199,39 @@ static int open_extent_file(struct dr_image *image, struct vmdk_extent *e,
         r = read_sparse_header(image, e, err);
         return r < 0 ? r : open_sparse(image, e, err);
     }
-    uint64_t size = dr_file_size(image->files[e->file]);
     e->host = line->offset * VMDK_SECTOR;
-    if (!dr_inside(e->host, e->len, size))
-        return dr_fail(err, EINVAL,
-                       "%s: the descriptor wants %llu bytes at %llu, the file ends at "
-                       "%llu",
-                       vmdk_extent_path(image, e), (unsigned long long)e->len,
-                       (unsigned long long)e->host, (unsigned long long)size);
+    return check_flat_size(image, e, err);
+}
+
+/* A salvage goes on without an extent that is not there, or whose header is damaged. */
+static int open_or_miss(struct dr_image *image, struct vmdk_extent *e,
+                        const struct vmdk_extent_line *line, struct dr_error *err)
+{
+    bool salvage = image->flags & DR_OPEN_SALVAGE;
+    int r = open_extent_file(image, e, line, err);
+    if (r == 0 || !salvage || (r != -ENOENT && r != -EINVAL && r != -EIO))
+        return r;
+    e->type = VMDK_ABSENT;
+    e->grain = 0;
+    e->file = VMDK_NO_FILE;
     return 0;
+}
+
+static int refuse_type(const struct dr_image *image, const struct vmdk_extent_line *line,
+                       struct dr_error *err)
+{
+    static const struct {
+        const char *type, *why;
+    } known[] = {
+        {"VMFSRDM", "it maps a device of an ESXi host, and holds no data: copy the disk there"},
+        {"VSANSPARSE", "it is an object of a vSAN, not a file: export the disk there"},
+    };
+    const char *why = "not supported yet";
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+        if (strcasecmp(line->type_name, known[i].type) == 0)
+            why = known[i].why;
+    return dr_fail(err, ENOTSUP, "%s: extent type %s (%s): %s", image->path, line->type_name,
+                   line->name ? line->name : "no file", why);
 }
 
 /* first: the header of files[0] if the descriptor is embedded and this is its first extent. */
@@ -191,8 +240,7 @@ static int open_extent(struct dr_image *image, const struct vmdk_extent_line *li
 {
     struct vmdk_state *s = vmdk_of(image);
     if (line->type == VMDK_UNSUPPORTED)
-        return dr_fail(err, ENOTSUP, "%s: not supported yet: extent type %s (%s)", image->path,
-                       line->type_name, line->name ? line->name : "no file");
+        return refuse_type(image, line, err);
     uint64_t len = line->sectors * VMDK_SECTOR;
     if (line->sectors == 0 && !first)
         return 0; /* VirtualBox's placeholder "NOACCESS 0 ZERO" */
@@ -205,7 +253,7 @@ static int open_extent(struct dr_image *image, const struct vmdk_extent_line *li
     e->access = line->access;
     memcpy(e->type_name, line->type_name, sizeof(e->type_name));
     e->start = image->size;
-    e->len = len;
+    e->len = e->there = len;
     e->file = VMDK_NO_FILE;
     image->size += len;
     if (first) {
@@ -213,9 +261,13 @@ static int open_extent(struct dr_image *image, const struct vmdk_extent_line *li
         e->h = *first;
         return open_sparse(image, e, err);
     }
-    if (e->type == VMDK_ZERO || e->access == VMDK_NOACCESS)
+    if (e->type == VMDK_ZERO)
         return 0;
-    return open_extent_file(image, e, line, err);
+    if (e->access == VMDK_NOACCESS) {
+        e->type = VMDK_ABSENT;
+        return 0;
+    }
+    return open_or_miss(image, e, line, err);
 }
 
 static int open_extents(struct dr_image *image, const struct vmdk_header *h, struct dr_error *err)

@@ -33,6 +33,7 @@ struct vmdk_extent {
     uint64_t start, len; /* guest bytes; the line in the descriptor says so, not the header */
     unsigned file;       /* index in image->files; ZERO and NOACCESS have none: VMDK_NO_FILE */
     uint64_t host;       /* FLAT, VMFS: byte offset in the file */
+    uint64_t there;      /* bytes that can be read: less than len only with DR_OPEN_SALVAGE */
     char type_name[24];  /* as the descriptor says */
 
     /* SPARSE */
