@@ -17,6 +17,19 @@ extern "C" {
  * stored. docs/formats/backup.md says how it is computed. */
 #define DR_DIGEST_TEXT 33
 
+/* Where what a guest is about to change goes, while the target is slower than the guest: into a
+ * file of its own, from which the job copies it later. All zeros: nowhere, and the guest waits for
+ * the target. */
+struct dr_backup_spill {
+    /* A directory, or a name that is free: the file made there has no name as soon as it is made,
+     * so it goes with the process, however that ends. NULL = no such file. */
+    const char *path;
+    uint64_t size; /* bytes that it may have; 0 = 1 GiB */
+    /* When it is full, or its file system: the backup fails. Else the guest waits until the target
+     * has taken what it is about to change. Its requests fail in neither case. */
+    bool fail_when_full;
+};
+
 struct dr_backup_options {
     struct dr_open_options open; /* of the target: flags and allow_paths */
     const char *format;          /* of the target; NULL = qcow2 */
@@ -34,6 +47,7 @@ struct dr_backup_options {
     /* Instead of bitmap: the one of this backup in the set. -EINVAL: that has gone on to a later
      * one. */
     const char *since;
+    struct dr_backup_spill spill; /* disks that are backed up together share the first one's */
 };
 
 struct dr_backup_result {

@@ -227,6 +227,7 @@ struct dr_vma_create_options {
      * come in any order. The disks are different ones. Not with vmstate and reproducible. -EBUSY:
      * another operation changes the images of a disk. */
     bool at_instant;
+    struct dr_backup_spill spill; /* at_instant; of all disks */
     uint64_t
         *zero_so_far; /* NULL, or zeros among what is done: up to date when progress is called */
 };

@@ -30,6 +30,7 @@ struct run {
     struct member *all;
     size_t n;
     struct vma_append append;
+    struct dr_spill *spill;
 };
 
 /* ------------------------------------------------------------------ clusters with data */
@@ -155,8 +156,12 @@ static int begin(struct member *m, struct dr_disk *disk, struct dr_error *err)
     int r = dr_sums_begin(&m->sums, dr_size(disk), err);
     if (r < 0)
         return r;
-    m->frozen = (struct dr_frozen){
-        .disk = disk, .size = m->sums.size, .put = put, .user = m, .sums = &m->sums};
+    m->frozen = (struct dr_frozen){.disk = disk,
+                                   .size = m->sums.size,
+                                   .put = put,
+                                   .user = m,
+                                   .sums = &m->sums,
+                                   .spill = m->run->spill};
     return dr_frozen_begin(&m->frozen, err);
 }
 
@@ -224,7 +229,8 @@ static void tell_result(const struct member *m, struct dr_vma_disk_result *resul
 static int run_all(struct run *run, struct dr_error *err)
 {
     const struct vma_instant *x = run->x;
-    int r = 0;
+    const struct dr_backup_spill *spill = &x->options->spill;
+    int r = spill->path ? dr_spill_new(&run->spill, x->fs, spill, 0, err) : 0;
     for (size_t i = 0; r == 0 && i < run->n; i++) {
         struct member *m = &run->all[i];
         m->run = run;
@@ -256,6 +262,7 @@ int vma_instant_run(const struct vma_instant *x, struct dr_error *err)
         dr_frozen_end(&run.all[i].frozen);
         dr_sums_end(&run.all[i].sums);
     }
+    dr_spill_free(run.spill);
     vma_append_end(&run.append);
     free(run.all);
     return r;

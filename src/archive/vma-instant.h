@@ -18,6 +18,7 @@ struct vma_instant {
     struct vma_frames *frames; /* NULL = not compressed */
     struct vma_sums *sums;     /* NULL = none */
     struct dr_job *job;
+    struct dr_fs *fs;                   /* of a spill file */
     struct dr_vma_disk_result *results; /* one for each disk */
 };
 

@@ -220,6 +220,7 @@ static int write_instant(struct writer *w, struct dr_error *err)
                                   .frames = w->frames,
                                   .sums = w->sums,
                                   .job = w->job,
+                                  .fs = w->fs,
                                   .results = w->instants};
     return vma_instant_run(&x, err);
 }

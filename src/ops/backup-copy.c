@@ -162,21 +162,122 @@ static int take_run(struct dr_frozen *f, struct held *h, uint64_t off, uint64_t 
     return 0;
 }
 
+/* ------------------------------------------------------------------ the spill */
+
+#define ZEROS UINT32_MAX /* a slot: the grain held zeros, and nothing is stored */
+
+static uint32_t *slot_of(const struct dr_frozen *f, uint64_t off)
+{
+    return &f->slots[off / GRAIN];
+}
+
+static bool is_spilled(const struct dr_frozen *f, uint64_t off)
+{
+    return f->spill && dr_dirty_any(&f->spilled, off, 1);
+}
+
+/* Is there anything that a guest must not change yet? */
+static bool must_stay(const struct dr_frozen *f, uint64_t off, uint64_t len)
+{
+    uint64_t end = off + len;
+    if (!f->spill)
+        return dr_dirty_any(&f->todo, off, len);
+    for (off = dr_dirty_next(&f->todo, dr_round_down(off, GRAIN)); off < end;
+         off = dr_dirty_next(&f->todo, off + GRAIN))
+        if (!is_spilled(f, off))
+            return true;
+    return false;
+}
+
+/* From off on, where a grain is left to take: how far those that are left are all in the spill, or
+ * all on the disk. */
+static uint64_t left_until(const struct dr_frozen *f, uint64_t off, uint64_t end, bool *spilled)
+{
+    *spilled = is_spilled(f, off);
+    for (off = grain_end(f, off); off < end; off = grain_end(f, off))
+        if (!dr_dirty_any(&f->todo, off, 1) || is_spilled(f, off) != *spilled)
+            break;
+    return dr_min(off, end);
+}
+
+/* Take the grains [off, end) out of the spill. */
+static int take_spilled(struct dr_frozen *f, struct held *h, uint64_t off, uint64_t end,
+                        struct dr_error *err)
+{
+    for (uint64_t next; off < end; off = next) {
+        uint32_t slot = *slot_of(f, off);
+        uint8_t *buf = slot == ZEROS ? NULL : h->buf + (off - h->off);
+        next = grain_end(f, off);
+        int r = buf ? dr_spill_get(f->spill, slot, buf, (size_t)(next - off), err) : 0;
+        if (r == 0)
+            r = dr_sums_put(f->sums, off, buf, next - off, err);
+        if (r < 0)
+            return r;
+        h->taken |= bits_of(h, off, next);
+        h->data |= buf ? bits_of(h, off, next) : 0;
+        dr_dirty_clear(&f->todo, off, next - off);
+        dr_dirty_clear(&f->spilled, off, next - off);
+        if (buf)
+            dr_spill_drop(f->spill, slot);
+    }
+    return 0;
+}
+
+/* Move what is left of the grains [off, end) to the spill; buf has room for them. -ENOSPC: some
+ * were not moved. */
+static int move_to_spill(struct dr_frozen *f, uint64_t off, uint64_t end, uint8_t *buf,
+                         struct dr_error *err)
+{
+    int r = dr_chain_read(f->chain, 0, buf, off, (size_t)(end - off), err);
+    for (uint64_t next; r == 0 && off < end; off = next, buf += GRAIN) {
+        next = grain_end(f, off);
+        *slot_of(f, off) = ZEROS;
+        if (!dr_is_zero(buf, (size_t)(next - off))) {
+            r = dr_spill_put(f->spill, buf, (size_t)(next - off), slot_of(f, off), err);
+            atomic_fetch_add(&f->copied, r == 0 ? next - off : 0);
+        }
+        if (r == 0) /* from now on it may change */
+            dr_dirty_set(&f->spilled, off, next - off);
+    }
+    return r;
+}
+
+static int spill(struct dr_frozen *f, uint64_t from, uint64_t end, uint8_t *buf,
+                 struct dr_error *err)
+{
+    struct dr_range range;
+    int r = 0;
+    dr_range_lock(f->taking, &range, from, end - from, true);
+    for (uint64_t off = dr_dirty_next(&f->todo, from), next; r == 0 && off < end;
+         off = dr_dirty_next(&f->todo, dr_round_up(next, GRAIN))) {
+        bool spilled;
+        next = left_until(f, off, end, &spilled);
+        if (!spilled)
+            r = move_to_spill(f, off, next, buf, err);
+    }
+    dr_range_unlock(f->taking, &range);
+    return r;
+}
+
+/* ------------------------------------------------------------------ taking what is left */
+
 /* Take what is left of the grains [h->off, end). What is known of them is known of those that are
  * left, however long ago somebody looked: they are as they were at the instant. A guest does not
- * look: some file systems take long for it. */
-static int take(struct dr_frozen *f, struct held *h, uint64_t end, enum known known,
+ * look: some file systems take long for it. What is spilled it leaves to the job. */
+static int take(struct dr_frozen *f, struct held *h, uint64_t end, enum known known, bool guest,
                 struct dr_error *err)
 {
     struct dr_range range;
     int r = 0;
     dr_range_lock(f->taking, &range, h->off, end - h->off, true);
     for (uint64_t off = dr_dirty_next(&f->todo, h->off), next; r == 0 && off < end;
-         off = dr_dirty_next(&f->todo, next)) {
-        next = grain_end(f, off);
-        while (next < end && dr_dirty_any(&f->todo, next, 1))
-            next = grain_end(f, next);
-        r = take_run(f, h, off, next, known, err);
+         off = dr_dirty_next(&f->todo, dr_round_up(next, GRAIN))) {
+        bool spilled;
+        next = left_until(f, off, end, &spilled);
+        if (!spilled)
+            r = take_run(f, h, off, next, known, err);
+        else if (!guest)
+            r = take_spilled(f, h, off, next, err);
     }
     dr_range_unlock(f->taking, &range);
     return r;
@@ -215,17 +316,35 @@ static int write_held(struct dr_frozen *f, struct held *h, uint64_t end, struct 
 
 /* ------------------------------------------------------------------ the guest's side */
 
-static int copy_before(struct dr_frozen *f, uint64_t off, uint64_t len, struct dr_error *err)
+/* Copy the grains [from, end) straight to the target, for which the guest waits. */
+static int copy_straight(struct dr_frozen *f, uint64_t from, uint64_t end, uint8_t *buf,
+                         struct dr_error *err)
+{
+    struct held h = {.off = from, .buf = buf};
+    int r = take(f, &h, end, NOT_KNOWN, true, err);
+    return r < 0 ? r : write_held(f, &h, end, err);
+}
+
+static int save(struct dr_frozen *f, uint64_t from, uint64_t end, uint8_t *buf,
+                struct dr_error *err)
+{
+    struct dr_error full = DR_ERROR_INIT;
+    if (!f->spill)
+        return copy_straight(f, from, end, buf, err);
+    int r = spill(f, from, end, buf, &full);
+    if (r == -ENOSPC && !dr_spill_fails_when_full(f->spill))
+        return copy_straight(f, from, end, buf, err);
+    return r < 0 ? dr_fail(err, -r, "%s", full.text) : 0;
+}
+
+static int save_before(struct dr_frozen *f, uint64_t off, uint64_t len, struct dr_error *err)
 {
     uint64_t from = dr_round_down(off, GRAIN), end = dr_min(dr_round_up(off + len, GRAIN), f->size);
     CLEANUP_FREE uint8_t *buf = malloc((size_t)dr_min(end - from, DR_STOCK_BUFFER));
     int r = buf ? 0 : dr_fail(err, ENOMEM, "out of memory to copy what a guest changes");
     for (uint64_t next; r == 0 && from < end; from = next) {
-        struct held h = {.off = from, .buf = buf};
         next = dr_min(from + DR_STOCK_BUFFER, end);
-        r = take(f, &h, next, NOT_KNOWN, err);
-        if (r == 0)
-            r = write_held(f, &h, next, err);
+        r = save(f, from, next, buf, err);
     }
     return r;
 }
@@ -240,9 +359,9 @@ static int before_change(void *user, struct dr_chain *chain, uint64_t off, uint6
     if (off >= f->size || atomic_load(&f->broken))
         return 0;
     len = dr_min(len, f->size - off);
-    if (!dr_dirty_any(&f->todo, off, len))
+    if (!must_stay(f, off, len))
         return 0;
-    int r = copy_before(f, off, len, &why);
+    int r = save_before(f, off, len, &why);
     if (r < 0)
         break_copy(f, r, &why);
     return 0;
@@ -250,12 +369,21 @@ static int before_change(void *user, struct dr_chain *chain, uint64_t off, uint6
 
 /* ------------------------------------------------------------------ the job's side */
 
-/* Pass over what needs no copying: grains that are done, and those that lie in a hole. */
+/* The job has passed so many bytes, of which it took some before, out of the spill. */
+static void count_passed(struct dr_frozen *f, struct dr_copy_item *item, uint64_t bytes)
+{
+    uint64_t counted = dr_min(bytes, f->ahead);
+    f->ahead -= counted;
+    item->passed += bytes - counted;
+}
+
+/* Pass over what needs no copying: grains that are done, and those that lie in a hole. Where the
+ * disk has a hole by now the spill may hold what it had. */
 static int pass_over(struct dr_frozen *f, struct dr_copy_item *item, struct dr_error *err)
 {
     while (f->pos < f->size) {
         uint64_t next = dr_min(dr_dirty_next(&f->todo, f->pos), f->size);
-        if (next == f->pos && f->changed)
+        if (next == f->pos && (f->changed || is_spilled(f, next)))
             return 0; /* what has become zeros is written, too */
         if (next == f->pos) {
             int r = dr_walk_to(&f->walk, f->pos, err);
@@ -265,13 +393,37 @@ static int pass_over(struct dr_frozen *f, struct dr_copy_item *item, struct dr_e
             if (run->kind == DR_RUN_DATA)
                 return 0;
             next = run->end >= f->size ? f->size : dr_round_down(run->end, GRAIN);
+            if (f->spill)
+                next = dr_min(next, dr_dirty_next(&f->spilled, f->pos));
             if (next <= f->pos)
                 return 0; /* the grain is only in part a hole */
         }
-        item->passed += next - f->pos;
+        count_passed(f, item, next - f->pos);
         f->pos = next;
     }
     return 0;
+}
+
+/* What is in the spill goes before all else, so that there is room in it again. */
+static bool next_spilled(struct dr_frozen *f, struct dr_copy_item *item)
+{
+    if (!f->spill)
+        return false;
+    uint64_t off = dr_dirty_next(&f->spilled, f->spill_pos);
+    if (off >= f->size)
+        off = dr_dirty_next(&f->spilled, 0);
+    if (off >= f->size)
+        return false;
+    uint64_t limit = dr_min(dr_round_down(off, DR_STOCK_BUFFER) + DR_STOCK_BUFFER, f->size);
+    uint64_t end = grain_end(f, off);
+    while (end < limit && is_spilled(f, end))
+        end = grain_end(f, end);
+    item->off = off;
+    item->len = end - off;
+    item->kind = NOT_KNOWN;
+    f->spill_pos = end;
+    f->ahead += off >= f->pos ? item->len : 0;
+    return true;
 }
 
 static int frozen_next(void *user, struct dr_copy_item *item, struct dr_error *err)
@@ -279,6 +431,8 @@ static int frozen_next(void *user, struct dr_copy_item *item, struct dr_error *e
     struct dr_frozen *f = user;
     bool data;
     uint64_t end;
+    if (next_spilled(f, item))
+        return 1;
     int r = pass_over(f, item, err);
     if (r < 0 || f->pos >= f->size || atomic_load(&f->broken))
         return r;
@@ -309,7 +463,7 @@ static int frozen_work(void *user, struct dr_copy_item *item, uint8_t *const *bu
                      .buf = buf[0]};
     if (atomic_load(&f->broken))
         return 1; /* the end: dr_frozen_finish tells why */
-    int r = take(f, &h, end, item->kind, err);
+    int r = take(f, &h, end, item->kind, false, err);
     item->writing = r == 0;
     if (r == 0)
         r = write_held(f, &h, end, err);
@@ -351,7 +505,12 @@ int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err)
                                        .zero_flags = DR_MAY_UNMAP};
     if (f->target)
         f->transfer.block = dr_stock_block(f->target, 0, DR_CONVERT_SPARSE_DEFAULT);
-    return dr_dirty_make(&f->todo, f->size, err);
+    int r = dr_dirty_make(&f->todo, f->size, err);
+    if (r < 0 || !f->spill)
+        return r;
+    f->slots = calloc((size_t)dr_div_up(f->size, GRAIN) + 1, sizeof(*f->slots));
+    return f->slots ? dr_dirty_make(&f->spilled, f->size, err)
+                    : dr_fail(err, ENOMEM, "out of memory for a backup");
 }
 
 int dr_frozen_now(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err)
@@ -424,6 +583,8 @@ void dr_frozen_end(struct dr_frozen *f)
     if (f->chain)
         dr_chain_unref(f->chain, NULL);
     dr_dirty_free(&f->todo);
+    dr_dirty_free(&f->spilled);
+    free(f->slots);
     if (f->taking)
         dr_ranges_free(f->taking);
     pthread_mutex_destroy(&f->lock);

@@ -8,7 +8,11 @@
  * change it. Who has taken a grain writes it to the target, the hook before the change goes on: so
  * guests are not faster than the target for long.
  *
+ * With a spill file (backup-spill.h) the hook only moves the grain there, and the job takes it from
+ * there, before it takes anything else: a guest waits for the target only while the spill is full.
+ *
  *     todo      a bit for each grain that nobody has taken yet
+ *     spilled   a bit for each of these that the disk has no more: it is in the spill
  *     taking    range locks: one thread at a time takes a grain
  *
  * Another thread cannot be changing a part of a grain that is being taken: its own hook waits for
@@ -19,6 +23,7 @@
 #ifndef DR_OPS_BACKUP_COPY_H
 #define DR_OPS_BACKUP_COPY_H
 
+#include "ops/backup-spill.h"
 #include "ops/backup-sums.h"
 #include "ops/backup-track.h"
 #include "ops/dirty.h"
@@ -37,14 +42,17 @@ struct dr_frozen {
     /* NULL: all is copied, into a target that reads as zeros. Else the target holds already what
      * the disk holds elsewhere, and zeros in these ranges are written, too. */
     const struct dr_changed *changed;
+    struct dr_spill *spill; /* or NULL; may be shared with other disks */
 
     /* private */
     struct dr_chain *chain; /* the disk at the instant */
-    struct dr_dirty todo;
+    struct dr_dirty todo, spilled;
+    uint32_t *slots; /* where they are in the spill; each under the range lock of its grain */
     struct dr_ranges *taking;
     struct dr_transfer transfer; /* how grains are written */
     struct dr_walk walk;         /* of the job: what there is to copy */
-    uint64_t pos;                /* of the job */
+    uint64_t pos, spill_pos;     /* of the job */
+    uint64_t ahead;              /* bytes that it took out of the spill, and did not come to yet */
     bool hooked;
     _Atomic uint64_t copied; /* bytes read */
     _Atomic bool broken;

@@ -43,6 +43,7 @@ struct set {
     size_t n, quiet; /* disks whose requests wait */
     struct dr_job *job;
     uint64_t total; /* bytes of all disks */
+    struct dr_spill *spill;
 };
 
 /* ------------------------------------------------------------------ full or incremental? */
@@ -254,7 +255,7 @@ static int make_target(struct backup *b, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the instant */
 
-static int prepare(struct backup *b, struct dr_error *err)
+static int prepare(const struct set *set, struct backup *b, struct dr_error *err)
 {
     int r = check_options(b, err);
     if (r == 0) {
@@ -275,7 +276,8 @@ static int prepare(struct backup *b, struct dr_error *err)
                                    .size = b->sums.size,
                                    .target = b->out->chain,
                                    .sums = &b->sums,
-                                   .changed = b->last ? &b->changed : NULL};
+                                   .changed = b->last ? &b->changed : NULL,
+                                   .spill = set->spill};
     return dr_frozen_begin(&b->frozen, err);
 }
 
@@ -515,11 +517,20 @@ static void end_one(struct backup *b)
         dr_disk_unclaim(b->what->disk);
 }
 
+static int begin_spill(struct set *set, struct dr_error *err)
+{
+    const struct backup *b = &set->all[0];
+    const struct dr_backup_spill *spill = &options_of(b)->spill;
+    return spill->path
+               ? dr_spill_new(&set->spill, b->fs, spill, dr_ops_file_flags(target_flags(b)), err)
+               : 0;
+}
+
 static int run(struct set *set, struct dr_error *err)
 {
-    int r = 0;
+    int r = begin_spill(set, err);
     for (size_t i = 0; r == 0 && i < set->n; i++) {
-        r = prepare(&set->all[i], err);
+        r = prepare(set, &set->all[i], err);
         if (r == 0 && dr_add_overflow(set->total, set->all[i].sums.size, &set->total))
             r = dr_fail(err, EFBIG, "the disks together are too large");
     }
@@ -533,6 +544,7 @@ static int run(struct set *set, struct dr_error *err)
         hand_on_all(set);
     for (size_t i = 0; i < set->n; i++)
         end_one(&set->all[i]);
+    dr_spill_free(set->spill);
     return r;
 }
 

@@ -450,7 +450,8 @@ static void a_failure_leaves_a_whole_archive_or_none(void **state)
         uint8_t *want = view(fs, "b", &size);
         struct dr_disk *disk = open_rw(fs, "b");
         const struct dr_vma_create_disk d = {.name = "b", .disk = disk};
-        const struct dr_vma_create_options o = {.disks = &d, .n_disks = 1, .at_instant = true};
+        const struct dr_vma_create_options o = {
+            .disks = &d, .n_disks = 1, .at_instant = true, .spill = {.path = "spill"}};
         faultfs_arm(f, &(struct faultfs_plan){.nth = nth});
         int r = dr_vma_create_fs(fs, ARCHIVE, &o, &job, NULL, &why);
         fired = faultfs_fired(f);
@@ -662,9 +663,9 @@ static uint64_t steps_of(const struct unpacked *u, unsigned id, unsigned which)
     return last;
 }
 
-static void an_archive_shows_one_instant_of_two_disks_in_a_crowd(void **state)
+/* spill: bytes; 0 = none */
+static void archive_in_a_crowd(struct dr_fs *fs, uint64_t spill)
 {
-    struct dr_fs *fs = *state;
     struct writer writers[WRITERS] = {0};
     struct backing_up b;
     struct unpacked u;
@@ -672,7 +673,7 @@ static void an_archive_shows_one_instant_of_two_disks_in_a_crowd(void **state)
     make(fs, "b", "raw", 2 * MiB, NULL);
     struct dr_disk *one = open_rw(fs, "a"), *two = open_rw(fs, "b");
     prepare(&b, fs, one, two);
-    b.o.compression = DR_VMA_PLAIN;
+    b.o.spill = (struct dr_backup_spill){.path = spill ? "spill" : NULL, .size = spill};
     for (unsigned i = 0; i < WRITERS; i++) {
         writers[i].disks[0] = one;
         writers[i].disks[1] = two;
@@ -700,6 +701,19 @@ static void an_archive_shows_one_instant_of_two_disks_in_a_crowd(void **state)
     ok(dr_close(two, &err));
 }
 
+static void an_archive_shows_one_instant_of_two_disks_in_a_crowd(void **state)
+{
+    archive_in_a_crowd(*state, 0);
+}
+
+static void so_it_does_with_a_spill_that_is_ample_or_always_full(void **state)
+{
+    struct dr_fs *other = dr_fs_memory_new();
+    archive_in_a_crowd(*state, 4 * MiB);
+    archive_in_a_crowd(other, 64 * KiB);
+    dr_fs_memory_free(other);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -716,6 +730,7 @@ int main(void)
         ops_test(after_a_power_cut_an_archive_with_its_name_is_whole),
         ops_test(what_cannot_be_is_refused),
         ops_test(an_archive_shows_one_instant_of_two_disks_in_a_crowd),
+        ops_test(so_it_does_with_a_spill_that_is_ample_or_always_full),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
