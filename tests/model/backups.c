@@ -57,6 +57,8 @@ struct backups {
 
 #define FAIL(b, fmt, ...) MODEL_FAIL((b)->s, "%s\n" fmt, (b)->text, __VA_ARGS__)
 
+bool backups_after_cut;
+
 static void must(struct backups *b, int r, const char *what, const struct dr_error *err)
 {
     if (r < 0)
@@ -541,6 +543,7 @@ static void look_at_cut(struct backups *b)
         powerfs_op_text(b->power, k - 1, op, sizeof(op));
     snprintf(when, sizeof(when), "cut after %zu of %zu (%s), mode %u: a backup", k, all, op, mode);
     note(b, when, k, seed);
+    backups_after_cut = true;
     same_backups(b, cut, when);
     back_up_again(b, cut);
     must(b, model_open(cut, b->s, DR_OPEN_RDWR, &b->disk, &err), "open after the cut", &err);
@@ -551,6 +554,7 @@ static void look_at_cut(struct backups *b)
     close_disk(b);
     back_up_again(b, cut);
     same_backups(b, cut, when);
+    backups_after_cut = false;
     b->size = size;
     while (b->n > n)
         free(b->instants[--b->n].bytes);

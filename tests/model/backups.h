@@ -12,6 +12,9 @@
 void backups_program(const struct subject *s, uint64_t seed, uint64_t granularity, unsigned steps,
                      unsigned cuts);
 
+/* Are we looking at what a power cut has left? For planted faults. */
+extern bool backups_after_cut;
+
 /* Formats that are written to, and keep bitmaps inside or beside. */
 bool backups_takes(const struct subject *s);
 
