@@ -102,6 +102,9 @@ struct dr_backup_entry {
     char *time;   /* of the instant: 2026-11-30T02:10:00Z */
     uint64_t size, copied;
     char digest[DR_DIGEST_TEXT];
+    /* NULL, or: it is a backup no more, dr_backup_prune() is removing it or was interrupted. Its
+     * files, relative to the set's directory; the last is NULL. */
+    char **leaving;
 };
 /* All backups of the set, in the order in which they were made; free with dr_backup_list_free.
  * -ENOENT: there is no such file. -EINVAL: it is no set. */
@@ -119,6 +122,38 @@ DR_API int dr_backup_verify(const char *set, const char *name, const struct dr_o
 /* The digest of what the disk holds at one instant of this call. text: DR_DIGEST_TEXT bytes. */
 DR_API int dr_disk_digest(struct dr_disk *disk, struct dr_job *job, char *text,
                           struct dr_error *err);
+
+/* ------------------------------------------------------------------ old backups go
+ *
+ * Those of one disk with one bitmap are a series. What a removed backup holds and a kept one needs
+ * goes into that one first, and each kept one shows what it did at every moment, so its digest and
+ * its checksums stay valid. */
+
+struct dr_prune_step {
+    const char *const *names; /* of backups that stand on each other, the newest first */
+    size_t n;
+    const char *into; /* the backup that gets what it needs of them, or NULL: none needs them */
+    uint64_t copied;  /* bytes for that */
+    uint64_t freed;   /* bytes of the file system that come back, as far as is known before */
+};
+
+struct dr_prune_options {
+    struct dr_open_options open; /* how to open the backups; their formats are the set's */
+    unsigned keep;               /* the newest ones of each series, at least 1 */
+    const char *like; /* only the series of this backup; NULL = all. What an interrupted call was
+                         removing goes in each case */
+    bool dry_run;     /* only tell */
+    void (*tell)(void *user, const struct dr_prune_step *step); /* NULL, or: of each step */
+    void *user;
+};
+/* Remove all but the newest backups of each series. qcow2 backups in one directory that stand on
+ * each other are merged into the oldest file, which then takes the place of the kept one's; any
+ * others by copying all that the kept one needs into it. Interrupted anywhere, call it again.
+ * -EBUSY, -EAGAIN: somebody uses a backup, or an image that is no backup of the set stands on one
+ * that would go. -ENOSPC: there is no room for the copy. -ESTALE: the set is not what it was when
+ * this call began. After all of these nothing has changed but steps that were told. */
+DR_API int dr_backup_prune(const char *set, const struct dr_prune_options *options,
+                           struct dr_job *job, struct dr_error *err);
 
 /* ------------------------------------------------------------------ restore */
 

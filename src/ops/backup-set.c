@@ -26,8 +26,16 @@ static int bad(struct dr_error *err, const char *path, const char *what)
     return dr_fail(err, EINVAL, "%s: is no list of backups: %s", path, what);
 }
 
+static void free_texts(char **texts)
+{
+    for (size_t i = 0; texts && texts[i]; i++)
+        free(texts[i]);
+    free(texts);
+}
+
 static void clear_entry(struct dr_backup_entry *e)
 {
+    free_texts(e->leaving);
     free(e->name);
     free(e->file);
     free(e->format);
@@ -69,6 +77,25 @@ static bool take_number(const json_t *one, const char *key, uint64_t *number)
     return true;
 }
 
+/* A list of texts that may be missing; the last one is followed by NULL. */
+static bool take_texts(const json_t *one, const char *key, char ***texts)
+{
+    const json_t *list = json_object_get(one, key);
+    size_t n = json_array_size(list);
+    *texts = NULL;
+    if (!list || json_is_null(list))
+        return true;
+    if (!json_is_array(list) || !(*texts = calloc(n + 1, sizeof(**texts))))
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *text = json_array_get(list, i);
+        if (!json_is_string(text) || strlen(json_string_value(text)) != json_string_length(text) ||
+            !((*texts)[i] = strdup(json_string_value(text))))
+            return false;
+    }
+    return true;
+}
+
 static bool is_digest(const char *text)
 {
     return strlen(text) == DR_DIGEST_TEXT - 1 &&
@@ -86,6 +113,7 @@ static bool take_entry(const json_t *one, struct dr_backup_entry *e)
     good &= take_text(one, "bitmap", false, &e->bitmap);
     good &= take_text(one, "noted", e->bitmap, &e->noted);
     good &= take_text(one, "time", true, &e->time);
+    good &= take_texts(one, "leaving", &e->leaving);
     good = good && take_number(one, "size", &e->size) && take_number(one, "copied", &e->copied);
     if (!good || !digest || !is_digest(digest))
         return false;
@@ -170,15 +198,21 @@ const struct dr_backup_entry *dr_set_last(const struct dr_backup_set *s, const c
 {
     for (size_t i = s->n; i > 0; i--) {
         const struct dr_backup_entry *e = &s->all[i - 1];
-        if (e->bitmap && strcmp(e->bitmap, bitmap) == 0 && strcmp(e->disk, disk) == 0)
+        if (e->bitmap && !e->leaving && strcmp(e->bitmap, bitmap) == 0 &&
+            strcmp(e->disk, disk) == 0)
             return e;
     }
     return NULL;
 }
 
+char *dr_set_path_of(const char *set, const char *name)
+{
+    return dr_name_beside(set, name);
+}
+
 char *dr_set_path(const char *set, const struct dr_backup_entry *e)
 {
-    return dr_name_beside(set, e->file);
+    return dr_set_path_of(set, e->file);
 }
 
 /* ------------------------------------------------------------------ writing */
@@ -188,14 +222,32 @@ static json_t *text_or_null(const char *text)
     return text ? dr_json_text(text) : json_null();
 }
 
+/* NULL: out of memory. */
+static json_t *texts_to_json(char *const *texts)
+{
+    json_t *list = json_array();
+    bool all = list != NULL;
+    for (size_t i = 0; all && texts[i]; i++)
+        all = json_array_append_new(list, dr_json_text(texts[i])) == 0;
+    if (all)
+        return list;
+    json_decref(list);
+    return NULL;
+}
+
 static json_t *to_json(const struct dr_backup_entry *e)
 {
-    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:s}", "name",
-                     dr_json_text(e->name), "file", dr_json_text(e->file), "format",
-                     dr_json_text(e->format), "parent", text_or_null(e->parent), "disk",
-                     dr_json_text(e->disk), "bitmap", text_or_null(e->bitmap), "noted",
-                     text_or_null(e->noted), "time", dr_json_text(e->time), "size",
-                     (json_int_t)e->size, "copied", (json_int_t)e->copied, "digest", e->digest);
+    json_t *one = json_pack(
+        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:s}", "name", dr_json_text(e->name),
+        "file", dr_json_text(e->file), "format", dr_json_text(e->format), "parent",
+        text_or_null(e->parent), "disk", dr_json_text(e->disk), "bitmap", text_or_null(e->bitmap),
+        "noted", text_or_null(e->noted), "time", dr_json_text(e->time), "size", (json_int_t)e->size,
+        "copied", (json_int_t)e->copied, "digest", e->digest);
+    if (one && e->leaving && json_object_set_new(one, "leaving", texts_to_json(e->leaving)) < 0) {
+        json_decref(one);
+        return NULL;
+    }
+    return one;
 }
 
 static char *to_text(const struct dr_backup_set *s, const struct dr_backup_entry *more, size_t n)
@@ -220,7 +272,8 @@ static int fill(void *user, struct dr_file *tmp, struct dr_error *err)
     return dr_file_pwrite(tmp, text, 0, strlen(text), err);
 }
 
-/* Nobody else writes the set while we have it open for writing. */
+/* Nobody else writes the set while we have it open for writing: what attempts at writing it have
+ * left aside is of no use. */
 static int open_for_writing(struct dr_fs *fs, const char *path, struct dr_file **file,
                             struct dr_error *err)
 {
@@ -233,6 +286,8 @@ static int open_for_writing(struct dr_fs *fs, const char *path, struct dr_file *
         dr_error_reset(&why);
         r = dr_file_open(fs, path, DR_FILE_RDWR, file, &why);
     }
+    if (r == 0)
+        dr_ops_remove_asides(fs, path, NULL);
     return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
@@ -253,6 +308,47 @@ static int add_to(struct dr_fs *fs, const char *path, struct dr_file *old,
         r = dr_replace(fs, path, old, fill, text, &fresh, err);
     dr_file_unref(fresh);
     dr_set_free(&s);
+    return r;
+}
+
+void dr_set_drop(struct dr_backup_set *s, struct dr_backup_entry *e)
+{
+    size_t at = (size_t)(e - s->all);
+    clear_entry(e);
+    memmove(e, e + 1, (s->n - at - 1) * sizeof(*e));
+    s->n--;
+}
+
+static int change_read(struct dr_fs *fs, const char *path, struct dr_file *old,
+                       int (*change)(void *user, struct dr_backup_set *s, struct dr_error *err),
+                       void *user, struct dr_error *err)
+{
+    struct dr_backup_set s = {0};
+    struct dr_file *fresh = NULL;
+    int r = read_set(&s, old, path, err);
+    if (r < 0)
+        return r;
+    r = change(user, &s, err);
+    CLEANUP_FREE char *text = r > 0 ? to_text(&s, NULL, 0) : NULL;
+    dr_set_free(&s);
+    if (r <= 0)
+        return r;
+    if (!text)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    r = dr_replace(fs, path, old, fill, text, &fresh, err);
+    dr_file_unref(fresh);
+    return r;
+}
+
+int dr_set_change(struct dr_fs *fs, const char *path,
+                  int (*change)(void *user, struct dr_backup_set *s, struct dr_error *err),
+                  void *user, struct dr_error *err)
+{
+    struct dr_file *old = NULL;
+    int r = open_for_writing(fs, path, &old, err);
+    if (r == 0)
+        r = change_read(fs, path, old, change, user, err);
+    dr_file_unref(old);
     return r;
 }
 

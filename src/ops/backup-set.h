@@ -18,12 +18,22 @@ int dr_set_load(struct dr_backup_set *s, struct dr_fs *fs, const char *path, str
 void dr_set_free(struct dr_backup_set *s);
 /* NULL: there is none of that name. */
 const struct dr_backup_entry *dr_set_find(const struct dr_backup_set *s, const char *name);
-/* The last one that was made of a disk with this bitmap, or NULL. disk: its real path. */
+/* The last one that was made of a disk with this bitmap and is not leaving, or NULL. disk: its real
+ * path. */
 const struct dr_backup_entry *dr_set_last(const struct dr_backup_set *s, const char *disk,
                                           const char *bitmap);
 /* Put n entries behind the others, durably and at once. -EEXIST: one of the names is taken. */
 int dr_set_add(struct dr_fs *fs, const char *path, const struct dr_backup_entry *entries, size_t n,
                struct dr_error *err);
+/* While nobody else can write the set: change sees what it says now. When it returns 1, what it has
+ * made of s is written, durably and at once; 0: the set stays as it is; else a failure. */
+int dr_set_change(struct dr_fs *fs, const char *path,
+                  int (*change)(void *user, struct dr_backup_set *s, struct dr_error *err),
+                  void *user, struct dr_error *err);
+/* Take the entry out of s, and free it. */
+void dr_set_drop(struct dr_backup_set *s, struct dr_backup_entry *e);
+/* The path of a file whose name in the set is this, malloc'ed; NULL = out of memory. */
+char *dr_set_path_of(const char *set, const char *name);
 /* The path of the entry's image, malloc'ed; NULL = out of memory. */
 char *dr_set_path(const char *set, const struct dr_backup_entry *e);
 

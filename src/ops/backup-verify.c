@@ -86,8 +86,12 @@ int dr_backup_verify_fs(struct dr_fs *fs, const char *set, const char *name,
     if (r < 0)
         return r;
     const struct dr_backup_entry *e = dr_set_find(&s, name);
-    r = e ? verify_entry(fs, set, e, open, against, job, err)
-          : dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", set, name);
+    if (!e)
+        r = dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", set, name);
+    else if (e->leaving)
+        r = dr_fail(err, ENOENT, "%s: its backup \"%s\" is being pruned", set, name);
+    else
+        r = verify_entry(fs, set, e, open, against, job, err);
     dr_set_free(&s);
     return r;
 }

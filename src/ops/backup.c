@@ -74,7 +74,7 @@ static int bitmap_since(struct backup *b, const char *name, struct dr_error *err
 {
     const char *set = options_of(b)->set;
     const struct dr_backup_entry *e = dr_set_find(&b->set, name);
-    if (!e)
+    if (!e || e->leaving)
         return dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", set, name);
     if (!e->bitmap || strcmp(e->disk, b->path) != 0)
         return dr_fail(err, EINVAL, "%s: its backup \"%s\" is not one of %s with a bitmap", set,

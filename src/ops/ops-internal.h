@@ -59,6 +59,8 @@ int dr_backup_list_fs(struct dr_fs *fs, const char *set, struct dr_backup_entry 
 int dr_backup_verify_fs(struct dr_fs *fs, const char *set, const char *name,
                         const struct dr_open_options *open, struct dr_disk *against,
                         struct dr_job *job, struct dr_error *err);
+int dr_backup_prune_fs(struct dr_fs *fs, const char *set, const struct dr_prune_options *options,
+                       struct dr_job *job, struct dr_error *err);
 int dr_restore_fs(struct dr_fs *fs, const char *source, const char *disk,
                   const struct dr_restore_options *options, struct dr_job *job, uint64_t *written,
                   struct dr_error *err);
@@ -76,6 +78,8 @@ int dr_ops_freeze_parents(struct dr_disk *disk, struct dr_job *job, struct dr_er
  * malloc'ed, "" = none. */
 int dr_ops_children(struct dr_image *image, const struct dr_open_options *open, char **names,
                     struct dr_error *err);
+/* Lock the image as a writer does, so that nobody else has it open; nothing is written. */
+int dr_ops_lock(struct dr_image *image, struct dr_error *err);
 /* Remove the image at path, with all its files. -EBUSY: somebody uses it, or an image beside it has
  * it as its parent. may (or NULL) is asked before, when nobody else can open the image any more. */
 int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,

@@ -34,8 +34,7 @@ int dr_ops_children(struct dr_image *image, const struct dr_open_options *open, 
     return r < 0 || *names ? r : dr_fail(err, ENOMEM, "%s: out of memory", image->path);
 }
 
-/* Locked as by a writer, so that nobody has it open; nothing is written. */
-static int lock(struct dr_image *image, struct dr_error *err)
+int dr_ops_lock(struct dr_image *image, struct dr_error *err)
 {
     int r = 0;
     for (unsigned i = 0; r == 0 && i < image->n_files; i++)
@@ -86,7 +85,7 @@ int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
     unsigned flags = open->flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH);
     int r = dr_image_open(fs, path, format, flags, &image, err);
     if (r == 0)
-        r = lock(image, err);
+        r = dr_ops_lock(image, err);
     if (r == 0 && may)
         r = may(user, image, err);
     if (r == 0)

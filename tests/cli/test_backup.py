@@ -58,6 +58,43 @@ def test_a_bitmap_beside_the_disk_tells_what_has_changed(t, fmt):
     same_disks(t, "disk", "b2")
 
 
+def names(t):
+    return [b["name"] for b in json.loads((t.dir / "backups.json").read_text())["backups"]]
+
+
+def test_prune_keeps_the_newest(t, disk):
+    for i in range(4):
+        t.io(disk, f"write -P {i + 5} {i}M 128k")
+        t.ok("backup", "--bitmap", "daily", disk, f"b{i}")
+        t.ok("convert", "-O", "raw", disk, f"was{i}")
+    said = t.ok("backup", "prune", "--keep", "2", "--dry-run", "backups.json")
+    assert said.startswith("b0, b1: would be merged into b2, 256 KiB copied, about ") and names(t) == ["b0", "b1", "b2", "b3"]
+    said = t.ok("backup", "prune", "--keep", "2", "backups.json")
+    assert said.startswith("b0, b1: merged into b2, 256 KiB copied, about ") and names(t) == ["b2", "b3"]
+    assert sorted(p.name for p in t.dir.iterdir() if p.name[0] == "b") == ["b2", "b2.sums", "b3", "b3.sums", "backups.json"]
+    t.ok("backup", "verify", "backups.json")
+    for i in (2, 3):
+        same_disks(t, f"b{i}", f"was{i}")
+        t.ok("restore", f"b{i}", disk)
+        same_disks(t, disk, f"was{i}")
+        assert t.real("qemu-img", "check", f"b{i}").code == 0
+    said = t.ok("backup", "--bitmap", "daily", "--prune", "2", disk, "b4")
+    assert said.startswith("Incremental") and "\nb2: merged into b3" in said
+    t.ok("backup", "--bitmap", "daily", "--full", "--prune", "1", "-q", disk, "b5")
+    assert names(t) == ["b5"] and not (t.dir / "b4.sums").exists()
+    t.ok("backup", "verify", "backups.json")
+
+
+def test_a_prune_that_is_refused_changes_nothing(t, disk):
+    for i in range(3):
+        t.io(disk, f"write -P {i + 5} {i}M 128k")
+        t.ok("backup", "--bitmap", "daily", disk, f"b{i}")
+    t.ok("create", "-f", "qcow2", "-b", "b0", "-F", "qcow2", "mine.qcow2")
+    r = t.drover("backup", "prune", "--keep", "1", "backups.json")
+    assert r.code == 1 and "mine.qcow2" in r.err and names(t) == ["b0", "b1", "b2"]
+    t.ok("backup", "verify", "backups.json")
+
+
 def test_verify_tells_of_damage(t, disk):
     t.ok("backup", disk, "b0", "-O", "raw")
     t.ok("backup", "verify", "backups.json", "b0")
@@ -85,6 +122,10 @@ def test_against_a_disk(t, disk):
     (("backup", "--since", "b", "disk.qcow2", "b0"), 'no backup called "b"'),
     (("backup", "--bitmap", "a", "--since", "b", "disk.qcow2", "b0"), "exclude"),
     (("backup", "list", "nope"), "no such list"),
+    (("backup", "prune", "--keep", "1", "nope"), "no such list"),
+    (("backup", "prune", "nope"), "--keep"),
+    (("backup", "prune", "--keep", "0", "nope"), "not '0'"),
+    (("backup", "--prune", "3x", "disk.qcow2", "b0"), "not '3x'"),
     (("backup", "list", "taken"), "is no list of backups"),
     (("restore", "disk.qcow2"), "Expecting a backup"),
     (("restore", "disk.qcow2", "disk.qcow2"), "belongs to what is restored"),

@@ -68,7 +68,7 @@ def commands():
 
 
 def children():
-    return ["vma " + c for c in ("list", "config", "create", "extract", "verify", "index")] + ["backup list", "backup verify"]
+    return ["vma " + c for c in ("list", "config", "create", "extract", "verify", "index")] + ["backup list", "backup verify", "backup prune"]
 
 
 @pytest.mark.parametrize("command", commands() + children())

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* backup: make one, list those of a set, verify them. */
+/* backup: make one, list those of a set, verify them. prune is in backup-prune.c. */
 #include <errno.h>
 #include <string.h>
 
@@ -15,6 +15,8 @@ static const struct cli_option options[] = {
     {KEY_BITMAP, "bitmap", "NAME", "a bitmap of DISK notes what changes between backups", false},
     {KEY_SINCE, "since", "BACKUP", "with the bitmap of this backup of the set", false},
     {KEY_STATE, "state", "SET", "the file that lists the backups (backups.json beside TARGET)",
+     false},
+    {KEY_PRUNE, "prune", "KEEP", "afterwards keep only so many of this disk's with this bitmap",
      false},
     {'O', "target-format", "FMT", "format of TARGET (qcow2); vma: an archive, as by its name",
      false},
@@ -48,6 +50,7 @@ struct backup {
     char *target, *set;
     struct dr_backup_options o;
     struct dr_backup_result result;
+    unsigned keep; /* 0 = all */
 };
 
 static void backup_free(struct backup *b)
@@ -89,7 +92,7 @@ static int get_target(const struct cli *cli, const struct cli_args *args, struct
     b->o.bitmap = cli_value(args, KEY_BITMAP);
     b->o.since = cli_value(args, KEY_SINCE);
     b->o.full = cli_has(args, KEY_FULL);
-    return 0;
+    return cli_has(args, KEY_PRUNE) ? cli_get_kept(cli, cli_value(args, KEY_PRUNE), &b->keep) : 0;
 }
 
 static int run_make(const struct cli *cli, const struct cli_args *args)
@@ -115,7 +118,14 @@ static int run_make(const struct cli *cli, const struct cli_args *args)
         printf("%s backup of %s: %s read, digest %s\n",
                b.result.incremental ? "Incremental" : "Full", cli_human_size(b.result.size, size),
                cli_human_size(b.result.copied, copied), b.result.digest);
-    return code;
+    if (code != 0 || b.keep == 0)
+        return code;
+    const char *name = strrchr(b.target, '/');
+    return cli_prune(cli, args, b.o.set,
+                     &(struct dr_prune_options){
+                         .open = {.flags = b.o.open.flags, .allow_paths = b.o.open.allow_paths},
+                         .keep = b.keep,
+                         .like = name ? name + 1 : b.target});
 }
 
 /* ------------------------------------------------------------------ list */
@@ -124,9 +134,10 @@ static void put_entry(const struct dr_backup_entry *e)
 {
     char size[CLI_SIZE_TEXT], copied[CLI_SIZE_TEXT];
     CLEANUP_FREE char *line = NULL;
+    const char *holds = e->leaving ? "nothing any more: prune again" : e->parent ? "on " : "full";
     if (asprintf(&line, "%-24s %-20s %10s %10s  %s%s", e->name, e->time,
-                 cli_human_size(e->size, size), cli_human_size(e->copied, copied),
-                 e->parent ? "on " : "full", e->parent ? e->parent : "") < 0)
+                 cli_human_size(e->size, size), cli_human_size(e->copied, copied), holds,
+                 e->parent && !e->leaving ? e->parent : "") < 0)
         line = NULL;
     cli_put(line ? line : "");
     printf("\n");
@@ -179,6 +190,8 @@ static int verify_all(const struct cli *cli, const struct cli_args *args, struct
     }
     for (size_t i = 0; i < n && code < 128; i++) {
         v->name = list[i].name;
+        if (list[i].leaving)
+            continue;
         int r = cli_job_run(cli, args, verify, v);
         if (r == 0 && !cli_has(args, 'q')) {
             cli_put(list[i].name);
@@ -285,7 +298,8 @@ static const struct cli_command verify_command = {
     .roles = CLI_DROVER,
     .run = run_verify,
 };
-static const struct cli_command *const children[] = {&list_command, &verify_command, NULL};
+static const struct cli_command *const children[] = {&list_command, &verify_command,
+                                                     &cli_cmd_backup_prune, NULL};
 
 const struct cli_command cli_cmd_backup = {
     .name = "backup",
@@ -293,7 +307,7 @@ const struct cli_command cli_cmd_backup = {
     .brief = "Copy disks, or what has changed, into new images or an archive, with digests",
     .about =
         "With --bitmap the next backup with the same bitmap holds only what has changed, on top\n"
-        "of the last one. `backup list` and `backup verify` take the file that lists them.\n"
+        "of the last one. `backup list`, `verify` and `prune` take the file that lists them.\n"
         "Several DISKs go into one archive: TARGET.vma, TARGET.vma.zst, or - for a pipe.",
     .sets = sets,
     .children = children,

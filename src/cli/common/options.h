@@ -89,6 +89,7 @@ enum cli_key { /* options without a letter */
                KEY_FULL,
                KEY_BITMAP,
                KEY_SINCE,
+               KEY_PRUNE,
 };
 
 struct cli_option {
