@@ -183,6 +183,30 @@ static inline int dr_amend_report(const struct dr_amend *a, uint64_t done, uint6
     return stop ? dr_fail(err, ECANCELED, "stopped on request") : 0;
 }
 
+/* ------------------------------------------------------------------ written in order */
+
+/* An image that is written once, from front to back, into whatever takes bytes: a file, a pipe, a
+ * place in an archive. Units go out in the order of the disk; all-zero ones are left out. */
+struct dr_sequential {
+    uint64_t unit;     /* guest bytes; a power of two */
+    size_t coded_most; /* bytes that encode needs for a unit */
+    /* 1: these settings ask for such an image; 0: for another one of the format. */
+    int (*wanted)(const char *path, const struct dr_create_params *params, struct dr_error *err);
+    /* Write what comes before the first unit to the end of out, which the caller keeps open until
+     * free. path: for messages, and for the image's own name. */
+    int (*begin)(const char *path, const struct dr_create_params *params, struct dr_file *out,
+                 void **state, struct dr_error *err);
+    /* No I/O, by many threads at once. len: unit, or what the end of the disk leaves of the last
+     * one. The number of bytes in coded, or -errno. */
+    int64_t (*encode)(const void *state, const uint8_t *in, size_t len, uint64_t off,
+                      uint8_t *coded);
+    /* What encode gave for the unit at off; ascending, by one thread at a time. */
+    int (*put)(void *state, uint64_t off, const uint8_t *coded, size_t len, struct dr_error *err);
+    /* Write what comes behind the last unit. Flushes nothing. */
+    int (*finish)(void *state, struct dr_error *err);
+    void (*free)(void *state); /* NULL allowed */
+};
+
 /* ------------------------------------------------------------------ internal snapshots */
 
 /* A field that is 0 or NULL is not known. */
@@ -360,8 +384,8 @@ struct dr_format {
                   size_t in_len, uint8_t *out, struct dr_error *err);
     int64_t (*encode)(struct dr_image *image, const uint8_t *in, size_t in_len, uint64_t guest_off,
                       uint8_t *out, size_t out_cap);
-    /* End of a sequential format: tables, footer. Optional. */
-    int (*finish)(struct dr_image *image, struct dr_error *err);
+    /* Some images of the format are written in one go. Optional. */
+    const struct dr_sequential *sequential;
 
     /* Before the first write of an open (DR_OPEN_UNCHANGED in image->flags: the view stays), and
      * again whenever reserve asked by dr_need_begin(): mark the image as being written, durably.

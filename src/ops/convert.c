@@ -4,6 +4,7 @@
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 #include "ops/pipes.h"
+#include "ops/sequential.h"
 
 #define SECTOR 512
 
@@ -20,6 +21,7 @@ struct convert {
     struct dr_disk *out;
     struct dr_new_image fresh; /* when it is new */
     bool is_new;
+    bool in_order; /* the target is written from front to back */
     struct dr_lost lost;
     struct dr_sums sums;    /* of what is written; no table: they are not taken while it is */
     struct dr_piped piped;  /* the source, if it comes from a descriptor */
@@ -424,13 +426,13 @@ static int check_pipes(const struct convert *c, size_t n, struct dr_error *err)
     const struct dr_format *fmt = dr_format_find(o->out_format);
     if (!o->from_fd && !o->to_fd)
         return 0;
-    const char *what = o->backing                 ? "a backing file"
-                       : o->no_create             ? "writing over what is there"
-                       : o->compress              ? "compressing"
-                       : o->bitmaps               ? "copying bitmaps"
-                       : o->offload               ? "copying in the kernel"
-                       : o->from_fd && o->salvage ? "salvaging"
-                                                  : NULL;
+    const char *what = o->backing                    ? "a backing file"
+                       : o->no_create                ? "writing over what is there"
+                       : o->compress && !c->in_order ? "compressing"
+                       : o->bitmaps                  ? "copying bitmaps"
+                       : o->offload                  ? "copying in the kernel"
+                       : o->from_fd && o->salvage    ? "salvaging"
+                                                     : NULL;
     if (what)
         return dr_fail(err, ENOTSUP, "%s: %s does not go with a pipe", c->target, what);
     if (o->digest && o->to_fd && (n > 1 || o->has_range))
@@ -438,10 +440,19 @@ static int check_pipes(const struct convert *c, size_t n, struct dr_error *err)
                        c->target);
     if (o->from_fd && n > 1)
         return dr_fail(err, ENOTSUP, "%s: a pipe must be the only source", c->target);
-    if (o->to_fd && fmt && !(fmt->flags & DR_FORMAT_NO_PROBE))
-        return dr_fail(err, ENOTSUP, "%s: a %s image cannot be written into a pipe; only raw can",
+    if (c->in_order && o->digest)
+        return dr_fail(err, ENOTSUP, "%s: a checksum does not go with an image in a pipe",
+                       c->target);
+    if (c->in_order && o->from_fd)
+        return dr_fail(err, ENOTSUP,
+                       "%s: a stream begins with the size of its disk, which a pipe does not tell",
+                       c->target);
+    if (o->to_fd && fmt && !(fmt->flags & DR_FORMAT_NO_PROBE) && !c->in_order)
+        return dr_fail(err, ENOTSUP,
+                       "%s: a %s image cannot be written into a pipe; only raw, and VMDK with -o "
+                       "subformat=streamOptimized, can",
                        c->target, fmt->name);
-    if (o->to_fd && o->n_pairs > 0)
+    if (o->to_fd && o->n_pairs > 0 && !c->in_order)
         return dr_fail(err, EINVAL, "%s: %s has no meaning in a pipe", c->target, o->pairs[0].name);
     if (o->from_fd && !o->to_fd && fmt && !fmt->resize)
         return dr_fail(
@@ -467,6 +478,24 @@ static int open_piped(struct convert *c, const char *name, struct dr_error *err)
     return r;
 }
 
+/* An image that is written from front to back. */
+static int run_in_order(struct convert *c, struct dr_error *err)
+{
+    CLEANUP_FREE struct dr_sequential_part *parts = calloc(c->n, sizeof(*parts));
+    struct dr_sequential_job what = {
+        .o = c->o, .parts = parts, .n = c->n, .total = c->total, .lost = &c->lost, .job = c->job};
+    if (!parts)
+        return dr_fail(err, ENOMEM, "out of memory for %zu sources", c->n);
+    for (size_t i = 0; i < c->n; i++) {
+        parts[i].disk = c->sources[i];
+        part_of(c, i, &parts[i].from, &parts[i].to);
+    }
+    if (c->outlet)
+        return dr_sequential_write(c->outlet, "stream.vmdk", &what, err);
+    int r = refuse_own_source(c, err);
+    return r < 0 ? r : dr_sequential_convert(c->fs, c->target, &what, err);
+}
+
 /* Nothing is written before the sources are open. */
 static int run_to_pipe(struct convert *c, struct dr_error *err)
 {
@@ -474,6 +503,8 @@ static int run_to_pipe(struct convert *c, struct dr_error *err)
         dr_file_open_pipe(c->o->target_fd, c->target, dr_job_stop_flag(c->job), &c->outlet, err);
     if (r < 0)
         return r;
+    if (c->in_order)
+        return run_in_order(c, err);
     r = begin_sums(c, err);
     if (r == 0 && c->o->from_fd)
         r = dr_piped_to_file(&c->piped, c->outlet, NULL, c->job, err);
@@ -493,11 +524,15 @@ static int run_to_pipe(struct convert *c, struct dr_error *err)
 
 static int run(struct convert *c, const char *const *names, size_t n, struct dr_error *err)
 {
-    int r = check_pipes(c, n, err);
+    int r = dr_sequential_wanted(c->target, c->o, &c->in_order, err);
+    if (r == 0)
+        r = check_pipes(c, n, err);
     if (r == 0)
         r = c->o->from_fd ? open_piped(c, names[0], err) : open_sources(c, names, n, err);
     if (r == 0 && c->o->to_fd)
         return run_to_pipe(c, err);
+    if (r == 0 && c->in_order)
+        return run_in_order(c, err);
     if (r == 0 && c->o->backing)
         r = open_backing(c, err);
     if (r == 0)
@@ -562,7 +597,7 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
     if (o.bitmaps && n > 1)
         return dr_fail(err, EINVAL, "Copying bitmaps only possible with single source");
     const struct dr_format *fmt = dr_format_find(o.out_format);
-    if (o.compress && fmt && !fmt->encode)
+    if (o.compress && fmt && !fmt->encode && !fmt->sequential)
         return dr_fail(err, ENOTSUP, "Compression not supported for file format '%s'",
                        o.out_format);
     struct convert c = {.fs = fs, .o = &o, .job = job, .target = target, .lost = DR_LOST_INIT};

@@ -162,6 +162,14 @@ int dr_new_create(struct dr_new_image *n, const struct dr_format *fmt,
     return r;
 }
 
+int dr_new_open_file(struct dr_new_image *n, const struct dr_format *fmt, unsigned flags,
+                     struct dr_file **file, struct dr_error *err)
+{
+    int r = n->on_device ? check_device(n, fmt, err) : 0;
+    n->file_flags = dr_ops_file_flags(flags);
+    return r < 0 ? r : dr_file_open(n->fs, n->path, DR_FILE_CREATE | n->file_flags, file, err);
+}
+
 void dr_new_take_attrs(const struct dr_new_image *n, const char *from)
 {
     char **names;

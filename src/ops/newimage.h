@@ -43,6 +43,10 @@ int dr_new_begin(struct dr_new_image *n, struct dr_fs *fs, const char *path, boo
 int dr_new_create(struct dr_new_image *n, const struct dr_format *fmt,
                   const struct dr_create_params *what, const struct dr_pair *pairs, size_t n_pairs,
                   unsigned flags, struct dr_error *err);
+/* Make the one file that the image will be, empty, for the caller to write; dr_file_unref it before
+ * the end. */
+int dr_new_open_file(struct dr_new_image *n, const struct dr_format *fmt, unsigned flags,
+                     struct dr_file **file, struct dr_error *err);
 /* Would moving what has been made so far take the place of files that are not the old image's? */
 int dr_new_check_places(const struct dr_new_image *n, struct dr_error *err);
 /* Give the files made so far owner, mode and labels of the file at from, as far as we may. */

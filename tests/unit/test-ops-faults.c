@@ -54,6 +54,15 @@ static int convert(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
     return dr_convert_fs(fs, &from, 1, "out.vmdk", &o, job, err);
 }
 
+static int convert_to_stream(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
+{
+    const char *from = "top.vmdk";
+    struct dr_pair sub = {"subformat", "streamOptimized"};
+    struct dr_convert_options o = {
+        .out_format = "vmdk", .sparse_size = 4096, .pairs = &sub, .n_pairs = 1};
+    return dr_convert_fs(fs, &from, 1, "out.vmdk", &o, job, err);
+}
+
 static int snapshot(struct dr_fs *fs, struct dr_job *job, struct dr_error *err)
 {
     char *active = NULL;
@@ -191,6 +200,7 @@ static const struct operation operations[] = {
     {"commit", commit, false},
     {"commit deep", commit_deep, false},
     {"convert", convert, false},
+    {"convert to a stream", convert_to_stream, false},
     {"snapshot", snapshot, false},
     {"add-cow: rebase", cow_rebase, true},
     {"add-cow: stream, retire", cow_retire, true},

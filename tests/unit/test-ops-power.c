@@ -62,6 +62,15 @@ static int convert_over(struct dr_fs *fs, struct dr_error *err)
     return dr_convert_fs(fs, &from, 1, "twin.vmdk", &o, NULL, err);
 }
 
+static int stream_over(struct dr_fs *fs, struct dr_error *err)
+{
+    const char *from = "top.vmdk";
+    struct dr_pair sub = {"subformat", "streamOptimized"};
+    struct dr_convert_options o = {
+        .out_format = "vmdk", .sparse_size = 4096, .pairs = &sub, .n_pairs = 1};
+    return dr_convert_fs(fs, &from, 1, "twin.vmdk", &o, NULL, err);
+}
+
 /* ------------------------------------------------------------------ the same on an open disk */
 
 static int on_open_disk(struct dr_fs *fs, int (*run)(struct dr_disk *disk, struct dr_error *err),
@@ -185,6 +194,7 @@ static const struct operation operations[] = {
     {"snapshot of an open disk", "top.vmdk", open_snapshot, one_file_each, NULL},
     {"snapshot of an open disk, split", "top.vmdk", open_snapshot, split_ones, NULL},
     {"convert over a disk", "twin.vmdk", convert_over, one_file_each, NULL},
+    {"convert to a stream over a disk", "twin.vmdk", stream_over, one_file_each, NULL},
 };
 
 #define N_OPERATIONS (sizeof(operations) / sizeof(operations[0]))

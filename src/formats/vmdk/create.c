@@ -10,7 +10,8 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "formats/vmdk/vmdk.h"
+#include "base/codec.h"
+#include "formats/vmdk/stream.h"
 
 #define SPLIT_SECTORS UINT64_C(4192256) /* 2047 MiB: with its tables a piece stays below 2 GiB */
 
@@ -22,8 +23,9 @@ const struct dr_option_help vmdk_create_options[] = {
     {"toolsversion", "str", "VMware guest tools version", NULL},
     {"subformat", "str",
      "VMDK flat extent format, can be one of {monolithicSparse (default) | monolithicFlat | "
-     "twoGbMaxExtentSparse | twoGbMaxExtentFlat | vmfs}",
+     "twoGbMaxExtentSparse | twoGbMaxExtentFlat | streamOptimized | vmfs}",
      NULL},
+    {"compression_level", "num", "streamOptimized: 1 (fast) to 12 (small)", NULL},
     {"zeroed_grain", "bool (on/off)",
      "Enable efficient zero writes using the zeroed-grain GTE feature", NULL},
     {NULL, NULL, NULL, NULL},
@@ -33,14 +35,16 @@ struct subformat {
     const char *name, *type; /* of the extents */
     bool split, sparse;
     const char *suffix; /* of the extents' names; NULL: all in one file */
+    bool stream;
 };
 
 static const struct subformat subformats[] = {
-    {"monolithicSparse", "SPARSE", false, true, NULL},
-    {"monolithicFlat", "FLAT", false, false, "-flat"},
-    {"twoGbMaxExtentSparse", "SPARSE", true, true, "-s"},
-    {"twoGbMaxExtentFlat", "FLAT", true, false, "-f"},
-    {"vmfs", "VMFS", false, false, "-flat"},
+    {"monolithicSparse", "SPARSE", false, true, NULL, false},
+    {"monolithicFlat", "FLAT", false, false, "-flat", false},
+    {"twoGbMaxExtentSparse", "SPARSE", true, true, "-s", false},
+    {"twoGbMaxExtentFlat", "FLAT", true, false, "-f", false},
+    {"vmfs", "VMFS", false, false, "-flat", false},
+    {VMDK_STREAM_TYPE, "SPARSE", false, true, NULL, true},
 };
 
 struct piece {
@@ -56,6 +60,7 @@ struct plan {
     const struct subformat *sub;
     char *adapter, *hwversion, *toolsversion; /* owned; NULL = default */
     bool compat6, zero_grains;
+    int level; /* of compression; 0 = default */
     uint64_t sectors;
     struct piece *pieces;
     size_t n_pieces;
@@ -92,8 +97,6 @@ static int option_subformat(struct plan *p, const char *value, struct dr_error *
     p->sub = find_subformat(value);
     if (p->sub)
         return 0;
-    if (strcasecmp(value, "streamOptimized") == 0)
-        return dr_fail(err, ENOTSUP, "%s: not supported yet: subformat streamOptimized", p->path);
     return dr_fail(err, EINVAL, "%s: invalid parameter value: %s", p->path, value);
 }
 
@@ -129,6 +132,17 @@ static int option_text(const struct plan *p, const struct dr_option *o, char **v
     return *value ? 0 : dr_fail_errno(err, ENOMEM, "%s", p->path);
 }
 
+static int option_level(struct plan *p, const char *value, struct dr_error *err)
+{
+    char *end;
+    long level = strtol(value, &end, 10);
+    if (end == value || *end || level < 1 || level > DR_ZLIB_MAX)
+        return dr_fail(err, EINVAL, "%s: compression_level '%s', expected 1 to %d", p->path, value,
+                       DR_ZLIB_MAX);
+    p->level = (int)level;
+    return 0;
+}
+
 static int take_option(struct plan *p, const struct dr_option *o, struct dr_error *err)
 {
     if (strcmp(o->name, "subformat") == 0)
@@ -139,6 +153,8 @@ static int take_option(struct plan *p, const struct dr_option *o, struct dr_erro
         return option_bool(p, o, &p->compat6, err);
     if (strcmp(o->name, "zeroed_grain") == 0)
         return option_bool(p, o, &p->zero_grains, err);
+    if (strcmp(o->name, "compression_level") == 0)
+        return option_level(p, o->value, err);
     if (strcmp(o->name, "hwversion") == 0)
         return option_text(p, o, &p->hwversion, err);
     if (strcmp(o->name, "toolsversion") == 0)
@@ -187,6 +203,12 @@ static int read_options(struct plan *p, struct dr_error *err)
     inherit(p);
     if (!p->sub)
         p->sub = find_subformat(like_is_split(p) ? "twoGbMaxExtentSparse" : "monolithicSparse");
+    if (p->level && !p->sub->stream)
+        return dr_fail(err, EINVAL, "%s: compression_level goes with streamOptimized only",
+                       p->path);
+    if (p->zero_grains && p->sub->stream)
+        return dr_fail(err, EINVAL, "%s: a stream leaves zeros out and has no zeroed grains",
+                       p->path);
     if (p->zero_grains && !p->sub->sparse)
         return dr_fail(err, EINVAL, "%s: Flat image can't enable zeroed grain", p->path);
     return 0;
@@ -201,6 +223,10 @@ static int read_backing(struct plan *p, struct dr_error *err)
         return 0;
     if (!p->sub->sparse)
         return dr_fail(err, EINVAL, "%s: Flat image can't have backing file", p->path);
+    if (p->sub->stream)
+        return dr_fail(err, EINVAL,
+                       "%s: streamOptimized is for whole disks, which have no backing file",
+                       p->path);
     if (!vmdk_name_is_writable(params->backing_name) || strlen(params->backing_name) >= PATH_MAX)
         return dr_fail(err, EINVAL,
                        "%s: a VMDK cannot record the parent's name \"%s\": it has a quote or a "
@@ -277,7 +303,9 @@ static void print_geometry(FILE *f, const struct plan *p, const char *adapter)
 
 static void print_text(FILE *f, const struct plan *p)
 {
-    const char *adapter = p->adapter ? p->adapter : "ide";
+    bool stream = p->sub->stream;
+    /* ESXi starts no machine from a SCSI disk that says ide, and imports streams as such. */
+    const char *adapter = p->adapter ? p->adapter : stream ? "lsilogic" : "ide";
     fprintf(f, "# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\n", p->cid,
             p->parent_cid);
     fprintf(f, "createType=\"%s\"\n", p->sub->name);
@@ -285,15 +313,22 @@ static void print_text(FILE *f, const struct plan *p)
         fprintf(f, "parentFileNameHint=\"%s\"\n", p->params->backing_name);
     fprintf(f, "\n# Extent description\n");
     for (size_t i = 0; i < p->n_pieces; i++)
-        fprintf(f, "RW %llu %s \"%s\"%s\n", (unsigned long long)p->pieces[i].sectors, p->sub->type,
-                p->pieces[i].name, strcmp(p->sub->type, "FLAT") == 0 ? " 0" : "");
+        fprintf(f, "%s %llu %s \"%s\"%s\n", stream ? "RDONLY" : "RW",
+                (unsigned long long)p->pieces[i].sectors, p->sub->type, p->pieces[i].name,
+                strcmp(p->sub->type, "FLAT") == 0 ? " 0" : "");
     /* The blank behind "Base" is VMware's. */
     fprintf(f, "\n# The Disk Data Base \n#DDB\n\n");
     fprintf(f, "ddb.adapterType = \"%s\"\n", adapter);
     print_geometry(f, p, adapter);
+    if (stream) /* VMware's own end with the CID */
+        fprintf(f, "ddb.longContentID = \"%08x%08x%08x%08x\"\n", vmdk_random_cid(8),
+                vmdk_random_cid(8), vmdk_random_cid(8), p->cid);
     fprintf(f, "ddb.toolsVersion = \"%s\"\n", p->toolsversion ? p->toolsversion : "2147483647");
     fprintf(f, "ddb.virtualHWVersion = \"%s\"\n",
-            p->hwversion ? p->hwversion : (p->compat6 ? "6" : "4"));
+            p->hwversion ? p->hwversion
+                         : (p->compat6 ? "6"
+                            : stream   ? "8"
+                                       : "4"));
 }
 
 static int make_text(const struct plan *p, char **text, size_t *len, struct dr_error *err)
@@ -429,6 +464,28 @@ static int make_files(struct plan *p, struct dr_error *err)
     return r;
 }
 
+/* A disk that is all zeros. */
+static int make_empty_stream(struct plan *p, struct dr_error *err)
+{
+    struct dr_file *f = NULL;
+    void *state = NULL;
+    int r = new_file(p, dr_path_basename(p->path), &f, err);
+    if (r < 0)
+        return r;
+    r = vmdk_sequential.begin(p->path, p->params, f, &state, err);
+    if (r == 0)
+        r = vmdk_sequential.finish(state, err);
+    vmdk_sequential.free(state);
+    if (r == 0)
+        r = dr_file_flush(f, err);
+    if (r == 0)
+        r = sync_names(p, err);
+    dr_file_unref(f);
+    if (r < 0)
+        p->fs->ops->unlink(p->fs, p->made[0], NULL);
+    return r;
+}
+
 /* Everything but the files. */
 static int make_plan(struct plan *p, struct dr_error *err)
 {
@@ -455,7 +512,34 @@ int vmdk_create(struct dr_fs *fs, const char *path, const struct dr_create_param
     struct plan p = {.fs = fs, .path = path, .params = params, .cid = vmdk_random_cid(8)};
     int r = make_plan(&p, err);
     if (r == 0)
-        r = make_files(&p, err);
+        r = p.sub->stream ? make_empty_stream(&p, err) : make_files(&p, err);
+    plan_free(&p);
+    return r;
+}
+
+/* ------------------------------------------------------------------ streams */
+
+int vmdk_stream_wanted(const char *path, const struct dr_create_params *params,
+                       struct dr_error *err)
+{
+    const struct subformat *sub = NULL;
+    (void)path;
+    (void)err;
+    for (size_t i = 0; i < params->n_options; i++)
+        if (strcmp(params->options[i].name, "subformat") == 0)
+            sub = find_subformat(params->options[i].value);
+    return sub && sub->stream;
+}
+
+int vmdk_stream_plan(const char *path, const struct dr_create_params *params,
+                     struct vmdk_stream_plan *plan, struct dr_error *err)
+{
+    struct plan p = {.path = path, .params = params, .cid = vmdk_random_cid(8)};
+    int r = make_plan(&p, err);
+    if (r == 0)
+        r = make_text(&p, &plan->text, &plan->len, err);
+    plan->sectors = p.sectors;
+    plan->level = p.level;
     plan_free(&p);
     return r;
 }
@@ -487,6 +571,8 @@ int vmdk_measure(const char *path, const struct dr_create_params *params, struct
     size_t len = 0;
     *cost = (struct dr_cost){0};
     int r = make_plan(&p, err);
+    if (r == 0 && p.sub->stream)
+        r = dr_fail(err, ENOTSUP, "%s: how long a stream gets depends on what it compresses", path);
     if (r == 0)
         r = make_text(&p, &text, &len, err);
     for (size_t i = 0; r == 0 && i < p.n_pieces; i++)

@@ -242,6 +242,24 @@ void vmdk_header_encode(const struct vmdk_header *h, uint8_t buf[VMDK_HEADER_SIZ
     put_le64(buf + 64, h->overhead);
     buf[VMDK_UNCLEAN_AT] = h->unclean;
     memcpy(buf + 73, "\n \r\n", 4);
+    put_le16(buf + 77, h->flags & VMDK_FLAG_COMPRESSED ? 1 : 0); /* deflate */
+}
+
+int vmdk_header_stream(struct vmdk_header *h, const char *where, uint64_t capacity, uint64_t grain,
+                       struct dr_error *err)
+{
+    *h = (struct vmdk_header){
+        .version = 3, /* ESXi refuses streams of version 1 as too old */
+        .flags = VMDK_FLAG_NEWLINES | VMDK_FLAG_COMPRESSED | VMDK_FLAG_MARKERS,
+        .capacity = capacity,
+        .grain = grain,
+        .desc_off = 1,
+        .desc_len = VMDK_DESC_SECTORS,
+        .gtes = VMDK_GTES,
+        .gd_off = VMDK_GD_AT_END,
+        .overhead = dr_round_up(1 + VMDK_DESC_SECTORS, grain),
+    };
+    return check_geometry(h, where, err);
 }
 
 int vmdk_header_layout(struct vmdk_header *h, const char *where, uint64_t capacity, uint64_t grain,

@@ -62,4 +62,8 @@ void vmdk_header_encode(const struct vmdk_header *h, uint8_t buf[VMDK_HEADER_SIZ
 int vmdk_header_layout(struct vmdk_header *h, const char *where, uint64_t capacity, uint64_t grain,
                        uint32_t desc_sectors, bool zero_grains, struct dr_error *err);
 
+/* A stream that is written in one go: its directory comes at the end. */
+int vmdk_header_stream(struct vmdk_header *h, const char *where, uint64_t capacity, uint64_t grain,
+                       struct dr_error *err);
+
 #endif

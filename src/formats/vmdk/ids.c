@@ -111,7 +111,9 @@ int vmdk_begin_write(struct dr_image *image, uint64_t off, bool changes, struct 
 {
     struct vmdk_extent *e = off < image->size ? vmdk_extent_at(image, off) : NULL;
     /* Before the CID is a new one: what is refused changes nothing. */
-    int r = e && changes ? vmdk_check_writable(image, e, off, err) : 0;
+    int r = vmdk_refuse_streams(image, err);
+    if (r == 0 && e && changes)
+        r = vmdk_check_writable(image, e, off, err);
     return r < 0 ? r : begin_extent(image, e, changes, err);
 }
 
@@ -166,7 +168,9 @@ int vmdk_set_id(struct dr_image *image, uint32_t id, struct dr_error *err)
             e = &s->extents[i];
     if (vmdk_cid_is_reserved(id))
         return dr_fail(err, EINVAL, "%s: %08x cannot be a CID", image->path, id);
-    int r = begin_extent(image, e, false, err);
+    int r = vmdk_refuse_streams(image, err);
+    if (r == 0)
+        r = begin_extent(image, e, false, err);
     if (r == 0)
         atomic_fetch_or(&image->begun, 1); /* so that end_write takes the mark back */
     return r < 0 ? r : store_cid(image, id, err);

@@ -7,7 +7,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "formats/vmdk/vmdk.h"
+#include "formats/vmdk/stream.h"
 
 static int vmdk_probe(const uint8_t *buf, size_t len, const char *path)
 {
@@ -335,7 +335,7 @@ static int refuse_overlaps(const struct dr_image *image, struct dr_error *err)
 
 /* ------------------------------------------------------------------ streams */
 
-static int refuse_streams(const struct dr_image *image, struct dr_error *err)
+int vmdk_refuse_streams(const struct dr_image *image, struct dr_error *err)
 {
     const struct vmdk_state *s = vmdk_of(image);
     for (size_t i = 0; i < s->n_extents; i++)
@@ -423,7 +423,7 @@ static int vmdk_open(struct dr_image *image, struct dr_error *err)
     if (r == 0 && !(image->flags & DR_OPEN_RECORDED))
         r = open_extents(image, &h, err);
     if (r == 0 && (image->flags & DR_OPEN_RDWR))
-        r = refuse_streams(image, err);
+        r = vmdk_refuse_streams(image, err);
     if (r == 0 && (image->flags & DR_OPEN_RDWR))
         r = refuse_overlaps(image, err);
     image->unclean |= vmdk_of(image)->redo;
@@ -465,6 +465,7 @@ const struct dr_format dr_format_vmdk = {
     .cancel = vmdk_cancel,
     .reuse = vmdk_reuse,
     .decode = vmdk_decode,
+    .sequential = &vmdk_sequential,
     .begin_write = vmdk_begin_write,
     .end_write = vmdk_end_write,
     .set_backing = vmdk_set_backing,

@@ -242,8 +242,10 @@ int vmdk_store(struct dr_image *image, struct vmdk_desc *fresh, unsigned flags,
                struct dr_error *err)
 {
     struct vmdk_state *s = vmdk_of(image);
-    enum way way;
-    int r = choose_way(image, fresh, flags, &way, err);
+    enum way way = IN_PLACE;
+    int r = vmdk_refuse_streams(image, err);
+    if (r == 0)
+        r = choose_way(image, fresh, flags, &way, err);
     if (r == 0 && way == BY_RENAME && (flags & VMDK_STORE_TRY))
         r = dr_replace_try(image->fs, image->files[0]->path, image->files[0], err);
     if (r < 0 || (flags & VMDK_STORE_TRY))

@@ -50,6 +50,25 @@ static inline bool vmdk_marker_is_grain(const struct vmdk_header *h, const struc
            m->val < h->capacity;
 }
 
+/* ------------------------------------------------------------------ writing (stream-write.c) */
+
+#define VMDK_STREAM_TYPE "streamOptimized"
+
+/* What create.c makes of the settings of a new stream. */
+struct vmdk_stream_plan {
+    char *text; /* the descriptor, malloc'ed */
+    size_t len;
+    uint64_t sectors;
+    int level; /* of compression; 0 = default */
+};
+int vmdk_stream_wanted(const char *path, const struct dr_create_params *params,
+                       struct dr_error *err);
+int vmdk_stream_plan(const char *path, const struct dr_create_params *params,
+                     struct vmdk_stream_plan *plan, struct dr_error *err);
+extern const struct dr_sequential vmdk_sequential;
+
+/* ------------------------------------------------------------------ reading */
+
 /* A block of metadata that a reader may pass over: what its marker says is bounded by what the
  * header needs. */
 bool vmdk_marker_is_known(const struct vmdk_header *h, const struct vmdk_marker *m);

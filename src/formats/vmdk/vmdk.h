@@ -136,6 +136,9 @@ static inline bool vmdk_is_stream(const struct vmdk_extent *e)
 {
     return e->h.flags & VMDK_FLAG_COMPRESSED;
 }
+/* -EROFS: a part of the disk is a stream. A parent that is opened for reading becomes a writer only
+ * when something is committed into it. */
+int vmdk_refuse_streams(const struct dr_image *image, struct dr_error *err);
 /* Read the footer. An image that is opened for salvage may lack one: its grains are looked for, and
  * e->scanned says so. */
 int vmdk_stream_open(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err);
