@@ -167,7 +167,7 @@ static int begin(struct member *m, struct dr_disk *disk, struct dr_error *err)
 
 static int take_instant(struct run *run, struct dr_error *err)
 {
-    CLEANUP_FREE struct dr_frozen **all = calloc(run->n, sizeof(*all));
+    CLEANUP_FREE struct dr_frozen **all = calloc(run->n + 1, sizeof(*all));
     if (!all)
         return dr_fail(err, ENOMEM, "out of memory for a backup");
     for (size_t i = 0; i < run->n; i++)

@@ -365,6 +365,8 @@ static int write_file(struct writer *w, struct dr_file *file, struct dr_error *e
     int r = begin_sums(w, err);
     if (r == 0)
         r = write_archive(w, err);
+    if (r == 0 && w->instants)
+        r = dr_job_before_switch(w->job, err);
     if (r == 0)
         r = check_name(w, err);
     for (unsigned i = 0; i < 2 && r == 0; i++)

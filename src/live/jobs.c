@@ -75,7 +75,8 @@ struct live_job *live_job_find(struct dr_live *live, const char *id)
 struct live_job *live_job_on(struct dr_live *live, const struct live_disk *on)
 {
     struct live_job *job = live->jobs;
-    while (job && (job->on != on || job->status >= LIVE_CONCLUDED))
+    while (job && ((job->on != on && !live_archive_has(job->order.archive, on)) ||
+                   job->status >= LIVE_CONCLUDED))
         job = job->next;
     return job;
 }
@@ -89,6 +90,8 @@ void live_order_clear(struct live_order *order)
     live_images_free(&order->leaving);
     free(order->set);
     free(order->bitmap);
+    free(order->spill);
+    live_archive_free(order->archive);
     *order = (struct live_order){0};
 }
 
@@ -333,8 +336,12 @@ static int operate(struct live_job *job, struct dr_error *err)
         .bitmaps = o->bitmaps};
     const struct dr_rebase_options rebase = {
         .open = open, .backing = o->base, .backing_format = o->format, .image = o->top};
-    const struct dr_backup_options backup = {
-        .open = open, .format = o->format, .set = o->set, .bitmap = o->bitmap, .full = o->full};
+    const struct dr_backup_options backup = {.open = open,
+                                             .format = o->format,
+                                             .set = o->set,
+                                             .bitmap = o->bitmap,
+                                             .full = o->full,
+                                             .spill = live_spill(o)};
     switch (o->kind) {
     case LIVE_STREAM:
         return stream(job, &streaming, err);
@@ -345,6 +352,8 @@ static int operate(struct live_job *job, struct dr_error *err)
     case LIVE_REBASE:
         return dr_disk_rebase(job->on->disk, &rebase, job->job, err);
     case LIVE_BACKUP:
+        if (o->archive)
+            return live_archive_run(job, err);
         return dr_disk_backup(job->on->disk, o->target, &backup, job->job, NULL, err);
     }
     return dr_fail(err, EINVAL, "a job of an unknown kind");

@@ -12,6 +12,7 @@
  *   qmp-disks.c      commands that ask about disks or change them at once
  *   qmp-edit.c       commands that change what lies below active images
  *   qmp-nodes.c      commands that give images names, for others to mean them by
+ *   qmp-archive.c    backups of several disks into one archive, and where slow backups spill
  *   qmp-exports.c    commands that change what NBD clients see
  *
  * One lock covers everything here. It is never held while an operation runs, nor over a system call
@@ -26,6 +27,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "drover/backup.h"
 #include "drover/live.h"
 #include "drover/ops.h"
 
@@ -112,6 +114,10 @@ struct live_order {
                               metadata goes */
     char *set, *bitmap;    /* backup: as in struct dr_backup_options, or NULL */
     bool full;             /* the same */
+    struct live_archive *archive; /* backup: of several disks into target, an archive; or NULL */
+    char *spill;                  /* backup: as in struct dr_backup_spill, or NULL */
+    uint64_t spill_size;
+    bool spill_fails;
     struct live_images leaving; /* stream with remove, commit: images that leave the chain, upper
                                    ones first; under the lock */
     bool retire;                /* stream: go on with the active image's plain file alone */
@@ -325,7 +331,7 @@ struct qmp_command {
 extern const struct qmp_command
     *const qmp_tables[]; /* each ends with a NULL name; NULL-terminated */
 extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_node_commands[],
-    qmp_export_commands[], qmp_edit_commands[], qmp_own_commands[];
+    qmp_export_commands[], qmp_edit_commands[], qmp_own_commands[], qmp_archive_commands[];
 
 /* One line of a client: a new reference to the reply. *negotiated: has it said qmp_capabilities? */
 json_t *qmp_answer(struct dr_live *live, const char *line, size_t len, bool *negotiated);
@@ -359,6 +365,18 @@ int qmp_chain_path(struct dr_live *live, const struct live_disk *on, const char 
 /* Begin a job with the arguments that all jobs have; the strings in *order are taken over. */
 json_t *qmp_begin_job(struct dr_live *live, struct live_disk *on, json_t *args,
                       struct live_order *order, struct qmp_error *err);
+
+/* ------------------------------------------------------------------ qmp-archive.c */
+
+/* The operation of a backup into an archive. */
+int live_archive_run(struct live_job *job, struct dr_error *err);
+/* Is the disk one of its disks? NULL allowed, as for freeing. */
+bool live_archive_has(const struct live_archive *a, const struct live_disk *on);
+void live_archive_free(struct live_archive *a);
+/* The arguments that say where a backup spills; points into the order. */
+int qmp_spill(struct dr_live *live, const struct live_disk *on, json_t *args,
+              struct live_order *order, struct qmp_error *err);
+struct dr_backup_spill live_spill(const struct live_order *order);
 
 /* ------------------------------------------------------------------ qmp-edit.c */
 

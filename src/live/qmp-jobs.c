@@ -246,7 +246,7 @@ static int backup_order(struct dr_live *live, struct live_disk *on, json_t *args
     order->target = gated_path(live, on, qmp_string(args, "target"), err);
     if (order->target && set)
         order->set = gated_path(live, on, set, err);
-    if (!order->target || (set && !order->set))
+    if (!order->target || (set && !order->set) || qmp_spill(live, on, args, order, err) < 0)
         return -EINVAL;
     order->format = format ? strdup(format) : NULL;
     order->bitmap = bitmap ? strdup(bitmap) : NULL;
@@ -446,6 +446,9 @@ const struct qmp_command qmp_job_commands[] = {
       {"mode", 's', false},
       {"x-set", 's', false},
       {"x-bitmap", 's', false},
+      {"x-spill", 's', false},
+      {"x-spill-size", 'n', false},
+      {"x-when-full", 's', false},
       {"on-source-error", 's', false},
       {"on-target-error", 's', false}}},
     {"blockdev-mirror",

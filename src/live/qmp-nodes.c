@@ -324,7 +324,7 @@ static int check_idle(struct dr_live *live, const struct live_disk *d, struct dr
     if (live_is_exported(live, d))
         return dr_fail(err, EBUSY, "Node %s is in use", d->name);
     for (const struct live_job *job = live->jobs; job; job = job->next)
-        if (job->on == d)
+        if (job->on == d || live_archive_has(job->order.archive, d))
             return dr_fail(err, EBUSY, "Node '%s' is busy: block device is in use by block job: %s",
                            d->name, live_kind_name(job->order.kind));
     return 0;

@@ -90,6 +90,10 @@ enum cli_key { /* options without a letter */
                KEY_BITMAP,
                KEY_SINCE,
                KEY_PRUNE,
+               KEY_ALL,
+               KEY_SPILL,
+               KEY_SPILL_SIZE,
+               KEY_WHEN_FULL,
 };
 
 struct cli_option {

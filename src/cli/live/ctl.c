@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/common/progress.h"
 #include "cli/live/client.h"
+#include "cli/live/archive.h"
 
 static const struct cli_option options[] = {
     {'f', "format", "FMT", "snapshot, mirror, backup: of the new image; rebase: of the parent",
@@ -30,6 +31,14 @@ static const struct cli_option options[] = {
     {KEY_STATE, "state", "SET", "backup: the file that lists backups", false},
     {KEY_BITMAP, "bitmap", "NAME", "backup: as for `drover backup`; with --state", false},
     {KEY_FULL, "full", NULL, "backup: all of the disk, whatever a bitmap says", false},
+    {KEY_ALL, "all", NULL, "backup: all disks of the server, into an archive", false},
+    {'c', "config", "FILE", "backup: put this file into the archive (repeatable)", false},
+    {KEY_COMPRESS, "compress", "zstd[:LEVEL]|none",
+     "backup: of an archive; zstd if it ends in .zst", false},
+    {KEY_SPILL, "spill", "DIR", "backup: what is overwritten goes there while FILE is slow", false},
+    {KEY_SPILL_SIZE, "spill-size", "BYTES", "backup: at most so much of it (1G)", false},
+    {KEY_WHEN_FULL, "when-full", "WHAT", "backup: when that is full: guest-waits, backup-fails",
+     false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {KEY_HURRY, "hurry", NULL, "jobs: do not give way to those who use the disk", false},
     {KEY_NO_COMPLETE, "no-complete", NULL,
@@ -322,7 +331,21 @@ static int do_backup(struct ctl *ctl, const struct cli_args *args, char **operan
         json_object_set_new(arguments, "x-set", json_string(set));
     if (bitmap)
         json_object_set_new(arguments, "x-bitmap", json_string(bitmap));
+    if (ctl_set_spill(ctl, args, arguments) != 0) {
+        json_decref(arguments);
+        return 1;
+    }
     return begin_job(ctl, args, "drive-backup", arguments);
+}
+
+static int do_archive(struct ctl *ctl, const struct cli_args *args)
+{
+    json_t *arguments = NULL;
+    int code = ctl_archive_arguments(ctl, args, &arguments);
+    if (code == 0)
+        return begin_job(ctl, args, "x-drover-archive", arguments);
+    json_decref(arguments);
+    return code;
 }
 
 /* ------------------------------------------------------------------ what is done at once */
@@ -509,12 +532,15 @@ static int run(const struct cli *cli, const struct cli_args *args)
     const struct verb *verb = find_verb(args->operands[1]);
     if (!verb)
         return cli_usage(cli, "'%s' is nothing that a server does", args->operands[1]);
-    if (!has_operands(verb, args->n_operands - 2))
+    bool archive = verb->run == do_backup && ctl_is_archive(args);
+    if (archive && args->n_operands < 3)
+        return cli_usage(cli, "Expecting: ctl SOCKET backup --all|DISK... ARCHIVE");
+    if (!archive && !has_operands(verb, args->n_operands - 2))
         return cli_usage(cli, "Expecting: ctl SOCKET %s%s", verb->name, verb->operands);
     int code = ctl_begin(&ctl, cli, args->operands[0]);
     ctl.show = cli_has(args, KEY_JSON);
     if (code == 0)
-        code = run_verb(&ctl, verb, args);
+        code = archive ? do_archive(&ctl, args) : run_verb(&ctl, verb, args);
     ctl_end(&ctl);
     return code;
 }
@@ -532,6 +558,7 @@ const struct cli_command cli_cmd_ctl = {
              "  commit DISK            put the active image, or --top, down into its base\n"
              "  mirror DISK FILE       copy the disk into a new image and go on with that\n"
              "  backup DISK FILE       copy what the disk holds now into a new image\n"
+             "  backup DISK... ARCHIVE the same of several, or --all, into ARCHIVE.vma[.zst]\n"
              "  delete DISK IMAGE      take an image below the active one out of the chain\n"
              "  rebase DISK PARENT     give the active image, or --image, another parent\n"
              "  resize DISK SIZE\n"
