@@ -33,8 +33,8 @@ static const struct cli_option options[] = {
     {KEY_FULL, "full", NULL, "backup: all of the disk, whatever a bitmap says", false},
     {KEY_ALL, "all", NULL, "backup: all disks of the server, into an archive", false},
     {'c', "config", "FILE", "backup: put this file into the archive (repeatable)", false},
-    {KEY_COMPRESS, "compress", "zstd[:LEVEL]|none",
-     "backup: of an archive; zstd if it ends in .zst", false},
+    {KEY_COMPRESS, "compress", "HOW", "backup: zstd[:LEVEL] or none; zstd if it ends in .zst",
+     false},
     {KEY_SPILL, "spill", "DIR", "backup: what is overwritten goes there while FILE is slow", false},
     {KEY_SPILL_SIZE, "spill-size", "BYTES", "backup: at most so much of it (1G)", false},
     {KEY_WHEN_FULL, "when-full", "WHAT", "backup: when that is full: guest-waits, backup-fails",
@@ -551,22 +551,21 @@ const struct cli_command cli_cmd_ctl = {
     .name = "ctl",
     .operands = "SOCKET COMMAND [DISK|JOB] [FILE|SIZE]",
     .brief = "Work on disks that a server has in use",
-    .about = "SOCKET is what `drover serve --control` was given. COMMAND is one of\n"
-             "  status, jobs\n"
-             "  snapshot DISK FILE     go on with a new image, FILE, on what the disk has\n"
-             "  stream DISK            pull the parents' data into the active image, or --image\n"
-             "  commit DISK            put the active image, or --top, down into its base\n"
-             "  mirror DISK FILE       copy the disk into a new image and go on with that\n"
-             "  backup DISK FILE       copy what the disk holds now into a new image\n"
-             "  backup DISK... ARCHIVE the same of several, or --all, into ARCHIVE.vma[.zst]\n"
-             "  delete DISK IMAGE      take an image below the active one out of the chain\n"
-             "  rebase DISK PARENT     give the active image, or --image, another parent\n"
-             "  resize DISK SIZE\n"
-             "  cont                   writes that wait for space are tried again\n"
-             "  pause, resume, complete, cancel JOB\n"
-             "DISK may be left out where the server has one only.\n"
-             "Those that take long show how far they are. Interrupted, the job goes\n"
-             "on in the server; `jobs` shows it, and `cancel` ends it.",
+    .about =
+        "SOCKET is what `drover serve --control` was given. COMMAND is one of\n"
+        "  status, jobs\n"
+        "  snapshot DISK FILE     go on with a new image, FILE, on what the disk has\n"
+        "  stream DISK            pull the parents' data into the active image, or --image\n"
+        "  commit DISK            put the active image, or --top, down into its base\n"
+        "  mirror DISK FILE       copy the disk into a new image and go on with that\n"
+        "  backup DISK... FILE    copy what it holds now into an image, or several into "
+        "F.vma[.zst]\n"
+        "  delete DISK IMAGE      take an image below the active one out of the chain\n"
+        "  rebase DISK PARENT     give the active image, or --image, another parent\n"
+        "  resize DISK SIZE, cont (writes that wait for space are tried again)\n"
+        "  pause, resume, complete, cancel JOB\n"
+        "DISK may be left out where there is one only. Jobs show how far they are. Interrupted,\n"
+        "they go on in the server: `jobs` shows them, and `cancel` ends them.",
     .sets = sets,
     .roles = CLI_DROVER,
     .run = run,
