@@ -148,3 +148,41 @@ def test_restore_makes_a_disk_what_it_was(t, disk):
     assert r.code == 1 and "--shrink" in r.err
     t.ok("restore", "--shrink", "b0", disk)
     same_disks(t, disk, "b0")
+
+
+def backed_up_together(t, *disks):
+    """Names have the second in which they were made: within it there is one backup."""
+    while True:
+        r = t.drover("backup", "--consistent", "--bitmap", "daily", *disks, "to")
+        if r.code == 0:
+            return r.out
+        assert "already" in r.err, r
+
+
+def test_several_disks_are_backed_up_together(t, disk):
+    t.ok("create", "-q", "-f", "vmdk", "other.vmdk", "8M")
+    t.io("other.vmdk", "write -P 7 1M 1M", fmt="vmdk")
+    (t.dir / "to").mkdir()
+    for kind in "full", "incremental":
+        out = backed_up_together(t, disk, "other.vmdk").splitlines()
+        names = [line.split(": ")[0] for line in out]
+        assert len(out) == 2 and all(line.split(": ")[1].startswith(kind) for line in out)
+        assert [n.split("/")[1].split("-")[0] for n in names] == ["disk", "other"]
+        same_disks(t, disk, names[0])
+        t.ok("compare", "other.vmdk", names[1])
+        t.io(disk, "write -P 8 5M 64k")
+    backups = json.loads((t.dir / "to" / "backups.json").read_text())["backups"]
+    assert len(backups) == 4 and len({b["time"] for b in backups}) == 2
+    t.ok("backup", "verify", "to/backups.json")
+
+
+def test_several_disks_or_none(t, disk):
+    (t.dir / "to").mkdir()
+    for args, text in ((["disk.qcow2", "nothing", "to"], "nothing"),
+                       (["disk.qcow2", "nowhere"], "is no directory"),
+                       (["disk.qcow2", "disk.qcow2", "to"], "two disks are called so"),
+                       (["--since", "x", "disk.qcow2", "to"], "neither --since"),
+                       (["to"], "Expecting disks and the directory")):
+        r = t.drover("backup", "--consistent", *args)
+        assert r.code == 1 and text in r.err, r
+    assert not list((t.dir / "to").iterdir())

@@ -50,11 +50,8 @@ static int refuse_others(const struct cli *cli, const struct cli_args *args)
     static const struct {
         int key;
         const char *name;
-    } others[] = {{KEY_BITMAP, "--bitmap"},
-                  {KEY_SINCE, "--since"},
-                  {KEY_STATE, "--state"},
-                  {KEY_PRUNE, "--prune"},
-                  {'o', "-o"}};
+    } others[] = {{KEY_BITMAP, "--bitmap"}, {KEY_SINCE, "--since"}, {KEY_STATE, "--state"},
+                  {KEY_PRUNE, "--prune"},   {KEY_PRUNE, "--prune"}, {'o', "-o"}};
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
         if (cli_has(args, others[i].key))
             return cli_usage(cli,

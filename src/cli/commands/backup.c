@@ -14,6 +14,8 @@ static const struct cli_option options[] = {
     {KEY_FULL, "full", NULL, "TARGET holds all of DISK, whatever a bitmap says", false},
     {KEY_BITMAP, "bitmap", "NAME", "a bitmap of DISK notes what changes between backups", false},
     {KEY_SINCE, "since", "BACKUP", "with the bitmap of this backup of the set", false},
+    {KEY_CONSISTENT, "consistent", NULL, "of several DISKs, together, into the directory TARGET",
+     false},
     {KEY_STATE, "state", "SET", "the file that lists the backups (backups.json beside TARGET)",
      false},
     {KEY_PRUNE, "prune", "KEEP", "afterwards keep only so many of this disk's with this bitmap",
@@ -67,7 +69,7 @@ static int make(void *user, struct dr_job *job, struct dr_error *err)
     return dr_backup(b->disk.path, &b->disk.open, b->target, &b->o, job, &b->result, err);
 }
 
-static int get_target(const struct cli *cli, const struct cli_args *args, struct backup *b)
+static int get_settings(const struct cli *cli, const struct cli_args *args, struct backup *b)
 {
     const char *format = cli_has(args, 'O') ? cli_value(args, 'O') : "qcow2";
     if (!cli_format_exists(format)) {
@@ -77,6 +79,18 @@ static int get_target(const struct cli *cli, const struct cli_args *args, struct
     if (cli_pairs_from_args(cli, args, &b->pairs) < 0 ||
         cli_shared_flags(cli, args, &b->o.open.flags) != 0)
         return 1;
+    b->o.format = format;
+    b->o.pairs = b->pairs.pairs;
+    b->o.n_pairs = b->pairs.n;
+    b->o.set = cli_value(args, KEY_STATE);
+    b->o.bitmap = cli_value(args, KEY_BITMAP);
+    b->o.since = cli_value(args, KEY_SINCE);
+    b->o.full = cli_has(args, KEY_FULL);
+    return 0;
+}
+
+static int get_target(const struct cli *cli, const struct cli_args *args, struct backup *b)
+{
     if (cli_refuse_pipe(cli, args->operands[1]))
         return 1;
     b->target = cli_plain_name(cli, args->operands[1]);
@@ -85,13 +99,7 @@ static int get_target(const struct cli *cli, const struct cli_args *args, struct
         cli_error(cli, "out of memory");
         return 1;
     }
-    b->o.format = format;
-    b->o.pairs = b->pairs.pairs;
-    b->o.n_pairs = b->pairs.n;
-    b->o.set = cli_has(args, KEY_STATE) ? cli_value(args, KEY_STATE) : b->set;
-    b->o.bitmap = cli_value(args, KEY_BITMAP);
-    b->o.since = cli_value(args, KEY_SINCE);
-    b->o.full = cli_has(args, KEY_FULL);
+    b->o.set = b->o.set ? b->o.set : b->set;
     return cli_has(args, KEY_PRUNE) ? cli_get_kept(cli, cli_value(args, KEY_PRUNE), &b->keep) : 0;
 }
 
@@ -105,6 +113,10 @@ static int run_make(const struct cli *cli, const struct cli_args *args)
                                      false);
     if (cli_backup_is_archive(args))
         return cli_backup_archive(cli, args);
+    if (get_settings(cli, args, &b) != 0)
+        return 1;
+    if (cli_has(args, KEY_CONSISTENT))
+        return cli_backup_several(cli, args, &b.o);
     if (args->n_operands != 2)
         return cli_usage(cli, "Expecting the disk and the new file for its backup");
     const struct cli_image_spec spec = {.name = args->operands[0], .format_key = 'f'};

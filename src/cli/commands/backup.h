@@ -18,4 +18,9 @@ int cli_get_kept(const struct cli *cli, const char *text, unsigned *keep);
 int cli_prune(const struct cli *cli, const struct cli_args *args, const char *set,
               const struct dr_prune_options *o);
 
+/* backup-several.c: each DISK into a new image in a directory. */
+struct dr_backup_options;
+int cli_backup_several(const struct cli *cli, const struct cli_args *args,
+                       const struct dr_backup_options *options);
+
 #endif

@@ -91,6 +91,7 @@ enum cli_key { /* options without a letter */
                KEY_SINCE,
                KEY_PRUNE,
                KEY_ALL,
+               KEY_CONSISTENT,
                KEY_SPILL,
                KEY_SPILL_SIZE,
                KEY_WHEN_FULL,
