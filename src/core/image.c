@@ -69,13 +69,15 @@ static bool notes_changes(const struct dr_image *image)
     return (image->flags & (DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK)) == DR_OPEN_FORCE_SHARE;
 }
 
-/* Takes over the file on success. */
+/* Takes over the file on success. A disk that grows gets files while it is read. */
 static int image_add_file(struct dr_image *image, struct dr_file *file, struct dr_error *err)
 {
     size_t n = image->n_files + 1;
+    pthread_mutex_lock(&image->lock);
     struct dr_file **files = realloc(image->files, n * sizeof(struct dr_file *));
     if (files)
         image->files = files;
+    pthread_mutex_unlock(&image->lock);
     if (files && notes_changes(image)) {
         struct dr_seen_file *seen = realloc(image->seen, n * sizeof(*seen));
         if (!seen)
@@ -85,6 +87,7 @@ static int image_add_file(struct dr_image *image, struct dr_file *file, struct d
     }
     if (!files)
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    DR_LOCK_SCOPE(&image->lock);
     image->files[image->n_files++] = file;
     return 0;
 }

@@ -16,7 +16,7 @@
 
 static bool resizable(const struct subject *s)
 {
-    return !strcmp(s->format, "add-cow") || !strcmp(s->format, "qcow2");
+    return strcmp(s->format, "raw") != 0;
 }
 
 static void must(const struct subject *s, int r, const char *what, const struct dr_error *err)
@@ -33,10 +33,10 @@ struct resizing {
     uint8_t *content;               /* what is there before, zeros up to `after` behind it */
 };
 
-/* A qcow2 disk has whole sectors. */
+/* qcow2 and VMDK disks have whole sectors. */
 static uint64_t whole(const struct subject *s, uint64_t size)
 {
-    return strcmp(s->format, "qcow2") ? size : dr_round_up(size, 512);
+    return strcmp(s->format, "add-cow") ? dr_round_up(size, 512) : size;
 }
 
 static uint64_t other_size(const struct subject *s, struct rnd *rnd)

@@ -13,8 +13,6 @@
 #include "base/codec.h"
 #include "formats/vmdk/stream.h"
 
-#define SPLIT_SECTORS UINT64_C(4192256) /* 2047 MiB: with its tables a piece stays below 2 GiB */
-
 const struct dr_option_help vmdk_create_options[] = {
     {"adapter_type", "str",
      "Virtual adapter type, can be one of ide (default), lsilogic, buslogic or legacyESX", NULL},
@@ -267,7 +265,7 @@ static uint64_t piece_size(const struct plan *p, size_t n, uint64_t left)
     if (like && like_is_split(p) && like->size == p->sectors * VMDK_SECTOR &&
         n < vmdk_of(like)->n_extents)
         return vmdk_of(like)->extents[n].len / VMDK_SECTOR;
-    return dr_min(left, SPLIT_SECTORS);
+    return dr_min(left, VMDK_SPLIT_SECTORS);
 }
 
 static int cut_pieces(struct plan *p, struct dr_error *err)
@@ -421,6 +419,25 @@ static int make_piece(struct plan *p, const struct piece *piece, const char *tex
         return r;
     r = p->sub->sparse ? write_sparse(f, &h, text, len, err) : write_flat(f, piece->sectors, err);
     dr_file_unref(f);
+    return r;
+}
+
+int vmdk_make_extent(struct dr_fs *fs, const char *path, const struct vmdk_new_extent *how,
+                     struct dr_error *err)
+{
+    struct vmdk_header h = {0};
+    struct dr_file *f = NULL;
+    int r = how->sparse
+                ? vmdk_header_layout(&h, path, how->sectors, how->grain, 0, how->zero_grains, err)
+                : 0;
+    if (r == 0)
+        r = dr_file_open(fs, path, DR_FILE_CREATE, &f, err);
+    if (r < 0)
+        return r;
+    r = how->sparse ? write_sparse(f, &h, NULL, 0, err) : write_flat(f, how->sectors, err);
+    dr_file_unref(f);
+    if (r < 0)
+        fs->ops->unlink(fs, path, NULL);
     return r;
 }
 

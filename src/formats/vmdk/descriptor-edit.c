@@ -10,9 +10,8 @@
 #include "base/random.h"
 #include "formats/vmdk/descriptor.h"
 
-/* [off, off+len) of the text becomes with. */
-static int splice(struct vmdk_desc *d, size_t off, size_t len, const char *with,
-                  struct dr_error *err)
+int vmdk_desc_splice(struct vmdk_desc *d, size_t off, size_t len, const char *with,
+                     struct dr_error *err)
 {
     size_t n = strlen(with), total = d->len - len + n;
     CLEANUP_FREE char *text = malloc(total + 1);
@@ -70,7 +69,7 @@ static int insert_line(struct vmdk_desc *d, const char *key, const char *value, 
         line = NULL;
         return dr_fail_errno(err, ENOMEM, "VMDK descriptor");
     }
-    return splice(d, at, 0, line, err);
+    return vmdk_desc_splice(d, at, 0, line, err);
 }
 
 int vmdk_desc_set(struct vmdk_desc *d, const char *key, const char *value, bool quoted,
@@ -82,19 +81,19 @@ int vmdk_desc_set(struct vmdk_desc *d, const char *key, const char *value, bool 
     const struct vmdk_line *l = vmdk_desc_find(d, key);
     if (!l)
         return insert_line(d, key, value, quoted, after, err);
-    return splice(d, l->value, l->value_len, value, err);
+    return vmdk_desc_splice(d, l->value, l->value_len, value, err);
 }
 
 int vmdk_desc_remove(struct vmdk_desc *d, const char *key, struct dr_error *err)
 {
     const struct vmdk_line *l = vmdk_desc_find(d, key);
-    return l ? splice(d, l->off, l->end - l->off, "", err) : 0;
+    return l ? vmdk_desc_splice(d, l->off, l->end - l->off, "", err) : 0;
 }
 
 int vmdk_desc_comment_out(struct vmdk_desc *d, const char *key, struct dr_error *err)
 {
     const struct vmdk_line *l = vmdk_desc_find(d, key);
-    return l ? splice(d, l->off, 1, "#", err) : 0;
+    return l ? vmdk_desc_splice(d, l->off, 1, "#", err) : 0;
 }
 
 /* ------------------------------------------------------------------ content ids */
@@ -127,7 +126,7 @@ static int renew_long_id(struct vmdk_desc *d, uint32_t cid, struct dr_error *err
     char text[33];
     dr_random(r, sizeof(r));
     snprintf(text, sizeof(text), "%08x%08x%08x%08x", r[0], r[1], r[2], cid);
-    return splice(d, l->value, l->value_len, text, err);
+    return vmdk_desc_splice(d, l->value, l->value_len, text, err);
 }
 
 /* Changed-block tracking would miss our writes: the next incremental backup has to start anew. */
@@ -138,7 +137,7 @@ static int drop_change_tracking(struct vmdk_desc *d, struct dr_error *err)
     int r = vmdk_desc_comment_out(d, "changeTrackPath", err);
     const struct vmdk_line *v = vmdk_desc_find(d, "version");
     if (r == 0 && v && d->text[v->value] == '3')
-        r = splice(d, v->value, 1, "1", err);
+        r = vmdk_desc_splice(d, v->value, 1, "1", err);
     return r;
 }
 

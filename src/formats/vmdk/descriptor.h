@@ -86,6 +86,9 @@ int vmdk_desc_get_id(const struct vmdk_desc *d, const char *where, const char *k
 /* Edits. On failure (-ENOMEM, or -EINVAL when the text would no longer be a descriptor) d is as
  * before. */
 
+/* [off, off+len) of the text becomes with. */
+int vmdk_desc_splice(struct vmdk_desc *d, size_t off, size_t len, const char *with,
+                     struct dr_error *err);
 /* The value of key becomes value, quotes kept as they are; a key that is missing gets a line behind
  * that of after (or behind the last header key). quoted: for a new line. */
 int vmdk_desc_set(struct vmdk_desc *d, const char *key, const char *value, bool quoted,
@@ -96,6 +99,16 @@ int vmdk_desc_comment_out(struct vmdk_desc *d, const char *key, struct dr_error 
 /* CID, and with it longContentID and change tracking, which the new id makes invalid. Keeps the
  * length of the text if the old CID has 8 digits. */
 int vmdk_desc_set_cid(struct vmdk_desc *d, uint32_t cid, struct dr_error *err);
+
+/* The lines of extents, descriptor-extents.c. i: index in d->extents. */
+int vmdk_desc_set_sectors(struct vmdk_desc *d, size_t i, uint64_t sectors, struct dr_error *err);
+/* Add a line behind that of extents[i], with its access and type; name as the text is to have it.
+ */
+int vmdk_desc_add_extent(struct vmdk_desc *d, size_t i, uint64_t sectors, const char *name,
+                         struct dr_error *err);
+int vmdk_desc_remove_extent(struct vmdk_desc *d, size_t i, struct dr_error *err);
+/* The number of cylinders for a disk of this size, where the text has a geometry. */
+int vmdk_desc_set_cylinders(struct vmdk_desc *d, uint64_t sectors, struct dr_error *err);
 
 /* A new random content id that may be used; digits: how many hex digits it must have without
  * padding (7), else any. */

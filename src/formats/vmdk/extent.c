@@ -179,7 +179,9 @@ void vmdk_unit(const struct dr_image *image, uint64_t off, uint64_t *uoff, uint6
     uint64_t unit = e->grain ? e->grain : VMDK_FLAT_UNIT;
     uint64_t rel = dr_round_down(off - e->start, unit);
     *uoff = e->start + rel;
-    *ulen = dr_min(unit, e->len - rel);
+    /* Behind the end of the disk nothing else begins, and the unit ends where it would in a larger
+     * disk. */
+    *ulen = e->start + e->len == image->size ? unit : dr_min(unit, e->len - rel);
 }
 
 /* ------------------------------------------------------------------ map */

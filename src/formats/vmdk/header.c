@@ -286,3 +286,29 @@ int vmdk_header_layout(struct vmdk_header *h, const char *where, uint64_t capaci
                        where, (unsigned long long)(capacity * VMDK_SECTOR));
     return 0;
 }
+
+int vmdk_header_set_capacity(struct vmdk_header *h, const char *where, uint64_t capacity,
+                             struct dr_error *err)
+{
+    h->capacity = capacity;
+    return check_geometry(h, where, err);
+}
+
+uint64_t vmdk_header_place_tables(struct vmdk_header *h, uint64_t sector)
+{
+    uint64_t half = h->gd_sectors + h->n_tables * h->gt_sectors;
+    if (h->flags & VMDK_FLAG_RGD) {
+        h->rgd_off = sector;
+        sector += half;
+    }
+    h->gd_off = sector;
+    return sector + half;
+}
+
+void vmdk_header_patch(const struct vmdk_header *h, uint8_t buf[VMDK_HEADER_SIZE])
+{
+    put_le64(buf + VMDK_CAPACITY_AT, h->capacity);
+    put_le64(buf + VMDK_RGD_AT, h->rgd_off);
+    put_le64(buf + VMDK_RGD_AT + 8, h->gd_off);
+    put_le64(buf + VMDK_RGD_AT + 16, h->overhead);
+}

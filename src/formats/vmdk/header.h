@@ -13,6 +13,8 @@
 #define VMDK_SECTOR        512u
 #define VMDK_HEADER_SIZE   512u
 #define VMDK_VERSION_AT    4 /* byte offsets in the header, for changes in place */
+#define VMDK_CAPACITY_AT   12
+#define VMDK_RGD_AT        48 /* the redundant directory, the directory, the overhead */
 #define VMDK_UNCLEAN_AT    72
 #define VMDK_DESC_SECTORS  20u /* reserved for an embedded descriptor in what we create */
 #define VMDK_DEFAULT_GRAIN 128u
@@ -65,5 +67,14 @@ int vmdk_header_layout(struct vmdk_header *h, const char *where, uint64_t capaci
 /* A stream that is written in one go: its directory comes at the end. */
 int vmdk_header_stream(struct vmdk_header *h, const char *where, uint64_t capacity, uint64_t grain,
                        struct dr_error *err);
+/* Another capacity, and the sizes of directories and tables that follow from it. Their places stay
+ * those of the old ones. */
+int vmdk_header_set_capacity(struct vmdk_header *h, const char *where, uint64_t capacity,
+                             struct dr_error *err);
+/* Directories and tables stand in a row from this sector on, the redundant ones first. Answers the
+ * sector behind them. */
+uint64_t vmdk_header_place_tables(struct vmdk_header *h, uint64_t sector);
+/* Change only capacity, places of the directories, and overhead, in the sector of a header. */
+void vmdk_header_patch(const struct vmdk_header *h, uint8_t buf[VMDK_HEADER_SIZE]);
 
 #endif

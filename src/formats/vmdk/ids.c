@@ -123,7 +123,7 @@ static int unmark(struct dr_image *image, struct vmdk_extent *e, struct dr_error
     if (!atomic_load(&e->marked))
         return 0;
     int r = vmdk_tidy(image, e, err);
-    if (r < 0)
+    if (r < 0 || e->torn)
         return r;
     atomic_store(&e->marked, false); /* also after a failure: the mark may be gone, or not */
     r = vmdk_mark(image, e, false, false, err);

@@ -136,8 +136,8 @@ static int check_twice(const struct dr_image *image, const struct vmdk_extent *e
 }
 
 /* In the charset that the text says it is in; but a file may have come here with its bytes. */
-static int open_name(struct dr_image *image, struct vmdk_extent *e, const char *name,
-                     struct dr_error *err)
+int vmdk_open_name(struct dr_image *image, struct vmdk_extent *e, const char *name,
+                   struct dr_error *err)
 {
     CLEANUP_FREE char *utf8 = vmdk_desc_to_utf8(&vmdk_of(image)->desc, name);
     if (!utf8)
@@ -155,7 +155,7 @@ static int find_file(struct dr_image *image, struct vmdk_extent *e, const char *
     if (other && e->type != VMDK_SPARSE && other->type != VMDK_SPARSE)
         return 0; /* looked at when it was opened: a text can name one file tens of thousands times
                    */
-    int r = other ? 0 : open_name(image, e, name, err);
+    int r = other ? 0 : vmdk_open_name(image, e, name, err);
     return r < 0 ? r : check_twice(image, e, err);
 }
 
@@ -476,6 +476,7 @@ const struct dr_format dr_format_vmdk = {
     .commit_id = vmdk_commit_id,
     .set_id = vmdk_set_id,
     .set_parent_id = vmdk_set_parent_id,
+    .resize = vmdk_resize,
     .recover = vmdk_recover,
     .trim = vmdk_trim,
     .info = vmdk_info,

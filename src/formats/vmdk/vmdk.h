@@ -9,6 +9,7 @@
  *   create.c       new images          recover.c  recover, trim
  *   check.c        check, repair       info.c     info
  *   stream*.c      streamOptimized
+ *   resize.c       another size        tables.c   its tables
  */
 #ifndef DR_FORMATS_VMDK_VMDK_H
 #define DR_FORMATS_VMDK_VMDK_H
@@ -46,6 +47,7 @@ struct vmdk_extent {
      * that make a disk with its tables; the directory need not be asked then. 0: it must be. */
     uint32_t tables_at;
     _Atomic bool marked; /* the unclean byte is set by this open */
+    bool torn;           /* ... and stays: a table and its copy may differ */
 
     /* A stream without tables (scanned): the grains that are there, by number. */
     struct vmdk_found *found;
@@ -186,7 +188,29 @@ int vmdk_load_embedded(struct dr_file *f, uint64_t off, uint64_t area, char **te
 /* Finish an interrupted vmdk_store. */
 int vmdk_finish_redo(struct dr_image *image, struct dr_error *err);
 
+/* ------------------------------------------------------------------ tables.c
+ *
+ * Tables of a sparse extent are changed as a whole, past the page cache: for resize, which no
+ * request accompanies. All metadata was flushed; what is written here, the page cache has forgotten
+ * when the function returns. */
+
+/* The extent's header and tables have room for so many sectors, which may be fewer than before. The
+ * old tables hold until one sector of the header switches to new ones. */
+int vmdk_set_capacity(struct dr_image *image, struct vmdk_extent *e, uint64_t sectors,
+                      struct dr_error *err);
+/* Nothing of the extent stands behind its end, neither in the tables nor in the last grain. was:
+ * its length before, if it was longer. give: the grains there come back to use. */
+int vmdk_clear_behind(struct dr_image *image, struct vmdk_extent *e, uint64_t was, bool give,
+                      struct dr_error *err);
+/* [from, to) of the extent, whole grains which have no entry, reads as zeros whatever the parent
+ * has. The header has room for them; they may lie behind the end of the extent. */
+int vmdk_mask(struct dr_image *image, struct vmdk_extent *e, uint64_t from, uint64_t to,
+              struct dr_error *err);
+
 /* ------------------------------------------------------------------ ids.c, backing.c, ... */
+
+int vmdk_open_name(struct dr_image *image, struct vmdk_extent *e, const char *name,
+                   struct dr_error *err);
 
 int vmdk_begin_write(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err);
 int vmdk_end_write(struct dr_image *image, struct dr_error *err);
@@ -212,11 +236,21 @@ bool vmdk_is(const struct dr_image *image);
 
 int vmdk_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
                 struct dr_error *err);
+/* A new extent of a split disk, complete and durable but for its name. -EEXIST. */
+struct vmdk_new_extent {
+    bool sparse, zero_grains;
+    uint64_t sectors, grain;
+};
+int vmdk_make_extent(struct dr_fs *fs, const char *path, const struct vmdk_new_extent *how,
+                     struct dr_error *err);
+#define VMDK_SPLIT_SECTORS \
+    UINT64_C(4192256) /* 2047 MiB: with its tables a piece stays below 2 GiB */
 int vmdk_measure(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
                  struct dr_error *err);
 extern const struct dr_option_help vmdk_create_options[];
 
 int vmdk_recover(struct dr_image *image, struct dr_error *err);
+int vmdk_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err);
 /* The sparse extent ends at the sector `end`, behind all that anything points to. */
 int vmdk_cut(struct dr_image *image, struct vmdk_extent *e, uint64_t end, struct dr_error *err);
 int vmdk_trim(struct dr_image *image, struct dr_error *err);
