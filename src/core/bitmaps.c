@@ -91,12 +91,22 @@ static int sample(struct dr_file *f, unsigned pieces, uint64_t *hash, struct dr_
     return r;
 }
 
-/* settle: as dr_file_stamp. *files is malloc'ed. */
+static int look_at_file(struct dr_file *f, unsigned pieces, bool settle,
+                        struct dr_noted_file *looks, struct dr_error *err)
+{
+    int r = dr_file_stamp(f, settle, &looks->stamp, err);
+    return r < 0 ? r : sample(f, pieces, &looks->sample, err);
+}
+
+/* Those that it will have when it is opened again. settle: as dr_file_stamp. *files is malloc'ed.
+ */
 static int look_at_files(struct dr_image *image, bool settle, struct dr_noted_file **files,
-                         struct dr_error *err)
+                         uint32_t *n, struct dr_error *err)
 {
     unsigned pieces = image->n_files > 1 ? dr_noting_samples / 4 : dr_noting_samples;
     int r = 0;
+    *n = 0;
+    *files = NULL;
     if (image->n_files > DR_BITMAP_FILE_FILES)
         return dr_fail(err, EFBIG, "%s: has %u files, bitmaps beside it go with at most %u",
                        image->path, image->n_files, DR_BITMAP_FILE_FILES);
@@ -105,9 +115,8 @@ static int look_at_files(struct dr_image *image, bool settle, struct dr_noted_fi
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     for (unsigned i = 0; r == 0 && i < image->n_files; i++) {
         struct dr_file *f = dr_image_file(image, i);
-        r = dr_file_stamp(f, settle, &(*files)[i].stamp, err);
-        if (r == 0)
-            r = sample(f, pieces, &(*files)[i].sample, err);
+        if (!atomic_load(&f->unlinked))
+            r = look_at_file(f, pieces, settle, &(*files)[(*n)++], err);
         dr_file_unpin(f);
     }
     if (r < 0)
@@ -132,8 +141,9 @@ static int looks_the_same(struct dr_image *image, const struct dr_bitmap_file *b
                           struct dr_error *err)
 {
     struct dr_noted_file *files = NULL;
-    *is = b->disk == image->size && b->n_files == image->n_files;
-    int r = *is ? look_at_files(image, false, &files, err) : 0;
+    uint32_t n = 0;
+    int r = b->disk == image->size ? look_at_files(image, false, &files, &n, err) : 0;
+    *is = n > 0 && n == b->n_files;
     for (unsigned i = 0; r == 0 && *is && i < b->n_files; i++)
         *is = same_file(&files[i], &b->files[i]);
     free(files);
@@ -303,12 +313,13 @@ void dr_noting_put(const struct dr_image *image, struct dr_noting *n)
 int dr_bitmaps_store_clean(struct dr_image *image, struct dr_bitmap_file *b, struct dr_error *err)
 {
     struct dr_noted_file *files;
-    int r = look_at_files(image, true, &files, err);
+    uint32_t n;
+    int r = look_at_files(image, true, &files, &n, err);
     if (r < 0)
         return r;
     free(b->files);
     b->files = files;
-    b->n_files = image->n_files;
+    b->n_files = n;
     b->disk = image->size;
     return dr_bitmap_file_store(b, false, image->files[0], err);
 }

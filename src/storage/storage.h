@@ -166,6 +166,7 @@ struct dr_file {
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
     _Atomic int flush_error; /* sticky: negative errno of the first failed flush */
+    _Atomic bool unlinked;   /* by its image, which has become smaller and does without it */
     /* owned by file.c */
     enum dr_file_kind kind;
     _Atomic unsigned users; /* those who opened it, and their dr_file_ref()s */

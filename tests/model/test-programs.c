@@ -463,6 +463,23 @@ static void note_changes(struct program *p)
     noted_cut(&m->noted, m->size);
 }
 
+/* Is all that the disk holds at this moment what it held at the last one that is durable? */
+static bool holds_what_is_durable(const struct program *p)
+{
+    const struct moment *m = &p->moments[p->n - 1], *last = m - 1;
+    while (last > p->moments && !last->durable)
+        last--;
+    return last->size == m->size && !memcmp(last->view, m->view, (size_t)m->size);
+}
+
+/* A change of bitmaps that stand beside the image leaves the disk as durable as it was. */
+static bool makes_durable(const struct program *p, enum kind kind)
+{
+    if (kind == BITMAP && !inside(p->s))
+        return holds_what_is_durable(p);
+    return kind >= FLUSH && kind != GROW && kind != SHRINK;
+}
+
 static void run_step(struct program *p, const struct step *step)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -476,7 +493,7 @@ static void run_step(struct program *p, const struct step *step)
     same_as_read(p, step->text);
     note_changes(p);
     m->end = powerfs_ops(p->power);
-    m->durable = r == 0 && step->kind >= FLUSH && step->kind != GROW && step->kind != SHRINK;
+    m->durable = r == 0 && makes_durable(p, step->kind);
     if (step->kind == REOPEN)
         m->bitmaps = NOTED_STORED;
     else if (m->size != (m - 1)->size)

@@ -319,6 +319,7 @@ static void unlink_piece(const struct resize *z, const struct vmdk_extent *gone)
         if (z->s->extents[i].file == gone->file)
             return;
     z->image->fs->ops->unlink(z->image->fs, vmdk_extent_path(z->image, gone), NULL);
+    atomic_store(&z->image->files[gone->file]->unlinked, true);
 }
 
 /* The lines have the new size. */
