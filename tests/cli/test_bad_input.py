@@ -54,10 +54,10 @@ def test_a_directory(t, command):
     refused(t, *command, "dir")
 
 
-@pytest.mark.parametrize("command", [["info"], ["map"], ["check"], ["convert", "-O", "raw", "fifo"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["info"], ["map"], ["check"]], ids=" ".join)
 def test_a_pipe_does_not_hang(t, command):
     os.mkfifo(t.dir / "fifo")
-    refused(t, *command, *(["out"] if command[0] == "convert" else ["fifo"]))
+    refused(t, *command, "fifo")
 
 
 def test_two_images_for_compare_say_which_cannot_be_opened(t):
@@ -223,7 +223,7 @@ def test_a_changed_parent_names_both_ids_and_the_way_out(t):
     ["stream", "--progress=xml", "disk.vmdk"], ["info", "json:{"], ["info", "json:[1]"], ["info", 'json:{"file":{"nbd":"x"}}'],
     ["info", "--image-opts", "driver=vmdk"], ["info", "--image-opts", "driver=nope,file.filename=disk.vmdk"],
     ["info", "--image-opts", "driver=vmdk,file.driver=nbd,file.filename=disk.vmdk"], ["chain", "nope", "disk.vmdk"], ["chain"],
-    ["completion", "tcsh"], ["io", "-s", "disk.vmdk"], ["io", "-c", "length", "--nope"],
+    ["completion", "tcsh"], ["io", "-c", "length", "--nope"],
 ], ids=" ".join)
 def test_what_cannot_work_is_refused(t, args):
     vmdk(t)
