@@ -237,6 +237,7 @@ static void a_longer_parent_does_not_show_behind_the_old_end(void **state)
     (void)state;
     static const char *const zeroed[] = {NULL, "on"};
     for (int i = 0; i < 2; i++) {
+        dr_fs_memory_free(mem);
         struct dr_fs *fs = mem = dr_fs_memory_new();
         ok(create("/d/base.vmdk", 4 * MIB, NULL));
         write_one("/d/base.vmdk", 0, 4 * MIB, 5, 0);
@@ -247,9 +248,7 @@ static void a_longer_parent_does_not_show_behind_the_old_end(void **state)
         reads_zero(disk, MIB + 512, 4 * MIB - 512);
         ok(dr_close(disk, &err));
         finds(PATH, 0, 0, "");
-        dr_fs_memory_free(fs);
     }
-    mem = dr_fs_memory_new();
 }
 
 /* ------------------------------------------------------------------ pieces and flat files */
