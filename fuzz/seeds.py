@@ -440,6 +440,7 @@ def bitmaps():
 def main():
     for target, inputs in (("addcow", addcows()), ("bitmaps", bitmaps()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
                            ("vmdk-descriptor", descriptors()),
+                           ("vmdk-stream", streams()),
                            ("vmdk-parent", parents())):
         directory = os.path.join(sys.argv[1], target)
         os.makedirs(directory, exist_ok=True)

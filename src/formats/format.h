@@ -207,6 +207,35 @@ struct dr_sequential {
     void (*free)(void *state); /* NULL allowed */
 };
 
+/* ------------------------------------------------------------------ read in one pass */
+
+/* Where the bytes of an image come from, one after another. */
+struct dr_inflow {
+    /* As dr_source_read(): *got is short only at the end. */
+    int (*read)(void *user, void *buf, size_t len, size_t *got, struct dr_error *err);
+    void *user;
+};
+
+struct dr_incoming {
+    uint64_t size;     /* of the disk, in bytes */
+    uint64_t unit;     /* guest bytes of a unit; the last one may reach behind the end */
+    size_t coded_most; /* bytes that next may need */
+};
+
+/* An image that is read from front to back, as it comes out of a pipe. */
+struct dr_incoming_ops {
+    /* Read up to the first unit. -ENOTSUP: the layout of this image forbids it. name, which lives
+     * until free: for messages. *state is to be freed also after a failure. */
+    int (*begin)(const char *name, struct dr_inflow *in, void **state, struct dr_incoming *what,
+                 struct dr_error *err);
+    /* 1: the next unit that is not zeros, ascending; 0: all have come. By one thread at a time. */
+    int (*next)(void *state, uint8_t *coded, size_t *len, uint64_t *off, struct dr_error *err);
+    /* No I/O, by many threads at once: one whole unit, zeros behind the end of the disk. */
+    int (*decode)(const void *state, const uint8_t *coded, size_t len, uint64_t off, uint8_t *out,
+                  struct dr_error *err);
+    void (*free)(void *state); /* NULL allowed */
+};
+
 /* ------------------------------------------------------------------ internal snapshots */
 
 /* A field that is 0 or NULL is not known. */
@@ -386,6 +415,8 @@ struct dr_format {
                       uint8_t *out, size_t out_cap);
     /* Some images of the format are written in one go. Optional. */
     const struct dr_sequential *sequential;
+    /* Some can be read in one pass. Optional. */
+    const struct dr_incoming_ops *incoming;
 
     /* Before the first write of an open (DR_OPEN_UNCHANGED in image->flags: the view stays), and
      * again whenever reserve asked by dr_need_begin(): mark the image as being written, durably.

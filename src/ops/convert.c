@@ -251,7 +251,7 @@ static bool sums_on_the_way(const struct convert *c)
 static int begin_sums(struct convert *c, struct dr_error *err)
 {
     bool pipes = c->o->from_fd || c->o->to_fd;
-    if (!c->o->digest || (!pipes && !sums_on_the_way(c)))
+    if (!c->o->digest || c->piped.ops || (!pipes && !sums_on_the_way(c)))
         return 0;
     uint64_t size = c->o->from_fd ? 0
                     : c->o->to_fd ? dr_round_up(c->total, SECTOR)
@@ -454,12 +454,27 @@ static int check_pipes(const struct convert *c, size_t n, struct dr_error *err)
                        c->target, fmt->name);
     if (o->to_fd && o->n_pairs > 0 && !c->in_order)
         return dr_fail(err, EINVAL, "%s: %s has no meaning in a pipe", c->target, o->pairs[0].name);
-    if (o->from_fd && !o->to_fd && fmt && !fmt->resize)
-        return dr_fail(
-            err, ENOTSUP,
-            "%s: %s images cannot grow, so what comes from a pipe cannot be put into one "
-            "as it comes; convert to raw or qcow2 first",
-            c->target, fmt->name);
+    return 0;
+}
+
+/* What comes as it is tells its size by its end only. */
+static int check_growing(const struct convert *c, struct dr_error *err)
+{
+    const struct dr_format *fmt = dr_format_find(c->o->out_format);
+    if (c->o->to_fd || !fmt || fmt->resize)
+        return 0;
+    return dr_fail(err, ENOTSUP,
+                   "%s: %s images cannot grow, so what comes from a pipe cannot be put into one "
+                   "as it comes; convert to raw or qcow2 first",
+                   c->target, fmt->name);
+}
+
+static int begin_piped_image(struct convert *c, struct dr_error *err)
+{
+    c->total = c->piped.incoming.size;
+    if (c->o->has_range || (c->o->digest && c->o->to_fd))
+        return dr_fail(err, ENOTSUP, "%s: %s does not go with an image that comes from a pipe",
+                       c->target, c->o->has_range ? "a range" : "a checksum");
     return 0;
 }
 
@@ -473,6 +488,8 @@ static int open_piped(struct convert *c, const char *name, struct dr_error *err)
         return r;
     dr_source_stop_by(source, dr_job_stop_flag(c->job));
     r = dr_piped_begin(&c->piped, source, format, err);
+    if (r == 0)
+        r = c->piped.ops ? begin_piped_image(c, err) : check_growing(c, err);
     if (r == 0 && c->o->has_range)
         r = dr_piped_range(&c->piped, c->o->range_from, c->o->range_to, err);
     return r;
@@ -506,7 +523,9 @@ static int run_to_pipe(struct convert *c, struct dr_error *err)
     if (c->in_order)
         return run_in_order(c, err);
     r = begin_sums(c, err);
-    if (r == 0 && c->o->from_fd)
+    if (r == 0 && c->piped.ops)
+        r = dr_piped_image_to_file(&c->piped, c->outlet, c->job, err);
+    else if (r == 0 && c->o->from_fd)
         r = dr_piped_to_file(&c->piped, c->outlet, NULL, c->job, err);
     for (size_t i = 0; i < c->n && r == 0; i++) {
         uint64_t from, to;
@@ -518,6 +537,13 @@ static int run_to_pipe(struct convert *c, struct dr_error *err)
     if (r == 0)
         r = finish_sums(c, err);
     return r < 0 ? r : dr_file_flush(c->outlet, err);
+}
+
+/* A device may hold anything. */
+static int piped_image_to_disk(struct convert *c, struct dr_error *err)
+{
+    int r = c->is_new ? 0 : dr_chain_zero(c->out->chain, 0, 0, c->total, DR_MAY_UNMAP, err);
+    return r < 0 ? r : dr_piped_image_to_disk(&c->piped, c->out, c->job, err);
 }
 
 /* ------------------------------------------------------------------ the whole */
@@ -545,7 +571,9 @@ static int run(struct convert *c, const char *const *names, size_t n, struct dr_
         r = check_space(c, err);
     if (r == 0)
         r = begin_sums(c, err);
-    if (r == 0 && c->o->from_fd)
+    if (r == 0 && c->piped.ops)
+        r = piped_image_to_disk(c, err);
+    else if (r == 0 && c->o->from_fd)
         r = dr_piped_to_disk(&c->piped, c->out, c->o->sparse_size, NULL, c->job, err);
     else if (r == 0)
         r = c->backing ? copy_with_backing(c, err) : copy_plain(c, err);

@@ -108,6 +108,32 @@ static int refuse_format(const struct dr_piped *p, const struct dr_format *fmt,
                    packed ? ")" : "");
 }
 
+static int piped_read(struct dr_piped *p, uint8_t *buf, size_t len, size_t *got,
+                      struct dr_error *err)
+{
+    len = (size_t)dr_min(len, p->left);
+    size_t n = (size_t)dr_min(len, p->head_len - p->head_at);
+    memcpy(buf, p->head + p->head_at, n);
+    p->head_at += n;
+    *got = 0;
+    int r = n < len ? dr_source_read(p->source, buf + n, len - n, got, err) : 0;
+    *got += n;
+    p->left -= *got;
+    return r;
+}
+
+static int read_inflow(void *user, void *buf, size_t len, size_t *got, struct dr_error *err)
+{
+    return piped_read(user, buf, len, got, err);
+}
+
+static int begin_image(struct dr_piped *p, const struct dr_format *fmt, struct dr_error *err)
+{
+    p->ops = fmt->incoming;
+    p->inflow = (struct dr_inflow){read_inflow, p};
+    return p->ops->begin(p->name, &p->inflow, &p->state, &p->incoming, err);
+}
+
 int dr_piped_begin(struct dr_piped *p, struct dr_source *source, const char *format,
                    struct dr_error *err)
 {
@@ -121,28 +147,18 @@ int dr_piped_begin(struct dr_piped *p, struct dr_source *source, const char *for
     int r = dr_source_read(source, p->head, HEAD, &p->head_len, err);
     if (r == 0 && !fmt)
         r = dr_probe_bytes(p->head, p->head_len, p->name, &fmt, err);
-    return r < 0 ? r : refuse_format(p, fmt, err);
+    if (r < 0 || !fmt)
+        return r;
+    return fmt->incoming ? begin_image(p, fmt, err) : refuse_format(p, fmt, err);
 }
 
 void dr_piped_close(struct dr_piped *p)
 {
+    if (p->ops)
+        p->ops->free(p->state);
     dr_source_close(p->source);
     free(p->head);
     *p = (struct dr_piped){0};
-}
-
-static int piped_read(struct dr_piped *p, uint8_t *buf, size_t len, size_t *got,
-                      struct dr_error *err)
-{
-    len = (size_t)dr_min(len, p->left);
-    size_t n = (size_t)dr_min(len, p->head_len - p->head_at);
-    memcpy(buf, p->head + p->head_at, n);
-    p->head_at += n;
-    *got = 0;
-    int r = n < len ? dr_source_read(p->source, buf + n, len - n, got, err) : 0;
-    *got += n;
-    p->left -= *got;
-    return r;
 }
 
 int dr_piped_range(struct dr_piped *p, uint64_t from, uint64_t to, struct dr_error *err)

@@ -29,10 +29,17 @@ struct dr_piped {
     size_t head_len, head_at;
     uint64_t left;        /* bytes that are still wanted */
     struct dr_sums *sums; /* NULL, or gets the sums of all that is copied, and its size */
+    /* an image that can be read in one pass; ops NULL: raw bytes */
+    const struct dr_incoming_ops *ops;
+    void *state;
+    struct dr_inflow inflow;
+    struct dr_incoming incoming;
+    uint64_t reached; /* guest bytes that are dealt with */
 };
 
-/* format "raw": the bytes as they come. NULL: unpacked, and refused if an image of another format
- * begins there (-ENOTSUP). source is taken over, also after a failure. End with dr_piped_close().
+/* format "raw": the bytes as they come. NULL: unpacked, and found out. Images
+ * that cannot be read in one pass are refused (-ENOTSUP). source is taken over, also after a
+ * failure. End with dr_piped_close().
  */
 int dr_piped_begin(struct dr_piped *p, struct dr_source *source, const char *format,
                    struct dr_error *err);
@@ -45,5 +52,12 @@ int dr_piped_to_disk(struct dr_piped *p, struct dr_disk *disk, uint64_t sparse, 
                      struct dr_job *job, struct dr_error *err);
 int dr_piped_to_file(struct dr_piped *p, struct dr_file *out, uint64_t *size, struct dr_job *job,
                      struct dr_error *err);
+
+/* The same for an image that is read in one pass (p->ops), whose disk has p->incoming.size bytes:
+ * into a disk that reads as zeros, or a file, whose zeros are written, too. No sums. */
+int dr_piped_image_to_disk(struct dr_piped *p, struct dr_disk *disk, struct dr_job *job,
+                           struct dr_error *err);
+int dr_piped_image_to_file(struct dr_piped *p, struct dr_file *out, struct dr_job *job,
+                           struct dr_error *err);
 
 #endif

@@ -92,3 +92,21 @@ def test_a_checksum_of_a_stream_is_that_of_its_disk(t, disk):
     assert disk
     plain = t.ok("checksum", "d.raw").split()[0]
     assert plain in t.ok("convert", "--checksum", *STREAM, "d.raw", "s.vmdk")
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2", "vmdk"])
+def test_a_stream_comes_from_a_pipe(t, disk, fmt):
+    t.ok("convert", *STREAM, "d.raw", "s.vmdk")
+    stream = (t.dir / "s.vmdk").read_bytes()
+    assert drover(t, "convert", "-f", "vmdk", "-O", fmt, "-", "new", stdin=stream) == (0, b"", "")
+    assert back(t, "new") == disk
+    assert drover(t, "convert", "-", "-", stdin=stream) == (0, disk, "")
+    code, _, err = drover(t, "convert", "-f", "vmdk", "-O", fmt, "-", "new", stdin=stream[:-600])
+    assert code == 1 and "cut off" in err and back(t, "new") == disk
+
+
+def test_a_vmdk_that_is_no_stream_is_refused_in_a_pipe(t, disk):
+    assert disk
+    t.ok("convert", "-O", "vmdk", "d.raw", "sparse.vmdk")
+    code, _, err = drover(t, "convert", "-f", "vmdk", "-", "new", stdin=(t.dir / "sparse.vmdk").read_bytes())
+    assert code == 1 and "no stream" in err and len(err.splitlines()) == 1 and not (t.dir / "new").exists()

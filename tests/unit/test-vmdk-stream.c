@@ -228,6 +228,108 @@ static void salvage_finds_the_grains_behind_damage(void **state)
     free(m.buf);
 }
 
+/* ------------------------------------------------------------------ in one pass */
+
+struct pipe {
+    const uint8_t *bytes;
+    size_t len, at;
+};
+
+static int read_pipe(void *user, void *buf, size_t len, size_t *n, struct dr_error *error)
+{
+    struct pipe *p = user;
+    (void)error;
+    *n = (size_t)dr_min(len, p->len - p->at);
+    memcpy(buf, p->bytes + p->at, *n);
+    p->at += *n;
+    return 0;
+}
+
+/* The disk in `got`, or the failure. */
+static int read_in_one_pass(const struct making *m)
+{
+    struct pipe p = {m->buf, m->len, 0};
+    struct dr_inflow in = {read_pipe, &p};
+    struct dr_incoming what;
+    void *state = NULL;
+    int r = vmdk_incoming.begin("pipe", &in, &state, &what, &err);
+    memset(got, 0, sizeof(got));
+    if (r == 0) {
+        uint8_t coded[3 * GRAIN], plain[GRAIN];
+        size_t len;
+        uint64_t off;
+        assert_int_equal(what.size, DISK);
+        assert_int_equal(what.unit, GRAIN);
+        assert_true(what.coded_most <= sizeof(coded));
+        while (r == 0 && (r = vmdk_incoming.next(state, coded, &len, &off, &err)) > 0) {
+            r = vmdk_incoming.decode(state, coded, len, off, plain, &err);
+            if (r == 0)
+                memcpy(got + off, plain, (size_t)dr_min(GRAIN, DISK - off));
+        }
+    }
+    vmdk_incoming.free(state);
+    return r;
+}
+
+static void every_layout_is_read_in_one_pass(void **state)
+{
+    (void)state;
+    expected_disk(want);
+    for (int layout = 0; layout < LAYOUTS; layout++) {
+        struct making m = {.layout = (enum layout)layout, .padding = 1000};
+        if (layout == STALE_HEADER)
+            continue; /* it says that its tables come first */
+        make_stream(&m);
+        ok(read_in_one_pass(&m));
+        assert_memory_equal(got, want, DISK);
+        free(m.buf);
+    }
+}
+
+static void a_pipe_that_ends_early_is_noticed_wherever_that_is(void **state)
+{
+    (void)state;
+    for (int layout = 0; layout < LAYOUTS; layout++) {
+        struct making m = {.layout = (enum layout)layout};
+        if (layout == STALE_HEADER)
+            continue;
+        make_stream(&m);
+        size_t whole = m.len, last = m.gtes[LAST_GRAIN] * 512u;
+        for (m.len = 0; m.len <= last; m.len += m.len < 1024 ? 100 : 512)
+            fails(EIO, "cut off", read_in_one_pass(&m));
+        if (layout < FRONT)
+            for (m.len = last; m.len < whole; m.len += 512)
+                fails(EIO, "cut off", read_in_one_pass(&m));
+        free(m.buf);
+    }
+}
+
+static void what_cannot_be_read_in_one_pass_is_told_at_once(void **state)
+{
+    (void)state;
+    struct making m = {.layout = FRONT};
+    make_stream(&m);
+    memcpy(m.buf, "# Disk", 6);
+    fails(ENOTSUP, "in other files", read_in_one_pass(&m));
+    memcpy(m.buf, "KDMV\3\0", 6);
+    put_le32(m.buf + 8, 1); /* not compressed */
+    put_le16(m.buf + 77, 0);
+    fails(ENOTSUP, "no stream", read_in_one_pass(&m));
+    free(m.buf);
+}
+
+static void grains_out_of_order_end_the_pass(void **state)
+{
+    (void)state;
+    struct making m = {.layout = FOOTER};
+    make_stream(&m);
+    put_le64(m.buf + m.gtes[5] * 512, 0);
+    fails(ENOTSUP, "not in the order", read_in_one_pass(&m));
+    put_le64(m.buf + m.gtes[5] * 512, CAPACITY + 512);
+    fails(EIO, "which cannot be", read_in_one_pass(&m));
+    free(m.buf);
+}
+
 /* ------------------------------------------------------------------ check */
 
 static char found[4096];
@@ -315,6 +417,10 @@ int main(void)
         TEST(a_stream_without_its_end_is_refused),
         TEST(salvage_reads_the_grains_that_are_there),
         TEST(salvage_finds_the_grains_behind_damage),
+        TEST(every_layout_is_read_in_one_pass),
+        TEST(a_pipe_that_ends_early_is_noticed_wherever_that_is),
+        TEST(what_cannot_be_read_in_one_pass_is_told_at_once),
+        TEST(grains_out_of_order_end_the_pass),
         TEST(check_has_nothing_to_say_of_a_good_stream),
         TEST(check_finds_what_is_wrong_and_nothing_else),
         TEST(check_finds_grains_that_share_bytes),

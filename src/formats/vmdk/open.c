@@ -466,6 +466,7 @@ const struct dr_format dr_format_vmdk = {
     .reuse = vmdk_reuse,
     .decode = vmdk_decode,
     .sequential = &vmdk_sequential,
+    .incoming = &vmdk_incoming,
     .begin_write = vmdk_begin_write,
     .end_write = vmdk_end_write,
     .set_backing = vmdk_set_backing,

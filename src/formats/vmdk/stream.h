@@ -67,6 +67,9 @@ int vmdk_stream_plan(const char *path, const struct dr_create_params *params,
                      struct vmdk_stream_plan *plan, struct dr_error *err);
 extern const struct dr_sequential vmdk_sequential;
 
+/* Reading in one pass (stream-pipe.c). */
+extern const struct dr_incoming_ops vmdk_incoming;
+
 /* ------------------------------------------------------------------ reading */
 
 /* A block of metadata that a reader may pass over: what its marker says is bounded by what the
