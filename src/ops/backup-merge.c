@@ -302,7 +302,7 @@ static int look_at_kept(struct dr_merge *m, bool exclusive, struct dr_error *err
     int r = path_of(m, m->into, &path, err);
     if (r == 0)
         r = dr_open_fs(m->fs, path, &open, &disk, err);
-    return r < 0 ? r : look_at_chain(m, disk->chain, exclusive, err);
+    return r < 0 || !disk ? r : look_at_chain(m, disk->chain, exclusive, err);
 }
 
 int dr_merge_look(struct dr_merge *m, bool exclusive, struct dr_error *err)

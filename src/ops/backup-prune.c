@@ -70,18 +70,18 @@ static int child_of(const struct prune *p, size_t at, size_t *child, struct dr_e
 static int collect(const struct prune *p, size_t at, struct dr_merge *m, struct dr_error *err)
 {
     const struct dr_backup_set *s = &p->set;
-    const struct dr_backup_entry *e = &s->all[at];
+    const struct dr_backup_entry *e = &s->all[at], *above = NULL;
     while (e) {
         size_t here = (size_t)(e - s->all), child;
         int r = child_of(p, here, &child, err);
         if (r < 0)
             return r;
-        if (!p->goes[here])
+        if (above && !p->goes[here])
             return dr_fail(err, EINVAL, "%s: \"%s\" would go, and stands on \"%s\", which is kept",
-                           p->path, m->gone[m->n - 1]->name, e->name);
+                           p->path, above->name, e->name);
         if (m->n == s->n)
             return dr_fail(err, EINVAL, "%s: the backup \"%s\" stands on itself", p->path, e->name);
-        m->gone[m->n++] = e;
+        m->gone[m->n++] = above = e;
         e = e->parent ? dr_set_find(s, e->parent) : NULL;
     }
     return 0;

@@ -50,6 +50,7 @@ struct convert {
     struct cli_pipe in, out; /* what the source and the target are, if they are no files */
     const char *orphans;
     char digest[DR_CHECKSUM_TEXT];
+    bool lost; /* something could not be read, and is zeros in the target */
     size_t n;
 };
 
@@ -288,12 +289,11 @@ static int convert(struct convert *c, struct cli_job *job)
         paths[i] = c->sources[i].path;
         each[i] = &c->sources[i].open; /* a list of settings is for its image alone */
     }
-    bool lost = false;
     c->o.each = each;
-    c->o.lost = &lost;
+    c->o.lost = &c->lost;
     int r = dr_convert(paths, c->n, c->target.path, &c->o, job->job, &err);
     if (r == 0)
-        return lost && c->cli->role == CLI_DROVER ? 3 : 0;
+        return c->lost && c->cli->role == CLI_DROVER ? 3 : 0;
     if (c->o.to_fd)
         snprintf(state, sizeof(state), "a part of the disk was written");
     else

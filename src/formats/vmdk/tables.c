@@ -405,7 +405,7 @@ static bool stand_in_rows(const struct dr_image *image, const struct vmdk_extent
             if (directories[d][t] != directories[d][0] + t * e->h.gt_sectors ||
                 !vmdk_table_fits(image, e, directories[d][t]))
                 return false;
-    return n == 0 || !e->rgd || e->gd[0] != e->rgd[0];
+    return n == 0 || !e->gd || !e->rgd || e->gd[0] != e->rgd[0];
 }
 
 /* Fewer tables that stand where they did are fine, as long as the directory in front of them does
