@@ -60,15 +60,20 @@ static int add_file(const struct dr_merge *m, char ***list, size_t at, const cha
 /* An interrupted prune noted its files when all of them were there. */
 static int noted_files(const struct dr_merge *m, size_t at, struct dr_error *err)
 {
-    char *const *from = m->gone[at]->leaving;
-    size_t n = 0;
-    while (from && from[n])
-        n++;
-    char **list = m->files[at] = calloc(n + 1, sizeof(*list));
-    for (size_t i = 0; list && i < n; i++)
-        if (!(list[i] = strdup(from[i])))
-            return no_memory(m, err);
-    return list ? 0 : no_memory(m, err);
+    static char *const none[] = {NULL};
+    m->files[at] = dr_set_copy_files(m->gone[at]->leaving ? m->gone[at]->leaving : none);
+    return m->files[at] ? 0 : no_memory(m, err);
+}
+
+/* An image may count in sectors where its disk did not. */
+static int check_size(const struct dr_image *image, const struct dr_backup_entry *e,
+                      struct dr_error *err)
+{
+    if (dr_sums_fits(e->size, image->size))
+        return 0;
+    return dr_fail(
+        err, EBADMSG, "%s: has %llu bytes, and backup \"%s\" had %llu: it is another image",
+        image->path, (unsigned long long)image->size, e->name, (unsigned long long)e->size);
 }
 
 static int look_inside(struct dr_merge *m, size_t at, struct dr_image *image, bool exclusive,
@@ -76,11 +81,10 @@ static int look_inside(struct dr_merge *m, size_t at, struct dr_image *image, bo
 {
     const struct dr_backup_entry *e = m->gone[at];
     uint64_t bytes = 0;
-    if (!e->leaving && image->size != e->size)
-        return dr_fail(
-            err, EBADMSG, "%s: has %llu bytes, and backup \"%s\" had %llu: it is another image",
-            image->path, (unsigned long long)image->size, e->name, (unsigned long long)e->size);
-    int r = exclusive ? dr_ops_lock(image, err) : 0;
+    int r = e->leaving ? 0 : check_size(image, e, err);
+    if (r < 0)
+        return r;
+    r = exclusive ? dr_ops_lock(image, err) : 0;
     if (r == 0)
         r = dr_ops_disk_size(image, &bytes, err);
     m->freed += bytes;
@@ -256,26 +260,16 @@ static int count_freed(struct dr_merge *m, struct dr_chain *chain, uint64_t grow
     return r;
 }
 
-static int lock_kept(struct dr_image *k, struct dr_error *err)
-{
-    int r = 0;
-    for (unsigned i = 0; r == 0 && i < k->n_files; i++)
-        r = dr_file_upgrade(k->files[i], err);
-    return r;
-}
-
 static int look_at_chain(struct dr_merge *m, struct dr_chain *chain, bool exclusive,
                          struct dr_error *err)
 {
     struct dr_image *k = chain->images[0];
     uint64_t room = 0;
-    if (k->size != m->into->size)
-        return dr_fail(err, EBADMSG, "%s: has %llu bytes, and backup \"%s\" had %llu", k->path,
-                       (unsigned long long)k->size, m->into->name,
-                       (unsigned long long)m->into->size);
-    if (chain->n == 1) /* an earlier prune got so far, or somebody else */
-        return 0;
-    int r = check_chain(m, chain, err);
+    int r = check_size(k, m->into, err);
+    if (r < 0 || chain->n == 1) /* an earlier prune got so far, or somebody else */
+        return r;
+    m->size = k->size;
+    r = check_chain(m, chain, err);
     if (r < 0)
         return r;
     m->way = may_go_down(m, chain) ? DR_MERGE_DOWN : DR_MERGE_UP;
@@ -288,7 +282,7 @@ static int look_at_chain(struct dr_merge *m, struct dr_chain *chain, bool exclus
                     target->path, (unsigned long long)room,
                     (unsigned long long)dr_ops_image_space(target));
     if (r == 0 && exclusive)
-        r = lock_kept(k, err);
+        r = dr_ops_lock(k, err);
     if (r == 0 && exclusive)
         dr_ops_remove_asides(m->fs, k->path, NULL);
     return r;
@@ -337,8 +331,8 @@ static int cut_to_size(const struct dr_merge *m, const char *path, struct dr_err
     struct dr_open_options open = how_to_open(m, m->into);
     open.flags |= DR_OPEN_RDWR;
     int r = dr_open_fs(m->fs, path, &open, &disk, err);
-    if (r == 0 && dr_size(disk) > m->into->size)
-        r = dr_truncate(disk, m->into->size, err);
+    if (r == 0 && dr_size(disk) > m->size)
+        r = dr_truncate(disk, m->size, err);
     return r < 0 ? r : dr_ops_close(&disk, err);
 }
 

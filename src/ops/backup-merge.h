@@ -33,6 +33,7 @@ struct dr_merge {
 
     /* by dr_merge_look: */
     enum dr_merge_way way;
+    uint64_t size; /* of the kept one's image, if there is something to merge */
     char ***files; /* of each that leaves, relative to the set's directory; NULL-terminated */
     uint64_t copied, freed; /* as in struct dr_prune_step */
 };

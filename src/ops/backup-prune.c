@@ -89,22 +89,6 @@ static int collect(const struct prune *p, size_t at, struct dr_merge *m, struct 
 
 /* ------------------------------------------------------------------ one step */
 
-static char **copy_texts(char *const *from)
-{
-    size_t n = 0;
-    while (from[n])
-        n++;
-    char **to = calloc(n + 1, sizeof(*to));
-    for (size_t i = 0; to && i < n; i++)
-        if (!(to[i] = strdup(from[i]))) {
-            while (i > 0)
-                free(to[--i]);
-            free(to);
-            return NULL;
-        }
-    return to;
-}
-
 static int mark_step(void *user, struct dr_backup_set *s, struct dr_error *err)
 {
     const struct dr_merge *m = user;
@@ -121,7 +105,7 @@ static int mark_step(void *user, struct dr_backup_set *s, struct dr_error *err)
             return dr_fail(err, ESTALE, "%s: somebody else has changed it meanwhile", m->set);
         if (e->leaving)
             continue;
-        e->leaving = copy_texts(m->files[i]);
+        e->leaving = dr_set_copy_files(m->files[i]);
         if (!e->leaving)
             return dr_fail(err, ENOMEM, "%s: out of memory", m->set);
         changed = 1;

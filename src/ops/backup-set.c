@@ -311,6 +311,22 @@ static int add_to(struct dr_fs *fs, const char *path, struct dr_file *old,
     return r;
 }
 
+char **dr_set_copy_files(char *const *from)
+{
+    size_t n = 0;
+    while (from[n])
+        n++;
+    char **to = calloc(n + 1, sizeof(*to));
+    for (size_t i = 0; to && i < n; i++)
+        if (!(to[i] = strdup(from[i]))) {
+            while (i > 0)
+                free(to[--i]);
+            free(to);
+            return NULL;
+        }
+    return to;
+}
+
 void dr_set_drop(struct dr_backup_set *s, struct dr_backup_entry *e)
 {
     size_t at = (size_t)(e - s->all);

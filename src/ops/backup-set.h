@@ -30,6 +30,9 @@ int dr_set_add(struct dr_fs *fs, const char *path, const struct dr_backup_entry 
 int dr_set_change(struct dr_fs *fs, const char *path,
                   int (*change)(void *user, struct dr_backup_set *s, struct dr_error *err),
                   void *user, struct dr_error *err);
+/* A list of an entry's files that ends with NULL, malloc'ed like its texts; NULL = out of memory.
+ */
+char **dr_set_copy_files(char *const *files);
 /* Take the entry out of s, and free it. */
 void dr_set_drop(struct dr_backup_set *s, struct dr_backup_entry *e);
 /* The path of a file whose name in the set is this, malloc'ed; NULL = out of memory. */
