@@ -513,9 +513,12 @@ int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err)
                     : dr_fail(err, ENOMEM, "out of memory for a backup");
 }
 
-int dr_frozen_now(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err)
+static int freeze(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err)
 {
     const struct dr_hook hook = {.before = before_change, .user = f};
+    int r = f->at_instant ? f->at_instant(f->user, present, err) : 0;
+    if (r < 0)
+        return r;
     f->chain = dr_chain_ref(present);
     if (!f->changed)
         dr_dirty_set(&f->todo, 0, f->size);
@@ -524,7 +527,7 @@ int dr_frozen_now(struct dr_frozen *f, struct dr_chain *present, struct dr_error
     dr_walk_init(&f->walk, f->chain, 0, f->chain->n, f->size);
     if (!present->images[0]->writable)
         return 0; /* nobody changes it */
-    int r = dr_disk_hook_quiet(f->disk, &hook, err);
+    r = dr_disk_hook_quiet(f->disk, &hook, err);
     f->hooked = r == 0;
     return r;
 }
@@ -542,13 +545,14 @@ static int hold_next(struct instant *i, uint64_t *pause, struct dr_error *err)
     return dr_disk_exchange(i->all[i->quiet]->disk, instant_step, i, pause, err);
 }
 
-/* Each disk's step holds the next one's requests, too. */
+/* Each disk's step holds the next one's requests, too. A failure leaves hooks, which
+ * dr_frozen_finish and dr_frozen_end take away. */
 static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                         struct dr_error *err)
 {
     struct instant *i = user;
     (void)fresh;
-    int r = dr_frozen_now(i->all[i->quiet++], present, err);
+    int r = freeze(i->all[i->quiet++], present, err);
     return r < 0 || i->quiet == i->n ? r : hold_next(i, NULL, err);
 }
 

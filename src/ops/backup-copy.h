@@ -5,8 +5,8 @@
  * that change. It takes the grains of 64 KiB that the change touches, if nobody has taken them yet:
  * they still hold what they held at the instant. The job takes all others in order. So each grain
  * is taken once, as it was. Taking a grain means to read it into memory; from then on its guest may
- * change it. Who has taken a grain writes it to the target, the hook before the change goes on: so
- * guests are not faster than the target for long.
+ * change it. The thread that took a grain writes it to the target, a hook before the change goes
+ * on: so guests are not faster than the target for long.
  *
  * With a spill file (backup-spill.h) the hook only moves the grain there, and the job takes it from
  * there, before it takes anything else: a guest waits for the target only while the spill is full.
@@ -37,6 +37,8 @@ struct dr_frozen {
      * only summed. */
     struct dr_chain *target;
     int (*put)(void *user, uint64_t off, uint64_t len, const uint8_t *data, struct dr_error *err);
+    /* NULL, or called at the instant, first of all: it may still set what `changed` points to. */
+    int (*at_instant)(void *user, struct dr_chain *present, struct dr_error *err);
     void *user;
     struct dr_sums *sums; /* gets the sums of what is copied */
     /* NULL: all is copied, into a target that reads as zeros. Else the target holds already what
@@ -63,9 +65,7 @@ struct dr_frozen {
 /* Make ready for the instant. The members that are not private are set. Ends with dr_frozen_end,
  * also after a failure. */
 int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err);
-/* This is the instant: in a step of dr_disk_quiesce. It is known what has changed. */
-int dr_frozen_now(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err);
-/* The same for several disks, of which this is one instant: their requests wait for it. */
+/* This is the instant, one of all n: the requests of their disks wait for it. */
 int dr_frozen_now_all(struct dr_frozen *const *all, size_t n, struct dr_job *job,
                       struct dr_error *err);
 /* Copy all that is to be copied. before, after: bytes of the job's other disks, for progress. */

@@ -40,7 +40,7 @@ struct backup {
 
 struct set {
     struct backup *all;
-    size_t n, quiet; /* disks whose requests wait */
+    size_t n;
     struct dr_job *job;
     uint64_t total; /* bytes of all disks */
     struct dr_spill *spill;
@@ -255,6 +255,25 @@ static int make_target(struct backup *b, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the instant */
 
+/* Where the disk has become smaller, the sum of its last, partial grain is another one. */
+static int note_new_end(struct backup *b, struct dr_error *err)
+{
+    uint64_t size = b->sums.size, from = dr_round_down(size, DR_SUMS_GRAIN);
+    if (!b->last || b->last->size <= size || from == size)
+        return 0;
+    return dr_changed_add(&b->changed, from, size - from) == 0
+               ? 0
+               : dr_fail(err, ENOMEM, "out of memory for a backup");
+}
+
+/* Of struct dr_frozen: what has changed is known at the instant. */
+static int at_instant(void *user, struct dr_chain *present, struct dr_error *err)
+{
+    struct backup *b = user;
+    int r = b->last ? dr_track_now(&b->track, present, &b->changed, err) : 0;
+    return r < 0 ? r : note_new_end(b, err);
+}
+
 static int prepare(const struct set *set, struct backup *b, struct dr_error *err)
 {
     int r = check_options(b, err);
@@ -277,68 +296,33 @@ static int prepare(const struct set *set, struct backup *b, struct dr_error *err
                                    .target = b->out->chain,
                                    .sums = &b->sums,
                                    .changed = b->last ? &b->changed : NULL,
+                                   .at_instant = at_instant,
+                                   .user = b,
                                    .spill = set->spill};
     return dr_frozen_begin(&b->frozen, err);
 }
 
-/* Where the disk has become smaller, the sum of its last, partial grain is another one. */
-static int note_new_end(struct backup *b, struct dr_error *err)
-{
-    uint64_t size = b->sums.size, from = dr_round_down(size, DR_SUMS_GRAIN);
-    if (!b->last || b->last->size <= size || from == size)
-        return 0;
-    return dr_changed_add(&b->changed, from, size - from) == 0
-               ? 0
-               : dr_fail(err, ENOMEM, "out of memory for a backup");
-}
-
-static int now_one(struct backup *b, struct dr_chain *present, struct dr_error *err)
+/* All of them are of one second, too. */
+static void note_time(struct set *set)
 {
     time_t seconds = time(NULL);
     struct tm tm;
-    int r = 0;
-    if (b->last)
-        r = dr_track_now(&b->track, present, &b->changed, err);
-    if (r == 0)
-        r = note_new_end(b, err);
-    if (gmtime_r(&seconds, &tm))
-        strftime(b->time, sizeof(b->time), "%Y-%m-%dT%H:%M:%SZ", &tm);
-    return r < 0 ? r : dr_frozen_now(&b->frozen, present, err);
-}
-
-static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                        struct dr_error *err);
-
-/* Flushes may go on beside it. */
-static int hold_next(struct set *set, uint64_t *pause, struct dr_error *err)
-{
-    return dr_disk_exchange(set->all[set->quiet].what->disk, instant_step, set, pause, err);
-}
-
-/* Each disk's step holds the next one's requests, too. A failure leaves hooks, which end_one()
- * takes away. */
-static int instant_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
-                        struct dr_error *err)
-{
-    struct set *set = user;
-    struct backup *b = &set->all[set->quiet++];
-    (void)fresh;
-    int r = now_one(b, present, err);
-    return r < 0 || set->quiet == set->n ? r : hold_next(set, NULL, err);
+    for (size_t i = 0; gmtime_r(&seconds, &tm) && i < set->n; i++)
+        strftime(set->all[i].time, sizeof(set->all[i].time), "%Y-%m-%dT%H:%M:%SZ", &tm);
 }
 
 /* Files are written before and afterwards: at the instant nobody waits for one. */
 static int take_instant(struct set *set, struct dr_error *err)
 {
-    uint64_t pause = 0;
-    int r = 0;
-    for (size_t i = 0; r == 0 && i < set->n; i++)
+    CLEANUP_FREE struct dr_frozen **all = calloc(set->n, sizeof(*all));
+    int r = all ? 0 : dr_fail(err, ENOMEM, "out of memory for a backup");
+    for (size_t i = 0; r == 0 && i < set->n; i++) {
+        all[i] = &set->all[i].frozen;
         if (set->all[i].bitmap)
             r = dr_track_prepare(&set->all[i].track, set->all[i].last, err);
-    if (r == 0)
-        r = hold_next(set, &pause, err);
-    dr_job_held(set->job, pause);
-    return r;
+    }
+    note_time(set);
+    return r < 0 ? r : dr_frozen_now_all(all, set->n, set->job, err);
 }
 
 /* ------------------------------------------------------------------ the copy */
