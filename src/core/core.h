@@ -448,6 +448,10 @@ int dr_chain_drop_if(struct dr_chain *chain, size_t at, uint64_t off, uint64_t l
  * -ENOTSUP: read and write. */
 int dr_chain_copy_from(struct dr_chain *chain, size_t at, uint64_t off, struct dr_file *src,
                        uint64_t src_off, uint64_t len, uint64_t *copied, struct dr_error *err);
+/* For a driver that makes room: copy bytes of a file to another place in it, which nothing leads to
+ * yet. What is behind the file's end reads as zeros. */
+int dr_copy_within(struct dr_file *file, uint64_t from, uint64_t to, uint64_t len,
+                   struct dr_error *err);
 /* Write one coded unit (convert -c): in_len coded bytes that decode to [off, off+len). */
 int dr_chain_write_coded(struct dr_chain *chain, size_t at, const void *coded, uint32_t coded_len,
                          uint64_t off, uint64_t len, struct dr_error *err);

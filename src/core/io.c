@@ -3,6 +3,9 @@
  * write, fill, zero, drop, discard, copy. How a change is made is in change.c. */
 #include "core/internal.h"
 #include "base/bytes.h"
+#include "base/cleanup.h"
+
+#define COPY_BYTES (1u << 20) /* of a file, at once */
 
 static int check_range(const struct dr_image *image, uint64_t off, uint64_t len,
                        struct dr_error *err)
@@ -365,6 +368,33 @@ int dr_chain_copy_from(struct dr_chain *chain, size_t at, uint64_t off, struct d
     struct dr_change c = guest_change(chain, at, DR_CHANGE_WRITE, &src);
     r = dr_change_run(&c, off, len, copied, err);
     return r == -ENOTSUP && *copied > 0 ? 0 : r;
+}
+
+/* The system copies what the file has there, if it can; the rest goes through memory. */
+int dr_copy_within(struct dr_file *file, uint64_t from, uint64_t to, uint64_t len,
+                   struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *buf = NULL;
+    uint64_t size = dr_file_size(file), room = dr_min(len, COPY_BYTES);
+    for (uint64_t done = 0, n; done < len; done += n) {
+        uint64_t left = len - done, there = size - dr_min(size, from + done);
+        int r = there
+                    ? dr_file_copy(file, to + done, file, from + done, dr_min(left, there), &n, err)
+                    : -ENOTSUP;
+        if (r == 0)
+            continue;
+        if (r != -ENOTSUP)
+            return r;
+        if (!buf && !(buf = malloc((size_t)room)))
+            return dr_fail_errno(err, ENOMEM, "%s", file->path);
+        n = dr_min(left, room);
+        r = dr_file_pread_short(file, buf, from + done, (size_t)n, NULL, err);
+        if (r == 0)
+            r = dr_file_pwrite(file, buf, to + done, (size_t)n, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
 }
 
 int dr_chain_write_coded(struct dr_chain *chain, size_t at, const void *coded, uint32_t coded_len,

@@ -21,7 +21,6 @@
 #include "formats/vmdk/vmdk.h"
 
 #define MAX_FILE_SECTORS (UINT64_C(1) << 32) /* entries have 32 bits */
-#define COPY_BYTES       (1u << 20)
 
 /* One grain that gets another place, or none. */
 struct move {
@@ -165,21 +164,6 @@ static int append_grain(struct dr_image *image, struct vmdk_extent *e, uint32_t 
 
 /* ------------------------------------------------------------------ moving grains away */
 
-static int copy_grain(struct dr_image *image, const struct vmdk_extent *e, const struct move *m,
-                      uint8_t *buf, struct dr_error *err)
-{
-    struct dr_file *f = image->files[e->file];
-    int r = 0;
-    for (uint64_t done = 0, len; r == 0 && done < e->grain; done += len) {
-        len = dr_min(e->grain - done, COPY_BYTES);
-        r = dr_file_pread_short(f, buf, (uint64_t)m->from * VMDK_SECTOR + done, (size_t)len, NULL,
-                                err);
-        if (r == 0)
-            r = dr_file_pwrite(f, buf, (uint64_t)m->to * VMDK_SECTOR + done, (size_t)len, err);
-    }
-    return r;
-}
-
 /* Find the grains that reach into [from, end), and a new place for each. Refuse damaged tables. */
 static int plan_moves(struct dr_image *image, struct vmdk_extent *e, uint64_t from, uint64_t end,
                       struct moves *m, struct dr_error *err)
@@ -207,13 +191,12 @@ static int plan_moves(struct dr_image *image, struct vmdk_extent *e, uint64_t fr
 static int copy_moves(struct dr_image *image, const struct vmdk_extent *e, const struct moves *m,
                       struct dr_error *err)
 {
-    CLEANUP_FREE uint8_t *buf = malloc((size_t)dr_min(e->grain, COPY_BYTES));
-    if (!buf)
-        return dr_fail_errno(err, ENOMEM, "%s", vmdk_extent_path(image, e));
+    struct dr_file *f = image->files[e->file];
     int r = 0;
     for (size_t i = 0; r == 0 && i < m->n; i++)
-        r = copy_grain(image, e, &m->list[i], buf, err);
-    return r < 0 ? r : dr_file_flush(image->files[e->file], err);
+        r = dr_copy_within(f, (uint64_t)m->list[i].from * VMDK_SECTOR,
+                           (uint64_t)m->list[i].to * VMDK_SECTOR, e->grain, err);
+    return r < 0 ? r : dr_file_flush(f, err);
 }
 
 /* When it returns, no grain stands in [from, end), and nobody reads there. */
