@@ -439,7 +439,7 @@ static int write_through(struct writer *w, struct dr_error *err)
     return r;
 }
 
-/* Whoever reads a pipe sees its end, but not why: it must not come behind a whole extent, which may
+/* The reader of a pipe sees its end, but not why: it must not come behind a whole extent, which may
  * have been the last one. The beginning of another one, or of a zstd frame, is what no archive ends
  * with. */
 static void spoil(struct writer *w)

@@ -106,7 +106,7 @@ static int take_all(struct taking *k, struct dr_job *job, struct dr_error *err)
     return r;
 }
 
-/* What the writer still sends, so that it does not fail: padding, mostly. */
+/* The writer may still send something, mostly padding, and would fail if nobody took it. */
 static int drain(struct dr_piped *p, struct dr_error *err)
 {
     uint64_t skipped;

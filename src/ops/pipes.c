@@ -51,10 +51,7 @@ static int giving_emit(void *user, struct dr_copy_item *item, uint8_t *const *bu
     g->pos += item->len;
     if (item->kind == DR_ITEM_ZERO)
         return dr_file_zero(g->out, at, item->len, 0, err);
-    int r = dr_file_pwrite(g->out, buf[0], at, (size_t)item->len, err);
-    if (r == 0 && g->t.sums)
-        r = dr_sums_put(g->t.sums, item->off, buf[0], item->len, err);
-    return r;
+    return dr_file_pwrite(g->out, buf[0], at, (size_t)item->len, err);
 }
 
 int dr_pipe_write(struct dr_disk *disk, uint64_t from, uint64_t to, struct dr_file *out,

@@ -186,8 +186,8 @@ static uint64_t plan_limit(const struct dr_transfer *t, uint64_t off)
     return dr_job_polite(t->job) ? item_limit(t, off, POLITE_ZERO) : t->walk.run.end;
 }
 
-/* What has one sum is read at once: a grain that is data in part is copied as data, and zeros end
- * where a grain does. */
+/* A grain has one sum, so it is read at once: one that is data in part is copied as data, and zeros
+ * end where a grain does. */
 static enum plan whole_grains(const struct dr_transfer *t, enum plan plan, uint64_t off,
                               uint64_t *end)
 {

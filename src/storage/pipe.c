@@ -47,6 +47,11 @@ static ssize_t pipe_pread(struct dr_file *f, void *buf, uint64_t off, size_t len
     return -ESPIPE;
 }
 
+static bool is_stopped(const struct pipe_file *p)
+{
+    return p->stop && __atomic_load_n(p->stop, __ATOMIC_RELAXED);
+}
+
 /* Poll with a timeout: the signal that asks to stop may be delivered to another thread, and would
  * not interrupt a write(2) here. */
 static int wait_for_room(const struct pipe_file *p)
@@ -54,7 +59,7 @@ static int wait_for_room(const struct pipe_file *p)
     struct pollfd room = {.fd = p->fd, .events = POLLOUT};
     int n = 0;
     while (n == 0) {
-        if (p->stop && __atomic_load_n(p->stop, __ATOMIC_RELAXED))
+        if (is_stopped(p))
             return -ECANCELED;
         n = poll(&room, 1, LOOK_MS);
         if (n < 0 && errno != EINTR)
@@ -66,6 +71,8 @@ static int wait_for_room(const struct pipe_file *p)
 static int write_all(struct pipe_file *p, const uint8_t *buf, size_t len)
 {
     while (len > 0) {
+        if (is_stopped(p)) /* a reader that is always ready keeps nobody waiting */
+            return -ECANCELED;
         ssize_t n = p->socket ? send(p->fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL)
                               : write(p->own >= 0 ? p->own : p->fd, buf, len);
         if (n < 0 && errno != EAGAIN && errno != EINTR)
