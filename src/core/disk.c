@@ -329,7 +329,9 @@ static int switch_size(struct dr_chain *chain, size_t at, uint64_t size, struct 
     if (size > INT64_MAX)
         return dr_fail(err, EFBIG, "%s: no disk is larger than 2^63-1 bytes", image->path);
     uint64_t below = parent_size_of(chain, at);
-    int r = dr_image_begin(image, 0, !(image->flags & DR_OPEN_UNCHANGED), err);
+    int r = image->fmt->may_resize ? image->fmt->may_resize(image, size, err) : 0;
+    if (r == 0)
+        r = dr_image_begin(image, 0, !(image->flags & DR_OPEN_UNCHANGED), err);
     if (r == 0 && size > image->size && chain->n > at + 1)
         r = fill_last_unit(chain, at, below, err);
     if (r == 0 && size > image->size)

@@ -468,6 +468,8 @@ struct dr_format {
     /* Write-open of an unclean image: metadata only, idempotent, before anything else is written.
      */
     int (*recover)(struct dr_image *image, struct dr_error *err);
+    /* NULL, or a refusal of what resize cannot do, before anything of the image changes. */
+    int (*may_resize)(struct dr_image *image, uint64_t size, struct dr_error *err);
     /* The disk gets a new size; the caller has flushed. Nothing of the parent may come to light
      * behind the old size: parent_size is where the parent ends (0 = there is none, UINT64_MAX =
      * not known), and where that is more than the old size, the core has filled the unit the old

@@ -311,9 +311,13 @@ static void what_lies_behind_a_flat_extent_does_not_show(void **state)
 static void sizes_that_cannot_be_are_refused(void **state)
 {
     (void)state;
+    char before[2048], after[2048];
     ok(create(PATH, MIB, NULL));
+    peek(PATH, 0, before, sizeof(before));
     fails(EINVAL, "multiple of 512", resize_in(mem, PATH, MIB + 1));
     fails(EINVAL, "cannot be made empty", resize_in(mem, PATH, 0));
+    peek(PATH, 0, after, sizeof(after)); /* with the CID: children still know their parent */
+    assert_memory_equal(before, after, sizeof(before));
     fails(EFBIG, "too big", resize_in(mem, PATH, 4096 * TIB));
     assert_int_equal(size_in(mem, PATH), MIB);
 }

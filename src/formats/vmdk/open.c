@@ -477,6 +477,7 @@ const struct dr_format dr_format_vmdk = {
     .commit_id = vmdk_commit_id,
     .set_id = vmdk_set_id,
     .set_parent_id = vmdk_set_parent_id,
+    .may_resize = vmdk_may_resize,
     .resize = vmdk_resize,
     .recover = vmdk_recover,
     .trim = vmdk_trim,

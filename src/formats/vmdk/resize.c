@@ -383,30 +383,31 @@ static int shrink(struct resize *z, struct dr_error *err)
 
 /* ------------------------------------------------------------------ all together */
 
-static int check_types(const struct resize *z, struct dr_error *err)
+static int check_types(const struct dr_image *image, struct dr_error *err)
 {
-    for (size_t i = 0; i < z->s->n_extents; i++) {
-        const struct vmdk_extent *e = &z->s->extents[i];
+    const struct vmdk_state *s = vmdk_of(image);
+    for (size_t i = 0; i < s->n_extents; i++) {
+        const struct vmdk_extent *e = &s->extents[i];
         if (e->type != VMDK_SPARSE && e->type != VMDK_FLAT && e->type != VMDK_VMFS &&
             e->type != VMDK_ZERO)
             return dr_fail(err, ENOTSUP, "%s: extents of type %s cannot change their size",
-                           z->image->path, e->type_name);
+                           image->path, e->type_name);
     }
     return 0;
 }
 
-static int check_size(const struct resize *z, struct dr_error *err)
+int vmdk_may_resize(struct dr_image *image, uint64_t size, struct dr_error *err)
 {
-    const char *path = z->image->path;
-    if (z->size % VMDK_SECTOR)
+    const char *path = image->path;
+    if (size % VMDK_SECTOR)
         return dr_fail(err, EINVAL, "%s: The new size must be a multiple of 512", path);
-    if (z->size == 0 || z->s->n_extents == 0)
+    if (size == 0 || vmdk_of(image)->n_extents == 0)
         return dr_fail(err, EINVAL, "%s: a VMDK %s", path,
-                       z->size == 0 ? "cannot be made empty" : "without sectors cannot grow");
-    if (z->size > VMDK_MAX_SECTORS * VMDK_SECTOR - VMDK_SECTOR)
+                       size == 0 ? "cannot be made empty" : "without sectors cannot grow");
+    if (size > VMDK_MAX_SECTORS * VMDK_SECTOR - VMDK_SECTOR)
         return dr_fail(err, EFBIG, "%s: %" PRIu64 " bytes are more than a VMDK can have", path,
-                       z->size);
-    return 0;
+                       size);
+    return check_types(image, err);
 }
 
 int vmdk_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err)
@@ -416,12 +417,9 @@ int vmdk_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, str
                        .old = image->size,
                        .size = size,
                        .parent_size = parent_size};
-    int r = check_size(&z, err);
-    if (r == 0)
-        r = check_types(&z, err);
-    if (r < 0 || size == z.old)
-        return r;
-    r = size > z.old ? grow(&z, err) : shrink(&z, err);
+    if (size == z.old)
+        return 0;
+    int r = size > z.old ? grow(&z, err) : shrink(&z, err);
     vmdk_desc_free(&z.desc);
     for (size_t i = 0; i < z.n_made; i++)
         free(z.made[i]);

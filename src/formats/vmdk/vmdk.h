@@ -250,6 +250,7 @@ int vmdk_measure(const char *path, const struct dr_create_params *params, struct
 extern const struct dr_option_help vmdk_create_options[];
 
 int vmdk_recover(struct dr_image *image, struct dr_error *err);
+int vmdk_may_resize(struct dr_image *image, uint64_t size, struct dr_error *err);
 int vmdk_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err);
 /* The sparse extent ends at the sector `end`, behind all that anything points to. */
 int vmdk_cut(struct dr_image *image, struct vmdk_extent *e, uint64_t end, struct dr_error *err);
