@@ -2,13 +2,13 @@
 #include "backups.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "instant.h"
 #include "ops/backup-set.h"
 #include "ops/backup-sums.h"
 #include "ops/ops-internal.h"
@@ -279,16 +279,12 @@ static void *run_backup(void *arg)
 /* Returns behind the instant; nothing was copied yet. */
 static void begin_held(struct backups *b, struct running *r, const struct instant *i)
 {
-    struct dr_job_status status;
     *r = (struct running){.disk = b->disk, .o = backup_options(b)};
     snprintf(r->path, sizeof(r->path), "dir/%s", i->name);
     must(b, dr_job_new(NULL, NULL, &r->job, &r->err), "job", &r->err);
     dr_job_pause(r->job);
     assert_int_equal(pthread_create(&r->thread, NULL, run_backup, r), 0);
-    do {
-        sched_yield();
-        dr_job_query(r->job, &status);
-    } while (status.state != DR_JOB_PAUSED && status.state != DR_JOB_CONCLUDED);
+    wait_for_instant(r->job);
 }
 
 static void end_held(struct backups *b, struct running *r, const struct instant *i)

@@ -2,10 +2,10 @@
 /* With a spill file a guest does not wait for the target of a backup, until the spill is full; then
  * one of both yields, as was asked for, and no request of the guest fails. */
 #include <pthread.h>
-#include <sched.h>
 
 #include "drover/backup.h"
 #include "faultfs.h"
+#include "instant.h"
 #include "test-ops.h"
 
 #define GRAIN (64u * KiB)
@@ -101,14 +101,10 @@ static void scene_make(struct scene *s, struct dr_fs *memory, const char *format
 static void start_paused(struct scene *s)
 {
     const struct dr_job_options one = {.workers = 1};
-    struct dr_job_status status;
     ok(dr_job_new(NULL, &one, &s->job, &err));
     dr_job_pause(s->job);
     assert_int_equal(pthread_create(&s->thread, NULL, back_up, s), 0);
-    do {
-        sched_yield();
-        dr_job_query(s->job, &status);
-    } while (status.state != DR_JOB_PAUSED && status.state != DR_JOB_CONCLUDED);
+    wait_for_instant(s->job);
     faultfs_observe(s->faults, look, &s->watch);
 }
 

@@ -6,8 +6,8 @@
 
 #include "test-ops.h"
 
+#include "instant.h"
 #include "ops/backup-set.h"
-#include "ops/backup-sums.h"
 
 #ifndef SIZE
 #define SIZE (3u * MiB + 3 * 512)
@@ -41,15 +41,6 @@ static inline struct dr_backup_result back_up(struct dr_fs *fs, const char *targ
     struct dr_backup_result result = {0};
     ok(dr_backup_fs(fs, "disk", NULL, target, &o, NULL, &result, &err));
     return result;
-}
-
-static inline void digest_of(const uint8_t *bytes, uint64_t size, char *text)
-{
-    struct dr_sums sums;
-    ok(dr_sums_begin(&sums, size, &err));
-    ok(dr_sums_put(&sums, 0, bytes, size, &err));
-    dr_sums_digest(&sums, text);
-    dr_sums_end(&sums);
 }
 
 static inline void verified(struct dr_fs *fs, const char *name)

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* A backup holds what its disks held at one instant, whatever their guests do meanwhile. */
 #include <pthread.h>
-#include <sched.h>
 
 #include "drover/backup.h"
 #include "faultfs.h"
-#include "ops/backup-sums.h"
 #include "powerfs.h"
 #include "test-ops.h"
+
+#include "instant.h"
 
 #define SIZE (2u * MiB + 5 * 512)
 
@@ -68,15 +68,11 @@ static void *back_up(void *arg)
 static void begin(struct backing_up *b, struct dr_disk *disk, const char *format)
 {
     *b = (struct backing_up){.disk = disk, .o = {.format = format}};
-    struct dr_job_status status;
     ok(dr_job_new(NULL, NULL, &b->job, &err));
     dr_job_pause(b->job);
     assert_int_equal(pthread_create(&b->thread, NULL, back_up, b), 0);
-    do {
-        sched_yield();
-        dr_job_query(b->job, &status);
-    } while (status.state != DR_JOB_PAUSED && status.state != DR_JOB_CONCLUDED);
-    if (status.state == DR_JOB_PAUSED)
+    enum dr_job_state state = wait_for_instant(b->job);
+    if (state == DR_JOB_PAUSED)
         assert_ptr_equal(b->job->beside, disk); /* to which it gives way */
 }
 
@@ -92,15 +88,6 @@ static void end_well(struct backing_up *b)
 {
     if (end(b) < 0)
         fail_msg("backup: %s", b->error.text);
-}
-
-static void digest_of(const uint8_t *bytes, uint64_t size, char *text)
-{
-    struct dr_sums sums;
-    ok(dr_sums_begin(&sums, size, &err));
-    ok(dr_sums_put(&sums, 0, bytes, size, &err));
-    dr_sums_digest(&sums, text);
-    dr_sums_end(&sums);
 }
 
 /* The copy holds these bytes, and its digest says so. */

@@ -3,15 +3,15 @@
  * meanwhile; and where it fails, there is none. */
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
 #include <unistd.h>
 #include <zstd.h>
 
 #include "archive/sums.h"
 #include "faultfs.h"
-#include "ops/backup-sums.h"
 #include "powerfs.h"
 #include "test-vma.h"
+
+#include "instant.h"
 
 #define ARCHIVE "b.vma"
 #define SUMS    "b.vma.sums"
@@ -83,13 +83,9 @@ static void start(struct backing_up *b)
 /* Returns when the instant has been, and the job has copied nothing yet. */
 static void start_paused(struct backing_up *b)
 {
-    struct dr_job_status status;
     dr_job_pause(b->job);
     start(b);
-    do {
-        sched_yield();
-        dr_job_query(b->job, &status);
-    } while (status.state != DR_JOB_PAUSED && status.state != DR_JOB_CONCLUDED);
+    wait_for_instant(b->job);
 }
 
 static int end(struct backing_up *b)
@@ -124,12 +120,8 @@ static void change_much(struct dr_disk *disk)
 
 static void has_digest(const uint8_t *bytes, uint64_t size, const char *digest)
 {
-    struct dr_sums sums;
     char text[DR_DIGEST_TEXT];
-    ok(dr_sums_begin(&sums, size, &err));
-    ok(dr_sums_put(&sums, 0, bytes, size, &err));
-    dr_sums_digest(&sums, text);
-    dr_sums_end(&sums);
+    digest_of(bytes, size, text);
     assert_string_equal(digest, text);
 }
 
