@@ -27,31 +27,28 @@ static void archive_free(struct archive *a)
 
 /* ------------------------------------------------------------------ is it one? */
 
-static bool ends_with(const char *name, const char *end)
-{
-    size_t n = strlen(name), k = strlen(end);
-    return n > k && strcmp(name + n - k, end) == 0;
-}
-
 bool cli_backup_is_archive(const struct cli_args *args)
 {
     const char *format = cli_value(args, 'O');
     if (format || args->n_operands == 0)
         return format && strcmp(format, "vma") == 0;
     const char *target = args->operands[args->n_operands - 1];
-    return ends_with(target, ".vma") || ends_with(target, ".vma.zst") || vma_is_stdout(target);
+    return vma_is_archive_name(target) || vma_is_stdout(target);
 }
 
 /* ------------------------------------------------------------------ options */
 
-/* What is for images only would be ignored. */
+/* Options for images would be ignored. */
 static int refuse_others(const struct cli *cli, const struct cli_args *args)
 {
     static const struct {
         int key;
         const char *name;
-    } others[] = {{KEY_BITMAP, "--bitmap"}, {KEY_SINCE, "--since"}, {KEY_STATE, "--state"},
-                  {KEY_PRUNE, "--prune"},   {KEY_PRUNE, "--prune"}, {'o', "-o"}};
+    } others[] = {{KEY_BITMAP, "--bitmap"},
+                  {KEY_SINCE, "--since"},
+                  {KEY_STATE, "--state"},
+                  {KEY_PRUNE, "--prune"},
+                  {'o', "-o"}};
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
         if (cli_has(args, others[i].key))
             return cli_usage(cli,
@@ -63,10 +60,7 @@ static int refuse_others(const struct cli *cli, const struct cli_args *args)
 /* A disk is called in the archive as its file is, without what stands behind the last dot. */
 static int add_operand(struct archive *a, const struct cli_args *args, const char *path)
 {
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
-    const char *dot = strrchr(base, '.');
-    CLEANUP_FREE char *name =
-        strndup(base, dot && dot > base ? (size_t)(dot - base) : strlen(base));
+    CLEANUP_FREE char *name = cli_stem(path);
     if (!name) {
         cli_error(a->cli, "out of memory");
         return 1;

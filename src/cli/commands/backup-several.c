@@ -38,11 +38,9 @@ static int close_all(struct several *s, int code)
  * its last dot. Malloc'ed; NULL = out of memory. */
 static char *target_of(const char *dir, const char *path, const char *time, const char *format)
 {
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
-    const char *dot = strrchr(base, '.');
-    int len = (int)(dot && dot > base ? (size_t)(dot - base) : strlen(base));
+    CLEANUP_FREE char *stem = cli_stem(path);
     char *target;
-    return asprintf(&target, "%s/%.*s-%s.%s", dir, len, base, time, format) < 0 ? NULL : target;
+    return !stem || asprintf(&target, "%s/%s-%s.%s", dir, stem, time, format) < 0 ? NULL : target;
 }
 
 static int add_disk(struct several *s, const struct cli_args *args, const char *path,

@@ -46,6 +46,13 @@ size_t cli_foreign_protocol(const struct cli *cli, const char *name)
     return n == 4 && strncmp(name, "file", 4) == 0 ? 0 : n;
 }
 
+char *cli_stem(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const char *dot = strrchr(base, '.');
+    return dot && dot > base ? strndup(base, (size_t)(dot - base)) : strdup(base);
+}
+
 bool cli_name_exists(const char *name)
 {
     CLEANUP_FREE char *file = dr_name_file(name);

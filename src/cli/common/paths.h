@@ -7,6 +7,9 @@
 /* Turn a name recorded in the image at `path` into a path relative to the working directory.
  * malloc'ed. */
 char *cli_path_beside(const char *path, const char *name);
+/* The last part of a path without what stands behind its last dot. malloc'ed; NULL = out of memory.
+ */
+char *cli_stem(const char *path);
 /* Is there a file where this name of an image leads? errno says why not. */
 bool cli_name_exists(const char *name);
 

@@ -7,18 +7,12 @@
 #include "base/absolute.h"
 #include "cli/vma/vma.h"
 
-static bool ends_with(const char *name, const char *end)
-{
-    size_t n = strlen(name), k = strlen(end);
-    return n > k && strcmp(name + n - k, end) == 0;
-}
-
 bool ctl_is_archive(const struct cli_args *args)
 {
     const char *target = args->operands[args->n_operands - 1], *format = cli_value(args, 'f');
     if (format)
         return strcmp(format, "vma") == 0;
-    return cli_has(args, KEY_ALL) || ends_with(target, ".vma") || ends_with(target, ".vma.zst");
+    return cli_has(args, KEY_ALL) || vma_is_archive_name(target);
 }
 
 int ctl_set_spill(struct ctl *ctl, const struct cli_args *args, json_t *to)

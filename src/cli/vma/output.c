@@ -29,6 +29,17 @@ int vma_get_compression(const struct cli *cli, const struct cli_args *args, cons
     return 0;
 }
 
+static bool ends_with(const char *name, const char *end)
+{
+    size_t n = strlen(name), k = strlen(end);
+    return n > k && strcmp(name + n - k, end) == 0;
+}
+
+bool vma_is_archive_name(const char *path)
+{
+    return ends_with(path, ".vma") || ends_with(path, ".vma.zst");
+}
+
 bool vma_is_stdout(const char *path)
 {
     struct stat a, b;

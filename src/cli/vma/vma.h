@@ -120,6 +120,8 @@ int vma_get_compression(const struct cli *cli, const struct cli_args *args, cons
                         struct dr_vma_create_options *o);
 /* "-", or the pipe's own name: /dev/stdout. */
 bool vma_is_stdout(const char *path);
+/* Does the name end as those of archives do? */
+bool vma_is_archive_name(const char *path);
 /* An archive goes to *fd, where standard output was, and whatever else is printed to standard
  * error. 0, or 1 after a message. */
 int vma_take_stdout(const struct cli *cli, int *fd);

@@ -28,18 +28,18 @@ struct walk {
     bool odd;     /* some table stands elsewhere than create would have put it */
 };
 
-static void say(struct walk *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-
-static void say(struct walk *w, const char *fmt, ...)
+void vmdk_say(struct dr_check_result *result, const char *path, const char *fmt, ...)
 {
     char text[512], line[1024];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
-    snprintf(line, sizeof(line), "%s: %s", w->path, text);
-    w->result->report(w->result->user, line);
+    snprintf(line, sizeof(line), "%s: %s", path, text);
+    result->report(result->user, line);
 }
+
+#define say(w, ...) vmdk_say((w)->result, (w)->path, __VA_ARGS__)
 
 static bool fixing(const struct walk *w)
 {

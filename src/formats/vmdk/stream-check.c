@@ -3,8 +3,6 @@
  * bytes lie in the file and are nobody else's. The compressed bytes themselves are not read.
  * Nothing is mended: a stream is written once. */
 #include <inttypes.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,19 +22,12 @@ struct walk {
     uint64_t last; /* sector of the grain before */
 };
 
-static void say(struct walk *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-
-static void say(struct walk *w, const char *fmt, ...)
-{
-    char text[512], line[1024];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof(text), fmt, ap);
-    va_end(ap);
-    snprintf(line, sizeof(line), "%s: %s", w->f->path, text);
-    w->result->report(w->result->user, line);
-    w->result->corruptions++;
-}
+/* A finding. */
+#define say(w, ...)                                       \
+    do {                                                  \
+        vmdk_say((w)->result, (w)->f->path, __VA_ARGS__); \
+        (w)->result->corruptions++;                       \
+    } while (0)
 
 /* Mark sectors as used; false: one of them was already. */
 static bool use(struct walk *w, uint64_t first, uint64_t n)

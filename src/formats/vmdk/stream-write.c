@@ -15,12 +15,11 @@
 #include "formats/vmdk/stream.h"
 
 #define GRAIN (VMDK_DEFAULT_GRAIN * VMDK_SECTOR)
-#define DEFAULT_LEVEL                                                           \
-    5 /* not longer than what zlib makes at its default, in a third of the time \
-       */
-#define PIECE      (512u << 10) /* bytes written at once */
-#define CODED_MOST (GRAIN + GRAIN / 64 + 2 * VMDK_SECTOR)
-#define NO_TABLE   UINT64_MAX
+/* Not longer than what zlib makes at its default, in a third of the time. */
+#define DEFAULT_LEVEL 5
+#define PIECE         (512u << 10) /* bytes written at once */
+#define CODED_MOST    (GRAIN + GRAIN / 64 + 2 * VMDK_SECTOR)
+#define NO_TABLE      UINT64_MAX
 
 struct writer {
     const char *path; /* the output's, for messages */

@@ -256,6 +256,9 @@ int vmdk_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, str
 int vmdk_cut(struct dr_image *image, struct vmdk_extent *e, uint64_t end, struct dr_error *err);
 int vmdk_trim(struct dr_image *image, struct dr_error *err);
 int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
+/* Report a finding of check: the path, and the text. */
+void vmdk_say(struct dr_check_result *result, const char *path, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 int vmdk_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                struct dr_error *err);
 
