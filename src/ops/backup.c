@@ -314,8 +314,10 @@ static void note_time(struct set *set)
 /* Files are written before and afterwards: at the instant nobody waits for one. */
 static int take_instant(struct set *set, struct dr_error *err)
 {
-    CLEANUP_FREE struct dr_frozen **all = calloc(set->n, sizeof(*all));
-    int r = all ? 0 : dr_fail(err, ENOMEM, "out of memory for a backup");
+    CLEANUP_FREE struct dr_frozen **all = calloc(set->n + 1, sizeof(*all));
+    int r = 0;
+    if (!all)
+        return dr_fail(err, ENOMEM, "out of memory for a backup");
     for (size_t i = 0; r == 0 && i < set->n; i++) {
         all[i] = &set->all[i].frozen;
         if (set->all[i].bitmap)
