@@ -10,9 +10,8 @@
 #define MAX_GRAIN  UINT64_C(0x200000)   /* sectors, 1 GiB: as QEMU */
 #define MAX_TABLES (UINT64_C(32) << 20) /* directory entries: as QEMU */
 
-#define MAX_CODED                                                                   \
-    UINT64_C(0x2000) /* sectors of a compressed grain, 4 MiB: it is read as a whole \
-                      */
+/* Sectors of a compressed grain, 4 MiB: it is read as a whole. */
+#define MAX_CODED UINT64_C(0x2000)
 
 enum vmdk_magic vmdk_magic(const uint8_t *buf, size_t len)
 {
