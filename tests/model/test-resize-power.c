@@ -185,7 +185,7 @@ static unsigned plant_try;
 
 static void resizes_survive_cuts(void **state)
 {
-    for (unsigned i = 0; i < model_length(6); i++)
+    for (unsigned i = 0; i < model_length(6); i += SLOWER)
         resize_cut(*state, model_seed() + 1000 * plant_try + i);
 }
 
@@ -216,7 +216,7 @@ static bool resize_fault(const struct subject *s, uint64_t seed, uint64_t nth)
 
 static void resizes_survive_faults(void **state)
 {
-    for (unsigned i = 0; i < model_length(4); i++)
+    for (unsigned i = 0; i < model_length(4); i += SLOWER)
         for (uint64_t nth = 0; resize_fault(*state, model_seed() + i, nth); nth += SLOWER)
             ;
 }

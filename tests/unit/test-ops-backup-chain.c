@@ -385,7 +385,7 @@ static bool cut_everywhere(size_t skip, size_t *flushes, bool report)
     powerfs_skip_flush(p, skip);
     back_up(fs, "b1");
     *flushes = powerfs_flushes(p);
-    for (size_t i = 0; i <= powerfs_ops(p) && good; i++)
+    for (size_t i = 0; i <= powerfs_ops(p) && good; i = powerfs_next(p, i, POWERFS_EVERY))
         for (int mode = 0; mode < POWERFS_MODES && good; mode++) {
             struct dr_fs *cut = powerfs_cut(p, i, (enum powerfs_mode)mode, i);
             good = next_one_is_right(cut, report);
