@@ -12,6 +12,7 @@
 #include "faultfs.h"
 #include "ops/ops-internal.h"
 #include "outcome.h"
+#include "slower.h"
 #include "powerfs.h"
 #include "qcow2-verify.h"
 
@@ -282,7 +283,7 @@ static void any_call_may_fail(void **state)
     for (unsigned round = 0; round < N_GEOMETRIES * N_TARGETS; round++) {
         const struct target *target = &targets[round % N_TARGETS];
         bool failed = true;
-        for (uint64_t nth = 0; failed; nth += 1 + nth / 12) {
+        for (uint64_t nth = 0; failed; nth += SLOWER * (1 + nth / 12)) {
             struct dr_fs *fs = dr_fs_memory_new();
             make_family(fs, &geometries[round / N_TARGETS]);
             struct shown before = look(fs);
@@ -333,7 +334,7 @@ static void a_full_file_system_leaves_every_view_and_no_leaks(void **state)
         const struct target *target = &targets[round % N_TARGETS];
         uint64_t cluster = cluster_size(&geometries[round / N_TARGETS]);
         int r = -1;
-        for (uint64_t more = 0; r < 0; more += cluster) {
+        for (uint64_t more = 0; r < 0; more += cluster * (SLOWER > 1 ? 2 : 1)) {
             struct dr_fs *fs = dr_fs_memory_new();
             make_family(fs, &geometries[round / N_TARGETS]);
             struct shown before = look(fs);
