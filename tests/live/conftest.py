@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 import os
+import random
 import shutil
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 sys.dont_write_bytecode = True
 
+import guest  # noqa: E402
 import serving  # noqa: E402
 
 
@@ -35,3 +37,26 @@ def serve(work):
     yield start
     for server in started:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def initramfs(tmp_path_factory):
+    guest.skip_without()
+    return guest.make_initramfs(tmp_path_factory.mktemp("guest") / "initramfs.gz")
+
+
+@pytest.fixture
+def boot(initramfs):  # pylint: disable=redefined-outer-name
+    """boot(SERVER[, mode]): a guest on its first export."""
+    started = []
+
+    def start(server, mode="load"):
+        seed = int(os.environ.get("DROVER_TEST_SEED") or random.randrange(1 << 32))
+        print(f"DROVER_TEST_SEED={seed}")
+        started.append(guest.Guest(initramfs, server.uri("d"), seed, mode))
+        started[-1].go_on()
+        return started[-1]
+
+    yield start
+    for g in started:
+        g.kill()

@@ -89,9 +89,11 @@ class Told:
 
     def __init__(self):
         self.files, self.gone, self.blocks, self.version = {}, set(), {}, 0
+        self.log = []  # all of it, in order: (what, number, ...)
 
     def take(self, words):
         what, numbers = words[0], [int(w) for w in words[1:]]
+        self.log.append((what, *numbers))
         if what == "file":
             self.files[numbers[0]] = tuple(numbers[1:])
         elif what == "gone":
@@ -177,9 +179,8 @@ def check_block(block, number, least, most):
     assert least <= version <= most, f"block {number}: version {version}, expected {least} to {most}"
 
 
-def judge(copy_of_disk, before, after, at_least=20):
-    """A raw copy holds everything that the guest had told before it was made or frozen, and nothing from a time after
-    it. It is changed: its journal is replayed."""
+def read_files(copy_of_disk):
+    """All files of a raw copy, into "found". The copy is changed: its journal is replayed."""
     r = run("e2fsck", "-f", "-p", copy_of_disk)
     # A mounted ext4 does not keep the totals in its superblock up to date, and its journal does not bring them back.
     wrong = re.sub(r"Free (blocks|inodes) count wrong \(\d+, counted=\d+\)\.\s+FIXED\.", "", r.stdout)
@@ -187,6 +188,12 @@ def judge(copy_of_disk, before, after, at_least=20):
     shutil.rmtree("found", ignore_errors=True)
     os.mkdir("found")
     ok("debugfs", "-R", "rdump / found", copy_of_disk)
+
+
+def judge(copy_of_disk, before, after, at_least=20):
+    """A raw copy holds everything that the guest had told before it was made or frozen, and nothing from a time after
+    it. It is changed: its journal is replayed."""
+    read_files(copy_of_disk)
     must = {n: f for n, f in before.files.items() if n not in after.gone}
     assert len(must) >= at_least, "the test looks at too few files"
     for number, (size, crc) in must.items():
@@ -198,3 +205,51 @@ def judge(copy_of_disk, before, after, at_least=20):
         for number, version in before.blocks.items():
             f.seek(number * BLOCK)
             check_block(f.read(BLOCK), number, version, after.version + 1)
+
+
+def found_files():
+    """{number: (size, checksum)} of what read_files() has found."""
+    out = {}
+    for name in os.listdir("found"):
+        if re.fullmatch(r"f\d+", name):
+            with open(f"found/{name}", "rb") as f:
+                data = f.read()
+            out[int(name[1:])] = (len(data), zlib.crc32(data))
+    return out
+
+
+def found_versions():
+    """{number: version} of the blocks of "db" that were written."""
+    out = {}
+    with open("found/db", "rb") as f:
+        for number in range(BLOCKS):
+            block = f.read(BLOCK)
+            if any(block):
+                check_block(block, number, 1, 1 << 62)
+                out[number] = struct.unpack_from("<Q", block, 8)[0]
+    return out
+
+
+def steps_of(log):
+    """After how many steps the disk was as what read_files() has found: each step is durable before the next begins, so
+    one instant has all steps of some number and none behind it, but the one that was under way."""
+    files, versions = found_files(), found_versions()
+    last = max(versions.values())
+    step = next((i for i, s in enumerate(log) if s[0] == "block" and s[2] == last), len(log))
+    want_files, want_versions = {}, {}
+    for what, number, *more in log[:step + 1]:
+        if what == "file":
+            want_files[number] = tuple(more)
+        elif what == "gone":
+            del want_files[number]
+        else:
+            want_versions[number] = more[0]
+    if step == len(log):  # it was not told any more
+        del versions[next(n for n, v in versions.items() if v == last)]
+    # What comes behind that block may be under way: a removal, which the next sync makes durable, and a file.
+    under_way = {number for what, number, *_ in log[step + 1:step + 3] if what != "block"}
+    assert versions == {**want_versions, **{n: v for n, v in versions.items() if v == last}}
+    for number in want_files.keys() | files.keys():
+        if number not in under_way:
+            assert files.get(number) == want_files.get(number), f"file {number} at step {step}"
+    return step

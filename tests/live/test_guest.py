@@ -2,7 +2,6 @@
 """A Linux guest that writes and syncs on a served disk while jobs change what lies below it."""
 import hashlib
 import os
-import random
 import re
 import subprocess
 import threading
@@ -13,33 +12,7 @@ import guest
 from serving import DROVER, MiB, drover, run
 
 LONG = bool(os.environ.get("DROVER_TEST_LONG"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _needed():
-    guest.skip_without()
-
-
-@pytest.fixture(scope="module")
-def initramfs(tmp_path_factory):
-    return guest.make_initramfs(tmp_path_factory.mktemp("guest") / "initramfs.gz")
-
-
-@pytest.fixture
-def boot(initramfs):
-    """boot(SERVER[, mode]): a guest on its first export."""
-    started = []
-
-    def start(server, mode="load"):
-        seed = int(os.environ.get("DROVER_TEST_SEED") or random.randrange(1 << 32))
-        print(f"DROVER_TEST_SEED={seed}")
-        started.append(guest.Guest(initramfs, server.uri("d"), seed, mode))
-        started[-1].go_on()
-        return started[-1]
-
-    yield start
-    for g in started:
-        g.kill()
+pytestmark = pytest.mark.usefixtures("initramfs")
 
 
 def ctl(*args):
