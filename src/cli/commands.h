@@ -35,10 +35,17 @@ extern const struct cli_command cli_cmd_stream;
 extern const struct cli_command cli_cmd_unmount;
 extern const struct cli_command cli_cmd_vma;
 
-/* commands/snapshot.c: the family of an image; counts what does not open. 0 or the exit code. */
+/* commands/chain-show.c: the family of an image, with what each one holds if usage says so. The
+ * exit code. */
 struct cli_image;
 int cli_show_tree(const struct cli *cli, const struct cli_args *args, const struct cli_image *image,
-                  unsigned *problems);
+                  bool usage);
+/* All families of a directory; and an image with its ancestors, top first. */
+int cli_show_forest(const struct cli *cli, const struct cli_args *args, const char *dir);
+int cli_show_chain(const struct cli *cli, const struct cli_args *args,
+                   const struct cli_image *image);
+/* commands/chain-diff.c */
+int cli_chain_diff(const struct cli *cli, const struct cli_args *args);
 
 /* commands/addcow.c: retire the image and tell what is left. The exit code. */
 struct dr_retire_options;

@@ -5,6 +5,7 @@
 
 #include "core/aside.h"
 #include "drover/backup.h"
+#include "drover/chain.h"
 #include "ops/newimage.h"
 #include "ops/stock.h"
 
@@ -39,6 +40,14 @@ int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
                           struct dr_error *err);
 int dr_tree_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                struct dr_tree_node **nodes, size_t *n, struct dr_error *err);
+int dr_forest_fs(struct dr_fs *fs, const char *dir, const struct dr_open_options *options,
+                 struct dr_tree_node **nodes, size_t *n, struct dr_error *err);
+int dr_tree_usage_fs(struct dr_fs *fs, const struct dr_tree_node *nodes, size_t n,
+                     const struct dr_open_options *options, struct dr_layer_usage *usage,
+                     struct dr_error *err);
+int dr_chain_examine_fs(struct dr_fs *fs, const char *path, const struct dr_chain_options *options,
+                        struct dr_chain_finding **findings, size_t *n, size_t *images,
+                        struct dr_error *err);
 int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                bool chain, char **json, struct dr_error *err);
 int dr_salvage_orphans_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
@@ -155,6 +164,9 @@ struct dr_scan_entry {
     char *backing_name; /* as recorded, or NULL */
     char *backing_path; /* where that is, or NULL: nowhere */
     struct dr_file_id backing_id;
+    char *backing_format; /* as recorded, or NULL */
+    bool has_ids;         /* with: */
+    uint32_t content_id, parent_id;
     char *problem;
 };
 

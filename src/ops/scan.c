@@ -18,6 +18,7 @@ static void clear_entry(struct dr_scan_entry *e)
     free(e->path);
     free(e->backing_name);
     free(e->backing_path);
+    free(e->backing_format);
     free(e->problem);
 }
 
@@ -42,9 +43,15 @@ static void look_at_backing(struct dr_scan_entry *e, struct dr_image *image,
                             const struct dr_open_options *options)
 {
     struct dr_fs *fs = image->fs;
+    e->has_ids = image->fmt->id && image->fmt->parent_id;
+    if (e->has_ids) {
+        e->content_id = image->fmt->id(image);
+        e->parent_id = image->fmt->parent_id(image);
+    }
     if (!image->backing_name)
         return;
     e->backing_name = strdup(image->backing_name);
+    e->backing_format = image->backing_format ? strdup(image->backing_format) : NULL;
     if (dr_ops_backing_path(image, options, &e->backing_path, NULL) == 0 &&
         dr_name_identify(fs, e->backing_path, &e->backing_id, NULL) < 0)
         free(DR_STEAL(e->backing_path));

@@ -15,8 +15,24 @@ struct tree {
 
 /* ------------------------------------------------------------------ scan */
 
-/* Collect the image in question, all images in its directory, and its ancestors wherever they
- * are. */
+/* Collect the ancestors of the scanned image at index `at`, wherever they are. */
+static int look_up(struct tree *t, size_t at, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t depth = 0; r == 0 && depth < dr_chain_bound() && t->scan.all[at].backing_path;
+         depth++) {
+        struct dr_file_id up = t->scan.all[at].backing_id;
+        CLEANUP_FREE char *path = strdup(t->scan.all[at].backing_path);
+        r = path ? dr_scan_file(&t->scan, t->fs, path, t->options, err)
+                 : dr_fail(err, ENOMEM, "out of memory for the tree");
+        at = dr_scan_find(&t->scan, up);
+        if (at == t->scan.n)
+            break;
+    }
+    return r;
+}
+
+/* Collect the image in question, all images in its directory, and its ancestors. */
 static int look_around(struct tree *t, const char *path, struct dr_error *err)
 {
     struct dr_file_id id;
@@ -29,16 +45,7 @@ static int look_around(struct tree *t, const char *path, struct dr_error *err)
     t->asked = dr_scan_find(&t->scan, id);
     if (r == 0 && t->asked == t->scan.n)
         return dr_fail(err, EINVAL, "%s: is not a file that can be read", path);
-    size_t at = t->asked;
-    for (size_t depth = 0; r == 0 && depth < dr_chain_bound() && t->scan.all[at].backing_path;
-         depth++) {
-        struct dr_file_id up = t->scan.all[at].backing_id;
-        r = dr_scan_file(&t->scan, t->fs, t->scan.all[at].backing_path, t->options, err);
-        at = dr_scan_find(&t->scan, up);
-        if (at == t->scan.n)
-            break;
-    }
-    return r;
+    return r < 0 ? r : look_up(t, t->asked, err);
 }
 
 static size_t parent_of(const struct tree *t, size_t i)
@@ -139,7 +146,7 @@ static int add_family(struct tree *t, size_t root, struct dr_error *err)
         return dr_fail(err, ENOMEM, "out of memory for the tree");
     int r = add_node(t, root, SIZE_MAX, err);
     size_t depth = 1;
-    stack[0].entry = root;
+    stack[0] = (struct level){.entry = root, .node = t->n - 1};
     while (r == 0 && depth > 0) {
         struct level *l = &stack[depth - 1];
         if (!next_child(t, l)) {
@@ -173,20 +180,83 @@ static int build(struct tree *t, const char *path, struct dr_error *err)
     return add_family(t, root_of(t, t->asked), err);
 }
 
+/* ------------------------------------------------------------------ all of a directory */
+
+/* A file without a magic number is listed only where an image names it as its parent. */
+static bool is_listed(const struct tree *t, size_t i)
+{
+    const struct dr_scan_entry *e = &t->scan.all[i];
+    if (!e->fmt || !(e->fmt->flags & DR_FORMAT_NO_PROBE))
+        return true;
+    for (size_t k = 0; k < t->scan.n; k++)
+        if (dr_scan_is_child(&t->scan.all[k], e->id))
+            return true;
+    return false;
+}
+
+/* Roots first; what is left then has no root: a loop. */
+static int add_families(struct tree *t, struct dr_error *err)
+{
+    int r = 0;
+    for (int loops = 0; loops < 2; loops++)
+        for (size_t i = 0; r == 0 && i < t->scan.n; i++)
+            if (!t->placed[i] && is_listed(t, i) && (loops || parent_of(t, i) == t->scan.n))
+                r = add_family(t, i, err);
+    return r;
+}
+
+static int build_forest(struct tree *t, const char *dir, struct dr_error *err)
+{
+    int r = dr_scan_dir(&t->scan, t->fs, dir, t->options, err);
+    for (size_t i = 0, n = t->scan.n; r == 0 && i < n; i++)
+        r = look_up(t, i, err);
+    if (r < 0 || t->scan.n == 0)
+        return r;
+    qsort(t->scan.all, t->scan.n, sizeof(*t->scan.all), by_path);
+    t->asked = t->scan.n;
+    t->placed = calloc(t->scan.n, sizeof(*t->placed));
+    t->nodes = calloc(t->scan.n, sizeof(*t->nodes));
+    if (!t->placed || !t->nodes)
+        return dr_fail(err, ENOMEM, "%s: out of memory", dir);
+    return add_families(t, err);
+}
+
+static int finish(struct tree *t, int r, struct dr_tree_node **nodes, size_t *n)
+{
+    dr_scan_free(&t->scan);
+    free(t->placed);
+    if (r < 0) {
+        dr_tree_free(t->nodes, t->n);
+        return r;
+    }
+    *nodes = t->nodes;
+    *n = t->n;
+    return 0;
+}
+
+int dr_forest_fs(struct dr_fs *fs, const char *dir, const struct dr_open_options *options,
+                 struct dr_tree_node **nodes, size_t *n, struct dr_error *err)
+{
+    struct tree t = {.fs = fs, .options = options};
+    int r = build_forest(&t, dir, err);
+    return finish(&t, r, nodes, n);
+}
+
+int dr_forest(const char *dir, const struct dr_open_options *options, struct dr_tree_node **nodes,
+              size_t *n, struct dr_error *err)
+{
+    DR_REQUIRE(dir, err);
+    DR_REQUIRE(nodes, err);
+    DR_REQUIRE(n, err);
+    return dr_forest_fs(dr_fs_posix(), dir, options, nodes, n, err);
+}
+
 int dr_tree_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                struct dr_tree_node **nodes, size_t *n, struct dr_error *err)
 {
     struct tree t = {.fs = fs, .options = options};
     int r = build(&t, path, err);
-    dr_scan_free(&t.scan);
-    free(t.placed);
-    if (r < 0) {
-        dr_tree_free(t.nodes, t.n);
-        return r;
-    }
-    *nodes = t.nodes;
-    *n = t.n;
-    return 0;
+    return finish(&t, r, nodes, n);
 }
 
 int dr_tree(const char *path, const struct dr_open_options *options, struct dr_tree_node **nodes,

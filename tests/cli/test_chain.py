@@ -61,7 +61,9 @@ def test_the_tree_as_json(t):
     assert [(n["filename"], n.get("parent"), n["asked"]) for n in nodes] == [
         ("base.vmdk", None, False), ("mid.vmdk", "base.vmdk", False), ("top.vmdk", "mid.vmdk", True)]
     assert all(n["virtual-size"] == 8 << 20 and n["format"] == "vmdk" for n in nodes)
-    assert json.loads(t.ok("chain", "tree", "--output=json", "top.vmdk")) == nodes
+    more = ("allocated-bytes", "exclusive-bytes", "content-id", "parent-content-id")
+    tree = json.loads(t.ok("chain", "tree", "--output=json", "top.vmdk"))
+    assert [{k: v for k, v in n.items() if k not in more} for n in tree] == nodes
 
 
 def test_the_chain_from_the_disk_down(t):

@@ -31,33 +31,6 @@ static const struct cli_option qemu_options[] = {
     {0, NULL, NULL, NULL, false},
 };
 
-int cli_show_tree(const struct cli *cli, const struct cli_args *args, const struct cli_image *image,
-                  unsigned *problems)
-{
-    struct dr_tree_node *nodes = NULL;
-    struct dr_error err = DR_ERROR_INIT;
-    size_t n = 0;
-    bool json;
-
-    if (cli_output_json(cli, args, &json) != 0)
-        return 1;
-    if (dr_tree(image->path, &image->open, &nodes, &n, &err) < 0) {
-        cli_fail(cli, &err);
-        return 1;
-    }
-    for (size_t i = 0; i < n; i++)
-        *problems += nodes[i].problem != NULL;
-    if (json) {
-        CLEANUP_JSON json_t *tree = cli_tree_json(nodes, n);
-        json_dumpf(tree, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
-        printf("\n");
-    } else {
-        cli_tree_print(nodes, n, cli_has(args, KEY_ASCII) || !cli_utf8());
-    }
-    dr_tree_free(nodes, n);
-    return 0;
-}
-
 static int create(const struct cli *cli, const struct cli_args *args, const struct cli_image *image,
                   const char *name)
 {
@@ -221,7 +194,6 @@ static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
     bool making = cli_has(args, 'c');
-    unsigned problems = 0;
     int wrong = wrong_mix(cli, args);
 
     if (wrong)
@@ -241,7 +213,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return create(cli, args, &image, args->n_operands == 2 ? args->operands[0] : NULL);
     }
     cli_die_politely(cli, "nothing was changed");
-    return cli_show_tree(cli, args, &image, &problems);
+    return cli_show_tree(cli, args, &image, false);
 }
 
 static int run_as_qemu(const struct cli *cli, const struct cli_args *args)

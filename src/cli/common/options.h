@@ -95,6 +95,7 @@ enum cli_key { /* options without a letter */
                KEY_SPILL,
                KEY_SPILL_SIZE,
                KEY_WHEN_FULL,
+               KEY_SEARCH,
 };
 
 struct cli_option {

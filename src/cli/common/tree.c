@@ -17,6 +17,8 @@ bool cli_utf8(void)
 
 /* ------------------------------------------------------------------ the table */
 
+enum { COLUMNS = 7, WITHOUT_USAGE = 4, FIRST_ON_THE_RIGHT = 2, LAST_ON_THE_RIGHT = 5 };
+
 static void row_free(struct cli_row *row)
 {
     free(row->label);
@@ -24,21 +26,41 @@ static void row_free(struct cli_row *row)
     free(row->size);
     free(row->disk_size);
     free(row->note);
+    free(row->allocated);
+    free(row->exclusive);
+    free(row->id);
+}
+
+static char *size_cell(bool known, uint64_t bytes)
+{
+    char text[CLI_SIZE_TEXT];
+
+    return strdup(known ? cli_human_size(bytes, text) : "?");
+}
+
+static int add_usage(struct cli_row *row, const struct dr_layer_usage *usage)
+{
+    bool known = usage && usage->known;
+
+    row->allocated = size_cell(known, known ? usage->allocated : 0);
+    row->exclusive = size_cell(known, known ? usage->exclusive : 0);
+    row->id = strdup(known && usage->id[0] ? usage->id : "-");
+    return row->allocated && row->exclusive && row->id ? 0 : -ENOMEM;
 }
 
 int cli_table_add(struct cli_table *table, const char *label, const char *format, uint64_t size,
-                  uint64_t disk_size, const char *note)
+                  uint64_t disk_size, const struct dr_layer_usage *usage, const char *note)
 {
     struct cli_row *bigger = reallocarray(table->rows, table->n + 1, sizeof(*bigger));
-    char text[CLI_SIZE_TEXT];
 
     if (!bigger)
         return -ENOMEM;
     table->rows = bigger;
     struct cli_row row = {.label = strdup(label), .format = strdup(format), .note = strdup(note)};
-    row.size = strdup(size == UINT64_MAX ? "?" : cli_human_size(size, text));
-    row.disk_size = strdup(disk_size == UINT64_MAX ? "?" : cli_human_size(disk_size, text));
-    if (!row.label || !row.format || !row.note || !row.size || !row.disk_size) {
+    row.size = size_cell(size != UINT64_MAX, size);
+    row.disk_size = size_cell(disk_size != UINT64_MAX, disk_size);
+    if (!row.label || !row.format || !row.note || !row.size || !row.disk_size ||
+        (table->with_usage && add_usage(&row, usage) < 0)) {
         row_free(&row);
         return -ENOMEM;
     }
@@ -60,7 +82,8 @@ static int width(const char *text)
 
 static const char *cell(const struct cli_row *row, size_t column)
 {
-    const char *const cells[] = {row->label, row->format, row->size, row->disk_size};
+    const char *const cells[COLUMNS] = {row->label,     row->format,    row->size, row->disk_size,
+                                        row->allocated, row->exclusive, row->id};
 
     return cells[column];
 }
@@ -83,20 +106,27 @@ static void print_cell(const char *text, int columns, bool right)
     printf("%*s%s%*s  ", right ? pad : 0, "", text, right ? 0 : pad, "");
 }
 
+static bool is_on_the_right(size_t column)
+{
+    return column >= FIRST_ON_THE_RIGHT && column <= LAST_ON_THE_RIGHT;
+}
+
 void cli_table_print(const struct cli_table *table)
 {
-    static const char *const titles[] = {"NAME", "FORMAT", "VIRTUAL SIZE", "DISK SIZE"};
-    int columns[4];
+    static const char *const titles[COLUMNS] = {
+        "NAME", "FORMAT", "VIRTUAL SIZE", "DISK SIZE", "ALLOCATED", "EXCLUSIVE", "ID"};
+    const size_t n = table->with_usage ? COLUMNS : WITHOUT_USAGE;
+    int columns[COLUMNS];
 
-    for (size_t c = 0; c < 4; c++)
+    for (size_t c = 0; c < n; c++)
         columns[c] = widest(table, c, titles[c]);
-    for (size_t c = 0; c < 4; c++)
-        print_cell(titles[c], columns[c], c >= 2);
+    for (size_t c = 0; c < n; c++)
+        print_cell(titles[c], columns[c], is_on_the_right(c));
     printf("NOTE\n");
     for (size_t i = 0; i < table->n; i++) {
         const struct cli_row *row = &table->rows[i];
-        for (size_t c = 0; c < 4; c++)
-            print_cell(cell(row, c), columns[c], c >= 2);
+        for (size_t c = 0; c < n; c++)
+            print_cell(cell(row, c), columns[c], is_on_the_right(c));
         printf("%s\n", row->note);
     }
 }
@@ -114,6 +144,7 @@ void cli_table_free(struct cli_table *table)
 struct family {
     const struct dr_tree_node *nodes;
     size_t n;
+    const struct dr_layer_usage *usage;
     bool ascii;
     const char *common; /* directory that all names share with the first */
     struct cli_table table;
@@ -187,7 +218,7 @@ static int add_node(struct family *f, size_t i, const char *indent)
                  node->asked && state_of(f, i)[0] ? " " : "", state_of(f, i)) < 0)
         return -ENOMEM;
     int r = cli_table_add(&f->table, label, node->format ? node->format : "?", node->size,
-                          node->disk_size, note);
+                          node->disk_size, f->usage ? &f->usage[i] : NULL, note);
     for (size_t k = i + 1; r == 0 && k < f->n; k++) {
         if (f->nodes[k].parent == i)
             r = add_node(f, k, below);
@@ -195,11 +226,13 @@ static int add_node(struct family *f, size_t i, const char *indent)
     return r;
 }
 
-int cli_tree_print(const struct dr_tree_node *nodes, size_t n, bool ascii)
+int cli_tree_print(const struct dr_tree_node *nodes, size_t n, const struct dr_layer_usage *usage,
+                   bool ascii)
 {
-    struct family f = {.nodes = nodes, .n = n, .ascii = ascii};
+    struct family f = {.nodes = nodes, .n = n, .usage = usage, .ascii = ascii};
     int r = 0;
 
+    f.table.with_usage = usage;
     for (size_t i = 0; r == 0 && i < n; i++) {
         if (nodes[i].parent == SIZE_MAX)
             r = add_node(&f, i, "");
@@ -217,7 +250,20 @@ int cli_tree_print(const struct dr_tree_node *nodes, size_t n, bool ascii)
     return r;
 }
 
-json_t *cli_tree_json(const struct dr_tree_node *nodes, size_t n)
+void cli_usage_json(json_t *image, const struct dr_layer_usage *usage)
+{
+    if (!usage->known)
+        return;
+    json_object_set_new(image, "allocated-bytes", json_integer((json_int_t)usage->allocated));
+    json_object_set_new(image, "exclusive-bytes", json_integer((json_int_t)usage->exclusive));
+    if (usage->id[0])
+        json_object_set_new(image, "content-id", json_string(usage->id));
+    if (usage->parent_id[0])
+        json_object_set_new(image, "parent-content-id", json_string(usage->parent_id));
+}
+
+json_t *cli_tree_json(const struct dr_tree_node *nodes, size_t n,
+                      const struct dr_layer_usage *usage)
 {
     json_t *list = json_array();
 
@@ -233,6 +279,8 @@ json_t *cli_tree_json(const struct dr_tree_node *nodes, size_t n)
         json_object_set_new(one, "asked", json_boolean(node->asked));
         if (node->problem)
             json_object_set_new(one, "problem", dr_json_text(node->problem));
+        if (usage)
+            cli_usage_json(one, &usage[i]);
         json_array_append_new(list, one);
     }
     return list;

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""chain show of directories, chain check and chain diff."""
+import json
+import os
+import shutil
+
+import pytest
+
+
+def family(t):
+    """base <- mid <- (top, other)."""
+    t.ok("create", "-q", "-f", "vmdk", "base.vmdk", "8M")
+    t.io("base.vmdk", "write -P 1 0 4M")
+    t.ok("create", "-q", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "mid.vmdk")
+    t.io("mid.vmdk", "write -P 2 2M 4M", "write -z 1M 64k")
+    for child in ("top.vmdk", "other.vmdk"):
+        t.ok("create", "-q", "-f", "vmdk", "-b", "mid.vmdk", "-F", "vmdk", child)
+    t.io("top.vmdk", "write -P 3 3M 64k")
+
+
+def shown(t, *args):
+    return {os.path.normpath(n["filename"]): n for n in json.loads(t.ok("chain", "show", "--output=json", *args))}
+
+
+def check(t, *args, code=2):
+    r = t.drover("chain", "check", "--output=json", *args)
+    assert r.code == code, r
+    return [(os.path.normpath(f["filename"]), f["class"]) for f in json.loads(r.out)["findings"]]
+
+
+def test_a_directory_is_shown_as_its_families(t):
+    family(t)
+    t.ok("create", "-q", "-f", "raw", "r.raw", "1M")
+    t.ok("create", "-q", "-f", "qcow2", "-b", "r.raw", "-F", "raw", "child.qcow2")
+    t.ok("create", "-q", "-f", "qcow2", "alone.qcow2", "1M")
+    (t.dir / "notes.txt").write_text("no disk\n")
+    nodes = shown(t, ".")
+    assert {k: v.get("parent") for k, v in nodes.items()} == {
+        "alone.qcow2": None, "base.vmdk": None, "mid.vmdk": "base.vmdk", "other.vmdk": "mid.vmdk",
+        "top.vmdk": "mid.vmdk", "r.raw": None, "child.qcow2": "r.raw"}
+    lines = t.ok("chain", "show", "--ascii", ".").splitlines()
+    assert "`-- child.qcow2" in lines[lines.index(next(x for x in lines if x.startswith("r.raw"))) + 1]
+
+
+def test_what_is_covered_in_every_disk_is_not_exclusive(t):
+    family(t)
+    nodes = shown(t, ".")
+    assert {k: (v["allocated-bytes"], v["exclusive-bytes"]) for k, v in nodes.items()} == {
+        "base.vmdk": (4 << 20, (2 << 20) - 65536), "mid.vmdk": ((4 << 20) + 65536, (4 << 20) + 65536),
+        "top.vmdk": (65536, 65536), "other.vmdk": (0, 0)}
+    # In the chain of top alone mid's bytes under top's are covered.
+    assert shown(t, "top.vmdk")["mid.vmdk"]["exclusive-bytes"] == 4 << 20
+    assert nodes["mid.vmdk"]["parent-content-id"] == nodes["base.vmdk"]["content-id"]
+
+
+def test_a_shorter_parent_and_odd_sizes_are_counted_to_the_byte(t):
+    (t.dir / "odd.raw").write_bytes(b"x" * 5000)
+    t.ok("create", "-q", "-f", "qcow2", "-b", "odd.raw", "-F", "raw", "child.qcow2", "1M")
+    nodes = shown(t, ".")
+    assert nodes["odd.raw"]["allocated-bytes"] == nodes["odd.raw"]["exclusive-bytes"] == 5000
+
+
+def test_a_sound_directory_has_no_findings(t):
+    family(t)
+    assert check(t, ".", code=0) == []
+    assert t.ok("chain", "check", ".") == "4 images, no problem.\n"
+
+
+def test_a_lost_parent_is_missing_and_a_moved_one_is_named(t):
+    family(t)
+    (t.dir / "sub").mkdir()
+    os.rename(t.dir / "base.vmdk", t.dir / "sub" / "renamed.vmdk")
+    r = t.drover("chain", "check", "--output=json", "top.vmdk")
+    found = json.loads(r.out)["findings"]
+    assert r.code == 2 and [(f["class"], os.path.normpath(f["found"])) for f in found] == [
+        ("moved", "sub/renamed.vmdk")]
+    os.remove(t.dir / "sub" / "renamed.vmdk")
+    assert check(t, ".") == [("mid.vmdk", "missing")]
+
+
+def test_a_parent_is_looked_for_where_one_says(t, tmp_path_factory):
+    family(t)
+    far = tmp_path_factory.mktemp("far") / "a" / "b"
+    far.mkdir(parents=True)
+    shutil.move(t.dir / "base.vmdk", far / "base.vmdk")
+    assert check(t, "top.vmdk") == [("mid.vmdk", "missing")]
+    assert check(t, "--search", str(far), "top.vmdk") == [("mid.vmdk", "moved")]
+
+
+def test_a_parent_without_ids_is_found_by_name_and_size_only(t):
+    t.ok("create", "-q", "-f", "raw", "r.raw", "1M")
+    t.ok("create", "-q", "-f", "qcow2", "-b", "r.raw", "-F", "raw", "child.qcow2")
+    (t.dir / "sub").mkdir()
+    os.rename(t.dir / "r.raw", t.dir / "sub" / "r.raw")
+    assert check(t, "child.qcow2") == [("child.qcow2", "moved")]
+    os.truncate(t.dir / "sub" / "r.raw", 2 << 20)
+    assert check(t, "child.qcow2") == [("child.qcow2", "missing")]
+
+
+def test_a_changed_parent_and_the_sibling_that_it_makes_invalid(t):
+    family(t)
+    t.io("mid.vmdk", "write -P 9 0 64k")
+    assert check(t, ".") == [("other.vmdk", "changed"), ("top.vmdk", "changed")]
+    t.ok("rebase", "-u", "-b", "mid.vmdk", "-F", "vmdk", "top.vmdk")
+    assert check(t, "top.vmdk", code=3) == [("other.vmdk", "sibling")]
+
+
+def test_loops_of_any_length(t):
+    family(t)
+    t.ok("rebase", "-u", "--force", "-b", "mid.vmdk", "-F", "vmdk", "mid.vmdk")
+    assert ("mid.vmdk", "loop") in check(t, "mid.vmdk")
+    t.ok("create", "-q", "-f", "qcow2", "a.qcow2", "1M")
+    t.ok("create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "b.qcow2")
+    t.ok("rebase", "-u", "--force", "-b", "b.qcow2", "-F", "qcow2", "a.qcow2")
+    assert check(t, "a.qcow2") == [("a.qcow2", "loop"), ("b.qcow2", "loop")]
+
+
+def test_harmless_findings_end_with_3(t):
+    family(t)
+    t.ok("create", "-q", "-f", "vmdk", "big.vmdk", "12M")
+    t.ok("rebase", "-q", "-u", "-b", "big.vmdk", "-F", "vmdk", "top.vmdk")
+    assert check(t, "top.vmdk", code=3) == [("top.vmdk", "capacity")]
+    t.ok("create", "-q", "-f", "raw", "r.raw", "1M")
+    t.ok("create", "-q", "-f", "qcow2", "-b", "r.raw", "-F", "raw", "c.qcow2")
+    t.ok("rebase", "-u", "-b", "r.raw", "-F", "raw", "c.qcow2")
+    assert check(t, "c.qcow2", code=0) == []
+
+
+def test_a_parent_elsewhere_is_forbidden(t, tmp_path_factory):
+    far = tmp_path_factory.mktemp("far")
+    t.ok("create", "-q", "-f", "vmdk", str(far / "base.vmdk"), "1M")
+    t.ok("create", "-q", "-f", "vmdk", "--allow-path", str(far), "-b", str(far / "base.vmdk"), "-F", "vmdk", "c.vmdk")
+    assert check(t, "c.vmdk") == [("c.vmdk", "forbidden")]
+    assert check(t, "--allow-path", str(far), "c.vmdk", code=0) == []
+
+
+def test_a_damaged_image_is_found_once(t):
+    family(t)
+    (t.dir / "base.vmdk").write_bytes(b"KDMV" + bytes(508))
+    found = check(t, ".")
+    assert ("base.vmdk", "damaged") in found and not [f for f in found if f[0] in ("top.vmdk", "other.vmdk")]
+
+
+def diff(t, *args, code=1):
+    r = t.drover("chain", "diff", "--output=json", *args)
+    assert r.code == code, r
+    return [(d["start"], d["length"]) for d in json.loads(r.out)]
+
+
+def test_diff_tells_each_range_once(t):
+    family(t)
+    assert diff(t, "top.vmdk", "other.vmdk") == [(3 << 20, 65536)]
+    assert diff(t, "top.vmdk", "base.vmdk") == [(1 << 20, 65536), (2 << 20, 4 << 20)]
+    assert diff(t, "top.vmdk", "top.vmdk", code=0) == []
+    r = t.drover("chain", "diff", "other.vmdk", "top.vmdk")
+    assert r.code == 1 and "0x300000" in r.out and r.out.endswith("65536 bytes (64 KiB) in 1 range differ.\n")
+    assert t.ok("chain", "diff", "mid.vmdk", "other.vmdk") == "No difference.\n"
+
+
+def test_diff_to_the_sector_and_behind_the_shorter_end(t):
+    a, b = bytearray(1 << 20), bytearray(1 << 20)
+    b[512] = b[1023] = b[700000] = 1
+    (t.dir / "a.raw").write_bytes(a)
+    (t.dir / "b.raw").write_bytes(bytes(b) + b"\0" * 4096 + b"y")
+    assert diff(t, "-f", "raw", "-F", "raw", "a.raw", "b.raw") == [
+        (512, 512), (700000 // 512 * 512, 512), ((1 << 20) + 4096, 1)]
+
+
+def test_diff_reads_nothing_of_layers_that_both_share(t):
+    """The base is gone bad behind its tables: what both read from it is not looked at."""
+    family(t)
+    size = (t.dir / "base.vmdk").stat().st_size
+    trace = t.dir / "trace"
+    r = t.real("strace", "-f", "-y", "-e", "trace=pread64,preadv", "-o", str(trace), os.environ["DROVER"], "chain", "diff", "top.vmdk",
+               "other.vmdk") if shutil.which("strace") else None
+    if not r:
+        pytest.skip("no strace")
+    read = sum(int(line.rsplit("= ", 1)[1]) for line in trace.read_text().splitlines()
+               if "base.vmdk>" in line and line.rsplit("= ", 1)[1].isdigit())
+    assert r.code == 1 and 0 < read < size // 8
+
+
+def test_diff_says_what_it_could_not_open(t):
+    family(t)
+    assert t.drover("chain", "diff", "top.vmdk", "nope.vmdk").code == 2
+    assert t.drover("chain", "diff", "top.vmdk").code == 1
