@@ -77,7 +77,8 @@ struct dr_image {
     struct dr_fs *fs;
     char *path;             /* as given or resolved; for messages and for names next to it */
     char *member;           /* which disk of the file; NULL = not said (DR_FORMAT_MEMBERS) */
-    struct dr_file **files; /* [0] is the file at path */
+    struct dr_file **files; /* [0] is the file at path; with contained, [1] is, and [0] the part of
+                               it or file beside it that is the image (dr_image_enter) */
     unsigned n_files;
     struct dr_seen_file *seen; /* of each file, if others may write it; else NULL */
     _Atomic uint64_t size;     /* guest bytes */
@@ -90,6 +91,7 @@ struct dr_image {
     _Atomic bool given_up;  /* frozen although some of its metadata is in memory only */
     _Atomic bool overwritten; /* what it shows changes, although it is UNCHANGED: the promise is for
                                  the disk, whose images above hold the same. Until it is frozen */
+    bool contained;           /* it is a member of a DR_FORMAT_CONTAINER */
     bool unclean;             /* set by open: was not closed after writing */
     bool always_placed;       /* set by open: what the disk grows by gets its place at once */
     char *backing_name;       /* as recorded, NULL = none */
@@ -102,10 +104,11 @@ struct dr_image {
     struct dr_cache *cache;
     struct dr_ranges *ranges;
     struct dr_flusher *flusher;
-    const struct dr_gate *gate;   /* while it is being opened; NULL = what the environment allows */
-    const char *data_file;        /* the same: named by the user; NULL = as recorded */
-    _Atomic bool has_decoded;     /* decoded.c may know units of it */
-    _Atomic uint64_t decoded_gen; /* changes whenever units are forgotten */
+    const struct dr_gate *gate; /* while it is being opened; NULL = what the environment allows */
+    const char *data_file;      /* the same: named by the user; NULL = as recorded */
+    const char *member_format;  /* the same: of a member of a container; NULL = as its bytes say */
+    _Atomic bool has_decoded;   /* decoded.c may know units of it */
+    _Atomic uint64_t decoded_gen;             /* changes whenever units are forgotten */
     _Atomic uint64_t decoded_at, decoded_end; /* coded bytes of the unit that was read last */
     pthread_mutex_t begin_lock;               /* one begin_write at a time */
     _Atomic unsigned begun;                   /* enum dr_begun */
@@ -155,6 +158,18 @@ int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index
  * named a data file, that one is opened and name is not looked at. */
 int dr_image_open_data_file(struct dr_image *image, const char *name, unsigned *index,
                             struct dr_error *err);
+
+/* For the driver of a container, at the end of open: the image becomes one of the format that the
+ * bytes of `file` have, or that the user named, and is opened as such; the container's driver has
+ * nothing to do with it from then on. Takes over the reference, also on failure. Such an image is
+ * read-only, and one file: it has no parent, and no extents elsewhere. */
+int dr_image_enter(struct dr_image *image, struct dr_file *file, struct dr_error *err);
+
+/* The file that the image's name leads to. */
+static inline struct dr_file *dr_image_named_file(const struct dr_image *image)
+{
+    return image->files[image->contained ? 1 : 0];
+}
 
 struct dr_image *dr_image_ref(struct dr_image *image);
 /* The last reference closes: flush and end_write first if it was written (a failure is in err).

@@ -106,6 +106,12 @@ static int image_open_path(struct dr_image *image, const char *path, struct dr_e
 
 /* ------------------------------------------------------------------ further files */
 
+/* What names inside the image are relative to: its own name may have a format in front. */
+static const char *home_of(const struct dr_image *image)
+{
+    return dr_name_format(image->path) ? image->files[0]->path : image->path;
+}
+
 /* May the image open this file, which it calls its `what`? */
 static int further_allowed(struct dr_image *image, const char *real, const char *what,
                            struct dr_error *err)
@@ -113,11 +119,11 @@ static int further_allowed(struct dr_image *image, const char *real, const char 
     static const struct dr_open_options defaults;
     struct dr_gate gate;
     if (image->gate)
-        return dr_gate_pass_further(image->gate, image->path, real, what, err);
+        return dr_gate_pass_further(image->gate, home_of(image), real, what, err);
     int r = dr_gate_make(&gate, image->fs, &defaults, err);
     if (r < 0)
         return r;
-    r = dr_gate_pass_further(&gate, image->path, real, what, err);
+    r = dr_gate_pass_further(&gate, home_of(image), real, what, err);
     dr_gate_clear(&gate);
     return r;
 }
@@ -139,13 +145,24 @@ static int open_allowed(struct dr_image *image, const char *full, const char *wh
     return r == 0 ? further_allowed(image, opened, what, err) : r == -ENOTSUP ? 0 : r;
 }
 
+/* What a member names would be looked for beside the archive, where nobody put it. */
+static int refuse_further(const struct dr_image *image, const char *name, struct dr_error *err)
+{
+    return dr_fail(err, ENOTSUP,
+                   "%s: needs a further file, \"%.200s\", which a disk inside an archive cannot "
+                   "have; extract it first",
+                   image->path, name);
+}
+
 int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index,
                        struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
-    CLEANUP_FREE char *full = dr_path_sibling(image->path, name);
+    CLEANUP_FREE char *full = dr_path_sibling(home_of(image), name);
     if (!full)
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    if (image->contained)
+        return refuse_further(image, name, err);
     int r = open_allowed(image, full, "extent", &why);
     if (r == -ENOENT)
         return dr_fail(err, ENOENT, "%s: cannot open its extent \"%s\": %s", image->path, name,
@@ -159,9 +176,11 @@ int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index
 int dr_image_open_data_file(struct dr_image *image, const char *name, unsigned *index,
                             struct dr_error *err)
 {
-    CLEANUP_FREE char *full = dr_path_sibling(image->path, name);
+    CLEANUP_FREE char *full = dr_path_sibling(home_of(image), name);
     if (!full)
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    if (image->contained)
+        return refuse_further(image, name, err);
     int r = image->data_file ? image_open_path(image, image->data_file, err)
                              : open_allowed(image, full, "data file", err);
     image->data_file = NULL;
@@ -314,6 +333,10 @@ static int choose_format(const char *path, const char *format, const struct dr_n
     *fmt = format ? dr_format_find(format) : name->fmt;
     if (format && !*fmt)
         return dr_fail(err, EINVAL, "%s: unknown format \"%s\"", path, format);
+    if (name->fmt && (name->fmt->flags & DR_FORMAT_CONTAINER)) {
+        *fmt = name->fmt; /* what was named is the format of the member */
+        return 0;
+    }
     if (name->fmt && *fmt != name->fmt)
         return dr_fail(err, EINVAL, "%s: names a disk in a %s file, not a %s image", path,
                        name->fmt->name, format);
@@ -347,6 +370,8 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
     image->gate = gate;
     image->data_file = data_file;
+    if (fmt && (fmt->flags & DR_FORMAT_CONTAINER) && format && strcmp(format, fmt->name) != 0)
+        image->member_format = format;
     image->member = DR_STEAL(name.member);
     r = image_open_path(image, name.file, err);
     if (r == 0 && !fmt)
@@ -358,12 +383,65 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
                     data_file);
     image->gate = NULL;
     image->data_file = NULL;
+    image->member_format = NULL;
     if (r < 0) {
         image_free(image);
         return r;
     }
     *out = image;
     return 0;
+}
+
+/* ------------------------------------------------------------------ members of containers */
+
+/* The file, for which a place is made in front of the container's. */
+static int put_in_front(struct dr_image *image, struct dr_file *file, struct dr_error *err)
+{
+    int r = image_add_file(image, file, err);
+    if (r < 0)
+        return r;
+    DR_LOCK_SCOPE(&image->lock);
+    for (unsigned i = image->n_files - 1; i > 0; i--) {
+        image->files[i] = image->files[i - 1];
+        if (image->seen)
+            image->seen[i] = image->seen[i - 1];
+    }
+    image->files[0] = file;
+    if (image->seen)
+        image->seen[0] = (struct dr_seen_file){dr_file_mtime(file), dr_file_size(file)};
+    image->contained = true;
+    return 0;
+}
+
+static int member_driver(const struct dr_image *image, const struct dr_format **fmt,
+                         struct dr_error *err)
+{
+    *fmt = image->member_format ? dr_format_find(image->member_format) : NULL;
+    int r = *fmt ? 0 : probe_file(image->files[0], image->path, fmt, err);
+    if (r == 0 && ((*fmt)->flags & DR_FORMAT_MEMBERS))
+        return dr_fail(err, ENOTSUP, "%s: is an archive (%s) inside an archive", image->path,
+                       (*fmt)->name);
+    return r;
+}
+
+int dr_image_enter(struct dr_image *image, struct dr_file *file, struct dr_error *err)
+{
+    const struct dr_format *fmt = NULL;
+    int r = put_in_front(image, file, err);
+    if (r < 0) {
+        dr_file_unref(file);
+        return r;
+    }
+    image->state = NULL;
+    r = member_driver(image, &fmt, err);
+    if (r == 0)
+        r = image_open_driver(image, fmt, err);
+    if (r == 0 && image->backing_name && !(image->flags & DR_OPEN_NO_BACKING))
+        return dr_fail(err, ENOTSUP,
+                       "%s: holds only what differs from a parent (%.200s), which a disk inside an "
+                       "archive cannot have; extract both first",
+                       image->path, image->backing_name);
+    return r;
 }
 
 int dr_image_over(struct dr_image *image, unsigned i, const char *format, struct dr_image **out,
@@ -498,6 +576,8 @@ int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err)
 {
     if (image->writable)
         return 0;
+    if (image->contained)
+        return dr_fail(err, EROFS, "%s: is inside an archive, and can only be read", image->path);
     if (!(image->fmt->flags & DR_FORMAT_WRITE))
         return dr_fail(err, EROFS, "%s: %s images can only be read", image->path, image->fmt->name);
     for (unsigned i = 0; i < image->n_files; i++) {

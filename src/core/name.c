@@ -63,7 +63,7 @@ struct dr_file_id dr_member_id(struct dr_file_id id, const char *member)
 
 struct dr_file_id dr_image_id(const struct dr_image *image)
 {
-    return dr_member_id(image->files[0]->id, image->member);
+    return dr_member_id(dr_image_named_file(image)->id, image->member);
 }
 
 int dr_name_identify(struct dr_fs *fs, const char *name, struct dr_file_id *id,

@@ -224,7 +224,7 @@ static bool tells_more(int fresh, int old)
 static int keep_parent(struct opening *o, struct dr_error *err)
 {
     struct dr_image *child = o->images[o->n - 2], *parent = o->images[o->n - 1];
-    int r = dr_gate_pass_file(&o->gate, child->path, parent->files[0], err);
+    int r = dr_gate_pass_file(&o->gate, child->path, dr_image_named_file(parent), err);
     if (r == 0)
         return 0;
     o->n--;

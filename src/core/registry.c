@@ -6,6 +6,8 @@ static const struct dr_format *extra; /* tests */
 
 static const struct dr_format *const formats[] = {
     &dr_format_vma,
+    &dr_format_ova,
+    &dr_format_ovf,
     &dr_format_vmdk,
     &dr_format_qcow2,
     &dr_format_addcow,

@@ -324,8 +324,10 @@ enum dr_format_flag {
     DR_FORMAT_REPAIR_AS_FOUND = 1 << 7, /* check with repair does what recover does, and wants an
                                            unclean image as it was left */
     DR_FORMAT_KEEPS_ZEROED = 1 << 9,    /* knows DR_WANT_ZERO_KEPT; others get DR_WANT_ZERO */
-    DR_FORMAT_ON_DEVICE = 1 << 8, /* an image may stand on a block device, whose size is fixed and
-                                     whose unused bytes may hold anything */
+    DR_FORMAT_CONTAINER = 1 << 11, /* with MEMBERS: a member is an image of a format of its own,
+                                      which its bytes tell, or the caller (dr_image_enter) */
+    DR_FORMAT_ON_DEVICE = 1 << 8,  /* an image may stand on a block device, whose size is fixed and
+                                      whose unused bytes may hold anything */
 };
 
 struct dr_format {
@@ -551,6 +553,8 @@ struct dr_format {
 };
 
 extern const struct dr_format dr_format_addcow;
+extern const struct dr_format dr_format_ova;
+extern const struct dr_format dr_format_ovf;
 extern const struct dr_format dr_format_qcow2;
 extern const struct dr_format dr_format_raw;
 extern const struct dr_format dr_format_vma;

@@ -90,7 +90,9 @@ int dr_ops_parent_format(struct dr_fs *fs, const struct dr_format *fmt, const ch
 {
     const char *said = dr_name_format(parent);
     *format = given ? given : fmt->parent_format ? fmt->parent_format : said;
-    if (said && strcmp(*format, said) != 0)
+    const struct dr_format *holder = said ? dr_format_find(said) : NULL;
+    bool any = given && holder && (holder->flags & DR_FORMAT_CONTAINER); /* that of the member */
+    if (said && !any && strcmp(*format, said) != 0)
         return dr_fail(err, EINVAL,
                        "%s: a disk in a %s file cannot be its parent as a %s image; make the child "
                        "in a format that can have any parent",

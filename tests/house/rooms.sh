@@ -23,7 +23,7 @@ allowed() {
     case $1 in
     base) echo 'base/|drover/drover\.h' ;;
     storage) echo 'base/|storage/|drover/drover\.h' ;;
-    formats) echo 'base/|storage/|formats/|core/core\.h|core/marks\.h|core/pages\.h|archive/(vma-format|vma-index)\.h|drover/drover\.h' ;;
+    formats) echo 'base/|storage/|formats/|core/core\.h|core/marks\.h|core/pages\.h|archive/(ova|ova-manifest|vma-format|vma-index)\.h|drover/drover\.h' ;;
     core) echo 'base/|storage/|formats/format\.h|core/|drover/' ;;
     ops) echo 'base/|storage/|formats/format\.h|core/(aside|core|marks|pages|publish)\.h|ops/|drover/' ;;
     live) echo 'base/|storage/storage\.h|core/(core|publish)\.h|ops/ops-internal\.h|live/|drover/' ;;

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The disks of a machine in an OVA, or beside an OVF descriptor, are images: ova:ARCHIVE#NAME."""
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+
+import ovagen
+import pytest
+
+LONG = "disk " + "x" * 150 + "ü.vmdk"
+
+
+class Ova:
+    def __init__(self, tools):
+        self.tools = tools
+        self.dir = tools.dir
+        self.raw = {}
+
+    def disk(self, name, seed=1):
+        """A new streamOptimized disk; its bytes. self.raw has what it shows."""
+        self.raw[name] = ovagen.raw_disk(seed)
+        (self.dir / "raw").write_bytes(self.raw[name])
+        self.tools.ok("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", "raw", "new.vmdk")
+        data = (self.dir / "new.vmdk").read_bytes()
+        os.unlink(self.dir / "new.vmdk")
+        return data
+
+    def read(self, image, *more):
+        self.tools.ok("convert", *more, "-O", "raw", image, "out.raw")
+        return (self.dir / "out.raw").read_bytes()
+
+    def fails(self, *args, code=1):
+        r = self.tools.drover(*args)
+        assert r.code == code and r.err.strip().count("\n") == 0, r
+        return r.err
+
+    def info(self, image):
+        return json.loads(self.tools.ok("info", "--output=json", image))
+
+
+@pytest.fixture
+def o(t):
+    return Ova(t)
+
+
+@pytest.mark.parametrize("dialect", ovagen.DIALECTS)
+def test_one_disk_in_every_dialect(o, dialect):
+    disks = {"disk1.vmdk": o.disk("disk1.vmdk")}
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": ovagen.of_disks(disks), **disks}, dialect)
+    info = o.info("m.ova")
+    assert info["format"] == "ova" and info["virtual-size"] == 5 * ovagen.MIB
+    data = info["format-specific"]["data"]
+    assert data["machine"] == "my machine" and data["descriptor"] == "m.ovf"
+    [disk] = data["disks"]
+    assert disk == {"id": "vmdisk0", "name": "disk1.vmdk", "image": "ova:m.ova#disk1.vmdk", "capacity": 5 * ovagen.MIB,
+                    "stored": len(disks["disk1.vmdk"])}
+    for image in "m.ova", "ova:m.ova", "ova:m.ova#disk1.vmdk", "ova:m.ova#vmdisk0", f"ova:{o.dir}/m.ova#disk1.vmdk":
+        assert o.read(image) == o.raw["disk1.vmdk"]
+    assert o.read("m.ova", "-f", "ova") == o.read("ova:m.ova", "-f", "vmdk") == o.raw["disk1.vmdk"]
+    member = o.info("ova:m.ova#disk1.vmdk")
+    assert member["format"] == "vmdk"
+    assert member["format-specific"]["data"]["create-type"] == "streamOptimized"
+    assert os.listdir(o.dir).count("m.ova") == 1 and not [n for n in os.listdir(o.dir) if "drover" in n]
+
+
+@pytest.mark.parametrize("dialect", ["gnu", "pax"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_several_disks_and_long_names(o, dialect, locale):
+    disks = {LONG: o.disk(LONG, 1), "b.vmdk": o.disk("b.vmdk", 2)}
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": ovagen.of_disks(disks), **disks}, dialect)
+    shown = o.tools.ok("info", "m.ova", env={"LC_ALL": locale})
+    assert "ova:m.ova#b.vmdk" in shown
+    for name in disks:
+        o.tools.ok("convert", f"ova:m.ova#{name}", "out.raw", env={"LC_ALL": locale})
+        assert (o.dir / "out.raw").read_bytes() == o.raw[name]
+    text = o.fails("convert", "m.ova", "x.raw")
+    assert "2 disks" in text and "ova:m.ova#b.vmdk" in text and not (o.dir / "x.raw").exists()
+    assert "b.vmdk" in o.fails("convert", "ova:m.ova#nope", "x.raw")
+
+
+def test_a_disk_is_read_only_and_can_be_a_parent(o):
+    disks = {"d.vmdk": o.disk("d.vmdk")}
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": ovagen.of_disks(disks), **disks})
+    before = (o.dir / "m.ova").read_bytes()
+    for format in "vmdk", "ova":
+        o.tools.ok("create", "-f", "qcow2", "-b", "ova:m.ova#d.vmdk", "-F", format, "o.qcow2")
+        assert o.read("o.qcow2") == o.raw["d.vmdk"]
+        o.tools.ok("io", "-c", "write -P 7 100k 1M", "o.qcow2")
+        o.tools.ok("compare", "o.qcow2", "o.qcow2")
+        assert "read" in o.fails("commit", "o.qcow2")
+        os.unlink(o.dir / "o.qcow2")
+    assert "only be read" in o.fails("resize", "ova:m.ova#d.vmdk", "8M")
+    assert "is read from" in o.fails("convert", "ova:m.ova#d.vmdk", "m.ova")
+    assert (o.dir / "m.ova").read_bytes() == before
+
+
+def test_files_beside_a_descriptor(o):
+    disks = {"d 1.vmdk": o.disk("d 1.vmdk", 1), "sub/e.vmdk": o.disk("sub/e.vmdk", 2)}
+    os.mkdir(o.dir / "sub")
+    for name, data in disks.items():
+        (o.dir / name).write_bytes(data)
+    (o.dir / "m.ovf").write_bytes(ovagen.of_disks(disks).replace(b"d 1.vmdk", b"d%201.vmdk"))
+    os.mkdir(o.dir / "elsewhere")
+    for name in "m.ovf", "ovf:m.ovf", "ova:m.ovf":
+        assert [d["name"] for d in o.info(name)["format-specific"]["data"]["disks"]] == ["d%201.vmdk", "sub/e.vmdk"]
+    assert o.read("ova:m.ovf#d%201.vmdk") == o.raw["d 1.vmdk"]
+    assert o.read(f"ovf:{o.dir}/m.ovf#sub/e.vmdk") == o.raw["sub/e.vmdk"]
+    r = o.tools.drover("convert", "ovf:../m.ovf#sub/e.vmdk", "out.raw", cwd=o.dir / "elsewhere")
+    assert r.code == 0 and (o.dir / "elsewhere/out.raw").read_bytes() == o.raw["sub/e.vmdk"]
+
+
+@pytest.mark.parametrize("href", ["../secret", "{dir}/secret", "link", "sub/../../secret"])
+def test_no_name_leaves_the_directory(o, href, tmp_path):
+    os.mkdir(o.dir / "in")
+    os.mkdir(o.dir / "in/sub")
+    (o.dir / "secret").write_bytes(b"secret" * 1000)
+    os.symlink(o.dir / "secret", o.dir / "in/link")
+    href = href.format(dir=o.dir)
+    text = ovagen.descriptor({"f": {"href": href}}, {"d": {"fileRef": "f", "capacity": 6000}})
+    (o.dir / "in/m.ovf").write_bytes(text)
+    assert "outside the image's directory" in o.fails("convert", "-O", "raw", "ovf:in/m.ovf#d", "x")
+    assert not (o.dir / "x").exists()
+    ovagen.pack(o.dir / "in/m.ova", {"m.ovf": text})  # in an archive a name is that of a member, and nothing else
+    assert "has no member" in o.fails("convert", "-O", "raw", "ova:in/m.ova#d", "x")
+    ovagen.pack(o.dir / "in/m.ova", {"m.ovf": text, href: b"inside" * 1000})
+    assert o.read("ova:in/m.ova#d", "-f", "raw")[:6000] == b"inside" * 1000
+
+
+def test_a_disk_in_pieces(o):
+    data = o.disk("d.vmdk")
+    chunk = 65536 * 2
+    pieces = {f"d.vmdk.{n:09}": data[n * chunk:(n + 1) * chunk] for n in range((len(data) + chunk - 1) // chunk)}
+    files = {"f": {"href": "d.vmdk", "size": len(data), "chunkSize": chunk}}
+    text = ovagen.descriptor(files, {"d": {"fileRef": "f", "capacity": 5 * ovagen.MIB}})
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": text, **pieces})
+    assert o.read("ova:m.ova#d.vmdk") == o.raw["d.vmdk"]
+    for name, piece in pieces.items():
+        (o.dir / name).write_bytes(piece)
+    (o.dir / "m.ovf").write_bytes(text)
+    assert o.read("m.ovf") == o.raw["d.vmdk"]
+    del files["f"]["size"]  # then there are as many as there are
+    text = ovagen.descriptor(files, {"d": {"fileRef": "f"}})
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": text, **pieces})
+    assert o.read("m.ova") == o.raw["d.vmdk"]
+    pieces.pop("d.vmdk.000000001")
+    files["f"]["size"] = len(data)
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": ovagen.descriptor(files, {"d": {"fileRef": "f"}}), **pieces})
+    assert "d.vmdk.000000001" in o.fails("convert", "m.ova", "x")
+
+
+def test_other_formats_inside(o):
+    raw = ovagen.raw_disk(3)
+    (o.dir / "r").write_bytes(raw)
+    o.tools.ok("convert", "-f", "raw", "-O", "qcow2", "r", "q.qcow2")
+    disks = {"d.img": raw, "q.qcow2": (o.dir / "q.qcow2").read_bytes()}
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": ovagen.of_disks(disks), **disks, "boot.iso": b"iso" * 999})
+    assert o.read("ova:m.ova#d.img", "-f", "raw") == o.read("ova:m.ova#q.qcow2") == raw
+    assert o.read("ova:m.ova#boot.iso")[:2997] == b"iso" * 999
+    inner = (o.dir / "m.ova").read_bytes()
+    ovagen.pack(o.dir / "n.ova", {"m.ovf": ovagen.of_disks({"m.ova": inner}), "m.ova": inner})
+    assert "inside an archive" in o.fails("convert", "n.ova", "x")
+
+
+def test_what_needs_other_files_is_refused(o):
+    """A descriptor in an archive must not lead to files beside the archive."""
+    (o.dir / "x-flat.vmdk").write_bytes(b"secret".ljust(1 << 20))
+    text = (b'# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+            b'RW 2048 FLAT "x-flat.vmdk" 0\n')
+    child = text.replace(b"parentCID=ffffffff", b'parentCID=12345678\nparentFileNameHint="p.vmdk"')
+    (o.dir / "p.vmdk").write_bytes(text)
+    for data in text, child:
+        ovagen.pack(o.dir / "m.ova", {"m.ovf": ovagen.of_disks({"d.vmdk": data}), "d.vmdk": data})
+        assert "extract" in o.fails("convert", "m.ova", "x")
+    assert not (o.dir / "x").exists()
+
+
+def test_a_truncated_archive_at_every_block(o):
+    disks = {"d.vmdk": o.disk("d.vmdk")}
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": ovagen.of_disks(disks), **disks})
+    whole = (o.dir / "m.ova").read_bytes()
+    with tarfile.open(o.dir / "m.ova") as tar:
+        member = tar.getmember("d.vmdk")
+    end = member.offset_data + member.size
+    for size in [*range(0, 4096, 512), *range(4096, end, 512 * 97), end - 512]:
+        (o.dir / "cut.ova").write_bytes(whole[:size])
+        r = o.tools.drover("convert", "ova:cut.ova", "x.raw")
+        assert r.code == 1 and r.err.strip().count("\n") == 0 and not (o.dir / "x.raw").exists(), (size, r)
+    (o.dir / "cut.ova").write_bytes(whole[:end - 100000])
+    assert "cut.ova" in o.tools.ok("info", "cut.ova")
+    r = o.tools.drover("convert", "--salvage", "ova:cut.ova#d.vmdk", "x.raw")
+    assert r.code == 3 and (o.dir / "x.raw").stat().st_size == 5 * ovagen.MIB, r
+
+
+def test_sparse_members_are_refused(o):
+    if not shutil.which("tar"):
+        pytest.skip("no tar")
+    (o.dir / "m.ovf").write_bytes(ovagen.descriptor({"f": {"href": "d.img"}}, {"d": {"fileRef": "f"}}))
+    for fill in b"data", b"":
+        with open(o.dir / "d.img", "wb") as f:
+            f.truncate(8 * ovagen.MIB)
+            f.seek(4 * ovagen.MIB)
+            f.write(fill)
+        for options in ["--format=gnu"], ["--format=pax", "--sparse-version=0.1"], ["--format=pax",
+                                                                                   "--sparse-version=1.0"]:
+            subprocess.run(["tar", "-S", *options, "-cf", "m.ova", "m.ovf", "d.img"], cwd=o.dir, check=True)
+            assert "sparse" in o.fails("convert", "-f", "raw", "ova:m.ova#d", "x")
+    subprocess.run(["tar", "-cf", "m.ova", "m.ovf", "d.img"], cwd=o.dir, check=True)
+    assert o.read("ova:m.ova#d", "-f", "raw") == bytes(8 * ovagen.MIB)
+
+
+def test_sizes_beyond_8_gib(o):
+    """A member behind one whose size needs base-256 (GNU) or a pax record."""
+    disks = {"d.vmdk": o.disk("d.vmdk")}
+    text = ovagen.descriptor({"f": {"href": "d.vmdk"}}, {"d": {"fileRef": "f"}})
+    big = 9 << 30
+    for dialect in "gnu", "pax":
+        head = tarfile.TarInfo("big.iso")
+        head.size = big
+        with open(o.dir / "m.ova", "wb") as f:
+            f.write(head.tobuf(ovagen.DIALECTS[dialect]))
+            f.seek(big, os.SEEK_CUR)
+            ovagen.pack(o.dir / "rest", {"m.ovf": text, **disks})
+            f.write((o.dir / "rest").read_bytes())
+        assert o.read("ova:m.ova#d.vmdk") == o.raw["d.vmdk"]
+
+
+def test_descriptors_that_are_none(o):
+    entity = (b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "' + b"b" * 1000 + b'">]><Envelope>&a;</Envelope>')
+    cases = {
+        b"": "XML", b"<Envelope>": "XML", b"<Other/>": "<Envelope>", entity: "document type",
+        entity.decode().encode("utf-16"): "document type", b"<Envelope>&a;</Envelope>": "",
+        ovagen.descriptor({"f": {"href": "d"}}, {"d": {"fileRef": "f", "capacity": "many"}}): "capacity",
+        ovagen.descriptor({"f": {"href": "d"}}, {"d": {"capacity": 1, "capacityAllocationUnits": "parsec"}}): "parsec",
+        b"<Envelope>" + b"<a>" * 2000: "XML", b"x" * (5 << 20): "at most",
+    }
+    for text, why in cases.items():
+        ovagen.pack(o.dir / "m.ova", {"m.ovf": text, "d": b"x" * 1000})
+        assert why in o.fails("info", "m.ova"), text[:100]
+    ovagen.pack(o.dir / "m.ova", {"d.img": b"x" * 1024})
+    assert "no OVF descriptor" in o.fails("convert", "ova:m.ova", "x")
+    assert o.read("ova:m.ova#d.img") == b"x" * 1024
+
+
+def test_two_members_of_one_name_are_refused(o):
+    text = ovagen.of_disks({"d.img": b"1" * 512})
+    ovagen.pack(o.dir / "m.ova", [("m.ovf", text), ("d.img", b"1" * 512), ("./d.img", b"2" * 512)])
+    assert "two members" in o.fails("convert", "m.ova", "x")
+
+
+def test_endless_headers_are_bounded(o):
+    ovagen.pack(o.dir / "m.ova", [("m.ovf", ovagen.of_disks({"d": b""}))] + [(f"{n}", b"") for n in range(5000)])
+    assert "more than 4096 members" in o.fails("info", "m.ova")
