@@ -91,6 +91,22 @@ DR_API int dr_chain_examine(const char *path, const struct dr_chain_options *opt
                             struct dr_error *err);
 DR_API void dr_chain_findings_free(struct dr_chain_finding *findings, size_t n);
 
+/* ------------------------------------------------------------------ references
+ *
+ * Both work on an image and its ancestors, or on all images of a directory, and change nothing but
+ * the recorded name of a parent, one image after another, each atomically: cut off anywhere, each
+ * image has its old record or its new one. *changed (may be NULL): how many were, or would be. */
+
+/* Where the parent of an image is not where it says, find it, as dr_chain_examine() does, and
+ * record where it is. -ENOENT: a parent was not found, or several images may be it; what could be
+ * mended was. */
+DR_API int dr_relocate(const char *path, const struct dr_chain_options *options, unsigned *changed,
+                       struct dr_error *err);
+/* Record names of parents that are relative to the image's directory, so that a whole directory can
+ * be moved. */
+DR_API int dr_pack_names(const char *path, const struct dr_chain_options *options,
+                         unsigned *changed, struct dr_error *err);
+
 #ifdef __cplusplus
 }
 #endif

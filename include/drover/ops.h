@@ -252,15 +252,23 @@ DR_API int dr_compare(struct dr_disk *a, struct dr_disk *b, bool strict, struct 
 
 /* ------------------------------------------------------------------ rebase, stream, commit */
 
+/* What a rebase would do, in bytes of the disk. Found out by reading what it would read. */
+struct dr_rebase_plan {
+    uint64_t copied; /* into the overlay, as it allocates them; with snapshots inside, at most */
+    uint64_t freed;  /* with drop_equal: of the overlay's own, since they equal the new parent's */
+    uint64_t free;   /* in the overlay's file system; UINT64_MAX = not known */
+};
+
 struct dr_rebase_options {
     struct dr_open_options open; /* of the overlay; flags RDWR is implied */
     const char *backing;         /* required; "" = none (flatten); as it is to be recorded */
     const char *backing_format;
-    bool unsafe;      /* -u: only rewrite the name */
-    bool force;       /* -u: even if the parent is missing, itself, a loop or no image */
-    bool drop_equal;  /* afterwards give up what equals the new parent */
-    bool force_share; /* -U on the new parent */
-    bool dry_run;
+    bool unsafe;                 /* -u: only rewrite the name */
+    bool force;                  /* -u: even if the parent is missing, itself, a loop or no image */
+    bool drop_equal;             /* afterwards give up what equals the new parent */
+    bool force_share;            /* -U on the new parent */
+    bool dry_run;                /* change nothing; with: */
+    struct dr_rebase_plan *plan; /* NULL, or what it would do */
     /* Snapshots inside the image keep what they show: it is copied for them, too. With this, and in
      * formats that cannot do that, an image with snapshots inside is refused. */
     bool refuse_snapshots;

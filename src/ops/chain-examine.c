@@ -314,23 +314,13 @@ static int examine_marked(struct examination *x, const char *path, bool dir, str
     return r < 0 ? r : examine_siblings(x, err);
 }
 
-static bool is_directory(struct dr_fs *fs, const char *path)
-{
-    char **names = NULL;
-    size_t n = 0;
-    bool is = dr_ops_list(fs, path, &names, &n, NULL) == 0;
-    if (names)
-        dr_ops_free_names(names, n);
-    return is;
-}
-
 int dr_chain_examine_fs(struct dr_fs *fs, const char *path, const struct dr_chain_options *options,
                         struct dr_chain_finding **findings, size_t *n, size_t *images,
                         struct dr_error *err)
 {
     static const struct dr_chain_options defaults;
     struct examination x = {.fs = fs, .o = options ? options : &defaults};
-    bool dir = is_directory(fs, path);
+    bool dir = dr_ops_is_directory(fs, path);
     int r = choose(&x, path, dir, err);
     if (r == 0)
         r = examine_marked(&x, path, dir, err);

@@ -48,6 +48,10 @@ int dr_tree_usage_fs(struct dr_fs *fs, const struct dr_tree_node *nodes, size_t 
 int dr_chain_examine_fs(struct dr_fs *fs, const char *path, const struct dr_chain_options *options,
                         struct dr_chain_finding **findings, size_t *n, size_t *images,
                         struct dr_error *err);
+int dr_relocate_fs(struct dr_fs *fs, const char *path, const struct dr_chain_options *options,
+                   unsigned *changed, struct dr_error *err);
+int dr_pack_names_fs(struct dr_fs *fs, const char *path, const struct dr_chain_options *options,
+                     unsigned *changed, struct dr_error *err);
 int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                bool chain, char **json, struct dr_error *err);
 int dr_salvage_orphans_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
@@ -222,6 +226,8 @@ unsigned dr_ops_file_flags(unsigned open_flags);
 /* Malloc'ed list of names in a directory, sorted; free with dr_ops_free_names. */
 int dr_ops_list(struct dr_fs *fs, const char *dir, char ***names, size_t *n, struct dr_error *err);
 void dr_ops_free_names(char **names, size_t n);
+/* Is there a directory at path that can be listed? */
+bool dr_ops_is_directory(struct dr_fs *fs, const char *path);
 /* Give the file `to` owner, mode and labels of the file `from`, as far as we may. */
 void dr_ops_copy_attrs(struct dr_fs *fs, const char *from, const char *to);
 /* Bytes free at path; UINT64_MAX when that is not known. */

@@ -10,6 +10,7 @@ struct drop {
     struct dr_chain *chain;
     uint64_t size, unit;
     bool shared;
+    uint64_t counted; /* by several threads */
 };
 
 /* Items are whole units of the image: holes are passed over, all else is looked at. */
@@ -92,22 +93,32 @@ static int drop_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
     return r;
 }
 
-static int drop_from(const struct rebase *rb, struct dr_chain *chain, struct dr_error *err)
+static int run_drop(const struct rebase *rb, struct drop *d,
+                    int (*emit)(void *, struct dr_copy_item *, uint8_t *const *, struct dr_error *),
+                    struct dr_error *err)
 {
-    struct drop d = {.chain = chain, .size = chain->images[0]->size, .shared = rb->shared};
-    d.unit = dr_stock_block(chain, 0, 512);
-    dr_walk_init(&d.pair.mask, chain, 0, 1, d.size);
+    struct dr_chain *chain = d->chain;
+    d->size = chain->images[0]->size;
+    d->shared = rb->shared;
+    d->unit = dr_stock_block(chain, 0, 512);
+    dr_walk_init(&d->pair.mask, chain, 0, 1, d->size);
     struct dr_copy_policy policy = {
-        .user = &d,
+        .user = d,
         .next = drop_next,
         .work = drop_work,
-        .emit = drop_emit,
+        .emit = emit,
         .buffers = 2,
         .buffer_size = DR_STOCK_BUFFER,
         .depth = dr_stock_depth(chain),
-        .total = d.size,
+        .total = d->size,
     };
-    int r = dr_copy_run(&policy, rb->job, err);
+    return dr_copy_run(&policy, rb->job, err);
+}
+
+static int drop_from(const struct rebase *rb, struct dr_chain *chain, struct dr_error *err)
+{
+    struct drop d = {.chain = chain};
+    int r = run_drop(rb, &d, drop_emit, err);
     return r < 0 ? r : dr_chain_flush(chain, 0, err);
 }
 
@@ -123,4 +134,57 @@ int rebase_drop_equal(const struct rebase *rb, struct dr_error *err)
     dr_chain_unref(whole, NULL);
     return r < 0 ? dr_prefix(err, r, "%s: is rebased, but what equals the parent stays", rb->path)
                  : 0;
+}
+
+/* ------------------------------------------------------------------ only counting */
+
+/* Zeros that the image says of itself take no space. */
+static int add_data(struct drop *d, uint64_t from, uint64_t to, struct dr_error *err)
+{
+    struct dr_walk own;
+    uint64_t sum = 0;
+    dr_walk_init(&own, d->chain, 0, 1, d->size);
+    for (uint64_t off = from; off < to; off = own.run.end) {
+        int r = dr_walk_to(&own, off, err);
+        if (r < 0)
+            return r;
+        if (own.run.kind == DR_RUN_DATA)
+            sum += dr_min(own.run.end, to) - off;
+    }
+    __atomic_add_fetch(&d->counted, sum, __ATOMIC_RELAXED);
+    return 0;
+}
+
+static int count_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
+                      struct dr_error *err)
+{
+    struct drop *d = user;
+    int r = 0;
+    for (uint64_t at = 0, end; at < item->len && r == 0; at = end) {
+        bool equal = false;
+        end = alike_until(d, item, buf, at, &equal);
+        if (equal)
+            r = add_data(d, item->off + at, item->off + end, err);
+    }
+    return r;
+}
+
+int rebase_count_equal(const struct rebase *rb, uint64_t *bytes, struct dr_error *err)
+{
+    *bytes = 0;
+    if (!rb->o->drop_equal || !rb->above)
+        return 0;
+    struct dr_chain *present = dr_disk_chain(rb->disk), *next = NULL, *chain = NULL;
+    struct drop d = {0};
+    int r = rebase_make_chain(rb, present, &next, err);
+    if (r == 0 && !(chain = dr_chain_tail(next, rb->at)))
+        r = dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
+    d.chain = chain;
+    if (r == 0)
+        r = run_drop(rb, &d, count_emit, err);
+    *bytes = d.counted;
+    dr_chain_unref(chain, NULL);
+    dr_chain_unref(next, NULL);
+    dr_chain_unref(present, NULL);
+    return r;
 }

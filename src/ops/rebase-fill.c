@@ -175,6 +175,17 @@ struct count {
     uint64_t bytes, enough;  /* bytes: by several threads */
 };
 
+/* Whole units are filled, as far as the disk goes. */
+static uint64_t filled_by(const struct count *c, const struct dr_copy_item *item, uint64_t from,
+                          uint64_t to)
+{
+    uint64_t unit = c->fill.views ? c->fill.views->unit : c->fill.step;
+    if (item->off % unit != 0)
+        return to - from;
+    uint64_t end = dr_min(item->off + dr_round_up(to, unit), c->fill.pair.size);
+    return end - (item->off + dr_round_down(from, unit));
+}
+
 static int count_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf,
                       struct dr_error *err)
 {
@@ -183,15 +194,15 @@ static int count_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf
     uint64_t at = dr_pair_differs(item, buf, 0, c->fill.step), sum = 0;
     while (at < item->len) {
         uint64_t end = differing_until(item, buf, at, c->fill.step);
-        sum += end - at;
+        sum += filled_by(c, item, at, end);
         at = dr_pair_differs(item, buf, end, c->fill.step);
     }
     return __atomic_add_fetch(&c->bytes, sum, __ATOMIC_RELAXED) > c->enough;
 }
 
-/* The same by reading both parents, as the copy will: only asked when it may not fit. 1 = it needs
- * more than there is. */
-static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
+/* The same by reading both parents, as the copy will: only asked when it may not fit, or when
+ * somebody wants to know. 1 = it needs more than `room`. */
+static int count_by_reading(struct rebase *rb, uint64_t room, uint64_t *bytes, struct dr_error *err)
 {
     struct count c = {.enough = room};
     rebase_fill_init(&c.fill, rb);
@@ -204,29 +215,32 @@ static int does_not_fit(struct rebase *rb, uint64_t room, struct dr_error *err)
         .buffer_size = DR_STOCK_BUFFER,
         .depth = dr_stock_depth_of_two(rb->old, rb->above),
         .total = c.fill.pair.size,
-        .silent = true, /* the copy reports all bytes */
+        .silent = !rb->o->dry_run, /* else the copy reports all bytes */
     };
-    return dr_copy_run(&policy, rb->job, err);
+    int r = dr_copy_run(&policy, rb->job, err);
+    *bytes = c.bytes;
+    return r;
+}
+
+int rebase_count_fill(struct rebase *rb, uint64_t *bytes, struct dr_error *err)
+{
+    return count_by_reading(rb, UINT64_MAX, bytes, err);
 }
 
 int rebase_check_space(struct rebase *rb, struct dr_error *err)
 {
     uint64_t need, room = dr_ops_image_space(rebase_overlay(rb));
     uint64_t size = rb->has_views ? rb->views.size : rebase_overlay(rb)->size;
-    if (size <= room && !rb->o->dry_run)
+    if (size <= room)
         return 0; /* whatever is in it: no need to look */
+    uint64_t counted;
     int r = measure(rb, &need, err);
     if (r == 0 && need > room)
-        r = does_not_fit(rb, room, err);
-    if (r < 0)
-        return r;
+        r = count_by_reading(rb, room, &counted, err);
     if (r > 0)
-        return dr_fail(err, ENOSPC, "%s: needs up to %llu bytes, its file system has %llu free",
-                       rb->path, (unsigned long long)need, (unsigned long long)room);
-    if (rb->o->dry_run)
-        dr_job_message(rb->job, "%s: up to %llu bytes have to be copied, %llu are free", rb->path,
-                       (unsigned long long)need, (unsigned long long)room);
-    return 0;
+        r = dr_fail(err, ENOSPC, "%s: needs up to %llu bytes, its file system has %llu free",
+                    rb->path, (unsigned long long)need, (unsigned long long)room);
+    return r;
 }
 
 /* ------------------------------------------------------------------ zeros of its own

@@ -145,19 +145,25 @@ static int set_backing(struct rebase *rb, unsigned flags, struct dr_error *err)
     return dr_image_set_backing(image, new_parent(rb), rb->name, recorded_format(rb), flags, err);
 }
 
+/* What differs in size works here, and in QEMU. */
 static void warn_about_sizes(const struct rebase *rb)
 {
-    const struct dr_image *parent = new_parent(rb);
-    if (parent && parent->size != rebase_overlay(rb)->size)
-        dr_job_message(rb->job, "%s has %llu bytes, its new backing file %s %llu", rb->path,
-                       (unsigned long long)rebase_overlay(rb)->size, parent->path,
-                       (unsigned long long)parent->size);
+    const struct dr_image *parent = new_parent(rb), *image = rebase_overlay(rb);
+    if (!parent || parent->size == image->size)
+        return;
+    dr_job_message(rb->job, "%s has %llu bytes, its new backing file %s %llu: %s%s", rb->path,
+                   (unsigned long long)image->size, parent->path, (unsigned long long)parent->size,
+                   parent->size < image->size ? "behind the end of that the disk reads as zeros"
+                                              : "what that has behind the disk's end is not shown",
+                   image->fmt->flags & DR_FORMAT_CONTENT_ID
+                       ? ". VMware opens no chain whose disks are not all of one size: for it, "
+                         "resize one of them"
+                       : "");
 }
 
 /* ------------------------------------------------------------------ the switch */
 
-/* What is above the overlay, and the overlay, on its new parents. */
-static int make_chain(const struct rebase *rb, const struct dr_chain *present,
+int rebase_make_chain(const struct rebase *rb, const struct dr_chain *present,
                       struct dr_chain **chain, struct dr_error *err)
 {
     size_t kept = rb->at + 1, below = rb->above ? rb->above->n - rb->above_first : 0;
@@ -185,7 +191,7 @@ static int switch_step(void *user, struct dr_chain *present, struct dr_chain **f
 {
     struct rebase *rb = user;
     struct dr_chain *next = NULL;
-    int r = make_chain(rb, present, &next, err);
+    int r = rebase_make_chain(rb, present, &next, err);
     if (r == 0)
         r = rebase_fill_rest(rb, err);
     if (r == 0)
@@ -267,11 +273,24 @@ static int rebase_prepared(struct rebase *rb, struct dr_error *err)
     return r;
 }
 
+/* Of a dry run. */
+static int make_plan(struct rebase *rb, struct dr_error *err)
+{
+    struct dr_rebase_plan plan = {.free = dr_ops_image_space(rebase_overlay(rb))};
+    warn_about_sizes(rb);
+    int r = rb->o->plan && !rb->o->unsafe ? rebase_count_fill(rb, &plan.copied, err) : 0;
+    if (r == 0 && rb->o->plan && !rb->o->unsafe)
+        r = rebase_count_equal(rb, &plan.freed, err);
+    if (r == 0 && rb->o->plan)
+        *rb->o->plan = plan;
+    return r;
+}
+
 static int rebase_safe(struct rebase *rb, struct dr_error *err)
 {
     int r = prepare_safe(rb, err);
-    if (r == 0 && !rb->o->dry_run)
-        r = rebase_prepared(rb, err);
+    if (r == 0)
+        r = rb->o->dry_run ? make_plan(rb, err) : rebase_prepared(rb, err);
     if (rb->has_views) /* it did not get as far as the end of the copy */
         dr_image_views_end(rebase_overlay(rb), NULL);
     return r < 0 || rb->o->dry_run ? r : rebase_drop_equal(rb, err);
@@ -305,7 +324,7 @@ static int rebase_unsafe(struct rebase *rb, struct dr_error *err)
     if (r == 0)
         r = set_backing(rb, DR_TRY, err);
     if (r < 0 || rb->o->dry_run)
-        return r;
+        return r < 0 ? r : make_plan(rb, err);
     warn_about_sizes(rb);
     return switch_parent(rb, err);
 }

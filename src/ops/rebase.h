@@ -38,8 +38,10 @@ static inline struct dr_image *rebase_overlay(const struct rebase *rb)
     return rb->old->images[0];
 }
 
-/* -ENOSPC, if what is to be filled does not fit into the free space. Reports it in a dry run. */
+/* -ENOSPC, if what is to be filled does not fit into the free space. */
 int rebase_check_space(struct rebase *rb, struct dr_error *err);
+/* Bytes that the copy would fill; reads what it would read. */
+int rebase_count_fill(struct rebase *rb, uint64_t *bytes, struct dr_error *err);
 /* Fill what the old parents show and the new ones do not into the overlay, and into all snapshots
  * inside it; then, where it must need no parent, make its holes zeros of its own. */
 int rebase_fill(struct rebase *rb, struct dr_error *err);
@@ -48,6 +50,12 @@ int rebase_fill_rest(struct rebase *rb, struct dr_error *err);
 /* Make holes that a guest's discards have left since zeros of the image's own. */
 int rebase_own_rest(struct rebase *rb, struct dr_error *err);
 int rebase_drop_equal(const struct rebase *rb, struct dr_error *err);
+/* Bytes that it would give up. */
+int rebase_count_equal(const struct rebase *rb, uint64_t *bytes, struct dr_error *err);
+
+/* What is above the overlay in `present`, and the overlay, on its new parents. */
+int rebase_make_chain(const struct rebase *rb, const struct dr_chain *present,
+                      struct dr_chain **chain, struct dr_error *err);
 
 /* May the image be left to its plain file, if that is wanted? */
 int rebase_retire_check(const struct rebase *rb, struct dr_error *err);

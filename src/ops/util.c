@@ -159,6 +159,16 @@ void dr_ops_free_names(char **names, size_t n)
     free(names);
 }
 
+bool dr_ops_is_directory(struct dr_fs *fs, const char *path)
+{
+    char **names = NULL;
+    size_t n = 0;
+    bool is = dr_ops_list(fs, path, &names, &n, NULL) == 0;
+    if (names)
+        dr_ops_free_names(names, n);
+    return is;
+}
+
 /* ------------------------------------------------------------------ space */
 
 uint64_t dr_ops_free_space(struct dr_fs *fs, const char *path)

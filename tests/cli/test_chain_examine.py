@@ -184,3 +184,103 @@ def test_diff_says_what_it_could_not_open(t):
     family(t)
     assert t.drover("chain", "diff", "top.vmdk", "nope.vmdk").code == 2
     assert t.drover("chain", "diff", "top.vmdk").code == 1
+
+
+def parents(t, *names):
+    return [json.loads(t.ok("info", "--output=json", n)).get("backing-filename") for n in names]
+
+
+def test_relocate_records_where_each_parent_of_a_chain_is(t):
+    t.ok("create", "-q", "-f", "raw", "flat.raw", "1M")
+    family(t)
+    t.ok("convert", "top.vmdk", "before.raw")
+    (t.dir / "disks").mkdir()
+    os.rename(t.dir / "base.vmdk", t.dir / "disks" / "golden.vmdk")
+    os.rename(t.dir / "mid.vmdk", t.dir / "layer.vmdk")
+    tree = {p.name: p.read_bytes() for p in t.dir.glob("*.vmdk")}
+    said = t.ok("chain", "relocate", "--dry-run", "top.vmdk")
+    assert said.count("would be recorded") == 2 and {p.name: p.read_bytes() for p in t.dir.glob("*.vmdk")} == tree
+    said = t.ok("chain", "relocate", "top.vmdk").splitlines()
+    assert said == ['./layer.vmdk: its parent is recorded as "disks/golden.vmdk", was "base.vmdk"',
+                    'top.vmdk: its parent is recorded as "layer.vmdk", was "mid.vmdk"'] or len(said) == 2
+    assert parents(t, "top.vmdk", "layer.vmdk", "other.vmdk") == ["layer.vmdk", "disks/golden.vmdk", "mid.vmdk"]
+    assert t.ok("compare", "-F", "raw", "top.vmdk", "before.raw") == "Images are identical.\n"
+    assert t.ok("chain", "relocate", ".").count("\n") == 1  # other's, too
+    assert check(t, ".", code=0) == []
+    assert t.ok("chain", "relocate", ".") == "All parents are where they are recorded.\n"
+
+
+def test_relocate_mends_what_it_can_and_names_what_it_cannot(t):
+    family(t)
+    t.ok("create", "-q", "-f", "vmdk", "lost.vmdk", "1M")
+    t.ok("create", "-q", "-f", "vmdk", "-b", "lost.vmdk", "-F", "vmdk", "alone.vmdk")
+    os.remove(t.dir / "lost.vmdk")
+    os.rename(t.dir / "base.vmdk", t.dir / "golden.vmdk")
+    r = t.drover("chain", "relocate", ".")
+    assert r.code == 1 and "alone.vmdk" in r.err and "--search" in r.err and "golden.vmdk" in r.out
+    assert parents(t, "mid.vmdk") == ["golden.vmdk"]
+
+
+def test_relocate_does_not_choose_between_two_that_are_equally_good(t):
+    family(t)
+    for name in ("a.vmdk", "b.vmdk"):
+        shutil.copy(t.dir / "base.vmdk", t.dir / name)
+    os.remove(t.dir / "base.vmdk")
+    r = t.drover("chain", "relocate", "mid.vmdk")
+    assert r.code == 1 and "2 images may as well" in r.err and parents(t, "mid.vmdk") == ["base.vmdk"]
+
+
+def test_a_parent_found_far_away_is_recorded_and_has_to_be_allowed(t, tmp_path_factory):
+    family(t)
+    far = tmp_path_factory.mktemp("far")
+    shutil.move(t.dir / "base.vmdk", far / "base.vmdk")
+    said = t.ok("chain", "relocate", "--search", str(far), "mid.vmdk")
+    assert "--allow-path" in said and check(t, "mid.vmdk") == [("mid.vmdk", "forbidden")]
+    assert check(t, "--allow-path", str(far), "mid.vmdk", code=0) == []
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "vmdk", "add-cow"])
+def test_pack_makes_names_relative(t, fmt):
+    suffix = "vmdk" if fmt == "vmdk" else "raw"
+    t.ok("create", "-q", "-f", suffix, f"base.{suffix}", "1M")
+    t.ok("create", "-q", "-f", fmt, "-b", str(t.dir / f"base.{suffix}"), "-F", suffix, "disk.img")
+    assert parents(t, "disk.img") == [str(t.dir / f"base.{suffix}")]
+    assert t.ok("chain", "pack", "disk.img").count("\n") == 1
+    assert parents(t, "disk.img") == [f"base.{suffix}"]
+    assert t.ok("chain", "pack", ".") == "All names are relative.\n"
+    os.remove(t.dir / f"base.{suffix}")
+    r = t.drover("chain", "pack", "disk.img")
+    assert r.code == 1 and "relocate" in r.err
+
+
+def plan(t, *args):
+    words = t.ok("rebase", "--dry-run", *args).split()
+    assert "would" in words and "changed." in words
+    given = int(words[words.index("given") - 6]) if "given" in words else None
+    return int(words[0]), given
+
+
+def test_a_rehearsed_rebase_says_exactly_what_would_be_copied_and_given_back(t):
+    family(t)
+    t.ok("convert", "-O", "vmdk", "mid.vmdk", "same.vmdk")
+    assert plan(t, "-b", "same.vmdk", "-F", "vmdk", "top.vmdk") == (0, None)
+    # All that mid has and base has not, but for the 64k that top has itself.
+    assert plan(t, "-b", "base.vmdk", "-F", "vmdk", "top.vmdk") == ((4 << 20), None)
+    assert plan(t, "-b", "", "top.vmdk") == (6 * (1 << 20) - 2 * 65536, None)
+    t.ok("convert", "-O", "vmdk", "top.vmdk", "new.vmdk")
+    t.io("top.vmdk", "write -P 2 4M 1M", "write -P 7 6M 64k", "write -z 7M 64k")
+    assert plan(t, "--drop-equal", "-b", "new.vmdk", "-F", "vmdk", "top.vmdk") == (0, (1 << 20) + 65536)
+    used = {n["filename"]: n for n in json.loads(t.ok("chain", "--output=json", "top.vmdk"))}["top.vmdk"]["allocated-bytes"]
+    t.ok("rebase", "--drop-equal", "-b", "new.vmdk", "-F", "vmdk", "top.vmdk")
+    after = {n["filename"]: n for n in json.loads(t.ok("chain", "--output=json", "top.vmdk"))}["top.vmdk"]["allocated-bytes"]
+    assert used - after == (1 << 20) + 65536
+
+
+def test_the_rules_of_size_and_format_are_explained(t):
+    family(t)
+    t.ok("create", "-q", "-f", "vmdk", "big.vmdk", "12M")
+    t.ok("create", "-q", "-f", "qcow2", "q.qcow2", "8M")
+    r = t.drover("rebase", "--dry-run", "-b", "big.vmdk", "-F", "vmdk", "top.vmdk")
+    assert r.code == 0 and "not shown" in r.err and "VMware" in r.err
+    r = t.drover("rebase", "-b", "q.qcow2", "-F", "qcow2", "top.vmdk")
+    assert r.code == 1 and "must be a VMDK" in r.err and "convert -O vmdk" in r.err

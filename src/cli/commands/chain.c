@@ -7,12 +7,14 @@
 #include "cli/common/image.h"
 #include "cli/common/json.h"
 #include "cli/common/paths.h"
+#include "cli/common/progress.h"
 #include "drover/chain.h"
 
 static const struct cli_option options[] = {
     {KEY_OUTPUT, "output", "human|json", "how to print", false},
     {KEY_ASCII, "ascii", NULL, "draw the tree with plain characters", false},
-    {KEY_SEARCH, "search", "DIR", "check: look for lost parents there, too", false},
+    {KEY_SEARCH, "search", "DIR", "check, relocate: look for lost parents there, too", false},
+    {KEY_DRY_RUN, "dry-run", NULL, "relocate, pack: only tell what would be changed", false},
     {'F', NULL, "FMT", "diff: format of the second disk", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -109,19 +111,62 @@ static int check(const struct cli *cli, const struct cli_args *args, const char 
     return code;
 }
 
+/* ------------------------------------------------------------------ relocate and pack */
+
+static void print_line(void *user, const char *line)
+{
+    (void)user;
+    cli_put(line);
+    printf("\n");
+}
+
+static int mend(const struct cli *cli, const struct cli_args *args, const char *verb,
+                const char *path, const struct dr_open_options *open)
+{
+    CLEANUP_FREE const char **search = search_dirs(args);
+    const struct dr_chain_options o = {
+        .open = *open,
+        .search = search,
+        .report = cli_has(args, 'q') ? NULL : print_line,
+        .dry_run = cli_has(args, KEY_DRY_RUN),
+    };
+    struct dr_error err = DR_ERROR_INIT;
+    unsigned changed = 0;
+    int r = strcmp(verb, "pack") == 0 ? dr_pack_names(path, &o, &changed, &err)
+                                      : dr_relocate(path, &o, &changed, &err);
+
+    if (r < 0)
+        cli_fail(cli, &err);
+    else if (changed == 0 && !cli_has(args, 'q'))
+        printf("%s\n", strcmp(verb, "pack") == 0 ? "All names are relative."
+                                                 : "All parents are where they are recorded.");
+    return r < 0;
+}
+
 /* ------------------------------------------------------------------ the command */
+
+static bool is_mending(const char *verb)
+{
+    return strcmp(verb, "relocate") == 0 || strcmp(verb, "pack") == 0;
+}
+
+static bool is_verb(const char *verb)
+{
+    return is_mending(verb) || strcmp(verb, "show") == 0 || strcmp(verb, "tree") == 0 ||
+           strcmp(verb, "check") == 0;
+}
 
 static int run_on_directory(const struct cli *cli, const struct cli_args *args, const char *verb,
                             const char *dir)
 {
     struct dr_open_options open = {0};
 
-    if (strcmp(verb, "check") != 0)
+    if (strcmp(verb, "show") == 0 || strcmp(verb, "tree") == 0)
         return cli_show_forest(cli, args, dir);
     if (cli_shared_flags(cli, args, &open.flags) != 0)
         return 1;
     cli_export_allowed(args);
-    return check(cli, args, dir, &open);
+    return is_mending(verb) ? mend(cli, args, verb, dir, &open) : check(cli, args, dir, &open);
 }
 
 static int run(const struct cli *cli, const struct cli_args *args)
@@ -132,9 +177,10 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (strcmp(verb, "diff") == 0)
         return cli_chain_diff(cli, args);
     if (args->n_operands < 1 || args->n_operands > 2)
-        return cli_usage(cli, "Expecting [show|tree|check] and one image file name");
-    if (strcmp(verb, "show") != 0 && strcmp(verb, "tree") != 0 && strcmp(verb, "check") != 0)
-        return cli_usage(cli, "Expecting show, tree, check or diff, not '%s'", verb);
+        return cli_usage(cli, "Expecting [show|tree|check|relocate|pack] and one image file name");
+    if (!is_verb(verb))
+        return cli_usage(cli, "Expecting show, tree, check, diff, relocate or pack, not '%s'",
+                         verb);
     const struct cli_image_spec spec = {.name = args->operands[args->n_operands - 1],
                                         .format_key = 'f'};
     if (is_directory(spec.name))
@@ -145,6 +191,11 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return cli_show_tree(cli, args, &image, true);
     if (strcmp(verb, "check") == 0)
         return check(cli, args, image.path, &image.open);
+    if (is_mending(verb)) {
+        cli_export_allowed(args);
+        cli_catch_signals(); /* it takes no time, and nothing is left half made */
+        return mend(cli, args, verb, image.path, &image.open);
+    }
     return cli_show_chain(cli, args, &image);
 }
 
@@ -154,9 +205,10 @@ static const struct cli_option *const sets[] = {
 
 const struct cli_command cli_cmd_chain = {
     .name = "chain",
-    .operands = "[show|tree|check] FILE|DIR | diff FILE1 FILE2",
-    .brief = "Show a disk and its parents, the whole family, or what is wrong with them",
+    .operands = "[show|tree|check|relocate|pack] FILE|DIR | diff FILE1 FILE2",
+    .brief = "Show a disk and its parents, what is wrong with them, and mend it",
     .about =
+        "relocate records anew where a parent is that was moved; pack makes names relative.\n"
         "show ends with 1 if FILE itself is no disk. check ends with 0: every image opens with\n"
         "its parent, 2: one does not, 3: they do, but something should be mended. diff ends with\n"
         "0: the same, 1: they differ, 2: not opened, 4: not readable.",

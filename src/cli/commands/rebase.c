@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
 #include <string.h>
 
 #include "cli/commands.h"
@@ -14,7 +15,7 @@ static const struct cli_option options[] = {
     {KEY_FORCE, "force", NULL, "with -u: even a parent that is missing, FILE itself, a loop",
      false},
     {KEY_DROP_EQUAL, "drop-equal", NULL, "then give up what equals the new parent", false},
-    {KEY_DRY_RUN, "dry-run", NULL, "only find out whether it would work", false},
+    {KEY_DRY_RUN, "dry-run", NULL, "only find out what it would do: copy, give back", false},
     {KEY_REFUSE_SNAPSHOTS, "refuse-snapshots", NULL,
      "fail if FILE has snapshots inside, instead of copying for them, too", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
@@ -105,11 +106,26 @@ static int rebase(void *user, struct dr_job *job, struct dr_error *err)
     return dr_rebase(rb->path, &rb->o, job, err);
 }
 
+static void tell_plan(const struct dr_rebase_options *o)
+{
+    char copied[CLI_SIZE_TEXT], freed[CLI_SIZE_TEXT];
+
+    printf("%" PRIu64 " bytes (%s) would be copied", o->plan->copied,
+           cli_human_size(o->plan->copied, copied));
+    if (o->plan->free != UINT64_MAX)
+        printf(", %" PRIu64 " are free", o->plan->free);
+    if (o->drop_equal)
+        printf("; %" PRIu64 " bytes (%s) would be given back", o->plan->freed,
+               cli_human_size(o->plan->freed, freed));
+    printf(".\nIt would work; nothing was changed.\n");
+}
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
     CLEANUP_FREE char *backing = NULL;
-    struct rebase rb = {0};
+    struct dr_rebase_plan plan = {0};
+    struct rebase rb = {.o.plan = &plan};
 
     if (get_backing(cli, args, &backing) != 0)
         return 1;
@@ -131,7 +147,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     cli_export_allowed(args);
     int code = cli_job_run(cli, args, rebase, &rb);
     if (code == 0 && rb.o.dry_run && !cli_has(args, 'q'))
-        printf("It would work; nothing was changed.\n");
+        tell_plan(&rb.o);
     return code;
 }
 

@@ -139,7 +139,10 @@ static int check_parent(const struct dr_image *image, const struct dr_image *par
 {
     const char *is = parent ? parent->fmt->name : format;
     if (is && strcmp(is, "vmdk") != 0)
-        return dr_fail(err, EINVAL, "%s: a VMDK's parent must be a VMDK, not %s", image->path, is);
+        return dr_fail(err, EINVAL,
+                       "%s: a VMDK's parent must be a VMDK, not %s: convert that first (drover "
+                       "convert -O vmdk)",
+                       image->path, is);
     bool recorded = image->backing_name && vmdk_parent_id(image) == VMDK_NO_PARENT;
     return parent && !recorded ? vmdk_check_parent_id(parent, err) : 0; /* a commit may mend it */
 }
