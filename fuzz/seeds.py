@@ -437,11 +437,28 @@ def bitmaps():
     yield "short", b"\0DRB"
 
 
+def vmsds():
+    one = (b'.encoding = "UTF-8"\nsnapshot.lastUID = "2"\nsnapshot.current = "2"\nsnapshot0.uid = "1"\n'
+           b'snapshot0.displayName = "a |22b|22"\nsnapshot0.createTimeHigh = "416404"\nsnapshot0.createTimeLow = "-5"\n'
+           b'snapshot0.numDisks = "2"\nsnapshot0.disk0.fileName = "x.vmdk"\nsnapshot0.disk0.node = "scsi0:0"\n'
+           b'snapshot0.disk1.fileName = "y.vmdk"\nsnapshot1.uid = "2"\nsnapshot1.parent = "1"\n'
+           b'snapshot1.disk0.fileName = "x-000001.vmdk"\nsnapshot.numSnapshots = "2"\n')
+    yield "two", one
+    yield "crlf", one.replace(b"\n", b"\r\n")
+    yield "one-disk", one.replace(b"disk1", b"other").replace(b'"2"\nsnapshot0.disk0', b'"1"\nsnapshot0.disk0')
+    yield "empty", b""
+    yield "comment", b"# nothing\n\n  \n"
+    yield "no-end", b'a = "b"'
+    yield "numbers", b'snapshot4095.uid = "1"\nsnapshot4096.uid = "1"\nsnapshot01.uid = "1"\nsnapshot0.disk300.fileName = "x"\n'
+    for what, line in {"nul": b'a = "\0"', "no-quote": b"a = b", "quotes": b'a = "b"c"', "no-key": b'= "x"'}.items():
+        yield "bad-" + what, one + line + b"\n"
+
+
 def main():
     for target, inputs in (("addcow", addcows()), ("bitmaps", bitmaps()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
                            ("vmdk-descriptor", descriptors()),
                            ("vmdk-stream", streams()),
-                           ("vmdk-parent", parents())):
+                           ("vmdk-parent", parents()), ("vmsd", vmsds())):
         directory = os.path.join(sys.argv[1], target)
         os.makedirs(directory, exist_ok=True)
         for name, content in inputs:

@@ -107,6 +107,61 @@ DR_API int dr_relocate(const char *path, const struct dr_chain_options *options,
 DR_API int dr_pack_names(const char *path, const struct dr_chain_options *options,
                          unsigned *changed, struct dr_error *err);
 
+/* ------------------------------------------------------------------ snapshots that are images
+ *
+ * name: an image of the disk's family, as a path or beside the disk, or what a .vmsd beside the
+ * disk calls the snapshot that froze it. Other images are looked for in the disk's directory. */
+
+enum dr_snapshot_merge {
+    DR_SNAPSHOT_MERGE_BEST, /* whichever copies fewer bytes */
+    DR_SNAPSHOT_MERGE_UP,   /* into the images that stand on it */
+    DR_SNAPSHOT_MERGE_DOWN, /* into its parent */
+};
+
+struct dr_snapshot_options {
+    struct dr_open_options open; /* flags and allow_paths, for all images */
+    enum dr_snapshot_merge merge;
+    bool dry_run;     /* only report */
+    bool update_vmsd; /* the machine's .vmsd is changed, too */
+    /* A line that says what is done. NULL: nobody asks. */
+    void (*report)(void *user, const char *line);
+    void *user;
+};
+
+struct dr_snapshot_plan {
+    uint64_t up, down; /* bytes that each way copies */
+    bool possible_down;
+    bool goes_down;
+};
+
+/* Take the image out of its family: what it holds goes into the images on it, which get its parent,
+ * or into its parent, which then reads as it did. An image on which nothing stands is removed.
+ * Every other image but that parent reads the same, whenever it is interrupted; doing it again goes
+ * on. -EBUSY: one of the images is in use, or DOWN is impossible. */
+DR_API int dr_snapshot_delete(const char *disk, const char *name,
+                              const struct dr_snapshot_options *options,
+                              struct dr_snapshot_plan *plan, struct dr_job *job,
+                              struct dr_error *err);
+/* The disk becomes an empty image on that one, and keeps its name, format and layout; what it held
+ * is gone. -EBUSY: it is in use, or other images stand on it. */
+DR_API int dr_snapshot_revert(const char *disk, const char *name,
+                              const struct dr_snapshot_options *options, struct dr_error *err);
+
+/* What the files of virtual machines (.vmx, .vmsd) in a directory say of images. */
+struct dr_machine_note {
+    char *descriptor; /* path of the .vmx or .vmsd */
+    char *image;      /* path of the image, "" = the descriptor cannot be read, text says why */
+    char *device;     /* "scsi0:0", "" = not said */
+    char *snapshot;   /* name of the snapshot that froze it; NULL: the machine uses it now */
+    char *text;       /* NULL, or the reason */
+    uint64_t uid, parent_uid; /* of the snapshot; 0 = none */
+    int64_t microseconds;     /* when it was taken, since 1970; 0 = not known */
+    bool current;             /* the machine runs on this snapshot */
+};
+DR_API int dr_machine_notes(const char *dir, struct dr_machine_note **notes, size_t *n,
+                            struct dr_error *err);
+DR_API void dr_machine_notes_free(struct dr_machine_note *notes, size_t n);
+
 #ifdef __cplusplus
 }
 #endif

@@ -41,7 +41,8 @@ struct cli_image;
 int cli_show_tree(const struct cli *cli, const struct cli_args *args, const struct cli_image *image,
                   bool usage);
 /* All families of a directory; and an image with its ancestors, top first. */
-int cli_show_forest(const struct cli *cli, const struct cli_args *args, const char *dir);
+int cli_show_forest(const struct cli *cli, const struct cli_args *args, const char *dir,
+                    bool usage);
 int cli_show_chain(const struct cli *cli, const struct cli_args *args,
                    const struct cli_image *image);
 /* commands/chain-diff.c */

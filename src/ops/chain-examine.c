@@ -271,7 +271,8 @@ static void mark_all(struct examination *x)
 {
     for (size_t i = 0; i < x->scan.n; i++) {
         const struct dr_scan_entry *e = &x->scan.all[i];
-        x->asked[i] = !e->fmt || !(e->fmt->flags & DR_FORMAT_NO_PROBE) || is_parent(x, i);
+        x->asked[i] = e->fmt ? !(e->fmt->flags & DR_FORMAT_NO_PROBE) || is_parent(x, i)
+                             : !dr_scan_is_part(&x->scan, e->id);
     }
 }
 

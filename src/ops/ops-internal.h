@@ -52,6 +52,11 @@ int dr_relocate_fs(struct dr_fs *fs, const char *path, const struct dr_chain_opt
                    unsigned *changed, struct dr_error *err);
 int dr_pack_names_fs(struct dr_fs *fs, const char *path, const struct dr_chain_options *options,
                      unsigned *changed, struct dr_error *err);
+int dr_snapshot_delete_fs(struct dr_fs *fs, const char *disk, const char *name,
+                          const struct dr_snapshot_options *options, struct dr_snapshot_plan *plan,
+                          struct dr_job *job, struct dr_error *err);
+int dr_snapshot_revert_fs(struct dr_fs *fs, const char *disk, const char *name,
+                          const struct dr_snapshot_options *options, struct dr_error *err);
 int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                bool chain, char **json, struct dr_error *err);
 int dr_salvage_orphans_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
@@ -179,6 +184,8 @@ struct dr_scan {
     size_t n;
     char **dirs; /* that were scanned: the images of a chain are mostly in one */
     size_t n_dirs;
+    struct dr_file_id *parts; /* files of images, besides their main files */
+    size_t n_parts;
 };
 
 /* Add the files of dir that are not in the scan yet. A directory is looked at once. */
@@ -193,6 +200,8 @@ int dr_scan_beside(struct dr_scan *s, struct dr_fs *fs, const char *path,
                    const struct dr_open_options *options, struct dr_error *err);
 /* The entry of this file, or n. */
 size_t dr_scan_find(const struct dr_scan *s, struct dr_file_id id);
+/* Is the file an extent, or the data file, of one of the images? */
+bool dr_scan_is_part(const struct dr_scan *s, struct dr_file_id id);
 /* Not opened to look on: raw, or a file of several disks none of which is named. */
 bool dr_scan_is_opaque(const struct dr_scan_entry *e);
 /* Does the entry name the file of this id as its parent? */

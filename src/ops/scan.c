@@ -30,7 +30,29 @@ void dr_scan_free(struct dr_scan *s)
     for (size_t i = 0; i < s->n_dirs; i++)
         free(s->dirs[i]);
     free(s->dirs);
+    free(s->parts);
     *s = (struct dr_scan){0};
+}
+
+bool dr_scan_is_part(const struct dr_scan *s, struct dr_file_id id)
+{
+    for (size_t i = 0; i < s->n_parts; i++)
+        if (dr_same_id(s->parts[i], id))
+            return true;
+    return false;
+}
+
+static int add_parts(struct dr_scan *s, const struct dr_image *image, struct dr_error *err)
+{
+    if (image->n_files < 2)
+        return 0;
+    struct dr_file_id *more = realloc(s->parts, (s->n_parts + image->n_files) * sizeof(*more));
+    if (!more)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    s->parts = more;
+    for (unsigned i = 1; i < image->n_files; i++)
+        more[s->n_parts++] = image->files[i]->id;
+    return 0;
 }
 
 bool dr_scan_is_opaque(const struct dr_scan_entry *e)
@@ -57,8 +79,8 @@ static void look_at_backing(struct dr_scan_entry *e, struct dr_image *image,
         free(DR_STEAL(e->backing_path));
 }
 
-static void look_inside(struct dr_scan_entry *e, struct dr_fs *fs,
-                        const struct dr_open_options *options)
+static int look_inside(struct dr_scan *s, struct dr_scan_entry *e, struct dr_fs *fs,
+                       const struct dr_open_options *options, struct dr_error *err)
 {
     unsigned flags = LOOK_ON | (options ? options->flags & DR_OPEN_ANY_PATH : 0u);
     CLEANUP_IMAGE struct dr_image *image = NULL;
@@ -69,12 +91,13 @@ static void look_inside(struct dr_scan_entry *e, struct dr_fs *fs,
         if (dr_image_open(fs, e->path, e->fmt->name, flags | DR_OPEN_RECORDED, &image, NULL) == 0)
             look_at_backing(e, image, options);
         e->fmt = NULL;
-        return;
+        return 0;
     }
     e->size = image->size;
     e->unclean = image->unclean;
     dr_ops_disk_size(image, &e->disk_size, NULL);
     look_at_backing(e, image, options);
+    return add_parts(s, image, err);
 }
 
 int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
@@ -92,10 +115,9 @@ int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
         free(e.path);
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
     }
-    if (!dr_scan_is_opaque(&e))
-        look_inside(&e, fs, options);
+    int r = dr_scan_is_opaque(&e) ? 0 : look_inside(s, &e, fs, options, err);
     s->all[s->n++] = e;
-    return 0;
+    return r;
 }
 
 /* 1 = is in the list already, 0 = is now, or -ENOMEM. */

@@ -182,11 +182,14 @@ static int build(struct tree *t, const char *path, struct dr_error *err)
 
 /* ------------------------------------------------------------------ all of a directory */
 
-/* A file without a magic number is listed only where an image names it as its parent. */
+/* A file without a magic number is listed only where an image names it as its parent, and pieces of
+ * split disks are not. */
 static bool is_listed(const struct tree *t, size_t i)
 {
     const struct dr_scan_entry *e = &t->scan.all[i];
-    if (!e->fmt || !(e->fmt->flags & DR_FORMAT_NO_PROBE))
+    if (!e->fmt)
+        return !dr_scan_is_part(&t->scan, e->id);
+    if (!(e->fmt->flags & DR_FORMAT_NO_PROBE))
         return true;
     for (size_t k = 0; k < t->scan.n; k++)
         if (dr_scan_is_child(&t->scan.all[k], e->id))

@@ -122,6 +122,25 @@ class Chain:
                self.path(name), str(size))
 
 
+class Tree(Chain):
+    """An image is taken out below the top, or the top goes back to the base."""
+
+    def problem(self, op, directory):
+        why = differs(self.expected, directory, 'top.vmdk')
+        if why and '-a' in op.argv:  # an empty image on base
+            why = None if same_view(directory, 'top.vmdk', 'base.vmdk') else why
+        if not why and '--down' not in op.argv and self.digest(directory, 'base.vmdk') != self.parents['base.vmdk']:
+            why = 'base.vmdk has changed'
+        return why
+
+    @staticmethod
+    def finished(op, directory):
+        return '-d' in op.argv and not os.path.exists(os.path.join(directory, 'mid.vmdk'))
+
+    def qemu_problem(self, op, directory):
+        return None if '-a' in op.argv else super().qemu_problem(op, directory)
+
+
 class Operation:
     """argv: with {d} for the directory. result: a further image that, where it exists, must be
     whole."""
@@ -136,6 +155,10 @@ class Operation:
 
     def command(self, directory):
         return [DROVER] + [a.replace('{d}', directory) for a in self.argv]
+
+
+def same_view(directory, a, b):
+    return run(DROVER, 'compare', '-f', 'vmdk', '-F', 'vmdk', a, b, ok=False, cwd=directory).returncode == 0
 
 
 SPLIT = {'subformat': 'twoGbMaxExtentSparse'}
@@ -164,6 +187,10 @@ OPERATIONS = [
     Operation('commit-into-flat', 'commit', '-b', 'base.vmdk', '{d}/top.vmdk', chain=FLAT,
               other_tools=False),
     Operation('commit-split', 'commit', '{d}/top.vmdk', chain=SPLIT, other_tools=False),
+    Operation('delete-up', 'snapshot', '-q', '--up', '-d', 'mid.vmdk', '{d}/top.vmdk', family=Tree),
+    Operation('delete-down', 'snapshot', '-q', '--down', '-d', 'mid.vmdk', '{d}/top.vmdk', family=Tree,
+              other_tools=False),
+    Operation('go-back', 'snapshot', '-q', '-a', 'base.vmdk', '{d}/top.vmdk', family=Tree),
     Operation('stream', 'stream', '{d}/top.vmdk'),
     Operation('stream-to-base', 'stream', '--base', 'base.vmdk', '{d}/top.vmdk'),
     Operation('stream-split', 'stream', '{d}/top.vmdk', chain=SPLIT),

@@ -2,6 +2,7 @@
 /* chain show, chain tree and snapshot -l: which images belong together, and what each holds. */
 #include <inttypes.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/json.h"
 #include "cli/commands.h"
@@ -14,27 +15,131 @@
 
 /* ------------------------------------------------------------------ trees */
 
+/* What the machines beside the disks say of them. Nobody has to have any. */
+struct notes {
+    struct dr_machine_note *all;
+    size_t n;
+};
+
+static const struct dr_tree_node *node_of(const struct dr_machine_note *note,
+                                          const struct dr_tree_node *nodes, size_t n)
+{
+    for (size_t i = 0; note->image[0] && i < n; i++)
+        if (cli_same_file(nodes[i].path, note->image))
+            return &nodes[i];
+    return NULL;
+}
+
+static void format_time(int64_t microseconds, char *text, size_t size)
+{
+    time_t seconds = (time_t)(microseconds / 1000000);
+    struct tm tm;
+
+    text[0] = '\0';
+    if (microseconds > 0 && localtime_r(&seconds, &tm))
+        strftime(text, size, ", %Y-%m-%d %H:%M:%S", &tm);
+}
+
+static void print_note(const struct dr_machine_note *note)
+{
+    char when[64];
+
+    format_time(note->microseconds, when, sizeof(when));
+    if (!note->image[0]) {
+        cli_put(note->text);
+        printf("\n");
+        return;
+    }
+    cli_put(note->descriptor);
+    printf(": ");
+    if (note->snapshot) {
+        printf("snapshot \"");
+        cli_put(note->snapshot);
+        printf("\" is ");
+    } else {
+        printf("uses ");
+    }
+    cli_put(note->image);
+    if (note->device[0]) {
+        printf(" (");
+        cli_put(note->device);
+        printf(")");
+    }
+    printf("%s%s\n", when, note->current ? ", current" : "");
+}
+
+/* Those of the images that are shown, and of descriptors that cannot be read. */
+static void print_notes(const struct notes *notes, const struct dr_tree_node *nodes, size_t n)
+{
+    size_t printed = 0;
+
+    for (size_t i = 0; i < notes->n; i++)
+        if (!notes->all[i].image[0] || node_of(&notes->all[i], nodes, n)) {
+            printf("%s", printed++ ? "" : "\n");
+            print_note(&notes->all[i]);
+        }
+}
+
+static void add_note_json(json_t *image, const struct dr_machine_note *note)
+{
+    const char *key = note->snapshot ? "snapshots" : "used-by";
+    json_t *list = json_object_get(image, key);
+
+    if (!list) {
+        list = json_array();
+        json_object_set_new(image, key, list);
+    }
+    json_t *one = json_pack("{s:o}", "descriptor", dr_json_text(note->descriptor));
+    if (note->device[0])
+        json_object_set_new(one, "device", dr_json_text(note->device));
+    if (note->snapshot) {
+        json_object_set_new(one, "name", dr_json_text(note->snapshot));
+        json_object_set_new(one, "uid", json_integer((json_int_t)note->uid));
+        json_object_set_new(one, "parent-uid", json_integer((json_int_t)note->parent_uid));
+        json_object_set_new(one, "date-sec", json_integer(note->microseconds / 1000000));
+        json_object_set_new(one, "current", json_boolean(note->current));
+    }
+    json_array_append_new(list, one);
+}
+
+static void add_notes_json(json_t *tree, const struct notes *notes,
+                           const struct dr_tree_node *nodes, size_t n)
+{
+    for (size_t i = 0; i < notes->n; i++) {
+        const struct dr_tree_node *node = node_of(&notes->all[i], nodes, n);
+        if (node)
+            add_note_json(json_array_get(tree, (size_t)(node - nodes)), &notes->all[i]);
+    }
+}
+
 static int print_nodes(const struct cli_args *args, const struct dr_tree_node *nodes, size_t n,
-                       const struct dr_layer_usage *usage, bool json)
+                       const struct dr_layer_usage *usage, const struct notes *notes, bool json)
 {
     if (json) {
         CLEANUP_JSON json_t *tree = cli_tree_json(nodes, n, usage);
+        add_notes_json(tree, notes, nodes, n);
         json_dumpf(tree, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
         printf("\n");
         return 0;
     }
-    return cli_tree_print(nodes, n, usage, cli_has(args, KEY_ASCII) || !cli_utf8()) < 0;
+    if (cli_tree_print(nodes, n, usage, cli_has(args, KEY_ASCII) || !cli_utf8()) < 0)
+        return 1;
+    print_notes(notes, nodes, n);
+    return 0;
 }
 
 /* Takes the nodes over. */
-static int show_nodes(const struct cli *cli, const struct cli_args *args,
+static int show_nodes(const struct cli *cli, const struct cli_args *args, const char *dir,
                       struct dr_tree_node *nodes, size_t n, const struct dr_open_options *open,
                       bool with_usage, bool json)
 {
     CLEANUP_FREE struct dr_layer_usage *usage = NULL;
     struct dr_error err = DR_ERROR_INIT;
+    struct notes notes = {0};
     int code = 0;
 
+    if (dir)
+        dr_machine_notes(dir, &notes.all, &notes.n, NULL);
     if (with_usage) {
         usage = calloc(n + 1, sizeof(*usage));
         if (!usage || dr_tree_usage(nodes, n, open, usage, &err) < 0) {
@@ -43,7 +148,8 @@ static int show_nodes(const struct cli *cli, const struct cli_args *args,
         }
     }
     if (code == 0)
-        code = print_nodes(args, nodes, n, usage, json);
+        code = print_nodes(args, nodes, n, usage, &notes, json);
+    dr_machine_notes_free(notes.all, notes.n);
     dr_tree_free(nodes, n);
     return code;
 }
@@ -62,10 +168,11 @@ int cli_show_tree(const struct cli *cli, const struct cli_args *args, const stru
         cli_fail(cli, &err);
         return 1;
     }
-    return show_nodes(cli, args, nodes, n, &image->open, usage, json);
+    CLEANUP_FREE char *dir = cli_directory_of(image->path);
+    return show_nodes(cli, args, dir, nodes, n, &image->open, usage, json);
 }
 
-int cli_show_forest(const struct cli *cli, const struct cli_args *args, const char *dir)
+int cli_show_forest(const struct cli *cli, const struct cli_args *args, const char *dir, bool usage)
 {
     struct dr_open_options open = {0};
     struct dr_tree_node *nodes = NULL;
@@ -85,7 +192,7 @@ int cli_show_forest(const struct cli *cli, const struct cli_args *args, const ch
         dr_tree_free(nodes, n);
         return 1;
     }
-    return show_nodes(cli, args, nodes, n, &open, true, json);
+    return show_nodes(cli, args, dir, nodes, n, &open, usage, json);
 }
 
 /* ------------------------------------------------------------------ one chain */

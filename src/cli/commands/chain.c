@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <string.h>
-#include <sys/stat.h>
 
 #include "base/json.h"
 #include "cli/commands.h"
@@ -18,13 +17,6 @@ static const struct cli_option options[] = {
     {'F', NULL, "FMT", "diff: format of the second disk", false},
     {0, NULL, NULL, NULL, false},
 };
-
-static bool is_directory(const char *path)
-{
-    struct stat st;
-
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-}
 
 /* ------------------------------------------------------------------ check */
 
@@ -162,7 +154,7 @@ static int run_on_directory(const struct cli *cli, const struct cli_args *args, 
     struct dr_open_options open = {0};
 
     if (strcmp(verb, "show") == 0 || strcmp(verb, "tree") == 0)
-        return cli_show_forest(cli, args, dir);
+        return cli_show_forest(cli, args, dir, true);
     if (cli_shared_flags(cli, args, &open.flags) != 0)
         return 1;
     cli_export_allowed(args);
@@ -183,7 +175,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
                          verb);
     const struct cli_image_spec spec = {.name = args->operands[args->n_operands - 1],
                                         .format_key = 'f'};
-    if (is_directory(spec.name))
+    if (cli_is_directory(spec.name))
         return run_on_directory(cli, args, verb, spec.name);
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return 1;

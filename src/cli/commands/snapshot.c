@@ -8,17 +8,22 @@
 #include "cli/common/paths.h"
 #include "cli/common/progress.h"
 #include "cli/common/snapshot-text.h"
-#include "cli/common/tree.h"
+#include "drover/chain.h"
 
 static const struct cli_option options[] = {
     {'c', "create", NULL, "make a child of FILE; it is the new active disk (named NAME)", false},
-    {'l', "list", NULL, "show FILE's family as a tree", false},
+    {'l', "list", NULL, "show FILE's family, or those of a directory, as trees", false},
     {KEY_OUTPUT, "output", "human|json", "how to print the tree", false},
     {KEY_ASCII, "ascii", NULL, "draw the tree with plain characters", false},
     {'i', "internal", NULL, "-c, -l: of the snapshots inside FILE, where its format has such",
      false},
-    {'a', "apply", "NAME", "go back to a snapshot inside FILE", false},
-    {'d', "delete", "NAME", "delete a snapshot inside FILE", false},
+    {'a', "apply", "NAME", "go back to a snapshot", false},
+    {'d', "delete", "NAME", "delete a snapshot", false},
+    {KEY_EXTERNAL, "external", NULL, "-a, -d: NAME is an image, not a snapshot inside FILE", false},
+    {KEY_UP, "up", NULL, "-d: merge it into the images that stand on it", false},
+    {KEY_DOWN, "down", NULL, "-d: merge it into its parent", false},
+    {KEY_UPDATE_VMSD, "update-vmsd", NULL, "-a, -d: change the machine's .vmsd, too", false},
+    {KEY_DRY_RUN, "dry-run", NULL, "-a, -d of images: only tell what would be done", false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -188,25 +193,116 @@ static int run_internal(const struct cli *cli, const struct cli_args *args)
                       action == 'c' ? args->operands[0] : name);
 }
 
+/* ------------------------------------------------------------------ images of a family */
+
+/* Does a .vmsd beside the image call a snapshot so? */
+static bool is_machines(const struct cli_image *image, const char *name)
+{
+    CLEANUP_FREE char *dir = cli_directory_of(image->path);
+    struct dr_machine_note *notes = NULL;
+    size_t n = 0;
+    bool found = false;
+
+    if (!dir || dr_machine_notes(dir, &notes, &n, NULL) < 0)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        found |= notes[i].snapshot && strcmp(notes[i].snapshot, name) == 0;
+    dr_machine_notes_free(notes, n);
+    return found;
+}
+
+static bool is_file(const struct cli_image *image, const char *name)
+{
+    CLEANUP_FREE char *beside = cli_path_beside(image->path, name);
+
+    return cli_name_exists(name) || (beside && cli_name_exists(beside)) || strchr(name, '.');
+}
+
+/* Is the name one of a snapshot inside the image? A name that nothing has is taken for one, unless
+ * it looks like that of a file. */
+static bool is_inside(const struct cli_image *image, const char *name)
+{
+    struct dr_internal_snapshot *list = NULL;
+    size_t n = 0;
+    bool found = false;
+
+    if (dr_internal_snapshots(image->path, &image->open, &list, &n, NULL) < 0)
+        n = 0;
+    for (size_t i = 0; i < n; i++)
+        found |= strcmp(list[i].name, name) == 0 || strcmp(list[i].id, name) == 0;
+    dr_internal_snapshots_free(list, n);
+    return found || (!is_file(image, name) && !is_machines(image, name));
+}
+
+static void print_line(void *user, const char *line)
+{
+    (void)user;
+    cli_put(line);
+    printf("\n");
+}
+
+struct tree_change {
+    const char *disk, *name;
+    bool revert;
+    struct dr_snapshot_options o;
+};
+
+static int change_tree(void *user, struct dr_job *job, struct dr_error *err)
+{
+    const struct tree_change *c = user;
+
+    return c->revert ? dr_snapshot_revert(c->disk, c->name, &c->o, err)
+                     : dr_snapshot_delete(c->disk, c->name, &c->o, NULL, job, err);
+}
+
+static int run_on_family(const struct cli *cli, const struct cli_args *args,
+                         const struct cli_image *image)
+{
+    struct tree_change c = {
+        .disk = image->path,
+        .revert = cli_has(args, 'a'),
+        .name = cli_value(args, cli_has(args, 'a') ? 'a' : 'd'),
+        .o = {.open = image->open,
+              .merge = cli_has(args, KEY_UP)     ? DR_SNAPSHOT_MERGE_UP
+                       : cli_has(args, KEY_DOWN) ? DR_SNAPSHOT_MERGE_DOWN
+                                                 : DR_SNAPSHOT_MERGE_BEST,
+              .dry_run = cli_has(args, KEY_DRY_RUN),
+              .update_vmsd = cli_has(args, KEY_UPDATE_VMSD),
+              .report = cli_has(args, 'q') ? NULL : print_line},
+    };
+
+    if (cli_has(args, KEY_UP) && cli_has(args, KEY_DOWN))
+        return cli_usage(cli, "Cannot mix '--up' and '--down'");
+    cli_export_allowed(args);
+    return cli_job_run(cli, args, change_tree, &c);
+}
+
 /* ------------------------------------------------------------------ the commands */
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
-    bool making = cli_has(args, 'c');
+    bool making = cli_has(args, 'c'), changing = cli_has(args, 'a') || cli_has(args, 'd');
     int wrong = wrong_mix(cli, args);
 
     if (wrong)
         return wrong;
-    if (cli_has(args, 'i') || cli_has(args, 'a') || cli_has(args, 'd'))
+    if (cli_has(args, 'i') || (changing && args->n_operands != 1))
         return run_internal(cli, args);
     if (args->n_operands < 1 || args->n_operands > (making ? 2 : 1))
         return cli_usage(cli, making ? "Expecting [NAME] and one image file name"
                                      : "Expecting one image file name");
     const struct cli_image_spec spec = {.name = args->operands[args->n_operands - 1],
                                         .format_key = 'f'};
+    if (!making && !changing && cli_is_directory(spec.name))
+        return cli_show_forest(cli, args, spec.name, false);
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return 1;
+    if (changing && !cli_has(args, KEY_EXTERNAL) &&
+        is_inside(&image, cli_value(args, cli_has(args, 'a') ? 'a' : 'd')))
+        return run_internal(cli, args);
+    if (changing)
+        return run_on_family(cli, args, &image);
     cli_export_allowed(args);
     if (making) {
         cli_catch_signals(); /* it takes no time, and nothing is left half made */
@@ -228,19 +324,22 @@ static int run_as_qemu(const struct cli *cli, const struct cli_args *args)
                       action && action != 'l' ? cli_value(args, action) : NULL);
 }
 
-static const struct cli_option *const sets[] = {options,        cli_opts_image,  cli_opts_share,
-                                                cli_opts_quiet, cli_opts_common, NULL};
+static const struct cli_option *const sets[] = {
+    options, cli_opts_image, cli_opts_share, cli_opts_quiet, cli_opts_progress, cli_opts_common,
+    NULL};
 static const struct cli_option *const qemu_sets[] = {
     qemu_options, cli_opts_image, cli_opts_share, cli_opts_quiet, cli_opts_common, NULL};
 
 const struct cli_command cli_cmd_snapshot = {
     .name = "snapshot",
-    .operands = "[-i] -c [NAME] FILE | [-i] -l FILE | -a|-d NAME FILE",
+    .operands = "[-i] -c [NAME] FILE | [-i] -l FILE|DIR | [-i] -a|-d NAME FILE",
     .brief = "Freeze a disk and go on in a new child, or show the family",
     .about = "-c prints the name of the new active disk; FILE becomes its frozen parent. Without\n"
              "NAME the child of X.vmdk is called X-000001.vmdk, with the lowest free number.\n"
              "The tree marks FILE with *; what does not open with its parent says why.\n"
-             "With -i, -a and -d the snapshots are those inside FILE (qcow2), as qemu-img's.",
+             "-d takes the image NAME out of FILE's family, -a makes FILE an empty image on it;\n"
+             "where a .vmsd gives it a name, that will do, too. With -i, and where FILE has a\n"
+             "snapshot of that name inside, it is that one (qcow2), as qemu-img's.",
     .sets = sets,
     .roles = CLI_DROVER,
     .run = run,

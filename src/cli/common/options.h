@@ -96,6 +96,9 @@ enum cli_key { /* options without a letter */
                KEY_SPILL_SIZE,
                KEY_WHEN_FULL,
                KEY_SEARCH,
+               KEY_EXTERNAL,
+               KEY_UP,
+               KEY_UPDATE_VMSD,
 };
 
 struct cli_option {

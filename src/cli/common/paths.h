@@ -12,6 +12,10 @@ char *cli_path_beside(const char *path, const char *name);
 char *cli_stem(const char *path);
 /* Is there a file where this name of an image leads? errno says why not. */
 bool cli_name_exists(const char *name);
+bool cli_is_directory(const char *path);
+bool cli_same_file(const char *a, const char *b);
+/* The directory that path is in; malloc'ed. */
+char *cli_directory_of(const char *path);
 
 /* Turn a NAME from the command line into a path. malloc'ed; NULL = out of memory. When called as
  * a tool of QEMU, a leading "file:" is removed. */
