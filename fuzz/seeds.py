@@ -120,8 +120,41 @@ def streams():
     yield "stream-tables", stream(descriptor(['RDONLY 9000 SPARSE "x"'], "streamOptimized"), 9000, {0: 1, 600: 2, 1124: 3})
 
 
+def cowd(capacity, grains, grain=1, flags=3, unclean=0, uncounted=0, parent=b""):
+    """An extent of ESX. grains: {grain number: a fill byte}"""
+    n_tables = -(-capacity // (grain * 4096))
+    free = 4 + -(-n_tables * 4 // SECTOR)
+    directory, tables, out = [0] * n_tables, {}, []
+    for number, fill in grains.items():
+        table = number // 4096
+        if table not in tables:
+            directory[table], tables[table] = free, [0] * 4096
+            out.append(tables[table])
+            free += 32
+        tables[table][number % 4096] = free
+        out.append(bytes([fill]) * (grain * SECTOR))
+        free += grain
+    header = struct.pack("<4s7I", b"COWD", 1, flags, capacity, grain, 4, n_tables, free - uncounted)
+    header = (header + parent).ljust(1648, b"\0") + struct.pack("<I", unclean)
+    head = header.ljust(2048, b"\0") + struct.pack(f"<{n_tables}I", *directory).ljust(-(-n_tables // 128) * SECTOR, b"\0")
+    return head + b"".join(o if isinstance(o, bytes) else struct.pack("<4096I", *o) for o in out)
+
+
+def cowds():
+    """What the target vmdk-extent reads: extents, whose disk has 9000 sectors."""
+    yield "cowd", cowd(9000, {0: 0x11, 7: 0x33, 4200: 0x22, 8999: 0x44})
+    yield "cowd-empty", cowd(9000, {})
+    yield "cowd-grains", cowd(9000, {0: 0x11, 70: 0x33}, grain=8)
+    yield "cowd-unclean", cowd(9000, {0: 0x11, 5000: 0x33}, unclean=1, uncounted=30)
+    yield "cowd-uncounted", cowd(9000, {0: 0x11, 5000: 0x33}, uncounted=33)
+    yield "cowd-inconsistent", cowd(9000, {0: 0x11}, flags=7)
+
+
 def images():
     yield from streams()
+    for name, extent in cowds():
+        yield name, extent
+    yield "cowd-child", cowd(9000, {0: 0x11}, flags=2, parent=b"flat.vmdk")
     one = descriptor(['RW 61 SPARSE "disk.vmdk"'])
     yield "empty", b""
     yield "raw", b"not an image\n" * 100
@@ -133,7 +166,7 @@ def images():
     yield "cut-table", sparse(one, 61, {}, tail=2500)
     yield "two-tables", sparse(descriptor(['RW 9000 SPARSE "disk.vmdk"']), 9000, {0: 1, 600: 2, 1124: 3})
     yield "unfinished", sparse(one, 61, {0: 0x11}, magic=b"kdmv")
-    yield "cowd", b"COWD" + bytes(2044)
+    yield "cowd-zeros", b"COWD" + bytes(2044)
     mark = b"\n--8<--\n"
     extent = sparse(None, 61, {0: 0x11, 7: 0x33})
     split = descriptor(['RW 61 SPARSE "extent.vmdk"'], "twoGbMaxExtentSparse")
@@ -456,6 +489,7 @@ def vmsds():
 
 def main():
     for target, inputs in (("addcow", addcows()), ("bitmaps", bitmaps()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
+                           ("vmdk-extent", cowds()),
                            ("vmdk-descriptor", descriptors()),
                            ("vmdk-stream", streams()),
                            ("vmdk-parent", parents()), ("vmsd", vmsds())):

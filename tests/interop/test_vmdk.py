@@ -11,6 +11,7 @@ pytestmark = pytest.mark.usefixtures('qemu')
 
 SUBFORMATS = ['monolithicSparse', 'twoGbMaxExtentSparse', 'monolithicFlat', 'twoGbMaxExtentFlat']
 SPARSE = SUBFORMATS[:2]
+ESX = 'vmfsSparse'
 SIZES = [MIB, 33 * MIB + 7 * 512, 65536 - 512]
 
 
@@ -157,8 +158,35 @@ def test_both_map_a_chain_alike(subformat, tmp_path):
     assert runs(Drover, top.path) == runs(Qemu, top.path)
 
 
+@pytest.mark.parametrize('parent', ['vmfs', 'vmfsSparse', 'monolithicSparse'])
+def test_qemu_reads_esx_children(parent, tmp_path):
+    rnd = rng('esx', parent)
+    base = Disk(tmp_path / 'base.vmdk', 'vmdk', 5 * MIB + 3 * 512)
+    create(Drover, base.path, 'vmdk', base.size, f'subformat={parent}')
+    base.write(Drover, rnd)
+    top = Disk(tmp_path / 'top.vmdk', 'vmdk', base.size, base.content)
+    create(Drover, top.path, 'vmdk', top.size, f'subformat={ESX}', 'base.vmdk')
+    for _ in range(3):
+        top.write(Drover, rnd)
+        top.verify(tmp_path)
+        base.verify(tmp_path)
+    run(DROVER, 'check', '-q', top.path)
+
+
+def test_what_qemu_appends_to_an_esx_disk_is_kept(tmp_path):
+    disk = Disk(tmp_path / 'disk.vmdk', 'vmdk', 2 * MIB)  # one table, which is there: QEMU makes none
+    create(Drover, disk.path, 'vmdk', disk.size, f'subformat={ESX}')
+    rnd = rng('appended')
+    disk.write(Drover, rnd)
+    disk.write(Qemu, rnd)
+    disk.verify(tmp_path)
+    disk.write(Drover, rnd)
+    disk.verify(tmp_path)
+    run(DROVER, 'check', '-q', disk.path)
+
+
 @pytest.mark.skipif(not shutil.which('vmdkinfo'), reason='vmdkinfo is not installed')
-@pytest.mark.parametrize('subformat', SUBFORMATS)
+@pytest.mark.parametrize('subformat', [*SUBFORMATS, ESX])
 def test_vmdkinfo_reads_ours(subformat, tmp_path):
     size = 4 * MIB
     create(Drover, tmp_path / 'base.vmdk', 'vmdk', size, f'subformat={subformat}')

@@ -98,6 +98,15 @@ const struct subject model_subjects[] = {
      .base_format = "vmdk",
      .base_size = 2 * MIB,
      VMDK("twoGbMaxExtentSparse")},
+    {.name =
+         "vmdk-esx", /* tables are made by the first write to each; grains share their sectors */
+     .size = 5 * MIB,
+     VMDK("vmfsSparse")},
+    {.name = "vmdk-esx-over-vmdk",
+     .size = 600 * KIB + 3 * 512,
+     .base_format = "vmdk",
+     .base_size = 500 * KIB,
+     VMDK("vmfsSparse")},
     {.name = "vmdk-uneven-over-vmdk",
      .size = 2 * MIB,
      .base_format = "vmdk",
@@ -244,6 +253,7 @@ const struct subject model_subjects[] = {
      .base_format = "raw",
      .base_size = 200 * KIB,
      .bitmaps = true},
+    {.name = "vmdk-esx-three", .size = 3 * 512, VMDK("vmfsSparse")},
     {.name = "raw-bitmaps-three", .format = "raw", .size = 3 * 1024, .bitmaps = true},
     {.name = "add-cow-bitmaps-three",
      .format = "add-cow",

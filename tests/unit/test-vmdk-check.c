@@ -19,7 +19,7 @@ static void what_is_not_read_is_refused_by_name(void **state)
     (void)state;
     make_zeros("/d/f.raw", 512);
     ok(create_in(mem, "/d/p.vmdk", 100 * 512, "twoGbMaxExtentSparse", NULL, NULL));
-    refused(DESC "RW 1 VMFSSPARSE \"x-delta.vmdk\"\n", ENOTSUP, "x-delta.vmdk");
+    refused(DESC "RW 1 VMFSSPARSE \"x-delta.vmdk\"\n", ENOENT, "x-delta.vmdk");
     refused(DESC "RW 1 SESPARSE \"x-sesparse.vmdk\"\n", ENOTSUP, "not supported yet");
     refused(DESC "RW 2 FLAT \"f.raw\" 0\n", EINVAL, "ends at 512");
     refused(DESC "RW 1 FLAT \"f.raw\" 1\n", EINVAL, "ends at 512");
@@ -32,7 +32,7 @@ static void what_is_not_read_is_refused_by_name(void **state)
     refused(DESC "RW 1 ZERO\nddb.uuid.parent=\"0a000000-0000-0000-0000-000000000001\"\n", ENOTSUP,
             "VirtualBox");
     refused("kdmv", EINVAL, "unfinished");
-    refused("COWD", ENOTSUP, "COWD");
+    refused("COWD", EINVAL, "File truncated, expecting at least 2048 bytes");
     struct dr_image *image;
     fails(EINVAL, "split disk", dr_image_open(mem, "/d/p-s001.vmdk", NULL, 0, &image, &err));
 }

@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/codec.h"
+#include "formats/vmdk/cowd.h"
 #include "formats/vmdk/stream.h"
 
 const struct dr_option_help vmdk_create_options[] = {
@@ -21,7 +22,7 @@ const struct dr_option_help vmdk_create_options[] = {
     {"toolsversion", "str", "VMware guest tools version", NULL},
     {"subformat", "str",
      "VMDK flat extent format, can be one of {monolithicSparse (default) | monolithicFlat | "
-     "twoGbMaxExtentSparse | twoGbMaxExtentFlat | streamOptimized | vmfs}",
+     "twoGbMaxExtentSparse | twoGbMaxExtentFlat | streamOptimized | vmfs | vmfsSparse}",
      NULL},
     {"compression_level", "num", "streamOptimized: 1 (fast) to 12 (small)", NULL},
     {"zeroed_grain", "bool (on/off)",
@@ -33,16 +34,17 @@ struct subformat {
     const char *name, *type; /* of the extents */
     bool split, sparse;
     const char *suffix; /* of the extents' names; NULL: all in one file */
-    bool stream;
+    bool stream, cowd;
 };
 
 static const struct subformat subformats[] = {
-    {"monolithicSparse", "SPARSE", false, true, NULL, false},
-    {"monolithicFlat", "FLAT", false, false, "-flat", false},
-    {"twoGbMaxExtentSparse", "SPARSE", true, true, "-s", false},
-    {"twoGbMaxExtentFlat", "FLAT", true, false, "-f", false},
-    {"vmfs", "VMFS", false, false, "-flat", false},
-    {VMDK_STREAM_TYPE, "SPARSE", false, true, NULL, true},
+    {"monolithicSparse", "SPARSE", false, true, NULL, false, false},
+    {"monolithicFlat", "FLAT", false, false, "-flat", false, false},
+    {"twoGbMaxExtentSparse", "SPARSE", true, true, "-s", false, false},
+    {"twoGbMaxExtentFlat", "FLAT", true, false, "-f", false, false},
+    {"vmfs", "VMFS", false, false, "-flat", false, false},
+    {"vmfsSparse", "VMFSSPARSE", false, true, "-delta", false, true},
+    {VMDK_STREAM_TYPE, "SPARSE", false, true, NULL, true, false},
 };
 
 struct piece {
@@ -189,6 +191,20 @@ static void inherit(struct plan *p)
         p->hwversion = inherited(p, "ddb.virtualHWVersion");
 }
 
+static bool like_is_cowd(const struct plan *p)
+{
+    const struct dr_image *like = p->params->like;
+    return like && vmdk_is(like) && vmdk_of(like)->n_extents > 0 &&
+           vmdk_of(like)->extents[0].h.cowd;
+}
+
+static const char *default_subformat(const struct plan *p)
+{
+    if (like_is_cowd(p))
+        return "vmfsSparse";
+    return like_is_split(p) ? "twoGbMaxExtentSparse" : "monolithicSparse";
+}
+
 static int read_options(struct plan *p, struct dr_error *err)
 {
     for (size_t i = 0; i < p->params->n_options; i++) {
@@ -200,13 +216,15 @@ static int read_options(struct plan *p, struct dr_error *err)
         return dr_fail(err, EINVAL, "%s: compat6 cannot be enabled with hwversion set", p->path);
     inherit(p);
     if (!p->sub)
-        p->sub = find_subformat(like_is_split(p) ? "twoGbMaxExtentSparse" : "monolithicSparse");
+        p->sub = find_subformat(default_subformat(p));
     if (p->level && !p->sub->stream)
         return dr_fail(err, EINVAL, "%s: compression_level goes with streamOptimized only",
                        p->path);
     if (p->zero_grains && p->sub->stream)
         return dr_fail(err, EINVAL, "%s: a stream leaves zeros out and has no zeroed grains",
                        p->path);
+    if (p->zero_grains && p->sub->cowd)
+        return dr_fail(err, EINVAL, "%s: vmfsSparse has no zeroed grains", p->path);
     if (p->zero_grains && !p->sub->sparse)
         return dr_fail(err, EINVAL, "%s: Flat image can't enable zeroed grain", p->path);
     return 0;
@@ -302,8 +320,9 @@ static void print_geometry(FILE *f, const struct plan *p, const char *adapter)
 static void print_text(FILE *f, const struct plan *p)
 {
     bool stream = p->sub->stream;
-    /* ESXi starts no machine from a SCSI disk that says ide, and imports streams as such. */
-    const char *adapter = p->adapter ? p->adapter : stream ? "lsilogic" : "ide";
+    /* ESXi starts no machine from a SCSI disk that says ide, and takes its own kinds as such. */
+    bool esx = stream || p->sub->cowd;
+    const char *adapter = p->adapter ? p->adapter : esx ? "lsilogic" : "ide";
     fprintf(f, "# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\n", p->cid,
             p->parent_cid);
     fprintf(f, "createType=\"%s\"\n", p->sub->name);
@@ -325,7 +344,7 @@ static void print_text(FILE *f, const struct plan *p)
     fprintf(f, "ddb.virtualHWVersion = \"%s\"\n",
             p->hwversion ? p->hwversion
                          : (p->compat6 ? "6"
-                            : stream   ? "8"
+                            : esx      ? "8"
                                        : "4"));
 }
 
@@ -402,22 +421,32 @@ static int write_flat(struct dr_file *f, uint64_t sectors, struct dr_error *err)
     return r < 0 ? r : dr_file_flush(f, err);
 }
 
+static int layout_piece(const struct plan *p, const struct piece *piece, struct vmdk_header *h,
+                        struct dr_error *err)
+{
+    if (p->sub->cowd)
+        return vmdk_cowd_layout(h, p->path, piece->sectors, err);
+    return vmdk_header_layout(h, p->path, piece->sectors, VMDK_DEFAULT_GRAIN,
+                              p->sub->suffix ? 0 : VMDK_DESC_SECTORS, p->zero_grains, err);
+}
+
 /* text: the embedded descriptor, or NULL. */
 static int make_piece(struct plan *p, const struct piece *piece, const char *text, size_t len,
                       struct dr_error *err)
 {
     struct vmdk_header h = {0};
     struct dr_file *f = NULL;
-    if (p->sub->sparse) {
-        int r = vmdk_header_layout(&h, p->path, piece->sectors, VMDK_DEFAULT_GRAIN,
-                                   text ? VMDK_DESC_SECTORS : 0, p->zero_grains, err);
-        if (r < 0)
-            return r;
-    }
-    int r = new_file(p, piece->name, &f, err);
+    int r = p->sub->sparse ? layout_piece(p, piece, &h, err) : 0;
+    if (r == 0)
+        r = new_file(p, piece->name, &f, err);
     if (r < 0)
         return r;
-    r = p->sub->sparse ? write_sparse(f, &h, text, len, err) : write_flat(f, piece->sectors, err);
+    if (p->sub->cowd)
+        r = vmdk_cowd_write_new(f, &h, err);
+    else if (p->sub->sparse)
+        r = write_sparse(f, &h, text, len, err);
+    else
+        r = write_flat(f, piece->sectors, err);
     dr_file_unref(f);
     return r;
 }
@@ -569,12 +598,13 @@ static int measure_piece(const struct plan *p, size_t i, struct dr_cost *cost, s
     struct vmdk_header h = {0};
     uint64_t sectors = p->pieces[i].sectors;
     if (p->sub->sparse) {
-        int r = vmdk_header_layout(&h, p->path, sectors, VMDK_DEFAULT_GRAIN,
-                                   p->sub->suffix ? 0 : VMDK_DESC_SECTORS, p->zero_grains, err);
+        int r = layout_piece(p, &p->pieces[i], &h, err);
         if (r < 0)
             return r;
         sectors = h.overhead;
-        cost->unit = (uint64_t)VMDK_DEFAULT_GRAIN * VMDK_SECTOR;
+        if (p->sub->cowd) /* the most that they can be */
+            sectors += h.n_tables * h.gt_sectors;
+        cost->unit = (p->sub->cowd ? h.grain : VMDK_DEFAULT_GRAIN) * VMDK_SECTOR;
     }
     cost->fixed += sectors * VMDK_SECTOR;
     return 0;

@@ -85,9 +85,9 @@ static enum vmdk_extent_type parse_type(struct span word)
         const char *name;
         enum vmdk_extent_type type;
     } types[] = {
-        {"SPARSE", VMDK_SPARSE}, {"FLAT", VMDK_FLAT},
-        {"VMFS", VMDK_VMFS},     {"VMFSRAW", VMDK_FLAT}, /* a device, as it is */
-        {"ZERO", VMDK_ZERO},
+        {"SPARSE", VMDK_SPARSE}, {"VMFSSPARSE", VMDK_SPARSE},
+        {"FLAT", VMDK_FLAT},     {"VMFS", VMDK_VMFS},
+        {"ZERO", VMDK_ZERO},     {"VMFSRAW", VMDK_FLAT}, /* a device, as it is */
     };
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
         if (span_is(word, types[i].name))

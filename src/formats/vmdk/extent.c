@@ -29,6 +29,10 @@ const char *vmdk_extent_path(const struct dr_image *image, const struct vmdk_ext
 bool vmdk_table_fits(const struct dr_image *image, const struct vmdk_extent *e, uint32_t gde)
 {
     uint64_t sectors = dr_file_size(image->files[e->file]) / VMDK_SECTOR;
+    if (e->h.cowd && gde < e->h.overhead)
+        return false;
+    if (e->h.cowd) /* a new one is in memory at first */
+        sectors = dr_max(sectors, e->next);
     return gde != 0 && dr_inside(gde, e->h.gt_sectors, sectors);
 }
 

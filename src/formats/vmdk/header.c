@@ -60,8 +60,6 @@ static int check_magic(const char *where, const uint8_t *buf, struct dr_error *e
                        "%s: an unfinished VMDK (magic 'kdmv'): the program that made it was "
                        "interrupted",
                        where);
-    case VMDK_MAGIC_COWD:
-        return dr_fail(err, ENOTSUP, "%s: not supported yet: ESX sparse extent (COWD)", where);
     case VMDK_MAGIC_SESPARSE:
         return dr_fail(err, ENOTSUP, "%s: not supported yet: seSparse extent", where);
     default:

@@ -48,6 +48,9 @@ struct vmdk_header {
     /* derived */
     uint64_t n_tables;
     uint64_t gd_sectors, gt_sectors;
+    /* COWD (cowd.h): no copies, no flags; tables are made when they are needed. */
+    bool cowd, inconsistent;
+    uint32_t free_sector; /* all that is taken lies before it */
 };
 
 enum vmdk_magic vmdk_magic(const uint8_t *buf, size_t len);

@@ -8,7 +8,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "formats/vmdk/vmdk.h"
+#include "formats/vmdk/cowd.h"
 
 uint32_t vmdk_id(const struct dr_image *image)
 {
@@ -32,6 +32,8 @@ int vmdk_mark(struct dr_image *image, struct vmdk_extent *e, bool unclean, bool 
 {
     uint8_t buf[VMDK_HEADER_SIZE];
     struct dr_file *f = image->files[e->file];
+    if (e->h.cowd)
+        return vmdk_cowd_mark(image, e, unclean, err);
     int r = dr_file_pread(f, buf, 0, sizeof(buf), err);
     if (r < 0)
         return r;
@@ -123,6 +125,8 @@ static int unmark(struct dr_image *image, struct vmdk_extent *e, struct dr_error
     if (!atomic_load(&e->marked))
         return 0;
     int r = vmdk_tidy(image, e, err);
+    if (r == 0 && e->h.cowd)
+        r = vmdk_cowd_settle(image, e, err);
     if (r < 0 || e->torn)
         return r;
     atomic_store(&e->marked, false); /* also after a failure: the mark may be gone, or not */
@@ -216,6 +220,8 @@ int vmdk_check_backing(const struct dr_image *image, const struct dr_image *pare
                       have == vmdk_commit_id(parent, image);
     s->parent_now = have;
     if (want == have || s->parent_moved)
+        return 0;
+    if (s->bare && !vmdk_of(parent)->bare) /* a generation says nothing of a CID */
         return 0;
     return dr_fail(err, ESTALE,
                    "%s: was made on a parent with CID %08x, but the CID of %s is %08x: the parent "

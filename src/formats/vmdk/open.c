@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "formats/vmdk/cowd.h"
 #include "formats/vmdk/stream.h"
 
 static int vmdk_probe(const uint8_t *buf, size_t len, const char *path)
@@ -56,6 +57,20 @@ static int read_text(struct dr_image *image, struct dr_error *err)
     return r < 0 ? r : vmdk_desc_parse(&vmdk_of(image)->desc, image->path, text, (size_t)size, err);
 }
 
+/* An extent of ESX that somebody kept without its descriptor. */
+static int read_bare(struct dr_image *image, struct vmdk_header *h, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    struct vmdk_cowd_origin origin;
+    CLEANUP_FREE char *text = NULL;
+    size_t len;
+    int r = vmdk_cowd_read(h, image->path, image->files[0], &origin, err);
+    if (r == 0)
+        r = vmdk_cowd_text(image, h, &origin, &text, &len, err);
+    s->embedded = s->bare = true;
+    return r < 0 ? r : vmdk_desc_parse(&s->desc, image->path, text, len, err);
+}
+
 static int read_descriptor(struct dr_image *image, struct vmdk_header *h, struct dr_error *err)
 {
     uint8_t buf[VMDK_HEADER_SIZE] = {0};
@@ -65,6 +80,8 @@ static int read_descriptor(struct dr_image *image, struct vmdk_header *h, struct
         return r;
     if (vmdk_magic(buf, got) == VMDK_MAGIC_NONE)
         return read_text(image, err);
+    if (vmdk_magic(buf, got) == VMDK_MAGIC_COWD)
+        return read_bare(image, h, err);
     if (got < sizeof(buf) && vmdk_magic(buf, got) == VMDK_MAGIC_KDMV)
         return dr_fail(err, EINVAL, "%s: File truncated, expecting at least %zu bytes", image->path,
                        sizeof(buf));
@@ -94,14 +111,14 @@ static int open_sparse(struct dr_image *image, struct vmdk_extent *e, struct dr_
                        vmdk_extent_path(image, e), (unsigned long long)(e->len / VMDK_SECTOR),
                        (unsigned long long)e->h.capacity);
     e->grain = e->h.grain * VMDK_SECTOR;
-    image->unclean |= e->h.unclean;
+    image->unclean |= e->h.unclean || e->h.inconsistent;
     int r = vmdk_is_stream(e) ? vmdk_stream_open(image, e, err) : 0;
     if (r < 0 || e->scanned)
         return r;
     r = check_directory(image, e, e->h.gd_off, err);
     if (r == 0 && vmdk_has_copies(e))
         r = check_directory(image, e, e->h.rgd_off, err);
-    return r == 0 ? vmdk_learn_tables(image, e, err) : r;
+    return r == 0 && !e->h.cowd ? vmdk_learn_tables(image, e, err) : r;
 }
 
 /* One file may serve several flat extents (partitions of a device), but is opened once. */
@@ -165,6 +182,8 @@ static int read_sparse_header(struct dr_image *image, struct vmdk_extent *e, str
     struct dr_file *f = image->files[e->file];
     size_t got = 0;
     int r = dr_file_pread_short(f, buf, 0, sizeof(buf), &got, err);
+    if (r == 0 && vmdk_magic(buf, got) == VMDK_MAGIC_COWD)
+        return vmdk_cowd_read(&e->h, f->path, f, NULL, err);
     if (r == 0 && got < sizeof(buf))
         return dr_fail(err, EINVAL, "%s: File truncated, expecting at least %zu bytes", f->path,
                        sizeof(buf));
@@ -338,6 +357,11 @@ static int refuse_overlaps(const struct dr_image *image, struct dr_error *err)
 int vmdk_refuse_streams(const struct dr_image *image, struct dr_error *err)
 {
     const struct vmdk_state *s = vmdk_of(image);
+    if (s->bare)
+        return dr_fail(err, EROFS,
+                       "%s: a COWD extent without its descriptor, where the content id stands, can "
+                       "be read, but not written",
+                       image->path);
     for (size_t i = 0; i < s->n_extents; i++)
         if (vmdk_is_stream(&s->extents[i]))
             return dr_fail(err, EROFS,

@@ -6,7 +6,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "formats/vmdk/vmdk.h"
+#include "formats/vmdk/cowd.h"
 
 int vmdk_read_table(struct dr_image *image, const struct vmdk_extent *e, uint32_t gde, uint8_t *buf,
                     bool *hole, struct dr_error *err)
@@ -83,6 +83,8 @@ static int mend_table(struct dr_image *image, const struct vmdk_extent *e, uint6
 static int recover_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
 {
     struct dr_file *f = image->files[e->file];
+    if (e->h.cowd)
+        return vmdk_cowd_recover(image, e, err);
     int r = vmdk_has_copies(e) ? vmdk_load_directories(image, e, err) : 0;
     for (uint64_t i = 0; r == 0 && e->rgd && i < vmdk_tables_used(e); i++)
         r = mend_table(image, e, i, err);
@@ -100,7 +102,7 @@ int vmdk_recover(struct dr_image *image, struct dr_error *err)
     int r = vmdk_finish_redo(image, err);
     for (size_t i = 0; r == 0 && i < s->n_extents; i++) {
         struct vmdk_extent *e = &s->extents[i];
-        if (e->type == VMDK_SPARSE && e->access == VMDK_RW && e->h.unclean)
+        if (e->type == VMDK_SPARSE && e->access == VMDK_RW && (e->h.unclean || e->h.inconsistent))
             r = recover_extent(image, e, err);
     }
     return r;
@@ -161,6 +163,8 @@ static int trim_extent(struct dr_image *image, struct vmdk_extent *e, struct dr_
 {
     struct dr_file *f = image->files[e->file];
     uint64_t end = 0;
+    if (e->h.cowd)
+        return vmdk_cowd_trim(image, e, err);
     int r = vmdk_load_directories(image, e, err);
     if (r == 0)
         r = used_end(image, e, &end, err);

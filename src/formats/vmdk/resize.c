@@ -388,6 +388,11 @@ static int check_types(const struct dr_image *image, struct dr_error *err)
     const struct vmdk_state *s = vmdk_of(image);
     for (size_t i = 0; i < s->n_extents; i++) {
         const struct vmdk_extent *e = &s->extents[i];
+        if (e->h.cowd)
+            return dr_fail(err, ENOTSUP,
+                           "%s: a vmfsSparse extent cannot change its size: its directory stands "
+                           "in front of the grains; convert the disk, and resize that",
+                           vmdk_extent_path(image, e));
         if (e->type != VMDK_SPARSE && e->type != VMDK_FLAT && e->type != VMDK_VMFS &&
             e->type != VMDK_ZERO)
             return dr_fail(err, ENOTSUP, "%s: extents of type %s cannot change their size",

@@ -10,6 +10,7 @@
  *   check.c        check, repair       info.c     info
  *   stream*.c      streamOptimized
  *   resize.c       another size        tables.c   its tables
+ *   cowd*.c        the sparse extent of ESX (vmfsSparse)
  */
 #ifndef DR_FORMATS_VMDK_VMDK_H
 #define DR_FORMATS_VMDK_VMDK_H
@@ -37,7 +38,7 @@ struct vmdk_extent {
     uint64_t there;      /* bytes that can be read: less than len only with DR_OPEN_SALVAGE */
     char type_name[24];  /* as the descriptor says */
 
-    /* SPARSE */
+    /* SPARSE, which a COWD extent is, too (h.cowd) */
     struct vmdk_header h;
     uint64_t grain; /* bytes */
     /* The directories, n_tables entries each, while vmdk_load_directories' caller works on whole
@@ -58,6 +59,7 @@ struct vmdk_extent {
     uint64_t next;  /* sector behind the last grain; 0: not looked at yet */
     uint32_t *free; /* sectors of grains that came back in this session */
     size_t n_free;
+    uint32_t spare_table; /* COWD: a place that a table was begun in, 0: none */
 };
 #define VMDK_NO_FILE UINT32_MAX
 
@@ -66,6 +68,7 @@ struct vmdk_state {
     bool embedded;                /* the descriptor is part of files[0] */
     uint64_t desc_off, desc_area; /* embedded: bytes */
     bool redo;                    /* the descriptor came from a redo copy that is to be finished */
+    bool bare; /* there is no descriptor: a text stands for it that is in no file */
     uint32_t cid, parent_cid;
     bool cid_changed; /* since open or the last end_write */
     /* A commit into the parent was interrupted, or failed: its CID is the one that follows from

@@ -5,7 +5,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "formats/vmdk/vmdk.h"
+#include "formats/vmdk/cowd.h"
 
 /* Indices in dr_reservation.priv, where reserve leaves values for publish and cancel. */
 enum {
@@ -28,6 +28,8 @@ static int alloc_grain(struct dr_image *image, struct vmdk_extent *e, uint32_t *
         *sector = e->free[--e->n_free];
         return 0;
     }
+    if (e->h.cowd)
+        return vmdk_cowd_take(image, e, e->h.grain, sector, err);
     if (e->next == 0)
         e->next =
             dr_max(e->h.overhead, dr_div_up(dr_file_size(image->files[e->file]), VMDK_SECTOR));
@@ -89,10 +91,12 @@ static bool copy_is_equal(const struct request *q)
                   before + behind) == 0;
 }
 
-/* Find the entry; both pages are in memory afterwards. */
+/* Find the entry; both pages are in memory afterwards. COWD may have no table: slot.pos is 0. */
 static int look_up(struct request *q, struct dr_error *err)
 {
     int r = vmdk_slot(q->image, q->e, q->grain, &q->slot, err);
+    if (r == 0 && q->slot.pos == 0 && q->e->h.cowd)
+        return 0;
     if (r == 0 && q->slot.pos)
         r = vmdk_slot_copy(q->image, q->e, &q->slot);
     if (r < 0)
@@ -150,6 +154,15 @@ static uint64_t grain_host(const struct request *q)
     return (uint64_t)q->gte * VMDK_SECTOR + (q->off - q->grain_off);
 }
 
+/* Only COWD lacks some: there a table comes with the first of its grains. */
+static int need_table(struct request *q, struct dr_error *err)
+{
+    if (q->slot.pos != 0)
+        return 0;
+    int r = vmdk_cowd_make_table(q->image, q->e, q->slot.table, err);
+    return r < 0 ? r : vmdk_slot(q->image, q->e, q->grain, &q->slot, err);
+}
+
 static int reserve_data(struct request *q, struct dr_reservation *r, struct dr_error *err)
 {
     if (vmdk_gte_fits(q->image, q->e, q->grain, q->gte)) {
@@ -157,7 +170,9 @@ static int reserve_data(struct request *q, struct dr_reservation *r, struct dr_e
         return 0;
     }
     uint32_t sector = 0;
-    int ret = alloc_grain(q->image, q->e, &sector, err);
+    int ret = need_table(q, err);
+    if (ret == 0)
+        ret = alloc_grain(q->image, q->e, &sector, err);
     if (ret < 0)
         return ret;
     ret = link_grain(q, sector, r);
@@ -317,7 +332,11 @@ void vmdk_reuse(struct dr_image *image, const struct dr_freed *gone)
 int vmdk_tidy(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
 {
     struct dr_file *f = image->files[e->file];
-    uint64_t end = e->next * VMDK_SECTOR;
+    uint64_t end;
+    if (e->spare_table && e->spare_table + e->h.gt_sectors == e->next)
+        e->next = e->spare_table;
+    e->spare_table = 0;
+    end = e->next * VMDK_SECTOR;
     for (size_t i = 0; i < e->n_free; i++) { /* where nothing can be punched, the space stays */
         uint64_t at = (uint64_t)e->free[i] * VMDK_SECTOR;
         if (at + e->grain <= dr_min(end, dr_file_size(f)))

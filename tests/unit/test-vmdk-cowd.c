@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The sparse extents of ESX: vmfsSparse disks, with their descriptor and without. */
+#include "test-vmdk.h"
+
+#define DISK  "/d/esx.vmdk"
+#define DELTA "/d/esx-delta.vmdk"
+#define SIZE  (5 * MIB) /* three tables, one each 2 MiB */
+
+/* Fields of the header, and the first entries of the directory. */
+enum { FLAGS = 8, GRAIN_AT = 16, GD = 20, N_TABLES = 24, FREE = 28, UNCLEAN = 1648, GDE = 2048 };
+#define FIRST_FREE 5u /* sectors: the header and the directory */
+
+static void make(void)
+{
+    ok(create_in(mem, DISK, SIZE, "vmfsSparse", NULL, NULL));
+}
+
+static uint64_t sectors_of(const char *path)
+{
+    return file_size(path) / 512;
+}
+
+static void it_is_laid_out_as_esx_does(void **state)
+{
+    (void)state;
+    static const uint32_t want[] = {1, 3, SIZE / 512, 1, 4, 3, FIRST_FREE};
+    char magic[4];
+    make();
+    peek(DELTA, 0, magic, 4);
+    assert_memory_equal(magic, "COWD", 4);
+    for (size_t i = 0; i < sizeof(want) / sizeof(want[0]); i++)
+        assert_int_equal(peek32(DELTA, 4 + i * 4), want[i]);
+    assert_int_equal(file_size(DELTA), FIRST_FREE * 512);
+}
+
+static void a_table_comes_with_its_first_grain(void **state)
+{
+    (void)state;
+    make();
+    write_one(DISK, 4 * MIB + 512, 512, 1, 0);
+    assert_int_equal(peek32(DELTA, GDE), 0);
+    assert_int_equal(peek32(DELTA, GDE + 4), 0);
+    assert_int_equal(peek32(DELTA, GDE + 8), FIRST_FREE);
+    assert_int_equal(peek32(DELTA, FIRST_FREE * 512 + 4), FIRST_FREE + 32);
+    assert_int_equal(peek32(DELTA, FREE), FIRST_FREE + 33);
+    assert_int_equal(sectors_of(DELTA), FIRST_FREE + 33);
+    struct dr_disk *disk = opened(DISK, 0);
+    reads(disk, 4 * MIB + 512, 512, 1);
+    reads_zero(disk, 0, 4 * MIB + 512);
+    ok(dr_close(disk, &err));
+    finds(DISK, 0, 0, "");
+}
+
+static void grains_are_given_out_in_order(void **state)
+{
+    (void)state;
+    make();
+    struct dr_disk *disk = opened(DISK, DR_OPEN_RDWR);
+    write_at(disk, 1 * MIB, 3 * 512, 1);
+    write_at(disk, 0, 512, 2);
+    ok(dr_flush(disk, &err));
+    assert_int_equal(peek32(DELTA, FREE), FIRST_FREE + 36); /* while it is open, too */
+    ok(dr_close(disk, &err));
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(peek32(DELTA, FIRST_FREE * 512 + (2048 + i) * 4), FIRST_FREE + 32 + i);
+    assert_int_equal(peek32(DELTA, FIRST_FREE * 512), FIRST_FREE + 35);
+}
+
+static void it_is_marked_while_it_is_written(void **state)
+{
+    (void)state;
+    make();
+    struct dr_disk *disk = opened(DISK, DR_OPEN_RDWR);
+    write_at(disk, 0, 512, 1);
+    ok(dr_flush(disk, &err));
+    assert_int_equal(peek32(DELTA, UNCLEAN), 1);
+    ok(dr_close(disk, &err));
+    assert_int_equal(peek32(DELTA, UNCLEAN), 0);
+}
+
+/* QEMU appends grains, and leaves the count as it was. */
+static void what_was_appended_without_counting_is_not_overwritten(void **state)
+{
+    (void)state;
+    make();
+    write_one(DISK, 0, 4096, 1, 0);
+    poke32(DELTA, FREE, FIRST_FREE);
+    finds(DISK, 1, 0, "the header says that sector 5 is free, but 45 are in use");
+    write_one(DISK, MIB, 4096, 2, 0);
+    assert_int_equal(peek32(DELTA, FREE), FIRST_FREE + 32 + 16);
+    struct dr_disk *disk = opened(DISK, 0);
+    reads(disk, 0, 4096, 1);
+    reads(disk, MIB, 4096, 2);
+    ok(dr_close(disk, &err));
+    poke32(DELTA, FREE, FIRST_FREE);
+    struct dr_check_result r = checked(DISK, DR_CHECK_FIX_ALL);
+    assert_int_equal(r.corruptions_fixed, 1);
+    assert_int_equal(peek32(DELTA, FREE), FIRST_FREE + 32 + 16);
+    finds(DISK, 0, 0, "");
+}
+
+static void a_crash_is_recovered_by_the_next_writer(void **state)
+{
+    (void)state;
+    make();
+    write_one(DISK, 0, 4096, 1, 0);
+    poke32(DELTA, FREE, FIRST_FREE);
+    poke32(DELTA, UNCLEAN, 1);
+    finds(DISK, 0, 0, "was not closed cleanly");
+    struct dr_disk *disk = opened(DISK, DR_OPEN_RDWR);
+    ok(dr_close(disk, &err));
+    assert_int_equal(peek32(DELTA, FREE), FIRST_FREE + 32 + 8);
+    assert_int_equal(peek32(DELTA, UNCLEAN), 0);
+}
+
+static void an_inconsistent_one_is_not_written(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    make();
+    poke32(DELTA, FLAGS, 7);
+    assert_int_equal(open_in(mem, DISK, DR_OPEN_RDWR, &disk), -EIO);
+    assert_non_null(strstr(err.text, "marked it as inconsistent"));
+    finds(DISK, 1, 0, "marked it as inconsistent");
+}
+
+/* ------------------------------------------------------------------ bounds */
+
+static void it_has_32_bits(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    uint8_t byte = 1;
+    assert_int_equal(create_in(mem, "/d/big.vmdk", 2 * TIB, "vmfsSparse", NULL, NULL), -EFBIG);
+    ok(create_in(mem, "/d/most.vmdk", 2 * TIB - 512, "vmfsSparse", NULL, NULL));
+    write_one("/d/most.vmdk", 2 * TIB - 1024, 512, 3, 0);
+    disk = opened("/d/most.vmdk", 0);
+    reads(disk, 2 * TIB - 1024, 512, 3);
+    ok(dr_close(disk, &err));
+    make();
+    poke32(DELTA, FREE, UINT32_MAX - 32); /* not even a table and a grain */
+    disk = opened(DISK, DR_OPEN_RDWR);
+    assert_int_equal(dr_pwrite(disk, &byte, 0, 1, 0, &err), -ENOSPC);
+    assert_non_null(strstr(err.text, "beyond 2 TiB"));
+    reads_zero(disk, 0, SIZE);
+    dr_close(disk, NULL);
+}
+
+static void its_size_stays(void **state)
+{
+    (void)state;
+    make();
+    uint32_t cid = cid_of(DISK);
+    struct dr_disk *disk = opened(DISK, DR_OPEN_RDWR);
+    assert_int_equal(dr_resize(disk, 2 * SIZE, 0, &err), -ENOTSUP);
+    assert_int_equal(dr_resize(disk, MIB, 0, &err), -ENOTSUP);
+    ok(dr_close(disk, &err));
+    assert_int_equal(cid_of(DISK), cid);
+    assert_int_equal(file_size(DELTA), FIRST_FREE * 512);
+}
+
+static void headers_are_checked(void **state)
+{
+    (void)state;
+    static const struct {
+        uint64_t at;
+        uint32_t value;
+        const char *why;
+    } cases[] = {
+        {4, 3, "header version 3"},       {GRAIN_AT, 0, "grain size 0"},
+        {GRAIN_AT, 3, "grain size 3"},    {GRAIN_AT, 4096, "grain size 4096"},
+        {GD, 3, "directory at sector 3"}, {GD, 6, "File truncated"},
+        {N_TABLES, 2, "2 COWD grain"},    {N_TABLES, 0x7fffffff, "COWD grain directory entries"},
+        {12, 8, "holds only 8"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct dr_disk *disk;
+        make();
+        poke32(DELTA, cases[i].at, cases[i].value);
+        assert_true(open_in(mem, DISK, 0, &disk) < 0);
+        if (!strstr(err.text, cases[i].why))
+            fail_msg("%zu: %s", i, err.text);
+        ok(mem->ops->unlink(mem, DISK, &err));
+        ok(mem->ops->unlink(mem, DELTA, &err));
+    }
+}
+
+/* ------------------------------------------------------------------ damage */
+
+static void damaged(uint64_t at, uint32_t value, const char *why)
+{
+    make();
+    write_one(DISK, 0, 4096, 1, 0);
+    write_one(DISK, 2 * MIB, 4096, 1, 0);
+    poke32(DELTA, at, value);
+    finds(DISK, 1, strstr(why, "no table can be there") ? 8 + 32 : 0, why);
+    assert_int_equal(checked(DISK, DR_CHECK_FIX_ALL).corruptions, 1);
+    ok(mem->ops->unlink(mem, DISK, &err));
+    ok(mem->ops->unlink(mem, DELTA, &err));
+}
+
+static void damage_is_found_and_left(void **state)
+{
+    (void)state;
+    const uint64_t entry = FIRST_FREE * 512;
+    damaged(entry, 4, "guest offset 0 says sector 4, which cannot be");
+    damaged(entry, 100000, "guest offset 0 says sector 100000, which cannot be");
+    damaged(entry, FIRST_FREE + 33, "sector 38 belongs to something else too");
+    damaged(entry, FIRST_FREE + 1, "sector 6 belongs to something else too");
+}
+
+static void a_read_through_damage_is_an_error(void **state)
+{
+    (void)state;
+    uint8_t buf[512];
+    make();
+    write_one(DISK, 0, 4096, 1, 0);
+    poke32(DELTA, GDE, 3);
+    struct dr_disk *disk = opened(DISK, DR_OPEN_RDWR);
+    assert_int_equal(dr_pread(disk, buf, 0, 512, &err), -EIO);
+    assert_int_equal(dr_pwrite(disk, buf, 0, 512, 0, &err), -EIO);
+    dr_close(disk, NULL);
+    finds(DISK, 1, 40 - 3, "says sector 3: no table can be there");
+}
+
+static void what_nothing_leads_to_is_given_back(void **state)
+{
+    (void)state;
+    uint8_t junk[8192];
+    make();
+    write_one(DISK, 0, 4096, 1, 0);
+    uint64_t end = file_size(DELTA);
+    memset(junk, 1, sizeof(junk));
+    poke(DELTA, end, junk, sizeof(junk));
+    finds(DISK, 0, (end + sizeof(junk) - dr_round_up(end, 4096)) / 512, "belong to nothing");
+    checked(DISK, DR_CHECK_FIX_LEAKS);
+    finds(DISK, 0, 0, "");
+    assert_true(file_size(DELTA) < end + 4096);
+    struct dr_disk *disk = opened(DISK, 0);
+    reads(disk, 0, 4096, 1);
+    ok(dr_close(disk, &err));
+}
+
+/* ------------------------------------------------------------------ without a descriptor */
+
+static void bare(const char *path, const char *parent, uint32_t generation)
+{
+    make();
+    write_one(DISK, 512, 512, 1, 0);
+    ok(mem->ops->rename(mem, DELTA, path, &err));
+    ok(mem->ops->unlink(mem, DISK, &err));
+    poke32(path, 1060, generation + 1);
+    if (!parent)
+        return;
+    char name[1024] = {0};
+    snprintf(name, sizeof(name), "%s", parent);
+    poke32(path, FLAGS, 2);
+    poke(path, 32, name, sizeof(name));
+    poke32(path, 1056, generation);
+}
+
+static void alone_it_is_read(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    bare("/d/old.vmdk", NULL, 4);
+    disk = opened("/d/old.vmdk", 0);
+    assert_int_equal(dr_size(disk), SIZE);
+    reads(disk, 512, 512, 1);
+    reads_zero(disk, 1024, MIB);
+    ok(dr_close(disk, &err));
+    assert_int_equal(open_in(mem, "/d/old.vmdk", DR_OPEN_RDWR, &disk), -EROFS);
+    assert_non_null(strstr(err.text, "without its descriptor"));
+}
+
+static void alone_a_delta_is_refused(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    bare(DELTA, NULL, 4);
+    assert_int_equal(open_in(mem, DELTA, 0, &disk), -EINVAL);
+    assert_non_null(strstr(err.text, "open esx.vmdk instead"));
+    disk = opened(DELTA, DR_OPEN_SALVAGE);
+    reads(disk, 512, 512, 1);
+    ok(dr_close(disk, &err));
+}
+
+static void its_own_record_of_a_parent_counts(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    ok(create_in(mem, "/d/base.vmdk", SIZE, "monolithicSparse", NULL, NULL));
+    write_one("/d/base.vmdk", 0, 4096, 9, 0);
+    bare("/d/child.vmdk", "base.vmdk", 7);
+    disk = opened("/d/child.vmdk", 0);
+    uint8_t want[512], got[512];
+    fill(want, 512, 9);
+    ok(dr_pread(disk, got, 0, 512, &err));
+    assert_memory_equal(got, want, 512);
+    reads(disk, 512, 512, 1);
+    ok(dr_close(disk, &err));
+    bare("/d/old.vmdk", NULL, 6); /* of generation 7 */
+    bare("/d/younger.vmdk", "old.vmdk", 7);
+    ok(dr_close(opened("/d/younger.vmdk", 0), &err));
+    poke32("/d/old.vmdk", 1060, 8);
+    assert_int_equal(open_in(mem, "/d/younger.vmdk", 0, &disk), -ESTALE);
+}
+
+/* ------------------------------------------------------------------ chains */
+
+static void a_child_shows_its_parent(void **state)
+{
+    (void)state;
+    ok(create_in(mem, "/d/base.vmdk", SIZE, "vmfs", NULL, NULL));
+    write_one("/d/base.vmdk", MIB, 8192, 1, 0);
+    ok(create_in(mem, DISK, SIZE, "vmfsSparse", NULL, "base.vmdk"));
+    write_one(DISK, MIB + 1024, 100, 2, 0); /* in the middle of a grain */
+    struct dr_disk *disk = opened(DISK, 0);
+    uint8_t want[8192], got[8192];
+    fill(want, 8192, 1);
+    fill(want + 1024, 100, 2);
+    ok(dr_pread(disk, got, MIB, 8192, &err));
+    assert_memory_equal(got, want, 8192);
+    ok(dr_close(disk, &err));
+    assert_int_equal(sectors_of(DELTA), FIRST_FREE + 32 + 1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(it_is_laid_out_as_esx_does),
+        T(a_table_comes_with_its_first_grain),
+        T(grains_are_given_out_in_order),
+        T(it_is_marked_while_it_is_written),
+        T(what_was_appended_without_counting_is_not_overwritten),
+        T(a_crash_is_recovered_by_the_next_writer),
+        T(an_inconsistent_one_is_not_written),
+        T(it_has_32_bits),
+        T(its_size_stays),
+        T(headers_are_checked),
+        T(damage_is_found_and_left),
+        T(a_read_through_damage_is_an_error),
+        T(what_nothing_leads_to_is_given_back),
+        T(alone_it_is_read),
+        T(alone_a_delta_is_refused),
+        T(its_own_record_of_a_parent_counts),
+        T(a_child_shows_its_parent),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
