@@ -140,6 +140,28 @@ def cowd(capacity, grains, grain=1, flags=3, unclean=0, uncounted=0, parent=b"")
     return head + b"".join(o if isinstance(o, bytes) else struct.pack("<4096I", *o) for o in out)
 
 
+def sesparse(capacity, grains, replay=0):
+    """An extent of later ESX. grains: {grain number: None (zeros), "unmapped" or a fill byte}"""
+    n_tables = -(-capacity // (8 * 4096))
+    gd_sectors = -(-n_tables * 8 // SECTOR)
+    tables_at = 4 + gd_sectors
+    grains_at = tables_at + n_tables * 64
+    entries, out = [0] * (n_tables * 4096), b""
+    for number, fill in grains.items():
+        if fill is None or fill == "unmapped":
+            entries[number] = (1 if fill else 2) << 60
+            continue
+        place = len(out) // 4096
+        entries[number] = 3 << 60 | (place & 0xfff) << 48 | place >> 12
+        out += bytes([fill]) * 4096
+    header = struct.pack("<26Q", 0xcafebabe, 0x200000001, capacity, 8, 64, 0, 0, 0, 0, 0, 1, 1, 2, 1, 3, 1,
+                         4, gd_sectors, tables_at, n_tables * 64, 0, 0, 0, 0, grains_at, 8 * (len(out) // 4096 + 8))
+    volatile = struct.pack("<4Q", 0xcafecafe, 0, 1, replay)
+    directory = struct.pack(f"<{n_tables}Q", *[0x1000000000000000 + i for i in range(n_tables)])
+    return (header.ljust(SECTOR, b"\0") + volatile.ljust(3 * SECTOR, b"\0") +
+            directory.ljust(gd_sectors * SECTOR, b"\0") + struct.pack(f"<{len(entries)}Q", *entries) + out)
+
+
 def cowds():
     """What the target vmdk-extent reads: extents, whose disk has 9000 sectors."""
     yield "cowd", cowd(9000, {0: 0x11, 7: 0x33, 4200: 0x22, 8999: 0x44})
@@ -147,6 +169,9 @@ def cowds():
     yield "cowd-grains", cowd(9000, {0: 0x11, 70: 0x33}, grain=8)
     yield "cowd-unclean", cowd(9000, {0: 0x11, 5000: 0x33}, unclean=1, uncounted=30)
     yield "cowd-uncounted", cowd(9000, {0: 0x11, 5000: 0x33}, uncounted=33)
+    yield "sesparse", sesparse(9000, {0: 0x11, 1: 0x12, 5: None, 7: "unmapped", 1124: 0x33})
+    yield "sesparse-empty", sesparse(9000, {})
+    yield "sesparse-journal", sesparse(9000, {0: 0x11}, replay=1)
     yield "cowd-inconsistent", cowd(9000, {0: 0x11}, flags=7)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import struct
 
 import pytest
 from tools import DROVER, MIB, TOOLS, Disk, Drover, Qemu, create, rng, run
@@ -171,6 +172,41 @@ def test_qemu_reads_esx_children(parent, tmp_path):
         top.verify(tmp_path)
         base.verify(tmp_path)
     run(DROVER, 'check', '-q', top.path)
+
+
+def sesparse(size, grains):
+    """The bytes of a seSparse extent. grains: {number: bytes, or 1 (unmapped) or 2 (zero)}"""
+    n = -(-size // (4096 * 4096))
+    tables, data = [0] * (n * 4096), b''
+    for number, what in grains.items():
+        place = len(data) // 4096
+        rotated = (place & 0xfff) << 48 | place >> 12
+        tables[number] = what << 60 if isinstance(what, int) else 3 << 60 | rotated
+        data += b'' if isinstance(what, int) else what
+    head = struct.pack('<26Q', 0xcafebabe, 0x200000001, size // 512, 8, 64, 0, 0, 0, 0, 0, 1, 1, 2, 1, 3, 1,
+                       4, 4, 8, n * 64, 0, 0, 0, 0, 8 + n * 64, 1 << 20)
+    head = head.ljust(512, b'\0') + struct.pack('<4Q', 0xcafecafe, 0, 0, 0).ljust(1536, b'\0')
+    head += struct.pack(f'<{n}Q', *[(1 << 60) + i for i in range(n)]).ljust(2048, b'\0')
+    return head + struct.pack(f'<{len(tables)}Q', *tables) + data
+
+
+def test_both_read_sesparse(tmp_path):
+    rnd = rng('sesparse')
+    base = Disk(tmp_path / 'base.vmdk', 'vmdk', 40 * MIB)
+    create(Drover, base.path, 'vmdk', base.size, 'subformat=vmfs')
+    base.write(Drover, rnd, 30)
+    grains = {n: rnd.choice([1, 2, rnd.randbytes(4096), rnd.randbytes(4096)]) for n in rnd.sample(range(10240), 5000)}
+    (tmp_path / 'top-sesparse.vmdk').write_bytes(sesparse(base.size, grains))
+    cid = json.loads(run(DROVER, 'info', '--output=json', base.path).stdout)['format-specific']['data']['cid']
+    (tmp_path / 'top.vmdk').write_text(
+        f'# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID={cid:08x}\ncreateType="seSparse"\n'
+        f'parentFileNameHint="base.vmdk"\nRW {base.size // 512} SESPARSE "top-sesparse.vmdk"\n')
+    top = Disk(tmp_path / 'top.vmdk', 'vmdk', base.size, base.content)
+    for n, what in grains.items():
+        top.content[n * 4096:n * 4096 + 4096] = bytes(4096) if isinstance(what, int) else what
+    top.verify(tmp_path)
+    run(DROVER, 'check', '-q', top.path)
+    assert 'can only be read' in run(DROVER, 'io', '-c', 'write 0 512', top.path, ok=False).stderr
 
 
 def test_what_qemu_appends_to_an_esx_disk_is_kept(tmp_path):

@@ -20,7 +20,9 @@ static void what_is_not_read_is_refused_by_name(void **state)
     make_zeros("/d/f.raw", 512);
     ok(create_in(mem, "/d/p.vmdk", 100 * 512, "twoGbMaxExtentSparse", NULL, NULL));
     refused(DESC "RW 1 VMFSSPARSE \"x-delta.vmdk\"\n", ENOENT, "x-delta.vmdk");
-    refused(DESC "RW 1 SESPARSE \"x-sesparse.vmdk\"\n", ENOTSUP, "not supported yet");
+    refused(DESC "RW 1 SESPARSE \"x-sesparse.vmdk\"\n", ENOENT, "x-sesparse.vmdk");
+    refused(DESC "RW 1 VSANSPARSE \"x\"\n", ENOTSUP, "object of a vSAN");
+    refused(DESC "RW 1 NEWSPARSE \"x\"\n", ENOTSUP, "not supported yet");
     refused(DESC "RW 2 FLAT \"f.raw\" 0\n", EINVAL, "ends at 512");
     refused(DESC "RW 1 FLAT \"f.raw\" 1\n", EINVAL, "ends at 512");
     refused(DESC "RW 200 SPARSE \"p-s001.vmdk\"\n", EINVAL, "holds only 100");

@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "formats/vmdk/cowd.h"
+#include "formats/vmdk/sesparse.h"
 
 #define MAX_GRAINS_IN_FILE (UINT64_C(1) << 33) /* bits of the map of used grains: 1 GiB */
 
@@ -556,6 +557,8 @@ int vmdk_check(struct dr_image *image, unsigned fix, struct dr_check_result *res
     for (size_t i = 0; r == 0 && i < s->n_extents; i++)
         if (vmdk_is_stream(&s->extents[i]))
             r = vmdk_check_stream(image, &s->extents[i], result, err);
+        else if (s->extents[i].type == VMDK_SESPARSE)
+            r = vmdk_sesparse_check(image, &s->extents[i], result, err);
         else if (s->extents[i].h.cowd)
             r = vmdk_cowd_check(image, &s->extents[i], fix, result, err);
         else if (s->extents[i].type == VMDK_SPARSE)

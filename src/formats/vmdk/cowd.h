@@ -64,9 +64,9 @@ int vmdk_cowd_trim(struct dr_image *image, struct vmdk_extent *e, struct dr_erro
 int vmdk_cowd_check(struct dr_image *image, struct vmdk_extent *e, unsigned fix,
                     struct dr_check_result *result, struct dr_error *err);
 
-/* cowd-bare.c: the text that stands for the descriptor of an extent that has none. */
-int vmdk_cowd_text(const struct dr_image *image, const struct vmdk_header *h,
-                   const struct vmdk_cowd_origin *origin, char **text, size_t *len,
+/* bare.c: an extent without its descriptor. A text that stands for it becomes that of the image.
+ */
+int vmdk_open_bare(struct dr_image *image, enum vmdk_magic magic, struct vmdk_header *h,
                    struct dr_error *err);
 
 #endif

@@ -437,8 +437,9 @@ static int make_piece(struct plan *p, const struct piece *piece, const char *tex
     struct vmdk_header h = {0};
     struct dr_file *f = NULL;
     int r = p->sub->sparse ? layout_piece(p, piece, &h, err) : 0;
-    if (r == 0)
-        r = new_file(p, piece->name, &f, err);
+    if (r < 0)
+        return r;
+    r = new_file(p, piece->name, &f, err);
     if (r < 0)
         return r;
     if (p->sub->cowd)

@@ -85,9 +85,9 @@ static enum vmdk_extent_type parse_type(struct span word)
         const char *name;
         enum vmdk_extent_type type;
     } types[] = {
-        {"SPARSE", VMDK_SPARSE}, {"VMFSSPARSE", VMDK_SPARSE},
-        {"FLAT", VMDK_FLAT},     {"VMFS", VMDK_VMFS},
-        {"ZERO", VMDK_ZERO},     {"VMFSRAW", VMDK_FLAT}, /* a device, as it is */
+        {"SPARSE", VMDK_SPARSE}, {"VMFSSPARSE", VMDK_SPARSE}, {"SESPARSE", VMDK_SESPARSE},
+        {"FLAT", VMDK_FLAT},     {"VMFS", VMDK_VMFS},         {"ZERO", VMDK_ZERO},
+        {"VMFSRAW", VMDK_FLAT}, /* a device, as it is */
     };
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
         if (span_is(word, types[i].name))
@@ -112,7 +112,8 @@ static bool take_name(struct span *s, struct span *name)
 
 static bool needs_name(const struct vmdk_extent_line *e)
 {
-    return e->type == VMDK_SPARSE || e->type == VMDK_FLAT || e->type == VMDK_VMFS;
+    return e->type == VMDK_SPARSE || e->type == VMDK_SESPARSE || e->type == VMDK_FLAT ||
+           e->type == VMDK_VMFS;
 }
 
 /* Parse the rest of an extent line, behind the type: a name and an offset; a partition uuid and a

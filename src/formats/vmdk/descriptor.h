@@ -35,6 +35,7 @@ enum vmdk_access { VMDK_RW, VMDK_RDONLY, VMDK_NOACCESS };
 
 enum vmdk_extent_type {
     VMDK_SPARSE,
+    VMDK_SESPARSE,
     VMDK_FLAT,
     VMDK_VMFS,
     VMDK_ZERO,

@@ -5,7 +5,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "formats/vmdk/vmdk.h"
+#include "formats/vmdk/sesparse.h"
 
 struct vmdk_extent *vmdk_extent_at(const struct dr_image *image, uint64_t off)
 {
@@ -428,6 +428,8 @@ int vmdk_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_exten
         return vmdk_map_found(image, e, rel, len, ext, err);
     if (e->type == VMDK_SPARSE)
         return map_sparse(image, e, rel, len, ext, err);
+    if (e->type == VMDK_SESPARSE)
+        return vmdk_sesparse_map(image, e, rel, len, ext, err);
     if (e->type == VMDK_ZERO) {
         *ext = (struct dr_extent){.kind = DR_ZERO, .len = len};
         return 0;

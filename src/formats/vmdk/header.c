@@ -61,7 +61,8 @@ static int check_magic(const char *where, const uint8_t *buf, struct dr_error *e
                        "interrupted",
                        where);
     case VMDK_MAGIC_SESPARSE:
-        return dr_fail(err, ENOTSUP, "%s: not supported yet: seSparse extent", where);
+        return dr_fail(err, ENOTSUP,
+                       "%s: a seSparse extent, which its descriptor must call SESPARSE", where);
     default:
         return dr_fail(err, EINVAL, "%s: no VMDK sparse extent: expected magic 'KDMV' at offset 0",
                        where);

@@ -17,7 +17,7 @@ static json_t *extent_info(const struct dr_image *image, const struct vmdk_exten
     json_object_set_new(o, "virtual-size", json_integer((json_int_t)e->len));
     json_object_set_new(o, "filename",
                         dr_json_text(e->file == VMDK_NO_FILE ? "" : image->files[e->file]->path));
-    if (e->type == VMDK_SPARSE)
+    if (vmdk_has_tables(e))
         json_object_set_new(o, "cluster-size", json_integer((json_int_t)e->grain));
     json_object_set_new(o, "format", dr_json_text(own ? "" : e->type_name));
     return o;

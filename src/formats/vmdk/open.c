@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "formats/vmdk/cowd.h"
+#include "formats/vmdk/sesparse.h"
 #include "formats/vmdk/stream.h"
 
 static int vmdk_probe(const uint8_t *buf, size_t len, const char *path)
@@ -57,20 +58,6 @@ static int read_text(struct dr_image *image, struct dr_error *err)
     return r < 0 ? r : vmdk_desc_parse(&vmdk_of(image)->desc, image->path, text, (size_t)size, err);
 }
 
-/* An extent of ESX that somebody kept without its descriptor. */
-static int read_bare(struct dr_image *image, struct vmdk_header *h, struct dr_error *err)
-{
-    struct vmdk_state *s = vmdk_of(image);
-    struct vmdk_cowd_origin origin;
-    CLEANUP_FREE char *text = NULL;
-    size_t len;
-    int r = vmdk_cowd_read(h, image->path, image->files[0], &origin, err);
-    if (r == 0)
-        r = vmdk_cowd_text(image, h, &origin, &text, &len, err);
-    s->embedded = s->bare = true;
-    return r < 0 ? r : vmdk_desc_parse(&s->desc, image->path, text, len, err);
-}
-
 static int read_descriptor(struct dr_image *image, struct vmdk_header *h, struct dr_error *err)
 {
     uint8_t buf[VMDK_HEADER_SIZE] = {0};
@@ -80,8 +67,8 @@ static int read_descriptor(struct dr_image *image, struct vmdk_header *h, struct
         return r;
     if (vmdk_magic(buf, got) == VMDK_MAGIC_NONE)
         return read_text(image, err);
-    if (vmdk_magic(buf, got) == VMDK_MAGIC_COWD)
-        return read_bare(image, h, err);
+    if (vmdk_magic(buf, got) == VMDK_MAGIC_COWD || vmdk_magic(buf, got) == VMDK_MAGIC_SESPARSE)
+        return vmdk_open_bare(image, vmdk_magic(buf, got), h, err);
     if (got < sizeof(buf) && vmdk_magic(buf, got) == VMDK_MAGIC_KDMV)
         return dr_fail(err, EINVAL, "%s: File truncated, expecting at least %zu bytes", image->path,
                        sizeof(buf));
@@ -146,7 +133,7 @@ static int check_twice(const struct dr_image *image, const struct vmdk_extent *e
         if (other == e || other->file == VMDK_NO_FILE ||
             !dr_file_same(f, image->files[other->file]))
             continue;
-        if (e->type == VMDK_SPARSE || other->type == VMDK_SPARSE)
+        if (vmdk_has_tables(e) || vmdk_has_tables(other))
             return dr_fail(err, EINVAL, "%s: two extents name the file %s", image->path, f->path);
     }
     return 0;
@@ -169,7 +156,7 @@ static int find_file(struct dr_image *image, struct vmdk_extent *e, const char *
     const struct vmdk_extent *other = same_file(image, e, name);
     if (other)
         e->file = other->file;
-    if (other && e->type != VMDK_SPARSE && other->type != VMDK_SPARSE)
+    if (other && !vmdk_has_tables(e) && !vmdk_has_tables(other))
         return 0; /* looked at when it was opened: a text can name one file tens of thousands times
                    */
     int r = other ? 0 : vmdk_open_name(image, e, name, err);
@@ -218,6 +205,8 @@ static int open_extent_file(struct dr_image *image, struct vmdk_extent *e,
         r = read_sparse_header(image, e, err);
         return r < 0 ? r : open_sparse(image, e, err);
     }
+    if (e->type == VMDK_SESPARSE)
+        return vmdk_sesparse_open(image, e, err);
     e->host = line->offset * VMDK_SECTOR;
     return check_flat_size(image, e, err);
 }
@@ -278,7 +267,8 @@ static int open_extent(struct dr_image *image, const struct vmdk_extent_line *li
     if (first) {
         e->file = 0; /* whatever the name says: files get renamed */
         e->h = *first;
-        return open_sparse(image, e, err);
+        return e->type == VMDK_SESPARSE ? vmdk_sesparse_open(image, e, err)
+                                        : open_sparse(image, e, err);
     }
     if (e->type == VMDK_ZERO)
         return 0;
@@ -295,7 +285,7 @@ static int open_extents(struct dr_image *image, const struct vmdk_header *h, str
     size_t n = s->desc.n_extents;
     if (n == 0)
         return dr_fail(err, EINVAL, "%s: the descriptor names no extent", image->path);
-    if (s->embedded && s->desc.extents[0].type != VMDK_SPARSE)
+    if (s->embedded && !s->bare && s->desc.extents[0].type != VMDK_SPARSE)
         return dr_fail(err, EINVAL,
                        "%s: the first extent of an embedded descriptor is %s, expected SPARSE",
                        image->path, s->desc.extents[0].type_name);
@@ -312,7 +302,7 @@ static int open_extents(struct dr_image *image, const struct vmdk_header *h, str
 
 static bool in_flat_file(const struct vmdk_extent *e)
 {
-    return e->file != VMDK_NO_FILE && e->type != VMDK_SPARSE;
+    return e->file != VMDK_NO_FILE && !vmdk_has_tables(e);
 }
 
 static int by_place(const void *a, const void *b)
@@ -359,7 +349,7 @@ int vmdk_refuse_streams(const struct dr_image *image, struct dr_error *err)
     const struct vmdk_state *s = vmdk_of(image);
     if (s->bare)
         return dr_fail(err, EROFS,
-                       "%s: a COWD extent without its descriptor, where the content id stands, can "
+                       "%s: an ESX extent without its descriptor, where the content id stands, can "
                        "be read, but not written",
                        image->path);
     for (size_t i = 0; i < s->n_extents; i++)
@@ -367,6 +357,12 @@ int vmdk_refuse_streams(const struct dr_image *image, struct dr_error *err)
             return dr_fail(err, EROFS,
                            "%s: streamOptimized disks are written once and cannot be changed; "
                            "convert it, or create an overlay on it",
+                           vmdk_extent_path(image, &s->extents[i]));
+    for (size_t i = 0; i < s->n_extents; i++)
+        if (s->extents[i].type == VMDK_SESPARSE)
+            return dr_fail(err, EROFS,
+                           "%s: seSparse disks can only be read: convert it, or create an overlay "
+                           "on it",
                            vmdk_extent_path(image, &s->extents[i]));
     return 0;
 }
@@ -463,6 +459,7 @@ static void vmdk_close(struct dr_image *image)
         vmdk_drop_directories(&s->extents[i]);
         free(s->extents[i].free);
         free(s->extents[i].found);
+        free(s->extents[i].se);
     }
     free(s->extents);
     vmdk_desc_free(&s->desc);

@@ -11,6 +11,8 @@
  *   stream*.c      streamOptimized
  *   resize.c       another size        tables.c   its tables
  *   cowd*.c        the sparse extent of ESX (vmfsSparse)
+ *   sesparse.c     ... and of later ESX
+ *   bare.c         these without their descriptors
  */
 #ifndef DR_FORMATS_VMDK_VMDK_H
 #define DR_FORMATS_VMDK_VMDK_H
@@ -59,7 +61,8 @@ struct vmdk_extent {
     uint64_t next;  /* sector behind the last grain; 0: not looked at yet */
     uint32_t *free; /* sectors of grains that came back in this session */
     size_t n_free;
-    uint32_t spare_table; /* COWD: a place that a table was begun in, 0: none */
+    struct vmdk_sesparse *se; /* SESPARSE */
+    uint32_t spare_table;     /* COWD: a place that a table was begun in, 0: none */
 };
 #define VMDK_NO_FILE UINT32_MAX
 
@@ -115,6 +118,11 @@ uint64_t vmdk_grain_len(const struct vmdk_extent *e, uint64_t grain);
 /* Is gte a place where grain's bytes can be? */
 bool vmdk_gte_fits(const struct dr_image *image, const struct vmdk_extent *e, uint64_t grain,
                    uint32_t gte);
+/* Are its bytes found through tables? No two such extents share a file. */
+static inline bool vmdk_has_tables(const struct vmdk_extent *e)
+{
+    return e->type == VMDK_SPARSE || e->type == VMDK_SESPARSE;
+}
 /* How many tables the extent's line asks for. The header's capacity may be more, and what it then
  * takes for entries need not be any: nothing behind these is ever written. */
 static inline uint64_t vmdk_tables_used(const struct vmdk_extent *e)
@@ -141,8 +149,8 @@ static inline bool vmdk_is_stream(const struct vmdk_extent *e)
 {
     return e->h.flags & VMDK_FLAG_COMPRESSED;
 }
-/* -EROFS: a part of the disk is a stream. A parent that is opened for reading becomes a writer only
- * when something is committed into it. */
+/* -EROFS: a part of the disk is a stream, or of another kind that is only read. A parent that is
+ * opened for reading becomes a writer only when something is committed into it. */
 int vmdk_refuse_streams(const struct dr_image *image, struct dr_error *err);
 /* Read the footer. An image that is opened for salvage may lack one: its grains are looked for, and
  * e->scanned says so. */
