@@ -47,13 +47,13 @@ def initramfs(tmp_path_factory):
 
 @pytest.fixture
 def boot(initramfs):  # pylint: disable=redefined-outer-name
-    """boot(SERVER[, mode]): a guest on its first export."""
+    """boot(SERVER[, mode]): a guest on its exports."""
     started = []
 
-    def start(server, mode="load"):
+    def start(server, mode="load", exports=("d",), image=initramfs):
         seed = int(os.environ.get("DROVER_TEST_SEED") or random.randrange(1 << 32))
         print(f"DROVER_TEST_SEED={seed}")
-        started.append(guest.Guest(initramfs, server.uri("d"), seed, mode))
+        started.append(guest.Guest(image, [server.uri(e) for e in exports], seed, mode))
         started[-1].go_on()
         return started[-1]
 

@@ -13,7 +13,10 @@
  * checksum, so that a test that reads a copy of the disk can tell which version it has found.
  *
  * With mode=boot in its environment it hands over to /sbin/init of the file system, which is this
- * program again: a machine that was booted from the disk. */
+ * program again: a machine that was booted from the disk.
+ *
+ * With mode=volume the file system is on a volume of LVM, in stripes over /dev/vda and /dev/vdb,
+ * and with mode=new-volume it makes that first. */
 #include <fcntl.h>
 #include <poll.h>
 #include <stdbool.h>
@@ -25,6 +28,7 @@
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define FILES      128 /* that are kept */
@@ -167,8 +171,8 @@ static bool told_to_end(void)
 
 static void work(const char *dir)
 {
-    int db = open_file(dir, "db", O_RDWR | O_DIRECT);
-    if (db < 0)
+    int db = open_file(dir, "db", O_RDWR | O_CREAT | O_DIRECT);
+    if (db < 0 || ftruncate(db, BLOCKS * BLOCK) < 0 || fsync(db) < 0)
         die("open of db", 0);
     printf("ready\n");
     uint64_t version = 0;
@@ -201,6 +205,44 @@ static void load_modules(void)
     }
 }
 
+/* Without udev, which would make the device nodes. */
+#define LVM_CONFIG                                                                            \
+    "activation { udev_sync=0 udev_rules=0 } devices { external_device_info_source=\"none\" " \
+    "obtain_device_list_from_udev=0 use_devicesfile=0 } backup { backup=0 archive=0 } "       \
+    "global { event_activation=0 } log { level=0 }"
+
+static void run(char *const *argv)
+{
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) {
+        execv(argv[0], argv);
+        _exit(127);
+    }
+    if (child < 0 || waitpid(child, &status, 0) < 0 || status != 0)
+        die(argv[1], status);
+}
+
+#define RUN(...) run((char *[]){__VA_ARGS__, NULL})
+#define LVM(command, ...) \
+    RUN("/sbin/lvm", command, "-qq", "--yes", "--config", LVM_CONFIG, __VA_ARGS__)
+
+/* Stripes of 4 KiB, so that nearly all that the file system does needs both disks. */
+static void open_volume(bool fresh)
+{
+    mount("proc", "/proc", "proc", 0, NULL);
+    mount("sys", "/sys", "sysfs", 0, NULL);
+    if (fresh) {
+        LVM("pvcreate", "/dev/vda", "/dev/vdb");
+        LVM("vgcreate", "-s", "1m", "vg", "/dev/vda", "/dev/vdb");
+        LVM("lvcreate", "-i", "2", "-I", "4k", "-Wn", "-Zn", "-l", "100%FREE", "-n", "lv", "vg");
+        RUN("/sbin/mke2fs", "-q", "-t", "ext4", "/dev/vg/lv");
+    } else {
+        LVM("vgck", "vg");
+        LVM("vgchange", "-ay", "vg");
+    }
+}
+
 static void boot_from_disk(void)
 {
     char *argv[] = {"/sbin/init", NULL};
@@ -218,9 +260,13 @@ int main(int argc, char **argv)
     if (seed)
         state = strtoull(seed, NULL, 10) | 1;
     if (!from_disk) {
+        bool fresh = mode && strcmp(mode, "new-volume") == 0;
+        bool volume = fresh || (mode && strcmp(mode, "volume") == 0);
         mount("dev", "/dev", "devtmpfs", 0, NULL);
         load_modules();
-        if (mount("/dev/vda", "/mnt", "ext4", 0, "discard") < 0)
+        if (volume)
+            open_volume(fresh);
+        if (mount(volume ? "/dev/vg/lv" : "/dev/vda", "/mnt", "ext4", 0, "discard") < 0)
             die("mount", 0);
         if (mode && strcmp(mode, "boot") == 0)
             boot_from_disk();

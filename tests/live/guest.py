@@ -49,20 +49,43 @@ def archive(entries):
 def add_module(modules, name):
     """Append a module behind those that it needs. The kernel may have any of them built in."""
     for path in glob.glob(f"{KERNEL}/lib/modules/*/kernel/**/{name}.ko", recursive=True):
-        with open(path, "rb") as f:
-            content = f.read()
+        content = content_of(path)
         for needed in re.search(rb"\0depends=([^\0]*)", content).group(1).decode().split(","):
             add_module(modules, needed)
         if content not in modules:
             modules.append(content)
 
 
-def make_initramfs(path):
-    with open(INIT, "rb") as f:
-        entries = [("dev", 0o40755, b""), ("mnt", 0o40755, b""), ("modules", 0o40755, b""),
-                   ("dev/console", 0o20600, (5, 1)), ("init", 0o100755, f.read())]
-    modules = []
-    for name in ("virtio_pci", "virtio_blk", "ext4"):
+def content_of(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def add_program(entries, path):
+    """Append a program of the host, and the libraries that it needs."""
+    paths = {path, *re.findall(r"(/\S+) \(0x", ok("ldd", path))}
+    have = {name for name, _, _ in entries}
+    for path in paths:
+        parts = path.strip("/").split("/")
+        for n in range(1, len(parts)):
+            entries += [("/".join(parts[:n]), 0o40755, b"")] if "/".join(parts[:n]) not in have else []
+            have.add("/".join(parts[:n]))
+        if path.strip("/") not in have:
+            entries.append((path.strip("/"), 0o100755, content_of(path)))
+            have.add(path.strip("/"))
+
+
+def make_initramfs(path, modules=(), programs=()):
+    """programs: names of the host's, which are found in /sbin."""
+    entries = [(name, 0o40755, b"") for name in ("dev", "mnt", "modules", "proc", "sys", "sbin", "run", "etc", "tmp")]
+    entries += [("dev/console", 0o20600, (5, 1)), ("init", 0o100755, content_of(INIT))]
+    for name in programs:
+        real = os.path.realpath(shutil.which(name))
+        add_program(entries, real)
+        if os.path.dirname(real) != "/sbin":
+            entries.append((f"sbin/{name}", 0o120777, real.encode()))
+    wanted, modules = modules, []
+    for name in ("virtio_pci", "virtio_blk", "ext4", *wanted):
         add_module(modules, name)
     for number, module in enumerate(modules):
         entries.append((f"modules/{number:02}.ko", 0o100644, module))
@@ -105,17 +128,18 @@ class Told:
 class Guest:
     """A running machine; its thread listens to what it tells."""
 
-    def __init__(self, initramfs, uri, seed, mode="load"):
+    def __init__(self, initramfs, uris, seed, mode="load"):
+        disks = []
+        for n, uri in enumerate(uris):
+            disks += ["-blockdev", f"driver=nbd,node-name=d{n},discard=unmap,server.type=unix,server.path={socket_path(uri)},"
+                      f"export={uri.split('/')[3].split('?')[0]}", "-device", f"virtio-blk-pci,drive=d{n}"]
         kernel, = glob.glob(KERNEL + "/boot/vmlinuz-*")
         self.process = subprocess.Popen(
             ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max", "-m", "160", "-nodefaults",
              "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel,
              "-initrd", str(initramfs), "-append",
              f"console=ttyS0 quiet panic=-1 mitigations=off no_timer_check tsc=reliable "
-             f"nowatchdog rcupdate.rcu_cpu_stall_suppress=1 mode={mode} seed={seed}",
-             "-blockdev", f"driver=nbd,node-name=d,discard=unmap,server.type=unix,server.path={socket_path(uri)},"
-             f"export={uri.split('/')[3].split('?')[0]}",
-             "-device", "virtio-blk-pci,drive=d"],
+             f"nowatchdog rcupdate.rcu_cpu_stall_suppress=1 mode={mode} seed={seed}", *disks],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.told, self.steps, self.lines = Told(), 0, []
         self.ended, self.trouble = False, None

@@ -76,7 +76,7 @@ def test_each_backup_of_a_series_holds_exactly_what_was_durable_at_its_instant(s
     names = series.names()
     series.judge(names, told.log)
     drover("backup", "verify", "set.json", timeout=240)
-    assert sum(series.most) - sum(series.least) > 10 * len(names), "the guest was hardly at work meanwhile"
+    assert sum(series.most) - sum(series.least) > len(names), "the guest was hardly at work meanwhile"
 
     # What is kept of them after a prune shows the same, and a restored disk, too.
     drover("backup", "prune", "--keep", "3", "set.json", timeout=240)
