@@ -65,8 +65,9 @@ struct dr_backup_disk {
 };
 
 /* Copy several disks as they are at one instant of this call, at which their requests wait for as
- * long as it takes to note that in memory. (Before, a bitmap begins: where it lies inside the
- * disk's image, requests wait until it is durable; beside it, for memory only.) From then on,
+ * long as it takes to note that in memory. (Before, a bitmap begins, and requests wait for memory,
+ * too; but where nothing was written to the disk since it was opened, until the bitmap is durable.)
+ * From then on,
  * before a range changes that was not copied yet, it is copied first; the job copies the rest. A
  * target that fails does not fail the guest: the backup fails. The targets get their names when all
  * of them are complete and durable; after a failure there are none, and the bitmaps note what they

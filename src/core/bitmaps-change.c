@@ -332,16 +332,49 @@ static int change_inside(struct dr_image *image, const struct dr_bitmap_change *
     return r < 0 ? r : flushed;
 }
 
-int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
-                           struct dr_error *err)
+void dr_image_quietly(struct dr_image *image, void (*step)(void *user), void *user)
 {
-    bool inside = dr_image_bitmaps_inside(image);
-    if (!inside && (change->inside || dr_bitmaps_no_place(image)))
+    struct dr_range range;
+    dr_range_lock(image->ranges, &range, 0, UINT64_MAX, true);
+    pthread_mutex_lock(&image->begin_lock);
+    step(user);
+    pthread_mutex_unlock(&image->begin_lock);
+    dr_range_unlock(image->ranges, &range);
+}
+
+static int check_place(struct dr_image *image, const struct dr_bitmap_change *change,
+                       struct dr_error *err)
+{
+    if (!dr_image_bitmaps_inside(image) && (change->inside || dr_bitmaps_no_place(image)))
         return dr_fail(err, ENOTSUP, "Can't store persistent bitmaps to %s: %s", image->path,
                        strerror(ENOTSUP));
     if (!image->writable)
         return dr_fail(err, EROFS, "%s: is open for reading only", image->path);
-    return inside ? change_inside(image, change, err) : change_beside(image, change, err);
+    return 0;
+}
+
+int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
+                           struct dr_error *err)
+{
+    int r = check_place(image, change, err);
+    if (r < 0)
+        return r;
+    return dr_image_bitmaps_inside(image) ? change_inside(image, change, err)
+                                          : change_beside(image, change, err);
+}
+
+int dr_image_bitmap_change_live(struct dr_image *image, const struct dr_bitmap_change *change,
+                                struct dr_error *err)
+{
+    int r = check_place(image, change, err);
+    if (r < 0)
+        return r;
+    if (!dr_image_bitmaps_inside(image))
+        return change_beside(image, change, err);
+    bool changing = atomic_load(&image->begun) & DR_BEGUN_CHANGES;
+    return changing && image->fmt->bitmap_change_live
+               ? image->fmt->bitmap_change_live(image, change, err)
+               : 1;
 }
 
 /* ------------------------------------------------------------------ rebuilding */

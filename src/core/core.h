@@ -269,8 +269,9 @@ int dr_image_snapshot_list(struct dr_image *image, dr_snapshot_each each, void *
 /* Bitmaps (bitmaps.c), wherever the image keeps them: inside by its driver, else in a file beside
  * it. As the driver's callbacks of these names. -ENOTSUP: it has no place for any. -EBADMSG: the
  * file beside it is damaged. change: the caller has claimed the disk; durable on return. What
- * writes to the image waits: inside an image until it is durable; beside it for changes of memory
- * only, unless nothing was written yet. */
+ * writes to the image waits until it is durable. change_live: what writes waits for changes of
+ * memory only, unless nothing was written yet; 1: such a change needs dr_image_bitmap_change(),
+ * with the disk's requests kept out, and nothing was done. */
 bool dr_image_bitmaps_inside(const struct dr_image *image);
 int dr_image_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user,
                          struct dr_error *err);
@@ -278,6 +279,11 @@ int dr_image_bitmap_read(struct dr_image *image, const char *name, dr_bitmap_dir
                          struct dr_error *err);
 int dr_image_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
                            struct dr_error *err);
+int dr_image_bitmap_change_live(struct dr_image *image, const struct dr_bitmap_change *change,
+                                struct dr_error *err);
+/* Call step, which reads and writes no file, while no change of the image is under way and nobody
+ * asks for its bitmaps. The caller holds none of the image's locks. */
+void dr_image_quietly(struct dr_image *image, void (*step)(void *user), void *user);
 /* What a bitmap has by now, also while it notes changes, in two steps: what is stored of it, and
  * what was noted since the bitmaps were stored, which an enabled one has, too. The second reads no
  * file; it is exact with every writer kept out. Bitmaps are neither changed nor stored in between:

@@ -516,6 +516,11 @@ struct dr_format {
      * bitmaps from before or those from afterwards, whenever it is interrupted. */
     int (*bitmap_change)(struct dr_image *image, const struct dr_bitmap_change *change,
                          struct dr_error *err);
+    /* The same beside those who write: they wait for memory only, in dr_image_quietly().
+     * begin_write was done, for changes of the view. 1: such a change is for bitmap_change; nothing
+     * was done. After a failure bitmaps may say that more has changed than did. Optional. */
+    int (*bitmap_change_live)(struct dr_image *image, const struct dr_bitmap_change *change,
+                              struct dr_error *err);
     /* The guest's view of [off, off + len) may have changed through this image, with begin_write
      * called for changes before: the bitmaps of it that are enabled note that. Under the lock of
      * the units, by many threads at once; no I/O, cannot fail. Optional. */

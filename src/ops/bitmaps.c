@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Bitmaps of an image, inside it or in a file beside it. Those inside are changed while no request
- * is past the disk's gate; those beside it keep requests waiting only while memory changes. */
+/* Bitmaps of an image, inside it or in a file beside it. Where a change cannot be made beside those
+ * who write, it is made while no request is past the disk's gate. */
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
@@ -90,8 +90,9 @@ int dr_ops_bitmap_change(struct dr_disk *disk, struct dr_bitmap_change *c, struc
     struct dr_image *image = chain->images[0];
     if (!c->source) /* its images stay as they are: its disk is not written to while it is read */
         c->source = image;
-    int r = dr_image_bitmaps_inside(image) ? dr_disk_quiesce(disk, change_step, c, NULL, err)
-                                           : dr_image_bitmap_change(image, c, err);
+    int r = dr_image_bitmap_change_live(image, c, err);
+    if (r == 1)
+        r = dr_disk_quiesce(disk, change_step, c, NULL, err);
     int closed = dr_chain_unref(chain, r == 0 ? err : NULL);
     return r < 0 ? r : closed;
 }

@@ -139,8 +139,8 @@ static int add(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c, st
 
 /* ------------------------------------------------------------------ one of them */
 
-static int change(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c,
-                  struct dr_error *err)
+int qcow2_edit_change(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c,
+                      struct dr_error *err)
 {
     if (c->action == DR_BITMAP_ADD)
         return add(e, c, err);
@@ -172,7 +172,7 @@ static int change_untracked(struct dr_image *image, const struct dr_bitmap_chang
     struct qcow2_bitmap_edit e;
     int r = qcow2_edit_begin(&e, image, err);
     if (r == 0) {
-        r = change(&e, c, err);
+        r = qcow2_edit_change(&e, c, err);
         if (r == 0)
             r = qcow2_edit_commit(&e, err);
         else
@@ -192,9 +192,9 @@ int qcow2_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *c
     int r = qcow2_track_end(image, err);
     if (r < 0)
         return r;
-    q->editing = true;
+    atomic_store(&q->editing, true);
     r = change_untracked(image, c, err);
-    q->editing = false;
+    atomic_store(&q->editing, false);
     int again = writing ? qcow2_track_begin(image, r < 0 ? NULL : err) : 0;
     return r < 0 ? r : again;
 }

@@ -190,25 +190,36 @@ static int prepare(struct qcow2_bitmap_edit *e, uint64_t len, uint64_t *at, stru
             r = write_table(e, &e->list[i], err);
     if (r == 0 && e->n)
         r = write_directory(e, len, at, err);
-    return r < 0 ? r : dr_image_flush_all(e->image, err);
+    return r < 0 ? r : dr_image_flush(e->image, err);
 }
 
-int qcow2_edit_commit(struct qcow2_bitmap_edit *e, struct dr_error *err)
+/* Who asks for the bitmaps has begin_lock, too: nobody reads a directory while it is given up. */
+static int switch_over(struct qcow2_bitmap_edit *e, uint64_t len, uint64_t at, struct dr_error *err)
 {
-    struct qcow2 *q = qcow2_of(e->image);
-    uint64_t len = directory_len(e), at = 0, old = q->bitmaps_at;
-    if (len > QCOW2_MAX_BITMAP_DIR)
-        return dr_fail(err, EINVAL, "Not enough space in the bitmap directory");
-    int r = prepare(e, len, &at, err);
-    if (r == 0)
-        r = qcow2_set_bitmaps(e->image, e->n, len, at, err);
-    if (r < 0) {
-        if (!q->damage) /* else the header may name what was taken */
-            qcow2_places_lose(e->image, &e->taken, NULL);
+    uint64_t old = qcow2_of(e->image)->bitmaps_at;
+    int r = qcow2_set_bitmaps(e->image, e->n, len, at, err);
+    if (r < 0)
         return r;
-    }
     e->taken.n = 0;
     if (old && qcow2_places_add(&e->left, old, e->old.len) < 0)
         r = no_memory(e, err);
     return r < 0 ? r : qcow2_places_lose(e->image, &e->left, err);
+}
+
+int qcow2_edit_commit(struct qcow2_bitmap_edit *e, struct dr_error *err)
+{
+    uint64_t len = directory_len(e), at = 0;
+    if (len > QCOW2_MAX_BITMAP_DIR)
+        return dr_fail(err, EINVAL, "Not enough space in the bitmap directory");
+    int r = prepare(e, len, &at, err);
+    if (r == 0) {
+        if (e->live)
+            pthread_mutex_lock(&e->image->begin_lock);
+        r = switch_over(e, len, at, err);
+        if (e->live)
+            pthread_mutex_unlock(&e->image->begin_lock);
+    }
+    if (r < 0 && !qcow2_of(e->image)->damage) /* else the header may name what was taken */
+        qcow2_places_lose(e->image, &e->taken, NULL);
+    return r;
 }

@@ -17,11 +17,12 @@ struct qcow2_track {
     struct dr_marks marks;
     bool lost;     /* the bitmaps do not go with the disk any more */
     bool doubtful; /* a write of the flags failed: they may say that none is in use */
+    bool begins;   /* it is going to be the image's, with marks of its own */
 };
 
 /* ------------------------------------------------------------------ marks */
 
-static void track_free(struct qcow2_track *t)
+void qcow2_track_free(struct qcow2_track *t)
 {
     if (!t)
         return;
@@ -202,7 +203,7 @@ static struct qcow2_track *track_new(uint32_t n)
     t->ours = calloc(n ? n : 1, sizeof(*t->ours));
     if (t->ours)
         return t;
-    track_free(t);
+    qcow2_track_free(t);
     return NULL;
 }
 
@@ -224,7 +225,7 @@ int qcow2_track_begin(struct dr_image *image, struct dr_error *err)
     if (any_ours(t)) /* also when it is not certain that the flags were written */
         q->track = t;
     else
-        track_free(t);
+        qcow2_track_free(t);
     return r;
 }
 
@@ -243,7 +244,7 @@ static int store_table(struct qcow2_bits *bits, struct dr_error *err)
     const struct qcow2_bitmap *b = &bits->bitmap;
     if (!bits->table_changed)
         return 0;
-    int r = dr_image_flush_all(image, err); /* counts and bits */
+    int r = dr_image_flush(image, err); /* counts and bits */
     for (uint64_t i = 0; i < b->entries; i++)
         put_be64(&bits->table[i], bits->table[i]);
     if (r == 0)
@@ -296,8 +297,76 @@ int qcow2_track_end(struct dr_image *image, struct dr_error *err)
 void qcow2_track_forget(struct dr_image *image)
 {
     struct qcow2 *q = qcow2_of(image);
-    track_free(q->track);
+    qcow2_track_free(q->track);
     q->track = NULL;
+}
+
+/* ------------------------------------------------------------------ another directory */
+
+bool qcow2_track_is_sound(const struct dr_image *image)
+{
+    const struct qcow2_track *t = qcow2_of(image)->track;
+    return !t || !(t->lost || t->doubtful);
+}
+
+static bool is_tracked(const struct qcow2_track *t, const struct qcow2_bitmap_edit *e, uint32_t i)
+{
+    return t->ours[i] && (e->list[i].b.flags & QCOW2_BITMAP_AUTO);
+}
+
+struct qcow2_track *qcow2_track_next(const struct qcow2_bitmap_edit *e,
+                                     const struct qcow2_bitmap_draft *added, uint32_t removed)
+{
+    const struct qcow2_track *t = qcow2_of(e->image)->track;
+    struct qcow2_track *next = track_new(e->n);
+    if (!next)
+        return NULL;
+    next->begins = added && (added->b.flags & QCOW2_BITMAP_AUTO);
+    for (uint32_t i = 0; i < e->n; i++) {
+        uint32_t was = i + (!added && i >= removed);
+        next->ours[i] = &e->list[i] == added ? next->begins : t && was < t->n && t->ours[was];
+        if (is_tracked(next, e, i))
+            next->marks.bits = (unsigned)dr_min(next->marks.bits, e->list[i].b.granularity_bits);
+    }
+    if (!next->begins || dr_marks_cover(&next->marks, e->image->size) == 0)
+        return next;
+    qcow2_track_free(next);
+    return NULL;
+}
+
+struct qcow2_track *qcow2_track_exchange(struct dr_image *image, struct qcow2_track *next)
+{
+    struct qcow2 *q = qcow2_of(image);
+    struct qcow2_track *t = q->track;
+    if (next->begins) {
+        q->track = next;
+        return t;
+    }
+    if (t) { /* the marks stay */
+        bool *ours = t->ours;
+        t->ours = next->ours;
+        t->n = next->n;
+        next->ours = ours;
+    }
+    return next;
+}
+
+static int note_range(void *user, uint64_t off, uint64_t len)
+{
+    qcow2_changed(user, off, len);
+    return 0;
+}
+
+int qcow2_track_store(struct dr_image *image, const struct qcow2_track *t, struct dr_error *err)
+{
+    CLEANUP_BITMAPS struct qcow2_bitmaps dir = {0};
+    int r = qcow2_bitmaps_load(image, &dir, err);
+    for (uint32_t i = 0; r == 0 && i < dir.n && i < t->n; i++)
+        if (t->ours[i] && (dir.list[i].flags & QCOW2_BITMAP_AUTO))
+            r = store_one(image, t, &dir.list[i], err);
+    if (r < 0)
+        dr_marks_each(&t->marks, image->size, note_range, image);
+    return r;
 }
 
 /* ------------------------------------------------------------------ another size */
@@ -348,7 +417,7 @@ int qcow2_track_all(struct dr_image *image, uint64_t size, struct dr_error *err)
     if (any_ours(t))
         q->track = t;
     else if (t != q->track)
-        track_free(t);
+        qcow2_track_free(t);
     return r;
 }
 

@@ -5,6 +5,7 @@
  *   bitmap-bits.c    reading and setting bits
  *   bitmap-edit.c    putting another directory in the place of the present one
  *   bitmap-change.c  add, remove, clear, enable, disable, merge
+ *   bitmap-live.c    add and remove while the disk is written to
  *   bitmap-track.c   keeping the enabled ones right while the disk is written to
  *
  *   header extension ─► directory ─► a table for each bitmap ─► clusters of bits
@@ -134,8 +135,8 @@ int qcow2_bits_cut(struct qcow2_bits *s, uint64_t size, struct dr_error *err);
 int qcow2_bits_store(struct qcow2_bits *s, struct dr_error *err);
 void qcow2_bits_close(struct qcow2_bits *s);
 
-/* ------------------------------------------------------------------ bitmap-edit.c; nobody writes
- * to the image meanwhile */
+/* ------------------------------------------------------------------ bitmap-edit.c; the caller sees
+ * to it that only one thread at a time changes the bitmaps */
 
 struct qcow2_bitmap_draft {
     struct qcow2_bitmap b; /* as it is on disk; of a new one what is known so far */
@@ -149,6 +150,7 @@ struct qcow2_bitmap_edit {
     struct qcow2_bitmap_draft *list; /* the bitmaps as they are to be */
     uint32_t n;
     struct qcow2_places taken, left; /* that only the new directory / only the old one leads to */
+    bool live;                       /* others write to the image: lock them out of its header */
 };
 /* Ends with qcow2_edit_end, also after a failure. Who does not commit gives up what is taken. */
 int qcow2_edit_begin(struct qcow2_bitmap_edit *e, struct dr_image *image, struct dr_error *err);
@@ -169,6 +171,12 @@ void qcow2_draft_flags(struct qcow2_bitmap_draft *d, uint32_t flags);
 /* Make it the image's, durably but for what is given up. A failure leaves the old ones. */
 int qcow2_edit_commit(struct qcow2_bitmap_edit *e, struct dr_error *err);
 
+/* ------------------------------------------------------------------ bitmap-change.c */
+
+/* Of the drafts: -EEXIST, -ENOENT and what else makes it impossible. */
+int qcow2_edit_change(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c,
+                      struct dr_error *err);
+
 /* ------------------------------------------------------------------ bitmap-track.c */
 
 /* From now on what changes goes into the enabled bitmaps; they are marked as in use, durably. Does
@@ -188,6 +196,18 @@ int qcow2_track_resize(struct dr_image *image, struct dr_error *err);
 void qcow2_track_everything(struct dr_image *image);
 /* The i-th bitmap of the directory is in use by us, who note all that changes. */
 bool qcow2_track_has(const struct dr_image *image, uint32_t i);
+/* Marks are noted, or there is no enabled bitmap, and nothing has gone wrong with them. */
+bool qcow2_track_is_sound(const struct dr_image *image);
+/* What notes marks once the edit is the image's directory: for the same bitmaps as now, as far as
+ * they are still there, and for `added`, the last one, if it is enabled. With added all of them
+ * begin with no marks. NULL: out of memory. */
+struct qcow2_track *qcow2_track_next(const struct qcow2_bitmap_edit *e,
+                                     const struct qcow2_bitmap_draft *added, uint32_t removed);
+/* It takes the place of the present one, in dr_image_quietly(); that is returned. */
+struct qcow2_track *qcow2_track_exchange(struct dr_image *image, struct qcow2_track *next);
+/* Store what t noted in the bitmaps it has. After a failure it is noted for all that there are. */
+int qcow2_track_store(struct dr_image *image, const struct qcow2_track *t, struct dr_error *err);
+void qcow2_track_free(struct qcow2_track *t);
 
 /* ------------------------------------------------------------------ the callbacks */
 
@@ -201,6 +221,8 @@ int qcow2_bitmap_stored(struct dr_image *image, const char *name, dr_bitmap_dirt
 const struct dr_marks *qcow2_bitmap_noted(const struct dr_image *image);
 int qcow2_bitmap_change(struct dr_image *image, const struct dr_bitmap_change *change,
                         struct dr_error *err);
+int qcow2_bitmap_change_live(struct dr_image *image, const struct dr_bitmap_change *change,
+                             struct dr_error *err);
 void qcow2_changed(struct dr_image *image, uint64_t off, uint64_t len);
 
 #endif

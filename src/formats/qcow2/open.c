@@ -285,7 +285,7 @@ static int qcow2_begin_write(struct dr_image *image, uint64_t off, bool changes,
         r = qcow2_load_reftable(image, err);
     if (r == 0)
         r = clear_features(image, changes, err);
-    if (r == 0 && changes && !q->editing)
+    if (r == 0 && changes && !atomic_load(&q->editing))
         r = qcow2_track_begin(image, err);
     if (r == 0 && move)
         r = qcow2_grow_reftable(image, err);
@@ -348,6 +348,7 @@ const struct dr_format dr_format_qcow2 = {
     .bitmap_stored = qcow2_bitmap_stored,
     .bitmap_noted = qcow2_bitmap_noted,
     .bitmap_change = qcow2_bitmap_change,
+    .bitmap_change_live = qcow2_bitmap_change_live,
     .changed = qcow2_changed,
     .views_begin = qcow2_views_begin,
     .views_hole = qcow2_views_hole,

@@ -75,7 +75,7 @@ struct qcow2 {
     uint64_t bitmaps_len;
     uint32_t n_bitmaps;
     struct qcow2_track *track; /* what changes, for the bitmaps; NULL: none is enabled */
-    bool editing;              /* the bitmaps change: begin_write leaves them alone */
+    _Atomic bool editing;      /* the bitmaps change: begin_write leaves them alone */
     bool bitmaps_bad;          /* the extension makes no sense; opened to be repaired */
     uint64_t crypto_at, crypto_len;
     char *data_name; /* as recorded, or NULL */
