@@ -28,6 +28,19 @@ void dr_marks_free(struct dr_marks *m)
     pthread_mutex_destroy(&m->lock);
 }
 
+void dr_marks_move(struct dr_marks *m, struct dr_marks *from)
+{
+    dr_marks_free(m);
+    dr_marks_init(m, from->bits);
+    m->pages = from->pages;
+    m->n_pages = from->n_pages;
+    m->n_used = from->n_used;
+    atomic_store(&m->all, atomic_load(&from->all));
+    from->pages = NULL;
+    from->n_pages = 0;
+    dr_marks_free(from);
+}
+
 int dr_marks_cover(struct dr_marks *m, uint64_t size)
 {
     uint64_t n = dr_div_up(dr_div_up(size, UINT64_C(1) << m->bits), DR_MARKS_PAGE_BITS);

@@ -33,6 +33,8 @@ struct dr_marks {
 /* An empty set for a disk of no bytes. Ends with dr_marks_free. */
 void dr_marks_init(struct dr_marks *m, unsigned bits);
 void dr_marks_free(struct dr_marks *m);
+/* The set is what from is, which must not be used any more. Nobody uses either meanwhile. */
+void dr_marks_move(struct dr_marks *m, struct dr_marks *from);
 /* From now on the set has room for a disk of that size. What is set stays. 0 or -ENOMEM. */
 int dr_marks_cover(struct dr_marks *m, uint64_t size);
 /* What lies outside of the disk that the set covers is passed over. */

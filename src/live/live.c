@@ -193,6 +193,7 @@ void live_free_disk(struct live_disk *d)
     free(d->path);
     free(d->format);
     free(d->first);
+    dr_memory_bitmaps_free(d->bitmaps);
     free(d);
 }
 
@@ -309,6 +310,7 @@ static void free_lists(struct dr_live *live)
         next = d->next;
         if (d->stall)
             live_stall_listen(d->stall, NULL, NULL);
+        dr_memory_bitmaps_free(DR_STEAL(d->bitmaps));
         if (d->node)
             close_disk(live, d->disk);
         live_free_disk(d);

@@ -13,6 +13,7 @@
  *   qmp-edit.c       commands that change what lies below active images
  *   qmp-nodes.c      commands that give images names, for others to mean them by
  *   qmp-archive.c    backups of several disks into one archive, and where slow backups spill
+ *   qmp-bitmaps.c    commands about bitmaps of what guests write
  *   qmp-exports.c    commands that change what NBD clients see
  *
  * One lock covers everything here. It is never held while an operation runs, nor over a system call
@@ -30,6 +31,7 @@
 #include "drover/backup.h"
 #include "drover/live.h"
 #include "drover/ops.h"
+#include "ops/memory-bitmaps.h"
 
 #define LIVE_NAME_MAX    31
 #define LIVE_LINE_MAX    (1u << 20) /* bytes of a request */
@@ -46,6 +48,8 @@ struct live_disk {
     struct dr_stall *stall; /* its guest's requests go through it; or NULL */
     struct live_node *node; /* blockdev-add named it, and it is closed by us; else NULL */
     uint64_t size;          /* that the program knows; under the lock */
+    struct dr_memory_bitmaps *bitmaps; /* that end with this server, or NULL; set under the lock by
+                                          the thread of the clients */
 };
 
 /* An image, or the bytes of a file, has a name. Where blockdev-add gave it, it need not be part of
@@ -316,8 +320,9 @@ struct qmp_error {
 
 struct qmp_arg {
     const char *name;
-    char type; /* 's'tring, 'n'umber (not negative), 'b'ool, 'l'ist, 'o'bject, 'r'eference to a node
-                  (its name, or an object that describes it), 'R': that, or null */
+    char type; /* 's'tring, 'n'umber (not negative), 'u': the same with another text, 'b'ool,
+                  'l'ist, 'o'bject, 'r'eference to a node (its name, or an object that describes
+                  it), 'R': that, or null */
     bool required;
 };
 #define QMP_ARGS_MAX 20
@@ -331,7 +336,8 @@ struct qmp_command {
 extern const struct qmp_command
     *const qmp_tables[]; /* each ends with a NULL name; NULL-terminated */
 extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_node_commands[],
-    qmp_export_commands[], qmp_edit_commands[], qmp_own_commands[], qmp_archive_commands[];
+    qmp_export_commands[], qmp_edit_commands[], qmp_own_commands[], qmp_archive_commands[],
+    qmp_bitmap_commands[];
 
 /* One line of a client: a new reference to the reply. *negotiated: has it said qmp_capabilities? */
 json_t *qmp_answer(struct dr_live *live, const char *line, size_t len, bool *negotiated);
@@ -377,6 +383,12 @@ void live_archive_free(struct live_archive *a);
 int qmp_spill(struct dr_live *live, const struct live_disk *on, json_t *args,
               struct live_order *order, struct qmp_error *err);
 struct dr_backup_spill live_spill(const struct live_order *order);
+
+/* ------------------------------------------------------------------ qmp-bitmaps.c */
+
+/* The bitmaps of chain's image i as queries show them, or NULL: it has none. The caller is past the
+ * disk's gate, without the lock. */
+json_t *live_show_bitmaps(const struct live_disk *on, struct dr_image *image);
 
 /* ------------------------------------------------------------------ qmp-edit.c */
 

@@ -84,6 +84,7 @@ static bool has_type(const json_t *value, char type)
         return json_is_string(value) &&
                strlen(json_string_value(value)) == json_string_length(value);
     case 'n':
+    case 'u':
         return json_is_integer(value);
     case 'b':
         return json_is_boolean(value);
@@ -134,6 +135,11 @@ static int check_known(const struct qmp_arg *table, const char *where, json_t *a
         const json_t *value = json_object_get(args, table->name);
         if (!value && table->required) {
             qmp_fail(err, NULL, "Parameter '%s%s' is missing", where, table->name);
+            return -EINVAL;
+        }
+        if (value && table->type == 'u' &&
+            (!json_is_integer(value) || json_integer_value(value) < 0)) {
+            qmp_fail(err, NULL, "Parameter '%s%s' expects uint64", where, table->name);
             return -EINVAL;
         }
         if (value && !has_type(value, table->type)) {
@@ -225,8 +231,9 @@ const struct qmp_command qmp_own_commands[] = {
 };
 
 const struct qmp_command *const qmp_tables[] = {
-    qmp_own_commands, qmp_disk_commands, qmp_node_commands,    qmp_export_commands,
-    qmp_job_commands, qmp_edit_commands, qmp_archive_commands, NULL};
+    qmp_own_commands,     qmp_disk_commands,   qmp_node_commands,
+    qmp_export_commands,  qmp_job_commands,    qmp_edit_commands,
+    qmp_archive_commands, qmp_bitmap_commands, NULL};
 
 /* ------------------------------------------------------------------ a line */
 

@@ -61,11 +61,12 @@ static json_t *show_node(const struct node_view *v)
 }
 
 /* Inside the disk's gate: a job may be about to give the image another parent, or size. */
-static json_t *show_image(struct dr_live *live, const struct dr_disk *disk,
+static json_t *show_image(struct dr_live *live, const struct live_disk *on,
                           const struct dr_chain *chain, size_t i)
 {
     const struct dr_image *image = chain->images[i];
     const struct dr_image *parent = i + 1 < chain->n ? chain->images[i + 1] : NULL;
+    json_t *bitmaps = live_show_bitmaps(on, chain->images[i]);
     DR_LOCK_SCOPE(&live->lock);
     const struct node_view view = {
         .name = live_node_of(live, image->path),
@@ -75,13 +76,15 @@ static json_t *show_image(struct dr_live *live, const struct dr_disk *disk,
         .parent_format = parent ? parent->fmt->name : NULL,
         .read_only = !image->writable,
         .depth = (int)(chain->n - i - 1),
-        .flags = disk->flags,
+        .flags = on->disk->flags,
         .size = image->size,
     };
     json_t *shown = show_node(&view);
     if (image->backing_name)
         json_object_set_new(json_object_get(shown, "image"), "backing-filename",
                             dr_json_text(image->backing_name));
+    if (bitmaps)
+        json_object_set_new(shown, "dirty-bitmaps", bitmaps);
     return shown;
 }
 
@@ -140,7 +143,7 @@ static json_t *query_nodes(struct dr_live *live, json_t *args, struct qmp_error 
         struct dr_pass pass;
         const struct dr_chain *chain = dr_disk_enter(on->disk, &pass);
         for (size_t i = 0; i < chain->n; i++)
-            json_array_append_new(all, show_image(live, on->disk, chain, i));
+            json_array_append_new(all, show_image(live, on, chain, i));
         dr_disk_leave(on->disk, &pass);
     }
     show_added(live, all);
@@ -167,7 +170,7 @@ static json_t *query_block(struct dr_live *live, json_t *args, struct qmp_error 
         json_array_append_new(all,
                               json_pack("{s:s, s:s, s:b, s:b, s:s, s:o}", "device", on->name,
                                         "type", "unknown", "removable", 0, "locked", 0, "io-status",
-                                        status, "inserted", show_image(live, on->disk, chain, 0)));
+                                        status, "inserted", show_image(live, on, chain, 0)));
         dr_disk_leave(on->disk, &pass);
     }
     return all;

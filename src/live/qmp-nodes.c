@@ -343,6 +343,7 @@ static int close_node(struct dr_live *live, struct live_node *node, struct dr_er
         at = &(*at)->next;
     *at = d->next;
     pthread_mutex_unlock(&live->lock);
+    dr_memory_bitmaps_free(DR_STEAL(d->bitmaps));
     r = dr_close(d->disk, err);
     live_free_disk(d);
     return r;

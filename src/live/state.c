@@ -261,6 +261,7 @@ static void exchange(struct dr_live *live, const struct dr_switch *s, char **pat
             d->format = *format;
             *path = old_path;
             *format = old_format;
+            dr_memory_bitmaps_moved(d->bitmaps, d->path);
         }
 }
 

@@ -1,0 +1,495 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Commands about bitmaps of what guests write. A persistent one is kept by the image, inside it or
+ * beside it; the others are in memory and end with the server. Both are called by the node that is
+ * the image, and no two of an image have the same name. Texts are QEMU's. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/json.h"
+#include "live/live.h"
+#include "ops/ops-internal.h"
+
+/* ------------------------------------------------------------------ which one */
+
+/* An image of a disk, by the name of a node. */
+struct spot {
+    struct live_disk *on;
+    char *image; /* its path, malloc'ed */
+    bool active; /* it is the disk's active image */
+};
+
+struct bitmap {
+    bool found, stored; /* stored: persistent */
+    bool enabled, inconsistent;
+    uint64_t granularity;
+};
+
+/* A disk's name is also that of the node that it began with. It means the active image, as a
+ * device's name does in QEMU, but in nodes_first the node. */
+static void look_for_spot(struct dr_live *live, const char *node, bool nodes_first,
+                          struct spot *spot, struct live_node **closed)
+{
+    pthread_mutex_lock(&live->lock);
+    struct live_disk *on = live_find_device(live, node);
+    const char *path = live_node_path(live, node);
+    if (on && path && nodes_first && strcmp(path, on->path) != 0)
+        on = NULL;
+    path = on ? on->path : path;
+    spot->image = path ? strdup(path) : NULL;
+    *closed = live_find_node(live, node);
+    pthread_mutex_unlock(&live->lock);
+    spot->active = on;
+    for (size_t n = 0; !on && spot->image && (on = live_nth_disk(live, n)); n++)
+        on = live_has_image(on, spot->image) ? on : NULL;
+    spot->on = on;
+}
+
+/* A node that blockdev-add named is opened for that. missing: the text, with the name twice. */
+static int find_spot_of(struct dr_live *live, const char *node, bool nodes_first,
+                        const char *missing, struct spot *spot, struct qmp_error *err)
+{
+    struct live_node *closed;
+    look_for_spot(live, node, nodes_first, spot, &closed);
+    if (!spot->on && closed && closed->added && closed->format) {
+        spot->on = live_node_disk(live, closed, &err->text);
+        if (!spot->on)
+            return -EINVAL;
+        spot->active = true;
+    }
+    if (spot->on && spot->image) {
+        dr_memory_bitmaps_prune(spot->on->bitmaps);
+        return 0;
+    }
+    qmp_fail(err, NULL, spot->on ? "out of memory" : missing, node, node);
+    return -ENOENT;
+}
+
+static int find_spot(struct dr_live *live, const char *node, const char *missing, struct spot *spot,
+                     struct qmp_error *err)
+{
+    return find_spot_of(live, node, false, missing, spot, err);
+}
+
+static struct dr_image *image_of(const struct spot *spot, const struct dr_chain *chain)
+{
+    size_t k = dr_ops_member(chain, spot->image);
+    return k < chain->n ? chain->images[k] : NULL;
+}
+
+struct search {
+    const char *name;
+    struct bitmap *b;
+};
+
+static int match_stored(void *user, const struct dr_bitmap_info *info)
+{
+    const struct search *s = user;
+    if (strcmp(info->name, s->name) == 0)
+        *s->b = (struct bitmap){.found = true,
+                                .stored = true,
+                                .enabled = info->enabled,
+                                .inconsistent = info->inconsistent && !info->noting,
+                                .granularity = info->granularity};
+    return 0;
+}
+
+static int match_memory(void *user, const struct dr_memory_bitmap_info *info)
+{
+    const struct search *s = user;
+    if (strcmp(info->name, s->name) == 0)
+        *s->b = (struct bitmap){
+            .found = true, .enabled = info->enabled, .granularity = info->granularity};
+    return 0;
+}
+
+/* Images without a place for bitmaps have none. */
+static int search(const struct spot *spot, const char *name, struct bitmap *b,
+                  struct qmp_error *err)
+{
+    struct search s = {.name = name, .b = b};
+    struct dr_error why = DR_ERROR_INIT;
+    struct dr_pass pass;
+    *b = (struct bitmap){0};
+    struct dr_image *image = image_of(spot, dr_disk_enter(spot->on->disk, &pass));
+    int r = dr_memory_bitmaps_each(spot->on->bitmaps, spot->image, match_memory, &s);
+    if (!b->found && image)
+        r = dr_image_bitmap_list(image, match_stored, &s, &why);
+    dr_disk_leave(spot->on->disk, &pass);
+    return r < 0 && r != -ENOTSUP ? dr_fail(&err->text, -r, "%s", why.text) : 0;
+}
+
+static int find_bitmap(const struct spot *spot, const char *name, struct bitmap *b,
+                       struct qmp_error *err)
+{
+    int r = search(spot, name, b, err);
+    if (r == 0 && !b->found) {
+        qmp_fail(err, NULL, "Dirty bitmap '%s' not found", name);
+        r = -ENOENT;
+    }
+    return r;
+}
+
+enum { READS = 1, CHANGES = 2, INCONSISTENT_TOO = 4 }; /* what a command does with a bitmap */
+
+static int check_bitmap(const struct spot *spot, const char *name, const struct bitmap *b,
+                        unsigned use, struct qmp_error *err)
+{
+    bool writable = spot->active && dr_writable(spot->on->disk);
+    if (use & CHANGES && b->stored && !writable)
+        qmp_fail(err, NULL, "Bitmap '%s' is readonly and cannot be modified", name);
+    else if (b->inconsistent && !(use & INCONSISTENT_TOO))
+        qmp_fail(err, NULL, "Bitmap '%s' is inconsistent and cannot be used", name);
+    else
+        return 0;
+    return -EINVAL;
+}
+
+/* ------------------------------------------------------------------ showing */
+
+struct showing {
+    json_t *all;
+    struct dr_image *image;
+    struct dr_error *err;
+};
+
+static void show(json_t *all, bool first, const char *name, const struct bitmap *b, uint64_t count)
+{
+    json_t *one = json_pack("{s:o, s:I, s:b, s:b, s:b, s:I}", "name", dr_json_text(name), "count",
+                            (json_int_t)count, "recording", b->enabled && !b->inconsistent, "busy",
+                            0, "persistent", b->stored, "granularity", (json_int_t)b->granularity);
+    if (b->inconsistent)
+        json_object_set_new(one, "inconsistent", json_true());
+    if (first)
+        json_array_insert_new(all, 0, one);
+    else
+        json_array_append_new(all, one);
+}
+
+static int show_memory(void *user, const struct dr_memory_bitmap_info *info)
+{
+    const struct showing *s = user;
+    const struct bitmap b = {.enabled = info->enabled, .granularity = info->granularity};
+    show(s->all, false, info->name, &b, info->dirty);
+    return 0;
+}
+
+/* The names of stored ones, and what is known of them. */
+static int list_stored(void *user, const struct dr_bitmap_info *info)
+{
+    const struct bitmap b = {.stored = true,
+                             .enabled = info->enabled,
+                             .inconsistent = info->inconsistent && !info->noting,
+                             .granularity = info->granularity};
+    show(user, true, info->name, &b, 0);
+    return 0;
+}
+
+static int count_range(void *user, uint64_t off, uint64_t len)
+{
+    uint64_t *bytes = user;
+    (void)off;
+    *bytes += len;
+    return 0;
+}
+
+/* What a stored bitmap has by now is added to into, which covers the disk. */
+static int read_stored(struct dr_image *image, const char *name, struct dr_marks *into,
+                       struct dr_error *err)
+{
+    bool enabled;
+    int r = dr_image_bitmap_stored(image, name, into, &enabled, err);
+    if (r == 0 && enabled)
+        dr_image_bitmap_noted(image, into);
+    return r;
+}
+
+/* Bytes, in whole granules. */
+static uint64_t count_stored(struct dr_image *image, const char *name, uint64_t granularity)
+{
+    struct dr_marks marks;
+    uint64_t bytes = 0;
+    dr_marks_init(&marks, (unsigned)__builtin_ctzll(granularity));
+    if (dr_marks_cover(&marks, image->size) == 0 && read_stored(image, name, &marks, NULL) == 0)
+        dr_marks_each(&marks, image->size, count_range, &bytes);
+    dr_marks_free(&marks);
+    return dr_round_up(bytes, granularity);
+}
+
+json_t *live_show_bitmaps(const struct live_disk *on, struct dr_image *image)
+{
+    json_t *stored = json_array(), *one;
+    struct showing s = {.all = json_array(), .image = image};
+    size_t i;
+    dr_memory_bitmaps_each(on->bitmaps, image->path, show_memory, &s);
+    dr_image_bitmap_list(image, list_stored, stored, NULL);
+    json_array_foreach(stored, i, one)
+    {
+        uint64_t granularity = (uint64_t)json_integer_value(json_object_get(one, "granularity"));
+        const char *name = json_string_value(json_object_get(one, "name"));
+        if (!json_object_get(one, "inconsistent"))
+            json_object_set_new(one, "count",
+                                json_integer((json_int_t)count_stored(image, name, granularity)));
+    }
+    json_array_extend(s.all, stored);
+    json_decref(stored);
+    if (json_array_size(s.all) > 0)
+        return s.all;
+    json_decref(s.all);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ add */
+
+#define DEFAULT_MIN UINT64_C(4096)
+#define DEFAULT_MAX UINT64_C(65536)
+
+/* The cluster's size, as QEMU has it; where units are sectors, that of bitmaps beside images. */
+static uint64_t default_granularity(const struct spot *spot)
+{
+    struct dr_chain *chain = dr_disk_chain(spot->on->disk);
+    struct dr_image *image = image_of(spot, chain);
+    json_t *data = json_object();
+    uint64_t cluster = 0;
+    if (image && image->fmt->info && image->fmt->info(image, data, &cluster, NULL) < 0)
+        cluster = 0;
+    json_decref(data);
+    dr_chain_unref(chain, NULL);
+    return cluster < DEFAULT_MIN ? DEFAULT_MAX : dr_min(cluster, DEFAULT_MAX);
+}
+
+static int add_memory(struct dr_live *live, const struct spot *spot, const char *name,
+                      uint64_t granularity, bool enabled, struct qmp_error *err)
+{
+    struct live_disk *on = spot->on;
+    if (!on->bitmaps) {
+        struct dr_memory_bitmaps *fresh = dr_memory_bitmaps_new(on->disk);
+        if (!fresh)
+            return dr_fail(&err->text, ENOMEM, "out of memory for bitmap '%s'", name);
+        DR_LOCK_SCOPE(&live->lock);
+        on->bitmaps = fresh;
+    }
+    return dr_memory_bitmap_add(on->bitmaps, spot->image, name, granularity, enabled, &err->text);
+}
+
+static int add_at(struct dr_live *live, const struct spot *spot, json_t *args,
+                  struct qmp_error *err)
+{
+    const char *name = qmp_string(args, "name");
+    bool given = json_object_get(args, "granularity"), disabled = qmp_bool(args, "disabled", false);
+    uint64_t granularity = given ? qmp_number(args, "granularity") : default_granularity(spot);
+    struct bitmap b;
+    if (granularity < 512 || granularity & (granularity - 1)) {
+        qmp_fail(err, NULL, "Granularity must be power of 2 and at least 512");
+        return -EINVAL;
+    }
+    int r = search(spot, name, &b, err);
+    if (r == 0 && b.found) {
+        qmp_fail(err, NULL, "Bitmap already exists: %s", name);
+        return -EEXIST;
+    }
+    if (r < 0 || !qmp_bool(args, "persistent", false))
+        return r < 0 ? r : add_memory(live, spot, name, granularity, !disabled, err);
+    if (!spot->active) {
+        qmp_fail(err, NULL, "Can't make bitmap '%s' persistent in '%s': it is not the active image",
+                 name, spot->image);
+        return -EINVAL;
+    }
+    const struct dr_bitmap_options o = {.granularity = granularity, .disabled = disabled};
+    return dr_disk_bitmap_change(spot->on->disk, name, DR_BITMAP_ADD, &o, &err->text);
+}
+
+static json_t *add(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct spot spot = {0};
+    int r = -EINVAL;
+    if (!*qmp_string(args, "name"))
+        qmp_fail(err, NULL, "Bitmap name cannot be empty");
+    else
+        r = find_spot(live, qmp_string(args, "node"), "Cannot find device='%s' nor node-name='%s'",
+                      &spot, err);
+    if (r == 0)
+        r = add_at(live, &spot, args, err);
+    free(spot.image);
+    return qmp_done(r);
+}
+
+/* ------------------------------------------------------------------ changes */
+
+static int change_at(const struct spot *spot, const char *name, enum dr_bitmap_action action,
+                     unsigned use, struct qmp_error *err)
+{
+    struct bitmap b;
+    int r = find_bitmap(spot, name, &b, err);
+    if (r == 0)
+        r = check_bitmap(spot, name, &b, use, err);
+    if (r < 0)
+        return r;
+    if (b.stored)
+        return dr_disk_bitmap_change(spot->on->disk, name, action, NULL, &err->text);
+    return dr_memory_bitmap_change(spot->on->bitmaps, spot->image, name, action, NULL, &err->text);
+}
+
+static json_t *change(struct dr_live *live, json_t *args, enum dr_bitmap_action action,
+                      unsigned use, struct qmp_error *err)
+{
+    struct spot spot = {0};
+    int r = find_spot(live, qmp_string(args, "node"), "Node '%s' not found", &spot, err);
+    if (r == 0)
+        r = change_at(&spot, qmp_string(args, "name"), action, use, err);
+    free(spot.image);
+    return qmp_done(r);
+}
+
+#define CHANGE(verb, action, use)                                                  \
+    static json_t *verb(struct dr_live *live, json_t *args, struct qmp_error *err) \
+    {                                                                              \
+        return change(live, args, action, use, err);                               \
+    }
+CHANGE(take_away, DR_BITMAP_REMOVE, CHANGES | INCONSISTENT_TOO)
+CHANGE(clear, DR_BITMAP_CLEAR, CHANGES)
+CHANGE(enable, DR_BITMAP_ENABLE, CHANGES)
+CHANGE(disable, DR_BITMAP_DISABLE, CHANGES)
+
+/* ------------------------------------------------------------------ merge */
+
+struct merge {
+    struct dr_live *live;
+    struct spot into;
+    const char *name;
+    struct dr_marks marks; /* what the sources have */
+    uint64_t size;
+};
+
+static int read_bitmap(const struct spot *spot, const char *name, const struct bitmap *b,
+                       struct dr_marks *into, struct qmp_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    struct dr_pass pass;
+    bool enabled;
+    struct dr_image *image = image_of(spot, dr_disk_enter(spot->on->disk, &pass));
+    int r = !b->stored ? dr_memory_bitmap_read(spot->on->bitmaps, spot->image, name, into, &enabled)
+            : image    ? read_stored(image, name, into, &why)
+                       : -ENOENT;
+    dr_disk_leave(spot->on->disk, &pass);
+    return r < 0 ? dr_fail(&err->text, -r, "%s",
+                           why.errnum ? why.text : "the bitmap could not be read")
+                 : 0;
+}
+
+static int merge_from(struct merge *m, const struct spot *from, const char *name,
+                      struct qmp_error *err)
+{
+    struct bitmap b;
+    uint64_t theirs = dr_size(from->on->disk);
+    int r = find_bitmap(from, name, &b, err);
+    if (r == 0)
+        r = check_bitmap(from, name, &b, READS, err);
+    if (r < 0)
+        return r;
+    if (theirs != m->size) {
+        qmp_fail(err, NULL,
+                 "Bitmaps are of different sizes (destination size is %llu, source size is %llu) "
+                 "and can't be merged",
+                 (unsigned long long)m->size, (unsigned long long)theirs);
+        return -EINVAL;
+    }
+    return read_bitmap(from, name, &b, &m->marks, err);
+}
+
+/* A name, or {"node", "name"}. */
+static int merge_one(struct merge *m, json_t *source, struct qmp_error *err)
+{
+    static const struct qmp_arg table[] = {{"node", 's', true}, {"name", 's', true}, {0}};
+    struct spot from = {0};
+    if (json_is_string(source))
+        return merge_from(m, &m->into, json_string_value(source), err);
+    if (!json_is_object(source)) {
+        qmp_fail(err, NULL,
+                 "Invalid parameter type for 'bitmaps[0]', expected: BlockDirtyBitmapOrStr");
+        return -EINVAL;
+    }
+    int r = qmp_check_args(table, "bitmaps[0].", source, err);
+    if (r == 0)
+        r = find_spot_of(m->live, qmp_string(source, "node"), true, "Node '%s' not found", &from,
+                         err);
+    if (r == 0)
+        r = merge_from(m, &from, qmp_string(source, "name"), err);
+    free(from.image);
+    return r;
+}
+
+static int merge_into(struct merge *m, const struct bitmap *b, struct qmp_error *err)
+{
+    struct dr_disk *disk = m->into.on->disk;
+    struct dr_bitmap_change c = {.action = DR_BITMAP_MERGE, .name = m->name, .ranges = &m->marks};
+    if (!b->stored)
+        return dr_memory_bitmap_change(m->into.on->bitmaps, m->into.image, m->name, DR_BITMAP_MERGE,
+                                       &m->marks, &err->text);
+    int r = dr_disk_claim(disk, "bitmap", &err->text);
+    if (r < 0)
+        return r;
+    r = dr_ops_bitmap_change(disk, &c, &err->text);
+    dr_disk_unclaim(disk);
+    return r;
+}
+
+/* All or nothing: what the sources have is gathered first. */
+static int merge_all(struct merge *m, const json_t *sources, struct qmp_error *err)
+{
+    struct bitmap b;
+    json_t *source;
+    size_t i;
+    int r = find_bitmap(&m->into, m->name, &b, err);
+    if (r < 0)
+        return r;
+    m->size = dr_size(m->into.on->disk);
+    dr_marks_init(&m->marks, (unsigned)__builtin_ctzll(b.granularity));
+    if (dr_marks_cover(&m->marks, m->size) < 0)
+        r = dr_fail(&err->text, ENOMEM, "out of memory for bitmap '%s'", m->name);
+    json_array_foreach(sources, i, source)
+    {
+        r = r < 0 ? r : merge_one(m, source, err);
+    }
+    if (r == 0)
+        r = check_bitmap(&m->into, m->name, &b, CHANGES, err);
+    if (r == 0)
+        r = merge_into(m, &b, err);
+    dr_marks_free(&m->marks);
+    return r;
+}
+
+static json_t *merge(struct dr_live *live, json_t *args, struct qmp_error *err)
+{
+    struct merge m = {.live = live, .name = qmp_string(args, "target")};
+    int r = find_spot(live, qmp_string(args, "node"), "Node '%s' not found", &m.into, err);
+    if (r == 0)
+        r = merge_all(&m, json_object_get(args, "bitmaps"), err);
+    free(m.into.image);
+    return qmp_done(r);
+}
+
+/* ------------------------------------------------------------------ the table */
+
+#define BITMAP_ARGS       \
+    {"node", 's', true},  \
+    {                     \
+        "name", 's', true \
+    }
+
+const struct qmp_command qmp_bitmap_commands[] = {
+    {"block-dirty-bitmap-add",
+     add,
+     {BITMAP_ARGS,
+      {"granularity", 'u', false},
+      {"persistent", 'b', false},
+      {"disabled", 'b', false}}},
+    {"block-dirty-bitmap-remove", take_away, {BITMAP_ARGS}},
+    {"block-dirty-bitmap-clear", clear, {BITMAP_ARGS}},
+    {"block-dirty-bitmap-enable", enable, {BITMAP_ARGS}},
+    {"block-dirty-bitmap-disable", disable, {BITMAP_ARGS}},
+    {"block-dirty-bitmap-merge",
+     merge,
+     {{"node", 's', true}, {"target", 's', true}, {"bitmaps", 'l', true}}},
+    {0},
+};
