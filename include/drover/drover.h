@@ -105,8 +105,10 @@ enum dr_open_flag {
 };
 
 struct dr_open_options {
-    const char *format;             /* of the top image; NULL = find out (raw if nothing fits) */
-    unsigned flags;                 /* enum dr_open_flag */
+    const char *format; /* of the top image; NULL = find out (raw if nothing fits). Unless
+                           it is "raw", an image that is compressed as a whole is
+                           unpacked (dr_set_unpacking) */
+    unsigned flags;     /* enum dr_open_flag */
     const char *const *allow_paths; /* NULL or NULL-terminated: directories, besides an image's own,
                                        in which backing files and extents may be; added to the
                                        environment's DROVER_ALLOW_PATH (':' between) and
@@ -119,6 +121,18 @@ struct dr_open_options {
                               its id, or else its name, or as `qemu-img convert -l` takes it,
                               "snapshot.id=ID,snapshot.name=NAME". Only for reading. -ENOENT */
 };
+
+/* Images that are compressed as a whole (gzip, bzip2, zstd, lzop, xz, lz4) are read as what is
+ * inside. One that has no index and must be read at random is unpacked into a temporary file in
+ * $TMPDIR (else /var/tmp) that has no name; opening takes that long. */
+struct dr_unpacking {
+    const volatile int *stop; /* when it is not 0, unpacking fails with -ECANCELED. NULL = never */
+    void (*message)(void *user,
+                    const char *text); /* told before a long one. Any thread. NULL = not */
+    void *user;
+};
+/* For the whole process. NULL = none of it. Not to be called while images are being opened. */
+DR_API void dr_set_unpacking(const struct dr_unpacking *how);
 
 /* Every path of an image may also be FORMAT:PATH#MEMBER: one disk of a file that holds several,
  * such as vma:backup.vma#drive-scsi0. #MEMBER may be left out if there is only one; if PATH#MEMBER

@@ -43,7 +43,7 @@ struct dr_vma_header {
     size_t n_disks;
     struct dr_vma_config *configs; /* in the order of the file */
     size_t n_configs;
-    const char *compression; /* NULL = none, else "zstd" "gzip" "lzop" "bzip2" */
+    const char *compression; /* NULL = none, else "zstd" "gzip" "lzop" "bzip2" "xz" "lz4" */
 };
 
 /* ------------------------------------------------------------------ opening */

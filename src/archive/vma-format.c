@@ -9,6 +9,7 @@
 #include "archive/vma-layout.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "core/core.h"
 
 /* ------------------------------------------------------------------ small things */
 
@@ -76,10 +77,21 @@ int vma_md5(const uint8_t *buf, size_t len, size_t field, uint8_t sum[16], const
 
 /* ------------------------------------------------------------------ the fixed header */
 
+int vma_check_magic(const uint8_t *begin, size_t len, const char *name, struct dr_error *err)
+{
+    struct dr_error what = DR_ERROR_INIT;
+    if (len >= 4 && memcmp(begin, VMA_MAGIC, 4) == 0)
+        return 0;
+    if (dr_refuse_foreign(begin, len, name, &what) < 0)
+        return dr_fail(err, EINVAL, "no VMA archive: %s", what.text);
+    return dr_fail(err, EINVAL, "%s: no VMA archive: offset 0 does not hold \"VMA\\0\"", name);
+}
+
 int vma_header_size(const uint8_t *fixed, const char *name, uint32_t *size, struct dr_error *err)
 {
-    if (memcmp(fixed, VMA_MAGIC, 4) != 0)
-        return dr_fail(err, EINVAL, "%s: no VMA archive: offset 0 does not hold \"VMA\\0\"", name);
+    int r = vma_check_magic(fixed, VMA_FIXED_HEADER, name, err);
+    if (r < 0)
+        return r;
     uint32_t version = get_be32(fixed + VMA_AT_VERSION);
     if (version != 1)
         return dr_fail(err, EINVAL, "%s: VMA version %" PRIu32 " at offset 4, only 1 is known",

@@ -26,6 +26,9 @@ const char *vma_show(const char *name, char *buf, size_t size);
 
 /* ------------------------------------------------------------------ header */
 
+/* -EINVAL: what begins with these bytes is no archive; err says what it is, if that is known. */
+int vma_check_magic(const uint8_t *begin, size_t len, const char *name, struct dr_error *err);
+
 /* From the first VMA_FIXED_HEADER bytes: is it an archive, of version 1, and how long is the whole
  * header (*size <= VMA_HEADER_MAX)? name is for messages. */
 int vma_header_size(const uint8_t *fixed, const char *name, uint32_t *size, struct dr_error *err);

@@ -19,13 +19,26 @@ static int read_exactly(struct dr_vma *vma, uint8_t *buf, size_t len, struct dr_
     return r;
 }
 
+/* What is too short for an archive may be none at all. */
+static int read_begin(struct dr_vma *vma, uint8_t *fixed, struct dr_error *err)
+{
+    size_t got;
+    int r = dr_source_read(vma->source, fixed, VMA_FIXED_HEADER, &got, err);
+    if (r == 0 && got > 0 && got < VMA_FIXED_HEADER)
+        r = vma_check_magic(fixed, got, vma->name, err);
+    if (r == 0 && got < VMA_FIXED_HEADER)
+        r = dr_fail(err, EINVAL, "%s: ends at offset %zu, expected a header up to %u", vma->name,
+                    got, VMA_FIXED_HEADER);
+    return r;
+}
+
 static int read_header(struct dr_vma *vma, struct dr_error *err)
 {
     uint32_t size;
     CLEANUP_FREE uint8_t *fixed = malloc(VMA_FIXED_HEADER);
     if (!fixed)
         return dr_fail(err, ENOMEM, "%s: out of memory", vma->name);
-    int r = read_exactly(vma, fixed, VMA_FIXED_HEADER, err);
+    int r = read_begin(vma, fixed, err);
     if (r == 0)
         r = vma_header_size(fixed, vma->name, &size, err);
     if (r != 0)

@@ -9,6 +9,7 @@
 #include "cli/cli.h"
 #include "cli/vma/vma.h"
 #include "cli/commands.h"
+#include "cli/common/suggest.h"
 
 const struct cli_command *cli_find_command(const char *name, enum cli_role role)
 {
@@ -137,7 +138,7 @@ static int run_command(struct cli *cli, int argc, char **argv)
 static int run_help(struct cli *cli, const char *name, const char *child)
 {
     if (name && !(cli->command = cli_find_command(name, cli->role)))
-        return cli_usage(cli, "Command not found: %s", name);
+        return cli_usage(cli, "Command not found: %s%s", name, cli_meant_command(cli->role, name));
     if (name && find_child(cli->command, child))
         cli->command = find_child(cli->command, child);
     if (cli->command)
@@ -187,7 +188,7 @@ static int run_program(struct cli *cli, int argc, char **argv)
         return 1;
     }
     if (!cli->command)
-        return cli_usage(cli, "Command not found: %s", word);
+        return cli_usage(cli, "Command not found: %s%s", word, cli_meant_command(cli->role, word));
     const struct cli_command *child = find_child(cli->command, argv[2]);
     if (!child)
         return run_command(cli, argc - 1, argv + 1);
@@ -241,6 +242,12 @@ static void allow_many_files(void)
     setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+static void tell_unpacking(void *user, const char *text)
+{
+    (void)user;
+    fprintf(stderr, "%s\n", text);
+}
+
 int main(int argc, char **argv)
 {
     const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
@@ -252,6 +259,7 @@ int main(int argc, char **argv)
     /* A reader that goes away must not kill us between two steps of an operation; finish() sees it.
      */
     signal(SIGPIPE, SIG_IGN);
+    dr_set_unpacking(&(struct dr_unpacking){.stop = cli_stop(), .message = tell_unpacking});
     signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is an error like a full disk */
     static const struct {
         struct cli cli;

@@ -46,7 +46,7 @@ static int beside(struct dr_image *image, char **path, struct dr_error *err)
     CLEANUP_FREE char *real = NULL;
     struct dr_fs *fs = image->fs;
     struct dr_file *file = dr_image_file(image, 0);
-    int r = fs->ops->where ? fs->ops->where(fs, file, &real, err) : -ENOTSUP;
+    int r = dr_file_where(fs, file, &real, err);
     if (r == -ENOTSUP)
         r = fs->ops->realpath(fs, file->path, &real, err);
     dr_file_unpin(file);

@@ -80,6 +80,7 @@ struct dr_image {
     struct dr_file **files; /* [0] is the file at path; with contained, [1] is, and [0] the part of
                                it or file beside it that is the image (dr_image_enter) */
     unsigned n_files;
+    const char *packer; /* files[0] is what this made smaller as a whole, unpacked; NULL = none */
     struct dr_seen_file *seen; /* of each file, if others may write it; else NULL */
     _Atomic uint64_t size;     /* guest bytes */
     _Atomic unsigned flags;    /* enum dr_open_flag as they hold for this image */
@@ -340,12 +341,16 @@ struct dr_file_id dr_member_id(struct dr_file_id id, const char *member);
 int dr_name_identify(struct dr_fs *fs, const char *name, struct dr_file_id *id,
                      struct dr_error *err);
 
-/* Which format is the image at path? Never reads more than 4 KiB. */
+/* Which format is the image at path? Never reads more than 4 KiB. -ENOTSUP: it is compressed as a
+ * whole, or something else that must not be taken for raw. */
 int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const struct dr_format **fmt,
              struct dr_error *err);
 /* The same of the bytes that an image begins with: 4 KiB of them, or all there are. */
 int dr_probe_bytes(const uint8_t *head, size_t got, const char *path, const struct dr_format **fmt,
                    struct dr_error *err);
+/* -ENOTSUP, and what it is: not a disk image, but something else that is known by its first bytes.
+ */
+int dr_refuse_foreign(const uint8_t *head, size_t got, const char *path, struct dr_error *err);
 const struct dr_format *dr_format_find(const char *name); /* NULL = none */
 const struct dr_format *dr_format_at(size_t i);           /* NULL past the end; raw is last */
 /* Tests only: one more driver, first in the order. Not thread-safe. */

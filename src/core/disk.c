@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The public handle: every call passes the disk's gate (swap.c), works on the chain that it finds
  * there, and leaves. */
+#include <stdio.h>
+
 #include "core/internal.h"
 #include "base/bytes.h"
 
@@ -318,14 +320,25 @@ static uint64_t parent_size_of(const struct dr_chain *chain, size_t at)
     return chain->images[at]->backing_name ? UINT64_MAX : 0;
 }
 
+static int refuse_resize(const struct dr_image *image, struct dr_error *err)
+{
+    char able[100] = "";
+    const struct dr_format *fmt;
+    for (size_t i = 0, n = 0; (fmt = dr_format_at(i)) && n < sizeof(able); i++)
+        if (fmt->resize)
+            n += (size_t)snprintf(able + n, sizeof(able) - n, "%s%s", n ? ", " : "", fmt->name);
+    return dr_fail(err, ENOTSUP,
+                   "%s: %s images cannot change their size; convert it to one that can: %s",
+                   image->path, image->fmt->name, able);
+}
+
 static int switch_size(struct dr_chain *chain, size_t at, uint64_t size, struct dr_error *err)
 {
     struct dr_image *image = chain->images[at];
     if (!image->writable)
         return dr_fail(err, EROFS, "%s: is open for reading only", image->path);
     if (!image->fmt->resize)
-        return dr_fail(err, ENOTSUP, "%s: %s images cannot change their size", image->path,
-                       image->fmt->name);
+        return refuse_resize(image, err);
     if (size > INT64_MAX)
         return dr_fail(err, EFBIG, "%s: no disk is larger than 2^63-1 bytes", image->path);
     uint64_t below = parent_size_of(chain, at);

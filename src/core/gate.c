@@ -148,9 +148,9 @@ int dr_gate_pass_file(const struct dr_gate *gate, const char *from, struct dr_fi
                       struct dr_error *err)
 {
     CLEANUP_FREE char *real = NULL;
-    if (gate->any || !gate->fs->ops->where)
+    if (gate->any)
         return 0;
-    int r = gate->fs->ops->where(gate->fs, file, &real, err);
+    int r = dr_file_where(gate->fs, file, &real, err);
     return r == 0 ? pass_real(gate, from, real, "backing file", err) : r == -ENOTSUP ? 0 : r;
 }
 

@@ -139,9 +139,9 @@ static int open_allowed(struct dr_image *image, const char *full, const char *wh
         r = further_allowed(image, real, what, err);
     if (r == 0)
         r = image_open_path(image, full, err);
-    if (r < 0 || any || !image->fs->ops->where)
+    if (r < 0 || any)
         return r;
-    r = image->fs->ops->where(image->fs, image->files[image->n_files - 1], &opened, err);
+    r = dr_file_where(image->fs, image->files[image->n_files - 1], &opened, err);
     return r == 0 ? further_allowed(image, opened, what, err) : r == -ENOTSUP ? 0 : r;
 }
 
@@ -254,79 +254,6 @@ static int image_open_driver(struct dr_image *image, const struct dr_format *fmt
     return r;
 }
 
-/* Other programs' images, known by sight only. Taken for raw their container would be shown as the
- * disk, with no word about it. No LUKS: a guest may well have encrypted its whole disk. */
-static const struct {
-    const char *name;
-    size_t at, len;
-    const char *magic;
-} foreign[] = {
-    {"qcow", 0, 4, "QFI\xfb"},
-    {"qed", 0, 4, "QED\0"},
-    {"vhdx", 0, 8, "vhdxfile"},
-    {"vpc", 0, 8, "conectix"},
-    {"vdi", 64, 4, "\x7f\x10\xda\xbe"},
-    {"parallels", 0, 16, "WithoutFreeSpace"},
-    {"parallels", 0, 16, "WithouFreSpacExt"},
-};
-
-static int refuse_foreign(const uint8_t *head, size_t got, const char *path, struct dr_error *err)
-{
-    for (size_t i = 0; i < sizeof(foreign) / sizeof(foreign[0]); i++) {
-        size_t at = foreign[i].at, len = foreign[i].len;
-        if (at + len <= got && memcmp(head + at, foreign[i].magic, len) == 0)
-            return dr_fail(err, ENOTSUP,
-                           "%s: looks like a %s image, which this version cannot read; name the "
-                           "format raw if its bytes are meant as they are",
-                           path, foreign[i].name);
-    }
-    return 0;
-}
-
-int dr_probe_bytes(const uint8_t *head, size_t got, const char *path, const struct dr_format **fmt,
-                   struct dr_error *err)
-{
-    int best = 0, r;
-    const struct dr_format *candidate;
-    *fmt = dr_format_find("raw");
-    for (size_t i = 0; (candidate = dr_format_at(i)); i++) {
-        int score = candidate->flags & DR_FORMAT_NO_PROBE ? 0 : candidate->probe(head, got, path);
-        if (score > best) {
-            best = score;
-            *fmt = candidate;
-        }
-    }
-    if (best == 0 && (r = refuse_foreign(head, got, path, err)) < 0)
-        return r;
-    return *fmt ? 0 : dr_fail(err, EINVAL, "%s: no known image format", path);
-}
-
-static int probe_file(struct dr_file *file, const char *path, const struct dr_format **fmt,
-                      struct dr_error *err)
-{
-    uint8_t head[4096];
-    size_t got;
-    int r = dr_file_pread_short(file, head, 0, sizeof(head), &got, err);
-    return r < 0 ? r : dr_probe_bytes(head, got, path, fmt, err);
-}
-
-int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const struct dr_format **fmt,
-             struct dr_error *err)
-{
-    DR_CLEANUP_NAME struct dr_name name = {0};
-    struct dr_file *file = NULL;
-    int r = dr_name_parse(fs, path, &name, err);
-    if (r == 0)
-        r = dr_file_open(fs, name.file, file_flags, &file, err);
-    if (r < 0)
-        return r;
-    *fmt = name.fmt;
-    if (!*fmt)
-        r = probe_file(file, path, fmt, err);
-    dr_file_unref(file);
-    return r;
-}
-
 static int choose_format(const char *path, const char *format, const struct dr_name *name,
                          const struct dr_format **fmt, struct dr_error *err)
 {
@@ -374,8 +301,8 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
         image->member_format = format;
     image->member = DR_STEAL(name.member);
     r = image_open_path(image, name.file, err);
-    if (r == 0 && !fmt)
-        r = probe_file(image->files[0], path, &fmt, err);
+    if (r == 0)
+        r = dr_probe_image(image, &fmt, err);
     if (r == 0)
         r = image_open_driver(image, fmt, err);
     if (r == 0 && image->data_file)

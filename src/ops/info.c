@@ -155,6 +155,7 @@ static int describe(struct dr_image *image, const struct dr_open_options *option
     if (cluster)
         put(o, "cluster-size", number(cluster));
     put_text(o, "format", image->fmt->name);
+    put_text(o, "packed-by", image->packer);
     put(o, "actual-size", number(disk));
     if (data)
         put(o, "format-specific", json_incref(data));

@@ -75,8 +75,12 @@ static int take_default(struct dr_fs *fs, const struct dr_format *fmt, const cha
     if (!where)
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
     *format = fmt->default_parent;
-    if (dr_probe(fs, where, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &found, NULL) < 0 ||
-        strcmp(found->name, *format) == 0)
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_probe(fs, where, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &found, &why);
+    if (r == -ENOTSUP)
+        return dr_fail(err, ENOTSUP, "%s: backing format must be specified (-F FMT): %s", path,
+                       why.text);
+    if (r < 0 || strcmp(found->name, *format) == 0)
         return 0;
     return dr_fail(err, EINVAL,
                    "%s: backing format must be specified for '%s' (-F FMT): it would be taken for "

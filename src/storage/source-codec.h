@@ -46,7 +46,13 @@ struct source_codec {
     void (*close)(void *state);
 };
 
-extern const struct source_codec source_zstd, source_gzip, source_bzip2, source_lzop;
+extern const struct source_codec source_zstd, source_gzip, source_bzip2, source_lzop, source_xz,
+    source_lz4;
+
+/* What xz may take to decode a stream: `xz -9` takes 65 MiB. */
+#define SOURCE_XZ_MEMORY (256u << 20)
+/* Say what a lzma_ret means for the data before an offset of the file. */
+int source_xz_failed(const char *name, uint64_t at, int code, struct dr_error *err);
 
 /* The frames that a seek table at the end of f lists, as a file of the plain bytes. -ENOTSUP
  * (silently): there is no seek table. */

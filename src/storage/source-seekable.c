@@ -41,7 +41,6 @@ struct slot {
 
 struct seekable {
     struct dr_file base;
-    struct dr_file *under;
     struct frame *frames; /* n + 1 */
     size_t n;
     bool has_sums;
@@ -61,7 +60,7 @@ static int decode(const struct seekable *s, size_t i, uint8_t *plain, size_t pla
     CLEANUP_FREE uint8_t *coded = malloc(coded_len ? coded_len : 1);
     if (!coded)
         return -ENOMEM;
-    int r = dr_file_pread_short(s->under, coded, f->coded, coded_len, &got, NULL);
+    int r = dr_file_pread_short(s->base.under, coded, f->coded, coded_len, &got, NULL);
     if (r < 0)
         return r;
     if (got < coded_len)
@@ -199,7 +198,7 @@ static void seekable_close(struct dr_file *f)
         free(s->slots[i].plain);
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->moved);
-    dr_file_unref(s->under);
+    dr_file_unref(s->base.under);
     free(s->frames);
     free(f->path);
     free(s);
@@ -214,7 +213,18 @@ static int no_flush(struct dr_file *f)
 
 static uint64_t seekable_mtime(struct dr_file *f)
 {
-    return dr_file_mtime(((struct seekable *)f)->under);
+    return dr_file_mtime(f->under);
+}
+
+static int seekable_usage(struct dr_file *f, uint64_t *bytes)
+{
+    return dr_file_usage(f->under, bytes, NULL);
+}
+
+static const char *seekable_reason(struct dr_file *f, int r)
+{
+    (void)f;
+    return r == -EBADMSG ? "the compressed data there is damaged" : NULL;
 }
 
 static const struct dr_file_ops seekable_ops = {
@@ -223,6 +233,8 @@ static const struct dr_file_ops seekable_ops = {
     .pread = seekable_pread,
     .flush = no_flush,
     .mtime = seekable_mtime,
+    .usage = seekable_usage,
+    .reason = seekable_reason,
 };
 
 /* ------------------------------------------------------------------ the table */
@@ -273,7 +285,7 @@ static int take_entries(struct seekable *s, const uint8_t *raw, size_t first, si
         s->frames[i] = *at;
         s->frames[i].sum = s->has_sums ? get_le32(raw + 8) : 0;
         if (coded > CODED_MAX || plain > PLAIN_MAX)
-            return bad_table(s->under, "it has a frame too large to be decoded at once", err);
+            return bad_table(s->base.under, "it has a frame too large to be decoded at once", err);
         at->coded += coded;
         at->plain += plain;
         *largest = dr_max(*largest, plain);
@@ -286,30 +298,30 @@ static int read_entries(struct seekable *s, const struct table *t, uint64_t *lar
 {
     struct frame at = {0};
     CLEANUP_FREE uint8_t *raw = malloc((size_t)PIECE * t->entry);
-    int r = raw ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", s->under->path);
+    int r = raw ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", s->base.under->path);
     for (size_t i = 0, n; i < t->n && r == 0; i += n) {
         n = (size_t)dr_min(PIECE, t->n - i);
-        r = dr_file_pread(s->under, raw, t->at + (uint64_t)i * t->entry, n * t->entry, err);
+        r = dr_file_pread(s->base.under, raw, t->at + (uint64_t)i * t->entry, n * t->entry, err);
         if (r == 0)
             r = take_entries(s, raw, i, n, &at, largest, err);
     }
     s->frames[t->n] = at;
     s->n = t->n;
     if (r == 0 && at.coded != t->at - FRAME_HEAD)
-        r = bad_table(s->under, "its frames do not make up the file", err);
+        r = bad_table(s->base.under, "its frames do not make up the file", err);
     return r;
 }
 
 static int read_table(struct seekable *s, uint64_t *largest, struct dr_error *err)
 {
     struct table t = {0};
-    int r = find_table(s->under, &t, err);
+    int r = find_table(s->base.under, &t, err);
     if (r < 0)
         return r;
     s->has_sums = t.entry > 8;
     s->frames = calloc((size_t)t.n + 1, sizeof(struct frame));
     if (!s->frames)
-        return dr_fail(err, ENOMEM, "%s: out of memory", s->under->path);
+        return dr_fail(err, ENOMEM, "%s: out of memory", s->base.under->path);
     return read_entries(s, &t, largest, err);
 }
 
@@ -322,10 +334,10 @@ int source_seekable_open(struct dr_file *f, struct dr_file **plain, struct dr_er
         return dr_fail(err, ENOMEM, "%s: out of memory", f->path);
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->moved, NULL);
-    s->under = dr_file_ref(f);
     s->base = (struct dr_file){
         .ops = &seekable_ops,
-        .id = {.owner = s, .ino = (uintptr_t)s},
+        .under = dr_file_ref(f),
+        .id = f->id,
         .path = strdup(f->path),
         .atomic_size = 512,
     };
@@ -337,5 +349,5 @@ int source_seekable_open(struct dr_file *f, struct dr_file **plain, struct dr_er
     }
     s->base.size = s->frames[s->n].plain;
     s->n_slots = (unsigned)dr_max(2, dr_min(SLOTS_MAX, CACHE_MAX / largest));
-    return dr_file_adopt(&s->base, 0, plain, err);
+    return dr_file_adopt(&s->base, f->flags & (DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK), plain, err);
 }

@@ -18,10 +18,7 @@ struct dr_source {
 };
 
 static const struct source_codec *const codecs[] = {
-    &source_zstd,
-    &source_gzip,
-    &source_lzop,
-    &source_bzip2,
+    &source_zstd, &source_gzip, &source_lzop, &source_bzip2, &source_xz, &source_lz4,
 };
 
 /* ------------------------------------------------------------------ the container's bytes */
@@ -142,6 +139,12 @@ static void look_behind(struct dr_source *s, int fd)
         s->in.file = NULL;
 }
 
+static int open_index(const struct source_codec *codec, struct dr_file *f, struct dr_file **plain,
+                      struct dr_error *err)
+{
+    return codec == &source_zstd ? source_seekable_open(f, plain, err) : -ENOTSUP;
+}
+
 /* A seek table that is damaged is no failure: the stream is then read from its start like one
  * without a table. */
 static int open_codec(struct dr_source *s, bool as_is, struct dr_error *err)
@@ -151,10 +154,24 @@ static int open_codec(struct dr_source *s, bool as_is, struct dr_error *err)
         s->plain = s->in.file ? dr_file_ref(s->in.file) : NULL;
         return 0;
     }
-    if (s->codec == &source_zstd && s->in.file &&
-        source_seekable_open(s->in.file, &s->plain, NULL) < 0)
+    if (s->in.file && open_index(s->codec, s->in.file, &s->plain, NULL) < 0)
         s->plain = NULL;
     return s->codec->open(s->name, &s->state, err);
+}
+
+static struct dr_source *source_new(const char *path, struct dr_error *err)
+{
+    struct dr_source *s = calloc(1, sizeof(*s));
+    if (s) {
+        s->own_fd = s->in.fd = -1;
+        s->in.name = s->name = strdup(path);
+        s->in.buf = malloc(SOURCE_PIECE);
+    }
+    if (s && s->name && s->in.buf)
+        return s;
+    dr_source_close(s);
+    dr_fail(err, ENOMEM, "%s: out of memory", path);
+    return NULL;
 }
 
 int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
@@ -166,23 +183,37 @@ int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source 
 int dr_source_open_as(struct dr_fs *fs, const char *path, int fd, bool as_is,
                       struct dr_source **source, struct dr_error *err)
 {
-    struct dr_source *s = calloc(1, sizeof(*s));
+    struct dr_source *s = source_new(path, err);
+    int r = 0;
     *source = NULL;
     if (!s)
-        return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    s->own_fd = s->in.fd = -1;
-    s->name = strdup(path);
-    s->in.name = s->name;
-    s->in.buf = malloc(SOURCE_PIECE);
-    int r = s->name && s->in.buf ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", path);
-    if (r == 0 && fd >= 0)
+        return -ENOMEM;
+    if (fd >= 0)
         look_behind(s, fd);
-    else if (r == 0)
+    else
         r = open_path(s, fs, path, err);
     if (r == 0)
         r = look_at_magic(&s->in, err);
     if (r == 0)
         r = open_codec(s, as_is, err);
+    if (r < 0)
+        dr_source_close(s);
+    else
+        *source = s;
+    return r;
+}
+
+int dr_source_open_file(struct dr_file *f, struct dr_source **source, struct dr_error *err)
+{
+    struct dr_source *s = source_new(f->path, err);
+    *source = NULL;
+    if (!s)
+        return -ENOMEM;
+    s->in.file = dr_file_ref(f);
+    int r = look_at_magic(&s->in, err);
+    s->codec = r == 0 ? codec_of(s->in.buf, s->in.n) : NULL;
+    if (s->codec)
+        r = s->codec->open(s->name, &s->state, err);
     if (r < 0)
         dr_source_close(s);
     else
@@ -320,22 +351,42 @@ const char *dr_source_compression_of(const uint8_t *buf, size_t len)
     return codec ? codec->name : NULL;
 }
 
-int dr_source_plain_file(struct dr_file *f, struct dr_file **plain, const char **compression,
-                         struct dr_error *err)
+static int codec_of_file(struct dr_file *f, const struct source_codec **codec, struct dr_error *err)
 {
     uint8_t magic[SOURCE_MAGIC];
     size_t got;
-    *plain = NULL;
     int r = dr_file_pread_short(f, magic, 0, sizeof(magic), &got, err);
+    *codec = r == 0 ? codec_of(magic, got) : NULL;
+    return r;
+}
+
+int dr_source_indexed_file(struct dr_file *f, struct dr_file **plain, const char **packer,
+                           struct dr_error *err)
+{
+    const struct source_codec *codec;
+    *plain = NULL;
+    int r = codec_of_file(f, &codec, err);
+    *packer = codec ? codec->name : NULL;
     if (r < 0)
         return r;
-    const struct source_codec *codec = codec_of(magic, got);
+    r = codec ? open_index(codec, f, plain, NULL) : -ENOTSUP;
+    return r == -EBADMSG ? -ENOTSUP : r;
+}
+
+int dr_source_plain_file(struct dr_file *f, struct dr_file **plain, const char **compression,
+                         struct dr_error *err)
+{
+    const struct source_codec *codec;
+    *plain = NULL;
+    int r = codec_of_file(f, &codec, err);
+    if (r < 0)
+        return r;
     *compression = codec ? codec->name : NULL;
     if (!codec) {
         *plain = dr_file_ref(f);
         return 0;
     }
-    r = codec == &source_zstd ? source_seekable_open(f, plain, err) : -ENOTSUP;
+    r = open_index(codec, f, plain, err);
     if (r != -ENOTSUP)
         return r;
     return dr_fail(err, ENOTSUP,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Where an archive's bytes come from: one after another, from a file, a pipe, or out of a
- * compressed stream (zstd, gzip, bzip2, lzop; found out by the first bytes). Plain files, and zstd
- * files with a seek table, can also be read at random: through dr_source_file. */
+ * compressed stream (zstd, gzip, bzip2, lzop, xz, lz4; found out by the first bytes). Plain files,
+ * and zstd files with a seek table, can also be read at random: through dr_source_file. */
 #ifndef DR_STORAGE_SOURCE_H
 #define DR_STORAGE_SOURCE_H
 
@@ -16,6 +16,9 @@ int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source 
 /* The same; as_is: the bytes as they are stored, whatever packer may have made them. */
 int dr_source_open_as(struct dr_fs *fs, const char *path, int fd, bool as_is,
                       struct dr_source **source, struct dr_error *err);
+/* The bytes of an open file, of which the source keeps a reference; what is packed is decoded from
+ * front to back, even where it has an index. */
+int dr_source_open_file(struct dr_file *f, struct dr_source **source, struct dr_error *err);
 void dr_source_close(struct dr_source *s); /* NULL allowed */
 
 const char *dr_source_name(const struct dr_source *s);        /* for messages */
@@ -46,6 +49,11 @@ struct dr_file *dr_source_stored(struct dr_source *s);
 
 /* How the bytes that begin like this are compressed (9 tell for sure), NULL = they are not. */
 const char *dr_source_compression_of(const uint8_t *buf, size_t len);
+
+/* The plain bytes of a packed file that has an index, as a file with the id of f: a new reference.
+ * -ENOTSUP (silently): it has none that is good, or its pieces are too large. packer as above. */
+int dr_source_indexed_file(struct dr_file *f, struct dr_file **plain, const char **packer,
+                           struct dr_error *err);
 
 /* The same for an open file: f itself if it is plain, a file of the plain bytes if it is zstd with
  * a seek table (a new reference in *plain in both cases), -ENOTSUP if it is compressed in a way

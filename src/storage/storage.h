@@ -162,6 +162,8 @@ struct dr_file {
     /* How many requests are worth having under way at once, where the way to the bytes is long;
      * 0 = local files: a request for each processor is enough. */
     unsigned depth;
+    struct dr_file
+        *under; /* the file whose bytes are decoded here; NULL: these are the file's own */
     bool block_device;
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
@@ -344,6 +346,15 @@ static inline bool dr_fs_exists(struct dr_fs *fs, const char *path)
 {
     struct dr_file_id id;
     return fs->ops->identify(fs, path, &id, NULL) == 0;
+}
+
+/* Where the file is that f's bytes come from; see dr_fs_ops.where. */
+static inline int dr_file_where(struct dr_fs *fs, struct dr_file *f, char **out,
+                                struct dr_error *err)
+{
+    while (f->under)
+        f = f->under;
+    return fs->ops->where ? fs->ops->where(fs, f, out, err) : -ENOTSUP;
 }
 
 /* A locked directory. File systems embed it. */

@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
+#include "cli/common/suggest.h"
 #include "cli/common/pipes.h"
 #include "cli/common/progress.h"
 
@@ -301,6 +302,8 @@ static int convert(struct convert *c, struct cli_job *job)
                  c->o.no_create ? "'%s' holds a part of the copy" : "'%s' is as it was before",
                  c->target.path);
     int code = cli_job_failed(job, r, &err, 1, state);
+    if (r == -ENOENT && c->o.backing)
+        cli_hint_relative(c->cli, c->target.path, c->o.backing);
     if (r == -EUCLEAN && c->o.bitmaps)
         fprintf(stderr, "Try --skip-broken-bitmaps, or use '%s bitmap --remove' to delete it\n",
                 c->cli->prog);

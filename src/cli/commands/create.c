@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
+#include "cli/common/suggest.h"
 #include "cli/common/pipes.h"
 #include "cli/common/progress.h"
 
@@ -127,6 +128,8 @@ static int open_backing(struct create *c, const struct cli_args *args, struct dr
     if (r < 0)
         cli_error(c->cli, "%s: Could not open '%s': %s\nCould not open backing image.", c->path,
                   image.path, err.text);
+    if (r == -ENOENT)
+        cli_hint_relative(c->cli, c->path, c->backing);
     cli_image_free(&image);
     return r;
 }

@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
+#include "cli/common/suggest.h"
 #include "cli/common/progress.h"
 
 static const struct cli_option options[] = {
@@ -91,6 +92,7 @@ static int check_backing(const struct cli *cli, const struct cli_image *image,
         return 0;
     cli_error(cli, "Could not open new backing file '%s': Could not open '%s': %s", o->backing,
               path, strerror(errno));
+    cli_hint_relative(cli, image->path, o->backing);
     return 1;
 }
 

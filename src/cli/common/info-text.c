@@ -93,6 +93,7 @@ static void print_one(const json_t *info)
 
     print_text("image", info, "filename");
     print_text("file format", info, "format");
+    print_text("packed by", info, "packed-by");
     printf("virtual size: %s (%" PRIu64 " bytes)\n", cli_human_size(size, text), size);
     if (json_object_get(info, "actual-size"))
         printf("disk size: %s\n", cli_human_size(cli_json_number(info, "actual-size"), text));

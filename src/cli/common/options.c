@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/common/suggest.h"
 
 #define MAX_OPTIONS 64
 
@@ -101,7 +102,7 @@ int cli_refuse_option(const struct cli *cli, int c, char **argv)
         what = letter;
     if (c == ':')
         return cli_usage(cli, "missing argument for option '%s'", what);
-    return cli_usage(cli, "unrecognized option '%s'", what);
+    return cli_usage(cli, "unrecognized option '%s'%s", what, cli_meant_option(cli->command, what));
 }
 
 static bool add_hit(struct cli_args *args, int key, const char *arg)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Images that a packer made smaller as a whole, and files that are no images at all."""
+import bz2
+import gzip
+import json
+import lzma
+import os
+import random
+import shutil
+import subprocess
+import zipfile
+
+import pytest
+
+from conftest import same
+
+MIB = 1 << 20
+TOOLS = {
+    "gz": ["gzip", "-c"],
+    "xz": ["xz", "-c"],
+    "zst": ["zstd", "-qc"],
+    "bz2": ["bzip2", "-c"],
+    "lzo": ["lzop", "-c"],
+    "lz4": ["lz4", "-qc"],
+}
+NAMES = {"gz": "gzip", "xz": "xz", "zst": "zstd", "bz2": "bzip2", "lzo": "lzop", "lz4": "lz4"}
+KINDS = [pytest.param(k, marks=pytest.mark.skipif(not shutil.which(TOOLS[k][0]), reason=f"no {TOOLS[k][0]}")) for k in TOOLS]
+
+
+def pack(t, name, kind):
+    packed = f"{name}.{kind}"
+    with open(t.dir / name, "rb") as plain, open(t.dir / packed, "wb") as out:
+        subprocess.run(TOOLS[kind], stdin=plain, stdout=out, check=True)
+    return packed
+
+
+@pytest.fixture
+def disk(t):
+    """The bytes of d.raw and d.qcow2, which are the same disk."""
+    data = bytearray(6 * MIB + 1536)
+    data[MIB:MIB + 700000] = random.Random(1).randbytes(700000)
+    data[-512:] = b"e" * 512
+    (t.dir / "d.raw").write_bytes(data)
+    t.ok("convert", "-O", "qcow2", "d.raw", "d.qcow2")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("image", ["d.raw", "d.qcow2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_inside_a_packed_file_is_the_disk(t, disk, kind, image):
+    packed = pack(t, image, kind)
+    info = json.loads(t.ok("info", "--output=json", packed))
+    assert (info["format"], info["virtual-size"], info["packed-by"]) == (image[2:], len(disk), NAMES[kind])
+    for out in ["raw", "vmdk", "qcow2"]:
+        t.ok("convert", "-O", out, packed, f"o.{out}")
+        t.ok("compare", f"o.{out}", "d.raw")
+    t.ok("compare", packed, "d.raw")
+    assert t.ok("checksum", packed).split()[0] == t.ok("checksum", "d.raw").split()[0]
+    t.ok("dd", f"if={packed}", "of=part", "bs=512", "skip=2000", "count=100")
+    assert (t.dir / "part").read_bytes() == disk[2000 * 512:2100 * 512]
+    t.ok("map", packed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_said_to_be_raw_is_taken_as_it_is(t, disk, kind):
+    packed = pack(t, "d.raw", kind)
+    t.ok("convert", "-f", "raw", "-O", "raw", packed, "o.raw")
+    plain, copy = (t.dir / packed).read_bytes(), (t.dir / "o.raw").read_bytes()
+    assert copy == plain + bytes(-len(plain) % 512)
+
+
+def test_the_format_inside_may_be_said(t, disk):
+    t.ok("convert", "-f", "qcow2", "-O", "raw", pack(t, "d.qcow2", "gz"), "o.raw")
+    assert (t.dir / "o.raw").read_bytes() == disk
+
+
+def test_a_packed_image_may_be_a_parent_whose_format_is_said(t, disk):
+    packed = pack(t, "d.qcow2", "gz")
+    t.ok("create", "-f", "qcow2", "-b", packed, "-F", "qcow2", "c.qcow2")
+    t.ok("compare", "c.qcow2", "d.raw")
+    t.ok("io", "-c", "write -P 7 0 4k", "c.qcow2")
+    before = (t.dir / packed).read_bytes()
+    assert t.drover("compare", "c.qcow2", "d.raw").code == 1
+    assert (t.dir / packed).read_bytes() == before
+
+
+def test_a_packed_image_is_not_written_to(t, disk):
+    packed = pack(t, "d.qcow2", "gz")
+    before = (t.dir / packed).read_bytes()
+    for args in [["io", "-c", "write 0 4k", packed], ["resize", packed, "+1M"]]:
+        got = t.drover(*args)
+        assert got.code != 0 and "compressed by gzip, so it can only be read: unpack it first" in got.err
+    assert (t.dir / packed).read_bytes() == before
+
+
+def test_a_target_that_is_the_packed_source_is_refused(t, disk):
+    packed = pack(t, "d.raw", "gz")
+    before = (t.dir / packed).read_bytes()
+    assert t.drover("convert", "-O", "raw", packed, packed).code != 0
+    assert (t.dir / packed).read_bytes() == before
+
+
+def test_what_is_packed_twice_is_named(t, disk):
+    twice = pack(t, pack(t, "d.raw", "gz"), "gz")
+    got = t.drover("convert", "-O", "raw", twice, "o.raw")
+    assert got.code != 0 and "compressed by gzip and then by gzip" in got.err
+    assert not (t.dir / "o.raw").exists()
+
+
+def test_the_temporary_file_goes_where_tmpdir_says_and_leaves_nothing(t, disk):
+    packed = pack(t, "d.qcow2", "gz")
+    room = t.dir / "room"
+    room.mkdir()
+    assert t.drover("info", packed, env={"TMPDIR": str(room)}).code == 0
+    assert os.listdir(room) == []
+    got = t.drover("info", packed, env={"TMPDIR": str(t.dir / "none")})
+    assert got.code != 0 and "none" in got.err and "temporary" in got.err
+
+
+FOREIGN = {
+    "zip": (None, "a zip archive"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(1000), "a 7-Zip archive"),
+    "rar": (b"Rar!\x1a\7\1\0" + bytes(1000), "a RAR archive"),
+    "tar": (bytes(257) + b"ustar\00000" + bytes(1000), "a tar archive"),
+    "html": (b"\n <!DOCTYPE HTML><title>404</title>", "a web page"),
+    "htm": (b"\xef\xbb\xbf<html>", "a web page"),
+    "xml": (b"<?xml version='1.0'?><Error/>", "an XML document"),
+    "pdf": (b"%PDF-1.7\n" + bytes(1000), "a PDF document"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+    "lz": (b"LZIP\1" + bytes(600), "compressed by lzip"),
+    "Z": (b"\x1f\x9d\x90" + bytes(600), "compressed by compress"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_no_image_is_named_for_what_it_is(t, kind):
+    content, name = FOREIGN[kind]
+    path = t.dir / f"d.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as z:
+            z.writestr("d.raw", bytes(1000))
+    else:
+        path.write_bytes(content)
+    for args in [["info", path.name], ["convert", "-O", "qcow2", path.name, "o.qcow2"], ["create", "-f", "add-cow", "-b", path.name,
+                                                                                       "o.add-cow"]]:
+        got = t.drover(*args)
+        assert got.code != 0 and name in got.err and "not a disk image" in got.err, got.err
+    piped = subprocess.run([t.bin / "drover", "convert", "-O", "raw", "-", "o.raw"], cwd=t.dir, input=path.read_bytes(),
+                           capture_output=True, timeout=60, check=False)
+    assert piped.returncode != 0 and name.encode() in piped.stderr
+    packed = gzip.compress(path.read_bytes())
+    (t.dir / "p.gz").write_bytes(packed)
+    got = t.drover("info", "p.gz")
+    assert got.code != 0 and name in got.err
+    t.ok("convert", "-f", "raw", "-O", "raw", path.name, "bytes.raw")
+    assert (t.dir / "bytes.raw").read_bytes().startswith(path.read_bytes())
+
+
+# ---------------------------------------------------------------- damage
+
+PACKERS = {
+    "gz": gzip.compress,
+    "xz": lzma.compress,
+    "bz2": bz2.compress,
+    "zst": lambda b: subprocess.run(["zstd", "-qc", "--check"], input=b, stdout=subprocess.PIPE, check=True).stdout,
+    "lzo": lambda b: subprocess.run(["lzop", "-c"], input=b, stdout=subprocess.PIPE, check=True).stdout,
+    "lz4": lambda b: subprocess.run(["lz4", "-qc"], input=b, stdout=subprocess.PIPE, check=True).stdout,
+}
+
+
+def tell(t, packed, content):
+    """None: refused. Else the disk that came out."""
+    (t.dir / packed).write_bytes(content)
+    (t.dir / "o.raw").unlink(missing_ok=True)
+    got = t.drover("convert", "-O", "raw", packed, "o.raw")
+    if got.code != 0:
+        assert got.err.count("\n") == 1 and packed in got.err, got.err
+        assert not (t.dir / "o.raw").exists()
+        return None
+    return (t.dir / "o.raw").read_bytes()
+
+
+@pytest.mark.parametrize("inner", ["raw", "qcow2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_anywhere_gives_the_right_bytes_or_a_refusal(t, kind, inner):
+    disk = random.Random(3).randbytes(700) * 2 + bytes(66000) + b"z" * 648
+    (t.dir / "d.raw").write_bytes(disk)
+    t.ok("convert", "-O", "qcow2", "-c", "d.raw", "d.qcow2")
+    whole = PACKERS[kind]((t.dir / f"d.{inner}").read_bytes())
+    stride = 1 if os.environ.get("DROVER_TEST_LONG") else max(1, len(whole) // 25)
+    refused = 0
+    for at in range(random.Random(kind).randrange(stride), len(whole), stride):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x40
+        came = tell(t, "x." + kind, damaged)
+        refused += came is None
+        # damage of the magic number makes it another file: its bytes, as they are
+        assert came in (None, disk) or (at < 9 and came.startswith(damaged)), at
+        cut = tell(t, "x." + kind, whole[:at])
+        assert cut in (None, disk) or (at < 9 and cut.startswith(whole[:at])), at
+    assert refused > 0
