@@ -106,6 +106,9 @@ struct dr_backup_entry {
     /* NULL, or: it is a backup no more, dr_backup_prune() is removing it or was interrupted. Its
      * files, relative to the set's directory; the last is NULL. */
     char **leaving;
+    /* NULL, or: it is no backup yet, its files are getting their names, or their maker was
+     * interrupted just then. The next backup or prune with this set takes it in or removes it. */
+    char *naming;
 };
 /* All backups of the set, in the order in which they were made; free with dr_backup_list_free.
  * -ENOENT: there is no such file. -EINVAL: it is no set. */

@@ -7,6 +7,7 @@
  * finishes what it finds marked, so an interrupted one is done again. */
 #include "base/cleanup.h"
 #include "ops/backup-merge.h"
+#include "ops/backup-naming.h"
 
 struct prune {
     struct dr_fs *fs;
@@ -44,6 +45,11 @@ static int choose(struct prune *p, bool marked, struct dr_error *err)
         size_t newer = 0;
         for (size_t k = i + 1; k < s->n; k++)
             newer += !s->all[k].leaving && same_series(&s->all[k], e);
+        if (e->naming)
+            return dr_fail(err, EBUSY,
+                           "%s: its backup \"%s\" is being made, or was interrupted and cannot be "
+                           "settled now",
+                           p->path, e->name);
         p->goes[i] = e->leaving ||
                      (!marked && newer >= p->o->keep && (!like || same_series(e, like)));
     }
@@ -191,7 +197,9 @@ int dr_backup_prune_fs(struct dr_fs *fs, const char *set, const struct dr_prune_
         return dr_fail(err, EINVAL, "%s: at least one backup of each series must be kept", set);
     if (!dr_fs_exists(fs, set))
         return dr_fail(err, ENOENT, "%s: there is no such list of backups", set);
-    int r = all_steps(&p, true, err);
+    int r = options->dry_run ? 0 : dr_naming_settle(fs, set, &options->open, job, err);
+    if (r == 0)
+        r = all_steps(&p, true, err);
     if (r == 0 && !(options->dry_run && p.told > 0)) /* what comes after that is not known yet */
         r = all_steps(&p, false, err);
     return r;

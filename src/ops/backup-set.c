@@ -16,7 +16,7 @@
 
 #define VERSION  1
 #define LARGEST  (64u << 20) /* bytes of a set */
-#define ATTEMPTS 200         /* while another backup writes its entry */
+#define ATTEMPTS 200         /* while another backup writes its entry, or a prune removes files */
 #define PAUSE_NS 20000000
 
 /* ------------------------------------------------------------------ reading */
@@ -44,6 +44,7 @@ static void clear_entry(struct dr_backup_entry *e)
     free(e->bitmap);
     free(e->noted);
     free(e->time);
+    free(e->naming);
     *e = (struct dr_backup_entry){0};
 }
 
@@ -113,6 +114,7 @@ static bool take_entry(const json_t *one, struct dr_backup_entry *e)
     good &= take_text(one, "bitmap", false, &e->bitmap);
     good &= take_text(one, "noted", e->bitmap, &e->noted);
     good &= take_text(one, "time", true, &e->time);
+    good &= take_text(one, "naming", false, &e->naming);
     good &= take_texts(one, "leaving", &e->leaving);
     good = good && take_number(one, "size", &e->size) && take_number(one, "copied", &e->copied);
     if (!good || !digest || !is_digest(digest))
@@ -198,7 +200,7 @@ const struct dr_backup_entry *dr_set_last(const struct dr_backup_set *s, const c
 {
     for (size_t i = s->n; i > 0; i--) {
         const struct dr_backup_entry *e = &s->all[i - 1];
-        if (e->bitmap && !e->leaving && strcmp(e->bitmap, bitmap) == 0 &&
+        if (e->bitmap && !e->leaving && !e->naming && strcmp(e->bitmap, bitmap) == 0 &&
             strcmp(e->disk, disk) == 0)
             return e;
     }
@@ -243,11 +245,15 @@ static json_t *to_json(const struct dr_backup_entry *e)
         text_or_null(e->parent), "disk", dr_json_text(e->disk), "bitmap", text_or_null(e->bitmap),
         "noted", text_or_null(e->noted), "time", dr_json_text(e->time), "size", (json_int_t)e->size,
         "copied", (json_int_t)e->copied, "digest", e->digest);
-    if (one && e->leaving && json_object_set_new(one, "leaving", texts_to_json(e->leaving)) < 0) {
-        json_decref(one);
-        return NULL;
-    }
-    return one;
+    int r = one ? 0 : -1;
+    if (r == 0 && e->leaving)
+        r = json_object_set_new(one, "leaving", texts_to_json(e->leaving));
+    if (r == 0 && e->naming)
+        r = json_object_set_new(one, "naming", dr_json_text(e->naming));
+    if (r == 0)
+        return one;
+    json_decref(one);
+    return NULL;
 }
 
 static char *to_text(const struct dr_backup_set *s, const struct dr_backup_entry *more, size_t n)
@@ -291,24 +297,42 @@ static int open_for_writing(struct dr_fs *fs, const char *path, struct dr_file *
     return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
-static int add_to(struct dr_fs *fs, const char *path, struct dr_file *old,
-                  const struct dr_backup_entry *entries, size_t n, struct dr_error *err)
+int dr_set_hold(struct dr_set_writer *w, struct dr_fs *fs, const char *path, struct dr_error *err)
 {
-    struct dr_backup_set s = {0};
+    *w = (struct dr_set_writer){.fs = fs, .path = path};
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_fs_exists(fs, path) ? open_for_writing(fs, path, &w->file, &why) : 0;
+    return r < 0 && r != -ENOENT ? dr_fail(err, -r, "%s", why.text) : 0;
+}
+
+int dr_set_read_held(const struct dr_set_writer *w, struct dr_backup_set *s, struct dr_error *err)
+{
+    *s = (struct dr_backup_set){0};
+    return w->file ? read_set(s, w->file, w->path, err) : 0;
+}
+
+int dr_set_write_held(struct dr_set_writer *w, const struct dr_backup_set *s,
+                      const struct dr_backup_entry *entries, size_t n, bool *written,
+                      struct dr_error *err)
+{
     struct dr_file *fresh = NULL;
-    int r = old ? read_set(&s, old, path, err) : 0;
-    for (size_t i = 0; r == 0 && i < n; i++)
-        if (dr_set_find(&s, entries[i].name))
-            r = dr_fail(err, EEXIST, "%s: has a backup called \"%s\" already", path,
-                        entries[i].name);
-    CLEANUP_FREE char *text = r == 0 ? to_text(&s, entries, n) : NULL;
-    if (r == 0 && !text)
-        r = dr_fail(err, ENOMEM, "%s: out of memory", path);
-    if (r == 0)
-        r = dr_replace(fs, path, old, fill, text, &fresh, err);
-    dr_file_unref(fresh);
-    dr_set_free(&s);
+    CLEANUP_FREE char *text = to_text(s, entries, n);
+    if (!text)
+        return dr_fail(err, ENOMEM, "%s: out of memory", w->path);
+    int r = dr_replace(w->fs, w->path, w->file, fill, text, &fresh, err);
+    if (written)
+        *written = fresh;
+    if (!fresh)
+        return r;
+    dr_file_unref(w->file);
+    w->file = fresh;
     return r;
+}
+
+void dr_set_release(struct dr_set_writer *w)
+{
+    dr_file_unref(w->file);
+    *w = (struct dr_set_writer){0};
 }
 
 char **dr_set_copy_files(char *const *from)
@@ -335,57 +359,22 @@ void dr_set_drop(struct dr_backup_set *s, struct dr_backup_entry *e)
     s->n--;
 }
 
-static int change_read(struct dr_fs *fs, const char *path, struct dr_file *old,
-                       int (*change)(void *user, struct dr_backup_set *s, struct dr_error *err),
-                       void *user, struct dr_error *err)
-{
-    struct dr_backup_set s = {0};
-    struct dr_file *fresh = NULL;
-    int r = read_set(&s, old, path, err);
-    if (r < 0)
-        return r;
-    r = change(user, &s, err);
-    CLEANUP_FREE char *text = r > 0 ? to_text(&s, NULL, 0) : NULL;
-    dr_set_free(&s);
-    if (r <= 0)
-        return r;
-    if (!text)
-        return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    r = dr_replace(fs, path, old, fill, text, &fresh, err);
-    dr_file_unref(fresh);
-    return r;
-}
-
 int dr_set_change(struct dr_fs *fs, const char *path,
                   int (*change)(void *user, struct dr_backup_set *s, struct dr_error *err),
                   void *user, struct dr_error *err)
 {
-    struct dr_file *old = NULL;
-    int r = open_for_writing(fs, path, &old, err);
+    struct dr_set_writer w;
+    struct dr_backup_set s = {0};
+    int r = dr_set_hold(&w, fs, path, err);
     if (r == 0)
-        r = change_read(fs, path, old, change, user, err);
-    dr_file_unref(old);
+        r = dr_set_read_held(&w, &s, err);
+    if (r == 0)
+        r = change(user, &s, err);
+    if (r > 0)
+        r = dr_set_write_held(&w, &s, NULL, 0, NULL, err);
+    dr_set_free(&s);
+    dr_set_release(&w);
     return r;
-}
-
-/* Two first backups may make the set at the same time: the second one adds to it. */
-int dr_set_add(struct dr_fs *fs, const char *path, const struct dr_backup_entry *entries, size_t n,
-               struct dr_error *err)
-{
-    struct dr_error why = DR_ERROR_INIT;
-    bool again = true;
-    int r = 0;
-    while (again) {
-        struct dr_file *old = NULL;
-        bool there = dr_fs_exists(fs, path);
-        dr_error_reset(&why);
-        r = there ? open_for_writing(fs, path, &old, &why) : 0;
-        if (r == 0)
-            r = add_to(fs, path, old, entries, n, &why);
-        dr_file_unref(old);
-        again = r == -EEXIST && !there;
-    }
-    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
 /* ------------------------------------------------------------------ for users */

@@ -22,9 +22,23 @@ const struct dr_backup_entry *dr_set_find(const struct dr_backup_set *s, const c
  * path. */
 const struct dr_backup_entry *dr_set_last(const struct dr_backup_set *s, const char *disk,
                                           const char *bitmap);
-/* Put n entries behind the others, durably and at once. -EEXIST: one of the names is taken. */
-int dr_set_add(struct dr_fs *fs, const char *path, const struct dr_backup_entry *entries, size_t n,
-               struct dr_error *err);
+
+/* The set, held for writing: nobody else can write it meanwhile, in this process or another. */
+struct dr_set_writer {
+    struct dr_fs *fs;
+    const char *path;
+    struct dr_file *file; /* NULL: there is no set yet */
+};
+/* Waits for others, who are quick. */
+int dr_set_hold(struct dr_set_writer *w, struct dr_fs *fs, const char *path, struct dr_error *err);
+int dr_set_read_held(const struct dr_set_writer *w, struct dr_backup_set *s, struct dr_error *err);
+/* It says s and then the n entries, durably and at once; it is still held. -EEXIST: there was no
+ * set, and somebody else has made one meanwhile. *written (may be NULL): it does say so; after a
+ * failure perhaps not durably. */
+int dr_set_write_held(struct dr_set_writer *w, const struct dr_backup_set *s,
+                      const struct dr_backup_entry *entries, size_t n, bool *written,
+                      struct dr_error *err);
+void dr_set_release(struct dr_set_writer *w);
 /* While nobody else can write the set: change sees what it says now. When it returns 1, what it has
  * made of s is written, durably and at once; 0: the set stays as it is; else a failure. */
 int dr_set_change(struct dr_fs *fs, const char *path,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "ops/backup-spill.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,9 +15,12 @@
 #define DEFAULT_SIZE (UINT64_C(1) << 30)
 #define MOST_SLOTS   (UINT32_MAX / 2)
 #define ATTEMPTS     16 /* at a name that nobody has */
+#define PREFIX       ".drover-spill-"
+#define DIGITS       ((size_t)16)
 
 struct dr_spill {
     struct dr_file *file;
+    char *path; /* as the user says it */
     bool fails_when_full;
     uint32_t n; /* slots that there may be */
 
@@ -34,6 +38,37 @@ static bool is_dir(struct dr_fs *fs, const char *path)
     return dr_look(fs, path, &kind, NULL, NULL) == 0 && kind == DR_NAME_DIR;
 }
 
+static bool is_spill_name(const char *name)
+{
+    const size_t len = sizeof(PREFIX) - 1;
+    return strncmp(name, PREFIX, len) == 0 && strlen(name) == len + DIGITS &&
+           strspn(name + len, "0123456789abcdef") == DIGITS;
+}
+
+/* A file that had no time to lose its name has nobody that holds its lock. */
+static void remove_left(struct dr_fs *fs, const char *path)
+{
+    enum dr_name_kind kind;
+    CLEANUP_FILE struct dr_file *file = NULL;
+    if (dr_look(fs, path, &kind, NULL, NULL) == 0 && kind == DR_NAME_FILE &&
+        dr_file_open(fs, path, DR_FILE_RDWR, &file, NULL) == 0)
+        fs->ops->unlink(fs, path, NULL);
+}
+
+static void remove_all_left(struct dr_fs *fs, const char *dir)
+{
+    char **names;
+    size_t n;
+    if (dr_ops_list(fs, dir, &names, &n, NULL) < 0)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        CLEANUP_FREE char *path = is_spill_name(names[i]) ? dr_path_join(dir, names[i]) : NULL;
+        if (path)
+            remove_left(fs, path);
+    }
+    dr_ops_free_names(names, n);
+}
+
 static int create(struct dr_spill *s, struct dr_fs *fs, const char *path, unsigned flags,
                   struct dr_error *err)
 {
@@ -45,13 +80,20 @@ static int create(struct dr_spill *s, struct dr_fs *fs, const char *path, unsign
     return r < 0 ? dr_prefix(err, r, "the spill file is to have no name") : 0;
 }
 
-static int create_in(struct dr_spill *s, struct dr_fs *fs, const char *dir, unsigned flags,
-                     struct dr_error *err)
+/* A name that is taken, or was while somebody looked whether the file is left over. */
+static bool is_taken(int r)
+{
+    return r == -EEXIST || r == -EAGAIN || r == -EBUSY || r == -ESTALE;
+}
+
+static int create_named(struct dr_spill *s, struct dr_fs *fs, const char *dir, unsigned flags,
+                        struct dr_error *err)
 {
     int r = -EEXIST;
-    for (int i = 0; i < ATTEMPTS && r == -EEXIST; i++) {
-        char name[40];
-        snprintf(name, sizeof(name), ".drover-spill-%016llx", (unsigned long long)dr_random64());
+    for (int i = 0; i < ATTEMPTS && is_taken(r); i++) {
+        char name[sizeof(PREFIX) + DIGITS];
+        snprintf(name, sizeof(name), PREFIX "%0*llx", (int)DIGITS,
+                 (unsigned long long)dr_random64());
         CLEANUP_FREE char *path = dr_path_join(dir, name);
         if (!path)
             return dr_fail(err, ENOMEM, "%s: out of memory", dir);
@@ -59,6 +101,28 @@ static int create_in(struct dr_spill *s, struct dr_fs *fs, const char *dir, unsi
         r = create(s, fs, path, flags, err);
     }
     return r;
+}
+
+static int create_in(struct dr_spill *s, struct dr_fs *fs, const char *dir, unsigned flags,
+                     struct dr_error *err)
+{
+    if (!(flags & DR_FILE_NO_LOCK))
+        remove_all_left(fs, dir);
+    int r = dr_file_open_nameless(fs, dir, flags | DR_FILE_NO_FLUSH, &s->file, err);
+    return r == -ENOTSUP ? create_named(s, fs, dir, flags, err) : r;
+}
+
+/* A name that is free tells only the directory. */
+static int create_at(struct dr_spill *s, struct dr_fs *fs, const char *path, unsigned flags,
+                     struct dr_error *err)
+{
+    if (is_dir(fs, path))
+        return create_in(s, fs, path, flags, err);
+    if (dr_look(fs, path, NULL, NULL, NULL) == 0)
+        return dr_fail(err, EEXIST, "%s: exists already: the spill file is a new one", path);
+    CLEANUP_FREE char *dir = dr_path_dirname(path);
+    return dir ? create_in(s, fs, dir, flags, err)
+               : dr_fail(err, ENOMEM, "%s: out of memory", path);
 }
 
 int dr_spill_new(struct dr_spill **spill, struct dr_fs *fs, const struct dr_backup_spill *options,
@@ -74,9 +138,10 @@ int dr_spill_new(struct dr_spill **spill, struct dr_fs *fs, const struct dr_back
         return dr_fail(err, ENOMEM, "%s: out of memory", options->path);
     s->n = (uint32_t)dr_min(slots, MOST_SLOTS);
     s->fails_when_full = options->fail_when_full;
+    s->path = strdup(options->path);
     pthread_mutex_init(&s->lock, NULL);
-    int r = is_dir(fs, options->path) ? create_in(s, fs, options->path, flags, err)
-                                      : create(s, fs, options->path, flags, err);
+    int r = s->path ? create_at(s, fs, s->path, flags, err)
+                    : dr_fail(err, ENOMEM, "%s: out of memory", options->path);
     if (r < 0)
         dr_spill_free(s);
     else
@@ -91,6 +156,7 @@ void dr_spill_free(struct dr_spill *s)
     dr_file_unref(s->file);
     pthread_mutex_destroy(&s->lock);
     free(s->free_);
+    free(s->path);
     free(s);
 }
 
@@ -112,7 +178,7 @@ static int take_slot(struct dr_spill *s, uint32_t *slot, struct dr_error *err)
         return dr_fail(err, ENOSPC,
                        "%s: the spill file is full, with %llu bytes: the target is slower than "
                        "those who write to the disk",
-                       s->file->path, (unsigned long long)s->n * GRAIN);
+                       s->path, (unsigned long long)s->n * GRAIN);
     return 0;
 }
 

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* A bounded file for what guests are about to change, while the target of a backup is slower than
  * they are. It holds grains of 64 KiB, in any order; it has no name, and so goes with the process,
- * however that ends. Several disks share one, and any thread may use it. */
+ * however that ends. Where a file system has no files without a name it loses its name as soon as
+ * it is made; one whose maker was killed just then goes when another one is made beside it. Several
+ * disks share one, and any thread may use it. */
 #ifndef DR_OPS_BACKUP_SPILL_H
 #define DR_OPS_BACKUP_SPILL_H
 

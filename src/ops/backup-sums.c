@@ -228,24 +228,52 @@ static int open_old(struct dr_fs *fs, const char *path, unsigned flags, struct d
         r = dr_file_pread_short(*old, magic, 0, sizeof(magic), &got, err);
     if (r == 0 && (got < sizeof(magic) || memcmp(magic, MAGIC, sizeof(magic)) != 0))
         r = dr_fail(err, EEXIST, "%s: exists already, and holds no checksums of a disk", path);
+    if (r < 0)
+        dr_file_unref(DR_STEAL(*old));
     return r;
 }
 
-int dr_sums_save(const struct dr_sums *s, struct dr_fs *fs, const char *path, unsigned flags,
-                 struct dr_error *err)
+/* image: NULL, or what must not be there when the side file gets its name. held may be NULL. */
+static int save(const struct dr_sums *s, struct dr_fs *fs, const char *path, unsigned flags,
+                const char *image, struct dr_file **held, struct dr_error *err)
 {
     struct dr_file *old = NULL;
     struct dr_temp temp = {0};
-    int r = open_old(fs, path, flags, &old, err);
+    struct dr_error why = DR_ERROR_INIT;
+    int r = open_old(fs, path, flags, &old, &why);
+    if (r < 0)
+        return image && (r == -EAGAIN || r == -EBUSY)
+                   ? dr_fail(err, EEXIST, "%s: somebody else is making it, too: %s", image,
+                             why.text)
+                   : dr_fail(err, -r, "%s", why.text);
+    if (image && dr_fs_exists(fs, image))
+        r = dr_fail(err, EEXIST, "%s: exists by now: somebody else made it meanwhile", image);
     if (r == 0)
         r = dr_temp_create(&temp, fs, path, old, NULL, err);
     if (r == 0)
         r = write_file(s, temp.file, err);
     if (r == 0)
         r = dr_temp_publish(&temp, err);
+    if (r == 0 && held)
+        *held = DR_STEAL(temp.file);
     dr_temp_end(&temp);
     dr_file_unref(old);
     return r;
+}
+
+int dr_sums_save(const struct dr_sums *s, struct dr_fs *fs, const char *path, unsigned flags,
+                 struct dr_error *err)
+{
+    return save(s, fs, path, flags, NULL, NULL, err);
+}
+
+int dr_sums_save_for(const struct dr_sums *s, struct dr_fs *fs, const char *path, unsigned flags,
+                     struct dr_file **held, struct dr_error *err)
+{
+    CLEANUP_FREE char *side = dr_sums_path(path);
+    *held = NULL;
+    return side ? save(s, fs, side, flags, path, held, err)
+                : dr_fail(err, ENOMEM, "%s: out of memory", path);
 }
 
 static int bad(struct dr_error *err, const char *path, const char *what)

@@ -90,6 +90,11 @@ int dr_backup_verify_fs(struct dr_fs *fs, const char *set, const char *name,
         r = dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", set, name);
     else if (e->leaving)
         r = dr_fail(err, ENOENT, "%s: its backup \"%s\" is being pruned", set, name);
+    else if (e->naming)
+        r = dr_fail(err, ENOENT,
+                    "%s: its backup \"%s\" is being made, or was interrupted: the next backup or "
+                    "prune with this set settles it",
+                    set, name);
     else
         r = verify_entry(fs, set, e, open, against, job, err);
     dr_set_free(&s);

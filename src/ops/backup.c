@@ -4,7 +4,8 @@
  *     claim each disk ─► what does its set say, and its bitmap? ─► make each target aside
  *     ─► the instant, while all their requests wait
  *     ─► copy each disk (backup-copy.h) ─► unhook it, flush its target
- *     ─► side files with checksums ─► the targets get their names ─► the set names them
+ *     ─► the set announces them (backup-naming.h) ─► side files with checksums
+ *     ─► the targets get their names ─► the set lists them
  *     ─► the bitmaps are handed on (backup-track.h)
  *
  * Nothing of a disk changes but its list of hooks and its bitmaps. Killed anywhere, it is as its
@@ -13,6 +14,7 @@
 
 #include "base/cleanup.h"
 #include "ops/backup-copy.h"
+#include "ops/backup-naming.h"
 #include "ops/backup-set.h"
 #include "ops/ops-internal.h"
 
@@ -34,6 +36,8 @@ struct backup {
     struct dr_new_image fresh;
     struct dr_disk *out;
     struct dr_sums sums;
+    struct dr_file *side; /* that with the sums, locked while names are given */
+    char *mark;           /* of the target, for the set */
     struct dr_frozen frozen;
     char time[32];
 };
@@ -74,7 +78,7 @@ static int bitmap_since(struct backup *b, const char *name, struct dr_error *err
 {
     const char *set = options_of(b)->set;
     const struct dr_backup_entry *e = dr_set_find(&b->set, name);
-    if (!e || e->leaving)
+    if (!e || e->leaving || e->naming)
         return dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", set, name);
     if (!e->bitmap || strcmp(e->disk, b->path) != 0)
         return dr_fail(err, EINVAL, "%s: its backup \"%s\" is not one of %s with a bitmap", set,
@@ -94,6 +98,8 @@ static int read_set(struct backup *b, struct dr_error *err)
     if (!o->set)
         return 0;
     int r = b->fs->ops->realpath(b->fs, dr_image_path(b->what->disk, 0), &b->path, err);
+    if (r == 0)
+        r = dr_naming_settle(b->fs, o->set, &o->open, b->job, err);
     if (r == 0)
         r = dr_set_load(&b->set, b->fs, o->set, err);
     if (r == 0 && dr_set_find(&b->set, dr_path_basename(b->what->target)))
@@ -375,19 +381,16 @@ static int copy_all(struct set *set, struct dr_error *err)
 
 /* ------------------------------------------------------------------ names */
 
-/* The side file first: where the target has its name, its checksums are there. */
+/* The side file first: where the target has its name, its checksums are there. It is held for as
+ * long as it may have to be removed again, so that it is not that of somebody else by then. */
 static int publish_one(struct backup *b, struct dr_error *err)
 {
     struct dr_backup_result *result = &b->what->result;
-    CLEANUP_FREE char *sums = dr_sums_path(b->what->target);
-    if (!sums)
-        return dr_fail(err, ENOMEM, "%s: out of memory", b->what->target);
-    int r = dr_sums_save(&b->sums, b->fs, sums, dr_ops_file_flags(target_flags(b)), err);
+    int r = dr_sums_save_for(&b->sums, b->fs, b->what->target, dr_ops_file_flags(target_flags(b)),
+                             &b->side, err);
     if (r == 0) {
         r = dr_new_publish(&b->fresh, err);
         b->published = r == 0;
-        if (r < 0)
-            b->fs->ops->unlink(b->fs, sums, NULL);
     }
     result->size = b->sums.size;
     result->incremental = b->last;
@@ -401,8 +404,9 @@ static void unpublish(struct backup *b)
     struct dr_open_options open = options_of(b)->open;
     CLEANUP_FREE char *sums = dr_sums_path(b->what->target);
     open.flags = target_flags(b) & (DR_OPEN_NO_LOCK | DR_OPEN_NO_FLUSH | DR_OPEN_ANY_PATH);
-    dr_ops_remove_image(b->fs, b->what->target, b->fmt->name, &open, NULL, NULL, NULL);
-    if (sums)
+    if (b->published)
+        dr_ops_remove_image(b->fs, b->what->target, b->fmt->name, &open, NULL, NULL, NULL);
+    if (sums && b->side)
         b->fs->ops->unlink(b->fs, sums, NULL);
 }
 
@@ -420,56 +424,67 @@ static bool make_entry(const struct backup *b, struct dr_backup_entry *e)
         .time = (char *)(uintptr_t)b->time,
         .size = b->sums.size,
         .copied = b->what->result.copied,
+        .naming = b->mark,
     };
     dr_sums_digest(&b->sums, e->digest);
     return e->file;
 }
 
-/* Does the set name the backup? It may after a failure: its directory may not be durable. */
-static bool is_listed(const struct backup *b)
+static int make_entries(struct set *set, struct dr_backup_entry *entries, struct dr_error *err)
 {
-    struct dr_backup_set now;
-    if (dr_set_load(&now, b->fs, options_of(b)->set, NULL) < 0)
-        return true; /* nobody knows */
-    bool listed = dr_set_find(&now, dr_path_basename(b->what->target));
-    dr_set_free(&now);
-    return listed;
+    for (size_t i = 0; i < set->n; i++) {
+        struct backup *b = &set->all[i];
+        int r = dr_naming_mark(b->fs, b->fresh.path, &b->mark, err);
+        if (r < 0)
+            return r;
+        if (!make_entry(b, &entries[i]))
+            return dr_fail(err, ENOMEM, "%s: out of memory", b->what->target);
+    }
+    return 0;
 }
 
-static int list_all(struct set *set, struct dr_error *err)
+static int give_names(struct set *set, struct dr_naming *naming, struct dr_error *err)
 {
-    const char *path = options_of(&set->all[0])->set;
-    if (!path)
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < set->n; i++)
+        r = publish_one(&set->all[i], err);
+    if (r == 0 && naming)
+        r = dr_naming_confirm(naming, err);
+    if (r == 0)
         return 0;
-    CLEANUP_FREE struct dr_backup_entry *entries = calloc(set->n, sizeof(*entries));
-    bool all = entries;
-    for (size_t i = 0; all && i < set->n; i++)
-        all = make_entry(&set->all[i], &entries[i]);
-    int r = all ? dr_set_add(set->all[0].fs, path, entries, set->n, err)
-                : dr_fail(err, ENOMEM, "%s: out of memory", path);
-    for (size_t i = 0; entries && i < set->n; i++)
-        free(entries[i].file);
+    for (size_t i = 0; i < set->n; i++)
+        if (naming && naming->confirmed) /* the directory of the set may not be durable */
+            dr_track_keep(&set->all[i].track);
+        else
+            unpublish(&set->all[i]);
+    return r;
+}
+
+static int publish_listed(struct set *set, struct dr_backup_entry *entries, struct dr_error *err)
+{
+    const struct backup *first = &set->all[0];
+    struct dr_naming naming;
+    int r = make_entries(set, entries, err);
+    if (r == 0)
+        r = dr_naming_announce(&naming, first->fs, options_of(first)->set, entries, set->n, err);
+    if (r < 0)
+        return r;
+    r = give_names(set, &naming, err);
+    if (r < 0 && !naming.confirmed)
+        dr_naming_withdraw(&naming);
+    dr_naming_end(&naming);
     return r;
 }
 
 static int publish_all(struct set *set, struct dr_error *err)
 {
     int r = dr_job_before_switch(set->job, err);
-    for (size_t i = 0; r == 0 && i < set->n; i++)
-        r = publish_one(&set->all[i], err);
-    bool named = r == 0;
-    if (r == 0)
-        r = list_all(set, err);
-    if (r == 0)
-        return 0;
-    if (named && is_listed(&set->all[0])) {
-        for (size_t i = 0; i < set->n; i++)
-            dr_track_keep(&set->all[i].track);
-        return r;
-    }
-    for (size_t i = 0; i < set->n; i++)
-        if (set->all[i].published)
-            unpublish(&set->all[i]);
+    if (r < 0 || !options_of(&set->all[0])->set)
+        return r < 0 ? r : give_names(set, NULL, err);
+    CLEANUP_FREE struct dr_backup_entry *entries = calloc(set->n, sizeof(*entries));
+    r = entries ? publish_listed(set, entries, err) : dr_fail(err, ENOMEM, "out of memory");
+    for (size_t i = 0; entries && i < set->n; i++)
+        free(entries[i].file);
     return r;
 }
 
@@ -497,8 +512,10 @@ static void end_one(struct backup *b)
     dr_new_abandon(&b->fresh);
     dr_ops_close(&b->parent, NULL);
     dr_sums_end(&b->sums);
+    dr_file_unref(b->side);
     dr_set_free(&b->set);
     free(b->path);
+    free(b->mark);
     if (b->claimed)
         dr_disk_unclaim(b->what->disk);
 }

@@ -103,5 +103,8 @@ int dr_new_finish(struct dr_fs *fs, const char *dir, const char *final, struct d
 bool dr_new_left_by_others(const struct dr_new_image *n, const char *name);
 /* Remove those that are in this state. */
 void dr_new_drop_others(const struct dr_new_image *n, enum dr_new_state state);
+/* Finish or remove what interrupted attempts at the image final have left, as far as that is safe.
+ */
+void dr_new_settle_others(struct dr_fs *fs, const char *final);
 
 #endif

@@ -275,3 +275,26 @@ void dr_new_drop_others(const struct dr_new_image *n, enum dr_new_state state)
 {
     any_other(n, drop, &state);
 }
+
+static bool settle(const struct dr_new_image *n, const char *dir, const struct dr_dir_lock *lock,
+                   const void *what)
+{
+    (void)what;
+    enum dr_new_state state = dr_new_judge(n->fs, dir, n->final);
+    if (is_in_use(n->fs, dir, lock))
+        return false;
+    if (state == DR_NEW_UNUSED)
+        dr_new_remove_all(n->fs, dir, NULL);
+    else if (state == DR_NEW_HALF_MOVED && dr_new_may_finish(n->fs, n->final))
+        dr_new_finish(n->fs, dir, n->final, NULL);
+    return false;
+}
+
+void dr_new_settle_others(struct dr_fs *fs, const char *final)
+{
+    char path[] = "", *to = strdup(final);
+    const struct dr_new_image n = {.fs = fs, .final = to, .dir = path};
+    if (to)
+        any_other(&n, settle, NULL);
+    free(to);
+}

@@ -317,6 +317,15 @@ int dr_file_adopt(struct dr_file *fresh, unsigned flags, struct dr_file **file,
     return r;
 }
 
+int dr_file_open_nameless(struct dr_fs *fs, const char *dir, unsigned flags, struct dr_file **file,
+                          struct dr_error *err)
+{
+    struct dr_file *fresh;
+    *file = NULL;
+    int r = fs->ops->open_nameless ? fs->ops->open_nameless(fs, dir, flags, &fresh, err) : -ENOTSUP;
+    return r < 0 ? r : dr_file_adopt(fresh, flags | DR_FILE_RDWR, file, err);
+}
+
 struct dr_file *dr_file_ref(struct dr_file *f)
 {
     atomic_fetch_add(&f->users, 1);

@@ -194,6 +194,25 @@ static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct
     return 0;
 }
 
+/* EISDIR is what kernels and file systems say that do not know of such files. */
+static int posix_open_nameless(struct dr_fs *fs, const char *dir, unsigned flags,
+                               struct dr_file **file, struct dr_error *err)
+{
+    bool direct = flags & DR_FILE_DIRECT;
+    int fd = posix_open_fd(dir, O_TMPFILE | O_EXCL | O_RDWR, 0600, &direct);
+    if (fd == -EOPNOTSUPP || fd == -EISDIR || fd == -ENOENT || fd == -EINVAL)
+        return -ENOTSUP;
+    if (fd < 0)
+        return dr_fail_errno(err, -fd, "Could not create a file in '%s'", dir);
+    struct posix_file *p;
+    int r = file_of(fd, direct, fs, dir, &p, err);
+    if (r < 0)
+        return r;
+    posix_open_cached(p);
+    *file = &p->base;
+    return 0;
+}
+
 int dr_file_open_fd(int fd, const char *name, struct dr_file **file, struct dr_error *err)
 {
     char path[32];
@@ -546,6 +565,7 @@ struct dr_fs *dr_fs_posix(void)
 {
     static const struct dr_fs_ops ops = {
         .open = posix_open,
+        .open_nameless = posix_open_nameless,
         .identify = posix_identify,
         .rename = posix_rename,
         .rename_new = posix_rename_new,

@@ -201,6 +201,11 @@ struct dr_file {
  * removals by the dr_fs of the same process do no harm. */
 int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                  struct dr_error *err);
+/* A new file in the directory dir, open for writing, that has no name and goes with its last user.
+ * flags: NO_LOCK, NO_FLUSH, DIRECT. -ENOTSUP: there are none in this file system; err is as it was.
+ */
+int dr_file_open_nameless(struct dr_fs *fs, const char *dir, unsigned flags, struct dr_file **file,
+                          struct dr_error *err);
 /* The regular file or block device behind a descriptor that somebody else opened for reading, by a
  * descriptor of its own (the offset of fd stays where it is), without locks; name is for messages.
  * Fails for pipes and the like. */
@@ -295,6 +300,10 @@ enum dr_name_kind { DR_NAME_FILE, DR_NAME_LINK, DR_NAME_DIR, DR_NAME_OTHER };
 struct dr_fs_ops {
     int (*open)(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                 struct dr_error *err); /* no table, no sharing: file.c adds them */
+    /* A new file, open for writing, in the directory dir, that never has a name. -ENOTSUP: there
+     * are none here. Optional. */
+    int (*open_nameless)(struct dr_fs *fs, const char *dir, unsigned flags, struct dr_file **file,
+                         struct dr_error *err);
     int (*identify)(struct dr_fs *fs, const char *path, struct dr_file_id *id,
                     struct dr_error *err);
     int (*rename)(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err);

@@ -3,6 +3,7 @@
 what is whole, the next backup misses nothing, and the same command again ends what was begun."""
 import json
 import os
+import shutil
 
 import crashlib
 import pytest
@@ -37,7 +38,27 @@ def make(directory, n, fmt='qcow2'):
 
 def names(directory, leaving=False):
     with open(os.path.join(directory, 'backups.json'), encoding='utf-8') as f:
-        return [b['name'] for b in json.load(f)['backups'] if leaving or not b.get('leaving')]
+        return [b['name'] for b in json.load(f)['backups'] if leaving or not (b.get('leaving') or b.get('naming'))]
+
+
+def announced(directory):
+    """What a killed backup has announced in the set, and not listed yet."""
+    with open(os.path.join(directory, 'backups.json'), encoding='utf-8') as f:
+        return [b['name'] for b in json.load(f)['backups'] if b.get('naming')]
+
+
+def someone_elses_file_stays(directory):
+    """What the next backup finds in the place of the announced one is not what was announced."""
+    other = directory + '.other'
+    shutil.rmtree(other, ignore_errors=True)
+    shutil.copytree(directory, other)
+    with open(os.path.join(other, 'b1'), 'wb') as f:
+        f.write(b'mine')
+    done = run(other, *(a for a in backup('b2', '--full') if a != '-q'))
+    assert announced(other) == [] and names(other) == ['b0', 'b2']
+    assert 'left alone' in done.stderr
+    with open(os.path.join(other, 'b1'), 'rb') as f:
+        assert f.read() == b'mine'
 
 
 def holds(directory, name, want):
@@ -59,12 +80,16 @@ def test_a_killed_backup_is_in_the_set_or_not_and_the_next_one_misses_nothing(te
     made = str(tmp_path / 'made')
     held = make(made, 1)
     disk = show(made)
-    seen = set()
+    seen, taken_in = set(), 0
     for directory in each_kill(tmp_path, backup('b1'), tear):
         whole(directory, held + [disk])
         listed = names(directory)
         assert listed in (['b0'], ['b0', 'b1'])
         seen.add(len(listed))
+        waiting = announced(directory)
+        if waiting:
+            someone_elses_file_stays(directory)
+        named = os.path.exists(os.path.join(directory, 'b1'))
         assert show(directory) == disk
         write(directory, 'write -P 99 500k 10k')
         after = show(directory)
@@ -75,7 +100,12 @@ def test_a_killed_backup_is_in_the_set_or_not_and_the_next_one_misses_nothing(te
         holds(directory, 'b2', after)
         whole(directory, held + [disk, after])
         assert show(directory) == after
-    assert 1 in seen
+        listed = names(directory)
+        assert announced(directory) == [] and ('b1' in listed) == named
+        for name in ('b1', 'b1.sums'):
+            assert os.path.exists(os.path.join(directory, name)) == named
+        taken_in += bool(waiting) and named
+    assert 1 in seen and taken_in > 0
 
 
 @pytest.mark.parametrize('fmt,tear', [('qcow2', False), ('vmdk', True)] + ([('qcow2', True), ('vmdk', False)] if LONG else []))

@@ -6,6 +6,7 @@
 #include "drover/backup.h"
 #include "faultfs.h"
 #include "instant.h"
+#include "ops/backup-spill.h"
 #include "test-ops.h"
 
 #define GRAIN (64u * KiB)
@@ -35,7 +36,7 @@ static int look(void *user, const struct faultfs_io *io)
         while (w->shut)
             pthread_cond_wait(&w->opened, &w->lock);
     }
-    if (strcmp(io->path, "spill") == 0)
+    if (strstr(io->path, ".drover-spill-"))
         r = io->kind == FAULTFS_WRITE  ? w->spill_write
             : io->kind == FAULTFS_READ ? w->spill_read
                                        : 0;
@@ -246,6 +247,68 @@ static void an_incremental_backup_spills_zeros_and_data(void **state)
     (void)state;
 }
 
+/* ------------------------------------------------------------------ names */
+
+static int count_name(void *user, const char *name)
+{
+    (void)name;
+    ++*(unsigned *)user;
+    return 0;
+}
+
+static void a_spill_file_has_no_name(void **state)
+{
+    char dir[] = "/tmp/drover-test-spill-XXXXXX", spot[64];
+    struct dr_fs *fs = dr_fs_posix();
+    unsigned names = 0;
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    snprintf(spot, sizeof(spot), "%s/spot", dir);
+    const char *const places[] = {dir, spot};
+    for (size_t i = 0; i < 2; i++) {
+        uint8_t put[GRAIN], got[GRAIN];
+        struct dr_spill *s;
+        uint32_t slot;
+        ok(dr_spill_new(&s, fs, &(struct dr_backup_spill){.path = places[i]}, 0, &err));
+        memset(put, 0x5a, sizeof(put));
+        ok(dr_spill_put(s, put, GRAIN, &slot, &err));
+        ok(dr_spill_get(s, slot, got, GRAIN, &err));
+        assert_memory_equal(put, got, GRAIN);
+        ok(fs->ops->list(fs, dir, count_name, &names, &err));
+        assert_int_equal(names, 0);
+        dr_spill_free(s);
+    }
+    ok(fs->ops->rmdir(fs, dir, &err));
+}
+
+/* Where files without a name are unknown, a kill may come before the name is gone. */
+static void what_a_killed_maker_left_goes_with_the_next_spill(void **state)
+{
+    static const char *const left = "dir/.drover-spill-0123456789abcdef",
+                             *const used = "dir/.drover-spill-00000000000000ff",
+                             *const others[] = {"dir/.drover-spill-0123456789abcde",
+                                                "dir/.drover-spill-0123456789abcdeg",
+                                                "dir/drover-spill-0123456789abcdef"};
+    struct dr_fs *fs = *state;
+    struct dr_file *file, *user;
+    struct dr_spill *s;
+    for (size_t i = 0; i < 4; i++) {
+        ok(dr_file_open(fs, i < 3 ? others[i] : left, DR_FILE_CREATE, &file, &err));
+        dr_file_unref(file);
+    }
+    ok(dr_file_open(fs, used, DR_FILE_CREATE, &user, &err));
+    ok(dr_spill_new(&s, fs, &(struct dr_backup_spill){.path = "dir/spot"}, 0, &err));
+    assert_false(exists(fs, left));
+    assert_true(exists(fs, used));
+    for (size_t i = 0; i < 3; i++)
+        assert_true(exists(fs, others[i]));
+    unsigned names = 0;
+    ok(fs->ops->list(fs, "dir", count_name, &names, &err));
+    assert_int_equal(names, 4);
+    dr_spill_free(s);
+    dr_file_unref(user);
+}
+
 /* ------------------------------------------------------------------ full */
 
 static void a_guest_waits_for_the_target_when_the_spill_is_full(void **state)
@@ -358,6 +421,8 @@ int main(void)
         ops_test(what_was_a_hole_is_not_spilled),
         ops_test(what_was_discarded_comes_out_of_the_spill),
         cmocka_unit_test(an_incremental_backup_spills_zeros_and_data),
+        ops_test(what_a_killed_maker_left_goes_with_the_next_spill),
+        ops_test(a_spill_file_has_no_name),
         ops_test(a_guest_waits_for_the_target_when_the_spill_is_full),
         ops_test(the_backup_fails_when_the_spill_is_full_if_it_was_asked_to),
         ops_test(there_is_room_in_the_spill_again_for_what_was_copied),

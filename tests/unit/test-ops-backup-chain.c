@@ -439,7 +439,7 @@ static bool lists(struct dr_fs *fs, const char *name)
     size_t n;
     ok(dr_backup_list_fs(fs, set, &list, &n, &err));
     for (size_t i = 0; i < n; i++)
-        does |= strcmp(list[i].name, name) == 0;
+        does |= !list[i].naming && strcmp(list[i].name, name) == 0;
     dr_backup_list_free(list, n);
     return does;
 }

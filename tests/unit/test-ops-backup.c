@@ -645,6 +645,60 @@ static void a_file_of_another_kind_is_not_taken_for_old_checksums(void **state)
     ok(dr_close(disk, &err));
 }
 
+struct winner {
+    struct dr_disk *disk;
+    bool won;
+};
+
+static int make_the_other_copy(void *user)
+{
+    struct winner *w = user;
+    ok(dr_disk_backup(w->disk, "copy", NULL, NULL, NULL, &err));
+    w->won = true;
+    return 0;
+}
+
+static void of_two_backups_to_one_name_the_first_keeps_its_checksums(void **state)
+{
+    struct dr_fs *fs = *state;
+    char digest[DR_DIGEST_TEXT], have[DR_DIGEST_TEXT];
+    struct dr_job *job;
+    struct dr_sums sums;
+    make_disk(fs, "disk", "qcow2");
+    make(fs, "other", "qcow2", MiB, NULL);
+    struct dr_disk *disk = open_rw(fs, "disk");
+    struct winner w = {.disk = open_rw(fs, "other")};
+    const struct dr_job_options o = {.before_switch = make_the_other_copy, .user = &w};
+    ok(dr_job_new(NULL, &o, &job, &err));
+    ok(dr_disk_digest(w.disk, NULL, digest, &err));
+    refused(dr_disk_backup(disk, "copy", NULL, job, NULL, &err), EEXIST, "copy");
+    assert_true(w.won);
+    ok(dr_sums_load(&sums, fs, "copy.sums", &err));
+    dr_sums_digest(&sums, have);
+    dr_sums_end(&sums);
+    assert_string_equal(have, digest);
+    dr_job_free(job);
+    ok(dr_close(disk, &err));
+    ok(dr_close(w.disk, &err));
+}
+
+static void nobody_makes_a_backup_while_another_gives_it_its_name(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_file *held;
+    struct dr_sums sums;
+    make_disk(fs, "disk", "qcow2");
+    struct dr_disk *disk = open_rw(fs, "disk");
+    ok(dr_sums_begin(&sums, SIZE, &err));
+    ok(dr_sums_save_for(&sums, fs, "copy", 0, &held, &err));
+    refused(dr_disk_backup(disk, "copy", NULL, NULL, NULL, &err), EEXIST, "copy");
+    assert_true(exists(fs, "copy.sums") && !exists(fs, "copy"));
+    dr_file_unref(held);
+    ok(dr_disk_backup(disk, "copy", NULL, NULL, NULL, &err));
+    dr_sums_end(&sums);
+    ok(dr_close(disk, &err));
+}
+
 static void damaged_checksums_are_refused(void **state)
 {
     struct dr_fs *fs = *state;
@@ -688,6 +742,8 @@ int main(void)
         cmocka_unit_test(a_backup_under_writers_is_the_disk_at_the_instant),
         ops_test(two_disks_get_both_copies_or_none),
         ops_test(a_file_of_another_kind_is_not_taken_for_old_checksums),
+        ops_test(of_two_backups_to_one_name_the_first_keeps_its_checksums),
+        ops_test(nobody_makes_a_backup_while_another_gives_it_its_name),
         ops_test(damaged_checksums_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -146,10 +146,13 @@ static void put_entry(const struct dr_backup_entry *e)
 {
     char size[CLI_SIZE_TEXT], copied[CLI_SIZE_TEXT];
     CLEANUP_FREE char *line = NULL;
-    const char *holds = e->leaving ? "nothing any more: prune again" : e->parent ? "on " : "full";
+    const char *holds = e->leaving  ? "nothing any more: prune again"
+                        : e->naming ? "not known: it was interrupted"
+                        : e->parent ? "on "
+                                    : "full";
     if (asprintf(&line, "%-24s %-20s %10s %10s  %s%s", e->name, e->time,
                  cli_human_size(e->size, size), cli_human_size(e->copied, copied), holds,
-                 e->parent && !e->leaving ? e->parent : "") < 0)
+                 e->parent && !e->leaving && !e->naming ? e->parent : "") < 0)
         line = NULL;
     cli_put(line ? line : "");
     printf("\n");
@@ -202,7 +205,7 @@ static int verify_all(const struct cli *cli, const struct cli_args *args, struct
     }
     for (size_t i = 0; i < n && code < 128; i++) {
         v->name = list[i].name;
-        if (list[i].leaving)
+        if (list[i].leaving || list[i].naming)
             continue;
         int r = cli_job_run(cli, args, verify, v);
         if (r == 0 && !cli_has(args, 'q')) {
