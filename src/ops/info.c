@@ -370,6 +370,20 @@ static void put_plan(const struct checking *c, json_t *o, struct dr_check_result
     result->corruptions_fixed = result->leaks_fixed = 0;
 }
 
+/* Is the parent the one that the image was made on? Nothing here knows what is right if it is not.
+ * One that cannot be opened keeps nobody from checking the child. */
+static void check_parent(struct dr_image *image, struct dr_check_result *result)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    const struct dr_open_options share = {.flags = DR_OPEN_FORCE_SHARE};
+    CLEANUP_FREE char *path = NULL;
+    if (!image->fmt->check_backing || !image->backing_name ||
+        dr_backing_locate(image, &share, &path, &why) != -ESTALE)
+        return;
+    result->report(result->user, why.text);
+    result->corruptions++;
+}
+
 static int check_chain(struct checking *c, struct dr_chain *chain, struct dr_error *err)
 {
     struct dr_image *image = chain->images[0];
@@ -380,6 +394,7 @@ static int check_chain(struct checking *c, struct dr_chain *chain, struct dr_err
                     : check_image(image, c->repair, &result, err);
     if (r < 0)
         return r;
+    check_parent(image, &result);
     CLEANUP_JSON json_t *extra = json_object();
     if (c->plan)
         put_plan(c, extra, &result);

@@ -195,7 +195,7 @@ static void check_finds_shared_tables_and_entries_behind_the_end(void **state)
     uint64_t gd = vmdk_of(image)->extents[0].h.gd_off * 512;
     ok(dr_image_unref(image, &err));
     poke32("/d/b.vmdk", gd + 4, peek32("/d/b.vmdk", gd) + 1);
-    finds("/d/b.vmdk", 1, 0, "overlap");
+    finds("/d/b.vmdk", 1, 0, "other metadata");
 }
 
 /* ------------------------------------------------------------------ descriptors */

@@ -186,7 +186,7 @@ static inline struct dr_check_result checked(const char *path, unsigned fix)
 {
     struct dr_check_result result = {.report = note};
     lines[0] = '\0';
-    struct dr_image *image = image_of(path, fix ? DR_OPEN_RDWR : 0);
+    struct dr_image *image = image_of(path, fix ? DR_OPEN_RDWR | DR_OPEN_AS_FOUND : 0);
     ok(vmdk_check(image, fix, &result, &err));
     ok(dr_image_unref(image, &err));
     return result;

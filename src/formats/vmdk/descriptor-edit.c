@@ -114,8 +114,7 @@ uint32_t vmdk_random_cid(size_t digits)
     return cid;
 }
 
-/* 128 random bits that end in the CID, as VMware makes them. */
-static int renew_long_id(struct vmdk_desc *d, uint32_t cid, struct dr_error *err)
+int vmdk_desc_renew_long_id(struct vmdk_desc *d, uint32_t cid, struct dr_error *err)
 {
     const struct vmdk_line *l = vmdk_desc_find(d, "ddb.longContentID");
     if (!l)
@@ -149,6 +148,6 @@ int vmdk_desc_set_cid(struct vmdk_desc *d, uint32_t cid, struct dr_error *err)
     snprintf(text, sizeof(text), short_fits ? "%07x" : "%08x", cid);
     int r = vmdk_desc_set(d, "CID", text, false, "version", err);
     if (r == 0)
-        r = renew_long_id(d, cid, err);
+        r = vmdk_desc_renew_long_id(d, cid, err);
     return r < 0 ? r : drop_change_tracking(d, err);
 }

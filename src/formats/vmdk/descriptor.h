@@ -101,6 +101,9 @@ int vmdk_desc_comment_out(struct vmdk_desc *d, const char *key, struct dr_error 
  * length of the text if the old CID has 8 digits. */
 int vmdk_desc_set_cid(struct vmdk_desc *d, uint32_t cid, struct dr_error *err);
 
+/* ddb.longContentID, if there is one: 128 random bits that end in the CID, as VMware makes them. */
+int vmdk_desc_renew_long_id(struct vmdk_desc *d, uint32_t cid, struct dr_error *err);
+
 /* The lines of extents, descriptor-extents.c. i: index in d->extents. */
 int vmdk_desc_set_sectors(struct vmdk_desc *d, size_t i, uint64_t sectors, struct dr_error *err);
 /* Add a line behind that of extents[i], with its access and type; name as the text is to have it.

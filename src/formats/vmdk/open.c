@@ -188,11 +188,12 @@ static int check_flat_size(const struct dr_image *image, struct vmdk_extent *e,
         e->there = size > e->host ? dr_round_down(size - e->host, VMDK_SECTOR) : 0;
         return 0;
     }
-    return dr_fail(err, EINVAL,
-                   "%s: the descriptor wants %llu bytes at %llu, the file ends at %llu; `drover "
-                   "convert --salvage` takes what is there",
-                   vmdk_extent_path(image, e), (unsigned long long)e->len,
-                   (unsigned long long)e->host, (unsigned long long)size);
+    return dr_fail(
+        err, EINVAL,
+        "%s: File truncated, expecting at least %llu bytes: the descriptor wants %llu at "
+        "%llu, the file ends at %llu; `drover convert --salvage` takes what is there",
+        vmdk_extent_path(image, e), (unsigned long long)(e->host + e->len),
+        (unsigned long long)e->len, (unsigned long long)e->host, (unsigned long long)size);
 }
 
 static int open_extent_file(struct dr_image *image, struct vmdk_extent *e,
@@ -314,8 +315,8 @@ static int by_place(const void *a, const void *b)
     return x->host < y->host ? -1 : x->host > y->host;
 }
 
-/* Two extents share host bytes: writing one guest range would change another. */
-static int refuse_overlaps(const struct dr_image *image, struct dr_error *err)
+int vmdk_each_overlap(const struct dr_image *image, vmdk_overlap_fn each, void *user,
+                      struct dr_error *err)
 {
     struct vmdk_state *s = vmdk_of(image);
     size_t n = 0;
@@ -330,16 +331,26 @@ static int refuse_overlaps(const struct dr_image *image, struct dr_error *err)
     const struct vmdk_extent *last = NULL; /* the one that reaches furthest */
     for (size_t i = 0; i < n; i++) {
         bool shares = last && last->file == all[i]->file && all[i]->host < last->host + last->len;
-        if (shares && (last->access == VMDK_RW || all[i]->access == VMDK_RW))
-            return dr_fail(err, EROFS,
-                           "%s: two extents share the bytes of %s from %llu on: the disk can be "
-                           "read, but not written",
-                           image->path, image->files[last->file]->path,
-                           (unsigned long long)all[i]->host);
+        int r = shares && (last->access == VMDK_RW || all[i]->access == VMDK_RW)
+                    ? each(user, last, all[i], err)
+                    : 0;
+        if (r < 0)
+            return r;
         if (!shares || all[i]->host + all[i]->len > last->host + last->len)
             last = all[i];
     }
     return 0;
+}
+
+/* Writing one guest range would change another. */
+static int refuse_overlap(void *user, const struct vmdk_extent *a, const struct vmdk_extent *b,
+                          struct dr_error *err)
+{
+    const struct dr_image *image = user;
+    return dr_fail(err, EROFS,
+                   "%s: two extents share the bytes of %s from %llu on: the disk can be read, but "
+                   "not written",
+                   image->path, image->files[a->file]->path, (unsigned long long)b->host);
 }
 
 /* ------------------------------------------------------------------ streams */
@@ -445,7 +456,7 @@ static int vmdk_open(struct dr_image *image, struct dr_error *err)
     if (r == 0 && (image->flags & DR_OPEN_RDWR))
         r = vmdk_refuse_streams(image, err);
     if (r == 0 && (image->flags & DR_OPEN_RDWR))
-        r = refuse_overlaps(image, err);
+        r = vmdk_each_overlap(image, refuse_overlap, image, err);
     image->unclean |= vmdk_of(image)->redo;
     return r;
 }
@@ -470,7 +481,7 @@ static void vmdk_close(struct dr_image *image)
 const struct dr_format dr_format_vmdk = {
     .name = "vmdk",
     .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_CONTENT_ID |
-             DR_FORMAT_PUNCH_FREED,
+             DR_FORMAT_PUNCH_FREED | DR_FORMAT_REPAIR_AS_FOUND,
     .create_options = vmdk_create_options,
     .parent_format = "vmdk",
     .snapshot_suffix = "vmdk",

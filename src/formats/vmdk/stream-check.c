@@ -8,9 +8,12 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "formats/vmdk/check.h"
 #include "formats/vmdk/stream.h"
 
 #define MAX_SECTORS (UINT64_C(1) << 33) /* bits of the map of used sectors: 1 GiB */
+
+#define REACH 8u /* grains: compressed, they need not be longer than what they hold */
 
 struct walk {
     struct dr_image *image;
@@ -20,6 +23,8 @@ struct walk {
     uint8_t *used; /* a bit a sector of the file */
     uint64_t sectors;
     uint64_t last; /* sector of the grain before */
+    struct vmdk_beyond beyond;
+    uint64_t cut, cut_end; /* grains that were cut off, and the byte that the file must reach */
 };
 
 /* A finding. */
@@ -45,6 +50,24 @@ static uint64_t guest_of(const struct walk *w, uint64_t grain)
     return w->e->start + grain * w->e->grain;
 }
 
+/* The grain was cut off with the end of the file. */
+static void lost_with_the_end(struct walk *w, uint64_t end)
+{
+    w->cut++;
+    w->cut_end = dr_max(w->cut_end, end);
+    w->result->corruptions++;
+}
+
+/* One line for all of them. Scripts look for the first words. */
+static void tell_cut(struct walk *w)
+{
+    if (w->cut)
+        vmdk_say(w->result, w->f->path,
+                 "File truncated, expecting at least %" PRIu64 " bytes: it has %" PRIu64
+                 ", and %" PRIu64 " grains are lost",
+                 w->cut_end, dr_file_size(w->f), w->cut);
+}
+
 static int check_grain(struct walk *w, uint64_t grain, uint32_t gte, struct dr_error *err)
 {
     const struct vmdk_header *h = &w->e->h;
@@ -52,6 +75,10 @@ static int check_grain(struct walk *w, uint64_t grain, uint32_t gte, struct dr_e
     if (grain * w->e->grain >= w->e->len) {
         say(w, "there is an entry (sector %u) for guest offset %" PRIu64 ", behind the end", gte,
             guest_of(w, grain));
+        return 0;
+    }
+    if (!vmdk_gte_fits(w->image, w->e, grain, gte) && vmdk_beyond_is_cut(&w->beyond, gte)) {
+        lost_with_the_end(w, ((uint64_t)gte + 1) * VMDK_SECTOR);
         return 0;
     }
     if (!vmdk_gte_fits(w->image, w->e, grain, gte)) {
@@ -77,13 +104,29 @@ static int check_grain(struct walk *w, uint64_t grain, uint32_t gte, struct dr_e
     w->last = gte;
     uint64_t end = (uint64_t)gte * VMDK_SECTOR + VMDK_MARKER_HEAD + m.size;
     if (end > dr_file_size(w->f))
-        say(w,
-            "the grain at guest offset %" PRIu64 " ends at byte %" PRIu64 ", the file at %" PRIu64,
-            guest_of(w, grain), end, dr_file_size(w->f));
+        lost_with_the_end(w, end);
     else if (!use(w, gte, vmdk_coded_sectors(m.size)))
         say(w, "the grain at guest offset %" PRIu64 " (sector %u) lies on something else",
             guest_of(w, grain), gte);
     return 0;
+}
+
+/* Note which entries lead behind the end of the file. */
+static int look_behind(struct walk *w, struct dr_error *err)
+{
+    const struct vmdk_extent *e = w->e;
+    uint8_t buf[VMDK_GTES * 4];
+    int r = 0;
+    for (uint64_t t = 0; r == 0 && t < e->h.n_tables; t++) {
+        bool hole = true;
+        if (vmdk_table_fits(w->image, e, e->gd[t]))
+            r = vmdk_read_table(w->image, e, e->gd[t], buf, &hole, err);
+        for (uint32_t i = 0; r == 0 && !hole && i < e->h.gtes; i++)
+            if (get_le32(buf + i * 4) >= w->sectors)
+                r = vmdk_beyond_add(&w->beyond, e, dr_file_size(w->f), get_le32(buf + i * 4), err);
+    }
+    vmdk_beyond_end(&w->beyond, REACH);
+    return r;
 }
 
 static int check_table(struct walk *w, uint64_t table, struct dr_error *err)
@@ -137,8 +180,12 @@ int vmdk_check_stream(struct dr_image *image, struct vmdk_extent *e, struct dr_c
         use_metadata(&w);
         result->total_clusters += dr_div_up(e->len, e->grain);
     }
+    if (r == 0)
+        r = look_behind(&w, err);
     for (uint64_t t = 0; r == 0 && t < e->h.n_tables; t++)
         r = check_table(&w, t, err);
+    tell_cut(&w);
+    free(w.beyond.bits);
     vmdk_drop_directories(e);
     result->image_end_offset = dr_max(result->image_end_offset, dr_file_size(f));
     return r;

@@ -7,7 +7,7 @@
  *   extent.c       look-up, GD, map    write.c    reserve, publish, release, begin, end
  *   ids.c          content ids         backing.c  set_backing, candidates
  *   create.c       new images          recover.c  recover, trim
- *   check.c        check, repair       info.c     info
+ *   check*.c       check, repair       info.c     info
  *   stream*.c      streamOptimized
  *   resize.c       another size        tables.c   its tables
  *   cowd*.c        the sparse extent of ESX (vmfsSparse)
@@ -149,6 +149,12 @@ static inline bool vmdk_is_stream(const struct vmdk_extent *e)
 {
     return e->h.flags & VMDK_FLAG_COMPRESSED;
 }
+/* Call each for two flat extents that share bytes of a file, of which one may be written: a begins
+ * first. A result below 0 ends that. */
+typedef int (*vmdk_overlap_fn)(void *user, const struct vmdk_extent *a, const struct vmdk_extent *b,
+                               struct dr_error *err);
+int vmdk_each_overlap(const struct dr_image *image, vmdk_overlap_fn each, void *user,
+                      struct dr_error *err);
 /* -EROFS: a part of the disk is a stream, or of another kind that is only read. A parent that is
  * opened for reading becomes a writer only when something is committed into it. */
 int vmdk_refuse_streams(const struct dr_image *image, struct dr_error *err);
