@@ -110,9 +110,11 @@ static void a_short_flat_extent_opens_for_a_salvage_only(void **state)
     make_flat("/d/b.raw", 4096, 2);
     make_text("/d/x.vmdk", HEAD "RW 8 FLAT \"a.raw\" 0\nRW 8 FLAT \"b.raw\" 0\n"
                                 "RW 8 VMFS \"b.raw\" 8\n");
-    fails(EINVAL, "/d/a.raw: File truncated, expecting at least 4096 bytes: the descriptor wants 4096 at 0, "
-          "the file ends at 3000",
-          open_in(mem, "/d/x.vmdk", 0, &disk));
+    fails(
+        EINVAL,
+        "/d/a.raw: File truncated, expecting at least 4096 bytes: the descriptor wants 4096 at 0, "
+        "the file ends at 3000",
+        open_in(mem, "/d/x.vmdk", 0, &disk));
     fails(EINVAL, "--salvage", open_in(mem, "/d/x.vmdk", DR_OPEN_RDWR, &disk));
     fails(EINVAL, "only be read", open_in(mem, "/d/x.vmdk", DR_OPEN_RDWR | DR_OPEN_SALVAGE, &disk));
     disk = opened("/d/x.vmdk", DR_OPEN_SALVAGE);

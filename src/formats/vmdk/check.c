@@ -236,7 +236,7 @@ static int check_entries(struct vmdk_walk *w, uint64_t table, struct dr_error *e
     int r = check_entry(w, table, false, &lent, err);
     if (r == 0 && e->rgd && !lent)
         r = check_entry(w, table, true, &lent, err);
-    if (lent) {
+    if (lent && e->rgd) {
         e->gd[table] = e->rgd[table];
         e->rgd[table] = 0;
     }

@@ -100,16 +100,23 @@ static int option_subformat(struct plan *p, const char *value, struct dr_error *
     return dr_fail(err, EINVAL, "%s: invalid parameter value: %s", p->path, value);
 }
 
-static int option_adapter(struct plan *p, const char *value, struct dr_error *err)
+const char *vmdk_adapter_name(const char *name)
 {
     static const char *const names[] = {"ide", "lsilogic", "buslogic", "legacyESX"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-        if (strcasecmp(names[i], value) == 0) {
-            free(p->adapter);
-            p->adapter = strdup(names[i]);
-            return p->adapter ? 0 : dr_fail_errno(err, ENOMEM, "%s", p->path);
-        }
-    return dr_fail(err, EINVAL, "%s: Unknown adapter type: %s", p->path, value);
+        if (strcasecmp(names[i], name) == 0)
+            return names[i];
+    return NULL;
+}
+
+static int option_adapter(struct plan *p, const char *value, struct dr_error *err)
+{
+    const char *name = vmdk_adapter_name(value);
+    if (!name)
+        return dr_fail(err, EINVAL, "%s: Unknown adapter type: %s", p->path, value);
+    free(p->adapter);
+    p->adapter = strdup(name);
+    return p->adapter ? 0 : dr_fail_errno(err, ENOMEM, "%s", p->path);
 }
 
 static int option_bool(const struct plan *p, const struct dr_option *o, bool *value,
@@ -121,10 +128,15 @@ static int option_bool(const struct plan *p, const struct dr_option *o, bool *va
     return dr_fail(err, EINVAL, "%s: Parameter '%s' expects 'on' or 'off'", p->path, o->name);
 }
 
+bool vmdk_value_is_writable(const char *value)
+{
+    return vmdk_name_is_writable(value) && strlen(value) <= 64;
+}
+
 static int option_text(const struct plan *p, const struct dr_option *o, char **value,
                        struct dr_error *err)
 {
-    if (!vmdk_name_is_writable(o->value) || strlen(o->value) > 64)
+    if (!vmdk_value_is_writable(o->value))
         return dr_fail(err, EINVAL, "%s: '%s' cannot be the value of %s", p->path, o->value,
                        o->name);
     free(*value);
@@ -306,15 +318,20 @@ static int cut_pieces(struct plan *p, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the descriptor's text */
 
+struct vmdk_geometry vmdk_geometry_of(const char *adapter, uint64_t sectors)
+{
+    bool ide = strcasecmp(adapter, "ide") == 0;
+    struct vmdk_geometry g = {.heads = ide ? 16 : 255, .sectors = 63};
+    g.cylinders = dr_min(sectors / ((uint64_t)g.heads * g.sectors), ide ? 16383 : 65535);
+    return g;
+}
+
 static void print_geometry(FILE *f, const struct plan *p, const char *adapter)
 {
-    bool ide = strcmp(adapter, "ide") == 0;
-    unsigned heads = ide ? 16 : 255;
-    uint64_t cylinders = p->sectors / (63u * heads);
-    fprintf(f, "ddb.geometry.cylinders = \"%llu\"\n",
-            (unsigned long long)dr_min(cylinders, ide ? 16383 : 65535));
-    fprintf(f, "ddb.geometry.heads = \"%u\"\n", heads);
-    fprintf(f, "ddb.geometry.sectors = \"63\"\n");
+    struct vmdk_geometry g = vmdk_geometry_of(adapter, p->sectors);
+    fprintf(f, "ddb.geometry.cylinders = \"%llu\"\n", (unsigned long long)g.cylinders);
+    fprintf(f, "ddb.geometry.heads = \"%u\"\n", g.heads);
+    fprintf(f, "ddb.geometry.sectors = \"%u\"\n", g.sectors);
 }
 
 static void print_text(FILE *f, const struct plan *p)

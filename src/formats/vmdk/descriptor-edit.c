@@ -84,6 +84,42 @@ int vmdk_desc_set(struct vmdk_desc *d, const char *key, const char *value, bool 
     return vmdk_desc_splice(d, l->value, l->value_len, value, err);
 }
 
+/* Where the line of a new entry goes: in front of the first one that sorts behind it, else behind
+ * the last one, else to the end. */
+static size_t place_in_data_base(const struct vmdk_desc *d, const char *key)
+{
+    size_t at = d->len;
+    for (size_t i = 0; i < d->n_lines; i++) {
+        const struct vmdk_line *l = &d->lines[i];
+        if (l->kind != VMDK_LINE_KEY || !is_ddb(d, l))
+            continue;
+        size_t n = strlen(key) < l->key_len ? strlen(key) : l->key_len;
+        int order = strncasecmp(d->text + l->key, key, n);
+        if (order > 0 || (order == 0 && l->key_len > n))
+            return l->off;
+        at = l->end;
+    }
+    return at;
+}
+
+int vmdk_desc_set_ddb(struct vmdk_desc *d, const char *key, const char *value, struct dr_error *err)
+{
+    CLEANUP_FREE char *line = NULL;
+    if (vmdk_desc_find(d, key))
+        return vmdk_desc_set(d, key, value, true, NULL, err);
+    size_t at = place_in_data_base(d, key);
+    const char *eol = uses_crlf(d) ? "\r\n" : "\n";
+    bool open_end = at > 0 && d->text[at - 1] != '\n';
+    if (strpbrk(value, "\"\r\n"))
+        return dr_fail(err, EINVAL, "%s: a VMDK descriptor cannot hold a quote or a line end in %s",
+                       value, key);
+    if (asprintf(&line, "%s%s = \"%s\"%s", open_end ? eol : "", key, value, eol) < 0) {
+        line = NULL;
+        return dr_fail_errno(err, ENOMEM, "VMDK descriptor");
+    }
+    return vmdk_desc_splice(d, at, 0, line, err);
+}
+
 int vmdk_desc_remove(struct vmdk_desc *d, const char *key, struct dr_error *err)
 {
     const struct vmdk_line *l = vmdk_desc_find(d, key);

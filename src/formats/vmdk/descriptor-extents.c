@@ -60,6 +60,23 @@ int vmdk_desc_add_extent(struct vmdk_desc *d, size_t i, uint64_t sectors, const 
     return vmdk_desc_splice(d, l->end, 0, line, err);
 }
 
+int vmdk_desc_set_type(struct vmdk_desc *d, size_t i, const char *type, struct dr_error *err)
+{
+    const struct vmdk_line *l = extent_line(d, i);
+    CLEANUP_FREE char *text = NULL;
+    if (!l)
+        return dr_fail(err, EINVAL, "VMDK descriptor: no extent %zu", i);
+    size_t end = l->off + l->len, at = skip(d, l->off, end, true);
+    for (int word = 0; word < 2; word++) /* past the access, and the number of sectors */
+        at = skip(d, skip(d, at, end, false), end, true);
+    if (asprintf(&text, "%s \"%s\"%s", type, d->extents[i].name,
+                 strcmp(type, "FLAT") == 0 ? " 0" : "") < 0) {
+        text = NULL;
+        return dr_fail_errno(err, ENOMEM, "VMDK descriptor");
+    }
+    return vmdk_desc_splice(d, at, end - at, text, err);
+}
+
 int vmdk_desc_remove_extent(struct vmdk_desc *d, size_t i, struct dr_error *err)
 {
     const struct vmdk_line *l = extent_line(d, i);

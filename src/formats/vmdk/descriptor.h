@@ -94,6 +94,10 @@ int vmdk_desc_splice(struct vmdk_desc *d, size_t off, size_t len, const char *wi
  * that of after (or behind the last header key). quoted: for a new line. */
 int vmdk_desc_set(struct vmdk_desc *d, const char *key, const char *value, bool quoted,
                   const char *after, struct dr_error *err);
+/* The same for an entry of the data base, key with "ddb.": a new one goes to its place among the
+ * sorted ones. */
+int vmdk_desc_set_ddb(struct vmdk_desc *d, const char *key, const char *value,
+                      struct dr_error *err);
 int vmdk_desc_remove(struct vmdk_desc *d, const char *key, struct dr_error *err);
 /* The line becomes a comment; the text keeps its length. */
 int vmdk_desc_comment_out(struct vmdk_desc *d, const char *key, struct dr_error *err);
@@ -110,6 +114,8 @@ int vmdk_desc_set_sectors(struct vmdk_desc *d, size_t i, uint64_t sectors, struc
  */
 int vmdk_desc_add_extent(struct vmdk_desc *d, size_t i, uint64_t sectors, const char *name,
                          struct dr_error *err);
+/* FLAT has an offset, 0, the others have none. */
+int vmdk_desc_set_type(struct vmdk_desc *d, size_t i, const char *type, struct dr_error *err);
 int vmdk_desc_remove_extent(struct vmdk_desc *d, size_t i, struct dr_error *err);
 /* The number of cylinders for a disk of this size, where the text has a geometry. */
 int vmdk_desc_set_cylinders(struct vmdk_desc *d, uint64_t sectors, struct dr_error *err);

@@ -7,6 +7,7 @@
  *   extent.c       look-up, GD, map    write.c    reserve, publish, release, begin, end
  *   ids.c          content ids         backing.c  set_backing, candidates
  *   create.c       new images          recover.c  recover, trim
+ *   amend.c        other settings
  *   check*.c       check, repair       info.c     info
  *   stream*.c      streamOptimized
  *   resize.c       another size        tables.c   its tables
@@ -266,6 +267,20 @@ int vmdk_measure(const char *path, const struct dr_create_params *params, struct
                  struct dr_error *err);
 extern const struct dr_option_help vmdk_create_options[];
 
+/* What programs compute: 16 heads and 63 sectors for IDE, 255 and 63 for SCSI. */
+struct vmdk_geometry {
+    uint64_t cylinders;
+    unsigned heads, sectors;
+};
+struct vmdk_geometry vmdk_geometry_of(const char *adapter, uint64_t sectors);
+/* The adapter type as VMware spells it; NULL: there is no such type. */
+const char *vmdk_adapter_name(const char *name);
+/* Can it be the value of an entry of the data base? */
+bool vmdk_value_is_writable(const char *value);
+
+int vmdk_amend(struct dr_image *image, struct dr_amend *what, enum dr_amend_phase phase,
+               struct dr_error *err);
+extern const struct dr_option_help vmdk_amend_options[];
 int vmdk_recover(struct dr_image *image, struct dr_error *err);
 int vmdk_may_resize(struct dr_image *image, uint64_t size, struct dr_error *err);
 int vmdk_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err);
