@@ -112,7 +112,7 @@ static json_t *load(const struct files *x)
 
 static int save(struct files *x, struct dr_error *err)
 {
-    CLEANUP_FREE char *text = json_dumps(x->record, JSON_COMPACT);
+    CLEANUP_FREE char *text = dr_json_dump(x->record, JSON_COMPACT);
     return text ? stage_note(&x->stage, RECORD, text, strlen(text), err) : no_memory(x, err);
 }
 

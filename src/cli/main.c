@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <fcntl.h>
 #include <getopt.h>
+#include <jansson.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/resource.h>
 
@@ -92,6 +94,19 @@ static void occupy_standard_files(void)
     }
 }
 
+/* jansson leaves out of an object, or of a text, what it has no memory for, and many of its callers
+ * cannot notice: so its allocator does. */
+static atomic_bool json_is_short;
+
+static void *json_allocate(size_t size)
+{
+    void *memory = malloc(size);
+
+    if (!memory)
+        atomic_store(&json_is_short, true);
+    return memory;
+}
+
 /* QEMU's tools succeed even when there is nowhere to print to. */
 static bool nobody_listens(const struct cli *cli)
 {
@@ -106,6 +121,10 @@ static int finish(const struct cli *cli, int code)
 {
     int e = fflush(stdout) != 0 ? errno : 0;
 
+    if (code == 0 && atomic_load(&json_is_short)) {
+        cli_error(cli, "out of memory: the output is not whole");
+        return 1;
+    }
     if (code != 0 || (e == 0 && !ferror(stdout)))
         return code;
     if (nobody_listens(cli))
@@ -256,6 +275,7 @@ int main(int argc, char **argv)
 
     occupy_standard_files();
     allow_many_files();
+    json_set_alloc_funcs(json_allocate, free);
     /* A reader that goes away must not kill us between two steps of an operation; finish() sees it.
      */
     signal(SIGPIPE, SIG_IGN);

@@ -15,6 +15,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/json.h"
 #include "base/thread.h"
 #include "live/live.h"
 
@@ -63,7 +64,7 @@ static void drop_front(struct buffer *b, size_t len)
 /* Under the lock. */
 static void say(struct live_client *c, const json_t *message)
 {
-    CLEANUP_FREE char *text = message ? json_dumps(message, JSON_COMPACT) : NULL;
+    CLEANUP_FREE char *text = message ? dr_json_dump(message, JSON_COMPACT) : NULL;
     if (!text || !append(&c->out, text, strlen(text), LIVE_OUT_MAX) ||
         !append(&c->out, "\r\n", 2, LIVE_OUT_MAX))
         c->dead = true;

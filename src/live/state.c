@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "core/publish.h"
 #include "live/live.h"
 #include "ops/ops-internal.h"
@@ -198,7 +199,7 @@ static char *describe(struct dr_live *live)
     json_t *state = json_pack("{s:i, s:o, s:o, s:o, s:o}", "drover-state", 1, "disks", disks,
                               "jobs", jobs, "emptied", live_names_json(&live->emptied), "making",
                               live_names_json(&live->making));
-    char *text = all && state ? json_dumps(state, JSON_INDENT(1)) : NULL;
+    char *text = all && state ? dr_json_dump(state, JSON_INDENT(1)) : NULL;
     json_decref(state);
     return text;
 }

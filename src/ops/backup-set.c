@@ -263,7 +263,7 @@ static char *to_text(const struct dr_backup_set *s, const struct dr_backup_entry
     for (size_t i = 0; all && i < s->n + n; i++)
         all = json_array_append_new(list, to_json(i < s->n ? &s->all[i] : &more[i - s->n])) == 0;
     json_t *root = json_pack("{s:i, s:o}", "drover-backups", VERSION, "backups", list);
-    char *text = all && root ? json_dumps(root, JSON_INDENT(2)) : NULL;
+    char *text = all && root ? dr_json_dump(root, JSON_INDENT(2)) : NULL;
     char *line = NULL;
     json_decref(root);
     if (text && asprintf(&line, "%s\n", text) < 0)

@@ -16,34 +16,28 @@ static json_t *number(uint64_t v)
     return json_integer((json_int_t)v);
 }
 
-/* Takes over value; a name that is not UTF-8 leaves the key out rather than failing. */
-static void put(json_t *object, const char *key, json_t *value)
-{
-    if (value)
-        json_object_set_new(object, key, value);
-}
-
-static void put_text(json_t *object, const char *key, const char *text)
+/* Without a text there is no key. */
+static void put_text(json_t **object, const char *key, const char *text)
 {
     if (text)
-        put(object, key, json_string(text));
+        dr_json_put(object, key, dr_json_text(text));
 }
 
 /* The text of a value is the caller's. */
 static int dump(const json_t *value, char **json, struct dr_error *err)
 {
-    *json = json_dumps(value, JSON_INDENT(4));
+    *json = dr_json_dump(value, JSON_INDENT(4));
     return *json ? 0 : dr_fail(err, ENOMEM, "out of memory for the description");
+}
+
+static int no_memory(const struct dr_image *image, struct dr_error *err)
+{
+    return dr_fail(err, ENOMEM, "%s: out of memory for its description", image->path);
 }
 
 /* ------------------------------------------------------------------ info */
 
-static void put_path(json_t *object, const char *key, const char *path)
-{
-    put(object, key, dr_json_text(path));
-}
-
-static int put_backing(json_t *object, struct dr_image *image,
+static int put_backing(json_t **object, struct dr_image *image,
                        const struct dr_open_options *options, struct dr_error *err)
 {
     if (!image->backing_name)
@@ -54,9 +48,10 @@ static int put_backing(json_t *object, struct dr_image *image,
         return r;
     if (!full)
         full = dr_ops_resolve(image->path, image->backing_name);
-    if (full)
-        put_path(object, "full-backing-filename", full);
-    put_path(object, "backing-filename", image->backing_name);
+    if (!full)
+        return no_memory(image, err);
+    put_text(object, "full-backing-filename", full);
+    put_text(object, "backing-filename", image->backing_name);
     return 0;
 }
 
@@ -73,32 +68,32 @@ static int specific(struct dr_image *image, json_t **out, uint64_t *cluster, str
     if (r < 0 || json_object_size(data) == 0)
         return r;
     *out = json_object();
-    put_text(*out, "type", image->fmt->name);
-    put(*out, "data", json_incref(data));
-    return 0;
+    put_text(out, "type", image->fmt->name);
+    dr_json_put(out, "data", json_incref(data));
+    return *out ? 0 : no_memory(image, err);
 }
 
 static int describe_snapshot(void *user, const struct dr_snapshot_info *s)
 {
     json_t *o = json_object();
     if (s->has_icount)
-        put(o, "icount", number(s->icount));
-    put(o, "vm-clock-nsec", number(s->clock_ns % 1000000000));
-    put_path(o, "name", s->name);
-    put(o, "date-sec", json_integer(s->seconds));
-    put(o, "date-nsec", number(s->nanoseconds));
-    put(o, "vm-clock-sec", number(s->clock_ns / 1000000000));
-    put_path(o, "id", s->id);
-    put(o, "vm-state-size", number(s->vm_state));
+        dr_json_put(&o, "icount", number(s->icount));
+    dr_json_put(&o, "vm-clock-nsec", number(s->clock_ns % 1000000000));
+    put_text(&o, "name", s->name);
+    dr_json_put(&o, "date-sec", json_integer(s->seconds));
+    dr_json_put(&o, "date-nsec", number(s->nanoseconds));
+    dr_json_put(&o, "vm-clock-sec", number(s->clock_ns / 1000000000));
+    put_text(&o, "id", s->id);
+    dr_json_put(&o, "vm-state-size", number(s->vm_state));
     return json_array_append_new(user, o) == 0 ? 0 : -ENOMEM;
 }
 
-static int put_snapshots(json_t *object, struct dr_image *image, struct dr_error *err)
+static int put_snapshots(json_t **object, struct dr_image *image, struct dr_error *err)
 {
     CLEANUP_JSON json_t *all = json_array();
     int r = dr_image_snapshot_list(image, describe_snapshot, all, err);
     if (r == 0 && json_array_size(all) > 0)
-        put(object, "snapshots", json_incref(all));
+        dr_json_put(object, "snapshots", json_incref(all));
     return r;
 }
 
@@ -106,19 +101,19 @@ static int describe_bitmap(void *user, const struct dr_bitmap_info *b)
 {
     json_t *o = json_object(), *flags = json_array();
     if (b->inconsistent && !b->distrust)
-        json_array_append_new(flags, json_string("in-use"));
+        dr_json_append(&flags, json_string("in-use"));
     if (b->enabled)
-        json_array_append_new(flags, json_string("auto"));
-    put(o, "flags", flags);
-    put_path(o, "name", b->name);
-    put(o, "granularity", number(b->granularity));
-    put_text(o, "untrusted", b->distrust);
+        dr_json_append(&flags, json_string("auto"));
+    dr_json_put(&o, "flags", flags);
+    put_text(&o, "name", b->name);
+    dr_json_put(&o, "granularity", number(b->granularity));
+    put_text(&o, "untrusted", b->distrust);
     return json_array_append_new(user, o) == 0 ? 0 : -ENOMEM;
 }
 
 /* Bitmaps beside the image; the driver tells of those inside. A damaged file of them is no reason
  * to say nothing about the image. */
-static int put_bitmaps(json_t *object, struct dr_image *image, struct dr_error *err)
+static int put_bitmaps(json_t **object, struct dr_image *image, struct dr_error *err)
 {
     CLEANUP_JSON json_t *all = json_array();
     struct dr_error why = DR_ERROR_INIT;
@@ -130,7 +125,7 @@ static int put_bitmaps(json_t *object, struct dr_image *image, struct dr_error *
     else if (r < 0 && r != -ENOTSUP)
         return dr_fail(err, -r, "%s", why.text);
     if (json_array_size(all) > 0)
-        put(object, "bitmaps", json_incref(all));
+        dr_json_put(object, "bitmaps", json_incref(all));
     return 0;
 }
 
@@ -144,26 +139,27 @@ static int describe(struct dr_image *image, const struct dr_open_options *option
     if (r == 0)
         r = dr_ops_disk_size(image, &disk, err);
     if (r == 0)
-        r = put_snapshots(o, image, err);
+        r = put_snapshots(&o, image, err);
     if (r == 0)
-        r = put_bitmaps(o, image, err);
+        r = put_bitmaps(&o, image, err);
     if (r < 0)
         return r;
-    put_text(o, "backing-filename-format", image->backing_name ? image->backing_format : NULL);
-    put(o, "virtual-size", number(image->size));
-    put_path(o, "filename", image->path);
+    put_text(&o, "backing-filename-format", image->backing_name ? image->backing_format : NULL);
+    dr_json_put(&o, "virtual-size", number(image->size));
+    put_text(&o, "filename", image->path);
     if (cluster)
-        put(o, "cluster-size", number(cluster));
-    put_text(o, "format", image->fmt->name);
-    put_text(o, "packed-by", image->packer);
-    put(o, "actual-size", number(disk));
+        dr_json_put(&o, "cluster-size", number(cluster));
+    put_text(&o, "format", image->fmt->name);
+    put_text(&o, "packed-by", image->packer);
+    dr_json_put(&o, "actual-size", number(disk));
     if (data)
-        put(o, "format-specific", json_incref(data));
-    r = put_backing(o, image, options, err);
-    put(o, "dirty-flag", json_boolean(image->unclean));
-    if (r == 0)
-        *out = json_incref(o);
-    return r;
+        dr_json_put(&o, "format-specific", json_incref(data));
+    r = put_backing(&o, image, options, err);
+    if (r < 0)
+        return r;
+    dr_json_put(&o, "dirty-flag", json_boolean(image->unclean));
+    *out = json_incref(o);
+    return o ? 0 : no_memory(image, err);
 }
 
 /* One image a pass of the gate: while an image is described nobody gives it another parent. 1: the
@@ -176,9 +172,9 @@ static int describe_at(struct dr_disk *disk, const struct dr_chain *chain, size_
     int r = 1;
     if (dr_disk_enter(disk, &pass) == chain)
         r = describe(pass.chain->images[i], options, &one, err);
+    if (r == 0 && json_array_append_new(all, one) < 0)
+        r = no_memory(chain->images[i], err);
     dr_disk_leave(disk, &pass);
-    if (one)
-        json_array_append_new(all, one);
     return r;
 }
 
@@ -236,27 +232,27 @@ int dr_info(const char *path, const struct dr_open_options *options, bool chain,
 
 /* ------------------------------------------------------------------ check */
 
-static void put_number(json_t *o, const char *key, uint64_t v)
+static void put_number(json_t **o, const char *key, uint64_t v)
 {
     if (v)
-        put(o, key, number(v));
+        dr_json_put(o, key, number(v));
 }
 
 static json_t *check_report(const struct dr_image *image, const struct dr_check_result *c)
 {
     json_t *o = json_object();
-    put_number(o, "image-end-offset", c->image_end_offset);
-    put_number(o, "compressed-clusters", c->compressed_clusters);
-    put_number(o, "total-clusters", c->total_clusters);
-    put_number(o, "corruptions-fixed", c->corruptions_fixed);
-    put_number(o, "corruptions", c->corruptions);
-    put(o, "check-errors", number(c->check_errors));
-    put_number(o, "leaks-fixed", c->leaks_fixed);
-    put_number(o, "leaks", c->leaks);
-    put_number(o, "allocated-clusters", c->allocated_clusters);
-    put_path(o, "filename", image->path);
-    put_text(o, "format", image->fmt->name);
-    put_number(o, "fragmented-clusters", c->fragmented_clusters);
+    put_number(&o, "image-end-offset", c->image_end_offset);
+    put_number(&o, "compressed-clusters", c->compressed_clusters);
+    put_number(&o, "total-clusters", c->total_clusters);
+    put_number(&o, "corruptions-fixed", c->corruptions_fixed);
+    put_number(&o, "corruptions", c->corruptions);
+    dr_json_put(&o, "check-errors", number(c->check_errors));
+    put_number(&o, "leaks-fixed", c->leaks_fixed);
+    put_number(&o, "leaks", c->leaks);
+    put_number(&o, "allocated-clusters", c->allocated_clusters);
+    put_text(&o, "filename", image->path);
+    put_text(&o, "format", image->fmt->name);
+    put_number(&o, "fragmented-clusters", c->fragmented_clusters);
     return o;
 }
 
@@ -313,6 +309,7 @@ struct checking {
     char **json;
     json_t *plan; /* of a dry run */
     uint64_t plan_more;
+    bool plan_lost;  /* a change is missing in it for want of memory */
     bool says_bytes; /* the driver does not say what it changes */
 };
 
@@ -330,9 +327,9 @@ static void plan_change(void *user, uint64_t off, const char *change)
         return;
     }
     json_t *o = json_object();
-    put(o, "offset", number(off));
-    put_text(o, "change", change);
-    json_array_append_new(c->plan, o);
+    dr_json_put(&o, "offset", number(off));
+    put_text(&o, "change", change);
+    c->plan_lost |= json_array_append_new(c->plan, o) < 0;
 }
 
 static void plan_write(void *user, const char *path, uint64_t off, uint64_t len)
@@ -359,11 +356,11 @@ static int check_planned(struct checking *c, struct dr_image *image, struct dr_c
 }
 
 /* Nothing is fixed: what would be counts as found. */
-static void put_plan(const struct checking *c, json_t *o, struct dr_check_result *result)
+static void put_plan(const struct checking *c, json_t **o, struct dr_check_result *result)
 {
-    put(o, "corruptions-fixable", number(result->corruptions_fixed));
-    put(o, "leaks-fixable", number(result->leaks_fixed));
-    put(o, "plan", json_incref(c->plan));
+    dr_json_put(o, "corruptions-fixable", number(result->corruptions_fixed));
+    dr_json_put(o, "leaks-fixable", number(result->leaks_fixed));
+    dr_json_put(o, "plan", c->plan_lost ? NULL : json_incref(c->plan));
     put_number(o, "plan-more", c->plan_more);
     result->corruptions += result->corruptions_fixed;
     result->leaks += result->leaks_fixed;
@@ -397,10 +394,10 @@ static int check_chain(struct checking *c, struct dr_chain *chain, struct dr_err
     check_parent(image, &result);
     CLEANUP_JSON json_t *extra = json_object();
     if (c->plan)
-        put_plan(c, extra, &result);
+        put_plan(c, &extra, &result);
     CLEANUP_JSON json_t *o = check_report(image, &result);
-    json_object_update(o, extra);
-    return dump(o, c->json, err);
+    int bad = json_object_update(o, extra);
+    return dump(bad ? NULL : o, c->json, err);
 }
 
 static int check_step(void *user, struct dr_chain *present, struct dr_chain **fresh,

@@ -61,8 +61,9 @@ bool dr_scan_is_opaque(const struct dr_scan_entry *e)
            ((e->fmt->flags & DR_FORMAT_MEMBERS) && !dr_name_format(e->path));
 }
 
-static void look_at_backing(struct dr_scan_entry *e, struct dr_image *image,
-                            const struct dr_open_options *options)
+/* The functions of a scan fail only for want of memory. */
+static int look_at_backing(struct dr_scan_entry *e, struct dr_image *image,
+                           const struct dr_open_options *options)
 {
     struct dr_fs *fs = image->fs;
     e->has_ids = image->fmt->id && image->fmt->parent_id;
@@ -71,12 +72,19 @@ static void look_at_backing(struct dr_scan_entry *e, struct dr_image *image,
         e->parent_id = image->fmt->parent_id(image);
     }
     if (!image->backing_name)
-        return;
+        return 0;
     e->backing_name = strdup(image->backing_name);
-    e->backing_format = image->backing_format ? strdup(image->backing_format) : NULL;
-    if (dr_ops_backing_path(image, options, &e->backing_path, NULL) == 0 &&
-        dr_name_identify(fs, e->backing_path, &e->backing_id, NULL) < 0)
-        free(DR_STEAL(e->backing_path));
+    if (image->backing_format)
+        e->backing_format = strdup(image->backing_format);
+    if (!e->backing_name || (image->backing_format && !e->backing_format))
+        return -ENOMEM;
+    int r = dr_ops_backing_path(image, options, &e->backing_path, NULL);
+    if (r == 0) {
+        r = dr_name_identify(fs, e->backing_path, &e->backing_id, NULL);
+        if (r < 0)
+            free(DR_STEAL(e->backing_path));
+    }
+    return r == -ENOMEM ? r : 0;
 }
 
 static int look_inside(struct dr_scan *s, struct dr_scan_entry *e, struct dr_fs *fs,
@@ -87,37 +95,46 @@ static int look_inside(struct dr_scan *s, struct dr_scan_entry *e, struct dr_fs 
     struct dr_error why = DR_ERROR_INIT;
     int r = dr_image_open(fs, e->path, e->fmt->name, flags, &image, &why);
     if (r < 0) { /* whose child it is may be known all the same */
-        e->problem = strdup(why.text);
-        if (dr_image_open(fs, e->path, e->fmt->name, flags | DR_OPEN_RECORDED, &image, NULL) == 0)
-            look_at_backing(e, image, options);
+        if (r == -ENOMEM || !(e->problem = strdup(why.text)))
+            return -ENOMEM;
+        r = dr_image_open(fs, e->path, e->fmt->name, flags | DR_OPEN_RECORDED, &image, NULL);
         e->fmt = NULL;
-        return 0;
+        if (r == 0)
+            return look_at_backing(e, image, options);
+        return r == -ENOMEM ? r : 0;
     }
     e->size = image->size;
     e->unclean = image->unclean;
-    dr_ops_disk_size(image, &e->disk_size, NULL);
-    look_at_backing(e, image, options);
-    return add_parts(s, image, err);
+    r = dr_ops_disk_size(image, &e->disk_size, NULL);
+    if (r != -ENOMEM)
+        r = look_at_backing(e, image, options);
+    return r < 0 ? r : add_parts(s, image, err);
 }
 
 int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
                  const struct dr_open_options *options, struct dr_error *err)
 {
     struct dr_scan_entry e = {0};
-    if (dr_name_identify(fs, path, &e.id, NULL) < 0 || dr_scan_find(s, e.id) < s->n ||
-        dr_probe(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &e.fmt, NULL) < 0)
+    int r = dr_name_identify(fs, path, &e.id, err);
+    if (r == 0 && dr_scan_find(s, e.id) == s->n)
+        r = dr_probe(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &e.fmt, err);
+    if (r == -ENOMEM)
+        return r;
+    if (r < 0 || !e.fmt)
         return 0; /* gone, seen, a directory, not ours to read */
     struct dr_scan_entry *more = realloc(s->all, (s->n + 1) * sizeof(*more));
     if (more)
         s->all = more;
     e.path = strdup(path);
-    if (!more || !e.path) {
-        free(e.path);
+    r = more && e.path ? 0 : -ENOMEM;
+    if (r == 0 && !dr_scan_is_opaque(&e))
+        r = look_inside(s, &e, fs, options, err);
+    if (r < 0) {
+        clear_entry(&e);
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
     }
-    int r = dr_scan_is_opaque(&e) ? 0 : look_inside(s, &e, fs, options, err);
     s->all[s->n++] = e;
-    return r;
+    return 0;
 }
 
 /* 1 = is in the list already, 0 = is now, or -ENOMEM. */

@@ -67,17 +67,18 @@ static size_t root_of(const struct tree *t, size_t i)
 
 /* ------------------------------------------------------------------ nodes */
 
-/* Try to open the image with its parents; the text says why that fails, NULL: it opens. Raw
+/* Try to open the image with its parents; *problem says why that fails, NULL: it opens. Raw
  * files are not tried, since they have no parents. */
-static char *problem_of(const struct tree *t, const struct dr_scan_entry *e)
+static int problem_of(const struct tree *t, const struct dr_scan_entry *e, char **problem)
 {
     struct dr_open_options open = {.flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK};
     struct dr_error why = DR_ERROR_INIT;
     struct dr_disk *disk = NULL;
+    *problem = NULL;
+    if (!e->problem && (!e->fmt || dr_scan_is_opaque(e)))
+        return 0;
     if (e->problem)
-        return strdup(e->problem);
-    if (!e->fmt || dr_scan_is_opaque(e))
-        return NULL;
+        return (*problem = strdup(e->problem)) ? 0 : -ENOMEM;
     open.format = e->fmt->name;
     if (t->options) {
         open.allow_paths = t->options->allow_paths;
@@ -85,19 +86,22 @@ static char *problem_of(const struct tree *t, const struct dr_scan_entry *e)
     }
     int r = dr_open_fs(t->fs, e->path, &open, &disk, &why);
     dr_close(disk, NULL);
-    return r < 0 ? strdup(why.text) : NULL;
+    if (r == 0 || r == -ENOMEM)
+        return r;
+    return (*problem = strdup(why.text)) ? 0 : -ENOMEM;
 }
 
-static void measure_raw(const struct tree *t, const struct dr_scan_entry *e,
-                        struct dr_tree_node *node)
+static int measure_raw(const struct tree *t, const struct dr_scan_entry *e,
+                       struct dr_tree_node *node, struct dr_error *err)
 {
-    struct dr_image *image;
+    CLEANUP_IMAGE struct dr_image *image = NULL;
     unsigned flags = DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
-    if (!e->fmt || dr_image_open(t->fs, e->path, e->fmt->name, flags, &image, NULL) < 0)
-        return;
-    node->size = image->size;
-    dr_ops_disk_size(image, &node->disk_size, NULL);
-    dr_image_unref(image, NULL);
+    int r = dr_image_open(t->fs, e->path, e->fmt->name, flags, &image, err);
+    if (r == 0) {
+        node->size = image->size;
+        r = dr_ops_disk_size(image, &node->disk_size, err);
+    }
+    return r == -ENOMEM ? r : 0;
 }
 
 static int add_node(struct tree *t, size_t i, size_t parent, struct dr_error *err)
@@ -109,16 +113,15 @@ static int add_node(struct tree *t, size_t i, size_t parent, struct dr_error *er
         .format = strdup(e->fmt ? e->fmt->name : "unknown"),
         .size = e->size,
         .disk_size = e->disk_size,
-        .problem = problem_of(t, e),
         .asked = i == t->asked,
         .parent = parent,
     };
     t->n++;
     t->placed[i] = true;
-    if (!node->path || !node->format)
+    if (!node->path || !node->format || problem_of(t, e, &node->problem) < 0)
         return dr_fail(err, ENOMEM, "out of memory for the tree");
     if (e->fmt && (e->fmt->flags & DR_FORMAT_NO_PROBE))
-        measure_raw(t, e, node);
+        return measure_raw(t, e, node, err);
     return 0;
 }
 

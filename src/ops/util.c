@@ -219,10 +219,15 @@ char *dr_ops_resolve(const char *path, const char *name)
     return dr_name_beside(path, name);
 }
 
-static bool exists(struct dr_fs *fs, const char *path)
+/* 0: there is such a file; else *path is freed: -ENOENT, or -ENOMEM. */
+static int keep_if_there(const struct dr_image *image, char **path, struct dr_error *err)
 {
     struct dr_file_id id;
-    return dr_name_identify(fs, path, &id, NULL) == 0;
+    int r = dr_name_identify(image->fs, *path, &id, NULL);
+    if (r == 0)
+        return 0;
+    free(DR_STEAL(*path));
+    return r == -ENOMEM ? dr_fail(err, ENOMEM, "%s: out of memory", image->path) : -ENOENT;
 }
 
 static int only_place(const struct dr_image *image, char **path, struct dr_error *err)
@@ -230,10 +235,7 @@ static int only_place(const struct dr_image *image, char **path, struct dr_error
     *path = dr_ops_resolve(image->path, image->backing_name);
     if (!*path)
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-    if (exists(image->fs, *path))
-        return 0;
-    free(DR_STEAL(*path));
-    return -ENOENT;
+    return keep_if_there(image, path, err);
 }
 
 /* Find the next of the driver's candidates for the backing file, from number *n on, that exists. */
@@ -243,9 +245,9 @@ static int next_place(const struct dr_image *image, unsigned *n, char **path, st
         int r = image->fmt->backing_candidate(image, (*n)++, path, err);
         if (r < 0)
             return r;
-        if (exists(image->fs, *path))
-            return 0;
-        free(DR_STEAL(*path));
+        r = keep_if_there(image, path, err);
+        if (r != -ENOENT)
+            return r;
     }
 }
 
@@ -260,16 +262,20 @@ int dr_ops_backing_path(struct dr_image *image, const struct dr_open_options *op
     if (!image->fmt->backing_candidate)
         return only_place(image, path, err);
     int r = next_place(image, &n, path, err);
-    if (r < 0 || next_place(image, &n, &other, NULL) < 0)
+    if (r < 0)
         return r;
+    r = next_place(image, &n, &other, err);
+    if (r < 0)
+        return r == -ENOENT ? 0 : r;
     /* Several candidates exist, for example in a copy of the directory: the recorded name still
      * leads to the original's parent. Ask which one has the content id that the image expects. */
     char *right = NULL;
-    if (dr_backing_locate(image, options, &right, NULL) == 0) {
+    r = dr_backing_locate(image, options, &right, NULL);
+    if (r == 0) {
         free(*path);
         *path = right;
     }
-    return 0;
+    return r == -ENOMEM ? dr_fail(err, ENOMEM, "%s: out of memory", image->path) : 0;
 }
 
 size_t dr_ops_member(const struct dr_chain *chain, const char *name)

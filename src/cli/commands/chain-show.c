@@ -112,7 +112,8 @@ static void add_notes_json(json_t *tree, const struct notes *notes,
     }
 }
 
-static int print_nodes(const struct cli_args *args, const struct dr_tree_node *nodes, size_t n,
+static int print_nodes(const struct cli *cli, const struct cli_args *args,
+                       const struct dr_tree_node *nodes, size_t n,
                        const struct dr_layer_usage *usage, const struct notes *notes, bool json)
 {
     if (json) {
@@ -122,8 +123,10 @@ static int print_nodes(const struct cli_args *args, const struct dr_tree_node *n
         printf("\n");
         return 0;
     }
-    if (cli_tree_print(nodes, n, usage, cli_has(args, KEY_ASCII) || !cli_utf8()) < 0)
+    if (cli_tree_print(nodes, n, usage, cli_has(args, KEY_ASCII) || !cli_utf8()) < 0) {
+        cli_error(cli, "out of memory");
         return 1;
+    }
     print_notes(notes, nodes, n);
     return 0;
 }
@@ -148,7 +151,7 @@ static int show_nodes(const struct cli *cli, const struct cli_args *args, const 
         }
     }
     if (code == 0)
-        code = print_nodes(args, nodes, n, usage, &notes, json);
+        code = print_nodes(cli, args, nodes, n, usage, &notes, json);
     dr_machine_notes_free(notes.all, notes.n);
     dr_tree_free(nodes, n);
     return code;

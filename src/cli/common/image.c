@@ -173,8 +173,10 @@ static int apply_pairs(const struct cli *cli, struct cli_pairs *list, const char
         return -EINVAL;
     }
     if (driver && (strcmp(driver, "file") == 0 || device_driver(driver))) {
-        image->format = strdup("raw"); /* the file's own bytes */
         image->device = device_driver(driver);
+        image->format = strdup("raw"); /* the file's own bytes */
+        if (!image->format)
+            return -ENOMEM;
     } else if (driver) {
         image->format = DR_STEAL(driver);
     }
@@ -354,11 +356,12 @@ int cli_image_get(const struct cli *cli, const struct cli_args *args,
     }
     if (get_flags(cli, args, spec, &image->open.flags) != 0)
         return 1;
-    if (get_name(cli, args, spec, image) < 0)
+    int r = get_name(cli, args, spec, image);
+    if (r < 0 && r != -ENOMEM)
         return 1;
-    if (format && !image->format)
-        image->format = strdup(format);
-    if (get_allowed(args, image) < 0) {
+    if (r == 0 && format && !image->format && !(image->format = strdup(format)))
+        r = -ENOMEM;
+    if (r < 0 || get_allowed(args, image) < 0) {
         cli_error(cli, "out of memory");
         return 1;
     }

@@ -106,8 +106,10 @@ static void say(const struct cli *cli, const char *fmt, va_list ap)
     char *text = text_of(fmt, ap);
 
     fflush(stdout);
-    if (!text)
+    if (!text) {
+        fprintf(stderr, "%s: out of memory\n", cli->prog);
         return;
+    }
     /* QEMU's tools print this hint on a separate line. */
     char *hint = cli->role == CLI_DROVER ? NULL : strstr(text, ". Is another process");
     if (hint)

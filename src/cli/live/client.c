@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/json.h"
 #include "cli/live/client.h"
 
 #define LINE_MAX_BYTES (64u << 20) /* of a reply: names of all images of all chains */
@@ -107,7 +108,7 @@ int ctl_ask(struct ctl *ctl, const char *command, json_t *arguments, json_t **re
 {
     CLEANUP_JSON json_t *request =
         json_pack("{s:s, s:o*}", "execute", command, "arguments", arguments);
-    CLEANUP_FREE char *text = request ? json_dumps(request, JSON_COMPACT) : NULL;
+    CLEANUP_FREE char *text = request ? dr_json_dump(request, JSON_COMPACT) : NULL;
     int code = text ? send_all(ctl, text, strlen(text)) : lost(ctl, "a name is not UTF-8");
     if (code == 0)
         code = send_all(ctl, "\n", 1);

@@ -10,6 +10,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "formats/addcow/addcow.h"
 
 #define JSON     "json:"
@@ -31,14 +32,11 @@ static int as_json(const char *path, const char *name, const char *format, char 
         return dr_fail(err, EILSEQ,
                        "%s: the parent's name must be UTF-8 to be recorded with its format %s",
                        path, format);
-    /* Into a buffer of our own: where json_dumps() lacks memory it may leave out a character. */
-    size_t len = json_dumpb(j, NULL, 0, JSON_COMPACT | JSON_PRESERVE_ORDER);
-    CLEANUP_FREE char *text = len > 0 ? malloc(JSON_LEN + len + 1) : NULL;
-    if (!text || json_dumpb(j, text + JSON_LEN, len, JSON_COMPACT | JSON_PRESERVE_ORDER) != len)
+    CLEANUP_FREE char *object = dr_json_dump(j, JSON_COMPACT | JSON_PRESERVE_ORDER);
+    if (!object || asprintf(field, JSON "%s", object) < 0) {
+        *field = NULL;
         return dr_fail_errno(err, ENOMEM, "%s", path);
-    memcpy(text, JSON, JSON_LEN);
-    text[JSON_LEN + len] = '\0';
-    *field = DR_STEAL(text);
+    }
     return 0;
 }
 

@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "core/core.h"
 
 /* One answer of map looks at no more clusters than this: the image is locked meanwhile. */
@@ -226,18 +227,19 @@ static int vma_info(struct dr_image *image, json_t *data, uint64_t *cluster_size
 {
     const struct vma *v = image->state;
     json_t *disks = json_array();
-    (void)err;
+    int bad = 0;
     for (size_t i = 0; i < v->header.n_disks; i++)
-        json_array_append_new(disks, describe(&v->header.disks[i]));
+        dr_json_append(&disks, describe(&v->header.disks[i]));
     if (v->disk)
-        json_object_set_new(data, "disk-id", json_integer((json_int_t)v->disk->id));
-    json_object_set_new(data, "disks", disks);
-    json_object_set_new(data, "compression", json_string(v->compression ? v->compression : "none"));
+        bad |= json_object_set_new(data, "disk-id", json_integer((json_int_t)v->disk->id));
+    bad |= json_object_set_new(data, "disks", disks);
+    bad |= json_object_set_new(data, "compression",
+                               json_string(v->compression ? v->compression : "none"));
     if (v->disk)
-        json_object_set_new(data, "index",
-                            json_string(v->from_side_file ? "side file" : "headers"));
+        bad |= json_object_set_new(data, "index",
+                                   json_string(v->from_side_file ? "side file" : "headers"));
     *cluster_size = DR_VMA_CLUSTER;
-    return 0;
+    return bad ? dr_fail_errno(err, ENOMEM, "%s", image->path) : 0;
 }
 
 const struct dr_format dr_format_vma = {

@@ -13,13 +13,13 @@ static json_t *extent_info(const struct dr_image *image, const struct vmdk_exten
     bool own = s->embedded && e->file == 0;
     json_t *o = json_object();
     if (vmdk_is_stream(e))
-        json_object_set_new(o, "compressed", json_true());
-    json_object_set_new(o, "virtual-size", json_integer((json_int_t)e->len));
-    json_object_set_new(o, "filename",
-                        dr_json_text(e->file == VMDK_NO_FILE ? "" : image->files[e->file]->path));
+        dr_json_put(&o, "compressed", json_true());
+    dr_json_put(&o, "virtual-size", json_integer((json_int_t)e->len));
+    dr_json_put(&o, "filename",
+                dr_json_text(e->file == VMDK_NO_FILE ? "" : image->files[e->file]->path));
     if (vmdk_has_tables(e))
-        json_object_set_new(o, "cluster-size", json_integer((json_int_t)e->grain));
-    json_object_set_new(o, "format", dr_json_text(own ? "" : e->type_name));
+        dr_json_put(&o, "cluster-size", json_integer((json_int_t)e->grain));
+    dr_json_put(&o, "format", dr_json_text(own ? "" : e->type_name));
     return o;
 }
 
@@ -27,10 +27,12 @@ int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, stru
 {
     const struct vmdk_state *s = vmdk_of(image);
     CLEANUP_FREE char *type = vmdk_desc_get(&s->desc, "createType");
+    if (!type && vmdk_desc_find(&s->desc, "createType"))
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
     json_t *extents = json_array();
     *cluster_size = s->n_extents > 0 ? s->extents[0].grain : 0;
     for (size_t i = 0; i < s->n_extents; i++)
-        json_array_append_new(extents, extent_info(image, &s->extents[i]));
+        dr_json_append(&extents, extent_info(image, &s->extents[i]));
     if (json_object_set_new(data, "cid", json_integer(s->cid)) < 0 ||
         json_object_set_new(data, "parent-cid", json_integer(s->parent_cid)) < 0 ||
         json_object_set_new(data, "create-type", dr_json_text(type ? type : "")) < 0 ||
