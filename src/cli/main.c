@@ -172,18 +172,6 @@ static bool is_one_of(const char *word, const char *a, const char *b)
     return strcmp(word, a) == 0 || strcmp(word, b) == 0;
 }
 
-/* Commands of qemu-img that we lack: the message must not call them mistyped. */
-static bool is_missing(const struct cli *cli, const char *word)
-{
-    static const char *const missing[] = {"bench"};
-
-    for (size_t i = 0; i < sizeof(missing) / sizeof(missing[0]); i++) {
-        if (cli->role == CLI_QEMU_IMG && strcmp(word, missing[i]) == 0)
-            return true;
-    }
-    return false;
-}
-
 static int run_program(struct cli *cli, int argc, char **argv)
 {
     if (argc < 2)
@@ -201,11 +189,6 @@ static int run_program(struct cli *cli, int argc, char **argv)
     if (word[0] == '-')
         return cli_usage(cli, "unrecognized option '%s'", word);
     cli->command = cli_find_command(word, cli->role);
-    if (!cli->command && is_missing(cli, word)) {
-        cli_error(cli, "%s is not supported: this is drover, which does not have the command",
-                  word);
-        return 1;
-    }
     if (!cli->command)
         return cli_usage(cli, "Command not found: %s%s", word, cli_meant_command(cli->role, word));
     const struct cli_command *child = find_child(cli->command, argv[2]);

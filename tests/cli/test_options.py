@@ -64,7 +64,7 @@ def test_the_manual_is_sound_pod(t):
 
 def commands():
     return ["create", "info", "map", "measure", "compare", "checksum", "convert", "dd", "rebase", "commit", "stream", "addcow", "snapshot", "serve", "io", "chain", "check",
-            "recover", "resize", "amend", "bitmap", "backup", "restore", "mount", "unmount", "vma", "ctl", "completion"]
+            "recover", "resize", "amend", "bitmap", "backup", "restore", "mount", "unmount", "vma", "ctl", "bench", "completion"]
 
 
 def children():

@@ -294,13 +294,6 @@ def test_no_room_for_preallocation_leaves_the_old_size(t, tmp_path, mode):
         subprocess.run(["umount", str(small)], check=False)
 
 
-@pytest.mark.parametrize("command", ["bench"])
-def test_a_command_that_drover_lacks_is_not_told_as_mistyped(t, command):
-    r = t.ours("qemu-img", command, "--help")
-    assert r.code == 1 and r.out == "" and r.err.startswith(f"qemu-img: {command} is not supported"), r
-    assert r.err.count("\n") == 1
-
-
 def test_a_missing_parent_is_told_in_the_known_words(t):
     t.ok("create", "-q", "-f", "vmdk", "a.vmdk", "1M")
     t.ok("create", "-q", "-f", "vmdk", "-b", "a.vmdk", "b.vmdk")

@@ -99,6 +99,9 @@ enum cli_key { /* options without a letter */
                KEY_EXTERNAL,
                KEY_UP,
                KEY_UPDATE_VMSD,
+               KEY_FLUSH_INTERVAL,
+               KEY_NO_DRAIN,
+               KEY_PATTERN,
 };
 
 struct cli_option {
