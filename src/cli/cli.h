@@ -18,11 +18,12 @@ enum cli_role {
     CLI_QEMU_IMG = 1 << 1,
     CLI_QEMU_IO = 1 << 2,
     CLI_VMA = 1 << 3,
-    CLI_ANY_ROLE = CLI_DROVER | CLI_QEMU_IMG | CLI_QEMU_IO | CLI_VMA,
+    CLI_QEMU_NBD = 1 << 4,
+    CLI_ANY_ROLE = CLI_DROVER | CLI_QEMU_IMG | CLI_QEMU_IO | CLI_VMA | CLI_QEMU_NBD,
 };
 
 struct cli {
-    const char *prog; /* "drover", "qemu-img", "qemu-io", "vma": the prefix of messages */
+    const char *prog; /* "drover", "qemu-img", "qemu-io", "qemu-nbd", "vma": the prefix of messages */
     enum cli_role role;
     const struct cli_command *command;
 };

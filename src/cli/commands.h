@@ -19,6 +19,7 @@ extern const struct cli_command cli_cmd_convert;
 extern const struct cli_command cli_cmd_create;
 extern const struct cli_command cli_cmd_ctl;
 extern const struct cli_command cli_cmd_bench;
+extern const struct cli_command cli_cmd_qemu_nbd; /* the whole tool */
 extern const struct cli_command cli_cmd_dd;
 extern const struct cli_command cli_cmd_info;
 extern const struct cli_command cli_cmd_io;

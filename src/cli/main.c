@@ -70,7 +70,7 @@ static void print_overview(const struct cli *cli)
     }
     if (cli->role == CLI_DROVER)
         printf("\n'drover COMMAND --help' tells about each; the manual is drover(1).\n"
-               "Called as qemu-img, qemu-io or vma, the program is that tool.\n");
+               "Called as qemu-img, qemu-io, qemu-nbd or vma, the program is that tool.\n");
     printf("\n");
     print_formats();
 }
@@ -232,6 +232,12 @@ static int run_qemu_io(struct cli *cli, int argc, char **argv)
     return run_command(cli, argc, argv);
 }
 
+static int run_qemu_nbd(struct cli *cli, int argc, char **argv)
+{
+    cli->command = &cli_cmd_qemu_nbd;
+    return run_command(cli, argc, argv);
+}
+
 /* A split disk has thousands of files, an archive 254 disks. Until a shell is told otherwise it
  * allows 1024, for the sake of programs that use select(). */
 static void allow_many_files(void)
@@ -270,6 +276,7 @@ int main(int argc, char **argv)
     } tools[] = {
         {{.prog = "qemu-img", .role = CLI_QEMU_IMG}, run_qemu_img},
         {{.prog = "qemu-io", .role = CLI_QEMU_IO}, run_qemu_io},
+        {{.prog = "qemu-nbd", .role = CLI_QEMU_NBD}, run_qemu_nbd},
         {{.prog = "vma", .role = CLI_VMA}, run_vma},
     };
     for (size_t i = 0; i < sizeof(tools) / sizeof(tools[0]); i++) {

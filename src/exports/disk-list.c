@@ -87,8 +87,8 @@ static int set_export(struct disk_list *list, const char *value, struct dr_error
     const size_t longest = 4096; /* the protocol's limit for strings */
     if (!list->served || list->n == 0)
         return dr_fail(err, EINVAL, "export=%s: must follow the disk that it names", value);
-    if (!*value || strlen(value) > longest)
-        return dr_fail(err, EINVAL, "export=: expected 1 to %zu bytes", longest);
+    if (strlen(value) > longest)
+        return dr_fail(err, EINVAL, "export=: expected at most %zu bytes", longest);
     struct served *last = &list->served[list->n - 1];
     free(last->name);
     last->name = strdup(value);

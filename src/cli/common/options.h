@@ -102,6 +102,14 @@ enum cli_key { /* options without a letter */
                KEY_FLUSH_INTERVAL,
                KEY_NO_DRAIN,
                KEY_PATTERN,
+               KEY_FORK,
+               KEY_CACHE,
+               KEY_AIO,
+               KEY_DISCARD,
+               KEY_DETECT_ZEROES,
+               KEY_TLS_CREDS,
+               KEY_TLS_AUTHZ,
+               KEY_SELINUX_LABEL,
 };
 
 struct cli_option {

@@ -40,6 +40,18 @@ static int tell_unix_problem(const struct cli *cli, const struct sockaddr_un *ad
     return 1;
 }
 
+void listen_remove_left(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct stat st;
+
+    if (strlen(path) >= sizeof(address.sun_path) || lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode))
+        return;
+    strcpy(address.sun_path, path);
+    if (!is_listened_to(&address))
+        unlink(path);
+}
+
 /* The directory is ours alone: XDG_RUNTIME_DIR is meant for sockets and goes with the session. */
 static char *private_name(const struct cli *cli, struct listener *l)
 {

@@ -50,6 +50,7 @@ static const struct cli_option life_options[] = {
 struct serving {
     const struct cli *cli;
     const struct cli_args *args;
+    const struct serve_manner *manner;
     struct listener listener;
     struct words options;    /* of nbdkit */
     struct words parameters; /* of the plugin */
@@ -270,8 +271,11 @@ static int tell_clients(struct serving *s)
         code = write_pidfile(s);
     if (code == 0)
         code = start_command(s);
-    for (size_t i = 0; code == 0 && !cli_has(s->args, KEY_RUN) && s->uris[i]; i++)
-        printf("%s\n", s->uris[i]);
+    if (code == 0 && s->manner->ready)
+        s->manner->ready(s->manner->user);
+    else if (code == 0 && !cli_has(s->args, KEY_RUN))
+        for (size_t i = 0; s->uris[i]; i++)
+            printf("%s\n", s->uris[i]);
     fflush(stdout);
     return code;
 }
@@ -340,9 +344,19 @@ static int start_and_serve(struct serving *s)
     return code;
 }
 
-static int run(const struct cli *cli, const struct cli_args *args)
+static void add_all(struct words *to, const struct words *from)
 {
-    struct serving s = {.cli = cli, .args = args, .listener = LISTENER_INIT};
+    for (size_t i = 0; i < from->n; i++)
+        words_add(to, "%s", from->words[i]);
+    to->failed |= from->failed;
+}
+
+int serve_disks(const struct cli *cli, const struct cli_args *args,
+                const struct serve_manner *manner)
+{
+    struct serving s = {.cli = cli, .args = args, .manner = manner, .listener = LISTENER_INIT};
+    add_all(&s.options, &manner->options);
+    add_all(&s.parameters, &manner->parameters);
     int code = get_tls(&s);
 
     if (code == 0)
@@ -360,6 +374,13 @@ static int run(const struct cli *cli, const struct cli_args *args)
     words_free(&s.options);
     words_free(&s.parameters);
     return code;
+}
+
+static int run(const struct cli *cli, const struct cli_args *args)
+{
+    const struct serve_manner manner = {.user = NULL};
+
+    return serve_disks(cli, args, &manner);
 }
 
 static const struct cli_option *const sets[] = {serve_options, disk_options, life_options,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* `drover serve`: what its files share. */
+/* `drover serve` and qemu-nbd: what their files share. */
 #ifndef DR_CLI_SERVE_SERVE_H
 #define DR_CLI_SERVE_SERVE_H
 
@@ -28,6 +28,8 @@ struct listener {
 
 /* path NULL: a new name that nobody else can reach. 0, or 1 after a message. */
 int listen_unix(const struct cli *cli, const char *path, struct listener *l);
+/* Remove a socket that nobody listens at; anything else stays. */
+void listen_remove_left(const char *path);
 /* port 0: one that is free. */
 int listen_tcp(const struct cli *cli, const char *address, unsigned port, struct listener *l);
 /* What clients are told to use; export "": the default one. tls_psk (may be NULL) is the file of
@@ -60,5 +62,30 @@ int nbdkit_start(const struct cli *cli, const struct words *options, const struc
                  const struct listener *l, struct server *server);
 /* It has ended with this status of wait(2). The exit code. */
 int nbdkit_ended(const struct cli *cli, struct server *server, int status);
+
+/* ------------------------------------------------------------------ serve.c */
+
+/* How a server differs from what `drover serve` makes of the same options. */
+struct serve_manner {
+    struct words options;    /* more of nbdkit's, its filters among them */
+    struct words parameters; /* of these filters */
+    void (*ready)(
+        void *user); /* called when clients are served, instead of printing URIs; or NULL */
+    void *user;
+};
+/* The server of these options and operands of `drover serve`, until it ends. The exit code. */
+int serve_disks(const struct cli *cli, const struct cli_args *args,
+                const struct serve_manner *manner);
+
+/* ------------------------------------------------------------------ list.c */
+
+struct nbd_place {
+    const char *socket; /* in the file system; NULL: TCP */
+    const char *host, *port;
+    const char *tls_certificates, *tls_psk; /* a directory, a file; or NULL */
+    const char *tls_user;                   /* whose key of that file */
+};
+/* Print what exports a server has, as qemu-nbd does. The exit code. */
+int list_exports(const struct cli *cli, const struct nbd_place *place);
 
 #endif
