@@ -23,7 +23,8 @@ enum cli_role {
 };
 
 struct cli {
-    const char *prog; /* "drover", "qemu-img", "qemu-io", "qemu-nbd", "vma": the prefix of messages */
+    const char
+        *prog; /* "drover", "qemu-img", "qemu-io", "qemu-nbd", "vma": the prefix of messages */
     enum cli_role role;
     const struct cli_command *command;
 };

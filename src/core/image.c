@@ -344,7 +344,7 @@ static int member_driver(const struct dr_image *image, const struct dr_format **
                          struct dr_error *err)
 {
     *fmt = image->member_format ? dr_format_find(image->member_format) : NULL;
-    int r = *fmt ? 0 : probe_file(image->files[0], image->path, fmt, err);
+    int r = *fmt ? 0 : dr_probe_file(image->files[0], image->path, fmt, err);
     if (r == 0 && ((*fmt)->flags & DR_FORMAT_MEMBERS))
         return dr_fail(err, ENOTSUP, "%s: is an archive (%s) inside an archive", image->path,
                        (*fmt)->name);

@@ -29,9 +29,9 @@ static uint64_t field(const uint8_t *buf, unsigned i)
     return get_le64(buf + i * 8);
 }
 
-static struct vmdk_area area(const uint8_t *buf, unsigned i)
+static struct vmdk_se_area area(const uint8_t *buf, unsigned i)
 {
-    return (struct vmdk_area){field(buf, i), field(buf, i + 1)};
+    return (struct vmdk_se_area){field(buf, i), field(buf, i + 1)};
 }
 
 static int check_constants(const uint8_t buf[VMDK_SECTOR], const char *where, struct dr_error *err)
@@ -64,7 +64,7 @@ static int check_constants(const uint8_t buf[VMDK_SECTOR], const char *where, st
     return 0;
 }
 
-static bool apart(struct vmdk_area a, struct vmdk_area b)
+static bool apart(struct vmdk_se_area a, struct vmdk_se_area b)
 {
     return a.off + a.len <= b.off || b.off + b.len <= a.off;
 }
@@ -73,7 +73,7 @@ static bool apart(struct vmdk_area a, struct vmdk_area b)
 static int check_areas(struct vmdk_sesparse *se, const char *where, uint64_t file_size,
                        struct dr_error *err)
 {
-    const struct vmdk_area all[] = {
+    const struct vmdk_se_area all[] = {
         {0, 1}, se->volatile_header, se->directory, se->tables, se->grains};
     const size_t n = sizeof(all) / sizeof(all[0]);
     for (size_t i = 1; i < n; i++)

@@ -11,14 +11,14 @@
 #define VMDK_SESPARSE_TABLE 64u /* sectors of a table */
 #define VMDK_SESPARSE_GTES  4096u
 
-struct vmdk_area {
+struct vmdk_se_area {
     uint64_t off, len;
 };
 
 struct vmdk_sesparse {
     uint64_t capacity;
     uint64_t n_tables; /* directory entries that the capacity asks for */
-    struct vmdk_area volatile_header, directory, tables, grains;
+    struct vmdk_se_area volatile_header, directory, tables, grains;
 };
 
 /* Read both headers of f and check them. flags: DR_OPEN_SALVAGE takes an extent whose journal is
