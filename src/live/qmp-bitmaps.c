@@ -61,7 +61,10 @@ static int find_spot_of(struct dr_live *live, const char *node, bool nodes_first
         dr_memory_bitmaps_prune(spot->on->bitmaps);
         return 0;
     }
-    qmp_fail(err, NULL, spot->on ? "out of memory" : missing, node, node);
+    if (spot->on)
+        qmp_fail(err, NULL, "out of memory");
+    else
+        qmp_fail(err, NULL, missing, node, node);
     return -ENOENT;
 }
 

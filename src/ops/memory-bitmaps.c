@@ -6,7 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
-#include "core/internal.h"
+#include "core/core.h"
 #include "ops/ops-internal.h"
 
 struct bitmap {

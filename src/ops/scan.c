@@ -115,11 +115,11 @@ int dr_scan_file(struct dr_scan *s, struct dr_fs *fs, const char *path,
                  const struct dr_open_options *options, struct dr_error *err)
 {
     struct dr_scan_entry e = {0};
-    int r = dr_name_identify(fs, path, &e.id, err);
+    int r = dr_name_identify(fs, path, &e.id, NULL);
     if (r == 0 && dr_scan_find(s, e.id) == s->n)
-        r = dr_probe(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &e.fmt, err);
+        r = dr_probe(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &e.fmt, NULL);
     if (r == -ENOMEM)
-        return r;
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
     if (r < 0 || !e.fmt)
         return 0; /* gone, seen, a directory, not ours to read */
     struct dr_scan_entry *more = realloc(s->all, (s->n + 1) * sizeof(*more));

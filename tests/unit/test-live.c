@@ -225,7 +225,8 @@ static bool is_of(char type, const char *value)
 {
     bool reference = type == 'r' || type == 'R';
     return strcmp(value, value_of(type)) == 0 || (reference && strcmp(value, "{}") == 0) ||
-           (type == 'R' && strcmp(value, "null") == 0);
+           (type == 'R' && strcmp(value, "null") == 0) ||
+           (type == 'u' && strcmp(value, "1") == 0);
 }
 
 /* All arguments that the command needs, and `bad`, which gets the value. */
@@ -239,7 +240,10 @@ static void ask_with(struct talk *t, const struct qmp_command *c, const struct q
             n += snprintf(line + n, sizeof(line) - (size_t)n, "\"%s\": %s, ", a->name,
                           value_of(a->type));
     snprintf(line + n, sizeof(line) - (size_t)n, "\"%s\": %s}}", bad->name, value);
-    snprintf(why, sizeof(why), "Invalid parameter type for '%s', expected: ", bad->name);
+    snprintf(why, sizeof(why),
+             bad->type == 'u' ? "Parameter '%s' expects uint64"
+                              : "Invalid parameter type for '%s', expected: ",
+             bad->name);
     asked_refused(t, line, "GenericError", why);
 }
 

@@ -131,7 +131,7 @@ static void extent_lines_tell_everything(void **state)
     assert_null(d.extents[1].name);
     assert_int_equal(d.extents[2].access, VMDK_NOACCESS);
     assert_int_equal(d.extents[3].type, VMDK_VMFS);
-    assert_int_equal(d.extents[4].type, VMDK_UNSUPPORTED);
+    assert_int_equal(d.extents[4].type, VMDK_SESPARSE);
     assert_string_equal(d.extents[4].type_name, "SESPARSE");
     vmdk_desc_free(&d);
 }
