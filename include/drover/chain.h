@@ -107,6 +107,21 @@ DR_API int dr_relocate(const char *path, const struct dr_chain_options *options,
 DR_API int dr_pack_names(const char *path, const struct dr_chain_options *options,
                          unsigned *changed, struct dr_error *err);
 
+/* ------------------------------------------------------------------ fingerprints of parents
+ *
+ * Beside an image can stand, in a small file, what its parent was: size, format, content id, a hash
+ * of some blocks and perhaps one of all. From then on opening the image fails with -ESTALE where
+ * size, format or id are others, dr_chain_examine() and a rebase with `unsafe` where the blocks
+ * are; operations that give it another parent record that one. */
+struct dr_fingerprint_options {
+    struct dr_open_options open;
+    bool full_hash; /* read all of the parent, too */
+    bool remove;    /* forget what was recorded */
+};
+/* Record the present parent of the image, whatever was recorded before. -EINVAL: it has none. */
+DR_API int dr_fingerprint(const char *path, const struct dr_fingerprint_options *options,
+                          struct dr_job *job, struct dr_error *err);
+
 /* ------------------------------------------------------------------ snapshots that are images
  *
  * name: an image of the disk's family, as a path or beside the disk, or what a .vmsd beside the

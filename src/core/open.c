@@ -2,6 +2,7 @@
 /* Opening a whole chain: find each parent, ask the gate, check that it is the right one. */
 #include <stdio.h>
 
+#include "core/fingerprint.h"
 #include "core/internal.h"
 
 /* All there are. What a later library may give a meaning is not passed over in silence. */
@@ -170,9 +171,11 @@ static int parent_format(const struct opening *o, const char *path, const char *
 static int check_parent(const struct dr_image *child, const struct dr_image *parent,
                         struct dr_error *err)
 {
-    if ((child->flags & DR_OPEN_NO_CHECK_ID) || !child->fmt->check_backing)
+    if (child->flags & DR_OPEN_NO_CHECK_ID)
         return 0;
-    return child->fmt->check_backing(child, parent, err);
+    int r = child->fmt->check_backing ? child->fmt->check_backing(child, parent, err) : 0;
+    /* A child that knows its parent's content id needs no look at what stands beside it. */
+    return r < 0 || child->fmt->parent_id ? r : dr_fingerprint_check(child, parent, err);
 }
 
 static int open_parent(struct opening *o, const char *path, const char *recorded,

@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "ops/chain-parent.h"
+#include "ops/fingerprint.h"
 
 struct examination {
     struct dr_fs *fs;
@@ -177,6 +178,9 @@ static int examine_reference(struct examination *x, const struct dr_scan_entry *
     r = dr_backing_locate(image, &x->o->open, &path, &why);
     if (r < 0)
         return tell_refused(x, e, r, why.text, err);
+    r = ops_fingerprint_look(x->fs, e->path, e->fmt->name, &x->o->open, true, &why);
+    if (r == -ESTALE)
+        return add(x, DR_CHAIN_CHANGED, e->path, err, "%s", why.text);
     return look_at_parent(x, e, path, err);
 }
 

@@ -14,6 +14,7 @@
 #include "ops/commit.h"
 
 #include "base/cleanup.h"
+#include "ops/fingerprint.h"
 
 static bool has_ids(const struct commit *c)
 {
@@ -373,6 +374,35 @@ static void undo(struct commit *c)
     c->chain = dr_disk_chain(c->disk);
 }
 
+/* ------------------------------------------------------------------ the record of the parent */
+
+static bool has_print(const struct dr_image *image)
+{
+    struct dr_fingerprint print;
+    return image && dr_fingerprint_load(image, &print, NULL) != 0;
+}
+
+/* P is about to change: what is recorded of it beside M must not count any more. */
+static int forget_print(struct commit *c, struct dr_error *err)
+{
+    bool of_m = has_print(commit_m(c));
+    c->has_print = of_m || has_print(commit_k(c));
+    return of_m ? dr_fingerprint_remove(c->fs, commit_m(c)->files[0]->path, err) : 0;
+}
+
+/* Whatever stands on P now. A record that cannot be written is no failure of what was done. */
+static void renew_print(const struct commit *c)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    for (size_t i = 0; c->has_print && i + 1 < c->chain->n; i++) {
+        const struct dr_image *image = c->chain->images[i];
+        if (c->chain->images[i + 1] == c->p && image->backing_name &&
+            ops_fingerprint_renew(image, c->chain, i + 1, &why) < 0)
+            dr_job_message(c->job, "%s: what its parent is was not recorded: %s", image->path,
+                           why.text);
+    }
+}
+
 /* ------------------------------------------------------------------ the whole */
 
 static int run(struct commit *c, struct dr_error *err)
@@ -383,7 +413,10 @@ static int run(struct commit *c, struct dr_error *err)
                                    .transfer = transfer_init,
                                    .flush = flush_base,
                                    .user = c};
+    c->p = commit_p(c);
     int r = thaw(c, err);
+    if (r == 0)
+        r = forget_print(c, err);
     if (r == 0 && c->shared && c->first == 0)
         r = dr_follow_begin(&c->follow, c->disk, err);
     if (r == 0)
@@ -401,6 +434,8 @@ static int run(struct commit *c, struct dr_error *err)
     else if (r == 0 && !c->keep && !pivots)
         r = commit_empty_top(c, err);
     dr_follow_end(&c->follow);
+    if (r == 0)
+        renew_print(c);
     return r;
 }
 

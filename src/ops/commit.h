@@ -28,6 +28,8 @@ struct commit {
     struct dr_image *thawed[3]; /* by this commit */
     unsigned n_thawed;
     struct dr_follow follow;
+    bool has_print;           /* what the parent is is recorded beside M or K */
+    const struct dr_image *p; /* the base, also when the chain is another one */
 };
 
 static inline struct dr_image *commit_c(const struct commit *c)

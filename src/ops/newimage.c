@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "base/cleanup.h"
+#include "core/fingerprint.h"
 #include "ops/ops-internal.h"
 
 #define TRIES 16
@@ -269,6 +270,8 @@ int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
         return 0;
     }
     int r = plan_move(n, &plan, err);
+    if (r == 0) /* what was recorded of the parent of the image that gives way */
+        r = dr_fingerprint_remove(n->fs, n->final, err);
     if (r == 0)
         r = dr_new_move(&plan, n->dir, err);
     if (plan.state == DR_PUBLISH_STUCK)

@@ -52,6 +52,9 @@ int dr_relocate_fs(struct dr_fs *fs, const char *path, const struct dr_chain_opt
                    unsigned *changed, struct dr_error *err);
 int dr_pack_names_fs(struct dr_fs *fs, const char *path, const struct dr_chain_options *options,
                      unsigned *changed, struct dr_error *err);
+int dr_fingerprint_fs(struct dr_fs *fs, const char *path,
+                      const struct dr_fingerprint_options *options, struct dr_job *job,
+                      struct dr_error *err);
 int dr_snapshot_delete_fs(struct dr_fs *fs, const char *disk, const char *name,
                           const struct dr_snapshot_options *options, struct dr_snapshot_plan *plan,
                           struct dr_job *job, struct dr_error *err);

@@ -15,6 +15,7 @@
 #include "ops/rebase.h"
 
 #include "base/cleanup.h"
+#include "ops/fingerprint.h"
 
 static struct dr_image *new_parent(const struct rebase *rb)
 {
@@ -314,6 +315,49 @@ static void open_parent_forced(struct rebase *rb)
         rb->above = rb->parent->chain;
 }
 
+/* ------------------------------------------------------------------ the record of the parent
+ */
+
+static void load_print(struct rebase *rb)
+{
+    struct dr_error why = DR_ERROR_INIT; /* a damaged one is written anew */
+    int r = dr_fingerprint_load(rebase_overlay(rb), &rb->print, &why);
+    rb->has_print = r == 1 || r == -EBADMSG;
+    if (r < 0)
+        rb->print.format[0] = '\0';
+}
+
+/* Of a rebase that copies nothing: the new parent has to be what the old one was. */
+static int check_print(const struct rebase *rb, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    if (!rb->has_print || !rb->name || !rb->print.format[0])
+        return 0;
+    int r = ops_fingerprint_verify(rebase_overlay(rb), rb->above, rb->above_first, &rb->print, true,
+                                   &why);
+    if (r != -ESTALE)
+        return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
+    return dr_fail(err, ESTALE,
+                   "%s. Without copying, the disk would show something else; if it is the right "
+                   "one all the same: --force",
+                   why.text);
+}
+
+/* After the switch. A record that cannot be written is no failure of what was done. */
+static void renew_print(const struct rebase *rb)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    const struct dr_image *image = rebase_overlay(rb);
+    if (!rb->has_print || rb->o->dry_run)
+        return;
+    int r = rb->name && rb->above && !rb->retire
+                ? ops_fingerprint_renew(image, rb->above, rb->above_first, &why)
+                : dr_fingerprint_remove(rb->fs, image->files[0]->path, &why);
+    if (r < 0)
+        dr_job_message(rb->job, "%s: is rebased, but its new parent was not recorded: %s", rb->path,
+                       why.text);
+}
+
 static int rebase_unsafe(struct rebase *rb, struct dr_error *err)
 {
     int r = 0;
@@ -321,6 +365,8 @@ static int rebase_unsafe(struct rebase *rb, struct dr_error *err)
         open_parent_forced(rb);
     else if (rb->name)
         r = open_parent(rb, err);
+    if (r == 0 && !rb->o->force)
+        r = check_print(rb, err);
     if (r == 0)
         r = set_backing(rb, DR_TRY, err);
     if (r < 0 || rb->o->dry_run)
@@ -429,10 +475,14 @@ static int rebase_claimed(struct rebase *rb, struct dr_error *err)
         r = rb->where ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", rb->path);
     }
     if (r == 0)
+        load_print(rb);
+    if (r == 0)
         r = thaw(rb, err);
     if (r == 0)
         r = rb->o->unsafe ? rebase_unsafe(rb, err) : rebase_safe(rb, err);
     r = freeze(rb, r, err);
+    if (r == 0)
+        renew_print(rb);
     dr_ops_close(&rb->parent, NULL);
     int closed = dr_chain_unref(rb->old, r == 0 ? err : NULL);
     free(rb->where);

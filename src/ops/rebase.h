@@ -9,6 +9,7 @@
 #ifndef DR_OPS_REBASE_H
 #define DR_OPS_REBASE_H
 
+#include "core/fingerprint.h"
 #include "ops/dirty.h"
 #include "ops/ops-internal.h"
 
@@ -31,6 +32,8 @@ struct rebase {
     bool has_views;        /* until the copy is done: the overlay has snapshots inside, which keep
                               what they show, too */
     struct dr_views views;
+    bool has_print; /* what the parent was is recorded beside the overlay, and: */
+    struct dr_fingerprint print;
 };
 
 static inline struct dr_image *rebase_overlay(const struct rebase *rb)

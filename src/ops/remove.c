@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "base/cleanup.h"
+#include "core/fingerprint.h"
 #include "ops/ops-internal.h"
 
 /* Names of the images beside this one that have it as their parent, with commas between; "" = none,
@@ -68,12 +69,15 @@ static int unlink_file(struct dr_fs *fs, const struct dr_file *file, struct dr_e
     return r < 0 ? r : fs->ops->unlink(fs, real, err);
 }
 
-/* The bitmaps beside the image go first: without it nobody would know whose they were. */
+/* The bitmaps, and what is recorded of the parent, beside the image go first: without it nobody
+ * would know whose they were. */
 static int unlink_bitmaps(struct dr_fs *fs, const struct dr_file *file, struct dr_error *err)
 {
     CLEANUP_FREE char *real = NULL;
     int r = fs->ops->realpath(fs, file->path, &real, err);
-    return r < 0 ? r : dr_bitmaps_unlink(fs, real, err);
+    if (r == 0)
+        r = dr_bitmaps_unlink(fs, real, err);
+    return r < 0 ? r : dr_fingerprint_remove(fs, real, err);
 }
 
 int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
@@ -82,7 +86,7 @@ int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
                         void *user, struct dr_error *err)
 {
     CLEANUP_IMAGE struct dr_image *image = NULL;
-    unsigned flags = open->flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH);
+    unsigned flags = open->flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_SALVAGE);
     int r = dr_image_open(fs, path, format, flags, &image, err);
     if (r == 0)
         r = dr_ops_lock(image, err);

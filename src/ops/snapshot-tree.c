@@ -157,7 +157,7 @@ static int look_around(struct removal *x, const char *path, const char *name, st
         r = find_vmsd(x, path, err);
     if (r == 0)
         r = find_snapshot(x, name, err);
-    return r < 0 ? r : refuse_broken(x, x->m, err);
+    return r;
 }
 
 static void look_end(struct removal *x)
@@ -316,14 +316,19 @@ static int merge_down(const struct removal *x, struct dr_error *err)
 
 /* ------------------------------------------------------------------ deleting */
 
+/* An image that was being removed when that was interrupted may lack some of its files by now. */
 static int remove_image(struct removal *x, struct dr_error *err)
 {
+    const struct dr_tree_node *m = &x->nodes[x->m];
+    struct dr_open_options open = x->o->open;
     int r = 0;
-    if (x->o->update_vmsd && x->vmsd_path && vmsd_of_image(&x->vmsd, x->nodes[x->m].path))
-        r = save_vmsd(x, vmsd_forget_image(&x->vmsd, x->nodes[x->m].path), err);
+    if (m->problem)
+        open.flags |= DR_OPEN_SALVAGE;
+    if (x->o->update_vmsd && x->vmsd_path && vmsd_of_image(&x->vmsd, m->path))
+        r = save_vmsd(x, vmsd_forget_image(&x->vmsd, m->path), err);
     return r < 0 ? r
-                 : dr_ops_remove_image(x->fs, x->nodes[x->m].path, x->nodes[x->m].format,
-                                       &x->o->open, NULL, NULL, err);
+                 : dr_ops_remove_image(x->fs, m->path, m->problem ? NULL : m->format, &open, NULL,
+                                       NULL, err);
 }
 
 static int delete_found(struct removal *x, struct dr_snapshot_plan *plan, struct dr_error *err)
@@ -332,8 +337,10 @@ static int delete_found(struct removal *x, struct dr_snapshot_plan *plan, struct
     if (leaf && x->m == x->disk)
         return dr_fail(err, EINVAL, "%s: is the disk itself, and no snapshot of it",
                        x->nodes[x->m].path);
-    int r = count_bytes(x, plan, err);
-    if (r == 0)
+    int r = leaf ? 0 : refuse_broken(x, x->m, err);
+    if (r == 0 && !leaf)
+        r = count_bytes(x, plan, err);
+    if (r == 0 && !leaf)
         r = choose(x, plan, err);
     if (r < 0)
         return r;
@@ -386,6 +393,9 @@ static bool stands_on(const struct removal *x, size_t i, size_t below)
 static int check_revert(const struct removal *x, struct dr_error *err)
 {
     const char *path = x->nodes[x->disk].path;
+    int r = refuse_broken(x, x->m, err);
+    if (r < 0)
+        return r;
     if (stands_on(x, x->m, x->disk))
         return dr_fail(err, EINVAL, "%s: %s is %s: there is nothing to go back to", path,
                        x->nodes[x->m].path,

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from conftest import DROVER
 
 
 def family(t):
@@ -171,7 +172,7 @@ def test_diff_reads_nothing_of_layers_that_both_share(t):
     family(t)
     size = (t.dir / "base.vmdk").stat().st_size
     trace = t.dir / "trace"
-    r = t.real("strace", "-f", "-y", "-e", "trace=pread64,preadv", "-o", str(trace), os.environ["DROVER"], "chain", "diff", "top.vmdk",
+    r = t.real("strace", "-f", "-y", "-e", "trace=pread64,preadv", "-o", str(trace), DROVER, "chain", "diff", "top.vmdk",
                "other.vmdk") if shutil.which("strace") else None
     if not r:
         pytest.skip("no strace")

@@ -14,6 +14,8 @@ static const struct cli_option options[] = {
     {KEY_ASCII, "ascii", NULL, "draw the tree with plain characters", false},
     {KEY_SEARCH, "search", "DIR", "check, relocate: look for lost parents there, too", false},
     {KEY_DRY_RUN, "dry-run", NULL, "relocate, pack: only tell what would be changed", false},
+    {KEY_FULL_HASH, "full-hash", NULL, "fingerprint: of all that the parent holds", false},
+    {KEY_REMOVE, "remove", NULL, "fingerprint: forget what was recorded", false},
     {'F', NULL, "FMT", "diff: format of the second disk", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -135,6 +137,31 @@ static int mend(const struct cli *cli, const struct cli_args *args, const char *
     return r < 0;
 }
 
+/* ------------------------------------------------------------------ fingerprint */
+
+struct fingerprint {
+    const char *path;
+    struct dr_fingerprint_options o;
+};
+
+static int record(void *user, struct dr_job *job, struct dr_error *err)
+{
+    const struct fingerprint *f = user;
+
+    return dr_fingerprint(f->path, &f->o, job, err);
+}
+
+static int fingerprint(const struct cli *cli, const struct cli_args *args,
+                       const struct cli_image *image)
+{
+    struct fingerprint f = {.path = image->path,
+                            .o = {.open = image->open,
+                                  .full_hash = cli_has(args, KEY_FULL_HASH),
+                                  .remove = cli_has(args, KEY_REMOVE)}};
+
+    return cli_job_run(cli, args, record, &f);
+}
+
 /* ------------------------------------------------------------------ the command */
 
 static bool is_mending(const char *verb)
@@ -145,7 +172,7 @@ static bool is_mending(const char *verb)
 static bool is_verb(const char *verb)
 {
     return is_mending(verb) || strcmp(verb, "show") == 0 || strcmp(verb, "tree") == 0 ||
-           strcmp(verb, "check") == 0;
+           strcmp(verb, "check") == 0 || strcmp(verb, "fingerprint") == 0;
 }
 
 static int run_on_directory(const struct cli *cli, const struct cli_args *args, const char *verb,
@@ -169,13 +196,15 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (strcmp(verb, "diff") == 0)
         return cli_chain_diff(cli, args);
     if (args->n_operands < 1 || args->n_operands > 2)
-        return cli_usage(cli, "Expecting [show|tree|check|relocate|pack] and one image file name");
+        return cli_usage(
+            cli, "Expecting [show|tree|check|relocate|pack|fingerprint] and one image file name");
     if (!is_verb(verb))
-        return cli_usage(cli, "Expecting show, tree, check, diff, relocate or pack, not '%s'",
-                         verb);
+        return cli_usage(
+            cli, "Expecting show, tree, check, diff, relocate, pack or fingerprint, not '%s'",
+            verb);
     const struct cli_image_spec spec = {.name = args->operands[args->n_operands - 1],
                                         .format_key = 'f'};
-    if (cli_is_directory(spec.name))
+    if (cli_is_directory(spec.name) && strcmp(verb, "fingerprint") != 0)
         return run_on_directory(cli, args, verb, spec.name);
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_check(cli, &image) < 0)
         return 1;
@@ -188,6 +217,8 @@ static int run(const struct cli *cli, const struct cli_args *args)
         cli_catch_signals(); /* it takes no time, and nothing is left half made */
         return mend(cli, args, verb, image.path, &image.open);
     }
+    if (strcmp(verb, "fingerprint") == 0)
+        return fingerprint(cli, args, &image);
     return cli_show_chain(cli, args, &image);
 }
 
@@ -197,10 +228,11 @@ static const struct cli_option *const sets[] = {
 
 const struct cli_command cli_cmd_chain = {
     .name = "chain",
-    .operands = "[show|tree|check|relocate|pack] FILE|DIR | diff FILE1 FILE2",
+    .operands = "[show|tree|check|relocate|pack|fingerprint|diff] FILE|DIR...",
     .brief = "Show a disk and its parents, what is wrong with them, and mend it",
     .about =
         "relocate records anew where a parent is that was moved; pack makes names relative.\n"
+        "fingerprint records what FILE's parent is, so that another one is refused.\n"
         "show ends with 1 if FILE itself is no disk. check ends with 0: every image opens with\n"
         "its parent, 2: one does not, 3: they do, but something should be mended. diff ends with\n"
         "0: the same, 1: they differ, 2: not opened, 4: not readable.",

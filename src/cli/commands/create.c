@@ -8,6 +8,7 @@
 #include "cli/common/suggest.h"
 #include "cli/common/pipes.h"
 #include "cli/common/progress.h"
+#include "drover/chain.h"
 
 static const struct cli_option options[] = {
     {'f', "format", "FMT", "format of the new image (raw)", false},
@@ -15,6 +16,7 @@ static const struct cli_option options[] = {
     {'F', "backing-format", "FMT", "format of the parent", false},
     {'u', NULL, NULL, "do not open the parent (SIZE is needed then)", false},
     {'o', "options", "NAME=VALUE,...", "settings of the format; -o help lists them", false},
+    {KEY_FINGERPRINT, "fingerprint", NULL, "record what the parent is, beside the image", false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -247,6 +249,11 @@ static int create(struct create *c, const struct cli_args *args)
             cli_fail(c->cli, &err);
         else
             cli_error(c->cli, "%s: %s", c->path, err.text);
+        return 1;
+    }
+    const struct dr_fingerprint_options print = {.open.format = c->format, .open.flags = c->flags};
+    if (cli_has(args, KEY_FINGERPRINT) && dr_fingerprint(c->path, &print, NULL, &err) < 0) {
+        cli_fail(c->cli, &err);
         return 1;
     }
     return 0;

@@ -19,6 +19,8 @@ static const struct cli_option options[] = {
      false},
     {'a', "apply", "NAME", "go back to a snapshot", false},
     {'d', "delete", "NAME", "delete a snapshot", false},
+    {KEY_FINGERPRINT, "fingerprint", NULL, "-c: record what the parent is, beside the child",
+     false},
     {KEY_EXTERNAL, "external", NULL, "-a, -d: NAME is an image, not a snapshot inside FILE", false},
     {KEY_UP, "up", NULL, "-d: merge it into the images that stand on it", false},
     {KEY_DOWN, "down", NULL, "-d: merge it into its parent", false},
@@ -45,6 +47,14 @@ static int create(const struct cli *cli, const struct cli_args *args, const stru
     if (dr_snapshot_create(image->path, name, &image->open, &active, &err) < 0) {
         cli_fail(cli, &err);
         return 1;
+    }
+    if (cli_has(args, KEY_FINGERPRINT)) {
+        const struct dr_fingerprint_options o = {.open.allow_paths = image->open.allow_paths,
+                                                 .open.flags = image->open.flags};
+        if (dr_fingerprint(active, &o, NULL, &err) < 0) {
+            cli_fail(cli, &err);
+            return 1;
+        }
     }
     if (!cli_has(args, 'q'))
         printf("%s\n", active);

@@ -96,6 +96,8 @@ enum cli_key { /* options without a letter */
                KEY_SPILL_SIZE,
                KEY_WHEN_FULL,
                KEY_SEARCH,
+               KEY_FINGERPRINT,
+               KEY_FULL_HASH,
                KEY_EXTERNAL,
                KEY_UP,
                KEY_UPDATE_VMSD,

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "core/fingerprint.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <xxhash.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "core/publish.h"
+
+#define MAX_BYTES 4096u
+#define ULL(x)    ((unsigned long long)(x))
+
+/* ------------------------------------------------------------------ the text */
+
+/* The name is kept as a hash: it may hold any bytes. */
+static uint64_t name_hash(const struct dr_image *image)
+{
+    return XXH3_64bits(image->backing_name, strlen(image->backing_name));
+}
+
+static bool is_hex(const char *text)
+{
+    size_t n = strspn(text, "0123456789abcdef");
+    return text[n] == '\0' && (n == 0 || n == DR_FINGERPRINT_HEX - 1);
+}
+
+static int parse(const struct dr_image *image, const char *path, const char *text,
+                 struct dr_fingerprint *print, struct dr_error *err)
+{
+    uint64_t name = 0, sum = 0;
+    char id[9] = "", sampled[40] = "", full[40] = "";
+    int end = 0;
+    *print = (struct dr_fingerprint){0};
+    int n = sscanf(text,
+                   "drover-parent 1\nname %16" SCNx64 "\nsize %20" SCNu64
+                   "\nformat %31s\nid %8s\nsampled %33s\nfull %33s\n%nsum %16" SCNx64 "\n",
+                   &name, &print->size, print->format, id, sampled, full, &end, &sum);
+    bool whole = n == 7 && end > 0 && sum == XXH3_64bits(text, (size_t)end);
+    if (strcmp(full, "-") == 0)
+        full[0] = '\0';
+    if (!whole || !is_hex(sampled) || !is_hex(full))
+        return dr_fail(err, EBADMSG,
+                       "%s: is damaged; to record the parent of %s anew: drover chain fingerprint "
+                       "%s",
+                       path, image->path, image->path);
+    char *rest = NULL;
+    print->has_id = strcmp(id, "-") != 0;
+    print->id = print->has_id ? (uint32_t)strtoul(id, &rest, 16) : 0;
+    memcpy(print->sampled, sampled, sizeof(print->sampled));
+    memcpy(print->full, full, sizeof(print->full));
+    return name == name_hash(image);
+}
+
+static char *format_text(const struct dr_image *image, const struct dr_fingerprint *p)
+{
+    char *text = NULL, *whole = NULL;
+    char id[9] = "-";
+    if (p->has_id)
+        snprintf(id, sizeof(id), "%08x", p->id);
+    if (asprintf(&text,
+                 "drover-parent 1\nname %016" PRIx64 "\nsize %" PRIu64
+                 "\nformat %s\nid %s\nsampled %s\nfull %s\n",
+                 name_hash(image), p->size, p->format, id, p->sampled,
+                 p->full[0] ? p->full : "-") < 0)
+        return NULL;
+    if (asprintf(&whole, "%ssum %016" PRIx64 "\n", text, XXH3_64bits(text, strlen(text))) < 0)
+        whole = NULL;
+    free(text);
+    return whole;
+}
+
+/* ------------------------------------------------------------------ the file */
+
+static char *path_of(const char *image)
+{
+    char *path = NULL;
+    return asprintf(&path, "%s" DR_FINGERPRINT_SUFFIX, image) < 0 ? NULL : path;
+}
+
+int dr_fingerprint_load(const struct dr_image *image, struct dr_fingerprint *print,
+                        struct dr_error *err)
+{
+    char text[MAX_BYTES + 1];
+    struct dr_file *file = NULL;
+    if (!image->backing_name || image->files[0]->block_device)
+        return 0;
+    CLEANUP_FREE char *path = path_of(image->files[0]->path);
+    if (!path)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    if (dr_look(image->fs, path, NULL, NULL, NULL) < 0)
+        return 0;
+    int r = dr_file_open(image->fs, path, DR_FILE_NO_LOCK | DR_FILE_FORCE_SHARE, &file, err);
+    if (r < 0)
+        return r;
+    size_t len = (size_t)dr_min(dr_file_size(file), MAX_BYTES);
+    r = len ? dr_file_pread(file, text, 0, len, err) : 0;
+    dr_file_unref(file);
+    text[len] = '\0';
+    return r < 0 ? r : parse(image, path, text, print, err);
+}
+
+int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerprint *print,
+                         struct dr_error *err)
+{
+    struct dr_temp temp = {0};
+    struct dr_file *old = NULL;
+    struct dr_fs *fs = image->fs;
+    if (image->files[0]->block_device)
+        return dr_fail(err, ENOTSUP, "%s: is a block device, beside which nothing is recorded",
+                       image->path);
+    CLEANUP_FREE char *path = path_of(image->files[0]->path);
+    CLEANUP_FREE char *text = format_text(image, print);
+    if (!path || !text)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    int r = dr_fs_exists(fs, path) ? dr_file_open(fs, path, DR_FILE_RDWR, &old, err) : 0;
+    if (r == 0)
+        r = dr_temp_create(&temp, fs, path, old, old ? old : image->files[0], err);
+    if (r == 0)
+        r = dr_file_pwrite(temp.file, text, 0, strlen(text), err);
+    if (r == 0)
+        r = dr_temp_publish(&temp, err);
+    dr_temp_end(&temp);
+    dr_file_unref(old);
+    return r;
+}
+
+int dr_fingerprint_remove(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    enum dr_name_kind kind;
+    CLEANUP_FREE char *name = path_of(path);
+    if (!name)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    if (dr_look(fs, name, &kind, NULL, NULL) < 0 || kind == DR_NAME_DIR)
+        return 0;
+    int r = fs->ops->unlink(fs, name, err); /* it must not come back: the parent may change next */
+    return r < 0 ? r : fs->ops->sync_dir(fs, name, err);
+}
+
+/* ------------------------------------------------------------------ comparing */
+
+int dr_fingerprint_compare(const struct dr_image *image, const struct dr_fingerprint *print,
+                           const struct dr_image *parent, struct dr_error *err)
+{
+    if (strcmp(print->format, parent->fmt->name) != 0)
+        return dr_fail(err, ESTALE,
+                       "%s: its parent was a %s image when that was recorded, and %s is %s",
+                       image->path, print->format, parent->path, parent->fmt->name);
+    if (print->size != parent->size)
+        return dr_fail(err, ESTALE,
+                       "%s: its parent had %llu bytes when that was recorded, and %s has %llu: it "
+                       "was changed since, or is another one",
+                       image->path, ULL(print->size), parent->path, ULL(parent->size));
+    /* A child that records the id of its parent itself is asked for that (check_backing). */
+    if (print->has_id && parent->fmt->id && parent->fmt->id(parent) != print->id &&
+        !image->fmt->parent_id)
+        return dr_fail(err, ESTALE,
+                       "%s: its parent had the content id %08x when that was recorded, and %s has "
+                       "%08x: it was written to since, or is another one",
+                       image->path, print->id, parent->path, parent->fmt->id(parent));
+    return 0;
+}
+
+int dr_fingerprint_check(const struct dr_image *image, const struct dr_image *parent,
+                         struct dr_error *err)
+{
+    struct dr_fingerprint print;
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_fingerprint_load(image, &print, err);
+    if (r <= 0)
+        return r;
+    r = dr_fingerprint_compare(image, &print, parent, &why);
+    if (r == 0)
+        return 0;
+    return dr_fail(err, -r,
+                   "%s. Put the right file back; or, if you know that this one is right, record it "
+                   "anew: drover chain fingerprint %s",
+                   why.text, image->path);
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the parent of an image was when somebody recorded it: a small file beside the image,
+ * IMAGE.drover-parent, which other programs do not see. docs/formats/fingerprint.md has the format.
+ *
+ * It counts as long as the image records the parent name that it is about: another one was put
+ * there by a program that knows nothing of the file. An image without it costs one look at a name
+ * when it is opened. */
+#ifndef DR_CORE_FINGERPRINT_H
+#define DR_CORE_FINGERPRINT_H
+
+#include "core/core.h"
+
+#define DR_FINGERPRINT_SUFFIX ".drover-parent"
+#define DR_FINGERPRINT_HEX    33 /* 128 bits as text */
+#define DR_FINGERPRINT_FORMAT 32
+
+struct dr_fingerprint {
+    uint64_t size; /* of the parent, in bytes */
+    char format[DR_FINGERPRINT_FORMAT];
+    bool has_id;
+    uint32_t id;                      /* its content id */
+    char sampled[DR_FINGERPRINT_HEX]; /* of some blocks of what it shows */
+    char full[DR_FINGERPRINT_HEX];    /* of all of it; "" = not recorded */
+};
+
+/* 1 and *print; 0: there is none, or it is about another name. -EBADMSG: it is damaged. */
+int dr_fingerprint_load(const struct dr_image *image, struct dr_fingerprint *print,
+                        struct dr_error *err);
+/* Replace it, atomically and durably. The image records a parent. */
+int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerprint *print,
+                         struct dr_error *err);
+/* Nothing happens where there is none. */
+int dr_fingerprint_remove(struct dr_fs *fs, const char *path, struct dr_error *err);
+/* Size, format and content id. -ESTALE says in full what is different. */
+int dr_fingerprint_compare(const struct dr_image *image, const struct dr_fingerprint *print,
+                           const struct dr_image *parent, struct dr_error *err);
+/* Load and compare, when a chain is opened. */
+int dr_fingerprint_check(const struct dr_image *image, const struct dr_image *parent,
+                         struct dr_error *err);
+
+#endif
