@@ -31,7 +31,7 @@ static void what_is_not_read_is_refused_by_name(void **state)
     refused("version=1\nRW 1 ZERO\n", EINVAL, "CID");
     refused(DESC "parentCID=11111111\nRW 1 ZERO\n", EINVAL, "parentFileNameHint");
     refused(DESC "RW 18014398509481984 ZERO\nRW 1 ZERO\n", EINVAL, "sectors");
-    refused(DESC "RW 1 ZERO\nddb.uuid.parent=\"0a000000-0000-0000-0000-000000000001\"\n", ENOTSUP,
+    refused(DESC "RW 1 ZERO\nddb.uuid.parent=\"0a000000-0000-0000-0000-000000000001\"\n", ENOENT,
             "VirtualBox");
     refused("kdmv", EINVAL, "unfinished");
     refused("COWD", EINVAL, "File truncated, expecting at least 2048 bytes");

@@ -247,7 +247,7 @@ static void only_virtualbox_children_without_a_parent_are_refused(void **state)
     ok(dr_close(opened("/d/v.vmdk", 0), &err));
     again("/d/v.vmdk", HEAD "parentCID=ffffffff\nRW 1 ZERO\n" PARENT_UUID);
     struct dr_disk *disk;
-    fails(ENOTSUP, "VirtualBox", open_in(mem, "/d/v.vmdk", 0, &disk));
+    fails(ENOENT, "VirtualBox", open_in(mem, "/d/v.vmdk", 0, &disk));
 }
 
 static void names_are_recorded_only_in_the_descriptors_charset(void **state)

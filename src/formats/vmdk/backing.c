@@ -38,17 +38,6 @@ static bool add(struct candidates *c, char *path)
     return true;
 }
 
-/* "C:\VMs\x.vmdk" → "/VMs/x.vmdk" */
-static char *with_slashes(const char *hint)
-{
-    bool drive = hint[0] && hint[1] == ':' && (hint[2] == '\\' || hint[2] == '/');
-    char *s = strdup(hint + (drive ? 2 : 0));
-    for (char *p = s; p && *p; p++)
-        if (*p == '\\')
-            *p = '/';
-    return s;
-}
-
 /* dir/../LAST/NAME of .../LAST/NAME: a linked clone beside its parent's directory. */
 static bool add_neighbour(struct candidates *c, const char *image_path, const char *slashed)
 {
@@ -68,7 +57,7 @@ static bool add_neighbour(struct candidates *c, const char *image_path, const ch
 
 static bool collect(struct candidates *c, const char *path, const char *hint)
 {
-    CLEANUP_FREE char *slashed = with_slashes(hint);
+    CLEANUP_FREE char *slashed = vmdk_with_slashes(hint);
     if (!slashed || !add(c, dr_path_sibling(path, hint)))
         return false;
     const char *name = dr_path_basename(slashed);
@@ -85,6 +74,25 @@ static bool collect_bytes(struct candidates *c, const struct dr_image *image)
     return !utf8 || strcmp(utf8, image->backing_name) != 0 || collect(c, image->path, hint);
 }
 
+/* A system that does not tell cases apart may have written the name. Looked for last: the whole
+ * directory is read. */
+static bool add_alike(struct candidates *c, const struct dr_image *image)
+{
+    CLEANUP_FREE char *name = vmdk_find_beside(image, image->backing_name);
+    return !name || add(c, dr_path_sibling(image->path, name));
+}
+
+/* Why no place was right may be that the name could not be read. */
+static int name_charset(const struct dr_image *image, struct dr_error *err)
+{
+    CLEANUP_FREE char *charset =
+        vmdk_desc_unknown_charset(&vmdk_of(image)->desc, image->backing_name);
+    if (!charset)
+        return -ENOENT;
+    return dr_fail(err, EINVAL,
+                   "not found; the descriptor is in the charset %s, which is not known", charset);
+}
+
 int vmdk_backing_candidate(const struct dr_image *image, unsigned n, char **path,
                            struct dr_error *err)
 {
@@ -92,12 +100,15 @@ int vmdk_backing_candidate(const struct dr_image *image, unsigned n, char **path
     int r = -ENOENT;
     if (!image->backing_name)
         return r;
-    if (!collect(&c, image->path, image->backing_name) || !collect_bytes(&c, image))
+    if (!collect(&c, image->path, image->backing_name) || !collect_bytes(&c, image) ||
+        (n >= c.n && !add_alike(&c, image)))
         r = dr_fail_errno(err, ENOMEM, "%s", image->path);
     else if (n < c.n) {
         *path = c.path[n];
         c.path[n] = NULL;
         r = 0;
+    } else if (n == c.n) {
+        r = name_charset(image, err);
     }
     candidates_free(&c);
     return r;
@@ -182,6 +193,7 @@ static int remember(struct dr_image *image, const char *name, uint32_t id, struc
     image->backing_format = DR_STEAL(format);
     vmdk_of(image)->parent_cid = id;
     vmdk_of(image)->parent_moved = false;
+    vmdk_of(image)->by_uuid = false;
     return 0;
 }
 

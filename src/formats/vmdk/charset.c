@@ -5,7 +5,9 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/bytes.h"
 #include "base/cleanup.h"
+#include "base/error.h"
 #include "formats/vmdk/descriptor.h"
 
 /* The encodings that are known to be named in descriptors, and iconv's names of what Windows means
@@ -26,14 +28,39 @@ static const char *find_charset(const char *encoding)
         {"windows-1256", "CP1256"},
         {"windows-1257", "CP1257"},
         {"windows-1258", "CP1258"},
+        {"windows-874", "CP874"},
         {"ISO-8859-1", "CP1252"},
+        {"ISO-8859-2", "ISO-8859-2"},
+        {"ISO-8859-3", "ISO-8859-3"},
+        {"ISO-8859-4", "ISO-8859-4"},
+        {"ISO-8859-5", "ISO-8859-5"},
+        {"ISO-8859-6", "ISO-8859-6"},
+        {"ISO-8859-7", "ISO-8859-7"},
+        {"ISO-8859-8", "ISO-8859-8"},
+        {"ISO-8859-9", "ISO-8859-9"},
+        {"ISO-8859-10", "ISO-8859-10"},
+        {"ISO-8859-11", "ISO-8859-11"},
+        {"ISO-8859-13", "ISO-8859-13"},
+        {"ISO-8859-14", "ISO-8859-14"},
         {"ISO-8859-15", "ISO-8859-15"},
+        {"ISO-8859-16", "ISO-8859-16"},
+        {"KOI8-R", "KOI8-R"},
+        {"KOI8-U", "KOI8-U"},
+        {"TIS-620", "CP874"},
         {"GBK", "CP936"},
         {"GB2312", "CP936"},
+        {"GB18030", "GB18030"},
+        {"windows-936", "CP936"},
         {"Big5", "CP950"},
+        {"Big5-HKSCS", "BIG5-HKSCS"},
+        {"windows-950", "CP950"},
         {"Shift_JIS", "CP932"},
+        {"windows-31J", "CP932"},
+        {"windows-932", "CP932"},
+        {"MS932", "CP932"},
         {"EUC-JP", "EUC-JP"},
         {"EUC-KR", "CP949"},
+        {"windows-949", "CP949"},
     };
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
         if (strcasecmp(encoding, known[i].name) == 0)
@@ -66,4 +93,92 @@ char *vmdk_desc_to_utf8(const struct vmdk_desc *d, const char *name)
         whole = iconv(cd, &from, &left, &to, &room) != (size_t)-1 && left == 0;
     iconv_close(cd);
     return whole ? DR_STEAL(out) : NULL;
+}
+
+char *vmdk_desc_unknown_charset(const struct vmdk_desc *d, const char *name)
+{
+    /* A text that was converted as a whole is in UTF-8 now. */
+    static const char *const plain[] = {"UTF-8", "UTF8", "US-ASCII", "UTF-16"};
+    CLEANUP_FREE char *encoding = vmdk_desc_get(d, "encoding");
+    if (!encoding || is_ascii(name) || find_charset(encoding))
+        return NULL;
+    for (size_t i = 0; i < sizeof(plain) / sizeof(plain[0]); i++)
+        if (strcasecmp(encoding, plain[i]) == 0)
+            return NULL;
+    return DR_STEAL(encoding);
+}
+
+/* ------------------------------------------------------------------ whole texts */
+
+/* Is it UTF-16, and which? NULL: no. */
+static const char *wide_charset(const uint8_t *buf, size_t len)
+{
+    if (len < 2)
+        return NULL;
+    if (buf[0] == 0xff && buf[1] == 0xfe)
+        return "UTF-16LE";
+    return buf[0] == 0xfe && buf[1] == 0xff ? "UTF-16BE" : NULL;
+}
+
+/* As old systems of Apple end lines. */
+static bool lines_end_with_cr(const char *text, size_t len)
+{
+    return memchr(text, '\r', len) && !memchr(text, '\n', len);
+}
+
+static void end_lines_with_lf(char *text, size_t len)
+{
+    for (size_t i = 0; i < len; i++)
+        if (text[i] == '\r')
+            text[i] = '\n';
+}
+
+static int widen(const char *where, const char *charset, char **text, size_t *len,
+                 struct dr_error *err)
+{
+    size_t left = *len - 2, room = *len * 2;
+    char *from = *text + 2, *out = malloc(room + 1), *to = out;
+    iconv_t cd = out ? iconv_open("UTF-8", charset) : (iconv_t)-1;
+    if (cd == (iconv_t)-1) {
+        free(out);
+        return dr_fail(err, ENOMEM, "%s: cannot convert a text in %s", where, charset);
+    }
+    bool whole = iconv(cd, &from, &left, &to, &room) != (size_t)-1 && left == 0;
+    iconv_close(cd);
+    if (!whole) {
+        free(out);
+        return dr_fail(err, EINVAL, "%s: the descriptor begins as %s, but is none", where, charset);
+    }
+    *len = (size_t)(to - out);
+    free(*text);
+    *text = out;
+    return 0;
+}
+
+int vmdk_text_decode(const char *where, char **text, size_t *len, bool *recoded,
+                     struct dr_error *err)
+{
+    const char *charset = wide_charset((const uint8_t *)*text, *len);
+    int r = charset ? widen(where, charset, text, len, err) : 0;
+    if (r < 0)
+        return r;
+    *len = strnlen(*text, *len);
+    *recoded = charset != NULL;
+    if (lines_end_with_cr(*text, *len)) {
+        end_lines_with_lf(*text, *len);
+        *recoded = true;
+    }
+    return 0;
+}
+
+size_t vmdk_text_peek(const uint8_t *buf, size_t len, char text[VMDK_PEEK_MOST])
+{
+    const char *charset = wide_charset(buf, len);
+    size_t n = 0, step = charset ? 2 : 1, low = charset && strcmp(charset, "UTF-16BE") == 0;
+    for (size_t i = charset ? 2 : 0; i + step <= len && n < VMDK_PEEK_MOST; i += step)
+        text[n++] = (char)buf[i + low];
+    n = strnlen(text, n);
+    if (lines_end_with_cr(text, n))
+        end_lines_with_lf(text, n);
+    return n;
 }

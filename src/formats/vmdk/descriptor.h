@@ -80,6 +80,20 @@ char *vmdk_desc_get(const struct vmdk_desc *d, const char *key);
 /* A name of the text as UTF-8, malloc'ed; NULL: it is that as far as one can tell, or cannot be
  * converted (charset.c). */
 char *vmdk_desc_to_utf8(const struct vmdk_desc *d, const char *name);
+/* The encoding that the text claims, malloc'ed, if it is one that nothing here converts and the
+ * name would need that; else NULL. */
+char *vmdk_desc_unknown_charset(const struct vmdk_desc *d, const char *name);
+
+/* Texts of other systems (charset.c). */
+
+/* A text in UTF-16 with a byte order mark becomes one in UTF-8, and lone CRs become LFs where there
+ * is no LF; *recoded: so it was. *text is malloc'ed and may be replaced. -EINVAL, -ENOMEM. */
+int vmdk_text_decode(const char *where, char **text, size_t *len, bool *recoded,
+                     struct dr_error *err);
+#define VMDK_PEEK_MOST 4096u
+/* The first bytes of a file as such a text, as far as ASCII goes; their number. For the probe. */
+size_t vmdk_text_peek(const uint8_t *buf, size_t len, char text[VMDK_PEEK_MOST]);
+
 /* -ENOENT (no message): no such key; -EINVAL: not 1 to 8 hex digits. */
 int vmdk_desc_get_id(const struct vmdk_desc *d, const char *where, const char *key, uint32_t *id,
                      struct dr_error *err);

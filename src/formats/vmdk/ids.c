@@ -47,11 +47,16 @@ int vmdk_mark(struct dr_image *image, struct vmdk_extent *e, bool unclean, bool 
     return r;
 }
 
-static int edit_parent_id(struct vmdk_desc *d, uint32_t id, struct dr_error *err)
+/* With its id, a parent that was found by its UUID gets a name: one goes with the other. */
+static int edit_parent_id(const struct dr_image *image, struct vmdk_desc *d, uint32_t id,
+                          struct dr_error *err)
 {
     char text[9];
     snprintf(text, sizeof(text), "%08x", id);
-    return vmdk_desc_set(d, "parentCID", text, false, "CID", err);
+    int r = vmdk_desc_set(d, "parentCID", text, false, "CID", err);
+    if (r < 0 || !vmdk_of(image)->by_uuid)
+        return r;
+    return vmdk_desc_set(d, "parentFileNameHint", image->backing_name, true, "createType", err);
 }
 
 static int store_cid(struct dr_image *image, uint32_t cid, struct dr_error *err)
@@ -63,7 +68,7 @@ static int store_cid(struct dr_image *image, uint32_t cid, struct dr_error *err)
         return r;
     r = vmdk_desc_set_cid(&d, cid, err);
     if (r == 0 && s->parent_moved)
-        r = edit_parent_id(&d, s->parent_now, err);
+        r = edit_parent_id(image, &d, s->parent_now, err);
     if (r == 0)
         r = vmdk_store(image, &d, VMDK_STORE_ANY_MIX, err);
     vmdk_desc_free(&d);
@@ -71,8 +76,10 @@ static int store_cid(struct dr_image *image, uint32_t cid, struct dr_error *err)
         return r;
     s->cid = cid;
     s->cid_changed = true;
-    if (s->parent_moved)
+    if (s->parent_moved) {
         s->parent_cid = s->parent_now;
+        s->by_uuid = false;
+    }
     s->parent_moved = false;
     return 0;
 }
@@ -187,12 +194,14 @@ int vmdk_set_parent_id(struct dr_image *image, uint32_t id, struct dr_error *err
     int r = vmdk_desc_copy(image, &d, err);
     if (r < 0)
         return r;
-    r = edit_parent_id(&d, id, err);
+    r = edit_parent_id(image, &d, id, err);
     if (r == 0)
         r = vmdk_store(image, &d, 0, err);
     vmdk_desc_free(&d);
-    if (r == 0)
+    if (r == 0) {
         s->parent_cid = id;
+        s->by_uuid = false;
+    }
     s->parent_moved = r < 0; /* the next CID takes it along */
     s->parent_now = id;
     return r;
@@ -215,6 +224,8 @@ int vmdk_check_backing(const struct dr_image *image, const struct dr_image *pare
         return dr_fail(err, EINVAL, "%s: its parent %s is %s, but a VMDK's parent must be a VMDK",
                        image->path, parent->path, parent->fmt->name);
     struct vmdk_state *s = vmdk_of(image);
+    if (s->by_uuid)
+        return vmdk_check_uuid(image, parent, err);
     uint32_t want = vmdk_parent_id(image), have = vmdk_id(parent);
     s->parent_moved = want != have && want != VMDK_NO_PARENT &&
                       have == vmdk_commit_id(parent, image);

@@ -14,8 +14,11 @@
 static int vmdk_probe(const uint8_t *buf, size_t len, const char *path)
 {
     (void)path;
-    /* The variants that are not read yet are ours too: open says so. */
-    return vmdk_magic(buf, len) != VMDK_MAGIC_NONE ? 100 : vmdk_desc_probe(buf, len);
+    char text[VMDK_PEEK_MOST];
+    if (vmdk_magic(buf, len) != VMDK_MAGIC_NONE)
+        return 100;
+    size_t n = vmdk_text_peek(buf, len, text);
+    return vmdk_desc_probe((const uint8_t *)text, n);
 }
 
 /* ------------------------------------------------------------------ the descriptor */
@@ -54,8 +57,11 @@ static int read_text(struct dr_image *image, struct dr_error *err)
     CLEANUP_FREE char *text = malloc((size_t)size + 1);
     if (!text)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    int r = dr_file_pread(f, text, 0, (size_t)size, err);
-    return r < 0 ? r : vmdk_desc_parse(&vmdk_of(image)->desc, image->path, text, (size_t)size, err);
+    size_t len = (size_t)size;
+    int r = dr_file_pread(f, text, 0, len, err);
+    if (r == 0)
+        r = vmdk_text_decode(image->path, &text, &len, &vmdk_of(image)->recoded, err);
+    return r < 0 ? r : vmdk_desc_parse(&vmdk_of(image)->desc, image->path, text, len, err);
 }
 
 static int read_descriptor(struct dr_image *image, struct vmdk_header *h, struct dr_error *err)
@@ -137,17 +143,6 @@ static int check_twice(const struct dr_image *image, const struct vmdk_extent *e
             return dr_fail(err, EINVAL, "%s: two extents name the file %s", image->path, f->path);
     }
     return 0;
-}
-
-/* In the charset that the text says it is in; but a file may have come here with its bytes. */
-int vmdk_open_name(struct dr_image *image, struct vmdk_extent *e, const char *name,
-                   struct dr_error *err)
-{
-    CLEANUP_FREE char *utf8 = vmdk_desc_to_utf8(&vmdk_of(image)->desc, name);
-    if (!utf8)
-        return dr_image_open_file(image, name, &e->file, err);
-    int r = dr_image_open_file(image, utf8, &e->file, err);
-    return r == 0 || dr_image_open_file(image, name, &e->file, NULL) < 0 ? r : 0;
 }
 
 static int find_file(struct dr_image *image, struct vmdk_extent *e, const char *name,
@@ -380,25 +375,6 @@ int vmdk_refuse_streams(const struct dr_image *image, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the parent */
 
-static bool is_nil_uuid(const char *uuid)
-{
-    return uuid[strspn(uuid, "0-{} ")] == '\0';
-}
-
-/* VirtualBox's children have neither parentCID nor a name of the parent: they would read as a
- * complete disk full of zeros. */
-static int refuse_uuid_child(const struct dr_image *image, struct dr_error *err)
-{
-    const struct vmdk_state *s = vmdk_of(image);
-    CLEANUP_FREE char *uuid = vmdk_desc_get(&s->desc, "ddb.uuid.parent");
-    if (!uuid || is_nil_uuid(uuid) || s->parent_cid != VMDK_NO_PARENT)
-        return 0;
-    return dr_fail(err, ENOTSUP,
-                   "%s: a VirtualBox differencing image: its parent is known only by the UUID %s "
-                   "and is not named in it; this is not supported",
-                   image->path, uuid);
-}
-
 static int read_ids(struct dr_image *image, struct dr_error *err)
 {
     struct vmdk_state *s = vmdk_of(image);
@@ -419,14 +395,16 @@ static int read_backing(struct dr_image *image, struct dr_error *err)
     if (!hint && vmdk_desc_find(&s->desc, "parentFileNameHint"))
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     if (!alone) {
-        int r = refuse_uuid_child(image, err);
+        int r = vmdk_find_by_uuid(image, err);
         if (r < 0)
             return r;
     }
-    if (hint && hint[0]) {
+    if (hint && hint[0] && !s->by_uuid) {
         image->backing_name = vmdk_desc_to_utf8(&s->desc, hint);
         if (!image->backing_name)
             image->backing_name = DR_STEAL(hint);
+    }
+    if (image->backing_name) {
         image->backing_format = strdup("vmdk");
         return image->backing_format ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
     }

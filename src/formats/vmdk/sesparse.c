@@ -147,6 +147,7 @@ int vmdk_sesparse_read(struct vmdk_sesparse *se, const char *where, struct dr_fi
 {
     uint8_t buf[VMDK_SECTOR];
     size_t got = 0;
+    *se = (struct vmdk_sesparse){0};
     int r = dr_file_pread_short(f, buf, 0, sizeof(buf), &got, err);
     if (r == 0 && got < sizeof(buf))
         return dr_fail(err, EINVAL, "%s: File truncated, expecting at least %zu bytes", where,

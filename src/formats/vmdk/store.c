@@ -203,7 +203,7 @@ static int choose_way(const struct dr_image *image, const struct vmdk_desc *d, u
     bool few = count_changed(&s->desc, d) <= 1 || (same_len && (flags & VMDK_STORE_ANY_MIX));
     *way = IN_PLACE;
     if (!s->embedded) {
-        if (!same_len || !few)
+        if (!same_len || !few || s->recoded)
             *way = BY_RENAME;
         return 0;
     }
@@ -257,6 +257,7 @@ int vmdk_store(struct dr_image *image, struct vmdk_desc *fresh, unsigned flags,
      * written. */
     vmdk_desc_free(&s->desc);
     s->desc = *fresh;
+    s->recoded = false;
     *fresh = (struct vmdk_desc){0};
     return r;
 }

@@ -2,7 +2,7 @@
 /* The VMDK driver's own view of an open image. Files of this folder only.
  *
  *   descriptor*.c  the text            header.c   the sparse extent's header
- *   charset.c      names in the text
+ *   charset.c      names in the text   names.c    files that are called otherwise
  *   open.c         open, close, probe  store.c    writing the descriptor back, crash-safe
  *   extent.c       look-up, GD, map    write.c    reserve, publish, release, begin, end
  *   ids.c          content ids         backing.c  set_backing, candidates
@@ -13,6 +13,7 @@
  *   resize.c       another size        tables.c   its tables
  *   cowd*.c        the sparse extent of ESX (vmfsSparse)
  *   sesparse.c     ... and of later ESX
+ *   uuid.c         VirtualBox's children
  *   bare.c         these without their descriptors
  */
 #ifndef DR_FORMATS_VMDK_VMDK_H
@@ -72,7 +73,9 @@ struct vmdk_state {
     bool embedded;                /* the descriptor is part of files[0] */
     uint64_t desc_off, desc_area; /* embedded: bytes */
     bool redo;                    /* the descriptor came from a redo copy that is to be finished */
-    bool bare; /* there is no descriptor: a text stands for it that is in no file */
+    bool recoded; /* the text is one in UTF-8 with line feeds of a file that has another */
+    bool by_uuid; /* the parent was found by its UUID (uuid.c) */
+    bool bare;    /* there is no descriptor: a text stands for it that is in no file */
     uint32_t cid, parent_cid;
     bool cid_changed; /* since open or the last end_write */
     /* A commit into the parent was interrupted, or failed: its CID is the one that follows from
@@ -227,8 +230,20 @@ int vmdk_mask(struct dr_image *image, struct vmdk_extent *e, uint64_t from, uint
 
 /* ------------------------------------------------------------------ ids.c, backing.c, ... */
 
+/* Open the extent's file and set e->file. */
 int vmdk_open_name(struct dr_image *image, struct vmdk_extent *e, const char *name,
                    struct dr_error *err);
+/* The name with slashes and without a drive letter, malloc'ed; NULL: no memory. */
+char *vmdk_with_slashes(const char *name);
+/* The one file in the image's directory that is called as the last part of name, but perhaps for
+ * the case; its name, malloc'ed. NULL: there is none, or there are several. */
+char *vmdk_find_beside(const struct dr_image *image, const char *name);
+/* Sets backing_name and by_uuid of a child whose descriptor knows its parent's UUID alone. -ENOENT,
+ * -EINVAL: no disk in the directory has it, or two have; the message says what mends that. */
+int vmdk_find_by_uuid(struct dr_image *image, struct dr_error *err);
+/* -ESTALE: the parent has another UUID than the one that image was made on. */
+int vmdk_check_uuid(const struct dr_image *image, const struct dr_image *parent,
+                    struct dr_error *err);
 
 int vmdk_begin_write(struct dr_image *image, uint64_t off, bool changes, struct dr_error *err);
 int vmdk_end_write(struct dr_image *image, struct dr_error *err);
