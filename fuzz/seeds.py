@@ -5,9 +5,11 @@ DIRECTORY/TARGET/NAME. Inputs that the fuzzer found and that are worth keeping g
 import bz2
 import gzip
 import hashlib
+import io
 import os
 import struct
 import sys
+import tarfile
 import zlib
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests", "lib"))
@@ -462,6 +464,51 @@ def vma_sources():
     yield "index-run-first", b"\1" + disk(1, 40, 3 << 62 | 40) + empty
 
 
+def ovas():
+    """The first byte says what it is: 0 an archive, 1 a text."""
+    disk = dict(streams())["stream"]
+    yield from ova_texts()
+    for name, format in ("gnu", tarfile.GNU_FORMAT), ("ustar", tarfile.USTAR_FORMAT), ("pax", tarfile.PAX_FORMAT):
+        for long in False, True:
+            href = "d" * 120 + ".vmdk" if long else "d.vmdk"
+            if long and name == "ustar":
+                continue
+            text = ovf(f'<File ovf:id="f1" ovf:href="{href}" ovf:size="{len(disk)}"/>',
+                       '<Disk ovf:diskId="d1" ovf:fileRef="f1" ovf:capacity="1" '
+                       'ovf:capacityAllocationUnits="byte * 2^20"/>')
+            members = {"m.ovf": text, "m.mf": b"SHA1(m.ovf)= " + hashlib.sha1(text).hexdigest().encode(), href: disk}
+            yield name + ("-long" if long else ""), b"\0" + tar(members, format)
+    pieces = ovf(f'<File ovf:id="f1" ovf:href="d" ovf:chunkSize="1024" ovf:size="{len(disk)}"/>',
+                 '<Disk ovf:diskId="d1" ovf:fileRef="f1"/>')
+    yield "pieces", b"\0" + tar({"m.ovf": pieces, **{f"d.{n:09}": disk[n * 1024:n * 1024 + 1024]
+                                                    for n in range(-(-len(disk) // 1024))}}, tarfile.GNU_FORMAT)
+
+
+def tar(members, format):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format) as t:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+    short = out.getvalue().rstrip(b"\0")
+    return short + bytes(-len(short) % SECTOR + 2 * SECTOR)
+
+
+def ovf(files, disks):
+    space = "http://schemas.dmtf.org/ovf/envelope/1"
+    return (f'<?xml version="1.0"?><Envelope xmlns="{space}" xmlns:ovf="{space}"><References>{files}</References>'
+            f'<DiskSection><Info>i</Info>{disks}</DiskSection><VirtualSystem ovf:id="v"><Name>n &amp; m</Name>'
+            "</VirtualSystem></Envelope>").encode()
+
+
+def ova_texts():
+    yield "descriptor", b"\1" + ovf('<File ovf:id="f" ovf:href="%41.vmdk" ovf:compression="gzip"/>',
+                                    '<Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="${c}" ovf:parentRef="p"/>')
+    yield "doctype", b'\1<!DOCTYPE a [<!ENTITY b "c">]><Envelope>&b;</Envelope>'
+    yield "manifest", b"\1SHA256(a(b).vmdk)= " + b"0f" * 32 + b"\r\nSHA512 (m.ovf) = " + b"a" * 128 + b"\n"
+
+
 def bitmaps():
     """Files of bitmaps beside a disk of 64 KiB: even = the whole file, odd = contents that get a header."""
     def one(name=b"b", flags=1, distrust=0, bits=9, pages=((0, 1, b"\5"),), zero=0):
@@ -513,7 +560,7 @@ def vmsds():
 
 
 def main():
-    for target, inputs in (("addcow", addcows()), ("bitmaps", bitmaps()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
+    for target, inputs in (("addcow", addcows()), ("ova", ovas()), ("bitmaps", bitmaps()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
                            ("vmdk-extent", cowds()),
                            ("vmdk-descriptor", descriptors()),
                            ("vmdk-stream", streams()),

@@ -81,6 +81,8 @@ static int add(struct ova_tar *t, struct archive *a, struct archive_entry *entry
                const struct dr_file *f, struct dr_error *err)
 {
     const char *name = name_of(entry);
+    if (name && strlen(name) > OVA_NAME_MAX)
+        name = NULL; /* nothing refers to it */
     int64_t size = archive_entry_size(entry);
     if (t->n == OVA_MEMBERS_MAX)
         return dr_fail(err, E2BIG, "%s: the archive has more than %u members", f->path,

@@ -7,6 +7,7 @@
 #include "storage/storage.h"
 
 #define OVA_MEMBERS_MAX 4096u
+#define OVA_NAME_MAX    4096u /* bytes; a member with a longer name has none */
 
 struct ova_member {
     char *name; /* without "./" in front; any bytes: never the name of a file outside */

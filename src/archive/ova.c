@@ -248,12 +248,12 @@ static int add_piece(struct pieces *p, const char *name, struct dr_error *err)
     return r < 0 ? r : add_part(p, file, 0, dr_file_size(file), err);
 }
 
-/* By its name as it is written, and then as the URI that it is. */
-static int add_named(struct pieces *p, const char *href, struct dr_error *err)
+/* By its name as it is written, and then, if the descriptor has it, as the URI that it is. */
+static int add_named(struct pieces *p, const char *href, bool is_uri, struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
     int r = add_piece(p, href, &why);
-    if (r == -ENOENT && strchr(href, '%')) {
+    if (r == -ENOENT && is_uri && strchr(href, '%')) {
         CLEANUP_FREE char *name = decode_href(href);
         r = name ? add_piece(p, name, r == -ENOENT ? NULL : &why) : -ENOMEM;
     }
@@ -274,7 +274,7 @@ static int add_chunks(struct pieces *p, const struct ovf_file *f, struct dr_erro
         CLEANUP_FREE char *name = NULL;
         if (asprintf(&name, "%s.%09u", f->href, i) < 0)
             return dr_fail(err, ENOMEM, "%s: out of memory", p->ova->file->path);
-        int r = add_named(p, name, &why);
+        int r = add_named(p, name, true, &why);
         if (r == -ENOENT && i > 0 && (!wanted || p->cut))
             return 0;
         if (r < 0)
@@ -295,7 +295,7 @@ static int gather(struct pieces *p, const struct ova_found *found, struct dr_err
                        "list",
                        p->ova->file->path, found->disk->id, found->disk->file_ref);
     return found->file && found->file->chunk ? add_chunks(p, found->file, err)
-                                             : add_named(p, found->name, err);
+                                             : add_named(p, found->name, found->file, err);
 }
 
 static uint64_t length_of(const struct pieces *p)

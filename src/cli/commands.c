@@ -27,6 +27,7 @@ const struct cli_command *const cli_commands[] = {
     &cli_cmd_mount,
     &cli_cmd_unmount,
     &cli_cmd_vma,
+    &cli_cmd_ova,
     &cli_cmd_serve,
     &cli_cmd_ctl,
     &cli_cmd_io,

@@ -26,6 +26,7 @@ extern const struct cli_command cli_cmd_io;
 extern const struct cli_command cli_cmd_map;
 extern const struct cli_command cli_cmd_measure;
 extern const struct cli_command cli_cmd_mount;
+extern const struct cli_command cli_cmd_ova;
 extern const struct cli_command cli_cmd_qemu_snapshot;
 extern const struct cli_command cli_cmd_rebase;
 extern const struct cli_command cli_cmd_recover;

@@ -436,7 +436,7 @@ static int check_opened(struct checking *c, struct dr_fs *fs, const char *path,
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;
     /* A broken parent must not keep the child from being checked. */
-    open.flags |= DR_OPEN_NO_BACKING;
+    open.flags |= DR_OPEN_NO_BACKING | DR_OPEN_WHOLE;
     if (c->repair)
         open.flags |= DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
     int r = open_checked(fs, path, open, c->repair, &disk, err);

@@ -88,6 +88,9 @@ int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
     CLEANUP_IMAGE struct dr_image *image = NULL;
     unsigned flags = open->flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_SALVAGE);
     int r = dr_image_open(fs, path, format, flags, &image, err);
+    if (r == 0 && (image->contained || (image->fmt->flags & DR_FORMAT_MEMBERS)))
+        r = dr_fail(err, ENOTSUP, "%s: is a disk inside an archive, which is not removed",
+                    image->path);
     if (r == 0)
         r = dr_ops_lock(image, err);
     if (r == 0 && may)

@@ -18,6 +18,7 @@ struct in_order {
     size_t n, part;        /* part: the one that next is in */
     uint64_t pos;          /* of next: all units in front of it are dealt with */
     uint64_t total, group; /* bytes: of the disk; of an item at most */
+    uint64_t stored;       /* bytes of the units that were put */
 };
 
 /* [start, end) of the new disk is what the source has from `from` on. */
@@ -113,13 +114,15 @@ static int order_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf
     const uint32_t *lengths = (const uint32_t *)(const void *)buf[1];
     int r = 0;
     for (uint64_t i = 0, at = 0; r == 0 && at < item->len; i++, at += o->seq->unit)
-        if (lengths[i] > 0)
+        if (lengths[i] > 0) {
             r = o->seq->put(o->state, item->off + at, buf[1] + HEAD + i * o->seq->coded_most,
                             lengths[i], err);
+            o->stored += dr_min(o->seq->unit, item->len - at);
+        }
     return r;
 }
 
-static int run(struct in_order *o, struct dr_job *job, struct dr_error *err)
+static int run(struct in_order *o, const struct dr_sequential_job *what, struct dr_error *err)
 {
     uint64_t units = dr_min(dr_max(DR_STOCK_BUFFER / 2 / o->seq->unit, 1), MOST_UNITS);
     unsigned depth = 0;
@@ -136,8 +139,10 @@ static int run(struct in_order *o, struct dr_job *job, struct dr_error *err)
         .buffer_size = (size_t)dr_max(o->group, HEAD + units * o->seq->coded_most),
         .depth = depth,
         .total = o->total,
+        .before = what->before,
+        .after = what->after,
     };
-    return dr_copy_run(&policy, job, err);
+    return dr_copy_run(&policy, what->job, err);
 }
 
 /* ------------------------------------------------------------------ the whole image */
@@ -209,7 +214,9 @@ int dr_sequential_write(struct dr_file *out, const char *path, const struct dr_s
     if (r == 0)
         r = o.seq->begin(path, &params, out, &o.state, err);
     if (r == 0)
-        r = run(&o, what->job, err);
+        r = run(&o, what, err);
+    if (r == 0 && what->stored)
+        *what->stored = o.stored;
     if (r == 0)
         r = o.seq->finish(o.state, err);
     o.seq->free(o.state);

@@ -24,6 +24,8 @@ struct dr_sequential_job {
     uint64_t total;
     struct dr_lost *lost; /* for salvage */
     struct dr_job *job;
+    uint64_t before, after; /* for progress: bytes of the job in front of it and behind it */
+    uint64_t *stored;       /* NULL, or gets the bytes of the disk that went out */
 };
 
 /* In an image at the end of out. path: the image's, which it may record. Flushes nothing. */

@@ -548,8 +548,9 @@ int dr_path_follow(const char *path, char **to)
 static int posix_where(struct dr_fs *fs, struct dr_file *f, char **out, struct dr_error *err)
 {
     char link[64], real[PATH_MAX];
-    (void)fs;
     *out = NULL;
+    if (f->fs != fs) /* parts of files, unpacked bytes: not opened here */
+        return -ENOTSUP;
     POSIX_USE(use, posix_file(f));
     if (use.fd < 0)
         return dr_fail_errno(err, -use.fd, "%s: cannot be opened again", f->path);

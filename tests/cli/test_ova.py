@@ -92,6 +92,8 @@ def test_a_disk_is_read_only_and_can_be_a_parent(o):
         assert "read" in o.fails("commit", "o.qcow2")
         os.unlink(o.dir / "o.qcow2")
     assert "only be read" in o.fails("resize", "ova:m.ova#d.vmdk", "8M")
+    for name in "m.ova", "ova:m.ova#d.vmdk":  # it has no bitmaps, neither inside nor beside it
+        assert "lacks bitmap support" in o.fails("convert", "--bitmaps", "-O", "qcow2", name, "b.qcow2")
     assert "is read from" in o.fails("convert", "ova:m.ova#d.vmdk", "m.ova")
     assert (o.dir / "m.ova").read_bytes() == before
 
@@ -243,6 +245,15 @@ def test_descriptors_that_are_none(o):
     assert o.read("ova:m.ova#d.img") == b"x" * 1024
 
 
+def test_a_compressed_disk_is_not_taken_for_raw(o):
+    data = ovagen.zipped(o.disk("d.vmdk"))
+    text = ovagen.descriptor({"f": {"href": "d.vmdk.gz", "size": len(data), "compression": "gzip"}},
+                             {"d": {"fileRef": "f", "capacity": 5 * ovagen.MIB}})
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": text, "d.vmdk.gz": data})
+    assert "compressed (gzip)" in o.fails("convert", "m.ova", "x.raw")
+    assert "was not checked" in o.tools.ok("check", "m.ova")
+
+
 def test_two_members_of_one_name_are_refused(o):
     text = ovagen.of_disks({"d.img": b"1" * 512})
     ovagen.pack(o.dir / "m.ova", [("m.ovf", text), ("d.img", b"1" * 512), ("./d.img", b"2" * 512)])
@@ -252,3 +263,186 @@ def test_two_members_of_one_name_are_refused(o):
 def test_endless_headers_are_bounded(o):
     ovagen.pack(o.dir / "m.ova", [("m.ovf", ovagen.of_disks({"d": b""}))] + [(f"{n}", b"") for n in range(5000)])
     assert "more than 4096 members" in o.fails("info", "m.ova")
+
+
+# ---------------------------------------------------------------------- check
+
+
+def machine(o, kind="SHA256"):
+    disks = {"d.vmdk": o.disk("d.vmdk")}
+    members = {"m.ovf": ovagen.of_disks(disks), **disks}
+    return {**members, "m.mf": ovagen.manifest(members, kind)}
+
+
+def check(o, members, code, name="m.ova"):
+    ovagen.pack(o.dir / name, members)
+    r = o.tools.drover("check", name)
+    assert r.code == code, r
+    return r.out
+
+
+@pytest.mark.parametrize("kind", ["SHA1", "SHA256", "SHA512"])
+def test_check_compares_digests(o, kind):
+    good = machine(o, kind)
+    assert "No errors" in check(o, good, 0)
+    for name in "m.ovf", "d.vmdk":
+        changed = bytearray(good[name])
+        changed[changed.find(b"my machine") if name == "m.ovf" else 2000] ^= 0x20
+        out = check(o, {**good, name: bytes(changed)}, 2)
+        [line] = [line for line in out.split("\n") if line.startswith("ERROR")]
+        assert f"m.ova#{name}: its {kind} is" in line, out
+    report = json.loads(o.tools.drover("check", "--output=json", "m.ova").out)
+    assert report["corruptions"] == 1 and report["format"] == "ova"
+
+
+def test_check_tells_what_else_is_wrong(o):
+    good = machine(o)
+    out = check(o, {n: d for n, d in good.items() if n != "m.mf"}, 0)
+    assert "has no manifest" in out
+    out = check(o, {n: d for n, d in good.items() if n != "d.vmdk"}, 2)
+    assert out.count("ERROR") == 1 and "has no member 'd.vmdk'" in out
+    out = check(o, {**good, "m.mf": good["m.mf"].split(b"\n")[0]}, 0)
+    assert "no digest of 'd.vmdk'" in out
+    out = check(o, {**good, "m.mf": b"MD5(x)= 12"}, 2)
+    assert "m.ova#m.mf: line 1" in out
+    out = check(o, {**good, "m.cert": b"..."}, 0)
+    assert "certificate, which was not checked" in out
+    text = good["m.ovf"].replace(b'capacity="5"', b'capacity="6"')
+    out = check(o, {"m.ovf": text, "d.vmdk": good["d.vmdk"]}, 2)
+    assert out.count("ERROR") == 1 and "the descriptor says 6291456" in out
+    text = good["m.ovf"].replace(b'size="', b'size="1')
+    assert "bytes, the descriptor says" in check(o, {"m.ovf": text, "d.vmdk": good["d.vmdk"]}, 2)
+    text = good["m.ovf"].replace(b'fileRef="file0"', b'fileRef="file9"')
+    assert "does not list" in check(o, {"m.ovf": text, "d.vmdk": good["d.vmdk"]}, 2)
+    assert "only be read" in o.fails("check", "-r", "all", "m.ova")
+
+
+def test_check_looks_into_the_disks(o):
+    good = machine(o)
+    broken = bytearray(good["d.vmdk"])
+    at = broken.rfind(b"KDMV")
+    broken[at + 56:at + 64] = (1 << 40).to_bytes(8, "little")  # the footer's directory
+    members = {"m.ovf": good["m.ovf"], "d.vmdk": bytes(broken)}
+    assert "ERROR" in check(o, {**members, "m.mf": ovagen.manifest(members)}, 2)
+
+
+def test_check_of_files_beside_a_descriptor(o):
+    for name, data in machine(o).items():
+        (o.dir / name).write_bytes(data)
+    assert "No errors" in o.tools.ok("check", "m.ovf")
+    with open(o.dir / "d.vmdk", "r+b") as f:
+        f.seek(2000)
+        f.write(b"?")
+    r = o.tools.drover("check", "m.ovf")
+    assert r.code == 2 and "d.vmdk: its SHA256 is" in r.out
+
+
+# ---------------------------------------------------------------------- create
+
+
+def members_of(path):
+    with tarfile.open(path) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
+
+
+@pytest.fixture
+def two(o):
+    """Two disks, one of them a qcow2 with a size that is no whole MiB."""
+    o.raw = {"a": ovagen.raw_disk(1), "b": ovagen.raw_disk(2)[:-512]}
+    for name, data in o.raw.items():
+        (o.dir / f"{name}.raw").write_bytes(data)
+    o.tools.ok("convert", "-f", "raw", "-O", "qcow2", "b.raw", "b.qcow2")
+    return o
+
+
+DISKS = ["-d", "format=raw:a.raw", "-d", "b.qcow2"]
+
+
+@pytest.mark.parametrize("pipe", [False, True])
+def test_a_machine_that_was_made_is_whole(two, pipe):
+    o = two
+    if pipe:
+        with open(o.dir / "web.ova", "wb") as out:
+            subprocess.run(f"{o.tools.bin}/drover ova create {' '.join(DISKS)} -n web - | cat", shell=True, check=True,
+                           cwd=o.dir, stdout=out)
+    else:
+        o.tools.ok("ova", "create", *DISKS, "--memory", "512", "--cpus", "2", "web.ova")
+    members = members_of(o.dir / "web.ova")
+    assert list(members) == ["web.ovf", "web-disk1.vmdk", "web-disk2.vmdk", "web.mf"]
+    assert "No errors" in o.tools.ok("check", "web.ova")
+    assert members["web.mf"] == ovagen.manifest({n: d for n, d in members.items() if n != "web.mf"})
+    for disk, raw in ("web-disk1.vmdk", o.raw["a"]), ("web-disk2.vmdk", o.raw["b"]):
+        assert o.read(f"ova:web.ova#{disk}") == raw
+        (o.dir / disk).write_bytes(members[disk])
+    listed = o.tools.ok("ova", "list", "web.ova").split("\n")
+    assert [line.split()[0] for line in listed if line] == ["web-disk1.vmdk", "web-disk2.vmdk"]
+    assert json.loads(o.tools.ok("ova", "list", "--output=json", "web.ova"))["machine"] == "web"
+    for tool in ["qemu-img", "compare", "-f", "raw", "-F", "vmdk", "a.raw", "web-disk1.vmdk"], ["tar", "tf", "web.ova"], \
+            ["7z", "t", "web.ova"], ["xmllint", "--noout", "web.ovf"]:
+        (o.dir / "web.ovf").write_bytes(members["web.ovf"])
+        if shutil.which(tool[0]):
+            subprocess.run(tool, cwd=o.dir, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_descriptor_that_importers_read(two):
+    import xml.etree.ElementTree as ET
+    o = two
+    o.tools.ok("ova", "create", *DISKS, "--memory", "2G", "--cpus", "3", "web.ova")
+    members = members_of(o.dir / "web.ova")
+    root = ET.fromstring(members["web.ovf"])
+    ovf = "{" + ovagen.NAMESPACE + "}"
+    files = {f.get(ovf + "id"): f for f in root.iter(ovf + "File")}
+    assert {f.get(ovf + "href"): int(f.get(ovf + "size")) for f in files.values()} == {
+        n: len(d) for n, d in members.items() if n.endswith(".vmdk")}
+    disks = {d.get(ovf + "diskId"): d for d in root.iter(ovf + "Disk")}
+    sizes = []
+    for d in disks.values():
+        unit = d.get(ovf + "capacityAllocationUnits").replace("byte", "1").replace("^", "**")
+        sizes.append(int(d.get(ovf + "capacity")) * eval(unit))  # pylint: disable=eval-used
+        assert d.get(ovf + "fileRef") in files and int(d.get(ovf + "populatedSize")) <= sizes[-1]
+    assert sizes == [len(o.raw["a"]), len(o.raw["b"])]
+    items = []
+    for item in root.iter(ovf + "Item"):
+        tags = [child.tag.split("}")[1] for child in item]
+        assert tags == sorted(tags)
+        items.append({child.tag.split("}")[1]: child.text for child in item})
+    by_type = {}
+    for item in items:
+        by_type.setdefault(item["ResourceType"], []).append(item)
+    assert by_type["3"][0]["VirtualQuantity"] == "3" and by_type["4"][0]["VirtualQuantity"] == "2048"
+    [controller] = by_type["6"]
+    assert controller["ResourceSubType"] == "lsilogic"
+    assert [d["HostResource"] for d in by_type["17"]] == [f"ovf:/disk/{i}" for i in disks]
+    assert all(d["Parent"] == controller["InstanceID"] for d in by_type["17"])
+    assert len({i["InstanceID"] for i in items}) == len(items)
+
+
+def test_the_same_disks_make_the_same_archive_but_for_ids(two):
+    o = two
+    for name in "1.ova", "2.ova":
+        o.tools.ok("ova", "create", *DISKS, "-n", "web", "--ctime", "0", name)
+    first, second = members_of(o.dir / "1.ova"), members_of(o.dir / "2.ova")
+    assert first["web.ovf"] == second["web.ovf"]
+    for name in "web-disk1.vmdk", "web-disk2.vmdk":
+        a, b = first[name], second[name]
+        assert len(a) == len(b) and a[21 * 512:] == b[21 * 512:] and a[:512] == b[:512]
+
+
+def test_what_create_refuses(two):
+    o = two
+    o.tools.ok("ova", "create", *DISKS, "web.ova")
+    before = (o.dir / "web.ova").read_bytes()
+    names = sorted(os.listdir(o.dir))
+    for args, why in {
+            ("web.ova", *DISKS): "exists already", ("--force", "-d", "ova:web.ova#web-disk1.vmdk", "web.ova"): "is read from",
+            ("x.ova",): "-d", ("-d", "nope", "x.ova"): "nope", ("-n", "../x", *DISKS, "x.ova"): "no name of a machine",
+            ("--memory", "x", *DISKS, "x.ova"): "", ("--cpus", "0x", *DISKS, "x.ova"): "--cpus",
+            ("--controller", "scsi", *DISKS, "x.ova"): "lsilogic or ide", ("-o", "nonsense=1", *DISKS, "x.ova"): "nonsense",
+            ("-o", "subformat=monolithicFlat", *DISKS, "x.ova"): "subformat", (*DISKS, "none/x.ova"): "none",
+            ("--controller", "ide", *DISKS, *DISKS, "-d", "b.qcow2", "x.ova"): "1 to 4"}.items():
+        r = o.tools.drover("ova", "create", *args)
+        assert r.code == 1 and why in r.err, (args, r)
+        assert sorted(os.listdir(o.dir)) == names
+    assert (o.dir / "web.ova").read_bytes() == before
+    o.tools.ok("ova", "create", "--force", "--controller", "ide", *DISKS, *DISKS, "web.ova")
+    assert "No errors" in o.tools.ok("check", "web.ova")

@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "archive/ova.h"
+#include "archive/ova-write.h"
 #include "base/error.h"
 #include "storage/window.h"
 
@@ -172,6 +172,56 @@ static void a_tar_is_known_by_its_first_header(void **state)
     assert_false(ova_tar_begins_with_ovf(buf, sizeof(buf)));
 }
 
+static void headers_that_are_written(void **state)
+{
+    uint8_t b[OVA_BLOCK];
+    (void)state;
+    assert_int_equal(ova_tar_header("a.ovf", 5, 7, b, NULL), 0);
+    assert_true(ova_tar_begins_with_ovf(b, sizeof(b)));
+    assert_memory_equal(b + 257, "ustar\0", 6);
+    assert_memory_equal(b + 124, "00000000005", 11);
+    assert_int_equal(ova_tar_header("b", UINT64_C(9) << 30, 0, b, NULL), 0);
+    assert_true(ova_tar_begins(b, sizeof(b)));
+    assert_int_equal(b[124], 0x80); /* a size in base-256 */
+    assert_int_equal(b[131], 2);    /* 9 GiB are 2 * 2^32 and 2^30 */
+    assert_true(ova_tar_header("far too long a name, far too long a name, far too long a name, far "
+                               "too long a name, far too long a name",
+                               5, 0, b, NULL) < 0);
+}
+
+/* ------------------------------------------------------------------ manifests */
+
+static void lines_of_manifests(void **state)
+{
+#define HEX40 "0123456789abcdef0123456789ABCDEF01234567"
+    static const struct {
+        const char *text;
+        int n; /* < 0: refused */
+    } cases[] = {
+        {"", 0},
+        {"\n \r\n", 0},
+        {"SHA1(a)= " HEX40 "\n", 1},
+        {"sha1 (a b(1).vmdk) =" HEX40 "\r\nSHA1(c)= " HEX40, 2},
+        {"SHA1(a)= " HEX40 "\nSHA1(./a)= " HEX40, -1},
+        {"SHA1(a)= " HEX40 "0", -1},
+        {"SHA1(a)= 0123", -1},
+        {"SHA256(a)= " HEX40, -1},
+        {"SHA1()= " HEX40, -1},
+        {"SHA1(a= " HEX40, -1},
+        {"MD5(a)= 00", -1},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct dr_error err = DR_ERROR_INIT;
+        struct ova_manifest m;
+        int r = ova_manifest_parse("x.mf", cases[i].text, strlen(cases[i].text), &m, &err);
+        if ((r < 0) != (cases[i].n < 0) || (r == 0 && (int)m.n != cases[i].n) ||
+            (r < 0 && !strstr(err.text, "line ")))
+            fail_msg("%s: %d, %s", cases[i].text, r, err.text);
+        ova_manifest_free(&m);
+    }
+}
+
 /* ------------------------------------------------------------------ windows */
 
 static void a_window_shows_parts_of_files(void **state)
@@ -208,6 +258,8 @@ int main(void)
         cmocka_unit_test(a_descriptor_says_what_there_is),
         cmocka_unit_test(a_capacity_may_be_a_property),
         cmocka_unit_test(a_tar_is_known_by_its_first_header),
+        cmocka_unit_test(headers_that_are_written),
+        cmocka_unit_test(lines_of_manifests),
         cmocka_unit_test(a_window_shows_parts_of_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/json.h"
+#include "archive/ova-manifest.h"
 
 static bool has_suffix(const char *path, const char *suffix)
 {
@@ -79,6 +80,9 @@ static int refuse_disk(const struct dr_image *image, const struct ova_found *fou
                        "%s: '%.200s' holds only what differs from another disk of the machine "
                        "(%.100s), which is not supported",
                        image->path, found->name, found->disk->parent);
+    if (found->file && found->file->compression)
+        return dr_fail(err, ENOTSUP, "%s: '%.200s' is compressed (%.60s): extract it first",
+                       image->path, found->name, found->file->compression);
     return 0;
 }
 
@@ -179,6 +183,16 @@ static json_t *describe(const struct dr_image *image, const struct ova *ova,
     return o;
 }
 
+/* It is only looked for here; `check` reads all that it tells of. */
+static void put_manifest(json_t *data, const struct ova *ova)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    struct ova_manifest m;
+    int r = ova_manifest_read(ova, &m, &why);
+    put_text(data, "manifest", r < 0 ? why.text : m.name ? m.name : "none");
+    ova_manifest_free(&m);
+}
+
 static int ova_info(struct dr_image *image, json_t *data, uint64_t *cluster_size,
                     struct dr_error *err)
 {
@@ -188,6 +202,7 @@ static int ova_info(struct dr_image *image, json_t *data, uint64_t *cluster_size
     (void)err;
     put_text(data, "machine", ova->ovf.name);
     put_text(data, "descriptor", ova->descriptor ? dr_path_basename(ova->descriptor) : "none");
+    put_manifest(data, ova);
     for (size_t i = 0; ova_disk_at(ova, i, &d); i++)
         json_array_append_new(disks, describe(image, ova, &d));
     json_object_set_new(data, "disks", disks);
@@ -207,6 +222,7 @@ const struct dr_format dr_format_ova = {
     .unit = ova_unit,
     .map = ova_map,
     .info = ova_info,
+    .check = ova_check,
 };
 
 const struct dr_format dr_format_ovf = {
@@ -218,4 +234,5 @@ const struct dr_format dr_format_ovf = {
     .unit = ova_unit,
     .map = ova_map,
     .info = ova_info,
+    .check = ova_check,
 };

@@ -7,4 +7,7 @@
 #include "archive/ova.h"
 #include "core/core.h"
 
+int ova_check(struct dr_image *image, unsigned fix, struct dr_check_result *result,
+              struct dr_error *err);
+
 #endif
