@@ -512,7 +512,9 @@ struct dr_disk {
     pthread_cond_t gate_cond;
     unsigned waiting, let_through; /* requests; under gate_lock, as is opened */
     uint64_t opened;               /* how often the gate was opened again */
-    const char *claim;             /* who changes the graph; under gate_lock */
+    const char *claim;             /* who changes the graph; under gate_lock, as the next two */
+    bool lent;                     /* others may change bitmaps beside that */
+    bool borrowed;                 /* somebody does */
     struct dr_hooks hooks;
 
     /* Texts that were handed out: they live as long as the disk, whatever becomes of the chain. */
@@ -579,6 +581,13 @@ int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *
  * name, a string that lives on; -EBUSY names the one that has the claim. */
 int dr_disk_claim(struct dr_disk *disk, const char *what, struct dr_error *err);
 void dr_disk_unclaim(struct dr_disk *disk);
+/* A claim that others need not wait for with changes of bitmaps, as long as it is lent: its owner
+ * lends it, and takes it back, for which it waits for such a change, before it touches them itself.
+ * dr_disk_borrow is dr_disk_claim for these changes, and dr_disk_unborrow its end. */
+void dr_disk_lend(struct dr_disk *disk);
+void dr_disk_take_back(struct dr_disk *disk);
+int dr_disk_borrow(struct dr_disk *disk, const char *what, struct dr_error *err);
+void dr_disk_unborrow(struct dr_disk *disk);
 
 /* From its return on every change that the guest makes calls the hook / from its return on the hook
  * is not called any more. A hook is known by its user pointer. */

@@ -231,18 +231,23 @@ int dr_disk_swap(struct dr_disk *disk, struct dr_chain *fresh, struct dr_error *
 
 /* ------------------------------------------------------------------ one change at a time */
 
-static const char *take_claim(struct dr_disk *disk, const char *what)
+/* bitmaps: for a change of them alone. */
+static const char *take_claim(struct dr_disk *disk, const char *what, bool bitmaps)
 {
     DR_LOCK_SCOPE(&disk->gate_lock);
+    if (disk->claim && bitmaps && disk->lent && !disk->borrowed) {
+        disk->borrowed = true;
+        return NULL;
+    }
     if (disk->claim)
         return disk->claim;
     disk->claim = what;
     return NULL;
 }
 
-int dr_disk_claim(struct dr_disk *disk, const char *what, struct dr_error *err)
+static int claim(struct dr_disk *disk, const char *what, bool bitmaps, struct dr_error *err)
 {
-    const char *other = take_claim(disk, what);
+    const char *other = take_claim(disk, what, bitmaps);
     if (!other)
         return 0;
     struct dr_pass pass;
@@ -252,10 +257,45 @@ int dr_disk_claim(struct dr_disk *disk, const char *what, struct dr_error *err)
     return r;
 }
 
+int dr_disk_claim(struct dr_disk *disk, const char *what, struct dr_error *err)
+{
+    return claim(disk, what, false, err);
+}
+
 void dr_disk_unclaim(struct dr_disk *disk)
 {
     DR_LOCK_SCOPE(&disk->gate_lock);
     disk->claim = NULL;
+}
+
+void dr_disk_lend(struct dr_disk *disk)
+{
+    DR_LOCK_SCOPE(&disk->gate_lock);
+    disk->lent = true;
+}
+
+void dr_disk_take_back(struct dr_disk *disk)
+{
+    DR_LOCK_SCOPE(&disk->gate_lock);
+    disk->lent = false;
+    while (disk->borrowed)
+        pthread_cond_wait(&disk->gate_cond, &disk->gate_lock);
+}
+
+int dr_disk_borrow(struct dr_disk *disk, const char *what, struct dr_error *err)
+{
+    return claim(disk, what, true, err);
+}
+
+void dr_disk_unborrow(struct dr_disk *disk)
+{
+    DR_LOCK_SCOPE(&disk->gate_lock);
+    if (disk->borrowed) {
+        disk->borrowed = false;
+        pthread_cond_broadcast(&disk->gate_cond);
+    } else {
+        disk->claim = NULL;
+    }
 }
 
 /* ------------------------------------------------------------------ hooks */

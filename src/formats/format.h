@@ -283,7 +283,9 @@ struct dr_bitmap_change {
     bool inside;             /* ADD: not beside the image */
     struct dr_image *source; /* MERGE: what this bitmap of it has, too; may be the image itself */
     const char *source_name; /* ADD: the new one has that from the beginning, or NULL */
-    const struct dr_marks *ranges; /* ADD: the new one has these from the beginning, or NULL */
+    /* NULL, or: ADD: the new one has these from the beginning; CLEAR: it has just these afterwards;
+     * MERGE without source_name: it has these, too. */
+    const struct dr_marks *ranges;
 };
 
 /* The name lives until it returns. A result other than 0 ends the list and becomes its result. */

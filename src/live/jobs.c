@@ -354,6 +354,8 @@ static int operate(struct live_job *job, struct dr_error *err)
     case LIVE_BACKUP:
         if (o->archive)
             return live_archive_run(job, err);
+        if (o->point)
+            return dr_point_run(o->point, job->job, err);
         return dr_disk_backup(job->on->disk, o->target, &backup, job->job, NULL, err);
     }
     return dr_fail(err, EINVAL, "a job of an unknown kind");
@@ -465,6 +467,7 @@ static void free_job(struct live_job *job)
 {
     pthread_cond_destroy(&job->changed);
     dr_job_free(job->job);
+    dr_point_free(job->order.point);
     live_order_clear(&job->order);
     free(job->message);
     free(job);
@@ -491,6 +494,7 @@ int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
         end = &(*end)->next;
     r = dr_thread_start(&job->thread, work, job); /* it waits for the lock before it tells */
     if (r != 0) {
+        job->order.point = NULL; /* the caller's again */
         free_job(job);
         return dr_fail_errno(err, r, "no thread for job '%s'", id);
     }

@@ -13,6 +13,7 @@
  *   qmp-edit.c       commands that change what lies below active images
  *   qmp-nodes.c      commands that give images names, for others to mean them by
  *   qmp-archive.c    backups of several disks into one archive, and where slow backups spill
+ *   qmp-backup.c     backups of disks into images that are there, and transactions of them
  *   qmp-bitmaps.c    commands about bitmaps of what guests write
  *   qmp-exports.c    commands that change what NBD clients see
  *
@@ -31,7 +32,7 @@
 #include "drover/backup.h"
 #include "drover/live.h"
 #include "drover/ops.h"
-#include "ops/memory-bitmaps.h"
+#include "ops/point-backup.h"
 
 #define LIVE_NAME_MAX    31
 #define LIVE_LINE_MAX    (1u << 20) /* bytes of a request */
@@ -119,6 +120,7 @@ struct live_order {
     char *set, *bitmap;    /* backup: as in struct dr_backup_options, or NULL */
     bool full;             /* the same */
     struct live_archive *archive; /* backup: of several disks into target, an archive; or NULL */
+    struct dr_point *point;       /* backup: whose instant is over; the job's own; or NULL */
     char *spill;                  /* backup: as in struct dr_backup_spill, or NULL */
     uint64_t spill_size;
     bool spill_fails;
@@ -263,7 +265,8 @@ void live_images_free(struct live_images *images);
 
 /* ------------------------------------------------------------------ jobs.c; under the lock */
 
-/* Begin a job; the strings in *order are taken over, also on failure. */
+/* Begin a job; the strings in *order are taken over, also on failure. Its point is only taken over
+ * if the job begins: giving one up waits for requests of the disk. */
 int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
                    struct live_order *order, struct dr_error *err);
 struct live_job *live_job_find(struct dr_live *live, const char *id);
@@ -325,7 +328,7 @@ struct qmp_arg {
                   it), 'R': that, or null */
     bool required;
 };
-#define QMP_ARGS_MAX 20
+#define QMP_ARGS_MAX 24
 struct qmp_command {
     const char *name;
     /* args has what the table allows, with the right types. The result is a new reference; NULL: it
@@ -337,7 +340,7 @@ extern const struct qmp_command
     *const qmp_tables[]; /* each ends with a NULL name; NULL-terminated */
 extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_node_commands[],
     qmp_export_commands[], qmp_edit_commands[], qmp_own_commands[], qmp_archive_commands[],
-    qmp_bitmap_commands[];
+    qmp_bitmap_commands[], qmp_backup_commands[];
 
 /* One line of a client: a new reference to the reply. *negotiated: has it said qmp_capabilities? */
 json_t *qmp_answer(struct dr_live *live, const char *line, size_t len, bool *negotiated);
@@ -368,7 +371,11 @@ struct live_disk *qmp_node_device(struct dr_live *live, json_t *args, struct qmp
  * the name of its file. NULL and 0: it means none. */
 int qmp_chain_path(struct dr_live *live, const struct live_disk *on, const char *node,
                    const char *file, char **path, struct qmp_error *err);
-/* Begin a job with the arguments that all jobs have; the strings in *order are taken over. */
+/* A path that a client named for the disk, malloc'ed; NULL and a failure: it must not be used. */
+char *qmp_gated_path(struct dr_live *live, const struct live_disk *on, const char *path,
+                     struct qmp_error *err);
+/* Begin a job with the arguments that all jobs have; the strings in *order are taken over, and its
+ * point if the job begins. */
 json_t *qmp_begin_job(struct dr_live *live, struct live_disk *on, json_t *args,
                       struct live_order *order, struct qmp_error *err);
 
@@ -388,7 +395,25 @@ struct dr_backup_spill live_spill(const struct live_order *order);
 
 /* The bitmaps of chain's image i as queries show them, or NULL: it has none. The caller is past the
  * disk's gate, without the lock. */
-json_t *live_show_bitmaps(const struct live_disk *on, struct dr_image *image);
+json_t *live_show_bitmaps(struct dr_live *live, const struct live_disk *on, struct dr_image *image);
+
+struct live_bitmap {
+    bool found, stored; /* stored: persistent */
+    bool enabled, inconsistent, busy;
+    uint64_t granularity;
+};
+/* Look up a bitmap of the disk's active image. */
+int live_find_bitmap(struct dr_live *live, struct live_disk *on, const char *name,
+                     struct live_bitmap *b, struct qmp_error *err);
+/* May it be used, and with change, changed? Else QEMU's text. */
+int live_check_bitmap(const struct live_disk *on, const char *name, const struct live_bitmap *b,
+                      bool change, struct qmp_error *err);
+
+/* ------------------------------------------------------------------ qmp-backup.c */
+
+/* drive-backup in those forms that QEMU has and x-set has not. */
+bool qmp_is_point_backup(json_t *args);
+json_t *qmp_drive_backup(struct dr_live *live, json_t *args, struct qmp_error *err);
 
 /* ------------------------------------------------------------------ qmp-edit.c */
 

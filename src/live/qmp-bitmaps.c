@@ -14,15 +14,10 @@
 
 /* An image of a disk, by the name of a node. */
 struct spot {
+    struct dr_live *live;
     struct live_disk *on;
     char *image; /* its path, malloc'ed */
     bool active; /* it is the disk's active image */
-};
-
-struct bitmap {
-    bool found, stored; /* stored: persistent */
-    bool enabled, inconsistent;
-    uint64_t granularity;
 };
 
 /* A disk's name is also that of the node that it began with. It means the active image, as a
@@ -43,11 +38,13 @@ static void look_for_spot(struct dr_live *live, const char *node, bool nodes_fir
     for (size_t n = 0; !on && spot->image && (on = live_nth_disk(live, n)); n++)
         on = live_has_image(on, spot->image) ? on : NULL;
     spot->on = on;
+    spot->live = live;
 }
 
-/* A node that blockdev-add named is opened for that. missing: the text, with the name twice. */
-static int find_spot_of(struct dr_live *live, const char *node, bool nodes_first,
-                        const char *missing, struct spot *spot, struct qmp_error *err)
+/* A node that blockdev-add named is opened for that. as_device: what the text
+ * calls it. */
+static int find_spot_of(struct dr_live *live, const char *node, bool nodes_first, bool as_device,
+                        struct spot *spot, struct qmp_error *err)
 {
     struct live_node *closed;
     look_for_spot(live, node, nodes_first, spot, &closed);
@@ -63,15 +60,17 @@ static int find_spot_of(struct dr_live *live, const char *node, bool nodes_first
     }
     if (spot->on)
         qmp_fail(err, NULL, "out of memory");
+    else if (as_device)
+        qmp_fail(err, NULL, "Cannot find device='%s' nor node-name='%s'", node, node);
     else
-        qmp_fail(err, NULL, missing, node, node);
+        qmp_fail(err, NULL, "Node '%s' not found", node);
     return -ENOENT;
 }
 
-static int find_spot(struct dr_live *live, const char *node, const char *missing, struct spot *spot,
+static int find_spot(struct dr_live *live, const char *node, bool as_device, struct spot *spot,
                      struct qmp_error *err)
 {
-    return find_spot_of(live, node, false, missing, spot, err);
+    return find_spot_of(live, node, false, as_device, spot, err);
 }
 
 static struct dr_image *image_of(const struct spot *spot, const struct dr_chain *chain)
@@ -82,18 +81,18 @@ static struct dr_image *image_of(const struct spot *spot, const struct dr_chain 
 
 struct search {
     const char *name;
-    struct bitmap *b;
+    struct live_bitmap *b;
 };
 
 static int match_stored(void *user, const struct dr_bitmap_info *info)
 {
     const struct search *s = user;
     if (strcmp(info->name, s->name) == 0)
-        *s->b = (struct bitmap){.found = true,
-                                .stored = true,
-                                .enabled = info->enabled,
-                                .inconsistent = info->inconsistent && !info->noting,
-                                .granularity = info->granularity};
+        *s->b = (struct live_bitmap){.found = true,
+                                     .stored = true,
+                                     .enabled = info->enabled,
+                                     .inconsistent = info->inconsistent && !info->noting,
+                                     .granularity = info->granularity};
     return 0;
 }
 
@@ -101,19 +100,19 @@ static int match_memory(void *user, const struct dr_memory_bitmap_info *info)
 {
     const struct search *s = user;
     if (strcmp(info->name, s->name) == 0)
-        *s->b = (struct bitmap){
+        *s->b = (struct live_bitmap){
             .found = true, .enabled = info->enabled, .granularity = info->granularity};
     return 0;
 }
 
 /* Images without a place for bitmaps have none. */
-static int search(const struct spot *spot, const char *name, struct bitmap *b,
+static int search(const struct spot *spot, const char *name, struct live_bitmap *b,
                   struct qmp_error *err)
 {
     struct search s = {.name = name, .b = b};
     struct dr_error why = DR_ERROR_INIT;
     struct dr_pass pass;
-    *b = (struct bitmap){0};
+    *b = (struct live_bitmap){0};
     struct dr_image *image = image_of(spot, dr_disk_enter(spot->on->disk, &pass));
     int r = dr_memory_bitmaps_each(spot->on->bitmaps, spot->image, match_memory, &s);
     if (!b->found && image)
@@ -122,7 +121,18 @@ static int search(const struct spot *spot, const char *name, struct bitmap *b,
     return r < 0 && r != -ENOTSUP ? dr_fail(&err->text, -r, "%s", why.text) : 0;
 }
 
-static int find_bitmap(const struct spot *spot, const char *name, struct bitmap *b,
+/* Does a job use it? It does until its end. */
+static bool is_busy(struct dr_live *live, const struct live_disk *on, const char *image,
+                    const char *name)
+{
+    DR_LOCK_SCOPE(&live->lock);
+    for (const struct live_job *job = live->jobs; job; job = job->next)
+        if (job->status < LIVE_CONCLUDED && dr_point_uses(job->order.point, on->disk, image, name))
+            return true;
+    return false;
+}
+
+static int find_bitmap(const struct spot *spot, const char *name, struct live_bitmap *b,
                        struct qmp_error *err)
 {
     int r = search(spot, name, b, err);
@@ -130,16 +140,20 @@ static int find_bitmap(const struct spot *spot, const char *name, struct bitmap 
         qmp_fail(err, NULL, "Dirty bitmap '%s' not found", name);
         r = -ENOENT;
     }
+    b->busy = r == 0 && is_busy(spot->live, spot->on, spot->image, name);
     return r;
 }
 
 enum { READS = 1, CHANGES = 2, INCONSISTENT_TOO = 4 }; /* what a command does with a bitmap */
 
-static int check_bitmap(const struct spot *spot, const char *name, const struct bitmap *b,
+static int check_bitmap(const struct spot *spot, const char *name, const struct live_bitmap *b,
                         unsigned use, struct qmp_error *err)
 {
     bool writable = spot->active && dr_writable(spot->on->disk);
-    if (use & CHANGES && b->stored && !writable)
+    if (b->busy)
+        qmp_fail(err, NULL,
+                 "Bitmap '%s' is currently in use by another operation and cannot be used", name);
+    else if (use & CHANGES && b->stored && !writable)
         qmp_fail(err, NULL, "Bitmap '%s' is readonly and cannot be modified", name);
     else if (b->inconsistent && !(use & INCONSISTENT_TOO))
         qmp_fail(err, NULL, "Bitmap '%s' is inconsistent and cannot be used", name);
@@ -148,15 +162,31 @@ static int check_bitmap(const struct spot *spot, const char *name, const struct 
     return -EINVAL;
 }
 
+int live_find_bitmap(struct dr_live *live, struct live_disk *on, const char *name,
+                     struct live_bitmap *b, struct qmp_error *err)
+{
+    pthread_mutex_lock(&live->lock);
+    CLEANUP_FREE char *image = strdup(on->path);
+    pthread_mutex_unlock(&live->lock);
+    const struct spot spot = {.live = live, .on = on, .image = image, .active = true};
+    if (!image)
+        return dr_fail(&err->text, ENOMEM, "out of memory for bitmap '%s'", name);
+    int r = search(&spot, name, b, err);
+    b->busy = r == 0 && b->found && is_busy(live, on, image, name);
+    return r;
+}
+
+int live_check_bitmap(const struct live_disk *on, const char *name, const struct live_bitmap *b,
+                      bool change, struct qmp_error *err)
+{
+    const struct spot spot = {.on = (struct live_disk *)(uintptr_t)on, .active = true};
+    return check_bitmap(&spot, name, b, change ? CHANGES : READS, err);
+}
+
 /* ------------------------------------------------------------------ showing */
 
-struct showing {
-    json_t *all;
-    struct dr_image *image;
-    struct dr_error *err;
-};
-
-static void show(json_t *all, bool first, const char *name, const struct bitmap *b, uint64_t count)
+static void show(json_t *all, bool first, const char *name, const struct live_bitmap *b,
+                 uint64_t count)
 {
     json_t *one = json_pack("{s:o, s:I, s:b, s:b, s:b, s:I}", "name", dr_json_text(name), "count",
                             (json_int_t)count, "recording", b->enabled && !b->inconsistent, "busy",
@@ -171,19 +201,18 @@ static void show(json_t *all, bool first, const char *name, const struct bitmap 
 
 static int show_memory(void *user, const struct dr_memory_bitmap_info *info)
 {
-    const struct showing *s = user;
-    const struct bitmap b = {.enabled = info->enabled, .granularity = info->granularity};
-    show(s->all, false, info->name, &b, info->dirty);
+    const struct live_bitmap b = {.enabled = info->enabled, .granularity = info->granularity};
+    show(user, false, info->name, &b, info->dirty);
     return 0;
 }
 
 /* The names of stored ones, and what is known of them. */
 static int list_stored(void *user, const struct dr_bitmap_info *info)
 {
-    const struct bitmap b = {.stored = true,
-                             .enabled = info->enabled,
-                             .inconsistent = info->inconsistent && !info->noting,
-                             .granularity = info->granularity};
+    const struct live_bitmap b = {.stored = true,
+                                  .enabled = info->enabled,
+                                  .inconsistent = info->inconsistent && !info->noting,
+                                  .granularity = info->granularity};
     show(user, true, info->name, &b, 0);
     return 0;
 }
@@ -219,12 +248,11 @@ static uint64_t count_stored(struct dr_image *image, const char *name, uint64_t 
     return dr_round_up(bytes, granularity);
 }
 
-json_t *live_show_bitmaps(const struct live_disk *on, struct dr_image *image)
+json_t *live_show_bitmaps(struct dr_live *live, const struct live_disk *on, struct dr_image *image)
 {
-    json_t *stored = json_array(), *one;
-    struct showing s = {.all = json_array(), .image = image};
+    json_t *stored = json_array(), *all = json_array(), *one;
     size_t i;
-    dr_memory_bitmaps_each(on->bitmaps, image->path, show_memory, &s);
+    dr_memory_bitmaps_each(on->bitmaps, image->path, show_memory, all);
     dr_image_bitmap_list(image, list_stored, stored, NULL);
     json_array_foreach(stored, i, one)
     {
@@ -234,11 +262,17 @@ json_t *live_show_bitmaps(const struct live_disk *on, struct dr_image *image)
             json_object_set_new(one, "count",
                                 json_integer((json_int_t)count_stored(image, name, granularity)));
     }
-    json_array_extend(s.all, stored);
+    json_array_extend(all, stored);
     json_decref(stored);
-    if (json_array_size(s.all) > 0)
-        return s.all;
-    json_decref(s.all);
+    json_array_foreach(all, i, one)
+    {
+        const char *name = json_string_value(json_object_get(one, "name"));
+        if (is_busy(live, on, image->path, name))
+            json_object_set_new(one, "busy", json_true());
+    }
+    if (json_array_size(all) > 0)
+        return all;
+    json_decref(all);
     return NULL;
 }
 
@@ -281,7 +315,7 @@ static int add_at(struct dr_live *live, const struct spot *spot, json_t *args,
     const char *name = qmp_string(args, "name");
     bool given = json_object_get(args, "granularity"), disabled = qmp_bool(args, "disabled", false);
     uint64_t granularity = given ? qmp_number(args, "granularity") : default_granularity(spot);
-    struct bitmap b;
+    struct live_bitmap b;
     if (granularity < 512 || granularity & (granularity - 1)) {
         qmp_fail(err, NULL, "Granularity must be power of 2 and at least 512");
         return -EINVAL;
@@ -309,8 +343,7 @@ static json_t *add(struct dr_live *live, json_t *args, struct qmp_error *err)
     if (!*qmp_string(args, "name"))
         qmp_fail(err, NULL, "Bitmap name cannot be empty");
     else
-        r = find_spot(live, qmp_string(args, "node"), "Cannot find device='%s' nor node-name='%s'",
-                      &spot, err);
+        r = find_spot(live, qmp_string(args, "node"), true, &spot, err);
     if (r == 0)
         r = add_at(live, &spot, args, err);
     free(spot.image);
@@ -322,7 +355,7 @@ static json_t *add(struct dr_live *live, json_t *args, struct qmp_error *err)
 static int change_at(const struct spot *spot, const char *name, enum dr_bitmap_action action,
                      unsigned use, struct qmp_error *err)
 {
-    struct bitmap b;
+    struct live_bitmap b;
     int r = find_bitmap(spot, name, &b, err);
     if (r == 0)
         r = check_bitmap(spot, name, &b, use, err);
@@ -337,7 +370,7 @@ static json_t *change(struct dr_live *live, json_t *args, enum dr_bitmap_action 
                       unsigned use, struct qmp_error *err)
 {
     struct spot spot = {0};
-    int r = find_spot(live, qmp_string(args, "node"), "Node '%s' not found", &spot, err);
+    int r = find_spot(live, qmp_string(args, "node"), false, &spot, err);
     if (r == 0)
         r = change_at(&spot, qmp_string(args, "name"), action, use, err);
     free(spot.image);
@@ -364,7 +397,7 @@ struct merge {
     uint64_t size;
 };
 
-static int read_bitmap(const struct spot *spot, const char *name, const struct bitmap *b,
+static int read_bitmap(const struct spot *spot, const char *name, const struct live_bitmap *b,
                        struct dr_marks *into, struct qmp_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
@@ -383,7 +416,7 @@ static int read_bitmap(const struct spot *spot, const char *name, const struct b
 static int merge_from(struct merge *m, const struct spot *from, const char *name,
                       struct qmp_error *err)
 {
-    struct bitmap b;
+    struct live_bitmap b;
     uint64_t theirs = dr_size(from->on->disk);
     int r = find_bitmap(from, name, &b, err);
     if (r == 0)
@@ -414,33 +447,32 @@ static int merge_one(struct merge *m, json_t *source, struct qmp_error *err)
     }
     int r = qmp_check_args(table, "bitmaps[0].", source, err);
     if (r == 0)
-        r = find_spot_of(m->live, qmp_string(source, "node"), true, "Node '%s' not found", &from,
-                         err);
+        r = find_spot_of(m->live, qmp_string(source, "node"), true, false, &from, err);
     if (r == 0)
         r = merge_from(m, &from, qmp_string(source, "name"), err);
     free(from.image);
     return r;
 }
 
-static int merge_into(struct merge *m, const struct bitmap *b, struct qmp_error *err)
+static int merge_into(struct merge *m, const struct live_bitmap *b, struct qmp_error *err)
 {
     struct dr_disk *disk = m->into.on->disk;
     struct dr_bitmap_change c = {.action = DR_BITMAP_MERGE, .name = m->name, .ranges = &m->marks};
     if (!b->stored)
         return dr_memory_bitmap_change(m->into.on->bitmaps, m->into.image, m->name, DR_BITMAP_MERGE,
                                        &m->marks, &err->text);
-    int r = dr_disk_claim(disk, "bitmap", &err->text);
+    int r = dr_disk_borrow(disk, "bitmap", &err->text);
     if (r < 0)
         return r;
     r = dr_ops_bitmap_change(disk, &c, &err->text);
-    dr_disk_unclaim(disk);
+    dr_disk_unborrow(disk);
     return r;
 }
 
 /* All or nothing: what the sources have is gathered first. */
 static int merge_all(struct merge *m, const json_t *sources, struct qmp_error *err)
 {
-    struct bitmap b;
+    struct live_bitmap b;
     json_t *source;
     size_t i;
     int r = find_bitmap(&m->into, m->name, &b, err);
@@ -465,7 +497,7 @@ static int merge_all(struct merge *m, const json_t *sources, struct qmp_error *e
 static json_t *merge(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct merge m = {.live = live, .name = qmp_string(args, "target")};
-    int r = find_spot(live, qmp_string(args, "node"), "Node '%s' not found", &m.into, err);
+    int r = find_spot(live, qmp_string(args, "node"), false, &m.into, err);
     if (r == 0)
         r = merge_all(&m, json_object_get(args, "bitmaps"), err);
     free(m.into.image);

@@ -230,10 +230,11 @@ const struct qmp_command qmp_own_commands[] = {
     {0},
 };
 
-const struct qmp_command *const qmp_tables[] = {
-    qmp_own_commands,     qmp_disk_commands,   qmp_node_commands,
-    qmp_export_commands,  qmp_job_commands,    qmp_edit_commands,
-    qmp_archive_commands, qmp_bitmap_commands, NULL};
+const struct qmp_command *const qmp_tables[] = {qmp_own_commands,     qmp_disk_commands,
+                                                qmp_node_commands,    qmp_export_commands,
+                                                qmp_job_commands,     qmp_edit_commands,
+                                                qmp_archive_commands, qmp_bitmap_commands,
+                                                qmp_backup_commands,  NULL};
 
 /* ------------------------------------------------------------------ a line */
 

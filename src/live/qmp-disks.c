@@ -66,7 +66,7 @@ static json_t *show_image(struct dr_live *live, const struct live_disk *on,
 {
     const struct dr_image *image = chain->images[i];
     const struct dr_image *parent = i + 1 < chain->n ? chain->images[i + 1] : NULL;
-    json_t *bitmaps = live_show_bitmaps(on, chain->images[i]);
+    json_t *bitmaps = live_show_bitmaps(live, on, chain->images[i]);
     DR_LOCK_SCOPE(&live->lock);
     const struct node_view view = {
         .name = live_node_of(live, image->path),

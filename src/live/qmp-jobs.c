@@ -202,9 +202,8 @@ static json_t *drive_mirror(struct dr_live *live, json_t *args, struct qmp_error
     return qmp_begin_job(live, on, args, &order, err);
 }
 
-/* A path that a client named for the disk, malloc'ed; NULL and a failure: it must not be used. */
-static char *gated_path(struct dr_live *live, const struct live_disk *on, const char *path,
-                        struct qmp_error *err)
+char *qmp_gated_path(struct dr_live *live, const struct live_disk *on, const char *path,
+                     struct qmp_error *err)
 {
     if (live_gate(live, on, path, &err->text) < 0)
         return NULL;
@@ -243,9 +242,9 @@ static int backup_order(struct dr_live *live, struct live_disk *on, json_t *args
     const char *bitmap = qmp_string(args, "x-bitmap");
     if (backup_sync(args, order, err) < 0)
         return -EINVAL;
-    order->target = gated_path(live, on, qmp_string(args, "target"), err);
+    order->target = qmp_gated_path(live, on, qmp_string(args, "target"), err);
     if (order->target && set)
-        order->set = gated_path(live, on, set, err);
+        order->set = qmp_gated_path(live, on, set, err);
     if (!order->target || (set && !order->set) || qmp_spill(live, on, args, order, err) < 0)
         return -EINVAL;
     order->format = format ? strdup(format) : NULL;
@@ -259,6 +258,8 @@ static int backup_order(struct dr_live *live, struct live_disk *on, json_t *args
 static json_t *drive_backup(struct dr_live *live, json_t *args, struct qmp_error *err)
 {
     struct live_order order = {.kind = LIVE_BACKUP};
+    if (qmp_is_point_backup(args))
+        return qmp_drive_backup(live, args, err);
     struct live_disk *on = qmp_root_device(live, args, err);
     if (!on || backup_order(live, on, args, &order, err) < 0) {
         live_order_clear(&order);
@@ -444,6 +445,9 @@ const struct qmp_command qmp_job_commands[] = {
       {"sync", 's', true},
       {"format", 's', false},
       {"mode", 's', false},
+      {"bitmap", 's', false},
+      {"bitmap-mode", 's', false},
+      {"compress", 'b', false},
       {"x-set", 's', false},
       {"x-bitmap", 's', false},
       {"x-spill", 's', false},

@@ -152,6 +152,8 @@ static int take_run(struct dr_frozen *f, struct held *h, uint64_t off, uint64_t 
         return r;
     for (uint64_t at = off, next; at < end; at = next) {
         next = grain_end(f, at);
+        if (!f->sums)
+            continue;
         r = dr_sums_put(f->sums, at, h->data & bits_of(h, at, next) ? h->buf + (at - h->off) : NULL,
                         next - at, err);
         if (r < 0)
@@ -209,7 +211,7 @@ static int take_spilled(struct dr_frozen *f, struct held *h, uint64_t off, uint6
         uint8_t *buf = slot == ZEROS ? NULL : h->buf + (off - h->off);
         next = grain_end(f, off);
         int r = buf ? dr_spill_get(f->spill, slot, buf, (size_t)(next - off), err) : 0;
-        if (r == 0)
+        if (r == 0 && f->sums)
             r = dr_sums_put(f->sums, off, buf, next - off, err);
         if (r < 0)
             return r;
@@ -308,8 +310,11 @@ static int write_held(struct dr_frozen *f, struct held *h, uint64_t end, struct 
         if (!(h->taken & bits))
             continue;
         r = write_grains(f, off, next, h->data & bits ? h->buf + (off - h->off) : NULL, err);
-        if (r == 0)
+        if (r == 0) {
             h->taken &= ~bits;
+            if (f->left)
+                dr_dirty_clear(f->left, off, next - off);
+        }
     }
     return r;
 }
@@ -513,7 +518,7 @@ int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err)
                     : dr_fail(err, ENOMEM, "out of memory for a backup");
 }
 
-static int freeze(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err)
+int dr_frozen_now_quiet(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err)
 {
     const struct dr_hook hook = {.before = before_change, .user = f};
     int r = f->at_instant ? f->at_instant(f->user, present, err) : 0;
@@ -524,6 +529,8 @@ static int freeze(struct dr_frozen *f, struct dr_chain *present, struct dr_error
         dr_dirty_set(&f->todo, 0, f->size);
     for (size_t i = 0; f->changed && i < f->changed->n; i++)
         dr_dirty_set(&f->todo, f->changed->list[i].off, f->changed->list[i].len);
+    for (size_t i = 0; f->left && f->changed && i < f->changed->n; i++)
+        dr_dirty_set(f->left, f->changed->list[i].off, f->changed->list[i].len);
     dr_walk_init(&f->walk, f->chain, 0, f->chain->n, f->size);
     if (!present->images[0]->writable)
         return 0; /* nobody changes it */
@@ -552,7 +559,7 @@ static int instant_step(void *user, struct dr_chain *present, struct dr_chain **
 {
     struct instant *i = user;
     (void)fresh;
-    int r = freeze(i->all[i->quiet++], present, err);
+    int r = dr_frozen_now_quiet(i->all[i->quiet++], present, err);
     return r < 0 || i->quiet == i->n ? r : hold_next(i, NULL, err);
 }
 

@@ -40,10 +40,12 @@ struct dr_frozen {
     /* NULL, or called at the instant, first of all: it may still set what `changed` points to. */
     int (*at_instant)(void *user, struct dr_chain *present, struct dr_error *err);
     void *user;
-    struct dr_sums *sums; /* gets the sums of what is copied */
+    struct dr_sums *sums; /* gets the sums of what is copied; or NULL */
     /* NULL: all is copied, into a target that reads as zeros. Else the target holds already what
      * the disk holds elsewhere, and zeros in these ranges are written, too. */
     const struct dr_changed *changed;
+    struct dr_dirty *left;  /* NULL, or made by dr_dirty_make: with `changed`, what the target does
+                               not  have yet, in whole grains */
     struct dr_spill *spill; /* or NULL; may be shared with other disks */
 
     /* private */
@@ -68,6 +70,8 @@ int dr_frozen_begin(struct dr_frozen *f, struct dr_error *err);
 /* This is the instant, one of all n: the requests of their disks wait for it. */
 int dr_frozen_now_all(struct dr_frozen *const *all, size_t n, struct dr_job *job,
                       struct dr_error *err);
+/* The same of one, in a step of dr_disk_quiesce or dr_disk_exchange of its disk. */
+int dr_frozen_now_quiet(struct dr_frozen *f, struct dr_chain *present, struct dr_error *err);
 /* Copy all that is to be copied. before, after: bytes of the job's other disks, for progress. */
 int dr_frozen_copy(struct dr_frozen *f, uint64_t before, uint64_t after, struct dr_job *job,
                    struct dr_error *err);

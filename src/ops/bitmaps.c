@@ -113,10 +113,10 @@ static int change_bitmap(struct dr_disk *disk, const char *bitmap, enum dr_bitma
         .source = source ? source->images[0] : NULL,
         .source_name = merge ? o->source : NULL,
     };
-    int r = dr_disk_claim(disk, "bitmap", err);
+    int r = dr_disk_borrow(disk, "bitmap", err);
     if (r == 0) {
         r = dr_ops_bitmap_change(disk, &change, err);
-        dr_disk_unclaim(disk);
+        dr_disk_unborrow(disk);
     }
     if (source)
         dr_chain_unref(source, NULL);

@@ -272,7 +272,7 @@ static void change_while_written(bool persistent)
     void *trouble;
     add("b", persistent, "");
     assert_int_equal(pthread_create(&w.thread, NULL, write_on, &w), 0);
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < 3; i++) {
         atomic_store(&w.wrote, 0);
         done("block-dirty-bitmap-clear", B);
         atomic_store(&w.wrote, 0);

@@ -137,6 +137,17 @@ static int add(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c, st
     return r < 0 || !(c->source_name || c->ranges) ? r : merge(e, d, c, err);
 }
 
+/* Nothing is set any more, or just these ranges. */
+static int renew(struct qcow2_bitmap_edit *e, struct qcow2_bitmap_draft *d,
+                 const struct dr_bitmap_change *c, struct dr_error *err)
+{
+    int r = clear(e, d, err); /* what the present table leads to has been left by that */
+    if (r < 0 || !c->ranges)
+        return r;
+    d->b.table_at = 0;
+    return merge(e, d, c, err);
+}
+
 /* ------------------------------------------------------------------ one of them */
 
 int qcow2_edit_change(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change *c,
@@ -154,7 +165,7 @@ int qcow2_edit_change(struct qcow2_bitmap_edit *e, const struct dr_bitmap_change
         return r;
     switch (c->action) {
     case DR_BITMAP_CLEAR:
-        return clear(e, d, err);
+        return renew(e, d, c, err);
     case DR_BITMAP_ENABLE:
         qcow2_draft_flags(d, d->b.flags | QCOW2_BITMAP_AUTO);
         return 0;
