@@ -54,7 +54,7 @@ static void resum(uint8_t *buf, size_t size)
 struct outcome {
     int result;
     struct dr_vma_extract_result counts;
-    uint64_t told[5]; /* bytes of damage by kind */
+    uint64_t told[6]; /* bytes of damage by kind */
     uint8_t *disk;    /* of the first small disk */
     uint64_t size;
 };
@@ -130,12 +130,12 @@ static void read_all(struct dr_fs *fs, unsigned flags, bool in_order, struct out
 static void check_alone(const struct outcome *o, unsigned flags)
 {
     const struct dr_vma_extract_result *c = &o->counts;
-    const uint64_t counted[] = {c->missing_bytes, c->duplicate_bytes, c->checksum_bytes,
-                                c->different_bytes, c->extent_bytes};
+    const uint64_t counted[] = {c->missing_bytes,   c->duplicate_bytes, c->checksum_bytes,
+                                c->different_bytes, c->extent_bytes,    c->doubtful_bytes};
     if (memcmp(counted, o->told, sizeof(counted)) != 0)
         abort();
     uint64_t any = 0;
-    for (unsigned i = 0; i < 5; i++)
+    for (unsigned i = 0; i < 6; i++)
         any |= counted[i];
     if (!(flags & SALVAGE) && o->result == 0 && any)
         abort();

@@ -86,6 +86,8 @@ enum dr_vma_damage_kind {
     DR_VMA_CHECKSUM,  /* the bytes are not what the checksums say */
     DR_VMA_DIFFERS,   /* compare: the bytes are not the target's */
     DR_VMA_EXTENT,    /* archive bytes that are no valid extent; off, len: of the archive */
+    DR_VMA_DOUBTFUL,  /* unpacked from a compressed stream of which no checksum was right before it
+                         broke off: the bytes were taken, and may be wrong anywhere */
 };
 
 struct dr_vma_damage {
@@ -116,6 +118,7 @@ struct dr_vma_extract_result {
     uint64_t zero_bytes;         /* of these, blocks that the archive does not store */
     uint64_t zero_cluster_bytes; /* of these, in clusters that are all zeros */
     uint64_t missing_bytes, duplicate_bytes, checksum_bytes, different_bytes, extent_bytes;
+    uint64_t doubtful_bytes;
     bool sums_used;
 };
 

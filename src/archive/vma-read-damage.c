@@ -33,6 +33,8 @@ static const char *what_happened(enum dr_vma_damage_kind kind)
         return "do not fit their checksums";
     case DR_VMA_DIFFERS:
         return "differ from what they are compared with";
+    case DR_VMA_DOUBTFUL:
+        return "may be wrong anywhere, since the compressed stream that has them is damaged";
     case DR_VMA_EXTENT:
         break;
     }
@@ -60,7 +62,7 @@ static uint64_t *counter(struct dr_vma_extract_result *r, enum dr_vma_damage_kin
     uint64_t *const counters[] = {
         [DR_VMA_MISSING] = &r->missing_bytes,   [DR_VMA_DUPLICATE] = &r->duplicate_bytes,
         [DR_VMA_CHECKSUM] = &r->checksum_bytes, [DR_VMA_DIFFERS] = &r->different_bytes,
-        [DR_VMA_EXTENT] = &r->extent_bytes,
+        [DR_VMA_EXTENT] = &r->extent_bytes,     [DR_VMA_DOUBTFUL] = &r->doubtful_bytes,
     };
     return counters[kind];
 }
@@ -101,7 +103,7 @@ void vma_damage_flush(struct vma_read *x)
 {
     char text[1024];
     DR_LOCK_SCOPE(&x->damage_lock);
-    for (unsigned i = 0; i < 5; i++)
+    for (unsigned i = 0; i < VMA_DAMAGE_KINDS; i++)
         tell(x, &x->pending[i], text, sizeof(text));
 }
 
@@ -139,10 +141,44 @@ static int zero_gap(const struct vma_read *x, const struct vma_reading *d, uint6
     return dr_zero(t->disk, off, len, 0, err);
 }
 
+/* ------------------------------------------------------------------ what is doubtful */
+
+void vma_doubt_note(struct vma_read *x, const struct vma_slot *s)
+{
+    struct vma_reading *d = &x->disks[s->id];
+    if (d->doubt_to == 0)
+        d->doubt_from = s->cluster;
+    d->doubt_from = dr_min(d->doubt_from, s->cluster);
+    d->doubt_to = dr_max(d->doubt_to, (uint64_t)s->cluster + 1);
+}
+
+void vma_doubt_renew(struct vma_read *x)
+{
+    uint64_t vouched = dr_source_vouched(x->vma->source);
+    if (vouched == x->vouched)
+        return;
+    x->vouched = vouched;
+    for (unsigned id = 1; id < 256; id++)
+        x->disks[id].doubt_to = 0;
+}
+
+/* From the first to the last cluster of each disk: in between, too, where the stream has some of
+ * another part. */
+static void tell_doubtful(struct vma_read *x)
+{
+    for (unsigned id = 1; x->broke_off && id < 256; id++) {
+        const struct vma_reading *d = &x->disks[id];
+        uint64_t off = d->doubt_from * DR_VMA_CLUSTER, end = d->doubt_to * DR_VMA_CLUSTER;
+        if (d->doubt_to > 0)
+            vma_damage(x, DR_VMA_DOUBTFUL, id, off, dr_min(end, d->disk->size) - off, NULL, NULL);
+    }
+}
+
 /* All runs are told, also when the first one is the failure. */
 int vma_damage_missing(struct vma_read *x, struct dr_error *err)
 {
     struct vma_pending first = {0};
+    tell_doubtful(x);
     vma_damage_flush(x);
     for (unsigned id = 1; id < 256; id++) {
         const struct vma_reading *d = &x->disks[id];

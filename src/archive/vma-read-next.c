@@ -69,6 +69,7 @@ static int next_unit(struct vma_read *x, bool *zero, struct dr_error *err)
     if (r < 0 && ends_all(x, r))
         return dr_fail(err, -r, "%s", why.text);
     x->ended = last || (r < 0 ? !x->file : x->unit_len == 0);
+    x->broke_off = x->broke_off || (r < 0 && !x->file);
     if (r < 0) {
         *zero = false;
         memset(x->unit, 0xff, sizeof(x->unit));
@@ -110,7 +111,7 @@ static int broke_off(struct vma_read *x, int r, const struct dr_error *why, stru
     x->unit_len = VMA_EXTENT_HEADER;
     if (x->file)
         return resync(x, why->text, err);
-    x->ended = true;
+    x->ended = x->broke_off = true;
     return vma_damage(x, DR_VMA_EXTENT, 0, x->pos, 1, why->text, err);
 }
 
@@ -233,12 +234,17 @@ static int take_slots(struct vma_read *x, struct vma_extent *e, uint64_t avail, 
 {
     unsigned n = 0;
     int r = 0;
+    if (!x->file)
+        vma_doubt_renew(x);
+    bool doubtful = !x->file && x->pos + VMA_EXTENT_HEADER + avail > x->vouched;
     for (unsigned i = 0; i < e->n && r >= 0; i++) {
         struct vma_slot s = e->slot[i];
         uint64_t len = (uint64_t)__builtin_popcount(s.mask) * DR_VMA_BLOCK;
         if (len > 0 && s.data + len > avail)
             continue;
         r = take_slot(x, &s, err);
+        if (r > 0 && doubtful)
+            vma_doubt_note(x, &s);
         if (r <= 0 || before)
             continue;
         if (s.mask == 0 && x->disks[s.id].zeros)
@@ -319,6 +325,7 @@ static int take_extent(struct vma_read *x, struct vma_chunk *c, struct dr_error 
     if (r < 0 && ends_all(x, r))
         return dr_fail(err, -r, "%s", why.text);
     x->ended = avail < len;
+    x->broke_off = x->broke_off || (r < 0 && !x->file);
     r = x->ended ? cut_short(x, c, avail, why.text, err) : 0;
     if (r == 0)
         r = take_slots(x, &c->extent, avail, before, err);

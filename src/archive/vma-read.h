@@ -76,9 +76,10 @@ struct vma_reading { /* of one disk */
     uint64_t end;                       /* of what is written or compared, bytes */
     bool zeros;                         /* runs of zeros need work */
     struct vma_seen seen;
-    bool cut;                    /* vmstate: what there was no room for was told */
-    uint64_t expected;           /* vmstate: the next cluster */
-    uint64_t zero_first, zero_n; /* clusters of zeros that wait for more of their kind */
+    bool cut;                      /* vmstate: what there was no room for was told */
+    uint64_t expected;             /* vmstate: the next cluster */
+    uint64_t zero_first, zero_n;   /* clusters of zeros that wait for more of their kind */
+    uint64_t doubt_from, doubt_to; /* clusters from bytes that no checksum has vouched for yet */
 };
 
 struct vma_zeros {
@@ -91,6 +92,8 @@ struct vma_pending {
     struct dr_vma_damage damage; /* len 0 = none */
     char why[512];
 };
+
+#define VMA_DAMAGE_KINDS (DR_VMA_DOUBTFUL + 1u)
 
 enum vma_item_kind { VMA_ITEM_NONE, VMA_ITEM_DATA, VMA_ITEM_ZEROS };
 
@@ -108,11 +111,12 @@ struct vma_read {
     const struct dr_copy_clock *clock;
 
     /* next's */
-    uint64_t pos;    /* of the next extent */
-    uint64_t passed; /* guest bytes that needed no work, for progress */
-    unsigned quiet;  /* extents since the last item */
-    bool ended;
-    bool held; /* the bytes at pos were read already: unit */
+    uint64_t pos;          /* of the next extent */
+    uint64_t passed;       /* guest bytes that needed no work, for progress */
+    unsigned quiet;        /* extents since the last item */
+    bool ended, broke_off; /* broke_off: the stream could not be read to its end */
+    uint64_t vouched;      /* plain bytes of the stream: see dr_source_vouched() */
+    bool held;             /* the bytes at pos were read already: unit */
     uint8_t unit[VMA_EXTENT_HEADER];
     size_t unit_len; /* less than all of it: the archive ends there */
     uint8_t *window; /* with file: window_len bytes at window_off */
@@ -132,8 +136,8 @@ struct vma_read {
     unsigned under_way; /* items between next and the end of work */
     struct vma_chunk *free_chunks, *all_chunks;
     struct dr_vma_extract_result result;
-    struct vma_pending pending[5]; /* by kind */
-    pthread_mutex_t damage_lock;   /* result's damage, pending and the caller's damage() */
+    struct vma_pending pending[VMA_DAMAGE_KINDS];
+    pthread_mutex_t damage_lock; /* result's damage, pending and the caller's damage() */
 };
 
 /* dr_vma_extract within another call of the job. resume: NULL = all zeros. */
@@ -163,6 +167,10 @@ int vma_read_work(void *user, struct dr_copy_item *item, uint8_t *const *buf, st
 int vma_damage(struct vma_read *x, enum dr_vma_damage_kind kind, unsigned id, uint64_t off,
                uint64_t len, const char *why, struct dr_error *err);
 void vma_damage_flush(struct vma_read *x);
+/* The slot comes from bytes that no checksum has vouched for; and: a checksum may have come, so
+ * that those before are as they were. By next only. */
+void vma_doubt_note(struct vma_read *x, const struct vma_slot *s);
+void vma_doubt_renew(struct vma_read *x);
 /* After the last extent: what no extent had. */
 int vma_damage_missing(struct vma_read *x, struct dr_error *err);
 __attribute__((format(printf, 2, 3))) void vma_read_message(const struct vma_read *x,

@@ -71,6 +71,8 @@ struct dr_seen_file {
 
 /* size, flags and writable may be read at any time; they change while no request is past the gate,
  * but for an image below the top: that is frozen while requests read it. */
+struct dr_unpack_damage;
+
 struct dr_image {
     const struct dr_format *fmt;
     void *state; /* the driver's */
@@ -81,6 +83,8 @@ struct dr_image {
                                it or file beside it that is the image (dr_image_enter) */
     unsigned n_files;
     const char *packer; /* files[0] is what this made smaller as a whole, unpacked; NULL = none */
+    struct dr_unpack_damage
+        *doubt;                /* SALVAGE: it could not be unpacked to its end; NULL = it was */
     struct dr_seen_file *seen; /* of each file, if others may write it; else NULL */
     _Atomic uint64_t size;     /* guest bytes */
     _Atomic unsigned flags;    /* enum dr_open_flag as they hold for this image */

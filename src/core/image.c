@@ -21,6 +21,7 @@ static void image_free(struct dr_image *image)
     free(image->member);
     free(image->backing_name);
     free(image->backing_format);
+    free(image->doubt);
     free(image);
 }
 

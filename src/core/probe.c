@@ -175,6 +175,7 @@ static int unpack(struct dr_image *image, const uint8_t *head, size_t got, const
                   const struct dr_format **fmt, struct dr_error *err)
 {
     struct dr_file *plain;
+    CLEANUP_FREE struct dr_unpack_damage *damage = NULL;
     int r = probe_inside(image, head, got, packer, fmt, err);
     if (r < 0 || ((*fmt)->flags & DR_FORMAT_MEMBERS)) /* archives unpack themselves */
         return r;
@@ -182,12 +183,15 @@ static int unpack(struct dr_image *image, const uint8_t *head, size_t got, const
         return dr_fail(err, EROFS,
                        "%s: is compressed by %s, so it can only be read: unpack it first",
                        image->path, packer);
-    r = dr_unpack(image->files[0], !((*fmt)->flags & DR_FORMAT_NO_PROBE), &plain, err);
+    if ((image->flags & DR_OPEN_SALVAGE) && !(damage = calloc(1, sizeof(*damage))))
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    r = dr_unpack(image->files[0], !((*fmt)->flags & DR_FORMAT_NO_PROBE), damage, &plain, err);
     if (r < 0)
         return r;
     dr_file_unref(image->files[0]);
     image->files[0] = plain;
     image->packer = packer;
+    image->doubt = damage && damage->why.errnum ? DR_STEAL(damage) : NULL;
     if (image->seen)
         image->seen[0] = (struct dr_seen_file){dr_file_mtime(plain), dr_file_size(plain)};
     return 0;
@@ -211,5 +215,7 @@ int dr_probe_image(struct dr_image *image, const struct dr_format **fmt, struct 
         return 0; /* an archive by its name */
     *fmt = (*fmt)->flags & DR_FORMAT_NO_PROBE ? NULL : *fmt;
     r = dr_unpack_head(file, head, sizeof(head), &got, &packer, err);
+    if (r == -EBADMSG && (image->flags & DR_OPEN_SALVAGE) && got > 0)
+        r = 0; /* what came in front of the damage */
     return r < 0 ? r : unpack(image, head, got, packer, fmt, err);
 }

@@ -5,6 +5,7 @@
 #include "ops/ops-internal.h"
 #include "ops/pipes.h"
 #include "ops/sequential.h"
+#include "storage/unpacked.h"
 
 #define SECTOR 512
 
@@ -45,6 +46,28 @@ static uint64_t length_of(const struct convert *c, size_t i)
     return to - from;
 }
 
+/* What was unpacked in front of damage is copied. Of a raw disk the offsets are known that may be
+ * wrong; in other formats a wrong byte may be one of the tables. */
+static void tell_doubtful(struct convert *c, const struct dr_disk *disk)
+{
+    for (size_t i = 0; i < disk->chain->n; i++) {
+        const struct dr_image *image = disk->chain->images[i];
+        const struct dr_unpack_damage *doubt = image->doubt;
+        if (!doubt)
+            continue;
+        bool raw = image->fmt->flags & DR_FORMAT_NO_PROBE;
+        uint64_t from = raw ? doubt->vouched : 0, to = raw ? doubt->came : dr_size(disk);
+        c->lost.any = true;
+        dr_job_message(c->job, "%s: all behind the first %llu bytes is lost", doubt->why.text,
+                       (unsigned long long)doubt->came);
+        if (from < to)
+            dr_job_message(c->job,
+                           "%s: %llu..%llu: taken, but may be wrong anywhere: the compressed "
+                           "stream is damaged",
+                           image->path, (unsigned long long)from, (unsigned long long)to);
+    }
+}
+
 static int open_sources(struct convert *c, const char *const *names, size_t n, struct dr_error *err)
 {
     c->sources = calloc(n, sizeof(struct dr_disk *));
@@ -57,6 +80,7 @@ static int open_sources(struct convert *c, const char *const *names, size_t n, s
         int r = dr_open_fs(c->fs, names[c->n], &open, &c->sources[c->n], err);
         if (r < 0)
             return r;
+        tell_doubtful(c, c->sources[c->n]);
         if (c->o->has_range && c->o->range_from > dr_size(c->sources[c->n]))
             dr_job_message(c->job, "%s: cannot skip to specified offset", names[c->n]);
         /* the next one begins with a sector */

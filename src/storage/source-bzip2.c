@@ -80,9 +80,12 @@ static int bzip2_read(void *state, struct source_in *in, uint8_t *buf, size_t le
         s->b.next_out = (char *)buf;
         s->b.avail_out = (unsigned)room;
         r = decompress_some(s, in, err);
+        left = s->b.avail_out;
+        *got = room - left;
         if (r < 0)
             return r;
-        left = s->b.avail_out;
+        if (!s->inside)
+            in->vouched = in->given + *got;
         if (in->end && s->inside && left == room)
             return dr_fail(err, EBADMSG,
                            "%s: ends at %llu inside its bzip2 data: the file was cut off", in->name,

@@ -22,7 +22,9 @@ struct source_in {
     uint64_t next;            /* offset in the container of what is behind buf[n] */
     uint8_t *buf;             /* SOURCE_PIECE */
     size_t at, n;
-    bool end; /* nothing comes behind buf[n] */
+    bool end;         /* nothing comes behind buf[n] */
+    uint64_t given;   /* plain bytes that all reads of the decoder before this one gave out */
+    uint64_t vouched; /* a checksum was right for the first so many plain bytes; the decoder's */
 };
 
 static inline uint64_t source_in_pos(const struct source_in *in)
@@ -39,8 +41,9 @@ struct source_codec {
     const char *name;
     bool (*knows)(const uint8_t *magic, size_t len); /* len <= SOURCE_MAGIC: all there is */
     int (*open)(const char *name, void **state, struct dr_error *err);
-    /* Some of the plain bytes (1..len); *got = 0: the end, and everything was complete. After a
-     * failure only close is called. */
+    /* Some of the plain bytes (1..len); *got = 0: the end, and everything was complete. *got is 0
+     * before the call. After a failure *got are those that came before it, and only close is
+     * called. */
     int (*read)(void *state, struct source_in *in, uint8_t *buf, size_t len, size_t *got,
                 struct dr_error *err);
     void (*close)(void *state);

@@ -52,13 +52,16 @@ static int next_member(struct gzip_state *g, struct source_in *in, struct dr_err
     return 0;
 }
 
-static int inflate_some(struct gzip_state *g, struct source_in *in, struct dr_error *err)
+static int inflate_some(struct gzip_state *g, struct source_in *in, size_t room,
+                        struct dr_error *err)
 {
     g->z.next_in = in->buf + in->at;
     g->z.avail_in = (uInt)(in->n - in->at);
     int z = inflate(&g->z, Z_NO_FLUSH);
     in->at = in->n - g->z.avail_in;
     g->inside = z != Z_STREAM_END;
+    if (z == Z_STREAM_END)
+        in->vouched = in->given + (room - g->z.avail_out);
     if (z == Z_OK || z == Z_STREAM_END || z == Z_BUF_ERROR)
         return 0;
     return dr_fail(err, EBADMSG, "%s: damaged gzip data before offset %llu: %s", in->name,
@@ -78,7 +81,8 @@ static int gzip_read(void *state, struct source_in *in, uint8_t *buf, size_t len
             return r;
         if (in->end && !g->inside)
             break;
-        r = g->inside ? inflate_some(g, in, err) : next_member(g, in, err);
+        r = g->inside ? inflate_some(g, in, room, err) : next_member(g, in, err);
+        *got = room - g->z.avail_out; /* also where the checksum behind them is wrong */
         if (r < 0)
             return r;
         if (in->end && g->inside && g->z.avail_out == room)

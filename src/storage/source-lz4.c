@@ -5,11 +5,13 @@
 #include "storage/source-codec.h"
 
 #define FRAME_MAGIC  0x184d2204u
+#define FIRST        7u          /* the shortest header */
 #define LEGACY_MAGIC 0x184c2102u /* what the Linux kernel is packed with */
 
 struct lz4_state {
     LZ4F_dctx *ctx;
-    bool inside; /* a frame has begun and not ended */
+    bool inside;   /* a frame has begun and not ended */
+    size_t wanted; /* bytes up to where the decoder would like to be asked again; 0 = not known */
 };
 
 /* A frame to be skipped in front has the magic of zstd's, which passes over it. */
@@ -59,13 +61,18 @@ static int lz4_read(void *state, struct source_in *in, uint8_t *buf, size_t len,
             return r;
         if (in->end && !s->inside)
             break;
-        size_t taken = in->n - in->at;
+        /* No more than it wants at once: that is one block, and the checksum of all blocks comes
+         * by itself, so that a wrong one takes no plain bytes with it. */
+        size_t taken = dr_min(in->n - in->at, s->wanted ? s->wanted : FIRST);
         made = len;
         size_t left = LZ4F_decompress(s->ctx, buf, &made, in->buf + in->at, &taken, NULL);
         if (LZ4F_isError(left))
             return failed(in, left, err);
         in->at += taken;
         s->inside = left != 0;
+        s->wanted = left;
+        if (left == 0)
+            in->vouched = in->given + made;
         if (in->end && s->inside && made == 0)
             return dr_fail(err, EBADMSG,
                            "%s: ends at %llu inside an lz4 frame: the file was cut off", in->name,

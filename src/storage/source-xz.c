@@ -75,6 +75,9 @@ static int xz_read(void *state, struct source_in *in, uint8_t *buf, size_t len, 
         lzma_ret x = lzma_code(&s->x, in->end ? LZMA_FINISH : LZMA_RUN);
         in->at = in->n - s->x.avail_in;
         s->ended = x == LZMA_STREAM_END;
+        *got = len - s->x.avail_out;
+        if (s->ended)
+            in->vouched = in->given + *got;
         if (in->end && (x == LZMA_BUF_ERROR || (x == LZMA_OK && s->x.avail_out == len)))
             return dr_fail(err, EBADMSG,
                            "%s: ends at %llu inside its xz data: the file was cut off", in->name,

@@ -7,10 +7,12 @@
 
 /* Windows up to 128 MiB, as zstd itself reads without being asked; that bounds the memory. */
 #define WINDOW_LOG_MAX 27
+#define FIRST          5u /* magic and descriptor */
 
 struct zstd_state {
     ZSTD_DStream *stream;
-    bool inside; /* a frame has begun and not ended */
+    bool inside;   /* a frame has begun and not ended */
+    size_t wanted; /* bytes up to where the decoder would like to be asked again; 0 = not known */
 };
 
 static bool zstd_knows(const uint8_t *magic, size_t len)
@@ -60,7 +62,10 @@ static int zstd_read(void *state, struct source_in *in, uint8_t *buf, size_t len
             return r;
         /* Call the decoder at the end of input too: it may hold bytes that did not fit the last
          * time. */
-        ZSTD_inBuffer piece = {.src = in->buf + in->at, .size = in->n - in->at};
+        /* No more than it wants at once: that is one block, and the checksum of the frame comes by
+         * itself, so that a wrong one takes no plain bytes with it. */
+        size_t most = dr_min(in->n - in->at, z->wanted ? z->wanted : FIRST);
+        ZSTD_inBuffer piece = {.src = in->buf + in->at, .size = most};
         if (in->end && !z->inside)
             break;
         size_t left = ZSTD_decompressStream(z->stream, &out, &piece);
@@ -68,6 +73,9 @@ static int zstd_read(void *state, struct source_in *in, uint8_t *buf, size_t len
         if (ZSTD_isError(left))
             return failed(in, left, err);
         z->inside = left != 0;
+        z->wanted = left;
+        if (left == 0)
+            in->vouched = in->given + out.pos;
         if (in->end && z->inside && out.pos == 0)
             return dr_fail(err, EBADMSG,
                            "%s: ends at %llu inside a zstd frame: the file was cut off", in->name,

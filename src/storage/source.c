@@ -270,6 +270,11 @@ uint64_t dr_source_pos(const struct dr_source *s)
     return s->pos;
 }
 
+uint64_t dr_source_vouched(const struct dr_source *s)
+{
+    return s->codec && !s->plain ? dr_min(s->in.vouched, s->pos) : s->pos;
+}
+
 /* ------------------------------------------------------------------ read */
 
 /* Take the bytes that look_at_magic() buffered, then read exactly what was asked for: another
@@ -300,9 +305,12 @@ static int read_decoded(struct dr_source *s, uint8_t *buf, size_t len, size_t *g
         return dr_fail(err, s->failed.errnum, "%s", s->failed.text);
     for (size_t n = 1; *got < len && n > 0; *got += n) {
         n = 0;
+        s->in.given = s->pos + *got;
         int r = s->codec->read(s->state, &s->in, buf + *got, len - *got, &n, &s->failed);
-        if (r < 0)
+        if (r < 0) {
+            *got += n;
             return dr_fail(err, -r, "%s", s->failed.text);
+        }
     }
     return 0;
 }

@@ -36,6 +36,9 @@ void dr_source_stop_by(struct dr_source *s, const volatile int *stop);
 uint64_t dr_source_stored_pos(const struct dr_source *s);
 /* Plain bytes taken so far. */
 uint64_t dr_source_pos(const struct dr_source *s);
+/* The first so many plain bytes are as they were packed: a checksum said so. Those behind, up to
+ * dr_source_pos(), may be wrong anywhere once a read has failed. */
+uint64_t dr_source_vouched(const struct dr_source *s);
 /* Pass over len bytes: free where the source can seek. Less than len: the end, in *skipped.
  * Failures as with dr_source_read. */
 int dr_source_skip(struct dr_source *s, uint64_t len, uint64_t *skipped, struct dr_error *err);

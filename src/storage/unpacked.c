@@ -18,8 +18,9 @@
 struct unpacked {
     struct dr_file base;
     const char *packer;
-    _Atomic int fd;       /* the temporary file that has all bytes, or -1 */
-    pthread_mutex_t lock; /* all below, and the making of the temporary file */
+    struct dr_unpack_damage *damage; /* while it is opened; NULL = damage is a failure */
+    _Atomic int fd;                  /* the temporary file that has all bytes, or -1 */
+    pthread_mutex_t lock;            /* all below, and the making of the temporary file */
     struct dr_source *source;
     uint8_t
         *window;  /* the byte at offset i is at i % WINDOW, for the last WINDOW bytes before pos */
@@ -114,6 +115,16 @@ static void tell(const struct unpacked *u)
 
 /* ------------------------------------------------------------------ one pass over all */
 
+/* The bytes in front of the damage are taken. */
+static int note_damage(struct dr_unpack_damage *damage, const struct dr_source *source,
+                       const struct dr_error *why)
+{
+    damage->vouched = dr_source_vouched(source);
+    damage->came = dr_source_pos(source);
+    damage->why = *why;
+    return 0;
+}
+
 /* Decode everything, into fd unless that is negative. *size: how much it was. */
 static int pass(const struct unpacked *u, int fd, uint64_t *size, struct dr_error *err)
 {
@@ -127,7 +138,12 @@ static int pass(const struct unpacked *u, int fd, uint64_t *size, struct dr_erro
     if (r == 0)
         dr_source_stop_by(source, unpacking.stop);
     for (bool told = fd < 0; r == 0 && got == PIECE;) {
-        r = dr_source_read(source, buf, PIECE, &got, err);
+        struct dr_error why = DR_ERROR_INIT;
+        r = dr_source_read(source, buf, PIECE, &got, &why);
+        if (r == -EBADMSG && u->damage)
+            r = note_damage(u->damage, source, &why);
+        else if (r < 0)
+            dr_fail(err, -r, "%s", why.text);
         if (r == 0 && fd >= 0 && (r = write_piece(fd, buf, got, *size)) < 0)
             r = cannot_keep(u, r, err);
         *size += got;
@@ -361,7 +377,8 @@ int dr_unpack_head(struct dr_file *f, uint8_t *head, size_t len, size_t *got, co
 }
 
 static int open_in_order(struct dr_file *f, const char *packer, bool at_random,
-                         struct dr_file **plain, struct dr_error *err)
+                         struct dr_unpack_damage *damage, struct dr_file **plain,
+                         struct dr_error *err)
 {
     struct unpacked *u = calloc(1, sizeof(*u));
     uint64_t size = 0;
@@ -370,6 +387,7 @@ static int open_in_order(struct dr_file *f, const char *packer, bool at_random,
     pthread_mutex_init(&u->lock, NULL);
     atomic_init(&u->fd, -1);
     u->packer = packer;
+    u->damage = damage;
     u->base = (struct dr_file){
         .ops = &unpacked_ops,
         .under = dr_file_ref(f),
@@ -379,18 +397,20 @@ static int open_in_order(struct dr_file *f, const char *packer, bool at_random,
     };
     int r = u->base.path ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", f->path);
     if (r == 0)
-        r = at_random ? keep(u, &size, err) : pass(u, -1, &size, err);
+        r = at_random || damage ? keep(u, &size, err) : pass(u, -1, &size, err);
     if (r < 0) {
         unpacked_close(&u->base);
         return r;
     }
     u->base.size = size;
+    u->damage = NULL;
     return dr_file_adopt(&u->base, f->flags & (DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK), plain, err);
 }
 
-int dr_unpack(struct dr_file *f, bool at_random, struct dr_file **plain, struct dr_error *err)
+int dr_unpack(struct dr_file *f, bool at_random, struct dr_unpack_damage *damage,
+              struct dr_file **plain, struct dr_error *err)
 {
     const char *packer = NULL;
     int r = dr_source_indexed_file(f, plain, &packer, err);
-    return r == -ENOTSUP ? open_in_order(f, packer, at_random, plain, err) : r;
+    return r == -ENOTSUP ? open_in_order(f, packer, at_random, damage, plain, err) : r;
 }

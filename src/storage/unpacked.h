@@ -17,9 +17,20 @@
 int dr_unpack_head(struct dr_file *f, uint8_t *head, size_t len, size_t *got, const char **packer,
                    struct dr_error *err);
 
+/* Where the packed bytes could not be decoded to their end. */
+struct dr_unpack_damage {
+    uint64_t
+        vouched; /* plain bytes that a checksum was right for; those behind may be wrong anywhere */
+    uint64_t came; /* plain bytes that there are */
+    struct dr_error why;
+};
+
 /* The plain bytes of f, which is packed, as a file: a new reference. It has the id of f, and fs
- * NULL. at_random: its reader will jump about. -EBADMSG: damaged or cut off; -ENOSPC: no room for
- * the temporary file; -ECANCELED: dr_set_unpacking() said so. */
-int dr_unpack(struct dr_file *f, bool at_random, struct dr_file **plain, struct dr_error *err);
+ * NULL. at_random: its reader will jump about. damage: NULL, or what came in front of damage is the
+ * file, and why.errnum tells whether there was some; pieces of an indexed file that are damaged
+ * fail when they are read. -EBADMSG: damaged or cut off; -ENOSPC: no room for the temporary file;
+ * -ECANCELED: dr_set_unpacking() said so. */
+int dr_unpack(struct dr_file *f, bool at_random, struct dr_unpack_damage *damage,
+              struct dr_file **plain, struct dr_error *err);
 
 #endif

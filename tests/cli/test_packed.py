@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import random
+import re
 import shutil
 import subprocess
 import zipfile
@@ -199,3 +200,51 @@ def test_damage_anywhere_gives_the_right_bytes_or_a_refusal(t, kind, inner):
         cut = tell(t, "x." + kind, whole[:at])
         assert cut in (None, disk) or (at < 9 and cut.startswith(whole[:at])), at
     assert refused > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_salvage_keeps_what_was_unpacked_and_tells_what_may_be_wrong(t, kind):
+    disk = random.Random(5).randbytes(3 * MIB)
+    whole = bytearray(PACKERS[kind](disk))
+    whole[len(whole) // 2] ^= 0x40
+    (t.dir / "x").write_bytes(whole)
+    assert t.drover("convert", "-O", "raw", "x", "o.raw").code == 1
+    got = t.drover("convert", "--salvage", "-O", "raw", "x", "o.raw")
+    assert got.code == 3, got
+    came = (t.dir / "o.raw").read_bytes()
+    doubtful = [range(int(a), int(b)) for a, b in re.findall(r"(\d+)\.\.(\d+): taken, but may be wrong anywhere", got.err)]
+    kept = int(re.search(r"behind the first (\d+) bytes is lost", got.err)[1])
+    assert kept >= MIB and len(came) == kept + -kept % 512
+    wrong = [at for at in range(kept) if came[at] != disk[at]] if came[:kept] != disk[:kept] else []
+    assert all(any(at in r for r in doubtful) for at in wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_salvage_of_what_was_cut_off_keeps_what_is_there(t, kind):
+    disk = random.Random(6).randbytes(3 * MIB)
+    whole = PACKERS[kind](disk)
+    (t.dir / "x").write_bytes(whole[:len(whole) * 2 // 3])
+    got = t.drover("convert", "--salvage", "-O", "raw", "x", "o.raw")
+    assert got.code == 3 and "cut off" in got.err, got
+    came = (t.dir / "o.raw").read_bytes().rstrip(b"\0")
+    assert len(came) > MIB and disk.startswith(came)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_salvage_of_a_packed_archive_tells_which_ranges_may_be_wrong(t, kind):
+    disk = random.Random(7).randbytes(3 * MIB)
+    (t.dir / "d.raw").write_bytes(disk)
+    t.ok("vma", "create", "-q", "--no-sums", "-d", "drive-scsi0=d.raw", "a.vma")
+    whole = bytearray(PACKERS[kind]((t.dir / "a.vma").read_bytes()))
+    whole[len(whole) // 2] ^= 0x40
+    (t.dir / "x").write_bytes(whole)
+    got = t.drover("vma", "extract", "--salvage", "--json", "x", "o")
+    assert got.code == 3, got
+    damage = json.loads(got.out)["damage"]
+    came = (t.dir / "o" / "drive-scsi0.raw").read_bytes()
+    told = [range(d["offset"], d["offset"] + d["length"]) for d in damage if d.get("disk")]
+    assert all(any(at in r for r in told) for at in range(len(disk)) if came[at] != disk[at])
+    if kind in ("gz", "zst", "xz", "lz4"):  # one flipped byte of what was stored as it is
+        assert "doubtful" in [d["kind"] for d in damage] and not [d for d in damage if d["kind"] == "missing"]
+    text = t.drover("vma", "verify", "x")
+    assert text.code == 2 and "No problems" not in text.out

@@ -8,7 +8,7 @@ static const char *kind_name(enum dr_vma_damage_kind kind)
     static const char *const names[] = {
         [DR_VMA_MISSING] = "missing",   [DR_VMA_DUPLICATE] = "duplicate",
         [DR_VMA_CHECKSUM] = "checksum", [DR_VMA_DIFFERS] = "differs",
-        [DR_VMA_EXTENT] = "extent",
+        [DR_VMA_EXTENT] = "extent",     [DR_VMA_DOUBTFUL] = "doubtful",
     };
 
     return (size_t)kind < sizeof(names) / sizeof(names[0]) ? names[kind] : "damage";
@@ -22,6 +22,7 @@ static const char *kind_text(enum dr_vma_damage_kind kind)
         [DR_VMA_CHECKSUM] = "not what the checksums say",
         [DR_VMA_DIFFERS] = "not what the disk compared with holds",
         [DR_VMA_EXTENT] = "not a valid part of an archive",
+        [DR_VMA_DOUBTFUL] = "taken, but may be wrong anywhere: the compressed stream is damaged",
     };
 
     return (size_t)kind < sizeof(texts) / sizeof(texts[0]) ? texts[kind] : "damaged";
@@ -80,6 +81,7 @@ void vma_damage_json(json_t *object, const struct vma_damage *d,
     set(object, "checksum-bytes", result->checksum_bytes);
     set(object, "different-bytes", result->different_bytes);
     set(object, "extent-bytes", result->extent_bytes);
+    set(object, "doubtful-bytes", result->doubtful_bytes);
     json_object_set_new(object, "sums-used", json_boolean(result->sums_used));
     json_object_set(object, "damage", d->array);
 }
