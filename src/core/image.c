@@ -341,11 +341,10 @@ static int put_in_front(struct dr_image *image, struct dr_file *file, struct dr_
     return 0;
 }
 
-static int member_driver(const struct dr_image *image, const struct dr_format **fmt,
-                         struct dr_error *err)
+static int member_driver(struct dr_image *image, const struct dr_format **fmt, struct dr_error *err)
 {
     *fmt = image->member_format ? dr_format_find(image->member_format) : NULL;
-    int r = *fmt ? 0 : dr_probe_file(image->files[0], image->path, fmt, err);
+    int r = dr_probe_image(image, fmt, err);
     if (r == 0 && ((*fmt)->flags & DR_FORMAT_MEMBERS))
         return dr_fail(err, ENOTSUP, "%s: is an archive (%s) inside an archive", image->path,
                        (*fmt)->name);

@@ -199,9 +199,6 @@ int dr_gate_pass_further(const struct dr_gate *gate, const char *from, const cha
 int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                   struct dr_chain **chain, struct dr_error *err);
 
-/* The format of what the file holds. (probe.c) */
-int dr_probe_file(struct dr_file *file, const char *path, const struct dr_format **fmt,
-                  struct dr_error *err);
 /* The format of an image whose file is open, unless *fmt says it; what is packed as a whole is
  * replaced by its plain bytes. (probe.c) */
 int dr_probe_image(struct dr_image *image, const struct dr_format **fmt, struct dr_error *err);

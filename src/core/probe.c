@@ -122,15 +122,6 @@ int dr_probe_bytes(const uint8_t *head, size_t got, const char *path, const stru
     return *fmt ? 0 : dr_fail(err, EINVAL, "%s: no known image format", path);
 }
 
-int dr_probe_file(struct dr_file *file, const char *path, const struct dr_format **fmt,
-                  struct dr_error *err)
-{
-    uint8_t head[HEAD];
-    size_t got;
-    int r = dr_file_pread_short(file, head, 0, sizeof(head), &got, err);
-    return r < 0 ? r : dr_probe_bytes(head, got, path, fmt, err);
-}
-
 int dr_probe(struct dr_fs *fs, const char *path, unsigned file_flags, const struct dr_format **fmt,
              struct dr_error *err)
 {
