@@ -144,8 +144,8 @@ struct dr_prune_step {
 struct dr_prune_options {
     struct dr_open_options open; /* how to open the backups; their formats are the set's */
     unsigned keep;               /* the newest ones of each series, at least 1 */
-    const char *like; /* only the series of this backup; NULL = all. What an interrupted call was
-                         removing goes in each case */
+    const char *like; /* only the series of this backup, or of its archive's disks; NULL = all. What
+                         an interrupted call was removing goes in each case */
     bool dry_run;     /* only tell */
     void (*tell)(void *user, const struct dr_prune_step *step); /* NULL, or: of each step */
     void *user;

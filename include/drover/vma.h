@@ -231,6 +231,10 @@ struct dr_vma_create_options {
      * another operation changes the images of a disk. */
     bool at_instant;
     struct dr_backup_spill spill; /* at_instant; of all disks */
+    /* at_instant, an archive in a new file: NULL, or the path of a set of backups (drover/backup.h)
+     * that lists each disk as ARCHIVE#DISK. It is made if it is not there. -EEXIST: it has one of
+     * these names. After a failure there is neither archive nor entry. */
+    const char *set;
     uint64_t
         *zero_so_far; /* NULL, or zeros among what is done: up to date when progress is called */
 };

@@ -18,13 +18,18 @@ static void free_room(struct vma_append_room *room)
     free(room);
 }
 
-void vma_append_end(struct vma_append *a)
+static void free_all(struct vma_append_room *room)
 {
-    while (a->idle) {
-        struct vma_append_room *room = a->idle;
-        a->idle = room->next;
+    for (struct vma_append_room *next; room; room = next) {
+        next = room->next;
         free_room(room);
     }
+}
+
+void vma_append_end(struct vma_append *a)
+{
+    free_all(a->idle);
+    free_all(a->stuck);
     pthread_cond_destroy(&a->turn);
     pthread_mutex_destroy(&a->lock);
 }
@@ -59,6 +64,39 @@ void vma_append_give(struct vma_append *a, struct vma_append_room *room)
     DR_LOCK_SCOPE(&a->lock);
     room->next = a->idle;
     a->idle = room;
+}
+
+void vma_append_keep(struct vma_append *a, struct vma_append_room *room, const void *whose,
+                     uint64_t id)
+{
+    if (!room->is_stuck) {
+        vma_append_give(a, room);
+        return;
+    }
+    DR_LOCK_SCOPE(&a->lock);
+    room->whose = whose;
+    room->id = id;
+    room->next = a->stuck;
+    a->stuck = room;
+}
+
+struct vma_append_room *vma_append_stuck(struct vma_append *a, const void *whose, uint64_t id)
+{
+    DR_LOCK_SCOPE(&a->lock);
+    struct vma_append_room **at = &a->stuck;
+    while (*at && ((*at)->whose != whose || (*at)->id != id))
+        at = &(*at)->next;
+    struct vma_append_room *room = *at;
+    if (room)
+        *at = room->next;
+    return room;
+}
+
+int vma_append_again(struct vma_append *a, struct vma_append_room *room, struct dr_error *err)
+{
+    int r = dr_file_pwrite(a->out->file, room->bytes, room->place, room->len, err);
+    room->is_stuck = r < 0;
+    return r;
 }
 
 /* ------------------------------------------------------------------ adding */
@@ -150,10 +188,14 @@ int vma_append(struct vma_append *a, struct vma_append_room *room, size_t len, s
         r = take_place(a, &piece, &place, err);
     if (r < 0)
         return r;
+    if (a->out->file) {
+        room->bytes = piece.bytes;
+        room->len = piece.len;
+        room->place = place;
+        return vma_append_again(a, room, err);
+    }
     r = still_good(a, err);
-    if (r == 0 && a->out->file)
-        r = dr_file_pwrite(a->out->file, piece.bytes, place, piece.len, err);
-    else if (r == 0)
+    if (r == 0)
         r = vma_output_write(a->out, piece.bytes, piece.len, err);
     end_turn(a, r);
     return r;

@@ -53,42 +53,60 @@ static uint64_t bytes_of(const struct dr_vma_disk *disk, const struct vma_slot *
     return bytes;
 }
 
-static int add_extent(struct member *m, uint64_t off, uint64_t len, const uint8_t *data,
-                      struct vma_append_room *room, struct dr_error *err)
+/* The extent of the clusters [off, off+len). *end: behind its last byte; NULL: all are zeros. */
+static int make_extent(const struct member *m, uint64_t off, uint64_t len, const uint8_t *data,
+                       struct vma_append_room *room, uint8_t **end, uint64_t *stored,
+                       struct dr_error *err)
 {
     struct vma_slot slot[CLUSTERS];
-    uint8_t *end = room->plain + VMA_EXTENT_HEADER;
-    uint64_t stored = 0;
     unsigned n = 0;
+    *end = room->plain + VMA_EXTENT_HEADER;
+    *stored = 0;
     for (uint64_t done = 0; done < len; done += DR_VMA_CLUSTER) {
         slot[n] = (struct vma_slot){.id = (uint8_t)m->disk->id,
                                     .cluster = (uint32_t)((off + done) / DR_VMA_CLUSTER)};
-        end = put_cluster(end, data + done, (size_t)dr_min(DR_VMA_CLUSTER, len - done),
-                          &slot[n].mask);
+        *end = put_cluster(*end, data + done, (size_t)dr_min(DR_VMA_CLUSTER, len - done),
+                           &slot[n].mask);
         if (slot[n].mask == 0)
             continue; /* it comes at the end */
-        stored += bytes_of(m->disk, &slot[n]);
+        *stored += bytes_of(m->disk, &slot[n]);
         n++;
     }
-    if (n == 0)
-        return 0;
-    int r = vma_extent_build(slot, n, m->run->x->header->uuid, room->plain, err);
-    if (r == 0)
-        r = vma_append(&m->run->append, room, (size_t)(end - room->plain), VMA_EXTENT_HEADER, err);
-    if (r == 0)
+    if (n > 0)
+        return vma_extent_build(slot, n, m->run->x->header->uuid, room->plain, err);
+    *end = NULL;
+    return 0;
+}
+
+static int add_extent(struct member *m, uint64_t off, uint64_t len, const uint8_t *data,
+                      struct vma_append_room *room, struct dr_error *err)
+{
+    uint8_t *end;
+    uint64_t stored;
+    int r = make_extent(m, off, len, data, room, &end, &stored, err);
+    if (r < 0 || !end)
+        return r;
+    r = vma_append(&m->run->append, room, (size_t)(end - room->plain), VMA_EXTENT_HEADER, err);
+    if (r == 0 || room->is_stuck)
         atomic_fetch_add(&m->stored, stored);
     return r;
 }
 
-/* Of struct dr_frozen. */
+/* Of struct dr_frozen. What could not be written comes again, if whoever made the job wants that.
+ */
 static int put(void *user, uint64_t off, uint64_t len, const uint8_t *data, struct dr_error *err)
 {
     struct member *m = user;
-    struct vma_append_room *room = vma_append_take(&m->run->append, ROOM);
-    if (!room)
+    struct vma_append *append = &m->run->append;
+    struct vma_append_room *room = vma_append_stuck(append, m, off);
+    int r;
+    if (room)
+        r = vma_append_again(append, room, err);
+    else if ((room = vma_append_take(append, ROOM)))
+        r = add_extent(m, off, len, data, room, err);
+    else
         return dr_fail(err, ENOMEM, "out of memory for an extent");
-    int r = add_extent(m, off, len, data, room, err);
-    vma_append_give(&m->run->append, room);
+    vma_append_keep(append, room, m, off);
     return r < 0 ? dr_prefix(err, r, "disk '%s' at offset %" PRIu64, m->disk->name, off) : 0;
 }
 
@@ -104,7 +122,10 @@ struct zeros {
 
 static int add_zeros(struct zeros *z, struct dr_error *err)
 {
-    int r = z->len > 0 ? vma_append(&z->run->append, z->room, z->len, z->len, err) : 0;
+    struct vma_append *append = &z->run->append;
+    int r = z->len > 0 ? vma_append(append, z->room, z->len, z->len, err) : 0;
+    while (r < 0 && z->room->is_stuck && (r = dr_job_after_failure(z->run->x->job, r, err)) == 0)
+        r = vma_append_again(append, z->room, err);
     z->len = 0;
     return r;
 }
@@ -159,6 +180,7 @@ static int begin(struct member *m, struct dr_disk *disk, struct dr_error *err)
     m->frozen = (struct dr_frozen){.disk = disk,
                                    .size = m->sums.size,
                                    .put = put,
+                                   .put_again = m->run->x->out->file,
                                    .user = m,
                                    .sums = &m->sums,
                                    .spill = m->run->spill};

@@ -16,6 +16,7 @@
 #include "archive/leftovers.h"
 #include "archive/vma-extents.h"
 #include "archive/vma-instant.h"
+#include "archive/vma-listed.h"
 #include "archive/vma-write.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
@@ -49,6 +50,7 @@ struct writer {
     struct vma_sums *sums;
     struct vma_frames *frames;
     struct vma_output out;
+    struct vma_listed listed; /* with a set */
 };
 
 static int no_memory(const struct writer *w, struct dr_error *err)
@@ -374,6 +376,14 @@ static int write_file(struct writer *w, struct dr_file *file, struct dr_error *e
     return r == 0 && w->sums_give_way ? drop_stale(w, w->sums_path, err) : r;
 }
 
+/* There is to be no archive that its set does not list. */
+static void take_back(struct writer *w)
+{
+    w->fs->ops->unlink(w->fs, w->path, NULL);
+    if (w->sums)
+        w->fs->ops->unlink(w->fs, w->sums_path, NULL);
+}
+
 /* The archive stays locked until its checksums have their name: nobody else may replace it. */
 static int replace(struct writer *w, struct dr_error *err)
 {
@@ -382,10 +392,18 @@ static int replace(struct writer *w, struct dr_error *err)
     if (r < 0)
         return r;
     r = write_file(w, archive.file, err);
+    if (r == 0 && w->options->set)
+        r = vma_listed_announce(&w->listed, w->fs, w->path, archive.temp, w->options, w->instants,
+                                err);
     if (r == 0)
         r = dr_temp_publish(&archive, err);
     if (r == 0)
         r = publish_sums(w, err);
+    if (r == 0)
+        r = vma_listed_confirm(&w->listed, err);
+    if (r < 0 && w->listed.announced && !archive.temp && !w->listed.naming.confirmed)
+        take_back(w);
+    vma_listed_end(&w->listed);
     dr_temp_end(&archive);
     return r;
 }
@@ -594,11 +612,23 @@ static void unclaim_disks(struct writer *w)
         dr_disk_unclaim(w->options->disks[--w->n_claimed].disk);
 }
 
+static int begin_listed(struct writer *w, struct dr_error *err)
+{
+    const struct dr_vma_create_options *o = w->options;
+    if (!w->to_file || !o->at_instant || o->replace)
+        return dr_fail(err, EINVAL,
+                       "%s: a set lists backups at one instant into new files, and nothing else",
+                       w->path);
+    return vma_listed_begin(&w->listed, w->fs, w->path, o, w->job, err);
+}
+
 static int create(struct writer *w, struct dr_error *err)
 {
     enum place place = place_of(w);
     w->to_file = place == PLACE_FILE;
-    int r = w->options->at_instant ? claim_disks(w, err) : 0;
+    int r = w->options->set ? begin_listed(w, err) : 0;
+    if (r == 0 && w->options->at_instant)
+        r = claim_disks(w, err);
     if (r == 0)
         r = make_header(w, err);
     if (r == 0)

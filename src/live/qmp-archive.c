@@ -57,6 +57,7 @@ int live_archive_run(struct live_job *job, struct dr_error *err)
                                                   .level = a->level,
                                                   .no_sums = a->no_sums,
                                                   .at_instant = true,
+                                                  .set = o->set,
                                                   .spill = live_spill(o)};
     return dr_vma_create(o->target, &options, job->job, NULL, err);
 }
@@ -212,7 +213,7 @@ static int read_order(struct dr_live *live, json_t *args, struct live_order *ord
                       struct qmp_error *err)
 {
     struct live_archive *a = order->archive = calloc(1, sizeof(*a));
-    const char *target = qmp_string(args, "target");
+    const char *target = qmp_string(args, "target"), *set = qmp_string(args, "x-set");
     if (!a)
         return out_of_memory(err);
     int r = add_disks(live, a, json_object_get(args, "devices"), err);
@@ -224,10 +225,13 @@ static int read_order(struct dr_live *live, json_t *args, struct live_order *ord
         r = live_gate(live, a->on[i], target, &err->text);
     if (r == 0)
         r = qmp_spill(live, a->on[0], args, order, err);
+    for (size_t i = 0; set && r == 0 && i < a->n; i++)
+        r = live_gate(live, a->on[i], set, &err->text);
     if (r < 0)
         return r;
     order->target = live_full_path(a->on[0], target);
-    return order->target ? 0 : out_of_memory(err);
+    order->set = set ? live_full_path(a->on[0], set) : NULL;
+    return order->target && (order->set || !set) ? 0 : out_of_memory(err);
 }
 
 /* No other job may be at work on one of the disks; later ones see that this one is. */
@@ -270,6 +274,9 @@ const struct qmp_command qmp_archive_commands[] = {
       {"compression", 's', false},
       {"level", 'n', false},
       {"sums", 'b', false},
+      {"x-set", 's', false},
+      {"on-source-error", 's', false},
+      {"on-target-error", 's', false},
       {"x-spill", 's', false},
       {"x-spill-size", 'n', false},
       {"x-when-full", 's', false},

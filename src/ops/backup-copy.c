@@ -484,7 +484,7 @@ int dr_frozen_copy(struct dr_frozen *f, uint64_t before, uint64_t after, struct 
         .user = f,
         .next = frozen_next,
         .work = frozen_work,
-        .repeat = f->put ? DR_COPY_ONCE : DR_COPY_RETRY,
+        .repeat = f->put && !f->put_again ? DR_COPY_ONCE : DR_COPY_RETRY,
         .buffers = 1,
         .buffer_size = DR_STOCK_BUFFER,
         .depth = dr_stock_depth_of_two(f->chain, f->target),

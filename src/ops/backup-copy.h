@@ -37,6 +37,7 @@ struct dr_frozen {
      * only summed. */
     struct dr_chain *target;
     int (*put)(void *user, uint64_t off, uint64_t len, const uint8_t *data, struct dr_error *err);
+    bool put_again; /* what it has failed to do may be tried again, with the same arguments */
     /* NULL, or called at the instant, first of all: it may still set what `changed` points to. */
     int (*at_instant)(void *user, struct dr_chain *present, struct dr_error *err);
     void *user;

@@ -93,6 +93,32 @@ static int look_inside(struct dr_merge *m, size_t at, struct dr_image *image, bo
     return r;
 }
 
+/* All disks of an archive leave together. */
+static int look_at_archive(struct dr_merge *m, size_t at, bool exclusive, struct dr_error *err)
+{
+    const struct dr_backup_entry *e = m->gone[at];
+    CLEANUP_FREE char *path = dr_set_main_file(m->fs, m->set, e);
+    CLEANUP_FILE struct dr_file *file = NULL;
+    uint64_t bytes = 0;
+    if (!path)
+        return no_memory(m, err);
+    bool there = dr_fs_exists(m->fs, path);
+    int r = there ? dr_gate_check(m->fs, m->set, path, m->open, err)
+                  : dr_gate_check_new(m->fs, m->set, path, m->open, err);
+    if (r == 0 && there) {
+        r = dr_file_open(m->fs, path,
+                         exclusive ? DR_FILE_RDWR : DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &file,
+                         err);
+        if (r == 0)
+            r = dr_file_usage(file, &bytes, err);
+    }
+    if (r < 0)
+        return r;
+    m->freed += at == 0 ? bytes : 0;
+    return there && !e->leaving ? add_file(m, &m->files[at], 0, path, err)
+                                : noted_files(m, at, err);
+}
+
 /* A file that somebody has removed by hand is no obstacle, unless the kept one needs it. */
 static int look_at_gone(struct dr_merge *m, size_t at, bool exclusive, struct dr_error *err)
 {
@@ -100,6 +126,8 @@ static int look_at_gone(struct dr_merge *m, size_t at, bool exclusive, struct dr
     CLEANUP_FREE char *path = NULL;
     CLEANUP_IMAGE struct dr_image *image = NULL;
     struct dr_error why = DR_ERROR_INIT;
+    if (dr_set_in_archive(e))
+        return look_at_archive(m, at, exclusive, err);
     int r = path_of(m, e, &path, err);
     if (r < 0)
         return r;
@@ -153,13 +181,14 @@ static int refuse_strangers(const struct dr_merge *m, struct dr_error *err)
     int r = 0;
     for (size_t i = 0; r == 0 && i < m->n; i++) {
         CLEANUP_FREE char *path = dr_set_path(m->set, m->gone[i]), *names = NULL;
+        CLEANUP_FREE char *file = dr_set_main_file(m->fs, m->set, m->gone[i]);
         struct dr_file_id id;
-        if (!path)
+        if (!path || !file)
             r = no_memory(m, err);
         else if (dr_name_identify(m->fs, path, &id, NULL) < 0)
             continue;
         if (r == 0)
-            r = dr_scan_beside(&scan, m->fs, path, m->open, err);
+            r = dr_scan_beside(&scan, m->fs, file, m->open, err);
         if (r == 0 && !(names = list_strangers(m, &scan, id)))
             r = no_memory(m, err);
         if (r == 0 && *names)
@@ -405,6 +434,14 @@ static int unlink_beside(const struct dr_merge *m, const char *path, struct dr_e
     return r < 0 ? r : m->fs->ops->sync_dir(m->fs, path, err);
 }
 
+static int remove_archive(const struct dr_merge *m, const struct dr_backup_entry *e,
+                          struct dr_error *err)
+{
+    CLEANUP_FREE char *path = dr_set_main_file(m->fs, m->set, e);
+    int r = path ? dr_gate_check_new(m->fs, m->set, path, m->open, err) : no_memory(m, err);
+    return r < 0 ? r : dr_set_remove_archive(m->fs, path, err);
+}
+
 /* The main file goes last, as everywhere: it tells whose the others are. */
 static int remove_files(const struct dr_merge *m, const struct dr_backup_entry *e,
                         struct dr_error *err)
@@ -412,6 +449,8 @@ static int remove_files(const struct dr_merge *m, const struct dr_backup_entry *
     CLEANUP_FREE char *path = NULL;
     CLEANUP_IMAGE struct dr_image *image = NULL;
     size_t n = 0;
+    if (dr_set_in_archive(e))
+        return remove_archive(m, e, err);
     int r = path_of(m, e, &path, err);
     if (r == 0 && open_alone(m, e, path, &image, NULL) == 0)
         r = dr_ops_lock(image, err);

@@ -133,14 +133,32 @@ struct settling {
     struct dr_job *job;
 };
 
+static bool is_left(struct dr_fs *fs, const char *path)
+{
+    CLEANUP_FILE struct dr_file *file = NULL;
+    return dr_file_open(fs, path, DR_FILE_RDWR, &file, NULL) == 0;
+}
+
+/* An archive and its checksums are written aside, and locked. */
+static void remove_asides(struct dr_fs *fs, const char *path)
+{
+    CLEANUP_FREE char *sums = dr_sums_path(path);
+    dr_ops_remove_asides(fs, path, is_left);
+    if (sums)
+        dr_ops_remove_asides(fs, sums, is_left);
+}
+
 /* Files of an image that had begun to get their names go on, so that the last one has it, too. */
 static enum state look(const struct settling *g, const struct dr_backup_entry *e, const char *path)
 {
     CLEANUP_FREE char *mark = NULL;
     if (dr_gate_check_new(g->fs, g->set, path, &g->open, NULL) < 0)
         return UNKNOWN;
-    if (!(g->open.flags & DR_OPEN_NO_LOCK))
+    if (!(g->open.flags & DR_OPEN_NO_LOCK)) {
         dr_new_settle_others(g->fs, path);
+        if (dr_set_in_archive(e))
+            remove_asides(g->fs, path);
+    }
     int r = dr_naming_mark(g->fs, path, &mark, NULL);
     if (r < 0)
         return r == -ENOENT ? MISSING : UNKNOWN;
@@ -165,7 +183,9 @@ static void remove_sums(const struct settling *g, const struct dr_backup_entry *
 static bool remove_all(const struct settling *g, const struct dr_backup_entry *e, const char *path)
 {
     struct dr_error why = DR_ERROR_INIT;
-    int r = dr_ops_remove_image(g->fs, path, e->format, &g->open, NULL, NULL, &why);
+    int r = dr_set_in_archive(e)
+                ? dr_set_remove_archive(g->fs, path, &why)
+                : dr_ops_remove_image(g->fs, path, e->format, &g->open, NULL, NULL, &why);
     if (r < 0)
         dr_job_message(g->job, "%s: left by an interrupted backup, and cannot be removed: %s", path,
                        why.text);
@@ -244,7 +264,7 @@ static int settle(void *user, struct dr_backup_set *s, struct dr_error *err)
     CLEANUP_FREE bool *takes = calloc(n + 1, sizeof(*takes));
     bool enough = paths && states && takes;
     for (size_t i = 0; enough && i < n; i++)
-        enough = (paths[i] = dr_set_path(g->set, &s->all[i]));
+        enough = (paths[i] = dr_set_main_file(g->fs, g->set, &s->all[i]));
     int r = enough ? settle_all(g, s, paths, states, takes)
                    : dr_fail(err, ENOMEM, "%s: out of memory", g->set);
     for (size_t i = 0; paths && i < n; i++)

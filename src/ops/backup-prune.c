@@ -28,7 +28,29 @@ static bool same_text(const char *a, const char *b)
 
 static bool same_series(const struct dr_backup_entry *a, const struct dr_backup_entry *b)
 {
-    return same_text(a->disk, b->disk) && same_text(a->bitmap, b->bitmap);
+    return same_text(a->disk, b->disk) && same_text(a->bitmap, b->bitmap) &&
+           dr_set_in_archive(a) == dr_set_in_archive(b);
+}
+
+/* In the series of the backup like, or of one of the disks in its archive? */
+static bool is_like(const struct dr_backup_set *s, const struct dr_backup_entry *like,
+                    const struct dr_backup_entry *e)
+{
+    bool is = !like;
+    for (size_t i = 0; !is && i < s->n; i++)
+        is = (&s->all[i] == like || dr_set_same_archive(like, &s->all[i])) &&
+             same_series(&s->all[i], e);
+    return is;
+}
+
+/* An archive goes when all of its disks go. */
+static void keep_whole_archives(struct prune *p)
+{
+    const struct dr_backup_set *s = &p->set;
+    for (size_t i = 0; i < s->n; i++)
+        for (size_t k = 0; !p->goes[i] && k < s->n; k++)
+            if (dr_set_same_archive(&s->all[i], &s->all[k]))
+                p->goes[k] = false;
 }
 
 static int choose(struct prune *p, bool marked, struct dr_error *err)
@@ -50,9 +72,9 @@ static int choose(struct prune *p, bool marked, struct dr_error *err)
                            "%s: its backup \"%s\" is being made, or was interrupted and cannot be "
                            "settled now",
                            p->path, e->name);
-        p->goes[i] = e->leaving ||
-                     (!marked && newer >= p->o->keep && (!like || same_series(e, like)));
+        p->goes[i] = e->leaving || (!marked && newer >= p->o->keep && is_like(s, like, e));
     }
+    keep_whole_archives(p);
     return 0;
 }
 
@@ -77,6 +99,12 @@ static int collect(const struct prune *p, size_t at, struct dr_merge *m, struct 
 {
     const struct dr_backup_set *s = &p->set;
     const struct dr_backup_entry *e = &s->all[at], *above = NULL;
+    if (dr_set_in_archive(e)) {
+        for (size_t i = 0; i < s->n; i++)
+            if (dr_set_same_archive(e, &s->all[i]))
+                m->gone[m->n++] = &s->all[i];
+        return 0;
+    }
     while (e) {
         size_t here = (size_t)(e - s->all), child;
         int r = child_of(p, here, &child, err);
@@ -161,6 +189,9 @@ static int step_at(struct prune *p, size_t at, struct dr_error *err)
     int r = child_of(p, at, &child, err);
     if (r < 0 || (child < s->n && p->goes[child]))
         return r;
+    for (size_t i = 0; i < at; i++) /* the step of the archive's first disk is that of all */
+        if (dr_set_same_archive(&s->all[i], &s->all[at]))
+            return 0;
     CLEANUP_FREE const struct dr_backup_entry **gone = calloc(s->n, sizeof(*gone));
     struct dr_merge m = {.fs = p->fs,
                          .set = p->path,

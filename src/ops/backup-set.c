@@ -217,6 +217,62 @@ char *dr_set_path(const char *set, const struct dr_backup_entry *e)
     return dr_set_path_of(set, e->file);
 }
 
+/* ------------------------------------------------------------------ archives */
+
+char *dr_set_main_file(struct dr_fs *fs, const char *set, const struct dr_backup_entry *e)
+{
+    CLEANUP_FREE char *path = dr_set_path(set, e);
+    struct dr_name name;
+    if (!path || dr_name_parse(fs, path, &name, NULL) < 0)
+        return NULL;
+    char *file = DR_STEAL(name.file);
+    dr_name_clear(&name);
+    return file;
+}
+
+bool dr_set_in_archive(const struct dr_backup_entry *e)
+{
+    return dr_name_format(e->file);
+}
+
+bool dr_set_same_archive(const struct dr_backup_entry *a, const struct dr_backup_entry *b)
+{
+    const char *end = strrchr(a->file, '#');
+    size_t len = end ? (size_t)(end - a->file) + 1 : 0;
+    return dr_set_in_archive(a) && len > 0 && strncmp(a->file, b->file, len) == 0 &&
+           !strchr(b->file + len, '#');
+}
+
+static int unlink_if_there(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    int r = fs->ops->unlink(fs, path, &why);
+    return r < 0 && r != -ENOENT ? dr_fail(err, -r, "%s", why.text) : 0;
+}
+
+int dr_set_remove_archive(struct dr_fs *fs, const char *path, struct dr_error *err)
+{
+    static const char *const beside[] = {".sums", ".idx"};
+    CLEANUP_FILE struct dr_file *file = NULL;
+    if (dr_fs_exists(fs, path)) {
+        int r = dr_file_open(fs, path, DR_FILE_RDWR, &file, err);
+        if (r < 0)
+            return r;
+    }
+    for (size_t i = 0; i < 2; i++) {
+        CLEANUP_FREE char *side = NULL;
+        if (asprintf(&side, "%s%s", path, beside[i]) < 0) {
+            side = NULL;
+            return dr_fail(err, ENOMEM, "%s: out of memory", path);
+        }
+        int r = unlink_if_there(fs, side, err);
+        if (r < 0)
+            return r;
+    }
+    int r = unlink_if_there(fs, path, err);
+    return r < 0 ? r : fs->ops->sync_dir(fs, path, err);
+}
+
 /* ------------------------------------------------------------------ writing */
 
 static json_t *text_or_null(const char *text)

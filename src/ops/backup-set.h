@@ -51,7 +51,16 @@ char **dr_set_copy_files(char *const *files);
 void dr_set_drop(struct dr_backup_set *s, struct dr_backup_entry *e);
 /* The path of a file whose name in the set is this, malloc'ed; NULL = out of memory. */
 char *dr_set_path_of(const char *set, const char *name);
-/* The path of the entry's image, malloc'ed; NULL = out of memory. */
+/* The path of the entry's image, or its name, vma:ARCHIVE#DISK, malloc'ed; NULL = out of memory. */
 char *dr_set_path(const char *set, const struct dr_backup_entry *e);
+/* The path of the image's main file, or of the archive that it is in. */
+char *dr_set_main_file(struct dr_fs *fs, const char *set, const struct dr_backup_entry *e);
+/* Is it a disk in an archive? An archive holds all of its disks: it has no parent, and no bitmap.
+ */
+bool dr_set_in_archive(const struct dr_backup_entry *e);
+/* Are both in one archive? */
+bool dr_set_same_archive(const struct dr_backup_entry *a, const struct dr_backup_entry *b);
+/* Remove an archive with its checksums and its index, unless somebody uses it. */
+int dr_set_remove_archive(struct dr_fs *fs, const char *path, struct dr_error *err);
 
 #endif

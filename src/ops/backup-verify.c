@@ -62,15 +62,15 @@ static int verify_entry(struct dr_fs *fs, const char *set, const struct dr_backu
                         const struct dr_open_options *options, struct dr_disk *against,
                         struct dr_job *job, struct dr_error *err)
 {
-    CLEANUP_FREE char *path = dr_set_path(set, e);
+    CLEANUP_FREE char *path = dr_set_path(set, e), *file = dr_set_main_file(fs, set, e);
     CLEANUP_DISK struct dr_disk *backup = NULL;
     struct dr_open_options open = options ? *options : (struct dr_open_options){0};
-    if (!path)
+    if (!path || !file)
         return dr_fail(err, ENOMEM, "%s: out of memory", set);
     open.format = e->format;
     int r = 0;
     if (!against) {
-        r = dr_gate_check(fs, set, path, &open, err);
+        r = dr_gate_check(fs, set, file, &open, err);
         if (r == 0)
             r = dr_open_fs(fs, path, &open, &backup, err);
     }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Backups of disks into VMA archives, read by a reader that shares nothing with the writer; what is refused."""
+import json
 import os
 import random
 import signal
@@ -81,6 +82,66 @@ def test_a_reader_that_goes_ends_the_backup(t, disks):
     p.stderr.close()
 
 
+def listed(t, leaving=False):
+    return [b["name"] for b in json.loads((t.dir / "s.json").read_text())["backups"] if leaving or "leaving" not in b]
+
+
+def test_archives_are_listed_verified_and_pruned_as_wholes(t, disks):
+    for i in range(3):
+        t.io("one.qcow2", f"write -P {20 + i} {i}M 100k")
+        t.ok("backup", "-q", "--state", "s.json", "one.qcow2", "two.raw", f"a{i}.vma.zst")
+    assert listed(t) == [f"a{i}.vma.zst#{name}" for i in range(3) for name in ("one", "two")]
+    t.ok("convert", "-q", "-O", "raw", "one.qcow2", "one.now")
+    t.ok("backup", "verify", "--against", "one.qcow2", "s.json", "a2.vma.zst#one")
+    assert t.drover("backup", "verify", "--against", "one.qcow2", "s.json", "a1.vma.zst#one").code != 0
+    assert t.ok("backup", "verify", "s.json", "a1.vma.zst").count("\n") == 2
+    t.io("one.qcow2", "write -P 1 0 64M")
+    t.ok("restore", "-q", "vma:a2.vma.zst#one", "one.qcow2")
+    t.ok("compare", "one.qcow2", "one.now")
+    t.ok("backup", "-q", "--state", "s.json", "two.raw", "b.vma")  # a1 has two disks, one of which is kept
+    assert "a0.vma.zst#one" in t.ok("backup", "prune", "--keep", "2", "s.json")
+    assert listed(t, True) == ["a1.vma.zst#one", "a1.vma.zst#two", "a2.vma.zst#one", "a2.vma.zst#two", "b.vma#two"]
+    assert not [n for n in t.names() if n.startswith("a0")]
+    t.ok("backup", "verify", "s.json")
+    t.ok("backup", "-q", "--prune", "1", "--state", "s.json", "one.qcow2", "two.raw", "c.vma")
+    assert listed(t, True) == ["c.vma#one", "c.vma#two"]
+    (t.dir / "c.vma").write_bytes((t.dir / "c.vma").read_bytes()[:-600] + bytes(600))
+    assert t.drover("backup", "verify", "s.json", "c.vma").code != 0
+
+
+def test_an_archive_leaves_the_increments_of_images_alone(t, disks):
+    def image(name):
+        return t.ok("backup", "--bitmap", "d", "--state", "s.json", "one.qcow2", name)
+
+    assert image("i0").startswith("Full")
+    t.io("one.qcow2", "write -P 9 3M 100k")
+    t.ok("backup", "-q", "--state", "s.json", "one.qcow2", "a.vma")
+    t.io("one.qcow2", "write -P 8 5M 100k")
+    assert image("i1").startswith("Incremental")
+    t.ok("compare", "one.qcow2", "i1")
+    t.ok("backup", "prune", "-q", "--keep", "1", "s.json")
+    assert listed(t, True) == ["a.vma#one", "i1"]
+    t.ok("compare", "one.qcow2", "i1")
+
+
+def test_an_archive_that_something_stands_on_or_uses_is_not_pruned(t, disks):
+    for name in ("a.vma", "b.vma"):
+        t.ok("backup", "-q", "--state", "s.json", "two.raw", name)
+    t.ok("create", "-q", "-f", "add-cow", "-b", "vma:a.vma#two", "-F", "vma", "work.add-cow")
+    r = t.drover("backup", "prune", "--keep", "1", "s.json")
+    assert r.code == 1 and "work.add-cow" in r.err
+    assert listed(t, True) == ["a.vma#two", "b.vma#two"] and (t.dir / "a.vma").exists()
+
+
+def test_an_archive_whose_name_the_set_has_is_refused_before_anything_is_read(t, disks):
+    t.ok("backup", "-q", "--state", "s.json", "two.raw", "a.vma")
+    os.rename(t.dir / "a.vma", t.dir / "elsewhere")
+    names = t.names()
+    r = t.drover("backup", "--state", "s.json", "two.raw", "a.vma")
+    assert r.code == 1 and 'has a backup called "a.vma#two" already' in r.err
+    assert t.names() == names
+
+
 def test_what_is_refused(t, disks):
     names = t.names()
     for args, text in ((["b.vma"], "Expecting disks and the archive"),
@@ -88,6 +149,8 @@ def test_what_is_refused(t, disks):
                        (["--bitmap", "d", "one.qcow2", "b.vma"], "--bitmap is for backups into images"),
                        (["--since", "d", "one.qcow2", "b.vma"], "--since is for backups into images"),
                        (["-O", "vma", "one.qcow2", "two.raw"], "exists already"),
+                       (["--state", "s.json", "one.qcow2", "-"], "--state is for archives with a name"),
+                       (["--prune", "2", "one.qcow2", "b.vma"], "--prune goes with --state"),
                        (["nothing.qcow2", "b.vma"], "nothing.qcow2"),
                        (["-c", "nothing.conf", "one.qcow2", "b.vma"], "nothing.conf"),
                        (["--compress", "lzop", "one.qcow2", "b.vma"], "--compress must be zstd")):

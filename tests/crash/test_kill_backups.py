@@ -143,3 +143,25 @@ def test_a_killed_restore_is_finished_by_another_and_noted_for_the_next_backup(t
         assert show(directory) == held[1]
         leaks_at_most(directory)
     assert unfinished > 0 and before != held[1]
+
+
+@pytest.mark.parametrize('tear', [False, True] if LONG else [True])
+def test_a_killed_backup_into_an_archive_is_in_the_set_or_gone(tear, tmp_path):
+    made = str(tmp_path / 'made')
+    held = make(made, 1)
+    disk, taken_in = show(made), 0
+    argv = [DROVER, 'backup', '-q', '--state', 'backups.json', 'disk.qcow2', 'a.vma']
+    for directory in each_kill(tmp_path, argv, tear):
+        waiting, there = announced(directory), os.path.exists(os.path.join(directory, 'a.vma'))
+        assert show(directory) == disk
+        run(directory, *backup('b2', '--full'))
+        listed = names(directory)
+        assert announced(directory) == [] and ('a.vma#disk' in listed) == there
+        left = {f for f in os.listdir(directory) if 'a.vma' in f}
+        assert not waiting or left <= ({'a.vma', 'a.vma.sums'} if there else set())
+        run(directory, DROVER, 'backup', 'verify', '-q', 'backups.json')
+        taken_in += bool(waiting) and there
+        if there:
+            holds(directory, 'vma:a.vma#disk', disk)
+        holds(directory, 'b0', held[0])
+    assert taken_in > 0

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from qmp import Control, Refused
 from serving import DROVER, KiB, MiB, drover, run
 
 nbd = pytest.importorskip("nbd")
@@ -104,6 +105,33 @@ def test_an_image_is_backed_up_with_a_spill(server):
         assert f.read() == before
 
 
+def test_an_archive_job_is_listed_paused_slowed_and_goes_on(server):
+    names = names_of()
+    handle = server.connect(names[0])
+    for i in range(8):
+        handle.pwrite(bytes([i + 1]) * MiB, i * MiB)
+    handle.flush()
+    control = Control()
+    control.ask("x-drover-archive", job_id="j", target=os.path.abspath("a.vma"), x_set=os.path.abspath("s.json"),
+                speed=65536, on_target_error="stop")
+    control.ask("job-pause", id="j")
+    assert [(j["id"], j["status"]) for j in control.ask("query-jobs")] == [("j", "paused")]
+    with pytest.raises(Refused):
+        control.ask("job-pause", id="j")
+    control.ask("block-job-set-speed", device="j", speed=0)
+    assert control.ask("query-block-jobs")[0]["speed"] == 0
+    assert not os.path.exists("a.vma")
+    control.ask("job-resume", id="j")
+    assert "BLOCK_JOB_COMPLETED" in list(control.states("j"))
+    control.close()
+    handle.shutdown()
+    assert "a.vma#" + names[0] in drover("backup", "list", "s.json")
+    drover("backup", "verify", "s.json")
+    r = ctl("backup", "--all", "--state", "s.json", "--on-error", "stop", "b.vma")
+    assert r.returncode == 0, r.stdout
+    drover("backup", "verify", "s.json", "b.vma")
+
+
 def test_what_is_refused(server):
     name = names_of()[0]
     with open("binary.conf", "wb") as f:
@@ -117,7 +145,7 @@ def test_what_is_refused(server):
                        (["--all", "/dev/shm/drover-outside.vma"], "outside the image's directory"),
                        (["--all", "-f", "vma", "d1"], "is read from"),
                        (["--all", "--compress", "lzop", "b.vma"], "--compress must be"),
-                       (["--all", "--state", "s", "b.vma"], "--state are for backups into images"),
+                       (["--all", "--bitmap", "s", "b.vma"], "--bitmap is for backups into images"),
                        (["--all", "--spill-size", "1M", "b.vma"], "go with --spill"),
                        (["--all", "--spill", ".", "--when-full", "never", "b.vma"], "'x-when-full' does not accept"),
                        (["--all", "--spill", "/dev/shm", "b.vma"], "outside the image's directory"),

@@ -569,6 +569,63 @@ static bool cut_everywhere(size_t skip, size_t *flushes)
     return good;
 }
 
+/* ------------------------------------------------------------------ failures that are not the end
+ */
+
+struct retries {
+    _Atomic bool on; /* writes to the archive fail */
+    unsigned asked;
+};
+
+static enum dr_error_action ask(void *user, bool reading, int error, const char *text)
+{
+    struct retries *t = user;
+    (void)text;
+    assert_false(reading);
+    assert_int_equal(error, ENOSPC);
+    if (++t->asked == 3)
+        atomic_store(&t->on, false);
+    return DR_ERROR_STOP; /* and the job is not paused: again, at once */
+}
+
+static void retry_extents(struct dr_fs *memory, enum dr_vma_compression compression)
+{
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_fs *fs = faultfs_fs(f);
+    struct retries t = {.on = false};
+    const struct dr_job_options jo = {.error = ask, .user = &t, .workers = 1};
+    struct backing_up b;
+    uint64_t size;
+    make_disks(fs);
+    uint8_t *want = view(fs, "b", &size), *have;
+    struct dr_disk *one = open_rw(fs, "a"), *two = open_rw(fs, "b");
+    prepare(&b, fs, one, two);
+    b.o.compression = compression;
+    dr_job_free(b.job);
+    ok(dr_job_new(NULL, &jo, &b.job, &err));
+    start_paused(&b);
+    faultfs_observe(f, fails_writing_archives, &t.on);
+    atomic_store(&t.on, true);
+    end_well(&b);
+    assert_int_equal(t.asked, 3);
+    faultfs_observe(f, NULL, NULL);
+    have = view(fs, "vma:" ARCHIVE "#b", &size);
+    assert_memory_equal(have, want, size);
+    free(have);
+    free(want);
+    ok(dr_close(one, &err));
+    ok(dr_close(two, &err));
+    faultfs_free(f);
+}
+
+static void an_extent_that_could_not_be_written_is_written_again(void **state)
+{
+    struct dr_fs *other = dr_fs_memory_new();
+    retry_extents(*state, DR_VMA_PLAIN);
+    retry_extents(other, DR_VMA_ZSTD);
+    dr_fs_memory_free(other);
+}
+
 static void after_a_power_cut_an_archive_with_its_name_is_whole(void **state)
 {
     size_t flushes, caught = 0;
@@ -719,6 +776,7 @@ int main(void)
         ops_test(a_cancelled_backup_frees_a_guest_that_waits_for_the_pipe),
         ops_test(a_failure_leaves_a_whole_archive_or_none),
         ops_test(a_full_target_fails_the_backup_and_not_the_guest),
+        ops_test(an_extent_that_could_not_be_written_is_written_again),
         ops_test(after_a_power_cut_an_archive_with_its_name_is_whole),
         ops_test(what_cannot_be_is_refused),
         ops_test(an_archive_shows_one_instant_of_two_disks_in_a_crowd),

@@ -14,7 +14,8 @@ struct archive {
     struct vma_source source;
     struct dr_vma_create_options o;
     struct dr_vma_create_result *result;
-    int fd; /* standard output, as it was; -1 = an archive with a name */
+    unsigned keep; /* archives of each disk; 0 = all */
+    int fd;        /* standard output, as it was; -1 = an archive with a name */
 };
 
 static void archive_free(struct archive *a)
@@ -44,16 +45,14 @@ static int refuse_others(const struct cli *cli, const struct cli_args *args)
     static const struct {
         int key;
         const char *name;
-    } others[] = {{KEY_BITMAP, "--bitmap"},
-                  {KEY_SINCE, "--since"},
-                  {KEY_STATE, "--state"},
-                  {KEY_PRUNE, "--prune"},
-                  {'o', "-o"}};
+    } others[] = {{KEY_BITMAP, "--bitmap"}, {KEY_SINCE, "--since"}, {'o', "-o"}};
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
         if (cli_has(args, others[i].key))
             return cli_usage(cli,
                              "%s is for backups into images: an archive holds all of its disks",
                              others[i].name);
+    if (cli_has(args, KEY_PRUNE) && !cli_has(args, KEY_STATE))
+        return cli_usage(cli, "--prune goes with --state: an archive is in no other set");
     return 0;
 }
 
@@ -88,7 +87,12 @@ static int get_options(struct archive *a, const struct cli_args *args)
 {
     a->o.at_instant = true;
     a->o.no_sums = cli_has(args, KEY_NO_SUMS);
+    a->o.set = cli_value(args, KEY_STATE);
     int code = refuse_others(a->cli, args);
+    if (code == 0 && cli_has(args, KEY_PRUNE))
+        code = cli_get_kept(a->cli, cli_value(args, KEY_PRUNE), &a->keep);
+    if (code == 0 && a->o.set && vma_is_stdout(a->path))
+        code = cli_usage(a->cli, "--state is for archives with a name");
     if (code == 0)
         code = vma_get_compression(a->cli, args, a->path, &a->o);
     if (code == 0 && vma_is_stdout(a->path)) {
@@ -137,6 +141,20 @@ static int make(const struct archive *a, const struct cli_args *args)
     return code;
 }
 
+/* Of the disks that are in it. */
+static int prune(const struct archive *a, const struct cli_args *args)
+{
+    const char *slash = strrchr(a->path, '/');
+    CLEANUP_FREE char *like = NULL;
+    if (asprintf(&like, "%s#%s", slash ? slash + 1 : a->path, a->o.disks[0].name) < 0) {
+        like = NULL;
+        cli_error(a->cli, "out of memory");
+        return 1;
+    }
+    return cli_prune(a->cli, args, a->o.set,
+                     &(struct dr_prune_options){.keep = a->keep, .like = like});
+}
+
 int cli_backup_archive(const struct cli *cli, const struct cli_args *args)
 {
     __attribute__((cleanup(archive_free))) struct archive a = {
@@ -155,5 +173,5 @@ int cli_backup_archive(const struct cli *cli, const struct cli_args *args)
     code = make(&a, args);
     if (code == 0 && !cli_has(args, 'q'))
         print_result(&a);
-    return code;
+    return code == 0 && a.keep > 0 ? prune(&a, args) : code;
 }

@@ -181,6 +181,7 @@ static int run_list(const struct cli *cli, const struct cli_args *args)
 
 struct verify {
     const char *set, *name;
+    const char *archive; /* all disks of this one; NULL = of all */
     struct dr_open_options open;
     struct dr_disk *against;
 };
@@ -189,6 +190,29 @@ static int verify(void *user, struct dr_job *job, struct dr_error *err)
 {
     const struct verify *v = user;
     return dr_backup_verify(v->set, v->name, &v->open, v->against, job, err);
+}
+
+/* The backup itself, or a disk of this archive. */
+static bool is_of(const char *name, const char *archive)
+{
+    size_t len = strlen(archive);
+    return strncmp(name, archive, len) == 0 && (name[len] == 0 || name[len] == '#');
+}
+
+/* Is it no backup, but an archive with some? */
+static bool names_archive(const char *set, const char *name)
+{
+    struct dr_backup_entry *list;
+    bool any = false, itself = false;
+    size_t n;
+    if (dr_backup_list(set, &list, &n, NULL) < 0)
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        any |= is_of(list[i].name, name);
+        itself |= strcmp(list[i].name, name) == 0;
+    }
+    dr_backup_list_free(list, n);
+    return any && !itself;
 }
 
 /* All are looked at, also behind one that is damaged. */
@@ -205,7 +229,7 @@ static int verify_all(const struct cli *cli, const struct cli_args *args, struct
     }
     for (size_t i = 0; i < n && code < 128; i++) {
         v->name = list[i].name;
-        if (list[i].leaving || list[i].naming)
+        if (list[i].leaving || list[i].naming || (v->archive && !is_of(list[i].name, v->archive)))
             continue;
         int r = cli_job_run(cli, args, verify, v);
         if (r == 0 && !cli_has(args, 'q')) {
@@ -232,7 +256,9 @@ static int run_verify(const struct cli *cli, const struct cli_args *args)
     if (cli_shared_flags(cli, args, &v.open.flags) != 0)
         return 1;
     cli_export_allowed(args);
-    if (!v.name)
+    if (v.name && !cli_has(args, KEY_AGAINST) && names_archive(v.set, v.name))
+        v.archive = v.name;
+    if (!v.name || v.archive)
         return verify_all(cli, args, &v);
     if (cli_has(args, KEY_AGAINST)) {
         const struct cli_image_spec spec = {.name = cli_value(args, KEY_AGAINST),

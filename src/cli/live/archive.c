@@ -84,9 +84,13 @@ int ctl_archive_arguments(struct ctl *ctl, const struct cli_args *args, json_t *
     *arguments = path ? json_pack("{s:s}", "target", path) : NULL;
     if (!*arguments)
         return cli_usage(ctl->cli, "'%s' is no name that can be sent", target);
-    if (cli_has(args, KEY_BITMAP) || cli_has(args, KEY_STATE))
-        return cli_usage(ctl->cli, "--bitmap and --state are for backups into images: an archive "
-                                   "holds all of its disks");
+    if (cli_has(args, KEY_BITMAP))
+        return cli_usage(ctl->cli,
+                         "--bitmap is for backups into images: an archive holds all of its disks");
+    const char *set = cli_value(args, KEY_STATE);
+    CLEANUP_FREE char *set_path = set ? dr_absolute_path(set) : NULL;
+    if (set && (!set_path || json_object_set_new(*arguments, "x-set", json_string(set_path)) < 0))
+        return cli_usage(ctl->cli, "'%s' is no name that can be sent", set);
     int code = vma_get_compression(ctl->cli, args, target, &o);
     json_object_set_new(*arguments, "compression",
                         json_string(o.compression == DR_VMA_ZSTD ? "zstd" : "none"));

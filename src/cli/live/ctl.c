@@ -236,7 +236,8 @@ static int set_common(const struct cli *cli, const struct cli_args *args, json_t
 static void set_policy(const struct cli_args *args, const char *command, json_t *to)
 {
     const char *policy = cli_value(args, KEY_ON_ERROR);
-    bool two_sides = strcmp(command, "drive-mirror") == 0 || strcmp(command, "drive-backup") == 0;
+    bool two_sides = strcmp(command, "drive-mirror") == 0 || strcmp(command, "drive-backup") == 0 ||
+                     strcmp(command, "x-drover-archive") == 0;
     if (!policy)
         return;
     if (two_sides)
