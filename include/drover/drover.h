@@ -66,6 +66,14 @@ DR_API int dr_format_option(const char *format, size_t index, struct dr_create_o
 DR_API int dr_format_amend_option(const char *format, size_t index,
                                   struct dr_create_option *option);
 
+/* ------------------------------------------------------------------ notices */
+
+/* Lines about what is no failure, but should be known: another program's lock on an image that is
+ * read, say. notice is called with each, from any thread, one at a time, and must not call this
+ * library; the text names the file and has no line end. NULL = nobody wants them, as in the
+ * beginning. For the whole process. */
+DR_API void dr_on_notice(void (*notice)(void *user, const char *text), void *user);
+
 /* ------------------------------------------------------------------ memory */
 
 /* Bytes that the caches of the whole process may take; 0 = leave as it is. Before this is called,

@@ -141,6 +141,12 @@ struct dr_create_options {
     bool no_replace;            /* -EEXIST instead of taking an existing image's place */
     unsigned flags;             /* enum dr_open_flag that matter: NO_FLUSH, NO_LOCK, ANY_PATH */
     const volatile int *stop;   /* NULL, or set non-zero to cancel: -ECANCELED, nothing is left */
+    bool force;                 /* also what other programs are known not to take: a growing VMDK
+                                   of more than 2 TiB */
+    /* VMDK: files in path's directory that hold the disk already. Only a descriptor for them is
+     * made, and they give the size. Of a split disk one of its pieces is enough. */
+    const char *const *adopt;
+    size_t n_adopt;
 };
 /* An existing file at path is replaced only when the new image is complete. */
 DR_API int dr_create(const char *path, const struct dr_create_options *options,
@@ -179,6 +185,7 @@ struct dr_convert_options {
     bool bitmaps_inside;      /* from an image that has its bitmaps inside to one that can have */
     bool offload; /* -C: let the kernel copy (reflink, copy_file_range) what is plain in both files;
                      zeros in it are not looked for then */
+    bool force;   /* as in struct dr_create_options */
     bool unsafe_target;    /* -t unsafe: no fsync at the end */
     unsigned target_flags; /* enum dr_open_flag for the target */
     /* NULL, or DR_CHECKSUM_TEXT bytes: the checksum of what the target shows, of this kind. It is

@@ -256,6 +256,17 @@ static void tell_unpacking(void *user, const char *text)
     fprintf(stderr, "%s\n", text);
 }
 
+/* An image may be opened several times in one command: say the same only once. */
+static void print_notice(void *user, const char *text)
+{
+    static char last[256];
+
+    if (strncmp(last, text, sizeof(last) - 1) == 0)
+        return;
+    snprintf(last, sizeof(last), "%s", text);
+    cli_error(user, "warning: %s", text);
+}
+
 int main(int argc, char **argv)
 {
     const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
@@ -270,6 +281,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     dr_set_unpacking(&(struct dr_unpacking){.stop = cli_stop(), .message = tell_unpacking});
     signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is an error like a full disk */
+    dr_on_notice(print_notice, &cli);
     static const struct {
         struct cli cli;
         int (*run)(struct cli *cli, int argc, char **argv);

@@ -127,8 +127,11 @@ struct dr_create_params {
                           what stands in its directory is moved; NULL = path */
     struct dr_image *bitmaps_of; /* measure: the image whose bitmaps the new one gets; or NULL */
     const volatile int *stop; /* non-zero: what takes long ends with dr_create_stopped; or NULL */
-    bool all_new;   /* the image is written before it is moved: all its files are made next to path,
-                       none that exists becomes its own */
+    bool all_new; /* the image is written before it is moved: all its files are made next to path,
+                     none that exists becomes its own */
+    bool force;   /* also what other programs are known not to take */
+    const char *const *adopt; /* paths of files that hold the data: only what describes them is */
+    size_t n_adopt;           /* made, and size is theirs. -ENOTSUP: the format has no such thing */
     bool on_device; /* path is a block device (DR_FORMAT_ON_DEVICE): write the image over what it
                        holds, which may be an older image, and never remove it */
 };
@@ -321,6 +324,7 @@ enum dr_format_flag {
     DR_FORMAT_PUNCH_FREED = 1 << 5, /* the core punches what release says is gone, before reuse */
     DR_FORMAT_MEMBERS = 1 << 6, /* a file holds several disks: image->member says which (NULL: not
                                    said), and NAME:PATH#MEMBER names one */
+    DR_FORMAT_ADOPTS = 1 << 12, /* create knows dr_create_params.adopt */
     DR_FORMAT_PLANS = 1 << 10,  /* check says itself what a repair changes, if dr_check_result.plan
                                    is there; else the core tells of the bytes that are written */
     DR_FORMAT_REPAIR_AS_FOUND = 1 << 7, /* check with repair does what recover does, and wants an

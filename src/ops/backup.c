@@ -227,6 +227,7 @@ static int create_target(struct backup *b, struct dr_error *err)
         .backing_format = open.backing_format,
         .stop = dr_job_stop_flag(b->job),
         .all_new = true,
+        .force = true,
     };
     int r = dr_new_create(&b->fresh, b->fmt, &params, o->pairs, o->n_pairs, target_flags(b), err);
     if (r == 0)

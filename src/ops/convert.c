@@ -155,6 +155,7 @@ static int create_out(struct convert *c, const struct dr_format *fmt, struct dr_
         .backing_format = backing_format(c),
         .stop = dr_job_stop_flag(c->job),
         .all_new = true,
+        .force = c->o->force,
     };
     int r = dr_new_create(&c->fresh, fmt, &what, c->o->pairs, c->o->n_pairs, target_flags(c), err);
     if (r == 0)

@@ -41,9 +41,9 @@ static int refuse_loop(struct dr_fs *fs, const char *path, const char *name,
 static int choose_size(const char *path, const struct dr_create_options *o,
                        const struct dr_disk *backing, uint64_t *size, struct dr_error *err)
 {
-    if (!o->has_size && o->size == 0 && !backing)
+    if (!o->has_size && o->size == 0 && !backing && !o->n_adopt)
         return dr_fail(err, EINVAL, "%s: Image creation needs a size parameter", path);
-    *size = o->has_size || o->size ? o->size : dr_size(backing);
+    *size = o->has_size || o->size || !backing ? o->size : dr_size(backing);
     return 0;
 }
 
@@ -81,6 +81,9 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
 
     if (!fmt)
         return err ? -err->errnum : -EINVAL;
+    if (o->n_adopt && !(fmt->flags & DR_FORMAT_ADOPTS))
+        return dr_fail(err, ENOTSUP, "%s: Format driver '%s' does not support --adopt", path,
+                       fmt->name);
     if (!name && o->backing_format)
         return dr_fail(err, EINVAL, "%s: Backing format cannot be used without backing file", path);
     int r = name ? dr_ops_parent_format(fs, fmt, path, name, o->backing_format, &format, err) : 0;
@@ -102,6 +105,9 @@ int dr_create_fs(struct dr_fs *fs, const char *path, const struct dr_create_opti
         .backing_name = name,
         .backing_format = format,
         .stop = o->stop,
+        .force = o->force,
+        .adopt = o->adopt,
+        .n_adopt = o->n_adopt,
     };
     r = dr_new_create(&fresh, fmt, &what, o->pairs, o->n_pairs, o->flags, err);
     if (r == 0)

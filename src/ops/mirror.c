@@ -64,6 +64,7 @@ static int create_out(struct mirror *m, struct dr_error *err)
         .backing_format = parent ? parent->fmt->name : NULL,
         .stop = dr_job_stop_flag(m->job),
         .all_new = true,
+        .force = true,
     };
     if (parent && !name)
         return dr_fail(err, ENOMEM, "%s: out of memory", m->target);

@@ -157,6 +157,7 @@ static int settings(const char *target, const struct dr_convert_options *o, uint
                                         .n_options = o->n_pairs,
                                         .backing_name = o->backing,
                                         .backing_format = o->backing_format,
+                                        .force = o->force,
                                         .final = target};
     return r;
 }

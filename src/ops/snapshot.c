@@ -139,6 +139,7 @@ static int make_child(struct snapshot *s, struct dr_error *err)
         .like = alike ? image : NULL,
         .like_chain = alike ? s->chain : NULL,
         .all_new = true,
+        .force = true,
     };
     if (!name)
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);

@@ -28,8 +28,11 @@ static inline int create_in(struct dr_fs *fs, const char *path, uint64_t size,
                             const char *subformat, const char *zeroed, const char *parent)
 {
     struct dr_option options[] = {{"subformat", subformat}, {"zeroed_grain", zeroed}};
-    struct dr_create_params p = {
-        .size = size, .options = options, .n_options = zeroed ? 2 : 1, .backing_name = parent};
+    struct dr_create_params p = {.size = size,
+                                 .options = options,
+                                 .n_options = zeroed ? 2 : 1,
+                                 .backing_name = parent,
+                                 .force = true};
     if (parent) {
         CLEANUP_FREE char *where = dr_path_sibling(path, parent);
         int r = dr_image_open(fs, where, "vmdk", 0, &p.backing, &err);

@@ -35,6 +35,8 @@ static const struct cli_option options[] = {
     {'l', "snapshot", "NAME", "the source as a snapshot inside it shows it: a name, or an id",
      false},
     {KEY_BITMAPS, "bitmaps", NULL, "copy the bitmaps inside the source's own image, too", false},
+    {KEY_FORCE, "force", NULL, "also a growing VMDK of more than 2 TiB, which VMware does not take",
+     false},
     {KEY_CHECKSUM, "checksum", NULL, "print the checksum of what the target shows", false},
     {KEY_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "--bitmaps: without inconsistent ones",
      false},
@@ -270,6 +272,7 @@ static int get_images(struct convert *c, const struct cli_args *args)
         return cli_image_check(c->cli, &c->target) < 0;
     if (c->out.fd >= 0)
         name_pipe(&c->target, "standard output");
+    c->o.force = c->cli->role != CLI_DROVER || cli_has(args, KEY_FORCE);
     c->o.from_fd = c->in.fd >= 0;
     c->o.source_fd = c->in.fd;
     c->o.to_fd = c->out.fd >= 0;

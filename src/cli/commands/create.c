@@ -17,6 +17,10 @@ static const struct cli_option options[] = {
     {'u', NULL, NULL, "do not open the parent (SIZE is needed then)", false},
     {'o', "options", "NAME=VALUE,...", "settings of the format; -o help lists them", false},
     {KEY_FINGERPRINT, "fingerprint", NULL, "record what the parent is, beside the image", false},
+    {KEY_ADOPT, "adopt", "DATA", "vmdk: DATA holds the disk; make only the descriptor for it",
+     false},
+    {KEY_FORCE, "force", NULL, "also a growing VMDK of more than 2 TiB, which VMware does not take",
+     false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -27,7 +31,9 @@ struct create {
     const char *format;
     struct cli_pairs pairs; /* what is left is the format's */
     char *backing, *backing_format;
-    bool unsafe, has_size;
+    bool unsafe, has_size, force;
+    const char **adopt; /* files with data */
+    size_t n_adopt;
     uint64_t size;
     unsigned flags;
 };
@@ -36,6 +42,7 @@ static void create_free(struct create *c)
 {
     cli_pairs_free(&c->pairs);
     free(c->path);
+    free(c->adopt);
     free(c->backing);
     free(c->backing_format);
 }
@@ -199,6 +206,8 @@ static void announce(const struct create *c)
 {
     struct dr_create_option o;
 
+    if (c->n_adopt)
+        return;
     printf("Formatting '%s', fmt=%s size=%" PRIu64, c->shown, c->format, c->size);
     if (c->backing)
         print_value("backing_file", c->backing);
@@ -232,6 +241,10 @@ static int create(struct create *c, const struct cli_args *args)
         .backing = c->backing,
         .backing_format = c->backing_format,
         .unsafe = c->unsafe,
+        .no_replace = c->n_adopt > 0,
+        .force = c->force,
+        .adopt = c->adopt,
+        .n_adopt = c->n_adopt,
         .flags = c->flags,
         .stop = cli_stop(),
     };
@@ -274,10 +287,83 @@ static int get_settings(struct create *c, const struct cli_args *args)
     return get_size(c, args->n_operands > 1 ? args->operands[1] : size);
 }
 
+/* "X-flat.vmdk", "X-f001.vmdk", "X-s012.vmdk": how VMware calls the files of the disk X.vmdk. Where
+ * the part between is, from -; NULL: another name. */
+static const char *data_suffix(const char *name)
+{
+    const char *dot = strrchr(name, '.'), *dash = strrchr(name, '-');
+
+    if (!dot || !dash || dash > dot || dash == name || dash[-1] == '/')
+        return NULL;
+    if (strncmp(dash, "-flat.", 6) == 0)
+        return dash;
+    size_t digits = strspn(dash + 2, "0123456789");
+    return strchr("fs", dash[1]) && digits >= 3 && dash + 2 + digits == dot ? dash : NULL;
+}
+
+/* What a shell makes of --adopt X-f*.vmdk: one value and operands, of which only the descriptor has
+ * another kind of name. */
+static int get_adopted(struct create *c, const struct cli_args *args)
+{
+    size_t given = 0;
+    const char *first = cli_value(args, KEY_ADOPT), *suffix;
+
+    while (cli_nth_value(args, KEY_ADOPT, given))
+        given++;
+    c->adopt = calloc(given + (size_t)args->n_operands + 1, sizeof(*c->adopt));
+    if (!c->adopt)
+        return 1;
+    for (size_t i = 0; i < given; i++)
+        c->adopt[c->n_adopt++] = cli_nth_value(args, KEY_ADOPT, i);
+    for (int i = 0; i < args->n_operands; i++) {
+        if (data_suffix(args->operands[i]))
+            c->adopt[c->n_adopt++] = args->operands[i];
+        else if (c->path)
+            return cli_usage(c->cli, "Unexpected argument: %s", args->operands[i]);
+        else
+            c->path = strdup(args->operands[i]);
+    }
+    suffix = data_suffix(first);
+    if (!c->path && !suffix)
+        return cli_usage(c->cli, "Expecting the name of the descriptor for %s", first);
+    if (!c->path &&
+        asprintf(&c->path, "%.*s%s", (int)(suffix - first), first, strrchr(first, '.')) < 0)
+        c->path = NULL;
+    c->format = cli_has(args, 'f') ? cli_value(args, 'f') : "vmdk";
+    return !c->path;
+}
+
+static int adopt(struct create *c, const struct cli_args *args)
+{
+    struct dr_error err = DR_ERROR_INIT;
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    const struct dr_open_options open = {.format = c->format, .flags = DR_OPEN_NO_BACKING};
+
+    if (get_adopted(c, args) != 0 || cli_pairs_from_args(c->cli, args, &c->pairs) < 0 ||
+        take(c, args, 'b', "backing_file", &c->backing) < 0 ||
+        take(c, args, 'F', "backing_fmt", &c->backing_format) < 0 ||
+        cli_shared_flags(c->cli, args, &c->flags) || check_names(c))
+        return 1;
+    cli_export_allowed(args);
+    if (create(c, args) != 0)
+        return 1;
+    if (dr_open(c->path, &open, &disk, &err) < 0) {
+        cli_fail(c->cli, &err);
+        return 1;
+    }
+    if (!cli_has(args, 'q'))
+        printf("'%s' describes a disk of %" PRIu64 " bytes; the data is as it was\n", c->path,
+               dr_size(disk));
+    return 0;
+}
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     __attribute__((cleanup(create_free))) struct create c = {.cli = cli};
 
+    c.force = cli->role != CLI_DROVER || cli_has(args, KEY_FORCE);
+    if (cli_has(args, KEY_ADOPT))
+        return adopt(&c, args);
     c.format = cli_has(args, 'f') ? cli_value(args, 'f') : "raw";
     if (cli_wants_option_list(args))
         return cli_print_option_list(cli, c.format, args->n_operands > 0);

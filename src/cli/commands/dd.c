@@ -108,6 +108,7 @@ static int get_target(struct dd *d, const struct cli_args *args)
 {
     d->o.out_format = cli_has(args, 'O') ? cli_value(args, 'O') : "raw";
     d->o.sparse_size = DR_CONVERT_SPARSE_DEFAULT;
+    d->o.force = true;
     if (!cli_format_exists(d->o.out_format)) {
         cli_error(d->cli, "Unknown file format '%s'", d->o.out_format);
         return 1;

@@ -19,6 +19,7 @@ enum cli_key { /* options without a letter */
                KEY_SALVAGE,
                KEY_ORPHANS,
                KEY_BITMAPS,
+               KEY_ADOPT,
                KEY_SKIP_BROKEN_BITMAPS,
                KEY_OUTPUT,
                KEY_BACKING_CHAIN,

@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/codec.h"
+#include "base/random.h"
 #include "formats/vmdk/cowd.h"
 #include "formats/vmdk/stream.h"
 
@@ -64,6 +65,8 @@ struct plan {
     uint64_t sectors;
     struct piece *pieces;
     size_t n_pieces;
+    const char *adopted_type; /* of data that is there, and whether it is sparse */
+    bool pieces_sparse;
     uint32_t cid, parent_cid;
     char **made; /* paths, to be removed on failure */
     size_t n_made;
@@ -195,6 +198,12 @@ static char *inherited(const struct plan *p, const char *key)
     return value;
 }
 
+/* The machine of a disk whose descriptor was lost is most likely one of an ESXi host. */
+static bool is_adopted_from_a_host(const struct plan *p)
+{
+    return p->params->n_adopt && strcmp(p->sub->type, "VMFS") == 0;
+}
+
 static void inherit(struct plan *p)
 {
     if (!p->adapter)
@@ -227,6 +236,11 @@ static int read_options(struct plan *p, struct dr_error *err)
     if (p->compat6 && p->hwversion)
         return dr_fail(err, EINVAL, "%s: compat6 cannot be enabled with hwversion set", p->path);
     inherit(p);
+    if (!p->sub && p->params->n_adopt)
+        p->sub = find_subformat(p->adopted_type);
+    if (p->params->n_adopt && (!p->sub->suffix || p->sub->sparse != p->pieces_sparse))
+        return dr_fail(err, EINVAL, "%s: what the data is goes with %s, not with %s", p->path,
+                       p->adopted_type, p->sub->name);
     if (!p->sub)
         p->sub = find_subformat(default_subformat(p));
     if (p->level && !p->sub->stream)
@@ -286,6 +300,37 @@ static char *piece_name(const struct plan *p, size_t n)
     return r < 0 ? NULL : name;
 }
 
+/* The pieces are files that are there. */
+static int adopt_pieces(struct plan *p, struct dr_error *err)
+{
+    const struct dr_create_params *params = p->params;
+    const char *place = params->final ? params->final : p->path;
+    struct vmdk_adopted *a = NULL;
+    size_t n = 0;
+    int r =
+        vmdk_adopt(p->fs, place, params->adopt, params->n_adopt, params->file_flags, &a, &n, err);
+    p->pieces = r == 0 ? calloc(n, sizeof(*p->pieces)) : NULL;
+    if (r == 0 && !p->pieces)
+        r = dr_fail_errno(err, ENOMEM, "%s", place);
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        if (a[i].sectors >= VMDK_MAX_SECTORS - p->sectors)
+            r = dr_fail(err, EFBIG, "%s: the files are more than a VMDK can have", place);
+        p->pieces[i] = (struct piece){a[i].sectors, DR_STEAL(a[i].name)};
+        p->n_pieces = i + 1;
+        p->sectors += a[i].sectors;
+    }
+    if (r == 0) {
+        p->pieces_sparse = a[0].sparse;
+        for (size_t i = 0; i < n; i++)
+            a[i].name = p->pieces[i].name;
+        p->adopted_type = vmdk_adopted_type(a, n);
+    }
+    for (size_t i = 0; r < 0 && a && i < n; i++)
+        free(a[i].name);
+    free(a);
+    return r;
+}
+
 /* The size of the n-th piece: the parent's cuts if they are for a disk of this size. */
 static uint64_t piece_size(const struct plan *p, size_t n, uint64_t left)
 {
@@ -322,7 +367,8 @@ struct vmdk_geometry vmdk_geometry_of(const char *adapter, uint64_t sectors)
 {
     bool ide = strcasecmp(adapter, "ide") == 0;
     struct vmdk_geometry g = {.heads = ide ? 16 : 255, .sectors = 63};
-    g.cylinders = dr_min(sectors / ((uint64_t)g.heads * g.sectors), ide ? 16383 : 65535);
+    uint64_t cylinders = dr_max(sectors / ((uint64_t)g.heads * g.sectors), 1);
+    g.cylinders = dr_min(cylinders, ide ? 16383 : 65535);
     return g;
 }
 
@@ -334,14 +380,39 @@ static void print_geometry(FILE *f, const struct plan *p, const char *adapter)
     fprintf(f, "ddb.geometry.sectors = \"%u\"\n", g.sectors);
 }
 
+/* Without an encoding VMware takes names to be in the machine's own. */
+static bool has_foreign_letters(const struct plan *p)
+{
+    bool found = false;
+    for (const char *c = p->params->backing_name; c && *c; c++)
+        found |= (unsigned char)*c >= 0x80;
+    for (size_t i = 0; i < p->n_pieces; i++)
+        for (const char *c = p->pieces[i].name; *c; c++)
+            found |= (unsigned char)*c >= 0x80;
+    return found;
+}
+
+/* As VMware's begin. */
+static void print_uuid(FILE *f)
+{
+    uint8_t id[16];
+    dr_random(id, sizeof(id));
+    fprintf(f, "ddb.uuid = \"60 00 C2 9%x", id[3] & 0x0f);
+    for (size_t i = 4; i < sizeof(id); i++)
+        fprintf(f, "%s%02x", i == 8 ? "-" : " ", id[i]);
+    fprintf(f, "\"\n");
+}
+
 static void print_text(FILE *f, const struct plan *p)
 {
     bool stream = p->sub->stream;
     /* ESXi starts no machine from a SCSI disk that says ide, and takes its own kinds as such. */
-    bool esx = stream || p->sub->cowd;
-    const char *adapter = p->adapter ? p->adapter : esx ? "lsilogic" : "ide";
-    fprintf(f, "# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\n", p->cid,
-            p->parent_cid);
+    bool host = stream || p->sub->cowd || is_adopted_from_a_host(p);
+    const char *adapter = p->adapter ? p->adapter : host ? "lsilogic" : "ide";
+    fprintf(f, "# Disk DescriptorFile\nversion=1\n");
+    if (has_foreign_letters(p))
+        fprintf(f, "encoding=\"UTF-8\"\n");
+    fprintf(f, "CID=%08x\nparentCID=%08x\n", p->cid, p->parent_cid);
     fprintf(f, "createType=\"%s\"\n", p->sub->name);
     if (p->params->backing_name)
         fprintf(f, "parentFileNameHint=\"%s\"\n", p->params->backing_name);
@@ -354,14 +425,16 @@ static void print_text(FILE *f, const struct plan *p)
     fprintf(f, "\n# The Disk Data Base \n#DDB\n\n");
     fprintf(f, "ddb.adapterType = \"%s\"\n", adapter);
     print_geometry(f, p, adapter);
-    if (stream) /* VMware's own end with the CID */
-        fprintf(f, "ddb.longContentID = \"%08x%08x%08x%08x\"\n", vmdk_random_cid(8),
-                vmdk_random_cid(8), vmdk_random_cid(8), p->cid);
+    /* VMware's own end with the CID. */
+    fprintf(f, "ddb.longContentID = \"%08x%08x%08x%08x\"\n", vmdk_random_cid(8), vmdk_random_cid(8),
+            vmdk_random_cid(8), p->cid);
     fprintf(f, "ddb.toolsVersion = \"%s\"\n", p->toolsversion ? p->toolsversion : "2147483647");
+    if (!p->params->backing_name) /* a child is known by its base's */
+        print_uuid(f);
     fprintf(f, "ddb.virtualHWVersion = \"%s\"\n",
             p->hwversion ? p->hwversion
                          : (p->compat6 ? "6"
-                            : esx      ? "8"
+                            : host     ? "8"
                                        : "4"));
 }
 
@@ -515,7 +588,8 @@ static int make_files(struct plan *p, struct dr_error *err)
     int r = make_text(p, &text, &len, err);
     if (r == 0 && !p->sub->suffix)
         r = make_piece(p, &p->pieces[0], text, len, err);
-    for (size_t i = 0; r == 0 && p->sub->suffix && i < p->n_pieces; i++)
+    size_t n = p->sub->suffix && !p->params->n_adopt ? p->n_pieces : 0;
+    for (size_t i = 0; r == 0 && i < n; i++)
         r = make_piece(p, &p->pieces[i], NULL, 0, err);
     if (r == 0 && p->sub->suffix)
         r = make_text_file(p, text, len, err);
@@ -550,6 +624,22 @@ static int make_empty_stream(struct plan *p, struct dr_error *err)
     return r;
 }
 
+/* VMware's limit for disks that grow: its tables cannot lead further. Who has such a parent has
+ * decided already. */
+#define MAX_SPARSE_SECTORS (UINT64_C(1) << 32)
+
+static int refuse_oversize(const struct plan *p, struct dr_error *err)
+{
+    const struct dr_create_params *params = p->params;
+    if (p->sectors <= MAX_SPARSE_SECTORS || !p->sub->sparse || p->sub->stream || params->force ||
+        params->backing || params->like || params->n_adopt)
+        return 0;
+    return dr_fail(err, EFBIG,
+                   "%s: %llu bytes: VMware takes no growing VMDK of more than 2 TiB; a flat one "
+                   "(subformat=monolithicFlat) may be larger, and --force makes this one",
+                   p->path, (unsigned long long)params->size);
+}
+
 /* Everything but the files. */
 static int make_plan(struct plan *p, struct dr_error *err)
 {
@@ -564,10 +654,16 @@ static int make_plan(struct plan *p, struct dr_error *err)
         return dr_fail(err, EFBIG, "%s: %llu bytes are more than a VMDK can have", path,
                        (unsigned long long)params->size);
     p->sectors = dr_div_up(params->size, VMDK_SECTOR);
-    int r = read_options(p, err);
+    if (params->n_adopt)
+        p->sectors = 0;
+    int r = params->n_adopt ? adopt_pieces(p, err) : 0;
+    if (r == 0)
+        r = read_options(p, err);
     if (r == 0)
         r = read_backing(p, err);
-    return r < 0 ? r : cut_pieces(p, err);
+    if (r == 0)
+        r = refuse_oversize(p, err);
+    return r < 0 || params->n_adopt ? r : cut_pieces(p, err);
 }
 
 int vmdk_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
@@ -631,8 +727,10 @@ static int measure_piece(const struct plan *p, size_t i, struct dr_cost *cost, s
 int vmdk_measure(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
                  struct dr_error *err)
 {
-    struct plan p = {.path = path, .params = params, .cid = vmdk_random_cid(8)};
+    struct dr_create_params any = *params;
+    struct plan p = {.path = path, .params = &any, .cid = vmdk_random_cid(8)};
     CLEANUP_FREE char *text = NULL;
+    any.force = true; /* nothing is made */
     size_t len = 0;
     *cost = (struct dr_cost){0};
     int r = make_plan(&p, err);

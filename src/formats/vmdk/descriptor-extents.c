@@ -102,6 +102,6 @@ int vmdk_desc_set_cylinders(struct vmdk_desc *d, uint64_t sectors, struct dr_err
     if (!vmdk_desc_find(d, "ddb.geometry.cylinders") || heads - 1 > 254 || track - 1 > 254)
         return 0;
     snprintf(text, sizeof(text), "%" PRIu64,
-             dr_min(sectors / (heads * track), (uint64_t)(ide ? 16383 : 65535)));
+             dr_min(dr_max(sectors / (heads * track), 1), (uint64_t)(ide ? 16383 : 65535)));
     return vmdk_desc_set(d, "ddb.geometry.cylinders", text, true, NULL, err);
 }

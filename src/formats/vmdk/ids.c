@@ -7,7 +7,9 @@
 #include <xxhash.h>
 
 #include "base/bytes.h"
+#include "base/cleanup.h"
 #include "base/error.h"
+#include "base/notice.h"
 #include "formats/vmdk/cowd.h"
 
 uint32_t vmdk_id(const struct dr_image *image)
@@ -63,6 +65,7 @@ static int store_cid(struct dr_image *image, uint32_t cid, struct dr_error *err)
 {
     struct vmdk_state *s = vmdk_of(image);
     struct vmdk_desc d;
+    CLEANUP_FREE char *tracking = vmdk_desc_get(&s->desc, "changeTrackPath");
     int r = vmdk_desc_copy(image, &d, err);
     if (r < 0)
         return r;
@@ -74,6 +77,10 @@ static int store_cid(struct dr_image *image, uint32_t cid, struct dr_error *err)
     vmdk_desc_free(&d);
     if (r < 0)
         return r;
+    if (tracking)
+        dr_notice("%s: VMware's change tracking (%s) would miss what is written now, and is "
+                  "switched off: the next incremental backup has to be a full one",
+                  image->path, tracking);
     s->cid = cid;
     s->cid_changed = true;
     if (s->parent_moved) {
@@ -121,6 +128,8 @@ int vmdk_begin_write(struct dr_image *image, uint64_t off, bool changes, struct 
     struct vmdk_extent *e = off < image->size ? vmdk_extent_at(image, off) : NULL;
     /* Before the CID is a new one: what is refused changes nothing. */
     int r = vmdk_refuse_streams(image, err);
+    if (r == 0)
+        r = vmdk_refuse_locked(image, err);
     if (r == 0 && e && changes)
         r = vmdk_check_writable(image, e, off, err);
     return r < 0 ? r : begin_extent(image, e, changes, err);
@@ -180,6 +189,8 @@ int vmdk_set_id(struct dr_image *image, uint32_t id, struct dr_error *err)
     if (vmdk_cid_is_reserved(id))
         return dr_fail(err, EINVAL, "%s: %08x cannot be a CID", image->path, id);
     int r = vmdk_refuse_streams(image, err);
+    if (r == 0)
+        r = vmdk_refuse_locked(image, err);
     if (r == 0)
         r = begin_extent(image, e, false, err);
     if (r == 0)

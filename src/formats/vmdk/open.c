@@ -426,6 +426,8 @@ static int vmdk_open(struct dr_image *image, struct dr_error *err)
     image->size = 0;
     int r = read_descriptor(image, &h, err);
     if (r == 0)
+        r = vmdk_look_for_lock(image, err);
+    if (r == 0)
         r = read_ids(image, err);
     if (r == 0)
         r = read_backing(image, err);
@@ -459,7 +461,7 @@ static void vmdk_close(struct dr_image *image)
 const struct dr_format dr_format_vmdk = {
     .name = "vmdk",
     .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_CONTENT_ID |
-             DR_FORMAT_PUNCH_FREED | DR_FORMAT_REPAIR_AS_FOUND,
+             DR_FORMAT_PUNCH_FREED | DR_FORMAT_REPAIR_AS_FOUND | DR_FORMAT_ADOPTS,
     .create_options = vmdk_create_options,
     .parent_format = "vmdk",
     .snapshot_suffix = "vmdk",

@@ -7,9 +7,10 @@
  *   extent.c       look-up, GD, map    write.c    reserve, publish, release, begin, end
  *   ids.c          content ids         backing.c  set_backing, candidates
  *   create.c       new images          recover.c  recover, trim
- *   amend.c        other settings
+ *   amend.c        other settings      adopt.c    descriptors for what is there
  *   check*.c       check, repair       info.c     info
  *   stream*.c      streamOptimized
+ *   vmware-lock.c  locks of VMware's
  *   resize.c       another size        tables.c   its tables
  *   cowd*.c        the sparse extent of ESX (vmfsSparse)
  *   sesparse.c     ... and of later ESX
@@ -70,6 +71,7 @@ struct vmdk_extent {
 
 struct vmdk_state {
     struct vmdk_desc desc;
+    bool vmware_lock;             /* there is a directory X.vmdk.lck with a lock in it */
     bool embedded;                /* the descriptor is part of files[0] */
     uint64_t desc_off, desc_area; /* embedded: bytes */
     bool redo;                    /* the descriptor came from a redo copy that is to be finished */
@@ -177,6 +179,14 @@ int vmdk_decode(struct dr_image *image, const struct dr_extent *ext, const uint8
 int vmdk_check_stream(struct dr_image *image, struct vmdk_extent *e, struct dr_check_result *result,
                       struct dr_error *err);
 
+/* ------------------------------------------------------------------ vmware-lock.c */
+
+/* Look for a lock of VMware's: -EBUSY for a writer, a notice for a reader. Those who said that they
+ * know better (FORCE_SHARE, NO_LOCK) hear nothing. */
+int vmdk_look_for_lock(struct dr_image *image, struct dr_error *err);
+/* -EBUSY: there was one when it was opened. A parent becomes a writer later. */
+int vmdk_refuse_locked(const struct dr_image *image, struct dr_error *err);
+
 /* ------------------------------------------------------------------ write.c */
 
 /* -EROFS: this extent cannot be written. */
@@ -281,6 +291,19 @@ int vmdk_make_extent(struct dr_fs *fs, const char *path, const struct vmdk_new_e
 int vmdk_measure(const char *path, const struct dr_create_params *params, struct dr_cost *cost,
                  struct dr_error *err);
 extern const struct dr_option_help vmdk_create_options[];
+
+/* adopt.c: a file with data that is there, for a new descriptor at path. given: paths of such
+ * files; of a split disk one is enough, its other pieces are found. Also after a failure *out is
+ * the caller's, with n_out names to free. */
+struct vmdk_adopted {
+    char *name; /* beside the descriptor */
+    uint64_t sectors;
+    bool sparse;
+};
+int vmdk_adopt(struct dr_fs *fs, const char *path, const char *const *given, size_t n,
+               unsigned flags, struct vmdk_adopted **out, size_t *n_out, struct dr_error *err);
+/* The createType that fits them. */
+const char *vmdk_adopted_type(const struct vmdk_adopted *a, size_t n);
 
 /* What programs compute: 16 heads and 63 sectors for IDE, 255 and 63 for SCSI. */
 struct vmdk_geometry {
