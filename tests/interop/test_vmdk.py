@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """VMDK images go to and fro between Drover and QEMU's tools."""
+import hashlib
 import json
+import os
 import re
 import shutil
 import struct
+import subprocess
 
 import pytest
 from tools import DROVER, MIB, TOOLS, Disk, Drover, Qemu, create, rng, run
@@ -13,6 +16,10 @@ pytestmark = pytest.mark.usefixtures('qemu')
 SUBFORMATS = ['monolithicSparse', 'twoGbMaxExtentSparse', 'monolithicFlat', 'twoGbMaxExtentFlat']
 SPARSE = SUBFORMATS[:2]
 ESX = 'vmfsSparse'
+KINDS = SUBFORMATS + ['vmfs', 'streamOptimized']
+needs_7z = pytest.mark.skipif(not shutil.which('7z'), reason='7z is not installed')
+needs_libvmdk = pytest.mark.skipif(not shutil.which('vmdkinfo') or not shutil.which('vmdkmount'),
+                                   reason="libvmdk's tools are not installed")
 SIZES = [MIB, 33 * MIB + 7 * 512, 65536 - 512]
 
 
@@ -246,3 +253,90 @@ def test_convert_to_and_fro(fmt, tmp_path):
         copy = Disk(tmp_path / f'{maker.name}.{fmt}', fmt, disk.size, disk.content)
         run(*maker.img, 'convert', '-f', 'vmdk', '-O', fmt, disk.path, copy.path)
         copy.verify(tmp_path)
+
+
+def disk_with_data(tmp_path, size, seed):
+    """A raw disk with data, zeros, and data at its very end."""
+    disk = Disk(tmp_path / 'disk.raw', 'raw', size)
+    with open(disk.path, 'wb') as f:
+        f.truncate(size)
+    disk.write(Drover, rng('kinds', seed), 12)
+    run(*Drover.io, '-f', 'raw', '-c', f'write -P 77 {size - 1024} 1024', disk.path)
+    disk.content[size - 1024:] = bytes([77]) * 1024
+    return disk
+
+
+# A grain cut short, and more than one table.
+@pytest.mark.parametrize('size', [MIB + 3 * 512, 34 * MIB], ids=str)
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('maker', TOOLS, ids=lambda t: t.name)
+def test_every_kind_goes_both_ways(maker, kind, size, tmp_path):
+    disk = disk_with_data(tmp_path, size, kind)
+    made = tmp_path / 'made.vmdk'
+    run(*maker.img, 'convert', '-f', 'raw', '-O', 'vmdk', '-o', f'subformat={kind}', disk.path, made)
+    for reader in TOOLS:
+        compare_raw(reader, disk.path, made, tmp_path)
+    assert 'No errors' in run(DROVER, 'check', made).stdout
+    if maker is Drover:
+        run('qemu-img', 'check', '-q', made)
+
+
+def compare_raw(reader, raw, image, tmp_path):
+    run(*reader.img, 'compare', '-f', 'raw', '-F', 'vmdk', raw, image)
+    run(*reader.img, 'convert', '-f', 'vmdk', '-O', 'raw', image, tmp_path / 'out.raw')
+    run('cmp', raw, tmp_path / 'out.raw')
+    os.unlink(tmp_path / 'out.raw')
+
+
+@pytest.mark.parametrize('kind', ['twoGbMaxExtentSparse', 'twoGbMaxExtentFlat'])
+def test_two_pieces_are_one_disk(kind, tmp_path):
+    create(Drover, tmp_path / 'a.vmdk', 'vmdk', 2047 * MIB + 512, f'subformat={kind}')
+    run(*Drover.io, '-f', 'vmdk', '-c', f'write -P 1 {2047 * MIB - 512} 1024', tmp_path / 'a.vmdk')
+    for tool in (Qemu, Drover):
+        done = run(*tool.io, '-f', 'vmdk', '-c', f'read -P 1 {2047 * MIB - 512} 1024', tmp_path / 'a.vmdk')
+        assert 'failed' not in done.stdout
+    assert len(list(tmp_path.glob('a-*'))) == 2
+
+
+def digest(path):
+    with open(path, 'rb') as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+@needs_7z
+@pytest.mark.parametrize('kind', KINDS)
+def test_7_zip_reads_ours(kind, tmp_path):
+    disk = disk_with_data(tmp_path, 3 * MIB, kind)
+    made = tmp_path / 'made.vmdk'
+    run(DROVER, 'convert', '-O', 'vmdk', '-o', f'subformat={kind}', disk.path, made)
+    assert 'Type = VMDK' in run('7z', 'l', '-slt', made).stdout
+    done = subprocess.run(['7z', 'x', '-so', str(made)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256(done.stdout).hexdigest() == digest(disk.path)
+
+
+@needs_libvmdk
+@pytest.mark.parametrize('kind', KINDS)
+def test_libvmdk_reads_ours(kind, tmp_path):
+    disk = disk_with_data(tmp_path, 3 * MIB, kind)
+    made, mnt = tmp_path / 'made.vmdk', tmp_path / 'mnt'
+    run(DROVER, 'convert', '-O', 'vmdk', '-o', f'subformat={kind}', disk.path, made)
+    assert re.search(rf'Media size:.*\({3 * MIB} bytes\)', run('vmdkinfo', made).stdout)
+    mnt.mkdir()
+    if not os.path.exists('/dev/fuse'):
+        pytest.skip('no FUSE here')
+    done = run('vmdkmount', made, mnt, ok=False, timeout=30)
+    if done.returncode != 0:
+        pytest.skip(f'vmdkmount cannot mount here: {done.stderr}')
+    try:
+        assert digest(mnt / 'vmdk1') == digest(disk.path)
+    finally:
+        run('fusermount', '-u', mnt)
+
+
+def test_a_disk_that_qemu_wrote_tells_its_stale_long_id_and_gets_a_new_one(tmp_path):
+    create(Drover, tmp_path / 'a.vmdk', 'vmdk', MIB)
+    run('qemu-io', '-f', 'vmdk', '-c', 'write -P 1 0 64k', tmp_path / 'a.vmdk')
+    assert 'longContentID' in run(DROVER, 'check', tmp_path / 'a.vmdk').stdout
+    run(DROVER, 'io', '-c', 'write -P 2 0 64k', tmp_path / 'a.vmdk')
+    assert 'longContentID' not in run(DROVER, 'check', tmp_path / 'a.vmdk').stdout
