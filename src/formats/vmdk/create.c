@@ -238,7 +238,8 @@ static int read_options(struct plan *p, struct dr_error *err)
     inherit(p);
     if (!p->sub && p->params->n_adopt)
         p->sub = find_subformat(p->adopted_type);
-    if (p->params->n_adopt && (!p->sub->suffix || p->sub->sparse != p->pieces_sparse))
+    if (p->params->n_adopt &&
+        (!p->sub->suffix || p->sub->cowd || p->sub->sparse != p->pieces_sparse))
         return dr_fail(err, EINVAL, "%s: what the data is goes with %s, not with %s", p->path,
                        p->adopted_type, p->sub->name);
     if (!p->sub)
