@@ -297,10 +297,10 @@ static int read_table(struct dr_sums *s, struct dr_file *file, struct dr_error *
     return 0;
 }
 
-static int read_file(struct dr_sums *s, struct dr_file *file, const char *path,
-                     struct dr_error *err)
+static int read_header(struct dr_file *file, const char *path, uint8_t *header,
+                       struct dr_error *err)
 {
-    uint8_t header[HEADER], own[HEADER];
+    uint8_t own[HEADER];
     size_t got = 0;
     int r = dr_file_pread_short(file, header, 0, HEADER, &got, err);
     if (r < 0)
@@ -312,6 +312,16 @@ static int read_file(struct dr_sums *s, struct dr_file *file, const char *path,
     put_hash(own + AT_OWN, XXH3_128bits(own, HEADER));
     if (memcmp(own, header, HEADER) != 0)
         return bad(err, path, "the checksum of its header at 48 is another one");
+    return 0;
+}
+
+static int read_file(struct dr_sums *s, struct dr_file *file, const char *path,
+                     struct dr_error *err)
+{
+    uint8_t header[HEADER], own[HEADER];
+    int r = read_header(file, path, header, err);
+    if (r < 0)
+        return r;
     uint64_t size = get_le64(header + AT_SIZE);
     if (get_le32(header + AT_VERSION) != VERSION || size > LARGEST)
         return bad(err, path, "its version or the size of the disk is not known");
@@ -329,6 +339,21 @@ static int read_file(struct dr_sums *s, struct dr_file *file, const char *path,
         return r;
     make_header(s, own);
     return memcmp(own, header, HEADER) == 0 ? 0 : bad(err, path, "the table has another digest");
+}
+
+int dr_sums_load_size(struct dr_fs *fs, const char *path, uint64_t *size, struct dr_error *err)
+{
+    struct dr_file *file = NULL;
+    uint8_t header[HEADER];
+    int r = dr_file_open(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &file, err);
+    if (r == 0)
+        r = read_header(file, path, header, err);
+    if (r == 0)
+        *size = get_le64(header + AT_SIZE);
+    if (r == 0 && get_le32(header + AT_VERSION) != VERSION)
+        r = bad(err, path, "its version is not known");
+    dr_file_unref(file);
+    return r;
 }
 
 int dr_sums_load_any(struct dr_sums *s, struct dr_fs *fs, const char *path, struct dr_error *err)

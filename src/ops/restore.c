@@ -3,6 +3,7 @@
  * what is equal, or zeros on both sides, stays as it is. */
 #include "base/cleanup.h"
 #include "drover/backup.h"
+#include "ops/backup-sums.h"
 #include "ops/ops-internal.h"
 
 struct restore {
@@ -45,7 +46,7 @@ static int write_difference(struct dr_disk *from, struct dr_disk *to, struct dr_
                             uint64_t *written, struct dr_error *err)
 {
     struct restore s = {.dst = to->chain};
-    uint64_t size = dr_size(from);
+    uint64_t size = dr_min(dr_size(from), dr_size(to));
     s.step = dr_stock_block(s.dst, 0, DR_CONVERT_SPARSE_DEFAULT);
     s.pair.size = size;
     dr_walk_init(&s.pair.a, from->chain, 0, from->chain->n, size);
@@ -65,10 +66,33 @@ static int write_difference(struct dr_disk *from, struct dr_disk *to, struct dr_
     return r;
 }
 
-/* The disk shall have the size of what is restored. */
-static int fit(struct dr_disk *from, struct dr_disk *to, bool shrink, struct dr_error *err)
+/* Does the last sector of what is restored hold zeros from byte `size` on? */
+static bool ends_with_zeros(struct dr_disk *from, uint64_t size)
 {
-    uint64_t want = dr_size(from), have = dr_size(to);
+    uint8_t end[512];
+    size_t len = (size_t)(dr_size(from) - size);
+    return len < sizeof(end) && dr_pread(from, end, size, len, NULL) == 0 && dr_is_zero(end, len);
+}
+
+/* The image of a backup may count in sectors where its disk did not: the side file has the disk's
+ * size, and a raw disk can have it, too. */
+static uint64_t size_of_disk(struct dr_fs *fs, struct dr_disk *from, const struct dr_disk *to)
+{
+    CLEANUP_FREE char *side = dr_sums_path(dr_image_path(from, 0));
+    uint64_t size, whole = dr_size(from);
+    bool exact = strcmp(to->chain->images[0]->fmt->name, "raw") == 0 &&
+                 !to->chain->images[0]->files[0]->block_device;
+    if (exact && side && dr_sums_load_size(fs, side, &size, NULL) == 0 && size < whole &&
+        dr_sums_fits(size, whole) && ends_with_zeros(from, size))
+        return size;
+    return whole;
+}
+
+/* The disk shall have the size of what is restored. */
+static int fit(struct dr_fs *fs, struct dr_disk *from, struct dr_disk *to, bool shrink,
+               struct dr_error *err)
+{
+    uint64_t want = size_of_disk(fs, from, to), have = dr_size(to);
     if (want < have && !shrink)
         return dr_fail(
             err, EINVAL,
@@ -119,7 +143,7 @@ int dr_restore_fs(struct dr_fs *fs, const char *source, const char *disk,
     if (r == 0) /* overlays on it would read something else */
         r = refuse_children(to, &o->open, err);
     if (r == 0)
-        r = fit(from, to, o->shrink, err);
+        r = fit(fs, from, to, o->shrink, err);
     if (r == 0)
         r = write_difference(from, to, job, &bytes, err);
     if (r == 0)
