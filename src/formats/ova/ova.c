@@ -80,9 +80,6 @@ static int refuse_disk(const struct dr_image *image, const struct ova_found *fou
                        "%s: '%.200s' holds only what differs from another disk of the machine "
                        "(%.100s), which is not supported",
                        image->path, found->name, found->disk->parent);
-    if (found->file && found->file->compression)
-        return dr_fail(err, ENOTSUP, "%s: '%.200s' is compressed (%.60s): extract it first",
-                       image->path, found->name, found->file->compression);
     return 0;
 }
 
