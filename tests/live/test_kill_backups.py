@@ -51,7 +51,7 @@ def back_up_until_killed(server, client):
 
 def listed():
     with open("set.json", encoding="utf-8") as f:
-        return [b["name"] for b in json.load(f)["backups"] if not b.get("leaving")]
+        return [b["name"] for b in json.load(f)["backups"] if not (b.get("leaving") or b.get("naming"))]
 
 
 def next_backup(fmt, name):
