@@ -80,8 +80,8 @@ static uint64_t size_of_disk(struct dr_fs *fs, struct dr_disk *from, const struc
 {
     CLEANUP_FREE char *side = dr_sums_path(dr_image_path(from, 0));
     uint64_t size, whole = dr_size(from);
-    bool exact = strcmp(to->chain->images[0]->fmt->name, "raw") == 0 &&
-                 !to->chain->images[0]->files[0]->block_device;
+    const struct dr_image *top = to->chain->images[0];
+    bool exact = (top->fmt->flags & DR_FORMAT_NO_PROBE) && !top->files[0]->block_device;
     if (exact && side && dr_sums_load_size(fs, side, &size, NULL) == 0 && size < whole &&
         dr_sums_fits(size, whole) && ends_with_zeros(from, size))
         return size;

@@ -26,7 +26,7 @@ allowed() {
     formats) echo 'base/|storage/|formats/|core/core\.h|core/marks\.h|core/pages\.h|archive/(ova|ova-manifest|vma-format|vma-index)\.h|drover/drover\.h' ;;
     core) echo 'base/|storage/|formats/format\.h|core/|drover/' ;;
     ops) echo 'base/|storage/|formats/format\.h|core/(aside|core|fingerprint|marks|pages|publish)\.h|ops/|drover/' ;;
-    live) echo 'base/|storage/storage\.h|core/(core|publish)\.h|ops/(memory-bitmaps|ops-internal)\.h|live/|drover/' ;;
+    live) echo 'base/|storage/storage\.h|core/(core|publish)\.h|ops/(memory-bitmaps|ops-internal|point-backup)\.h|live/|drover/' ;;
     archive) echo 'base/|storage/|core/(core|publish)\.h|ops/|archive/|drover/' ;;
     exports) echo 'base/|exports/|drover/' ;;
     cli) echo 'base/|cli/|exports/|drover/' ;;

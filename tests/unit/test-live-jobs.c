@@ -307,10 +307,10 @@ static void a_backup_that_cannot_be_is_refused(void **state)
     static const struct {
         const char *arguments, *text;
     } cases[] = {
-        {"'sync': 'top'", "Sync mode 'top' not supported"},
-        {"'sync': 'incremental'", "Sync mode 'incremental' not supported"},
+        {"'sync': 'none'", "Sync mode 'none' needs mode 'existing'"},
+        {"'sync': 'incremental'", "bitmap"},
         {"'sync': 'half'", "Parameter 'sync' does not accept value 'half'"},
-        {"'sync': 'full', 'mode': 'existing'", "does not accept value 'existing'"},
+        {"'sync': 'full', 'mode': 'existing'", "b0"},
         {"'sync': 'full', 'x-bitmap': 'B'", "Parameter 'x-set' is missing"},
     };
     struct world *w = begin("qcow2");
