@@ -244,7 +244,7 @@ static int put_end(struct writing *w, const struct ova_digest *descriptor, struc
 
 static int write_file(struct writing *w, struct dr_error *err)
 {
-    struct ova_digest digest;
+    struct ova_digest digest = {0};
     int r = append_zeros(w, OVA_BLOCK + dr_round_up(w->room, OVA_BLOCK), err);
     for (size_t i = 0; i < w->n && r == 0; i++) {
         uint64_t at = dr_file_size(w->out);
@@ -283,7 +283,7 @@ static int create_file(struct writing *w, uint64_t *bytes, struct dr_error *err)
 
 static int write_pipe(struct writing *w, struct dr_error *err)
 {
-    struct ova_digest digest;
+    struct ova_digest digest = {0};
     int r = 0;
     w->total *= 2;
     for (size_t i = 0; i < w->n && r == 0; i++)
