@@ -197,6 +197,8 @@ static la_ssize_t catch_write(struct archive *a, void *user, const void *buf, si
     struct catch *c = user;
     size_t n = dr_min(len, OVA_BLOCK - c->got);
     (void)a;
+    if (n == 0) /* the end of the file, which is written elsewhere */
+        return -1;
     memcpy(c->block + c->got, buf, n);
     c->got += n;
     return (la_ssize_t)len;
@@ -224,7 +226,6 @@ int ova_tar_header(const char *name, uint64_t size, int64_t mtime, uint8_t block
             archive_write_header(a, e) != ARCHIVE_OK || c.got != OVA_BLOCK)
             r = dr_fail(err, EINVAL, "%s: cannot make its header of a tar: %s", name,
                         archive_error_string(a) ? archive_error_string(a) : "too long");
-        archive_write_fail(a); /* its bytes are written elsewhere */
     }
     archive_entry_free(e);
     archive_write_free(a);

@@ -464,7 +464,7 @@ static int give_names(struct set *set, struct dr_naming *naming, struct dr_error
 static int publish_listed(struct set *set, struct dr_backup_entry *entries, struct dr_error *err)
 {
     const struct backup *first = &set->all[0];
-    struct dr_naming naming;
+    struct dr_naming naming = {0};
     int r = make_entries(set, entries, err);
     if (r == 0)
         r = dr_naming_announce(&naming, first->fs, options_of(first)->set, entries, set->n, err);

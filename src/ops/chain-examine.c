@@ -162,6 +162,15 @@ static int look_at_parent(struct examination *x, const struct dr_scan_entry *e, 
     return r < 0 ? r : look_at_format(x, e, parent, err);
 }
 
+/* Is the trouble that of the parent, which is examined, too? Texts begin with the file's name. */
+static bool is_of_parent(const struct examination *x, const struct dr_scan_entry *e,
+                         const char *text)
+{
+    size_t up = e->backing_path ? dr_scan_find(&x->scan, e->backing_id) : x->scan.n;
+    size_t len = strlen(e->path);
+    return up < x->scan.n && x->asked[up] && (strncmp(text, e->path, len) != 0 || text[len] != ':');
+}
+
 static int examine_reference(struct examination *x, const struct dr_scan_entry *e,
                              struct dr_error *err)
 {
@@ -176,10 +185,12 @@ static int examine_reference(struct examination *x, const struct dr_scan_entry *
     if (!image->backing_name)
         return 0;
     r = dr_backing_locate(image, &x->o->open, &path, &why);
+    if (r < 0 && is_of_parent(x, e, why.text))
+        return 0;
     if (r < 0)
         return tell_refused(x, e, r, why.text, err);
     r = ops_fingerprint_look(x->fs, e->path, e->fmt->name, &x->o->open, true, &why);
-    if (r == -ESTALE)
+    if (r == -ESTALE && !is_of_parent(x, e, why.text))
         return add(x, DR_CHAIN_CHANGED, e->path, err, "%s", why.text);
     return look_at_parent(x, e, path, err);
 }

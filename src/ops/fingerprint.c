@@ -93,7 +93,7 @@ static int refuse(const struct dr_image *image, const struct dr_image *parent, c
 int ops_fingerprint_verify(const struct dr_image *image, struct dr_chain *chain, size_t first,
                            const struct dr_fingerprint *print, bool full, struct dr_error *err)
 {
-    char now[DR_FINGERPRINT_HEX];
+    char now[DR_FINGERPRINT_HEX] = "";
     const struct dr_image *parent = chain->images[first];
     int r = dr_fingerprint_compare(image, print, parent, err);
     if (r == 0)

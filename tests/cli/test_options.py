@@ -64,11 +64,11 @@ def test_the_manual_is_sound_pod(t):
 
 def commands():
     return ["create", "info", "map", "measure", "compare", "checksum", "convert", "dd", "rebase", "commit", "stream", "addcow", "snapshot", "serve", "io", "chain", "check",
-            "recover", "resize", "amend", "bitmap", "backup", "restore", "mount", "unmount", "vma", "ctl", "bench", "completion"]
+            "recover", "resize", "amend", "bitmap", "backup", "restore", "mount", "unmount", "vma", "ova", "ctl", "bench", "completion"]
 
 
 def children():
-    return ["vma " + c for c in ("list", "config", "create", "extract", "verify", "index")] + ["backup list", "backup verify", "backup prune"]
+    return ["vma " + c for c in ("list", "config", "create", "extract", "verify", "index")] + ["backup list", "backup verify", "backup prune"] + ["ova create", "ova list"]
 
 
 @pytest.mark.parametrize("command", commands() + children())

@@ -119,7 +119,11 @@ def test_chain_operations_leave_what_both_tools_read(t, seed):
             names = names[:names.index(target) + 1] + [top]
         else:
             t.ok("commit", "--force", top)
-        assert t.ok("chain", "check", top) == f"{len(names)} image{'s' if len(names) > 1 else ''}, no problem.\n", operation
+        told = t.drover("chain", "check", top)
+        if told.code == 3:  # what a commit by force made invalid
+            assert all("is another child of" in line for line in told.out.splitlines()), told
+        else:
+            assert told.code == 0 and told.out == f"{len(names)} image{'s' if len(names) > 1 else ''}, no problem.\n", told
         for tool in (t.ours, t.real):
             r = tool("qemu-img", "compare", "-F", "raw", top, "flat.raw")
             assert r.out == "Images are identical.\n", (operation, r)
