@@ -272,6 +272,21 @@ static void a_commit_records_the_parent(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* An old UUID would bring the parent back. */
+static void a_parent_that_was_taken_away_stays_away(void **state)
+{
+    (void)state;
+    make_pair();
+    struct dr_image *image = image_of("/d/{child}.vmdk", DR_OPEN_RDWR | DR_OPEN_NO_BACKING);
+    ok(dr_image_set_backing(image, NULL, NULL, NULL, 0, &err));
+    ok(dr_image_unref(image, &err));
+    struct dr_disk *disk = opened("/d/{child}.vmdk", 0);
+    assert_int_equal(disk->chain->n, 1);
+    reads_zero(disk, 0, 2000);
+    reads(disk, 3 * GRAIN, 2000, 2);
+    ok(dr_close(disk, &err));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -287,6 +302,7 @@ int main(void)
         T(a_parent_that_is_not_there_is_asked_for),
         T(of_two_with_one_uuid_none_is_taken),
         T(a_commit_records_the_parent),
+        T(a_parent_that_was_taken_away_stays_away),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

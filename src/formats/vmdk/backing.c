@@ -170,6 +170,17 @@ static uint32_t new_parent_id(const struct dr_image *image, const struct dr_imag
     return old == VMDK_NO_PARENT ? VMDK_NO_PARENT - 1 : old;
 }
 
+/* VirtualBox's way to say that there is no parent. An old UUID would be looked for again. */
+static int forget_uuid(struct vmdk_desc *d, struct dr_error *err)
+{
+    static const char *const keys[] = {"ddb.uuid.parent", "ddb.uuid.parentmodification"};
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < sizeof(keys) / sizeof(keys[0]); i++)
+        if (vmdk_desc_find(d, keys[i]))
+            r = vmdk_desc_set(d, keys[i], "00000000-0000-0000-0000-000000000000", true, NULL, err);
+    return r;
+}
+
 static int edit_backing(struct vmdk_desc *d, const char *name, uint32_t id, struct dr_error *err)
 {
     char text[9];
@@ -177,8 +188,10 @@ static int edit_backing(struct vmdk_desc *d, const char *name, uint32_t id, stru
     int r = vmdk_desc_set(d, "parentCID", text, false, "CID", err);
     if (r < 0)
         return r;
-    return name ? vmdk_desc_set(d, "parentFileNameHint", name, true, "createType", err)
-                : vmdk_desc_remove(d, "parentFileNameHint", err);
+    if (name)
+        return vmdk_desc_set(d, "parentFileNameHint", name, true, "createType", err);
+    r = vmdk_desc_remove(d, "parentFileNameHint", err);
+    return r < 0 ? r : forget_uuid(d, err);
 }
 
 static int remember(struct dr_image *image, const char *name, uint32_t id, struct dr_error *err)
