@@ -285,6 +285,18 @@ static void alone_a_delta_is_refused(void **state)
     ok(dr_close(disk, &err));
 }
 
+static void alone_a_child_of_nobody_knows_whom_is_refused(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    bare("/d/renamed.vmdk", "", 4);
+    assert_int_equal(open_in(mem, "/d/renamed.vmdk", 0, &disk), -EINVAL);
+    assert_non_null(strstr(err.text, "with a parent, which only its descriptor knows"));
+    disk = opened("/d/renamed.vmdk", DR_OPEN_SALVAGE);
+    reads(disk, 512, 512, 1);
+    ok(dr_close(disk, &err));
+}
+
 static void its_own_record_of_a_parent_counts(void **state)
 {
     (void)state;
@@ -343,6 +355,7 @@ int main(void)
         T(what_nothing_leads_to_is_given_back),
         T(alone_it_is_read),
         T(alone_a_delta_is_refused),
+        T(alone_a_child_of_nobody_knows_whom_is_refused),
         T(its_own_record_of_a_parent_counts),
         T(a_child_shows_its_parent),
     };

@@ -23,6 +23,19 @@ static int refuse_child(const struct dr_image *image, const char *suffix, struct
                    image->path, (int)(len - end), name);
 }
 
+/* The same under another name: its header says that it is a child, and not whose. */
+static int refuse_nameless(const struct dr_image *image, const struct vmdk_cowd_origin *origin,
+                           struct dr_error *err)
+{
+    if (!origin->child || origin->parent[0] ||
+        (image->flags & (DR_OPEN_SALVAGE | DR_OPEN_NO_BACKING)))
+        return 0;
+    return dr_fail(err, EINVAL,
+                   "%s: the data of a disk with a parent, which only its descriptor knows: open "
+                   "that instead; `drover convert --salvage` takes what this file has alone",
+                   image->path);
+}
+
 static int print_parent(const struct dr_image *image, FILE *f,
                         const struct vmdk_cowd_origin *origin, struct dr_error *err)
 {
@@ -71,6 +84,8 @@ int vmdk_open_bare(struct dr_image *image, enum vmdk_magic magic, struct vmdk_he
         return r;
     r = cowd ? vmdk_cowd_read(h, image->path, image->files[0], &origin, err)
              : vmdk_sesparse_read(&se, image->path, image->files[0], image->flags, err);
+    if (r == 0)
+        r = refuse_nameless(image, &origin, err);
     if (r < 0)
         return r;
     return make_text(image, cowd ? "VMFSSPARSE" : "SESPARSE", cowd ? h->capacity : se.capacity,

@@ -117,6 +117,7 @@ void vmdk_cowd_origin(const uint8_t buf[VMDK_COWD_HEADER], struct vmdk_cowd_orig
     *origin = (struct vmdk_cowd_origin){.generation = get_le32(buf + GENERATION_AT)};
     if (get_le32(buf + FLAGS_AT) & FLAG_ROOT)
         return;
+    origin->child = true;
     memcpy(origin->parent, buf + PARENT_AT, VMDK_COWD_NAME_LEN);
     origin->parent_generation = get_le32(buf + PARENT_GENERATION_AT);
 }

@@ -16,7 +16,8 @@
 
 /* What a header says of the parent. ESX leaves that to the descriptor. */
 struct vmdk_cowd_origin {
-    char parent[VMDK_COWD_NAME_LEN + 1]; /* "": none */
+    bool child;
+    char parent[VMDK_COWD_NAME_LEN + 1]; /* "": none, or of a child one that is not told */
     uint32_t parent_generation, generation;
 };
 
