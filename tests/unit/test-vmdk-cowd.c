@@ -209,6 +209,20 @@ static void damage_is_found_and_left(void **state)
     damaged(entry, FIRST_FREE + 1, "sector 6 belongs to something else too");
 }
 
+/* Not once for each of its entries: a directory may lead a million times to one place. */
+static void a_table_of_two_is_told_once(void **state)
+{
+    (void)state;
+    make();
+    write_one(DISK, 0, 4096, 1, 0);
+    poke32(DELTA, GDE + 4, FIRST_FREE);
+    assert_int_equal(checked(DISK, 0).corruptions, 1);
+    assert_int_equal(checked(DISK, DR_CHECK_FIX_ALL).corruptions, 1);
+    struct dr_disk *disk = opened(DISK, 0);
+    reads(disk, 0, 4096, 1);
+    ok(dr_close(disk, &err));
+}
+
 static void a_read_through_damage_is_an_error(void **state)
 {
     (void)state;
@@ -351,6 +365,7 @@ int main(void)
         T(its_size_stays),
         T(headers_are_checked),
         T(damage_is_found_and_left),
+        T(a_table_of_two_is_told_once),
         T(a_read_through_damage_is_an_error),
         T(what_nothing_leads_to_is_given_back),
         T(alone_it_is_read),
