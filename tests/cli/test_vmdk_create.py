@@ -146,12 +146,16 @@ def test_what_cannot_be_adopted_is_refused(t):
     (t.dir / "sub").mkdir()
     (t.dir / "sub" / "x-flat.vmdk").write_bytes(bytes(1024))
     (t.dir / "x-flat.vmdk").write_bytes(bytes(1024))
+    (t.dir / "y-flat.vmdk").write_bytes(bytes(1024))
     before = t.names()
     for args, why in ((["odd-flat.vmdk"], "whole sectors"), (["none-flat.vmdk"], "No such file"),
                       (["a.vmdk", "b.vmdk"], "descriptor inside"), (["disk.raw"], "name of the descriptor"),
                       (["sub/x-flat.vmdk", "y.vmdk"], "not in the directory"),
                       (["x-flat.vmdk", "-o", "subformat=streamOptimized"], "not with streamOptimized"),
                       (["x-flat.vmdk", "-o", "subformat=twoGbMaxExtentSparse"], "not with twoGbMaxExtentSparse"),
+                      (["x-flat.vmdk", "--adopt", "y-flat.vmdk", "-o", "subformat=monolithicFlat", "z.vmdk"],
+                       "not with monolithicFlat"),
+                      (["x-flat.vmdk", "--adopt", "x-flat.vmdk", "z.vmdk"], "is given twice"),
                       (["x-flat.vmdk", "-f", "qcow2"], "does not support --adopt")):
         r = t.drover("create", "--adopt", *args)
         assert r.code == 1 and why in r.err, (args, r)

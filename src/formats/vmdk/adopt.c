@@ -180,6 +180,16 @@ static int refuse_elsewhere(struct dr_fs *fs, const char *path, const char *give
                            given, path);
 }
 
+/* Two ranges of the disk would be one. */
+static int refuse_twice(const char *const *given, size_t n, struct dr_error *err)
+{
+    for (size_t i = 1; i < n; i++)
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(dr_path_basename(given[i]), dr_path_basename(given[k])) == 0)
+                return dr_fail(err, EINVAL, "%s: is given twice", given[i]);
+    return 0;
+}
+
 static int adopt_all(struct dr_fs *fs, const char *path, const char *const *names, size_t n,
                      unsigned flags, struct vmdk_adopted *out, size_t *n_out, struct dr_error *err)
 {
@@ -207,6 +217,8 @@ int vmdk_adopt(struct dr_fs *fs, const char *path, const char *const *given, siz
         if (r == 0 && split && !same_disk(&p, dr_path_basename(given[i]), &parts))
             r = dr_fail(err, EINVAL, "%s: is no piece of the disk of %s", given[i], given[0]);
     }
+    if (r == 0 && !split)
+        r = refuse_twice(given, n, err);
     if (r == 0 && split)
         r = find_pieces(fs, path, &p, err);
     size_t all = split ? p.n : n;

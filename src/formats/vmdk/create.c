@@ -239,7 +239,8 @@ static int read_options(struct plan *p, struct dr_error *err)
     if (!p->sub && p->params->n_adopt)
         p->sub = find_subformat(p->adopted_type);
     if (p->params->n_adopt &&
-        (!p->sub->suffix || p->sub->cowd || p->sub->sparse != p->pieces_sparse))
+        (!p->sub->suffix || p->sub->cowd || p->sub->sparse != p->pieces_sparse ||
+         (p->n_pieces > 1 && !p->sub->split)))
         return dr_fail(err, EINVAL, "%s: what the data is goes with %s, not with %s", p->path,
                        p->adopted_type, p->sub->name);
     if (!p->sub)
