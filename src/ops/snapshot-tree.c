@@ -25,6 +25,7 @@ struct removal {
     size_t n, disk, m; /* indexes of the disk that was named, and of the snapshot */
     char *vmsd_path;   /* of the machine, or NULL */
     struct vmsd vmsd;
+    bool shared_parent; /* M's has children that are not among the nodes */
 };
 
 static struct dr_tree_node *parent_of(const struct removal *x, size_t i)
@@ -226,6 +227,50 @@ static int count_bytes(const struct removal *x, struct dr_snapshot_plan *plan, s
     return r;
 }
 
+/* ------------------------------------------------------------------ children elsewhere */
+
+static bool is_known(const struct removal *x, struct dr_file_id id)
+{
+    struct dr_file_id own;
+    for (size_t i = 0; i < x->n; i++)
+        if (dr_name_identify(x->fs, x->nodes[i].path, &own, NULL) == 0 && dr_same_id(own, id))
+            return true;
+    return false;
+}
+
+/* *path: a child of the image beside it that is not among the nodes, malloc'ed; NULL: none. */
+static int find_stranger(const struct removal *x, size_t i, char **path, struct dr_error *err)
+{
+    struct dr_scan scan = {0};
+    struct dr_file_id own;
+    *path = NULL;
+    int r = dr_name_identify(x->fs, x->nodes[i].path, &own, err);
+    if (r == 0)
+        r = dr_scan_beside(&scan, x->fs, x->nodes[i].path, &x->o->open, err);
+    for (size_t k = 0; r == 0 && !*path && k < scan.n; k++)
+        if (dr_scan_is_child(&scan.all[k], own) && !is_known(x, scan.all[k].id) &&
+            !(*path = strdup(scan.all[k].path)))
+            r = dr_fail(err, ENOMEM, "%s: out of memory", x->nodes[i].path);
+    dr_scan_free(&scan);
+    return r;
+}
+
+/* The nodes are what is beside the disk, and its ancestors: where these are in another directory,
+ * other images there may stand on them. */
+static int look_for_strangers(struct removal *x, struct dr_error *err)
+{
+    CLEANUP_FREE char *on_m = NULL;
+    CLEANUP_FREE char *on_parent = NULL;
+    int r = find_stranger(x, x->m, &on_m, err);
+    if (r == 0 && on_m)
+        r = dr_fail(err, EBUSY, "%s: %s stands on it, too, and is not in the directory of %s",
+                    x->nodes[x->m].path, on_m, x->nodes[x->disk].path);
+    if (r == 0 && parent_of(x, x->m))
+        r = find_stranger(x, x->nodes[x->m].parent, &on_parent, err);
+    x->shared_parent = on_parent != NULL;
+    return r;
+}
+
 /* ------------------------------------------------------------------ which way */
 
 /* Why M cannot go down, or NULL. */
@@ -234,7 +279,7 @@ static const char *obstacle(const struct removal *x)
     const struct dr_tree_node *p = parent_of(x, x->m);
     if (!p)
         return "it has no parent";
-    if (count_children(x, x->nodes[x->m].parent) > 1)
+    if (count_children(x, x->nodes[x->m].parent) > 1 || x->shared_parent)
         return "its parent has other children";
     if (vmsd_of_image(&x->vmsd, p->path))
         return "a snapshot of the machine is what its parent holds now";
@@ -338,6 +383,8 @@ static int delete_found(struct removal *x, struct dr_snapshot_plan *plan, struct
         return dr_fail(err, EINVAL, "%s: is the disk itself, and no snapshot of it",
                        x->nodes[x->m].path);
     int r = leaf ? 0 : refuse_broken(x, x->m, err);
+    if (r == 0)
+        r = look_for_strangers(x, err);
     if (r == 0 && !leaf)
         r = count_bytes(x, plan, err);
     if (r == 0 && !leaf)

@@ -109,6 +109,24 @@ def test_sizes_that_differ_along_the_chain_change_no_disk(t):
             assert out == "Images are identical.\n", (way, child)
 
 
+@pytest.mark.parametrize("stranger", ["mid", "low"])
+def test_children_beside_an_ancestor_in_another_directory_count_before_anything_is_changed(t, stranger):
+    for d in ("lib", "vm"):
+        (t.dir / d).mkdir()
+    allow = ["--allow-path", t.dir / "lib"]
+    t.ok("create", "-q", "-f", "qcow2", "lib/low.qcow2", "8M")
+    t.ok("create", "-q", "-f", "qcow2", "-b", "low.qcow2", "-F", "qcow2", "lib/mid.qcow2")
+    t.ok("create", "-q", *allow, "-f", "qcow2", "-b", "../lib/mid.qcow2", "-F", "qcow2", "vm/top.qcow2")
+    t.ok("create", "-q", "-f", "qcow2", "-b", f"{stranger}.qcow2", "-F", "qcow2", "lib/other.qcow2")
+    r = t.drover("snapshot", *allow, "-d", "../lib/mid.qcow2", "vm/top.qcow2")
+    if stranger == "mid":
+        assert r.code == 1 and "other.qcow2 stands on it, too" in r.err, r
+        assert r.out == "" and parent(t, "vm/top.qcow2") == "../lib/mid.qcow2"
+    else:
+        assert r.code == 0 and "merged up into 1 image" in r.out and not (t.dir / "lib/mid.qcow2").exists(), r
+    assert t.drover("chain", "check", "lib").code == 0
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_going_back_makes_the_disk_an_empty_image_on_the_snapshot(t, fmt):
     n = family(t, fmt)
