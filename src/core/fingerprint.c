@@ -89,9 +89,12 @@ int dr_fingerprint_load(const struct dr_image *image, struct dr_fingerprint *pri
     CLEANUP_FREE char *path = path_of(image->files[0]->path);
     if (!path)
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-    if (dr_look(image->fs, path, NULL, NULL, NULL) < 0)
+    int r = dr_look(image->fs, path, NULL, NULL, NULL);
+    if (r == -ENOENT || r == -ENOTDIR || r == -ENAMETOOLONG)
         return 0;
-    int r = dr_file_open(image->fs, path, DR_FILE_NO_LOCK | DR_FILE_FORCE_SHARE, &file, err);
+    if (r < 0)
+        return dr_fail_errno(err, -r, "%s", path);
+    r = dr_file_open(image->fs, path, DR_FILE_NO_LOCK | DR_FILE_FORCE_SHARE, &file, err);
     if (r < 0)
         return r;
     size_t len = (size_t)dr_min(dr_file_size(file), MAX_BYTES);

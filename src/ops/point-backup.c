@@ -286,7 +286,8 @@ static int run(struct dr_point *p, struct dr_job *job, struct dr_error *err)
     dr_job_beside(job, p->o.disk);
     int r = copy(p, job, err);
     dr_disk_take_back(p->o.disk);
-    if (r < 0 && p->bitmap && p->o.mode == DR_POINT_ALWAYS)
+    /* A target that was made for this is removed, so nothing of it counts as saved. */
+    if (r < 0 && p->bitmap && p->o.mode == DR_POINT_ALWAYS && !p->o.made)
         hand_on_rest(p);
     if (r == 0)
         r = dr_ops_close(&p->out, err);

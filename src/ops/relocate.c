@@ -135,8 +135,14 @@ static int visit(struct relocation *x, const char *path, const char *format, cha
         return r;
     const char *is = image->backing_format ? image->backing_format : image->fmt->parent_format;
     const struct dr_format *found = NULL;
-    if (!is && dr_probe(x->fs, *parent, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &found, NULL) == 0)
-        is = found->name;
+    if (!is) {
+        r = dr_probe(x->fs, *parent, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &found, &why);
+        if (r < 0 && (moved || x->pack)) /* a guess would be recorded for good */
+            return dr_fail(err, -r,
+                           "%s; record its format first: drover rebase -u -F FORMAT -b %s %s",
+                           why.text, *parent, path);
+        is = r == 0 ? found->name : NULL;
+    }
     *parent_format = strdup(is ? is : "raw");
     if (!*parent_format)
         return dr_fail(err, ENOMEM, "%s: out of memory", path);

@@ -89,7 +89,8 @@ def test_the_overview_names_every_command(t):
     assert re.findall(r"^  (\w+) +\S", out, flags=re.M) == sorted(commands(), key=lambda c: out.index(f"\n  {c} "))
     assert set(commands() + children()) == set(tables(t))
     assert re.findall(r"^  (vma \w+) +\S", t.ok("vma", "--help"), flags=re.M) + \
-        re.findall(r"^  (backup \w+) +\S", t.ok("backup", "--help"), flags=re.M) == children()
+        re.findall(r"^  (backup \w+) +\S", t.ok("backup", "--help"), flags=re.M) + \
+        re.findall(r"^  (ova \w+) +\S", t.ok("ova", "--help"), flags=re.M) == children()
 
 
 def test_version(t):

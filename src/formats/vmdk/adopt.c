@@ -127,7 +127,7 @@ static int look_at_sparse(struct dr_file *f, const uint8_t *head, struct vmdk_ad
 
 static int look_at(struct dr_file *f, struct vmdk_adopted *a, struct dr_error *err)
 {
-    uint8_t head[VMDK_HEADER_SIZE];
+    uint8_t head[VMDK_HEADER_SIZE] = {0};
     uint64_t size = dr_file_size(f);
     size_t got;
     int r = dr_file_pread_short(f, head, 0, sizeof(head), &got, err);
