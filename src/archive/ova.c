@@ -255,7 +255,10 @@ static int add_named(struct pieces *p, const char *href, bool is_uri, struct dr_
     int r = add_piece(p, href, &why);
     if (r == -ENOENT && is_uri && strchr(href, '%')) {
         CLEANUP_FREE char *name = decode_href(href);
-        r = name ? add_piece(p, name, r == -ENOENT ? NULL : &why) : -ENOMEM;
+        struct dr_error other = DR_ERROR_INIT;
+        r = name ? add_piece(p, name, &other)
+                 : dr_fail(&other, ENOMEM, "%s: out of memory", p->ova->file->path);
+        why = r == -ENOENT ? why : other;
     }
     return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
