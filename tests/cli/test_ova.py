@@ -113,7 +113,7 @@ def test_files_beside_a_descriptor(o):
     assert r.code == 0 and (o.dir / "elsewhere/out.raw").read_bytes() == o.raw["sub/e.vmdk"]
 
 
-@pytest.mark.parametrize("href", ["../secret", "{dir}/secret", "link", "sub/../../secret"])
+@pytest.mark.parametrize("href", ["../secret", "{dir}/secret", "link", "sub/../../secret", "%2e%2e/secret"])
 def test_no_name_leaves_the_directory(o, href, tmp_path):
     os.mkdir(o.dir / "in")
     os.mkdir(o.dir / "in/sub")
@@ -320,6 +320,13 @@ def test_check_tells_what_else_is_wrong(o):
     text = good["m.ovf"].replace(b'fileRef="file0"', b'fileRef="file9"')
     assert "does not list" in check(o, {"m.ovf": text, "d.vmdk": good["d.vmdk"]}, 2)
     assert "only be read" in o.fails("check", "-r", "all", "m.ova")
+
+
+def test_check_goes_on_behind_two_members_of_one_name(o):
+    text = ovagen.descriptor({}, {})
+    sums = ovagen.manifest({"a": b"1"}) + ovagen.manifest({"b": b"2"})
+    out = check(o, [("m.ovf", text), ("m.mf", sums), ("a", b"1"), ("a", b"1"), ("b", b"3")], 2)
+    assert "two members named 'a'" in out and "m.ova#b: its SHA256 is" in out
 
 
 def test_check_looks_into_the_disks(o):

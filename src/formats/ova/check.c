@@ -85,10 +85,10 @@ static int check_digests(struct checking *c, const struct ova_manifest *m, struc
         int r = ova_digest_check(c->ova, &m->all[i], &have, &why);
         if (r == -ENOENT && is_referred_to(c->ova, m->all[i].name))
             continue; /* told already */
-        if (r == -EBADMSG || r == -ENOENT || r == -EIO || r == -ENOTSUP || r == -EACCES)
+        if (r == -ENOMEM)
+            return dr_fail(err, ENOMEM, "%s", why.text);
+        if (r < 0)
             damage(c, why.text);
-        else if (r < 0)
-            return dr_fail(err, -r, "%s", why.text);
     }
     for (size_t i = 0; i < c->ova->ovf.n_files; i++)
         if (!has_digest(m, &c->ova->ovf.files[i]))
