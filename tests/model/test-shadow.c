@@ -245,7 +245,8 @@ static void *own_range(void *arg)
     struct worker *w = arg;
     struct rnd rnd = {w->seed};
     uint8_t *buf = malloc(w->len + 1);
-    for (unsigned i = 0; i < w->n && !w->failed; i++)
+    for (unsigned i = 0; w->len > 0 && i < w->n && !w->failed;
+         i++) /* a small disk's share may be nothing */
         w->failed = own_step(w, &rnd, buf) != 0;
     free(buf);
     return NULL;
