@@ -271,6 +271,8 @@ def disk_with_data(tmp_path, size, seed):
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('maker', TOOLS, ids=lambda t: t.name)
 def test_every_kind_goes_both_ways(maker, kind, size, tmp_path):
+    if kind == 'vmfs' and maker is not Drover:
+        pytest.skip('qemu-img reads ESX\'s flat disks and makes none')
     disk = disk_with_data(tmp_path, size, kind)
     made = tmp_path / 'made.vmdk'
     run(*maker.img, 'convert', '-f', 'raw', '-O', 'vmdk', '-o', f'subformat={kind}', disk.path, made)

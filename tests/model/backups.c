@@ -218,7 +218,8 @@ static void same_backup(struct backups *b, struct dr_fs *fs, const char *when,
     must(b, dr_backup_verify_fs(fs, SET, e->name, NULL, NULL, NULL, &err), when, &err);
 }
 
-/* Every backup that the set names. Returns how many there are. */
+/* Every backup that the set names and that is not merely announced: one of these may be anything
+ * until the next backup has taken it in or away. Returns how many the set names. */
 static size_t same_backups(struct backups *b, struct dr_fs *fs, const char *when)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -229,7 +230,8 @@ static size_t same_backups(struct backups *b, struct dr_fs *fs, const char *when
         return 0;
     must(b, r, when, &err);
     for (size_t i = 0; i < n; i++)
-        same_backup(b, fs, when, &list[i]);
+        if (!list[i].naming)
+            same_backup(b, fs, when, &list[i]);
     dr_backup_list_free(list, n);
     return n;
 }
