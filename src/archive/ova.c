@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "storage/source.h"
 
 #define HEAD 4096u
 
@@ -69,6 +70,12 @@ int ova_open(struct dr_file *file, ova_beside beside, void *user, struct ova *ov
     int r = dr_file_pread_short(file, head, 0, sizeof(head), &got, err);
     if (r < 0)
         return r;
+    const char *packer = dr_source_compression_of(head, got);
+    if (packer)
+        return dr_fail(err, ENOTSUP,
+                       "%s: is compressed by %s, but the disks of a machine are read where they "
+                       "stand: unpack it first",
+                       file->path, packer);
     ova->is_tar = ova_tar_begins(head, got) || !beside;
     if (ova->is_tar)
         return open_tar(ova, err);

@@ -265,6 +265,14 @@ def test_two_members_of_one_name_are_refused(o):
     assert "two members" in o.fails("convert", "m.ova", "x")
 
 
+def test_a_compressed_archive_is_named_for_that(o):
+    disks = {"d.vmdk": o.disk("d.vmdk")}
+    ovagen.pack(o.dir / "m.ova", {"m.ovf": ovagen.of_disks(disks), **disks})
+    (o.dir / "m.ova.gz").write_bytes(ovagen.zipped((o.dir / "m.ova").read_bytes()))
+    for args in ["info", "m.ova.gz"], ["ova", "list", "m.ova.gz"], ["convert", "-O", "raw", "ova:m.ova.gz#d.vmdk", "x"]:
+        assert "m.ova.gz: is compressed by gzip" in o.fails(*args), args
+
+
 def test_endless_headers_are_bounded(o):
     ovagen.pack(o.dir / "m.ova", [("m.ovf", ovagen.of_disks({"d": b""}))] + [(f"{n}", b"") for n in range(5000)])
     assert "more than 4096 members" in o.fails("info", "m.ova")
