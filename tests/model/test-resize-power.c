@@ -18,7 +18,7 @@
 static bool resizable(const struct subject *s)
 {
     return strcmp(s->format, "raw") != 0 && strcmp(s->format, "toy") != 0 &&
-           strcmp(s->pairs[0].value ? s->pairs[0].value : "", "vmfsSparse") != 0;
+           !model_has_fixed_size(s);
 }
 
 static void must(const struct subject *s, int r, const char *what, const struct dr_error *err)
