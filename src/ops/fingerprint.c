@@ -136,7 +136,7 @@ int ops_fingerprint_look(struct dr_fs *fs, const char *path, const char *format,
 {
     CLEANUP_IMAGE struct dr_image *image = NULL;
     CLEANUP_DISK struct dr_disk *parent = NULL;
-    struct dr_fingerprint print;
+    struct dr_fingerprint print = {0};
     struct dr_open_options as = *open;
     as.flags |= DR_OPEN_FORCE_SHARE;
     int r = open_both(fs, path, format, &as, &image, &parent, err);

@@ -225,8 +225,7 @@ static bool is_of(char type, const char *value)
 {
     bool reference = type == 'r' || type == 'R';
     return strcmp(value, value_of(type)) == 0 || (reference && strcmp(value, "{}") == 0) ||
-           (type == 'R' && strcmp(value, "null") == 0) ||
-           (type == 'u' && strcmp(value, "1") == 0);
+           (type == 'R' && strcmp(value, "null") == 0) || (type == 'u' && strcmp(value, "1") == 0);
 }
 
 /* All arguments that the command needs, and `bad`, which gets the value. */
