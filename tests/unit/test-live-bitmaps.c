@@ -229,6 +229,9 @@ static void a_bitmap_that_has_missed_writes_says_that_all_is_dirty(void **state)
 
 static void bitmaps_of_images_that_leave_the_chain_go(void **state)
 {
+#if defined(__SANITIZE_THREAD__)
+    skip(); /* it looks at the list beside the server, which only replies order */
+#endif
     (void)state;
     begin("qcow2");
     done("blockdev-snapshot-sync", SNAPSHOT);
