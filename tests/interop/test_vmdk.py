@@ -268,11 +268,10 @@ def disk_with_data(tmp_path, size, seed):
 
 # A grain cut short, and more than one table.
 @pytest.mark.parametrize('size', [MIB + 3 * 512, 34 * MIB], ids=str)
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('maker', TOOLS, ids=lambda t: t.name)
+# qemu-img reads ESX's flat disks and makes none.
+@pytest.mark.parametrize('maker, kind', [pytest.param(tool, kind, id=f'{tool.name}-{kind}') for tool in TOOLS
+                                         for kind in KINDS if tool is Drover or kind != 'vmfs'])
 def test_every_kind_goes_both_ways(maker, kind, size, tmp_path):
-    if kind == 'vmfs' and maker is not Drover:
-        pytest.skip('qemu-img reads ESX\'s flat disks and makes none')
     disk = disk_with_data(tmp_path, size, kind)
     made = tmp_path / 'made.vmdk'
     run(*maker.img, 'convert', '-f', 'raw', '-O', 'vmdk', '-o', f'subformat={kind}', disk.path, made)

@@ -254,6 +254,11 @@ def found_versions():
     return out
 
 
+def step_told(log):
+    """The least that steps_of() may say of a disk when all of `log` had been told before: it counts by blocks."""
+    return max((i for i, s in enumerate(log) if s[0] == "block"), default=-1)
+
+
 def steps_of(log):
     """After how many steps the disk was as what read_files() has found: each step is durable before the next begins, so
     one instant has all steps of some number and none behind it, but the one that was under way."""

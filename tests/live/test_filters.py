@@ -66,8 +66,9 @@ def test_a_filter_above_and_jobs_below_change_no_byte(serve, name):
                    options=["--filter=" + name])
     clients = Unreliable(server)
     part = MiB + 4096
-    # The cache filter goes on showing what was trimmed below it.
-    running = [programs.Program(clients, seed + i, (i * part, part), steps=120, trims=name != "cache") for i in range(2)]
+    # The cache filter goes on showing what was trimmed below it, and tells of holes below what it has not written yet.
+    own = name != "cache"
+    running = [programs.Program(clients, seed + i, (i * part, part), steps=120, trims=own, maps=own) for i in range(2)]
     control = Control()
     jobs = programs.Jobs(control, seed, "qcow2", SIZE, can_grow=False)
     for _ in range(5):
