@@ -90,6 +90,8 @@ def test_more_than_2_tib_must_be_meant(t, kind):
     r = t.drover("convert", "-O", "vmdk", "-o", f"subformat={kind}", "big", "b.vmdk")
     assert r.code == 1 and "--force" in r.err, r
     assert t.names() == ["big"]
+    if kind == "twoGbMaxExtentSparse":  # thousands of files
+        return
     t.ok("create", "-q", *args, "a.vmdk", "2T")
     t.ok("create", "-q", "--force", *args, "a.vmdk", str((2 << 40) + 512))
     assert t.ours("qemu-img", "create", "-q", *args, "q.vmdk", "3T").code == 0

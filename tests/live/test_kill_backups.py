@@ -110,5 +110,5 @@ def test_a_server_that_is_killed_while_it_backs_up_leaves_nothing_wrong(serve, w
         seen.append(look_at_backups(fmt, first))
         if not killed:
             break
-        at += 1 if LONG else rnd.randrange(1, 60)
+        at += 1 if LONG else rnd.randrange(1, 120)
     assert len(seen) > 3 and seen[-1][0] == ["b0", "b1", "b2"] and seen[-1][1]
