@@ -6,7 +6,11 @@
  *               waiting → pending → concluded → null    pending: until job-finalize, if wanted
  *     any of them → aborting → concluded → null         failed or cancelled
  *
- * A change of state is an event, queued under the lock in which the state changes. */
+ * A change of state is an event, queued under the lock in which the state changes.
+ *
+ * Jobs of one group complete together: each waits in WAITING until all of them do. When one fails
+ * or is cancelled, all others are cancelled. They conclude in the order in which QEMU's do, the
+ * last one first. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,6 +128,69 @@ static void tell_end(struct live_job *job)
     live_event(job->live, cancelled ? "BLOCK_JOB_CANCELLED" : "BLOCK_JOB_COMPLETED", data);
 }
 
+/* ------------------------------------------------------------------ groups */
+
+static bool is_member(const struct live_job *job, const struct live_job *other)
+{
+    return job->group && job->group == other->group;
+}
+
+static void wake_group(struct live_job *job)
+{
+    for (struct live_job *other = job->live->jobs; other; other = other->next)
+        if (is_member(job, other))
+            pthread_cond_broadcast(&other->changed);
+}
+
+static bool group_waits(const struct live_job *job)
+{
+    for (const struct live_job *other = job->live->jobs; other; other = other->next)
+        if (is_member(job, other) && other->status != LIVE_WAITING)
+            return false;
+    return true;
+}
+
+/* One member's wish is that of all. */
+static bool finalized_by_hand(const struct live_job *job)
+{
+    for (const struct live_job *other = job->live->jobs; other; other = other->next)
+        if (is_member(job, other) && other->order.keep_finalize)
+            return true;
+    return job->order.keep_finalize;
+}
+
+static void cancel_group(struct live_job *job)
+{
+    for (struct live_job *other = job->live->jobs; other; other = other->next)
+        if (is_member(job, other) && other != job && !other->ended) {
+            other->cancelled = true;
+            dr_job_cancel(other->job);
+            pthread_cond_broadcast(&other->changed);
+        }
+}
+
+/* Have all operations of the group ended, and have the members behind this one concluded? */
+static bool is_its_turn(const struct live_job *job)
+{
+    bool behind = false;
+    for (const struct live_job *other = job->live->jobs; other; other = other->next) {
+        if (is_member(job, other) && (!other->ended || (behind && other->status < LIVE_CONCLUDED)))
+            return false;
+        behind |= other == job;
+    }
+    return true;
+}
+
+/* The operation of a member has ended; r: its result. */
+static void end_in_group(struct live_job *job, int r)
+{
+    if (r < 0)
+        cancel_group(job);
+    wake_group(job);
+    while (!is_its_turn(job))
+        pthread_cond_wait(&job->changed, &job->live->lock);
+}
+
 /* ------------------------------------------------------------------ on the job's thread */
 
 /* The job's turn comes again when it is not paused. */
@@ -144,6 +211,27 @@ static void on_ready(void *user)
     live_event(job->live, "BLOCK_JOB_READY", progress_of(job));
 }
 
+static void make_pending(struct live_job *job)
+{
+    set_status(job, LIVE_PENDING);
+    if (job->order.keep_finalize)
+        live_event(job->live, "BLOCK_JOB_PENDING",
+                   json_pack("{s:s, s:s}", "type", live_kind_name(job->order.kind), "id",
+                             dr_job_id(job->job)));
+    job->finalize |= !finalized_by_hand(job);
+    pthread_cond_broadcast(&job->changed);
+}
+
+/* Those of the group from this one on, the last one first. */
+static void group_make_pending(const struct live_job *job, struct live_job *from)
+{
+    if (!from)
+        return;
+    group_make_pending(job, from->next);
+    if (is_member(job, from))
+        make_pending(from);
+}
+
 static int wait_for_switch(struct live_job *job)
 {
     DR_LOCK_SCOPE(&job->live->lock);
@@ -151,12 +239,12 @@ static int wait_for_switch(struct live_job *job)
     if (job->cancelled)
         return 1;
     set_status(job, LIVE_WAITING);
-    set_status(job, LIVE_PENDING);
-    if (!job->order.keep_finalize)
-        return 0;
-    live_event(job->live, "BLOCK_JOB_PENDING",
-               json_pack("{s:s, s:s}", "type", live_kind_name(job->order.kind), "id",
-                         dr_job_id(job->job)));
+    if (!job->group)
+        make_pending(job);
+    else if (group_waits(job))
+        group_make_pending(job, job->live->jobs);
+    while (job->status == LIVE_WAITING && !job->cancelled)
+        pthread_cond_wait(&job->changed, &job->live->lock);
     while (!job->finalize && !job->cancelled)
         pthread_cond_wait(&job->changed, &job->live->lock);
     return job->cancelled;
@@ -401,10 +489,21 @@ static void forget(struct live_job *job, int r, struct dr_error *err)
         live_state_save(job->live, err);
 }
 
+/* False: it is not to begin at all. */
+static bool wait_for_beginning(struct live_job *job)
+{
+    DR_LOCK_SCOPE(&job->live->lock);
+    while (!job->begun && !job->dropped)
+        pthread_cond_wait(&job->changed, &job->live->lock);
+    return job->begun;
+}
+
 static void *work(void *user)
 {
     struct live_job *job = user;
     struct dr_error err = DR_ERROR_INIT;
+    if (!wait_for_beginning(job))
+        return NULL;
     int r = live_note_leaving(job, &err);
     live_state_save(job->live, NULL); /* a killed job's files are known by it */
     if (r == 0)
@@ -414,14 +513,18 @@ static void *work(void *user)
     DR_LOCK_SCOPE(&job->live->lock);
     job->result = r;
     job->error = err;
+    job->ended = true;
     if (r < 0)
         set_status(job, LIVE_ABORTING);
     else if (job->status < LIVE_WAITING) { /* it had nothing to switch */
         set_status(job, LIVE_WAITING);
         set_status(job, LIVE_PENDING);
     }
+    if (job->group)
+        end_in_group(job, r);
     tell_end(job);
     set_status(job, LIVE_CONCLUDED);
+    wake_group(job);
     if (!job->order.keep_dismiss && !job->stays)
         retire(job);
     return NULL;
@@ -473,8 +576,8 @@ static void free_job(struct live_job *job)
     free(job);
 }
 
-int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
-                   struct live_order *order, struct dr_error *err)
+int live_job_create(struct dr_live *live, struct live_disk *on, const char *id,
+                    struct live_order *order, struct live_job **made, struct dr_error *err)
 {
     struct live_job *job = NULL, *other = live_job_on(live, on), **end = &live->jobs;
     int r = 0;
@@ -499,13 +602,40 @@ int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
         return dr_fail_errno(err, r, "no thread for job '%s'", id);
     }
     *end = job;
-    live->changed = true;
     set_status(job, LIVE_CREATED);
+    *made = job;
+    return 0;
+}
+
+void live_job_start(struct live_job *job)
+{
+    job->live->changed = true;
+    job->begun = true;
     set_status(job, LIVE_RUNNING);
     if (job->order.paused)
         pause_running(job);
     job->stopped_by = job->order.paused ? job->order.stopped_by : 0;
-    return 0;
+    pthread_cond_broadcast(&job->changed);
+}
+
+void live_job_drop(struct live_job *job)
+{
+    job->dropped = job->ended = true;
+    job->result = -ECANCELED;
+    set_status(job, LIVE_ABORTING);
+    set_status(job, LIVE_CONCLUDED);
+    pthread_cond_broadcast(&job->changed);
+    retire(job);
+}
+
+int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
+                   struct live_order *order, struct dr_error *err)
+{
+    struct live_job *job;
+    int r = live_job_create(live, on, id, order, &job, err);
+    if (r == 0)
+        live_job_start(job);
+    return r;
 }
 
 /* ------------------------------------------------------------------ verbs */
@@ -577,6 +707,15 @@ static void complete(struct live_job *job)
     dr_job_complete(job->job, true);
 }
 
+/* With all of its group. */
+static void finalize(struct live_job *job)
+{
+    job->finalize = true;
+    for (struct live_job *other = job->live->jobs; other; other = other->next)
+        other->finalize |= is_member(job, other);
+    wake_group(job);
+}
+
 int live_job_do(struct live_job *job, enum live_verb verb, bool force, uint64_t speed,
                 struct dr_error *err)
 {
@@ -605,7 +744,7 @@ int live_job_do(struct live_job *job, enum live_verb verb, bool force, uint64_t 
         complete(job);
         break;
     case LIVE_FINALIZE:
-        job->finalize = true;
+        finalize(job);
         break;
     case LIVE_DISMISS:
         retire(job);

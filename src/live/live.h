@@ -15,6 +15,9 @@
  *   qmp-archive.c    backups of several disks into one archive, and where slow backups spill
  *   qmp-backup.c     backups of disks into images that are there, and transactions of them
  *   qmp-bitmaps.c    commands about bitmaps of what guests write
+ *   bitmap-changes.c what these do, alone or at one instant with others
+ *   qmp-snapshots.c  snapshots
+ *   qmp-transaction.c several of these commands at one instant
  *   qmp-exports.c    commands that change what NBD clients see
  *
  * One lock covers everything here. It is never held while an operation runs, nor over a system call
@@ -148,6 +151,9 @@ struct live_job {
     pthread_t thread;
     pthread_cond_t changed;
     enum live_status status;
+    unsigned group;      /* jobs with the same number complete together; 0: alone */
+    bool begun, dropped; /* dropped: it never begins */
+    bool ended;          /* its operation has a result, or there is none */
     bool paused, cancelled, finalize;
     bool done;      /* its operation has ended */
     bool naming;    /* mirror: its new target is about to get its name, or has it */
@@ -185,7 +191,10 @@ struct dr_live {
     bool hung_up; /* by nbd-server-stop; of the clients' thread */
     struct live_disk *disks;
     struct live_node *nodes;
-    unsigned unnamed;             /* nodes that nobody gave a name */
+    unsigned unnamed; /* nodes that nobody gave a name */
+    unsigned groups;  /* jobs that complete together: numbers given away */
+    struct live_planned
+        *planned; /* by the transaction that is being read; of the clients' thread */
     struct live_job *jobs, *gone; /* gone: their threads are to be joined */
     struct live_client *clients;
     pthread_t thread;
@@ -269,6 +278,13 @@ void live_images_free(struct live_images *images);
  * if the job begins: giving one up waits for requests of the disk. */
 int live_job_begin(struct dr_live *live, struct live_disk *on, const char *id,
                    struct live_order *order, struct dr_error *err);
+/* The same in two steps: created, it has its name and its thread, and then begins or is dropped. In
+ * between, job->group and what is in its order may be set. Dropping leaves the point to the caller,
+ * who takes it out of the order first. */
+int live_job_create(struct dr_live *live, struct live_disk *on, const char *id,
+                    struct live_order *order, struct live_job **job, struct dr_error *err);
+void live_job_start(struct live_job *job);
+void live_job_drop(struct live_job *job);
 struct live_job *live_job_find(struct dr_live *live, const char *id);
 /* A job that has not ended on this disk, or NULL. */
 struct live_job *live_job_on(struct dr_live *live, const struct live_disk *on);
@@ -340,8 +356,10 @@ extern const struct qmp_command
     *const qmp_tables[]; /* each ends with a NULL name; NULL-terminated */
 extern const struct qmp_command qmp_job_commands[], qmp_disk_commands[], qmp_node_commands[],
     qmp_export_commands[], qmp_edit_commands[], qmp_own_commands[], qmp_archive_commands[],
-    qmp_bitmap_commands[], qmp_backup_commands[];
+    qmp_bitmap_commands[], qmp_backup_commands[], qmp_snapshot_commands[],
+    qmp_transaction_commands[];
 
+const struct qmp_command *qmp_find_command(const char *name); /* or NULL */
 /* One line of a client: a new reference to the reply. *negotiated: has it said qmp_capabilities? */
 json_t *qmp_answer(struct dr_live *live, const char *line, size_t len, bool *negotiated);
 /* Are args what the table takes? As QEMU does, look at what is known in the table's order first.
@@ -375,9 +393,9 @@ int qmp_chain_path(struct dr_live *live, const struct live_disk *on, const char 
 char *qmp_gated_path(struct dr_live *live, const struct live_disk *on, const char *path,
                      struct qmp_error *err);
 /* Begin a job with the arguments that all jobs have; the strings in *order are taken over, and its
- * point if the job begins. */
+ * point if the job begins. created: not NULL, it is only created. */
 json_t *qmp_begin_job(struct dr_live *live, struct live_disk *on, json_t *args,
-                      struct live_order *order, struct qmp_error *err);
+                      struct live_order *order, struct live_job **created, struct qmp_error *err);
 
 /* ------------------------------------------------------------------ qmp-archive.c */
 
@@ -409,11 +427,95 @@ int live_find_bitmap(struct dr_live *live, struct live_disk *on, const char *nam
 int live_check_bitmap(const struct live_disk *on, const char *name, const struct live_bitmap *b,
                       bool change, struct qmp_error *err);
 
+/* A bitmap as it will be when the actions that were read have been carried out. */
+struct live_planned {
+    struct live_planned *next;
+    char *image, *name;
+    struct live_bitmap b;
+};
+int live_plan_bitmap(struct dr_live *live, const char *image, const char *name,
+                     const struct live_bitmap *b, struct qmp_error *err);
+void live_forget_plans(struct dr_live *live);
+
+/* A change of a bitmap that was read and found possible. */
+struct live_change {
+    enum dr_bitmap_action action;
+    struct live_disk *on;
+    char *image;      /* the path of the disk's image whose bitmap it is */
+    const char *name; /* lives as long as the arguments that were read */
+    bool stored, disabled /* of ADD */;
+    uint64_t granularity;
+    struct live_source {
+        struct live_disk *on;
+        char *image;
+        const char *name;
+        bool stored;
+    } * sources; /* of MERGE */
+    size_t n_sources;
+
+    /* private: what undoing takes */
+    struct dr_marks before;
+    bool was_enabled, saved, readable, done;
+};
+/* Of a command's arguments. planned: the next one to be read finds the bitmap as it will be then.
+ * Ends with live_change_free, also after a failure. */
+int live_read_change(struct dr_live *live, enum dr_bitmap_action action, json_t *args, bool planned,
+                     struct live_change *c, struct qmp_error *err);
+
+/* ------------------------------------------------------------------ bitmap-changes.c */
+
+/* Disks whose requests wait. */
+struct live_moment {
+    struct live_held {
+        struct live_disk *on;
+        struct dr_chain *chain; /* the present one */
+        bool stored;            /* a bitmap that its image keeps changes */
+        bool borrowed;
+    } * all;
+    size_t n;
+};
+/* What a stored bitmap has by now is added to into, which covers the disk. */
+int live_read_stored(struct dr_image *image, const char *name, struct dr_marks *into,
+                     struct dr_error *err);
+int live_change_now(const struct live_change *c, struct dr_error *err);
+/* The moment has all disks of the change. Undone, if it was done, in the same moment. */
+int live_change_quiet(struct live_change *c, const struct live_moment *m, struct dr_error *err);
+int live_change_undo(struct live_change *c, const struct live_moment *m, struct dr_error *err);
+void live_change_free(struct live_change *c);
+
 /* ------------------------------------------------------------------ qmp-backup.c */
+
+/* A backup that is ready for its instant; the disk is claimed. */
+struct live_ready {
+    struct live_disk *on;
+    struct live_job *job;   /* created */
+    struct dr_point *point; /* in the job's order, too */
+};
+/* Read the arguments of a command, node: of blockdev-backup, and make it ready. late: bitmaps
+ * change at the same instant, before it. */
+int live_ready_backup(struct dr_live *live, json_t *args, bool node, bool late,
+                      struct live_ready *ready, struct qmp_error *err);
 
 /* drive-backup in those forms that QEMU has and x-set has not. */
 bool qmp_is_point_backup(json_t *args);
 json_t *qmp_drive_backup(struct dr_live *live, json_t *args, struct qmp_error *err);
+
+/* ------------------------------------------------------------------ qmp-snapshots.c */
+
+struct live_shot {
+    struct dr_overlay overlay;
+    char *path;
+    const char *node; /* what the client calls the new image; or NULL */
+    struct live_disk *on;
+};
+extern const struct qmp_arg qmp_snapshot_args[], qmp_overlay_args[];
+/* shots[n] by the arguments of a command; those before were read. The path is to be freed. */
+int live_read_shot(struct dr_live *live, json_t *args, struct live_shot *shot,
+                   struct qmp_error *err);
+int live_read_overlay(struct dr_live *live, json_t *args, struct live_shot *shots, size_t n,
+                      struct qmp_error *err);
+json_t *live_take_shots(struct dr_live *live, struct live_shot *shots, size_t n,
+                        struct qmp_error *err);
 
 /* ------------------------------------------------------------------ qmp-edit.c */
 

@@ -260,7 +260,7 @@ static json_t *archive(struct dr_live *live, json_t *args, struct qmp_error *err
     }
     for (size_t i = 0; live->write_back && i < order.archive->n; i++)
         live->write_back(live->user, order.archive->on[i]->name);
-    return qmp_begin_job(live, order.archive->on[0], args, &order, err);
+    return qmp_begin_job(live, order.archive->on[0], args, &order, NULL, err);
 }
 
 const struct qmp_command qmp_archive_commands[] = {

@@ -237,7 +237,7 @@ static int prepare(struct plan *p, bool node, struct qmp_error *err)
 static json_t *begin_job(struct plan *p, struct qmp_error *err)
 {
     struct dr_point *point = p->job.point;
-    json_t *result = qmp_begin_job(p->live, p->on, p->args, &p->job, err);
+    json_t *result = qmp_begin_job(p->live, p->on, p->args, &p->job, NULL, err);
     if (!result)
         dr_point_free(point);
     return result;
@@ -256,6 +256,42 @@ static json_t *back_up(struct dr_live *live, json_t *args, bool node, struct qmp
     dr_point_free(p.job.point);
     live_order_clear(&p.job);
     return NULL;
+}
+
+/* The bitmap is in use for the actions that follow. */
+static int plan_bitmap(const struct plan *p, struct qmp_error *err)
+{
+    struct live_bitmap b;
+    const char *name = p->order.bitmap;
+    int r = name ? live_find_bitmap(p->live, p->on, name, &b, err) : 0;
+    if (r < 0 || !name)
+        return r;
+    pthread_mutex_lock(&p->live->lock);
+    CLEANUP_FREE char *image = strdup(p->on->path);
+    pthread_mutex_unlock(&p->live->lock);
+    b.busy = true;
+    return image ? live_plan_bitmap(p->live, image, name, &b, err) : out_of_memory(err);
+}
+
+int live_ready_backup(struct dr_live *live, json_t *args, bool node, bool late,
+                      struct live_ready *ready, struct qmp_error *err)
+{
+    struct plan p = {.live = live, .args = args, .order.late = late};
+    int r = read_plan(&p, node, err);
+    if (r == 0)
+        r = plan_bitmap(&p, err);
+    if (r == 0)
+        r = prepare(&p, node, err);
+    struct dr_point *point = p.job.point;
+    ready->on = p.on;
+    if (r == 0 && !qmp_begin_job(live, p.on, args, &p.job, &ready->job, err))
+        r = -EINVAL;
+    if (r == 0)
+        ready->point = point;
+    else
+        dr_point_free(point);
+    live_order_clear(&p.job);
+    return r;
 }
 
 static json_t *blockdev_backup(struct dr_live *live, json_t *args, struct qmp_error *err)

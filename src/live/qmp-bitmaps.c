@@ -105,7 +105,47 @@ static int match_memory(void *user, const struct dr_memory_bitmap_info *info)
     return 0;
 }
 
-/* Images without a place for bitmaps have none. */
+static struct live_planned *find_planned(const struct dr_live *live, const char *image,
+                                         const char *name)
+{
+    struct live_planned *p = live->planned;
+    while (p && (strcmp(p->name, name) != 0 || strcmp(p->image, image) != 0))
+        p = p->next;
+    return p;
+}
+
+int live_plan_bitmap(struct dr_live *live, const char *image, const char *name,
+                     const struct live_bitmap *b, struct qmp_error *err)
+{
+    struct live_planned *p = find_planned(live, image, name);
+    if (!p) {
+        p = calloc(1, sizeof(*p));
+        char *its_name = strdup(name), *its_image = strdup(image);
+        if (!p || !its_name || !its_image) {
+            free(p);
+            free(its_name);
+            free(its_image);
+            return dr_fail(&err->text, ENOMEM, "out of memory for bitmap '%s'", name);
+        }
+        *p = (struct live_planned){.next = live->planned, .name = its_name, .image = its_image};
+        live->planned = p;
+    }
+    p->b = *b;
+    return 0;
+}
+
+void live_forget_plans(struct dr_live *live)
+{
+    struct live_planned *p;
+    while ((p = live->planned)) {
+        live->planned = p->next;
+        free(p->name);
+        free(p->image);
+        free(p);
+    }
+}
+
+/* Images without a place for bitmaps have none; what a transaction has planned counts. */
 static int search(const struct spot *spot, const char *name, struct live_bitmap *b,
                   struct qmp_error *err)
 {
@@ -118,6 +158,9 @@ static int search(const struct spot *spot, const char *name, struct live_bitmap 
     if (!b->found && image)
         r = dr_image_bitmap_list(image, match_stored, &s, &why);
     dr_disk_leave(spot->on->disk, &pass);
+    const struct live_planned *planned = find_planned(spot->live, spot->image, name);
+    if (planned)
+        *b = planned->b;
     return r < 0 && r != -ENOTSUP ? dr_fail(&err->text, -r, "%s", why.text) : 0;
 }
 
@@ -140,7 +183,8 @@ static int find_bitmap(const struct spot *spot, const char *name, struct live_bi
         qmp_fail(err, NULL, "Dirty bitmap '%s' not found", name);
         r = -ENOENT;
     }
-    b->busy = r == 0 && is_busy(spot->live, spot->on, spot->image, name);
+    if (r == 0)
+        b->busy |= is_busy(spot->live, spot->on, spot->image, name);
     return r;
 }
 
@@ -172,7 +216,8 @@ int live_find_bitmap(struct dr_live *live, struct live_disk *on, const char *nam
     if (!image)
         return dr_fail(&err->text, ENOMEM, "out of memory for bitmap '%s'", name);
     int r = search(&spot, name, b, err);
-    b->busy = r == 0 && b->found && is_busy(live, on, image, name);
+    if (r == 0 && b->found)
+        b->busy |= is_busy(live, on, image, name);
     return r;
 }
 
@@ -225,24 +270,14 @@ static int count_range(void *user, uint64_t off, uint64_t len)
     return 0;
 }
 
-/* What a stored bitmap has by now is added to into, which covers the disk. */
-static int read_stored(struct dr_image *image, const char *name, struct dr_marks *into,
-                       struct dr_error *err)
-{
-    bool enabled;
-    int r = dr_image_bitmap_stored(image, name, into, &enabled, err);
-    if (r == 0 && enabled)
-        dr_image_bitmap_noted(image, into);
-    return r;
-}
-
 /* Bytes, in whole granules. */
 static uint64_t count_stored(struct dr_image *image, const char *name, uint64_t granularity)
 {
     struct dr_marks marks;
     uint64_t bytes = 0;
     dr_marks_init(&marks, (unsigned)__builtin_ctzll(granularity));
-    if (dr_marks_cover(&marks, image->size) == 0 && read_stored(image, name, &marks, NULL) == 0)
+    if (dr_marks_cover(&marks, image->size) == 0 &&
+        live_read_stored(image, name, &marks, NULL) == 0)
         dr_marks_each(&marks, image->size, count_range, &bytes);
     dr_marks_free(&marks);
     return dr_round_up(bytes, granularity);
@@ -295,214 +330,231 @@ static uint64_t default_granularity(const struct spot *spot)
     return cluster < DEFAULT_MIN ? DEFAULT_MAX : dr_min(cluster, DEFAULT_MAX);
 }
 
-static int add_memory(struct dr_live *live, const struct spot *spot, const char *name,
-                      uint64_t granularity, bool enabled, struct qmp_error *err)
+/* There, for bitmaps that end with the server. */
+static int make_set(struct dr_live *live, struct live_disk *on, const char *name,
+                    struct qmp_error *err)
 {
-    struct live_disk *on = spot->on;
-    if (!on->bitmaps) {
-        struct dr_memory_bitmaps *fresh = dr_memory_bitmaps_new(on->disk);
-        if (!fresh)
-            return dr_fail(&err->text, ENOMEM, "out of memory for bitmap '%s'", name);
-        DR_LOCK_SCOPE(&live->lock);
-        on->bitmaps = fresh;
-    }
-    return dr_memory_bitmap_add(on->bitmaps, spot->image, name, granularity, enabled, &err->text);
+    if (on->bitmaps)
+        return 0;
+    struct dr_memory_bitmaps *fresh = dr_memory_bitmaps_new(on->disk);
+    if (!fresh)
+        return dr_fail(&err->text, ENOMEM, "out of memory for bitmap '%s'", name);
+    DR_LOCK_SCOPE(&live->lock);
+    on->bitmaps = fresh;
+    return 0;
 }
 
-static int add_at(struct dr_live *live, const struct spot *spot, json_t *args,
-                  struct qmp_error *err)
+static int read_add_at(const struct spot *spot, json_t *args, struct live_change *c,
+                       struct qmp_error *err)
 {
-    const char *name = qmp_string(args, "name");
-    bool given = json_object_get(args, "granularity"), disabled = qmp_bool(args, "disabled", false);
-    uint64_t granularity = given ? qmp_number(args, "granularity") : default_granularity(spot);
+    bool given = json_object_get(args, "granularity");
     struct live_bitmap b;
-    if (granularity < 512 || granularity & (granularity - 1)) {
+    c->disabled = qmp_bool(args, "disabled", false);
+    c->granularity = given ? qmp_number(args, "granularity") : default_granularity(spot);
+    c->stored = qmp_bool(args, "persistent", false);
+    if (c->granularity < 512 || c->granularity & (c->granularity - 1)) {
         qmp_fail(err, NULL, "Granularity must be power of 2 and at least 512");
         return -EINVAL;
     }
-    int r = search(spot, name, &b, err);
+    int r = search(spot, c->name, &b, err);
     if (r == 0 && b.found) {
-        qmp_fail(err, NULL, "Bitmap already exists: %s", name);
+        qmp_fail(err, NULL, "Bitmap already exists: %s", c->name);
         return -EEXIST;
     }
-    if (r < 0 || !qmp_bool(args, "persistent", false))
-        return r < 0 ? r : add_memory(live, spot, name, granularity, !disabled, err);
-    if (!spot->active) {
-        qmp_fail(err, NULL, "Can't make bitmap '%s' persistent in '%s': it is not the active image",
-                 name, spot->image);
-        return -EINVAL;
-    }
-    const struct dr_bitmap_options o = {.granularity = granularity, .disabled = disabled};
-    return dr_disk_bitmap_change(spot->on->disk, name, DR_BITMAP_ADD, &o, &err->text);
+    if (r < 0 || !c->stored)
+        return r < 0 ? r : make_set(spot->live, spot->on, c->name, err);
+    if (spot->active)
+        return 0;
+    qmp_fail(err, NULL, "Can't make bitmap '%s' persistent in '%s': it is not the active image",
+             c->name, spot->image);
+    return -EINVAL;
 }
 
-static json_t *add(struct dr_live *live, json_t *args, struct qmp_error *err)
+/* spot->image is the change's from now on. */
+static void place(struct live_change *c, struct spot *spot)
+{
+    c->on = spot->on;
+    c->image = DR_STEAL(spot->image);
+}
+
+static int read_add(struct dr_live *live, json_t *args, struct live_change *c,
+                    struct qmp_error *err)
 {
     struct spot spot = {0};
-    int r = -EINVAL;
-    if (!*qmp_string(args, "name"))
+    c->name = qmp_string(args, "name");
+    if (!*c->name) {
         qmp_fail(err, NULL, "Bitmap name cannot be empty");
-    else
-        r = find_spot(live, qmp_string(args, "node"), true, &spot, err);
+        return -EINVAL;
+    }
+    int r = find_spot(live, qmp_string(args, "node"), true, &spot, err);
     if (r == 0)
-        r = add_at(live, &spot, args, err);
-    free(spot.image);
-    return qmp_done(r);
+        r = read_add_at(&spot, args, c, err);
+    place(c, &spot);
+    return r;
 }
 
 /* ------------------------------------------------------------------ changes */
 
-static int change_at(const struct spot *spot, const char *name, enum dr_bitmap_action action,
-                     unsigned use, struct qmp_error *err)
+static int read_simple(struct dr_live *live, json_t *args, struct live_change *c,
+                       struct qmp_error *err)
 {
-    struct live_bitmap b;
-    int r = find_bitmap(spot, name, &b, err);
-    if (r == 0)
-        r = check_bitmap(spot, name, &b, use, err);
-    if (r < 0)
-        return r;
-    if (b.stored)
-        return dr_disk_bitmap_change(spot->on->disk, name, action, NULL, &err->text);
-    return dr_memory_bitmap_change(spot->on->bitmaps, spot->image, name, action, NULL, &err->text);
-}
-
-static json_t *change(struct dr_live *live, json_t *args, enum dr_bitmap_action action,
-                      unsigned use, struct qmp_error *err)
-{
+    unsigned use = c->action == DR_BITMAP_REMOVE ? CHANGES | INCONSISTENT_TOO : CHANGES;
     struct spot spot = {0};
+    struct live_bitmap b;
+    c->name = qmp_string(args, "name");
     int r = find_spot(live, qmp_string(args, "node"), false, &spot, err);
     if (r == 0)
-        r = change_at(&spot, qmp_string(args, "name"), action, use, err);
-    free(spot.image);
-    return qmp_done(r);
+        r = find_bitmap(&spot, c->name, &b, err);
+    if (r == 0)
+        r = check_bitmap(&spot, c->name, &b, use, err);
+    place(c, &spot);
+    if (r < 0)
+        return r;
+    c->stored = b.stored;
+    c->granularity = b.granularity;
+    c->was_enabled = b.enabled;
+    return 0;
 }
-
-#define CHANGE(verb, action, use)                                                  \
-    static json_t *verb(struct dr_live *live, json_t *args, struct qmp_error *err) \
-    {                                                                              \
-        return change(live, args, action, use, err);                               \
-    }
-CHANGE(take_away, DR_BITMAP_REMOVE, CHANGES | INCONSISTENT_TOO)
-CHANGE(clear, DR_BITMAP_CLEAR, CHANGES)
-CHANGE(enable, DR_BITMAP_ENABLE, CHANGES)
-CHANGE(disable, DR_BITMAP_DISABLE, CHANGES)
 
 /* ------------------------------------------------------------------ merge */
 
-struct merge {
-    struct dr_live *live;
-    struct spot into;
-    const char *name;
-    struct dr_marks marks; /* what the sources have */
-    uint64_t size;
-};
-
-static int read_bitmap(const struct spot *spot, const char *name, const struct live_bitmap *b,
-                       struct dr_marks *into, struct qmp_error *err)
-{
-    struct dr_error why = DR_ERROR_INIT;
-    struct dr_pass pass;
-    bool enabled;
-    struct dr_image *image = image_of(spot, dr_disk_enter(spot->on->disk, &pass));
-    int r = !b->stored ? dr_memory_bitmap_read(spot->on->bitmaps, spot->image, name, into, &enabled)
-            : image    ? read_stored(image, name, into, &why)
-                       : -ENOENT;
-    dr_disk_leave(spot->on->disk, &pass);
-    return r < 0 ? dr_fail(&err->text, -r, "%s",
-                           why.errnum ? why.text : "the bitmap could not be read")
-                 : 0;
-}
-
-static int merge_from(struct merge *m, const struct spot *from, const char *name,
+/* from->image is the change's from now on. */
+static int add_source(struct live_change *c, struct spot *from, const char *name,
                       struct qmp_error *err)
 {
     struct live_bitmap b;
-    uint64_t theirs = dr_size(from->on->disk);
+    uint64_t size = dr_size(c->on->disk), theirs = dr_size(from->on->disk);
     int r = find_bitmap(from, name, &b, err);
     if (r == 0)
         r = check_bitmap(from, name, &b, READS, err);
     if (r < 0)
         return r;
-    if (theirs != m->size) {
+    if (theirs != size) {
         qmp_fail(err, NULL,
                  "Bitmaps are of different sizes (destination size is %llu, source size is %llu) "
                  "and can't be merged",
-                 (unsigned long long)m->size, (unsigned long long)theirs);
+                 (unsigned long long)size, (unsigned long long)theirs);
         return -EINVAL;
     }
-    return read_bitmap(from, name, &b, &m->marks, err);
+    c->sources[c->n_sources++] = (struct live_source){
+        .on = from->on, .image = DR_STEAL(from->image), .name = name, .stored = b.stored};
+    return 0;
 }
 
 /* A name, or {"node", "name"}. */
-static int merge_one(struct merge *m, json_t *source, struct qmp_error *err)
+static int read_source(struct dr_live *live, json_t *source, struct live_change *c,
+                       struct qmp_error *err)
 {
     static const struct qmp_arg table[] = {{"node", 's', true}, {"name", 's', true}, {0}};
-    struct spot from = {0};
-    if (json_is_string(source))
-        return merge_from(m, &m->into, json_string_value(source), err);
+    struct spot from = {.live = live, .on = c->on};
+    int r = 0;
+    if (json_is_string(source)) {
+        from.image = strdup(c->image);
+        r = from.image ? 0 : dr_fail(&err->text, ENOMEM, "out of memory for a bitmap");
+        if (r == 0)
+            r = add_source(c, &from, json_string_value(source), err);
+        free(from.image);
+        return r;
+    }
     if (!json_is_object(source)) {
         qmp_fail(err, NULL,
                  "Invalid parameter type for 'bitmaps[0]', expected: BlockDirtyBitmapOrStr");
         return -EINVAL;
     }
-    int r = qmp_check_args(table, "bitmaps[0].", source, err);
+    r = qmp_check_args(table, "bitmaps[0].", source, err);
     if (r == 0)
-        r = find_spot_of(m->live, qmp_string(source, "node"), true, false, &from, err);
+        r = find_spot_of(live, qmp_string(source, "node"), true, false, &from, err);
     if (r == 0)
-        r = merge_from(m, &from, qmp_string(source, "name"), err);
+        r = add_source(c, &from, qmp_string(source, "name"), err);
     free(from.image);
     return r;
 }
 
-static int merge_into(struct merge *m, const struct live_bitmap *b, struct qmp_error *err)
+static int read_sources(struct dr_live *live, const json_t *sources, struct live_change *c,
+                        struct qmp_error *err)
 {
-    struct dr_disk *disk = m->into.on->disk;
-    struct dr_bitmap_change c = {.action = DR_BITMAP_MERGE, .name = m->name, .ranges = &m->marks};
-    if (!b->stored)
-        return dr_memory_bitmap_change(m->into.on->bitmaps, m->into.image, m->name, DR_BITMAP_MERGE,
-                                       &m->marks, &err->text);
-    int r = dr_disk_borrow(disk, "bitmap", &err->text);
-    if (r < 0)
-        return r;
-    r = dr_ops_bitmap_change(disk, &c, &err->text);
-    dr_disk_unborrow(disk);
-    return r;
-}
-
-/* All or nothing: what the sources have is gathered first. */
-static int merge_all(struct merge *m, const json_t *sources, struct qmp_error *err)
-{
-    struct live_bitmap b;
     json_t *source;
     size_t i;
-    int r = find_bitmap(&m->into, m->name, &b, err);
-    if (r < 0)
-        return r;
-    m->size = dr_size(m->into.on->disk);
-    dr_marks_init(&m->marks, (unsigned)__builtin_ctzll(b.granularity));
-    if (dr_marks_cover(&m->marks, m->size) < 0)
-        r = dr_fail(&err->text, ENOMEM, "out of memory for bitmap '%s'", m->name);
+    int r = 0;
+    c->sources = calloc(json_array_size(sources) + 1, sizeof(*c->sources));
+    if (!c->sources)
+        return dr_fail(&err->text, ENOMEM, "out of memory for bitmap '%s'", c->name);
     json_array_foreach(sources, i, source)
     {
-        r = r < 0 ? r : merge_one(m, source, err);
+        r = r < 0 ? r : read_source(live, source, c, err);
     }
-    if (r == 0)
-        r = check_bitmap(&m->into, m->name, &b, CHANGES, err);
-    if (r == 0)
-        r = merge_into(m, &b, err);
-    dr_marks_free(&m->marks);
     return r;
 }
 
-static json_t *merge(struct dr_live *live, json_t *args, struct qmp_error *err)
+static int read_merge(struct dr_live *live, json_t *args, struct live_change *c,
+                      struct qmp_error *err)
 {
-    struct merge m = {.live = live, .name = qmp_string(args, "target")};
-    int r = find_spot(live, qmp_string(args, "node"), false, &m.into, err);
+    struct spot into = {0};
+    struct live_bitmap b;
+    c->name = qmp_string(args, "target");
+    int r = find_spot(live, qmp_string(args, "node"), false, &into, err);
     if (r == 0)
-        r = merge_all(&m, json_object_get(args, "bitmaps"), err);
-    free(m.into.image);
+        r = find_bitmap(&into, c->name, &b, err);
+    place(c, &into);
+    if (r < 0)
+        return r;
+    c->stored = b.stored;
+    c->granularity = b.granularity;
+    c->was_enabled = b.enabled;
+    r = read_sources(live, json_object_get(args, "bitmaps"), c, err);
+    return r < 0 ? r : check_bitmap(&into, c->name, &b, CHANGES, err);
+}
+
+/* ------------------------------------------------------------------ commands, and actions */
+
+/* A later action of the transaction sees what this one does. A bitmap that is about to be removed
+ * is in use until then. */
+static int plan(struct dr_live *live, const struct live_change *c, struct qmp_error *err)
+{
+    struct live_bitmap b = {.found = true,
+                            .stored = c->stored,
+                            .enabled = c->action == DR_BITMAP_ADD     ? !c->disabled
+                                       : c->action == DR_BITMAP_MERGE ? c->was_enabled
+                                       : c->action == DR_BITMAP_CLEAR
+                                           ? c->was_enabled
+                                           : c->action == DR_BITMAP_ENABLE,
+                            .busy = c->action == DR_BITMAP_REMOVE,
+                            .granularity = c->granularity};
+    return live_plan_bitmap(live, c->image, c->name, &b, err);
+}
+
+int live_read_change(struct dr_live *live, enum dr_bitmap_action action, json_t *args, bool planned,
+                     struct live_change *c, struct qmp_error *err)
+{
+    *c = (struct live_change){.action = action};
+    int r = action == DR_BITMAP_ADD     ? read_add(live, args, c, err)
+            : action == DR_BITMAP_MERGE ? read_merge(live, args, c, err)
+                                        : read_simple(live, args, c, err);
+    return r == 0 && planned ? plan(live, c, err) : r;
+}
+
+static json_t *change(struct dr_live *live, json_t *args, enum dr_bitmap_action action,
+                      struct qmp_error *err)
+{
+    struct live_change c;
+    int r = live_read_change(live, action, args, false, &c, err);
+    if (r == 0)
+        r = live_change_now(&c, &err->text);
+    live_change_free(&c);
     return qmp_done(r);
 }
+
+#define CHANGE(verb, action)                                                       \
+    static json_t *verb(struct dr_live *live, json_t *args, struct qmp_error *err) \
+    {                                                                              \
+        return change(live, args, action, err);                                    \
+    }
+CHANGE(add, DR_BITMAP_ADD)
+CHANGE(take_away, DR_BITMAP_REMOVE)
+CHANGE(clear, DR_BITMAP_CLEAR)
+CHANGE(enable, DR_BITMAP_ENABLE)
+CHANGE(disable, DR_BITMAP_DISABLE)
+CHANGE(merge, DR_BITMAP_MERGE)
 
 /* ------------------------------------------------------------------ the table */
 

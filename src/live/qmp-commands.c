@@ -230,15 +230,14 @@ const struct qmp_command qmp_own_commands[] = {
     {0},
 };
 
-const struct qmp_command *const qmp_tables[] = {qmp_own_commands,     qmp_disk_commands,
-                                                qmp_node_commands,    qmp_export_commands,
-                                                qmp_job_commands,     qmp_edit_commands,
-                                                qmp_archive_commands, qmp_bitmap_commands,
-                                                qmp_backup_commands,  NULL};
+const struct qmp_command *const qmp_tables[] = {
+    qmp_own_commands,    qmp_disk_commands,     qmp_node_commands,        qmp_export_commands,
+    qmp_job_commands,    qmp_edit_commands,     qmp_archive_commands,     qmp_bitmap_commands,
+    qmp_backup_commands, qmp_snapshot_commands, qmp_transaction_commands, NULL};
 
 /* ------------------------------------------------------------------ a line */
 
-static const struct qmp_command *find_command(const char *name)
+const struct qmp_command *qmp_find_command(const char *name)
 {
     for (size_t t = 0; qmp_tables[t]; t++)
         for (const struct qmp_command *c = qmp_tables[t]; c->name; c++)
@@ -285,7 +284,7 @@ static const char *command_of(json_t *request, struct qmp_error *err)
 static json_t *run(struct dr_live *live, const char *name, json_t *args, bool *negotiated,
                    struct qmp_error *err)
 {
-    const struct qmp_command *command = find_command(name);
+    const struct qmp_command *command = qmp_find_command(name);
     bool capable = strcmp(name, "qmp_capabilities") == 0;
     if (!command)
         return qmp_fail(err, "CommandNotFound", "The command %s has not been found", name);

@@ -52,7 +52,7 @@ static json_t *rebase(struct dr_live *live, json_t *args, struct qmp_error *err)
         live_order_clear(&order);
         return qmp_fail(err, NULL, "out of memory");
     }
-    return qmp_begin_job(live, on, args, &order, err);
+    return qmp_begin_job(live, on, args, &order, NULL, err);
 }
 
 /* ------------------------------------------------------------------ delete */
@@ -97,7 +97,7 @@ static json_t *delete_image(struct dr_live *live, json_t *args, struct qmp_error
         delete_order(chain, qmp_string(args, "image"), qmp_bool(args, "down", false), &order, err);
     dr_chain_unref(chain, NULL);
     if (r == 0)
-        return qmp_begin_job(live, on, args, &order, err);
+        return qmp_begin_job(live, on, args, &order, NULL, err);
     live_order_clear(&order);
     return NULL;
 }

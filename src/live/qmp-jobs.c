@@ -61,7 +61,7 @@ static int read_policies(json_t *args, struct live_order *order, struct qmp_erro
 }
 
 json_t *qmp_begin_job(struct dr_live *live, struct live_disk *on, json_t *args,
-                      struct live_order *order, struct qmp_error *err)
+                      struct live_order *order, struct live_job **created, struct qmp_error *err)
 {
     const char *id = qmp_string(args, "job-id");
     order->speed = qmp_number(args, "speed");
@@ -72,8 +72,10 @@ json_t *qmp_begin_job(struct dr_live *live, struct live_disk *on, json_t *args,
         live_order_clear(order);
         return NULL;
     }
+    id = id ? id : on->name;
     DR_LOCK_SCOPE(&live->lock);
-    return qmp_done(live_job_begin(live, on, id ? id : on->name, order, &err->text));
+    return qmp_done(created ? live_job_create(live, on, id, order, created, &err->text)
+                            : live_job_begin(live, on, id, order, &err->text));
 }
 
 static json_t *block_stream(struct dr_live *live, json_t *args, struct qmp_error *err)
@@ -92,7 +94,7 @@ static json_t *block_stream(struct dr_live *live, json_t *args, struct qmp_error
         pthread_mutex_unlock(&live->lock);
     }
     if (!order.retire || order.target)
-        return qmp_begin_job(live, on, args, &order, err);
+        return qmp_begin_job(live, on, args, &order, NULL, err);
     live_order_clear(&order);
     return qmp_fail(err, NULL, "out of memory");
 }
@@ -127,7 +129,7 @@ static json_t *block_commit(struct dr_live *live, json_t *args, struct qmp_error
         live_order_clear(&order);
         return qmp_fail(err, NULL, "out of memory");
     }
-    return qmp_begin_job(live, on, args, &order, err);
+    return qmp_begin_job(live, on, args, &order, NULL, err);
 }
 
 /* Read the arguments that both kinds of mirrors take. */
@@ -199,7 +201,7 @@ static json_t *drive_mirror(struct dr_live *live, json_t *args, struct qmp_error
         live_order_clear(&order);
         return NULL;
     }
-    return qmp_begin_job(live, on, args, &order, err);
+    return qmp_begin_job(live, on, args, &order, NULL, err);
 }
 
 char *qmp_gated_path(struct dr_live *live, const struct live_disk *on, const char *path,
@@ -267,7 +269,7 @@ static json_t *drive_backup(struct dr_live *live, json_t *args, struct qmp_error
     }
     if (live->write_back)
         live->write_back(live->user, on->name);
-    return qmp_begin_job(live, on, args, &order, err);
+    return qmp_begin_job(live, on, args, &order, NULL, err);
 }
 
 static bool is_active(struct dr_live *live, const struct live_disk *on, const char *node)
@@ -311,7 +313,7 @@ static json_t *blockdev_mirror(struct dr_live *live, json_t *args, struct qmp_er
         live_order_clear(&order);
         return NULL;
     }
-    return qmp_begin_job(live, on, args, &order, err);
+    return qmp_begin_job(live, on, args, &order, NULL, err);
 }
 
 /* ------------------------------------------------------------------ asking */

@@ -200,8 +200,8 @@ static int change_step(void *user, struct dr_chain *present, struct dr_chain **f
     return r == -ENOMEM ? dr_fail(err, ENOMEM, "out of memory for bitmap '%s'", c->name) : r;
 }
 
-static struct bitmap *make(struct dr_memory_bitmaps *set, const char *image, const char *name,
-                           uint64_t granularity, bool enabled)
+static struct bitmap *make(const char *image, const char *name, uint64_t granularity, bool enabled,
+                           uint64_t size)
 {
     struct bitmap *b = calloc(1, sizeof(*b));
     if (!b)
@@ -210,31 +210,52 @@ static struct bitmap *make(struct dr_memory_bitmaps *set, const char *image, con
     b->name = strdup(name);
     b->image = strdup(image);
     b->enabled = enabled;
-    b->covered = dr_size(set->disk); /* from here on what is new is set (each_range) */
+    b->covered = size; /* from here on what is new is set (each_range) */
     if (b->name && b->image && dr_marks_cover(&b->marks, b->covered) == 0)
         return b;
     free_bitmap(b);
     return NULL;
 }
 
-int dr_memory_bitmap_add(struct dr_memory_bitmaps *set, const char *image, const char *name,
-                         uint64_t granularity, bool enabled, struct dr_error *err)
+/* *c begins a change that adds one. */
+static int begin_add(struct change *c, uint64_t granularity, bool enabled, uint64_t size,
+                     struct dr_error *err)
 {
-    struct change c = {.set = set, .action = DR_BITMAP_ADD};
-    if (!*name)
+    if (!*c->name)
         return dr_fail(err, EINVAL, "Bitmap name cannot be empty");
     if (granularity < 512 || granularity > UINT32_MAX || granularity & (granularity - 1))
         return dr_fail(err, EINVAL, "Granularity must be power of 2 and at least 512");
-    if (strlen(name) > DR_MEMORY_BITMAP_NAME)
-        return dr_fail(err, EINVAL, "Bitmap name too long: %s", name);
-    c.image = image;
-    c.name = name;
-    c.made = make(set, image, name, granularity, enabled);
-    if (!c.made)
-        return dr_fail(err, ENOMEM, "out of memory for bitmap '%s'", name);
-    int r = dr_disk_exchange(set->disk, change_step, &c, NULL, err);
-    free_bitmap(c.made);
+    if (strlen(c->name) > DR_MEMORY_BITMAP_NAME)
+        return dr_fail(err, EINVAL, "Bitmap name too long: %s", c->name);
+    c->action = DR_BITMAP_ADD;
+    c->made = make(c->image, c->name, granularity, enabled, size);
+    return c->made ? 0 : dr_fail(err, ENOMEM, "out of memory for bitmap '%s'", c->name);
+}
+
+/* quiet: no request is past the gate. Ends the change. */
+static int carry_out(struct change *c, bool quiet, struct dr_error *err)
+{
+    int r = quiet ? change_step(c, NULL, NULL, err)
+                  : dr_disk_exchange(c->set->disk, change_step, c, NULL, err);
+    free_bitmap(c->made);
+    free_bitmap(c->gone);
     return r;
+}
+
+int dr_memory_bitmap_add(struct dr_memory_bitmaps *set, const char *image, const char *name,
+                         uint64_t granularity, bool enabled, struct dr_error *err)
+{
+    struct change c = {.set = set, .image = image, .name = name};
+    int r = begin_add(&c, granularity, enabled, dr_size(set->disk), err);
+    return r < 0 ? r : carry_out(&c, false, err);
+}
+
+int dr_memory_bitmap_add_quiet(struct dr_memory_bitmaps *set, const char *image, const char *name,
+                               uint64_t granularity, bool enabled, struct dr_error *err)
+{
+    struct change c = {.set = set, .image = image, .name = name};
+    int r = begin_add(&c, granularity, enabled, active_image(set)->size, err);
+    return r < 0 ? r : carry_out(&c, true, err);
 }
 
 int dr_memory_bitmap_change(struct dr_memory_bitmaps *set, const char *image, const char *name,
@@ -243,9 +264,16 @@ int dr_memory_bitmap_change(struct dr_memory_bitmaps *set, const char *image, co
 {
     struct change c = {
         .set = set, .image = image, .name = name, .action = action, .ranges = ranges};
-    int r = dr_disk_exchange(set->disk, change_step, &c, NULL, err);
-    free_bitmap(c.gone);
-    return r;
+    return carry_out(&c, false, err);
+}
+
+int dr_memory_bitmap_change_quiet(struct dr_memory_bitmaps *set, const char *image,
+                                  const char *name, enum dr_bitmap_action action,
+                                  const struct dr_marks *ranges, struct dr_error *err)
+{
+    struct change c = {
+        .set = set, .image = image, .name = name, .action = action, .ranges = ranges};
+    return carry_out(&c, true, err);
 }
 
 /* ------------------------------------------------------------------ asking */

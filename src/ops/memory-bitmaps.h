@@ -40,6 +40,12 @@ int dr_memory_bitmap_add(struct dr_memory_bitmaps *set, const char *image, const
 int dr_memory_bitmap_change(struct dr_memory_bitmaps *set, const char *image, const char *name,
                             enum dr_bitmap_action action, const struct dr_marks *ranges,
                             struct dr_error *err);
+/* The same two in a step of dr_disk_quiesce or dr_disk_exchange: the gate is closed already. */
+int dr_memory_bitmap_add_quiet(struct dr_memory_bitmaps *set, const char *image, const char *name,
+                               uint64_t granularity, bool enabled, struct dr_error *err);
+int dr_memory_bitmap_change_quiet(struct dr_memory_bitmaps *set, const char *image,
+                                  const char *name, enum dr_bitmap_action action,
+                                  const struct dr_marks *ranges, struct dr_error *err);
 /* Images have left the disk's chain: their bitmaps go. set may be NULL. */
 void dr_memory_bitmaps_prune(struct dr_memory_bitmaps *set);
 

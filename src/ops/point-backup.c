@@ -80,38 +80,61 @@ static int match_memory(void *user, const struct dr_memory_bitmap_info *info)
     return 0;
 }
 
-/* Its bits have the bitmap's granularity; what is stored of a bitmap is read before the instant. */
-static int read_bitmap(struct dr_point *p, struct dr_error *err)
+static int find_granularity(const struct dr_point *p, struct dr_image *image, uint64_t *granularity,
+                            struct dr_error *err)
 {
     struct search s = {.name = p->bitmap};
-    struct dr_pass pass;
-    struct dr_image *image = dr_disk_enter(p->o.disk, &pass)->images[0];
     int r = p->o.stored ? dr_image_bitmap_list(image, match_stored, &s, err)
                         : dr_memory_bitmaps_each(p->o.memory, image->path, match_memory, &s);
-    dr_disk_leave(p->o.disk, &pass);
-    if (r == 0 && !s.granularity)
-        r = dr_fail(err, ENOENT, "Bitmap '%s' could not be found", p->bitmap);
-    if (r < 0)
-        return r;
-    dr_marks_init(&p->marks, (unsigned)__builtin_ctzll(s.granularity));
+    *granularity = s.granularity;
+    return r == 0 && !s.granularity
+               ? dr_fail(err, ENOENT, "Bitmap '%s' could not be found", p->bitmap)
+               : r;
+}
+
+/* Its bits have the bitmap's granularity. What is stored of a bitmap is read before the instant,
+ * unless other changes of it come at the same instant. */
+static int read_bitmap(struct dr_point *p, struct dr_image *image, uint64_t granularity,
+                       struct dr_error *err)
+{
+    dr_marks_init(&p->marks, (unsigned)__builtin_ctzll(granularity));
     dr_marks_init(&p->successor, p->marks.bits);
     p->marked = true;
-    if (dr_marks_cover(&p->marks, dr_size(p->o.disk)) < 0 ||
-        dr_marks_cover(&p->successor, dr_size(p->o.disk)) < 0)
+    if (dr_marks_cover(&p->marks, image->size) < 0 ||
+        dr_marks_cover(&p->successor, image->size) < 0)
         return dr_fail(err, ENOMEM, "out of memory for bitmap '%s'", p->bitmap);
-    if (!p->o.stored)
-        return 0;
+    return p->o.stored ? dr_image_bitmap_stored(image, p->bitmap, &p->marks, &p->enabled, err) : 0;
+}
+
+static int read_bitmap_early(struct dr_point *p, struct dr_error *err)
+{
+    uint64_t granularity;
+    struct dr_pass pass;
+    int r = find_granularity(p, dr_disk_enter(p->o.disk, &pass)->images[0], &granularity, err);
+    dr_disk_leave(p->o.disk, &pass);
+    if (r < 0)
+        return r;
     struct dr_chain *chain = dr_disk_chain(p->o.disk);
-    r = dr_image_bitmap_stored(chain->images[0], p->bitmap, &p->marks, &p->enabled, err);
+    r = read_bitmap(p, chain->images[0], granularity, err);
     dr_chain_unref(chain, NULL);
     return r;
 }
 
-/* At the instant, without any file: what the bitmap has, and from now on the successor notes. */
+static int read_bitmap_late(struct dr_point *p, struct dr_image *image, struct dr_error *err)
+{
+    uint64_t granularity;
+    int r = find_granularity(p, image, &granularity, err);
+    return r < 0 ? r : read_bitmap(p, image, granularity, err);
+}
+
+/* At the instant, without any file unless it is read late: what the bitmap has, and from now on the
+ * successor notes. */
 static int begin_successor(struct dr_point *p, struct dr_chain *present, struct dr_error *err)
 {
     const struct dr_hook hook = {.after = note_change, .user = &p->successor};
-    int r = 0;
+    int r = p->o.late ? read_bitmap_late(p, present->images[0], err) : 0;
+    if (r < 0)
+        return r;
     if (!p->o.stored)
         r = dr_memory_bitmap_read(p->o.memory, p->image, p->bitmap, &p->marks, &p->enabled);
     else if (p->enabled)
@@ -203,8 +226,8 @@ static int begin(struct dr_point *p, struct dr_error *err)
     }
     if (r == 0)
         r = open_target(p, err);
-    if (r == 0 && p->bitmap)
-        r = read_bitmap(p, err);
+    if (r == 0 && p->bitmap && !p->o.late)
+        r = read_bitmap_early(p, err);
     if (r == 0)
         r = dr_dirty_make(&p->left, dr_size(p->o.disk), err);
     if (r == 0 && p->spill_path)

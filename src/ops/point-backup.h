@@ -28,6 +28,7 @@ struct dr_point_order {
     enum dr_point_sync sync;
     const char *bitmap; /* of the active image, or NULL */
     bool stored;        /* it is the image's; else it is one of memory */
+    bool late; /* it is read at the instant: it changes, or comes into being, just before */
     struct dr_memory_bitmaps *memory;
     enum dr_point_mode mode;
     struct dr_backup_spill spill;
@@ -37,7 +38,7 @@ struct dr_point;
 
 /* -EINVAL: the target has another size. The disk is claimed until dr_point_run or dr_point_free. */
 int dr_point_begin(struct dr_point **p, const struct dr_point_order *order, struct dr_error *err);
-/* In a step of dr_disk_quiesce or dr_disk_exchange. */
+/* In a step of dr_disk_quiesce or dr_disk_exchange. Afterwards its caller lends the disk. */
 int dr_point_now_quiet(struct dr_point *p, struct dr_chain *present, struct dr_error *err);
 /* The same of one disk, which it holds up. */
 int dr_point_now(struct dr_point *p, struct dr_error *err);

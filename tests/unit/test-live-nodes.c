@@ -450,7 +450,11 @@ static void a_transaction_takes_overlays_of_both_kinds(void **state)
     no("transaction", "'actions': [{'type': 'blockdev-snapshot', 'data': {'node': 'disk1'}}]",
        "Parameter 'actions[0].data.overlay' is missing");
     no("transaction", "'actions': [{'type': 'blockdev-backup', 'data': {}}]",
-       "does not accept value 'blockdev-backup': a transaction is of");
+       "Parameter 'actions[0].data.device' is missing");
+    no("transaction",
+       "'actions': [{'type': 'block-dirty-bitmap-add', 'data': {'node': 'disk1', 'name': 'b'}}, "
+       "{'type': 'blockdev-snapshot', 'data': {'node': 'disk1', 'overlay': 'v'}}]",
+       "A transaction of snapshots has no other actions here");
     no("transaction",
        "'actions': [{'type': 'blockdev-snapshot', 'data': {'node': 'disk1', 'overlay': 'v'}}, "
        "{'type': 'abort', 'data': {}}]",

@@ -91,7 +91,10 @@ static void bad_lines_get_an_error_each(void **state)
         {"{\"execute\": \"transaction\", \"arguments\": {\"actions\": [{\"type\": "
          "\"drive-backup\", "
          "\"data\": {}}]}}",
-         "GenericError", "does not accept value 'drive-backup'"},
+         "GenericError", "'actions[0].data.device' is missing"},
+        {"{\"execute\": \"transaction\", \"arguments\": {\"actions\": [{\"type\": "
+         "\"blockdev-snapshot-internal-sync\", \"data\": {}}]}}",
+         "GenericError", "no snapshots inside images here"},
         {"{\"execute\": \"block-job-cancel\", \"arguments\": {\"device\": \"j\"}}",
          "DeviceNotActive", "Block job 'j' not found"},
         {"{\"execute\": \"job-cancel\", \"arguments\": {\"id\": \"j\"}}", "GenericError",
