@@ -284,8 +284,9 @@ int live_ready_backup(struct dr_live *live, json_t *args, bool node, bool late,
         r = prepare(&p, node, err);
     struct dr_point *point = p.job.point;
     ready->on = p.on;
-    if (r == 0 && !qmp_begin_job(live, p.on, args, &p.job, &ready->job, err))
-        r = -EINVAL;
+    json_t *begun = r == 0 ? qmp_begin_job(live, p.on, args, &p.job, &ready->job, err) : NULL;
+    r = r == 0 && !begun ? -EINVAL : r;
+    json_decref(begun);
     if (r == 0)
         ready->point = point;
     else

@@ -55,6 +55,7 @@ enum cli_key { /* options without a letter */
                KEY_KEEP,
                KEY_RETIRE,
                KEY_ADD,
+               KEY_DISABLED,
                KEY_REMOVE,
                KEY_CLEAR,
                KEY_ENABLE,

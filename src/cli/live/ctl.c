@@ -12,6 +12,7 @@
 #include "cli/common/progress.h"
 #include "cli/live/client.h"
 #include "cli/live/archive.h"
+#include "cli/live/bitmap.h"
 
 static const struct cli_option options[] = {
     {'f', "format", "FMT", "snapshot, mirror, backup: of the new image; rebase: of the parent",
@@ -39,6 +40,9 @@ static const struct cli_option options[] = {
     {KEY_SPILL_SIZE, "spill-size", "BYTES", "backup: at most so much of it (1G)", false},
     {KEY_WHEN_FULL, "when-full", "WHAT", "backup: when that is full: guest-waits, backup-fails",
      false},
+    {'g', "granularity", "SIZE", "bitmap add: bytes that a bit stands for", false},
+    {KEY_TEMPORARY, "temporary", NULL, "bitmap add: it ends with the server", false},
+    {KEY_DISABLED, "disabled", NULL, "bitmap add: nothing is noted in it yet", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {KEY_HURRY, "hurry", NULL, "jobs: do not give way to those who use the disk", false},
     {KEY_NO_COMPLETE, "no-complete", NULL,
@@ -504,6 +508,16 @@ static int find_only_disk(struct ctl *ctl, char **name)
     return *name ? 0 : 1;
 }
 
+static int run_bitmap(struct ctl *ctl, const struct cli_args *args)
+{
+    CLEANUP_FREE char *disk = NULL;
+    bool show = ctl->show;
+    ctl->show = false; /* the reply to a question that nobody asked */
+    int code = ctl_bitmap_lacks_disk(args) ? find_only_disk(ctl, &disk) : 0;
+    ctl->show = show;
+    return code ? code : ctl_bitmap(ctl, args, disk);
+}
+
 /* A disk's name that was left out is put first among the verb's operands. */
 static int run_verb(struct ctl *ctl, const struct verb *verb, const struct cli_args *args)
 {
@@ -530,18 +544,23 @@ static int run(const struct cli *cli, const struct cli_args *args)
     struct ctl ctl;
     if (args->n_operands < 2)
         return cli_usage(cli, "Expecting the path of a control socket and what to do");
+    bool bitmap = strcmp(args->operands[1], "bitmap") == 0;
     const struct verb *verb = find_verb(args->operands[1]);
-    if (!verb)
+    if (bitmap && ctl_bitmap_check(cli, args) != 0)
+        return 1;
+    if (!verb && !bitmap)
         return cli_usage(cli, "'%s' is nothing that a server does", args->operands[1]);
-    bool archive = verb->run == do_backup && ctl_is_archive(args);
+    bool archive = verb && verb->run == do_backup && ctl_is_archive(args);
     if (archive && args->n_operands < 3)
         return cli_usage(cli, "Expecting: ctl SOCKET backup --all|DISK... ARCHIVE");
-    if (!archive && !has_operands(verb, args->n_operands - 2))
+    if (!archive && !bitmap && !has_operands(verb, args->n_operands - 2))
         return cli_usage(cli, "Expecting: ctl SOCKET %s%s", verb->name, verb->operands);
     int code = ctl_begin(&ctl, cli, args->operands[0]);
     ctl.show = cli_has(args, KEY_JSON);
     if (code == 0)
-        code = archive ? do_archive(&ctl, args) : run_verb(&ctl, verb, args);
+        code = archive  ? do_archive(&ctl, args)
+               : bitmap ? run_bitmap(&ctl, args)
+                        : run_verb(&ctl, verb, args);
     ctl_end(&ctl);
     return code;
 }
@@ -553,20 +572,19 @@ const struct cli_command cli_cmd_ctl = {
     .operands = "SOCKET COMMAND [DISK|JOB] [FILE|SIZE]",
     .brief = "Work on disks that a server has in use",
     .about =
-        "SOCKET is what `drover serve --control` was given. COMMAND is one of\n"
-        "  status, jobs\n"
+        "SOCKET is what `drover serve --control` was given. DISK may be left out if it is the only "
+        "one.\n"
+        "  status, jobs, resize DISK SIZE, cont (writes that wait for space are tried again)\n"
         "  snapshot DISK FILE     go on with a new image, FILE, on what the disk has\n"
-        "  stream DISK            pull the parents' data into the active image, or --image\n"
-        "  commit DISK            put the active image, or --top, down into its base\n"
+        "  stream, commit DISK    pull the parents' data into an image, or put it down into its "
+        "base\n"
         "  mirror DISK FILE       copy the disk into a new image and go on with that\n"
         "  backup DISK... FILE    copy what it holds now into an image, or several into "
         "F.vma[.zst]\n"
         "  delete DISK IMAGE      take an image below the active one out of the chain\n"
         "  rebase DISK PARENT     give the active image, or --image, another parent\n"
-        "  resize DISK SIZE, cont (writes that wait for space are tried again)\n"
-        "  pause, resume, complete, cancel JOB\n"
-        "DISK may be left out where there is one only. Jobs show how far they are. Interrupted,\n"
-        "they go on in the server: `jobs` shows them, and `cancel` ends them.",
+        "  bitmap add, remove, clear, enable, disable DISK NAME; merge DISK NAME SOURCE...; list\n"
+        "  pause, resume, complete, cancel JOB: jobs go on in the server if this is interrupted",
     .sets = sets,
     .roles = CLI_DROVER,
     .run = run,
