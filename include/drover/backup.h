@@ -109,6 +109,11 @@ struct dr_backup_entry {
     /* NULL, or: it is no backup yet, its files are getting their names, or their maker was
      * interrupted just then. The next backup or prune with this set takes it in or removes it. */
     char *naming;
+    /* NULL, or when all of it was read last and had its digest, as time above. */
+    char *verified;
+    /* NULL, or what was found when it was read last: it does not hold what was backed up. No
+     * incremental backup is made on it. */
+    char *damaged;
 };
 /* All backups of the set, in the order in which they were made; free with dr_backup_list_free.
  * -ENOENT: there is no such file. -EINVAL: it is no set. */
@@ -116,10 +121,24 @@ DR_API int dr_backup_list(const char *set, struct dr_backup_entry **list, size_t
                           struct dr_error *err);
 DR_API void dr_backup_list_free(struct dr_backup_entry *list, size_t n);
 
+/* How the files of a backup look. */
+struct dr_backup_files {
+    uint64_t size;   /* bytes that its image shows */
+    uint64_t stored; /* bytes of the file system that its files take; those of an archive for each
+                        of its disks */
+};
+/* Open the image of an entry of the set, without its parents, and look at its sizes; nothing that
+ * it holds is read. open (may be NULL): how. -ENOENT: the image is not there. -EBADMSG: it has
+ * another size than the disk had. Else it cannot be opened. */
+DR_API int dr_backup_look(const char *set, const struct dr_backup_entry *e,
+                          const struct dr_open_options *open, struct dr_backup_files *files,
+                          struct dr_error *err);
+
 /* Read all that the backup called name shows, and compare its digest with the set's. With against,
  * the open disk, which other threads may use: read that, as it is at one instant of this call,
  * instead of the backup. open (may be NULL): how to open the backup. -EBADMSG: something differs;
- * the text says where, as far as checksums tell. */
+ * the text says where, as far as checksums tell. Without against the set records what was found
+ * (verified, damaged); where it cannot be written, a message of the job says so. */
 DR_API int dr_backup_verify(const char *set, const char *name, const struct dr_open_options *open,
                             struct dr_disk *against, struct dr_job *job, struct dr_error *err);
 

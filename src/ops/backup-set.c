@@ -16,6 +16,7 @@
 
 #define VERSION  1
 #define LARGEST  (64u << 20) /* bytes of a set */
+#define SMALL    1000        /* values that any set may have */
 #define ATTEMPTS 200         /* while another backup writes its entry, or a prune removes files */
 #define PAUSE_NS 20000000
 
@@ -45,6 +46,8 @@ static void clear_entry(struct dr_backup_entry *e)
     free(e->noted);
     free(e->time);
     free(e->naming);
+    free(e->verified);
+    free(e->damaged);
     *e = (struct dr_backup_entry){0};
 }
 
@@ -115,6 +118,8 @@ static bool take_entry(const json_t *one, struct dr_backup_entry *e)
     good &= take_text(one, "noted", e->bitmap, &e->noted);
     good &= take_text(one, "time", true, &e->time);
     good &= take_text(one, "naming", false, &e->naming);
+    good &= take_text(one, "verified", false, &e->verified);
+    good &= take_text(one, "damaged", false, &e->damaged);
     good &= take_texts(one, "leaving", &e->leaving);
     good = good && take_number(one, "size", &e->size) && take_number(one, "copied", &e->copied);
     if (!good || !digest || !is_digest(digest))
@@ -143,6 +148,25 @@ static int take_all(struct dr_backup_set *s, const json_t *root, const char *pat
     return 0;
 }
 
+/* A set has a few values of some bytes each. What is made of many that are tiny would take a
+ * hundred times its length in memory. */
+static bool is_dense(const char *text, size_t len)
+{
+    size_t boxes = 0, commas = 0;
+    bool quoted = false;
+    for (size_t i = 0; i < len; i++) {
+        if (quoted && text[i] == '\\')
+            i++;
+        else if (text[i] == '"')
+            quoted = !quoted;
+        else if (!quoted) {
+            boxes += text[i] == '{' || text[i] == '[';
+            commas += text[i] == ',';
+        }
+    }
+    return boxes > len / 64 + SMALL || commas > len / 8 + SMALL;
+}
+
 static int read_text(struct dr_file *file, const char *path, json_t **root, struct dr_error *err)
 {
     uint64_t len = dr_file_size(file);
@@ -155,6 +179,8 @@ static int read_text(struct dr_file *file, const char *path, json_t **root, stru
     int r = dr_file_pread(file, text, 0, (size_t)len, err);
     if (r < 0)
         return r;
+    if (is_dense(text, (size_t)len))
+        return bad(err, path, "it has more values than one of its length has");
     *root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
     return *root ? 0 : bad(err, path, why.text);
 }
@@ -306,6 +332,10 @@ static json_t *to_json(const struct dr_backup_entry *e)
         r = json_object_set_new(one, "leaving", texts_to_json(e->leaving));
     if (r == 0 && e->naming)
         r = json_object_set_new(one, "naming", dr_json_text(e->naming));
+    if (r == 0 && e->verified)
+        r = json_object_set_new(one, "verified", dr_json_text(e->verified));
+    if (r == 0 && e->damaged)
+        r = json_object_set_new(one, "damaged", dr_json_text(e->damaged));
     if (r == 0)
         return one;
     json_decref(one);
@@ -375,6 +405,11 @@ int dr_set_write_held(struct dr_set_writer *w, const struct dr_backup_set *s,
     CLEANUP_FREE char *text = to_text(s, entries, n);
     if (!text)
         return dr_fail(err, ENOMEM, "%s: out of memory", w->path);
+    if (strlen(text) > LARGEST)
+        return dr_fail(
+            err, EFBIG,
+            "%s: would be longer than 64 MiB: prune it, or begin another one with --state",
+            w->path);
     int r = dr_replace(w->fs, w->path, w->file, fill, text, &fresh, err);
     if (written)
         *written = fresh;
@@ -431,6 +466,55 @@ int dr_set_change(struct dr_fs *fs, const char *path,
     dr_set_free(&s);
     dr_set_release(&w);
     return r;
+}
+
+/* ------------------------------------------------------------------ what was found */
+
+void dr_set_time_now(char *text)
+{
+    time_t seconds = time(NULL);
+    struct tm tm;
+    text[0] = 0;
+    if (gmtime_r(&seconds, &tm))
+        strftime(text, DR_SET_TIME, "%Y-%m-%dT%H:%M:%SZ", &tm);
+}
+
+struct finding {
+    const struct dr_backup_entry *of;
+    const char *damage;
+};
+
+/* A backup that was replaced, or is leaving by now, is not the one that was read. */
+static int put_finding(void *user, struct dr_backup_set *s, struct dr_error *err)
+{
+    const struct finding *f = user;
+    struct dr_backup_entry *e = NULL;
+    char now[DR_SET_TIME];
+    for (size_t i = 0; i < s->n; i++)
+        if (strcmp(s->all[i].name, f->of->name) == 0 && strcmp(s->all[i].file, f->of->file) == 0 &&
+            strcmp(s->all[i].digest, f->of->digest) == 0)
+            e = &s->all[i];
+    if (!e || e->leaving || e->naming)
+        return 0;
+    dr_set_time_now(now);
+    char *text = strdup(f->damage ? f->damage : now);
+    if (!text)
+        return dr_fail(err, ENOMEM, "out of memory");
+    free(DR_STEAL(e->damaged));
+    if (!f->damage)
+        free(e->verified);
+    *(f->damage ? &e->damaged : &e->verified) = text;
+    return 1;
+}
+
+void dr_set_record_verified(struct dr_fs *fs, const char *path, const struct dr_backup_entry *e,
+                            const char *damage, const struct dr_job *job)
+{
+    struct finding f = {.of = e, .damage = damage};
+    struct dr_error why = DR_ERROR_INIT;
+    if (dr_set_change(fs, path, put_finding, &f, &why) < 0)
+        dr_job_message(job, "%s: cannot be told whether its backup \"%s\" is good: %s", path,
+                       e->name, why.text);
 }
 
 /* ------------------------------------------------------------------ for users */

@@ -47,6 +47,13 @@ int dr_set_change(struct dr_fs *fs, const char *path,
 /* A list of an entry's files that ends with NULL, malloc'ed like its texts; NULL = out of memory.
  */
 char **dr_set_copy_files(char *const *files);
+/* Now, as the times of backups are written: bytes of text. */
+#define DR_SET_TIME 32
+void dr_set_time_now(char *text);
+/* What was found when the backup was read: damage, or NULL. The set records it, if it still has the
+ * backup. A failure is a message of the job. */
+void dr_set_record_verified(struct dr_fs *fs, const char *path, const struct dr_backup_entry *e,
+                            const char *damage, const struct dr_job *job);
 /* Take the entry out of s, and free it. */
 void dr_set_drop(struct dr_backup_set *s, struct dr_backup_entry *e);
 /* The path of a file whose name in the set is this, malloc'ed; NULL = out of memory. */

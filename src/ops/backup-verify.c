@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Proof that a backup holds what its disk held: its bytes are read, summed, and compared with the
- * digest in the set. */
+ * digest in the set, which records what was found. And what can be told of it without that. */
 #include "base/cleanup.h"
 #include "ops/backup-set.h"
 #include "ops/backup-sums.h"
@@ -58,9 +58,9 @@ static int verify(struct dr_fs *fs, const struct dr_backup_entry *e, const char 
     return r;
 }
 
-static int verify_entry(struct dr_fs *fs, const char *set, const struct dr_backup_entry *e,
-                        const struct dr_open_options *options, struct dr_disk *against,
-                        struct dr_job *job, struct dr_error *err)
+static int read_entry(struct dr_fs *fs, const char *set, const struct dr_backup_entry *e,
+                      const struct dr_open_options *options, struct dr_disk *against,
+                      struct dr_job *job, struct dr_error *err)
 {
     CLEANUP_FREE char *path = dr_set_path(set, e), *file = dr_set_main_file(fs, set, e);
     CLEANUP_DISK struct dr_disk *backup = NULL;
@@ -76,6 +76,57 @@ static int verify_entry(struct dr_fs *fs, const char *set, const struct dr_backu
     }
     return r < 0 ? r : verify(fs, e, path, against ? against : backup, job, err);
 }
+
+static int verify_entry(struct dr_fs *fs, const char *set, const struct dr_backup_entry *e,
+                        const struct dr_open_options *options, struct dr_disk *against,
+                        struct dr_job *job, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    int r = read_entry(fs, set, e, options, against, job, &why);
+    if (!against && (r == 0 || r == -EBADMSG))
+        dr_set_record_verified(fs, set, e, r == 0 ? NULL : why.text, job);
+    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
+}
+
+/* ------------------------------------------------------------------ without reading it */
+
+int dr_backup_look_fs(struct dr_fs *fs, const char *set, const struct dr_backup_entry *e,
+                      const struct dr_open_options *options, struct dr_backup_files *files,
+                      struct dr_error *err)
+{
+    CLEANUP_FREE char *path = dr_set_path(set, e), *file = dr_set_main_file(fs, set, e);
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    struct dr_open_options open = options ? *options : (struct dr_open_options){0};
+    *files = (struct dr_backup_files){0};
+    if (!path || !file)
+        return dr_fail(err, ENOMEM, "%s: out of memory", set);
+    open.format = e->format;
+    open.flags |= DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK | DR_OPEN_NO_BACKING;
+    int r = dr_gate_check(fs, set, file, &open, err);
+    if (r == 0)
+        r = dr_open_fs(fs, path, &open, &disk, err);
+    if (r == 0)
+        r = dr_ops_disk_size(disk->chain->images[0], &files->stored, err);
+    if (r < 0)
+        return r;
+    files->size = dr_size(disk);
+    return dr_sums_fits(e->size, files->size)
+               ? 0
+               : dr_fail(err, EBADMSG, "%s: has %llu bytes, and had %llu when it was made", path,
+                         (unsigned long long)files->size, (unsigned long long)e->size);
+}
+
+int dr_backup_look(const char *set, const struct dr_backup_entry *e,
+                   const struct dr_open_options *open, struct dr_backup_files *files,
+                   struct dr_error *err)
+{
+    DR_REQUIRE(set, err);
+    DR_REQUIRE(e, err);
+    DR_REQUIRE(files, err);
+    return dr_backup_look_fs(dr_fs_posix(), set, e, open, files, err);
+}
+
+/* ------------------------------------------------------------------ by name */
 
 int dr_backup_verify_fs(struct dr_fs *fs, const char *set, const char *name,
                         const struct dr_open_options *open, struct dr_disk *against,

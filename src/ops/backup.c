@@ -10,8 +10,6 @@
  *
  * Nothing of a disk changes but its list of hooks and its bitmaps. Killed anywhere, it is as its
  * guest left it, a target that has its name is whole, and the next backup misses nothing. */
-#include <time.h>
-
 #include "base/cleanup.h"
 #include "ops/backup-copy.h"
 #include "ops/backup-naming.h"
@@ -39,7 +37,7 @@ struct backup {
     struct dr_file *side; /* that with the sums, locked while names are given */
     char *mark;           /* of the target, for the set */
     struct dr_frozen frozen;
-    char time[32];
+    char time[DR_SET_TIME];
 };
 
 struct set {
@@ -154,6 +152,11 @@ static int open_parent(struct backup *b, struct dr_error *err)
     CLEANUP_FREE char *path = dr_set_path(o->set, b->last);
     if (!path)
         return dr_fail(err, ENOMEM, "%s: out of memory", o->set);
+    if (b->last->damaged)
+        return dr_fail(err, EBADMSG,
+                       "%s: its last backup of this disk, \"%s\", is damaged: %s; a full backup "
+                       "(--full) begins anew",
+                       o->set, b->last->name, b->last->damaged);
     open.format = b->last->format;
     open.flags = (o->open.flags | b->what->disk->flags) & kept;
     int r = dr_gate_check(b->fs, o->set, path, &open, err);
@@ -312,10 +315,10 @@ static int prepare(const struct set *set, struct backup *b, struct dr_error *err
 /* All of them are of one second, too. */
 static void note_time(struct set *set)
 {
-    time_t seconds = time(NULL);
-    struct tm tm;
-    for (size_t i = 0; gmtime_r(&seconds, &tm) && i < set->n; i++)
-        strftime(set->all[i].time, sizeof(set->all[i].time), "%Y-%m-%dT%H:%M:%SZ", &tm);
+    char now[DR_SET_TIME];
+    dr_set_time_now(now);
+    for (size_t i = 0; i < set->n; i++)
+        memcpy(set->all[i].time, now, sizeof(now));
 }
 
 /* Files are written before and afterwards: at the instant nobody waits for one. */

@@ -77,6 +77,9 @@ int dr_backup_fs(struct dr_fs *fs, const char *path, const struct dr_open_option
                  struct dr_backup_result *result, struct dr_error *err);
 int dr_backup_list_fs(struct dr_fs *fs, const char *set, struct dr_backup_entry **list, size_t *n,
                       struct dr_error *err);
+int dr_backup_look_fs(struct dr_fs *fs, const char *set, const struct dr_backup_entry *e,
+                      const struct dr_open_options *open, struct dr_backup_files *files,
+                      struct dr_error *err);
 int dr_backup_verify_fs(struct dr_fs *fs, const char *set, const char *name,
                         const struct dr_open_options *open, struct dr_disk *against,
                         struct dr_job *job, struct dr_error *err);

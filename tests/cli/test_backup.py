@@ -35,6 +35,51 @@ def test_a_series_of_backups(t, disk):
     assert len(t.ok("backup", "verify", "backups.json").splitlines()) == 3
 
 
+def listed(t):
+    return json.loads(t.ok("backup", "list", "--output", "json", "backups.json"))
+
+
+def test_a_list_tells_sizes_and_what_is_proven(t, disk):
+    for i in range(3):
+        t.io(disk, f"write -P {i + 5} {10 * i}M 1M")
+        t.ok("backup", "--bitmap", "daily", disk, f"b{i}")
+    told = listed(t)
+    for i, one in enumerate(told["backups"]):
+        info = json.loads(t.real("qemu-img", "info", "--output=json", f"b{i}").out)
+        assert [one[k] for k in ("virtual-size", "actual-size")] == [info[k] for k in ("virtual-size", "actual-size")]
+        assert (one["state"], one["verified"], one["parent"]) == ("unverified", None, f"b{i - 1}" if i else None)
+    assert told["actual-size"] == sum(one["actual-size"] for one in told["backups"])
+    t.ok("backup", "verify", "-q", "backups.json", "b1")
+    os.unlink(t.dir / "b0")
+    (t.dir / "b2").write_bytes(b"junk" * 1000)
+    told = listed(t)["backups"]
+    assert [one["state"] for one in told] == ["missing", "verified", "unreadable"]
+    assert told[1]["verified"] and "b0" in told[0]["problem"] and "actual-size" not in told[0]
+    said = t.ok("backup", "list", "backups.json").splitlines()
+    assert said[4].startswith("b0: ") and said[5].startswith("b2: ") and len(said) == 6
+
+
+def test_what_verify_finds_is_recorded(t, disk):
+    t.ok("backup", "--bitmap", "daily", "-O", "raw", disk, "b0")
+    with open(t.dir / "b0", "r+b") as f:
+        f.seek(1024 * 1024)
+        f.write(b"?")
+    assert t.drover("backup", "verify", "backups.json").code == 1
+    assert listed(t)["backups"][0]["state"] == "damaged" and "at 1048576" in listed(t)["backups"][0]["problem"]
+    r = t.drover("backup", "--bitmap", "daily", "-O", "add-cow", disk, "b1")
+    assert r.code == 1 and "is damaged" in r.err and "--full" in r.err and not (t.dir / "b1").exists()
+    t.ok("restore", disk, "b0")
+    t.ok("backup", "verify", "backups.json")
+    assert listed(t)["backups"][0]["state"] == "verified"
+    assert t.ok("backup", "--bitmap", "daily", "-O", "add-cow", disk, "b1").startswith("Incremental")
+
+
+def test_a_set_of_many_tiny_values_is_refused(t):
+    (t.dir / "tiny").write_text('{"drover-backups": 1, "backups": [' + "{}," * 1000000 + "{}]}")
+    r = t.drover("backup", "list", "tiny")
+    assert r.code == 1 and "more values" in r.err
+
+
 def test_what_qemu_writes_is_noted(t, disk):
     t.ok("backup", "--bitmap", "b", disk, "b0")
     assert t.real("qemu-io", "-c", "write -P 9 5M 4k", disk).code == 0

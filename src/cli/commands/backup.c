@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* backup: make one, list those of a set, verify them. prune is in backup-prune.c. */
+/* backup: make one, verify those of a set. list and prune are in files of their own. */
 #include <errno.h>
 #include <string.h>
 
@@ -138,43 +138,6 @@ static int run_make(const struct cli *cli, const struct cli_args *args)
                          .open = {.flags = b.o.open.flags, .allow_paths = b.o.open.allow_paths},
                          .keep = b.keep,
                          .like = name ? name + 1 : b.target});
-}
-
-/* ------------------------------------------------------------------ list */
-
-static void put_entry(const struct dr_backup_entry *e)
-{
-    char size[CLI_SIZE_TEXT], copied[CLI_SIZE_TEXT];
-    CLEANUP_FREE char *line = NULL;
-    const char *holds = e->leaving  ? "nothing any more: prune again"
-                        : e->naming ? "not known: it was interrupted"
-                        : e->parent ? "on "
-                                    : "full";
-    if (asprintf(&line, "%-24s %-20s %10s %10s  %s%s", e->name, e->time,
-                 cli_human_size(e->size, size), cli_human_size(e->copied, copied), holds,
-                 e->parent && !e->leaving && !e->naming ? e->parent : "") < 0)
-        line = NULL;
-    cli_put(line ? line : "");
-    printf("\n");
-}
-
-static int run_list(const struct cli *cli, const struct cli_args *args)
-{
-    struct dr_backup_entry *list;
-    struct dr_error err = DR_ERROR_INIT;
-    size_t n;
-
-    if (args->n_operands != 1)
-        return cli_usage(cli, "Expecting the file that lists the backups");
-    if (dr_backup_list(args->operands[0], &list, &n, &err) < 0) {
-        cli_fail(cli, &err);
-        return 1;
-    }
-    printf("%-24s %-20s %10s %10s  %s\n", "NAME", "TIME", "DISK", "READ", "HOLDS");
-    for (size_t i = 0; i < n; i++)
-        put_entry(&list[i]);
-    dr_backup_list_free(list, n);
-    return 0;
 }
 
 /* ------------------------------------------------------------------ verify */
@@ -317,20 +280,11 @@ static int run_restore(const struct cli *cli, const struct cli_args *args)
 
 static const struct cli_option *const sets[] = {options,           cli_opts_image,  cli_opts_quiet,
                                                 cli_opts_progress, cli_opts_common, NULL};
-static const struct cli_option *const list_sets[] = {cli_opts_common, NULL};
 static const struct cli_option *const verify_sets[] = {verify_options, cli_opts_quiet,
                                                        cli_opts_progress, cli_opts_common, NULL};
 static const struct cli_option *const restore_sets[] = {
     restore_options, cli_opts_image, cli_opts_quiet, cli_opts_progress, cli_opts_common, NULL};
 
-static const struct cli_command list_command = {
-    .name = "backup list",
-    .operands = "SET",
-    .brief = "Show the backups of a set",
-    .sets = list_sets,
-    .roles = CLI_DROVER,
-    .run = run_list,
-};
 static const struct cli_command verify_command = {
     .name = "backup verify",
     .operands = "SET [BACKUP]",
@@ -339,7 +293,7 @@ static const struct cli_command verify_command = {
     .roles = CLI_DROVER,
     .run = run_verify,
 };
-static const struct cli_command *const children[] = {&list_command, &verify_command,
+static const struct cli_command *const children[] = {&cli_cmd_backup_list, &verify_command,
                                                      &cli_cmd_backup_prune, NULL};
 
 const struct cli_command cli_cmd_backup = {

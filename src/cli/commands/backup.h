@@ -10,6 +10,9 @@
 bool cli_backup_is_archive(const struct cli_args *args);
 int cli_backup_archive(const struct cli *cli, const struct cli_args *args);
 
+/* backup-list.c */
+extern const struct cli_command cli_cmd_backup_list;
+
 /* backup-prune.c */
 extern const struct cli_command cli_cmd_backup_prune;
 /* How many backups are to be kept. 0, or the exit code 1 after a message. */
