@@ -484,6 +484,28 @@ struct finding {
     const char *damage;
 };
 
+/* What stands on a damaged backup is proven no more; it may have been read before the damage. */
+static void doubt_children(struct dr_backup_set *s, size_t at, unsigned depth)
+{
+    free(DR_STEAL(s->all[at].verified));
+    for (size_t i = at + 1; depth < DR_CHAIN_MAX && i < s->n; i++)
+        if (s->all[i].parent && strcmp(s->all[i].parent, s->all[at].name) == 0)
+            doubt_children(s, i, depth + 1);
+}
+
+const struct dr_backup_entry *dr_set_damaged(const struct dr_backup_set *s,
+                                             const struct dr_backup_entry *e)
+{
+    for (unsigned depth = 0; e && depth < DR_CHAIN_MAX; depth++) {
+        if (e->damaged)
+            return e;
+        if (e->verified)
+            return NULL;
+        e = e->parent ? dr_set_find(s, e->parent) : NULL;
+    }
+    return NULL;
+}
+
 /* A backup that was replaced, or is leaving by now, is not the one that was read. */
 static int put_finding(void *user, struct dr_backup_set *s, struct dr_error *err)
 {
@@ -501,7 +523,9 @@ static int put_finding(void *user, struct dr_backup_set *s, struct dr_error *err
     if (!text)
         return dr_fail(err, ENOMEM, "out of memory");
     free(DR_STEAL(e->damaged));
-    if (!f->damage)
+    if (f->damage)
+        doubt_children(s, (size_t)(e - s->all), 0);
+    else
         free(e->verified);
     *(f->damage ? &e->damaged : &e->verified) = text;
     return 1;

@@ -54,6 +54,10 @@ void dr_set_time_now(char *text);
  * backup. A failure is a message of the job. */
 void dr_set_record_verified(struct dr_fs *fs, const char *path, const struct dr_backup_entry *e,
                             const char *damage, const struct dr_job *job);
+/* The entry itself, or one that it stands on, which was found damaged since e was found good; NULL:
+ * there is none. */
+const struct dr_backup_entry *dr_set_damaged(const struct dr_backup_set *s,
+                                             const struct dr_backup_entry *e);
 /* Take the entry out of s, and free it. */
 void dr_set_drop(struct dr_backup_set *s, struct dr_backup_entry *e);
 /* The path of a file whose name in the set is this, malloc'ed; NULL = out of memory. */

@@ -152,11 +152,13 @@ static int open_parent(struct backup *b, struct dr_error *err)
     CLEANUP_FREE char *path = dr_set_path(o->set, b->last);
     if (!path)
         return dr_fail(err, ENOMEM, "%s: out of memory", o->set);
-    if (b->last->damaged)
-        return dr_fail(err, EBADMSG,
-                       "%s: its last backup of this disk, \"%s\", is damaged: %s; a full backup "
-                       "(--full) begins anew",
-                       o->set, b->last->name, b->last->damaged);
+    const struct dr_backup_entry *damaged = dr_set_damaged(&b->set, b->last);
+    if (damaged)
+        return dr_fail(
+            err, EBADMSG,
+            "%s: its backup \"%s\" is damaged: %s; verify it again, or begin anew with a "
+            "full backup (--full)",
+            o->set, damaged->name, damaged->damaged);
     open.format = b->last->format;
     open.flags = (o->open.flags | b->what->disk->flags) & kept;
     int r = dr_gate_check(b->fs, o->set, path, &open, err);

@@ -59,11 +59,15 @@ def test_a_list_tells_sizes_and_what_is_proven(t, disk):
     assert said[4].startswith("b0: ") and said[5].startswith("b2: ") and len(said) == 6
 
 
+def damage(t, name, mib, byte):
+    with open(t.dir / name, "r+b") as f:
+        f.seek(mib * 1024 * 1024)
+        f.write(byte)
+
+
 def test_what_verify_finds_is_recorded(t, disk):
     t.ok("backup", "--bitmap", "daily", "-O", "raw", disk, "b0")
-    with open(t.dir / "b0", "r+b") as f:
-        f.seek(1024 * 1024)
-        f.write(b"?")
+    damage(t, "b0", 1, b"?")
     assert t.drover("backup", "verify", "backups.json").code == 1
     assert listed(t)["backups"][0]["state"] == "damaged" and "at 1048576" in listed(t)["backups"][0]["problem"]
     r = t.drover("backup", "--bitmap", "daily", "-O", "add-cow", disk, "b1")
@@ -72,6 +76,14 @@ def test_what_verify_finds_is_recorded(t, disk):
     t.ok("backup", "verify", "backups.json")
     assert listed(t)["backups"][0]["state"] == "verified"
     assert t.ok("backup", "--bitmap", "daily", "-O", "add-cow", disk, "b1").startswith("Incremental")
+    t.ok("backup", "verify", "backups.json", "b1")
+    damage(t, "b0", 2, b"?")
+    assert t.drover("backup", "verify", "backups.json", "b0").code == 1
+    assert [one["state"] for one in listed(t)["backups"]] == ["damaged", "unverified"]
+    assert t.drover("backup", "--bitmap", "daily", "-O", "add-cow", disk, "b2").code == 1
+    damage(t, "b0", 2, b"\3")
+    t.ok("backup", "verify", "backups.json", "b1")  # it shows what it did, so others may stand on it
+    t.ok("backup", "--bitmap", "daily", "-O", "add-cow", disk, "b2")
 
 
 def test_a_set_of_many_tiny_values_is_refused(t):
@@ -144,9 +156,7 @@ def test_a_prune_that_is_refused_changes_nothing(t, disk):
 def test_verify_tells_of_damage(t, disk):
     t.ok("backup", disk, "b0", "-O", "raw")
     t.ok("backup", "verify", "backups.json", "b0")
-    with open(t.dir / "b0", "r+b") as f:
-        f.seek(1024 * 1024)
-        f.write(b"?")
+    damage(t, "b0", 1, b"?")
     r = t.drover("backup", "verify", "backups.json")
     assert r.code == 1 and "first in the 65536 bytes at 1048576" in r.err
     t.ok("restore", disk, "b0")
