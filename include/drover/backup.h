@@ -158,6 +158,7 @@ struct dr_prune_step {
     const char *into; /* the backup that gets what it needs of them, or NULL: none needs them */
     uint64_t copied;  /* bytes for that */
     uint64_t freed;   /* bytes of the file system that come back, as far as is known before */
+    bool verified;    /* what is in `into` now was read before anything was removed, and is right */
 };
 
 struct dr_prune_options {
@@ -166,12 +167,15 @@ struct dr_prune_options {
     const char *like; /* only the series of this backup, or of its archive's disks; NULL = all. What
                          an interrupted call was removing goes in each case */
     bool dry_run;     /* only tell */
+    bool no_verify;   /* do not read what is merged: a backup that is damaged stays so */
     void (*tell)(void *user, const struct dr_prune_step *step); /* NULL, or: of each step */
     void *user;
 };
 /* Remove all but the newest backups of each series. qcow2 backups in one directory that stand on
  * each other are merged into the oldest file, which then takes the place of the kept one's; any
  * others by copying all that the kept one needs into it. Interrupted anywhere, call it again.
+ * A backup that others are merged into is read before anything changes, and what was merged before
+ * anything is removed. -EBADMSG: it is not what the backup held, and nothing was removed.
  * -EBUSY, -EAGAIN: somebody uses a backup, or an image that is no backup of the set stands on one
  * that would go. -ENOSPC: there is no room for the copy. -ESTALE: the set is not what it was when
  * this call began. After all of these nothing has changed but steps that were told. */

@@ -385,6 +385,47 @@ int dr_merge_copy(struct dr_merge *m, struct dr_error *err)
     return r;
 }
 
+/* ------------------------------------------------------------------ the proof */
+
+/* The view of the image at path must be that of the kept one. */
+static int verify(const struct dr_merge *m, const char *path, const char *kept,
+                  struct dr_error *err)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    const struct dr_open_options open = how_to_open(m, m->into);
+    int r = dr_open_fs(m->fs, path, &open, &disk, err);
+    return r < 0 ? r : dr_verify_disk(m->fs, m->into, kept, disk, m->job, err);
+}
+
+int dr_merge_verify_kept(struct dr_merge *m, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    CLEANUP_FREE char *kept = m->into ? dr_set_path(m->set, m->into) : NULL;
+    if (m->way == DR_MERGE_NOT)
+        return 0;
+    if (!kept)
+        return no_memory(m, err);
+    int r = verify(m, kept, kept, &why);
+    if (r == -EBADMSG)
+        dr_set_record_verified(m->fs, m->set, m->into, why.text, m->job);
+    return r < 0 ? dr_fail(err, -r, "nothing is merged, and nothing removed: %s", why.text) : 0;
+}
+
+/* Merged down, it has not its name yet. */
+int dr_merge_verify_merged(struct dr_merge *m, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    CLEANUP_FREE char *kept = m->into ? dr_set_path(m->set, m->into) : NULL;
+    CLEANUP_FREE char *oldest = dr_set_path(m->set, m->gone[m->n - 1]);
+    if (!m->into)
+        return 0;
+    if (!kept || !oldest)
+        return no_memory(m, err);
+    int r = verify(m, m->way == DR_MERGE_DOWN ? oldest : kept, kept, &why);
+    m->verified = r == 0;
+    return r < 0 ? dr_fail(err, -r, "nothing is removed: %s", why.text) : 0;
+}
+
 /* ------------------------------------------------------------------ the end
  *
  * Nobody else writes the set meanwhile: so the names that it gives to files that leave are not
@@ -495,8 +536,9 @@ static int finish_step(void *user, struct dr_backup_set *s, struct dr_error *err
     }
     for (size_t i = 0; r == 0 && i < s->n; i++)
         if (m->into && strcmp(s->all[i].name, m->into->name) == 0) {
-            free(s->all[i].parent);
-            s->all[i].parent = NULL;
+            free(DR_STEAL(s->all[i].parent));
+            if (m->verified)
+                r = dr_set_mark_verified(&s->all[i], err);
         }
     return r < 0 ? r : changed;
 }

@@ -2,7 +2,8 @@
 /* One step of a prune: backups that stand on each other leave their set, and the kept backup that
  * stands on them, if there is one, gets what it needs of them.
  *
- *     look ─► the set marks them as leaving ─► merge ─► finish: files go, the set forgets them
+ *     look ─► verify what the kept one shows ─► the set marks them as leaving ─► merge
+ *     ─► verify what was merged ─► finish: files go, the set forgets them
  *
  * The kept one K reads the same at every moment. There are two ways to merge:
  *
@@ -36,11 +37,17 @@ struct dr_merge {
     uint64_t size; /* of the kept one's image, if there is something to merge */
     char ***files; /* of each that leaves, relative to the set's directory; NULL-terminated */
     uint64_t copied, freed; /* as in struct dr_prune_step */
+    bool verified;          /* by dr_merge_verify_merged */
 };
 
 /* Find out what has to be done, and refuse what cannot be. exclusive: somebody who uses one of the
  * images is a reason to refuse. Ends with dr_merge_end, also after a failure. */
 int dr_merge_look(struct dr_merge *m, bool exclusive, struct dr_error *err);
+/* Read all that the kept one shows, if something is to be merged into it: damage must be found as
+ * long as all that leaves is there. -EBADMSG: it is not what it held; the set records that. */
+int dr_merge_verify_kept(struct dr_merge *m, struct dr_error *err);
+/* Read what is to be the kept one from now on. -EBADMSG: it is not what that held. */
+int dr_merge_verify_merged(struct dr_merge *m, struct dr_error *err);
 /* The set says durably that they are leaving: give the kept one what it needs. */
 int dr_merge_copy(struct dr_merge *m, struct dr_error *err);
 /* Remove them, and let the set forget them. */

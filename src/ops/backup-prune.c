@@ -158,7 +158,8 @@ static int tell(const struct prune *p, const struct dr_merge *m, struct dr_error
                                        .n = m->n,
                                        .into = m->into ? m->into->name : NULL,
                                        .copied = m->copied,
-                                       .freed = m->freed};
+                                       .freed = m->freed,
+                                       .verified = m->verified};
     if (p->o->tell)
         p->o->tell(p->o->user, &step);
     return 0;
@@ -168,9 +169,14 @@ static int do_step(struct prune *p, struct dr_merge *m, struct dr_error *err)
 {
     int r = dr_merge_look(m, !p->o->dry_run, err);
     if (r == 0 && !p->o->dry_run) {
-        r = dr_set_change(p->fs, p->path, mark_step, m, err);
+        if (!p->o->no_verify)
+            r = dr_merge_verify_kept(m, err);
+        if (r == 0)
+            r = dr_set_change(p->fs, p->path, mark_step, m, err);
         if (r == 0)
             r = dr_merge_copy(m, err);
+        if (r == 0 && !p->o->no_verify)
+            r = dr_merge_verify_merged(m, err);
         if (r == 0)
             r = dr_merge_finish(m, err);
     }

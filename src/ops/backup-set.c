@@ -506,28 +506,40 @@ const struct dr_backup_entry *dr_set_damaged(const struct dr_backup_set *s,
     return NULL;
 }
 
+int dr_set_mark_verified(struct dr_backup_entry *e, struct dr_error *err)
+{
+    char now[DR_SET_TIME];
+    dr_set_time_now(now);
+    char *text = strdup(now);
+    if (!text)
+        return dr_fail(err, ENOMEM, "out of memory");
+    free(DR_STEAL(e->damaged));
+    free(e->verified);
+    e->verified = text;
+    return 0;
+}
+
 /* A backup that was replaced, or is leaving by now, is not the one that was read. */
 static int put_finding(void *user, struct dr_backup_set *s, struct dr_error *err)
 {
     const struct finding *f = user;
     struct dr_backup_entry *e = NULL;
-    char now[DR_SET_TIME];
     for (size_t i = 0; i < s->n; i++)
         if (strcmp(s->all[i].name, f->of->name) == 0 && strcmp(s->all[i].file, f->of->file) == 0 &&
             strcmp(s->all[i].digest, f->of->digest) == 0)
             e = &s->all[i];
     if (!e || e->leaving || e->naming)
         return 0;
-    dr_set_time_now(now);
-    char *text = strdup(f->damage ? f->damage : now);
+    if (!f->damage) {
+        int r = dr_set_mark_verified(e, err);
+        return r < 0 ? r : 1;
+    }
+    char *text = strdup(f->damage);
     if (!text)
         return dr_fail(err, ENOMEM, "out of memory");
-    free(DR_STEAL(e->damaged));
-    if (f->damage)
-        doubt_children(s, (size_t)(e - s->all), 0);
-    else
-        free(e->verified);
-    *(f->damage ? &e->damaged : &e->verified) = text;
+    free(e->damaged);
+    e->damaged = text;
+    doubt_children(s, (size_t)(e - s->all), 0);
     return 1;
 }
 

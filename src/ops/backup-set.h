@@ -50,6 +50,8 @@ char **dr_set_copy_files(char *const *files);
 /* Now, as the times of backups are written: bytes of text. */
 #define DR_SET_TIME 32
 void dr_set_time_now(char *text);
+/* All of the backup was read just now, and is right. */
+int dr_set_mark_verified(struct dr_backup_entry *e, struct dr_error *err);
 /* What was found when the backup was read: damage, or NULL. The set records it, if it still has the
  * backup. A failure is a message of the job. */
 void dr_set_record_verified(struct dr_fs *fs, const char *path, const struct dr_backup_entry *e,
@@ -58,6 +60,10 @@ void dr_set_record_verified(struct dr_fs *fs, const char *path, const struct dr_
  * there is none. */
 const struct dr_backup_entry *dr_set_damaged(const struct dr_backup_set *s,
                                              const struct dr_backup_entry *e);
+/* Does the disk show what the entry says that its backup, at path, held? -EBADMSG: no, and where if
+ * the backup's side file knows. */
+int dr_verify_disk(struct dr_fs *fs, const struct dr_backup_entry *e, const char *path,
+                   struct dr_disk *disk, struct dr_job *job, struct dr_error *err);
 /* Take the entry out of s, and free it. */
 void dr_set_drop(struct dr_backup_set *s, struct dr_backup_entry *e);
 /* The path of a file whose name in the set is this, malloc'ed; NULL = out of memory. */

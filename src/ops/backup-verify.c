@@ -40,8 +40,8 @@ static int tell_difference(struct dr_fs *fs, const struct dr_backup_entry *e, co
                    digest, e->name, e->digest);
 }
 
-static int verify(struct dr_fs *fs, const struct dr_backup_entry *e, const char *path,
-                  struct dr_disk *disk, struct dr_job *job, struct dr_error *err)
+int dr_verify_disk(struct dr_fs *fs, const struct dr_backup_entry *e, const char *path,
+                   struct dr_disk *disk, struct dr_job *job, struct dr_error *err)
 {
     struct dr_sums have;
     char digest[DR_DIGEST_TEXT];
@@ -74,7 +74,7 @@ static int read_entry(struct dr_fs *fs, const char *set, const struct dr_backup_
         if (r == 0)
             r = dr_open_fs(fs, path, &open, &backup, err);
     }
-    return r < 0 ? r : verify(fs, e, path, against ? against : backup, job, err);
+    return r < 0 ? r : dr_verify_disk(fs, e, path, against ? against : backup, job, err);
 }
 
 static int verify_entry(struct dr_fs *fs, const char *set, const struct dr_backup_entry *e,

@@ -143,6 +143,25 @@ def test_prune_keeps_the_newest(t, disk):
     t.ok("backup", "verify", "backups.json")
 
 
+def test_a_prune_that_finds_damage_removes_nothing(t, disk):
+    for i in range(3):
+        t.io(disk, f"write -P {i + 5} {i}M 128k")
+        t.ok("backup", "--bitmap", "daily", disk, f"b{i}")
+    before = {name: (t.dir / name).read_bytes() for name in ("b0", "b1", "b2")}
+    image = bytearray(before["b0"])
+    image[image.index(b"\5" * 65536)] = 1  # which b1 needs of b0
+    (t.dir / "b0").write_bytes(image)
+    r = t.drover("backup", "prune", "--keep", "2", "backups.json")
+    assert r.code == t.drover("backup", "verify", "backups.json", "b1").code == 1 and "nothing removed: " in r.err, r.err
+    assert (t.dir / "b1").read_bytes() == before["b1"] and (t.dir / "b0").read_bytes() == image
+    assert names(t) == ["b0", "b1", "b2"] and [one["state"] for one in listed(t)["backups"]] == ["unverified", "damaged", "unverified"]
+    (t.dir / "b0").write_bytes(before["b0"])
+    assert t.ok("backup", "prune", "--keep", "2", "backups.json").endswith(" given back, verified\n")
+    assert [one["state"] for one in listed(t)["backups"]] == ["verified", "unverified"]
+    assert t.ok("backup", "prune", "--no-verify", "--keep", "1", "backups.json").endswith(" given back\n")
+    t.ok("backup", "verify", "backups.json")
+
+
 def test_a_prune_that_is_refused_changes_nothing(t, disk):
     for i in range(3):
         t.io(disk, f"write -P {i + 5} {i}M 128k")

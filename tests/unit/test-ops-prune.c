@@ -402,6 +402,63 @@ static void what_is_marked_is_no_backup(void **state)
     faultfs_free(f);
 }
 
+/* ------------------------------------------------------------------ proof */
+
+/* Another byte in what b0 holds of 0x22. */
+static void damage_oldest(struct dr_fs *fs, uint8_t is)
+{
+    size_t len, at = 0;
+    struct dr_file *file = NULL;
+    uint8_t *bytes = file_bytes(fs, "b0", &len), run[4096];
+    memset(run, 0x22, sizeof(run));
+    while (at + sizeof(run) <= len && memcmp(bytes + at, run, sizeof(run) - 1) != 0)
+        at += 512;
+    assert_true(at + sizeof(run) <= len);
+    ok(dr_file_open(fs, "b0", DR_FILE_RDWR, &file, &err));
+    ok(dr_file_pwrite(file, &is, at + sizeof(run) - 1, 1, &err));
+    dr_file_unref(file);
+    free(bytes);
+}
+
+/* When the set has marked b0, which then was right. */
+static int damage_marked(void *user, const struct faultfs_io *io)
+{
+    struct dr_fs **fs = user;
+    if (*fs && io->kind == FAULTFS_RENAME && strstr(io->to, set))
+        damage_oldest(DR_STEAL(*fs), 0x23);
+    return 0;
+}
+
+static void what_is_merged_is_verified_before_the_old_is_removed(void **state)
+{
+    (void)state;
+    for (size_t k = 0; k < 2; k++) {
+        const struct dr_backup_options others = {
+            .set = set, .bitmap = "B", .format = k ? "add-cow" : "qcow2"};
+        struct dr_backup_options first = others;
+        struct dr_fs *memory = dr_fs_memory_new(), *planted = memory;
+        struct faultfs *f = faultfs_new(memory);
+        first.format = k ? "raw" : "qcow2";
+        make_tracked(memory, 0);
+        ok(dr_backup_fs(memory, "disk", NULL, "b0", &first, NULL, NULL, &err));
+        put(memory, "disk", 8 * KiB, 4 * KiB, 0x33);
+        ok(dr_backup_fs(memory, "disk", NULL, "b1", &others, NULL, NULL, &err));
+        faultfs_observe(f, damage_marked, &planted);
+        refused(prune_to(faultfs_fs(f), 1, &err), EBADMSG, "nothing is removed");
+        assert_null(planted);
+        assert_true(exists(memory, "b0") && exists(memory, "b1") && exists(memory, "b0.sums"));
+        refused(prune_to(memory, 1, &err), EBADMSG, "nothing is"); /* damaged still */
+        damage_oldest(memory, 0x22);
+        if (k == 0) { /* else the kept one has a copy of the damage by now */
+            ok(prune_to(memory, 1, &err));
+            assert_false(exists(memory, "b0"));
+            holds_the_disk(memory, "b1");
+        }
+        faultfs_free(f);
+        dr_fs_memory_free(memory);
+    }
+}
+
 /* ------------------------------------------------------------------ interruptions */
 
 static bool same_size_again(struct dr_fs *fs)
@@ -530,6 +587,7 @@ int main(void)
         ops_test(nothing_changes_where_it_is_refused),
         ops_test(a_chain_that_is_not_the_sets_is_refused),
         ops_test(what_is_marked_is_no_backup),
+        cmocka_unit_test(what_is_merged_is_verified_before_the_old_is_removed),
         cmocka_unit_test(after_a_power_cut_each_kept_backup_is_there),
         cmocka_unit_test(a_missing_flush_is_caught),
         cmocka_unit_test(after_a_failure_the_next_prune_goes_on),

@@ -12,6 +12,7 @@
 static const struct cli_option options[] = {
     {KEY_KEEP, "keep", "KEEP", "keep so many of the newest ones of each disk and bitmap", false},
     {KEY_DRY_RUN, "dry-run", NULL, "only tell what would go, and how many bytes", false},
+    {KEY_NO_VERIFY, "no-verify", NULL, "do not read what is merged: damage stays unseen", false},
     {'r', "rate", "BYTES", "bytes a second at most", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -56,7 +57,8 @@ static void tell(void *user, const struct dr_prune_step *step)
     } else {
         printf(p->o.dry_run ? "would be removed, " : "removed, ");
     }
-    printf("about %s given back\n", cli_human_size(step->freed, freed));
+    printf("about %s given back%s\n", cli_human_size(step->freed, freed),
+           step->verified ? ", verified" : "");
 }
 
 static int prune(void *user, struct dr_job *job, struct dr_error *err)
@@ -78,7 +80,8 @@ int cli_prune(const struct cli *cli, const struct cli_args *args, const char *se
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
-    struct dr_prune_options o = {.dry_run = cli_has(args, KEY_DRY_RUN)};
+    struct dr_prune_options o = {.dry_run = cli_has(args, KEY_DRY_RUN),
+                                 .no_verify = cli_has(args, KEY_NO_VERIFY)};
     if (args->n_operands != 1 || !cli_has(args, KEY_KEEP))
         return cli_usage(cli, "Expecting the file that lists the backups, and --keep");
     if (cli_get_kept(cli, cli_value(args, KEY_KEEP), &o.keep) != 0 ||

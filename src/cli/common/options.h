@@ -39,6 +39,7 @@ enum cli_key { /* options without a letter */
                KEY_ID_NAMES,
                KEY_SUMS,
                KEY_NO_SUMS,
+               KEY_NO_VERIFY,
                KEY_HEADERS_ONLY,
                KEY_AGAINST,
                KEY_SAVE,
