@@ -195,6 +195,29 @@ static const char *reason(enum dr_distrust why)
                                : NULL;
 }
 
+bool dr_bitmaps_left_in_use(struct dr_image *image)
+{
+    struct dr_bitmap_file b = {0};
+    CLEANUP_FREE char *path = NULL;
+    bool left = false;
+    if (!dr_image_bitmaps_inside(image) && !dr_bitmaps_no_place(image) &&
+        beside(image, &path, NULL) == 0)
+        left = dr_bitmap_file_load(image->fs, path, &b, NULL) == 0 && b.in_use;
+    dr_bitmap_file_free(&b);
+    return left;
+}
+
+int dr_bitmaps_settle(struct dr_image *image, struct dr_error *err)
+{
+    struct dr_bitmap_file b;
+    DR_LOCK_SCOPE(&image->begin_lock);
+    int r = dr_bitmaps_load(image, &b, err);
+    if (r == 0)
+        r = dr_bitmaps_store_clean(image, &b, err);
+    dr_bitmap_file_free(&b);
+    return r;
+}
+
 /* ------------------------------------------------------------------ noting */
 
 struct dr_noting *dr_noting_new(void)

@@ -300,6 +300,11 @@ void dr_image_bitmap_noted(struct dr_image *image, struct dr_marks *into);
  * same conditions as for change. Interrupted, it is inconsistent or, inside an image, gone. */
 int dr_image_bitmap_rebuild(struct dr_image *image, const char *name, const struct dr_marks *ranges,
                             struct dr_error *err);
+/* Does the file of bitmaps beside the image, which nobody writes to, say that somebody does? Then
+ * that writer was interrupted. */
+bool dr_bitmaps_left_in_use(struct dr_image *image);
+/* Let the file say that nobody does, and none of its bitmaps is trusted. The image is writable. */
+int dr_bitmaps_settle(struct dr_image *image, struct dr_error *err);
 /* Remove the file of bitmaps beside an image whose files[0] is, or was, at path. Nothing happens
  * where there is none. */
 int dr_bitmaps_unlink(struct dr_fs *fs, const char *path, struct dr_error *err);

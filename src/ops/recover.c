@@ -4,6 +4,8 @@
 #include <stdio.h>
 
 #include "base/cleanup.h"
+#include "core/bitmap-file.h"
+#include "core/fingerprint.h"
 #include "ops/ops-internal.h"
 
 struct recover {
@@ -183,6 +185,38 @@ static bool same_family(const char *a, const char *b)
     return rest[0] == 0 || (rest[0] == '.' && !strchr(rest + 1, '.'));
 }
 
+/* Files that stand beside an image under its name. */
+static const char *const sides[] = {DR_BITMAP_FILE_SUFFIX, DR_FINGERPRINT_SUFFIX, ".sums"};
+#define N_SIDES (sizeof(sides) / sizeof(sides[0]))
+
+/* The length of the image's name in that of a file beside it. */
+static size_t length_without_side(const char *name)
+{
+    size_t len = strlen(name);
+    for (size_t i = 0; i < N_SIDES; i++) {
+        size_t tail = strlen(sides[i]);
+        if (len > tail && strcmp(name + len - tail, sides[i]) == 0)
+            return len - tail;
+    }
+    return len;
+}
+
+/* Is it one of the image, or of a file beside it? *name is malloc'ed; NULL: it is neither. */
+static int name_of_ours(const struct dr_aside *aside, const char *base, char **name)
+{
+    *name = NULL;
+    for (size_t i = 0; i <= N_SIDES && !*name; i++) {
+        CLEANUP_FREE char *one = NULL;
+        if (asprintf(&one, "%s%s", base, i < N_SIDES ? sides[i] : "") < 0) {
+            one = NULL;
+            return -ENOMEM;
+        }
+        if (dr_aside_is_of(aside, one))
+            *name = DR_STEAL(one);
+    }
+    return 0;
+}
+
 static const char *name_in(const struct dr_aside *aside, char *const *names, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -200,13 +234,15 @@ static int find_owner(struct recover *rc, const struct dr_aside *aside, const ch
     char **inside = NULL;
     size_t n_inside = 0;
     const char *found = NULL;
-    int r = dir ? dr_ops_list(rc->fs, dir, &inside, &n_inside, err) : 0;
+    int r = name_of_ours(aside, dr_path_basename(rc->path), of);
+    if (r < 0)
+        return dr_fail(err, ENOMEM, "%s: out of memory", rc->path);
+    if (*of)
+        return 0;
+    r = dir ? dr_ops_list(rc->fs, dir, &inside, &n_inside, err) : 0;
     if (r < 0)
         return r;
-    if (dr_aside_is_of(aside, dr_path_basename(rc->path)))
-        found = dr_path_basename(rc->path);
-    if (!found)
-        found = name_in(aside, inside, n_inside);
+    found = name_in(aside, inside, n_inside);
     if (!found)
         found = name_in(aside, names, n);
     *of = found ? strdup(found) : !aside->cut ? strndup(aside->stem, aside->stem_len) : NULL;
@@ -232,6 +268,13 @@ static bool makes_our_child(struct recover *rc, const char *dir, const char *of)
            dr_name_identify(rc->fs, rc->path, &ours, NULL) == 0 && dr_same_id(ours, parent);
 }
 
+/* Also a file beside one of them is. */
+static bool is_of_family(const char *ours, const char *name)
+{
+    CLEANUP_FREE char *image = strndup(name, length_without_side(name));
+    return image && (strcmp(ours, image) == 0 || same_family(ours, image));
+}
+
 static int leftover(struct recover *rc, const char *name, char *const *names, size_t n,
                     struct dr_error *err)
 {
@@ -249,7 +292,7 @@ static int leftover(struct recover *rc, const char *name, char *const *names, si
         r = find_owner(rc, &aside, dir ? path : NULL, names, n, &of, err);
     if (r < 0)
         return r == -ENOENT ? 0 : r; /* its maker has just finished */
-    if (!same_family(dr_path_basename(rc->path), of ? of : stem) &&
+    if (!is_of_family(dr_path_basename(rc->path), of ? of : stem) &&
         !(dir && of && makes_our_child(rc, path, of)))
         return 0;
     if (dir)
@@ -300,10 +343,29 @@ static int teach_parent_id(struct recover *rc, const char *path, const char *for
     return r < 0 ? r : closed;
 }
 
+/* What the writer changed last is not in its bitmaps, and cannot be known. */
+static int settle_bitmaps(struct recover *rc, const char *path, const char *format,
+                          struct dr_error *err)
+{
+    struct dr_image *image;
+    unsigned flags = (rc->options.flags & DR_OPEN_ANY_PATH) | DR_OPEN_RDWR | DR_OPEN_UNCHANGED;
+    say(rc, "%s%s: an interrupted writer had its bitmaps in use: they cannot be trusted%s", path,
+        DR_BITMAP_FILE_SUFFIX, rc->dry_run ? "" : ", and say so now; rebuild or remove them");
+    if (rc->dry_run)
+        return 0;
+    int r = dr_image_open(rc->fs, path, format, flags, &image, err);
+    if (r < 0)
+        return r;
+    r = dr_bitmaps_settle(image, err);
+    int closed = dr_image_unref(image, r == 0 ? err : NULL);
+    return r < 0 ? r : closed;
+}
+
 struct finding {
     char *path;
     const char *format;
     bool unclean, stale_id;
+    bool in_use; /* a file of bitmaps says so of an image that is not */
     uint32_t id; /* the parent's */
 };
 
@@ -320,15 +382,17 @@ static bool parent_moved_on(const struct dr_image *child, const struct dr_image 
 
 /* Collect the findings while the chain is open. Mending opens the images for writing, which the
  * locks of the open chain would refuse: it comes after closing. */
-static size_t look(const struct dr_chain *chain, struct finding *all)
+static size_t look(const struct recover *rc, const struct dr_chain *chain, struct finding *all)
 {
+    const bool alone = !(rc->options.flags & (DR_OPEN_NO_LOCK | DR_OPEN_FORCE_SHARE));
     size_t n = 0;
     for (size_t i = 0; i < chain->n; i++) {
-        const struct dr_image *image = chain->images[i];
+        struct dr_image *image = chain->images[i];
         struct finding f = {.format = image->fmt->name, .unclean = image->unclean};
         if (i + 1 < chain->n)
             f.stale_id = parent_moved_on(image, chain->images[i + 1], &f.id);
-        if (!f.unclean && !f.stale_id)
+        f.in_use = alone && dr_bitmaps_left_in_use(image);
+        if (!f.unclean && !f.stale_id && !f.in_use)
             continue;
         f.path = strdup(image->path);
         if (f.path)
@@ -352,7 +416,7 @@ static int settle(struct recover *rc, const struct finding *f, struct dr_error *
         if (!rc->dry_run)
             r = teach_parent_id(rc, f->path, f->format, f->id, err);
     }
-    return r;
+    return r == 0 && f->in_use ? settle_bitmaps(rc, f->path, f->format, err) : r;
 }
 
 static int images(struct recover *rc, struct dr_error *err)
@@ -364,7 +428,7 @@ static int images(struct recover *rc, struct dr_error *err)
     if (r < 0)
         return r;
     struct finding *all = calloc(disk->chain->n, sizeof(*all));
-    size_t n = all ? look(disk->chain, all) : 0;
+    size_t n = all ? look(rc, disk->chain, all) : 0;
     r = dr_close(disk, err);
     if (!all)
         return dr_fail(err, ENOMEM, "%s: out of memory", rc->path);

@@ -72,6 +72,55 @@ static void recover_finds_a_snapshot_that_was_being_made(void **state)
     }
 }
 
+static size_t inconsistent(struct dr_fs *fs, const char *path)
+{
+    struct dr_disk *disk = NULL;
+    struct dr_bitmap *list;
+    size_t n, found = 0;
+    ok(dr_open_fs(fs, path, NULL, &disk, &err));
+    ok(dr_disk_bitmaps(disk, &list, &n, &err));
+    for (size_t i = 0; i < n; i++)
+        found += list[i].inconsistent;
+    dr_bitmaps_free(list, n);
+    ok(dr_close(disk, &err));
+    return found;
+}
+
+/* Whenever a writer, or a change of the bitmaps, is cut off: recover says so once, leaves nothing
+ * aside, and the disk and its bitmaps go on. */
+static void recover_settles_a_file_of_bitmaps(void **state)
+{
+    struct powerfs *p = powerfs_new();
+    struct dr_fs *fs = powerfs_fs(p);
+    struct dr_disk *disk = NULL;
+    unsigned in_use = 0, aside = 0;
+    (void)state;
+    make(fs, "d.raw", "raw", MiB, NULL);
+    make(fs, "other.raw", "raw", MiB, NULL);
+    powerfs_settle(p);
+    ok(dr_open_fs(fs, "d.raw", &(struct dr_open_options){.flags = DR_OPEN_RDWR}, &disk, &err));
+    ok(dr_disk_bitmap_change(disk, "b", DR_BITMAP_ADD, NULL, &err));
+    ok(dr_pwrite(disk, "x", 7, 1, 0, &err));
+    ok(dr_close(disk, &err));
+    for (size_t i = 0; i <= powerfs_ops(p); i++) {
+        struct dr_fs *cut = powerfs_cut(p, i, POWERFS_ALL, i);
+        unsigned found = 0, again = 0, foreign = 0;
+        size_t files = 2 + exists(cut, "d.raw.drover-bitmaps"), before = count_files(cut);
+        ok(dr_recover_fs(cut, "other.raw", NULL, false, NULL, NULL, &foreign, &err));
+        assert_int_equal(foreign, 0);
+        ok(dr_recover_fs(cut, "d.raw", NULL, false, NULL, NULL, &found, &err));
+        ok(dr_recover_fs(cut, "d.raw", NULL, false, NULL, NULL, &again, &err));
+        assert_int_equal(again, 0);
+        assert_int_equal(count_files(cut), files);
+        aside += before > files;
+        in_use += found > before - files;
+        assert_int_equal(found > before - files, inconsistent(cut, "d.raw"));
+        dr_fs_memory_free(cut);
+    }
+    assert_true(in_use > 0 && aside > 0);
+    powerfs_free(p);
+}
+
 static void images_that_a_stream_takes_out_are_removed(void **state)
 {
     (void)state;
@@ -443,6 +492,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(recover_finds_a_snapshot_that_was_being_made),
+        cmocka_unit_test(recover_settles_a_file_of_bitmaps),
         cmocka_unit_test(images_that_a_stream_takes_out_are_removed),
         cmocka_unit_test(images_that_a_commit_takes_out_are_removed),
         ops_test(an_image_that_somebody_needs_stays),
