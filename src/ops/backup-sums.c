@@ -254,7 +254,7 @@ static int save(const struct dr_sums *s, struct dr_fs *fs, const char *path, uns
         r = write_file(s, temp.file, err);
     if (r == 0)
         r = dr_temp_publish(&temp, err);
-    if (r == 0 && held)
+    if (held && temp.file && !temp.temp) /* after a failure its name may not last */
         *held = DR_STEAL(temp.file);
     dr_temp_end(&temp);
     dr_file_unref(old);

@@ -51,8 +51,8 @@ char *dr_sums_path(const char *path);
 int dr_sums_save(const struct dr_sums *s, struct dr_fs *fs, const char *path, unsigned flags,
                  struct dr_error *err);
 /* The same for an image that has no name yet, at path: -EEXIST if one has it by now. *held is the
- * side file, locked: until it is given back nobody else writes one for an image of this name, and
- * what has the side file's name may be removed. */
+ * side file, locked, also after a failure if it has its name: until it is given back nobody else
+ * writes one for an image of this name, and what has the side file's name may be removed. */
 int dr_sums_save_for(const struct dr_sums *s, struct dr_fs *fs, const char *path, unsigned flags,
                      struct dr_file **held, struct dr_error *err);
 /* Read it. -ENOENT; -EINVAL: it is damaged or something else. */

@@ -392,11 +392,15 @@ static int copy_all(struct set *set, struct dr_error *err)
 static int publish_one(struct backup *b, struct dr_error *err)
 {
     struct dr_backup_result *result = &b->what->result;
+    struct dr_file_id id, now;
+    bool known = b->fs->ops->identify(b->fs, b->fresh.path, &id, NULL) == 0;
     int r = dr_sums_save_for(&b->sums, b->fs, b->what->target, dr_ops_file_flags(target_flags(b)),
                              &b->side, err);
     if (r == 0) {
         r = dr_new_publish(&b->fresh, err);
-        b->published = r == 0;
+        b->published = r == 0; /* or it has the name, perhaps not durably */
+        if (r < 0 && known && b->fs->ops->identify(b->fs, b->what->target, &now, NULL) == 0)
+            b->published = dr_same_id(id, now);
     }
     result->size = b->sums.size;
     result->incremental = b->last;

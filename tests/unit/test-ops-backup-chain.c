@@ -466,6 +466,8 @@ static void a_backup_whose_entry_may_not_last_keeps_its_bitmap(void **state)
             assert_true(back_up(fs, "b2").incremental);
             holds_the_disk(fs, "b2");
             seen++;
+        } else if (r < 0) { /* there is nothing by its name */
+            assert_false(exists(fs, "b1") || exists(fs, "b1.sums"));
         }
         faultfs_free(f);
         dr_fs_memory_free(memory);
