@@ -3,11 +3,11 @@
 
 #include "base/stripe.h"
 
-unsigned dr_stripe_of_thread(void)
+_Thread_local unsigned dr_stripe_chosen;
+
+unsigned dr_stripe_choose(void)
 {
     static _Atomic unsigned threads;
-    static _Thread_local unsigned mine; /* 0 = not chosen yet */
-    if (mine == 0)
-        mine = atomic_fetch_add(&threads, 1) % DR_STRIPES + 1;
-    return mine - 1;
+    dr_stripe_chosen = atomic_fetch_add(&threads, 1) % DR_STRIPES + 1;
+    return dr_stripe_chosen;
 }

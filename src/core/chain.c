@@ -59,6 +59,8 @@ void dr_chain_renew_index(struct dr_chain *chain)
 /* Frozen images, too: one that is thawed meanwhile frees and reuses places. */
 static void place_pin(struct dr_place *place, struct dr_image *image)
 {
+    if (image->fmt->flags & DR_FORMAT_FIXED_MAP)
+        return;
     place->ticket = dr_epoch_enter(image->ranges);
     place->pinned = image;
 }

@@ -435,6 +435,10 @@ static int map_in_place(const struct dr_change *c, uint64_t off, uint64_t len,
                         struct dr_extent *ext, bool *durably, struct dr_error *err)
 {
     struct dr_image *image = c->chain->images[c->at];
+    if (image->fmt->flags & DR_FORMAT_FIXED_MAP) { /* nothing leads to the bytes */
+        *durably = c->not_durable && c->src->buf;
+        return dr_image_map(image, off, len, ext, err);
+    }
     DR_LOCK_SCOPE(&image->lock);
     int r = dr_image_map_locked(image, off, len, ext, err);
     *durably = c->not_durable && c->src->buf && dr_cache_is_clean(image->cache);

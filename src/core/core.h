@@ -104,8 +104,10 @@ struct dr_image {
 
     /* the core's own */
     _Atomic unsigned refs;
-    pthread_mutex_t lock; /* page edits; never held across I/O */
-    struct dr_need need;  /* what the last -EAGAIN wants; under lock */
+    /* Page edits; never held across I/O. All readers write to this line, but where map takes no
+     * lock (DR_FORMAT_FIXED_MAP). */
+    DR_OWN_LINE pthread_mutex_t lock;
+    struct dr_need need; /* what the last -EAGAIN wants; under lock */
     struct dr_cache *cache;
     struct dr_ranges *ranges;
     struct dr_flusher *flusher;

@@ -8,7 +8,7 @@
 
 static struct dr_disk *disk_new(struct dr_fs *fs, struct dr_chain *chain, unsigned flags)
 {
-    struct dr_disk *disk = calloc(1, sizeof(*disk));
+    struct dr_disk *disk = dr_calloc_lines(sizeof(*disk));
     if (!disk)
         return NULL;
     pthread_mutex_init(&disk->gate_lock, NULL);

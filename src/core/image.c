@@ -27,7 +27,7 @@ static void image_free(struct dr_image *image)
 
 static struct dr_image *image_new(struct dr_fs *fs, const char *path, unsigned flags)
 {
-    struct dr_image *image = calloc(1, sizeof(*image));
+    struct dr_image *image = dr_calloc_lines(sizeof(*image));
     if (!image)
         return NULL;
     dr_mutex_init_brief(&image->lock);
@@ -636,6 +636,8 @@ int dr_image_map_locked(struct dr_image *image, uint64_t off, uint64_t len, stru
 int dr_image_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_extent *ext,
                  struct dr_error *err)
 {
+    if (image->fmt->flags & DR_FORMAT_FIXED_MAP)
+        return image->fmt->map(image, off, len, ext, err);
     DR_LOCK_SCOPE(&image->lock);
     return dr_image_map_locked(image, off, len, ext, err);
 }

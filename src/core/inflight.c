@@ -10,8 +10,7 @@
 #include "core/internal.h"
 
 struct dr_range_slot {
-    _Atomic uint64_t range; /* as slot_code; 0 = nobody's */
-    char apart[56];
+    DR_OWN_LINE _Atomic uint64_t range; /* as slot_code; 0 = nobody's */
 };
 
 struct dr_ranges {
@@ -30,7 +29,7 @@ struct dr_ranges {
 
 struct dr_ranges *dr_ranges_new(void)
 {
-    struct dr_ranges *ranges = calloc(1, sizeof(*ranges));
+    struct dr_ranges *ranges = dr_calloc_lines(sizeof(*ranges));
     if (!ranges)
         return NULL;
     dr_mutex_init_brief(&ranges->lock);

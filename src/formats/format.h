@@ -332,6 +332,8 @@ enum dr_format_flag {
     DR_FORMAT_KEEPS_ZEROED = 1 << 9,    /* knows DR_WANT_ZERO_KEPT; others get DR_WANT_ZERO */
     DR_FORMAT_CONTAINER = 1 << 11, /* with MEMBERS: a member is an image of a format of its own,
                                       which its bytes tell, or the caller (dr_image_enter) */
+    DR_FORMAT_FIXED_MAP = 1 << 13, /* where bytes are never changes, and no place is ever freed: map
+                                      needs no lock and no pages, and readers keep no place */
     DR_FORMAT_ON_DEVICE = 1 << 8,  /* an image may stand on a block device, whose size is fixed and
                                       whose unused bytes may hold anything */
 };

@@ -230,7 +230,7 @@ static int raw_create(struct dr_fs *fs, const char *path, const struct dr_create
 
 const struct dr_format dr_format_raw = {
     .name = "raw",
-    .flags = DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_NO_PROBE,
+    .flags = DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_NO_PROBE | DR_FORMAT_FIXED_MAP,
     .create_options = raw_create_options,
     .snapshot_suffix = "raw",
     .probe = raw_probe,

@@ -148,7 +148,7 @@ static int file_of(int fd, bool direct, struct dr_fs *fs, const char *path, stru
     int r = posix_check_type(path, &st, err);
     if (r)
         return r;
-    struct posix_file *p = calloc(1, sizeof(*p));
+    struct posix_file *p = dr_calloc_lines(sizeof(*p));
     if (!p)
         return dr_fail_errno(err, ENOMEM, "Could not open '%s'", path);
     p->fd = fd;

@@ -31,7 +31,9 @@ void qcow2_guard(struct qcow2 *q, uint64_t host)
     if (key == 0 || ((set->n + 1) * 2 > set->room && !set_grow(set)))
         return;
     size_t i = set_slot(set, key);
-    set->n += !set->slots[i];
+    if (set->slots[i]) /* as each read finds it: nothing to write, and no cache line to take */
+        return;
+    set->n++;
     set->slots[i] = key;
 }
 
