@@ -593,6 +593,39 @@ DR_API int dr_recover(const char *path, const struct dr_open_options *options, b
                       void (*report)(void *user, const char *line), void *user, unsigned *found,
                       struct dr_error *err);
 
+/* ------------------------------------------------------------------ compact
+ *
+ * Give back what an image takes and does not need: units that hold only zeros, places in the file
+ * that nothing leads to, and, once the units behind them have moved down, the file's end. What the
+ * disk shows does not change, nor does its content id. The files never get longer meanwhile.
+ * Interrupted anywhere, the disk reads the same; doing it again goes on. */
+
+struct dr_compact_options {
+    struct dr_open_options open; /* dr_compact: how to open the disk */
+    bool no_zeros;               /* do not look for zeros in the data: only metadata is read */
+    bool dry_run;                /* change nothing, and tell what would be given back */
+};
+
+struct dr_compact_result {
+    uint64_t zeros;  /* bytes of the disk that hold zeros, and took space for them */
+    uint64_t moved;  /* bytes of the disk that moved to another place in the file */
+    uint64_t before; /* bytes of all files of the image together: their lengths */
+    uint64_t after;
+    uint64_t used_before; /* bytes that they take in the file system */
+    uint64_t used_after;  /* a dry run does not know it: as before, less the zeros at most */
+};
+
+/* The image at path alone; its parents are read only where it takes part of a unit from them.
+ * result may be NULL; it is filled in after a failure, too. -ENOTSUP: images of that format, or of
+ * that kind, cannot be compacted; -EIO: the image is damaged (`drover check` says how). */
+DR_API int dr_compact(const char *path, const struct dr_compact_options *options,
+                      struct dr_job *job, struct dr_compact_result *result, struct dr_error *err);
+/* The active image of an open disk, beside its users. Their writes wait while all tables are looked
+ * at and while they move. What a crash has leaked is found only by dr_compact. */
+DR_API int dr_disk_compact(struct dr_disk *disk, const struct dr_compact_options *options,
+                           struct dr_job *job, struct dr_compact_result *result,
+                           struct dr_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -12,6 +12,7 @@ extern const struct cli_command cli_cmd_bitmap;
 extern const struct cli_command cli_cmd_check;
 extern const struct cli_command cli_cmd_chain;
 extern const struct cli_command cli_cmd_commit;
+extern const struct cli_command cli_cmd_compact;
 extern const struct cli_command cli_cmd_compare;
 extern const struct cli_command cli_cmd_checksum;
 extern const struct cli_command cli_cmd_completion;

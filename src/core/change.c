@@ -156,11 +156,52 @@ static int run_write(struct batch *batch, const struct run *run, struct dr_error
     return run_write_buffer(batch, run, err);
 }
 
+/* ------------------------------------------------------------------ moving units down */
+
+/* Copy bytes of the file to a place that nothing leads to yet. Holes stay holes, so that the file
+ * takes no more space than before. */
+static int copy_down(struct dr_file *file, uint64_t from, uint64_t to, uint64_t len,
+                     struct dr_error *err)
+{
+    int r = 0;
+    for (uint64_t done = 0, run; r == 0 && done < len; done += run) {
+        enum dr_file_extent kind = DR_FILE_HOLE;
+        run = len - done;
+        if (from + done < dr_file_size(file))
+            r = dr_file_extent(file, from + done, len - done, &kind, &run, err);
+        if (r == 0 && kind == DR_FILE_HOLE)
+            r = dr_file_zero(file, to + done, run, DR_FILE_ZERO_PUNCH, err);
+        else if (r == 0)
+            r = dr_copy_within(file, from + done, to + done, run, err);
+    }
+    return r;
+}
+
+/* Copy the units of r[first] and of those behind it that follow it in both places. *n: how many. */
+static int batch_copy_down(struct batch *batch, unsigned first, unsigned *n, struct dr_error *err)
+{
+    const struct dr_reservation *a = &batch->r[first];
+    uint64_t len = a->bytes;
+    for (*n = 1; first + *n < batch->n; ++*n) {
+        const struct dr_reservation *b = a + *n;
+        if (b->todo != DR_TODO_COPY || b->file != a->file || b->from != a->from + len ||
+            b->host != a->host + len)
+            break;
+        len += b->bytes;
+    }
+    dr_decoded_forget(batch->image, a->file, a->host, len);
+    return copy_down(a->file, a->from, a->host, len, err);
+}
+
 /* Write what was reserved and make it visible, or give it all back. */
 static int batch_finish(struct batch *batch, struct dr_error *err)
 {
     int r = 0;
     for (unsigned i = 0, n; i < batch->n && r == 0; i += n) {
+        if (batch->r[i].todo == DR_TODO_COPY) {
+            r = batch_copy_down(batch, i, &n, err);
+            continue;
+        }
         n = batch_run(batch, i);
         struct run run = batch_run_at(batch, i, n);
         if (batch->r[i].todo == DR_TODO_WRITE)
@@ -307,6 +348,10 @@ static struct plan plan_at(const struct dr_change *c, uint64_t cur, uint64_t lim
             return (struct plan){ACT_IN_PLACE, alike};
         return ext->kind == DR_HOLE || ext->kind == DR_ZERO ? reserve
                                                             : (struct plan){ACT_SKIP, alike};
+    case DR_CHANGE_LOWER:
+        if (!whole || ((ext->kind == DR_HOLE || ext->kind == DR_ZERO) && ext->len >= len))
+            return (struct plan){ACT_SKIP, dr_min(len, alike)};
+        return reserve;
     default:
         return reserve;
     }
@@ -328,6 +373,8 @@ static int reserve_piece(struct batch *batch, const struct dr_change *c, uint64_
         return batch_reserve(batch, off, len, DR_WANT_HOLE, err);
     case DR_CHANGE_CODED:
         return batch_reserve(batch, off, len, DR_WANT_CODED, err);
+    case DR_CHANGE_LOWER:
+        return batch_reserve(batch, off, len, DR_WANT_LOWER, err);
     default:
         break;
     }

@@ -480,6 +480,25 @@ int dr_chain_drop(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
 int dr_chain_drop_if(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                      bool (*may)(void *user, uint64_t off, uint64_t len), void *user,
                      struct dr_error *err);
+/* Whole units of images[at] which read as zeros give up their place, as far as that takes no bytes
+ * to say: they become nothing where nothing is below, else zeros; in a flat image, a hole of the
+ * file. The view does not change. may: NULL, or asked under the units' lock whether they still read
+ * as zeros. -ENOTSUP: it takes bytes to say so. */
+int dr_chain_vacate(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                    bool (*may)(void *user, uint64_t off, uint64_t len), void *user,
+                    struct dr_error *err);
+/* Move the units of [off, off+len) that stand behind the length which dr_image_compact_begin has
+ * chosen into free places before it, as long as there are any. */
+int dr_chain_lower(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
+                   struct dr_error *err);
+/* The driver's callbacks of the same names (formats/format.h), with nobody writing to the image.
+ * finish also cuts the files. Drivers without them are only asked to cut. */
+int dr_image_compact_begin(struct dr_image *image, struct dr_error *err);
+bool dr_image_compact_moves(struct dr_image *image, const struct dr_extent *ext);
+void dr_image_compact_spare(struct dr_image *image, const struct dr_extent *ext);
+uint64_t dr_image_compact_length(struct dr_image *image);
+int dr_image_compact_finish(struct dr_image *image, struct dr_error *err);
+void dr_image_compact_end(struct dr_image *image);
 /* Copy [src_off, +len) of src's file bytes, a DATA place of another chain, without passing through
  * memory, where images[at] is written whole units at a time; *copied may be less than len;
  * -ENOTSUP: read and write. */

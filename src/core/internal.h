@@ -78,6 +78,7 @@ enum dr_change_mode {
     DR_CHANGE_CODED,    /* one coded unit */
     DR_CHANGE_ALLOCATE, /* a place for what reads as zeros and has none, and zeros in it, made as
                            zero_flags say; what reads as zeros without a driver (flat) likewise */
+    DR_CHANGE_LOWER,    /* the unit as it is, nearer to the file's beginning; whole units */
 };
 
 /* The bytes for guest offsets from `off` on: memory, a file's bytes, a coded unit; or zeros, if it

@@ -59,12 +59,15 @@ enum dr_want {
     DR_WANT_CODED,
     DR_WANT_ZERO_KEPT, /* zeros that keep the place they have, so that writing there later needs
                           none; only with DR_FORMAT_KEEPS_ZEROED */
+    DR_WANT_LOWER,     /* the whole unit as it is, in a place nearer to the file's beginning; only
+                          between compact_begin and compact_end */
 };
 
 enum dr_todo {
     DR_TODO_WRITE,     /* write the guest bytes [off, off+len) at host, and pad zeros behind them */
     DR_TODO_ZERO_HOST, /* make [host, host+len+pad) zero in the file, giving space back if the
                           caller said so or punch does */
+    DR_TODO_COPY,      /* copy `bytes` bytes of the file from `from` to host: LOWER */
     DR_TODO_NOTHING,   /* just publish */
 };
 
@@ -89,6 +92,7 @@ struct dr_reservation {
     uint64_t host;
     uint64_t pad; /* WRITE: zeros to write behind len, up to the end of the last unit's space */
     bool punch;   /* ZERO_HOST */
+    uint64_t from, bytes; /* COPY */
     enum dr_todo todo;
     enum dr_want want;
     /* the driver's own, from reserve to publish or cancel */
@@ -394,7 +398,7 @@ struct dr_format {
     /* [page] off, len inside one unit (or span), locked exclusively by the caller. Pin, by
      * dr_reserve_page, whatever publish is going to edit. host_len: for CODED, the bytes needed.
      * -ENOTSUP: for ZERO "write zeros as DATA", for HOLE/CODED "cannot". -ENOSPC: the format has no
-     * room.
+     * room. LOWER where nothing is to be moved, or no place is free: 0, with DR_TODO_NOTHING.
      * Making or copying a table that several units share is a step of reserve itself, complete when
      * it returns: those units may be reserved by others before this one is published. */
     int (*reserve)(struct dr_image *image, uint64_t off, uint64_t len, enum dr_want want,
@@ -555,6 +559,25 @@ struct dr_format {
     /* Cut what no table points to off the end of the files (commit has emptied the image).
      * Optional. */
     int (*trim)(struct dr_image *image, struct dr_error *err);
+    /* Compaction of the files. Optional, all or none; with trim. All is flushed before begin and
+     * finish, and the core keeps out every writer of the image until they return; readers go on. An
+     * image that is open for reading only gets begin, sizes and end, to find out what would be.
+     *   begin: look at all tables and choose which length the files shall get, never more than they
+     *     have. Until end, DR_WANT_LOWER moves what stands behind that into free places before it.
+     *     Reads no guest data, and changes nothing on disk.
+     *   moves: would LOWER move a unit that has its bytes there? Image lock held, no I/O.
+     *   spare: image lock held, no I/O. Suppose that the units with these bytes (DATA or CODED) had
+     *     given up their places when begin looked.
+     *   length: bytes that the files will have together, as far as can be told.
+     *   finish: move tables down. It does its own I/O, as a snapshot callback does, and is durable
+     *     when the core has flushed once more; trim follows.
+     *   end: forget what begin has made; also after a failure of it. */
+    int (*compact_begin)(struct dr_image *image, struct dr_error *err);
+    bool (*compact_moves)(const struct dr_image *image, const struct dr_extent *ext);
+    void (*compact_spare)(struct dr_image *image, const struct dr_extent *ext);
+    uint64_t (*compact_length)(const struct dr_image *image);
+    int (*compact_finish)(struct dr_image *image, struct dr_error *err);
+    void (*compact_end)(struct dr_image *image);
     /* Add what is special to the format to data (qemu-img info's format-specific "data"). Also sets
      * *cluster_size (0 = none). */
     int (*info)(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);

@@ -60,6 +60,8 @@ int dr_snapshot_delete_fs(struct dr_fs *fs, const char *disk, const char *name,
                           struct dr_job *job, struct dr_error *err);
 int dr_snapshot_revert_fs(struct dr_fs *fs, const char *disk, const char *name,
                           const struct dr_snapshot_options *options, struct dr_error *err);
+int dr_compact_fs(struct dr_fs *fs, const char *path, const struct dr_compact_options *options,
+                  struct dr_job *job, struct dr_compact_result *result, struct dr_error *err);
 int dr_info_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,
                bool chain, char **json, struct dr_error *err);
 int dr_salvage_orphans_fs(struct dr_fs *fs, const char *path, const struct dr_open_options *options,

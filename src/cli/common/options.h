@@ -50,6 +50,7 @@ enum cli_key { /* options without a letter */
                KEY_UUID,
                KEY_CTIME,
                KEY_NO_SYNC,
+               KEY_NO_ZEROS,
                KEY_VMSTATE,
                KEY_VMSTATE_SIZE,
                KEY_SIZE,

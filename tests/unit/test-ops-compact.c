@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Compaction: what is given back, what must stay, and that nobody sees a difference. */
+#include "test-ops.h"
+
+#define SIZE (4u * MiB)
+
+static void fill(struct dr_fs *fs, const char *path, const char *format, uint64_t off, size_t len,
+                 int byte)
+{
+    struct dr_open_options o = {.format = format, .flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    uint8_t *buf = malloc(len);
+    memset(buf, byte, len);
+    ok(dr_open_fs(fs, path, &o, &disk, &err));
+    ok(dr_pwrite(disk, buf, off, len, 0, &err));
+    ok(dr_close(disk, &err));
+    free(buf);
+}
+
+static void make_child(struct dr_fs *fs, const char *path, const char *format, const char *parent,
+                       const char *parent_format)
+{
+    struct dr_create_options o = {
+        .format = format, .backing = parent, .backing_format = parent_format};
+    ok(dr_create_fs(fs, path, &o, &err));
+}
+
+static struct dr_compact_result compact(struct dr_fs *fs, const char *path,
+                                        struct dr_compact_options o)
+{
+    struct dr_compact_result result;
+    ok(dr_compact_fs(fs, path, &o, NULL, &result, &err));
+    return result;
+}
+
+static void is_sound(struct dr_fs *fs, const char *path)
+{
+    char *json = NULL;
+    ok(dr_check_fs(fs, path, NULL, DR_REPAIR_NONE, NULL, NULL, &json, &err));
+    assert_null(strstr(json, "\"corruptions\""));
+    assert_null(strstr(json, "\"leaks\""));
+    free(json);
+}
+
+static const char *const formats[] = {"raw", "qcow2", "vmdk", "add-cow"};
+#define N_FORMATS (sizeof(formats) / sizeof(formats[0]))
+
+/* A disk of the format; those that must have a parent get one of zeros. */
+static void make_disk(struct dr_fs *fs, const char *format)
+{
+    if (strcmp(format, "add-cow") == 0) {
+        make(fs, "base", "raw", SIZE, NULL);
+        make_child(fs, "disk", format, "base", "raw");
+    } else {
+        make(fs, "disk", format, SIZE, NULL);
+    }
+}
+
+static void zeros_that_were_written_are_given_back(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_FORMATS; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        uint64_t size;
+        make_disk(fs, formats[i]);
+        fill(fs, "disk", formats[i], 0, SIZE / 2, 'x');
+        fill(fs, "disk", formats[i], 256 * KiB, MiB, 0);
+        uint8_t *want = view(fs, "disk", &size);
+        uint64_t used = disk_size(fs, "disk");
+        struct dr_compact_options dry = {.open.format = formats[i], .dry_run = true};
+        struct dr_compact_result plan = compact(fs, "disk", dry);
+        assert_int_equal(disk_size(fs, "disk"), used);
+        struct dr_compact_result result =
+            compact(fs, "disk", (struct dr_compact_options){.open.format = formats[i]});
+        assert_int_equal(result.zeros, MiB);
+        assert_int_equal(plan.zeros, MiB);
+        assert_true(result.used_after + MiB <= used);
+        assert_int_equal(disk_size(fs, "disk"), result.used_after);
+        same_view(fs, "disk", want, size);
+        struct dr_compact_result again =
+            compact(fs, "disk", (struct dr_compact_options){.open.format = formats[i]});
+        assert_int_equal(again.zeros, 0);
+        assert_int_equal(again.moved, 0);
+        assert_int_equal(again.after, result.after);
+        if (strcmp(formats[i], "raw") != 0)
+            is_sound(fs, "disk");
+        free(want);
+        dr_fs_memory_free(fs);
+    }
+}
+
+/* Zeros of a child hide what its parent has. */
+static void zeros_over_a_parent_stay_zeros(void **state)
+{
+    (void)state;
+    for (size_t i = 1; i < N_FORMATS; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        bool vmdk = strcmp(formats[i], "vmdk") == 0;
+        uint64_t size;
+        make(fs, "base", vmdk ? "vmdk" : "raw", SIZE, NULL);
+        fill(fs, "base", vmdk ? "vmdk" : "raw", 0, SIZE, 'p');
+        make_child(fs, "disk", formats[i], "base", vmdk ? "vmdk" : "raw");
+        fill(fs, "disk", formats[i], 128 * KiB, MiB, 0);
+        fill(fs, "disk", formats[i], 2 * MiB, MiB, 'c');
+        uint8_t *want = view(fs, "disk", &size);
+        uint64_t used = disk_size(fs, "disk");
+        struct dr_compact_result result =
+            compact(fs, "disk", (struct dr_compact_options){.no_zeros = false});
+        assert_int_equal(result.zeros, MiB);
+        assert_true(disk_size(fs, "disk") + MiB <= used);
+        same_view(fs, "disk", want, size);
+        is_sound(fs, "disk");
+        free(want);
+        dr_fs_memory_free(fs);
+    }
+}
+
+/* A child that was made on a disk still opens on it: the content id is not a new one. */
+static void a_parent_may_be_compacted(void **state)
+{
+    struct dr_fs *fs = *state;
+    uint64_t size;
+    make(fs, "base", "vmdk", SIZE, NULL);
+    fill(fs, "base", "vmdk", 0, MiB, 0);
+    fill(fs, "base", "vmdk", MiB, MiB, 'p');
+    make_child(fs, "disk", "vmdk", "base", "vmdk");
+    uint8_t *want = view(fs, "disk", &size);
+    compact(fs, "base", (struct dr_compact_options){.no_zeros = false});
+    same_view(fs, "disk", want, size);
+    free(want);
+}
+
+static void without_looking_for_zeros_data_stays(void **state)
+{
+    struct dr_fs *fs = *state;
+    make(fs, "disk", "qcow2", SIZE, NULL);
+    fill(fs, "disk", "qcow2", 0, MiB, 0);
+    struct dr_compact_result result =
+        compact(fs, "disk", (struct dr_compact_options){.no_zeros = true});
+    assert_int_equal(result.zeros, 0);
+    assert_int_equal(result.used_after, result.used_before);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(zeros_that_were_written_are_given_back),
+        cmocka_unit_test(zeros_over_a_parent_stay_zeros),
+        ops_test(a_parent_may_be_compacted),
+        ops_test(without_looking_for_zeros_data_stays),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
