@@ -152,7 +152,7 @@ static int suppose_vacant(struct compact *c, uint64_t off, uint64_t len, struct 
     struct dr_extent ext = {.len = len};
     for (uint64_t at = off; r == 0 && at < off + len; at += ext.len) {
         r = dr_image_map(c->image, at, off + len - at, &ext, err);
-        if (r == 0 && has_bytes(&ext))
+        if (r == 0)
             dr_image_compact_spare(c->image, &ext);
     }
     return r;

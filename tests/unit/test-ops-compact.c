@@ -141,6 +141,101 @@ static void without_looking_for_zeros_data_stays(void **state)
     assert_int_equal(result.used_after, result.used_before);
 }
 
+/* ------------------------------------------------------------------ moving down */
+
+/* Data on every second 64 KiB of the disk, and then the first half of it discarded: the second half
+ * stands at the file's end. */
+static void make_gaps(struct dr_fs *fs, const char *format)
+{
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    make(fs, "disk", format, SIZE, NULL);
+    for (unsigned i = 0; i < SIZE / (128 * KiB); i++)
+        put(fs, "disk", i * 128 * KiB, 64 * KiB, 1 + (int)i);
+    ok(dr_open_fs(fs, "disk", &o, &disk, &err));
+    ok(dr_discard(disk, 0, SIZE / 2, &err));
+    ok(dr_close(disk, &err));
+}
+
+static const char *const moving[] = {"qcow2"};
+#define N_MOVING (sizeof(moving) / sizeof(moving[0]))
+
+static void what_stands_at_the_end_moves_into_gaps(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_MOVING; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        uint64_t size, used;
+        make_gaps(fs, moving[i]);
+        uint8_t *want = view(fs, "disk", &size);
+        used = disk_size(fs, "disk");
+        struct dr_compact_result plan =
+            compact(fs, "disk", (struct dr_compact_options){.dry_run = true});
+        struct dr_compact_result result =
+            compact(fs, "disk", (struct dr_compact_options){.no_zeros = true});
+        assert_int_equal(result.moved, MiB);
+        assert_int_equal(result.before - result.after, MiB);
+        assert_int_equal(plan.after, result.after);
+        assert_true(disk_size(fs, "disk") <= used);
+        same_view(fs, "disk", want, size);
+        is_sound(fs, "disk");
+        free(want);
+        dr_fs_memory_free(fs);
+    }
+}
+
+/* Clusters of 512 bytes: a refcount block counts 128 KiB of the file, and those behind its end go.
+ */
+static void refcount_blocks_of_what_was_cut_go(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_pair pairs[] = {{"cluster_size", "512"}};
+    struct dr_create_options o = {
+        .format = "qcow2", .size = SIZE, .has_size = true, .pairs = pairs, .n_pairs = 1};
+    uint64_t size;
+    ok(dr_create_fs(fs, "disk", &o, &err));
+    fill(fs, "disk", "qcow2", 0, MiB, 0);
+    fill(fs, "disk", "qcow2", 2 * MiB, 64 * KiB, 'd');
+    uint8_t *want = view(fs, "disk", &size);
+    struct dr_compact_result result =
+        compact(fs, "disk", (struct dr_compact_options){.no_zeros = false});
+    assert_true(result.after < 256 * KiB);
+    same_view(fs, "disk", want, size);
+    is_sound(fs, "disk");
+    fill(fs, "disk", "qcow2", 0, MiB, 'n');
+    is_sound(fs, "disk");
+    free(want);
+}
+
+/* What a snapshot inside shares stays where it is, and so does the end of the file. */
+static void snapshots_inside_keep_what_they_show(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_image *image;
+    uint64_t size, n;
+    uint8_t *then = malloc(SIZE);
+    make_gaps(fs, "qcow2");
+    uint8_t *want = view(fs, "disk", &size);
+    ok(dr_image_open(fs, "disk", NULL, DR_OPEN_RDWR, &image, &err));
+    ok(dr_image_snapshot_create(image, "s", &err));
+    ok(dr_image_unref(image, &err));
+    put(fs, "disk", 0, 640 * KiB, 'n');
+    put(fs, "disk", 0, 320 * KiB, 0);
+    uint8_t *now = view(fs, "disk", &n);
+    compact(fs, "disk", (struct dr_compact_options){.no_zeros = false});
+    same_view(fs, "disk", now, n);
+    is_sound(fs, "disk");
+    struct dr_open_options shown = {.snapshot = "s"};
+    struct dr_disk *disk = NULL;
+    ok(dr_open_fs(fs, "disk", &shown, &disk, &err));
+    ok(dr_pread(disk, then, 0, SIZE, &err));
+    ok(dr_close(disk, &err));
+    assert_memory_equal(then, want, SIZE);
+    free(then);
+    free(want);
+    free(now);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -148,6 +243,9 @@ int main(void)
         cmocka_unit_test(zeros_over_a_parent_stay_zeros),
         ops_test(a_parent_may_be_compacted),
         ops_test(without_looking_for_zeros_data_stays),
+        cmocka_unit_test(what_stands_at_the_end_moves_into_gaps),
+        ops_test(refcount_blocks_of_what_was_cut_go),
+        ops_test(snapshots_inside_keep_what_they_show),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,7 +4,7 @@
  * A cluster that is handed out has its count raised at once, and a cancel lowers it again: nothing
  * on disk ever pointed to it. Counts of what was in use go down only in release and reuse
  * (invariant 5). They stay pinned from reserve until then. */
-#include "formats/qcow2/qcow2.h"
+#include "formats/qcow2/compact.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -454,6 +454,22 @@ int qcow2_find_free(struct dr_image *image, uint64_t n, uint64_t *host, struct d
         return dr_fail(err, EFBIG, "%s: a qcow2 file cannot be larger than 2^56 bytes",
                        image->path);
     return check_free(image, *host, n * q->cluster);
+}
+
+int qcow2_find_lower(struct dr_image *image, uint64_t *host, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    struct qcow2_compact *c = q->compact;
+    for (; c && c->cursor < c->end; c->cursor++) {
+        bool yes;
+        int r = is_free(image, c->cursor, 1, &yes, err);
+        if (r < 0)
+            return r;
+        *host = c->cursor * q->cluster;
+        if (yes)
+            return check_free(image, *host, q->cluster);
+    }
+    return 1;
 }
 
 int qcow2_allocate(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err)

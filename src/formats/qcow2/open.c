@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Opening and closing, marking as being written, and the driver's table. */
 #include "formats/qcow2/bitmap.h"
+#include "formats/qcow2/compact.h"
 #include "formats/qcow2/snapshot.h"
 
 #include "base/cleanup.h"
@@ -337,6 +338,12 @@ const struct dr_format dr_format_qcow2 = {
     .resize = qcow2_resize,
     .recover = qcow2_recover,
     .trim = qcow2_trim,
+    .compact_begin = qcow2_compact_begin,
+    .compact_moves = qcow2_compact_moves,
+    .compact_spare = qcow2_compact_spare,
+    .compact_length = qcow2_compact_length,
+    .compact_finish = qcow2_compact_finish,
+    .compact_end = qcow2_compact_end,
     .snapshot_create = qcow2_snapshot_create,
     .snapshot_apply = qcow2_snapshot_apply,
     .snapshot_delete = qcow2_snapshot_delete,

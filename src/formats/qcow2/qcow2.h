@@ -91,8 +91,9 @@ struct qcow2 {
     uint64_t coded_next; /* where the next coded cluster may start; 0 = at a new cluster */
     char *damage;        /* what was found wrong: nothing more is written; NULL = nothing */
     bool damage_noted; /* nothing more is written, and no mark needs to be: it is, or not wanted */
-    struct qcow2_set meta;     /* clusters of tables that are known: none of them takes data */
-    struct qcow2_views *views; /* the disk and its snapshots, while they are filled together */
+    struct qcow2_set meta;         /* clusters of tables that are known: none of them takes data */
+    struct qcow2_compact *compact; /* where units move to; NULL: they do not */
+    struct qcow2_views *views;     /* the disk and its snapshots, while they are filled together */
 };
 
 static inline struct qcow2 *qcow2_of(const struct dr_image *image)
@@ -281,6 +282,11 @@ int qcow2_ready_to_write(struct dr_image *image, struct dr_error *err);
 /* [page] A new L2 table at `fresh`, which is free and not counted yet: a copy of the one at old
  * without COPIED, whose pages are in memory; or, if old is 0, empty. */
 int qcow2_write_table(struct dr_image *image, uint64_t fresh, uint64_t old);
+/* [page] An L2 table at fresh, which is free, in the place of old (0 = none), whose pages are in
+ * memory and which is freed; link: where its L1 entry stands. shares: others keep the old one, so
+ * what the two lead to is shared. dr_free_ahead comes before. */
+int qcow2_replace_table(struct dr_image *image, uint64_t link, uint64_t old, uint64_t fresh,
+                        bool shares);
 
 /* ------------------------------------------------------------------ the callbacks */
 
@@ -308,6 +314,8 @@ int qcow2_complete_snapshots(struct dr_image *image, struct dr_error *err);
 int qcow2_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err);
 /* May the disk get this size? */
 int qcow2_check_size(struct dr_image *image, uint64_t size, struct dr_error *err);
+/* The L1 table moves to one cluster, which was taken for it. */
+int qcow2_place_l1(struct dr_image *image, uint64_t fresh, struct dr_error *err);
 /* Whole clusters behind the disk's end become nothing; an interrupted change of the size leaves
  * some. Durable with the next flush. */
 int qcow2_clear_behind(struct dr_image *image, struct dr_error *err);

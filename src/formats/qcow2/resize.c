@@ -48,19 +48,30 @@ static int copy_l1(struct dr_image *image, uint64_t to, uint64_t bytes, struct d
     return r < 0 ? r : dr_file_flush(image->files[0], err);
 }
 
-static int move_l1(struct dr_image *image, uint64_t entries, struct dr_error *err)
+/* To n clusters at fresh, which were taken for it. */
+static int place_l1(struct dr_image *image, uint64_t fresh, uint64_t n, uint64_t entries,
+                    struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
-    uint64_t old = q->h.l1_at, old_len = q->h.l1_entries * UINT64_C(8), fresh;
-    uint64_t n = dr_div_up(entries * 8, q->cluster);
-    int r = qcow2_take(image, n, &fresh, err);
-    if (r == 0)
-        r = dr_image_flush(image, err); /* the counts, and what the old table says in memory */
+    uint64_t old = q->h.l1_at, old_len = q->h.l1_entries * UINT64_C(8);
+    int r = dr_image_flush(image, err); /* the counts, and what the old table says in memory */
     if (r == 0)
         r = copy_l1(image, fresh, n * q->cluster, err);
     if (r == 0)
         r = switch_l1(image, fresh, entries, err);
     return r < 0 || !old_len ? r : qcow2_lose(image, old, old_len, err);
+}
+
+int qcow2_place_l1(struct dr_image *image, uint64_t fresh, struct dr_error *err)
+{
+    return place_l1(image, fresh, 1, qcow2_of(image)->h.l1_entries, err);
+}
+
+static int move_l1(struct dr_image *image, uint64_t entries, struct dr_error *err)
+{
+    uint64_t n = dr_div_up(entries * 8, qcow2_of(image)->cluster), fresh;
+    int r = qcow2_take(image, n, &fresh, err);
+    return r < 0 ? r : place_l1(image, fresh, n, entries, err);
 }
 
 static int check_l1(const struct dr_image *image, uint64_t size, struct dr_error *err)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Changing where clusters are: reserve, publish, cancel. */
-#include "formats/qcow2/qcow2.h"
+#include "formats/qcow2/compact.h"
 
 /* Reserve leaves these for publish and cancel in dr_reservation.priv. The pins are: the L2 entry,
  * the counts of the new place, the counts of the old one. */
@@ -32,7 +32,7 @@ struct request {
 /* ------------------------------------------------------------------ L2 tables */
 
 static void copy_table_page(struct dr_image *image, struct dr_page *to, uint64_t at, uint64_t from,
-                            size_t len)
+                            size_t len, bool shares)
 {
     const struct qcow2 *q = qcow2_of(image);
     uint8_t raw[DR_PAGE_SIZE];
@@ -41,13 +41,13 @@ static void copy_table_page(struct dr_image *image, struct dr_page *to, uint64_t
         return; /* cannot be: all of the table was read */
     memcpy(raw, dr_page_at(page, from), len);
     /* A standard or extended entry that is shared with the other table says so. */
-    for (size_t i = 0; i < len; i += q->entry)
+    for (size_t i = 0; shares && i < len; i += q->entry)
         put_be64(raw + i, get_be64(raw + i) & ~QCOW2_COPIED);
     dr_page_put(image, to, at, raw, len);
 }
 
 /* After a failure some of it may be written to the file, where nothing is. */
-int qcow2_write_table(struct dr_image *image, uint64_t fresh, uint64_t old)
+static int write_table(struct dr_image *image, uint64_t fresh, uint64_t old, bool shares)
 {
     const struct qcow2 *q = qcow2_of(image);
     size_t step = (size_t)dr_min(q->cluster, DR_PAGE_SIZE);
@@ -57,10 +57,15 @@ int qcow2_write_table(struct dr_image *image, uint64_t fresh, uint64_t old)
         if (r < 0)
             return r;
         if (old)
-            copy_table_page(image, page, fresh + i, old + i, step);
+            copy_table_page(image, page, fresh + i, old + i, step, shares);
         dr_page_unpin(image, page, fresh + i, step);
     }
     return 0;
+}
+
+int qcow2_write_table(struct dr_image *image, uint64_t fresh, uint64_t old)
+{
+    return write_table(image, fresh, old, true);
 }
 
 static void link_table(struct dr_image *image, struct dr_page *l1, uint64_t at, uint64_t table)
@@ -71,8 +76,8 @@ static void link_table(struct dr_image *image, struct dr_page *l1, uint64_t at, 
     qcow2_guard(qcow2_of(image), table);
 }
 
-/* A table at fresh, which is free, in the place of old (0 = none). */
-static int replace_table(struct dr_image *image, uint64_t link, uint64_t old, uint64_t fresh)
+int qcow2_replace_table(struct dr_image *image, uint64_t link, uint64_t old, uint64_t fresh,
+                        bool shares)
 {
     const struct qcow2 *q = qcow2_of(image);
     struct dr_reservation pins = {0};
@@ -88,7 +93,7 @@ static int replace_table(struct dr_image *image, uint64_t link, uint64_t old, ui
         old_pinned = r == 0;
     }
     if (r == 0)
-        r = qcow2_write_table(image, fresh, old);
+        r = write_table(image, fresh, old, shares);
     if (r == 0) {
         qcow2_add(image, fresh, q->cluster, 1);
         link_table(image, l1, link, fresh);
@@ -130,7 +135,7 @@ static int own_table(struct dr_image *image, uint64_t off, uint64_t *table, stru
         return r;
     if ((r = qcow2_find_free(image, 1, &fresh, err)) < 0)
         return r;
-    if ((r = replace_table(image, link, *table, fresh)) == 0)
+    if ((r = qcow2_replace_table(image, link, *table, fresh, true)) == 0)
         *table = fresh;
     return r;
 }
@@ -214,8 +219,20 @@ static int plan_clear(struct request *q)
     return 0;
 }
 
+/* The entry as it is, in another place. */
+static void plan_lower(struct request *q)
+{
+    q->new = q->old;
+    q->place = true;
+    q->drops = true;
+}
+
 static int make_plan(struct request *q)
 {
+    if (q->want == DR_WANT_LOWER) {
+        plan_lower(q);
+        return 0;
+    }
     if (q->want == DR_WANT_CODED)
         return plan_coded(q);
     if (q->want == DR_WANT_DATA) {
@@ -227,8 +244,21 @@ static int make_plan(struct request *q)
 
 /* ------------------------------------------------------------------ places */
 
+/* 1: there is none. */
+static int find_lower_place(struct request *q, struct dr_error *err)
+{
+    const struct qcow2_compact *c = q->q->compact;
+    uint32_t len = q->new.coded;
+    int r = len ? qcow2_find_packed(q->image, len, 1, &q->new.host) : 1;
+    if (r < 0 || (r == 0 && q->new.host + len <= c->end * q->q->cluster))
+        return r;
+    return qcow2_find_lower(q->image, &q->new.host, err);
+}
+
 static int find_place(struct request *q, struct dr_error *err)
 {
+    if (q->want == DR_WANT_LOWER)
+        return find_lower_place(q, err);
     if (qcow2_has_data_file(q->q)) {
         q->new.host = q->start;
         return 0;
@@ -266,7 +296,7 @@ static int take_places(struct request *q, struct dr_reservation *r, struct dr_er
     if (rc == 0 && q->drops && counted && !q->old.coded && !q->old.copied)
         rc = refuse_shared(q->image, q->old.host);
     if (rc == 0 && q->place)
-        rc = find_place(q, err);
+        rc = find_place(q, err); /* 1: none that is lower */
     if (rc == 0 && q->place && counted)
         rc = qcow2_reserve_counts(q->image, r, q->new.host, place_len(q->q, &q->new));
     if (rc == 0 && q->drops && counted) {
@@ -296,6 +326,11 @@ static void describe(const struct request *q, struct dr_reservation *r)
     if (q->want == DR_WANT_CODED) {
         r->todo = DR_TODO_WRITE;
         r->host = q->new.host;
+    } else if (q->want == DR_WANT_LOWER) {
+        r->todo = DR_TODO_COPY;
+        r->host = q->new.host;
+        r->from = q->old.host;
+        r->bytes = place_len(s, &q->old);
     } else if (q->want == DR_WANT_DATA) {
         r->todo = DR_TODO_WRITE;
         r->off = q->start + from;
@@ -333,6 +368,30 @@ static void place_is_taken(struct request *q)
         qcow2_packed_until(s, q->new.host + q->new.coded);
 }
 
+static int nothing_to_do(const struct request *q, struct dr_reservation *r)
+{
+    r->off = q->off;
+    r->len = q->len;
+    r->todo = DR_TODO_NOTHING;
+    r->priv[PRIV_AT] = 0;
+    r->priv[PRIV_NEW] = r->priv[PRIV_OLD] = QCOW2_NO_PLACE;
+    return 0;
+}
+
+/* The table for off, to be edited. Units that snapshots share, or whose table they share, do not
+ * move: *table 0. */
+static int find_table(const struct request *q, uint64_t *table, struct dr_error *err)
+{
+    uint64_t hole;
+    bool copied;
+    if (q->want != DR_WANT_LOWER)
+        return own_table(q->image, q->off, table, err);
+    int r = qcow2_find_l2(q->image, q->off, table, &copied, &hole, err);
+    if (r == 0 && !copied)
+        *table = 0;
+    return r;
+}
+
 int qcow2_ready_to_write(struct dr_image *image, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
@@ -365,19 +424,23 @@ int qcow2_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wa
     q.last = (unsigned)dr_div_up(off + len - q.start, s->sub);
     int rc = qcow2_ready_to_write(image, err);
     if (rc == 0)
-        rc = own_table(image, off, &table, err);
+        rc = find_table(&q, &table, err);
+    if (rc == 0 && !table)
+        return nothing_to_do(&q, r);
     if (rc == 0) {
         at = qcow2_entry_at(s, table, off);
         rc = dr_reserve_page(image, r, 0, at, s->entry, QCOW2_LEVEL_L2, &page);
     }
     if (rc == 0)
         rc = qcow2_read_entry(image, page, at, q.start, &q.old, err);
+    if (rc == 0 && want == DR_WANT_LOWER && !qcow2_stands_high(s, &q.old))
+        return nothing_to_do(&q, r);
     if (rc == 0)
         rc = make_plan(&q);
     if (rc == 0)
         rc = take_places(&q, r, err);
-    if (rc < 0)
-        return rc;
+    if (rc != 0)
+        return rc < 0 ? rc : nothing_to_do(&q, r);
     place_is_taken(&q);
     describe(&q, r);
     note_for_publish(&q, at, r);
@@ -390,6 +453,8 @@ void qcow2_publish(struct dr_image *image, struct dr_reservation *r)
 {
     const struct qcow2 *q = qcow2_of(image);
     uint64_t host = r->priv[PRIV_OLD], len = r->priv[PRIV_LENS] >> 32;
+    if (r->priv[PRIV_AT] == 0)
+        return;
     dr_page_put(image, dr_reserved_pin(r, 0)->page, r->priv[PRIV_AT], &r->priv[PRIV_ENTRY],
                 q->entry);
     if (host == QCOW2_NO_PLACE)

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Compaction's last step: tables move down, and refcount blocks that count nothing any more go.
+ * Nobody writes. Each table is first durable in its new place, which is counted; then one link to
+ * it switches; then its old place is freed. A crash leaves the old link or the new one, and at most
+ * a cluster that is counted and not used. */
+#include "formats/qcow2/compact.h"
+
+#include "base/cleanup.h"
+
+static bool is_high(const struct qcow2 *q, uint64_t host)
+{
+    return host / q->cluster >= q->compact->end;
+}
+
+/* A free cluster before the end, counted 1 from now on. 1: there is none. */
+static int take_lower(struct dr_image *image, uint64_t *host, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    struct dr_hold hold = {0};
+    int r;
+    DR_LOCK_SCOPE(&image->lock);
+    do {
+        struct dr_reservation pins = {0};
+        r = qcow2_find_lower(image, host, err);
+        if (r == 0)
+            r = qcow2_reserve_counts(image, &pins, *host, q->cluster);
+        if (r == 0)
+            qcow2_add(image, *host, q->cluster, 1);
+        dr_reserve_unpin(image, &pins);
+    } while (r == -EAGAIN && (r = dr_image_satisfy(image, &hold, 0, err)) == 0);
+    dr_hold_end(&hold);
+    return r;
+}
+
+/* ------------------------------------------------------------------ L2 tables */
+
+/* [page] */
+static int lower_l2(struct dr_image *image, uint64_t i, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t off = i * qcow2_l2_span(q), table, hole, fresh;
+    bool copied;
+    int r = qcow2_find_l2(image, off, &table, &copied, &hole, err);
+    if (r < 0 || !table || !copied || !is_high(q, table))
+        return r;
+    if ((r = dr_page_get_all(image, 0, table, q->cluster)) < 0 ||
+        (r = qcow2_find_lower(image, &fresh, err)) != 0)
+        return r;
+    r = dr_free_ahead(image, 1);
+    return r < 0 ? r : qcow2_replace_table(image, q->h.l1_at + 8 * i, table, fresh, false);
+}
+
+static int lower_l2_tables(struct dr_image *image, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    int r = 0;
+    for (uint64_t i = 0; r == 0 && i < q->h.l1_entries; i++) {
+        struct dr_hold hold = {0};
+        pthread_mutex_lock(&image->lock);
+        do
+            r = lower_l2(image, i, err);
+        while (r == -EAGAIN && (r = dr_image_satisfy(image, &hold, 0, err)) == 0);
+        dr_hold_end(&hold);
+        pthread_mutex_unlock(&image->lock);
+        if (r == 0)
+            r = dr_image_relieve(image, err);
+    }
+    return r;
+}
+
+/* ------------------------------------------------------------------ L1 and refcount table */
+
+static int lower_l1(struct dr_image *image, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t fresh, bytes = q->h.l1_entries * UINT64_C(8);
+    if (bytes == 0 || bytes > q->cluster || !is_high(q, q->h.l1_at))
+        return 0;
+    int r = take_lower(image, &fresh, err);
+    return r ? r : qcow2_place_l1(image, fresh, err);
+}
+
+static int write_reftable(struct dr_image *image, uint64_t at, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    CLEANUP_FREE uint64_t *table = malloc(q->cluster);
+    uint8_t field[12];
+    if (!table)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    for (uint64_t i = 0; i < q->reftable_n; i++)
+        put_be64(&table[i], q->reftable[i]);
+    int r = qcow2_write_taken(image, table, q->cluster, at, err);
+    if (r == 0)
+        r = dr_file_flush(image->files[0], err);
+    if (r < 0)
+        return r;
+    put_be64(field, at);
+    put_be32(field + 8, q->h.reftable_clusters);
+    return qcow2_switch_tables(image, QCOW2_AT_REFTABLE, field, sizeof(field), err);
+}
+
+static int lower_reftable(struct dr_image *image, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    uint64_t old = q->h.reftable_at, fresh;
+    if (q->h.reftable_clusters != 1 || !is_high(q, old))
+        return 0;
+    int r = take_lower(image, &fresh, err);
+    if (r == 0)
+        r = dr_image_flush_all(image, err);
+    if (r == 0)
+        r = write_reftable(image, fresh, err);
+    if (r != 0)
+        return r;
+    pthread_mutex_lock(&image->lock);
+    q->h.reftable_at = fresh;
+    pthread_mutex_unlock(&image->lock);
+    return qcow2_lose(image, old, q->cluster, err);
+}
+
+/* ------------------------------------------------------------------ refcount blocks */
+
+/* Write entries of the refcount table as they are in memory, each of which may be old or new after
+ * a crash. */
+static int switch_roots(struct dr_image *image, uint64_t first, uint64_t n, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    CLEANUP_FREE uint64_t *roots = malloc((size_t)(n * 8));
+    if (!roots)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    for (uint64_t i = 0; i < n; i++)
+        put_be64(&roots[i], q->reftable[first + i]);
+    int r = qcow2_write_taken(image, roots, n * 8, q->h.reftable_at + 8 * first, err);
+    if (r == 0)
+        r = dr_file_flush(image->files[0], err);
+    if (r < 0) { /* the file may have the one or the other: opening it again tells */
+        DR_LOCK_SCOPE(&image->lock);
+        q->damage_noted = true;
+    }
+    return r;
+}
+
+/* Put a block at `at` (0: nowhere), and forget what is in memory of its old place. */
+static void set_root(struct dr_image *image, uint64_t b, uint64_t at)
+{
+    struct qcow2 *q = qcow2_of(image);
+    DR_LOCK_SCOPE(&image->lock);
+    dr_page_forget(image, 0, q->reftable[b], q->cluster);
+    if (at)
+        qcow2_guard(q, at);
+    else
+        qcow2_unguard(q, q->reftable[b], q->cluster);
+    q->reftable[b] = at;
+}
+
+static int lower_block(struct dr_image *image, uint64_t b, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t old = q->reftable[b], fresh;
+    CLEANUP_FREE uint8_t *block = malloc(q->cluster);
+    int r = block ? take_lower(image, &fresh, err) : dr_fail_errno(err, ENOMEM, "%s", image->path);
+    if (r == 0)
+        r = dr_image_flush_all(image, err); /* what it counts is in the file, and nothing changes */
+    if (r == 0)
+        r = dr_file_pread(image->files[0], block, old, q->cluster, err);
+    if (r == 0)
+        r = qcow2_write_taken(image, block, q->cluster, fresh, err);
+    if (r == 0)
+        r = dr_file_flush(image->files[0], err);
+    if (r != 0)
+        return r;
+    set_root(image, b, fresh);
+    r = switch_roots(image, b, 1, err);
+    return r < 0 ? r : qcow2_lose(image, old, q->cluster, err);
+}
+
+/* Those that are needed: they count something before the end. */
+static int lower_blocks(struct dr_image *image, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t n = dr_min(q->reftable_n, dr_div_up(q->compact->end, qcow2_block_entries(q)));
+    int r = 0;
+    for (uint64_t b = 0; r == 0 && b < n; b++)
+        if (q->reftable[b] && is_high(q, q->reftable[b]))
+            r = lower_block(image, b, err);
+    return r;
+}
+
+/* Does the block count nothing, or only itself? */
+static int is_idle(struct dr_image *image, uint64_t b, uint8_t *block, bool *idle,
+                   struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t per = qcow2_block_entries(q), own = q->reftable[b] / q->cluster;
+    int r = dr_file_pread(image->files[0], block, q->reftable[b], q->cluster, err);
+    *idle = r == 0;
+    for (uint64_t i = 0; *idle && i < per; i++)
+        *idle = qcow2_count_get(q->h.refcount_order, block, i) == (b * per + i == own);
+    return r;
+}
+
+/* The blocks from `first` on become free with the next flush, but for those that counted
+ * themselves, whose count is gone with them. */
+static int lose_blocks(struct dr_image *image, const uint64_t *places, uint64_t first, uint64_t n,
+                       struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t per = qcow2_block_entries(q);
+    int r = 0;
+    for (uint64_t i = 0; r == 0 && i < n; i++)
+        if (places[i] && places[i] / q->cluster / per < first)
+            r = qcow2_lose(image, places[i], q->cluster, err);
+    return r;
+}
+
+static int drop_roots(struct dr_image *image, uint64_t first, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t n = q->reftable_n - first;
+    CLEANUP_FREE uint64_t *places = malloc((size_t)(n * 8));
+    if (!places)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    memcpy(places, q->reftable + first, (size_t)(n * 8));
+    for (uint64_t b = first; b < q->reftable_n; b++)
+        if (q->reftable[b])
+            set_root(image, b, 0);
+    int r = switch_roots(image, first, n, err);
+    return r < 0 ? r : lose_blocks(image, places, first, n, err);
+}
+
+/* The last blocks, as long as they count nothing else. */
+static int drop_blocks(struct dr_image *image, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    CLEANUP_FREE uint8_t *block = malloc(q->cluster);
+    uint64_t first = q->reftable_n, least = dr_div_up(q->compact->end, qcow2_block_entries(q));
+    bool idle = true, any = false;
+    int r = block ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
+    while (r == 0 && first > least) {
+        if (q->reftable[first - 1])
+            r = is_idle(image, first - 1, block, &idle, err);
+        if (r < 0 || !idle)
+            break;
+        any |= q->reftable[--first] != 0;
+    }
+    return r < 0 || !any ? r : drop_roots(image, first, err);
+}
+
+/* ------------------------------------------------------------------ all of them */
+
+/* 1, from any of the steps: there is no free place left before the end, so what is behind stays. */
+int qcow2_compact_finish(struct dr_image *image, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    if (!q->compact)
+        return 0;
+    int r = lower_l2_tables(image, err);
+    if (r == 0)
+        r = lower_l1(image, err);
+    if (r == 0)
+        r = lower_reftable(image, err);
+    if (r == 0)
+        r = lower_blocks(image, err);
+    if (r < 0)
+        return r;
+    r = dr_image_flush_all(image, err);
+    if (r == 0)
+        r = drop_blocks(image, err);
+    DR_LOCK_SCOPE(&image->lock);
+    q->cursor = 0; /* what is free is found anew: much of it is cut off */
+    q->n_free = 0;
+    q->coded_next = 0;
+    return r;
+}
