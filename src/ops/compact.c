@@ -368,13 +368,15 @@ static void drop_line(void *user, const char *line)
 }
 
 /* Nothing is moved by tables that contradict each other. What a killed attempt has leaked comes
- * back first: it would keep the file from being cut. */
+ * back first: it would keep the file from being cut. What that attempt did not flush must be
+ * durable before: a place is free only when nothing durable leads there. */
 static int check_first(struct dr_image *image, bool repair, struct dr_error *err)
 {
     struct dr_check_result found = {.report = drop_line};
-    if (!image->fmt->check)
-        return 0;
-    int r = image->fmt->check(image, repair ? DR_CHECK_FIX_LEAKS : 0, &found, err);
+    int r = repair ? dr_image_harden(image, err) : 0;
+    if (r < 0 || !image->fmt->check)
+        return r;
+    r = image->fmt->check(image, repair ? DR_CHECK_FIX_LEAKS : 0, &found, err);
     if (r == 0 && found.corruptions)
         r = dr_fail(err, EIO,
                     "%s: is damaged, %llu errors were found in it; `drover check` names them",

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Power cuts and kills while a disk is compacted: it reads the same at every instant, and doing it
+ * again finishes. */
+#include "test-ops-power.h"
+
+static int compact(struct dr_fs *fs, struct dr_error *err)
+{
+    const struct dr_compact_options o = {.no_zeros = false};
+    return dr_compact_fs(fs, "disk", &o, NULL, NULL, err);
+}
+
+static void discard(struct dr_fs *fs, uint64_t off, uint64_t len)
+{
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    ok(dr_open_fs(fs, "disk", &o, &disk, &err));
+    ok(dr_discard(disk, off, len, &err));
+    ok(dr_close(disk, &err));
+}
+
+static void write_zeros(struct dr_fs *fs, uint64_t off, size_t len)
+{
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    uint8_t *zeros = calloc(1, len);
+    ok(dr_open_fs(fs, "disk", &o, &disk, &err));
+    ok(dr_pwrite(disk, zeros, off, len, 0, &err));
+    ok(dr_close(disk, &err));
+    free(zeros);
+}
+
+/* Gaps near the beginning of the file, zeros, and data at its end. */
+static void make_gaps(struct dr_fs *fs)
+{
+    for (unsigned i = 0; i < 8; i++)
+        put(fs, "disk", i * 64 * KiB, 12 * KiB, 1 + (int)i);
+    discard(fs, 0, 256 * KiB);
+    write_zeros(fs, 384 * KiB, 12 * KiB);
+}
+
+static void make_with(struct dr_fs *fs, const char *format, uint64_t size, const char *name,
+                      const char *value)
+{
+    const struct dr_pair pairs[] = {{name, value}};
+    struct dr_create_options o = {
+        .format = format, .size = size, .has_size = true, .pairs = pairs, .n_pairs = 1};
+    ok(dr_create_fs(fs, "disk", &o, &err));
+}
+
+static void qcow2_disk(struct dr_fs *fs)
+{
+    make_with(fs, "qcow2", SIZE, "cluster_size", "4k");
+    make_gaps(fs);
+}
+
+/* The L1 table and several L2 tables stand behind the data; and refcount blocks, many of them. */
+static void qcow2_tables(struct dr_fs *fs)
+{
+    struct dr_open_options o = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    make_with(fs, "qcow2", 64 * KiB, "cluster_size", "512");
+    put(fs, "disk", 0, 64 * KiB, 'd');
+    ok(dr_open_fs(fs, "disk", &o, &disk, &err));
+    ok(dr_resize(disk, SIZE, DR_PREALLOC_OFF, &err));
+    ok(dr_close(disk, &err));
+    put(fs, "disk", 700 * KiB, 4 * KiB, 'e');
+    discard(fs, 0, 60 * KiB);
+}
+
+static const struct operation ops[] = {
+    {"compact qcow2", "disk", compact, qcow2_disk, NULL},
+    {"compact qcow2, tables", "disk", compact, qcow2_tables, NULL},
+};
+#define N_OPS (sizeof(ops) / sizeof(ops[0]))
+
+static void no_cut_changes_the_view(void **state)
+{
+    (void)state;
+    cut_each(ops, N_OPS);
+}
+
+static void missing_flush_is_caught(void **state)
+{
+    (void)state;
+    miss_a_flush(&ops[0]);
+}
+
+static void a_cut_after_a_kill_does_not_change_the_view(void **state)
+{
+    (void)state;
+    kill_and_cut_each(ops, N_OPS);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(no_cut_changes_the_view),
+        cmocka_unit_test(missing_flush_is_caught),
+        cmocka_unit_test(a_cut_after_a_kill_does_not_change_the_view),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
