@@ -157,7 +157,7 @@ static void make_gaps(struct dr_fs *fs, const char *format)
     ok(dr_close(disk, &err));
 }
 
-static const char *const moving[] = {"qcow2"};
+static const char *const moving[] = {"qcow2", "vmdk"};
 #define N_MOVING (sizeof(moving) / sizeof(moving[0]))
 
 static void what_stands_at_the_end_moves_into_gaps(void **state)

@@ -446,6 +446,7 @@ static void vmdk_close(struct dr_image *image)
     struct vmdk_state *s = vmdk_of(image);
     if (!s)
         return;
+    vmdk_compact_end(image);
     for (size_t i = 0; i < s->n_extents; i++) {
         vmdk_drop_directories(&s->extents[i]);
         free(s->extents[i].free);
@@ -495,6 +496,12 @@ const struct dr_format dr_format_vmdk = {
     .resize = vmdk_resize,
     .recover = vmdk_recover,
     .trim = vmdk_trim,
+    .compact_begin = vmdk_compact_begin,
+    .compact_moves = vmdk_compact_moves,
+    .compact_spare = vmdk_compact_spare,
+    .compact_length = vmdk_compact_length,
+    .compact_finish = vmdk_compact_finish,
+    .compact_end = vmdk_compact_end,
     .info = vmdk_info,
     .check = vmdk_check,
 };

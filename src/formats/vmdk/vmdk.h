@@ -64,8 +64,9 @@ struct vmdk_extent {
     uint64_t next;  /* sector behind the last grain; 0: not looked at yet */
     uint32_t *free; /* sectors of grains that came back in this session */
     size_t n_free;
-    struct vmdk_sesparse *se; /* SESPARSE */
-    uint32_t spare_table;     /* COWD: a place that a table was begun in, 0: none */
+    struct vmdk_sesparse *se;     /* SESPARSE */
+    struct vmdk_compact *compact; /* where grains move to; NULL: they do not */
+    uint32_t spare_table;         /* COWD: a place that a table was begun in, 0: none */
 };
 #define VMDK_NO_FILE UINT32_MAX
 
@@ -325,6 +326,19 @@ int vmdk_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, str
 /* The sparse extent ends at the sector `end`, behind all that anything points to. */
 int vmdk_cut(struct dr_image *image, struct vmdk_extent *e, uint64_t end, struct dr_error *err);
 int vmdk_trim(struct dr_image *image, struct dr_error *err);
+
+/* compact.c: grains of sparse extents move down; tables, which all programs put at the file's
+ * beginning, stay, and so do COWD extents. image->lock held: a free sector for a grain that stands
+ * at gte now, nearer to the file's beginning; 0: it stays where it is. give_up: it is free again.
+ */
+uint32_t vmdk_lower_take(struct vmdk_extent *e, uint32_t gte);
+void vmdk_lower_give_up(struct vmdk_extent *e, uint32_t sector);
+int vmdk_compact_begin(struct dr_image *image, struct dr_error *err);
+bool vmdk_compact_moves(const struct dr_image *image, const struct dr_extent *ext);
+void vmdk_compact_spare(struct dr_image *image, const struct dr_extent *ext);
+uint64_t vmdk_compact_length(const struct dr_image *image);
+int vmdk_compact_finish(struct dr_image *image, struct dr_error *err);
+void vmdk_compact_end(struct dr_image *image);
 int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
 /* Report a finding of check: the path, and the text. */
 void vmdk_say(struct dr_check_result *result, const char *path, const char *fmt, ...)

@@ -223,6 +223,34 @@ static int reserve_hole(struct request *q, struct dr_reservation *r)
     return ret;
 }
 
+static int nothing_to_do(const struct request *q, struct dr_reservation *r)
+{
+    r->off = q->off;
+    r->len = q->len;
+    r->todo = DR_TODO_NOTHING;
+    return 0;
+}
+
+static int reserve_lower(const struct request *q, struct dr_reservation *r)
+{
+    uint32_t sector = q->gte > 1 ? vmdk_lower_take(q->e, q->gte) : 0;
+    if (!sector)
+        return nothing_to_do(q, r);
+    int ret = link_grain(q, sector, r);
+    if (ret < 0) {
+        vmdk_lower_give_up(q->e, sector);
+        return ret;
+    }
+    r->file = q->image->files[q->e->file];
+    r->from = (uint64_t)q->gte * VMDK_SECTOR;
+    r->host = (uint64_t)sector * VMDK_SECTOR;
+    r->bytes = q->e->grain;
+    r->todo = DR_TODO_COPY;
+    r->priv[PRIV_FREE] = q->gte;
+    r->priv[PRIV_ALLOC] = sector;
+    return 0;
+}
+
 static int reserve_sparse(struct request *q, enum dr_want want, struct dr_reservation *r,
                           struct dr_error *err)
 {
@@ -246,6 +274,8 @@ static int reserve_sparse(struct request *q, enum dr_want want, struct dr_reserv
                        vmdk_extent_path(q->image, q->e), (unsigned long long)q->slot.pos, q->gte);
     if (want == DR_WANT_DATA)
         return reserve_data(q, r, err);
+    if (want == DR_WANT_LOWER)
+        return reserve_lower(q, r);
     return want == DR_WANT_ZERO ? reserve_zero(q, r) : reserve_hole(q, r);
 }
 
@@ -277,12 +307,9 @@ int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wan
     r->priv[PRIV_EXTENT] = (uint64_t)(q.e - vmdk_of(image)->extents);
     if (want == DR_WANT_CODED)
         return -ENOTSUP;
-    if (q.e->type == VMDK_ZERO && want == DR_WANT_ZERO) {
-        r->off = off;
-        r->len = len;
-        r->todo = DR_TODO_NOTHING;
-        return 0;
-    }
+    if ((q.e->type == VMDK_ZERO && want == DR_WANT_ZERO) ||
+        (q.e->type != VMDK_SPARSE && want == DR_WANT_LOWER))
+        return nothing_to_do(&q, r);
     int ret = vmdk_check_writable(image, q.e, off, err);
     if (ret < 0)
         return ret;
