@@ -148,6 +148,8 @@ DR_API void dr_set_unpacking(const struct dr_unpacking *how);
  * ./vma:... The functions below return malloc'ed strings, NULL = out of memory. */
 /* The format that such a name says; NULL: it is a plain path. */
 DR_API const char *dr_name_format(const char *name);
+/* Is it the name of a disk on a server: an NBD or HTTP URL, or one of QEMU's spellings of them? */
+DR_API bool dr_name_is_remote(const char *name);
 /* The path of the file that name leads to. */
 DR_API char *dr_name_file(const char *name);
 /* Turn `name`, which is relative to the directory of `path` as backing names are, into a path. */

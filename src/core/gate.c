@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "core/internal.h"
+#include "storage/remote.h"
 
 #define ENV_ALLOW    "DROVER_ALLOW_PATH"
 #define SYSTEM_ALLOW "/etc/drover/allow-paths"
@@ -28,6 +29,24 @@ static int gate_add(struct dr_gate *gate, const char *dir, struct dr_error *err)
     return 0;
 }
 
+/* The next name of a list with colons, of which those in "https://host:8080/dir" separate nothing.
+ */
+static char *next_allowed(char **rest)
+{
+    char *name = *rest, *end = name;
+    if (!name)
+        return NULL;
+    for (end += strcspn(end, ":"); *end; end += 1 + strcspn(end + 1, ":")) {
+        bool behind_scheme = strncmp(end, "://", 3) == 0;
+        bool is_port = dr_remote_is(name) && end[1] >= '0' && end[1] <= '9';
+        if (!behind_scheme && !is_port)
+            break;
+    }
+    *rest = *end ? end + 1 : NULL;
+    *end = '\0';
+    return name;
+}
+
 static int gate_add_environment(struct dr_gate *gate, struct dr_error *err)
 {
     const char *env = getenv(ENV_ALLOW);
@@ -36,7 +55,7 @@ static int gate_add_environment(struct dr_gate *gate, struct dr_error *err)
         return dr_fail(err, ENOMEM, "out of memory");
     char *rest = list, *dir;
     int r = 0;
-    while (r == 0 && (dir = strsep(&rest, ":")))
+    while (r == 0 && (dir = next_allowed(&rest)))
         r = gate_add(gate, dir, err);
     return r;
 }
@@ -48,7 +67,7 @@ static int gate_add_system(struct dr_gate *gate, struct dr_error *err)
     int r = 0;
     while (f && r == 0 && fgets(line, sizeof(line), f)) {
         line[strcspn(line, "\r\n")] = '\0';
-        if (line[0] == '/')
+        if (line[0] == '/' || dr_remote_is(line))
             r = gate_add(gate, line, err);
     }
     if (f)
@@ -114,6 +133,12 @@ int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool 
     return r;
 }
 
+/* A remote name may be allowed alone, too. */
+static bool is_allowed(const char *allowed, const char *real)
+{
+    return dr_path_inside(allowed, real) || (dr_remote_is(real) && strcmp(allowed, real) == 0);
+}
+
 static int pass_real(const struct dr_gate *gate, const char *from, const char *real,
                      const char *what, struct dr_error *err)
 {
@@ -122,9 +147,9 @@ static int pass_real(const struct dr_gate *gate, const char *from, const char *r
     if (r < 0 || inside)
         return r;
     for (size_t i = 0; gate->allowed && gate->allowed[i]; i++)
-        if (dr_path_inside(gate->allowed[i], real))
+        if (is_allowed(gate->allowed[i], real))
             return 0;
-    CLEANUP_FREE char *dir = dr_path_dirname(real);
+    CLEANUP_FREE char *dir = dr_remote_is(real) ? strdup(real) : dr_path_dirname(real);
     return dr_fail(err, EACCES,
                    "%s: refuses to open its %s %s: it is outside the image's directory; "
                    "allow it with --allow-path %s, or in " ENV_ALLOW " or " SYSTEM_ALLOW,

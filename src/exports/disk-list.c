@@ -34,14 +34,19 @@ static const char *own_text(struct disk_list *list, char *text)
     return text;
 }
 
+static char *absolute_path(const char *path)
+{
+    return dr_name_is_remote(path) ? strdup(path) : dr_absolute_path(path);
+}
+
 /* The path in FORMAT:PATH#MEMBER becomes absolute, too. */
 static char *absolute_name(const char *name)
 {
     const char *format = dr_name_format(name);
     if (!format)
-        return dr_absolute_path(name);
+        return absolute_path(name);
     size_t prefix = strlen(format) + 1;
-    CLEANUP_FREE char *path = dr_absolute_path(name + prefix);
+    CLEANUP_FREE char *path = absolute_path(name + prefix);
     char *full = NULL;
     if (!path || asprintf(&full, "%s:%s", format, path) < 0)
         return NULL;
@@ -129,7 +134,7 @@ static int add_allowed(struct disk_list *list, const char *value, struct dr_erro
     if (!more)
         return no_memory(err);
     list->allowed = more;
-    more[list->n_allowed] = dr_absolute_path(value);
+    more[list->n_allowed] = absolute_path(value);
     more[list->n_allowed + 1] = NULL;
     return more[list->n_allowed++] ? 0 : no_memory(err);
 }

@@ -4,7 +4,7 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
-#include "storage/storage.h"
+#include "storage/remote.h"
 
 char *dr_path_dirname(const char *path)
 {
@@ -24,7 +24,7 @@ const char *dr_path_basename(const char *path)
 
 char *dr_path_join(const char *dir, const char *name)
 {
-    if (name[0] == '/' || dir[0] == '\0')
+    if (name[0] == '/' || dir[0] == '\0' || dr_remote_is(name))
         return strdup(name);
     size_t d = strlen(dir), n = strlen(name);
     bool slash = dir[d - 1] != '/';
@@ -40,7 +40,7 @@ char *dr_path_join(const char *dir, const char *name)
 
 char *dr_path_sibling(const char *path, const char *name)
 {
-    if (name[0] == '/' || !strchr(path, '/'))
+    if (name[0] == '/' || !strchr(path, '/') || dr_remote_is(name))
         return strdup(name);
     CLEANUP_FREE char *dir = dr_path_dirname(path);
     return dir ? dr_path_join(dir, name) : NULL;

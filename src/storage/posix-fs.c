@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/rename.h"
 #include "storage/posix.h"
+#include "storage/remote.h"
 
 struct dr_file_id posix_id(const struct stat *st)
 {
@@ -168,6 +169,8 @@ static int file_of(int fd, bool direct, struct dr_fs *fs, const char *path, stru
 static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                       struct dr_error *err)
 {
+    if (dr_remote_is(path))
+        return dr_remote_open(fs, path, flags, file, err);
     struct stat st;
     /* Looked at before: merely opening some devices does something. Looked at again below. */
     int r = stat(path, &st) == 0 && !(flags & DR_FILE_CREATE && !(flags & DR_FILE_TRUNCATE))
@@ -238,6 +241,8 @@ int dr_file_open_fd(int fd, const char *name, struct dr_file **file, struct dr_e
 static int posix_identify(struct dr_fs *fs, const char *path, struct dr_file_id *id,
                           struct dr_error *err)
 {
+    if (dr_remote_is(path))
+        return dr_remote_identify(path, id, err);
     struct stat st;
     (void)fs;
     if (stat(path, &st))
@@ -253,6 +258,8 @@ static int rename_failed(int e, const char *from, const char *to, struct dr_erro
 
 static int posix_rename(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err)
 {
+    if (dr_remote_is(from) || dr_remote_is(to))
+        return dr_remote_refuse(dr_remote_is(from) ? from : to, "renamed", err);
     (void)fs;
     int r = posix_window_keep(from, err);
     if (r == 0)
@@ -265,6 +272,8 @@ static int posix_rename(struct dr_fs *fs, const char *from, const char *to, stru
 static int posix_rename_new(struct dr_fs *fs, const char *from, const char *to,
                             struct dr_error *err)
 {
+    if (dr_remote_is(from) || dr_remote_is(to))
+        return dr_remote_refuse(dr_remote_is(from) ? from : to, "renamed", err);
     (void)fs;
     int r = posix_window_keep(from, err);
     if (r < 0)
@@ -275,6 +284,8 @@ static int posix_rename_new(struct dr_fs *fs, const char *from, const char *to,
 
 static int posix_unlink(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
+    if (dr_remote_is(path))
+        return dr_remote_refuse(path, "removed", err);
     (void)fs;
     int r = posix_window_keep(path, err);
     if (r < 0)
@@ -285,6 +296,9 @@ static int posix_unlink(struct dr_fs *fs, const char *path, struct dr_error *err
 static int posix_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kind,
                       struct dr_file_id *id, struct dr_error *err)
 {
+    *kind = DR_NAME_FILE;
+    if (dr_remote_is(path))
+        return dr_remote_identify(path, id, err);
     struct stat st;
     (void)fs;
     if (lstat(path, &st))
@@ -299,6 +313,8 @@ static int posix_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kin
 
 static int posix_mkdir(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
 {
+    if (dr_remote_is(path))
+        return dr_remote_refuse(path, "created", err);
     (void)fs;
     return mkdir(path, mode) ? dr_fail_errno(err, errno, "Could not create '%s'", path) : 0;
 }
@@ -360,6 +376,8 @@ static void posix_unlock_dir(struct dr_dir_lock *held)
 
 static int posix_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
+    if (dr_remote_is(path))
+        return 0;
     (void)fs;
     CLEANUP_FREE char *dir = dr_path_dirname(path);
     if (!dir)
@@ -383,6 +401,8 @@ static void close_dir(DIR **d)
 static int posix_list(struct dr_fs *fs, const char *dir, int (*each)(void *user, const char *name),
                       void *user, struct dr_error *err)
 {
+    if (dr_remote_is(dir))
+        return dr_remote_refuse(dir, "listed", err);
     (void)fs;
     bool direct = false;
     CLEANUP_CLOSE int fd = posix_open_fd(dir, O_RDONLY | O_DIRECTORY, 0, &direct);
@@ -453,6 +473,8 @@ static int posix_copy_attrs(struct dr_fs *fs, struct dr_file *from, struct dr_fi
                             struct dr_error *err)
 {
     (void)fs;
+    if (from->ops != &posix_file_ops || to->ops != &posix_file_ops)
+        return 0; /* a disk on a server has none */
     POSIX_USE(source, posix_file(from));
     POSIX_USE(target, posix_file(to));
     int in = source.fd, out = target.fd;
@@ -481,6 +503,9 @@ static int posix_copy_attrs(struct dr_fs *fs, struct dr_file *from, struct dr_fi
 static int posix_free_space(struct dr_fs *fs, const char *path, uint64_t *bytes,
                             struct dr_error *err)
 {
+    *bytes = UINT64_MAX;
+    if (dr_remote_is(path))
+        return 0;
     (void)fs;
     struct statvfs st;
     CLEANUP_FREE char *dir = dr_path_dirname(path);
@@ -498,6 +523,8 @@ static int posix_free_space(struct dr_fs *fs, const char *path, uint64_t *bytes,
 
 static int posix_realpath(struct dr_fs *fs, const char *path, char **out, struct dr_error *err)
 {
+    if (dr_remote_is(path))
+        return dr_remote_realpath(path, out, err);
     (void)fs;
     *out = realpath(path, NULL);
     return *out ? 0 : dr_fail_errno(err, errno, "Could not open '%s'", path);
@@ -551,6 +578,8 @@ static int posix_where(struct dr_fs *fs, struct dr_file *f, char **out, struct d
     *out = NULL;
     if (f->fs != fs) /* parts of files, unpacked bytes: not opened here */
         return -ENOTSUP;
+    if (dr_remote_is(f->path))
+        return dr_remote_realpath(f->path, out, err);
     POSIX_USE(use, posix_file(f));
     if (use.fd < 0)
         return dr_fail_errno(err, -use.fd, "%s: cannot be opened again", f->path);

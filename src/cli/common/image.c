@@ -141,11 +141,72 @@ static void apply_switches(const struct cli_pairs *list, struct cli_image *image
     image->read_only = (top && !is_off(top)) || (file && !is_off(file));
 }
 
+/* ------------------------------------------------------------------ disks on servers */
+
+static bool is_remote_driver(const char *driver)
+{
+    return driver && (strcmp(driver, "nbd") == 0 || strcmp(driver, "http") == 0 ||
+                      strcmp(driver, "https") == 0);
+}
+
+/* Settings that QEMU has for each image; all others are the server's. */
+static bool is_image_setting(const char *key)
+{
+    return known_setting(key, "on") && strcmp(key, "driver") != 0;
+}
+
+/* The options of a driver for a server become a json: name, which the library understands: those
+ * that begin with prefix ("file.", or nothing where the driver is the image's own). */
+static char *take_remote(struct cli_pairs *list, const char *prefix, const char *driver)
+{
+    json_t *object = json_pack("{s:s}", "driver", driver);
+    size_t kept = 0, n = strlen(prefix);
+
+    for (size_t i = 0; object && i < list->n; i++) {
+        struct dr_pair *pair = &list->pairs[i];
+        if (strncmp(pair->name, prefix, n) != 0 || is_image_setting(pair->name)) {
+            list->pairs[kept++] = *pair;
+            continue;
+        }
+        json_object_set_new(object, pair->name + n, json_string(pair->value));
+        free((char *)pair->name);
+        free((char *)pair->value);
+    }
+    list->n = object ? kept : list->n;
+    char *text = object ? json_dumps(object, JSON_COMPACT) : NULL, *name = NULL;
+    json_decref(object);
+    if (text && asprintf(&name, "json:%s", text) < 0)
+        name = NULL;
+    free(text);
+    return name;
+}
+
+/* The name, where the options are those of such a driver; NULL: they are not. *raw: the driver is
+ * the image's own, which then has no format. */
+static char *remote_name(struct cli_pairs *list, const char *driver, bool *raw)
+{
+    const char *below = cli_pairs_find(list, "file.driver");
+    CLEANUP_FREE char *own = NULL;
+
+    *raw = is_remote_driver(driver);
+    if (*raw)
+        return take_remote(list, "", driver);
+    if (!is_remote_driver(below))
+        return NULL;
+    own = cli_pairs_take(list, "file.driver");
+    return own ? take_remote(list, "file.", own) : NULL;
+}
+
+/* ------------------------------------------------------------------ all options */
+
 static int apply_pairs(const struct cli *cli, struct cli_pairs *list, const char *name,
                        struct cli_image *image)
 {
     CLEANUP_FREE char *driver = cli_pairs_take(list, "driver");
-    char *path = cli_pairs_take(list, "file.filename");
+    bool remote_raw;
+    char *path = remote_name(list, driver, &remote_raw);
+    if (!path)
+        path = cli_pairs_take(list, "file.filename");
     if (!path)
         path = cli_pairs_take(list, "filename");
     if (!path)
@@ -172,7 +233,7 @@ static int apply_pairs(const struct cli *cli, struct cli_pairs *list, const char
         cli_error(cli, "A block device must be specified for \"file\"");
         return -EINVAL;
     }
-    if (driver && (strcmp(driver, "file") == 0 || device_driver(driver))) {
+    if (driver && (strcmp(driver, "file") == 0 || device_driver(driver) || remote_raw)) {
         image->device = device_driver(driver);
         image->format = strdup("raw"); /* the file's own bytes */
         if (!image->format)
@@ -395,6 +456,8 @@ int cli_image_problem(const struct cli_image *image, char *text, size_t size)
     CLEANUP_FREE char *file = dr_name_file(image->path);
     struct stat st;
 
+    if (file && dr_name_is_remote(file))
+        return 0;
     if (!file || stat(file, &st) < 0) {
         int r = -errno;
         snprintf(text, size, "Could not open '%s': %s", image->path, strerror(-r));

@@ -12,7 +12,7 @@ char *cli_path_beside(const char *path, const char *name)
 
     if (dr_name_format(name))
         return dr_name_beside(path, name);
-    if (name[0] == '/' || !slash || strncmp(name, "json:", 5) == 0)
+    if (name[0] == '/' || !slash || strncmp(name, "json:", 5) == 0 || dr_name_is_remote(name))
         return strdup(name);
     if (asprintf(&joined, "%.*s%s", (int)(slash - path + 1), path, name) < 0)
         return NULL;
@@ -24,7 +24,9 @@ static size_t protocol_length(const struct cli *cli, const char *name)
 {
     size_t n = strcspn(name, ":/");
 
-    return cli->role != CLI_DROVER && name[n] == ':' && !dr_name_format(name) ? n : 0;
+    if (cli->role == CLI_DROVER || dr_name_format(name) || dr_name_is_remote(name))
+        return 0;
+    return name[n] == ':' ? n : 0;
 }
 
 char *cli_plain_name(const struct cli *cli, const char *name)
@@ -82,7 +84,7 @@ bool cli_name_exists(const char *name)
 {
     CLEANUP_FREE char *file = dr_name_file(name);
 
-    return file && access(file, F_OK) == 0;
+    return file && (dr_name_is_remote(file) || access(file, F_OK) == 0);
 }
 
 void cli_export_allowed(const struct cli_args *args)
@@ -92,8 +94,9 @@ void cli_export_allowed(const struct cli_args *args)
     for (size_t i = 0; (dir = cli_nth_value(args, KEY_ALLOW_PATH, i)); i++) {
         const char *before = getenv("DROVER_ALLOW_PATH");
         char *joined;
-        if (strchr(dir, ':') || asprintf(&joined, "%s%s%s", before ? before : "",
-                                         before && *before ? ":" : "", dir) < 0)
+        if ((strchr(dir, ':') && !dr_name_is_remote(dir)) ||
+            asprintf(&joined, "%s%s%s", before ? before : "", before && *before ? ":" : "", dir) <
+                0)
             continue;
         setenv("DROVER_ALLOW_PATH", joined, 1);
         free(joined);

@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Disks of NBD servers as files, through libnbd. nbd.h has the plan. */
+#include "storage/nbd.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+
+#define DEPTH        16u
+#define SILENCES_MAX 4u                  /* times that a request is sent again */
+#define ZERO_MAX     ((uint64_t)1 << 30) /* bytes of one request for zeros */
+#define LOOK_MAX     ((uint64_t)1 << 30) /* bytes of one question for extents */
+
+static struct nbd_file *nbd_of(struct dr_file *f)
+{
+    return (struct nbd_file *)f;
+}
+
+/* ------------------------------------------------------------------ one request */
+
+/* Called by libnbd with its lock held. 1: the request needs no further care. */
+static int answered(void *user, int *error)
+{
+    struct nbd_request *q = user;
+    q->error = *error;
+    if (*error == 0 && (q->command == NBD_WRITE || q->command == NBD_ZERO))
+        atomic_fetch_add(&q->file->written, 1);
+    sem_post(&q->done);
+    return 1;
+}
+
+static int take_extents(void *user, const char *context, uint64_t off, uint32_t *entries, size_t n,
+                        int *error);
+
+/* The cookie, or -1. */
+static int64_t issue(struct nbd_handle *h, struct nbd_request *q)
+{
+    nbd_completion_callback done = {.callback = answered, .user_data = q};
+    nbd_extent_callback extents = {.callback = take_extents, .user_data = q};
+    switch (q->command) {
+    case NBD_READ:
+        return nbd_aio_pread(h, q->buf, (size_t)q->len, q->off, done, q->flags);
+    case NBD_WRITE:
+        return nbd_aio_pwrite(h, q->buf, (size_t)q->len, q->off, done, q->flags);
+    case NBD_ZERO:
+        return nbd_aio_zero(h, q->len, q->off, done, q->flags);
+    case NBD_FLUSH:
+        return nbd_aio_flush(h, done, q->flags);
+    case NBD_EXTENT:
+        return nbd_aio_block_status(h, q->len, q->off, extents, done, q->flags);
+    }
+    return -1;
+}
+
+/* The errno of the answer; ENOTCONN: there was none. */
+static int ask(struct nbd_connection *c, struct nbd_request *q)
+{
+    q->error = 0;
+    pthread_mutex_lock(&c->lock);
+    int64_t cookie = c->handle ? issue(c->handle, q) : -1;
+    int why = cookie < 0 && c->handle ? nbd_get_errno() : ENOTCONN;
+    bool over = !c->handle || nbd_aio_is_dead(c->handle) > 0 || nbd_aio_is_closed(c->handle) > 0;
+    pthread_mutex_unlock(&c->lock);
+    if (cookie < 0)
+        return over || !why ? ENOTCONN : why;
+    nbd_wake(c);
+    while (sem_wait(&q->done) < 0)
+        ;
+    /* ESHUTDOWN: the server is ending, and may be there again soon. */
+    return q->error == ESHUTDOWN ? ENOTCONN : q->error;
+}
+
+/* Writes that were answered, and are not known to be durable, went with a connection. */
+static int check_lost(const struct nbd_file *f)
+{
+    return atomic_load(&f->lost) ? -ENOTRECOVERABLE : 0;
+}
+
+/* Send it until there is an answer. Requests change nothing that doing them twice would not. */
+static int request(struct nbd_file *f, struct nbd_request *q)
+{
+    bool writes = q->command == NBD_WRITE || q->command == NBD_ZERO || q->command == NBD_FLUSH;
+    int r = ENOTCONN;
+    q->file = f;
+    if (sem_init(&q->done, 0, 0) < 0)
+        return -errno;
+    for (unsigned i = 0; r == ENOTCONN && i < SILENCES_MAX; i++) {
+        struct nbd_connection *c = writes && check_lost(f) < 0 ? NULL : nbd_pick(f);
+        if (!c)
+            break;
+        r = ask(c, q);
+        nbd_put(c);
+    }
+    sem_destroy(&q->done);
+    return writes && check_lost(f) < 0 ? check_lost(f) : -r;
+}
+
+/* ------------------------------------------------------------------ extents */
+
+static int take_extents(void *user, const char *context, uint64_t off, uint32_t *entries, size_t n,
+                        int *error)
+{
+    struct nbd_request *q = user;
+    struct nbd_file *f = q->file;
+    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 || off != q->off || *error)
+        return 0;
+    uint64_t at = off, size = f->export.size;
+    size_t kept = 0;
+    for (size_t i = 0; i + 1 < n && kept < NBD_EXTENTS && at < size && entries[i] > 0; i += 2) {
+        at = dr_min(at + entries[i], size);
+        bool zero = entries[i + 1] & LIBNBD_STATE_ZERO;
+        if (kept && f->extents[kept - 1].zero == zero)
+            kept--;
+        f->extents[kept++] = (struct nbd_run){at, zero};
+    }
+    f->n_extents = kept;
+    f->extents_from = off;
+    f->extents_end = kept ? at : off;
+    return 0;
+}
+
+static int learn_extents(struct nbd_file *f, uint64_t off, uint64_t len)
+{
+    uint64_t align = f->export.align, from = dr_round_down(off, align);
+    uint64_t end = dr_min(dr_round_up(off + len, align), f->export.size);
+    end = dr_max(end, dr_min(from + LOOK_MAX, f->export.size));
+    struct nbd_request q = {
+        .command = NBD_EXTENT, .off = from, .len = dr_min(end - from, LOOK_MAX)};
+    f->extents_from = f->extents_end = 0;
+    return request(f, &q);
+}
+
+/* A server need not know: then all is data. */
+static int nbd_extent(struct dr_file *base, uint64_t off, uint64_t len, enum dr_file_extent *kind,
+                      uint64_t *run)
+{
+    struct nbd_file *f = nbd_of(base);
+    *kind = DR_FILE_DATA;
+    *run = len;
+    if (!f->export.extents || off >= f->export.size)
+        return 0;
+    DR_LOCK_SCOPE(&f->extent_lock);
+    int r = off >= f->extents_from && off < f->extents_end ? 0 : learn_extents(f, off, len);
+    if (r == -EINVAL || r == -ENOTSUP || r == -EOVERFLOW || r == -EIO)
+        return 0;
+    if (r < 0 || off < f->extents_from || off >= f->extents_end)
+        return r;
+    size_t i = 0;
+    for (size_t end = f->n_extents; i < end;) { /* the first that ends behind off */
+        size_t middle = i + (end - i) / 2;
+        if (f->extents[middle].end > off)
+            end = middle;
+        else
+            i = middle + 1;
+    }
+    *kind = f->extents[i].zero ? DR_FILE_HOLE : DR_FILE_DATA;
+    *run = dr_min(len, f->extents[i].end - off);
+    return 0;
+}
+
+/* What was known of the extents is true no more. */
+static void forget_extents(struct nbd_file *f)
+{
+    DR_LOCK_SCOPE(&f->extent_lock);
+    f->extents_from = f->extents_end = 0;
+}
+
+/* ------------------------------------------------------------------ reading and writing */
+
+static ssize_t nbd_pread_file(struct dr_file *base, void *buf, uint64_t off, size_t len)
+{
+    struct nbd_file *f = nbd_of(base);
+    uint64_t size = f->export.size;
+    len = off < size ? (size_t)dr_min(len, size - off) : 0;
+    for (size_t done = 0, n; done < len; done += n) {
+        n = dr_min(len - done, f->export.max);
+        struct nbd_request q = {
+            .command = NBD_READ, .buf = (char *)buf + done, .off = off + done, .len = n};
+        int r = request(f, &q);
+        if (r < 0)
+            return r;
+    }
+    return (ssize_t)len;
+}
+
+static int write_bytes(struct nbd_file *f, void *buf, uint64_t off, size_t len, uint32_t flags)
+{
+    int r = 0;
+    for (size_t done = 0, n; r == 0 && done < len; done += n) {
+        n = dr_min(len - done, f->export.max);
+        struct nbd_request q = {.command = NBD_WRITE,
+                                .buf = (char *)buf + done,
+                                .off = off + done,
+                                .len = n,
+                                .flags = flags};
+        r = request(f, &q);
+    }
+    return r;
+}
+
+static size_t iov_bytes(const struct iovec *iov, int n)
+{
+    size_t len = 0;
+    for (int i = 0; i < n; i++)
+        len += iov[i].iov_len;
+    return len;
+}
+
+static void gather(uint8_t *to, const struct iovec *iov, int n)
+{
+    for (int i = 0; i < n; i++) {
+        memcpy(to, iov[i].iov_base, iov[i].iov_len);
+        to += iov[i].iov_len;
+    }
+}
+
+static int write_iov(struct nbd_file *f, const struct iovec *iov, int n, uint64_t off,
+                     uint32_t flags)
+{
+    size_t len = iov_bytes(iov, n);
+    CLEANUP_FREE uint8_t *joined = n > 1 ? malloc(len) : NULL;
+    if (!dr_inside(off, len, f->export.size))
+        return -ENOSPC;
+    if (n > 1 && !joined)
+        return -ENOMEM;
+    if (joined)
+        gather(joined, iov, n);
+    int r = write_bytes(f, joined ? joined : iov[0].iov_base, off, len, flags);
+    forget_extents(f);
+    return r;
+}
+
+static int nbd_pwritev_file(struct dr_file *base, struct iovec *iov, int n, uint64_t off)
+{
+    return write_iov(nbd_of(base), iov, n, off, 0);
+}
+
+static int nbd_pwritev_durable(struct dr_file *base, struct iovec *iov, int n, uint64_t off)
+{
+    struct nbd_file *f = nbd_of(base);
+    int r = write_iov(f, iov, n, off, f->export.fua ? LIBNBD_CMD_FLAG_FUA : 0);
+    return r < 0 ? r : f->export.fua || !f->export.flush ? 0 : 1;
+}
+
+/* libnbd's own check for a request that does not cover whole blocks would name the request only. */
+static int nbd_zero_file(struct dr_file *base, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct nbd_file *f = nbd_of(base);
+    bool fast = flags & DR_FILE_ZERO_FAST;
+    uint32_t how = flags & DR_FILE_ZERO_PUNCH && !(flags & DR_FILE_ZERO_ALLOCATE)
+                       ? 0
+                       : LIBNBD_CMD_FLAG_NO_HOLE;
+    int r = 0;
+    if (!dr_inside(off, len, f->export.size))
+        return -ENOSPC;
+    if (!f->export.zero || (fast && !f->export.fast_zero))
+        return -ENOTSUP;
+    if (fast)
+        how |= LIBNBD_CMD_FLAG_FAST_ZERO;
+    for (uint64_t done = 0, n; r == 0 && done < len; done += n) {
+        n = dr_min(len - done, ZERO_MAX);
+        struct nbd_request q = {.command = NBD_ZERO, .off = off + done, .len = n, .flags = how};
+        r = request(f, &q);
+    }
+    forget_extents(f);
+    return r;
+}
+
+/* Flushes come one at a time (dr_file_flush()). Where the connection is lost under way, all that
+ * was written counts as lost, because none of it is counted as flushed yet. */
+static int nbd_flush_file(struct dr_file *base)
+{
+    struct nbd_file *f = nbd_of(base);
+    struct nbd_request q = {.command = NBD_FLUSH};
+    uint64_t written = atomic_load(&f->written);
+    int r = check_lost(f);
+    if (r < 0)
+        return r;
+    if (f->export.flush)
+        r = request(f, &q);
+    if (r == 0)
+        atomic_store(&f->flushed, written);
+    return r;
+}
+
+static int nbd_truncate_file(struct dr_file *base, uint64_t size)
+{
+    return size == nbd_of(base)->export.size ? 0 : -ENOTSUP;
+}
+
+/* ------------------------------------------------------------------ the rest */
+
+static const char *nbd_reason(struct dr_file *base, int r)
+{
+    struct nbd_file *f = nbd_of(base);
+    (void)f;
+    if (r == -ENOTCONN)
+        return "the connection to the server was lost and did not come back in time";
+    if (r == -ENOTRECOVERABLE)
+        return "the connection to the server was lost before what had been written was flushed, so "
+               "it may not be there";
+    return NULL;
+}
+
+static int nbd_upgrade(struct dr_file *base, struct dr_error *err)
+{
+    struct nbd_file *f = nbd_of(base);
+    return f->export.read_only
+               ? dr_fail(err, EROFS, "%s: the server lets nobody write to it", f->name)
+               : 0;
+}
+
+static void nbd_free(struct nbd_file *f)
+{
+    nbd_disconnect(f);
+    for (size_t i = 0; i < NBD_CONNECTIONS; i++)
+        pthread_mutex_destroy(&f->connections[i].lock);
+    pthread_mutex_destroy(&f->lock);
+    pthread_mutex_destroy(&f->extent_lock);
+    pthread_cond_destroy(&f->changed);
+    free(f->uri);
+    free(f->name);
+    free(f->base.path);
+    free(f);
+}
+
+static void nbd_close_file(struct dr_file *base)
+{
+    nbd_free(nbd_of(base));
+}
+
+static const struct dr_file_ops nbd_ops = {
+    .name = "nbd",
+    .close = nbd_close_file,
+    .pread = nbd_pread_file,
+    .pwritev = nbd_pwritev_file,
+    .pwritev_durable = nbd_pwritev_durable,
+    .extent = nbd_extent,
+    .zero = nbd_zero_file,
+    .truncate = nbd_truncate_file,
+    .flush = nbd_flush_file,
+    .upgrade = nbd_upgrade,
+    .reason = nbd_reason,
+};
+
+static void init_locks(struct nbd_file *f)
+{
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&f->changed, &clock);
+    pthread_condattr_destroy(&clock);
+    pthread_mutex_init(&f->lock, NULL);
+    pthread_mutex_init(&f->extent_lock, NULL);
+    for (size_t i = 0; i < NBD_CONNECTIONS; i++) {
+        f->connections[i].file = f;
+        f->connections[i].wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        pthread_mutex_init(&f->connections[i].lock, NULL);
+    }
+}
+
+/* The size is the server's affair, as that of a block device. */
+static void fill_in(struct nbd_file *f)
+{
+    struct dr_file *base = &f->base;
+    base->ops = &nbd_ops;
+    base->size = f->export.size;
+    base->atomic_size = 512;
+    base->block_device = true;
+    base->depth = DEPTH;
+    base->read_align = base->write_align = f->export.align;
+}
+
+int dr_nbd_open(const struct dr_remote *remote, const char *name, unsigned flags,
+                struct dr_file **file, struct dr_error *err)
+{
+    struct nbd_file *f = calloc(1, sizeof(*f));
+    if (!f)
+        return dr_fail(err, ENOMEM, "%s: out of memory", name);
+    init_locks(f);
+    f->uri = strdup(remote->uri);
+    f->name = strdup(name);
+    f->timeout = (unsigned)dr_max(remote->timeout, 1u);
+    f->reconnect = remote->reconnect;
+    int r = f->uri && f->name ? nbd_connect_first(f, err)
+                              : dr_fail(err, ENOMEM, "%s: out of memory", name);
+    if (r == 0 && (flags & DR_FILE_RDWR))
+        r = nbd_upgrade(&f->base, err);
+    if (r < 0) {
+        nbd_free(f);
+        return r;
+    }
+    fill_in(f);
+    *file = &f->base;
+    return 0;
+}

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What nbd.c (the file) and nbd-connection.c (its connections) share.
+ *
+ * A file has one connection, or up to NBD_CONNECTIONS where the server says that they see each
+ * other's writes; the second and later ones are made when the first have enough to do. Each
+ * connection has a thread that moves its bytes. Callers hand a request to the connection with the
+ * fewest and sleep until its answer came, so one connection carries as many requests as there are
+ * callers.
+ *
+ * A connection that is lost is made anew by its thread. Requests that had no answer are sent again,
+ * on any connection: each of them may be done twice without harm. A caller gives up when no
+ * connection has been there for `reconnect` seconds. */
+#ifndef DR_STORAGE_NBD_H
+#define DR_STORAGE_NBD_H
+
+#include <libnbd.h>
+#include <semaphore.h>
+
+#include "storage/remote.h"
+
+#define NBD_CONNECTIONS 4u
+#define NBD_EXTENTS     4096u /* of one answer that are kept */
+
+struct nbd_file;
+
+enum nbd_state {
+    NBD_IDLE,   /* not wanted yet */
+    NBD_DOWN,   /* being made */
+    NBD_UP,     /* takes requests */
+    NBD_USELESS /* the server refused it, or has another disk there now */
+};
+
+struct nbd_connection {
+    struct nbd_file *file;
+    pthread_t thread;
+    bool started;
+    int wake;             /* an eventfd: the thread shall look at its handle again */
+    pthread_mutex_t lock; /* of handle while it is exchanged or given a request */
+    struct nbd_handle *handle;
+    enum nbd_state state; /* under file->lock, as is in_flight */
+    unsigned in_flight;
+    _Atomic uint64_t heard; /* CLOCK_MONOTONIC seconds: the last sign of life */
+    char why[256];          /* the thread's: why it is not up */
+};
+
+/* What the server said when the file was opened; a connection to anything else is not used. */
+struct nbd_export {
+    uint64_t size;
+    unsigned align;
+    uint32_t max; /* bytes of one read or write */
+    bool read_only, multi, flush, fua, zero, fast_zero, extents;
+};
+
+struct nbd_file {
+    struct dr_file base;
+    char *uri, *name; /* name: for messages */
+    unsigned timeout, reconnect;
+    struct nbd_export export;
+    struct nbd_connection connections[NBD_CONNECTIONS];
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* some connection's state */
+    uint64_t down_since;    /* CLOCK_MONOTONIC seconds: no connection is up; 0 = one is */
+    char why[256];          /* the last connection was lost, or cannot be made */
+    _Atomic bool stop;
+    _Atomic uint64_t written; /* writes that were answered */
+    _Atomic uint64_t flushed; /* so many of them are durable */
+    _Atomic bool lost;        /* a connection went down while there was such a write */
+    /* What the server said last of its extents: under extent_lock. */
+    pthread_mutex_t extent_lock;
+    uint64_t extents_from, extents_end; /* the range; empty = nothing is known */
+    size_t n_extents;
+    struct nbd_run {
+        uint64_t end;
+        bool zero;
+    } extents[NBD_EXTENTS];
+};
+
+/* One request on its way. The callback of libnbd fills in the rest. */
+struct nbd_request {
+    enum nbd_command { NBD_READ, NBD_WRITE, NBD_ZERO, NBD_FLUSH, NBD_EXTENT } command;
+    void *buf;
+    uint64_t off, len;
+    uint32_t flags;
+    struct nbd_file *file;
+    sem_t done;
+    int error; /* errno of the answer */
+};
+
+/* The first connection; err has the reason. */
+int nbd_connect_first(struct nbd_file *f, struct dr_error *err);
+/* All connections and their threads end. */
+void nbd_disconnect(struct nbd_file *f);
+/* The connection for the next request, counted in its in_flight, or NULL: none is there for too
+ * long. */
+struct nbd_connection *nbd_pick(struct nbd_file *f);
+/* Its request has been answered. */
+void nbd_put(struct nbd_connection *c);
+/* The thread has something to do. */
+void nbd_wake(struct nbd_connection *c);
+uint64_t nbd_seconds(void);
+
+#endif

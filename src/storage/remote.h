@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Disks that a server has: their names, and files of dr_fs_posix() that are reached through libnbd
+ * (nbd.c) or libcurl (http.c). The operations of dr_fs_posix() ask dr_remote_is() and come here.
+ *
+ * Names: nbd://, nbds://, nbd+unix://, nbds+unix://, http:// and https:// URLs; QEMU's
+ * nbd:HOST:PORT[:exportname=NAME] and nbd:unix:PATH[:exportname=NAME]; and json:{...} objects with
+ * QEMU's keys of its drivers nbd, http and https. A file of that name is written ./nbd:... */
+#ifndef DR_STORAGE_REMOTE_H
+#define DR_STORAGE_REMOTE_H
+
+#include "storage/storage.h"
+
+enum dr_remote_kind { DR_REMOTE_NBD, DR_REMOTE_HTTP };
+
+struct dr_remote {
+    enum dr_remote_kind kind;
+    char *uri;           /* for libnbd or libcurl, always in the same spelling */
+    char *user, *cookie; /* http: NAME:PASSWORD and cookies; NULL = none */
+    unsigned timeout;    /* seconds without any answer after which a connection is given up */
+    unsigned reconnect;  /* seconds in which a lost connection must be back */
+    bool insecure;       /* https: the server's certificate is not verified */
+    bool plain;          /* nothing but the URI was given */
+};
+
+/* Only looks at the name. */
+bool dr_remote_is(const char *name);
+/* -EINVAL: something in the name means nothing. Clear it afterwards in any case. */
+int dr_remote_parse(const char *name, struct dr_remote *remote, struct dr_error *err);
+void dr_remote_clear(struct dr_remote *remote);
+#define DR_CLEANUP_REMOTE __attribute__((cleanup(dr_remote_clear)))
+
+/* As the operations of struct dr_fs_ops. None of the three talks to a server. */
+int dr_remote_identify(const char *name, struct dr_file_id *id, struct dr_error *err);
+int dr_remote_realpath(const char *name, char **out, struct dr_error *err);
+int dr_remote_refuse(const char *name, const char *what, struct dr_error *err);
+int dr_remote_open(struct dr_fs *fs, const char *name, unsigned flags, struct dr_file **file,
+                   struct dr_error *err);
+
+/* Open files of either kind; remote's strings stay the caller's. All of dr_file but fs, id and path
+ * is filled in. */
+int dr_nbd_open(const struct dr_remote *remote, const char *name, unsigned flags,
+                struct dr_file **file, struct dr_error *err);
+
+#endif
