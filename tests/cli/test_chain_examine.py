@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 
 import pytest
 from conftest import DROVER
@@ -156,6 +157,18 @@ def test_diff_tells_each_range_once(t):
     r = t.drover("chain", "diff", "other.vmdk", "top.vmdk")
     assert r.code == 1 and "0x300000" in r.out and r.out.endswith("65536 bytes (64 KiB) in 1 range differ.\n")
     assert t.ok("chain", "diff", "mid.vmdk", "other.vmdk") == "No difference.\n"
+
+
+def test_diff_whose_ranges_cannot_be_written_says_why(t):
+    t.ok("create", "-f", "raw", "zeros.raw", "8M")
+    t.ok("create", "-f", "raw", "many.raw", "8M")
+    t.ok("io", "-f", "raw", *[x for i in range(400) for x in ("-c", f"write -q {i * 16}k 4k")], "many.raw")
+    for args in ((), ("--output=json",)):
+        for name in ("many.raw", "zeros.raw"):
+            with open("/dev/full", "w") as full:
+                r = subprocess.run([t.bin / "drover", "chain", "diff", *args, "-f", "raw", "-F", "raw", "zeros.raw", name],
+                                   cwd=t.dir, stdout=full, stderr=subprocess.PIPE, timeout=20, check=False)
+            assert (r.returncode, r.stderr) == (4, b"drover: standard output: No space left on device\n")
 
 
 def test_diff_to_the_sector_and_behind_the_shorter_end(t):

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* chain diff: in which ranges two disks differ. */
+#include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 
 #include "cli/commands.h"
 #include "cli/common/image.h"
@@ -13,6 +15,7 @@ enum { EXIT_SAME = 0, EXIT_DIFFER = 1, EXIT_NOT_OPENED = 2, EXIT_READ = 4 }; /* 
 struct differences {
     bool json;
     uint64_t ranges, bytes;
+    int output; /* errno: why what was found could not be written */
 };
 
 static int print_range(void *user, uint64_t off, uint64_t len)
@@ -27,7 +30,10 @@ static int print_range(void *user, uint64_t off, uint64_t len)
                off, len);
     d->ranges++;
     d->bytes += len;
-    return ferror(stdout) ? -EIO : 0;
+    /* What follows would be lost, too; a later flush would not tell why. */
+    if (ferror(stdout))
+        d->output = errno ? errno : EIO;
+    return -d->output;
 }
 
 static int open_one(const struct cli *cli, const struct cli_args *args, int operand, int format_key,
@@ -54,6 +60,18 @@ static void tell_sum(const struct differences *d, uint64_t a, uint64_t b)
         printf("The sizes differ: %" PRIu64 " and %" PRIu64 " bytes.\n", a, b);
 }
 
+/* What was found must have been written, also where the exit code is no 0 anyway. */
+static int finish_output(const struct cli *cli, struct differences *d, int code)
+{
+    if (!d->output && fflush(stdout) != 0)
+        d->output = errno;
+    if (!d->output)
+        return code;
+    if (d->output != EPIPE) /* the reader of a pipe may have enough */
+        cli_error(cli, "standard output: %s", strerror(d->output));
+    return EXIT_READ;
+}
+
 int cli_chain_diff(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_DISK struct dr_disk *a = NULL;
@@ -75,12 +93,13 @@ int cli_chain_diff(const struct cli *cli, const struct cli_args *args)
     int r = dr_diff(a, b, print_range, &d, job.job, &err);
     if (d.json)
         printf("]\n");
-    if (r < 0) {
+    if (r < 0 && !d.output) {
         code = cli_job_failed(&job, r, &err, EXIT_READ, "not all was compared");
     } else {
         code = d.ranges > 0 ? EXIT_DIFFER : EXIT_SAME;
         if (!d.json && !job.quiet)
             tell_sum(&d, dr_size(a), dr_size(b));
+        code = finish_output(cli, &d, code);
     }
     cli_job_end(&job);
     return code;
