@@ -73,53 +73,71 @@ static char *format_text(const struct dr_image *image, const struct dr_fingerpri
 
 /* ------------------------------------------------------------------ the file */
 
-static char *path_of(const char *image)
+static bool means_none(int r)
 {
-    char *path = NULL;
-    return asprintf(&path, "%s" DR_FINGERPRINT_SUFFIX, image) < 0 ? NULL : path;
+    return r == -ENOENT || r == -ENOTDIR || r == -ENAMETOOLONG;
 }
 
-int dr_fingerprint_load(const struct dr_image *image, struct dr_fingerprint *print,
-                        struct dr_error *err)
+/* Beside the file itself: what leads to the image may be a link, which another one need not share.
+ */
+static int find_place(struct dr_fs *fs, const char *image, char **path, struct dr_error *err)
 {
-    char text[MAX_BYTES + 1];
-    struct dr_file *file = NULL;
-    if (!image->backing_name || image->files[0]->block_device)
+    enum dr_name_kind kind;
+    CLEANUP_FREE char *real = NULL;
+    *path = NULL;
+    if (dr_look(fs, image, &kind, NULL, NULL) == 0 && kind == DR_NAME_LINK) {
+        int r = fs->ops->realpath(fs, image, &real, NULL);
+        if (r < 0 && !means_none(r))
+            return dr_fail_errno(err, -r, "%s: the link cannot be followed", image);
+    }
+    if (asprintf(path, "%s" DR_FINGERPRINT_SUFFIX, real ? real : image) >= 0)
         return 0;
-    CLEANUP_FREE char *path = path_of(image->files[0]->path);
-    if (!path)
-        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-    int r = dr_look(image->fs, path, NULL, NULL, NULL);
-    if (r == -ENOENT || r == -ENOTDIR || r == -ENAMETOOLONG)
+    *path = NULL;
+    return dr_fail(err, ENOMEM, "%s: out of memory", image);
+}
+
+/* 1: text has what is recorded at path, of which only so much is looked at; 0: nothing is there. */
+static int read_record(struct dr_fs *fs, const char *path, char text[MAX_BYTES + 1],
+                       struct dr_error *err)
+{
+    struct dr_file *file = NULL;
+    int r = dr_look(fs, path, NULL, NULL, NULL);
+    if (means_none(r))
         return 0;
     if (r < 0)
         return dr_fail_errno(err, -r, "%s", path);
-    r = dr_file_open(image->fs, path, DR_FILE_NO_LOCK | DR_FILE_FORCE_SHARE, &file, err);
+    r = dr_file_open(fs, path, DR_FILE_NO_LOCK | DR_FILE_FORCE_SHARE, &file, err);
     if (r < 0)
         return r;
     size_t len = (size_t)dr_min(dr_file_size(file), MAX_BYTES);
     r = len ? dr_file_pread(file, text, 0, len, err) : 0;
     dr_file_unref(file);
     text[len] = '\0';
-    return r < 0 ? r : parse(image, path, text, print, err);
+    return r < 0 ? r : 1;
 }
 
-int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerprint *print,
-                         struct dr_error *err)
+int dr_fingerprint_load(const struct dr_image *image, struct dr_fingerprint *print,
+                        struct dr_error *err)
+{
+    char text[MAX_BYTES + 1];
+    if (!image->backing_name || image->files[0]->block_device)
+        return 0;
+    CLEANUP_FREE char *path = NULL;
+    int r = find_place(image->fs, image->files[0]->path, &path, err);
+    if (r == 0)
+        r = read_record(image->fs, path, text, err);
+    return r <= 0 ? r : parse(image, path, text, print, err);
+}
+
+/* like: gets its owner and mode from that one where there is no record yet. */
+static int write_record(struct dr_fs *fs, const char *path, const char *text, struct dr_file *like,
+                        struct dr_error *err)
 {
     struct dr_temp temp = {0};
     struct dr_file *old = NULL;
-    struct dr_fs *fs = image->fs;
-    if (image->files[0]->block_device)
-        return dr_fail(err, ENOTSUP, "%s: is a block device, beside which nothing is recorded",
-                       image->path);
-    CLEANUP_FREE char *path = path_of(image->files[0]->path);
-    CLEANUP_FREE char *text = format_text(image, print);
-    if (!path || !text)
-        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
     int r = dr_fs_exists(fs, path) ? dr_file_open(fs, path, DR_FILE_RDWR, &old, err) : 0;
     if (r == 0)
-        r = dr_temp_create(&temp, fs, path, old, old ? old : image->files[0], err);
+        r = dr_temp_create(&temp, fs, path, old, old ? old : like, err);
     if (r == 0)
         r = dr_file_pwrite(temp.file, text, 0, strlen(text), err);
     if (r == 0)
@@ -129,16 +147,59 @@ int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerpri
     return r;
 }
 
+int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerprint *print,
+                         struct dr_error *err)
+{
+    if (image->files[0]->block_device)
+        return dr_fail(err, ENOTSUP, "%s: is a block device, beside which nothing is recorded",
+                       image->path);
+    CLEANUP_FREE char *path = NULL;
+    CLEANUP_FREE char *text = format_text(image, print);
+    if (!text)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    int r = find_place(image->fs, image->files[0]->path, &path, err);
+    return r < 0 ? r : write_record(image->fs, path, text, image->files[0], err);
+}
+
 int dr_fingerprint_remove(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
     enum dr_name_kind kind;
-    CLEANUP_FREE char *name = path_of(path);
-    if (!name)
-        return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    if (dr_look(fs, name, &kind, NULL, NULL) < 0 || kind == DR_NAME_DIR)
+    CLEANUP_FREE char *name = NULL;
+    int r = find_place(fs, path, &name, err);
+    if (r < 0)
+        return r;
+    r = dr_look(fs, name, &kind, NULL, NULL);
+    if (means_none(r) || (r == 0 && kind == DR_NAME_DIR))
         return 0;
-    int r = fs->ops->unlink(fs, name, err); /* it must not come back: the parent may change next */
+    if (r < 0)
+        return dr_fail_errno(err, -r, "%s", name);
+    r = fs->ops->unlink(fs, name, err); /* it must not come back: the parent may change next */
     return r < 0 ? r : fs->ops->sync_dir(fs, name, err);
+}
+
+int dr_fingerprint_set_aside(struct dr_fs *fs, const char *path, char **text, struct dr_error *err)
+{
+    char buf[MAX_BYTES + 1];
+    CLEANUP_FREE char *place = NULL;
+    *text = NULL;
+    int r = find_place(fs, path, &place, err);
+    if (r == 0 && read_record(fs, place, buf, NULL) > 0 && !(*text = strdup(buf)))
+        r = dr_fail(err, ENOMEM, "%s: out of memory", path);
+    if (r == 0)
+        r = dr_fingerprint_remove(fs, path, err);
+    if (r < 0)
+        free(DR_STEAL(*text));
+    return r;
+}
+
+void dr_fingerprint_put_back(struct dr_fs *fs, const char *path, const char *text)
+{
+    CLEANUP_FREE char *place = NULL;
+    struct dr_file *image = NULL;
+    if (text && find_place(fs, path, &place, NULL) == 0 &&
+        dr_file_open(fs, path, DR_FILE_NO_LOCK | DR_FILE_FORCE_SHARE, &image, NULL) == 0)
+        write_record(fs, place, text, image, NULL);
+    dr_file_unref(image);
 }
 
 /* ------------------------------------------------------------------ comparing */

@@ -3,7 +3,7 @@
  * IMAGE.drover-parent, which other programs do not see. docs/formats/fingerprint.md has the format.
  *
  * It counts as long as the image records the parent name that it is about: another one was put
- * there by a program that knows nothing of the file. An image without it costs one look at a name
+ * there by a program that knows nothing of the file. An image without it costs two looks at names
  * when it is opened. */
 #ifndef DR_CORE_FINGERPRINT_H
 #define DR_CORE_FINGERPRINT_H
@@ -31,6 +31,11 @@ int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerpri
                          struct dr_error *err);
 /* Nothing happens where there is none. */
 int dr_fingerprint_remove(struct dr_fs *fs, const char *path, struct dr_error *err);
+/* The same, before another image takes the place of this one. *text, malloc'ed, is what was there
+ * (NULL: nothing), for dr_fingerprint_put_back() if that fails, which has failures of its own only
+ * where the record is lost, and then tells nobody. */
+int dr_fingerprint_set_aside(struct dr_fs *fs, const char *path, char **text, struct dr_error *err);
+void dr_fingerprint_put_back(struct dr_fs *fs, const char *path, const char *text);
 /* Size, format and content id. -ESTALE says in full what is different. */
 int dr_fingerprint_compare(const struct dr_image *image, const struct dr_fingerprint *print,
                            const struct dr_image *parent, struct dr_error *err);

@@ -265,26 +265,24 @@ static void forget(struct dr_new_image *n)
 int dr_new_publish(struct dr_new_image *n, struct dr_error *err)
 {
     struct dr_publish plan = {0};
+    CLEANUP_FREE char *print = NULL; /* recorded of the parent of the image that gives way */
     if (n->on_device) {
         forget(n);
         return 0;
     }
     int r = plan_move(n, &plan, err);
-    if (r == 0) /* what was recorded of the parent of the image that gives way */
-        r = dr_fingerprint_remove(n->fs, n->final, err);
     if (r == 0)
-        r = dr_new_move(&plan, n->dir, err);
+        r = dr_fingerprint_set_aside(n->fs, n->final, &print, err);
+    if (r == 0)
+        r = dr_new_move(&plan, n->dir, n->final, err);
     if (plan.state == DR_PUBLISH_STUCK)
         dr_prefix(err, r, "%s: is complete but only half in its place, `drover recover %s` goes on",
                   n->final, n->final);
-    else if (r < 0)
+    else if (r < 0) {
+        dr_fingerprint_put_back(n->fs, n->final, print);
         dr_new_remove_all(n->fs, n->dir, NULL);
-    else {
-        /* Completing an earlier, half moved attempt now would mix two images. */
+    } else /* completing an earlier, half moved attempt now would mix two images */
         dr_new_drop_others(n, DR_NEW_HALF_MOVED);
-        /* Bitmaps of the image that gave way go with no other. */
-        dr_bitmaps_unlink(n->fs, n->final, NULL);
-    }
     dr_publish_end(&plan);
     forget(n);
     return r;

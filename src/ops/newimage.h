@@ -78,9 +78,9 @@ static inline int dr_new_hide(int r, const char *path, struct dr_error *err)
 /* Plan to move the files in dir next to final. A file that has one of the names now gives way. */
 int dr_new_plan(struct dr_fs *fs, const char *dir, const char *final, struct dr_publish *plan,
                 struct dr_error *err);
-/* Do so, and remove the directory. The new files get owner, mode and labels of those that give way.
- */
-int dr_new_move(struct dr_publish *plan, const char *dir, struct dr_error *err);
+/* Do so, and remove the directory. The new files get owner, mode and labels of those that give way,
+ * whose bitmaps beside final go, too. */
+int dr_new_move(struct dr_publish *plan, const char *dir, const char *final, struct dr_error *err);
 int dr_new_remove_all(struct dr_fs *fs, const char *dir, struct dr_error *err);
 
 enum dr_new_state {

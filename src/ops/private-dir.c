@@ -62,7 +62,7 @@ int dr_new_plan(struct dr_fs *fs, const char *dir, const char *final, struct dr_
     return r;
 }
 
-int dr_new_move(struct dr_publish *plan, const char *dir, struct dr_error *err)
+int dr_new_move(struct dr_publish *plan, const char *dir, const char *final, struct dr_error *err)
 {
     for (size_t i = 0; i < plan->n; i++)
         if (plan->files[i].replaces)
@@ -70,6 +70,10 @@ int dr_new_move(struct dr_publish *plan, const char *dir, struct dr_error *err)
     int r = dr_publish(plan, err);
     if (r == 0 && plan->fs->ops->rmdir)
         plan->fs->ops->rmdir(plan->fs, dir, NULL); /* recover knows an empty directory */
+    /* Bitmaps of the image that gave way go with no other. Those that stay, because nothing comes
+     * this far, are distrusted: they know which file they are about. */
+    if (r == 0)
+        dr_bitmaps_unlink(plan->fs, final, NULL);
     return r;
 }
 
@@ -179,7 +183,7 @@ int dr_new_finish(struct dr_fs *fs, const char *dir, const char *final, struct d
     if (r < 0)
         return r;
     plan.again = true;
-    r = dr_new_move(&plan, dir, err);
+    r = dr_new_move(&plan, dir, final, err);
     dr_publish_end(&plan);
     return r;
 }

@@ -139,6 +139,21 @@ def test_a_snapshot_with_a_fingerprint(t):
     assert t.ok("chain", "check", ".") == "2 images, no problem.\n"
 
 
+def test_the_record_stands_beside_the_image_whatever_link_leads_to_it(t):
+    pair(t, "qcow2")
+    (t.dir / "links").mkdir()
+    for link in ("links/a", "b"):
+        os.symlink(t.dir / "top", t.dir / link)
+    os.rename(t.dir / "base", t.dir / "right")
+    t.ok("create", "-q", "-f", "qcow2", "base", "8M")
+    assert "chain fingerprint b" in t.drover("map", "b").err
+    os.rename(t.dir / "right", t.dir / "base")
+    t.ok("chain", "fingerprint", "--remove", "b")
+    assert not (t.dir / "top.drover-parent").exists()
+    t.ok("chain", "fingerprint", "b")
+    assert [n for n in t.names() if "parent" in n] == ["top.drover-parent"]
+
+
 def test_an_image_without_a_parent_has_nothing_to_record(t):
     t.ok("create", "-q", "-f", "qcow2", "disk", "1M")
     assert "has no parent" in t.drover("chain", "fingerprint", "disk").err

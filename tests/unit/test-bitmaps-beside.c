@@ -3,6 +3,8 @@
  */
 #include "test-bitmaps-beside.h"
 
+#include "faultfs.h"
+
 /* Run with a fresh image of each format in a file system of its own. */
 static void each_kind(void (*test)(struct dr_fs *fs))
 {
@@ -220,6 +222,45 @@ static void a_new_image_in_the_place_of_another_has_no_bitmaps_of_it(void **stat
     says(fs, "");
     assert_false(dr_fs_exists(fs, BESIDE));
     dr_fs_memory_free(fs);
+}
+
+static int refuse_unlinking_bitmaps(void *user, const struct faultfs_io *io)
+{
+    (void)user;
+    return io->kind == FAULTFS_UNLINK && strcmp(io->path, BESIDE) == 0 ? -EACCES : 0;
+}
+
+/* Where they cannot be unlinked, or the image is only moved into place by recover. */
+static void bitmaps_that_outlive_their_image_are_not_trusted(void **state)
+{
+    (void)state;
+    for (unsigned renames = 0; renames < 2; renames++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(fs);
+        struct dr_error problem = DR_ERROR_INIT;
+        create(fs, &kinds[2]);
+        struct dr_disk *disk = open_disk(fs);
+        add(disk, "b", 512, false);
+        ok(dr_close(disk, &err));
+        const struct dr_create_options o = {.format = "vmdk",
+                                            .size = SIZE,
+                                            .has_size = true,
+                                            .pairs = kinds[2].pairs,
+                                            .n_pairs = kinds[2].n_pairs};
+        if (renames)
+            faultfs_arm(f, &(struct faultfs_plan){.nth = 2, .kinds = 1u << FAULTFS_RENAME});
+        else
+            faultfs_observe(f, refuse_unlinking_bitmaps, NULL);
+        int r = dr_create_fs(faultfs_fs(f), PATH, &o, &problem);
+        assert_int_equal(r < 0, renames);
+        faultfs_free(f);
+        assert_true(dr_fs_exists(fs, BESIDE));
+        if (renames)
+            ok(dr_recover_fs(fs, PATH, NULL, false, NULL, NULL, NULL, &err));
+        says(fs, renames ? "" : "b 512 on inconsistent;");
+        assert_true(dr_fs_exists(fs, BESIDE) == !renames);
+        dr_fs_memory_free(fs);
+    }
 }
 
 static void removing_an_image_removes_its_bitmaps(void **state)
@@ -544,6 +585,7 @@ int main(void)
             a_write_by_another_program_makes_bitmaps_distrusted_until_they_are_removed),
         cmocka_unit_test(a_block_device_has_no_bitmaps_and_says_so),
         cmocka_unit_test(a_new_image_in_the_place_of_another_has_no_bitmaps_of_it),
+        cmocka_unit_test(bitmaps_that_outlive_their_image_are_not_trusted),
         cmocka_unit_test(removing_an_image_removes_its_bitmaps),
         cmocka_unit_test(convert_copies_bitmaps_to_a_file_beside_the_target_and_back),
         cmocka_unit_test(an_interrupted_writer_leaves_bitmaps_that_nobody_trusts),

@@ -594,6 +594,25 @@ static void a_failing_rename_never_costs_the_old_extents(void **state)
     }
 }
 
+static void what_is_recorded_of_the_parent_stays_with_an_image_that_is_not_replaced(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_create_options base = {.format = "raw", .size = MiB, .has_size = true};
+    const struct dr_create_options top = {
+        .format = "qcow2", .backing = "base", .backing_format = "raw"};
+    struct dr_error problem = DR_ERROR_INIT;
+    ok(dr_create_fs(fs, "base", &base, &err));
+    ok(dr_create_fs(fs, "top", &top, &err));
+    ok(dr_fingerprint_fs(fs, "top", NULL, NULL, &err));
+    struct faultfs *f = faultfs_new(fs);
+    faultfs_arm(f, &(struct faultfs_plan){.nth = 0, .kinds = 1u << FAULTFS_RENAME});
+    assert_true(dr_create_fs(faultfs_fs(f), "top", &top, &problem) < 0);
+    faultfs_free(f);
+    assert_true(exists(fs, "top.drover-parent"));
+    ok(dr_create_fs(fs, "top", &top, &err));
+    assert_false(exists(fs, "top.drover-parent"));
+}
+
 static bool all_bytes_are(const uint8_t *buf, uint64_t size, uint8_t byte)
 {
     return buf[0] == byte && memcmp(buf, buf + 1, size - 1) == 0;
@@ -685,6 +704,7 @@ int main(void)
         ops_test(there_and_back),
         ops_test(each_subformat),
         ops_test(a_failing_rename_never_costs_the_old_extents),
+        ops_test(what_is_recorded_of_the_parent_stays_with_an_image_that_is_not_replaced),
         ops_test(a_split_image_that_is_replaced_is_old_or_new_or_not_there),
         ops_test(files_of_others_are_not_taken_for_extents),
         ops_test(space_is_looked_at_before_copying),
