@@ -238,8 +238,22 @@ static bool is_known(const struct removal *x, struct dr_file_id id)
     return false;
 }
 
-/* *path: a child of the image beside it that is not among the nodes, malloc'ed; NULL: none. */
-static int find_stranger(const struct removal *x, size_t i, char **path, struct dr_error *err)
+static bool is_stranger(const struct removal *x, struct dr_file_id id)
+{
+    return !is_known(x, id);
+}
+
+static bool is_any(const struct removal *x, struct dr_file_id id)
+{
+    (void)x;
+    (void)id;
+    return true;
+}
+
+/* *path: a child of the image beside it for which counts() is true, malloc'ed; NULL: none. */
+static int find_child(const struct removal *x, size_t i,
+                      bool (*counts)(const struct removal *x, struct dr_file_id id), char **path,
+                      struct dr_error *err)
 {
     struct dr_scan scan = {0};
     struct dr_file_id own;
@@ -248,7 +262,7 @@ static int find_stranger(const struct removal *x, size_t i, char **path, struct 
     if (r == 0)
         r = dr_scan_beside(&scan, x->fs, x->nodes[i].path, &x->o->open, err);
     for (size_t k = 0; r == 0 && !*path && k < scan.n; k++)
-        if (dr_scan_is_child(&scan.all[k], own) && !is_known(x, scan.all[k].id) &&
+        if (dr_scan_is_child(&scan.all[k], own) && counts(x, scan.all[k].id) &&
             !(*path = strdup(scan.all[k].path)))
             r = dr_fail(err, ENOMEM, "%s: out of memory", x->nodes[i].path);
     dr_scan_free(&scan);
@@ -261,12 +275,12 @@ static int look_for_strangers(struct removal *x, struct dr_error *err)
 {
     CLEANUP_FREE char *on_m = NULL;
     CLEANUP_FREE char *on_parent = NULL;
-    int r = find_stranger(x, x->m, &on_m, err);
+    int r = find_child(x, x->m, is_stranger, &on_m, err);
     if (r == 0 && on_m)
         r = dr_fail(err, EBUSY, "%s: %s stands on it, too, and is not in the directory of %s",
                     x->nodes[x->m].path, on_m, x->nodes[x->disk].path);
     if (r == 0 && parent_of(x, x->m))
-        r = find_stranger(x, x->nodes[x->m].parent, &on_parent, err);
+        r = find_child(x, x->nodes[x->m].parent, is_stranger, &on_parent, err);
     x->shared_parent = on_parent != NULL;
     return r;
 }
@@ -488,6 +502,17 @@ static int make_empty(struct removal *x, struct dr_disk *snapshot, struct dr_new
     return dr_new_create(fresh, fmt, &what, NULL, 0, x->o->open.flags, err);
 }
 
+/* The family was looked at before the disk was locked, and a lock keeps nobody from making a child.
+ */
+static int refuse_new_children(const struct removal *x, struct dr_error *err)
+{
+    const char *path = x->nodes[x->disk].path;
+    CLEANUP_FREE char *child = NULL;
+    int r = find_child(x, x->disk, is_any, &child, err);
+    return r == 0 && child ? dr_fail(err, EBUSY, "%s: %s was made on it meanwhile", path, child)
+                           : r;
+}
+
 static int revert_found(struct removal *x, struct dr_error *err)
 {
     CLEANUP_DISK struct dr_disk *snapshot = NULL;
@@ -503,12 +528,13 @@ static int revert_found(struct removal *x, struct dr_error *err)
     open.format = x->nodes[x->m].format;
     open.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
     r = dr_new_begin(&fresh, x->fs, x->nodes[x->disk].path, false, x->o->open.flags, err);
-    if (r == 0) /* its own lock would be in the way */
-        open.flags |= DR_OPEN_FORCE_SHARE;
+    open.flags |= DR_OPEN_FORCE_SHARE; /* the lock that we hold would be in the way */
     if (r == 0)
         r = dr_open_fs(x->fs, x->nodes[x->m].path, &open, &snapshot, err);
     if (r == 0)
         r = make_empty(x, snapshot, &fresh, err);
+    if (r == 0)
+        r = refuse_new_children(x, err);
     if (r == 0)
         r = dr_new_publish(&fresh, err);
     if (r == 0 && x->o->update_vmsd && x->vmsd_path)

@@ -703,10 +703,68 @@ static void a_child_knows_its_parent_before_it_has_its_name(void **state)
     dr_fs_memory_free(memory);
 }
 
+struct meanwhile {
+    struct dr_fs *fs;
+    uint64_t nth, seen;
+    struct dr_file_id old; /* the disk before it goes back */
+    bool made, on_old;
+};
+
+/* Somebody makes a child of the disk, if that can be done at this moment. */
+static int make_a_child(void *user, const struct faultfs_io *io)
+{
+    struct meanwhile *m = user;
+    struct dr_create_options o = {
+        .format = "vmdk", .backing = "disk.vmdk", .backing_format = "vmdk"};
+    struct dr_error why = DR_ERROR_INIT;
+    (void)io;
+    if (m->seen++ != m->nth)
+        return 0;
+    struct dr_file_id now;
+    m->on_old = dr_name_identify(m->fs, "disk.vmdk", &now, NULL) == 0 && dr_same_id(now, m->old);
+    m->made = dr_create_fs(m->fs, "child.vmdk", &o, &why) == 0;
+    return 0;
+}
+
+static void a_child_made_while_a_disk_goes_back_never_shows_something_else(void **state)
+{
+    (void)state;
+    bool more = true;
+    unsigned refused_late = 0;
+    for (uint64_t nth = 0; more; nth++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct faultfs *fault = faultfs_new(fs);
+        struct meanwhile m = {.fs = fs, .nth = nth};
+        struct dr_error problem = DR_ERROR_INIT;
+        uint64_t size;
+        make(fs, "base.vmdk", "vmdk", SIZE, NULL);
+        make(fs, "disk.vmdk", "vmdk", 0, "base.vmdk");
+        put(fs, "disk.vmdk", 0, 64 * KiB, 0x22);
+        uint8_t *want = view(fs, "disk.vmdk", &size);
+        ok(dr_name_identify(fs, "disk.vmdk", &m.old, &err));
+        faultfs_observe(fault, make_a_child, &m);
+        int r = dr_snapshot_revert_fs(faultfs_fs(fault), "disk.vmdk", "base.vmdk", NULL, &problem);
+        more = m.seen > nth;
+        struct dr_disk *child = NULL;
+        if (m.made && m.on_old && dr_open_fs(fs, "child.vmdk", NULL, &child, NULL) == 0) {
+            ok(dr_close(child, &err)); /* in the last moment: it is refused, by its parent's id */
+            same_view(fs, "child.vmdk", want, size);
+        }
+        if (r < 0)
+            assert_true(m.made && r == -EBUSY);
+        refused_late += r < 0 && strstr(problem.text, "child.vmdk was made on it meanwhile");
+        free(want);
+        faultfs_free(fault);
+        dr_fs_memory_free(fs);
+    }
+    assert_true(refused_late > 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_child_knows_its_parent_before_it_has_its_name),
+        cmocka_unit_test(a_child_made_while_a_disk_goes_back_never_shows_something_else),
         both(names_are_as_vmware_gives_them),
         both(given_names_never_clobber),
         cmocka_unit_test_setup_teardown(what_somebody_made_meanwhile_is_his, system_dir,
