@@ -250,6 +250,24 @@ static void of_two_with_one_uuid_none_is_taken(void **state)
     fails(EINVAL, "have the UUID of its parent", open_in(mem, "/d/{child}.vmdk", 0, &disk));
 }
 
+static void another_parent_is_recorded_by_its_uuid_too(void **state)
+{
+    (void)state;
+    make_pair();
+    ok(create("/d/copy.vmdk", MIB, NULL));
+    for (int has_uuid = 0; has_uuid < 2; has_uuid++) {
+        const struct dr_rebase_options o = {
+            .backing = "copy.vmdk", .backing_format = "vmdk", .unsafe = true, .force = true};
+        if (has_uuid)
+            add_line("/d/copy.vmdk", "ddb.uuid.image=\"" OTHER "\"\n");
+        ok(dr_rebase_fs(mem, "/d/{child}.vmdk", &o, NULL, &err));
+        struct dr_image *child = image_of("/d/{child}.vmdk", DR_OPEN_NO_BACKING);
+        CLEANUP_FREE char *uuid = vmdk_desc_get(&vmdk_of(child)->desc, "ddb.uuid.parent");
+        assert_string_equal(uuid, has_uuid ? OTHER : "00000000-0000-0000-0000-000000000000");
+        ok(dr_image_unref(child, &err));
+    }
+}
+
 /* The record is complete from then on, for every program. */
 static void a_commit_records_the_parent(void **state)
 {
@@ -302,6 +320,7 @@ int main(void)
         T(a_parent_that_is_not_there_is_asked_for),
         T(of_two_with_one_uuid_none_is_taken),
         T(a_commit_records_the_parent),
+        T(another_parent_is_recorded_by_its_uuid_too),
         T(a_parent_that_was_taken_away_stays_away),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -116,6 +116,8 @@ int vmdk_backing_candidate(const struct dr_image *image, unsigned n, char **path
 
 /* ------------------------------------------------------------------ recording another one */
 
+#define NO_UUID "00000000-0000-0000-0000-000000000000"
+
 /* Names are bytes to us; a text in another charset must not get UTF-8 mixed in. */
 static bool charset_allows(const struct vmdk_desc *d, const char *name)
 {
@@ -170,18 +172,25 @@ static uint32_t new_parent_id(const struct dr_image *image, const struct dr_imag
     return old == VMDK_NO_PARENT ? VMDK_NO_PARENT - 1 : old;
 }
 
-/* VirtualBox's way to say that there is no parent. An old UUID would be looked for again. */
-static int forget_uuid(struct vmdk_desc *d, struct dr_error *err)
+/* VirtualBox's disks record the UUID of their parent, too, by which they find it: that of the new
+ * one, or zeros, its way to say that there is none. An old UUID would be looked for again. */
+static int edit_uuids(struct vmdk_desc *d, const struct dr_image *parent, struct dr_error *err)
 {
-    static const char *const keys[] = {"ddb.uuid.parent", "ddb.uuid.parentmodification"};
+    static const char *const keys[][2] = {{"ddb.uuid.parent", "ddb.uuid.image"},
+                                          {"ddb.uuid.parentmodification", "ddb.uuid.modification"}};
     int r = 0;
-    for (size_t i = 0; r == 0 && i < sizeof(keys) / sizeof(keys[0]); i++)
-        if (vmdk_desc_find(d, keys[i]))
-            r = vmdk_desc_set(d, keys[i], "00000000-0000-0000-0000-000000000000", true, NULL, err);
+    for (size_t i = 0; r == 0 && i < sizeof(keys) / sizeof(keys[0]); i++) {
+        if (!vmdk_desc_find(d, keys[i][0]))
+            continue;
+        CLEANUP_FREE char *uuid = parent ? vmdk_desc_get(&vmdk_of(parent)->desc, keys[i][1]) : NULL;
+        bool fits = uuid && strlen(uuid) == strlen(NO_UUID);
+        r = vmdk_desc_set(d, keys[i][0], fits ? uuid : NO_UUID, true, NULL, err);
+    }
     return r;
 }
 
-static int edit_backing(struct vmdk_desc *d, const char *name, uint32_t id, struct dr_error *err)
+static int edit_backing(struct vmdk_desc *d, const struct dr_image *parent, const char *name,
+                        uint32_t id, struct dr_error *err)
 {
     char text[9];
     snprintf(text, sizeof(text), "%08x", id);
@@ -189,9 +198,10 @@ static int edit_backing(struct vmdk_desc *d, const char *name, uint32_t id, stru
     if (r < 0)
         return r;
     if (name)
-        return vmdk_desc_set(d, "parentFileNameHint", name, true, "createType", err);
-    r = vmdk_desc_remove(d, "parentFileNameHint", err);
-    return r < 0 ? r : forget_uuid(d, err);
+        r = vmdk_desc_set(d, "parentFileNameHint", name, true, "createType", err);
+    else
+        r = vmdk_desc_remove(d, "parentFileNameHint", err);
+    return r < 0 ? r : edit_uuids(d, name ? parent : NULL, err);
 }
 
 static int remember(struct dr_image *image, const char *name, uint32_t id, struct dr_error *err)
@@ -210,14 +220,14 @@ static int remember(struct dr_image *image, const char *name, uint32_t id, struc
     return 0;
 }
 
-static int record(struct dr_image *image, const char *name, uint32_t id, unsigned flags,
-                  struct dr_error *err)
+static int record(struct dr_image *image, const struct dr_image *parent, const char *name,
+                  uint32_t id, unsigned flags, struct dr_error *err)
 {
     struct vmdk_desc d;
     int r = vmdk_desc_copy(image, &d, err);
     if (r < 0)
         return r;
-    r = edit_backing(&d, name, id, err);
+    r = edit_backing(&d, parent, name, id, err);
     if (r == 0)
         r = vmdk_store(image, &d, flags & DR_TRY ? VMDK_STORE_TRY : 0, err);
     vmdk_desc_free(&d);
@@ -244,7 +254,7 @@ int vmdk_set_backing(struct dr_image *image, const struct dr_image *parent, cons
      * digits may change. */
     if ((flags & DR_TRY) && id == vmdk_parent_id(image))
         id = ~id;
-    r = record(image, name, id, flags, err);
+    r = record(image, parent, name, id, flags, err);
     if (r < 0 || (flags & DR_TRY))
         return r;
     return remember(image, name, id, err);
