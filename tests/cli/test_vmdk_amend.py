@@ -72,6 +72,15 @@ def test_a_kind_that_needs_a_copy_is_refused(t, options, size, new, why):
     assert (t.dir / "a.vmdk").read_bytes() == before
 
 
+def test_a_disk_that_stands_on_a_device_does_not_become_one_of_files(t):
+    (t.dir / "f.raw").write_bytes(bytes(1 << 20))
+    (t.dir / "a.vmdk").write_text('# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n'
+                                  'createType="vmfsRaw"\n\nRW 2048 VMFSRAW "f.raw" 0\n')
+    before = text(t, "a.vmdk")
+    r = t.drover("amend", "-o", "subformat=vmfs", "a.vmdk")
+    assert r.code == 1 and "stands on a device" in r.err and text(t, "a.vmdk") == before
+
+
 def test_what_cannot_be_is_refused(t):
     make(t)
     before = (t.dir / "a.vmdk").read_bytes()

@@ -78,6 +78,8 @@ static const char *why_not(const struct dr_image *image, size_t kind)
         const struct vmdk_extent_line *l = &s->desc.extents[i];
         if (l->type != VMDK_FLAT && l->type != VMDK_VMFS)
             return "is not flat";
+        if (strcasecmp(l->type_name, "VMFSRAW") == 0)
+            return "stands on a device";
         if (l->offset != 0)
             return "does not begin at the beginning of its file";
         if (kinds[kind].most && l->sectors > kinds[kind].most)
