@@ -52,6 +52,9 @@ int dr_relocate_fs(struct dr_fs *fs, const char *path, const struct dr_chain_opt
                    unsigned *changed, struct dr_error *err);
 int dr_pack_names_fs(struct dr_fs *fs, const char *path, const struct dr_chain_options *options,
                      unsigned *changed, struct dr_error *err);
+/* Hand a line of text to whoever asked to be told; report may be NULL. */
+void dr_ops_report(void (*report)(void *user, const char *line), void *user, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 int dr_fingerprint_fs(struct dr_fs *fs, const char *path,
                       const struct dr_fingerprint_options *options, struct dr_job *job,
                       struct dr_error *err);

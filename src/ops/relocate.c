@@ -2,7 +2,6 @@
 /* chain relocate and chain pack: record anew where parents are. Each image is changed by the one
  * atomic step with which a rebase records its parent; nothing is copied. The lowest image comes
  * first, so that each parent opens when it is recorded. */
-#include <stdarg.h>
 #include <stdio.h>
 
 #include "base/cleanup.h"
@@ -23,19 +22,6 @@ struct relocation {
     unsigned changed;
     struct dr_error first; /* what failed first, while others may still be mended */
 };
-
-__attribute__((format(printf, 2, 3))) static void report(const struct relocation *x,
-                                                         const char *fmt, ...)
-{
-    CLEANUP_FREE char *line = NULL;
-    va_list ap;
-    va_start(ap, fmt);
-    if (vasprintf(&line, fmt, ap) < 0)
-        line = NULL;
-    va_end(ap);
-    if (line && x->o->report)
-        x->o->report(x->o->user, line);
-}
 
 static void free_links(struct relocation *x)
 {
@@ -77,7 +63,7 @@ static void note_failure(struct relocation *x, const struct dr_error *why)
     if (x->first.errnum == 0)
         x->first = *why;
     else
-        report(x, "%s", why->text);
+        dr_ops_report(x->o->report, x->o->user, "%s", why->text);
 }
 
 /* The parent is not where the image says. *parent: where it is, malloc'ed; NULL: nowhere. */
@@ -195,10 +181,12 @@ static int record(const struct relocation *x, const struct link *l, struct dr_er
 static void tell(const struct relocation *x, const struct link *l)
 {
     struct dr_error why = DR_ERROR_INIT;
-    report(x, "%s: its parent %s recorded as \"%s\", was \"%s\"", l->path,
-           x->o->dry_run ? "would be" : "is", l->name, l->old_name);
+    dr_ops_report(x->o->report, x->o->user, "%s: its parent %s recorded as \"%s\", was \"%s\"",
+                  l->path, x->o->dry_run ? "would be" : "is", l->name, l->old_name);
     if (dr_gate_check(x->fs, l->path, l->parent, &x->o->open, &why) < 0)
-        report(x, "%s: to open it, allow the directory of %s (--allow-path)", l->path, l->parent);
+        dr_ops_report(x->o->report, x->o->user,
+                      "%s: to open it, allow the directory of %s (--allow-path)", l->path,
+                      l->parent);
 }
 
 static int record_all(struct relocation *x, struct dr_error *err)

@@ -9,7 +9,6 @@
  * There is never one switch over several files. Each child is moved by one of its own, by which its
  * view does not change; M's file goes last. Interrupted, every image reads as before, and the same
  * command goes on with what is left. */
-#include <stdarg.h>
 #include <stdio.h>
 
 #include "base/cleanup.h"
@@ -39,19 +38,6 @@ static size_t count_children(const struct removal *x, size_t i)
     for (size_t k = 0; k < x->n; k++)
         n += x->nodes[k].parent == i;
     return n;
-}
-
-__attribute__((format(printf, 2, 3))) static void report(const struct removal *x, const char *fmt,
-                                                         ...)
-{
-    CLEANUP_FREE char *line = NULL;
-    va_list ap;
-    va_start(ap, fmt);
-    if (vasprintf(&line, fmt, ap) < 0)
-        line = NULL;
-    va_end(ap);
-    if (line && x->o->report)
-        x->o->report(x->o->user, line);
 }
 
 /* ------------------------------------------------------------------ the machine's snapshots */
@@ -318,13 +304,15 @@ static void tell_plan(const struct removal *x, const struct dr_snapshot_plan *pl
     unsigned long long bytes = plan->goes_down ? plan->down : plan->up;
     const char *would = x->o->dry_run ? "would be " : "";
     if (count_children(x, x->m) == 0)
-        report(x, "%s: %sremoved; nothing stands on it", path, would);
+        dr_ops_report(x->o->report, x->o->user, "%s: %sremoved; nothing stands on it", path, would);
     else if (plan->goes_down)
-        report(x, "%s: %smerged down into %s, which then reads as it did: %llu bytes", path, would,
-               p->path, bytes);
+        dr_ops_report(x->o->report, x->o->user,
+                      "%s: %smerged down into %s, which then reads as it did: %llu bytes", path,
+                      would, p->path, bytes);
     else
-        report(x, "%s: %smerged up into %zu image%s: %llu bytes", path, would,
-               count_children(x, x->m), count_children(x, x->m) == 1 ? "" : "s", bytes);
+        dr_ops_report(x->o->report, x->o->user, "%s: %smerged up into %zu image%s: %llu bytes",
+                      path, would, count_children(x, x->m), count_children(x, x->m) == 1 ? "" : "s",
+                      bytes);
 }
 
 /* ------------------------------------------------------------------ up and down */
@@ -521,8 +509,8 @@ static int revert_found(struct removal *x, struct dr_error *err)
     int r = check_revert(x, err);
     if (r < 0)
         return r;
-    report(x, "%s: %s an empty image on %s", x->nodes[x->disk].path,
-           x->o->dry_run ? "would become" : "becomes", x->nodes[x->m].path);
+    dr_ops_report(x->o->report, x->o->user, "%s: %s an empty image on %s", x->nodes[x->disk].path,
+                  x->o->dry_run ? "would become" : "becomes", x->nodes[x->m].path);
     if (x->o->dry_run)
         return 0;
     open.format = x->nodes[x->m].format;

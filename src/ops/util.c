@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdarg.h>
 #include <stdio.h>
 #include <sys/stat.h>
 
@@ -364,4 +365,18 @@ void dr_ops_remove_asides(struct dr_fs *fs, const char *path,
             fs->ops->unlink(fs, left, NULL);
     }
     dr_ops_free_names(names, n);
+}
+
+void dr_ops_report(void (*report)(void *user, const char *line), void *user, const char *fmt, ...)
+{
+    CLEANUP_FREE char *line = NULL;
+    va_list ap;
+    if (!report)
+        return;
+    va_start(ap, fmt);
+    if (vasprintf(&line, fmt, ap) < 0)
+        line = NULL;
+    va_end(ap);
+    if (line)
+        report(user, line);
 }
