@@ -216,6 +216,7 @@ int ova_manifest_read(const struct ova *ova, struct ova_manifest *m, struct dr_e
 struct ova_summing {
     EVP_MD_CTX *ctx;
     enum ova_digest_kind kind;
+    bool failed;
 };
 
 struct ova_summing *ova_summing_new(enum ova_digest_kind kind)
@@ -233,19 +234,20 @@ struct ova_summing *ova_summing_new(enum ova_digest_kind kind)
 
 void ova_summing_add(struct ova_summing *s, const void *buf, size_t len)
 {
-    EVP_DigestUpdate(s->ctx, buf, len);
+    s->failed |= EVP_DigestUpdate(s->ctx, buf, len) != 1;
 }
 
-void ova_summing_end(struct ova_summing *s, struct ova_digest *d)
+bool ova_summing_end(struct ova_summing *s, struct ova_digest *d)
 {
-    if (!s)
-        return;
-    if (d) {
+    bool done = s && !s->failed;
+    if (done && d) {
         d->kind = s->kind;
-        EVP_DigestFinal_ex(s->ctx, d->value, NULL);
+        done = EVP_DigestFinal_ex(s->ctx, d->value, NULL) == 1;
     }
-    EVP_MD_CTX_free(s->ctx);
+    if (s)
+        EVP_MD_CTX_free(s->ctx);
     free(s);
+    return done;
 }
 
 static int sum_file(struct dr_file *f, struct ova_summing *s, struct dr_error *err)
@@ -276,7 +278,9 @@ int ova_digest_check(const struct ova *ova, const struct ova_digest *want, struc
     struct ova_summing *s = r == 0 ? ova_summing_new(want->kind) : NULL;
     if (r == 0)
         r = s ? sum_file(file, s, err) : dr_fail(err, ENOMEM, "%s: out of memory", file->path);
-    ova_summing_end(s, r == 0 ? have : NULL);
+    if (!ova_summing_end(s, r == 0 ? have : NULL) && r == 0)
+        r = dr_fail(err, EIO, "%s: its %s could not be computed", file->path,
+                    kinds[want->kind].name);
     if (r == 0 && memcmp(want->value, have->value, kinds[want->kind].len) != 0) {
         char was[2 * OVA_DIGEST_MAX + 1], should[2 * OVA_DIGEST_MAX + 1];
         ova_digest_text(have, was);

@@ -44,6 +44,7 @@ int ova_digest_check(const struct ova *ova, const struct ova_digest *want, struc
 struct ova_summing;
 struct ova_summing *ova_summing_new(enum ova_digest_kind kind); /* NULL = out of memory */
 void ova_summing_add(struct ova_summing *s, const void *buf, size_t len);
-void ova_summing_end(struct ova_summing *s, struct ova_digest *d); /* frees it; d may be NULL */
+/* Frees it; either may be NULL. false: the digest could not be computed, and *d is none. */
+bool ova_summing_end(struct ova_summing *s, struct ova_digest *d);
 
 #endif

@@ -107,6 +107,7 @@ struct parsing {
     xmlTextReader *reader;
     bool in_envelope, in_system; /* in a VirtualSystem, whose name counts */
     int line;                    /* of the fault that libxml2 told of first */
+    bool no_memory;              /* an attribute may have been lost */
     char fault[200];
 };
 
@@ -120,15 +121,22 @@ static int line_of(const struct parsing *p)
     return xmlTextReaderGetParserLineNumber(p->reader);
 }
 
-/* The value of the attribute, whatever its namespace; malloc'ed, NULL = it has none. */
-static char *attribute(const struct parsing *p, const char *name)
+/* The value of the attribute, whatever its namespace; malloc'ed, NULL = it has none, or there is no
+ * memory, which p->no_memory tells. */
+static char *attribute(struct parsing *p, const char *name)
 {
     char *out = NULL;
-    for (int r = xmlTextReaderMoveToFirstAttribute(p->reader); r == 1 && !out;
-         r = xmlTextReaderMoveToNextAttribute(p->reader))
-        if (!xmlTextReaderIsNamespaceDecl(p->reader) &&
-            strcmp((const char *)xmlTextReaderConstLocalName(p->reader), name) == 0)
-            out = strdup((const char *)xmlTextReaderConstValue(p->reader));
+    int r = xmlTextReaderMoveToFirstAttribute(p->reader);
+    for (; r == 1; r = xmlTextReaderMoveToNextAttribute(p->reader)) {
+        const char *own = (const char *)xmlTextReaderConstLocalName(p->reader);
+        if (own && (xmlTextReaderIsNamespaceDecl(p->reader) || strcmp(own, name) != 0))
+            continue;
+        const char *value = own ? (const char *)xmlTextReaderConstValue(p->reader) : NULL;
+        out = value ? strdup(value) : NULL;
+        p->no_memory |= !out;
+        break;
+    }
+    p->no_memory |= r < 0;
     xmlTextReaderMoveToElement(p->reader);
     return out;
 }
@@ -140,7 +148,7 @@ static int refuse_number(const struct parsing *p, const char *element, const cha
                    p->name, line_of(p), key, element, value);
 }
 
-static int take_file(const struct parsing *p)
+static int take_file(struct parsing *p)
 {
     struct ovf *ovf = p->ovf;
     if (ovf->n_files == OVF_FILES_MAX)
@@ -168,7 +176,7 @@ static int take_file(const struct parsing *p)
 }
 
 /* A capacity may be the name of a property, "${...}", that whoever deploys the machine sets. */
-static int take_capacity(const struct parsing *p, struct ovf_disk *d)
+static int take_capacity(struct parsing *p, struct ovf_disk *d)
 {
     CLEANUP_FREE char *capacity = attribute(p, "capacity");
     CLEANUP_FREE char *units = attribute(p, "capacityAllocationUnits");
@@ -193,7 +201,7 @@ static int take_capacity(const struct parsing *p, struct ovf_disk *d)
     return 0;
 }
 
-static int take_disk(const struct parsing *p)
+static int take_disk(struct parsing *p)
 {
     struct ovf *ovf = p->ovf;
     if (ovf->n_disks == OVF_DISKS_MAX)
@@ -215,17 +223,19 @@ static int take_disk(const struct parsing *p)
     return take_capacity(p, d);
 }
 
-static void take_name(const struct parsing *p)
+static void take_name(struct parsing *p)
 {
     xmlChar *text = p->ovf->name ? NULL : xmlTextReaderReadString(p->reader);
     if (text)
-        p->ovf->name = strdup((const char *)text);
+        p->no_memory |= !(p->ovf->name = strdup((const char *)text));
     xmlFree(text);
 }
 
 static int take_element(struct parsing *p)
 {
     const char *name = (const char *)xmlTextReaderConstLocalName(p->reader);
+    if (!name)
+        return no_memory(p);
     int depth = xmlTextReaderDepth(p->reader);
     if (depth == 0) {
         p->in_envelope = strcmp(name, "Envelope") == 0;
@@ -235,15 +245,16 @@ static int take_element(struct parsing *p)
                                         "<Envelope>",
                                         p->name, name);
     }
+    int r = 0;
     if (depth == 2 && strcmp(name, "File") == 0)
-        return take_file(p);
-    if (depth == 2 && strcmp(name, "Disk") == 0)
-        return take_disk(p);
-    if (strcmp(name, "VirtualSystem") == 0)
+        r = take_file(p);
+    else if (depth == 2 && strcmp(name, "Disk") == 0)
+        r = take_disk(p);
+    else if (strcmp(name, "VirtualSystem") == 0)
         p->in_system = true;
     else if (p->in_system && strcmp(name, "Name") == 0)
         take_name(p);
-    return 0;
+    return p->no_memory ? no_memory(p) : r; /* what r says then may be wrong */
 }
 
 static int take_node(struct parsing *p)

@@ -188,7 +188,8 @@ static int put_stream(struct writing *w, struct ova_new_disk *d, struct dr_file 
     if (r == 0)
         d->size = dr_file_size(tap) - start;
     w->done += d->capacity;
-    ova_summing_end(sum, r == 0 ? &d->digest : NULL);
+    if (!ova_summing_end(sum, r == 0 ? &d->digest : NULL) && r == 0)
+        r = dr_fail(err, EIO, "%s: the digest of %s could not be computed", w->path, d->name);
     dr_file_unref(tap);
     return r;
 }
@@ -209,7 +210,8 @@ static int put_descriptor(struct writing *w, struct ova_digest *digest, struct d
         return dr_fail(err, ENOMEM, "%s: out of memory", w->path);
     }
     ova_summing_add(sum, text, strlen(text));
-    ova_summing_end(sum, digest);
+    if (!ova_summing_end(sum, digest))
+        return dr_fail(err, EIO, "%s: the digest of %s could not be computed", w->path, name);
     return put_text(w, name, text, 0, err);
 }
 
