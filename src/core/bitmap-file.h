@@ -15,8 +15,6 @@
 #include "core/core.h"
 #include "core/marks.h"
 
-#define DR_BITMAP_FILE_SUFFIX ".drover-bitmaps"
-
 #define DR_BITMAP_FILE_MIN_BITS 9u  /* granularity */
 #define DR_BITMAP_FILE_MAX_BITS 21u /* 2 MiB */
 #define DR_BITMAP_FILE_MAX      256u

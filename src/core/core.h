@@ -302,6 +302,8 @@ void dr_image_bitmap_noted(struct dr_image *image, struct dr_marks *into);
  * same conditions as for change. Interrupted, it is inconsistent or, inside an image, gone. */
 int dr_image_bitmap_rebuild(struct dr_image *image, const char *name, const struct dr_marks *ranges,
                             struct dr_error *err);
+/* The file of bitmaps beside an image is called like it, with this behind (bitmap-file.h). */
+#define DR_BITMAP_FILE_SUFFIX ".drover-bitmaps"
 /* Does the file of bitmaps beside the image, which nobody writes to, say that somebody does? Then
  * that writer was interrupted. */
 bool dr_bitmaps_left_in_use(struct dr_image *image);

@@ -4,7 +4,6 @@
 #include <stdio.h>
 
 #include "base/cleanup.h"
-#include "core/bitmap-file.h"
 #include "core/fingerprint.h"
 #include "ops/ops-internal.h"
 
