@@ -55,7 +55,7 @@ def test_an_answer_is_whole_or_a_failure(images, tmp_path, question):
     n = int(count.read_text())
     assert n > 20
     failures = 0
-    for at in range(1, n + 1, 1 if n < 400 else n // 400):
+    for at in range(1, n + 1, -(-n // 120)):
         done = ask(question, images, DROVER_NO_MEMORY_AT=str(at))
         if done.returncode != 0:
             failures += 1

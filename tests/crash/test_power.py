@@ -30,7 +30,7 @@ def cuts(recording, limit):
     return points
 
 
-def first_problem(op, chain, recording, where, limit=60, reruns=8):
+def first_problem(op, chain, recording, where, limit=40, reruns=6):
     points = cuts(recording, limit * chain.share // 2)
     again = set(random.Random(crashlib.SEED).sample(points, min(reruns, len(points))))
     for k in points:
