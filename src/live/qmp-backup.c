@@ -165,24 +165,6 @@ static int file_target(struct plan *p, struct qmp_error *err)
     return r;
 }
 
-/* One of the active image alone stands on what that stands on. */
-static int make_target(struct plan *p, struct qmp_error *err)
-{
-    struct dr_chain *chain = dr_disk_chain(p->on->disk);
-    const struct dr_image *parent = p->order.sync == DR_POINT_TOP && chain->n > 1 ? chain->images[1]
-                                                                                  : NULL;
-    const struct dr_create_options create = {.format = p->job.format,
-                                             .size = chain->images[0]->size,
-                                             .has_size = true,
-                                             .backing = parent ? parent->path : NULL,
-                                             .backing_format = parent ? parent->fmt->name : NULL};
-    int r = dr_fs_exists(p->on->disk->fs, p->job.target)
-                ? dr_fail(&err->text, EEXIST, "%s: exists already", p->job.target)
-                : dr_create_fs(p->on->disk->fs, p->job.target, &create, &err->text);
-    dr_chain_unref(chain, NULL);
-    return r;
-}
-
 /* ------------------------------------------------------------------ beginning */
 
 static int check_job(const struct plan *p, struct qmp_error *err)
@@ -220,7 +202,7 @@ static int read_plan(struct plan *p, bool node, struct qmp_error *err)
 /* The target, open, and the disk claimed: then comes the instant. */
 static int prepare(struct plan *p, bool node, struct qmp_error *err)
 {
-    int r = node ? free_target(p, err) : p->order.made ? make_target(p, err) : 0;
+    int r = node ? free_target(p, err) : 0;
     if (r < 0)
         return r;
     p->order.disk = p->on->disk;

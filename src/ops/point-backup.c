@@ -3,48 +3,94 @@
 
 #include "base/cleanup.h"
 #include "ops/backup-copy.h"
+#include "ops/newimage.h"
 #include "ops/ops-internal.h"
 
 struct dr_point {
     struct dr_point_order o;
     char *target, *format, *bitmap, *image, *spill_path;
     struct dr_disk *out;
+    struct dr_new_image fresh; /* of a target that is made */
     struct dr_spill *spill;
     struct dr_frozen frozen;
     struct dr_changed changed;
     struct dr_dirty left;
     struct dr_marks marks;     /* what the bitmap has at the instant */
     struct dr_marks successor; /* what changes from then on */
-    bool claimed, enabled, marked, noting, complete;
+    bool claimed, enabled, marked, noting;
 };
 
 /* ------------------------------------------------------------------ the target */
 
-static int open_target(struct dr_point *p, struct dr_error *err)
+static unsigned target_flags(const struct dr_point *p)
 {
     const unsigned kept = DR_OPEN_NO_FLUSH | DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_DIRECT;
+    return p->o.open.flags | DR_OPEN_RDWR | (p->o.disk->flags & kept);
+}
+
+/* parent: what the new image is to stand on, or NULL. */
+static int create_target(struct dr_point *p, struct dr_image *parent, uint64_t size,
+                         struct dr_error *err)
+{
+    struct dr_fs *fs = p->o.disk->fs;
+    const struct dr_format *fmt =
+        dr_ops_format(p->format, DR_FORMAT_CREATE | (parent ? DR_FORMAT_BACKING : 0u), err);
+    CLEANUP_FREE char *name = parent ? dr_ops_name_from(fs, p->target, parent->path) : NULL;
+    struct dr_open_options open = p->o.open;
+    if (!fmt)
+        return err ? -err->errnum : -EINVAL;
+    if (parent && !name)
+        return dr_fail(err, ENOMEM, "%s: out of memory", p->target);
+    open.format = p->format;
+    open.flags = target_flags(p) | DR_OPEN_UNCHANGED;
+    open.backing = parent ? parent->path : NULL;
+    open.backing_format = parent ? parent->fmt->name : NULL;
+    const struct dr_create_params params = {.size = size,
+                                            .backing = parent,
+                                            .backing_name = name,
+                                            .backing_format = open.backing_format,
+                                            .all_new = true,
+                                            .force = true};
+    int r = parent ? dr_gate_check(fs, p->target, parent->path, &p->o.open, err) : 0;
+    if (r == 0)
+        r = dr_new_begin(&p->fresh, fs, p->target, false, target_flags(p), err);
+    if (r == 0)
+        r = dr_new_create(&p->fresh, fmt, &params, NULL, 0, target_flags(p), err);
+    if (r == 0)
+        r = dr_new_check_places(&p->fresh, err);
+    return r < 0 ? r : dr_open_fs(fs, p->fresh.path, &open, &p->out, err);
+}
+
+/* It gets its name when it is complete: whoever is killed leaves nothing that looks like a backup.
+ * One of the active image alone stands on what that stands on. */
+static int make_target(struct dr_point *p, struct dr_chain *chain, struct dr_error *err)
+{
+    bool child = p->o.sync == DR_POINT_TOP && chain->n > 1;
+    if (dr_fs_exists(p->o.disk->fs, p->target))
+        return dr_fail(err, EEXIST, "%s: exists already", p->target);
+    return dr_new_hide(
+        create_target(p, child ? chain->images[1] : NULL, chain->images[0]->size, err), p->target,
+        err);
+}
+
+static int open_target(struct dr_point *p, struct dr_error *err)
+{
     struct dr_open_options open = p->o.open;
     struct dr_chain *chain = dr_disk_chain(p->o.disk);
     int r = dr_ops_reads(p->o.disk->fs, chain, p->target)
                 ? dr_fail(err, EBUSY, "Source and target cannot be the same")
                 : 0;
+    if (r == 0 && p->o.made)
+        r = make_target(p, chain, err);
     dr_chain_unref(chain, NULL);
-    if (r < 0)
+    if (r < 0 || p->o.made)
         return r;
     open.format = p->format;
-    open.flags |= DR_OPEN_RDWR | (p->o.disk->flags & kept);
+    open.flags = target_flags(p);
     r = dr_open_fs(p->o.disk->fs, p->target, &open, &p->out, err);
     if (r == 0 && dr_size(p->out) != dr_size(p->o.disk))
         r = dr_fail(err, EINVAL, "Source and target image have different sizes");
     return r;
-}
-
-/* A target that was made for a backup that is not complete goes. */
-static void remove_target(const struct dr_point *p)
-{
-    struct dr_open_options open = p->o.open;
-    open.flags &= DR_OPEN_NO_LOCK | DR_OPEN_NO_FLUSH | DR_OPEN_ANY_PATH;
-    dr_ops_remove_image(p->o.disk->fs, p->target, p->format, &open, NULL, NULL, NULL);
 }
 
 /* ------------------------------------------------------------------ the bitmap */
@@ -303,7 +349,8 @@ static int copy(struct dr_point *p, struct dr_job *job, struct dr_error *err)
     return r < 0 ? r : dr_job_before_switch(job, err);
 }
 
-/* The target is durable when it is closed. */
+/* The target is durable when it is closed; only then it gets its name, and only then the bitmap is
+ * handed on. */
 static int run(struct dr_point *p, struct dr_job *job, struct dr_error *err)
 {
     dr_job_beside(job, p->o.disk);
@@ -314,7 +361,8 @@ static int run(struct dr_point *p, struct dr_job *job, struct dr_error *err)
         hand_on_rest(p);
     if (r == 0)
         r = dr_ops_close(&p->out, err);
-    p->complete = r == 0;
+    if (r == 0 && p->o.made)
+        r = dr_new_hide(dr_new_publish(&p->fresh, err), p->target, err);
     return r == 0 && p->bitmap && p->o.mode != DR_POINT_NEVER ? hand_on(p, err) : r;
 }
 
@@ -329,8 +377,7 @@ static void end(struct dr_point *p)
     dr_dirty_free(&p->left);
     dr_changed_free(&p->changed);
     dr_ops_close(&p->out, NULL);
-    if (p->o.made && !p->complete)
-        remove_target(p);
+    dr_new_abandon(&p->fresh);
     if (p->claimed) {
         dr_disk_take_back(p->o.disk);
         dr_disk_unclaim(p->o.disk);

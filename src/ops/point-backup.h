@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A backup into an image that is there, in QEMU's manner: all of a disk, its active image alone,
- * what a bitmap has, or only what the guest is about to change, as it was at one instant.
+/* A backup into an image that is there, or a new one, in QEMU's manner: all of a disk, its active
+ * image alone, what a bitmap has, or only what the guest is about to change, as it was at one
+ * instant.
  *
  *     dr_point_begin      claim the disk, open the target, read what is stored of the bitmap
  *     dr_point_now_quiet  the instant, while the disk's requests wait
@@ -24,7 +25,8 @@ struct dr_point_order {
     struct dr_disk *disk;
     const char *target, *format;
     struct dr_open_options open; /* of the target: flags and allow_paths */
-    bool made; /* the target was made for this, and goes unless the backup is complete */
+    bool made; /* the target is made by this, of the disk's size, and has its name when it is
+                  complete */
     enum dr_point_sync sync;
     const char *bitmap; /* of the active image, or NULL */
     bool stored;        /* it is the image's; else it is one of memory */
