@@ -376,12 +376,24 @@ static int write_file(struct writer *w, struct dr_file *file, struct dr_error *e
     return r == 0 && w->sums_give_way ? drop_stale(w, w->sums_path, err) : r;
 }
 
-/* There is to be no archive that its set does not list. */
-static void take_back(struct writer *w)
+/* Remove what still has the name that we gave it; somebody else's file stays. */
+static void remove_ours(struct writer *w, const char *path, const struct dr_temp *temp)
 {
-    w->fs->ops->unlink(w->fs, w->path, NULL);
+    struct dr_file_id id;
+    if (!temp->file || temp->temp || w->fs->ops->identify(w->fs, path, &id, NULL) < 0 ||
+        !dr_same_id(id, temp->file->id))
+        return;
+    w->fs->ops->unlink(w->fs, path, NULL);
+    w->fs->ops->sync_dir(w->fs, path, NULL); /* before the set forgets it */
+}
+
+/* There is to be no archive that its set does not list. The checksums may not have their name yet:
+ * what has it then belongs to somebody else. */
+static void take_back(struct writer *w, const struct dr_temp *archive)
+{
     if (w->sums)
-        w->fs->ops->unlink(w->fs, w->sums_path, NULL);
+        remove_ours(w, w->sums_path, &w->sums_file);
+    remove_ours(w, w->path, archive);
 }
 
 /* The archive stays locked until its checksums have their name: nobody else may replace it. */
@@ -402,7 +414,7 @@ static int replace(struct writer *w, struct dr_error *err)
     if (r == 0)
         r = vma_listed_confirm(&w->listed, err);
     if (r < 0 && w->listed.announced && !archive.temp && !w->listed.naming.confirmed)
-        take_back(w);
+        take_back(w, &archive);
     vma_listed_end(&w->listed);
     dr_temp_end(&archive);
     return r;

@@ -9,6 +9,7 @@
 #include "archive/sums.h"
 #include "faultfs.h"
 #include "powerfs.h"
+#include "base/cleanup.h"
 #include "test-vma.h"
 
 #include "instant.h"
@@ -470,6 +471,40 @@ static void a_failure_leaves_a_whole_archive_or_none(void **state)
     }
 }
 
+/* Somebody makes the file of checksums when the archive is about to get its name. */
+static int takes_the_name_of_the_checksums(void *user, const struct faultfs_io *io)
+{
+    struct dr_fs **memory = user;
+    struct dr_file *file = NULL;
+    if (!*memory || io->kind != FAULTFS_RENAME || strstr(io->to, ".sums") ||
+        !strstr(io->to, ARCHIVE))
+        return 0;
+    ok(dr_file_open(DR_STEAL(*memory), ARCHIVE ".sums", DR_FILE_CREATE, &file, &err));
+    ok(dr_file_pwrite(file, "mine", 0, 4, &err));
+    dr_file_unref(file);
+    return 0;
+}
+
+static void a_listed_archive_that_fails_takes_nothing_of_others_with_it(void **state)
+{
+    struct dr_fs *memory = *state, *planted = memory;
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_fs *fs = faultfs_fs(f);
+    make_disks(fs);
+    struct dr_disk *disk = open_rw(fs, "b");
+    const struct dr_vma_create_disk d = {.name = "b", .disk = disk};
+    const struct dr_vma_create_options o = {
+        .disks = &d, .n_disks = 1, .at_instant = true, .set = "set.json"};
+    faultfs_observe(f, takes_the_name_of_the_checksums, &planted);
+    refused(dr_vma_create_fs(fs, ARCHIVE, &o, NULL, NULL, &err), EEXIST, ".sums");
+    faultfs_observe(f, NULL, NULL);
+    assert_null(planted);
+    assert_false(exists(fs, ARCHIVE) || exists(fs, "set.json"));
+    assert_true(exists(fs, ARCHIVE ".sums"));
+    ok(dr_close(disk, &err));
+    faultfs_free(f);
+}
+
 static int fails_writing_archives(void *user, const struct faultfs_io *io)
 {
     const _Atomic bool *on = user;
@@ -775,6 +810,7 @@ int main(void)
         ops_test(a_guest_does_not_fail_where_nobody_reads_the_pipe),
         ops_test(a_cancelled_backup_frees_a_guest_that_waits_for_the_pipe),
         ops_test(a_failure_leaves_a_whole_archive_or_none),
+        ops_test(a_listed_archive_that_fails_takes_nothing_of_others_with_it),
         ops_test(a_full_target_fails_the_backup_and_not_the_guest),
         ops_test(an_extent_that_could_not_be_written_is_written_again),
         ops_test(after_a_power_cut_an_archive_with_its_name_is_whole),
