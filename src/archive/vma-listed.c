@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/random.h"
 #include "ops/ops-internal.h"
 
 static int no_memory(const char *set, struct dr_error *err)
@@ -53,6 +54,7 @@ int vma_listed_begin(struct vma_listed *l, struct dr_fs *fs, const char *path,
         r = dr_set_load(&s, fs, o->set, err);
     if (r == 0)
         r = check_names(&s, path, o, err);
+    l->had = s.n > 0;
     dr_set_free(&s);
     return r;
 }
@@ -85,11 +87,11 @@ int vma_listed_announce(struct vma_listed *l, struct dr_fs *fs, const char *path
     if (!l->entries)
         return no_memory(o->set, err);
     l->n = o->n_disks;
-    int r = dr_naming_mark(fs, temp, &l->mark, err);
+    int r = dr_naming_mark(fs, temp, dr_random64(), &l->mark, err);
     for (size_t i = 0; r == 0 && i < l->n; i++)
         r = make_entry(l, &l->entries[i], fs, path, o, i, &results[i], err);
     if (r == 0)
-        r = dr_naming_announce(&l->naming, fs, o->set, l->entries, l->n, err);
+        r = dr_naming_announce(&l->naming, fs, o->set, l->had, l->entries, l->n, err);
     l->announced = r == 0;
     return r;
 }

@@ -15,6 +15,7 @@ struct vma_listed {
     size_t n;
     char *mark;
     char time[32];
+    bool had; /* the set was there, with backups in it */
     bool announced;
 };
 

@@ -9,7 +9,8 @@
 #include "ops/ops-internal.h"
 
 /* A rename keeps all of these. */
-int dr_naming_mark(struct dr_fs *fs, const char *path, char **mark, struct dr_error *err)
+int dr_naming_mark(struct dr_fs *fs, const char *path, uint64_t group, char **mark,
+                   struct dr_error *err)
 {
     CLEANUP_FILE struct dr_file *file = NULL;
     struct dr_file_stamp stamp;
@@ -17,8 +18,8 @@ int dr_naming_mark(struct dr_fs *fs, const char *path, char **mark, struct dr_er
     int r = dr_file_open(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &file, err);
     if (r == 0)
         r = dr_file_stamp(file, true, &stamp, err);
-    if (r == 0 && asprintf(mark, "%" PRIx64 ".%" PRIx64 ".%" PRIx64, stamp.ino, stamp.size,
-                           stamp.mtime) < 0) {
+    if (r == 0 && asprintf(mark, "%" PRIx64 ".%" PRIx64 ".%" PRIx64 ".%" PRIx64, stamp.ino,
+                           stamp.size, stamp.mtime, group) < 0) {
         *mark = NULL;
         r = dr_fail(err, ENOMEM, "%s: out of memory", path);
     }
@@ -30,10 +31,16 @@ int dr_naming_mark(struct dr_fs *fs, const char *path, char **mark, struct dr_er
 static int check_names(const struct dr_backup_set *s, const char *set,
                        const struct dr_backup_entry *entries, size_t n, struct dr_error *err)
 {
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        const char *parent = entries[i].parent;
         if (dr_set_find(s, entries[i].name))
             return dr_fail(err, EEXIST, "%s: has a backup called \"%s\" already", set,
                            entries[i].name);
+        if (parent && !dr_set_find(s, parent))
+            return dr_fail(err, ESTALE,
+                           "%s: the backup \"%s\", which this one stands on, is not in it any more",
+                           set, parent);
+    }
     return 0;
 }
 
@@ -42,6 +49,12 @@ static int announce(struct dr_naming *g, struct dr_error *err)
     struct dr_backup_set s;
     bool written = false;
     g->made = !g->held.file;
+    if (g->made && g->had) /* a new one would not have the backups that it listed */
+        return dr_fail(
+            err, ESTALE,
+            "%s: is gone since this backup began, and with it the list of the others: put "
+            "it back",
+            g->held.path);
     int r = dr_set_read_held(&g->held, &s, err);
     if (r == 0)
         r = check_names(&s, g->held.path, g->entries, g->n, err);
@@ -54,7 +67,7 @@ static int announce(struct dr_naming *g, struct dr_error *err)
 }
 
 /* Two first backups may make the set at the same time: the second one adds to it. */
-int dr_naming_announce(struct dr_naming *g, struct dr_fs *fs, const char *set,
+int dr_naming_announce(struct dr_naming *g, struct dr_fs *fs, const char *set, bool had,
                        const struct dr_backup_entry *entries, size_t n, struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
@@ -62,7 +75,7 @@ int dr_naming_announce(struct dr_naming *g, struct dr_fs *fs, const char *set,
     int r = 0;
     while (again) {
         dr_error_reset(&why);
-        *g = (struct dr_naming){.entries = entries, .n = n};
+        *g = (struct dr_naming){.entries = entries, .n = n, .had = had};
         r = dr_set_hold(&g->held, fs, set, &why);
         if (r == 0)
             r = announce(g, &why);
@@ -119,6 +132,14 @@ void dr_naming_end(struct dr_naming *g)
 
 /* ------------------------------------------------------------------ by others, later */
 
+/* The fourth part of a mark, with its dot; "": it has none. */
+static const char *group_of(const char *mark)
+{
+    for (unsigned i = 0; i < 3 && *mark; i++)
+        mark += strcspn(mark + (i > 0), ".") + (i > 0);
+    return mark;
+}
+
 enum state {
     THERE,   /* it has its name */
     MISSING, /* nothing has its name */
@@ -159,10 +180,13 @@ static enum state look(const struct settling *g, const struct dr_backup_entry *e
         if (dr_set_in_archive(e))
             remove_asides(g->fs, path);
     }
-    int r = dr_naming_mark(g->fs, path, &mark, NULL);
+    int r = dr_naming_mark(g->fs, path, 0, &mark, NULL);
     if (r < 0)
         return r == -ENOENT ? MISSING : UNKNOWN;
-    return strcmp(mark, e->naming) == 0 ? THERE : OTHER;
+    size_t len = (size_t)(group_of(mark) - mark);
+    return (size_t)(group_of(e->naming) - e->naming) == len && strncmp(mark, e->naming, len) == 0
+               ? THERE
+               : OTHER;
 }
 
 /* Nothing has the image's name: its side file, if it is its own, is of no use. */
@@ -221,11 +245,20 @@ static bool give_up(const struct settling *g, const struct dr_backup_entry *e, e
     return false;
 }
 
-static bool are_all_there(const struct dr_backup_set *s, const enum state *states, const char *time)
+/* Were both announced together? Two backups may begin in the same second. Sets of before have no
+ * groups. */
+static bool are_together(const struct dr_backup_entry *a, const struct dr_backup_entry *b)
+{
+    const char *group = group_of(a->naming);
+    return strcmp(group, group_of(b->naming)) == 0 && (*group || strcmp(a->time, b->time) == 0);
+}
+
+static bool are_all_there(const struct dr_backup_set *s, const enum state *states,
+                          const struct dr_backup_entry *e)
 {
     bool all = true;
     for (size_t i = 0; all && i < s->n; i++)
-        all = !s->all[i].naming || strcmp(s->all[i].time, time) != 0 || states[i] == THERE;
+        all = !s->all[i].naming || !are_together(&s->all[i], e) || states[i] == THERE;
     return all;
 }
 
@@ -237,7 +270,7 @@ static int settle_all(const struct settling *g, struct dr_backup_set *s, char **
         if (s->all[i].naming)
             states[i] = look(g, &s->all[i], paths[i]);
     for (size_t i = 0; i < s->n; i++) /* those of one instant belong together */
-        takes[i] = s->all[i].naming && are_all_there(s, states, s->all[i].time);
+        takes[i] = s->all[i].naming && are_all_there(s, states, &s->all[i]);
     for (size_t i = s->n; i-- > 0;) {
         struct dr_backup_entry *e = &s->all[i];
         if (takes[i]) {

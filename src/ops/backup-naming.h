@@ -20,15 +20,20 @@ struct dr_naming {
     struct dr_set_writer held;
     const struct dr_backup_entry *entries; /* the caller's; they last until dr_naming_end */
     size_t n;
+    bool had;       /* there was one when the backup began */
     bool made;      /* there was no set before */
     bool confirmed; /* the set lists them; after a failure perhaps not durably */
 };
 
-/* The mark of the complete, closed file at path, malloc'ed. It stays when the file is renamed. */
-int dr_naming_mark(struct dr_fs *fs, const char *path, char **mark, struct dr_error *err);
-/* The entries have their marks. -EEXIST: one of the names is taken. On failure nothing is held and
- * the set is as it was; else end with dr_naming_end. */
-int dr_naming_announce(struct dr_naming *g, struct dr_fs *fs, const char *set,
+/* The mark of the complete, closed file at path, malloc'ed. It stays when the file is renamed. All
+ * that are announced together have the same random number `group`. */
+int dr_naming_mark(struct dr_fs *fs, const char *path, uint64_t group, char **mark,
+                   struct dr_error *err);
+/* The entries have their marks. had: the set was there when the backup began, with backups in it.
+ * -EEXIST: one of the names is taken. -ESTALE: the set has gone since, or the backup that one of
+ * the entries stands on has gone from it. On failure nothing is held and the set is as it was; else
+ * end with dr_naming_end. */
+int dr_naming_announce(struct dr_naming *g, struct dr_fs *fs, const char *set, bool had,
                        const struct dr_backup_entry *entries, size_t n, struct dr_error *err);
 /* All files have their names, durably. */
 int dr_naming_confirm(struct dr_naming *g, struct dr_error *err);

@@ -11,6 +11,7 @@
  * Nothing of a disk changes but its list of hooks and its bitmaps. Killed anywhere, it is as its
  * guest left it, a target that has its name is whole, and the next backup misses nothing. */
 #include "base/cleanup.h"
+#include "base/random.h"
 #include "ops/backup-copy.h"
 #include "ops/backup-naming.h"
 #include "ops/backup-set.h"
@@ -442,9 +443,10 @@ static bool make_entry(const struct backup *b, struct dr_backup_entry *e)
 
 static int make_entries(struct set *set, struct dr_backup_entry *entries, struct dr_error *err)
 {
+    const uint64_t group = dr_random64();
     for (size_t i = 0; i < set->n; i++) {
         struct backup *b = &set->all[i];
-        int r = dr_naming_mark(b->fs, b->fresh.path, &b->mark, err);
+        int r = dr_naming_mark(b->fs, b->fresh.path, group, &b->mark, err);
         if (r < 0)
             return r;
         if (!make_entry(b, &entries[i]))
@@ -476,7 +478,8 @@ static int publish_listed(struct set *set, struct dr_backup_entry *entries, stru
     struct dr_naming naming = {0};
     int r = make_entries(set, entries, err);
     if (r == 0)
-        r = dr_naming_announce(&naming, first->fs, options_of(first)->set, entries, set->n, err);
+        r = dr_naming_announce(&naming, first->fs, options_of(first)->set, first->set.n > 0,
+                               entries, set->n, err);
     if (r < 0)
         return r;
     r = give_names(set, &naming, err);

@@ -3,6 +3,7 @@
  * interrupted in between; sets, verifying and restoring. */
 #include "faultfs.h"
 #include "powerfs.h"
+#include "ops/backup-naming.h"
 #include "test-backup.h"
 
 /* ------------------------------------------------------------------ chains */
@@ -444,6 +445,71 @@ static bool lists(struct dr_fs *fs, const char *name)
     return does;
 }
 
+/* Somebody takes the set away while the disk is copied. */
+static int takes_the_set(void *user, const struct faultfs_io *io)
+{
+    struct dr_fs **memory = user;
+    if (*memory && io->kind == FAULTFS_WRITE)
+        ok((*memory)->ops->rename(*memory, set, "kept.json", &err));
+    if (io->kind == FAULTFS_WRITE)
+        *memory = NULL;
+    return 0;
+}
+
+static void a_set_that_has_gone_meanwhile_is_not_made_anew(void **state)
+{
+    struct dr_fs *memory = *state, *planted = memory;
+    struct faultfs *f = faultfs_new(memory);
+    const struct dr_backup_options o = {.set = set};
+    make_tracked(memory, 0);
+    back_up(memory, "b0");
+    faultfs_observe(f, takes_the_set, &planted);
+    refused(dr_backup_fs(faultfs_fs(f), "disk", NULL, "b1", &o, NULL, NULL, &err), ESTALE,
+            "is gone");
+    assert_false(exists(memory, "b1") || exists(memory, "b1.sums") || exists(memory, set));
+    ok(memory->ops->rename(memory, "kept.json", set, &err));
+    assert_true(back_up(memory, "b1").incremental);
+    holds_the_disk(memory, "b1");
+    faultfs_free(f);
+}
+
+struct announced {
+    struct dr_fs *fs;
+    bool together;
+};
+
+/* As a kill leaves them that comes before they are confirmed, all within one second. */
+static int announce_again(void *user, struct dr_backup_set *s, struct dr_error *why)
+{
+    const struct announced *a = user;
+    for (size_t i = 0; i < s->n; i++) {
+        ok(dr_naming_mark(a->fs, s->all[i].file, a->together ? 7 : 7 + i, &s->all[i].naming, why));
+        free(s->all[i].time);
+        s->all[i].time = strdup("2026-11-30T02:10:00Z");
+    }
+    return 1;
+}
+
+static void killed_backups_of_one_second_are_judged_each_for_itself(void **state)
+{
+    (void)state;
+    for (unsigned together = 0; together < 2; together++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        const struct dr_backup_options o = {.set = set};
+        struct announced a = {fs, together};
+        make_tracked(fs, 0);
+        ok(dr_backup_fs(fs, "disk", NULL, "b0", &o, NULL, NULL, &err));
+        ok(dr_backup_fs(fs, "disk", NULL, "b1", &o, NULL, NULL, &err));
+        ok(dr_set_change(fs, set, announce_again, &a, &err));
+        ok(fs->ops->unlink(fs, "b1", &err));
+        ok(dr_naming_settle(fs, set, NULL, NULL, &err));
+        assert_false(lists(fs, "b1") || exists(fs, "b1.sums"));
+        assert_int_equal(lists(fs, "b0"), !together);
+        assert_int_equal(exists(fs, "b0"), !together);
+        dr_fs_memory_free(fs);
+    }
+}
+
 /* The set names it, but may not after a power cut: the bitmaps of both lists stay. */
 static void a_backup_whose_entry_may_not_last_keeps_its_bitmap(void **state)
 {
@@ -656,6 +722,8 @@ int main(void)
         cmocka_unit_test(after_a_power_cut_the_next_backup_misses_nothing),
         cmocka_unit_test(after_a_power_cut_bitmaps_beside_a_disk_miss_nothing),
         cmocka_unit_test(after_a_failure_the_next_backup_misses_nothing),
+        ops_test(a_set_that_has_gone_meanwhile_is_not_made_anew),
+        cmocka_unit_test(killed_backups_of_one_second_are_judged_each_for_itself),
         cmocka_unit_test(a_backup_whose_entry_may_not_last_keeps_its_bitmap),
         ops_test(verify_tells_where_a_backup_differs),
         ops_test(verify_compares_with_a_disk_in_use),
