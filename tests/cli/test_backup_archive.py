@@ -109,6 +109,17 @@ def test_archives_are_listed_verified_and_pruned_as_wholes(t, disks):
     assert t.drover("backup", "verify", "s.json", "c.vma").code != 0
 
 
+@pytest.mark.usefixtures("disks")
+def test_a_disk_of_an_archive_is_restored_by_the_name_that_the_set_has(t):
+    t.ok("backup", "-q", "--state", "s.json", "one.qcow2", "two.raw", "x.vma")
+    names = [b["name"] for b in json.loads((t.dir / "s.json").read_text())["backups"]]
+    t.io("one.qcow2", "write -P 99 0 4096")
+    r = t.drover("restore", "x.vma", "one.qcow2")
+    assert r.code == 1 and len(names) == 2 and all(f"vma:{name}" in r.err for name in names), r.err
+    assert t.ok("restore", names[0], "one.qcow2").endswith(" KiB differed, and were written.\n")
+    t.ok("compare", "one.flat", "one.qcow2")
+
+
 def test_an_archive_leaves_the_increments_of_images_alone(t, disks):
     def image(name):
         return t.ok("backup", "--bitmap", "d", "--state", "s.json", "one.qcow2", name)

@@ -2,6 +2,7 @@
 /* backup: make one, verify those of a set. list and prune are in files of their own. */
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/commands/backup.h"
 #include "cli/common/image.h"
@@ -250,6 +251,19 @@ static int restore(void *user, struct dr_job *job, struct dr_error *err)
     return dr_restore(s->source, s->disk, &s->o, job, &s->written, err);
 }
 
+/* A disk of an archive may be given as its set lists it, ARCHIVE#DISK: the image's name, malloc'ed.
+ * NULL: it is not given like that. */
+static char *listed_in_archive(const char *name)
+{
+    const char *hash = strrchr(name, '#');
+    CLEANUP_FREE char *archive = hash ? strndup(name, (size_t)(hash - name)) : NULL;
+    char *image = NULL;
+    if (!archive || access(name, F_OK) == 0 || access(archive, F_OK) != 0 ||
+        asprintf(&image, "vma:%s", name) < 0)
+        return NULL;
+    return image;
+}
+
 static int run_restore(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_IMAGE struct cli_image source = {0}, disk = {0};
@@ -258,8 +272,9 @@ static int run_restore(const struct cli *cli, const struct cli_args *args)
 
     if (args->n_operands != 2)
         return cli_usage(cli, "Expecting a backup and the disk that is to hold it");
+    CLEANUP_FREE char *listed = listed_in_archive(args->operands[0]);
     const struct cli_image_spec from = {
-        .name = args->operands[0], .format_key = 'F', .no_image_opts = true};
+        .name = listed ? listed : args->operands[0], .format_key = 'F', .no_image_opts = true};
     const struct cli_image_spec to = {
         .name = args->operands[1], .format_key = 'f', .flags = DR_OPEN_RDWR};
     if (cli_image_get(cli, args, &from, &source) != 0 || cli_image_check(cli, &source) < 0 ||
