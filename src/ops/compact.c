@@ -164,7 +164,7 @@ static int vacate(struct compact *c, uint64_t off, uint64_t len, struct dr_error
     int r = c->o->dry_run
                 ? suppose_vacant(c, off, len, &why)
                 : dr_chain_vacate(c->chain, 0, off, len, c->shared ? still_zero : NULL, c, &why);
-    if (r == -ENOTSUP) /* it takes bytes to say so: they stay */
+    if (r == -ENOTSUP || r == -EROFS) /* it takes bytes to say so, or that extent is read-only */
         return 0;
     if (r < 0)
         return dr_fail(err, -r, "%s", why.text);
@@ -338,6 +338,9 @@ static int compact(struct dr_disk *disk, const struct dr_compact_options *o, boo
     *result = (struct dr_compact_result){0};
     if (!o->dry_run && !dr_writable(disk))
         return dr_fail(err, EROFS, "%s: is open for reading only", dr_image_path(disk, 0));
+    if (!(dr_format_find(dr_image_format(disk, 0))->flags & DR_FORMAT_WRITE))
+        return dr_fail(err, EROFS, "%s: %s images can only be read", dr_image_path(disk, 0),
+                       dr_image_format(disk, 0));
     int r = dr_disk_claim(disk, "compact", err);
     if (r < 0)
         return r;

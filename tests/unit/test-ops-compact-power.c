@@ -67,9 +67,31 @@ static void qcow2_tables(struct dr_fs *fs)
     discard(fs, 0, 60 * KiB);
 }
 
+static void qcow2_coded(struct dr_fs *fs)
+{
+    const struct dr_pair pairs[] = {{"cluster_size", "4k"}};
+    const struct dr_convert_options o = {
+        .out_format = "qcow2", .pairs = pairs, .n_pairs = 1, .compress = true};
+    const char *plain = "plain";
+    make(fs, "plain", "vmdk", SIZE, NULL);
+    for (unsigned i = 0; i < 4; i++)
+        put(fs, "plain", i * 64 * KiB, 16 * KiB, 1 + (int)i);
+    ok(dr_convert_fs(fs, &plain, 1, "disk", &o, NULL, &err));
+    put(fs, "disk", 512 * KiB, 8 * KiB, 'd');
+    discard(fs, 0, 128 * KiB);
+}
+
+static void vmdk_disk(struct dr_fs *fs)
+{
+    make(fs, "disk", "vmdk", SIZE, NULL);
+    make_gaps(fs);
+}
+
 static const struct operation ops[] = {
     {"compact qcow2", "disk", compact, qcow2_disk, NULL},
     {"compact qcow2, tables", "disk", compact, qcow2_tables, NULL},
+    {"compact qcow2, compressed", "disk", compact, qcow2_coded, NULL},
+    {"compact vmdk", "disk", compact, vmdk_disk, NULL},
 };
 #define N_OPS (sizeof(ops) / sizeof(ops[0]))
 
@@ -83,6 +105,7 @@ static void missing_flush_is_caught(void **state)
 {
     (void)state;
     miss_a_flush(&ops[0]);
+    miss_a_flush(&ops[3]);
 }
 
 static void a_cut_after_a_kill_does_not_change_the_view(void **state)

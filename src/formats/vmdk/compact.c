@@ -118,7 +118,7 @@ static int look_at(struct dr_image *image, struct vmdk_extent *e, struct dr_erro
 
 static bool can_move(const struct dr_image *image, const struct vmdk_extent *e)
 {
-    return e->type == VMDK_SPARSE && e->access == VMDK_RW && !e->h.cowd && !vmdk_is_stream(e) &&
+    return e->type == VMDK_SPARSE && e->access == VMDK_RW && !e->h.cowd &&
            !image->files[e->file]->block_device;
 }
 
@@ -146,7 +146,7 @@ static int survey(struct dr_image *image, struct vmdk_extent *e, struct dr_error
 int vmdk_compact_begin(struct dr_image *image, struct dr_error *err)
 {
     struct vmdk_state *s = vmdk_of(image);
-    int r = 0;
+    int r = vmdk_refuse_streams(image, err);
     for (size_t i = 0; r == 0 && i < s->n_extents; i++)
         if (can_move(image, &s->extents[i]))
             r = survey(image, &s->extents[i], err);
