@@ -30,6 +30,8 @@ enum verb {
     SNAPSHOT,
     CONVERT,
     RETIRE,
+    COMPACT,
+    COMPACT_MEMBER,
     VERBS,
 };
 static const char *const verb_names[] = {"rebase",
@@ -43,7 +45,9 @@ static const char *const verb_names[] = {"rebase",
                                          "commit, keeping",
                                          "snapshot",
                                          "convert",
-                                         "stream and retire"};
+                                         "stream and retire",
+                                         "compact",
+                                         "compact a member"};
 
 struct layer {
     const char *format;
@@ -286,6 +290,12 @@ static int retire(const struct family *f, struct dr_fs *fs, struct dr_error *err
                : dr_retire_fs(fs, TOP(f)->path, &(struct dr_retire_options){0}, NULL, err);
 }
 
+static int compact(struct dr_fs *fs, const struct layer *l, struct dr_error *err)
+{
+    struct dr_compact_options o = {.open.format = l->format};
+    return dr_compact_fs(fs, l->path, &o, NULL, NULL, err);
+}
+
 static int run_verb(const struct family *f, struct dr_fs *fs, struct dr_error *err)
 {
     const struct layer *member = &f->layers[f->member];
@@ -314,6 +324,10 @@ static int run_verb(const struct family *f, struct dr_fs *fs, struct dr_error *e
         return convert(f, fs, err);
     case RETIRE:
         return retire(f, fs, err);
+    case COMPACT:
+        return compact(fs, TOP(f), err);
+    case COMPACT_MEMBER:
+        return compact(fs, member, err);
     default:
         r = dr_snapshot_create_fs(fs, TOP(f)->path, NULL, NULL, &active, err);
         free(active);
@@ -419,6 +433,8 @@ static void check_done(const struct family *f, struct dr_fs *fs, bool leaks_allo
     if (f->plain[0])
         return;
     check_image(f, fs, TOP(f), leaks_allowed, when);
+    if (f->verb == COMPACT_MEMBER)
+        check_image(f, fs, &f->layers[f->member], leaks_allowed, when);
     if (dr_image_open(fs, TOP(f)->path, NULL, 0, &top, &err))
         family_fail(f, when, &err);
     if (!want != !top->backing_name || (want && strcmp(want, top->backing_name)))

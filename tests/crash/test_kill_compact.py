@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""SIGKILL of the real program while it compacts a qcow2 image with a snapshot inside: both show what they did, qemu-img
+finds nothing that its -r leaks does not mend, the file is never longer, and the same command finishes it."""
+import os
+
+from qcow2kill import DROVER, MIB, NEEDS_QEMU, each_kill, leaks_at_most, run, show
+
+pytestmark = NEEDS_QEMU
+
+
+def make(directory):
+    os.mkdir(directory)
+    run(directory, DROVER, 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=4k', 'disk.qcow2', 2 * MIB)
+    run(directory, DROVER, 'io', '-c', 'write -P 1 0 64k', 'disk.qcow2')
+    run(directory, DROVER, 'snapshot', '-i', '-c', 'one', 'disk.qcow2')
+    run(directory, DROVER, 'io', '-c', 'write -P 2 32k 500k', '-c', 'write -P 3 1M 100k', '-c', 'write -P 0 1200k 100k',
+        'disk.qcow2')
+    run(directory, DROVER, 'io', '-c', 'discard 64k 300k', 'disk.qcow2')
+
+
+def length(directory):
+    return os.path.getsize(os.path.join(directory, 'disk.qcow2'))
+
+
+def test_a_kill_leaves_every_view_and_the_command_finishes(tmp_path):
+    argv, made = [DROVER, 'compact', '-q', 'disk.qcow2'], str(tmp_path / 'made')
+    make(made)
+    views = {s: show(made, s) for s in (None, 'one')}
+    before = length(made)
+    for directory in each_kill(tmp_path, argv, tear=True):
+        done = length(tmp_path / 'counted')
+        assert done < before and length(directory) <= before
+        run(directory, *argv)
+        assert length(directory) <= done
+        for s, view in views.items():
+            assert show(directory, s) == view
+        leaks_at_most(directory)
