@@ -2,6 +2,9 @@
 /* Compaction: what is given back, what must stay, and that nobody sees a difference. */
 #include "test-ops.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 #define SIZE (4u * MiB)
 
 static void fill(struct dr_fs *fs, const char *path, const char *format, uint64_t off, size_t len,
@@ -236,6 +239,149 @@ static void snapshots_inside_keep_what_they_show(void **state)
     free(now);
 }
 
+/* ------------------------------------------------------------------ at random */
+
+struct kind {
+    const char *format;
+    const char *name, *value; /* an option */
+};
+static const struct kind kinds[] = {
+    {"qcow2", "cluster_size", "512"},
+    {"qcow2", "cluster_size", "4k"},
+    {"qcow2", "extended_l2", "on"},
+    {"qcow2", "refcount_bits", "64"},
+    {"vmdk", "subformat", "twoGbMaxExtentSparse"},
+    {"vmdk", "subformat", "vmfsSparse"},
+    {"vmdk", "zeroed_grain", "on"},
+};
+#define N_KINDS (sizeof(kinds) / sizeof(kinds[0]))
+#define SMALL   (1024u * KiB)
+
+static void change_at_random(struct dr_disk *disk, uint8_t *shadow, uint64_t *rnd)
+{
+    uint64_t len = 512 + next_random(rnd) % (160 * KiB) / 512 * 512;
+    uint64_t off = next_random(rnd) % (SMALL - len) / 512 * 512;
+    uint64_t how = next_random(rnd) % 4;
+    memset(shadow + off, how == 0 ? 1 + (int)(next_random(rnd) % 255) : 0, len);
+    if (how == 1)
+        ok(dr_zero(disk, off, len, DR_MAY_UNMAP, &err));
+    else
+        ok(dr_pwrite(disk, shadow + off, off, len, 0, &err));
+}
+
+static void snapshot_inside(struct dr_fs *fs, const char *name)
+{
+    struct dr_image *image;
+    ok(dr_image_open(fs, "disk", NULL, DR_OPEN_RDWR, &image, &err));
+    ok(dr_image_snapshot_create(image, name, &err));
+    ok(dr_image_unref(image, &err));
+}
+
+static void one_life(const struct kind *kind, uint64_t seed)
+{
+    const struct dr_pair pair = {kind->name, kind->value};
+    struct dr_create_options o = {
+        .format = kind->format, .size = SMALL, .has_size = true, .pairs = &pair, .n_pairs = 1};
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_fs *fs = dr_fs_memory_new();
+    uint8_t *shadow = calloc(1, SMALL);
+    ok(dr_create_fs(fs, "disk", &o, &err));
+    for (int round = 0; round < 6; round++) {
+        struct dr_disk *disk = NULL;
+        ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+        for (int i = 0; i < 8; i++)
+            change_at_random(disk, shadow, &seed);
+        ok(dr_close(disk, &err));
+        if (round == 2 && strcmp(kind->format, "qcow2") == 0)
+            snapshot_inside(fs, "s");
+        struct dr_compact_options how = {.no_zeros = next_random(&seed) % 3 == 0};
+        struct dr_compact_result result = compact(fs, "disk", how);
+        assert_true(result.after <= result.before);
+        same_view(fs, "disk", shadow, SMALL);
+        is_sound(fs, "disk");
+    }
+    free(shadow);
+    dr_fs_memory_free(fs);
+}
+
+static void whatever_came_before_the_disk_reads_the_same(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_KINDS; i++)
+        for (uint64_t seed = 1; seed <= 3; seed++)
+            one_life(&kinds[i], seed * 7919);
+}
+
+/* ------------------------------------------------------------------ beside its users */
+
+struct user {
+    struct dr_disk *disk;
+    uint8_t *shadow; /* of all of the disk; each user has a half */
+    uint64_t from, seed;
+    _Atomic bool *stop;
+    pthread_t thread;
+};
+
+static void *use(void *arg)
+{
+    struct user *u = arg;
+    uint8_t buf[16 * KiB];
+    while (!atomic_load(u->stop)) {
+        uint64_t len = 512 + next_random(&u->seed) % (15 * KiB) / 512 * 512;
+        uint64_t off = u->from + next_random(&u->seed) % (SMALL / 2 - len) / 512 * 512;
+        if (next_random(&u->seed) % 2) {
+            memset(u->shadow + off, (int)(next_random(&u->seed) % 3), len);
+            ok(dr_pwrite(u->disk, u->shadow + off, off, len, 0, &err));
+        } else {
+            ok(dr_pread(u->disk, buf, off, len, &err));
+            assert_memory_equal(buf, u->shadow + off, len);
+        }
+    }
+    return NULL;
+}
+
+static void users_write_while_it_is_compacted(void **state)
+{
+    static const struct kind live[] = {{"qcow2", "cluster_size", "4k"}, {"vmdk", NULL, NULL}};
+    (void)state;
+    for (size_t k = 0; k < 2; k++) {
+        const struct dr_pair pair = {live[k].name, live[k].value};
+        struct dr_create_options o = {.format = live[k].format,
+                                      .size = SMALL,
+                                      .has_size = true,
+                                      .pairs = &pair,
+                                      .n_pairs = live[k].name != NULL};
+        struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct dr_disk *disk = NULL;
+        uint8_t *shadow = calloc(1, SMALL);
+        _Atomic bool stop = false;
+        ok(dr_create_fs(fs, "disk", &o, &err));
+        ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+        struct user users[2];
+        for (unsigned i = 0; i < 2; i++) {
+            users[i] = (struct user){disk, shadow, i * SMALL / 2, 11 + i, &stop, 0};
+            assert_int_equal(pthread_create(&users[i].thread, NULL, use, &users[i]), 0);
+        }
+        uint64_t moved = 0, zeros = 0;
+        for (unsigned i = 0; i < 12 || ((!moved || !zeros) && i < 1000); i++) {
+            struct dr_compact_result result;
+            ok(dr_disk_compact(disk, NULL, NULL, &result, &err));
+            moved += result.moved;
+            zeros += result.zeros;
+        }
+        assert_true(moved > 0 && zeros > 0);
+        atomic_store(&stop, true);
+        for (unsigned i = 0; i < 2; i++)
+            pthread_join(users[i].thread, NULL);
+        ok(dr_close(disk, &err));
+        same_view(fs, "disk", shadow, SMALL);
+        is_sound(fs, "disk");
+        free(shadow);
+        dr_fs_memory_free(fs);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -246,6 +392,8 @@ int main(void)
         cmocka_unit_test(what_stands_at_the_end_moves_into_gaps),
         ops_test(refcount_blocks_of_what_was_cut_go),
         ops_test(snapshots_inside_keep_what_they_show),
+        cmocka_unit_test(whatever_came_before_the_disk_reads_the_same),
+        cmocka_unit_test(users_write_while_it_is_compacted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
