@@ -4,7 +4,8 @@
  *
  *   1. zeros: units that hold only zeros give up their place; this reads all data once
  *   2. units: what stands near the file's end moves into free places before it
- *   3. tables: with the writers kept out, tables follow, and the file is cut where nothing is left
+ *   3. tables: while no request is under way, tables follow, and the file is cut where nothing is
+ * left
  *
  * The driver chooses between 1 and 2 how long the file can become (core/compact.c). A dry run looks
  * for zeros, asks the driver the same, and writes nothing. */
@@ -16,6 +17,7 @@
 #define FLAT_BLOCK UINT64_C(4096) /* what file systems give back */
 
 struct compact {
+    struct dr_disk *disk;
     struct dr_chain *chain;
     struct dr_image *image; /* on top */
     const struct dr_compact_options *o;
@@ -276,9 +278,34 @@ static uint64_t length_of(struct dr_image *image)
     return length;
 }
 
+/* What the driver does to tables as a whole, it does while no request is under way. */
+static int begin_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                      struct dr_error *err)
+{
+    (void)user;
+    (void)fresh;
+    return dr_image_compact_begin(present->images[0], err);
+}
+
+static int finish_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                       struct dr_error *err)
+{
+    (void)user;
+    (void)fresh;
+    return dr_image_compact_finish(present->images[0], err);
+}
+
+static int run_step(const struct compact *c, dr_quiet_step step, struct dr_error *err)
+{
+    uint64_t pause = 0;
+    int r = dr_disk_quiesce(c->disk, step, NULL, &pause, err);
+    dr_job_held(c->job, pause);
+    return r;
+}
+
 static int pretend(struct compact *c, struct dr_compact_result *result, struct dr_error *err)
 {
-    int r = dr_image_compact_begin(c->image, err);
+    int r = run_step(c, begin_step, err);
     if (r == 0)
         r = run_pass(c, true, err);
     if (r == 0)
@@ -290,13 +317,13 @@ static int pretend(struct compact *c, struct dr_compact_result *result, struct d
 
 static int move(struct compact *c, struct dr_error *err)
 {
-    int r = dr_image_compact_begin(c->image, err);
+    int r = run_step(c, begin_step, err);
     if (r == 0 && c->image->fmt->compact_begin)
         r = run_pass(c, false, err);
     if (r == 0)
         r = dr_job_rest(c->job, err);
     if (r == 0)
-        r = dr_image_compact_finish(c->image, err);
+        r = run_step(c, finish_step, err);
     dr_image_compact_end(c->image);
     return r;
 }
@@ -333,7 +360,7 @@ static int compact(struct dr_disk *disk, const struct dr_compact_options *o, boo
                    struct dr_job *job, struct dr_compact_result *result, struct dr_error *err)
 {
     struct dr_compact_result ignored;
-    struct compact c = {.o = o, .shared = shared, .job = job};
+    struct compact c = {.disk = disk, .o = o, .shared = shared, .job = job};
     result = result ? result : &ignored;
     *result = (struct dr_compact_result){0};
     if (!o->dry_run && !dr_writable(disk))

@@ -325,12 +325,12 @@ struct user {
 static void *use(void *arg)
 {
     struct user *u = arg;
-    uint8_t buf[16 * KiB];
+    uint8_t buf[129 * KiB];
     while (!atomic_load(u->stop)) {
-        uint64_t len = 512 + next_random(&u->seed) % (15 * KiB) / 512 * 512;
+        uint64_t len = 512 + next_random(&u->seed) % (128 * KiB) / 512 * 512;
         uint64_t off = u->from + next_random(&u->seed) % (SMALL / 2 - len) / 512 * 512;
         if (next_random(&u->seed) % 2) {
-            memset(u->shadow + off, (int)(next_random(&u->seed) % 3), len);
+            memset(u->shadow + off, next_random(&u->seed) % 3 ? 0 : 7, len);
             ok(dr_pwrite(u->disk, u->shadow + off, off, len, 0, &err));
         } else {
             ok(dr_pread(u->disk, buf, off, len, &err));
