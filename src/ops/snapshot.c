@@ -177,6 +177,12 @@ static int choose_place(struct snapshot *s, struct dr_error *err)
     CLEANUP_FREE char *chosen = NULL;
     if (s->overlay && s->overlay->path)
         s->where = strdup(s->overlay->path);
+    else if (dr_name_is_remote(image->path))
+        return dr_fail(
+            err, ENOTSUP,
+            "%s: is a disk on a server, where no snapshot can be made beside it; create -b "
+            "makes an image here that stands on it",
+            image->path);
     else {
         int r = choose_name(s->disk->fs, image, s->fmt, s->name, &chosen, err);
         if (r < 0)

@@ -46,7 +46,9 @@ static int open_either(const struct dr_remote *remote, const char *name, unsigne
 {
     if (remote->kind == DR_REMOTE_NBD)
         return dr_nbd_open(remote, name, flags, file, err);
-    return dr_fail(err, ENOTSUP, "%s: disks are not read over HTTP", name);
+    if (flags & DR_FILE_RDWR)
+        return dr_fail(err, EROFS, "%s: cannot be written: HTTP servers only give files", name);
+    return dr_http_open(remote, name, file, err);
 }
 
 int dr_remote_open(struct dr_fs *fs, const char *name, unsigned flags, struct dr_file **file,

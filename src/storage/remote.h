@@ -40,5 +40,7 @@ int dr_remote_open(struct dr_fs *fs, const char *name, unsigned flags, struct dr
  * is filled in. */
 int dr_nbd_open(const struct dr_remote *remote, const char *name, unsigned flags,
                 struct dr_file **file, struct dr_error *err);
+int dr_http_open(const struct dr_remote *remote, const char *name, struct dr_file **file,
+                 struct dr_error *err);
 
 #endif

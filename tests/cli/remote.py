@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Real NBD servers on unix sockets for the tests of remote disks."""
+import http.server
+import os
 import re
 import select
 import socket
 import subprocess
+import threading
 import time
 
 
@@ -65,3 +68,110 @@ class Nbdkit:
                 now -= 1
             most = max(most, now)
         return most
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for_port(port, process):
+    end = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert process.poll() is None and time.monotonic() < end
+            select.select([], [], [], 0.01)
+
+
+class Nginx:
+    """nginx on loopback: /files/ has ranges, /plain/ has none, /moved/ leads to /files/, /round/ to itself; the same by TLS
+    with a certificate that nobody else has signed."""
+
+    def __init__(self, directory, files):
+        self.port, self.tls_port = free_port(), free_port()
+        self.http, self.https = f"http://127.0.0.1:{self.port}", f"https://localhost:{self.tls_port}"
+        self.certificate, self.log = directory / "server.pem", directory / "access.log"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days",
+                        "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", directory / "server.key",
+                        "-out", self.certificate], check=True, capture_output=True)
+        places = f"""
+            location /files/ {{ alias {files}/; }}
+            location /plain/ {{ alias {files}/; max_ranges 0; }}
+            location /moved/ {{ rewrite ^/moved/(.*)$ /files/$1 redirect; }}
+            location /round/ {{ rewrite ^(.*)$ $1 redirect; }}
+            location /secret/ {{ if ($http_authorization != "Basic dXNlcjpwYXNz") {{ return 401; }} alias {files}/; }}"""
+        config = directory / "nginx.conf"
+        config.write_text(f"""
+            {"user root;" if os.geteuid() == 0 else ""} daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
+            events {{ worker_connections 64; }}
+            http {{
+                log_format ranges "$server_port $status $http_range $uri";
+                access_log {self.log} ranges; default_type application/octet-stream;
+                client_body_temp_path {directory}/t1; proxy_temp_path {directory}/t2; fastcgi_temp_path {directory}/t3;
+                uwsgi_temp_path {directory}/t4; scgi_temp_path {directory}/t5;
+                server {{ listen 127.0.0.1:{self.port}; {places} }}
+                server {{ listen 127.0.0.1:{self.tls_port} ssl; ssl_certificate {self.certificate};
+                          ssl_certificate_key {directory}/server.key; {places} }}
+            }}""")
+        self.process = subprocess.Popen(["nginx", "-c", config, "-e", directory / "error.log"], stderr=subprocess.DEVNULL)
+        wait_for_port(self.tls_port, self.process)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+class Unreliable:
+    """A server on loopback whose answers a test decides: answer(request number, path, range or None) returns
+    (status, headers, body, bytes to send before the connection is cut, or None)."""
+
+    def __init__(self, answer):
+        outer = self
+        self.requests = []
+        self.lock = threading.Lock()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                asked = (int(asked[1]), int(asked[2]) + 1) if asked else None
+                with outer.lock:
+                    outer.requests.append((self.path, asked))
+                    number = len(outer.requests)
+                status, headers, body, cut = answer(number, self.path, asked)
+                self.send_response(status)
+                for name, value in {"Content-Length": len(body), **headers}.items():
+                    self.send_header(name, str(value))
+                self.end_headers()
+                try:
+                    self.wfile.write(body if cut is None else body[:cut])
+                    self.wfile.flush()
+                except OSError:
+                    cut = 0
+                if cut is not None:
+                    self.close_connection = True
+
+            def log_message(self, *args):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+def ranged(data, asked, cut=None, **headers):
+    """What a server with ranges answers."""
+    first, end = asked[0], min(asked[1], len(data))
+    return 206, {"Content-Range": f"bytes {first}-{end - 1}/{len(data)}", "ETag": '"1"', **headers}, data[first:end], cut

@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* One request to an HTTP server, and what may be wrong with the answer. */
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "storage/http.h"
+
+#define REDIRECTS_MAX 10L
+#define SPEED_LEAST   100L /* bytes a second: what is slower counts as no answer */
+#define SPEED_BOUND                                                                  \
+    UINT64_C(10240) /* bytes a second: one request takes no longer than that, and is \
+                        then continued by another one */
+#define RETRY_FIRST 100
+#define RETRY_LAST  5000 /* milliseconds */
+
+uint64_t http_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec;
+}
+
+void http_note(struct http_file *f, const char *text)
+{
+    DR_LOCK_SCOPE(&f->lock);
+    snprintf(f->why, sizeof(f->why), "%s", text);
+}
+
+bool http_may_retry(const struct http_file *f, unsigned failures, uint64_t since)
+{
+    int wait = failures < 7 ? RETRY_FIRST << failures : RETRY_LAST;
+    if (!f->opened || http_seconds() >= since + f->reconnect)
+        return false;
+    poll(NULL, 0, wait < RETRY_LAST ? wait : RETRY_LAST);
+    return true;
+}
+
+/* ------------------------------------------------------------------ headers */
+
+static bool header_is(const char *line, size_t n, const char *name, const char **value)
+{
+    size_t len = strlen(name);
+    if (n <= len || line[len] != ':' || strncasecmp(line, name, len) != 0)
+        return false;
+    for (len++; len < n && (line[len] == ' ' || line[len] == '\t'); len++)
+        ;
+    *value = line + len;
+    return true;
+}
+
+static uint64_t number(const char *text, const char **end)
+{
+    uint64_t n = 0;
+    const char *at = text;
+    for (; *at >= '0' && *at <= '9'; at++)
+        if (__builtin_mul_overflow(n, UINT64_C(10), &n) ||
+            __builtin_add_overflow(n, (uint64_t)(*at - '0'), &n))
+            break;
+    *end = at;
+    return at == text || (*at >= '0' && *at <= '9') ? UINT64_MAX : n;
+}
+
+/* "bytes FIRST-LAST/SIZE" or, with a status of 416, one with a star and the size. */
+static void read_content_range(struct http_answer *a, const char *value)
+{
+    const char *at;
+    if (strncasecmp(value, "bytes ", 6) != 0)
+        return;
+    if (value[6] == '*') {
+        if (value[7] == '/')
+            a->version.size = number(value + 8, &at);
+        return;
+    }
+    a->first = number(value + 6, &at);
+    a->last = *at == '-' ? number(at + 1, &at) : UINT64_MAX;
+    a->version.size = *at == '/' ? number(at + 1, &at) : UINT64_MAX;
+    a->ranged = a->first <= a->last && a->last != UINT64_MAX;
+}
+
+/* Redirections have headers, too: each status line begins a new answer. */
+static size_t take_header(char *line, size_t size, size_t n, void *user)
+{
+    struct http_answer *a = user;
+    char text[512];
+    const char *value, *end;
+    size_t len = dr_min(size * n, sizeof(text) - 1);
+    memcpy(text, line, len);
+    while (len > 0 && (text[len - 1] == '\r' || text[len - 1] == '\n'))
+        len--;
+    text[len] = '\0';
+    if (strncmp(text, "HTTP/", 5) == 0) {
+        a->version = (struct http_version){.size = UINT64_MAX};
+        a->ranged = a->encoded = false;
+    } else if (header_is(text, len, "content-range", &value)) {
+        read_content_range(a, value);
+    } else if (header_is(text, len, "content-length", &value) && a->version.size == UINT64_MAX) {
+        a->version.size = number(value, &end);
+    } else if (header_is(text, len, "etag", &value)) {
+        snprintf(a->version.etag, sizeof(a->version.etag), "%s", value);
+    } else if (header_is(text, len, "last-modified", &value)) {
+        snprintf(a->version.modified, sizeof(a->version.modified), "%s", value);
+    } else if (header_is(text, len, "content-encoding", &value)) {
+        a->encoded = strcasecmp(value, "identity") != 0;
+    }
+    return size * n;
+}
+
+/* ------------------------------------------------------------------ is it what was asked for? */
+
+static int refuse(struct http_answer *a, int r, const char *text)
+{
+    http_note(a->file, text);
+    return r;
+}
+
+static bool same_version(const struct http_version *a, const struct http_version *b)
+{
+    return a->size == b->size && strcmp(a->etag, b->etag) == 0 &&
+           (a->etag[0] || strcmp(a->modified, b->modified) == 0);
+}
+
+/* Before the first byte is taken. */
+static int judge(struct http_answer *a)
+{
+    struct http_file *f = a->file;
+    if (a->encoded)
+        return refuse(a, -EPROTO, "the server sends it in another encoding than it was asked for");
+    if (a->status == 206 && (!a->ranged || a->first != a->from || a->last >= a->end))
+        return refuse(a, -EPROTO, "the server sends another range than it was asked for");
+    if (f->opened && !same_version(&a->version, &f->version))
+        return refuse(a, -ESTALE, "it has changed on the server since it was opened");
+    if (f->opened && !f->stream && a->status != 206)
+        return refuse(a, -EPROTO, "the server sends no ranges any more");
+    return 0;
+}
+
+struct transfer {
+    struct http_answer *a;
+    CURL *curl;
+    bool judged, ended; /* ended: by take() */
+};
+
+static size_t on_body(char *bytes, size_t size, size_t n, void *user)
+{
+    struct transfer *t = user;
+    struct http_answer *a = t->a;
+    if (!t->judged) {
+        t->judged = true;
+        curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &a->status);
+        if (a->status == 200 || a->status == 206)
+            a->refused = judge(a);
+    }
+    if ((a->status != 200 && a->status != 206) || a->refused)
+        return 0; /* nobody reads pages about errors */
+    t->ended = !a->take(a->user, bytes, size * n);
+    return t->ended ? 0 : size * n;
+}
+
+/* ------------------------------------------------------------------ handles */
+
+static CURL *take_handle(struct http_file *f)
+{
+    DR_LOCK_SCOPE(&f->lock);
+    return f->n_idle > 0 ? f->idle[--f->n_idle] : curl_easy_init();
+}
+
+static void put_handle(struct http_file *f, CURL *curl)
+{
+    pthread_mutex_lock(&f->lock);
+    bool kept = f->n_idle < HTTP_DEPTH;
+    if (kept)
+        f->idle[f->n_idle++] = curl;
+    pthread_mutex_unlock(&f->lock);
+    if (!kept)
+        curl_easy_cleanup(curl);
+}
+
+static const char *ca_file(void)
+{
+    const char *file = getenv("CURL_CA_BUNDLE");
+    return file && *file ? file : getenv("SSL_CERT_FILE");
+}
+
+/* A reset keeps connections and TLS sessions. */
+static void set_up(CURL *curl, const struct http_file *f, struct transfer *t)
+{
+    bool secure = strncmp(f->url, "https:", 6) == 0;
+    const char *ca = ca_file();
+    curl_easy_reset(curl);
+    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, secure ? "https" : "http,https");
+    curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 1L);
+    curl_easy_setopt(curl, CURLOPT_MAXREDIRS, REDIRECTS_MAX);
+    curl_easy_setopt(curl, CURLOPT_NETRC, (long)CURL_NETRC_OPTIONAL);
+    curl_easy_setopt(curl, CURLOPT_USERAGENT, "drover/" DR_VERSION);
+    curl_easy_setopt(curl, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, (long)f->timeout);
+    curl_easy_setopt(curl, CURLOPT_BUFFERSIZE, 512L * 1024);
+    if (f->insecure) {
+        curl_easy_setopt(curl, CURLOPT_SSL_VERIFYPEER, 0L);
+        curl_easy_setopt(curl, CURLOPT_SSL_VERIFYHOST, 0L);
+    }
+    if (ca && *ca)
+        curl_easy_setopt(curl, CURLOPT_CAINFO, ca);
+    if (f->user)
+        curl_easy_setopt(curl, CURLOPT_USERPWD, f->user);
+    if (f->cookie)
+        curl_easy_setopt(curl, CURLOPT_COOKIE, f->cookie);
+    curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, take_header);
+    curl_easy_setopt(curl, CURLOPT_HEADERDATA, t->a);
+    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, t);
+}
+
+/* ------------------------------------------------------------------ one request */
+
+/* *again: the server that was redirected to may not know it any more; the first one may. */
+static int judge_status(struct http_answer *a, bool redirected, bool *again)
+{
+    char text[64];
+    snprintf(text, sizeof(text), "the server answers with status %ld", a->status);
+    http_note(a->file, text);
+    *again = a->status >= 400 && a->status < 500 && redirected;
+    if (*again || a->status == 429 || a->status >= 500)
+        return 1;
+    if (a->status == 416 && a->version.size == 0)
+        return 0;
+    return a->status == 404 || a->status == 410   ? -ENOENT
+           : a->status == 401 || a->status == 403 ? -EACCES
+                                                  : -EPROTO;
+}
+
+static int judge_code(struct http_answer *a, CURLcode code, const char *text)
+{
+    http_note(a->file, *text ? text : curl_easy_strerror(code));
+    switch (code) {
+    case CURLE_COULDNT_RESOLVE_HOST:
+    case CURLE_COULDNT_CONNECT:
+    case CURLE_PARTIAL_FILE:
+    case CURLE_OPERATION_TIMEDOUT:
+    case CURLE_GOT_NOTHING:
+    case CURLE_SEND_ERROR:
+    case CURLE_RECV_ERROR:
+        return 1;
+    case CURLE_SSL_CONNECT_ERROR:
+        return a->file->opened ? 1 : -EPROTO;
+    case CURLE_OUT_OF_MEMORY:
+        return -ENOMEM;
+    case CURLE_PEER_FAILED_VERIFICATION:
+    case CURLE_SSL_CACERT_BADFILE:
+        return -EACCES;
+    default:
+        return -EPROTO;
+    }
+}
+
+static void keep_effective(struct http_file *f, CURL *curl)
+{
+    char *url = NULL;
+    DR_LOCK_SCOPE(&f->lock);
+    if (!f->effective && !curl_easy_getinfo(curl, CURLINFO_EFFECTIVE_URL, &url) && url)
+        f->effective = strdup(url);
+}
+
+static char *start_url(struct http_file *f)
+{
+    DR_LOCK_SCOPE(&f->lock);
+    return strdup(f->effective ? f->effective : f->url);
+}
+
+static void forget_effective(struct http_file *f)
+{
+    DR_LOCK_SCOPE(&f->lock);
+    free(DR_STEAL(f->effective));
+}
+
+static CURLcode perform(CURL *curl, struct http_answer *a, const char *url)
+{
+    char range[64];
+    uint64_t bound = 0;
+    const struct http_file *f = a->file;
+    if (a->end) {
+        snprintf(range, sizeof(range), "%llu-%llu", (unsigned long long)a->from,
+                 (unsigned long long)a->end - 1);
+        curl_easy_setopt(curl, CURLOPT_RANGE, range);
+        bound = (uint64_t)f->timeout * 10 + (a->end - a->from) / SPEED_BOUND;
+        curl_easy_setopt(curl, CURLOPT_TIMEOUT, (long)bound);
+    }
+    curl_easy_setopt(curl, CURLOPT_LOW_SPEED_LIMIT, SPEED_LEAST);
+    curl_easy_setopt(curl, CURLOPT_LOW_SPEED_TIME, (long)f->timeout);
+    curl_easy_setopt(curl, CURLOPT_URL, url);
+    return curl_easy_perform(curl);
+}
+
+int http_ask(struct http_answer *a)
+{
+    struct http_file *f = a->file;
+    CURL *curl = take_handle(f);
+    CLEANUP_FREE char *url = start_url(f);
+    struct transfer t = {.a = a, .curl = curl};
+    char text[CURL_ERROR_SIZE] = "";
+    bool again = false;
+    if (!curl || !url) {
+        curl_easy_cleanup(curl);
+        return refuse(a, -ENOMEM, "out of memory");
+    }
+    set_up(curl, f, &t);
+    curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, text);
+    CURLcode code = perform(curl, a, url);
+    curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &a->status);
+    bool good = a->status == 200 || a->status == 206;
+    int r = 0;
+    if (a->refused)
+        r = a->refused;
+    else if (a->status && !good && (code == CURLE_OK || code == CURLE_WRITE_ERROR))
+        r = judge_status(a, strcmp(url, f->url) != 0, &again);
+    else if (code != CURLE_OK && !(t.ended && code == CURLE_WRITE_ERROR))
+        r = judge_code(a, code, text);
+    else if (!t.judged)
+        r = judge(a); /* an answer without a body */
+    if (r == 0)
+        keep_effective(f, curl);
+    if (again)
+        forget_effective(f);
+    put_handle(f, curl);
+    return r;
+}
+
+/* ------------------------------------------------------------------ a range */
+
+struct target {
+    uint8_t *buf;
+    size_t len, got;
+};
+
+static bool take_range(void *user, const char *bytes, size_t n)
+{
+    struct target *t = user;
+    size_t fits = dr_min(n, t->len - t->got);
+    memcpy(t->buf + t->got, bytes, fits);
+    t->got += fits;
+    return fits == n;
+}
+
+int http_fetch(struct http_file *f, void *buf, uint64_t off, size_t len)
+{
+    struct target t = {.buf = buf, .len = len};
+    uint64_t since = http_seconds();
+    for (unsigned failures = 0; t.got < len;) {
+        size_t before = t.got;
+        struct http_answer a = {
+            .file = f, .from = off + t.got, .end = off + len, .take = take_range, .user = &t};
+        int r = http_ask(&a);
+        if (r < 0)
+            return r;
+        if (t.got > before) {
+            failures = 0;
+            since = http_seconds();
+        } else if (!http_may_retry(f, failures++, since)) {
+            return -ENOTCONN;
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Disks of HTTP servers as sources."""
+import json
+import lzma
+import os
+import random
+import shutil
+
+import pytest
+
+from remote import Nginx, Unreliable, ranged
+
+MIB = 1 << 20
+NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+
+
+@pytest.fixture
+def nginx(t, tmp_path, monkeypatch):
+    if not NGINX or not shutil.which("openssl"):
+        pytest.skip("nginx or openssl is not installed")
+    monkeypatch.setenv("PATH", os.environ["PATH"] + ":/usr/sbin")
+    server = Nginx(tmp_path, t.dir)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def unreliable():
+    servers = []
+
+    def start(answer):
+        servers.append(Unreliable(answer))
+        return servers[-1]
+
+    yield start
+    for s in servers:
+        s.stop()
+
+
+@pytest.fixture
+def disk(t):
+    data = random.Random(3).randbytes(6 * MIB + 512)
+    (t.dir / "disk.raw").write_bytes(data)
+    return data
+
+
+def refused(t, *args, **kw):
+    r = t.drover(*args, **kw)
+    assert r.code == 1 and len(r.err.splitlines()) == 1, r
+    return r.err
+
+
+def test_images_are_read_by_ranges_and_without(t, nginx, disk):
+    t.ok("convert", "-O", "qcow2", "disk.raw", "disk.qcow2")
+    for place in ("files", "plain", "moved"):
+        t.ok("convert", "-O", "raw", f"{nginx.http}/{place}/disk.raw", f"{place}.raw")
+        assert (t.dir / f"{place}.raw").read_bytes() == disk
+        assert "identical" in t.ok("compare", f"{nginx.http}/{place}/disk.qcow2", "disk.raw")
+    log = nginx.log.read_text()
+    assert " 206 bytes=" in log and " 200 bytes=0-0 /plain/disk.raw" in log
+    assert json.loads(t.ok("info", "--output=json", f"{nginx.http}/files/disk.qcow2"))["format"] == "qcow2"
+    assert t.ok("checksum", f"{nginx.http}/files/disk.qcow2").split()[0] == t.ok("checksum", "disk.raw").split()[0]
+
+
+def test_a_child_of_a_remote_image_reads_it_where_that_is_allowed(t, nginx, disk):
+    base = f"{nginx.http}/files/disk.raw"
+    t.ok("create", "-f", "qcow2", "-F", "raw", "-b", base, "--allow-path", f"{nginx.http}/files", "child.qcow2")
+    assert f"--allow-path {base}" in refused(t, "map", "child.qcow2")
+    t.io("child.qcow2", "read 0 1M", options=["-r", "--allow-path", base])
+    assert "identical" in t.ok("compare", "--allow-path", f"{nginx.http}/files", "child.qcow2", "disk.raw")
+    assert "--allow-path" in refused(t, "map", "--allow-path", f"{nginx.http}/fil", "child.qcow2")
+    t.drover("create", "-f", "qcow2", "-F", "raw", "-u", "-b", f"{nginx.http}/files/%2e%2e/x/disk.raw", "up.qcow2", "6M")
+    assert '".."' in refused(t, "map", "--allow-path", f"{nginx.http}/files", "up.qcow2")
+    t.ok("create", "-f", "qcow2", "-F", "raw", "-u", "-b", "/etc/hostname", "local.qcow2", "6M")
+    assert "refuses to open" in refused(t, "map", f"{nginx.http}/files/local.qcow2")
+
+
+def test_a_server_must_have_a_certificate_that_somebody_vouches_for(t, nginx, disk):
+    url = f"{nginx.https}/files/disk.raw"
+    assert "certificate" in refused(t, "info", url)
+    t.ok("info", url, env={"CURL_CA_BUNDLE": str(nginx.certificate)})
+    t.ok("info", "json:" + json.dumps({"driver": "https", "url": url, "sslverify": False, "timeout": 5}))
+    t.ok("info", "--image-opts", f"driver=raw,file.driver=https,file.url={url},file.sslverify=off")
+    assert t.ours("qemu-img", "info", url, env={"CURL_CA_BUNDLE": str(nginx.certificate)}).code == 0
+
+
+def test_credentials_come_from_netrc(t, nginx, disk):
+    url = f"{nginx.http}/secret/disk.raw"
+    assert "401" in refused(t, "info", url)
+    (t.dir / ".netrc").write_text("machine 127.0.0.1 login user password pass\n")
+    t.ok("info", url, env={"HOME": str(t.dir)})
+
+
+def test_what_cannot_be_is_said(t, nginx, disk):
+    assert "redirects" in refused(t, "info", f"{nginx.http}/round/disk.raw")
+    assert "404" in refused(t, "info", f"{nginx.http}/files/missing.raw")
+    for args in (["convert", "disk.raw"], ["convert", "-n", "disk.raw"], ["create", "-f", "qcow2"], ["resize", "-f", "raw"]):
+        assert "HTTP" in refused(t, *args, f"{nginx.http}/files/disk.raw", *(["1M"] if args[0] in ("create", "resize") else []))
+    t.ok("convert", "-O", "qcow2", "disk.raw", "disk.qcow2")
+    assert "no snapshot can be made" in refused(t, "snapshot", "-c", "x.qcow2", f"{nginx.http}/files/disk.qcow2")
+    (t.dir / "page.html").write_text("<!doctype html><html></html>")
+    assert "web page" in refused(t, "info", f"{nginx.http}/files/page.html")
+
+
+def test_a_compressed_download_is_the_image_inside(t, nginx, disk):
+    (t.dir / "disk.raw.xz").write_bytes(lzma.compress(disk, preset=0))
+    for place in ("files", "plain"):
+        assert "identical" in t.ok("compare", f"{nginx.http}/{place}/disk.raw.xz", "disk.raw")
+
+
+def test_a_cut_connection_is_continued_where_it_was(t, unreliable, disk):
+    s = unreliable(lambda n, path, asked: ranged(disk, asked, cut=300_000 if asked[1] - asked[0] > 300_000 else None))
+    t.ok("convert", "-O", "raw", f"{s.url}/d", "copy.raw")
+    assert (t.dir / "copy.raw").read_bytes() == disk
+    plain = unreliable(lambda n, path, asked: (200, {"ETag": '"1"'}, disk, n * 1_500_000))
+    t.ok("convert", "-O", "raw", f"{plain.url}/d", "copy2.raw")
+    assert (t.dir / "copy2.raw").read_bytes() == disk and len(plain.requests) > 3
+
+
+def test_a_connection_that_is_never_longer_than_nothing_is_an_error_in_time(t, unreliable, disk):
+    s = unreliable(lambda n, path, asked: ranged(disk, asked, cut=None if n == 1 else 0))
+    err = refused(t, "convert", "-O", "raw", f"{s.url}/d", "copy.raw", env={"DROVER_NET_RECONNECT": "1"})
+    assert "cannot read" in err and not (t.dir / "copy.raw").exists()
+    s = unreliable(lambda n, path, asked: ranged(disk, asked) if n % 2 else (503, {}, b"later", None))
+    t.ok("convert", "-O", "raw", f"{s.url}/d", "copy.raw")
+    assert (t.dir / "copy.raw").read_bytes() == disk
+
+
+def test_a_file_that_changes_meanwhile_is_an_error(t, unreliable, disk):
+    changed = unreliable(lambda n, path, asked: ranged(disk, asked, ETag=f'"{n > 2}"'))
+    assert "has changed" in refused(t, "convert", "-O", "raw", f"{changed.url}/d", "copy.raw")
+    longer = unreliable(lambda n, path, asked: ranged(disk + bytes(n // 3), asked))
+    assert "has changed" in refused(t, "convert", "-O", "raw", f"{longer.url}/d", "copy.raw")
+    plain = unreliable(lambda n, path, asked: (200, {"ETag": f'"{n > 2}"'}, disk, 1_000_000))
+    assert "has changed" in refused(t, "convert", "-O", "raw", f"{plain.url}/d", "copy.raw")
+
+
+@pytest.mark.parametrize("what, answer", [
+    ("another range", lambda disk, n, asked: ranged(disk, (asked[0] + (n > 1), asked[1] + (n > 1)))),
+    ("another range", lambda disk, n, asked: ranged(disk, (asked[0], asked[1] + (n > 1)))),
+    ("another encoding", lambda disk, n, asked: ranged(disk, asked, **{"Content-Encoding": "gzip"})),
+    ("no disk can have", lambda disk, n, asked: (206, {"Content-Range": f"bytes 0-0/{1 << 63}"}, b"x", None)),
+    ("does not say how large", lambda disk, n, asked: (206, {"Content-Range": "bytes 0-0/*"}, b"x", None)),
+    ("does not say how large", lambda disk, n, asked: (206, {"Content-Range": "bytes 0-0/99999999999999999999999"}, b"x", None)),
+    ("cannot", lambda disk, n, asked: ranged(disk, asked) if n == 1 else (206, {**ranged(disk, asked)[1], "Content-Length": MIB}, b"", 0)),
+    ("no ranges any more", lambda disk, n, asked: ranged(disk, asked) if n == 1 else (200, {"ETag": '"1"'}, disk, None)),
+])
+def test_a_server_that_lies_is_not_believed(t, unreliable, disk, what, answer):
+    s = unreliable(lambda n, path, asked: answer(disk, n, asked))
+    err = refused(t, "convert", "-f", "raw", "-O", "raw", f"{s.url}/d", "copy.raw", env={"DROVER_NET_RECONNECT": "0"})
+    assert what in err and t.names() == ["disk.raw"]
+
+
+def test_small_reads_in_order_are_read_ahead(t, unreliable, disk):
+    s = unreliable(lambda n, path, asked: ranged(disk, asked))
+    t.io(f"{s.url}/d", *(f"read {i}k 64k" for i in range(0, 6144, 64)), fmt="raw", options=["-r"])
+    assert len(s.requests) < 20 and max(end - first for _, (first, end) in s.requests) == MIB
