@@ -16,6 +16,7 @@
 #define BUSY_ENOUGH 4u /* requests on each connection before another one is made */
 #define RETRY_FIRST 50 /* milliseconds between attempts, doubled up to: */
 #define RETRY_LAST  2000
+#define BRIEF       2u   /* seconds: a connection that lived for less is not made anew at once */
 #define GOODBYE     1000 /* milliseconds for the server to close its end */
 
 uint64_t nbd_seconds(void)
@@ -287,10 +288,13 @@ static void *run(void *user)
     struct nbd_connection *c = user;
     bool up = c->handle || connect_again(c);
     while (up) {
+        uint64_t born = nbd_seconds();
         serve(c);
         if (atomic_load(&c->file->stop))
             break;
         lose(c);
+        if (nbd_seconds() < born + BRIEF)
+            pause_for(c, RETRY_FIRST);
         up = connect_again(c);
     }
     return NULL;

@@ -2,6 +2,7 @@
 /* Disks of NBD servers as files, through libnbd. nbd.h has the plan. */
 #include "storage/nbd.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -10,10 +11,9 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 
-#define DEPTH        16u
-#define SILENCES_MAX 4u                  /* times that a request is sent again */
-#define ZERO_MAX     ((uint64_t)1 << 30) /* bytes of one request for zeros */
-#define LOOK_MAX     ((uint64_t)1 << 30) /* bytes of one question for extents */
+#define DEPTH    16u
+#define ZERO_MAX ((uint64_t)1 << 30) /* bytes of one request for zeros */
+#define LOOK_MAX ((uint64_t)1 << 30) /* bytes of one question for extents */
 
 static struct nbd_file *nbd_of(struct dr_file *f)
 {
@@ -80,20 +80,23 @@ static int check_lost(const struct nbd_file *f)
     return atomic_load(&f->lost) ? -ENOTRECOVERABLE : 0;
 }
 
-/* Send it until there is an answer. Requests change nothing that doing them twice would not. */
+/* Send it until there is an answer, or for `reconnect` seconds from when it first got none: a
+ * server may end by this very request. Doing one twice does no harm. */
 static int request(struct nbd_file *f, struct nbd_request *q)
 {
     bool writes = q->command == NBD_WRITE || q->command == NBD_ZERO || q->command == NBD_FLUSH;
+    uint64_t since = 0;
     int r = ENOTCONN;
     q->file = f;
     if (sem_init(&q->done, 0, 0) < 0)
         return -errno;
-    for (unsigned i = 0; r == ENOTCONN && i < SILENCES_MAX; i++) {
+    while (r == ENOTCONN && (!since || nbd_seconds() < since + f->reconnect)) {
         struct nbd_connection *c = writes && check_lost(f) < 0 ? NULL : nbd_pick(f);
         if (!c)
             break;
         r = ask(c, q);
         nbd_put(c);
+        since = since ? since : nbd_seconds();
     }
     sem_destroy(&q->done);
     return writes && check_lost(f) < 0 ? check_lost(f) : -r;
@@ -294,16 +297,20 @@ static int nbd_truncate_file(struct dr_file *base, uint64_t size)
 
 /* ------------------------------------------------------------------ the rest */
 
+/* The text stays as it is until another request of the same thread fails. */
 static const char *nbd_reason(struct dr_file *base, int r)
 {
+    static _Thread_local char text[400];
     struct nbd_file *f = nbd_of(base);
-    (void)f;
-    if (r == -ENOTCONN)
-        return "the connection to the server was lost and did not come back in time";
     if (r == -ENOTRECOVERABLE)
         return "the connection to the server was lost before what had been written was flushed, so "
                "it may not be there";
-    return NULL;
+    if (r != -ENOTCONN)
+        return NULL;
+    DR_LOCK_SCOPE(&f->lock);
+    snprintf(text, sizeof(text), "the connection to the server was lost and did not come back%s%s",
+             f->why[0] ? ": " : "", f->why);
+    return text;
 }
 
 static int nbd_upgrade(struct dr_file *base, struct dr_error *err)

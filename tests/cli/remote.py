@@ -70,6 +70,76 @@ class Nbdkit:
         return most
 
 
+class Cutting:
+    """A unix socket in front of a server. Its connections are cut one after another when so many bytes came from the server;
+    those after them live, or are refused, or are led to another server. With cut_on_flush the first is cut when a request to
+    flush comes, which the server does not get."""
+
+    def __init__(self, path, server, cuts, then_refuse=False, then=None, cut_on_flush=False):
+        self.uri, self.server, self.cuts, self.then_refuse, self.then = f"nbd+unix:///?socket={path}", server, list(cuts), then_refuse, then
+        self.cut_on_flush, self.was_cut, self.connections, self.path = cut_on_flush, False, 0, path
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.thread = threading.Thread(target=self.accept)
+        self.thread.start()
+
+    def accept(self):
+        threads = []
+        while True:
+            client, _ = self.listener.accept()
+            if self.stopping():
+                client.close()
+                break
+            self.connections += 1
+            limit = self.cuts.pop(0) if self.cuts else None
+            if limit is None and self.connections > 1 and self.then_refuse:
+                client.close()
+                continue
+            server = socket.socket(socket.AF_UNIX)
+            try:
+                server.connect(str(self.then if limit is None and self.then else self.server))
+            except OSError:
+                client.close()
+                continue
+            threads.append(threading.Thread(target=self.carry, args=(client, server, limit)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+
+    def stopping(self):
+        return getattr(self, "stopped", False)
+
+    def carry(self, client, server, limit):
+        with client, server:
+            while True:
+                for s in select.select([client, server], [], [])[0]:
+                    try:
+                        data = s.recv(65536)
+                    except OSError:
+                        return
+                    flush = s is client and data[:8] == b"\x25\x60\x95\x13\0\0\0\x03"
+                    if not data or (flush and self.cut_on_flush and not self.was_cut):
+                        self.was_cut = self.was_cut or bool(data)
+                        return
+                    if s is server and limit is not None:
+                        data = data[:limit]
+                        limit -= len(data)
+                    try:
+                        (server if s is client else client).sendall(data)
+                    except OSError:
+                        return
+                    if limit == 0:
+                        return
+
+    def stop(self):
+        self.stopped = True
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(str(self.path))
+        self.thread.join()
+        self.listener.close()
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
