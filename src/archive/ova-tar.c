@@ -126,6 +126,8 @@ static int walk(struct ova_tar *t, struct archive *a, const struct feed *feed, s
         if (r != ARCHIVE_OK && r != ARCHIVE_WARN) {
             if (feed->err.errnum)
                 return dr_fail(err, feed->err.errnum, "%s", feed->err.text);
+            if (archive_errno(a) == ENOMEM)
+                return dr_fail(err, ENOMEM, "%s: out of memory", f->path);
             const char *why = archive_error_string(a);
             if (t->n == 0)
                 return dr_fail(err, EINVAL, "%s: no tar: %s", f->path, why ? why : "damaged");

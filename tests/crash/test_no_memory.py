@@ -17,7 +17,6 @@ QUESTIONS = [
     ('map', '--output=json', 'top.qcow2'),
     ('measure', '--output=json', '-O', 'qcow2', 'top.qcow2'),
     ('snapshot', '-l', 'top.qcow2'),
-    ('ova', 'list', '--output=json', 'machine.ova'),
 ]
 
 
@@ -33,7 +32,6 @@ def fixture_images(tmp_path_factory):
     drover('create', '-q', '-f', 'vmdk', 'disk.vmdk', '1M')
     for name in ('base.qcow2', 'top.qcow2'):
         write(name, 'qcow2', [(7, 65536 * (name == 'top.qcow2'), 65536)])
-    drover('ova', 'create', '-d', 'disk.vmdk', 'machine.ova')
     drover('snapshot', '-c', 'one', 'top.qcow2')
     drover('bitmap', '--add', 'top.qcow2', 'marks')
     yield where
