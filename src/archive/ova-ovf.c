@@ -278,6 +278,7 @@ static int take_node(struct parsing *p)
 static void note_fault(void *user, xmlError *e)
 {
     struct parsing *p = user;
+    p->no_memory |= e && e->code == XML_ERR_NO_MEMORY;
     if (p->fault[0] || !e || !e->message)
         return;
     p->line = e->line;
@@ -317,7 +318,10 @@ int ovf_parse(const char *name, const char *text, size_t len, struct ovf *ovf, s
     xmlTextReaderSetStructuredErrorHandler(p.reader, note_fault, &p);
     int r = walk(&p);
     xmlFreeTextReader(p.reader);
-    return r;
+    if (r == 0 || !p.no_memory)
+        return r;
+    dr_error_reset(err); /* what seemed to be wrong with the text is not */
+    return no_memory(&p);
 }
 
 void ovf_free(struct ovf *ovf)
