@@ -291,6 +291,17 @@ def test_what_verify_ends_with_where_nothing_can_be_opened(v):
         assert v.drover("verify", name).code == 1
 
 
+def test_verify_never_says_that_nothing_is_wrong_beside_what_is(v):
+    a = archive(v)
+    v.put("odd.vma", a.header.build(fix={4096 + 7 * 32 + 8: (1 << 20).to_bytes(8, "big")}) + a.build()[len(a.header.build()):])
+    r = v.drover("verify", "odd.vma")
+    assert r.code == 2 and "has no name" in r.errors and r.text == "1 problem was found\n", r
+    r = v.drover("verify", "-q", "odd.vma")
+    assert r.code == 2 and r.errors == r.text == "", r
+    told = json.loads(v.drover("verify", "--json", "odd.vma").text)
+    assert told["sound"] is False and told["damage"][0]["kind"] == "header" and "has no name" in told["damage"][0]["text"]
+
+
 def test_no_map_is_waited_for_when_nobody_reads_the_listing(v):
     archive(v)
     os.mkfifo(v.dir / "fifo")

@@ -13,6 +13,7 @@ struct verify {
     struct dr_vma *vma;
     struct vma_targets targets;
     struct vma_damage damage;
+    bool quiet;
     struct dr_vma_extract_options o;
     struct dr_vma_extract_result result;
 };
@@ -136,6 +137,26 @@ static int verify(struct verify *v, const struct cli_args *args)
     return v->damage.n > 0 ? EXIT_DAMAGED : EXIT_SOUND;
 }
 
+/* Something in the header is wrong, but not so that nothing could be read: a device that is ignored
+ * for want of a name, say. */
+static void on_message(void *user, const char *text)
+{
+    struct verify *v = user;
+
+    v->damage.n++;
+    if (v->damage.array)
+        json_array_append_new(v->damage.array, json_pack("{s:s, s:o}", "kind", "header", "text",
+                                                         vma_json_name(text)));
+    if (!v->quiet)
+        cli_error(v->cli, "%s", text);
+}
+
+static int open_archive(struct verify *v, const struct cli_args *args, struct dr_error *err)
+{
+    v->quiet = cli_has(args, 'q');
+    return vma_try_open(args->operands[0], on_message, v, &v->vma, err);
+}
+
 /* A file without a good header is damaged; other failures mean that it could not be read. */
 static int not_opened(const struct cli *cli, const struct cli_args *args, int r,
                       const struct dr_error *err)
@@ -160,12 +181,12 @@ static int run(const struct cli *cli, const struct cli_args *args)
 
     if (args->n_operands != 1)
         return cli_usage(cli, "Expecting one archive");
-    int r = vma_try_open(cli, args->operands[0], cli_has(args, 'q'), &v.vma, &err);
+    v.damage.array = vma_wants_json(args) ? json_array() : NULL;
+    int r = open_archive(&v, args, &err);
     if (r < 0)
         return not_opened(cli, args, r, &err);
     v.damage.header = dr_vma_header(v.vma);
     v.damage.lines = vma_wants_json(args) ? NULL : stdout;
-    v.damage.array = vma_wants_json(args) ? json_array() : NULL;
     int code = get_options(&v, args);
     return code ? code : verify(&v, args);
 }

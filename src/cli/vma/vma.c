@@ -70,15 +70,15 @@ const char *vma_shown(const char *name)
     return strcmp(name, "-") == 0 ? "standard input" : name;
 }
 
-int vma_try_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma,
-                 struct dr_error *err)
+int vma_try_open(const char *name, void (*message)(void *user, const char *text), void *user,
+                 struct dr_vma **vma, struct dr_error *err)
 {
     bool standard = strcmp(name, "-") == 0;
     const struct dr_vma_open_options o = {
         .use_fd = standard,
         .fd = STDIN_FILENO,
-        .message = quiet ? NULL : on_message,
-        .user = (void *)cli,
+        .message = message,
+        .user = user,
     };
 
     return dr_vma_open(vma_shown(name), &o, vma, err);
@@ -87,7 +87,7 @@ int vma_try_open(const struct cli *cli, const char *name, bool quiet, struct dr_
 int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma)
 {
     struct dr_error err = DR_ERROR_INIT;
-    int r = vma_try_open(cli, name, quiet, vma, &err);
+    int r = vma_try_open(name, quiet ? NULL : on_message, (void *)cli, vma, &err);
 
     if (r < 0)
         cli_fail(cli, &err);
