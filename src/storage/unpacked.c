@@ -26,6 +26,7 @@ struct unpacked {
         *window;  /* the byte at offset i is at i % WINDOW, for the last WINDOW bytes before pos */
     uint64_t pos; /* of source */
     unsigned restarts;
+    int no_place; /* -errno: why there is no temporary file, once one was needed */
 };
 
 static struct dr_unpacking unpacking; /* set before the first image is opened */
@@ -140,7 +141,8 @@ static int pass(const struct unpacked *u, int fd, uint64_t *size, struct dr_erro
     for (bool told = fd < 0; r == 0 && got == PIECE;) {
         struct dr_error why = DR_ERROR_INIT;
         r = dr_source_read(source, buf, PIECE, &got, &why);
-        if (r == -EBADMSG && u->damage)
+        /* Behind bytes that cannot be read no packer's stream goes on. */
+        if ((r == -EBADMSG || r == -EIO) && u->damage)
             r = note_damage(u->damage, source, &why);
         else if (r < 0)
             dr_fail(err, -r, "%s", why.text);
@@ -216,10 +218,12 @@ static int move_window(struct unpacked *u, uint64_t off, size_t len)
     int r = 0;
     if (atomic_load(&u->fd) >= 0)
         return 1;
+    if (behind && u->no_place < 0)
+        return u->no_place; /* starting again for each such read would never end */
     if (behind && u->restarts++ == RESTARTS_MAX) {
         stop_window(u);
-        r = keep(u, &size, NULL);
-        return r < 0 ? r : 1;
+        u->no_place = keep(u, &size, NULL);
+        return u->no_place < 0 ? u->no_place : 1;
     }
     if (behind || !u->source)
         r = start_window(u);
