@@ -69,9 +69,10 @@ DR_API int dr_format_amend_option(const char *format, size_t index,
 /* ------------------------------------------------------------------ notices */
 
 /* Lines about what is no failure, but should be known: another program's lock on an image that is
- * read, say. notice is called with each, from any thread, one at a time, and must not call this
- * library; the text names the file and has no line end. NULL = nobody wants them, as in the
- * beginning. For the whole process. */
+ * read, say. notice is called with each, from any thread, also from several at once, and may call
+ * this library; the text names the file and has no line end. NULL = nobody wants them, as in the
+ * beginning. When this returns, calls of an earlier notice have returned, but when a notice itself
+ * has called this. For the whole process. */
 DR_API void dr_on_notice(void (*notice)(void *user, const char *text), void *user);
 
 /* ------------------------------------------------------------------ memory */

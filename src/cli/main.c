@@ -3,11 +3,13 @@
 #include <getopt.h>
 #include <jansson.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/resource.h>
 
+#include "base/cleanup.h"
 #include "cli/cli.h"
 #include "cli/vma/vma.h"
 #include "cli/commands.h"
@@ -259,8 +261,10 @@ static void tell_unpacking(void *user, const char *text)
 /* An image may be opened several times in one command: say the same only once. */
 static void print_notice(void *user, const char *text)
 {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static char last[256];
 
+    DR_LOCK_SCOPE(&lock);
     if (strncmp(last, text, sizeof(last) - 1) == 0)
         return;
     snprintf(last, sizeof(last), "%s", text);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/notice.h"
 #include "base/random.h"
 #include "storage/storage.h"
 
@@ -70,11 +71,41 @@ static void paths_are_taken_apart_and_joined(void **state)
     assert_false(dr_path_inside("/a/b", "/a"));
 }
 
+static unsigned heard;
+
+static void hear_no_more(void *user, const char *text)
+{
+    (void)user;
+    assert_string_equal(text, "second");
+    heard++;
+    dr_on_notice(NULL, NULL);
+}
+
+static void hear(void *user, const char *text)
+{
+    assert_ptr_equal(user, &heard);
+    assert_string_equal(text, "first");
+    heard++;
+    dr_on_notice(hear_no_more, NULL);
+    dr_notice("%s", "second");
+    dr_notice("third");
+}
+
+static void whoever_hears_a_notice_may_call_the_library(void **state)
+{
+    (void)state;
+    dr_on_notice(hear, &heard);
+    dr_notice("first");
+    dr_notice("fourth");
+    assert_int_equal(heard, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(zero_detection_sees_every_byte),
         cmocka_unit_test(random_text_differs),
+        cmocka_unit_test(whoever_hears_a_notice_may_call_the_library),
         cmocka_unit_test(paths_are_taken_apart_and_joined),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
