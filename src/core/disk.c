@@ -404,6 +404,8 @@ static int resize_step(void *user, struct dr_chain *present, struct dr_chain **f
     int r = switch_size(present, 0, to->size, err);
     if (r < 0)
         return r;
+    if (to->size < old) /* should it grow again, nothing of that is there any more */
+        dr_hooks_after(present, to->size, old - to->size);
     r = allocate_growth(present, 0, old, to->prealloc, err);
     if (r == 0)
         return 0;

@@ -170,6 +170,25 @@ static void grow(bool persistent)
     has("b", 64 * KiB);
 }
 
+static void shrink_and_grow(bool persistent)
+{
+    add("b", persistent, "");
+    add("off", persistent, ", 'disabled': true");
+    int r = dr_truncate(disk, SIZE / 2, NULL);
+    assert_true(r == 0 || r == -ENOTSUP);
+    if (r < 0)
+        return;
+    done("block_resize", "'device': 'disk0', 'size': 8388608");
+    has("b", SIZE / 2);
+    has("off", 0);
+}
+
+static void what_was_cut_off_and_is_there_again_is_dirty(void **state)
+{
+    (void)state;
+    all_kinds(shrink_and_grow);
+}
+
 static void what_a_disk_grows_by_is_dirty(void **state)
 {
     (void)state;
@@ -303,6 +322,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_bitmap_has_what_is_written_in_every_format),
         cmocka_unit_test(what_a_disk_grows_by_is_dirty),
+        cmocka_unit_test(what_was_cut_off_and_is_there_again_is_dirty),
         cmocka_unit_test(others_are_gone_with_the_server),
         cmocka_unit_test(a_bitmap_that_has_missed_writes_says_that_all_is_dirty),
         cmocka_unit_test(bitmaps_of_images_that_leave_the_chain_go),
