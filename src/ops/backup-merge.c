@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "base/cleanup.h"
+#include "core/fingerprint.h"
 #include "ops/backup-sums.h"
 
 static int no_memory(const struct dr_merge *m, struct dr_error *err)
@@ -455,6 +456,9 @@ static int take_place(const struct dr_merge *m, struct dr_error *err)
     if (r < 0)
         return r;
     dr_ops_copy_attrs(m->fs, real_kept, real_oldest);
+    r = dr_fingerprint_remove(m->fs, kept, err); /* of the parent, which it has no more */
+    if (r < 0)
+        return r;
     r = m->fs->ops->rename(m->fs, real_oldest, real_kept, err);
     return r < 0 ? r : m->fs->ops->sync_dir(m->fs, real_kept, err);
 }
@@ -472,6 +476,8 @@ static int unlink_beside(const struct dr_merge *m, const char *path, struct dr_e
     int r = sums ? unlink_if_there(m->fs, sums, err) : no_memory(m, err);
     if (r == 0)
         r = dr_bitmaps_unlink(m->fs, path, err);
+    if (r == 0)
+        r = dr_fingerprint_remove(m->fs, path, err);
     return r < 0 ? r : m->fs->ops->sync_dir(m->fs, path, err);
 }
 
@@ -489,12 +495,17 @@ static int remove_files(const struct dr_merge *m, const struct dr_backup_entry *
 {
     CLEANUP_FREE char *path = NULL;
     CLEANUP_IMAGE struct dr_image *image = NULL;
+    struct dr_error why = DR_ERROR_INIT;
     size_t n = 0;
     if (dr_set_in_archive(e))
         return remove_archive(m, e, err);
     int r = path_of(m, e, &path, err);
-    if (r == 0 && open_alone(m, e, path, &image, NULL) == 0)
-        r = dr_ops_lock(image, err);
+    if (r < 0)
+        return r;
+    r = open_alone(m, e, path, &image, &why);
+    if (r == -EAGAIN || r == -EBUSY)
+        return dr_fail(err, -r, "%s", why.text);
+    r = image ? dr_ops_lock(image, err) : 0; /* what cannot be opened goes, too */
     if (r == 0 && image)
         dr_ops_remove_asides(m->fs, path, NULL);
     while (e->leaving[n])

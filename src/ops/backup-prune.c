@@ -53,20 +53,31 @@ static void keep_whole_archives(struct prune *p)
                 p->goes[k] = false;
 }
 
+/* Does it count among those that are kept? One that was found damaged, or whose image somebody has
+ * removed, does not make an older one dispensable. */
+static bool is_good(const struct prune *p, const struct dr_backup_entry *e)
+{
+    CLEANUP_FREE char *file = e->damaged ? NULL : dr_set_main_file(p->fs, p->path, e);
+    return file && dr_fs_exists(p->fs, file);
+}
+
 static int choose(struct prune *p, bool marked, struct dr_error *err)
 {
     const struct dr_backup_set *s = &p->set;
     const struct dr_backup_entry *like = p->o->like ? dr_set_find(s, p->o->like) : NULL;
+    CLEANUP_FREE bool *good = calloc(s->n + 1, sizeof(*good));
     p->goes = calloc(s->n + 1, sizeof(*p->goes));
-    if (!p->goes)
+    if (!p->goes || !good)
         return dr_fail(err, ENOMEM, "%s: out of memory", p->path);
     if (p->o->like && !like)
         return dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", p->path, p->o->like);
+    for (size_t i = 0; i < s->n; i++)
+        good[i] = !s->all[i].leaving && is_good(p, &s->all[i]);
     for (size_t i = 0; i < s->n; i++) {
         const struct dr_backup_entry *e = &s->all[i];
         size_t newer = 0;
         for (size_t k = i + 1; k < s->n; k++)
-            newer += !s->all[k].leaving && same_series(&s->all[k], e);
+            newer += good[k] && same_series(&s->all[k], e);
         if (e->naming)
             return dr_fail(err, EBUSY,
                            "%s: its backup \"%s\" is being made, or was interrupted and cannot be "
@@ -123,18 +134,25 @@ static int collect(const struct prune *p, size_t at, struct dr_merge *m, struct 
 
 /* ------------------------------------------------------------------ one step */
 
+/* The entry as it is now; NULL: it is not there any more, or another prune has marked it. */
+static struct dr_backup_entry *still(struct dr_backup_set *s, const struct dr_backup_entry *seen)
+{
+    for (size_t k = 0; k < s->n; k++)
+        if (strcmp(s->all[k].name, seen->name) == 0 &&
+            strcmp(s->all[k].digest, seen->digest) == 0 && strcmp(s->all[k].file, seen->file) == 0)
+            return !s->all[k].leaving == !seen->leaving ? &s->all[k] : NULL;
+    return NULL;
+}
+
+/* Two prunes at once that keep different numbers must not merge into each other's files. */
 static int mark_step(void *user, struct dr_backup_set *s, struct dr_error *err)
 {
     const struct dr_merge *m = user;
     int changed = 0;
+    if (m->into && !still(s, m->into))
+        return dr_fail(err, ESTALE, "%s: somebody else has changed it meanwhile", m->set);
     for (size_t i = 0; i < m->n; i++) {
-        const struct dr_backup_entry *seen = m->gone[i];
-        struct dr_backup_entry *e = NULL;
-        for (size_t k = 0; k < s->n; k++)
-            if (strcmp(s->all[k].name, seen->name) == 0 &&
-                strcmp(s->all[k].digest, seen->digest) == 0 &&
-                strcmp(s->all[k].file, seen->file) == 0)
-                e = &s->all[k];
+        struct dr_backup_entry *e = still(s, m->gone[i]);
         if (!e)
             return dr_fail(err, ESTALE, "%s: somebody else has changed it meanwhile", m->set);
         if (e->leaving)

@@ -125,11 +125,14 @@ def test_prune_keeps_the_newest(t, disk):
         t.io(disk, f"write -P {i + 5} {i}M 128k")
         t.ok("backup", "--bitmap", "daily", disk, f"b{i}")
         t.ok("convert", "-O", "raw", disk, f"was{i}")
+    for i in (1, 2, 3):
+        t.ok("chain", "fingerprint", f"b{i}")
     said = t.ok("backup", "prune", "--keep", "2", "--dry-run", "backups.json")
     assert said.startswith("b0, b1: would be merged into b2, 256 KiB copied, about ") and names(t) == ["b0", "b1", "b2", "b3"]
     said = t.ok("backup", "prune", "--keep", "2", "backups.json")
     assert said.startswith("b0, b1: merged into b2, 256 KiB copied, about ") and names(t) == ["b2", "b3"]
-    assert sorted(p.name for p in t.dir.iterdir() if p.name[0] == "b") == ["b2", "b2.sums", "b3", "b3.sums", "backups.json"]
+    assert sorted(p.name for p in t.dir.iterdir() if p.name[0] == "b") == ["b2", "b2.sums", "b3", "b3.drover-parent", "b3.sums",
+                                                                              "backups.json"]
     t.ok("backup", "verify", "backups.json")
     for i in (2, 3):
         same_disks(t, f"b{i}", f"was{i}")
@@ -156,6 +159,8 @@ def test_a_prune_that_finds_damage_removes_nothing(t, disk):
     assert (t.dir / "b1").read_bytes() == before["b1"] and (t.dir / "b0").read_bytes() == image
     assert names(t) == ["b0", "b1", "b2"] and [one["state"] for one in listed(t)["backups"]] == ["unverified", "damaged", "unverified"]
     (t.dir / "b0").write_bytes(before["b0"])
+    assert t.ok("backup", "prune", "--keep", "2", "backups.json") == ""  # a damaged one does not count
+    t.ok("backup", "verify", "backups.json", "b1")
     assert t.ok("backup", "prune", "--keep", "2", "backups.json").endswith(" given back, verified\n")
     assert [one["state"] for one in listed(t)["backups"]] == ["verified", "unverified"]
     assert t.ok("backup", "prune", "--no-verify", "--keep", "1", "backups.json").endswith(" given back\n")

@@ -459,6 +459,80 @@ static void what_is_merged_is_verified_before_the_old_is_removed(void **state)
     }
 }
 
+/* With one kept: what is no good backup makes none dispensable. */
+static void a_backup_that_is_damaged_or_gone_does_not_count(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_backup_options o = {.set = set, .format = "raw"};
+    const char other = 'x';
+    struct dr_file *file = NULL;
+    make_tracked(fs, 0);
+    ok(dr_backup_fs(fs, "disk", NULL, "b0", &o, NULL, NULL, &err));
+    ok(dr_backup_fs(fs, "disk", NULL, "b1", &o, NULL, NULL, &err));
+    ok(dr_backup_fs(fs, "disk", NULL, "b2", &o, NULL, NULL, &err));
+    ok(fs->ops->unlink(fs, "b2", &err));
+    ok(dr_file_open(fs, "b1", DR_FILE_RDWR, &file, &err));
+    ok(dr_file_pwrite(file, &other, 77, 1, &err));
+    dr_file_unref(file);
+    assert_true(dr_backup_verify_fs(fs, set, "b1", NULL, NULL, NULL, NULL) == -EBADMSG);
+    ok(prune_to(fs, 1, &err));
+    verified(fs, "b0");
+    assert_int_equal(listed(fs), 3);
+    ok(dr_backup_fs(fs, "disk", NULL, "b3", &o, NULL, NULL, &err));
+    ok(prune_to(fs, 1, &err));
+    assert_int_equal(listed(fs), 1);
+    verified(fs, "b3");
+}
+
+/* Nothing works any more once the set has been written. */
+static int ends_after_the_mark(void *user, const struct faultfs_io *io)
+{
+    bool *marked = user;
+    if (*marked && io->kind != FAULTFS_SYNC_DIR)
+        return -EIO;
+    *marked |= io->kind == FAULTFS_RENAME && strstr(io->to, set);
+    return 0;
+}
+
+struct other_prune {
+    struct dr_fs *fs;
+    unsigned opens; /* of the set: the fourth one is to mark backups in it */
+};
+
+/* Another prune, which keeps fewer, marks them first, and is killed. */
+static int prunes_more(void *user, const struct faultfs_io *io)
+{
+    struct other_prune *o = user;
+    bool marked = false;
+    if (io->kind != FAULTFS_OPEN || !strstr(io->path, set) || ++o->opens != 4)
+        return 0;
+    struct faultfs *f = faultfs_new(o->fs);
+    faultfs_observe(f, ends_after_the_mark, &marked);
+    assert_true(prune_to(faultfs_fs(f), 1, NULL) < 0 && marked);
+    faultfs_free(f);
+    return 0;
+}
+
+static void prunes_at_once_do_not_merge_into_each_other(void **state)
+{
+    struct other_prune other = {.fs = *state};
+    const struct dr_prune_options o = {.keep = 2, .no_verify = true};
+    struct faultfs *f = faultfs_new(*state);
+    make_tracked(*state, 0);
+    back_up(*state, "b0");
+    back_up(*state, "b1");
+    back_up(*state, "b2");
+    assert_int_equal(listed(*state), 3);
+    faultfs_observe(f, prunes_more, &other);
+    refused(dr_backup_prune_fs(faultfs_fs(f), set, &o, NULL, &err), ESTALE, "meanwhile");
+    faultfs_observe(f, NULL, NULL);
+    assert_int_equal(listed(*state), 1);
+    assert_true(exists(*state, "b0") && exists(*state, "b1"));
+    ok(prune_to(*state, 1, &err));
+    holds_the_disk(*state, "b2");
+    faultfs_free(f);
+}
+
 /* ------------------------------------------------------------------ interruptions */
 
 static bool same_size_again(struct dr_fs *fs)
@@ -587,6 +661,8 @@ int main(void)
         ops_test(nothing_changes_where_it_is_refused),
         ops_test(a_chain_that_is_not_the_sets_is_refused),
         ops_test(what_is_marked_is_no_backup),
+        ops_test(a_backup_that_is_damaged_or_gone_does_not_count),
+        ops_test(prunes_at_once_do_not_merge_into_each_other),
         cmocka_unit_test(what_is_merged_is_verified_before_the_old_is_removed),
         cmocka_unit_test(after_a_power_cut_each_kept_backup_is_there),
         cmocka_unit_test(a_missing_flush_is_caught),
