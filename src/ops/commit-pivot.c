@@ -7,6 +7,28 @@
 
 /* ------------------------------------------------------------------ emptying C */
 
+/* What the guest writes to all the time is left in C until requests wait: each write to what has
+ * been dropped would copy a whole unit from P, and most of it would have to be dropped again. So
+ * much of it takes some milliseconds then. */
+#define HOT_UNITS 16384u
+
+/* Is what the guest has written to lately few enough units? */
+static bool spares_hot(const struct commit *c)
+{
+    const struct dr_image *top = commit_c(c);
+    uint64_t uoff, ulen, grain = DR_DIRTY_GRAIN;
+    if (!atomic_load(&c->follow.watching) || c->size == 0)
+        return false;
+    top->fmt->unit(top, 0, &uoff, &ulen);
+    return dr_dirty_bytes(&c->follow.touched) / dr_min(ulen, grain) <= HOT_UNITS;
+}
+
+static bool is_cold(void *user, uint64_t off, uint64_t len)
+{
+    const struct commit *c = user;
+    return !dr_follow_touched(&c->follow, off, len) && !dr_dirty_any(&c->follow.dirty, off, len);
+}
+
 static bool not_dirty(void *user, uint64_t off, uint64_t len)
 {
     const struct commit *c = user;
@@ -50,6 +72,24 @@ static int trim_step(void *user, struct dr_chain *present, struct dr_chain **fre
     return r < 0 ? r : top->fmt->trim(top, err);
 }
 
+/* As drop_clean, but leaves what the guest keeps writing to. */
+static int drop_cold(struct commit *c, struct dr_error *err)
+{
+    if (!spares_hot(c))
+        return drop_clean(c, err);
+    uint64_t size = commit_c(c)->size, end;
+    int r = 0;
+    for (uint64_t off = 0; r == 0 && off < size; off = end) {
+        end = dr_min(size, dr_round_down(off, DR_DIRTY_GRAIN) + DR_DIRTY_GRAIN);
+        bool cold = is_cold(c, off, end - off);
+        while (end < size && is_cold(c, end, 1) == cold)
+            end = dr_min(size, end + DR_DIRTY_GRAIN);
+        if (cold)
+            r = dr_chain_drop_if(c->chain, 0, off, end - off, is_cold, c, err);
+    }
+    return r;
+}
+
 int commit_empty_top(struct commit *c, struct dr_error *err)
 {
     struct dr_image *top = commit_c(c);
@@ -68,7 +108,8 @@ int commit_empty_top(struct commit *c, struct dr_error *err)
 /* ------------------------------------------------------------------ pivot
  *
  * The disk goes on with P. C is emptied before, so that it reads through to P for ever: what P
- * holds durably and is clean is dropped while requests go on, the rest while they wait. Killed
+ * holds durably and is clean is dropped while requests go on, but for what the guest keeps writing
+ * to; the rest while they wait. Killed
  * before the last of it is dropped, C still masks P; killed afterwards, C and P read the same. */
 
 bool commit_shall_pivot(const struct commit *c)
@@ -127,7 +168,7 @@ int commit_pivot(struct commit *c, struct dr_error *err)
     struct dr_image *top = dr_image_ref(commit_c(c));
     int r = dr_follow_settle(&c->follow, err);
     if (r == 0)
-        r = drop_clean(c, err);
+        r = drop_cold(c, err);
     if (r == 0)
         r = dr_image_flush(top, err);
     if (r == 0)

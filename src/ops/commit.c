@@ -289,6 +289,8 @@ static int copy(struct commit *c, struct dr_error *err)
         r = dr_follow_rounds(&c->follow, err);
     if (r == 0 && c->o->pivot)
         r = dr_follow_until_told(&c->follow, err);
+    if (r == 0 && c->o->pivot)
+        dr_follow_watch(&c->follow);
     if (r == 0) /* the next failure is the end: little shall be left for it */
         r = dr_follow_catch_up(&c->follow, err);
     if (!c->o->write_blocking)

@@ -13,6 +13,7 @@
 #define GIVE_WAY     3                    /* times as long as it worked a worker rests */
 #define REST_NS      UINT64_C(1000000000) /* at most: an item may have waited for a resume */
 #define LOOK_NS      (5u * 1000 * 1000)   /* whether the guest is still busy */
+#define NAP_NS       (1000u * 1000)       /* a shorter rest is not worth falling asleep */
 #define MAX_WAIT_NS  UINT64_C(1000000000000000000)
 #define SLOTS_FACTOR 2 /* ordered: slots a worker, so that a slow item does not stop the others */
 #define MEMORY_MAX   (UINT64_C(64) << 20) /* of all buffers of a run that has many workers */
@@ -185,10 +186,14 @@ static uint64_t now(struct run *run)
 
 /* A worker that has been at work for so long rests for three times as long, while requests use the
  * disk: so it takes a quarter of what it could take. It has no item then and holds no lock, so
- * workers rest beside each other, and whatever changes the job ends the rest. */
-static void give_way(struct run *run, uint64_t worked, uint32_t *seen)
+ * workers rest beside each other, and whatever changes the job ends the rest. After small items it
+ * goes on until it has earned a rest of some length: *worked is what it has not rested for yet. */
+static void give_way(struct run *run, uint64_t *worked, uint32_t *seen)
 {
-    uint64_t start = now(run), end = start + dr_min(GIVE_WAY * worked, REST_NS);
+    if (GIVE_WAY * *worked < NAP_NS)
+        return;
+    uint64_t start = now(run), end = start + dr_min(GIVE_WAY * *worked, REST_NS);
+    *worked = 0;
     for (uint64_t at = start; at < end; at = now(run)) {
         uint32_t bell = dr_job_bell(run->job);
         if (!may_go_on(run) || dr_job_paused(run->job) || !dr_job_disturbs(run->job, seen))
@@ -391,6 +396,7 @@ static void work_loop(struct run *run, unsigned index)
     struct dr_error err = DR_ERROR_INIT;
     struct slot *own = run->policy->ordered ? NULL : &run->slots[index], *slot;
     bool more = true, polite = dr_job_polite(run->job) && !run->policy->hurry;
+    uint64_t worked = 0;
     uint32_t seen = 0;
 
     while (more && (slot = take(run, own, &err))) {
@@ -398,8 +404,9 @@ static void work_loop(struct run *run, unsigned index)
         more = do_item(run, slot, &err);
         if (run->job)
             atomic_fetch_sub(&run->job->busy, 1);
+        worked += polite ? now(run) - begin : 0;
         if (more && polite)
-            give_way(run, now(run) - begin, &seen);
+            give_way(run, &worked, &seen);
     }
 }
 

@@ -78,11 +78,20 @@ static int copy_through(struct dr_follow *f, uint64_t off, uint64_t end)
     return r;
 }
 
+/* The look first keeps the cache line shared between writers. */
+static void touch(struct dr_follow *f, uint64_t off, uint64_t len)
+{
+    if (len > DR_DIRTY_GRAIN || !dr_dirty_any(&f->touched, off, len))
+        dr_dirty_set(&f->touched, off, len);
+}
+
 /* The disk's hook: under the lock of the units, after the guest's write, before it is told. */
 static void on_change(void *user, uint64_t off, uint64_t len)
 {
     struct dr_follow *f = user;
     bool inside = len > 0 && dr_inside(off, len, f->size);
+    if (atomic_load(&f->watching))
+        touch(f, off, len);
     if (inside && atomic_load(&f->blocking) && !dr_job_paused(f->job)) {
         if (copy_through(f, off, off + len) == 0)
             return;
@@ -103,7 +112,21 @@ int dr_follow_begin(struct dr_follow *f, struct dr_disk *disk, struct dr_error *
 void dr_follow_end(struct dr_follow *f)
 {
     dr_dirty_end(&f->dirty);
+    dr_dirty_free(&f->touched);
     dr_ranges_free(DR_STEAL(f->copying));
+}
+
+void dr_follow_watch(struct dr_follow *f)
+{
+    if (!f->dirty.disk || atomic_load(&f->watching))
+        return;
+    if (dr_dirty_make(&f->touched, f->dirty.size, NULL) == 0)
+        atomic_store(&f->watching, true);
+}
+
+bool dr_follow_touched(const struct dr_follow *f, uint64_t off, uint64_t len)
+{
+    return atomic_load(&f->watching) && dr_dirty_any(&f->touched, off, len);
 }
 
 /* ------------------------------------------------------------------ the job's side */
@@ -292,17 +315,20 @@ static uint64_t now(void)
 }
 
 /* What the guest writes during a flush is left for the next one, which takes the shorter the less
- * that is. */
+ * that is. Where it is not shorter the guest writes as fast as the flushes do: another one would
+ * cost the guest as much and leave no less. */
 int dr_follow_draw_near(struct dr_follow *f, int (*flush_disk)(void *user, struct dr_error *err),
                         struct dr_error *err)
 {
     int r = dr_follow_catch_up(f, err);
-    for (unsigned i = 0; r == 0 && i < FLUSHES; i++) {
+    uint64_t before = UINT64_MAX, took;
+    for (unsigned i = 0; r == 0 && i < FLUSHES; i++, before = took) {
         uint64_t start = now();
         r = flush_disk(f->user, err);
         if (r == 0)
             r = dr_follow_catch_up(f, err);
-        if (now() - start <= SHORT_NS)
+        took = now() - start;
+        if (took <= SHORT_NS || no_progress(before, took))
             break;
     }
     return r;

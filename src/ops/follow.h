@@ -34,6 +34,8 @@ struct dr_follow {
 
     /* private */
     struct dr_dirty dirty;     /* all zeros: nobody changes the disk */
+    struct dr_dirty touched;   /* what the guest has written to since dr_follow_watch() */
+    _Atomic bool watching;     /* that is noted */
     struct dr_ranges *copying; /* what is being copied */
     struct dr_transfer again;  /* as transfer() has set it up */
     bool wants_blocking;
@@ -60,6 +62,11 @@ int dr_follow_catch_up(struct dr_follow *f, struct dr_error *err);
  * little left to flush while requests wait, but not for ever. */
 int dr_follow_draw_near(struct dr_follow *f, int (*flush_disk)(void *user, struct dr_error *err),
                         struct dr_error *err);
+/* Note from now on what the guest writes to, whether or not it was copied since. Without memory
+ * nothing is noted. */
+void dr_follow_watch(struct dr_follow *f);
+/* Has the guest written there since? */
+bool dr_follow_touched(const struct dr_follow *f, uint64_t off, uint64_t len);
 /* They block no longer, and all that is not noted is durable in the copy. It stays so for what is
  * not noted later. */
 int dr_follow_settle(struct dr_follow *f, struct dr_error *err);

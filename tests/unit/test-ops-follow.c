@@ -310,6 +310,80 @@ requests_wait_neither_for_what_was_written_long_ago_nor_for_space_to_be_given_ba
     faultfs_free(f);
 }
 
+/* A guest that writes to one place all the time, and, once the overlay's space is given back, to it
+ * and to another. */
+struct hot_guest {
+    struct dr_disk *disk;
+    bool switches, wrote;
+    uint64_t *longest; /* write to the overlay on behalf of the guest */
+    uint64_t hot, cold;
+};
+
+static void hot_write(struct hot_guest *g, uint64_t off, uint64_t *longest)
+{
+    uint8_t buf[4 * KiB];
+    memset(buf, 0x44, sizeof(buf));
+    g->longest = longest;
+    ok(dr_pwrite(g->disk, buf, off, sizeof(buf), 0, &err));
+    g->longest = NULL;
+}
+
+static int see_hot(void *user, const struct faultfs_io *io)
+{
+    struct hot_guest *g = user;
+    if (!strstr(io->path, "top") || atomic_load(&g->disk->closed))
+        return 0;
+    if (g->longest && io->kind == FAULTFS_WRITE)
+        *g->longest = dr_max(*g->longest, io->len);
+    if (io->kind == FAULTFS_ZERO && g->switches && !g->wrote) {
+        g->wrote = true;
+        hot_write(g, 2 * MiB, &g->hot);
+        hot_write(g, 1 * MiB, &g->cold);
+    }
+    return 0;
+}
+
+static int hot_switch(void *user)
+{
+    struct hot_guest *g = user;
+    const size_t len = 1536 * KiB; /* so much that it is copied before the switch */
+    uint8_t *buf = malloc(len);
+    memset(buf, 0x33, len);
+    g->switches = true;
+    ok(dr_pwrite(g->disk, buf, 1536 * KiB, len, 0, &err));
+    free(buf);
+    return 0;
+}
+
+/* It would have to be copied from the base again for the next write, and be dropped once more. */
+static void what_a_guest_keeps_writing_to_is_not_dropped_before_requests_wait(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct faultfs *f = faultfs_new(fs);
+    struct hot_guest g = {0};
+    const struct dr_job_options o = {.before_switch = hot_switch, .user = &g, .workers = 1};
+    const struct dr_commit_options pivot = {.pivot = true};
+    struct dr_job *job;
+    uint8_t have[4 * KiB], want[4 * KiB];
+    make_pair(fs, "qcow2", "qcow2");
+    ok(dr_open_fs(faultfs_fs(f), "top", &rw, &g.disk, &err));
+    faultfs_observe(f, see_hot, &g);
+    ok(dr_job_new(NULL, &o, &job, &err));
+    ok(dr_disk_commit(g.disk, &pivot, job, &err));
+    faultfs_observe(f, NULL, NULL);
+    assert_string_equal(dr_image_path(g.disk, 0), "base");
+    assert_int_equal(g.hot, 4 * KiB);
+    assert_true(g.cold >= 64 * KiB);
+    memset(want, 0x44, sizeof(want));
+    for (unsigned at = 1; at <= 2; at++) {
+        ok(dr_pread(g.disk, have, at * MiB, sizeof(have), &err));
+        assert_memory_equal(have, want, sizeof(have));
+    }
+    dr_job_free(job);
+    ok(dr_close(g.disk, &err));
+    faultfs_free(f);
+}
+
 /* ------------------------------------------------------------------ many zeros */
 
 static uint64_t first_item_of_zeros(struct dr_chain *chain, const struct dr_job *job)
@@ -406,6 +480,7 @@ int main(void)
         ops_test(a_guest_that_is_faster_than_the_copy_does_not_keep_it_busy),
         ops_test(
             requests_wait_neither_for_what_was_written_long_ago_nor_for_space_to_be_given_back),
+        ops_test(what_a_guest_keeps_writing_to_is_not_dropped_before_requests_wait),
         ops_test(a_job_beside_a_guest_makes_many_zeros_in_parts),
         ops_test(a_job_that_is_ready_wakes_up_for_each_change),
     };
