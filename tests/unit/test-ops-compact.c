@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Compaction: what is given back, what must stay, and that nobody sees a difference. */
 #include "test-ops.h"
+#include "faultfs.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -239,6 +240,38 @@ static void snapshots_inside_keep_what_they_show(void **state)
     free(now);
 }
 
+/* ------------------------------------------------------------------ what it costs */
+
+static int add_up_reads(void *user, const struct faultfs_io *io)
+{
+    _Atomic uint64_t *bytes = user;
+    if (io->kind == FAULTFS_READ)
+        *bytes += io->len;
+    return 0;
+}
+
+static void nothing_to_give_back_is_found_in_the_metadata(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_MOVING; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct faultfs *counter = faultfs_new(fs);
+        struct dr_compact_options o = {.no_zeros = true};
+        _Atomic uint64_t bytes = 0;
+        make(fs, "disk", moving[i], SIZE, NULL);
+        fill(fs, "disk", moving[i], 0, SIZE, 'x');
+        faultfs_observe(counter, add_up_reads, &bytes);
+        struct dr_compact_result result = compact(faultfs_fs(counter), "disk", o);
+        assert_int_equal(result.after, result.before);
+        assert_true(bytes > 0 && bytes < SIZE / 4);
+        bytes = 0;
+        compact(faultfs_fs(counter), "disk", (struct dr_compact_options){.dry_run = true});
+        assert_true(bytes >= SIZE);
+        faultfs_free(counter);
+        dr_fs_memory_free(fs);
+    }
+}
+
 /* ------------------------------------------------------------------ at random */
 
 struct kind {
@@ -392,6 +425,7 @@ int main(void)
         cmocka_unit_test(what_stands_at_the_end_moves_into_gaps),
         ops_test(refcount_blocks_of_what_was_cut_go),
         ops_test(snapshots_inside_keep_what_they_show),
+        cmocka_unit_test(nothing_to_give_back_is_found_in_the_metadata),
         cmocka_unit_test(whatever_came_before_the_disk_reads_the_same),
         cmocka_unit_test(users_write_while_it_is_compacted),
     };
