@@ -244,8 +244,11 @@ static void serve(struct nbd_connection *c)
 static void pause_for(const struct nbd_connection *c, int ms)
 {
     int64_t end = milliseconds() + ms, left;
+    struct pollfd wake = {.fd = c->wake, .events = POLLIN};
+    uint64_t count;
     while (!atomic_load(&c->file->stop) && (left = end - milliseconds()) > 0)
-        poll(&(struct pollfd){.fd = c->wake, .events = POLLIN}, 1, (int)left);
+        if (poll(&wake, 1, (int)left) > 0)
+            (void)!read(c->wake, &count, sizeof(count));
 }
 
 /* True: the connection is up. False: it never will be, or nobody wants it any more. */
