@@ -3,6 +3,7 @@
  * known by their UUID. */
 #include "ops/ops-internal.h"
 
+#include "faultfs.h"
 #include "test-vmdk.h"
 
 #define DESC "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
@@ -240,6 +241,42 @@ static void a_parent_that_is_not_there_is_asked_for(void **state)
     assert_non_null(strstr(err.text, "VirtualBox"));
 }
 
+/* As it looks that a guest wrote to the beginning of a flat disk. */
+static void the_data_of_a_disk_is_no_parent(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+        "createType=\"monolithicFlat\"\nRW 2048 FLAT \"x\" 0\n"
+        "ddb.uuid.image=\"" UUID "\"\n";
+    struct dr_file *f;
+    make_pair();
+    make_zeros("/d/a-flat.vmdk", 2 * MIB);
+    ok(dr_file_open(mem, "/d/a-flat.vmdk", DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pwrite(f, text, 0, sizeof(text) - 1, &err));
+    dr_file_unref(f);
+    struct dr_disk *disk = opened("/d/{child}.vmdk", 0);
+    assert_string_equal(dr_image_path(disk, 1), "/d/disk.vmdk");
+    ok(dr_close(disk, &err));
+}
+
+static int fail_listing(void *user, const struct faultfs_io *io)
+{
+    (void)user;
+    return io->kind == FAULTFS_LIST ? -EACCES : 0;
+}
+
+static void a_directory_that_cannot_be_read_is_told(void **state)
+{
+    (void)state;
+    struct dr_disk *disk;
+    make_pair();
+    struct faultfs *fault = faultfs_new(mem);
+    faultfs_observe(fault, fail_listing, NULL);
+    fails(EACCES, "cannot be looked for", open_in(faultfs_fs(fault), "/d/{child}.vmdk", 0, &disk));
+    faultfs_free(fault);
+}
+
 static void of_two_with_one_uuid_none_is_taken(void **state)
 {
     (void)state;
@@ -321,6 +358,8 @@ int main(void)
         T(of_two_with_one_uuid_none_is_taken),
         T(a_commit_records_the_parent),
         T(another_parent_is_recorded_by_its_uuid_too),
+        T(the_data_of_a_disk_is_no_parent),
+        T(a_directory_that_cannot_be_read_is_told),
         T(a_parent_that_was_taken_away_stays_away),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -52,7 +52,9 @@ static char *value_of_file(struct dr_file *f, const char *key)
     if (!buf || dr_file_pread_short(f, buf, 0, VMDK_HEADER_SIZE, &got, NULL) < 0)
         return NULL;
     uint64_t off = text_offset((uint8_t *)buf, got);
-    if (vmdk_magic((uint8_t *)buf, got) != VMDK_MAGIC_NONE && off == 0)
+    bool is_text = vmdk_magic((uint8_t *)buf, got) == VMDK_MAGIC_NONE;
+    /* In the data of a flat disk a guest may write what looks like a descriptor. */
+    if (is_text ? dr_file_size(f) > VMDK_DESC_MAX : off == 0)
         return NULL;
     if (dr_file_pread_short(f, buf, off, HEAD, &got, NULL) < 0 ||
         vmdk_desc_parse(&d, f->path, buf, got, NULL) < 0)
@@ -101,11 +103,17 @@ static int search_directory(struct search *s, struct dr_error *err)
 {
     const struct dr_image *image = s->image;
     CLEANUP_FREE char *dir = dr_path_dirname(image->path);
+    struct dr_error why = DR_ERROR_INIT;
     int r = dir ? 0 : -ENOMEM;
     if (r == 0 && image->fs->ops->list)
-        r = image->fs->ops->list(image->fs, dir, look_at, s, NULL);
-    if (r == -ENOMEM)
-        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+        r = image->fs->ops->list(image->fs, dir, look_at, s, &why);
+    if (r < 0 && why.errnum)
+        return dr_fail(err, -r,
+                       "%s: a VirtualBox differencing image, whose parent is known by its UUID, "
+                       "%s, and cannot be looked for: %s",
+                       image->path, s->uuid, why.text);
+    if (r < 0)
+        return dr_fail_errno(err, -r, "%s", image->path);
     if (s->second)
         return dr_fail(err, EINVAL,
                        "%s: a VirtualBox differencing image, and both %s and %s have the UUID of "
