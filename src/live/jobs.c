@@ -8,9 +8,7 @@
  *
  * A change of state is an event, queued under the lock in which the state changes.
  *
- * Jobs of one group complete together: each waits in WAITING until all of them do. When one fails
- * or is cancelled, all others are cancelled. They conclude in the order in which QEMU's do, the
- * last one first. */
+ * Jobs of one group complete together (job-groups.c). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -128,69 +126,6 @@ static void tell_end(struct live_job *job)
     live_event(job->live, cancelled ? "BLOCK_JOB_CANCELLED" : "BLOCK_JOB_COMPLETED", data);
 }
 
-/* ------------------------------------------------------------------ groups */
-
-static bool is_member(const struct live_job *job, const struct live_job *other)
-{
-    return job->group && job->group == other->group;
-}
-
-static void wake_group(struct live_job *job)
-{
-    for (struct live_job *other = job->live->jobs; other; other = other->next)
-        if (is_member(job, other))
-            pthread_cond_broadcast(&other->changed);
-}
-
-static bool group_waits(const struct live_job *job)
-{
-    for (const struct live_job *other = job->live->jobs; other; other = other->next)
-        if (is_member(job, other) && other->status != LIVE_WAITING)
-            return false;
-    return true;
-}
-
-/* One member's wish is that of all. */
-static bool finalized_by_hand(const struct live_job *job)
-{
-    for (const struct live_job *other = job->live->jobs; other; other = other->next)
-        if (is_member(job, other) && other->order.keep_finalize)
-            return true;
-    return job->order.keep_finalize;
-}
-
-static void cancel_group(struct live_job *job)
-{
-    for (struct live_job *other = job->live->jobs; other; other = other->next)
-        if (is_member(job, other) && other != job && !other->ended) {
-            other->cancelled = true;
-            dr_job_cancel(other->job);
-            pthread_cond_broadcast(&other->changed);
-        }
-}
-
-/* Have all operations of the group ended, and have the members behind this one concluded? */
-static bool is_its_turn(const struct live_job *job)
-{
-    bool behind = false;
-    for (const struct live_job *other = job->live->jobs; other; other = other->next) {
-        if (is_member(job, other) && (!other->ended || (behind && other->status < LIVE_CONCLUDED)))
-            return false;
-        behind |= other == job;
-    }
-    return true;
-}
-
-/* The operation of a member has ended; r: its result. */
-static void end_in_group(struct live_job *job, int r)
-{
-    if (r < 0)
-        cancel_group(job);
-    wake_group(job);
-    while (!is_its_turn(job))
-        pthread_cond_wait(&job->changed, &job->live->lock);
-}
-
 /* ------------------------------------------------------------------ on the job's thread */
 
 /* The job's turn comes again when it is not paused. */
@@ -218,7 +153,7 @@ static void make_pending(struct live_job *job)
         live_event(job->live, "BLOCK_JOB_PENDING",
                    json_pack("{s:s, s:s}", "type", live_kind_name(job->order.kind), "id",
                              dr_job_id(job->job)));
-    job->finalize |= !finalized_by_hand(job);
+    job->finalize |= !live_group_by_hand(job);
     pthread_cond_broadcast(&job->changed);
 }
 
@@ -228,7 +163,7 @@ static void group_make_pending(const struct live_job *job, struct live_job *from
     if (!from)
         return;
     group_make_pending(job, from->next);
-    if (is_member(job, from))
+    if (live_group_has(job, from))
         make_pending(from);
 }
 
@@ -241,7 +176,7 @@ static int wait_for_switch(struct live_job *job)
     set_status(job, LIVE_WAITING);
     if (!job->group)
         make_pending(job);
-    else if (group_waits(job))
+    else if (live_group_waits(job))
         group_make_pending(job, job->live->jobs);
     while (job->status == LIVE_WAITING && !job->cancelled)
         pthread_cond_wait(&job->changed, &job->live->lock);
@@ -442,6 +377,8 @@ static int operate(struct live_job *job, struct dr_error *err)
     case LIVE_BACKUP:
         if (o->archive)
             return live_archive_run(job, err);
+        if (o->point && job->group)
+            dr_point_together(o->point, live_group_keep_step, job);
         if (o->point)
             return dr_point_run(o->point, job->job, err);
         return dr_disk_backup(job->on->disk, o->target, &backup, job->job, NULL, err);
@@ -521,10 +458,10 @@ static void *work(void *user)
         set_status(job, LIVE_PENDING);
     }
     if (job->group)
-        end_in_group(job, r);
+        live_group_end(job, r);
     tell_end(job);
     set_status(job, LIVE_CONCLUDED);
-    wake_group(job);
+    live_group_wake(job);
     if (!job->order.keep_dismiss && !job->stays)
         retire(job);
     return NULL;
@@ -712,8 +649,8 @@ static void finalize(struct live_job *job)
 {
     job->finalize = true;
     for (struct live_job *other = job->live->jobs; other; other = other->next)
-        other->finalize |= is_member(job, other);
-    wake_group(job);
+        other->finalize |= live_group_has(job, other);
+    live_group_wake(job);
 }
 
 int live_job_do(struct live_job *job, enum live_verb verb, bool force, uint64_t speed,

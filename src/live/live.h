@@ -151,9 +151,10 @@ struct live_job {
     pthread_t thread;
     pthread_cond_t changed;
     enum live_status status;
-    unsigned group;      /* jobs with the same number complete together; 0: alone */
-    bool begun, dropped; /* dropped: it never begins */
-    bool ended;          /* its operation has a result, or there is none */
+    unsigned group;        /* jobs with the same number complete together; 0: alone */
+    unsigned step, passed; /* of the group: up to which it has come / all have */
+    bool begun, dropped;   /* dropped: it never begins */
+    bool ended;            /* its operation has a result, or there is none */
     bool paused, cancelled, finalize;
     bool done;      /* its operation has ended */
     bool naming;    /* mirror: its new target is about to get its name, or has it */
@@ -318,6 +319,21 @@ void live_jobs_end(struct dr_live *live);
 /* Free those whose threads have ended. Takes the lock itself. */
 void live_jobs_reap(struct dr_live *live);
 void live_order_clear(struct live_order *order);
+
+/* ------------------------------------------------------------------ job-groups.c; under the lock
+ */
+
+bool live_group_has(const struct live_job *job, const struct live_job *other);
+void live_group_wake(struct live_job *job);
+/* All members are in WAITING. */
+bool live_group_waits(const struct live_job *job);
+/* One member's wish is that of all. */
+bool live_group_by_hand(const struct live_job *job);
+/* The operation of a member has ended; r: its result. Waits until it may conclude. */
+void live_group_end(struct live_job *job, int r);
+/* Of a struct live_job; takes the lock itself, on the job's thread. It has come to its next step:
+ * wait for the others. Other than 0: one of them never comes so far. */
+int live_group_keep_step(void *user);
 
 /* ------------------------------------------------------------------ qmp.c */
 

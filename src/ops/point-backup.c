@@ -18,6 +18,9 @@ struct dr_point {
     struct dr_marks marks;     /* what the bitmap has at the instant */
     struct dr_marks successor; /* what changes from then on */
     bool claimed, enabled, marked, noting;
+    bool durable;                 /* all of the target, which is closed */
+    int (*keep_step)(void *user); /* of dr_point_together, or NULL */
+    void *step_user;
 };
 
 /* ------------------------------------------------------------------ the target */
@@ -208,7 +211,7 @@ static int hand_on(struct dr_point *p, struct dr_error *err)
 /* The backup has failed: what was written is durable, and what was not goes on being noted. */
 static void hand_on_rest(struct dr_point *p)
 {
-    if (!p->out || dr_chain_flush(p->out->chain, 0, NULL) < 0)
+    if (!p->durable && (!p->out || dr_chain_flush(p->out->chain, 0, NULL) < 0))
         return;
     p->enabled = true; /* for what is left, also where the bitmap notes nothing itself */
     for (uint64_t off = 0; (off = dr_dirty_next(&p->left, off)) < p->frozen.size;
@@ -349,6 +352,38 @@ static int copy(struct dr_point *p, struct dr_job *job, struct dr_error *err)
     return r < 0 ? r : dr_job_before_switch(job, err);
 }
 
+void dr_point_together(struct dr_point *p, int (*keep_step)(void *user), void *user)
+{
+    p->keep_step = keep_step;
+    p->step_user = user;
+}
+
+static int keep_step(struct dr_point *p, struct dr_error *err)
+{
+    if (!p->keep_step || p->keep_step(p->step_user) == 0)
+        return 0;
+    return dr_fail(err, ECANCELED, "cancelled");
+}
+
+/* The target has its name, and a backup that belongs with it has failed. */
+static void remove_target(struct dr_point *p)
+{
+    const struct dr_open_options open = {.flags = target_flags(p) & ~(unsigned)DR_OPEN_RDWR,
+                                         .allow_paths = p->o.open.allow_paths};
+    dr_ops_remove_image(p->o.disk->fs, p->target, p->format, &open, NULL, NULL, NULL);
+}
+
+static int name_target(struct dr_point *p, struct dr_error *err)
+{
+    int r = p->o.made ? dr_new_hide(dr_new_publish(&p->fresh, err), p->target, err) : 0;
+    if (r < 0)
+        return r;
+    r = keep_step(p, err);
+    if (r < 0 && p->o.made)
+        remove_target(p);
+    return r;
+}
+
 /* The target is durable when it is closed; only then it gets its name, and only then the bitmap is
  * handed on. */
 static int run(struct dr_point *p, struct dr_job *job, struct dr_error *err)
@@ -356,14 +391,20 @@ static int run(struct dr_point *p, struct dr_job *job, struct dr_error *err)
     dr_job_beside(job, p->o.disk);
     int r = copy(p, job, err);
     dr_disk_take_back(p->o.disk);
-    /* A target that was made for this is removed, so nothing of it counts as saved. */
-    if (r < 0 && p->bitmap && p->o.mode == DR_POINT_ALWAYS && !p->o.made)
-        hand_on_rest(p);
-    if (r == 0)
+    if (r == 0) {
         r = dr_ops_close(&p->out, err);
-    if (r == 0 && p->o.made)
-        r = dr_new_hide(dr_new_publish(&p->fresh, err), p->target, err);
-    return r == 0 && p->bitmap && p->o.mode != DR_POINT_NEVER ? hand_on(p, err) : r;
+        p->durable = r == 0;
+    }
+    if (r == 0)
+        r = keep_step(p, err);
+    if (r == 0)
+        r = name_target(p, err);
+    if (r == 0)
+        return p->bitmap && p->o.mode != DR_POINT_NEVER ? hand_on(p, err) : 0;
+    /* A target that was made for this is removed, so nothing of it counts as saved. */
+    if (p->bitmap && p->o.mode == DR_POINT_ALWAYS && !p->o.made)
+        hand_on_rest(p);
+    return r;
 }
 
 /* All but the memory of the strings: nobody is kept from anything any more. */

@@ -44,6 +44,10 @@ int dr_point_begin(struct dr_point **p, const struct dr_point_order *order, stru
 int dr_point_now_quiet(struct dr_point *p, struct dr_chain *present, struct dr_error *err);
 /* The same of one disk, which it holds up. */
 int dr_point_now(struct dr_point *p, struct dr_error *err);
+/* Before dr_point_run: it succeeds or fails with others. keep_step is called when the target is
+ * durable, and again when it has its name; it waits for the others. Other than 0: one of them has
+ * failed, and this one fails, too. */
+void dr_point_together(struct dr_point *p, int (*keep_step)(void *user), void *user);
 /* Once, after the instant. */
 int dr_point_run(struct dr_point *p, struct dr_job *job, struct dr_error *err);
 void dr_point_free(struct dr_point *p); /* NULL allowed */

@@ -268,11 +268,64 @@ static void backups_and_bitmaps_of_two_disks_have_one_instant(void **state)
     all_kinds(back_up_both);
 }
 
+/* ------------------------------------------------------------------ together */
+
+#define NEW(n, more)                                                                              \
+    "{'type': 'drive-backup', 'data': {'job-id': 'j" n "', 'device': 'disk" n "', 'target': 'n" n \
+    "', 'format': 'qcow2', 'auto-finalize': false, 'sync': " more "}}"
+
+/* Until so many events since forget_events() have the text. */
+static void hear_until(const char *text, int times)
+{
+    int n = 0;
+    while (n < times) {
+        n = 0;
+        for (const char *at = talk.events; at && (at = strstr(at, text)); at++)
+            n++;
+        json_t *message = n < times ? hear_one(&talk) : NULL;
+        if (message)
+            note_event(&talk, message);
+        json_decref(message);
+    }
+}
+
+/* Both are complete and durable, and then the target of one of them cannot get its name. */
+static void fail_at_the_name(bool persistent)
+{
+    add("b", persistent, "");
+    write_disk(0, MiB);
+    forget_events();
+    done("transaction", "'actions': [" NEW("0", "'incremental', 'bitmap': 'b'") ", " NEW(
+                            "1", "'full'") "], 'properties': {'completion-mode': 'grouped'}");
+    hear_until(":pending ", 2);
+    create("raw", "n1"); /* somebody else's */
+    done("job-finalize", "'id': 'j0'");
+    hear_until(":null ", 2);
+    assert_non_null(strstr(talk.events, "BLOCK_JOB_CANCELLED "));
+    assert_non_null(strstr(talk.events, "BLOCK_JOB_COMPLETED! "));
+    is("b", "64K");
+    assert_false(dr_fs_exists(fs, "n0"));
+    struct dr_disk *theirs = open_disk("raw", "n1");
+    assert_int_equal(newest(theirs), 0);
+    ok(dr_close(theirs, &err));
+}
+
+static void a_backup_that_fails_at_its_name_fails_its_group(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 8; i++) { /* either job may come to its name first */
+        begin("qcow2");
+        fail_at_the_name(i % 2);
+        end();
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_fails_at_the_instant_undoes_what_was_done),
         cmocka_unit_test(backups_and_bitmaps_of_two_disks_have_one_instant),
+        cmocka_unit_test(a_backup_that_fails_at_its_name_fails_its_group),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
