@@ -412,7 +412,7 @@ int dr_merge_verify_kept(struct dr_merge *m, struct dr_error *err)
     return r < 0 ? dr_fail(err, -r, "nothing is merged, and nothing removed: %s", why.text) : 0;
 }
 
-/* Merged down, it has not its name yet. */
+/* Merged down, it has not its name yet, and the kept one is as it was. */
 int dr_merge_verify_merged(struct dr_merge *m, struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
@@ -424,6 +424,8 @@ int dr_merge_verify_merged(struct dr_merge *m, struct dr_error *err)
         return no_memory(m, err);
     int r = verify(m, m->way == DR_MERGE_DOWN ? oldest : kept, kept, &why);
     m->verified = r == 0;
+    if (r == -EBADMSG && m->way != DR_MERGE_DOWN)
+        dr_set_record_verified(m->fs, m->set, m->into, why.text, m->job);
     return r < 0 ? dr_fail(err, -r, "nothing is removed: %s", why.text) : 0;
 }
 

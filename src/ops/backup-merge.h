@@ -46,7 +46,8 @@ int dr_merge_look(struct dr_merge *m, bool exclusive, struct dr_error *err);
 /* Read all that the kept one shows, if something is to be merged into it: damage must be found as
  * long as all that leaves is there. -EBADMSG: it is not what it held; the set records that. */
 int dr_merge_verify_kept(struct dr_merge *m, struct dr_error *err);
-/* Read what is to be the kept one from now on. -EBADMSG: it is not what that held. */
+/* Read what is to be the kept one from now on. -EBADMSG: it is not what that held; if it has the
+ * kept one's name already, the set records that. */
 int dr_merge_verify_merged(struct dr_merge *m, struct dr_error *err);
 /* The set says durably that they are leaving: give the kept one what it needs. */
 int dr_merge_copy(struct dr_merge *m, struct dr_error *err);

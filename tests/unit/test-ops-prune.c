@@ -429,6 +429,18 @@ static int damage_marked(void *user, const struct faultfs_io *io)
     return 0;
 }
 
+static bool listed_as_damaged(struct dr_fs *fs, const char *name)
+{
+    struct dr_backup_entry *list;
+    size_t n;
+    bool damaged = false;
+    ok(dr_backup_list_fs(fs, set, &list, &n, &err));
+    for (size_t i = 0; i < n; i++)
+        damaged |= strcmp(list[i].name, name) == 0 && list[i].damaged;
+    dr_backup_list_free(list, n);
+    return damaged;
+}
+
 static void what_is_merged_is_verified_before_the_old_is_removed(void **state)
 {
     (void)state;
@@ -446,6 +458,7 @@ static void what_is_merged_is_verified_before_the_old_is_removed(void **state)
         faultfs_observe(f, damage_marked, &planted);
         refused(prune_to(faultfs_fs(f), 1, &err), EBADMSG, "nothing is removed");
         assert_null(planted);
+        assert_int_equal(listed_as_damaged(memory, "b1"), k == 1); /* it has a copy of the damage */
         assert_true(exists(memory, "b0") && exists(memory, "b1") && exists(memory, "b0.sums"));
         refused(prune_to(memory, 1, &err), EBADMSG, "nothing is"); /* damaged still */
         damage_oldest(memory, 0x22);
