@@ -61,8 +61,19 @@ static bool is_good(const struct prune *p, const struct dr_backup_entry *e)
     return file && dr_fs_exists(p->fs, file);
 }
 
+/* n older ones would have gone by their number alone. */
+static void tell_kept(const struct prune *p, size_t n)
+{
+    if (n > 0)
+        dr_job_message(p->job,
+                       "%s: %zu more backup%s kept: newer ones are damaged or gone (see "
+                       "`drover backup list`)",
+                       p->path, n, n == 1 ? " is" : "s are");
+}
+
 static int choose(struct prune *p, bool marked, struct dr_error *err)
 {
+    size_t spared = 0;
     const struct dr_backup_set *s = &p->set;
     const struct dr_backup_entry *like = p->o->like ? dr_set_find(s, p->o->like) : NULL;
     CLEANUP_FREE bool *good = calloc(s->n + 1, sizeof(*good));
@@ -75,16 +86,19 @@ static int choose(struct prune *p, bool marked, struct dr_error *err)
         good[i] = !s->all[i].leaving && is_good(p, &s->all[i]);
     for (size_t i = 0; i < s->n; i++) {
         const struct dr_backup_entry *e = &s->all[i];
-        size_t newer = 0;
+        size_t newer = 0, bad = 0;
         for (size_t k = i + 1; k < s->n; k++)
-            newer += good[k] && same_series(&s->all[k], e);
+            if (!s->all[k].leaving && same_series(&s->all[k], e))
+                *(good[k] ? &newer : &bad) += 1;
         if (e->naming)
             return dr_fail(err, EBUSY,
                            "%s: its backup \"%s\" is being made, or was interrupted and cannot be "
                            "settled now",
                            p->path, e->name);
         p->goes[i] = e->leaving || (!marked && newer >= p->o->keep && is_like(s, like, e));
+        spared += !marked && !p->goes[i] && newer + bad >= p->o->keep && is_like(s, like, e);
     }
+    tell_kept(p, spared);
     keep_whole_archives(p);
     return 0;
 }

@@ -473,8 +473,16 @@ static void what_is_merged_is_verified_before_the_old_is_removed(void **state)
 }
 
 /* With one kept: what is no good backup makes none dispensable. */
+static void note_message(void *user, const char *text)
+{
+    snprintf(user, 200, "%s", text);
+}
+
 static void a_backup_that_is_damaged_or_gone_does_not_count(void **state)
 {
+    char text[200] = "";
+    struct dr_job job = {.message = note_message, .user = text};
+    const struct dr_prune_options one = {.keep = 1};
     struct dr_fs *fs = *state;
     const struct dr_backup_options o = {.set = set, .format = "raw"};
     const char other = 'x';
@@ -488,11 +496,14 @@ static void a_backup_that_is_damaged_or_gone_does_not_count(void **state)
     ok(dr_file_pwrite(file, &other, 77, 1, &err));
     dr_file_unref(file);
     assert_true(dr_backup_verify_fs(fs, set, "b1", NULL, NULL, NULL, NULL) == -EBADMSG);
-    ok(prune_to(fs, 1, &err));
+    ok(dr_backup_prune_fs(fs, set, &one, &job, &err));
+    assert_non_null(strstr(text, "2 more backups are kept"));
     verified(fs, "b0");
     assert_int_equal(listed(fs), 3);
+    text[0] = 0;
     ok(dr_backup_fs(fs, "disk", NULL, "b3", &o, NULL, NULL, &err));
-    ok(prune_to(fs, 1, &err));
+    ok(dr_backup_prune_fs(fs, set, &one, &job, &err));
+    assert_string_equal(text, "");
     assert_int_equal(listed(fs), 1);
     verified(fs, "b3");
 }
