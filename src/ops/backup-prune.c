@@ -53,12 +53,27 @@ static void keep_whole_archives(struct prune *p)
                 p->goes[k] = false;
 }
 
-/* Does it count among those that are kept? One that was found damaged, or whose image somebody has
- * removed, does not make an older one dispensable. */
-static bool is_good(const struct prune *p, const struct dr_backup_entry *e)
+/* Is its file there, and are those that it stands on? there: of the entries before it. */
+static bool is_there(const struct prune *p, const bool *there, size_t at)
 {
-    CLEANUP_FREE char *file = e->damaged ? NULL : dr_set_main_file(p->fs, p->path, e);
+    const struct dr_backup_set *s = &p->set;
+    const struct dr_backup_entry *e = &s->all[at];
+    const struct dr_backup_entry *parent = e->parent ? dr_set_find(s, e->parent) : NULL;
+    if (e->parent && (!parent || parent >= e || !there[parent - s->all]))
+        return false;
+    CLEANUP_FREE char *file = dr_set_main_file(p->fs, p->path, e);
     return file && dr_fs_exists(p->fs, file);
+}
+
+/* Which ones count among those that are kept? One that was found damaged, or whose image somebody
+ * has removed, does not make an older one dispensable, and neither does one that stands on such. */
+static void find_good(const struct prune *p, bool *good)
+{
+    const struct dr_backup_set *s = &p->set;
+    for (size_t i = 0; i < s->n; i++)
+        good[i] = is_there(p, good, i);
+    for (size_t i = 0; i < s->n; i++)
+        good[i] &= !s->all[i].leaving && !dr_set_damaged(s, &s->all[i]);
 }
 
 /* n older ones would have gone by their number alone. */
@@ -82,8 +97,7 @@ static int choose(struct prune *p, bool marked, struct dr_error *err)
         return dr_fail(err, ENOMEM, "%s: out of memory", p->path);
     if (p->o->like && !like)
         return dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", p->path, p->o->like);
-    for (size_t i = 0; i < s->n; i++)
-        good[i] = !s->all[i].leaving && is_good(p, &s->all[i]);
+    find_good(p, good);
     for (size_t i = 0; i < s->n; i++) {
         const struct dr_backup_entry *e = &s->all[i];
         size_t newer = 0, bad = 0;

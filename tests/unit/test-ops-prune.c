@@ -508,6 +508,34 @@ static void a_backup_that_is_damaged_or_gone_does_not_count(void **state)
     verified(fs, "b3");
 }
 
+/* b3 is an incremental one on b2, which is damaged or gone. */
+static void one_that_stands_on_a_damaged_one_does_not_count(void **state)
+{
+    (void)state;
+    for (int gone = 0; gone < 2; gone++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        const struct dr_backup_options full = {
+            .set = set, .bitmap = "B", .format = "raw", .full = true};
+        const struct dr_backup_options more = {.set = set, .bitmap = "B", .format = "add-cow"};
+        struct dr_file *file = NULL;
+        make_tracked(fs, 0);
+        ok(dr_backup_fs(fs, "disk", NULL, "b0", &full, NULL, NULL, &err));
+        ok(dr_backup_fs(fs, "disk", NULL, "b1", &more, NULL, NULL, &err));
+        ok(dr_backup_fs(fs, "disk", NULL, "b2", &full, NULL, NULL, &err));
+        ok(dr_backup_fs(fs, "disk", NULL, "b3", &more, NULL, NULL, &err));
+        ok(dr_file_open(fs, "b2", DR_FILE_RDWR, &file, &err));
+        ok(dr_file_pwrite(file, "x", 77, 1, &err));
+        dr_file_unref(file);
+        if (gone)
+            ok(fs->ops->unlink(fs, "b2", &err));
+        else
+            assert_true(dr_backup_verify_fs(fs, set, "b2", NULL, NULL, NULL, NULL) == -EBADMSG);
+        prune_to(fs, 1, NULL);
+        verified(fs, "b1");
+        dr_fs_memory_free(fs);
+    }
+}
+
 /* Nothing works any more once the set has been written. */
 static int ends_after_the_mark(void *user, const struct faultfs_io *io)
 {
@@ -688,6 +716,7 @@ int main(void)
         ops_test(a_backup_that_is_damaged_or_gone_does_not_count),
         ops_test(prunes_at_once_do_not_merge_into_each_other),
         cmocka_unit_test(what_is_merged_is_verified_before_the_old_is_removed),
+        cmocka_unit_test(one_that_stands_on_a_damaged_one_does_not_count),
         cmocka_unit_test(after_a_power_cut_each_kept_backup_is_there),
         cmocka_unit_test(a_missing_flush_is_caught),
         cmocka_unit_test(after_a_failure_the_next_prune_goes_on),
