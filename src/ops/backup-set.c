@@ -484,13 +484,31 @@ struct finding {
     const char *damage;
 };
 
-/* What stands on a damaged backup is proven no more; it may have been read before the damage. */
-static void doubt_children(struct dr_backup_set *s, size_t at, unsigned depth)
+static bool is_doubted(const struct dr_backup_set *s, const bool *doubted, const char *name,
+                       size_t end)
 {
+    for (size_t k = end; k-- > 0;)
+        if (doubted[k] && strcmp(s->all[k].name, name) == 0)
+            return true;
+    return false;
+}
+
+/* What stands on a damaged backup is proven no more; it may have been read before the damage. Each
+ * entry is looked at once: in a set made by somebody else many may have one name. */
+static int doubt_children(struct dr_backup_set *s, size_t at, struct dr_error *err)
+{
+    CLEANUP_FREE bool *doubted = calloc(s->n, sizeof(*doubted));
+    if (!doubted)
+        return dr_fail(err, ENOMEM, "out of memory");
+    doubted[at] = true;
     free(DR_STEAL(s->all[at].verified));
-    for (size_t i = at + 1; depth < DR_CHAIN_MAX && i < s->n; i++)
-        if (s->all[i].parent && strcmp(s->all[i].parent, s->all[at].name) == 0)
-            doubt_children(s, i, depth + 1);
+    for (size_t i = at + 1; i < s->n; i++) {
+        struct dr_backup_entry *e = &s->all[i];
+        doubted[i] = e->parent && is_doubted(s, doubted, e->parent, i);
+        if (doubted[i])
+            free(DR_STEAL(e->verified));
+    }
+    return 0;
 }
 
 const struct dr_backup_entry *dr_set_damaged(const struct dr_backup_set *s,
@@ -539,8 +557,8 @@ static int put_finding(void *user, struct dr_backup_set *s, struct dr_error *err
         return dr_fail(err, ENOMEM, "out of memory");
     free(e->damaged);
     e->damaged = text;
-    doubt_children(s, (size_t)(e - s->all), 0);
-    return 1;
+    int r = doubt_children(s, (size_t)(e - s->all), err);
+    return r < 0 ? r : 1;
 }
 
 void dr_set_record_verified(struct dr_fs *fs, const char *path, const struct dr_backup_entry *e,

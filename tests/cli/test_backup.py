@@ -92,6 +92,16 @@ def test_a_set_of_many_tiny_values_is_refused(t):
     assert r.code == 1 and "more values" in r.err
 
 
+def test_many_of_one_name_end_soon(t, disk):
+    t.ok("backup", "--bitmap", "daily", "-O", "raw", disk, "b0")
+    damage(t, "b0", 1, b"?")
+    said = json.loads((t.dir / "backups.json").read_text())
+    said["backups"] += [{**said["backups"][0], "file": f"f{i}", "parent": "b0"} for i in range(60)]
+    (t.dir / "backups.json").write_text(json.dumps(said))
+    assert t.drover("backup", "verify", "backups.json", "b0").code == 1
+    assert "damaged" in json.loads((t.dir / "backups.json").read_text())["backups"][0]
+
+
 def test_what_qemu_writes_is_noted(t, disk):
     t.ok("backup", "--bitmap", "b", disk, "b0")
     assert t.real("qemu-io", "-c", "write -P 9 5M 4k", disk).code == 0
