@@ -70,6 +70,7 @@ def test_what_verify_finds_is_recorded(t, disk):
     damage(t, "b0", 1, b"?")
     assert t.drover("backup", "verify", "backups.json").code == 1
     assert listed(t)["backups"][0]["state"] == "damaged" and "at 1048576" in listed(t)["backups"][0]["problem"]
+    assert t.ok("backup", "list", "backups.json").splitlines()[2].startswith("b0: differs")
     r = t.drover("backup", "--bitmap", "daily", "-O", "add-cow", disk, "b1")
     assert r.code == 1 and "is damaged" in r.err and "--full" in r.err and not (t.dir / "b1").exists()
     t.ok("restore", disk, "b0")

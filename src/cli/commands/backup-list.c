@@ -111,6 +111,18 @@ static void put_text(const struct line *l)
     printf("\n");
 }
 
+/* The text says of which file it is, and often that has the backup's name. */
+static void put_problem(const struct line *l)
+{
+    size_t len = strlen(l->e->name);
+    if (strncmp(l->problem, l->e->name, len) != 0 || l->problem[len] != ':') {
+        cli_put(l->e->name);
+        printf(": ");
+    }
+    cli_put(l->problem);
+    printf("\n");
+}
+
 static void put_human(const struct list *list)
 {
     printf("%-24s %-20s %10s %10s %10s  %-10s  %s\n", "NAME", "TIME", "DISK", "STORED", "READ",
@@ -118,12 +130,8 @@ static void put_human(const struct list *list)
     for (size_t i = 0; i < list->n; i++)
         put_text(&list->lines[i]);
     for (size_t i = 0; i < list->n; i++)
-        if (list->lines[i].problem) {
-            cli_put(list->lines[i].e->name);
-            printf(": ");
-            cli_put(list->lines[i].problem);
-            printf("\n");
-        }
+        if (list->lines[i].problem)
+            put_problem(&list->lines[i]);
 }
 
 static json_t *text(const char *bytes)
