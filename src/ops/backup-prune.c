@@ -16,64 +16,168 @@ struct prune {
     struct dr_job *job;
     struct dr_backup_set set;
     bool *goes; /* of each in the set */
+    struct link *links;
     size_t told;
 };
 
+/* Of each in the set, by their numbers; as many as there are = none. */
+struct link {
+    size_t parent, child, other; /* other: a second child */
+};
+
+/* ------------------------------------------------------------------ what belongs together
+ *
+ * A set may have very many backups: each is looked at a few times, not once for each other one. */
+
+static int by_address(const struct dr_backup_entry *a, const struct dr_backup_entry *b)
+{
+    return (a > b) - (a < b);
+}
+
+static int by_text(const char *a, const char *b)
+{
+    return a && b ? strcmp(a, b) : (a != NULL) - (b != NULL);
+}
+
+static int by_name(const void *a, const void *b)
+{
+    const struct dr_backup_entry *x = *(void *const *)a, *y = *(void *const *)b;
+    int order = strcmp(x->name, y->name);
+    return order ? order : by_address(x, y);
+}
+
+static int by_series(const void *a, const void *b)
+{
+    const struct dr_backup_entry *x = *(void *const *)a, *y = *(void *const *)b;
+    int order = by_text(x->disk, y->disk);
+    if (order == 0)
+        order = by_text(x->bitmap, y->bitmap);
+    return order ? order : dr_set_in_archive(x) - dr_set_in_archive(y);
+}
+
+/* Each that is in none is alone. */
+static int by_archive(const void *a, const void *b)
+{
+    const struct dr_backup_entry *x = *(void *const *)a, *y = *(void *const *)b;
+    if (dr_set_same_archive(x, y))
+        return 0;
+    int order = dr_set_in_archive(x) - dr_set_in_archive(y);
+    if (order == 0 && dr_set_in_archive(x)) {
+        const char *end_x = strrchr(x->file, '#'), *end_y = strrchr(y->file, '#');
+        size_t len_x = end_x ? (size_t)(end_x - x->file) : 0;
+        size_t len_y = end_y ? (size_t)(end_y - y->file) : 0;
+        order = strncmp(x->file, y->file, dr_min(len_x, len_y));
+        order = order ? order : (len_x > len_y) - (len_x < len_y);
+    }
+    return order ? order : by_address(x, y);
+}
+
+/* Malloc'ed, NULL = out of memory. */
+static const struct dr_backup_entry **sort(const struct dr_backup_set *s,
+                                           int (*order)(const void *, const void *))
+{
+    const struct dr_backup_entry **all = calloc(s->n + 1, sizeof(*all));
+    for (size_t i = 0; all && i < s->n; i++)
+        all[i] = &s->all[i];
+    if (all)
+        qsort(all, s->n, sizeof(*all), order);
+    return all;
+}
+
+/* The number of each one's group: that of one of its members. Malloc'ed, NULL = out of memory. */
+static size_t *group(const struct dr_backup_set *s, int (*order)(const void *, const void *))
+{
+    CLEANUP_FREE const struct dr_backup_entry **all = sort(s, order);
+    size_t *numbers = calloc(s->n + 1, sizeof(*numbers));
+    if (!all) {
+        free(numbers);
+        return NULL;
+    }
+    for (size_t i = 0; numbers && i < s->n; i++) {
+        bool same = i > 0 && order(&all[i - 1], &all[i]) == 0;
+        size_t at = (size_t)(all[i] - s->all);
+        numbers[at] = same ? numbers[all[i - 1] - s->all] : at;
+    }
+    return numbers;
+}
+
+/* The first of this name, or as many as there are. */
+static size_t find_sorted(const struct dr_backup_set *s, const struct dr_backup_entry *const *all,
+                          const char *name)
+{
+    size_t low = 0, high = s->n;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (strcmp(all[middle]->name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < s->n && strcmp(all[low]->name, name) == 0 ? (size_t)(all[low] - s->all) : s->n;
+}
+
+static int link_all(struct prune *p, struct dr_error *err)
+{
+    const struct dr_backup_set *s = &p->set;
+    CLEANUP_FREE const struct dr_backup_entry **all = sort(s, by_name);
+    struct link *l = p->links = calloc(s->n + 1, sizeof(*p->links));
+    if (!all || !l)
+        return dr_fail(err, ENOMEM, "%s: out of memory", p->path);
+    for (size_t i = 0; i < s->n; i++)
+        l[i] = (struct link){s->n, s->n, s->n};
+    for (size_t i = 0; i < s->n; i++) {
+        size_t at = l[i].parent = s->all[i].parent ? find_sorted(s, all, s->all[i].parent) : s->n;
+        if (at < s->n)
+            *(l[at].child == s->n ? &l[at].child : &l[at].other) = i;
+    }
+    return 0;
+}
+
 /* ------------------------------------------------------------------ which ones */
 
-static bool same_text(const char *a, const char *b)
-{
-    return a && b ? strcmp(a, b) == 0 : a == b;
-}
-
-static bool same_series(const struct dr_backup_entry *a, const struct dr_backup_entry *b)
-{
-    return same_text(a->disk, b->disk) && same_text(a->bitmap, b->bitmap) &&
-           dr_set_in_archive(a) == dr_set_in_archive(b);
-}
-
-/* In the series of the backup like, or of one of the disks in its archive? */
-static bool is_like(const struct dr_backup_set *s, const struct dr_backup_entry *like,
-                    const struct dr_backup_entry *e)
-{
-    bool is = !like;
-    for (size_t i = 0; !is && i < s->n; i++)
-        is = (&s->all[i] == like || dr_set_same_archive(like, &s->all[i])) &&
-             same_series(&s->all[i], e);
-    return is;
-}
-
 /* An archive goes when all of its disks go. */
-static void keep_whole_archives(struct prune *p)
+static int keep_whole_archives(struct prune *p, struct dr_error *err)
 {
     const struct dr_backup_set *s = &p->set;
+    CLEANUP_FREE size_t *archive = group(s, by_archive);
+    CLEANUP_FREE bool *stays = calloc(s->n + 1, sizeof(*stays));
+    if (!archive || !stays)
+        return dr_fail(err, ENOMEM, "%s: out of memory", p->path);
     for (size_t i = 0; i < s->n; i++)
-        for (size_t k = 0; !p->goes[i] && k < s->n; k++)
-            if (dr_set_same_archive(&s->all[i], &s->all[k]))
-                p->goes[k] = false;
-}
-
-/* Is its file there, and are those that it stands on? there: of the entries before it. */
-static bool is_there(const struct prune *p, const bool *there, size_t at)
-{
-    const struct dr_backup_set *s = &p->set;
-    const struct dr_backup_entry *e = &s->all[at];
-    const struct dr_backup_entry *parent = e->parent ? dr_set_find(s, e->parent) : NULL;
-    if (e->parent && (!parent || parent >= e || !there[parent - s->all]))
-        return false;
-    CLEANUP_FREE char *file = dr_set_main_file(p->fs, p->path, e);
-    return file && dr_fs_exists(p->fs, file);
+        stays[archive[i]] |= !p->goes[i];
+    for (size_t i = 0; i < s->n; i++)
+        p->goes[i] &= !stays[archive[i]];
+    return 0;
 }
 
 /* Which ones count among those that are kept? One that was found damaged, or whose image somebody
  * has removed, does not make an older one dispensable, and neither does one that stands on such. */
-static void find_good(const struct prune *p, bool *good)
+static int find_good(const struct prune *p, bool *good, struct dr_error *err)
 {
     const struct dr_backup_set *s = &p->set;
-    for (size_t i = 0; i < s->n; i++)
-        good[i] = is_there(p, good, i);
-    for (size_t i = 0; i < s->n; i++)
-        good[i] &= !s->all[i].leaving && !dr_set_damaged(s, &s->all[i]);
+    CLEANUP_FREE bool *there = calloc(s->n + 1, sizeof(*there));
+    CLEANUP_FREE bool *sound = calloc(s->n + 1, sizeof(*sound));
+    if (!there || !sound)
+        return dr_fail(err, ENOMEM, "%s: out of memory", p->path);
+    for (size_t i = 0; i < s->n; i++) { /* parents come before */
+        const struct dr_backup_entry *e = &s->all[i];
+        size_t parent = p->links[i].parent;
+        CLEANUP_FREE char *file = dr_set_main_file(p->fs, p->path, e);
+        there[i] = (!e->parent || (parent < i && there[parent])) && file &&
+                   dr_fs_exists(p->fs, file);
+        sound[i] = !e->damaged && (e->verified || !e->parent || (parent < i && sound[parent]));
+        good[i] = there[i] && sound[i] && !e->leaving;
+    }
+    return 0;
+}
+
+/* In the series of the backup like, or of one of the disks in its archive? is: of each group. */
+static void find_like(const struct prune *p, const struct dr_backup_entry *like,
+                      const size_t *series, bool *is)
+{
+    for (size_t i = 0; i < p->set.n; i++)
+        is[series[i]] |= !like || &p->set.all[i] == like ||
+                         dr_set_same_archive(like, &p->set.all[i]);
 }
 
 /* n older ones would have gone by their number alone. */
@@ -86,51 +190,73 @@ static void tell_kept(const struct prune *p, size_t n)
                        p->path, n, n == 1 ? " is" : "s are");
 }
 
-static int choose(struct prune *p, bool marked, struct dr_error *err)
+static int refuse_unsettled(const struct prune *p, struct dr_error *err)
 {
-    size_t spared = 0;
-    const struct dr_backup_set *s = &p->set;
-    const struct dr_backup_entry *like = p->o->like ? dr_set_find(s, p->o->like) : NULL;
-    CLEANUP_FREE bool *good = calloc(s->n + 1, sizeof(*good));
-    p->goes = calloc(s->n + 1, sizeof(*p->goes));
-    if (!p->goes || !good)
-        return dr_fail(err, ENOMEM, "%s: out of memory", p->path);
-    if (p->o->like && !like)
-        return dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", p->path, p->o->like);
-    find_good(p, good);
-    for (size_t i = 0; i < s->n; i++) {
-        const struct dr_backup_entry *e = &s->all[i];
-        size_t newer = 0, bad = 0;
-        for (size_t k = i + 1; k < s->n; k++)
-            if (!s->all[k].leaving && same_series(&s->all[k], e))
-                *(good[k] ? &newer : &bad) += 1;
-        if (e->naming)
+    for (size_t i = 0; i < p->set.n; i++)
+        if (p->set.all[i].naming)
             return dr_fail(err, EBUSY,
                            "%s: its backup \"%s\" is being made, or was interrupted and cannot be "
                            "settled now",
-                           p->path, e->name);
-        p->goes[i] = e->leaving || (!marked && newer >= p->o->keep && is_like(s, like, e));
-        spared += !marked && !p->goes[i] && newer + bad >= p->o->keep && is_like(s, like, e);
-    }
-    tell_kept(p, spared);
-    keep_whole_archives(p);
+                           p->path, p->set.all[i].name);
     return 0;
 }
 
-/* The one that stands on entry at, or n: there is none. */
+/* Those that are newer, of each series. */
+struct newer {
+    size_t good, bad;
+};
+
+static int choose_of(struct prune *p, bool marked, const struct dr_backup_entry *like,
+                     struct dr_error *err)
+{
+    const struct dr_backup_set *s = &p->set;
+    size_t spared = 0;
+    CLEANUP_FREE bool *good = calloc(s->n + 1, sizeof(*good));
+    CLEANUP_FREE bool *is_like = calloc(s->n + 1, sizeof(*is_like));
+    CLEANUP_FREE struct newer *newer = calloc(s->n + 1, sizeof(*newer));
+    CLEANUP_FREE size_t *series = group(s, by_series);
+    if (!good || !is_like || !newer || !series)
+        return dr_fail(err, ENOMEM, "%s: out of memory", p->path);
+    int r = find_good(p, good, err);
+    if (r < 0)
+        return r;
+    find_like(p, like, series, is_like);
+    for (size_t i = s->n; i-- > 0;) {
+        struct newer *n = &newer[series[i]];
+        bool may = !marked && is_like[series[i]] && !s->all[i].leaving;
+        p->goes[i] = s->all[i].leaving || (may && n->good >= p->o->keep);
+        spared += may && !p->goes[i] && n->good + n->bad >= p->o->keep;
+        if (!s->all[i].leaving)
+            *(good[i] ? &n->good : &n->bad) += 1;
+    }
+    tell_kept(p, spared);
+    return keep_whole_archives(p, err);
+}
+
+static int choose(struct prune *p, bool marked, struct dr_error *err)
+{
+    const struct dr_backup_entry *like = p->o->like ? dr_set_find(&p->set, p->o->like) : NULL;
+    p->goes = calloc(p->set.n + 1, sizeof(*p->goes));
+    if (!p->goes)
+        return dr_fail(err, ENOMEM, "%s: out of memory", p->path);
+    if (p->o->like && !like)
+        return dr_fail(err, ENOENT, "%s: has no backup called \"%s\"", p->path, p->o->like);
+    int r = refuse_unsettled(p, err);
+    if (r == 0)
+        r = link_all(p, err);
+    return r < 0 ? r : choose_of(p, marked, like, err);
+}
+
+/* The one that stands on entry at; as many as there are: there is none. */
 static int child_of(const struct prune *p, size_t at, size_t *child, struct dr_error *err)
 {
     const struct dr_backup_set *s = &p->set;
-    *child = s->n;
-    for (size_t i = 0; i < s->n; i++) {
-        if (!s->all[i].parent || strcmp(s->all[i].parent, s->all[at].name) != 0)
-            continue;
-        if (*child < s->n)
-            return dr_fail(err, EBUSY, "%s: both \"%s\" and \"%s\" stand on the backup \"%s\"",
-                           p->path, s->all[*child].name, s->all[i].name, s->all[at].name);
-        *child = i;
-    }
-    return 0;
+    const struct link *l = &p->links[at];
+    *child = l->child;
+    if (l->other == s->n)
+        return 0;
+    return dr_fail(err, EBUSY, "%s: both \"%s\" and \"%s\" stand on the backup \"%s\"", p->path,
+                   s->all[l->child].name, s->all[l->other].name, s->all[at].name);
 }
 
 /* Those that go and stand on each other, from entry at down. */
@@ -155,7 +281,7 @@ static int collect(const struct prune *p, size_t at, struct dr_merge *m, struct 
         if (m->n == s->n)
             return dr_fail(err, EINVAL, "%s: the backup \"%s\" stands on itself", p->path, e->name);
         m->gone[m->n++] = above = e;
-        e = e->parent ? dr_set_find(s, e->parent) : NULL;
+        e = p->links[here].parent < s->n ? &s->all[p->links[here].parent] : NULL;
     }
     return 0;
 }
@@ -267,6 +393,7 @@ static int all_steps(struct prune *p, bool marked, struct dr_error *err)
         if (p->goes[i])
             r = step_at(p, i, err);
     free(DR_STEAL(p->goes));
+    free(DR_STEAL(p->links));
     dr_set_free(&p->set);
     return r;
 }
