@@ -152,11 +152,12 @@ static int parse_qemu_nbd(const char *name, struct dr_remote *remote, struct dr_
         return out_of_memory(name, err);
     if (begins(place, "unix:"))
         return set_unix(name, place + 5, export, remote, err);
-    size_t host = (size_t)(behind_host(rest) - rest);
-    if (strspn(place + host + 1, "0123456789") != strlen(place + host + 1))
+    /* Looked for again: the name of the export may have the bracket that ends an address. */
+    const char *end = behind_host(place);
+    if (!end || strspn(end + 1, "0123456789") != strlen(end + 1))
         return dr_fail(err, EINVAL, "%s: expected nbd:HOST:PORT[:exportname=NAME]", name);
-    place[host] = '\0';
-    return set_tcp(name, place, place + host + 1, export, remote, err);
+    CLEANUP_FREE char *host = strndup(place, (size_t)(end - place));
+    return host ? set_tcp(name, host, end + 1, export, remote, err) : out_of_memory(name, err);
 }
 
 /* ------------------------------------------------------------------ json: */

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The names of remote disks: which are some, what they lead to, and which are refused. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/error.h"
+#include "storage/remote.h"
+
+struct leads {
+    const char *name, *uri; /* uri NULL: refused */
+};
+
+static void check(const struct leads *l)
+{
+    DR_CLEANUP_REMOTE struct dr_remote remote = {0};
+    struct dr_error why = DR_ERROR_INIT;
+    if (!dr_remote_is(l->name))
+        fail_msg("%s: is not taken for remote", l->name);
+    int r = dr_remote_parse(l->name, &remote, &why);
+    if (l->uri ? r != 0 || strcmp(remote.uri, l->uri) != 0 : r != -EINVAL)
+        fail_msg("%s: %d, %s, %s", l->name, r, remote.uri ? remote.uri : "no URI", why.text);
+}
+
+static void every_spelling_becomes_one_uri(void **state)
+{
+    (void)state;
+    static const struct leads all[] = {
+        {"nbd://host/a", "nbd://host/a"},
+        {"nbd:host:10809", "nbd://host:10809/"},
+        {"nbd:host:10809:exportname=a b", "nbd://host:10809/a%20b"},
+        {"nbd:[::1]:7:exportname=[x]:8", "nbd://[::1]:7/%5Bx%5D%3A8"},
+        {"nbd:unix:/run/s:exportname=e", "nbd+unix:///e?socket=/run/s"},
+        {"nbd:unix:/run/a&socket=b", "nbd+unix:///?socket=/run/a%26socket%3Db"},
+        {"http://host/a/b#part", "http://host/a/b"},
+        {"https://host/a/../b", "https://host/b"},
+        {"json:{\"driver\":\"nbd\",\"host\":\"::1\",\"port\":\"7\"}", "nbd://[::1]:7/"},
+        {"json:{\"file\":{\"driver\":\"http\",\"url\":\"http://h/x\"},\"driver\":\"raw\"}",
+         "http://h/x"},
+    };
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        check(&all[i]);
+}
+
+static void names_that_mean_nothing_are_refused(void **state)
+{
+    (void)state;
+    static const struct leads all[] = {
+        {"nbd:[host:exportname=]:1", NULL},
+        {"nbd:[:exportname=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa]:1",
+         NULL},
+        {"nbd:host:1x", NULL},
+        {"http://", NULL},
+        {"http://host:99999/", NULL},
+        {"http://host/%00", NULL},
+        {"http://host/a/%2e%2e/b", NULL},
+        {"http://host/a/%2e%2e", NULL},
+        {"nbd+unix:///?socket=/run/a/../b", NULL},
+        {"json:{\"driver\":\"nbd\"}", NULL},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"colour\":1}", NULL},
+        {"json:{\"driver\":\"http\"}", NULL},
+        {"json:{\"driver\":\"http\",\"url\":\"file:///etc/passwd\"}", NULL},
+        {"json:{\"driver\":\"http\",\"url\":\"http://h/\",\"timeout\":-1}", NULL},
+        {"json:{\"driver\":\"http\",\"url\":\"http://h/\",\"timeout\":\"99999999999999999999\"}",
+         NULL},
+    };
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        check(&all[i]);
+}
+
+static void other_names_are_files(void **state)
+{
+    (void)state;
+    static const char *const all[] = {"",
+                                      "nbd:",
+                                      "nbd:host",
+                                      "nbd::1",
+                                      "nbd:a/b:1",
+                                      "./nbd:host:1",
+                                      "HTTP://host/",
+                                      "http:/",
+                                      "nbd:[:",
+                                      "json:",
+                                      "json:{",
+                                      "json:[]",
+                                      "file:///a",
+                                      "nbd:[]",
+                                      "json:{\"driver\":\"file\"}"};
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        if (dr_remote_is(all[i]))
+            fail_msg("'%s' is taken for remote", all[i]);
+}
+
+/* Whatever a name has in it, it is taken or refused, and nothing beside it is touched. */
+static void names_of_any_bytes_do_no_harm(void **state)
+{
+    (void)state;
+    static const char *const pieces[] = {
+        "nbd:",       "[",        "]",      ":",       ":1",     ":exportname=",
+        "unix:",      "a",        "/",      "/../",    "%2e%2e", "%",
+        "?",          "&socket=", "json:{", "http://", "nbd://", "\"file\"",
+        "\"driver\"", "\"nbd\"",  "{",      "}",       ",",      "\xff\xc0"};
+    uint64_t seed = 7;
+    for (unsigned n = 0; n < 50000; n++) {
+        char name[200] = "";
+        strcpy(name, n % 3 == 0 ? "nbd:" : n % 3 == 1 ? "nbd:[" : "json:{\"driver\":\"nbd\",");
+        for (unsigned k = 0; k < 8; k++) {
+            seed = seed * UINT64_C(6364136223846793005) + 1442695040888963407;
+            strcat(name, pieces[(seed >> 33) % (sizeof(pieces) / sizeof(pieces[0]))]);
+        }
+        size_t len = strlen(name) + 1;
+        char *exact = malloc(len); /* so that a step behind its end is seen */
+        memcpy(exact, name, len);
+        struct dr_remote remote = {0};
+        if (dr_remote_is(exact))
+            dr_remote_parse(exact, &remote, NULL);
+        dr_remote_clear(&remote);
+        free(exact);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_spelling_becomes_one_uri),
+        cmocka_unit_test(names_that_mean_nothing_are_refused),
+        cmocka_unit_test(other_names_are_files),
+        cmocka_unit_test(names_of_any_bytes_do_no_harm),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
