@@ -186,10 +186,43 @@ static const char *ca_file(void)
     return file && *file ? file : getenv("SSL_CERT_FILE");
 }
 
-/* A reset keeps connections and TLS sessions. */
-static void set_up(CURL *curl, const struct http_file *f, struct transfer *t)
+static bool same_part(CURLU *a, CURLU *b, CURLUPart part)
 {
-    bool secure = strncmp(f->url, "https:", 6) == 0;
+    char *in_a = NULL, *in_b = NULL;
+    bool same = !curl_url_get(a, part, &in_a, CURLU_DEFAULT_PORT) &&
+                !curl_url_get(b, part, &in_b, CURLU_DEFAULT_PORT) && strcasecmp(in_a, in_b) == 0;
+    curl_free(in_a);
+    curl_free(in_b);
+    return same;
+}
+
+/* Do both lead to one server? */
+static bool same_server(const char *url, const char *other)
+{
+    CURLU *a = curl_url(), *b = curl_url();
+    bool same = a && b && !curl_url_set(a, CURLUPART_URL, url, 0) &&
+                !curl_url_set(b, CURLUPART_URL, other, 0) && same_part(a, b, CURLUPART_SCHEME) &&
+                same_part(a, b, CURLUPART_HOST) && same_part(a, b, CURLUPART_PORT);
+    curl_url_cleanup(a);
+    curl_url_cleanup(b);
+    return same;
+}
+
+/* The password and the cookies are for the server that the name has, not for one that it led to. */
+static void set_secrets(CURL *curl, const struct http_file *f, const char *url)
+{
+    if ((!f->user && !f->cookie) || !same_server(f->url, url))
+        return;
+    if (f->user)
+        curl_easy_setopt(curl, CURLOPT_USERPWD, f->user);
+    if (f->cookie)
+        curl_easy_setopt(curl, CURLOPT_HTTPHEADER, f->cookie);
+}
+
+/* A reset keeps connections and TLS sessions. */
+static void set_up(CURL *curl, const struct http_file *f, const char *url, struct transfer *t)
+{
+    bool secure = strncmp(url, "https:", 6) == 0;
     const char *ca = ca_file();
     curl_easy_reset(curl);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
@@ -208,10 +241,7 @@ static void set_up(CURL *curl, const struct http_file *f, struct transfer *t)
     }
     if (ca && *ca)
         curl_easy_setopt(curl, CURLOPT_CAINFO, ca);
-    if (f->user)
-        curl_easy_setopt(curl, CURLOPT_USERPWD, f->user);
-    if (f->cookie)
-        curl_easy_setopt(curl, CURLOPT_COOKIE, f->cookie);
+    set_secrets(curl, f, url);
     curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, take_header);
     curl_easy_setopt(curl, CURLOPT_HEADERDATA, t->a);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
@@ -310,7 +340,7 @@ int http_ask(struct http_answer *a)
         curl_easy_cleanup(curl);
         return refuse(a, -ENOMEM, "out of memory");
     }
-    set_up(curl, f, &t);
+    set_up(curl, f, url, &t);
     curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, text);
     CURLcode code = perform(curl, a, url);
     curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &a->status);

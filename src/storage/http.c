@@ -2,6 +2,7 @@
 /* Files of HTTP servers for reading, through libcurl. http.h has the plan. */
 #include "storage/http.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,7 +101,7 @@ static void http_free(struct http_file *f)
     free(f->name);
     free(f->url);
     free(f->user);
-    free(f->cookie);
+    curl_slist_free_all(f->cookie);
     free(f->effective);
     free(f->base.path);
     free(f);
@@ -173,6 +174,15 @@ static int copy_text(char **to, const char *from)
     return from && !*to ? -ENOMEM : 0;
 }
 
+static int set_cookie(struct http_file *f, const char *cookie)
+{
+    CLEANUP_FREE char *header = NULL;
+    if (cookie && asprintf(&header, "Cookie: %s", cookie) < 0)
+        header = NULL;
+    f->cookie = header ? curl_slist_append(NULL, header) : NULL;
+    return cookie && !f->cookie ? -ENOMEM : 0;
+}
+
 int dr_http_open(const struct dr_remote *remote, const char *name, struct dr_file **file,
                  struct dr_error *err)
 {
@@ -186,7 +196,7 @@ int dr_http_open(const struct dr_remote *remote, const char *name, struct dr_fil
     f->insecure = remote->insecure;
     int r = 0;
     if (copy_text(&f->name, name) < 0 || copy_text(&f->url, remote->uri) < 0 ||
-        copy_text(&f->user, remote->user) < 0 || copy_text(&f->cookie, remote->cookie) < 0)
+        copy_text(&f->user, remote->user) < 0 || set_cookie(f, remote->cookie) < 0)
         r = dr_fail(err, ENOMEM, "%s: out of memory", name);
     if (r == 0)
         r = look(f, err);

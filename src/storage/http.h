@@ -31,7 +31,9 @@ struct http_version {
 struct http_file {
     struct dr_file base;
     char *name, *url; /* name: for messages */
-    char *user, *cookie;
+    char *user;
+    struct curl_slist *cookie; /* the header, which libcurl sends to no server redirected to, as it
+                                  would a cookie that it was told of as such; NULL = none */
     unsigned timeout, reconnect;
     bool insecure;
     bool opened; /* constant from then on: version, and which of the two below there is */

@@ -201,7 +201,7 @@ class Unreliable:
 
     def __init__(self, answer):
         outer = self
-        self.requests = []
+        self.requests, self.secrets = [], []
         self.lock = threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -212,6 +212,7 @@ class Unreliable:
                 asked = (int(asked[1]), int(asked[2]) + 1) if asked else None
                 with outer.lock:
                     outer.requests.append((self.path, asked))
+                    outer.secrets.append((self.headers.get("Authorization"), self.headers.get("Cookie")))
                     number = len(outer.requests)
                 status, headers, body, cut = answer(number, self.path, asked)
                 self.send_response(status)

@@ -91,6 +91,15 @@ def test_credentials_come_from_netrc(t, nginx, disk):
     t.ok("info", url, env={"HOME": str(t.dir)})
 
 
+def test_secrets_are_for_the_server_that_was_named(t, unreliable, disk):
+    there = unreliable(lambda n, path, asked: ranged(disk, asked))
+    here = unreliable(lambda n, path, asked: (302, {"Location": there.url.replace("127.0.0.1", "localhost") + "/d"}, b"", None))
+    name = {"driver": "http", "url": f"{here.url}/d", "username": "user", "password": "pass", "cookie": "a=b"}
+    t.ok("convert", "-f", "raw", "-O", "raw", "json:" + json.dumps(name), "copy.raw")
+    assert (t.dir / "copy.raw").read_bytes() == disk and len(there.requests) > 1
+    assert set(there.secrets) == {(None, None)} and set(here.secrets) == {("Basic dXNlcjpwYXNz", "a=b")}
+
+
 def test_what_cannot_be_is_said(t, nginx, disk):
     assert "redirects" in refused(t, "info", f"{nginx.http}/round/disk.raw")
     assert "404" in refused(t, "info", f"{nginx.http}/files/missing.raw")
