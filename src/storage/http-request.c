@@ -95,11 +95,12 @@ static size_t take_header(char *line, size_t size, size_t n, void *user)
     text[len] = '\0';
     if (strncmp(text, "HTTP/", 5) == 0) {
         a->version = (struct http_version){.size = UINT64_MAX};
+        a->length = UINT64_MAX;
         a->ranged = a->encoded = false;
     } else if (header_is(text, len, "content-range", &value)) {
         read_content_range(a, value);
-    } else if (header_is(text, len, "content-length", &value) && a->version.size == UINT64_MAX) {
-        a->version.size = number(value, &end);
+    } else if (header_is(text, len, "content-length", &value)) {
+        a->length = number(value, &end);
     } else if (header_is(text, len, "etag", &value)) {
         snprintf(a->version.etag, sizeof(a->version.etag), "%s", value);
     } else if (header_is(text, len, "last-modified", &value)) {
@@ -128,6 +129,8 @@ static bool same_version(const struct http_version *a, const struct http_version
 static int judge(struct http_answer *a)
 {
     struct http_file *f = a->file;
+    if (a->status == 200) /* with 206 the length is that of the range */
+        a->version.size = a->length;
     if (a->encoded)
         return refuse(a, -EPROTO, "the server sends it in another encoding than it was asked for");
     if (a->status == 206 && (!a->ranged || a->first != a->from || a->last >= a->end))

@@ -57,6 +57,7 @@ struct http_answer {
     long status;
     struct http_version version; /* size: UINT64_MAX = not said */
     uint64_t first, last;        /* Content-Range: of a status of 206 */
+    uint64_t length;             /* Content-Length: of the body; UINT64_MAX = not said */
     bool ranged, encoded;
     int refused; /* the headers were wrong: -errno */
 };

@@ -216,7 +216,7 @@ class Unreliable:
                     number = len(outer.requests)
                 status, headers, body, cut = answer(number, self.path, asked)
                 self.send_response(status)
-                for name, value in {"Content-Length": len(body), **headers}.items():
+                for name, value in {**headers, "Content-Length": headers.get("Content-Length", len(body))}.items():
                     self.send_header(name, str(value))
                 self.end_headers()
                 try:
