@@ -33,11 +33,12 @@ void http_note(struct http_file *f, const char *text)
 
 bool http_may_retry(const struct http_file *f, unsigned failures, uint64_t since)
 {
-    int wait = failures < 7 ? RETRY_FIRST << failures : RETRY_LAST;
+    int wait = failures < 6 ? RETRY_FIRST << failures : RETRY_LAST;
     if (!f->opened || http_seconds() >= since + f->reconnect)
         return false;
-    poll(NULL, 0, wait < RETRY_LAST ? wait : RETRY_LAST);
-    return true;
+    for (; wait > 0 && !atomic_load(&f->ending); wait -= RETRY_FIRST)
+        poll(NULL, 0, RETRY_FIRST);
+    return !atomic_load(&f->ending);
 }
 
 /* ------------------------------------------------------------------ headers */
@@ -164,6 +165,18 @@ static size_t on_body(char *bytes, size_t size, size_t n, void *user)
     return t->ended ? 0 : size * n;
 }
 
+/* Nobody wants any more what threads read ahead of a file that is being closed. libcurl asks every
+ * second, and more often while bytes come. */
+static int on_progress(void *user, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d)
+{
+    const struct http_file *f = user;
+    (void)a;
+    (void)b;
+    (void)c;
+    (void)d;
+    return atomic_load(&f->ending);
+}
+
 /* ------------------------------------------------------------------ handles */
 
 static CURL *take_handle(struct http_file *f)
@@ -172,8 +185,10 @@ static CURL *take_handle(struct http_file *f)
     return f->n_idle > 0 ? f->idle[--f->n_idle] : curl_easy_init();
 }
 
+/* A reset keeps connections and TLS sessions; what this request had in the handle ends with it. */
 static void put_handle(struct http_file *f, CURL *curl)
 {
+    curl_easy_reset(curl);
     pthread_mutex_lock(&f->lock);
     bool kept = f->n_idle < HTTP_DEPTH;
     if (kept)
@@ -222,12 +237,10 @@ static void set_secrets(CURL *curl, const struct http_file *f, const char *url)
         curl_easy_setopt(curl, CURLOPT_HTTPHEADER, f->cookie);
 }
 
-/* A reset keeps connections and TLS sessions. */
-static void set_up(CURL *curl, const struct http_file *f, const char *url, struct transfer *t)
+static void set_up(CURL *curl, struct http_file *f, const char *url, struct transfer *t)
 {
     bool secure = strncmp(url, "https:", 6) == 0;
     const char *ca = ca_file();
-    curl_easy_reset(curl);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, secure ? "https" : "http,https");
@@ -249,6 +262,9 @@ static void set_up(CURL *curl, const struct http_file *f, const char *url, struc
     curl_easy_setopt(curl, CURLOPT_HEADERDATA, t->a);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, t);
+    curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+    curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_progress);
+    curl_easy_setopt(curl, CURLOPT_XFERINFODATA, f);
 }
 
 /* ------------------------------------------------------------------ one request */

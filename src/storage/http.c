@@ -93,6 +93,7 @@ static const char *http_reason(struct dr_file *base, int r)
 
 static void http_free(struct http_file *f)
 {
+    atomic_store(&f->ending, true);
     http_cache_free(f->cache);
     http_stream_free(f->stream);
     while (f->n_idle > 0)

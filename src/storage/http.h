@@ -40,6 +40,7 @@ struct http_file {
     struct http_version version;
     struct http_cache *cache;
     struct http_stream *stream;
+    _Atomic bool ending;  /* it is being closed: all requests end soon */
     pthread_mutex_t lock; /* all below */
     char *effective;      /* where redirections led; NULL = not known */
     CURL *idle[HTTP_DEPTH];

@@ -5,6 +5,7 @@ import lzma
 import os
 import random
 import shutil
+import threading
 
 import pytest
 
@@ -164,3 +165,20 @@ def test_small_reads_in_order_are_read_ahead(t, unreliable, disk):
     s = unreliable(lambda n, path, asked: ranged(disk, asked))
     t.io(f"{s.url}/d", *(f"read {i}k 64k" for i in range(0, 6144, 64)), fmt="raw", options=["-r"])
     assert len(s.requests) < 20 and max(end - first for _, (first, end) in s.requests) == MIB
+
+
+def test_what_is_read_ahead_keeps_nobody_from_closing(t, unreliable, disk):
+    ahead, closed, kept = threading.Event(), threading.Event(), []
+
+    def answer(n, path, asked):
+        if asked[1] - asked[0] == MIB:
+            ahead.set()
+            kept.extend([] if closed.wait(20) else [asked])
+        elif asked[0] == 512 << 10:
+            assert ahead.wait(20)
+        return ranged(disk, asked)
+
+    s = unreliable(answer)
+    t.io(f"{s.url}/d", *(f"read {i}k 64k" for i in (0, 256, 512)), fmt="raw", options=["-r"])
+    closed.set()
+    assert ahead.is_set() and not kept
