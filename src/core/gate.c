@@ -38,8 +38,8 @@ static char *next_allowed(char **rest)
         return NULL;
     for (end += strcspn(end, ":"); *end; end += 1 + strcspn(end + 1, ":")) {
         bool behind_scheme = strncmp(end, "://", 3) == 0;
-        bool is_port = dr_remote_is(name) && end[1] >= '0' && end[1] <= '9';
-        if (!behind_scheme && !is_port)
+        bool is_port = end[1] >= '0' && end[1] <= '9';
+        if (!dr_remote_is(name) || (!behind_scheme && !is_port))
             break;
     }
     *rest = *end ? end + 1 : NULL;
@@ -123,6 +123,8 @@ int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool 
     from[1] = own;
     r = 0;
     for (int i = 0; r == 0 && i < 2 && from[i] && !*inside; i++) {
+        if (dr_remote_is(from[i]) && !dr_remote_path_length(from[i]))
+            continue;
         CLEANUP_FREE char *dir = dr_path_dirname(from[i]);
         CLEANUP_FREE char *real_dir = NULL;
         if (!dir)
@@ -133,10 +135,14 @@ int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool 
     return r;
 }
 
-/* A remote name may be allowed alone, too. */
+/* A remote name may be allowed alone, too, and only alone where the server itself is named behind
+ * the path: "&socket=" there would lead to another one. */
 static bool is_allowed(const char *allowed, const char *real)
 {
-    return dr_path_inside(allowed, real) || (dr_remote_is(real) && strcmp(allowed, real) == 0);
+    if (!dr_remote_is(real))
+        return dr_path_inside(allowed, real);
+    return strcmp(allowed, real) == 0 || (dr_remote_path_length(real) > 0 &&
+                                          !strchr(allowed, '?') && dr_path_inside(allowed, real));
 }
 
 static int pass_real(const struct dr_gate *gate, const char *from, const char *real,

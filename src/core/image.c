@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* One image: a driver over its files, from open to close. */
 #include "core/internal.h"
+#include "storage/remote.h"
 
 static void image_free(struct dr_image *image)
 {
@@ -164,7 +165,10 @@ int dr_image_open_file(struct dr_image *image, const char *name, unsigned *index
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
     if (image->contained)
         return refuse_further(image, name, err);
-    int r = open_allowed(image, full, "extent", &why);
+    int r = dr_remote_check_beside(home_of(image), name, err);
+    if (r < 0)
+        return r;
+    r = open_allowed(image, full, "extent", &why);
     if (r == -ENOENT)
         return dr_fail(err, ENOENT, "%s: cannot open its extent \"%s\": %s", image->path, name,
                        why.text);
@@ -182,7 +186,9 @@ int dr_image_open_data_file(struct dr_image *image, const char *name, unsigned *
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
     if (image->contained)
         return refuse_further(image, name, err);
-    int r = image->data_file ? image_open_path(image, image->data_file, err)
+    int r = image->data_file ? 0 : dr_remote_check_beside(home_of(image), name, err);
+    if (r == 0)
+        r = image->data_file ? image_open_path(image, image->data_file, err)
                              : open_allowed(image, full, "data file", err);
     image->data_file = NULL;
     if (r == 0)

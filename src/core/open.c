@@ -4,6 +4,7 @@
 
 #include "core/fingerprint.h"
 #include "core/internal.h"
+#include "storage/remote.h"
 
 /* All there are. What a later library may give a meaning is not passed over in silence. */
 #define OPEN_FLAGS ((2u * DR_OPEN_SALVAGE - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE)
@@ -207,6 +208,11 @@ static int candidate(const struct dr_image *child, unsigned n, char **path, stru
         return child->fmt->backing_candidate(child, n, path, err);
     if (n > 0)
         return -ENOENT;
+    const char *name = child->backing_name;
+    name = dr_name_format(name) ? strchr(name, ':') + 1 : name;
+    int r = dr_remote_check_beside(dr_image_named_file(child)->path, name, err);
+    if (r < 0)
+        return r;
     *path = dr_name_beside(child->path, child->backing_name);
     return *path ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", child->path);
 }

@@ -8,7 +8,8 @@
 
 char *dr_path_dirname(const char *path)
 {
-    const char *slash = strrchr(path, '/');
+    size_t length = dr_remote_is(path) ? dr_remote_path_length(path) : 0;
+    const char *slash = memrchr(path, '/', length ? length : strlen(path));
     if (!slash)
         return strdup(".");
     while (slash > path && slash[-1] == '/')

@@ -331,6 +331,15 @@ bool dr_remote_is(const char *name)
     return is_qemu_nbd(name) || (begins(name, "json:") && is_json(name));
 }
 
+size_t dr_remote_path_length(const char *name)
+{
+    bool http = begins(name, "http://") || begins(name, "https://");
+    if (!http && !begins(name, "nbd://") && !begins(name, "nbds://"))
+        return 0;
+    size_t length = strcspn(name, "?"), host = (size_t)(strstr(name, "://") - name) + 3;
+    return memchr(name + host, '/', length > host ? length - host : 0) ? length : 0;
+}
+
 DR_API bool dr_name_is_remote(const char *name)
 {
     return dr_remote_is(name);

@@ -36,6 +36,17 @@ int dr_remote_realpath(const char *name, char **out, struct dr_error *err)
     return *out ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", name);
 }
 
+int dr_remote_check_beside(const char *path, const char *name, struct dr_error *err)
+{
+    if (name[0] == '/' || !dr_remote_is(path) || dr_remote_is(name) || dr_remote_path_length(path))
+        return 0;
+    return dr_fail(
+        err, EINVAL,
+        "%s: names \"%.200s\", but nothing stands beside a disk with such a name; only a "
+        "whole name would do",
+        path, name);
+}
+
 int dr_remote_refuse(const char *name, const char *what, struct dr_error *err)
 {
     return dr_fail(err, ENOTSUP, "%s: is a disk on a server, where no file can be %s", name, what);

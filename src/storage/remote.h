@@ -24,10 +24,18 @@ struct dr_remote {
 
 /* Only looks at the name. */
 bool dr_remote_is(const char *name);
+/* The bytes of a remote name up to the end of its path, where that has directories as a file's has:
+ * what follows a ? belongs to none. 0: it has none, as where a socket or a json: object leads to
+ * the disk, and nothing stands beside it. */
+size_t dr_remote_path_length(const char *name);
 /* -EINVAL: something in the name means nothing. Clear it afterwards in any case. */
 int dr_remote_parse(const char *name, struct dr_remote *remote, struct dr_error *err);
 void dr_remote_clear(struct dr_remote *remote);
 #define DR_CLEANUP_REMOTE __attribute__((cleanup(dr_remote_clear)))
+
+/* -EINVAL: dr_path_sibling() cannot tell where the name leads, which stands in the image at path.
+ */
+int dr_remote_check_beside(const char *path, const char *name, struct dr_error *err);
 
 /* As the operations of struct dr_fs_ops. None of the three talks to a server. */
 int dr_remote_identify(const char *name, struct dr_file_id *id, struct dr_error *err);

@@ -96,6 +96,25 @@ def test_an_image_on_a_server_and_its_children_work(t, serve):
     assert t.real("qemu-img", "compare", "child.qcow2", "disk.raw").code == 0
 
 
+def test_nothing_stands_beside_a_socket(t, serve):
+    """Neither may an image lead to other sockets, nor do allowed ones lead to them."""
+    make_disk(t)
+    base = serve("file", t.dir / "disk.raw")
+    t.ok("create", "-f", "qcow2", "-F", "raw", "-u", "-b", base.socket.name, "relative.qcow2", "64M")
+    image = serve("file", t.dir / "relative.qcow2")
+    inner = {"driver": "qcow2", "file": {"driver": "nbd", "path": str(image.socket)}}
+    for name in (image.uri, f"nbd:unix:{image.socket}", "json:" + json.dumps(inner)):
+        for r in (t.drover("map", name), t.ours("qemu-img", "map", name)):
+            assert r.code == 1 and "nothing stands beside" in r.err
+    t.ok("create", "-f", "qcow2", "-F", "raw", "-u", "-b", base.uri, "whole.qcow2", "64M")
+    image = serve("file", t.dir / "whole.qcow2")
+    assert "refuses to open" in t.drover("map", image.uri).err
+    inner["file"]["path"] = str(image.socket)
+    t.ok("map", "--allow-path", base.uri, "json:" + json.dumps(inner))
+    t.ok("create", "-f", "qcow2", "-F", "raw", "-u", "-b", f"{image.uri}/&socket={base.socket}", "led.qcow2", "64M")
+    assert "refuses to open" in t.drover("map", "--allow-path", image.uri, "led.qcow2").err
+
+
 def test_many_requests_are_under_way_at_once(t, serve):
     s = serve("pattern", "64M", "rdelay=10ms", filters=["delay"])
     t.ok("convert", "-O", "raw", s.uri, "copy.raw")

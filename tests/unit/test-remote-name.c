@@ -124,12 +124,41 @@ static void names_of_any_bytes_do_no_harm(void **state)
     }
 }
 
+static void names_have_a_directory_or_none(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path, *name, *sibling; /* sibling NULL: it cannot be told */
+    } all[] = {
+        {"http://h/a/b", "c", "http://h/a/c"},
+        {"http://h/a/b?sign=x/y", "c", "http://h/a/c"},
+        {"http://h", "c", NULL},
+        {"nbd://h:1/a", "c", "nbd://h:1/c"},
+        {"nbd://h:1", "c", NULL},
+        {"nbd+unix:///a?socket=/run/s", "c", NULL},
+        {"nbd+unix:///a?socket=/run/s", "nbd://h/c", "nbd://h/c"},
+        {"nbd:unix:/run/s", "/c", "/c"},
+        {"nbd:unix:/run/s", "c", NULL},
+        {"json:{\"driver\":\"nbd\",\"path\":\"/run/s\"}", "c", NULL},
+        {"/a?x/b", "c", "/a?x/c"},
+    };
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        assert_int_equal(dr_remote_check_beside(all[i].path, all[i].name, NULL),
+                         all[i].sibling ? 0 : -EINVAL);
+        char *sibling = dr_path_sibling(all[i].path, all[i].name);
+        if (all[i].sibling)
+            assert_string_equal(sibling, all[i].sibling);
+        free(sibling);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_spelling_becomes_one_uri),
         cmocka_unit_test(names_that_mean_nothing_are_refused),
         cmocka_unit_test(other_names_are_files),
+        cmocka_unit_test(names_have_a_directory_or_none),
         cmocka_unit_test(names_of_any_bytes_do_no_harm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
