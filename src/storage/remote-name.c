@@ -57,9 +57,10 @@ static int refuse_dots(const char *name, const char *uri, struct dr_error *err)
 {
     int len;
     char *plain = curl_easy_unescape(NULL, uri, 0, &len);
-    bool up = plain && strstr(plain, "/../");
+    bool up = false;
     size_t n = plain ? strlen(plain) : 0;
-    up = up || (n >= 3 && strcmp(plain + n - 3, "/..") == 0);
+    for (const char *at = plain; at && (at = strstr(at, "/..")); at += 3)
+        up = up || !at[3] || strchr("/?&#", at[3]);
     bool cut = plain && n != (size_t)len;
     curl_free(plain);
     if (up || cut)
@@ -247,6 +248,16 @@ static int refuse_unknown(const struct json_name *j, json_t *object, const char 
     return 0;
 }
 
+/* Around the object of the server stands a format, whose settings (of a part of the disk, say)
+ * nothing here would obey. */
+static int refuse_around(const struct json_name *j, struct dr_error *err)
+{
+    static const char *const known[] = {"driver", "file", "node-name", "read-only", NULL};
+    return *j->prefix && json_is_object(json_object_get(j->root, "file"))
+               ? refuse_unknown(j, j->root, known, err)
+               : 0;
+}
+
 static json_t *object_of(const struct json_name *j)
 {
     json_t *inner = *j->prefix ? json_object_get(j->root, "file") : NULL;
@@ -369,7 +380,9 @@ int dr_remote_parse(const char *name, struct dr_remote *remote, struct dr_error 
     if (!json_open(name, &j))
         return set_uri(name, name, remote, err);
     remote->plain = false;
-    int r = strcmp(text_at(&j, "driver"), "nbd") == 0 ? parse_json_nbd(&j, remote, err)
+    int r = refuse_around(&j, err);
+    if (r == 0)
+        r = strcmp(text_at(&j, "driver"), "nbd") == 0 ? parse_json_nbd(&j, remote, err)
                                                       : parse_json_http(&j, remote, err);
     json_decref(j.root);
     return r;

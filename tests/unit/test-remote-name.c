@@ -63,6 +63,11 @@ static void names_that_mean_nothing_are_refused(void **state)
         {"nbd+unix:///?socket=/run/a/../b", NULL},
         {"json:{\"driver\":\"nbd\"}", NULL},
         {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"colour\":1}", NULL},
+        {"http://host/a/%2e%2e?b", NULL},
+        {"nbd+unix:///?socket=/run/..&tls-hostname=h", NULL},
+        {"json:{\"driver\":\"raw\",\"offset\":512,"
+         "\"file\":{\"driver\":\"nbd\",\"host\":\"h\"}}",
+         NULL},
         {"json:{\"driver\":\"http\"}", NULL},
         {"json:{\"driver\":\"http\",\"url\":\"file:///etc/passwd\"}", NULL},
         {"json:{\"driver\":\"http\",\"url\":\"http://h/\",\"timeout\":-1}", NULL},
