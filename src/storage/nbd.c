@@ -27,7 +27,8 @@ static int answered(void *user, int *error)
 {
     struct nbd_request *q = user;
     q->error = *error;
-    if (*error == 0 && (q->command == NBD_WRITE || q->command == NBD_ZERO))
+    bool writes = q->command == NBD_WRITE || q->command == NBD_ZERO;
+    if (*error == 0 && writes && !(q->flags & LIBNBD_CMD_FLAG_FUA))
         atomic_fetch_add(&q->file->written, 1);
     sem_post(&q->done);
     return 1;

@@ -62,7 +62,7 @@ struct nbd_file {
     uint64_t down_since;    /* CLOCK_MONOTONIC seconds: no connection is up; 0 = one is */
     char why[256];          /* the last connection was lost, or cannot be made */
     _Atomic bool stop;
-    _Atomic uint64_t written; /* writes that were answered */
+    _Atomic uint64_t written; /* writes that were answered, and are not durable by that */
     _Atomic uint64_t flushed; /* so many of them are durable */
     _Atomic bool lost;        /* a connection went down while there was such a write */
     /* What the server said last of its extents: under extent_lock. */

@@ -194,6 +194,14 @@ def test_writes_that_were_not_flushed_when_the_connection_went_are_told(t, serve
     assert c.was_cut and "may not be there" in out.out + out.err, out
 
 
+def test_writes_that_are_durable_by_themselves_are_not_lost(t, serve, cutting):
+    with open(t.dir / "target.raw", "wb") as f:
+        f.truncate(8 * MIB)
+    c = cutting(serve("file", t.dir / "target.raw", options=ONE_THREAD).socket, [200_000])
+    t.io(c.uri, "write -f -P 1 0 64k", "read -P 0 1M 512k", "write -f -P 2 64k 64k", "read -P 2 64k 64k", fmt="raw")
+    assert c.connections == 2
+
+
 def test_a_silent_server_is_given_up(t, tmp_path):
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "silent.sock"))
