@@ -30,7 +30,7 @@ extern "C" {
  * using it again after a failure, because a text that is there is kept. */
 struct dr_error {
     int errnum;      /* positive errno value, 0 = nothing failed */
-    char text[2048]; /* no newline at its end; names stand in it as they are, whatever is in them */
+    char text[2048]; /* no newline at its end; names stand in it as they are, but for passwords */
 };
 #define DR_ERROR_INIT \
     {                 \

@@ -157,6 +157,28 @@ static void names_have_a_directory_or_none(void **state)
     }
 }
 
+static void no_message_has_a_password(void **state)
+{
+    (void)state;
+    static const char *const all[] = {
+        "http://user:secret@host:99999/",
+        "http://user:secret@host/%2e%2e/",
+        "json:{\"driver\":\"http\",\"url\":\"http://user:secret@h/\",\"timeout\":-1}",
+        "json:{\"driver\":\"http\",\"url\":1,\"password\": \"secret\\\"secret\"}",
+        "json:{\"driver\":\"http\",\"url\":1,\"cookie\":\"a=secret,secret\"}",
+    };
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        DR_CLEANUP_REMOTE struct dr_remote remote = {0};
+        struct dr_error why = DR_ERROR_INIT;
+        assert_int_equal(dr_remote_parse(all[i], &remote, &why), -EINVAL);
+        if (strstr(why.text, "secret") || !strstr(why.text, "***"))
+            fail_msg("%s", why.text);
+    }
+    struct dr_error why = DR_ERROR_INIT;
+    dr_fail(&why, EINVAL, "%s", "a://b:c, http://h:8080/x@y:z and nbd://:@h, http://u:p@h");
+    assert_string_equal(why.text, "a://b:c, http://h:8080/x@y:z and nbd://:@h, http://u:*@h");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -164,6 +186,7 @@ int main(void)
         cmocka_unit_test(names_that_mean_nothing_are_refused),
         cmocka_unit_test(other_names_are_files),
         cmocka_unit_test(names_have_a_directory_or_none),
+        cmocka_unit_test(no_message_has_a_password),
         cmocka_unit_test(names_of_any_bytes_do_no_harm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
