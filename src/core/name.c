@@ -2,6 +2,7 @@
 /* Names of images: a path, or FORMAT:PATH#MEMBER for the formats whose files hold several
  * disks. A path that begins like that by chance is written ./FORMAT:... */
 #include "core/internal.h"
+#include "storage/remote.h"
 
 /* The format and what stands behind its colon; NULL: a plain path. */
 static const struct dr_format *prefix_of(const char *name, const char **rest)
@@ -20,12 +21,13 @@ static const struct dr_format *prefix_of(const char *name, const char **rest)
 }
 
 /* Find the member in rest; NULL: rest is a path as a whole. A file that has the whole name wins, so
- * that every file can be named. */
+ * that every file can be named; no file of a server has it, where # ends the name. */
 static const char *member_in(struct dr_fs *fs, const char *rest)
 {
     struct dr_file_id id;
     const char *hash = strrchr(rest, '#');
-    return hash && fs->ops->identify(fs, rest, &id, NULL) < 0 ? hash + 1 : NULL;
+    bool is_url = strstr(rest, "://") && dr_remote_is(rest) && strncmp(rest, "json:", 5) != 0;
+    return hash && (is_url || fs->ops->identify(fs, rest, &id, NULL) < 0) ? hash + 1 : NULL;
 }
 
 void dr_name_clear(struct dr_name *n)

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/error.h"
+#include "core/internal.h"
 #include "storage/remote.h"
 
 struct leads {
@@ -157,6 +158,15 @@ static void names_have_a_directory_or_none(void **state)
     }
 }
 
+static void an_archive_on_a_server_has_members(void **state)
+{
+    (void)state;
+    DR_CLEANUP_NAME struct dr_name name = {0};
+    assert_int_equal(dr_name_parse(dr_fs_posix(), "vma:http://h/a.vma#drive-x", &name, NULL), 0);
+    assert_string_equal(name.file, "http://h/a.vma");
+    assert_string_equal(name.member, "drive-x");
+}
+
 static void no_message_has_a_password(void **state)
 {
     (void)state;
@@ -186,6 +196,7 @@ int main(void)
         cmocka_unit_test(names_that_mean_nothing_are_refused),
         cmocka_unit_test(other_names_are_files),
         cmocka_unit_test(names_have_a_directory_or_none),
+        cmocka_unit_test(an_archive_on_a_server_has_members),
         cmocka_unit_test(no_message_has_a_password),
         cmocka_unit_test(names_of_any_bytes_do_no_harm),
     };
