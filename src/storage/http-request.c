@@ -411,9 +411,12 @@ int http_fetch(struct http_file *f, void *buf, uint64_t off, size_t len)
         if (t.got > before) {
             failures = 0;
             since = http_seconds();
-        } else if (!http_may_retry(f, failures++, since)) {
-            return -ENOTCONN;
+            continue;
         }
+        if (r == 0)
+            http_note(f, "the server's answer has no bytes");
+        if (!http_may_retry(f, failures++, since))
+            return -ENOTCONN;
     }
     return 0;
 }

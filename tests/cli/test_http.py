@@ -153,6 +153,7 @@ def test_a_file_that_changes_meanwhile_is_an_error(t, unreliable, disk):
     ("does not say how large", lambda disk, n, asked: (206, {"Content-Range": "bytes 0-0/*"}, b"x", None)),
     ("does not say how large", lambda disk, n, asked: (206, {"Content-Range": "bytes 0-0/99999999999999999999999"}, b"x", None)),
     ("cannot", lambda disk, n, asked: ranged(disk, asked) if n == 1 else (206, {**ranged(disk, asked)[1], "Content-Length": MIB}, b"", 0)),
+    ("has no bytes", lambda disk, n, asked: ranged(disk, asked) if n == 1 else (206, ranged(disk, asked)[1], b"", None)),
     ("no ranges any more", lambda disk, n, asked: ranged(disk, asked) if n == 1 else (200, {"ETag": '"1"'}, disk, None)),
 ])
 def test_a_server_that_lies_is_not_believed(t, unreliable, disk, what, answer):
