@@ -263,10 +263,14 @@ static void drop_line(void *user, const char *line)
 }
 
 /* After a repair what is left is counted afresh, as qemu-img does. */
+/* What a killed writer did not flush is durable before a repair builds on it: places that only the
+ * disk itself still leads to are not free. */
 static int check_image(struct dr_image *image, unsigned repair, struct dr_check_result *c,
                        struct dr_error *err)
 {
-    int r = image->fmt->check(image, repair, c, err);
+    int r = repair ? dr_image_harden(image, err) : 0;
+    if (r == 0)
+        r = image->fmt->check(image, repair, c, err);
     if (r < 0 || repair == 0 || (c->corruptions_fixed == 0 && c->leaks_fixed == 0))
         return r;
     struct dr_check_result again = {.report = drop_line};
