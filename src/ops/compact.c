@@ -70,9 +70,27 @@ static int flat_run(struct dr_extent *ext, bool *hole, struct dr_error *err)
     return r;
 }
 
-static bool has_bytes(const struct dr_extent *ext)
+/* The whole units that [off, off+len) begins with end where? off: there is none. */
+static uint64_t whole_units_end(const struct compact *c, uint64_t off, uint64_t len)
 {
-    return ext->kind == DR_DATA || ext->kind == DR_CODED;
+    if (unit_start(c, off) != off)
+        return off;
+    return off + len == c->size ? c->size : unit_start(c, off + len);
+}
+
+/* What to do with the bytes from off on, and up to where. Of a unit, a part may be zeros with a
+ * place and the rest nothing, where the parent is seen: only reading tells. */
+static bool zeros_kind(const struct compact *c, uint64_t off, const struct dr_extent *ext,
+                       enum item_kind *kind, uint64_t *end)
+{
+    bool placed = ext->kind == DR_ZERO && ext->placed;
+    *kind = ITEM_GIVE;
+    *end = whole_units_end(c, off, ext->len);
+    if (placed && *end > off)
+        return true;
+    *kind = ITEM_LOOK;
+    *end = off + ext->len;
+    return !c->o->no_zeros && (placed || ext->kind == DR_DATA || ext->kind == DR_CODED);
 }
 
 static int zeros_next(void *user, struct dr_copy_item *item, struct dr_error *err)
@@ -87,16 +105,17 @@ static int zeros_next(void *user, struct dr_copy_item *item, struct dr_error *er
             r = flat_run(&ext, &hole, err);
         if (r < 0)
             return r;
-        bool look = has_bytes(&ext) && !hole && !c->o->no_zeros;
-        if (!look && !(ext.kind == DR_ZERO && ext.placed)) {
+        enum item_kind kind;
+        uint64_t end;
+        if (hole || !zeros_kind(c, off, &ext, &kind, &end)) {
             c->pos += ext.len;
             item->passed += ext.len;
             continue;
         }
-        item->kind = look ? ITEM_LOOK : ITEM_GIVE;
+        item->kind = kind;
         item->aux[0] = ext.flat;
         item->off = ext.flat ? off : unit_start(c, off);
-        c->pos = item_end(c, off, off + ext.len, ext.flat);
+        c->pos = item_end(c, off, end, ext.flat);
         item->len = c->pos - item->off;
         return 1;
     }

@@ -2,6 +2,7 @@
 /* Compaction: what is given back, what must stay, and that nobody sees a difference. */
 #include "test-ops.h"
 #include "faultfs.h"
+#include "base/bytes.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -117,6 +118,43 @@ static void zeros_over_a_parent_stay_zeros(void **state)
         free(want);
         dr_fs_memory_free(fs);
     }
+}
+
+/* The first sub-cluster of the cluster becomes zeros and keeps its place, as QEMU does it. */
+static void say_zero(struct dr_fs *fs, unsigned cluster)
+{
+    struct dr_file *f;
+    uint8_t raw[8];
+    ok(dr_file_open(fs, "disk", DR_FILE_RDWR, &f, &err));
+    ok(dr_file_pread(f, raw, 40, 8, &err));
+    ok(dr_file_pread(f, raw, get_be64(raw), 8, &err));
+    uint64_t l2 = get_be64(raw) & ((UINT64_C(1) << 56) - 512);
+    put_be64(raw, UINT64_C(1) << 32);
+    ok(dr_file_pwrite(f, raw, l2 + cluster * 16 + 8, 8, &err));
+    dr_file_unref(f);
+}
+
+/* Some sub-clusters of a cluster are zeros, with a place, and the parent is seen in the others. */
+static void zeros_beside_what_a_parent_shows_hide_nothing(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_pair pair = {"extended_l2", "on"};
+    struct dr_create_options o = {.format = "qcow2",
+                                  .backing = "base",
+                                  .backing_format = "raw",
+                                  .pairs = &pair,
+                                  .n_pairs = 1};
+    uint64_t size;
+    make(fs, "base", "raw", SIZE, NULL);
+    fill(fs, "base", "raw", 0, SIZE, 'p');
+    ok(dr_create_fs(fs, "disk", &o, &err));
+    fill(fs, "disk", "qcow2", 128 * KiB, 2 * KiB, 'c');
+    say_zero(fs, 2);
+    uint8_t *want = view(fs, "disk", &size);
+    compact(fs, "disk", (struct dr_compact_options){.no_zeros = false});
+    same_view(fs, "disk", want, size);
+    is_sound(fs, "disk");
+    free(want);
 }
 
 /* A child that was made on a disk still opens on it: the content id is not a new one. */
@@ -420,6 +458,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(zeros_that_were_written_are_given_back),
         cmocka_unit_test(zeros_over_a_parent_stay_zeros),
+        ops_test(zeros_beside_what_a_parent_shows_hide_nothing),
         ops_test(a_parent_may_be_compacted),
         ops_test(without_looking_for_zeros_data_stays),
         cmocka_unit_test(what_stands_at_the_end_moves_into_gaps),
