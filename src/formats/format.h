@@ -47,6 +47,7 @@ struct dr_extent {
     uint64_t tag;         /* CODED: the driver's own, for decode */
     bool in_place;        /* DATA: may be overwritten where it is */
     bool placed;          /* ZERO: has a place all the same, which a discard gives up */
+    bool shared;          /* DATA, placed: others in the file have it, too, and keep it */
     bool flat;            /* DATA: holes of the file are this image's zeros (raw, flat extents) */
 };
 

@@ -79,11 +79,14 @@ static uint64_t whole_units_end(const struct compact *c, uint64_t off, uint64_t 
 }
 
 /* What to do with the bytes from off on, and up to where. Of a unit, a part may be zeros with a
- * place and the rest nothing, where the parent is seen: only reading tells. */
+ * place and the rest nothing, where the parent is seen: only reading tells. What snapshots inside
+ * share would not come free, and a table that says so would be one more. */
 static bool zeros_kind(const struct compact *c, uint64_t off, const struct dr_extent *ext,
                        enum item_kind *kind, uint64_t *end)
 {
     bool placed = ext->kind == DR_ZERO && ext->placed;
+    if (ext->shared)
+        return false;
     *kind = ITEM_GIVE;
     *end = whole_units_end(c, off, ext->len);
     if (placed && *end > off)

@@ -310,6 +310,31 @@ static void nothing_to_give_back_is_found_in_the_metadata(void **state)
     }
 }
 
+/* Zeros that a snapshot inside has, too, would come free no more, and take a table of their own. */
+static void zeros_of_snapshots_inside_stay(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_image *image;
+    uint64_t size;
+    make(fs, "disk", "qcow2", SIZE, NULL);
+    fill(fs, "disk", "qcow2", 0, MiB, 0);
+    fill(fs, "disk", "qcow2", MiB, MiB, 'd');
+    ok(dr_image_open(fs, "disk", NULL, DR_OPEN_RDWR, &image, &err));
+    ok(dr_image_snapshot_create(image, "s", &err));
+    ok(dr_image_unref(image, &err));
+    uint8_t *want = view(fs, "disk", &size);
+    struct dr_compact_result plan =
+        compact(fs, "disk", (struct dr_compact_options){.dry_run = true});
+    struct dr_compact_result result =
+        compact(fs, "disk", (struct dr_compact_options){.no_zeros = false});
+    assert_int_equal(plan.zeros, 0);
+    assert_int_equal(result.zeros, 0);
+    assert_true(result.after <= result.before);
+    same_view(fs, "disk", want, size);
+    is_sound(fs, "disk");
+    free(want);
+}
+
 /* ------------------------------------------------------------------ at random */
 
 struct kind {
@@ -464,6 +489,7 @@ int main(void)
         cmocka_unit_test(what_stands_at_the_end_moves_into_gaps),
         ops_test(refcount_blocks_of_what_was_cut_go),
         ops_test(snapshots_inside_keep_what_they_show),
+        ops_test(zeros_of_snapshots_inside_stay),
         cmocka_unit_test(nothing_to_give_back_is_found_in_the_metadata),
         cmocka_unit_test(whatever_came_before_the_disk_reads_the_same),
         cmocka_unit_test(users_write_while_it_is_compacted),

@@ -156,6 +156,7 @@ static void first_extent(const struct dr_image *image, const struct qcow2_entry 
     unsigned sub = q->subs == 1 ? 0 : (unsigned)(qcow2_in_cluster(q, off) / q->sub);
     *ext = (struct dr_extent){.kind = kind_of(e, sub), .len = q->sub - (off & (q->sub - 1))};
     ext->placed = ext->kind == DR_ZERO && e->host != QCOW2_NO_PLACE && !e->held;
+    ext->shared = (ext->kind == DR_DATA || ext->placed) && !e->copied && !qcow2_has_data_file(q);
     if (ext->kind == DR_DATA || ext->kind == DR_CODED)
         ext->file = image->files[q->data];
     if (ext->kind == DR_CODED || (ext->kind == DR_DATA && q->h.crypt))
@@ -166,7 +167,8 @@ static void first_extent(const struct dr_image *image, const struct qcow2_entry 
 
 static bool continues(const struct dr_extent *ext, const struct dr_extent *next)
 {
-    if (next->kind != ext->kind || next->kind == DR_CODED || next->placed != ext->placed)
+    if (next->kind != ext->kind || next->kind == DR_CODED || next->placed != ext->placed ||
+        next->shared != ext->shared)
         return false;
     return next->kind != DR_DATA ||
            (next->in_place == ext->in_place && next->host == ext->host + ext->len);
