@@ -203,19 +203,29 @@ bool qcow2_compact_moves(const struct dr_image *image, const struct dr_extent *e
            (ext->kind == DR_CODED ? c->moves_coded : ext->in_place);
 }
 
+/* No more than once for a cluster, of which each part may have an extent of its own. */
+static void spare_cluster(struct qcow2_compact *c, uint64_t i)
+{
+    if (!has_bit(c, i))
+        return;
+    c->used -= c->used > 0;
+    c->movable[(i - c->first) / 8] &= (uint8_t) ~(1u << (i - c->first) % 8);
+}
+
 /* Compressed clusters share those of the file: what would come free is not known. Nor is it of
- * zeros that have a place, where a snapshot may have the same. */
+ * zeros that have a place, where a snapshot may have the same. Version 2 cannot say zeros over a
+ * parent without a place. */
 void qcow2_compact_spare(struct dr_image *image, const struct dr_extent *ext)
 {
     const struct qcow2 *q = qcow2_of(image);
     struct qcow2_compact *c = q->compact;
-    if (!c || qcow2_has_data_file(q))
+    if (!c || qcow2_has_data_file(q) || (q->h.version < 3 && image->backing_name))
         return;
     if (ext->kind == DR_ZERO && ext->placed && c->moves_coded)
         c->used -= dr_min(c->used, dr_div_up(ext->len, q->cluster));
     for (uint64_t at = ext->host; ext->kind == DR_DATA && at < ext->host + ext->len;
          at += q->cluster)
-        c->used -= c->used && has_bit(c, at / q->cluster);
+        spare_cluster(c, at / q->cluster);
     choose_end(q, c);
 }
 
