@@ -363,6 +363,31 @@ static void a_dry_run_promises_no_more_than_comes(void **state)
     }
 }
 
+/* Grains that only the redundant directory leads to are no gaps, nor is the file's end unused. */
+static void a_damaged_directory_is_left_to_the_repair(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    struct dr_file *f;
+    uint8_t raw[8];
+    make(fs, "disk", "vmdk", SIZE, NULL);
+    fill(fs, "disk", "vmdk", 0, MiB, 'd');
+    ok(dr_file_open(fs, "disk", DR_FILE_RDWR, &f, &err));
+    uint64_t length = dr_file_size(f);
+    ok(dr_file_pread(f, raw, 56, 8, &err));
+    ok(dr_file_pwrite(f, "\0\0\0", get_le64(raw) * 512, 4, &err));
+    dr_file_unref(f);
+    ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+    struct dr_compact_options o = {.no_zeros = true};
+    int r = dr_disk_compact(disk, &o, NULL, NULL, NULL);
+    dr_close(disk, NULL);
+    ok(dr_file_open(fs, "disk", 0, &f, &err));
+    assert_int_equal(dr_file_size(f), length);
+    dr_file_unref(f);
+    assert_int_equal(r, -EIO);
+}
+
 /* ------------------------------------------------------------------ at random */
 
 struct kind {
@@ -519,6 +544,7 @@ int main(void)
         ops_test(snapshots_inside_keep_what_they_show),
         ops_test(zeros_of_snapshots_inside_stay),
         cmocka_unit_test(a_dry_run_promises_no_more_than_comes),
+        ops_test(a_damaged_directory_is_left_to_the_repair),
         cmocka_unit_test(nothing_to_give_back_is_found_in_the_metadata),
         cmocka_unit_test(whatever_came_before_the_disk_reads_the_same),
         cmocka_unit_test(users_write_while_it_is_compacted),

@@ -70,15 +70,25 @@ void vmdk_lower_give_up(struct vmdk_extent *e, uint32_t sector)
 
 /* ------------------------------------------------------------------ looking at the tables */
 
+/* Its grains, which a repair might find, would be taken for gaps. */
+static int refuse_table(const struct dr_image *image, const struct vmdk_extent *e, uint64_t table,
+                        struct dr_error *err)
+{
+    return dr_fail(err, EIO,
+                   "%s: grain directory entry %llu has no usable table; `drover check -r all` may "
+                   "mend it",
+                   vmdk_extent_path(image, e), (unsigned long long)table);
+}
+
 /* Entries behind the extent's end, which an interrupted shrinking leaves, are out of reach. */
 static int take_grains(struct dr_image *image, struct vmdk_extent *e, uint64_t table,
                        struct dr_error *err)
 {
     uint8_t buf[VMDK_GTES * 4];
-    bool hole = true;
-    int r = vmdk_table_fits(image, e, e->gd[table])
-                ? vmdk_read_table(image, e, e->gd[table], buf, &hole, err)
-                : 0;
+    bool hole = true, fits = vmdk_table_fits(image, e, e->gd[table]);
+    if (!fits && (e->gd[table] || (e->rgd && e->rgd[table])))
+        return refuse_table(image, e, table, err);
+    int r = fits ? vmdk_read_table(image, e, e->gd[table], buf, &hole, err) : 0;
     for (uint32_t i = 0; r == 0 && !hole && i < e->h.gtes; i++) {
         uint32_t gte = get_le32(buf + i * 4);
         bool behind = (table * e->h.gtes + i) * e->grain >= e->len;
