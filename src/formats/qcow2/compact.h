@@ -16,7 +16,7 @@
 
 /* Numbers of clusters. Under image->lock once begin has returned. */
 struct qcow2_compact {
-    uint64_t clusters; /* in the file, or counted */
+    uint64_t clusters; /* in the file */
     uint64_t first;    /* the first bit's cluster: what is before it does not move */
     uint8_t *movable;  /* a bit for each cluster from `first` on */
     uint64_t used;     /* that have a count */
