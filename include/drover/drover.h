@@ -179,6 +179,9 @@ DR_API uint32_t dr_block_size(const struct dr_disk *disk);
 DR_API size_t dr_chain_length(const struct dr_disk *disk);
 DR_API const char *dr_image_path(const struct dr_disk *disk, size_t index);
 DR_API const char *dr_image_format(const struct dr_disk *disk, size_t index);
+/* Which packer made the image's file smaller as a whole ("gzip", "xz"); NULL: none did. Of an image
+ * that was opened as raw, whose bytes are taken as they are, what they look like. */
+DR_API const char *dr_image_packer(const struct dr_disk *disk, size_t index);
 DR_API uint64_t dr_image_size(const struct dr_disk *disk, size_t index);
 /* The backing name as recorded in the image at index, or NULL. */
 DR_API const char *dr_image_backing_name(const struct dr_disk *disk, size_t index);

@@ -5,6 +5,7 @@
 
 #include "core/internal.h"
 #include "base/bytes.h"
+#include "storage/source.h"
 
 static struct dr_disk *disk_new(struct dr_fs *fs, struct dr_chain *chain, unsigned flags)
 {
@@ -179,6 +180,26 @@ const char *dr_image_format(const struct dr_disk *disk, size_t index)
     struct dr_pass pass;
     const struct dr_chain *chain = enter_to_ask(disk, &pass);
     const char *name = index < chain->n ? chain->images[index]->fmt->name : NULL;
+    leave(disk, &pass);
+    return name;
+}
+
+static const char *packer_of(const struct dr_image *image)
+{
+    uint8_t head[16];
+    size_t got = 0;
+    if (image->packer || !(image->fmt->flags & DR_FORMAT_NO_PROBE) || image->member ||
+        image->n_files == 0 ||
+        dr_file_pread_short(image->files[0], head, 0, sizeof(head), &got, NULL) < 0)
+        return image->packer;
+    return dr_source_compression_of(head, got);
+}
+
+const char *dr_image_packer(const struct dr_disk *disk, size_t index)
+{
+    struct dr_pass pass;
+    const struct dr_chain *chain = enter_to_ask(disk, &pass);
+    const char *name = index < chain->n ? packer_of(chain->images[index]) : NULL;
     leave(disk, &pass);
     return name;
 }

@@ -46,6 +46,18 @@ def disk(t):
     return bytes(data)
 
 
+@pytest.mark.skipif(not shutil.which("gzip"), reason="no gzip")
+def test_a_disk_on_a_packed_raw_one_is_told_what_that_is(t, disk):  # pylint: disable=unused-argument
+    for name in ("d.raw", "d.qcow2"):
+        pack(t, name, "gz")
+    assert "Detected format of raw, compressed by gzip: unpack it first." in t.drover("create", "-f", "qcow2", "-b", "d.raw.gz", "o").err
+    assert "Detected format of qcow2, compressed by gzip." in t.drover("create", "-f", "qcow2", "-b", "d.qcow2.gz", "o").err
+    got = t.drover("create", "-f", "qcow2", "-F", "raw", "-b", "d.raw.gz", "o")
+    assert got.code == 0 and "warning: d.raw.gz is compressed by gzip" in got.err
+    got = t.drover("create", "-f", "qcow2", "-F", "qcow2", "-b", "d.qcow2.gz", "o")
+    assert got.code == 0 and got.err == ""
+
+
 @pytest.mark.parametrize("image", ["d.raw", "d.qcow2"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_inside_a_packed_file_is_the_disk(t, disk, kind, image):

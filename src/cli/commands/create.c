@@ -165,12 +165,20 @@ static int ask_backing(struct create *c, const struct cli_args *args)
     }
     if (open_backing(c, args, &disk) < 0)
         return 1;
+    const char *packer = dr_image_packer(disk, 0), *format = dr_image_format(disk, 0);
+    bool raw = strcmp(format, "raw") == 0; /* which means the bytes as they are */
     if (!known) {
         cli_error(c->cli,
-                  "%s: Backing file specified without backing format\nDetected format of %s.",
-                  c->path, dr_image_format(disk, 0));
+                  "%s: Backing file specified without backing format\nDetected format of %s%s%s%s.",
+                  c->path, format, packer ? ", compressed by " : "", packer ? packer : "",
+                  packer && raw ? ": unpack it first" : "");
         return 1;
     }
+    if (packer && raw)
+        cli_error(c->cli,
+                  "warning: %s is compressed by %s: as a raw disk it is the compressed bytes; "
+                  "unpack it to have what they hold",
+                  c->backing, packer);
     if (!c->has_size)
         c->size = dr_size(disk);
     c->has_size = true;
