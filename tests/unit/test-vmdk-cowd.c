@@ -209,6 +209,34 @@ static void damage_is_found_and_left(void **state)
     damaged(entry, FIRST_FREE + 1, "sector 6 belongs to something else too");
 }
 
+static size_t lines_told(void)
+{
+    size_t n = 0;
+    for (const char *p = lines; (p = strstr(p, DELTA ": ")); p++)
+        n++;
+    return n;
+}
+
+/* Damage may be in millions of entries. */
+static void neighbours_are_told_in_one_line(void **state)
+{
+    (void)state;
+    make();
+    write_one(DISK, 0, 65536, 1, 0);
+    for (uint32_t i = 0; i < 40; i++)
+        poke32(DELTA, FIRST_FREE * 512 + i * 4, 100000 + i);
+    for (uint32_t i = 40; i < 44; i++)
+        poke32(DELTA, FIRST_FREE * 512 + i * 4, FIRST_FREE + i % 2);
+    poke32(DELTA, GDE + 4, 2);
+    poke32(DELTA, GDE + 8, 3);
+    finds(DISK, 46, 40, "grain directory entries 1 to 2 say sectors 2 to 3: no table can be there");
+    assert_non_null(strstr(lines, "40 entries for guest offsets 0 to 20479 say sectors 100000 to "
+                                  "100039, which cannot be"));
+    assert_non_null(strstr(lines, "the grains of guest offsets 20480 to 22527 at sectors 5 to 6 "
+                                  "belong to something else too"));
+    assert_int_equal(lines_told(), 4);
+}
+
 /* Not once for each of its entries: a directory may lead a million times to one place. */
 static void a_table_of_two_is_told_once(void **state)
 {
@@ -220,6 +248,26 @@ static void a_table_of_two_is_told_once(void **state)
     assert_int_equal(checked(DISK, DR_CHECK_FIX_ALL).corruptions, 1);
     struct dr_disk *disk = opened(DISK, 0);
     reads(disk, 0, 4096, 1);
+    ok(dr_close(disk, &err));
+}
+
+static void leaks_in_many_places_are_told_in_one_line(void **state)
+{
+    (void)state;
+    make();
+    write_one(DISK, 0, 262144, 1, 0);
+    for (uint32_t i = 0; i < 512; i++) /* of 16 KiB each second one */
+        if (i / 32 % 2)
+            poke32(DELTA, FIRST_FREE * 512 + i * 4, 0);
+    struct dr_check_result r = checked(DISK, 0);
+    assert_true(r.leaks > 8 * 16 && r.leaks <= 8 * 32);
+    assert_int_equal(lines_told(), 1);
+    assert_non_null(strstr(lines, " on, in 8 places, belong to nothing"));
+    assert_int_equal(checked(DISK, DR_CHECK_FIX_LEAKS).leaks_fixed, r.leaks);
+    finds(DISK, 0, 0, "");
+    struct dr_disk *disk = opened(DISK, 0);
+    reads(disk, 0, 16384, 1);
+    reads_zero(disk, 16384, 16384);
     ok(dr_close(disk, &err));
 }
 
@@ -365,7 +413,9 @@ int main(void)
         T(its_size_stays),
         T(headers_are_checked),
         T(damage_is_found_and_left),
+        T(neighbours_are_told_in_one_line),
         T(a_table_of_two_is_told_once),
+        T(leaks_in_many_places_are_told_in_one_line),
         T(a_read_through_damage_is_an_error),
         T(what_nothing_leads_to_is_given_back),
         T(alone_it_is_read),
