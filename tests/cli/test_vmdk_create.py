@@ -131,6 +131,27 @@ def test_a_lost_descriptor_is_made_anew(t, kind, like, sectors):
         assert r.code == 1 and "piece 2 of 3" in r.err and not (t.dir / "third.vmdk").exists(), r
 
 
+def test_numbers_of_another_width_are_of_another_disk(t):
+    def lines():
+        found = re.findall(r'^RW \d+ FLAT "(.*)"', text(t, "d.vmdk"), re.M)
+        (t.dir / "d.vmdk").unlink()
+        return found
+    for name in ("x-f001", "x-f002", "x-f0001", "x-f0002", "x-f0003", "y-f0001", "y-f0002",
+                 "z-f001", "z-f0001", "z-f1000", "w-f001", "w-f1000", "v-f0001", "v-f100", "v-f1000"):
+        (t.dir / f"{name}.vmdk").write_bytes(bytes(65536))
+    for like, want in (("x-f002", ["x-f001.vmdk", "x-f002.vmdk"]),
+                       ("x-f0002", ["x-f0001.vmdk", "x-f0002.vmdk", "x-f0003.vmdk"]),
+                       ("y-f0002", ["y-f0001.vmdk", "y-f0002.vmdk"])):
+        t.ok("create", "-q", "--adopt", f"{like}.vmdk", "d.vmdk")
+        assert lines() == want
+    for args, why in ((["z-f1000.vmdk"], "two disks by the widths of their numbers"),
+                      (["w-f1000.vmdk"], "piece 2 of 1000 of the disk w-f... is missing"),
+                      (["v-f100.vmdk"], "piece 1 of 1000 of the disk v-f... is missing"),
+                      (["x-f001.vmdk", "x-f0002.vmdk"], "is no piece of the disk")):
+        r = t.drover("create", "--adopt", *args, "d.vmdk")
+        assert r.code == 1 and why in r.err and not (t.dir / "d.vmdk").exists(), r
+
+
 def test_a_disk_of_any_name_and_of_esxi_is_adopted(t):
     (t.dir / "disk.raw").write_bytes(bytes(1 << 20))
     t.ok("create", "-q", "--adopt", "disk.raw", "d.vmdk")

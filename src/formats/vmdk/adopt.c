@@ -13,7 +13,7 @@
 
 /* "X-s012.vmdk": stem "X-s", number 12, end ".vmdk". */
 struct piece_name {
-    size_t stem; /* length of it */
+    size_t stem, digits; /* how many characters they are */
     unsigned number;
     const char *end;
 };
@@ -28,7 +28,8 @@ static bool parse_name(const char *name, struct piece_name *p)
     if (dot - digits < 3 || dot - digits > 6 || digits - name < 3 || digits[-2] != '-' ||
         !strchr("fs", digits[-1]))
         return false;
-    *p = (struct piece_name){(size_t)(digits - name), (unsigned)strtoul(digits, NULL, 10), dot};
+    *p = (struct piece_name){(size_t)(digits - name), (size_t)(dot - digits),
+                             (unsigned)strtoul(digits, NULL, 10), dot};
     return true;
 }
 
@@ -37,15 +38,60 @@ static bool parse_name(const char *name, struct piece_name *p)
 struct pieces {
     const char *like; /* the name of one of them */
     struct piece_name parts;
+    size_t width; /* numbers have so many digits at least; 0: it is not known */
     char **names; /* by number, from 1 on */
     unsigned n;
+    char *other; /* a piece whose number has another width: it is another disk's */
     bool no_memory;
 };
+
+static bool is_filled_up(const char *name, const struct piece_name *parts)
+{
+    return name[parts->stem] == '0';
+}
+
+/* X-s001.vmdk and X-s0001.vmdk are of two disks, and so are X-s100.vmdk and X-s0001.vmdk. */
+static bool same_width(const struct pieces *p, const char *name, const struct piece_name *parts)
+{
+    if (!is_filled_up(name, parts))
+        return parts->digits >= p->width;
+    return p->width ? parts->digits == p->width : parts->digits <= p->parts.digits;
+}
 
 static bool same_disk(const struct pieces *p, const char *name, struct piece_name *parts)
 {
     return parse_name(name, parts) && parts->number > 0 && parts->stem == p->parts.stem &&
-           strncmp(name, p->like, parts->stem) == 0 && strcmp(parts->end, p->parts.end) == 0;
+           strncmp(name, p->like, parts->stem) == 0 && strcmp(parts->end, p->parts.end) == 0 &&
+           same_width(p, name, parts);
+}
+
+/* Only a number that was filled up tells the width: 1000 may come behind 999, or 0999. */
+static int note_width(void *user, const char *name)
+{
+    struct pieces *p = user;
+    struct piece_name parts;
+    size_t width = p->width;
+    p->width = 0;
+    bool tells = same_disk(p, name, &parts) && is_filled_up(name, &parts);
+    p->width = tells && width == 0 ? parts.digits : width;
+    if (!tells || width == 0 || parts.digits == width)
+        return 0;
+    p->other = strdup(name);
+    p->no_memory = !p->other;
+    return 1;
+}
+
+static int find_width(struct dr_fs *fs, const char *dir, struct pieces *p, struct dr_error *err)
+{
+    int r = fs->ops->list(fs, dir, note_width, p, err);
+    if (p->width == 0)
+        p->width = 3;
+    if (!p->other)
+        return r > 0 ? -ENOMEM : r;
+    return dr_fail(err, EINVAL,
+                   "%s: may be a piece of %.*s%0*u%s's disk or of %s's, two disks by the widths of "
+                   "their numbers: name one of those",
+                   p->like, (int)p->parts.stem, p->like, (int)p->width, 1u, p->parts.end, p->other);
 }
 
 static int note_piece(void *user, const char *name)
@@ -74,12 +120,17 @@ static void pieces_free(struct pieces *p)
     for (unsigned i = 0; i < p->n; i++)
         free(p->names[i]);
     free(p->names);
+    free(p->other);
 }
 
 static int find_pieces(struct dr_fs *fs, const char *path, struct pieces *p, struct dr_error *err)
 {
     CLEANUP_FREE char *dir = dr_path_dirname(path);
-    int r = dir ? fs->ops->list(fs, dir, note_piece, p, err) : -ENOMEM;
+    int r = dir ? 0 : -ENOMEM;
+    if (r == 0 && p->width == 0)
+        r = find_width(fs, dir, p, err);
+    if (r == 0)
+        r = fs->ops->list(fs, dir, note_piece, p, err);
     if (!dir || p->no_memory)
         return dr_fail_errno(err, ENOMEM, "%s", path);
     for (unsigned i = 0; r == 0 && i < p->n; i++)
@@ -205,12 +256,25 @@ static int adopt_all(struct dr_fs *fs, const char *path, const char *const *name
     return 0;
 }
 
+/* One that is given may tell how wide the numbers are. */
+static void take_width(struct pieces *p, const char *const *given, size_t n)
+{
+    for (size_t i = 0; i < n && p->width == 0; i++) {
+        struct piece_name parts;
+        const char *name = dr_path_basename(given[i]);
+        if (same_disk(p, name, &parts) && is_filled_up(name, &parts))
+            p->width = parts.digits;
+    }
+}
+
 int vmdk_adopt(struct dr_fs *fs, const char *path, const char *const *given, size_t n,
                unsigned flags, struct vmdk_adopted **out, size_t *n_out, struct dr_error *err)
 {
     struct pieces p = {.like = dr_path_basename(given[0])};
     bool split = parse_name(p.like, &p.parts);
     int r = 0;
+    if (split)
+        take_width(&p, given, n);
     for (size_t i = 0; r == 0 && i < n; i++) {
         struct piece_name parts;
         r = refuse_elsewhere(fs, path, given[i], err);
