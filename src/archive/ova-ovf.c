@@ -281,9 +281,36 @@ static void note_fault(void *user, xmlError *e)
     p->no_memory |= e && e->code == XML_ERR_NO_MEMORY;
     if (p->fault[0] || !e || !e->message)
         return;
-    p->line = e->line;
+    p->line = e->line > 0 ? e->line : 1; /* a fault of the encoding has none */
     snprintf(p->fault, sizeof(p->fault), "%s", e->message);
     p->fault[strcspn(p->fault, "\r\n")] = '\0';
+}
+
+static void say_nothing(void *user, const char *fmt, ...)
+{
+    (void)user;
+    (void)fmt;
+}
+
+/* What belongs to no reader libxml2 prints on standard error, unless this thread says otherwise. */
+struct printing {
+    xmlGenericErrorFunc generic;
+    xmlStructuredErrorFunc structured;
+    void *generic_user, *structured_user;
+};
+
+static void silence(struct printing *before, struct parsing *p)
+{
+    *before = (struct printing){xmlGenericError, xmlStructuredError, xmlGenericErrorContext,
+                                xmlStructuredErrorContext};
+    xmlSetGenericErrorFunc(NULL, say_nothing);
+    xmlSetStructuredErrorFunc(p, note_fault);
+}
+
+static void print_as(const struct printing *before)
+{
+    xmlSetGenericErrorFunc(before->generic_user, before->generic);
+    xmlSetStructuredErrorFunc(before->structured_user, before->structured);
 }
 
 static int walk(struct parsing *p)
@@ -306,18 +333,20 @@ static bool has_doctype(const char *text, size_t len)
 int ovf_parse(const char *name, const char *text, size_t len, struct ovf *ovf, struct dr_error *err)
 {
     struct parsing p = {.name = name, .ovf = ovf, .err = err};
+    struct printing before;
     *ovf = (struct ovf){0};
     if (len > OVF_TEXT_MAX)
         return dr_fail(err, EFBIG, "%s: %zu bytes are no OVF descriptor, which has at most %u",
                        name, len, OVF_TEXT_MAX);
     if (has_doctype(text, len))
         return dr_fail(err, EINVAL, "%s: a document type, which no OVF descriptor has", name);
+    silence(&before, &p);
     p.reader = xmlReaderForMemory(text, (int)len, NULL, NULL, XML_PARSE_NONET | XML_PARSE_COMPACT);
-    if (!p.reader)
-        return no_memory(&p);
-    xmlTextReaderSetStructuredErrorHandler(p.reader, note_fault, &p);
-    int r = walk(&p);
+    if (p.reader)
+        xmlTextReaderSetStructuredErrorHandler(p.reader, note_fault, &p);
+    int r = p.reader ? walk(&p) : no_memory(&p);
     xmlFreeTextReader(p.reader);
+    print_as(&before);
     if (r == 0 || !p.no_memory)
         return r;
     dr_error_reset(err); /* what seemed to be wrong with the text is not */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* OVF descriptors, the heads of tars, and windows, without the command. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -124,6 +126,36 @@ static void a_descriptor_says_what_there_is(void **state)
     assert_ptr_equal(ovf_file_by_id(&ovf, "f"), &ovf.files[0]);
     assert_null(ovf_file_by_id(&ovf, "g"));
     ovf_free(&ovf);
+}
+
+/* The error is the caller's to print. */
+static void nothing_is_printed(void **state)
+{
+    static const char *const texts[] = {
+        "<?xml version='1.0' encoding='ISO-2022-JP'?><Envelope>\x1b\xff</Envelope>",
+        "<?xml version='1.0' encoding='EBCDIC-US'?><Envelope>\x80\xff</Envelope>",
+        "<?xml version='1.0' encoding='FOO'?><Envelope/>",
+        "<Envelope><",
+    };
+    FILE *printed = tmpfile();
+    int before = dup(STDERR_FILENO);
+    (void)state;
+    assert_non_null(printed);
+    fflush(stderr);
+    dup2(fileno(printed), STDERR_FILENO);
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        struct dr_error err = DR_ERROR_INIT;
+        struct ovf ovf;
+        int r = ovf_parse("x", texts[i], strlen(texts[i]), &ovf, &err);
+        ovf_free(&ovf);
+        assert_int_equal(r, -EINVAL);
+        assert_memory_equal(err.text, "x: line 1: no well-formed XML: ", 31);
+    }
+    fflush(stderr);
+    dup2(before, STDERR_FILENO);
+    close(before);
+    assert_int_equal(lseek(fileno(printed), 0, SEEK_END), 0);
+    fclose(printed);
 }
 
 static void a_capacity_may_be_a_property(void **state)
@@ -256,6 +288,7 @@ int main(void)
         cmocka_unit_test(units_of_capacities),
         cmocka_unit_test(descriptors_that_are_refused),
         cmocka_unit_test(a_descriptor_says_what_there_is),
+        cmocka_unit_test(nothing_is_printed),
         cmocka_unit_test(a_capacity_may_be_a_property),
         cmocka_unit_test(a_tar_is_known_by_its_first_header),
         cmocka_unit_test(headers_that_are_written),
