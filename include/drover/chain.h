@@ -149,6 +149,15 @@ struct dr_snapshot_plan {
     bool goes_down;
 };
 
+/* dr_snapshot_create() with these options; merge and report are for others, and dry_run is
+ * -ENOTSUP. update_vmsd: the list of the machine whose .vmx uses the disk, or whose .vmsd knows an
+ * image of its chain, gets a snapshot, "Snapshot N", that froze the disk. -EINVAL: two machines use
+ * it, or such a file cannot be understood; -ENOENT: the machine has no .vmsd. No machine at all is
+ * no failure. Where the child is there and only the list could not be replaced, it fails, and
+ * *active is set. The .vmx stays as it is. */
+DR_API int dr_snapshot_take(const char *path, const char *name,
+                            const struct dr_snapshot_options *options, char **active,
+                            struct dr_error *err);
 /* Take the image out of its family: what it holds goes into the images on it, which get its parent,
  * or into its parent, which then reads as it did. An image on which nothing stands is removed.
  * Every other image but that parent reads the same, whenever it is interrupted; doing it again goes

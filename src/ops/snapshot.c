@@ -7,7 +7,9 @@
 #include <strings.h>
 
 #include "base/cleanup.h"
+#include "drover/chain.h"
 #include "ops/snapshot.h"
+#include "ops/vmsd-record.h"
 
 #define DIGITS     6
 #define MAX_NUMBER 999999u
@@ -242,6 +244,27 @@ static int prepare(struct snapshot *s, bool live, struct dr_error *err)
 /* ------------------------------------------------------------------ on an open disk, and by path
  */
 
+/* The child takes its name, then the list of the machine's snapshots: what could fail of that comes
+ * first. */
+static int publish(struct snapshot_set *set, struct dr_error *err)
+{
+    struct snapshot *s = &set->all[0];
+    struct vmsd_record record = {0};
+    struct dr_error why = DR_ERROR_INIT;
+    int r = s->record ? vmsd_record_begin(&record, s->disk->fs, s->chain, err) : 0;
+    if (r == 0)
+        r = dr_new_publish(&s->fresh, err);
+    if (r == 0) {
+        set->switched = true;
+        r = vmsd_record_publish(&record, &why);
+    }
+    if (why.errnum)
+        dr_fail(err, why.errnum, "%s: is there, but its machine's list was not changed: %s",
+                s->where, why.text);
+    vmsd_record_end(&record);
+    return r;
+}
+
 static int snapshots_claimed(struct snapshot_set *set, bool live, struct dr_error *err)
 {
     int r = 0;
@@ -252,7 +275,7 @@ static int snapshots_claimed(struct snapshot_set *set, bool live, struct dr_erro
             r = prepare(&set->all[i], live, err);
     }
     if (r == 0)
-        r = live ? snapshot_switch(set, err) : dr_new_publish(&set->all[0].fresh, err);
+        r = live ? snapshot_switch(set, err) : publish(set, err);
     for (size_t i = 0; i < set->n; i++) {
         dr_new_abandon(&set->all[i].fresh);
         dr_image_unref(set->all[i].child, NULL);
@@ -277,15 +300,14 @@ static int snapshots(struct snapshot_set *set, bool live, struct dr_error *err)
     return r;
 }
 
-static int snapshot(struct dr_disk *disk, const char *name, const struct dr_open_options *options,
-                    bool live, char **active, struct dr_job *job, struct dr_error *err)
+static int snapshot(struct snapshot *s, bool live, char **active, struct dr_job *job,
+                    struct dr_error *err)
 {
-    struct snapshot s = {.disk = disk, .options = options, .name = name};
-    struct snapshot_set set = {.all = &s, .n = 1, .job = job};
+    struct snapshot_set set = {.all = s, .n = 1, .job = job};
     int r = snapshots(&set, live, err);
     if ((r == 0 || set.switched) && active)
-        *active = DR_STEAL(s.where);
-    free(s.where);
+        *active = DR_STEAL(s->where);
+    free(s->where);
     return r;
 }
 
@@ -330,23 +352,44 @@ int dr_disk_snapshot(struct dr_disk *disk, const char *name, const struct dr_ope
                      char **active, struct dr_job *job, struct dr_error *err)
 {
     DR_REQUIRE(disk, err);
+    struct snapshot s = {.disk = disk, .options = options, .name = name};
     int r = dr_job_begin(job, err);
     if (r < 0)
         return r;
     if (!dr_writable(disk))
         r = dr_fail(err, EROFS, "%s: is open for reading only", dr_image_path(disk, 0));
     else
-        r = snapshot(disk, name, options, true, active, job, err);
+        r = snapshot(&s, true, active, job, err);
     return dr_new_hide(dr_job_end(job, r), NULL, err);
+}
+
+static int create(struct dr_fs *fs, const char *path, const char *name,
+                  const struct dr_open_options *options, bool record, char **active,
+                  struct dr_error *err)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    int r = open_exclusive(fs, path, options, &disk, err);
+    struct snapshot s = {.disk = disk, .options = options, .name = name, .record = record};
+    return r < 0 ? r : snapshot(&s, false, active, NULL, err);
 }
 
 int dr_snapshot_create_fs(struct dr_fs *fs, const char *path, const char *name,
                           const struct dr_open_options *options, char **active,
                           struct dr_error *err)
 {
-    CLEANUP_DISK struct dr_disk *disk = NULL;
-    int r = open_exclusive(fs, path, options, &disk, err);
-    return r < 0 ? r : snapshot(disk, name, options, false, active, NULL, err);
+    return create(fs, path, name, options, false, active, err);
+}
+
+int dr_snapshot_take(const char *path, const char *name, const struct dr_snapshot_options *options,
+                     char **active, struct dr_error *err)
+{
+    static const struct dr_snapshot_options defaults;
+    const struct dr_snapshot_options *o = options ? options : &defaults;
+    DR_REQUIRE(path, err);
+    if (o->dry_run)
+        return dr_fail(err, ENOTSUP, "%s: making a snapshot has no dry run", path);
+    return dr_new_hide(create(dr_fs_posix(), path, name, &o->open, o->update_vmsd, active, err),
+                       name, err);
 }
 
 int dr_snapshot_create(const char *path, const char *name, const struct dr_open_options *options,

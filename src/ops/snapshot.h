@@ -14,6 +14,7 @@ struct snapshot {
     const struct dr_format *fmt;           /* of the child */
     struct dr_chain *chain;                /* the disk before */
     char *where;                           /* of the child */
+    bool record;                           /* the machine's .vmsd is to know of it */
     struct dr_new_image fresh;             /* the child that is being made */
     bool published;                        /* it has its name */
     struct dr_image *child;                /* open for writing; the reference goes to next */

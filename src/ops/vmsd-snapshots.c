@@ -3,6 +3,7 @@
  * .numDisks, .diskM.fileName, .diskM.node. */
 #include <ctype.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -267,4 +268,67 @@ bool vmsd_set_current(struct vmsd *v, const char *path)
 {
     const struct vmsd_snapshot *s = vmsd_of_image(v, path);
     return !s || set_number(&v->dict, s->uid, "snapshot.current", 0);
+}
+
+static uint64_t last_uid(const struct vmsd *v)
+{
+    const char *told = dict_get(&v->dict, "snapshot.lastUID");
+    uint64_t last = told ? (uint64_t)number(told) : 0;
+    for (size_t i = 0; i < v->n; i++)
+        last = v->all[i].uid > last ? v->all[i].uid : last;
+    return last;
+}
+
+static bool set_text(struct dict *d, unsigned index, const char *key, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+
+static bool set_text(struct dict *d, unsigned index, const char *key, const char *fmt, ...)
+{
+    char name[64];
+    CLEANUP_FREE char *value = NULL;
+    va_list ap;
+    va_start(ap, fmt);
+    int len = vasprintf(&value, fmt, ap);
+    va_end(ap);
+    if (len < 0)
+        value = NULL;
+    snprintf(name, sizeof(name), "snapshot%u.%s", index, key);
+    return value && dict_set(d, name, value);
+}
+
+static bool add_snapshot(struct vmsd *v, unsigned index, uint64_t uid, const char *file,
+                         const char *device, int64_t microseconds)
+{
+    struct dict *d = &v->dict;
+    uint64_t time = (uint64_t)microseconds;
+    return set_text(d, index, "uid", "%" PRIu64, uid) &&
+           (v->current == 0 || set_text(d, index, "parent", "%" PRIu64, v->current)) &&
+           set_text(d, index, "displayName", "Snapshot %" PRIu64, uid) &&
+           set_text(d, index, "createTimeHigh", "%" PRId32, (int32_t)(time >> 32)) &&
+           set_text(d, index, "createTimeLow", "%" PRId32, (int32_t)(time & UINT32_MAX)) &&
+           set_text(d, index, "numDisks", "1") &&
+           set_text(d, index, "disk0.fileName", "%s", file) &&
+           (!device || set_text(d, index, "disk0.node", "%s", device)) &&
+           set_number(d, v->n + 1, "snapshot.numSnapshots", 0) &&
+           set_number(d, uid, "snapshot.lastUID", 0) && set_number(d, uid, "snapshot.current", 0);
+}
+
+int vmsd_add_image(struct vmsd *v, const char *where, const char *path, const char *device,
+                   int64_t microseconds, struct dr_error *err)
+{
+    bool known = vmsd_of_image(v, path) != NULL;
+    unsigned index = v->n ? last_index(v) + 1 : 0;
+    uint64_t uid = last_uid(v);
+    if (!known && index >= VMSD_MAX_SNAPSHOTS)
+        return dr_fail(err, EFBIG, "%s: has %u snapshots, and no room for another one", where,
+                       VMSD_MAX_SNAPSHOTS);
+    if (!known && uid >= INT32_MAX)
+        return dr_fail(err, EINVAL, "%s: no number above the last one, %" PRIu64 ", can be given",
+                       where, uid);
+    bool done = v->dict.n > 0 || dict_set(&v->dict, ".encoding", "UTF-8");
+    if (done)
+        done = known
+                   ? vmsd_set_current(v, path)
+                   : add_snapshot(v, index, uid + 1, dr_path_basename(path), device, microseconds);
+    return done ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", where);
 }

@@ -79,6 +79,12 @@ const struct vmsd_snapshot *vmsd_of_image(const struct vmsd *v, const char *path
 /* Take the image at path out of the snapshot that froze it; a snapshot without disks goes, and
  * those made on it get its parent. Only v->dict is changed. false = out of memory. */
 bool vmsd_forget_image(struct vmsd *v, const char *path);
+/* A snapshot, the last and current one, froze the image at path; its parent is the one that was
+ * current. If one did already, that becomes current, and nothing is added. device: "scsi0:0", or
+ * NULL. microseconds: since 1970. Only v->dict is changed. -EINVAL, -EFBIG: the list, at
+ * `where`, has no room or no number for it. */
+int vmsd_add_image(struct vmsd *v, const char *where, const char *path, const char *device,
+                   int64_t microseconds, struct dr_error *err);
 /* The machine runs on the snapshot that froze the image at path; true also if there is none. */
 bool vmsd_set_current(struct vmsd *v, const char *path);
 

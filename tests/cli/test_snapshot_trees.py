@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 
@@ -243,6 +244,49 @@ def test_going_back_sets_the_current_snapshot(t):
     assert vmsd(t)["snapshot.current"] == '"5"' and parent(t, "top.vmdk") == "low.vmdk"
     before = (t.dir / "web.vmsd").read_bytes()
     t.ok("snapshot", "-a", "mid.vmdk", "top.vmdk")
+    assert (t.dir / "web.vmsd").read_bytes() == before
+
+
+def test_making_one_adds_it_to_the_list_of_the_machine_that_uses_the_disk(t):
+    n = machine(t)
+    assert t.ok("snapshot", "--update-vmsd", "-c", "now.vmdk", "top.vmdk") == "now.vmdk\n"
+    now = vmsd(t)
+    assert {k[10:]: v for k, v in now.items() if k.startswith("snapshot3.")} == {
+        "uid": '"8"', "parent": '"7"', "displayName": '"Snapshot 8"', "numDisks": '"1"', "disk0.fileName": '"top.vmdk"',
+        "disk0.node": '"scsi0:0"', "createTimeHigh": now["snapshot3.createTimeHigh"], "createTimeLow": now["snapshot3.createTimeLow"]}
+    assert [now[f"snapshot.{k}"] for k in ("numSnapshots", "current", "lastUID")] == ['"4"', '"8"', '"8"']
+    assert now["custom.key"] == '"stays"' and (t.dir / "web.vmsd").read_text().startswith(VMSD[:19])
+    out = t.ok("snapshot", "-l", "now.vmdk")
+    assert f'snapshot "Snapshot 8" is top.vmdk (scsi0:0), {time.strftime("%Y-%m-")}' in out
+    # A second child of what is frozen: the machine goes on from that snapshot, and has no other one.
+    t.ok("snapshot", "-q", "--update-vmsd", "-c", "fork.vmdk", "mid.vmdk")
+    assert vmsd(t) == {**now, "snapshot.current": '"7"'}
+    t.ok("snapshot", "-q", "--update-vmsd", "-d", "Snapshot 8", "now.vmdk")
+    assert vmsd(t)["snapshot.numSnapshots"] == '"3"'
+    same(t, n, "vmdk", "mid", "other")
+
+
+def test_the_first_snapshot_of_a_machine_and_refusals_that_change_nothing(t):
+    machine(t)
+    os.remove(t.dir / "web.vmsd")
+    r = t.drover("snapshot", "--update-vmsd", "-c", "now.vmdk", "top.vmdk")
+    assert r.code == 1 and "web.vmx, has no list of snapshots, web.vmsd" in r.err
+    (t.dir / "web.vmsd").write_text("what is this\n")
+    r = t.drover("snapshot", "--update-vmsd", "-c", "now.vmdk", "top.vmdk")
+    assert r.code == 1 and "web.vmsd: line 1 is not" in r.err and not (t.dir / "now.vmdk").exists()
+    (t.dir / "web.vmsd").write_text('snapshot.lastUID = "9223372036854775807"\n')
+    r = t.drover("snapshot", "--update-vmsd", "-c", "now.vmdk", "top.vmdk")
+    assert r.code == 1 and "no number above the last one" in r.err and not (t.dir / "now.vmdk").exists()
+    (t.dir / "web.vmsd").write_text("")
+    t.ok("snapshot", "-q", "--update-vmsd", "-c", "now.vmdk", "top.vmdk")
+    now = vmsd(t)
+    assert now[".encoding"] == '"UTF-8"' and now["snapshot0.uid"] == now["snapshot.current"] == now["snapshot.numSnapshots"] == '"1"'
+    assert "snapshot0.parent" not in now
+    before = (t.dir / "web.vmsd").read_bytes()
+    t.ok("snapshot", "-q", "--update-vmsd", "-c", "alone.vmdk", "other.vmdk")
+    (t.dir / "two.vmx").write_text('scsi0:0.fileName = "top.vmdk"\n')
+    r = t.drover("snapshot", "--update-vmsd", "-c", "more.vmdk", "top.vmdk")
+    assert r.code == 1 and "is used by two machines, two.vmx and web.vmx" in r.err and not (t.dir / "more.vmdk").exists()
     assert (t.dir / "web.vmsd").read_bytes() == before
 
 

@@ -24,7 +24,7 @@ static const struct cli_option options[] = {
     {KEY_EXTERNAL, "external", NULL, "-a, -d: NAME is an image, not a snapshot inside FILE", false},
     {KEY_UP, "up", NULL, "-d: merge it into the images that stand on it", false},
     {KEY_DOWN, "down", NULL, "-d: merge it into its parent", false},
-    {KEY_UPDATE_VMSD, "update-vmsd", NULL, "-a, -d: change the machine's .vmsd, too", false},
+    {KEY_UPDATE_VMSD, "update-vmsd", NULL, "change the machine's .vmsd, too", false},
     {KEY_DRY_RUN, "dry-run", NULL, "-a, -d of images: only tell what would be done", false},
     {0, NULL, NULL, NULL, false},
 };
@@ -44,7 +44,9 @@ static int create(const struct cli *cli, const struct cli_args *args, const stru
     struct dr_error err = DR_ERROR_INIT;
     CLEANUP_FREE char *active = NULL;
 
-    if (dr_snapshot_create(image->path, name, &image->open, &active, &err) < 0) {
+    const struct dr_snapshot_options what = {.open = image->open,
+                                             .update_vmsd = cli_has(args, KEY_UPDATE_VMSD)};
+    if (dr_snapshot_take(image->path, name, &what, &active, &err) < 0) {
         cli_fail(cli, &err);
         return 1;
     }
