@@ -64,7 +64,7 @@ def test_the_manual_is_sound_pod(t):
 
 def commands():
     return ["create", "info", "map", "measure", "compare", "checksum", "convert", "dd", "rebase", "commit", "stream", "addcow", "snapshot", "serve", "io", "chain", "check",
-            "recover", "resize", "amend", "bitmap", "backup", "restore", "mount", "unmount", "vma", "ova", "ctl", "bench", "completion"]
+            "recover", "resize", "amend", "compact", "bitmap", "backup", "restore", "mount", "unmount", "vma", "ova", "ctl", "bench", "completion"]
 
 
 def children():
@@ -114,7 +114,7 @@ def test_the_completion_completes(t):
         text = ask.replace("{words}", words).replace("{n}", str(n)).replace("{{", "{").replace("}}", "}")
         r = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True, cwd=t.dir)
         return r.stdout.split()
-    assert complete("com", 1) == ["compare", "commit", "completion"]
+    assert complete("com", 1) == ["compare", "commit", "compact", "completion"]
     assert complete("rebase --dr", 2) == ["--drop-equal", "--dry-run"]
     assert complete("vma ver", 2) == ["verify"] and complete("vma extract --sa", 3) == ["--salvage"]
     (t.dir / "disk.vmdk").write_text("")

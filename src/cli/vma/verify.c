@@ -13,7 +13,7 @@ struct verify {
     struct dr_vma *vma;
     struct vma_targets targets;
     struct vma_damage damage;
-    bool quiet;
+    bool quiet, opening;
     struct dr_vma_extract_options o;
     struct dr_vma_extract_result result;
 };
@@ -139,14 +139,22 @@ static int verify(struct verify *v, const struct cli_args *args)
 
 /* Something in the header is wrong, but not so that nothing could be read: a device that is ignored
  * for want of a name, say. */
-static void on_message(void *user, const char *text)
+static void count_message(struct verify *v, const char *text)
 {
-    struct verify *v = user;
-
     v->damage.n++;
     if (v->damage.array)
         json_array_append_new(v->damage.array, json_pack("{s:s, s:o}", "kind", "header", "text",
                                                          vma_json_name(text)));
+}
+
+/* What is told later is no fault of the archive: zeros behind it, or checksums that do not belong
+ * to it. */
+static void on_message(void *user, const char *text)
+{
+    struct verify *v = user;
+
+    if (v->opening)
+        count_message(v, text);
     if (!v->quiet)
         cli_error(v->cli, "%s", text);
 }
@@ -154,7 +162,10 @@ static void on_message(void *user, const char *text)
 static int open_archive(struct verify *v, const struct cli_args *args, struct dr_error *err)
 {
     v->quiet = cli_has(args, 'q');
-    return vma_try_open(args->operands[0], on_message, v, &v->vma, err);
+    v->opening = true;
+    int r = vma_try_open(args->operands[0], on_message, v, &v->vma, err);
+    v->opening = false;
+    return r;
 }
 
 /* A file without a good header is damaged; other failures mean that it could not be read. */
