@@ -257,21 +257,34 @@ static int read_source(struct dr_image *image, const struct dr_bitmap_change *c,
     return dr_image_bitmap_read(c->source, c->source_name, dr_bitmaps_set_range, *set, err);
 }
 
-/* A bitmap of the image itself that is to be merged: what is noted for it by now, too. */
-static int read_own_source(struct dr_image *image, const struct dr_bitmap_change *c,
-                           struct dr_marks **set, struct dr_error *err)
+/* 1: it is not there, or not to be trusted. */
+static int copy_bits(struct dr_image *image, const struct dr_bitmap_file *b, const char *name,
+                     struct dr_marks **set, struct dr_error *err)
 {
-    DR_LOCK_SCOPE(&image->begin_lock);
-    struct dr_noting *n = image->noting;
-    const struct dr_noted *one = n ? dr_bitmap_file_find(&n->file, c->source_name) : NULL;
+    const struct dr_noted *one = dr_bitmap_file_find(b, name);
     if (!one || one->distrust != DR_TRUSTED)
         return 1;
     *set = dr_noted_set(one->set->bits, image->size);
     if (!*set)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    dr_noting_put(image, n);
-    dr_marks_each(one->set, image->size, dr_bitmaps_set_range, *set);
-    return 0;
+    return dr_marks_each(one->set, image->size, dr_bitmaps_set_range, *set);
+}
+
+/* A bitmap of the image itself that is to be merged: what is noted for it by now, too. One look
+ * under the lock: the first write may begin at any moment. 1: dr_image_bitmap_read() says why not.
+ */
+static int read_own_source(struct dr_image *image, const struct dr_bitmap_change *c,
+                           struct dr_marks **set, struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&image->begin_lock);
+    struct dr_noting *n = image->noting;
+    struct dr_bitmap_file stored = {0};
+    if (n)
+        dr_noting_put(image, n);
+    int r = n ? 0 : dr_bitmaps_load(image, &stored, NULL);
+    r = r < 0 ? 1 : copy_bits(image, n ? &n->file : &stored, c->source_name, set, err);
+    dr_bitmap_file_free(&stored);
+    return r;
 }
 
 /* Changes of bitmaps wait for one another; the caller has claimed the disk. */
