@@ -181,7 +181,7 @@ static enum state look(const struct settling *g, const struct dr_backup_entry *e
             remove_asides(g->fs, path);
     }
     int r = dr_naming_mark(g->fs, path, 0, &mark, NULL);
-    if (r < 0)
+    if (r < 0 || !mark)
         return r == -ENOENT ? MISSING : UNKNOWN;
     size_t len = (size_t)(group_of(mark) - mark);
     return (size_t)(group_of(e->naming) - e->naming) == len && strncmp(mark, e->naming, len) == 0

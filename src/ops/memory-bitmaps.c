@@ -187,7 +187,7 @@ static int change_step(void *user, struct dr_chain *present, struct dr_chain **f
     struct change *c = user;
     (void)present, (void)fresh;
     struct bitmap **at = find(c->set, c->image, c->name);
-    if (c->action == DR_BITMAP_ADD) {
+    if (c->made) { /* to be added */
         int r = *at ? dr_fail(err, EEXIST, "Bitmap already exists: %s", c->name)
                     : add_hook(c->set, err);
         if (r < 0)

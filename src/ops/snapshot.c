@@ -122,7 +122,7 @@ unsigned snapshot_child_flags(const struct snapshot *s)
 static int settle_id(const struct snapshot *s, struct dr_error *err)
 {
     struct dr_image *top = s->chain->images[0];
-    if (!top->writable || s->fmt != top->fmt || !(top->fmt->flags & DR_FORMAT_CONTENT_ID))
+    if (!s->fmt || s->fmt != top->fmt || !top->writable || !(s->fmt->flags & DR_FORMAT_CONTENT_ID))
         return 0;
     return dr_image_begin(top, top->size, !(top->flags & DR_OPEN_UNCHANGED), err);
 }
