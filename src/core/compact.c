@@ -61,29 +61,19 @@ static bool can_move(const struct dr_image *image)
     return image->fmt->compact_begin != NULL;
 }
 
-/* Everything is durable and nobody writes while step runs. */
-static int run_alone(struct dr_image *image,
-                     int (*step)(struct dr_image *image, struct dr_error *err),
-                     struct dr_error *err)
+/* What requests have left is durable, and the driver ready to write. */
+static int prepare(struct dr_image *image, struct dr_error *err)
 {
-    struct dr_range range;
     int r = dr_image_begin(image, 0, false, err);
-    if (r < 0)
-        return r;
-    dr_range_lock(image->ranges, &range, 0, UINT64_MAX, true);
-    r = dr_image_flush_all(image, err);
-    if (r == 0)
-        r = step(image, err);
-    dr_range_unlock(image->ranges, &range);
-    return r;
+    return r < 0 ? r : dr_image_flush_all(image, err);
 }
 
 int dr_image_compact_begin(struct dr_image *image, struct dr_error *err)
 {
     if (!can_move(image))
         return 0;
-    return image->writable ? run_alone(image, image->fmt->compact_begin, err)
-                           : image->fmt->compact_begin(image, err);
+    int r = image->writable ? prepare(image, err) : 0;
+    return r < 0 ? r : image->fmt->compact_begin(image, err);
 }
 
 bool dr_image_compact_moves(struct dr_image *image, const struct dr_extent *ext)
@@ -113,17 +103,14 @@ uint64_t dr_image_compact_length(struct dr_image *image)
     return length;
 }
 
-static int finish(struct dr_image *image, struct dr_error *err)
+int dr_image_compact_finish(struct dr_image *image, struct dr_error *err)
 {
-    int r = can_move(image) ? image->fmt->compact_finish(image, err) : 0;
+    int r = prepare(image, err);
+    if (r == 0 && can_move(image))
+        r = image->fmt->compact_finish(image, err);
     if (r == 0)
         r = dr_image_flush_all(image, err);
     return r == 0 && image->fmt->trim ? image->fmt->trim(image, err) : r;
-}
-
-int dr_image_compact_finish(struct dr_image *image, struct dr_error *err)
-{
-    return run_alone(image, finish, err);
 }
 
 void dr_image_compact_end(struct dr_image *image)
