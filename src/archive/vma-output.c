@@ -2,16 +2,15 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "archive/vma-output.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "base/sigpipe.h"
 
 #define POLL_MS    100
 #define PIPE_BYTES (1 << 20)
@@ -54,35 +53,6 @@ void vma_output_close(struct vma_output *o)
 }
 
 /* ------------------------------------------------------------------ descriptors */
-
-/* Block SIGPIPE during a write and discard the one the write raised: a library must not change
- * what a signal does to the process. */
-struct quiet {
-    sigset_t before;
-    bool pending;
-};
-
-static void quiet_begin(struct quiet *q)
-{
-    sigset_t set;
-    sigpending(&set);
-    q->pending = sigismember(&set, SIGPIPE) == 1;
-    sigemptyset(&set);
-    sigaddset(&set, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &set, &q->before);
-}
-
-static void quiet_end(const struct quiet *q, bool raised)
-{
-    sigset_t set;
-    const struct timespec now = {0, 0};
-    sigemptyset(&set);
-    sigaddset(&set, SIGPIPE);
-    if (raised && !q->pending)
-        while (sigtimedwait(&set, NULL, &now) < 0 && errno == EINTR)
-            ;
-    pthread_sigmask(SIG_SETMASK, &q->before, NULL);
-}
 
 static ssize_t write_some(const struct vma_output *o, const uint8_t *p, size_t len)
 {
@@ -134,10 +104,10 @@ int vma_output_write(struct vma_output *o, const void *buf, size_t len, struct d
         o->pos += r == 0 ? len : 0;
         return r;
     }
-    struct quiet quiet;
-    quiet_begin(&quiet);
+    struct dr_sigpipe quiet;
+    dr_sigpipe_hold(&quiet);
     int r = write_fd(o, buf, len, err);
-    quiet_end(&quiet, r == -EPIPE);
+    dr_sigpipe_release(&quiet, r == -EPIPE);
     return r;
 }
 

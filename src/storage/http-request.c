@@ -8,13 +8,13 @@
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
+#include "base/sigpipe.h"
 #include "storage/http.h"
 
 #define REDIRECTS_MAX 10L
 #define SPEED_LEAST   100L /* bytes a second: what is slower counts as no answer */
-#define SPEED_BOUND                                                                  \
-    UINT64_C(10240) /* bytes a second: one request takes no longer than that, and is \
-                        then continued by another one */
+/* Bytes a second: a request that takes longer ends, and another one continues it. */
+#define SPEED_BOUND UINT64_C(10240)
 #define RETRY_FIRST 100
 #define RETRY_LAST  5000 /* milliseconds */
 
@@ -185,6 +185,24 @@ static CURL *take_handle(struct http_file *f)
     return f->n_idle > 0 ? f->idle[--f->n_idle] : curl_easy_init();
 }
 
+/* Both functions may write to a server that is gone, and OpenSSL does that with a signal. */
+static CURLcode perform_quietly(CURL *curl)
+{
+    struct dr_sigpipe quiet;
+    dr_sigpipe_hold(&quiet);
+    CURLcode code = curl_easy_perform(curl);
+    dr_sigpipe_release(&quiet, true);
+    return code;
+}
+
+void http_end_handle(CURL *curl)
+{
+    struct dr_sigpipe quiet;
+    dr_sigpipe_hold(&quiet);
+    curl_easy_cleanup(curl);
+    dr_sigpipe_release(&quiet, true);
+}
+
 /* A reset keeps connections and TLS sessions; what this request had in the handle ends with it. */
 static void put_handle(struct http_file *f, CURL *curl)
 {
@@ -195,7 +213,7 @@ static void put_handle(struct http_file *f, CURL *curl)
         f->idle[f->n_idle++] = curl;
     pthread_mutex_unlock(&f->lock);
     if (!kept)
-        curl_easy_cleanup(curl);
+        http_end_handle(curl);
 }
 
 static const char *ca_file(void)
@@ -344,7 +362,7 @@ static CURLcode perform(CURL *curl, struct http_answer *a, const char *url)
     curl_easy_setopt(curl, CURLOPT_LOW_SPEED_LIMIT, SPEED_LEAST);
     curl_easy_setopt(curl, CURLOPT_LOW_SPEED_TIME, (long)f->timeout);
     curl_easy_setopt(curl, CURLOPT_URL, url);
-    return curl_easy_perform(curl);
+    return perform_quietly(curl);
 }
 
 int http_ask(struct http_answer *a)
@@ -356,7 +374,7 @@ int http_ask(struct http_answer *a)
     char text[CURL_ERROR_SIZE] = "";
     bool again = false;
     if (!curl || !url) {
-        curl_easy_cleanup(curl);
+        http_end_handle(curl);
         return refuse(a, -ENOMEM, "out of memory");
     }
     set_up(curl, f, url, &t);

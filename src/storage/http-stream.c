@@ -20,8 +20,7 @@ struct http_stream {
     bool started;
     pthread_mutex_t lock; /* all below */
     pthread_cond_t moved, wanted;
-    uint8_t
-        *window; /* the byte at offset i is at i % WINDOW, for the last WINDOW bytes before pos */
+    uint8_t *window; /* the last WINDOW bytes before pos: that at offset i is at i % WINDOW */
     uint64_t pos, want;
     uint64_t skip; /* bytes of the present download that came already */
     unsigned restarts;

@@ -97,7 +97,7 @@ static void http_free(struct http_file *f)
     http_cache_free(f->cache);
     http_stream_free(f->stream);
     while (f->n_idle > 0)
-        curl_easy_cleanup(f->idle[--f->n_idle]);
+        http_end_handle(f->idle[--f->n_idle]);
     pthread_mutex_destroy(&f->lock);
     free(f->name);
     free(f->url);

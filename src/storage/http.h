@@ -73,6 +73,7 @@ int http_fetch(struct http_file *f, void *buf, uint64_t off, size_t len);
  * seconds); false: it has been long enough. */
 bool http_may_retry(const struct http_file *f, unsigned failures, uint64_t since);
 uint64_t http_seconds(void);
+void http_end_handle(CURL *curl); /* NULL allowed */
 
 /* http-cache.c */
 struct http_cache *http_cache_new(struct http_file *f);

@@ -14,7 +14,7 @@ enum dr_remote_kind { DR_REMOTE_NBD, DR_REMOTE_HTTP };
 
 struct dr_remote {
     enum dr_remote_kind kind;
-    char *uri;           /* for libnbd or libcurl, always in the same spelling */
+    char *uri;           /* for libnbd or libcurl, which QEMU's spellings become, too */
     char *user, *cookie; /* http: NAME:PASSWORD and cookies; NULL = none */
     unsigned timeout;    /* seconds without any answer after which a connection is given up */
     unsigned reconnect;  /* seconds in which a lost connection must be back */

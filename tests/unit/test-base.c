@@ -7,10 +7,12 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/notice.h"
 #include "base/random.h"
+#include "base/sigpipe.h"
 #include "storage/storage.h"
 
 static void zero_detection_sees_every_byte(void **state)
@@ -100,12 +102,34 @@ static void whoever_hears_a_notice_may_call_the_library(void **state)
     assert_int_equal(heard, 2);
 }
 
+/* The test would end here if the signal came through. */
+static void a_broken_pipe_raises_no_signal_that_lasts(void **state)
+{
+    (void)state;
+    struct dr_sigpipe outer, inner;
+    int fds[2];
+    sigset_t waiting;
+    assert_int_equal(pipe(fds), 0);
+    close(fds[0]);
+    dr_sigpipe_hold(&outer);
+    assert_int_equal(write(fds[1], "x", 1), -1);
+    dr_sigpipe_hold(&inner); /* the one that waits already is left */
+    dr_sigpipe_release(&inner, true);
+    sigpending(&waiting);
+    assert_true(sigismember(&waiting, SIGPIPE));
+    dr_sigpipe_release(&outer, true);
+    sigpending(&waiting);
+    assert_false(sigismember(&waiting, SIGPIPE));
+    close(fds[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(zero_detection_sees_every_byte),
         cmocka_unit_test(random_text_differs),
         cmocka_unit_test(whoever_hears_a_notice_may_call_the_library),
+        cmocka_unit_test(a_broken_pipe_raises_no_signal_that_lasts),
         cmocka_unit_test(paths_are_taken_apart_and_joined),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
