@@ -71,10 +71,9 @@ static void step(struct nbd_connection *c, struct nbd_handle *h, int timeout)
         nbd_aio_notify_write(h);
 }
 
-static struct nbd_handle *new_handle(const struct nbd_file *f)
+static struct nbd_handle *new_handle(void)
 {
     struct nbd_handle *h = nbd_create();
-    (void)f;
     if (h && (nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
               nbd_set_pread_initialize(h, false) < 0 ||
               nbd_set_uri_allow_transports(h, LIBNBD_ALLOW_TRANSPORT_TCP |
@@ -105,7 +104,7 @@ static int handshake(struct nbd_connection *c, struct nbd_handle **out)
 {
     struct nbd_file *f = c->file;
     int64_t end = milliseconds() + (int64_t)f->timeout * 1000, left = 1;
-    struct nbd_handle *h = new_handle(f);
+    struct nbd_handle *h = new_handle();
     *out = NULL;
     if (!h)
         return note_why(c, libnbd_reason());
