@@ -104,8 +104,8 @@ struct dr_image {
 
     /* the core's own */
     _Atomic unsigned refs;
-    /* Page edits; never held across I/O. All readers write to this line, but where map takes no
-     * lock (DR_FORMAT_FIXED_MAP). */
+    /* Page edits; never held across I/O. Every reader takes it, and so writes to its cache line,
+     * unless map needs no lock (DR_FORMAT_FIXED_MAP). */
     DR_OWN_LINE pthread_mutex_t lock;
     struct dr_need need; /* what the last -EAGAIN wants; under lock */
     struct dr_cache *cache;

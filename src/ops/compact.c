@@ -70,7 +70,7 @@ static int flat_run(struct dr_extent *ext, bool *hole, struct dr_error *err)
     return r;
 }
 
-/* The whole units that [off, off+len) begins with end where? off: there is none. */
+/* Where the last of the whole units in [off, off+len) ends; off: none begins at off. */
 static uint64_t whole_units_end(const struct compact *c, uint64_t off, uint64_t len)
 {
     if (unit_start(c, off) != off)
