@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/loaded.h"
 
 /* ------------------------------------------------------------------ numbers */
 
@@ -228,7 +229,9 @@ static void take_name(struct parsing *p)
     xmlChar *text = p->ovf->name ? NULL : xmlTextReaderReadString(p->reader);
     if (text)
         p->no_memory |= !(p->ovf->name = strdup((const char *)text));
-    xmlFree(text);
+    xmlFreeFunc release; /* what xmlFree() calls; that is a variable of the library */
+    xmlMemGet(&release, NULL, NULL, NULL);
+    release(text);
 }
 
 static int take_element(struct parsing *p)
@@ -340,6 +343,9 @@ int ovf_parse(const char *name, const char *text, size_t len, struct ovf *ovf, s
                        name, len, OVF_TEXT_MAX);
     if (has_doctype(text, len))
         return dr_fail(err, EINVAL, "%s: a document type, which no OVF descriptor has", name);
+    int loaded = dr_load_xml(err);
+    if (loaded < 0)
+        return dr_prefix(err, loaded, "%s", name);
     silence(&before, &p);
     p.reader = xmlReaderForMemory(text, (int)len, NULL, NULL, XML_PARSE_NONET | XML_PARSE_COMPACT);
     if (p.reader)

@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/loaded.h"
 
 /* ------------------------------------------------------------------ the descriptor
  *
@@ -207,6 +208,9 @@ static la_ssize_t catch_write(struct archive *a, void *user, const void *buf, si
 int ova_tar_header(const char *name, uint64_t size, int64_t mtime, uint8_t block[OVA_BLOCK],
                    struct dr_error *err)
 {
+    int loaded = dr_load_archive(err);
+    if (loaded < 0)
+        return dr_prefix(err, loaded, "%s", name);
     struct catch c = {.block = block};
     struct archive *a = archive_write_new();
     struct archive_entry *e = archive_entry_new();

@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/loaded.h"
 
 #define BLOCK 512u        /* of a tar */
 #define PIECE (16u << 10) /* read at once: most of a tar is passed over */
@@ -154,6 +155,9 @@ static locale_t use_utf8(void)
 int ova_tar_read(struct dr_file *f, struct ova_tar *t, struct dr_error *err)
 {
     *t = (struct ova_tar){0};
+    int loaded = dr_load_archive(err);
+    if (loaded < 0)
+        return dr_prefix(err, loaded, "%s", f->path);
     CLEANUP_FREE struct feed *feed = calloc(1, sizeof(*feed));
     struct archive *a = archive_read_new();
     locale_t utf8 = use_utf8(), before = utf8 ? uselocale(utf8) : (locale_t)0;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Files of HTTP servers for reading, through libcurl. http.h has the plan. */
+#include "base/loaded.h"
 #include "storage/http.h"
 
 #include <stdio.h>
@@ -187,6 +188,9 @@ static int set_cookie(struct http_file *f, const char *cookie)
 int dr_http_open(const struct dr_remote *remote, const char *name, struct dr_file **file,
                  struct dr_error *err)
 {
+    int loaded = dr_load_curl(err);
+    if (loaded < 0)
+        return dr_prefix(err, loaded, "%s", name);
     struct http_file *f = calloc(1, sizeof(*f));
     pthread_once(&once, init_curl);
     if (!f)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Disks of NBD servers as files, through libnbd. nbd.h has the plan. */
+#include "base/loaded.h"
 #include "storage/nbd.h"
 
 #include <stdio.h>
@@ -386,6 +387,9 @@ static void fill_in(struct nbd_file *f)
 int dr_nbd_open(const struct dr_remote *remote, const char *name, unsigned flags,
                 struct dr_file **file, struct dr_error *err)
 {
+    int loaded = dr_load_nbd(err);
+    if (loaded < 0)
+        return dr_prefix(err, loaded, "%s", name);
     struct nbd_file *f = calloc(1, sizeof(*f));
     if (!f)
         return dr_fail(err, ENOMEM, "%s: out of memory", name);

@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/loaded.h"
 #include "storage/remote.h"
 
 #define TIMEOUT_DEFAULT   60u
@@ -91,7 +92,9 @@ static int normal_http(const char *name, const char *url, struct dr_remote *remo
 static int set_uri(const char *name, const char *uri, struct dr_remote *remote,
                    struct dr_error *err)
 {
-    int r = 0;
+    int r = dr_load_curl(err);
+    if (r < 0)
+        return dr_prefix(err, r, "%s", name);
     if (begins(uri, "http"))
         r = normal_http(name, uri, remote, err);
     else if (!(remote->uri = strdup(uri)))

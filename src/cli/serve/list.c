@@ -4,6 +4,7 @@
 #include <libnbd.h>
 #include <string.h>
 
+#include "base/loaded.h"
 #include "cli/serve/serve.h"
 
 /* Of one server; more are not asked about. */
@@ -151,6 +152,11 @@ static int list(struct nbd_handle *nbd, const struct nbd_place *place, struct na
 int list_exports(const struct cli *cli, const struct nbd_place *place)
 {
     struct names names = {0};
+    struct dr_error err = {0};
+    if (dr_load_nbd(&err) < 0) {
+        cli_error(cli, "%s", err.text);
+        return 1;
+    }
     struct nbd_handle *nbd = nbd_create();
     int r = nbd ? list(nbd, place, &names) : -1;
     if (r == 0 && names.failed)
