@@ -226,7 +226,7 @@ def kill_points(total, limit):
     if total <= limit:
         return range(1, total + 1)
     step = total / limit  # the switches are at the end
-    return sorted({1 + int(i * step) for i in range(limit)} | set(range(max(1, total - 12), total + 1)))
+    return sorted({1 + int(i * step) for i in range(limit)} | set(range(max(1, total - 8), total + 1)))
 
 
 def finish(op, chain, directory):

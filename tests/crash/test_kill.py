@@ -30,7 +30,7 @@ def test_a_kill_leaves_the_view(op, tear, tmp_path):
     total = count_changes(op, chain, tmp_path)
     assert total > 0
     # Few points: test_power looks at what is left after each change, torn or not, at far more of them.
-    for n in crashlib.kill_points(total, 16 * chain.share // 2):
+    for n in crashlib.kill_points(total, 10 * chain.share // 2):
         directory = str(tmp_path / 'killed')
         if os.path.exists(directory):
             shutil.rmtree(directory)

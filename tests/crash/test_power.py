@@ -30,7 +30,7 @@ def cuts(recording, limit):
     return points
 
 
-def first_problem(op, chain, recording, where, limit=40, reruns=6):
+def first_problem(op, chain, recording, where, limit=25, reruns=4):
     points = cuts(recording, limit * chain.share // 2)
     again = set(random.Random(crashlib.SEED).sample(points, min(reruns, len(points))))
     for k in points:

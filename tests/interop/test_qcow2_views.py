@@ -2,9 +2,12 @@
 """Another parent for qcow2 images with snapshots inside: the disk and every snapshot show what they
 did before, to Drover and to QEMU, which itself would change what the snapshots show."""
 import json
+import os
 
 import pytest
 from tools import DROVER, MIB, TOOLS, Drover, create, rng, run
+
+ROUNDS = 2 if os.environ.get('DROVER_TEST_LONG') else 1
 
 pytestmark = pytest.mark.usefixtures('qemu')
 
@@ -87,7 +90,7 @@ def make(rnd, options, has_parent=True):
 
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('options', OPTIONS)
-@pytest.mark.parametrize('number', range(2))
+@pytest.mark.parametrize('number', range(ROUNDS))
 def test_every_view_stays(number, options, way):
     rnd = rng('views', number, options, way)
     make(rnd, options, way != 'first parent')
