@@ -140,9 +140,12 @@ class Recording:
         return done
 
     def drop_flush(self, n):
-        """Planted fault: the n-th flush never happened."""
+        """Planted fault: the n-th flush never happened. The cuts that can tell: up to the file's next one."""
         seen = [i for i, r in enumerate(self.records) if r.kind == FLUSH]
-        del self.records[seen[n]]
+        dropped = self.records.pop(seen[n])
+        later = (i for i in range(seen[n], len(self.records))
+                 if self.records[i].kind == FLUSH and self.records[i].ino == dropped.ino)
+        return range(seen[n], next(later, len(self.records)) + 1)
 
     def flushes(self):
         return sum(r.kind == FLUSH for r in self.records)

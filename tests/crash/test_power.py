@@ -30,8 +30,7 @@ def cuts(recording, limit):
     return points
 
 
-def first_problem(op, chain, recording, where, limit=25, reruns=4):
-    points = cuts(recording, limit * chain.share // 2)
+def first_problem(op, chain, recording, where, points, reruns=4):
     again = set(random.Random(crashlib.SEED).sample(points, min(reruns, len(points))))
     for k in points:
         for seed, mode in enumerate(['none', 'last', 'random'] + ['random'] * crashlib.SOAK):
@@ -49,7 +48,8 @@ def first_problem(op, chain, recording, where, limit=25, reruns=4):
 @pytest.mark.parametrize('op', ALL, ids=lambda op: op.name)
 def test_a_power_cut_leaves_the_view(op, tmp_path):
     chain, recording = record(op, tmp_path)
-    assert first_problem(op, chain, recording, tmp_path) is None
+    points = cuts(recording, 25 * chain.share // 2)
+    assert first_problem(op, chain, recording, tmp_path, points) is None
 
 
 @pytest.mark.parametrize('name', ['rebase', 'commit', 'stream', 'addcow-rebase', 'addcow-rebase-long-name',
@@ -61,8 +61,9 @@ def test_a_skipped_flush_is_noticed(name, tmp_path):
     for n in range(recording.flushes()):
         planted = copy.copy(recording)
         planted.records = list(recording.records)
-        planted.drop_flush(n)
-        if first_problem(op, chain, planted, tmp_path, limit=200, reruns=0):
+        open_to_loss = planted.drop_flush(n)
+        points = [k for k in planted.interesting() if k in open_to_loss]
+        if first_problem(op, chain, planted, tmp_path, points, reruns=0):
             return
     pytest.fail('no skipped flush was noticed')
 
