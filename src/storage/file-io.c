@@ -60,8 +60,8 @@ static int write_failed(struct dr_file *f, int r, const char *what, uint64_t off
     mark_dirty(f);
     if (f->ops->get_size && f->ops->get_size(f, &size) == 0)
         dr_file_grow_size(f, size); /* never smaller: others may be appending */
-    return dr_fail_errno(err, -r, "%s: cannot %s %" PRIu64 " bytes at offset %" PRIu64, f->path,
-                         what, len, off);
+    return dr_fail(err, -r, "%s: cannot %s %" PRIu64 " bytes at offset %" PRIu64 ": %s", f->path,
+                   what, len, off, reason(f, r));
 }
 
 /* ------------------------------------------------------------------ read */

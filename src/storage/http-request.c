@@ -97,7 +97,9 @@ static size_t take_header(char *line, size_t size, size_t n, void *user)
     if (strncmp(text, "HTTP/", 5) == 0) {
         a->version = (struct http_version){.size = UINT64_MAX};
         a->length = UINT64_MAX;
-        a->ranged = a->encoded = false;
+        a->ranged = a->encoded = a->whole = false;
+    } else if (len == 0) {
+        a->whole = true;
     } else if (header_is(text, len, "content-range", &value)) {
         read_content_range(a, value);
     } else if (header_is(text, len, "content-length", &value)) {
@@ -385,6 +387,8 @@ int http_ask(struct http_answer *a)
     int r = 0;
     if (a->refused)
         r = a->refused;
+    else if (code == CURLE_OK && !a->whole) /* which libcurl takes for an answer without a body */
+        r = refuse(a, 1, "the connection was lost within the headers");
     else if (a->status && !good && (code == CURLE_OK || code == CURLE_WRITE_ERROR))
         r = judge_status(a, strcmp(url, f->url) != 0, &again);
     else if (code != CURLE_OK && !(t.ended && code == CURLE_WRITE_ERROR))

@@ -60,6 +60,7 @@ struct http_answer {
     uint64_t first, last;        /* Content-Range: of a status of 206 */
     uint64_t length;             /* Content-Length: of the body; UINT64_MAX = not said */
     bool ranged, encoded;
+    bool whole; /* the headers: the empty line behind them has come */
     int refused; /* the headers were wrong: -errno */
 };
 
