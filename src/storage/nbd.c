@@ -110,33 +110,73 @@ static int take_extents(void *user, const char *context, uint64_t off, uint32_t 
                         int *error)
 {
     struct nbd_request *q = user;
-    struct nbd_file *f = q->file;
+    struct nbd_extents *e = q->extents;
     if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 || off != q->off || *error)
         return 0;
-    uint64_t at = off, size = f->export.size;
+    uint64_t at = off, size = q->file->export.size;
     size_t kept = 0;
     for (size_t i = 0; i + 1 < n && kept < NBD_EXTENTS && at < size && entries[i] > 0; i += 2) {
         at = dr_min(at + entries[i], size);
         bool zero = entries[i + 1] & LIBNBD_STATE_ZERO;
-        if (kept && f->extents[kept - 1].zero == zero)
+        if (kept && e->runs[kept - 1].zero == zero)
             kept--;
-        f->extents[kept++] = (struct nbd_run){at, zero};
+        e->runs[kept++] = (struct nbd_run){at, zero};
     }
-    f->n_extents = kept;
-    f->extents_from = off;
-    f->extents_end = kept ? at : off;
+    e->n = kept;
+    e->from = off;
+    e->end = kept ? at : off;
     return 0;
 }
 
-static int learn_extents(struct nbd_file *f, uint64_t off, uint64_t len)
+static bool covers(const struct nbd_extents *e, uint64_t off)
+{
+    return e && off >= e->from && off < e->end;
+}
+
+static void look_up(const struct nbd_extents *e, uint64_t off, uint64_t len,
+                    enum dr_file_extent *kind, uint64_t *run)
+{
+    size_t i = 0;
+    for (size_t end = e->n; i < end;) { /* the first that ends behind off */
+        size_t middle = i + (end - i) / 2;
+        if (e->runs[middle].end > off)
+            end = middle;
+        else
+            i = middle + 1;
+    }
+    *kind = e->runs[i].zero ? DR_FILE_HOLE : DR_FILE_DATA;
+    *run = dr_min(len, e->runs[i].end - off);
+}
+
+static bool is_known(struct nbd_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
+                     uint64_t *run, uint64_t *changes)
+{
+    DR_LOCK_SCOPE(&f->extent_lock);
+    *changes = f->changes;
+    if (!covers(f->extents, off))
+        return false;
+    look_up(f->extents, off, len, kind, run);
+    return true;
+}
+
+static int ask_extents(struct nbd_file *f, uint64_t off, uint64_t len, struct nbd_extents *e)
 {
     uint64_t align = f->export.align, from = dr_round_down(off, align);
     uint64_t end = dr_min(dr_round_up(off + len, align), f->export.size);
     end = dr_max(end, dr_min(from + LOOK_MAX, f->export.size));
     struct nbd_request q = {
-        .command = NBD_EXTENT, .off = from, .len = dr_min(end - from, LOOK_MAX)};
-    f->extents_from = f->extents_end = 0;
+        .command = NBD_EXTENT, .off = from, .len = dr_min(end - from, LOOK_MAX), .extents = e};
     return request(f, &q);
+}
+
+/* Keep what was said for those that ask next, unless it may be older than a write. */
+static void keep_extents(struct nbd_file *f, struct nbd_extents **e, uint64_t changes)
+{
+    DR_LOCK_SCOPE(&f->extent_lock);
+    if (f->changes != changes)
+        return;
+    free(f->extents);
+    f->extents = DR_STEAL(*e);
 }
 
 /* A server need not know: then all is data. */
@@ -144,34 +184,31 @@ static int nbd_extent(struct dr_file *base, uint64_t off, uint64_t len, enum dr_
                       uint64_t *run)
 {
     struct nbd_file *f = nbd_of(base);
+    uint64_t changes;
     *kind = DR_FILE_DATA;
     *run = len;
-    if (!f->export.extents || off >= f->export.size)
+    if (!f->export.extents || off >= f->export.size || is_known(f, off, len, kind, run, &changes))
         return 0;
-    DR_LOCK_SCOPE(&f->extent_lock);
-    int r = off >= f->extents_from && off < f->extents_end ? 0 : learn_extents(f, off, len);
+    CLEANUP_FREE struct nbd_extents *e = malloc(sizeof(*e));
+    if (!e)
+        return -ENOMEM;
+    e->from = e->end = 0;
+    int r = ask_extents(f, off, len, e);
     if (r == -EINVAL || r == -ENOTSUP || r == -EOVERFLOW || r == -EIO)
         return 0;
-    if (r < 0 || off < f->extents_from || off >= f->extents_end)
+    if (r < 0 || !covers(e, off))
         return r;
-    size_t i = 0;
-    for (size_t end = f->n_extents; i < end;) { /* the first that ends behind off */
-        size_t middle = i + (end - i) / 2;
-        if (f->extents[middle].end > off)
-            end = middle;
-        else
-            i = middle + 1;
-    }
-    *kind = f->extents[i].zero ? DR_FILE_HOLE : DR_FILE_DATA;
-    *run = dr_min(len, f->extents[i].end - off);
+    look_up(e, off, len, kind, run);
+    keep_extents(f, &e, changes);
     return 0;
 }
 
-/* What was known of the extents is true no more. */
+/* What was known of the extents is true no more, nor what the server may say right now. */
 static void forget_extents(struct nbd_file *f)
 {
     DR_LOCK_SCOPE(&f->extent_lock);
-    f->extents_from = f->extents_end = 0;
+    f->changes++;
+    free(DR_STEAL(f->extents));
 }
 
 /* ------------------------------------------------------------------ reading and writing */
@@ -331,6 +368,7 @@ static void nbd_free(struct nbd_file *f)
     pthread_mutex_destroy(&f->lock);
     pthread_mutex_destroy(&f->extent_lock);
     pthread_cond_destroy(&f->changed);
+    free(f->extents);
     free(f->uri);
     free(f->name);
     free(f->base.path);

@@ -51,6 +51,16 @@ struct nbd_export {
     bool read_only, multi, flush, fua, zero, fast_zero, extents;
 };
 
+/* What the server said of a range. */
+struct nbd_extents {
+    uint64_t from, end; /* the range; empty = nothing was said */
+    size_t n;
+    struct nbd_run {
+        uint64_t end;
+        bool zero;
+    } runs[NBD_EXTENTS];
+};
+
 struct nbd_file {
     struct dr_file base;
     char *uri, *name; /* name: for messages */
@@ -65,14 +75,9 @@ struct nbd_file {
     _Atomic uint64_t written; /* writes that were answered, and are not durable by that */
     _Atomic uint64_t flushed; /* so many of them are durable */
     _Atomic bool lost;        /* a connection went down while there was such a write */
-    /* What the server said last of its extents: under extent_lock. */
     pthread_mutex_t extent_lock;
-    uint64_t extents_from, extents_end; /* the range; empty = nothing is known */
-    size_t n_extents;
-    struct nbd_run {
-        uint64_t end;
-        bool zero;
-    } extents[NBD_EXTENTS];
+    struct nbd_extents *extents; /* what the server said last, or NULL: under extent_lock */
+    uint64_t changes;            /* writes so far; under extent_lock */
 };
 
 /* One request on its way. The callback of libnbd fills in the rest. */
@@ -81,6 +86,7 @@ struct nbd_request {
     void *buf;
     uint64_t off, len;
     uint32_t flags;
+    struct nbd_extents *extents; /* NBD_EXTENT: filled in */
     struct nbd_file *file;
     sem_t done;
     int error; /* errno of the answer */

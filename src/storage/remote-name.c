@@ -25,6 +25,14 @@ static bool begins(const char *name, const char *with)
     return strncmp(name, with, strlen(with)) == 0;
 }
 
+static bool has_scheme(const char *name)
+{
+    for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
+        if (begins(name, schemes[i]))
+            return true;
+    return false;
+}
+
 /* ------------------------------------------------------------------ URIs */
 
 /* What a URI may hold as it is, everywhere. */
@@ -288,8 +296,13 @@ static int parse_json_nbd(struct json_name *j, struct dr_remote *remote, struct 
     const char *path = text_at(j, "server.path") ? text_at(j, "server.path") : text_at(j, "path");
     const char *host = text_at(j, "server.host") ? text_at(j, "server.host") : text_at(j, "host");
     export = export ? export : "";
-    if (uri && begins(uri, "nbd"))
+    if (uri && has_scheme(uri) && begins(uri, "nbd"))
         return set_uri(j->name, uri, remote, err);
+    if (uri)
+        return dr_fail(err, EINVAL,
+                       "%s: uri is '%s', expected one that begins with nbd://, nbds://, "
+                       "nbd+unix:// or nbds+unix://",
+                       j->name, uri);
     if (path)
         return set_unix(j->name, path, export, remote, err);
     if (!host)
@@ -339,10 +352,7 @@ static bool is_json(const char *name)
 
 bool dr_remote_is(const char *name)
 {
-    for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
-        if (begins(name, schemes[i]))
-            return true;
-    return is_qemu_nbd(name) || (begins(name, "json:") && is_json(name));
+    return has_scheme(name) || is_qemu_nbd(name) || (begins(name, "json:") && is_json(name));
 }
 
 size_t dr_remote_path_length(const char *name)

@@ -2,7 +2,10 @@
 /* What dr_fs_posix() does with the names of remote disks. */
 #include "storage/remote.h"
 
+#include <curl/curl.h>
 #include <openssl/sha.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -11,8 +14,93 @@
 
 static const char owner; /* its address marks the ids of remote files */
 
-/* Two names are one file if their URIs are the same. A server may have one disk under two names,
- * which nobody can see from here. */
+/* ------------------------------------------------------------------ which disk is it? */
+
+/* n bytes of a URI, with what is encoded in them decoded; NULL: out of memory. libcurl takes a
+ * length of 0 for that of the text. */
+static char *decoded(const char *text, size_t n)
+{
+    return n ? curl_easy_unescape(NULL, text, (int)n, NULL)
+             : curl_easy_unescape(NULL, "%00", 3, NULL);
+}
+
+static char *lower(char *text)
+{
+    for (char *c = text; c && *c; c++)
+        *c = *c >= 'A' && *c <= 'Z' ? (char)(*c + 'a' - 'A') : *c;
+    return text;
+}
+
+/* The value of socket= in the query; n = its length. NULL: there is none. */
+static const char *find_socket(const char *query, size_t *n)
+{
+    while (*query == '?' || *query == '&' || *query == ';') {
+        query++;
+        *n = strcspn(query, "&;#");
+        if (*n >= 7 && strncmp(query, "socket=", 7) == 0) {
+            *n -= 7;
+            return query + 7;
+        }
+        query += *n;
+    }
+    return NULL;
+}
+
+/* By hand, since libcurl takes "nbd+unix:///x" for a host called x. */
+static char *nbd_disk(const char *uri)
+{
+    const char *host = strstr(uri, "://") + 3;
+    size_t host_len = strcspn(host, "/?#"), n = 0;
+    const char *export = host + host_len, *user = memchr(host, '@', host_len);
+    host_len -= user ? (size_t)(user + 1 - host) : 0;
+    host = user ? user + 1 : host;
+    export += *export == '/';
+    size_t export_len = strcspn(export, "?#");
+    const char *socket = find_socket(export + export_len, &n);
+    bool port = !memchr(host, ']', host_len) ? memchr(host, ':', host_len) != NULL
+                                             : host[host_len - 1] != ']';
+    char *what = decoded(export, export_len), *where = NULL, *disk = NULL;
+    where = socket ? decoded(socket, n) : lower(decoded(host, host_len));
+    if (what && where &&
+        asprintf(&disk, "nbd%s %s%s %s", socket ? "+unix" : "", where,
+                 socket || port ? "" : ":10809", what) < 0)
+        disk = NULL;
+    curl_free(what);
+    curl_free(where);
+    return disk;
+}
+
+/* The part, with what it encodes decoded; "" if there is none. NULL: out of memory. */
+static char *part_of(CURLU *url, CURLUPart part, unsigned flags)
+{
+    char *text = NULL;
+    CURLUcode code = curl_url_get(url, part, &text, flags);
+    char *copy = code == CURLUE_OUT_OF_MEMORY ? NULL : strdup(code ? "" : text);
+    curl_free(text);
+    return copy;
+}
+
+static char *http_disk(const char *uri)
+{
+    CURLU *url = curl_url();
+    char *disk = NULL;
+    if (url && curl_url_set(url, CURLUPART_URL, uri, 0) == CURLUE_OK) {
+        CLEANUP_FREE char *scheme = part_of(url, CURLUPART_SCHEME, 0);
+        CLEANUP_FREE char *host = lower(part_of(url, CURLUPART_HOST, CURLU_URLDECODE));
+        CLEANUP_FREE char *port = part_of(url, CURLUPART_PORT, CURLU_DEFAULT_PORT);
+        CLEANUP_FREE char *path = part_of(url, CURLUPART_PATH, CURLU_URLDECODE);
+        CLEANUP_FREE char *query = part_of(url, CURLUPART_QUERY, 0);
+        if (scheme && host && port && path && query &&
+            asprintf(&disk, "%s %s:%s %s ?%s", scheme, host, port, path, query) < 0)
+            disk = NULL;
+    }
+    curl_url_cleanup(url);
+    return disk;
+}
+
+/* Two names are one file if they have one server and one disk of it: however that is spelled, and
+ * whoever somebody is there. A server may have one disk under two names, which nobody can see from
+ * here. */
 int dr_remote_identify(const char *name, struct dr_file_id *id, struct dr_error *err)
 {
     DR_CLEANUP_REMOTE struct dr_remote remote = {0};
@@ -20,7 +108,11 @@ int dr_remote_identify(const char *name, struct dr_file_id *id, struct dr_error 
     int r = dr_remote_parse(name, &remote, err);
     if (r < 0)
         return r;
-    SHA256((const uint8_t *)remote.uri, strlen(remote.uri), digest);
+    CLEANUP_FREE char *disk = remote.kind == DR_REMOTE_NBD ? nbd_disk(remote.uri)
+                                                           : http_disk(remote.uri);
+    if (!disk)
+        return dr_fail(err, ENOMEM, "%s: out of memory", name);
+    SHA256((const uint8_t *)disk, strlen(disk), digest);
     *id = (struct dr_file_id){&owner, get_le64(digest), get_le64(digest + 8)};
     return 0;
 }

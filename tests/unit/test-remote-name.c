@@ -69,6 +69,8 @@ static void names_that_mean_nothing_are_refused(void **state)
         {"json:{\"driver\":\"raw\",\"offset\":512,"
          "\"file\":{\"driver\":\"nbd\",\"host\":\"h\"}}",
          NULL},
+        {"json:{\"driver\":\"nbd\",\"uri\":\"nbdx\",\"host\":\"h\"}", NULL},
+        {"json:{\"driver\":\"nbd\",\"uri\":\"http://h/\"}", NULL},
         {"json:{\"driver\":\"http\"}", NULL},
         {"json:{\"driver\":\"http\",\"url\":\"file:///etc/passwd\"}", NULL},
         {"json:{\"driver\":\"http\",\"url\":\"http://h/\",\"timeout\":-1}", NULL},
@@ -158,6 +160,46 @@ static void names_have_a_directory_or_none(void **state)
     }
 }
 
+static bool are_one(const char *a, const char *b)
+{
+    struct dr_file_id x = {0}, y = {0};
+    assert_int_equal(dr_remote_identify(a, &x, NULL), 0);
+    assert_int_equal(dr_remote_identify(b, &y, NULL), 0);
+    return memcmp(&x, &y, sizeof(x)) == 0;
+}
+
+static void spellings_of_one_disk_are_one_file(void **state)
+{
+    (void)state;
+    static const char *const one[][2] = {
+        {"nbd://h/x", "nbd://h:10809/x"},
+        {"nbd://H/x", "nbd:h:10809:exportname=x"},
+        {"nbd://h", "nbd://h/"},
+        {"nbds://me@h/a%62c?tls-verify-peer=false", "nbd://h/abc"},
+        {"nbd+unix:///e?socket=/run/s", "nbds+unix://me@/e?tls-psk-file=/f&socket=%2Frun%2Fs"},
+        {"json:{\"driver\":\"nbd\",\"path\":\"/run/s\",\"timeout\":5}", "nbd:unix:/run/s"},
+        {"http://h:80/a?b", "http://user:pass@H/%61?b"},
+        {"json:{\"driver\":\"https\",\"url\":\"https://h/x\",\"sslverify\":false}",
+         "https://h:443/x"},
+    };
+    static const char *const two[][2] = {
+        {"nbd://h/x", "nbd://h/y"},
+        {"nbd://h/x", "nbd://h/X"},
+        {"nbd://h/x", "nbd://h:1/x"},
+        {"nbd+unix:///e?socket=/run/s", "nbd+unix:///f?socket=/run/s"},
+        {"nbd+unix:///e?socket=/run/s", "nbd+unix:///e?socket=/run/t"},
+        {"http://h/a?b", "http://h/a?c"},
+        {"http://h/a", "https://h/a"},
+        {"http://h/a", "http://h/a%3f"},
+    };
+    for (size_t i = 0; i < sizeof(one) / sizeof(one[0]); i++)
+        if (!are_one(one[i][0], one[i][1]))
+            fail_msg("%s and %s are two", one[i][0], one[i][1]);
+    for (size_t i = 0; i < sizeof(two) / sizeof(two[0]); i++)
+        if (are_one(two[i][0], two[i][1]))
+            fail_msg("%s and %s are one", two[i][0], two[i][1]);
+}
+
 static void an_archive_on_a_server_has_members(void **state)
 {
     (void)state;
@@ -196,6 +238,7 @@ int main(void)
         cmocka_unit_test(names_that_mean_nothing_are_refused),
         cmocka_unit_test(other_names_are_files),
         cmocka_unit_test(names_have_a_directory_or_none),
+        cmocka_unit_test(spellings_of_one_disk_are_one_file),
         cmocka_unit_test(an_archive_on_a_server_has_members),
         cmocka_unit_test(no_message_has_a_password),
         cmocka_unit_test(names_of_any_bytes_do_no_harm),
