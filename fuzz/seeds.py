@@ -559,8 +559,55 @@ def vmsds():
         yield "bad-" + what, one + line + b"\n"
 
 
+def remote_names():
+    names = ["nbd://host/a", "nbd://me@HOST:1/a%62?tls-verify-peer=false", "nbds+unix:///e?socket=/run/s&tls-psk-file=/f", "nbd://[::1]/x",
+             "nbd://h", "nbd+unix:///", "nbd:host:10809:exportname=a b", "nbd:[::1]:7:exportname=[x]:8", "nbd:unix:/run/s:exportname=e",
+             "nbd:unix:", "nbd:[:exportname=]:1", "http://u:p@host:80/a/b?c#d", "https://host/a/../b", "https://host/%2e%2e/b", "http://host/%00",
+             "http://h/a%2fb/%2e", "http://[fe80::1%25eth0]/x", "http:///x",
+             'json:{"driver":"nbd","server":{"type":"inet","host":"h","port":"7"},"export":"e"}',
+             'json:{"driver":"nbd","server.type":"unix","server.path":"/run/s","reconnect-delay":5}',
+             'json:{"driver":"raw","file":{"driver":"nbd","uri":"nbds://h/x","timeout":86400}}',
+             'json:{"driver":"qcow2","file.driver":"https","file.url":"https://h/x","file.sslverify":false,"file.cookie":"a=b"}',
+             'json:{"driver":"http","url":"http://h/","username":"u","password":"p","timeout":-1}', 'json:{"driver":"nbd","host":"h","colour":1}',
+             'json:{"driver":"raw","offset":512,"file":{"driver":"nbd","host":"h"}}', 'json:{"driver":"nbd","driver":"nbd"}']
+    for n, name in enumerate(names):
+        yield f"name-{n}", name.encode()
+
+
+def http_answers():
+    def answer(*lines, first=100, more=49, ranges=True, size=1000):
+        return struct.pack("<HHBxH", first, more, ranges, size) + "".join(line + "\r\n" for line in lines).encode() + b"\r\n"
+
+    ranged = ["HTTP/1.1 206 Partial Content", "Content-Range: bytes 100-149/1000", "Content-Length: 50"]
+    yield "range", answer(*ranged, 'ETag: "1"', "Last-Modified: Mon, 30 Nov 2026 12:00:00 GMT")
+    yield "shorter", answer(ranged[0], "content-range:bytes 100-120/1000")
+    yield "whole", answer("HTTP/1.1 200 OK", "Content-Length: 1000", ranges=False)
+    yield "moved", answer("HTTP/1.1 302 Found", "ETag: x", "Content-Encoding: gzip", "", *ranged)
+    yield "encoded", answer(*ranged, "Content-Encoding: gzip")
+    for n, value in enumerate(["bytes */1000", "bytes */", "bytes 100-149/*", "bytes 149-100/1000", "bytes 100-/1000", "bytes -5/1000", "lines 1-2/3",
+                               "bytes 100-149/99999999999999999999", "bytes 99999999999999999999-0/0", "bytes 100-150/1000", "bytes 100-149", "*"]):
+        yield f"range-{n}", answer(ranged[0], "Content-Range: " + value)
+    yield "long", answer(*ranged, "ETag: " + 600 * "x", "Last-Modified: " + 100 * "y", 2000 * "z")
+    yield "no-end", answer(*ranged)[:-12]
+
+
+def nbd_extents():
+    def answer(*entries, size=1 << 20, start=0):
+        return struct.pack("<QQ", size, start) + b"".join(struct.pack("<II", *e) for e in entries)
+
+    yield "three", answer((65536, 0), (65536, 3), (1 << 30, 0))
+    yield "alike", answer((512, 3), (512, 2), (512, 0), (512, 1), (512, 3))
+    yield "behind", answer((0xffffffff, 3), (1, 0), size=1 << 32, start=(1 << 32) - 5)
+    yield "nothing", answer()
+    yield "empty-one", answer((512, 0), (0, 3), (512, 3))
+    yield "odd", answer((512, 0))[:-4]
+    yield "many", answer(*((1, n % 2 * 2) for n in range(10000)))
+    yield "huge", answer((0xffffffff, 2), (0xffffffff, 0), (0xffffffff, 2), size=(1 << 63) - 1, start=(1 << 63) - (1 << 33))
+
+
 def main():
-    for target, inputs in (("addcow", addcows()), ("ova", ovas()), ("bitmaps", bitmaps()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
+    for target, inputs in (("http-answer", http_answers()), ("nbd-extents", nbd_extents()), ("remote-name", remote_names()),
+                           ("addcow", addcows()), ("ova", ovas()), ("bitmaps", bitmaps()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
                            ("vmdk-extent", cowds()),
                            ("vmdk-descriptor", descriptors()),
                            ("vmdk-stream", streams()),

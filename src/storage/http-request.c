@@ -41,109 +41,7 @@ bool http_may_retry(const struct http_file *f, unsigned failures, uint64_t since
     return !atomic_load(&f->ending);
 }
 
-/* ------------------------------------------------------------------ headers */
-
-static bool header_is(const char *line, size_t n, const char *name, const char **value)
-{
-    size_t len = strlen(name);
-    if (n <= len || line[len] != ':' || strncasecmp(line, name, len) != 0)
-        return false;
-    for (len++; len < n && (line[len] == ' ' || line[len] == '\t'); len++)
-        ;
-    *value = line + len;
-    return true;
-}
-
-static uint64_t number(const char *text, const char **end)
-{
-    uint64_t n = 0;
-    const char *at = text;
-    for (; *at >= '0' && *at <= '9'; at++)
-        if (__builtin_mul_overflow(n, UINT64_C(10), &n) ||
-            __builtin_add_overflow(n, (uint64_t)(*at - '0'), &n))
-            break;
-    *end = at;
-    return at == text || (*at >= '0' && *at <= '9') ? UINT64_MAX : n;
-}
-
-/* "bytes FIRST-LAST/SIZE" or, with a status of 416, one with a star and the size. */
-static void read_content_range(struct http_answer *a, const char *value)
-{
-    const char *at;
-    if (strncasecmp(value, "bytes ", 6) != 0)
-        return;
-    if (value[6] == '*') {
-        if (value[7] == '/')
-            a->version.size = number(value + 8, &at);
-        return;
-    }
-    a->first = number(value + 6, &at);
-    a->last = *at == '-' ? number(at + 1, &at) : UINT64_MAX;
-    a->version.size = *at == '/' ? number(at + 1, &at) : UINT64_MAX;
-    a->ranged = a->first <= a->last && a->last != UINT64_MAX;
-}
-
-/* Redirections have headers, too: each status line begins a new answer. */
-static size_t take_header(char *line, size_t size, size_t n, void *user)
-{
-    struct http_answer *a = user;
-    char text[512];
-    const char *value, *end;
-    size_t len = dr_min(size * n, sizeof(text) - 1);
-    memcpy(text, line, len);
-    while (len > 0 && (text[len - 1] == '\r' || text[len - 1] == '\n'))
-        len--;
-    text[len] = '\0';
-    if (strncmp(text, "HTTP/", 5) == 0) {
-        a->version = (struct http_version){.size = UINT64_MAX};
-        a->length = UINT64_MAX;
-        a->ranged = a->encoded = a->whole = false;
-    } else if (len == 0) {
-        a->whole = true;
-    } else if (header_is(text, len, "content-range", &value)) {
-        read_content_range(a, value);
-    } else if (header_is(text, len, "content-length", &value)) {
-        a->length = number(value, &end);
-    } else if (header_is(text, len, "etag", &value)) {
-        snprintf(a->version.etag, sizeof(a->version.etag), "%s", value);
-    } else if (header_is(text, len, "last-modified", &value)) {
-        snprintf(a->version.modified, sizeof(a->version.modified), "%s", value);
-    } else if (header_is(text, len, "content-encoding", &value)) {
-        a->encoded = strcasecmp(value, "identity") != 0;
-    }
-    return size * n;
-}
-
-/* ------------------------------------------------------------------ is it what was asked for? */
-
-static int refuse(struct http_answer *a, int r, const char *text)
-{
-    http_note(a->file, text);
-    return r;
-}
-
-static bool same_version(const struct http_version *a, const struct http_version *b)
-{
-    return a->size == b->size && strcmp(a->etag, b->etag) == 0 &&
-           (a->etag[0] || strcmp(a->modified, b->modified) == 0);
-}
-
-/* Before the first byte is taken. */
-static int judge(struct http_answer *a)
-{
-    struct http_file *f = a->file;
-    if (a->status == 200) /* with 206 the length is that of the range */
-        a->version.size = a->length;
-    if (a->encoded)
-        return refuse(a, -EPROTO, "the server sends it in another encoding than it was asked for");
-    if (a->status == 206 && (!a->ranged || a->first != a->from || a->last >= a->end))
-        return refuse(a, -EPROTO, "the server sends another range than it was asked for");
-    if (f->opened && !same_version(&a->version, &f->version))
-        return refuse(a, -ESTALE, "it has changed on the server since it was opened");
-    if (f->opened && !f->stream && a->status != 206)
-        return refuse(a, -EPROTO, "the server sends no ranges any more");
-    return 0;
-}
+/* ------------------------------------------------------------------ the body */
 
 struct transfer {
     struct http_answer *a;
@@ -159,7 +57,7 @@ static size_t on_body(char *bytes, size_t size, size_t n, void *user)
         t->judged = true;
         curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &a->status);
         if (a->status == 200 || a->status == 206)
-            a->refused = judge(a);
+            a->refused = http_judge(a);
     }
     if ((a->status != 200 && a->status != 206) || a->refused)
         return 0; /* nobody reads pages about errors */
@@ -278,7 +176,7 @@ static void set_up(CURL *curl, struct http_file *f, const char *url, struct tran
     if (ca && *ca)
         curl_easy_setopt(curl, CURLOPT_CAINFO, ca);
     set_secrets(curl, f, url);
-    curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, take_header);
+    curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, http_take_header);
     curl_easy_setopt(curl, CURLOPT_HEADERDATA, t->a);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, t);
@@ -377,7 +275,7 @@ int http_ask(struct http_answer *a)
     bool again = false;
     if (!curl || !url) {
         http_end_handle(curl);
-        return refuse(a, -ENOMEM, "out of memory");
+        return http_refuse(a, -ENOMEM, "out of memory");
     }
     set_up(curl, f, url, &t);
     curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, text);
@@ -388,13 +286,13 @@ int http_ask(struct http_answer *a)
     if (a->refused)
         r = a->refused;
     else if (code == CURLE_OK && !a->whole) /* which libcurl takes for an answer without a body */
-        r = refuse(a, 1, "the connection was lost within the headers");
+        r = http_refuse(a, 1, "the connection was lost within the headers");
     else if (a->status && !good && (code == CURLE_OK || code == CURLE_WRITE_ERROR))
         r = judge_status(a, strcmp(url, f->url) != 0, &again);
     else if (code != CURLE_OK && !(t.ended && code == CURLE_WRITE_ERROR))
         r = judge_code(a, code, text);
     else if (!t.judged)
-        r = judge(a); /* an answer without a body */
+        r = http_judge(a); /* an answer without a body */
     if (r == 0)
         keep_effective(f, curl);
     if (again)

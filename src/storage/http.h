@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Files of HTTP servers; what http.c (the file), http-request.c (one request), http-cache.c (small
- * reads) and http-stream.c (servers without ranges) share.
+/* Files of HTTP servers; what http.c (the file), http-request.c (one request), http-answer.c (what
+ * its headers say), http-cache.c (small reads) and http-stream.c (servers without ranges) share.
  *
  * Large reads are one request each, straight into the caller's buffer, as many at once as there are
  * callers. Small ones go through a cache of 16 MiB in memory, for which threads read ahead when
@@ -60,7 +60,7 @@ struct http_answer {
     uint64_t first, last;        /* Content-Range: of a status of 206 */
     uint64_t length;             /* Content-Length: of the body; UINT64_MAX = not said */
     bool ranged, encoded;
-    bool whole; /* the headers: the empty line behind them has come */
+    bool whole;  /* the headers: the empty line behind them has come */
     int refused; /* the headers were wrong: -errno */
 };
 
@@ -75,6 +75,13 @@ int http_fetch(struct http_file *f, void *buf, uint64_t off, size_t len);
 bool http_may_retry(const struct http_file *f, unsigned failures, uint64_t since);
 uint64_t http_seconds(void);
 void http_end_handle(CURL *curl); /* NULL allowed */
+
+/* http-answer.c. The first is called by libcurl with one line at a time, which need not end in a
+ * zero byte; user is the struct http_answer. */
+size_t http_take_header(char *line, size_t size, size_t n, void *user);
+/* Before the first byte is taken: 0 or -errno, with the reason in file->why. */
+int http_judge(struct http_answer *a);
+int http_refuse(struct http_answer *a, int r, const char *text); /* r */
 
 /* http-cache.c */
 struct http_cache *http_cache_new(struct http_file *f);

@@ -35,14 +35,11 @@ static int answered(void *user, int *error)
     return 1;
 }
 
-static int take_extents(void *user, const char *context, uint64_t off, uint32_t *entries, size_t n,
-                        int *error);
-
 /* The cookie, or -1. */
 static int64_t issue(struct nbd_handle *h, struct nbd_request *q)
 {
     nbd_completion_callback done = {.callback = answered, .user_data = q};
-    nbd_extent_callback extents = {.callback = take_extents, .user_data = q};
+    nbd_extent_callback extents = {.callback = nbd_take_extents, .user_data = q};
     switch (q->command) {
     case NBD_READ:
         return nbd_aio_pread(h, q->buf, (size_t)q->len, q->off, done, q->flags);
@@ -106,56 +103,14 @@ static int request(struct nbd_file *f, struct nbd_request *q)
 
 /* ------------------------------------------------------------------ extents */
 
-static int take_extents(void *user, const char *context, uint64_t off, uint32_t *entries, size_t n,
-                        int *error)
-{
-    struct nbd_request *q = user;
-    struct nbd_extents *e = q->extents;
-    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 || off != q->off || *error)
-        return 0;
-    uint64_t at = off, size = q->file->export.size;
-    size_t kept = 0;
-    for (size_t i = 0; i + 1 < n && kept < NBD_EXTENTS && at < size && entries[i] > 0; i += 2) {
-        at = dr_min(at + entries[i], size);
-        bool zero = entries[i + 1] & LIBNBD_STATE_ZERO;
-        if (kept && e->runs[kept - 1].zero == zero)
-            kept--;
-        e->runs[kept++] = (struct nbd_run){at, zero};
-    }
-    e->n = kept;
-    e->from = off;
-    e->end = kept ? at : off;
-    return 0;
-}
-
-static bool covers(const struct nbd_extents *e, uint64_t off)
-{
-    return e && off >= e->from && off < e->end;
-}
-
-static void look_up(const struct nbd_extents *e, uint64_t off, uint64_t len,
-                    enum dr_file_extent *kind, uint64_t *run)
-{
-    size_t i = 0;
-    for (size_t end = e->n; i < end;) { /* the first that ends behind off */
-        size_t middle = i + (end - i) / 2;
-        if (e->runs[middle].end > off)
-            end = middle;
-        else
-            i = middle + 1;
-    }
-    *kind = e->runs[i].zero ? DR_FILE_HOLE : DR_FILE_DATA;
-    *run = dr_min(len, e->runs[i].end - off);
-}
-
 static bool is_known(struct nbd_file *f, uint64_t off, uint64_t len, enum dr_file_extent *kind,
                      uint64_t *run, uint64_t *changes)
 {
     DR_LOCK_SCOPE(&f->extent_lock);
     *changes = f->changes;
-    if (!covers(f->extents, off))
+    if (!nbd_covers(f->extents, off))
         return false;
-    look_up(f->extents, off, len, kind, run);
+    nbd_look_up(f->extents, off, len, kind, run);
     return true;
 }
 
@@ -196,9 +151,9 @@ static int nbd_extent(struct dr_file *base, uint64_t off, uint64_t len, enum dr_
     int r = ask_extents(f, off, len, e);
     if (r == -EINVAL || r == -ENOTSUP || r == -EOVERFLOW || r == -EIO)
         return 0;
-    if (r < 0 || !covers(e, off))
+    if (r < 0 || !nbd_covers(e, off))
         return r;
-    look_up(e, off, len, kind, run);
+    nbd_look_up(e, off, len, kind, run);
     keep_extents(f, &e, changes);
     return 0;
 }

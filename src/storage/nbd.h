@@ -92,6 +92,16 @@ struct nbd_request {
     int error; /* errno of the answer */
 };
 
+/* nbd-extents.c. The first is called by libnbd with the server's answer: pairs of a length and
+ * flags; user is the struct nbd_request, whose extents are filled in. What makes no sense is left
+ * out. */
+int nbd_take_extents(void *user, const char *context, uint64_t off, uint32_t *entries, size_t n,
+                     int *error);
+bool nbd_covers(const struct nbd_extents *e, uint64_t off); /* e NULL: nothing is */
+/* The range from off on, which is covered, up to len bytes. */
+void nbd_look_up(const struct nbd_extents *e, uint64_t off, uint64_t len, enum dr_file_extent *kind,
+                 uint64_t *run);
+
 /* The first connection; err has the reason. */
 int nbd_connect_first(struct nbd_file *f, struct dr_error *err);
 /* All connections and their threads end. */

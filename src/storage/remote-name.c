@@ -78,10 +78,13 @@ static int refuse_dots(const char *name, const char *uri, struct dr_error *err)
     return plain ? 0 : out_of_memory(name, err);
 }
 
-/* libcurl lowers the case of the scheme and resolves what it can of "..". */
+/* libcurl lowers the case of the scheme and resolves what it can of "..". Where no host is, it would
+ * take the first directory for one. */
 static int normal_http(const char *name, const char *url, struct dr_remote *remote,
                        struct dr_error *err)
 {
+    if (strchr("/\\", strstr(url, "://")[3]))
+        return dr_fail(err, EINVAL, "%s: is no URL: it has no host", name);
     CURLU *parts = curl_url();
     char *normal = NULL;
     CURLUcode code = parts ? curl_url_set(parts, CURLUPART_URL, url, 0) : CURLUE_OUT_OF_MEMORY;

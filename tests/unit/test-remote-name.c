@@ -59,6 +59,8 @@ static void names_that_mean_nothing_are_refused(void **state)
         {"http://", NULL},
         {"http://host:99999/", NULL},
         {"http://host/%00", NULL},
+        {"http:///host/x", NULL},
+        {"http://\\host/x", NULL},
         {"http://host/a/%2e%2e/b", NULL},
         {"http://host/a/%2e%2e", NULL},
         {"nbd+unix:///?socket=/run/a/../b", NULL},
