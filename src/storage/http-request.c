@@ -205,6 +205,8 @@ static int judge_status(struct http_answer *a, bool redirected, bool *again)
 
 static int judge_code(struct http_answer *a, CURLcode code, const char *text)
 {
+    if (code == CURLE_UNSUPPORTED_PROTOCOL)
+        text = "the server redirects to a URL without TLS, or of another protocol";
     http_note(a->file, *text ? text : curl_easy_strerror(code));
     switch (code) {
     case CURLE_COULDNT_RESOLVE_HOST:

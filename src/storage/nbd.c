@@ -391,8 +391,10 @@ int dr_nbd_open(const struct dr_remote *remote, const char *name, unsigned flags
     f->name = strdup(name);
     f->timeout = (unsigned)dr_max(remote->timeout, 1u);
     f->reconnect = remote->reconnect;
-    int r = f->uri && f->name ? nbd_connect_first(f, err)
+    int r = f->uri && f->name ? nbd_check_tls(f->uri, name, err)
                               : dr_fail(err, ENOMEM, "%s: out of memory", name);
+    if (r == 0)
+        r = nbd_connect_first(f, err);
     if (r == 0 && (flags & DR_FILE_RDWR))
         r = nbd_upgrade(&f->base, err);
     if (r < 0) {

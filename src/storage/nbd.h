@@ -102,6 +102,10 @@ bool nbd_covers(const struct nbd_extents *e, uint64_t off); /* e NULL: nothing i
 void nbd_look_up(const struct nbd_extents *e, uint64_t off, uint64_t len, enum dr_file_extent *kind,
                  uint64_t *run);
 
+/* nbd-tls.c. Refuse a URI by which libnbd would not check whether the server is the one that was
+ * named. */
+int nbd_check_tls(const char *uri, const char *name, struct dr_error *err);
+
 /* The first connection; err has the reason. */
 int nbd_connect_first(struct nbd_file *f, struct dr_error *err);
 /* All connections and their threads end. */

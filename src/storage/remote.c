@@ -31,42 +31,44 @@ static char *lower(char *text)
     return text;
 }
 
-/* The value of socket= in the query; n = its length. NULL: there is none. */
-static const char *find_socket(const char *query, size_t *n)
+int dr_remote_parameter(const char *uri, const char *key, char **value)
 {
-    while (*query == '?' || *query == '&' || *query == ';') {
-        query++;
-        *n = strcspn(query, "&;#");
-        if (*n >= 7 && strncmp(query, "socket=", 7) == 0) {
-            *n -= 7;
-            return query + 7;
+    const char *at = uri + strcspn(uri, "?#");
+    size_t len = strlen(key), n;
+    *value = NULL;
+    for (; *at == '?' || *at == '&' || *at == ';'; at += n) {
+        at++;
+        n = strcspn(at, "&;#");
+        if (n > len && strncmp(at, key, len) == 0 && at[len] == '=') {
+            *value = decoded(at + len + 1, n - len - 1);
+            return *value ? 0 : -ENOMEM;
         }
-        query += *n;
     }
-    return NULL;
+    return 0;
 }
 
 /* By hand, since libcurl takes "nbd+unix:///x" for a host called x. */
 static char *nbd_disk(const char *uri)
 {
     const char *host = strstr(uri, "://") + 3;
-    size_t host_len = strcspn(host, "/?#"), n = 0;
+    size_t host_len = strcspn(host, "/?#");
     const char *export = host + host_len, *user = memchr(host, '@', host_len);
     host_len -= user ? (size_t)(user + 1 - host) : 0;
     host = user ? user + 1 : host;
     export += *export == '/';
     size_t export_len = strcspn(export, "?#");
-    const char *socket = find_socket(export + export_len, &n);
     bool port = !memchr(host, ']', host_len) ? memchr(host, ':', host_len) != NULL
                                              : host[host_len - 1] != ']';
-    char *what = decoded(export, export_len), *where = NULL, *disk = NULL;
-    where = socket ? decoded(socket, n) : lower(decoded(host, host_len));
-    if (what && where &&
-        asprintf(&disk, "nbd%s %s%s %s", socket ? "+unix" : "", where,
+    char *what = decoded(export, export_len), *socket, *where, *disk = NULL;
+    int r = dr_remote_parameter(uri, "socket", &socket);
+    where = socket ? NULL : lower(decoded(host, host_len));
+    if (r < 0 || !what || (!socket && !where) ||
+        asprintf(&disk, "nbd%s %s%s %s", socket ? "+unix" : "", socket ? socket : where,
                  socket || port ? "" : ":10809", what) < 0)
         disk = NULL;
     curl_free(what);
     curl_free(where);
+    curl_free(socket);
     return disk;
 }
 

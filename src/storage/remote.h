@@ -33,6 +33,10 @@ int dr_remote_parse(const char *name, struct dr_remote *remote, struct dr_error 
 void dr_remote_clear(struct dr_remote *remote);
 #define DR_CLEANUP_REMOTE __attribute__((cleanup(dr_remote_clear)))
 
+/* The value of a parameter behind the ? of a URI, decoded, to be freed by curl_free(); NULL: it is
+ * not there. -ENOMEM. */
+int dr_remote_parameter(const char *uri, const char *key, char **value);
+
 /* -EINVAL: dr_path_sibling() cannot tell where the name leads, which stands in the image at path.
  */
 int dr_remote_check_beside(const char *path, const char *name, struct dr_error *err);

@@ -25,19 +25,24 @@ def wait_for_socket(path, process):
 
 
 class Nbdkit:
-    """nbdkit in the foreground, with its log filter on top."""
+    """nbdkit in the foreground, with its log filter on top; tcp: at self.port of 127.0.0.1."""
 
-    def __init__(self, directory, name, *args, filters=(), options=()):
+    def __init__(self, directory, name, *args, filters=(), options=(), tcp=False):
         self.socket = directory / f"{name}.sock"
         self.log = directory / f"{name}.log"
         self.uri = f"nbd+unix:///?socket={self.socket}"
-        self.args = ["nbdkit", "-f", "-U", str(self.socket), *options, "--filter=log", *(f"--filter={f}" for f in filters),
+        self.port = free_port() if tcp else None
+        place = ["-i", "127.0.0.1", "-p", str(self.port)] if tcp else ["-U", str(self.socket)]
+        self.args = ["nbdkit", "-f", *place, *options, "--filter=log", *(f"--filter={f}" for f in filters),
                      *map(str, args), f"logfile={self.log}"]
         self.start()
 
     def start(self):
         self.process = subprocess.Popen(self.args, stderr=subprocess.PIPE)
-        wait_for_socket(self.socket, self.process)
+        if self.port:
+            wait_for_port(self.port, self.process)
+        else:
+            wait_for_socket(self.socket, self.process)
 
     def kill(self):
         """Without a word to its clients."""
@@ -157,9 +162,20 @@ def wait_for_port(port, process):
             select.select([], [], [], 0.01)
 
 
+def make_certificates(directory):
+    """ca-cert.pem, and server-cert.pem and server-key.pem of localhost that it signed; another/ has another ca-cert.pem."""
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    (directory / "another").mkdir()
+    for more in (["-subj", "/CN=ca", "-keyout", "ca-key.pem", "-out", "ca-cert.pem"],
+                 ["-subj", "/CN=other", "-keyout", "another/ca-key.pem", "-out", "another/ca-cert.pem"],
+                 ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=CA:FALSE",
+                  "-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-keyout", "server-key.pem", "-out", "server-cert.pem"]):
+        subprocess.run([*new, *more], cwd=directory, check=True, capture_output=True)
+
+
 class Nginx:
-    """nginx on loopback: /files/ has ranges, /plain/ has none, /moved/ leads to /files/, /round/ to itself; the same by TLS
-    with a certificate that nobody else has signed."""
+    """nginx on loopback: /files/ has ranges, /plain/ has none, /moved/ leads to /files/, /round/ to itself, /down/ to /files/
+    without TLS; the same by TLS with a certificate that nobody else has signed."""
 
     def __init__(self, directory, files):
         self.port, self.tls_port = free_port(), free_port()
@@ -172,6 +188,7 @@ class Nginx:
             location /files/ {{ alias {files}/; }}
             location /plain/ {{ alias {files}/; max_ranges 0; }}
             location /moved/ {{ rewrite ^/moved/(.*)$ /files/$1 redirect; }}
+            location /down/ {{ rewrite ^/down/(.*)$ {self.http}/files/$1 redirect; }}
             location /round/ {{ rewrite ^(.*)$ $1 redirect; }}
             location /secret/ {{ if ($http_authorization != "Basic dXNlcjpwYXNz") {{ return 401; }} alias {files}/; }}"""
         config = directory / "nginx.conf"

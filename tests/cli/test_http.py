@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Disks of HTTP servers as sources."""
+import base64
 import json
 import lzma
 import os
@@ -92,6 +93,59 @@ def test_credentials_come_from_netrc(t, nginx, disk):
     t.ok("info", url, env={"HOME": str(t.dir)})
 
 
+def test_netrc_is_for_the_servers_that_it_names(t, unreliable, disk):
+    """Not the one's password for the other, which has an entry without one (libcurl's CVE-2024-11053)."""
+    there = unreliable(lambda n, path, asked: ranged(disk, asked))
+    here = unreliable(lambda n, path, asked: (302, {"Location": there.url.replace("127.0.0.1", "localhost") + "/d"}, b"", None))
+    for entry in ("", "machine localhost\n", "machine localhost login other\n", "default\n"):
+        (t.dir / ".netrc").write_text(f"machine 127.0.0.1 login user password pass\n{entry}")
+        t.ok("convert", "-f", "raw", "-O", "raw", f"{here.url}/d", "copy.raw", env={"HOME": str(t.dir)})
+    assert {s for s, _ in here.secrets} == {"Basic dXNlcjpwYXNz"}
+    assert not [s for s, _ in there.secrets if s and "pass" in base64.b64decode(s.split()[1]).decode()]
+
+
+def test_redirections_do_not_leave_tls(t, nginx, disk):
+    env = {"CURL_CA_BUNDLE": str(nginx.certificate)}
+    t.ok("info", f"{nginx.http}/down/disk.raw")
+    t.ok("info", f"{nginx.https}/moved/disk.raw", env=env)
+    assert "redirect" in refused(t, "info", f"{nginx.https}/down/disk.raw", env=env)
+
+
+def test_a_silent_server_is_given_up(t, unreliable, disk):
+    """As it is opened, and in the middle, from where another connection goes on."""
+    silent, n_silent = threading.Event(), [0]
+
+    def answer(n, path, asked):
+        if path == "/never" or (asked[0] >= 2 * MIB and n_silent[0] < 2):
+            n_silent[0] += 1
+            silent.wait(20)
+        return ranged(disk, asked)
+
+    s = unreliable(answer)
+    try:
+        assert "too slow" in refused(t, "info", f"{s.url}/never", env={"DROVER_NET_TIMEOUT": "1"})
+        n_silent[0] = 0
+        t.ok("convert", "-f", "raw", "-O", "raw", f"{s.url}/d", "copy.raw", env={"DROVER_NET_TIMEOUT": "1"})
+    finally:
+        silent.set()
+    assert n_silent[0] == 2 and (t.dir / "copy.raw").read_bytes() == disk
+
+
+def test_each_request_fails_in_turn(t, unreliable):
+    """Once, which is asked again, or for good, which leaves nothing."""
+    data, first = random.Random(5).randbytes(3 * MIB), 1
+    for status in (500, 403):
+        for bad in range(1, 30):
+            s = unreliable(lambda n, path, asked, bad=bad, status=status: (status, {}, b"no", None) if n == bad else ranged(data, asked))
+            (t.dir / "copy.raw").unlink(missing_ok=True)
+            r = t.drover("convert", "-f", "raw", "-O", "raw", f"{s.url}/d", "copy.raw")
+            if len(s.requests) < bad:
+                break
+            assert (r.code == 0) == (status == 500 and bad > first) and (r.code or (t.dir / "copy.raw").read_bytes() == data), r
+            assert r.code == 0 or (t.names() == [] and str(status) in r.err)
+        assert r.code == 0 and bad > 3
+
+
 def test_secrets_are_for_the_server_that_was_named(t, unreliable, disk):
     there = unreliable(lambda n, path, asked: ranged(disk, asked))
     here = unreliable(lambda n, path, asked: (302, {"Location": there.url.replace("127.0.0.1", "localhost") + "/d"}, b"", None))
@@ -139,6 +193,8 @@ def test_a_connection_that_is_never_longer_than_nothing_is_an_error_in_time(t, u
 def test_a_file_that_changes_meanwhile_is_an_error(t, unreliable, disk):
     changed = unreliable(lambda n, path, asked: ranged(disk, asked, ETag=f'"{n > 2}"'))
     assert "has changed" in refused(t, "convert", "-O", "raw", f"{changed.url}/d", "copy.raw")
+    later = unreliable(lambda n, path, asked: ranged(disk, asked, ETag="", **{"Last-Modified": f"Mon, 30 Nov 2026 12:00:0{n // 3} GMT"}))
+    assert "has changed" in refused(t, "convert", "-O", "raw", f"{later.url}/d", "copy.raw")
     longer = unreliable(lambda n, path, asked: ranged(disk + bytes(n // 3), asked))
     assert "has changed" in refused(t, "convert", "-O", "raw", f"{longer.url}/d", "copy.raw")
     plain = unreliable(lambda n, path, asked: (200, {"ETag": f'"{n > 2}"'}, disk, 1_000_000))

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from remote import Cutting, Nbdkit, wait_for_socket
+from remote import Cutting, Nbdkit, make_certificates, wait_for_socket
 
 MIB = 1 << 20
 ONE_THREAD = ["-t", "1"]  # for each connection: nbdkit 1.32 fails an assertion when one with several is cut
@@ -217,6 +217,21 @@ def test_errors_of_the_server_are_told(t, serve):
     s = serve("memory", "8M", "error-pwrite=ENOSPC", "error-pwrite-rate=100%", filters=["error"])
     r = t.drover("io", "-f", "raw", "-c", "write -P 1 0 4k", s.uri)
     assert "No space left" in r.out + r.err
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_a_server_proves_by_certificate_who_it_is(t, tmp_path, serve):
+    make_certificates(tmp_path)
+    make_disk(t)
+    s = serve("file", t.dir / "disk.raw", options=["--tls=require", f"--tls-certificates={tmp_path}"], tcp=True)
+    assert "identical" in t.ok("compare", f"nbds://localhost:{s.port}/?tls-certificates={tmp_path}", "disk.raw")
+    t.ok("convert", "-n", "-O", "raw", "disk.raw", f"nbds://localhost:{s.port}/?tls-certificates={tmp_path}")
+    for name in (f"nbds://127.0.0.1:{s.port}/?tls-certificates={tmp_path}", f"nbds://localhost:{s.port}/",
+                 f"nbds://localhost:{s.port}/?tls-certificates={tmp_path}/another", f"nbds://localhost:{s.port}/?tls-certificates=/nowhere"):
+        r = t.drover("info", name)
+        assert r.code == 1 and "certificate" in r.err and len(r.err.splitlines()) == 1, r
+    r = t.drover("info", f"nbd://localhost:{s.port}/")
+    assert r.code == 1 and "TLS" in r.err
 
 
 def test_a_disk_is_reached_by_tls(t, tmp_path, serve):
