@@ -78,8 +78,8 @@ static int refuse_dots(const char *name, const char *uri, struct dr_error *err)
     return plain ? 0 : out_of_memory(name, err);
 }
 
-/* libcurl lowers the case of the scheme and resolves what it can of "..". Where no host is, it would
- * take the first directory for one. */
+/* libcurl lowers the case of the scheme and resolves what it can of "..". Where no host is, it
+ * would take the first directory for one. */
 static int normal_http(const char *name, const char *url, struct dr_remote *remote,
                        struct dr_error *err)
 {
@@ -364,7 +364,9 @@ size_t dr_remote_path_length(const char *name)
     if (!http && !begins(name, "nbd://") && !begins(name, "nbds://"))
         return 0;
     size_t length = strcspn(name, "?"), host = (size_t)(strstr(name, "://") - name) + 3;
-    return memchr(name + host, '/', length > host ? length - host : 0) ? length : 0;
+    if (length <= host || name[host] == '/') /* no host: its directory would be "nbd:" */
+        return 0;
+    return memchr(name + host, '/', length - host) ? length : 0;
 }
 
 DR_API bool dr_name_is_remote(const char *name)

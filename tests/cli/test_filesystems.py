@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""On a file system without hard links, without the flags of rename and without the fsync of directories."""
+"""On real file systems, and on one without hard links, without the flags of rename and without the fsync of directories."""
 import os
 import pathlib
+import random
+import shutil
 import subprocess
 import sys
 import time
@@ -88,3 +90,78 @@ def test_what_exists_is_not_replaced_there(t, poor):
         assert r.code == 1 and "exists" in r.err, r
     for name in ("x.vma", "out/a.raw", "child.vmdk"):
         assert (poor / name).read_bytes() == b"mine"
+
+
+# ------------------------------------------------------------------ real ones, in files
+
+PLACES = os.environ["PATH"] + ":/usr/sbin:/sbin"
+# name: how they are made and mounted; the first way that works. exFAT has neither links nor holes.
+REAL = {
+    "ext4": [("mkfs.ext4 -q -F", "mount -o loop -t ext4")],
+    "xfs": [("mkfs.xfs -q -f", "mount -o loop -t xfs")],
+    "btrfs": [("mkfs.btrfs -q -f", "mount -o loop -t btrfs")],
+    "btrfs-nocow": [("mkfs.btrfs -q -f", "mount -o loop,nodatacow -t btrfs")],
+    "exfat": [("mkfs.exfat", "mount -o loop -t exfat"), ("mkfs.exfat", "mount -o loop -t exfat-fuse"), ("mkfs.vfat", "mount -o loop -t vfat")],
+}
+
+
+def mounted(image, where, make, mount):
+    for command in (f"{make} {image}", f"{mount} {image} {where}"):
+        words = command.split()
+        words[0] = shutil.which(words[0], path=PLACES)
+        if not words[0] or subprocess.run(words, capture_output=True, check=False).returncode != 0:
+            return False
+    return True
+
+
+@pytest.fixture(params=[*REAL, "poor"])
+def volume(request, tmp_path):
+    """An empty directory where one of them begins."""
+    if request.param == "poor":
+        yield request.getfixturevalue("poor")
+        return
+    image, where = tmp_path / "volume", tmp_path / "mnt"
+    where.mkdir()
+    image.touch()
+    os.truncate(image, 400 * MIB)
+    if not any(mounted(image, where, *way) for way in REAL[request.param]):
+        pytest.skip(f"{request.param} cannot be made and mounted here")
+    lost = where / "lost+found"
+    if lost.exists():
+        lost.rmdir()
+    yield where
+    subprocess.run(["umount", where], check=True)
+
+
+def images_go_through(t, where):
+    """Made, replaced, converted, written, frozen, committed, rebased, resized and compacted, with every byte right."""
+    for fmt in ("raw", "qcow2", "vmdk"):
+        disk, top = where / f"disk.{fmt}", where / f"top.{fmt}"
+        t.ok("create", "-q", "-f", fmt, disk, 4 * MIB)
+        t.ok("convert", "-q", "-O", fmt, "s.raw", disk)  # takes its place
+        assert "identical" in t.ok("compare", "-F", fmt, "s.raw", disk)
+        if fmt != "raw":
+            t.ok("snapshot", "-q", "-c", top.name, disk)
+            t.io(top, "write -P 3 1M 100k", "write -z 2M 1M", "flush")
+            t.ok("convert", "-O", "raw", top, f"{fmt}.raw")
+            t.ok("create", "-q", "-f", fmt, "-F", fmt, "-b", disk.name, where / f"other.{fmt}")
+            t.ok("rebase", "-b", f"other.{fmt}", "-F", fmt, top)
+            t.ok("rebase", "-b", disk.name, "-F", fmt, top)
+            (where / f"other.{fmt}").unlink()
+            t.ok("commit", "-q", "-d", top)
+            top.unlink(missing_ok=True)
+            assert "identical" in t.ok("compare", "-f", "raw", f"{fmt}.raw", disk)
+            t.ok("compact", "-q", disk)
+            assert "identical" in t.ok("compare", "-f", "raw", f"{fmt}.raw", disk)
+            t.ok("check", "-q", disk)
+        t.ok("resize", "-q", "-f", fmt, disk, "5M")
+
+
+def test_every_file_system_gets_whole_images(t, volume):
+    data = random.Random(1).randbytes(3 * MIB) + bytes(MIB)
+    (t.dir / "s.raw").write_bytes(data)
+    images_go_through(t, volume)
+    t.ok("vma", "create", "-q", "-d", "a=s.raw", volume / "x.vma")
+    t.ok("vma", "extract", "-q", volume / "x.vma", volume / "out")
+    assert (volume / "out" / "a.raw").read_bytes() == data
+    assert sorted(os.listdir(volume)) == ["disk.qcow2", "disk.raw", "disk.vmdk", "out", "x.vma", "x.vma.sums"]

@@ -145,6 +145,8 @@ static void names_have_a_directory_or_none(void **state)
         {"http://h", "c", NULL},
         {"nbd://h:1/a", "c", "nbd://h:1/c"},
         {"nbd://h:1", "c", NULL},
+        {"nbd:///a/b", "c", NULL},
+        {"nbds:////a", "c", NULL},
         {"nbd+unix:///a?socket=/run/s", "c", NULL},
         {"nbd+unix:///a?socket=/run/s", "nbd://h/c", "nbd://h/c"},
         {"nbd:unix:/run/s", "/c", "/c"},
