@@ -96,6 +96,12 @@ static int find_place(struct dr_fs *fs, const char *image, char **path, struct d
     return dr_fail(err, ENOMEM, "%s: out of memory", image);
 }
 
+/* A device, or a disk that a server has. */
+static bool has_nothing_beside(const struct dr_file *file)
+{
+    return file->block_device || dr_name_is_remote(file->path);
+}
+
 /* 1: text has what is recorded at path, of which only so much is looked at; 0: nothing is there. */
 static int read_record(struct dr_fs *fs, const char *path, char text[MAX_BYTES + 1],
                        struct dr_error *err)
@@ -120,7 +126,7 @@ int dr_fingerprint_load(const struct dr_image *image, struct dr_fingerprint *pri
                         struct dr_error *err)
 {
     char text[MAX_BYTES + 1];
-    if (!image->backing_name || image->files[0]->block_device)
+    if (!image->backing_name || has_nothing_beside(image->files[0]))
         return 0;
     CLEANUP_FREE char *path = NULL;
     int r = find_place(image->fs, image->files[0]->path, &path, err);
@@ -150,9 +156,10 @@ static int write_record(struct dr_fs *fs, const char *path, const char *text, st
 int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerprint *print,
                          struct dr_error *err)
 {
-    if (image->files[0]->block_device)
-        return dr_fail(err, ENOTSUP, "%s: is a block device, beside which nothing is recorded",
-                       image->path);
+    if (has_nothing_beside(image->files[0]))
+        return dr_fail(err, ENOTSUP, "%s: is a %s, beside which nothing is recorded", image->path,
+                       dr_name_is_remote(image->files[0]->path) ? "disk on a server"
+                                                                : "block device");
     CLEANUP_FREE char *path = NULL;
     CLEANUP_FREE char *text = format_text(image, print);
     if (!text)
@@ -165,6 +172,8 @@ int dr_fingerprint_remove(struct dr_fs *fs, const char *path, struct dr_error *e
 {
     enum dr_name_kind kind;
     CLEANUP_FREE char *name = NULL;
+    if (dr_name_is_remote(path))
+        return 0;
     int r = find_place(fs, path, &name, err);
     if (r < 0)
         return r;
@@ -182,6 +191,8 @@ int dr_fingerprint_set_aside(struct dr_fs *fs, const char *path, char **text, st
     char buf[MAX_BYTES + 1];
     CLEANUP_FREE char *place = NULL;
     *text = NULL;
+    if (dr_name_is_remote(path))
+        return 0;
     int r = find_place(fs, path, &place, err);
     if (r == 0 && read_record(fs, place, buf, NULL) > 0 && !(*text = strdup(buf)))
         r = dr_fail(err, ENOMEM, "%s: out of memory", path);

@@ -320,7 +320,7 @@ static int open_chain(struct opening *o, struct dr_error *err)
 static int hint_at_link(struct dr_fs *fs, const char *path, int r, struct dr_error *err)
 {
     CLEANUP_FREE char *real = NULL, *beside = NULL, *dir = dr_path_dirname(path);
-    if (r != -ENOENT || !err || err->errnum != ENOENT || !dir ||
+    if (r != -ENOENT || !err || err->errnum != ENOENT || !dir || dr_name_is_remote(path) ||
         fs->ops->realpath(fs, path, &real, NULL) < 0 ||
         fs->ops->realpath(fs, dir, &beside, NULL) < 0)
         return r;

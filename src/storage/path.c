@@ -17,9 +17,12 @@ char *dr_path_dirname(const char *path)
     return slash == path ? strdup("/") : strndup(path, (size_t)(slash - path));
 }
 
+/* A disk that a socket or a json: object leads to has no other name than the whole. */
 const char *dr_path_basename(const char *path)
 {
-    const char *slash = strrchr(path, '/');
+    bool remote = dr_remote_is(path);
+    size_t length = remote ? dr_remote_path_length(path) : strlen(path);
+    const char *slash = memrchr(path, '/', length);
     return slash ? slash + 1 : path;
 }
 

@@ -77,6 +77,17 @@ def test_a_child_of_a_remote_image_reads_it_where_that_is_allowed(t, nginx, disk
     assert "refuses to open" in refused(t, "map", f"{nginx.http}/files/local.qcow2")
 
 
+def test_what_an_image_names_stands_beside_it_on_the_server(t, nginx, disk):
+    t.ok("create", "-f", "qcow2", "-F", "raw", "-b", "disk.raw", "child.qcow2")
+    t.ok("convert", "-O", "vmdk", "-o", "subformat=twoGbMaxExtentFlat", "disk.raw", "disk.vmdk")
+    for name in ("child.qcow2", "disk.vmdk"):
+        assert "identical" in t.ok("compare", f"{nginx.http}/files/{name}", "disk.raw")
+    assert "does not open" not in t.ok("snapshot", "-l", f"{nginx.http}/files/child.qcow2")
+    t.ok("create", "-f", "qcow2", "-F", "raw", "-u", "-b", "missing.raw", "lost.qcow2", "6M")
+    err = refused(t, "map", f"{nginx.http}/files/lost.qcow2")
+    assert f"{nginx.http}/files/missing.raw" in err and "404" in err and "link" not in err
+
+
 def test_a_server_must_have_a_certificate_that_somebody_vouches_for(t, nginx, disk):
     url = f"{nginx.https}/files/disk.raw"
     assert "certificate" in refused(t, "info", url)

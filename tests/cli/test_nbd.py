@@ -89,6 +89,7 @@ def test_an_image_on_a_server_and_its_children_work(t, serve):
     s = serve("file", t.dir / "disk.qcow2")
     assert "identical" in t.ok("compare", s.uri, "disk.raw")
     t.ok("create", "-f", "qcow2", "-F", "qcow2", "-b", s.uri, "--allow-path", s.uri, "child.qcow2")
+    assert s.uri in t.ok("snapshot", "-l", s.uri)
     r = t.drover("compare", "child.qcow2", "disk.raw")
     assert r.code != 0 and f"--allow-path {s.uri}" in r.err
     assert "identical" in t.ok("compare", "--allow-path", s.uri, "child.qcow2", "disk.raw")

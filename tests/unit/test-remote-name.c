@@ -164,6 +164,16 @@ static void names_have_a_directory_or_none(void **state)
     }
 }
 
+static void names_end_in_that_of_the_disk(void **state)
+{
+    (void)state;
+    assert_string_equal(dr_path_basename("http://h/a/b"), "b");
+    assert_string_equal(dr_path_basename("http://h/a/b?c=/d"), "b?c=/d");
+    assert_string_equal(dr_path_basename("nbd+unix:///a?socket=/s"), "nbd+unix:///a?socket=/s");
+    assert_string_equal(dr_path_basename("nbd:unix:/s"), "nbd:unix:/s");
+    assert_string_equal(dr_path_basename("/a/b?c/d"), "d");
+}
+
 static bool are_one(const char *a, const char *b)
 {
     struct dr_file_id x = {0}, y = {0};
@@ -242,6 +252,7 @@ int main(void)
         cmocka_unit_test(names_that_mean_nothing_are_refused),
         cmocka_unit_test(other_names_are_files),
         cmocka_unit_test(names_have_a_directory_or_none),
+        cmocka_unit_test(names_end_in_that_of_the_disk),
         cmocka_unit_test(spellings_of_one_disk_are_one_file),
         cmocka_unit_test(an_archive_on_a_server_has_members),
         cmocka_unit_test(no_message_has_a_password),

@@ -168,6 +168,12 @@ static bool is_last(const struct family *f, size_t i)
     return true;
 }
 
+/* A socket's path and the parameters of a URL may have slashes, and are no directory. */
+static bool has_directory(const char *name)
+{
+    return !dr_name_is_remote(name) || (strstr(name, "://") && !strpbrk(name, "?{"));
+}
+
 /* Names of the asked image's own directory are shown without it. */
 static const char *short_name(const struct family *f, const char *path)
 {
@@ -176,7 +182,7 @@ static const char *short_name(const struct family *f, const char *path)
     while (asked < f->n && !f->nodes[asked].asked)
         asked++;
     const char *base = asked < f->n ? f->nodes[asked].path : path;
-    const char *slash = strrchr(base, '/');
+    const char *slash = has_directory(base) ? strrchr(base, '/') : NULL;
     size_t dir = slash ? (size_t)(slash - base) + 1 : 0;
     if (dir && strncmp(path, base, dir) == 0 && !strchr(path + dir, '/'))
         return path + dir;
