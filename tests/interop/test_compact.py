@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Images that QEMU made and wrote, compacted by Drover: QEMU finds nothing wrong, reads the same, and goes on writing."""
+import json
 import os
 
 import pytest
@@ -61,3 +62,28 @@ def test_compressed_clusters_and_snapshots(kind, tmp_path, monkeypatch):
     if kind == 'snapshot':
         run('qemu-img', 'convert', '-l', 'one', '-O', 'raw', disk.path, 'then.raw')
         run('qemu-img', 'compare', 'then.raw', 'plain.raw')
+
+
+def bitmaps_of(path):
+    return json.loads(run('qemu-img', 'info', '--output=json', path).stdout)['format-specific']['data']['bitmaps']
+
+
+@pytest.mark.parametrize('cluster', ['4k', '512'])
+def test_bitmaps_and_a_grown_disk(cluster, tmp_path, monkeypatch):
+    """Bits, tables and a directory that QEMU put behind the data, and an L1 table behind all of them."""
+    monkeypatch.chdir(tmp_path)
+    disk = Disk('disk.qcow2', 'qcow2', 6 * MIB)
+    create(Qemu, disk.path, 'qcow2', disk.size, f'cluster_size={cluster}')
+    run('qemu-io', '-c', 'write -P 1 0 4M', disk.path)
+    run('qemu-img', 'resize', '-q', disk.path, '200M')
+    for name in ('one', 'n' * 700):
+        run('qemu-img', 'bitmap', '--add', '-g', '512', disk.path, name)
+    run('qemu-io', '-c', 'write -P 2 4M 1M', '-c', 'discard 0 4M', disk.path)
+    bitmaps = bitmaps_of(disk.path)
+    run(DROVER, 'compact', '-q', disk.path)
+    assert os.path.getsize(disk.path) < 2 * MIB
+    run('qemu-img', 'check', '-q', disk.path)
+    run('qemu-io', '-r', '-c', 'read -P 2 4M 1M', '-c', 'read -P 0 0 4M', disk.path)
+    assert bitmaps_of(disk.path) == bitmaps
+    run('qemu-io', '-c', 'write -P 3 0 1M', disk.path)
+    run('qemu-img', 'check', '-q', disk.path)

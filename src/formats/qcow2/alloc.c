@@ -461,7 +461,12 @@ int qcow2_find_lower(struct dr_image *image, uint64_t *host, struct dr_error *er
     struct qcow2 *q = qcow2_of(image);
     struct qcow2_compact *c = q->compact;
     for (; c && c->cursor < c->end; c->cursor++) {
+        const struct qcow2_window *w = qcow2_window_of(c, c->cursor);
         bool yes;
+        if (w) {
+            c->cursor = w->to + w->n - 1;
+            continue;
+        }
         int r = is_free(image, c->cursor, 1, &yes, err);
         if (r < 0)
             return r;
@@ -481,6 +486,28 @@ int qcow2_allocate(struct dr_image *image, uint64_t n, uint64_t *host, struct dr
         r = qcow2_reserve_counts(image, &pins, *host, n * q->cluster);
     if (r == 0)
         qcow2_add(image, *host, n * q->cluster, 1);
+    dr_reserve_unpin(image, &pins);
+    return r;
+}
+
+int qcow2_allocate_at(struct dr_image *image, uint64_t host, uint64_t n)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    struct dr_reservation pins = {0};
+    int r = 0;
+    for (uint64_t i = host / q->cluster, end = i + n, count; r == 0 && i < end; i++) {
+        if (!count_place(q, i))
+            return 1;
+        r = count_of(image, i, &count);
+        if (r == 0 && count)
+            return 1;
+    }
+    if (r == 0)
+        r = check_free(image, host, n * q->cluster);
+    if (r == 0)
+        r = qcow2_reserve_counts(image, &pins, host, n * q->cluster);
+    if (r == 0)
+        qcow2_add(image, host, n * q->cluster, 1);
     dr_reserve_unpin(image, &pins);
     return r;
 }

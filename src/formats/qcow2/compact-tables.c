@@ -9,11 +9,10 @@
 
 static bool is_high(const struct qcow2 *q, uint64_t host)
 {
-    return host / q->cluster >= q->compact->end;
+    return qcow2_is_high(q, host, q->cluster);
 }
 
-/* A free cluster before the end, counted 1 from now on. 1: there is none. */
-static int take_lower(struct dr_image *image, uint64_t *host, struct dr_error *err)
+int qcow2_take_lower(struct dr_image *image, uint64_t *host, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
     struct dr_hold hold = {0};
@@ -30,6 +29,34 @@ static int take_lower(struct dr_image *image, uint64_t *host, struct dr_error *e
     } while (r == -EAGAIN && (r = dr_image_satisfy(image, &hold, 0, err)) == 0);
     dr_hold_end(&hold);
     return r;
+}
+
+/* All of a window. 1: something stands there still, or again. */
+static int take_window(struct dr_image *image, const struct qcow2_window *w, struct dr_error *err)
+{
+    uint64_t host = w->to * qcow2_of(image)->cluster;
+    struct dr_hold hold = {0};
+    int r;
+    DR_LOCK_SCOPE(&image->lock);
+    do
+        r = qcow2_allocate_at(image, host, w->n);
+    while (r == -EAGAIN && (r = dr_image_satisfy(image, &hold, 0, err)) == 0);
+    dr_hold_end(&hold);
+    return r;
+}
+
+int qcow2_copy_table(struct dr_image *image, uint64_t from, uint64_t to, uint64_t len,
+                     struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    CLEANUP_FREE uint8_t *buf = malloc(q->cluster);
+    int r = buf ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
+    for (uint64_t i = 0; r == 0 && i < len; i += q->cluster) {
+        r = dr_file_pread_short(image->files[0], buf, from + i, q->cluster, NULL, err);
+        if (r == 0)
+            r = qcow2_write_taken(image, buf, q->cluster, to + i, err);
+    }
+    return r < 0 ? r : dr_image_flush_all(image, err);
 }
 
 /* ------------------------------------------------------------------ L2 tables */
@@ -76,20 +103,21 @@ static int lower_l1(struct dr_image *image, struct dr_error *err)
     uint64_t fresh, bytes = q->h.l1_entries * UINT64_C(8);
     if (bytes == 0 || bytes > q->cluster || !is_high(q, q->h.l1_at))
         return 0;
-    int r = take_lower(image, &fresh, err);
-    return r ? r : qcow2_place_l1(image, fresh, err);
+    int r = qcow2_take_lower(image, &fresh, err);
+    return r ? r : qcow2_place_l1(image, fresh, 1, err);
 }
 
 static int write_reftable(struct dr_image *image, uint64_t at, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
-    CLEANUP_FREE uint64_t *table = malloc(q->cluster);
+    uint64_t len = q->h.reftable_clusters * q->cluster;
+    CLEANUP_FREE uint64_t *table = malloc(len);
     uint8_t field[12];
     if (!table)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     for (uint64_t i = 0; i < q->reftable_n; i++)
         put_be64(&table[i], q->reftable[i]);
-    int r = qcow2_write_taken(image, table, q->cluster, at, err);
+    int r = qcow2_write_taken(image, table, len, at, err);
     if (r == 0)
         r = dr_file_flush(image->files[0], err);
     if (r < 0)
@@ -99,23 +127,30 @@ static int write_reftable(struct dr_image *image, uint64_t at, struct dr_error *
     return qcow2_switch_tables(image, QCOW2_AT_REFTABLE, field, sizeof(field), err);
 }
 
-static int lower_reftable(struct dr_image *image, struct dr_error *err)
+/* To a place that was taken for it. */
+static int place_reftable(struct dr_image *image, uint64_t fresh, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
-    uint64_t old = q->h.reftable_at, fresh;
-    if (q->h.reftable_clusters != 1 || !is_high(q, old))
-        return 0;
-    int r = take_lower(image, &fresh, err);
-    if (r == 0)
-        r = dr_image_flush_all(image, err);
+    uint64_t old = q->h.reftable_at;
+    int r = dr_image_flush_all(image, err);
     if (r == 0)
         r = write_reftable(image, fresh, err);
-    if (r != 0)
+    if (r < 0)
         return r;
     pthread_mutex_lock(&image->lock);
     q->h.reftable_at = fresh;
     pthread_mutex_unlock(&image->lock);
-    return qcow2_lose(image, old, q->cluster, err);
+    return qcow2_lose(image, old, q->h.reftable_clusters * q->cluster, err);
+}
+
+static int lower_reftable(struct dr_image *image, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    uint64_t fresh;
+    if (q->h.reftable_clusters != 1 || !is_high(q, q->h.reftable_at))
+        return 0;
+    int r = qcow2_take_lower(image, &fresh, err);
+    return r ? r : place_reftable(image, fresh, err);
 }
 
 /* ------------------------------------------------------------------ refcount blocks */
@@ -158,7 +193,8 @@ static int lower_block(struct dr_image *image, uint64_t b, struct dr_error *err)
     const struct qcow2 *q = qcow2_of(image);
     uint64_t old = q->reftable[b], fresh;
     CLEANUP_FREE uint8_t *block = malloc(q->cluster);
-    int r = block ? take_lower(image, &fresh, err) : dr_fail_errno(err, ENOMEM, "%s", image->path);
+    int r = block ? qcow2_take_lower(image, &fresh, err)
+                  : dr_fail_errno(err, ENOMEM, "%s", image->path);
     if (r == 0)
         r = dr_image_flush_all(image, err); /* what it counts is in the file, and nothing changes */
     if (r == 0)
@@ -246,21 +282,67 @@ static int drop_blocks(struct dr_image *image, struct dr_error *err)
     return r < 0 || !any ? r : drop_roots(image, first, err);
 }
 
+/* ------------------------------------------------------------------ tables of several clusters */
+
+static int move_long(struct dr_image *image, const struct qcow2_window *w, struct dr_error *err)
+{
+    uint64_t to = w->to * qcow2_of(image)->cluster;
+    switch (w->what) {
+    case QCOW2_LONG_L1:
+        return qcow2_place_l1(image, to, w->n, err);
+    case QCOW2_LONG_REFTABLE:
+        return place_reftable(image, to, err);
+    case QCOW2_LONG_DIRECTORY:
+        return qcow2_move_directory(image, to, err);
+    default:
+        return qcow2_move_bitmap_table(image, w->bitmap, to, err);
+    }
+}
+
+/* Their windows are free by now, unless what stood there found no other place, or others who write
+ * to the disk have taken one. Such a table stays for the next time. */
+static int move_longs(struct dr_image *image, struct dr_error *err)
+{
+    const struct qcow2_compact *c = qcow2_of(image)->compact;
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < c->n_windows; i++) {
+        if (!c->windows[i].to)
+            continue;
+        r = dr_image_flush_all(image, err); /* what has left the window is free */
+        if (r == 0)
+            r = take_window(image, &c->windows[i], err);
+        if (r == 0)
+            r = move_long(image, &c->windows[i], err);
+        r = r == 1 ? 0 : r;
+    }
+    return r;
+}
+
 /* ------------------------------------------------------------------ all of them */
 
 /* 1, from any of the steps: there is no free place left before the end, so what is behind stays. */
-int qcow2_compact_finish(struct dr_image *image, struct dr_error *err)
+static int lower_tables(struct dr_image *image, struct dr_error *err)
 {
-    struct qcow2 *q = qcow2_of(image);
-    if (!q->compact)
-        return 0;
     int r = lower_l2_tables(image, err);
     if (r == 0)
         r = lower_l1(image, err);
     if (r == 0)
         r = lower_reftable(image, err);
     if (r == 0)
+        r = qcow2_lower_bitmaps(image, err);
+    if (r == 0)
         r = lower_blocks(image, err);
+    return r;
+}
+
+int qcow2_compact_finish(struct dr_image *image, struct dr_error *err)
+{
+    struct qcow2 *q = qcow2_of(image);
+    if (!q->compact)
+        return 0;
+    int r = lower_tables(image, err);
+    if (r >= 0)
+        r = move_longs(image, err);
     if (r < 0)
         return r;
     r = dr_image_flush_all(image, err);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Which clusters can move, and where the file can end. Everything is durable, and nobody writes, so
  * tables are read from the file, past the page cache. */
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/compact.h"
 
 #include "base/cleanup.h"
@@ -11,7 +12,7 @@
 
 /* ------------------------------------------------------------------ which clusters can move */
 
-static bool has_bit(const struct qcow2_compact *c, uint64_t i)
+bool qcow2_can_move(const struct qcow2_compact *c, uint64_t i)
 {
     return i >= c->first && i < c->clusters &&
            (c->movable[(i - c->first) / 8] >> (i - c->first) % 8 & 1);
@@ -22,6 +23,20 @@ static void set_bits(struct qcow2_compact *c, const struct qcow2 *q, uint64_t ho
     for (uint64_t i = dr_max(host / q->cluster, c->first);
          i < c->clusters && i * q->cluster < host + len; i++)
         c->movable[(i - c->first) / 8] |= (uint8_t)(1u << (i - c->first) % 8);
+}
+
+/* A table of so many bytes: it moves whole. */
+static void set_table(struct dr_image *image, enum qcow2_long what, uint32_t bitmap, uint64_t host,
+                      uint64_t bytes)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    struct qcow2_compact *c = q->compact;
+    uint64_t n = dr_div_up(bytes, q->cluster), at = host / q->cluster;
+    if (n > 1 && (c->n_windows == QCOW2_WINDOWS || at < c->first))
+        return;
+    if (n > 1)
+        c->windows[c->n_windows++] = (struct qcow2_window){what, bitmap, at, n, 0};
+    set_bits(c, q, host, bytes);
 }
 
 static int mark_entry(struct dr_image *image, const uint8_t *raw, uint64_t at, uint64_t off,
@@ -70,8 +85,39 @@ static int mark_tree(struct dr_image *image, struct dr_error *err)
     int r = dr_file_pread(image->files[0], l1, q->h.l1_at, bytes, err);
     for (uint64_t i = 0; r == 0 && i < q->h.l1_entries; i++)
         r = mark_table(image, i, get_be64(l1 + 8 * i), buf, err);
-    if (r == 0 && bytes <= q->cluster)
-        set_bits(q->compact, q, q->h.l1_at, bytes);
+    if (r == 0 && bytes)
+        set_table(image, QCOW2_LONG_L1, 0, q->h.l1_at, bytes);
+    return r;
+}
+
+static int mark_bitmap(struct dr_image *image, const struct qcow2_bitmaps *dir, uint32_t i,
+                       struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    const struct qcow2_bitmap *b = &dir->list[i];
+    CLEANUP_FREE uint64_t *table = NULL;
+    int r = qcow2_bitmap_load_table(image, b, &table, err);
+    for (uint64_t n = 0; r == 0 && n < b->entries; n++)
+        if (table[n] & QCOW2_OFFSET)
+            set_bits(q->compact, q, table[n] & QCOW2_OFFSET, q->cluster);
+    if (r == 0)
+        set_table(image, QCOW2_LONG_BITMAP, i, b->table_at, b->entries * UINT64_C(8));
+    return r == -EIO ? 0 : r; /* a damaged one stays where it is */
+}
+
+static int mark_bitmaps(struct dr_image *image, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    CLEANUP_BITMAPS struct qcow2_bitmaps dir = {0};
+    if (!q->bitmaps_at)
+        return 0;
+    int r = qcow2_bitmaps_load(image, &dir, err);
+    if (r == -EIO)
+        return 0;
+    if (r == 0)
+        set_table(image, QCOW2_LONG_DIRECTORY, 0, q->bitmaps_at, dir.len);
+    for (uint32_t i = 0; r == 0 && i < dir.n; i++)
+        r = mark_bitmap(image, &dir, i, err);
     return r;
 }
 
@@ -86,7 +132,7 @@ static int count_block(struct dr_image *image, uint64_t b, const uint8_t *block)
         if (!qcow2_count_get(q->h.refcount_order, block, n))
             continue;
         c->used++;
-        if (!has_bit(c, b * per + n))
+        if (!qcow2_can_move(c, b * per + n))
             c->stays = b * per + n + 1;
     }
     return 0;
@@ -123,7 +169,7 @@ static uint64_t blocks_behind(const struct qcow2 *q, uint64_t end)
 }
 
 /* The fewer clusters there are, the fewer blocks they need. */
-static void choose_end(const struct qcow2 *q, struct qcow2_compact *c)
+void qcow2_choose_end(const struct qcow2 *q, struct qcow2_compact *c)
 {
     uint64_t least = dr_max(c->stays, c->first), end = dr_max(c->used, least), before;
     do {
@@ -147,8 +193,11 @@ static int survey(struct dr_image *image, struct dr_error *err)
     if (!c->movable)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     r = mark_tree(image, err);
-    if (r == 0 && q->h.reftable_clusters == 1)
-        set_bits(c, q, q->h.reftable_at, q->cluster);
+    if (r == 0)
+        r = mark_bitmaps(image, err);
+    if (r == 0)
+        set_table(image, QCOW2_LONG_REFTABLE, 0, q->h.reftable_at,
+                  q->h.reftable_clusters * q->cluster);
     for (uint64_t b = 0; r == 0 && b < q->reftable_n; b++)
         if (q->reftable[b])
             set_bits(c, q, q->reftable[b], q->cluster);
@@ -165,9 +214,10 @@ int qcow2_compact_begin(struct dr_image *image, struct dr_error *err)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     q->compact = c;
     int r = survey(image, err);
-    if (r == 0)
-        choose_end(q, c);
-    return r;
+    if (r < 0)
+        return r;
+    qcow2_choose_end(q, c);
+    return qcow2_find_windows(image, err);
 }
 
 void qcow2_compact_end(struct dr_image *image)
@@ -183,13 +233,37 @@ void qcow2_compact_end(struct dr_image *image)
 
 /* ------------------------------------------------------------------ questions */
 
+const struct qcow2_window *qcow2_window_of(const struct qcow2_compact *c, uint64_t cluster)
+{
+    for (unsigned i = 0; i < c->n_windows; i++) {
+        const struct qcow2_window *w = &c->windows[i];
+        if (w->to && dr_inside(cluster - w->to, 1, w->n))
+            return w;
+    }
+    return NULL;
+}
+
+bool qcow2_is_high(const struct qcow2 *q, uint64_t host, uint64_t len)
+{
+    const struct qcow2_compact *c = q->compact;
+    uint64_t first = host / q->cluster, last = (host + len - 1) / q->cluster;
+    if (last >= c->end)
+        return true;
+    for (unsigned i = 0; i < c->n_windows; i++) {
+        const struct qcow2_window *w = &c->windows[i];
+        if (w->to && first < w->to + w->n && last >= w->to)
+            return true;
+    }
+    return false;
+}
+
 bool qcow2_stands_high(const struct qcow2 *q, const struct qcow2_entry *e)
 {
     const struct qcow2_compact *c = q->compact;
     if (!c || e->host == QCOW2_NO_PLACE || qcow2_has_data_file(q))
         return false;
-    uint64_t last = e->host + (e->coded ? e->coded : q->cluster) - 1;
-    return last / q->cluster >= c->end && (e->coded ? c->moves_coded : e->copied);
+    return qcow2_is_high(q, e->host, e->coded ? e->coded : q->cluster) &&
+           (e->coded ? c->moves_coded : e->copied);
 }
 
 bool qcow2_compact_moves(const struct dr_image *image, const struct dr_extent *ext)
@@ -199,14 +273,14 @@ bool qcow2_compact_moves(const struct dr_image *image, const struct dr_extent *e
     if (!c || c->cursor >= c->end || ext->file != image->files[0])
         return false;
     uint64_t len = ext->kind == DR_CODED ? ext->host_len : ext->len;
-    return (ext->host + len - 1) / q->cluster >= c->end &&
+    return qcow2_is_high(q, ext->host, len) &&
            (ext->kind == DR_CODED ? c->moves_coded : ext->in_place);
 }
 
 /* No more than once for a cluster, of which each part may have an extent of its own. */
 static void spare_cluster(struct qcow2_compact *c, uint64_t i)
 {
-    if (!has_bit(c, i))
+    if (!qcow2_can_move(c, i))
         return;
     c->used -= c->used > 0;
     c->movable[(i - c->first) / 8] &= (uint8_t) ~(1u << (i - c->first) % 8);
@@ -226,7 +300,7 @@ void qcow2_compact_spare(struct dr_image *image, const struct dr_extent *ext)
     for (uint64_t at = ext->host; ext->kind == DR_DATA && at < ext->host + ext->len;
          at += q->cluster)
         spare_cluster(c, at / q->cluster);
-    choose_end(q, c);
+    qcow2_choose_end(q, c);
 }
 
 uint64_t qcow2_compact_length(const struct dr_image *image)

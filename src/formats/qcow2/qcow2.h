@@ -203,6 +203,8 @@ int qcow2_count_sole(struct dr_image *image, uint64_t i, uint64_t n, uint64_t *s
 int qcow2_find_free(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
 /* [page] The same, counted 1 from now on. */
 int qcow2_allocate(struct dr_image *image, uint64_t n, uint64_t *host, struct dr_error *err);
+/* [page] These n clusters are counted 1 from now on. 1: one of them is not free. */
+int qcow2_allocate_at(struct dr_image *image, uint64_t host, uint64_t n);
 /* [page] A place for so many coded bytes that are going to be counted `times` times, behind those
  * that were written last. 1: they do not fit there. */
 int qcow2_find_packed(struct dr_image *image, uint32_t len, uint64_t times, uint64_t *host);
@@ -314,8 +316,8 @@ int qcow2_complete_snapshots(struct dr_image *image, struct dr_error *err);
 int qcow2_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err);
 /* May the disk get this size? */
 int qcow2_check_size(struct dr_image *image, uint64_t size, struct dr_error *err);
-/* The L1 table moves to one cluster, which was taken for it. */
-int qcow2_place_l1(struct dr_image *image, uint64_t fresh, struct dr_error *err);
+/* The L1 table moves to n clusters at fresh, which were taken for it. */
+int qcow2_place_l1(struct dr_image *image, uint64_t fresh, uint64_t n, struct dr_error *err);
 /* Whole clusters behind the disk's end become nothing; an interrupted change of the size leaves
  * some. Durable with the next flush. */
 int qcow2_clear_behind(struct dr_image *image, struct dr_error *err);

@@ -62,9 +62,9 @@ static int place_l1(struct dr_image *image, uint64_t fresh, uint64_t n, uint64_t
     return r < 0 || !old_len ? r : qcow2_lose(image, old, old_len, err);
 }
 
-int qcow2_place_l1(struct dr_image *image, uint64_t fresh, struct dr_error *err)
+int qcow2_place_l1(struct dr_image *image, uint64_t fresh, uint64_t n, struct dr_error *err)
 {
-    return place_l1(image, fresh, 1, qcow2_of(image)->h.l1_entries, err);
+    return place_l1(image, fresh, n, qcow2_of(image)->h.l1_entries, err);
 }
 
 static int move_l1(struct dr_image *image, uint64_t entries, struct dr_error *err)

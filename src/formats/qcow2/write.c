@@ -247,10 +247,9 @@ static int make_plan(struct request *q)
 /* 1: there is none. */
 static int find_lower_place(struct request *q, struct dr_error *err)
 {
-    const struct qcow2_compact *c = q->q->compact;
     uint32_t len = q->new.coded;
     int r = len ? qcow2_find_packed(q->image, len, 1, &q->new.host) : 1;
-    if (r < 0 || (r == 0 && q->new.host + len <= c->end * q->q->cluster))
+    if (r < 0 || (r == 0 && !qcow2_is_high(q->q, q->new.host, len)))
         return r;
     return qcow2_find_lower(q->image, &q->new.host, err);
 }
