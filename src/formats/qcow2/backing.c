@@ -283,19 +283,22 @@ static int find_composition(struct change *c, struct dr_error *err)
 
 /* ------------------------------------------------------------------ writing it */
 
-/* The bytes from SECTOR on in which to differs from what is on disk. */
+/* Write the bytes from SECTOR on in which `to` differs from the present ones, and make them
+ * durable. A process that was killed may have written them and not flushed them: then nothing
+ * differs, and they are flushed all the same before the first sector may lead there. */
 static int write_rest(struct change *c, const uint8_t *present, const uint8_t *to,
                       struct dr_error *err)
 {
-    uint64_t from = SECTOR, end = qcow2_of(c->image)->cluster;
+    uint64_t cluster = qcow2_of(c->image)->cluster, from = SECTOR, end = cluster;
     struct dr_file *f = c->image->files[0];
     while (from < end && present[from] == to[from])
         from++;
     while (end > from && present[end - 1] == to[end - 1])
         end--;
-    if (from >= end)
+    if (from >= end && dr_is_zero(to + SECTOR, (size_t)(cluster - SECTOR)))
         return 0;
-    int r = dr_file_pwrite(f, to + from, from, end - from, err);
+    int r = from < end ? dr_file_pwrite(f, to + from, from, end - from, err) : 0;
+    atomic_store(&f->dirty, true); /* perhaps not by this process */
     return r < 0 ? r : dr_file_flush(f, err);
 }
 
