@@ -110,6 +110,10 @@ static int visit(struct relocation *x, const char *path, const char *format, cha
     int r = dr_image_open(x->fs, path, format, flags, &image, err);
     if (r < 0 || !image->backing_name)
         return r;
+    if (!x->o->dry_run) /* a record that is right may be one that a killed attempt did not flush */
+        r = dr_image_harden(image, err);
+    if (r < 0)
+        return r;
     r = dr_backing_locate(image, &x->o->open, parent, &why);
     bool moved = r == -ENOENT || r == -ENOTDIR || r == -ESTALE;
     if (r < 0 && !moved)

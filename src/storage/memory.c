@@ -478,7 +478,7 @@ static bool listed(const struct name_list *l, const char *name, size_t len)
     return false;
 }
 
-/* Copies, so that each() may open and remove files. */
+/* Copies, so that each() may open and remove files. -ENOTDIR: a file has that name. */
 static int collect_names(struct mem_fs *m, const char *dir, struct name_list *l)
 {
     DR_LOCK_SCOPE(&m->lock);
@@ -488,6 +488,8 @@ static int collect_names(struct mem_fs *m, const char *dir, struct name_list *l)
         return -ENOMEM;
     for (size_t i = 0; i < m->n_names; i++) {
         const char *path = m->names[i].path;
+        if (strcmp(path, dir) == 0)
+            return -ENOTDIR;
         if (strncmp(path, dir, d) != 0 || path[d] != '/')
             continue;
         size_t len = strcspn(path + d + 1, "/"); /* of a file, or of the directory it is in */
@@ -506,9 +508,9 @@ static int mem_list(struct dr_fs *fs, const char *dir, int (*each)(void *user, c
 {
     CLEANUP_FREE char *key = tidy(dir);
     __attribute__((cleanup(free_names))) struct name_list l = {0};
-    if (!key || collect_names(mem_fs(fs), key, &l))
-        return dr_fail_errno(err, ENOMEM, "Could not read directory '%s'", dir);
-    int r = 0;
+    int r = key ? collect_names(mem_fs(fs), key, &l) : -ENOMEM;
+    if (r < 0)
+        return dr_fail_errno(err, -r, "Could not read directory '%s'", dir);
     for (size_t i = 0; i < l.n && !r; i++)
         r = each(user, l.names[i]);
     return r;
