@@ -7,6 +7,8 @@
  *   3. tables: while no request is under way, tables follow, and the file is cut where nothing is
  * left
  *
+ * Before all of them the image is checked, and nothing is moved in a damaged one.
+ *
  * The driver chooses between 1 and 2 how long the file can become (core/compact.c). A dry run looks
  * for zeros, asks the driver the same, and writes nothing. */
 #include "base/bytes.h"
@@ -300,6 +302,49 @@ static uint64_t length_of(struct dr_image *image)
     return length;
 }
 
+/* ------------------------------------------------------------------ what is damaged */
+
+static void drop_line(void *user, const char *line)
+{
+    (void)user;
+    (void)line;
+}
+
+/* Nothing is moved by tables that contradict each other: what one of them calls free, and another
+ * one leads to, would be overwritten. */
+static int refuse_damaged(struct dr_image *image, unsigned fix, struct dr_error *err)
+{
+    struct dr_check_result found = {.report = drop_line};
+    int r = image->fmt->check ? image->fmt->check(image, fix, &found, err) : 0;
+    if (r == 0 && found.corruptions)
+        r = dr_fail(err, EIO,
+                    "%s: is damaged, %llu errors were found in it; `drover check` names them",
+                    image->path, (unsigned long long)found.corruptions);
+    return r;
+}
+
+/* What a killed attempt has leaked comes back first: it would keep the file from being cut. What
+ * that attempt did not flush must be durable before: a place is free only when nothing durable
+ * leads there. */
+static int check_first(struct dr_image *image, bool repair, struct dr_error *err)
+{
+    int r = repair ? dr_image_harden(image, err) : 0;
+    return r < 0 ? r : refuse_damaged(image, repair ? DR_CHECK_FIX_LEAKS : 0, err);
+}
+
+/* Others write to the disk: its tables are looked at while they wait. */
+static int check_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
+                      struct dr_error *err)
+{
+    struct dr_image *image = present->images[0];
+    (void)user;
+    (void)fresh;
+    int r = image->writable ? dr_image_flush_all(image, err) : 0;
+    return r < 0 ? r : refuse_damaged(image, 0, err);
+}
+
+/* ------------------------------------------------------------------ all of it, in steps */
+
 /* What the driver does to tables as a whole, it does while no request is under way. */
 static int begin_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                       struct dr_error *err)
@@ -371,6 +416,8 @@ static int compact_chain(struct compact *c, struct dr_compact_result *result, st
     result->before = result->after = length_of(c->image);
     int r = dr_ops_disk_size(c->image, &result->used_before, err);
     result->used_after = result->used_before;
+    if (r == 0 && c->shared)
+        r = run_step(c, check_step, err);
     if (r == 0)
         r = c->o->dry_run ? pretend(c, result, err) : change(c, result, err);
     result->zeros = c->zeros;
@@ -412,29 +459,6 @@ int dr_disk_compact(struct dr_disk *disk, const struct dr_compact_options *optio
 }
 
 /* ------------------------------------------------------------------ by path */
-
-static void drop_line(void *user, const char *line)
-{
-    (void)user;
-    (void)line;
-}
-
-/* Nothing is moved by tables that contradict each other. What a killed attempt has leaked comes
- * back first: it would keep the file from being cut. What that attempt did not flush must be
- * durable before: a place is free only when nothing durable leads there. */
-static int check_first(struct dr_image *image, bool repair, struct dr_error *err)
-{
-    struct dr_check_result found = {.report = drop_line};
-    int r = repair ? dr_image_harden(image, err) : 0;
-    if (r < 0 || !image->fmt->check)
-        return r;
-    r = image->fmt->check(image, repair ? DR_CHECK_FIX_LEAKS : 0, &found, err);
-    if (r == 0 && found.corruptions)
-        r = dr_fail(err, EIO,
-                    "%s: is damaged, %llu errors were found in it; `drover check` names them",
-                    image->path, (unsigned long long)found.corruptions);
-    return r;
-}
 
 int dr_compact_fs(struct dr_fs *fs, const char *path, const struct dr_compact_options *o,
                   struct dr_job *job, struct dr_compact_result *result, struct dr_error *err)

@@ -388,6 +388,56 @@ static void a_damaged_directory_is_left_to_the_repair(void **state)
     assert_int_equal(r, -EIO);
 }
 
+/* The entry of the second unitsays what that of the first one says. */
+static void share_a_unit(struct dr_fs *fs, bool qcow2)
+{
+    struct dr_file *f;
+    uint8_t raw[8];
+    uint64_t table;
+    ok(dr_file_open(fs, "disk", DR_FILE_RDWR, &f, &err));
+    if (qcow2) {
+        ok(dr_file_pread(f, raw, 40, 8, &err));
+        ok(dr_file_pread(f, raw, get_be64(raw), 8, &err));
+        table = get_be64(raw) & ((UINT64_C(1) << 56) - 512);
+    } else {
+        ok(dr_file_pread(f, raw, 56, 8, &err));
+        ok(dr_file_pread(f, raw, get_le64(raw) * 512, 4, &err));
+        table = (uint64_t)get_le32(raw) * 512;
+    }
+    unsigned entry = qcow2 ? 8 : 4;
+    ok(dr_file_pread(f, raw, table, entry, &err));
+    ok(dr_file_pwrite(f, raw, table + entry, entry, &err));
+    dr_file_unref(f);
+}
+
+/* Zeros to which two entries lead, in a disk that is open: nothing of it is given back or moved. */
+static void an_open_disk_that_is_damaged_is_left_as_it_is(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_MOVING; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+        struct dr_compact_options o = {.no_zeros = false};
+        struct dr_disk *disk = NULL;
+        uint64_t size;
+        make(fs, "disk", moving[i], SIZE, NULL);
+        fill(fs, "disk", moving[i], 0, 256 * KiB, 0);
+        fill(fs, "disk", moving[i], 256 * KiB, MiB, 'd');
+        share_a_unit(fs, strcmp(moving[i], "qcow2") == 0);
+        uint64_t used = disk_size(fs, "disk");
+        uint8_t *want = view(fs, "disk", &size);
+        ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+        struct dr_error why = DR_ERROR_INIT;
+        assert_int_equal(dr_disk_compact(disk, &o, NULL, NULL, &why), -EIO);
+        assert_non_null(strstr(why.text, "drover check"));
+        ok(dr_close(disk, &err));
+        assert_int_equal(disk_size(fs, "disk"), used);
+        same_view(fs, "disk", want, size);
+        free(want);
+        dr_fs_memory_free(fs);
+    }
+}
+
 /* ------------------------------------------------------------------ at random */
 
 struct kind {
@@ -489,6 +539,13 @@ static void *use(void *arg)
     return NULL;
 }
 
+static int add_up_dirty(void *user, uint64_t off, uint64_t len)
+{
+    (void)off;
+    *(uint64_t *)user += len;
+    return 0;
+}
+
 static void users_write_while_it_is_compacted(void **state)
 {
     static const struct kind live[] = {{"qcow2", "cluster_size", "4k"}, {"vmdk", NULL, NULL}};
@@ -507,6 +564,8 @@ static void users_write_while_it_is_compacted(void **state)
         _Atomic bool stop = false;
         ok(dr_create_fs(fs, "disk", &o, &err));
         ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+        if (k == 0) /* it moves, too, while it notes what they write */
+            ok(dr_disk_bitmap_change(disk, "b", DR_BITMAP_ADD, NULL, &err));
         struct user users[2];
         for (unsigned i = 0; i < 2; i++) {
             users[i] = (struct user){disk, shadow, i * SMALL / 2, 11 + i, &stop, 0};
@@ -526,6 +585,13 @@ static void users_write_while_it_is_compacted(void **state)
         ok(dr_close(disk, &err));
         same_view(fs, "disk", shadow, SMALL);
         is_sound(fs, "disk");
+        if (k == 0) {
+            uint64_t dirty = 0;
+            ok(dr_open_fs(fs, "disk", NULL, &disk, &err));
+            ok(dr_disk_bitmap_read(disk, "b", add_up_dirty, &dirty, &err));
+            ok(dr_close(disk, &err));
+            assert_true(dirty > 0);
+        }
         free(shadow);
         dr_fs_memory_free(fs);
     }
@@ -545,6 +611,7 @@ int main(void)
         ops_test(zeros_of_snapshots_inside_stay),
         cmocka_unit_test(a_dry_run_promises_no_more_than_comes),
         ops_test(a_damaged_directory_is_left_to_the_repair),
+        cmocka_unit_test(an_open_disk_that_is_damaged_is_left_as_it_is),
         cmocka_unit_test(nothing_to_give_back_is_found_in_the_metadata),
         cmocka_unit_test(whatever_came_before_the_disk_reads_the_same),
         cmocka_unit_test(users_write_while_it_is_compacted),
