@@ -25,9 +25,10 @@
 #ifndef DR_FORMATS_QCOW2_CHECK_H
 #define DR_FORMATS_QCOW2_CHECK_H
 
+#include "formats/ahead.h"
 #include "formats/qcow2/qcow2.h"
 
-#define QCOW2_CHECK_STEP    (UINT64_C(256) << 10) /* bytes read at once */
+#define QCOW2_CHECK_STEP    DR_AHEAD_STEP /* bytes read at once */
 #define QCOW2_L1_RESERVED   UINT64_C(0x7f000000000001ff)
 #define QCOW2_L2_RESERVED   UINT64_C(0x3f000000000001fe)
 #define QCOW2_ROOT_RESERVED UINT64_C(0x1ff)

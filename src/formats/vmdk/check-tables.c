@@ -134,21 +134,27 @@ static uint32_t entries_used(const struct vmdk_walk *w, uint64_t table)
     return (uint32_t)dr_min(w->e->h.gtes, grains > first ? grains - first : 0);
 }
 
+static int note_table(struct vmdk_walk *w, uint64_t table, const uint8_t *bytes,
+                      struct dr_error *err)
+{
+    uint32_t n = entries_used(w, table);
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < n; i++)
+        if (get_le32(bytes + i * 4))
+            r = note_entry(w, table * w->e->h.gtes + i, get_le32(bytes + i * 4), err);
+    return r;
+}
+
+static int use_noted(struct vmdk_walk *w, uint64_t table, uint8_t *bytes, uint8_t *copy,
+                     struct dr_error *err)
+{
+    (void)copy;
+    return bytes ? note_table(w, table, bytes, err) : 0;
+}
+
 static int note_tables(struct vmdk_walk *w, struct dr_error *err)
 {
-    const struct vmdk_extent *e = w->e;
-    uint8_t buf[VMDK_GTES * 4];
-    int r = 0;
-    for (uint64_t t = 0; r == 0 && t < vmdk_tables_used(e); t++) {
-        bool hole = true;
-        if (vmdk_table_fits(w->image, e, e->gd[t]))
-            r = vmdk_read_table(w->image, e, e->gd[t], buf, &hole, err);
-        uint32_t n = hole ? 0 : entries_used(w, t);
-        for (uint32_t i = 0; r == 0 && i < n; i++)
-            if (get_le32(buf + i * 4))
-                r = note_entry(w, t * e->h.gtes + i, get_le32(buf + i * 4), err);
-    }
-    return r;
+    return vmdk_read_tables(w, false, use_noted, err);
 }
 
 static int make_maps(struct vmdk_walk *w, uint64_t unit, struct dr_error *err)
@@ -190,6 +196,7 @@ int vmdk_mark_tables(struct vmdk_walk *w, struct dr_error *err)
 
 void vmdk_walk_free(struct vmdk_walk *w)
 {
+    dr_ahead_free(w->ahead);
     free(w->used);
     free(w->twice);
     free(w->seen);
@@ -498,16 +505,51 @@ static int move_copy(struct vmdk_walk *w, uint64_t table, struct dr_error *err)
     return r;
 }
 
+/* bytes, copy: NULL where they are holes; a copy is given only where one can be used. */
+static int check_bytes(struct vmdk_walk *w, uint64_t number, uint8_t *bytes, uint8_t *copy,
+                       struct dr_error *err)
+{
+    const struct vmdk_extent *e = w->e;
+    struct table t = {.number = number, .n = entries_used(w, number), .buf = bytes, .copy = copy};
+    if (is_suspect(w, number) || (copy && memcmp(bytes, copy, (size_t)t.n * 4) != 0))
+        check_entries(w, &t);
+    if (t.n < e->h.gtes)
+        check_behind(w, &t);
+    count_difference(w, &t);
+    return store(w, &t, err);
+}
+
+/* A table that was read ahead; nothing is written. */
+static int use_checked(struct vmdk_walk *w, uint64_t number, uint8_t *bytes, uint8_t *copy,
+                       struct dr_error *err)
+{
+    static const uint8_t zeros[VMDK_GTES * 4];
+    uint8_t none[2][VMDK_GTES * 4];
+    bool has_copy = vmdk_has_copy(w, number);
+    if (has_copy && stands_in_a_grain(w, w->e->rgd[number])) {
+        int r = move_copy(w, number, err);
+        if (r < 0)
+            return r;
+        has_copy = false;
+    }
+    if (!bytes && (!has_copy || !copy))
+        return 0;
+    if (!bytes)
+        bytes = memcpy(none[0], zeros, sizeof(zeros));
+    if (has_copy && !copy)
+        copy = memcpy(none[1], zeros, sizeof(zeros));
+    return check_bytes(w, number, bytes, has_copy ? copy : NULL, err);
+}
+
+/* One that may be written to, and so may others. */
 static int check_table(struct vmdk_walk *w, uint64_t number, struct dr_error *err)
 {
     const struct vmdk_extent *e = w->e;
     uint8_t buf[VMDK_GTES * 4], copy[VMDK_GTES * 4];
-    struct table t = {.number = number, .n = entries_used(w, number), .buf = buf};
     bool hole, copy_hole = true;
     if (!vmdk_table_fits(w->image, e, e->gd[number]))
         return 0;
-    bool has_copy = e->rgd && vmdk_table_fits(w->image, e, e->rgd[number]) &&
-                    e->rgd[number] != e->gd[number];
+    bool has_copy = vmdk_has_copy(w, number);
     if (has_copy && stands_in_a_grain(w, e->rgd[number])) {
         int r = move_copy(w, number, err);
         if (r < 0)
@@ -519,13 +561,17 @@ static int check_table(struct vmdk_walk *w, uint64_t number, struct dr_error *er
         r = vmdk_read_table(w->image, e, e->rgd[number], copy, &copy_hole, err);
     if (r < 0 || (hole && copy_hole))
         return r;
-    t.copy = has_copy ? copy : NULL;
-    if (is_suspect(w, number) || (has_copy && memcmp(buf, copy, (size_t)t.n * 4) != 0))
-        check_entries(w, &t);
-    if (t.n < e->h.gtes)
-        check_behind(w, &t);
-    count_difference(w, &t);
-    return store(w, &t, err);
+    return check_bytes(w, number, buf, has_copy ? copy : NULL, err);
+}
+
+static int check_all(struct vmdk_walk *w, struct dr_error *err)
+{
+    int r = 0;
+    if (!w->fix)
+        return vmdk_read_tables(w, true, use_checked, err);
+    for (uint64_t t = 0; r == 0 && t < vmdk_tables_used(w->e); t++)
+        r = check_table(w, t, err);
+    return r;
 }
 
 int vmdk_check_tables(struct vmdk_walk *w, struct dr_error *err)
@@ -533,9 +579,7 @@ int vmdk_check_tables(struct vmdk_walk *w, struct dr_error *err)
     w->seen = w->n_twice ? calloc(1, (size_t)(w->n_used / 8 + 1)) : NULL;
     if (w->n_twice && !w->seen)
         return dr_fail_errno(err, ENOMEM, "%s", w->path);
-    int r = 0;
-    for (uint64_t t = 0; r == 0 && t < vmdk_tables_used(w->e); t++)
-        r = check_table(w, t, err);
+    int r = check_all(w, err);
     tell_grains(w);
     tell_tables(w);
     tell_cut(w);

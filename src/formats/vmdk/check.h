@@ -3,12 +3,14 @@
  *
  *   check.c         the order of a check; grain directories, leaks
  *   check-tables.c  grain tables and their redundant copies
+ *   check-ahead.c   reading them, many at once
  *   check-beyond.c  entries that lead behind the end of the file: cut off, or damaged?
  *   check-text.c    the descriptor against what the files say
  */
 #ifndef DR_FORMATS_VMDK_CHECK_H
 #define DR_FORMATS_VMDK_CHECK_H
 
+#include "formats/ahead.h"
 #include "formats/vmdk/vmdk.h"
 
 /* Places behind the end of a file to which entries lead, as bits of 64 KiB or a grain. */
@@ -87,7 +89,11 @@ struct vmdk_walk {
     bool changed;                                      /* something was written */
     bool damaged;                                      /* something is wrong that was not mended */
     bool odd; /* some table stands elsewhere than create would have put it */
+    struct dr_ahead *ahead;
 };
+
+/* Threads that read; 0: a processor's each, or as many requests as the file wants. For tests. */
+extern unsigned vmdk_check_readers;
 
 #define vmdk_say_of(w, ...) vmdk_say((w)->result, (w)->path, __VA_ARGS__)
 
@@ -118,6 +124,17 @@ int vmdk_write_table(struct vmdk_walk *w, uint32_t sector, const uint8_t *buf,
 /* Make a place for a table whose directory entry is unusable, with buf in it. */
 int vmdk_new_table(struct vmdk_walk *w, uint64_t table, bool copy, const uint8_t *buf,
                    struct dr_error *err);
+
+/* ------------------------------------------------------------------ check-ahead.c */
+
+/* Is there a redundant table, in a place of its own where one can be? */
+bool vmdk_has_copy(const struct vmdk_walk *w, uint64_t table);
+/* Show all tables that can be where the directory says, in order, and, with copies, the redundant
+ * one of each that vmdk_has_copy(). bytes, copy: NULL where it is a hole; copy also without one.
+ * The bytes may be changed. Nothing of the tables is written meanwhile. */
+typedef int (*vmdk_table_fn)(struct vmdk_walk *w, uint64_t table, uint8_t *bytes, uint8_t *copy,
+                             struct dr_error *err);
+int vmdk_read_tables(struct vmdk_walk *w, bool copies, vmdk_table_fn fn, struct dr_error *err);
 
 /* ------------------------------------------------------------------ check-tables.c */
 
