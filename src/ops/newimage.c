@@ -6,6 +6,7 @@
 #include "base/cleanup.h"
 #include "core/fingerprint.h"
 #include "ops/ops-internal.h"
+#include "storage/vmware-lock.h"
 
 #define TRIES 16
 
@@ -37,6 +38,15 @@ static int take_free_place(struct dr_new_image *n, struct dr_error *err)
     return r;
 }
 
+/* VMware takes no part in our locks. */
+static int refuse_locked_by_vmware(const struct dr_new_image *n, unsigned flags,
+                                   struct dr_error *err)
+{
+    bool locked = false;
+    int r = flags & DR_OPEN_NO_LOCK ? 0 : dr_vmware_lock_look(n->fs, n->final, &locked, err);
+    return r == 0 && locked ? dr_vmware_lock_refuse(n->final, err) : r;
+}
+
 /* Lock the file that the image replaces, so that nobody is using it and nobody begins to. */
 static int lock_old(struct dr_new_image *n, unsigned flags, struct dr_error *err)
 {
@@ -53,7 +63,9 @@ static int lock_old(struct dr_new_image *n, unsigned flags, struct dr_error *err
                        "over what is there",
                        n->final);
     unsigned file_flags = DR_FILE_RDWR | (flags & DR_OPEN_NO_LOCK ? DR_FILE_NO_LOCK : 0);
-    int r = dr_file_open(n->fs, n->final, file_flags, &n->old, err);
+    int r = refuse_locked_by_vmware(n, flags, err);
+    if (r == 0)
+        r = dr_file_open(n->fs, n->final, file_flags, &n->old, err);
     if (r < 0 || !n->old->block_device)
         return r;
     n->on_device = true; /* a move would put a file in the place of its node */

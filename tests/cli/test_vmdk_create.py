@@ -203,8 +203,14 @@ def test_a_lock_of_vmwares_warns_readers_and_refuses_writers(t):
     t.io("c.vmdk", "write -P 1 0 1k")
     r = t.drover("commit", "c.vmdk")
     assert r.code == 1 and "--locking off" in r.err, r
+    t.ok("create", "-q", "-f", "raw", "other", "1M")
+    for args in (["create", "-f", "vmdk", "a.vmdk", "1M"], ["convert", "-O", "vmdk", "other", "a.vmdk"],
+                 ["convert", "-n", "-O", "vmdk", "other", "a.vmdk"]):
+        r = t.drover(*args)
+        assert r.code == 1 and "--locking off" in r.err, (args, r)
     assert (t.dir / "a.vmdk").read_bytes() == before
     t.io("a.vmdk", "write -P 2 0 1k", options=["--locking", "off"])
+    t.ok("create", "-q", "--locking", "off", "-f", "vmdk", "a.vmdk", "1M")
 
 
 def test_change_tracking_ends_with_a_warning_when_something_is_written(t):
