@@ -103,18 +103,31 @@ void cli_export_allowed(const struct cli_args *args)
     }
 }
 
-/* Every format takes these options, although its own table does not list them. */
+/* Every format takes the first of these options, and those whose images may have a backing image
+ * the others, although their own tables do not list them. */
 static const struct dr_create_option general[] = {
     {"size", "size", "Virtual disk size", NULL},
+    {"backing_file", "str", "File name of a base image", NULL},
+    {"backing_fmt", "str", "Image format of the base image", NULL},
 };
+
+static bool can_back(const char *format)
+{
+    struct dr_format_info info;
+    size_t i = 0;
+
+    while (dr_format_list(i, &info) == 0 && strcmp(info.name, format) != 0)
+        i++;
+    return dr_format_list(i, &info) == 0 && info.can_back;
+}
 
 static size_t collect(const char *format, struct dr_create_option *list, size_t max)
 {
-    size_t n = 0;
+    size_t n = 0, n_general = can_back(format) ? sizeof(general) / sizeof(general[0]) : 1;
 
     for (size_t i = 0; n < max && dr_format_option(format, i, &list[n]) == 0; i++)
         n++;
-    for (size_t g = 0; g < sizeof(general) / sizeof(general[0]); g++) {
+    for (size_t g = 0; g < n_general; g++) {
         bool there = false;
         for (size_t i = 0; i < n; i++)
             there = there || strcmp(list[i].name, general[g].name) == 0;

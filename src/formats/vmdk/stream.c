@@ -165,12 +165,18 @@ static int scan(struct dr_image *image, struct vmdk_extent *e, struct dr_error *
 
 /* ------------------------------------------------------------------ opening */
 
-static int cut_off(const struct dr_file *f, struct dr_error *err)
+/* Programs that fetch the head of a file look for the first words. How long the stream was is not
+ * known; its end takes a footer and the end of stream at least. */
+static int cut_off(const struct dr_file *f, const struct vmdk_extent *e, struct dr_error *err)
 {
+    uint64_t size = dr_file_size(f);
     return dr_fail(err, EINVAL,
-                   "%s: the stream is cut off: the file ends at %llu, expected a footer there that "
-                   "says where the grain directory is; `convert --salvage` reads what is left",
-                   f->path, (unsigned long long)dr_file_size(f));
+                   "%s: File truncated, expecting at least %llu bytes: the stream is cut off: the "
+                   "file ends at %llu, expected a footer there that says where the grain directory "
+                   "is; a stream of %llu bytes (virtual size); `convert --salvage` reads what is "
+                   "left",
+                   f->path, (unsigned long long)(size + FOOTER_SECTORS * VMDK_SECTOR),
+                   (unsigned long long)size, (unsigned long long)(e->h.capacity * VMDK_SECTOR));
 }
 
 int vmdk_stream_open(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
@@ -185,7 +191,7 @@ int vmdk_stream_open(struct dr_image *image, struct vmdk_extent *e, struct dr_er
         }
         return 0;
     }
-    return r == 0 && at_end && !found ? cut_off(f, err) : r;
+    return r == 0 && at_end && !found ? cut_off(f, e, err) : r;
 }
 
 /* ------------------------------------------------------------------ map */
