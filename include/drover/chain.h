@@ -111,8 +111,9 @@ DR_API int dr_pack_names(const char *path, const struct dr_chain_options *option
  *
  * Beside an image can stand, in a small file, what its parent was: size, format, content id, a hash
  * of some blocks and perhaps one of all. From then on opening the image fails with -ESTALE where
- * size, format or id are others, dr_chain_examine() and a rebase with `unsafe` where the blocks
- * are; operations that give it another parent record that one. */
+ * size, format, id or the blocks are others, unless DR_OPEN_NO_FINGERPRINT is set, and so do
+ * dr_chain_examine() and a rebase with `unsafe`, which compare all if that was recorded; operations
+ * that give it another parent record that one. */
 struct dr_fingerprint_options {
     struct dr_open_options open;
     bool full_hash; /* read all of the parent, too */

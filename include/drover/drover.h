@@ -111,6 +111,8 @@ enum dr_open_flag {
                                     possible, else advise it to keep nothing */
     DR_OPEN_SALVAGE = 1 << 10,   /* open an image of which parts are missing, too: reads of those
                                     parts fail. Excludes RDWR */
+    DR_OPEN_NO_FINGERPRINT = 1 << 11, /* what is recorded beside images of what their parents were
+                                         (dr_fingerprint) is not compared */
 };
 
 struct dr_open_options {

@@ -10,6 +10,9 @@
 #include "core/publish.h"
 
 #define MAX_BYTES 4096u
+#define SAMPLES   16u
+#define SAMPLE    (UINT64_C(64) << 10)
+#define FIRST     (UINT64_C(1) << 20) /* where a first partition begins, as a rule */
 #define ULL(x)    ((unsigned long long)(x))
 
 /* ------------------------------------------------------------------ the text */
@@ -213,6 +216,65 @@ void dr_fingerprint_put_back(struct dr_fs *fs, const char *path, const char *tex
     dr_file_unref(image);
 }
 
+/* ------------------------------------------------------------------ hashes
+ *
+ * The sampled hash is one of at most 18 blocks of 64 KiB of what the parent shows: 16 are spread
+ * over it, one is at 1 MiB, because every mount of a file system there changes its first blocks,
+ * and one is the last. The full one is of all. */
+
+/* Where the block behind the one at off is, which does not end the disk. step: between blocks. */
+static uint64_t next_block(uint64_t off, uint64_t step, uint64_t last)
+{
+    uint64_t next = (off / step + 1) * step;
+    if (off < FIRST && step > SAMPLE)
+        next = dr_min(next, FIRST);
+    return step > SAMPLE ? dr_min(next, last) : off + SAMPLE;
+}
+
+static int hash_blocks(struct dr_chain *chain, size_t first, uint64_t step, bool (*stopped)(void *),
+                       void *user, char text[DR_FINGERPRINT_HEX], struct dr_error *err)
+{
+    uint64_t size = chain->images[first]->size;
+    uint64_t last = size > SAMPLE ? size - SAMPLE : 0, n = 0;
+    CLEANUP_FREE uint8_t *buf = malloc(SAMPLE);
+    XXH3_state_t *state = XXH3_createState();
+    int r = buf && state ? 0
+                         : dr_fail(err, ENOMEM, "%s: out of memory", chain->images[first]->path);
+    if (r == 0)
+        XXH3_128bits_reset(state);
+    for (uint64_t off = 0; r == 0 && off < size; off = next_block(off, step, last)) {
+        n = dr_min(SAMPLE, size - off);
+        if (stopped && stopped(user))
+            r = dr_fail(err, ECANCELED, "stopped on request");
+        if (r == 0)
+            r = dr_chain_read(chain, first, buf, off, (size_t)n, err);
+        if (r == 0)
+            XXH3_128bits_update(state, buf, (size_t)n);
+        if (off + n == size)
+            break;
+    }
+    if (r == 0) {
+        XXH128_hash_t hash = XXH3_128bits_digest(state);
+        snprintf(text, DR_FINGERPRINT_HEX, "%016" PRIx64 "%016" PRIx64, (uint64_t)hash.high64,
+                 (uint64_t)hash.low64);
+    }
+    XXH3_freeState(state);
+    return r;
+}
+
+int dr_fingerprint_sample(struct dr_chain *chain, size_t first, char text[DR_FINGERPRINT_HEX],
+                          struct dr_error *err)
+{
+    uint64_t step = dr_round_down(chain->images[first]->size / SAMPLES, SAMPLE);
+    return hash_blocks(chain, first, dr_max(step, SAMPLE), NULL, NULL, text, err);
+}
+
+int dr_fingerprint_full(struct dr_chain *chain, size_t first, bool (*stopped)(void *user),
+                        void *user, char text[DR_FINGERPRINT_HEX], struct dr_error *err)
+{
+    return hash_blocks(chain, first, SAMPLE, stopped, user, text, err);
+}
+
 /* ------------------------------------------------------------------ comparing */
 
 int dr_fingerprint_compare(const struct dr_image *image, const struct dr_fingerprint *print,
@@ -237,6 +299,38 @@ int dr_fingerprint_compare(const struct dr_image *image, const struct dr_fingerp
     return 0;
 }
 
+int dr_fingerprint_refuse(const struct dr_image *image, const struct dr_image *parent,
+                          const char *how, struct dr_error *err)
+{
+    return dr_fail(err, ESTALE,
+                   "%s: %s does not hold what its parent held when that was recorded (%s): it was "
+                   "written to since, or is another disk of the same size",
+                   image->path, parent->path, how);
+}
+
+int dr_fingerprint_compare_sample(const struct dr_image *image, const struct dr_fingerprint *print,
+                                  struct dr_chain *chain, size_t first, struct dr_error *err)
+{
+    char now[DR_FINGERPRINT_HEX] = "";
+    int r = dr_fingerprint_sample(chain, first, now, err);
+    return r == 0 && strcmp(now, print->sampled) != 0
+               ? dr_fingerprint_refuse(image, chain->images[first], "some blocks were compared",
+                                       err)
+               : r;
+}
+
+/* What a refusal when a disk is opened says besides. */
+static int with_way_out(const struct dr_image *image, const struct dr_error *why,
+                        struct dr_error *err)
+{
+    return dr_fail(
+        err, why->errnum,
+        "%s. Put the right file back; or, if you know that this one is right, record it "
+        "anew: drover chain fingerprint %s. To open it once all the same: --fingerprints "
+        "off",
+        why->text, image->path);
+}
+
 int dr_fingerprint_check(const struct dr_image *image, const struct dr_image *parent,
                          struct dr_error *err)
 {
@@ -246,10 +340,19 @@ int dr_fingerprint_check(const struct dr_image *image, const struct dr_image *pa
     if (r <= 0)
         return r;
     r = dr_fingerprint_compare(image, &print, parent, &why);
-    if (r == 0)
-        return 0;
-    return dr_fail(err, -r,
-                   "%s. Put the right file back; or, if you know that this one is right, record it "
-                   "anew: drover chain fingerprint %s",
-                   why.text, image->path);
+    return r < 0 ? with_way_out(image, &why, err) : 1;
+}
+
+int dr_fingerprint_check_sample(struct dr_chain *chain, size_t child, struct dr_error *err)
+{
+    const struct dr_image *image = chain->images[child];
+    struct dr_fingerprint print;
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_fingerprint_load(image, &print, err);
+    if (r <= 0)
+        return r;
+    r = dr_fingerprint_compare_sample(image, &print, chain, child + 1, &why);
+    if (r == -ESTALE)
+        return with_way_out(image, &why, err);
+    return r == -ENOMEM ? dr_fail(err, ENOMEM, "%s", why.text) : 0;
 }

@@ -7,7 +7,7 @@
 #include "storage/remote.h"
 
 /* All there are. What a later library may give a meaning is not passed over in silence. */
-#define OPEN_FLAGS ((2u * DR_OPEN_SALVAGE - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE)
+#define OPEN_FLAGS ((2u * DR_OPEN_NO_FINGERPRINT - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE)
 
 /* A file of the chain so far, in a hash table by its id. */
 struct seen {
@@ -24,6 +24,7 @@ struct opening {
     size_t n, room;
     struct seen *seen; /* open addressing; n_slots is a power of two, or 0 */
     size_t n_seen, n_slots;
+    size_t n_prints; /* images of which it is recorded what their parent was */
 };
 
 static unsigned parent_flags(unsigned flags)
@@ -169,14 +170,28 @@ static int parent_format(const struct opening *o, const char *path, const char *
     return r;
 }
 
-static int check_parent(const struct dr_image *child, const struct dr_image *parent,
-                        struct dr_error *err)
+static int check_parent(struct opening *o, const struct dr_image *child,
+                        const struct dr_image *parent, struct dr_error *err)
 {
     if (child->flags & DR_OPEN_NO_CHECK_ID)
         return 0;
     int r = child->fmt->check_backing ? child->fmt->check_backing(child, parent, err) : 0;
-    /* A child that knows its parent's content id needs no look at what stands beside it. */
-    return r < 0 || child->fmt->parent_id ? r : dr_fingerprint_check(child, parent, err);
+    if (r < 0 || (o->options->flags & DR_OPEN_NO_FINGERPRINT))
+        return r;
+    r = dr_fingerprint_check(child, parent, err);
+    o->n_prints += r > 0;
+    return r < 0 ? r : 0;
+}
+
+/* What takes reading the parents waits for all of them. */
+static int check_samples(const struct opening *o, struct dr_chain *chain, struct dr_error *err)
+{
+    int r = 0;
+    if (o->options->flags & DR_OPEN_SALVAGE)
+        return 0;
+    for (size_t i = 0; r == 0 && o->n_prints > 0 && i + 1 < chain->n; i++)
+        r = dr_fingerprint_check_sample(chain, i, err);
+    return r;
 }
 
 static int open_parent(struct opening *o, const char *path, const char *recorded,
@@ -192,7 +207,7 @@ static int open_parent(struct opening *o, const char *path, const char *recorded
                                   NULL, &parent, err);
     if (r < 0 || !parent)
         return r;
-    r = check_parent(child, parent, err);
+    r = check_parent(o, child, parent, err);
     if (r == 0)
         r = push(o, parent, err);
     if (r < 0)
@@ -369,6 +384,9 @@ int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_optio
         return hint_at_link(fs, path, r, err);
     }
     *chain = dr_chain_new(o.images, o.n);
+    r = *chain ? check_samples(&o, *chain, err) : dr_fail(err, ENOMEM, "%s: out of memory", path);
+    if (r < 0)
+        dr_chain_unref(DR_STEAL(*chain), NULL);
     clear(&o);
-    return *chain ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", path);
+    return r;
 }

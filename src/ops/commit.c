@@ -384,21 +384,43 @@ static bool has_print(const struct dr_image *image)
     return image && dr_fingerprint_load(image, &print, NULL) != 0;
 }
 
-/* P is about to change: what is recorded of it beside M must not count any more. */
-static int forget_print(struct commit *c, struct dr_error *err)
+/* P is about to change, and with it what M shows, and so on up to the parent of C: what is recorded
+ * of them must not count any more. */
+static int forget_prints(struct commit *c, struct dr_error *err)
 {
-    bool of_m = has_print(commit_m(c));
-    c->has_print = of_m || has_print(commit_k(c));
-    return of_m ? dr_fingerprint_remove(c->fs, commit_m(c)->files[0]->path, err) : 0;
+    int r = 0;
+    c->forgot = calloc(c->base, sizeof(struct dr_image *));
+    if (!c->forgot)
+        return dr_fail(err, ENOMEM, "%s: out of memory", c->path);
+    c->k_print = has_print(commit_k(c));
+    for (size_t i = c->base; r == 0 && i-- > c->first;) {
+        const struct dr_image *image = c->chain->images[i];
+        if (!has_print(image))
+            continue;
+        c->forgot[c->n_forgot++] = image;
+        r = dr_fingerprint_remove(c->fs, image->files[0]->path, err);
+    }
+    return r;
 }
 
-/* Whatever stands on P now. A record that cannot be written is no failure of what was done. */
-static void renew_print(const struct commit *c)
+/* Stands on P now, as K or as an M that is still there, or is one of those that were forgotten. */
+static bool needs_print(const struct commit *c, size_t i)
+{
+    if (c->chain->images[i + 1] == c->p)
+        return c->k_print || c->n_forgot > 0;
+    for (size_t k = 0; k < c->n_forgot; k++)
+        if (c->forgot[k] == c->chain->images[i])
+            return true;
+    return false;
+}
+
+/* A record that cannot be written is no failure of what was done. */
+static void renew_prints(const struct commit *c)
 {
     struct dr_error why = DR_ERROR_INIT;
-    for (size_t i = 0; c->has_print && i + 1 < c->chain->n; i++) {
+    for (size_t i = 0; i + 1 < c->chain->n; i++) {
         const struct dr_image *image = c->chain->images[i];
-        if (c->chain->images[i + 1] == c->p && image->backing_name &&
+        if (needs_print(c, i) && image->backing_name &&
             ops_fingerprint_renew(image, c->chain, i + 1, &why) < 0)
             dr_job_message(c->job, "%s: what its parent is was not recorded: %s", image->path,
                            why.text);
@@ -418,7 +440,7 @@ static int run(struct commit *c, struct dr_error *err)
     c->p = commit_p(c);
     int r = thaw(c, err);
     if (r == 0)
-        r = forget_print(c, err);
+        r = forget_prints(c, err);
     if (r == 0 && c->shared && c->first == 0)
         r = dr_follow_begin(&c->follow, c->disk, err);
     if (r == 0)
@@ -437,7 +459,8 @@ static int run(struct commit *c, struct dr_error *err)
         r = commit_empty_top(c, err);
     dr_follow_end(&c->follow);
     if (r == 0)
-        renew_print(c);
+        renew_prints(c);
+    free(c->forgot);
     return r;
 }
 

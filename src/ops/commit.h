@@ -28,7 +28,10 @@ struct commit {
     struct dr_image *thawed[3]; /* by this commit */
     unsigned n_thawed;
     struct dr_follow follow;
-    bool has_print;           /* what the parent is is recorded beside M or K */
+    const struct dr_image **forgot; /* whose record of its parent was removed: of C to M. Only to be
+                                     * compared: they may be gone */
+    size_t n_forgot;
+    bool k_print;             /* what K's parent is is recorded */
     const struct dr_image *p; /* the base, also when the chain is another one */
 };
 

@@ -34,26 +34,66 @@ def test_the_right_parent_opens_and_one_of_another_size_or_format_does_not(t, ki
 
 
 @pytest.mark.parametrize("kind", ["qcow2-on-raw", "qcow2", "add-cow"])
-def test_a_parent_that_was_written_to_is_found_by_check(t, kind):
+def test_a_parent_that_was_written_to_is_refused(t, kind):
     base, _ = pair(t, kind)
     t.ok("convert", "-f", base, "-O", base, "base", "copy")
     t.io("base", "write -P 9 0 64k", fmt=base)
-    t.ok("map", "--output=json", "top")  # nothing cheap shows it
+    for verb in (["map"], ["convert", "-O", "raw"], ["resize"], ["commit"]):
+        r = t.drover(*verb, "top", *{"convert": ["x"], "resize": ["5M"]}.get(verb[0], []))
+        assert r.code == 1 and "some blocks were compared" in r.err and "chain fingerprint top" in r.err, r
+    assert t.drover("info", "top").code == 0 and not (t.dir / "x").exists()
+    t.ok("map", "--fingerprints", "off", "top")
+    t.io("top", "read -P 9 0 64k", options=["--fingerprints", "off"])
+    assert t.drover("map", "--fingerprints", "maybe", "top").code == 1
     r = t.drover("chain", "check", "top")
     assert r.code == 2 and "some blocks were compared" in r.out
     shutil.copy(t.dir / "copy", t.dir / "base")
     t.ok("chain", "check", "top")
+    t.ok("map", "top")
+
+
+def test_a_parent_that_was_written_to_behind_its_content_id_is_refused(t):
+    pair(t, "vmdk")
+    with open(t.dir / "base", "r+b") as f:
+        f.seek(64 << 10)
+        assert f.read(1) == b"\1"
+        f.seek(64 << 10)
+        f.write(b"\7" * 512)
+    r = t.drover("map", "top")
+    assert r.code == 1 and "some blocks were compared" in r.err, r
+    t.ok("chain", "fingerprint", "top")
+    t.ok("map", "top")
+
+
+def test_a_grandparent_that_was_written_to_is_refused_for_the_image_that_recorded_it(t):
+    pair(t, "qcow2")
+    t.ok("create", "-q", "-f", "qcow2", "-b", "top", "-F", "qcow2", "above")
+    t.io("base", "write -P 9 1M 64k")
+    r = t.drover("map", "above")
+    assert r.code == 1 and "top: base does not hold" in r.err, r
+
+
+def test_what_cannot_be_read_of_a_parent_is_no_other_parent(t):
+    t.ok("create", "-q", "-f", "vmdk", "vm", "4M")
+    t.io("vm", "write -P 1 0 4M", fmt="vmdk")
+    t.ok("create", "-q", "--fingerprint", "-f", "qcow2", "-b", "vm", "-F", "vmdk", "over")
+    os.truncate(t.dir / "vm", 2 << 20)  # grains are lost: that is an error of who reads them
+    t.io("over", "read -P 1 0 1M")
+    r = t.drover("convert", "-O", "raw", "over", "x")
+    assert r.code == 1 and "end of the file" in r.err, r
 
 
 def test_the_full_hash_finds_what_the_sampled_one_cannot(t):
     t.ok("create", "-q", "-f", "raw", "base", "64M")
     t.ok("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "top")
     t.ok("chain", "fingerprint", "top")
-    t.io("base", "write -P 9 1M 64k", fmt="raw")
+    t.io("base", "write -P 9 2M 64k", fmt="raw")
+    t.ok("map", "top")
     t.ok("chain", "check", "top")
     t.ok("chain", "fingerprint", "--full-hash", "top")
     t.ok("chain", "check", "top")
-    t.io("base", "write -P 8 1M 64k", fmt="raw")
+    t.io("base", "write -P 8 2M 64k", fmt="raw")
+    t.ok("map", "top")
     r = t.drover("chain", "check", "top")
     assert r.code == 2 and "all was compared" in r.out
     t.ok("chain", "fingerprint", "--remove", "top")
@@ -103,6 +143,21 @@ def test_a_commit_renews_what_stands_above(t):
     t.ok("snapshot", "--down", "-d", "mid", "top")
     assert t.ok("chain", "check", "top") == "2 images, no problem.\n"
     assert not (t.dir / "mid.drover-parent").exists() and b"size 8388608" in (t.dir / "top.drover-parent").read_bytes()
+
+
+def test_a_commit_of_several_renews_each_that_stays(t):
+    t.ok("create", "-q", "-f", "qcow2", "base", "4M")
+    for below, name in (("base", "low"), ("low", "mid"), ("mid", "top")):
+        t.ok("create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", name)
+    t.io("low", "write -P 1 0 64k")
+    for name in ("low", "mid", "top"):
+        t.ok("chain", "fingerprint", name)
+    t.io("top", "write -P 3 1M 64k")
+    t.ok("commit", "-b", "base", "top")
+    for name in ("low", "mid", "top"):
+        t.ok("map", name)
+        t.io(name, "read -P 3 1M 64k")
+        assert (t.dir / f"{name}.drover-parent").exists()
 
 
 def test_what_another_program_recorded_since_is_not_judged_by_it(t):

@@ -536,7 +536,7 @@ static void opening_a_layer_costs_what_the_table_says(void **state)
         const char *format;
         unsigned calls;
         size_t bytes;
-    } table[] = {{"vmdk", 34, 8 * KIB}, {"add-cow", 63, 8 * KIB}};
+    } table[] = {{"vmdk", 36, 8 * KIB}, {"add-cow", 63, 8 * KIB}};
     char dir[256], clean[300];
     (void)state;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)

@@ -270,17 +270,29 @@ int cli_cache_flags(const char *mode, unsigned *flags, bool *writethrough)
     return -EINVAL;
 }
 
+/* --NAME on|off: off sets the flag. */
+static int take_switch(const struct cli *cli, const struct cli_args *args, int key,
+                       const char *name, unsigned flag, unsigned *flags)
+{
+    const char *value = cli_value(args, key);
+
+    if (value && strcmp(value, "off") == 0)
+        *flags |= flag;
+    else if (value && strcmp(value, "on") != 0)
+        return cli_usage(cli, "--%s must be on or off, not '%s'", name, value);
+    return 0;
+}
+
 int cli_shared_flags(const struct cli *cli, const struct cli_args *args, unsigned *flags)
 {
-    const char *locking = cli_value(args, KEY_LOCKING);
+    int r;
 
     if (cli->role != CLI_DROVER)
         *flags |= DR_OPEN_ANY_PATH;
-    if (locking && strcmp(locking, "off") == 0)
-        *flags |= DR_OPEN_NO_LOCK;
-    else if (locking && strcmp(locking, "on") != 0)
-        return cli_usage(cli, "--locking must be on or off, not '%s'", locking);
-    return 0;
+    r = take_switch(cli, args, KEY_LOCKING, "locking", DR_OPEN_NO_LOCK, flags);
+    return r ? r
+             : take_switch(cli, args, KEY_FINGERPRINTS, "fingerprints", DR_OPEN_NO_FINGERPRINT,
+                           flags);
 }
 
 static int get_flags(const struct cli *cli, const struct cli_args *args,

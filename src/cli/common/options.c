@@ -14,6 +14,8 @@ const struct cli_option cli_opts_common[] = {
     {KEY_ALLOW_PATH, "allow-path", "DIR",
      "a directory in which backing files may be, too (repeatable)", false},
     {KEY_LOCKING, "locking", "on|off", "off: take no locks (file systems without them)", false},
+    {KEY_FINGERPRINTS, "fingerprints", "on|off",
+     "off: do not compare parents with what is recorded of them", false},
     {KEY_OBJECT, "object", "DEF", "QEMU objects", true},
     {0, NULL, NULL, NULL, false},
 };

@@ -25,6 +25,7 @@ enum cli_key { /* options without a letter */
                KEY_BACKING_CHAIN,
                KEY_ALLOW_PATH,
                KEY_LOCKING,
+               KEY_FINGERPRINTS,
                KEY_PROGRESS,
                KEY_FORCE,
                KEY_DROP_EQUAL,

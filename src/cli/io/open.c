@@ -124,9 +124,12 @@ int io_open(struct io *io, const struct io_command *command, int argc, char **ar
     args.hits = hits;
     if (o.options)
         hits[args.n_hits++] = (struct cli_hit){KEY_IMAGE_OPTS, NULL};
-    const char *locking = cli_value(io->args, KEY_LOCKING);
-    if (locking)
-        hits[args.n_hits++] = (struct cli_hit){KEY_LOCKING, locking};
+    static const int handed_on[] = {KEY_LOCKING, KEY_FINGERPRINTS};
+    for (size_t i = 0; i < sizeof(handed_on) / sizeof(handed_on[0]); i++) {
+        const char *value = cli_value(io->args, handed_on[i]);
+        if (value)
+            hits[args.n_hits++] = (struct cli_hit){handed_on[i], value};
+    }
     const struct cli_image_spec spec = {.name = list ? list : name, .flags = o.flags};
     r = cli_image_get(io->cli, &args, &spec, &image) != 0 ? -EINVAL : 0;
     io->temporary = o.temporary;
