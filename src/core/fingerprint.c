@@ -18,9 +18,9 @@
 /* ------------------------------------------------------------------ the text */
 
 /* The name is kept as a hash: it may hold any bytes. */
-static uint64_t name_hash(const struct dr_image *image)
+static uint64_t name_hash(const char *name)
 {
-    return XXH3_64bits(image->backing_name, strlen(image->backing_name));
+    return XXH3_64bits(name, strlen(name));
 }
 
 static bool is_hex(const char *text)
@@ -29,34 +29,50 @@ static bool is_hex(const char *text)
     return text[n] == '\0' && (n == 0 || n == DR_FINGERPRINT_HEX - 1);
 }
 
-static int parse(const struct dr_image *image, const char *path, const char *text,
-                 struct dr_fingerprint *print, struct dr_error *err)
+/* One record at *text, which goes behind it. false: it is damaged. */
+static bool parse_one(const char **text, uint64_t *name, struct dr_fingerprint *print)
 {
-    uint64_t name = 0, sum = 0;
+    uint64_t sum = 0;
     char id[9] = "", sampled[40] = "", full[40] = "";
-    int end = 0;
+    int at_sum = 0, end = 0;
     *print = (struct dr_fingerprint){0};
-    int n = sscanf(text,
+    int n = sscanf(*text,
                    "drover-parent 1\nname %16" SCNx64 "\nsize %20" SCNu64
-                   "\nformat %31s\nid %8s\nsampled %33s\nfull %33s\n%nsum %16" SCNx64 "\n",
-                   &name, &print->size, print->format, id, sampled, full, &end, &sum);
-    bool whole = n == 7 && end > 0 && sum == XXH3_64bits(text, (size_t)end);
+                   "\nformat %31s\nid %8s\nsampled %33s\nfull %33s\n%nsum %16" SCNx64 "\n%n",
+                   name, &print->size, print->format, id, sampled, full, &at_sum, &sum, &end);
+    bool whole = n == 7 && at_sum > 0 && sum == XXH3_64bits(*text, (size_t)at_sum);
     if (strcmp(full, "-") == 0)
         full[0] = '\0';
-    if (!whole || !is_hex(sampled) || !is_hex(full))
-        return dr_fail(err, EBADMSG,
-                       "%s: is damaged; to record the parent of %s anew: drover chain fingerprint "
-                       "%s",
-                       path, image->path, image->path);
+    if (!whole || end <= at_sum || !is_hex(sampled) || !is_hex(full))
+        return false;
     char *rest = NULL;
     print->has_id = strcmp(id, "-") != 0;
     print->id = print->has_id ? (uint32_t)strtoul(id, &rest, 16) : 0;
     memcpy(print->sampled, sampled, sizeof(print->sampled));
     memcpy(print->full, full, sizeof(print->full));
-    return name == name_hash(image);
+    *text += end;
+    return true;
 }
 
-static char *format_text(const struct dr_image *image, const struct dr_fingerprint *p)
+/* 1 and *print: the record of that parent name; 0: there is none of it. */
+static int parse(const struct dr_image *image, const char *path, const char *text,
+                 struct dr_fingerprint *print, struct dr_error *err)
+{
+    const char *p = text;
+    uint64_t name = 0;
+    do {
+        if (!parse_one(&p, &name, print))
+            return dr_fail(
+                err, EBADMSG,
+                "%s: is damaged; to record the parent of %s anew: drover chain fingerprint %s",
+                path, image->path, image->path);
+        if (name == name_hash(image->backing_name))
+            return 1;
+    } while (*p);
+    return 0;
+}
+
+static char *format_text(const char *name, const struct dr_fingerprint *p)
 {
     char *text = NULL, *whole = NULL;
     char id[9] = "-";
@@ -65,13 +81,25 @@ static char *format_text(const struct dr_image *image, const struct dr_fingerpri
     if (asprintf(&text,
                  "drover-parent 1\nname %016" PRIx64 "\nsize %" PRIu64
                  "\nformat %s\nid %s\nsampled %s\nfull %s\n",
-                 name_hash(image), p->size, p->format, id, p->sampled,
+                 name_hash(name), p->size, p->format, id, p->sampled,
                  p->full[0] ? p->full : "-") < 0)
         return NULL;
     if (asprintf(&whole, "%ssum %016" PRIx64 "\n", text, XXH3_64bits(text, strlen(text))) < 0)
         whole = NULL;
     free(text);
     return whole;
+}
+
+/* The same, and behind it the one of the present parent. */
+static char *format_both(const char *name, const struct dr_fingerprint *next, const char *present,
+                         const struct dr_fingerprint *now)
+{
+    CLEANUP_FREE char *first = format_text(name, next);
+    CLEANUP_FREE char *second = format_text(present, now);
+    char *both = NULL;
+    if (!first || !second || asprintf(&both, "%s%s", first, second) < 0)
+        return NULL;
+    return both;
 }
 
 /* ------------------------------------------------------------------ the file */
@@ -156,6 +184,15 @@ static int write_record(struct dr_fs *fs, const char *path, const char *text, st
     return r;
 }
 
+static int store(const struct dr_image *image, const char *text, struct dr_error *err)
+{
+    CLEANUP_FREE char *path = NULL;
+    if (!text)
+        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+    int r = find_place(image->fs, image->files[0]->path, &path, err);
+    return r < 0 ? r : write_record(image->fs, path, text, image->files[0], err);
+}
+
 int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerprint *print,
                          struct dr_error *err)
 {
@@ -163,12 +200,19 @@ int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerpri
         return dr_fail(err, ENOTSUP, "%s: is a %s, beside which nothing is recorded", image->path,
                        dr_name_is_remote(image->files[0]->path) ? "disk on a server"
                                                                 : "block device");
-    CLEANUP_FREE char *path = NULL;
-    CLEANUP_FREE char *text = format_text(image, print);
-    if (!text)
-        return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
-    int r = find_place(image->fs, image->files[0]->path, &path, err);
-    return r < 0 ? r : write_record(image->fs, path, text, image->files[0], err);
+    CLEANUP_FREE char *text = format_text(image->backing_name, print);
+    return store(image, text, err);
+}
+
+int dr_fingerprint_store_next(const struct dr_image *image, const char *name,
+                              const struct dr_fingerprint *print, struct dr_error *err)
+{
+    struct dr_fingerprint now;
+    int r = dr_fingerprint_load(image, &now, err);
+    if (r <= 0)
+        return r;
+    CLEANUP_FREE char *text = format_both(name, print, image->backing_name, &now);
+    return store(image, text, err);
 }
 
 int dr_fingerprint_remove(struct dr_fs *fs, const char *path, struct dr_error *err)

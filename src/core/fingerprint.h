@@ -29,6 +29,10 @@ int dr_fingerprint_load(const struct dr_image *image, struct dr_fingerprint *pri
 /* Replace it, atomically and durably. The image records a parent. */
 int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerprint *print,
                          struct dr_error *err);
+/* The image is about to record that name for its parent, which is like print: until it does, what
+ * is recorded of the present one counts. Does nothing where nothing is. */
+int dr_fingerprint_store_next(const struct dr_image *image, const char *name,
+                              const struct dr_fingerprint *print, struct dr_error *err);
 /* Nothing happens where there is none. */
 int dr_fingerprint_remove(struct dr_fs *fs, const char *path, struct dr_error *err);
 /* The same, before another image takes the place of this one. *text, malloc'ed, is what was there

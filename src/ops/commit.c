@@ -403,6 +403,16 @@ static int forget_prints(struct commit *c, struct dr_error *err)
     return r;
 }
 
+/* K is about to have P as its parent, which holds all by now. */
+static void announce_print(const struct commit *c)
+{
+    const struct dr_image *k = commit_k(c);
+    CLEANUP_FREE char *name = k && c->k_print ? dr_ops_name_from(c->fs, k->path, commit_p(c)->path)
+                                              : NULL;
+    if (name)
+        ops_fingerprint_announce(k, name, c->chain, c->base);
+}
+
 /* Stands on P now, as K or as an M that is still there, or is one of those that were forgotten. */
 static bool needs_print(const struct commit *c, size_t i)
 {
@@ -447,6 +457,8 @@ static int run(struct commit *c, struct dr_error *err)
         r = commit_quiesce(c, dr_disk_quiesce, begin_step, err);
     if (r == 0)
         r = copy(c, err);
+    if (r == 0)
+        announce_print(c);
     bool pivots = r == 0 && commit_shall_pivot(c);
     if (pivots)
         r = commit_pivot(c, err);

@@ -14,18 +14,35 @@ static bool stopped(void *job)
     return dr_job_stopped(job);
 }
 
+static int take(struct dr_chain *chain, size_t first, bool full, struct dr_job *job,
+                struct dr_fingerprint *print, struct dr_error *err)
+{
+    const struct dr_image *parent = chain->images[first];
+    *print = (struct dr_fingerprint){.size = parent->size, .has_id = parent->fmt->id};
+    snprintf(print->format, sizeof(print->format), "%s", parent->fmt->name);
+    if (print->has_id)
+        print->id = parent->fmt->id(parent);
+    int r = dr_fingerprint_sample(chain, first, print->sampled, err);
+    if (r == 0 && full)
+        r = dr_fingerprint_full(chain, first, stopped, job, print->full, err);
+    return r;
+}
+
 int ops_fingerprint_take(const struct dr_image *image, struct dr_chain *chain, size_t first,
                          bool full, struct dr_job *job, struct dr_error *err)
 {
-    const struct dr_image *parent = chain->images[first];
-    struct dr_fingerprint print = {.size = parent->size, .has_id = parent->fmt->id};
-    snprintf(print.format, sizeof(print.format), "%s", parent->fmt->name);
-    if (print.has_id)
-        print.id = parent->fmt->id(parent);
-    int r = dr_fingerprint_sample(chain, first, print.sampled, err);
-    if (r == 0 && full)
-        r = dr_fingerprint_full(chain, first, stopped, job, print.full, err);
+    struct dr_fingerprint print;
+    int r = take(chain, first, full, job, &print, err);
     return r < 0 ? r : dr_fingerprint_store(image, &print, err);
+}
+
+void ops_fingerprint_announce(const struct dr_image *image, const char *name,
+                              struct dr_chain *chain, size_t first)
+{
+    struct dr_fingerprint print;
+    if (name && image->backing_name && !image->files[0]->block_device &&
+        take(chain, first, false, NULL, &print, NULL) == 0)
+        dr_fingerprint_store_next(image, name, &print, NULL);
 }
 
 int ops_fingerprint_renew(const struct dr_image *image, struct dr_chain *chain, size_t first,

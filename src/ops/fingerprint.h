@@ -11,6 +11,11 @@ int ops_fingerprint_take(const struct dr_image *image, struct dr_chain *chain, s
 /* The same without the full hash. */
 int ops_fingerprint_renew(const struct dr_image *image, struct dr_chain *chain, size_t first,
                           struct dr_error *err);
+/* Before the image records that name for it: a record that is there goes on to count, and one of
+ * the new parent counts from then on, until ops_fingerprint_renew(). A kill in between loses
+ * neither. A failure is passed over: at worst it would. */
+void ops_fingerprint_announce(const struct dr_image *image, const char *name,
+                              struct dr_chain *chain, size_t first);
 /* -ESTALE: it is not what was recorded. full: compare all, if that was recorded. */
 int ops_fingerprint_verify(const struct dr_image *image, struct dr_chain *chain, size_t first,
                            const struct dr_fingerprint *print, bool full, struct dr_error *err);

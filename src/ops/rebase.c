@@ -216,6 +216,12 @@ static int record_step(void *user, struct dr_chain *present, struct dr_chain **f
     return r < 0 ? r : set_backing(rb, 0, err);
 }
 
+static void announce_print(const struct rebase *rb)
+{
+    if (rb->has_print && rb->above && !rb->retire)
+        ops_fingerprint_announce(rebase_overlay(rb), rb->name, rb->above, rb->above_first);
+}
+
 static int switch_parent(struct rebase *rb, struct dr_error *err)
 {
     /* A process that wrote the new parents may have left them in memory. */
@@ -224,6 +230,7 @@ static int switch_parent(struct rebase *rb, struct dr_error *err)
         r = dr_job_before_switch(rb->job, err);
     if (r < 0)
         return r;
+    announce_print(rb);
     uint64_t pause = 0;
     if (rb->retire)
         r = rebase_own_rest(rb, err); /* so that little is left while requests wait */

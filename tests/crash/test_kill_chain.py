@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """SIGKILL of the real program at each change that it makes to a family of images: every disk reads as it did, and the
 same command finishes the work."""
+import json
 import os
 import shutil
 
@@ -121,3 +122,23 @@ def test_references_are_old_or_new_wherever_it_is_killed(kind, verb, tear, tmp_p
         assert done.returncode == 0, f'killed at {n}: {done.stderr}'
         for name in ('mid', 'top', 'other'):
             assert not family.differs(directory, name), f'{name}, killed at {n}'
+
+
+@pytest.mark.parametrize('argv', [('rebase', '-F', 'qcow2', '-b', 'base', 'top'), ('snapshot', '-q', '--down', '-d', 'mid', 'top')],
+                         ids=['rebase', 'merge'])
+def test_a_record_of_the_parent_counts_wherever_it_is_killed(argv, tmp_path):
+    """Of the image that gets another parent, of the old one until then: written to, that one is refused."""
+    family = Family(str(tmp_path), 'qcow2')
+    os.remove(os.path.join(family.dir, 'other'))
+    run(family.dir, 'chain', 'fingerprint', 'top')
+    parents = set()
+    for n, directory in killed(family, str(tmp_path), argv, False, most=1):
+        assert not family.differs(directory, 'top'), n
+        if os.path.exists(os.path.join(directory, 'mid')):
+            run(directory, 'recover', '-q', 'mid', ok=False)
+        parent = json.loads(run(directory, 'info', '--output=json', 'top').stdout)['backing-filename']
+        parents.add(parent)
+        run(directory, 'io', '-f', 'qcow2', '-c', 'write -P 9 0 64k', parent)
+        done = run(directory, 'map', 'top', ok=False)
+        assert done.returncode == 1 and 'some blocks were compared' in done.stderr, (n, parent, done)
+    assert parents == {'mid', 'base'}
