@@ -23,6 +23,7 @@ struct removal {
     struct dr_tree_node *nodes;
     size_t n, disk, m; /* indexes of the disk that was named, and of the snapshot */
     char *vmsd_path;   /* of the machine, or NULL */
+    char *vmsd_fault;  /* why a .vmsd there could not be read, or NULL */
     struct vmsd vmsd;
     bool shared_parent; /* M's has children that are not among the nodes */
 };
@@ -65,6 +66,8 @@ static int find_vmsd(struct removal *x, const char *path, struct dr_error *err)
             continue;
         if (vmsd_load(&x->vmsd, x->fs, at, &why) < 0) {
             r = x->o->update_vmsd ? dr_fail(err, why.errnum, "%s", why.text) : 0;
+            free(x->vmsd_fault);
+            x->vmsd_fault = strdup(why.text);
             continue;
         }
         bool knows = false;
@@ -123,8 +126,12 @@ static int find_snapshot(struct removal *x, const char *name, struct dr_error *e
         return dr_fail(err, EINVAL, "%s: several snapshots are called \"%s\": name the image",
                        x->vmsd_path, name);
     if (titled == 0)
-        return dr_fail(err, ENOENT, "%s: no image of its family is called \"%s\"",
-                       x->nodes[x->disk].path, name);
+        return dr_fail(err, ENOENT, "%s: no image of its family is called \"%s\"%s%s",
+                       x->nodes[x->disk].path, name,
+                       x->vmsd_fault ? "; the names in a .vmsd are "
+                                       "not known: "
+                                     : "",
+                       x->vmsd_fault ? x->vmsd_fault : "");
     return 0;
 }
 
@@ -152,6 +159,7 @@ static void look_end(struct removal *x)
     dr_tree_free(x->nodes, x->n);
     vmsd_free(&x->vmsd);
     free(x->vmsd_path);
+    free(x->vmsd_fault);
 }
 
 /* ------------------------------------------------------------------ how much there is to copy */

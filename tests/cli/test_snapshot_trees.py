@@ -211,6 +211,9 @@ def test_a_damaged_vmsd_is_told_and_never_written(t):
     assert "web.vmsd: line 29 is not of the form" in t.ok("snapshot", "-l", "top.vmdk")
     r = t.drover("snapshot", "--update-vmsd", "-d", "mid.vmdk", "top.vmdk")
     assert r.code == 1 and "line 29" in r.err and (t.dir / "mid.vmdk").exists()
+    for change in "-d", "-a":
+        r = t.drover("snapshot", change, "before", "top.vmdk")
+        assert r.code == 1 and 'is called "before"' in r.err and "line 29" in r.err, r
     same(t, n, "vmdk", "top")
 
 

@@ -207,7 +207,7 @@ static int run_internal(const struct cli *cli, const struct cli_args *args)
 
 /* ------------------------------------------------------------------ images of a family */
 
-/* Does a .vmsd beside the image call a snapshot so? */
+/* Does a .vmsd beside the image call a snapshot so? One that cannot be read may. */
 static bool is_machines(const struct cli_image *image, const char *name)
 {
     CLEANUP_FREE char *dir = cli_directory_of(image->path);
@@ -218,7 +218,8 @@ static bool is_machines(const struct cli_image *image, const char *name)
     if (!dir || dr_machine_notes(dir, &notes, &n, NULL) < 0)
         return false;
     for (size_t i = 0; i < n; i++)
-        found |= notes[i].snapshot && strcmp(notes[i].snapshot, name) == 0;
+        found |= notes[i].snapshot ? strcmp(notes[i].snapshot, name) == 0
+                                   : notes[i].text && strstr(notes[i].descriptor, ".vmsd");
     dr_machine_notes_free(notes, n);
     return found;
 }
