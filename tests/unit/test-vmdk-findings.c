@@ -315,6 +315,35 @@ static void a_directory_that_is_gone_is_one_line(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* Where the tables are is known from the layout, and two equal ones are there. */
+static void directories_that_are_both_gone_are_led_back_to_their_tables(void **state)
+{
+    (void)state;
+    make_disk();
+    for (unsigned k = 0; k < 2; k++) {
+        poke32(D, GD_AT, k ? 0xffffffff : 0);
+        poke32(D, RGD_AT, k ? 0x7fffffff : 0);
+        finds(D, 2, 0,
+              k ? "primary grain directory entry 0 says sector 4294967295: no table can be there"
+                : "redundant grain directory entry 0 says sector 0: no table");
+        assert_int_equal(line_count(), 2);
+        mends(2);
+    }
+}
+
+/* Which of two tables would be the right one is not known; a copy of nothing is no mending. */
+static void directories_that_are_both_gone_stay_where_the_tables_differ(void **state)
+{
+    (void)state;
+    make_disk();
+    poke32(D, RGTE(1), 0);
+    poke32(D, GD_AT, 0xffffffff);
+    poke32(D, RGD_AT, 0xffffffff);
+    finds(D, 2, 0, "no table can be there");
+    assert_int_equal(line_count(), 2);
+    mends_nothing();
+}
+
 /* ------------------------------------------------------------------ headers and descriptors */
 
 static void a_transfer_in_text_mode_is_found(void **state)
@@ -410,6 +439,8 @@ int main(void)
         T(an_unclean_mark_alone_is_told),
         T(a_directory_entry_that_cannot_be_is_found),
         T(a_directory_that_is_gone_is_one_line),
+        T(directories_that_are_both_gone_are_led_back_to_their_tables),
+        T(directories_that_are_both_gone_stay_where_the_tables_differ),
         T(a_transfer_in_text_mode_is_found),
         T(a_type_that_the_disk_is_not_is_found),
         T(a_capacity_that_is_more_than_the_line_is_told),

@@ -89,6 +89,19 @@ static bool has_odd_tables(const struct vmdk_walk *w)
     return false;
 }
 
+/* Does every usable entry lead to the regular place? */
+static bool all_regular(const struct vmdk_walk *w)
+{
+    const struct vmdk_extent *e = w->e;
+    if (!e->rgd || regular_place(w, 0, false) == 0)
+        return false;
+    for (uint64_t t = 0; t < e->h.n_tables; t++)
+        if ((e->gd[t] != regular_place(w, t, false) && can_be(w, t, false, e->gd[t])) ||
+            (e->rgd[t] != regular_place(w, t, true) && can_be(w, t, true, e->rgd[t])))
+            return false;
+    return true;
+}
+
 int vmdk_write_table(struct vmdk_walk *w, uint32_t sector, const uint8_t *buf, struct dr_error *err)
 {
     uint8_t padded[VMDK_GTES * 4] = {0};
@@ -146,13 +159,13 @@ static int copy_is_empty(struct vmdk_walk *w, uint64_t table, bool *empty, struc
 }
 
 /* Is there one answer to what the table of an unusable entry has? The copy's table is it, if there
- * is one. An entry of 0 reads as unallocated, and a crash may leave it so, with a copy that has
- * more. */
+ * is one; for the copy it is the table. An entry of 0 reads as unallocated, and a crash may leave
+ * it so, with a copy that has more. */
 static int has_answer(struct vmdk_walk *w, uint64_t table, bool copy, bool *answer,
                       struct dr_error *err)
 {
     const struct vmdk_extent *e = w->e;
-    *answer = true;
+    *answer = e->gd[table] != 0;
     if (copy)
         return 0;
     if (e->gd[table] == 0 && (e->h.unclean || !e->rgd || !can_be(w, table, true, e->rgd[table])))
@@ -228,12 +241,68 @@ static int check_entry(struct vmdk_walk *w, uint64_t table, bool copy, bool *len
     return 0;
 }
 
+/* Does it look like a table of this disk? */
+static bool may_be_table(const struct vmdk_walk *w, const uint8_t *table)
+{
+    const struct vmdk_header *h = &w->e->h;
+    uint64_t end = dr_file_size(w->f) / VMDK_SECTOR;
+    for (uint32_t i = 0; i < h->gtes; i++) {
+        uint32_t gte = get_le32(table + (size_t)4 * i);
+        bool zeroed = gte == 1 && (h->flags & VMDK_FLAG_ZERO_GRAINS);
+        if (gte != 0 && !zeroed && (gte < h->overhead || gte % h->grain || gte + h->grain > end))
+            return false;
+    }
+    return true;
+}
+
+/* Both entries of a table are unusable, but all usable ones say that the tables stand where create
+ * puts them. Is this one still there? Two equal ones are. */
+static int stands_regularly(struct vmdk_walk *w, uint64_t table, bool *stands, struct dr_error *err)
+{
+    const struct vmdk_extent *e = w->e;
+    uint8_t own[VMDK_GTES * 4] = {0}, copy[VMDK_GTES * 4] = {0};
+    bool hole;
+    *stands = false;
+    if (!w->regular || table >= vmdk_tables_used(e) || is_sound(w, table, false) ||
+        can_be(w, table, true, e->rgd[table]))
+        return 0;
+    int r = vmdk_read_table(w->image, w->e, regular_place(w, table, false), own, &hole, err);
+    if (r == 0)
+        r = vmdk_read_table(w->image, w->e, regular_place(w, table, true), copy, &hole, err);
+    *stands = r == 0 && memcmp(own, copy, sizeof(own)) == 0 && may_be_table(w, own);
+    return r;
+}
+
+/* Lead both entries to where the tables stand; without `fix`, in memory only. */
+static int lead_back(struct vmdk_walk *w, uint64_t table, struct dr_error *err)
+{
+    struct vmdk_extent *e = w->e;
+    int r = 0;
+    for (int copy = 0; r == 0 && copy < 2; copy++) {
+        uint32_t *dir = copy ? e->rgd : e->gd;
+        uint64_t at = (copy ? e->h.rgd_off : e->h.gd_off) * VMDK_SECTOR + table * 4;
+        uint8_t entry[4];
+        found_entry(w, table, copy, dir[table]);
+        dir[table] = regular_place(w, table, copy);
+        put_le32(entry, dir[table]);
+        w->changed |= vmdk_fixing(w);
+        if (vmdk_fixing(w))
+            r = dr_file_pwrite(w->f, entry, at, sizeof(entry), err);
+        vmdk_count(w, vmdk_fixing(w) && r == 0);
+    }
+    return r;
+}
+
 /* Both directories' entries of a table. What cannot be is 0 afterwards, in memory. */
 static int check_entries(struct vmdk_walk *w, uint64_t table, struct dr_error *err)
 {
     struct vmdk_extent *e = w->e;
-    bool lent = false;
-    int r = check_entry(w, table, false, &lent, err);
+    bool lent = false, stands;
+    int r = stands_regularly(w, table, &stands, err);
+    if (r == 0 && stands)
+        return lead_back(w, table, err);
+    if (r == 0)
+        r = check_entry(w, table, false, &lent, err);
     if (r == 0 && e->rgd && !lent)
         r = check_entry(w, table, true, &lent, err);
     if (lent && e->rgd) {
@@ -320,6 +389,7 @@ static int check_directories(struct vmdk_walk *w, struct dr_error *err)
 {
     int r = 0;
     w->odd = has_odd_tables(w);
+    w->regular = all_regular(w);
     for (uint64_t t = 0; r == 0 && t < w->e->h.n_tables; t++)
         r = check_entries(w, t, err);
     tell_entries(w, false);

@@ -88,7 +88,8 @@ struct vmdk_walk {
     struct vmdk_findings findings, tables, entries[2]; /* of the directory, of its copy */
     bool changed;                                      /* something was written */
     bool damaged;                                      /* something is wrong that was not mended */
-    bool odd; /* some table stands elsewhere than create would have put it */
+    bool odd;     /* some table stands elsewhere than create would have put it */
+    bool regular; /* every usable entry of the directories leads to where create puts tables */
     struct dr_ahead *ahead;
 };
 
