@@ -122,19 +122,23 @@ static enum plan plan_of(const struct dr_transfer *t, const struct dr_run *run)
     return t->write_zeros ? PLAN_ZERO : PLAN_SKIP;
 }
 
-/* Bytes that one damaged entry may tell of: the smallest unit in the chain. */
-static uint64_t salvage_unit(const struct dr_chain *chain, uint64_t off)
+/* How far reaches what one damaged entry at off may tell of? To the end of the smallest unit in the
+ * chain; behind it, another extent may begin, or a parent end. */
+static uint64_t salvage_end(const struct dr_chain *chain, uint64_t off)
 {
-    uint64_t least = SALVAGE_UNIT;
+    uint64_t end = dr_round_down(off, SALVAGE_UNIT) + SALVAGE_UNIT;
     for (size_t i = 0; i < chain->n; i++) {
         const struct dr_image *image = chain->images[i];
         uint64_t start = 0, len = 0;
-        if (image->fmt->unit && off < image->size)
+        if (off >= image->size)
+            continue;
+        end = dr_min(end, image->size);
+        if (image->fmt->unit)
             image->fmt->unit(image, off, &start, &len);
-        if (len >= SECTOR && (len & (len - 1)) == 0)
-            least = dr_min(least, len);
+        if (start + len > off)
+            end = dr_min(end, start + len);
     }
-    return least;
+    return end;
 }
 
 /* A damaged table costs a salvage one unit, not the disk. */
@@ -143,8 +147,7 @@ int dr_transfer_walk(struct dr_transfer *t, uint64_t off, struct dr_error *err)
     int r = dr_walk_to(&t->walk, off, t->lost ? NULL : err);
     if (r == 0 || !t->lost)
         return r;
-    uint64_t unit = salvage_unit(t->walk.chain, off);
-    uint64_t end = dr_min(t->walk.size, dr_round_down(off, unit) + unit);
+    uint64_t end = dr_min(t->walk.size, salvage_end(t->walk.chain, off));
     set_run(&t->walk, off, end - off, DR_RUN_ZERO);
     dr_lost_add(t->lost, off, end, t->job);
     return 0;

@@ -48,6 +48,17 @@ def test_salvage_of_a_split_disk_without_one_piece_keeps_the_others(t):
     t.io("out.raw", "read -P 1 1M 64k", "read -P 3 4500M 64k", "read -P 0 2100M 64k", fmt="raw")
 
 
+def test_salvage_keeps_what_begins_in_the_middle_of_a_lost_64_kib(t):
+    data = noise(300 * 512)
+    (t.dir / "a.raw").write_bytes(data)
+    descriptor(t, "a.vmdk", "custom", 'RW 100 FLAT "a.raw" 0\nNOACCESS 101 FLAT "a.raw" 100\nRW 1 FLAT "a.raw" 201\n'
+                                      'RW 10 SPARSE "gone.vmdk"\nRW 88 FLAT "a.raw" 212')
+    r = t.drover("convert", "--salvage", "-O", "raw", "a.vmdk", "out.raw")
+    assert r.code == 3 and r.err.count("cannot be read") == 2, r
+    assert "bytes 51200 to 102912 " in r.err and "bytes 103424 to 108544 " in r.err, r
+    assert (t.dir / "out.raw").read_bytes() == data[:51200] + bytes(51712) + data[102912:103424] + bytes(5120) + data[108544:]
+
+
 def test_the_head_of_a_disk_says_how_much_of_it_is_needed(t):
     t.ok("create", "-q", "-f", "vmdk", "a.vmdk", "40G")
     whole = (t.dir / "a.vmdk").read_bytes()
