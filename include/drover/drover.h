@@ -153,8 +153,10 @@ DR_API void dr_set_unpacking(const struct dr_unpacking *how);
 DR_API const char *dr_name_format(const char *name);
 /* Is it the name of a disk on a server: an NBD or HTTP URL, or one of QEMU's spellings of them? */
 DR_API bool dr_name_is_remote(const char *name);
-/* The path of the file that name leads to. */
+/* The path of the file that name leads to: where name is a part of a file, of that file. */
 DR_API char *dr_name_file(const char *name);
+/* The same name as it is from any directory; links stay. */
+DR_API char *dr_name_absolute(const char *name);
 /* Turn `name`, which is relative to the directory of `path` as backing names are, into a path. */
 DR_API char *dr_name_beside(const char *path, const char *name);
 

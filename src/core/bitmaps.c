@@ -35,6 +35,8 @@ const char *dr_bitmaps_no_place(const struct dr_image *image)
 {
     if (!(image->fmt->flags & DR_FORMAT_WRITE) || image->member || image->contained)
         return "is of a format that is only read, and has no bitmaps";
+    if (image->files[0]->part)
+        return "is a part of a file, beside which a file of bitmaps would belong to all of it";
     if (image->files[0]->block_device)
         return "is a block device, which has no place beside it for a file of bitmaps";
     return NULL;

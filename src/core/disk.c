@@ -485,8 +485,9 @@ static int status_at(const struct dr_disk *disk, struct dr_chain *chain, uint64_
     case DR_DATA:
         status->flags = DR_EXTENT_ALLOCATED | DR_EXTENT_OFFSET;
         status->flags |= zero ? DR_EXTENT_ZERO : DR_EXTENT_DATA;
-        status->file = keep_text(disk, place.ext.file->path);
         status->host_off = place.ext.host;
+        struct dr_file *whole = dr_file_whole(place.ext.file, &status->host_off);
+        status->file = keep_text(disk, whole->path);
         break;
     case DR_CODED:
         status->flags = DR_EXTENT_ALLOCATED | DR_EXTENT_DATA | DR_EXTENT_CODED;

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "core/internal.h"
+#include "storage/part.h"
 #include "storage/remote.h"
 
 #define ENV_ALLOW    "DROVER_ALLOW_PATH"
@@ -113,7 +114,10 @@ int dr_real_dir(struct dr_fs *fs, const char *dir, char **real, struct dr_error 
 int dr_gate_own_tree(struct dr_fs *fs, const char *path, const char *real, bool *inside,
                      struct dr_error *err)
 {
-    CLEANUP_FREE char *own = NULL;
+    CLEANUP_FREE char *own = NULL, *bottom = dr_part_bottom(path);
+    if (!bottom)
+        return dr_fail(err, ENOMEM, "%s: out of memory", path);
+    path = bottom; /* a part is where its file is */
     const char *from[2] = {path, NULL};
     *inside = false;
     struct dr_error why = DR_ERROR_INIT;
@@ -149,6 +153,10 @@ static int pass_real(const struct dr_gate *gate, const char *from, const char *r
                      const char *what, struct dr_error *err)
 {
     bool inside = false;
+    CLEANUP_FREE char *bottom = dr_part_bottom(real);
+    if (!bottom)
+        return dr_fail(err, ENOMEM, "%s: out of memory", real);
+    real = bottom;
     int r = dr_gate_own_tree(gate->fs, from, real, &inside, err);
     if (r < 0 || inside)
         return r;

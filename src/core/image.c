@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* One image: a driver over its files, from open to close. */
 #include "core/internal.h"
+#include "storage/part.h"
 #include "storage/remote.h"
 
 static void image_free(struct dr_image *image)
@@ -283,6 +284,13 @@ int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsign
     return dr_image_open_through(fs, path, format, flags, NULL, NULL, out, err);
 }
 
+/* A json: name may say the format; NULL: it does not. */
+static char *format_in_name(const char *path)
+{
+    DR_CLEANUP_PART struct dr_part part = {0};
+    return dr_part_is(path) && dr_part_parse(path, &part, NULL) == 0 ? DR_STEAL(part.format) : NULL;
+}
+
 int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
                           const struct dr_gate *gate, const char *data_file, struct dr_image **out,
                           struct dr_error *err)
@@ -292,6 +300,8 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
     int r = dr_cache_limits_check(err);
     if (r == 0)
         r = dr_name_parse(fs, path, &name, err);
+    CLEANUP_FREE char *said = r == 0 && !format ? format_in_name(path) : NULL;
+    format = said ? said : format;
     if (r == 0)
         r = choose_format(path, format, &name, &fmt, err);
     if (r < 0)

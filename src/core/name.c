@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Names of images: a path, or FORMAT:PATH#MEMBER for the formats whose files hold several
  * disks. A path that begins like that by chance is written ./FORMAT:... */
+#include <stdio.h>
+
+#include "base/absolute.h"
 #include "core/internal.h"
+#include "storage/part.h"
 #include "storage/remote.h"
 
 /* The format and what stands behind its colon; NULL: a plain path. */
@@ -92,7 +96,30 @@ const char *dr_name_format(const char *name)
 char *dr_name_file(const char *name)
 {
     DR_CLEANUP_NAME struct dr_name n = {0};
-    return dr_name_parse(dr_fs_posix(), name, &n, NULL) == 0 ? DR_STEAL(n.file) : NULL;
+    return dr_name_parse(dr_fs_posix(), name, &n, NULL) == 0 ? dr_part_bottom(n.file) : NULL;
+}
+
+static char *absolute_path(const char *path)
+{
+    DR_CLEANUP_PART struct dr_part part = {0};
+    if (!dr_part_is(path))
+        return dr_remote_is(path) ? strdup(path) : dr_absolute_path(path);
+    if (dr_part_parse(path, &part, NULL) < 0)
+        return strdup(path); /* opening it tells what is wrong */
+    CLEANUP_FREE char *full = part.filename ? dr_absolute_path(part.filename) : strdup("");
+    char *name = NULL;
+    return full && dr_part_rename(path, full, &name, NULL) == 0 ? name : NULL;
+}
+
+char *dr_name_absolute(const char *name)
+{
+    const char *rest;
+    const struct dr_format *fmt = prefix_of(name, &rest);
+    CLEANUP_FREE char *path = absolute_path(rest);
+    char *full = NULL;
+    if (!fmt || !path)
+        return DR_STEAL(path);
+    return asprintf(&full, "%s:%s", fmt->name, path) >= 0 ? full : NULL;
 }
 
 char *dr_name_beside(const char *path, const char *name)

@@ -4,6 +4,7 @@
 
 #include "core/fingerprint.h"
 #include "core/internal.h"
+#include "storage/part.h"
 #include "storage/remote.h"
 
 /* All there are. What a later library may give a meaning is not passed over in silence. */
@@ -149,6 +150,12 @@ static int refuse_loop(const struct opening *o, const char *path, struct dr_erro
                    child->path, path);
 }
 
+static bool says_format(const char *path)
+{
+    DR_CLEANUP_PART struct dr_part part = {0};
+    return dr_part_is(path) && dr_part_parse(path, &part, NULL) == 0 && part.format;
+}
+
 /* Nothing recorded means that the format was never established: a guest may have written anything
  * into a raw parent, so only an explicit wish turns probing on. */
 static int parent_format(const struct opening *o, const char *path, const char *recorded,
@@ -156,7 +163,7 @@ static int parent_format(const struct opening *o, const char *path, const char *
 {
     const struct dr_image *child = o->images[o->n - 1];
     *format = recorded;
-    if (recorded || o->gate.any || dr_name_format(path))
+    if (recorded || o->gate.any || dr_name_format(path) || says_format(path))
         return 0;
     const struct dr_format *found;
     int r = dr_probe(o->fs, path, DR_FILE_FORCE_SHARE, &found, err);

@@ -34,25 +34,6 @@ static const char *own_text(struct disk_list *list, char *text)
     return text;
 }
 
-static char *absolute_path(const char *path)
-{
-    return dr_name_is_remote(path) ? strdup(path) : dr_absolute_path(path);
-}
-
-/* The path in FORMAT:PATH#MEMBER becomes absolute, too. */
-static char *absolute_name(const char *name)
-{
-    const char *format = dr_name_format(name);
-    if (!format)
-        return absolute_path(name);
-    size_t prefix = strlen(format) + 1;
-    CLEANUP_FREE char *path = absolute_path(name + prefix);
-    char *full = NULL;
-    if (!path || asprintf(&full, "%s:%s", format, path) < 0)
-        return NULL;
-    return full;
-}
-
 /* ------------------------------------------------------------------ parameters */
 
 static int parse_bool(const char *key, const char *value, bool *out, struct dr_error *err)
@@ -80,7 +61,7 @@ static int add_disk(struct disk_list *list, const char *value, struct dr_error *
     list->served = more;
     if (!*value)
         return dr_fail(err, EINVAL, "disk=: expected the name of a disk");
-    char *path = absolute_name(value);
+    char *path = dr_name_absolute(value);
     if (!path)
         return no_memory(err);
     list->served[list->n++] = (struct served){.list = list, .path = path, .settings = list->before};
@@ -134,7 +115,7 @@ static int add_allowed(struct disk_list *list, const char *value, struct dr_erro
     if (!more)
         return no_memory(err);
     list->allowed = more;
-    more[list->n_allowed] = absolute_path(value);
+    more[list->n_allowed] = dr_name_absolute(value);
     more[list->n_allowed + 1] = NULL;
     return more[list->n_allowed++] ? 0 : no_memory(err);
 }
@@ -184,7 +165,7 @@ static int set_text(struct disk_list *list, const char *key, const char *value, 
                     struct dr_error *err)
 {
     bool is_name = strcmp(key, "backing") == 0 || strcmp(key, "data-file") == 0;
-    *text = own_text(list, is_name ? absolute_name(value) : strdup(value));
+    *text = own_text(list, is_name ? dr_name_absolute(value) : strdup(value));
     return *text ? 0 : no_memory(err);
 }
 

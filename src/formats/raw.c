@@ -89,6 +89,8 @@ static int raw_resize(struct dr_image *image, uint64_t size, uint64_t parent_siz
                       struct dr_error *err)
 {
     (void)parent_size;
+    if (image->files[0]->part == DR_PART_OF_SIZE)
+        return dr_fail(err, EINVAL, "%s: Cannot resize fixed-size raw disks", image->path);
     int r = dr_file_truncate(image->files[0], size, err);
     if (r == 0)
         image->size = size;

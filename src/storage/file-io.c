@@ -393,6 +393,20 @@ static bool means_unsupported(ssize_t r)
     return r == -ENOTSUP || r == -EXDEV || r == -EINVAL || r == -ENOSYS || r == 0;
 }
 
+/* Between the files below, never beyond the ends of the parts. */
+static int copy_parts(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uint64_t src_off,
+                      uint64_t len, uint64_t *copied, struct dr_error *err)
+{
+    if ((dst->part && dst_off + len > dr_file_size(dst)) ||
+        (src->part && src_off + len > dr_file_size(src)))
+        return -ENOTSUP;
+    struct dr_file *to = dr_file_whole(dst, &dst_off), *from = dr_file_whole(src, &src_off);
+    int r = dr_file_copy(to, dst_off, from, src_off, len, copied, err);
+    if (r == 0 && to != dst)
+        mark_dirty(dst);
+    return r;
+}
+
 int dr_file_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uint64_t src_off,
                  uint64_t len, uint64_t *copied, struct dr_error *err)
 {
@@ -402,6 +416,8 @@ int dr_file_copy(struct dr_file *dst, uint64_t dst_off, struct dr_file *src, uin
         r = check_range(src, src_off, len, err);
     if (r)
         return r;
+    if (dst->part || src->part)
+        return copy_parts(dst, dst_off, src, src_off, len, copied, err);
     if (!dst->ops->copy || dst->ops != src->ops || !len)
         return -ENOTSUP;
     struct dr_busy_range range;

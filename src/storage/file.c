@@ -41,7 +41,7 @@ static struct dr_file *table_find(const struct dr_fs *fs, struct dr_file_id id,
                                   enum dr_file_kind kind)
 {
     struct dr_file *f = *table_slot(fs, id);
-    while (f && (f->fs != fs || !dr_same_id(f->id, id) || f->kind != kind))
+    while (f && (f->part || f->fs != fs || !dr_same_id(f->id, id) || f->kind != kind))
         f = f->next;
     return f;
 }
@@ -67,7 +67,8 @@ static void table_remove(struct dr_file *f)
 static struct dr_file *table_enter(struct dr_file *fresh)
 {
     DR_LOCK_SCOPE(&table_lock);
-    struct dr_file *present = table_find(fresh->fs, fresh->id, fresh->kind);
+    /* Parts of one file are different bytes; the file below sees to it who may have which. */
+    struct dr_file *present = fresh->part ? NULL : table_find(fresh->fs, fresh->id, fresh->kind);
     if (present)
         dr_file_pin(present);
     else

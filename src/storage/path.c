@@ -4,10 +4,26 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
+#include "storage/part.h"
 #include "storage/remote.h"
+
+/* Has a name of its own, and not one beside something. */
+static bool is_whole(const char *name)
+{
+    return name[0] == '/' || dr_remote_is(name) || dr_part_is(name);
+}
+
+/* What a part names stands beside the file that it is of. */
+static char *dirname_of_part(const char *name)
+{
+    CLEANUP_FREE char *bottom = dr_part_bottom(name);
+    return bottom ? dr_path_dirname(bottom) : NULL;
+}
 
 char *dr_path_dirname(const char *path)
 {
+    if (dr_part_is(path))
+        return dirname_of_part(path);
     size_t length = dr_remote_is(path) ? dr_remote_path_length(path) : 0;
     const char *slash = memrchr(path, '/', length ? length : strlen(path));
     if (!slash)
@@ -28,7 +44,7 @@ const char *dr_path_basename(const char *path)
 
 char *dr_path_join(const char *dir, const char *name)
 {
-    if (name[0] == '/' || dir[0] == '\0' || dr_remote_is(name))
+    if (dir[0] == '\0' || is_whole(name))
         return strdup(name);
     size_t d = strlen(dir), n = strlen(name);
     bool slash = dir[d - 1] != '/';
@@ -44,7 +60,7 @@ char *dr_path_join(const char *dir, const char *name)
 
 char *dr_path_sibling(const char *path, const char *name)
 {
-    if (name[0] == '/' || !strchr(path, '/') || dr_remote_is(name))
+    if (!strchr(path, '/') || is_whole(name))
         return strdup(name);
     CLEANUP_FREE char *dir = dr_path_dirname(path);
     return dir ? dr_path_join(dir, name) : NULL;

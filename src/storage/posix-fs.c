@@ -19,6 +19,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/rename.h"
+#include "storage/part.h"
 #include "storage/posix.h"
 #include "storage/remote.h"
 
@@ -169,6 +170,8 @@ static int file_of(int fd, bool direct, struct dr_fs *fs, const char *path, stru
 static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                       struct dr_error *err)
 {
+    if (dr_part_is(path))
+        return dr_part_open(fs, path, flags, file, err);
     if (dr_remote_is(path))
         return dr_remote_open(fs, path, flags, file, err);
     struct stat st;
@@ -238,9 +241,20 @@ int dr_file_open_fd(int fd, const char *name, struct dr_file **file, struct dr_e
 
 /* ------------------------------------------------------------------ names */
 
+/* A part is the file that it is of. */
+static int identify_bottom(struct dr_fs *fs, const char *name, struct dr_file_id *id,
+                           struct dr_error *err)
+{
+    DR_CLEANUP_PART struct dr_part part = {0};
+    int r = dr_part_parse(name, &part, err);
+    return r < 0 ? r : fs->ops->identify(fs, part.below, id, err);
+}
+
 static int posix_identify(struct dr_fs *fs, const char *path, struct dr_file_id *id,
                           struct dr_error *err)
 {
+    if (dr_part_is(path))
+        return identify_bottom(fs, path, id, err);
     if (dr_remote_is(path))
         return dr_remote_identify(path, id, err);
     struct stat st;
@@ -256,12 +270,26 @@ static int rename_failed(int e, const char *from, const char *to, struct dr_erro
     return dr_fail_errno(err, e, "Could not rename '%s' to '%s'", from, to);
 }
 
+/* Names that no directory has; to may be NULL. */
+static int refuse_names(const char *from, const char *to, const char *what, struct dr_error *err)
+{
+    const char *names[] = {from, to};
+    for (int i = 0; i < 2 && names[i]; i++) {
+        if (dr_part_is(names[i]))
+            return dr_part_refuse(names[i], what, err);
+        if (dr_remote_is(names[i]))
+            return dr_remote_refuse(names[i], what, err);
+    }
+    return 0;
+}
+
 static int posix_rename(struct dr_fs *fs, const char *from, const char *to, struct dr_error *err)
 {
-    if (dr_remote_is(from) || dr_remote_is(to))
-        return dr_remote_refuse(dr_remote_is(from) ? from : to, "renamed", err);
+    int r = refuse_names(from, to, "renamed", err);
+    if (r < 0)
+        return r;
     (void)fs;
-    int r = posix_window_keep(from, err);
+    r = posix_window_keep(from, err);
     if (r == 0)
         r = posix_window_keep(to, err);
     if (r < 0)
@@ -272,10 +300,11 @@ static int posix_rename(struct dr_fs *fs, const char *from, const char *to, stru
 static int posix_rename_new(struct dr_fs *fs, const char *from, const char *to,
                             struct dr_error *err)
 {
-    if (dr_remote_is(from) || dr_remote_is(to))
-        return dr_remote_refuse(dr_remote_is(from) ? from : to, "renamed", err);
+    int r = refuse_names(from, to, "renamed", err);
+    if (r < 0)
+        return r;
     (void)fs;
-    int r = posix_window_keep(from, err);
+    r = posix_window_keep(from, err);
     if (r < 0)
         return r;
     r = dr_rename_new(AT_FDCWD, from, AT_FDCWD, to);
@@ -284,10 +313,11 @@ static int posix_rename_new(struct dr_fs *fs, const char *from, const char *to,
 
 static int posix_unlink(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
-    if (dr_remote_is(path))
-        return dr_remote_refuse(path, "removed", err);
+    int r = refuse_names(path, NULL, "removed", err);
+    if (r < 0)
+        return r;
     (void)fs;
-    int r = posix_window_keep(path, err);
+    r = posix_window_keep(path, err);
     if (r < 0)
         return r;
     return unlink(path) ? dr_fail_errno(err, errno, "Could not remove '%s'", path) : 0;
@@ -297,8 +327,8 @@ static int posix_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kin
                       struct dr_file_id *id, struct dr_error *err)
 {
     *kind = DR_NAME_FILE;
-    if (dr_remote_is(path))
-        return dr_remote_identify(path, id, err);
+    if (dr_part_is(path) || dr_remote_is(path))
+        return fs->ops->identify(fs, path, id, err);
     struct stat st;
     (void)fs;
     if (lstat(path, &st))
@@ -313,8 +343,9 @@ static int posix_look(struct dr_fs *fs, const char *path, enum dr_name_kind *kin
 
 static int posix_mkdir(struct dr_fs *fs, const char *path, unsigned mode, struct dr_error *err)
 {
-    if (dr_remote_is(path))
-        return dr_remote_refuse(path, "created", err);
+    int r = refuse_names(path, NULL, "created", err);
+    if (r < 0)
+        return r;
     (void)fs;
     return mkdir(path, mode) ? dr_fail_errno(err, errno, "Could not create '%s'", path) : 0;
 }
@@ -504,7 +535,7 @@ static int posix_free_space(struct dr_fs *fs, const char *path, uint64_t *bytes,
                             struct dr_error *err)
 {
     *bytes = UINT64_MAX;
-    if (dr_remote_is(path))
+    if (dr_part_is(path) || dr_remote_is(path))
         return 0;
     (void)fs;
     struct statvfs st;
@@ -521,8 +552,20 @@ static int posix_free_space(struct dr_fs *fs, const char *path, uint64_t *bytes,
     return 0;
 }
 
+static int realpath_of_part(struct dr_fs *fs, const char *name, char **out, struct dr_error *err)
+{
+    CLEANUP_FREE char *real = NULL;
+    DR_CLEANUP_PART struct dr_part part = {0};
+    int r = dr_part_parse(name, &part, err);
+    if (r == 0 && part.filename)
+        r = fs->ops->realpath(fs, part.filename, &real, err);
+    return r < 0 ? r : dr_part_rename(name, real ? real : "", out, err);
+}
+
 static int posix_realpath(struct dr_fs *fs, const char *path, char **out, struct dr_error *err)
 {
+    if (dr_part_is(path))
+        return realpath_of_part(fs, path, out, err);
     if (dr_remote_is(path))
         return dr_remote_realpath(path, out, err);
     (void)fs;

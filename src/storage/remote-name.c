@@ -224,7 +224,9 @@ static bool json_open(const char *name, struct json_name *j)
     j->root = json_loads(name + 5, JSON_REJECT_DUPLICATES, NULL);
     if (!is_driver(text_at(j, "driver")))
         j->prefix = "file.";
-    if (is_driver(text_at(j, "driver")))
+    bool part = *j->prefix && (json_object_get(j->root, "offset") || /* part.h */
+                               json_object_get(j->root, "size"));
+    if (!part && is_driver(text_at(j, "driver")))
         return true;
     json_decref(DR_STEAL(j->root));
     return false;

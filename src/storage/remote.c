@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "storage/part.h"
 
 static const char owner; /* its address marks the ids of remote files */
 
@@ -132,6 +133,10 @@ int dr_remote_realpath(const char *name, char **out, struct dr_error *err)
 
 int dr_remote_check_beside(const char *path, const char *name, struct dr_error *err)
 {
+    if (dr_part_is(path)) {
+        CLEANUP_FREE char *bottom = dr_part_bottom(path);
+        return bottom ? dr_remote_check_beside(bottom, name, err) : 0;
+    }
     if (name[0] == '/' || !dr_remote_is(path) || dr_remote_is(name) || dr_remote_path_length(path))
         return 0;
     return dr_fail(

@@ -337,7 +337,7 @@ int source_seekable_open(struct dr_file *f, struct dr_file **plain, struct dr_er
     s->base = (struct dr_file){
         .ops = &seekable_ops,
         .under = dr_file_ref(f),
-        .id = f->fs ? f->id : (struct dr_file_id){.owner = s, .ino = (uintptr_t)s},
+        .id = f->fs && !f->part ? f->id : (struct dr_file_id){.owner = s, .ino = (uintptr_t)s},
         .path = strdup(f->path),
         .atomic_size = 512,
     };

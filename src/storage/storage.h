@@ -143,6 +143,13 @@ struct dr_file_ops {
     const char *(*reason)(struct dr_file *f, int r);
 };
 
+/* Is the object a part of another file? */
+enum dr_file_part {
+    DR_PART_NONE,
+    DR_PART_OF_SIZE,
+    DR_PART_TO_END, /* of the file, as that was when the part was opened */
+};
+
 /* Base of every implementation's own struct (first member). open fills in all up to size; path is
  * malloc'ed and freed by close. */
 struct dr_file {
@@ -164,7 +171,10 @@ struct dr_file {
     unsigned depth;
     struct dr_file
         *under; /* the file whose bytes are decoded here; NULL: these are the file's own */
-    bool block_device;
+    /* A part of another file (part.h): its bytes stand in under, from under_at on. */
+    enum dr_file_part part;
+    uint64_t under_at;
+    bool block_device; /* or like one: it has the room that it has */
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
     _Atomic int flush_error; /* sticky: negative errno of the first failed flush */
@@ -364,6 +374,15 @@ static inline int dr_file_where(struct dr_fs *fs, struct dr_file *f, char **out,
     while (f->under)
         f = f->under;
     return fs->ops->where ? fs->ops->where(fs, f, out, err) : -ENOTSUP;
+}
+
+/* Where the bytes of a part stand: in which file, and *off becomes the offset there. A file that is
+ * no part is itself. */
+static inline struct dr_file *dr_file_whole(struct dr_file *f, uint64_t *off)
+{
+    for (; f->part; f = f->under)
+        *off += f->under_at;
+    return f;
 }
 
 /* A locked directory. File systems embed it. */

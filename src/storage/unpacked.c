@@ -396,7 +396,7 @@ static int open_in_order(struct dr_file *f, const char *packer, bool at_random,
         .ops = &unpacked_ops,
         .under = dr_file_ref(f),
         /* what no file system opened has only its own id to be known by */
-        .id = f->fs ? f->id : (struct dr_file_id){.owner = u, .ino = (uintptr_t)u},
+        .id = f->fs && !f->part ? f->id : (struct dr_file_id){.owner = u, .ino = (uintptr_t)u},
         .path = strdup(f->path),
         .atomic_size = 512,
     };

@@ -68,7 +68,7 @@ static void names_that_mean_nothing_are_refused(void **state)
         {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"colour\":1}", NULL},
         {"http://host/a/%2e%2e?b", NULL},
         {"nbd+unix:///?socket=/run/..&tls-hostname=h", NULL},
-        {"json:{\"driver\":\"raw\",\"offset\":512,"
+        {"json:{\"driver\":\"raw\",\"lazy\":512,"
          "\"file\":{\"driver\":\"nbd\",\"host\":\"h\"}}",
          NULL},
         {"json:{\"driver\":\"nbd\",\"uri\":\"nbdx\",\"host\":\"h\"}", NULL},

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Parts of files: a partition of a disk, a disk inside a tar, read and written where they stand.
+ *
+ * Names are json: objects with QEMU's keys. A driver raw with offset, size or both makes the part;
+ * around it may be the format of the image inside, and below it a file, another part, or the disk
+ * of a server:
+ *   json:{"driver": "qcow2", "file": {"driver": "raw", "offset": 1536, "size": 1048576,
+ *                                     "file": {"driver": "file", "filename": "all.tar"}}}
+ * An object that leads to a file and says nothing of a part stands for the file itself. Keys may be
+ * nested or have dots ("file.filename").
+ *
+ * A part is a file on a file. Its locks and its identity are those of the file below, so two users
+ * of one file are never both writers because they named it differently. It never grows: what is
+ * written behind its end fails with ENOSPC. Only one without a size may be resized by name. */
+#ifndef DR_STORAGE_PART_H
+#define DR_STORAGE_PART_H
+
+#include "storage/storage.h"
+
+struct dr_part {
+    char *below;    /* the name of what is below: a path, or a json: name */
+    char *format;   /* what the outermost driver says of the image inside; NULL: nothing */
+    char *filename; /* at the very bottom; NULL: a server's disk is there */
+    uint64_t offset, size;
+    bool has_size;
+    bool is_range; /* false: it is the whole file */
+    bool read_only;
+};
+
+/* Only looks at the name. */
+bool dr_part_is(const char *name);
+/* -EINVAL: something in the name means nothing. Clear it afterwards in any case. */
+int dr_part_parse(const char *name, struct dr_part *part, struct dr_error *err);
+void dr_part_clear(struct dr_part *part);
+#define DR_CLEANUP_PART __attribute__((cleanup(dr_part_clear)))
+
+/* The path or remote name at the bottom; a copy of name where that is no part's. NULL = out of
+ * memory, or the name means nothing. */
+char *dr_part_bottom(const char *name);
+/* The same name with another path at the bottom. */
+int dr_part_rename(const char *name, const char *path, char **out, struct dr_error *err);
+
+/* As the operations of struct dr_fs_ops. */
+int dr_part_refuse(const char *name, const char *what, struct dr_error *err);
+int dr_part_open(struct dr_fs *fs, const char *name, unsigned flags, struct dr_file **file,
+                 struct dr_error *err);
+
+#endif
