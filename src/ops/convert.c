@@ -121,8 +121,10 @@ static int open_existing(struct convert *c, struct dr_error *err)
 {
     int r = open_out(c, c->target, c->o->out_format, 0, err);
     if (r == 0 && dr_size(c->out) < c->total)
-        r = dr_fail(err, ENOSPC, "%s: holds %llu bytes, the source has %llu", c->target,
-                    (unsigned long long)dr_size(c->out), (unsigned long long)c->total);
+        r = dr_fail(err, ENOSPC,
+                    "%s: output file is smaller than input file: it holds %llu bytes, the source "
+                    "has %llu",
+                    c->target, (unsigned long long)dr_size(c->out), (unsigned long long)c->total);
     return r;
 }
 

@@ -108,7 +108,7 @@ static bool known_setting(const char *name, const char *value)
                     {"cache.direct", either},
                     {"cache.no-flush", either}};
 
-    if (strncmp(name, "file.", 5) == 0)
+    while (strncmp(name, "file.", 5) == 0)
         name += 5;
     if (strcmp(name, "driver") == 0)
         return strcmp(value, "file") == 0 || device_driver(value);
@@ -155,9 +155,9 @@ static bool is_image_setting(const char *key)
     return known_setting(key, "on") && strcmp(key, "driver") != 0;
 }
 
-/* The options of a driver for a server become a json: name, which the library understands: those
- * that begin with prefix ("file.", or nothing where the driver is the image's own). */
-static char *take_remote(struct cli_pairs *list, const char *prefix, const char *driver)
+/* The options of a driver for a server become an object that the library understands: those that
+ * begin with prefix ("file.", or nothing where the driver is the image's own). */
+static json_t *take_remote(struct cli_pairs *list, const char *prefix, const char *driver)
 {
     json_t *object = json_pack("{s:s}", "driver", driver);
     size_t kept = 0, n = strlen(prefix);
@@ -173,45 +173,160 @@ static char *take_remote(struct cli_pairs *list, const char *prefix, const char 
         free((char *)pair->value);
     }
     list->n = object ? kept : list->n;
-    char *text = object ? json_dumps(object, JSON_COMPACT) : NULL, *name = NULL;
+    return object;
+}
+
+/* ------------------------------------------------------------------ drivers on drivers */
+
+#define LEVELS_MAX 8
+
+static char *take_at(struct cli_pairs *list, const char *prefix, const char *key)
+{
+    char name[128];
+
+    snprintf(name, sizeof(name), "%s%s", prefix, key);
+    return cli_pairs_take(list, name);
+}
+
+/* offset and size of a driver raw, as numbers where they are nothing but digits. */
+static bool take_range(struct cli_pairs *list, const char *prefix, json_t *object)
+{
+    static const char *const keys[] = {"offset", "size"};
+    bool any = false;
+
+    for (size_t i = 0; i < 2; i++) {
+        CLEANUP_FREE char *text = take_at(list, prefix, keys[i]);
+        if (!text)
+            continue;
+        bool digits = *text && strspn(text, "0123456789") == strlen(text) && strlen(text) < 19;
+        json_object_set_new(object, keys[i],
+                            digits ? json_integer(atoll(text)) : json_string(text));
+        any = true;
+    }
+    return any;
+}
+
+/* What the options with this prefix say of the bytes below a format: an object with QEMU's keys.
+ * NULL: they name no file. *device: the driver that takes devices only, where it is one. */
+static json_t *take_below(struct cli_pairs *list, const char *prefix, const char **device)
+{
+    CLEANUP_FREE char *driver = take_at(list, prefix, "driver");
+    char deeper[64];
+
+    if (is_remote_driver(driver))
+        return take_remote(list, prefix, driver);
+    if (driver && strcmp(driver, "raw") == 0 && strlen(prefix) < 5 * LEVELS_MAX) {
+        snprintf(deeper, sizeof(deeper), "%sfile.", prefix);
+        json_t *raw = json_pack("{s:s}", "driver", "raw");
+        bool range = take_range(list, prefix, raw);
+        json_t *below = take_below(list, deeper, device);
+        if (range && below && json_object_set_new(raw, "file", below) == 0)
+            return raw;
+        json_decref(raw);
+        return range ? NULL : below;
+    }
+    CLEANUP_FREE char *filename = take_at(list, prefix, "filename");
+    if (driver && device_driver(driver))
+        *device = device_driver(driver);
+    else if (driver && strcmp(driver, "file") != 0) /* left for the message about it */
+        cli_pairs_set(list, prefix[0] ? "file.driver" : "driver", driver);
+    return filename ? json_pack("{s:s,s:s}", "driver", "file", "filename", filename) : NULL;
+}
+
+/* As a name that the library understands; takes over the reference. */
+static char *name_of(json_t *object)
+{
+    const char *driver = json_string_value(json_object_get(object, "driver"));
+    const char *filename = json_string_value(json_object_get(object, "filename"));
+    char *name = NULL;
+
+    if (driver && strcmp(driver, "file") == 0 && filename) {
+        name = strdup(filename);
+    } else {
+        char *text = json_dumps(object, 0);
+        if (text && asprintf(&name, "json:%s", text) < 0)
+            name = NULL;
+        free(text);
+    }
     json_decref(object);
-    if (text && asprintf(&name, "json:%s", text) < 0)
-        name = NULL;
-    free(text);
     return name;
 }
 
-/* The name, where the options are those of such a driver; NULL: they are not. *raw: the driver is
- * the image's own, which then has no format. */
-static char *remote_name(struct cli_pairs *list, const char *driver, bool *raw)
+/* A part of a file, with the format of the image inside around it. */
+static json_t *with_format(json_t *below, const char *driver)
 {
-    const char *below = cli_pairs_find(list, "file.driver");
-    CLEANUP_FREE char *own = NULL;
+    const char *inner = json_string_value(json_object_get(below, "driver"));
 
-    *raw = is_remote_driver(driver);
-    if (*raw)
-        return take_remote(list, "", driver);
-    if (!is_remote_driver(below))
-        return NULL;
-    own = cli_pairs_take(list, "file.driver");
-    return own ? take_remote(list, "file.", own) : NULL;
+    if (!below || !inner || strcmp(inner, "raw") != 0)
+        return below;
+    json_t *around = json_object();
+    if (driver)
+        json_object_set_new(around, "driver", json_string(driver));
+    json_object_set_new(around, "file", below);
+    return around;
+}
+
+/* The name of the image that the options lead to; NULL: they name none. *bytes: the outermost
+ * driver is for bytes, not for a format. */
+static char *take_name(struct cli_pairs *list, const char *driver, const char **device, bool *bytes)
+{
+    *bytes = driver &&
+             (strcmp(driver, "file") == 0 || device_driver(driver) || is_remote_driver(driver));
+    if (is_remote_driver(driver))
+        return name_of(take_remote(list, "", driver));
+    if (*bytes && device_driver(driver))
+        *device = device_driver(driver);
+    json_t *range = json_pack("{s:s}", "driver", "raw");
+    bool is_range = driver && strcmp(driver, "raw") == 0 && take_range(list, "", range);
+    json_t *below = take_below(list, "file.", device);
+    CLEANUP_FREE char *path = below ? NULL : cli_pairs_take(list, "filename");
+    path = below || path ? path : cli_pairs_take(list, "file");
+    if (path)
+        below = json_pack("{s:s,s:s}", "driver", "file", "filename", path);
+    if (below && is_range)
+        json_object_set_new(range, "file", below);
+    else
+        json_decref(range);
+    return below ? name_of(is_range ? range : with_format(below, driver)) : NULL;
 }
 
 /* ------------------------------------------------------------------ all options */
+
+/* Settings that nothing here has any use for. */
+static int refuse_rest(const struct cli *cli, const struct cli_pairs *list, const char *name,
+                       const char *driver)
+{
+    const struct dr_pair *pair = NULL;
+
+    for (size_t i = 0; i < list->n; i++) {
+        const struct dr_pair *at = &list->pairs[i];
+        size_t length = strlen(at->name);
+        bool driver_itself = length >= 6 && strcmp(at->name + length - 6, "driver") == 0;
+        if (!known_setting(at->name, at->value) && (!pair || driver_itself))
+            pair = at; /* what a driver would have known is strange without it */
+    }
+    if (!pair)
+        return 0;
+    bool of_format = driver && cli_format_exists(driver) && !strchr(pair->name, '.');
+    bool is_raw = driver && strcmp(driver, "raw") == 0;
+    if (of_format && !is_raw &&
+        (strcmp(pair->name, "offset") == 0 || strcmp(pair->name, "size") == 0))
+        cli_error(cli,
+                  "Could not open '%s': Block format '%s' does not support the option '%s': it is "
+                  "the driver raw's, below the format (file.driver=raw,file.%s=...)",
+                  name, driver, pair->name, pair->name);
+    else
+        cli_error(cli, "Could not open '%s': '%s=%s' is not supported", name, pair->name,
+                  pair->value);
+    return -EINVAL;
+}
 
 static int apply_pairs(const struct cli *cli, struct cli_pairs *list, const char *name,
                        struct cli_image *image)
 {
     CLEANUP_FREE char *driver = cli_pairs_take(list, "driver");
-    bool remote_raw;
-    char *path = remote_name(list, driver, &remote_raw);
-    if (!path)
-        path = cli_pairs_take(list, "file.filename");
-    if (!path)
-        path = cli_pairs_take(list, "filename");
-    if (!path)
-        path = cli_pairs_take(list, "file");
-    image->path = path;
+    bool bytes;
+    char *path = image->path = take_name(list, driver, &image->device, &bytes);
     CLEANUP_FREE char *backing = cli_pairs_take(list, "backing");
     if (backing && backing[0]) {
         cli_error(cli, "Could not open '%s': 'backing' is not supported here", path ? path : name);
@@ -221,27 +336,15 @@ static int apply_pairs(const struct cli *cli, struct cli_pairs *list, const char
         image->open.flags |= DR_OPEN_NO_BACKING;
     /* Check for unknown settings before a missing path: one of them may have been meant as the
      * path. */
-    for (size_t i = 0; i < list->n; i++) {
-        if (!known_setting(list->pairs[i].name, list->pairs[i].value)) {
-            cli_error(cli, "Could not open '%s': '%s=%s' is not supported", path ? path : name,
-                      list->pairs[i].name, list->pairs[i].value);
-            return -EINVAL;
-        }
-    }
+    if (refuse_rest(cli, list, path ? path : name, driver) < 0)
+        return -EINVAL;
     apply_switches(list, image);
     if (!path) {
         cli_error(cli, "A block device must be specified for \"file\"");
         return -EINVAL;
     }
-    if (driver && (strcmp(driver, "file") == 0 || device_driver(driver) || remote_raw)) {
-        image->device = device_driver(driver);
-        image->format = strdup("raw"); /* the file's own bytes */
-        if (!image->format)
-            return -ENOMEM;
-    } else if (driver) {
-        image->format = DR_STEAL(driver);
-    }
-    return 0;
+    image->format = bytes ? strdup("raw") : DR_STEAL(driver);
+    return bytes && !image->format ? -ENOMEM : 0;
 }
 
 /* ------------------------------------------------------------------ flags */
@@ -468,11 +571,12 @@ int cli_image_problem(const struct cli_image *image, char *text, size_t size)
     CLEANUP_FREE char *file = dr_name_file(image->path);
     struct stat st;
 
-    if (file && dr_name_is_remote(file))
+    if (!file || dr_name_is_remote(file)) /* opening it tells what is wrong */
         return 0;
-    if (!file || stat(file, &st) < 0) {
+    if (stat(file, &st) < 0) {
         int r = -errno;
-        snprintf(text, size, "Could not open '%s': %s", image->path, strerror(-r));
+        bool below = strncmp(image->path, "json:", 5) == 0; /* the file that is not there */
+        snprintf(text, size, "Could not open '%s': %s", below ? file : image->path, strerror(-r));
         return r;
     }
     if (image->device && !S_ISBLK(st.st_mode) && !S_ISCHR(st.st_mode)) {
