@@ -196,14 +196,21 @@ static inline int dr_amend_report(const struct dr_amend *a, uint64_t done, uint6
 /* An image that is written once, from front to back, into whatever takes bytes: a file, a pipe, a
  * place in an archive. Units go out in the order of the disk; all-zero ones are left out. */
 struct dr_sequential {
-    uint64_t unit;     /* guest bytes; a power of two */
-    size_t coded_most; /* bytes that encode needs for a unit */
+    uint64_t unit;     /* guest bytes; a power of two. 0: ask unit_of */
+    size_t coded_most; /* bytes that encode needs for a unit, at most */
     /* 1: these settings ask for such an image; 0: for another one of the format. */
     int (*wanted)(const char *path, const struct dr_create_params *params, struct dr_error *err);
     /* Write what comes before the first unit to the end of out, which the caller keeps open until
      * free. path: for messages, and for the image's own name. */
     int (*begin)(const char *path, const struct dr_create_params *params, struct dr_file *out,
                  void **state, struct dr_error *err);
+    /* An image whose tables come in front of its units is told first which units there will be, so
+     * many times: runs of them in the order of the disk, [off, off + len), and then len 0. Units
+     * that turn out to be zeros are put, too. Such an image is only made for a pipe, where it has
+     * no other way. All three, or none. */
+    unsigned map_passes;
+    int (*map)(void *state, unsigned pass, uint64_t off, uint64_t len, struct dr_error *err);
+    uint64_t (*unit_of)(const void *state); /* after begin */
     /* No I/O, by many threads at once. len: unit, or what the end of the disk leaves of the last
      * one. The number of bytes in coded, or -errno. */
     int64_t (*encode)(const void *state, const uint8_t *in, size_t len, uint64_t off,

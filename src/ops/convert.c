@@ -467,18 +467,17 @@ static int check_pipes(const struct convert *c, size_t n, struct dr_error *err)
                        c->target);
     if (o->from_fd && n > 1)
         return dr_fail(err, ENOTSUP, "%s: a pipe must be the only source", c->target);
-    if (c->in_order && o->digest)
-        return dr_fail(err, ENOTSUP, "%s: a checksum does not go with an image in a pipe",
-                       c->target);
     if (c->in_order && o->from_fd)
         return dr_fail(err, ENOTSUP,
-                       "%s: a stream begins with the size of its disk, which a pipe does not tell",
+                       "%s: such an image begins with the size of its disk, which a pipe does not "
+                       "tell",
                        c->target);
     if (o->to_fd && fmt && !(fmt->flags & DR_FORMAT_NO_PROBE) && !c->in_order)
-        return dr_fail(err, ENOTSUP,
-                       "%s: a %s image cannot be written into a pipe; only raw, and VMDK with -o "
-                       "subformat=streamOptimized, can",
-                       c->target, fmt->name);
+        return dr_fail(
+            err, ENOTSUP,
+            "%s: a %s image cannot be written into a pipe; only raw, qcow2, and VMDK with "
+            "-o subformat=streamOptimized, can",
+            c->target, fmt->name);
     if (o->to_fd && o->n_pairs > 0 && !c->in_order)
         return dr_fail(err, EINVAL, "%s: %s has no meaning in a pipe", c->target, o->pairs[0].name);
     return 0;
@@ -534,8 +533,12 @@ static int run_in_order(struct convert *c, struct dr_error *err)
         parts[i].disk = c->sources[i];
         part_of(c, i, &parts[i].from, &parts[i].to);
     }
-    if (c->outlet)
-        return dr_sequential_write(c->outlet, "stream.vmdk", &what, err);
+    if (c->outlet) {
+        const struct dr_format *fmt = dr_format_find(c->o->out_format);
+        what.sums = c->sums.table ? &c->sums : NULL;
+        return dr_sequential_write(c->outlet, fmt->sequential->map ? c->target : "stream.vmdk",
+                                   &what, err);
+    }
     int r = refuse_own_source(c, err);
     return r < 0 ? r : dr_sequential_convert(c->fs, c->target, &what, err);
 }
@@ -547,14 +550,14 @@ static int run_to_pipe(struct convert *c, struct dr_error *err)
         dr_file_open_pipe(c->o->target_fd, c->target, dr_job_stop_flag(c->job), &c->outlet, err);
     if (r < 0)
         return r;
-    if (c->in_order)
-        return run_in_order(c, err);
     r = begin_sums(c, err);
-    if (r == 0 && c->piped.ops)
+    if (r == 0 && c->in_order)
+        r = run_in_order(c, err);
+    else if (r == 0 && c->piped.ops)
         r = dr_piped_image_to_file(&c->piped, c->outlet, c->job, err);
     else if (r == 0 && c->o->from_fd)
         r = dr_piped_to_file(&c->piped, c->outlet, NULL, c->job, err);
-    for (size_t i = 0; i < c->n && r == 0; i++) {
+    for (size_t i = 0; i < c->n && r == 0 && !c->in_order; i++) {
         uint64_t from, to;
         part_of(c, i, &from, &to);
         r = dr_pipe_write(c->sources[i], from, to, c->outlet, c->total,

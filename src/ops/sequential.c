@@ -8,7 +8,7 @@
 /* An item is some units, of which at least one has data: buf[0] has their bytes, buf[1] how long
  * each of them is when coded (0: nothing but zeros), and then a place for each. */
 #define SECTOR     512u
-#define MOST_UNITS 64u
+#define MOST_UNITS 128u
 #define HEAD       (MOST_UNITS * sizeof(uint32_t))
 
 struct in_order {
@@ -18,6 +18,9 @@ struct in_order {
     size_t n, part;        /* part: the one that next is in */
     uint64_t pos;          /* of next: all units in front of it are dealt with */
     uint64_t total, group; /* bytes: of the disk; of an item at most */
+    size_t coded_most;     /* bytes of a coded unit */
+    uint64_t unit, align;  /* items are of whole units, and of whole grains of the sums */
+    struct dr_sums *sums;  /* NULL, or gets the sums of what the image shows */
     uint64_t stored;       /* bytes of the units that were put */
 };
 
@@ -48,6 +51,30 @@ static int next_data(struct in_order *o, uint64_t *pos, uint64_t *until, struct 
     return 0;
 }
 
+static int stopped(struct dr_error *err)
+{
+    return dr_fail(err, ECANCELED, "stopped on request");
+}
+
+/* The same units as order_next gives, without a look at their bytes. */
+static int tell_map(struct in_order *o, unsigned pass, struct dr_job *job, struct dr_error *err)
+{
+    uint64_t pos = 0, until;
+    int r = 0;
+    o->part = 0;
+    while (r == 0 && pos < o->total) {
+        uint64_t at = pos;
+        r = dr_job_stopped(job) ? stopped(err) : next_data(o, &at, &until, err);
+        if (r < 0 || at == o->total)
+            break;
+        at = dr_round_down(at, o->align);
+        pos = dr_min(dr_round_up(until, o->align), o->total);
+        r = o->seq->map(o->state, pass, at, pos - at, err);
+    }
+    o->part = 0;
+    return r < 0 ? r : o->seq->map(o->state, pass, o->total, 0, err);
+}
+
 static int order_next(void *user, struct dr_copy_item *item, struct dr_error *err)
 {
     struct in_order *o = user;
@@ -55,12 +82,12 @@ static int order_next(void *user, struct dr_copy_item *item, struct dr_error *er
     int r = next_data(o, &at, &until, err);
     if (r < 0)
         return r;
-    o->pos = item->off = at < o->total ? dr_round_down(at, o->seq->unit) : o->total;
+    o->pos = item->off = at < o->total ? dr_round_down(at, o->align) : o->total;
     item->passed = item->off - from;
     if (at == o->total)
         return 0;
     uint64_t most = dr_min(dr_round_down(at, o->group) + o->group, o->total);
-    o->pos = dr_min(dr_round_up(until, o->seq->unit), most);
+    o->pos = dr_min(dr_round_up(until, o->align), most);
     item->len = o->pos - item->off;
     return 1;
 }
@@ -92,13 +119,15 @@ static int order_work(void *user, struct dr_copy_item *item, uint8_t *const *buf
     const struct in_order *o = user;
     uint32_t *lengths = (uint32_t *)(void *)buf[1];
     int r = read_item(o, item, buf[0], err);
-    for (uint64_t i = 0, at = 0; r == 0 && at < item->len; i++, at += o->seq->unit) {
-        size_t len = (size_t)dr_min(o->seq->unit, item->len - at);
+    if (r == 0 && o->sums)
+        r = dr_sums_put(o->sums, item->off, buf[0], item->len, err);
+    for (uint64_t i = 0, at = 0; r == 0 && at < item->len; i++, at += o->unit) {
+        size_t len = (size_t)dr_min(o->unit, item->len - at);
         lengths[i] = 0;
-        if (dr_is_zero(buf[0] + at, len))
+        if (!o->seq->map && dr_is_zero(buf[0] + at, len))
             continue;
         int64_t coded = o->seq->encode(o->state, buf[0] + at, len, item->off + at,
-                                       buf[1] + HEAD + i * o->seq->coded_most);
+                                       buf[1] + HEAD + i * o->coded_most);
         if (coded < 0)
             return dr_fail_errno(err, (int)-coded, "cannot compress guest offset %llu",
                                  (unsigned long long)(item->off + at));
@@ -113,20 +142,20 @@ static int order_emit(void *user, struct dr_copy_item *item, uint8_t *const *buf
     struct in_order *o = user;
     const uint32_t *lengths = (const uint32_t *)(const void *)buf[1];
     int r = 0;
-    for (uint64_t i = 0, at = 0; r == 0 && at < item->len; i++, at += o->seq->unit)
+    for (uint64_t i = 0, at = 0; r == 0 && at < item->len; i++, at += o->unit)
         if (lengths[i] > 0) {
-            r = o->seq->put(o->state, item->off + at, buf[1] + HEAD + i * o->seq->coded_most,
-                            lengths[i], err);
-            o->stored += dr_min(o->seq->unit, item->len - at);
+            r = o->seq->put(o->state, item->off + at, buf[1] + HEAD + i * o->coded_most, lengths[i],
+                            err);
+            o->stored += dr_min(o->unit, item->len - at);
         }
     return r;
 }
 
 static int run(struct in_order *o, const struct dr_sequential_job *what, struct dr_error *err)
 {
-    uint64_t units = dr_min(dr_max(DR_STOCK_BUFFER / 2 / o->seq->unit, 1), MOST_UNITS);
+    uint64_t units = dr_min(dr_max(DR_STOCK_BUFFER / 2 / o->unit, 1), MOST_UNITS);
     unsigned depth = 0;
-    o->group = units * o->seq->unit;
+    o->group = units * o->unit;
     for (size_t i = 0; i < o->n; i++)
         depth = (unsigned)dr_max(depth, dr_stock_depth(o->parts[i].t.walk.chain));
     struct dr_copy_policy policy = {
@@ -136,7 +165,7 @@ static int run(struct in_order *o, const struct dr_sequential_job *what, struct 
         .emit = order_emit,
         .ordered = true,
         .buffers = 2,
-        .buffer_size = (size_t)dr_max(o->group, HEAD + units * o->seq->coded_most),
+        .buffer_size = (size_t)dr_max(o->group, HEAD + units * o->coded_most),
         .depth = depth,
         .total = o->total,
         .before = what->before,
@@ -169,11 +198,19 @@ int dr_sequential_wanted(const char *target, const struct dr_convert_options *o,
     CLEANUP_FREE struct dr_option *options = NULL;
     struct dr_create_params params;
     *wanted = false;
-    if (!fmt || !fmt->sequential || o->no_create)
+    bool for_pipes = fmt && fmt->sequential && fmt->sequential->map;
+    if (!fmt || !fmt->sequential || o->no_create || (for_pipes && !o->to_fd))
         return fmt && o->compress && !fmt->encode
                    ? dr_fail(err, ENOTSUP, "Compression not supported for file format '%s'",
                              o->out_format)
                    : 0;
+    if (for_pipes && o->compress)
+        return dr_fail(
+            err, ENOTSUP,
+            "%s: compressed clusters cannot go into a pipe: the tables, which come "
+            "first, would have to know how long they get; convert to a file, or compress "
+            "what comes out of the pipe",
+            target);
     int r = settings(target, o, 0, &options, &params, err);
     if (r == 0)
         r = fmt->sequential->wanted(target, &params, err);
@@ -197,7 +234,8 @@ int dr_sequential_write(struct dr_file *out, const char *path, const struct dr_s
     struct in_order o = {.seq = dr_format_find(what->o->out_format)->sequential,
                          .parts = parts,
                          .n = what->n,
-                         .total = what->total};
+                         .total = what->total,
+                         .sums = what->sums};
     uint64_t at = 0;
     if (!parts)
         return dr_fail(err, ENOMEM, "out of memory for %zu sources", what->n);
@@ -214,6 +252,11 @@ int dr_sequential_write(struct dr_file *out, const char *path, const struct dr_s
     int r = settings(path, what->o, what->total, &options, &params, err);
     if (r == 0)
         r = o.seq->begin(path, &params, out, &o.state, err);
+    o.unit = r == 0 && o.seq->unit_of ? o.seq->unit_of(o.state) : o.seq->unit;
+    o.coded_most = o.seq->map ? (size_t)o.unit : o.seq->coded_most;
+    o.align = o.sums ? dr_max(o.unit, DR_SUMS_GRAIN) : o.unit;
+    for (unsigned i = 0; r == 0 && i < o.seq->map_passes; i++)
+        r = tell_map(&o, i, what->job, err);
     if (r == 0)
         r = run(&o, what, err);
     if (r == 0 && what->stored)

@@ -25,6 +25,7 @@ struct dr_sequential_job {
     struct dr_lost *lost; /* for salvage */
     struct dr_job *job;
     uint64_t before, after; /* for progress: bytes of the job in front of it and behind it */
+    struct dr_sums *sums;   /* NULL, or gets the sums of the disk; with one part */
     uint64_t *stored;       /* NULL, or gets the bytes of the disk that went out */
 };
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Disks that go through pipes: convert and dd with -, /dev/stdout and FIFOs."""
 import gzip
+import json
 import os
 import random
 import signal
@@ -100,7 +101,11 @@ def test_a_vmdk_grows_to_what_comes(t, disk):
 def test_what_cannot_be_is_told_before_it_begins(t, disk):
     qcow2 = t.dir / "d.qcow2"
     t.ok("convert", "-O", "qcow2", "d.raw", qcow2)
-    for args, stdin, why in ((["-O", "qcow2", "d.raw", "-"], b"", "cannot be written into a pipe"),
+    for args, stdin, why in ((["-O", "vmdk", "d.raw", "-"], b"", "cannot be written into a pipe"),
+                             (["-c", "-O", "qcow2", "d.raw", "-"], b"", "compressed clusters cannot go into a pipe"),
+                             (["-O", "qcow2", "-o", "preallocation=full", "d.raw", "-"], b"", "preallocation does not go with a pipe"),
+                             (["-O", "qcow2", "-o", "data_file=x", "d.raw", "-"], b"", "data_file does not go with a pipe"),
+                             (["-O", "qcow2", "-", "-"], disk, "begins with the size of its disk"),
                              (["-n", "d.raw", "-"], b"", "does not go with a pipe"),
                              (["-c", "-O", "qcow2", "-", "new"], disk, "does not go with a pipe"),
                              (["-o", "preallocation=full", "d.raw", "-"], b"", "no meaning in a pipe"),
@@ -191,3 +196,74 @@ def test_dd_copies_as_many_blocks_as_it_is_told(t, disk):
     assert run(t, "dd", *words, "if=d.vmdk", "of=new", "-O", "qcow2")[0] == 0
     t.ok("convert", "new", "new.raw")
     assert (t.dir / "new.raw").read_bytes() == want
+
+
+# ------------------------------------------------------------------ qcow2 into a pipe
+
+
+@pytest.mark.parametrize("options", ["cluster_size=64k", "cluster_size=512,refcount_bits=1", "cluster_size=2M,refcount_bits=64",
+                                     "compat=0.10", "extended_l2=on,lazy_refcounts=on,compression_type=zstd"])
+def test_a_qcow2_image_goes_into_a_pipe_front_to_back(t, disk, options):
+    (t.dir / "odd").write_bytes(b"x" * 700)
+    code, out, err = run(t, "convert", "-O", "qcow2", "-o", options, "odd", "d.vmdk", "-")
+    assert (code, err) == (0, "")
+    (t.dir / "new").write_bytes(out)
+    assert len(out) < MIB or "2M" in options  # what the source has nothing for is left out
+    (t.dir / "raw").write_bytes(b"x" * 700 + bytes(324) + disk)
+    r = t.real("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "new", "raw")
+    assert r.code == 0, r
+    for r in (t.real("qemu-img", "check", "new"), t.drover("check", "new")):
+        assert r.code == 0 and "No errors were found" in r.out, r
+    t.io("new", "write -P 3 4M 1M")  # and it goes on as any other
+    assert t.real("qemu-img", "check", "new").code == 0
+
+
+def test_the_map_decides_what_a_qcow2_image_in_a_pipe_has(t):
+    t.ok("create", "-f", "qcow2", "s", "3G")
+    t.io("s", "write -P 1 0 64k", "write -P 0 1G 128k", "write -z 2G 1M", "write -P 2 3221225000 472")
+    code, out, err = run(t, "convert", "-O", "qcow2", "--checksum", "s", "-")
+    assert code == 0 and err.split()[0] == t.ok("checksum", "s").split()[0]
+    (t.dir / "new").write_bytes(out)
+    assert t.drover("compare", "s", "new").code == 0
+    data = [e["start"] for e in json.loads(t.ok("map", "--output=json", "new")) if e["data"]]
+    assert data[:2] == [0, 1 << 30] and len(out) == (4 + 3 + 4) * 65536  # zeros in data are data
+
+
+def test_a_disk_of_no_bytes_goes_into_a_pipe_and_a_file(t):
+    (t.dir / "none").write_bytes(b"")
+    code, out, err = run(t, "convert", "-O", "qcow2", "-f", "raw", "none", "-")
+    assert (code, err) == (0, "")
+    (t.dir / "new").write_bytes(out)
+    t.ok("create", "-f", "qcow2", "made", "0")
+    for name in ("new", "made"):
+        r = t.real("qemu-img", "check", name)
+        assert r.code == 0 and "No errors were found" in r.out, r
+        t.ok("resize", name, "1M")
+        t.io(name, "write -P 1 0 1M")
+        assert "No errors were found" in t.real("qemu-img", "check", name).out
+
+
+def test_a_qcow2_image_in_a_pipe_whose_reader_goes_is_told(t, disk):
+    for end in (0, 70000, 330000):
+        with subprocess.Popen([t.bin / "drover", "convert", "-O", "qcow2", "d.raw", "-"], cwd=t.dir, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as p:
+            p.stdout.read(end)
+            p.stdout.close()
+            err = p.stderr.read().decode()
+            assert p.wait(20) == 1 and "Broken pipe" in err, err
+
+
+def test_a_disk_that_changes_while_its_tables_are_out_is_told(t):
+    with open(t.dir / "busy", "wb") as f:
+        f.write(random.Random(2).randbytes(MIB) * 24)
+        f.seek(28 * MIB)
+        f.write(b"e" * MIB)
+    with subprocess.Popen([t.bin / "drover", "convert", "-f", "raw", "-O", "qcow2", "-m", "1", "busy", "-"], cwd=t.dir,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+        p.stdout.read(1)
+        with open(t.dir / "busy", "r+b") as f:  # as by a program without locks
+            f.seek(26 * MIB)
+            f.write(b"n" * MIB)
+        p.stdout.read()
+        err = p.stderr.read().decode()
+        assert p.wait(20) == 1 and "changed while it was copied" in err, err

@@ -271,7 +271,7 @@ static int count_tables(struct qcow2_layout *lay, const char *path, struct dr_er
                        "most %llu bytes (try using a larger cluster size)",
                        path, ULL(cluster), ULL(QCOW2_MAX_L1 / 8 * span));
     lay->h.l1_entries = (uint32_t)tables;
-    lay->l1 = dr_max(1, dr_div_up(tables * 8, cluster));
+    lay->l1 = dr_div_up(tables * 8, cluster);
     if (lay->prealloc) {
         lay->l2 = tables;
         lay->data = lay->data_file ? 0 : dr_div_up(lay->h.size, cluster);
@@ -280,7 +280,7 @@ static int count_tables(struct qcow2_layout *lay, const char *path, struct dr_er
 }
 
 /* The counts are for themselves, too. */
-static int count_counts(struct qcow2_layout *lay, const char *path, struct dr_error *err)
+int qcow2_layout_counts(struct qcow2_layout *lay, const char *path, struct dr_error *err)
 {
     uint64_t cluster = qcow2_cluster(&lay->h), per_block = cluster * 8 >> lay->h.refcount_order;
     uint64_t before;
@@ -298,7 +298,7 @@ static int count_counts(struct qcow2_layout *lay, const char *path, struct dr_er
             path, ULL(lay->reftable * cluster), ULL(QCOW2_MAX_REFTABLE));
     lay->h.reftable_at = cluster;
     lay->h.reftable_clusters = (uint32_t)lay->reftable;
-    lay->h.l1_at = qcow2_l1_first(lay) * cluster;
+    lay->h.l1_at = lay->l1 ? qcow2_l1_first(lay) * cluster : 0; /* a disk of no bytes has none */
     return 0;
 }
 
@@ -325,7 +325,7 @@ int qcow2_lay_out(struct qcow2_layout *lay, const char *path, const struct dr_cr
     if (lay->h.autoclear & QCOW2_DATA_RAW && !lay->prealloc)
         lay->prealloc = QCOW2_PREALLOC_METADATA; /* every byte's place is known from the start */
     r = count_tables(lay, path, err);
-    return r < 0 ? r : count_counts(lay, path, err);
+    return r < 0 ? r : qcow2_layout_counts(lay, path, err);
 }
 
 /* ------------------------------------------------------------------ the first cluster */

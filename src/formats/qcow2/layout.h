@@ -29,6 +29,10 @@ struct qcow2_layout {
 int qcow2_lay_out(struct qcow2_layout *lay, const char *path, const struct dr_create_params *params,
                   struct dr_error *err);
 
+/* Once more: how many counts the image needs, and where what is behind them stands, after l2 or
+ * data became another number. */
+int qcow2_layout_counts(struct qcow2_layout *lay, const char *path, struct dr_error *err);
+
 static inline uint64_t qcow2_l1_first(const struct qcow2_layout *lay)
 {
     return 1 + lay->reftable + lay->blocks;

@@ -3,6 +3,7 @@
 #include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/compact.h"
 #include "formats/qcow2/snapshot.h"
+#include "formats/qcow2/stream-write.h"
 
 #include "base/cleanup.h"
 
@@ -349,6 +350,7 @@ const struct dr_format dr_format_qcow2 = {
     .snapshot_delete = qcow2_snapshot_delete,
     .snapshot_list = qcow2_snapshot_list,
     .snapshot_show = qcow2_snapshot_show,
+    .sequential = &qcow2_sequential,
     .bitmaps_inside = qcow2_bitmaps_inside,
     .bitmap_list = qcow2_bitmap_list,
     .bitmap_read = qcow2_bitmap_read,
