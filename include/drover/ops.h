@@ -164,6 +164,22 @@ enum dr_checksum {
 /* Bytes of any digest in hexadecimal, with its end. */
 #define DR_CHECKSUM_TEXT 65
 
+enum dr_salvaged_kind {
+    DR_SALVAGED_LOST,     /* could not be read: the target has zeros there */
+    DR_SALVAGED_DOUBTFUL, /* was read, but may be wrong anywhere: it comes from compressed data that
+                             is damaged */
+    DR_SALVAGED_END,      /* off: the compressed file could not be unpacked beyond this byte of what
+                             is packed in it, and all behind is lost; len 0 */
+};
+
+/* A range of a source that a salvage cannot vouch for. */
+struct dr_salvaged {
+    enum dr_salvaged_kind kind;
+    const char *disk;  /* the source's name, or of the image below it that is damaged */
+    uint64_t off, len; /* bytes of the disk */
+    const char *text;  /* why, or NULL: not known. Both lines live during the call */
+};
+
 struct dr_convert_options {
     const struct dr_open_options *source;      /* how to open all sources; NULL = defaults */
     const struct dr_open_options *const *each; /* or each of them; NULL = all as source says */
@@ -179,6 +195,9 @@ struct dr_convert_options {
                              all; default by DR_CONVERT_SPARSE_DEFAULT */
     bool salvage;         /* unreadable source ranges become zeros, with a message */
     bool *lost;           /* NULL, or salvage sets it where there were such ranges */
+    /* NULL, or salvage calls it with each such range, besides the message. One call at a time. */
+    void (*salvaged)(void *user, const struct dr_salvaged *range);
+    void *salvaged_user;
     bool compress;
     bool bitmaps;             /* the target gets the source's bitmaps, too; one source only */
     bool skip_broken_bitmaps; /* but inconsistent ones, which are refused otherwise */

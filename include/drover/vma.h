@@ -53,6 +53,9 @@ struct dr_vma;
 struct dr_vma_open_options {
     bool use_fd; /* read from fd; the path is for messages only */
     int fd;      /* a pipe or a file at its start; is not closed */
+    /* For dr_vma_extract_options.salvage: of a compressed file whose pieces are decoded each by
+     * itself, a damaged one costs only itself. */
+    bool salvage;
     /* Called with what is odd but no failure. NULL = not told. */
     void (*message)(void *user, const char *text);
     void *user;

@@ -252,10 +252,28 @@ static unsigned group(const struct vma_extent *e, unsigned i, uint32_t *len)
     return n;
 }
 
-static int take_group(struct stretch *s, const struct vma_slot *slots, unsigned n,
+/* Of a compressed archive's damaged pieces some bytes can be read, but no checksum was right for
+ * them. at: of the slot's data in the archive. The checksums beside it say more, where they are. */
+static int tell_doubtful(struct vma_read *x, const struct vma_slot *slot, uint64_t at,
+                         struct dr_error *err)
+{
+    struct dr_source_range range;
+    const struct dr_vma_disk *disk = x->disks[slot->id].disk;
+    uint64_t off = (uint64_t)slot->cluster * DR_VMA_CLUSTER, len = DR_VMA_CLUSTER;
+    if (!x->file || x->sums || !dr_source_doubtful(x->file, at, at + stored(slot), &range))
+        return 0;
+    if (!disk->vmstate)
+        len = dr_min(len, disk->size - off);
+    return vma_damage(x, DR_VMA_DOUBTFUL, slot->id, off, len, NULL, err);
+}
+
+/* at: of the first slot's data in the archive. */
+static int take_group(struct stretch *s, const struct vma_slot *slots, unsigned n, uint64_t at,
                       const uint8_t *data, struct dr_error *err)
 {
     int r = 0;
+    for (unsigned i = 0; i < n && r == 0; i++)
+        r = tell_doubtful(s->x, &slots[i], at + (slots[i].data - slots[0].data), err);
     for (unsigned i = 0; i < n && s->x->sums && r == 0; i++)
         r = check_sum(s->x, &slots[i], data + (slots[i].data - slots[0].data), s->scratch, err);
     for (unsigned i = 0; i < n && r == 0; i++)
@@ -285,7 +303,7 @@ static int save_group(struct stretch *s, const struct vma_chunk *c, const struct
         uint64_t off = (uint64_t)slots[i].cluster * DR_VMA_CLUSTER;
         struct dr_error why = DR_ERROR_INIT;
         if (read_group(s->x, c, &slots[i], stored(&slots[i]), buf, &data, &why) == 0)
-            r = take_group(s, &slots[i], 1, data, err);
+            r = take_group(s, &slots[i], 1, c->off + slots[i].data, data, err);
         else
             r = vma_damage(s->x, DR_VMA_MISSING, slots[i].id, off, DR_VMA_CLUSTER, why.text, err);
     }
@@ -304,7 +322,7 @@ static int work_data(struct stretch *s, struct vma_chunk *c, uint8_t *buf, struc
         struct dr_error why = DR_ERROR_INIT;
         r = read_group(x, c, &e->slot[i], len, buf, &data, &why);
         if (r == 0)
-            r = take_group(s, &e->slot[i], n, data, err);
+            r = take_group(s, &e->slot[i], n, c->off + e->slot[i].data, data, err);
         else if (x->o->salvage)
             r = save_group(s, c, &e->slot[i], n, buf, err);
         else

@@ -55,6 +55,20 @@ static int read_header(struct dr_vma *vma, struct dr_error *err)
     return r;
 }
 
+static int open_source(struct dr_vma *vma, const char *path, int fd, struct dr_error *err)
+{
+    struct dr_unpack_damage damage;
+    char text[sizeof(damage.why.text) + 64];
+    if (!vma->salvage)
+        return dr_source_open(vma->fs, path, fd, &vma->source, err);
+    int r = dr_source_open_salvaging(vma->fs, path, fd, &vma->source, &damage, err);
+    if (r == 0 && damage.why.errnum && vma->message) {
+        snprintf(text, sizeof(text), "%s: nothing could be unpacked behind that", damage.why.text);
+        vma->message(vma->user, text);
+    }
+    return r;
+}
+
 int dr_vma_open_fs(struct dr_fs *fs, const char *path, const struct dr_vma_open_options *options,
                    struct dr_vma **out, struct dr_error *err)
 {
@@ -65,10 +79,11 @@ int dr_vma_open_fs(struct dr_fs *fs, const char *path, const struct dr_vma_open_
     vma->fs = fs;
     if (options) {
         vma->use_fd = options->use_fd;
+        vma->salvage = options->salvage;
         vma->message = options->message;
         vma->user = options->user;
     }
-    int r = dr_source_open(fs, path, vma->use_fd ? options->fd : -1, &vma->source, err);
+    int r = open_source(vma, path, vma->use_fd ? options->fd : -1, err);
     if (r == 0) {
         vma->name = dr_source_name(vma->source);
         r = read_header(vma, err);

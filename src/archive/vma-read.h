@@ -30,7 +30,7 @@ struct dr_vma {
     struct dr_source *source;
     const char *name; /* for messages */
     struct dr_vma_header header;
-    bool use_fd, done;
+    bool use_fd, done, salvage;
     bool in_order; /* tests: as if the source could not seek */
     void (*message)(void *user, const char *text);
     void *user;

@@ -16,8 +16,9 @@ struct convert {
     struct dr_disk **sources;
     size_t n;
     uint64_t total;
-    const char *target;      /* as given */
-    struct dr_disk *backing; /* -B */
+    const char *const *names; /* of the sources */
+    const char *target;       /* as given */
+    struct dr_disk *backing;  /* -B */
     char *backing_path;
     struct dr_disk *out;
     struct dr_new_image fresh; /* when it is new */
@@ -57,14 +58,23 @@ static void tell_doubtful(struct convert *c, const struct dr_disk *disk)
             continue;
         bool raw = image->fmt->flags & DR_FORMAT_NO_PROBE;
         uint64_t from = raw ? doubt->vouched : 0, to = raw ? doubt->came : dr_size(disk);
-        c->lost.any = true;
-        dr_job_message(c->job, "%s: all behind the first %llu bytes is lost", doubt->why.text,
-                       (unsigned long long)doubt->came);
-        if (from < to)
-            dr_job_message(c->job,
-                           "%s: %llu..%llu: taken, but may be wrong anywhere: the compressed "
-                           "stream is damaged",
-                           image->path, (unsigned long long)from, (unsigned long long)to);
+        dr_lost_end(&c->lost, image->path, doubt->came, doubt->why.text, c->job);
+        if (from < to && doubt->vouched < doubt->came)
+            dr_lost_doubt(&c->lost, image->path, from, to, c->job);
+    }
+}
+
+/* After the copy: pieces of packed raw disks of which a part was read although they are damaged. */
+static void tell_pieces(struct convert *c, size_t source)
+{
+    const struct dr_chain *chain = c->sources[source]->chain;
+    uint64_t from, to;
+    for (size_t i = 0; i < chain->n; i++) {
+        struct dr_file *file = chain->images[i]->n_files ? chain->images[i]->files[0] : NULL;
+        struct dr_source_range range;
+        part_of(c, source, &from, &to);
+        for (; dr_source_doubtful(file, from, to, &range); from = range.to)
+            dr_lost_doubt(&c->lost, chain->images[i]->path, range.from, range.to, c->job);
     }
 }
 
@@ -380,6 +390,7 @@ static int copy_plain(struct convert *c, struct dr_error *err)
         struct dr_transfer t;
         uint64_t len = length_of(c, i);
         transfer_init(c, &t, i, end);
+        c->lost.disk = c->o->salvage ? c->names[i] : NULL;
         t.before = end;
         t.after = c->total - dr_min(c->total, end + len);
         r = c->o->compress ? dr_compress_run(&t, NULL, len, c->job, err)
@@ -560,6 +571,7 @@ static int run_to_pipe(struct convert *c, struct dr_error *err)
     for (size_t i = 0; i < c->n && r == 0 && !c->in_order; i++) {
         uint64_t from, to;
         part_of(c, i, &from, &to);
+        c->lost.disk = c->names[i];
         r = dr_pipe_write(c->sources[i], from, to, c->outlet, c->total,
                           c->o->salvage ? &c->lost : NULL, c->sums.table ? &c->sums : NULL, c->job,
                           err);
@@ -659,7 +671,14 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
         return dr_fail(err, ENOTSUP, "Compression not supported for file format '%s'",
                        o.out_format);
     struct convert c = {.fs = fs, .o = &o, .job = job, .target = target, .lost = DR_LOST_INIT};
+    c.names = sources;
+    c.lost.disk = n == 1 ? sources[0] : NULL;
+    c.lost.report = o.salvaged;
+    c.lost.user = o.salvaged_user;
     int r = run(&c, sources, n, err);
+    dr_lost_tell(&c.lost, job);
+    for (size_t i = 0; i < c.n && o.salvage && r == 0; i++)
+        tell_pieces(&c, i);
     if (o.lost && c.lost.any)
         *o.lost = true;
     clean_up(&c);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/bytes.h"
+#include "drover/ops.h"
 #include "ops/job.h"
 
 #define MAX_RANGES ((size_t)65536) /* 1 MiB */
@@ -30,17 +31,45 @@ static void settle(struct dr_lost *lost)
     lost->n = n;
 }
 
-static void tell(const struct dr_lost_range *range, struct dr_job *job)
+static void report(struct dr_lost *lost, enum dr_salvaged_kind kind, const char *disk,
+                   uint64_t from, uint64_t to, const char *why)
 {
-    dr_job_message(job, "bytes %llu to %llu cannot be read, zeros instead",
+    const struct dr_salvaged range = {kind, disk, from, to - from, why};
+    lost->any = true;
+    if (lost->report)
+        lost->report(lost->user, &range);
+}
+
+static void tell(struct dr_lost *lost, const struct dr_lost_range *range, struct dr_job *job)
+{
+    dr_job_message(job, "%s%sbytes %llu to %llu cannot be read, zeros instead",
+                   lost->disk ? lost->disk : "", lost->disk ? ": " : "",
                    (unsigned long long)range->from, (unsigned long long)range->to);
+    report(lost, DR_SALVAGED_LOST, lost->disk, range->from, range->to, NULL);
+}
+
+void dr_lost_doubt(struct dr_lost *lost, const char *disk, uint64_t from, uint64_t to,
+                   struct dr_job *job)
+{
+    static const char why[] = "the compressed stream is damaged";
+    dr_job_message(job, "%s: %llu..%llu: taken, but may be wrong anywhere: %s", disk,
+                   (unsigned long long)from, (unsigned long long)to, why);
+    report(lost, DR_SALVAGED_DOUBTFUL, disk, from, to, why);
+}
+
+void dr_lost_end(struct dr_lost *lost, const char *disk, uint64_t from, const char *why,
+                 struct dr_job *job)
+{
+    dr_job_message(job, "%s: all behind the first %llu bytes is lost", why,
+                   (unsigned long long)from);
+    report(lost, DR_SALVAGED_END, disk, from, from, why);
 }
 
 /* Tell the first n, which is about where the threads were first. */
 static void tell_first(struct dr_lost *lost, size_t n, struct dr_job *job)
 {
     for (size_t i = 0; i < n; i++)
-        tell(&lost->ranges[i], job);
+        tell(lost, &lost->ranges[i], job);
     for (size_t i = n; i < lost->n; i++)
         lost->ranges[i - n] = lost->ranges[i];
     lost->n -= n;
@@ -73,7 +102,7 @@ void dr_lost_add(struct dr_lost *lost, uint64_t from, uint64_t to, struct dr_job
     if (lost->n < lost->room)
         lost->ranges[lost->n++] = range;
     else
-        tell(&range, job); /* no memory */
+        tell(lost, &range, job); /* no memory */
     pthread_mutex_unlock(&lost->lock);
 }
 

@@ -57,8 +57,4 @@ extern const struct source_codec source_zstd, source_gzip, source_bzip2, source_
 /* Say what a lzma_ret means for the data before an offset of the file. */
 int source_xz_failed(const char *name, uint64_t at, int code, struct dr_error *err);
 
-/* The frames that a seek table at the end of f lists, as a file of the plain bytes. -ENOTSUP
- * (silently): there is no seek table. */
-int source_seekable_open(struct dr_file *f, struct dr_file **plain, struct dr_error *err);
-
 #endif

@@ -3,28 +3,16 @@
  * numbers are big endian. The blocks are LZO1X. */
 #include <lzo/lzo1x.h>
 
-#include "storage/source-codec.h"
+#include "storage/source-lzop.h"
 
 #define MAGIC      "\x89LZO\0\r\n\x1a\n"
 #define MAGIC_LEN  9u
-#define BLOCK_MAX  (64u << 20) /* lzop's own limit */
-#define HEADER_MAX 512u        /* the fields and a name of 255 bytes */
+#define HEADER_MAX 512u /* the fields and a name of 255 bytes */
 #define EXTRA_MAX  (1u << 20)
 
 /* Versions by which fields came and went. */
 #define VERSION_LEVEL 0x0940u
 #define VERSION_KNOWN 0x1040u /* "needed to extract": newer ones may be anything */
-
-enum lzop_flag {
-    ADLER_PLAIN = 1 << 0, /* a checksum of the block's plain bytes follows its sizes */
-    ADLER_CODED = 1 << 1,
-    HEADER_EXTRA = 1 << 6,
-    CRC_PLAIN = 1 << 8,
-    CRC_CODED = 1 << 9,
-    MULTIPART = 1 << 10,
-    HEADER_FILTER = 1 << 11,
-    HEADER_CRC = 1 << 12,
-};
 
 struct lzop_state {
     uint32_t flags;
@@ -101,8 +89,8 @@ static int field(struct source_in *in, struct header *h, size_t n, uint8_t **p,
 static int check_header_sum(const struct lzop_state *s, struct source_in *in,
                             const struct header *h, struct dr_error *err)
 {
-    uint32_t told, sum = s->flags & HEADER_CRC ? lzo_crc32(0, h->bytes, (lzo_uint)h->n)
-                                               : lzo_adler32(1, h->bytes, (lzo_uint)h->n);
+    uint32_t told, sum = s->flags & LZOP_HEADER_CRC ? lzo_crc32(0, h->bytes, (lzo_uint)h->n)
+                                                    : lzo_adler32(1, h->bytes, (lzo_uint)h->n);
     int r = take_u32(in, &told, err);
     return r < 0 || told == sum ? r : damaged(in, "the checksum does not fit the header", err);
 }
@@ -129,7 +117,7 @@ static int check_kind(struct lzop_state *s, struct source_in *in, uint32_t neede
     if (method < 1 || method > 3)
         return dr_fail(err, ENOTSUP, "%s: lzop method %u, only LZO1X (1 to 3) is known", in->name,
                        method);
-    if (s->flags & (HEADER_FILTER | MULTIPART))
+    if (s->flags & (LZOP_HEADER_FILTER | LZOP_MULTIPART))
         return dr_fail(err, ENOTSUP, "%s: lzop files in parts or with filters are not supported",
                        in->name);
     return 0;
@@ -157,7 +145,7 @@ static int take_header(struct lzop_state *s, struct source_in *in, struct dr_err
         r = field(in, &h, h.bytes[h.n - 1], &p, err);
     if (r == 0)
         r = check_header_sum(s, in, &h, err);
-    if (r == 0 && (s->flags & HEADER_EXTRA))
+    if (r == 0 && (s->flags & LZOP_HEADER_EXTRA))
         r = skip_extra(in, err);
     s->inside = r == 0;
     return r;
@@ -177,29 +165,25 @@ static int room_for(uint8_t **buf, size_t *room, size_t n)
     return 0;
 }
 
-struct sums {
-    uint32_t adler, crc;
-};
-
 /* Read the Adler-32 and CRC-32 of the plain or of the compressed bytes, those that the flags
  * announce. */
 static int take_sums(const struct lzop_state *s, struct source_in *in, uint32_t adler, uint32_t crc,
-                     struct sums *sums, struct dr_error *err)
+                     struct lzop_sums *sums, struct dr_error *err)
 {
     int r = s->flags & adler ? take_u32(in, &sums->adler, err) : 0;
     return r == 0 && (s->flags & crc) ? take_u32(in, &sums->crc, err) : r;
 }
 
-static bool sums_fit(const struct lzop_state *s, uint32_t adler, uint32_t crc,
-                     const struct sums *sums, const uint8_t *p, size_t n)
+bool source_lzop_sums_fit(uint32_t flags, uint32_t adler, uint32_t crc,
+                          const struct lzop_sums *sums, const uint8_t *p, size_t n)
 {
-    if ((s->flags & adler) && lzo_adler32(1, p, (lzo_uint)n) != sums->adler)
+    if ((flags & adler) && lzo_adler32(1, p, (lzo_uint)n) != sums->adler)
         return false;
-    return !(s->flags & crc) || lzo_crc32(0, p, (lzo_uint)n) == sums->crc;
+    return !(flags & crc) || lzo_crc32(0, p, (lzo_uint)n) == sums->crc;
 }
 
 static int decode(struct lzop_state *s, struct source_in *in, uint32_t plain, uint32_t coded,
-                  const struct sums *sums, struct dr_error *err)
+                  const struct lzop_sums *sums, struct dr_error *err)
 {
     lzo_uint n = plain;
     if (room_for(&s->coded, &s->coded_room, coded) < 0)
@@ -207,7 +191,7 @@ static int decode(struct lzop_state *s, struct source_in *in, uint32_t plain, ui
     int r = take(in, s->coded, coded, err);
     if (r < 0)
         return r;
-    if (!sums_fit(s, ADLER_CODED, CRC_CODED, sums, s->coded, coded))
+    if (!source_lzop_sums_fit(s->flags, LZOP_ADLER_CODED, LZOP_CRC_CODED, sums, s->coded, coded))
         return damaged(in, "the checksum does not fit the compressed block", err);
     if (lzo1x_decompress_safe(s->coded, coded, s->plain, &n, NULL) != LZO_E_OK || n != plain)
         return damaged(in, "a block that cannot be decoded", err);
@@ -217,26 +201,27 @@ static int decode(struct lzop_state *s, struct source_in *in, uint32_t plain, ui
 static int take_block_body(struct lzop_state *s, struct source_in *in, uint32_t plain,
                            struct dr_error *err)
 {
-    struct sums of_plain, of_coded;
+    struct lzop_sums of_plain, of_coded;
     uint32_t coded;
     int r = take_u32(in, &coded, err);
     if (r < 0)
         return r;
-    if (plain > BLOCK_MAX || coded > plain || coded == 0)
+    if (plain > LZOP_BLOCK_MAX || coded > plain || coded == 0)
         return damaged(in, "a block of impossible size", err);
-    r = take_sums(s, in, ADLER_PLAIN, CRC_PLAIN, &of_plain, err);
+    r = take_sums(s, in, LZOP_ADLER_PLAIN, LZOP_CRC_PLAIN, &of_plain, err);
     if (r == 0 && coded < plain)
-        r = take_sums(s, in, ADLER_CODED, CRC_CODED, &of_coded, err);
+        r = take_sums(s, in, LZOP_ADLER_CODED, LZOP_CRC_CODED, &of_coded, err);
     if (r == 0 && room_for(&s->plain, &s->plain_room, plain) < 0)
         r = dr_fail(err, ENOMEM, "%s: out of memory", in->name);
     if (r == 0) /* what does not shrink is stored */
         r = coded < plain ? decode(s, in, plain, coded, &of_coded, err)
                           : take(in, s->plain, plain, err);
-    if (r == 0 && !sums_fit(s, ADLER_PLAIN, CRC_PLAIN, &of_plain, s->plain, plain))
+    if (r == 0 && !source_lzop_sums_fit(s->flags, LZOP_ADLER_PLAIN, LZOP_CRC_PLAIN, &of_plain,
+                                        s->plain, plain))
         r = damaged(in, "the checksum does not fit the block", err);
     s->at = 0;
     s->n = r == 0 ? plain : 0;
-    if (r == 0 && (s->flags & (ADLER_PLAIN | CRC_PLAIN)))
+    if (r == 0 && (s->flags & (LZOP_ADLER_PLAIN | LZOP_CRC_PLAIN)))
         in->vouched = in->given + plain;
     return r;
 }
@@ -255,6 +240,14 @@ static int take_magic(struct lzop_state *s, struct source_in *in, bool *end, str
     if (!lzop_knows(magic, sizeof(magic)))
         return damaged(in, "no lzop file begins there", err);
     return take_header(s, in, err);
+}
+
+int source_lzop_header(struct source_in *in, uint32_t *flags, bool *end, struct dr_error *err)
+{
+    struct lzop_state s = {0};
+    int r = take_magic(&s, in, end, err);
+    *flags = s.flags;
+    return r;
 }
 
 static int lzop_read(void *state, struct source_in *in, uint8_t *buf, size_t len, size_t *got,

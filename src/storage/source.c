@@ -4,7 +4,7 @@
 #include <poll.h>
 #include <sys/stat.h>
 
-#include "storage/source-codec.h"
+#include "storage/source-pieces.h"
 
 struct dr_source {
     char *name;
@@ -139,22 +139,55 @@ static void look_behind(struct dr_source *s, int fd)
         s->in.file = NULL;
 }
 
-static int open_index(const struct source_codec *codec, struct dr_file *f, struct dr_file **plain,
-                      struct dr_error *err)
+/* How much finding the pieces may cost. */
+enum effort {
+    SEARCH_INDEX, /* the file has an index */
+    SEARCH_WALK,  /* one read a piece */
+};
+
+struct index_search {
+    enum effort effort;
+    enum dr_source_salvage salvage;
+    struct dr_unpack_damage *damage;
+};
+
+static int open_zstd(struct dr_file *f, const struct index_search *how, struct dr_file **plain,
+                     struct dr_error *err)
 {
-    return codec == &source_zstd ? source_seekable_open(f, plain, err) : -ENOTSUP;
+    int r = source_pieces_open(f, &source_zstd_table, how->salvage, NULL, plain, err);
+    if (r == -EBADMSG && how->salvage == DR_SOURCE_STRICT)
+        return r;
+    if (how->effort == SEARCH_INDEX || (r != -ENOTSUP && r != -EBADMSG))
+        return r;
+    return source_pieces_open(f, &source_zstd_frames, how->salvage, how->damage, plain, err);
 }
 
-/* A seek table that is damaged is no failure: the stream is then read from its start like one
- * without a table. */
-static int open_codec(struct dr_source *s, bool as_is, struct dr_error *err)
+static int open_index(const struct source_codec *codec, struct dr_file *f,
+                      const struct index_search *how, struct dr_file **plain, struct dr_error *err)
+{
+    const struct source_piece_packer *packer = codec == &source_gzip   ? &source_gzip_blocks
+                                               : codec == &source_lzop ? &source_lzop_blocks
+                                                                       : NULL;
+    if (codec == &source_zstd)
+        return open_zstd(f, how, plain, err);
+    if (codec == &source_xz)
+        return source_pieces_open(f, &source_xz_blocks, how->salvage, NULL, plain, err);
+    if (how->effort == SEARCH_INDEX || !packer)
+        return -ENOTSUP;
+    return source_pieces_open(f, packer, how->salvage, how->damage, plain, err);
+}
+
+/* An index that is damaged is no failure: the stream is then read from its start like one without
+ * an index. */
+static int open_codec(struct dr_source *s, bool as_is, const struct index_search *how,
+                      struct dr_error *err)
 {
     s->codec = as_is ? NULL : codec_of(s->in.buf, s->in.n);
     if (!s->codec) {
         s->plain = s->in.file ? dr_file_ref(s->in.file) : NULL;
         return 0;
     }
-    if (s->in.file && open_index(s->codec, s->in.file, &s->plain, NULL) < 0)
+    if (s->in.file && open_index(s->codec, s->in.file, how, &s->plain, NULL) < 0)
         s->plain = NULL;
     return s->codec->open(s->name, &s->state, err);
 }
@@ -174,14 +207,8 @@ static struct dr_source *source_new(const char *path, struct dr_error *err)
     return NULL;
 }
 
-int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
-                   struct dr_error *err)
-{
-    return dr_source_open_as(fs, path, fd, false, source, err);
-}
-
-int dr_source_open_as(struct dr_fs *fs, const char *path, int fd, bool as_is,
-                      struct dr_source **source, struct dr_error *err)
+static int open_how(struct dr_fs *fs, const char *path, int fd, bool as_is,
+                    const struct index_search *how, struct dr_source **source, struct dr_error *err)
 {
     struct dr_source *s = source_new(path, err);
     int r = 0;
@@ -195,12 +222,33 @@ int dr_source_open_as(struct dr_fs *fs, const char *path, int fd, bool as_is,
     if (r == 0)
         r = look_at_magic(&s->in, err);
     if (r == 0)
-        r = open_codec(s, as_is, err);
+        r = open_codec(s, as_is, how, err);
     if (r < 0)
         dr_source_close(s);
     else
         *source = s;
     return r;
+}
+
+int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
+                   struct dr_error *err)
+{
+    return dr_source_open_as(fs, path, fd, false, source, err);
+}
+
+int dr_source_open_as(struct dr_fs *fs, const char *path, int fd, bool as_is,
+                      struct dr_source **source, struct dr_error *err)
+{
+    const struct index_search how = {.effort = SEARCH_INDEX};
+    return open_how(fs, path, fd, as_is, &how, source, err);
+}
+
+int dr_source_open_salvaging(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
+                             struct dr_unpack_damage *damage, struct dr_error *err)
+{
+    const struct index_search how = {SEARCH_WALK, DR_SOURCE_SALVAGE_KEEP, damage};
+    *damage = (struct dr_unpack_damage){.why = DR_ERROR_INIT};
+    return open_how(fs, path, fd, false, &how, source, err);
 }
 
 int dr_source_open_file(struct dr_file *f, struct dr_source **source, struct dr_error *err)
@@ -368,22 +416,25 @@ static int codec_of_file(struct dr_file *f, const struct source_codec **codec, s
     return r;
 }
 
-int dr_source_indexed_file(struct dr_file *f, struct dr_file **plain, const char **packer,
-                           struct dr_error *err)
+int dr_source_indexed_file(struct dr_file *f, enum dr_source_salvage salvage,
+                           struct dr_unpack_damage *damage, struct dr_file **plain,
+                           const char **packer, struct dr_error *err)
 {
+    const struct index_search how = {SEARCH_WALK, salvage, damage};
     const struct source_codec *codec;
     *plain = NULL;
     int r = codec_of_file(f, &codec, err);
     *packer = codec ? codec->name : NULL;
     if (r < 0)
         return r;
-    r = codec ? open_index(codec, f, plain, NULL) : -ENOTSUP;
+    r = codec ? open_index(codec, f, &how, plain, NULL) : -ENOTSUP;
     return r == -EBADMSG ? -ENOTSUP : r;
 }
 
 int dr_source_plain_file(struct dr_file *f, struct dr_file **plain, const char **compression,
                          struct dr_error *err)
 {
+    const struct index_search how = {.effort = SEARCH_WALK};
     const struct source_codec *codec;
     *plain = NULL;
     int r = codec_of_file(f, &codec, err);
@@ -394,7 +445,7 @@ int dr_source_plain_file(struct dr_file *f, struct dr_file **plain, const char *
         *plain = dr_file_ref(f);
         return 0;
     }
-    r = open_index(codec, f, plain, err);
+    r = open_index(codec, f, &how, plain, err);
     if (r != -ENOTSUP)
         return r;
     return dr_fail(err, ENOTSUP,

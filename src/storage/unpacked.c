@@ -416,6 +416,9 @@ int dr_unpack(struct dr_file *f, bool at_random, struct dr_unpack_damage *damage
               struct dr_file **plain, struct dr_error *err)
 {
     const char *packer = NULL;
-    int r = dr_source_indexed_file(f, plain, &packer, err);
+    enum dr_source_salvage salvage = !damage     ? DR_SOURCE_STRICT
+                                     : at_random ? DR_SOURCE_SALVAGE
+                                                 : DR_SOURCE_SALVAGE_KEEP;
+    int r = dr_source_indexed_file(f, salvage, damage, plain, &packer, err);
     return r == -ENOTSUP ? open_in_order(f, packer, at_random, damage, plain, err) : r;
 }

@@ -10,26 +10,19 @@
 #ifndef DR_STORAGE_UNPACKED_H
 #define DR_STORAGE_UNPACKED_H
 
-#include "storage/storage.h"
+#include "storage/source.h"
 
 /* The first plain bytes of f, up to len, and which packer made it; NULL: none, and these are the
  * bytes of f itself. Damage at the very beginning is a failure (-EBADMSG). */
 int dr_unpack_head(struct dr_file *f, uint8_t *head, size_t len, size_t *got, const char **packer,
                    struct dr_error *err);
 
-/* Where the packed bytes could not be decoded to their end. */
-struct dr_unpack_damage {
-    uint64_t
-        vouched; /* plain bytes that a checksum was right for; those behind may be wrong anywhere */
-    uint64_t came; /* plain bytes that there are */
-    struct dr_error why;
-};
-
 /* The plain bytes of f, which is packed, as a file: a new reference. It has the id of f, and fs
  * NULL. at_random: its reader will jump about. damage: NULL, or what came in front of damage is the
- * file, and why.errnum tells whether there was some; pieces of an indexed file that are damaged
- * fail when they are read. -EBADMSG: damaged or cut off; -ENOSPC: no room for the temporary file;
- * -ECANCELED: dr_set_unpacking() said so. */
+ * file, and why.errnum tells whether there was some; pieces that are decoded each by itself
+ * fail when they are read and damaged; without at_random what came in front of that is read, and
+ * told by dr_source_doubtful(). -EBADMSG: damaged or cut off; -ENOSPC: no room for the temporary
+ * file; -ECANCELED: dr_set_unpacking() said so. */
 int dr_unpack(struct dr_file *f, bool at_random, struct dr_unpack_damage *damage,
               struct dr_file **plain, struct dr_error *err);
 

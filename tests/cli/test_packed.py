@@ -8,8 +8,10 @@ import os
 import random
 import re
 import shutil
+import struct
 import subprocess
 import zipfile
+import zlib
 
 import pytest
 
@@ -214,6 +216,14 @@ def test_damage_anywhere_gives_the_right_bytes_or_a_refusal(t, kind, inner):
     assert refused > 0
 
 
+def right_beside(told, came, disk):
+    """Is every byte that is in none of these ranges what it should be?"""
+    right = bytearray(disk)
+    for r in told:
+        right[r.start:r.stop] = came[r.start:r.stop]
+    return right == came
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_salvage_keeps_what_was_unpacked_and_tells_what_may_be_wrong(t, kind):
     disk = random.Random(5).randbytes(3 * MIB)
@@ -224,11 +234,74 @@ def test_salvage_keeps_what_was_unpacked_and_tells_what_may_be_wrong(t, kind):
     got = t.drover("convert", "--salvage", "-O", "raw", "x", "o.raw")
     assert got.code == 3, got
     came = (t.dir / "o.raw").read_bytes()
-    doubtful = [range(int(a), int(b)) for a, b in re.findall(r"(\d+)\.\.(\d+): taken, but may be wrong anywhere", got.err)]
-    kept = int(re.search(r"behind the first (\d+) bytes is lost", got.err)[1])
+    told = re.findall(r"(\d+)\.\.(\d+): taken, but may be wrong anywhere", got.err)
+    told += re.findall(r"bytes (\d+) to (\d+) cannot be read, zeros instead", got.err)
+    told = [range(int(a), int(b)) for a, b in told]
+    end = re.search(r"behind the first (\d+) bytes is lost", got.err)
+    kept = int(end[1]) if end else len(disk)
     assert kept >= MIB and len(came) == kept + -kept % 512
-    wrong = [at for at in range(kept) if came[at] != disk[at]] if came[:kept] != disk[:kept] else []
-    assert all(any(at in r for r in doubtful) for at in wrong)
+    assert right_beside(told, came[:kept], disk[:kept])
+
+
+PIECE = 64 << 10
+
+
+def bgzip(b):
+    """Members that tell their sizes, as bgzip makes them."""
+    out = bytearray()
+    for at in [*range(0, len(b), 65280), None]:
+        plain = b"" if at is None else b[at:at + 65280]
+        packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+        data = packer.compress(plain) + packer.flush()
+        out += b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x06\x00BC\x02\x00" + struct.pack("<H", len(data) + 25)
+        out += data + struct.pack("<II", zlib.crc32(plain), len(plain))
+    return bytes(out)
+
+
+IN_PIECES = {
+    "bgzip": bgzip,
+    "xz": lambda b: subprocess.run(["xz", "-0c", f"--block-size={PIECE}"], input=b, stdout=subprocess.PIPE, check=True).stdout,
+    "zst": lambda b: b"".join(zstd_frame(b[at:at + PIECE]) for at in range(0, len(b), PIECE)),
+    "lzo": PACKERS["lzo"],
+}
+
+
+def zstd_frame(b):
+    return subprocess.run(["zstd", "-qc", "--check", f"--stream-size={len(b)}"], input=b, stdout=subprocess.PIPE, check=True).stdout
+
+
+def told_ranges(damage):
+    return [range(d["start"], d["start"] + d["length"]) for d in damage if d["kind"] in ("lost", "doubtful")]
+
+
+@pytest.mark.parametrize("kind", IN_PIECES)
+def test_salvage_of_what_is_packed_in_pieces_loses_the_damaged_one(t, kind):
+    disk = b"".join(random.Random(at).randbytes(2048) + bytes(2048) for at in range(MIB // 4096))
+    whole = IN_PIECES[kind](disk)
+    most = 2 * (256 << 10 if kind == "lzo" else PIECE)
+    (t.dir / "x").write_bytes(whole)
+    (t.dir / "d.raw").write_bytes(disk)
+    t.ok("compare", "x", "d.raw")
+    for at in (len(whole) // 3 + 7, len(whole) // 2 + 999):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x40
+        (t.dir / "x").write_bytes(damaged)
+        got = t.drover("convert", "--salvage", "--output=json", "-O", "raw", "x", "o.raw")
+        assert got.code == 3, got
+        result, came = json.loads(got.out), (t.dir / "o.raw").read_bytes()
+        told = told_ranges(result["damage"])
+        assert not result["complete"] and all(d["filename"] == "x" for d in result["damage"])
+        assert len(came) == len(disk) and told and sum(map(len, told)) <= most
+        assert right_beside(told, came, disk)
+
+
+def test_salvage_says_that_nothing_was_lost(t):
+    (t.dir / "d.raw").write_bytes(b"x" * 4096)
+    got = t.drover("convert", "--salvage", "--output=json", "d.raw", "o.raw")
+    assert got.code == 0 and json.loads(got.out) == {"filename": "o.raw", "complete": True, "damage": []}
+    for args in (["d.raw", "p.raw"], ["--salvage", "--checksum", "d.raw", "p.raw"], ["--salvage", "d.raw", "-"]):
+        got = t.drover("convert", "--output=json", *args)
+        assert got.code == 1 and "--output=json" in got.err and not (t.dir / "p.raw").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -255,7 +328,7 @@ def test_salvage_of_a_packed_archive_tells_which_ranges_may_be_wrong(t, kind):
     damage = json.loads(got.out)["damage"]
     came = (t.dir / "o" / "drive-scsi0.raw").read_bytes()
     told = [range(d["offset"], d["offset"] + d["length"]) for d in damage if d.get("disk")]
-    assert all(any(at in r for r in told) for at in range(len(disk)) if came[at] != disk[at])
+    assert right_beside(told, came, disk)
     if kind in ("gz", "zst", "xz", "lz4"):  # one flipped byte of what was stored as it is
         assert "doubtful" in [d["kind"] for d in damage] and not [d for d in damage if d["kind"] == "missing"]
     text = t.drover("vma", "verify", "x")

@@ -4,10 +4,12 @@
 
 #include "cli/commands.h"
 #include "cli/common/image.h"
+#include "cli/common/json.h"
 #include "cli/common/paths.h"
 #include "cli/common/suggest.h"
 #include "cli/common/pipes.h"
 #include "cli/common/progress.h"
+#include "cli/vma/vma.h"
 
 static const struct cli_option options[] = {
     {'f', "format", "FMT", "format of the sources; without it, it is found out", false},
@@ -35,6 +37,8 @@ static const struct cli_option options[] = {
     {'l', "snapshot", "NAME", "the source as a snapshot inside it shows it: a name, or an id",
      false},
     {KEY_BITMAPS, "bitmaps", NULL, "copy the bitmaps inside the source's own image, too", false},
+    {KEY_OUTPUT, "output", "human|json", "--salvage: how to list what cannot be vouched for",
+     false},
     {KEY_FORCE, "force", NULL, "also a growing VMDK of more than 2 TiB, which VMware does not take",
      false},
     {KEY_CHECKSUM, "checksum", NULL, "print the checksum of what the target shows", false},
@@ -53,7 +57,9 @@ struct convert {
     struct cli_pipe in, out; /* what the source and the target are, if they are no files */
     const char *orphans;
     char digest[DR_CHECKSUM_TEXT];
-    bool lost; /* something could not be read, and is zeros in the target */
+    bool lost;        /* something could not be read, and is zeros in the target */
+    json_t *salvaged; /* --output=json: the ranges that cannot be vouched for; else NULL */
+    bool not_told;    /* one is missing in it */
     size_t n;
 };
 
@@ -68,6 +74,7 @@ static void convert_free(struct convert *c)
     cli_pairs_free(&c->pairs);
     free(c->backing);
     free(c->backing_format);
+    json_decref(c->salvaged);
 }
 
 static int get_sparse(struct convert *c, const char *text)
@@ -194,6 +201,17 @@ static int get_options(struct convert *c, const struct cli_args *args,
         cli_error(c->cli, "Cannot use copy offloading in salvaging mode");
         return 1;
     }
+    bool json;
+    if (cli_output_json(c->cli, args, &json) != 0)
+        return 1;
+    if (json && (!c->o.salvage || c->o.digest)) {
+        cli_error(c->cli, "--output=json requires --salvage, and excludes --checksum");
+        return 1;
+    }
+    if (json && !(c->salvaged = json_array())) {
+        cli_error(c->cli, "out of memory");
+        return 1;
+    }
     const char *rate = cli_value(args, 'r');
     if (rate && cli_get_size(c->cli, "rate limit", rate, &limits->rate) < 0)
         return 1;
@@ -280,6 +298,43 @@ static int get_images(struct convert *c, const struct cli_args *args)
     return 0;
 }
 
+static void add_salvaged(void *user, const struct dr_salvaged *range)
+{
+    static const char *const kinds[] = {
+        [DR_SALVAGED_LOST] = "lost",
+        [DR_SALVAGED_DOUBTFUL] = "doubtful",
+        [DR_SALVAGED_END] = "end",
+    };
+    struct convert *c = user;
+    json_t *item =
+        json_pack("{s:s, s:I}", "kind", kinds[range->kind], "start", (json_int_t)range->off);
+    int bad = !item;
+
+    if (range->kind != DR_SALVAGED_END)
+        bad |= json_object_set_new(item, "length", json_integer((json_int_t)range->len));
+    if (range->disk)
+        bad |= json_object_set_new(item, "filename", vma_json_name(range->disk));
+    if (range->text)
+        bad |= json_object_set_new(item, "text", vma_json_name(range->text));
+    bad |= json_array_append_new(c->salvaged, item);
+    c->not_told = c->not_told || bad;
+}
+
+static int print_salvaged(const struct convert *c)
+{
+    static const char *const order[] = {"filename", "complete", "damage", NULL};
+    CLEANUP_JSON json_t *all = json_pack("{s:o, s:b, s:O}", "filename",
+                                         vma_json_name(c->target.path), "complete", !c->lost,
+                                         "damage", c->salvaged);
+
+    if (!all || c->not_told) {
+        cli_error(c->cli, "what was lost cannot be told in JSON: out of memory");
+        return 1;
+    }
+    cli_print_json(all, order);
+    return 0;
+}
+
 static int convert(struct convert *c, struct cli_job *job)
 {
     struct dr_error err = DR_ERROR_INIT;
@@ -295,7 +350,11 @@ static int convert(struct convert *c, struct cli_job *job)
     }
     c->o.each = each;
     c->o.lost = &c->lost;
+    c->o.salvaged = c->salvaged ? add_salvaged : NULL;
+    c->o.salvaged_user = c;
     int r = dr_convert(paths, c->n, c->target.path, &c->o, job->job, &err);
+    if (r == 0 && c->salvaged && print_salvaged(c) != 0)
+        return 1;
     if (r == 0)
         return c->lost && c->cli->role == CLI_DROVER ? 3 : 0;
     if (c->o.to_fd)
@@ -351,6 +410,10 @@ static int run(const struct cli *cli, const struct cli_args *args)
     }
     if (get_images(&c, args) != 0)
         return 1;
+    if (c.salvaged && c.out.fd >= 0) {
+        cli_error(cli, "--output=json needs standard output, which gets the disk");
+        return 1;
+    }
     cli_export_allowed(args);
     int code = rescue_orphans(&c);
     if (code != 0)

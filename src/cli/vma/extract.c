@@ -429,7 +429,8 @@ static int prepare(struct extract *x)
     bool json = vma_wants_json(x->args);
 
     x->archive = vma_shown(x->args->operands[0]);
-    if (vma_open(x->cli, x->args->operands[0], cli_has(x->args, 'q'), &x->vma) < 0)
+    if (vma_open_as(x->cli, x->args->operands[0], cli_has(x->args, 'q'), x->read.salvage, &x->vma) <
+        0)
         return -1;
     cli_catch_signals(); /* from here on there is something to remove */
     x->header = dr_vma_header(x->vma);

@@ -70,13 +70,14 @@ const char *vma_shown(const char *name)
     return strcmp(name, "-") == 0 ? "standard input" : name;
 }
 
-int vma_try_open(const char *name, void (*message)(void *user, const char *text), void *user,
-                 struct dr_vma **vma, struct dr_error *err)
+int vma_try_open(const char *name, bool salvage, void (*message)(void *user, const char *text),
+                 void *user, struct dr_vma **vma, struct dr_error *err)
 {
     bool standard = strcmp(name, "-") == 0;
     const struct dr_vma_open_options o = {
         .use_fd = standard,
         .fd = STDIN_FILENO,
+        .salvage = salvage,
         .message = message,
         .user = user,
     };
@@ -84,14 +85,20 @@ int vma_try_open(const char *name, void (*message)(void *user, const char *text)
     return dr_vma_open(vma_shown(name), &o, vma, err);
 }
 
-int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma)
+int vma_open_as(const struct cli *cli, const char *name, bool quiet, bool salvage,
+                struct dr_vma **vma)
 {
     struct dr_error err = DR_ERROR_INIT;
-    int r = vma_try_open(name, quiet ? NULL : on_message, (void *)cli, vma, &err);
+    int r = vma_try_open(name, salvage, quiet ? NULL : on_message, (void *)cli, vma, &err);
 
     if (r < 0)
         cli_fail(cli, &err);
     return r;
+}
+
+int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma)
+{
+    return vma_open_as(cli, name, quiet, false, vma);
 }
 
 const struct dr_vma_disk *vma_find_id(const struct dr_vma_header *header, unsigned id)

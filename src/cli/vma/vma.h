@@ -17,9 +17,12 @@ extern const struct cli_command vma_cmd_list, vma_cmd_config, vma_cmd_create, vm
 
 /* "-" is standard input. Failures and oddities are printed. */
 int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma **vma);
+/* The same; salvage: with what a damaged archive still has. */
+int vma_open_as(const struct cli *cli, const char *name, bool quiet, bool salvage,
+                struct dr_vma **vma);
 /* The same, with the failure in *err and oddities for message(), which may be NULL. */
-int vma_try_open(const char *name, void (*message)(void *user, const char *text), void *user,
-                 struct dr_vma **vma, struct dr_error *err);
+int vma_try_open(const char *name, bool salvage, void (*message)(void *user, const char *text),
+                 void *user, struct dr_vma **vma, struct dr_error *err);
 /* The name of an archive in messages. */
 const char *vma_shown(const char *name);
 static inline void vma_cleanup(struct dr_vma **vma)

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The blocks of lzop files, found by going from header to header: each has both its sizes in front
+ * of its checksums, and lzop makes all but the last one of 256 KiB. */
+#include <lzo/lzo1x.h>
+
+#include "storage/source-lzop.h"
+#include "storage/source-pieces.h"
+
+/* The sizes and checksums in front of a block's data. */
+struct head {
+    uint32_t plain, coded, len; /* len: of the head */
+    struct lzop_sums of_plain, of_coded;
+};
+
+/* A checksum, if the flags announce it, and 0 if not. */
+static uint32_t take_sum(uint32_t flags, uint32_t flag, const uint8_t *p, uint32_t *at)
+{
+    if (!(flags & flag))
+        return 0;
+    *at += 4;
+    return get_be32(p + *at - 4);
+}
+
+#define HEAD_MAX 24u
+
+/* p has HEAD_MAX bytes. False: no block begins like this. */
+static bool take_head(uint32_t flags, const uint8_t *p, struct head *h)
+{
+    *h = (struct head){.plain = get_be32(p), .coded = get_be32(p + 4), .len = 8};
+    if (h->plain > LZOP_BLOCK_MAX || h->coded > h->plain || h->coded == 0)
+        return false;
+    h->of_plain.adler = take_sum(flags, LZOP_ADLER_PLAIN, p, &h->len);
+    h->of_plain.crc = take_sum(flags, LZOP_CRC_PLAIN, p, &h->len);
+    if (h->coded < h->plain) {
+        h->of_coded.adler = take_sum(flags, LZOP_ADLER_CODED, p, &h->len);
+        h->of_coded.crc = take_sum(flags, LZOP_CRC_CODED, p, &h->len);
+    }
+    return true;
+}
+
+/* The header at *at, behind which *at moves. */
+static int take_header(struct dr_file *f, uint8_t *buf, uint64_t *at, uint32_t *flags, bool *end,
+                       struct dr_error *err)
+{
+    struct source_in in = {.name = f->path, .file = f, .fd = -1, .next = *at, .buf = buf};
+    int r = source_lzop_header(&in, flags, end, err);
+    *at = source_in_pos(&in);
+    return r;
+}
+
+/* Behind a header, up to the number that ends the blocks. */
+static int take_blocks(struct dr_file *f, struct source_pieces *s, uint32_t flags, uint64_t *at,
+                       struct dr_error *err)
+{
+    uint64_t size = dr_file_size(f);
+    for (;;) {
+        uint8_t raw[HEAD_MAX];
+        struct head h;
+        size_t got;
+        int r = dr_file_pread_short(f, raw, *at, sizeof(raw), &got, err);
+        if (r < 0)
+            return r;
+        if (got >= 4 && get_be32(raw) == 0) {
+            *at += 4;
+            return 0;
+        }
+        if (got >= 4 && got < 8)
+            return source_pieces_end(s, *at, "the file was cut off") == 0 ? 1 : -ENOTSUP;
+        if (!take_head(flags, raw, &h))
+            return source_pieces_end(s, *at, "a block of impossible size") == 0 ? 1 : -ENOTSUP;
+        if (*at + h.len + h.coded > size)
+            return source_pieces_end(s, *at, "the file was cut off") == 0 ? 1 : -ENOTSUP;
+        r = source_pieces_add(s, *at, h.len + (uint64_t)h.coded, h.plain, flags, err);
+        if (r < 0)
+            return r;
+        *at += h.len + h.coded;
+    }
+}
+
+static int find_blocks(struct dr_file *f, struct source_pieces *s, struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *buf = malloc(SOURCE_PIECE);
+    bool end = false;
+    int r = buf && lzo_init() == LZO_E_OK ? 0 : -ENOMEM;
+    for (uint64_t at = 0; r == 0 && !end;) {
+        struct dr_error why = DR_ERROR_INIT;
+        uint64_t begin = at;
+        uint32_t flags = 0;
+        r = take_header(f, buf, &at, &flags, &end, &why);
+        if (r == -EBADMSG || r == -ENOTSUP)
+            return source_pieces_end(s, begin, "no lzop file begins there");
+        if (r < 0)
+            return dr_fail(err, -r, "%s", why.text);
+        if (!end)
+            r = take_blocks(f, s, flags, &at, err);
+    }
+    return r < 0 ? r : 0;
+}
+
+static int decode(const struct source_piece *p, uint32_t common, const uint8_t *coded,
+                  uint8_t *plain, size_t plain_len, size_t *good)
+{
+    uint8_t raw[HEAD_MAX] = {0};
+    lzo_uint n = plain_len;
+    struct head h;
+    (void)common;
+    (void)good; /* each block is whole or nothing */
+    memcpy(raw, coded, dr_min(p->coded_len, sizeof(raw)));
+    if (!take_head(p->word, raw, &h) || h.plain != plain_len ||
+        h.len + (uint64_t)h.coded != p->coded_len)
+        return -EBADMSG;
+    const uint8_t *data = coded + h.len;
+    if (h.coded == h.plain)
+        memcpy(plain, data, plain_len);
+    else if (!source_lzop_sums_fit(p->word, LZOP_ADLER_CODED, LZOP_CRC_CODED, &h.of_coded, data,
+                                   h.coded) ||
+             lzo1x_decompress_safe(data, h.coded, plain, &n, NULL) != LZO_E_OK || n != plain_len)
+        return -EBADMSG;
+    return source_lzop_sums_fit(p->word, LZOP_ADLER_PLAIN, LZOP_CRC_PLAIN, &h.of_plain, plain,
+                                plain_len)
+               ? 0
+               : -EBADMSG;
+}
+
+const struct source_piece_packer source_lzop_blocks = {
+    .name = "lzop",
+    .find = find_blocks,
+    .decode = decode,
+    .unproven = true,
+};
