@@ -43,6 +43,7 @@ struct dr_vma_header {
     size_t n_disks;
     struct dr_vma_config *configs; /* in the order of the file */
     size_t n_configs;
+    bool wrong_sum;          /* its checksum is wrong: dr_vma_open_options.any_header */
     const char *compression; /* NULL = none, else "zstd" "gzip" "lzop" "bzip2" "xz" "lz4" */
 };
 
@@ -53,12 +54,17 @@ struct dr_vma;
 struct dr_vma_open_options {
     bool use_fd; /* read from fd; the path is for messages only */
     int fd;      /* a pipe or a file at its start; is not closed */
-    /* For dr_vma_extract_options.salvage: of a compressed file whose pieces are decoded each by
-     * itself, a damaged one costs only itself. */
-    bool salvage;
     /* Called with what is odd but no failure. NULL = not told. */
     void (*message)(void *user, const char *text);
     void *user;
+    /* For dr_vma_extract_options.salvage: of a compressed file whose pieces are decoded each by
+     * itself, a damaged one costs only itself. */
+    bool salvage;
+    /* With salvage: a header whose checksum is wrong is used as far as what it says can be, with a
+     * message. Devices that have clusters in the archive and no place in the header get a name of
+     * their own, "unlisted-ID", where the archive is a file that is not compressed, or the header
+     * is wrong and the file can be read at random. Told again as damage when the disks are read. */
+    bool any_header;
 };
 
 /* Open the archive at path, compressed or not (found out by content), and read its header and
@@ -91,6 +97,8 @@ enum dr_vma_damage_kind {
     DR_VMA_EXTENT,    /* archive bytes that are no valid extent; off, len: of the archive */
     DR_VMA_DOUBTFUL,  /* unpacked from a compressed stream of which no checksum was right before it
                          broke off: the bytes were taken, and may be wrong anywhere */
+    DR_VMA_HEADER,    /* id 0: the header's checksum is wrong, and it was used all the same; else:
+                         the header does not list the disk, or says less of it than there is */
 };
 
 struct dr_vma_damage {
@@ -121,7 +129,7 @@ struct dr_vma_extract_result {
     uint64_t zero_bytes;         /* of these, blocks that the archive does not store */
     uint64_t zero_cluster_bytes; /* of these, in clusters that are all zeros */
     uint64_t missing_bytes, duplicate_bytes, checksum_bytes, different_bytes, extent_bytes;
-    uint64_t doubtful_bytes;
+    uint64_t doubtful_bytes, header_bytes;
     bool sums_used;
 };
 

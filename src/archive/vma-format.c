@@ -118,6 +118,7 @@ struct parser {
     uint32_t size;
     const char *name;
     struct dr_vma_header *header;
+    bool guess; /* see vma_header_guess */
     void (*warn)(void *user, const char *text);
     void *user;
     struct blob blobs[VMA_CONFIGS * 2 + VMA_DEVICES]; /* that something points to, ascending */
@@ -241,12 +242,40 @@ static void warn_disk(const struct parser *p, const struct dr_vma_disk *disk)
                  shown);
 }
 
+/* Whatever has a size that can be is a disk. */
+static int guess_device(struct parser *p, struct dr_vma_disk *disk, const struct blob *b)
+{
+    char name[VMA_SHOWN] = "";
+    if (disk->size == 0)
+        return 0;
+    if (disk->size > VMA_MAX_SIZE) {
+        warn(p, "device %u: its size cannot be %" PRIu64 ", so it is ignored", disk->id,
+             disk->size);
+        return 0;
+    }
+    if (is_text(b) && take_name(p, b, "device", disk->id, &disk->name, NULL) == -ENOMEM)
+        return -ENOMEM;
+    if (!disk->name) {
+        snprintf(name, sizeof(name), "disk-%u", disk->id);
+        warn(p, "device %u has no good name and is called '%s'", disk->id, name);
+        disk->name = strdup(name);
+    }
+    if (!disk->name)
+        return -ENOMEM;
+    disk->vmstate = strcmp(disk->name, "vmstate") == 0;
+    warn_disk(p, disk);
+    p->header->disks[p->header->n_disks++] = *disk;
+    return 0;
+}
+
 static int parse_device(struct parser *p, unsigned id, struct dr_error *err)
 {
     uint32_t at = VMA_AT_DEVICES + id * VMA_DEVICE_LEN;
     uint32_t pointer = get_be32(p->buf + at);
     struct dr_vma_disk disk = {.id = id, .size = get_be64(p->buf + at + 8)};
     const struct blob *b = find_blob(p, pointer);
+    if (p->guess)
+        return guess_device(p, &disk, b);
     if (disk.size == 0 || !is_text(b)) {
         if (disk.size != 0 || pointer != 0)
             warn(p, "device %u (offset %" PRIu32 ") has no %s and is ignored", id, at,
@@ -308,6 +337,15 @@ static int parse_config(struct parser *p, unsigned i, struct dr_error *err)
     return 0;
 }
 
+static int guess_config(struct parser *p, unsigned i)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    int r = parse_config(p, i, &why);
+    if (r < 0 && r != -ENOMEM)
+        warn(p, "configuration %u is ignored: %s", i, why.text);
+    return r == -ENOMEM ? r : 0;
+}
+
 /* ------------------------------------------------------------------ the whole header */
 
 static int check_sum(const struct parser *p, struct dr_error *err)
@@ -330,12 +368,50 @@ static int parse_tables(struct parser *p, struct dr_error *err)
     h->configs = calloc(VMA_CONFIGS, sizeof(h->configs[0]));
     if (!h->disks || !h->configs)
         return dr_fail(err, ENOMEM, "%s: out of memory", p->name);
-    int r = find_blobs(p, err);
+    struct dr_error why = DR_ERROR_INIT;
+    int r = find_blobs(p, p->guess ? &why : err);
+    if (r < 0 && p->guess) {
+        warn(p, "no names can be found in the header");
+        r = 0;
+    }
     for (unsigned id = 1; id < VMA_DEVICES && r == 0; id++)
         r = parse_device(p, id, err);
     for (unsigned i = 0; i < VMA_CONFIGS && r == 0; i++)
-        r = parse_config(p, i, err);
+        r = p->guess ? guess_config(p, i) : parse_config(p, i, err);
+    return r < 0 && p->guess ? dr_fail(err, -r, "%s: out of memory", p->name) : r;
+}
+
+/* All that the header says, its checksum aside. */
+static int parse(const uint8_t *buf, uint32_t size, bool guess, struct parser *p,
+                 struct dr_error *err)
+{
+    struct dr_vma_header *header = p->header;
+    memcpy(header->uuid, buf + VMA_AT_UUID, sizeof(header->uuid));
+    header->ctime = (int64_t)get_be64(buf + VMA_AT_CTIME);
+    header->header_size = size;
+    p->guess = guess;
+    int r = parse_tables(p, err);
+    if (r < 0)
+        vma_header_free(header);
     return r;
+}
+
+int vma_header_guess(const uint8_t *buf, uint32_t size, const char *name,
+                     struct dr_vma_header *header, void (*warn_to)(void *user, const char *text),
+                     void *user, struct dr_error *err)
+{
+    CLEANUP_FREE struct parser *p = calloc(1, sizeof(*p));
+    *header = (struct dr_vma_header){0};
+    if (!p)
+        return dr_fail(err, ENOMEM, "%s: out of memory", name);
+    *p = (struct parser){
+        .buf = buf, .size = size, .name = name, .header = header, .warn = warn_to, .user = user};
+    warn(p,
+         "the header's checksum does not fit its %" PRIu32
+         " bytes: what it says is used all the same, and may be wrong",
+         size);
+    header->wrong_sum = true;
+    return parse(buf, size, true, p, err);
 }
 
 int vma_header_parse(const uint8_t *buf, uint32_t size, const char *name,
@@ -357,16 +433,10 @@ int vma_header_parse(const uint8_t *buf, uint32_t size, const char *name,
     CLEANUP_FREE struct parser *p = calloc(1, sizeof(*p));
     if (!p)
         return dr_fail(err, ENOMEM, "%s: out of memory", name);
-    *p = (struct parser){buf, size, name, header, warn_to, user, {{0}}, 0};
-    memcpy(header->uuid, buf + VMA_AT_UUID, sizeof(header->uuid));
-    header->ctime = (int64_t)get_be64(buf + VMA_AT_CTIME);
-    header->header_size = size;
+    *p = (struct parser){
+        .buf = buf, .size = size, .name = name, .header = header, .warn = warn_to, .user = user};
     r = check_sum(p, err);
-    if (r == 0)
-        r = parse_tables(p, err);
-    if (r < 0)
-        vma_header_free(header);
-    return r;
+    return r < 0 ? r : parse(buf, size, false, p, err);
 }
 
 void vma_header_free(struct dr_vma_header *header)

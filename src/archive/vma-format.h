@@ -38,6 +38,12 @@ int vma_header_size(const uint8_t *fixed, const char *name, uint32_t *size, stru
 int vma_header_parse(const uint8_t *buf, uint32_t size, const char *name,
                      struct dr_vma_header *header, void (*warn)(void *user, const char *text),
                      void *user, struct dr_error *err);
+/* The same for a header whose checksum may be wrong: what cannot be is left out, with a warning,
+ * and a device that has a size and no good name is called disk-ID. -EINVAL still: no archive at
+ * all. */
+int vma_header_guess(const uint8_t *buf, uint32_t size, const char *name,
+                     struct dr_vma_header *header, void (*warn)(void *user, const char *text),
+                     void *user, struct dr_error *err);
 void vma_header_free(struct dr_vma_header *header);
 
 /* The other direction: checks names, counts and sizes against the rules for writers. *buf is

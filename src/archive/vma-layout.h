@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct dr_error;
+
 #define VMA_MAGIC        "VMA\0"
 #define VMA_EXTENT_MAGIC "VMAE\0\0" /* with the reserved field behind it */
 

@@ -22,9 +22,9 @@ void vma_read_message(const struct vma_read *x, const char *fmt, ...)
 
 /* ------------------------------------------------------------------ text */
 
-static const char *what_happened(enum dr_vma_damage_kind kind)
+static const char *what_happened(const struct dr_vma_damage *d)
 {
-    switch (kind) {
+    switch (d->kind) {
     case DR_VMA_MISSING:
         return "are missing";
     case DR_VMA_DUPLICATE:
@@ -35,6 +35,9 @@ static const char *what_happened(enum dr_vma_damage_kind kind)
         return "differ from what they are compared with";
     case DR_VMA_DOUBTFUL:
         return "may be wrong anywhere, since the compressed stream that has them is damaged";
+    case DR_VMA_HEADER:
+        return d->id ? "were taken, though the header does not list them"
+                     : "are a header with a wrong checksum, which was used all the same";
     case DR_VMA_EXTENT:
         break;
     }
@@ -52,7 +55,7 @@ static void describe(const struct vma_read *x, const struct vma_pending *p, char
         snprintf(text, size, "%s", p->why);
     else
         snprintf(text, size, "%s: %s%" PRIu64 " bytes at offset %" PRIu64 " %s%s%s", x->vma->name,
-                 of, d->len, d->off, what_happened(d->kind), p->why[0] ? ": " : "", p->why);
+                 of, d->len, d->off, what_happened(d), p->why[0] ? ": " : "", p->why);
 }
 
 /* ------------------------------------------------------------------ telling */
@@ -63,6 +66,7 @@ static uint64_t *counter(struct dr_vma_extract_result *r, enum dr_vma_damage_kin
         [DR_VMA_MISSING] = &r->missing_bytes,   [DR_VMA_DUPLICATE] = &r->duplicate_bytes,
         [DR_VMA_CHECKSUM] = &r->checksum_bytes, [DR_VMA_DIFFERS] = &r->different_bytes,
         [DR_VMA_EXTENT] = &r->extent_bytes,     [DR_VMA_DOUBTFUL] = &r->doubtful_bytes,
+        [DR_VMA_HEADER] = &r->header_bytes,
     };
     return counters[kind];
 }
@@ -121,6 +125,20 @@ int vma_damage(struct vma_read *x, enum dr_vma_damage_kind kind, unsigned id, ui
     add(x, &fresh);
     vma_damage_flush(x);
     return dr_fail(err, EBADMSG, "%s", text);
+}
+
+/* ------------------------------------------------------------------ the header */
+
+int vma_damage_header(struct vma_read *x, struct dr_error *err)
+{
+    const struct dr_vma_header *h = &x->vma->header;
+    int r = 0;
+    if (h->wrong_sum)
+        r = vma_damage(x, DR_VMA_HEADER, 0, 0, h->header_size, NULL, err);
+    for (size_t i = 0; i < h->n_disks && r == 0; i++)
+        if (x->vma->odd[h->disks[i].id])
+            r = vma_damage(x, DR_VMA_HEADER, h->disks[i].id, 0, h->disks[i].size, NULL, err);
+    return r;
 }
 
 /* ------------------------------------------------------------------ what is missing */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <time.h>
 
+#include "archive/vma-layout.h"
 #include "archive/vma-read.h"
 
 #define ZERO_RUN 1024u /* clusters of zeros that become one item: 64 MiB */
@@ -45,9 +46,22 @@ static int read_unit(struct vma_read *x, struct dr_error *err)
 
 /* ------------------------------------------------------------------ behind damage */
 
-static bool is_extent(const struct vma_read *x)
+/* Where the header may be wrong, the first good extent says which uuid all have. */
+static void learn_uuid(struct vma_read *x)
 {
     struct vma_extent extent;
+    const uint8_t *uuid = x->unit + VMA_AT_EXTENT_UUID;
+    if (!x->vma->header.wrong_sum || x->vma->uuid_known || x->unit_len < VMA_EXTENT_HEADER ||
+        vma_extent_parse(x->unit, uuid, x->vma->name, x->pos, &extent, NULL) < 0)
+        return;
+    memcpy(x->vma->header.uuid, uuid, 16);
+    x->vma->uuid_known = true;
+}
+
+static bool is_extent(struct vma_read *x)
+{
+    struct vma_extent extent;
+    learn_uuid(x);
     return x->unit_len == VMA_EXTENT_HEADER && memcmp(x->unit, "VMAE", 4) == 0 &&
            vma_extent_parse(x->unit, x->vma->header.uuid, x->vma->name, x->pos, &extent, NULL) == 0;
 }
@@ -346,6 +360,7 @@ static int next_extent(struct vma_read *x, struct dr_error *err)
     struct vma_chunk *c = vma_chunk_take(x);
     if (!c)
         return dr_fail(err, ENOMEM, "%s: out of memory", x->vma->name);
+    learn_uuid(x);
     if (x->unit_len < VMA_EXTENT_HEADER)
         r = dr_fail(&why, EBADMSG,
                     "%s: ends at offset %" PRIu64

@@ -32,7 +32,7 @@ static int read_begin(struct dr_vma *vma, uint8_t *fixed, struct dr_error *err)
     return r;
 }
 
-static int read_header(struct dr_vma *vma, struct dr_error *err)
+static int read_good_header(struct dr_vma *vma, struct dr_error *err)
 {
     uint32_t size;
     CLEANUP_FREE uint8_t *fixed = malloc(VMA_FIXED_HEADER);
@@ -52,6 +52,28 @@ static int read_header(struct dr_vma *vma, struct dr_error *err)
         r = read_exactly(vma, all + VMA_FIXED_HEADER, size - VMA_FIXED_HEADER, err);
     if (r == 0)
         r = vma_header_parse(all, size, vma->name, &vma->header, vma->message, vma->user, err);
+    if (r == -EINVAL && vma->any_header && !dr_source_file(vma->source)) {
+        dr_error_reset(err);
+        r = vma_header_guess(all, size, vma->name, &vma->header, vma->message, vma->user, err);
+    }
+    return r;
+}
+
+/* Failures that are not damage stay what they are. */
+static int read_header(struct dr_vma *vma, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    struct dr_file *file = dr_source_file(vma->source);
+    int r = read_good_header(vma, &why);
+    if (vma->any_header && file && (r == -EINVAL || r == -EBADMSG || r == -EIO)) {
+        int guessed = vma_guess_header(vma, err);
+        if (guessed == 0 || guessed == -ENOMEM)
+            r = guessed;
+    }
+    if (r < 0)
+        return dr_fail(err, -r, "%s", why.text);
+    if (vma->any_header && file && (file == dr_source_stored(vma->source) || vma->header.wrong_sum))
+        r = vma_find_unlisted(vma, err);
     return r;
 }
 
@@ -80,6 +102,7 @@ int dr_vma_open_fs(struct dr_fs *fs, const char *path, const struct dr_vma_open_
     if (options) {
         vma->use_fd = options->use_fd;
         vma->salvage = options->salvage;
+        vma->any_header = options->salvage && options->any_header;
         vma->message = options->message;
         vma->user = options->user;
     }
@@ -254,7 +277,9 @@ static int extract(struct vma_read *x, struct dr_error *err)
         return r;
     want_sums(x);
     x->vma->done = true;
-    r = run(x, err);
+    r = vma_damage_header(x, err);
+    if (r == 0)
+        r = run(x, err);
     if (r == 0 && x->resume.from > x->pos) /* then nothing was taken */
         r = dr_fail(err, EINVAL,
                     "%s: ends at offset %" PRIu64 ", before offset %" PRIu64

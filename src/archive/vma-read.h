@@ -7,6 +7,8 @@
  *   vma-read-damage.c  what is wrong with the archive: counted, merged, told
  *   vma-read-state.c   what the stages share
  *
+ *   vma-guess.c        headers that are damaged, for a salvage
+ *
  * vma-read.c calls next and work; these call damage and state and not each other.
  */
 #ifndef DR_ARCHIVE_VMA_READ_H
@@ -30,8 +32,10 @@ struct dr_vma {
     struct dr_source *source;
     const char *name; /* for messages */
     struct dr_vma_header header;
-    bool use_fd, done, salvage;
-    bool in_order; /* tests: as if the source could not seek */
+    bool use_fd, done, salvage, any_header;
+    bool uuid_known; /* with a wrong header: an extent has told it */
+    bool odd[256];   /* disks that the header does not list, or not as they are */
+    bool in_order;   /* tests: as if the source could not seek */
     void (*message)(void *user, const char *text);
     void *user;
     const struct dr_copy_clock *clock; /* tests bring their own; NULL = the system's */
@@ -93,7 +97,7 @@ struct vma_pending {
     char why[512];
 };
 
-#define VMA_DAMAGE_KINDS (DR_VMA_DOUBTFUL + 1u)
+#define VMA_DAMAGE_KINDS (DR_VMA_HEADER + 1u)
 
 enum vma_item_kind { VMA_ITEM_NONE, VMA_ITEM_DATA, VMA_ITEM_ZEROS };
 
@@ -145,6 +149,14 @@ int vma_read_disks(struct dr_vma *vma, const struct dr_vma_extract_options *opti
                    const struct vma_resume *resume, struct dr_job *job,
                    struct dr_vma_extract_result *result, struct dr_error *err);
 
+/* vma-guess.c: of sources that can be read at random */
+
+/* The header as far as it can be true. -EINVAL (silently): no extent tells that this is an archive.
+ */
+int vma_guess_header(struct dr_vma *vma, struct dr_error *err);
+/* Add the devices that have clusters in the archive and are not in the header. */
+int vma_find_unlisted(struct dr_vma *vma, struct dr_error *err);
+
 /* vma-read-state.c */
 
 /* A chunk, taken from the free ones or new; NULL = out of memory. */
@@ -171,6 +183,8 @@ void vma_damage_flush(struct vma_read *x);
  * that those before are as they were. By next only. */
 void vma_doubt_note(struct vma_read *x, const struct vma_slot *s);
 void vma_doubt_renew(struct vma_read *x);
+/* Before the first extent: what the header does not say, or not surely. */
+int vma_damage_header(struct vma_read *x, struct dr_error *err);
 /* After the last extent: what no extent had. */
 int vma_damage_missing(struct vma_read *x, struct dr_error *err);
 __attribute__((format(printf, 2, 3))) void vma_read_message(const struct vma_read *x,

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`drover vma extract`: into files, devices and formats; out of damaged archives; going on after an interruption."""
+import hashlib
 import json
 import os
 import random
@@ -565,8 +566,46 @@ def test_random_damage_never_gives_wrong_bytes_without_saying_so(v, seed):
             assert any(a <= at < b for a, b in listed), at
 
 
+@pytest.mark.parametrize("stdin", [False, True])
+def test_salvage_uses_a_header_whose_checksum_is_wrong_and_says_so(v, stdin):
+    a = archive(per=3)
+    data = a.build()
+    # the uuid, the checksum, the second device's name: what is right comes out under the name that it has then
+    for where, second in ((12, "drive-scsi1"), (40, "drive-scsi1"), (4096 + 2 * 32, "disk-2")):
+        bad = bytearray(data)
+        bad[where] ^= 0x41
+        code, missing, other = salvage(v, bytes(bad), stdin)
+        assert (code, missing, other) == (3, {}, [("header", None, 0, 12800)]), where
+        for i, name in ((1, "drive-scsi0"), (2, second)):
+            assert v.get(f"out/{name}.raw") == a.contents[i]
+        assert extract(v, "bad.vma", "other", stdin=None).code == 1 or stdin
+
+
+def test_salvage_finds_the_extents_where_the_header_does_not_say_where_they_are(v):
+    a = archive(per=3)
+    for where in (1, 5, 57):  # magic, version, size
+        bad = bytearray(a.build())
+        bad[where] ^= 0x41
+        code, missing, other = salvage(v, bytes(bad))
+        assert (code, missing, other) == (3, {}, [("header", None, 0, 12800)]), where
+        check_salvaged(v, a, {})
+
+
+def test_clusters_of_a_device_that_is_not_in_the_header_get_a_name_of_their_own(v):
+    a = archive(per=3)
+    bad = bytearray(a.build())
+    size = struct.unpack_from(">I", bad, 56)[0]
+    bad[4096 + 2 * 32:4096 + 3 * 32] = bytes(32)
+    bad[32:48] = bytes(16)
+    bad[32:48] = hashlib.md5(bad[:size]).digest()
+    code, missing, other = salvage(v, bytes(bad))
+    assert (code, missing, other) == (3, {}, [("header", "unlisted-2", 0, 7 * CLUSTER)])
+    assert v.get("out/drive-scsi0.raw") == a.contents[1]
+    assert v.get("out/unlisted-2.raw") == a.contents[2]
+
+
 def test_salvage_of_something_that_is_no_archive(v):
-    for name in ("header-md5", "text", "cut-at-12288"):
+    for name in ("text", "cut-at-12288"):
         v.put("bad.vma", BAD[name].data)
         r = extract(v, "--salvage", "bad.vma", "out")
         assert r.code == 1 and not os.path.exists(v.dir / "out"), r

@@ -18,7 +18,8 @@ class Error(c.Structure):
 
 
 class OpenOptions(c.Structure):
-    _fields_ = [("use_fd", c.c_bool), ("fd", c.c_int), ("message", c.c_void_p), ("user", c.c_void_p)]
+    _fields_ = [("use_fd", c.c_bool), ("fd", c.c_int), ("message", c.c_void_p), ("user", c.c_void_p),
+                ("more", c.c_byte * 64)]  # zeros for whatever comes to it
 
 
 class ExtractOptions(c.Structure):

@@ -9,6 +9,7 @@ static const char *kind_name(enum dr_vma_damage_kind kind)
         [DR_VMA_MISSING] = "missing",   [DR_VMA_DUPLICATE] = "duplicate",
         [DR_VMA_CHECKSUM] = "checksum", [DR_VMA_DIFFERS] = "differs",
         [DR_VMA_EXTENT] = "extent",     [DR_VMA_DOUBTFUL] = "doubtful",
+        [DR_VMA_HEADER] = "header",
     };
 
     return (size_t)kind < sizeof(names) / sizeof(names[0]) ? names[kind] : "damage";
@@ -23,6 +24,7 @@ static const char *kind_text(enum dr_vma_damage_kind kind)
         [DR_VMA_DIFFERS] = "not what the disk compared with holds",
         [DR_VMA_EXTENT] = "not a valid part of an archive",
         [DR_VMA_DOUBTFUL] = "taken, but may be wrong anywhere: the compressed stream is damaged",
+        [DR_VMA_HEADER] = "taken, but the header is wrong or does not list it",
     };
 
     return (size_t)kind < sizeof(texts) / sizeof(texts[0]) ? texts[kind] : "damaged";
@@ -82,6 +84,7 @@ void vma_damage_json(json_t *object, const struct vma_damage *d,
     set(object, "different-bytes", result->different_bytes);
     set(object, "extent-bytes", result->extent_bytes);
     set(object, "doubtful-bytes", result->doubtful_bytes);
+    set(object, "header-bytes", result->header_bytes);
     json_object_set_new(object, "sums-used", json_boolean(result->sums_used));
     json_object_set(object, "damage", d->array);
 }

@@ -163,7 +163,7 @@ static int open_archive(struct verify *v, const struct cli_args *args, struct dr
 {
     v->quiet = cli_has(args, 'q');
     v->opening = true;
-    int r = vma_try_open(args->operands[0], true, on_message, v, &v->vma, err);
+    int r = vma_try_open(args->operands[0], VMA_SALVAGE, on_message, v, &v->vma, err);
     v->opening = false;
     return r;
 }

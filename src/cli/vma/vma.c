@@ -70,14 +70,16 @@ const char *vma_shown(const char *name)
     return strcmp(name, "-") == 0 ? "standard input" : name;
 }
 
-int vma_try_open(const char *name, bool salvage, void (*message)(void *user, const char *text),
-                 void *user, struct dr_vma **vma, struct dr_error *err)
+int vma_try_open(const char *name, enum vma_salvage salvage,
+                 void (*message)(void *user, const char *text), void *user, struct dr_vma **vma,
+                 struct dr_error *err)
 {
     bool standard = strcmp(name, "-") == 0;
     const struct dr_vma_open_options o = {
         .use_fd = standard,
         .fd = STDIN_FILENO,
-        .salvage = salvage,
+        .salvage = salvage != VMA_WHOLE,
+        .any_header = salvage == VMA_ANY_HEADER,
         .message = message,
         .user = user,
     };
@@ -89,7 +91,8 @@ int vma_open_as(const struct cli *cli, const char *name, bool quiet, bool salvag
                 struct dr_vma **vma)
 {
     struct dr_error err = DR_ERROR_INIT;
-    int r = vma_try_open(name, salvage, quiet ? NULL : on_message, (void *)cli, vma, &err);
+    enum vma_salvage how = salvage ? VMA_ANY_HEADER : VMA_WHOLE;
+    int r = vma_try_open(name, how, quiet ? NULL : on_message, (void *)cli, vma, &err);
 
     if (r < 0)
         cli_fail(cli, &err);

@@ -20,9 +20,11 @@ int vma_open(const struct cli *cli, const char *name, bool quiet, struct dr_vma 
 /* The same; salvage: with what a damaged archive still has. */
 int vma_open_as(const struct cli *cli, const char *name, bool quiet, bool salvage,
                 struct dr_vma **vma);
+enum vma_salvage { VMA_WHOLE, VMA_SALVAGE, VMA_ANY_HEADER /* also one that is damaged */ };
 /* The same, with the failure in *err and oddities for message(), which may be NULL. */
-int vma_try_open(const char *name, bool salvage, void (*message)(void *user, const char *text),
-                 void *user, struct dr_vma **vma, struct dr_error *err);
+int vma_try_open(const char *name, enum vma_salvage salvage,
+                 void (*message)(void *user, const char *text), void *user, struct dr_vma **vma,
+                 struct dr_error *err);
 /* The name of an archive in messages. */
 const char *vma_shown(const char *name);
 static inline void vma_cleanup(struct dr_vma **vma)
