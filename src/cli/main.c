@@ -40,8 +40,10 @@ void cli_print_version(const struct cli *cli)
 {
     if (cli->role == CLI_DROVER)
         printf("drover %s\n", dr_version());
-    else /* scripts ask this line what they may expect */
-        printf("%s version 7.2.0 (drover %s)\n", cli->prog, dr_version());
+    else /* scripts ask this line what they may expect; ovirt-imageio takes qemu-nbd's second word
+          */
+        printf("%s %s7.2.0 (drover %s)\n", cli->prog, cli->role == CLI_QEMU_NBD ? "" : "version ",
+               dr_version());
 }
 
 static void print_formats(void)

@@ -214,6 +214,10 @@ int disk_list_config(struct disk_list *list, const char *key, const char *value,
         return set_cache(settings, value, err);
     if (strcmp(key, "on-error") == 0)
         return set_on_error(settings, value, err);
+    if (strcmp(key, "backing") == 0 && !*value) {
+        settings->open.flags |= DR_OPEN_NO_BACKING;
+        return 0;
+    }
     if (text)
         return set_text(list, key, value, text, err);
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++)

@@ -68,7 +68,8 @@ struct disk_list {
     "read-only=true|false open it so now (default: when a client comes, as nbdkit -r says)\n"      \
     "temporary=true       writable, and what is written is thrown away at the end\n"               \
     "snapshot=NAME        show a snapshot inside the image\n"                                      \
-    "backing=DISK         instead of the recorded parent; with backing-format=FORMAT\n"            \
+    "backing=DISK         instead of the recorded parent; with backing-format=FORMAT; empty: "     \
+    "none\n"                                                                                       \
     "data-file=FILE       instead of the recorded data file\n"                                     \
     "cache=writeback|none|unsafe\n"                                                                \
     "locking=on|off       lock the files (default: on)\n"                                          \

@@ -175,6 +175,19 @@ def test_names_of_images_as_json_and_as_lists(work, start):
     connect().shutdown()
 
 
+def test_without_its_parents_an_image_shows_only_what_it_holds(work, start):
+    drover("create", "-q", "-f", "qcow2", "base", 4 * MiB)
+    io("base", "write -P 0x22 0 1M")
+    drover("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "disk")
+    io("disk", "write -P 0x11 1M 64k")
+    for name, first in (('{"driver":"qcow2","file.filename":"disk","backing":null}', 0),
+                        ('{"driver":"qcow2","file.filename":"disk"}', 0x22)):
+        start("-r", "-A", "json:" + name)  # -A is ovirt-imageio's habit
+        h = connect()
+        assert h.pread(3, 0) == bytes([first]) * 3 and h.pread(3, MiB) == b"\x11" * 3
+        h.shutdown()
+
+
 def test_a_caller_that_reads_to_the_end_of_the_output_is_not_held(work, tool):
     disk(work)
     done = subprocess.run(f"{tool} --fork -t --pid-file pid -k $PWD/s -f qcow2 disk 2>&1 | cat", shell=True, timeout=60,

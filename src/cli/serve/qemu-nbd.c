@@ -25,7 +25,8 @@ static const struct cli_option connection_options[] = {
     {'x', "export-name", "NAME", "name of the export", false},
     {'D', "description", "TEXT", "what clients are told of the export", true},
     {'o', "offset", "OFFSET", "leave out the beginning of the disk", false},
-    {'A', "allocation-depth", NULL, "show which image holds what", true},
+    {'A', "allocation-depth", NULL, "accepted: clients are told that there is no such context",
+     false},
     {'B', "bitmap", "NAME", "show a bitmap: nbdkit has no such context", true},
     {'L', "list", NULL, "list the exports of another server", false},
     {KEY_OBJECT, "object", "DEF", "tls-creds-x509 or tls-creds-psk", false},
@@ -271,6 +272,8 @@ static int give_disk(struct nbd *n)
         code = cli_image_check(n->cli, &n->image) < 0;
     if (code == 0 && n->image.format)
         code = give(n, 'f', n->image.format);
+    if (code == 0 && (n->image.open.flags & DR_OPEN_NO_BACKING))
+        words_add(&n->manner.parameters, "backing=");
     if (code == 0 && (cli_has(n->args, 'r') || n->image.read_only))
         code = give(n, 'r', NULL);
     if (code == 0 && cli_has(n->args, 's'))
