@@ -21,21 +21,21 @@ static const struct cli_option options[] = {
 enum { EXIT_CLEAN = 0, EXIT_ERROR = 1, EXIT_CORRUPT = 2, EXIT_LEAKS = 3, EXIT_UNSUPPORTED = 63 };
 
 static const char *const key_order[] = {"image-end-offset",
-                                        "total-clusters",
-                                        "allocated-clusters",
-                                        "fragmented-clusters",
                                         "compressed-clusters",
+                                        "total-clusters",
                                         "corruptions",
-                                        "leaks",
                                         "corruptions-fixed",
-                                        "leaks-fixed",
                                         "corruptions-fixable",
                                         "leaks-fixable",
                                         "plan",
                                         "plan-more",
                                         "check-errors",
+                                        "leaks",
+                                        "leaks-fixed",
+                                        "allocated-clusters",
                                         "filename",
                                         "format",
+                                        "fragmented-clusters",
                                         NULL};
 
 struct check {

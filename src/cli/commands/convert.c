@@ -257,6 +257,18 @@ static int get_source(struct convert *c, const struct cli_args *args, const char
     return c->in.fd < 0 && cli_image_check(c->cli, source) < 0;
 }
 
+/* Proxmox VE's qemu-img takes zeroinit:FILE for a target that reads as zeros. */
+static const char *take_zeroinit(struct convert *c, const struct cli_args *args, const char *name)
+{
+    static const char prefix[] = "zeroinit:";
+
+    if (c->cli->role != CLI_QEMU_IMG || cli_has(args, KEY_TARGET_IMAGE_OPTS) ||
+        strncmp(name, prefix, strlen(prefix)) != 0)
+        return name;
+    c->o.target_is_zero = c->o.no_create;
+    return name + strlen(prefix);
+}
+
 static int get_images(struct convert *c, const struct cli_args *args)
 {
     size_t n = (size_t)args->n_operands - 1;
@@ -276,7 +288,7 @@ static int get_images(struct convert *c, const struct cli_args *args)
     for (size_t i = 0; i < n; i++)
         if (get_source(c, args, args->operands[i], n) != 0)
             return 1;
-    spec = (struct cli_image_spec){.name = args->operands[n],
+    spec = (struct cli_image_spec){.name = take_zeroinit(c, args, args->operands[n]),
                                    .opts_key = KEY_TARGET_IMAGE_OPTS,
                                    .flags = DR_OPEN_RDWR,
                                    .pipes = true};

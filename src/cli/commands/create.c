@@ -210,19 +210,52 @@ static void print_setting(const struct create *c, const struct dr_create_option 
         print_value(o->name, value);
 }
 
+/* qemu-img has the settings of a qcow2 image in an order of its own: these, the size, compat, the
+ * parent, others. */
+static const char *const qcow2_first[] = {"cluster_size", "extended_l2", "preallocation",
+                                          "compression_type"};
+#define N_FIRST (sizeof(qcow2_first) / sizeof(*qcow2_first))
+
+static bool is_printed_apart(const struct create *c, const char *name)
+{
+    if (strcmp(name, "size") == 0 || strncmp(name, "backing_f", 9) == 0)
+        return true;
+    for (size_t i = 0; strcmp(c->format, "qcow2") == 0 && i < N_FIRST; i++) {
+        if (strcmp(name, qcow2_first[i]) == 0)
+            return true;
+    }
+    return strcmp(c->format, "qcow2") == 0 && strcmp(name, "compat") == 0;
+}
+
+static void print_named(const struct create *c, const char *name)
+{
+    struct dr_create_option o;
+
+    for (size_t i = 0; dr_format_option(c->format, i, &o) == 0; i++) {
+        if (strcmp(o.name, name) == 0)
+            print_setting(c, &o);
+    }
+}
+
 static void announce(const struct create *c)
 {
+    const bool qcow2 = strcmp(c->format, "qcow2") == 0;
     struct dr_create_option o;
 
     if (c->n_adopt)
         return;
-    printf("Formatting '%s', fmt=%s size=%" PRIu64, c->shown, c->format, c->size);
+    printf("Formatting '%s', fmt=%s", c->shown, c->format);
+    for (size_t i = 0; qcow2 && i < N_FIRST; i++)
+        print_named(c, qcow2_first[i]);
+    printf(" size=%" PRIu64, c->size);
+    if (qcow2)
+        print_named(c, "compat");
     if (c->backing)
         print_value("backing_file", c->backing);
     if (c->backing_format)
         print_value("backing_fmt", c->backing_format);
     for (size_t i = 0; dr_format_option(c->format, i, &o) == 0; i++) {
-        if (strcmp(o.name, "size") != 0 && strncmp(o.name, "backing_f", 9) != 0)
+        if (!is_printed_apart(c, o.name))
             print_setting(c, &o);
     }
     printf("\n");

@@ -193,6 +193,20 @@ const char *cli_nth_value(const struct cli_args *args, int key, size_t n)
     return NULL;
 }
 
+/* Programs ask qemu-img's help for what it can do, in its words: vdsm for "filename bitmap". */
+static void print_operands(const struct cli *cli, const char *operands)
+{
+    static const struct {
+        const char *ours, *theirs;
+    } words[] = {{"FILE BITMAP", "filename bitmap"}, {"FILE", "filename"}};
+
+    for (size_t i = 0; cli->role == CLI_QEMU_IMG && i < sizeof(words) / sizeof(*words); i++) {
+        if (strcmp(operands, words[i].ours) == 0)
+            operands = words[i].theirs;
+    }
+    printf("%s%s\n", operands[0] ? " " : "", operands);
+}
+
 void cli_print_synopsis(const struct cli *cli, const struct cli_command *command)
 {
     const struct cli_option *o;
@@ -215,7 +229,7 @@ void cli_print_synopsis(const struct cli *cli, const struct cli_command *command
     }
     if (cli->role != CLI_QEMU_IMG)
         printf(" [OPTION]...");
-    printf("%s%s\n", command->operands[0] ? " " : "", command->operands);
+    print_operands(cli, command->operands);
 }
 
 static void print_option(const struct cli_option *o)

@@ -205,6 +205,8 @@ int cli_job_run(const struct cli *cli, const struct cli_args *args,
     if (r < 0)
         code = cli_job_failed(&job, r, &err, 1,
                               "the disk reads as before; the same command finishes the work");
+    else if (job.mode == CLI_PROGRESS_TEXT)
+        show_progress(&job, 1, 1); /* also where there was nothing to copy */
     cli_job_end(&job);
     return code;
 }
