@@ -2,6 +2,7 @@
 /* The sockets of `drover serve`. They are made here and handed to nbdkit, as systemd does it, so
  * that we know when one is taken, which port a free one is, and whose name to remove at the end.
  * The command of --run must not inherit them: what it leaves behind would keep the port. */
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <string.h>
@@ -185,6 +186,53 @@ int listen_tcp(const struct cli *cli, const char *address, unsigned port, struct
     if (l->n == 0 || last == EADDRINUSE || !l->host)
         return tell_tcp_problem(cli, address, l->port, last);
     return 0;
+}
+
+/* ------------------------------------------------------------------ sockets that were opened for
+ * us */
+
+static long number_in(const char *name)
+{
+    const char *text = getenv(name);
+    char *end;
+
+    errno = 0;
+    long value = text ? strtol(text, &end, 10) : -1;
+    return !text || end == text || *end || errno ? -1 : value;
+}
+
+/* Variables that were meant for another process are none for us. */
+size_t listen_given(void)
+{
+    long n = number_in("LISTEN_FDS");
+
+    return number_in("LISTEN_PID") == (long)getpid() && n > 0 ? (size_t)n : 0;
+}
+
+int listen_take_given(const struct cli *cli, struct listener *l)
+{
+    size_t n = listen_given();
+
+    if (n > LISTEN_MOST) {
+        cli_error(cli, "%zu sockets are given: expected at most %d", n, LISTEN_MOST);
+        return 1;
+    }
+    for (size_t i = 0; i < n; i++) {
+        int fd = LISTEN_FIRST + (int)i, on = 0;
+        socklen_t size = sizeof(on);
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &on, &size) < 0 || !on ||
+            fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
+            cli_error(cli, "LISTEN_FDS: descriptor %d is no socket to listen at", fd);
+            return 1;
+        }
+        l->fds[l->n++] = fd;
+    }
+    l->port = bound_port(LISTEN_FIRST);
+    l->host = strdup("");
+    unsetenv("LISTEN_PID");
+    unsetenv("LISTEN_FDS");
+    unsetenv("LISTEN_FDNAMES");
+    return l->host ? 0 : 1;
 }
 
 /* ------------------------------------------------------------------ URIs */

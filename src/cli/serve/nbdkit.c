@@ -105,22 +105,19 @@ int nbdkit_find(const struct cli *cli, char **program, char **plugin)
 
 /* ------------------------------------------------------------------ running it */
 
-/* Where systemd's protocol wants the first socket. */
-#define FIRST_SOCKET 3
-
-/* In the child: sockets from FIRST_SOCKET on, nothing else that we have open but told. */
+/* In the child: sockets from LISTEN_FIRST on, nothing else that we have open but told. */
 static void hand_over(const struct listener *l, int told)
 {
-    int fds[LISTEN_MOST], out = fcntl(told, F_DUPFD, FIRST_SOCKET + LISTEN_MOST);
+    int fds[LISTEN_MOST], out = fcntl(told, F_DUPFD, LISTEN_FIRST + LISTEN_MOST);
     char number[32];
 
     for (size_t i = 0; i < l->n; i++)
-        fds[i] = fcntl(l->fds[i], F_DUPFD_CLOEXEC, FIRST_SOCKET + LISTEN_MOST + 1);
+        fds[i] = fcntl(l->fds[i], F_DUPFD_CLOEXEC, LISTEN_FIRST + LISTEN_MOST + 1);
     for (size_t i = 0; i < l->n; i++)
-        dup2(fds[i], FIRST_SOCKET + (int)i);
-    if (dup2(out, FIRST_SOCKET + LISTEN_MOST) < 0)
+        dup2(fds[i], LISTEN_FIRST + (int)i);
+    if (dup2(out, LISTEN_FIRST + LISTEN_MOST) < 0)
         _exit(127);
-    if (out != FIRST_SOCKET + LISTEN_MOST)
+    if (out != LISTEN_FIRST + LISTEN_MOST)
         close(out);
     snprintf(number, sizeof(number), "%ld", (long)getpid());
     setenv("LISTEN_PID", number, 1);
@@ -143,7 +140,7 @@ static int command_line(const struct cli *cli, const struct words *options,
         for (size_t i = 0; i < options->n; i++)
             words_add(all, "%s", options->words[i]);
         words_add(all, "%s", plugin);
-        words_add(all, "ready-fd=%d", FIRST_SOCKET + LISTEN_MOST);
+        words_add(all, "ready-fd=%d", LISTEN_FIRST + LISTEN_MOST);
         for (size_t i = 0; i < parameters->n; i++)
             words_add(all, "%s", parameters->words[i]);
     }

@@ -195,6 +195,16 @@ static int give_place(struct nbd *n)
 {
     const char *path = cli_value(n->args, 'k'), *port = cli_value(n->args, 'p');
     const char *address = cli_value(n->args, 'b');
+    if (listen_given() > 0) {
+        n->manner.given = true;
+        if (!path && !port && !address)
+            return 0;
+        cli_error(n->cli, "%s can't be set when using socket activation",
+                  path   ? "Unix socket"
+                  : port ? "TCP port number"
+                         : "The interface");
+        return 1;
+    }
     if (path && (port || address)) {
         cli_error(n->cli, "-k excludes -p and -b");
         return 1;

@@ -10,6 +10,8 @@
 /* ------------------------------------------------------------------ listen.c */
 
 #define LISTEN_MOST 8
+/* Where systemd's protocol wants the first socket. */
+#define LISTEN_FIRST 3
 
 /* The sockets that clients connect to: one in the file system, or one for each address of a host.
  */
@@ -28,6 +30,11 @@ struct listener {
 
 /* path NULL: a new name that nobody else can reach. 0, or 1 after a message. */
 int listen_unix(const struct cli *cli, const char *path, struct listener *l);
+/* The sockets that our parent opened for us, told as systemd does it (LISTEN_PID, LISTEN_FDS). How
+ * many; 0: none. */
+size_t listen_given(void);
+/* Take them over. 0, or 1 after a message. */
+int listen_take_given(const struct cli *cli, struct listener *l);
 /* Remove a socket that nobody listens at; anything else stays. */
 void listen_remove_left(const char *path);
 /* port 0: one that is free. */
@@ -69,6 +76,7 @@ int nbdkit_ended(const struct cli *cli, struct server *server, int status);
 struct serve_manner {
     struct words options;    /* more of nbdkit's, its filters among them */
     struct words parameters; /* of these filters */
+    bool given;              /* the sockets are those of listen_given() */
     void (*ready)(
         void *user); /* called when clients are served, instead of printing URIs; or NULL */
     void *user;
