@@ -250,6 +250,27 @@ def play(lines, where, path, zeroinit):
     return told
 
 
+def rows():
+    """The table of these lines in the manual."""
+    text = ''
+    for project, entries in PROJECTS.items():
+        for what, lines in entries:
+            shown = '`, `'.join(' '.join(word or "''" for word in argv[argv.index(start(argv)):]).replace('|', '\\|') for argv in lines)
+            text += f'| {project} | {what} | `{shown}` |\n'
+    return text
+
+
+def start(argv):
+    """The program, behind what sets its limits and its environment."""
+    return next(word for word in argv if word.split()[:1] and word.split()[0] in NAMES + ('sh',))
+
+
+def test_the_manual_has_every_line():
+    manual = os.path.join(os.path.dirname(os.path.abspath(__file__)), '../../docs/clients.md')
+    with open(manual, encoding='utf-8') as f:
+        assert rows() in f.read()
+
+
 CASES = [pytest.param(entry[1], id=f'{project}-{entry[0]}') for project, entries in PROJECTS.items() for entry in entries]
 
 
