@@ -15,14 +15,17 @@ static const struct cli_option options[] = {
     {'O', "target-format", "FMT", "format of the target (raw)", false},
     {KEY_IMAGE_OPTS, "image-opts", NULL, "the source is a list like driver=vmdk,file.filename=PATH",
      false},
+    {'n', "no-create", NULL, "the target exists: write over what it holds", false},
+    {'l', "snapshot", "NAME", "the source as a snapshot inside it shows it: a name, or an id",
+     false},
     {0, NULL, NULL, NULL, false},
 };
 
 struct dd {
     const struct cli *cli;
     const char *in, *out;
-    uint64_t block, count, skip;
-    bool has_count;
+    uint64_t block, count, skip, out_size;
+    bool has_count, has_out_size;
     struct cli_image source;
     struct cli_pipe from, to;
     struct dr_convert_options o;
@@ -58,6 +61,9 @@ static int take_operand(struct dd *d, const char *word)
     else if (strncmp(word, "count=", 6) == 0) {
         d->has_count = true;
         return take_number(d, "count", word + 6, &d->count);
+    } else if (strncmp(word, "osize=", 6) == 0) { /* Proxmox VE's */
+        d->has_out_size = true;
+        return take_number(d, "osize", word + 6, &d->out_size);
     } else {
         cli_error(d->cli, "unrecognized operand %.*s", (int)strcspn(word, "="), word);
         return 1;
@@ -84,6 +90,8 @@ static void get_range(struct dd *d)
         d->o.range_to = n;
     else
         d->o.range_to = n > INT64_MAX - from ? INT64_MAX : from + n;
+    if (d->has_out_size && d->out_size < INT64_MAX - from && from + d->out_size < d->o.range_to)
+        d->o.range_to = from + d->out_size;
 }
 
 static int get_source(struct dd *d, const struct cli_args *args)
@@ -100,6 +108,11 @@ static int get_source(struct dd *d, const struct cli_args *args)
     }
     d->o.source = &d->source.open;
     d->o.from_fd = d->from.fd >= 0;
+    d->source.open.snapshot = cli_value(args, 'l');
+    if (d->o.from_fd && d->source.open.snapshot) {
+        cli_error(d->cli, "%s: -l needs an image that can be read at random", d->in);
+        return 1;
+    }
     d->o.source_fd = d->from.fd;
     return d->from.fd < 0 && cli_image_check(d->cli, &d->source) < 0;
 }
@@ -109,6 +122,7 @@ static int get_target(struct dd *d, const struct cli_args *args)
     d->o.out_format = cli_has(args, 'O') ? cli_value(args, 'O') : "raw";
     d->o.sparse_size = DR_CONVERT_SPARSE_DEFAULT;
     d->o.force = true;
+    d->o.no_create = cli_has(args, 'n');
     if (!cli_format_exists(d->o.out_format)) {
         cli_error(d->cli, "Unknown file format '%s'", d->o.out_format);
         return 1;
@@ -134,7 +148,10 @@ static int copy(struct dd *d, const struct cli_args *args)
     if (cli_job_begin(d->cli, args, &limits, &job) != 0)
         return 1;
     int r = dr_convert(&source, 1, target, &d->o, job.job, &err);
-    snprintf(state, sizeof(state), d->o.to_fd ? "a part was written" : "'%s' is as it was before",
+    snprintf(state, sizeof(state),
+             d->o.to_fd       ? "a part was written"
+             : d->o.no_create ? "'%s' holds a part of the copy"
+                              : "'%s' is as it was before",
              target);
     if (r < 0)
         code = cli_job_failed(&job, r, &err, 1, state);
@@ -154,6 +171,10 @@ static int run(const struct cli *cli, const struct cli_args *args)
         cli_error(cli, "Must specify both input and output files");
         return 1;
     }
+    if (d.has_out_size && !cli_has(args, 'n')) {
+        cli_error(cli, "osize= tells the size of a target that exists: it goes with -n");
+        return 1;
+    }
     get_range(&d);
     if (get_source(&d, args) != 0 || get_target(&d, args) != 0)
         return 1;
@@ -166,7 +187,7 @@ static const struct cli_option *const sets[] = {options,           cli_opts_shar
 
 const struct cli_command cli_cmd_dd = {
     .name = "dd",
-    .operands = "[bs=BYTES] [count=BLOCKS] [skip=BLOCKS] if=FILE of=TARGET",
+    .operands = "[bs=BYTES] [count=BLOCKS] [skip=BLOCKS] [osize=BYTES] if=FILE of=TARGET",
     .brief = "Copy a range of a disk, into a new one or a pipe",
     .sets = sets,
     .roles = CLI_DROVER | CLI_QEMU_IMG,
