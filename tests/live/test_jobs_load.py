@@ -171,3 +171,25 @@ def test_a_disk_that_is_resized_while_it_is_mirrored_goes_on_with_a_copy_of_its_
     assert os.path.basename(path) == "copy" and server.connect().get_size() == size
     server.stop()
     assert bytes_of(path, fmt) == b"\x11" * SIZE + bytes(size - SIZE)
+
+
+@pytest.mark.parametrize("fmt", ["vmdk", "qcow2"])
+def test_a_stream_and_a_reader_in_another_process_who_hashes_the_base_disturb_neither(serve, fmt):
+    make(fmt, "base")
+    io("base", f"write -P 0x11 0 {SIZE}", "write -P 0x33 1M 3M", fmt=fmt)
+    want = drover("checksum", "base")
+    make(fmt, "disk", (fmt, "base"))
+    server = serve("disk", f"format={fmt}", "control=control", "export=d")
+    guest = programs.Program(server, programs.new_seed(), (MiB - 4099, MiB))
+    hashed = 0
+    with subprocess.Popen([DROVER, "ctl", "control", "stream", "-r", "8M", "d"], stdout=subprocess.DEVNULL) as client:
+        while client.poll() is None:
+            assert drover("checksum", "base") == want
+            hashed += 1
+            guest.go_on(1)
+    assert client.returncode == 0 and hashed > 1
+    written = guest.end()
+    server.stop()
+    expected = b"\x11" * MiB + b"\x33" * 3 * MiB + b"\x11" * (SIZE - 4 * MiB)
+    assert bytes_of("disk", fmt) == expected[:guest.base] + written + expected[guest.base + guest.size:]
+    assert drover("checksum", "base") == want
