@@ -183,6 +183,11 @@ def test_a_compressed_download_is_the_image_inside(t, nginx, disk):
         assert "identical" in t.ok("compare", f"{nginx.http}/{place}/disk.raw.xz", "disk.raw")
 
 
+def test_an_answer_may_say_that_it_is_not_encoded(t, unreliable, disk):
+    s = unreliable(lambda n, path, asked: ranged(disk, asked, **{"Content-Encoding": "identity"}))
+    assert "identical" in t.ok("compare", "-f", "raw", f"{s.url}/d", "disk.raw")
+
+
 def test_a_cut_connection_is_continued_where_it_was(t, unreliable, disk):
     s = unreliable(lambda n, path, asked: ranged(disk, asked, cut=300_000 if asked[1] - asked[0] > 300_000 else None))
     t.ok("convert", "-O", "raw", f"{s.url}/d", "copy.raw")
@@ -196,6 +201,7 @@ def test_a_connection_that_is_never_longer_than_nothing_is_an_error_in_time(t, u
     s = unreliable(lambda n, path, asked: ranged(disk, asked, cut=None if n == 1 else 0))
     err = refused(t, "convert", "-O", "raw", f"{s.url}/d", "copy.raw", env={"DROVER_NET_RECONNECT": "1"})
     assert "cannot read" in err and not (t.dir / "copy.raw").exists()
+    assert len(s.requests) < 20  # in a second: it waits before it asks again
     s = unreliable(lambda n, path, asked: ranged(disk, asked) if n % 2 else (503, {}, b"later", None))
     t.ok("convert", "-O", "raw", f"{s.url}/d", "copy.raw")
     assert (t.dir / "copy.raw").read_bytes() == disk
