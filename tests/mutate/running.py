@@ -22,6 +22,7 @@ import time
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PYTHON = "/usr/bin/python3"
 MAP_SIZE = 16 << 20  # as cover.c has it
+COVER_SECONDS = 60
 PYTESTS = ("cli", "crash", "interop")
 FAILED = b"[  FAILED  ]"  # cmocka goes on with the other tests of a program; we need not
 SANITIZERS = {"plain": [],
@@ -274,8 +275,8 @@ class Tree:
         with open(seen, "wb") as empty:
             empty.truncate(MAP_SIZE)
         begin = time.monotonic()
-        status = self.run_here(program["command"], 1800, "cover", dict(program["env"], DROVER_COVER=seen))
-        if status not in (0, 77):
+        status = self.run_here(program["command"], COVER_SECONDS, "cover", dict(program["env"], DROVER_COVER=seen))
+        if status not in (0, 77, None):  # what repeats its work for longer has shown by now what it runs
             print(f"mutate: {program['name']} fails without any change: left out")
             return []
         return [{"name": program["name"], "suite": "", "seconds": time.monotonic() - begin,
@@ -386,7 +387,7 @@ class Tree:
                 step = -1  # all these together take less time than a Python suite
             return step, test["suite"], -len(words & set(test["name"].split("-"))), test["seconds"]
         waiting = sorted(tests, key=order)
-        while waiting and spent < self.limit:
+        while waiting and spent + waiting[0]["seconds"] <= self.limit:
             if waiting[0]["suite"]:
                 first = order(waiting[0])[:2]
                 batch = [test for test in waiting if order(test)[:2] == first][:60]
@@ -397,7 +398,9 @@ class Tree:
                 command, env, name = commands[batch[0]["name"]]["command"], commands[batch[0]["name"]]["env"], batch[0]["name"]
             seconds = sum(test["seconds"] for test in batch)
             begin = time.monotonic()
-            status = self.run_here(command, max(20, 10 * seconds) * (1 if build == "plain" else 5), build, env)
+            # What takes seconds may take ten times as long on a busy machine; minutes seldom do.
+            status = self.run_here(command, max(20, min(10 * seconds, 60 + 3 * seconds)) * (1 if build == "plain" else 5),
+                                   build, env)
             spent += time.monotonic() - begin
             if status not in (0, 77) and (build == "plain" or self.passes_unchanged(build, name, command, env, mutant, before)):
                 return f"{name} ({build}{', time' if status is None else ''})"
