@@ -174,7 +174,7 @@ struct dr_file {
     /* A part of another file (part.h): its bytes stand in under, from under_at on. */
     enum dr_file_part part;
     uint64_t under_at;
-    bool block_device; /* or like one: it has the room that it has */
+    bool block_device;       /* or like one: it has the room that it has */
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
     _Atomic int flush_error; /* sticky: negative errno of the first failed flush */
