@@ -127,6 +127,7 @@ static int read_inflow(void *user, void *buf, size_t len, size_t *got, struct dr
 static int begin_image(struct dr_piped *p, const struct dr_format *fmt, struct dr_error *err)
 {
     p->ops = fmt->incoming;
+    dr_source_read_ahead(p->source); /* markers are small */
     p->inflow = (struct dr_inflow){read_inflow, p};
     return p->ops->begin(p->name, &p->inflow, &p->state, &p->incoming, err);
 }

@@ -12,6 +12,7 @@ struct dr_source {
     const struct source_codec *codec; /* NULL = plain */
     void *state;
     struct dr_file *plain;  /* reads at random; NULL = one after another only */
+    bool ahead;             /* dr_source_read_ahead() */
     uint64_t pos;           /* plain bytes given out */
     int own_fd;             /* to be closed, or -1 */
     struct dr_error failed; /* what stopped the decoder, for good */
@@ -24,6 +25,7 @@ static const struct source_codec *const codecs[] = {
 /* ------------------------------------------------------------------ the container's bytes */
 
 #define STOP_LOOK_MS 100
+#define PIPE_BYTES   (1 << 20)
 
 static bool is_stopped(const struct source_in *in)
 {
@@ -325,6 +327,13 @@ uint64_t dr_source_vouched(const struct dr_source *s)
 
 /* ------------------------------------------------------------------ read */
 
+void dr_source_read_ahead(struct dr_source *s)
+{
+    s->ahead = true;
+    if (s->in.fd >= 0)
+        fcntl(s->in.fd, F_SETPIPE_SZ, PIPE_BYTES); /* fewer turns; as much as we may have */
+}
+
 /* Take the bytes that look_at_magic() buffered, then read exactly what was asked for: another
  * program may go on reading the same pipe. */
 static int read_plain(struct dr_source *s, uint8_t *buf, size_t len, size_t *got,
@@ -371,6 +380,8 @@ int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, stru
         r = dr_file_pread_short(s->plain, buf, s->pos, len, got, err);
     else if (s->codec)
         r = read_decoded(s, buf, len, got, err);
+    else if (s->ahead)
+        r = source_in_take(&s->in, buf, len, got, err);
     else
         r = read_plain(s, buf, len, got, err);
     s->pos += *got;

@@ -54,6 +54,9 @@ const char *dr_source_compression(const struct dr_source *s); /* NULL = none */
  * good bytes in front of the damage; where bytes come only one after another every later call fails
  * too. One thread at a time. */
 int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, struct dr_error *err);
+/* All that comes is the caller's, who wants small pieces: plain bytes of a pipe, too, are read
+ * before they are asked for, and nobody else can go on reading it. */
+void dr_source_read_ahead(struct dr_source *s);
 /* Reading then fails with -ECANCELED, even while it waits for bytes of a pipe, when *stop is not 0.
  */
 void dr_source_stop_by(struct dr_source *s, const volatile int *stop);

@@ -2,6 +2,7 @@
 /* Sources of archives: the same bytes come out of every kind of container, and damage is told. */
 #include "place.h"
 
+#include <sys/ioctl.h>
 #include <bzlib.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -336,6 +337,32 @@ static void a_plain_pipe_is_not_read_ahead(void **state)
     close(fd[1]);
 }
 
+/* Unless all that comes is the caller's. */
+static void a_plain_pipe_is_read_ahead_where_that_is_asked_for(void **state)
+{
+    struct place *p = *state;
+    int fd[2], left = -1;
+    uint8_t buf[100];
+    size_t got;
+    assert_int_equal(pipe(fd), 0);
+    assert_int_equal(write(fd[1], "0123456789abcdef", 16), 16);
+    struct dr_source *s = open_source(p, fd[0]);
+    dr_source_read_ahead(s);
+    assert_ok(dr_source_read(s, buf, 12, &got, &err));
+    assert_int_equal(got, 12);
+    assert_memory_equal(buf, "0123456789ab", 12);
+    assert_int_equal(ioctl(fd[0], FIONREAD, &left), 0);
+    assert_int_equal(left, 0);
+    assert_int_equal(dr_source_pos(s), 12);
+    assert_int_equal(dr_source_stored_pos(s), 12);
+    close(fd[1]);
+    assert_ok(dr_source_read(s, buf, 100, &got, &err));
+    assert_int_equal(got, 4);
+    assert_memory_equal(buf, "cdef", 4);
+    dr_source_close(s);
+    close(fd[0]);
+}
+
 /* The signal that asked to stop may have gone to another thread: it interrupts no read. */
 static void waiting_for_a_pipe_ends_with_a_stop(void **state)
 {
@@ -664,6 +691,7 @@ int main(void)
         POSIX(a_file_yields_its_plain_bytes),
         POSIX(a_pipe_yields_its_plain_bytes),
         POSIX(a_plain_pipe_is_not_read_ahead),
+        POSIX(a_plain_pipe_is_read_ahead_where_that_is_asked_for),
         POSIX(waiting_for_a_pipe_ends_with_a_stop),
         POSIX(a_plain_file_can_be_read_at_random_also_through_a_descriptor),
         POSIX(short_and_empty_files_are_plain),
