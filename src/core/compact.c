@@ -16,11 +16,58 @@ static int change(struct dr_change *c, uint64_t off, uint64_t len, struct dr_err
     return dr_change_run(c, off, len, &done, err);
 }
 
+/* Do the images below show zeros in all of [off, off + len)? */
+static int below_is_zero(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len, bool *zero,
+                         struct dr_error *err)
+{
+    uint64_t end = dr_min(off + len, chain->images[at + 1]->size);
+    int r = 0;
+    *zero = true;
+    while (r == 0 && *zero && off < end) {
+        struct dr_place place;
+        r = dr_chain_map(chain, at + 1, off, end - off, &place, err);
+        if (r < 0)
+            return r;
+        *zero = place.ext.kind == DR_HOLE || place.ext.kind == DR_ZERO;
+        if (place.ext.kind == DR_DATA)
+            r = dr_place_sparse(&place, zero, err);
+        off += place.ext.len;
+        dr_place_done(&place);
+    }
+    return r;
+}
+
+/* *nothing: below the units from off on there is nothing to be seen, for *run bytes. A parent that
+ * is not open may have anything. */
+static int look_below(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len, uint64_t *run,
+                      bool *nothing, struct dr_error *err)
+{
+    struct dr_image *image = chain->images[at];
+    uint64_t uoff, ulen, end = off + len, next;
+    *run = len;
+    *nothing = at + 1 == chain->n && !image->backing_name;
+    if (at + 1 == chain->n)
+        return 0;
+    for (uint64_t pos = off; pos < end; pos = next) {
+        bool zero;
+        image->fmt->unit(image, pos, &uoff, &ulen);
+        next = dr_min(uoff + ulen, end);
+        int r = below_is_zero(chain, at, pos, next - pos, &zero, err);
+        if (r < 0)
+            return r;
+        *run = pos - off;
+        if (pos > off && zero != *nothing)
+            return 0;
+        *nothing = zero;
+    }
+    *run = len;
+    return 0;
+}
+
 int dr_chain_vacate(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                     bool (*may)(void *user, uint64_t off, uint64_t len), void *user,
                     struct dr_error *err)
 {
-    struct dr_image *image = chain->images[at];
     struct dr_change_source src = {.off = off};
     struct dr_change c = {.chain = chain,
                           .at = at,
@@ -31,18 +78,25 @@ int dr_chain_vacate(struct dr_chain *chain, size_t at, uint64_t off, uint64_t le
                           .keeps_view = true,
                           .may = may,
                           .user = user};
-    bool alone = at + 1 == chain->n && !image->backing_name;
     struct dr_extent ext;
-    int r = dr_image_map(image, off, len, &ext, err);
-    if (r < 0)
-        return r;
-    r = -ENOTSUP;
-    if (alone && !ext.flat) {
-        c.mode = DR_CHANGE_DROP;
-        r = change(&c, off, len, err);
+    bool kept = false;
+    int r = dr_image_map(chain->images[at], off, len, &ext, err);
+    if (r == 0 && ext.flat)
+        return change(&c, off, len, err);
+    for (uint64_t end = off + len, run; r == 0 && off < end; off += run) {
+        bool nothing;
+        r = look_below(chain, at, off, end - off, &run, &nothing, err);
+        src.off = off;
+        c.mode = nothing ? DR_CHANGE_DROP : DR_CHANGE_ZERO;
+        if (r == 0)
+            r = change(&c, off, run, err);
         c.mode = DR_CHANGE_ZERO;
+        if (r == -ENOTSUP && nothing)
+            r = change(&c, off, run, err);
+        kept |= r == -ENOTSUP;
+        r = r == -ENOTSUP ? 0 : r;
     }
-    return r == -ENOTSUP ? change(&c, off, len, err) : r;
+    return r == 0 && kept ? -ENOTSUP : r;
 }
 
 int dr_chain_lower(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,

@@ -483,9 +483,9 @@ int dr_chain_drop_if(struct dr_chain *chain, size_t at, uint64_t off, uint64_t l
                      bool (*may)(void *user, uint64_t off, uint64_t len), void *user,
                      struct dr_error *err);
 /* Whole units of images[at] which read as zeros give up their place, as far as that takes no bytes
- * to say: they become nothing where nothing is below, else zeros; in a flat image, a hole of the
- * file. The view does not change. may: NULL, or asked under the units' lock whether they still read
- * as zeros. -ENOTSUP: it takes bytes to say so. */
+ * to say: they become nothing where no image below shows anything but zeros, else zeros; in a flat
+ * image, a hole of the file. The view does not change. may: NULL, or asked under the units' lock
+ * whether they still read as zeros. -ENOTSUP: of some it takes bytes to say so. */
 int dr_chain_vacate(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                     bool (*may)(void *user, uint64_t off, uint64_t len), void *user,
                     struct dr_error *err);

@@ -120,6 +120,41 @@ static void zeros_over_a_parent_stay_zeros(void **state)
     }
 }
 
+/* Also where the format has no word for zeros: there is nothing to be hidden. */
+static void zeros_over_a_parent_s_zeros_are_given_back(void **state)
+{
+    static const struct dr_pair none[] = {{"zeroed_grain", "off"}, {"compat", "0.10"}};
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        const char *format = i == 0 ? "vmdk" : "qcow2";
+        struct dr_create_options o = {.format = format,
+                                      .backing = "base",
+                                      .backing_format = format,
+                                      .size = SIZE,
+                                      .has_size = true,
+                                      .pairs = &none[i],
+                                      .n_pairs = 1};
+        uint64_t size;
+        make(fs, "base", format, SIZE - MiB, NULL);
+        fill(fs, "base", format, 0, MiB, 'p');
+        fill(fs, "base", format, MiB, 256 * KiB, 0);
+        ok(dr_create_fs(fs, "disk", &o, &err));
+        fill(fs, "disk", format, 0, SIZE, 0);
+        fill(fs, "disk", format, SIZE - 512 * KiB, 512 * KiB, 'c');
+        uint8_t *want = view(fs, "disk", &size);
+        struct dr_compact_result result =
+            compact(fs, "disk", (struct dr_compact_options){.no_zeros = false});
+        /* 1 MiB hides data, 256 KiB what nobody has looked at, 512 KiB are no zeros. */
+        if (result.after > 2 * MiB + 128 * KiB)
+            fail_msg("%s: still %llu bytes", format, (unsigned long long)result.after);
+        same_view(fs, "disk", want, size);
+        is_sound(fs, "disk");
+        free(want);
+        dr_fs_memory_free(fs);
+    }
+}
+
 /* The first sub-cluster of the cluster becomes zeros and keeps its place, as QEMU does it. */
 static void say_zero(struct dr_fs *fs, unsigned cluster)
 {
@@ -602,6 +637,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(zeros_that_were_written_are_given_back),
         cmocka_unit_test(zeros_over_a_parent_stay_zeros),
+        cmocka_unit_test(zeros_over_a_parent_s_zeros_are_given_back),
         ops_test(zeros_beside_what_a_parent_shows_hide_nothing),
         ops_test(a_parent_may_be_compacted),
         ops_test(without_looking_for_zeros_data_stays),
