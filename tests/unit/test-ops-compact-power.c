@@ -87,11 +87,22 @@ static void vmdk_disk(struct dr_fs *fs)
     make_gaps(fs);
 }
 
+/* Zeros that hide what the parent has, and zeros where it has nothing. */
+static void vmdk_child(struct dr_fs *fs)
+{
+    make(fs, "base", "vmdk", SIZE, NULL);
+    put(fs, "base", 0, 100 * KiB, 'b');
+    make(fs, "disk", "vmdk", 0, "base");
+    write_zeros(fs, 64 * KiB, 256 * KiB);
+    put(fs, "disk", 600 * KiB, 100 * KiB, 'c');
+}
+
 static const struct operation ops[] = {
     {"compact qcow2", "disk", compact, qcow2_disk, NULL},
     {"compact qcow2, tables", "disk", compact, qcow2_tables, NULL},
     {"compact qcow2, compressed", "disk", compact, qcow2_coded, NULL},
     {"compact vmdk", "disk", compact, vmdk_disk, NULL},
+    {"compact vmdk over a parent", "disk", compact, vmdk_child, NULL},
 };
 #define N_OPS (sizeof(ops) / sizeof(ops[0]))
 

@@ -525,6 +525,10 @@ static void one_life(const struct kind *kind, uint64_t seed)
         ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
         for (int i = 0; i < 8; i++)
             change_at_random(disk, shadow, &seed);
+        if (strcmp(kind->format, "qcow2") == 0 && (round == 1 || round == 3))
+            ok(dr_disk_bitmap_change(disk, round == 1 ? "one" : "two", DR_BITMAP_ADD, NULL, &err));
+        if (round == 4 && strcmp(kind->format, "qcow2") == 0)
+            ok(dr_disk_bitmap_change(disk, "one", DR_BITMAP_REMOVE, NULL, &err));
         ok(dr_close(disk, &err));
         if (round == 2 && strcmp(kind->format, "qcow2") == 0)
             snapshot_inside(fs, "s");
