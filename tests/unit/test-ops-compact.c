@@ -155,6 +155,33 @@ static void zeros_over_a_parent_s_zeros_are_given_back(void **state)
     }
 }
 
+/* Grains that hide the parent's data by an entry alone. */
+static void zeroed_grains_take_no_place_over_a_parent(void **state)
+{
+    struct dr_fs *fs = *state;
+    static const struct dr_pair zeroed = {"zeroed_grain", "on"};
+    struct dr_create_options o = {.format = "vmdk",
+                                  .backing = "base",
+                                  .backing_format = "vmdk",
+                                  .pairs = &zeroed,
+                                  .n_pairs = 1};
+    uint64_t size;
+    make(fs, "base", "vmdk", SIZE, NULL);
+    fill(fs, "base", "vmdk", 0, SIZE, 'p');
+    ok(dr_create_fs(fs, "disk", &o, &err));
+    fill(fs, "disk", "vmdk", 0, 3 * MiB, 1);
+    fill(fs, "disk", "vmdk", 0, 3 * MiB, 0);
+    fill(fs, "disk", "vmdk", 3 * MiB, 256 * KiB, 'c');
+    uint8_t *want = view(fs, "disk", &size);
+    struct dr_compact_result result =
+        compact(fs, "disk", (struct dr_compact_options){.no_zeros = false});
+    assert_int_equal(result.zeros, 3 * MiB);
+    assert_true(result.after < 512 * KiB);
+    same_view(fs, "disk", want, size);
+    is_sound(fs, "disk");
+    free(want);
+}
+
 /* The first sub-cluster of the cluster becomes zeros and keeps its place, as QEMU does it. */
 static void say_zero(struct dr_fs *fs, unsigned cluster)
 {
@@ -642,6 +669,7 @@ int main(void)
         cmocka_unit_test(zeros_that_were_written_are_given_back),
         cmocka_unit_test(zeros_over_a_parent_stay_zeros),
         cmocka_unit_test(zeros_over_a_parent_s_zeros_are_given_back),
+        ops_test(zeroed_grains_take_no_place_over_a_parent),
         ops_test(zeros_beside_what_a_parent_shows_hide_nothing),
         ops_test(a_parent_may_be_compacted),
         ops_test(without_looking_for_zeros_data_stays),

@@ -462,7 +462,8 @@ static void vmdk_close(struct dr_image *image)
 const struct dr_format dr_format_vmdk = {
     .name = "vmdk",
     .flags = DR_FORMAT_BACKING | DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_CONTENT_ID |
-             DR_FORMAT_PUNCH_FREED | DR_FORMAT_REPAIR_AS_FOUND | DR_FORMAT_ADOPTS,
+             DR_FORMAT_PUNCH_FREED | DR_FORMAT_REPAIR_AS_FOUND | DR_FORMAT_ADOPTS |
+             DR_FORMAT_KEEPS_ZEROED,
     .create_options = vmdk_create_options,
     .parent_format = "vmdk",
     .snapshot_suffix = "vmdk",

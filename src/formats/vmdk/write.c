@@ -72,6 +72,7 @@ struct request {
     struct vmdk_slot slot;
     struct dr_page *page, *copy;
     uint32_t gte;
+    bool keep; /* zeros keep the place they have */
 };
 
 static bool whole_grain(const struct request *q)
@@ -188,16 +189,18 @@ static int reserve_data(struct request *q, struct dr_reservation *r, struct dr_e
     return 0;
 }
 
-/* An allocated grain stays allocated and is zeroed in the file: not every program that reads VMDKs
- * knows the entry that says zeros. */
+/* An allocated grain stays allocated and is zeroed in the file, since not every program that reads
+ * VMDKs knows the entry that says zeros; but where the extent has such entries, and the zeros need
+ * no place, it is given up. */
 static int reserve_zero(struct request *q, struct dr_reservation *r)
 {
+    bool unmap = !q->keep && vmdk_has_zero_grains(q->e) && whole_grain(q);
     r->todo = DR_TODO_NOTHING;
     r->off = q->off;
     r->len = q->len;
     if (q->gte == 1)
         return 0;
-    if (q->gte != 0) {
+    if (q->gte != 0 && !unmap) {
         in_place(q, grain_host(q), DR_TODO_ZERO_HOST, r);
         if (q->off + q->len == q->grain_off + q->grain_len && q->off == q->grain_off)
             r->pad = q->e->grain - q->grain_len;
@@ -205,7 +208,10 @@ static int reserve_zero(struct request *q, struct dr_reservation *r)
     }
     if (!vmdk_has_zero_grains(q->e) || !whole_grain(q))
         return -ENOTSUP;
-    return link_grain(q, 1, r);
+    int ret = link_grain(q, 1, r);
+    if (ret == 0)
+        r->priv[PRIV_FREE] = q->gte;
+    return ret;
 }
 
 static int reserve_hole(struct request *q, struct dr_reservation *r)
@@ -304,6 +310,10 @@ int vmdk_reserve(struct dr_image *image, uint64_t off, uint64_t len, enum dr_wan
     (void)host_len;
     struct request q = {.image = image, .e = vmdk_extent_at(image, off), .off = off, .len = len};
     *r = (struct dr_reservation){.want = want};
+    if (want == DR_WANT_ZERO_KEPT) {
+        q.keep = true;
+        want = DR_WANT_ZERO;
+    }
     r->priv[PRIV_EXTENT] = (uint64_t)(q.e - vmdk_of(image)->extents);
     if (want == DR_WANT_CODED)
         return -ENOTSUP;
