@@ -113,6 +113,9 @@ enum dr_open_flag {
                                     parts fail. Excludes RDWR */
     DR_OPEN_NO_FINGERPRINT = 1 << 11, /* what is recorded beside images of what their parents were
                                          (dr_fingerprint) is not compared */
+    DR_OPEN_VERIFY = 1 << 12, /* read all of the top image's file first and compare the digests that
+                                 the manifest of its machine (OVA, OVF) has of it. -EBADMSG: it has
+                                 others; -ENOTSUP: nothing has digests of it */
 };
 
 struct dr_open_options {

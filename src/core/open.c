@@ -8,7 +8,7 @@
 #include "storage/remote.h"
 
 /* All there are. What a later library may give a meaning is not passed over in silence. */
-#define OPEN_FLAGS ((2u * DR_OPEN_NO_FINGERPRINT - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE)
+#define OPEN_FLAGS ((2u * DR_OPEN_VERIFY - 1) | DR_OPEN_AS_FOUND | DR_OPEN_WHOLE)
 
 /* A file of the chain so far, in a hash table by its id. */
 struct seen {
@@ -30,8 +30,8 @@ struct opening {
 
 static unsigned parent_flags(unsigned flags)
 {
-    return flags &
-           ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_RECOVER | DR_OPEN_WHOLE);
+    return flags & ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_RECOVER |
+                               DR_OPEN_WHOLE | DR_OPEN_VERIFY);
 }
 
 /* ------------------------------------------------------------------ how long a chain may be */
@@ -381,6 +381,8 @@ int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_optio
         if (r < 0)
             dr_image_unref(image, NULL);
     }
+    if (r == 0 && (image->flags & DR_OPEN_VERIFY)) /* who verifies takes it away */
+        r = dr_fail(err, ENOTSUP, "%s: nothing has digests of it that could be compared", path);
     if (r == 0 && o.options->snapshot)
         r = dr_image_snapshot_show(o.images[0], o.options->snapshot, err);
     if (r == 0)

@@ -308,6 +308,22 @@ def test_check_compares_digests(o, kind):
     assert report["corruptions"] == 1 and report["format"] == "ova"
 
 
+def test_convert_compares_the_digest_of_the_disk_when_asked(o):
+    good = machine(o)
+    changed = bytearray(good["d.vmdk"])
+    changed[400] ^= 0x40  # behind the header, where nothing looks
+    name = "ova:m.ova#d.vmdk"
+    for members, words in (({**good, "d.vmdk": bytes(changed)}, "its SHA256 is"), ({**good, "m.mf": b""}, "no digest of 'd.vmdk'"),
+                           ({n: d for n, d in good.items() if n != "m.mf"}, "no manifest"), (good, None)):
+        ovagen.pack(o.dir / "m.ova", members)
+        r = o.tools.drover("convert", "--verify", "-O", "raw", name, "x.raw")
+        assert (r.code == 1 and words in r.err) if words else r.code == 0, r
+        assert (o.dir / "x.raw").exists() == (words is None)
+        name = "m.ova" if not words else name
+    r = o.tools.drover("convert", "--verify", "-O", "raw", "x.raw", "y.raw")
+    assert r.code == 1 and "nothing has digests of it" in r.err, r
+
+
 def test_check_tells_what_else_is_wrong(o):
     good = machine(o)
     out = check(o, {n: d for n, d in good.items() if n != "m.mf"}, 0)

@@ -27,6 +27,7 @@ static const struct cli_option options[] = {
     {'m', "jobs", "N", "how many workers, 1 to 16", false},
     {'W', NULL, NULL, "write in any order (always done where it is faster)", false},
     {KEY_SALVAGE, "salvage", NULL, "unreadable parts of a source become zeros", false},
+    {KEY_VERIFY, "verify", NULL, "first compare a source in an OVA with the manifest", false},
     {KEY_ORPHANS, "orphans", "FILE", "--salvage: put into FILE what nothing in the source leads to",
      false},
     {KEY_IMAGE_OPTS, "image-opts", NULL, "sources are lists like driver=vmdk,file.filename=PATH",
@@ -254,7 +255,14 @@ static int get_source(struct convert *c, const struct cli_args *args, const char
     if (c->in.fd >= 0)
         name_pipe(source, "standard input");
     source->open.snapshot = cli_value(args, 'l');
-    return c->in.fd < 0 && cli_image_check(c->cli, source) < 0;
+    if (c->in.fd < 0 && cli_image_check(c->cli, source) < 0)
+        return 1;
+    if (c->in.fd >= 0 && cli_has(args, KEY_VERIFY)) {
+        cli_error(c->cli, "%s: --verify needs an archive that can be read at random", name);
+        return 1;
+    }
+    source->open.flags |= cli_has(args, KEY_VERIFY) ? DR_OPEN_VERIFY : 0u;
+    return 0;
 }
 
 /* Proxmox VE's qemu-img takes zeroinit:FILE for a target that reads as zeros. */

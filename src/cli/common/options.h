@@ -17,6 +17,7 @@ enum cli_key { /* options without a letter */
                KEY_TARGET_IMAGE_OPTS,
                KEY_TARGET_IS_ZERO,
                KEY_SALVAGE,
+               KEY_VERIFY,
                KEY_ORPHANS,
                KEY_BITMAPS,
                KEY_ADOPT,

@@ -83,6 +83,54 @@ static int refuse_disk(const struct dr_image *image, const struct ova_found *fou
     return 0;
 }
 
+/* Is it the name of the file, or of one of its pieces? */
+static bool is_of(const struct ova_found *found, const char *listed)
+{
+    const char *name = ova_plain_name(found->name), *plain = ova_plain_name(listed);
+    size_t n = strlen(name);
+    if (strcmp(name, plain) == 0)
+        return true;
+    return found->file && found->file->chunk && strncmp(name, plain, n) == 0 && plain[n] == '.' &&
+           strlen(plain + n + 1) == 9 && strspn(plain + n + 1, "0123456789") == 9;
+}
+
+/* Compare what the manifest has of the file. */
+static int compare_digests(struct dr_image *image, const struct ova *ova,
+                           const struct ova_manifest *m, const struct ova_found *found,
+                           struct dr_error *err)
+{
+    struct ova_digest have;
+    size_t compared = 0;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < m->n; i++) {
+        if (!is_of(found, m->all[i].name))
+            continue;
+        r = ova_digest_check(ova, &m->all[i], &have, err);
+        compared++;
+    }
+    if (r == 0 && compared == 0)
+        return dr_fail(err, ENOTSUP, "%s: %s '%.200s'", image->path,
+                       m->name ? "its manifest has no digest of"
+                               : "has no manifest, so nothing tells what the digest should be of",
+                       found->name);
+    return r;
+}
+
+static int verify(struct dr_image *image, const struct ova *ova, const struct ova_found *found,
+                  struct dr_error *err)
+{
+    struct ova_manifest m;
+    if (!(image->flags & DR_OPEN_VERIFY))
+        return 0;
+    int r = ova_manifest_read(ova, &m, err);
+    if (r == 0)
+        r = compare_digests(image, ova, &m, found, err);
+    ova_manifest_free(&m);
+    if (r == 0)
+        image->flags &= ~(unsigned)DR_OPEN_VERIFY;
+    return r;
+}
+
 static int enter(struct dr_image *image, const struct ova *ova, struct dr_error *err)
 {
     struct ova_found found;
@@ -90,6 +138,8 @@ static int enter(struct dr_image *image, const struct ova *ova, struct dr_error 
     int r = choose(image, ova, &found, err);
     if (r == 0)
         r = refuse_disk(image, &found, err);
+    if (r == 0)
+        r = verify(image, ova, &found, err);
     if (r == 0)
         r = ova_file_open(ova, &found, image->flags & DR_OPEN_SALVAGE, &file, err);
     return r < 0 ? r : dr_image_enter(image, file, err);
