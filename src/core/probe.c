@@ -3,6 +3,7 @@
  * that a packer made smaller as a whole. */
 #include <strings.h>
 
+#include "base/notice.h"
 #include "core/internal.h"
 #include "storage/source.h"
 #include "storage/unpacked.h"
@@ -177,6 +178,10 @@ static int unpack(struct dr_image *image, const uint8_t *head, size_t got, const
     if ((image->flags & DR_OPEN_SALVAGE) && !(damage = calloc(1, sizeof(*damage))))
         return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
     r = dr_unpack(image->files[0], !((*fmt)->flags & DR_FORMAT_NO_PROBE), damage, &plain, err);
+    if (r == 0 && damage && damage->why.errnum && dr_file_size(plain) == 0) {
+        dr_file_unref(plain);
+        r = dr_fail(err, damage->why.errnum, "%s", damage->why.text);
+    }
     if (r < 0)
         return r;
     dr_file_unref(image->files[0]);
@@ -206,7 +211,13 @@ int dr_probe_image(struct dr_image *image, const struct dr_format **fmt, struct 
         return 0; /* an archive by its name */
     *fmt = (*fmt)->flags & DR_FORMAT_NO_PROBE ? NULL : *fmt;
     r = dr_unpack_head(file, head, sizeof(head), &got, &packer, err);
-    if (r == -EBADMSG && (image->flags & DR_OPEN_SALVAGE) && got > 0)
-        r = 0; /* what came in front of the damage */
+    if (r == -EBADMSG && (image->flags & DR_OPEN_SALVAGE)) {
+        r = 0; /* what came in front of the damage, or comes behind it */
+        dr_error_reset(err);
+        if (got == 0 && !*fmt)
+            dr_notice("%s: what is packed in it is damaged from its first byte on: it is taken for "
+                      "a raw disk, since its format is not named",
+                      image->path);
+    }
     return r < 0 ? r : unpack(image, head, got, packer, fmt, err);
 }
