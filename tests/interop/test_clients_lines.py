@@ -4,6 +4,7 @@
 Each line runs in two equal directories: in one with Drover under QEMU's names first in PATH, in the
 other with QEMU's own tools. It must end, print and leave the same. PROJECTS is also what the manual
 tells of these projects."""
+import filecmp
 import json
 import os
 import re
@@ -210,7 +211,7 @@ def same_images(ours, real):
     assert sorted(os.listdir(ours)) == sorted(os.listdir(real))
     for name in sorted(os.listdir(ours)):
         a, b = ours / name, real / name
-        if filecmp(a, b):
+        if filecmp.cmp(a, b, shallow=False):
             continue
         try:
             theirs = described(real, name)
@@ -223,10 +224,6 @@ def same_images(ours, real):
             if fmt == 'qcow2':
                 run('qemu-img', 'check', '-q', '-f', fmt, name, cwd=ours)
             run('qemu-img', 'compare', '-f', fmt, '-F', fmt, a, b)
-
-
-def filecmp(a, b):
-    return subprocess.run(['cmp', '-s', a, b], check=False).returncode == 0
 
 
 @pytest.fixture(name='both', scope='module')
@@ -249,6 +246,17 @@ QEMU_S = {
     'dd -n -f qcow2 -l before -O raw bs=1048576 osize=8388608 if=disk.qcow2 of=target.raw':
         'convert -n -f qcow2 -l before -O raw disk.qcow2 target.raw',
 }
+
+
+PARENTS = {'top.qcow2': ['mid.qcow2', 'base.qcow2'], 'mid.qcow2': ['base.qcow2']}
+
+
+def copy(template, lines, where):
+    """Of the template what the lines name, with the parents of that."""
+    where.mkdir()
+    text = ' '.join(word for argv in lines for word in argv)
+    for name in {name for file in os.listdir(template) if file in text for name in [file, *PARENTS.get(file, [])]}:
+        shutil.copy(template / name, where / name)
 
 
 def qemu_s(argv):
@@ -293,7 +301,7 @@ CASES = [pytest.param(entry[1], id=f'{project}-{entry[0]}') for project, entries
 def test_a_line_ends_prints_and_leaves_what_it_does_with_qemu(both, tmp_path, lines):
     told = {}
     for who in ('ours', 'real'):
-        shutil.copytree(both / 'template', tmp_path / who)
+        copy(both / 'template', lines, tmp_path / who)
         path = os.environ['PATH'] if who == 'real' else f'{both}/bin:' + os.environ['PATH']
         told[who] = play(lines, tmp_path / who, path, who == 'real')
     for ours, real in zip(told['ours'], told['real']):
