@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import tarfile
 import time
 
 import pytest
@@ -90,3 +91,24 @@ def test_a_socket_that_is_given_must_be_one_and_be_the_only_place(client, disks)
         line = f'LISTEN_PID=$$ LISTEN_FDS=1 exec {client.path("links", "qemu-nbd")} -f raw disk.raw {more}'
         done = run('sh', '-c', line, ok=False, env=client.env, cwd=client.path('work'), timeout=60)
         assert (done.returncode, done.stderr) == (1, f'qemu-nbd: {said}\n')
+
+
+def test_virt_v2v_reads_a_disk_where_it_stands_in_an_ova(client, disks):
+    """The lines of -i ova, which the test with the real one runs too; that takes minutes."""
+    work = client.path('work')
+    run('qemu-img', 'convert', '-f', 'raw', '-O', 'vmdk', '-o', 'subformat=streamOptimized', 'disk.raw', 'disk1.vmdk', cwd=work)
+    with tarfile.open(client.work('machine.ova'), 'w', format=tarfile.USTAR_FORMAT) as tar:
+        tar.add(client.work('disk.qcow2'), 'other')
+        tar.add(client.work('disk1.vmdk'), 'disk1.vmdk')
+    with tarfile.open(client.work('machine.ova')) as tar:
+        offset, size = tar.getmember('disk1.vmdk').offset_data, (os.path.getsize(client.work('disk1.vmdk')) + 511) // 512 * 512
+    part = {'driver': 'raw', 'offset': offset, 'size': size, 'file': {'driver': 'file', 'filename': client.work('machine.ova')}}
+    name = 'json:' + json.dumps({'file': part})
+    assert 'file format: vmdk' in play(client, 'qemu-img', 'info', name)
+    play(client, 'qemu-nbd', '--fork', '-t', '--shared=0', '--discard=unmap', '--pid-file', 'v2v.pid',
+         '--socket', client.work('v2v'), '-s', name)
+    with open(client.work('v2v.pid'), encoding='utf-8') as f:
+        pid = int(f.read())
+    play(client, 'nbdcopy', f'nbd+unix:///?socket={client.work("v2v")}', 'v2v.raw')
+    os.kill(pid, signal.SIGTERM)
+    same(client, 'v2v.raw', 'disk.raw')
