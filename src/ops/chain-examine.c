@@ -195,17 +195,15 @@ static int examine_reference(struct examination *x, const struct dr_scan_entry *
     return look_at_parent(x, e, path, err);
 }
 
-/* A longer loop: each image of it opens with its parent alone. */
+/* Each image of a longer loop opens with its parent alone. */
 static bool is_in_loop(const struct examination *x, size_t i)
 {
     size_t at = i;
-    for (size_t depth = 0; depth <= x->scan.n; depth++) {
+    for (size_t depth = 0; depth < x->scan.n; depth++) {
         const struct dr_scan_entry *e = &x->scan.all[at];
         at = e->backing_path ? dr_scan_find(&x->scan, e->backing_id) : x->scan.n;
-        if (at == i && depth > 0)
-            return true;
-        if (at == x->scan.n || at == i)
-            return false;
+        if (at == i || at == x->scan.n)
+            return at == i;
     }
     return false;
 }

@@ -235,6 +235,30 @@ static void a_missing_table_can_be_mended_and_written(void **state)
     finds("/d/a.vmdk", 0, 0, "");
 }
 
+/* No redundant one says more, and what stands elsewhere in the file is no table. */
+static void without_a_redundant_directory_a_missing_table_is_made_empty(void **state)
+{
+    (void)state;
+    make_checked("/d/a.vmdk");
+    poke32("/d/a.vmdk", 8, peek32("/d/a.vmdk", 8) & ~2u); /* the flag of the redundant directory */
+    poke32("/d/a.vmdk", GD_AT, 0);
+    assert_int_equal(checked("/d/a.vmdk", DR_CHECK_FIX_ALL).corruptions_fixed, 1);
+    struct dr_disk *disk = opened("/d/a.vmdk", 0);
+    reads_zero(disk, 0, MIB);
+    ok(dr_close(disk, &err));
+    assert_int_equal(checked("/d/a.vmdk", 0).corruptions, 0);
+}
+
+static void tables_that_overlap_are_named(void **state)
+{
+    (void)state;
+    make_checked("/d/a.vmdk");
+    poke32("/d/a.vmdk", GD_AT, 200); /* behind the metadata a table can be anywhere */
+    poke32("/d/a.vmdk", RGD_AT, 201);
+    checked("/d/a.vmdk", 0);
+    assert_non_null(strstr(lines, "two grain tables overlap at sector 201"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -247,6 +271,8 @@ int main(void)
         T(check_finds_what_it_cannot_mend),
         T(what_is_cancelled_does_not_leak),
         T(a_missing_table_can_be_mended_and_written),
+        T(without_a_redundant_directory_a_missing_table_is_made_empty),
+        T(tables_that_overlap_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
