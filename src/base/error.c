@@ -28,9 +28,7 @@ static char *put_stars(char *at, size_t n)
     return at + stars;
 }
 
-/* Names of disks on servers may have a password in them, and messages go into logs: in URLs, and in
- * json: names by these keys. */
-static void hide_secrets(char *text)
+void dr_hide_secrets(char *text)
 {
     static const char *const keys[] = {"password\":", "cookie\":"};
     for (char *at = text; (at = strstr(at, "://"));) {
@@ -59,7 +57,7 @@ int dr_fail(struct dr_error *err, int errnum, const char *fmt, ...)
         va_start(ap, fmt);
         vsnprintf(err->text, sizeof(err->text), fmt, ap);
         va_end(ap);
-        hide_secrets(err->text);
+        dr_hide_secrets(err->text);
         err->errnum = errnum;
     }
     return -errnum;
@@ -81,7 +79,7 @@ int dr_fail_errno(struct dr_error *err, int errnum, const char *fmt, ...)
         int used = vsnprintf(err->text, sizeof(err->text), fmt, ap);
         va_end(ap);
         append(err, used, strerror_r(errnum, reason, sizeof(reason)));
-        hide_secrets(err->text);
+        dr_hide_secrets(err->text);
         err->errnum = errnum;
     }
     return -errnum;
@@ -98,7 +96,7 @@ int dr_prefix(struct dr_error *err, int r, const char *fmt, ...)
     int used = vsnprintf(err->text, sizeof(err->text), fmt, ap);
     va_end(ap);
     append(err, used, old);
-    hide_secrets(err->text);
+    dr_hide_secrets(err->text);
     return r;
 }
 

@@ -22,6 +22,10 @@ int dr_prefix(struct dr_error *err, int r, const char *fmt, ...)
 /* Clear the text of a failure that was handled. */
 void dr_error_reset(struct dr_error *err);
 
+/* Names of disks on servers may have passwords and cookies in them, and messages go into logs: put
+ * stars in their place, in URLs and in json: names. The text becomes no longer. */
+void dr_hide_secrets(char *text);
+
 /* For public functions: refuse a NULL pointer with -EINVAL (with _N: unless n is 0). */
 #define DR_REQUIRE(pointer, err) DR_REQUIRE_N(pointer, 1, err)
 #define DR_REQUIRE_N(pointer, n, err)                                                   \

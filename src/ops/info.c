@@ -23,6 +23,15 @@ static void put_text(json_t **object, const char *key, const char *text)
         dr_json_put(object, key, dr_json_text(text));
 }
 
+/* A json: name may have the secrets of an --object in it, and what is printed goes into logs. */
+static void put_filename(json_t **object, const char *path)
+{
+    CLEANUP_FREE char *hidden = strncmp(path, "json:", 5) == 0 ? strdup(path) : NULL;
+    if (hidden)
+        dr_hide_secrets(hidden);
+    put_text(object, "filename", hidden ? hidden : path);
+}
+
 /* The text of a value is the caller's. */
 static int dump(const json_t *value, char **json, struct dr_error *err)
 {
@@ -146,7 +155,7 @@ static int describe(struct dr_image *image, const struct dr_open_options *option
         return r;
     put_text(&o, "backing-filename-format", image->backing_name ? image->backing_format : NULL);
     dr_json_put(&o, "virtual-size", number(image->size));
-    put_text(&o, "filename", image->path);
+    put_filename(&o, image->path);
     if (cluster)
         dr_json_put(&o, "cluster-size", number(cluster));
     put_text(&o, "format", image->fmt->name);
@@ -250,7 +259,7 @@ static json_t *check_report(const struct dr_image *image, const struct dr_check_
     put_number(&o, "leaks-fixed", c->leaks_fixed);
     put_number(&o, "leaks", c->leaks);
     put_number(&o, "allocated-clusters", c->allocated_clusters);
-    put_text(&o, "filename", image->path);
+    put_filename(&o, image->path);
     put_text(&o, "format", image->fmt->name);
     put_number(&o, "fragmented-clusters", c->fragmented_clusters);
     return o;

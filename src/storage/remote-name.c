@@ -280,14 +280,52 @@ static json_t *object_of(const struct json_name *j)
     return inner ? inner : j->root;
 }
 
+/* The URI that is there gets TLS, as the object's keys say. */
+static int add_tls(struct json_name *j, struct dr_remote *remote, struct dr_error *err)
+{
+    const char *directory = text_at(j, "tls-certificates"), *keys = text_at(j, "tls-psk-file");
+    const char *user = text_at(j, "tls-username"), *place = strstr(remote->uri, "://");
+    if (!directory && !keys && !user)
+        return 0;
+    if (!directory == !keys || begins(remote->uri, "nbds"))
+        return dr_fail(err, EINVAL, "%s: needs either tls-certificates or tls-psk-file, and no uri",
+                       j->name);
+    CLEANUP_FREE char *value = encode(directory ? directory : keys), *uri = NULL;
+    CLEANUP_FREE char *who = encode(user ? user : "");
+    if (!value || !who ||
+        asprintf(&uri, "nbds%.*s://%s%s%s%c%s=%s", (int)(place - remote->uri - 3), remote->uri + 3,
+                 who, user ? "@" : "", place + 3, strchr(place, '?') ? '&' : '?',
+                 directory ? "tls-certificates" : "tls-psk-file", value) < 0) {
+        uri = NULL;
+        return out_of_memory(j->name, err);
+    }
+    free(remote->uri);
+    remote->uri = NULL;
+    return set_uri(j->name, uri, remote, err);
+}
+
 static int parse_json_nbd(struct json_name *j, struct dr_remote *remote, struct dr_error *err)
 {
-    static const char *const known[] = {
-        "driver",      "server",          "server.type", "server.host",
-        "server.port", "server.path",     "host",        "port",
-        "path",        "export",          "uri",         "open-timeout",
-        "timeout",     "reconnect-delay", "node-name",   "read-only",
-        NULL};
+    static const char *const known[] = {"driver",
+                                        "server",
+                                        "server.type",
+                                        "server.host",
+                                        "server.port",
+                                        "server.path",
+                                        "host",
+                                        "port",
+                                        "path",
+                                        "export",
+                                        "uri",
+                                        "open-timeout",
+                                        "timeout",
+                                        "reconnect-delay",
+                                        "node-name",
+                                        "read-only",
+                                        "tls-certificates",
+                                        "tls-psk-file",
+                                        "tls-username",
+                                        NULL};
     int r = refuse_unknown(j, object_of(j), known, err);
     if (r == 0)
         r = seconds_at(j, "timeout", &remote->timeout, err);
@@ -308,13 +346,13 @@ static int parse_json_nbd(struct json_name *j, struct dr_remote *remote, struct 
                        "%s: uri is '%s', expected one that begins with nbd://, nbds://, "
                        "nbd+unix:// or nbds+unix://",
                        j->name, uri);
-    if (path)
-        return set_unix(j->name, path, export, remote, err);
-    if (!host)
+    if (!path && !host)
         return dr_fail(err, EINVAL, "%s: needs server.path, or server.host and server.port",
                        j->name);
     const char *port = text_at(j, "server.port") ? text_at(j, "server.port") : text_at(j, "port");
-    return set_tcp(j->name, host, port ? port : "10809", export, remote, err);
+    r = path ? set_unix(j->name, path, export, remote, err)
+             : set_tcp(j->name, host, port ? port : "10809", export, remote, err);
+    return r < 0 ? r : add_tls(j, remote, err);
 }
 
 static int parse_json_http(struct json_name *j, struct dr_remote *remote, struct dr_error *err)

@@ -166,6 +166,19 @@ def test_secrets_are_for_the_server_that_was_named(t, unreliable, disk):
     assert set(there.secrets) == {(None, None)} and set(here.secrets) == {("Basic dXNlcjpwYXNz", "a=b")}
 
 
+def test_secrets_are_objects_of_qemu(t, nginx, disk):
+    (t.dir / "secret").write_text("pass")
+    options = f"driver=http,url={nginx.http}/secret/disk.raw,username=user,password-secret=s"
+    for text in ("data=pass", "file=secret", "file=secret,format=raw"):
+        for command in (["info"], ["info", "--output=json"], ["map"], ["checksum"]):
+            assert "pass" not in t.ok(*command, "--object", f"secret,id=s,{text}", "--image-opts", options).replace("password", "")
+    for text in ("data=wrong", "data=pass,format=base64", "data=pass,keyid=k", "file=missing", ""):
+        assert "wrong" not in refused(t, "info", "--object", f"secret,id=s,{text}", "--image-opts", options)
+    assert "No secret with id 's'" in refused(t, "info", "--image-opts", options)
+    name = {"driver": "http", "url": f"{nginx.http}/secret/disk.raw", "username": "user", "password-secret": "s"}
+    assert t.ours("qemu-img", "info", "--object", "secret,id=s,data=pass", "json:" + json.dumps(name)).code == 0
+
+
 def test_what_cannot_be_is_said(t, nginx, disk):
     assert "redirects" in refused(t, "info", f"{nginx.http}/round/disk.raw")
     assert "404" in refused(t, "info", f"{nginx.http}/files/missing.raw")

@@ -233,13 +233,23 @@ def test_a_server_proves_by_certificate_who_it_is(t, tmp_path, serve):
         assert r.code == 1 and "certificate" in r.err and len(r.err.splitlines()) == 1, r
     r = t.drover("info", f"nbd://localhost:{s.port}/")
     assert r.code == 1 and "TLS" in r.err
+    for directory, code in ((tmp_path, 0), (tmp_path / "another", 1)):  # QEMU's spellings
+        creds = ["--object", f"tls-creds-x509,id=tls0,endpoint=client,dir={directory}"]
+        name = {"driver": "raw", "file": {"driver": "nbd", "host": "localhost", "port": str(s.port), "tls-creds": "tls0"}}
+        r = t.ours("qemu-img", "info", *creds, "--image-opts", f"driver=nbd,host=localhost,port={s.port},tls-creds=tls0")
+        assert r.code == code and ("certificate" in r.err) == (code == 1), r
+        assert t.ours("qemu-img", "info", *creds, "json:" + json.dumps(name)).code == code
+    r = t.ours("qemu-img", "info", "--image-opts", f"driver=nbd,host=localhost,port={s.port},tls-creds=tls0")
+    assert r.code == 1 and "No TLS credentials with id 'tls0'" in r.err
 
 
 def test_a_disk_is_reached_by_tls(t, tmp_path, serve):
     (tmp_path / "keys.psk").write_text("me:" + "ab" * 32 + "\n")
+    creds = ["--object", f"tls-creds-psk,id=keys,endpoint=client,dir={tmp_path},username=me"]
     make_disk(t)
     s = serve("file", t.dir / "disk.raw", options=["--tls=require", f"--tls-psk={tmp_path}/keys.psk"])
     assert "identical" in t.ok("compare", f"nbds+unix://me@/?socket={s.socket}&tls-psk-file={tmp_path}/keys.psk", "disk.raw")
+    t.ok("info", *creds, "--image-opts", f"driver=nbd,server.type=unix,server.path={s.socket},tls-creds=keys")
     r = t.drover("info", s.uri)
     assert r.code == 1 and "cannot connect" in r.err
 

@@ -43,6 +43,11 @@ static void every_spelling_becomes_one_uri(void **state)
         {"json:{\"driver\":\"nbd\",\"host\":\"::1\",\"port\":\"7\"}", "nbd://[::1]:7/"},
         {"json:{\"file\":{\"driver\":\"http\",\"url\":\"http://h/x\"},\"driver\":\"raw\"}",
          "http://h/x"},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-certificates\":\"/a b\"}",
+         "nbds://h:10809/?tls-certificates=/a%20b"},
+        {"json:{\"driver\":\"nbd\",\"path\":\"/s\",\"tls-psk-file\":\"/"
+         "k\",\"tls-username\":\"u@\"}",
+         "nbds+unix://u%40@/?socket=/s&tls-psk-file=/k"},
     };
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
         check(&all[i]);
@@ -73,6 +78,8 @@ static void names_that_mean_nothing_are_refused(void **state)
          NULL},
         {"json:{\"driver\":\"nbd\",\"uri\":\"nbdx\",\"host\":\"h\"}", NULL},
         {"json:{\"driver\":\"nbd\",\"uri\":\"http://h/\"}", NULL},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-username\":\"u\"}", NULL},
+        {"json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-hostname\":\"u\"}", NULL},
         {"json:{\"driver\":\"http\"}", NULL},
         {"json:{\"driver\":\"http\",\"url\":\"file:///etc/passwd\"}", NULL},
         {"json:{\"driver\":\"http\",\"url\":\"http://h/\",\"timeout\":-1}", NULL},

@@ -487,9 +487,10 @@ static int get_name(const struct cli *cli, const struct cli_args *args,
     if (!spec->pipes && cli_refuse_pipe(cli, name))
         return -EINVAL;
     if (options && cli_pairs_add(&list, name) == 0)
-        return apply_pairs(cli, &list, name, image);
+        return cli_objects_resolve(cli, args, &list) < 0 ? -EINVAL
+                                                         : apply_pairs(cli, &list, name, image);
     if (strncmp(name, "json:", 5) == 0 && access(name, F_OK) != 0) {
-        if (parse_json_name(cli, name + 5, &list) < 0)
+        if (parse_json_name(cli, name + 5, &list) < 0 || cli_objects_resolve(cli, args, &list) < 0)
             return -EINVAL;
         return apply_pairs(cli, &list, name, image);
     }

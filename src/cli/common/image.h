@@ -76,6 +76,9 @@ int cli_pairs_set(struct cli_pairs *list, const char *name, const char *value);
 const char *cli_pairs_find(const struct cli_pairs *list, const char *name);
 /* The value, malloc'ed, taken out of the list; NULL = not there. */
 char *cli_pairs_take(struct cli_pairs *list, const char *name);
+/* tls-creds=ID, password-secret=ID and cookie-secret=ID among the settings become what the --object
+ * of that id says. A failure is told. */
+int cli_objects_resolve(const struct cli *cli, const struct cli_args *args, struct cli_pairs *list);
 void cli_pairs_free(struct cli_pairs *list);
 #define CLEANUP_PAIRS __attribute__((cleanup(cli_pairs_free)))
 

@@ -16,7 +16,9 @@ const struct cli_option cli_opts_common[] = {
     {KEY_LOCKING, "locking", "on|off", "off: take no locks (file systems without them)", false},
     {KEY_FINGERPRINTS, "fingerprints", "on|off",
      "off: do not compare parents with what is recorded of them", false},
-    {KEY_OBJECT, "object", "DEF", "QEMU objects", true},
+    {KEY_OBJECT, "object", "DEF",
+     "what tls-creds=ID, password-secret=ID or cookie-secret=ID of a disk on a server names",
+     false},
     {0, NULL, NULL, NULL, false},
 };
 

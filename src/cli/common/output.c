@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
+#include "base/error.h"
 #include "cli/cli.h"
 
 size_t cli_char_length(const char *s)
@@ -58,6 +60,11 @@ char *cli_tame(char *text)
 
 void cli_put(const char *text)
 {
+    CLEANUP_FREE char *hidden = strncmp(text, "json:", 5) == 0 ? strdup(text) : NULL;
+    if (hidden) {
+        dr_hide_secrets(hidden);
+        text = hidden;
+    }
     while (*text) {
         size_t n = harmless(text, false);
         if (n == 0)
@@ -116,6 +123,7 @@ static void say(const struct cli *cli, const char *fmt, va_list ap)
         memmove(hint, hint + 1, strlen(hint));
     if (hint)
         *hint = '\n';
+    dr_hide_secrets(text);
     fprintf(stderr, "%s: %s\n", cli->prog, tame(text, true));
     free(text);
 }

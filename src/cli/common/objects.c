@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* QEMU's objects, as far as a client of an NBD server needs them: tls-creds=ID of an image's
+ * options becomes what the object of that name says of certificates or keys. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "cli/common/image.h"
+
+#define SECRET_MAX 4096
+
+struct use {
+    const struct cli *cli;
+    struct cli_pairs *list;
+    const char *prefix; /* of the key in the list */
+    const char *text;   /* of the object */
+    struct cli_pairs object;
+};
+
+static int replace(const struct use *u, const char *key, const char *value)
+{
+    char name[128];
+    snprintf(name, sizeof(name), "%s%s", u->prefix, key);
+    return cli_pairs_set(u->list, name, value);
+}
+
+static int is_odd(const struct use *u, const char *why)
+{
+    /* A secret's text is none for messages. */
+    cli_error(u->cli, "--object %.*s: %s", (int)strcspn(u->text, ","), u->text, why);
+    return -EINVAL;
+}
+
+static bool is_kind(const struct use *u, const char *kind)
+{
+    size_t n = strlen(kind);
+    return strncmp(u->text, kind, n) == 0 && u->text[n] == ',';
+}
+
+static int take_credentials(const struct use *u, const char *key)
+{
+    bool psk = is_kind(u, "tls-creds-psk");
+    const char *dir = cli_pairs_find(&u->object, "dir");
+    const char *user = cli_pairs_find(&u->object, "username");
+    const char *end = cli_pairs_find(&u->object, "endpoint");
+    const char *verify = cli_pairs_find(&u->object, "verify-peer");
+    CLEANUP_FREE char *keys = NULL;
+    (void)key;
+    if ((!psk && !is_kind(u, "tls-creds-x509")) || !dir)
+        return is_odd(u, "expected tls-creds-x509 or tls-creds-psk with dir=");
+    if (!end || strcmp(end, "client") != 0)
+        return is_odd(u, "expected endpoint=client");
+    if (verify && strcmp(verify, "on") != 0 && strcmp(verify, "yes") != 0)
+        return is_odd(u, "the server's certificate is always verified");
+    if (!psk)
+        return replace(u, "tls-certificates", dir);
+    if (asprintf(&keys, "%s/keys.psk", dir) < 0) {
+        keys = NULL;
+        return -ENOMEM;
+    }
+    int r = replace(u, "tls-psk-file", keys);
+    return r < 0 ? r : replace(u, "tls-username", user ? user : "qemu");
+}
+
+static int read_secret(const struct use *u, const char *path, char text[SECRET_MAX + 1])
+{
+    FILE *file = fopen(path, "re");
+    size_t n = file ? fread(text, 1, SECRET_MAX + 1, file) : 0;
+    int why = errno;
+    if (file)
+        fclose(file);
+    if (!file)
+        cli_error(u->cli, "Unable to read %s: %s", path, strerror(why));
+    if (!file || n > SECRET_MAX || memchr(text, 0, n))
+        return file ? is_odd(u, "the file has no text of up to 4096 bytes") : -EINVAL;
+    text[n] = '\0';
+    return 0;
+}
+
+static int take_secret(const struct use *u, const char *key)
+{
+    const char *data = cli_pairs_find(&u->object, "data");
+    const char *file = cli_pairs_find(&u->object, "file");
+    const char *format = cli_pairs_find(&u->object, "format");
+    char text[SECRET_MAX + 1];
+    if (!is_kind(u, "secret") || !data == !file)
+        return is_odd(u, "expected secret with either data= or file=");
+    if ((format && strcmp(format, "raw") != 0) || cli_pairs_find(&u->object, "keyid"))
+        return is_odd(u, "only secrets as they are can be used, with format=raw and no keyid");
+    if (file && read_secret(u, file, text) < 0)
+        return -EINVAL;
+    return replace(u, key, file ? text : data);
+}
+
+static const struct {
+    const char *key;
+    int (*take)(const struct use *u, const char *becomes);
+    const char *becomes, *what;
+} uses[] = {
+    {"tls-creds", take_credentials, NULL, "TLS credentials"},
+    {"password-secret", take_secret, "password", "secret"},
+    {"cookie-secret", take_secret, "cookie", "secret"},
+};
+
+static int use_object(const struct cli_args *args, struct use *u, size_t which, const char *id)
+{
+    for (size_t i = 0; (u->text = cli_nth_value(args, KEY_OBJECT, i)); i++) {
+        const char *comma = strchr(u->text, ',');
+        cli_pairs_free(&u->object);
+        u->object = (struct cli_pairs){0};
+        if (comma && cli_pairs_add(&u->object, comma + 1) < 0)
+            return -ENOMEM;
+        const char *own = cli_pairs_find(&u->object, "id");
+        if (own && strcmp(own, id) == 0)
+            return uses[which].take(u, uses[which].becomes);
+    }
+    cli_error(u->cli, "No %s with id '%s'", uses[which].what, id);
+    return -EINVAL;
+}
+
+/* Is this the key, of the image or of what is below it? */
+static bool names(const char *name, const char *key)
+{
+    size_t n = strlen(name), len = strlen(key);
+    return n >= len && n < 64 && strcmp(name + n - len, key) == 0 &&
+           (n == len || name[n - len - 1] == '.');
+}
+
+static int resolve_one(const struct cli *cli, const struct cli_args *args, struct cli_pairs *list,
+                       const char *name, size_t which)
+{
+    char prefix[64];
+    struct use u = {.cli = cli, .list = list, .prefix = prefix};
+    snprintf(prefix, sizeof(prefix), "%.*s", (int)(strlen(name) - strlen(uses[which].key)), name);
+    CLEANUP_FREE char *id = cli_pairs_take(list, name);
+    int r = id ? use_object(args, &u, which, id) : -ENOMEM;
+    cli_pairs_free(&u.object);
+    return r;
+}
+
+int cli_objects_resolve(const struct cli *cli, const struct cli_args *args, struct cli_pairs *list)
+{
+    int r = 0;
+    for (size_t which = 0; which < sizeof(uses) / sizeof(uses[0]); which++) {
+        for (size_t i = 0; r == 0 && i < list->n; i++) {
+            if (names(list->pairs[i].name, uses[which].key)) {
+                r = resolve_one(cli, args, list, list->pairs[i].name, which);
+                break;
+            }
+        }
+    }
+    return r;
+}
