@@ -324,6 +324,14 @@ def test_convert_compares_the_digest_of_the_disk_when_asked(o):
     assert r.code == 1 and "nothing has digests of it" in r.err, r
 
 
+def test_a_disk_without_its_archives_format_in_front_is_told_its_name(o):
+    ovagen.pack(o.dir / "m.ova", machine(o))
+    r = o.tools.drover("convert", "-O", "raw", "m.ova#d.vmdk", "x.raw")
+    assert r.code == 1 and "is called ova:m.ova#d.vmdk" in r.err, r
+    r = o.tools.drover("info", "m.ovo#d.vmdk")
+    assert r.code == 1 and "archive" not in r.err, r
+
+
 def test_check_tells_what_else_is_wrong(o):
     good = machine(o)
     out = check(o, {n: d for n, d in good.items() if n != "m.mf"}, 0)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <jansson.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 #include "cli/common/image.h"
@@ -567,6 +568,23 @@ void cli_image_free(struct cli_image *image)
 
 /* ------------------------------------------------------------------ opening */
 
+/* A disk inside an archive, whose format was left out: "m.ova#disk1.vmdk". Say how it is named. */
+static void hint_at_member(const char *path, char *text, size_t size)
+{
+    static const char *const kinds[] = {"ova", "ovf", "vma"};
+    const char *hash = strchr(path, '#');
+    CLEANUP_FREE char *archive = hash ? strndup(path, (size_t)(hash - path)) : NULL;
+    const char *dot = archive ? strrchr(archive, '.') : NULL;
+    struct stat st;
+
+    for (size_t i = 0; dot && i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        size_t used = strlen(text);
+        if (strcasecmp(dot + 1, kinds[i]) == 0 && stat(archive, &st) == 0)
+            snprintf(text + used, size - used, "; a disk inside that archive is called %s:%s",
+                     kinds[i], path);
+    }
+}
+
 int cli_image_problem(const struct cli_image *image, char *text, size_t size)
 {
     CLEANUP_FREE char *file = dr_name_file(image->path);
@@ -578,6 +596,7 @@ int cli_image_problem(const struct cli_image *image, char *text, size_t size)
         int r = -errno;
         bool below = strncmp(image->path, "json:", 5) == 0; /* the file that is not there */
         snprintf(text, size, "Could not open '%s': %s", below ? file : image->path, strerror(-r));
+        hint_at_member(image->path, text, size);
         return r;
     }
     if (image->device && !S_ISBLK(st.st_mode) && !S_ISCHR(st.st_mode)) {
