@@ -48,13 +48,29 @@ void fuse_disk_write_back(struct fuse_disk *d, uint64_t off, uint64_t len);
 #define FUSE_LOOP_THREADS 32
 #define FUSE_LOOP_WAITING 128
 
+struct fuse_loop_thread {
+    struct fuse_loop *loop;
+    pthread_t id;
+    bool reads;                /* under the loop's lock, as the next two */
+    unsigned turn, turn_seen;  /* how often it has begun to, and when that was last looked at */
+    unsigned misses, unlooked; /* looks in vain, and requests since then */
+};
+
 struct fuse_loop {
     struct fuse_session *session;
     struct dr_stall *stall;
+    unsigned most_busy;   /* threads that answer requests while it is busy; 0: it never is */
     pthread_mutex_t lock; /* of what follows */
     pthread_cond_t parked, end;
-    unsigned n_readers, n_parked, n_threads, n_waiting;
-    pthread_t threads[FUSE_LOOP_THREADS + FUSE_LOOP_WAITING];
+    unsigned n_readers, n_parked, n_summoned, n_threads, n_waiting;
+    struct fuse_loop_thread threads[FUSE_LOOP_THREADS + FUSE_LOOP_WAITING];
+    bool busy, has_standby;
+    _Atomic bool deep;   /* requests queue up; also read without the lock */
+    uint64_t calm_until; /* not busy until then */
+    unsigned n_taken;    /* requests */
+    unsigned streak;     /* of those for which nobody blocked */
+    unsigned score;      /* of how many queue up */
+    unsigned slow;       /* that took long, one after another */
     bool ended;
     int result;
 };

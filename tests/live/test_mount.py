@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A disk as a file: what is written to a mount is the disk, whole and at once, and ends with it."""
+import concurrent.futures
 import errno
 import mmap
 import os
@@ -7,6 +8,8 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
+import time
 
 import pytest
 from mounting import (DROVER, KEEP_SIZE, KIB, MIB, PUNCH_HOLE, ZERO_RANGE, Mount, close, content, create, drover, extents, fallocate, holes_by_lseek, needs_fuse, needs_root, opened, run)
@@ -20,6 +23,13 @@ KINDS = ["raw", "qcow2", "vmdk", "chain"]
 def check(path):
     r = drover("check", path, check=False)
     assert r.returncode in (0, 63), r  # 63: a format without anything to check
+
+
+def together(*functions):
+    """Run each in a thread."""
+    with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
+        for future in [pool.submit(f) for f in functions]:
+            future.result()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -336,25 +346,76 @@ def test_killed_it_leaves_what_was_flushed(tmp_path):
     check(disk)
 
 
-def test_an_idle_mount_sleeps_without_a_timeout(tmp_path):
-    """Each thread waits in read(2) for a request, for the end of the others, or for a signal."""
+def sleeps(pid):
+    """Each thread waits in read(2) for a request, for the end of the others, or for a signal, and none for a time."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/syscall", encoding="ascii") as f:
+            words = f.read().split()
+        # futex(2) and rt_sigtimedwait(2) have their timeout in the fourth and third argument
+        timeout = {"0": "0x0", "202": words[4], "128": words[3]}.get(words[0]) if len(words) > 4 else None
+        if timeout != "0x0":
+            return False
+    return True
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_an_idle_mount_sleeps_without_a_timeout(tmp_path, depth):
+    """Also when many requests, one after another or several at a time, have made its threads look for more."""
     disk, _ = create(tmp_path, "qcow2", SIZE)
     with Mount(disk, tmp_path / "mnt") as m:
-        assert m.file.read_bytes()
-        calls = set()
-        pid = m.pid()
-        for task in os.listdir(f"/proc/{pid}/task"):
-            words = ["running"]
-            while words == ["running"]:  # the end of the last request
-                with open(f"/proc/{pid}/task/{task}/syscall", encoding="ascii") as f:
-                    words = f.read().split()
-            calls.add(words[0])
-            # futex(2) and rt_sigtimedwait(2) have their timeout in the fourth and third argument
-            if words[0] == "202":
-                assert words[4] == "0x0", words
-            if words[0] == "128":
-                assert words[3] == "0x0", words
-        assert calls <= {"0", "202", "128"}, calls
+        def ask():
+            with opened(m.file, os.O_RDONLY | os.O_DIRECT) as fd, mmap.mmap(-1, 4096) as page:
+                for _ in range(1000):
+                    os.preadv(fd, [page], 0)
+        together(*[ask] * depth)
+        pid, deadline = m.pid(), time.monotonic() + 10
+        while not sleeps(pid):
+            assert time.monotonic() < deadline
+        assert sleeps(pid)
+
+
+QUICK = """
+import mmap, os, sys, time
+fd, page, longest = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096), 0
+for i in range(1 << 30):
+    before = time.monotonic()
+    assert os.preadv(fd, [page], i % 256 * 4096) == 4096 and page[0] == 5
+    longest = max(longest, time.monotonic() - before) if i >= 2000 else 0
+    if i == 2000:
+        print("goes on", flush=True)
+    if i % 256 == 0 and os.path.exists(sys.argv[2]):
+        break
+print(longest)
+"""
+
+
+def test_quick_requests_do_not_wait_for_slow_ones(tmp_path):
+    """The slow ones come while the threads look for quick ones."""
+    if not shutil.which("nbdkit"):
+        pytest.skip("nbdkit is not installed")
+    slow = ["nbdkit", "-f", "-r", "-U", tmp_path / "s", "--filter=delay", "memory", "16M", "rdelay=600ms"]
+    uri, top = f"nbd+unix:///?socket={tmp_path / 's'}", tmp_path / "top.qcow2"
+    with subprocess.Popen(list(map(str, slow))) as server:
+        try:
+            while not (tmp_path / "s").exists():
+                assert server.poll() is None
+            allow = ("--allow-path", uri)
+            drover("create", "-f", "qcow2", "-b", uri, "-F", "raw", *allow, top, 16 * MIB)
+            drover("io", *allow, "-c", "write -P 5 0 1M", top)
+            with Mount(top, tmp_path / "mnt", *allow) as m, opened(m.file, os.O_RDONLY | os.O_DIRECT) as fd, \
+                 subprocess.Popen([sys.executable, "-c", QUICK, m.file, tmp_path / "end"], stdout=subprocess.PIPE) as quick:
+                assert quick.stdout.readline()
+
+                def ask(number):
+                    with mmap.mmap(-1, 4096) as page:
+                        os.preadv(fd, [page], (number + 2) * MIB)
+                for number in range(2):
+                    ask(number)
+                together(*[lambda n=n: ask(n) for n in range(2, 10)])
+                (tmp_path / "end").touch()
+                assert float(quick.stdout.read()) < 0.5
+        finally:
+            server.terminate()
 
 
 @pytest.mark.parametrize("make,text", [
