@@ -143,8 +143,10 @@ int dr_chain_flush(struct dr_chain *chain, size_t at, struct dr_error *err)
 {
     int result = 0;
     for (size_t i = chain->n; i-- > at;) {
-        bool masked = i > at && chain->images[i]->masked;
-        int r = masked ? 0 : dr_image_flush(chain->images[i], err);
+        struct dr_image *image = chain->images[i];
+        int r = 0;
+        if (i == at || !image->masked)
+            r = image->leaving ? dr_image_flush_keep(image, err) : dr_image_flush(image, err);
         if (r < 0 && result == 0)
             result = r;
     }

@@ -93,7 +93,9 @@ struct dr_image {
     _Atomic bool masked;    /* what is written to it now, images above hold, too, or its parents: a
                                job makes it durable, and flushes of the disk pass it over. Until it
                                is frozen */
-    _Atomic bool given_up;  /* frozen although some of its metadata is in memory only */
+    _Atomic bool leaving; /* the disk is about to go on without it: flushes of the disk do not punch
+                             what was freed, for which the guest's next writes would wait */
+    _Atomic bool given_up;    /* frozen although some of its metadata is in memory only */
     _Atomic bool overwritten; /* what it shows changes, although it is UNCHANGED: the promise is for
                                  the disk, whose images above hold the same. Until it is frozen */
     bool contained;           /* it is a member of a DR_FORMAT_CONTAINER */
@@ -254,8 +256,8 @@ int dr_image_begin(struct dr_image *image, uint64_t off, bool changes, struct dr
 /* Flush in the one right order (flush.c): data, then metadata by levels, each durable before the
  * next. Also what was freed before comes back to use. */
 int dr_image_flush(struct dr_image *image, struct dr_error *err);
-/* The same while requests wait: what was freed is not punched and does not come back to use before
- * the next flush. */
+/* The same, but what was freed is not punched and does not come back to use before the next flush:
+ * while requests wait, or where they would wait for the file. */
 int dr_image_flush_keep(struct dr_image *image, struct dr_error *err);
 
 /* For a driver that edits many pages by itself, between two callbacks of [page] kind: flush if so

@@ -511,6 +511,7 @@ static void image_set_frozen(struct dr_image *image)
 {
     image->writable = false;
     image->masked = false;
+    image->leaving = false;
     image->overwritten = false;
     image->flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
 }

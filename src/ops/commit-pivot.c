@@ -117,6 +117,14 @@ bool commit_shall_pivot(const struct commit *c)
     return c->o->pivot && (!c->job || atomic_load(&c->job->complete) != DR_COMPLETE_COPY);
 }
 
+/* What was dropped is punched when the disk has gone over: until then the guest's writes would wait
+ * for each punch, which holds the lock of the file's inode in the kernel. */
+static int flush_top(void *user, struct dr_error *err)
+{
+    const struct commit *c = user;
+    return dr_image_flush_keep(commit_c(c), err);
+}
+
 static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                       struct dr_error *err)
 {
@@ -130,7 +138,7 @@ static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fr
     if (r == 0)
         r = dr_chain_drop(present, 0, 0, commit_c(c)->size, err);
     if (r == 0)
-        r = dr_image_flush_keep(commit_c(c), err); /* it is punched when the disk has gone over */
+        r = flush_top(c, err);
     if (r == 0)
         r = dr_ops_bitmaps_move(commit_c(c), commit_p(c), c->job, err);
     const struct dr_switch to = {c->disk, commit_p(c)->path, commit_p(c)->fmt->name};
@@ -157,30 +165,27 @@ static void leave_top(const struct commit *c, struct dr_image *top)
                        c->chain->images[0]->path, why.text);
 }
 
-static int flush_top(void *user, struct dr_error *err)
-{
-    const struct commit *c = user;
-    return dr_image_flush(commit_c(c), err);
-}
-
 int commit_pivot(struct commit *c, struct dr_error *err)
 {
     struct dr_image *top = dr_image_ref(commit_c(c));
+    top->leaving = true;
     int r = dr_follow_settle(&c->follow, err);
     if (r == 0)
         r = drop_cold(c, err);
     if (r == 0)
-        r = dr_image_flush(top, err);
+        r = flush_top(c, err);
     if (r == 0)
         r = dr_follow_rounds(&c->follow, err);
     if (r == 0)
         r = dr_follow_draw_near(&c->follow, flush_top, err);
     if (r == 0)
         r = commit_quiesce(c, dr_disk_quiesce_unflushed, pivot_step, err);
-    if (r == 0)
+    if (r == 0) {
         leave_top(c, top);
-    else
+    } else {
+        top->leaving = false;
         dr_image_unref(top, NULL);
+    }
     return r;
 }
 

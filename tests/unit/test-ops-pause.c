@@ -260,13 +260,16 @@ static void no_request_waits_for_the_disk_inside_the_gate(void **state)
 struct pivot {
     struct dr_disk *disk;
     unsigned closed, open; /* punches in the old image while requests wait, and when not */
+    unsigned before;       /* of these, before the disk has gone over */
 };
 
 static int count_punches(void *user, const struct faultfs_io *io)
 {
     struct pivot *p = user;
-    if (io->kind == FAULTFS_ZERO && strncmp(io->path, "top", 3) == 0)
-        *(atomic_load(&p->disk->closed) ? &p->closed : &p->open) += 1;
+    if (io->kind != FAULTFS_ZERO || strncmp(io->path, "top", 3) != 0)
+        return 0;
+    *(atomic_load(&p->disk->closed) ? &p->closed : &p->open) += 1;
+    p->before += p->disk->chain->n > 1;
     return 0;
 }
 
@@ -302,6 +305,7 @@ static void pivot_is_watched(const char *format)
     dr_job_free(job);
     faultfs_observe(f, NULL, NULL);
     assert_int_equal(p.closed, 0);
+    assert_int_equal(p.before, 0);
     assert_true(p.open > 0);
     expect_bytes(p.disk, 3 * 128 * KiB, 0x22);
     ok(dr_close(p.disk, &err));
