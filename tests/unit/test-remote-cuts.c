@@ -29,7 +29,7 @@
 
 #define SIZE    1536u /* of the disk */
 #define WORKERS 24    /* they wait most of the time */
-#define PATIENT 20    /* seconds that no trial may last */
+#define PATIENT 60    /* seconds that no trial may last */
 
 extern char **environ;
 
@@ -89,7 +89,7 @@ static void start_nbdkit(void)
     /* One thread for each connection: with several nbdkit 1.32 fails an assertion when one is cut.
      */
     char *const args[] = {"nbdkit",
-                          "-f",
+                          "--exit-with-parent",
                           "--log=null",
                           "-U",
                           socket,
@@ -339,7 +339,7 @@ static void cut_every_connection(struct trial model)
     all.stride = stride(61);
     setenv("DROVER_NET_RECONNECT", "1", 1);
     run_all(&all);
-    setenv("DROVER_NET_RECONNECT", "5", 1);
+    setenv("DROVER_NET_RECONNECT", "30", 1);
     assert_true(all.good > 0 && all.failed > 0);
 }
 
@@ -449,7 +449,7 @@ int main(void)
     if (asprintf(&path, "%s:/usr/sbin", getenv("PATH")) < 0 || !mkdtemp(dir))
         return 77;
     setenv("PATH", path, 1);
-    setenv("DROVER_NET_RECONNECT", "5", 1);
+    setenv("DROVER_NET_RECONNECT", "30", 1);
     write_file("disk", disk, SIZE);
     start_nbdkit();
     start_nginx();
