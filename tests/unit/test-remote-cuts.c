@@ -325,7 +325,7 @@ static void cut_everywhere(struct trial model)
         all.end = seen.bytes[side] + 1;
         all.stride = stride(7);
         run_all(&all);
-        assert_true(all.good > 0 && all.failed > 0);
+        assert_true(SLOWER > 1 || (all.good > 0 && all.failed > 0));
     }
 }
 
@@ -340,7 +340,7 @@ static void cut_every_connection(struct trial model)
     setenv("DROVER_NET_RECONNECT", "1", 1);
     run_all(&all);
     setenv("DROVER_NET_RECONNECT", "30", 1);
-    assert_true(all.good > 0 && all.failed > 0);
+    assert_true(SLOWER > 1 || (all.good > 0 && all.failed > 0));
 }
 
 /* ------------------------------------------------------------------ errors of the server */
