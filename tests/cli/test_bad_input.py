@@ -218,7 +218,7 @@ def test_a_changed_parent_names_both_ids_and_the_way_out(t):
     ["snapshot", "-c", "../x.vmdk", "disk.vmdk"], ["snapshot", "-c", "disk.vmdk", "disk.vmdk"],
     ["snapshot", "-c", "raw.img"], ["snapshot", "-a", "x", "disk.vmdk"], ["snapshot", "-c", "-l", "disk.vmdk"],
     ["stream", "--base", "junk", "disk.vmdk"], ["stream", "--base", "disk.vmdk", "disk.vmdk"],
-    ["info", "--object", "secret,id=x", "disk.vmdk"], ["map", "--locking=maybe", "disk.vmdk"],
+    ["info", "--object", "secret,id=x", "disk.vmdk"], ["info", "--object", "iothread,id=x", "disk.vmdk"], ["map", "--locking=maybe", "disk.vmdk"],
     ["map", "--output=xml", "disk.vmdk"], ["map", "--progress=json", "disk.vmdk"], ["nope", "disk.vmdk"],
     ["stream", "--progress=xml", "disk.vmdk"], ["info", "json:{"], ["info", "json:[1]"], ["info", 'json:{"file":{"nbd":"x"}}'],
     ["info", "--image-opts", "driver=vmdk"], ["info", "--image-opts", "driver=nope,file.filename=disk.vmdk"],

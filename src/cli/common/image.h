@@ -79,6 +79,8 @@ char *cli_pairs_take(struct cli_pairs *list, const char *name);
 /* tls-creds=ID, password-secret=ID and cookie-secret=ID among the settings become what the --object
  * of that id says. A failure is told. */
 int cli_objects_resolve(const struct cli *cli, const struct cli_args *args, struct cli_pairs *list);
+/* Refuses objects that nothing here obeys. A failure is told. */
+int cli_objects_check(const struct cli *cli, const struct cli_args *args);
 void cli_pairs_free(struct cli_pairs *list);
 #define CLEANUP_PAIRS __attribute__((cleanup(cli_pairs_free)))
 

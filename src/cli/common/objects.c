@@ -85,8 +85,8 @@ static int take_secret(const struct use *u, const char *key)
     const char *file = cli_pairs_find(&u->object, "file");
     const char *format = cli_pairs_find(&u->object, "format");
     char text[SECRET_MAX + 1];
-    if (!is_kind(u, "secret") || !data == !file)
-        return is_odd(u, "expected secret with either data= or file=");
+    if (!is_kind(u, "secret") || (!data && !file))
+        return is_odd(u, "expected secret");
     if ((format && strcmp(format, "raw") != 0) || cli_pairs_find(&u->object, "keyid"))
         return is_odd(u, "only secrets as they are can be used, with format=raw and no keyid");
     if (file && read_secret(u, file, text) < 0)
@@ -118,6 +118,33 @@ static int use_object(const struct cli_args *args, struct use *u, size_t which, 
     }
     cli_error(u->cli, "No %s with id '%s'", uses[which].what, id);
     return -EINVAL;
+}
+
+/* Nothing here obeys objects of other kinds. */
+static int check_one(const struct cli *cli, const char *text)
+{
+    struct use u = {.cli = cli, .text = text};
+    const char *comma = strchr(text, ',');
+    int r = comma ? cli_pairs_add(&u.object, comma + 1) : 0;
+    const char *data = cli_pairs_find(&u.object, "data"), *file = cli_pairs_find(&u.object, "file");
+    if (r == 0 && !is_kind(&u, "tls-creds-x509") && !is_kind(&u, "tls-creds-psk") &&
+        !is_kind(&u, "secret"))
+        r = is_odd(&u, "only tls-creds-x509, tls-creds-psk and secret are supported");
+    else if (r == 0 && !cli_pairs_find(&u.object, "id"))
+        r = is_odd(&u, "Parameter 'id' is missing");
+    else if (r == 0 && is_kind(&u, "secret") && !data == !file)
+        r = is_odd(&u, "expected secret with either data= or file=");
+    cli_pairs_free(&u.object);
+    return r;
+}
+
+int cli_objects_check(const struct cli *cli, const struct cli_args *args)
+{
+    const char *text;
+    int r = 0;
+    for (size_t i = 0; r == 0 && (text = cli_nth_value(args, KEY_OBJECT, i)); i++)
+        r = check_one(cli, text);
+    return r;
 }
 
 /* Is this the key, of the image or of what is below it? */
