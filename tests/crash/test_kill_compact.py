@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""SIGKILL of the real program while it compacts a qcow2 image with a snapshot inside: both show what they did, qemu-img
-finds nothing that its -r leaks does not mend, the file is never longer, and the same command finishes it."""
+"""SIGKILL of the real program while it compacts a qcow2 image with a snapshot and a bitmap inside: both views show what they
+did, the bitmap is trusted, qemu-img finds nothing that its -r leaks does not mend, the file is never longer, and the same
+command finishes it."""
+import json
 import os
 
 from qcow2kill import DROVER, MIB, NEEDS_QEMU, each_kill, leaks_at_most, run, show
@@ -13,6 +15,7 @@ def make(directory):
     run(directory, DROVER, 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=4k', 'disk.qcow2', 2 * MIB)
     run(directory, DROVER, 'io', '-c', 'write -P 1 0 64k', 'disk.qcow2')
     run(directory, DROVER, 'snapshot', '-i', '-c', 'one', 'disk.qcow2')
+    run(directory, DROVER, 'bitmap', '--add', 'disk.qcow2', 'changes')
     run(directory, DROVER, 'io', '-c', 'write -P 2 32k 500k', '-c', 'write -P 3 1M 100k', '-c', 'write -P 0 1200k 100k',
         'disk.qcow2')
     run(directory, DROVER, 'io', '-c', 'discard 64k 300k', 'disk.qcow2')
@@ -22,14 +25,20 @@ def length(directory):
     return os.path.getsize(os.path.join(directory, 'disk.qcow2'))
 
 
+def bitmaps(directory):
+    told = json.loads(run(directory, 'qemu-img', 'info', '-U', '--output=json', 'disk.qcow2').stdout)
+    return told['format-specific']['data']['bitmaps']
+
+
 def test_a_kill_leaves_every_view_and_the_command_finishes(tmp_path):
     argv, made = [DROVER, 'compact', '-q', 'disk.qcow2'], str(tmp_path / 'made')
     make(made)
     views = {s: show(made, s) for s in (None, 'one')}
-    before = length(made)
+    before, noted = length(made), bitmaps(made)
     for directory in each_kill(tmp_path, argv, tear=True):
         done = length(tmp_path / 'counted')
         assert done < before and length(directory) <= before
+        assert bitmaps(directory) == noted
         run(directory, *argv)
         assert length(directory) <= done
         for s, view in views.items():
