@@ -69,7 +69,7 @@ static bool is_extent(struct vma_read *x)
 /* Is this failure of the source more than damage? */
 static bool ends_all(const struct vma_read *x, int r)
 {
-    return !x->o->salvage || r == -ENOMEM || r == -ECANCELED;
+    return !x->o->salvage || !dr_is_damage(r);
 }
 
 /* The unit behind this one. What a file cannot give counts as bytes that are no extent; a stream

@@ -302,7 +302,10 @@ static int save_group(struct stretch *s, const struct vma_chunk *c, const struct
         const uint8_t *data;
         uint64_t off = (uint64_t)slots[i].cluster * DR_VMA_CLUSTER;
         struct dr_error why = DR_ERROR_INIT;
-        if (read_group(s->x, c, &slots[i], stored(&slots[i]), buf, &data, &why) == 0)
+        int read = read_group(s->x, c, &slots[i], stored(&slots[i]), buf, &data, &why);
+        if (read < 0 && !dr_is_damage(read))
+            r = dr_fail(err, -read, "%s", why.text);
+        else if (read == 0)
             r = take_group(s, &slots[i], 1, c->off + slots[i].data, data, err);
         else
             r = vma_damage(s->x, DR_VMA_MISSING, slots[i].id, off, DR_VMA_CLUSTER, why.text, err);

@@ -100,6 +100,20 @@ int dr_prefix(struct dr_error *err, int r, const char *fmt, ...)
     return r;
 }
 
+bool dr_is_damage(int r)
+{
+    static const int others[] = {
+        ENOMEM,       ECANCELED,    EINTR,        ENOSPC,    EDQUOT,   EMFILE,
+        ENFILE,       EACCES,       EPERM,        EBUSY,     EAGAIN,   ETIMEDOUT,
+        ENOTCONN,     ECONNRESET,   EPIPE,        ESHUTDOWN, ENETDOWN, ENETUNREACH,
+        EHOSTUNREACH, ECONNREFUSED, ECONNABORTED, ESTALE,    ETXTBSY,
+    };
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        if (r == -others[i])
+            return false;
+    return true;
+}
+
 void dr_error_reset(struct dr_error *err)
 {
     if (err) {

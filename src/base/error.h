@@ -4,6 +4,7 @@
 #define DR_BASE_ERROR_H
 
 #include <errno.h>
+#include <stdbool.h>
 #include "drover/drover.h"
 
 /* Store the text (unless err is NULL or already holds one) and return -errnum. errnum is positive.
@@ -18,6 +19,10 @@ int dr_fail_errno(struct dr_error *err, int errnum, const char *fmt, ...)
 /* Put "fmt: " in front of the text that is there. Returns r, which is the failure at hand. */
 int dr_prefix(struct dr_error *err, int r, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* Can a read that failed with r (negative) have met damage? Not where something is short, in use,
+ * forbidden or not there for now, or somebody asked to stop: the bytes may be good. */
+bool dr_is_damage(int r);
 
 /* Clear the text of a failure that was handled. */
 void dr_error_reset(struct dr_error *err);

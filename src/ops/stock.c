@@ -144,9 +144,14 @@ static uint64_t salvage_end(const struct dr_chain *chain, uint64_t off)
 /* A damaged table costs a salvage one unit, not the disk. */
 int dr_transfer_walk(struct dr_transfer *t, uint64_t off, struct dr_error *err)
 {
-    int r = dr_walk_to(&t->walk, off, t->lost ? NULL : err);
-    if (r == 0 || !t->lost)
-        return r;
+    if (!t->lost)
+        return dr_walk_to(&t->walk, off, err);
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_walk_to(&t->walk, off, &why);
+    if (r == 0)
+        return 0;
+    if (!dr_is_damage(r))
+        return dr_fail(err, -r, "%s", why.text);
     uint64_t end = dr_min(t->walk.size, salvage_end(t->walk.chain, off));
     set_run(&t->walk, off, end - off, DR_RUN_ZERO);
     dr_lost_add(t->lost, off, end, t->job);
@@ -239,12 +244,17 @@ static int read_source(const struct dr_transfer *t, void *buf, uint64_t off, siz
 }
 
 /* Sector by sector; what cannot be read becomes zeros. */
-static void salvage(const struct dr_transfer *t, uint8_t *buf, uint64_t off, size_t len)
+static int salvage(const struct dr_transfer *t, uint8_t *buf, uint64_t off, size_t len,
+                   struct dr_error *err)
 {
     uint64_t bad = off; /* not noted yet from here on */
     for (size_t done = 0; done < len; done += SECTOR) {
         size_t n = dr_min(SECTOR, len - done);
-        if (read_source(t, buf + done, off + done, n, NULL) < 0) {
+        struct dr_error why = DR_ERROR_INIT;
+        int r = read_source(t, buf + done, off + done, n, &why);
+        if (r < 0 && !dr_is_damage(r))
+            return dr_fail(err, -r, "%s", why.text);
+        if (r < 0) {
             memset(buf + done, 0, n);
             continue;
         }
@@ -252,16 +262,19 @@ static void salvage(const struct dr_transfer *t, uint8_t *buf, uint64_t off, siz
         bad = off + done + n;
     }
     dr_lost_add(t->lost, bad, off + len, t->job);
+    return 0;
 }
 
 int dr_transfer_read(const struct dr_transfer *t, uint8_t *buf, uint64_t off, size_t len,
                      struct dr_error *err)
 {
-    int r = read_source(t, buf, off, len, t->lost ? NULL : err);
-    if (r == 0 || !t->lost)
-        return r;
-    salvage(t, buf, off, len);
-    return 0;
+    if (!t->lost)
+        return read_source(t, buf, off, len, err);
+    struct dr_error why = DR_ERROR_INIT;
+    int r = read_source(t, buf, off, len, &why);
+    if (r < 0 && !dr_is_damage(r))
+        return dr_fail(err, -r, "%s", why.text);
+    return r < 0 ? salvage(t, buf, off, len, err) : 0;
 }
 
 /* Let the system copy as much as it can; the number of bytes done. */

@@ -326,10 +326,10 @@ static void every_io_fails_for_good(void **state)
 
 static int bad_spot(void *user, const struct faultfs_io *io)
 {
-    (void)user;
     if (io->kind != FAULTFS_READ || !strstr(io->path, "bad.raw"))
         return 0;
-    return io->off < 100 * KiB + 512 && io->off + io->len > 100 * KiB ? -EIO : 0;
+    return io->off < 100 * KiB + 512 && io->off + io->len > 100 * KiB ? user ? *(int *)user : -EIO
+                                                                      : 0;
 }
 
 static void note(void *user, const char *text)
@@ -364,12 +364,58 @@ static void salvage_loses_only_what_cannot_be_read(void **state)
     dr_fs_memory_free(memory);
 }
 
+/* Trying again may give the bytes, so none of them is given up. */
+static void salvage_ends_where_a_read_fails_for_other_reasons_than_damage(void **state)
+{
+    (void)state;
+    static const int reasons[] = {ENOMEM, ENOSPC, EACCES, EBUSY, ENOTCONN};
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_fs *fs = faultfs_fs(f);
+    const char *from = "bad.raw";
+    struct dr_convert_options o = {.sparse_size = 4096, .salvage = true};
+    make(fs, "bad.raw", "raw", SIZE, NULL);
+    put(fs, "bad.raw", 0, SIZE, 0x11);
+    for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++) {
+        int fails = -reasons[i];
+        faultfs_observe(f, bad_spot, &fails);
+        refused(dr_convert_fs(fs, &from, 1, "out.raw", &o, NULL, &err), reasons[i], "bad.raw");
+        faultfs_observe(f, NULL, NULL);
+    }
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+}
+
+static void salvage_of_a_whole_disk_reads_no_more_than_a_copy(void **state)
+{
+    (void)state;
+    struct dr_fs *memory = dr_fs_memory_new();
+    struct faultfs *f = faultfs_new(memory);
+    struct dr_fs *fs = faultfs_fs(f);
+    const char *from = "top.vmdk";
+    uint64_t reads[2];
+    make(fs, "top.vmdk", "vmdk", SIZE, NULL);
+    put(fs, "top.vmdk", 0, SIZE / 2, 0x11);
+    for (int i = 0; i < 2; i++) {
+        struct dr_convert_options o = {.sparse_size = 4096, .salvage = i == 1};
+        struct dr_job job = {.workers = 1};
+        uint64_t before = faultfs_count_of(f, FAULTFS_READ);
+        ok(dr_convert_fs(fs, &from, 1, i ? "b.raw" : "a.raw", &o, &job, &err));
+        reads[i] = faultfs_count_of(f, FAULTFS_READ) - before;
+    }
+    assert_true(reads[1] <= reads[0]);
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_io_fails_once),
         cmocka_unit_test(every_io_fails_for_good),
         cmocka_unit_test(salvage_loses_only_what_cannot_be_read),
+        cmocka_unit_test(salvage_ends_where_a_read_fails_for_other_reasons_than_damage),
+        cmocka_unit_test(salvage_of_a_whole_disk_reads_no_more_than_a_copy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -525,6 +525,7 @@ static void disks_are_compared(void **state)
 
 struct bad {
     uint64_t from, to;
+    int error; /* 0 = EIO */
 };
 
 static int fail_range(void *user, const struct faultfs_io *io)
@@ -532,7 +533,7 @@ static int fail_range(void *user, const struct faultfs_io *io)
     const struct bad *bad = user;
     return io->kind == FAULTFS_READ && strcmp(io->path, ARCHIVE) == 0 && io->off < bad->to &&
                    io->off + io->len > bad->from
-               ? -EIO
+               ? -(bad->error ? bad->error : EIO)
                : 0;
 }
 
@@ -542,7 +543,7 @@ static void unreadable_data_is_missing(void **state)
     begin(b);
     store(b);
     struct dr_fs *memory = b->fs;
-    struct bad bad = {b->a.extents[1] + 600, b->a.extents[1] + 601};
+    struct bad bad = {b->a.extents[1] + 600, b->a.extents[1] + 601, 0};
     struct faultfs *f = faultfs_new(memory);
     b->fs = faultfs_fs(f);
     faultfs_observe(f, fail_range, &bad);
@@ -550,6 +551,11 @@ static void unreadable_data_is_missing(void **state)
     struct dr_vma_extract_options o = {.targets = &t, .n_targets = 1};
     struct dr_error err = DR_ERROR_INIT;
     assert_int_equal(extract(b, o, &err), -EIO);
+    bad.error = ENOTCONN; /* which is no damage: a salvage does not give the bytes up */
+    o.salvage = true;
+    assert_int_equal(extract(b, o, NULL), -ENOTCONN);
+    assert_string_equal(b->damage, "");
+    bad.error = 0;
     salvage(b, o, "missing 1 65536 65536\n");
     forget(&b->a, 1, 1);
     expect_image(b, &t, 0);
@@ -574,7 +580,7 @@ static void only_the_cluster_that_cannot_be_read_is_missing(void **state)
         store(b);
         struct dr_fs *memory = b->fs;
         uint64_t at = b->a.extents[0] + 512 + lost * 65536 + 5000;
-        struct bad bad = {at, at + 1};
+        struct bad bad = {at, at + 1, 0};
         struct faultfs *f = faultfs_new(memory);
         b->fs = faultfs_fs(f);
         faultfs_observe(f, fail_range, &bad);
@@ -596,7 +602,7 @@ static void unreadable_headers_are_stepped_over(void **state)
     begin(b);
     store(b);
     struct dr_fs *memory = b->fs;
-    struct bad bad = {b->a.extents[1] + 100, b->a.extents[1] + 101};
+    struct bad bad = {b->a.extents[1] + 100, b->a.extents[1] + 101, 0};
     struct faultfs *f = faultfs_new(memory);
     b->fs = faultfs_fs(f);
     faultfs_observe(f, fail_range, &bad);
