@@ -193,6 +193,18 @@ static int unpack(struct dr_image *image, const uint8_t *head, size_t got, const
     return 0;
 }
 
+/* The first bytes of a packed file that cannot be read from its beginning on, but in pieces. */
+static void head_of_pieces(struct dr_file *f, uint8_t *head, size_t *got)
+{
+    struct dr_file *plain;
+    const char *packer;
+    if (dr_source_indexed_file(f, DR_SOURCE_SALVAGE, NULL, &plain, &packer, NULL) < 0)
+        return;
+    if (dr_file_pread_short(plain, head, 0, HEAD, got, NULL) < 0)
+        *got = 0;
+    dr_file_unref(plain);
+}
+
 /* Raw bytes, and archives, which unpack themselves, are taken as they are where they are named. */
 int dr_probe_image(struct dr_image *image, const struct dr_format **fmt, struct dr_error *err)
 {
@@ -214,6 +226,8 @@ int dr_probe_image(struct dr_image *image, const struct dr_format **fmt, struct 
     if (r == -EBADMSG && (image->flags & DR_OPEN_SALVAGE)) {
         r = 0; /* what came in front of the damage, or comes behind it */
         dr_error_reset(err);
+        if (got == 0)
+            head_of_pieces(file, head, &got);
         if (got == 0 && !*fmt)
             dr_notice("%s: what is packed in it is damaged from its first byte on: it is taken for "
                       "a raw disk, since its format is not named",

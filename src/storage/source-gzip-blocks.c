@@ -29,6 +29,8 @@ static int find_members(struct dr_file *f, struct source_pieces *s, struct dr_er
     int r = dr_file_pread_short(f, raw + 4, 0, HEAD, &got, err);
     while (r == 0 && at < size) {
         uint32_t len = member_len(raw + 4);
+        if (len == 0 && raw[4] == 0x1f && raw[5] == 0x8b)
+            return -ENOTSUP; /* another kind of member: read from front to back */
         if (len == 0)
             return source_pieces_end(s, at, "no member that tells its size begins there");
         if (at + len > size)

@@ -3,6 +3,7 @@
  * of its checksums, and lzop makes all but the last one of 256 KiB. */
 #include <lzo/lzo1x.h>
 
+#include "base/notice.h"
 #include "storage/source-lzop.h"
 #include "storage/source-pieces.h"
 
@@ -38,12 +39,23 @@ static bool take_head(uint32_t flags, const uint8_t *p, struct head *h)
     return true;
 }
 
-/* The header at *at, behind which *at moves. */
-static int take_header(struct dr_file *f, uint8_t *buf, uint64_t *at, uint32_t *flags, bool *end,
-                       struct dr_error *err)
+/* The header at *at, behind which *at moves. A salvage takes one whose checksum is wrong: if what
+ * it says is wrong, too, the blocks do not fit. */
+static int take_header(struct dr_file *f, const struct source_pieces *s, uint8_t *buf, uint64_t *at,
+                       uint32_t *flags, bool *end, struct dr_error *err)
 {
     struct source_in in = {.name = f->path, .file = f, .fd = -1, .next = *at, .buf = buf};
-    int r = source_lzop_header(&in, flags, end, err);
+    int r = source_lzop_header(&in, false, flags, end, err);
+    if (r == -EBADMSG && source_pieces_salvaging(s)) {
+        dr_error_reset(err);
+        in = (struct source_in){.name = f->path, .file = f, .fd = -1, .next = *at, .buf = buf};
+        r = source_lzop_header(&in, true, flags, end, err);
+        if (r == 0)
+            dr_notice(
+                "%s: the checksum of the lzop header at offset %llu is wrong: what it says is "
+                "used all the same",
+                f->path, (unsigned long long)*at);
+    }
     *at = source_in_pos(&in);
     return r;
 }
@@ -86,7 +98,7 @@ static int find_blocks(struct dr_file *f, struct source_pieces *s, struct dr_err
         struct dr_error why = DR_ERROR_INIT;
         uint64_t begin = at;
         uint32_t flags = 0;
-        r = take_header(f, buf, &at, &flags, &end, &why);
+        r = take_header(f, s, buf, &at, &flags, &end, &why);
         if (r == -EBADMSG || r == -ENOTSUP)
             return source_pieces_end(s, begin, "no lzop file begins there");
         if (r < 0)

@@ -16,6 +16,7 @@
 
 struct lzop_state {
     uint32_t flags;
+    bool any_sum;           /* a header is taken whatever its checksum is */
     bool inside;            /* a header was read and not the end of its blocks */
     uint8_t *coded, *plain; /* the present block */
     size_t coded_room, plain_room;
@@ -92,7 +93,9 @@ static int check_header_sum(const struct lzop_state *s, struct source_in *in,
     uint32_t told, sum = s->flags & LZOP_HEADER_CRC ? lzo_crc32(0, h->bytes, (lzo_uint)h->n)
                                                     : lzo_adler32(1, h->bytes, (lzo_uint)h->n);
     int r = take_u32(in, &told, err);
-    return r < 0 || told == sum ? r : damaged(in, "the checksum does not fit the header", err);
+    return r < 0 || told == sum || s->any_sum
+               ? r
+               : damaged(in, "the checksum does not fit the header", err);
 }
 
 /* Skip the extra field. No program is known to write one, and nothing in it concerns us. */
@@ -242,9 +245,10 @@ static int take_magic(struct lzop_state *s, struct source_in *in, bool *end, str
     return take_header(s, in, err);
 }
 
-int source_lzop_header(struct source_in *in, uint32_t *flags, bool *end, struct dr_error *err)
+int source_lzop_header(struct source_in *in, bool any_sum, uint32_t *flags, bool *end,
+                       struct dr_error *err)
 {
-    struct lzop_state s = {0};
+    struct lzop_state s = {.any_sum = any_sum};
     int r = take_magic(&s, in, end, err);
     *flags = s.flags;
     return r;

@@ -26,7 +26,9 @@ struct lzop_sums {
 
 bool source_lzop_sums_fit(uint32_t flags, uint32_t adler, uint32_t crc,
                           const struct lzop_sums *sums, const uint8_t *p, size_t n);
-/* The header that begins at the next byte; *end: the file ended instead. */
-int source_lzop_header(struct source_in *in, uint32_t *flags, bool *end, struct dr_error *err);
+/* The header that begins at the next byte; *end: the file ended instead. any_sum: its checksum may
+ * be wrong. */
+int source_lzop_header(struct source_in *in, bool any_sum, uint32_t *flags, bool *end,
+                       struct dr_error *err);
 
 #endif

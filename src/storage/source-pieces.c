@@ -5,7 +5,8 @@
 
 #include <stdio.h>
 
-#define CACHE_MAX (64u << 20) /* bytes of decoded pieces to keep, but two at least */
+#define CACHE_MAX (64u << 20) /* bytes of decoded pieces to keep, but so many at least: */
+#define SLOTS_MIN 4u          /* all workers of a copy together are in no more */
 #define SLOTS_MAX 16u
 #define FIRST     1024u /* pieces that there is room for at first */
 #define ODD_MAX   64u   /* pieces of unproven length that are decoded before the list is given up */
@@ -326,6 +327,11 @@ void source_pieces_common(struct source_pieces *s, uint32_t common)
     s->common = common;
 }
 
+bool source_pieces_salvaging(const struct source_pieces *s)
+{
+    return s->salvage != DR_SOURCE_STRICT;
+}
+
 int source_pieces_end(struct source_pieces *s, uint64_t at, const char *why)
 {
     if (s->salvage == DR_SOURCE_STRICT || s->n == 0)
@@ -442,6 +448,6 @@ int source_pieces_open(struct dr_file *f, const struct source_piece_packer *pack
     }
     note_end(s, damage);
     s->base.size = s->piece[s->n].plain;
-    s->n_slots = (unsigned)dr_max(2, dr_min(SLOTS_MAX, CACHE_MAX / dr_max(1, s->largest)));
+    s->n_slots = (unsigned)dr_max(SLOTS_MIN, dr_min(SLOTS_MAX, CACHE_MAX / dr_max(1, s->largest)));
     return dr_file_adopt(&s->base, f->flags & (DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK), plain, err);
 }

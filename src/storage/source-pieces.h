@@ -4,7 +4,7 @@
  * damaged piece costs only itself. The code of each packer finds the pieces and decodes one; the
  * list, the decoded pieces that are kept, and the file are here.
  *
- * Memory: 24 bytes a piece, and the larger of 64 MiB and two decoded pieces; each reader also has
+ * Memory: 24 bytes a piece, and the larger of 64 MiB and four decoded pieces; each reader also has
  * the packed bytes of the piece that it decodes. */
 #ifndef DR_STORAGE_SOURCE_PIECES_H
 #define DR_STORAGE_SOURCE_PIECES_H
@@ -42,6 +42,7 @@ int source_pieces_add(struct source_pieces *s, uint64_t coded, uint64_t coded_le
                       uint64_t plain_len, uint32_t word, struct dr_error *err);
 /* What decode() gets as common; 0 without. */
 void source_pieces_common(struct source_pieces *s, uint32_t common);
+bool source_pieces_salvaging(const struct source_pieces *s);
 /* From this offset of the container on there is no good piece: 0 where the file is salvaged, and it
  * then ends with the pieces before. Else -ENOTSUP. */
 int source_pieces_end(struct source_pieces *s, uint64_t at, const char *why);

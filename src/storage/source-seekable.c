@@ -196,9 +196,7 @@ static int find_by_frames(struct dr_file *f, struct source_pieces *s, struct dr_
         if (r == 0 && at > size)
             r = -EBADMSG;
     }
-    return r == -EBADMSG || r == -ENOTSUP
-               ? source_pieces_end(s, begin, "no frame that tells its size can be read there")
-               : r;
+    return r == -EBADMSG ? source_pieces_end(s, begin, "no zstd frame can be read there") : r;
 }
 
 const struct source_piece_packer source_zstd_frames = {

@@ -295,6 +295,15 @@ def test_salvage_of_what_is_packed_in_pieces_loses_the_damaged_one(t, kind):
         assert right_beside(told, came, disk)
 
 
+def test_salvage_reads_on_where_a_part_does_not_tell_its_size(t):
+    disk = random.Random(8).randbytes(PIECE) * 2
+    (t.dir / "d.raw").write_bytes(disk)
+    for kind, first in (("zst", zstd_frame), ("gz", bgzip)):
+        (t.dir / "x").write_bytes(first(disk[:PIECE]) + PACKERS[kind](disk[PIECE:]))
+        t.ok("convert", "--salvage", "-O", "raw", "x", "o.raw")
+        t.ok("compare", "o.raw", "d.raw")
+
+
 def test_salvage_says_that_nothing_was_lost(t):
     (t.dir / "d.raw").write_bytes(b"x" * 4096)
     got = t.drover("convert", "--salvage", "--output=json", "d.raw", "o.raw")
