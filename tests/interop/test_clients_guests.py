@@ -37,7 +37,7 @@ def fixture_tool(client, guests):
 
     def tool(*argv, more=(), **kw):
         env = {**client.env, **guests, **dict(more), 'TMPDIR': client.path('tmp')}
-        return run(*argv, env=env, cwd=client.path('work'), timeout=900, **kw).stdout
+        return run(*argv, env=env, cwd=client.path('work'), timeout=1800, **kw).stdout
 
     return tool
 
@@ -112,3 +112,14 @@ def test_virt_df_and_virt_sparsify(client, tool):
         assert os.stat(client.work(name)).st_blocks * 512 < 16 * MIB, name
         assert holds_the_data(client, 'qcow2', name)
     called(client, 'qemu-img convert')
+
+
+def test_virt_resize(client, tool):
+    skip_without('virt-resize', 'mke2fs')
+    make_full_disk(client, 'small.qcow2')
+    run('qemu-img', 'create', '-q', '-f', 'qcow2', client.work('bigger.qcow2'), '96M')
+    tool('virt-resize', '--format', 'qcow2', '--output-format', 'qcow2', '--expand', '/dev/sda1', 'small.qcow2', 'bigger.qcow2')
+    run('qemu-img', 'check', '-q', client.work('bigger.qcow2'))
+    assert holds_the_data(client, 'qcow2', 'bigger.qcow2')
+    with open(client.work('look.raw'), 'rb') as f:
+        assert struct.unpack('<I', f.read(462)[458:])[0] > 90 * 2048  # sectors of the first partition
