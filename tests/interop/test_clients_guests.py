@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""libguestfs, with Drover as its qemu-img. Its appliance is a guest under TCG, which takes
+"""libguestfs and virt-v2v, with Drover as their qemu-img and qemu-nbd. Their appliance is a guest under TCG, which takes
 minutes to do all this: `./dev soak` runs these tests, `./dev test` skips them."""
 import glob
 import os
 import struct
+import tarfile
+import tarfile
 
 import pytest
 
 from clients import fixture_client, skip_without  # noqa: F401: pytest finds the fixture by its name
+from hive import Hive
 from tools import MIB, run
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -123,3 +126,92 @@ def test_virt_resize(client, tool):
     assert holds_the_data(client, 'qcow2', 'bigger.qcow2')
     with open(client.work('look.raw'), 'rb') as f:
         assert struct.unpack('<I', f.read(462)[458:])[0] > 90 * 2048  # sectors of the first partition
+
+
+# What virt-v2v wants to find of a Windows: no program of it ever runs.
+SOFTWARE = {'Microsoft': {'Windows': {'CurrentVersion': {}}, 'Windows NT': {'CurrentVersion': {
+    'ProductName': 'Windows Server 2022 Test', 'CurrentVersion': '6.3', 'CurrentBuild': '20348', 'CurrentBuildNumber': '20348',
+    'CurrentMajorVersionNumber': 10, 'CurrentMinorVersionNumber': 0, 'EditionID': 'ServerStandard', 'InstallationType': 'Server',
+    'PathName': 'C:\\Windows', 'SystemRoot': 'C:\\Windows'}}}}
+SYSTEM = {'Select': {'Current': 1, 'Default': 1, 'LastKnownGood': 1}, 'ControlSet001': {
+    'Control': {'ComputerName': {'ComputerName': {'ComputerName': 'TEST'}}, 'CriticalDeviceDatabase': {}, 'Class': {},
+                'GroupOrderList': {}, 'CrashControl': {}},
+    'Enum': {}, 'Services': {'Tcpip': {'Parameters': {'Hostname': 'TEST'}}}}, 'MountedDevices': {}}
+
+
+def program_of_windows():
+    """The headers of an empty program for x86-64, which tell the architecture."""
+    head = bytearray(64)
+    head[:2], head[0x18], head[0x3c] = b'MZ', 64, 64
+    optional = struct.pack('<H66xH', 0x20b, 3).ljust(240, b'\0')
+    return bytes(head) + struct.pack('<4sHHIIIHH', b'PE\0\0', 0x8664, 0, 0, 0, 0, len(optional), 0x22) + optional
+
+
+OVF = """<?xml version="1.0" encoding="UTF-8"?>
+<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"
+ xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData">
+<References><File ovf:href="disk1.vmdk" ovf:id="file1" ovf:size="{size}"/></References>
+<DiskSection><Info>disks</Info><Disk ovf:capacity="{capacity}" ovf:capacityAllocationUnits="byte" ovf:diskId="vmdisk1"
+ ovf:fileRef="file1"/></DiskSection>
+<VirtualSystem ovf:id="machine"><Info>a machine</Info><Name>fromova</Name><VirtualHardwareSection><Info>hardware</Info>
+<Item><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>1</rasd:VirtualQuantity></Item>
+<Item><rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits><rasd:InstanceID>2</rasd:InstanceID>
+<rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>512</rasd:VirtualQuantity></Item>
+<Item><rasd:Address>0</rasd:Address><rasd:InstanceID>3</rasd:InstanceID><rasd:ResourceType>6</rasd:ResourceType></Item>
+<Item><rasd:AddressOnParent>0</rasd:AddressOnParent><rasd:HostResource>ovf:/disk/vmdisk1</rasd:HostResource>
+<rasd:InstanceID>4</rasd:InstanceID><rasd:Parent>3</rasd:Parent><rasd:ResourceType>17</rasd:ResourceType></Item>
+</VirtualHardwareSection></VirtualSystem></Envelope>
+"""
+
+
+def make_machine(client, tool):
+    """windows.qcow2, and the same disk in machine.ova. It holds a megabyte of the letter a."""
+    for name, content in (('SOFTWARE', Hive(SOFTWARE).bytes()), ('SYSTEM', Hive(SYSTEM).bytes()), ('cmd.exe', program_of_windows())):
+        with open(client.work(name), 'wb') as f:
+            f.write(content)
+    script = '''
+    disk-create windows.qcow2 qcow2 192M
+    add-drive windows.qcow2 format:qcow2
+    run
+    part-disk /dev/sda mbr
+    mkfs ntfs /dev/sda1
+    mount /dev/sda1 /
+    mkdir-p /Windows/System32/Config
+    mkdir-p /Windows/System32/Drivers
+    mkdir "/Program Files"
+    touch /autoexec.bat
+    upload SOFTWARE /Windows/System32/Config/SOFTWARE
+    upload SYSTEM /Windows/System32/Config/SYSTEM
+    upload cmd.exe /Windows/System32/cmd.exe
+    fill 97 1048576 /data
+    '''
+    tool('guestfish', input=script)
+    disk = client.work('disk1.vmdk')
+    run('qemu-img', 'convert', '-f', 'qcow2', '-O', 'vmdk', '-o', 'subformat=streamOptimized', client.work('windows.qcow2'), disk)
+    with open(client.work('machine.ovf'), 'w', encoding='utf-8') as f:
+        f.write(OVF.format(size=os.path.getsize(disk), capacity=192 * MIB))
+    with tarfile.open(client.work('machine.ova'), 'w', format=tarfile.USTAR_FORMAT) as tar:
+        for name in ('machine.ovf', 'disk1.vmdk'):
+            tar.add(client.work(name), name)
+
+
+@pytest.fixture(name='v2v')
+def fixture_v2v(client, tool):
+    """Run virt-v2v with local output. It puts programs into a Windows that it only looks for."""
+    skip_without('virt-v2v')
+    if not os.path.exists(client.work('windows.qcow2')):
+        make_machine(client, tool)
+        os.mkdir(client.work('tools'))
+        os.mkdir(client.work('out'))
+    for name in ('rhsrvany.exe', 'pnp_wait.exe'):
+        with open(client.work('tools/' + name), 'wb') as f:
+            f.write(program_of_windows())
+    env = {'VIRT_TOOLS_DATA_DIR': client.work('tools')}
+    return lambda *words: tool('virt-v2v', *words, '-o', 'local', '-os', client.work('out'), more=env)
+
+
+def test_virt_v2v_converts_a_disk(client, v2v):
+    v2v('-i', 'disk', '-if', 'qcow2', 'windows.qcow2', '-of', 'qcow2', '-on', 'fromdisk')
+    run('qemu-img', 'check', '-q', client.work('out/fromdisk-sda'))
+    assert holds_the_data(client, 'qcow2', 'out/fromdisk-sda')
+    called(client, 'qemu-nbd -t --shared=0', 'qemu-img create -f qcow2')
