@@ -151,6 +151,28 @@ static json_t *info_of(struct dr_fs *fs, const char *path)
     return data;
 }
 
+/* Only what lies in the metadata's own directory moves with it. */
+static void an_image_file_elsewhere_keeps_its_whole_name(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct dr_pair pair = {"image_file", "/elsewhere/raw"};
+    struct dr_create_options o = {.format = "add-cow",
+                                  .size = 65536,
+                                  .has_size = true,
+                                  .pairs = &pair,
+                                  .n_pairs = 1,
+                                  .flags = DR_OPEN_ANY_PATH};
+    ok(dr_create_fs(fs, "/d/a", &o, &err));
+    struct dr_image *image = NULL;
+    ok(dr_image_open(fs, "/d/a", NULL, DR_OPEN_ANY_PATH, &image, &err));
+    json_t *data = json_object();
+    uint64_t cluster;
+    ok(image->fmt->info(image, data, &cluster, &err));
+    assert_string_equal(json_string_value(json_object_get(data, "image-file")), "/elsewhere/raw");
+    json_decref(data);
+    dr_image_unref(image, NULL);
+}
+
 static void info_tells_how_much_is_copied_in(void **state)
 {
     struct dr_fs *fs = *state;
@@ -486,6 +508,7 @@ int main(void)
         T(the_three_files_must_differ),
         T(unknown_options_are_refused),
         T(a_vmdk_refuses_an_add_cow_parent),
+        T(an_image_file_elsewhere_keeps_its_whole_name),
         T(info_tells_how_much_is_copied_in),
         T(check_finds_bits_behind_the_end),
         T(a_repair_by_check_is_not_undone_by_the_next_write),
