@@ -600,6 +600,16 @@ int nanosleep(const struct timespec *time, struct timespec *left)
     return errno ? -1 : 0;
 }
 
+static void an_unknown_compression_is_refused(void **state)
+{
+    (void)state;
+    struct dr_error err = DR_ERROR_INIT;
+    struct dr_vma_create_options o = {
+        .configs = &config, .n_configs = 1, .compression = (enum dr_vma_compression)99};
+    assert_int_equal(dr_vma_create("/nowhere/archive.vma", &o, NULL, NULL, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "unknown compression 99"));
+}
+
 struct to_pipe {
     char path[64];
     int result;
@@ -703,6 +713,7 @@ int main(void)
         ops_test(sums_are_those_of_the_clusters),
         ops_test(sums_of_what_was_there_never_stay),
         ops_test(a_call_that_fails_anywhere_leaves_the_old_archive_or_a_whole_one),
+        cmocka_unit_test(an_unknown_compression_is_refused),
         cmocka_unit_test(a_reader_of_a_pipe_may_come_late),
         ops_test(a_disk_that_is_listed_twice_can_be_swapped_meanwhile),
     };
