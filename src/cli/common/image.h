@@ -8,7 +8,9 @@
 
 struct cli_image {
     char *path;
-    char *format;       /* NULL = find out */
+    const char *given;                          /* the operand that it came from */
+    char *format;                               /* NULL = find out */
+    char *backing, *backing_format, *data_file; /* in the place of those recorded, or NULL */
     const char *device; /* the driver that takes devices only, if one was asked for */
     bool read_only;     /* its settings say so: a command that writes is refused */
     const char **allow;
@@ -32,6 +34,13 @@ int cli_image_get(const struct cli *cli, const struct cli_args *args,
                   const struct cli_image_spec *spec, struct cli_image *image);
 void cli_image_free(struct cli_image *image);
 #define CLEANUP_IMAGE __attribute__((cleanup(cli_image_free)))
+
+/* The same for a list of options, or a json: name; for cli_image_get(). 0 or -errno, with message.
+ */
+int cli_image_of_options(const struct cli *cli, const struct cli_args *args, const char *text,
+                         struct cli_image *image);
+int cli_image_of_json(const struct cli *cli, const struct cli_args *args, const char *name,
+                      struct cli_image *image);
 
 /* Flags that all images of a command share: --locking, the habits of the name. */
 int cli_shared_flags(const struct cli *cli, const struct cli_args *args, unsigned *flags);

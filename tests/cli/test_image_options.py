@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Images that are described by options: layers of drivers, settings of QEMU's drivers."""
+import json
+
+import pytest
+from conftest import once, same
+
+
+def without_space(text):
+    return "\n".join(line for line in text.splitlines() if "disk size" not in line and "file format" not in line)
+
+
+def chain(t):
+    t.ok("create", "-f", "qcow2", "base", "1M")
+    t.io("base", "write -P 1 0 64k")
+    t.ok("create", "-f", "qcow2", "-F", "qcow2", "-b", "base", "child")
+    t.ok("create", "-f", "qcow2", "other", "1M")
+    t.io("other", "write -P 2 0 64k")
+    (t.dir / "disk.img").write_bytes(b"d" * 4096)
+    (t.dir / "dir").mkdir()
+    (t.dir / "password").write_text("secret")
+
+
+@pytest.fixture
+def c(t):
+    once(t, "image-options", lambda: chain(t))
+    return t
+
+
+@pytest.mark.parametrize("args", [
+    ["info", "--image-opts", "driver=qcow2,file.driver=file,file.filename=child"],
+    ["info", "--image-opts", "driver=qcow2,file.filename=base,l2-cache-size=1M,cache-clean-interval=10,lazy-refcounts=on"],
+    ["info", "--image-opts", "driver=qcow2,file.filename=base,overlap-check=none,pass-discard-other=off,file.drop-cache=off"],
+    ["compare", "--image-opts", "driver=qcow2,file.filename=child,backing.driver=qcow2,backing.file.filename=other",
+     "driver=qcow2,file.filename=other"],
+    ["compare", "--image-opts", "driver=qcow2,file.filename=child,backing.driver=raw,backing.file.filename=disk.img",
+     "driver=raw,file.filename=disk.img"],
+    ["info", "--image-opts", "disk.img"], ["info", "--image-opts", "driver=frob,file.filename=disk.img"],
+    ["info", "--image-opts", "driver=raw,file.driver=host_device,file.filename=disk.img"],
+    ["info", "--image-opts", "driver=file,filename=dir"], ["info", "--image-opts", "driver=file,filename=disk.img"],
+    ["info", "host_device:disk.img"], ["info", "-f", "host_device", "disk.img"], ["info", "-f", "file", "disk.img"],
+], ids=lambda args: " ".join(args)[:60])
+def test_options_mean_what_they_mean_to_qemu(c, args):
+    same(c.ours("qemu-img", *args), c.real("qemu-img", *args), without_space)
+
+
+@pytest.mark.parametrize("options", ["driver=qcow2,file.filename=base,l2-cache-size=big", "driver=qcow2,file.filename=base,overlap-check=frob",
+                                     "driver=qcow2,file.filename=base,frob=1", "driver=qcow2,file.filename=base,offset=512",
+                                     "driver=qcow2,file.filename=child,backing.driver=blkdebug,backing.image.filename=base"])
+def test_settings_that_mean_nothing_are_refused(c, options):
+    r = c.ours("qemu-img", "info", "--image-opts", options)
+    assert r.code == 1 and ("does not support the option" in r.err or "is not supported" in r.err), r
+
+
+def test_another_data_file_is_taken(c):
+    c.ok("create", "-f", "qcow2", "-o", "data_file=data", "split", "1M")
+    c.io("split", "write -P 3 0 64k")
+    (c.dir / "data").rename(c.dir / "moved")
+    r = c.ours("qemu-io", "-c", "read -P 3 0 64k", "--image-opts",
+               "driver=qcow2,file.filename=split,data-file.driver=file,data-file.filename=moved")
+    assert r.code == 0 and "failed" not in r.out, r
+
+
+def test_json_and_lists_say_the_same(c):
+    name = {"driver": "qcow2", "file": {"driver": "file", "filename": "child"},
+            "backing": {"driver": "qcow2", "file": {"driver": "file", "filename": "other"}, "backing": None}}
+    assert c.ours("qemu-img", "compare", "json:" + json.dumps(name), "other").code == 2  # a parent's parent is not to be said
+    del name["backing"]["backing"]
+    assert c.ours("qemu-img", "compare", "json:" + json.dumps(name), "other").code == 0
