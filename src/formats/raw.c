@@ -112,7 +112,7 @@ static int raw_info(struct dr_image *image, json_t *data, uint64_t *cluster_size
 enum raw_preallocation { RAW_OFF, RAW_FALLOC, RAW_FULL };
 
 static const struct dr_option_help raw_create_options[] = {
-    {"nocow", "bool (on/off)", "Turn off copy-on-write of the host's file system (only off)", NULL},
+    {"nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)", NULL},
     {"preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)", NULL},
     {"extent_size_hint", "size", "Extent size hint for the host's file system (not acted on)",
      NULL},
@@ -144,18 +144,24 @@ static int raw_extent_size_hint(const struct dr_option *option, struct dr_error 
     return dr_fail(err, EINVAL, "raw: extent_size_hint=%s is no size", option->value);
 }
 
-static int raw_option(const struct dr_option *option, enum raw_preallocation *mode,
+static int raw_nocow(const struct dr_option *option, bool *nocow, struct dr_error *err)
+{
+    *nocow = strcmp(option->value, "on") == 0;
+    if (*nocow || strcmp(option->value, "off") == 0)
+        return 0;
+    return dr_fail(err, EINVAL, "raw: Parameter 'nocow' expects 'on' or 'off'");
+}
+
+static int raw_option(const struct dr_option *option, enum raw_preallocation *mode, bool *nocow,
                       struct dr_error *err)
 {
     if (strcmp(option->name, "preallocation") == 0)
         return raw_preallocation(option, mode, err);
     if (strcmp(option->name, "extent_size_hint") == 0)
         return raw_extent_size_hint(option, err);
-    if (strcmp(option->name, "nocow") != 0)
-        return dr_fail(err, EINVAL, "raw: unknown create option '%s'", option->name);
-    if (strcmp(option->value, "off") == 0)
-        return 0;
-    return dr_fail(err, ENOTSUP, "raw: nocow=%s is not supported, only off", option->value);
+    if (strcmp(option->name, "nocow") == 0)
+        return raw_nocow(option, nocow, err);
+    return dr_fail(err, EINVAL, "raw: unknown create option '%s'", option->name);
 }
 
 static int raw_fill(struct dr_file *f, uint64_t size, enum raw_preallocation mode,
@@ -173,11 +179,12 @@ static int raw_fill(struct dr_file *f, uint64_t size, enum raw_preallocation mod
 }
 
 static int raw_options(const struct dr_create_params *params, enum raw_preallocation *mode,
-                       struct dr_error *err)
+                       bool *nocow, struct dr_error *err)
 {
     *mode = RAW_OFF;
+    *nocow = false;
     for (size_t i = 0; i < params->n_options; i++) {
-        int r = raw_option(&params->options[i], mode, err);
+        int r = raw_option(&params->options[i], mode, nocow, err);
         if (r < 0)
             return r;
     }
@@ -196,7 +203,8 @@ static int raw_measure(const char *path, const struct dr_create_params *params,
                        struct dr_cost *cost, struct dr_error *err)
 {
     enum raw_preallocation mode;
-    int r = raw_options(params, &mode, err);
+    bool nocow;
+    int r = raw_options(params, &mode, &nocow, err);
     if (r == 0)
         r = raw_check_size(path, params->size, err);
     if (r == 0)
@@ -208,7 +216,8 @@ static int raw_create(struct dr_fs *fs, const char *path, const struct dr_create
                       struct dr_error *err)
 {
     enum raw_preallocation mode;
-    int r = raw_options(params, &mode, err);
+    bool nocow;
+    int r = raw_options(params, &mode, &nocow, err);
     if (r < 0)
         return r;
     if (params->backing_name)
@@ -218,7 +227,8 @@ static int raw_create(struct dr_fs *fs, const char *path, const struct dr_create
         return r;
 
     struct dr_file *f;
-    r = dr_file_open(fs, path, DR_FILE_CREATE | params->file_flags, &f, err);
+    r = dr_file_open(fs, path, DR_FILE_CREATE | params->file_flags | (nocow ? DR_FILE_NOCOW : 0u),
+                     &f, err);
     if (r < 0)
         return r;
     r = raw_fill(f, dr_round_up(params->size, 512), mode, params->stop, err);

@@ -257,7 +257,8 @@ static int open_once(struct dr_fs *fs, const char *path, unsigned flags, bool ma
     int r = fs->ops->open(fs, path, flags, &f, err);
     if (r)
         return r;
-    unsigned lasting = flags & ~(unsigned)(DR_FILE_CREATE | DR_FILE_TRUNCATE | DR_FILE_PRIVATE);
+    unsigned lasting =
+        flags & ~(unsigned)(DR_FILE_CREATE | DR_FILE_TRUNCATE | DR_FILE_PRIVATE | DR_FILE_NOCOW);
     f->flags = lasting;
     if (made)
         f->dirty = true; /* the inode itself is not durable yet */

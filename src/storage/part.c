@@ -208,7 +208,7 @@ int dr_part_open(struct dr_fs *fs, const char *name, unsigned flags, struct dr_f
         return fs->ops->open(fs, part.below, flags, file, err);
     if ((flags & DR_FILE_CREATE) && !(flags & DR_FILE_TRUNCATE))
         return dr_part_refuse(name, "created", err);
-    unsigned of_part = DR_FILE_CREATE | DR_FILE_TRUNCATE | DR_FILE_PRIVATE;
+    unsigned of_part = DR_FILE_CREATE | DR_FILE_TRUNCATE | DR_FILE_PRIVATE | DR_FILE_NOCOW;
     struct dr_file *under;
     r = dr_file_open(fs, part.below, flags & ~of_part, &under, err);
     if (r < 0)

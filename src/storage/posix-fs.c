@@ -167,6 +167,16 @@ static int file_of(int fd, bool direct, struct dr_fs *fs, const char *path, stru
     return 0;
 }
 
+/* Only an empty file takes it. Most file systems know nothing of it, and need not. */
+static void turn_off_copy_on_write(int fd)
+{
+    int attributes;
+    if (ioctl(fd, FS_IOC_GETFLAGS, &attributes) < 0)
+        return;
+    attributes |= FS_NOCOW_FL;
+    (void)!ioctl(fd, FS_IOC_SETFLAGS, &attributes);
+}
+
 static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
                       struct dr_error *err)
 {
@@ -190,6 +200,8 @@ static int posix_open(struct dr_fs *fs, const char *path, unsigned flags, struct
     r = file_of(fd, direct, fs, path, &p, err);
     if (r)
         return r;
+    if ((flags & DR_FILE_CREATE) && (flags & DR_FILE_NOCOW))
+        turn_off_copy_on_write(fd);
     if (flags & DR_FILE_RDWR)
         posix_open_cached(p);
     p->inode_dirty = flags & DR_FILE_CREATE;

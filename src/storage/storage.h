@@ -63,6 +63,8 @@ enum dr_file_flag {
                                      over an existing regular file (or block device, which is not
                                      cut) instead of -EEXIST */
     DR_FILE_PRIVATE = 1 << 7,     /* with CREATE: nobody but the owner may open it */
+    DR_FILE_NOCOW = 1 << 8,       /* with CREATE: without copy-on-write of the file system, if that
+                                     has one that can be turned off (Btrfs) */
 };
 
 /* Three kinds of users, which never share an object: see dr_file_open(). */

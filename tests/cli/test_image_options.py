@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Images that are described by options: layers of drivers, settings of QEMU's drivers."""
 import json
+import shutil
 
 import pytest
 from conftest import once, same
@@ -67,3 +68,14 @@ def test_json_and_lists_say_the_same(c):
     assert c.ours("qemu-img", "compare", "json:" + json.dumps(name), "other").code == 2  # a parent's parent is not to be said
     del name["backing"]["backing"]
     assert c.ours("qemu-img", "compare", "json:" + json.dumps(name), "other").code == 0
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_an_image_without_copy_on_write_is_asked_for_before_anything_is_in_it(t, fmt):
+    strace = shutil.which("strace") or pytest.skip("strace is not installed")
+    for on in ("on", "off"):
+        r = t.start(strace, "-f", "-e", "trace=ioctl,pwrite64,pwritev2,ftruncate", t.bin / "drover", "create", "-f", fmt, "-o", f"nocow={on}",
+                    f"{fmt}-{on}", "1M")
+        assert r.code == 0 and (on == "on") == ("FS_IOC_GETFLAGS" in r.err), r
+        assert on == "off" or r.err.index("FS_IOC_GETFLAGS") < r.err.index("ftruncate" if fmt == "raw" else "pwrite"), r
+    assert t.drover("create", "-f", fmt, "-o", "nocow=frob", "x", "1M").code == 1 and "x" not in t.names()

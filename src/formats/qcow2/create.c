@@ -25,6 +25,11 @@ struct creation {
     bool made, made_data; /* and to be removed after a failure */
 };
 
+static unsigned creation_flags(const struct creation *c)
+{
+    return DR_FILE_CREATE | c->params->file_flags | (c->lay.nocow ? DR_FILE_NOCOW : 0u);
+}
+
 /* ------------------------------------------------------------------ the data file */
 
 /* A plain name goes where the image is made and moves with it. */
@@ -67,7 +72,7 @@ static int make_data_file(struct creation *c, struct dr_error *err)
     struct dr_file *f = NULL;
     int r = place_data_file(c, err);
     if (r == 0)
-        r = dr_file_open(c->fs, c->data_path, DR_FILE_CREATE | c->params->file_flags, &f, err);
+        r = dr_file_open(c->fs, c->data_path, creation_flags(c), &f, err);
     if (r < 0)
         return r;
     c->made_data = true;
@@ -231,7 +236,7 @@ static int open_file(struct creation *c, struct dr_error *err)
 {
     if (c->params->on_device)
         return open_device(c, err);
-    int r = dr_file_open(c->fs, c->path, DR_FILE_CREATE | c->params->file_flags, &c->file, err);
+    int r = dr_file_open(c->fs, c->path, creation_flags(c), &c->file, err);
     c->made = r == 0;
     return r;
 }

@@ -21,7 +21,7 @@ const struct dr_option_help qcow2_create_options[] = {
     {"extended_l2", "bool (on/off)", "Extended L2 tables", "off"},
     {"extent_size_hint", "size", "Taken for qemu-img's sake, has no effect", NULL},
     {"lazy_refcounts", "bool (on/off)", "Postpone refcount updates", "off"},
-    {"nocow", "bool (on/off)", "Taken for qemu-img's sake, has no effect", NULL},
+    {"nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)", NULL},
     {"preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)",
      NULL},
     {"refcount_bits", "num", "Width of a reference count entry in bits", "16"},
@@ -108,7 +108,9 @@ static int take_flag(struct qcow2_layout *lay, const char *path, const struct dr
     int r = parse_bool(path, o, &on, err);
     if (r < 0 || !on)
         return r;
-    if (strcmp(o->name, "data_file_raw") == 0)
+    if (strcmp(o->name, "nocow") == 0)
+        lay->nocow = true;
+    else if (strcmp(o->name, "data_file_raw") == 0)
         lay->h.autoclear |= QCOW2_DATA_RAW;
     else if (strcmp(o->name, "extended_l2") == 0)
         lay->h.incompatible |= QCOW2_EXTL2;
@@ -197,7 +199,7 @@ static int take_option(struct qcow2_layout *lay, const char *path, const struct 
         {"extended_l2", take_flag},
         {"extent_size_hint", take_nothing},
         {"lazy_refcounts", take_flag},
-        {"nocow", take_nothing},
+        {"nocow", take_flag},
         {"preallocation", take_word},
         {"refcount_bits", take_width},
     };

@@ -19,6 +19,7 @@ enum qcow2_prealloc {
 struct qcow2_layout {
     struct qcow2_header h;
     enum qcow2_prealloc prealloc;
+    bool nocow;            /* its files are made without copy-on-write of the file system */
     const char *data_file; /* name to be recorded, or NULL */
     const char *backing_name, *backing_format;
     /* In clusters, each part from where the one before it ends. */
