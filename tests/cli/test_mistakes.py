@@ -120,3 +120,12 @@ def test_a_disk_does_not_become_its_own_parent(t):
             r = t.drover(*command, *more)
             assert r.code == 1 and "cannot be its own backing file" in r.err, (command, more, r)
     assert {n: (t.dir / n).read_bytes() for n in t.names()} == before
+
+
+def test_the_words_that_scripts_look_for(t):
+    (t.dir / "disk.img").write_bytes(b"d" * 4096)
+    for args, words in ((["check", "-f", "qcow2", "disk.img"], "Image is not in qcow2 format"),
+                        (["info", "-f", "qcow2", "disk.img"], "Image is not in qcow2 format"),
+                        (["resize", "disk.img"], "Not enough arguments")):
+        for r in (t.ours("qemu-img", *args), t.real("qemu-img", *args)):
+            assert r.code == 1 and words in r.err, r

@@ -147,7 +147,8 @@ int qcow2_header_decode(struct qcow2_header *h, const char *path, const uint8_t 
 {
     *h = (struct qcow2_header){0};
     if (len < QCOW2_HEADER_V2 || get_be32(buf) != QCOW2_MAGIC)
-        return dr_fail(err, EINVAL, "%s: no qcow2 image: expected \"QFI\\xfb\" and a header at 0",
+        return dr_fail(err, EINVAL,
+                       "%s: Image is not in qcow2 format: expected \"QFI\\xfb\" and a header at 0",
                        path);
     decode_fields(h, buf);
     if (h->version != 2 && h->version != 3)
