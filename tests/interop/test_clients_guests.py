@@ -215,3 +215,9 @@ def test_virt_v2v_converts_a_disk(client, v2v):
     run('qemu-img', 'check', '-q', client.work('out/fromdisk-sda'))
     assert holds_the_data(client, 'qcow2', 'out/fromdisk-sda')
     called(client, 'qemu-nbd -t --shared=0', 'qemu-img create -f qcow2')
+
+
+def test_virt_v2v_converts_an_ova(client, v2v):
+    v2v('-i', 'ova', 'machine.ova', '-of', 'raw')
+    assert holds_the_data(client, 'raw', 'out/fromova-sda')
+    called(client, 'qemu-nbd -t --shared=0', 'qemu-img info json:')
