@@ -66,10 +66,10 @@ static int run(const struct cli *cli, const struct cli_args *args)
 
     if (cli_get_prealloc(cli, cli_value(args, KEY_PREALLOCATION), &prealloc) != 0)
         return 1;
+    if (args->n_operands < 2 && args->n_hits == 0) /* qemu-img takes the last word for the size */
+        return cli_usage(cli, "Not enough arguments");
     if (args->n_operands != 2)
-        return cli_usage(cli, "%s",
-                         args->n_operands < 2 ? "Not enough arguments"
-                                              : "Expecting image file name and size");
+        return cli_usage(cli, "Expecting image file name and size");
     const struct cli_image_spec spec = {
         .name = args->operands[0], .format_key = 'f', .flags = DR_OPEN_RDWR};
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_open(cli, &image, &disk) < 0)
