@@ -115,7 +115,8 @@ static int summon(struct fuse_loop *l)
 /* With the lock held. */
 static void end_busy(struct fuse_loop *l, uint64_t calm)
 {
-    l->busy = l->deep = false;
+    l->busy = false;
+    l->deep = false;
     l->streak = l->score = 0;
     l->calm_until = now() + calm;
 }

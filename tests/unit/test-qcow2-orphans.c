@@ -173,10 +173,10 @@ static void what_a_salvage_could_not_read_is_told_joined_and_in_order(void **sta
         uint64_t at = entry_at(&p, hurt[i]);
         poke(mem, at, peek(mem, at, 8) | UINT64_C(1) << 57, 8);
     }
-    expect_lost("bytes 4096 to 16384 cannot be read, zeros instead\n"
-                "bytes 81920 to 86016 cannot be read, zeros instead\n"
-                "bytes 524288 to 528384 cannot be read, zeros instead\n"
-                "bytes 532480 to 536576 cannot be read, zeros instead\n");
+    expect_lost("/d/a.qcow2: bytes 4096 to 16384 cannot be read, zeros instead\n"
+                "/d/a.qcow2: bytes 81920 to 86016 cannot be read, zeros instead\n"
+                "/d/a.qcow2: bytes 524288 to 528384 cannot be read, zeros instead\n"
+                "/d/a.qcow2: bytes 532480 to 536576 cannot be read, zeros instead\n");
     uint64_t size;
     CLEANUP_FREE uint8_t *after = content(mem, OUT, &size);
     assert_int_equal(size, SIZE);
@@ -191,7 +191,7 @@ static void a_lost_table_is_one_lost_range(void **state)
     make_in(mem, &shapes[0]);
     struct patient p = patient_of(mem, &shapes[0]);
     poke(mem, p.l1, UINT64_C(1) << 57 | 512, 8);
-    expect_lost("bytes 0 to 1048576 cannot be read, zeros instead\n");
+    expect_lost("/d/a.qcow2: bytes 0 to 1048576 cannot be read, zeros instead\n");
 }
 
 static void stopped_it_leaves_no_file(void **state)

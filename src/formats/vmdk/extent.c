@@ -417,7 +417,7 @@ int vmdk_map(struct dr_image *image, uint64_t off, uint64_t len, struct dr_exten
     uint64_t rel = off - e->start;
     len = dr_min(len, e->len - rel);
     if (e->type == VMDK_ABSENT && e->access == VMDK_NOACCESS)
-        return dr_fail(err, EACCES, "%s: guest offset %llu is in a NOACCESS extent", image->path,
+        return dr_fail(err, EIO, "%s: guest offset %llu is in a NOACCESS extent", image->path,
                        (unsigned long long)off);
     if (e->type == VMDK_ABSENT || rel >= e->there)
         return dr_fail(err, EIO,

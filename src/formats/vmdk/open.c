@@ -215,6 +215,7 @@ static int open_or_miss(struct dr_image *image, struct vmdk_extent *e,
     int r = open_extent_file(image, e, line, err);
     if (r == 0 || !salvage || (r != -ENOENT && r != -EINVAL && r != -EIO))
         return r;
+    dr_error_reset(err);
     e->type = VMDK_ABSENT;
     e->grain = 0;
     e->file = VMDK_NO_FILE;
