@@ -450,7 +450,7 @@ static void a_damaged_directory_is_left_to_the_repair(void **state)
     assert_int_equal(r, -EIO);
 }
 
-/* The entry of the second unitsays what that of the first one says. */
+/* The entry of the second unit says what that of the first one says. */
 static void share_a_unit(struct dr_fs *fs, bool qcow2)
 {
     struct dr_file *f;
@@ -663,6 +663,40 @@ static void users_write_while_it_is_compacted(void **state)
     }
 }
 
+/* The place that was chosen for the refcount table has room for it as it was, not for the longer
+ * one that a writer's clusters took meanwhile. */
+static void a_refcount_table_that_grows_meanwhile_overwrites_nothing(void **state)
+{
+    struct dr_fs *fs = *state;
+    static const struct dr_pair pairs[] = {{"cluster_size", "512"}, {"refcount_bits", "64"}};
+    const struct dr_create_options o = {
+        .format = "qcow2", .size = 16 * MiB, .has_size = true, .pairs = pairs, .n_pairs = 2};
+    struct dr_open_options rw = {.flags = DR_OPEN_RDWR};
+    struct dr_disk *disk = NULL;
+    ok(dr_create_fs(fs, "disk", &o, &err));
+    fill(fs, "disk", "qcow2", 128 * KiB, 2 * MiB, 'd');
+    fill(fs, "disk", "qcow2", 0, 2 * KiB, 'e');
+    ok(dr_open_fs(fs, "disk", &rw, &disk, &err));
+    ok(dr_discard(disk, 132 * KiB, 2 * MiB - 4 * KiB, &err));
+    ok(dr_flush(disk, &err));
+    struct dr_image *image = disk->chain->images[0];
+    ok(dr_image_compact_begin(image, &err));
+    uint8_t *buf = malloc(8 * MiB);
+    memset(buf, 'f', 8 * MiB);
+    ok(dr_pwrite(disk, buf, 4 * MiB, 8 * MiB, 0, &err));
+    free(buf);
+    ok(dr_discard(disk, 4 * MiB, 7 * MiB, &err));
+    ok(dr_flush(disk, &err));
+    uint8_t *want = malloc(16 * MiB);
+    ok(dr_pread(disk, want, 0, 16 * MiB, &err));
+    ok(dr_image_compact_finish(image, &err));
+    dr_image_compact_end(image);
+    ok(dr_close(disk, &err));
+    is_sound(fs, "disk");
+    same_view(fs, "disk", want, 16 * MiB);
+    free(want);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -683,6 +717,7 @@ int main(void)
         cmocka_unit_test(nothing_to_give_back_is_found_in_the_metadata),
         cmocka_unit_test(whatever_came_before_the_disk_reads_the_same),
         cmocka_unit_test(users_write_while_it_is_compacted),
+        ops_test(a_refcount_table_that_grows_meanwhile_overwrites_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

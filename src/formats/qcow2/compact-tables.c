@@ -299,16 +299,27 @@ static int move_long(struct dr_image *image, const struct qcow2_window *w, struc
     }
 }
 
+/* Writers may have made the refcount table longer since, which took it elsewhere. All others stand
+ * still as long as a disk is compacted. */
+static bool stands_there(const struct qcow2 *q, const struct qcow2_window *w)
+{
+    return w->what != QCOW2_LONG_REFTABLE ||
+           (q->h.reftable_at == w->at * q->cluster && q->h.reftable_clusters == w->n);
+}
+
 /* Their windows are free by now, unless what stood there found no other place, or others who write
  * to the disk have taken one. Such a table stays for the next time. */
 static int move_longs(struct dr_image *image, struct dr_error *err)
 {
-    const struct qcow2_compact *c = qcow2_of(image)->compact;
+    const struct qcow2 *q = qcow2_of(image);
+    const struct qcow2_compact *c = q->compact;
     int r = 0;
     for (unsigned i = 0; r == 0 && i < c->n_windows; i++) {
         if (!c->windows[i].to)
             continue;
         r = dr_image_flush_all(image, err); /* what has left the window is free */
+        if (r == 0 && !stands_there(q, &c->windows[i]))
+            continue;
         if (r == 0)
             r = take_window(image, &c->windows[i], err);
         if (r == 0)
