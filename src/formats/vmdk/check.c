@@ -158,6 +158,19 @@ static int copy_is_empty(struct vmdk_walk *w, uint64_t table, bool *empty, struc
     return r;
 }
 
+/* Would a new empty table be written over something? A table may stand there still, of which only
+ * the entries are lost. */
+static int place_is_empty(struct vmdk_walk *w, uint64_t table, bool *empty, struct dr_error *err)
+{
+    uint8_t buf[VMDK_GTES * 4];
+    int r = 0;
+    for (int copy = 0; r == 0 && *empty && copy < 2 && !w->odd; copy++) {
+        r = read_or_zero(w, regular_place(w, table, copy), buf, err);
+        *empty = dr_is_zero(buf, sizeof(buf));
+    }
+    return r;
+}
+
 /* Is there one answer to what the table of an unusable entry has? The copy's table is it, if there
  * is one; for the copy it is the table. An entry of 0 reads as unallocated, and a crash may leave
  * it so, with a copy that has more. */
@@ -168,8 +181,10 @@ static int has_answer(struct vmdk_walk *w, uint64_t table, bool copy, bool *answ
     *answer = e->gd[table] != 0;
     if (copy)
         return 0;
-    if (e->gd[table] == 0 && (e->h.unclean || !e->rgd || !can_be(w, table, true, e->rgd[table])))
-        return copy_is_empty(w, table, answer, err);
+    if (e->gd[table] == 0 && (e->h.unclean || !e->rgd || !can_be(w, table, true, e->rgd[table]))) {
+        int r = copy_is_empty(w, table, answer, err);
+        return r == 0 && *answer ? place_is_empty(w, table, answer, err) : r;
+    }
     *answer = e->rgd && can_be(w, table, true, e->rgd[table]);
     return 0;
 }
