@@ -158,7 +158,9 @@ static int pivot_step(void *user, struct dr_chain *present, struct dr_chain **fr
 static void leave_top(const struct commit *c, struct dr_image *top)
 {
     struct dr_error why = DR_ERROR_INIT;
-    int r = top->fmt->trim ? top->fmt->trim(top, &why) : 0;
+    int r = dr_image_flush(top, &why); /* what was dropped is free: so its file can be cut */
+    if (r == 0 && top->fmt->trim)
+        r = top->fmt->trim(top, &why);
     int closed = dr_image_unref(top, r == 0 ? &why : NULL);
     if (r < 0 || closed < 0)
         dr_job_message(c->job, "the disk goes on with %s, but what it had did not close well: %s",
