@@ -173,10 +173,13 @@ static void zeroed_grains_take_no_place_over_a_parent(void **state)
     fill(fs, "disk", "vmdk", 0, 3 * MiB, 0);
     fill(fs, "disk", "vmdk", 3 * MiB, 256 * KiB, 'c');
     uint8_t *want = view(fs, "disk", &size);
+    struct dr_compact_result plan =
+        compact(fs, "disk", (struct dr_compact_options){.dry_run = true});
     struct dr_compact_result result =
         compact(fs, "disk", (struct dr_compact_options){.no_zeros = false});
     assert_int_equal(result.zeros, 3 * MiB);
     assert_true(result.after < 512 * KiB);
+    assert_int_equal(plan.after, result.after);
     same_view(fs, "disk", want, size);
     is_sound(fs, "disk");
     free(want);

@@ -194,11 +194,11 @@ bool vmdk_compact_moves(const struct dr_image *image, const struct dr_extent *ex
     return is_high(e, dr_div_up(ext->host + ext->len, VMDK_SECTOR) - e->h.grain);
 }
 
-/* A grain over a parent keeps its place. */
+/* A grain over a parent may keep its place, where the extent has no zeroed grains. */
 void vmdk_compact_spare(struct dr_image *image, const struct dr_extent *ext)
 {
     const struct vmdk_extent *e = extent_of(image, ext);
-    if (!e || ext->kind != DR_DATA || image->backing_name)
+    if (!e || ext->kind != DR_DATA || (image->backing_name && !vmdk_has_zero_grains(e)))
         return;
     struct vmdk_compact *c = e->compact;
     c->used -= dr_min(c->used, dr_div_up(ext->len, e->grain));
