@@ -402,8 +402,8 @@ static int copy_parts(struct dr_file *dst, uint64_t dst_off, struct dr_file *src
         return -ENOTSUP;
     struct dr_file *to = dr_file_whole(dst, &dst_off), *from = dr_file_whole(src, &src_off);
     int r = dr_file_copy(to, dst_off, from, src_off, len, copied, err);
-    if (r == 0 && to != dst)
-        mark_dirty(dst);
+    for (; r != -ENOTSUP && dst != to; dst = dst->under)
+        mark_dirty(dst); /* a flush passes no part that is clean */
     return r;
 }
 

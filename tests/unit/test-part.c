@@ -67,6 +67,34 @@ static void nothing_is_written_outside(void **state)
     assert_byte(p, 5 * KIB, 'f');
 }
 
+/* What is copied into a part of a part is as durable after its flush as what is written. */
+static void a_flush_reaches_the_file_of_a_part_of_a_part(void **state)
+{
+    struct place *p = *state;
+    uint8_t bytes[KIB] = {0};
+    char inner[1024];
+    uint64_t copied;
+    make_file(p);
+    snprintf(inner, sizeof(inner), "json:{\"driver\":\"raw\",\"offset\":%u,\"file\":%s}", KIB,
+             part(p, KIB, 4 * KIB) + strlen("json:"));
+    struct dr_file *source = open_ok(p, p->other, DR_FILE_CREATE);
+    assert_ok(dr_file_pwrite(source, bytes, 0, sizeof(bytes), &err));
+    struct dr_file *f = open_ok(p, inner, DR_FILE_RDWR);
+    assert_int_equal(dr_file_size(f), 3 * KIB);
+    if (dr_file_copy(f, 0, source, 0, KIB, &copied, NULL) < 0) { /* not every file system does */
+        dr_file_unref(source);
+        dr_file_unref(f);
+        skip();
+    }
+    assert_true(f->under->under->dirty);
+    assert_ok(dr_file_flush(f, &err));
+    assert_false(f->under->under->dirty);
+    dr_file_unref(source);
+    dr_file_unref(f);
+    assert_byte(p, 2 * KIB - 1, 'f');
+    assert_byte(p, 2 * KIB, 0);
+}
+
 static void a_part_without_a_size_is_resized_with_its_file(void **state)
 {
     struct place *p = *state;
@@ -164,6 +192,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(nothing_is_written_outside, setup_posix, teardown_posix),
+        cmocka_unit_test_setup_teardown(a_flush_reaches_the_file_of_a_part_of_a_part, setup_posix,
+                                        teardown_posix),
         cmocka_unit_test_setup_teardown(a_part_without_a_size_is_resized_with_its_file, setup_posix,
                                         teardown_posix),
         cmocka_unit_test_setup_teardown(users_of_one_file_see_each_other, setup_posix,
