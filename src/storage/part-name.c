@@ -144,8 +144,9 @@ static int size_of_text(const char *text, uint64_t *size)
     char *end;
     if (*text < '0' || *text > '9')
         return -EINVAL;
+    bool hex = text[0] == '0' && (text[1] | 0x20) == 'x';
     errno = 0;
-    *size = strtoull(text, &end, 0);
+    *size = strtoull(text, &end, hex ? 16 : 10); /* a 0 in front makes no number octal */
     int shift = 0;
     if (*end) {
         const char *at = strchr(suffixes, *end | 0x20);

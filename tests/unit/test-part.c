@@ -149,6 +149,8 @@ static void names_tell_what_is_below(void **state)
         {"json:{\"file\":{\"driver\":\"raw\",\"size\":512,\"file\":{\"driver\":\"host_device\","
          "\"filename\":\"x\"}}}",
          "x", NULL, 0, 512},
+        {"json:{\"driver\":\"raw\",\"offset\":\"010k\",\"size\":\"0x400\",\"file.filename\":\"x\"}",
+         "x", "raw", 10240, 1024},
         {"json:{\"driver\":\"file\",\"filename\":\"x\"}", "x", "raw", 0, 0},
         {"json:{\"driver\":\"vmdk\",\"file\":{\"filename\":\"x\"}}", "x", "vmdk", 0, 0},
     };
