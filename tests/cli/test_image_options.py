@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Images that are described by options: layers of drivers, settings of QEMU's drivers."""
 import json
+import os
 import shutil
 
 import pytest
@@ -51,6 +52,13 @@ def test_options_mean_what_they_mean_to_qemu(c, args):
 def test_settings_that_mean_nothing_are_refused(c, options):
     r = c.ours("qemu-img", "info", "--image-opts", options)
     assert r.code == 1 and ("does not support the option" in r.err or "is not supported" in r.err), r
+
+
+def test_a_path_need_not_be_utf_8(t):
+    path = t.dir / os.fsdecode(b"caf\xe9")
+    path.write_bytes(b"d" * 4096)
+    for options in ("driver=raw,file.filename=", "driver=raw,file.driver=file,file.filename=", "driver=file,filename="):
+        assert t.start(t.bin / "drover", "compare", "--image-opts", options + os.fspath(path), options + os.fspath(path)).code == 0
 
 
 def test_another_data_file_is_taken(c):

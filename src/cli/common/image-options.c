@@ -256,6 +256,16 @@ static bool take_range(struct cli_pairs *list, const char *prefix, json_t *objec
     return any;
 }
 
+/* Any bytes may be in a path. One that is not UTF-8 gets lost only where the object becomes text.
+ */
+static json_t *file_at(const char *path)
+{
+    json_t *object = json_pack("{s:s}", "driver", "file");
+
+    json_object_set_new(object, "filename", json_string_nocheck(path));
+    return object;
+}
+
 /* What the options with this prefix say of the bytes below a format: an object with QEMU's keys.
  * NULL: they name no file. */
 static json_t *take_below(struct description *d, const char *prefix)
@@ -282,7 +292,7 @@ static json_t *take_below(struct description *d, const char *prefix)
         snprintf(deeper, sizeof(deeper), "%sdriver", prefix);
         cli_pairs_set(d->list, deeper, driver);
     }
-    return filename ? json_pack("{s:s,s:s}", "driver", "file", "filename", filename) : NULL;
+    return filename ? file_at(filename) : NULL;
 }
 
 /* As a name that the library understands; takes over the reference. */
@@ -337,7 +347,7 @@ static char *take_name(struct description *d, const char *prefix, const char *dr
     CLEANUP_FREE char *path = below ? NULL : take_at(d->list, prefix, "filename");
     path = below || path ? path : take_at(d->list, prefix, "file");
     if (path)
-        below = json_pack("{s:s,s:s}", "driver", "file", "filename", path);
+        below = file_at(path);
     if (below && is_range)
         json_object_set_new(range, "file", below);
     else
