@@ -54,6 +54,19 @@ def test_settings_that_mean_nothing_are_refused(c, options):
     assert r.code == 1 and ("does not support the option" in r.err or "is not supported" in r.err), r
 
 
+@pytest.mark.parametrize("options,words", [
+    ("driver=raw,file.filename=disk.img,file.password-secret=s", "file.password=*** is not supported"),
+    ("driver=raw,file.filename=disk.img,backing.cookie-secret=s", "backing.cookie=*** is not supported"),
+    ("driver=http,url=http://127.0.0.1:9/x,username=u,password-secret=d", "Unable to read dir"),
+    ("driver=http,url=http://127.0.0.1:9/x,username=u,password-secret=l", "password=*** is not supported"),
+])
+def test_a_secret_that_cannot_be_used_is_not_left_out_nor_printed(c, options, words):
+    (c.dir / "latin").write_bytes(b"secr\xe9t")
+    r = c.drover("info", "--object", "secret,id=s,file=password", "--object", "secret,id=d,file=dir", "--object", "secret,id=l,file=latin",
+                 "--image-opts", options)
+    assert r.code == 1 and words in r.err.replace("'", "") and "secret" not in r.err.replace("-secret=", ""), r
+
+
 def test_a_path_need_not_be_utf_8(t):
     path = t.dir / os.fsdecode(b"caf\xe9")
     path.write_bytes(b"d" * 4096)

@@ -199,13 +199,9 @@ struct description {
     const char *device; /* the driver that takes devices only, where there is one */
 };
 
-static void put_text(json_t *object, const char *key, const char *value)
-{
-    json_object_set_new(object, key, json_string(value));
-}
-
 /* The options of a driver for a server become an object that the library understands: those that
- * begin with prefix ("file.", or nothing where the driver is the image's own). */
+ * begin with prefix ("file.", or nothing where the driver is the image's own). What cannot stand in
+ * one, since it is not UTF-8, is left for the message about it. */
 static json_t *take_remote(struct description *d, const char *prefix, const char *driver)
 {
     json_t *object = json_pack("{s:s}", "driver", driver);
@@ -214,11 +210,11 @@ static json_t *take_remote(struct description *d, const char *prefix, const char
 
     for (size_t i = 0; object && i < list->n; i++) {
         struct dr_pair *pair = &list->pairs[i];
-        if (strncmp(pair->name, prefix, n) != 0 || is_image_setting(pair->name)) {
+        bool taken = strncmp(pair->name, prefix, n) == 0 && !is_image_setting(pair->name);
+        if (!taken || json_object_set_new(object, pair->name + n, json_string(pair->value)) < 0) {
             list->pairs[kept++] = *pair;
             continue;
         }
-        put_text(object, pair->name + n, pair->value);
         free((char *)pair->name);
         free((char *)pair->value);
     }
@@ -390,6 +386,15 @@ static void take_data_file(struct description *d, struct cli_image *image)
 
 /* ------------------------------------------------------------------ all options */
 
+/* It may have come from an --object, and messages go into logs. */
+static const char *printable(const struct dr_pair *pair)
+{
+    const char *dot = strrchr(pair->name, '.'), *key = dot ? dot + 1 : pair->name;
+    bool secret = strcmp(key, "password") == 0 || strcmp(key, "cookie") == 0;
+
+    return secret ? "***" : pair->value;
+}
+
 /* Settings that nothing here has any use for. */
 static int refuse_rest(const struct description *d, const char *driver)
 {
@@ -412,7 +417,7 @@ static int refuse_rest(const struct description *d, const char *driver)
                   of_range ? ": it is the driver raw's, below the format (file.driver=raw)" : "");
     else
         cli_error(d->cli, "Could not open '%s': '%s=%s' is not supported", d->name, pair->name,
-                  pair->value);
+                  printable(pair));
     return -EINVAL;
 }
 

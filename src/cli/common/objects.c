@@ -68,13 +68,16 @@ static int read_secret(const struct use *u, const char *path, char text[SECRET_M
 {
     FILE *file = fopen(path, "re");
     size_t n = file ? fread(text, 1, SECRET_MAX + 1, file) : 0;
+    bool failed = !file || ferror(file);
     int why = errno;
     if (file)
         fclose(file);
-    if (!file)
+    if (failed) {
         cli_error(u->cli, "Unable to read %s: %s", path, strerror(why));
-    if (!file || n > SECRET_MAX || memchr(text, 0, n))
-        return file ? is_odd(u, "the file has no text of up to 4096 bytes") : -EINVAL;
+        return -EINVAL;
+    }
+    if (n > SECRET_MAX || memchr(text, 0, n))
+        return is_odd(u, "the file has no text of up to 4096 bytes");
     text[n] = '\0';
     return 0;
 }
