@@ -146,6 +146,12 @@ static int refuse_loop(const struct opening *o, const char *path, struct dr_erro
     if (slot->data)
         return dr_fail(err, EINVAL, "%s: its backing file %s is the file that holds the data of %s",
                        child->path, path, slot->image->path);
+    if (slot->image->files[0]->part || dr_part_is(path))
+        return dr_fail(
+            err, ENOTSUP,
+            "%s: its backing file %s is in the file that %s is in: two parts of one file "
+            "cannot be in one chain",
+            child->path, path, slot->image->path);
     return dr_fail(err, ELOOP, "%s: its backing file %s is already in the chain: a loop",
                    child->path, path);
 }

@@ -178,6 +178,16 @@ def test_one_part_is_not_copied_onto_another_of_its_file(t):
         assert r.code == 1 and "the target must be another file" in r.err, r
 
 
+def test_two_parts_of_one_file_in_one_chain_are_called_that(t):
+    t.ok("create", "-f", "qcow2", "base", "1M")
+    before = (t.dir / "base").read_bytes()
+    (t.dir / "all").write_bytes(before)
+    t.ok("create", "-f", "qcow2", "-F", "qcow2", "-b", name(t.dir / "all", 0, len(before), "qcow2"), "child")
+    (t.dir / "all").write_bytes(before + (t.dir / "child").read_bytes())
+    r = t.drover("info", "--backing-chain", name(t.dir / "all", len(before), None, "qcow2"))
+    assert r.code == 1 and "two parts of one file cannot be in one chain" in r.err and "loop" not in r.err, r
+
+
 def test_a_json_name_without_a_part_is_the_file(t):
     t.ok("create", "-f", "qcow2", "base", "1M")
     plain = 'json:{"driver":"qcow2","file":{"driver":"file","filename":"base"}}'
