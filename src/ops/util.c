@@ -5,6 +5,8 @@
 
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
+#include "storage/part.h"
+#include "storage/remote.h"
 
 const struct dr_format *dr_ops_format(const char *name, unsigned need, struct dr_error *err)
 {
@@ -168,7 +170,7 @@ bool dr_ops_is_directory(struct dr_fs *fs, const char *path)
 {
     char **names = NULL;
     size_t n = 0;
-    bool is = dr_ops_list(fs, path, &names, &n, NULL) == 0;
+    bool is = !dr_remote_is(path) && dr_ops_list(fs, path, &names, &n, NULL) == 0;
     if (names)
         dr_ops_free_names(names, n);
     return is;

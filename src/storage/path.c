@@ -24,8 +24,11 @@ char *dr_path_dirname(const char *path)
 {
     if (dr_part_is(path))
         return dirname_of_part(path);
-    size_t length = dr_remote_is(path) ? dr_remote_path_length(path) : 0;
-    const char *slash = memrchr(path, '/', length ? length : strlen(path));
+    bool remote = dr_remote_is(path);
+    size_t length = remote ? dr_remote_path_length(path) : strlen(path);
+    if (remote && length == 0)
+        return strdup(path); /* nothing stands beside it */
+    const char *slash = memrchr(path, '/', length);
     if (!slash)
         return strdup(".");
     while (slash > path && slash[-1] == '/')

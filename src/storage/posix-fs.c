@@ -419,12 +419,12 @@ static void posix_unlock_dir(struct dr_dir_lock *held)
 
 static int posix_sync_dir(struct dr_fs *fs, const char *path, struct dr_error *err)
 {
-    if (dr_remote_is(path))
-        return 0;
     (void)fs;
     CLEANUP_FREE char *dir = dr_path_dirname(path);
     if (!dir)
         return dr_fail_errno(err, ENOMEM, "%s: cannot make the name durable", path);
+    if (dr_remote_is(dir))
+        return 0;
     bool direct = false;
     CLEANUP_CLOSE int fd = posix_open_fd(dir, O_RDONLY | O_DIRECTORY, 0, &direct);
     if (fd < 0)

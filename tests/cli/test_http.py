@@ -77,6 +77,14 @@ def test_a_child_of_a_remote_image_reads_it_where_that_is_allowed(t, nginx, disk
     assert "refuses to open" in refused(t, "map", f"{nginx.http}/files/local.qcow2")
 
 
+def test_a_disk_on_a_server_is_no_directory_and_stands_in_none(t, nginx, disk):
+    url = f"{nginx.http}/files/disk.qcow2"
+    t.ok("convert", "-O", "qcow2", "disk.raw", "disk.qcow2")
+    for name in (url, "json:" + json.dumps({"driver": "http", "url": url})):
+        assert "1 image, no problem" in t.ok("chain", "check", name)
+        assert "disk.qcow2" in t.ok("snapshot", "-l", name)
+
+
 def test_what_an_image_names_stands_beside_it_on_the_server(t, nginx, disk):
     t.ok("create", "-f", "qcow2", "-F", "raw", "-b", "disk.raw", "child.qcow2")
     t.ok("convert", "-O", "vmdk", "-o", "subformat=twoGbMaxExtentFlat", "disk.raw", "disk.vmdk")

@@ -181,6 +181,25 @@ static void names_end_in_that_of_the_disk(void **state)
     assert_string_equal(dr_path_basename("/a/b?c/d"), "d");
 }
 
+static void nothing_is_in_the_directory_of_what_has_none(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path, *directory;
+    } all[] = {
+        {"http://h/a/b?c=/d", "http://h/a"},
+        {"nbd+unix:///a?socket=/run/s", "nbd+unix:///a?socket=/run/s"},
+        {"nbd:h:1", "nbd:h:1"},
+        {"json:{\"driver\":\"http\",\"url\":\"http://h/a/b\"}",
+         "json:{\"driver\":\"http\",\"url\":\"http://h/a/b\"}"},
+    };
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        char *directory = dr_path_dirname(all[i].path);
+        assert_string_equal(directory, all[i].directory);
+        free(directory);
+    }
+}
+
 static bool are_one(const char *a, const char *b)
 {
     struct dr_file_id x = {0}, y = {0};
@@ -260,6 +279,7 @@ int main(void)
         cmocka_unit_test(other_names_are_files),
         cmocka_unit_test(names_have_a_directory_or_none),
         cmocka_unit_test(names_end_in_that_of_the_disk),
+        cmocka_unit_test(nothing_is_in_the_directory_of_what_has_none),
         cmocka_unit_test(spellings_of_one_disk_are_one_file),
         cmocka_unit_test(an_archive_on_a_server_has_members),
         cmocka_unit_test(no_message_has_a_password),
