@@ -327,6 +327,8 @@ static char *relative(const char *from, const char *to, const char *name)
 static char *file_name_from(struct dr_fs *fs, const char *path, const char *target)
 {
     CLEANUP_FREE char *from = NULL, *to = NULL, *real_from = NULL, *real_to = NULL;
+    if (dr_remote_is(target) || dr_part_is(target))
+        return dr_name_absolute(target); /* no way of directories leads there */
     from = dr_path_dirname(path);
     to = dr_path_dirname(target);
     if (!from || !to)

@@ -39,6 +39,8 @@ char *dr_path_dirname(const char *path)
 /* A disk that a socket or a json: object leads to has no other name than the whole. */
 const char *dr_path_basename(const char *path)
 {
+    if (dr_part_is(path))
+        return path;
     bool remote = dr_remote_is(path);
     size_t length = remote ? dr_remote_path_length(path) : strlen(path);
     const char *slash = memrchr(path, '/', length);

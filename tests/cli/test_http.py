@@ -70,6 +70,9 @@ def test_a_child_of_a_remote_image_reads_it_where_that_is_allowed(t, nginx, disk
     assert f"--allow-path {base}" in refused(t, "map", "child.qcow2")
     t.io("child.qcow2", "read 0 1M", options=["-r", "--allow-path", base])
     assert "identical" in t.ok("compare", "--allow-path", f"{nginx.http}/files", "child.qcow2", "disk.raw")
+    t.ok("create", "-f", "qcow2", "-F", "qcow2", "-b", "child.qcow2", "--allow-path", base, "top.qcow2")
+    t.ok("stream", "--allow-path", base, "--base", base, "top.qcow2")
+    assert json.loads(t.ok("info", "--output=json", "top.qcow2"))["backing-filename"] == base
     assert "--allow-path" in refused(t, "map", "--allow-path", f"{nginx.http}/fil", "child.qcow2")
     t.drover("create", "-f", "qcow2", "-F", "raw", "-u", "-b", f"{nginx.http}/files/%2e%2e/x/disk.raw", "up.qcow2", "6M")
     assert '".."' in refused(t, "map", "--allow-path", f"{nginx.http}/files", "up.qcow2")

@@ -148,6 +148,19 @@ def test_a_part_may_be_a_parent_and_passes_the_gate(t):
     t.ok("info", "--backing-chain", "--allow-path", t.dir / "there", "here/top")
 
 
+def test_a_part_stays_the_parent_when_the_image_between_goes(t):
+    offset, size = in_tar(t)
+    inner = name(t.dir / "all.tar", offset, size, "qcow2")
+    t.ok("create", "-f", "qcow2", "-F", "qcow2", "-b", inner, "middle")
+    t.ok("create", "-f", "qcow2", "-F", "qcow2", "-b", "middle", "top")
+    t.ok("stream", "--base", inner, "top")
+    (t.dir / "middle").unlink()
+    for tool in (t.drover, lambda *args: t.real("qemu-img", *args)):
+        r = tool("compare", "top", "inner")
+        assert r.code == 0, r
+    assert '"driver": "qcow2"' in t.ok("snapshot", "-l", inner)  # its whole name
+
+
 def test_parents_of_an_image_in_a_part_stand_beside_the_file(t):
     (t.dir / "sub").mkdir()
     t.ok("create", "-f", "qcow2", "sub/base", "1M")

@@ -168,9 +168,11 @@ static bool is_last(const struct family *f, size_t i)
     return true;
 }
 
-/* A socket's path and the parameters of a URL may have slashes, and are no directory. */
+/* An object, a socket's path and the parameters of a URL may have slashes, and are no directory. */
 static bool has_directory(const char *name)
 {
+    if (strncmp(name, "json:", 5) == 0)
+        return false;
     return !dr_name_is_remote(name) || (strstr(name, "://") && !strpbrk(name, "?{"));
 }
 
