@@ -405,8 +405,8 @@ static int begin(struct source_pieces *s, struct dr_error *err)
         r = s->packer->find(s->base.under, s, err);
     if (r == 0 && s->packer->unproven && s->n > 0)
         r = prove_lengths(s);
-    if (r == -ENOMEM)
-        return dr_fail(err, ENOMEM, "%s: out of memory", s->base.path);
+    if (r < 0 && r != -ENOTSUP && r != -EBADMSG)
+        return dr_fail_errno(err, -r, "%s: its pieces cannot be read", s->base.path);
     if (r == 0 && s->piece[s->n].plain > INT64_MAX)
         return -ENOTSUP;
     return r;

@@ -433,13 +433,16 @@ int dr_source_indexed_file(struct dr_file *f, enum dr_source_salvage salvage,
 {
     const struct index_search how = {SEARCH_WALK, salvage, damage};
     const struct source_codec *codec;
+    struct dr_error why = DR_ERROR_INIT;
     *plain = NULL;
     int r = codec_of_file(f, &codec, err);
     *packer = codec ? codec->name : NULL;
     if (r < 0)
         return r;
-    r = codec ? open_index(codec, f, &how, plain, NULL) : -ENOTSUP;
-    return r == -EBADMSG ? -ENOTSUP : r;
+    r = codec ? open_index(codec, f, &how, plain, &why) : -ENOTSUP;
+    if (r == -EBADMSG || r == -ENOTSUP)
+        return -ENOTSUP;
+    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
 int dr_source_plain_file(struct dr_file *f, struct dr_file **plain, const char **compression,

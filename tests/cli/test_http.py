@@ -207,6 +207,13 @@ def test_a_compressed_download_is_the_image_inside(t, nginx, disk):
         assert "identical" in t.ok("compare", f"{nginx.http}/{place}/disk.raw.xz", "disk.raw")
 
 
+def test_what_keeps_from_the_index_of_a_packed_download_is_said(t, unreliable):
+    packed = lzma.compress(bytes(range(256)) * 4096 + os.urandom(MIB), preset=0)
+    s = unreliable(lambda n, path, asked: ranged(packed, asked) if asked[0] < MIB // 2 else (403, {}, b"", None))
+    for command in (["info"], ["convert", "-O", "raw"], ["convert", "--salvage", "-O", "raw"]):
+        assert "403" in refused(t, *command, f"{s.url}/d.xz", *(["out"] if len(command) > 1 else []))
+
+
 def test_an_answer_may_say_that_it_is_not_encoded(t, unreliable, disk):
     s = unreliable(lambda n, path, asked: ranged(disk, asked, **{"Content-Encoding": "identity"}))
     assert "identical" in t.ok("compare", "-f", "raw", f"{s.url}/d", "disk.raw")
