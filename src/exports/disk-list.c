@@ -184,17 +184,20 @@ static int set_flag(struct disk_settings *settings, const char *key, const char 
         settings->temporary = on;
         return 0;
     }
-    bool locking = strcmp(key, "locking") == 0;
-    unsigned flag = locking ? DR_OPEN_NO_LOCK : DR_OPEN_FORCE_SHARE;
+    bool share = strcmp(key, "share") == 0; /* the others are on unless their flag is set */
+    unsigned flag = share                         ? DR_OPEN_FORCE_SHARE
+                    : strcmp(key, "locking") == 0 ? DR_OPEN_NO_LOCK
+                                                  : DR_OPEN_NO_FINGERPRINT;
     settings->open.flags &= ~flag;
-    settings->open.flags |= on != locking ? flag : 0;
+    settings->open.flags |= on == share ? flag : 0;
     return 0;
 }
 
 int disk_list_config(struct disk_list *list, const char *key, const char *value,
                      struct dr_error *err)
 {
-    static const char *const flags[] = {"read-only", "temporary", "locking", "share"};
+    static const char *const flags[] = {"read-only", "temporary", "locking", "fingerprints",
+                                        "share"};
     struct disk_settings *settings = list->served && list->n ? &list->served[list->n - 1].settings
                                                              : &list->before;
     const char **text = text_setting(settings, key);

@@ -73,6 +73,7 @@ struct disk_list {
     "data-file=FILE       instead of the recorded data file\n"                                     \
     "cache=writeback|none|unsafe\n"                                                                \
     "locking=on|off       lock the files (default: on)\n"                                          \
+    "fingerprints=on|off  compare parents with what is recorded of them (default: on)\n"           \
     "on-error=enospc|report|stop\n"                                                                \
     "                     writes wait, rather than fail, when there is no space (default), "       \
     "never,\n"                                                                                     \

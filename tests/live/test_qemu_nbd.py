@@ -168,8 +168,9 @@ def test_a_socket_that_a_killed_server_left_is_no_hindrance(work, start):
 
 def test_names_of_images_as_json_and_as_lists(work, start):
     name = disk(work)
-    start('json:{"driver":"qcow2","file":{"driver":"file","filename":"%s"}}' % name)
+    pid = start('json:{"driver":"qcow2","file":{"driver":"file","filename":"%s"}}' % name)
     connect().shutdown()
+    assert gone(pid)
     shutil.move("disk", "other")
     start("--image-opts", "driver=qcow2,file.filename=other")
     connect().shutdown()
@@ -182,10 +183,26 @@ def test_without_its_parents_an_image_shows_only_what_it_holds(work, start):
     io("disk", "write -P 0x11 1M 64k")
     for name, first in (('{"driver":"qcow2","file.filename":"disk","backing":null}', 0),
                         ('{"driver":"qcow2","file.filename":"disk"}', 0x22)):
-        start("-r", "-A", "json:" + name)  # -A is ovirt-imageio's habit
+        pid = start("-r", "-A", "json:" + name)  # -A is ovirt-imageio's habit
         h = connect()
         assert h.pread(3, 0) == bytes([first]) * 3 and h.pread(3, MiB) == b"\x11" * 3
         h.shutdown()
+        assert gone(pid)
+
+
+def test_another_parent_and_an_unlike_one_are_served_where_that_is_asked_for(work, start):
+    for name, byte in (("base", 1), ("other", 2)):
+        drover("create", "-q", "-f", "qcow2", name, MiB)
+        io(name, f"write -P {byte} 0 1M")
+    drover("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "--fingerprint", "disk")
+    io("base", "write -P 3 0 1M")
+    other = "driver=qcow2,file.filename=disk,backing.driver=qcow2,backing.file.filename=other"
+    for options, byte in ((["-f", "qcow2", "disk"], 3), (["--image-opts", other], 2)):
+        pid = start("-r", "--fingerprints", "off", *options)
+        h = connect()
+        assert h.pread(3, 0) == bytes([byte]) * 3
+        h.shutdown()
+        assert gone(pid)
 
 
 def test_a_caller_that_reads_to_the_end_of_the_output_is_not_held(work, tool):

@@ -273,6 +273,27 @@ static int give_tls(struct nbd *n)
 
 /* ------------------------------------------------------------------ the disk */
 
+/* How the image is to be opened beside the options that `drover serve` has. */
+static int give_opening(struct nbd *n)
+{
+    const struct dr_open_options *open = &n->image.open;
+    struct words *parameters = &n->manner.parameters;
+
+    if (open->flags & DR_OPEN_NO_BACKING)
+        words_add(parameters, "backing=");
+    if (open->backing)
+        words_add(parameters, "backing=%s", open->backing);
+    if (open->backing_format)
+        words_add(parameters, "backing-format=%s", open->backing_format);
+    if (open->data_file)
+        words_add(parameters, "data-file=%s", open->data_file);
+    if ((open->flags & DR_OPEN_NO_LOCK) && give(n, KEY_LOCKING, "off") != 0)
+        return 1;
+    if ((open->flags & DR_OPEN_NO_FINGERPRINT) && give(n, KEY_FINGERPRINTS, "off") != 0)
+        return 1;
+    return open->flags & DR_OPEN_FORCE_SHARE ? give(n, 'U', NULL) : 0;
+}
+
 static int give_disk(struct nbd *n)
 {
     const struct cli_image_spec spec = {.name = n->args->operands[0], .format_key = 'f'};
@@ -282,8 +303,8 @@ static int give_disk(struct nbd *n)
         code = cli_image_check(n->cli, &n->image) < 0;
     if (code == 0 && n->image.format)
         code = give(n, 'f', n->image.format);
-    if (code == 0 && (n->image.open.flags & DR_OPEN_NO_BACKING))
-        words_add(&n->manner.parameters, "backing=");
+    if (code == 0)
+        code = give_opening(n);
     if (code == 0 && (cli_has(n->args, 'r') || n->image.read_only))
         code = give(n, 'r', NULL);
     if (code == 0 && cli_has(n->args, 's'))

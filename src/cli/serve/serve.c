@@ -156,6 +156,8 @@ static int get_settings(struct serving *s)
         words_add(&s->parameters, "share=true");
     if (flags & DR_OPEN_NO_LOCK)
         words_add(&s->parameters, "locking=off");
+    if (flags & DR_OPEN_NO_FINGERPRINT)
+        words_add(&s->parameters, "fingerprints=off");
     for (size_t i = 0; (allow = cli_nth_value(args, KEY_ALLOW_PATH, i)); i++)
         words_add(&s->parameters, "allow-path=%s", allow);
     return 0;
