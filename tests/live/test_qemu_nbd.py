@@ -205,6 +205,16 @@ def test_another_parent_and_an_unlike_one_are_served_where_that_is_asked_for(wor
         assert gone(pid)
 
 
+@pytest.mark.parametrize("more", [[], ["--fork"]])
+def test_a_socket_that_the_caller_opened_is_taken(work, tool, more):
+    h = nbd.NBD()
+    h.connect_systemd_socket_activation([tool, "--pid-file", str(work / "pid"), *more, "-f", "qcow2", str(disk(work))])
+    assert h.pread(512, MiB) == b"\x11" * 512
+    pid = int((work / "pid").read_text())
+    h.shutdown()
+    assert gone(pid)
+
+
 def test_a_caller_that_reads_to_the_end_of_the_output_is_not_held(work, tool):
     disk(work)
     done = subprocess.run(f"{tool} --fork -t --pid-file pid -k $PWD/s -f qcow2 disk 2>&1 | cat", shell=True, timeout=60,

@@ -209,10 +209,8 @@ size_t listen_given(void)
     return number_in("LISTEN_PID") == (long)getpid() && n > 0 ? (size_t)n : 0;
 }
 
-int listen_take_given(const struct cli *cli, struct listener *l)
+int listen_take_given(const struct cli *cli, size_t n, struct listener *l)
 {
-    size_t n = listen_given();
-
     if (n > LISTEN_MOST) {
         cli_error(cli, "%zu sockets are given: expected at most %d", n, LISTEN_MOST);
         return 1;

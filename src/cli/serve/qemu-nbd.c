@@ -195,8 +195,8 @@ static int give_place(struct nbd *n)
 {
     const char *path = cli_value(n->args, 'k'), *port = cli_value(n->args, 'p');
     const char *address = cli_value(n->args, 'b');
-    if (listen_given() > 0) {
-        n->manner.given = true;
+    n->manner.given = listen_given(); /* not later: a child has another process id */
+    if (n->manner.given > 0) {
         if (!path && !port && !address)
             return 0;
         cli_error(n->cli, "%s can't be set when using socket activation",

@@ -79,8 +79,8 @@ static int get_listener(struct serving *s)
     const char *address = cli_value(s->args, KEY_BIND);
     unsigned number = 0;
 
-    if (s->manner->given)
-        return listen_take_given(s->cli, &s->listener);
+    if (s->manner->given > 0)
+        return listen_take_given(s->cli, s->manner->given, &s->listener);
     if (path && port)
         return cli_usage(s->cli, "--socket and --port exclude each other");
     if (address && !port)

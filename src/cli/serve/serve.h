@@ -33,8 +33,10 @@ int listen_unix(const struct cli *cli, const char *path, struct listener *l);
 /* The sockets that our parent opened for us, told as systemd does it (LISTEN_PID, LISTEN_FDS). How
  * many; 0: none. */
 size_t listen_given(void);
-/* Take them over. 0, or 1 after a message. */
-int listen_take_given(const struct cli *cli, struct listener *l);
+/* Take over so many, also in a child of the process that they were told to. 0, or 1 after a
+ * message.
+ */
+int listen_take_given(const struct cli *cli, size_t n, struct listener *l);
 /* Remove a socket that nobody listens at; anything else stays. */
 void listen_remove_left(const char *path);
 /* port 0: one that is free. */
@@ -76,7 +78,7 @@ int nbdkit_ended(const struct cli *cli, struct server *server, int status);
 struct serve_manner {
     struct words options;    /* more of nbdkit's, its filters among them */
     struct words parameters; /* of these filters */
-    bool given;              /* the sockets are those of listen_given() */
+    size_t given;            /* so many sockets are those of listen_given(); 0: make them */
     void (*ready)(
         void *user); /* called when clients are served, instead of printing URIs; or NULL */
     void *user;
