@@ -280,6 +280,12 @@ def test_a_listing_without_a_server_is_a_failure(work, tool):
     assert done.returncode == 1 and "No such file" in done.stderr
 
 
+def test_a_listing_from_a_server_whose_certificate_would_not_be_checked_is_refused(work, tool):
+    done = subprocess.run([tool, "-L", "-k", work / "none", "--object", f"tls-creds-x509,id=t,endpoint=client,dir={work}",
+                           "--tls-creds", "t"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "ca-cert.pem" in done.stderr, done
+
+
 def test_clients_with_the_key_get_the_disk_and_others_nothing(work, start, tool):
     keys = work / "keys"
     keys.mkdir()

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What exports another NBD server has, in qemu-nbd's words, asked through libnbd. */
+#include <errno.h>
 #include <inttypes.h>
 #include <libnbd.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/loaded.h"
 #include "cli/serve/serve.h"
 
@@ -149,10 +152,30 @@ static int list(struct nbd_handle *nbd, const struct nbd_place *place, struct na
     return nbd_opt_abort(nbd);
 }
 
+/* Without the certificate of an authority libnbd would check nothing, and anybody in between could
+ * answer for the server. */
+static int check_authority(const struct cli *cli, const struct nbd_place *place)
+{
+    CLEANUP_FREE char *path = NULL;
+    if (!place->tls_certificates)
+        return 0;
+    if (asprintf(&path, "%s/ca-cert.pem", place->tls_certificates) < 0) {
+        path = NULL;
+        cli_error(cli, "out of memory");
+        return 1;
+    }
+    if (access(path, R_OK) == 0)
+        return 0;
+    cli_error(cli, "the server's certificate cannot be checked: %s: %s", path, strerror(errno));
+    return 1;
+}
+
 int list_exports(const struct cli *cli, const struct nbd_place *place)
 {
     struct names names = {0};
     struct dr_error err = {0};
+    if (check_authority(cli, place) != 0)
+        return 1;
     if (dr_load_nbd(&err) < 0) {
         cli_error(cli, "%s", err.text);
         return 1;
