@@ -100,3 +100,12 @@ def test_an_image_without_copy_on_write_is_asked_for_before_anything_is_in_it(t,
         assert r.code == 0 and (on == "on") == ("FS_IOC_GETFLAGS" in r.err), r
         assert on == "off" or r.err.index("FS_IOC_GETFLAGS") < r.err.index("ftruncate" if fmt == "raw" else "pwrite"), r
     assert t.drover("create", "-f", fmt, "-o", "nocow=frob", "x", "1M").code == 1 and "x" not in t.names()
+
+
+def test_passwords_in_names_are_not_printed(t):
+    name = json.dumps({"driver": "raw", "file": {"driver": "https", "url": "https://127.0.0.1:1/x", "username": "u", "password": "hunter2"}})
+    t.ok("create", "-q", "-f", "qcow2", "-u", "-b", "json:" + name, "-F", "raw", "top", "1M")
+    for command in ("info", "chain show"):
+        for more in ([], ["--output=json"]):
+            r = t.drover(*command.split(), *more, "top")
+            assert "json:" in r.out and "hunter2" not in r.out + r.err, r

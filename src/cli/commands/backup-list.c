@@ -179,6 +179,8 @@ static int put_json(const struct list *list)
     dr_json_put(&root, "filename", text(list->set));
     dr_json_put(&root, "actual-size", number(list->stored));
     dr_json_put(&root, "backups", backups);
+    if (root)
+        cli_json_hide(root);
     CLEANUP_FREE char *out = root ? dr_json_dump(root, JSON_INDENT(4) | JSON_ENSURE_ASCII) : NULL;
     if (!out) {
         cli_error(list->cli, "out of memory");

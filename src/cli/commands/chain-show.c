@@ -119,8 +119,7 @@ static int print_nodes(const struct cli *cli, const struct cli_args *args,
     if (json) {
         CLEANUP_JSON json_t *tree = cli_tree_json(nodes, n, usage);
         add_notes_json(tree, notes, nodes, n);
-        json_dumpf(tree, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
-        printf("\n");
+        cli_dump_json(tree);
         return 0;
     }
     if (cli_tree_print(nodes, n, usage, cli_has(args, KEY_ASCII) || !cli_utf8()) < 0) {
@@ -371,8 +370,7 @@ int cli_show_chain(const struct cli *cli, const struct cli_args *args,
     walk(&c);
     int code = measure(&c);
     if (code == 0 && json) {
-        json_dumpf(list, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
-        printf("\n");
+        cli_dump_json(list);
     } else if (code == 0) {
         code = show(&c);
     }

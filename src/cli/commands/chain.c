@@ -95,8 +95,7 @@ static int check(const struct cli *cli, const struct cli_args *args, const char 
     }
     if (json) {
         CLEANUP_JSON json_t *all = findings_json(path, list, n, images);
-        json_dumpf(all, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
-        printf("\n");
+        cli_dump_json(all);
     } else {
         print_findings(list, n, images);
     }

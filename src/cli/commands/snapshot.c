@@ -84,9 +84,8 @@ static int list_inside(const struct cli *cli, const struct cli_args *args, struc
         return 1;
     if (json) {
         CLEANUP_JSON json_t *none = json_array();
-        const json_t *all = json_object_get(info, "snapshots");
-        json_dumpf(all ? all : none, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
-        printf("\n");
+        json_t *all = json_object_get(info, "snapshots");
+        cli_dump_json(all ? all : none);
     } else {
         cli_print_snapshots(info);
     }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <string.h>
 
+#include "base/cleanup.h"
+#include "base/error.h"
 #include "cli/common/json.h"
 
 int cli_output_json(const struct cli *cli, const struct cli_args *args, bool *json)
@@ -12,6 +14,38 @@ int cli_output_json(const struct cli *cli, const struct cli_args *args, bool *js
         return 0;
     cli_error(cli, "--output must be used with human or json as argument.");
     return 1;
+}
+
+static void hide_in_text(json_t *value)
+{
+    const char *text = json_string_value(value);
+    CLEANUP_FREE char *hidden = strncmp(text, "json:", 5) == 0 ? strdup(text) : NULL;
+
+    if (!hidden)
+        return;
+    dr_hide_secrets(hidden);
+    json_string_set(value, hidden);
+}
+
+void cli_json_hide(json_t *value)
+{
+    const char *key;
+    json_t *item;
+    size_t i;
+
+    if (json_is_string(value))
+        hide_in_text(value);
+    json_array_foreach(value, i, item) cli_json_hide(item);
+    json_object_foreach(value, key, item) cli_json_hide(item);
+}
+
+void cli_dump_json(json_t *value)
+{
+    cli_json_hide(value);
+    /* Print plain ASCII, as QEMU does: it is readable in any locale and contains no terminal
+     * escapes. */
+    json_dumpf(value, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
+    printf("\n");
 }
 
 static json_t *reordered(json_t *object, const char *const *order)
@@ -44,10 +78,7 @@ void cli_print_json(json_t *value, const char *const *order)
     } else {
         sorted = reordered(value, order);
     }
-    /* Print plain ASCII, as QEMU does: it is readable in any locale and contains no terminal
-     * escapes. */
-    json_dumpf(sorted, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
-    printf("\n");
+    cli_dump_json(sorted);
     json_decref(sorted);
 }
 

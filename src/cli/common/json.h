@@ -9,6 +9,10 @@
 /* --output: false = human, true = json. 0, or the exit code after a message. */
 int cli_output_json(const struct cli *cli, const struct cli_args *args, bool *json);
 
+/* json: names among the texts in value may hold passwords and cookies: put stars in their place. */
+void cli_json_hide(json_t *value);
+/* Print it so. */
+void cli_dump_json(json_t *value);
 /* Print with the keys in the order scripts have seen for years; keys not named come last. */
 void cli_print_json(json_t *value, const char *const *order);
 

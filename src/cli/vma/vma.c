@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <string.h>
 
+#include "cli/common/json.h"
 #include "cli/vma/vma.h"
 #include "cli/commands.h"
 
@@ -48,9 +49,7 @@ json_t *vma_json_name(const char *name)
 
 void vma_print_json(json_t *value)
 {
-    /* A terminal must not see control characters of any kind, and JSON leaves some as they are. */
-    json_dumpf(value, stdout, JSON_INDENT(4) | JSON_ENSURE_ASCII);
-    printf("\n");
+    cli_dump_json(value);
 }
 
 bool vma_wants_json(const struct cli_args *args)
