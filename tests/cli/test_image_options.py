@@ -109,3 +109,6 @@ def test_passwords_in_names_are_not_printed(t):
         for more in ([], ["--output=json"]):
             r = t.drover(*command.split(), *more, "top")
             assert "json:" in r.out and "hunter2" not in r.out + r.err, r
+    # That the parent is not to be had is a finding, and the rest is examined.
+    r = t.drover("chain", "check", "top")
+    assert r.code == 2 and "cannot open its backing file" in r.out and "hunter2" not in r.out + r.err, r
