@@ -30,7 +30,7 @@ static char *put_stars(char *at, size_t n)
 
 void dr_hide_secrets(char *text)
 {
-    static const char *const keys[] = {"password\":", "cookie\":"};
+    static const char *const keys[] = {"password\":", "cookie\":", "password=", "cookie="};
     for (char *at = text; (at = strstr(at, "://"));) {
         at += 3;
         size_t host = strcspn(at, "/?#'\" "), user = strcspn(at, ":");
@@ -42,7 +42,7 @@ void dr_hide_secrets(char *text)
         for (char *at = text; (at = strstr(at, keys[i]));) {
             at += strlen(keys[i]);
             at += strspn(at, " ");
-            const char *ends = *at == '"' ? "\"" : ",}";
+            const char *ends = *at == '"' ? "\"" : strchr(keys[i], '=') ? ",&' " : ",}";
             size_t n = 0;
             for (at += *at == '"'; at[n] && !strchr(ends, at[n]);)
                 n += at[n] == '\\' && at[n + 1] ? 2 : 1;

@@ -112,3 +112,15 @@ def test_passwords_in_names_are_not_printed(t):
     # That the parent is not to be had is a finding, and the rest is examined.
     r = t.drover("chain", "check", "top")
     assert r.code == 2 and "cannot open its backing file" in r.out and "hunter2" not in r.out + r.err, r
+
+
+def test_each_layer_has_its_own_secret_and_none_is_printed(t):
+    t.ok("create", "-q", "-f", "qcow2", "disk", "1M")
+    secrets = ["--object", "secret,id=a,data=hunter2", "--object", "secret,id=b,data=hunter3"]
+    server = "file.driver=https,{0}file.url=https://127.0.0.1:1/x,{0}file.password-secret={1},{0}file.username=u"
+    r = t.drover("info", *secrets, "--image-opts", "driver=raw,backing.driver=raw,backing." + server.format("backing.", "b") + ","
+                 + server.format("", "a"))
+    assert r.code == 1 and "password-secret" not in r.err and "hunter" not in r.err, r
+    for more in (["file.password-secret=a"], ["file.password=hunter2"], ["file.cookie=hunter2", "frob=x"]):
+        r = t.drover("info", *secrets, "--image-opts", ",".join(["driver=qcow2", "file.filename=disk", *more]))
+        assert r.code == 1 and "hunter" not in r.err, r

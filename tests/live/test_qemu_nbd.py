@@ -286,6 +286,13 @@ def test_a_listing_from_a_server_whose_certificate_would_not_be_checked_is_refus
     assert done.returncode == 1 and "ca-cert.pem" in done.stderr, done
 
 
+def test_a_secret_is_not_printed(work, tool):
+    for more in (["-L"], ["disk"]):
+        done = subprocess.run([tool, "--object", "secret,id=t,data=hunter2", "--tls-creds", "t", *more],
+                              capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1 and "--object secret: " in done.stderr, done
+
+
 def test_clients_with_the_key_get_the_disk_and_others_nothing(work, start, tool):
     keys = work / "keys"
     keys.mkdir()

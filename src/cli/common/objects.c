@@ -174,11 +174,13 @@ int cli_objects_resolve(const struct cli *cli, const struct cli_args *args, stru
 {
     int r = 0;
     for (size_t which = 0; which < sizeof(uses) / sizeof(uses[0]); which++) {
-        for (size_t i = 0; r == 0 && i < list->n; i++) {
-            if (names(list->pairs[i].name, uses[which].key)) {
-                r = resolve_one(cli, args, list, list->pairs[i].name, which);
-                break;
+        for (size_t i = 0; r == 0 && i < list->n;) {
+            if (!names(list->pairs[i].name, uses[which].key)) {
+                i++;
+                continue;
             }
+            r = resolve_one(cli, args, list, list->pairs[i].name, which);
+            i = 0; /* that changed the list: an image, its parent and its data may all have one */
         }
     }
     return r;

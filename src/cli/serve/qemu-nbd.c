@@ -237,7 +237,9 @@ static int take_credentials(struct nbd *n, const char *id, const char *text, boo
         return 0;
     bool psk = strncmp(text, "tls-creds-psk,", 14) == 0;
     if ((!psk && strncmp(text, "tls-creds-x509,", 15) != 0) || !dir) {
-        cli_error(n->cli, "--object %s: expected tls-creds-x509 or tls-creds-psk with dir=", text);
+        cli_error(n->cli,
+                  "--object %.*s: expected tls-creds-x509 or tls-creds-psk with dir=", (int)kind,
+                  text); /* a secret's text is none for messages */
         return 1;
     }
     *found = true;
