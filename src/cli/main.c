@@ -13,6 +13,7 @@
 #include "cli/cli.h"
 #include "cli/vma/vma.h"
 #include "cli/commands.h"
+#include "cli/common/image.h"
 #include "cli/common/suggest.h"
 
 const struct cli_command *cli_find_command(const char *name, enum cli_role role)
@@ -151,6 +152,8 @@ static int run_command(struct cli *cli, int argc, char **argv)
     if (args.help) {
         cli_print_help(cli, cli->command);
         code = 0;
+    } else if (cli_objects_check(cli, &args) < 0) {
+        code = 1;
     } else {
         code = cli->command->run(cli, &args);
     }

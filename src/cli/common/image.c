@@ -52,8 +52,6 @@ int cli_shared_flags(const struct cli *cli, const struct cli_args *args, unsigne
 {
     int r;
 
-    if (cli_objects_check(cli, args) < 0)
-        return 1;
     if (cli->role != CLI_DROVER)
         *flags |= DR_OPEN_ANY_PATH;
     r = take_switch(cli, args, KEY_LOCKING, "locking", DR_OPEN_NO_LOCK, flags);
