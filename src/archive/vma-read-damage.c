@@ -182,13 +182,15 @@ void vma_doubt_renew(struct vma_read *x)
 
 /* From the first to the last cluster of each disk: in between, too, where the stream has some of
  * another part. */
-static void tell_doubtful(struct vma_read *x)
+void vma_doubt_tell(struct vma_read *x)
 {
-    for (unsigned id = 1; x->broke_off && id < 256; id++) {
-        const struct vma_reading *d = &x->disks[id];
+    vma_doubt_renew(x);
+    for (unsigned id = 1; id < 256; id++) {
+        struct vma_reading *d = &x->disks[id];
         uint64_t off = d->doubt_from * DR_VMA_CLUSTER, end = d->doubt_to * DR_VMA_CLUSTER;
         if (d->doubt_to > 0)
             vma_damage(x, DR_VMA_DOUBTFUL, id, off, dr_min(end, d->disk->size) - off, NULL, NULL);
+        d->doubt_to = 0;
     }
 }
 
@@ -196,7 +198,8 @@ static void tell_doubtful(struct vma_read *x)
 int vma_damage_missing(struct vma_read *x, struct dr_error *err)
 {
     struct vma_pending first = {0};
-    tell_doubtful(x);
+    if (x->broke_off)
+        vma_doubt_tell(x);
     vma_damage_flush(x);
     for (unsigned id = 1; id < 256; id++) {
         const struct vma_reading *d = &x->disks[id];

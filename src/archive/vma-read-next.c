@@ -72,14 +72,57 @@ static bool ends_all(const struct vma_read *x, int r)
     return !x->o->salvage || !dr_is_damage(r);
 }
 
+/* Behind what a packed stream could not give. False: there is nothing that can be unpacked. */
+static bool bridge(struct vma_read *x)
+{
+    if (x->file)
+        return false;
+    vma_doubt_tell(x);
+    if (dr_source_resume(x->vma->source) < 0)
+        return false;
+    x->pos = dr_source_pos(x->vma->source);
+    x->shifted = true;
+    return true;
+}
+
+/* From this unit to the next place where an extent may begin: its magic, or the part of it that is
+ * at the end of the unit. */
+static size_t step(const struct vma_read *x)
+{
+    size_t at = 1, end = VMA_EXTENT_HEADER;
+    if (!x->shifted)
+        return VMA_EXTENT_HEADER;
+    while (at < end && memcmp(x->unit + at, VMA_EXTENT_MAGIC, dr_min(4, end - at)) != 0)
+        at++;
+    return at;
+}
+
+/* Move on by so many bytes; those that are behind them stay. */
+static int move_on(struct vma_read *x, size_t by, struct dr_error *err)
+{
+    size_t keep = VMA_EXTENT_HEADER - by, got = 0;
+    x->pos += by;
+    if (x->file || keep == 0)
+        return read_unit(x, err);
+    memmove(x->unit, x->unit + by, keep);
+    int r = dr_source_read(x->vma->source, x->unit + keep, by, &got, err);
+    x->unit_len = keep + got;
+    return r;
+}
+
 /* The unit behind this one. What a file cannot give counts as bytes that are no extent; a stream
- * that breaks off ends there. */
+ * that breaks off goes on where it can, or ends there. */
 static int next_unit(struct vma_read *x, bool *zero, struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
     bool last = x->unit_len < VMA_EXTENT_HEADER;
-    x->pos += x->unit_len;
-    int r = last ? 0 : read_unit(x, &why);
+    int r = last ? 0 : move_on(x, step(x), &why);
+    x->pos += last ? x->unit_len : 0;
+    while (r < 0 && !ends_all(x, r) && bridge(x)) {
+        dr_error_reset(&why);
+        *zero = false;
+        r = read_unit(x, &why);
+    }
     if (r < 0 && ends_all(x, r))
         return dr_fail(err, -r, "%s", why.text);
     x->ended = last || (r < 0 ? !x->file : x->unit_len == 0);
@@ -125,8 +168,9 @@ static int broke_off(struct vma_read *x, int r, const struct dr_error *why, stru
     x->unit_len = VMA_EXTENT_HEADER;
     if (x->file)
         return resync(x, why->text, err);
-    x->ended = x->broke_off = true;
-    return vma_damage(x, DR_VMA_EXTENT, 0, x->pos, 1, why->text, err);
+    uint64_t at = x->pos;
+    x->ended = x->broke_off = !bridge(x);
+    return vma_damage(x, DR_VMA_EXTENT, 0, at, 1, why->text, err);
 }
 
 /* ------------------------------------------------------------------ zeros */
@@ -250,14 +294,14 @@ static int take_slots(struct vma_read *x, struct vma_extent *e, uint64_t avail, 
     int r = 0;
     if (!x->file)
         vma_doubt_renew(x);
-    bool doubtful = !x->file && x->pos + VMA_EXTENT_HEADER + avail > x->vouched;
+    uint64_t data = x->pos + VMA_EXTENT_HEADER;
     for (unsigned i = 0; i < e->n && r >= 0; i++) {
         struct vma_slot s = e->slot[i];
         uint64_t len = (uint64_t)__builtin_popcount(s.mask) * DR_VMA_BLOCK;
         if (len > 0 && s.data + len > avail)
             continue;
         r = take_slot(x, &s, err);
-        if (r > 0 && doubtful)
+        if (r > 0 && !x->file && len > 0 && data + s.data + len > x->vouched)
             vma_doubt_note(x, &s);
         if (r <= 0 || before)
             continue;
@@ -344,6 +388,8 @@ static int take_extent(struct vma_read *x, struct vma_chunk *c, struct dr_error 
     if (r == 0)
         r = take_slots(x, &c->extent, avail, before, err);
     x->pos = x->ended ? c->off + avail : end;
+    if (r == 0 && why.errnum && bridge(x))
+        x->ended = x->broke_off = false;
     return r;
 }
 

@@ -119,6 +119,7 @@ struct vma_read {
     uint64_t passed;       /* guest bytes that needed no work, for progress */
     unsigned quiet;        /* extents since the last item */
     bool ended, broke_off; /* broke_off: the stream could not be read to its end */
+    bool shifted;          /* something of unknown length is missing: extents may begin anywhere */
     uint64_t vouched;      /* plain bytes of the stream: see dr_source_vouched() */
     bool held;             /* the bytes at pos were read already: unit */
     uint8_t unit[VMA_EXTENT_HEADER];
@@ -183,6 +184,8 @@ void vma_damage_flush(struct vma_read *x);
  * that those before are as they were. By next only. */
 void vma_doubt_note(struct vma_read *x, const struct vma_slot *s);
 void vma_doubt_renew(struct vma_read *x);
+/* The stream broke off: no checksum vouches any more for what was noted. */
+void vma_doubt_tell(struct vma_read *x);
 /* Before the first extent: what the header does not say, or not surely. */
 int vma_damage_header(struct vma_read *x, struct dr_error *err);
 /* After the last extent: what no extent had. */

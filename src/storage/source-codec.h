@@ -46,11 +46,16 @@ struct source_codec {
      * called. */
     int (*read)(void *state, struct source_in *in, uint8_t *buf, size_t len, size_t *got,
                 struct dr_error *err);
+    /* NULL = it cannot. After a failure (damage): read goes on with what is whole behind that;
+     * -ENODATA: there is no more. */
+    int (*resume)(void *state);
     void (*close)(void *state);
 };
 
 extern const struct source_codec source_zstd, source_gzip, source_bzip2, source_lzop, source_xz,
     source_lz4;
+/* For a salvage, in place of source_bzip2. */
+extern const struct source_codec source_bzip2_blocks;
 
 /* What xz may take to decode a stream: `xz -9` takes 65 MiB. */
 #define SOURCE_XZ_MEMORY (256u << 20)

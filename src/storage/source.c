@@ -15,7 +15,7 @@ struct dr_source {
     bool ahead;             /* dr_source_read_ahead() */
     uint64_t pos;           /* plain bytes given out */
     int own_fd;             /* to be closed, or -1 */
-    struct dr_error failed; /* what stopped the decoder, for good */
+    struct dr_error failed; /* what stopped the decoder, until dr_source_resume() */
 };
 
 static const struct source_codec *const codecs[] = {
@@ -189,6 +189,8 @@ static int open_codec(struct dr_source *s, bool as_is, const struct index_search
         s->plain = s->in.file ? dr_file_ref(s->in.file) : NULL;
         return 0;
     }
+    if (s->codec == &source_bzip2 && how->salvage != DR_SOURCE_STRICT)
+        s->codec = &source_bzip2_blocks;
     if (s->in.file && open_index(s->codec, s->in.file, how, &s->plain, NULL) < 0)
         s->plain = NULL;
     return s->codec->open(s->name, &s->state, err);
@@ -385,6 +387,16 @@ int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, stru
     else
         r = read_plain(s, buf, len, got, err);
     s->pos += *got;
+    return r;
+}
+
+int dr_source_resume(struct dr_source *s)
+{
+    if (s->plain || !s->codec || !s->codec->resume || s->failed.errnum != EBADMSG)
+        return -ENODATA;
+    int r = s->codec->resume(s->state);
+    if (r == 0)
+        dr_error_reset(&s->failed);
     return r;
 }
 

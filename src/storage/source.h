@@ -60,6 +60,10 @@ void dr_source_read_ahead(struct dr_source *s);
 /* Reading then fails with -ECANCELED, even while it waits for bytes of a pipe, when *stop is not 0.
  */
 void dr_source_stop_by(struct dr_source *s, const volatile int *stop);
+/* After a read that failed with damage: the next one goes on with what can be decoded behind that.
+ * How much is missing in between is not known; dr_source_pos() does not count it. -ENODATA: nothing
+ * more can be decoded. Only of a source that was opened for salvaging. */
+int dr_source_resume(struct dr_source *s);
 /* How far the container has been read, in bytes of it. */
 uint64_t dr_source_stored_pos(const struct dr_source *s);
 /* Plain bytes taken so far. */

@@ -342,3 +342,35 @@ def test_salvage_of_a_packed_archive_tells_which_ranges_may_be_wrong(t, kind):
         assert "doubtful" in [d["kind"] for d in damage] and not [d for d in damage if d["kind"] == "missing"]
     text = t.drover("vma", "verify", "x")
     assert text.code == 2 and "No problems" not in text.out
+
+
+EXTENT = 58 << 16  # of a disk, bytes
+
+
+def bz2_blocks(b):
+    return subprocess.run(["bzip2", "-1c"], input=b, stdout=subprocess.PIPE, check=True).stdout
+
+
+READ_ON = {"bz2": bz2_blocks}
+
+
+@pytest.mark.parametrize("kind", READ_ON)
+@pytest.mark.parametrize("stdin", [False, True], ids=["file", "pipe"])
+def test_salvage_of_a_packed_archive_goes_on_behind_a_part_of_unknown_length(t, kind, stdin):
+    n = 8
+    with open(t.dir / "d.raw", "wb") as f:
+        for at in range(0, n * EXTENT, 1 << 16):
+            f.seek(at)
+            f.write(random.Random(at).randbytes(4096) + bytes(61440))
+    t.ok("vma", "create", "-q", "--no-sums", "-d", "drive-scsi0=d.raw", "a.vma")
+    whole = bytearray(READ_ON[kind]((t.dir / "a.vma").read_bytes()))
+    whole[len(whole) // 2] ^= 0x40
+    (t.dir / "x").write_bytes(whole)
+    command = 'cat x | "$0" vma extract --salvage --json - o' if stdin else '"$0" vma extract --salvage --json x o'
+    got = t.start("sh", "-c", command, t.bin / "drover")
+    assert got.code == 3, got
+    told = [range(d["offset"], d["offset"] + d["length"]) for d in json.loads(got.out)["damage"] if d.get("disk")]
+    assert told and sum(map(len, told)) <= 2 * EXTENT
+    came, disk = (t.dir / "o" / "drive-scsi0.raw").read_bytes(), (t.dir / "d.raw").read_bytes()
+    wrong = [at for at in range(0, len(disk), 4096) if came[at:at + 4096] != disk[at:at + 4096]]
+    assert wrong and all(any(at in r for r in told) for at in wrong)
