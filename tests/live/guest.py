@@ -273,8 +273,10 @@ def steps_of(log):
             del want_files[number]
         else:
             want_versions[number] = more[0]
-    if step == len(log):  # it was not told any more
-        del versions[next(n for n, v in versions.items() if v == last)]
+    if step == len(log):  # it was not told any more; what the block held before is gone
+        number = next(n for n, v in versions.items() if v == last)
+        del versions[number]
+        want_versions.pop(number, None)
     # What comes behind that block may be under way: a removal, which the next sync makes durable, and a file.
     under_way = {number for what, number, *_ in log[step + 1:step + 3] if what != "block"}
     assert versions == {**want_versions, **{n: v for n, v in versions.items() if v == last}}

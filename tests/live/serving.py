@@ -65,6 +65,8 @@ class Server:
     def wait_ready(self):
         line = os.read(self.ready, 100)  # nothing comes from one that ended
         os.close(self.ready)
+        if line != b"ready\n":
+            self.process.wait(60)  # its locks go after its end of the pipe
         assert line == b"ready\n", self.text()
         return self
 
