@@ -181,6 +181,25 @@ def test_qemu_reads_esx_children(parent, tmp_path):
     run(DROVER, 'check', '-q', top.path)
 
 
+def test_qemu_reads_esx_disks_of_another_size(tmp_path):
+    rnd = rng('esx', 'resize')
+    disk = Disk(tmp_path / 'disk.vmdk', 'vmdk', 5 * MIB + 3 * 512)
+    create(Drover, disk.path, 'vmdk', disk.size, f'subformat={ESX}')
+    disk.write(Drover, rnd)
+    run(DROVER, 'resize', '-q', disk.path, '300M')  # another sector of entries
+    head = str(tmp_path / 'head')
+    run('qemu-img', 'dd', '-f', 'vmdk', '-O', 'raw', 'bs=1M', 'count=6', f'if={disk.path}', f'of={head}')
+    with open(head, 'rb') as f:
+        assert f.read() == bytes(disk.content).ljust(6 * MIB, b'\0')
+    run(DROVER, 'resize', '-q', '--shrink', disk.path, str(3 * MIB))
+    disk.size = 3 * MIB
+    del disk.content[disk.size:]
+    disk.verify(tmp_path)
+    disk.write(Drover, rnd)
+    disk.verify(tmp_path)
+    run(DROVER, 'check', '-q', disk.path)
+
+
 def sesparse(size, grains):
     """The bytes of a seSparse extent. grains: {number: bytes, or 1 (unmapped) or 2 (zero)}"""
     n = -(-size // (4096 * 4096))

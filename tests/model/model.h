@@ -82,8 +82,6 @@ void model_check_line(void *user, const char *line); /* for dr_check_result.repo
 
 /* ------------------------------------------------------------------ how long, which numbers */
 
-/* ESX's extents have a directory that cannot move. */
-bool model_has_fixed_size(const struct subject *s);
 uint64_t model_seed(void);         /* DROVER_SEED or a fixed one */
 unsigned model_length(unsigned n); /* n, times DROVER_SOAK */
 const char *model_only(void);      /* DROVER_ONLY: part of the names of the subjects to run */

@@ -565,11 +565,6 @@ unsigned model_length(unsigned n)
     return n > 10 ? n / SLOWER : n;
 }
 
-bool model_has_fixed_size(const struct subject *s)
-{
-    return s->pairs[0].value && strcmp(s->pairs[0].value, "vmfsSparse") == 0;
-}
-
 const char *model_only(void)
 {
     return getenv("DROVER_ONLY");

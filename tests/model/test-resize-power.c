@@ -20,8 +20,7 @@
 /* A toy grows without hiding what its file has there already. */
 static bool resizable(const struct subject *s)
 {
-    return strcmp(s->format, "raw") != 0 && strcmp(s->format, "toy") != 0 &&
-           !model_has_fixed_size(s);
+    return strcmp(s->format, "raw") != 0 && strcmp(s->format, "toy") != 0;
 }
 
 static void must(const struct subject *s, int r, const char *what, const struct dr_error *err)

@@ -2,6 +2,10 @@
 /* The sparse extents of ESX: vmfsSparse disks, with their descriptor and without. */
 #include "test-vmdk.h"
 
+#include "base/cleanup.h"
+#include "faultfs.h"
+#include "powerfs.h"
+
 #define DISK  "/d/esx.vmdk"
 #define DELTA "/d/esx-delta.vmdk"
 #define SIZE  (5 * MIB) /* three tables, one each 2 MiB */
@@ -146,19 +150,6 @@ static void it_has_32_bits(void **state)
     dr_close(disk, NULL);
 }
 
-static void its_size_stays(void **state)
-{
-    (void)state;
-    make();
-    uint32_t cid = cid_of(DISK);
-    struct dr_disk *disk = opened(DISK, DR_OPEN_RDWR);
-    assert_int_equal(dr_resize(disk, 2 * SIZE, 0, &err), -ENOTSUP);
-    assert_int_equal(dr_resize(disk, MIB, 0, &err), -ENOTSUP);
-    ok(dr_close(disk, &err));
-    assert_int_equal(cid_of(DISK), cid);
-    assert_int_equal(file_size(DELTA), FIRST_FREE * 512);
-}
-
 static void headers_are_checked(void **state)
 {
     (void)state;
@@ -183,6 +174,206 @@ static void headers_are_checked(void **state)
         ok(mem->ops->unlink(mem, DISK, &err));
         ok(mem->ops->unlink(mem, DELTA, &err));
     }
+}
+
+/* ------------------------------------------------------------------ another size */
+
+#define LARGE (20480 * MIB) /* the directory takes 80 sectors, of which 79 are in use */
+
+/* Behind the directory: a table with 8 grains, one whose last grains stand behind the place that
+ * the longer directory takes, and one behind that place, with grains that were the first one's. */
+static void write_some(struct dr_fs *fs, uint8_t *content)
+{
+    static const struct {
+        uint64_t off, len;
+    } pieces[] = {{1024, 4096}, {2 * MIB - 512, 13 * 512}, {4 * MIB, 700}, {SIZE - 600, 600}};
+    const uint64_t gone = 2048;
+    struct dr_disk *disk = NULL;
+    ok(open_in(fs, DISK, DR_OPEN_RDWR, &disk));
+    memset(content, 0, SIZE);
+    for (size_t i = 0; i < sizeof(pieces) / sizeof(pieces[0]); i++) {
+        fill(content + pieces[i].off, pieces[i].len, (unsigned)i + 1);
+        ok(dr_pwrite(disk, content + pieces[i].off, pieces[i].off, pieces[i].len, 0, &err));
+        if (i != 1)
+            continue;
+        ok(dr_discard(disk, 1024, gone, &err));
+        ok(dr_flush(disk, &err));
+        memset(content + 1024, 0, gone);
+    }
+    ok(dr_close(disk, &err));
+}
+
+static int resize_in(struct dr_fs *fs, uint64_t size)
+{
+    struct dr_disk *disk = NULL;
+    int r = open_in(fs, DISK, DR_OPEN_RDWR, &disk);
+    if (r < 0)
+        return r;
+    r = dr_resize(disk, size, 0, &err);
+    int closed = dr_close(disk, r < 0 ? NULL : &err);
+    return r < 0 ? r : closed;
+}
+
+/* Answers the size. What the disk had, as far as it goes, and zeros behind that. */
+static uint64_t holds(struct dr_fs *fs, const uint8_t *content, const char *when)
+{
+    struct dr_disk *disk = NULL;
+    CLEANUP_FREE uint8_t *buf = malloc(SIZE);
+    ok(open_in(fs, DISK, 0, &disk));
+    uint64_t size = dr_size(disk), len = dr_min(size, SIZE);
+    ok(dr_pread(disk, buf, 0, len, &err));
+    for (uint64_t i = 0; i < len; i++)
+        if (buf[i] != content[i])
+            fail_msg("%s: byte %llu is %02x, not %02x", when, (unsigned long long)i, buf[i],
+                     content[i]);
+    if (size > SIZE)
+        reads_zero(disk, SIZE, dr_min(size - SIZE, 3 * MIB));
+    ok(dr_close(disk, &err));
+    return size;
+}
+
+static void is_sound(struct dr_fs *fs, uint64_t leaks, const char *when)
+{
+    struct dr_check_result result = {.report = note};
+    struct dr_image *image = NULL;
+    lines[0] = '\0';
+    ok(dr_image_open(fs, DISK, "vmdk", 0, &image, &err));
+    ok(vmdk_check(image, 0, &result, &err));
+    ok(dr_image_unref(image, &err));
+    if (result.corruptions || result.leaks > leaks)
+        fail_msg("%s: %s", when, lines);
+}
+
+static void its_directory_grows_over_what_moves(void **state)
+{
+    (void)state;
+    CLEANUP_FREE uint8_t *content = malloc(SIZE);
+    make();
+    write_some(mem, content);
+    assert_in_range(peek32(DELTA, GDE + 8), 84, UINT32_MAX);
+    assert_in_range(peek32(DELTA, peek32(DELTA, GDE + 8) * 512ull), 5, 83);
+    ok(resize_in(mem, LARGE));
+    assert_int_equal(holds(mem, content, "larger"), LARGE);
+    is_sound(mem, 0, "larger");
+    assert_int_equal(peek32(DELTA, GD), 4);
+    assert_int_equal(peek32(DELTA, N_TABLES), LARGE / (2 * MIB));
+    assert_int_equal(peek32(DELTA, 12), LARGE / 512);
+    assert_int_equal(peek32(DELTA, FREE), sectors_of(DELTA));
+    for (uint64_t t = 0; t < LARGE / (2 * MIB); t++)
+        assert_true(t < 3 ? peek32(DELTA, GDE + t * 4) >= 84 : peek32(DELTA, GDE + t * 4) == 0);
+    write_one(DISK, LARGE - 512, 512, 9, 0);
+    struct dr_disk *disk = opened(DISK, 0);
+    reads(disk, LARGE - 512, 512, 9);
+    ok(dr_close(disk, &err));
+
+    ok(resize_in(mem, 2 * MIB + 512));
+    memset(content + 2 * MIB + 512, 0, SIZE - 2 * MIB - 512);
+    assert_int_equal(holds(mem, content, "smaller"), 2 * MIB + 512);
+    is_sound(mem, 0, "smaller");
+    assert_int_equal(peek32(DELTA, N_TABLES), 2);
+    assert_int_equal(peek32(DELTA, FREE), sectors_of(DELTA));
+    ok(resize_in(mem, LARGE));
+    holds(mem, content, "larger again"); /* and nothing of what was cut off */
+    is_sound(mem, 0, "larger again");
+}
+
+static void sizes_beyond_its_bounds_are_refused(void **state)
+{
+    (void)state;
+    CLEANUP_FREE uint8_t *content = malloc(SIZE);
+    make();
+    write_some(mem, content);
+    uint32_t cid = cid_of(DISK);
+    uint64_t was = file_size(DELTA);
+    assert_int_equal(resize_in(mem, 2 * TIB), -EFBIG);
+    assert_non_null(strstr(err.text, "too big for vmfsSparse"));
+    assert_int_equal(cid_of(DISK), cid);
+    poke32(DELTA, FIRST_FREE * 512, 0x7fffffff); /* an entry of the first table */
+    assert_int_equal(resize_in(mem, LARGE), -EIO);
+    assert_non_null(strstr(err.text, "is damaged"));
+    assert_int_equal(file_size(DELTA), was);
+}
+
+static void a_longer_parent_does_not_show_behind_its_old_end(void **state)
+{
+    (void)state;
+    ok(create_in(mem, "/d/base.vmdk", 5 * MIB, "vmfs", NULL, NULL));
+    write_one("/d/base.vmdk", 0, 5 * MIB, 5, 0);
+    ok(create_in(mem, DISK, MIB + 512, "vmfsSparse", NULL, "base.vmdk"));
+    ok(resize_in(mem, 6 * MIB));
+    struct dr_disk *disk = opened(DISK, 0);
+    reads(disk, 0, MIB + 512, 5);
+    reads_zero(disk, MIB + 512, 5 * MIB - 512);
+    ok(dr_close(disk, &err));
+    finds(DISK, 0, 0, "");
+}
+
+/* The old size with all it had, or the new one; and another try works. */
+static void survived(struct dr_fs *fs, uint64_t before, uint64_t after, bool done,
+                     const uint8_t *content, const char *when)
+{
+    uint64_t size = holds(fs, content, when);
+    if (size != after && (done || size != before))
+        fail_msg("%s: size %llu", when, (unsigned long long)size);
+    is_sound(fs, UINT64_MAX, when);
+    ok(resize_in(fs, after));
+    assert_int_equal(holds(fs, content, when), after);
+    is_sound(fs, UINT64_MAX, when);
+}
+
+static void a_cut_leaves_either_size(void **state)
+{
+    (void)state;
+    static const uint64_t sizes[][2] = {{SIZE, LARGE}, {LARGE, MIB}};
+    CLEANUP_FREE uint8_t *content = malloc(SIZE);
+    char when[200], op[100];
+    for (size_t c = 0; c < 2; c++) {
+        struct powerfs *p = powerfs_new();
+        struct dr_fs *fs = powerfs_fs(p);
+        ok(create_in(fs, DISK, sizes[c][0], "vmfsSparse", NULL, NULL));
+        write_some(fs, content);
+        powerfs_settle(p);
+        ok(resize_in(fs, sizes[c][1]));
+        for (size_t i = 0, n = powerfs_ops(p); i <= n; i++)
+            for (int mode = 0; mode < POWERFS_MODES; mode++) {
+                if (mode && powerfs_open_ops(p, i) == 0)
+                    continue;
+                struct dr_fs *disk = powerfs_cut(p, i, (enum powerfs_mode)mode, i);
+                snprintf(when, sizeof(when), "%zu: cut after %zu (%s), mode %d", c, i,
+                         i ? powerfs_op_text(p, i - 1, op, sizeof(op)) : "nothing", mode);
+                survived(disk, sizes[c][0], sizes[c][1], i == n, content, when);
+                dr_fs_memory_free(disk);
+            }
+        powerfs_free(p);
+    }
+}
+
+static bool survives_a_fault(uint64_t before, uint64_t after, uint64_t nth)
+{
+    CLEANUP_FREE uint8_t *content = malloc(SIZE);
+    struct dr_fs *memory = dr_fs_memory_new();
+    char when[60];
+    snprintf(when, sizeof(when), "I/O %llu failed", (unsigned long long)nth);
+    ok(create_in(memory, DISK, before, "vmfsSparse", NULL, NULL));
+    write_some(memory, content);
+    struct faultfs *f = faultfs_new(memory);
+    faultfs_arm(f, &(struct faultfs_plan){.nth = nth, .error = nth % 2 ? EIO : ENOSPC});
+    int r = resize_in(faultfs_fs(f), after);
+    bool fired = faultfs_fired(f);
+    faultfs_disarm(f);
+    survived(memory, before, after, r == 0, content, when);
+    faultfs_free(f);
+    dr_fs_memory_free(memory);
+    return fired;
+}
+
+static void a_failing_io_leaves_either_size(void **state)
+{
+    (void)state;
+    for (uint64_t nth = 0; survives_a_fault(SIZE, LARGE, nth); nth++)
+        ;
+    for (uint64_t nth = 0; survives_a_fault(LARGE, MIB, nth); nth++)
+        ;
 }
 
 /* ------------------------------------------------------------------ damage */
@@ -410,8 +601,12 @@ int main(void)
         T(a_crash_is_recovered_by_the_next_writer),
         T(an_inconsistent_one_is_not_written),
         T(it_has_32_bits),
-        T(its_size_stays),
         T(headers_are_checked),
+        T(its_directory_grows_over_what_moves),
+        T(sizes_beyond_its_bounds_are_refused),
+        T(a_longer_parent_does_not_show_behind_its_old_end),
+        T(a_cut_leaves_either_size),
+        T(a_failing_io_leaves_either_size),
         T(damage_is_found_and_left),
         T(neighbours_are_told_in_one_line),
         T(a_table_of_two_is_told_once),

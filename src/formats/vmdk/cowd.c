@@ -140,15 +140,23 @@ int vmdk_cowd_read(struct vmdk_header *h, const char *where, struct dr_file *f,
 
 /* ------------------------------------------------------------------ making */
 
+static int refuse_size(const char *where, uint64_t capacity, struct dr_error *err)
+{
+    if (capacity <= VMDK_COWD_MAX_SECTOR)
+        return 0;
+    return dr_fail(err, EFBIG,
+                   "%s: a disk of %llu bytes is too big for vmfsSparse, which counts %llu sectors "
+                   "at most",
+                   where, (unsigned long long)(capacity * VMDK_SECTOR),
+                   (unsigned long long)VMDK_COWD_MAX_SECTOR);
+}
+
 int vmdk_cowd_layout(struct vmdk_header *h, const char *where, uint64_t capacity,
                      struct dr_error *err)
 {
-    if (capacity > VMDK_COWD_MAX_SECTOR)
-        return dr_fail(err, EFBIG,
-                       "%s: a disk of %llu bytes is too big for vmfsSparse, which counts %llu "
-                       "sectors at most",
-                       where, (unsigned long long)(capacity * VMDK_SECTOR),
-                       (unsigned long long)VMDK_COWD_MAX_SECTOR);
+    int r = refuse_size(where, capacity, err);
+    if (r < 0)
+        return r;
     *h = (struct vmdk_header){
         .version = 1, .capacity = capacity, .grain = 1, .gd_off = HEADER_SECTORS};
     h->n_tables = tables_needed(h);
@@ -215,11 +223,16 @@ static int raise_count(struct dr_image *image, struct vmdk_extent *e, uint64_t e
     return r;
 }
 
-int vmdk_cowd_take(struct dr_image *image, struct vmdk_extent *e, uint64_t sectors,
-                   uint32_t *sector, struct dr_error *err)
+void vmdk_cowd_find_next(const struct dr_image *image, struct vmdk_extent *e)
 {
     if (e->next == 0)
         e->next = first_free(image, e);
+}
+
+int vmdk_cowd_take(struct dr_image *image, struct vmdk_extent *e, uint64_t sectors,
+                   uint32_t *sector, struct dr_error *err)
+{
+    vmdk_cowd_find_next(image, e);
     if (e->next + sectors > VMDK_COWD_MAX_SECTOR)
         return dr_fail(err, ENOSPC, "%s: a vmfsSparse extent cannot grow beyond 2 TiB",
                        vmdk_extent_path(image, e));
@@ -319,6 +332,55 @@ int vmdk_cowd_settle(struct dr_image *image, struct vmdk_extent *e, struct dr_er
     if (e->next == 0 || e->next == e->h.free_sector)
         return 0;
     return vmdk_cowd_set_free(image, e, e->next, err);
+}
+
+/* ------------------------------------------------------------------ another size */
+
+int vmdk_cowd_resized(struct vmdk_header *h, const char *where, uint64_t capacity,
+                      struct dr_error *err)
+{
+    uint64_t had = capacity < h->capacity ? 0 : h->n_tables;
+    int r = refuse_size(where, capacity, err);
+    if (r < 0)
+        return r;
+    h->capacity = capacity;
+    h->n_tables = dr_max(tables_needed(h), had);
+    derive(h);
+    h->free_sector = (uint32_t)dr_max(h->free_sector, h->overhead);
+    return 0;
+}
+
+/* A root knows its geometry: the cylinders follow. */
+static void put_size(const struct vmdk_header *h, uint8_t buf[VMDK_SECTOR])
+{
+    uint64_t track = (uint64_t)get_le32(buf + GEOMETRY_AT + 4) * get_le32(buf + GEOMETRY_AT + 8);
+    put_le32(buf + CAPACITY_AT, (uint32_t)h->capacity);
+    put_le32(buf + N_TABLES_AT, (uint32_t)h->n_tables);
+    put_le32(buf + FREE_AT, h->free_sector);
+    if (get_le32(buf + FLAGS_AT) & FLAG_ROOT && track != 0)
+        put_le32(buf + GEOMETRY_AT, (uint32_t)dr_min(h->capacity / track, 65535));
+}
+
+int vmdk_cowd_switch(struct dr_image *image, struct vmdk_extent *e, const struct vmdk_header *n,
+                     struct dr_error *err)
+{
+    uint8_t buf[VMDK_SECTOR];
+    struct vmdk_header fresh = *n;
+    struct dr_file *f = image->files[e->file];
+    int r = dr_file_pread(f, buf, 0, sizeof(buf), err);
+    if (r < 0)
+        return r;
+    fresh.unclean = e->h.unclean;
+    fresh.free_sector = (uint32_t)dr_max(n->free_sector, e->h.free_sector);
+    put_size(&fresh, buf);
+    r = dr_file_pwrite(f, buf, 0, sizeof(buf), err);
+    if (r == 0)
+        r = dr_file_flush(f, err);
+    DR_LOCK_SCOPE(&image->lock);
+    if (r == 0)
+        e->h = fresh;
+    dr_page_forget(image, e->file, 0, INT64_MAX);
+    return r;
 }
 
 /* ------------------------------------------------------------------ recover, trim */

@@ -41,6 +41,8 @@ int vmdk_cowd_write_new(struct dr_file *f, const struct vmdk_header *h, struct d
  * them. -ENOSPC: the file would pass 2 TiB. */
 int vmdk_cowd_take(struct dr_image *image, struct vmdk_extent *e, uint64_t sectors,
                    uint32_t *sector, struct dr_error *err);
+/* e->next is known. */
+void vmdk_cowd_find_next(const struct dr_image *image, struct vmdk_extent *e);
 /* Make the table that is missing. */
 int vmdk_cowd_make_table(struct dr_image *image, struct vmdk_extent *e, uint64_t table,
                          struct dr_error *err);
@@ -64,6 +66,21 @@ int vmdk_cowd_recover(struct dr_image *image, struct vmdk_extent *e, struct dr_e
 int vmdk_cowd_trim(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err);
 int vmdk_cowd_check(struct dr_image *image, struct vmdk_extent *e, unsigned fix,
                     struct dr_check_result *result, struct dr_error *err);
+
+/* Another size. A header for so many sectors: a smaller disk has fewer tables. -EFBIG. */
+int vmdk_cowd_resized(struct vmdk_header *h, const char *where, uint64_t capacity,
+                      struct dr_error *err);
+/* The header on disk gets its size, the length of its directory and its count, in one write,
+ * durably. */
+int vmdk_cowd_switch(struct dr_image *image, struct vmdk_extent *e, const struct vmdk_header *n,
+                     struct dr_error *err);
+/* cowd-resize.c: vmdk_set_capacity, vmdk_clear_behind and vmdk_mask of a COWD extent. */
+int vmdk_cowd_set_capacity(struct dr_image *image, struct vmdk_extent *e, uint64_t sectors,
+                           struct dr_error *err);
+int vmdk_cowd_clear_behind(struct dr_image *image, struct vmdk_extent *e, uint64_t was, bool give,
+                           struct dr_error *err);
+int vmdk_cowd_mask(struct dr_image *image, struct vmdk_extent *e, uint64_t from, uint64_t to,
+                   struct dr_error *err);
 
 /* bare.c: an extent without its descriptor. A text that stands for it becomes that of the image.
  */

@@ -14,7 +14,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "formats/vmdk/vmdk.h"
+#include "formats/vmdk/cowd.h"
 
 /* One change of size. */
 struct resize {
@@ -291,7 +291,8 @@ static int grow(struct resize *z, struct dr_error *err)
         r = vmdk_desc_copy(z->image, &z->desc, err);
     if (r < 0)
         return r;
-    return is_split(z->s) && e->type != VMDK_ZERO ? add_pieces(z, err) : grow_last(z, err);
+    return is_split(z->s) && e->type != VMDK_ZERO && !e->h.cowd ? add_pieces(z, err)
+                                                                : grow_last(z, err);
 }
 
 /* ------------------------------------------------------------------ shrinking */
@@ -388,17 +389,23 @@ static int check_types(const struct dr_image *image, struct dr_error *err)
     const struct vmdk_state *s = vmdk_of(image);
     for (size_t i = 0; i < s->n_extents; i++) {
         const struct vmdk_extent *e = &s->extents[i];
-        if (e->h.cowd)
-            return dr_fail(err, ENOTSUP,
-                           "%s: a vmfsSparse extent cannot change its size: its directory stands "
-                           "in front of the grains; convert the disk, and resize that",
-                           vmdk_extent_path(image, e));
         if (e->type != VMDK_SPARSE && e->type != VMDK_FLAT && e->type != VMDK_VMFS &&
             e->type != VMDK_ZERO)
             return dr_fail(err, ENOTSUP, "%s: extents of type %s cannot change their size",
                            image->path, e->type_name);
     }
     return 0;
+}
+
+/* Those of ESX count in 32 bits. */
+static int check_last_length(const struct dr_image *image, uint64_t size, struct dr_error *err)
+{
+    const struct vmdk_state *s = vmdk_of(image);
+    const struct vmdk_extent *e = &s->extents[s->n_extents - 1];
+    struct vmdk_header h = e->h;
+    if (!e->h.cowd || size <= image->size)
+        return 0;
+    return vmdk_cowd_resized(&h, vmdk_extent_path(image, e), (size - e->start) / VMDK_SECTOR, err);
 }
 
 int vmdk_may_resize(struct dr_image *image, uint64_t size, struct dr_error *err)
@@ -412,7 +419,8 @@ int vmdk_may_resize(struct dr_image *image, uint64_t size, struct dr_error *err)
     if (size > VMDK_MAX_SECTORS * VMDK_SECTOR - VMDK_SECTOR)
         return dr_fail(err, EFBIG, "%s: %" PRIu64 " bytes are more than a VMDK can have", path,
                        size);
-    return check_types(image, err);
+    int r = check_types(image, err);
+    return r < 0 ? r : check_last_length(image, size, err);
 }
 
 int vmdk_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, struct dr_error *err)

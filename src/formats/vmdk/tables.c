@@ -18,7 +18,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "formats/vmdk/vmdk.h"
+#include "formats/vmdk/cowd.h"
 
 #define MAX_FILE_SECTORS (UINT64_C(1) << 32) /* entries have 32 bits */
 
@@ -405,6 +405,8 @@ int vmdk_set_capacity(struct dr_image *image, struct vmdk_extent *e, uint64_t se
                       struct dr_error *err)
 {
     struct vmdk_header n = e->h;
+    if (n.cowd)
+        return vmdk_cowd_set_capacity(image, e, sectors, err);
     int r = vmdk_header_set_capacity(&n, vmdk_extent_path(image, e), sectors, err);
     if (r == 0)
         r = vmdk_load_directories(image, e, err);
@@ -462,6 +464,8 @@ int vmdk_clear_behind(struct dr_image *image, struct vmdk_extent *e, uint64_t wa
 {
     uint64_t trusted = dr_min(dr_div_up(was, e->grain * e->h.gtes), e->h.n_tables);
     struct moves m = {0};
+    if (e->h.cowd)
+        return vmdk_cowd_clear_behind(image, e, was, give, err);
     int r = vmdk_load_directories(image, e, err);
     if (r == 0)
         r = find_behind(image, e, trusted, &m, err);
@@ -496,6 +500,8 @@ int vmdk_mask(struct dr_image *image, struct vmdk_extent *e, uint64_t from, uint
     struct dr_file *f = image->files[e->file];
     struct moves m = {0};
     uint64_t next = e->next;
+    if (e->h.cowd)
+        return vmdk_cowd_mask(image, e, from, to, err);
     int r = vmdk_load_directories(image, e, err);
     if (r == 0)
         r = plan_mask(image, e, dr_div_up(from, e->grain), dr_div_up(to, e->grain), &m, err);
