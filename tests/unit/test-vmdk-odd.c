@@ -74,6 +74,36 @@ static void other_geometries_are_read_and_written(void **state)
     }
 }
 
+/* Some programs look in sector 1 whatever the header says. */
+static void the_header_says_where_the_text_is(void **state)
+{
+    (void)state;
+    static const char decoy[512] = "# Disk DescriptorFile\nversion=1\nCID=0badf00d\n"
+                                   "createType=\"monolithicSparse\"\nRW 8 SPARSE \"b.vmdk\"\n";
+    char text[512];
+    make_odd("/d/a.vmdk", 8, 128, true);
+    poke("/d/a.vmdk", 512, decoy, sizeof(decoy));
+    finds("/d/a.vmdk", 0, 0, "");
+    assert_int_equal(cid_of("/d/a.vmdk"), 0x12345678);
+    write_one("/d/a.vmdk", 0, 1000, 1, 0);
+    assert_int_not_equal(cid_of("/d/a.vmdk"), 0x12345678);
+    struct dr_disk *disk = opened("/d/a.vmdk", DR_OPEN_RDWR);
+    ok(dr_resize(disk, 4000 * 512, 0, &err));
+    ok(dr_close(disk, &err));
+    disk = opened("/d/a.vmdk", 0);
+    assert_int_equal(dr_size(disk), 4000 * 512);
+    reads(disk, 0, 1000, 1);
+    reads_zero(disk, 1000, 4000 * 512 - 1000);
+    ok(dr_close(disk, &err));
+    peek("/d/a.vmdk", 3 * 512, text, sizeof(text));
+    text[511] = '\0';
+    assert_null(strstr(text, "CID=12345678"));
+    assert_non_null(strstr(text, "RW 4000 SPARSE \"was.vmdk\"\n"));
+    peek("/d/a.vmdk", 512, text, sizeof(text));
+    assert_memory_equal(text, decoy, sizeof(decoy));
+    finds("/d/a.vmdk", 0, 0, "");
+}
+
 /* VirtualBox goes on at any sector after its metadata grew. */
 static void a_grain_may_stand_at_any_sector(void **state)
 {
@@ -518,6 +548,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(other_geometries_are_read_and_written),
+        T(the_header_says_where_the_text_is),
         T(a_grain_may_stand_at_any_sector),
         T(check_finds_what_a_grain_at_any_sector_reaches_into),
         T(an_extent_file_ends_at_2_tib),
