@@ -126,8 +126,9 @@ static void an_unknown_charset_is_named(void **state)
 
 /* ------------------------------------------------------------------ whole texts */
 
-static void make_wide(const char *path, const char *text, bool big)
+static void make_wide(const char *path, const char *text, bool big, bool mark)
 {
+    size_t skip = mark ? 0 : 2;
     uint8_t buf[2000] = {0xff, 0xfe};
     size_t n = strlen(text);
     for (size_t i = 0; i < n; i++)
@@ -136,8 +137,8 @@ static void make_wide(const char *path, const char *text, bool big)
         memmove(buf + 1, buf, sizeof(buf) - 1);
         buf[0] = 0xfe, buf[1] = 0xff, buf[2] = 0;
     }
-    make_zeros(path, 2 + 2 * n);
-    poke(path, 0, buf, 2 + 2 * n);
+    make_zeros(path, 2 + 2 * n - skip);
+    poke(path, 0, buf + skip, 2 + 2 * n - skip);
 }
 
 #define FLAT_TEXT \
@@ -164,12 +165,15 @@ static void texts_of_other_systems_are_read_and_written(void **state)
     for (char *p = cr; *p; p++)
         *p = *p == '\n' ? '\r' : *p;
     make_data("/d/disk-flat.vmdk", 3);
-    make_wide("/d/le.vmdk", FLAT_TEXT, false);
-    make_wide("/d/be.vmdk", FLAT_TEXT, true);
+    make_wide("/d/le.vmdk", FLAT_TEXT, false, true);
+    make_wide("/d/be.vmdk", FLAT_TEXT, true, true);
+    make_wide("/d/le-bare.vmdk", FLAT_TEXT, false, false);
+    make_wide("/d/be-bare.vmdk", FLAT_TEXT, true, false);
     make_text("/d/cr.vmdk", cr);
     make_text("/d/plain.vmdk", "version=1\r\nCID=12345678\r\nRW 8 FLAT \"disk-flat.vmdk\" 0\r\n");
-    static const char *const paths[] = {"/d/le.vmdk", "/d/be.vmdk", "/d/cr.vmdk", "/d/plain.vmdk"};
-    for (size_t i = 0; i < 4; i++) {
+    static const char *const paths[] = {"/d/le.vmdk",    "/d/be.vmdk",      "/d/cr.vmdk",
+                                        "/d/plain.vmdk", "/d/le-bare.vmdk", "/d/be-bare.vmdk"};
+    for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]); i++) {
         reads_as(paths[i], i ? 7 : 3);
         written_and_read(paths[i]);
     }

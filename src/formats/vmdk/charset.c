@@ -110,14 +110,32 @@ char *vmdk_desc_unknown_charset(const struct vmdk_desc *d, const char *name)
 
 /* ------------------------------------------------------------------ whole texts */
 
-/* Is it UTF-16, and which? NULL: no. */
-static const char *wide_charset(const uint8_t *buf, size_t len)
+#define WIDE_SAMPLE 8u /* bytes that show which half of each character is 0 */
+
+/* Does the text begin with ASCII of which each character has two bytes, this half of them 0? */
+static bool is_wide_ascii(const uint8_t *buf, size_t len, size_t zero)
 {
-    if (len < 2)
-        return NULL;
-    if (buf[0] == 0xff && buf[1] == 0xfe)
+    if (len < WIDE_SAMPLE)
+        return false;
+    for (size_t i = 0; i < WIDE_SAMPLE; i += 2)
+        if (buf[i + zero] != 0 || buf[i + !zero] == 0 || buf[i + !zero] >= 0x80)
+            return false;
+    return true;
+}
+
+/* Is it UTF-16, and which? NULL: no. *mark: the length of its byte order mark, which some programs
+ * leave out. */
+static const char *wide_charset(const uint8_t *buf, size_t len, size_t *mark)
+{
+    *mark = 2;
+    if (len >= 2 && buf[0] == 0xff && buf[1] == 0xfe)
         return "UTF-16LE";
-    return buf[0] == 0xfe && buf[1] == 0xff ? "UTF-16BE" : NULL;
+    if (len >= 2 && buf[0] == 0xfe && buf[1] == 0xff)
+        return "UTF-16BE";
+    *mark = 0;
+    if (is_wide_ascii(buf, len, 1))
+        return "UTF-16LE";
+    return is_wide_ascii(buf, len, 0) ? "UTF-16BE" : NULL;
 }
 
 /* As old systems of Apple end lines. */
@@ -133,11 +151,11 @@ static void end_lines_with_lf(char *text, size_t len)
             text[i] = '\n';
 }
 
-static int widen(const char *where, const char *charset, char **text, size_t *len,
+static int widen(const char *where, const char *charset, size_t mark, char **text, size_t *len,
                  struct dr_error *err)
 {
-    size_t left = *len - 2, room = *len * 2;
-    char *from = *text + 2, *out = malloc(room + 1), *to = out;
+    size_t left = *len - mark, room = *len * 2;
+    char *from = *text + mark, *out = malloc(room + 1), *to = out;
     iconv_t cd = out ? iconv_open("UTF-8", charset) : (iconv_t)-1;
     if (cd == (iconv_t)-1) {
         free(out);
@@ -158,8 +176,9 @@ static int widen(const char *where, const char *charset, char **text, size_t *le
 int vmdk_text_decode(const char *where, char **text, size_t *len, bool *recoded,
                      struct dr_error *err)
 {
-    const char *charset = wide_charset((const uint8_t *)*text, *len);
-    int r = charset ? widen(where, charset, text, len, err) : 0;
+    size_t mark;
+    const char *charset = wide_charset((const uint8_t *)*text, *len, &mark);
+    int r = charset ? widen(where, charset, mark, text, len, err) : 0;
     if (r < 0)
         return r;
     *len = strnlen(*text, *len);
@@ -173,9 +192,10 @@ int vmdk_text_decode(const char *where, char **text, size_t *len, bool *recoded,
 
 size_t vmdk_text_peek(const uint8_t *buf, size_t len, char text[VMDK_PEEK_MOST])
 {
-    const char *charset = wide_charset(buf, len);
+    size_t mark;
+    const char *charset = wide_charset(buf, len, &mark);
     size_t n = 0, step = charset ? 2 : 1, low = charset && strcmp(charset, "UTF-16BE") == 0;
-    for (size_t i = charset ? 2 : 0; i + step <= len && n < VMDK_PEEK_MOST; i += step)
+    for (size_t i = mark; i + step <= len && n < VMDK_PEEK_MOST; i += step)
         text[n++] = (char)buf[i + low];
     n = strnlen(text, n);
     if (lines_end_with_cr(text, n))

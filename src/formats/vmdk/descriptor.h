@@ -86,8 +86,9 @@ char *vmdk_desc_unknown_charset(const struct vmdk_desc *d, const char *name);
 
 /* Texts of other systems (charset.c). */
 
-/* A text in UTF-16 with a byte order mark becomes one in UTF-8, and lone CRs become LFs where there
- * is no LF; *recoded: so it was. *text is malloc'ed and may be replaced. -EINVAL, -ENOMEM. */
+/* A text in UTF-16, with a byte order mark or without, becomes one in UTF-8, and lone CRs become
+ * LFs where there is no LF; *recoded: so it was. *text is malloc'ed and may be replaced. -EINVAL,
+ * -ENOMEM. */
 int vmdk_text_decode(const char *where, char **text, size_t *len, bool *recoded,
                      struct dr_error *err);
 #define VMDK_PEEK_MOST 4096u
