@@ -4,13 +4,16 @@
 #include "test-ops.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/rename.h"
+#include "core/aside.h"
 #include "faultfs.h"
 
 #define SIZE (2 * MiB)
@@ -111,6 +114,57 @@ static void snapshots_of_a_disk_are_of_its_family(void **state)
     assert_int_equal(found, 1);
     assert_true(is_there("a.b-000002.vmdk"));
     assert_false(is_there("a.vmdk"));
+}
+
+/* A file that replaces another one, as a kill leaves it; *name is where it stands. */
+static void half_written(const char *of, char *name, size_t room)
+{
+    CLEANUP_FREE char *aside = dr_aside_name(of, DR_ASIDE_FILE);
+    snprintf(name, room, "%s", aside);
+    int fd = open(name, O_CREAT | O_WRONLY, 0600);
+    assert_true(fd >= 0);
+    close(fd);
+}
+
+static void a_file_is_removed_only_where_its_name_is_of_the_family(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *of;
+        bool ours;
+    } files[] = {
+        {"disk.vmdk", true},         {"disk-000001.vmdk", true},   {"disk-000001-s002.vmdk", true},
+        {"disk-s001.vmdk", true},    {"disk-flat.vmdk", true},     {"disk2.vmdk", false},
+        {"disk-abcdef.vmdk", false}, {"diskX000001.vmdk", false},  {"disk-00001.vmdk", false},
+        {"disk-s01.vmdk", false},    {"disk-000001x.vmdk", false},
+    };
+    make(dr_fs_posix(), "disk.vmdk", "vmdk", MiB, NULL);
+    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+        char name[NAME_MAX + 1];
+        unsigned found = 0;
+        half_written(files[i].of, name, sizeof(name));
+        ok(recover("disk.vmdk", &found, &err));
+        if (found != files[i].ours || is_there(name) == files[i].ours)
+            fail_msg("%s: found %u", files[i].of, found);
+        unlink(name);
+    }
+}
+
+/* Then its beginning alone does not tell whose it is, and no file of that name is there yet. */
+static void a_file_beside_an_image_of_a_long_name_is_known_by_the_whole_name(void **state)
+{
+    (void)state;
+    char image[230], beside[NAME_MAX + 1], name[NAME_MAX + 1];
+    unsigned found = 0;
+    memset(image, 'x', sizeof(image));
+    snprintf(image + sizeof(image) - 5, 5, ".raw");
+    make(dr_fs_posix(), image, "raw", MiB, NULL);
+    snprintf(beside, sizeof(beside), "%s%s", image, DR_BITMAP_FILE_SUFFIX);
+    half_written(beside, name, sizeof(name));
+    assert_non_null(strstr(name, ".drover~"));
+    ok(recover(image, &found, &err));
+    assert_int_equal(found, 1);
+    assert_false(is_there(name));
 }
 
 /* Without renames that never replace, a name is taken by a second link; then the first one goes. */
@@ -404,6 +458,8 @@ int main(void)
         T(an_image_that_was_usable_since_is_not_replaced),
         T(another_disk_of_a_like_name_is_left_alone),
         T(snapshots_of_a_disk_are_of_its_family),
+        T(a_file_is_removed_only_where_its_name_is_of_the_family),
+        T(a_file_beside_an_image_of_a_long_name_is_known_by_the_whole_name),
         T(a_second_link_is_no_other_file),
         T(a_published_image_whose_first_link_is_left_stays_as_it_is),
         T(an_extent_that_no_leftover_names_is_somebody_elses),
