@@ -191,6 +191,23 @@ static void what_a_disk_grows_by_counts_as_changed_and_what_it_loses_is_forgotte
     dr_fs_memory_free(fs);
 }
 
+static void a_disk_that_loses_a_file_keeps_its_bitmaps(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    create(fs, &kinds[2]); /* in pieces */
+    struct dr_disk *disk = open_disk(fs);
+    ok(dr_truncate(disk, 2048ull * MIB, &err));
+    add(disk, "b", 64 * KIB, false);
+    ok(dr_close(disk, &err));
+    disk = open_disk(fs);
+    write_at(disk, 0, 512, 1);
+    ok(dr_truncate(disk, MIB, &err));
+    ok(dr_close(disk, &err));
+    says(fs, "b 65536 on 0+128;");
+    dr_fs_memory_free(fs);
+}
+
 /* ------------------------------------------------------------------ where there is no place */
 
 static void a_block_device_has_no_bitmaps_and_says_so(void **state)
@@ -581,6 +598,7 @@ int main(void)
         cmocka_unit_test(each_change_does_the_same_at_rest_and_after_writes),
         cmocka_unit_test(refuses_what_the_file_cannot_hold),
         cmocka_unit_test(what_a_disk_grows_by_counts_as_changed_and_what_it_loses_is_forgotten),
+        cmocka_unit_test(a_disk_that_loses_a_file_keeps_its_bitmaps),
         cmocka_unit_test(
             a_write_by_another_program_makes_bitmaps_distrusted_until_they_are_removed),
         cmocka_unit_test(a_block_device_has_no_bitmaps_and_says_so),

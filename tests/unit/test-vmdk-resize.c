@@ -399,6 +399,39 @@ static void a_failure_leaves_the_old_size_or_the_new_one(void **state)
         ;
 }
 
+/* Opens of a new piece that still work. */
+static int fail_opens(void *user, const struct faultfs_io *io)
+{
+    int *left = user;
+    bool piece = io->kind == FAULTFS_OPEN && strstr(io->path, "002.vmdk");
+    return piece && (*left)-- <= 0 ? -EIO : 0;
+}
+
+/* Else what is written there would go to another file. */
+static void a_piece_that_cannot_be_opened_is_no_part_of_the_disk(void **state)
+{
+    (void)state;
+    static const char *const kinds[] = {"twoGbMaxExtentSparse", "twoGbMaxExtentFlat"};
+    for (int i = 0; i < 4; i++) {
+        struct dr_fs *memory = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(memory);
+        struct dr_disk *disk = NULL;
+        int left = i / 2; /* opened when it is made, and for the disk */
+        ok(create_in(memory, PATH, MIB, kinds[i % 2], NULL, NULL));
+        ok(open_in(faultfs_fs(f), PATH, DR_OPEN_RDWR, &disk));
+        faultfs_observe(f, fail_opens, &left);
+        fails(EIO, "002.vmdk", dr_truncate(disk, 3 * MIB, &err));
+        faultfs_observe(f, NULL, NULL);
+        assert_int_equal(left, -1);
+        assert_int_equal(dr_size(disk), MIB);
+        ok(dr_close(disk, &err));
+        assert_int_equal(size_in(memory, PATH), MIB);
+        assert_false(dr_fs_exists(memory, i % 2 ? "/d/a-f002.vmdk" : "/d/a-s002.vmdk"));
+        faultfs_free(f);
+        dr_fs_memory_free(memory);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -413,6 +446,7 @@ int main(void)
         T(sizes_that_cannot_be_are_refused),
         T(a_cut_leaves_the_old_size_or_the_new_one),
         T(a_failure_leaves_the_old_size_or_the_new_one),
+        T(a_piece_that_cannot_be_opened_is_no_part_of_the_disk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
