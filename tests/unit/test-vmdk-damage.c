@@ -146,6 +146,21 @@ static void a_repair_keeps_the_copy_of_a_table_whose_entry_is_zero(void **state)
     free(want);
 }
 
+static void a_table_that_is_made_from_its_copy_has_all_its_entries(void **state)
+{
+    uint64_t size;
+    make(*state, "d.vmdk", "vmdk", 32 * MiB, NULL); /* one table */
+    put(*state, "d.vmdk", 0, MiB, 0x11);
+    put(*state, "d.vmdk", 31 * MiB, MiB, 0x22);
+    uint8_t *want = view(*state, "d.vmdk", &size);
+    poke32(*state, "d.vmdk", GD_AT, 0x7fffffff);
+    repair(*state, "d.vmdk", DR_REPAIR_ALL);
+    same_view(*state, "d.vmdk", want, size);
+    assert_int_equal(peek32(*state, "d.vmdk", GT_AT + 511 * 4),
+                     peek32(*state, "d.vmdk", RGT_AT + 511 * 4));
+    free(want);
+}
+
 static void an_empty_table_is_made_where_both_entries_are_zero(void **state)
 {
     make(*state, "d.vmdk", "vmdk", 4 * MiB, NULL);
@@ -451,6 +466,7 @@ int main(void)
         ops_test(giving_back_leaks_spares_a_directory_behind_the_overhead),
         ops_test(leaks_of_a_sound_image_are_given_back),
         ops_test(a_repair_keeps_the_copy_of_a_table_whose_entry_is_zero),
+        ops_test(a_table_that_is_made_from_its_copy_has_all_its_entries),
         ops_test(an_empty_table_is_made_where_both_entries_are_zero),
         ops_test(trimming_spares_a_directory_behind_the_overhead),
         ops_test(recovering_a_parent_renews_what_is_in_memory),

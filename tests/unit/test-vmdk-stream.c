@@ -389,6 +389,26 @@ static void check_finds_what_is_wrong_and_nothing_else(void **state)
     }
 }
 
+static void check_of_a_stream_that_was_cut_off_is_one_line(void **state)
+{
+    (void)state;
+    char words[100];
+    struct making m = {.layout = FRONT};
+    make_stream(&m);
+    uint8_t *tables = m.buf + get_le64(m.buf + 56) * 512 + 512;
+    m.len = 190 * 512; /* the last two grains were behind that */
+    put_le32(tables + 1023 * 4, 200);
+    put_le32(tables + LAST_GRAIN * 4, 260);
+    save_stream(&m, "s.vmdk");
+    snprintf(words, sizeof(words),
+             "File truncated, expecting at least %u bytes: it has %u, and 2 grains are lost\n",
+             261 * 512, 190 * 512);
+    assert_int_equal(check(), 2);
+    if (!strstr(found, words) || strchr(found, '\n') != found + strlen(found) - 1)
+        fail_msg("%s", found);
+    free(m.buf);
+}
+
 static void check_finds_grains_that_share_bytes(void **state)
 {
     (void)state;
@@ -423,6 +443,7 @@ int main(void)
         TEST(grains_out_of_order_end_the_pass),
         TEST(check_has_nothing_to_say_of_a_good_stream),
         TEST(check_finds_what_is_wrong_and_nothing_else),
+        TEST(check_of_a_stream_that_was_cut_off_is_one_line),
         TEST(check_finds_grains_that_share_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
