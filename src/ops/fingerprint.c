@@ -89,6 +89,7 @@ static int open_both(struct dr_fs *fs, const char *path, const char *format,
     if (r == 0)
         r = dr_gate_check(fs, path, where, open, err);
     as.format = (*image)->backing_format ? (*image)->backing_format : (*image)->fmt->parent_format;
+    as.backing = as.backing_format = NULL; /* those are another parent of the image */
     as.flags &= ~(unsigned)(DR_OPEN_RDWR | DR_OPEN_UNCHANGED);
     return r < 0 ? r : dr_open_fs(fs, where, &as, parent, err);
 }

@@ -209,6 +209,16 @@ def test_the_record_stands_beside_the_image_whatever_link_leads_to_it(t):
     assert [n for n in t.names() if "parent" in n] == ["top.drover-parent"]
 
 
+def test_the_recorded_parent_counts_whatever_other_one_the_name_gives_the_image(t):
+    pair(t, "qcow2")
+    good = (t.dir / "top.drover-parent").read_bytes()
+    t.ok("create", "-q", "-f", "qcow2", "other", "4M")
+    t.ok("io", "-c", "write -P 9 0 4M", "other")
+    name = {"driver": "qcow2", "file.filename": "top", "backing.driver": "qcow2", "backing.file.filename": "other"}
+    t.ok("chain", "fingerprint", "json:" + json.dumps(name))
+    assert (t.dir / "top.drover-parent").read_bytes() == good
+
+
 def test_an_image_without_a_parent_has_nothing_to_record(t):
     t.ok("create", "-q", "-f", "qcow2", "disk", "1M")
     assert "has no parent" in t.drover("chain", "fingerprint", "disk").err
