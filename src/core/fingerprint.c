@@ -262,9 +262,9 @@ void dr_fingerprint_put_back(struct dr_fs *fs, const char *path, const char *tex
 
 /* ------------------------------------------------------------------ hashes
  *
- * The sampled hash is one of at most 18 blocks of 64 KiB of what the parent shows: 16 are spread
- * over it, one is at 1 MiB, because every mount of a file system there changes its first blocks,
- * and one is the last. The full one is of all. */
+ * The sampled hash is one of blocks of 64 KiB of what the parent shows, at most 19, or 32 where it
+ * has less than 16 MiB: 16 or more are spread over it, one is at 1 MiB, because every mount of a
+ * file system there changes its first blocks, and one is the last. The full one is of all. */
 
 /* Where the block behind the one at off is, which does not end the disk. step: between blocks. */
 static uint64_t next_block(uint64_t off, uint64_t step, uint64_t last)

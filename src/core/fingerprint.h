@@ -4,7 +4,7 @@
  *
  * It counts as long as the image records the parent name that it is about: another one was put
  * there by a program that knows nothing of the file. An image without it costs two looks at names
- * when it is opened, one with it up to 18 reads of 64 KiB. */
+ * when it is opened, one with it about 18 reads of 64 KiB. */
 #ifndef DR_CORE_FINGERPRINT_H
 #define DR_CORE_FINGERPRINT_H
 
