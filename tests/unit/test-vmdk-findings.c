@@ -331,6 +331,23 @@ static void directories_that_are_both_gone_are_led_back_to_their_tables(void **s
     }
 }
 
+/* The image that was repaired goes on with what the repair has written. */
+static void directories_that_were_led_back_are_used_at_once(void **state)
+{
+    (void)state;
+    struct dr_check_result result = {.report = note};
+    struct dr_extent ext;
+    make_disk();
+    poke32(D, GD_AT, 0xffffffff);
+    poke32(D, RGD_AT, 0xffffffff);
+    struct dr_image *image = image_of(D, DR_OPEN_RDWR | DR_OPEN_AS_FOUND);
+    ok(vmdk_check(image, DR_CHECK_FIX_ALL, &result, &err));
+    assert_int_equal(result.corruptions_fixed, 2);
+    ok(dr_image_map(image, 0, MIB, &ext, &err));
+    assert_int_equal(ext.kind, DR_DATA);
+    ok(dr_image_unref(image, &err));
+}
+
 /* Which of two tables would be the right one is not known; a copy of nothing is no mending. */
 static void directories_that_are_both_gone_stay_where_the_tables_differ(void **state)
 {
@@ -443,6 +460,7 @@ int main(void)
         T(a_directory_entry_that_cannot_be_is_found),
         T(a_directory_that_is_gone_is_one_line),
         T(directories_that_are_both_gone_are_led_back_to_their_tables),
+        T(directories_that_were_led_back_are_used_at_once),
         T(directories_that_are_both_gone_stay_where_the_tables_differ),
         T(a_transfer_in_text_mode_is_found),
         T(a_type_that_the_disk_is_not_is_found),

@@ -300,9 +300,11 @@ static int lead_back(struct vmdk_walk *w, uint64_t table, struct dr_error *err)
         found_entry(w, table, copy, dir[table]);
         dir[table] = regular_place(w, table, copy);
         put_le32(entry, dir[table]);
-        w->changed |= vmdk_fixing(w);
-        if (vmdk_fixing(w))
+        if (vmdk_fixing(w)) {
+            w->changed = true;
+            e->tables_at = 0; /* that was learned from the damaged ones */
             r = dr_file_pwrite(w->f, entry, at, sizeof(entry), err);
+        }
         vmdk_count(w, vmdk_fixing(w) && r == 0);
     }
     return r;
