@@ -183,6 +183,10 @@ def test_secrets_are_objects_of_qemu(t, nginx, disk):
     for text in ("data=pass", "file=secret", "file=secret,format=raw"):
         for command in (["info"], ["info", "--output=json"], ["map"], ["checksum"]):
             assert "pass" not in t.ok(*command, "--object", f"secret,id=s,{text}", "--image-opts", options).replace("password", "")
+    for command in (["snapshot", "-l"], ["chain", "tree"], ["chain", "check"]):
+        for output in ("human", "json"):
+            r = t.drover(*command, f"--output={output}", "--object", "secret,id=s,file=secret", "--image-opts", options)
+            assert r.code == 0 and "pass" not in (r.out + r.err).replace("password", ""), r
     for text in ("data=wrong", "data=pass,format=base64", "data=pass,keyid=k", "file=missing", ""):
         assert "wrong" not in refused(t, "info", "--object", f"secret,id=s,{text}", "--image-opts", options)
     assert "No secret with id 's'" in refused(t, "info", "--image-opts", options)

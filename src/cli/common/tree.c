@@ -4,6 +4,7 @@
 #include <locale.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "base/json.h"
 #include "cli/cli.h"
 #include "cli/common/tree.h"
@@ -64,6 +65,8 @@ int cli_table_add(struct cli_table *table, const char *label, const char *format
         row_free(&row);
         return -ENOMEM;
     }
+    if (strstr(row.label, "json:"))
+        dr_hide_secrets(row.label);
     cli_tame(row.label);
     cli_tame(row.format);
     table->rows[table->n++] = row;
