@@ -183,6 +183,8 @@ def test_secrets_are_objects_of_qemu(t, nginx, disk):
     for text in ("data=pass", "file=secret", "file=secret,format=raw"):
         for command in (["info"], ["info", "--output=json"], ["map"], ["checksum"]):
             assert "pass" not in t.ok(*command, "--object", f"secret,id=s,{text}", "--image-opts", options).replace("password", "")
+    assert "interrupted" in (text := t.ok("recover", "--object", "secret,id=s,data=pass", "--image-opts", options))
+    assert "***" in text and "pass" not in text.replace("password", "")
     for command in (["snapshot", "-l"], ["chain", "tree"], ["chain", "check"]):
         for output in ("human", "json"):
             r = t.drover(*command, f"--output={output}", "--object", "secret,id=s,file=secret", "--image-opts", options)

@@ -37,9 +37,11 @@ static int run(const struct cli *cli, const struct cli_args *args)
         cli_fail(cli, &err);
         return 1;
     }
-    if (found == 0 && !quiet)
-        printf("Nothing was interrupted at '%s'.\n", image.path);
-    else if (!quiet)
+    if (found == 0 && !quiet) {
+        printf("Nothing was interrupted at '");
+        cli_put(image.path);
+        printf("'.\n");
+    } else if (!quiet)
         printf("%u interrupted thing%s %s.\n", found, found == 1 ? "" : "s",
                dry_run ? "found; nothing was changed" : "settled");
     return 0;

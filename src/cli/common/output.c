@@ -60,7 +60,7 @@ char *cli_tame(char *text)
 
 void cli_put(const char *text)
 {
-    CLEANUP_FREE char *hidden = strncmp(text, "json:", 5) == 0 ? strdup(text) : NULL;
+    CLEANUP_FREE char *hidden = strstr(text, "json:") ? strdup(text) : NULL;
     if (hidden) {
         dr_hide_secrets(hidden);
         text = hidden;
