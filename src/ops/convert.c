@@ -64,7 +64,8 @@ static void tell_doubtful(struct convert *c, const struct dr_disk *disk)
     }
 }
 
-/* After the copy: pieces of packed raw disks of which a part was read although they are damaged. */
+/* After the copy: what was read of packed files although it is damaged, or may be displaced. Of a
+ * raw disk that is just this; in other images it may be of anything. */
 static void tell_pieces(struct convert *c, size_t source)
 {
     const struct dr_chain *chain = c->sources[source]->chain;
@@ -72,6 +73,11 @@ static void tell_pieces(struct convert *c, size_t source)
     for (size_t i = 0; i < chain->n; i++) {
         struct dr_file *file = chain->images[i]->n_files ? chain->images[i]->files[0] : NULL;
         struct dr_source_range range;
+        if (!(chain->images[i]->fmt->flags & DR_FORMAT_NO_PROBE)) {
+            if (dr_source_doubtful(file, 0, UINT64_MAX, &range))
+                dr_lost_doubt(&c->lost, chain->images[i]->path, 0, chain->images[i]->size, c->job);
+            continue;
+        }
         part_of(c, source, &from, &to);
         for (; dr_source_doubtful(file, from, to, &range); from = range.to)
             dr_lost_doubt(&c->lost, chain->images[i]->path, range.from, range.to, c->job);

@@ -35,6 +35,7 @@ struct source_pieces {
     bool cut;             /* the list ended before the file */
     uint64_t cut_at;      /* offset in the container */
     char cut_why[128];    /* a part of a sentence */
+    uint64_t displaced;   /* plain bytes from here on may be others; UINT64_MAX = none */
     pthread_mutex_t lock; /* slots, clock, doubts */
     pthread_cond_t moved; /* a slot was loaded or left */
     struct slot slots[SLOTS_MAX];
@@ -273,7 +274,7 @@ bool dr_source_doubtful(struct dr_file *f, uint64_t from, uint64_t to,
 {
     struct source_pieces *s = (struct source_pieces *)f;
     struct dr_source_range best = {UINT64_MAX, 0};
-    if (!f || f->ops != &pieces_ops)
+    if (!f || f->ops != &pieces_ops || from >= to)
         return false;
     DR_LOCK_SCOPE(&s->lock);
     for (size_t i = 0; i < s->n_doubts; i++) {
@@ -281,6 +282,8 @@ bool dr_source_doubtful(struct dr_file *f, uint64_t from, uint64_t to,
         if (d->from < to && d->to > from && d->from < best.from)
             best = *d;
     }
+    if (s->displaced < to && s->displaced <= best.from) /* all to the end */
+        best = (struct dr_source_range){s->displaced, UINT64_MAX};
     if (best.from == UINT64_MAX)
         return false;
     *first = (struct dr_source_range){dr_max(best.from, from), dr_min(best.to, to)};
@@ -367,16 +370,51 @@ static int usual_length(const struct source_pieces *s, uint64_t *usual)
     return r;
 }
 
-/* Packers make all pieces but the last one equally long. One that says something else and is
- * damaged says a wrong length, and what is behind it would come out displaced: it gets the usual
- * one. */
+/* Have some pieces other lengths than the rest? The last one that is not empty always may. */
+static int are_mixed(const struct source_pieces *s, uint64_t usual, size_t last, bool *mixed)
+{
+    int r = 0;
+    *mixed = false;
+    for (size_t i = 0; i < last && r == 0 && !*mixed; i++)
+        if (plain_len(s, i) != usual)
+            r = proves(s, i, mixed);
+    return r;
+}
+
+/* The length that is most likely, of a damaged piece that says len. */
+static uint64_t likely_length(uint64_t len, uint64_t usual, bool mixed, bool at_end)
+{
+    if (len > 0 && (mixed || (at_end && len < usual)))
+        return len;
+    return usual;
+}
+
+/* A damaged piece that ends at end may have another length: what is behind it, another place. */
+static void doubt_length(struct source_pieces *s, size_t i, uint64_t end)
+{
+    s->displaced = dr_min(s->displaced, end);
+    if (s->cut)
+        return;
+    s->cut = true;
+    s->cut_at = s->piece[i].coded;
+    snprintf(s->cut_why, sizeof(s->cut_why), "how many bytes were packed there is not known");
+}
+
+/* Most packers make all pieces but the last one equally long. One that says something else and is
+ * damaged may say a wrong length, and what is behind it would come out displaced. */
 static int prove_lengths(struct source_pieces *s)
 {
     uint64_t usual, old = 0;
     unsigned odd = 0;
+    size_t last = s->n - 1;
+    bool mixed = false;
     int r = usual_length(s, &usual);
     if (r == 0 && usual == 0)
         return -ENOTSUP;
+    while (last > 0 && plain_len(s, last) == 0)
+        last--;
+    if (r == 0 && s->salvage != DR_SOURCE_STRICT)
+        r = are_mixed(s, usual, last, &mixed);
     for (size_t i = 0; i < s->n && r == 0; i++) {
         uint64_t next = s->piece[i + 1].plain, len = next - old;
         bool good = true;
@@ -389,8 +427,12 @@ static int prove_lengths(struct source_pieces *s)
         r = proves(s, i, &good);
         if (r == 0 && !good && s->salvage == DR_SOURCE_STRICT)
             return -ENOTSUP;
-        if (!good && (i + 1 < s->n || len > usual))
-            s->piece[i + 1].plain = s->piece[i].plain + usual;
+        if (good)
+            continue;
+        len = len == 0 && i + 1 == s->n ? 0 : likely_length(len, usual, mixed, i >= last);
+        s->piece[i + 1].plain = s->piece[i].plain + len;
+        s->largest = dr_max(s->largest, len);
+        doubt_length(s, i, s->piece[i + 1].plain);
     }
     return r;
 }
@@ -403,7 +445,9 @@ static int begin(struct source_pieces *s, struct dr_error *err)
                          : dr_fail(err, ENOMEM, "%s: out of memory", s->base.under->path);
     if (r == 0)
         r = s->packer->find(s->base.under, s, err);
-    if (r == 0 && s->packer->unproven && s->n > 0)
+    bool salvage = s->salvage != DR_SOURCE_STRICT;
+    bool prove = s->packer->unproven || (salvage && s->packer->proof_for_salvage);
+    if (r == 0 && prove && s->n > 0)
         r = prove_lengths(s);
     if (r < 0 && r != -ENOTSUP && r != -EBADMSG)
         return dr_fail_errno(err, -r, "%s: its pieces cannot be read", s->base.path);
@@ -434,6 +478,7 @@ int source_pieces_open(struct dr_file *f, const struct source_piece_packer *pack
     pthread_cond_init(&s->moved, NULL);
     s->packer = packer;
     s->salvage = salvage;
+    s->displaced = UINT64_MAX;
     s->base = (struct dr_file){
         .ops = &pieces_ops,
         .under = dr_file_ref(f),

@@ -33,8 +33,9 @@ struct source_piece_packer {
     int (*decode)(const struct source_piece *p, uint32_t common, const uint8_t *coded,
                   uint8_t *plain, size_t plain_len, size_t *good);
     /* The list has no checksum of its own: a length counts only where the piece decodes to it, or
-     * where it is that of others. */
-    bool unproven;
+     * where it is that of others. proof_for_salvage: only a salvage goes by that; others find out
+     * when they read the piece. */
+    bool unproven, proof_for_salvage;
 };
 
 /* One more, behind the others. -ENOTSUP (silently): it is too large, or there are too many. */

@@ -122,6 +122,7 @@ const struct source_piece_packer source_zstd_table = {
     .name = "zstd",
     .find = find_by_table,
     .decode = decode,
+    .proof_for_salvage = true,
 };
 
 /* ------------------------------------------------------------------ frame by frame */

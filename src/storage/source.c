@@ -156,7 +156,7 @@ struct index_search {
 static int open_zstd(struct dr_file *f, const struct index_search *how, struct dr_file **plain,
                      struct dr_error *err)
 {
-    int r = source_pieces_open(f, &source_zstd_table, how->salvage, NULL, plain, err);
+    int r = source_pieces_open(f, &source_zstd_table, how->salvage, how->damage, plain, err);
     if (r == -EBADMSG && how->salvage == DR_SOURCE_STRICT)
         return r;
     if (how->effort == SEARCH_INDEX || (r != -ENOTSUP && r != -EBADMSG))

@@ -105,6 +105,37 @@ static void zstd_frames(struct bytes *out, const uint8_t *p, size_t n, size_t pi
     ZSTD_freeCCtx(c);
 }
 
+/* The longer ones are not all equally long, either. */
+static void zstd_mixed(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
+{
+    for (size_t at = 0, i = 0, len; at < n; at += len, i++) {
+        len = dr_min(i % 2 ? piece - 64 * i : piece, n - at);
+        zstd_frames(out, p + at, len, len);
+    }
+}
+
+static void zstd_table(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
+{
+    struct bytes table = {0};
+    uint8_t raw[8], foot[9] = {0};
+    for (size_t at = 0, len; at < n; at += len) {
+        size_t before = out->n;
+        len = dr_min(piece, n - at);
+        zstd_frames(out, p + at, len, len);
+        put_le32(raw, (uint32_t)(out->n - before));
+        put_le32(raw + 4, (uint32_t)len);
+        add(&table, raw, 8);
+    }
+    put_le32(foot, (uint32_t)(table.n / 8));
+    put_le32(foot + 5, 0x8f92eab1u);
+    add(&table, foot, sizeof(foot));
+    put_le32(raw, 0x184d2a5eu);
+    put_le32(raw + 4, (uint32_t)table.n);
+    add(out, raw, 8);
+    add(out, table.p, table.n);
+    free(table.p);
+}
+
 /* Each flush ends a block, and the next one begins at any bit. */
 static void bzip2(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
 {
@@ -158,9 +189,15 @@ static const struct packer {
     bool pieces;   /* those that are not damaged can be had */
     bool reads_on; /* in archives: behind what is lost */
 } packers[] = {
-    {"gzip", gzip, false, false},      {"bgzip", bgzip, true, true}, {"xz", xz, true, true},
-    {"zstd", zstd_frames, true, true}, {"lzop", lzop, true, true},   {"bzip2", bzip2, false, true},
+    {"gzip", gzip, false, false},
+    {"bgzip", bgzip, true, true},
+    {"xz", xz, true, true},
+    {"zstd", zstd_frames, true, true},
+    {"lzop", lzop, true, true},
+    {"bzip2", bzip2, false, true},
     {"lz4", lz4, false, false},
+    {"zstd, mixed", zstd_mixed, true, true},
+    {"zstd, table", zstd_table, true, true},
 };
 
 /* ------------------------------------------------------------------ disks */
