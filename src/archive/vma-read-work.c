@@ -292,6 +292,16 @@ static int read_group(struct vma_read *x, const struct vma_chunk *c, const struc
     return 0;
 }
 
+/* Salvaging over an image that held something: its old bytes must not look like the archive's. */
+static int clear_missing(struct stretch *s, unsigned id, uint64_t off, struct dr_error *err)
+{
+    const struct dr_vma_target *t = s->x->disks[id].target;
+    if (!t || t->compare || t->is_zero)
+        return 0;
+    int r = add(s, id, NULL, off, DR_VMA_CLUSTER, err);
+    return r < 0 ? r : emit(s, err);
+}
+
 /* After a failed read of several clusters, read them one by one; those that fail again are missing.
  */
 static int save_group(struct stretch *s, const struct vma_chunk *c, const struct vma_slot *slots,
@@ -309,6 +319,8 @@ static int save_group(struct stretch *s, const struct vma_chunk *c, const struct
             r = take_group(s, &slots[i], 1, c->off + slots[i].data, data, err);
         else
             r = vma_damage(s->x, DR_VMA_MISSING, slots[i].id, off, DR_VMA_CLUSTER, why.text, err);
+        if (r == 0 && read < 0)
+            r = clear_missing(s, slots[i].id, off, err);
     }
     return r;
 }
