@@ -188,8 +188,11 @@ void vma_doubt_tell(struct vma_read *x)
     for (unsigned id = 1; id < 256; id++) {
         struct vma_reading *d = &x->disks[id];
         uint64_t off = d->doubt_from * DR_VMA_CLUSTER, end = d->doubt_to * DR_VMA_CLUSTER;
-        if (d->doubt_to > 0)
-            vma_damage(x, DR_VMA_DOUBTFUL, id, off, dr_min(end, d->disk->size) - off, NULL, NULL);
+        if (d->doubt_to == 0)
+            continue;
+        if (!d->disk->vmstate) /* whose size is only advice */
+            end = dr_min(end, d->disk->size);
+        vma_damage(x, DR_VMA_DOUBTFUL, id, off, end - off, NULL, NULL);
         d->doubt_to = 0;
     }
 }

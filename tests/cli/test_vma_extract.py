@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`drover vma extract`: into files, devices and formats; out of damaged archives; going on after an interruption."""
+import gzip
 import hashlib
 import json
 import os
@@ -602,6 +603,16 @@ def test_clusters_of_a_device_that_is_not_in_the_header_get_a_name_of_their_own(
     assert (code, missing, other) == (3, {}, [("header", "unlisted-2", 0, 7 * CLUSTER)])
     assert v.get("out/drive-scsi0.raw") == a.contents[1]
     assert v.get("out/unlisted-2.raw") == a.contents[2]
+
+
+def test_of_a_damaged_stream_the_whole_state_may_be_wrong(v):
+    """Also where it is longer than the header says."""
+    state = random.Random(4).randbytes(6 * CLUSTER)
+    data = bytearray(gzip.compress(vmagen.vmstate_archive(state, size=CLUSTER).build(), 1))
+    data[-200] ^= 0x40
+    _, _, other = salvage(v, bytes(data))
+    told = [(at, at + length) for kind, disk, at, length in other if (kind, disk) == ("doubtful", "vmstate")]
+    assert told == [(0, len(state))], other
 
 
 def test_salvage_of_something_that_is_no_archive(v):
