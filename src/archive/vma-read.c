@@ -50,8 +50,9 @@ static int read_good_header(struct dr_vma *vma, struct dr_error *err)
     memcpy(all, fixed, VMA_FIXED_HEADER);
     if (size > VMA_FIXED_HEADER)
         r = read_exactly(vma, all + VMA_FIXED_HEADER, size - VMA_FIXED_HEADER, err);
-    if (r == 0)
-        r = vma_header_parse(all, size, vma->name, &vma->header, vma->message, vma->user, err);
+    if (r != 0)
+        return r;
+    r = vma_header_parse(all, size, vma->name, &vma->header, vma->message, vma->user, err);
     if (r == -EINVAL && vma->any_header && !dr_source_file(vma->source)) {
         dr_error_reset(err);
         r = vma_header_guess(all, size, vma->name, &vma->header, vma->message, vma->user, err);

@@ -605,6 +605,13 @@ def test_clusters_of_a_device_that_is_not_in_the_header_get_a_name_of_their_own(
     assert v.get("out/unlisted-2.raw") == a.contents[2]
 
 
+def test_salvage_makes_nothing_of_a_header_that_a_stream_does_not_have_all_of(v):
+    bad = bytearray(archive().build())
+    bad[56:60] = struct.pack(">I", 8 << 20)
+    r = extract(v, "--salvage", "-", "out", stdin=bytes(bad))
+    assert r.code == 1 and b"expected a header up to 8388608" in r.err and "out" not in v.names()
+
+
 def test_of_a_damaged_stream_the_whole_state_may_be_wrong(v):
     """Also where it is longer than the header says."""
     state = random.Random(4).randbytes(6 * CLUSTER)
