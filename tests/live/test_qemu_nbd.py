@@ -143,7 +143,7 @@ def test_a_snapshot_inside_is_shown(work, start):
     os.symlink(os.path.abspath(DROVER), "qemu-img")
     subprocess.run(["./qemu-img", "snapshot", "-c", "inside", name], check=True)
     io("disk", "write -P 0x77 1M 1M")
-    start("-l", "snapshot.name=inside", "-f", "qcow2", "disk")
+    start("-l", "snapshot.id=1,snapshot.name=inside", "-f", "qcow2", "disk")
     h = connect()
     assert h.is_read_only() and h.pread(512, MiB) == b"\x11" * 512
     h.shutdown()

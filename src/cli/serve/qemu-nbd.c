@@ -141,17 +141,10 @@ static int give_cache(struct nbd *n)
     return give(n, 't', flags & DR_OPEN_DIRECT ? "none" : "writeback");
 }
 
-/* "NAME", "snapshot.name=NAME" or "snapshot.id=ID". */
 static int give_snapshot(struct nbd *n)
 {
     const char *text = cli_value(n->args, 'l');
-    if (!text)
-        return 0;
-    if (strncmp(text, "snapshot.name=", 14) == 0)
-        text += 14;
-    else if (strncmp(text, "snapshot.id=", 12) == 0)
-        text += 12;
-    return give(n, 'l', text);
+    return text ? give(n, 'l', text) : 0;
 }
 
 static int give_clients(struct nbd *n)
