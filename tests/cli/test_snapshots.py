@@ -99,6 +99,8 @@ def test_unknown_snapshots_are_named(t, disk):
                  ("measure", "-O", "raw", "-l", "two", disk)):
         r = t.drover(*args)
         assert r.code == 1 and r.err == f"drover: {disk}: has no snapshot two inside\n", r
+        r = t.ours("qemu-img", *args)
+        assert r.code == 1 and "snapshot" in r.err and (args[0] == "snapshot" or "Failed to load snapshot" in r.err), r
     assert "out.raw" not in t.names()
 
 

@@ -337,7 +337,8 @@ void cli_fail_open(const struct cli *cli, const char *path, const struct dr_erro
 
     cli_open_reason(cli, path, err, text, sizeof(text));
     /* The library's text begins with the file's name, so it is not printed again. */
-    if (cli->role == CLI_DROVER && strncmp(text, path, strlen(path)) == 0)
+    if ((cli->role == CLI_DROVER && strncmp(text, path, strlen(path)) == 0) ||
+        strstr(text, "has no snapshot "))
         cli_fail(cli, err);
     else
         cli_error(cli, "Could not open '%s': %s", path, text);

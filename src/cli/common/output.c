@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <ctype.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -148,6 +149,14 @@ const char *cli_backing_reason(const struct dr_error *err, const char **child_en
     return why ? why + 3 : NULL;
 }
 
+/* What qemu-img says in front where there is no such snapshot. */
+static const char *snapshot_words(const struct cli *cli, const struct dr_error *err)
+{
+    bool missing = err->errnum == ENOENT && strstr(err->text, ": has no snapshot ");
+
+    return missing && cli->role == CLI_QEMU_IMG ? "Failed to load snapshot: " : "";
+}
+
 void cli_fail(const struct cli *cli, const struct dr_error *err)
 {
     const char *end, *why = cli->role == CLI_DROVER ? NULL : cli_backing_reason(err, &end);
@@ -157,7 +166,8 @@ void cli_fail(const struct cli *cli, const struct dr_error *err)
                   (int)(end - err->text), err->text, why);
         return;
     }
-    cli_error(cli, "%s", err->text[0] ? err->text : strerror(err->errnum));
+    cli_error(cli, "%s%s", snapshot_words(cli, err),
+              err->text[0] ? err->text : strerror(err->errnum));
 }
 
 int cli_usage(const struct cli *cli, const char *fmt, ...)
