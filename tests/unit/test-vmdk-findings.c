@@ -440,6 +440,17 @@ static void extents_that_share_bytes_are_found(void **state)
     assert_string_equal(lines, "");
 }
 
+static void a_type_of_flat_disks_that_is_only_another_word_is_told(void **state)
+{
+    (void)state;
+    make_zeros("/d/f.raw", 8192);
+    make_text(D, HEAD "createType=\"vmfs\"\nRW 8 FLAT \"f.raw\" 0\n");
+    finds_only(0, 0, "by its extents the disk is \"monolithicFlat\"");
+    ok(mem->ops->unlink(mem, D, &err));
+    make_text(D, HEAD "createType=\"twoGbMaxExtentFlat\"\nRW 8 VMFS \"f.raw\"\n");
+    finds_only(0, 0, "by its extents the disk is \"vmfs\"");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -467,6 +478,7 @@ int main(void)
         T(a_capacity_that_is_more_than_the_line_is_told),
         T(a_stale_long_id_is_told_and_renewed),
         T(extents_that_share_bytes_are_found),
+        T(a_type_of_flat_disks_that_is_only_another_word_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -62,6 +62,14 @@ static const char *fitting_type(const struct vmdk_state *s)
     return all_are(s, VMDK_VMFS, false) ? "vmfs" : "custom";
 }
 
+/* VMFS is what ESX calls a flat extent, and some programs mix the two words up: the data is read in
+ * the same way. */
+static bool is_another_word(const struct vmdk_state *s, enum vmdk_extent_type type)
+{
+    return (type == VMDK_VMFS && all_are(s, VMDK_FLAT, false)) ||
+           (type == VMDK_FLAT && all_are(s, VMDK_VMFS, false));
+}
+
 static int check_type(const struct text_check *t, struct vmdk_desc *d, bool *edited,
                       struct dr_error *err)
 {
@@ -71,11 +79,14 @@ static int check_type(const struct text_check *t, struct vmdk_desc *d, bool *edi
         if (strcasecmp(types[i].name, type) != 0 || all_are(s, types[i].extents, types[i].stream))
             continue;
         const char *right = fitting_type(s);
+        bool harmless = is_another_word(s, types[i].extents);
         /* A stream is not written again. */
         bool fix = t->fix && vmdk_refuse_streams(t->image, NULL) == 0;
         vmdk_say(t->result, t->image->path,
-                 "createType is \"%s\", but by its extents the disk is \"%s\"", type, right);
-        count_text(t, fix);
+                 "createType is \"%s\", but by its extents the disk is \"%s\"%s", type, right,
+                 harmless && fix ? "; it becomes that" : "");
+        if (!harmless)
+            count_text(t, fix);
         *edited |= fix;
         return fix ? vmdk_desc_set(d, "createType", right, true, NULL, err) : 0;
     }
