@@ -111,7 +111,7 @@ static int run_make(const struct cli *cli, const struct cli_args *args)
 
     if (cli_wants_option_list(args))
         return cli_print_option_list(cli, cli_has(args, 'O') ? cli_value(args, 'O') : "qcow2",
-                                     false);
+                                     false, false);
     if (cli_backup_is_archive(args))
         return cli_backup_archive(cli, args);
     if (get_settings(cli, args, &b) != 0)

@@ -420,7 +420,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
 
     if (cli_wants_option_list(args))
         return cli_print_option_list(cli, cli_has(args, 'O') ? cli_value(args, 'O') : "raw",
-                                     args->n_operands > 0);
+                                     args->n_operands > 0, true);
     struct cli_job_limits limits = {0};
     if (get_options(&c, args, &limits) != 0)
         return 1;

@@ -407,7 +407,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return adopt(&c, args);
     c.format = cli_has(args, 'f') ? cli_value(args, 'f') : "raw";
     if (cli_wants_option_list(args))
-        return cli_print_option_list(cli, c.format, args->n_operands > 0);
+        return cli_print_option_list(cli, c.format, args->n_operands > 0, true);
     if (args->n_operands < 1)
         return cli_usage(cli, "Expecting image file name");
     if (args->n_operands > 2)

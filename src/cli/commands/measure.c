@@ -128,7 +128,8 @@ static int run(const struct cli *cli, const struct cli_args *args)
     struct dr_error err = DR_ERROR_INIT;
 
     if (cli->role == CLI_DROVER && cli_wants_option_list(args))
-        return cli_print_option_list(cli, cli_has(args, 'O') ? cli_value(args, 'O') : "raw", false);
+        return cli_print_option_list(cli, cli_has(args, 'O') ? cli_value(args, 'O') : "raw", false,
+                                     true);
     if (get_options(&m, args) != 0 || get_source(&m, args) != 0)
         return 1;
     cli_export_allowed(args);

@@ -121,9 +121,11 @@ static bool can_back(const char *format)
     return dr_format_list(i, &info) == 0 && info.can_back;
 }
 
-static size_t collect(const char *format, struct dr_create_option *list, size_t max)
+static size_t collect(const char *format, bool with_parent, struct dr_create_option *list,
+                      size_t max)
 {
-    size_t n = 0, n_general = can_back(format) ? sizeof(general) / sizeof(general[0]) : 1;
+    size_t n = 0,
+           n_general = with_parent && can_back(format) ? sizeof(general) / sizeof(general[0]) : 1;
 
     for (size_t i = 0; n < max && dr_format_option(format, i, &list[n]) == 0; i++)
         n++;
@@ -167,7 +169,8 @@ static int by_name(const void *a, const void *b)
                   ((const struct dr_create_option *)b)->name);
 }
 
-int cli_print_option_list(const struct cli *cli, const char *format, bool with_file)
+int cli_print_option_list(const struct cli *cli, const char *format, bool with_file,
+                          bool with_parent)
 {
     struct dr_create_option list[64];
 
@@ -175,7 +178,7 @@ int cli_print_option_list(const struct cli *cli, const char *format, bool with_f
         cli_error(cli, "Unknown file format '%s'", format);
         return 1;
     }
-    size_t n = collect(format, list, sizeof(list) / sizeof(list[0]));
+    size_t n = collect(format, with_parent, list, sizeof(list) / sizeof(list[0]));
     qsort(list, n, sizeof(list[0]), by_name);
     if (with_file)
         printf("Supported options:\n");

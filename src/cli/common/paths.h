@@ -30,6 +30,8 @@ void cli_export_allowed(const struct cli_args *args);
 /* -o settings of a format. */
 bool cli_option_exists(const char *format, const char *name);
 bool cli_wants_option_list(const struct cli_args *args); /* -o help */
-int cli_print_option_list(const struct cli *cli, const char *format, bool with_file);
+/* with_file: a target was named; with_parent: the command takes backing_file, too. 0 or 1. */
+int cli_print_option_list(const struct cli *cli, const char *format, bool with_file,
+                          bool with_parent);
 
 #endif

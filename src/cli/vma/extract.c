@@ -453,7 +453,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
 
     if (cli_wants_option_list(args))
         return cli_print_option_list(cli, cli_has(args, KEY_TO) ? cli_value(args, KEY_TO) : "raw",
-                                     args->n_operands > 0);
+                                     args->n_operands > 0, false);
     int code = get_options(&x);
     if (code != 0)
         return code;
