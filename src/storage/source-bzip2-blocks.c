@@ -279,9 +279,11 @@ static int blocks_read(void *state, struct source_in *in, uint8_t *buf, size_t l
 }
 
 /* The damage is in the part that was gathered, and the next one begins behind it. */
-static int blocks_resume(void *state)
+static int blocks_resume(void *state, struct source_in *in, struct dr_error *err)
 {
     const struct blocks *s = state;
+    (void)in;
+    (void)err;
     return s->last ? -ENODATA : 0;
 }
 

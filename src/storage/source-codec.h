@@ -23,6 +23,8 @@ struct source_in {
     uint8_t *buf;             /* SOURCE_PIECE */
     size_t at, n;
     bool end;         /* nothing comes behind buf[n] */
+    uint64_t begun;   /* offset in the container where the frame, member or block began; the
+                         decoder's, who tells of each */
     uint64_t given;   /* plain bytes that all reads of the decoder before this one gave out */
     uint64_t vouched; /* a checksum was right for the first so many plain bytes; the decoder's */
 };
@@ -34,6 +36,11 @@ static inline uint64_t source_in_pos(const struct source_in *in)
 
 /* Read more if the buffer is empty. Afterwards at < n, or end is set. */
 int source_in_fill(struct source_in *in, struct dr_error *err);
+/* Go back to this offset of the container, or as far as its bytes are still there; or forward to
+ * it, up to what was not read yet. */
+void source_in_move(struct source_in *in, uint64_t pos);
+/* Go on to where these bytes are next, from here on. -ENODATA (silently): nowhere. */
+int source_in_find(struct source_in *in, const uint8_t *magic, size_t len, struct dr_error *err);
 /* Exactly len bytes into buf, fewer only at the end. */
 int source_in_take(struct source_in *in, void *buf, size_t len, size_t *got, struct dr_error *err);
 
@@ -46,9 +53,11 @@ struct source_codec {
      * called. */
     int (*read)(void *state, struct source_in *in, uint8_t *buf, size_t len, size_t *got,
                 struct dr_error *err);
-    /* NULL = it cannot. After a failure (damage): read goes on with what is whole behind that;
-     * -ENODATA: there is no more. */
-    int (*resume)(void *state);
+    /* After a failure (damage): read goes on with what is whole behind that; -ENODATA (silently):
+     * there is no more. NULL = the decoder is opened again where magic is next. */
+    int (*resume)(void *state, struct source_in *in, struct dr_error *err);
+    uint8_t magic[6];
+    size_t magic_len;
     void (*close)(void *state);
 };
 

@@ -38,6 +38,7 @@ static int next_member(struct gzip_state *g, struct source_in *in, struct dr_err
 {
     const uint8_t *p = in->buf + in->at;
     size_t n = in->n - in->at;
+    in->begun = source_in_pos(in);
     if (!g->padding && p[0] != 0) {
         inflateReset(&g->z);
         g->inside = true;
@@ -99,5 +100,7 @@ const struct source_codec source_gzip = {
     .knows = gzip_knows,
     .open = gzip_open,
     .read = gzip_read,
+    .magic = {0x1f, 0x8b, Z_DEFLATED},
+    .magic_len = 3,
     .close = gzip_close,
 };

@@ -61,6 +61,8 @@ static int lz4_read(void *state, struct source_in *in, uint8_t *buf, size_t len,
             return r;
         if (in->end && !s->inside)
             break;
+        if (!s->inside)
+            in->begun = source_in_pos(in);
         /* No more than it wants at once: that is one block, and the checksum of all blocks comes
          * by itself, so that a wrong one takes no plain bytes with it. */
         size_t taken = dr_min(in->n - in->at, s->wanted ? s->wanted : FIRST);
@@ -87,5 +89,7 @@ const struct source_codec source_lz4 = {
     .knows = lz4_knows,
     .open = lz4_open,
     .read = lz4_read,
+    .magic = {0x04, 0x22, 0x4d, 0x18},
+    .magic_len = 4,
     .close = lz4_close,
 };

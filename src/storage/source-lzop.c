@@ -20,7 +20,8 @@ struct lzop_state {
     bool inside;            /* a header was read and not the end of its blocks */
     uint8_t *coded, *plain; /* the present block */
     size_t coded_room, plain_room;
-    size_t at, n; /* what of plain is still to be given out */
+    size_t at, n;   /* what of plain is still to be given out */
+    uint32_t usual; /* plain bytes of the first block; 0 = not known */
 };
 
 /* A header as it is read, for its checksum. */
@@ -224,6 +225,8 @@ static int take_block_body(struct lzop_state *s, struct source_in *in, uint32_t 
         r = damaged(in, "the checksum does not fit the block", err);
     s->at = 0;
     s->n = r == 0 ? plain : 0;
+    if (r == 0 && s->usual == 0)
+        s->usual = plain;
     if (r == 0 && (s->flags & (LZOP_ADLER_PLAIN | LZOP_CRC_PLAIN)))
         in->vouched = in->given + plain;
     return r;
@@ -266,6 +269,7 @@ static int lzop_read(void *state, struct source_in *in, uint8_t *buf, size_t len
             r = take_magic(s, in, &end, err);
             continue;
         }
+        in->begun = source_in_pos(in);
         r = take_u32(in, &plain, err);
         if (r == 0 && plain == 0)
             s->inside = false;
@@ -281,10 +285,25 @@ static int lzop_read(void *state, struct source_in *in, uint8_t *buf, size_t len
     return 0;
 }
 
+/* A block says how long it is, but that may be what is damaged: the next one begins with the same
+ * plain size as the first. */
+static int lzop_resume(void *state, struct source_in *in, struct dr_error *err)
+{
+    struct lzop_state *s = state;
+    uint8_t size[4];
+    if (!s->inside)
+        return -ENODATA;
+    put_be32(size, s->usual ? s->usual : LZOP_BLOCK_USUAL);
+    s->at = s->n = 0;
+    source_in_move(in, in->begun + 1);
+    return source_in_find(in, size, sizeof(size), err);
+}
+
 const struct source_codec source_lzop = {
     .name = "lzop",
     .knows = lzop_knows,
     .open = lzop_open,
     .read = lzop_read,
+    .resume = lzop_resume,
     .close = lzop_close,
 };

@@ -6,7 +6,8 @@
 
 #include "storage/source-codec.h"
 
-#define LZOP_BLOCK_MAX (64u << 20) /* lzop's own limit */
+#define LZOP_BLOCK_MAX   (64u << 20) /* lzop's own limit */
+#define LZOP_BLOCK_USUAL (256u << 10)
 
 /* Of a header; a block has those of its checksums that the flags announce. */
 enum lzop_flag {

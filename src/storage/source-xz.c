@@ -74,6 +74,7 @@ static int xz_read(void *state, struct source_in *in, uint8_t *buf, size_t len, 
         s->x.avail_in = in->n - in->at;
         lzma_ret x = lzma_code(&s->x, in->end ? LZMA_FINISH : LZMA_RUN);
         in->at = in->n - s->x.avail_in;
+        in->begun = source_in_pos(in) - 1; /* of streams the decoder tells no beginning */
         s->ended = x == LZMA_STREAM_END;
         *got = len - s->x.avail_out;
         if (s->ended)
@@ -94,5 +95,7 @@ const struct source_codec source_xz = {
     .knows = xz_knows,
     .open = xz_open,
     .read = xz_read,
+    .magic = {0xfd, '7', 'z', 'X', 'Z', 0},
+    .magic_len = 6,
     .close = xz_close,
 };

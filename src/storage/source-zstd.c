@@ -68,6 +68,8 @@ static int zstd_read(void *state, struct source_in *in, uint8_t *buf, size_t len
         ZSTD_inBuffer piece = {.src = in->buf + in->at, .size = most};
         if (in->end && !z->inside)
             break;
+        if (!z->inside)
+            in->begun = source_in_pos(in);
         size_t left = ZSTD_decompressStream(z->stream, &out, &piece);
         in->at += piece.pos;
         if (ZSTD_isError(left))
@@ -90,5 +92,7 @@ const struct source_codec source_zstd = {
     .knows = zstd_knows,
     .open = zstd_open,
     .read = zstd_read,
+    .magic = {0x28, 0xb5, 0x2f, 0xfd},
+    .magic_len = 4,
     .close = zstd_close,
 };

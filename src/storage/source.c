@@ -91,6 +91,42 @@ int source_in_take(struct source_in *in, void *buf, size_t len, size_t *got, str
     return 0;
 }
 
+void source_in_move(struct source_in *in, uint64_t pos)
+{
+    uint64_t first = in->next - in->n; /* of what is in the buffer */
+    if (pos < first && in->file) {
+        in->next = pos;
+        in->at = in->n = 0;
+    } else {
+        in->at = pos > first ? (size_t)dr_min(pos - first, in->n) : 0;
+    }
+    in->end = false;
+}
+
+/* Of the bytes that were looked at, the last ones stay: a magic may begin in them. */
+int source_in_find(struct source_in *in, const uint8_t *magic, size_t len, struct dr_error *err)
+{
+    for (;;) {
+        const uint8_t *from = in->buf + in->at, *found = memmem(from, in->n - in->at, magic, len);
+        size_t keep = dr_min(len - 1, in->n - in->at), got;
+        if (found) {
+            in->at = (size_t)(found - in->buf);
+            return 0;
+        }
+        memmove(in->buf, in->buf + in->n - keep, keep);
+        in->at = 0;
+        in->n = keep;
+        int r = is_stopped(in) ? dr_fail(err, ECANCELED, "%s: stopped on request", in->name)
+                               : read_some(in, in->buf + keep, SOURCE_PIECE - keep, &got, err);
+        if (r < 0)
+            return r;
+        in->end = got == 0;
+        if (in->end)
+            return -ENODATA;
+        in->n += got;
+    }
+}
+
 /* Fill the buffer far enough to recognise the compression. The bytes stay in it for the first
  * read. */
 static int look_at_magic(struct source_in *in, struct dr_error *err)
@@ -390,14 +426,31 @@ int dr_source_read(struct dr_source *s, void *buf, size_t len, size_t *got, stru
     return r;
 }
 
+/* Open the decoder again at the next magic behind the one where it began. Some decoders fail
+ * without having taken a byte: it is looked for from the next one on. */
+static int open_again(struct dr_source *s, struct dr_error *err)
+{
+    const struct source_codec *codec = s->codec;
+    source_in_move(&s->in, s->in.begun + 1);
+    int r = source_in_find(&s->in, codec->magic, codec->magic_len, err);
+    if (r < 0)
+        return r;
+    s->in.begun = source_in_pos(&s->in);
+    codec->close(s->state);
+    s->state = NULL;
+    return codec->open(s->name, &s->state, err);
+}
+
 int dr_source_resume(struct dr_source *s)
 {
-    if (s->plain || !s->codec || !s->codec->resume || s->failed.errnum != EBADMSG)
+    struct dr_error err = DR_ERROR_INIT;
+    if (s->plain || !s->codec || s->failed.errnum != EBADMSG)
         return -ENODATA;
-    int r = s->codec->resume(s->state);
-    if (r == 0)
-        dr_error_reset(&s->failed);
-    return r;
+    int r = s->codec->resume ? s->codec->resume(s->state, &s->in, &err) : open_again(s, &err);
+    if (r < 0 && (r == -ENODATA || dr_is_damage(r)))
+        return -ENODATA;
+    s->failed = err; /* what is more than damage fails the next read */
+    return 0;
 }
 
 int dr_source_skip(struct dr_source *s, uint64_t len, uint64_t *skipped, struct dr_error *err)

@@ -347,17 +347,17 @@ def test_salvage_of_a_packed_archive_tells_which_ranges_may_be_wrong(t, kind):
 EXTENT = 58 << 16  # of a disk, bytes
 
 
-def bz2_blocks(b):
-    return subprocess.run(["bzip2", "-1c"], input=b, stdout=subprocess.PIPE, check=True).stdout
+def joined(kind):
+    """A packer that makes a member or frame of each piece."""
+    return lambda b: b"".join(PACKERS[kind](b[at:at + (256 << 10)]) for at in range(0, len(b), 256 << 10))
 
 
-READ_ON = {"bz2": bz2_blocks}
+READ_ON = {"bz2": lambda b: bz2.compress(b, 1), "gz": joined("gz"), "zst": joined("zst"), "lz4": joined("lz4"), "lzo": PACKERS["lzo"]}
 
 
-@pytest.mark.parametrize("kind", READ_ON)
-@pytest.mark.parametrize("stdin", [False, True], ids=["file", "pipe"])
+@pytest.mark.parametrize("kind, stdin", [("bz2", False), ("bz2", True), ("gz", True), ("zst", False), ("lz4", False), ("lzo", True)])
 def test_salvage_of_a_packed_archive_goes_on_behind_a_part_of_unknown_length(t, kind, stdin):
-    n = 8
+    n = 6
     with open(t.dir / "d.raw", "wb") as f:
         for at in range(0, n * EXTENT, 1 << 16):
             f.seek(at)

@@ -43,15 +43,20 @@ static void add_be32(struct bytes *b, uint32_t v)
 
 static uint8_t scratch[ROOM];
 
-static void gzip(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
+static void gzip_member(struct bytes *out, const uint8_t *p, size_t n)
 {
     z_stream z = {.next_in = (Bytef *)p, .avail_in = (uInt)n, .next_out = scratch};
-    (void)piece;
     z.avail_out = ROOM;
     assert_int_equal(deflateInit2(&z, 6, Z_DEFLATED, 31, 8, Z_DEFAULT_STRATEGY), Z_OK);
     assert_int_equal(deflate(&z, Z_FINISH), Z_STREAM_END);
     add(out, scratch, z.total_out);
     deflateEnd(&z);
+}
+
+static void gzip(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
+{
+    for (size_t at = 0; at < n; at += piece)
+        gzip_member(out, p + at, dr_min(piece, n - at));
 }
 
 static void bgzip_member(struct bytes *out, const uint8_t *p, size_t n)
@@ -155,10 +160,11 @@ static void bzip2(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
 static void lz4(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
 {
     LZ4F_preferences_t how = {.frameInfo = {.contentChecksumFlag = LZ4F_contentChecksumEnabled}};
-    (void)piece;
-    size_t used = LZ4F_compressFrame(scratch, ROOM, p, n, &how);
-    assert_false(LZ4F_isError(used));
-    add(out, scratch, used);
+    for (size_t at = 0; at < n; at += piece) {
+        size_t used = LZ4F_compressFrame(scratch, ROOM, p + at, dr_min(piece, n - at), &how);
+        assert_false(LZ4F_isError(used));
+        add(out, scratch, used);
+    }
 }
 
 /* As lzop writes by itself: checksums of the plain bytes only. */
@@ -186,18 +192,17 @@ static void lzop(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
 static const struct packer {
     const char *name;
     void (*pack)(struct bytes *out, const uint8_t *p, size_t n, size_t piece);
-    bool pieces;   /* those that are not damaged can be had */
-    bool reads_on; /* in archives: behind what is lost */
+    bool pieces; /* those that are not damaged can be had */
 } packers[] = {
-    {"gzip", gzip, false, false},
-    {"bgzip", bgzip, true, true},
-    {"xz", xz, true, true},
-    {"zstd", zstd_frames, true, true},
-    {"lzop", lzop, true, true},
-    {"bzip2", bzip2, false, true},
-    {"lz4", lz4, false, false},
-    {"zstd, mixed", zstd_mixed, true, true},
-    {"zstd, table", zstd_table, true, true},
+    {"gzip", gzip, false},
+    {"bgzip", bgzip, true},
+    {"xz", xz, true},
+    {"zstd", zstd_frames, true},
+    {"lzop", lzop, true},
+    {"bzip2", bzip2, false},
+    {"lz4", lz4, false},
+    {"zstd, mixed", zstd_mixed, true},
+    {"zstd, table", zstd_table, true},
 };
 
 /* ------------------------------------------------------------------ disks */
@@ -385,7 +390,7 @@ static void no_wrong_byte_of_an_archive_comes_out_without_a_word(void **state)
             saved += (size_t)try_archive(b, &packed, at, packers[k].name, &kept);
             packed.p[at] ^= (uint8_t)(1u << at % 8);
         }
-        assert_true(!packers[k].reads_on || kept > saved + saved / 2);
+        assert_true(kept > saved + saved / 2);
         assert_true(!packers[k].pieces || saved > packed.n / 2 - packed.n / 16);
         free(packed.p);
     }
