@@ -235,8 +235,8 @@ static int is_idle(struct dr_image *image, uint64_t b, uint8_t *block, bool *idl
     return r;
 }
 
-/* The blocks from `first` on become free with the next flush, but for those that counted
- * themselves, whose count is gone with them. */
+/* n blocks from `first` on become free with the next flush, but for those that one of them counted,
+ * whose count is gone with it. */
 static int lose_blocks(struct dr_image *image, const uint64_t *places, uint64_t first, uint64_t n,
                        struct dr_error *err)
 {
@@ -244,42 +244,66 @@ static int lose_blocks(struct dr_image *image, const uint64_t *places, uint64_t 
     uint64_t per = qcow2_block_entries(q);
     int r = 0;
     for (uint64_t i = 0; r == 0 && i < n; i++)
-        if (places[i] && places[i] / q->cluster / per < first)
+        if (places[i] && !dr_inside(places[i] / q->cluster / per - first, 1, n))
             r = qcow2_lose(image, places[i], q->cluster, err);
     return r;
 }
 
-static int drop_roots(struct dr_image *image, uint64_t first, struct dr_error *err)
+static int drop_roots(struct dr_image *image, uint64_t first, uint64_t n, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
-    uint64_t n = q->reftable_n - first;
     CLEANUP_FREE uint64_t *places = malloc((size_t)(n * 8));
     if (!places)
         return dr_fail_errno(err, ENOMEM, "%s", image->path);
     memcpy(places, q->reftable + first, (size_t)(n * 8));
-    for (uint64_t b = first; b < q->reftable_n; b++)
+    for (uint64_t b = first; b < first + n; b++)
         if (q->reftable[b])
             set_root(image, b, 0);
     int r = switch_roots(image, first, n, err);
     return r < 0 ? r : lose_blocks(image, places, first, n, err);
 }
 
-/* The last blocks, as long as they count nothing else. */
+/* Of the blocks from `least` on, those that count nothing else, row by row, the last one first.
+ * *dropped: there were some; *left: and others. */
+static int drop_idle(struct dr_image *image, uint64_t least, uint8_t *block, bool *dropped,
+                     bool *left, struct dr_error *err)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    int r = 0;
+    *dropped = *left = false;
+    for (uint64_t first = q->reftable_n, end; r == 0 && first > least; first--) {
+        bool idle = true, any = false;
+        for (end = first; first > least; any |= q->reftable[--first] != 0) {
+            if (q->reftable[first - 1])
+                r = is_idle(image, first - 1, block, &idle, err);
+            if (r < 0 || !idle)
+                break;
+        }
+        if (r == 0 && any)
+            r = drop_roots(image, first, end - first, err);
+        *dropped |= any;
+        *left |= !idle;
+        if (first == least)
+            break;
+    }
+    return r;
+}
+
+/* Blocks that count nothing before the end any more. One may count another one: it is idle when
+ * that one is gone. */
 static int drop_blocks(struct dr_image *image, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
     CLEANUP_FREE uint8_t *block = malloc(q->cluster);
-    uint64_t first = q->reftable_n, least = dr_div_up(q->compact->end, qcow2_block_entries(q));
-    bool idle = true, any = false;
+    uint64_t least = dr_div_up(q->compact->end, qcow2_block_entries(q));
+    bool dropped = true, left = true;
     int r = block ? 0 : dr_fail_errno(err, ENOMEM, "%s", image->path);
-    while (r == 0 && first > least) {
-        if (q->reftable[first - 1])
-            r = is_idle(image, first - 1, block, &idle, err);
-        if (r < 0 || !idle)
-            break;
-        any |= q->reftable[--first] != 0;
+    for (unsigned round = 0; r == 0 && dropped && left && round < 8; round++) {
+        r = drop_idle(image, least, block, &dropped, &left, err);
+        if (r == 0 && dropped)
+            r = dr_image_flush_all(image, err);
     }
-    return r < 0 || !any ? r : drop_roots(image, first, err);
+    return r;
 }
 
 /* ------------------------------------------------------------------ tables of several clusters */
