@@ -17,11 +17,16 @@
 static int read_window(struct vma_read *x, struct dr_error *err)
 {
     if (x->pos < x->window_off || x->pos + VMA_EXTENT_HEADER > x->window_off + x->window_len) {
-        size_t want = x->pos == x->last_unit + VMA_EXTENT_HEADER ? VMA_READ_WINDOW
+        size_t want = x->pos - x->last_unit <= VMA_EXTENT_HEADER ? VMA_READ_WINDOW
                                                                  : VMA_EXTENT_HEADER;
         x->window_off = x->pos;
         x->window_len = 0;
         int r = dr_file_pread_short(x->file, x->window, x->pos, want, &x->window_len, err);
+        if (r < 0 && dr_is_damage(r) && want > VMA_EXTENT_HEADER) { /* behind this unit, maybe */
+            dr_error_reset(err);
+            r = dr_file_pread_short(x->file, x->window, x->pos, VMA_EXTENT_HEADER, &x->window_len,
+                                    err);
+        }
         if (r < 0)
             return r;
     }

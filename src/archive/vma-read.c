@@ -329,6 +329,7 @@ static int begin(struct vma_read *x, struct dr_vma *vma, struct dr_error *err)
     x->file = vma->in_order ? NULL : dr_source_file(vma->source);
     x->unpack = x->file && x->o->n_targets == 0 && !x->o->headers_only &&
                 dr_source_compression(vma->source);
+    x->shifted = dr_source_has_gaps(x->file);
     x->window = x->file ? malloc(VMA_READ_WINDOW) : NULL;
     if (x->file && !x->window)
         return dr_fail(err, ENOMEM, "%s: out of memory", vma->name);

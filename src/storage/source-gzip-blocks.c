@@ -20,6 +20,30 @@ static uint32_t member_len(const uint8_t *p)
     return len > HEAD + TAIL ? len : 0;
 }
 
+/* From what is no member on to the next one, whose header comes into head. */
+static int pass_gap(struct dr_file *f, struct source_pieces *s, uint64_t *at, uint8_t *head,
+                    struct dr_error *err)
+{
+    static const uint8_t magic[] = {0x1f, 0x8b, Z_DEFLATED, 4};
+    uint64_t next;
+    size_t got;
+    int r = source_pieces_gap(s, *at, &next, err);
+    if (r == 0)
+        r = source_pieces_search(f, magic, sizeof(magic), &next, err);
+    if (r == 0)
+        r = dr_file_pread_short(f, head, next, HEAD, &got, err);
+    if (r == 0)
+        *at = next;
+    return r == -ENODATA ? -ENOTSUP : r;
+}
+
+static int end_or_gap(struct dr_file *f, struct source_pieces *s, uint64_t *at, uint8_t *head,
+                      const char *why, struct dr_error *err)
+{
+    int r = pass_gap(f, s, at, head, err);
+    return r == -ENOTSUP ? source_pieces_end(s, *at, why) < 0 ? r : 1 : r;
+}
+
 /* Each read brings the plain size of a member and the header of the next one. */
 static int find_members(struct dr_file *f, struct source_pieces *s, struct dr_error *err)
 {
@@ -31,16 +55,18 @@ static int find_members(struct dr_file *f, struct source_pieces *s, struct dr_er
         uint32_t len = member_len(raw + 4);
         if (len == 0 && raw[4] == 0x1f && raw[5] == 0x8b)
             return -ENOTSUP; /* another kind of member: read from front to back */
-        if (len == 0)
-            return source_pieces_end(s, at, "no member that tells its size begins there");
-        if (at + len > size)
-            return source_pieces_end(s, at, "the file was cut off");
+        if (len == 0 || at + len > size) {
+            const char *why = len ? "the file was cut off"
+                                  : "no member that tells its size begins there";
+            r = end_or_gap(f, s, &at, raw + 4, why, err);
+            continue;
+        }
         r = dr_file_pread_short(f, raw, at + len - 4, sizeof(raw), &got, err);
         if (r == 0)
             r = source_pieces_add(s, at, len, dr_min(get_le32(raw), PLAIN_MAX), 0, err);
         at += len;
     }
-    return r;
+    return r < 0 ? r : 0;
 }
 
 static int decode(const struct source_piece *p, uint32_t common, const uint8_t *coded,

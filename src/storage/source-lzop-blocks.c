@@ -60,8 +60,22 @@ static int take_header(struct dr_file *f, const struct source_pieces *s, uint8_t
     return r;
 }
 
-/* Behind a header, up to the number that ends the blocks. */
-static int take_blocks(struct dr_file *f, struct source_pieces *s, uint32_t flags, uint64_t *at,
+struct walk {
+    uint8_t *buf;    /* SOURCE_PIECE */
+    uint32_t flags;  /* of the last header */
+    uint32_t usual;  /* plain bytes of the first block; 0 = there was none */
+    bool end;        /* of the file */
+    const char *why; /* there is no block */
+};
+
+static int no_block(struct walk *w, const char *why)
+{
+    w->why = why;
+    return -EBADMSG;
+}
+
+/* Behind a header, up to the number that ends the blocks. -EBADMSG: no block is at *at, and why. */
+static int take_blocks(struct dr_file *f, struct source_pieces *s, struct walk *w, uint64_t *at,
                        struct dr_error *err)
 {
     uint64_t size = dr_file_size(f);
@@ -77,36 +91,69 @@ static int take_blocks(struct dr_file *f, struct source_pieces *s, uint32_t flag
             return 0;
         }
         if (got >= 4 && got < 8)
-            return source_pieces_end(s, *at, "the file was cut off") == 0 ? 1 : -ENOTSUP;
-        if (!take_head(flags, raw, &h))
-            return source_pieces_end(s, *at, "a block of impossible size") == 0 ? 1 : -ENOTSUP;
+            return no_block(w, "the file was cut off");
+        if (!take_head(w->flags, raw, &h))
+            return no_block(w, "a block of impossible size");
         if (*at + h.len + h.coded > size)
-            return source_pieces_end(s, *at, "the file was cut off") == 0 ? 1 : -ENOTSUP;
-        r = source_pieces_add(s, *at, h.len + (uint64_t)h.coded, h.plain, flags, err);
+            return no_block(w, "the file was cut off");
+        r = source_pieces_add(s, *at, h.len + (uint64_t)h.coded, h.plain, w->flags, err);
         if (r < 0)
             return r;
+        w->usual = w->usual ? w->usual : h.plain;
         *at += h.len + h.coded;
     }
+}
+
+/* A header and its blocks. */
+static int take_file(struct dr_file *f, struct source_pieces *s, struct walk *w, uint64_t *at,
+                     struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    uint64_t begin = *at;
+    uint32_t flags;
+    int r = take_header(f, s, w->buf, at, &flags, &w->end, &why);
+    if (r == -EBADMSG || r == -ENOTSUP) {
+        *at = begin;
+        return no_block(w, "no lzop file begins there");
+    }
+    if (r < 0)
+        return dr_fail(err, -r, "%s", why.text);
+    w->flags = flags;
+    return w->end ? 0 : take_blocks(f, s, w, at, err);
+}
+
+/* From what is no block on to the next one, which begins with the same plain size as the first.
+ * -ENOTSUP: there is none. */
+static int pass_gap(struct dr_file *f, struct source_pieces *s, const struct walk *w, uint64_t *at,
+                    struct dr_error *err)
+{
+    uint8_t magic[4];
+    uint64_t next;
+    put_be32(magic, w->usual);
+    int r = source_pieces_gap(s, *at, &next, err);
+    if (r == 0)
+        r = source_pieces_search(f, magic, sizeof(magic), &next, err);
+    if (r == 0)
+        *at = next;
+    return r == -ENODATA ? -ENOTSUP : r;
 }
 
 static int find_blocks(struct dr_file *f, struct source_pieces *s, struct dr_error *err)
 {
     CLEANUP_FREE uint8_t *buf = malloc(SOURCE_PIECE);
-    bool end = false;
+    struct walk w = {.buf = buf};
     int r = buf && lzo_init() == LZO_E_OK ? 0 : -ENOMEM;
-    for (uint64_t at = 0; r == 0 && !end;) {
-        struct dr_error why = DR_ERROR_INIT;
-        uint64_t begin = at;
-        uint32_t flags = 0;
-        r = take_header(f, s, buf, &at, &flags, &end, &why);
-        if (r == -EBADMSG || r == -ENOTSUP)
-            return source_pieces_end(s, begin, "no lzop file begins there");
-        if (r < 0)
-            return dr_fail(err, -r, "%s", why.text);
-        if (!end)
-            r = take_blocks(f, s, flags, &at, err);
+    for (uint64_t at = 0; r == 0 && !w.end;) {
+        r = take_file(f, s, &w, &at, err);
+        while (r == -EBADMSG) {
+            r = pass_gap(f, s, &w, &at, err);
+            if (r == -ENOTSUP)
+                return source_pieces_end(s, at, w.why);
+            if (r == 0)
+                r = take_blocks(f, s, &w, &at, err);
+        }
     }
-    return r < 0 ? r : 0;
+    return r;
 }
 
 static int decode(const struct source_piece *p, uint32_t common, const uint8_t *coded,

@@ -33,6 +33,8 @@ struct source_pieces {
     uint64_t largest;     /* plain bytes */
     uint32_t common;      /* the packer's */
     bool cut;             /* the list ended before the file */
+    bool gaps;            /* pieces are missing in the list */
+    uint64_t searched;    /* offset in the container: pieces behind gaps are looked for behind it */
     uint64_t cut_at;      /* offset in the container */
     char cut_why[128];    /* a part of a sentence */
     uint64_t displaced;   /* plain bytes from here on may be others; UINT64_MAX = none */
@@ -52,9 +54,19 @@ static uint64_t plain_len(const struct source_pieces *s, size_t i)
 
 /* ------------------------------------------------------------------ decoding one piece */
 
+/* It stands for what is missing. */
+static bool is_gap(const struct source_pieces *s, size_t i)
+{
+    return s->piece[i].coded_len == 0 && plain_len(s, i) > 0;
+}
+
 static int decode(const struct source_pieces *s, size_t i, uint8_t *plain, size_t *good)
 {
     const struct source_piece *p = &s->piece[i];
+    if (is_gap(s, i)) {
+        *good = 0;
+        return -EBADMSG;
+    }
     CLEANUP_FREE uint8_t *coded = malloc(p->coded_len ? p->coded_len : 1);
     size_t got;
     *good = 0;
@@ -101,7 +113,7 @@ static int load(const struct source_pieces *s, struct slot *slot)
     slot->failed = decode(s, slot->piece, slot->plain, &slot->good);
     if (slot->failed == 0)
         slot->good = len;
-    else if (s->salvage != DR_SOURCE_SALVAGE_KEEP)
+    else if (s->salvage < DR_SOURCE_SALVAGE_KEEP)
         slot->good = 0;
     bool remembered = s->salvage != DR_SOURCE_STRICT && slot->failed != -ENOMEM;
     return remembered ? 0 : slot->failed;
@@ -269,6 +281,11 @@ static const struct dr_file_ops pieces_ops = {
     .reason = pieces_reason,
 };
 
+bool dr_source_has_gaps(const struct dr_file *f)
+{
+    return f && f->ops == &pieces_ops && ((const struct source_pieces *)f)->gaps;
+}
+
 bool dr_source_doubtful(struct dr_file *f, uint64_t from, uint64_t to,
                         struct dr_source_range *first)
 {
@@ -339,10 +356,46 @@ int source_pieces_end(struct source_pieces *s, uint64_t at, const char *why)
 {
     if (s->salvage == DR_SOURCE_STRICT || s->n == 0)
         return -ENOTSUP;
+    if (is_gap(s, s->n - 1))
+        s->n--; /* nothing is behind it */
     s->cut = true;
     s->cut_at = at;
     snprintf(s->cut_why, sizeof(s->cut_why), "%s", why);
     return 0;
+}
+
+int source_pieces_gap(struct source_pieces *s, uint64_t at, uint64_t *from, struct dr_error *err)
+{
+    if (s->salvage != DR_SOURCE_SALVAGE_GAPS || s->n == 0)
+        return -ENOTSUP;
+    bool again = is_gap(s, s->n - 1);
+    uint64_t last = again ? at : s->piece[s->n - 1].coded;
+    *from = s->searched = dr_max(s->searched, last) + 1;
+    s->gaps = true;
+    return again ? 0 : source_pieces_add(s, at, 0, DR_SOURCE_GAP, 0, err);
+}
+
+#define SEARCH_BYTES (128u << 10)
+
+int source_pieces_search(struct dr_file *f, const uint8_t *magic, size_t len, uint64_t *at,
+                         struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *buf = malloc(SEARCH_BYTES);
+    if (!buf)
+        return dr_fail(err, ENOMEM, "%s: out of memory", f->path);
+    for (;; *at += SEARCH_BYTES - (len - 1)) {
+        size_t got;
+        int r = dr_file_pread_short(f, buf, *at, SEARCH_BYTES, &got, err);
+        if (r < 0)
+            return r;
+        const uint8_t *found = memmem(buf, got, magic, len);
+        if (found) {
+            *at += (uint64_t)(found - buf);
+            return 0;
+        }
+        if (got < SEARCH_BYTES)
+            return -ENODATA;
+    }
 }
 
 /* Does the piece decode to the length that the list has for it? */
@@ -420,7 +473,7 @@ static int prove_lengths(struct source_pieces *s)
         bool good = true;
         old = next;
         s->piece[i + 1].plain = s->piece[i].plain + len; /* those in front may have moved */
-        if (len == usual)
+        if (len == usual || is_gap(s, i))
             continue;
         if (s->salvage == DR_SOURCE_STRICT && ++odd > ODD_MAX)
             return -ENOTSUP;

@@ -48,6 +48,15 @@ bool source_pieces_salvaging(const struct source_pieces *s);
  * then ends with the pieces before. Else -ENOTSUP. */
 int source_pieces_end(struct source_pieces *s, uint64_t at, const char *why);
 
+/* No good piece is at this offset of the container. How many plain bytes are missing is not known.
+ * -ENOTSUP: nobody can do with that. Else *from is the offset from where on the next piece is to be
+ * looked for: behind the beginning of the last one, whose length may be what is damaged. */
+int source_pieces_gap(struct source_pieces *s, uint64_t at, uint64_t *from, struct dr_error *err);
+/* Where one of these bytes, which begin pieces, is next from *at on. -ENODATA (silently): nowhere.
+ */
+int source_pieces_search(struct dr_file *f, const uint8_t *magic, size_t len, uint64_t *at,
+                         struct dr_error *err);
+
 /* The file of the plain bytes of f: a new reference in *plain. -ENOTSUP (silently): there is none.
  * damage: NULL = what is damaged fails; else: how the list ended early is noted there. */
 int source_pieces_open(struct dr_file *f, const struct source_piece_packer *packer,

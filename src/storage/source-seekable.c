@@ -187,6 +187,17 @@ static int take_frame(struct dr_file *f, struct source_pieces *s, uint64_t *at,
     return r < 0 ? r : source_pieces_add(s, begin, *at - begin, plain, 0, err);
 }
 
+/* From a frame that is none on to the next one. -EBADMSG: there is none. */
+static int pass_gap(struct dr_file *f, struct source_pieces *s, uint64_t begin, uint64_t *at,
+                    struct dr_error *err)
+{
+    static const uint8_t magic[] = {0x28, 0xb5, 0x2f, 0xfd};
+    int r = source_pieces_gap(s, begin, at, err);
+    if (r == 0)
+        r = source_pieces_search(f, magic, sizeof(magic), at, err);
+    return r == -ENOTSUP || r == -ENODATA ? -EBADMSG : r;
+}
+
 static int find_by_frames(struct dr_file *f, struct source_pieces *s, struct dr_error *err)
 {
     uint64_t size = dr_file_size(f), begin = 0;
@@ -196,6 +207,8 @@ static int find_by_frames(struct dr_file *f, struct source_pieces *s, struct dr_
         r = take_frame(f, s, &at, err);
         if (r == 0 && at > size)
             r = -EBADMSG;
+        if (r == -EBADMSG)
+            r = pass_gap(f, s, begin, &at, err);
     }
     return r == -EBADMSG ? source_pieces_end(s, begin, "no zstd frame can be read there") : r;
 }

@@ -286,7 +286,7 @@ int dr_source_open_as(struct dr_fs *fs, const char *path, int fd, bool as_is,
 int dr_source_open_salvaging(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
                              struct dr_unpack_damage *damage, struct dr_error *err)
 {
-    const struct index_search how = {SEARCH_WALK, DR_SOURCE_SALVAGE_KEEP, damage};
+    const struct index_search how = {SEARCH_WALK, DR_SOURCE_SALVAGE_GAPS, damage};
     *damage = (struct dr_unpack_damage){.why = DR_ERROR_INIT};
     return open_how(fs, path, fd, false, &how, source, err);
 }

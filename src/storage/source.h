@@ -16,6 +16,8 @@ enum dr_source_salvage {
     DR_SOURCE_SALVAGE,      /* the same, and the list of pieces may end before the file does */
     DR_SOURCE_SALVAGE_KEEP, /* also: what was unpacked in front of the damage can be read and is
                                noted as doubtful */
+    DR_SOURCE_SALVAGE_GAPS, /* also: pieces of unknown length may be missing, each of which reads as
+                               DR_SOURCE_GAP damaged bytes */
 };
 
 /* Where the packed bytes could not be decoded to their end. */
@@ -25,6 +27,8 @@ struct dr_unpack_damage {
     uint64_t came; /* plain bytes that there are */
     struct dr_error why;
 };
+
+#define DR_SOURCE_GAP (4u << 20)
 
 struct dr_source_range {
     uint64_t from, to; /* plain bytes, to is behind the last one */
@@ -37,7 +41,7 @@ int dr_source_open(struct dr_fs *fs, const char *path, int fd, struct dr_source 
 /* The same; as_is: the bytes as they are stored, whatever packer may have made them. */
 int dr_source_open_as(struct dr_fs *fs, const char *path, int fd, bool as_is,
                       struct dr_source **source, struct dr_error *err);
-/* As dr_source_open, DR_SOURCE_SALVAGE_KEEP where f has pieces. *damage: how their list ended
+/* As dr_source_open, DR_SOURCE_SALVAGE_GAPS where f has pieces. *damage: how their list ended
  * early, and why.errnum 0 if it did not. */
 int dr_source_open_salvaging(struct dr_fs *fs, const char *path, int fd, struct dr_source **source,
                              struct dr_unpack_damage *damage, struct dr_error *err);
@@ -91,6 +95,8 @@ const char *dr_source_compression_of(const uint8_t *buf, size_t len);
 int dr_source_indexed_file(struct dr_file *f, enum dr_source_salvage salvage,
                            struct dr_unpack_damage *damage, struct dr_file **plain,
                            const char **packer, struct dr_error *err);
+/* Are pieces of unknown length missing in such a file? */
+bool dr_source_has_gaps(const struct dr_file *f);
 /* Of what was read of such a file, the first range in [from, to) of bytes that no checksum was
  * right for, cut to that. False: none, or f is no such file. Any thread. */
 bool dr_source_doubtful(struct dr_file *f, uint64_t from, uint64_t to,

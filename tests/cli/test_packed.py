@@ -352,19 +352,20 @@ def joined(kind):
     return lambda b: b"".join(PACKERS[kind](b[at:at + (256 << 10)]) for at in range(0, len(b), 256 << 10))
 
 
-READ_ON = {"bz2": lambda b: bz2.compress(b, 1), "gz": joined("gz"), "zst": joined("zst"), "lz4": joined("lz4"), "lzo": PACKERS["lzo"]}
+READ_ON = {"bz2": lambda b: bz2.compress(b, 1), "gz": joined("gz"), "zst": joined("zst"), "lz4": joined("lz4"),
+           "lzo": PACKERS["lzo"]}
 
 
-@pytest.mark.parametrize("kind, stdin", [("bz2", False), ("bz2", True), ("gz", True), ("zst", False), ("lz4", False), ("lzo", True)])
-def test_salvage_of_a_packed_archive_goes_on_behind_a_part_of_unknown_length(t, kind, stdin):
+def salvage_six_extents(t, packer, where, stdin):
+    """One byte is wrong, and two extents at most are lost."""
     n = 6
     with open(t.dir / "d.raw", "wb") as f:
         for at in range(0, n * EXTENT, 1 << 16):
             f.seek(at)
             f.write(random.Random(at).randbytes(4096) + bytes(61440))
     t.ok("vma", "create", "-q", "--no-sums", "-d", "drive-scsi0=d.raw", "a.vma")
-    whole = bytearray(READ_ON[kind]((t.dir / "a.vma").read_bytes()))
-    whole[len(whole) // 2] ^= 0x40
+    whole = bytearray(packer((t.dir / "a.vma").read_bytes()))
+    whole[where(whole)] ^= 0x11
     (t.dir / "x").write_bytes(whole)
     command = 'cat x | "$0" vma extract --salvage --json - o' if stdin else '"$0" vma extract --salvage --json x o'
     got = t.start("sh", "-c", command, t.bin / "drover")
@@ -374,3 +375,18 @@ def test_salvage_of_a_packed_archive_goes_on_behind_a_part_of_unknown_length(t, 
     came, disk = (t.dir / "o" / "drive-scsi0.raw").read_bytes(), (t.dir / "d.raw").read_bytes()
     wrong = [at for at in range(0, len(disk), 4096) if came[at:at + 4096] != disk[at:at + 4096]]
     assert wrong and all(any(at in r for r in told) for at in wrong)
+
+
+@pytest.mark.parametrize("kind, stdin", [("bz2", False), ("bz2", True), ("gz", True), ("zst", False), ("lz4", False),
+                                         ("lzo", True)])
+def test_salvage_of_a_packed_archive_goes_on_behind_a_part_of_unknown_length(t, kind, stdin):
+    salvage_six_extents(t, READ_ON[kind], lambda whole: len(whole) // 2, stdin)
+
+
+HEADS = {"bgzip": (b"\x1f\x8b\x08\x04", 16), "zst": (b"\x28\xb5\x2f\xfd", 0), "lzo": (b"\0\4\0\0", 5)}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_salvage_of_a_packed_archive_goes_on_behind_a_part_whose_header_is_damaged(t, kind):
+    begin, at = HEADS[kind]
+    salvage_six_extents(t, IN_PIECES[kind], lambda whole: whole.index(begin, len(whole) // 2) + at, False)
