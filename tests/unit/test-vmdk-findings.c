@@ -306,7 +306,7 @@ static void a_directory_that_is_gone_is_one_line(void **state)
     uint64_t gd = vmdk_of(image)->extents[0].h.gd_off * 512;
     ok(dr_image_unref(image, &err));
     poke(D, gd, zeros, sizeof(zeros));
-    finds_only(8, 0, "primary grain directory entries 0 to 7 say sectors 0 to 0: no table");
+    finds_only(8, 0, "primary grain directory entries 0 to 7 say sector 0: no table");
     assert_int_equal(checked(D, DR_CHECK_FIX_ALL).corruptions_fixed, 8);
     finds(D, 0, 0, "");
     struct dr_disk *disk = opened(D, 0);

@@ -196,13 +196,15 @@ static void tell_entries(struct vmdk_walk *w, bool copy)
     const char *why = f->high == 0                               ? "no table"
                       : vmdk_table_fits(w->image, w->e, f->high) ? "other metadata is there"
                                                                  : "no table can be there";
+    char sectors[40];
+    snprintf(sectors, sizeof(sectors), f->low == f->high ? "sector %u" : "sectors %u to %u", f->low,
+             f->high);
     if (f->n == 1)
-        vmdk_say_of(w, "%s grain directory entry %" PRIu64 " says sector %u: %s", which, f->first,
-                    f->low, why);
+        vmdk_say_of(w, "%s grain directory entry %" PRIu64 " says %s: %s", which, f->first, sectors,
+                    why);
     else if (f->n > 1)
-        vmdk_say_of(
-            w, "%s grain directory entries %" PRIu64 " to %" PRIu64 " say sectors %u to %u: %s",
-            which, f->first, f->first + f->n - 1, f->low, f->high, why);
+        vmdk_say_of(w, "%s grain directory entries %" PRIu64 " to %" PRIu64 " say %s: %s", which,
+                    f->first, f->first + f->n - 1, sectors, why);
 }
 
 static void found_entry(struct vmdk_walk *w, uint64_t table, bool copy, uint32_t gde)
