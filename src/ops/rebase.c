@@ -379,7 +379,10 @@ static int rebase_unsafe(struct rebase *rb, struct dr_error *err)
     if (r < 0 || rb->o->dry_run)
         return r < 0 ? r : make_plan(rb, err);
     warn_about_sizes(rb);
-    return switch_parent(rb, err);
+    /* A program that was killed may have copied into the overlay what the old parent had, as a
+     * stream does: the switch must not be durable before that. */
+    r = dr_image_harden(rebase_overlay(rb), err);
+    return r < 0 ? r : switch_parent(rb, err);
 }
 
 /* ------------------------------------------------------------------ a lower image */

@@ -222,15 +222,15 @@ static void a_cut_after_a_kill_does_not_change_the_view(void **state)
 
 /* ------------------------------------------------------------------ what others left in memory */
 
-/* Another program wrote to the new parent's parent and did not wait for the disk. */
-static void write_and_leave(struct dr_fs *fs)
+/* Another program wrote these bytes, and did not wait until they were durable. */
+static void write_and_leave(struct dr_fs *fs, const char *path, uint64_t off, int byte)
 {
     struct dr_open_options o = {.flags = DR_OPEN_RDWR | DR_OPEN_UNCHANGED | DR_OPEN_NO_FLUSH};
     struct dr_disk *disk = NULL;
     uint8_t bytes[64 * KiB];
-    memset(bytes, 0x23, sizeof(bytes)); /* as mid has it */
-    ok(dr_open_fs(fs, "b.vmdk", &o, &disk, &err));
-    ok(dr_pwrite(disk, bytes, 512 * KiB, sizeof(bytes), 0, &err));
+    memset(bytes, byte, sizeof(bytes));
+    ok(dr_open_fs(fs, path, &o, &disk, &err));
+    ok(dr_pwrite(disk, bytes, off, sizeof(bytes), 0, &err));
     ok(dr_close(disk, &err));
 }
 
@@ -240,10 +240,11 @@ static void with_another_pair(struct dr_fs *fs)
     make_image(fs, "b2.vmdk", "b.vmdk", false);
 }
 
+/* It is what mid has there. */
 static int rebase_onto_that(struct dr_fs *fs, struct dr_error *err)
 {
     struct dr_rebase_options o = {.backing = "b2.vmdk", .backing_format = "vmdk"};
-    write_and_leave(fs);
+    write_and_leave(fs, "b.vmdk", 512 * KiB, 0x23);
     return dr_rebase_fs(fs, "top.vmdk", &o, NULL, err);
 }
 
@@ -253,7 +254,7 @@ static int convert_onto_that(struct dr_fs *fs, struct dr_error *err)
     const char *from = "top.vmdk";
     struct dr_convert_options o = {
         .out_format = "vmdk", .sparse_size = 4096, .backing = "b2.vmdk", .backing_format = "vmdk"};
-    write_and_leave(fs);
+    write_and_leave(fs, "b.vmdk", 512 * KiB, 0x23);
     return dr_convert_fs(fs, &from, 1, "twin.vmdk", &o, NULL, err);
 }
 
@@ -284,6 +285,46 @@ static void new_parents_are_durable_before_anything_relies_on_them(void **state)
         free(want);
         powerfs_free(p);
     }
+}
+
+static size_t length_of_chain(struct dr_fs *fs)
+{
+    struct dr_disk *disk = NULL;
+    ok(dr_open_fs(fs, "top.vmdk", NULL, &disk, &err));
+    size_t n = dr_chain_length(disk);
+    ok(dr_close(disk, &err));
+    return n;
+}
+
+/* A program that was killed has copied up all that mid has, and only the name is left to change.
+ * The name must not reach the disk before that. */
+static void a_rebase_without_copying_waits_for_what_others_left_in_memory(void **state)
+{
+    (void)state;
+    struct dr_rebase_options o = {.backing = "a.vmdk", .backing_format = "vmdk", .unsafe = true};
+    struct powerfs *p = powerfs_new();
+    struct dr_fs *fs = powerfs_fs(p);
+    uint64_t size;
+    size_t rebased = 0;
+    family(fs, false);
+    uint8_t *want = view(fs, "top.vmdk", &size);
+    powerfs_settle(p);
+    write_and_leave(fs, "top.vmdk", 128 * KiB, 0x22);
+    write_and_leave(fs, "top.vmdk", 512 * KiB, 0x23);
+    size_t first = powerfs_ops(p);
+    ok(dr_rebase_fs(fs, "top.vmdk", &o, NULL, &err));
+    for (size_t i = first; i <= powerfs_ops(p); i++)
+        for (int mode = 0; mode < POWERFS_ALL_BUT_ONE; mode++) {
+            struct dr_fs *cut = powerfs_cut(p, i, (enum powerfs_mode)mode, 0);
+            bool is = length_of_chain(cut) == 2;
+            rebased += is;
+            if (is)
+                same_view(cut, "top.vmdk", want, size);
+            dr_fs_memory_free(cut);
+        }
+    assert_true(rebased > 0);
+    free(want);
+    powerfs_free(p);
 }
 
 /* A child that is there opens: its parent's id is not in memory only. */
@@ -325,6 +366,7 @@ int main(void)
         cmocka_unit_test(missing_flush_is_caught),
         cmocka_unit_test(a_cut_after_a_kill_does_not_change_the_view),
         cmocka_unit_test(new_parents_are_durable_before_anything_relies_on_them),
+        cmocka_unit_test(a_rebase_without_copying_waits_for_what_others_left_in_memory),
         cmocka_unit_test(snapshot_waits_for_what_others_left_in_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
