@@ -168,6 +168,21 @@ static void relocate_killed_anywhere_goes_on(void **state)
     }
 }
 
+/* Also where their names lead round in a circle. */
+static void a_chain_that_could_not_be_opened_is_not_walked(void **state)
+{
+    (void)state;
+    struct dr_fs *fs = dr_fs_memory_new();
+    kind = &kinds[0];
+    chain(fs, "/base", "/mid");
+    dr_chain_set_bound(2);
+    refused(relocate(fs, &err), ELOOP, "longer than 2 images");
+    dr_chain_set_bound(3);
+    ok(relocate(fs, &err));
+    dr_chain_set_bound(0);
+    dr_fs_memory_free(fs);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -175,6 +190,7 @@ int main(void)
         cmocka_unit_test(a_cut_after_a_kill_of_pack_does_not_change_the_view),
         cmocka_unit_test(a_cut_of_relocate_leaves_what_it_mends),
         cmocka_unit_test(relocate_killed_anywhere_goes_on),
+        cmocka_unit_test(a_chain_that_could_not_be_opened_is_not_walked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
