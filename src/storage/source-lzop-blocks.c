@@ -39,8 +39,8 @@ static bool take_head(uint32_t flags, const uint8_t *p, struct head *h)
     return true;
 }
 
-/* The header at *at, behind which *at moves. A salvage takes one whose checksum is wrong: if what
- * it says is wrong, too, the blocks do not fit. */
+/* The header at *at, behind which *at moves. A salvage takes one whose checksum is wrong, if the
+ * blocks have some: where what it says is wrong, too, those do not fit. */
 static int take_header(struct dr_file *f, const struct source_pieces *s, uint8_t *buf, uint64_t *at,
                        uint32_t *flags, bool *end, struct dr_error *err)
 {
@@ -50,6 +50,9 @@ static int take_header(struct dr_file *f, const struct source_pieces *s, uint8_t
         dr_error_reset(err);
         in = (struct source_in){.name = f->path, .file = f, .fd = -1, .next = *at, .buf = buf};
         r = source_lzop_header(&in, true, flags, end, err);
+        if (r == 0 && !*end && !(*flags & (LZOP_ADLER_PLAIN | LZOP_CRC_PLAIN)))
+            return dr_fail(err, EBADMSG, "%s: neither its header nor its blocks have a checksum",
+                           f->path);
         if (r == 0)
             dr_notice(
                 "%s: the checksum of the lzop header at offset %llu is wrong: what it says is "
