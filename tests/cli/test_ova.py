@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The disks of a machine in an OVA, or beside an OVF descriptor, are images: ova:ARCHIVE#NAME."""
+import hashlib
 import json
 import os
 import shutil
@@ -322,6 +323,18 @@ def test_convert_compares_the_digest_of_the_disk_when_asked(o):
         name = "m.ova" if not words else name
     r = o.tools.drover("convert", "--verify", "-O", "raw", "x.raw", "y.raw")
     assert r.code == 1 and "nothing has digests of it" in r.err, r
+
+
+def test_all_pieces_of_a_disk_must_have_digests_when_those_are_compared(o):
+    data = o.disk("d.vmdk")
+    chunk = len(data) // 2 + 1
+    pieces = {f"d.vmdk.{n:09}": data[n * chunk:(n + 1) * chunk] for n in range(2)}
+    text = ovagen.descriptor({"f": {"href": "d.vmdk", "size": len(data), "chunkSize": chunk}}, {"d": {"fileRef": "f"}})
+    lines = [f"SHA256({name})= {hashlib.sha256(piece).hexdigest()}\n" for name, piece in pieces.items()]
+    for n, words in ((1, "digests of 1 of the 2 pieces"), (2, None)):
+        ovagen.pack(o.dir / "m.ova", {"m.ovf": text, "m.mf": "".join(lines[:n]).encode(), **pieces})
+        r = o.tools.drover("convert", "--verify", "-O", "raw", "m.ova", "x.raw")
+        assert (r.code == 1 and words in r.err) if words else r.code == 0, r
 
 
 def test_a_disk_without_its_archives_format_in_front_is_told_its_name(o):

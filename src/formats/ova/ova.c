@@ -13,6 +13,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/json.h"
@@ -100,7 +101,10 @@ static int compare_digests(struct dr_image *image, const struct ova *ova,
                            struct dr_error *err)
 {
     struct ova_digest have;
-    size_t compared = 0;
+    const struct ovf_file *file = found->file;
+    uint64_t pieces = file && file->chunk && file->has_size ? dr_div_up(file->size, file->chunk)
+                                                            : 0;
+    uint64_t compared = 0;
     int r = 0;
     for (size_t i = 0; r == 0 && i < m->n; i++) {
         if (!is_of(found, m->all[i].name))
@@ -113,6 +117,10 @@ static int compare_digests(struct dr_image *image, const struct ova *ova,
                        m->name ? "its manifest has no digest of"
                                : "has no manifest, so nothing tells what the digest should be of",
                        found->name);
+    if (r == 0 && compared < pieces)
+        return dr_fail(
+            err, ENOTSUP, "%s: its manifest has digests of %llu of the %llu pieces of '%.200s'",
+            image->path, (unsigned long long)compared, (unsigned long long)pieces, found->name);
     return r;
 }
 
