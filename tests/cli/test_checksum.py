@@ -83,6 +83,26 @@ def test_what_differs_from_saved_ones_is_told_in_ranges(t, algorithm):
         "differs": [{"start": 0, "length": 131072}, {"start": 327680, "length": 1536}]}]
 
 
+def test_compare_takes_saved_ones(t):
+    make_disk(t)
+    t.ok("checksum", "-f", "raw", "--save", "sums", "disk.raw")
+    t.ok("convert", "-f", "raw", "-O", "qcow2", "disk.raw", "disk.qcow2")
+    for pair in (("sums", "disk.qcow2"), ("disk.qcow2", "sums")):
+        assert t.ok("compare", *pair) == "Images are identical.\n"
+        assert t.drover("compare", "-s", *pair).code == 2
+    assert t.drover("compare", "sums", "sums").code == 2
+    assert t.drover("compare", "-f", "raw", "sums", "disk.qcow2").code == 1  # the file's own bytes
+    t.io("disk.qcow2", f"write -P 7 {GRAIN + 512} 512")
+    r = t.drover("compare", "sums", "disk.qcow2")
+    assert (r.code, r.out) == (1, f"Content mismatch within {GRAIN}..{2 * GRAIN}!\n"), r
+    t.ok("resize", "disk.qcow2", "+1M")
+    assert "Image size mismatch" in t.drover("compare", "sums", "disk.qcow2").out
+    with open(t.dir / "sums", "r+b") as f:
+        f.seek(-1, 2)
+        f.write(b"x")
+    assert t.drover("compare", "sums", "disk.qcow2").code == 4
+
+
 def test_a_longer_disk_is_the_same_when_its_rest_is_zeros(t):
     make_disk(t)
     t.ok("checksum", "-f", "raw", "--save", "sums", "disk.raw")

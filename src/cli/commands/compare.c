@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
 
 #include "base/bytes.h"
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/progress.h"
+#include "drover/checksum.h"
 
 static const struct cli_option options[] = {
     {'f', NULL, "FMT", "format of the first image", false},
@@ -53,6 +56,69 @@ static int open_one(const struct cli *cli, const struct cli_args *args, int n,
     return 0;
 }
 
+/* ------------------------------------------------------------------ against saved checksums */
+
+/* Is this operand what `drover checksum --save` wrote? With a format it is an image. */
+static bool is_saved(const struct cli *cli, const struct cli_args *args, int n)
+{
+    char magic[8];
+    struct stat st;
+
+    if (cli->role != CLI_DROVER || cli_has(args, n == 0 ? 'f' : 'F') ||
+        cli_has(args, KEY_IMAGE_OPTS) || stat(args->operands[n], &st) < 0 || !S_ISREG(st.st_mode))
+        return false;
+    FILE *f = fopen(args->operands[n], "re");
+    bool saved = f && fread(magic, sizeof(magic), 1, f) == 1 && memcmp(magic, "DRDSKSUM", 8) == 0;
+    if (f)
+        fclose(f);
+    return saved;
+}
+
+struct first {
+    uint64_t off, end; /* end 0: nothing differs */
+};
+
+static void range_differs(void *user, uint64_t off, uint64_t len)
+{
+    struct first *first = user;
+
+    if (first->end == 0)
+        *first = (struct first){off, off + len};
+}
+
+static int compare_saved(const struct cli *cli, const struct cli_args *args, int saved)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    struct first first = {0};
+    const struct dr_checksum_options o = {
+        .against = args->operands[saved], .differs = range_differs, .user = &first};
+    struct dr_checksum_result result = {0};
+    struct dr_error err = DR_ERROR_INIT;
+    struct cli_job job;
+
+    if (cli_has(args, 's') || is_saved(cli, args, 1 - saved)) {
+        cli_error(cli,
+                  cli_has(args, 's') ? "%s: checksums do not tell what is allocated: leave -s out"
+                                     : "%s: holds checksums, and so does the other one",
+                  o.against);
+        return EXIT_NOT_OPENED;
+    }
+    if (open_one(cli, args, 1 - saved, &disk) || cli_job_begin(cli, args, NULL, &job) != 0)
+        return EXIT_NOT_OPENED;
+    int r = dr_disk_checksum(disk, &o, job.job, &result, &err);
+    int code = r < 0 ? cli_job_failed(&job, r, &err, EXIT_READ, "nothing was decided") : EXIT_SAME;
+    if (r == 0 && result.size != result.against_size && !job.quiet)
+        printf("Warning: Image size mismatch!\n");
+    if (r == 0 && !result.same && !job.quiet)
+        printf("Content mismatch within %" PRIu64 "..%" PRIu64 "!\n", first.off, first.end);
+    else if (r == 0 && !job.quiet)
+        printf("Images are identical.\n");
+    cli_job_end(&job);
+    return r == 0 && !result.same ? EXIT_DIFFER : code;
+}
+
+/* ------------------------------------------------------------------ two disks */
+
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     CLEANUP_DISK struct dr_disk *a = NULL;
@@ -65,6 +131,10 @@ static int run(const struct cli *cli, const struct cli_args *args)
 
     if (args->n_operands != 2)
         return cli_usage(cli, "Expecting two image file names");
+    for (int i = 0; i < 2; i++) {
+        if (is_saved(cli, args, i))
+            return compare_saved(cli, args, i);
+    }
     if (open_one(cli, args, 0, &a) || open_one(cli, args, 1, &b))
         return EXIT_NOT_OPENED;
     if (cli_job_begin(cli, args, NULL, &job) != 0)
@@ -87,7 +157,8 @@ const struct cli_command cli_cmd_compare = {
     .brief = "Compare what two disks hold",
     .about =
         "Ends with 0: the same, 1: they differ, 2: not opened, 3: no status, 4: not readable.\n"
-        "A longer disk is the same when its rest reads as zeros.",
+        "A longer disk is the same when its rest reads as zeros. One FILE may be what\n"
+        "`drover checksum --save` wrote.",
     .sets = sets,
     .roles = CLI_DROVER | CLI_QEMU_IMG,
     .run = run,
