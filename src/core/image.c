@@ -254,7 +254,9 @@ static int image_open_driver(struct dr_image *image, const struct dr_format *fmt
                              struct dr_error *err)
 {
     if (image->writable && !(fmt->flags & DR_FORMAT_WRITE))
-        return dr_fail(err, EROFS, "%s: %s images can only be read", image->path, fmt->name);
+        return dr_fail(err, EROFS,
+                       "%s: %s images can only be read; convert it, or create an overlay on it",
+                       image->path, fmt->name);
     image->fmt = fmt;
     int r = fmt->open(image, err);
     if (r == 0)
