@@ -107,6 +107,12 @@ def test_wrong_use_says_where_help_is(t):
         assert r.code == 1 and r.out == "" and r.err.endswith(f"Try '{hint}' for more information\n"), r
 
 
+def test_the_nearest_command_is_suggested(t):
+    for args, meant in ((["creat"], "create"), (["vma", "extrct"], "extract"), (["ova", "lst"], "list")):
+        r = t.drover(*args)
+        assert r.code == 1 and f"(did you mean '{meant}'?)" in r.err, r
+
+
 def test_the_completion_completes(t):
     script = t.ok("completion", "bash")
     ask = script + '\nCOMP_WORDS=(drover {words}); COMP_CWORD={n}; _drover; printf "%s\\n" "${{COMPREPLY[@]}}"'

@@ -70,6 +70,15 @@ const char *cli_meant_command(enum cli_role role, const char *word)
     return meant(&n, "");
 }
 
+const char *cli_meant_child(const struct cli_command *command, const char *word)
+{
+    struct nearest n = {.word = word, .far = UINT_MAX};
+    size_t own = strlen(command->name) + 1;
+    for (size_t i = 0; command->children && command->children[i]; i++)
+        compare(&n, command->children[i]->name + own);
+    return meant(&n, "");
+}
+
 const char *cli_meant_option(const struct cli_command *command, const char *word)
 {
     struct nearest n = {.far = UINT_MAX};

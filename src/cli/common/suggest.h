@@ -5,9 +5,10 @@
 
 #include "cli/cli.h"
 
-/* " (did you mean 'convert'?)" for a mistyped command of this role, or an option of the command
- * ("--prgress"), and "" when nothing is near. Both stay valid until the next call. */
+/* " (did you mean 'convert'?)" for a mistyped command of this role, or one below a command, or an
+ * option of it ("--prgress"), and "" when nothing is near. All stay valid until the next call. */
 const char *cli_meant_command(enum cli_role role, const char *word);
+const char *cli_meant_child(const struct cli_command *command, const char *word);
 const char *cli_meant_option(const struct cli_command *command, const char *word);
 
 /* The parent of the image at path was not found: if its name leads to a file from the working

@@ -2,12 +2,14 @@
 #include <string.h>
 
 #include "cli/commands.h"
+#include "cli/common/suggest.h"
 #include "cli/ova/ova.h"
 
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     if (args->n_operands > 0)
-        return cli_usage(cli, "Command not found: ova %s", args->operands[0]);
+        return cli_usage(cli, "Command not found: ova %s%s", args->operands[0],
+                         cli_meant_child(cli->command, args->operands[0]));
     return cli_usage(cli, "Expecting create or list");
 }
 

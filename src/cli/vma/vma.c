@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "cli/common/json.h"
+#include "cli/common/suggest.h"
 #include "cli/vma/vma.h"
 #include "cli/commands.h"
 
@@ -184,7 +185,8 @@ int vma_job_begin(const struct cli *cli, const struct cli_args *args, struct cli
 static int run(const struct cli *cli, const struct cli_args *args)
 {
     if (args->n_operands > 0)
-        return cli_usage(cli, "Command not found: vma %s", args->operands[0]);
+        return cli_usage(cli, "Command not found: vma %s%s", args->operands[0],
+                         cli_meant_child(cli->command, args->operands[0]));
     return cli_usage(cli, "Expecting list, config, create, extract, verify or index");
 }
 
