@@ -179,14 +179,16 @@ static void note_slots(const struct vma_extent *e, uint64_t clusters[256])
 static void count_clusters(struct walk *w, const uint8_t uuid[16], uint64_t clusters[256])
 {
     uint64_t size = dr_file_size(w->file);
-    bool wide = false;
+    bool wide = false, shifted = dr_source_has_gaps(w->file);
     while (w->pos < size) {
         struct vma_extent e;
         const uint8_t *unit = unit_at(w, wide);
         bool good = is_extent(unit, w, &e) && memcmp(unit + VMA_AT_EXTENT_UUID, uuid, 16) == 0;
         if (good)
             note_slots(&e, clusters);
-        w->pos += VMA_EXTENT_HEADER + (good ? e.data_len : 0);
+        w->pos += good              ? VMA_EXTENT_HEADER + e.data_len
+                  : shifted && unit ? vma_next_magic(unit)
+                                    : VMA_EXTENT_HEADER;
         wide = !good;
     }
 }

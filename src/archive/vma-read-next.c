@@ -90,18 +90,6 @@ static bool bridge(struct vma_read *x)
     return true;
 }
 
-/* From this unit to the next place where an extent may begin: its magic, or the part of it that is
- * at the end of the unit. */
-static size_t step(const struct vma_read *x)
-{
-    size_t at = 1, end = VMA_EXTENT_HEADER;
-    if (!x->shifted)
-        return VMA_EXTENT_HEADER;
-    while (at < end && memcmp(x->unit + at, VMA_EXTENT_MAGIC, dr_min(4, end - at)) != 0)
-        at++;
-    return at;
-}
-
 /* Move on by so many bytes; those that are behind them stay. */
 static int move_on(struct vma_read *x, size_t by, struct dr_error *err)
 {
@@ -121,7 +109,7 @@ static int next_unit(struct vma_read *x, bool *zero, struct dr_error *err)
 {
     struct dr_error why = DR_ERROR_INIT;
     bool last = x->unit_len < VMA_EXTENT_HEADER;
-    int r = last ? 0 : move_on(x, step(x), &why);
+    int r = last ? 0 : move_on(x, x->shifted ? vma_next_magic(x->unit) : VMA_EXTENT_HEADER, &why);
     x->pos += last ? x->unit_len : 0;
     while (r < 0 && !ends_all(x, r) && bridge(x)) {
         dr_error_reset(&why);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "archive/vma-layout.h"
 #include "archive/vma-read.h"
 
 /* ------------------------------------------------------------------ chunks */
@@ -39,6 +40,16 @@ void vma_chunks_free(struct vma_read *x)
         free(c->data);
         free(c);
     }
+}
+
+/* ------------------------------------------------------------------ extents at any byte */
+
+size_t vma_next_magic(const uint8_t unit[VMA_EXTENT_HEADER])
+{
+    size_t at = 1, end = VMA_EXTENT_HEADER;
+    while (at < end && memcmp(unit + at, VMA_EXTENT_MAGIC, dr_min(4, end - at)) != 0)
+        at++;
+    return at;
 }
 
 /* ------------------------------------------------------------------ clock and targets */

@@ -60,6 +60,15 @@ static int read_good_header(struct dr_vma *vma, struct dr_error *err)
     return r;
 }
 
+#define CHEAP_PIECE (1u << 20) /* bytes; an extent has 3.7 MiB when it is full */
+
+/* From the header of each extent to the next: does that unpack all, which is to be unpacked once
+ * more for the data? */
+static bool walk_is_cheap(const struct dr_vma *vma, const struct dr_file *file)
+{
+    return file == dr_source_stored(vma->source) || dr_source_largest_piece(file) <= CHEAP_PIECE;
+}
+
 /* Failures that are not damage stay what they are. */
 static int read_header(struct dr_vma *vma, struct dr_error *err)
 {
@@ -73,7 +82,7 @@ static int read_header(struct dr_vma *vma, struct dr_error *err)
     }
     if (r < 0)
         return dr_fail(err, -r, "%s", why.text);
-    if (vma->any_header && file && (file == dr_source_stored(vma->source) || vma->header.wrong_sum))
+    if (vma->any_header && file && (vma->header.wrong_sum || walk_is_cheap(vma, file)))
         r = vma_find_unlisted(vma, err);
     return r;
 }

@@ -45,6 +45,10 @@ struct dr_vma {
 int dr_vma_open_fs(struct dr_fs *fs, const char *path, const struct dr_vma_open_options *options,
                    struct dr_vma **vma, struct dr_error *err);
 
+/* From a unit that is no extent to the next place where one may begin that stands at any byte: its
+ * magic, or the part of it that is at the end of the unit. */
+size_t vma_next_magic(const uint8_t unit[VMA_EXTENT_HEADER]);
+
 /* ------------------------------------------------------------------ one extraction */
 
 /* For an extraction that may be interrupted. */

@@ -281,6 +281,11 @@ static const struct dr_file_ops pieces_ops = {
     .reason = pieces_reason,
 };
 
+uint64_t dr_source_largest_piece(const struct dr_file *f)
+{
+    return f && f->ops == &pieces_ops ? ((const struct source_pieces *)f)->largest : 0;
+}
+
 bool dr_source_has_gaps(const struct dr_file *f)
 {
     return f && f->ops == &pieces_ops && ((const struct source_pieces *)f)->gaps;
@@ -372,7 +377,12 @@ int source_pieces_gap(struct source_pieces *s, uint64_t at, uint64_t *from, stru
     uint64_t last = again ? at : s->piece[s->n - 1].coded;
     *from = s->searched = dr_max(s->searched, last) + 1;
     s->gaps = true;
-    return again ? 0 : source_pieces_add(s, at, 0, DR_SOURCE_GAP, 0, err);
+    if (again)
+        return 0;
+    uint64_t largest = s->largest; /* nothing is decoded for a gap */
+    int r = source_pieces_add(s, at, 0, DR_SOURCE_GAP, 0, err);
+    s->largest = largest;
+    return r;
 }
 
 #define SEARCH_BYTES (128u << 10)

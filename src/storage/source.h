@@ -95,6 +95,8 @@ const char *dr_source_compression_of(const uint8_t *buf, size_t len);
 int dr_source_indexed_file(struct dr_file *f, enum dr_source_salvage salvage,
                            struct dr_unpack_damage *damage, struct dr_file **plain,
                            const char **packer, struct dr_error *err);
+/* The most plain bytes that reading one byte of such a file decodes; 0 = f is no such file. */
+uint64_t dr_source_largest_piece(const struct dr_file *f);
 /* Are pieces of unknown length missing in such a file? */
 bool dr_source_has_gaps(const struct dr_file *f);
 /* Of what was read of such a file, the first range in [from, to) of bytes that no checksum was

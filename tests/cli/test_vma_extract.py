@@ -592,14 +592,16 @@ def test_salvage_finds_the_extents_where_the_header_does_not_say_where_they_are(
         check_salvaged(v, a, {})
 
 
-def test_clusters_of_a_device_that_is_not_in_the_header_get_a_name_of_their_own(v):
+@pytest.mark.parametrize("packer", [[], ["lzop", "-c"]], ids=["plain", "lzop"])
+def test_clusters_of_a_device_that_is_not_in_the_header_get_a_name_of_their_own(v, packer):
     a = archive(per=3)
     bad = bytearray(a.build())
     size = struct.unpack_from(">I", bad, 56)[0]
     bad[4096 + 2 * 32:4096 + 3 * 32] = bytes(32)
     bad[32:48] = bytes(16)
     bad[32:48] = hashlib.md5(bad[:size]).digest()
-    code, missing, other = salvage(v, bytes(bad))
+    packed = subprocess.run(packer, input=bytes(bad), stdout=subprocess.PIPE, check=True).stdout if packer else bytes(bad)
+    code, missing, other = salvage(v, packed)
     assert (code, missing, other) == (3, {}, [("header", "unlisted-2", 0, 7 * CLUSTER)])
     assert v.get("out/drive-scsi0.raw") == a.contents[1]
     assert v.get("out/unlisted-2.raw") == a.contents[2]
