@@ -2,14 +2,17 @@
 /* Power cuts and kills while names of parents are recorded anew. Each image has its old record or
  * its new one: with absolute names the disk reads at every instant, with a parent that has moved it
  * opens as soon as all records are new, and never onto another parent; doing it again finishes. */
+#define SIZE (384 * KiB)
 #include "test-ops-power.h"
 
 struct kind {
     const char *format;
     bool by_name; /* a moved parent is known by its name and size, not by a content id */
+    bool two;     /* the data are in a file X.raw beside X */
 };
 
-static const struct kind kinds[] = {{"vmdk", false}, {"qcow2", true}};
+static const struct kind kinds[] = {
+    {"vmdk", false, false}, {"qcow2", true, false}, {"add-cow", true, true}};
 #define N_KINDS (sizeof(kinds) / sizeof(kinds[0]))
 static const struct kind *kind;
 
@@ -47,6 +50,10 @@ static void move(struct dr_fs *fs)
 {
     ok(fs->ops->rename(fs, "/old/base", kind->by_name ? "/base" : "/base-now", &err));
     ok(fs->ops->rename(fs, "/old/mid", kind->by_name ? "/mid" : "/mid-now", &err));
+    if (!kind->two)
+        return;
+    ok(fs->ops->rename(fs, "/old/base.raw", "/base.raw", &err));
+    ok(fs->ops->rename(fs, "/old/mid.raw", "/mid.raw", &err));
 }
 
 static void packs(struct dr_fs *fs)
