@@ -386,6 +386,24 @@ static int remove_image(struct removal *x, struct dr_error *err)
                                        NULL, err);
 }
 
+/* A deletion that was killed may have moved images from M to its parent, and their new records may
+ * be in the machine's memory only. Without them they could not do without M. */
+static int harden_siblings(const struct removal *x, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < x->n; i++) {
+        const struct dr_tree_node *node = &x->nodes[i];
+        struct dr_chain *alone = NULL;
+        if (i == x->m || node->problem || node->parent != x->nodes[x->m].parent)
+            continue;
+        r = open_alone(x, i, &alone, err);
+        if (r == 0)
+            r = dr_chain_harden(alone, 0, err);
+        dr_chain_unref(alone, NULL);
+    }
+    return r;
+}
+
 static int delete_found(struct removal *x, struct dr_snapshot_plan *plan, struct dr_error *err)
 {
     bool leaf = count_children(x, x->m) == 0;
@@ -406,6 +424,8 @@ static int delete_found(struct removal *x, struct dr_snapshot_plan *plan, struct
         return 0;
     if (!leaf)
         r = plan->goes_down ? merge_down(x, err) : merge_up(x, err);
+    if (r == 0)
+        r = harden_siblings(x, err);
     return r < 0 ? r : remove_image(x, err);
 }
 
