@@ -291,6 +291,33 @@ static void what_stands_at_the_end_moves_into_gaps(void **state)
     }
 }
 
+static void a_unit_that_cannot_be_moved_is_told(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_MOVING; i++)
+        for (uint64_t n = 0, fired = 1; fired; n++) {
+            struct dr_fs *fs = dr_fs_memory_new();
+            struct faultfs *f = faultfs_new(fs);
+            const struct dr_compact_options o = {.no_zeros = true};
+            struct dr_job job = {.workers = 1};
+            struct dr_error why = DR_ERROR_INIT;
+            uint64_t size;
+            make_gaps(fs, moving[i]);
+            uint8_t *want = view(fs, "disk", &size);
+            faultfs_arm(f, &(struct faultfs_plan){
+                               .nth = n, .kinds = 1u << FAULTFS_WRITE | 1u << FAULTFS_COPY});
+            int r = dr_compact_fs(faultfs_fs(f), "disk", &o, &job, NULL, &why);
+            fired = faultfs_fired(f);
+            faultfs_free(f);
+            if (fired != (r < 0))
+                fail_msg("%s, write %d: %d", moving[i], (int)n, r);
+            same_view(fs, "disk", want, size);
+            assert_true(fired || n > 16);
+            free(want);
+            dr_fs_memory_free(fs);
+        }
+}
+
 /* Clusters of 512 bytes: a refcount block counts 128 KiB of the file, and those behind its end go.
  */
 static void refcount_blocks_of_what_was_cut_go(void **state)
@@ -735,6 +762,7 @@ int main(void)
         ops_test(a_parent_may_be_compacted),
         ops_test(without_looking_for_zeros_data_stays),
         cmocka_unit_test(what_stands_at_the_end_moves_into_gaps),
+        cmocka_unit_test(a_unit_that_cannot_be_moved_is_told),
         ops_test(refcount_blocks_of_what_was_cut_go),
         ops_test(snapshots_inside_keep_what_they_show),
         ops_test(zeros_of_snapshots_inside_stay),
