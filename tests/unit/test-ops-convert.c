@@ -220,6 +220,72 @@ static void odd_sizes_are_rounded_up_to_sectors(void **state)
     }
 }
 
+/* What the buffer held before must not get into the image. */
+static void between_two_sources_a_stream_has_zeros(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_pair sub = {"subformat", "streamOptimized"};
+    const struct dr_convert_options o = {.out_format = "vmdk", .pairs = &sub, .n_pairs = 1};
+    static const char *const from[] = {"a.raw", "b.raw"};
+    struct dr_job job = {.workers = 1};
+    struct dr_file *file;
+    uint64_t size;
+    for (size_t i = 0; i < 2; i++) {
+        make(fs, from[i], "raw", 16 * MiB, NULL);
+        put(fs, from[i], 0, 16 * MiB, 0x11);
+    }
+    ok(dr_file_open(fs, "a.raw", DR_FILE_RDWR, &file, &err));
+    ok(dr_file_truncate(file, 16 * MiB - 24, &err)); /* the next one begins with a grain */
+    dr_file_unref(file);
+    ok(dr_convert_fs(fs, from, 2, "c", &o, &job, &err));
+    uint8_t *have = view(fs, "c", &size);
+    assert_int_equal(size, 32 * MiB);
+    for (uint64_t i = 0; i < size; i++)
+        if (have[i] != (i >= 16 * MiB - 24 && i < 16 * MiB ? 0 : 0x11))
+            fail_msg("at %llu: %02x", (unsigned long long)i, have[i]);
+    free(have);
+}
+
+struct one_fault {
+    unsigned left; /* of those that still work */
+    bool failed;
+};
+
+/* One fails, and the next attempt says that all is well. */
+static int fail_base_once(void *user, const struct faultfs_io *io)
+{
+    struct one_fault *one = user;
+    bool counts = io->kind == FAULTFS_FLUSH || io->kind == FAULTFS_SYNC_DIR;
+    if (one->failed || !counts || strcmp(io->path, "base.vmdk") != 0 || one->left-- > 0)
+        return 0;
+    one->failed = true;
+    return -EIO;
+}
+
+static void a_backing_file_that_cannot_be_made_durable_is_not_relied_on(void **state)
+{
+    (void)state;
+    const char *from = "a.raw";
+    const struct dr_convert_options o = {
+        .out_format = "vmdk", .backing = "base.vmdk", .backing_format = "vmdk"};
+    struct one_fault one = {.failed = true};
+    for (unsigned n = 0; one.failed; n++) {
+        struct dr_fs *fs = dr_fs_memory_new();
+        struct faultfs *f = faultfs_new(fs);
+        struct dr_error why = DR_ERROR_INIT;
+        make(fs, "a.raw", "raw", MiB, NULL);
+        make(fs, "base.vmdk", "vmdk", MiB, NULL);
+        one = (struct one_fault){.left = n};
+        faultfs_observe(f, fail_base_once, &one);
+        int r = dr_convert_fs(faultfs_fs(f), &from, 1, "new.vmdk", &o, NULL, &why);
+        if (one.failed != (r < 0) || exists(fs, "new.vmdk") != (r == 0))
+            fail_msg("%u: %d %s", n, r, why.text);
+        assert_true(n > 0 || one.failed);
+        faultfs_free(f);
+        dr_fs_memory_free(fs);
+    }
+}
+
 static void written_zeros_become_holes(void **state)
 {
     struct dr_fs *fs = *state;
@@ -712,6 +778,8 @@ int main(void)
         ops_test(a_commit_needs_space_for_new_data_only),
         ops_test(a_backing_file_in_use_is_read_without_locks_when_told_so),
         ops_test(odd_sizes_are_rounded_up_to_sectors),
+        ops_test(between_two_sources_a_stream_has_zeros),
+        cmocka_unit_test(a_backing_file_that_cannot_be_made_durable_is_not_relied_on),
         ops_test(written_zeros_become_holes),
         ops_test(sparse_zero_means_all_is_written),
         ops_test(several_sources_follow_each_other),
