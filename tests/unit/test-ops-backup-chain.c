@@ -560,6 +560,29 @@ static void verify_tells_where_a_backup_differs(void **state)
     verified(fs, "b0");
 }
 
+static int cannot_read(void *user, const struct faultfs_io *io)
+{
+    return io->kind == FAULTFS_READ && strcmp(io->path, user) == 0 && io->off > 0 ? -EIO : 0;
+}
+
+/* It may be read again tomorrow, so nothing is recorded. */
+static void a_backup_that_cannot_be_read_just_now_is_not_recorded_as_damaged(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct faultfs *f = faultfs_new(fs);
+    struct dr_backup_set s;
+    make_tracked(fs, 0);
+    back_up(fs, "b0");
+    faultfs_observe(f, cannot_read, (void *)(uintptr_t) "b0");
+    refused(dr_backup_verify_fs(faultfs_fs(f), set, "b0", NULL, NULL, NULL, &err), EIO, "b0");
+    faultfs_free(f);
+    ok(dr_set_load(&s, fs, set, &err));
+    assert_null(s.all[0].damaged);
+    assert_null(s.all[0].verified);
+    dr_set_free(&s);
+    verified(fs, "b0");
+}
+
 static void verify_compares_with_a_disk_in_use(void **state)
 {
     struct dr_fs *fs = *state;
@@ -726,6 +749,7 @@ int main(void)
         cmocka_unit_test(killed_backups_of_one_second_are_judged_each_for_itself),
         cmocka_unit_test(a_backup_whose_entry_may_not_last_keeps_its_bitmap),
         ops_test(verify_tells_where_a_backup_differs),
+        ops_test(a_backup_that_cannot_be_read_just_now_is_not_recorded_as_damaged),
         ops_test(verify_compares_with_a_disk_in_use),
         ops_test(a_file_that_is_no_set_is_refused),
         ops_test(restoring_writes_only_what_differs),
