@@ -233,6 +233,7 @@ static void the_times_of_a_snapshot_are_told(void **state)
     assert_int_equal(info.seconds, 1700000001);
     assert_int_equal(info.nanoseconds, 123456789);
     assert_int_equal(info.clock_ns, UINT64_C(3723004005006));
+    assert_false(info.has_icount); /* the machine did not count */
     ok(dr_close(disk, &err));
 }
 
@@ -289,6 +290,10 @@ static void what_an_entry_holds_is_kept(void **state)
     ok(dr_file_pwrite(f, entry, get_be64(header + 64), sizeof(entry), &err));
     dr_file_unref(f);
     disk = open_disk(*state);
+    struct dr_snapshot_info info;
+    ok(dr_image_snapshot_list(top_of(disk), see_times, &info, &err));
+    assert_true(info.has_icount);
+    assert_int_equal(info.icount, 99);
     list_is(top_of(disk), "1 future, ");
     ok(dr_image_snapshot_create(top_of(disk), "two", &err));
     ok(dr_image_snapshot_create(top_of(disk), "three", &err));
