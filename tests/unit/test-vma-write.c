@@ -121,6 +121,19 @@ static void zeros_are_not_stored(void **state)
     ok(dr_close(disk.disk, &err));
 }
 
+static void zeros_behind_the_last_whole_block_are_counted_to_the_end_of_the_disk(void **state)
+{
+    struct dr_fs *fs = *state;
+    const uint64_t size = DR_VMA_CLUSTER + 5 * DR_VMA_BLOCK + 512;
+    make(fs, "d", "raw", size, NULL);
+    put(fs, "d", DR_VMA_CLUSTER + 2 * DR_VMA_BLOCK, 512, 0x11);
+    struct dr_vma_create_disk disk = {.name = "d", .disk = open_disk(fs, "d")};
+    struct dr_vma_create_result result;
+    ok(create(fs, &disk, 1, (struct dr_vma_create_options){0}, 2, &result, &err));
+    assert_int_equal(result.disks[0].zero_bytes, size - DR_VMA_BLOCK);
+    ok(dr_close(disk.disk, &err));
+}
+
 struct watch {
     const uint8_t *bytes; /* of the disk */
     uint64_t size;
@@ -700,6 +713,7 @@ int main(void)
         ops_test(disks_and_configs_come_back),
         ops_test(chains_are_seen_through),
         ops_test(zeros_are_not_stored),
+        ops_test(zeros_behind_the_last_whole_block_are_counted_to_the_end_of_the_disk),
         ops_test(holes_are_never_read),
         ops_test(a_huge_hole_is_only_headers),
         ops_test(whatever_cannot_be_read_of_a_disk_is_told),
