@@ -162,13 +162,15 @@ static inline int check_in(struct dr_fs *fs, unsigned fix, struct dr_check_resul
         return r;
     r = dr_format_qcow2.check(image, fix, result, &err);
     int closed = dr_image_unref(image, r < 0 ? NULL : &err);
-    return r < 0 ? r : closed;
+    return r != 0 ? r : closed;
 }
 
 static inline struct dr_check_result checked(struct dr_fs *fs, unsigned fix)
 {
     struct dr_check_result result;
-    ok_at(check_in(fs, fix, &result), __LINE__);
+    int r = check_in(fs, fix, &result);
+    ok_at(r, __LINE__);
+    assert_int_equal(r, 0);
     return result;
 }
 
