@@ -359,6 +359,45 @@ static void snapshot_waits_for_what_others_left_in_memory(void **state)
     powerfs_free(p);
 }
 
+/* With its names: whoever makes one need not look after that. */
+static void an_image_that_a_driver_has_made_is_durable(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *format;
+        struct dr_option options[1];
+        size_t n;
+    } kinds[] = {
+        {.format = "raw"},
+        {.format = "vmdk"},
+        {"vmdk", {{"subformat", "twoGbMaxExtentSparse"}}, 1},
+        {"vmdk", {{"subformat", "monolithicFlat"}}, 1},
+        {.format = "qcow2"},
+        {"qcow2", {{"data_file", "new.data"}}, 1},
+        {.format = "add-cow"},
+    };
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        struct powerfs *p = powerfs_new();
+        struct dr_fs *fs = powerfs_fs(p);
+        struct dr_create_params params = {
+            .size = SIZE, .options = kinds[i].options, .n_options = kinds[i].n};
+        if (strcmp(kinds[i].format, "add-cow") == 0) {
+            make(fs, "base", "raw", SIZE, NULL);
+            ok(dr_image_open(fs, "base", "raw", 0, &params.backing, &err));
+            params.backing_name = "base";
+            params.backing_format = "raw";
+        }
+        powerfs_settle(p);
+        ok(dr_format_find(kinds[i].format)->create(fs, "new", &params, &err));
+        dr_image_unref(params.backing, NULL);
+        assert_true(powerfs_ops(p) > 0);
+        if (powerfs_open_ops(p, powerfs_ops(p)) != 0)
+            fail_msg("%s, kind %zu: %zu changes may be lost", kinds[i].format, i,
+                     powerfs_open_ops(p, powerfs_ops(p)));
+        powerfs_free(p);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -368,6 +407,7 @@ int main(void)
         cmocka_unit_test(new_parents_are_durable_before_anything_relies_on_them),
         cmocka_unit_test(a_rebase_without_copying_waits_for_what_others_left_in_memory),
         cmocka_unit_test(snapshot_waits_for_what_others_left_in_memory),
+        cmocka_unit_test(an_image_that_a_driver_has_made_is_durable),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
