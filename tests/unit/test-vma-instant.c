@@ -505,6 +505,33 @@ static void a_listed_archive_that_fails_takes_nothing_of_others_with_it(void **s
     faultfs_free(f);
 }
 
+static int (*real_path)(struct dr_fs *fs, const char *path, char **real, struct dr_error *err);
+
+static int no_path_of_b(struct dr_fs *fs, const char *path, char **real, struct dr_error *err)
+{
+    return strcmp(path, "b") == 0 ? dr_fail_errno(err, ENOENT, "%s", path)
+                                  : real_path(fs, path, real, err);
+}
+
+static void an_archive_of_a_disk_that_has_no_name_any_more_is_not_listed(void **state)
+{
+    struct dr_fs *fs = *state;
+    const struct dr_fs_ops *whole = fs->ops;
+    struct dr_fs_ops ops = *whole;
+    make_disks(fs);
+    struct dr_disk *disk = open_rw(fs, "b");
+    const struct dr_vma_create_disk d = {.name = "b", .disk = disk};
+    const struct dr_vma_create_options o = {
+        .disks = &d, .n_disks = 1, .at_instant = true, .set = "set.json"};
+    real_path = whole->realpath;
+    ops.realpath = no_path_of_b;
+    fs->ops = &ops;
+    refused(dr_vma_create_fs(fs, ARCHIVE, &o, NULL, NULL, &err), ENOENT, "b");
+    fs->ops = whole;
+    assert_false(exists(fs, ARCHIVE) || exists(fs, "set.json"));
+    ok(dr_close(disk, &err));
+}
+
 static int fails_writing_archives(void *user, const struct faultfs_io *io)
 {
     const _Atomic bool *on = user;
@@ -811,6 +838,7 @@ int main(void)
         ops_test(a_cancelled_backup_frees_a_guest_that_waits_for_the_pipe),
         ops_test(a_failure_leaves_a_whole_archive_or_none),
         ops_test(a_listed_archive_that_fails_takes_nothing_of_others_with_it),
+        ops_test(an_archive_of_a_disk_that_has_no_name_any_more_is_not_listed),
         ops_test(a_full_target_fails_the_backup_and_not_the_guest),
         ops_test(an_extent_that_could_not_be_written_is_written_again),
         ops_test(after_a_power_cut_an_archive_with_its_name_is_whole),
