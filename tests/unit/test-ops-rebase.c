@@ -215,6 +215,45 @@ static void drop_equal_in(struct dr_fs *fs, bool in_use)
     free(want);
 }
 
+/* The second and third cluster of a new image have the reference counts. */
+static int no_counts(void *user, const struct faultfs_io *io)
+{
+    bool *failed = user;
+    if (io->kind != FAULTFS_READ || strcmp(io->path, "top") != 0 || io->off < 64 * KiB ||
+        io->off >= 192 * KiB)
+        return 0;
+    *failed = true;
+    return -EIO;
+}
+
+/* What cannot be given up stays, and the rebase says so. */
+static void units_that_cannot_be_given_up_are_told(void **state)
+{
+    struct dr_fs *fs = *state;
+    struct faultfs *f = faultfs_new(fs);
+    const struct dr_create_options top = {
+        .format = "qcow2", .backing = "old", .backing_format = "raw"};
+    const struct dr_rebase_options o = {
+        .backing = "new", .backing_format = "raw", .drop_equal = true};
+    bool failed = false;
+    uint64_t size;
+    make(fs, "old", "raw", SIZE, NULL);
+    make(fs, "new", "raw", SIZE, NULL);
+    put(fs, "new", 0, MiB, 0x11);
+    ok(dr_create_fs(fs, "top", &top, &err));
+    put(fs, "top", 0, MiB, 0x11);
+    put(fs, "top", MiB, SIZE - MiB, 0); /* nothing is missing of the old parent */
+    uint8_t *want = view(fs, "top", &size);
+    faultfs_observe(f, no_counts, &failed);
+    refused(dr_rebase_fs(faultfs_fs(f), "top", &o, NULL, &err), EIO,
+            "what equals the parent stays");
+    faultfs_observe(f, NULL, NULL);
+    assert_true(failed);
+    same_view(fs, "top", want, size);
+    free(want);
+    faultfs_free(f);
+}
+
 static void drop_equal_gives_up_what_the_parent_has(void **state)
 {
     (void)state;
@@ -354,6 +393,7 @@ int main(void)
         ops_test(shorter_middle_image_keeps_its_zeros),
         ops_test(stream_to_nothing_and_to_a_stranger),
         ops_test(drop_equal_gives_up_what_the_parent_has),
+        ops_test(units_that_cannot_be_given_up_are_told),
         ops_test(dry_run_writes_nothing),
         ops_test(stopped_rebase_changes_nothing_and_can_be_repeated),
         ops_test(holes_of_huge_parents_are_not_read),
