@@ -161,8 +161,6 @@ bool qcow2_bitmaps_inside(const struct dr_image *image)
 int qcow2_bitmap_list(struct dr_image *image, dr_bitmap_each each, void *user, struct dr_error *err)
 {
     CLEANUP_BITMAPS struct qcow2_bitmaps t = {0};
-    if (qcow2_of(image)->h.version < 3)
-        return dr_fail(err, ENOTSUP, "%s: a version 2 image has no bitmaps", image->path);
     int r = qcow2_bitmaps_load(image, &t, err);
     for (uint32_t i = 0; r == 0 && i < t.n; i++) {
         const struct qcow2_bitmap *b = &t.list[i];
