@@ -180,7 +180,8 @@ static void lzop(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
         size_t len = dr_min(piece, n - at);
         lzo_uint used = ROOM;
         assert_int_equal(lzo1x_1_compress(p + at, len, scratch, &used, work), LZO_E_OK);
-        bool shrunk = used < len && at > 0; /* one that is stored as it is decodes at any place */
+        /* of a disk the first is stored as it is, which decodes at any place */
+        bool shrunk = used < len && (at > 0 || piece != PIECE);
         add_be32(out, (uint32_t)len);
         add_be32(out, (uint32_t)(shrunk ? used : len));
         add_be32(out, lzo_adler32(1, p + at, len));
