@@ -2,6 +2,7 @@
 """One number for all that a disk holds, computed here a second time, from docs/formats/backup.md."""
 import hashlib
 import json
+import os
 import subprocess
 
 import pytest
@@ -101,6 +102,11 @@ def test_compare_takes_saved_ones(t):
         f.seek(-1, 2)
         f.write(b"x")
     assert t.drover("compare", "sums", "disk.qcow2").code == 4
+
+
+def test_a_name_that_is_no_text_is_told_in_json(t):
+    (t.dir / os.fsdecode(b"a\xff")).write_bytes(bytes(512))
+    assert json.loads(t.ok("checksum", "-f", "raw", "--output", "json", os.fsdecode(b"a\xff")))[0]["virtual-size"] == 512
 
 
 def test_a_longer_disk_is_the_same_when_its_rest_is_zeros(t):
