@@ -14,6 +14,7 @@
 #define HAS_SUMS     0x80u
 #define RESERVED     0x7cu
 #define PIECE        5461u /* entries of the table read at once: 64 KiB */
+#define HEADER_MAX   18u   /* of a frame */
 
 /* ------------------------------------------------------------------ decoding one frame */
 
@@ -49,6 +50,7 @@ struct table {
     uint32_t n;
     unsigned entry;    /* bytes */
     uint64_t at, size; /* of its entries; of the file */
+    uint32_t first;    /* the length of the first frame */
 };
 
 static int bad_table(const struct dr_file *f, const char *what, struct dr_error *err)
@@ -81,14 +83,34 @@ static int find_table(struct dr_file *f, struct table *t, struct dr_error *err)
     return r;
 }
 
-/* Entries from raw; *at is the offset in the container of the next frame. */
-static int take_entries(struct source_pieces *s, const uint8_t *raw, size_t n, unsigned entry,
-                        uint64_t *at, struct dr_error *err)
+/* What a frame of another length than the first says of itself: if the table lied, all that is
+ * behind it would come out displaced. Frames that say nothing are found out when they are read. */
+static int check_odd(struct dr_file *f, uint64_t at, uint32_t plain, struct dr_error *err)
+{
+    uint8_t head[HEADER_MAX];
+    size_t got;
+    int r = dr_file_pread_short(f, head, at, sizeof(head), &got, err);
+    if (r < 0)
+        return r;
+    unsigned long long own = ZSTD_getFrameContentSize(head, got);
+    return own == plain || own == ZSTD_CONTENTSIZE_UNKNOWN || own == ZSTD_CONTENTSIZE_ERROR
+               ? 0
+               : bad_table(f, "it has another length for a frame than that has", err);
+}
+
+/* n entries from raw; *at is the offset in the container of the next frame. */
+static int take_entries(struct dr_file *f, struct source_pieces *s, const uint8_t *raw, size_t n,
+                        struct table *t, uint64_t *at, struct dr_error *err)
 {
     int r = 0;
-    for (size_t i = 0; i < n && r == 0; i++, raw += entry) {
+    for (size_t i = 0; i < n && r == 0; i++, raw += t->entry) {
         uint32_t coded = get_le32(raw), plain = get_le32(raw + 4);
-        r = source_pieces_add(s, *at, coded, plain, entry > 8 ? get_le32(raw + 8) : 0, err);
+        if (*at == 0)
+            t->first = plain;
+        if (plain != t->first && !source_pieces_salvaging(s))
+            r = check_odd(f, *at, plain, err);
+        if (r == 0)
+            r = source_pieces_add(s, *at, coded, plain, t->entry > 8 ? get_le32(raw + 8) : 0, err);
         *at += coded;
     }
     return r;
@@ -109,7 +131,7 @@ static int find_by_table(struct dr_file *f, struct source_pieces *s, struct dr_e
         n = (size_t)dr_min(PIECE, t.n - i);
         r = dr_file_pread(f, raw, t.at + (uint64_t)i * t.entry, n * t.entry, err);
         if (r == 0)
-            r = take_entries(s, raw, n, t.entry, &at, err);
+            r = take_entries(f, s, raw, n, &t, &at, err);
     }
     if (r == -ENOTSUP)
         return bad_table(f, "it has a frame too large to be decoded at once", err);
@@ -127,7 +149,6 @@ const struct source_piece_packer source_zstd_table = {
 
 /* ------------------------------------------------------------------ frame by frame */
 
-#define HEADER_MAX 18u
 #define BLOCK_HEAD 3u
 
 /* The header, up to the first block; 0: that is no header. */

@@ -345,7 +345,7 @@ static void frames_that_tell_their_sizes_need_no_table(void **state)
     free(plain.p);
 }
 
-static void a_table_that_lies_about_a_frame_is_found_when_that_is_read(void **state)
+static void a_table_that_lies_about_a_frame_is_found(void **state)
 {
     struct place *p = *state;
     struct bytes plain = sample();
@@ -361,6 +361,11 @@ static void a_table_that_lies_about_a_frame_is_found_when_that_is_read(void **st
         else
             put_le32(second + 8, get_le32(second + 8) ^ 1);
         put(p, &m.file);
+        if (lie < 2) { /* what is behind that frame would be displaced */
+            assert_fails(open_plain(p, &f, &err), EBADMSG, "another length for a frame");
+            free(m.file.p);
+            continue;
+        }
         assert_ok(open_plain(p, &f, &err));
         assert_ok(dr_file_pread(f, buf, 100, 100, &err));
         assert_fails(dr_file_pread(f, buf, FRAME + 100, 100, &err), EBADMSG, p->path);
@@ -427,7 +432,7 @@ int main(void)
         POSIX(a_table_may_list_millions_of_frames),
         POSIX(a_bad_table_is_refused),
         POSIX(frames_that_tell_their_sizes_need_no_table),
-        POSIX(a_table_that_lies_about_a_frame_is_found_when_that_is_read),
+        POSIX(a_table_that_lies_about_a_frame_is_found),
         POSIX(damage_in_one_frame_spares_the_others),
         POSIX(no_changed_byte_of_a_table_goes_unseen),
     };
