@@ -212,6 +212,20 @@ static void a_damaged_table_is_not_moved(void **state)
     assert_int_equal(file_size(PIECE), was);
 }
 
+static void what_a_damaged_entry_behind_the_end_leads_to_stays(void **state)
+{
+    (void)state;
+    CLEANUP_FREE uint8_t *content = malloc(LARGE);
+    make_fine(mem, SMALL);
+    pattern(content, SMALL);
+    write_pattern(mem, content, SMALL);
+    uint32_t gd = peek32(PIECE, 56), last = peek32(PIECE, gd * 512ull + 4);
+    poke32(PIECE, last * 512ull + 40, gd);
+    ok(resize_in(mem, PATH, COVERED));
+    assert_int_equal(holds(mem, content, "shrunk"), COVERED);
+    is_sound(mem, true, "shrunk");
+}
+
 static void an_embedded_text_and_its_geometry_follow(void **state)
 {
     (void)state;
@@ -439,6 +453,7 @@ int main(void)
         T(a_directory_of_more_sectors_moves_both_ways),
         T(metadata_among_the_grains_stays_whole),
         T(a_damaged_table_is_not_moved),
+        T(what_a_damaged_entry_behind_the_end_leads_to_stays),
         T(an_embedded_text_and_its_geometry_follow),
         T(a_longer_parent_does_not_show_behind_the_old_end),
         T(a_split_disk_grows_by_pieces_and_loses_them),

@@ -432,9 +432,12 @@ static int find_behind(struct dr_image *image, const struct vmdk_extent *e, uint
         end = trusted;
     for (uint64_t t = first / e->h.gtes; r == 0 && t < end; t++) {
         r = load_table(image, e, t, buf, &usable, err);
+        bool sound = r == 0 && vmdk_table_is_sound(image, e, t, buf);
         uint32_t i = t == first / e->h.gtes ? (uint32_t)(first % e->h.gtes) : 0;
         for (; r == 0 && i < e->h.gtes; i++) {
             struct move one = {.table = t, .entry = i, .from = get_le32(buf + i * 4)};
+            if (one.from && !sound)
+                one.from = 1; /* it may lead to what is in use: nothing there is given back */
             if (one.from)
                 r = add_move(m, &one, vmdk_extent_path(image, e), err);
         }
