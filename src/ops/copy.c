@@ -10,7 +10,7 @@
 #include "ops/copy.h"
 
 #define PROGRESS_NS  (50u * 1000 * 1000)
-#define GIVE_WAY     3                    /* times as long as it worked a worker rests */
+#define GIVE_WAY     9                    /* times as long as it worked a worker rests */
 #define REST_NS      UINT64_C(1000000000) /* at most: an item may have waited for a resume */
 #define LOOK_NS      (5u * 1000 * 1000)   /* whether the guest is still busy */
 #define NAP_NS       (1000u * 1000)       /* a shorter rest is not worth falling asleep */
@@ -184,8 +184,8 @@ static uint64_t now(struct run *run)
     return run->clock->now(run->clock->user);
 }
 
-/* A worker that has been at work for so long rests for three times as long, while requests use the
- * disk: so it takes a quarter of what it could take. It has no item then and holds no lock, so
+/* A worker that has been at work for so long rests for nine times as long, while requests use the
+ * disk: so it takes a tenth of what it could take. It has no item then and holds no lock, so
  * workers rest beside each other, and whatever changes the job ends the rest. After small items it
  * goes on until it has earned a rest of some length: *worked is what it has not rested for yet. */
 static void give_way(struct run *run, uint64_t *worked, uint32_t *seen)
