@@ -255,7 +255,7 @@ int dr_sequential_write(struct dr_file *out, const char *path, const struct dr_s
     o.unit = r == 0 && o.seq->unit_of ? o.seq->unit_of(o.state) : o.seq->unit;
     o.coded_most = o.seq->map ? (size_t)o.unit : o.seq->coded_most;
     o.align = o.sums ? dr_max(o.unit, DR_SUMS_GRAIN) : o.unit;
-    for (unsigned i = 0; r == 0 && i < o.seq->map_passes; i++)
+    for (unsigned i = 0; r == 0 && o.seq->map && i < o.seq->map_passes; i++)
         r = tell_map(&o, i, what->job, err);
     if (r == 0)
         r = run(&o, what, err);
