@@ -448,17 +448,17 @@ static bool lists(struct dr_fs *fs, const char *name)
 /* Somebody takes the set away while the disk is copied. */
 static int takes_the_set(void *user, const struct faultfs_io *io)
 {
-    struct dr_fs **memory = user;
-    if (*memory && io->kind == FAULTFS_WRITE)
-        ok((*memory)->ops->rename(*memory, set, "kept.json", &err));
-    if (io->kind == FAULTFS_WRITE)
-        *memory = NULL;
+    _Atomic(struct dr_fs *) *memory = user;
+    struct dr_fs *fs = io->kind == FAULTFS_WRITE ? atomic_exchange(memory, NULL) : NULL;
+    if (fs)
+        ok(fs->ops->rename(fs, set, "kept.json", &err));
     return 0;
 }
 
 static void a_set_that_has_gone_meanwhile_is_not_made_anew(void **state)
 {
-    struct dr_fs *memory = *state, *planted = memory;
+    struct dr_fs *memory = *state;
+    _Atomic(struct dr_fs *) planted = memory;
     struct faultfs *f = faultfs_new(memory);
     const struct dr_backup_options o = {.set = set};
     make_tracked(memory, 0);
