@@ -18,6 +18,7 @@
 #ifndef DR_BASE_LOADED_H
 #define DR_BASE_LOADED_H
 
+#include <assert.h>
 #include <pthread.h>
 #include <stddef.h>
 
@@ -47,10 +48,11 @@ int dr_load_library(struct dr_loaded_library *library, struct dr_error *err);
 #define DR_LOADED_REAL(type, name, params, args)  static type(*real_##name) params;
 #define DR_LOADED_ENTRY(type, name, params, args) {#name, (void **)&real_##name},
 #define DR_LOADED_NONE(F)
-#define DR_LOADED_CALL(type, name, params, args) \
-    type name params                             \
-    {                                            \
-        return real_##name args;                 \
+#define DR_LOADED_CALL(type, name, params, args)                       \
+    type name params                                                   \
+    {                                                                  \
+        assert(real_##name); /* dr_load_...() has returned 0 before */ \
+        return real_##name args;                                       \
     }
 
 #define DR_LOADED_LIBRARY(library, soname, FUNCTIONS, VARIADIC)                                  \

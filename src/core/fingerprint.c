@@ -127,7 +127,7 @@ static int find_place(struct dr_fs *fs, const char *image, char **path, struct d
     return dr_fail(err, ENOMEM, "%s: out of memory", image);
 }
 
-/* A device, or a disk that a server has. */
+/* A device, a part of a file, or a disk that a server has. */
 static bool has_nothing_beside(const struct dr_file *file)
 {
     return file->block_device || dr_name_is_remote(file->path);
@@ -196,10 +196,12 @@ static int store(const struct dr_image *image, const char *text, struct dr_error
 int dr_fingerprint_store(const struct dr_image *image, const struct dr_fingerprint *print,
                          struct dr_error *err)
 {
-    if (has_nothing_beside(image->files[0]))
+    const struct dr_file *file = image->files[0];
+    if (has_nothing_beside(file))
         return dr_fail(err, ENOTSUP, "%s: is a %s, beside which nothing is recorded", image->path,
-                       dr_name_is_remote(image->files[0]->path) ? "disk on a server"
-                                                                : "block device");
+                       file->part                      ? "part of a file"
+                       : dr_name_is_remote(file->path) ? "disk on a server"
+                                                       : "block device");
     CLEANUP_FREE char *text = format_text(image->backing_name, print);
     return store(image, text, err);
 }

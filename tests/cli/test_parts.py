@@ -169,6 +169,7 @@ def test_parents_of_an_image_in_a_part_stand_beside_the_file(t):
     (t.dir / "sub" / "all").write_bytes(bytes(512) + (t.dir / "sub" / "child").read_bytes())
     child = name("sub/all", 512, None, "qcow2")
     assert t.drover("compare", child, "sub/base").code == 0
+    assert "is a part of a file, beside which nothing is recorded" in t.drover("chain", "fingerprint", child).err
 
 
 def test_a_part_is_locked_as_the_file_that_it_is_of(t):
