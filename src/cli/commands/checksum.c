@@ -2,11 +2,11 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/json.h"
 #include "cli/common/progress.h"
-#include "cli/vma/vma.h"
 #include "drover/checksum.h"
 
 static const struct cli_option options[] = {
@@ -95,7 +95,7 @@ static void print_text(const struct checksum *c, const char *name)
 static int add_json(struct checksum *c, const char *name)
 {
     const struct dr_checksum_result *r = &c->result;
-    json_t *one = json_pack("{s:o, s:s, s:s, s:I}", "filename", vma_json_name(name), "algorithm",
+    json_t *one = json_pack("{s:o, s:s, s:s, s:I}", "filename", dr_json_text(name), "algorithm",
                             algorithm_name(r->kind), "digest", r->digest, "virtual-size",
                             (json_int_t)r->size);
     int bad = !one;

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/json.h"
@@ -9,7 +10,6 @@
 #include "cli/common/suggest.h"
 #include "cli/common/pipes.h"
 #include "cli/common/progress.h"
-#include "cli/vma/vma.h"
 
 static const struct cli_option options[] = {
     {'f', "format", "FMT", "format of the sources; without it, it is found out", false},
@@ -333,9 +333,9 @@ static void add_salvaged(void *user, const struct dr_salvaged *range)
     if (range->kind != DR_SALVAGED_END)
         bad |= json_object_set_new(item, "length", json_integer((json_int_t)range->len));
     if (range->disk)
-        bad |= json_object_set_new(item, "filename", vma_json_name(range->disk));
+        bad |= json_object_set_new(item, "filename", dr_json_text(range->disk));
     if (range->text)
-        bad |= json_object_set_new(item, "text", vma_json_name(range->text));
+        bad |= json_object_set_new(item, "text", dr_json_text(range->text));
     bad |= json_array_append_new(c->salvaged, item);
     c->not_told = c->not_told || bad;
 }
@@ -344,7 +344,7 @@ static int print_salvaged(const struct convert *c)
 {
     static const char *const order[] = {"filename", "complete", "damage", NULL};
     CLEANUP_JSON json_t *all = json_pack("{s:o, s:b, s:O}", "filename",
-                                         vma_json_name(c->target.path), "complete", !c->lost,
+                                         dr_json_text(c->target.path), "complete", !c->lost,
                                          "damage", c->salvaged);
 
     if (!all || c->not_told) {
