@@ -18,7 +18,7 @@ class Client:
         self.waited = 0  # events that were waited for
         self.socket = connection
         self.socket.settimeout(60)
-        self.lines = self.socket.makefile("rw")
+        self.lines = self.socket.makefile()  # not for writing, too: that would forget what was read ahead
         self.events = []
         assert "QMP" in json.loads(self.lines.readline())
         self.ask("qmp_capabilities")
@@ -31,8 +31,7 @@ class Client:
 
     def ask(self, command, arguments=None):
         request = {"execute": command} if arguments is None else {"execute": command, "arguments": arguments}
-        self.lines.write(json.dumps(request) + "\n")
-        self.lines.flush()
+        self.socket.sendall(json.dumps(request).encode() + b"\n")
         while "event" in (message := self.hear()):
             pass
         return message

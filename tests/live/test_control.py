@@ -298,11 +298,10 @@ def test_quit_ends_the_server_although_a_client_stays(serve):
     client = server.connect()
     with socket.socket(socket.AF_UNIX) as s:
         s.connect("control")
-        lines = s.makefile("rw")
+        lines = s.makefile()
         assert "QMP" in json.loads(lines.readline())
         for command in ("qmp_capabilities", "quit"):
-            lines.write(json.dumps({"execute": command}) + "\n")
-            lines.flush()
+            s.sendall(json.dumps({"execute": command}).encode() + b"\n")
             assert json.loads(lines.readline()) == {"return": {}}
     assert server.process.wait(60) == 0
     del client
@@ -431,12 +430,12 @@ def test_a_name_means_the_same_to_a_server_in_another_directory(serve):
     server = serve("disk", "control=control", "export=d", "state=state")
     with socket.socket(socket.AF_UNIX) as s:
         s.connect("control")
-        lines = s.makefile("rw")
+        lines = s.makefile()
         for command, arguments in (
                 ("qmp_capabilities", {}),
                 ("blockdev-snapshot-sync", {"device": "d", "snapshot-file": "its-snapshot-file"}),
                 ("drive-mirror", {"device": "d", "target": "its-target", "sync": "full"})):
-            print(json.dumps({"execute": command, "arguments": arguments}), file=lines, flush=True)
+            s.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
             while "return" not in (line := lines.readline()):
                 assert line and "error" not in line
     while ", ready, " not in ctl("jobs"):

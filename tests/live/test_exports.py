@@ -15,7 +15,7 @@ class Control:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(60)
         self.socket.connect("control")
-        self.lines = self.socket.makefile("rw")
+        self.lines = self.socket.makefile()  # not for writing, too: that would forget what was read ahead
         self.events = []
         self.lines.readline()
         self("qmp_capabilities")
@@ -23,7 +23,7 @@ class Control:
     def __call__(self, command, **arguments):
         """What it returns, or the text of the error."""
         request = {"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}
-        print(json.dumps(request), file=self.lines, flush=True)
+        self.socket.sendall(json.dumps(request).encode() + b"\n")
         while "event" in (message := json.loads(self.lines.readline())):
             self.events.append((message["event"], message["data"].get("id")))
         return message["return"] if "return" in message else message["error"]["desc"]
