@@ -8,6 +8,10 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 sys.dont_write_bytecode = True
 
+# Machines of their own that take minutes: only `./dev soak` sets this.
+if not os.environ.get('DROVER_TEST_LONG'):
+    collect_ignore = ['test_clients_guests.py']
+
 
 @pytest.fixture
 def qemu():

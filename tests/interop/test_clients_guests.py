@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """libguestfs and virt-v2v, with Drover as their qemu-img and qemu-nbd. Their appliance is a guest under TCG, which takes
-minutes to do all this: `./dev soak` runs these tests, `./dev test` skips them."""
+minutes to do all this: only `./dev soak` runs these tests."""
 import glob
 import os
 import struct
-import tarfile
 import tarfile
 
 import pytest
@@ -15,7 +14,6 @@ from tools import MIB, run
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 KERNEL = os.path.join(TOP, 'build-guest')
-pytestmark = pytest.mark.skipif(not os.environ.get('DROVER_TEST_LONG'), reason='takes minutes: ./dev soak runs it')
 
 
 @pytest.fixture(name='guests', scope='module')
