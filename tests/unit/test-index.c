@@ -282,6 +282,52 @@ static void a_long_run_of_one_owner_ends_where_it_ends(void **state)
     dr_close(disk, NULL);
 }
 
+static void write_byte(struct dr_fs *fs, const char *path, uint64_t off, size_t len, int byte)
+{
+    struct dr_disk *disk = open_top(fs, path, DR_OPEN_RDWR);
+    uint8_t *buf = malloc(len);
+    memset(buf, byte, len);
+    ok(dr_pwrite(disk, buf, off, len, 0, &err));
+    ok(dr_close(disk, &err));
+    free(buf);
+}
+
+/* What is known beyond a window ends where the next of the upper layer's bytes stand, also when a
+ * walk has come to the window, which asks the layer about it only once. */
+static void a_hole_of_a_walk_ends_where_it_ends(void **state)
+{
+    struct dr_fs *fs = *state;
+    static const struct dr_pair small = {"cluster_size", "16k"}; /* a table has 32 MiB */
+    struct dr_create_options o = {.format = "raw", .size = 72 * MIB, .has_size = true};
+    uint8_t *buf = malloc(8 * MIB), first;
+    ok(dr_create_fs(fs, "base", &o, &err));
+    write_byte(fs, "base", 60 * MIB, 8 * MIB, 1);
+    for (unsigned i = 0; i < 2; i++) {
+        o = (struct dr_create_options){.format = "qcow2",
+                                       .backing = i ? "mid" : "base",
+                                       .backing_format = i ? "qcow2" : "raw",
+                                       .pairs = &small,
+                                       .n_pairs = 1};
+        ok(dr_create_fs(fs, i ? "top" : "mid", &o, &err));
+    }
+    write_byte(fs, "mid", 0, 64 * KIB, 2);
+    write_byte(fs, "mid", 66 * MIB, 64 * KIB, 3);
+    for (unsigned writable = 0; writable < 2; writable++) {
+        struct dr_disk *disk = open_top(fs, "top", writable ? DR_OPEN_RDWR : 0);
+        ok(dr_pread(disk, &first, 32 * MIB, 1, &err)); /* the beginning of a window */
+        assert_int_equal(first, 0);
+        ok(dr_close(disk, &err));
+        disk = open_top(fs, "top", writable ? DR_OPEN_RDWR : 0);
+        ok(dr_pread(disk, &first, 0, 1, &err));
+        ok(dr_pread(disk, buf, 60 * MIB, 8 * MIB, &err));
+        assert_int_equal(first, 2);
+        assert_int_equal(buf[4 * MIB], 1);
+        assert_int_equal(buf[6 * MIB], 3);
+        ok(dr_close(disk, &err));
+    }
+    free(buf);
+}
+
 static void with_little_memory_windows_go_and_come_back(void **state)
 {
     struct dr_fs *fs = *state;
@@ -534,6 +580,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(the_index_says_what_the_layers_say),
         T(a_long_run_of_one_owner_ends_where_it_ends),
+        T(a_hole_of_a_walk_ends_where_it_ends),
         T(with_little_memory_windows_go_and_come_back),
         T(each_of_many_large_disks_gets_an_index),
         T(real_formats_say_the_same),

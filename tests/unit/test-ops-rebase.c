@@ -97,6 +97,26 @@ static void refusal_comes_before_any_write(void **state)
     free(after);
 }
 
+/* It is open already, and its bytes as another format would be other bytes. */
+static void onto_the_grandparent_as_another_format_is_refused(void **state)
+{
+    struct dr_fs *fs = *state;
+    static const char *const names[] = {"a", "mid", "top"};
+    for (size_t i = 0; i < 3; i++) {
+        struct dr_create_options o = {.format = "qcow2",
+                                      .size = SIZE,
+                                      .has_size = i == 0,
+                                      .backing = i ? names[i - 1] : NULL,
+                                      .backing_format = i ? "qcow2" : NULL};
+        ok(dr_create_fs(fs, names[i], &o, &err));
+    }
+    struct dr_rebase_options o = {.backing = "a", .backing_format = "raw"};
+    refused(dr_rebase_fs(fs, "top", &o, NULL, &err), EINVAL, "is open as qcow2, not as raw");
+    o.backing_format = "qcow2";
+    ok(dr_rebase_fs(fs, "top", &o, NULL, &err));
+    check_parent(fs, "top", "a", 2);
+}
+
 static void unsafe_rewrites_only_the_name_and_refuses_nonsense(void **state)
 {
     struct dr_fs *fs = *state;
@@ -388,6 +408,7 @@ int main(void)
         ops_test(onto_the_grandparent_takes_only_what_lies_between),
         ops_test(to_nothing_flattens),
         ops_test(refusal_comes_before_any_write),
+        ops_test(onto_the_grandparent_as_another_format_is_refused),
         ops_test(unsafe_rewrites_only_the_name_and_refuses_nonsense),
         ops_test(zeros_of_the_old_parent_hide_the_new_one),
         ops_test(shorter_middle_image_keeps_its_zeros),

@@ -618,6 +618,23 @@ static void the_same_file_is_the_same_object(void **state)
     dr_file_unref(NULL);
 }
 
+/* A reader that shares the file is another object than its writer, and the next one joins it. */
+static void a_reader_that_joins_sees_what_was_appended(void **state)
+{
+    struct place *p = *state;
+    struct dr_file *w = open_ok(p, p->path, DR_FILE_CREATE);
+    fill(w, 0, 10, 1);
+    struct dr_file *first = open_ok(p, p->path, DR_FILE_FORCE_SHARE);
+    fill(w, 10, 10, 2);
+    struct dr_file *second = open_ok(p, p->path, DR_FILE_FORCE_SHARE);
+    assert_ptr_equal(first, second);
+    assert_ptr_not_equal(first, w);
+    assert_int_equal(dr_file_size(second), 20);
+    dr_file_unref(first);
+    dr_file_unref(second);
+    dr_file_unref(w);
+}
+
 static void users_in_one_process_exclude_each_other(void **state)
 {
     struct place *p = *state;
@@ -854,6 +871,7 @@ int main(void)
         BOTH(a_directory_is_listed_by_name),
         BOTH(real_paths_and_space_are_told),
         BOTH(the_same_file_is_the_same_object),
+        BOTH(a_reader_that_joins_sees_what_was_appended),
         BOTH(users_in_one_process_exclude_each_other),
         BOTH(a_writer_joins_force_shared_readers),
         BOTH(what_remains_open_has_only_its_own_rights),
