@@ -181,8 +181,9 @@ DR_API bool dr_writable(const struct dr_disk *disk);
  * pieces. */
 DR_API uint32_t dr_block_size(const struct dr_disk *disk);
 
-/* The chain, top first. index 0 is the top; NULL past the base. The strings live until the disk is
- * closed, also when its chain changes meanwhile. */
+/* The chain, top first. index 0 is the top; NULL past the base, and of a path, where
+ * there is no memory for it. The strings live until the disk is closed, also when its chain changes
+ * meanwhile. */
 DR_API size_t dr_chain_length(const struct dr_disk *disk);
 DR_API const char *dr_image_path(const struct dr_disk *disk, size_t index);
 DR_API const char *dr_image_format(const struct dr_disk *disk, size_t index);

@@ -64,7 +64,8 @@ static int make_entry(struct vma_listed *l, struct dr_backup_entry *e, struct dr
                       const struct dr_vma_disk_result *result, struct dr_error *err)
 {
     CLEANUP_FREE char *file = dr_ops_name_from(fs, o->set, path);
-    int r = fs->ops->realpath(fs, dr_image_path(o->disks[i].disk, 0), &e->disk, err);
+    const char *image = dr_image_path(o->disks[i].disk, 0);
+    int r = image ? fs->ops->realpath(fs, image, &e->disk, err) : no_memory(o->set, err);
     if (r < 0)
         return r;
     e->name = name_of(path, o->disks[i].name);

@@ -74,7 +74,8 @@ static void reply_failure(fuse_req_t req, int r, const struct dr_error *err)
  * than the size needs, so there is always one less. */
 static blkcnt_t count_blocks(const struct fuse_disk *d)
 {
-    CLEANUP_FREE char *path = dr_name_file(dr_image_path(d->disk, 0));
+    const char *name = dr_image_path(d->disk, 0);
+    CLEANUP_FREE char *path = name ? dr_name_file(name) : NULL;
     uint64_t needed = (dr_size(d->disk) + 511) / 512;
     struct stat st;
 

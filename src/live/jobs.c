@@ -298,7 +298,10 @@ static void on_message(void *user, const char *text)
 static int stream(struct live_job *job, const struct dr_stream_options *o, struct dr_error *err)
 {
     const struct live_order *order = &job->order;
-    if (o->retire && order->target && strcmp(dr_image_path(job->on->disk, 0), order->target) != 0)
+    const char *top = dr_image_path(job->on->disk, 0);
+    if (!top)
+        return dr_fail(err, ENOMEM, "out of memory for a job");
+    if (o->retire && order->target && strcmp(top, order->target) != 0)
         return dr_ops_retire_rest(job->on->disk, order->target, &o->open, err);
     int r = dr_disk_stream(job->on->disk, o, job->job, err);
     return r < 0 ? r : live_remove_left(job, err);

@@ -200,11 +200,12 @@ void live_free_disk(struct live_disk *d)
 struct live_disk *live_make_disk(const char *name, struct dr_disk *disk)
 {
     struct live_disk *d = calloc(1, sizeof(*d));
+    const char *path = dr_image_path(disk, 0);
     if (!d)
         return NULL;
     *d = (struct live_disk){.disk = disk,
                             .name = strdup(name),
-                            .path = strdup(dr_image_path(disk, 0)),
+                            .path = path ? strdup(path) : NULL,
                             .format = strdup(dr_image_format(disk, 0)),
                             .size = dr_size(disk)};
     if (d->name && d->path && d->format)

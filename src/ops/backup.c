@@ -96,7 +96,9 @@ static int read_set(struct backup *b, struct dr_error *err)
     const struct dr_backup_options *o = options_of(b);
     if (!o->set)
         return 0;
-    int r = b->fs->ops->realpath(b->fs, dr_image_path(b->what->disk, 0), &b->path, err);
+    const char *path = dr_image_path(b->what->disk, 0);
+    int r = path ? b->fs->ops->realpath(b->fs, path, &b->path, err)
+                 : dr_fail(err, ENOMEM, "%s: out of memory", b->what->target);
     if (r == 0)
         r = dr_naming_settle(b->fs, o->set, &o->open, b->job, err);
     if (r == 0)
@@ -180,7 +182,7 @@ static int open_parent(struct backup *b, struct dr_error *err)
 /* From its side file, or else from all of its bytes. */
 static int sums_of_parent(struct backup *b, struct dr_error *err)
 {
-    CLEANUP_FREE char *side = dr_sums_path(dr_image_path(b->parent, 0));
+    CLEANUP_FREE char *side = dr_sums_path(b->parent->chain->images[0]->path);
     char digest[DR_DIGEST_TEXT];
     if (side && dr_sums_load(&b->sums, b->fs, side, NULL) == 0) {
         dr_sums_digest(&b->sums, digest);
@@ -217,7 +219,7 @@ static unsigned target_flags(const struct backup *b)
 static int create_target(struct backup *b, struct dr_error *err)
 {
     const struct dr_backup_options *o = options_of(b);
-    const char *parent = b->parent ? dr_image_path(b->parent, 0) : NULL;
+    const char *parent = b->parent ? b->parent->chain->images[0]->path : NULL;
     CLEANUP_FREE char *name = parent ? dr_ops_name_from(b->fs, b->what->target, parent) : NULL;
     struct dr_open_options open = o->open;
     if (parent && !name)

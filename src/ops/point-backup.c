@@ -255,9 +255,10 @@ static int choose_ranges(void *user, struct dr_chain *present, struct dr_error *
 static int copy_strings(struct dr_point *p, struct dr_error *err)
 {
     const struct dr_point_order *o = &p->o;
+    const char *image = dr_image_path(o->disk, 0);
     p->target = strdup(o->target);
     p->format = strdup(o->format);
-    p->image = strdup(dr_image_path(o->disk, 0));
+    p->image = image ? strdup(image) : NULL;
     p->bitmap = o->bitmap ? strdup(o->bitmap) : NULL;
     p->spill_path = o->spill.path ? strdup(o->spill.path) : NULL;
     p->o.spill.path = p->spill_path;

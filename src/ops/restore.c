@@ -78,7 +78,7 @@ static bool ends_with_zeros(struct dr_disk *from, uint64_t size)
  * size, and a raw disk can have it, too. */
 static uint64_t size_of_disk(struct dr_fs *fs, struct dr_disk *from, const struct dr_disk *to)
 {
-    CLEANUP_FREE char *side = dr_sums_path(dr_image_path(from, 0));
+    CLEANUP_FREE char *side = dr_sums_path(from->chain->images[0]->path);
     uint64_t size, whole = dr_size(from);
     const struct dr_image *top = to->chain->images[0];
     bool exact = (top->fmt->flags & DR_FORMAT_NO_PROBE) && !top->files[0]->block_device;
