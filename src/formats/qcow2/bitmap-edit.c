@@ -201,6 +201,7 @@ static int switch_over(struct qcow2_bitmap_edit *e, uint64_t len, uint64_t at, s
     if (r < 0)
         return r;
     e->taken.n = 0;
+    e->switched = true;
     if (old && qcow2_places_add(&e->left, old, e->old.len) < 0)
         r = no_memory(e, err);
     return r < 0 ? r : qcow2_places_lose(e->image, &e->left, err);

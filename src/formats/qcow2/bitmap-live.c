@@ -16,6 +16,7 @@ struct live {
     const struct dr_bitmap_change *change;
     struct qcow2_bitmap_edit edit;
     struct qcow2_track *next; /* then: the one before */
+    bool switched;            /* to the new directory, whatever failed then */
 };
 
 /* begin_write, which a full refcount table calls at any time, leaves the bitmaps alone meanwhile.
@@ -64,8 +65,9 @@ static int change(struct live *l, struct dr_error *err)
         r = qcow2_edit_commit(&l->edit, err);
     else
         qcow2_places_lose(l->image, &l->edit.taken, NULL);
+    l->switched = l->edit.switched;
     qcow2_edit_end(&l->edit);
-    if (r == 0)
+    if (l->switched)
         dr_image_quietly(l->image, exchange, l);
     return r;
 }
@@ -85,11 +87,12 @@ int qcow2_bitmap_change_live(struct dr_image *image, const struct dr_bitmap_chan
         return 1;
     int r = change(&l, err);
     atomic_store(&qcow2_of(image)->editing, false);
-    if (r == 0 && c->action == DR_BITMAP_ADD && l.next) {
-        r = qcow2_track_store(image, l.next, err);
-        if (r < 0)
-            give_up(&l);
+    if (l.switched && c->action == DR_BITMAP_ADD && l.next) {
+        int stored = qcow2_track_store(image, l.next, r == 0 ? err : NULL);
+        r = r < 0 ? r : stored;
     }
+    if (r < 0 && l.switched)
+        give_up(&l);
     qcow2_track_free(l.next);
     return r;
 }

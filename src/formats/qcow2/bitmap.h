@@ -151,6 +151,7 @@ struct qcow2_bitmap_edit {
     uint32_t n;
     struct qcow2_places taken, left; /* that only the new directory / only the old one leads to */
     bool live;                       /* others write to the image: lock them out of its header */
+    bool switched; /* the new directory is in force, also when what came after that failed */
 };
 /* Ends with qcow2_edit_end, also after a failure. Who does not commit gives up what is taken. */
 int qcow2_edit_begin(struct qcow2_bitmap_edit *e, struct dr_image *image, struct dr_error *err);
