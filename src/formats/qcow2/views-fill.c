@@ -453,6 +453,7 @@ static void end_groups(struct fill *f)
         struct group *g = &f->groups[i];
         uint64_t count = 0, len = place_len(f, g);
         if (g->fresh && g->left) {
+            f->q->views->recount |= g->left < g->times; /* the disk may be alone there now */
             qcow2_add(f->image, g->host, len, -(int)g->left);
             if (g->coded)
                 f->q->coded_next = 0;
