@@ -157,11 +157,11 @@ uint64_t dr_image_compact_length(struct dr_image *image)
     return length;
 }
 
-int dr_image_compact_finish(struct dr_image *image, struct dr_error *err)
+int dr_image_compact_finish(struct dr_image *image, bool *again, struct dr_error *err)
 {
     int r = prepare(image, err);
     if (r == 0 && can_move(image))
-        r = image->fmt->compact_finish(image, err);
+        r = image->fmt->compact_finish(image, again, err);
     if (r == 0)
         r = dr_image_flush_all(image, err);
     return r == 0 && image->fmt->trim ? image->fmt->trim(image, err) : r;

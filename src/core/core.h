@@ -501,7 +501,7 @@ int dr_image_compact_begin(struct dr_image *image, struct dr_error *err);
 bool dr_image_compact_moves(struct dr_image *image, const struct dr_extent *ext);
 void dr_image_compact_spare(struct dr_image *image, const struct dr_extent *ext);
 uint64_t dr_image_compact_length(struct dr_image *image);
-int dr_image_compact_finish(struct dr_image *image, struct dr_error *err);
+int dr_image_compact_finish(struct dr_image *image, bool *again, struct dr_error *err);
 void dr_image_compact_end(struct dr_image *image);
 /* Copy [src_off, +len) of src's file bytes, a DATA place of another chain, without passing through
  * memory, where images[at] is written whole units at a time; *copied may be less than len;

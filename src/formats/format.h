@@ -578,13 +578,14 @@ struct dr_format {
      *     given up their places when begin looked.
      *   length: bytes that the files will have together, as far as can be told.
      *   finish: move tables down. It does its own I/O, as a snapshot callback does, and is durable
-     *     when the core has flushed once more; trim follows.
-     *   end: forget what begin has made; also after a failure of it. */
+     *     when the core has flushed once more; trim follows. *again becomes true if what tables
+     * have left lets the files become shorter still, when all of it is done once more. end: forget
+     * what begin has made; also after a failure of it. */
     int (*compact_begin)(struct dr_image *image, struct dr_error *err);
     bool (*compact_moves)(const struct dr_image *image, const struct dr_extent *ext);
     void (*compact_spare)(struct dr_image *image, const struct dr_extent *ext);
     uint64_t (*compact_length)(const struct dr_image *image);
-    int (*compact_finish)(struct dr_image *image, struct dr_error *err);
+    int (*compact_finish)(struct dr_image *image, bool *again, struct dr_error *err);
     void (*compact_end)(struct dr_image *image);
     /* Add what is special to the format to data (qemu-img info's format-specific "data"). Also sets
      * *cluster_size (0 = none). */

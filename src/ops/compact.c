@@ -16,7 +16,8 @@
 #include "ops/ops-internal.h"
 #include "ops/stock.h"
 
-#define FLAT_BLOCK UINT64_C(4096) /* what file systems give back */
+#define FLAT_BLOCK  UINT64_C(4096) /* what file systems give back */
+#define MOST_ROUNDS 4u             /* one more is enough, unless others write meanwhile */
 
 struct compact {
     struct dr_disk *disk;
@@ -24,6 +25,7 @@ struct compact {
     struct dr_image *image; /* on top */
     const struct dr_compact_options *o;
     bool shared; /* others write to the disk meanwhile */
+    bool again;  /* the driver has moved tables, and where they stood there is room now */
     struct dr_job *job;
     uint64_t size, pos;
     uint64_t zeros, moved; /* by several threads */
@@ -357,15 +359,16 @@ static int begin_step(void *user, struct dr_chain *present, struct dr_chain **fr
 static int finish_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                        struct dr_error *err)
 {
-    (void)user;
+    struct compact *c = user;
     (void)fresh;
-    return dr_image_compact_finish(present->images[0], err);
+    c->again = false;
+    return dr_image_compact_finish(present->images[0], &c->again, err);
 }
 
-static int run_step(const struct compact *c, dr_quiet_step step, struct dr_error *err)
+static int run_step(struct compact *c, dr_quiet_step step, struct dr_error *err)
 {
     uint64_t pause = 0;
-    int r = dr_disk_quiesce(c->disk, step, NULL, &pause, err);
+    int r = dr_disk_quiesce(c->disk, step, c, &pause, err);
     dr_job_held(c->job, pause);
     return r;
 }
@@ -382,7 +385,7 @@ static int pretend(struct compact *c, struct dr_compact_result *result, struct d
     return r;
 }
 
-static int move(struct compact *c, struct dr_error *err)
+static int move_once(struct compact *c, struct dr_error *err)
 {
     int r = run_step(c, begin_step, err);
     if (r == 0 && c->image->fmt->compact_begin)
@@ -392,6 +395,14 @@ static int move(struct compact *c, struct dr_error *err)
     if (r == 0)
         r = run_step(c, finish_step, err);
     dr_image_compact_end(c->image);
+    return r;
+}
+
+static int move(struct compact *c, struct dr_error *err)
+{
+    int r = move_once(c, err);
+    for (unsigned rounds = 1; r == 0 && c->again && rounds < MOST_ROUNDS; rounds++)
+        r = move_once(c, err);
     return r;
 }
 

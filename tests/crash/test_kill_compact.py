@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """SIGKILL of the real program while it compacts a qcow2 image with a snapshot and a bitmap inside: both views show what they
 did, the bitmap is trusted, qemu-img finds nothing that its -r leaks does not mend, the file is never longer, and the same
-command finishes it."""
+command finishes it. The same of a disk of ESX's, whose tables move."""
 import json
 import os
 
@@ -44,3 +44,20 @@ def test_a_kill_leaves_every_view_and_the_command_finishes(tmp_path):
         for s, view in views.items():
             assert show(directory, s) == view
         leaks_at_most(directory)
+
+
+def test_a_kill_leaves_an_esx_disk_as_it_was_and_the_command_finishes(tmp_path):
+    argv, made = [DROVER, 'compact', '-q', '--no-zeros', 'disk.vmdk'], str(tmp_path / 'made')
+    os.mkdir(made)
+    run(made, DROVER, 'create', '-q', '-f', 'vmdk', '-o', 'subformat=vmfsSparse', 'disk.vmdk', 6 * MIB)
+    run(made, DROVER, 'io', '-c', 'write -P 1 0 60k', '-c', 'write -P 2 2M 20k', '-c', 'write -P 3 4M 8k', 'disk.vmdk')
+    run(made, DROVER, 'io', '-c', 'discard 4k 56k', 'disk.vmdk')
+    view = show(made, name='disk.vmdk')
+    for directory in each_kill(tmp_path, argv, tear=True):
+        done = os.path.getsize(tmp_path / 'counted' / 'disk-delta.vmdk')
+        assert done == 512 * (5 + 3 * 32 + 8 + 40 + 16)
+        assert show(directory, name='disk.vmdk') == view
+        run(directory, *argv)
+        assert os.path.getsize(os.path.join(directory, 'disk-delta.vmdk')) == done
+        assert show(directory, name='disk.vmdk') == view
+        run(directory, DROVER, 'check', '-q', 'disk.vmdk')

@@ -86,7 +86,7 @@ int qcow2_compact_begin(struct dr_image *image, struct dr_error *err);
 bool qcow2_compact_moves(const struct dr_image *image, const struct dr_extent *ext);
 void qcow2_compact_spare(struct dr_image *image, const struct dr_extent *ext);
 uint64_t qcow2_compact_length(const struct dr_image *image);
-int qcow2_compact_finish(struct dr_image *image, struct dr_error *err);
+int qcow2_compact_finish(struct dr_image *image, bool *again, struct dr_error *err);
 void qcow2_compact_end(struct dr_image *image);
 
 #endif

@@ -3,69 +3,84 @@
  * on disk says where gaps are, so all tables are read first; everything is durable then, and nobody
  * writes. A place that comes free later is not one of these gaps: the allocator has it (write.c).
  *
- * The file is looked at in slots, as long as a grain each. Programs put grains at their beginnings;
- * one that is put elsewhere takes two. */
+ * Programs put grains at the beginnings of slots; one that is put elsewhere takes two. */
+#include "formats/vmdk/compact.h"
+
 #include <stdlib.h>
 
-#include "base/bytes.h"
 #include "base/cleanup.h"
-#include "base/error.h"
-#include "formats/vmdk/cowd.h"
 
-/* 32 MiB of bits. A file with more slots, of tiny grains, is left as it is. */
-#define MAX_SLOTS (UINT64_C(1) << 28)
-
-struct vmdk_compact {
-    uint8_t *taken; /* a bit a slot: something stands there, or did */
-    uint64_t slots, used;
-    uint64_t stays;  /* slots: what does not move ends here */
-    uint64_t end;    /* slots: the file can end here */
-    uint64_t cursor; /* slots before it are taken */
-};
+/* Bits of a hosted extent's slots: 32 MiB. A file with more of them, of tiny grains, is left as it
+ * is. COWD has a slot a sector, of which no file has more than these. */
+#define MAX_SLOTS      (UINT64_C(1) << 28)
+#define MAX_COWD_SLOTS (UINT64_C(1) << 32)
 
 /* ------------------------------------------------------------------ slots */
-
-static bool is_taken(const struct vmdk_compact *c, uint64_t slot)
-{
-    return c->taken[slot / 8] >> slot % 8 & 1;
-}
 
 static void take_slots(struct vmdk_compact *c, const struct vmdk_extent *e, uint64_t sector,
                        uint64_t sectors, bool stays)
 {
-    uint64_t end = dr_min(c->slots, dr_div_up(sector + sectors, e->h.grain));
-    for (uint64_t slot = sector / e->h.grain; slot < end; slot++) {
-        c->used += !is_taken(c, slot);
-        c->taken[slot / 8] |= (uint8_t)(1u << slot % 8);
+    uint64_t end = dr_min(c->slots, vmdk_slots_end(c, e, sector + sectors));
+    for (uint64_t slot = vmdk_slot_of(c, e, sector); slot < end; slot++) {
+        c->used += !vmdk_slot_is(c->taken, slot);
+        vmdk_slot_set(c->taken, slot);
     }
     if (stays)
         c->stays = dr_max(c->stays, end);
 }
 
-static bool is_high(const struct vmdk_extent *e, uint64_t sector)
+/* Are the sectors to be left: do they reach behind the end, or into a window? */
+static bool is_high(const struct vmdk_extent *e, uint64_t sector, uint64_t end)
 {
     const struct vmdk_compact *c = e->compact;
-    return c && sector + e->h.grain > c->end * e->h.grain;
+    if (!c)
+        return false;
+    if (end > vmdk_slot_sector(c, e, c->end))
+        return true;
+    if (c->n_windows == 0 && !c->moves_row)
+        return false;
+    for (uint64_t slot = vmdk_slot_of(c, e, sector); slot < vmdk_slots_end(c, e, end); slot++)
+        if (vmdk_slot_is(c->kept, slot))
+            return true;
+    return false;
+}
+
+static bool is_free(const struct vmdk_compact *c, uint64_t slot)
+{
+    return !vmdk_slot_is(c->taken, slot) && !vmdk_slot_is(c->kept, slot);
 }
 
 uint32_t vmdk_lower_take(struct vmdk_extent *e, uint32_t gte)
 {
     struct vmdk_compact *c = e->compact;
-    if (!is_high(e, gte))
+    if (!is_high(e, gte, gte + e->h.grain))
         return 0;
-    while (c->cursor < c->end && is_taken(c, c->cursor))
+    while (c->cursor < c->end && !is_free(c, c->cursor))
         c->cursor++;
     if (c->cursor >= c->end)
         return 0;
-    c->taken[c->cursor / 8] |= (uint8_t)(1u << c->cursor % 8);
-    return (uint32_t)(c->cursor * e->h.grain);
+    vmdk_slot_set(c->taken, c->cursor);
+    return (uint32_t)vmdk_slot_sector(c, e, c->cursor);
 }
 
 void vmdk_lower_give_up(struct vmdk_extent *e, uint32_t sector)
 {
     struct vmdk_compact *c = e->compact;
-    c->cursor = sector / e->h.grain;
+    c->cursor = vmdk_slot_of(c, e, sector);
     c->taken[c->cursor / 8] &= (uint8_t) ~(1u << c->cursor % 8);
+}
+
+bool vmdk_is_kept(const struct vmdk_extent *e, uint32_t sector)
+{
+    const struct vmdk_compact *c = e->compact;
+    if (!c || (c->n_windows == 0 && !c->moves_row))
+        return false;
+    for (uint64_t slot = vmdk_slot_of(c, e, sector),
+                  end = dr_min(c->slots, vmdk_slots_end(c, e, sector + e->h.grain));
+         slot < end; slot++)
+        if (vmdk_slot_is(c->kept, slot))
+            return true;
+    return false;
 }
 
 /* ------------------------------------------------------------------ looking at the tables */
@@ -81,10 +96,9 @@ static int refuse_table(const struct dr_image *image, const struct vmdk_extent *
 }
 
 /* Entries behind the extent's end, which an interrupted shrinking leaves, are out of reach. */
-static int take_grains(struct dr_image *image, struct vmdk_extent *e, uint64_t table,
-                       struct dr_error *err)
+static int take_grains(struct dr_image *image, struct vmdk_extent *e, struct vmdk_compact *c,
+                       uint64_t table, uint8_t *buf, struct dr_error *err)
 {
-    uint8_t buf[VMDK_GTES * 4];
     bool hole = true, fits = vmdk_table_fits(image, e, e->gd[table]);
     if (!fits && (e->gd[table] || (e->rgd && e->rgd[table])))
         return refuse_table(image, e, table, err);
@@ -93,63 +107,165 @@ static int take_grains(struct dr_image *image, struct vmdk_extent *e, uint64_t t
         uint32_t gte = get_le32(buf + i * 4);
         bool behind = (table * e->h.gtes + i) * e->grain >= e->len;
         if (gte > 1)
-            take_slots(e->compact, e, gte, e->h.grain, behind);
+            take_slots(c, e, gte, e->h.grain, behind);
     }
     return r;
 }
 
-static void take_metadata(struct vmdk_extent *e)
+static bool stands_behind(const struct vmdk_extent *e, uint64_t sector, uint64_t sectors)
 {
-    struct vmdk_compact *c = e->compact;
-    take_slots(c, e, 0, e->h.overhead, true);
-    take_slots(c, e, e->h.gd_off, e->h.gd_sectors, true);
-    if (e->rgd)
-        take_slots(c, e, e->h.rgd_off, e->h.gd_sectors, true);
-    if (e->h.desc_off)
-        take_slots(c, e, e->h.desc_off, e->h.desc_len, true);
-    for (uint64_t t = 0; t < e->h.n_tables; t++) {
-        if (e->gd[t])
-            take_slots(c, e, e->gd[t], e->h.gt_sectors, true);
-        if (e->rgd && e->rgd[t])
-            take_slots(c, e, e->rgd[t], e->h.gt_sectors, true);
-    }
+    return sector + sectors > e->h.overhead;
 }
 
-static int look_at(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+static bool directories_stand_behind(const struct vmdk_extent *e)
 {
-    int r = vmdk_load_directories(image, e, err);
-    if (r == 0)
-        take_metadata(e);
+    return stands_behind(e, e->h.gd_off, e->h.gd_sectors) ||
+           (e->rgd && stands_behind(e, e->h.rgd_off, e->h.gd_sectors));
+}
+
+static int by_sector(const void *a, const void *b)
+{
+    const uint32_t *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+/* The tables behind the overhead. Those before it stand with the directories, and stay. */
+static int list_tables(struct vmdk_extent *e, struct vmdk_compact *c)
+{
+    const uint32_t *const directories[] = {e->gd, e->rgd};
+    size_t room = (size_t)e->h.n_tables * 2 + 1;
+    c->tables = malloc(room * sizeof(*c->tables));
+    c->own = calloc(room + 1, sizeof(*c->own));
+    c->gaps = calloc(room + 1, sizeof(*c->gaps));
+    if (!c->tables || !c->own || !c->gaps)
+        return -ENOMEM;
+    for (size_t d = 0; d < 2; d++)
+        for (uint64_t t = 0; directories[d] && t < e->h.n_tables; t++)
+            if (directories[d][t] && stands_behind(e, directories[d][t], e->h.gt_sectors))
+                c->tables[c->n_tables++] = directories[d][t];
+    qsort(c->tables, c->n_tables, sizeof(*c->tables), by_sector);
+    return 0;
+}
+
+/* What never moves. */
+static void take_fixed(struct vmdk_extent *e, struct vmdk_compact *c)
+{
+    take_slots(c, e, 0, e->h.overhead, true);
+    if (e->h.desc_off)
+        take_slots(c, e, e->h.desc_off, e->h.desc_len, true);
+    c->low = c->stays;
+    if (e->spare_table)
+        take_slots(c, e, e->spare_table, e->h.gt_sectors, true);
+}
+
+static void add_to_row(struct vmdk_extent *e, struct vmdk_compact *c, uint64_t sector, uint64_t n)
+{
+    if (!stands_behind(e, sector, n))
+        return;
+    c->row_from = dr_min(c->row_from, vmdk_slot_of(c, e, sector));
+    c->row_end = dr_max(c->row_end, dr_min(c->slots, vmdk_slots_end(c, e, sector + n)));
+    take_slots(c, e, sector, n, false);
+}
+
+/* Tables stand in a row behind their directory, as VMware computes it: where that one stands behind
+ * the overhead, they go with it. */
+static void take_row(struct vmdk_extent *e, struct vmdk_compact *c)
+{
+    struct vmdk_header n = e->h;
+    uint64_t before = c->used;
+    c->has_row = directories_stand_behind(e);
+    if (!c->has_row)
+        return;
+    c->row_from = c->slots;
+    add_to_row(e, c, e->h.gd_off, e->h.gd_sectors);
+    if (e->rgd)
+        add_to_row(e, c, e->h.rgd_off, e->h.gd_sectors);
+    for (size_t i = 0; i < c->n_tables; i++)
+        add_to_row(e, c, c->tables[i], e->h.gt_sectors);
+    c->n_tables = 0;
+    c->row_own = c->used - before;
+    c->used = before;
+    c->row_slots = dr_div_up(vmdk_header_place_tables(&n, 0), e->h.grain);
+}
+
+static int note_all(struct dr_image *image, struct vmdk_extent *e, struct vmdk_compact *c,
+                    struct dr_error *err)
+{
+    CLEANUP_FREE uint8_t *buf = malloc((size_t)e->h.gtes * 4);
+    int r = buf ? vmdk_load_directories(image, e, err)
+                : dr_fail_errno(err, ENOMEM, "%s", image->path);
+    if (r < 0)
+        return r;
+    take_fixed(e, c);
     for (uint64_t t = 0; r == 0 && t < e->h.n_tables; t++)
-        r = take_grains(image, e, t, err);
+        r = take_grains(image, e, c, t, buf, err);
+    if (r == 0 && list_tables(e, c) < 0)
+        r = dr_fail_errno(err, ENOMEM, "%s", image->path);
+    if (r < 0)
+        return r;
+    take_row(e, c);
+    uint64_t grains = c->used;
+    vmdk_compact_count(c, e);
+    for (size_t i = 0; i < c->n_tables; i++)
+        take_slots(c, e, c->tables[i], e->h.gt_sectors, false);
+    c->used = grains;
+    if (vmdk_slot_sector(c, e, c->slots) * VMDK_SECTOR > dr_file_size(image->files[e->file]))
+        vmdk_slot_set(c->taken, c->slots - 1); /* the file has only a part of it */
+    return 0;
+}
+
+int vmdk_compact_look(struct dr_image *image, struct vmdk_extent *e, struct vmdk_compact **out,
+                      struct dr_error *err)
+{
+    uint64_t sectors = dr_div_up(dr_file_size(image->files[e->file]), VMDK_SECTOR);
+    uint64_t origin = e->h.cowd ? e->h.overhead % e->h.grain : 0;
+    uint64_t slots = dr_div_up(sectors - dr_min(sectors, origin), e->h.grain);
+    *out = NULL;
+    if (slots > (e->h.cowd ? MAX_COWD_SLOTS : MAX_SLOTS))
+        return 0;
+    struct vmdk_compact *c = *out = calloc(1, sizeof(*c));
+    if (!c)
+        return dr_fail_errno(err, ENOMEM, "%s", image->path);
+    c->origin = origin;
+    c->slots = slots;
+    c->width = (uint32_t)dr_div_up(e->h.gt_sectors, e->h.grain);
+    c->tables_each = (uint32_t)dr_max(1, e->h.grain / e->h.gt_sectors);
+    c->taken = calloc(1, (size_t)(slots / 8 + 1));
+    c->kept = calloc(1, (size_t)(slots / 8 + 1));
+    int r = c->taken && c->kept ? note_all(image, e, c, err)
+                                : dr_fail_errno(err, ENOMEM, "%s", image->path);
     vmdk_drop_directories(e);
     return r;
 }
 
+void vmdk_compact_free(struct vmdk_compact *c)
+{
+    if (!c)
+        return;
+    free(c->taken);
+    free(c->kept);
+    free(c->tables);
+    free(c->own);
+    free(c->gaps);
+    free(c->windows);
+    free(c);
+}
+
+/* ------------------------------------------------------------------ beginning and end */
+
 static bool can_move(const struct dr_image *image, const struct vmdk_extent *e)
 {
-    return e->type == VMDK_SPARSE && e->access == VMDK_RW && !e->h.cowd &&
-           !image->files[e->file]->block_device;
+    return e->type == VMDK_SPARSE && e->access == VMDK_RW && !image->files[e->file]->block_device;
 }
 
 static int survey(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
 {
-    uint64_t slots = dr_div_up(dr_file_size(image->files[e->file]), e->grain);
-    if (slots > MAX_SLOTS)
-        return 0;
-    struct vmdk_compact *c = calloc(1, sizeof(*c));
-    if (c)
-        c->taken = calloc(1, (size_t)(slots / 8 + 1));
-    if (!c || !c->taken) {
-        free(c);
-        return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    }
-    c->slots = slots;
-    e->compact = c;
-    int r = look_at(image, e, err);
-    c->end = dr_max(c->used, c->stays);
+    int r = vmdk_compact_look(image, e, &e->compact, err);
+    if (r == 0 && e->compact && vmdk_compact_choose(e->compact, e) < 0)
+        r = dr_fail_errno(err, ENOMEM, "%s", image->path);
     DR_LOCK_SCOPE(&image->lock);
-    e->n_free = 0; /* these are gaps now */
+    if (e->compact)
+        e->n_free = 0; /* these are gaps now */
     return r;
 }
 
@@ -163,16 +279,25 @@ int vmdk_compact_begin(struct dr_image *image, struct dr_error *err)
     return r;
 }
 
+int vmdk_compact_finish(struct dr_image *image, bool *again, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < s->n_extents; i++) {
+        struct vmdk_extent *e = &s->extents[i];
+        if (e->compact && (e->compact->n_windows > 0 || e->compact->moves_row))
+            r = vmdk_compact_move_tables(image, e, err);
+        *again |= e->compact && e->compact->again;
+    }
+    return r;
+}
+
 void vmdk_compact_end(struct dr_image *image)
 {
     struct vmdk_state *s = vmdk_of(image);
     DR_LOCK_SCOPE(&image->lock);
-    for (size_t i = 0; i < s->n_extents; i++) {
-        struct vmdk_compact *c = DR_STEAL(s->extents[i].compact);
-        if (c)
-            free(c->taken);
-        free(c);
-    }
+    for (size_t i = 0; i < s->n_extents; i++)
+        vmdk_compact_free(DR_STEAL(s->extents[i].compact));
 }
 
 /* ------------------------------------------------------------------ questions */
@@ -191,7 +316,8 @@ bool vmdk_compact_moves(const struct dr_image *image, const struct dr_extent *ex
     const struct vmdk_extent *e = extent_of(image, ext);
     if (!e || e->compact->cursor >= e->compact->end)
         return false;
-    return is_high(e, dr_div_up(ext->host + ext->len, VMDK_SECTOR) - e->h.grain);
+    uint64_t first = ext->host / VMDK_SECTOR;
+    return is_high(e, first, first + dr_div_up(ext->len, e->grain) * e->h.grain);
 }
 
 /* A grain over a parent may keep its place, where the extent has no zeroed grains. */
@@ -200,9 +326,7 @@ void vmdk_compact_spare(struct dr_image *image, const struct dr_extent *ext)
     const struct vmdk_extent *e = extent_of(image, ext);
     if (!e || ext->kind != DR_DATA || (image->backing_name && !vmdk_has_zero_grains(e)))
         return;
-    struct vmdk_compact *c = e->compact;
-    c->used -= dr_min(c->used, dr_div_up(ext->len, e->grain));
-    c->end = dr_max(c->used, c->stays);
+    e->compact->used -= dr_min(e->compact->used, dr_div_up(ext->len, e->grain));
 }
 
 uint64_t vmdk_compact_length(const struct dr_image *image)
@@ -213,16 +337,13 @@ uint64_t vmdk_compact_length(const struct dr_image *image)
         length += dr_file_size(image->files[i]);
     for (size_t i = 0; i < s->n_extents; i++) {
         const struct vmdk_extent *e = &s->extents[i];
-        uint64_t size = e->compact ? dr_file_size(image->files[e->file]) : 0;
-        if (e->compact)
-            length -= size - dr_min(size, e->compact->end * e->grain);
+        size_t staying;
+        bool row;
+        if (!e->compact)
+            continue;
+        uint64_t size = dr_file_size(image->files[e->file]);
+        uint64_t end = vmdk_compact_end_at(e->compact, e, &staying, &row);
+        length -= size - dr_min(size, vmdk_slot_sector(e->compact, e, end) * VMDK_SECTOR);
     }
     return length;
-}
-
-int vmdk_compact_finish(struct dr_image *image, struct dr_error *err)
-{
-    (void)image;
-    (void)err;
-    return 0; /* trim cuts */
 }

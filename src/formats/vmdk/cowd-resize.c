@@ -58,22 +58,10 @@ static int store_directory(struct dr_image *image, const struct vmdk_extent *e,
                            struct dr_error *err)
 {
     struct dr_file *f = image->files[e->file];
-    size_t size = (size_t)e->h.n_tables * 4;
-    CLEANUP_FREE uint8_t *buf = malloc(size + 1);
-    if (!buf)
-        return dr_fail_errno(err, ENOMEM, "%s", f->path);
-    for (uint64_t t = 0; t < e->h.n_tables; t++)
-        put_le32(buf + t * 4, e->gd[t]);
     int r = dr_file_flush(f, err);
     if (r == 0)
-        r = dr_file_pwrite(f, buf, e->h.gd_off * VMDK_SECTOR, size, err);
+        r = vmdk_store_directory(image, e, false, err);
     return r < 0 ? r : dr_file_flush(f, err);
-}
-
-static void forget_pages(struct dr_image *image, const struct vmdk_extent *e)
-{
-    DR_LOCK_SCOPE(&image->lock);
-    dr_page_forget(image, e->file, 0, INT64_MAX);
 }
 
 /* ------------------------------------------------------------------ places */
@@ -219,7 +207,7 @@ static int redirect(struct shift *s, uint8_t *buf, struct dr_error *err)
     if (r == 0)
         r = directory ? store_directory(s->image, e, err)
                       : dr_file_flush(s->image->files[e->file], err);
-    forget_pages(s->image, e);
+    vmdk_forget_pages(s->image, e);
     return r;
 }
 
@@ -377,19 +365,13 @@ static int cut_tables(struct cut *c, uint64_t first, uint64_t trusted, bool give
     return r;
 }
 
-/* The rest of the last grain is zeros, as far as the file has it. */
 static int clear_last_grain(struct dr_image *image, const struct vmdk_extent *e, uint8_t *buf,
                             struct dr_error *err)
 {
-    uint64_t grain = e->len / e->grain, used = e->len % e->grain;
-    if (used == 0)
+    if (e->len % e->grain == 0)
         return 0;
-    int r = load_table(image, e, grain / VMDK_COWD_GTES, buf, err);
-    uint32_t gte = get_le32(buf + grain % VMDK_COWD_GTES * 4);
-    if (r < 0 || gte == 0 || !vmdk_gte_fits(image, e, grain, gte))
-        return r;
-    return dr_file_zero(image->files[e->file], (uint64_t)gte * VMDK_SECTOR + used, e->grain - used,
-                        0, err);
+    int r = load_table(image, e, e->len / e->grain / VMDK_COWD_GTES, buf, err);
+    return r < 0 ? r : vmdk_clear_last_grain(image, e, buf, err);
 }
 
 static int clear_behind(struct cut *c, uint64_t trusted, bool give, uint8_t *buf,
@@ -408,7 +390,7 @@ static int clear_behind(struct cut *c, uint64_t trusted, bool give, uint8_t *buf
         r = clear_last_grain(c->image, e, buf, err);
     if (r == 0)
         r = dr_file_flush(c->image->files[e->file], err);
-    forget_pages(c->image, e);
+    vmdk_forget_pages(c->image, e);
     for (size_t i = 0; r == 0 && i < c->n; i++)
         r = give_back(c->image, e, c->runs[i].from, c->runs[i].end, err);
     return r;
@@ -476,7 +458,7 @@ static int mask(struct dr_image *image, struct vmdk_extent *e, uint64_t first, u
         return r;
     }
     r = mask_tables(image, e, first, end, at, at + missing * TABLE_SECTORS, err);
-    forget_pages(image, e);
+    vmdk_forget_pages(image, e);
     return r;
 }
 

@@ -85,10 +85,24 @@ static int store_table(struct dr_image *image, const struct vmdk_extent *e, uint
     return r < 0 ? r : dr_file_pwrite(f, buf, (uint64_t)e->gd[table] * VMDK_SECTOR, len, err);
 }
 
-static void forget_pages(struct dr_image *image, const struct vmdk_extent *e)
+void vmdk_forget_pages(struct dr_image *image, const struct vmdk_extent *e)
 {
     DR_LOCK_SCOPE(&image->lock);
     dr_page_forget(image, e->file, 0, INT64_MAX);
+}
+
+int vmdk_store_directory(struct dr_image *image, const struct vmdk_extent *e, bool copy,
+                         struct dr_error *err)
+{
+    struct dr_file *f = image->files[e->file];
+    const uint32_t *directory = copy ? e->rgd : e->gd;
+    size_t size = (size_t)e->h.n_tables * 4;
+    CLEANUP_FREE uint8_t *buf = malloc(size + 1);
+    if (!buf)
+        return dr_fail_errno(err, ENOMEM, "%s", f->path);
+    for (uint64_t t = 0; t < e->h.n_tables; t++)
+        put_le32(buf + t * 4, directory[t]);
+    return dr_file_pwrite(f, buf, (copy ? e->h.rgd_off : e->h.gd_off) * VMDK_SECTOR, size, err);
 }
 
 /* Enter the new places; the old ones wait until nobody reads there any more. On return all of it is
@@ -109,7 +123,7 @@ static int store_moves(struct dr_image *image, struct vmdk_extent *e, const stru
             e->torn |= r < 0;
         }
     }
-    forget_pages(image, e);
+    vmdk_forget_pages(image, e);
     if (r < 0)
         return r;
     pthread_mutex_lock(&image->lock);
@@ -354,6 +368,29 @@ static void punch_old_tables(struct dr_image *image, const struct vmdk_extent *e
                      DR_FILE_ZERO_PUNCH | DR_FILE_ZERO_FAST, NULL);
 }
 
+/* The header leads to tables in [from, end), where only free space is. */
+static int switch_tables(struct dr_image *image, struct vmdk_extent *e, const struct vmdk_header *n,
+                         uint64_t from, uint64_t end, struct dr_error *err)
+{
+    int r = write_tables(image, e, n, from, end, err);
+    if (r < 0) { /* they hold nothing that counts */
+        dr_file_zero(image->files[e->file], from * VMDK_SECTOR, (end - from) * VMDK_SECTOR,
+                     DR_FILE_ZERO_PUNCH | DR_FILE_ZERO_FAST, NULL);
+        return r;
+    }
+    return switch_header(image, e, n, err);
+}
+
+int vmdk_place_row(struct dr_image *image, struct vmdk_extent *e, uint64_t from,
+                   struct dr_error *err)
+{
+    struct vmdk_header n = e->h;
+    uint64_t end = dr_round_up(vmdk_header_place_tables(&n, from), n.grain);
+    if (from == n.overhead)
+        n.overhead = end;
+    return switch_tables(image, e, &n, from, end, err);
+}
+
 static int move_tables(struct dr_image *image, struct vmdk_extent *e, struct vmdk_header *n,
                        struct dr_error *err)
 {
@@ -365,14 +402,8 @@ static int move_tables(struct dr_image *image, struct vmdk_extent *e, struct vmd
                        "%s: a disk of %" PRIu64 " bytes is too big for this sparse VMDK extent",
                        vmdk_extent_path(image, e), n->capacity * VMDK_SECTOR);
     int r = move_grains_away(image, e, from, end, err);
-    if (r < 0)
-        return r;
-    r = write_tables(image, e, n, from, end, err);
-    if (r < 0) /* they hold nothing that counts */
-        dr_file_zero(image->files[e->file], from * VMDK_SECTOR, (end - from) * VMDK_SECTOR,
-                     DR_FILE_ZERO_PUNCH | DR_FILE_ZERO_FAST, NULL);
     if (r == 0)
-        r = switch_header(image, e, n, err);
+        r = switch_tables(image, e, n, from, end, err);
     if (r == 0)
         punch_old_tables(image, e, &old);
     return r;
@@ -445,21 +476,26 @@ static int find_behind(struct dr_image *image, const struct vmdk_extent *e, uint
     return r;
 }
 
-/* The rest of the last grain is zeros, as far as the file has it. */
+int vmdk_clear_last_grain(struct dr_image *image, const struct vmdk_extent *e, const uint8_t *buf,
+                          struct dr_error *err)
+{
+    uint64_t grain = e->len / e->grain, used = e->len % e->grain;
+    uint32_t gte = get_le32(buf + grain % e->h.gtes * 4);
+    if (gte <= 1 || !vmdk_gte_fits(image, e, grain, gte))
+        return 0;
+    return dr_file_zero(image->files[e->file], (uint64_t)gte * VMDK_SECTOR + used, e->grain - used,
+                        0, err);
+}
+
 static int clear_last_grain(struct dr_image *image, const struct vmdk_extent *e,
                             struct dr_error *err)
 {
     uint8_t buf[VMDK_GTES * 4];
-    uint64_t grain = e->len / e->grain, used = e->len % e->grain;
     bool usable;
-    if (used == 0)
+    if (e->len % e->grain == 0)
         return 0;
-    int r = load_table(image, e, grain / e->h.gtes, buf, &usable, err);
-    uint32_t gte = get_le32(buf + grain % e->h.gtes * 4);
-    if (r < 0 || gte <= 1 || !vmdk_gte_fits(image, e, grain, gte))
-        return r;
-    return dr_file_zero(image->files[e->file], (uint64_t)gte * VMDK_SECTOR + used, e->grain - used,
-                        0, err);
+    int r = load_table(image, e, e->len / e->grain / e->h.gtes, buf, &usable, err);
+    return r < 0 ? r : vmdk_clear_last_grain(image, e, buf, err);
 }
 
 int vmdk_clear_behind(struct dr_image *image, struct vmdk_extent *e, uint64_t was, bool give,

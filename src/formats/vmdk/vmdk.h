@@ -238,6 +238,18 @@ int vmdk_clear_behind(struct dr_image *image, struct vmdk_extent *e, uint64_t wa
  * has. The header has room for them; they may lie behind the end of the extent. */
 int vmdk_mask(struct dr_image *image, struct vmdk_extent *e, uint64_t from, uint64_t to,
               struct dr_error *err);
+/* Directories and tables in a row from this sector on, where the file has as much room and nothing
+ * stands. One sector of the header switches to them; what it led to before is the caller's. */
+int vmdk_place_row(struct dr_image *image, struct vmdk_extent *e, uint64_t from,
+                   struct dr_error *err);
+/* Write e->gd, or e->rgd if copy, into the file. */
+int vmdk_store_directory(struct dr_image *image, const struct vmdk_extent *e, bool copy,
+                         struct dr_error *err);
+/* Forget the pages of the extent's file: tables were written past them. */
+void vmdk_forget_pages(struct dr_image *image, const struct vmdk_extent *e);
+/* The rest of the disk's last grain becomes zeros, as far as the file has it. buf: its table. */
+int vmdk_clear_last_grain(struct dr_image *image, const struct vmdk_extent *e, const uint8_t *buf,
+                          struct dr_error *err);
 
 /* ------------------------------------------------------------------ ids.c, backing.c, ... */
 
@@ -327,17 +339,18 @@ int vmdk_resize(struct dr_image *image, uint64_t size, uint64_t parent_size, str
 int vmdk_cut(struct dr_image *image, struct vmdk_extent *e, uint64_t end, struct dr_error *err);
 int vmdk_trim(struct dr_image *image, struct dr_error *err);
 
-/* compact.c: grains of sparse extents move down; tables, which all programs put at the file's
- * beginning, stay, and so do COWD extents. image->lock held: a free sector for a grain that stands
- * at gte now, nearer to the file's beginning; 0: it stays where it is. give_up: it is free again.
- */
+/* compact*.c: grains of sparse extents move down, and tables that keep the file from being cut.
+ * image->lock held: a free sector for a grain that stands at gte now, nearer to the file's
+ * beginning; 0: it stays where it is. give_up: it is free again. is_kept: a table is to stand where
+ * the grain at the sector would. */
 uint32_t vmdk_lower_take(struct vmdk_extent *e, uint32_t gte);
 void vmdk_lower_give_up(struct vmdk_extent *e, uint32_t sector);
+bool vmdk_is_kept(const struct vmdk_extent *e, uint32_t sector);
 int vmdk_compact_begin(struct dr_image *image, struct dr_error *err);
 bool vmdk_compact_moves(const struct dr_image *image, const struct dr_extent *ext);
 void vmdk_compact_spare(struct dr_image *image, const struct dr_extent *ext);
 uint64_t vmdk_compact_length(const struct dr_image *image);
-int vmdk_compact_finish(struct dr_image *image, struct dr_error *err);
+int vmdk_compact_finish(struct dr_image *image, bool *again, struct dr_error *err);
 void vmdk_compact_end(struct dr_image *image);
 int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
 /* Report a finding of check: the path, and the text. */

@@ -359,10 +359,12 @@ void vmdk_reuse(struct dr_image *image, const struct dr_freed *gone)
     struct vmdk_state *s = vmdk_of(image);
     for (size_t i = 0; i < s->n_extents; i++) {
         struct vmdk_extent *e = &s->extents[i];
-        if (e->type == VMDK_SPARSE && image->files[e->file] == gone->file) {
-            give_back(e, (uint32_t)(gone->host / VMDK_SECTOR));
-            return;
-        }
+        uint32_t sector = (uint32_t)(gone->host / VMDK_SECTOR);
+        if (e->type != VMDK_SPARSE || image->files[e->file] != gone->file)
+            continue;
+        if (gone->len >= e->grain && !vmdk_is_kept(e, sector)) /* a table may be shorter */
+            give_back(e, sector);
+        return;
     }
 }
 
