@@ -80,6 +80,33 @@ static int unlink_bitmaps(struct dr_fs *fs, const struct dr_file *file, struct d
     return r < 0 ? r : dr_fingerprint_remove(fs, real, err);
 }
 
+/* The main file goes when the loss of the others is durable. */
+static int unlink_files(struct dr_fs *fs, const struct dr_image *image, bool flush,
+                        struct dr_error *err)
+{
+    const char *main = image->files[0]->path;
+    int r = 0;
+    for (unsigned i = image->n_files; r == 0 && i-- > 0;) {
+        if (i == 0 && image->n_files > 1 && flush)
+            r = fs->ops->sync_dir(fs, main, err);
+        if (r == 0)
+            r = unlink_file(fs, image->files[i], err);
+    }
+    return r == 0 && flush ? fs->ops->sync_dir(fs, main, err) : r;
+}
+
+/* A removal that was interrupted has left the main file, without others that the image cannot be
+ * opened without: that file alone is opened, as bytes. */
+static int open_for_removal(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
+                            struct dr_image **image, struct dr_error *err)
+{
+    struct dr_error why = DR_ERROR_INIT;
+    int r = dr_image_open(fs, path, format, flags, image, &why);
+    if (r == -ENOENT && (flags & DR_OPEN_SALVAGE) && dr_fs_exists(fs, path))
+        return dr_image_open(fs, path, "raw", flags, image, err);
+    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
+}
+
 int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
                         const struct dr_open_options *open,
                         int (*may)(void *user, struct dr_image *image, struct dr_error *err),
@@ -87,7 +114,7 @@ int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
 {
     CLEANUP_IMAGE struct dr_image *image = NULL;
     unsigned flags = open->flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_SALVAGE);
-    int r = dr_image_open(fs, path, format, flags, &image, err);
+    int r = open_for_removal(fs, path, format, flags, &image, err);
     if (r == 0 && (image->contained || (image->fmt->flags & DR_FORMAT_MEMBERS)))
         r = dr_fail(err, ENOTSUP, "%s: is a disk inside an archive, which is not removed",
                     image->path);
@@ -99,11 +126,7 @@ int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
         r = refuse_children(image, open, err);
     if (r == 0)
         r = unlink_bitmaps(fs, image->files[0], err);
-    for (unsigned i = r == 0 ? image->n_files : 0; r == 0 && i-- > 0;)
-        r = unlink_file(fs, image->files[i], err);
-    if (r == 0 && !(open->flags & DR_OPEN_NO_FLUSH))
-        r = fs->ops->sync_dir(fs, image->files[0]->path, err);
-    return r;
+    return r < 0 ? r : unlink_files(fs, image, !(open->flags & DR_OPEN_NO_FLUSH), err);
 }
 
 bool dr_ops_holds_nothing(struct dr_image *image)

@@ -111,6 +111,34 @@ static void a_cut_after_a_kill_does_not_change_the_view(void **state)
         kill_and_cut_each(&operations[i], 1);
 }
 
+/* Of an image in two files one may be gone by then: the same command removes the other one. */
+static void a_kill_leaves_no_file_that_the_same_command_does_not_remove(void **state)
+{
+    (void)state;
+    format = "add-cow";
+    for (size_t i = 0; i < N_OPERATIONS - 1; i++) {
+        bool killed = true, halves = false;
+        for (uint64_t n = 0; killed; n++) {
+            struct powerfs *p = powerfs_new();
+            struct dr_fs *fs = powerfs_fs(p);
+            uint64_t size;
+            current = &operations[i];
+            current->family(fs);
+            uint8_t *want = view(fs, current->top, &size);
+            killed = kill_at(current, p, n);
+            halves |= exists(fs, "mid") && !exists(fs, "mid.raw");
+            ok(current->run(fs, &err));
+            if (exists(fs, "mid") || exists(fs, "mid.raw"))
+                fail_msg("%s, killed at %llu: something is left", current->name,
+                         (unsigned long long)n);
+            same_view(fs, current->top, want, size);
+            free(want);
+            powerfs_free(p);
+        }
+        assert_true(halves);
+    }
+}
+
 static void missing_flush_is_caught(void **state)
 {
     (void)state;
@@ -124,6 +152,7 @@ int main(void)
         cmocka_unit_test(they_do_what_they_say),
         cmocka_unit_test(no_cut_changes_the_view),
         cmocka_unit_test(a_cut_after_a_kill_does_not_change_the_view),
+        cmocka_unit_test(a_kill_leaves_no_file_that_the_same_command_does_not_remove),
         cmocka_unit_test(missing_flush_is_caught),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
