@@ -82,6 +82,20 @@ static void no_gap_is_long_enough(struct dr_fs *fs)
     ok(dr_close(disk, &err));
 }
 
+/* The file can end in the middle of the L1 table: what is behind that fits only where it stood. */
+static void the_end_is_in_a_table(struct dr_fs *fs)
+{
+    make_qcow2(fs, 2 * MiB, "512", "16");
+    put(fs, "disk", 0, 40 * KiB, 'd');
+    struct dr_disk *disk = open_rw(fs);
+    ok(dr_resize(disk, 64 * MiB, DR_PREALLOC_OFF, &err));
+    ok(dr_close(disk, &err));
+    put(fs, "disk", 512, 15 * KiB, 'e');
+    put(fs, "disk", 40 * KiB, 15 * KiB, 'e');
+    for (unsigned i = 0; i < 40; i++)
+        discard(fs, i * KiB, 512);
+}
+
 /* The refcount table grew when the data came, which has gone again. */
 static void long_refcount_table(struct dr_fs *fs)
 {
@@ -95,6 +109,7 @@ static const struct operation ops[] = {
     {"compact with bitmaps", "disk", compact, bitmaps, NULL},
     {"compact with long tables", "disk", compact, long_tables, NULL},
     {"compact without long gaps", "disk", compact, no_gap_is_long_enough, NULL},
+    {"compact to the middle of a table", "disk", compact, the_end_is_in_a_table, NULL},
     {"compact with a long refcount table", "disk", compact, long_refcount_table, NULL},
 };
 #define N_OPS (sizeof(ops) / sizeof(ops[0]))

@@ -332,9 +332,8 @@ static bool stands_there(const struct qcow2 *q, const struct qcow2_window *w)
 }
 
 /* Their windows are free by now, unless what stood there found no other place, or others who write
- * to the disk have taken one. Such a table stays for the next time. Of a table that began before
- * the end, *again: what is behind the end can move to where it stood. */
-static int move_longs(struct dr_image *image, bool *again, struct dr_error *err)
+ * to the disk have taken one. Such a table stays for the next time. */
+static int move_longs(struct dr_image *image, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
     const struct qcow2_compact *c = q->compact;
@@ -349,7 +348,6 @@ static int move_longs(struct dr_image *image, bool *again, struct dr_error *err)
             r = take_window(image, &c->windows[i], err);
         if (r == 0)
             r = move_long(image, &c->windows[i], err);
-        *again |= r == 0 && c->windows[i].at < c->end;
         r = r == 1 ? 0 : r;
     }
     return r;
@@ -377,9 +375,10 @@ int qcow2_compact_finish(struct dr_image *image, bool *again, struct dr_error *e
     struct qcow2 *q = qcow2_of(image);
     if (!q->compact)
         return 0;
+    *again = q->compact->clears;
     int r = lower_tables(image, err);
     if (r >= 0)
-        r = move_longs(image, again, err);
+        r = move_longs(image, err);
     if (r < 0)
         return r;
     r = dr_image_flush_all(image, err);

@@ -98,6 +98,19 @@ static int stays(const struct qcow2 *q, struct qcow2_window *w)
     return 1;
 }
 
+static void choose_goal(struct qcow2_compact *c)
+{
+    uint64_t needed = 0, free = c->clusters - dr_min(c->clusters, c->used);
+    for (unsigned i = 0; i < c->n_windows; i++) {
+        needed += c->windows[i].to ? c->windows[i].n : 0;
+        c->clears |= c->windows[i].to && c->windows[i].at < c->end;
+    }
+    c->goal = c->end;
+    c->clears &= needed <= free;
+    if (c->clears)
+        c->end = c->clusters;
+}
+
 int qcow2_find_windows(struct dr_image *image, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
@@ -115,5 +128,6 @@ int qcow2_find_windows(struct dr_image *image, struct dr_error *err)
                 r = stays(q, w);
         }
     }
+    choose_goal(c);
     return r;
 }

@@ -301,6 +301,7 @@ void qcow2_compact_spare(struct dr_image *image, const struct dr_extent *ext)
          at += q->cluster)
         spare_cluster(c, at / q->cluster);
     qcow2_choose_end(q, c);
+    c->goal = c->end;
 }
 
 uint64_t qcow2_compact_length(const struct dr_image *image)
@@ -309,5 +310,5 @@ uint64_t qcow2_compact_length(const struct dr_image *image)
     uint64_t length = 0;
     for (unsigned i = q->compact ? 1 : 0; i < image->n_files; i++)
         length += dr_file_size(image->files[i]);
-    return q->compact ? length + q->compact->end * q->cluster : length;
+    return q->compact ? length + q->compact->goal * q->cluster : length;
 }

@@ -12,7 +12,10 @@
  *
  * A table of several clusters needs as many free ones in a row. A window is chosen for it where the
  * fewest clusters have to give way; those move like the ones behind the end, and the table follows
- * last of all. Where there is no window, the table stays, and the file does not end before it. */
+ * last of all. Where there is no window, the table stays, and the file does not end before it.
+ *
+ * As long as such a table stands where the file is to end, what is behind it does not fit before
+ * the end. Then only the windows are cleared and the tables moved, and all of it begins again. */
 #ifndef DR_FORMATS_QCOW2_COMPACT_H
 #define DR_FORMATS_QCOW2_COMPACT_H
 
@@ -32,14 +35,15 @@ struct qcow2_window {
 
 /* Numbers of clusters. Under image->lock once begin has returned. */
 struct qcow2_compact {
-    uint64_t clusters; /* in the file */
-    uint64_t first;    /* the first bit's cluster: what is before it does not move */
-    uint8_t *movable;  /* a bit for each cluster from `first` on */
-    uint64_t used;     /* that have a count */
-    uint64_t stays;    /* the file cannot end before this one */
-    uint64_t end;
-    uint64_t cursor;  /* those before it are not free */
-    bool moves_coded; /* no snapshot leads to compressed clusters */
+    uint64_t clusters;  /* in the file */
+    uint64_t first;     /* the first bit's cluster: what is before it does not move */
+    uint8_t *movable;   /* a bit for each cluster from `first` on */
+    uint64_t used;      /* that have a count */
+    uint64_t stays;     /* the file cannot end before this one */
+    uint64_t end, goal; /* goal: the end once all is done, where that takes another round */
+    uint64_t cursor;    /* those before it are not free */
+    bool clears;        /* only windows are cleared now, into any free cluster of the file */
+    bool moves_coded;   /* no snapshot leads to compressed clusters */
     struct qcow2_window windows[QCOW2_WINDOWS];
     unsigned n_windows;
 };
