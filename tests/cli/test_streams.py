@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """streamOptimized VMDKs: written and read by the command, in files and pipes, and what others say of them."""
+import os
 import shutil
 import subprocess
 
@@ -110,3 +111,16 @@ def test_a_vmdk_that_is_no_stream_is_refused_in_a_pipe(t, disk):
     t.ok("convert", "-O", "vmdk", "d.raw", "sparse.vmdk")
     code, _, err = drover(t, "convert", "-f", "vmdk", "-", "new", stdin=(t.dir / "sparse.vmdk").read_bytes())
     assert code == 1 and "no stream" in err and len(err.splitlines()) == 1 and not (t.dir / "new").exists()
+
+
+def test_units_out_of_a_pipe_stay_where_they_were(t):
+    """Several go into one item: with holes between them, a gap at the beginning and a unit that the disk ends in."""
+    data = bytearray((3 << 20) + 512)
+    for grain in (1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 30, 32, 47, 48):
+        at = grain << 16
+        data[at:at + 65536] = os.urandom(min(65536, len(data) - at))
+    (t.dir / "d.raw").write_bytes(data)
+    _, stream, _ = drover(t, "convert", *STREAM, "d.raw", "-")
+    assert drover(t, "convert", "-f", "vmdk", "-O", "raw", "-", "new", stdin=stream) == (0, b"", "")
+    assert (t.dir / "new").read_bytes() == data
+    assert drover(t, "convert", "-", "-", stdin=stream) == (0, bytes(data), "")
