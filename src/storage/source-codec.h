@@ -63,8 +63,8 @@ struct source_codec {
 
 extern const struct source_codec source_zstd, source_gzip, source_bzip2, source_lzop, source_xz,
     source_lz4;
-/* For a salvage, in place of source_bzip2. */
-extern const struct source_codec source_bzip2_blocks;
+/* For a salvage, in place of source_bzip2 and source_xz. */
+extern const struct source_codec source_bzip2_blocks, source_xz_salvage;
 
 /* What xz may take to decode a stream: `xz -9` takes 65 MiB. */
 #define SOURCE_XZ_MEMORY (256u << 20)

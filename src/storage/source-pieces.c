@@ -75,9 +75,12 @@ static int decode(const struct source_pieces *s, size_t i, uint8_t *plain, size_
     int r = dr_file_pread_short(s->base.under, coded, p->coded, p->coded_len, &got, NULL);
     if (r < 0)
         return r;
-    if (got < p->coded_len)
+    if (got < p->coded_len && s->salvage < DR_SOURCE_SALVAGE_KEEP)
         return -EBADMSG;
-    return s->packer->decode(p, s->common, coded, plain, (size_t)plain_len(s, i), good);
+    struct source_piece there = *p; /* as much of it as the file has */
+    there.coded_len = (uint32_t)got;
+    r = s->packer->decode(&there, s->common, coded, plain, (size_t)plain_len(s, i), good);
+    return r == 0 && got < p->coded_len ? -EBADMSG : r;
 }
 
 /* Under lock. Bytes that no checksum was right for. */
@@ -357,6 +360,11 @@ bool source_pieces_salvaging(const struct source_pieces *s)
     return s->salvage != DR_SOURCE_STRICT;
 }
 
+bool source_pieces_bridging(const struct source_pieces *s)
+{
+    return s->salvage == DR_SOURCE_SALVAGE_GAPS;
+}
+
 int source_pieces_end(struct source_pieces *s, uint64_t at, const char *why)
 {
     if (s->salvage == DR_SOURCE_STRICT || s->n == 0)
@@ -371,7 +379,7 @@ int source_pieces_end(struct source_pieces *s, uint64_t at, const char *why)
 
 int source_pieces_gap(struct source_pieces *s, uint64_t at, uint64_t *from, struct dr_error *err)
 {
-    if (s->salvage != DR_SOURCE_SALVAGE_GAPS || s->n == 0)
+    if (!source_pieces_bridging(s) || s->n == 0)
         return -ENOTSUP;
     bool again = is_gap(s, s->n - 1);
     uint64_t last = again ? at : s->piece[s->n - 1].coded;

@@ -44,6 +44,8 @@ int source_pieces_add(struct source_pieces *s, uint64_t coded, uint64_t coded_le
 /* What decode() gets as common; 0 without. */
 void source_pieces_common(struct source_pieces *s, uint32_t common);
 bool source_pieces_salvaging(const struct source_pieces *s);
+/* Is it a salvage that goes on behind pieces of unknown length? */
+bool source_pieces_bridging(const struct source_pieces *s);
 /* From this offset of the container on there is no good piece: 0 where the file is salvaged, and it
  * then ends with the pieces before. Else -ENOTSUP. */
 int source_pieces_end(struct source_pieces *s, uint64_t at, const char *why);

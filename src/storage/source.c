@@ -209,10 +209,18 @@ static int open_index(const struct source_codec *codec, struct dr_file *f,
     if (codec == &source_zstd)
         return open_zstd(f, how, plain, err);
     if (codec == &source_xz)
-        return source_pieces_open(f, &source_xz_blocks, how->salvage, NULL, plain, err);
+        return source_pieces_open(f, &source_xz_blocks, how->salvage, how->damage, plain, err);
     if (how->effort == SEARCH_INDEX || !packer)
         return -ENOTSUP;
     return source_pieces_open(f, packer, how->salvage, how->damage, plain, err);
+}
+
+/* Some kinds have another decoder for a salvage, which goes on behind damage. */
+static const struct source_codec *salvaging(const struct source_codec *codec)
+{
+    return codec == &source_bzip2 ? &source_bzip2_blocks
+           : codec == &source_xz  ? &source_xz_salvage
+                                  : codec;
 }
 
 /* An index that is damaged is no failure: the stream is then read from its start like one without
@@ -225,10 +233,10 @@ static int open_codec(struct dr_source *s, bool as_is, const struct index_search
         s->plain = s->in.file ? dr_file_ref(s->in.file) : NULL;
         return 0;
     }
-    if (s->codec == &source_bzip2 && how->salvage != DR_SOURCE_STRICT)
-        s->codec = &source_bzip2_blocks;
     if (s->in.file && open_index(s->codec, s->in.file, how, &s->plain, NULL) < 0)
         s->plain = NULL;
+    if (how->salvage != DR_SOURCE_STRICT)
+        s->codec = salvaging(s->codec);
     return s->codec->open(s->name, &s->state, err);
 }
 

@@ -266,6 +266,11 @@ IN_PIECES = {
 }
 
 
+def xz_blocks(b, size=PIECE):
+    """Blocks whose headers tell sizes, in one stream."""
+    return subprocess.run(["xz", "-0c", "-T2", f"--block-size={size}"], input=b, stdout=subprocess.PIPE, check=True).stdout
+
+
 def zstd_frame(b):
     return subprocess.run(["zstd", "-qc", "--check", f"--stream-size={len(b)}"], input=b, stdout=subprocess.PIPE, check=True).stdout
 
@@ -293,6 +298,24 @@ def test_salvage_of_what_is_packed_in_pieces_loses_the_damaged_one(t, kind):
         assert not result["complete"] and all(d["filename"] == "x" for d in result["damage"])
         assert len(came) == len(disk) and told and sum(map(len, told)) <= most
         assert right_beside(told, came, disk)
+
+
+def test_salvage_of_xz_blocks_needs_no_index(t):
+    """The index is damaged or was cut off, and a block is damaged, too, or nothing else is."""
+    disk = b"".join(random.Random(at).randbytes(2048) + bytes(2048) for at in range(MIB // 4096))
+    one = xz_blocks(disk)
+    spoilt = one[:-20] + bytes([one[-20] ^ 1]) + one[-19:]
+    at = len(one) // 2
+    hurt = spoilt[:at] + bytes([spoilt[at] ^ 1]) + spoilt[at + 1:]
+    for packed, length, most in ((spoilt, MIB, 0), (hurt, MIB, PIECE), (one + hurt, 2 * MIB, PIECE), (hurt[:-2000], MIB, 2 * PIECE)):
+        (t.dir / "x").write_bytes(packed)
+        got = t.drover("convert", "--salvage", "--output=json", "-O", "raw", "x", "o.raw")
+        assert got.code == 3, got
+        damage, came = json.loads(got.out)["damage"], (t.dir / "o.raw").read_bytes()
+        told = told_ranges(damage)
+        assert [d["start"] for d in damage if d["kind"] == "end"] == [length] == [len(came)]
+        assert sum(map(len, told)) <= most + 1024 and (told or not most)  # a sector may be in both kinds
+        assert right_beside(told, came, (2 * disk)[:length])
 
 
 def test_salvage_reads_on_where_a_part_does_not_tell_its_size(t):
@@ -353,7 +376,7 @@ def joined(kind):
 
 
 READ_ON = {"bz2": lambda b: bz2.compress(b, 1), "gz": joined("gz"), "zst": joined("zst"), "lz4": joined("lz4"),
-           "lzo": PACKERS["lzo"]}
+           "lzo": PACKERS["lzo"], "xz": lambda b: xz_blocks(b, 256 << 10)}
 
 
 def salvage_six_extents(t, packer, where, stdin):
@@ -379,8 +402,8 @@ def salvage_six_extents(t, packer, where, stdin):
 
 
 @pytest.mark.parametrize("kind, stdin", [("bz2", False), ("bz2", True), ("gz", True), ("zst", False), ("lz4", False),
-                                         ("lzo", True)])
-def test_salvage_of_a_packed_archive_goes_on_behind_a_part_of_unknown_length(t, kind, stdin):
+                                         ("lzo", True), ("xz", True)])
+def test_salvage_of_a_packed_archive_goes_on_behind_a_damaged_part(t, kind, stdin):
     salvage_six_extents(t, READ_ON[kind], lambda whole: len(whole) // 2, stdin)
 
 

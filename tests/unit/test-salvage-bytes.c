@@ -98,6 +98,21 @@ static void xz(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
     lzma_end(&x);
 }
 
+/* As `xz -T` does: the headers of blocks tell sizes. */
+static void xz_sizes(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
+{
+    lzma_stream x = LZMA_STREAM_INIT;
+    lzma_mt how = {.threads = 1, .block_size = piece, .check = LZMA_CHECK_CRC32};
+    assert_int_equal(lzma_stream_encoder_mt(&x, &how), LZMA_OK);
+    x.next_in = p;
+    x.avail_in = n;
+    x.next_out = scratch;
+    x.avail_out = ROOM;
+    assert_int_equal(lzma_code(&x, LZMA_FINISH), LZMA_STREAM_END);
+    add(out, scratch, x.total_out);
+    lzma_end(&x);
+}
+
 static void zstd_frames(struct bytes *out, const uint8_t *p, size_t n, size_t piece)
 {
     ZSTD_CCtx *c = ZSTD_createCCtx();
@@ -198,6 +213,7 @@ static const struct packer {
     {"gzip", gzip, false},
     {"bgzip", bgzip, true},
     {"xz", xz, true},
+    {"xz, sizes", xz_sizes, true},
     {"zstd", zstd_frames, true},
     {"lzop", lzop, true},
     {"bzip2", bzip2, false},
