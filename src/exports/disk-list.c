@@ -221,6 +221,8 @@ int disk_list_config(struct disk_list *list, const char *key, const char *value,
         settings->open.flags |= DR_OPEN_NO_BACKING;
         return 0;
     }
+    if (strcmp(key, "description") == 0)
+        text = &list->description;
     if (text)
         return set_text(list, key, value, text, err);
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++)

@@ -42,6 +42,7 @@ struct disk_list {
     size_t n_texts;
     char **allowed; /* NULL-terminated */
     size_t n_allowed;
+    const char *description;     /* what clients are told of all disks; NULL: what each is */
     const char *control, *state; /* of struct dr_live_options; or NULL */
     struct dr_live *live;        /* while they are open and one of these is given */
     int ready_fd; /* -1, or where to tell that all disks are open, and later that they are closed */
@@ -80,6 +81,8 @@ struct disk_list {
     "                     or whatever is wrong\n"                                                  \
     "share=true           read it even while somebody writes to it\n"                              \
     "For all disks:\n"                                                                             \
+    "description=TEXT     what clients are told of the disks (default: format, length of the "     \
+    "chain)\n"                                                                                     \
     "allow-path=DIR       a directory where parents may be, too; may be repeated\n"                \
     "control=SOCKET       jobs on the disks over this unix socket, see drover(1), ctl; the "       \
     "disks\n"                                                                                      \

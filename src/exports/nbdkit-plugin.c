@@ -273,9 +273,11 @@ static int ended(void)
     return -1;
 }
 
-/* The format and the depth; paths are none of a client's business. */
+/* Unless one was given: the format and the depth; paths are none of a client's business. */
 static const char *plugin_export_description(void *handle)
 {
+    if (list.description)
+        return nbdkit_strdup_intern(list.description);
     struct dr_disk *disk = begin(handle);
     if (!disk)
         return NULL;

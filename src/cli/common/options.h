@@ -121,6 +121,8 @@ enum cli_key { /* options without a letter */
                KEY_TLS_CREDS,
                KEY_TLS_AUTHZ,
                KEY_SELINUX_LABEL,
+               KEY_TLS_HOSTNAME,
+               KEY_HANDSHAKE_LIMIT,
 };
 
 struct cli_option {

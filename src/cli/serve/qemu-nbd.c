@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
+#include "cli/serve/relay.h"
 #include "cli/serve/serve.h"
 
 #define DEFAULT_PORT "10809" /* IANA's */
@@ -23,18 +24,26 @@ static const struct cli_option connection_options[] = {
     {'t', "persistent", NULL, "do not end with the last client", false},
     {'v', "verbose", NULL, "accepted", false},
     {'x', "export-name", "NAME", "name of the export", false},
-    {'D', "description", "TEXT", "what clients are told of the export", true},
+    {'D', "description", "TEXT", "what clients are told of the export", false},
+    {KEY_HANDSHAKE_LIMIT, "handshake-limit", "N",
+     "seconds that a client has to choose an export (10), 0: any number", false},
     {'o', "offset", "OFFSET", "leave out the beginning of the disk", false},
-    {'A', "allocation-depth", NULL, "accepted: clients are told that there is no such context",
-     false},
-    {'B', "bitmap", "NAME", "show a bitmap: nbdkit has no such context", true},
+    {'A', "allocation-depth", NULL,
+     "with -r: tell clients which image of the chain has what (else accepted)", false},
+    {'B', "bitmap", "NAME", "tell clients what this bitmap has marked (repeatable)", false},
     {'L', "list", NULL, "list the exports of another server", false},
     {KEY_OBJECT, "object", "DEF", "tls-creds-x509 or tls-creds-psk", false},
     {KEY_TLS_CREDS, "tls-creds", "ID", "which of them to use", false},
-    {KEY_TLS_AUTHZ, "tls-authz", "ID", "who may connect", true},
+    {KEY_TLS_AUTHZ, "tls-authz", "ID",
+     "who may connect: nbdkit has no such list; with verify-peer=on whoever has a certificate of "
+     "your own authority may",
+     true},
+    {KEY_TLS_HOSTNAME, "tls-hostname", "NAME",
+     "with -L: the name in the certificate, which libnbd takes from -b: give it there", true},
     {KEY_FORK, "fork", NULL, "go to the background when clients are served", false},
     {KEY_PIDFILE, "pid-file", "PATH", "write the process id there", false},
-    {KEY_SELINUX_LABEL, "selinux-label", "LABEL", "label of the socket", true},
+    {KEY_SELINUX_LABEL, "selinux-label", "LABEL",
+     "label of the socket: give it with chcon(1), or to nbdkit --selinux-label", true},
     {'T', "trace", "WHAT", "accepted", false},
     {'V', "version", NULL, "print the version", false},
     {0, NULL, NULL, NULL, false},
@@ -68,6 +77,10 @@ struct nbd {
     char *certificates, *psk, *user; /* of the object that --tls-creds names */
     int ready[2], messages[2];       /* with --fork: to the process that the caller waits for */
 };
+
+/* The relay's threads use them until the process ends. */
+static struct contexts contexts; /* of -B and -A */
+static struct relay relay;
 
 static bool is_one_of(const char *word, const char *const *words)
 {
@@ -213,6 +226,71 @@ static int give_place(struct nbd *n)
     return give(n, KEY_SOCKET, path);
 }
 
+/* ------------------------------------------------------------------ what nbdkit has not got */
+
+#define PATIENCE 10 /* seconds; QEMU's */
+
+static bool is_read_only(const struct nbd *n)
+{
+    return cli_has(n->args, 'r') || cli_has(n->args, 'l') || n->image.read_only;
+}
+
+/* Which image has what is looked up while clients are served: the disk must not change. */
+static bool wants_depth(const struct nbd *n)
+{
+    return cli_has(n->args, 'A') && is_read_only(n);
+}
+
+static bool wants_contexts(const struct nbd *n)
+{
+    return cli_has(n->args, 'B') || wants_depth(n);
+}
+
+/* A relay stands between clients and nbdkit where something of this is asked for. */
+static int give_relay(struct nbd *n)
+{
+    const char *limit = cli_value(n->args, KEY_HANDSHAKE_LIMIT), *tls = NULL;
+    char *end;
+    long seconds = limit ? strtol(limit, &end, 0) : PATIENCE;
+    if (limit && (end == limit || *end || seconds < 0 || seconds > INT32_MAX / 1000)) {
+        cli_error(n->cli, "Invalid handshake limit '%s'", limit);
+        return 1;
+    }
+    if (!wants_contexts(n) && (!limit || seconds == 0))
+        return 0;
+    if (cli_has(n->args, 'B') && cli_has(n->args, 'o')) {
+        cli_error(n->cli, "-B and -o exclude each other: a bitmap is one of the whole disk");
+        return 1;
+    }
+    tls = cli_value(n->args, KEY_TLS_CREDS);
+    if (tls) {
+        cli_error(n->cli,
+                  "%s cannot go with --tls-creds: it needs a connection that can be read; "
+                  "use a socket (-k) and a tunnel",
+                  limit ? "--handshake-limit" : "-B, and -A,");
+        return 1;
+    }
+    relay.patience = (unsigned)seconds;
+    n->manner.relay = &relay;
+    return 0;
+}
+
+/* In the process that serves, which has threads of its own. */
+static int open_contexts(struct nbd *n)
+{
+    const char *bitmaps[CONTEXT_MOST];
+    struct cli_image image = n->image; /* the snapshot goes in here only */
+    size_t count = 0;
+    if (!wants_contexts(n))
+        return 0;
+    while (count < CONTEXT_MOST && (bitmaps[count] = cli_nth_value(n->args, 'B', count)))
+        count++;
+    image.open.snapshot = count == 0 ? cli_value(n->args, 'l') : NULL;
+    relay.contexts = &contexts;
+    return contexts_open(n->cli, &image, bitmaps, count, wants_depth(n), !is_read_only(n),
+                         &contexts);
+}
+
 /* ------------------------------------------------------------------ TLS */
 
 /* "tls-creds-x509,id=ID,dir=DIR,verify-peer=on" or "tls-creds-psk,id=ID,dir=DIR". */
@@ -292,7 +370,7 @@ static int give_opening(struct nbd *n)
 static int give_disk(struct nbd *n)
 {
     const struct cli_image_spec spec = {.name = n->args->operands[0], .format_key = 'f'};
-    const char *name = cli_value(n->args, 'x');
+    const char *name = cli_value(n->args, 'x'), *description = cli_value(n->args, 'D');
     int code = cli_image_get(n->cli, n->args, &spec, &n->image);
     if (code == 0)
         code = cli_image_check(n->cli, &n->image) < 0;
@@ -308,6 +386,8 @@ static int give_disk(struct nbd *n)
         code = give(n, KEY_ALLOW_PATH, "/");
     if (code == 0)
         code = give(n, KEY_EXPORT, name ? name : "");
+    if (description)
+        words_add(&n->manner.parameters, "description=%s", description);
     n->disk = n->image.path;
     n->serve.operands = &n->disk;
     n->serve.n_operands = 1;
@@ -412,6 +492,8 @@ static int serve(struct nbd *n)
             return code;
         n->manner.ready = tell_ready;
     }
+    if (open_contexts(n) != 0)
+        return 1;
     return serve_disks(n->cli, &n->serve, &n->manner);
 }
 
@@ -467,6 +549,8 @@ static int prepare(struct nbd *n)
         code = give(n, KEY_PIDFILE, pid_file);
     if (code == 0)
         code = give_disk(n);
+    if (code == 0)
+        code = give_relay(n);
     return code == 0 ? give_place(n) : code;
 }
 

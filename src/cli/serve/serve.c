@@ -9,6 +9,7 @@
 #include "cli/commands.h"
 #include "cli/common/image.h"
 #include "cli/common/paths.h"
+#include "cli/serve/relay.h"
 #include "cli/serve/serve.h"
 #include "exports/exports.h"
 
@@ -52,6 +53,7 @@ struct serving {
     const struct cli_args *args;
     const struct serve_manner *manner;
     struct listener listener;
+    struct listener inner;   /* nbdkit's, where a relay has the other one */
     struct words options;    /* of nbdkit */
     struct words parameters; /* of the plugin */
     char **uris;             /* one for each disk */
@@ -330,6 +332,23 @@ static int serve_until_end(struct serving *s, const sigset_t *signals, int code)
     return code ? code : ended ? ended : s->command_code;
 }
 
+/* nbdkit gets the sockets that clients come to; or a private one, and the relay gets the others. */
+static int start_server(struct serving *s)
+{
+    struct relay *relay = s->manner->relay;
+
+    if (!relay)
+        return nbdkit_start(s->cli, &s->options, &s->parameters, &s->listener, &s->server);
+    if (listen_unix(s->cli, NULL, &s->inner) != 0 ||
+        nbdkit_start(s->cli, &s->options, &s->parameters, &s->inner, &s->server) != 0)
+        return 1;
+    relay->server.sun_family = AF_UNIX; /* the path was short enough to listen at */
+    strncpy(relay->server.sun_path, s->inner.path, sizeof(relay->server.sun_path) - 1);
+    memcpy(relay->fds, s->listener.fds, sizeof(relay->fds));
+    relay->n = s->listener.n;
+    return 0;
+}
+
 static int start_and_serve(struct serving *s)
 {
     sigset_t signals;
@@ -340,9 +359,12 @@ static int start_and_serve(struct serving *s)
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGHUP);
     sigprocmask(SIG_BLOCK, &signals, NULL);
-    if (nbdkit_start(s->cli, &s->options, &s->parameters, &s->listener, &s->server) != 0)
+    if (start_server(s) != 0)
         return 1;
-    int code = serve_until_end(s, &signals, tell_clients(s));
+    int code = tell_clients(s);
+    if (code == 0 && s->manner->relay)
+        code = relay_start(s->cli, s->manner->relay);
+    code = serve_until_end(s, &signals, code);
     if (cli_value(s->args, KEY_PIDFILE))
         unlink(cli_value(s->args, KEY_PIDFILE));
     return code;
@@ -358,7 +380,11 @@ static void add_all(struct words *to, const struct words *from)
 int serve_disks(const struct cli *cli, const struct cli_args *args,
                 const struct serve_manner *manner)
 {
-    struct serving s = {.cli = cli, .args = args, .manner = manner, .listener = LISTENER_INIT};
+    struct serving s = {.cli = cli,
+                        .args = args,
+                        .manner = manner,
+                        .listener = LISTENER_INIT,
+                        .inner = LISTENER_INIT};
     add_all(&s.options, &manner->options);
     add_all(&s.parameters, &manner->parameters);
     int code = get_tls(&s);
@@ -372,6 +398,7 @@ int serve_disks(const struct cli *cli, const struct cli_args *args,
     if (code == 0)
         code = start_and_serve(&s);
     listener_end(&s.listener);
+    listener_end(&s.inner);
     for (size_t i = 0; s.uris && s.uris[i]; i++)
         free(s.uris[i]);
     free(s.uris);

@@ -74,10 +74,13 @@ int nbdkit_ended(const struct cli *cli, struct server *server, int status);
 
 /* ------------------------------------------------------------------ serve.c */
 
+struct relay;
+
 /* How a server differs from what `drover serve` makes of the same options. */
 struct serve_manner {
     struct words options;    /* more of nbdkit's, its filters among them */
     struct words parameters; /* of these filters */
+    struct relay *relay;     /* between clients and nbdkit; or NULL (relay.h) */
     size_t given;            /* so many sockets are those of listen_given(); 0: make them */
     void (*ready)(
         void *user); /* called when clients are served, instead of printing URIs; or NULL */
