@@ -43,6 +43,7 @@ def fill_new(t):
 
 
 READ_ONLY = [
+    ["convert", "-C", "-c", "-O", "qcow2", "raw.img", "x"], ["commit", "-f", "raw", "-b", "x", "raw.img"],
     ["info", "raw.img"], ["info", "-f", "raw", "raw.img"], ["info", "a.vmdk"], ["info", "c.vmdk"],
     ["info", "flat.vmdk"], ["info", "split.vmdk"], ["info", "-f", "raw", "a.vmdk"], ["info", "-U", "c.vmdk"],
     ["info", "--backing-chain", "c.vmdk"], ["info", "--backing-chain", "a.vmdk"],

@@ -15,7 +15,7 @@ static const struct cli_option options[] = {
     {0, NULL, NULL, NULL, false},
 };
 
-static int has_parent(const struct cli *cli, const struct cli_image *image)
+static int has_parent(const struct cli *cli, const struct cli_image *image, const char *base)
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;
     struct cli_image look = *image;
@@ -27,6 +27,8 @@ static int has_parent(const struct cli *cli, const struct cli_image *image)
         return 0;
     if (cli->role == CLI_DROVER)
         cli_error(cli, "%s: has no parent to commit into", image->path);
+    else if (base)
+        cli_error(cli, "Did not find '%s' in the backing chain of '%s'", base, image->given);
     else
         cli_error(cli, "Image does not have a backing file");
     return 1;
@@ -57,7 +59,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
         return cli_usage(cli, "Expecting one image file name");
     const struct cli_image_spec spec = {
         .name = args->operands[0], .format_key = 'f', .cache_key = 't', .flags = DR_OPEN_RDWR};
-    if (cli_image_get(cli, args, &spec, &image) != 0 || has_parent(cli, &image) != 0)
+    if (cli_image_get(cli, args, &spec, &image) != 0 || has_parent(cli, &image, c.o.base) != 0)
         return 1;
     c.path = image.path;
     c.o.open = image.open;

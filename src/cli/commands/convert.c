@@ -198,6 +198,10 @@ static int get_options(struct convert *c, const struct cli_args *args,
         cli_error(c->cli, "Cannot enable copy offloading when -S is used");
         return 1;
     }
+    if (c->o.offload && c->o.compress) {
+        cli_error(c->cli, "Cannot enable copy offloading when -c is used");
+        return 1;
+    }
     if (c->o.offload && c->o.salvage) {
         cli_error(c->cli, "Cannot use copy offloading in salvaging mode");
         return 1;

@@ -11,6 +11,7 @@
 static const struct cli_option options[] = {
     {KEY_OUTPUT, "output", "human|json", "how to print", false},
     {KEY_BACKING_CHAIN, "backing-chain", NULL, "tell about the parents too", false},
+    {KEY_LIMITS, "limits", NULL, "see /sys/block/*/queue", true},
     {0, NULL, NULL, NULL, false},
 };
 

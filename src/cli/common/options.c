@@ -71,28 +71,61 @@ static const struct cli_option *find_option(const struct cli_command *command, i
     return NULL;
 }
 
+struct getopt_tables {
+    char letters[2 * MAX_OPTIONS + 2];
+    struct option longs[MAX_OPTIONS + 1];
+    size_t n_letters, n_longs;
+};
+
+static void add_names(struct getopt_tables *t, int letter, const char *name, int key, int has_arg)
+{
+    if (letter < 256 && letter && t->n_letters + 2 < sizeof(t->letters)) {
+        t->letters[t->n_letters++] = (char)letter;
+        if (has_arg)
+            t->letters[t->n_letters++] = ':';
+    }
+    if (name && t->n_longs < MAX_OPTIONS)
+        t->longs[t->n_longs++] = (struct option){.name = name, .has_arg = has_arg, .val = key};
+}
+
+/* qemu-img's own --progress, from 10.1 on, is -p. */
+static int argument_of(const struct cli *cli, int key)
+{
+    if (!find_option(cli->command, key)->arg)
+        return no_argument;
+    return cli->role == CLI_QEMU_IMG && key == KEY_PROGRESS ? optional_argument : required_argument;
+}
+
 /* Build getopt_long()'s two arguments from the tables. The leading ":" keeps it from printing
  * messages; we print them ourselves. */
-static void build(const struct cli_command *command, char *letters, struct option *longs)
+static void build(const struct cli *cli, struct getopt_tables *t)
 {
     const struct cli_option *o;
-    size_t i = 0, n = 0;
+    const char *name;
+    size_t i = 0;
+    int letter, key;
 
-    *letters++ = ':';
-    while ((o = cli_next_option(command, &i)) && n < MAX_OPTIONS) {
-        if (o->key < 256) {
-            *letters++ = (char)o->key;
-            if (o->arg)
-                *letters++ = ':';
-        }
-        if (o->name) {
-            longs[n++] = (struct option){.name = o->name,
-                                         .has_arg = o->arg ? required_argument : no_argument,
-                                         .val = o->key};
-        }
-    }
-    *letters = '\0';
-    longs[n] = (struct option){.name = NULL};
+    *t = (struct getopt_tables){.letters = ":", .n_letters = 1};
+    while ((o = cli_next_option(cli->command, &i)))
+        add_names(t, o->key, o->name, o->key, argument_of(cli, o->key));
+    i = 0;
+    while (cli_next_alias(cli, &i, &name, &letter, &key))
+        add_names(t, letter, name, key, argument_of(cli, key));
+}
+
+/* The option that getopt_long() found; NULL: none. */
+static const struct cli_option *found_option(const struct cli *cli, int c)
+{
+    const char *name;
+    size_t i = 0;
+    int letter, key;
+
+    if (c == '?' || c == ':')
+        return NULL;
+    while (cli_next_alias(cli, &i, &name, &letter, &key))
+        if (!name && letter == c)
+            return find_option(cli->command, key);
+    return find_option(cli->command, c);
 }
 
 int cli_refuse_option(const struct cli *cli, int c, char **argv)
@@ -120,8 +153,7 @@ static bool add_hit(struct cli_args *args, int key, const char *arg)
 
 bool cli_parse(const struct cli *cli, int argc, char **argv, struct cli_args *args, int *exit_code)
 {
-    char letters[2 * MAX_OPTIONS + 2];
-    struct option longs[MAX_OPTIONS + 1];
+    struct getopt_tables tables;
     int c;
 
     *args = (struct cli_args){0};
@@ -129,11 +161,11 @@ bool cli_parse(const struct cli *cli, int argc, char **argv, struct cli_args *ar
                          isdigit((unsigned char)argv[argc - 1][1])
                      ? argc - 1
                      : argc;
-    build(cli->command, letters, longs);
+    build(cli, &tables);
     optind = 0; /* GNU: start over, and permute again */
     opterr = 0;
-    while ((c = getopt_long(parsed, argv, letters, longs, NULL)) != -1) {
-        const struct cli_option *o = c == '?' || c == ':' ? NULL : find_option(cli->command, c);
+    while ((c = getopt_long(parsed, argv, tables.letters, tables.longs, NULL)) != -1) {
+        const struct cli_option *o = found_option(cli, c);
 
         if (!o) {
             *exit_code = cli_refuse_option(cli, c, argv);
@@ -147,9 +179,9 @@ bool cli_parse(const struct cli *cli, int argc, char **argv, struct cli_args *ar
             *exit_code = 1;
             return false;
         }
-        if (c == 'h')
+        if (o->key == 'h')
             args->help = true;
-        if (!add_hit(args, c, optarg)) {
+        if (!add_hit(args, o->key == KEY_PROGRESS && !optarg ? 'p' : o->key, optarg)) {
             cli_error(cli, "out of memory");
             *exit_code = 1;
             return false;

@@ -121,6 +121,7 @@ enum cli_key { /* options without a letter */
                KEY_TLS_CREDS,
                KEY_TLS_AUTHZ,
                KEY_SELINUX_LABEL,
+               KEY_LIMITS,
                KEY_TLS_HOSTNAME,
                KEY_HANDSHAKE_LIMIT,
 };
@@ -160,6 +161,9 @@ const char *cli_nth_value(const struct cli_args *args, int key, size_t n);
 
 /* Walk over all options of a command: *i starts at 0. NULL at the end. */
 const struct cli_option *cli_next_option(const struct cli_command *command, size_t *i);
+/* The next other name of an option, from *i on, that the program has under the name it was called
+ * by: a long one, or NULL and a letter. key is the option's. False: there are no more. */
+bool cli_next_alias(const struct cli *cli, size_t *i, const char **name, int *letter, int *key);
 
 /* Sets that several commands share. */
 extern const struct cli_option cli_opts_common[];   /* --help, --allow-path, --locking, --object */

@@ -19,7 +19,8 @@ struct io {
 };
 
 enum io_flag {
-    IO_NO_FILE = 1 << 0, /* works without an open disk */
+    IO_NO_FILE = 1 << 0,  /* works without an open disk */
+    IO_UNLISTED = 1 << 2, /* help lists what qemu-io 7.2 has */
     IO_WRITES = 1 << 1,
 };
 
@@ -77,6 +78,7 @@ int io_abort(struct io *io, const struct io_command *command, int argc, char **a
 int io_aio_flush(struct io *io, const struct io_command *command, int argc, char **argv);
 int io_alloc(struct io *io, const struct io_command *command, int argc, char **argv);
 int io_break(struct io *io, const struct io_command *command, int argc, char **argv);
+int io_zone(struct io *io, const struct io_command *command, int argc, char **argv);
 int io_flush(struct io *io, const struct io_command *command, int argc, char **argv);
 int io_help(struct io *io, const struct io_command *command, int argc, char **argv);
 int io_info(struct io *io, const struct io_command *command, int argc, char **argv);

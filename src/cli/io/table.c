@@ -75,6 +75,18 @@ const struct io_command io_commands[] = {
      " The lengths are added.\n -P, -- write this byte\n"
      " -f, -- durable when the command ends\n" REPORTS,
      2, -1, IO_WRITES, io_writev},
+    {"zone_append", "zap", "offset len [len..]", "appends to a zone: disks have no zones", NULL, 2,
+     -1, IO_UNLISTED, io_zone},
+    {"zone_close", "zc", "offset len", "closes zones: disks have no zones", NULL, 2, 2, IO_UNLISTED,
+     io_zone},
+    {"zone_finish", "zf", "offset len", "finishes zones: disks have no zones", NULL, 2, 2,
+     IO_UNLISTED, io_zone},
+    {"zone_open", "zo", "offset len", "opens zones: disks have no zones", NULL, 2, 2, IO_UNLISTED,
+     io_zone},
+    {"zone_report", "zrp", "offset number", "tells of zones: disks have no zones", NULL, 2, 2,
+     IO_UNLISTED, io_zone},
+    {"zone_reset", "zrs", "offset len", "resets zones: disks have no zones", NULL, 2, 2,
+     IO_UNLISTED, io_zone},
     {NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL},
 };
 
