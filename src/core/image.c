@@ -250,6 +250,19 @@ static int image_recover(struct dr_image *image, struct dr_error *err)
     return r;
 }
 
+/* Tables are changed by sectors that hold their old bytes or their new ones after a power cut
+ * (invariant 10). A part that does not begin at a sector has none such. */
+static int check_atomic(const struct dr_image *image, struct dr_error *err)
+{
+    for (unsigned i = 0; i < image->n_files && !(image->fmt->flags & DR_FORMAT_FIXED_MAP); i++)
+        if (image->files[i]->atomic_size < 512)
+            return dr_fail(err, EROFS,
+                           "%s: begins in the middle of a sector: a power cut could leave half of "
+                           "an entry in its tables, so it can only be read there",
+                           image->files[i]->path);
+    return 0;
+}
+
 static int image_open_driver(struct dr_image *image, const struct dr_format *fmt,
                              struct dr_error *err)
 {
@@ -259,6 +272,8 @@ static int image_open_driver(struct dr_image *image, const struct dr_format *fmt
                        image->path, fmt->name);
     image->fmt = fmt;
     int r = fmt->open(image, err);
+    if (r == 0 && image->writable)
+        r = check_atomic(image, err);
     if (r == 0)
         r = image_recover(image, err);
     return r;
@@ -526,14 +541,17 @@ int dr_image_thaw(struct dr_image *image, bool unchanged, struct dr_error *err)
         return dr_fail(err, EROFS, "%s: is inside an archive, and can only be read", image->path);
     if (!(image->fmt->flags & DR_FORMAT_WRITE))
         return dr_fail(err, EROFS, "%s: %s images can only be read", image->path, image->fmt->name);
+    int r = check_atomic(image, err);
+    if (r < 0)
+        return r;
     for (unsigned i = 0; i < image->n_files; i++) {
-        int r = dr_file_upgrade(image->files[i], err);
+        r = dr_file_upgrade(image->files[i], err);
         if (r < 0) {
             downgrade_files(image, i);
             return r;
         }
     }
-    int r = image_is_as_seen(image, err);
+    r = image_is_as_seen(image, err);
     if (r < 0) {
         downgrade_files(image, image->n_files);
         return r;

@@ -61,12 +61,28 @@ int dr_chain_check_length(const char *path, size_t n, struct dr_error *err)
 
 /* ------------------------------------------------------------------ the images so far */
 
+/* The same for all parts of a file, so they stand in one row. */
+static size_t seen_first(size_t n_slots, struct dr_file_id id)
+{
+    uint64_t hash = ((uint64_t)id.ino * 31 + (uint64_t)id.dev) * UINT64_C(0x9e3779b97f4a7c15);
+    return (size_t)(hash >> 32) & (n_slots - 1);
+}
+
 /* The slot that holds the id, or the free one where it belongs. */
 static struct seen *seen_slot(struct seen *slots, size_t n_slots, struct dr_file_id id)
 {
-    uint64_t hash = ((uint64_t)id.ino * 31 + (uint64_t)id.dev) * UINT64_C(0x9e3779b97f4a7c15);
-    size_t i = (size_t)(hash >> 32) & (n_slots - 1);
+    size_t i = seen_first(n_slots, id);
     while (slots[i].image && !dr_same_id(slots[i].id, id))
+        i = (i + 1) & (n_slots - 1);
+    return &slots[i];
+}
+
+/* A slot that holds something with bytes in common, or a free one. */
+static const struct seen *seen_overlap(const struct seen *slots, size_t n_slots,
+                                       struct dr_file_id id)
+{
+    size_t i = seen_first(n_slots, id);
+    while (slots[i].image && !dr_ids_overlap(slots[i].id, id))
         i = (i + 1) & (n_slots - 1);
     return &slots[i];
 }
@@ -140,18 +156,16 @@ static int refuse_loop(const struct opening *o, const char *path, struct dr_erro
     int r = dr_name_identify(o->fs, path, &id, err);
     if (r < 0)
         return r;
-    const struct seen *slot = seen_slot(o->seen, o->n_slots, id);
+    const struct seen *slot = seen_overlap(o->seen, o->n_slots, id);
     if (!slot->image)
         return 0;
     if (slot->data)
         return dr_fail(err, EINVAL, "%s: its backing file %s is the file that holds the data of %s",
                        child->path, path, slot->image->path);
-    if (slot->image->files[0]->part || dr_part_is(path))
-        return dr_fail(
-            err, ENOTSUP,
-            "%s: its backing file %s is in the file that %s is in: two parts of one file "
-            "cannot be in one chain",
-            child->path, path, slot->image->path);
+    if (!dr_same_id(slot->id, id))
+        return dr_fail(err, EINVAL,
+                       "%s: its backing file %s has bytes in common with %s, which is in the chain",
+                       child->path, path, slot->image->path);
     return dr_fail(err, ELOOP, "%s: its backing file %s is already in the chain: a loop",
                    child->path, path);
 }

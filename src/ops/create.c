@@ -32,7 +32,7 @@ static int refuse_loop(struct dr_fs *fs, const char *path, const char *name,
     struct dr_file_id parent, old;
     CLEANUP_FREE char *where = name ? dr_ops_resolve(path, name) : NULL;
     bool same = where && dr_name_identify(fs, where, &parent, NULL) == 0 &&
-                fs->ops->identify(fs, path, &old, NULL) == 0 && dr_same_id(parent, old);
+                fs->ops->identify(fs, path, &old, NULL) == 0 && dr_ids_overlap(parent, old);
     if (same || (backing && dr_ops_reads(fs, backing->chain, path)))
         return dr_fail(err, ELOOP, "%s: cannot be its own backing file", path);
     return 0;

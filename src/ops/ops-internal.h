@@ -215,10 +215,10 @@ size_t dr_scan_find(const struct dr_scan *s, struct dr_file_id id);
 bool dr_scan_is_part(const struct dr_scan *s, struct dr_file_id id);
 /* Not opened to look on: raw, or a file of several disks none of which is named. */
 bool dr_scan_is_opaque(const struct dr_scan_entry *e);
-/* Does the entry name the file of this id as its parent? */
+/* Does the entry name the file of this id, or a part of it, as its parent? */
 static inline bool dr_scan_is_child(const struct dr_scan_entry *e, struct dr_file_id parent)
 {
-    return e->backing_path && dr_same_id(e->backing_id, parent);
+    return e->backing_path && dr_ids_overlap(e->backing_id, parent);
 }
 
 /* ------------------------------------------------------------------ small things (util.c) */

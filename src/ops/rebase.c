@@ -71,7 +71,7 @@ static int find_in_chain(struct rebase *rb, struct dr_error *err)
     if (dr_same_id(dr_image_id(rebase_overlay(rb)), id))
         return dr_fail(err, ELOOP, "%s: cannot be its own backing file", rb->path);
     for (unsigned i = 0; i < rebase_overlay(rb)->n_files; i++)
-        if (dr_same_id(rebase_overlay(rb)->files[i]->id, id))
+        if (dr_ids_overlap(rebase_overlay(rb)->files[i]->id, id))
             return dr_fail(err, ELOOP, "%s: %s holds its own data and cannot be its backing file",
                            rb->path, rb->where);
     for (size_t i = 1; i < chain->n; i++) {
@@ -90,7 +90,7 @@ static int find_in_chain(struct rebase *rb, struct dr_error *err)
 static int refuse_loop(const struct rebase *rb, const struct dr_chain *chain, struct dr_error *err)
 {
     for (size_t i = 0; i < chain->n; i++)
-        if (dr_same_id(dr_image_id(chain->images[i]), dr_image_id(rebase_overlay(rb))))
+        if (dr_ids_overlap(dr_image_id(chain->images[i]), dr_image_id(rebase_overlay(rb))))
             return dr_fail(err, ELOOP, "%s: is itself a backing file of %s: a loop", rb->path,
                            rb->where);
     return 0;
@@ -316,7 +316,7 @@ static void open_parent_forced(struct rebase *rb)
     open.flags |= DR_OPEN_NO_BACKING | DR_OPEN_FORCE_SHARE | DR_OPEN_NO_LOCK;
     struct dr_file_id id;
     if (dr_name_identify(rb->fs, rb->where, &id, NULL) < 0 ||
-        dr_same_id(id, dr_image_id(rebase_overlay(rb))))
+        dr_ids_overlap(id, dr_image_id(rebase_overlay(rb))))
         return;
     if (dr_open_fs(rb->fs, rb->where, &open, &rb->parent, NULL) == 0)
         rb->above = rb->parent->chain;

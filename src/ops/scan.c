@@ -8,7 +8,7 @@
 size_t dr_scan_find(const struct dr_scan *s, struct dr_file_id id)
 {
     size_t i = 0;
-    while (i < s->n && !dr_same_id(s->all[i].id, id))
+    while (i < s->n && !dr_ids_overlap(s->all[i].id, id))
         i++;
     return i;
 }
@@ -37,7 +37,7 @@ void dr_scan_free(struct dr_scan *s)
 bool dr_scan_is_part(const struct dr_scan *s, struct dr_file_id id)
 {
     for (size_t i = 0; i < s->n_parts; i++)
-        if (dr_same_id(s->parts[i], id))
+        if (dr_ids_overlap(s->parts[i], id))
             return true;
     return false;
 }

@@ -38,7 +38,7 @@ void dr_ops_copy_attrs(struct dr_fs *fs, const char *from, const char *to)
 static bool is_file_of(const struct dr_image *image, struct dr_file_id id)
 {
     for (unsigned i = 0; i < image->n_files; i++)
-        if (dr_same_id(image->files[i]->id, id))
+        if (dr_ids_overlap(image->files[i]->id, id))
             return true;
     return false;
 }

@@ -8,6 +8,10 @@
  * (NO_LOCK). The lock bytes of different kinds never conflict. Because an object never mixes kinds,
  * its lock bytes are always exactly those of its users, and go when the last one leaves.
  *
+ * A part of a file (part.h) is a user of the file with a claim on some of its bytes. Users that
+ * have claims exclude each other only where these overlap; towards other processes the object is a
+ * writer while one of them is.
+ *
  * Two kinds of locks: table_lock protects the table's links and is never held over a system call.
  * Each object's state_lock serialises its opens, closes, upgrades and downgrades, with their system
  * calls, and so makes only users of that same file wait. state_lock is taken before table_lock;
@@ -119,6 +123,61 @@ static int raise_to_writer(struct dr_file *f, struct dr_error *err)
     return r;
 }
 
+/* ------------------------------------------------------------------ claims */
+
+static bool overlaps(const struct dr_claim *a, const struct dr_claim *b)
+{
+    return a->from < b->to && b->from < a->to;
+}
+
+static bool has_writing_claim(const struct dr_file *f)
+{
+    const struct dr_claim *c = f->claims;
+    while (c && !c->writes)
+        c = c->next;
+    return c;
+}
+
+static int busy_part(const struct dr_file *f, const struct dr_claim *mine,
+                     const struct dr_claim *other, struct dr_error *err)
+{
+    return dr_fail(err, EBUSY,
+                   "%s: Failed to get \"write\" lock: the part of it from byte %llu on and the one "
+                   "from byte %llu on overlap",
+                   f->path, (unsigned long long)mine->from, (unsigned long long)other->from);
+}
+
+/* May the part be used like that beside the exclusive users that there are? It may be one of them.
+ */
+static int check_claim(const struct dr_file *f, const struct dr_claim *mine, bool writes,
+                       struct dr_error *err)
+{
+    bool whole = f->users > f->n_claims; /* users without a claim use all of it */
+    if (whole && (writes || (f->flags & DR_FILE_RDWR)))
+        return busy(f, writes ? "\"write\"" : "shared \"write\"", err);
+    for (const struct dr_claim *c = f->claims; c; c = c->next)
+        if (c != mine && overlaps(c, mine) && (writes || c->writes))
+            return busy_part(f, mine, c, err);
+    return 0;
+}
+
+static void add_claim(struct dr_file *f, struct dr_claim *claim, bool writes)
+{
+    claim->writes = writes;
+    claim->next = f->claims;
+    f->claims = claim;
+    f->n_claims++;
+}
+
+static void remove_claim(struct dr_file *f, struct dr_claim *claim)
+{
+    struct dr_claim **at = &f->claims;
+    while (*at != claim)
+        at = &(*at)->next;
+    *at = claim->next;
+    f->n_claims--;
+}
+
 /* One more user without a lock. Readers and writers mix here, and a writer of another object may
  * have made the file longer. */
 static int join_unlocked(struct dr_file *f, unsigned flags, struct dr_error *err)
@@ -131,9 +190,27 @@ static int join_unlocked(struct dr_file *f, unsigned flags, struct dr_error *err
     return r;
 }
 
-/* One more user of f, whose state is locked. */
-static int join(struct dr_file *f, unsigned flags, struct dr_error *err)
+/* A part becomes a user beside others. */
+static int join_exclusive_part(struct dr_file *f, unsigned flags, const struct dr_claim *claim,
+                               struct dr_error *err)
 {
+    unsigned kept = ~(unsigned)(DR_FILE_NO_FLUSH | DR_FILE_DIRECT) | flags;
+    int r = check_claim(f, claim, flags & DR_FILE_RDWR, err);
+    if (r == 0 && (flags & DR_FILE_RDWR) && !(f->flags & DR_FILE_RDWR))
+        r = raise_to_writer(f, err);
+    if (r == 0)
+        f->flags &= kept; /* every user must want these */
+    return r;
+}
+
+/* One more user of f, whose state is locked. */
+static int join(struct dr_file *f, unsigned flags, const struct dr_claim *claim,
+                struct dr_error *err)
+{
+    if (f->kind == DR_FILE_EXCLUSIVE && claim) {
+        int r = join_exclusive_part(f, flags, claim, err);
+        return r < 0 ? r : dr_file_see_growth(f, err);
+    }
     if (f->kind == DR_FILE_EXCLUSIVE) {
         if (flags & DR_FILE_RDWR)
             return busy(f, "\"write\"", err);
@@ -184,31 +261,38 @@ static void init_object(struct dr_file *f, unsigned flags)
 }
 
 /* fresh, whose state is locked, is in the table: take its locks. */
-static int settle_fresh(struct dr_file *fresh, unsigned flags, struct dr_error *err)
+static int settle_fresh(struct dr_file *fresh, unsigned flags, struct dr_claim *claim,
+                        struct dr_error *err)
 {
     int r = take_locks(fresh, flags, err);
     if (r == 0)
         r = settle_size(fresh, err);
     if (r < 0)
         retire(fresh);
+    else if (claim)
+        add_claim(fresh, claim, flags & DR_FILE_RDWR);
     return r;
 }
 
 /* Become a user of present, which is pinned; *gone: its last user left meanwhile, or became another
  * kind of user. */
-static int settle_present(struct dr_file *present, unsigned flags, bool *gone, struct dr_error *err)
+static int settle_present(struct dr_file *present, unsigned flags, struct dr_claim *claim,
+                          bool *gone, struct dr_error *err)
 {
     DR_LOCK_SCOPE(&present->state_lock);
     *gone = present->gone || present->kind != kind_of(flags);
-    int r = *gone ? 0 : join(present, flags, err);
-    if (r == 0 && !*gone)
-        atomic_fetch_add(&present->users, 1);
-    return r;
+    int r = *gone ? 0 : join(present, flags, claim, err);
+    if (r < 0 || *gone)
+        return r;
+    atomic_fetch_add(&present->users, 1);
+    if (claim)
+        add_claim(present, claim, flags & DR_FILE_RDWR);
+    return 0;
 }
 
 /* fresh is used up: it becomes the object of the table, or is closed. */
-static int settle(struct dr_file *fresh, unsigned flags, struct dr_file **file,
-                  struct dr_error *err)
+static int settle(struct dr_file *fresh, unsigned flags, struct dr_claim *claim,
+                  struct dr_file **file, struct dr_error *err)
 {
     struct dr_file *present;
     bool gone = true;
@@ -216,11 +300,11 @@ static int settle(struct dr_file *fresh, unsigned flags, struct dr_file **file,
     init_object(fresh, flags);
     pthread_mutex_lock(&fresh->state_lock);
     while (gone && (present = table_enter(fresh))) {
-        r = settle_present(present, flags, &gone, err);
+        r = settle_present(present, flags, claim, &gone, err);
         dr_file_unpin(present);
     }
     if (gone)
-        r = settle_fresh(fresh, flags, err);
+        r = settle_fresh(fresh, flags, claim, err);
     pthread_mutex_unlock(&fresh->state_lock);
     if (r < 0 || !gone)
         dr_file_unpin(fresh);
@@ -249,10 +333,29 @@ static bool name_leads_to(struct dr_fs *fs, const char *path, const struct dr_fi
     return dr_same_id(id, f->id);
 }
 
-/* Opened and locked; *stale: but the name went over to another file before the lock was ours. */
-static int open_once(struct dr_fs *fs, const char *path, unsigned flags, bool made, bool *stale,
-                     struct dr_file **file, struct dr_error *err)
+/* An open: of all of the file, or of what the claim says. */
+struct wanted {
+    struct dr_fs *fs;
+    const char *path;
+    unsigned flags;
+    struct dr_claim *claim; /* NULL = all */
+};
+
+static void leave(struct dr_file *f, struct dr_claim *claim)
 {
+    if (claim)
+        dr_file_unclaim(f, claim);
+    else
+        dr_file_unref(f);
+}
+
+/* Opened and locked; *stale: but the name went over to another file before the lock was ours. */
+static int open_once(const struct wanted *w, bool made, bool *stale, struct dr_file **file,
+                     struct dr_error *err)
+{
+    struct dr_fs *fs = w->fs;
+    const char *path = w->path;
+    unsigned flags = w->flags;
     struct dr_file *f = NULL;
     int r = fs->ops->open(fs, path, flags, &f, err);
     if (r)
@@ -262,31 +365,30 @@ static int open_once(struct dr_fs *fs, const char *path, unsigned flags, bool ma
     f->flags = lasting;
     if (made)
         f->dirty = true; /* the inode itself is not durable yet */
-    r = settle(f, lasting, file, err);
+    r = settle(f, lasting, w->claim, file, err);
     if (r && made)
         fs->ops->unlink(fs, path, NULL);
     *stale = !r && !(flags & DR_FILE_NO_LOCK) && !name_leads_to(fs, path, *file);
     if (*stale)
-        dr_file_unref(*file);
+        leave(*file, w->claim);
     return r;
 }
 
 /* The replacer of a file keeps the old file's lock until the rename. An open that had got hold of
  * the old file meanwhile would then lock an inode without a name, so after locking we check that
  * the name still leads to our file, and retry. */
-static int open_settled(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
-                        struct dr_error *err)
+static int open_settled(const struct wanted *w, struct dr_file **file, struct dr_error *err)
 {
-    bool made = (flags & DR_FILE_CREATE) && !(flags & DR_FILE_TRUNCATE);
+    bool made = (w->flags & DR_FILE_CREATE) && !(w->flags & DR_FILE_TRUNCATE);
     for (int i = 0; i < OPEN_TRIES; i++) {
         bool stale = false;
-        int r = open_once(fs, path, flags, made, &stale, file, err);
+        int r = open_once(w, made, &stale, file, err);
         if (r || !stale)
             return r;
         if (made)
-            return dr_fail(err, ESTALE, "%s: was taken away while it was made", path);
+            return dr_fail(err, ESTALE, "%s: was taken away while it was made", w->path);
     }
-    return dr_fail(err, EBUSY, "%s: is being replaced all the time", path);
+    return dr_fail(err, EBUSY, "%s: is being replaced all the time", w->path);
 }
 
 int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_file **file,
@@ -296,7 +398,7 @@ int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_f
     *file = NULL;
     int r = check_flags(path, &flags, err);
     if (!r)
-        r = open_settled(fs, path, flags, &f, err);
+        r = open_settled(&(struct wanted){fs, path, flags, NULL}, &f, err);
     if (r)
         return r;
     if ((flags & DR_FILE_TRUNCATE) && !f->block_device)
@@ -308,12 +410,20 @@ int dr_file_open(struct dr_fs *fs, const char *path, unsigned flags, struct dr_f
     return r;
 }
 
+int dr_file_open_claim(struct dr_fs *fs, const char *path, unsigned flags, struct dr_claim *claim,
+                       struct dr_file **file, struct dr_error *err)
+{
+    *file = NULL;
+    int r = check_flags(path, &flags, err);
+    return r < 0 ? r : open_settled(&(struct wanted){fs, path, flags, claim}, file, err);
+}
+
 int dr_file_adopt(struct dr_file *fresh, unsigned flags, struct dr_file **file,
                   struct dr_error *err)
 {
     *file = NULL;
     fresh->flags = flags;
-    int r = settle(fresh, flags, &fresh, err);
+    int r = settle(fresh, flags, NULL, &fresh, err);
     if (!r)
         *file = fresh;
     return r;
@@ -344,14 +454,21 @@ static bool leave_others(struct dr_file *f)
     return false;
 }
 
+/* The state is locked. True: it was the last user, and the object is to be unpinned. */
+static bool leave_locked(struct dr_file *f)
+{
+    bool last = atomic_fetch_sub(&f->users, 1) == 1; /* somebody may have joined meanwhile */
+    if (last)
+        retire(f);
+    return last;
+}
+
 void dr_file_unref(struct dr_file *f)
 {
     if (!f || leave_others(f))
         return;
     pthread_mutex_lock(&f->state_lock);
-    bool last = atomic_fetch_sub(&f->users, 1) == 1; /* somebody may have joined meanwhile */
-    if (last)
-        retire(f);
+    bool last = leave_locked(f);
     pthread_mutex_unlock(&f->state_lock);
     if (last)
         dr_file_unpin(f);
@@ -375,15 +492,13 @@ static void share_again(struct dr_file *f)
     f->kind = DR_FILE_SHARING;
 }
 
-int dr_file_upgrade(struct dr_file *f, struct dr_error *err)
+/* The state is locked. */
+static int upgrade_locked(struct dr_file *f, struct dr_error *err)
 {
-    DR_LOCK_SCOPE(&f->state_lock);
     bool shared = f->kind == DR_FILE_SHARING;
     int r = 0;
     if (f->flags & DR_FILE_RDWR)
         return 0;
-    if (f->kind != DR_FILE_UNLOCKED && f->users > 1)
-        return busy(f, "\"write\"", err);
     if (shared)
         r = become_exclusive(f, err);
     if (r == 0)
@@ -393,17 +508,78 @@ int dr_file_upgrade(struct dr_file *f, struct dr_error *err)
     return r;
 }
 
-/* Users without locks mix: while there are others, one of them may write. */
-int dr_file_downgrade(struct dr_file *f, struct dr_error *err)
+int dr_file_upgrade(struct dr_file *f, struct dr_error *err)
 {
     DR_LOCK_SCOPE(&f->state_lock);
+    if (!(f->flags & DR_FILE_RDWR) && f->kind != DR_FILE_UNLOCKED && f->users > 1)
+        return busy(f, "\"write\"", err);
+    return upgrade_locked(f, err);
+}
+
+static int downgrade_locked(struct dr_file *f, struct dr_error *err)
+{
     int r = 0;
-    if (!(f->flags & DR_FILE_RDWR) || (f->kind == DR_FILE_UNLOCKED && f->users > 1))
-        return 0;
     f->flags &= ~(unsigned)DR_FILE_RDWR;
     if (f->ops->downgrade)
         r = f->ops->downgrade(f, err);
     if (r < 0)
         f->flags |= DR_FILE_RDWR;
     return r;
+}
+
+/* Users without locks mix: while there are others, one of them may write. */
+int dr_file_downgrade(struct dr_file *f, struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&f->state_lock);
+    if (!(f->flags & DR_FILE_RDWR) || (f->kind == DR_FILE_UNLOCKED && f->users > 1))
+        return 0;
+    return downgrade_locked(f, err);
+}
+
+/* ------------------------------------------------------------------ users with claims */
+
+int dr_file_upgrade_claim(struct dr_file *f, struct dr_claim *claim, struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&f->state_lock);
+    int r = 0;
+    if (claim->writes)
+        return 0;
+    if (f->kind == DR_FILE_SHARING && f->users > 1)
+        return busy(f, "\"write\"", err);
+    if (f->kind == DR_FILE_EXCLUSIVE)
+        r = check_claim(f, claim, true, err);
+    if (r == 0)
+        r = upgrade_locked(f, err);
+    claim->writes = r == 0;
+    return r;
+}
+
+/* The claim writes no more: so does the file, if it was the last one that did. */
+static int settle_readers(struct dr_file *f, struct dr_error *err)
+{
+    bool others = has_writing_claim(f) || f->users > f->n_claims;
+    return others || !(f->flags & DR_FILE_RDWR) ? 0 : downgrade_locked(f, err);
+}
+
+int dr_file_downgrade_claim(struct dr_file *f, struct dr_claim *claim, struct dr_error *err)
+{
+    DR_LOCK_SCOPE(&f->state_lock);
+    if (!claim->writes)
+        return 0;
+    claim->writes = false;
+    int r = settle_readers(f, err);
+    claim->writes = r < 0;
+    return r;
+}
+
+void dr_file_unclaim(struct dr_file *f, struct dr_claim *claim)
+{
+    pthread_mutex_lock(&f->state_lock);
+    remove_claim(f, claim);
+    bool last = leave_locked(f);
+    if (!last && claim->writes)
+        settle_readers(f, NULL); /* or it stays a writer to others until all have left */
+    pthread_mutex_unlock(&f->state_lock);
+    if (last)
+        dr_file_unpin(f);
 }

@@ -298,6 +298,33 @@ void dr_part_clear(struct dr_part *part)
     *part = (struct dr_part){0};
 }
 
+static uint64_t add_up(uint64_t a, uint64_t b)
+{
+    return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+}
+
+int dr_part_range(const char *name, char **bottom, uint64_t *from, uint64_t *to,
+                  struct dr_error *err)
+{
+    CLEANUP_FREE char *at = strdup(name);
+    *from = 0;
+    *to = UINT64_MAX;
+    for (int i = 0; at && i < LEVELS_MAX && dr_part_is(at); i++) {
+        DR_CLEANUP_PART struct dr_part part = {0};
+        int r = dr_part_parse(at, &part, err);
+        if (r < 0)
+            return r;
+        *from = add_up(*from, part.offset);
+        *to = add_up(*to, part.offset);
+        uint64_t end = part.has_size ? add_up(part.offset, part.size) : UINT64_MAX;
+        *to = *to < end ? *to : end;
+        free(at);
+        at = DR_STEAL(part.below);
+    }
+    *bottom = DR_STEAL(at);
+    return *bottom ? 0 : out_of_memory(name, err);
+}
+
 char *dr_part_bottom(const char *name)
 {
     CLEANUP_FREE char *at = strdup(name);

@@ -12,7 +12,7 @@
 
 static void part_close(struct dr_file *f)
 {
-    dr_file_unref(f->under);
+    dr_file_unclaim(f->under, &f->claim);
     free(f->path);
     free(f);
 }
@@ -80,12 +80,12 @@ static int part_flush(struct dr_file *f)
 
 static int part_upgrade(struct dr_file *f, struct dr_error *err)
 {
-    return dr_file_upgrade(f->under, err);
+    return dr_file_upgrade_claim(f->under, &f->claim, err);
 }
 
 static int part_downgrade(struct dr_file *f, struct dr_error *err)
 {
-    return dr_file_downgrade(f->under, err);
+    return dr_file_downgrade_claim(f->under, &f->claim, err);
 }
 
 static void part_advise(struct dr_file *f, bool random)
@@ -158,35 +158,64 @@ static int check_bounds(const struct dr_part *part, const char *name, uint64_t f
     return 0;
 }
 
-static int make_part(const struct dr_part *part, const char *name, struct dr_fs *fs,
-                     struct dr_file *under, struct dr_file **file, struct dr_error *err)
+/* The size of what the name stands for, in a file of this size. */
+static int measure(const char *name, uint64_t file, uint64_t *size, struct dr_error *err)
 {
-    uint64_t size = dr_file_size(under);
-    int r = check_bounds(part, name, size, err);
+    DR_CLEANUP_PART struct dr_part part = {0};
+    *size = file;
+    int r = dr_part_is(name) ? dr_part_parse(name, &part, err) : 0;
+    if (r == 0 && part.below)
+        r = measure(part.below, file, size, err);
+    if (r < 0 || !part.is_range)
+        return r;
+    r = check_bounds(&part, name, *size, err);
+    *size = part.has_size ? part.size : *size - dr_min(*size, part.offset);
+    return r;
+}
+
+/* What a device writes all or nothing begins at multiples of itself. */
+static unsigned atomic_at(uint64_t off, unsigned atomic_size)
+{
+    while (atomic_size > 1 && off % atomic_size != 0)
+        atomic_size /= 2;
+    return atomic_size;
+}
+
+static int open_under(struct dr_file *f, const char *bottom, unsigned flags, struct dr_error *err)
+{
+    uint64_t size;
+    int r = dr_file_open_claim(f->fs, bottom, flags, &f->claim, &f->under, err);
     if (r < 0)
         return r;
+    f->id = f->under->id;
+    f->atomic_size = atomic_at(f->under_at, f->under->atomic_size);
+    f->depth = f->under->depth;
+    r = measure(f->path, dr_file_size(f->under), &size, err);
+    f->size = size;
+    if (r < 0)
+        dr_file_unclaim(f->under, &f->claim);
+    return r;
+}
+
+static struct dr_file *new_part(struct dr_fs *fs, const char *name, uint64_t from, uint64_t to)
+{
     struct dr_file *f = calloc(1, sizeof(*f));
     char *path = strdup(name);
     if (!f || !path) {
         free(f);
         free(path);
-        return dr_fail(err, ENOMEM, "%s: out of memory", name);
+        return NULL;
     }
     *f = (struct dr_file){
         .ops = &part_ops,
         .fs = fs,
-        .id = under->id,
         .path = path,
-        .atomic_size = 512,
-        .depth = under->depth,
-        .under = under,
-        .under_at = part->offset,
-        .part = part->has_size ? DR_PART_OF_SIZE : DR_PART_TO_END,
+        .under_at = from,
+        .claim = {.from = from, .to = to},
+        .part = to == UINT64_MAX ? DR_PART_TO_END : DR_PART_OF_SIZE,
         .block_device = true, /* it has the room that it has, and nothing stands beside it */
-        .size = part->has_size ? part->size : size - dr_min(size, part->offset),
     };
-    *file = f;
-    return 0;
+    return f;
 }
 
 int dr_part_refuse(const char *name, const char *what, struct dr_error *err)
@@ -208,13 +237,25 @@ int dr_part_open(struct dr_fs *fs, const char *name, unsigned flags, struct dr_f
         return fs->ops->open(fs, part.below, flags, file, err);
     if ((flags & DR_FILE_CREATE) && !(flags & DR_FILE_TRUNCATE))
         return dr_part_refuse(name, "created", err);
-    unsigned of_part = DR_FILE_CREATE | DR_FILE_TRUNCATE | DR_FILE_PRIVATE | DR_FILE_NOCOW;
-    struct dr_file *under;
-    r = dr_file_open(fs, part.below, flags & ~of_part, &under, err);
+    CLEANUP_FREE char *bottom = NULL;
+    uint64_t from, to;
+    r = dr_part_range(name, &bottom, &from, &to, err);
     if (r < 0)
         return r;
-    r = make_part(&part, name, fs, under, file, err);
-    if (r < 0)
-        dr_file_unref(under);
-    return r;
+    struct dr_file *f = new_part(fs, name, from, to);
+    if (!f)
+        return dr_fail(err, ENOMEM, "%s: out of memory", name);
+    unsigned of_part = DR_FILE_CREATE | DR_FILE_TRUNCATE | DR_FILE_PRIVATE | DR_FILE_NOCOW;
+    r = open_under(f, bottom, flags & ~of_part, err);
+    if (r < 0) {
+        free(f->path);
+        free(f);
+        return r;
+    }
+    if (from > 0 || to < UINT64_MAX) {
+        f->id.from = from;
+        f->id.to = to;
+    }
+    *file = f;
+    return 0;
 }

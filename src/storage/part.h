@@ -9,9 +9,11 @@
  * An object that leads to a file and says nothing of a part stands for the file itself. Keys may be
  * nested or have dots ("file.filename").
  *
- * A part is a file on a file. Its locks and its identity are those of the file below, so two users
- * of one file are never both writers because they named it differently. It never grows: what is
- * written behind its end fails with ENOSPC. Only one without a size may be resized by name. */
+ * A part is a file on a file, a user of it with a claim on its range: parts that do not overlap may
+ * be in use at once, also for writing and in one chain, others are refused as two users of one file
+ * are. Other processes see the locks of the whole file. It never grows: what is written behind its
+ * end fails with ENOSPC. Only one without a size may be resized by name. Where it does not begin at
+ * a multiple of 512 its sectors are not written all or nothing (atomic_size). */
 #ifndef DR_STORAGE_PART_H
 #define DR_STORAGE_PART_H
 
@@ -33,6 +35,12 @@ bool dr_part_is(const char *name);
 int dr_part_parse(const char *name, struct dr_part *part, struct dr_error *err);
 void dr_part_clear(struct dr_part *part);
 #define DR_CLEANUP_PART __attribute__((cleanup(dr_part_clear)))
+
+/* Which bytes of the file at the bottom, whose name is *bottom (malloc'ed), the name stands for:
+ * [from, to), with to = UINT64_MAX where no size is said. 0, UINT64_MAX: all of it. Nobody has
+ * looked whether the file has them. */
+int dr_part_range(const char *name, char **bottom, uint64_t *from, uint64_t *to,
+                  struct dr_error *err);
 
 /* The path or remote name at the bottom; a copy of name where that is no part's. NULL = out of
  * memory, or the name means nothing. */

@@ -253,20 +253,26 @@ int dr_file_open_fd(int fd, const char *name, struct dr_file **file, struct dr_e
 
 /* ------------------------------------------------------------------ names */
 
-/* A part is the file that it is of. */
-static int identify_bottom(struct dr_fs *fs, const char *name, struct dr_file_id *id,
-                           struct dr_error *err)
+static int identify_part(struct dr_fs *fs, const char *name, struct dr_file_id *id,
+                         struct dr_error *err)
 {
-    DR_CLEANUP_PART struct dr_part part = {0};
-    int r = dr_part_parse(name, &part, err);
-    return r < 0 ? r : fs->ops->identify(fs, part.below, id, err);
+    CLEANUP_FREE char *bottom = NULL;
+    uint64_t from, to;
+    int r = dr_part_range(name, &bottom, &from, &to, err);
+    if (r == 0)
+        r = fs->ops->identify(fs, bottom, id, err);
+    if (r == 0 && (from > 0 || to < UINT64_MAX)) {
+        id->from = from;
+        id->to = to;
+    }
+    return r;
 }
 
 static int posix_identify(struct dr_fs *fs, const char *path, struct dr_file_id *id,
                           struct dr_error *err)
 {
     if (dr_part_is(path))
-        return identify_bottom(fs, path, id, err);
+        return identify_part(fs, path, id, err);
     if (dr_remote_is(path))
         return dr_remote_identify(path, id, err);
     struct stat st;

@@ -116,7 +116,8 @@ int dr_remote_identify(const char *name, struct dr_file_id *id, struct dr_error 
     if (!disk)
         return dr_fail(err, ENOMEM, "%s: out of memory", name);
     SHA256((const uint8_t *)disk, strlen(disk), digest);
-    *id = (struct dr_file_id){&owner, get_le64(digest), get_le64(digest + 8)};
+    *id =
+        (struct dr_file_id){.owner = &owner, .dev = get_le64(digest), .ino = get_le64(digest + 8)};
     return 0;
 }
 

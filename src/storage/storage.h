@@ -30,11 +30,20 @@ struct dr_file_id {
     const void *owner; /* whose numbers these are: the file system in memory, say. NULL = the
                         * operating system's */
     uint64_t dev, ino;
+    uint64_t from, to; /* of a part (part.h): its bytes, UINT64_MAX = to the end. 0, 0: all of it */
 };
 
 static inline bool dr_same_id(struct dr_file_id a, struct dr_file_id b)
 {
-    return a.owner == b.owner && a.dev == b.dev && a.ino == b.ino;
+    return a.owner == b.owner && a.dev == b.dev && a.ino == b.ino && a.from == b.from &&
+           a.to == b.to;
+}
+
+/* Do they have bytes in common? Two parts of one file that do not overlap have none. */
+static inline bool dr_ids_overlap(struct dr_file_id a, struct dr_file_id b)
+{
+    return a.owner == b.owner && a.dev == b.dev && a.ino == b.ino && a.from <= b.to - 1 &&
+           b.from <= a.to - 1; /* 0 - 1: the end of a whole file is as far as can be */
 }
 
 /* ------------------------------------------------------------------ locks */
@@ -145,6 +154,13 @@ struct dr_file_ops {
     const char *(*reason)(struct dr_file *f, int r);
 };
 
+/* What a part uses of the file that it is of. */
+struct dr_claim {
+    uint64_t from, to; /* to = UINT64_MAX: all that is behind from, also what is not there yet */
+    bool writes;
+    struct dr_claim *next;
+};
+
 /* Is the object a part of another file? */
 enum dr_file_part {
     DR_PART_NONE,
@@ -160,7 +176,8 @@ struct dr_file {
     struct dr_file_id id;
     char *path;             /* as opened; for messages and for naming things next to it */
     _Atomic unsigned flags; /* enum dr_file_flag of the present state */
-    unsigned atomic_size;   /* bytes written all or nothing: 512 */
+    unsigned atomic_size;   /* bytes written all or nothing, by themselves aligned: 512; less in a
+                               part that begins off a sector */
     /* Alignment that the operations need, in bytes, powers of two up to 64 KiB; 0 or 1 = anything.
      * Offsets and lengths of pread are multiples of read_align, those of pwritev and zero of
      * write_align, and all buffers lie at multiples of mem_align (up to 4096). One exception: a
@@ -176,6 +193,7 @@ struct dr_file {
     /* A part of another file (part.h): its bytes stand in under, from under_at on. */
     enum dr_file_part part;
     uint64_t under_at;
+    struct dr_claim claim;   /* of a part, on under */
     bool block_device;       /* or like one: it has the room that it has */
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
@@ -183,9 +201,11 @@ struct dr_file {
     _Atomic bool unlinked;   /* by its image, which has become smaller and does without it */
     /* owned by file.c */
     enum dr_file_kind kind;
-    _Atomic unsigned users; /* those who opened it, and their dr_file_ref()s */
-    _Atomic unsigned pins;  /* what keeps the object: all users together, and dr_file_pin()s */
-    bool gone;              /* without users, and not to be used again; under state_lock */
+    _Atomic unsigned users;  /* those who opened it, and their dr_file_ref()s */
+    _Atomic unsigned pins;   /* what keeps the object: all users together, and dr_file_pin()s */
+    bool gone;               /* without users, and not to be used again; under state_lock */
+    struct dr_claim *claims; /* of the users that are parts; under state_lock */
+    unsigned n_claims;
     struct dr_file *next;
     pthread_mutex_t
         state_lock; /* serialises opening, closing and changes between reader and writer */
@@ -252,6 +272,16 @@ static inline bool dr_file_same(const struct dr_file *a, const struct dr_file *b
  * FORCE_SHARE reader becomes an exclusive user by it and stays one. */
 int dr_file_upgrade(struct dr_file *f, struct dr_error *err);
 int dr_file_downgrade(struct dr_file *f, struct dr_error *err);
+
+/* The same for parts, which use no more of the file than their claim says: users whose claims do
+ * not overlap may all write. The file is locked against other processes as its strongest user
+ * needs. claim stays the caller's and must live until dr_file_unclaim(), which is what a user with
+ * a claim leaves by; claim->writes is set by open, upgrade and downgrade. */
+int dr_file_open_claim(struct dr_fs *fs, const char *path, unsigned flags, struct dr_claim *claim,
+                       struct dr_file **file, struct dr_error *err);
+void dr_file_unclaim(struct dr_file *f, struct dr_claim *claim);
+int dr_file_upgrade_claim(struct dr_file *f, struct dr_claim *claim, struct dr_error *err);
+int dr_file_downgrade_claim(struct dr_file *f, struct dr_claim *claim, struct dr_error *err);
 
 /* Exactly len bytes, or an error: -EIO with "ends at" when the file is shorter. */
 int dr_file_pread(struct dr_file *f, void *buf, uint64_t off, size_t len, struct dr_error *err);

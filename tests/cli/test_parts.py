@@ -185,21 +185,90 @@ def test_a_part_is_locked_as_the_file_that_it_is_of(t):
     assert t.drover("io", "-c", "write 0 512", name()).code == 0
 
 
-def test_one_part_is_not_copied_onto_another_of_its_file(t):
+def test_one_part_is_not_copied_onto_another_that_it_overlaps(t):
     disk(t)
+    before = (t.dir / "disk").read_bytes()
     for one, other in ((name(), "disk"), ("disk", name()), (name(), name("disk", 0, 131072))):
-        r = t.drover("convert", "-n", "-f", "raw", "-O", "raw", one, other)
-        assert r.code == 1 and "the target must be another file" in r.err, r
+        for more in ([], ["-U"]):
+            r = t.drover("convert", *more, "-n", "-f", "raw", "-O", "raw", one, other)
+            assert r.code == 1 and "the target must be another file" in r.err and len(r.err.splitlines()) == 1, r
+    assert (t.dir / "disk").read_bytes() == before
 
 
-def test_two_parts_of_one_file_in_one_chain_are_called_that(t):
+def test_one_part_is_copied_to_another_of_the_same_file(t):
+    disk(t)
+    before = (t.dir / "disk").read_bytes()
+    one, other = name("disk", 0, 65536), name("disk", 131072, 65536)
+    t.ok("convert", "-n", "-f", "raw", "-O", "raw", one, other)
+    assert (t.dir / "disk").read_bytes() == before[:131072] + before[:65536] + before[196608:]
+    assert t.drover("compare", one, other).code == 0
+
+
+def two_in_one(t):
+    """A file with a qcow2 image in its first 4M and an overlay on it behind."""
     t.ok("create", "-f", "qcow2", "base", "1M")
-    before = (t.dir / "base").read_bytes()
-    (t.dir / "all").write_bytes(before)
-    t.ok("create", "-f", "qcow2", "-F", "qcow2", "-b", name(t.dir / "all", 0, len(before), "qcow2"), "child")
-    (t.dir / "all").write_bytes(before + (t.dir / "child").read_bytes())
-    r = t.drover("info", "--backing-chain", name(t.dir / "all", len(before), None, "qcow2"))
-    assert r.code == 1 and "two parts of one file cannot be in one chain" in r.err and "loop" not in r.err, r
+    t.io("base", "write -P 1 0 1M")
+    base = name(t.dir / "all", 0, 4 << 20, "qcow2")
+    with open(t.dir / "all", "wb") as f:
+        f.write((t.dir / "base").read_bytes())
+        f.truncate(8 << 20)
+    t.ok("create", "-f", "qcow2", "-F", "qcow2", "-b", base, "child")
+    with open(t.dir / "all", "r+b") as f:
+        f.seek(4 << 20)
+        f.write((t.dir / "child").read_bytes())
+    (t.dir / "child").unlink()  # or it would count as an image that needs the parent
+    return base, name(t.dir / "all", 4 << 20, None, "qcow2")
+
+
+def test_an_overlay_and_its_parent_may_be_parts_of_one_file(t):
+    base, top = two_in_one(t)
+    assert t.drover("compare", top, "base").code == 0
+    t.io(top, "write -P 2 64k 64k", "read -P 1 0 64k")
+    assert t.ok("io", "-c", "read -P 1 64k 64k", base)  # the parent is as it was
+    for tool, args in ((t.drover, ["check"]), (lambda *a: t.real("qemu-img", *a), ["check", "-U"])):
+        assert tool(*args, top).code == 0 and tool(*args, base).code == 0
+    r = t.real("qemu-io", "-r", "-U", "-c", "read -P 2 64k 64k", "-c", "read -P 1 128k 64k", top)
+    assert r.code == 0 and "failed" not in r.out, r
+    t.ok("commit", top)
+    r = t.real("qemu-io", "-r", "-c", "read -P 2 64k 64k", "-c", "read -P 1 128k 64k", base)
+    assert r.code == 0 and "failed" not in r.out, r
+    t.io(top, "write -P 3 0 64k")
+    t.ok("rebase", "-b", "", top)
+    r = t.real("qemu-io", "-r", "-c", "read -P 3 0 64k", "-c", "read -P 2 64k 64k", top)
+    assert r.code == 0 and "failed" not in r.out, r
+
+
+def test_other_programs_are_kept_from_the_file_while_a_part_is_written(t):
+    _, top = two_in_one(t)
+    with subprocess.Popen([t.bin / "drover", "io", top], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as held:
+        held.stdin.write("write 0 512\n")  # its answer says that the disk is open
+        held.stdin.flush()
+        held.stdout.readline()
+        r = t.real("qemu-io", "-f", "raw", "-c", "read 0 512", "all")
+        held.stdin.close()
+    assert r.code == 1 and "lock" in r.err, r
+
+
+def test_a_parent_that_overlaps_its_child_is_refused(t):
+    _, top = two_in_one(t)
+    base = name(t.dir / "all", 0, 5 << 20, "qcow2")
+    for args in (["rebase", "-u", "-F", "qcow2", "-b", base, top], ["rebase", "-F", "qcow2", "-b", base, top]):
+        r = t.drover(*args)
+        assert r.code == 1 and len(r.err.splitlines()) == 1, r
+    r = t.drover("info", "--backing-chain", "--image-opts", f"driver=qcow2,file.driver=raw,file.offset={4 << 20},file.file.filename=all,"
+                 f"backing.driver=qcow2,backing.file.driver=raw,backing.file.size={5 << 20},backing.file.file.filename={t.dir}/all")
+    assert r.code == 1 and "has bytes in common with" in r.err and len(r.err.splitlines()) == 1, r
+
+
+def test_tables_off_a_sector_are_only_read(t):
+    t.ok("create", "-f", "qcow2", "base", "1M")
+    t.io("base", "write -P 1 0 64k")
+    (t.dir / "all").write_bytes(bytes(100) + (t.dir / "base").read_bytes())
+    inner = name("all", 100, None, "qcow2")
+    assert t.drover("compare", inner, "base").code == 0
+    r = t.drover("io", "-c", "write 0 512", inner)
+    assert r.code == 1 and "in the middle of a sector" in r.err, r
+    t.io(name("all", 100, 512), "write -P 1 0 512")  # a raw disk has no tables
 
 
 def test_a_json_name_without_a_part_is_the_file(t):

@@ -86,9 +86,9 @@ static void a_flush_reaches_the_file_of_a_part_of_a_part(void **state)
         dr_file_unref(f);
         skip();
     }
-    assert_true(f->under->under->dirty);
+    assert_true(f->under->dirty);
     assert_ok(dr_file_flush(f, &err));
-    assert_false(f->under->under->dirty);
+    assert_false(f->under->dirty);
     dr_file_unref(source);
     dr_file_unref(f);
     assert_byte(p, 2 * KIB - 1, 'f');
@@ -106,32 +106,106 @@ static void a_part_without_a_size_is_resized_with_its_file(void **state)
     dr_file_unref(f);
 }
 
-static void users_of_one_file_see_each_other(void **state)
+static void assert_busy(struct place *p, const char *path, unsigned flags)
+{
+    struct dr_file *f;
+    assert_fails(dr_file_open(p->fs, path, flags, &f, &err), EBUSY, "lock");
+}
+
+static void parts_that_do_not_overlap_are_written_at_once(void **state)
 {
     struct place *p = *state;
-    struct dr_file *f, *other;
-    uint8_t byte;
+    uint8_t bytes[KIB] = {0};
+    uint64_t copied;
     make_file(p);
-    /* readers of different parts have different bytes */
-    f = open_ok(p, part(p, 0, KIB), 0);
-    other = open_ok(p, part(p, KIB, 2 * KIB), 0);
+    struct dr_file *f = open_ok(p, part(p, 0, KIB), 0);
+    struct dr_file *other = open_ok(p, part(p, KIB, 2 * KIB), 0);
     assert_ptr_not_equal(f, other);
-    assert_true(dr_file_same(f, other));
-    assert_int_equal(dr_file_size(other), 2 * KIB);
-    assert_fails(dr_file_upgrade(f, &err), EBUSY, "lock");
-    assert_fails(dr_file_open(p->fs, p->path, DR_FILE_RDWR, &(struct dr_file *){0}, &err), EBUSY,
-                 "lock");
-    dr_file_unref(other);
-    /* one alone becomes a writer, who keeps everybody out */
+    assert_ptr_equal(f->under, other->under);
+    assert_false(dr_file_same(f, other));
     assert_ok(dr_file_upgrade(f, &err));
-    assert_fails(dr_file_open(p->fs, p->path, 0, &other, &err), EBUSY, "lock");
-    assert_fails(dr_file_open(p->fs, part(p, 2 * KIB, KIB), DR_FILE_RDWR, &other, &err), EBUSY,
-                 "lock");
-    assert_ok(dr_file_downgrade(f, &err));
-    other = open_ok(p, p->path, 0);
-    assert_ok(dr_file_pread(other, &byte, 0, 1, &err));
-    dr_file_unref(other);
+    assert_ok(dr_file_upgrade(other, &err));
+    struct dr_file *third = open_ok(p, part(p, 4 * KIB, 0), DR_FILE_RDWR);
+    assert_ok(dr_file_pwrite(f, bytes, 0, KIB, &err));
+    if (dr_file_copy(other, KIB, f, 0, KIB, &copied, NULL) < 0) /* not every file system does */
+        assert_ok(dr_file_pwrite(other, bytes, KIB, KIB, &err));
+    assert_busy(p, p->path, 0);
+    dr_file_unref(third);
+    assert_ok(dr_file_downgrade(other, &err));
+    assert_busy(p, p->path, 0); /* f still writes */
     dr_file_unref(f);
+    assert_false(other->under->flags & DR_FILE_RDWR);
+    f = open_ok(p, p->path, 0);
+    assert_busy(p, part(p, 4 * KIB, 0), DR_FILE_RDWR); /* all of it is read */
+    assert_fails(dr_file_upgrade(other, &err), EBUSY, "lock");
+    dr_file_unref(f);
+    dr_file_unref(other);
+    assert_byte(p, KIB - 1, 0);
+    assert_byte(p, KIB, 'f');
+    assert_byte(p, 2 * KIB, 0);
+    assert_byte(p, 3 * KIB, 'f');
+}
+
+static void parts_that_overlap_exclude_each_other_as_users_of_one_file_do(void **state)
+{
+    struct place *p = *state;
+    char inner[1024];
+    make_file(p);
+    struct dr_file *f = open_ok(p, part(p, KIB, 2 * KIB), DR_FILE_RDWR);
+    assert_busy(p, part(p, KIB, 2 * KIB), DR_FILE_RDWR);
+    assert_busy(p, part(p, 3 * KIB - 512, KIB), 0);
+    assert_busy(p, part(p, 0, 0), 0);
+    assert_busy(p, p->path, DR_FILE_RDWR);
+    /* a part of a part uses no more than it is */
+    snprintf(inner, sizeof(inner), "json:{\"driver\":\"raw\",\"offset\":%u,\"file\":%s}", 2 * KIB,
+             part(p, KIB, 4 * KIB) + strlen("json:"));
+    struct dr_file *other = open_ok(p, inner, DR_FILE_RDWR);
+    assert_busy(p, part(p, 4 * KIB, KIB), 0);
+    dr_file_unref(other);
+    assert_ok(dr_file_downgrade(f, &err));
+    other = open_ok(p, part(p, 2 * KIB, 0), 0);
+    assert_fails(dr_file_upgrade(f, &err), EBUSY, "overlap");
+    dr_file_unref(other);
+    assert_ok(dr_file_upgrade(f, &err));
+    dr_file_unref(f);
+}
+
+static void ids_tell_which_bytes_two_names_share(void **state)
+{
+    struct place *p = *state;
+    static const struct {
+        uint64_t offset, size;
+    } all[] = {{0, 0}, {0, KIB}, {KIB, 2 * KIB}, {2 * KIB, 0}};
+    static const char *const shared[] = {"1111", "1100", "1011", "1011"};
+    struct dr_file_id ids[4], whole;
+    make_file(p);
+    assert_ok(p->fs->ops->identify(p->fs, p->path, &whole, &err));
+    for (size_t i = 0; i < 4; i++) {
+        struct dr_file *f = open_ok(p, part(p, all[i].offset, all[i].size), 0);
+        assert_ok(p->fs->ops->identify(p->fs, part(p, all[i].offset, all[i].size), &ids[i], &err));
+        assert_true(dr_same_id(f->id, ids[i]));
+        assert_true(dr_ids_overlap(whole, ids[i]));
+        assert_int_equal(dr_same_id(whole, ids[i]), i == 0);
+        dr_file_unref(f);
+    }
+    for (size_t i = 0; i < 4; i++)
+        for (size_t k = 0; k < 4; k++)
+            assert_int_equal(dr_ids_overlap(ids[i], ids[k]), shared[i][k] == '1');
+}
+
+static void sectors_are_atomic_only_where_those_of_the_file_are(void **state)
+{
+    struct place *p = *state;
+    static const struct {
+        uint64_t offset;
+        unsigned atomic;
+    } all[] = {{0, 512}, {512, 512}, {5 * KIB, 512}, {256, 256}, {520, 8}, {777, 1}};
+    make_file(p);
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        struct dr_file *f = open_ok(p, part(p, all[i].offset, 0), 0);
+        assert_int_equal(f->atomic_size, all[i].atomic);
+        dr_file_unref(f);
+    }
 }
 
 static void names_tell_what_is_below(void **state)
@@ -198,8 +272,15 @@ int main(void)
                                         teardown_posix),
         cmocka_unit_test_setup_teardown(a_part_without_a_size_is_resized_with_its_file, setup_posix,
                                         teardown_posix),
-        cmocka_unit_test_setup_teardown(users_of_one_file_see_each_other, setup_posix,
+        cmocka_unit_test_setup_teardown(parts_that_do_not_overlap_are_written_at_once, setup_posix,
                                         teardown_posix),
+        cmocka_unit_test_setup_teardown(
+            parts_that_overlap_exclude_each_other_as_users_of_one_file_do, setup_posix,
+            teardown_posix),
+        cmocka_unit_test_setup_teardown(ids_tell_which_bytes_two_names_share, setup_posix,
+                                        teardown_posix),
+        cmocka_unit_test_setup_teardown(sectors_are_atomic_only_where_those_of_the_file_are,
+                                        setup_posix, teardown_posix),
         cmocka_unit_test(names_tell_what_is_below),
         cmocka_unit_test(names_that_mean_nothing_are_refused),
     };

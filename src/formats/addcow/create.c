@@ -168,7 +168,7 @@ static int check_not_parent(const struct plan *p, struct dr_file_id id, struct d
 {
     const struct dr_image *parent = p->params->backing;
     for (unsigned i = 0; parent && i < parent->n_files; i++)
-        if (dr_same_id(parent->files[i]->id, id))
+        if (dr_ids_overlap(parent->files[i]->id, id))
             return dr_fail(err, EINVAL, "%s: its image file \"%s\" is also its backing file",
                            p->path, p->image);
     return 0;
