@@ -82,7 +82,7 @@ static bool is_file(const json_t *level)
 
 static bool is_server(const json_t *level)
 {
-    static const char *const drivers[] = {"nbd", "http", "https", NULL};
+    static const char *const drivers[] = {"nbd", "http", "https", "null-co", "null-aio", NULL};
     const char *driver = driver_of(level);
     return driver && is_among(driver, drivers);
 }
@@ -138,7 +138,7 @@ static int check_keys(const char *name, json_t *level, const char *const *known,
     return 0;
 }
 
-static int size_of_text(const char *text, uint64_t *size)
+int dr_part_size_of_text(const char *text, uint64_t *size)
 {
     static const char suffixes[] = "bkmgtpe";
     char *end;
@@ -170,7 +170,7 @@ static int size_at(const char *name, const json_t *level, const char *key, uint6
         *size = (uint64_t)number;
         return 0;
     }
-    if (text && size_of_text(text, size) == 0)
+    if (text && dr_part_size_of_text(text, size) == 0)
         return 0;
     return dr_fail(err, EINVAL,
                    "%s: Parameter '%s' expects a non-negative number below 2^64, with an optional "

@@ -48,6 +48,10 @@ char *dr_part_bottom(const char *name);
 /* The same name with another path at the bottom. */
 int dr_part_rename(const char *name, const char *path, char **out, struct dr_error *err);
 
+/* A number of bytes as QEMU takes it: 0x for hexadecimal, a suffix b, k, M, G, T, P or E. -EINVAL,
+ * -ERANGE. */
+int dr_part_size_of_text(const char *text, uint64_t *size);
+
 /* As the operations of struct dr_fs_ops. */
 int dr_part_refuse(const char *name, const char *what, struct dr_error *err);
 int dr_part_open(struct dr_fs *fs, const char *name, unsigned flags, struct dr_file **file,

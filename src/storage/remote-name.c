@@ -10,15 +10,18 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/loaded.h"
+#include "storage/part.h"
 #include "storage/remote.h"
 
 #define TIMEOUT_DEFAULT   60u
 #define RECONNECT_DEFAULT 60u
 #define SECONDS_MAX       86400u
-#define NAME_MAX_BYTES    16384u /* of a whole name: URLs with signatures are long */
+#define NULL_SIZE         (UINT64_C(1) << 30) /* as in QEMU */
+#define NAME_MAX_BYTES    16384u              /* of a whole name: URLs with signatures are long */
 
 static const char *const schemes[] = {"nbd://",       "nbds://", "nbd+unix://",
                                       "nbds+unix://", "http://", "https://"};
+static const char *const null_schemes[] = {"null-co://", "null-aio://"};
 
 static bool begins(const char *name, const char *with)
 {
@@ -31,6 +34,11 @@ static bool has_scheme(const char *name)
         if (begins(name, schemes[i]))
             return true;
     return false;
+}
+
+static bool is_null(const char *name)
+{
+    return begins(name, null_schemes[0]) || begins(name, null_schemes[1]);
 }
 
 /* ------------------------------------------------------------------ URIs */
@@ -212,8 +220,11 @@ static const char *text_at(struct json_name *j, const char *key)
 
 static bool is_driver(const char *driver)
 {
-    return driver && (strcmp(driver, "nbd") == 0 || strcmp(driver, "http") == 0 ||
-                      strcmp(driver, "https") == 0);
+    static const char *const drivers[] = {"nbd", "http", "https", "null-co", "null-aio"};
+    for (size_t i = 0; driver && i < sizeof(drivers) / sizeof(drivers[0]); i++)
+        if (strcmp(driver, drivers[i]) == 0)
+            return true;
+    return false;
 }
 
 static bool json_open(const char *name, struct json_name *j)
@@ -383,6 +394,50 @@ static int parse_json_http(struct json_name *j, struct dr_remote *remote, struct
     return set_uri(j->name, url, remote, err);
 }
 
+static int set_null(const char *name, const char *driver, struct dr_remote *remote,
+                    struct dr_error *err)
+{
+    remote->kind = DR_REMOTE_NULL;
+    if (asprintf(&remote->uri, "%s://", driver) < 0) {
+        remote->uri = NULL;
+        return out_of_memory(name, err);
+    }
+    return 0;
+}
+
+static int parse_json_null(struct json_name *j, struct dr_remote *remote, struct dr_error *err)
+{
+    static const char *const known[] = {"driver",    "size",      "latency-ns", "read-zeroes",
+                                        "node-name", "read-only", NULL};
+    int r = refuse_unknown(j, object_of(j), known, err);
+    if (r < 0)
+        return r;
+    const char *size = text_at(j, "size"), *zeroes;
+    if (size && (dr_part_size_of_text(size, &remote->size) < 0 || remote->size > INT64_MAX - 511))
+        return dr_fail(err, EINVAL, "%s: size is '%s', expected bytes below 2^63", j->name, size);
+    remote->size = dr_round_up(remote->size, 512);
+    const char *latency = text_at(j, "latency-ns");
+    if (latency && (dr_part_size_of_text(latency, &remote->latency) < 0 ||
+                    remote->latency > SECONDS_MAX * UINT64_C(1000000000)))
+        return dr_fail(err, EINVAL, "%s: latency-ns is '%s', expected nanoseconds of up to a day",
+                       j->name, latency);
+    zeroes = text_at(j, "read-zeroes");
+    remote->zeroes = zeroes && (strcmp(zeroes, "on") == 0 || strcmp(zeroes, "true") == 0 ||
+                                strcmp(zeroes, "yes") == 0 || strcmp(zeroes, "y") == 0);
+    return set_null(j->name, text_at(j, "driver"), remote, err);
+}
+
+static int parse_json(struct json_name *j, struct dr_remote *remote, struct dr_error *err)
+{
+    int r = refuse_around(j, err);
+    if (r < 0)
+        return r;
+    if (begins(text_at(j, "driver"), "null-"))
+        return parse_json_null(j, remote, err);
+    return strcmp(text_at(j, "driver"), "nbd") == 0 ? parse_json_nbd(j, remote, err)
+                                                    : parse_json_http(j, remote, err);
+}
+
 static bool is_json(const char *name)
 {
     struct json_name j;
@@ -395,7 +450,8 @@ static bool is_json(const char *name)
 
 bool dr_remote_is(const char *name)
 {
-    return has_scheme(name) || is_qemu_nbd(name) || (begins(name, "json:") && is_json(name));
+    return has_scheme(name) || is_null(name) || is_qemu_nbd(name) ||
+           (begins(name, "json:") && is_json(name));
 }
 
 size_t dr_remote_path_length(const char *name)
@@ -430,18 +486,20 @@ int dr_remote_parse(const char *name, struct dr_remote *remote, struct dr_error 
         .timeout = from_environment("DROVER_NET_TIMEOUT", TIMEOUT_DEFAULT),
         .reconnect = from_environment("DROVER_NET_RECONNECT", RECONNECT_DEFAULT),
         .plain = true,
+        .size = NULL_SIZE,
     };
     if (strlen(name) > NAME_MAX_BYTES)
         return dr_fail(err, ENAMETOOLONG, "%.200s...: is longer than a remote name may be", name);
     if (is_qemu_nbd(name))
         return parse_qemu_nbd(name, remote, err);
+    if (is_null(name) && strstr(name, "://")[3])
+        return dr_fail(err, EINVAL, "%s: has something behind null-co:// or null-aio://", name);
+    if (is_null(name))
+        return set_null(name, begins(name, "null-co") ? "null-co" : "null-aio", remote, err);
     if (!json_open(name, &j))
         return set_uri(name, name, remote, err);
     remote->plain = false;
-    int r = refuse_around(&j, err);
-    if (r == 0)
-        r = strcmp(text_at(&j, "driver"), "nbd") == 0 ? parse_json_nbd(&j, remote, err)
-                                                      : parse_json_http(&j, remote, err);
+    int r = parse_json(&j, remote, err);
     json_decref(j.root);
     return r;
 }

@@ -111,8 +111,9 @@ int dr_remote_identify(const char *name, struct dr_file_id *id, struct dr_error 
     int r = dr_remote_parse(name, &remote, err);
     if (r < 0)
         return r;
-    CLEANUP_FREE char *disk = remote.kind == DR_REMOTE_NBD ? nbd_disk(remote.uri)
-                                                           : http_disk(remote.uri);
+    CLEANUP_FREE char *disk = remote.kind == DR_REMOTE_NBD    ? nbd_disk(remote.uri)
+                              : remote.kind == DR_REMOTE_HTTP ? http_disk(remote.uri)
+                                                              : strdup(name);
     if (!disk)
         return dr_fail(err, ENOMEM, "%s: out of memory", name);
     SHA256((const uint8_t *)disk, strlen(disk), digest);
@@ -149,14 +150,20 @@ int dr_remote_check_beside(const char *path, const char *name, struct dr_error *
 
 int dr_remote_refuse(const char *name, const char *what, struct dr_error *err)
 {
+    DR_CLEANUP_REMOTE struct dr_remote remote = {0};
+    if (dr_remote_parse(name, &remote, NULL) == 0 && remote.kind == DR_REMOTE_NULL)
+        return dr_fail(err, ENOTSUP, "%s: is a disk without a medium, which cannot be %s", name,
+                       what);
     return dr_fail(err, ENOTSUP, "%s: is a disk on a server, where no file can be %s", name, what);
 }
 
-static int open_either(const struct dr_remote *remote, const char *name, unsigned flags,
-                       struct dr_file **file, struct dr_error *err)
+static int open_any(const struct dr_remote *remote, const char *name, unsigned flags,
+                    struct dr_file **file, struct dr_error *err)
 {
     if (remote->kind == DR_REMOTE_NBD)
         return dr_nbd_open(remote, name, flags, file, err);
+    if (remote->kind == DR_REMOTE_NULL)
+        return dr_null_open(remote, name, file, err);
     if (flags & DR_FILE_RDWR)
         return dr_fail(err, EROFS, "%s: cannot be written: HTTP servers only give files", name);
     return dr_http_open(remote, name, file, err);
@@ -176,7 +183,7 @@ int dr_remote_open(struct dr_fs *fs, const char *name, unsigned flags, struct dr
     if (r == 0 && !path)
         r = dr_fail(err, ENOMEM, "%s: out of memory", name);
     if (r == 0)
-        r = open_either(&remote, name, flags, file, err);
+        r = open_any(&remote, name, flags, file, err);
     if (r < 0)
         return r;
     (*file)->fs = fs;

@@ -4,13 +4,15 @@
  *
  * Names: nbd://, nbds://, nbd+unix://, nbds+unix://, http:// and https:// URLs; QEMU's
  * nbd:HOST:PORT[:exportname=NAME] and nbd:unix:PATH[:exportname=NAME]; and json:{...} objects with
- * QEMU's keys of its drivers nbd, http and https. A file of that name is written ./nbd:... */
+ * QEMU's keys of its drivers nbd, http and https. A file of that name is written ./nbd:...
+ * QEMU's null-co:// and null-aio://, disks without a medium, are told by their names, too (null.c).
+ */
 #ifndef DR_STORAGE_REMOTE_H
 #define DR_STORAGE_REMOTE_H
 
 #include "storage/storage.h"
 
-enum dr_remote_kind { DR_REMOTE_NBD, DR_REMOTE_HTTP };
+enum dr_remote_kind { DR_REMOTE_NBD, DR_REMOTE_HTTP, DR_REMOTE_NULL };
 
 struct dr_remote {
     enum dr_remote_kind kind;
@@ -20,6 +22,9 @@ struct dr_remote {
     unsigned reconnect;  /* seconds in which a lost connection must be back */
     bool insecure;       /* https: the server's certificate is not verified */
     bool plain;          /* nothing but the URI was given */
+    uint64_t size;       /* null: bytes of the disk */
+    uint64_t latency;    /* null: nanoseconds that a request takes */
+    bool zeroes;         /* null: it is known to be zeros */
 };
 
 /* Only looks at the name. */
@@ -48,11 +53,13 @@ int dr_remote_refuse(const char *name, const char *what, struct dr_error *err);
 int dr_remote_open(struct dr_fs *fs, const char *name, unsigned flags, struct dr_file **file,
                    struct dr_error *err);
 
-/* Open files of either kind; remote's strings stay the caller's. All of dr_file but fs, id and path
+/* Open files of each kind; remote's strings stay the caller's. All of dr_file but fs, id and path
  * is filled in. */
 int dr_nbd_open(const struct dr_remote *remote, const char *name, unsigned flags,
                 struct dr_file **file, struct dr_error *err);
 int dr_http_open(const struct dr_remote *remote, const char *name, struct dr_file **file,
+                 struct dr_error *err);
+int dr_null_open(const struct dr_remote *remote, const char *name, struct dr_file **file,
                  struct dr_error *err);
 
 #endif

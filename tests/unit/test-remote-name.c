@@ -208,6 +208,39 @@ static bool are_one(const char *a, const char *b)
     return memcmp(&x, &y, sizeof(x)) == 0;
 }
 
+static void disks_without_a_medium_say_how_large_they_are(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        uint64_t size, latency;
+        bool zeroes;
+    } all[] = {
+        {"null-co://", 1u << 30, 0, false},
+        {"json:{\"driver\":\"null-aio\",\"size\":1000,\"read-zeroes\":true}", 1024, 0, true},
+        {"json:{\"file.driver\":\"null-co\",\"file.size\":\"1M\",\"file.latency-ns\":\"50\"}",
+         1u << 20, 50, false},
+    };
+    static const struct leads refused[] = {
+        {"null-co://x", NULL},
+        {"json:{\"driver\":\"null-co\",\"size\":\"8E\"}", NULL},
+        {"json:{\"driver\":\"null-co\",\"size\":-1}", NULL},
+        {"json:{\"driver\":\"null-co\",\"latency-ns\":\"x\"}", NULL},
+        {"json:{\"driver\":\"null-co\",\"url\":\"x\"}", NULL},
+    };
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        DR_CLEANUP_REMOTE struct dr_remote remote = {0};
+        assert_true(dr_remote_is(all[i].name));
+        assert_int_equal(dr_remote_parse(all[i].name, &remote, NULL), 0);
+        assert_int_equal(remote.kind, DR_REMOTE_NULL);
+        assert_int_equal(remote.size, all[i].size);
+        assert_int_equal(remote.latency, all[i].latency);
+        assert_int_equal(remote.zeroes, all[i].zeroes);
+    }
+    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++)
+        check(&refused[i]);
+}
+
 static void spellings_of_one_disk_are_one_file(void **state)
 {
     (void)state;
@@ -280,6 +313,7 @@ int main(void)
         cmocka_unit_test(names_have_a_directory_or_none),
         cmocka_unit_test(names_end_in_that_of_the_disk),
         cmocka_unit_test(nothing_is_in_the_directory_of_what_has_none),
+        cmocka_unit_test(disks_without_a_medium_say_how_large_they_are),
         cmocka_unit_test(spellings_of_one_disk_are_one_file),
         cmocka_unit_test(an_archive_on_a_server_has_members),
         cmocka_unit_test(no_message_has_a_password),

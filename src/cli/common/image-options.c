@@ -181,8 +181,9 @@ static void apply_switches(const struct cli_pairs *list, struct cli_image *image
 
 static bool is_remote_driver(const char *driver)
 {
-    return driver && (strcmp(driver, "nbd") == 0 || strcmp(driver, "http") == 0 ||
-                      strcmp(driver, "https") == 0);
+    static const char *const drivers[] = {"nbd", "http", "https", "null-co", "null-aio", NULL};
+
+    return driver && is_among(driver, drivers);
 }
 
 /* Settings that QEMU has for each image; all others are the server's. */
