@@ -233,6 +233,7 @@ struct dr_vma_create_options {
     int64_t ctime;
     bool no_sums;     /* write no side file with checksums; always so with use_fd unless sums */
     const char *sums; /* its path; NULL = path + ".sums" */
+    bool checksum;    /* tell the digest of each disk, which costs no further reading */
     bool no_sync;     /* do not wait until all is durable */
     bool replace;     /* take an existing file's place; else -EEXIST */
     /* A backup of disks that other threads use meanwhile: the archive has what all of them hold at
@@ -253,9 +254,11 @@ struct dr_vma_create_options {
 struct dr_vma_create_result {
     struct dr_vma_disk_result {
         uint64_t size, zero_bytes;
-        uint64_t copied;             /* at_instant: bytes that were read from the disk */
-        char digest[DR_DIGEST_TEXT]; /* at_instant: of the disk at that instant */
-    } disks[256];                    /* in the order of options->disks */
+        uint64_t copied; /* at_instant: bytes that were read from the disk */
+        /* at_instant, or with checksum: of the disk, as it was copied; see checksum.h. Else, and of
+         * a stream: empty */
+        char digest[DR_DIGEST_TEXT];
+    } disks[256]; /* in the order of options->disks */
     uint64_t archive_bytes;
 };
 

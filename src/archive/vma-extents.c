@@ -322,6 +322,17 @@ static int record_sums(const struct vma_extents *x, const struct vma_plan *p,
     return r;
 }
 
+/* The digest of a disk is made of the same sums. */
+static void note_digests(const struct vma_extents *x, const struct vma_plan *p,
+                         const struct vma_sum *sums)
+{
+    for (unsigned i = 0; i < p->n; i++) {
+        const struct vma_member *m = &x->members[p->source[i].member];
+        if (m->digest.table)
+            dr_sums_put_xxh3(&m->digest, p->slot[i].cluster, sums[i].low, sums[i].high);
+    }
+}
+
 static int fill_window(const struct vma_extents *x, struct vma_plan *p, uint8_t *buf,
                        struct dr_error *err)
 {
@@ -340,7 +351,7 @@ static int fill_window(const struct vma_extents *x, struct vma_plan *p, uint8_t 
             return r;
         for (unsigned k = i; k < i + n; k++) {
             uint16_t want = p->source[k].want, mask = vma_find_data(blocks, want);
-            if (x->sums && mask)
+            if (mask && (x->sums || x->members[p->source[k].member].digest.table))
                 sums[k] = sum_blocks(blocks, want);
             end += vma_pack(end, blocks, want, mask);
             blocks += (size_t)__builtin_popcount(want) * DR_VMA_BLOCK;
@@ -348,6 +359,7 @@ static int fill_window(const struct vma_extents *x, struct vma_plan *p, uint8_t 
         }
     }
     p->len = (uint32_t)(end - buf);
+    note_digests(x, p, sums);
     int r = x->sums ? record_sums(x, p, sums, err) : 0;
     return r < 0 ? r : vma_extent_build(p->slot, p->n, x->uuid, buf, err);
 }

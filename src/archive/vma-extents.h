@@ -6,13 +6,15 @@
 
 #include "archive/sums.h"
 #include "archive/vma-output.h"
+#include "ops/backup-sums.h"
 #include "ops/stock.h"
 
 struct vma_member {
     const struct dr_vma_disk *disk;
     struct dr_chain *chain; /* NULL: a stream, read from fd */
     int fd;
-    uint64_t zero_bytes; /* result: of the disk, not stored */
+    uint64_t zero_bytes;   /* result: of the disk, not stored */
+    struct dr_sums digest; /* of the disk, if its table is there */
 };
 
 struct vma_plan;

@@ -201,8 +201,20 @@ static int write_table(struct writer *w, struct dr_error *err)
     return r < 0 ? r : vma_output_write(&w->out, table, len, err);
 }
 
+static int begin_digests(struct writer *w, struct dr_error *err)
+{
+    int r = 0;
+    for (size_t i = 0; r == 0 && w->options->checksum && i < w->n_taken; i++)
+        if (w->members[i].chain)
+            r = dr_sums_begin(&w->members[i].digest, w->members[i].disk->size, err);
+    return r;
+}
+
 static int write_as_read(struct writer *w, struct dr_error *err)
 {
+    int r = begin_digests(w, err);
+    if (r < 0)
+        return r;
     struct vma_extents x = {.members = w->members,
                             .n = w->options->n_disks,
                             .uuid = w->header.uuid,
@@ -666,6 +678,8 @@ static void fill_result(const struct writer *w, struct dr_vma_create_result *res
         const struct vma_member *m = &w->members[i];
         result->disks[m->disk->id - 1].size = m->disk->size;
         result->disks[m->disk->id - 1].zero_bytes = m->zero_bytes;
+        if (m->digest.table)
+            dr_sums_digest(&m->digest, result->disks[m->disk->id - 1].digest);
     }
 }
 
@@ -689,6 +703,8 @@ int dr_vma_create_fs(struct dr_fs *fs, const char *path,
     if (r < 0 && err && w->sums_path)
         dr_aside_hide(err->text, DR_ASIDE_FILE, dr_path_basename(w->sums_path));
     end_sums(w);
+    for (size_t i = 0; i < w->n_taken; i++)
+        dr_sums_end(&w->members[i].digest);
     vma_frames_free(w->frames);
     free(w->instants);
     free(w->head);

@@ -147,6 +147,11 @@ int dr_sums_put(struct dr_sums *s, uint64_t off, const uint8_t *buf, uint64_t le
     return r < 0 ? no_sha256(err) : 0;
 }
 
+void dr_sums_put_xxh3(const struct dr_sums *s, uint64_t grain, uint64_t low, uint64_t high)
+{
+    put_hash(s->table + grain * width(s), (XXH128_hash_t){.low64 = low, .high64 = high});
+}
+
 void dr_sums_digest(const struct dr_sums *s, char *text)
 {
     XXH128_hash_t h = XXH3_128bits(s->table, table_len(s));

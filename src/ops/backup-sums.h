@@ -27,6 +27,9 @@ int dr_sums_resize(struct dr_sums *s, uint64_t size, struct dr_error *err);
  * given in part. From any thread, a grain by one at a time. buf NULL: zeros. */
 int dr_sums_put(struct dr_sums *s, uint64_t off, const uint8_t *buf, uint64_t len,
                 struct dr_error *err);
+/* The same of XXH3-128 of a grain that was computed elsewhere, over 64 KiB with zeros behind the
+ * end of the disk; 0, 0: it is zeros. */
+void dr_sums_put_xxh3(const struct dr_sums *s, uint64_t grain, uint64_t low, uint64_t high);
 /* Those of XXH3-128 have one of DR_DIGEST_TEXT bytes. */
 void dr_sums_digest(const struct dr_sums *s, char *text);
 /* text: DR_CHECKSUM_TEXT bytes. */

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`vma create` and `drover vma create`: what they write is read by a reader that shares nothing with them, by every rule
 for archives that Proxmox shall restore."""
+import json
 import os
 import random
 import re
@@ -396,3 +397,20 @@ def test_a_link_to_nothing_is_no_archive_to_be(v, force):
     r = v.run("drover", "vma", "create", *force, "l.vma", "-d", "format=raw:x=a.raw")
     assert r.code == 1 and "is a link that leads to nothing" in r.errors
     assert sorted(os.listdir(v.dir)) == ["a.raw", "l.vma"]
+
+
+@pytest.mark.parametrize("more", [[], ["--zstd", "--no-sums"]], ids=["plain", "zstd, no sums"])
+def test_the_checksums_are_those_of_the_disks(v, more):
+    disk_file(v, "a.raw", 70 * 65536 + 1000)
+    sparse_file(v, "b.raw", 40 * 65536, {5 * 65536 + 4096: b"x" * 4096})
+    v.put("state", b"s" * 100000)
+    v.ok("drover", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "b.raw", "c.qcow2")
+    v.ok("drover", "io", "-c", "write -P 7 64k 100k", "c.qcow2")
+    disks = ["-d", "a=a.raw", "-d", "b=b.raw", "-d", "c=c.qcow2"]
+    want = v.ok("drover", "checksum", "a.raw", "b.raw", "c.qcow2").out
+    digests = [line.split()[0].decode() for line in want.splitlines()]
+    assert v.ok("drover", "vma", "create", "--checksum", *more, "o.vma", *disks, "--vmstate", "state").out == want
+    r = v.ok("drover", "vma", "create", "--checksum", "--json", *more, "p.vma", *disks, "--vmstate", "state")
+    assert [disk.get("digest") for disk in json.loads(r.out)["disks"]] == digests + [None]
+    r = v.ok("drover", "vma", "create", "--checksum", *more, "-", *disks, raw=True)
+    assert r.err.endswith(want) and want not in r.out

@@ -21,6 +21,7 @@ static const struct cli_option options[] = {
     {KEY_CTIME, "ctime", "SECONDS", "when the archive was made, since 1970 (now)", false},
     {KEY_SUMS, "sums", "FILE", "where the checksums go (ARCHIVE.sums)", false},
     {KEY_NO_SUMS, "no-sums", NULL, "write no checksums", false},
+    {KEY_CHECKSUM, "checksum", NULL, "print the checksum of each disk", false},
     {KEY_NO_SYNC, "no-sync", NULL, "do not wait until all is durable", false},
     {KEY_FORCE, "force", NULL, "replace an existing ARCHIVE", false},
     {KEY_JSON, "json", NULL, "print JSON", false},
@@ -98,6 +99,7 @@ static int get_options(struct create *c, const struct cli_args *args)
     c->o.no_sums = cli_has(args, KEY_NO_SUMS);
     c->o.sums = cli_value(args, KEY_SUMS);
     c->o.no_sync = cli_has(args, KEY_NO_SYNC);
+    c->o.checksum = cli_has(args, KEY_CHECKSUM);
     c->o.replace = cli_has(args, KEY_FORCE);
     if (c->o.no_sums && c->o.sums)
         return cli_usage(c->cli, "--sums and --no-sums exclude each other");
@@ -121,11 +123,14 @@ static void print_as_json(const struct create *c, const struct dr_vma_create_res
 {
     json_t *disks = json_array();
 
-    for (size_t i = 0; i < c->o.n_disks; i++)
-        json_array_append_new(disks, json_pack("{s:o, s:I, s:I}", "name",
+    for (size_t i = 0; i < c->o.n_disks; i++) {
+        const char *digest = result->disks[i].digest;
+        json_array_append_new(disks, json_pack("{s:o, s:I, s:I, s:s*}", "name",
                                                vma_json_name(c->o.disks[i].name), "size",
                                                (json_int_t)result->disks[i].size, "zero-bytes",
-                                               (json_int_t)result->disks[i].zero_bytes));
+                                               (json_int_t)result->disks[i].zero_bytes, "digest",
+                                               *digest ? digest : NULL));
+    }
     CLEANUP_JSON json_t *all = json_pack("{s:o, s:I, s:o}", "filename", vma_json_name(c->path),
                                          "archive-bytes", (json_int_t)result->archive_bytes,
                                          "disks", disks);
@@ -143,6 +148,20 @@ static void print_for_people(const struct create *c, const struct dr_vma_create_
     }
     cli_put(c->path);
     printf(": %s\n", cli_human_size(result->archive_bytes, size));
+}
+
+/* As `drover checksum` prints them. */
+static void print_checksums(const struct create *c, const struct dr_vma_create_result *result)
+{
+    for (size_t i = 0; i < c->o.n_disks; i++) {
+        const char *digest = result->disks[i].digest;
+        if (!*digest)
+            continue;
+        const char *name = dr_image_path(c->o.disks[i].disk, 0);
+        printf("%s  ", digest);
+        cli_put(name);
+        printf("\n");
+    }
 }
 
 /* Devices and pipes have taken what came until then. */
@@ -176,8 +195,10 @@ static int create(struct create *c, const struct cli_args *args)
     }
     if (vma_wants_json(args))
         print_as_json(c, result);
-    else if (!job.quiet && !c->o.use_fd)
+    else if (!job.quiet && !c->o.use_fd && !c->o.checksum)
         print_for_people(c, result);
+    if (c->o.checksum && !vma_wants_json(args))
+        print_checksums(c, result);
     return 0;
 }
 
