@@ -42,6 +42,11 @@ DR_API int dr_disk_checksum(struct dr_disk *disk, const struct dr_checksum_optio
                             struct dr_job *job, struct dr_checksum_result *result,
                             struct dr_error *err);
 
+/* Does the file hold saved checksums, or is it a disk that begins with the same letters? Only a
+ * file whose header has its own right checksum counts. -EINVAL: then something else in it is wrong,
+ * so it should be taken for neither. -errno: it cannot be read. */
+DR_API int dr_checksum_is_saved(const char *path, bool *saved, struct dr_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -346,6 +346,20 @@ static int read_file(struct dr_sums *s, struct dr_file *file, const char *path,
     return memcmp(own, header, HEADER) == 0 ? 0 : bad(err, path, "the table has another digest");
 }
 
+int dr_sums_is(struct dr_fs *fs, const char *path, bool *is, struct dr_error *err)
+{
+    struct dr_file *file = NULL;
+    uint8_t header[HEADER];
+    *is = false;
+    int r = dr_file_open(fs, path, DR_FILE_FORCE_SHARE | DR_FILE_NO_LOCK, &file, err);
+    if (r < 0)
+        return r;
+    r = read_header(file, path, header, err);
+    dr_file_unref(file);
+    *is = r == 0;
+    return r == -EINVAL ? 0 : r;
+}
+
 int dr_sums_load_size(struct dr_fs *fs, const char *path, uint64_t *size, struct dr_error *err)
 {
     struct dr_file *file = NULL;

@@ -60,6 +60,8 @@ int dr_sums_save_for(const struct dr_sums *s, struct dr_fs *fs, const char *path
                      struct dr_file **held, struct dr_error *err);
 /* Read it. -ENOENT; -EINVAL: it is damaged or something else. */
 int dr_sums_load_any(struct dr_sums *s, struct dr_fs *fs, const char *path, struct dr_error *err);
+/* Is there a header with the right checksum of itself? -errno: that cannot be read. */
+int dr_sums_is(struct dr_fs *fs, const char *path, bool *is, struct dr_error *err);
 /* Only the size of the disk, from the header. */
 int dr_sums_load_size(struct dr_fs *fs, const char *path, uint64_t *size, struct dr_error *err);
 /* The same of a backup: only XXH3-128. */

@@ -130,3 +130,17 @@ int dr_disk_checksum(struct dr_disk *disk, const struct dr_checksum_options *opt
         return r;
     return dr_job_end(job, checksum(disk, options ? options : &none, job, result, err));
 }
+
+int dr_checksum_is_saved(const char *path, bool *saved, struct dr_error *err)
+{
+    struct dr_sums sums;
+    struct dr_error why = DR_ERROR_INIT;
+    DR_REQUIRE(path, err);
+    DR_REQUIRE(saved, err);
+    int r = dr_sums_is(dr_fs_posix(), path, saved, &why);
+    if (r == 0 && *saved) {
+        r = dr_sums_load_any(&sums, dr_fs_posix(), path, &why);
+        dr_sums_end(&sums);
+    }
+    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
+}

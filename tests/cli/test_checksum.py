@@ -101,7 +101,23 @@ def test_compare_takes_saved_ones(t):
     with open(t.dir / "sums", "r+b") as f:
         f.seek(-1, 2)
         f.write(b"x")
-    assert t.drover("compare", "sums", "disk.qcow2").code == 4
+    r = t.drover("compare", "sums", "disk.qcow2")
+    assert r.code == 4 and "the table has another digest" in r.err and "-f raw" in r.err, r
+    assert "-F raw" in t.drover("compare", "disk.qcow2", "sums").err
+
+
+def test_a_disk_that_begins_like_saved_checksums_is_a_disk(t):
+    make_disk(t)
+    t.ok("checksum", "-f", "raw", "--save", "sums", "disk.raw")
+    saved = (t.dir / "sums").read_bytes()
+    for head in (b"DRDSKSUM", saved[:40], saved[:32] + b"x" + saved[33:64]):
+        (t.dir / "guest").write_bytes(head + bytes(65536 - len(head)))
+        (t.dir / "same").write_bytes((t.dir / "guest").read_bytes())
+        assert t.ok("compare", "guest", "same") == "Images are identical.\n"
+    for rest in (bytes(65536), saved[64:-16]):  # the header is right, and nothing else
+        (t.dir / "guest").write_bytes(saved[:64] + rest)
+        r = t.drover("compare", "guest", "same")
+        assert r.code == 4 and "length" in r.err and "-f raw" in r.err and len(r.err.splitlines()) == 1, r
 
 
 def test_a_name_that_is_no_text_is_told_in_json(t):

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <inttypes.h>
-#include <string.h>
 #include <sys/stat.h>
 
 #include "base/bytes.h"
@@ -58,20 +57,24 @@ static int open_one(const struct cli *cli, const struct cli_args *args, int n,
 
 /* ------------------------------------------------------------------ against saved checksums */
 
-/* Is this operand what `drover checksum --save` wrote? With a format it is an image. */
-static bool is_saved(const struct cli *cli, const struct cli_args *args, int n)
+/* Is this operand what `drover checksum --save` wrote? With a format it is an image. A guest may
+ * write the same letters to the beginning of its disk, so all of the file has to be right. 0, or
+ * the exit code. */
+static int is_saved(const struct cli *cli, const struct cli_args *args, int n, bool *saved)
 {
-    char magic[8];
+    struct dr_error err = DR_ERROR_INIT;
     struct stat st;
+
+    *saved = false;
 
     if (cli->role != CLI_DROVER || cli_has(args, n == 0 ? 'f' : 'F') ||
         cli_has(args, KEY_IMAGE_OPTS) || stat(args->operands[n], &st) < 0 || !S_ISREG(st.st_mode))
-        return false;
-    FILE *f = fopen(args->operands[n], "re");
-    bool saved = f && fread(magic, sizeof(magic), 1, f) == 1 && memcmp(magic, "DRDSKSUM", 8) == 0;
-    if (f)
-        fclose(f);
-    return saved;
+        return 0;
+    if (dr_checksum_is_saved(args->operands[n], saved, &err) == -EINVAL) {
+        cli_error(cli, "%s; -%c raw compares it as a disk", err.text, n == 0 ? 'f' : 'F');
+        return EXIT_READ;
+    }
+    return EXIT_SAME; /* opening it tells why it cannot be read */
 }
 
 struct first {
@@ -86,7 +89,7 @@ static void range_differs(void *user, uint64_t off, uint64_t len)
         *first = (struct first){off, off + len};
 }
 
-static int compare_saved(const struct cli *cli, const struct cli_args *args, int saved)
+static int compare_saved(const struct cli *cli, const struct cli_args *args, int saved, bool both)
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;
     struct first first = {0};
@@ -96,7 +99,7 @@ static int compare_saved(const struct cli *cli, const struct cli_args *args, int
     struct dr_error err = DR_ERROR_INIT;
     struct cli_job job;
 
-    if (cli_has(args, 's') || is_saved(cli, args, 1 - saved)) {
+    if (cli_has(args, 's') || both) {
         cli_error(cli,
                   cli_has(args, 's') ? "%s: checksums do not tell what is allocated: leave -s out"
                                      : "%s: holds checksums, and so does the other one",
@@ -126,15 +129,18 @@ static int run(const struct cli *cli, const struct cli_args *args)
     struct dr_error err = DR_ERROR_INIT;
     struct dr_compare_result result = {0};
     struct cli_job job;
-    bool strict = cli_has(args, 's');
+    bool strict = cli_has(args, 's'), saved[2];
     int code, r;
 
     if (args->n_operands != 2)
         return cli_usage(cli, "Expecting two image file names");
     for (int i = 0; i < 2; i++) {
-        if (is_saved(cli, args, i))
-            return compare_saved(cli, args, i);
+        code = is_saved(cli, args, i, &saved[i]);
+        if (code != EXIT_SAME)
+            return code;
     }
+    if (saved[0] || saved[1])
+        return compare_saved(cli, args, saved[0] ? 0 : 1, saved[0] && saved[1]);
     if (open_one(cli, args, 0, &a) || open_one(cli, args, 1, &b))
         return EXIT_NOT_OPENED;
     if (cli_job_begin(cli, args, NULL, &job) != 0)
