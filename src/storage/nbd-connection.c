@@ -17,7 +17,10 @@
 #define RETRY_FIRST 50 /* milliseconds between attempts, doubled up to: */
 #define RETRY_LAST  2000
 #define BRIEF       2u   /* seconds: a connection that lived for less is not made anew at once */
+#define LEAVE_MAX   5u   /* seconds without an answer before one that shall end is hung up on */
 #define GOODBYE     1000 /* milliseconds for the server to close its end */
+
+#define LOST_BEFORE "the connection to the server was lost before it was flushed, and "
 
 uint64_t nbd_seconds(void)
 {
@@ -40,14 +43,14 @@ void nbd_wake(struct nbd_connection *c)
 
 /* ------------------------------------------------------------------ the protocol's steps */
 
-static bool is_over(struct nbd_handle *h)
+bool nbd_is_over(struct nbd_handle *h)
 {
     return nbd_aio_is_dead(h) > 0 || nbd_aio_is_closed(h) > 0;
 }
 
 /* Wait for the socket, or for somebody to wake us, and let libnbd do what it can. Requests that
  * were answered are told so from in here. */
-static void step(struct nbd_connection *c, struct nbd_handle *h, int timeout)
+void nbd_step(struct nbd_connection *c, struct nbd_handle *h, int timeout)
 {
     unsigned direction = nbd_aio_get_direction(h);
     struct pollfd fds[2] = {{.fd = nbd_aio_get_fd(h)}, {.fd = c->wake, .events = POLLIN}};
@@ -85,7 +88,7 @@ static struct nbd_handle *new_handle(void)
     return h;
 }
 
-static int note_why(struct nbd_connection *c, const char *text)
+int nbd_note_why(struct nbd_connection *c, const char *text)
 {
     snprintf(c->why, sizeof(c->why), "%s", text ? text : "the connection was closed");
     return -ENOTCONN;
@@ -107,15 +110,15 @@ static int handshake(struct nbd_connection *c, struct nbd_handle **out)
     struct nbd_handle *h = new_handle();
     *out = NULL;
     if (!h)
-        return note_why(c, libnbd_reason());
-    int r = nbd_aio_connect_uri(h, f->uri) < 0 ? note_why(c, libnbd_reason()) : 0;
+        return nbd_note_why(c, libnbd_reason());
+    int r = nbd_aio_connect_uri(h, f->uri) < 0 ? nbd_note_why(c, libnbd_reason()) : 0;
     while (r == 0 && nbd_aio_is_connecting(h) > 0 && (left = end - milliseconds()) > 0 &&
            !atomic_load(&f->stop))
-        step(c, h, (int)dr_min((uint64_t)left, 1000u));
+        nbd_step(c, h, (int)dr_min((uint64_t)left, 1000u));
     if (r == 0 && left <= 0)
-        r = note_why(c, "the server does not answer");
+        r = nbd_note_why(c, "the server does not answer");
     else if (r == 0 && nbd_aio_is_ready(h) <= 0)
-        r = note_why(c, libnbd_reason());
+        r = nbd_note_why(c, libnbd_reason());
     if (r < 0)
         nbd_close(h);
     else
@@ -136,12 +139,12 @@ static int read_export(struct nbd_connection *c, struct nbd_handle *h, struct nb
     int64_t most = nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM);
     char text[128];
     if (size < 0)
-        return note_why(c, "the server says a size that no disk can have");
+        return nbd_note_why(c, "the server says a size that no disk can have");
     if (least > 65536 || (least > 0 && !is_power_of_two(least))) {
         snprintf(text, sizeof(text),
                  "the server wants blocks of %lld bytes, at most 65536 are possible",
                  (long long)least);
-        return note_why(c, text);
+        return nbd_note_why(c, text);
     }
     *e = (struct nbd_export){
         .size = (uint64_t)size,
@@ -156,7 +159,7 @@ static int read_export(struct nbd_connection *c, struct nbd_handle *h, struct nb
         .extents = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0,
     };
     e->max = (uint32_t)dr_round_down(e->max, e->align);
-    return e->max ? 0 : note_why(c, "the server takes no request of one block");
+    return e->max ? 0 : nbd_note_why(c, "the server takes no request of one block");
 }
 
 /* -ESTALE: another disk is there now. */
@@ -169,9 +172,10 @@ static int check_export(struct nbd_connection *c, struct nbd_handle *h)
         return r;
     if (now.size == was->size && now.align == was->align && now.max >= was->max &&
         now.read_only <= was->read_only && now.flush >= was->flush && now.fua >= was->fua &&
-        now.zero >= was->zero && now.fast_zero >= was->fast_zero && now.extents >= was->extents)
+        now.zero >= was->zero && now.fast_zero >= was->fast_zero && now.extents >= was->extents &&
+        now.multi >= was->multi)
         return 0;
-    note_why(c, "the server has another disk under this name now");
+    nbd_note_why(c, "the server has another disk under this name now");
     return -ESTALE;
 }
 
@@ -186,10 +190,10 @@ static bool any_up(const struct nbd_file *f)
     return false;
 }
 
-static void set_state(struct nbd_connection *c, enum nbd_state state)
+/* Under file->lock. */
+static void note_state(struct nbd_connection *c, enum nbd_state state)
 {
     struct nbd_file *f = c->file;
-    DR_LOCK_SCOPE(&f->lock);
     c->state = state;
     bool up = any_up(f);
     if (up)
@@ -199,6 +203,12 @@ static void set_state(struct nbd_connection *c, enum nbd_state state)
     if (!up)
         snprintf(f->why, sizeof(f->why), "%s", c->why);
     pthread_cond_broadcast(&f->changed);
+}
+
+static void set_state(struct nbd_connection *c, enum nbd_state state)
+{
+    DR_LOCK_SCOPE(&c->file->lock);
+    note_state(c, state);
 }
 
 /* Exchange the handle; requests that the old one had have all been told of its end. */
@@ -211,33 +221,64 @@ static void give_handle(struct nbd_connection *c, struct nbd_handle *h)
     nbd_close(old);
 }
 
-/* ------------------------------------------------------------------ the thread */
+/* ------------------------------------------------------------------ serving requests */
 
-static unsigned requests_of(struct nbd_connection *c)
+/* Requests that it has, and whether it shall end after them. */
+static unsigned requests_of(struct nbd_connection *c, bool *leaving)
 {
     DR_LOCK_SCOPE(&c->file->lock);
+    *leaving = c->state == NBD_LEAVING;
     return c->in_flight;
 }
 
 /* With the socket shut down, libnbd finds the end of the stream and tells all requests. */
-static void give_up_silent(struct nbd_connection *c)
+static void hang_up(struct nbd_connection *c, const char *why)
 {
-    if (requests_of(c) == 0 || nbd_seconds() < atomic_load(&c->heard) + c->file->timeout)
-        return;
-    note_why(c, "the server does not answer");
+    nbd_note_why(c, why);
     shutdown(nbd_aio_get_fd(c->handle), SHUT_RDWR);
     atomic_store(&c->heard, nbd_seconds());
+}
+
+/* False: it is to end, and has nothing under way any more. */
+static bool go_on(struct nbd_connection *c)
+{
+    bool leaving;
+    unsigned n = requests_of(c, &leaving);
+    uint64_t patience = leaving ? dr_min(c->file->timeout, LEAVE_MAX) : c->file->timeout;
+    if (n > 0 && nbd_seconds() >= atomic_load(&c->heard) + patience)
+        hang_up(c, "the server does not answer");
+    return n > 0 || !leaving;
 }
 
 static void serve(struct nbd_connection *c)
 {
     c->why[0] = '\0';
-    while (!atomic_load(&c->file->stop) && !is_over(c->handle)) {
-        step(c, c->handle, 1000);
-        if (!is_over(c->handle))
-            give_up_silent(c);
+    while (!atomic_load(&c->file->stop) && !nbd_is_over(c->handle) && go_on(c))
+        nbd_step(c, c->handle, 1000);
+}
+
+/* Say goodbye, so that the server does not report an error; but do not wait for it for long. */
+static void leave(struct nbd_connection *c)
+{
+    int64_t end = milliseconds() + GOODBYE, left;
+    if (!c->handle || nbd_aio_disconnect(c->handle, 0) < 0)
+        return;
+    while (!nbd_is_over(c->handle) && (left = end - milliseconds()) > 0)
+        nbd_step(c, c->handle, (int)left);
+}
+
+/* The file is being closed; only other connections' threads may still have a request here. */
+static void abandon(struct nbd_connection *c)
+{
+    bool leaving;
+    set_state(c, NBD_USELESS);
+    while (c->handle && !nbd_is_over(c->handle) && requests_of(c, &leaving) > 0) {
+        hang_up(c, NULL);
+        nbd_step(c, c->handle, 100);
     }
 }
+
+/* ------------------------------------------------------------------ coming up */
 
 /* Wait that long, less if the file is closed. */
 static void pause_for(const struct nbd_connection *c, int ms)
@@ -250,39 +291,172 @@ static void pause_for(const struct nbd_connection *c, int ms)
             (void)!read(c->wake, &count, sizeof(count));
 }
 
+static bool is_first(const struct nbd_connection *c)
+{
+    return c == &c->file->connections[0];
+}
+
+/* The others follow the first, which writes again what is kept. False: it will never be up. */
+static bool wait_for_first(struct nbd_connection *c)
+{
+    struct nbd_file *f = c->file;
+    DR_LOCK_SCOPE(&f->lock);
+    while (!atomic_load(&f->stop) && f->connections[0].state != NBD_UP &&
+           f->connections[0].state != NBD_USELESS)
+        pthread_cond_wait(&f->changed, &f->lock);
+    return !atomic_load(&f->stop) && f->connections[0].state == NBD_UP;
+}
+
+/* Does the server answer on this one, if it is up? */
+static bool probe(struct nbd_file *f, struct nbd_connection *c)
+{
+    char block[65536];
+    struct nbd_request q = {.command = NBD_READ, .buf = block, .len = f->export.align, .file = f};
+    pthread_mutex_lock(&f->lock);
+    bool up = c->state == NBD_UP;
+    if (up && c->in_flight++ == 0)
+        atomic_store(&c->heard, nbd_seconds());
+    pthread_mutex_unlock(&f->lock);
+    if (!up)
+        return true;
+    sem_init(&q.done, 0, 0);
+    int r = nbd_ask(c, &q);
+    sem_destroy(&q.done);
+    nbd_put(c);
+    return r != ENOTCONN;
+}
+
+/* See the head of nbd.h. */
+static int probe_others(struct nbd_connection *c)
+{
+    struct nbd_file *f = c->file;
+    bool good = true;
+    if (f->export.size < f->export.align || nbd_kept_idle(f))
+        return 0;
+    for (size_t i = 0; i < NBD_CONNECTIONS; i++)
+        if (&f->connections[i] != c)
+            good &= probe(f, &f->connections[i]);
+    return good ? 0 : nbd_note_why(c, "another connection was lost meanwhile");
+}
+
+/* Is any other connection in use? Under file->lock. */
+static bool others_live(const struct nbd_connection *c)
+{
+    for (const struct nbd_connection *o = c->file->connections;
+         o < c->file->connections + NBD_CONNECTIONS; o++)
+        if (o != c && (o->state == NBD_UP || o->state == NBD_LEAVING))
+            return true;
+    return false;
+}
+
+/* Of the first one: write again what is kept, when the others are over. */
+static int replay_if_wanted(struct nbd_connection *c, struct nbd_handle *h)
+{
+    struct nbd_file *f = c->file;
+    char text[120];
+    pthread_mutex_lock(&f->lock);
+    while (f->replay && others_live(c) && !atomic_load(&f->stop))
+        pthread_cond_wait(&f->changed, &f->lock);
+    bool wanted = f->replay;
+    pthread_mutex_unlock(&f->lock);
+    if (!wanted)
+        return 0;
+    nbd_forget_extents(f);
+    int r = atomic_load(&f->stop) ? -ENOTCONN : nbd_replay(c, h);
+    if (r == -ENOTCONN)
+        return r;
+    if (r < 0) {
+        snprintf(text, sizeof(text), LOST_BEFORE "the server did not take it again: %s",
+                 strerrordesc_np(-r));
+        nbd_lose(f, text);
+    }
+    DR_LOCK_SCOPE(&f->lock);
+    f->replay = false;
+    f->replayed_most = 0;
+    return 0;
+}
+
+/* One connection after another. -ENOTCONN: it must be made anew. */
+static int join(struct nbd_connection *c, struct nbd_handle *h)
+{
+    struct nbd_file *f = c->file;
+    pthread_mutex_lock(&f->lock);
+    while (f->joining && !atomic_load(&f->stop))
+        pthread_cond_wait(&f->changed, &f->lock);
+    f->joining = true;
+    pthread_mutex_unlock(&f->lock);
+    int r = is_first(c) ? replay_if_wanted(c, h) : 0;
+    if (r == 0)
+        r = probe_others(c);
+    if (r == 0) {
+        atomic_store(&c->heard, nbd_seconds());
+        give_handle(c, h);
+    }
+    DR_LOCK_SCOPE(&f->lock);
+    f->joining = false;
+    if (r == 0 && f->replay)
+        r = nbd_note_why(c, "another connection was lost meanwhile");
+    else if (r == 0)
+        note_state(c, NBD_UP);
+    pthread_cond_broadcast(&f->changed);
+    return r;
+}
+
 /* True: the connection is up. False: it never will be, or nobody wants it any more. */
 static bool connect_again(struct nbd_connection *c)
 {
     struct nbd_file *f = c->file;
-    bool first = c == &f->connections[0];
+    bool first = is_first(c);
     for (int wait = RETRY_FIRST; !atomic_load(&f->stop);
          wait = wait < RETRY_LAST ? 2 * wait : wait) {
-        struct nbd_handle *h;
-        int r = handshake(c, &h);
-        if (r == 0 && (r = check_export(c, h)) < 0)
-            nbd_close(h);
-        if (r == 0) {
-            atomic_store(&c->heard, nbd_seconds());
-            give_handle(c, h);
-            set_state(c, NBD_UP);
+        struct nbd_handle *h = NULL;
+        int r = first || wait_for_first(c) ? handshake(c, &h) : -ESTALE;
+        if (r == 0)
+            r = check_export(c, h);
+        bool refused = r == -ESTALE || (r < 0 && !first);
+        if (r == 0 && (r = join(c, h)) == 0)
             return true;
-        }
-        set_state(c, r == -ESTALE || !first ? NBD_USELESS : NBD_DOWN);
-        if (r == -ESTALE || !first)
+        if (h != c->handle)
+            nbd_close(h);
+        set_state(c, refused ? NBD_USELESS : NBD_DOWN);
+        if (refused)
             return false;
         pause_for(c, wait);
     }
     return false;
 }
 
-/* What was answered and not flushed may be gone with the server. */
-static void lose(struct nbd_connection *c)
+/* ------------------------------------------------------------------ the end of one */
+
+void nbd_lose(struct nbd_file *f, const char *why)
 {
-    if (atomic_load(&c->file->written) != atomic_load(&c->file->flushed))
-        atomic_store(&c->file->lost, true);
+    pthread_mutex_lock(&f->lock);
+    if (!atomic_load(&f->lost))
+        snprintf(f->why_lost, sizeof(f->why_lost), "%s", why);
+    atomic_store(&f->lost, true);
+    f->replay = false;
+    pthread_mutex_unlock(&f->lock);
+    nbd_kept_drop(f);
+}
+
+/* What was answered and not flushed may be gone with the server. */
+static void note_loss(struct nbd_connection *c)
+{
+    struct nbd_file *f = c->file;
+    int kept = nbd_kept_any(f);
+    if (kept < 0)
+        nbd_lose(f, LOST_BEFORE "more had been written than is kept in memory");
     if (!c->why[0])
-        note_why(c, nbd_aio_is_dead(c->handle) > 0 ? libnbd_reason() : NULL);
-    set_state(c, NBD_DOWN);
+        nbd_note_why(c, nbd_aio_is_dead(c->handle) > 0 ? libnbd_reason() : NULL);
+    DR_LOCK_SCOPE(&f->lock);
+    if (kept > 0 && !atomic_load(&f->lost))
+        f->replay = true;
+    for (size_t i = 0; f->replay && i < NBD_CONNECTIONS; i++)
+        if (&f->connections[i] != c && f->connections[i].state == NBD_UP) {
+            f->connections[i].state = NBD_LEAVING;
+            nbd_wake(&f->connections[i]);
+        }
+    note_state(c, NBD_DOWN);
 }
 
 static void *run(void *user)
@@ -294,11 +468,14 @@ static void *run(void *user)
         serve(c);
         if (atomic_load(&c->file->stop))
             break;
-        lose(c);
+        if (!nbd_is_over(c->handle))
+            leave(c);
+        note_loss(c);
         if (nbd_seconds() < born + BRIEF)
             pause_for(c, RETRY_FIRST);
         up = connect_again(c);
     }
+    abandon(c);
     return NULL;
 }
 
@@ -330,19 +507,12 @@ int nbd_connect_first(struct nbd_file *f, struct dr_error *err)
     return r < 0 ? dr_fail_errno(err, -r, "%s: cannot start a thread", f->name) : 0;
 }
 
-/* Say goodbye, so that the server does not report an error; but do not wait for it for long. */
-static void leave(struct nbd_connection *c)
-{
-    int64_t end = milliseconds() + GOODBYE, left;
-    if (!c->handle || nbd_aio_disconnect(c->handle, 0) < 0)
-        return;
-    while (!is_over(c->handle) && (left = end - milliseconds()) > 0)
-        step(c, c->handle, (int)left);
-}
-
 void nbd_disconnect(struct nbd_file *f)
 {
     atomic_store(&f->stop, true);
+    pthread_mutex_lock(&f->lock);
+    pthread_cond_broadcast(&f->changed);
+    pthread_mutex_unlock(&f->lock);
     for (size_t i = 0; i < NBD_CONNECTIONS; i++) {
         struct nbd_connection *c = &f->connections[i];
         if (c->started) {
@@ -404,5 +574,6 @@ struct nbd_connection *nbd_pick(struct nbd_file *f)
 void nbd_put(struct nbd_connection *c)
 {
     DR_LOCK_SCOPE(&c->file->lock);
-    c->in_flight--;
+    if (--c->in_flight == 0 && c->state == NBD_LEAVING)
+        nbd_wake(c);
 }

@@ -28,17 +28,14 @@ static int answered(void *user, int *error)
 {
     struct nbd_request *q = user;
     q->error = *error;
-    bool writes = q->command == NBD_WRITE || q->command == NBD_ZERO;
-    if (*error == 0 && writes && !(q->flags & LIBNBD_CMD_FLAG_FUA))
-        atomic_fetch_add(&q->file->written, 1);
+    if (*error == 0 && (q->keep || q->not_kept))
+        nbd_kept_answered(q->file, q);
     sem_post(&q->done);
     return 1;
 }
 
-/* The cookie, or -1. */
-static int64_t issue(struct nbd_handle *h, struct nbd_request *q)
+int64_t nbd_issue(struct nbd_handle *h, struct nbd_request *q, nbd_completion_callback done)
 {
-    nbd_completion_callback done = {.callback = answered, .user_data = q};
     nbd_extent_callback extents = {.callback = nbd_take_extents, .user_data = q};
     switch (q->command) {
     case NBD_READ:
@@ -55,12 +52,12 @@ static int64_t issue(struct nbd_handle *h, struct nbd_request *q)
     return -1;
 }
 
-/* The errno of the answer; ENOTCONN: there was none. */
-static int ask(struct nbd_connection *c, struct nbd_request *q)
+int nbd_ask(struct nbd_connection *c, struct nbd_request *q)
 {
+    nbd_completion_callback done = {.callback = answered, .user_data = q};
     q->error = 0;
     pthread_mutex_lock(&c->lock);
-    int64_t cookie = c->handle ? issue(c->handle, q) : -1;
+    int64_t cookie = c->handle ? nbd_issue(c->handle, q, done) : -1;
     int why = cookie < 0 && c->handle ? nbd_get_errno() : ENOTCONN;
     bool over = !c->handle || nbd_aio_is_dead(c->handle) > 0 || nbd_aio_is_closed(c->handle) > 0;
     pthread_mutex_unlock(&c->lock);
@@ -73,10 +70,12 @@ static int ask(struct nbd_connection *c, struct nbd_request *q)
     return q->error == ESHUTDOWN ? ENOTCONN : q->error;
 }
 
-/* Writes that were answered, and are not known to be durable, went with a connection. */
+static _Thread_local bool told_lost; /* the last error was this */
+
 static int check_lost(const struct nbd_file *f)
 {
-    return atomic_load(&f->lost) ? -ENOTRECOVERABLE : 0;
+    told_lost = atomic_load(&f->lost);
+    return told_lost ? -EIO : 0;
 }
 
 /* Send it until there is an answer, or for `reconnect` seconds from when it first got none: a
@@ -87,18 +86,34 @@ static int request(struct nbd_file *f, struct nbd_request *q)
     uint64_t since = 0;
     int r = ENOTCONN;
     q->file = f;
+    told_lost = false;
     if (sem_init(&q->done, 0, 0) < 0)
         return -errno;
     while (r == ENOTCONN && (!since || nbd_seconds() < since + f->reconnect)) {
         struct nbd_connection *c = writes && check_lost(f) < 0 ? NULL : nbd_pick(f);
         if (!c)
             break;
-        r = ask(c, q);
+        r = nbd_ask(c, q);
         nbd_put(c);
         since = since ? since : nbd_seconds();
     }
     sem_destroy(&q->done);
     return writes && check_lost(f) < 0 ? check_lost(f) : -r;
+}
+
+/* A write or zeros, which is kept until a flush. */
+static int change(struct nbd_file *f, struct nbd_request *q)
+{
+    struct nbd_writing w;
+    int r = check_lost(f);
+    if (r == 0)
+        r = nbd_kept_begin(f, q, &w);
+    if (r < 0)
+        return r;
+    r = request(f, q);
+    if (nbd_kept_end(f, q, &w, r))
+        nbd_kept_make_room(f);
+    return r;
 }
 
 /* ------------------------------------------------------------------ extents */
@@ -158,8 +173,7 @@ static int nbd_extent(struct dr_file *base, uint64_t off, uint64_t len, enum dr_
     return 0;
 }
 
-/* What was known of the extents is true no more, nor what the server may say right now. */
-static void forget_extents(struct nbd_file *f)
+void nbd_forget_extents(struct nbd_file *f)
 {
     DR_LOCK_SCOPE(&f->extent_lock);
     f->changes++;
@@ -188,13 +202,13 @@ static int write_bytes(struct nbd_file *f, void *buf, uint64_t off, size_t len, 
 {
     int r = 0;
     for (size_t done = 0, n; r == 0 && done < len; done += n) {
-        n = dr_min(len - done, f->export.max);
+        n = dr_min(len - done, dr_min((size_t)f->export.max, NBD_WRITE_MAX));
         struct nbd_request q = {.command = NBD_WRITE,
                                 .buf = (char *)buf + done,
                                 .off = off + done,
                                 .len = n,
                                 .flags = flags};
-        r = request(f, &q);
+        r = change(f, &q);
     }
     return r;
 }
@@ -227,7 +241,7 @@ static int write_iov(struct nbd_file *f, const struct iovec *iov, int n, uint64_
     if (joined)
         gather(joined, iov, n);
     int r = write_bytes(f, joined ? joined : iov[0].iov_base, off, len, flags);
-    forget_extents(f);
+    nbd_forget_extents(f);
     return r;
 }
 
@@ -261,27 +275,29 @@ static int nbd_zero_file(struct dr_file *base, uint64_t off, uint64_t len, unsig
     for (uint64_t done = 0, n; r == 0 && done < len; done += n) {
         n = dr_min(len - done, ZERO_MAX);
         struct nbd_request q = {.command = NBD_ZERO, .off = off + done, .len = n, .flags = how};
-        r = request(f, &q);
+        r = change(f, &q);
     }
-    forget_extents(f);
+    nbd_forget_extents(f);
     return r;
 }
 
-/* Flushes come one at a time (dr_file_flush()). Where the connection is lost under way, all that
- * was written counts as lost, because none of it is counted as flushed yet. */
-static int nbd_flush_file(struct dr_file *base)
+/* A server without flushes says of nothing whether it is durable: what it answered counts as that.
+ */
+int nbd_flush_now(struct nbd_file *f)
 {
-    struct nbd_file *f = nbd_of(base);
     struct nbd_request q = {.command = NBD_FLUSH};
-    uint64_t written = atomic_load(&f->written);
+    uint64_t number = nbd_kept_flush_begin(f);
     int r = check_lost(f);
-    if (r < 0)
-        return r;
-    if (f->export.flush)
+    if (r == 0 && f->export.flush)
         r = request(f, &q);
     if (r == 0)
-        atomic_store(&f->flushed, written);
+        nbd_kept_flushed(f, number);
     return r;
+}
+
+static int nbd_flush_file(struct dr_file *base)
+{
+    return nbd_flush_now(nbd_of(base));
 }
 
 static int nbd_truncate_file(struct dr_file *base, uint64_t size)
@@ -296,9 +312,10 @@ static const char *nbd_reason(struct dr_file *base, int r)
 {
     static _Thread_local char text[400];
     struct nbd_file *f = nbd_of(base);
-    if (r == -ENOTRECOVERABLE)
-        return "the connection to the server was lost before what had been written was flushed, so "
-               "it may not be there";
+    if (r == -EIO && told_lost) {
+        snprintf(text, sizeof(text), "what had been written may not be there: %s", f->why_lost);
+        return text;
+    }
     if (r != -ENOTCONN)
         return NULL;
     DR_LOCK_SCOPE(&f->lock);
@@ -322,6 +339,7 @@ static void nbd_free(struct nbd_file *f)
         pthread_mutex_destroy(&f->connections[i].lock);
     pthread_mutex_destroy(&f->lock);
     pthread_mutex_destroy(&f->extent_lock);
+    nbd_kept_destroy(&f->kept);
     pthread_cond_destroy(&f->changed);
     free(f->extents);
     free(f->uri);
@@ -358,6 +376,7 @@ static void init_locks(struct nbd_file *f)
     pthread_condattr_destroy(&clock);
     pthread_mutex_init(&f->lock, NULL);
     pthread_mutex_init(&f->extent_lock, NULL);
+    nbd_kept_init(&f->kept);
     for (size_t i = 0; i < NBD_CONNECTIONS; i++) {
         f->connections[i].file = f;
         f->connections[i].wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -9,13 +9,28 @@
  *
  * A connection that is lost is made anew by its thread. Requests that had no answer are sent again,
  * on any connection: each of them may be done twice without harm. A caller gives up when no
- * connection has been there for `reconnect` seconds. */
+ * connection has been there for `reconnect` seconds.
+ *
+ * Writes that were answered and not flushed may be gone with the server: nbd-kept.h says how they
+ * are kept. Where there are such writes when a connection is lost, the others end, too, after what
+ * they have under way; then the first one is made anew and writes again what is kept, and the
+ * others follow. So no reader sees a server without these writes.
+ *
+ * A flush goes over one connection and covers the writes that all of them answered, which the
+ * server promises (MULTI_CONN) for connections to itself. A server may have been killed and be back
+ * while an older connection has not noticed that, as when its host lost power. So a connection that
+ * comes up beside others, while there are writes that are not durable, first has the others answer
+ * a read: then all had the same server at one moment, and a server that ends later ends all.
+ *
+ * A server that goes on with requests of a connection that was lost may do them after later ones,
+ * which came by the next connection. The protocol has nothing against that. */
 #ifndef DR_STORAGE_NBD_H
 #define DR_STORAGE_NBD_H
 
 #include <libnbd.h>
 #include <semaphore.h>
 
+#include "storage/nbd-kept.h"
 #include "storage/remote.h"
 
 #define NBD_CONNECTIONS 4u
@@ -24,10 +39,11 @@
 struct nbd_file;
 
 enum nbd_state {
-    NBD_IDLE,   /* not wanted yet */
-    NBD_DOWN,   /* being made */
-    NBD_UP,     /* takes requests */
-    NBD_USELESS /* the server refused it, or has another disk there now */
+    NBD_IDLE,    /* not wanted yet */
+    NBD_DOWN,    /* being made */
+    NBD_UP,      /* takes requests */
+    NBD_LEAVING, /* takes none, and ends after those that it has */
+    NBD_USELESS  /* the server refused it, or has another disk there now */
 };
 
 struct nbd_connection {
@@ -72,9 +88,12 @@ struct nbd_file {
     uint64_t down_since;    /* CLOCK_MONOTONIC seconds: no connection is up; 0 = one is */
     char why[256];          /* the last connection was lost, or cannot be made */
     _Atomic bool stop;
-    _Atomic uint64_t written; /* writes that were answered, and are not durable by that */
-    _Atomic uint64_t flushed; /* so many of them are durable */
-    _Atomic bool lost;        /* a connection went down while there was such a write */
+    bool joining;           /* one comes up beside others; under lock, as the next two */
+    bool replay;            /* what is kept must be written again before one comes up */
+    uint64_t replayed_most; /* so many of the writes were, in the attempt that came furthest */
+    _Atomic bool lost;      /* writes that were answered are gone; why_lost is constant then */
+    char why_lost[160];
+    struct nbd_kept kept;
     pthread_mutex_t extent_lock;
     struct nbd_extents *extents; /* what the server said last, or NULL: under extent_lock */
     uint64_t changes;            /* writes so far; under extent_lock */
@@ -89,7 +108,9 @@ struct nbd_request {
     struct nbd_extents *extents; /* NBD_EXTENT: filled in */
     struct nbd_file *file;
     sem_t done;
-    int error; /* errno of the answer */
+    int error;           /* errno of the answer */
+    bool keep, not_kept; /* a write, see nbd-kept.h: it has a number; it is not kept, but should */
+    uint64_t number;
 };
 
 /* nbd-extents.c. The first is called by libnbd with the server's answer: pairs of a length and
@@ -101,6 +122,20 @@ bool nbd_covers(const struct nbd_extents *e, uint64_t off); /* e NULL: nothing i
 /* The range from off on, which is covered, up to len bytes. */
 void nbd_look_up(const struct nbd_extents *e, uint64_t off, uint64_t len, enum dr_file_extent *kind,
                  uint64_t *run);
+
+/* nbd.c. Give it to libnbd, which calls done: the cookie, or -1. */
+int64_t nbd_issue(struct nbd_handle *h, struct nbd_request *q, nbd_completion_callback done);
+/* Over this connection, once: the errno of the answer; ENOTCONN: there was none. q->done is ready
+ * for use. */
+int nbd_ask(struct nbd_connection *c, struct nbd_request *q);
+/* What was answered when it is called is durable: 0, or -errno. */
+int nbd_flush_now(struct nbd_file *f);
+/* What was known of the extents is true no more, nor what the server may say right now. */
+void nbd_forget_extents(struct nbd_file *f);
+
+/* nbd-replay.c. Write again what is kept, over a connection that nobody else uses yet, and flush.
+ * -ENOTCONN: it was lost, too (c->why). Else -errno of the server's answer. */
+int nbd_replay(struct nbd_connection *c, struct nbd_handle *h);
 
 /* nbd-tls.c. Refuse a URI by which libnbd would not check whether the server is the one that was
  * named. */
@@ -117,6 +152,12 @@ struct nbd_connection *nbd_pick(struct nbd_file *f);
 void nbd_put(struct nbd_connection *c);
 /* The thread has something to do. */
 void nbd_wake(struct nbd_connection *c);
+/* Let the connection move what it can, for up to timeout milliseconds. */
+void nbd_step(struct nbd_connection *c, struct nbd_handle *h, int timeout);
+bool nbd_is_over(struct nbd_handle *h);
+int nbd_note_why(struct nbd_connection *c, const char *text); /* -ENOTCONN */
+/* Writes that were answered are gone: all later writes and flushes fail, for this reason. */
+void nbd_lose(struct nbd_file *f, const char *why);
 uint64_t nbd_seconds(void);
 
 #endif
