@@ -21,12 +21,13 @@
 #define DR_STORAGE_NBD_KEPT_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
-#define NBD_KEPT_BYTES  ((uint64_t)64 << 20)
+#define NBD_KEPT_BYTES  ((uint64_t)32 << 20)
 #define NBD_KEPT_WRITES 16384u
-#define NBD_WRITE_MAX   ((size_t)8 << 20) /* bytes of one request, so that it fits well */
+#define NBD_WRITE_MAX   ((size_t)4 << 20) /* bytes of one request, so that it fits well */
 
 struct nbd_file;
 struct nbd_request;
@@ -42,23 +43,23 @@ struct nbd_kept_write {
     uint64_t answered;     /* flushes that had begun then */
     uint32_t flags;
     bool zero;
-    enum nbd_kept_state state;
+    _Atomic enum nbd_kept_state state;
 };
 
-/* A range that is being written; on the writer's stack. */
-struct nbd_writing {
-    uint64_t off, end;
-    struct nbd_writing *next;
-};
+#define NBD_WRITING 64u /* writes under way at once; more wait */
 
 struct nbd_kept {
-    pthread_mutex_t lock; /* all below; nobody holds it while waiting for the server */
+    pthread_mutex_t lock; /* all below, but the state of a write under way; nobody holds it while
+                             waiting for the server */
     pthread_cond_t changed;
     uint8_t *bytes;                /* a ring of NBD_KEPT_BYTES, or NULL: nothing was written yet */
     struct nbd_kept_write *writes; /* a ring of NBD_KEPT_WRITES; number i is at i % that */
     uint64_t first, next;          /* numbers of those that are kept */
     uint64_t head;                 /* position in the ring that is free next */
-    struct nbd_writing *writing;
+    uint64_t busy;                 /* a bit for each of these that is being written */
+    struct {
+        uint64_t off, end;
+    } writing[NBD_WRITING];       /* in a row: each write looks at all of them */
     uint64_t flushes;             /* that have begun */
     uint64_t fresh, fresh_writes; /* bytes and writes that were answered since the last began */
     uint64_t unkept; /* of a write that is not kept: flushes begun at its answer, plus 1; 0: none */
@@ -71,11 +72,11 @@ void nbd_kept_destroy(struct nbd_kept *k);
 
 /* Before a write or zeros are sent: wait for those that overlap, and for room; copy the bytes.
  * -errno: no room, because the flush failed; do not send it. Else nbd_kept_end() must follow. */
-int nbd_kept_begin(struct nbd_file *f, struct nbd_request *q, struct nbd_writing *w);
+int nbd_kept_begin(struct nbd_file *f, struct nbd_request *q);
 /* The server has done it; called by the connection's thread before any loss is noticed. */
 void nbd_kept_answered(struct nbd_file *f, const struct nbd_request *q);
 /* No more is sent for it; r is its result. True: the caller should call nbd_kept_make_room(). */
-bool nbd_kept_end(struct nbd_file *f, struct nbd_request *q, struct nbd_writing *w, int r);
+bool nbd_kept_end(struct nbd_file *f, struct nbd_request *q, int r);
 void nbd_kept_make_room(struct nbd_file *f);
 
 /* A number for a flush that is sent from now on, and its success. */

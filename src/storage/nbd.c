@@ -104,14 +104,13 @@ static int request(struct nbd_file *f, struct nbd_request *q)
 /* A write or zeros, which is kept until a flush. */
 static int change(struct nbd_file *f, struct nbd_request *q)
 {
-    struct nbd_writing w;
     int r = check_lost(f);
     if (r == 0)
-        r = nbd_kept_begin(f, q, &w);
+        r = nbd_kept_begin(f, q);
     if (r < 0)
         return r;
     r = request(f, q);
-    if (nbd_kept_end(f, q, &w, r))
+    if (nbd_kept_end(f, q, r))
         nbd_kept_make_room(f);
     return r;
 }

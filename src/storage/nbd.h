@@ -111,6 +111,7 @@ struct nbd_request {
     int error;           /* errno of the answer */
     bool keep, not_kept; /* a write, see nbd-kept.h: it has a number; it is not kept, but should */
     uint64_t number;
+    unsigned slot;
 };
 
 /* nbd-extents.c. The first is called by libnbd with the server's answer: pairs of a length and

@@ -355,7 +355,7 @@ static void more_than_is_kept_is_flushed_unasked(void **state)
     struct volatile_nbd *s = start(&plan);
     struct dr_file *f = open_disk(path, 0);
     struct dr_error err;
-    fill(f, 80, 1, 0);
+    fill(f, 40, 1, 0);
     assert_in_range(volatile_look(s).flushes, 2, 4);
     fill(f, 8, 2, 0);
     volatile_cut(s);
@@ -382,7 +382,7 @@ static void what_cannot_be_kept_is_lost_with_a_word(void **state)
         struct dr_file *f = open_disk(path, flushes ? DR_FILE_NO_FLUSH : 0);
         struct dr_error err = {.text = ""};
         uint8_t byte = 1;
-        fill(f, 70, 1, 0);
+        fill(f, 36, 1, 0);
         assert_int_equal(volatile_look(s).flushes, 0);
         volatile_cut(s);
         while (volatile_look(s).connections < 2) /* a read goes on */
