@@ -257,6 +257,14 @@ void volatile_cut(struct volatile_nbd *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+void volatile_hang_up(struct volatile_nbd *s)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->n_clients > 0)
+        shutdown(s->clients[s->n_clients - 1].fd, SHUT_RDWR);
+    pthread_mutex_unlock(&s->lock);
+}
+
 bool volatile_holds(struct volatile_nbd *s, const void *bytes, uint64_t off, uint64_t len)
 {
     pthread_mutex_lock(&s->lock);

@@ -43,6 +43,8 @@ struct volatile_nbd;
 struct volatile_nbd *volatile_start(const struct volatile_plan *plan);
 /* Power goes now, and is back. */
 void volatile_cut(struct volatile_nbd *s);
+/* The newest connection ends, and nothing is lost. */
+void volatile_hang_up(struct volatile_nbd *s);
 /* Is this what would be there after power went? */
 bool volatile_holds(struct volatile_nbd *s, const void *bytes, uint64_t off, uint64_t len);
 struct volatile_seen volatile_look(struct volatile_nbd *s);

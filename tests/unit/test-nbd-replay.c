@@ -301,7 +301,10 @@ static void write_under_cuts(struct volatile_plan plan, unsigned cuts, unsigned 
         unsigned writes = volatile_look(s).writes, tries = 0;
         while (volatile_look(s).writes < writes + 400 && tries++ < 4000)
             nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
-        volatile_cut(s);
+        if (i % 2)
+            volatile_hang_up(s);
+        else
+            volatile_cut(s);
     }
     for (unsigned i = 0; i < WRITERS; i++)
         pthread_join(threads[i], NULL);
