@@ -60,7 +60,7 @@ struct nbd_kept {
     struct {
         uint64_t off, end;
     } writing[NBD_WRITING];       /* in a row: each write looks at all of them */
-    uint64_t flushes;             /* that have begun */
+    _Atomic uint64_t flushes;     /* that have begun */
     uint64_t fresh, fresh_writes; /* bytes and writes that were answered since the last began */
     uint64_t unkept; /* of a write that is not kept: flushes begun at its answer, plus 1; 0: none */
     bool flushing;   /* for room */
