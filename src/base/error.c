@@ -19,37 +19,6 @@ static bool error_is_free(const struct dr_error *err)
     return err && err->errnum == 0;
 }
 
-/* Three stars in the place of n bytes, or fewer if it had fewer. What is behind them. */
-static char *put_stars(char *at, size_t n)
-{
-    size_t stars = n < 3 ? n : 3;
-    memset(at, '*', stars);
-    memmove(at + stars, at + n, strlen(at + n) + 1);
-    return at + stars;
-}
-
-void dr_hide_secrets(char *text)
-{
-    static const char *const keys[] = {"password\":", "cookie\":", "password=", "cookie="};
-    for (char *at = text; (at = strstr(at, "://"));) {
-        at += 3;
-        size_t host = strcspn(at, "/?#'\" "), user = strcspn(at, ":");
-        const char *end = memrchr(at, '@', host);
-        if (end && at + user < end)
-            at = put_stars(at + user + 1, (size_t)(end - at) - user - 1);
-    }
-    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
-        for (char *at = text; (at = strstr(at, keys[i]));) {
-            at += strlen(keys[i]);
-            at += strspn(at, " ");
-            const char *ends = *at == '"' ? "\"" : strchr(keys[i], '=') ? ",&' " : ",}";
-            size_t n = 0;
-            for (at += *at == '"'; at[n] && !strchr(ends, at[n]);)
-                n += at[n] == '\\' && at[n + 1] ? 2 : 1;
-            at = put_stars(at, n);
-        }
-}
-
 int dr_fail(struct dr_error *err, int errnum, const char *fmt, ...)
 {
     if (error_is_free(err)) {

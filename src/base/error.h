@@ -28,8 +28,14 @@ bool dr_is_damage(int r);
 void dr_error_reset(struct dr_error *err);
 
 /* Names of disks on servers may have passwords and cookies in them, and messages go into logs: put
- * stars in their place, in URLs and in json: names. The text becomes no longer. */
+ * stars in their place, in URLs, json: names and options, whatever words are around them. The text
+ * becomes no longer. */
 void dr_hide_secrets(char *text);
+/* The same in a text that is nothing but image options (NAME=VALUE,...), where a value may hold
+ * spaces and quotes. */
+void dr_hide_option_secrets(char *text);
+/* Is it the name of an option (perhaps file.NAME) whose value is a secret? */
+bool dr_is_secret(const char *name);
 
 /* For public functions: refuse a NULL pointer with -EINVAL (with _N: unless n is 0). */
 #define DR_REQUIRE(pointer, err) DR_REQUIRE_N(pointer, 1, err)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/error.h"
 #include "base/notice.h"
 #include "base/random.h"
 #include "base/sigpipe.h"
@@ -123,6 +124,66 @@ static void a_broken_pipe_raises_no_signal_that_lasts(void **state)
     close(fds[1]);
 }
 
+/* "hunter" is secret in all of these, "kept" is not. */
+static const char *const spellings[] = {
+    "json:{\"password\":\"hunter2\",\"kept\":1}",
+    "json:{\"password\" :\t\"hun\\\"hunter\", \"kept\":1}",
+    "json:{\"file.password\"\n:\n\"hunter\\\\\",\"kept\":1}",
+    "json:{'driver':'http','password':'hunter','kept':1}",
+    "json:{\"p\\u0061ssword\":\"hunter\",\"kept\":1}",
+    "json:{\"cookie\":[\"a=hunter\",\"b=hunter\"],\"kept\":1}",
+    "json:{\"password\":{\"a\":\"hunter\"},\"kept\":1}",
+    "json:{\"kept\":\"json:{\\\"password\\\": \\\"hunter \\\\\\\"hunter\\\"}\", \"kept\":1}",
+    "json:{\"backing\":\"json:{\\\"password\\\":\\\"hunter\\\\\\\\\\\",\\\"kept\\\":1}\"}",
+    "json:{\"url\":\"http:\\/\\/me:hunter@kept\\/\"}",
+    "json:{\"url\":\"http:\\u002f\\u002fme:hunter@kept\\/\"}",
+    "Could not open 'driver=https,file.password=hun,,hunter,kept=1': no",
+    "password=\"hunter, hunter\" kept",
+    "http://me:hun%40hunter@kept/",
+    "'https://me:hun/hunter@kept/x' is nothing",
+    "https://me:hun#hunter?hunter'hunter@kept/x",
+    "nbd://kept/?cookie=hunter&kept",
+    "kept https://me:hunter@kept:1/, http://me:hunter@[::1]:80/ kept",
+    "cut off: json:{\"kept\":1, \"password\":\"hunter",
+};
+
+static void no_spelling_of_a_secret_is_printed(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(spellings) / sizeof(spellings[0]); i++) {
+        char *text = strdup(spellings[i]);
+        dr_hide_secrets(text);
+        if (strstr(text, "hunter") || !strstr(text, "***") || !strstr(text, "kept"))
+            fail_msg("%s", text);
+        free(text);
+    }
+}
+
+static void what_is_no_secret_is_printed_as_it_is(void **state)
+{
+    static const char *const all[] = {
+        "json:{\"password-secret\":\"s\",\"url\":\"http://me@h:80/x:y@z\"}",
+        "a://b:c, http://h:8080/x@y:z, http://[::1]:80/a@b and nbd://:@h",
+        "the password is wrong: \"password\" and cookies, password",
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        char *text = strdup(all[i]);
+        dr_hide_secrets(text);
+        assert_string_equal(text, all[i]);
+        free(text);
+    }
+}
+
+static void values_of_image_options_are_hidden_to_their_end(void **state)
+{
+    (void)state;
+    char text[] =
+        "driver=https,file.cookie=it's hun,,ter & hunter,password=,url=http://a:hunter@b,x";
+    dr_hide_option_secrets(text);
+    assert_string_equal(text, "driver=https,file.cookie=***,password=,url=http://a:***@b,x");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -131,6 +192,9 @@ int main(void)
         cmocka_unit_test(whoever_hears_a_notice_may_call_the_library),
         cmocka_unit_test(a_broken_pipe_raises_no_signal_that_lasts),
         cmocka_unit_test(paths_are_taken_apart_and_joined),
+        cmocka_unit_test(no_spelling_of_a_secret_is_printed),
+        cmocka_unit_test(what_is_no_secret_is_printed_as_it_is),
+        cmocka_unit_test(values_of_image_options_are_hidden_to_their_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

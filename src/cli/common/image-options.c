@@ -390,10 +390,7 @@ static void take_data_file(struct description *d, struct cli_image *image)
 /* It may have come from an --object, and messages go into logs. */
 static const char *printable(const struct dr_pair *pair)
 {
-    const char *dot = strrchr(pair->name, '.'), *key = dot ? dot + 1 : pair->name;
-    bool secret = strcmp(key, "password") == 0 || strcmp(key, "cookie") == 0;
-
-    return secret ? "***" : pair->value;
+    return dr_is_secret(pair->name) ? "***" : pair->value;
 }
 
 /* Settings that nothing here has any use for. */
@@ -453,11 +450,15 @@ int cli_image_of_options(const struct cli *cli, const struct cli_args *args, con
                          struct cli_image *image)
 {
     CLEANUP_PAIRS struct cli_pairs list = {0};
-    struct description d = {.cli = cli, .list = &list, .name = text};
+    CLEANUP_FREE char *shown = strdup(text);
+    struct description d = {.cli = cli, .list = &list, .name = shown};
     size_t first = strcspn(text, "=,");
 
+    if (!shown)
+        return -ENOMEM;
+    dr_hide_option_secrets(shown);
     if (text[first] != '=') { /* QEMU takes it for the name of a node */
-        cli_error(cli, "Could not open '%s': Cannot find device='%.*s' nor node-name='%.*s'", text,
+        cli_error(cli, "Could not open '%s': Cannot find device='%.*s' nor node-name='%.*s'", shown,
                   (int)first, text, (int)first, text);
         return -EINVAL;
     }
