@@ -41,11 +41,12 @@ static struct dr_file **table_slot(const struct dr_fs *fs, struct dr_file_id id)
     return &table[(h >> 32) % TABLE_SIZE];
 }
 
-static struct dr_file *table_find(const struct dr_fs *fs, struct dr_file_id id,
-                                  enum dr_file_kind kind)
+/* An object of the same bytes as like, decoded in the same way, for users of that kind. */
+static struct dr_file *table_find(const struct dr_file *like, enum dr_file_kind kind)
 {
-    struct dr_file *f = *table_slot(fs, id);
-    while (f && (f->part || f->fs != fs || !dr_same_id(f->id, id) || f->kind != kind))
+    struct dr_file *f = *table_slot(like->fs, like->id);
+    while (f && (f->part || f->fs != like->fs || !dr_same_id(f->id, like->id) || f->kind != kind ||
+                 f->decoding != like->decoding))
         f = f->next;
     return f;
 }
@@ -72,7 +73,7 @@ static struct dr_file *table_enter(struct dr_file *fresh)
 {
     DR_LOCK_SCOPE(&table_lock);
     /* Parts of one file are different bytes; the file below sees to it who may have which. */
-    struct dr_file *present = fresh->part ? NULL : table_find(fresh->fs, fresh->id, fresh->kind);
+    struct dr_file *present = fresh->part ? NULL : table_find(fresh, fresh->kind);
     if (present)
         dr_file_pin(present);
     else
@@ -480,7 +481,7 @@ void dr_file_unref(struct dr_file *f)
 static int become_exclusive(struct dr_file *f, struct dr_error *err)
 {
     DR_LOCK_SCOPE(&table_lock);
-    if (table_find(f->fs, f->id, DR_FILE_EXCLUSIVE))
+    if (table_find(f, DR_FILE_EXCLUSIVE))
         return busy(f, "\"write\"", err);
     f->kind = DR_FILE_EXCLUSIVE;
     return 0;

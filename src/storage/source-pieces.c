@@ -43,8 +43,9 @@ struct source_pieces {
     struct slot slots[SLOTS_MAX];
     unsigned n_slots;
     uint64_t clock;
-    struct dr_source_range *doubts; /* in no order, each once */
-    size_t n_doubts, doubts_room;
+    uint32_t *doubts;  /* of each piece: bytes at its beginning that were read although it is
+                          damaged; NULL: no piece was */
+    size_t doubts_end; /* 1 + the last such piece */
 };
 
 static uint64_t plain_len(const struct source_pieces *s, size_t i)
@@ -83,22 +84,17 @@ static int decode(const struct source_pieces *s, size_t i, uint8_t *plain, size_
     return r == 0 && got < p->coded_len ? -EBADMSG : r;
 }
 
-/* Under lock. Bytes that no checksum was right for. */
+/* Under lock. Bytes that no checksum was right for. A hostile file may have millions of such
+ * pieces, so each has its own place, and one look at it takes the same time however many there are.
+ */
 static int note_doubt(struct source_pieces *s, size_t i, size_t good)
 {
-    struct dr_source_range fresh = {s->piece[i].plain, s->piece[i].plain + good};
-    for (size_t k = 0; k < s->n_doubts; k++)
-        if (s->doubts[k].from == fresh.from)
-            return 0;
-    if (s->n_doubts == s->doubts_room) {
-        size_t room = s->doubts_room ? 2 * s->doubts_room : 16;
-        void *more = realloc(s->doubts, room * sizeof(*s->doubts));
-        if (!more)
-            return -ENOMEM;
-        s->doubts = more;
-        s->doubts_room = room;
-    }
-    s->doubts[s->n_doubts++] = fresh;
+    if (!s->doubts)
+        s->doubts = calloc(s->n, sizeof(*s->doubts));
+    if (!s->doubts)
+        return -ENOMEM;
+    s->doubts[i] = (uint32_t)good; /* at most SOURCE_PIECE_PLAIN_MAX */
+    s->doubts_end = dr_max(s->doubts_end, i + 1);
     return 0;
 }
 
@@ -299,13 +295,15 @@ bool dr_source_doubtful(struct dr_file *f, uint64_t from, uint64_t to,
 {
     struct source_pieces *s = (struct source_pieces *)f;
     struct dr_source_range best = {UINT64_MAX, 0};
-    if (!f || f->ops != &pieces_ops || from >= to)
+    if (!f || f->ops != &pieces_ops || from >= to || s->n == 0)
         return false;
     DR_LOCK_SCOPE(&s->lock);
-    for (size_t i = 0; i < s->n_doubts; i++) {
-        const struct dr_source_range *d = &s->doubts[i];
-        if (d->from < to && d->to > from && d->from < best.from)
-            best = *d;
+    for (size_t i = piece_at(s, from); i < s->doubts_end && s->piece[i].plain < to; i++) {
+        uint64_t end = s->piece[i].plain + s->doubts[i];
+        if (s->doubts[i] > 0 && end > from) {
+            best = (struct dr_source_range){s->piece[i].plain, end};
+            break;
+        }
     }
     if (s->displaced < to && s->displaced <= best.from) /* all to the end */
         best = (struct dr_source_range){s->displaced, UINT64_MAX};
@@ -556,6 +554,7 @@ int source_pieces_open(struct dr_file *f, const struct source_piece_packer *pack
         .id = f->fs && !f->part ? f->id : (struct dr_file_id){.owner = s, .ino = (uintptr_t)s},
         .path = strdup(f->path),
         .atomic_size = 512,
+        .decoding = 1 + salvage,
     };
     int r = begin(s, err);
     if (r < 0) {

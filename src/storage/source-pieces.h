@@ -4,8 +4,8 @@
  * damaged piece costs only itself. The code of each packer finds the pieces and decodes one; the
  * list, the decoded pieces that are kept, and the file are here.
  *
- * Memory: 24 bytes a piece, and the larger of 64 MiB and four decoded pieces; each reader also has
- * the packed bytes of the piece that it decodes. */
+ * Memory: 24 bytes a piece (28 once a salvage has read damaged ones), and the larger of 64 MiB and
+ * four decoded pieces; each reader also has the packed bytes of the piece that it decodes. */
 #ifndef DR_STORAGE_SOURCE_PIECES_H
 #define DR_STORAGE_SOURCE_PIECES_H
 

@@ -194,6 +194,9 @@ struct dr_file {
     enum dr_file_part part;
     uint64_t under_at;
     struct dr_claim claim;   /* of a part, on under */
+    /* How it decodes under, where that can be done in several ways that give different bytes of a
+     * damaged file. Opens of one file share an object only where this is equal. 0 = plain bytes. */
+    unsigned decoding;
     bool block_device;       /* or like one: it has the room that it has */
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */

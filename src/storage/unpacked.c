@@ -399,6 +399,7 @@ static int open_in_order(struct dr_file *f, const char *packer, bool at_random,
         .id = f->fs && !f->part ? f->id : (struct dr_file_id){.owner = u, .ino = (uintptr_t)u},
         .path = strdup(f->path),
         .atomic_size = 512,
+        .decoding = 1 + (damage ? DR_SOURCE_SALVAGE : DR_SOURCE_STRICT),
     };
     int r = u->base.path ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", f->path);
     if (r == 0)

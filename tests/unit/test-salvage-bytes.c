@@ -337,6 +337,43 @@ static void no_wrong_byte_of_a_packed_disk_comes_out_without_a_word(void **state
     }
 }
 
+/* A packed disk of which the checksum of the last piece is wrong, and no other byte. That is far
+ * from what is looked at when a disk is opened. */
+static void write_doubtful(struct dr_fs *fs, const uint8_t *disk, size_t n, size_t piece)
+{
+    struct bytes packed = {0}, frames = {0};
+    zstd_table(&packed, disk, n, piece);
+    zstd_frames(&frames, disk, n, piece);
+    packed.p[frames.n - 1] ^= 1; /* a frame ends with its checksum */
+    write_file(fs, PACKED, packed.p, packed.n);
+    free(packed.p);
+    free(frames.p);
+}
+
+static void a_salvage_and_a_reader_of_one_packed_file_do_not_share_what_they_read(void **state)
+{
+    enum { LEN = 32 << 10, PIECES = 64 };
+    struct bench *b = *state;
+    uint8_t *disk = malloc(LEN * PIECES), *last = disk + LEN * (PIECES - 1), buf[LEN];
+    fill(disk, LEN * PIECES);
+    write_doubtful(b->fs, disk, LEN * PIECES, LEN);
+    for (unsigned salvage_first = 0; salvage_first < 2; salvage_first++) {
+        struct dr_disk *disks[2];
+        for (unsigned i = 0; i < 2; i++) {
+            bool salvage = (i == 0) == salvage_first;
+            struct dr_open_options open = {.flags = salvage ? DR_OPEN_SALVAGE : 0};
+            ok(dr_open_fs(b->fs, PACKED, &open, &disks[salvage], &err));
+        }
+        struct dr_error why = DR_ERROR_INIT;
+        ok(dr_pread(disks[1], buf, (uint64_t)(last - disk), LEN, &err));
+        assert_memory_equal(buf, last, LEN);
+        assert_int_equal(dr_pread(disks[0], buf, (uint64_t)(last - disk), LEN, &why), -EBADMSG);
+        dr_close(disks[0], NULL);
+        dr_close(disks[1], NULL);
+    }
+    free(disk);
+}
+
 /* ------------------------------------------------------------------ archives */
 
 static void note_vma(void *user, const struct dr_vma_damage *d)
@@ -446,6 +483,8 @@ static void no_wrong_byte_of_a_plain_archive_with_checksums_comes_out_without_a_
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(
+            a_salvage_and_a_reader_of_one_packed_file_do_not_share_what_they_read, setup, teardown),
         cmocka_unit_test_setup_teardown(no_wrong_byte_of_a_packed_disk_comes_out_without_a_word,
                                         setup, teardown),
         cmocka_unit_test_setup_teardown(no_wrong_byte_of_an_archive_comes_out_without_a_word, setup,
