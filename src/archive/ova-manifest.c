@@ -264,6 +264,14 @@ static int sum_file(struct dr_file *f, struct ova_summing *s, struct dr_error *e
     return r;
 }
 
+const struct ova_digest *ova_manifest_find(const struct ova_manifest *m, const char *name)
+{
+    for (size_t i = 0; i < m->n; i++)
+        if (strcmp(ova_plain_name(m->all[i].name), ova_plain_name(name)) == 0)
+            return &m->all[i];
+    return NULL;
+}
+
 int ova_digest_check(const struct ova *ova, const struct ova_digest *want, struct ova_digest *have,
                      struct dr_error *err)
 {

@@ -35,6 +35,8 @@ size_t ova_digest_len(enum ova_digest_kind kind);       /* bytes */
 /* Two hex digits a byte, and a zero. */
 void ova_digest_text(const struct ova_digest *d, char text[2 * OVA_DIGEST_MAX + 1]);
 
+/* The digest that the manifest has for a file or piece of this name, or NULL. */
+const struct ova_digest *ova_manifest_find(const struct ova_manifest *m, const char *name);
 /* Does the file have the digest? -EBADMSG: it has another one, *d is what it has. stop as in
  * struct dr_create_params. */
 int ova_digest_check(const struct ova *ova, const struct ova_digest *want, struct ova_digest *have,

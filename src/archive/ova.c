@@ -270,6 +270,14 @@ static int add_named(struct pieces *p, const char *href, bool is_uri, struct dr_
     return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 
+char *ova_piece_name(const struct ova_found *found, size_t i)
+{
+    char *name = NULL;
+    if (!found->file || !found->file->chunk)
+        return strdup(found->name);
+    return asprintf(&name, "%s.%09zu", found->file->href, i) < 0 ? NULL : name;
+}
+
 /* HREF.000000000 and on: as many as the size wants, or as there are. */
 static int add_chunks(struct pieces *p, const struct ovf_file *f, struct dr_error *err)
 {
@@ -343,6 +351,15 @@ int ova_file_open(const struct ova *ova, const struct ova_found *found, bool cut
     if (asprintf(&shown, "%s#%s", ova->file->path, found->name) < 0)
         return dr_fail(err, ENOMEM, "%s: out of memory", ova->file->path);
     return dr_file_window(shown, p.parts, p.n, file, err);
+}
+
+int ova_file_pieces(const struct ova *ova, const struct ova_found *found, size_t *n,
+                    struct dr_error *err)
+{
+    __attribute__((cleanup(pieces_free))) struct pieces p = {.ova = ova};
+    int r = gather(&p, found, err);
+    *n = p.n;
+    return r;
 }
 
 int ova_file_stored(const struct ova *ova, const struct ova_found *found, uint64_t *bytes,

@@ -52,6 +52,11 @@ size_t ova_disk_count(const struct ova *ova);
  * the archive cuts off are shown as far as they go; else that is a failure. */
 int ova_file_open(const struct ova *ova, const struct ova_found *found, bool cut,
                   struct dr_file **file, struct dr_error *err);
+/* How many pieces it is stored in, each with a name and a digest of its own. */
+int ova_file_pieces(const struct ova *ova, const struct ova_found *found, size_t *n,
+                    struct dr_error *err);
+/* The name of one of them, or NULL: out of memory. The caller frees it. */
+char *ova_piece_name(const struct ova_found *found, size_t i);
 /* How many bytes are stored of it, without reading any. */
 int ova_file_stored(const struct ova *ova, const struct ova_found *found, uint64_t *bytes,
                     struct dr_error *err);

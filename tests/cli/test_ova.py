@@ -337,6 +337,21 @@ def test_all_pieces_of_a_disk_must_have_digests_when_those_are_compared(o):
         assert (r.code == 1 and words in r.err) if words else r.code == 0, r
 
 
+def test_the_digests_of_other_files_do_not_stand_for_those_of_a_disks_pieces(o):
+    """As many lines that look like its own, of a piece that is not the disk's; and of a disk whose size is not known."""
+    data = o.disk("d.vmdk")
+    chunk = len(data) // 2 + 1
+    pieces = {f"d.vmdk.{n:09}": data[n * chunk:(n + 1) * chunk] for n in range(2)}
+    for size in ({"size": len(data)}, {}):
+        text = ovagen.descriptor({"f": {"href": "d.vmdk", **size, "chunkSize": chunk}}, {"d": {"fileRef": "f"}})
+        listed = {"d.vmdk.000000000": pieces["d.vmdk.000000000"], "d.vmdk.000000007": b"another", "d.vmdk": b"third"}
+        sums = "".join(f"SHA256({name})= {hashlib.sha256(piece).hexdigest()}\n" for name, piece in listed.items())
+        ovagen.pack(o.dir / "m.ova", {"m.ovf": text, "m.mf": sums.encode(), **pieces, **listed})
+        r = o.tools.drover("convert", "--verify", "-O", "raw", "m.ova", "x.raw")
+        assert r.code == 1 and "digests of 1 of the 2 pieces of 'd.vmdk'" in r.err, r
+        assert "no digest of 'd.vmdk.000000001'" in o.tools.drover("check", "m.ova").out
+
+
 def test_a_disk_without_its_archives_format_in_front_is_told_its_name(o):
     ovagen.pack(o.dir / "m.ova", machine(o))
     r = o.tools.drover("convert", "-O", "raw", "m.ova#d.vmdk", "x.raw")

@@ -51,22 +51,24 @@ static void check_files(struct checking *c)
 
 /* ------------------------------------------------------------------ digests */
 
-/* Is there a digest of the file? */
-static bool is_listed(const struct ova_manifest *m, const char *name)
+/* Tell of a file that has no digest. A disk in pieces has one for each; where pieces are not there,
+ * that is told already. */
+static void check_has_digest(struct checking *c, const struct ova_manifest *m,
+                             const struct ovf_file *f)
 {
-    for (size_t i = 0; i < m->n; i++)
-        if (strcmp(ova_plain_name(m->all[i].name), ova_plain_name(name)) == 0)
-            return true;
-    return false;
-}
-
-/* A disk in pieces has a digest for each. */
-static bool has_digest(const struct ova_manifest *m, const struct ovf_file *f)
-{
-    CLEANUP_FREE char *first = NULL;
-    if (is_listed(m, f->href))
-        return true;
-    return f->chunk && asprintf(&first, "%s.%09u", f->href, 0) >= 0 && is_listed(m, first);
+    const struct ova_found found = {.file = f, .name = f->href};
+    struct dr_error why = DR_ERROR_INIT;
+    size_t n = 0;
+    if (ova_file_pieces(c->ova, &found, &n, &why) < 0)
+        n = 1;
+    for (size_t i = 0; i < n; i++) {
+        CLEANUP_FREE char *name = ova_piece_name(&found, i);
+        if (name && !ova_manifest_find(m, name)) {
+            note(c, "%s: the manifest has no digest of '%s', so its bytes were not compared",
+                 c->ova->file->path, n > 1 ? name : f->href);
+            return;
+        }
+    }
 }
 
 static bool is_referred_to(const struct ova *ova, const char *name)
@@ -91,9 +93,7 @@ static int check_digests(struct checking *c, const struct ova_manifest *m, struc
             damage(c, why.text);
     }
     for (size_t i = 0; i < c->ova->ovf.n_files; i++)
-        if (!has_digest(m, &c->ova->ovf.files[i]))
-            note(c, "%s: the manifest has no digest of '%s', so its bytes were not compared",
-                 c->ova->file->path, c->ova->ovf.files[i].href);
+        check_has_digest(c, m, &c->ova->ovf.files[i]);
     if (m->has_certificate)
         note(c, "%s: has a certificate, which was not checked: nothing says who made the manifest",
              c->ova->file->path);

@@ -84,44 +84,37 @@ static int refuse_disk(const struct dr_image *image, const struct ova_found *fou
     return 0;
 }
 
-/* Is it the name of the file, or of one of its pieces? */
-static bool is_of(const struct ova_found *found, const char *listed)
+static int no_digest(const struct dr_image *image, const struct ova_manifest *m,
+                     const struct ova_found *found, size_t compared, size_t n, struct dr_error *err)
 {
-    const char *name = ova_plain_name(found->name), *plain = ova_plain_name(listed);
-    size_t n = strlen(name);
-    if (strcmp(name, plain) == 0)
-        return true;
-    return found->file && found->file->chunk && strncmp(name, plain, n) == 0 && plain[n] == '.' &&
-           strlen(plain + n + 1) == 9 && strspn(plain + n + 1, "0123456789") == 9;
+    if (compared > 0)
+        return dr_fail(err, ENOTSUP,
+                       "%s: its manifest has digests of %zu of the %zu pieces of '%.200s'",
+                       image->path, compared, n, found->name);
+    return dr_fail(err, ENOTSUP, "%s: %s '%.200s'", image->path,
+                   m->name ? "its manifest has no digest of"
+                           : "has no manifest, so nothing tells what the digest should be of",
+                   found->name);
 }
 
-/* Compare what the manifest has of the file. */
+/* Compare what the manifest has of the file, which must be something of each piece. */
 static int compare_digests(struct dr_image *image, const struct ova *ova,
                            const struct ova_manifest *m, const struct ova_found *found,
                            struct dr_error *err)
 {
     struct ova_digest have;
-    const struct ovf_file *file = found->file;
-    uint64_t pieces = file && file->chunk && file->has_size ? dr_div_up(file->size, file->chunk)
-                                                            : 0;
-    uint64_t compared = 0;
-    int r = 0;
-    for (size_t i = 0; r == 0 && i < m->n; i++) {
-        if (!is_of(found, m->all[i].name))
-            continue;
-        r = ova_digest_check(ova, &m->all[i], &have, err);
-        compared++;
+    size_t n = 0, compared = 0;
+    int r = ova_file_pieces(ova, found, &n, err);
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        CLEANUP_FREE char *name = ova_piece_name(found, i);
+        const struct ova_digest *want = name ? ova_manifest_find(m, name) : NULL;
+        if (!name)
+            return dr_fail(err, ENOMEM, "%s: out of memory", image->path);
+        if (want)
+            r = ova_digest_check(ova, want, &have, err);
+        compared += want != NULL;
     }
-    if (r == 0 && compared == 0)
-        return dr_fail(err, ENOTSUP, "%s: %s '%.200s'", image->path,
-                       m->name ? "its manifest has no digest of"
-                               : "has no manifest, so nothing tells what the digest should be of",
-                       found->name);
-    if (r == 0 && compared < pieces)
-        return dr_fail(
-            err, ENOTSUP, "%s: its manifest has digests of %llu of the %llu pieces of '%.200s'",
-            image->path, (unsigned long long)compared, (unsigned long long)pieces, found->name);
-    return r;
+    return r == 0 && compared < n ? no_digest(image, m, found, compared, n, err) : r;
 }
 
 static int verify(struct dr_image *image, const struct ova *ova, const struct ova_found *found,
