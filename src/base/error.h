@@ -34,6 +34,9 @@ void dr_hide_secrets(char *text);
 /* The same in a text that is nothing but image options (NAME=VALUE,...), where a value may hold
  * spaces and quotes. */
 void dr_hide_option_secrets(char *text);
+/* The name without the passwords and cookies that a json: name has as values of its own, malloc'ed;
+ * any other name as it is. NULL = out of memory. */
+char *dr_without_secrets(const char *name);
 /* Is it the name of an option (perhaps file.NAME) whose value is a secret? */
 bool dr_is_secret(const char *name);
 

@@ -4,9 +4,13 @@
  * parsed. We look for what can begin a secret, in every spelling that a reader of JSON, of image
  * options or of a URL takes for it, and where its end is in doubt we hide more rather than less. */
 #include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/error.h"
+#include "base/json.h"
 
 #define BACKSLASHES 15u /* before a character that are looked at: JSON four times inside JSON */
 
@@ -206,4 +210,39 @@ void dr_hide_option_secrets(char *text)
                                                     : at + n;
     }
     dr_hide_secrets(text);
+}
+
+/* ------------------------------------------------------------------ names */
+
+/* True: there were some. */
+static bool drop_secrets(json_t *value)
+{
+    const char *key;
+    json_t *item;
+    void *next;
+    size_t i;
+    bool any = false;
+    json_object_foreach_safe(value, next, key, item)
+    {
+        if (dr_is_secret(key) && json_object_del(value, key) == 0)
+            any = true;
+        else
+            any |= drop_secrets(item);
+    }
+    json_array_foreach(value, i, item) any |= drop_secrets(item);
+    return any;
+}
+
+char *dr_without_secrets(const char *name)
+{
+    json_t *root = strncmp(name, "json:", 5) == 0 ? json_loads(name + 5, 0, NULL) : NULL;
+    CLEANUP_FREE char *text = NULL;
+    char *out = NULL;
+    if (!root || !drop_secrets(root)) {
+        json_decref(root);
+        return strdup(name);
+    }
+    text = dr_json_dump(root, JSON_COMPACT);
+    json_decref(root);
+    return text && asprintf(&out, "json:%s", text) >= 0 ? out : NULL;
 }

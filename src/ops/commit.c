@@ -133,7 +133,7 @@ static int adopt(const struct commit *c, unsigned flags, struct dr_error *err)
     struct dr_image *k = commit_k(c), *p = commit_p(c);
     if (!k)
         return 0;
-    CLEANUP_FREE char *name = dr_ops_name_from(c->fs, k->path, p->path);
+    CLEANUP_FREE char *name = dr_ops_name_of(c->fs, k->path, c->chain, c->base);
     if (!name)
         return dr_fail(err, ENOMEM, "%s: out of memory", k->path);
     return dr_image_set_backing(k, p, name, p->fmt->name, flags, err);
@@ -407,7 +407,7 @@ static int forget_prints(struct commit *c, struct dr_error *err)
 static void announce_print(const struct commit *c)
 {
     const struct dr_image *k = commit_k(c);
-    CLEANUP_FREE char *name = k && c->k_print ? dr_ops_name_from(c->fs, k->path, commit_p(c)->path)
+    CLEANUP_FREE char *name = k && c->k_print ? dr_ops_name_of(c->fs, k->path, c->chain, c->base)
                                               : NULL;
     if (name)
         ops_fingerprint_announce(k, name, c->chain, c->base);

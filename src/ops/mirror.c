@@ -19,7 +19,8 @@ struct mirror {
     size_t last;            /* images[0..last) are copied */
     const struct dr_format *fmt;
     struct dr_new_image fresh; /* of a new target */
-    char *parent;              /* what a new target of the top image alone stands on */
+    char *parent;              /* what a new target of the top image alone stands on, by the name
+                                  that opens it: the target's header may have no password */
     struct dr_disk *out;
     struct dr_follow follow;
     bool pivot;
@@ -56,7 +57,7 @@ static int open_out(struct mirror *m, const char *path, unsigned flags, const ch
 static int create_out(struct mirror *m, struct dr_error *err)
 {
     const struct dr_image *parent = parent_of(m);
-    CLEANUP_FREE char *name = parent ? dr_ops_name_from(m->fs, m->target, parent->path) : NULL;
+    CLEANUP_FREE char *name = parent ? dr_ops_name_of(m->fs, m->target, m->chain, 1) : NULL;
     const struct dr_create_params what = {
         .size = m->follow.size,
         .backing = parent ? m->chain->images[1] : NULL,
@@ -193,7 +194,7 @@ static int take_over(struct mirror *m, struct dr_chain **fresh, struct dr_error 
 {
     CLEANUP_DISK struct dr_disk *out = NULL;
     const struct dr_switch to = {m->disk, m->target, m->fmt->name};
-    int r = open_out(m, m->target, 0, NULL, &out, err);
+    int r = open_out(m, m->target, 0, m->parent, &out, err);
     if (r == 0)
         r = dr_job_record(m->job, &to, 1, err);
     if (r < 0)

@@ -21,10 +21,12 @@ int dr_measure_fs(struct dr_fs *fs, const char *source, uint64_t size,
                   struct dr_error *err);
 int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
                  struct dr_job *job, struct dr_error *err);
-/* On an open disk. retire: at last go on with the plain file alone. shared: other threads may use
+/* On an open disk. recorded: the name of the parent to be recorded, where that is not the one that
+ * opens it, or NULL. retire: at last go on with the plain file alone. shared: other threads may use
  * it. No job is begun or ended. */
-int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options, bool retire,
-                  bool shared, struct dr_job *job, struct dr_error *err);
+int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options,
+                  const char *recorded, bool retire, bool shared, struct dr_job *job,
+                  struct dr_error *err);
 int dr_stream_fs(struct dr_fs *fs, const char *path, const struct dr_stream_options *options,
                  struct dr_job *job, struct dr_error *err);
 int dr_retire_look_fs(struct dr_fs *fs, const char *path, const struct dr_retire_options *options,
@@ -268,6 +270,9 @@ size_t dr_ops_member(const struct dr_chain *chain, const char *name);
 /* The name under which an image at path records the file at target: relative if it can be.
  * Malloc'ed, NULL = out of memory. */
 char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target);
+/* The same for images[k] of an open chain. A password or cookie that was given when the chain was
+ * opened, and that no header of it has, is not recorded. */
+char *dr_ops_name_of(struct dr_fs *fs, const char *path, const struct dr_chain *chain, size_t k);
 /* Remove the files that interrupted attempts made to replace the file at path, if is_dead says so
  * of one. NULL: all are; the caller holds the lock of the file at path, so no attempt is under way.
  */

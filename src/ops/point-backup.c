@@ -31,14 +31,15 @@ static unsigned target_flags(const struct dr_point *p)
     return p->o.open.flags | DR_OPEN_RDWR | (p->o.disk->flags & kept);
 }
 
-/* parent: what the new image is to stand on, or NULL. */
-static int create_target(struct dr_point *p, struct dr_image *parent, uint64_t size,
+/* child: the new image is to stand on what the disk's active image stands on. */
+static int create_target(struct dr_point *p, struct dr_chain *chain, bool child,
                          struct dr_error *err)
 {
     struct dr_fs *fs = p->o.disk->fs;
+    struct dr_image *parent = child ? chain->images[1] : NULL;
     const struct dr_format *fmt =
         dr_ops_format(p->format, DR_FORMAT_CREATE | (parent ? DR_FORMAT_BACKING : 0u), err);
-    CLEANUP_FREE char *name = parent ? dr_ops_name_from(fs, p->target, parent->path) : NULL;
+    CLEANUP_FREE char *name = parent ? dr_ops_name_of(fs, p->target, chain, 1) : NULL;
     struct dr_open_options open = p->o.open;
     if (!fmt)
         return err ? -err->errnum : -EINVAL;
@@ -48,7 +49,7 @@ static int create_target(struct dr_point *p, struct dr_image *parent, uint64_t s
     open.flags = target_flags(p) | DR_OPEN_UNCHANGED;
     open.backing = parent ? parent->path : NULL;
     open.backing_format = parent ? parent->fmt->name : NULL;
-    const struct dr_create_params params = {.size = size,
+    const struct dr_create_params params = {.size = chain->images[0]->size,
                                             .backing = parent,
                                             .backing_name = name,
                                             .backing_format = open.backing_format,
@@ -71,9 +72,7 @@ static int make_target(struct dr_point *p, struct dr_chain *chain, struct dr_err
     bool child = p->o.sync == DR_POINT_TOP && chain->n > 1;
     if (dr_fs_exists(p->o.disk->fs, p->target))
         return dr_fail(err, EEXIST, "%s: exists already", p->target);
-    return dr_new_hide(
-        create_target(p, child ? chain->images[1] : NULL, chain->images[0]->size, err), p->target,
-        err);
+    return dr_new_hide(create_target(p, chain, child, err), p->target, err);
 }
 
 static int open_target(struct dr_point *p, struct dr_error *err)

@@ -143,7 +143,8 @@ static const char *recorded_format(const struct rebase *rb)
 static int set_backing(struct rebase *rb, unsigned flags, struct dr_error *err)
 {
     struct dr_image *image = rebase_overlay(rb);
-    return dr_image_set_backing(image, new_parent(rb), rb->name, recorded_format(rb), flags, err);
+    return dr_image_set_backing(image, new_parent(rb), rb->recorded, recorded_format(rb), flags,
+                                err);
 }
 
 /* What differs in size works here, and in QEMU. */
@@ -219,7 +220,7 @@ static int record_step(void *user, struct dr_chain *present, struct dr_chain **f
 static void announce_print(const struct rebase *rb)
 {
     if (rb->has_print && rb->above && !rb->retire)
-        ops_fingerprint_announce(rebase_overlay(rb), rb->name, rb->above, rb->above_first);
+        ops_fingerprint_announce(rebase_overlay(rb), rb->recorded, rb->above, rb->above_first);
 }
 
 static int switch_parent(struct rebase *rb, struct dr_error *err)
@@ -479,6 +480,7 @@ static int rebase_claimed(struct rebase *rb, struct dr_error *err)
         return r;
     rb->path = rebase_overlay(rb)->path;
     rb->name = rb->o->backing && *rb->o->backing ? rb->o->backing : NULL;
+    rb->recorded = rb->recorded ? rb->recorded : rb->name;
     r = check_overlay(rb, err);
     if (r == 0 && rb->name) {
         rb->where = dr_ops_resolve(rb->path, rb->name);
@@ -499,11 +501,17 @@ static int rebase_claimed(struct rebase *rb, struct dr_error *err)
     return r < 0 ? r : closed;
 }
 
-int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options, bool retire,
-                  bool shared, struct dr_job *job, struct dr_error *err)
+int dr_ops_rebase(struct dr_disk *disk, const struct dr_rebase_options *options,
+                  const char *recorded, bool retire, bool shared, struct dr_job *job,
+                  struct dr_error *err)
 {
-    struct rebase rb = {
-        .fs = disk->fs, .o = options, .job = job, .disk = disk, .shared = shared, .retire = retire};
+    struct rebase rb = {.fs = disk->fs,
+                        .o = options,
+                        .job = job,
+                        .disk = disk,
+                        .recorded = recorded,
+                        .shared = shared,
+                        .retire = retire};
     int r = dr_disk_claim(disk, "rebase", err);
     if (r < 0)
         return r;
@@ -522,7 +530,7 @@ int dr_disk_rebase(struct dr_disk *disk, const struct dr_rebase_options *options
     DR_REQUIRE(options, err);
     DR_REQUIRE(options->backing, err);
     int r = dr_job_begin_beside(job, disk, err);
-    return r < 0 ? r : dr_job_end(job, dr_ops_rebase(disk, options, false, true, job, err));
+    return r < 0 ? r : dr_job_end(job, dr_ops_rebase(disk, options, NULL, false, true, job, err));
 }
 
 int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_options *options,
@@ -536,7 +544,7 @@ int dr_rebase_fs(struct dr_fs *fs, const char *path, const struct dr_rebase_opti
     int r = dr_open_fs(fs, path, &open, &disk, err);
     if (r < 0)
         return r;
-    r = dr_ops_rebase(disk, options, false, false, job, err);
+    r = dr_ops_rebase(disk, options, NULL, false, false, job, err);
     int closed = dr_ops_close(&disk, r == 0 ? err : NULL);
     return r < 0 ? r : closed;
 }

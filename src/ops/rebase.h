@@ -20,6 +20,7 @@ struct rebase {
     bool shared;             /* other threads may use the disk */
     bool retire;             /* at last the image's plain file is the disk */
     const char *path, *name; /* name NULL = no parent */
+    const char *recorded;    /* the parent's name in the header */
     size_t at;               /* the overlay's index in the disk's chain */
     bool thawed;             /* it lies below the active image, and was frozen before */
     char *where;             /* of the new parent */

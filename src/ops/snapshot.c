@@ -132,7 +132,7 @@ static int make_child(struct snapshot *s, struct dr_error *err)
     struct dr_image *image = s->chain->images[0];
     const struct dr_overlay *o = s->overlay;
     bool alike = s->fmt == image->fmt;
-    CLEANUP_FREE char *name = dr_ops_name_from(s->disk->fs, s->where, image->path);
+    CLEANUP_FREE char *name = dr_ops_name_of(s->disk->fs, s->where, s->chain, 0);
     const struct dr_create_params what = {
         .size = image->size,
         .backing = image,
@@ -197,7 +197,7 @@ static int choose_place(struct snapshot *s, struct dr_error *err)
 int snapshot_adopt(struct snapshot *s, unsigned flags, struct dr_error *err)
 {
     const struct dr_image *parent = s->chain->images[0];
-    CLEANUP_FREE char *name = dr_ops_name_from(s->disk->fs, s->where, parent->path);
+    CLEANUP_FREE char *name = dr_ops_name_of(s->disk->fs, s->where, s->chain, 0);
     if (!name)
         return dr_fail(err, ENOMEM, "%s: out of memory", s->where);
     return dr_image_set_backing(s->child, parent, name, parent->fmt->name, flags, err);

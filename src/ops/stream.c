@@ -4,10 +4,22 @@
 #include "base/cleanup.h"
 #include "ops/ops-internal.h"
 
-/* How the overlay is to name the ancestor, and which format that has. image: the overlay if it is
- * not the active one. */
-static int find_base(const struct dr_chain *chain, const char *image, const char *base, char **name,
-                     char **format, struct dr_error *err)
+struct base {
+    char *name;     /* that opens it */
+    char *recorded; /* how the overlay is to name it */
+    char *format;
+};
+
+static void base_free(struct base *b)
+{
+    free(b->name);
+    free(b->recorded);
+    free(b->format);
+}
+
+/* The ancestor that stays. image: the overlay if it is not the active one. */
+static int find_base(const struct dr_chain *chain, const char *image, const char *base,
+                     struct base *found, struct dr_error *err)
 {
     size_t at = image ? dr_ops_member(chain, image) : 0, k = dr_ops_member(chain, base);
     if (at == chain->n)
@@ -16,33 +28,36 @@ static int find_base(const struct dr_chain *chain, const char *image, const char
     const struct dr_image *overlay = chain->images[at];
     if (k <= at || k == chain->n)
         return dr_fail(err, EINVAL, "%s: %s is not one of its backing files", overlay->path, base);
-    *name = dr_ops_name_from(overlay->fs, overlay->path, chain->images[k]->path);
-    *format = strdup(chain->images[k]->fmt->name);
-    return *name && *format ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", overlay->path);
+    found->name = dr_ops_name_from(overlay->fs, overlay->path, chain->images[k]->path);
+    found->recorded = dr_ops_name_of(overlay->fs, overlay->path, chain, k);
+    found->format = strdup(chain->images[k]->fmt->name);
+    return found->name && found->recorded && found->format
+               ? 0
+               : dr_fail(err, ENOMEM, "%s: out of memory", overlay->path);
 }
 
 static int stream(struct dr_disk *disk, const struct dr_stream_options *o, bool shared,
                   struct dr_job *job, struct dr_error *err)
 {
-    CLEANUP_FREE char *name = NULL, *format = NULL;
+    __attribute__((cleanup(base_free))) struct base base = {0};
     if (o->base && *o->base) {
         struct dr_chain *chain = dr_disk_chain(disk);
-        int r = find_base(chain, o->image, o->base, &name, &format, err);
+        int r = find_base(chain, o->image, o->base, &base, err);
         dr_chain_unref(chain, NULL);
         if (r < 0)
             return r;
     }
     struct dr_rebase_options rebase = {
         .open = o->open,
-        .backing = name ? name : "",
-        .backing_format = format,
+        .backing = base.name ? base.name : "",
+        .backing_format = base.format,
         .image = o->image,
         .refuse_snapshots = o->refuse_snapshots,
     };
     struct dr_ops_left left = {0};
     int r = o->remove ? dr_ops_left_begin(&left, disk, err) : 0;
     if (r == 0)
-        r = dr_ops_rebase(disk, &rebase, o->retire, shared, job, err);
+        r = dr_ops_rebase(disk, &rebase, base.recorded, o->retire, shared, job, err);
     if (r == 0)
         r = dr_ops_left_remove(&left, disk, &o->open, err);
     dr_ops_left_free(&left);

@@ -351,6 +351,21 @@ char *dr_ops_name_from(struct dr_fs *fs, const char *path, const char *target)
     return name && asprintf(&out, "%s:%s", said, name) >= 0 ? out : NULL;
 }
 
+/* Has the header of the image above it the name by which images[k] was opened? */
+static bool is_recorded(const struct dr_chain *chain, size_t k)
+{
+    const struct dr_image *above = k > 0 ? chain->images[k - 1] : NULL;
+    CLEANUP_FREE char *recorded =
+        above && above->backing_name ? dr_ops_resolve(above->path, above->backing_name) : NULL;
+    return recorded && strcmp(recorded, chain->images[k]->path) == 0;
+}
+
+char *dr_ops_name_of(struct dr_fs *fs, const char *path, const struct dr_chain *chain, size_t k)
+{
+    CLEANUP_FREE char *name = dr_ops_name_from(fs, path, chain->images[k]->path);
+    return !name || is_recorded(chain, k) ? DR_STEAL(name) : dr_without_secrets(name);
+}
+
 void dr_ops_remove_asides(struct dr_fs *fs, const char *path,
                           bool (*is_dead)(struct dr_fs *fs, const char *aside))
 {

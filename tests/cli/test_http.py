@@ -5,8 +5,10 @@ import json
 import lzma
 import os
 import random
+import shlex
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -194,6 +196,28 @@ def test_secrets_are_objects_of_qemu(t, nginx, disk):
     assert "No secret with id 's'" in refused(t, "info", "--image-opts", options)
     name = {"driver": "http", "url": f"{nginx.http}/secret/disk.raw", "username": "user", "password-secret": "s"}
     assert t.ours("qemu-img", "info", "--object", "secret,id=s,data=pass", "json:" + json.dumps(name)).code == 0
+
+
+@pytest.mark.parametrize("jobs, changed", [
+    ("mirror --top-only -f qcow2 top new", "new"),
+    ("snapshot top one, snapshot top two, stream --base=BASE top", "two"),
+    ("snapshot top one, snapshot top two, delete top top", "one"),
+])
+def test_no_job_records_a_password_that_was_given_to_open_a_disk(t, nginx, disk, jobs, changed):
+    name = {"driver": "http", "url": f"{nginx.http}/secret/disk.raw", "username": "user", "password": "pass"}
+    base = "json:" + json.dumps(name)
+    t.ok("create", "-q", "-f", "qcow2", "-u", "-b", "elsewhere", "-F", "raw", "top", str(len(disk)))
+    run = " && ".join(f"{t.bin}/drover ctl ctl {job}" for job in jobs.split(", ")).replace("BASE", shlex.quote(base))
+    plugin = os.environ.get("DROVER_NBDKIT_PLUGIN") or Path(os.environ["DROVER"]).parent / "nbdkit-drover-plugin.so"
+    r = t.start(shutil.which("nbdkit") or pytest.skip("nbdkit is not installed"), "-U", "-", plugin, "disk=top", f"backing={base}",
+                "backing-format=raw", f"allow-path={base}", f"control={t.dir}/ctl", "--run", run)
+    assert r.code == 0, r
+    header = (t.dir / changed).read_bytes()[:65536]
+    assert b'"username":"user"' in header and b"pass" not in header.replace(b"password", b"")
+    # The image is as good as the one that it was made from: whoever has the password reads the disk.
+    options = f"driver=qcow2,file.filename={changed},backing.driver=raw," + ",".join(f"backing.file.{k}={v}" for k, v in name.items())
+    t.ok("convert", "-O", "raw", "--image-opts", options, "x")
+    assert (t.dir / "x").read_bytes() == disk
 
 
 def test_what_cannot_be_is_said(t, nginx, disk):

@@ -184,6 +184,25 @@ static void values_of_image_options_are_hidden_to_their_end(void **state)
     assert_string_equal(text, "driver=https,file.cookie=***,password=,url=http://a:***@b,x");
 }
 
+static void a_name_without_its_secrets_keeps_the_rest(void **state)
+{
+    static const char *const all[][2] = {
+        {"json:{\"a\": 1,\"file\":{\"cookie\":\"c\",\"url\":\"u\",\"b\":[{\"password\":2}]}}",
+         "json:{\"a\":1,\"file\":{\"url\":\"u\",\"b\":[{}]}}"},
+        {"json:{\"file.password\":\"p\",\"password-secret\":\"s\"}",
+         "json:{\"password-secret\":\"s\"}"},
+        {"json:{ \"a\": 1 }", "json:{ \"a\": 1 }"},
+        {"json:{\"password\":", "json:{\"password\":"},
+        {"/dir/password=x", "/dir/password=x"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        char *name = dr_without_secrets(all[i][0]);
+        assert_string_equal(name, all[i][1]);
+        free(name);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -194,6 +213,7 @@ int main(void)
         cmocka_unit_test(paths_are_taken_apart_and_joined),
         cmocka_unit_test(no_spelling_of_a_secret_is_printed),
         cmocka_unit_test(what_is_no_secret_is_printed_as_it_is),
+        cmocka_unit_test(a_name_without_its_secrets_keeps_the_rest),
         cmocka_unit_test(values_of_image_options_are_hidden_to_their_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
