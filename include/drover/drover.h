@@ -148,6 +148,19 @@ struct dr_unpacking {
 /* For the whole process. NULL = none of it. Not to be called while images are being opened. */
 DR_API void dr_set_unpacking(const struct dr_unpacking *how);
 
+/* Passwords of encrypted images. An image that is opened by a json: name, or created, refers to its
+ * password by the id of a secret, with QEMU's keys: json:{"driver": "luks", "key-secret": "sec0",
+ * "file": {"driver": "file", "filename": "disk.luks"}}, for a qcow2 "encrypt.key-secret". Secrets are
+ * of the whole process, are kept out of swap space where the system allows that, and are wiped when
+ * they are forgotten. An image keeps no password: only opening it asks for the secret. Any thread.
+ *
+ * Set or replace the secret called id: len bytes, at most DR_SECRET_MAX. data is copied. -EINVAL:
+ * longer than that, or id is NULL. -ENOMEM. */
+#define DR_SECRET_MAX 65536u
+DR_API int dr_secret_set(const char *id, const void *data, size_t len);
+/* Forget it; NULL = all of them. Nothing happens where there is none. */
+DR_API void dr_secret_forget(const char *id);
+
 /* Every path of an image may also be FORMAT:PATH#MEMBER: one disk of a file that holds several,
  * such as vma:backup.vma#drive-scsi0. #MEMBER may be left out if there is only one; if PATH#MEMBER
  * is itself the name of a file, it is that. A path that begins like this by chance is written

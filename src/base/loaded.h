@@ -39,6 +39,7 @@ struct dr_loaded_library {
 
 int dr_load_archive(struct dr_error *err); /* libarchive */
 int dr_load_curl(struct dr_error *err);
+int dr_load_gcrypt(struct dr_error *err);
 int dr_load_nbd(struct dr_error *err);
 int dr_load_xml(struct dr_error *err); /* libxml2 */
 

@@ -115,6 +115,7 @@ struct dr_image {
     struct dr_flusher *flusher;
     const struct dr_gate *gate; /* while it is being opened; NULL = what the environment allows */
     const char *data_file;      /* the same: named by the user; NULL = as recorded */
+    const char *key_secret;     /* the same: which secret has the password; NULL = not given */
     const char *member_format;  /* the same: of a member of a container; NULL = as its bytes say */
     _Atomic bool has_decoded;   /* decoded.c may know units of it */
     _Atomic uint64_t decoded_gen;             /* changes whenever units are forgotten */

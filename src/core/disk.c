@@ -483,8 +483,10 @@ static int status_at(const struct dr_disk *disk, struct dr_chain *chain, uint64_
         status->flags = DR_EXTENT_ALLOCATED | DR_EXTENT_ZERO;
         break;
     case DR_DATA:
-        status->flags = DR_EXTENT_ALLOCATED | DR_EXTENT_OFFSET;
-        status->flags |= zero ? DR_EXTENT_ZERO : DR_EXTENT_DATA;
+        status->flags = DR_EXTENT_ALLOCATED | (zero ? DR_EXTENT_ZERO : DR_EXTENT_DATA);
+        if (place.ext.file->encrypted)
+            break;
+        status->flags |= DR_EXTENT_OFFSET;
         status->host_off = place.ext.host;
         struct dr_file *whole = dr_file_whole(place.ext.file, &status->host_off);
         status->file = keep_text(disk, whole->path);

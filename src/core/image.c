@@ -301,11 +301,15 @@ int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsign
     return dr_image_open_through(fs, path, format, flags, NULL, NULL, out, err);
 }
 
-/* A json: name may say the format; NULL: it does not. */
-static char *format_in_name(const char *path)
+/* A json: name may say the format and which secret has the password; NULL: it does not. */
+static void look_into_name(const char *path, char **format, char **key_secret)
 {
     DR_CLEANUP_PART struct dr_part part = {0};
-    return dr_part_is(path) && dr_part_parse(path, &part, NULL) == 0 ? DR_STEAL(part.format) : NULL;
+    *format = *key_secret = NULL;
+    if (!dr_part_is(path) || dr_part_parse(path, &part, NULL) < 0)
+        return;
+    *format = DR_STEAL(part.format);
+    *key_secret = DR_STEAL(part.key_secret);
 }
 
 int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
@@ -317,8 +321,10 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
     int r = dr_cache_limits_check(err);
     if (r == 0)
         r = dr_name_parse(fs, path, &name, err);
-    CLEANUP_FREE char *said = r == 0 && !format ? format_in_name(path) : NULL;
-    format = said ? said : format;
+    CLEANUP_FREE char *said = NULL, *key_secret = NULL;
+    if (r == 0)
+        look_into_name(path, &said, &key_secret);
+    format = format ? format : said;
     if (r == 0)
         r = choose_format(path, format, &name, &fmt, err);
     if (r < 0)
@@ -331,6 +337,7 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
     image->gate = gate;
     image->data_file = data_file;
+    image->key_secret = key_secret;
     if (fmt && (fmt->flags & DR_FORMAT_CONTAINER) && format && strcmp(format, fmt->name) != 0)
         image->member_format = format;
     image->member = DR_STEAL(name.member);
@@ -343,7 +350,7 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
         r = dr_fail(err, EINVAL, "%s: has no data file of its own that %s could replace", path,
                     data_file);
     image->gate = NULL;
-    image->data_file = NULL;
+    image->data_file = image->key_secret = NULL;
     image->member_format = NULL;
     if (r < 0) {
         image_free(image);

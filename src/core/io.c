@@ -348,7 +348,7 @@ int dr_chain_discard(struct dr_chain *chain, size_t at, uint64_t off, uint64_t l
         if (r < 0)
             break;
         widen_to_units(image, &ext, pos, off, end, &from, &to);
-        if (ext.kind == DR_DATA || ext.kind == DR_CODED || ext.placed)
+        if ((ext.kind == DR_DATA && !ext.stays) || ext.kind == DR_CODED || ext.placed)
             r = discard_extent(chain, at, from, to - from, ext.flat, err);
         else if (ext.kind == DR_HOLE)
             r = discard_hole(chain, at, pos, ext.len, err);

@@ -11,6 +11,7 @@ static const struct dr_format *const formats[] = {
     &dr_format_vmdk,
     &dr_format_qcow2,
     &dr_format_addcow,
+    &dr_format_luks,
     /* last: what is left when nothing else fits */
     &dr_format_raw,
 };

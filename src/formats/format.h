@@ -49,6 +49,7 @@ struct dr_extent {
     bool placed;          /* ZERO: has a place all the same, which a discard gives up */
     bool shared;          /* DATA, placed: others in the file have it, too, and keep it */
     bool flat;            /* DATA: holes of the file are this image's zeros (raw, flat extents) */
+    bool stays;           /* DATA: no way to give its place up, so a discard does nothing */
 };
 
 /* ------------------------------------------------------------------ reservations */
@@ -590,6 +591,8 @@ struct dr_format {
     /* Add what is special to the format to data (qemu-img info's format-specific "data"). Also sets
      * *cluster_size (0 = none). */
     int (*info)(struct dr_image *image, json_t *data, uint64_t *cluster_size, struct dr_error *err);
+    /* Are the guest's bytes encrypted? Optional: absent = they are not. */
+    bool (*encrypted)(const struct dr_image *image);
     int (*check)(struct dr_image *image, unsigned fix, struct dr_check_result *result,
                  struct dr_error *err);
     /* Show the ranges of files[0] that nothing in the image leads to, ascending, none twice.
@@ -598,6 +601,7 @@ struct dr_format {
 };
 
 extern const struct dr_format dr_format_addcow;
+extern const struct dr_format dr_format_luks;
 extern const struct dr_format dr_format_ova;
 extern const struct dr_format dr_format_ovf;
 extern const struct dr_format dr_format_qcow2;

@@ -166,6 +166,8 @@ static int describe(struct dr_image *image, const struct dr_open_options *option
     r = put_backing(&o, image, options, err);
     if (r < 0)
         return r;
+    if (image->fmt->encrypted && image->fmt->encrypted(image))
+        dr_json_put(&o, "encrypted", json_true());
     dr_json_put(&o, "dirty-flag", json_boolean(image->unclean));
     *out = json_incref(o);
     return o ? 0 : no_memory(image, err);

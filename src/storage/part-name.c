@@ -99,10 +99,17 @@ static bool is_range(const json_t *level)
     return is_raw(level) && (json_object_get(level, "offset") || json_object_get(level, "size"));
 }
 
+/* Where a luks image has its key, and where a qcow2 image has it. */
+static const json_t *key_secret_of(const json_t *level)
+{
+    const json_t *own = json_object_get(level, "key-secret");
+    return own ? own : json_object_get(json_object_get(level, "encrypt"), "key-secret");
+}
+
 bool dr_part_is(const char *name)
 {
     CLEANUP_JSON json_t *root = parse(name);
-    bool range = false;
+    bool range = key_secret_of(root); /* what has a key is not just the file's name either */
     const json_t *level = root;
     for (int i = 0; i < LEVELS_MAX && json_is_object(level); i++) {
         if (is_file(level) || is_server(level))
@@ -235,10 +242,30 @@ static int read_raw(const char *name, json_t *level, struct dr_part *part, struc
     return r < 0 ? r : read_below(name, json_object_get(level, "file"), &part->below, err);
 }
 
+/* The key of a format's level. */
+static int read_key(const char *name, json_t *level, struct dr_part *part, struct dr_error *err)
+{
+    static const char *const known[] = {"format", "key-secret", NULL};
+    const char *format =
+        json_string_value(json_object_get(json_object_get(level, "encrypt"), "format"));
+    const json_t *secret = key_secret_of(level);
+    int r = check_keys(name, json_object_get(level, "encrypt"), known, err);
+    if (r < 0)
+        return r;
+    if (format && strcmp(format, "luks") != 0)
+        return dr_fail(err, ENOTSUP, "%s: encrypt.format '%s' is not supported", name, format);
+    if (secret && !json_is_string(secret))
+        return dr_fail(err, EINVAL, "%s: key-secret must be the id of a secret", name);
+    part->key_secret = secret ? strdup(json_string_value(secret)) : NULL;
+    return secret && !part->key_secret ? out_of_memory(name, err) : 0;
+}
+
 static int read_format(const char *name, json_t *level, struct dr_part *part, struct dr_error *err)
 {
-    static const char *const known[] = {"file", NULL};
+    static const char *const known[] = {"file", "key-secret", "encrypt", NULL};
     int r = check_keys(name, level, known, err);
+    if (r == 0)
+        r = read_key(name, level, part, err);
     json_t *file = json_object_get(level, "file");
     if (r == 0 && json_is_object(file) && is_raw(file))
         return read_raw(name, file, part, err);
@@ -295,6 +322,7 @@ void dr_part_clear(struct dr_part *part)
     free(part->below);
     free(part->format);
     free(part->filename);
+    free(part->key_secret);
     *part = (struct dr_part){0};
 }
 

@@ -198,6 +198,7 @@ struct dr_file {
      * damaged file. Opens of one file share an object only where this is equal. 0 = plain bytes. */
     unsigned decoding;
     bool block_device;       /* or like one: it has the room that it has */
+    bool encrypted; /* what is read here stands in under, but not as it is (encrypted.h) */
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
     _Atomic int flush_error; /* sticky: negative errno of the first failed flush */

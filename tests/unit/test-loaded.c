@@ -44,7 +44,7 @@ static void each_library_has_what_is_called(void **state)
 {
     (void)state;
     int (*const load[])(struct dr_error *) = {dr_load_archive, dr_load_xml, dr_load_curl,
-                                              dr_load_nbd};
+                                              dr_load_gcrypt, dr_load_nbd};
     for (size_t i = 0; i < sizeof(load) / sizeof(*load); i++) {
         struct dr_error err = DR_ERROR_INIT;
         if (load[i](&err) != 0)

@@ -325,6 +325,31 @@ static json_t *with_format(json_t *below, const char *driver)
     return around;
 }
 
+/* The secret with the image's password, for a luks image or inside of a qcow2; NULL: not said. */
+static char *take_key(struct description *d, const char *prefix)
+{
+    CLEANUP_FREE char *format = take_at(d->list, prefix, "encrypt.format");
+    char *key = take_at(d->list, prefix, "encrypt.key-secret");
+    char name[96];
+
+    if (format && strcmp(format, "luks") != 0) { /* left for the message about it */
+        snprintf(name, sizeof(name), "%sencrypt.format", prefix);
+        cli_pairs_set(d->list, name, format);
+    }
+    return key ? key : take_at(d->list, prefix, "key-secret");
+}
+
+/* The image, with its format and its key around what is below. */
+static json_t *with_key(json_t *below, const char *driver, const char *key)
+{
+    json_t *around = json_pack("{s:s}", "driver", driver);
+    bool inside = strcmp(driver, "qcow2") == 0;
+
+    json_object_set_new(around, inside ? "encrypt.key-secret" : "key-secret", json_string(key));
+    json_object_set_new(around, "file", below);
+    return around;
+}
+
 /* The name of the image that the options with this prefix ("", or of another layer) lead to; NULL:
  * they name none. *bytes: the outermost driver is for bytes, not for a format. */
 static char *take_name(struct description *d, const char *prefix, const char *driver, bool *bytes)
@@ -345,10 +370,13 @@ static char *take_name(struct description *d, const char *prefix, const char *dr
     path = below || path ? path : take_at(d->list, prefix, "file");
     if (path)
         below = file_at(path);
+    CLEANUP_FREE char *key = below && driver && !is_range ? take_key(d, prefix) : NULL;
     if (below && is_range)
         json_object_set_new(range, "file", below);
     else
         json_decref(range);
+    if (key)
+        return name_of(with_key(below, driver, key));
     return below ? name_of(is_range ? range : with_format(below, driver)) : NULL;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* QEMU's objects, as far as a client of an NBD server needs them: tls-creds=ID of an image's
- * options becomes what the object of that name says of certificates or keys. */
+/* QEMU's objects, as far as a client of an NBD server and a reader of encrypted images need them:
+ * tls-creds=ID of an image's options becomes what the object of that name says of certificates or
+ * keys, and the library gets the secrets, to which images refer by their ids. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,6 +124,83 @@ static int use_object(const struct cli_args *args, struct use *u, size_t which, 
     return -EINVAL;
 }
 
+/* ------------------------------------------------------------------ passwords of images */
+
+/* In place; the number of bytes, or -1: it is no base64. Line ends are passed over. */
+static ssize_t from_base64(char *text, size_t len)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    size_t out = 0, n = 0, padding = 0;
+    unsigned bits = 0;
+
+    for (size_t i = 0; i < len; i++) {
+        const char *at = text[i] ? strchr(digits, text[i]) : NULL;
+        if (text[i] == '\n' || text[i] == '\r')
+            continue;
+        padding += text[i] == '=';
+        if ((!at && text[i] != '=') || (at && padding))
+            return -1;
+        bits = bits << 6 | (at ? (unsigned)(at - digits) : 0);
+        if (++n % 4 == 0) {
+            text[out++] = (char)(bits >> 16);
+            text[out++] = (char)(bits >> 8);
+            text[out++] = (char)bits;
+        }
+    }
+    return n % 4 || padding > 2 ? -1 : (ssize_t)(out - padding);
+}
+
+/* Any bytes, at most DR_SECRET_MAX; wiped and freed by the caller. NULL after a message. */
+static char *read_all(const struct use *u, const char *path, size_t *len)
+{
+    FILE *file = fopen(path, "re");
+    char *text = file ? malloc(DR_SECRET_MAX + 1) : NULL;
+
+    if (file)
+        setvbuf(file, NULL, _IONBF, 0); /* no copy is left in a buffer */
+    *len = text ? fread(text, 1, DR_SECRET_MAX + 1, file) : 0;
+    bool failed = !text || ferror(file);
+    int why = errno;
+    if (file)
+        fclose(file);
+    if (failed)
+        cli_error(u->cli, "Unable to read %s: %s", path, strerror(why));
+    else if (*len > DR_SECRET_MAX)
+        is_odd(u, "the file has more than 65536 bytes");
+    if (!failed && *len <= DR_SECRET_MAX)
+        return text;
+    if (text)
+        explicit_bzero(text, *len);
+    free(text);
+    return NULL;
+}
+
+/* The library gets the secret, so that images can name it. */
+static int hand_over(const struct use *u)
+{
+    const char *data = cli_pairs_find(&u->object, "data");
+    const char *file = cli_pairs_find(&u->object, "file");
+    const char *format = cli_pairs_find(&u->object, "format");
+    bool base64 = format && strcmp(format, "base64") == 0;
+    size_t len = data ? strlen(data) : 0;
+
+    if (format && !base64 && strcmp(format, "raw") != 0)
+        return is_odd(u, "expected format=raw or format=base64");
+    if (cli_pairs_find(&u->object, "keyid"))
+        return is_odd(u, "secrets that are encrypted themselves (keyid) are not supported");
+    char *text = data ? strdup(data) : read_all(u, file, &len);
+    if (!text)
+        return data ? -ENOMEM : -EINVAL;
+    ssize_t n = base64 ? from_base64(text, len) : (ssize_t)len;
+    int r = n < 0 ? is_odd(u, "the secret is no base64")
+                  : dr_secret_set(cli_pairs_find(&u->object, "id"), text, (size_t)n);
+    if (r == -EINVAL && n >= 0)
+        is_odd(u, "the secret has more than 65536 bytes");
+    explicit_bzero(text, len);
+    free(text);
+    return r;
+}
+
 /* Nothing here obeys objects of other kinds. */
 static int check_one(const struct cli *cli, const char *text)
 {
@@ -137,6 +215,8 @@ static int check_one(const struct cli *cli, const char *text)
         r = is_odd(&u, "Parameter 'id' is missing");
     else if (r == 0 && is_kind(&u, "secret") && !data == !file)
         r = is_odd(&u, "expected secret with either data= or file=");
+    else if (r == 0 && is_kind(&u, "secret"))
+        r = hand_over(&u);
     cli_pairs_free(&u.object);
     return r;
 }
