@@ -5,20 +5,13 @@
 #include "base/cleanup.h"
 #include "base/codec.h"
 
-static int refuse_encrypted(const struct dr_image *image, struct dr_error *err)
-{
-    return dr_fail(err, ENOTSUP,
-                   "%s: is encrypted (%s), and this version cannot decrypt; qemu-img convert can",
-                   image->path, qcow2_of(image)->h.crypt == QCOW2_LUKS ? "LUKS" : "AES");
-}
-
 int qcow2_decode(struct dr_image *image, const struct dr_extent *ext, const uint8_t *in,
                  size_t in_len, uint8_t *out, struct dr_error *err)
 {
     size_t out_len = ext->unit;
     const struct qcow2 *q = qcow2_of(image);
-    if (q->h.crypt)
-        return refuse_encrypted(image, err);
+    if (qcow2_is_locked(q))
+        return qcow2_refuse_locked(image, err);
     size_t got = q->h.compression == QCOW2_ZSTD ? dr_unzstd(in, in_len, out, out_len)
                                                 : dr_inflate(in, in_len, out, out_len);
     if (got == out_len)
@@ -35,6 +28,8 @@ int64_t qcow2_encode(struct dr_image *image, const uint8_t *in, size_t in_len, u
     const struct qcow2 *q = qcow2_of(image);
     CLEANUP_FREE uint8_t *padded = NULL;
     (void)guest_off;
+    if (q->h.crypt) /* as it is, then */
+        return -ENOTSUP;
     if (in_len < q->cluster) { /* the last one: a cluster always decodes to a whole one */
         padded = calloc(1, q->cluster);
         if (!padded)

@@ -270,7 +270,7 @@ bool qcow2_compact_moves(const struct dr_image *image, const struct dr_extent *e
 {
     const struct qcow2 *q = qcow2_of(image);
     const struct qcow2_compact *c = q->compact;
-    if (!c || c->cursor >= c->end || ext->file != image->files[0])
+    if (!c || c->cursor >= c->end || (ext->file != image->files[0] && ext->file != q->plain))
         return false;
     uint64_t len = ext->kind == DR_CODED ? ext->host_len : ext->len;
     return qcow2_is_high(q, ext->host, len) &&

@@ -48,6 +48,8 @@ int qcow2_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, str
     if (r < 0)
         return r;
     bad |= json_object_set_new(data, "refcount-bits", json_integer(1 << h->refcount_order));
+    if (h->crypt && (r = qcow2_crypt_info(image, data, err)) < 0)
+        return r;
     if (h->version >= 3) {
         bad |= json_object_set_new(data, "corrupt", json_boolean(h->incompatible & QCOW2_CORRUPT));
         bad |=

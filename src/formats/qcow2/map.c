@@ -158,8 +158,8 @@ static void first_extent(const struct dr_image *image, const struct qcow2_entry 
     ext->placed = ext->kind == DR_ZERO && e->host != QCOW2_NO_PLACE && !e->held;
     ext->shared = (ext->kind == DR_DATA || ext->placed) && !e->copied && !qcow2_has_data_file(q);
     if (ext->kind == DR_DATA || ext->kind == DR_CODED)
-        ext->file = image->files[q->data];
-    if (ext->kind == DR_CODED || (ext->kind == DR_DATA && q->h.crypt))
+        ext->file = ext->kind == DR_CODED ? image->files[q->data] : qcow2_data(image);
+    if (ext->kind == DR_CODED || (ext->kind == DR_DATA && qcow2_is_locked(q)))
         coded_extent(image, e, off, ext);
     else if (ext->kind == DR_DATA)
         data_extent(image, e, off, ext);

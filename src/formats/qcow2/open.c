@@ -207,7 +207,9 @@ static int qcow2_open(struct dr_image *image, struct dr_error *err)
      * be one of the disk's. */
     image->always_placed = q->h.autoclear & QCOW2_DATA_RAW;
     r = check_state(image, err);
-    return r < 0 ? r : open_data_file(image, err);
+    if (r == 0)
+        r = open_data_file(image, err);
+    return r < 0 ? r : qcow2_unlock(image, err);
 }
 
 static void qcow2_close(struct dr_image *image)
@@ -216,6 +218,7 @@ static void qcow2_close(struct dr_image *image)
     if (!q)
         return;
     qcow2_track_forget(image);
+    dr_file_unref(q->plain);
     free(q->reftable);
     free(q->damage);
     free(q->data_name);
@@ -364,6 +367,7 @@ const struct dr_format dr_format_qcow2 = {
     .views_fill = qcow2_views_fill,
     .views_end = qcow2_views_end,
     .info = qcow2_info,
+    .encrypted = qcow2_encrypted,
     .check = qcow2_check,
     .orphans = qcow2_orphans,
 };

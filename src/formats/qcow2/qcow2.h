@@ -8,6 +8,7 @@
  *   codec.c    compressed clusters                         create.c  new images, measure
  *   backing.c  set_backing, set_bitmaps, set_head          resize.c  resize, trim
  *   check.c    check, repair, recover                      info.c    info
+ *   crypt.c    encrypted data
  *   amend.c    another version and the like                refcounts.c  counts of another width
  *   snapshot.h internal snapshots (snapshot*.c, views*.c)  bitmap.h  bitmaps (bitmap*.c)
  *
@@ -78,7 +79,9 @@ struct qcow2 {
     _Atomic bool editing;      /* the bitmaps change: begin_write leaves them alone */
     bool bitmaps_bad;          /* the extension makes no sense; opened to be repaired */
     uint64_t crypto_at, crypto_len;
-    char *data_name; /* as recorded, or NULL */
+    struct dr_file *plain; /* the guest's data, decrypted; NULL: nothing is encrypted, or there is
+                              no password */
+    char *data_name;       /* as recorded, or NULL */
 
     /* Writing, under image->lock. */
     uint64_t *reftable;  /* as published in memory; NULL: not read yet */
@@ -104,6 +107,13 @@ static inline struct qcow2 *qcow2_of(const struct dr_image *image)
 static inline bool qcow2_has_data_file(const struct qcow2 *q)
 {
     return q->h.incompatible & QCOW2_DATA_FILE;
+}
+
+/* Where the guest's bytes are read and written. */
+static inline struct dr_file *qcow2_data(const struct dr_image *image)
+{
+    const struct qcow2 *q = qcow2_of(image);
+    return q->plain ? q->plain : image->files[q->data];
 }
 
 /* The cluster that holds a byte of the guest's disk or of the file; where it begins, and where the
@@ -276,6 +286,19 @@ int qcow2_reload(struct dr_image *image, struct dr_error *err);
 /* -EIO where something is counted less often than it is used, or its count cannot say how often, so
  * that one user could not be told from the last one. All is flushed, and nobody writes. */
 int qcow2_refuse_low_counts(struct dr_image *image, struct dr_error *err);
+
+/* ------------------------------------------------------------------ crypt.c */
+
+/* Open what is encrypted, if the caller has said which secret has the password. */
+int qcow2_unlock(struct dr_image *image, struct dr_error *err);
+/* Is it encrypted, and was not opened? Then the guest's bytes cannot be had. */
+static inline bool qcow2_is_locked(const struct qcow2 *q)
+{
+    return q->h.crypt && !q->plain;
+}
+int qcow2_refuse_locked(const struct dr_image *image, struct dr_error *err);
+bool qcow2_encrypted(const struct dr_image *image);
+int qcow2_crypt_info(struct dr_image *image, json_t *data, struct dr_error *err);
 
 /* ------------------------------------------------------------------ write.c; image->lock held */
 

@@ -191,7 +191,7 @@ static int switch_size(struct dr_image *image, uint64_t size, struct dr_error *e
 static int grow_data_file(struct dr_image *image, uint64_t size, struct dr_error *err)
 {
     const struct qcow2 *q = qcow2_of(image);
-    struct dr_file *f = image->files[q->data];
+    struct dr_file *f = image->files[q->data]; /* encrypted or not: its length counts */
     uint64_t old = image->size, end = dr_file_size(f);
     int r = 0;
     if (!qcow2_has_data_file(q))

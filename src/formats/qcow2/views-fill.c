@@ -325,7 +325,7 @@ static int write_plain(const struct fill *f, const struct group *g, uint8_t *byt
                        struct dr_error *err)
 {
     const struct qcow2 *q = f->q;
-    struct dr_file *file = f->image->files[0];
+    struct dr_file *file = qcow2_data(f->image);
     int r = 0;
     memset(bytes, 0, q->cluster);
     if (f->buf)

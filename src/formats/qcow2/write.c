@@ -178,7 +178,7 @@ static void plan_data(struct request *q)
 static int plan_coded(struct request *q)
 {
     if (!whole_cluster(q) || q->coded_len == 0 || q->coded_len >= q->q->cluster ||
-        qcow2_has_data_file(q->q))
+        qcow2_has_data_file(q->q) || q->q->h.crypt)
         return -ENOTSUP;
     q->new = (struct qcow2_entry){.coded = q->coded_len, .held = qcow2_all_subs(q->q)};
     q->place = true;
@@ -318,7 +318,7 @@ static void describe(const struct request *q, struct dr_reservation *r)
 {
     const struct qcow2 *s = q->q;
     uint64_t from = q->first * s->sub, to = q->last * s->sub;
-    r->file = q->image->files[s->data];
+    r->file = q->new.coded ? q->image->files[s->data] : qcow2_data(q->image);
     r->off = q->off;
     r->len = q->len;
     r->todo = DR_TODO_NOTHING;
@@ -394,9 +394,8 @@ static int find_table(const struct request *q, uint64_t *table, struct dr_error 
 int qcow2_ready_to_write(struct dr_image *image, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
-    if (q->h.crypt)
-        return dr_fail(err, EACCES, "%s: is encrypted (%s): this version writes no data to it",
-                       image->path, q->h.crypt == QCOW2_LUKS ? "LUKS" : "AES");
+    if (qcow2_is_locked(q))
+        return qcow2_refuse_locked(image, err);
     if (q->damage || q->damage_noted)
         return qcow2_refuse_damaged(image, err);
     return q->marked ? 0 : dr_need_begin(image);
