@@ -134,6 +134,11 @@ struct dr_open_options {
     const char *snapshot;  /* NULL, or a snapshot inside the top image to show instead of the disk:
                               its id, or else its name, or as `qemu-img convert -l` takes it,
                               "snapshot.id=ID,snapshot.name=NAME". Only for reading. -ENOENT */
+    const char
+        *key_secret; /* NULL, or the id of the secret (dr_secret_set) that opens the top image,
+                        which is encrypted; else its json: name may say one. Without, only
+                        what is not encrypted can be had of it (dr_info, dr_check). -EACCES:
+                        it is the wrong password; -ENOENT: there is no such secret */
 };
 
 /* Images that are compressed as a whole (gzip, bzip2, zstd, lzop, xz, lz4) are read as what is
@@ -150,9 +155,10 @@ DR_API void dr_set_unpacking(const struct dr_unpacking *how);
 
 /* Passwords of encrypted images. An image that is opened by a json: name, or created, refers to its
  * password by the id of a secret, with QEMU's keys: json:{"driver": "luks", "key-secret": "sec0",
- * "file": {"driver": "file", "filename": "disk.luks"}}, for a qcow2 "encrypt.key-secret". Secrets are
- * of the whole process, are kept out of swap space where the system allows that, and are wiped when
- * they are forgotten. An image keeps no password: only opening it asks for the secret. Any thread.
+ * "file": {"driver": "file", "filename": "disk.luks"}}, for a qcow2 "encrypt.key-secret". Secrets
+ * are of the whole process, are kept out of swap space where the system allows that, and are wiped
+ * when they are forgotten. An image keeps no password: only opening it asks for the secret. Any
+ * thread.
  *
  * Set or replace the secret called id: len bytes, at most DR_SECRET_MAX. data is copied. -EINVAL:
  * longer than that, or id is NULL. -ENOMEM. */

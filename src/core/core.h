@@ -190,12 +190,15 @@ int dr_image_unref(struct dr_image *image, struct dr_error *err);
  * dr_open_flag. */
 int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
                   struct dr_image **image, struct dr_error *err);
-/* The same while a chain is opened. gate NULL: what the environment and the system allow; data_file
- * NULL: as the image records it. */
 struct dr_gate;
-int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
-                          const struct dr_gate *gate, const char *data_file,
-                          struct dr_image **image, struct dr_error *err);
+struct dr_image_how {
+    const struct dr_gate *gate; /* NULL: what the environment and the system allow */
+    const char *data_file;      /* NULL: as the image records it */
+    const char *key_secret;     /* the secret with its password; NULL: as its name says */
+};
+int dr_image_open_how(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
+                      const struct dr_image_how *how, struct dr_image **image,
+                      struct dr_error *err);
 
 /* A frozen image becomes writable (commit into a parent) and frozen again. The caller is its only
  * writer. -EBUSY: others wrote to it since it was opened with FORCE_SHARE, so what is known of it

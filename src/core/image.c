@@ -298,7 +298,8 @@ static int choose_format(const char *path, const char *format, const struct dr_n
 int dr_image_open(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
                   struct dr_image **out, struct dr_error *err)
 {
-    return dr_image_open_through(fs, path, format, flags, NULL, NULL, out, err);
+    static const struct dr_image_how plainly;
+    return dr_image_open_how(fs, path, format, flags, &plainly, out, err);
 }
 
 /* A json: name may say the format and which secret has the password; NULL: it does not. */
@@ -312,9 +313,8 @@ static void look_into_name(const char *path, char **format, char **key_secret)
     *key_secret = DR_STEAL(part.key_secret);
 }
 
-int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
-                          const struct dr_gate *gate, const char *data_file, struct dr_image **out,
-                          struct dr_error *err)
+int dr_image_open_how(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
+                      const struct dr_image_how *how, struct dr_image **out, struct dr_error *err)
 {
     DR_CLEANUP_NAME struct dr_name name = {0};
     const struct dr_format *fmt = NULL;
@@ -335,9 +335,9 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
     struct dr_image *image = image_new(fs, path, flags);
     if (!image)
         return dr_fail(err, ENOMEM, "%s: out of memory", path);
-    image->gate = gate;
-    image->data_file = data_file;
-    image->key_secret = key_secret;
+    image->gate = how->gate;
+    image->data_file = how->data_file;
+    image->key_secret = how->key_secret ? how->key_secret : key_secret;
     if (fmt && (fmt->flags & DR_FORMAT_CONTAINER) && format && strcmp(format, fmt->name) != 0)
         image->member_format = format;
     image->member = DR_STEAL(name.member);
@@ -348,7 +348,7 @@ int dr_image_open_through(struct dr_fs *fs, const char *path, const char *format
         r = image_open_driver(image, fmt, err);
     if (r == 0 && image->data_file)
         r = dr_fail(err, EINVAL, "%s: has no data file of its own that %s could replace", path,
-                    data_file);
+                    how->data_file);
     image->gate = NULL;
     image->data_file = image->key_secret = NULL;
     image->member_format = NULL;

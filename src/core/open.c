@@ -226,12 +226,13 @@ static int open_parent(struct opening *o, const char *path, const char *recorded
 {
     struct dr_image *child = o->images[o->n - 1], *parent = NULL;
     const char *format = NULL;
+    const struct dr_image_how how = {.gate = &o->gate};
     int r = refuse_loop(o, path, err);
     if (r == 0)
         r = parent_format(o, path, recorded, &format, err);
     if (r == 0)
-        r = dr_image_open_through(o->fs, path, format, parent_flags(o->options->flags), &o->gate,
-                                  NULL, &parent, err);
+        r = dr_image_open_how(o->fs, path, format, parent_flags(o->options->flags), &how, &parent,
+                              err);
     if (r < 0 || !parent)
         return r;
     r = check_parent(o, child, parent, err);
@@ -394,8 +395,8 @@ int dr_chain_open(struct dr_fs *fs, const char *path, const struct dr_open_optio
     int r = dr_gate_make(&o.gate, fs, o.options, err);
     if (r < 0)
         return r;
-    r = dr_image_open_through(fs, path, o.options->format, o.options->flags, &o.gate,
-                              o.options->data_file, &image, err);
+    const struct dr_image_how how = {&o.gate, o.options->data_file, o.options->key_secret};
+    r = dr_image_open_how(fs, path, o.options->format, o.options->flags, &how, &image, err);
     if (r == 0) {
         r = push(&o, image, err);
         if (r < 0)

@@ -228,6 +228,7 @@ static int create_target(struct backup *b, struct dr_error *err)
     open.flags = target_flags(b) | DR_OPEN_UNCHANGED;
     open.backing = parent;
     open.backing_format = parent ? b->last->format : NULL;
+    open.key_secret = dr_ops_key_secret(o->pairs, o->n_pairs);
     const struct dr_create_params params = {
         .size = b->sums.size,
         .backing = parent ? b->parent->chain->images[0] : NULL,

@@ -129,6 +129,7 @@ static int open_out(struct convert *c, const char *path, const char *format, uns
         .flags = target_flags(c) | flags,
         .backing = c->backing_path,
         .backing_format = c->backing_path ? backing_format(c) : NULL,
+        .key_secret = dr_ops_key_secret(c->o->pairs, c->o->n_pairs),
     };
     return dr_open_fs(c->fs, path, &open, &c->out, err);
 }

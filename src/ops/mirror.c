@@ -47,6 +47,7 @@ static int open_out(struct mirror *m, const char *path, unsigned flags, const ch
     open.flags = out_flags(m) | flags;
     open.backing = parent;
     open.backing_format = parent ? parent_of(m)->fmt->name : NULL;
+    open.key_secret = dr_ops_key_secret(m->o->pairs, m->o->n_pairs);
     int r = dr_open_fs(m->fs, path, &open, out, err);
     if (r == 0 && dr_size(*out) != m->follow.size)
         r = dr_fail(err, EINVAL, "%s: holds %llu bytes, and the disk has %llu", m->target,

@@ -262,6 +262,8 @@ int dr_ops_disk_size(struct dr_image *image, uint64_t *bytes, struct dr_error *e
  * none the first that is there. -ENOENT with *path NULL: it has none or it is nowhere. */
 int dr_ops_backing_path(struct dr_image *image, const struct dr_open_options *options, char **path,
                         struct dr_error *err);
+/* The secret that the settings of a new, encrypted image name; NULL: it is not encrypted. */
+const char *dr_ops_key_secret(const struct dr_pair *pairs, size_t n);
 /* name as recorded in an image at path → where that is. */
 char *dr_ops_resolve(const char *path, const char *name);
 /* Which image of the chain does the user mean by name? As a path, as a name in the top image's

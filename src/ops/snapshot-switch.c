@@ -41,6 +41,9 @@ static int make_chain(struct snapshot *s, struct dr_error *err)
  * after the switch. */
 static int make_ready(struct snapshot *s, struct dr_error *err)
 {
+    const struct dr_overlay *o = s->overlay;
+    const struct dr_image_how how = {
+        .key_secret = o ? dr_ops_key_secret(o->pairs, o->n_pairs) : NULL};
     int r = dr_disk_flush(s->disk, err);
     if (r == 0 && !is_fresh(s))
         r = snapshot_adopt(s, 0, err);
@@ -48,8 +51,8 @@ static int make_ready(struct snapshot *s, struct dr_error *err)
         r = dr_new_publish(&s->fresh, err);
         s->published = r == 0;
         if (r == 0)
-            r = dr_image_open(s->disk->fs, s->where, s->fmt->name, snapshot_child_flags(s),
-                              &s->child, err);
+            r = dr_image_open_how(s->disk->fs, s->where, s->fmt->name, snapshot_child_flags(s),
+                                  &how, &s->child, err);
     }
     return r < 0 ? r : make_chain(s, err);
 }

@@ -399,3 +399,13 @@ void dr_ops_report(void (*report)(void *user, const char *line), void *user, con
     if (line)
         report(user, line);
 }
+
+const char *dr_ops_key_secret(const struct dr_pair *pairs, size_t n)
+{
+    const char *secret = NULL;
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(pairs[i].name, "key-secret") == 0 ||
+            strcmp(pairs[i].name, "encrypt.key-secret") == 0)
+            secret = pairs[i].value;
+    return secret;
+}

@@ -114,7 +114,7 @@ int luks_plan(const struct luks_options *o, const char *path, const char *prefix
     snprintf(h->mode, sizeof(h->mode), "%s-%s%s%s", o->mode, o->ivgen, essiv ? ":" : "",
              !essiv          ? ""
              : o->ivgen_hash ? o->ivgen_hash
-                             : o->hash);
+                             : "sha256");
     snprintf(h->hash, sizeof(h->hash), "%s", o->hash);
     uint64_t slot = dr_round_up((uint64_t)h->key_len * LUKS_STRIPES, SLOT_ALIGN);
     for (unsigned i = 0; i < LUKS_SLOTS; i++)

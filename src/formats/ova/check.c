@@ -165,8 +165,8 @@ static int check_disk(struct checking *c, const struct ova_found *d, struct dr_e
         return 0; /* told already */
     if (asprintf(&name, "%s:%s#%s", c->image->fmt->name, c->ova->file->path, d->name) < 0)
         return dr_fail(err, ENOMEM, "%s: out of memory", c->image->path);
-    int r =
-        dr_image_open_through(c->image->fs, name, NULL, flags, c->image->gate, NULL, &disk, &why);
+    const struct dr_image_how how = {.gate = c->image->gate};
+    int r = dr_image_open_how(c->image->fs, name, NULL, flags, &how, &disk, &why);
     if (r == -ENOMEM)
         return dr_fail(err, ENOMEM, "%s", why.text);
     if (r == -ENOTSUP) {

@@ -148,14 +148,17 @@ static int write_l2_tables(struct creation *c, struct dr_error *err)
     bool extended = lay->h.incompatible & QCOW2_EXTL2;
     uint64_t n = dr_div_up(lay->h.size, c->cluster), entry = extended ? 16 : 8;
     uint64_t first = lay->data_file ? 0 : qcow2_data_first(lay) * c->cluster;
-    uint64_t masks = lay->backing_name ? 0 : UINT32_MAX;
+    /* What is encrypted is said to be zeros: what the file has there would decrypt to noise. */
+    uint64_t all = lay->h.crypt ? (uint64_t)UINT32_MAX << 32 : UINT32_MAX;
+    uint64_t masks = lay->backing_name ? 0 : all;
+    uint64_t bits = QCOW2_COPIED | (lay->h.crypt && !extended ? 1u : 0u);
     int r = 0;
     for (uint64_t i = 0; r == 0 && i < lay->l2 * c->cluster / entry; i++) {
         uint8_t *p;
         r = room_for(c, entry, &p, err);
         if (r < 0 || i >= n)
             continue;
-        put_be64(p, (first + i * c->cluster) | QCOW2_COPIED);
+        put_be64(p, (first + i * c->cluster) | bits);
         if (extended)
             put_be64(p + 8, masks);
     }
@@ -178,6 +181,20 @@ static int write_tables(struct creation *c, struct dr_error *err)
     if (r == 0)
         r = write_l2_tables(c, err);
     return r < 0 ? r : write_out(c, err);
+}
+
+static int write_crypto(struct creation *c, struct dr_error *err)
+{
+    struct luks_header *luks = &c->lay.luks;
+    if (!c->lay.h.crypt)
+        return 0;
+    CLEANUP_FREE uint8_t *bytes = calloc(1, luks->payload);
+    if (!bytes)
+        return dr_fail_errno(err, ENOMEM, "%s", c->path);
+    int r = luks_make(&c->lay.encrypt, c->path, luks, bytes, err);
+    return r < 0 ? r
+                 : dr_file_pwrite(c->file, bytes, qcow2_crypto_first(&c->lay) * c->cluster,
+                                  luks->payload, err);
 }
 
 /* Clusters that are allocated at once read as zeros, whatever a device held there. */
@@ -247,6 +264,8 @@ static int make_image(struct creation *c, struct dr_error *err)
     if (r == 0)
         r = write_tables(c, err);
     if (r == 0)
+        r = write_crypto(c, err);
+    if (r == 0)
         r = write_data(c, err);
     if (r == 0)
         r = write_header(c, err);
@@ -303,7 +322,7 @@ int qcow2_measure(const char *path, const struct dr_create_params *params, struc
     lay.l2 = lay.h.l1_entries;
     lay.data = lay.data_file ? 0 : dr_div_up(lay.h.size, cluster);
     uint64_t per_block = cluster * 8 >> lay.h.refcount_order;
-    uint64_t fixed = 1 + lay.l1 + lay.l2;
+    uint64_t fixed = 1 + lay.l1 + lay.l2 + lay.crypto;
     uint64_t blocks = dr_div_up(fixed + lay.data, per_block - 1), all;
     do {
         all = blocks;

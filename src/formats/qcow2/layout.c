@@ -18,6 +18,8 @@ const struct dr_option_help qcow2_create_options[] = {
     {"data_file", "str", "File name of an external data file", NULL},
     {"data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image",
      NULL},
+    {"encrypt.format", "str", "Encrypt the image, format choices: 'luks'", NULL},
+    LUKS_OPTION_HELP("encrypt."),
     {"extended_l2", "bool (on/off)", "Extended L2 tables", "off"},
     {"extent_size_hint", "size", "Taken for qemu-img's sake, has no effect", NULL},
     {"lazy_refcounts", "bool (on/off)", "Postpone refcount updates", "off"},
@@ -176,6 +178,23 @@ static int take_data_file(struct qcow2_layout *lay, const char *path, const stru
     return 0;
 }
 
+static int take_encryption(struct qcow2_layout *lay, const char *path, const struct dr_option *o,
+                           struct dr_error *err)
+{
+    const char *name = strchr(o->name, '.');
+    if (strcmp(o->name, "encryption") == 0 && strcmp(o->value, "off") == 0)
+        return 0;
+    if (!name || (strcmp(name, ".format") == 0 && strcmp(o->value, "luks") != 0))
+        return dr_fail(err, ENOTSUP, "%s: only encryption by LUKS is made (encrypt.format=luks)",
+                       path);
+    if (strcmp(name, ".format") == 0) {
+        lay->h.crypt = QCOW2_LUKS;
+        return 0;
+    }
+    int r = luks_take_option(&lay->encrypt, path, name + 1, o->value, err);
+    return r > 0 ? dr_fail(err, EINVAL, "%s: unknown create option '%s'", path, o->name) : r;
+}
+
 static int take_nothing(struct qcow2_layout *lay, const char *path, const struct dr_option *o,
                         struct dr_error *err)
 {
@@ -206,8 +225,8 @@ static int take_option(struct qcow2_layout *lay, const char *path, const struct 
     for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
         if (strcmp(o->name, table[i].name) == 0)
             return table[i].take(lay, path, o, err);
-    if (strncmp(o->name, "encrypt", 7) == 0)
-        return dr_fail(err, ENOTSUP, "%s: encrypted images are not made by this version", path);
+    if (strcmp(o->name, "encryption") == 0 || strncmp(o->name, "encrypt.", 8) == 0)
+        return take_encryption(lay, path, o, err);
     return dr_fail(err, EINVAL, "%s: unknown create option '%s'", path, o->name);
 }
 
@@ -235,6 +254,24 @@ static int check_version(const struct qcow2_layout *lay, const char *path, struc
                    path, what);
 }
 
+static int check_encryption(const struct qcow2_layout *lay, const char *path, struct dr_error *err)
+{
+    if (!lay->h.crypt && lay->encrypt.secret)
+        return dr_fail(err, EINVAL, "%s: Parameter 'encrypt.format' is missing", path);
+    if (lay->h.crypt && (lay->h.autoclear & QCOW2_DATA_RAW))
+        return dr_fail(err, EINVAL,
+                       "%s: a raw data file would hold encrypted bytes: data_file_raw and "
+                       "encrypt.format exclude each other",
+                       path);
+    /* Reserved clusters say that they are zeros: what the file has there would decrypt to noise. */
+    if (lay->h.crypt && lay->prealloc && lay->h.version < 3)
+        return dr_fail(err, EINVAL,
+                       "%s: preallocation of an encrypted image takes compatibility level 1.1 or "
+                       "above (compat=1.1)",
+                       path);
+    return 0;
+}
+
 static int check_options(const struct qcow2_layout *lay, const char *path, struct dr_error *err)
 {
     bool extended = lay->h.incompatible & QCOW2_EXTL2, raw = lay->h.autoclear & QCOW2_DATA_RAW;
@@ -256,7 +293,8 @@ static int check_options(const struct qcow2_layout *lay, const char *path, struc
     if (lay->backing_format && strlen(lay->backing_format) > QCOW2_MAX_FORMAT)
         return dr_fail(err, EINVAL, "%s: the backing format's name has more than %u bytes", path,
                        QCOW2_MAX_FORMAT);
-    return check_version(lay, path, err);
+    int r = check_encryption(lay, path, err);
+    return r < 0 ? r : check_version(lay, path, err);
 }
 
 /* ------------------------------------------------------------------ places */
@@ -309,7 +347,8 @@ int qcow2_lay_out(struct qcow2_layout *lay, const char *path, const struct dr_cr
 {
     int r = 0;
     *lay = (struct qcow2_layout){
-        .h = {.version = 3, .cluster_bits = DEFAULT_BITS, .refcount_order = 4}};
+        .h = {.version = 3, .cluster_bits = DEFAULT_BITS, .refcount_order = 4},
+        .encrypt = LUKS_DEFAULTS};
     lay->backing_name = params->backing_name;
     lay->backing_format = params->backing ? params->backing->fmt->name : params->backing_format;
     for (size_t i = 0; r == 0 && i < params->n_options; i++)
@@ -326,7 +365,11 @@ int qcow2_lay_out(struct qcow2_layout *lay, const char *path, const struct dr_cr
         lay->h.incompatible |= QCOW2_COMPRESSION;
     if (lay->h.autoclear & QCOW2_DATA_RAW && !lay->prealloc)
         lay->prealloc = QCOW2_PREALLOC_METADATA; /* every byte's place is known from the start */
-    r = count_tables(lay, path, err);
+    if (lay->h.crypt)
+        r = luks_plan(&lay->encrypt, path, "encrypt.", &lay->luks, err);
+    lay->crypto = dr_div_up(lay->luks.payload, qcow2_cluster(&lay->h));
+    if (r == 0)
+        r = count_tables(lay, path, err);
     return r < 0 ? r : qcow2_layout_counts(lay, path, err);
 }
 
@@ -363,6 +406,14 @@ const uint8_t *qcow2_feature_table(size_t *len)
     return (const uint8_t *)table;
 }
 
+static bool add_crypto(struct writer *w, const struct qcow2_layout *lay)
+{
+    uint8_t where[16];
+    put_be64(where, qcow2_crypto_first(lay) * qcow2_cluster(&lay->h));
+    put_be64(where + 8, lay->luks.payload);
+    return !lay->h.crypt || add_extension(w, QCOW2_EXT_CRYPTO, where, sizeof(where));
+}
+
 int qcow2_first_cluster(struct qcow2_layout *lay, const char *path, uint8_t *head,
                         struct dr_error *err)
 {
@@ -377,6 +428,7 @@ int qcow2_first_cluster(struct qcow2_layout *lay, const char *path, uint8_t *hea
         fits = add_extension(&w, QCOW2_EXT_BACKING_FORMAT, format, strlen(format));
     if (fits && lay->data_file)
         fits = add_extension(&w, QCOW2_EXT_DATA_FILE, lay->data_file, strlen(lay->data_file));
+    fits = fits && add_crypto(&w, lay);
     if (fits && h->version >= 3 && qcow2_cluster(h) > 4096)
         fits = add_extension(&w, QCOW2_EXT_FEATURES, features, features_len);
     if (fits)

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The plan of a new image: create's options and where everything stands.
  *
- *   header, refcount table, refcount blocks, L1 table, L2 tables, data; the last two only where
- *   they are made at once (preallocation) */
+ *   header, refcount table, refcount blocks, L1 table, L2 tables, encryption header, data; L2
+ * tables and data only where they are made at once (preallocation) */
 #ifndef DR_FORMATS_QCOW2_LAYOUT_H
 #define DR_FORMATS_QCOW2_LAYOUT_H
 
 #include "formats/format.h"
+#include "formats/luks/header.h"
 #include "formats/qcow2/header.h"
 
 enum qcow2_prealloc {
@@ -22,8 +23,10 @@ struct qcow2_layout {
     bool nocow;            /* its files are made without copy-on-write of the file system */
     const char *data_file; /* name to be recorded, or NULL */
     const char *backing_name, *backing_format;
+    struct luks_options encrypt; /* with h.crypt */
+    struct luks_header luks;     /* of which the keys are made when the image is */
     /* In clusters, each part from where the one before it ends. */
-    uint64_t reftable, blocks, l1, l2, data;
+    uint64_t reftable, blocks, l1, l2, crypto, data;
 };
 
 /* Read the options and lay everything out. path is for messages. */
@@ -38,9 +41,13 @@ static inline uint64_t qcow2_l1_first(const struct qcow2_layout *lay)
 {
     return 1 + lay->reftable + lay->blocks;
 }
-static inline uint64_t qcow2_data_first(const struct qcow2_layout *lay)
+static inline uint64_t qcow2_crypto_first(const struct qcow2_layout *lay)
 {
     return qcow2_l1_first(lay) + lay->l1 + lay->l2;
+}
+static inline uint64_t qcow2_data_first(const struct qcow2_layout *lay)
+{
+    return qcow2_crypto_first(lay) + lay->crypto;
 }
 /* The clusters of the image file. */
 static inline uint64_t qcow2_layout_clusters(const struct qcow2_layout *lay)

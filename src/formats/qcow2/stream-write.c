@@ -215,6 +215,7 @@ static int writer_wanted(const char *path, const struct dr_create_params *params
     if (r < 0)
         return r;
     const char *what = lay.data_file                        ? "data_file"
+                       : lay.h.crypt                        ? "encryption"
                        : lay.prealloc != QCOW2_PREALLOC_OFF ? "preallocation"
                                                             : NULL;
     return what ? dr_fail(err, ENOTSUP, "%s: %s does not go with a pipe", path, what) : 1;
