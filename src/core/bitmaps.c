@@ -177,7 +177,7 @@ int dr_bitmaps_load(struct dr_image *image, struct dr_bitmap_file *b, struct dr_
     int r = beside(image, &path, err);
     if (r == 0)
         r = dr_bitmap_file_load(image->fs, path, b, err);
-    if (r == -ENOENT && path)
+    if (r == -ENOENT && path && !b->path)
         b->path = DR_STEAL(path);
     if (r < 0)
         return r;

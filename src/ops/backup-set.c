@@ -387,7 +387,7 @@ int dr_set_hold(struct dr_set_writer *w, struct dr_fs *fs, const char *path, str
 {
     *w = (struct dr_set_writer){.fs = fs, .path = path};
     struct dr_error why = DR_ERROR_INIT;
-    int r = dr_fs_exists(fs, path) ? open_for_writing(fs, path, &w->file, &why) : 0;
+    int r = open_for_writing(fs, path, &w->file, &why);
     return r < 0 && r != -ENOENT ? dr_fail(err, -r, "%s", why.text) : 0;
 }
 

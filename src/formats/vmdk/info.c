@@ -33,10 +33,10 @@ int vmdk_info(struct dr_image *image, json_t *data, uint64_t *cluster_size, stru
     *cluster_size = s->n_extents > 0 ? s->extents[0].grain : 0;
     for (size_t i = 0; i < s->n_extents; i++)
         dr_json_append(&extents, extent_info(image, &s->extents[i]));
-    if (json_object_set_new(data, "cid", json_integer(s->cid)) < 0 ||
-        json_object_set_new(data, "parent-cid", json_integer(s->parent_cid)) < 0 ||
-        json_object_set_new(data, "create-type", dr_json_text(type ? type : "")) < 0 ||
-        json_object_set_new(data, "extents", extents) < 0)
-        return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    return 0;
+    bool bad = json_object_set_new(data, "cid", json_integer(s->cid)) < 0 ||
+               json_object_set_new(data, "parent-cid", json_integer(s->parent_cid)) < 0 ||
+               json_object_set_new(data, "create-type", dr_json_text(type ? type : "")) < 0 ||
+               json_object_set(data, "extents", extents) < 0;
+    json_decref(extents);
+    return bad ? dr_fail_errno(err, ENOMEM, "%s", image->path) : 0;
 }
