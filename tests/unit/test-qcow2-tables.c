@@ -122,6 +122,54 @@ static void an_extent_ends_with_the_entries_that_are_alike(void **state)
     ok(dr_close(disk, &err));
 }
 
+/* ------------------------------------------------------------------ places with no counts */
+
+/* All data of the block's clusters goes, and then the block: the counts of the next ones stay. */
+static uint64_t take_away_block(struct dr_fs *fs)
+{
+    const uint64_t cluster = 512, covers = 64 * cluster; /* a block has 64 counts of 64 bits */
+    struct dr_disk *disk = open_disk(fs);
+    struct dr_extent_status s;
+    uint64_t gone = 0, zero = 0;
+    for (uint64_t k = 0; k < 5; k++) /* the tables first, so that the rest is data */
+        write_version(disk, k * covers, cluster, 1);
+    write_version(disk, 0, 5 * covers, 1);
+    ok(dr_block_status(disk, 2 * covers + covers / 2, cluster, &s, &err));
+    gone = s.host_off / covers;
+    for (uint64_t off = 0; off < 5 * covers; off += cluster) {
+        ok(dr_block_status(disk, off, cluster, &s, &err));
+        if ((s.flags & DR_EXTENT_OFFSET) && s.host_off / covers == gone)
+            ok(dr_discard(disk, off, cluster, &err));
+    }
+    uint64_t root = qcow2_of(top_of(disk))->h.reftable_at + 8 * gone, roots[2];
+    ok(dr_flush(disk, &err));
+    ok(dr_file_pread(top_of(disk)->files[0], roots, root, sizeof(roots), &err));
+    assert_true(roots[0] && roots[1]);
+    ok(dr_close(disk, &err));
+    put_file(fs, root, &zero, sizeof(zero));
+    check_clean(fs);
+    return gone;
+}
+
+/* A longer first level, of 100 clusters, would need two blocks there. */
+static void a_run_goes_elsewhere_where_the_next_block_exists(void **state)
+{
+    const struct geometry g = {PAIRS({"cluster_size", "512"}, {"refcount_bits", "64"})};
+    create(*state, &g, 160 * MiB);
+    uint64_t gone = take_away_block(*state), size;
+    uint8_t *before = read_view(*state, NULL, &size);
+    struct dr_disk *disk = open_disk(*state);
+    const struct qcow2 *q = qcow2_of(top_of(disk));
+    ok(dr_truncate(disk, 200 * MiB, &err));
+    assert_true(q->reftable[gone]); /* one block */
+    ok(dr_close(disk, &err));
+    check_clean(*state);
+    uint8_t *after = read_view(*state, NULL, &size);
+    assert_memory_equal(after, before, 5 * 64 * 512);
+    free(before);
+    free(after);
+}
+
 #define T(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -129,6 +177,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_disk_that_grows_shows_zeros_whatever_stood_behind_its_end),
         T(an_entry_that_leads_elsewhere_in_the_data_file_is_damage),
+        T(a_run_goes_elsewhere_where_the_next_block_exists),
         T(an_extent_ends_with_the_entries_that_are_alike),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
