@@ -639,8 +639,8 @@ struct dr_compact_result {
  * that kind, cannot be compacted; -EIO: the image is damaged (`drover check` says how). */
 DR_API int dr_compact(const char *path, const struct dr_compact_options *options,
                       struct dr_job *job, struct dr_compact_result *result, struct dr_error *err);
-/* The active image of an open disk, beside its users. Their requests wait while all tables are
- * checked and looked at, and while tables move; job tells how long. A damaged image: -EIO. What a
+/* The active image of an open disk, beside its users. They go on while it is checked; their
+ * requests wait while all tables are looked at, and while tables move; job tells how long. A damaged image: -EIO. What a
  * crash has leaked is found only by dr_compact. */
 DR_API int dr_disk_compact(struct dr_disk *disk, const struct dr_compact_options *options,
                            struct dr_job *job, struct dr_compact_result *result,

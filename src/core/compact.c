@@ -108,6 +108,23 @@ int dr_chain_lower(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len
     return change(&c, off, len, err);
 }
 
+/* ------------------------------------------------------------------ beside writers */
+
+int dr_image_check_beside(struct dr_image *image, struct dr_check_result *result,
+                          struct dr_error *err)
+{
+    int r = image->writable ? dr_image_begin(image, 0, false, err) : 0;
+    if (r < 0)
+        return r;
+    DR_LOCK_SCOPE(&image->begin_lock);
+    dr_keep_freed(image, true);
+    r = dr_image_flush(image, err);
+    if (r == 0)
+        r = image->fmt->check(image, 0, result, err);
+    dr_keep_freed(image, false);
+    return r;
+}
+
 /* ------------------------------------------------------------------ the driver's part */
 
 static bool can_move(const struct dr_image *image)

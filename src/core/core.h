@@ -499,6 +499,13 @@ int dr_chain_vacate(struct dr_chain *chain, size_t at, uint64_t off, uint64_t le
  * chosen into free places before it, as long as there are any. */
 int dr_chain_lower(struct dr_chain *chain, size_t at, uint64_t off, uint64_t len,
                    struct dr_error *err);
+/* The driver's check, without repairs, of an image that others write to meanwhile. No place that is
+ * freed is used again before it returns, and counts are raised before anything leads to what they
+ * count, so nothing contradicts itself on disk; but for tables and their copies, which may be read
+ * while they are written. So what this finds may be no damage: with writers kept out another check
+ * must tell. Those who begin to write to the image, or need a longer refcount table, wait. */
+int dr_image_check_beside(struct dr_image *image, struct dr_check_result *result,
+                          struct dr_error *err);
 /* The driver's callbacks of the same names (formats/format.h), with nobody writing to the image.
  * finish also cuts the files. Drivers without them are only asked to cut. */
 int dr_image_compact_begin(struct dr_image *image, struct dr_error *err);

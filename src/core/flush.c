@@ -32,6 +32,7 @@ struct dr_flusher {
     bool running;
     uint64_t started, done;
     int last;         /* result of the flush numbered `done` */
+    unsigned holders; /* freed places are kept as long as there are some */
     int sticky;       /* nothing is written any more: a data flush failed, say */
     char *last_error; /* its text; NULL = not known */
     struct freed_list freed;
@@ -296,9 +297,10 @@ static int run_flush(struct dr_image *image, bool keep, struct dr_error *err)
     dr_cache_seal(image->cache);
     struct freed_list freed = flusher->freed;
     flusher->freed = (struct freed_list){0};
+    bool data_lost = false;
+    keep |= flusher->holders > 0;
     pthread_mutex_unlock(&image->lock);
 
-    bool data_lost = false;
     int r = flush_sealed(image, &data_lost, err);
     if (r == 0 && !keep)
         release_freed(image, &freed);
@@ -361,6 +363,14 @@ int dr_image_relieve(struct dr_image *image, struct dr_error *err)
     bool crowded = dr_cache_is_crowded(image->cache);
     pthread_mutex_unlock(&image->lock);
     return crowded ? dr_image_flush(image, err) : 0;
+}
+
+void dr_keep_freed(struct dr_image *image, bool keep)
+{
+    DR_LOCK_SCOPE(&image->lock);
+    while (keep && image->flusher->running) /* it may be releasing some */
+        pthread_cond_wait(&image->flusher->done_cond, &image->lock);
+    image->flusher->holders += keep ? 1 : -1u;
 }
 
 void dr_flush_hold(struct dr_image *image)

@@ -67,6 +67,9 @@ void dr_flusher_free(struct dr_flusher *flusher);
  * held. Those who want a flush meanwhile wait. */
 void dr_flush_hold(struct dr_image *image);
 void dr_flush_resume(struct dr_image *image);
+/* Until this is taken back, what is freed is neither punched nor used again, so that whoever reads
+ * tables past the page cache finds what they lead to. image->lock not held. */
+void dr_keep_freed(struct dr_image *image, bool keep);
 
 /* ------------------------------------------------------------------ change.c */
 

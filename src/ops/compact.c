@@ -16,8 +16,9 @@
 #include "ops/ops-internal.h"
 #include "ops/stock.h"
 
-#define FLAT_BLOCK  UINT64_C(4096) /* what file systems give back */
-#define MOST_ROUNDS 4u             /* one more is enough, unless others write meanwhile */
+#define FLAT_BLOCK    UINT64_C(4096) /* what file systems give back */
+#define CHECKS_BESIDE 2u             /* the second one seldom finds what the first one mistook */
+#define MOST_ROUNDS   4u             /* one more is enough, unless others write meanwhile */
 
 struct compact {
     struct dr_disk *disk;
@@ -334,7 +335,7 @@ static int check_first(struct dr_image *image, bool repair, struct dr_error *err
     return r < 0 ? r : refuse_damaged(image, repair ? DR_CHECK_FIX_LEAKS : 0, err);
 }
 
-/* Others write to the disk: its tables are looked at while they wait. */
+/* Others wait while the tables are looked at. */
 static int check_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
                       struct dr_error *err)
 {
@@ -346,6 +347,21 @@ static int check_step(void *user, struct dr_chain *present, struct dr_chain **fr
 }
 
 /* ------------------------------------------------------------------ all of it, in steps */
+
+static int run_step(struct compact *c, dr_quiet_step step, struct dr_error *err);
+
+/* Others write to the disk, and go on. What seems to be damage may be what they were about to
+ * write: then they wait for the check that tells. */
+static int check_beside(struct compact *c, struct dr_error *err)
+{
+    for (unsigned i = 0; c->image->fmt->check && i < CHECKS_BESIDE; i++) {
+        struct dr_check_result found = {.report = drop_line};
+        int r = dr_image_check_beside(c->image, &found, err);
+        if (r < 0 || found.corruptions == 0)
+            return r;
+    }
+    return run_step(c, check_step, err);
+}
 
 /* What the driver does to tables as a whole, it does while no request is under way. */
 static int begin_step(void *user, struct dr_chain *present, struct dr_chain **fresh,
@@ -428,7 +444,7 @@ static int compact_chain(struct compact *c, struct dr_compact_result *result, st
     int r = dr_ops_disk_size(c->image, &result->used_before, err);
     result->used_after = result->used_before;
     if (r == 0 && c->shared)
-        r = run_step(c, check_step, err);
+        r = check_beside(c, err);
     if (r == 0)
         r = c->o->dry_run ? pretend(c, result, err) : change(c, result, err);
     result->zeros = c->zeros;

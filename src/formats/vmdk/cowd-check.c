@@ -326,10 +326,13 @@ static int check_leaks(struct cowd_walk *w, struct dr_error *err)
 /* A program that goes by the count writes over what lies behind it. */
 static int check_count(struct cowd_walk *w, struct dr_error *err)
 {
-    if (w->e->h.free_sector >= w->end)
+    pthread_mutex_lock(&w->image->lock); /* others may be writing */
+    uint32_t sector = w->e->h.free_sector;
+    pthread_mutex_unlock(&w->image->lock);
+    if (sector >= w->end)
         return 0;
-    say(w, "the header says that sector %u is free, but %" PRIu64 " are in use%s",
-        w->e->h.free_sector, w->end, w->e->h.unclean ? ", as may be when it was not closed" : "");
+    say(w, "the header says that sector %u is free, but %" PRIu64 " are in use%s", sector, w->end,
+        w->e->h.unclean ? ", as may be when it was not closed" : "");
     bool fix = w->fix_all && w->end <= VMDK_COWD_MAX_SECTOR;
     if (!w->e->h.unclean || fix)
         count(w, fix);

@@ -61,7 +61,8 @@ struct vmdk_extent {
     bool scanned, complete; /* complete: what was not found is not in the stream */
 
     /* Allocation, under image->lock. */
-    uint64_t next;  /* sector behind the last grain; 0: not looked at yet */
+    _Atomic uint64_t
+        next;       /* also read without it; sector behind the last grain; 0: not looked at yet */
     uint32_t *free; /* sectors of grains that came back in this session */
     size_t n_free;
     struct vmdk_sesparse *se;     /* SESPARSE */
