@@ -264,8 +264,12 @@ static int survey(struct dr_image *image, struct vmdk_extent *e, struct dr_error
     if (r == 0 && e->compact && vmdk_compact_choose(e->compact, e) < 0)
         r = dr_fail_errno(err, ENOMEM, "%s", image->path);
     DR_LOCK_SCOPE(&image->lock);
-    if (e->compact)
-        e->n_free = 0; /* these are gaps now */
+    if (!e->compact)
+        return r;
+    /* What is free now, up to the end of the file, are gaps: new grains go behind them. */
+    e->n_free = 0;
+    if (e->next != 0)
+        e->next = dr_max(e->next, vmdk_slot_sector(e->compact, e, e->compact->slots));
     return r;
 }
 
