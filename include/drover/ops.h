@@ -640,7 +640,8 @@ struct dr_compact_result {
 DR_API int dr_compact(const char *path, const struct dr_compact_options *options,
                       struct dr_job *job, struct dr_compact_result *result, struct dr_error *err);
 /* The active image of an open disk, beside its users. They go on while it is checked; their
- * requests wait while all tables are looked at, and while tables move; job tells how long. A damaged image: -EIO. What a
+ * requests wait while all tables are looked at (a VMDK's: not), while tables move, and while the
+ * file's end is looked for; job tells how long. A damaged image: -EIO. What a
  * crash has leaked is found only by dr_compact. */
 DR_API int dr_disk_compact(struct dr_disk *disk, const struct dr_compact_options *options,
                            struct dr_job *job, struct dr_compact_result *result,

@@ -147,6 +147,14 @@ int dr_image_compact_begin(struct dr_image *image, struct dr_error *err)
     return r < 0 ? r : image->fmt->compact_begin(image, err);
 }
 
+int dr_image_compact_look(struct dr_image *image, struct dr_error *err)
+{
+    if (!image->fmt->compact_look)
+        return 0;
+    DR_LOCK_SCOPE(&image->begin_lock);
+    return image->fmt->compact_look(image, err);
+}
+
 bool dr_image_compact_moves(struct dr_image *image, const struct dr_extent *ext)
 {
     if (!can_move(image) || (ext->kind != DR_DATA && ext->kind != DR_CODED) || ext->flat)

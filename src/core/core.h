@@ -509,6 +509,8 @@ int dr_image_check_beside(struct dr_image *image, struct dr_check_result *result
 /* The driver's callbacks of the same names (formats/format.h), with nobody writing to the image.
  * finish also cuts the files. Drivers without them are only asked to cut. */
 int dr_image_compact_begin(struct dr_image *image, struct dr_error *err);
+/* Behind begin; others may write meanwhile. */
+int dr_image_compact_look(struct dr_image *image, struct dr_error *err);
 bool dr_image_compact_moves(struct dr_image *image, const struct dr_extent *ext);
 void dr_image_compact_spare(struct dr_image *image, const struct dr_extent *ext);
 uint64_t dr_image_compact_length(struct dr_image *image);

@@ -574,6 +574,8 @@ struct dr_format {
      *   begin: look at all tables and choose which length the files shall get, never more than they
      *     have. Until end, DR_WANT_LOWER moves what stands behind that into free places before it.
      *     Reads no guest data, and changes nothing on disk.
+     *   look: optional. What takes long of begin, while requests go on, but nobody begins to write:
+     *     before it has returned, none of the others is called.
      *   moves: would LOWER move a unit that has its bytes there? Image lock held, no I/O.
      *   spare: image lock held, no I/O. Suppose that the units with these bytes (DATA or CODED) had
      *     given up their places when begin looked.
@@ -583,6 +585,7 @@ struct dr_format {
      * have left lets the files become shorter still, when all of it is done once more. end: forget
      * what begin has made; also after a failure of it. */
     int (*compact_begin)(struct dr_image *image, struct dr_error *err);
+    int (*compact_look)(struct dr_image *image, struct dr_error *err);
     bool (*compact_moves)(const struct dr_image *image, const struct dr_extent *ext);
     void (*compact_spare)(struct dr_image *image, const struct dr_extent *ext);
     uint64_t (*compact_length)(const struct dr_image *image);

@@ -389,9 +389,15 @@ static int run_step(struct compact *c, dr_quiet_step step, struct dr_error *err)
     return r;
 }
 
-static int pretend(struct compact *c, struct dr_compact_result *result, struct dr_error *err)
+static int begin(struct compact *c, struct dr_error *err)
 {
     int r = run_step(c, begin_step, err);
+    return r < 0 ? r : dr_image_compact_look(c->image, err);
+}
+
+static int pretend(struct compact *c, struct dr_compact_result *result, struct dr_error *err)
+{
+    int r = begin(c, err);
     if (r == 0)
         r = run_pass(c, true, err);
     if (r == 0)
@@ -403,7 +409,7 @@ static int pretend(struct compact *c, struct dr_compact_result *result, struct d
 
 static int move_once(struct compact *c, struct dr_error *err)
 {
-    int r = run_step(c, begin_step, err);
+    int r = begin(c, err);
     if (r == 0 && c->image->fmt->compact_begin)
         r = run_pass(c, false, err);
     if (r == 0)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A disk in use is compacted: what its users' requests wait for, and that they go on meanwhile. */
+/* A disk in use is compacted: its users' requests go on while its tables are checked, and those of
+ * a VMDK also while they are looked at. Not so when tables move, and the file is cut. */
 #include "test-ops.h"
 #include "faultfs.h"
 
@@ -74,7 +75,8 @@ static void requests_go_on_while_an_open_disk_is_checked(void **state)
         w.disk = disk;
         ok(dr_disk_compact(disk, &o, NULL, NULL, &err));
         w.disk = NULL;
-        if (w.writes < 2 || w.beside < w.held)
+        uint64_t most = strcmp(disks[i][0], "vmdk") == 0 ? w.beside / 2 : w.beside;
+        if (w.writes < 2 || w.held > most)
             fail_msg("%s: %d writes; %llu bytes read beside requests, %llu while they waited",
                      disks[i][2], (int)w.writes, (unsigned long long)w.beside,
                      (unsigned long long)w.held);

@@ -180,8 +180,10 @@ int vmdk_compact_move_tables(struct dr_image *image, struct vmdk_extent *e, stru
 {
     struct vmdk_compact *now = NULL;
     struct places p = {.c = e->compact, .e = e};
-    int r = vmdk_compact_look(image, e, &now, err);
+    int r = vmdk_compact_new(image, e, &now, err);
     p.now = now;
+    if (r == 0 && now)
+        r = vmdk_compact_note(image, e, now, err);
     if (r == 0)
         r = vmdk_load_directories(image, e, err);
     if (r == 0 && now)

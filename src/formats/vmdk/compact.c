@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Compaction of sparse extents: grains near the end of the file move into gaps before it. Nothing
- * on disk says where gaps are, so all tables are read first; everything is durable then, and nobody
- * writes. A place that comes free later is not one of these gaps: the allocator has it (write.c).
+ * on disk says where gaps are, so all tables are read first. Everything was durable when that
+ * began; others may write meanwhile, but only behind the end of the file. A place that comes free
+ * later is not one of these gaps: the allocator has it (write.c).
  *
  * Programs put grains at the beginnings of slots; one that is put elsewhere takes two. */
 #include "formats/vmdk/compact.h"
@@ -70,6 +71,14 @@ void vmdk_lower_give_up(struct vmdk_extent *e, uint32_t sector)
     c->taken[c->cursor / 8] &= (uint8_t) ~(1u << c->cursor % 8);
 }
 
+/* Its place comes back to the allocator: it is no gap, even if the tables say so when they are
+ * looked at. */
+void vmdk_compact_lost(struct vmdk_extent *e, uint32_t sector)
+{
+    if (e->compact)
+        take_slots(e->compact, e, sector, e->h.grain, false);
+}
+
 bool vmdk_is_kept(const struct vmdk_extent *e, uint32_t sector)
 {
     const struct vmdk_compact *c = e->compact;
@@ -103,6 +112,7 @@ static int take_grains(struct dr_image *image, struct vmdk_extent *e, struct vmd
     if (!fits && (e->gd[table] || (e->rgd && e->rgd[table])))
         return refuse_table(image, e, table, err);
     int r = fits ? vmdk_read_table(image, e, e->gd[table], buf, &hole, err) : 0;
+    DR_LOCK_SCOPE(&image->lock); /* others may mark what they give up */
     for (uint32_t i = 0; r == 0 && !hole && i < e->h.gtes; i++) {
         uint32_t gte = get_le32(buf + i * 4);
         bool behind = (table * e->h.gtes + i) * e->grain >= e->len;
@@ -148,8 +158,9 @@ static int list_tables(struct vmdk_extent *e, struct vmdk_compact *c)
 }
 
 /* What never moves. */
-static void take_fixed(struct vmdk_extent *e, struct vmdk_compact *c)
+static void take_fixed(struct dr_image *image, struct vmdk_extent *e, struct vmdk_compact *c)
 {
+    DR_LOCK_SCOPE(&image->lock);
     take_slots(c, e, 0, e->h.overhead, true);
     if (e->h.desc_off)
         take_slots(c, e, e->h.desc_off, e->h.desc_len, true);
@@ -196,13 +207,14 @@ static int note_all(struct dr_image *image, struct vmdk_extent *e, struct vmdk_c
                 : dr_fail_errno(err, ENOMEM, "%s", image->path);
     if (r < 0)
         return r;
-    take_fixed(e, c);
+    take_fixed(image, e, c);
     for (uint64_t t = 0; r == 0 && t < e->h.n_tables; t++)
         r = take_grains(image, e, c, t, buf, err);
     if (r == 0 && list_tables(e, c) < 0)
         r = dr_fail_errno(err, ENOMEM, "%s", image->path);
     if (r < 0)
         return r;
+    DR_LOCK_SCOPE(&image->lock);
     take_row(e, c);
     uint64_t grains = c->used;
     vmdk_compact_count(c, e);
@@ -214,8 +226,16 @@ static int note_all(struct dr_image *image, struct vmdk_extent *e, struct vmdk_c
     return 0;
 }
 
-int vmdk_compact_look(struct dr_image *image, struct vmdk_extent *e, struct vmdk_compact **out,
+int vmdk_compact_note(struct dr_image *image, struct vmdk_extent *e, struct vmdk_compact *c,
                       struct dr_error *err)
+{
+    int r = note_all(image, e, c, err);
+    vmdk_drop_directories(e);
+    return r;
+}
+
+int vmdk_compact_new(const struct dr_image *image, const struct vmdk_extent *e,
+                     struct vmdk_compact **out, struct dr_error *err)
 {
     uint64_t sectors = dr_div_up(dr_file_size(image->files[e->file]), VMDK_SECTOR);
     uint64_t origin = e->h.cowd ? e->h.overhead % e->h.grain : 0;
@@ -223,19 +243,21 @@ int vmdk_compact_look(struct dr_image *image, struct vmdk_extent *e, struct vmdk
     *out = NULL;
     if (slots > (e->h.cowd ? MAX_COWD_SLOTS : MAX_SLOTS))
         return 0;
-    struct vmdk_compact *c = *out = calloc(1, sizeof(*c));
-    if (!c)
-        return dr_fail_errno(err, ENOMEM, "%s", image->path);
-    c->origin = origin;
-    c->slots = slots;
-    c->width = (uint32_t)dr_div_up(e->h.gt_sectors, e->h.grain);
-    c->tables_each = (uint32_t)dr_max(1, e->h.grain / e->h.gt_sectors);
-    c->taken = calloc(1, (size_t)(slots / 8 + 1));
-    c->kept = calloc(1, (size_t)(slots / 8 + 1));
-    int r = c->taken && c->kept ? note_all(image, e, c, err)
-                                : dr_fail_errno(err, ENOMEM, "%s", image->path);
-    vmdk_drop_directories(e);
-    return r;
+    struct vmdk_compact *c = calloc(1, sizeof(*c));
+    if (c) {
+        c->origin = origin;
+        c->slots = slots;
+        c->width = (uint32_t)dr_div_up(e->h.gt_sectors, e->h.grain);
+        c->tables_each = (uint32_t)dr_max(1, e->h.grain / e->h.gt_sectors);
+        c->taken = calloc(1, (size_t)(slots / 8 + 1));
+        c->kept = calloc(1, (size_t)(slots / 8 + 1));
+    }
+    if (c && c->taken && c->kept) {
+        *out = c;
+        return 0;
+    }
+    vmdk_compact_free(c);
+    return dr_fail_errno(err, ENOMEM, "%s", image->path);
 }
 
 void vmdk_compact_free(struct vmdk_compact *c)
@@ -258,19 +280,20 @@ static bool can_move(const struct dr_image *image, const struct vmdk_extent *e)
     return e->type == VMDK_SPARSE && e->access == VMDK_RW && !image->files[e->file]->block_device;
 }
 
-static int survey(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
+/* From now on vmdk_compact_lost sees what is given up. */
+static int begin(struct dr_image *image, struct vmdk_extent *e, struct dr_error *err)
 {
-    int r = vmdk_compact_look(image, e, &e->compact, err);
-    if (r == 0 && e->compact && vmdk_compact_choose(e->compact, e) < 0)
-        r = dr_fail_errno(err, ENOMEM, "%s", image->path);
+    struct vmdk_compact *c = NULL;
+    int r = vmdk_compact_new(image, e, &c, err);
     DR_LOCK_SCOPE(&image->lock);
-    if (!e->compact)
+    e->compact = c;
+    if (!c)
         return r;
     /* What is free now, up to the end of the file, are gaps: new grains go behind them. */
     e->n_free = 0;
     if (e->next != 0)
-        e->next = dr_max(e->next, vmdk_slot_sector(e->compact, e, e->compact->slots));
-    return r;
+        e->next = dr_max(e->next, vmdk_slot_sector(c, e, c->slots));
+    return 0;
 }
 
 int vmdk_compact_begin(struct dr_image *image, struct dr_error *err)
@@ -279,7 +302,23 @@ int vmdk_compact_begin(struct dr_image *image, struct dr_error *err)
     int r = vmdk_refuse_streams(image, err);
     for (size_t i = 0; r == 0 && i < s->n_extents; i++)
         if (can_move(image, &s->extents[i]))
-            r = survey(image, &s->extents[i], err);
+            r = begin(image, &s->extents[i], err);
+    return r;
+}
+
+int vmdk_compact_look(struct dr_image *image, struct dr_error *err)
+{
+    struct vmdk_state *s = vmdk_of(image);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < s->n_extents; i++) {
+        struct vmdk_extent *e = &s->extents[i];
+        if (!e->compact)
+            continue;
+        r = vmdk_compact_note(image, e, e->compact, err);
+        DR_LOCK_SCOPE(&image->lock);
+        if (r == 0 && vmdk_compact_choose(e->compact, e) < 0)
+            r = dr_fail_errno(err, ENOMEM, "%s", image->path);
+    }
     return r;
 }
 

@@ -78,9 +78,12 @@ static inline uint64_t vmdk_slot_sector(const struct vmdk_compact *c, const stru
 
 /* compact.c */
 
-/* Read all tables and note what stands where. *c: also after a failure the caller's, to be freed.
- * NULL: the file has too many slots. */
-int vmdk_compact_look(struct dr_image *image, struct vmdk_extent *e, struct vmdk_compact **c,
+/* Nothing is noted yet. NULL: the file has too many slots, or -ENOMEM. */
+int vmdk_compact_new(const struct dr_image *image, const struct vmdk_extent *e,
+                     struct vmdk_compact **c, struct dr_error *err);
+/* Read all tables and note what stands where. Others may write meanwhile, if c is e->compact: what
+ * they use was not free when begin had returned, or lies behind the file's end as it was. */
+int vmdk_compact_note(struct dr_image *image, struct vmdk_extent *e, struct vmdk_compact *c,
                       struct dr_error *err);
 void vmdk_compact_free(struct vmdk_compact *c);
 

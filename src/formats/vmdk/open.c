@@ -499,6 +499,7 @@ const struct dr_format dr_format_vmdk = {
     .recover = vmdk_recover,
     .trim = vmdk_trim,
     .compact_begin = vmdk_compact_begin,
+    .compact_look = vmdk_compact_look,
     .compact_moves = vmdk_compact_moves,
     .compact_spare = vmdk_compact_spare,
     .compact_length = vmdk_compact_length,

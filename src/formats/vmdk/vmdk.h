@@ -348,6 +348,9 @@ uint32_t vmdk_lower_take(struct vmdk_extent *e, uint32_t gte);
 void vmdk_lower_give_up(struct vmdk_extent *e, uint32_t sector);
 bool vmdk_is_kept(const struct vmdk_extent *e, uint32_t sector);
 int vmdk_compact_begin(struct dr_image *image, struct dr_error *err);
+int vmdk_compact_look(struct dr_image *image, struct dr_error *err);
+/* image->lock held: the grain at the sector has lost its entry. */
+void vmdk_compact_lost(struct vmdk_extent *e, uint32_t sector);
 bool vmdk_compact_moves(const struct dr_image *image, const struct dr_extent *ext);
 void vmdk_compact_spare(struct dr_image *image, const struct dr_extent *ext);
 uint64_t vmdk_compact_length(const struct dr_image *image);

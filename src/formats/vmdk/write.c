@@ -339,6 +339,8 @@ void vmdk_publish(struct dr_image *image, struct dr_reservation *r)
         dr_page_put(image, r->pins[1].page, r->priv[PRIV_RPOS], entry, sizeof(entry));
     dr_page_put(image, r->pins[0].page, r->priv[PRIV_POS], entry, sizeof(entry));
     if (r->priv[PRIV_FREE])
+        vmdk_compact_lost(e, (uint32_t)r->priv[PRIV_FREE]);
+    if (r->priv[PRIV_FREE])
         dr_free_later(image, (struct dr_freed){.file = image->files[e->file],
                                                .host = r->priv[PRIV_FREE] * VMDK_SECTOR,
                                                .len = e->grain});
