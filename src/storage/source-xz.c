@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* xz files: streams one after another, with padding between them, each block with a check. Read
- * from front to back here; source-xz-index.c reads blocks at random. */
+ * from front to back here; source-xz-blocks.c reads blocks at random. */
 #include <lzma.h>
 
 #include "storage/source-codec.h"
