@@ -592,7 +592,7 @@ static int run_to_pipe(struct convert *c, struct dr_error *err)
 static int piped_image_to_disk(struct convert *c, struct dr_error *err)
 {
     int r = c->is_new ? 0 : dr_chain_zero(c->out->chain, 0, 0, c->total, DR_MAY_UNMAP, err);
-    return r < 0 ? r : dr_piped_image_to_disk(&c->piped, c->out, c->job, err);
+    return r < 0 ? r : dr_piped_image_to_disk(&c->piped, c->out, c->o->sparse_size, c->job, err);
 }
 
 /* ------------------------------------------------------------------ the whole */

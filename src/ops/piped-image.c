@@ -27,6 +27,7 @@ struct taking {
     struct dr_piped *piped;
     struct dr_disk *disk; /* or: */
     struct dr_file *file;
+    struct dr_transfer t;                 /* how units go into the disk */
     uint64_t pos;                         /* of file: what was written */
     size_t units;                         /* in a batch at most */
     bool ended;                           /* all units have come */
@@ -119,15 +120,15 @@ static size_t run_of(const struct batch *b, size_t first, uint64_t *bytes)
 }
 
 /* Unit i of the batch is at i units in plain. */
-static int write_batch(const struct taking *k, const struct batch *b, const uint8_t *plain,
+static int write_batch(struct taking *k, const struct batch *b, uint8_t *plain,
                        struct dr_error *err)
 {
     int r = 0;
-    uint64_t bytes;
     for (size_t i = 0, n; r == 0 && i < b->n; i += n) {
-        n = run_of(b, i, &bytes);
-        r = dr_chain_write(k->disk->chain, 0, plain + i * k->piped->incoming.unit, b->unit[i].off,
-                           (size_t)bytes, err);
+        struct dr_copy_item run = {.off = b->unit[i].off, .kind = DR_ITEM_COPY};
+        uint8_t *from = plain + i * k->piped->incoming.unit;
+        n = run_of(b, i, &run.len);
+        r = dr_transfer_emit(&k->t, &run, &from, err);
     }
     return r;
 }
@@ -198,10 +199,10 @@ static int drain(struct dr_piped *p, struct dr_error *err)
     return dr_source_skip(p->source, UINT64_MAX / 2, &skipped, err);
 }
 
-int dr_piped_image_to_disk(struct dr_piped *p, struct dr_disk *disk, struct dr_job *job,
-                           struct dr_error *err)
+int dr_piped_image_to_disk(struct dr_piped *p, struct dr_disk *disk, uint64_t sparse,
+                           struct dr_job *job, struct dr_error *err)
 {
-    struct taking k = {.piped = p, .disk = disk};
+    struct taking k = {.piped = p, .disk = disk, .t = dr_piped_transfer(disk, sparse, job)};
     int r = take_all(&k, job, err);
     return r < 0 ? r : drain(p, err);
 }

@@ -302,14 +302,19 @@ static int take_all(struct taking *k, uint64_t *size, struct dr_job *job, struct
     return r;
 }
 
+struct dr_transfer dr_piped_transfer(struct dr_disk *disk, uint64_t sparse, struct dr_job *job)
+{
+    struct dr_transfer t = {
+        .dst = disk->chain, .sparse = sparse, .block = DR_CONVERT_SPARSE_DEFAULT, .job = job};
+    if (sparse)
+        t.block = dr_min(dr_max(sparse, SECTOR), DR_CONVERT_SPARSE_DEFAULT);
+    return t;
+}
+
 int dr_piped_to_disk(struct dr_piped *p, struct dr_disk *disk, uint64_t sparse, uint64_t *size,
                      struct dr_job *job, struct dr_error *err)
 {
-    struct taking k = {.piped = p, .disk = disk};
-    k.t = (struct dr_transfer){
-        .dst = disk->chain, .sparse = sparse, .block = DR_CONVERT_SPARSE_DEFAULT, .job = job};
-    if (sparse)
-        k.t.block = dr_min(dr_max(sparse, SECTOR), DR_CONVERT_SPARSE_DEFAULT);
+    struct taking k = {.piped = p, .disk = disk, .t = dr_piped_transfer(disk, sparse, job)};
     return take_all(&k, size, job, err);
 }
 

@@ -55,9 +55,13 @@ int dr_piped_to_file(struct dr_piped *p, struct dr_file *out, uint64_t *size, st
 
 /* The same for an image that is read in one pass (p->ops), whose disk has p->incoming.size bytes:
  * into a disk that reads as zeros, or a file, whose zeros are written, too. No sums. */
-int dr_piped_image_to_disk(struct dr_piped *p, struct dr_disk *disk, struct dr_job *job,
-                           struct dr_error *err);
+int dr_piped_image_to_disk(struct dr_piped *p, struct dr_disk *disk, uint64_t sparse,
+                           struct dr_job *job, struct dr_error *err);
 int dr_piped_image_to_file(struct dr_piped *p, struct dr_file *out, struct dr_job *job,
                            struct dr_error *err);
+
+/* How bytes that came go into the disk (dr_transfer_emit): runs of zeros of sparse bytes stay out;
+ * 0 = all is written. */
+struct dr_transfer dr_piped_transfer(struct dr_disk *disk, uint64_t sparse, struct dr_job *job);
 
 #endif

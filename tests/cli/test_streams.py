@@ -124,3 +124,14 @@ def test_units_out_of_a_pipe_stay_where_they_were(t):
     assert drover(t, "convert", "-f", "vmdk", "-O", "raw", "-", "new", stdin=stream) == (0, b"", "")
     assert (t.dir / "new").read_bytes() == data
     assert drover(t, "convert", "-", "-", stdin=stream) == (0, bytes(data), "")
+
+
+def test_zeros_out_of_a_pipe_take_no_space(t):
+    """The first block of each grain is not zeros."""
+    data = b"".join(os.urandom(4096) + bytes(61440) for _ in range(32))
+    (t.dir / "d.raw").write_bytes(data)
+    _, stream, _ = drover(t, "convert", *STREAM, "d.raw", "-")
+    for size, least, most in (([], 0, 32 * 8192), (["-S", "0"], len(data), 2 * len(data))):
+        assert drover(t, "convert", *size, "-f", "vmdk", "-O", "raw", "-", "new", stdin=stream) == (0, b"", "")
+        assert (t.dir / "new").read_bytes() == data
+        assert least <= (t.dir / "new").stat().st_blocks * 512 <= most
