@@ -181,6 +181,18 @@ PROJECTS = {
                      words('qemu-img bitmap --merge one -F qcow2 -b marked.qcow2 disk.qcow2 old'),
                      words('qemu-img bitmap --remove disk.qcow2 new'), words('qemu-img info --output json disk.qcow2')]),
     ],
+    'CloudStack': [
+        ('look', [words('qemu-img info -U top.qcow2')]),
+        ('copy over an empty volume',
+         [words('qemu-img convert -n --target-is-zero -W -S 1M -O qcow2 -U --image-opts driver=qcow2,file.filename=disk.qcow2 target.qcow2')]),
+        ('copy a snapshot',
+         [words('qemu-img convert -O qcow2 -l snapshot.name=before -t none -U --image-opts driver=qcow2,file.filename=disk.qcow2 new.qcow2')]),
+        ('snapshots', [words('qemu-img snapshot -c save --image-opts driver=qcow2,file.filename=disk.qcow2'),
+                       words('qemu-img snapshot -d save --image-opts driver=qcow2,file.filename=disk.qcow2')]),
+        ('another parent', [words('qemu-img rebase -u -F qcow2 -b mid.qcow2 top.qcow2'), words('qemu-img rebase -F qcow2 -b base.qcow2 top.qcow2')]),
+        ('resize', [words('qemu-img resize disk.qcow2 +1048576'),
+                    words('qemu-img resize --image-opts driver=qcow2,file.filename=disk.qcow2 16777216')]),
+    ],
 }
 
 
