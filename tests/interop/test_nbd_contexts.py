@@ -44,10 +44,15 @@ class Server:
         self.process = subprocess.Popen([program, '-t', '-e', '0', '-k', self.socket, '-f', 'qcow2', *words], cwd=dirs)
 
     def __enter__(self):
-        while not os.path.exists(self.socket):
+        while not self.greets():
             assert self.process.poll() is None
             time.sleep(0.01)
         return self
+
+    def greets(self):
+        """The socket is there before somebody listens."""
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(self.socket) == 0 and client.recv(8) == b'NBDMAGIC'
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGTERM)
