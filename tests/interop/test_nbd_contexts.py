@@ -150,6 +150,9 @@ def test_clients_that_say_nonsense_or_vanish_harm_nobody(dirs):
         talks += [TALK[:n] + b'\xff' * 24 for n in range(4, len(TALK), 5)]
         talks += [TALK[:20] + struct.pack('>8sII', b'IHAVEOPT', option, size) + bytes(64) for option in (9, 10, 99)
                   for size in (0, 4, 8, 64, 0xffffffff)]
+        # Lengths inside that lead far out.
+        talks += [TALK[:20] + struct.pack('>8sII', b'IHAVEOPT', option, 64) + start + b'\xff' * (64 - len(start))
+                  for option in (7, 9, 10) for start in (b'', bytes(4), bytes(7) + b'\x01')]
         for talk in talks:
             client = socket.socket(socket.AF_UNIX)
             client.connect(server.socket)
