@@ -2,6 +2,7 @@
 """libnbd's tools, nbdkit and ovirt-imageio's command lines, with Drover as their qemu-nbd."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -112,3 +113,32 @@ def test_virt_v2v_reads_a_disk_where_it_stands_in_an_ova(client, disks):
     play(client, 'nbdcopy', f'nbd+unix:///?socket={client.work("v2v")}', 'v2v.raw')
     os.kill(pid, signal.SIGTERM)
     same(client, 'v2v.raw', 'disk.raw')
+
+
+# Refused before anybody is served, with the words and the exit code of QEMU's.
+REFUSED = ['-o 9437184 -f qcow2 disk.qcow2', '--detect-zeroes=unmap -f qcow2 disk.qcow2', '-L -x name', '-L -o 1', '-f bad disk.qcow2',
+           'absent', '--aio=bad disk.qcow2', '--cache=bad disk.qcow2', '-e x disk.qcow2', '--tls-creds=x disk.qcow2', '-B no -f qcow2 disk.qcow2']
+
+
+@pytest.mark.parametrize('line', REFUSED)
+def test_what_cannot_be_served_is_refused_as_by_qemu(client, disks, line):
+    told = []
+    for program in (client.path('links', 'qemu-nbd'), shutil.which('qemu-nbd')):
+        done = run(program, '-k', client.work('refused'), *line.split(), ok=False, cwd=client.path('work'), timeout=30)
+        told.append((done.returncode, done.stdout, done.stderr))
+    assert told[0] == told[1] and told[0][0] == 1
+
+
+@pytest.mark.parametrize('words', [('-r', '-s'), ('-p', '1')], ids=('reading wins over a snapshot', 'a socket wins over a port'))
+def test_some_options_win_over_others(client, disks, words):
+    run(client.path('links', 'qemu-nbd'), '--fork', '--pid-file', 'won.pid', '-k', client.work('won'), *words, '-f', 'qcow2', 'disk.qcow2',
+        cwd=client.path('work'), timeout=30)
+    info = json.loads(play(client, 'nbdinfo', '--json', f'nbd+unix:///?socket={client.work("won")}'))
+    assert info['exports'][0]['is_read_only'] == ('-r' in words)
+
+
+def test_a_disk_goes_to_the_kernel_by_another_program(client, disks):
+    for words, said in ((('-d', '/dev/nbd9'), 'nbd-client -d /dev/nbd9'), (('-c', '/dev/nbd9', 'disk.raw'), 'nbd-client -unix'),
+                        (('-D', 'a' * 4097, 'disk.raw'), 'export description too long')):
+        done = run(client.path('links', 'qemu-nbd'), *words, ok=False, cwd=client.path('work'), timeout=30)
+        assert done.returncode == 1 and said in done.stderr, done

@@ -210,6 +210,11 @@ static bool is_plain(const struct cli_image *image)
     return false;
 }
 
+static const char *not_opened(const struct cli *cli)
+{
+    return cli->role == CLI_QEMU_NBD ? "Failed to blk_new_open" : "Could not open";
+}
+
 int cli_image_get(const struct cli *cli, const struct cli_args *args,
                   const struct cli_image_spec *spec, struct cli_image *image)
 {
@@ -233,7 +238,7 @@ int cli_image_get(const struct cli *cli, const struct cli_args *args,
     }
     image->open.format = image->format;
     if (image->format && !cli_format_exists(image->format)) {
-        cli_error(cli, "Could not open '%s': Unknown driver '%s'", image->path, image->format);
+        cli_error(cli, "%s '%s': Unknown driver '%s'", not_opened(cli), image->path, image->format);
         return 1;
     }
     if (image->read_only && (spec->flags & DR_OPEN_RDWR)) {
@@ -310,7 +315,7 @@ int cli_image_check(const struct cli *cli, const struct cli_image *image)
     if (r < 0 && cli->role == CLI_DROVER && strncmp(text, "Could", 5) == 0)
         cli_error(cli, "%s", text);
     else if (r < 0)
-        cli_error(cli, "Could not open '%s': %s",
+        cli_error(cli, "%s '%s': %s", not_opened(cli),
                   cli->role == CLI_DROVER || !image->given ? image->path : image->given, text);
     return r;
 }
@@ -341,7 +346,7 @@ void cli_fail_open(const struct cli *cli, const char *path, const struct dr_erro
         strstr(text, "has no snapshot "))
         cli_fail(cli, err);
     else
-        cli_error(cli, "Could not open '%s': %s", path, text);
+        cli_error(cli, "%s '%s': %s", not_opened(cli), path, text);
 }
 
 int cli_image_open(const struct cli *cli, const struct cli_image *image, struct dr_disk **disk)

@@ -15,6 +15,7 @@
 #include "cli/serve/serve.h"
 
 #define DEFAULT_PORT "10809" /* IANA's */
+#define MOST_TEXT    4096    /* bytes of a name or a description */
 
 static const struct cli_option connection_options[] = {
     {'p', "port", "PORT", "listen at this TCP port (10809)", false},
@@ -51,7 +52,7 @@ static const struct cli_option connection_options[] = {
 
 static const struct cli_option kernel_options[] = {
     {'c', "connect", "DEV", "connect to a device of the kernel: that is nbd-client(8)", false},
-    {'d', "disconnect", "DEV", "disconnect it: that is nbd-client(8)", false},
+    {'d', "disconnect", NULL, "disconnect FILE, a device: that is nbd-client(8)", false},
     {0, NULL, NULL, NULL, false},
 };
 
@@ -124,6 +125,31 @@ static int check_words(const struct nbd *n)
         cli_error(n->cli, "Failed to parse detect_zeroes mode: invalid parameter value: %s", word);
         return 1;
     }
+    const char *trim = cli_value(n->args, KEY_DISCARD);
+    if (word && strcmp(word, "unmap") == 0 &&
+        (!trim || (strcmp(trim, "unmap") != 0 && strcmp(trim, "on") != 0))) {
+        cli_error(n->cli, "setting detect-zeroes to unmap is not allowed without setting discard "
+                          "operation to unmap");
+        return 1;
+    }
+    return 0;
+}
+
+/* What NBD allows. */
+static int check_texts(const struct nbd *n)
+{
+    static const struct {
+        int key;
+        const char *what;
+    } texts[] = {{'x', "export name"}, {'D', "export description"}};
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        const char *text = cli_value(n->args, texts[i].key);
+        if (text && strlen(text) > MOST_TEXT) {
+            cli_error(n->cli, "%s too long: %zu bytes, expected at most %d", texts[i].what,
+                      strlen(text), MOST_TEXT);
+            return 1;
+        }
+    }
     return 0;
 }
 
@@ -182,6 +208,22 @@ static int give_clients(struct nbd *n)
     return 0;
 }
 
+/* nbdkit would find it out only when a client comes. */
+static int check_offset(const struct nbd *n, uint64_t offset)
+{
+    CLEANUP_DISK struct dr_disk *disk = NULL;
+    if (cli_image_open(n->cli, &n->image, &disk) != 0)
+        return 1;
+    if (offset <= dr_size(disk))
+        return 0;
+    cli_error(n->cli,
+              "Offset (%" PRIu64 ") cannot be greater than size of the containing file (%" PRIu64
+              ")",
+              offset, dr_size(disk));
+    return 1;
+}
+
+/* The image is known. */
 static int give_offset(struct nbd *n)
 {
     const char *text = cli_value(n->args, 'o');
@@ -194,7 +236,7 @@ static int give_offset(struct nbd *n)
     }
     words_add(&n->manner.options, "--filter=offset");
     words_add(&n->manner.parameters, "offset=%" PRIu64, offset);
-    return 0;
+    return check_offset(n, offset);
 }
 
 static int give_place(struct nbd *n)
@@ -209,10 +251,6 @@ static int give_place(struct nbd *n)
                   path   ? "Unix socket"
                   : port ? "TCP port number"
                          : "The interface");
-        return 1;
-    }
-    if (path && (port || address)) {
-        cli_error(n->cli, "-k excludes -p and -b");
         return 1;
     }
     if (path && path[0] != '/') {
@@ -380,7 +418,7 @@ static int give_disk(struct nbd *n)
         code = give_opening(n);
     if (code == 0 && (cli_has(n->args, 'r') || n->image.read_only))
         code = give(n, 'r', NULL);
-    if (code == 0 && cli_has(n->args, 's'))
+    if (code == 0 && cli_has(n->args, 's') && !is_read_only(n))
         code = give(n, KEY_TEMPORARY, NULL);
     if (code == 0) /* qemu-nbd follows the names inside images anywhere */
         code = give(n, KEY_ALLOW_PATH, "/");
@@ -507,6 +545,11 @@ static int list(struct nbd *n)
         cli_error(n->cli, "List mode is incompatible with a file name");
         return 1;
     }
+    if (cli_has(n->args, 'x') || cli_has(n->args, 'D') || cli_has(n->args, 'o') ||
+        cli_has(n->args, 'A') || cli_has(n->args, 'B') || cli_has(n->args, KEY_HANDSHAKE_LIMIT)) {
+        cli_error(n->cli, "List mode is incompatible with per-device settings");
+        return 1;
+    }
     if (give_tls(n) != 0)
         return 1;
     place.tls_certificates = n->certificates;
@@ -518,6 +561,8 @@ static int list(struct nbd *n)
 static int refuse_kernel(const struct nbd *n)
 {
     const char *device = cli_value(n->args, 'c');
+    if (n->args->n_operands != 1)
+        return cli_usage(n->cli, "Invalid number of arguments");
     if (device)
         cli_error(n->cli,
                   "-c needs the kernel's NBD client, which nbd-client(8) sets up: "
@@ -525,7 +570,7 @@ static int refuse_kernel(const struct nbd *n)
                   device);
     else
         cli_error(n->cli, "-d needs the kernel's NBD client: nbd-client -d %s",
-                  cli_value(n->args, 'd'));
+                  n->args->operands[0]);
     return 1;
 }
 
@@ -536,11 +581,11 @@ static int prepare(struct nbd *n)
         return cli_usage(n->cli, "Invalid number of arguments");
     int code = check_words(n);
     if (code == 0)
+        code = check_texts(n);
+    if (code == 0)
         code = give_clients(n);
     if (code == 0)
         code = give_cache(n);
-    if (code == 0)
-        code = give_offset(n);
     if (code == 0)
         code = give_snapshot(n);
     if (code == 0)
@@ -549,6 +594,8 @@ static int prepare(struct nbd *n)
         code = give(n, KEY_PIDFILE, pid_file);
     if (code == 0)
         code = give_disk(n);
+    if (code == 0)
+        code = give_offset(n);
     if (code == 0)
         code = give_relay(n);
     return code == 0 ? give_place(n) : code;
