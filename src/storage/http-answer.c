@@ -7,6 +7,8 @@
 #include "base/bytes.h"
 #include "storage/http.h"
 
+#define HEADERS_MAX ((size_t)256 << 10) /* bytes, with those of redirections */
+
 /* ------------------------------------------------------------------ headers */
 
 static bool header_is(const char *line, size_t n, const char *name, const char **value)
@@ -49,13 +51,18 @@ static void read_content_range(struct http_answer *a, const char *value)
     a->ranged = a->first <= a->last && a->last != UINT64_MAX;
 }
 
-/* Redirections have headers, too: each status line begins a new answer. */
+/* Redirections have headers, too: each status line begins a new answer. Behind the empty line come
+ * the trailers of a body, which change nothing. */
 size_t http_take_header(char *line, size_t size, size_t n, void *user)
 {
     struct http_answer *a = user;
     char text[512];
     const char *value, *end;
     size_t len = dr_min(size * n, sizeof(text) - 1);
+    a->header_bytes += size * n;
+    a->flood = a->header_bytes > HEADERS_MAX;
+    if (a->flood)
+        return 0;
     memcpy(text, line, len);
     while (len > 0 && (text[len - 1] == '\r' || text[len - 1] == '\n'))
         len--;
@@ -64,7 +71,7 @@ size_t http_take_header(char *line, size_t size, size_t n, void *user)
         a->version = (struct http_version){.size = UINT64_MAX};
         a->length = UINT64_MAX;
         a->ranged = a->encoded = a->whole = false;
-    } else if (len == 0) {
+    } else if (len == 0 || a->whole) {
         a->whole = true;
     } else if (header_is(text, len, "content-range", &value)) {
         read_content_range(a, value);
@@ -88,10 +95,20 @@ int http_refuse(struct http_answer *a, int r, const char *text)
     return r;
 }
 
+/* A weak ETag says that two states are much alike, not that they have the same bytes. */
 static bool same_version(const struct http_version *a, const struct http_version *b)
 {
+    bool strong = a->etag[0] && strncmp(a->etag, "W/", 2) != 0;
     return a->size == b->size && strcmp(a->etag, b->etag) == 0 &&
-           (a->etag[0] || strcmp(a->modified, b->modified) == 0);
+           (strong || strcmp(a->modified, b->modified) == 0);
+}
+
+/* The range is the one that was asked for, or its beginning, and lies in the file; the body is as
+ * long as it, where its length is said. */
+static bool is_range_good(const struct http_answer *a)
+{
+    return a->ranged && a->first == a->from && a->last < a->end && a->last < a->version.size &&
+           (a->length == UINT64_MAX || a->length == a->last - a->first + 1);
 }
 
 int http_judge(struct http_answer *a)
@@ -102,7 +119,7 @@ int http_judge(struct http_answer *a)
     if (a->encoded)
         return http_refuse(a, -EPROTO,
                            "the server sends it in another encoding than it was asked for");
-    if (a->status == 206 && (!a->ranged || a->first != a->from || a->last >= a->end))
+    if (a->status == 206 && !is_range_good(a))
         return http_refuse(a, -EPROTO, "the server sends another range than it was asked for");
     if (f->opened && !same_version(&a->version, &f->version))
         return http_refuse(a, -ESTALE, "it has changed on the server since it was opened");

@@ -12,7 +12,8 @@
 #include "storage/http.h"
 
 #define REDIRECTS_MAX 10L
-#define SPEED_LEAST   100L /* bytes a second: what is slower counts as no answer */
+#define PAGE_MAX      (1 << 20) /* bytes behind the headers of a redirection */
+#define SPEED_LEAST   100L      /* bytes a second: what is slower counts as no answer */
 /* Bytes a second: a request that takes longer ends, and another one continues it. */
 #define SPEED_BOUND UINT64_C(10240)
 #define RETRY_FIRST 100
@@ -47,6 +48,7 @@ struct transfer {
     struct http_answer *a;
     CURL *curl;
     bool judged, ended; /* ended: by take() */
+    bool page;          /* a redirection came with a body without end */
 };
 
 static size_t on_body(char *bytes, size_t size, size_t n, void *user)
@@ -61,20 +63,25 @@ static size_t on_body(char *bytes, size_t size, size_t n, void *user)
     }
     if ((a->status != 200 && a->status != 206) || a->refused)
         return 0; /* nobody reads pages about errors */
+    a->body += size * n;
+    if (a->status == 206 && a->body > a->last - a->first + 1) {
+        a->refused = http_refuse(a, -EPROTO, "the server sends more bytes than its range has");
+        return 0;
+    }
     t->ended = !a->take(a->user, bytes, size * n);
     return t->ended ? 0 : size * n;
 }
 
 /* Nobody wants any more what threads read ahead of a file that is being closed. libcurl asks every
- * second, and more often while bytes come. */
-static int on_progress(void *user, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d)
+ * second, and more often while bytes come. It also reads, and drops, the body of a redirection. */
+static int on_progress(void *user, curl_off_t total, curl_off_t now, curl_off_t c, curl_off_t d)
 {
-    const struct http_file *f = user;
-    (void)a;
-    (void)b;
+    struct transfer *t = user;
+    (void)total;
     (void)c;
     (void)d;
-    return atomic_load(&f->ending);
+    t->page = !t->judged && now > PAGE_MAX;
+    return t->page || atomic_load(&t->a->file->ending);
 }
 
 /* ------------------------------------------------------------------ handles */
@@ -182,7 +189,7 @@ static void set_up(CURL *curl, struct http_file *f, const char *url, struct tran
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, t);
     curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
     curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_progress);
-    curl_easy_setopt(curl, CURLOPT_XFERINFODATA, f);
+    curl_easy_setopt(curl, CURLOPT_XFERINFODATA, t);
 }
 
 /* ------------------------------------------------------------------ one request */
@@ -287,6 +294,10 @@ int http_ask(struct http_answer *a)
     int r = 0;
     if (a->refused)
         r = a->refused;
+    else if (a->flood || t.page)
+        r = http_refuse(a, -EPROTO,
+                        a->flood ? "the server sends headers without end"
+                                 : "the server redirects with a page without end");
     else if (code == CURLE_OK && !a->whole) /* which libcurl takes for an answer without a body */
         r = http_refuse(a, 1, "the connection was lost within the headers");
     else if (a->status && !good && (code == CURLE_OK || code == CURLE_WRITE_ERROR))

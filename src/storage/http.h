@@ -60,8 +60,11 @@ struct http_answer {
     uint64_t first, last;        /* Content-Range: of a status of 206 */
     uint64_t length;             /* Content-Length: of the body; UINT64_MAX = not said */
     bool ranged, encoded;
-    bool whole;  /* the headers: the empty line behind them has come */
-    int refused; /* the headers were wrong: -errno */
+    bool whole;          /* the headers: the empty line behind them has come */
+    bool flood;          /* of headers: the transfer was ended */
+    size_t header_bytes; /* of all answers that this request got */
+    uint64_t body;       /* bytes that came */
+    int refused;         /* the headers were wrong: -errno */
 };
 
 /* Send it once and hand on the body. 0: it came whole. 1: it did not, and asking again may help.

@@ -5,8 +5,10 @@ import json
 import lzma
 import os
 import random
+import re
 import shlex
 import shutil
+import socket
 import threading
 from pathlib import Path
 
@@ -275,6 +277,8 @@ def test_a_file_that_changes_meanwhile_is_an_error(t, unreliable, disk):
     assert "has changed" in refused(t, "convert", "-O", "raw", f"{later.url}/d", "copy.raw")
     longer = unreliable(lambda n, path, asked: ranged(disk + bytes(n // 3), asked))
     assert "has changed" in refused(t, "convert", "-O", "raw", f"{longer.url}/d", "copy.raw")
+    weak = unreliable(lambda n, path, asked: ranged(disk, asked, ETag='W/"1"', **{"Last-Modified": f"Mon, 30 Nov 2026 12:00:0{n // 3} GMT"}))
+    assert "has changed" in refused(t, "convert", "-O", "raw", f"{weak.url}/d", "copy.raw")
     plain = unreliable(lambda n, path, asked: (200, {"ETag": f'"{n > 2}"'}, disk, 1_000_000))
     assert "has changed" in refused(t, "convert", "-O", "raw", f"{plain.url}/d", "copy.raw")
 
@@ -283,17 +287,92 @@ def test_a_file_that_changes_meanwhile_is_an_error(t, unreliable, disk):
     ("another range", lambda disk, n, asked: ranged(disk, (asked[0] + (n > 1), asked[1] + (n > 1)))),
     ("another range", lambda disk, n, asked: ranged(disk, (asked[0], asked[1] + (n > 1)))),
     ("another encoding", lambda disk, n, asked: ranged(disk, asked, **{"Content-Encoding": "gzip"})),
+    ("another range", lambda disk, n, asked: (206, {**ranged(disk, asked)[1], "Content-Length": MIB}, bytes(MIB), None)),
+    ("another range", lambda disk, n, asked: (206, {"Content-Range": "bytes 0-0/0"}, b"x", None)),
     ("no disk can have", lambda disk, n, asked: (206, {"Content-Range": f"bytes 0-0/{1 << 63}"}, b"x", None)),
     ("does not say how large", lambda disk, n, asked: (206, {"Content-Range": "bytes 0-0/*"}, b"x", None)),
     ("does not say how large", lambda disk, n, asked: (206, {"Content-Range": "bytes 0-0/99999999999999999999999"}, b"x", None)),
     ("cannot", lambda disk, n, asked: ranged(disk, asked) if n == 1 else (206, {**ranged(disk, asked)[1], "Content-Length": MIB}, b"", 0)),
-    ("has no bytes", lambda disk, n, asked: ranged(disk, asked) if n == 1 else (206, ranged(disk, asked)[1], b"", None)),
+    ("another range", lambda disk, n, asked: ranged(disk, asked) if n == 1 else (206, ranged(disk, asked)[1], b"", None)),
     ("no ranges any more", lambda disk, n, asked: ranged(disk, asked) if n == 1 else (200, {"ETag": '"1"'}, disk, None)),
 ])
 def test_a_server_that_lies_is_not_believed(t, unreliable, disk, what, answer):
     s = unreliable(lambda n, path, asked: answer(disk, n, asked))
     err = refused(t, "convert", "-f", "raw", "-O", "raw", f"{s.url}/d", "copy.raw", env={"DROVER_NET_RECONNECT": "0"})
     assert what in err and t.names() == ["disk.raw"]
+
+
+class Raw:
+    """A server on loopback that answers each request with these pieces of bytes, as long as the client takes them."""
+
+    def __init__(self, pieces):
+        self.pieces, self.sent, self.listener = pieces, 0, socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/d"
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        try:
+            while True:
+                client, _ = self.listener.accept()
+                with client:
+                    try:
+                        asked = re.search(rb"bytes=(\d+)-(\d+)", client.recv(65536))
+                        for piece in self.pieces(int(asked[1]), int(asked[2])):
+                            client.sendall(piece)
+                            self.sent += len(piece)
+                    except OSError:
+                        pass
+        except OSError:
+            pass
+
+    def stop(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.listener.close()
+
+
+def endless(begin, piece):
+    yield begin
+    for _ in range(1000):
+        yield piece * (65536 // len(piece))
+
+
+CHUNK = b"4000\r\n" + bytes(16384) + b"\r\n"
+
+
+@pytest.mark.parametrize("what, pieces", [
+    ("headers", lambda first, last: endless(b"HTTP/1.1 206 OK\r\n", b"X-Filler: " + b"x" * 1000 + b"\r\n")),
+    ("headers", lambda first, last: endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n")),
+    ("page without end", lambda first, last: endless(b"HTTP/1.1 302 Found\r\nLocation: /e\r\nTransfer-Encoding: chunked\r\n\r\n", CHUNK)),
+    ("more bytes", lambda first, last: endless(b"HTTP/1.1 206 OK\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes %d-%d/9999999"
+                                               b"\r\n\r\n" % (first, last), CHUNK)),
+], ids=["headers", "interim answers", "a redirection", "a range"])
+def test_an_answer_without_end_is_ended(t, what, pieces):
+    s = Raw(pieces)
+    try:
+        assert what in refused(t, "info", "-f", "raw", s.url)
+        assert s.sent < 20 * MIB
+    finally:
+        s.stop()
+
+
+def test_what_stands_behind_the_body_changes_nothing(t):
+    """Of an answer in chunks: its trailers."""
+    data = random.Random(8).randbytes(600_000)
+
+    def pieces(first, last):
+        body = data[first:last + 1]
+        yield (b"HTTP/1.1 206 OK\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes %d-%d/600000\r\nConnection: close\r\n\r\n%x\r\n"
+               % (first, first + len(body) - 1, len(body))) + body
+        yield b"\r\n0\r\nContent-Range: bytes 0-0/7\r\nETag: \"2\"\r\n\r\n"
+
+    s = Raw(pieces)
+    try:
+        t.ok("convert", "-f", "raw", "-O", "raw", s.url, "copy.raw")
+        assert (t.dir / "copy.raw").read_bytes() == data + bytes(-len(data) % 512)
+    finally:
+        s.stop()
 
 
 def test_small_reads_in_order_are_read_ahead(t, unreliable, disk):
