@@ -51,8 +51,7 @@ static void read_content_range(struct http_answer *a, const char *value)
     a->ranged = a->first <= a->last && a->last != UINT64_MAX;
 }
 
-/* Redirections have headers, too: each status line begins a new answer. Behind the empty line come
- * the trailers of a body, which change nothing. */
+/* Redirections have headers, too: each status line begins a new answer. */
 size_t http_take_header(char *line, size_t size, size_t n, void *user)
 {
     struct http_answer *a = user;
@@ -71,7 +70,7 @@ size_t http_take_header(char *line, size_t size, size_t n, void *user)
         a->version = (struct http_version){.size = UINT64_MAX};
         a->length = UINT64_MAX;
         a->ranged = a->encoded = a->whole = false;
-    } else if (len == 0 || a->whole) {
+    } else if (len == 0) {
         a->whole = true;
     } else if (header_is(text, len, "content-range", &value)) {
         read_content_range(a, value);
