@@ -23,10 +23,11 @@
     F(int, nbd_aio_is_ready, (struct nbd_handle * h), (h))                                     \
     F(int, nbd_aio_notify_read, (struct nbd_handle * h), (h))                                  \
     F(int, nbd_aio_notify_write, (struct nbd_handle * h), (h))                                 \
-    F(int64_t, nbd_aio_pread,                                                                  \
+    F(int64_t, nbd_aio_pread_structured,                                                       \
       (struct nbd_handle * h, void *buf, size_t count, uint64_t offset,                        \
-       nbd_completion_callback completion_callback, uint32_t flags),                           \
-      (h, buf, count, offset, completion_callback, flags))                                     \
+       nbd_chunk_callback chunk_callback, nbd_completion_callback completion_callback,         \
+       uint32_t flags),                                                                        \
+      (h, buf, count, offset, chunk_callback, completion_callback, flags))                     \
     F(int64_t, nbd_aio_pwrite,                                                                 \
       (struct nbd_handle * h, const void *buf, size_t count, uint64_t offset,                  \
        nbd_completion_callback completion_callback, uint32_t flags),                           \

@@ -146,6 +146,12 @@ static int read_export(struct nbd_connection *c, struct nbd_handle *h, struct nb
                  (long long)least);
         return nbd_note_why(c, text);
     }
+    if (least > 1 && size % least != 0) {
+        snprintf(text, sizeof(text),
+                 "the server has %lld bytes, which is no multiple of its blocks of %lld",
+                 (long long)size, (long long)least);
+        return nbd_note_why(c, text);
+    }
     *e = (struct nbd_export){
         .size = (uint64_t)size,
         .align = least > 1 ? (unsigned)least : 1,

@@ -3,6 +3,7 @@
 #include "base/loaded.h"
 #include "storage/nbd.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +13,10 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 
-#define DEPTH    16u
-#define ZERO_MAX ((uint64_t)1 << 30) /* bytes of one request for zeros */
-#define LOOK_MAX ((uint64_t)1 << 30) /* bytes of one question for extents */
+#define DEPTH        16u
+#define EXTENT_TRIES 3u /* before a server whose answer ends the connection is asked no more */
+#define ZERO_MAX     ((uint64_t)1 << 30) /* bytes of one request for zeros */
+#define LOOK_MAX     ((uint64_t)1 << 30) /* bytes of one question for extents */
 
 static struct nbd_file *nbd_of(struct dr_file *f)
 {
@@ -28,6 +30,8 @@ static int answered(void *user, int *error)
 {
     struct nbd_request *q = user;
     q->error = *error;
+    if (*error == 0 && q->command == NBD_READ && !nbd_is_whole(q))
+        q->error = EPROTO;
     if (*error == 0 && (q->keep || q->not_kept))
         nbd_kept_answered(q->file, q);
     sem_post(&q->done);
@@ -37,9 +41,10 @@ static int answered(void *user, int *error)
 int64_t nbd_issue(struct nbd_handle *h, struct nbd_request *q, nbd_completion_callback done)
 {
     nbd_extent_callback extents = {.callback = nbd_take_extents, .user_data = q};
+    nbd_chunk_callback piece = {.callback = nbd_take_piece, .user_data = q};
     switch (q->command) {
     case NBD_READ:
-        return nbd_aio_pread(h, q->buf, (size_t)q->len, q->off, done, q->flags);
+        return nbd_aio_pread_structured(h, q->buf, (size_t)q->len, q->off, piece, done, q->flags);
     case NBD_WRITE:
         return nbd_aio_pwrite(h, q->buf, (size_t)q->len, q->off, done, q->flags);
     case NBD_ZERO:
@@ -55,6 +60,10 @@ int64_t nbd_issue(struct nbd_handle *h, struct nbd_request *q, nbd_completion_ca
 int nbd_ask(struct nbd_connection *c, struct nbd_request *q)
 {
     nbd_completion_callback done = {.callback = answered, .user_data = q};
+    struct nbd_pieces pieces;
+    pieces.n = 0;
+    pieces.wrong = false;
+    q->pieces = &pieces;
     q->error = 0;
     pthread_mutex_lock(&c->lock);
     int64_t cookie = c->handle ? nbd_issue(c->handle, q, done) : -1;
@@ -83,13 +92,14 @@ static int check_lost(const struct nbd_file *f)
 static int request(struct nbd_file *f, struct nbd_request *q)
 {
     bool writes = q->command == NBD_WRITE || q->command == NBD_ZERO || q->command == NBD_FLUSH;
+    unsigned left = q->command == NBD_EXTENT ? EXTENT_TRIES : UINT_MAX;
     uint64_t since = 0;
     int r = ENOTCONN;
     q->file = f;
     told_lost = false;
     if (sem_init(&q->done, 0, 0) < 0)
         return -errno;
-    while (r == ENOTCONN && (!since || nbd_seconds() < since + f->reconnect)) {
+    while (r == ENOTCONN && left-- > 0 && (!since || nbd_seconds() < since + f->reconnect)) {
         struct nbd_connection *c = writes && check_lost(f) < 0 ? NULL : nbd_pick(f);
         if (!c)
             break;
@@ -156,14 +166,18 @@ static int nbd_extent(struct dr_file *base, uint64_t off, uint64_t len, enum dr_
     uint64_t changes;
     *kind = DR_FILE_DATA;
     *run = len;
-    if (!f->export.extents || off >= f->export.size || is_known(f, off, len, kind, run, &changes))
+    if (!f->export.extents || atomic_load(&f->no_extents) || off >= f->export.size ||
+        is_known(f, off, len, kind, run, &changes))
         return 0;
     CLEANUP_FREE struct nbd_extents *e = malloc(sizeof(*e));
     if (!e)
         return -ENOMEM;
     e->from = e->end = 0;
     int r = ask_extents(f, off, len, e);
-    if (r == -EINVAL || r == -ENOTSUP || r == -EOVERFLOW || r == -EIO)
+    if (r == -ENOTCONN)
+        atomic_store(&f->no_extents, true);
+    if (r == -EINVAL || r == -ENOTSUP || r == -EOVERFLOW || r == -EIO || r == -EPROTO ||
+        r == -ENOTCONN)
         return 0;
     if (r < 0 || !nbd_covers(e, off))
         return r;
@@ -315,6 +329,8 @@ static const char *nbd_reason(struct dr_file *base, int r)
         snprintf(text, sizeof(text), "what had been written may not be there: %s", f->why_lost);
         return text;
     }
+    if (r == -EPROTO)
+        return "the server's answer does not have the bytes that were asked for";
     if (r != -ENOTCONN)
         return NULL;
     DR_LOCK_SCOPE(&f->lock);

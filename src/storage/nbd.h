@@ -94,9 +94,21 @@ struct nbd_file {
     _Atomic bool lost;      /* writes that were answered are gone; why_lost is constant then */
     char why_lost[160];
     struct nbd_kept kept;
+    _Atomic bool no_extents; /* the connection is lost whenever they are asked for */
     pthread_mutex_t extent_lock;
     struct nbd_extents *extents; /* what the server said last, or NULL: under extent_lock */
     uint64_t changes;            /* writes so far; under extent_lock */
+};
+
+#define NBD_PIECES 64u /* of one read, that do not touch */
+
+/* What has come of a read: ranges that do not touch, in order. */
+struct nbd_pieces {
+    unsigned n;
+    bool wrong; /* twice, not asked for, or too scattered */
+    struct {
+        uint64_t off, end;
+    } p[NBD_PIECES];
 };
 
 /* One request on its way. The callback of libnbd fills in the rest. */
@@ -106,6 +118,7 @@ struct nbd_request {
     uint64_t off, len;
     uint32_t flags;
     struct nbd_extents *extents; /* NBD_EXTENT: filled in */
+    struct nbd_pieces *pieces;   /* NBD_READ: filled in */
     struct nbd_file *file;
     sem_t done;
     int error;           /* errno of the answer */
@@ -137,6 +150,13 @@ void nbd_forget_extents(struct nbd_file *f);
 /* nbd-replay.c. Write again what is kept, over a connection that nobody else uses yet, and flush.
  * -ENOTCONN: it was lost, too (c->why). Else -errno of the server's answer. */
 int nbd_replay(struct nbd_connection *c, struct nbd_handle *h);
+
+/* nbd-pieces.c. Called by libnbd with a chunk of a read's answer; user is the struct nbd_request.
+ */
+int nbd_take_piece(void *user, const void *bytes, size_t n, uint64_t off, unsigned status,
+                   int *error);
+/* Has all come that was asked for? */
+bool nbd_is_whole(const struct nbd_request *q);
 
 /* nbd-tls.c. Refuse a URI by which libnbd would not check whether the server is the one that was
  * named. */

@@ -5,6 +5,7 @@ import os
 import re
 import select
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -142,6 +143,104 @@ class Cutting:
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(str(self.path))
         self.thread.join()
+        self.listener.close()
+
+
+class OddNbd:
+    """An NBD server on a unix socket that a test makes odd: the disk's bytes, the flags and the block sizes that it says, and
+    answer(command, offset, length) -> chunks of a structured reply as (type, payload), or None: the right ones."""
+
+    FLUSH, FUA, TRIM, ZEROES, DF, MULTI, READ_ONLY = 4, 8, 32, 64, 128, 256, 2
+    READ, WRITE, LEAVE, SYNC, STATUS = 0, 1, 2, 3, 7
+
+    def __init__(self, path, data, flags=0, blocks=None, structured=True, answer=None):
+        self.data, self.flags, self.blocks, self.structured, self.answer = bytearray(data), flags | 1, blocks, structured, answer
+        self.uri, self.path, self.requests, self.size = f"nbd+unix:///?socket={path}", path, [], len(data)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.threads = [threading.Thread(target=self.accept)]
+        self.threads[0].start()
+
+    def accept(self):
+        try:
+            while True:
+                client, _ = self.listener.accept()
+                self.threads.append(threading.Thread(target=self.serve, args=(client,)))
+                self.threads[-1].start()
+        except OSError:
+            pass
+
+    @staticmethod
+    def take(s, n):
+        data = s.recv(n, socket.MSG_WAITALL) if n else b""
+        if len(data) < n:
+            raise OSError("the end")
+        return data
+
+    def serve(self, s):
+        with s:
+            try:
+                if self.greet(s):
+                    while self.one(s):
+                        pass
+            except OSError:
+                pass
+
+    def greet(self, s):
+        s.sendall(b"NBDMAGICIHAVEOPT\0\3")
+        self.take(s, 4)
+        while True:
+            option, length = struct.unpack(">8xII", self.take(s, 16))
+            data = self.take(s, length)
+
+            def reply(kind, payload=b""):
+                s.sendall(struct.pack(">QIII", 0x3e889045565a9, option, kind, len(payload)) + payload)
+
+            if option == 8 and self.structured or option == 5:
+                reply(1)
+            elif option == 10 and self.structured:
+                reply(4, struct.pack(">I", 1) + b"base:allocation")
+                reply(1)
+            elif option in (6, 7):
+                reply(3, struct.pack(">HQH", 0, self.size, self.flags))
+                if self.blocks:
+                    reply(3, struct.pack(">HIII", 3, *self.blocks))
+                reply(1)
+                if option == 7:
+                    return True
+            elif option == 2:
+                reply(1)
+                return False
+            else:
+                reply((1 << 31) + 1)
+
+    def one(self, s):
+        magic, flags, command, cookie, offset, length = struct.unpack(">IHHQQI", self.take(s, 28))
+        if command == self.LEAVE:
+            return False
+        payload = self.take(s, length) if command == self.WRITE else b""
+        self.requests.append((command, offset, length))
+        chunks = self.answer(command, offset, length) if self.answer else None
+        if command == self.WRITE:
+            self.data[offset:offset + length] = payload
+        if chunks is None and command == self.READ:
+            chunks = [(1, struct.pack(">Q", offset) + self.data[offset:offset + length])]
+        if chunks is None and command == self.STATUS:
+            chunks = [(5, struct.pack(">III", 1, length, 0))]
+        if chunks and not self.structured:
+            s.sendall(struct.pack(">IIQ", 0x67446698, 0, cookie) + chunks[0][1][8:])
+        elif chunks:
+            for i, (kind, data) in enumerate(chunks):
+                s.sendall(struct.pack(">IHHQI", 0x668e33ef, i == len(chunks) - 1, kind, cookie, len(data)) + data)
+        else:
+            s.sendall(struct.pack(">IIQ", 0x67446698, 0, cookie))
+        return True
+
+    def stop(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join()
         self.listener.close()
 
 

@@ -7,11 +7,12 @@ import random
 import select
 import shutil
 import socket
+import struct
 import subprocess
 
 import pytest
 
-from remote import Cutting, Nbdkit, make_certificates, wait_for_socket
+from remote import Cutting, Nbdkit, OddNbd, make_certificates, wait_for_socket
 
 MIB = 1 << 20
 ONE_THREAD = ["-t", "1"]  # for each connection: nbdkit 1.32 fails an assertion when one with several is cut
@@ -43,6 +44,19 @@ def cutting(tmp_path):
     yield start
     for p in proxies:
         p.stop()
+
+
+@pytest.fixture
+def odd(tmp_path):
+    servers = []
+
+    def start(*args, **kw):
+        servers.append(OddNbd(tmp_path / f"odd{len(servers)}.sock", *args, **kw))
+        return servers[-1]
+
+    yield start
+    for s in servers:
+        s.stop()
 
 
 def make_disk(t, name="disk.raw", size=64 * MIB):
@@ -315,3 +329,80 @@ def test_qemu_nbd_serves_what_we_read_and_write(t, tmp_path):
             s.terminate()
             s.wait()
     assert t.real("qemu-img", "compare", "target.qcow2", "disk.raw").code == 0
+
+
+DATA = random.Random(9).randbytes(3 * 4096)
+HOLED = DATA[:4096] + bytes(4096) + DATA[8192:]
+
+
+def same(t, server, data):
+    """Read the way a copy is, and in small pieces."""
+    t.ok("convert", "-f", "raw", "-O", "raw", server.uri, "copy.raw")
+    assert (t.dir / "copy.raw").read_bytes() == data + bytes(-len(data) % 512)
+
+
+def test_a_server_that_knows_next_to_nothing_is_read_and_written(t, odd):
+    """Neither extents nor structured replies, flushes, zeros, trims."""
+    s = odd(DATA, structured=False)
+    same(t, s, DATA)
+    t.io(s.uri, "write -P 7 100 5000", "write -z 1000 100", "discard 2000 512", "write -f -P 8 3000 10", "flush", "read -P 7 500 500",
+         "read -P 8 3000 10", fmt="raw")
+    assert s.data[1000:1100] == bytes(100) and s.data[900:1000] == b"\7" * 100 and s.data[3000:3010] == b"\10" * 10
+    assert {c for c, _, _ in s.requests} == {s.READ, s.WRITE}
+
+
+def test_a_size_that_is_no_multiple_of_anything_is_kept(t, odd):
+    for blocks in (None, (1, 4096, 65536), (512, 4096, 65536)):
+        size = 10001 if not blocks or blocks[0] == 1 else 10240
+        s = odd(DATA[:size], blocks=blocks, flags=OddNbd.FLUSH)
+        same(t, s, DATA[:size])
+        t.io(s.uri, f"write -P 7 {size - 700} 700", f"read -P 7 {size - 700} 700", fmt="raw")
+        assert s.data == DATA[:size - 700] + b"\7" * 700 and len(s.data) == size
+
+
+def test_large_blocks_and_small_requests_are_obeyed(t, odd):
+    s = odd(HOLED, blocks=(4096, 4096, 4096), flags=OddNbd.FLUSH)
+    same(t, s, HOLED)
+    t.io(s.uri, "write -P 7 100 5000", "read -P 7 100 5000", fmt="raw")
+    assert all(o % 4096 == 0 and n == 4096 for c, o, n in s.requests if c in (s.READ, s.WRITE))
+    r = t.drover("info", "-f", "raw", odd(HOLED[:9000], blocks=(4096, 4096, 4096)).uri)
+    assert r.code == 1 and "no multiple of its blocks of 4096" in r.err and len(r.err.splitlines()) == 1
+
+
+def chunk(kind, offset, data=b""):
+    return (kind, struct.pack(">Q", offset) + data)
+
+
+@pytest.mark.parametrize("pieces, expected", [
+    (lambda o, n: [chunk(1, o, HOLED[o:4096]), chunk(2, 4096, struct.pack(">I", 4096)), chunk(1, 8192, HOLED[8192:])], HOLED),
+    (lambda o, n: [chunk(1, 8192, HOLED[8192:]), chunk(2, 4096, struct.pack(">I", 4096)), chunk(1, o, HOLED[o:4096]), (0, b"")], HOLED),
+    (lambda o, n: [chunk(1, o, HOLED[o:4096]), (0, b"")], None),
+    (lambda o, n: [(0, b"")], None),
+    (lambda o, n: [chunk(1, o, HOLED[o:8192]), chunk(1, o, HOLED[o:4096])], None),
+    (lambda o, n: [chunk(1, o, HOLED[o:4096]), (32770, struct.pack(">IHQ", 5, 0, 4096))], None),
+    (lambda o, n: [(32769, struct.pack(">IH", 5, 4) + b"gone")], None),
+    (lambda o, n: [chunk(1, o, HOLED + b"more")], None),
+    (lambda o, n: [chunk(2, o, struct.pack(">I", 1 << 31))], None),
+    (lambda o, n: [chunk(2, o, struct.pack(">I", 0)), (0, b"")], None),
+    (lambda o, n: [(9, b"what")], None),
+    (lambda o, n: [(5, struct.pack(">III", 1, n, 3))], None),
+], ids=["a hole", "any order", "too little", "nothing", "twice", "an error in the middle", "an error", "too much", "a huge hole", "an empty hole",
+        "an unknown kind", "another command's"])
+def test_a_read_in_chunks_is_whole_or_an_error(t, odd, pieces, expected):
+    s = odd(HOLED, answer=lambda c, o, n: pieces(o, n) if c == 0 and n == len(HOLED) else None)
+    r = t.drover("convert", "-f", "raw", "-O", "raw", s.uri, "copy.raw", env={"DROVER_NET_RECONNECT": "0"})
+    assert (0, 0, len(HOLED)) in s.requests
+    if expected:
+        assert r.code == 0 and (t.dir / "copy.raw").read_bytes() == expected
+    else:
+        assert r.code == 1 and s.uri in r.err and t.names() == [], r
+
+
+@pytest.mark.parametrize("entries", [[], [0, 0], [4096, 0, 0, 3], [1 << 30, 0], [4096, 0, 0xFFFFFFFF, 0], [100, 0, 100, 0], [1, 9, 4095, 4]],
+                         ids=["none", "empty", "then empty", "beyond the end", "overflow", "short", "unknown flags"])
+def test_extents_that_make_no_sense_lose_nothing(t, odd, entries):
+    answers = [(5, struct.pack(f">I{len(entries)}I", 1, *entries))]
+    s = odd(DATA, answer=lambda c, o, n: answers if c == OddNbd.STATUS else None)
+    same(t, s, DATA)
+    lost = odd(DATA, answer=lambda c, o, n: [(32769, struct.pack(">IH", 22, 0))] if c == OddNbd.STATUS else None)
+    same(t, lost, DATA)
