@@ -137,6 +137,8 @@ static int set_tcp(const char *name, const char *host, const char *port, const c
 {
     CLEANUP_FREE char *what = encode(export), *uri = NULL;
     bool bare = strchr(host, ':') && host[0] != '['; /* an IPv6 address */
+    if (strpbrk(host, "/?#@") || strpbrk(port, "/?#@:"))
+        return dr_fail(err, EINVAL, "%s: expected the name or address of a host, and a port", name);
     if (!what || asprintf(&uri, "nbd://%s%s%s:%s/%s", bare ? "[" : "", host, bare ? "]" : "", port,
                           what) < 0) {
         uri = NULL;
@@ -382,6 +384,8 @@ static int parse_json_http(struct json_name *j, struct dr_remote *remote, struct
     const char *user = text_at(j, "username"), *password = text_at(j, "password");
     const char *cookie = text_at(j, "cookie");
     remote->insecure = verify && (strcmp(verify, "off") == 0 || strcmp(verify, "false") == 0);
+    if (cookie && strpbrk(cookie, "\r\n"))
+        return dr_fail(err, EINVAL, "%s: cookie must be one line", j->name);
     if (cookie && !(remote->cookie = strdup(cookie)))
         return out_of_memory(j->name, err);
     if (user && asprintf(&remote->user, "%s:%s", user, password ? password : "") < 0) {
