@@ -210,6 +210,7 @@ def test_no_job_records_a_password_that_was_given_to_open_a_disk(t, nginx, disk,
     base = "json:" + json.dumps(name)
     t.ok("create", "-q", "-f", "qcow2", "-u", "-b", "elsewhere", "-F", "raw", "top", str(len(disk)))
     run = " && ".join(f"{t.bin}/drover ctl ctl {job}" for job in jobs.split(", ")).replace("BASE", shlex.quote(base))
+    run = f"until {t.bin}/drover ctl ctl status >status 2>&1; do :; done; {run}"  # nbdkit may run it before there is the socket
     plugin = os.environ.get("DROVER_NBDKIT_PLUGIN") or Path(os.environ["DROVER"]).parent / "nbdkit-drover-plugin.so"
     r = t.start(shutil.which("nbdkit") or pytest.skip("nbdkit is not installed"), "-U", "-", plugin, "disk=top", f"backing={base}",
                 "backing-format=raw", f"allow-path={base}", f"control={t.dir}/ctl", "--run", run)
