@@ -155,10 +155,14 @@ static int add_disk(struct dr_vma *vma, unsigned id, uint64_t size, struct dr_er
 }
 
 /* A header that may be wrong may give a disk too small a size. */
+static bool may_grow(const struct dr_vma *vma, const struct dr_vma_disk *disk)
+{
+    return vma->header.wrong_sum && !disk->vmstate;
+}
+
 static void grow_disk(struct dr_vma *vma, struct dr_vma_disk *disk, uint64_t size)
 {
-    if (!vma->header.wrong_sum || disk->vmstate ||
-        vma_clusters(disk->size) * DR_VMA_CLUSTER >= size)
+    if (vma_clusters(disk->size) * DR_VMA_CLUSTER >= size)
         return;
     tell(vma,
          "device %u has %" PRIu64 " bytes by the header, but there are clusters up to %" PRIu64,
@@ -167,16 +171,44 @@ static void grow_disk(struct dr_vma *vma, struct dr_vma_disk *disk, uint64_t siz
     vma->odd[disk->id] = true;
 }
 
-static void note_slots(const struct vma_extent *e, uint64_t clusters[256])
+/* An extent's checksum keeps no hostile archive from naming any cluster: one slot would make a disk
+ * of 256 TiB, longer than a file may be in many file systems, and the salvage of all disks would
+ * end there. So a disk is only taken to be longer than this where a good part of its clusters are
+ * in the archive. 16 TiB is as long as a file can be in ext4. */
+#define FAR_CLUSTERS ((UINT64_C(16) << 40) / DR_VMA_CLUSTER)
+#define FAR_SHARE    64u /* one in so many */
+
+/* Which clusters of a device there are. */
+struct extent_of_disk {
+    uint64_t slots;     /* that name one, also one that others name */
+    uint64_t end, near; /* behind the last one; behind the last one below FAR_CLUSTERS */
+};
+
+static void note_slots(const struct vma_extent *e, struct extent_of_disk disks[256])
 {
     for (unsigned i = 0; i < e->n; i++) {
-        uint64_t *n = &clusters[e->slot[i].id];
-        *n = dr_max(*n, (uint64_t)e->slot[i].cluster + 1);
+        struct extent_of_disk *d = &disks[e->slot[i].id];
+        uint64_t end = (uint64_t)e->slot[i].cluster + 1;
+        d->slots++;
+        d->end = dr_max(d->end, end);
+        if (end <= FAR_CLUSTERS)
+            d->near = dr_max(d->near, end);
     }
 }
 
-/* clusters[id]: how many a disk must have for those that there are. */
-static void count_clusters(struct walk *w, const uint8_t uuid[16], uint64_t clusters[256])
+/* Clusters that the disk must have for those that there are, as far as these are plausible. */
+static uint64_t clusters_of(const struct dr_vma *vma, unsigned id, const struct extent_of_disk *d)
+{
+    if (d->end == d->near || d->slots >= d->end / FAR_SHARE)
+        return d->end;
+    tell(vma,
+         "device %u: its clusters from %" PRIu64 " on, up to %" PRIu64
+         ", are left out: only %" PRIu64 " clusters of it are in the archive",
+         id, (uint64_t)FAR_CLUSTERS, d->end - 1, d->slots);
+    return d->near;
+}
+
+static void find_clusters(struct walk *w, const uint8_t uuid[16], struct extent_of_disk disks[256])
 {
     uint64_t size = dr_file_size(w->file);
     bool wide = false, shifted = dr_source_has_gaps(w->file);
@@ -185,7 +217,7 @@ static void count_clusters(struct walk *w, const uint8_t uuid[16], uint64_t clus
         const uint8_t *unit = unit_at(w, wide);
         bool good = is_extent(unit, w, &e) && memcmp(unit + VMA_AT_EXTENT_UUID, uuid, 16) == 0;
         if (good)
-            note_slots(&e, clusters);
+            note_slots(&e, disks);
         w->pos += good              ? VMA_EXTENT_HEADER + e.data_len
                   : shifted && unit ? vma_next_magic(unit)
                                     : VMA_EXTENT_HEADER;
@@ -195,18 +227,20 @@ static void count_clusters(struct walk *w, const uint8_t uuid[16], uint64_t clus
 
 int vma_find_unlisted(struct dr_vma *vma, struct dr_error *err)
 {
-    uint64_t clusters[256] = {0};
+    struct extent_of_disk disks[256] = {0};
     struct walk w = {.file = dr_source_file(vma->source),
                      .name = vma->name,
                      .pos = vma->header.header_size,
                      .buf = malloc(VMA_READ_WINDOW)};
     int r = w.buf ? 0 : dr_fail(err, ENOMEM, "%s: out of memory", vma->name);
     if (r == 0)
-        count_clusters(&w, vma->header.uuid, clusters);
+        find_clusters(&w, vma->header.uuid, disks);
     free(w.buf);
     for (unsigned id = 1; id < 256 && r == 0; id++) {
         struct dr_vma_disk *disk = disk_of(vma, id);
-        uint64_t size = clusters[id] * DR_VMA_CLUSTER;
+        if (disk && !may_grow(vma, disk))
+            continue;
+        uint64_t size = clusters_of(vma, id, &disks[id]) * DR_VMA_CLUSTER;
         if (disk)
             grow_disk(vma, disk, size);
         else if (size > 0)

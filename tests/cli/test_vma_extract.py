@@ -607,6 +607,18 @@ def test_clusters_of_a_device_that_is_not_in_the_header_get_a_name_of_their_own(
     assert v.get("out/unlisted-2.raw") == a.contents[2]
 
 
+def test_one_odd_extent_does_not_make_a_disk_of_256_tib(v):
+    """It would be longer than a file can be in many file systems, and the salvage of all disks would end there."""
+    a = archive(per=3)
+    odd = vmagen.Extent([vmagen.Slot(9, 0, {0: b"x" * 4096}), vmagen.Slot(9, (1 << 32) - 2, {0: b"y" * 4096})]).build()
+    code, missing, other = salvage(v, a.build() + odd)
+    assert code == 3 and ("header", "unlisted-9", 0, CLUSTER) in other, other
+    assert v.get("out/unlisted-9.raw") == (b"x" * 4096).ljust(CLUSTER, b"\0")
+    check_salvaged(v, a, {})
+    r = extract(v, "--salvage", "bad.vma", "again")
+    assert b"device 9: its clusters from 268435456 on, up to 4294967294, are left out" in r.err, r
+
+
 def test_salvage_makes_nothing_of_a_header_that_a_stream_does_not_have_all_of(v):
     bad = bytearray(archive().build())
     bad[56:60] = struct.pack(">I", 8 << 20)
