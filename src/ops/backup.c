@@ -91,6 +91,23 @@ static int bitmap_since(struct backup *b, const char *name, struct dr_error *err
     return 0;
 }
 
+/* A prune that was interrupted still removes the files that it has noted: also one that somebody
+ * has made since under such a name. */
+static int refuse_leaving(const struct backup *b, struct dr_error *err)
+{
+    const char *name = dr_path_basename(b->what->target);
+    for (size_t i = 0; i < b->set.n; i++) {
+        char **files = b->set.all[i].leaving;
+        for (size_t k = 0; files && files[k]; k++)
+            if (strcmp(dr_path_basename(files[k]), name) == 0)
+                return dr_fail(err, EBUSY,
+                               "%s: the backup \"%s\" has a file of this name and is being pruned: "
+                               "prune again, or take another name",
+                               b->what->target, b->set.all[i].name);
+    }
+    return 0;
+}
+
 static int read_set(struct backup *b, struct dr_error *err)
 {
     const struct dr_backup_options *o = options_of(b);
@@ -106,7 +123,7 @@ static int read_set(struct backup *b, struct dr_error *err)
     if (r == 0 && dr_set_find(&b->set, dr_path_basename(b->what->target)))
         r = dr_fail(err, EEXIST, "%s: has a backup called \"%s\" already", o->set,
                     dr_path_basename(b->what->target));
-    return r;
+    return r < 0 ? r : refuse_leaving(b, err);
 }
 
 /* That of its directory, where it is not there yet. */

@@ -53,10 +53,24 @@ def test_a_list_tells_sizes_and_what_is_proven(t, disk):
     os.unlink(t.dir / "b0")
     (t.dir / "b2").write_bytes(b"junk" * 1000)
     told = listed(t)["backups"]
-    assert [one["state"] for one in told] == ["missing", "verified", "unreadable"]
-    assert told[1]["verified"] and "b0" in told[0]["problem"] and "actual-size" not in told[0]
+    # what stands on a missing one cannot be restored, whatever was proven once
+    assert [one["state"] for one in told] == ["missing", "missing", "unreadable"]
+    assert told[1]["verified"] and told[1]["problem"] == 'it stands on "b0", which is missing' and "b0" in told[0]["problem"] and "actual-size" not in told[0]
     said = t.ok("backup", "list", "backups.json").splitlines()
-    assert said[4].startswith("b0: ") and said[5].startswith("b2: ") and len(said) == 6
+    assert said[4].startswith("b0: ") and said[5].startswith("b1: ") and said[6].startswith("b2: ") and len(said) == 7
+
+
+def test_a_backup_is_not_called_like_a_file_that_an_interrupted_prune_will_remove(t, disk):
+    t.ok("backup", "--bitmap", "daily", disk, "b0")
+    record = json.loads((t.dir / "backups.json").read_text())
+    record["backups"][0]["leaving"] = ["b0", "b0-s001"]
+    (t.dir / "backups.json").write_text(json.dumps(record))
+    r = t.drover("backup", "--state", "backups.json", disk, "b0-s001")
+    assert r.code == 1 and 'the backup "b0" has a file of this name and is being pruned' in r.err, r
+    assert not (t.dir / "b0-s001").exists()
+    t.ok("backup", "--state", "backups.json", disk, "b1")
+    t.ok("backup", "prune", "--keep", "1", "backups.json")
+    assert not (t.dir / "b0").exists() and (t.dir / "b1").exists()
 
 
 def damage(t, name, mib, byte):

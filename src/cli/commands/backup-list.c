@@ -72,6 +72,27 @@ static int look(struct line *l, const char *set, const struct dr_open_options *o
     return r != -ENOMEM && (!problem || l->problem) ? 0 : no_memory(set, err);
 }
 
+/* A backup that shows nothing without its parent is not there either, however good it was once.
+ * What was found of a parent's bytes need not touch it: it may have all of them itself. The parent
+ * stands before it. */
+static int look_at_parent(struct list *list, size_t i, struct dr_error *err)
+{
+    struct line *l = &list->lines[i], *parent = NULL;
+    if (l->problem || !l->e->parent)
+        return 0;
+    for (size_t k = i; k-- > 0 && !parent;)
+        if (strcmp(list->entries[k].name, l->e->parent) == 0)
+            parent = &list->lines[k];
+    if (!parent ||
+        (strcmp(parent->state, "missing") != 0 && strcmp(parent->state, "unreadable") != 0))
+        return 0;
+    l->state = parent->state;
+    if (asprintf(&l->problem, "it stands on \"%s\", which is %s", l->e->parent, l->state) >= 0)
+        return 0;
+    l->problem = NULL;
+    return no_memory(list->set, err);
+}
+
 /* Disks of one archive stand behind each other, as they came into the set. */
 static bool is_in_archive_of(const struct dr_backup_entry *a, const struct dr_backup_entry *b)
 {
@@ -87,6 +108,8 @@ static int look_at_all(struct list *list, const struct dr_open_options *open, st
         struct line *l = &list->lines[i];
         l->e = &list->entries[i];
         r = look(l, list->set, open, err);
+        if (r == 0)
+            r = look_at_parent(list, i, err);
         if (l->looked && (i == 0 || !is_in_archive_of(l->e, &list->entries[i - 1])))
             list->stored += l->files.stored;
     }
