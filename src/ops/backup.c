@@ -196,7 +196,8 @@ static int open_parent(struct backup *b, struct dr_error *err)
     return r < 0 ? dr_prefix(err, r, "the last backup, \"%s\"", b->last->name) : 0;
 }
 
-/* From its side file, or else from all of its bytes. */
+/* From its side file, or else from all of its bytes. They must be those that it had: the new
+ * backup's digest is made of these sums, and would vouch for damage. */
 static int sums_of_parent(struct backup *b, struct dr_error *err)
 {
     CLEANUP_FREE char *side = dr_sums_path(b->parent->chain->images[0]->path);
@@ -211,7 +212,16 @@ static int sums_of_parent(struct backup *b, struct dr_error *err)
                    "%s: there is no such file that belongs to the last backup: all of that "
                    "is read for its checksums",
                    side ? side : b->last->name);
-    return dr_sums_of_part(&b->sums, DR_CHECKSUM_XXH3, b->parent, b->last->size, NULL, err);
+    int r = dr_sums_of_part(&b->sums, DR_CHECKSUM_XXH3, b->parent, b->last->size, NULL, err);
+    if (r < 0)
+        return r;
+    dr_sums_digest(&b->sums, digest);
+    if (strcmp(digest, b->last->digest) == 0)
+        return 0;
+    return dr_fail(err, EBADMSG,
+                   "%s: its digest is %s, and that of backup \"%s\" was %s; begin anew with a full "
+                   "backup (--full)",
+                   dr_image_path(b->parent, 0), digest, b->last->name, b->last->digest);
 }
 
 static int begin_sums(struct backup *b, struct dr_error *err)

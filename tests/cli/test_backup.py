@@ -60,6 +60,21 @@ def test_a_list_tells_sizes_and_what_is_proven(t, disk):
     assert said[4].startswith("b0: ") and said[5].startswith("b1: ") and said[6].startswith("b2: ") and len(said) == 7
 
 
+def test_damage_of_the_last_backup_does_not_come_into_the_digest_of_the_next(t, disk):
+    """Without the file of checksums beside it they come from the bytes that it has by now."""
+    t.io(disk, "write -P 5 0 1M")
+    t.ok("backup", "--bitmap", "daily", disk, "b0")
+    os.unlink(t.dir / "b0.sums")
+    image = bytearray((t.dir / "b0").read_bytes())
+    image[image.index(b"\5" * 65536)] = 1
+    (t.dir / "b0").write_bytes(image)
+    r = t.drover("backup", "--bitmap", "daily", disk, "b1")
+    assert r.code == 1 and "its digest is" in r.err and "(--full)" in r.err and not (t.dir / "b1").exists(), r
+    assert names(t) == ["b0"]
+    t.ok("backup", "--bitmap", "daily", "--full", disk, "b1")
+    t.ok("backup", "verify", "backups.json", "b1")
+
+
 def test_a_backup_is_not_called_like_a_file_that_an_interrupted_prune_will_remove(t, disk):
     t.ok("backup", "--bitmap", "daily", disk, "b0")
     record = json.loads((t.dir / "backups.json").read_text())

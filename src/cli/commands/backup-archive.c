@@ -164,8 +164,10 @@ int cli_backup_archive(const struct cli *cli, const struct cli_args *args)
         return cli_usage(cli, "Expecting disks and the archive that they go into");
     a.path = args->operands[args->n_operands - 1];
     a.result = calloc(1, sizeof(*a.result));
-    if (!a.result)
+    if (!a.result) {
+        cli_error(cli, "out of memory");
         return 1;
+    }
     int code = get_options(&a, args);
     if (code != 0)
         return code;
