@@ -62,8 +62,9 @@ def test_settings_that_mean_nothing_are_refused(c, options):
 ])
 def test_a_secret_that_cannot_be_used_is_not_left_out_nor_printed(c, options, words):
     (c.dir / "latin").write_bytes(b"secr\xe9t")
-    r = c.drover("info", "--object", "secret,id=s,file=password", "--object", "secret,id=d,file=dir", "--object", "secret,id=l,file=latin",
-                 "--image-opts", options)
+    files = {"s": "password", "d": "dir", "l": "latin"}
+    secret = options[options.index("-secret=") + len("-secret=")]
+    r = c.drover("info", "--object", f"secret,id={secret},file={files[secret]}", "--image-opts", options)
     assert r.code == 1 and words in r.err.replace("'", "") and "secret" not in r.err.replace("-secret=", ""), r
 
 
