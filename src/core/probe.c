@@ -13,7 +13,7 @@
 /* ------------------------------------------------------------------ what is no image */
 
 /* Known by sight only. Taken for raw their container would be shown as the disk, with no word about
- * it. No LUKS: a guest may well have encrypted its whole disk. */
+ * it. No LUKS of version 2: a guest may well have encrypted its whole disk. */
 static const struct {
     const char *name;
     size_t at, len;

@@ -347,6 +347,7 @@ enum dr_format_flag {
                                       which its bytes tell, or the caller (dr_image_enter) */
     DR_FORMAT_FIXED_MAP = 1 << 13, /* where bytes are never changes, and no place is ever freed: map
                                       needs no lock and no pages, and readers keep no place */
+    DR_FORMAT_NOISE = 1 << 14, /* what was not written yet reads as anything, also in a new image */
     DR_FORMAT_ON_DEVICE = 1 << 8,  /* an image may stand on a block device, whose size is fixed and
                                       whose unused bytes may hold anything */
 };

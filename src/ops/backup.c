@@ -251,6 +251,9 @@ static int create_target(struct backup *b, struct dr_error *err)
     struct dr_open_options open = o->open;
     if (parent && !name)
         return dr_fail(err, ENOMEM, "%s: out of memory", b->what->target);
+    if (b->fmt->flags & DR_FORMAT_NOISE) /* zeros are not written in a backup */
+        return dr_fail(err, ENOTSUP, "%s: a backup cannot have the format %s", b->what->target,
+                       b->fmt->name);
     open.format = b->fmt->name;
     open.flags = target_flags(b) | DR_OPEN_UNCHANGED;
     open.backing = parent;

@@ -316,6 +316,12 @@ static int finish_sums(struct convert *c, struct dr_error *err)
 
 /* ------------------------------------------------------------------ copying */
 
+/* Is the target new, and reads as zeros? */
+static bool is_empty(const struct convert *c)
+{
+    return c->is_new && !(c->out->chain->images[0]->fmt->flags & DR_FORMAT_NOISE);
+}
+
 static void transfer_init(struct convert *c, struct dr_transfer *t, size_t source, uint64_t shift)
 {
     struct dr_chain *src = c->sources[source]->chain, *dst = c->out->chain;
@@ -328,7 +334,7 @@ static void transfer_init(struct convert *c, struct dr_transfer *t, size_t sourc
         .sparse = c->o->sparse_size,
         .all = c->o->sparse_size == 0 && !c->backing,
         .hole_is_zero = !c->backing,
-        .write_zeros = c->backing || (!c->is_new && !c->o->target_is_zero),
+        .write_zeros = c->backing || (!is_empty(c) && !c->o->target_is_zero),
         .zero_flags = DR_MAY_UNMAP,
         .lost = c->o->salvage ? &c->lost : NULL,
         .to_file = c->o->offload || c->o->sparse_size == 0,
@@ -363,7 +369,7 @@ static int compress_difference(struct convert *c, struct dr_error *err)
 static int fill_sector(struct convert *c, uint64_t end, struct dr_error *err)
 {
     uint64_t to = dr_min(dr_round_up(end, SECTOR), dr_size(c->out));
-    if (to <= end || (c->is_new && !c->backing))
+    if (to <= end || (is_empty(c) && !c->backing))
         return 0;
     return dr_chain_zero(c->out->chain, 0, end, to - end, DR_MAY_UNMAP, err);
 }
@@ -591,7 +597,7 @@ static int run_to_pipe(struct convert *c, struct dr_error *err)
 /* A device may hold anything. */
 static int piped_image_to_disk(struct convert *c, struct dr_error *err)
 {
-    int r = c->is_new ? 0 : dr_chain_zero(c->out->chain, 0, 0, c->total, DR_MAY_UNMAP, err);
+    int r = is_empty(c) ? 0 : dr_chain_zero(c->out->chain, 0, 0, c->total, DR_MAY_UNMAP, err);
     return r < 0 ? r : dr_piped_image_to_disk(&c->piped, c->out, c->o->sparse_size, c->job, err);
 }
 

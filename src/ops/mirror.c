@@ -145,7 +145,9 @@ static void transfer_init(void *user, bool first, struct dr_transfer *t)
         .dst = m->out->chain,
         .sparse = DR_CONVERT_SPARSE_DEFAULT,
         .hole_is_zero = m->last == m->chain->n,
-        .write_zeros = !first || m->o->existing || parent_of(m), /* else it is new, and empty */
+        /* else it is new, and empty */
+        .write_zeros = !first || m->o->existing || parent_of(m) ||
+                       (m->fmt->flags & DR_FORMAT_NOISE),
         .zero_flags = DR_MAY_UNMAP,
         .job = m->job,
     };

@@ -45,6 +45,9 @@ static int create_target(struct dr_point *p, struct dr_chain *chain, bool child,
         return err ? -err->errnum : -EINVAL;
     if (parent && !name)
         return dr_fail(err, ENOMEM, "%s: out of memory", p->target);
+    if (fmt->flags & DR_FORMAT_NOISE) /* zeros are not written in a backup */
+        return dr_fail(err, ENOTSUP, "%s: a backup cannot have the format %s", p->target,
+                       fmt->name);
     open.format = p->format;
     open.flags = target_flags(p) | DR_OPEN_UNCHANGED;
     open.backing = parent ? parent->path : NULL;

@@ -167,7 +167,6 @@ static const struct dr_option_help luks_create_options[] = {
 static int plan(const char *path, const struct dr_create_params *params, struct luks_options *o,
                 struct luks_header *h, struct dr_error *err)
 {
-    *o = (struct luks_options)LUKS_DEFAULTS;
     for (size_t i = 0; i < params->n_options; i++) {
         const struct dr_option *option = &params->options[i];
         int r = luks_take_option(o, path, option->name, option->value, err);
@@ -187,8 +186,9 @@ static int plan(const char *path, const struct dr_create_params *params, struct 
 static int luks_measure(const char *path, const struct dr_create_params *params,
                         struct dr_cost *cost, struct dr_error *err)
 {
-    struct luks_options o;
+    struct luks_options o = LUKS_DEFAULTS;
     struct luks_header h;
+    o.secret = ""; /* the size is the same with every password */
     int r = plan(path, params, &o, &h, err);
     if (r == 0)
         *cost = (struct dr_cost){.fixed = h.payload + dr_round_up(params->size, DR_CIPHER_SECTOR)};
@@ -213,7 +213,7 @@ static int write_image(struct dr_file *f, const uint8_t *bytes, const struct luk
 static int luks_create(struct dr_fs *fs, const char *path, const struct dr_create_params *params,
                        struct dr_error *err)
 {
-    struct luks_options o;
+    struct luks_options o = LUKS_DEFAULTS;
     struct luks_header h;
     struct dr_file *f;
     int r = plan(path, params, &o, &h, err);
@@ -238,7 +238,7 @@ static int luks_create(struct dr_fs *fs, const char *path, const struct dr_creat
 
 const struct dr_format dr_format_luks = {
     .name = "luks",
-    .flags = DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_FIXED_MAP,
+    .flags = DR_FORMAT_WRITE | DR_FORMAT_CREATE | DR_FORMAT_FIXED_MAP | DR_FORMAT_NOISE,
     .create_options = luks_create_options,
     .snapshot_suffix = "luks",
     .probe = luks_probe,
