@@ -605,8 +605,29 @@ def nbd_extents():
     yield "huge", answer((0xffffffff, 2), (0xffffffff, 0), (0xffffffff, 2), size=(1 << 63) - 1, start=(1 << 63) - (1 << 33))
 
 
+def luks_headers():
+    def one(cipher=b"aes", mode=b"xts-plain64", digest=b"sha256", key=64, payload=4040, iterations=10, slots=8, active=1, first=8, stripes=4000):
+        head = struct.pack(">6sH32s32s32sII20s32sI40s", b"LUKS\xba\xbe", 1, cipher, mode, digest, payload, key, 20 * b"d", 32 * b"s", iterations,
+                           b"2a2aab8f-fcb9-4e51-adef-6c043189ddd3")
+        sectors = (key * 4000 + 4095) // 4096 * 8
+        for i in range(slots):
+            head += struct.pack(">II32sII", 0x00ac71f3 if i < active else 0xdead, 10, 32 * b"t", first + i * sectors, stripes)
+        return head
+
+    yield "xts", one()
+    yield "essiv", one(mode=b"cbc-essiv:sha256", digest=b"sha1", key=16, payload=1032, active=3)
+    yield "serpent", one(cipher=b"serpent", digest=b"sha512")
+    yield "ecb", one(cipher=b"cast5", mode=b"ecb", digest=b"ripemd160", key=16)
+    yield "odd-mode", one(mode=b"xts")
+    yield "odd-hash", one(digest=b"whirlpool")
+    yield "long", one(iterations=1 << 31)
+    yield "large", one(payload=(64 << 20) // 512)
+    yield "overlap", one(first=0xffff0000)
+    yield "cut", one(slots=7)
+
+
 def main():
-    for target, inputs in (("http-answer", http_answers()), ("nbd-extents", nbd_extents()), ("remote-name", remote_names()),
+    for target, inputs in (("http-answer", http_answers()), ("nbd-extents", nbd_extents()), ("luks", luks_headers()), ("remote-name", remote_names()),
                            ("addcow", addcows()), ("ova", ovas()), ("bitmaps", bitmaps()), ("vma", vmas()), ("vma-source", vma_sources()), ("image", images()), ("image", qcow2s()),
                            ("vmdk-extent", cowds()),
                            ("vmdk-descriptor", descriptors()),
