@@ -680,6 +680,9 @@ int dr_convert_fs(struct dr_fs *fs, const char *const *sources, size_t n, const 
     if (o.bitmaps && n > 1)
         return dr_fail(err, EINVAL, "Copying bitmaps only possible with single source");
     const struct dr_format *fmt = dr_format_find(o.out_format);
+    if (o.compress && dr_ops_key_secret(o.pairs, o.n_pairs))
+        return dr_fail(err, EINVAL, "%s: Compression and encryption not supported at the same time",
+                       target);
     if (o.compress && fmt && !fmt->encode && !fmt->sequential)
         return dr_fail(err, ENOTSUP, "Compression not supported for file format '%s'",
                        o.out_format);

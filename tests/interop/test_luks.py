@@ -135,6 +135,8 @@ def test_without_the_password_nothing_is_read_and_nothing_changes(fmt):
     assert not os.path.exists('out.raw')
     with open('disk', 'rb') as f:
         assert f.read() == before
+    done = run(DROVER, 'convert', *SECRET, '-c', '-O', fmt, '-o', settings(fmt), 'disk', 'new', ok=False)
+    assert done.returncode == 1 and 'Compression and encryption not supported' in done.stderr and not os.path.exists('new')
     done = run(DROVER, 'create', '-f', fmt, '-o', settings(fmt), 'new', '1M', ok=False)
     assert done.returncode == 1 and "No secret with id 's'" in done.stderr and not os.path.exists('new')
 

@@ -65,37 +65,42 @@ static int take_credentials(const struct use *u, const char *key)
     return r < 0 ? r : replace(u, "tls-username", user ? user : "qemu");
 }
 
-static int read_secret(const struct use *u, const char *path, char text[SECRET_MAX + 1])
+/* Secrets as they were given, for the options of servers: a file that is a pipe is read once. */
+static struct known {
+    char *id, *text;
+    size_t len;
+} * secrets;
+static size_t n_secrets;
+
+static int remember(const char *id, const char *text, size_t len)
 {
-    FILE *file = fopen(path, "re");
-    size_t n = file ? fread(text, 1, SECRET_MAX + 1, file) : 0;
-    bool failed = !file || ferror(file);
-    int why = errno;
-    if (file)
-        fclose(file);
-    if (failed) {
-        cli_error(u->cli, "Unable to read %s: %s", path, strerror(why));
-        return -EINVAL;
-    }
-    if (n > SECRET_MAX || memchr(text, 0, n))
-        return is_odd(u, "the file has no text of up to 4096 bytes");
-    text[n] = '\0';
+    struct known *more = realloc(secrets, (n_secrets + 1) * sizeof(*more));
+
+    if (!more)
+        return -ENOMEM;
+    secrets = more;
+    more[n_secrets] = (struct known){strdup(id), malloc(len + 1), len};
+    if (!more[n_secrets].id || !more[n_secrets].text)
+        return -ENOMEM;
+    memcpy(more[n_secrets].text, text, len);
+    more[n_secrets++].text[len] = '\0';
     return 0;
 }
 
 static int take_secret(const struct use *u, const char *key)
 {
-    const char *data = cli_pairs_find(&u->object, "data");
-    const char *file = cli_pairs_find(&u->object, "file");
-    const char *format = cli_pairs_find(&u->object, "format");
-    char text[SECRET_MAX + 1];
-    if (!is_kind(u, "secret") || (!data && !file))
+    const char *id = cli_pairs_find(&u->object, "id");
+    const struct known *s = secrets;
+
+    if (!is_kind(u, "secret"))
         return is_odd(u, "expected secret");
-    if ((format && strcmp(format, "raw") != 0) || cli_pairs_find(&u->object, "keyid"))
-        return is_odd(u, "only secrets as they are can be used, with format=raw and no keyid");
-    if (file && read_secret(u, file, text) < 0)
-        return -EINVAL;
-    return replace(u, key, file ? text : data);
+    while (s < secrets + n_secrets && strcmp(s->id, id) != 0)
+        s++;
+    if (s == secrets + n_secrets)
+        return is_odd(u, "expected secret");
+    if (s->len > SECRET_MAX || memchr(s->text, 0, s->len))
+        return is_odd(u, "the secret is no text of up to 4096 bytes");
+    return replace(u, key, s->text);
 }
 
 static const struct {
@@ -196,6 +201,8 @@ static int hand_over(const struct use *u)
                   : dr_secret_set(cli_pairs_find(&u->object, "id"), text, (size_t)n);
     if (r == -EINVAL && n >= 0)
         is_odd(u, "the secret has more than 65536 bytes");
+    if (r == 0)
+        r = remember(cli_pairs_find(&u->object, "id"), text, (size_t)n);
     explicit_bzero(text, len);
     free(text);
     return r;
