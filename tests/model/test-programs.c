@@ -21,6 +21,7 @@
 #include "plant.h"
 #include "powerfs.h"
 #include "qcow2-verify.h"
+#include "slower.h"
 
 #define SECTOR 512u
 
@@ -746,7 +747,7 @@ static uint64_t plant_try; /* other programs each time */
 static void every_program(void **state)
 {
     const struct subject *s = *state;
-    unsigned long n = 1, step = model_length(1) > 1 ? 1 : (s->bitmaps ? 96 : 24);
+    unsigned long n = 1, step = (model_length(1) > 1 ? 1 : (s->bitmaps ? 96 : 24)) * SLOWER;
     for (unsigned i = 0; i < LENGTH; i++)
         n *= n_steps(s);
     memset(done_well, 0, sizeof(done_well));
