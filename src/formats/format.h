@@ -348,8 +348,8 @@ enum dr_format_flag {
     DR_FORMAT_FIXED_MAP = 1 << 13, /* where bytes are never changes, and no place is ever freed: map
                                       needs no lock and no pages, and readers keep no place */
     DR_FORMAT_NOISE = 1 << 14, /* what was not written yet reads as anything, also in a new image */
-    DR_FORMAT_ON_DEVICE = 1 << 8,  /* an image may stand on a block device, whose size is fixed and
-                                      whose unused bytes may hold anything */
+    DR_FORMAT_ON_DEVICE = 1 << 8, /* an image may stand on a block device, whose size is fixed and
+                                     whose unused bytes may hold anything */
 };
 
 struct dr_format {

@@ -42,8 +42,8 @@ static int make_chain(struct snapshot *s, struct dr_error *err)
 static int make_ready(struct snapshot *s, struct dr_error *err)
 {
     const struct dr_overlay *o = s->overlay;
-    const struct dr_image_how how = {
-        .key_secret = o ? dr_ops_key_secret(o->pairs, o->n_pairs) : NULL};
+    const struct dr_image_how how = {.key_secret = o ? dr_ops_key_secret(o->pairs, o->n_pairs)
+                                                     : NULL};
     int r = dr_disk_flush(s->disk, err);
     if (r == 0 && !is_fresh(s))
         r = snapshot_adopt(s, 0, err);

@@ -139,9 +139,10 @@ static void take_bytes(struct iovec **iov, uint8_t *to, size_t len)
     }
     while (len) {
         size_t n = dr_min((*iov)->iov_len, len);
-        if (n)
+        if (n) {
             memcpy(to, (*iov)->iov_base, n);
-        (*iov)->iov_base = (uint8_t *)(*iov)->iov_base + n;
+            (*iov)->iov_base = (uint8_t *)(*iov)->iov_base + n;
+        }
         (*iov)->iov_len -= n;
         to += n;
         len -= n;

@@ -20,9 +20,9 @@
 #include "storage/storage.h"
 
 struct dr_part {
-    char *below;    /* the name of what is below: a path, or a json: name */
-    char *format;   /* what the outermost driver says of the image inside; NULL: nothing */
-    char *filename; /* at the very bottom; NULL: a server's disk is there */
+    char *below;      /* the name of what is below: a path, or a json: name */
+    char *format;     /* what the outermost driver says of the image inside; NULL: nothing */
+    char *filename;   /* at the very bottom; NULL: a server's disk is there */
     char *key_secret; /* the id of the secret that opens the image inside; NULL: nothing is said */
     uint64_t offset, size;
     bool has_size;

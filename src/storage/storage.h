@@ -193,12 +193,12 @@ struct dr_file {
     /* A part of another file (part.h): its bytes stand in under, from under_at on. */
     enum dr_file_part part;
     uint64_t under_at;
-    struct dr_claim claim;   /* of a part, on under */
+    struct dr_claim claim; /* of a part, on under */
     /* How it decodes under, where that can be done in several ways that give different bytes of a
      * damaged file. Opens of one file share an object only where this is equal. 0 = plain bytes. */
     unsigned decoding;
     bool block_device;       /* or like one: it has the room that it has */
-    bool encrypted; /* what is read here stands in under, but not as it is (encrypted.h) */
+    bool encrypted;          /* what is read here stands in under, but not as it is (encrypted.h) */
     _Atomic uint64_t size;   /* bytes; kept by the wrappers */
     _Atomic bool dirty;      /* written since the last successful flush began */
     _Atomic int flush_error; /* sticky: negative errno of the first failed flush */

@@ -11,22 +11,21 @@
 #if __has_feature(thread_sanitizer)
 #define SLOWER_THREADS 1
 #elif __has_feature(address_sanitizer)
-#define SLOWER 5
+#define SLOWER_ADDRESSES 1
 #endif
 #elif defined(__SANITIZE_THREAD__)
 #define SLOWER_THREADS 1
 #elif defined(__SANITIZE_ADDRESS__)
-#define SLOWER 5
+#define SLOWER_ADDRESSES 1
 #endif
 
-#ifdef SLOWER_THREADS
-#define SLOWER 5
-#else
+#ifndef SLOWER_THREADS
 #define SLOWER_THREADS 0
 #endif
-#ifndef SLOWER
-#define SLOWER 1
+#ifndef SLOWER_ADDRESSES
+#define SLOWER_ADDRESSES 0
 #endif
+#define SLOWER (SLOWER_THREADS || SLOWER_ADDRESSES ? 5 : 1)
 
 /* A test that plants a fault needs all of its suite to see that found. */
 #define ONLY_IN_A_PLAIN_BUILD() \

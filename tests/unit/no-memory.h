@@ -10,11 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __SANITIZE_THREAD__
+#include "slower.h"
+
+#if SLOWER_THREADS
 #define CAN_FAIL 0 /* the same threads are seen by other tests */
 #else
 #define CAN_FAIL 1
-#ifdef __SANITIZE_ADDRESS__ /* it also finds what a failure forgets to free */
+#if SLOWER_ADDRESSES /* it also finds what a failure forgets to free */
 #define REAL(name) __interceptor_##name
 #else
 #define REAL(name) __libc_##name
@@ -34,7 +36,7 @@ static bool fails(void)
 /* AddressSanitizer does not bear a failure in what it asks the C library when a thread begins. */
 static bool must_not_fail(void *caller)
 {
-#ifdef __SANITIZE_ADDRESS__
+#if SLOWER_ADDRESSES
     Dl_info in;
     return dladdr(caller, &in) && strstr(in.dli_fname, "/libc.so");
 #else

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Bitmaps of served disks over QMP: kept by images of every format, or in memory. */
 #include "live/live.h"
+#include "slower.h"
 #include "test-live.h"
 
 static struct dr_fs *fs;
@@ -248,7 +249,7 @@ static void a_bitmap_that_has_missed_writes_says_that_all_is_dirty(void **state)
 
 static void bitmaps_of_images_that_leave_the_chain_go(void **state)
 {
-#if defined(__SANITIZE_THREAD__)
+#if SLOWER_THREADS
     skip(); /* it looks at the list beside the server, which only replies order */
 #endif
     (void)state;

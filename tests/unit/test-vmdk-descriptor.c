@@ -380,7 +380,12 @@ static void what_is_encoded_decodes(void **state)
     uint8_t buf[VMDK_HEADER_SIZE];
     good_header(buf, &h);
     assert_int_equal(vmdk_header_decode(&back, "x", buf, BIG, &err), 0);
-    assert_memory_equal(&h, &back, sizeof(h));
+    uint8_t again[VMDK_HEADER_SIZE];
+    vmdk_header_encode(&back, again);
+    assert_memory_equal(again, buf, sizeof(buf));
+    assert_int_equal(back.n_tables, h.n_tables);
+    assert_int_equal(back.gd_sectors, h.gd_sectors);
+    assert_int_equal(back.gt_sectors, h.gt_sectors);
 }
 
 static void tables_are_rounded_up(void **state)

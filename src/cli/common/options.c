@@ -16,7 +16,8 @@ const struct cli_option cli_opts_common[] = {
     {KEY_LOCKING, "locking", "on|off", "off: take no locks (file systems without them)", false},
     {KEY_FINGERPRINTS, "fingerprints", "on|off",
      "off: do not compare parents with what is recorded of them", false},
-    {KEY_OBJECT, "object", "DEF", "TLS credentials, or a secret: for disks on servers and encrypted ones", false},
+    {KEY_OBJECT, "object", "DEF",
+     "TLS credentials, or a secret: for disks on servers and encrypted ones", false},
     {0, NULL, NULL, NULL, false},
 };
 
