@@ -117,7 +117,7 @@ static int read_some(const char *name, struct dr_error *err)
 
 static void any_allocation_may_fail(void **state)
 {
-    char name[100];
+    char name[200];
     pthread_t server;
     long at = 0, failures = 0;
     (void)state;
@@ -136,6 +136,12 @@ static void any_allocation_may_fail(void **state)
             fail_msg("%ld: %d %s", at, r, why.text);
     }
     assert_true(failures > 20);
+    /* libjansson 2.14 writes behind its buffer when it reads a text and has no memory for it. */
+    snprintf(name, sizeof(name),
+             "json:{\"driver\":\"http\",\"url\":\"http://127.0.0.1:%u/disk\","
+             "\"username\":\"me\",\"password\":\"secret\",\"cookie\":\"a=b\"}",
+             port);
+    assert_int_equal(read_some(name, NULL), 0);
     stop(server);
 }
 

@@ -184,6 +184,18 @@ static void check_finds_what_it_cannot_mend(void **state)
     finds("/d/a.vmdk", 1, 0, "belongs to another");
 }
 
+/* Ten grains are no whole bytes of a map of bits. */
+static void the_last_grain_of_a_file_may_belong_to_two(void **state)
+{
+    (void)state;
+    ok(create("/d/a.vmdk", 1 * MIB, NULL));
+    write_one("/d/a.vmdk", 0, 9 * GRAIN, 1, 0);
+    uint32_t last = peek32("/d/a.vmdk", GT_AT + 8 * 4);
+    poke32("/d/a.vmdk", GT_AT, last);
+    poke32("/d/a.vmdk", RGT_AT, last);
+    finds("/d/a.vmdk", 1, 0, "belongs to another");
+}
+
 static void what_is_cancelled_does_not_leak(void **state)
 {
     (void)state;
@@ -269,6 +281,7 @@ int main(void)
         T(a_mended_table_is_read_anew),
         T(a_mended_directory_is_looked_up_anew),
         T(check_finds_what_it_cannot_mend),
+        T(the_last_grain_of_a_file_may_belong_to_two),
         T(what_is_cancelled_does_not_leak),
         T(a_missing_table_can_be_mended_and_written),
         T(without_a_redundant_directory_a_missing_table_is_made_empty),
