@@ -407,6 +407,7 @@ static const void *locks[2][LOCKS_MAX];
 static size_t n_locks[2];
 static int recorded; /* which of the two */
 
+#if !SLOWER_THREADS /* that sanitizer must see each lock itself */
 /* Every lock that the library takes comes through here. */
 int pthread_mutex_lock(pthread_mutex_t *mutex)
 {
@@ -417,6 +418,7 @@ int pthread_mutex_lock(pthread_mutex_t *mutex)
         locks[recorded][n_locks[recorded]++] = mutex;
     return real(mutex);
 }
+#endif
 
 static void use(struct dr_disk *disk, int which)
 {
@@ -444,8 +446,10 @@ static void requests_in_place_take_no_lock_that_those_on_another_disk_take(void 
     static const char *const formats[] = {"raw", "vmdk", "add-cow", "qcow2"};
     char dir[256], path[2][300], clean[300];
     (void)state;
+    if (SLOWER_THREADS)
+        skip();
     make_dir(dir, sizeof(dir));
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
         struct dr_create_options create = {.format = formats[i], .size = 4 * MIB, .has_size = true};
         struct dr_open_options open = {.flags = DR_OPEN_RDWR};
         struct dr_disk *disks[2];
