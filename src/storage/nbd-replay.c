@@ -89,8 +89,8 @@ static int send_one(struct replay *all, const struct nbd_request *q)
         return r;
     *a = (struct again){.q = *q, .sent = true, .all = all};
     nbd_completion_callback done = {.callback = answered_again, .user_data = a};
-    if (nbd_issue(all->h, &a->q, done) >= 0)
-        return 0;
+    if (nbd_issue(all->h, &a->q, done) >= 0 || a->done)
+        return 0; /* nbd_ask() says why the number does not count */
     a->sent = false;
     return nbd_is_over(all->h) || !nbd_get_errno()
                ? nbd_note_why(all->c, "the server went away again")

@@ -34,6 +34,7 @@ static int answered(void *user, int *error)
         q->error = EPROTO;
     if (*error == 0 && (q->keep || q->not_kept))
         nbd_kept_answered(q->file, q);
+    q->answered = true;
     sem_post(&q->done);
     return 1;
 }
@@ -65,12 +66,14 @@ int nbd_ask(struct nbd_connection *c, struct nbd_request *q)
     pieces.wrong = false;
     q->pieces = &pieces;
     q->error = 0;
+    q->answered = false;
     pthread_mutex_lock(&c->lock);
-    int64_t cookie = c->handle ? nbd_issue(c->handle, q, done) : -1;
-    int why = cookie < 0 && c->handle ? nbd_get_errno() : ENOTCONN;
+    /* When the connection ends in here, libnbd answers and returns a number that it freed. */
+    bool sent = c->handle && (nbd_issue(c->handle, q, done) >= 0 || q->answered);
+    int why = !sent && c->handle ? nbd_get_errno() : ENOTCONN;
     bool over = !c->handle || nbd_aio_is_dead(c->handle) > 0 || nbd_aio_is_closed(c->handle) > 0;
     pthread_mutex_unlock(&c->lock);
-    if (cookie < 0)
+    if (!sent)
         return over || !why ? ENOTCONN : why;
     nbd_wake(c);
     while (sem_wait(&q->done) < 0)

@@ -121,6 +121,7 @@ struct nbd_request {
     struct nbd_pieces *pieces;   /* NBD_READ: filled in */
     struct nbd_file *file;
     sem_t done;
+    bool answered;       /* done was posted */
     int error;           /* errno of the answer */
     bool keep, not_kept; /* a write, see nbd-kept.h: it has a number; it is not kept, but should */
     uint64_t number;
