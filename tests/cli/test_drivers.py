@@ -54,3 +54,76 @@ def test_each_request_takes_the_latency(t):
     begin = time.monotonic()
     t.io("json:" + json.dumps({"driver": "null-co", "size": "1M", "latency-ns": 100_000_000}), "read 0 512", "write 0 512", "read 0 512")
     assert time.monotonic() - begin >= 0.3
+
+
+def slowly(group, options):
+    return ["--object", f"throttle-group,id=t,{group}", "--image-opts", f"driver=throttle,throttle-group=t,{options}"]
+
+
+def chain(t):
+    t.ok("create", "-f", "qcow2", "base", "1M")
+    t.io("base", "write -P 1 0 256k")
+    t.ok("create", "-f", "qcow2", "-F", "qcow2", "-b", "base", "top")
+
+
+def test_what_is_read_through_copy_on_read_is_copied_by_io(t):
+    chain(t)
+    options = "driver=copy-on-read,file.driver=qcow2,file.file.filename=top"
+    for run in (t.ours, t.real):
+        r = run("qemu-io", "-c", "read -P 1 64k 64k", "--image-opts", options)
+        assert r.code == 0 and "failed" not in r.out, r
+        extents = json.loads(t.ok("map", "--output=json", "top"))
+        assert [(e["start"], e["length"]) for e in extents if e["depth"] == 0 and e["data"]] == [(65536, 65536)], extents
+    name = "json:" + json.dumps({"driver": "copy-on-read", "file": {"driver": "qcow2", "file": {"driver": "file", "filename": "top"}}})
+    before = (t.dir / "top").read_bytes()
+    assert t.drover("compare", name, "base").code == 0  # nothing is written by those that only read
+    assert (t.dir / "top").read_bytes() == before
+    (t.dir / "dir").mkdir()
+    (t.dir / "qemu-nbd").symlink_to(t.bin / "drover")
+    for args in ([t.bin / "drover", "mount", "--image-opts", options, "dir"],
+                 [t.dir / "qemu-nbd", "-k", t.dir / "socket", "--image-opts", options]):
+        r = t.start(*args)
+        assert r.code == 1 and "copied by `io` only" in r.err, r
+
+
+@pytest.mark.parametrize("group,options", [
+    ("x-bps-total=524288", "file.driver=raw,file.file.filename=disk"), ("limits.bps-read=524288", "file.driver=raw,file.file.filename=disk"),
+], ids=["total", "read"])
+def test_a_throttle_group_is_a_rate(t, group, options):
+    (t.dir / "disk").write_bytes(b"x" * (3 << 18))
+    begin = time.monotonic()
+    assert t.ours("qemu-img", "convert", *slowly(group, options), "-O", "raw", "copy").code == 0
+    assert time.monotonic() - begin >= 0.4
+    assert (t.dir / "copy").read_bytes() == (t.dir / "disk").read_bytes()
+
+
+def test_a_limit_of_the_other_direction_is_none(t):
+    (t.dir / "disk").write_bytes(b"x" * (1 << 20))
+    r = t.ours("qemu-img", "convert", *slowly("x-bps-write=1", "file.driver=raw,file.file.filename=disk"), "-O", "raw", "copy")
+    assert r.code == 0, r
+
+
+@pytest.mark.parametrize("group,options", [
+    ("frob=1", "file.filename=disk"), ("limits.iops-total=-1", "file.filename=disk"), ("x-bps-total=1,x-bps-read=1", "file.filename=disk"),
+    ("x-iops-total=5,x-iops-total-max=10", "file.driver=raw,file.file.filename=disk"),
+], ids=str)
+def test_throttle_groups_mean_what_they_mean_to_qemu(t, group, options):
+    (t.dir / "disk").write_bytes(bytes(4096))
+    same(t.ours("qemu-img", "info", *slowly(group, options)), t.real("qemu-img", "info", *slowly(group, options)), only_sizes)
+
+
+def test_filters_that_would_not_be_obeyed_are_refused_by_name(t):
+    chain(t)
+    for args, words in (
+            (["bench", "-c", "1", *slowly("x-bps-total=1000", "file.driver=qcow2,file.file.filename=top")], "does not obey a throttle group"),
+            (["compare", *slowly("x-iops-total=9", "file.driver=qcow2,file.file.filename=top"), "driver=raw,file.filename=top"],
+             "limits requests a second"),
+            (["info", "--image-opts", "driver=throttle,throttle-group=u,file.filename=top"], "Throttle group 'u' does not exist"),
+            (["info", "--image-opts", "driver=throttle,file.filename=top"], "Please specify a throttle group"),
+            (["info", "--image-opts", "driver=blkdebug,image.driver=qcow2,image.file.filename=top"], "to test QEMU itself"),
+            (["info", "--image-opts", "driver=blkverify,raw.filename=top,test.filename=base"], "'driver=blkverify' is not supported"),
+            (["info", "--image-opts", "driver=compress,file.driver=qcow2,file.file.filename=top"], "convert -c"),
+            (["info", "--image-opts", "driver=qcow2,file.filename=top,backing.driver=copy-on-read,backing.file.filename=base"],
+             "stands outermost")):
+        r = t.ours("qemu-img", *args)
+        assert r.code in (1, 2) and words in r.err and len(r.err.splitlines()) == 1, r

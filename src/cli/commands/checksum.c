@@ -110,12 +110,13 @@ static int add_json(struct checksum *c, const char *name)
     return 0;
 }
 
-static int checksum_open(struct checksum *c, const char *name, struct dr_disk *disk)
+static int checksum_open(struct checksum *c, const char *name, struct dr_disk *disk,
+                         const struct cli_job_limits *limits)
 {
     struct dr_error err = DR_ERROR_INIT;
     struct cli_job job;
 
-    if (cli_job_begin(c->cli, c->args, NULL, &job) != 0)
+    if (cli_job_begin(c->cli, c->args, limits, &job) != 0)
         return EXIT_NOT_OPENED;
     int r = dr_disk_checksum(disk, &c->o, job.job, &c->result, &err);
     int code = r < 0 ? cli_job_failed(&job, r, &err, EXIT_READ, "no checksum was computed") : 0;
@@ -133,14 +134,16 @@ static int checksum_one(struct checksum *c, const char *name)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
     CLEANUP_DISK struct dr_disk *disk = NULL;
-    const struct cli_image_spec spec = {.name = name, .format_key = 'f', .cache_key = 'T'};
+    struct cli_job_limits limits = {0};
+    const struct cli_image_spec spec = {
+        .name = name, .format_key = 'f', .cache_key = 'T', .rate = &limits.rate};
 
     if (cli_image_get(c->cli, c->args, &spec, &image) != 0)
         return EXIT_NOT_OPENED;
     image.open.snapshot = cli_value(c->args, 'l');
     if (cli_image_open(c->cli, &image, &disk) < 0)
         return EXIT_NOT_OPENED;
-    return checksum_open(c, name, disk);
+    return checksum_open(c, name, disk, &limits);
 }
 
 static int check_use(const struct checksum *c)

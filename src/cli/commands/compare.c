@@ -44,11 +44,13 @@ static int tell(const struct dr_compare_result *result, uint64_t common, bool st
 }
 
 static int open_one(const struct cli *cli, const struct cli_args *args, int n,
-                    struct dr_disk **disk)
+                    struct cli_job_limits *limits, struct dr_disk **disk)
 {
     CLEANUP_IMAGE struct cli_image image = {0};
-    const struct cli_image_spec spec = {
-        .name = args->operands[n], .format_key = n == 0 ? 'f' : 'F', .cache_key = 'T'};
+    const struct cli_image_spec spec = {.name = args->operands[n],
+                                        .format_key = n == 0 ? 'f' : 'F',
+                                        .cache_key = 'T',
+                                        .rate = &limits->rate};
 
     if (cli_image_get(cli, args, &spec, &image) != 0 || cli_image_open(cli, &image, disk) < 0)
         return EXIT_NOT_OPENED;
@@ -93,6 +95,7 @@ static int compare_saved(const struct cli *cli, const struct cli_args *args, int
 {
     CLEANUP_DISK struct dr_disk *disk = NULL;
     struct first first = {0};
+    struct cli_job_limits limits = {0};
     const struct dr_checksum_options o = {
         .against = args->operands[saved], .differs = range_differs, .user = &first};
     struct dr_checksum_result result = {0};
@@ -106,7 +109,8 @@ static int compare_saved(const struct cli *cli, const struct cli_args *args, int
                   o.against);
         return EXIT_NOT_OPENED;
     }
-    if (open_one(cli, args, 1 - saved, &disk) || cli_job_begin(cli, args, NULL, &job) != 0)
+    if (open_one(cli, args, 1 - saved, &limits, &disk) ||
+        cli_job_begin(cli, args, &limits, &job) != 0)
         return EXIT_NOT_OPENED;
     int r = dr_disk_checksum(disk, &o, job.job, &result, &err);
     int code = r < 0 ? cli_job_failed(&job, r, &err, EXIT_READ, "nothing was decided") : EXIT_SAME;
@@ -128,6 +132,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     CLEANUP_DISK struct dr_disk *b = NULL;
     struct dr_error err = DR_ERROR_INIT;
     struct dr_compare_result result = {0};
+    struct cli_job_limits limits = {0};
     struct cli_job job;
     bool strict = cli_has(args, 's'), saved[2];
     int code, r;
@@ -141,9 +146,9 @@ static int run(const struct cli *cli, const struct cli_args *args)
     }
     if (saved[0] || saved[1])
         return compare_saved(cli, args, saved[0] ? 0 : 1, saved[0] && saved[1]);
-    if (open_one(cli, args, 0, &a) || open_one(cli, args, 1, &b))
+    if (open_one(cli, args, 0, &limits, &a) || open_one(cli, args, 1, &limits, &b))
         return EXIT_NOT_OPENED;
-    if (cli_job_begin(cli, args, NULL, &job) != 0)
+    if (cli_job_begin(cli, args, &limits, &job) != 0)
         return EXIT_NOT_OPENED;
     r = dr_compare(a, b, strict, job.job, &result, &err);
     if (r < 0)

@@ -58,6 +58,7 @@ struct convert {
     struct cli_pipe in, out; /* what the source and the target are, if they are no files */
     const char *orphans;
     char digest[DR_CHECKSUM_TEXT];
+    uint64_t rate;
     bool lost;        /* something could not be read, and is zeros in the target */
     json_t *salvaged; /* --output=json: the ranges that cannot be vouched for; else NULL */
     bool not_told;    /* one is missing in it */
@@ -218,7 +219,7 @@ static int get_options(struct convert *c, const struct cli_args *args,
         return 1;
     }
     const char *rate = cli_value(args, 'r');
-    if (rate && cli_get_size(c->cli, "rate limit", rate, &limits->rate) < 0)
+    if (rate && cli_get_size(c->cli, "rate limit", rate, &c->rate) < 0)
         return 1;
     return get_sparse(c, cli_value(args, 'S')) ||
            get_workers(c->cli, cli_value(args, 'm'), &limits->workers) || get_settings(c, args) ||
@@ -237,7 +238,8 @@ static void name_pipe(struct cli_image *image, const char *standard)
 
 static int get_source(struct convert *c, const struct cli_args *args, const char *name, size_t n)
 {
-    struct cli_image_spec spec = {.name = name, .format_key = 'f', .cache_key = 'T', .pipes = true};
+    struct cli_image_spec spec = {
+        .name = name, .format_key = 'f', .cache_key = 'T', .pipes = true, .rate = &c->rate};
     struct cli_image *source = &c->sources[c->n++];
     CLEANUP_FREE char *file = NULL;
 
@@ -303,7 +305,8 @@ static int get_images(struct convert *c, const struct cli_args *args)
     spec = (struct cli_image_spec){.name = take_zeroinit(c, args, args->operands[n]),
                                    .opts_key = KEY_TARGET_IMAGE_OPTS,
                                    .flags = DR_OPEN_RDWR,
-                                   .pipes = true};
+                                   .pipes = true,
+                                   .rate = &c->rate};
     if (cli_image_get(c->cli, args, &spec, &c->target) != 0 ||
         cli_pipe_out(c->cli, c->target.path, &c->out) != 0)
         return 1;
@@ -443,6 +446,7 @@ static int run(const struct cli *cli, const struct cli_args *args)
     if (code != 0)
         return code;
     limits.stdout_taken = c.out.fd >= 0;
+    limits.rate = c.rate;
     if (cli_job_begin(cli, args, &limits, &job) != 0)
         return 1;
     code = convert(&c, &job);

@@ -24,7 +24,7 @@ static const struct cli_option options[] = {
 struct dd {
     const struct cli *cli;
     const char *in, *out;
-    uint64_t block, count, skip, out_size;
+    uint64_t block, count, skip, out_size, rate;
     bool has_count, has_out_size;
     struct cli_image source;
     struct cli_pipe from, to;
@@ -96,7 +96,8 @@ static void get_range(struct dd *d)
 
 static int get_source(struct dd *d, const struct cli_args *args)
 {
-    const struct cli_image_spec spec = {.name = d->in, .format_key = 'f', .pipes = true};
+    const struct cli_image_spec spec = {
+        .name = d->in, .format_key = 'f', .pipes = true, .rate = &d->rate};
     CLEANUP_FREE char *file = NULL;
 
     if (cli_image_get(d->cli, args, &spec, &d->source) != 0 ||
@@ -138,7 +139,7 @@ static int get_target(struct dd *d, const struct cli_args *args)
 static int copy(struct dd *d, const struct cli_args *args)
 {
     struct dr_error err = DR_ERROR_INIT;
-    const struct cli_job_limits limits = {.stdout_taken = d->o.to_fd};
+    const struct cli_job_limits limits = {.stdout_taken = d->o.to_fd, .rate = d->rate};
     const char *source = strcmp(d->in, "-") == 0 ? "standard input" : d->source.path;
     const char *target = strcmp(d->out, "-") == 0 ? "standard output" : d->out;
     struct cli_job job;

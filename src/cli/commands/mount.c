@@ -151,7 +151,8 @@ static int get_options(struct mount *m, const struct cli_args *args)
         return cli_usage(m->cli, "--temporary is for writing: leave -r and -l out");
     if (!read_only && !temporary)
         spec.flags = DR_OPEN_RDWR;
-    if (cli_image_get(m->cli, args, &spec, &m->image) != 0)
+    if (cli_image_get(m->cli, args, &spec, &m->image) != 0 ||
+        cli_refuse_copy_on_read(m->cli, &m->image) < 0)
         return 1;
     m->image.open.snapshot = cli_value(args, 'l');
     if (cache)

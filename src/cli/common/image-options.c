@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <string.h>
 
+#include "cli/common/filters.h"
 #include "cli/common/image.h"
 #include "cli/common/json.h"
 
@@ -380,6 +381,13 @@ static char *take_name(struct description *d, const char *prefix, const char *dr
     return below ? name_of(is_range ? range : with_format(below, driver)) : NULL;
 }
 
+static int refuse_driver(const struct description *d, const char *key, const char *driver)
+{
+    cli_error(d->cli, "Could not open '%s': '%s=%s' is not supported: that driver %s", d->name, key,
+              driver, cli_driver_is_for(driver));
+    return -EINVAL;
+}
+
 /* Another image in the place of the recorded parent, with a format of its own. */
 static int take_backing(struct description *d, struct cli_image *image)
 {
@@ -395,6 +403,8 @@ static int take_backing(struct description *d, struct cli_image *image)
                   deeper ? "backing.backing" : "backing");
         return -EINVAL;
     }
+    if (driver && cli_driver_is_for(driver))
+        return refuse_driver(d, "backing.driver", driver);
     image->backing = take_name(d, "backing.", driver, &bytes);
     if (!image->backing && driver)
         cli_pairs_set(d->list, "backing.driver", driver); /* left for the message about it */
@@ -435,6 +445,9 @@ static int refuse_rest(const struct description *d, const char *driver)
     }
     if (!pair)
         return 0;
+    const char *dot = strrchr(pair->name, '.');
+    if (strcmp(dot ? dot + 1 : pair->name, "driver") == 0 && cli_driver_is_for(pair->value))
+        return refuse_driver(d, pair->name, pair->value);
     bool of_range = strcmp(pair->name, "offset") == 0 || strcmp(pair->name, "size") == 0;
     if (driver && cli_format_exists(driver) && !strchr(pair->name, '.'))
         cli_error(d->cli,
@@ -457,6 +470,8 @@ static int apply(struct description *d, struct cli_image *image)
     take_data_file(d, image);
     if (take_backing(d, image) < 0)
         return -EINVAL;
+    if (driver && cli_driver_is_for(driver))
+        return refuse_driver(d, "driver", driver);
     if (driver && !bytes && !cli_format_exists(driver)) {
         cli_error(d->cli, "Could not open '%s': Unknown driver '%s'", d->name, driver);
         return -EINVAL;
@@ -493,6 +508,8 @@ int cli_image_of_options(const struct cli *cli, const struct cli_args *args, con
     int r = cli_pairs_add(&list, text);
     if (r == 0)
         r = cli_objects_resolve(cli, args, &list);
+    if (r == 0)
+        r = cli_filters_take(cli, args, &list, image);
     return r < 0 ? r : apply(&d, image);
 }
 
@@ -505,5 +522,7 @@ int cli_image_of_json(const struct cli *cli, const struct cli_args *args, const 
     int r = parse_json_name(cli, name + 5, &list);
     if (r == 0)
         r = cli_objects_resolve(cli, args, &list);
+    if (r == 0)
+        r = cli_filters_take(cli, args, &list, image);
     return r < 0 ? -EINVAL : apply(&d, image);
 }

@@ -4,6 +4,7 @@
 #include <strings.h>
 #include <sys/stat.h>
 
+#include "cli/common/filters.h"
 #include "cli/common/image.h"
 #include "cli/common/pipes.h"
 #include "cli/common/json.h"
@@ -241,6 +242,8 @@ int cli_image_get(const struct cli *cli, const struct cli_args *args,
         cli_error(cli, "%s '%s': Unknown driver '%s'", not_opened(cli), image->path, image->format);
         return 1;
     }
+    if (cli_image_take_rate(cli, spec, image) < 0)
+        return 1;
     if (image->read_only && (spec->flags & DR_OPEN_RDWR)) {
         cli_error(cli, "Could not open '%s': Block node is read-only", image->path);
         return 1;

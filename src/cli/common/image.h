@@ -11,8 +11,11 @@ struct cli_image {
     const char *given;                          /* the operand that it came from */
     char *format;                               /* NULL = find out */
     char *backing, *backing_format, *data_file; /* in the place of those recorded, or NULL */
-    const char *device; /* the driver that takes devices only, if one was asked for */
-    bool read_only;     /* its settings say so: a command that writes is refused */
+    const char *device;   /* the driver that takes devices only, if one was asked for */
+    bool read_only;       /* its settings say so: a command that writes is refused */
+    bool copy_on_read;    /* a driver says so: what is read from below is written into the image */
+    bool limits_requests; /* its throttle group does, which nothing here obeys */
+    uint64_t read_rate, write_rate; /* of its throttle group, bytes a second; 0 = none */
     const char **allow;
     struct dr_open_options open; /* points into the above */
 };
@@ -27,6 +30,7 @@ struct cli_image_spec {
     bool pipes;         /* "-" is a name like any other to this place: the caller asks what it is */
     bool no_image_opts; /* name is a path, whatever that says */
     bool no_data;       /* what the guest's bytes are is not asked */
+    uint64_t *rate; /* the command obeys it, 0 = none: a throttle group may lower it. NULL = none */
 };
 
 /* 0, or the exit code 1 after a message. Ends with cli_image_free(). */
@@ -63,6 +67,9 @@ int cli_image_open(const struct cli *cli, const struct cli_image *image, struct 
 
 void cli_cleanup_disk(struct dr_disk **disk);
 #define CLEANUP_DISK __attribute__((cleanup(cli_cleanup_disk)))
+
+/* For commands that serve the disk and do not copy what is read. 0 or -EINVAL, with message. */
+int cli_refuse_copy_on_read(const struct cli *cli, const struct cli_image *image);
 
 bool cli_format_exists(const char *name);
 /* The only format that backing images of this format can have, or NULL. */

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
-#include "cli/common/image.h"
+#include "cli/common/filters.h"
 
 #define SECRET_MAX 4096
 
@@ -216,10 +216,13 @@ static int check_one(const struct cli *cli, const char *text)
     int r = comma ? cli_pairs_add(&u.object, comma + 1) : 0;
     const char *data = cli_pairs_find(&u.object, "data"), *file = cli_pairs_find(&u.object, "file");
     if (r == 0 && !is_kind(&u, "tls-creds-x509") && !is_kind(&u, "tls-creds-psk") &&
-        !is_kind(&u, "secret"))
-        r = is_odd(&u, "only tls-creds-x509, tls-creds-psk and secret are supported");
+        !is_kind(&u, "secret") && !is_kind(&u, "throttle-group"))
+        r = is_odd(&u, "only tls-creds-x509, tls-creds-psk, secret and throttle-group are "
+                       "supported");
     else if (r == 0 && !cli_pairs_find(&u.object, "id"))
         r = is_odd(&u, "Parameter 'id' is missing");
+    else if (r == 0 && is_kind(&u, "throttle-group"))
+        r = cli_throttle_check(cli, &u.object);
     else if (r == 0 && is_kind(&u, "secret") && !data == !file)
         r = is_odd(&u, "expected secret with either data= or file=");
     else if (r == 0 && is_kind(&u, "secret"))

@@ -138,6 +138,7 @@ static int open_first(struct io *io, unsigned flags)
     }
     if (cli_image_get(io->cli, io->args, &spec, &image) != 0)
         return -EINVAL;
+    io->copy_on_read = io->copy_on_read || image.copy_on_read;
     return io_open_disk(io, &image, spec.name);
 }
 

@@ -133,7 +133,7 @@ int io_open(struct io *io, const struct io_command *command, int argc, char **ar
     const struct cli_image_spec spec = {.name = list ? list : name, .flags = o.flags};
     r = cli_image_get(io->cli, &args, &spec, &image) != 0 ? -EINVAL : 0;
     io->temporary = o.temporary;
-    io->copy_on_read = o.copy_on_read;
+    io->copy_on_read = o.copy_on_read || image.copy_on_read;
     if (r == 0)
         r = io_open_disk(io, &image, name);
     free(list);

@@ -411,7 +411,8 @@ static int give_disk(struct nbd *n)
     const char *name = cli_value(n->args, 'x'), *description = cli_value(n->args, 'D');
     int code = cli_image_get(n->cli, n->args, &spec, &n->image);
     if (code == 0)
-        code = cli_image_check(n->cli, &n->image) < 0;
+        code = cli_image_check(n->cli, &n->image) < 0 ||
+               cli_refuse_copy_on_read(n->cli, &n->image) < 0;
     if (code == 0 && n->image.format)
         code = give(n, 'f', n->image.format);
     if (code == 0)
