@@ -11,6 +11,7 @@
 #include "base/secret.h"
 #include "core/core.h"
 #include "drover/ops.h"
+#include "faultfs.h"
 #include "formats/luks/header.h"
 #include "ops/ops-internal.h"
 #include "powerfs.h"
@@ -303,6 +304,114 @@ static void a_power_cut_leaves_whole_sectors(void **state)
     }
 }
 
+/* ------------------------------------------------------------------ growing */
+
+#define GROWN (SIZE + 5 * SECTOR)
+
+/* The disk has what it had, and zeros behind that. Its size. */
+static uint64_t look_at_grown(struct dr_fs *fs, const char *format)
+{
+    static uint8_t got[GROWN];
+    struct dr_disk *disk = open_disk(fs, format, 0);
+    uint64_t size = dr_size(disk);
+    assert_in_range(size, SIZE, GROWN);
+    ok(dr_pread(disk, got, 0, size, &err));
+    for (size_t at = 0; at < size; at++)
+        if (got[at] != (at < SIZE ? 1 : 0))
+            fail_msg("%s: byte %zu of %llu is %u", format, at, (unsigned long long)size, got[at]);
+    ok(dr_close(disk, &err));
+    return size;
+}
+
+/* Killed: all that was done so far is there. */
+static void a_disk_that_was_killed_while_it_grew_has_no_noise(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct powerfs *p = powerfs_new();
+        make_disk(powerfs_fs(p), formats[i]);
+        struct dr_disk *disk = open_disk(powerfs_fs(p), formats[i], DR_OPEN_RDWR);
+        put(disk, 1, 0, SIZE);
+        ok(dr_flush(disk, &err));
+        powerfs_settle(p);
+        ok(dr_truncate(disk, GROWN, &err));
+        ok(dr_close(disk, &err));
+        assert_true(powerfs_ops(p) > 0);
+        for (size_t cut = 0; cut <= powerfs_ops(p); cut++) {
+            struct dr_fs *left = powerfs_cut(p, cut, POWERFS_ALL, 0);
+            uint64_t size = look_at_grown(left, formats[i]);
+            if (cut == powerfs_ops(p))
+                assert_int_equal(size, GROWN);
+            dr_fs_memory_free(left);
+        }
+        powerfs_free(p);
+    }
+}
+
+/* ------------------------------------------------------------------ faults */
+
+/* Whatever fails while a disk grows, it is as it was. */
+static void a_disk_that_cannot_grow_is_as_it_was(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        bool fired = true;
+        for (uint64_t nth = 0; fired; nth++) {
+            struct dr_fs *memory = dr_fs_memory_new();
+            struct faultfs *f = faultfs_new(memory);
+            make_disk(faultfs_fs(f), formats[i]);
+            struct dr_disk *disk = open_disk(faultfs_fs(f), formats[i], DR_OPEN_RDWR);
+            put(disk, 1, 0, SIZE);
+            ok(dr_flush(disk, &err));
+            faultfs_arm(f, &(struct faultfs_plan){
+                               .nth = nth, .error = ENOSPC, .partial = true, .seed = nth});
+            int r = dr_truncate(disk, GROWN, NULL);
+            fired = faultfs_fired(f);
+            faultfs_disarm(f);
+            dr_close(disk, NULL);
+            uint64_t size = look_at_grown(memory, formats[i]);
+            if (r == 0 || strcmp(formats[i], "luks") == 0)
+                assert_int_equal(size, r < 0 ? SIZE : GROWN);
+            faultfs_free(f);
+            dr_fs_memory_free(memory);
+        }
+    }
+}
+
+/* Or all of it, where only its name may not be durable. */
+static void what_cannot_be_made_leaves_nothing(void **state)
+{
+    (void)state;
+    unsigned nothing = 0;
+    static const struct dr_pair inside[] = {
+        {"encrypt.format", "luks"}, {"encrypt.key-secret", "s"}, {"encrypt.iter-time", "1"}};
+    static const struct dr_pair own[] = {{"key-secret", "s"}, {"iter-time", "1"}};
+    ok(dr_secret_set("s", "password", 8));
+    for (size_t i = 0; i < 2; i++) {
+        struct dr_create_options o = {.format = formats[i],
+                                      .size = SIZE,
+                                      .pairs = i == 0 ? own : inside,
+                                      .n_pairs = i == 0 ? 2 : 3};
+        bool fired = true;
+        for (uint64_t nth = 0; fired; nth++) {
+            struct dr_fs *memory = dr_fs_memory_new();
+            struct faultfs *f = faultfs_new(memory);
+            faultfs_arm(f, &(struct faultfs_plan){.nth = nth, .error = EIO});
+            int r = dr_create_fs(faultfs_fs(f), "/d/disk", &o, NULL);
+            fired = faultfs_fired(f);
+            faultfs_disarm(f);
+            bool there = dr_fs_exists(memory, "/d/disk");
+            assert_true(r < 0 || there);
+            if (there)
+                ok(dr_close(open_disk(memory, formats[i], 0), &err));
+            nothing += !there;
+            faultfs_free(f);
+            dr_fs_memory_free(memory);
+        }
+    }
+    assert_true(nothing > 10);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -314,6 +423,9 @@ int main(void)
         cmocka_unit_test(writers_of_one_sector_keep_what_others_write),
         cmocka_unit_test(any_offset_and_length),
         cmocka_unit_test(a_power_cut_leaves_whole_sectors),
+        cmocka_unit_test(a_disk_that_was_killed_while_it_grew_has_no_noise),
+        cmocka_unit_test(a_disk_that_cannot_grow_is_as_it_was),
+        cmocka_unit_test(what_cannot_be_made_leaves_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

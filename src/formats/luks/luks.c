@@ -117,13 +117,27 @@ static void luks_settle(struct dr_image *image, struct dr_reservation *r)
     (void)r;
 }
 
-/* What is new is written, since a hole of the file would read as noise. First the file gets its
- * length: where that fails nothing has changed. */
+/* What is new is written, since a hole of the file would read as noise. The file's length is the
+ * disk's, so zeros are written from the old end on: whenever that is interrupted, the disk is
+ * longer by what has zeros already. A part of a file takes nothing behind its end, and gets its
+ * length first. */
+static int grow(struct dr_image *image, uint64_t size, struct dr_error *err)
+{
+    struct luks *l = luks_of(image);
+    struct dr_file *f = image->files[0];
+    uint64_t old = image->size, end = dr_file_size(f);
+    int r = f->part ? dr_file_truncate(f, l->h.payload + size, err) : 0;
+    if (r == 0)
+        r = dr_file_zero(l->plain, old, size - old, DR_FILE_ZERO_WRITE, err);
+    if (r < 0 && dr_file_size(f) > end)
+        dr_file_truncate(f, end, NULL);
+    return r;
+}
+
 static int luks_resize(struct dr_image *image, uint64_t size, uint64_t parent_size,
                        struct dr_error *err)
 {
     struct luks *l = luks_of(image);
-    uint64_t old = image->size;
     (void)parent_size;
     if (!l->plain)
         return refuse_locked(image, err);
@@ -133,11 +147,8 @@ static int luks_resize(struct dr_image *image, uint64_t size, uint64_t parent_si
         return dr_fail(err, EFBIG, "%s: %llu bytes are more than a disk can have", image->path,
                        (unsigned long long)size);
     size = dr_round_up(size, DR_CIPHER_SECTOR);
-    int r = dr_file_truncate(image->files[0], l->h.payload + size, err);
-    if (r == 0 && size > old)
-        r = dr_file_zero(l->plain, old, size - old, DR_FILE_ZERO_WRITE, err);
-    if (r < 0 && size > old)
-        dr_file_truncate(image->files[0], l->h.payload + old, NULL);
+    int r = size > image->size ? grow(image, size, err)
+                               : dr_file_truncate(image->files[0], l->h.payload + size, err);
     if (r == 0)
         image->size = size;
     return r;
