@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ops/ops-internal.h"
+
 #define PARTIAL "drover.partial"
 #define UNTIL   "tmp-" /* in front of a disk's name, in sight */
 
@@ -121,7 +123,8 @@ static int make_target(struct files *x, const struct dr_vma_new_disk *d, struct 
 {
     unsigned flags = (x->o->flags & DR_OPEN_NO_LOCK) | (x->o->no_sync ? DR_OPEN_NO_FLUSH : 0);
     const struct dr_open_options open = {.format = d->format ? d->format : "raw",
-                                         .flags = DR_OPEN_RDWR | flags};
+                                         .flags = DR_OPEN_RDWR | flags,
+                                         .key_secret = dr_ops_key_secret(d->pairs, d->n_pairs)};
     CLEANUP_FREE char *made = name_made(x, d);
     CLEANUP_FREE char *path = made ? stage_path(&x->stage, made) : NULL;
     struct dr_disk *disk = NULL;
@@ -134,7 +137,8 @@ static int make_target(struct files *x, const struct dr_vma_new_disk *d, struct 
         return r;
     if (!x->stage.found)
         cut(disk, vma_header_disk(&x->vma->header, d->id)->size);
-    x->targets[x->n_new++] = (struct dr_vma_target){.id = d->id, .disk = disk, .is_zero = true};
+    bool noise = disk->chain->images[0]->fmt->flags & DR_FORMAT_NOISE;
+    x->targets[x->n_new++] = (struct dr_vma_target){.id = d->id, .disk = disk, .is_zero = !noise};
     return 0;
 }
 

@@ -173,9 +173,12 @@ def test_snapshots_moving_and_growing(tmp_path):
     make(Drover, 'disk', 'qcow2', 4 * MIB)
     disk = Encrypted('disk', 'qcow2', 4 * MIB)
     disk.write(Drover, rng('luks', 'moving'))
-    run(DROVER, 'snapshot', '-c', 'one', 'disk')
+    run(DROVER, 'snapshot', '-i', '-c', 'one', 'disk')
     disk.io(Drover, 'write -P 9 0 2M', 'write -P 8 3M 64k')
-    run(DROVER, 'snapshot', '-d', 'one', 'disk')
+    run(DROVER, 'snapshot', '-i', '-a', 'one', 'disk')
+    disk.verify(tmp_path)
+    disk.io(Drover, 'write -P 9 0 2M', 'write -P 8 3M 64k')
+    run(DROVER, 'snapshot', '-i', '-d', 'one', 'disk')
     disk.io(Drover, 'discard 0 1M')
     disk.content[:2 * MIB] = bytes(MIB) + b'\x09' * MIB
     disk.content[3 * MIB:3 * MIB + 65536] = b'\x08' * 65536
@@ -213,6 +216,16 @@ def test_a_disk_that_is_copied_has_zeros_where_the_source_has_holes():
         run(DROVER, 'convert', '-q', *SECRET, '-f', 'raw', '-O', fmt, '-o', settings(fmt), 'plain.raw', 'disk')
         Encrypted('disk', fmt, 2 * MIB).io(Drover, 'read -P 0 0 1M', 'read -P 3 1M 4k', 'read -P 0 1028k 1020k')
         os.unlink('disk')
+
+
+def test_disks_are_extracted_from_archives_into_encrypted_images():
+    run(DROVER, 'create', '-q', '-f', 'raw', 'plain.raw', '2M')
+    run(DROVER, 'io', '-f', 'raw', '-c', 'write -P 3 1M 4k', 'plain.raw')
+    run(DROVER, 'vma', 'create', '-q', '--disk', 'format=raw:disk=plain.raw', 'x.vma')
+    for fmt in FORMATS:
+        run(DROVER, 'vma', 'extract', '-q', *SECRET, '--to=' + fmt, '-o', settings(fmt), '--output=out', 'x.vma')
+        run(DROVER, 'compare', *SECRET, '--image-opts', 'driver=raw,file.filename=plain.raw', image('out', fmt))
+        os.unlink('out')
 
 
 def test_a_raw_disk_that_a_guest_has_encrypted_is_read_as_it_is():
