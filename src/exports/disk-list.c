@@ -142,6 +142,30 @@ static int set_ready_fd(struct disk_list *list, const char *value, struct dr_err
     return 0;
 }
 
+/* ID,fd=N: the bytes of the descriptor, which is closed. */
+static int set_secret(const char *value, struct dr_error *err)
+{
+    const char *at = strrchr(value, ',');
+    unsigned fd;
+    char more;
+    if (!at || at == value || sscanf(at, ",fd=%u%c", &fd, &more) != 1 || fd < 3 || fd > INT_MAX)
+        return dr_fail(err, EINVAL, "secret=%s: expected ID,fd=N", value);
+    CLEANUP_FREE char *id = strndup(value, (size_t)(at - value));
+    uint8_t *bytes = malloc(DR_SECRET_MAX + 1);
+    size_t len = 0;
+    ssize_t got = 1;
+    while (id && bytes && got > 0 && len <= DR_SECRET_MAX) {
+        got = read((int)fd, bytes + len, DR_SECRET_MAX + 1 - len);
+        len += got > 0 ? (size_t)got : 0;
+    }
+    int r = !id || !bytes ? -ENOMEM : got < 0 ? -errno : dr_secret_set(id, bytes, len);
+    if (bytes)
+        explicit_bzero(bytes, len);
+    free(bytes);
+    close((int)fd);
+    return r < 0 ? dr_fail_errno(err, -r, "secret=%s", value) : 0;
+}
+
 /* Settings that are texts. */
 static const char **text_setting(struct disk_settings *settings, const char *key)
 {
@@ -207,6 +231,8 @@ int disk_list_config(struct disk_list *list, const char *key, const char *value,
         return set_export(list, value, err);
     if (strcmp(key, "allow-path") == 0)
         return add_allowed(list, value, err);
+    if (strcmp(key, "secret") == 0)
+        return set_secret(value, err);
     if (strcmp(key, "ready-fd") == 0)
         return set_ready_fd(list, value, err);
     if (strcmp(key, "control") == 0)

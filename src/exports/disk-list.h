@@ -88,6 +88,8 @@ struct disk_list {
     "disks\n"                                                                                      \
     "                     are opened at once, for writing where that can be\n"                     \
     "state=FILE           which images disks have and which jobs there are outlives the server\n"  \
+    "secret=ID,fd=N       the password of disks that name the secret ID: all that descriptor N\n"  \
+    "                     has; it is closed\n"                                                     \
     "ready-fd=N           write a line to this descriptor when the disks are open, and one when\n" \
     "                     they have been closed without a loss"
 

@@ -151,6 +151,8 @@ def test_secrets_come_from_files_and_in_base64():
         run(*tool.img, 'convert', '--object', 'secret,id=s,file=key64,format=base64', '-O', 'raw', name('disk', 'luks'), 'out')
     done = run(DROVER, 'info', '--object', 'secret,id=s,data=$$$$,format=base64', 'disk', ok=False)
     assert done.returncode == 1 and 'no base64' in done.stderr
+    done = run(DROVER, 'info', *SECRET, *SECRET, 'disk', ok=False)
+    assert done.returncode == 1 and 'id is that of another secret' in done.stderr
 
 
 def test_parents_and_overlays():
@@ -226,6 +228,16 @@ def test_disks_are_extracted_from_archives_into_encrypted_images():
         run(DROVER, 'vma', 'extract', '-q', *SECRET, '--to=' + fmt, '-o', settings(fmt), '--output=out', 'x.vma')
         run(DROVER, 'compare', *SECRET, '--image-opts', 'driver=raw,file.filename=plain.raw', image('out', fmt))
         os.unlink('out')
+
+
+def test_encrypted_disks_are_served():
+    for fmt in FORMATS:
+        make(Drover, 'disk', fmt, MIB)
+        run(DROVER, 'serve', *SECRET, '--run', 'qemu-io -f raw -c "write -P 5 1000 5000" $uri', name('disk', fmt))
+        Encrypted('disk', fmt, MIB).io(Drover, 'read -P 5 1000 5000')
+        done = run(DROVER, 'serve', *SECRET[:1], 'secret,id=s,data=another', '--run', 'true', name('disk', fmt), ok=False)
+        assert done.returncode == 1 and 'Invalid password' in done.stderr, done.stderr
+        os.unlink('disk')
 
 
 def test_a_raw_disk_that_a_guest_has_encrypted_is_read_as_it_is():

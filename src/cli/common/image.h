@@ -97,6 +97,12 @@ char *cli_pairs_take(struct cli_pairs *list, const char *name);
 int cli_objects_resolve(const struct cli *cli, const struct cli_args *args, struct cli_pairs *list);
 /* Refuses objects that nothing here obeys. A failure is told. */
 int cli_objects_check(const struct cli *cli, const struct cli_args *args);
+/* All secrets that were given, after that: len bytes and a '\0'. */
+struct cli_secret {
+    char *id, *text;
+    size_t len;
+};
+const struct cli_secret *cli_secrets(size_t *n);
 void cli_pairs_free(struct cli_pairs *list);
 #define CLEANUP_PAIRS __attribute__((cleanup(cli_pairs_free)))
 

@@ -65,38 +65,55 @@ static int take_credentials(const struct use *u, const char *key)
     return r < 0 ? r : replace(u, "tls-username", user ? user : "qemu");
 }
 
-/* Secrets as they were given, for the options of servers: a file that is a pipe is read once. */
-static struct known {
-    char *id, *text;
-    size_t len;
-} * secrets;
+/* Secrets as they were given, for the options of servers and for what serves disks in a process of
+ * its own: a file that is a pipe is read once. Wiped when the program ends. */
+static struct cli_secret *secrets;
 static size_t n_secrets;
+
+static void wipe_secrets(void)
+{
+    for (size_t i = 0; i < n_secrets; i++)
+        explicit_bzero(secrets[i].text, secrets[i].len);
+}
+
+const struct cli_secret *cli_secrets(size_t *n)
+{
+    *n = n_secrets;
+    return secrets;
+}
 
 static int remember(const char *id, const char *text, size_t len)
 {
-    struct known *more = realloc(secrets, (n_secrets + 1) * sizeof(*more));
+    struct cli_secret *more = realloc(secrets, (n_secrets + 1) * sizeof(*more));
 
     if (!more)
         return -ENOMEM;
     secrets = more;
-    more[n_secrets] = (struct known){strdup(id), malloc(len + 1), len};
-    if (!more[n_secrets].id || !more[n_secrets].text)
+    struct cli_secret s = {strdup(id), malloc(len + 1), len};
+    if (!s.id || !s.text || (n_secrets == 0 && atexit(wipe_secrets) != 0)) {
+        free(s.id);
+        free(s.text);
         return -ENOMEM;
-    memcpy(more[n_secrets].text, text, len);
-    more[n_secrets++].text[len] = '\0';
+    }
+    memcpy(s.text, text, len);
+    s.text[len] = '\0';
+    secrets[n_secrets++] = s;
     return 0;
+}
+
+static const struct cli_secret *known(const char *id)
+{
+    for (size_t i = 0; i < n_secrets; i++)
+        if (strcmp(secrets[i].id, id) == 0)
+            return &secrets[i];
+    return NULL;
 }
 
 static int take_secret(const struct use *u, const char *key)
 {
-    const char *id = cli_pairs_find(&u->object, "id");
-    const struct known *s = secrets;
+    const struct cli_secret *s = known(cli_pairs_find(&u->object, "id"));
 
-    if (!is_kind(u, "secret"))
-        return is_odd(u, "expected secret");
-    while (s < secrets + n_secrets && strcmp(s->id, id) != 0)
-        s++;
-    if (s == secrets + n_secrets)
+    if (!s || !is_kind(u, "secret"))
         return is_odd(u, "expected secret");
     if (s->len > SECRET_MAX || memchr(s->text, 0, s->len))
         return is_odd(u, "the secret is no text of up to 4096 bytes");
@@ -191,6 +208,8 @@ static int hand_over(const struct use *u)
 
     if (format && !base64 && strcmp(format, "raw") != 0)
         return is_odd(u, "expected format=raw or format=base64");
+    if (known(cli_pairs_find(&u->object, "id")))
+        return is_odd(u, "its id is that of another secret");
     if (cli_pairs_find(&u->object, "keyid"))
         return is_odd(u, "secrets that are encrypted themselves (keyid) are not supported");
     char *text = data ? strdup(data) : read_all(u, file, &len);

@@ -4,8 +4,10 @@
 #include <limits.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 
+#include "cli/common/image.h"
 #include "cli/serve/serve.h"
 
 /* ------------------------------------------------------------------ words */
@@ -105,8 +107,49 @@ int nbdkit_find(const struct cli *cli, char **program, char **plugin)
 
 /* ------------------------------------------------------------------ running it */
 
-/* In the child: sockets from LISTEN_FIRST on, nothing else that we have open but told. */
-static void hand_over(const struct listener *l, int told)
+struct handed {
+    const struct cli_secret *secrets;
+    int *fds;
+    size_t n;
+};
+
+static void handed_close(struct handed *h)
+{
+    for (size_t i = 0; i < h->n; i++)
+        close(h->fds[i]);
+    free(h->fds);
+}
+
+/* A copy of it, in memory only. */
+static int secret_file(const struct cli_secret *s)
+{
+    int fd = memfd_create("secret", MFD_CLOEXEC), high = -1;
+
+    if (fd >= 0 && write(fd, s->text, s->len) == (ssize_t)s->len && lseek(fd, 0, SEEK_SET) == 0)
+        high = fcntl(fd, F_DUPFD_CLOEXEC, LISTEN_FIRST + LISTEN_MOST + 1);
+    if (fd >= 0)
+        close(fd);
+    return high;
+}
+
+static int handed_fill(const struct cli *cli, struct handed *h)
+{
+    size_t n;
+
+    h->secrets = cli_secrets(&n);
+    h->fds = calloc(n + 1, sizeof(*h->fds));
+    for (; h->fds && h->n < n; h->n++)
+        if ((h->fds[h->n] = secret_file(&h->secrets[h->n])) < 0)
+            break;
+    if (h->fds && h->n == n)
+        return 0;
+    cli_error(cli, "cannot hand the secrets to nbdkit: %s", strerror(errno));
+    return 1;
+}
+
+/* In the child: sockets from LISTEN_FIRST on, nothing else that we have open but told and the
+ * secrets. */
+static void hand_over(const struct listener *l, const struct handed *handed, int told)
 {
     int fds[LISTEN_MOST], out = fcntl(told, F_DUPFD, LISTEN_FIRST + LISTEN_MOST);
     char number[32];
@@ -119,6 +162,8 @@ static void hand_over(const struct listener *l, int told)
         _exit(127);
     if (out != LISTEN_FIRST + LISTEN_MOST)
         close(out);
+    for (size_t i = 0; i < handed->n; i++)
+        fcntl(handed->fds[i], F_SETFD, 0);
     snprintf(number, sizeof(number), "%ld", (long)getpid());
     setenv("LISTEN_PID", number, 1);
     snprintf(number, sizeof(number), "%zu", l->n);
@@ -126,9 +171,11 @@ static void hand_over(const struct listener *l, int told)
     unsetenv("LISTEN_FDNAMES");
 }
 
-/* nbdkit and its options, the plugin and its parameters. */
+/* nbdkit and its options, the plugin and its parameters. Secrets stand in files in memory, whose
+ * numbers are on the command line. */
 static int command_line(const struct cli *cli, const struct words *options,
-                        const struct words *parameters, struct words *all)
+                        const struct words *parameters, const struct handed *handed,
+                        struct words *all)
 {
     char *program = NULL, *plugin = NULL;
     int code = nbdkit_find(cli, &program, &plugin);
@@ -141,6 +188,8 @@ static int command_line(const struct cli *cli, const struct words *options,
             words_add(all, "%s", options->words[i]);
         words_add(all, "%s", plugin);
         words_add(all, "ready-fd=%d", LISTEN_FIRST + LISTEN_MOST);
+        for (size_t i = 0; i < handed->n; i++)
+            words_add(all, "secret=%s,fd=%d", handed->secrets[i].id, handed->fds[i]);
         for (size_t i = 0; i < parameters->n; i++)
             words_add(all, "%s", parameters->words[i]);
     }
@@ -153,7 +202,8 @@ static int command_line(const struct cli *cli, const struct words *options,
     return code;
 }
 
-static pid_t spawn(const struct words *all, const struct listener *l, int told)
+static pid_t spawn(const struct words *all, const struct listener *l, const struct handed *handed,
+                   int told)
 {
     pid_t pid = fork();
     sigset_t none;
@@ -162,7 +212,7 @@ static pid_t spawn(const struct words *all, const struct listener *l, int told)
         return pid;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    hand_over(l, told);
+    hand_over(l, handed, told);
     execv(all->words[0], all->words);
     dprintf(STDERR_FILENO, "drover: %s: %s\n", all->words[0], strerror(errno));
     _exit(127);
@@ -188,7 +238,11 @@ int nbdkit_start(const struct cli *cli, const struct words *options, const struc
                  const struct listener *l, struct server *server)
 {
     struct words all = {0};
-    int told[2], code = command_line(cli, options, parameters, &all);
+    struct handed handed = {0};
+    int told[2], code = handed_fill(cli, &handed);
+
+    if (code == 0)
+        code = command_line(cli, options, parameters, &handed, &all);
 
     if (code == 0 && pipe2(told, O_CLOEXEC) < 0) {
         cli_error(cli, "cannot make a pipe: %s", strerror(errno));
@@ -196,12 +250,15 @@ int nbdkit_start(const struct cli *cli, const struct words *options, const struc
     }
     if (code == 0) {
         server->told = told[0];
-        server->pid = spawn(&all, l, told[1]);
+        server->pid = spawn(&all, l, &handed, told[1]);
+        handed_close(&handed);
+        handed = (struct handed){0};
         close(told[1]);
         code = server->pid < 0 ? 1 : wait_until_ready(cli, server);
         if (server->pid < 0)
             cli_error(cli, "cannot start nbdkit: %s", strerror(errno));
     }
+    handed_close(&handed);
     words_free(&all);
     return code;
 }
