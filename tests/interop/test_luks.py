@@ -240,6 +240,17 @@ def test_encrypted_disks_are_served():
         os.unlink('disk')
 
 
+def test_a_secret_reaches_the_parent_of_a_disk_that_is_served():
+    make(Drover, 'base', 'luks', MIB)
+    Encrypted('base', 'luks', MIB).io(Drover, 'write -P 4 0 1M')
+    run(DROVER, 'create', '-q', *SECRET, '-f', 'qcow2', '-b', name('base', 'luks'), '-F', 'luks', 'top')
+    secrets = ['--object', 'secret,id=other,data=', *SECRET]
+    run(DROVER, 'serve', *secrets, '--run', 'qemu-io -f raw -c "write -P 5 1000 5000" -c "read -P 4 10000 5000" $uri >said', 'top')
+    with open('said', encoding='utf-8') as f:
+        assert 'failed' not in f.read()
+    run(DROVER, 'io', *SECRET, '-c', 'read -P 5 1000 5000', '-c', 'read -P 4 6000 5000', 'top')
+
+
 def test_a_raw_disk_that_a_guest_has_encrypted_is_read_as_it_is():
     make(Drover, 'disk', 'luks', MIB)
     run(DROVER, 'convert', '-q', '-f', 'raw', '-O', 'raw', 'disk', 'copy')

@@ -33,7 +33,7 @@ static const struct cli_option connection_options[] = {
      "with -r: tell clients which image of the chain has what (else accepted)", false},
     {'B', "bitmap", "NAME", "tell clients what this bitmap has marked (repeatable)", false},
     {'L', "list", NULL, "list the exports of another server", false},
-    {KEY_OBJECT, "object", "DEF", "tls-creds-x509 or tls-creds-psk", false},
+    {KEY_OBJECT, "object", "DEF", "TLS credentials, or a secret: for encrypted disks", false},
     {KEY_TLS_CREDS, "tls-creds", "ID", "which of them to use", false},
     {KEY_TLS_AUTHZ, "tls-authz", "ID",
      "who may connect: nbdkit has no such list; with verify-peer=on whoever has a certificate of "
