@@ -3,6 +3,7 @@
  * own out of a list, which grows to as many as are at work at once. */
 #include "base/cipher.h"
 
+#include <assert.h>
 #include <gcrypt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -320,7 +321,7 @@ int dr_cipher_new(const char *cipher, const char *mode, const uint8_t *key, size
                   const char *what, struct dr_cipher **out, struct dr_error *err)
 {
     struct kind kind;
-    struct handle *first;
+    struct handle *first = NULL;
     int r = find_kind(cipher, mode, key_len, what, &kind, err);
     if (r == 0)
         r = need_library(err);
@@ -348,6 +349,7 @@ int dr_cipher_new(const char *cipher, const char *mode, const uint8_t *key, size
         dr_cipher_free(c);
         return r;
     }
+    assert(first);
     give_back(c, first);
     *out = c;
     return 0;

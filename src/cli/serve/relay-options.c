@@ -219,7 +219,7 @@ bool link_negotiate(struct link *l)
     if (!h)
         return false;
     h->link = l;
-    h->zeroes = !(get_be16(greeting + 16) & get_be32(flags) & NO_ZEROES);
+    h->zeroes = (get_be16(greeting + 16) & get_be32(flags) & NO_ZEROES) == 0;
     bool used = pass_options(h);
     free(h);
     return used;

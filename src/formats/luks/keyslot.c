@@ -135,8 +135,8 @@ static int check_known(const struct luks_header *h, const char *path, struct dr_
 int luks_unlock(const struct luks_header *h, struct dr_file *f, uint64_t at, const char *secret,
                 const char *path, struct dr_cipher **cipher, struct dr_error *err)
 {
-    void *password;
-    size_t len;
+    void *password = NULL;
+    size_t len = 0;
     int r = check_known(h, path, err);
     if (r == 0)
         r = dr_secret_get(secret, path, &password, &len, err);

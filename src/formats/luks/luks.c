@@ -226,7 +226,7 @@ static int luks_create(struct dr_fs *fs, const char *path, const struct dr_creat
 {
     struct luks_options o = LUKS_DEFAULTS;
     struct luks_header h;
-    struct dr_file *f;
+    struct dr_file *f = NULL;
     int r = plan(path, params, &o, &h, err);
     if (r < 0)
         return r;

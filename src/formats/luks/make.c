@@ -128,7 +128,7 @@ int luks_plan(const struct luks_options *o, const char *path, const char *prefix
 static int choose_iterations(const struct luks_options *o, struct luks_header *h,
                              struct dr_error *err)
 {
-    uint64_t slot, digest;
+    uint64_t slot = 0, digest = 0;
     int r = dr_pbkdf2_iterations(h->hash, h->key_len, o->iter_time, &slot, err);
     if (r == 0) /* tried with each slot, so it may take an eighth of the time */
         r = dr_pbkdf2_iterations(h->hash, LUKS_DIGEST, dr_max(o->iter_time / LUKS_SLOTS, 1),

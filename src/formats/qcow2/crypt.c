@@ -33,7 +33,7 @@ int qcow2_unlock(struct dr_image *image, struct dr_error *err)
 {
     struct qcow2 *q = qcow2_of(image);
     struct luks_header h;
-    struct dr_cipher *cipher;
+    struct dr_cipher *cipher = NULL;
     if (!image->key_secret || (image->flags & DR_OPEN_RECORDED))
         return 0;
     if (q->h.crypt == QCOW2_PLAIN)
