@@ -79,7 +79,7 @@ static bool allocate(struct nbd_kept *k)
             madvise(k->bytes, NBD_KEPT_BYTES, MADV_HUGEPAGE);
     }
     if (!k->writes)
-        k->writes = malloc(NBD_KEPT_WRITES * sizeof(*k->writes));
+        k->writes = calloc(NBD_KEPT_WRITES, sizeof(*k->writes));
     return k->bytes && k->writes;
 }
 

@@ -82,11 +82,11 @@ static struct again *find_slot(struct replay *all, uint64_t off, uint64_t len)
 static int send_one(struct replay *all, const struct nbd_request *q)
 {
     struct again *a;
-    int r = 0;
-    while (r == 0 && !(a = find_slot(all, q->off, q->len)))
-        r = wait_a_little(all);
-    if (r < 0)
-        return r;
+    while (!(a = find_slot(all, q->off, q->len))) {
+        int r = wait_a_little(all);
+        if (r < 0)
+            return r;
+    }
     *a = (struct again){.q = *q, .sent = true, .all = all};
     nbd_completion_callback done = {.callback = answered_again, .user_data = a};
     if (nbd_issue(all->h, &a->q, done) >= 0 || a->done)

@@ -73,11 +73,14 @@ int nbd_ask(struct nbd_connection *c, struct nbd_request *q)
     int why = !sent && c->handle ? nbd_get_errno() : ENOTCONN;
     bool over = !c->handle || nbd_aio_is_dead(c->handle) > 0 || nbd_aio_is_closed(c->handle) > 0;
     pthread_mutex_unlock(&c->lock);
+    if (sent) {
+        nbd_wake(c);
+        while (sem_wait(&q->done) < 0)
+            ;
+    }
+    q->pieces = NULL;
     if (!sent)
         return over || !why ? ENOTCONN : why;
-    nbd_wake(c);
-    while (sem_wait(&q->done) < 0)
-        ;
     /* ESHUTDOWN: the server is ending, and may be there again soon. */
     return q->error == ESHUTDOWN ? ENOTCONN : q->error;
 }
