@@ -2,6 +2,7 @@
 /* Extracting into new files: the steps of one call. */
 #include "archive/extract-files.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -135,6 +136,7 @@ static int make_target(struct files *x, const struct dr_vma_new_disk *d, struct 
         r = dr_open_fs(x->stage.fs, path, &open, &disk, err);
     if (r < 0)
         return r;
+    assert(disk);
     if (!x->stage.found)
         cut(disk, vma_header_disk(&x->vma->header, d->id)->size);
     bool noise = disk->chain->images[0]->fmt->flags & DR_FORMAT_NOISE;
