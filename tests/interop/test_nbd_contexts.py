@@ -172,6 +172,8 @@ def test_clients_that_say_nonsense_or_vanish_harm_nobody(dirs):
 @pytest.mark.parametrize('words, said', [
     (('-B', 'absent', 'top.qcow2'), "Bitmap 'absent' is not found"),
     (('-B', 'on', '-o', '512', 'top.qcow2'), '-B and -o exclude each other'),
+    (('-A', '-r', '-o', '512', 'top.qcow2'), '-A and -o exclude each other'),
+    (('-A', '-B', 'on', '-r', '-l', 'one', 'top.qcow2'), '-A and -B exclude each other with -l'),
     (('-B', 'on', '--object', 'tls-creds-psk,id=a,dir=.', '--tls-creds=a', 'top.qcow2'), 'cannot go with --tls-creds'),
     (('--handshake-limit=x', 'top.qcow2'), "Invalid handshake limit 'x'"),
     (('--tls-authz=a', 'top.qcow2'), '--tls-authz (who may connect: nbdkit has no such list'),

@@ -296,8 +296,15 @@ static int give_relay(struct nbd *n)
     }
     if (!wants_contexts(n) && (!limit || seconds == 0))
         return 0;
-    if (cli_has(n->args, 'B') && cli_has(n->args, 'o')) {
-        cli_error(n->cli, "-B and -o exclude each other: a bitmap is one of the whole disk");
+    if (wants_contexts(n) && cli_has(n->args, 'o')) {
+        cli_error(n->cli, "-%c and -o exclude each other: %s of the whole disk",
+                  cli_has(n->args, 'B') ? 'B' : 'A',
+                  cli_has(n->args, 'B') ? "a bitmap is one" : "it tells the depth");
+        return 1;
+    }
+    if (cli_has(n->args, 'B') && wants_depth(n) && cli_has(n->args, 'l')) {
+        cli_error(n->cli, "-A and -B exclude each other with -l: a bitmap is one of the disk, "
+                          "not of a snapshot in it");
         return 1;
     }
     tls = cli_value(n->args, KEY_TLS_CREDS);
