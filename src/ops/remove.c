@@ -95,18 +95,6 @@ static int unlink_files(struct dr_fs *fs, const struct dr_image *image, bool flu
     return r == 0 && flush ? fs->ops->sync_dir(fs, main, err) : r;
 }
 
-/* A removal that was interrupted has left the main file, without others that the image cannot be
- * opened without: that file alone is opened, as bytes. */
-static int open_for_removal(struct dr_fs *fs, const char *path, const char *format, unsigned flags,
-                            struct dr_image **image, struct dr_error *err)
-{
-    struct dr_error why = DR_ERROR_INIT;
-    int r = dr_image_open(fs, path, format, flags, image, &why);
-    if (r == -ENOENT && (flags & DR_OPEN_SALVAGE) && dr_fs_exists(fs, path))
-        return dr_image_open(fs, path, "raw", flags, image, err);
-    return r < 0 ? dr_fail(err, -r, "%s", why.text) : 0;
-}
-
 int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
                         const struct dr_open_options *open,
                         int (*may)(void *user, struct dr_image *image, struct dr_error *err),
@@ -114,7 +102,8 @@ int dr_ops_remove_image(struct dr_fs *fs, const char *path, const char *format,
 {
     CLEANUP_IMAGE struct dr_image *image = NULL;
     unsigned flags = open->flags & (DR_OPEN_NO_LOCK | DR_OPEN_ANY_PATH | DR_OPEN_SALVAGE);
-    int r = open_for_removal(fs, path, format, flags, &image, err);
+    /* Without one of its files it is not opened: nobody knows whether that is lost or elsewhere. */
+    int r = dr_image_open(fs, path, format, flags, &image, err);
     if (r == 0 && (image->contained || (image->fmt->flags & DR_FORMAT_MEMBERS)))
         r = dr_fail(err, ENOTSUP, "%s: is a disk inside an archive, which is not removed",
                     image->path);
